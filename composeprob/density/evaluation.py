@@ -1,0 +1,37 @@
+"""What one evaluation of a density at one position and level gives: the currency of the waist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+from jax import Array
+
+Position = Any
+"""A pytree of floating arrays for ONE chain: ``{site: array}``, no chain axis."""
+
+
+class Evaluation(eqx.Module):
+    """Everything known of π_k at one position x.
+
+    π_k(x, z) ∝ p(z)·F_k(x)·G_k(x, z): the priors of static sites, the algebra of diffusion factors at the noised
+    sites, and everything else (likelihoods, user energies, classifiers).
+
+    Attributes:
+        log_density: log π_k up to a constant of the level, a scalar; None where the density offers only its score.
+        score: ∇ log π_k, same structure as the position.
+        drift: ∇ log F_k, same structure (zero at static sites): what the reverse process follows.
+        rate: the Feynman–Kac rate r of F_k, a scalar; None where a node has none.
+        log_potential: log G_k, a scalar; None where a part of G offers only its score.
+    """
+
+    log_density: Array | None
+    score: Position
+    drift: Position
+    rate: Array | None
+    log_potential: Array | None
+
+
+Target = Callable[[Position], Evaluation]
+"""The density at one fixed level, as kernels see it."""

@@ -1,0 +1,92 @@
+"""Every exception that composeprob raises on purpose.
+
+Each says what was found, where in the user's program, and how to fix it. All derive from
+`ComposeProbError`; each also derives from `ValueError` or `TypeError`, so that generic handlers keep working.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AlignmentError",
+    "CapabilityError",
+    "ComposeProbError",
+    "ConditionError",
+    "DoublyIntractableError",
+    "ImproperError",
+    "InvalidValueError",
+    "LevelError",
+    "LoadError",
+    "NetworkError",
+    "ProgramError",
+    "ShapeError",
+    "VerificationError",
+    "WrongTypeError",
+]
+
+
+class ComposeProbError(Exception):
+    """Base of every deliberate exception of this library.
+
+    Args:
+        found: what is wrong, with the value that was found.
+        where: the place in the user's program, such as ``"scene.py:14"``; left out when unknown.
+        fix: what to write instead.
+    """
+
+    def __init__(self, found: str, *, where: str | None = None, fix: str | None = None):
+        self.found, self.where, self.fix = found, where, fix
+        place = f" ({where})" if where else ""
+        remedy = f"\n  Fix: {fix}" if fix else ""
+        super().__init__(f"{found}{place}{remedy}")
+
+
+class InvalidValueError(ComposeProbError, ValueError):
+    """An argument has a value that cannot be used (a negative count, NaN weights, an unknown option)."""
+
+
+class WrongTypeError(ComposeProbError, TypeError):
+    """An argument has the wrong type."""
+
+
+class ShapeError(ComposeProbError, ValueError):
+    """Shapes that must agree do not."""
+
+
+class LevelError(ComposeProbError, ValueError):
+    """A noise level lies outside the schedule."""
+
+
+class ProgramError(ComposeProbError, ValueError):
+    """A program's statements contradict each other (two sites with one name, a statement outside a program)."""
+
+
+class ConditionError(ComposeProbError, ValueError):
+    """A condition is unknown, missing, or given twice."""
+
+
+class NetworkError(ComposeProbError, ValueError):
+    """A network cannot be called as its factor says, or returns something of the wrong shape."""
+
+
+class AlignmentError(ComposeProbError, ValueError):
+    """A factor cannot be evaluated at the levels of the schedule in use."""
+
+
+class CapabilityError(ComposeProbError, ValueError):
+    """A kernel, sampler or node needs something that a factor does not offer."""
+
+
+class ImproperError(ComposeProbError, ValueError):
+    """The density of the noisiest level cannot be normalised."""
+
+
+class DoublyIntractableError(ComposeProbError, ValueError):
+    """A factor's unknown normaliser depends on a latent of the same program."""
+
+
+class LoadError(ComposeProbError, ValueError):
+    """A model or a saved result cannot be found or read."""
+
+
+class VerificationError(ComposeProbError, ValueError):
+    """The intermediate representation broke one of its own rules: a defect of composeprob, not of the program."""

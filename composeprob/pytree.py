@@ -1,0 +1,55 @@
+"""Small operations on positions: arithmetic, noise and selection over every leaf of a pytree."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+T = TypeVar("T")
+
+
+def normal_like(key: Array, tree: T) -> T:
+    """Independent standard normals for every element of every leaf (a key of its own for each leaf)."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    noise = [jax.random.normal(k, jnp.shape(leaf), jnp.result_type(leaf)) for k, leaf in zip(keys, leaves, strict=False)]
+    return jax.tree.unflatten(treedef, noise)
+
+
+def axpy(a: Array | float, x: T, y: T) -> T:
+    """a·x + y, leaf by leaf."""
+    return jax.tree.map(lambda xi, yi: a * xi + yi, x, y)
+
+
+def scale(a: Array | float, x: T) -> T:
+    """a·x, leaf by leaf."""
+    return jax.tree.map(lambda xi: a * xi, x)
+
+
+def vdot(x: Any, y: Any) -> Array:
+    """The inner product ⟨x, y⟩ over all leaves, a scalar."""
+    products = jax.tree.map(lambda xi, yi: jnp.sum(xi * yi), x, y)
+    return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
+
+
+def squared_norm(x: Any) -> Array:
+    """‖x‖² over all leaves, a scalar."""
+    return vdot(x, x)
+
+
+def where(condition: Array, x: T, y: T) -> T:
+    """x where the scalar condition holds, else y: a selection, so a NaN in the branch not taken is harmless."""
+
+    def select(xi: Any, yi: Any) -> Any:
+        return jnp.where(condition, xi, yi)
+
+    return jax.tree.map(select, x, y)
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether every element of every leaf is finite, a scalar bool."""
+    flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(flags)) if flags else jnp.array(True)

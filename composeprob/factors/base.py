@@ -1,0 +1,154 @@
+"""What a factor is, and the operators that combine factors."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+from jax import Array
+
+from composeprob.errors import ConditionError, InvalidValueError, WrongTypeError
+from composeprob.schedule import Noise, Schedule
+
+
+class Factor(eqx.Module):
+    """A non-negative function f(x, k) of one event x at a noise level k, known by its logarithm or only its score.
+
+    Factors multiply (``f * g``), divide (``f / g``) and take powers (``f ** w``); none of these evaluates anything.
+    A factor is a pytree: the arrays of its network are leaves.
+
+    Attributes:
+        event_shape: the shape of one event, no chain axis.
+    """
+
+    event_shape: eqx.AbstractVar[tuple[int, ...]]
+
+    @abstractmethod
+    def given(self, **conditions: Any) -> Factor:
+        """The same factor with conditions fixed: f(x | c).
+
+        Raises:
+            ConditionError: a name that the factor does not have, or a condition given twice.
+        """
+
+    def __mul__(self, other: Factor) -> Factor:
+        from composeprob.factors.algebra import product
+
+        return product(self, other) if isinstance(other, Factor) else NotImplemented
+
+    def __truediv__(self, other: Factor) -> Factor:
+        from composeprob.factors.algebra import power, product
+
+        return product(self, power(other, -1.0)) if isinstance(other, Factor) else NotImplemented
+
+    def __pow__(self, exponent: float) -> Factor:
+        from composeprob.factors.algebra import power
+
+        return power(self, exponent)
+
+
+class LeafFactor(Factor):
+    """A factor that evaluates something itself: a network, a closed form, the user's function.
+
+    Subclasses are final and have the fields below.
+
+    Attributes:
+        schedule: the levels that the factor is defined on.
+        fixed: the conditions given so far, ``{name: array}``.
+        label: how the factor is called in print-outs and errors.
+    """
+
+    schedule: eqx.AbstractVar[Schedule]
+    fixed: eqx.AbstractVar[Mapping[str, Any]]
+    label: eqx.AbstractVar[str]
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> frozenset[str]:
+        """What the leaf offers, among ``score``, ``energy``, ``conservative``, ``normalised``, ``exact_marginals``,
+        ``mode_depth`` (its log-density tells the relative height of separated modes)."""
+
+    @property
+    def top_power(self) -> float:
+        """The factor is close to N(0, σ²I) raised to this power at the noisiest level: 1 for a diffusion, 0 for a
+        bounded potential such as a classifier."""
+        return 1.0
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """Names of the conditions that `given` takes."""
+        return ()
+
+    @property
+    def level_bound(self) -> bool:
+        """Whether the factor knows only the levels of its own schedule (a discrete time embedding)."""
+        return False
+
+    @property
+    def level_free(self) -> bool:
+        """Whether the factor is exact at any α and σ, so that no schedule needs aligning."""
+        return False
+
+    def call_conditions(self) -> dict[str, Array]:
+        """Every condition with the value that one evaluation receives: those fixed, else their defaults."""
+        return dict(self.fixed)
+
+    @abstractmethod
+    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+        """log f(x) at this noise (None for a score-only factor) and ∇ₓ log f(x), from ONE network evaluation.
+
+        Args:
+            x: one event, of shape `event_shape`.
+            noise: the level in the factor's own schedule.
+            conditions: as returned by `call_conditions`, possibly with other values.
+        """
+
+    def given(self, **conditions: Any) -> LeafFactor:
+        check_conditions(self, conditions)
+        merged = {**self.fixed, **{name: as_condition(name, value) for name, value in conditions.items()}}
+        return eqx.tree_at(lambda f: f.fixed, self, merged, is_leaf=lambda node: node is self.fixed)
+
+
+def check_conditions(leaf: LeafFactor, conditions: Mapping[str, Any]) -> None:
+    """Refuse names that the leaf does not have, and conditions given twice."""
+    for name in conditions:
+        if name not in leaf.condition_names:
+            has = ", ".join(repr(n) for n in leaf.condition_names) or "none"
+            raise ConditionError(
+                f"Factor '{leaf.label}' has no condition {name!r}; its conditions are: {has}.",
+                fix=f"use one of: {has}." if leaf.condition_names else "build the factor with conditions=(…,).",
+            )
+        if name in leaf.fixed:
+            raise ConditionError(
+                f"Condition {name!r} of factor '{leaf.label}' is given twice.",
+                fix="keep the unconditioned factor in a variable and call .given on it once per condition.",
+            )
+
+
+def as_condition(name: str, value: Any) -> Array:
+    """A condition as an array, or a `WrongTypeError`; NaN is refused."""
+    try:
+        array = jax.numpy.asarray(value)
+    except TypeError as error:
+        raise WrongTypeError(
+            f"Condition {name!r} must be a number or an array; got {type(value).__name__}.",
+            fix="encode it first (an index, a one-hot vector, an embedding).",
+        ) from error
+    return check_finite(array, f"Condition {name!r}")
+
+
+def check_finite(value: Any, what: str) -> Any:
+    """``value`` itself, or an `InvalidValueError` that names ``what`` where a concrete float is NaN or infinite."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if isinstance(leaf, jax.core.Tracer) or not eqx.is_inexact_array_like(leaf):
+            continue
+        if not bool(jax.numpy.all(jax.numpy.isfinite(leaf))):
+            place = jax.tree_util.keystr(path)
+            raise InvalidValueError(
+                f"{what} holds NaN or infinite numbers" + (f" at {place}." if place else "."),
+                fix="check where it was computed or loaded; numpy.isfinite finds the entries.",
+            )
+    return value

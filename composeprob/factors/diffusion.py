@@ -1,0 +1,162 @@
+"""A diffusion model as a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.errors import InvalidValueError, NetworkError, WrongTypeError
+from composeprob.factors import parameterizations
+from composeprob.factors.base import LeafFactor, as_condition, check_finite
+from composeprob.factors.networks import as_network
+from composeprob.schedule import Noise, Schedule
+
+TIMES = ("level", "log_snr", "sigma")
+
+
+class Diffusion(LeafFactor):
+    """A trained diffusion model: log f(x, k) = −E_θ(x, t_k)/σ_k, or only its score.
+
+    Args:
+        network: called on ONE event as ``network(x, t, **conditions)``: an Equinox module, a Flax NNX module, a Flax
+            Linen ``(module, variables)`` pair, or a function. It returns an array of shape ``event_shape``, or a
+            scalar for ``parameterization="energy"``.
+        schedule: the levels that it was trained on.
+        event_shape: shape of one event.
+        parameterization: what the output means. Energies: ``"energy"`` (a scalar E), ``"energy_residual"``
+            (½‖x−s‖²), ``"energy_norm"`` (½‖s‖²), ``"energy_inner"`` (⟨x, s⟩), each with ∇ₓE matched to the noise ε.
+            Score-only: ``"epsilon"``, ``"x0"``, ``"v"``, ``"score"``.
+        time: what the network receives as ``t``: ``"level"``, the level's index in ``schedule`` (an integer);
+            ``"log_snr"``, λ = log(α²/σ²); ``"sigma"``, σ/α. With the last two the factor can be evaluated on any
+            schedule inside the log-SNR range that it was trained on.
+        conditions: names of the network's conditions. A mapping ``{name: value}`` also says which value means
+            "no condition" (as trained with dropout of the condition); with plain names the network's own default
+            is used where a condition is not given.
+        label: the name to show; a compiled program shows the user's variable name instead where it finds one.
+
+    Raises:
+        InvalidValueError, WrongTypeError: an unknown parameterization or time, a network with NaN weights.
+        NetworkError: a network that cannot be called so, or returns something of another shape.
+
+    References:
+        Du et al. 2023, *Reduce, Reuse, Recycle*, section 4. Salimans & Ho 2022 for ``"v"``.
+
+    Example:
+        >>> import composeprob as cp
+        >>> schedule = cp.Schedule.cosine(100)
+        >>> def standard_normal(x, t):  # the score of N(0, I), whatever the level
+        ...     return -x
+        >>> f = cp.Diffusion(standard_normal, schedule, event_shape=(2,), parameterization="score")
+        >>> sorted(f.capabilities)
+        ['exact_marginals', 'score']
+    """
+
+    network: Any
+    schedule: Schedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    parameterization: str = eqx.field(static=True)
+    time: str = eqx.field(static=True)
+    names: tuple[str, ...] = eqx.field(static=True)
+    defaults: dict[str, Any]
+    fixed: Mapping[str, Any]
+    label: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Any,
+        schedule: Schedule,
+        *,
+        event_shape: tuple[int, ...],
+        parameterization: str = "epsilon",
+        time: str = "level",
+        conditions: tuple[str, ...] | Mapping[str, Any] = (),
+        label: str = "",
+    ):
+        known = (*parameterizations.ENERGIES, *parameterizations.SCORES)
+        if parameterization not in known:
+            raise InvalidValueError(
+                f"Unknown parameterization {parameterization!r}.", fix=f"use one of: {', '.join(known)}."
+            )
+        if time not in TIMES:
+            raise InvalidValueError(f"Unknown time {time!r}.", fix=f"use one of: {', '.join(TIMES)}.")
+        if not isinstance(schedule, Schedule):
+            raise WrongTypeError(
+                f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
+                fix="for example cp.Schedule.cosine(100), with the levels that the network was trained on.",
+            )
+        if isinstance(conditions, str):
+            conditions = (conditions,)
+        defaults = dict(conditions) if isinstance(conditions, Mapping) else {}
+        self.label = label or type(network[0] if isinstance(network, tuple) else network).__name__
+        self.network = check_finite(as_network(network), f"The network of factor '{self.label}'")
+        self.schedule = schedule
+        self.event_shape = tuple(event_shape)
+        self.parameterization, self.time = parameterization, time
+        self.names = tuple(conditions)
+        self.defaults = {name: as_condition(name, value) for name, value in defaults.items()}
+        self.fixed = {}
+        if set(self.names) == set(self.defaults):  # callable without further conditions: check it at once
+            self.check_network()
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        if self.parameterization in parameterizations.ENERGIES:
+            return frozenset({"score", "energy", "conservative", "exact_marginals"})
+        return frozenset({"score", "exact_marginals"})
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        return self.names
+
+    @property
+    def level_bound(self) -> bool:
+        return self.time == "level"
+
+    def call_conditions(self) -> dict[str, Array]:
+        return {**self.defaults, **self.fixed}
+
+    def check_network(self) -> None:
+        """Call the network abstractly with the conditions at hand.
+
+        Raises:
+            NetworkError: it cannot be called, or its output has the wrong shape.
+        """
+        expected = () if self.parameterization == "energy" else self.event_shape
+        x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
+        noise = Noise(*(jax.ShapeDtypeStruct((), d) for d in (jnp.result_type(int), x.dtype, x.dtype)))
+        conditions = self.call_conditions()
+        try:
+            output = eqx.filter_eval_shape(lambda f, x, n, c: f._call(x, n, c), self, x, noise, conditions)
+        except Exception as error:
+            given = "".join(f", {name}=…" for name in conditions)
+            raise NetworkError(
+                f"The network of factor '{self.label}' cannot be called as network(x, t{given}) with x of shape "
+                f"{self.event_shape} and a scalar t: {type(error).__name__}: {error}",
+                fix="it must accept ONE event (no batch axis) and the conditions by name; a condition that may be "
+                "left out needs a default.",
+            ) from error
+        shape = getattr(output, "shape", type(output).__name__)
+        if shape != expected and not (expected == () and shape == (1,)):
+            raise NetworkError(
+                f"The network of factor '{self.label}' returned shape {shape}; parameterization "
+                f"{self.parameterization!r} needs {expected}.",
+                fix="change the network's last layer, event_shape or parameterization; a network for batches "
+                "needs its batch axis removed (the library maps over chains itself).",
+            )
+
+    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+        return parameterizations.evaluate(
+            self.parameterization, lambda point: self._call(point, noise, conditions), x, noise
+        )
+
+    def _call(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> Array:
+        if self.time == "level":
+            t: Array = noise.index
+        else:
+            t = noise.log_snr if self.time == "log_snr" else noise.sigma / noise.alpha
+        return self.network(x, t, **conditions)

@@ -1,0 +1,80 @@
+"""What a diffusion network's output means: each form turns it into a score, and four of them into a log-density.
+
+With x = α·x_0 + σ·ε, and ε̂ the network's estimate of the noise, the score is −ε̂/σ. The energy forms (Du et al.
+2023, section 4) are trained so that ∇ₓE matches ε, hence log f(x) = −E(x)/σ up to a constant of the level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.schedule import Noise
+
+Call = Callable[[Array], Array]
+"""The network at a fixed time and fixed conditions."""
+
+
+def scalar_head(output: Array, x: Array) -> Array:
+    """E = the network's own scalar output."""
+    return output.reshape(())
+
+
+def residual(output: Array, x: Array) -> Array:
+    """E = ½‖x − s‖², the form of a denoising autoencoder."""
+    return 0.5 * jnp.sum((x - output) ** 2)
+
+
+def norm(output: Array, x: Array) -> Array:
+    """E = ½‖s‖²."""
+    return 0.5 * jnp.sum(output**2)
+
+
+def inner(output: Array, x: Array) -> Array:
+    """E = ⟨x, s⟩."""
+    return jnp.sum(x * output)
+
+
+def epsilon(output: Array, x: Array, noise: Noise) -> Array:
+    """The output is the noise ε̂: score −ε̂/σ."""
+    return -output / noise.sigma
+
+
+def x0(output: Array, x: Array, noise: Noise) -> Array:
+    """The output is the clean event x̂_0: score (α·x̂_0 − x)/σ²."""
+    return (noise.alpha * output - x) / noise.sigma**2
+
+
+def v(output: Array, x: Array, noise: Noise) -> Array:
+    """The output is v = (α·ε − σ·x_0)/√(α²+σ²) (Salimans & Ho 2022): ε̂ = (σ·x + α·√(α²+σ²)·v)/(α²+σ²)."""
+    squared = noise.alpha**2 + noise.sigma**2
+    return -(noise.sigma * x + noise.alpha * jnp.sqrt(squared) * output) / (squared * noise.sigma)
+
+
+def score(output: Array, x: Array, noise: Noise) -> Array:
+    """The output is the score itself."""
+    return output
+
+
+ENERGIES: dict[str, Callable[[Array, Array], Array]] = {
+    "energy": scalar_head,
+    "energy_residual": residual,
+    "energy_norm": norm,
+    "energy_inner": inner,
+}
+SCORES: dict[str, Callable[[Array, Array, Noise], Array]] = {"epsilon": epsilon, "x0": x0, "v": v, "score": score}
+
+
+def evaluate(parameterization: str, call: Call, x: Array, noise: Noise) -> tuple[Array | None, Array]:
+    """(log f, ∇ log f) from one call of the network; log f is None for the score-only forms."""
+    if parameterization in SCORES:
+        return None, SCORES[parameterization](call(x), x, noise)
+    energy = ENERGIES[parameterization]
+
+    def log_density(point: Array) -> Array:
+        return -energy(call(point), point) / noise.sigma
+
+    return jax.value_and_grad(log_density)(x)

@@ -1,0 +1,238 @@
+"""Noise schedules: K levels x_k = α_k·x_0 + σ_k·ε, level 0 the cleanest, level K−1 the noisiest.
+
+Everything that depends on how much noise a level carries is said in log-SNR, λ_k = log(α_k²/σ_k²), because that
+is what two schedules can agree on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.errors import InvalidValueError, LevelError, ShapeError
+
+
+class Noise(eqx.Module):
+    """The noise of one level, or of every level at once (arrays instead of scalars).
+
+    Attributes:
+        index: the level's index, an integer.
+        alpha: α, the factor of the signal.
+        sigma: σ, the standard deviation of the noise.
+    """
+
+    index: Array
+    alpha: Array
+    sigma: Array
+
+    @property
+    def log_snr(self) -> Array:
+        """λ = log(α²/σ²)."""
+        return 2.0 * (jnp.log(self.alpha) - jnp.log(self.sigma))
+
+
+class _LogSNR:
+    """`Schedule.log_snr` is a constructor on the class and the array λ on an instance."""
+
+    def __get__(self, instance: Schedule | None, owner: type[Schedule]) -> Any:
+        if instance is not None:
+            return instance.levels.log_snr
+
+        def evenly_spaced(num_levels: int, min: float = -9.0, max: float = 11.0) -> Schedule:
+            """Variance preserving, with log-SNR evenly spaced from ``max`` at level 0 down to ``min`` at level K−1."""
+            return owner.from_arrays(*_vp(np.linspace(max, min, _count(num_levels))))
+
+        return evenly_spaced
+
+
+class Schedule(eqx.Module):
+    """A noise schedule: x_k = α_k·x_0 + σ_k·ε for k = 0 … K−1, with log-SNR strictly decreasing in k.
+
+    Level 0 should be cleaner than the finest scale of the data: its noise stays in the samples.
+
+    Attributes:
+        alpha: α, shape (K,).
+        sigma: σ, shape (K,).
+        drift_ratio: f/g² of the forward diffusion dx = f·x dt + g dW, shape (K,): −½ for variance-preserving
+            schedules, 0 for variance-exploding ones. Feynman–Kac rates need it.
+
+    Example:
+        >>> import composeprob as cp
+        >>> schedule = cp.Schedule.log_snr(60, min=-9.0, max=11.0)
+        >>> schedule.num_levels
+        60
+        >>> round(float(schedule.sigma[0]), 4)
+        0.0041
+    """
+
+    alpha: Any
+    sigma: Any
+    drift_ratio: Any
+
+    @classmethod
+    def from_arrays(cls, alpha: Any, sigma: Any) -> Schedule:
+        """Levels given directly: α and σ, both of shape (K,), from the cleanest to the noisiest."""
+        alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+        if alpha.ndim != 1 or alpha.shape != sigma.shape or alpha.size == 0:
+            raise ShapeError(
+                f"A schedule needs α and σ of one shape (K,), K ≥ 1; got {alpha.shape} and {sigma.shape}.",
+                fix="pass two arrays with one entry per level.",
+            )
+        if not (np.all(np.isfinite(alpha)) and np.all(np.isfinite(sigma)) and np.all(alpha > 0) and np.all(sigma > 0)):
+            raise InvalidValueError(
+                "A schedule's α and σ must be finite and positive at every level.",
+                fix="start level 0 at a small positive σ; a level without noise has no score.",
+            )
+        log_snr = 2 * (np.log(alpha) - np.log(sigma))
+        if np.any(np.diff(log_snr) >= 0):
+            k = int(np.argmax(np.diff(log_snr) >= 0))
+            raise InvalidValueError(
+                f"Levels must go from clean to noisy, but log-SNR goes from {log_snr[k]:.4g} at level {k} to "
+                f"{log_snr[k + 1]:.4g} at level {k + 1}.",
+                fix="sort the levels by decreasing α/σ and drop repeated ones.",
+            )
+        return cls(alpha, sigma, _drift_ratio(alpha, sigma, log_snr))
+
+    @classmethod
+    def linear(cls, num_levels: int) -> Schedule:
+        """DDPM's linear β (Ho et al. 2020), from 10⁻⁴ to 0.02 at 1000 levels, rescaled by 1000/K: α_k² = Π_{j≤k}(1−β_j)."""
+        k = _count(num_levels)
+        beta = np.minimum(np.linspace(1e-4, 0.02, k) * (1000.0 / k), 0.999)
+        return cls._from_beta(beta)
+
+    @classmethod
+    def cosine(cls, num_levels: int) -> Schedule:
+        """The cosine schedule (Nichol & Dhariwal 2021): ᾱ(t) ∝ cos²(π/2·(t+0.008)/1.008), β at most 0.999."""
+        k = _count(num_levels)
+        t = np.arange(k + 1) / k
+        alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+        return cls._from_beta(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
+
+    @classmethod
+    def vp(cls, num_levels: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
+        """The VP-SDE (Song et al. 2021): log α(t) = −¼t²(β_max−β_min) − ½tβ_min at K times from 10⁻³ to 1."""
+        t = np.linspace(1e-3, 1.0, _count(num_levels))
+        log_alpha = -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
+        return cls.from_arrays(np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha)))
+
+    @classmethod
+    def edm(
+        cls, num_levels: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    ) -> Schedule:
+        """Variance exploding (Karras et al. 2022): α = 1, σ^{1/ρ} evenly spaced from σ_min to σ_max."""
+        ramp = np.linspace(0.0, 1.0, _count(num_levels))
+        sigma = (sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))) ** rho
+        return cls.from_arrays(np.ones_like(sigma), sigma)
+
+    log_snr: ClassVar[Any] = _LogSNR()
+    """On a schedule, λ_k of every level, shape (K,). On the class, the constructor
+    ``Schedule.log_snr(num_levels, min=-9.0, max=11.0)``: variance preserving, λ evenly spaced from ``max`` at level 0
+    down to ``min`` at level K−1."""
+
+    @classmethod
+    def _from_beta(cls, beta: np.ndarray) -> Schedule:
+        log_alpha_squared = np.cumsum(np.log1p(-beta))
+        return cls.from_arrays(np.exp(0.5 * log_alpha_squared), np.sqrt(-np.expm1(log_alpha_squared)))
+
+    @property
+    def num_levels(self) -> int:
+        """K, the number of levels."""
+        return self.alpha.shape[0]
+
+    @property
+    def levels(self) -> Noise:
+        """The noise of every level, each field of shape (K,)."""
+        return Noise(jnp.arange(self.num_levels), jnp.asarray(self.alpha), jnp.asarray(self.sigma))
+
+    @property
+    def beta(self) -> Array:
+        """The noise that enters between level k−1 and k, shape (K,): σ_k²·(1 − e^{λ_k−λ_{k−1}}).
+
+        For variance-preserving schedules this is DDPM's β_k = 1 − (α_k/α_{k−1})²; at level 0, σ_0².
+        """
+        sigma, log_snr = jnp.asarray(self.sigma), self.levels.log_snr
+        # -expm1 instead of a difference of squares: exact where α is within rounding of 1.
+        return sigma**2 * jnp.concatenate([jnp.ones((1,), sigma.dtype), -jnp.expm1(jnp.diff(log_snr))])
+
+    def at(self, level: Array | int) -> Noise:
+        """The noise of one level; a level may be traced.
+
+        Raises:
+            LevelError: a concrete level outside 0 … K−1.
+        """
+        self.check_level(level)
+        index = jnp.asarray(level)
+        return jax.tree.map(lambda a: a[index], self.levels)
+
+    def check_level(self, level: Array | int) -> None:
+        """Refuse a concrete level that does not exist, or is no integer."""
+        if isinstance(level, jax.core.Tracer):
+            return
+        if not np.issubdtype(np.asarray(level).dtype, np.integer) or np.ndim(level) != 0:
+            raise LevelError(f"A level is one integer; got {level!r}.", fix="pass an int, or vmap over levels.")
+        if not 0 <= int(level) < self.num_levels:
+            raise LevelError(
+                f"Level {int(level)} does not exist: this schedule has levels 0 (cleanest) to {self.num_levels - 1}.",
+                fix="use 0 for the distribution that the program promises.",
+            )
+
+    def same_levels(self, other: Schedule) -> bool:
+        """Whether both schedules have the same α and σ at every level (host arrays only)."""
+        if self.num_levels != other.num_levels:
+            return False
+        close = [np.allclose(a, b, rtol=1e-6, atol=0) for a, b in ((self.alpha, other.alpha), (self.sigma, other.sigma))]
+        return all(close)
+
+    def alpha_at(self, log_snr: np.ndarray) -> np.ndarray:
+        """α of this schedule's family at any log-SNR: exact for VP and VE families, else interpolated in log α."""
+        alpha, sigma = np.asarray(self.alpha, np.float64), np.asarray(self.sigma, np.float64)
+        if _is_vp(alpha, sigma):
+            return _vp(log_snr)[0]
+        if _is_ve(alpha):
+            return np.full_like(log_snr, alpha[0])
+        own = 2 * (np.log(alpha) - np.log(sigma))
+        return np.exp(np.interp(log_snr, own[::-1], np.log(alpha)[::-1]))
+
+    def __repr__(self) -> str:
+        if isinstance(self.alpha, jax.core.Tracer):
+            return "Schedule(traced)"
+        log_snr = np.asarray(2 * (np.log(self.alpha) - np.log(self.sigma)))
+        return (
+            f"Schedule({self.num_levels} levels, log-SNR {log_snr[0]:.3g} … {log_snr[-1]:.3g}, "
+            f"σ {float(self.sigma[0]):.3g} … {float(self.sigma[-1]):.3g})"
+        )
+
+
+def _vp(log_snr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """α and σ of the variance-preserving family: α² = sigmoid(λ), σ² = sigmoid(−λ)."""
+    return np.exp(-0.5 * np.logaddexp(0, -log_snr)), np.exp(-0.5 * np.logaddexp(0, log_snr))
+
+
+def _is_vp(alpha: np.ndarray, sigma: np.ndarray) -> bool:
+    return bool(np.allclose(alpha**2 + sigma**2, 1.0, rtol=1e-6, atol=0))
+
+
+def _is_ve(alpha: np.ndarray) -> bool:
+    return bool(np.allclose(alpha, alpha[0], rtol=1e-9, atol=0))
+
+
+def _drift_ratio(alpha: np.ndarray, sigma: np.ndarray, log_snr: np.ndarray) -> np.ndarray:
+    """f/g² = (d log α/dλ)/(−σ²): in closed form for the VP and VE families, by differences for others."""
+    if _is_vp(alpha, sigma):
+        return np.full_like(alpha, -0.5)
+    if _is_ve(alpha):
+        return np.zeros_like(alpha)
+    return np.gradient(np.log(alpha), log_snr) / -(sigma**2)
+
+
+def _count(num_levels: int) -> int:
+    if not isinstance(num_levels, (int, np.integer)) or isinstance(num_levels, bool) or num_levels < 2:
+        raise InvalidValueError(
+            f"A schedule needs at least 2 levels; got {num_levels!r}.", fix="pass num_levels as an int ≥ 2."
+        )
+    return int(num_levels)

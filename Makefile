@@ -1,0 +1,84 @@
+# composeprob: every target works as the first command after a clone, given Python >= 3.11 (with venv), make and git.
+#   make demo      the main job: ring x bar by three samplers -> out/demo.png, out/results.json
+#   make test      the quick tests            make test-all   every test, the slow ones too
+#   make lint      style, types, layers       make docs       the site, executed, warnings fatal -> docs/_build/html
+#   make env       only the environment       make train      retrain a zoo model: make train MODEL=ring2d
+#   make dist      wheel and sdist            make clean      remove what was built (not .venv)
+# Settings: PYTHON=python3.12 (when VENV is made)  VENV=.venv  EXTRAS=dev,docs  (EXTRAS=dev,docs,cuda13 on a machine with an NVIDIA GPU)
+#           WORKERS=2 (test processes)  PYTEST_ARGS="-k product"  MODEL=ring2d
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env demo test test-all lint format docs train dist clean
+
+VENV    ?= .venv
+PYTHON  ?=
+EXTRAS  ?= dev,docs
+WORKERS ?= 2
+MODEL   ?= ring2d
+PYTEST_ARGS ?=
+
+comma := ,
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+MPLBACKEND ?= Agg
+export MPLBACKEND
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
+env: $(STAMP)
+
+# A Python counts only if it starts (a pyenv shim may not), is new enough, and can make an environment with pip in it.
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+$(STAMP): pyproject.toml constraints.txt
+	@if ! { "$(PY)" -c '$(USABLE)' && "$(PY)" -m pip --version; } >/dev/null 2>&1; then \
+	  python=""; seen=""; \
+	  for candidate in $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3 python); do \
+	    if "$$candidate" -c '$(USABLE)' >/dev/null 2>&1; then python="$$candidate"; break; fi; \
+	    version=$$("$$candidate" --version 2>/dev/null) && seen="$$seen $$candidate ($$version)"; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "composeprob needs Python >= 3.11 with its venv module (Debian: apt install python3-venv)." >&2; \
+	    echo "  Found:$${seen:- no Python on PATH}." >&2; \
+	    echo "  Fix: install one, or say where it is: make $(or $(firstword $(MAKECMDGOALS)),env) PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making $(VENV) with $$($$python --version)"; \
+	  "$$python" -m venv --clear "$(VENV)"; \
+	fi
+	"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling
+	"$(PY)" -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch "$@"
+
+demo: env
+	"$(PY)" examples/demo.py
+
+test: env
+	"$(PY)" -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
+
+test-all: env
+	"$(PY)" -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+lint: env
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+	"$(PY)" -m mypy
+	"$(VENV)/bin/lint-imports"
+
+format: env
+	"$(PY)" -m ruff check --fix .
+	"$(PY)" -m ruff format .
+
+docs: env
+	"$(PY)" -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "The site: docs/_build/html/index.html"
+
+train: env
+	"$(VENV)/bin/composeprob" train $(MODEL)
+
+dist: env
+	"$(PY)" -m build --no-isolation
+
+clean:
+	rm -rf build dist out docs/_build docs/jupyter_execute docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

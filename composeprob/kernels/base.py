@@ -1,0 +1,128 @@
+"""What a kernel is: hyper-parameters with `init`, `relevel` and `step`, its state, and what it reports."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import ClassVar, TypeVar
+
+import equinox as eqx
+from jax import Array
+
+from composeprob.density.evaluation import Evaluation, Position, Target
+from composeprob.errors import CapabilityError
+from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size, check_step_size, describe
+
+State = TypeVar("State", bound="KernelState")
+
+
+class KernelState(eqx.Module):
+    """What the next transition of ONE chain needs.
+
+    The evaluation is cached so that no density is evaluated twice at one place. It belongs to one level: after a
+    change of level, or of position by hand, call `Kernel.relevel`.
+
+    Attributes:
+        position: x, a pytree of floating arrays.
+        evaluation: what the current level's density gave at x.
+    """
+
+    position: Position
+    evaluation: Evaluation
+
+
+class Info(eqx.Module):
+    """What one transition of one chain reports, all scalars.
+
+    Attributes:
+        acceptance: probability with which the proposal is accepted, in [0, 1]; 1 for an unadjusted kernel.
+        accepted: whether it was.
+        non_finite: whether the proposal (its position, log-density, score, …) had a NaN or an infinity; it was then
+            rejected, by unadjusted kernels too. A log-density of −∞ outside the support counts.
+    """
+
+    acceptance: Array
+    accepted: Array
+    non_finite: Array
+
+
+class Kernel(eqx.Module):
+    """A Markov transition that leaves π_k invariant, or nearly so (unadjusted kernels).
+
+    A kernel sees a level's density only as a `Target`, position → `Evaluation`, and works on ONE chain: the driver
+    maps it over chains. Contract, for every target π and every step size h > 0:
+
+    - if `state` ~ π (with its cached evaluation, and momentum ~ N(0, I) where it has one), then `step(...)[0]` ~ π;
+      unadjusted kernels keep this only as h → 0;
+    - `state.evaluation == target(state.position)` before and after every `step`;
+    - `init` and `relevel` call `target` once, `step` calls it `evaluations_per_step` times;
+    - numbers are pytree leaves, so another step size does not compile again.
+
+    Attributes:
+        step_size: h: a number, one per level (K,), a rule schedule → (K,), or `Adaptive`. It describes what to run;
+            the value in force is handed to `step`.
+        requires: capabilities that the density must have (``"score"``, ``"energy"``).
+        evaluations_per_step: calls of the target in one transition.
+        optimal_acceptance: the mean acceptance that `Adaptive` aims for; None where nothing is ever rejected.
+        scale_exponent: p in h_k = c·σ_k^p: 2 where h is a squared length (Langevin), 1 where it is a length.
+    """
+
+    step_size: StepSize = eqx.field(converter=as_step_size)
+
+    optimal_acceptance: ClassVar[float | None]
+    scale_exponent: ClassVar[int]
+
+    def __check_init__(self) -> None:
+        name = type(self).__name__
+        if isinstance(self.step_size, Adaptive) and self.optimal_acceptance is None:
+            raise CapabilityError(
+                f"{name} cannot use an Adaptive step size: it is unadjusted, so there is no acceptance to adapt to",
+                fix=f"give {name} a number, one step per level, or a rule such as `lambda s: 0.1 * s.sigma"
+                f"{'**2' if self.scale_exponent == 2 else ''}`; or use MALA or HMC with Adaptive",
+            )
+        check_step_size(self.step_size, name)
+
+    def __repr__(self) -> str:
+        parameters = ", ".join(f"{f.name}={describe(getattr(self, f.name))}" for f in dataclasses.fields(self))
+        return f"{type(self).__name__}({parameters})"
+
+    @property
+    @abc.abstractmethod
+    def requires(self) -> frozenset[str]:
+        """Capabilities that the density must have."""
+
+    @property
+    @abc.abstractmethod
+    def evaluations_per_step(self) -> int:
+        """Calls of the target in one transition."""
+
+    @abc.abstractmethod
+    def init(self, key: Array, position: Position, target: Target) -> KernelState:
+        """The state of a chain at `position`; one evaluation.
+
+        Args:
+            key: typed random key, for what the state draws (momentum).
+            position: pytree of floating arrays, no chain axis.
+            target: the density at the level where the chain starts.
+        """
+
+    def relevel(self, state: State, target: Target) -> State:
+        """The same chain under another level's density; exactly one evaluation.
+
+        Without it the first transition at a new level would compare the new density with a cached value of the old.
+        """
+        return dataclasses.replace(state, evaluation=target(state.position))
+
+    @abc.abstractmethod
+    def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
+        """One transition.
+
+        Args:
+            key: typed random key.
+            state: the chain, evaluated under `target`.
+            target: the density at the current level.
+            step_size: h, a scalar array; `self.step_size` is not read here.
+
+        Returns:
+            The next state and its `Info`.
+        """

@@ -1,0 +1,80 @@
+"""What UHMC and HMC share: momentum, its partial refreshment, and the trajectory."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob import pytree
+from composeprob.density.evaluation import Position, Target
+from composeprob.kernels.base import Kernel, KernelState
+from composeprob.kernels.leapfrog import leapfrog
+from composeprob.kernels.step_size import as_scalar, check_count, check_range, match_precision
+
+
+class HamiltonianState(KernelState):
+    """A chain with its momentum.
+
+    Attributes:
+        momentum: v, structured like the position; N(0, I) at stationarity, independent of x and of the level.
+    """
+
+    momentum: Position
+
+
+class Hamiltonian(Kernel):
+    """Base of the kernels that follow a trajectory of H(x, v) = −log π(x) + ½‖v‖² (unit mass).
+
+    h is a length: h_k = c·σ_k suits every level.
+
+    Attributes:
+        num_leapfrog: L, leapfrog steps (and evaluations) in one transition.
+        damping: part of the momentum that is kept between transitions, in [0, 1); 0 draws it anew.
+    """
+
+    num_leapfrog: int = eqx.field(default=3, static=True)
+    damping: Array | float = eqx.field(default=0.5, converter=partial(as_scalar, what="damping"))
+
+    scale_exponent = 1
+
+    def __check_init__(self) -> None:
+        name = type(self).__name__
+        check_count(self.num_leapfrog, f"{name}(num_leapfrog=)", minimum=1)
+        check_range(
+            self.damping, f"{name}(damping=)", 0.0, 1.0, closed=True, fix="a number in [0, 1); 0 draws a new momentum"
+        )
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return self.num_leapfrog
+
+    def init(self, key: Array, position: Position, target: Target) -> HamiltonianState:
+        return HamiltonianState(position, target(position), pytree.normal_like(key, position))
+
+    def refresh(self, key: Array, state: HamiltonianState) -> HamiltonianState:
+        """v ← γ·v + √(1−γ²)·ξ with γ the damping and ξ ~ N(0, I): leaves N(0, I) invariant."""
+        kept = match_precision(self.damping, state.position)
+        noise = pytree.normal_like(key, state.position)
+        momentum = pytree.axpy(kept, state.momentum, pytree.scale(jnp.sqrt(1 - kept**2), noise))
+        return HamiltonianState(state.position, state.evaluation, momentum)
+
+    def integrate(self, state: HamiltonianState, target: Target, step_size: Array) -> HamiltonianState:
+        """The end of the trajectory from `state`; L evaluations."""
+        position, momentum, evaluation = leapfrog(
+            state.position, state.momentum, state.evaluation, target, step_size, self.num_leapfrog
+        )
+        return HamiltonianState(position, evaluation, momentum)
+
+
+def flip(state: HamiltonianState) -> HamiltonianState:
+    """The same point with the momentum turned round."""
+    return HamiltonianState(state.position, state.evaluation, jax.tree.map(jnp.negative, state.momentum))
+
+
+def log_joint(state: HamiltonianState) -> Array:
+    """−H(x, v) = log π(x) − ½‖v‖², a scalar."""
+    return state.evaluation.log_density - 0.5 * pytree.squared_norm(state.momentum)

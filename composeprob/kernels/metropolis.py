@@ -1,0 +1,47 @@
+"""The one place where a proposal is accepted or rejected."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob import pytree
+from composeprob.kernels.base import Info, KernelState
+
+S = TypeVar("S", bound=KernelState)
+
+
+def metropolis(key: Array, log_ratio: Array, proposed: S, rejected: S) -> tuple[S, Info]:
+    """Accepts `proposed` with probability min(1, exp(log_ratio)), else goes to `rejected`.
+
+    The chosen state is selected, never blended: a·x' + (1−a)·x would carry a NaN of x' into the chain, as 0·NaN = NaN.
+
+    Args:
+        key: typed random key.
+        log_ratio: log π(x')q(x|x') − log π(x)q(x'|x), a scalar; NaN rejects.
+        proposed: the state at x'. If any part of it is non-finite it is rejected and flagged.
+        rejected: the state after a rejection: the current one, with its momentum flipped where there is one.
+
+    Returns:
+        The next state and its `Info`.
+    """
+    usable = pytree.all_finite(proposed) & ~jnp.isnan(log_ratio)
+    probability = jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
+    # −Exponential(1) is the logarithm of a uniform number, and never −∞: a ratio of −∞ cannot be accepted.
+    log_uniform = -jax.random.exponential(key, dtype=jnp.result_type(log_ratio))
+    accepted = usable & (log_uniform <= log_ratio)
+    return _choose(accepted, probability, usable, proposed, rejected)
+
+
+def unadjusted(proposed: S, rejected: S) -> tuple[S, Info]:
+    """Goes to `proposed` unless it is non-finite: what kernels without a Metropolis test do instead of it."""
+    usable = pytree.all_finite(proposed)
+    return _choose(usable, usable, usable, proposed, rejected)
+
+
+def _choose(accepted: Array, probability: Array, usable: Array, proposed: S, rejected: S) -> tuple[S, Info]:
+    info = Info(acceptance=probability.astype(jnp.result_type(float)), accepted=accepted, non_finite=~usable)
+    return pytree.where(accepted, proposed, rejected), info

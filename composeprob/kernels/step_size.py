@@ -1,0 +1,247 @@
+"""Step sizes: numbers, one per level, rules of the schedule, and adaptation to an acceptance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
+
+if TYPE_CHECKING:
+    from composeprob.kernels.base import Kernel
+
+ACCEPTANCE_UNITS = 1024
+"""Acceptances are averaged in units of 1/1024, as integers."""
+
+
+class Levels(Protocol):
+    """What a step size needs to know of a schedule."""
+
+    @property
+    def num_levels(self) -> int: ...
+    @property
+    def sigma(self) -> Array: ...
+
+
+class Rule(eqx.Module):
+    """A step size per level computed from the schedule; made from any function given as a `step_size`."""
+
+    function: Callable[[Any], Any] = eqx.field(static=True)
+
+
+class Adaptive(eqx.Module):
+    r"""A step size that follows the acceptance of all chains together, level by level.
+
+    The step at level k is $h_k = c\,\sigma_k^p$, with p the kernel's `scale_exponent` (2 for MALA, 1 for HMC). After
+    each adapting transition, with $\bar a$ the mean acceptance over chains,
+
+    $$\log c \leftarrow \log c + \text{gain}\,(\bar a - a^\star).$$
+
+    c, not h, is carried from one level to the next: what is left to learn at a level is only how its geometry
+    differs from its neighbour's, so one transition a level keeps the acceptance at its target.
+
+    Args:
+        target_acceptance: a*, in (0, 1); None takes the kernel's own (MALA 0.574, HMC 0.75).
+        initial: c at the first level, > 0, without unit (in units of σ_k^p).
+        gain: > 0. The acceptance of MALA and HMC near its optimum falls by 0.3 to 0.6 when log h grows by 1, so
+            gains of 1 to 2 remove most of an error in one transition and stay stable up to about 3. The average of N
+            chains has an error of about 0.4/√N: below some thirty chains take a gain of 0.1 to 0.5.
+        warmup: 0 adapts online, after every transition: the chains' average enters their own step size, which
+            vanishes with many chains. n > 0 makes n adapting transitions at each level, which are counted as
+            evaluations, then freezes the step for that level's own transitions: these are then exactly invariant.
+
+    Raises:
+        InvalidValueError: for a number out of its range.
+
+    Example:
+        >>> from composeprob.kernels import Adaptive, MALA
+        >>> MALA(Adaptive(target_acceptance=0.6)).step_size.warmup
+        0
+
+    References:
+        Roberts and Rosenthal (1998), optimal scaling of Langevin algorithms; Andrieu and Thoms (2008), a tutorial on
+        adaptive MCMC.
+    """
+
+    target_acceptance: Array | None
+    initial: Array
+    gain: Array
+    warmup: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        target_acceptance: float | Array | None = None,
+        initial: float | Array = 0.5,
+        gain: float | Array = 1.5,
+        warmup: int = 0,
+    ):
+        self.target_acceptance = (
+            None if target_acceptance is None else as_scalar(target_acceptance, "Adaptive(target_acceptance=)")
+        )
+        self.initial = as_scalar(initial, "Adaptive(initial=)")
+        self.gain = as_scalar(gain, "Adaptive(gain=)")
+        self.warmup = warmup
+
+    def __check_init__(self) -> None:
+        check_range(self.target_acceptance, "Adaptive(target_acceptance=)", 0.0, 1.0, fix="a number in (0, 1)")
+        check_range(self.initial, "Adaptive(initial=)", 0.0, np.inf, fix="a positive number such as 0.5")
+        check_range(self.gain, "Adaptive(gain=)", 0.0, np.inf, fix="a positive number such as 1.5")
+        check_count(self.warmup, "Adaptive(warmup=)", minimum=0)
+
+    def __repr__(self) -> str:
+        goal = "" if self.target_acceptance is None else f"target_acceptance={describe(self.target_acceptance)}, "
+        return f"Adaptive({goal}initial={describe(self.initial)}, gain={describe(self.gain)}, warmup={self.warmup})"
+
+    @property
+    def log_scale(self) -> Array:
+        """log c before any adaptation, a scalar."""
+        return jnp.log(self.initial)
+
+    def target(self, kernel: Kernel) -> Array:
+        """a*: the acceptance to aim for with this kernel, a scalar."""
+        goal = kernel.optimal_acceptance if self.target_acceptance is None else self.target_acceptance
+        return jnp.asarray(goal, dtype=float)
+
+
+StepSize = Array | Rule | Adaptive
+"""A kernel's `step_size` after construction: a scalar or (K,) array, a rule, or adaptation."""
+
+
+def as_step_size(value: Any) -> StepSize:
+    """Brings what a user may give as a step size into one of three forms.
+
+    Raises:
+        WrongTypeError: for anything but a number, an array of numbers, a function of the schedule, or `Adaptive`.
+    """
+    if isinstance(value, Adaptive | Rule):
+        return value
+    if callable(value) and not isinstance(value, type):
+        return Rule(value)
+    return _numbers(value, "a step size", "a number, one number per level, a function of the schedule, or Adaptive()")
+
+
+def check_step_size(step_size: StepSize, owner: str) -> None:
+    """Raises for a step size that is not positive and finite, or has more than one axis."""
+    if isinstance(step_size, Adaptive | Rule):
+        return
+    if step_size.ndim > 1:
+        raise ShapeError(
+            f"{owner} got a step size of shape {step_size.shape}", fix="give one number, or one per level: shape (K,)"
+        )
+    check_range(step_size, f"{owner}(step_size=)", 0.0, np.inf, fix="positive, finite numbers")
+
+
+def resolve(step_size: StepSize, schedule: Levels, kernel: Kernel) -> Array:
+    """The step size of every level, (K,), before any adaptation.
+
+    Args:
+        step_size: `kernel.step_size`.
+        schedule: has `num_levels` K and `sigma` (K,).
+        kernel: whose `scale_exponent` p an `Adaptive` step uses, h_k = c·σ_k^p; named in errors.
+
+    Raises:
+        ShapeError: when an array or a rule gives another number of steps than the schedule has levels.
+        InvalidValueError: when a rule gives a step that is not positive and finite.
+    """
+    name, num_levels = type(kernel).__name__, schedule.num_levels
+    if isinstance(step_size, Adaptive):
+        return scaled_step(step_size.log_scale, schedule.sigma, kernel)
+    if isinstance(step_size, Rule):
+        what = f"the step-size rule of {name}"
+        steps = _numbers(step_size.function(schedule), f"what {what} returned", "an array of shape (K,)")
+        if steps.shape != (num_levels,):
+            raise ShapeError(
+                f"{what} returned shape {steps.shape} for a schedule of {num_levels} levels",
+                fix="return one step per level, such as `lambda s: 0.1 * s.sigma**2`",
+            )
+        check_range(steps, what, 0.0, np.inf, fix="a rule that gives positive, finite steps at every level")
+        return steps
+    if step_size.ndim == 0:
+        return jnp.full((num_levels,), step_size)
+    if step_size.shape != (num_levels,):
+        raise ShapeError(
+            f"{name} has {step_size.shape[0]} step sizes, but the schedule has {num_levels} levels",
+            fix="give one step per level (index 0 is the cleanest), a single number, or a rule such as "
+            "`lambda s: 0.1 * s.sigma**2`, which fits any schedule",
+        )
+    return step_size
+
+
+def scaled_step(log_scale: Array, sigma: Array, kernel: Kernel) -> Array:
+    """h = c·σ^p with p the kernel's `scale_exponent`; the shape of `sigma`."""
+    return jnp.exp(log_scale) * sigma**kernel.scale_exponent
+
+
+def adapt(log_scale: Array, mean_acceptance: Array, target: Array | float, gain: Array | float) -> Array:
+    """log c + gain·(mean acceptance − target): one Robbins–Monro step of constant gain."""
+    return log_scale + gain * (mean_acceptance - target)
+
+
+def mean_acceptance(acceptance: Array) -> Array:
+    """The mean of (N,) probabilities, the same number however the chains are spread over devices.
+
+    A sum of floats depends on its order, and the order on the number of devices; a sum of integers does not. Each
+    probability is rounded to 1/1024 first. Exact for up to two million chains (int32).
+    """
+    units = jnp.sum(jnp.round(acceptance * ACCEPTANCE_UNITS).astype(jnp.int32))
+    return units.astype(jnp.result_type(float)) / (ACCEPTANCE_UNITS * acceptance.shape[0])
+
+
+def match_precision(number: Array | float, position: Any) -> Array:
+    """A scalar in the precision of the position, so that a float64 step never promotes a float32 chain."""
+    return jnp.asarray(number, jnp.result_type(*jax.tree.leaves(position)))
+
+
+def check_range(
+    value: Array | float | None, what: str, low: float, high: float, *, fix: str, closed: bool = False
+) -> None:
+    """Raises unless every number lies in (low, high), or [low, high) if `closed`; traced values are not looked at."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return
+    numbers = np.asarray(value)
+    good = (numbers >= low if closed else numbers > low) & (numbers < high)
+    if not np.all(good):
+        found = numbers if numbers.ndim == 0 else numbers[~good][0]
+        raise InvalidValueError(f"{what} is {found:.6g}", fix=f"give {fix}")
+
+
+def check_count(value: Any, what: str, *, minimum: int) -> None:
+    """Raises unless `value` is a Python integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise WrongTypeError(f"{what} is {value!r}, of type {type(value).__name__}", fix="give an integer")
+    if value < minimum:
+        raise InvalidValueError(f"{what} is {value}", fix=f"give an integer of at least {minimum}")
+
+
+def as_scalar(value: Any, what: str) -> Array:
+    """A number as a scalar array of the default precision; raises for anything else."""
+    number = _numbers(value, what, "a number")
+    if number.ndim:
+        raise ShapeError(f"{what} has shape {number.shape}", fix="give one number")
+    return number
+
+
+def describe(value: Any) -> str:
+    """A hyper-parameter as short text: numbers as numbers, arrays by their shape."""
+    if isinstance(value, Rule):
+        return getattr(value.function, "__qualname__", repr(value.function))
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+        return f"{float(value):.6g}" if value.ndim == 0 else f"array{value.shape}"
+    return repr(value)
+
+
+def _numbers(value: Any, what: str, expected: str) -> Array:
+    try:
+        numbers = jnp.asarray(value)
+        real = jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(numbers.dtype, jnp.integer)
+    except (TypeError, ValueError):
+        real = False
+    if not real:
+        raise WrongTypeError(f"{what} cannot be {value!r}, of type {type(value).__name__}", fix=f"give {expected}")
+    return numbers.astype(jnp.result_type(float))

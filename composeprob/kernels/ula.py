@@ -1,0 +1,43 @@
+"""The unadjusted Langevin algorithm."""
+
+from __future__ import annotations
+
+from jax import Array
+
+from composeprob.density.evaluation import Target
+from composeprob.kernels.base import Info, KernelState
+from composeprob.kernels.langevin import Langevin
+from composeprob.kernels.metropolis import unadjusted
+
+
+class ULA(Langevin):
+    r"""Unadjusted Langevin: $x' = x + h\nabla\log\pi(x) + \sqrt{2h}\,\xi$, never rejected.
+
+    Needs scores only and leaves π invariant up to an error of order h: on N(0, s²) its stationary variance is
+    s²/(1 − h/(2s²)), and for h ≥ 2s² it diverges.
+
+    Args:
+        step_size: h > 0, a squared length: a number, one per level (K,), or a rule such as
+            ``lambda s: 0.1 * s.sigma**2``. Not `Adaptive`: nothing is rejected, so there is nothing to adapt to.
+
+    Raises:
+        InvalidValueError: for a step size that is not positive and finite.
+        CapabilityError: for an `Adaptive` step size.
+
+    Example:
+        >>> from composeprob.kernels import ULA
+        >>> sorted(ULA(0.01).requires)
+        ['score']
+
+    References:
+        Roberts and Tweedie (1996), exponential convergence of Langevin distributions and their discrete approximations.
+    """
+
+    optimal_acceptance = None
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset({"score"})
+
+    def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
+        return unadjusted(self.propose(key, state, target, step_size), state)

@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  done; \
 	  if [ -z "$$python" ]; then \
 	    echo "composeprob needs Python >= 3.11 with its venv module (Debian: apt install python3-venv)." >&2; \
-	    echo "  Found:$${seen:- no Python on PATH}." >&2; \
+	    echo "  Found:$${seen:- nothing that starts}." >&2; \
 	    echo "  Fix: install one, or say where it is: make $(or $(firstword $(MAKECMDGOALS)),env) PYTHON=/path/to/python3.12" >&2; \
 	    exit 1; \
 	  fi; \

@@ -1,0 +1,64 @@
+"""Sphinx settings: MyST pages, tutorials executed at build, reference from docstrings; every warning is an error."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version as installed_version
+
+project = "composeprob"
+author = "the composeprob authors"
+project_copyright = author
+version = release = installed_version("composeprob")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build", "jupyter_execute", "README.md", "Thumbs.db"]
+
+html_theme = "furo"
+html_title = "composeprob"
+html_static_path = ["_static"]
+
+# ── pages and notebooks ──────────────────────────────────────────────────────────────────────────────────────────────
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"  # a cache would not notice that the library changed under an unchanged notebook
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+# ── reference ────────────────────────────────────────────────────────────────────────────────────────────────────────
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # fields stay in the class's own text, and are not described a second time as members
+napoleon_use_rtype = False
+default_role = "py:obj"  # `MALA` in a docstring links where it can, and is code where it cannot
+
+
+def _markdown_math(app, what, name, obj, options, lines: list[str]) -> None:
+    """Docstrings write formulas as in Markdown, $…$ and $$…$$; autodoc reads reStructuredText."""
+    text = "\n".join(lines)
+
+    def displayed(match: re.Match[str]) -> str:
+        indent = match["indent"]
+        body = "\n".join(f"{indent}   {line.strip()}" for line in match["body"].strip().splitlines())
+        return f"\n{indent}.. math::\n\n{body}\n\n{indent}"
+
+    text = re.sub(r"^(?P<indent>[ ]*)\$\$(?P<body>.+?)\$\$", displayed, text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"(?<![\\$`])\$(?P<body>[^$\n]+)\$", r":math:`\g<body>`", text)
+    lines[:] = text.split("\n")
+
+
+def setup(app) -> None:
+    """Connect the Markdown formulas before napoleon (priority 500) reads the sections."""
+    app.connect("autodoc-process-docstring", _markdown_math, priority=400)

@@ -1,0 +1,189 @@
+"""Products, powers and mixtures of factors. They record what is combined; the compiler evaluates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.factors.base import Factor, LeafFactor
+
+
+class Product(Factor):
+    """Π_i f_i(x)^{w_i}.
+
+    Attributes:
+        factors: the f_i.
+        powers: the w_i, floats; negative ones divide.
+    """
+
+    factors: tuple[Factor, ...]
+    powers: tuple[float, ...] = eqx.field(static=True)
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def given(self, **conditions: Any) -> Factor:
+        return Product(_given(self.factors, conditions), self.powers, self.event_shape)
+
+
+class Mixture(Factor):
+    """Σ_i exp(log_weight_i)·f_i(x).
+
+    Attributes:
+        factors: the f_i.
+        log_weights: one number per factor.
+        calibrated: whether the weights are shares of normalised factors (``weights=``), not raw multipliers.
+    """
+
+    factors: tuple[Factor, ...]
+    log_weights: tuple[float, ...] = eqx.field(static=True)
+    calibrated: bool = eqx.field(static=True)
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def given(self, **conditions: Any) -> Factor:
+        return Mixture(_given(self.factors, conditions), self.log_weights, self.calibrated, self.event_shape)
+
+
+def product(*factors: Factor) -> Factor:
+    """The product Π_i f_i(x): "this AND that".
+
+    At the levels above 0 it is the product of the noised factors, which is not the noised product; only level 0 is
+    the promise, the levels above are the path that leads there.
+
+    Args:
+        factors: at least one factor, all of one event shape.
+
+    Returns:
+        A factor of the same event shape.
+
+    Raises:
+        ShapeError: events of different shape.
+        WrongTypeError: something that is no factor.
+    """
+    return Product(factors, (1.0,) * len(factors), _common_shape("A product", factors))
+
+
+def power(factor: Factor, exponent: float) -> Factor:
+    """f(x)^w, for any real w: w > 1 sharpens, 0 < w < 1 flattens, w < 0 divides ("but NOT that").
+
+    Raises:
+        InvalidValueError: w is NaN or infinite.
+    """
+    _check_factors("A power", (factor,))
+    try:
+        exponent = float(exponent)
+    except Exception as error:
+        raise WrongTypeError(
+            f"A power must be a number known before compilation; got {type(exponent).__name__}.",
+            fix="pass a float. A power that is a latent of the program would make the normaliser depend on it.",
+        ) from error
+    if not math.isfinite(exponent):
+        raise InvalidValueError(f"A power must be finite; got {exponent}.", fix="pass a finite float.")
+    return Product((factor,), (exponent,), factor.event_shape)
+
+
+def mixture(
+    factors: Sequence[Factor], weights: Sequence[float] | None = None, *, log_weights: Sequence[float] | None = None
+) -> Factor:
+    """The mixture Σ_i w_i·f_i(x): "this OR that".
+
+    Args:
+        factors: at least one factor, all of one event shape, each with an energy.
+        weights: shares of the components, non-negative, normalised to sum to 1; equal when left out. They mean
+            shares only if every factor is normalised (analytic, or passed through `cp.calibrate`).
+        log_weights: raw multipliers on a log scale, Σ_i exp(l_i)·f_i(x), for factors whose normalisers are unknown:
+            what share each component gets then depends on the factors' unknown constants.
+
+    Raises:
+        CapabilityError: ``weights`` with factors that are not normalised, or a factor with no energy.
+        InvalidValueError: weights that are negative, not finite, all zero, or not one per factor.
+        ShapeError: events of different shape.
+    """
+    factors = tuple(factors)
+    shape = _common_shape("A mixture", factors)
+    for factor in factors:
+        for leaf in leaves(factor):
+            if "energy" not in leaf.capabilities:
+                raise CapabilityError(
+                    f"A mixture needs the log-density of its parts, but factor '{leaf.label}' offers only its score.",
+                    fix="use a model trained with an energy parameterization.",
+                )
+    if log_weights is not None:
+        if weights is not None:
+            raise InvalidValueError("A mixture got both weights and log_weights.", fix="pass one of them.")
+        raw = np.asarray(log_weights, np.float64)
+        if raw.shape != (len(factors),) or not np.all(np.isfinite(raw)):
+            raise InvalidValueError(
+                f"log_weights must be {len(factors)} finite numbers, one per factor; got {log_weights!r}."
+            )
+        return Mixture(factors, tuple(raw.tolist()), False, shape)
+    for factor in factors:
+        if not _normalised(factor):
+            names = ", ".join(f"'{leaf.label}'" for leaf in leaves(factor))
+            raise CapabilityError(
+                f"Mixture weights are shares only of normalised densities, and the normaliser of {names} is unknown.",
+                fix="use cp.Analytic factors, or give raw multipliers with log_weights=[…] "
+                "and accept that the shares follow from the unknown normalisers.",
+            )
+    shares = np.ones(len(factors)) if weights is None else np.asarray(weights, np.float64)
+    if shares.shape != (len(factors),) or not np.all(np.isfinite(shares)) or np.any(shares < 0) or shares.sum() == 0:
+        raise InvalidValueError(
+            f"weights must be {len(factors)} non-negative finite numbers with a positive sum; got {weights!r}.",
+            fix="pass one share per factor; they are normalised to sum to 1.",
+        )
+    kept = [(f, w) for f, w in zip(factors, shares / shares.sum(), strict=True) if w > 0]
+    return Mixture(tuple(f for f, _ in kept), tuple(math.log(w) for _, w in kept), True, shape)
+
+
+def leaves(factor: Factor) -> list[LeafFactor]:
+    """Every leaf of an expression, left to right."""
+    if isinstance(factor, LeafFactor):
+        return [factor]
+    children = factor.factors if isinstance(factor, (Product, Mixture)) else (factor.factor,)  # type: ignore[attr-defined]
+    return [leaf for child in children for leaf in leaves(child)]
+
+
+def _normalised(factor: Factor) -> bool:
+    if isinstance(factor, LeafFactor):
+        return "normalised" in factor.capabilities
+    if isinstance(factor, Mixture):
+        return factor.calibrated
+    return isinstance(factor, Product) and factor.powers == (1.0,) and _normalised(factor.factors[0])
+
+
+def _given(factors: tuple[Factor, ...], conditions: dict[str, Any]) -> tuple[Factor, ...]:
+    """Conditions go to every leaf that has them; a name that no leaf has is refused by the first leaf."""
+    names = {name for factor in factors for leaf in leaves(factor) for name in leaf.condition_names}
+    unknown = {name: value for name, value in conditions.items() if name not in names}
+    if unknown:
+        leaves(factors[0])[0].given(**unknown)
+    own = [{n for leaf in leaves(f) for n in leaf.condition_names} for f in factors]
+    return tuple(
+        f.given(**{n: v for n, v in conditions.items() if n in has}) for f, has in zip(factors, own, strict=True)
+    )
+
+
+def _check_factors(what: str, factors: tuple[Any, ...]) -> None:
+    if not factors:
+        raise InvalidValueError(f"{what} needs at least one factor; got none.")
+    for factor in factors:
+        if not isinstance(factor, Factor):
+            raise WrongTypeError(
+                f"{what} combines factors; got {type(factor).__name__}.",
+                fix="wrap it: cp.Diffusion for a network, cp.Analytic for a distribution, cp.Energy for a function.",
+            )
+
+
+def _common_shape(what: str, factors: tuple[Any, ...]) -> tuple[int, ...]:
+    _check_factors(what, factors)
+    shapes = {factor.event_shape for factor in factors}
+    if len(shapes) > 1:
+        found = ", ".join(f"'{leaves(f)[0].label}' has {f.event_shape}" for f in factors)
+        raise ShapeError(
+            f"{what} needs factors over events of one shape; {found}.",
+            fix="use cp.window to let a factor act on a region of a larger event.",
+        )
+    return shapes.pop()

@@ -1,0 +1,103 @@
+"""A noise-conditioned classifier as a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.errors import InvalidValueError, NetworkError
+from composeprob.factors.base import LeafFactor, check_finite
+from composeprob.factors.diffusion import TIMES
+from composeprob.factors.networks import as_network
+from composeprob.schedule import Noise, Schedule
+
+
+class Classifier(LeafFactor):
+    """log f(x, k) = log p(label | x, k) = log softmax(network(x, t_k))[label].
+
+    A function of x bounded by 1, not a density of x: multiply it onto a diffusion with `cp.condition`.
+
+    Args:
+        network: ``network(x, t)`` returns the logits, shape (classes,), of one noised event.
+        schedule: the levels that it was trained on.
+        event_shape: shape of one event.
+        time: what ``t`` is: ``"level"``, ``"log_snr"`` or ``"sigma"``, as for `Diffusion`.
+        label: the name to show.
+
+    References:
+        Dhariwal & Nichol 2021, section 4.
+    """
+
+    network: Any
+    schedule: Schedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    time: str = eqx.field(static=True)
+    num_classes: int = eqx.field(static=True)
+    fixed: Mapping[str, Any]
+    label: str = eqx.field(static=True)
+
+    def __init__(
+        self, network: Any, schedule: Schedule, *, event_shape: tuple[int, ...], time: str = "level", label: str = ""
+    ):
+        if time not in TIMES:
+            raise InvalidValueError(f"Unknown time {time!r}.", fix=f"use one of: {', '.join(TIMES)}.")
+        self.label = label or type(network).__name__
+        self.network = check_finite(as_network(network), f"The network of factor '{self.label}'")
+        self.schedule, self.event_shape, self.time, self.fixed = schedule, tuple(event_shape), time, {}
+        x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
+        t = jax.ShapeDtypeStruct((), jnp.int32 if time == "level" else x.dtype)
+        try:
+            logits = eqx.filter_eval_shape(self.network, x, t)
+        except Exception as error:
+            raise NetworkError(
+                f"The classifier '{self.label}' cannot be called as network(x, t) with x of shape {self.event_shape}: "
+                f"{type(error).__name__}: {error}",
+                fix="it must accept one event (no batch axis) and a scalar t.",
+            ) from error
+        if len(logits.shape) != 1:
+            raise NetworkError(
+                f"The classifier '{self.label}' returned shape {logits.shape}; logits have shape (classes,).",
+                fix="return one logit per class for one event.",
+            )
+        self.num_classes = logits.shape[0]
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"score", "energy", "conservative", "mode_depth"})
+
+    @property
+    def top_power(self) -> float:
+        return 0.0
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        return ("label",)
+
+    @property
+    def level_bound(self) -> bool:
+        return self.time == "level"
+
+    def given(self, **conditions: Any) -> LeafFactor:
+        label = conditions.get("label")
+        concrete = label is not None and not isinstance(label, jax.core.Tracer)
+        if concrete and not (jnp.ndim(label) == 0 and 0 <= int(label) < self.num_classes):
+            raise InvalidValueError(
+                f"Label {label!r} does not exist: classifier '{self.label}' has classes 0 to {self.num_classes - 1}.",
+                fix="pass the class's index.",
+            )
+        return super().given(**conditions)
+
+    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+        def log_probability(point: Array) -> Array:
+            if self.time == "level":
+                t: Array = noise.index
+            else:
+                t = noise.log_snr if self.time == "log_snr" else noise.sigma / noise.alpha
+            return jax.nn.log_softmax(self.network(point, t))[conditions["label"]]
+
+        return jax.value_and_grad(log_probability)(x)

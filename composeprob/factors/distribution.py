@@ -1,0 +1,36 @@
+"""A factor in the place of a NumPyro distribution, so that NumPyro's statements and handlers apply to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpyro.distributions as dist
+
+from composeprob.errors import ProgramError
+from composeprob.factors.base import Factor
+
+
+class FactorDistribution(dist.Distribution):
+    """What `cp.sample` hands to NumPyro. It carries the factor; it neither draws nor has a normalised density."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - NumPyro's own class-level convention
+    pytree_data_fields = ("factor",)
+
+    def __init__(self, factor: Factor, *, validate_args: bool | None = None):
+        self.factor = factor
+        super().__init__(event_shape=factor.event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        return dist.constraints.independent(dist.constraints.real, len(self.event_shape))
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        raise ProgramError(
+            "cp.sample of a factor was called outside a compiled program, where there is no value for it.",
+            fix="decorate the function with @cp.program and pass it to cp.compile.",
+        )
+
+    def log_prob(self, value: Any) -> Any:
+        raise ProgramError(
+            "A factor has no normalised log-density.", fix="compile the program and use density.log_density."
+        )

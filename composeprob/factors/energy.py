@@ -1,0 +1,97 @@
+"""The user's own log-density as a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.errors import NetworkError, WrongTypeError
+from composeprob.factors.base import LeafFactor, check_finite
+from composeprob.schedule import Noise, Schedule
+
+
+class Energy(LeafFactor):
+    """log f(x, k) = fn(x, k), for a function of the user's.
+
+    Args:
+        fn: ``fn(x, level)``, x of shape ``event_shape``, level an integer index into ``schedule``; returns a scalar.
+            A function, or an Equinox module whose arrays then are leaves of the factor.
+        schedule: the levels that ``level`` counts.
+        event_shape: shape of one event.
+        top_power: at the noisiest level f must be close to N(0, σ²I) raised to this power. 1 for a density that is
+            noised with the level; 0 for a bounded potential multiplied onto other factors.
+        label: the name to show.
+
+    Raises:
+        WrongTypeError: fn cannot be called.
+        NetworkError: fn(x, level) fails, or is not a scalar.
+
+    Example:
+        >>> import composeprob as cp, jax.numpy as jnp
+        >>> schedule = cp.Schedule.cosine(50)
+        >>> upper_half = cp.Energy(lambda x, level: -jnp.logaddexp(0.0, -20 * x[1]), schedule,
+        ...                        event_shape=(2,), top_power=0.0)
+    """
+
+    fn: Callable[..., Any]
+    schedule: Schedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    power_at_top: float = eqx.field(static=True)
+    fixed: Mapping[str, Any]
+    label: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        schedule: Schedule,
+        *,
+        event_shape: tuple[int, ...],
+        top_power: float = 1.0,
+        label: str = "",
+    ):
+        if not callable(fn):
+            raise WrongTypeError(f"fn must be callable as fn(x, level); got {type(fn).__name__}.")
+        self.label = label or getattr(fn, "__name__", type(fn).__name__).strip("<>")
+        self.fn = check_finite(fn, f"The function of factor '{self.label}'") if isinstance(fn, eqx.Module) else _Static(fn)
+        self.schedule, self.event_shape = schedule, tuple(event_shape)
+        self.power_at_top, self.fixed = float(top_power), {}
+        try:
+            x, level = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float)), jax.ShapeDtypeStruct((), jnp.int32)
+            shape = jnp.shape(eqx.filter_eval_shape(self.fn, x, level))
+        except Exception as error:
+            raise NetworkError(
+                f"The energy '{self.label}' cannot be called as fn(x, level) with x of shape {self.event_shape}: "
+                f"{type(error).__name__}: {error}",
+                fix="it must accept one event and a (traced) integer level.",
+            ) from error
+        if shape != ():
+            raise NetworkError(
+                f"The energy '{self.label}' returned shape {shape} instead of a scalar.", fix="sum over the event."
+            )
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"score", "energy", "conservative", "mode_depth"})
+
+    @property
+    def top_power(self) -> float:
+        return self.power_at_top
+
+    @property
+    def level_bound(self) -> bool:
+        return True
+
+    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+        return jax.value_and_grad(lambda point: jnp.asarray(self.fn(point, noise.index)).reshape(()))(x)
+
+
+class _Static(eqx.Module):
+    fn: Callable[..., Any] = eqx.field(static=True)
+
+    def __call__(self, x: Array, level: Array) -> Array:
+        return self.fn(x, level)

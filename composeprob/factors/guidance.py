@@ -1,0 +1,54 @@
+"""Guidance: conditions with a strength, expressed in the algebra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from composeprob.errors import ConditionError, WrongTypeError
+from composeprob.factors.algebra import leaves, power, product
+from composeprob.factors.base import Factor
+from composeprob.factors.classifier import Classifier
+
+
+def guide(factor: Factor, scale: float, **conditions: Any) -> Factor:
+    """Classifier-free guidance, f(x | c)^s · f(x)^{1−s}.
+
+    s = 1 is the conditional model, s > 1 sharpens what the condition says; the total power stays 1.
+
+    Args:
+        factor: a factor with conditions, able to run without them (dropout of the condition in training).
+        scale: the guidance scale s.
+        conditions: at least one of the factor's conditions.
+
+    Raises:
+        ConditionError: no condition, or one that the factor does not have.
+
+    References:
+        Ho & Salimans 2022, *Classifier-Free Diffusion Guidance* (their w is s − 1).
+    """
+    if not conditions:
+        names = sorted({name for leaf in leaves(factor) for name in leaf.condition_names})
+        raise ConditionError(
+            "guide needs a condition to be guided by.", fix=f"pass one of the factor's conditions: {', '.join(names)}."
+        )
+    return product(power(factor.given(**conditions), scale), power(factor, 1.0 - scale))
+
+
+def condition(factor: Factor, classifier: Classifier, label: Any, scale: float = 1.0) -> Factor:
+    """Classifier guidance, f(x)·p(label | x)^s.
+
+    Args:
+        factor: what is guided.
+        classifier: a noise-conditioned `Classifier` of the same event shape.
+        label: the class's index.
+        scale: the guidance scale s; 1 is Bayes' rule.
+
+    References:
+        Dhariwal & Nichol 2021, *Diffusion Models Beat GANs on Image Synthesis*, section 4.
+    """
+    if not isinstance(classifier, Classifier):
+        raise WrongTypeError(
+            f"condition takes a cp.Classifier; got {type(classifier).__name__}.",
+            fix="wrap the network: cp.Classifier(network, schedule, event_shape=…).",
+        )
+    return product(factor, power(classifier.given(label=label), scale))

@@ -1,0 +1,70 @@
+"""A factor that acts on a region of a larger canvas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+
+from composeprob.errors import InvalidValueError, ShapeError
+from composeprob.factors.algebra import _check_factors
+from composeprob.factors.base import Factor
+
+
+class Window(Factor):
+    """f(P x): f seen through the linear map P that cuts a region out of the canvas and averages blocks of it.
+
+    Attributes:
+        factor: f.
+        event_shape: the canvas's shape.
+        offset: where the region starts, one index per axis of the canvas.
+        block: how many canvas entries per axis are averaged into one entry of f's event.
+    """
+
+    factor: Factor
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    offset: tuple[int, ...] = eqx.field(static=True)
+    block: tuple[int, ...] = eqx.field(static=True)
+
+    def given(self, **conditions: Any) -> Factor:
+        return Window(self.factor.given(**conditions), self.event_shape, self.offset, self.block)
+
+
+def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...], scale: int = 1) -> Factor:
+    """f acting on a region of a larger canvas.
+
+    With ``scale`` s > 1 the region is s times as large as f's event and f sees its block averages. Averages of s^n
+    noisy entries carry s^n times less noise variance, so f is evaluated at the matching, higher log-SNR.
+
+    Args:
+        factor: f, over events of shape (h, w, …).
+        canvas_shape: the canvas, with as many axes as f's events.
+        offset: where the region starts; axes that are left out at the end start at 0.
+        scale: s, a whole number; applied to every axis, except the last one (channels) of 3-axis events.
+
+    Raises:
+        ShapeError: the region leaves the canvas, or the number of axes differs.
+
+    References:
+        Du et al. 2023, section 5.4 (tapestries).
+    """
+    _check_factors("A window", (factor,))
+    canvas, event = tuple(canvas_shape), factor.event_shape
+    if len(canvas) != len(event):
+        raise ShapeError(
+            f"A window needs a canvas with as many axes as the factor's event; got {canvas} for events {event}.",
+            fix=f"pass a canvas_shape of {len(event)} axes.",
+        )
+    if not isinstance(scale, int) or scale < 1:
+        raise InvalidValueError(f"A window's scale must be a whole number ≥ 1; got {scale!r}.")
+    if len(tuple(offset)) > len(canvas):
+        raise ShapeError(f"offset {tuple(offset)} has more axes than the canvas {canvas}.")
+    start = tuple(int(o) for o in offset) + (0,) * (len(canvas) - len(tuple(offset)))
+    block = (scale,) * len(canvas) if len(canvas) != 3 else (scale, scale, 1)
+    for axis, (o, size, b, total) in enumerate(zip(start, event, block, canvas, strict=True)):
+        if o < 0 or o + size * b > total:
+            raise ShapeError(
+                f"The window leaves the canvas on axis {axis}: it covers {o} to {o + size * b} of {total}.",
+                fix=f"choose an offset between 0 and {total - size * b} there, or a larger canvas.",
+            )
+    return Window(factor, canvas, start, block)

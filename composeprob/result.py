@@ -1,0 +1,209 @@
+"""What `infer` returns: samples with everything that is known about how they came about."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from composeprob.errors import InvalidValueError, LoadError
+from composeprob.sampling.status import Code, Status
+from composeprob.summary import Summary
+
+if TYPE_CHECKING:
+    import arviz
+    from matplotlib.figure import Figure
+
+    from composeprob.density.annealed import AnnealedDensity
+
+FORMAT = "composeprob.result"
+VERSION = 1
+_ARRAYS = ("log_weights", "acceptance", "step_size", "ess", "non_finite", "log_snr")
+_FACTS = ("log_evidence", "evaluations", "seconds", "sampler", "reason")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Result:
+    """N weighted samples of a program, and the diagnostics of the run, level by level.
+
+    Arrays over levels have K entries, entry k belonging to level k; a level that was not visited, or a quantity that
+    the sampler does not have, is NaN.
+
+    Args:
+        samples: constrained values of every site and deterministic, ``{name: (N, …)}``: chains lead.
+        log_weights: log of each chain's weight, up to a constant, shape (N,). All equal except after `SMC`.
+        log_evidence: estimate of log Z of the program, for samplers that give one. Where a factor's constant is
+            unknown (a learned energy) it is relative to that constant.
+        evaluations: evaluations of the composed density per chain, warm-up included. One evaluation is one
+            value-and-score of every factor.
+        acceptance: mean acceptance probability, shape (K,).
+        step_size: step size, averaged over the steps of the level, shape (K,).
+        ess: effective sample size relative to N, before resampling, shape (K,).
+        non_finite: number of proposals, over all chains, whose density, score or position was not finite, shape (K,).
+        status: what went wrong, at which levels, and what to try.
+        seconds: wall-clock time, compilation included.
+        sampler: the sampler and its kernel, as text.
+        reason: why this sampler was chosen.
+        log_snr: log-SNR of the levels, shape (K,).
+        density: the compiled density; None after `load`.
+    """
+
+    samples: dict[str, np.ndarray]
+    log_weights: np.ndarray
+    log_evidence: float | None
+    evaluations: int
+    acceptance: np.ndarray
+    step_size: np.ndarray
+    ess: np.ndarray
+    non_finite: np.ndarray
+    status: Status
+    seconds: float
+    sampler: str
+    reason: str
+    log_snr: np.ndarray
+    density: AnnealedDensity | None = None
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__  # the way to normalise a frozen dataclass's fields
+        put(self, "samples", {name: np.asarray(value) for name, value in self.samples.items()})
+        for name in _ARRAYS:
+            put(self, name, np.asarray(getattr(self, name)))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The samples of one site, shape (N, …).
+
+        Raises:
+            InvalidValueError: the program has no site of that name.
+        """
+        if name not in self.samples:
+            has = ", ".join(repr(n) for n in self.samples)
+            raise InvalidValueError(f"This result has no site {name!r}.", fix=f"its sites are: {has}.")
+        return self.samples[name]
+
+    @property
+    def num_chains(self) -> int:
+        """N, the number of chains."""
+        return int(self.log_weights.shape[0])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Normalised weights, shape (N,), summing to 1."""
+        shifted = np.exp(self.log_weights - np.max(self.log_weights))
+        return shifted / shifted.sum()
+
+    def unweighted(self) -> dict[str, np.ndarray]:
+        """Samples that all count the same: those of the run where the weights are equal, else systematically
+        resampled (with offset ½, so the answer is always the same); shapes as in `samples`."""
+        weights = self.weights
+        n = self.num_chains
+        if np.allclose(weights * n, 1.0, rtol=1e-5):
+            return self.samples
+        ticks = (np.arange(n) + 0.5) / n
+        chosen = np.minimum(np.searchsorted(np.cumsum(weights), ticks), n - 1)
+        return {name: value[chosen] for name, value in self.samples.items()}
+
+    def summary(self) -> Summary:
+        """A table of weighted means, standard deviations and quantiles, and how the run went; print it."""
+        return Summary.of(self)
+
+    def plot(self) -> Figure:
+        """One panel per site, and acceptance and step size by level.
+
+        A site of two numbers is shown over the density of level 0 (where the density has a log-density), images as a
+        grid, anything else as histograms.
+        """
+        from composeprob.plotting import plot_result
+
+        return plot_result(self)
+
+    def to_arviz(self) -> arviz.InferenceData:
+        """The samples as `arviz.InferenceData`, of shape (chain=1, draw=N, …).
+
+        Chains of an annealed sampler are one draw each, independent or exchangeable, and not N long chains: ArviZ
+        therefore sees one chain of N draws, and its R-hat between chains does not apply. ArviZ knows no weights, so
+        ``posterior`` holds the equally weighted samples of `unweighted`; ``sample_stats`` keeps the log-weights that
+        the run ended with, and ``constant_data`` what is known per level.
+        """
+        import arviz
+
+        per_level = ("acceptance", "step_size", "ess", "non_finite", "log_snr")
+        attributes = {name: getattr(self, name) for name in _FACTS if getattr(self, name) is not None}
+        return arviz.from_dict(
+            posterior={name: value[None] for name, value in self.unweighted().items()},
+            sample_stats={"log_weight": self.log_weights[None]},
+            constant_data={name: getattr(self, name) for name in per_level},
+            dims={name: ["level"] for name in per_level},
+            attrs={**attributes, "status": str(self.status), "inference_library": "composeprob"},
+        )
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write everything except ``density`` to one safetensors file; returns its path, which ends in
+        ``.safetensors`` (added where missing)."""
+        from safetensors.numpy import save_file
+
+        path = _with_suffix(path)
+        arrays = {f"samples/{name}": value for name, value in self.samples.items()}
+        arrays |= {name: getattr(self, name) for name in _ARRAYS}
+        facts = {name: getattr(self, name) for name in _FACTS}
+        facts["status"] = [(code.value, message) for code, message in self.status.findings]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")  # a reader never sees half a file
+        save_file(
+            # safetensors writes the buffer as it lies in memory; 0-d arrays keep their shape.
+            {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()},
+            partial,
+            metadata={"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)},
+        )
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Result:
+        """Read what `save` wrote; ``density`` is None.
+
+        Raises:
+            LoadError: no such file, no safetensors file, or one that `save` did not write.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = _with_suffix(path)
+        if not path.is_file():
+            raise LoadError(f"There is no saved result at {path}.", fix="check the path; result.save returns it.")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise LoadError(
+                f"{path} cannot be read as safetensors: {error}", fix="save the result again; the file is damaged."
+            ) from error
+        if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
+            found = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
+            raise LoadError(
+                f"{path} is no saved result of this version of composeprob ({found}; expected {FORMAT!r}, "
+                f"version '{VERSION}').",
+                fix="pass a file written by result.save; weights of a model are read by cp.load.",
+            )
+        facts: dict[str, Any] = json.loads(metadata["facts"])
+        status = Status(tuple((Code(code), message) for code, message in facts.pop("status")))
+        samples = {name.removeprefix("samples/"): v for name, v in arrays.items() if name.startswith("samples/")}
+        return cls(samples=samples, status=status, **facts, **{name: arrays[name] for name in _ARRAYS})
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{name} {value.shape}" for name, value in self.samples.items())
+        return (
+            f"Result({sites}; {self.sampler}; {self.evaluations} evaluations per chain; "
+            f"status {self.status.code.name}; {self.seconds:.1f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+
+def _with_suffix(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")

@@ -1,0 +1,110 @@
+"""The progress bar of the level loop: a few refreshes a second, silent where nobody is looking."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+REFRESH_SECONDS = 0.25
+
+
+class Progress:
+    """A bar in a terminal, a line of text in a notebook, nothing in a pipe or a log file.
+
+    Facts are formatted only when the bar is redrawn, at most every quarter of a second, so they may be device arrays:
+    `update` itself costs about a microsecond.
+
+    Args:
+        total: number of levels.
+        enabled: False draws nothing anywhere.
+        description: what is being done.
+
+    Example:
+        >>> from composeprob.sampling.progress import Progress
+        >>> with Progress(2, enabled=False, description="sampling") as bar:
+        ...     bar.update(1, acceptance=0.57)
+    """
+
+    def __init__(self, total: int, enabled: bool = True, description: str = ""):
+        self.total, self.description = total, description
+        self._console = Console(stderr=True)
+        self._kind = "off"
+        if enabled and self._console.is_jupyter:
+            self._kind = "notebook"
+        elif enabled and self._console.is_terminal:
+            self._kind = "terminal"
+        self._bar: RichProgress | None = None
+        self._task = TaskID(0)
+        self._handle: Any = None
+        self._started = self._drawn = 0.0
+        self._last: tuple[int, dict[str, Any]] | None = None
+
+    def __enter__(self) -> Progress:
+        self._started = time.monotonic()
+        if self._kind == "terminal":
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                auto_refresh=False,  # no thread of its own: the bar moves when the run does
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.description, total=self.total, facts="")
+            self._bar.refresh()
+        elif self._kind == "notebook":
+            from IPython.display import display
+
+            self._handle = display({"text/plain": self._line(0, {})}, raw=True, display_id=True)
+        return self
+
+    def update(self, done: int, **facts: Any) -> None:
+        """Say that ``done`` of the ``total`` levels are finished, with numbers worth watching."""
+        if self._kind == "off":
+            return
+        self._last = (done, facts)
+        if time.monotonic() - self._drawn >= REFRESH_SECONDS:
+            self._draw()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._kind != "off" and self._last is not None:
+            self._draw()  # the last update may have been throttled
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _draw(self) -> None:
+        assert self._last is not None
+        done, facts = self._last
+        self._drawn = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, facts=_text(facts), refresh=True)
+        elif self._handle is not None:
+            self._handle.update({"text/plain": self._line(done, facts)}, raw=True)
+
+    def _line(self, done: int, facts: dict[str, Any]) -> str:
+        filled = round(20 * done / max(self.total, 1))
+        seconds = time.monotonic() - self._started
+        parts = [self.description, "━" * filled + "─" * (20 - filled), f"{done}/{self.total}", _text(facts)]
+        return "  ".join([*(part for part in parts if part), f"{seconds:.1f} s"])
+
+
+def _text(facts: dict[str, Any]) -> str:
+    """``acceptance 0.57 · ESS 0.8`` for the facts of one update."""
+    words = []
+    for name, value in facts.items():
+        try:
+            value = f"{float(value):.3g}"
+        except (TypeError, ValueError):
+            value = str(value)
+        words.append(f"{name.replace('_', ' ')} {value}")
+    return " · ".join(words)

@@ -1,0 +1,154 @@
+"""How a run went: `Status`, and `diagnose`, which reads it off the diagnostics of every level."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ACCEPTANCE_FLOOR = 0.05
+"""A Metropolis kernel that accepts less than this at a level has hardly moved there."""
+NON_FINITE_CEILING = 1e-3
+"""Below this share, non-finite proposals are counted but not reported: adaptation overshoots now and then."""
+ESS_FLOOR = 0.05
+"""Relative effective sample size under which a level's weights rest on too few chains."""
+
+
+class Code(enum.Enum):
+    """What can be said of a run, in the order in which it matters."""
+
+    OK = "ok"
+    INTERRUPTED = "interrupted"
+    NON_FINITE = "non_finite"
+    ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
+    WEIGHTS_COLLAPSED = "weights_collapsed"
+
+
+@dataclass(frozen=True)
+class Status:
+    """The outcome of a run: nothing found, or one finding per problem with the levels, how much, and what to try.
+
+    Args:
+        findings: pairs (code, message), the gravest first; empty for a run without problems.
+
+    Example:
+        >>> from composeprob.sampling.status import Code, Status
+        >>> Status().ok
+        True
+        >>> Status(((Code.INTERRUPTED, "Stopped at level 3."),)).code
+        <Code.INTERRUPTED: 'interrupted'>
+    """
+
+    findings: tuple[tuple[Code, str], ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    @property
+    def code(self) -> Code:
+        """The gravest finding, `Code.OK` where there is none."""
+        return self.findings[0][0] if self.findings else Code.OK
+
+    @property
+    def message(self) -> str:
+        """Every finding, one per line."""
+        return "\n".join(text for _, text in self.findings) or "No problem was found."
+
+    def has(self, code: Code) -> bool:
+        """Whether ``code`` is among the findings."""
+        return any(found is code for found, _ in self.findings) or (self.ok and code is Code.OK)
+
+    def __str__(self) -> str:
+        if self.ok:
+            return "OK"
+        return "\n".join(f"{code.name}: {text}" for code, text in self.findings)
+
+
+def diagnose(
+    acceptance: np.ndarray,
+    non_finite: np.ndarray,
+    proposals: np.ndarray | int,
+    ess: np.ndarray,
+    num_chains: int,
+    completed_levels: int,
+    num_levels: int,
+    adjusted: bool,
+) -> Status:
+    """Read the status of a run off its diagnostics.
+
+    Args:
+        acceptance: mean acceptance probability of every level, shape (K,); NaN where nothing was proposed.
+        non_finite: number of proposals with a non-finite density, score or position, over all chains, shape (K,).
+        proposals: number of proposals that ``non_finite`` is out of, over all chains, shape (K,) or one number.
+        ess: effective sample size of the weights before resampling, relative to the number of chains, shape (K,);
+            NaN where there are no weights.
+        num_chains: N.
+        completed_levels: how many levels were finished, counted from the noisiest, K−1, downwards.
+        num_levels: K.
+        adjusted: whether the kernel has a Metropolis test, so that its acceptance means something.
+    """
+    visited = np.arange(num_levels) >= num_levels - completed_levels
+    findings: list[tuple[Code, str]] = []
+
+    if completed_levels < num_levels:
+        reached = num_levels - completed_levels
+        state = f"the samples carry the noise of level {reached}" if completed_levels else "the samples are pure noise"
+        findings.append(
+            (
+                Code.INTERRUPTED,
+                f"Stopped after {completed_levels} of {num_levels} levels: {state}, not level 0. "
+                "Run it again to the end; with checkpoint_dir=… a run goes on where it stopped.",
+            )
+        )
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.asarray(non_finite, float) / np.broadcast_to(np.asarray(proposals, float), (num_levels,))
+        bad = visited & (share > NON_FINITE_CEILING)
+        stuck = visited & (np.asarray(acceptance, float) < ACCEPTANCE_FLOOR)
+        # With few chains the share alone says little: fewer than two effective chains is a collapse at any N.
+        thin = visited & (np.asarray(ess, float) < max(ESS_FLOOR, min(2.0 / num_chains, 0.5)))
+
+    if bad.any():
+        findings.append(
+            (
+                Code.NON_FINITE,
+                f"Up to {np.nanmax(share[bad]):.1%} of the proposals had a NaN or infinite density or score at "
+                f"{_levels(bad)}; they were rejected, so the chains cannot enter that region. "
+                "Try smaller steps (step_size=cp.Adaptive() for MALA and HMC), or evaluate "
+                "density.log_density there to find the factor that overflows.",
+            )
+        )
+    if adjusted and stuck.any():
+        findings.append(
+            (
+                Code.ACCEPTANCE_COLLAPSED,
+                f"Acceptance fell to {np.nanmin(acceptance[stuck]):.2g} at {_levels(stuck)}: the chains hardly moved "
+                "there. Try step_size=cp.Adaptive(), smaller steps where the noise is small (h ∝ σ² for MALA, h ∝ σ "
+                "for HMC), or more levels.",
+            )
+        )
+    if thin.any():
+        least = float(np.nanmin(ess[thin]))
+        findings.append(
+            (
+                Code.WEIGHTS_COLLAPSED,
+                f"The weights came to rest on {least * num_chains:.1f} of {num_chains} chains ({least:.2g}) at "
+                f"{_levels(thin)}. Try levels evenly spaced in log-SNR (cp.Schedule.log_snr), more levels, more "
+                "chains, or weights='feynman_kac' where the factors are learned.",
+            )
+        )
+    return Status(tuple(findings))
+
+
+def _levels(mask: Sequence[bool] | np.ndarray) -> str:
+    """``level 3`` or ``levels 0–4, 9`` for a boolean mask over levels."""
+    index = np.flatnonzero(mask)
+    runs = np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)
+    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
+    if len(parts) > 6:
+        parts = [*parts[:5], f"… ({len(index)} levels in all)"]
+    return ("level " if len(index) == 1 else "levels ") + ", ".join(parts)

@@ -1,0 +1,124 @@
+"""The table that `Result.summary` prints."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from composeprob.result import Result
+
+QUANTILES = (0.05, 0.5, 0.95)
+COLUMNS = ("mean", "sd", "5%", "50%", "95%")
+MAX_ELEMENTS = 16
+"""Sites with more numbers than this (images) get one row, over all their numbers together."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Weighted moments and quantiles of every number in a result, and how the run went.
+
+    Args:
+        rows: ``{label: (mean, sd, 5 %, 50 %, 95 %)}``, one entry per number of each site.
+        facts: ``{name: text}``, what is printed below the table.
+    """
+
+    rows: dict[str, tuple[float, ...]]
+    facts: dict[str, str]
+
+    @classmethod
+    def of(cls, result: Result) -> Summary:
+        """The summary of one result."""
+        rows: dict[str, tuple[float, ...]] = {}
+        weights = result.weights
+        for name, values in result.samples.items():
+            for label, column, w in _elements(name, values, weights):
+                rows[label] = weighted_statistics(column, w)
+        return cls(rows, _facts(result))
+
+    def __str__(self) -> str:
+        width = max([len(label) for label in self.rows] + [4])
+        lines = [" " * width + "".join(f"{column:>10}" for column in COLUMNS)]
+        lines += [f"{label:<{width}}" + "".join(f"{v:>10.4g}" for v in row) for label, row in self.rows.items()]
+        margin = max(len(name) for name in self.facts) + 2
+        lines.append("")
+        for name, text in self.facts.items():
+            lines.append(f"{name:<{margin}}" + text.replace("\n", "\n" + " " * margin))
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{column}</th>" for column in ("", *COLUMNS))
+        body = "".join(
+            f"<tr><th>{html.escape(label)}</th>" + "".join(f"<td>{v:.4g}</td>" for v in row) + "</tr>"
+            for label, row in self.rows.items()
+        )
+        facts = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in self.facts.items()
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><table>{facts}</table>"
+
+
+def weighted_statistics(values: np.ndarray, weights: np.ndarray) -> tuple[float, ...]:
+    """Mean, standard deviation and the 5, 50 and 95 % quantiles of finite values under weights, both shape (N,).
+
+    A quantile q is the smallest value whose cumulative weight reaches q.
+    """
+    values = np.asarray(values, np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        return (float("nan"),) * len(COLUMNS)
+    values, weights = values[finite], np.asarray(weights, np.float64)[finite]
+    weights = weights / weights.sum()
+    mean = float(weights @ values)
+    sd = float(np.sqrt(weights @ (values - mean) ** 2))
+    order = np.argsort(values)
+    cumulative = np.cumsum(weights[order])
+    index = np.minimum(np.searchsorted(cumulative, np.array(QUANTILES) - 1e-12), len(values) - 1)
+    return (mean, sd, *(float(v) for v in values[order][index]))
+
+
+def _elements(name: str, values: np.ndarray, weights: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(label, values, weights) for every number of a site, or one pooled entry for a large one."""
+    n, shape = values.shape[0], values.shape[1:]
+    flat = values.reshape(n, -1)
+    if flat.shape[1] > MAX_ELEMENTS:
+        shown = "×".join(str(s) for s in shape)
+        return [(f"{name} ({shown}, pooled)", flat.ravel(), np.repeat(weights, flat.shape[1]))]
+    labels = [name + (f"[{', '.join(str(i) for i in index)}]" if index else "") for index in np.ndindex(shape)]
+    return [(label, flat[:, j], weights) for j, label in enumerate(labels)]
+
+
+def _facts(result: Result) -> dict[str, str]:
+    num_levels = len(result.log_snr)
+    facts = {"sampler": result.sampler}
+    if result.reason:
+        facts["why"] = result.reason
+    facts["chains"] = f"{result.num_chains:,}, effective {1 / np.sum(result.weights**2):,.0f}"
+    facts["levels"] = f"{num_levels}, log-SNR {result.log_snr[-1]:.3g} … {result.log_snr[0]:.3g}"
+    facts["evaluations"] = f"{result.evaluations:,} of the composed density per chain"
+    for name, values in (("acceptance", result.acceptance), ("step size", result.step_size), ("ESS", result.ess)):
+        if np.isfinite(values).any():
+            facts[name] = _range(values)
+    if np.nansum(result.non_finite) > 0:
+        facts["non-finite"] = f"{int(np.nansum(result.non_finite)):,} proposals, rejected"
+    if result.log_evidence is not None:
+        facts["log evidence"] = f"{result.log_evidence:.4g}"
+    facts["time"] = f"{result.seconds:.2f} s"
+    facts["status"] = str(result.status)
+    return facts
+
+
+def _range(values: np.ndarray) -> str:
+    """Least and greatest over levels, and where they are."""
+    low, high = np.nanargmin(values), np.nanargmax(values)
+    if f"{values[low]:.3g}" == f"{values[high]:.3g}":
+        return f"{values[low]:.3g} at every level"
+    return f"{values[low]:.3g} (level {low}) … {values[high]:.3g} (level {high})"

@@ -10,7 +10,7 @@ import numpy as np
 
 ACCEPTANCE_FLOOR = 0.05
 """A Metropolis kernel that accepts less than this at a level has hardly moved there."""
-NON_FINITE_CEILING = 1e-3
+NON_FINITE_CEILING = 0.01
 """Below this share, non-finite proposals are counted but not reported: adaptation overshoots now and then."""
 ESS_FLOOR = 0.05
 """Relative effective sample size under which a level's weights rest on too few chains."""
@@ -118,8 +118,8 @@ def diagnose(
                 Code.NON_FINITE,
                 f"Up to {np.nanmax(share[bad]):.1%} of the proposals had a NaN or infinite density or score at "
                 f"{_levels(bad)}; they were rejected, so the chains cannot enter that region. "
-                "Try smaller steps (step_size=cp.Adaptive() for MALA and HMC), or evaluate "
-                "density.log_density there to find the factor that overflows.",
+                "Expected where a factor is zero outside its support; else try smaller steps (step_size=cp.Adaptive() "
+                "for MALA and HMC), and evaluate density.log_density there to find the factor that overflows.",
             )
         )
     if adjusted and stuck.any():

@@ -1,0 +1,193 @@
+"""Pictures of a result: samples over their density, image grids, histograms, and the diagnostics by level."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from composeprob.result import Result
+
+INK, ACCENT, SECOND, FAINT = "#22313f", "#c8553d", "#2a6f97", "#b8c4cf"
+SHADE = LinearSegmentedColormap.from_list("shade", ["#ffffff", "#d6e2ec", "#9dbbd3", "#5b8db3"])
+MAX_POINTS, MAX_IMAGES, MAX_HISTOGRAMS = 3000, 16, 6
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+}
+PANEL = 3.4  # inches
+
+
+def plot_result(result: Result) -> Figure:
+    """What `Result.plot` shows: one panel per site and one for the run."""
+    draws = result.unweighted()
+    has_levels = bool(np.isfinite(result.acceptance).any() or np.isfinite(result.step_size).any())
+    count = len(draws) + has_levels
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    with plt.rc_context(STYLE):
+        figure = new_figure(PANEL * columns + 0.6, PANEL * rows)
+        axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+        for ax, (name, values) in zip(axes, draws.items(), strict=False):
+            plot_site(ax, name, values, result.density)
+        if has_levels:
+            plot_levels(axes[len(draws)], result)
+        for ax in axes[count:]:
+            ax.set_axis_off()
+    return figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches: `matplotlib.pyplot.show` shows it in a script, a notebook shows it once."""
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    if "inline" in plt.get_backend().lower():
+        plt.close(figure)  # the notebook shows the cell's value; an open figure would be shown again
+    return figure
+
+
+def plot_site(ax: Axes, name: str, values: np.ndarray, density: Any = None) -> None:
+    """The panel of one site, chosen by the shape of its event."""
+    shape = values.shape[1:]
+    if shape == (2,):
+        plot_points(ax, values, name, log_density=_level_zero(density, name))
+    elif is_image(shape):
+        plot_images(ax, values, name)
+    else:
+        plot_histograms(ax, values, name)
+
+
+def plot_points(ax: Axes, points: np.ndarray, title: str = "", log_density: Any = None, window: Any = None) -> None:
+    """Points of the plane, over the density they should follow.
+
+    Args:
+        ax: where to draw.
+        points: shape (N, 2).
+        title: the panel's title.
+        log_density: maps points of shape (M, 2) to log-densities (M,), or None for no density.
+        window: (x_min, x_max, y_min, y_max); by default what holds 99 % of the points, and a margin.
+    """
+    points = np.asarray(points, float)
+    points = points[np.isfinite(points).all(1)]
+    if window is None:
+        window = _window(points)
+    if log_density is not None:
+        plot_density(ax, log_density, window)
+    shown = points[:: max(1, len(points) // MAX_POINTS)]
+    alpha = float(np.clip(600 / max(len(shown), 1), 0.35, 0.9))
+    ax.scatter(shown[:, 0], shown[:, 1], s=3.5, c=ACCENT, alpha=alpha, linewidths=0, rasterized=True)
+    ax.set(xlim=window[:2], ylim=window[2:], aspect="equal", title=title)
+
+
+def plot_density(ax: Axes, log_density: Any, window: Any, resolution: int = 140) -> None:
+    """A density over a window of the plane, shaded relative to its highest value there."""
+    x = np.linspace(window[0], window[1], resolution)
+    y = np.linspace(window[2], window[3], resolution)
+    grid = np.stack(np.meshgrid(x, y), -1)
+    values = np.asarray(log_density(grid.reshape(-1, 2)), float).reshape(resolution, resolution)
+    values = np.where(np.isfinite(values), values, -np.inf)
+    relative = np.exp(values - values.max())
+    ax.imshow(relative, cmap=SHADE, extent=window, origin="lower", vmin=0, vmax=1, interpolation="bilinear", zorder=0)
+    # contours where a Gaussian has 1, 2 and 3 standard deviations
+    ax.contour(x, y, relative, levels=np.exp([-4.5, -2.0, -0.5]), colors=INK, linewidths=0.45, alpha=0.55, zorder=1)
+
+
+def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
+    """The first images as one mosaic; values in [0, 1] or [−1, 1] keep their meaning, others are stretched."""
+    images = np.asarray(images[:MAX_IMAGES], float)
+    if images.ndim == 3:
+        images = images[..., None]
+    low, high = float(np.nanmin(images)), float(np.nanmax(images))
+    if low > -0.05 and high < 1.1:
+        low, high = 0.0, 1.0
+    elif low > -1.5 and high < 1.5:
+        low, high = -1.0, 1.0
+    images = np.clip((np.nan_to_num(images) - low) / max(high - low, 1e-12), 0, 1)
+    n, height, width, channels = images.shape
+    columns = int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    mosaic = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1, channels))
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
+        mosaic[top : top + height, left : left + width] = image
+    ax.imshow(mosaic.squeeze(-1) if channels == 1 else mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set(title=title)
+    ax.set_axis_off()
+
+
+def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
+    """The marginal of every number of a site (the first few of many), in one panel."""
+    shape = values.shape[1:]
+    flat = np.asarray(values, float).reshape(len(values), -1)
+    finite = flat[np.isfinite(flat)]
+    low, high = np.quantile(finite, [0.001, 0.999]) if finite.size else (0.0, 1.0)
+    bins = np.linspace(low, high if high > low else low + 1, 41)
+    colors = [SECOND, ACCENT, "#6a994e", "#8d6a9f", "#d4a373", INK]
+    for j in range(min(flat.shape[1], MAX_HISTOGRAMS)):
+        label = f"[{', '.join(str(i) for i in np.unravel_index(j, shape))}]" if shape else None
+        column = flat[np.isfinite(flat[:, j]), j]
+        if flat.shape[1] == 1:
+            ax.hist(column, bins=bins, density=True, color=SECOND, alpha=0.75)
+        else:
+            ax.hist(column, bins=bins, density=True, histtype="step", color=colors[j], label=label, linewidth=1.2)
+    if flat.shape[1] > 1:
+        ax.legend(fontsize=8, loc="upper right")
+    more = f" (first {MAX_HISTOGRAMS} of {flat.shape[1]})" if flat.shape[1] > MAX_HISTOGRAMS else ""
+    ax.set(title=title + more, ylabel="density")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def plot_levels(ax: Axes, result: Result) -> None:
+    """Acceptance (left axis) and step size (right axis, logarithmic) by log-SNR: noisy left, clean right."""
+    if np.isfinite(result.acceptance).any():
+        ax.plot(result.log_snr, result.acceptance, color=ACCENT, linewidth=1.4)
+    ax.set(ylim=(0, 1.02), xlabel="log-SNR (noisy → clean)", title="run")
+    ax.set_ylabel("acceptance", color=ACCENT)
+    ax.spines["top"].set_visible(False)
+    if (np.isfinite(result.step_size) & (result.step_size > 0)).any():
+        right = ax.twinx()
+        right.plot(result.log_snr, result.step_size, color=SECOND, linewidth=1.4)
+        right.set_yscale("log")
+        right.set_ylabel("step size", color=SECOND)
+        right.spines["top"].set_visible(False)
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether an event of this shape is drawn as an image: (H, W), (H, W, 1) or (H, W, 3) with sides of 6 or more."""
+    return len(shape) in (2, 3) and min(shape[:2]) >= 6 and (len(shape) == 2 or shape[2] in (1, 3))
+
+
+def _window(points: np.ndarray) -> tuple[float, float, float, float]:
+    """A square around 99 % of the points."""
+    if len(points) == 0:
+        return (-1.0, 1.0, -1.0, 1.0)
+    low, high = np.quantile(points, [0.005, 0.995], axis=0)
+    center, half = (low + high) / 2, 0.5 * float(np.max(high - low)) * 1.25 + 1e-6
+    return (center[0] - half, center[0] + half, center[1] - half, center[1] + half)
+
+
+def _level_zero(density: Any, name: str) -> Any:
+    """The log-density at level 0 as a function of points (M, 2), where site ``name`` is all there is; else None."""
+    if density is None or "energy" not in density.capabilities:
+        return None
+    import jax
+
+    if set(jax.eval_shape(density.initial, jax.random.key(0))) != {name}:
+        return None
+    evaluate = jax.jit(jax.vmap(lambda x: density.log_density({name: x}, 0)))
+    return lambda points: evaluate(np.asarray(points, np.float32))

@@ -1,0 +1,64 @@
+"""How much mass each mode of a known target received."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from composeprob.errors import ShapeError
+
+
+def mode_weights(samples: Any, centers: Any, log_weights: Any = None) -> np.ndarray:
+    """The share of the samples' weight that is nearest to each centre.
+
+    Args:
+        samples: shape (N, …); samples that are not finite belong to no mode.
+        centers: shape (M, …), events of the same shape.
+        log_weights: log-weights of the samples up to a constant, shape (N,); equal weights if left out.
+
+    Returns:
+        Shares of shape (M,). They sum to 1, or to less by the weight of samples that are not finite.
+
+    Raises:
+        ShapeError: events of different shape.
+
+    Example:
+        >>> from composeprob.metrics.mode_weights import mode_weights
+        >>> mode_weights([[0.1], [0.9], [1.2], [0.8]], [[0.0], [1.0]]).tolist()
+        [0.25, 0.75]
+    """
+    points, targets = np.asarray(samples, np.float64), np.asarray(centers, np.float64)
+    if points.shape[1:] != targets.shape[1:]:
+        raise ShapeError(
+            f"Samples are events of shape {points.shape[1:]}, centres of shape {targets.shape[1:]}.",
+            fix="pass samples of shape (N, …) and centres of shape (M, …) with the same trailing shape.",
+        )
+    points, targets = points.reshape(len(points), -1), targets.reshape(len(targets), -1)
+    weights = np.full(len(points), 1.0 / max(len(points), 1))
+    if log_weights is not None:
+        shifted = np.exp(np.asarray(log_weights, np.float64) - np.max(log_weights))
+        weights = shifted / shifted.sum()
+    finite = np.isfinite(points).all(1)
+    points, weights = points[finite], weights[finite]
+    # ‖x − c‖² up to ‖x‖², which all centres share: no (N, M, d) array
+    distance = (targets**2).sum(1)[None] - 2 * points @ targets.T
+    return np.bincount(distance.argmin(1), weights=weights, minlength=len(targets))
+
+
+def total_variation(p: Any, q: Any) -> float:
+    """½ Σᵢ |pᵢ − qᵢ|: 0 for equal distributions, 1 for disjoint ones.
+
+    Args:
+        p: probabilities, shape (M,).
+        q: probabilities, shape (M,).
+
+    Example:
+        >>> from composeprob.metrics.mode_weights import total_variation
+        >>> total_variation([0.5, 0.5], [0.75, 0.25])
+        0.25
+    """
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    if p.shape != q.shape:
+        raise ShapeError(f"Two distributions over {p.shape} and {q.shape} modes cannot be compared.")
+    return float(0.5 * np.abs(p - q).sum())

@@ -6,6 +6,7 @@ To add one, see docs/add-a-kernel.md.
 """
 
 from composeprob.kernels.base import Info, Kernel, KernelState
+from composeprob.kernels.blackjax import BlackJAX
 from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.kernels.hmc import HMC
 from composeprob.kernels.mala import MALA
@@ -19,6 +20,7 @@ __all__ = [
     "UHMC",
     "ULA",
     "Adaptive",
+    "BlackJAX",
     "HamiltonianState",
     "Info",
     "Kernel",

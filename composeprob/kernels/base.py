@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import ClassVar, TypeVar
+from typing import Generic, TypeVar
 
 import equinox as eqx
 from jax import Array
@@ -46,7 +46,7 @@ class Info(eqx.Module):
     non_finite: Array
 
 
-class Kernel(eqx.Module):
+class Kernel(eqx.Module, Generic[State]):
     """A Markov transition that leaves π_k invariant, or nearly so (unadjusted kernels).
 
     A kernel sees a level's density only as a `Target`, position → `Evaluation`, and works on ONE chain: the driver
@@ -68,9 +68,6 @@ class Kernel(eqx.Module):
     """
 
     step_size: StepSize = eqx.field(converter=as_step_size)
-
-    optimal_acceptance: ClassVar[float | None]
-    scale_exponent: ClassVar[int]
 
     def __check_init__(self) -> None:
         name = type(self).__name__
@@ -96,8 +93,18 @@ class Kernel(eqx.Module):
     def evaluations_per_step(self) -> int:
         """Calls of the target in one transition."""
 
+    @property
     @abc.abstractmethod
-    def init(self, key: Array, position: Position, target: Target) -> KernelState:
+    def optimal_acceptance(self) -> float | None:
+        """The mean acceptance that `Adaptive` aims for, None if unadjusted. A plain class attribute will do."""
+
+    @property
+    @abc.abstractmethod
+    def scale_exponent(self) -> int:
+        """p in h_k = c·σ_k^p. A plain class attribute will do."""
+
+    @abc.abstractmethod
+    def init(self, key: Array, position: Position, target: Target) -> State:
         """The state of a chain at `position`; one evaluation.
 
         Args:
@@ -114,7 +121,7 @@ class Kernel(eqx.Module):
         return dataclasses.replace(state, evaluation=target(state.position))
 
     @abc.abstractmethod
-    def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
+    def step(self, key: Array, state: State, target: Target, step_size: Array) -> tuple[State, Info]:
         """One transition.
 
         Args:
@@ -126,3 +133,18 @@ class Kernel(eqx.Module):
         Returns:
             The next state and its `Info`.
         """
+
+
+def log_density_of(evaluation: Evaluation) -> Array:
+    """log π(x) of an evaluation, a scalar.
+
+    Raises:
+        CapabilityError: where the density offers its score only; raised while tracing, before anything runs.
+    """
+    value = evaluation.log_density
+    if value is None:
+        raise CapabilityError(
+            "an accept test needs `energy`, but this density offers only `score`",
+            fix="use ULA or UHMC, which need scores only",
+        )
+    return value

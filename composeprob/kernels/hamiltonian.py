@@ -11,7 +11,7 @@ from jax import Array
 
 from composeprob import pytree
 from composeprob.density.evaluation import Position, Target
-from composeprob.kernels.base import Kernel, KernelState
+from composeprob.kernels.base import Kernel, KernelState, log_density_of
 from composeprob.kernels.leapfrog import leapfrog
 from composeprob.kernels.step_size import as_scalar, check_count, check_range, match_precision
 
@@ -26,7 +26,7 @@ class HamiltonianState(KernelState):
     momentum: Position
 
 
-class Hamiltonian(Kernel):
+class Hamiltonian(Kernel[HamiltonianState]):
     """Base of the kernels that follow a trajectory of H(x, v) = −log π(x) + ½‖v‖² (unit mass).
 
     h is a length: h_k = c·σ_k suits every level.
@@ -77,4 +77,4 @@ def flip(state: HamiltonianState) -> HamiltonianState:
 
 def log_joint(state: HamiltonianState) -> Array:
     """−H(x, v) = log π(x) − ½‖v‖², a scalar."""
-    return state.evaluation.log_density - 0.5 * pytree.squared_norm(state.momentum)
+    return log_density_of(state.evaluation) - 0.5 * pytree.squared_norm(state.momentum)

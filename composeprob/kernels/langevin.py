@@ -11,7 +11,7 @@ from composeprob.kernels.base import Kernel, KernelState
 from composeprob.kernels.step_size import match_precision
 
 
-class Langevin(Kernel):
+class Langevin(Kernel[KernelState]):
     """Base of the kernels that move by one Euler step of dx = ∇ log π dt + √2 dW.
 
     h is a squared length: a step moves by about √(2h), and h_k = c·σ_k² suits every level.

@@ -7,7 +7,7 @@ import jax
 from jax import Array
 
 from composeprob.density.evaluation import Target
-from composeprob.kernels.base import Info, KernelState
+from composeprob.kernels.base import Info, KernelState, log_density_of
 from composeprob.kernels.langevin import Langevin, log_proposal_ratio
 from composeprob.kernels.metropolis import metropolis
 from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size
@@ -50,6 +50,6 @@ class MALA(Langevin):
     def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
         key_propose, key_accept = jax.random.split(key)
         proposed = self.propose(key_propose, state, target, step_size)
-        log_target_ratio = proposed.evaluation.log_density - state.evaluation.log_density
+        log_target_ratio = log_density_of(proposed.evaluation) - log_density_of(state.evaluation)
         log_ratio = log_target_ratio + log_proposal_ratio(state, proposed, step_size)
         return metropolis(key_accept, log_ratio, proposed, state)

@@ -1,0 +1,231 @@
+"""Any BlackJAX algorithm as a kernel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from composeprob import pytree
+from composeprob.density.evaluation import Position, Target
+from composeprob.errors import CapabilityError, ConditionError
+from composeprob.kernels.base import Info, Kernel, KernelState, log_density_of
+from composeprob.kernels.metropolis import unadjusted
+from composeprob.kernels.step_size import Adaptive, as_step_size, check_count, match_precision
+
+NUTS_GUESS = 15
+"""Evaluations that a NUTS transition is taken to need where nobody says: a tree of depth 4."""
+
+
+class BlackJAXState(KernelState):
+    """A chain together with BlackJAX's own state.
+
+    Attributes:
+        inner: what BlackJAX carries; its position, log-density and score are overwritten with ours before each step.
+    """
+
+    inner: Any
+
+
+class BlackJAX(Kernel[BlackJAXState]):
+    """A transition of a BlackJAX algorithm, such as ``blackjax.nuts``, ``blackjax.hmc`` or ``blackjax.ghmc``.
+
+    The algorithm is built inside the transition on the current level's log-density, whose derivative is the density's
+    own score: a value-and-gradient costs one evaluation. Which algorithms: those of `blackjax.mcmc` that take a
+    log-density and keep one position (not elliptical slice sampling, `orbital_hmc`, or the Laplace family).
+
+    Costs: what the algorithm itself evaluates, and one more per transition, since BlackJAX hands back a position, a
+    log-density and its gradient, while samplers also use the rest of an `Evaluation`. NUTS under `vmap` runs until
+    the last chain's tree is complete, so every chain pays for the longest. `MALA` and `HMC` of this library do without
+    the extra evaluation.
+
+    Args:
+        algorithm: a top-level algorithm of BlackJAX.
+        step_size: passed as its parameter `step_size`: a number, one per level, a rule, or `Adaptive` (the default
+            where the algorithm has that parameter; it must not be given where it has not). h is a squared length for
+            ``blackjax.mala`` (which makes h_k = c·σ_k²) and a length elsewhere (h_k = c·σ_k). `Adaptive` aims for the
+            acceptance 0.8 unless it says another.
+        evaluations: evaluations per transition of the algorithm, for the books; None takes `num_integration_steps`
+            where given, 2^min(4, max_num_doublings) − 1 for NUTS (a guess: its trees are random), and 1 elsewhere.
+        **parameters: the algorithm's other parameters. Arrays and floats may change without compiling again.
+            `inverse_mass_matrix` is the identity unless given.
+
+    Raises:
+        ConditionError: for an unknown or a missing parameter.
+        InvalidValueError: for a step size that is not positive and finite.
+        CapabilityError: while tracing, for `Adaptive` with an algorithm that reports no acceptance, or an algorithm
+            whose state has no single position.
+
+    Example:
+        >>> import blackjax
+        >>> from composeprob.kernels import BlackJAX
+        >>> BlackJAX(blackjax.hmc, 0.1, num_integration_steps=5).evaluations_per_step
+        6
+
+    References:
+        Cabezas et al. (2024), BlackJAX: composable Bayesian inference in JAX.
+    """
+
+    algorithm: Callable[..., Any] = eqx.field(static=True)
+    arrays: dict[str, Any]
+    options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+    evaluations: int = eqx.field(static=True)
+
+    optimal_acceptance = 0.8
+
+    def __init__(
+        self, algorithm: Callable[..., Any], step_size: Any = None, *, evaluations: int | None = None, **parameters: Any
+    ):
+        _check_parameters(algorithm, step_size, parameters)
+        takes_step = "step_size" in _signature(algorithm)
+        default = Adaptive() if takes_step else 1.0  # the number is never used
+        self.algorithm = algorithm
+        self.step_size = as_step_size(default if step_size is None else step_size)
+        numeric = {k: v for k, v in parameters.items() if _is_numeric(v)}
+        self.arrays = jax.tree.map(jnp.asarray, numeric)
+        self.options = tuple(sorted((k, v) for k, v in parameters.items() if k not in numeric))
+        self.evaluations = _guess_evaluations(algorithm, parameters) if evaluations is None else evaluations
+        check_count(self.evaluations, "BlackJAX(evaluations=)", minimum=1)
+
+    def __repr__(self) -> str:
+        parameters = "".join(f", {k}={v!r}" for k, v in self.options) + "".join(f", {k}=…" for k in self.arrays)
+        return f"BlackJAX({_name(self.algorithm)}{parameters})"
+
+    @property
+    def scale_exponent(self) -> int:
+        return 2 if _name(self.algorithm) == "mala" else 1
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset({"energy", "score"})
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return self.evaluations + 1
+
+    def init(self, key: Array, position: Position, target: Target) -> BlackJAXState:
+        evaluation = target(position)
+        # BlackJAX evaluates its log-density at this same position: it may have the value at hand.
+        algorithm = self._build(lambda _: evaluation, jnp.ones(()), position)
+        return BlackJAXState(position, evaluation, algorithm.init(position, key))
+
+    def step(self, key: Array, state: BlackJAXState, target: Target, step_size: Array) -> tuple[BlackJAXState, Info]:
+        algorithm = self._build(target, step_size, state.position)
+        before = _refreshed(state)
+        inner, report = algorithm.step(key, before)
+        acceptance = getattr(report, "acceptance_rate", None)
+        if acceptance is None and isinstance(self.step_size, Adaptive):
+            raise CapabilityError(
+                f"{_name(self.algorithm)} reports no acceptance, so its step size cannot be Adaptive",
+                fix="give a number, one step per level, or a rule of the schedule",
+            )
+        inner = jax.tree.map(lambda new, old: new.astype(old.dtype), inner, before)
+        chosen, info = unadjusted(
+            KernelState(inner.position, target(inner.position)), KernelState(state.position, state.evaluation)
+        )
+        state = BlackJAXState(chosen.position, chosen.evaluation, pytree.where(info.accepted, inner, before))
+        if acceptance is None:
+            return state, info
+        probability = jnp.where(jnp.isfinite(acceptance), jnp.clip(acceptance, 0.0, 1.0), 0.0)
+        accepted = info.accepted & getattr(report, "is_accepted", True)
+        non_finite = info.non_finite | jnp.isnan(acceptance) | getattr(report, "is_divergent", False)
+        return state, Info(probability.astype(info.acceptance.dtype), accepted, non_finite)
+
+    def _build(self, target: Target, step_size: Array, position: Position) -> Any:
+        takes = _signature(self.algorithm)
+        parameters = dict(self.options) | _match_floats(self.arrays, position)
+        if "step_size" in takes:
+            parameters["step_size"] = match_precision(step_size, position)
+        if "inverse_mass_matrix" in takes and "inverse_mass_matrix" not in parameters:
+            parameters["inverse_mass_matrix"] = ravel_pytree(jax.tree.map(jnp.ones_like, position))[0]
+        return self.algorithm(_differentiable(target), **parameters)
+
+
+def _differentiable(target: Target) -> Callable[[Position], Array]:
+    """position → log π with the evaluation's own score as derivative: value and gradient cost one evaluation."""
+
+    @jax.custom_jvp
+    def log_density(position: Position) -> Array:
+        return log_density_of(target(position))
+
+    @log_density.defjvp
+    def derivative(primals: tuple[Position], tangents: tuple[Position]) -> tuple[Array, Array]:
+        evaluation = target(primals[0])
+        return log_density_of(evaluation), pytree.vdot(evaluation.score, tangents[0])
+
+    return log_density
+
+
+def _refreshed(state: BlackJAXState) -> Any:
+    """BlackJAX's state with our position, log-density and score in it: right after a change of level, at no cost."""
+    ours = {
+        "position": state.position,
+        "logdensity": state.evaluation.log_density,
+        "logdensity_grad": state.evaluation.score,
+    }
+    fields = getattr(state.inner, "_fields", ())
+    if "position" not in fields or "logdensity" not in fields:
+        raise CapabilityError(
+            f"the state {type(state.inner).__name__} of this BlackJAX algorithm has fields {fields}, not one position "
+            "and its log-density",
+            fix="use an algorithm such as blackjax.nuts, blackjax.hmc, blackjax.mala, blackjax.barker or blackjax.ghmc",
+        )
+    return state.inner._replace(**{name: value for name, value in ours.items() if name in fields})
+
+
+def _signature(algorithm: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Parameters of the algorithm by name, without the log-density, which comes first."""
+    parameters = inspect.signature(getattr(algorithm, "differentiable", algorithm)).parameters
+    return dict(list(parameters.items())[1:])
+
+
+def _name(algorithm: Callable[..., Any]) -> str:
+    """The algorithm's name in BlackJAX: that of the module which defines it, such as ``nuts``."""
+    function = getattr(algorithm, "differentiable", algorithm)
+    return getattr(function, "func", function).__module__.rsplit(".", 1)[-1]
+
+
+def _check_parameters(algorithm: Callable[..., Any], step_size: Any, given: dict[str, Any]) -> None:
+    known, name = _signature(algorithm), _name(algorithm)
+    if step_size is not None and "step_size" not in known:
+        raise ConditionError(f"{name} of BlackJAX takes no step_size", fix=f"its parameters are {', '.join(known)}")
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    unknown = [k for k in given if k not in known]
+    if unknown and not open_ended:
+        raise ConditionError(
+            f"{name} of BlackJAX has no parameter {unknown[0]!r}", fix=f"its parameters are {', '.join(known)}"
+        )
+    supplied = {"step_size", "inverse_mass_matrix", *given}
+    missing = [k for k, p in known.items() if p.default is p.empty and p.kind < p.VAR_POSITIONAL and k not in supplied]
+    missing += [k for k, p in known.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY and k not in supplied]
+    if missing:
+        raise ConditionError(
+            f"{name} of BlackJAX needs {', '.join(missing)}", fix=f"BlackJAX(blackjax.{name}, ..., {missing[0]}=...)"
+        )
+
+
+def _guess_evaluations(algorithm: Callable[..., Any], parameters: dict[str, Any]) -> int:
+    if _name(algorithm) == "nuts":
+        return min(NUTS_GUESS, 2 ** parameters.get("max_num_doublings", 10) - 1)
+    steps = parameters.get("num_integration_steps", 1)
+    return steps if isinstance(steps, int) else 1
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether a parameter is made of arrays and floats, which may be traced; the rest is part of the program."""
+    leaves = jax.tree.leaves(value)
+    return bool(leaves) and all(isinstance(leaf, float | np.ndarray | Array) for leaf in leaves)
+
+
+def _match_floats(parameters: dict[str, Any], position: Position) -> dict[str, Any]:
+    def match(leaf: Array) -> Array:
+        return match_precision(leaf, position) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(match, parameters)

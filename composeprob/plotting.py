@@ -109,15 +109,15 @@ def plot_density(ax: Axes, log_density: Any, window: Any, resolution: int = 140)
 
 def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
     """The first images as one mosaic; values in [0, 1] or [−1, 1] keep their meaning, others are stretched."""
-    images = np.asarray(images[:MAX_IMAGES], float)
+    images = np.nan_to_num(np.asarray(images[:MAX_IMAGES], float))
     if images.ndim == 3:
         images = images[..., None]
-    low, high = float(np.nanmin(images)), float(np.nanmax(images))
+    low, high = float(images.min()), float(images.max())
     if low > -0.05 and high < 1.1:
         low, high = 0.0, 1.0
     elif low > -1.5 and high < 1.5:
         low, high = -1.0, 1.0
-    images = np.clip((np.nan_to_num(images) - low) / max(high - low, 1e-12), 0, 1)
+    images = np.clip((images - low) / max(high - low, 1e-12), 0, 1)
     n, height, width, channels = images.shape
     columns = int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)
@@ -141,11 +141,13 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
     for j in range(min(flat.shape[1], MAX_HISTOGRAMS)):
         label = f"[{', '.join(str(i) for i in np.unravel_index(j, shape))}]" if shape else None
         column = flat[np.isfinite(flat[:, j]), j]
+        if not column.size:
+            continue
         if flat.shape[1] == 1:
             ax.hist(column, bins=bins, density=True, color=SECOND, alpha=0.75)
         else:
             ax.hist(column, bins=bins, density=True, histtype="step", color=colors[j], label=label, linewidth=1.2)
-    if flat.shape[1] > 1:
+    if flat.shape[1] > 1 and ax.patches:
         ax.legend(fontsize=8, loc="upper right")
     more = f" (first {MAX_HISTOGRAMS} of {flat.shape[1]})" if flat.shape[1] > MAX_HISTOGRAMS else ""
     ax.set(title=title + more, ylabel="density")

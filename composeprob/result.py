@@ -149,6 +149,7 @@ class Result:
         arrays = {f"samples/{name}": value for name, value in self.samples.items()}
         arrays |= {name: getattr(self, name) for name in _ARRAYS}
         facts = {name: getattr(self, name) for name in _FACTS}
+        facts["sites"] = list(self.samples)  # safetensors sorts by name
         facts["status"] = [(code.value, message) for code, message in self.status.findings]
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")  # a reader never sees half a file
@@ -190,7 +191,7 @@ class Result:
             )
         facts: dict[str, Any] = json.loads(metadata["facts"])
         status = Status(tuple((Code(code), message) for code, message in facts.pop("status")))
-        samples = {name.removeprefix("samples/"): v for name, v in arrays.items() if name.startswith("samples/")}
+        samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
         return cls(samples=samples, status=status, **facts, **{name: arrays[name] for name in _ARRAYS})
 
     def __repr__(self) -> str:

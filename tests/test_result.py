@@ -1,0 +1,217 @@
+"""`Result`: weights, summary, pictures, ArviZ, and the round trip through a file."""
+
+import dataclasses
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from composeprob.errors import ComposeProbError, LoadError
+from composeprob.result import Result
+from composeprob.sampling.status import Code, Status
+from composeprob.summary import weighted_statistics
+
+N, K = 400, 12
+
+
+def make(samples=None, log_weights=None, **changes):
+    rng = np.random.default_rng(0)
+    fields = {
+        "samples": {"x": rng.normal(size=(N, 2)).astype(np.float32)} if samples is None else samples,
+        "log_weights": np.zeros(N) if log_weights is None else log_weights,
+        "log_evidence": -1.25,
+        "evaluations": 120,
+        "acceptance": np.linspace(0.5, 0.6, K),
+        "step_size": np.geomspace(1e-3, 1, K),
+        "ess": np.full(K, 0.75),
+        "non_finite": np.zeros(K, int),
+        "status": Status(),
+        "seconds": 3.2,
+        "sampler": "SMC(MALA(Adaptive()))",
+        "reason": "every factor has a rate",
+        "log_snr": np.linspace(11, -9, K),
+    }
+    return Result(**fields | changes)
+
+
+def test_sites_by_name():
+    result = make()
+    assert result["x"].shape == (N, 2)
+    with pytest.raises(ComposeProbError, match="'x'"):
+        result["y"]
+
+
+def test_weighted_statistics_against_repetition():
+    # integer weights are the same as repeating the values
+    rng = np.random.default_rng(1)
+    values, counts = rng.normal(size=200), rng.integers(1, 6, 200)
+    repeated = np.sort(np.repeat(values, counts))
+    mean, sd, low, middle, high = weighted_statistics(values, counts)
+    np.testing.assert_allclose([mean, sd], [repeated.mean(), repeated.std()], rtol=1e-10)
+    for found, q in ((low, 0.05), (middle, 0.5), (high, 0.95)):
+        assert found == repeated[int(np.ceil(q * len(repeated))) - 1]
+
+
+def test_statistics_leave_out_what_is_not_finite():
+    assert weighted_statistics(np.array([1.0, np.nan, 3.0]), np.ones(3))[0] == 2.0
+    assert np.isnan(weighted_statistics(np.array([np.nan]), np.ones(1))).all()
+
+
+def test_unweighted_keeps_equal_weights_and_resamples_others():
+    np.testing.assert_array_equal(make().unweighted()["x"], make()["x"])
+    values = np.arange(N, dtype=float)
+    result = make({"x": values}, np.where(values < N / 2, 0.0, np.log(3.0)) - 700.0)  # no overflow far from 0
+    counts = np.bincount(result.unweighted()["x"].astype(int), minlength=N)
+    assert counts.sum() == N
+    assert abs(counts[N // 2 :].sum() - 0.75 * N) <= 1  # systematic: within one
+    assert counts.max() <= 2  # floor or ceiling of N·w
+
+
+def test_summary_weights_the_samples():
+    values = np.repeat([0.0, 1.0], N // 2)
+    summary = make({"x": values}, np.where(values == 1, np.log(3.0), 0.0)).summary()
+    assert summary.rows["x"][0] == pytest.approx(0.75)
+    text = str(summary)
+    for part in ("mean", "SMC(MALA", "every factor has a rate", "120", "-1.25", "status", "OK", "0.5 (level 0)"):
+        assert part in text
+    assert "<table>" in summary._repr_html_()
+
+
+def test_summary_names_every_element_of_small_sites_and_pools_large_ones():
+    rows = (
+        make({"x": np.zeros((N, 2)), "z": np.zeros(N), "m": np.zeros((N, 2, 2)), "i": np.zeros((N, 8, 8))})
+        .summary()
+        .rows
+    )
+    assert list(rows) == ["x[0]", "x[1]", "z", "m[0, 0]", "m[0, 1]", "m[1, 0]", "m[1, 1]", "i (8×8, pooled)"]
+
+
+def test_summary_tells_problems():
+    status = Status(((Code.ACCEPTANCE_COLLAPSED, "Acceptance fell to 0.01 at level 3."),))
+    text = str(make(status=status, non_finite=np.full(K, 2)).summary())
+    assert "ACCEPTANCE_COLLAPSED: Acceptance fell" in text
+    assert "24 proposals" in text
+
+
+def test_summary_of_a_sampler_without_acceptance():
+    nan = np.full(K, np.nan)
+    text = str(make(acceptance=nan, step_size=nan, ess=nan, log_evidence=None).summary())
+    assert "acceptance" not in text
+    assert "evidence" not in text
+
+
+def test_repr_is_one_short_line():
+    assert repr(make()) == ("Result(x (400, 2); SMC(MALA(Adaptive())); 120 evaluations per chain; status OK; 3.2 s)")
+    assert make()._repr_html_().startswith("<table>")
+
+
+def test_round_trip_through_a_file(tmp_path):
+    rng = np.random.default_rng(2)
+    samples = {
+        "x": rng.normal(size=(N, 2)).astype(np.float32),
+        "part/z": rng.normal(size=N),
+        "transposed": rng.normal(size=(3, N)).T,  # not contiguous in memory
+        "flag": rng.integers(0, 2, N).astype(bool),
+    }
+    status = Status(((Code.NON_FINITE, "…"), (Code.WEIGHTS_COLLAPSED, "Try more chains.")))
+    result = make(samples, rng.normal(size=N), status=status, acceptance=np.full(K, np.nan), log_evidence=None)
+    path = result.save(tmp_path / "new" / "run")
+    assert path.name == "run.safetensors"
+    loaded = Result.load(path)
+    assert loaded.density is None
+    assert list(loaded.samples) == list(samples)
+    for name, value in samples.items():
+        assert loaded[name].dtype == value.dtype
+        np.testing.assert_array_equal(loaded[name], value)
+    for field in dataclasses.fields(Result):
+        if field.name not in ("samples", "density"):
+            a, b = getattr(loaded, field.name), getattr(result, field.name)
+            np.testing.assert_array_equal(a, b) if isinstance(b, np.ndarray) else np.testing.assert_equal(a, b)
+    assert [p.name for p in path.parent.iterdir()] == ["run.safetensors"]  # nothing left of the writing
+    assert str(loaded.summary()) == str(result.summary())
+
+
+def test_load_refuses_what_it_cannot_read(tmp_path):
+    with pytest.raises(LoadError, match="no saved result"):
+        Result.load(tmp_path / "absent")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a safetensors file")
+    with pytest.raises(LoadError, match="cannot be read"):
+        Result.load(broken)
+    save_file({"w": np.zeros(3, np.float32)}, tmp_path / "weights.safetensors")
+    with pytest.raises(LoadError, match=r"cp\.load"):
+        Result.load(tmp_path / "weights.safetensors")
+
+
+def test_arviz_sees_independent_draws():
+    import arviz
+
+    data = make().to_arviz()
+    assert data.posterior["x"].shape == (1, N, 2)
+    assert data.sample_stats["log_weight"].shape == (1, N)
+    assert data.constant_data["acceptance"].shape == (K,)
+    assert data.attrs["evaluations"] == 120
+    assert arviz.summary(data, kind="stats").shape[0] == 2
+
+
+def test_arviz_gets_equally_weighted_draws():
+    values = np.repeat([0.0, 1.0], N // 2)
+    data = make({"x": values}, np.where(values == 1, np.log(3.0), 0.0)).to_arviz()
+    assert float(data.posterior["x"].mean()) == pytest.approx(0.75, abs=1 / N)
+
+
+class Density:
+    """As much of a compiled density as a plot looks at: one noised site, N(0, I)."""
+
+    capabilities = frozenset({"score", "energy"})
+
+    def initial(self, key):
+        return {"x": np.zeros(2, np.float32)}
+
+    def log_density(self, position, level):
+        assert level == 0
+        return -0.5 * (position["x"] ** 2).sum()
+
+
+def panels(result):
+    figure = result.plot()
+    figure.canvas.draw()
+    axes = {ax.get_title(loc="left"): ax for ax in figure.axes}
+    plt.close(figure)
+    return axes
+
+
+def test_plot_of_points_shows_the_density_when_there_is_one():
+    assert panels(make(density=Density()))["x"].images
+    score_only = Density()
+    score_only.capabilities = frozenset({"score"})
+    assert not panels(make(density=score_only))["x"].images
+    assert not panels(make())["x"].images
+
+
+def test_plot_of_images_scalars_vectors_and_the_run():
+    rng = np.random.default_rng(0)
+    samples = {
+        "gray": rng.uniform(size=(N, 8, 8)),
+        "colour": rng.uniform(-1, 1, size=(N, 8, 8, 3)),
+        "one": rng.uniform(size=(N, 8, 8, 1)),
+        "z": rng.normal(size=N),
+        "v": rng.normal(size=(N, 3)),
+        "matrix": rng.normal(size=(N, 2, 2)),
+    }
+    axes = panels(make(samples))
+    for name in ("gray", "colour", "one"):
+        assert len(axes[name].images) == 1
+    assert axes["colour"].images[0].get_array().ndim == 3
+    assert axes["z"].patches
+    assert len(axes["v"].get_legend().get_texts()) == 3
+    assert len(axes["matrix"].get_legend().get_texts()) == 4
+    assert axes["run"].lines
+
+
+def test_plot_without_acceptance_or_with_few_or_broken_samples():
+    nan = np.full(K, np.nan)
+    assert "run" not in panels(make(acceptance=nan, step_size=nan))
+    panels(make({"x": np.full((N, 2), np.nan), "z": np.full(N, np.nan), "i": np.full((N, 8, 8), np.nan)}))
+    panels(make({"x": np.zeros((1, 2)), "z": np.zeros(1), "i": np.zeros((1, 8, 8))}, np.zeros(1)))

@@ -1,0 +1,164 @@
+"""`diagnose`: each problem is found, named with its levels, and a healthy run is left alone."""
+
+import io
+import re
+import time
+
+import numpy as np
+import pytest
+
+from composeprob.sampling.progress import Progress
+from composeprob.sampling.status import Code, Status, diagnose
+
+K, N = 20, 100
+HEALTHY = {
+    "acceptance": np.full(K, 0.57),
+    "non_finite": np.zeros(K),
+    "proposals": N,
+    "ess": np.full(K, 0.8),
+    "num_chains": N,
+    "completed_levels": K,
+    "num_levels": K,
+    "adjusted": True,
+}
+
+
+def at(levels, value, other):
+    array = np.full(K, other, float)
+    array[levels] = value
+    return array
+
+
+def test_healthy_run_is_ok():
+    status = diagnose(**HEALTHY)
+    assert status.ok
+    assert status.code is Code.OK
+    assert status.has(Code.OK)
+    assert str(status) == "OK"
+
+
+def test_nan_means_not_applicable():
+    nan = np.full(K, np.nan)
+    assert diagnose(**HEALTHY | {"acceptance": nan, "ess": nan}).ok
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"completed_levels": 5}, Code.INTERRUPTED, "after 5 of 20 levels"),
+        ({"non_finite": at([3], 40, 0)}, Code.NON_FINITE, "40.0% .* at level 3;"),
+        ({"acceptance": at([0, 1, 2, 7], 0.01, 0.6)}, Code.ACCEPTANCE_COLLAPSED, "0.01 at levels 0–2, 7:"),
+        ({"ess": at([19], 0.01, 0.8)}, Code.WEIGHTS_COLLAPSED, r"1\.0 of 100 chains .* at level 19"),
+    ],
+)
+def test_each_problem_is_named(change, code, words):
+    status = diagnose(**HEALTHY | change)
+    assert not status.ok
+    assert status.code is code
+    assert re.search(words, status.message), status.message
+    assert "Try" in status.message or "try" in status.message or "Run it again" in status.message
+
+
+def test_thresholds_are_the_documented_ones():
+    assert diagnose(**HEALTHY | {"acceptance": at([4], 0.06, 0.6)}).ok
+    assert not diagnose(**HEALTHY | {"acceptance": at([4], 0.04, 0.6)}).ok
+    assert diagnose(**HEALTHY | {"non_finite": at([4], 1, 0)}).ok  # 1 %
+    assert not diagnose(**HEALTHY | {"non_finite": at([4], 2, 0)}).ok
+
+
+def test_proposals_are_totals_over_all_chains():
+    assert diagnose(**HEALTHY | {"non_finite": at([4], 5, 0), "proposals": 10 * N}).ok
+    assert not diagnose(**HEALTHY | {"non_finite": at([4], 50, 0), "proposals": np.full(K, 10 * N)}).ok
+
+
+def test_levels_not_visited_are_not_judged():
+    # levels 0 … 14 were never reached: their zeros are no collapse
+    change = {"completed_levels": 5, "acceptance": at(range(15), 0.0, 0.6), "ess": at(range(15), 0.0, 0.8)}
+    status = diagnose(**HEALTHY | change)
+    assert [code for code, _ in status.findings] == [Code.INTERRUPTED]
+    assert "noise of level 15" in status.message
+
+
+def test_unadjusted_kernels_have_no_acceptance_to_collapse():
+    assert diagnose(**HEALTHY | {"acceptance": np.zeros(K), "adjusted": False}).ok
+
+
+def test_few_chains_are_judged_by_their_number():
+    few = {"num_chains": 8, "proposals": 8}
+    assert not diagnose(**HEALTHY | few | {"ess": at([3], 0.2, 0.8)}).ok  # 1.6 chains
+    assert diagnose(**HEALTHY | few | {"ess": at([3], 0.4, 0.8)}).ok
+    assert diagnose(**HEALTHY | {"num_chains": 1, "proposals": 1, "ess": np.ones(K)}).ok
+
+
+def test_several_problems_come_gravest_first():
+    change = {"acceptance": np.zeros(K), "ess": np.zeros(K), "completed_levels": 10}
+    status = diagnose(**HEALTHY | change)
+    assert status.code is Code.INTERRUPTED
+    assert status.has(Code.ACCEPTANCE_COLLAPSED)
+    assert status.has(Code.WEIGHTS_COLLAPSED)
+    assert len(str(status).splitlines()) == 3
+
+
+def test_status_is_a_value():
+    assert Status() == Status()
+    assert hash(Status()) == hash(Status())
+
+
+def test_progress_is_silent_in_a_pipe(capfd):
+    with Progress(10, enabled=True, description="sampling") as bar:
+        for i in range(10):
+            bar.update(i + 1, acceptance=0.5)
+    out, err = capfd.readouterr()
+    assert out == err == ""
+
+
+def on_a_terminal(bar):
+    """The bar as on a terminal of 100 columns, drawing into the buffer that is returned."""
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    bar._console, bar._kind = Console(file=buffer, force_terminal=True, width=100), "terminal"
+    return buffer
+
+
+def test_progress_shows_levels_and_facts():
+    bar = Progress(10, description="sampling")
+    buffer = on_a_terminal(bar)
+    with bar:
+        for i in range(10):
+            bar.update(i + 1, acceptance=np.float32(0.5))
+    assert "sampling" in buffer.getvalue()
+    assert "10/10" in buffer.getvalue()  # the last update is drawn although it came within the refresh interval
+    assert "acceptance 0.5" in buffer.getvalue()
+
+
+def test_progress_is_throttled_and_facts_are_lazy():
+    class Fact:
+        reads = 0
+
+        def __float__(self):
+            Fact.reads += 1
+            return 0.5
+
+    bar, updates = Progress(20_000, description="sampling"), 20_000
+    on_a_terminal(bar)
+    with bar:
+        started = time.perf_counter()
+        for i in range(updates):
+            bar.update(i + 1, acceptance=Fact())
+        seconds = time.perf_counter() - started
+    assert Fact.reads <= 2 + seconds / 0.2
+    assert seconds / updates < 1e-4  # a level of the quickest run takes a hundred times as long
+
+
+def test_progress_survives_an_exception():
+    bar = Progress(3, description="sampling")
+    on_a_terminal(bar)
+
+    def interrupted():
+        with bar:
+            bar.update(1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()

@@ -11,6 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
+    from composeprob.density.annealed import AnnealedDensity
     from composeprob.result import Result
 
 INK, ACCENT, SECOND, FAINT = "#22313f", "#c8553d", "#2a6f97", "#b8c4cf"
@@ -61,7 +62,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def plot_site(ax: Axes, name: str, values: np.ndarray, density: Any = None) -> None:
+def plot_site(ax: Axes, name: str, values: np.ndarray, density: AnnealedDensity | None = None) -> None:
     """The panel of one site, chosen by the shape of its event."""
     shape = values.shape[1:]
     if shape == (2,):
@@ -183,13 +184,15 @@ def _window(points: np.ndarray) -> tuple[float, float, float, float]:
     return (center[0] - half, center[0] + half, center[1] - half, center[1] + half)
 
 
-def _level_zero(density: Any, name: str) -> Any:
+def _level_zero(density: AnnealedDensity | None, name: str) -> Any:
     """The log-density at level 0 as a function of points (M, 2), where site ``name`` is all there is; else None."""
     if density is None or "energy" not in density.capabilities:
         return None
+    if set(density.sites) != {name} or density.sites[name].kind != "noised":
+        return None  # a slice through other sites, or unconstrained coordinates, would not be the samples' density
+    import equinox as eqx
     import jax
 
-    if set(jax.eval_shape(density.initial, jax.random.key(0))) != {name}:
-        return None
-    evaluate = jax.jit(jax.vmap(lambda x: density.log_density({name: x}, 0)))
-    return lambda points: evaluate(np.asarray(points, np.float32))
+    # the density is an argument, so that its weights are no constants of the compiled function
+    evaluate = eqx.filter_jit(lambda d, xs: jax.vmap(lambda x: d.log_density({name: x}, 0))(xs))
+    return lambda points: evaluate(density, np.asarray(points, np.float32))

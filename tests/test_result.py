@@ -1,12 +1,14 @@
 """`Result`: weights, summary, pictures, ArviZ, and the round trip through a file."""
 
 import dataclasses
+from typing import ClassVar
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from composeprob.density.annealed import SiteInfo
 from composeprob.errors import ComposeProbError, LoadError
 from composeprob.result import Result
 from composeprob.sampling.status import Code, Status
@@ -165,9 +167,7 @@ class Density:
     """As much of a compiled density as a plot looks at: one noised site, N(0, I)."""
 
     capabilities = frozenset({"score", "energy"})
-
-    def initial(self, key):
-        return {"x": np.zeros(2, np.float32)}
+    sites: ClassVar = {"x": SiteInfo("noised", (2,))}
 
     def log_density(self, position, level):
         assert level == 0

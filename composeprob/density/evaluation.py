@@ -24,6 +24,7 @@ class Evaluation(eqx.Module):
         drift: ∇ log F_k, same structure (zero at static sites): what the reverse process follows.
         rate: the Feynman–Kac rate r of F_k, a scalar; None where a node has none.
         log_potential: log G_k, a scalar; None where a part of G offers only its score.
+        log_marginal: log F_k up to a constant of the level, a scalar; None where F offers only its score.
     """
 
     log_density: Array | None
@@ -31,6 +32,7 @@ class Evaluation(eqx.Module):
     drift: Position
     rate: Array | None
     log_potential: Array | None
+    log_marginal: Array | None = None
 
 
 Target = Callable[[Position], Evaluation]

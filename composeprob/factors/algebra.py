@@ -26,7 +26,7 @@ class Product(Factor):
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
     def given(self, **conditions: Any) -> Factor:
-        return Product(_given(self.factors, conditions), self.powers, self.event_shape)
+        return Product(factors=_given(self.factors, conditions), powers=self.powers, event_shape=self.event_shape)
 
 
 class Mixture(Factor):
@@ -44,7 +44,12 @@ class Mixture(Factor):
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
     def given(self, **conditions: Any) -> Factor:
-        return Mixture(_given(self.factors, conditions), self.log_weights, self.calibrated, self.event_shape)
+        return Mixture(
+            factors=_given(self.factors, conditions),
+            log_weights=self.log_weights,
+            calibrated=self.calibrated,
+            event_shape=self.event_shape,
+        )
 
 
 def product(*factors: Factor) -> Factor:
@@ -63,7 +68,8 @@ def product(*factors: Factor) -> Factor:
         ShapeError: events of different shape.
         WrongTypeError: something that is no factor.
     """
-    return Product(factors, (1.0,) * len(factors), _common_shape("A product", factors))
+    shape = _common_shape("A product", factors)
+    return Product(factors=factors, powers=(1.0,) * len(factors), event_shape=shape)
 
 
 def power(factor: Factor, exponent: float) -> Factor:
@@ -82,7 +88,7 @@ def power(factor: Factor, exponent: float) -> Factor:
         ) from error
     if not math.isfinite(exponent):
         raise InvalidValueError(f"A power must be finite; got {exponent}.", fix="pass a finite float.")
-    return Product((factor,), (exponent,), factor.event_shape)
+    return Product(factors=(factor,), powers=(exponent,), event_shape=factor.event_shape)
 
 
 def mixture(
@@ -119,7 +125,7 @@ def mixture(
             raise InvalidValueError(
                 f"log_weights must be {len(factors)} finite numbers, one per factor; got {log_weights!r}."
             )
-        return Mixture(factors, tuple(raw.tolist()), False, shape)
+        return Mixture(factors=factors, log_weights=tuple(raw.tolist()), calibrated=False, event_shape=shape)
     for factor in factors:
         if not _normalised(factor):
             names = ", ".join(f"'{leaf.label}'" for leaf in leaves(factor))
@@ -135,7 +141,12 @@ def mixture(
             fix="pass one share per factor; they are normalised to sum to 1.",
         )
     kept = [(f, w) for f, w in zip(factors, shares / shares.sum(), strict=True) if w > 0]
-    return Mixture(tuple(f for f, _ in kept), tuple(math.log(w) for _, w in kept), True, shape)
+    return Mixture(
+        factors=tuple(f for f, _ in kept),
+        log_weights=tuple(math.log(w) for _, w in kept),
+        calibrated=True,
+        event_shape=shape,
+    )
 
 
 def leaves(factor: Factor) -> list[LeafFactor]:

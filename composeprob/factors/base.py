@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax import Array
 
 from composeprob.errors import ConditionError, InvalidValueError, WrongTypeError
@@ -145,7 +146,7 @@ def check_finite(value: Any, what: str) -> Any:
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if isinstance(leaf, jax.core.Tracer) or not eqx.is_inexact_array_like(leaf):
             continue
-        if not bool(jax.numpy.all(jax.numpy.isfinite(leaf))):
+        if not np.all(np.isfinite(np.asarray(leaf))):  # NumPy: this may run inside a trace
             place = jax.tree_util.keystr(path)
             raise InvalidValueError(
                 f"{what} holds NaN or infinite numbers" + (f" at {place}." if place else "."),

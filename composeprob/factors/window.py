@@ -27,7 +27,8 @@ class Window(Factor):
     block: tuple[int, ...] = eqx.field(static=True)
 
     def given(self, **conditions: Any) -> Factor:
-        return Window(self.factor.given(**conditions), self.event_shape, self.offset, self.block)
+        inner = self.factor.given(**conditions)
+        return Window(factor=inner, event_shape=self.event_shape, offset=self.offset, block=self.block)
 
 
 def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...], scale: int = 1) -> Factor:
@@ -67,4 +68,4 @@ def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...
                 f"The window leaves the canvas on axis {axis}: it covers {o} to {o + size * b} of {total}.",
                 fix=f"choose an offset between 0 and {total - size * b} there, or a larger canvas.",
             )
-    return Window(factor, canvas, start, block)
+    return Window(factor=factor, event_shape=canvas, offset=start, block=block)

@@ -1,0 +1,102 @@
+"""Pass 2: choose the program's levels, and find for each factor the level of its own schedule that carries as much noise.
+
+Two schedules agree where their log-SNR agrees. With own noise (α, σ) and the program's (α', σ') at one log-SNR,
+x' = x·α'/α, so log f'(x') = log f(x'·α/α') + d·log(α/α').
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from composeprob.errors import AlignmentError, WrongTypeError
+from composeprob.ir.nodes import Graph, Leaf, Site, leaves, rewrite_leaves
+from composeprob.schedule import Noise, Schedule
+
+TOLERANCE = 1e-3
+"""Log-SNR may differ by this much and still count as one level."""
+
+
+def align(graph: Graph, schedule: Schedule | None = None) -> Graph:
+    """Every leaf evaluated at the program's levels.
+
+    Args:
+        graph: a normalised program.
+        schedule: the levels to use. Left out: those of the first factor that knows only its own levels, else those
+            of the first factor.
+
+    Raises:
+        AlignmentError: a factor that has no level of the same log-SNR, or was not trained there.
+    """
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise WrongTypeError(
+            f"schedule must be a cp.Schedule; got {type(schedule).__name__}.", fix="for example cp.Schedule.cosine(100)."
+        )
+    chosen = schedule or _default(graph)
+    aligned = graph.map_roots(lambda root, site: rewrite_leaves(root, lambda leaf: _leaf(leaf, chosen, site)))
+    moved = [leaf for site in aligned.sites for leaf in leaves(site.root) if leaf.own_noise is not None]
+    sentence = "every factor at its own levels"
+    if moved:
+        sentence = f"{', '.join(dict.fromkeys(leaf.name for leaf in moved))} evaluated at matching log-SNR"
+    return replace(aligned, schedule=chosen).noted("align", sentence)
+
+
+def _default(graph: Graph) -> Schedule:
+    factors = [leaf.factor for site in graph.sites for leaf in leaves(site.root)]
+    if not factors:
+        return Schedule.from_arrays([1.0], [1e-6])  # nothing is noised: one level, the promise itself
+    return next((f for f in factors if f.level_bound), factors[0]).schedule
+
+
+def _leaf(leaf: Leaf, schedule: Schedule, site: Site) -> Leaf:
+    own = leaf.factor.schedule
+    averaged = leaf.region.averaged if leaf.region else 1
+    if averaged == 1 and (leaf.factor.level_free or own.same_levels(schedule)):
+        return leaf
+    # Averaging n entries divides the noise variance by n: the event's log-SNR is higher by log n.
+    wanted = _log_snr(schedule) + math.log(averaged)
+    if leaf.factor.level_free:
+        alpha = np.asarray(schedule.alpha, np.float64)
+        sigma = np.asarray(schedule.sigma, np.float64) / math.sqrt(averaged)
+        return replace(leaf, own_noise=Noise(np.arange(len(alpha)), alpha, sigma))
+    return replace(leaf, own_noise=(_discrete if leaf.factor.level_bound else _continuous)(leaf, wanted, site))
+
+
+def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
+    known = _log_snr(leaf.factor.schedule)
+    outside = (wanted > known[0] + TOLERANCE) | (wanted < known[-1] - TOLERANCE)
+    if np.any(outside):
+        k = int(np.argmax(outside))
+        raise AlignmentError(
+            f"Factor '{leaf.name}' at site {site.name!r} was trained for log-SNR {known[-1]:.3g} to {known[0]:.3g}, but "
+            f"level {k} of the program's schedule has {wanted[k]:.3g}.",
+            where=site.where,
+            fix="compile with a schedule inside that range: cp.compile(program, …, "
+            f"schedule=cp.Schedule.log_snr({len(wanted)}, min={max(known[-1], wanted[-1]):.3g}, "
+            f"max={min(known[0], wanted[0]):.3g})).",
+        )
+    alpha = leaf.factor.schedule.alpha_at(wanted)
+    return Noise(np.arange(len(wanted)), alpha, alpha * np.exp(-wanted / 2))
+
+
+def _discrete(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
+    own = leaf.factor.schedule
+    known = _log_snr(own)
+    nearest = np.abs(known[None, :] - wanted[:, None]).argmin(axis=1)
+    apart = np.abs(known[nearest] - wanted)
+    if np.any(apart > TOLERANCE):
+        k = int(np.argmax(apart > TOLERANCE))
+        raise AlignmentError(
+            f"Factor '{leaf.name}' at site {site.name!r} knows only the {own.num_levels} levels it was trained on, and "
+            f"none has the log-SNR {wanted[k]:.4g} of the program's level {k}; its nearest is level {nearest[k]} with "
+            f"{known[nearest[k]]:.4g}.",
+            where=site.where,
+            fix="compile with that factor's own schedule, or train it with time='log_snr'.",
+        )
+    return Noise(nearest, np.asarray(own.alpha)[nearest], np.asarray(own.sigma)[nearest])
+
+
+def _log_snr(schedule: Schedule) -> np.ndarray:
+    return 2 * (np.log(np.asarray(schedule.alpha, np.float64)) - np.log(np.asarray(schedule.sigma, np.float64)))

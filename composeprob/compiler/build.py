@@ -1,0 +1,173 @@
+"""Trace a program into the IR: run it, see which sites it has, and what depends on what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro.distributions import Distribution
+
+from composeprob.errors import DoublyIntractableError, ProgramError
+from composeprob.factors import algebra
+from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.window import Window
+from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Observation, Product, Region, Site, Static, same_network
+from composeprob.language.interpret import Statement, run
+from composeprob.language.program import Program
+
+Names = list[tuple[LeafFactor, str]]
+
+
+def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+    """The program as written, not yet simplified.
+
+    Raises:
+        ProgramError: the program has no latent site.
+        DoublyIntractableError: a factor depends on a latent.
+    """
+    statements = run(program.function, args, kwargs, draw(jax.random.key(0)))
+    latents = {s.name: s for s in statements.values() if s.kind in ("noised", "static")}
+    if not latents:
+        raise ProgramError(
+            f"Program '{program.name}' has no site to sample.",
+            where=program.where,
+            fix="give it at least one cp.sample(name, factor_or_distribution).",
+        )
+    dependencies = _dependencies(program, args, kwargs, latents)
+    for name, statement in latents.items():
+        if statement.kind == "noised" and dependencies[name]:
+            others = ", ".join(repr(n) for n in sorted(dependencies[name]))
+            raise DoublyIntractableError(
+                f"The factor at site {name!r} depends on the unobserved latent {others}: its normaliser, which nobody "
+                "knows, would depend on it too.",
+                where=statement.where,
+                fix=f"observe {others}, or let it act through cp.observe, cp.factor or a classifier instead.",
+            )
+    names = program.names_of(args, kwargs)
+    sites, statics, observations = [], [], []
+    for s in statements.values():
+        if s.kind == "noised":
+            sites.append(Site(s.name, _site_root(s, names), tuple(s.distribution.shape()), s.where))
+        elif s.kind == "static":
+            statics.append(Static(s.name, jnp.shape(s.value), describe(s.distribution), s.where))
+        elif s.kind == "observed":
+            policy = s.anneal if any(latents[n].kind == "noised" for n in dependencies[s.name]) else "static"
+            kind = describe(s.distribution)
+            observations.append(Observation(s.name, policy, dependencies[s.name], kind, s.where))
+    for o in observations:
+        if not o.depends_on:
+            raise ProgramError(
+                f"Observation {o.name!r} depends on no site, so it changes nothing.",
+                where=o.where,
+                fix="let its distribution use the value that cp.sample returned.",
+            )
+    return Graph(
+        program.name, tuple(sites), tuple(statics), tuple(observations), None, (), (), program.where
+    )
+
+
+def draw(key: Array) -> Any:
+    """A `Provide`: noised sites get standard normals, static ones a draw of their prior."""
+    count = 0
+
+    def provide(kind: str, name: str, distribution: Distribution) -> Array:
+        nonlocal count
+        count += 1
+        own = jax.random.fold_in(key, count)
+        if kind == "noised":
+            return jax.random.normal(own, distribution.shape())
+        return distribution.sample(own)
+
+    return provide
+
+
+def describe(distribution: Any) -> str:
+    """The name of a distribution, without plates and masks."""
+    inner = distribution
+    while hasattr(inner, "base_dist"):
+        inner = inner.base_dist
+    return type(inner).__name__
+
+
+def _dependencies(
+    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], latents: dict[str, Statement]
+) -> dict[str, frozenset[str]]:
+    """For each statement, the latents that its distribution depends on.
+
+    One latent at a time becomes a batch of two under `jax.vmap`: what then holds a tracer depends on it, and
+    everything else stays concrete.
+    """
+    found: dict[str, set[str]] = {}
+    for name in latents:
+
+        def probe(value: Array, name: str = name) -> Array:
+            def provide(kind: str, site: str, distribution: Distribution) -> Any:
+                return value if site == name else latents[site].value
+
+            for s in run(program.function, args, kwargs, provide).values():
+                found.setdefault(s.name, set())
+                parts = jax.tree.leaves(s.distribution)
+                if s.name != name and any(isinstance(part, jax.core.Tracer) for part in parts):
+                    found[s.name].add(name)
+            return value
+
+        value = jnp.asarray(latents[name].value)
+        jax.vmap(probe)(jnp.stack([value, value]))
+    return {name: frozenset(others) for name, others in found.items()}
+
+
+def _site_root(statement: Statement, names: Names) -> Node:
+    """The site's expression; inside plates, one independent copy of the factor for each index."""
+    factor = statement.factor
+    batch = statement.distribution.batch_shape
+    if not batch:
+        return _node(factor, None, names)
+    ones = (1,) * len(batch)
+    copies = []
+    for flat in range(int(jnp.prod(jnp.asarray(batch)))):
+        index = tuple(int(i) for i in jnp.unravel_index(flat, batch))
+        offset = index + (0,) * len(factor.event_shape)
+        region = Region(offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape))
+        copies.append(_node(factor, region, names))
+    return Product(tuple(copies), (1.0,) * len(copies))
+
+
+def _node(factor: Factor, region: Region | None, names: Names) -> Node:
+    if isinstance(factor, LeafFactor):
+        return Leaf(factor, region, _name(factor, names))
+    if isinstance(factor, algebra.Product):
+        return Product(tuple(_node(f, region, names) for f in factor.factors), factor.powers)
+    if isinstance(factor, algebra.Mixture):
+        return Mixture(tuple(_node(f, region, names) for f in factor.factors), factor.log_weights)
+    assert isinstance(factor, Window)
+    return _node(factor.factor, _inside(region, factor), names)
+
+
+def _inside(outer: Region | None, window: Window) -> Region:
+    """The region of a window that itself sits in a region: offsets and blocks compose."""
+    extent = tuple(e * b for e, b in zip(window.factor.event_shape, window.block, strict=True))
+    if outer is None:
+        return Region(window.offset, extent, window.block)
+    lead = len(outer.offset) - len(extent)  # axes of plates, in front of the event's
+    offset = outer.offset[:lead] + tuple(
+        o + w * b for o, w, b in zip(outer.offset[lead:], window.offset, outer.block[lead:], strict=True)
+    )
+    scaled = tuple(e * b for e, b in zip(extent, outer.block[lead:], strict=True))
+    block = tuple(w * b for w, b in zip(window.block, outer.block[lead:], strict=True))
+    return Region(offset, outer.extent[:lead] + scaled, outer.block[:lead] + block)
+
+
+def _name(factor: LeafFactor, names: Names) -> str:
+    """The author's variable name (of the factor before `given`, which makes a new one), else the factor's label."""
+    base = next((name for known, name in names if same_network(known, factor)), factor.label)
+    given = ", ".join(f"{name}={_short(value)}" for name, value in factor.fixed.items())
+    return f"{base}(x | {given})" if given else f"{base}(x)"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, jax.core.Tracer) or jnp.size(value) > 4:
+        return "array" + str(list(jnp.shape(value)))
+    numbers = ", ".join(f"{float(v):.3g}" for v in jnp.ravel(value))
+    return numbers if jnp.ndim(value) == 0 else f"[{numbers}]"

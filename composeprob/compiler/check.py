@@ -1,0 +1,99 @@
+"""Pass 4: capabilities, propriety at the noisiest level, shapes. Nothing is compiled before this has passed."""
+
+from __future__ import annotations
+
+from composeprob.compiler.top import check_proper, top_of
+from composeprob.errors import CapabilityError, ComposeProbError
+from composeprob.factors.diffusion import Diffusion
+from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, leaves
+
+
+def check(graph: Graph) -> Graph:
+    """Refuse what cannot be sampled; note what the density offers.
+
+    Raises:
+        ImproperError: the noisiest level cannot be normalised.
+        CapabilityError: a mixture over a score-only factor.
+        NetworkError: a network that cannot be called with its conditions.
+    """
+    for site in graph.sites:
+        check_proper(top_of(site.root, site.shape), site)
+        for leaf in leaves(site.root):
+            if isinstance(leaf.factor, Diffusion):
+                try:
+                    leaf.factor.check_network()
+                except ComposeProbError as error:
+                    raise type(error)(error.found, where=site.where, fix=error.fix) from error
+    return graph.noted("check", f"offers {', '.join(sorted(capabilities(graph)))}")
+
+
+def capabilities(graph: Graph) -> frozenset[str]:
+    """What the program's density offers: what every noised site offers, less what observations take away.
+
+    ``feynman_kac`` is there where every site has a marginal part with a rate, and the rest, which enters the weights
+    by its values, can be trusted between modes.
+    """
+    if not graph.sites:
+        return frozenset({"score", "energy", "conservative", "mode_depth"})
+    offered = []
+    for site in graph.sites:
+        marginal, rest = site_parts(site.root)
+        weighable = marginal is not None and (rest is None or "mode_depth" in node_capabilities(rest))
+        offered.append(node_capabilities(site.root) | ({"feynman_kac"} if weighable else set()))
+    joined = frozenset.intersection(*offered)
+    return joined - {"normalised", "exact_marginals"} if graph.observations or graph.statics else joined
+
+
+def node_capabilities(node: Node) -> frozenset[str]:
+    """What an expression offers, from what its leaves offer.
+
+    A product keeps ``score``, ``energy``, ``conservative`` and ``mode_depth`` if every part has them, but its
+    normaliser is unknown and its level-k density is not a noised marginal. A mixture of normalised parts with shares
+    keeps everything.
+    """
+    if isinstance(node, Leaf):
+        whole = node.region is None or node.region.averaged == 1
+        return node.factor.capabilities if whole else node.factor.capabilities - {"normalised"}
+    common = frozenset.intersection(*[node_capabilities(child) for child in node.children])
+    if isinstance(node, Product):
+        return common - {"normalised", "exact_marginals"}
+    if "energy" not in common:
+        raise CapabilityError(
+            f"A mixture needs the log-density of its parts, but one of {', '.join(leaf.name for leaf in leaves(node))} "
+            "offers only its score.",
+            fix="use a model trained with an energy parameterization.",
+        )
+    return common if "normalised" in common else common - {"exact_marginals"}
+
+
+def has_rate(node: Node) -> bool:
+    """Whether the Feynman–Kac rate of an expression follows from its scores.
+
+    Every leaf must be a noised marginal. Inside a mixture they must be normalised too: with unknown constants that
+    change from level to level the mixture's shares would drift, and no rate describes that.
+    """
+    if isinstance(node, Mixture) and not all("normalised" in leaf.factor.capabilities for leaf in leaves(node)):
+        return False
+    if isinstance(node, Leaf):
+        return "exact_marginals" in node.factor.capabilities
+    return all(has_rate(child) for child in node.children)
+
+
+def site_parts(root: Node) -> tuple[Node | None, Node | None]:
+    """Split a site's expression into F, made of noised marginals, and the potential G: everything else.
+
+    A user's energy or a classifier has no rate, but its values are known: it enters the weights between levels as a
+    ratio instead. Only factors of the outermost product can be split off.
+    """
+    children, powers = ((root,), (1.0,)) if not isinstance(root, Product) else (root.children, root.powers)
+    marginal = [has_rate(child) for child in children]
+
+    def part(keep: bool) -> Node | None:
+        chosen = [(c, w) for c, w, m in zip(children, powers, marginal, strict=True) if m is keep]
+        if not chosen:
+            return None
+        if len(chosen) == 1 and chosen[0][1] == 1.0:
+            return chosen[0][0]
+        return Product(tuple(c for c, _ in chosen), tuple(w for _, w in chosen))
+
+    return part(True), part(False)

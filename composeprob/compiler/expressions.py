@@ -1,0 +1,105 @@
+"""Lowered expressions: log-density, score and Feynman–Kac rate of every node from those of the leaves.
+
+The rate r of a density F along the forward diffusion dx = f·x dt + g dW is defined by ∂_t F = 𝓛F − g²·r·F, with 𝓛 the
+forward Fokker–Planck operator (Skreta et al. 2025, arXiv 2503.02819). On a site of d entries, with S the node's score:
+
+* a noised marginal of all d entries has r = 0; one that sees only d' of them has r = (f/g²)·(d' − d);
+* a product with powers w_i has r = Σ w_i·r_i + ½(‖S‖² − Σ w_i·‖S_i‖²) + (f/g²)·d·(Σ w_i − 1);
+* a mixture has the average of r_i under the responsibilities.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.ir.nodes import Leaf, Mixture, Node, Product
+
+
+class NodeValue(eqx.Module):
+    """A node at one position: log-density (None if score-only), score over the site, rate (None if it has none)."""
+
+    log_density: Array | None
+    score: Array
+    rate: Array | None
+
+
+Outputs = list[list[tuple[Array | None, Array]]]
+"""For each batch and member: (log f, score over the site)."""
+
+
+class Expression(eqx.Module):
+    """A lowered node."""
+
+    @abc.abstractmethod
+    def __call__(self, outputs: Outputs, drift_ratio: Array) -> NodeValue:
+        """Its value, given the leaves' outputs and f/g² at the level."""
+
+
+class LeafExpression(Expression):
+    """Reads one member of one batch."""
+
+    slot: tuple[int, int] = eqx.field(static=True)
+    unseen: int = eqx.field(static=True)
+    marginal: bool = eqx.field(static=True)
+
+    def __call__(self, outputs: Outputs, drift_ratio: Array) -> NodeValue:
+        log_density, score = outputs[self.slot[0]][self.slot[1]]
+        return NodeValue(log_density, score, -drift_ratio * self.unseen if self.marginal else None)
+
+
+class ProductExpression(Expression):
+    """Π_i child_i^{w_i}; the powers are arrays, so other powers reuse the compiled code."""
+
+    children: tuple[Expression, ...]
+    powers: Array
+    size: int = eqx.field(static=True)
+
+    def __call__(self, outputs: Outputs, drift_ratio: Array) -> NodeValue:
+        values = [child(outputs, drift_ratio) for child in self.children]
+        weighted = list(zip(self.powers, values, strict=True))
+        score = sum((w * v.score for w, v in weighted), jnp.zeros_like(values[0].score))
+        log_density = rate = None
+        if all(v.log_density is not None for v in values):
+            log_density = sum((w * v.log_density for w, v in weighted if v.log_density is not None), jnp.zeros(()))
+        if all(v.rate is not None for v in values):
+            own = sum((w * v.rate for w, v in weighted if v.rate is not None), jnp.zeros(()))
+            cross = jnp.sum(score**2) - sum((w * jnp.sum(v.score**2) for w, v in weighted), jnp.zeros(()))
+            rate = own + 0.5 * cross + drift_ratio * self.size * (jnp.sum(self.powers) - 1.0)
+        return NodeValue(log_density, score, rate)
+
+
+class MixtureExpression(Expression):
+    """Σ_i exp(l_i)·child_i: score and rate are averages under the responsibilities."""
+
+    children: tuple[Expression, ...]
+    log_weights: Array
+
+    def __call__(self, outputs: Outputs, drift_ratio: Array) -> NodeValue:
+        values = [child(outputs, drift_ratio) for child in self.children]
+        joint = self.log_weights + jnp.stack([v.log_density for v in values])  # type: ignore[misc]
+        responsibilities = jax.nn.softmax(joint)
+        score = jnp.tensordot(responsibilities, jnp.stack([v.score for v in values]), axes=1)
+        rate = None
+        if all(v.rate is not None for v in values):
+            rate = jnp.sum(responsibilities * jnp.stack([v.rate for v in values]))  # type: ignore[misc]
+        return NodeValue(jax.nn.logsumexp(joint), score, rate)
+
+
+def lower_expression(node: Node, site_shape: tuple[int, ...]) -> Expression:
+    """The executable form of a node of the IR."""
+    size = math.prod(site_shape)
+    if isinstance(node, Leaf):
+        assert node.slot is not None
+        unseen = size - math.prod(node.factor.event_shape)
+        return LeafExpression(node.slot, unseen, "exact_marginals" in node.factor.capabilities)
+    children = tuple(lower_expression(child, site_shape) for child in node.children)
+    numbers = jnp.asarray(node.powers if isinstance(node, Product) else node.log_weights, jnp.result_type(float))
+    if isinstance(node, Mixture):
+        return MixtureExpression(children, numbers)
+    return ProductExpression(children, numbers, size)

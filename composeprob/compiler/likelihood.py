@@ -1,0 +1,109 @@
+"""Static priors and observations: the part of a density that NumPyro's statements declare.
+
+The program is run again with the position's values in place of its random choices, once for each annealing policy
+in use, because a policy decides what the observations see of a noised site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro.distributions import biject_to
+
+from composeprob.ir.nodes import Graph
+from composeprob.language.interpret import Statement, run
+from composeprob.schedule import Noise, Schedule
+
+
+class Likelihood(eqx.Module):
+    """log p(z) and the annealed log-likelihood of a program.
+
+    Attributes:
+        function: the program's function.
+        args, kwargs: its arguments; their arrays are leaves, so new data reuse compiled code.
+        policies: the policy of each observation, ``"static"`` where it looks at no noised site.
+    """
+
+    function: Callable[..., Any] = eqx.field(static=True)
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    policies: dict[str, str] = eqx.field(static=True)
+
+    def __call__(
+        self, xs: dict[str, Array], means: dict[str, Array], zs: dict[str, Array], schedule: Schedule, noise: Noise
+    ) -> tuple[Array, Array]:
+        """(log p(z) in unconstrained coordinates, Σ_j γ_j·log L_j).
+
+        Args:
+            xs: the noised sites at this level.
+            means: their Tweedie means.
+            zs: the static sites, unconstrained.
+            schedule: the levels.
+            noise: this level's noise.
+        """
+        clean = {name: x / noise.alpha for name, x in xs.items()}
+        # At level 0 every policy is the posterior that the program promises, seen at x/α.
+        denoised = {name: jnp.where(noise.index == 0, clean[name], mean) for name, mean in means.items()}
+        seen = {"static": clean, "tempered": clean, "denoised": denoised, "noised": xs}
+        policies = sorted(set(self.policies.values()) | {"static"}, key=lambda p: p != "static")
+        log_prior = log_likelihood = jnp.zeros((), jnp.result_type(float))
+        for policy in policies:
+            own = {name for name, p in self.policies.items() if p == policy}
+            statements, log_jacobian = self.replay(seen[policy], zs, noise.index)
+            if policy == "static":  # each latent's prior counts once
+                statics = [s.log_prob() for s in statements.values() if s.kind == "static"]
+                log_prior = log_prior + sum(statics, log_jacobian)
+            power = tempering(schedule, noise) if policy == "tempered" else 1.0
+            terms = [s.log_prob() for name, s in statements.items() if name in own]
+            log_likelihood = log_likelihood + power * sum(terms, jnp.zeros(()))
+        return log_prior, log_likelihood
+
+    def replay(
+        self, xs: dict[str, Array], zs: dict[str, Array], level: Any
+    ) -> tuple[dict[str, Statement], Array]:
+        """Every statement with these values, and Σ log|dz/du| of the static sites' bijections."""
+        log_jacobian = jnp.zeros((), jnp.result_type(float))
+
+        def provide(kind: str, name: str, distribution: Any) -> Array:
+            nonlocal log_jacobian
+            if kind == "noised":
+                return xs[name]
+            bijection = biject_to(distribution.support)
+            value = bijection(zs[name])
+            log_jacobian = log_jacobian + jnp.sum(bijection.log_abs_det_jacobian(zs[name], value))
+            return value
+
+        return run(self.function, self.args, self.kwargs, provide, level), log_jacobian
+
+    def draw(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
+        """Static sites drawn from their priors, unconstrained."""
+        drawn: dict[str, Array] = {}
+
+        def provide(kind: str, name: str, distribution: Any) -> Array:
+            if kind == "noised":
+                return xs[name]
+            value = distribution.sample(jax.random.fold_in(key, len(drawn)))
+            drawn[name] = biject_to(distribution.support).inv(value)
+            return value
+
+        run(self.function, self.args, self.kwargs, provide)
+        return drawn
+
+
+def tempering(schedule: Schedule, noise: Noise) -> Array:
+    """γ_k = (λ_k − λ_{K−1})/(λ_0 − λ_{K−1}): from 0 at the noisiest level to 1 at level 0 (1 where K = 1)."""
+    log_snr = schedule.log_snr
+    span = log_snr[0] - log_snr[-1]
+    return jnp.where(span > 0, (noise.log_snr - log_snr[-1]) / jnp.where(span > 0, span, 1.0), 1.0)
+
+
+def likelihood_of(graph: Graph, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Likelihood | None:
+    """The likelihood of a program; None where it has neither static sites nor observations."""
+    if not graph.statics and not graph.observations:
+        return None
+    return Likelihood(function, args, kwargs, {o.name: o.anneal for o in graph.observations})

@@ -1,0 +1,187 @@
+"""Pass 5: the evaluator. One evaluation of each batch of leaves gives log-density, score and rate of every node."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.compiler.check import site_parts
+from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
+from composeprob.compiler.likelihood import Likelihood
+from composeprob.density.annealed import Evaluates
+from composeprob.density.evaluation import Evaluation
+from composeprob.factors.base import LeafFactor
+from composeprob.ir.nodes import Graph, Group, Member, Region
+from composeprob.schedule import Noise, Schedule
+
+
+class Batch(eqx.Module):
+    """One network with every use of it, evaluated together.
+
+    Attributes:
+        factor: the leaf, without the conditions given to it.
+        own_noise: its own noise at each level of the program, fields (K,); None for the program's own.
+        conditions: ``{name: (members, …)}``.
+        places: the site and region of each member.
+    """
+
+    factor: LeafFactor
+    own_noise: Noise | None
+    conditions: dict[str, Array]
+    places: tuple[tuple[str, Region | None], ...] = eqx.field(static=True)
+
+    def __call__(self, xs: dict[str, Array], noise: Noise) -> list[tuple[Array | None, Array]]:
+        """(log f, ∇ log f in the site's coordinates) of every member."""
+        own = noise if self.own_noise is None else jax.tree.map(lambda a: jnp.asarray(a)[noise.index], self.own_noise)
+        ratio = own.alpha / noise.alpha
+        shape = self.factor.event_shape
+        events = [ratio * project(xs[site], region, shape) for site, region in self.places]
+        if len(events) == 1:
+            conditions = {name: values[0] for name, values in self.conditions.items()}
+            outputs = [self.factor.evaluate(events[0], own, conditions)]
+        else:
+            alike = all(place == self.places[0] for place in self.places)
+            x = events[0] if alike else jnp.stack(events)  # one x for all: what depends on x alone is computed once
+            rows = jax.vmap(self.factor.evaluate, in_axes=(None if alike else 0, None, 0), axis_size=len(events))
+            log_f, score = rows(x, own, self.conditions)
+            outputs = [(None if log_f is None else log_f[m], score[m]) for m in range(len(events))]
+        jacobian = math.prod(shape) * jnp.log(ratio)
+        return [
+            (None if log_f is None else log_f + jacobian, embed(ratio * score, region, xs[site].shape))
+            for (log_f, score), (site, region) in zip(outputs, self.places, strict=True)
+        ]
+
+
+def project(x: Array, region: Region | None, event_shape: tuple[int, ...]) -> Array:
+    """P x: the leaf's event."""
+    if region is None:
+        return x
+    cut = x[region.slices]
+    if region.averaged > 1:
+        pairs = zip(region.extent, region.block, strict=True)
+        cut = cut.reshape([n for e, b in pairs for n in (e // b, b)]).mean(axis=range(1, 2 * cut.ndim, 2))
+    return cut.reshape(event_shape)
+
+
+def embed(score: Array, region: Region | None, site_shape: tuple[int, ...]) -> Array:
+    """Pᵀ s: the leaf's score as a function of the whole site."""
+    if region is None:
+        return score
+    score = score.reshape([e // b for e, b in zip(region.extent, region.block, strict=True)]) / region.averaged
+    for axis, b in enumerate(region.block):
+        score = jnp.repeat(score, b, axis=axis) if b > 1 else score
+    return jnp.zeros(site_shape, score.dtype).at[region.slices].set(score)
+
+
+class Evaluator(Evaluates):
+    """Evaluates a program's density at one position and level.
+
+    Attributes:
+        schedule: the levels.
+        batches: the shared evaluations.
+        marginal: F of each site, the part that has a rate; None where there is none.
+        potential: what else multiplies the site's density.
+        likelihood: static priors and observations; None where the program has neither.
+    """
+
+    schedule: Schedule
+    batches: tuple[Batch, ...]
+    marginal: dict[str, Expression | None]
+    potential: dict[str, Expression | None]
+    likelihood: Likelihood | None
+
+    def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
+        noise = self.schedule.at(level)
+        drift_ratio = jnp.asarray(self.schedule.drift_ratio)[noise.index]
+        xs = {name: position[name] for name in self.marginal}
+        zs = {name: value for name, value in position.items() if name not in xs}
+
+        def factors(xs: dict[str, Array]) -> tuple[dict[str, NodeValue], dict[str, NodeValue]]:
+            outputs = [batch(xs, noise) for batch in self.batches]
+            sides = []
+            for expressions in (self.marginal, self.potential):
+                values = {n: None if e is None else e(outputs, drift_ratio) for n, e in expressions.items()}
+                sides.append({n: _one(xs[n]) if v is None else v for n, v in values.items()})
+            return sides[0], sides[1]
+
+        zero = jnp.zeros((), jnp.result_type(float))
+        if self.likelihood is None:
+            marginal, potential = factors(xs)
+            log_prior = log_likelihood = zero
+            gradient = jax.tree.map(jnp.zeros_like, position)
+        else:
+            likelihood = self.likelihood
+
+            def annotated(xs: Any, zs: Any) -> Any:
+                marginal, potential = factors(xs)
+                means = {n: (x + noise.sigma**2 * marginal[n].score) / noise.alpha for n, x in xs.items()}
+                log_prior, log_likelihood = likelihood(xs, means, zs, self.schedule, noise)
+                return log_prior + log_likelihood, (marginal, potential, log_prior, log_likelihood)
+
+            (_, aux), (of_x, of_z) = jax.value_and_grad(annotated, argnums=(0, 1), has_aux=True)(xs, zs)
+            marginal, potential, log_prior, log_likelihood = aux
+            gradient = {**of_x, **of_z}
+
+        drift = {n: marginal[n].score if n in marginal else jnp.zeros_like(position[n]) for n in position}
+        score = {n: drift[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
+        log_potential = _total([log_likelihood, *(v.log_density for v in potential.values())])
+        log_marginal = _total([zero, *(v.log_density for v in marginal.values())])
+        return Evaluation(
+            log_density=_total([log_prior, log_marginal, log_potential]),
+            score=score,
+            drift=drift,
+            rate=_total([zero, *(v.rate for v in marginal.values())]),
+            log_potential=log_potential,
+            log_marginal=log_marginal,
+        )
+
+
+    def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
+        return {} if self.likelihood is None else self.likelihood.draw(key, xs)
+
+    def read(self, position: dict[str, Array]) -> dict[str, Array]:
+        if self.likelihood is None:
+            return dict(position)
+        noise = self.schedule.at(0)
+        clean = {name: position[name] / noise.alpha for name in self.marginal}
+        zs = {name: value for name, value in position.items() if name not in clean}
+        statements, _ = self.likelihood.replay(clean, zs, noise.index)
+        shown = {s.name: jnp.asarray(s.value) for s in statements.values() if s.kind in ("static", "deterministic")}
+        return {**{name: position[name] for name in clean}, **shown}
+
+
+def _one(x: Array) -> NodeValue:
+    """The constant factor 1."""
+    return NodeValue(jnp.zeros((), x.dtype), jnp.zeros_like(x), jnp.zeros((), x.dtype))
+
+
+def _total(terms: list[Array | None]) -> Array | None:
+    total = jnp.zeros((), jnp.result_type(float))
+    for term in terms:
+        if term is None:
+            return None
+        total = total + term
+    return total
+
+
+def lower(graph: Graph, likelihood: Likelihood | None) -> Evaluator:
+    """The evaluator of a checked graph."""
+    assert graph.schedule is not None
+    parts = {site.name: site_parts(site.root) for site in graph.sites}
+    shapes = {site.name: site.shape for site in graph.sites}
+    marginal = {n: None if f is None else lower_expression(f, shapes[n]) for n, (f, _) in parts.items()}
+    potential = {n: None if g is None else lower_expression(g, shapes[n]) for n, (_, g) in parts.items()}
+    return Evaluator(graph.schedule, tuple(map(_batch, graph.groups)), marginal, potential, likelihood)
+
+
+def _batch(group: Group) -> Batch:
+    bare = eqx.tree_at(lambda f: f.fixed, group.factor, {}, is_leaf=lambda node: node is group.factor.fixed)
+    members: tuple[Member, ...] = group.members
+    names = members[0].conditions
+    conditions = {name: jnp.stack([jnp.asarray(m.conditions[name]) for m in members]) for name in names}
+    return Batch(bare, group.own_noise, conditions, tuple((m.site, m.region) for m in members))

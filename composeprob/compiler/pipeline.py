@@ -1,0 +1,87 @@
+"""`compile`: run the passes in order, verifying the IR after each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from composeprob.compiler.align import align
+from composeprob.compiler.build import build
+from composeprob.compiler.check import capabilities, check, node_capabilities
+from composeprob.compiler.likelihood import likelihood_of
+from composeprob.compiler.lower import lower
+from composeprob.compiler.normalise import normalise
+from composeprob.compiler.share import share
+from composeprob.compiler.top import Top, top_of
+from composeprob.density.annealed import AnnealedDensity, Described, SiteInfo, TopLaw
+from composeprob.errors import WrongTypeError
+from composeprob.ir.nodes import Graph, leaves
+from composeprob.ir.render import describe
+from composeprob.ir.verify import verify
+from composeprob.language.program import Program
+from composeprob.schedule import Schedule
+
+
+def compile(program: Program, *args: Any, schedule: Schedule | None = None, **kwargs: Any) -> AnnealedDensity:
+    """Lower a program to one time-annealed unnormalised density.
+
+    Args:
+        program: a function decorated with `program`.
+        args, kwargs: the program's arguments: factors, data. Their arrays become leaves of the density; the same
+            program with other arrays of the same shapes reuses compiled code.
+        schedule: the levels to use; left out, those of the program's factors. Factors trained on other levels are
+            evaluated where the log-SNR is the same.
+
+    Returns:
+        The density; printing it shows the program as mathematics and what each pass did.
+
+    Raises:
+        ComposeProbError: anything that cannot be sampled, with its place in the program and how to fix it.
+
+    Example:
+        >>> import composeprob as cp, numpyro.distributions as dist
+        >>> wide = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(30))
+        >>> @cp.program
+        ... def narrow(f):
+        ...     return cp.sample("x", f ** 2)
+        >>> density = cp.compile(narrow, wide)
+        >>> round(float(density.score({"x": 1.0}, 0)["x"]), 3)
+        -2.0
+    """
+    if not isinstance(program, Program):
+        raise WrongTypeError(
+            f"compile takes a program; got {type(program).__name__}.",
+            fix="decorate the function: @cp.program above def scene(…): cp.sample('x', factor).",
+        )
+    graph = verify(build(program, args, kwargs), "build")
+    graph = verify(normalise(graph), "normalise")
+    graph = verify(align(graph, schedule), "align")
+    graph = verify(share(graph), "share")
+    graph = verify(check(graph), "check")
+    likelihood = likelihood_of(graph, program.function, args, kwargs)
+    tops = {site.name: top_of(site.root, site.shape) for site in graph.sites}
+    evaluator = lower(graph, likelihood)
+    assert graph.schedule is not None
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+    xs = {s.name: jax.ShapeDtypeStruct(s.shape, jnp.result_type(float)) for s in graph.sites}
+    statics = jax.eval_shape(evaluator.draw_static, key, xs)
+    sites = {site.name: SiteInfo("noised", site.shape) for site in graph.sites}
+    sites |= {name: SiteInfo("static", static.shape) for name, static in statics.items()}
+    offered = capabilities(graph)
+    described = Described(graph, describe(graph, sorted(offered)), graph.where, _offers(graph))
+    return AnnealedDensity(graph.schedule, evaluator, _top_law(tops), sites, offered, described)
+
+
+def _offers(graph: Graph) -> tuple[tuple[str, str, frozenset[str]], ...]:
+    """For each leaf its name, its site's place and what it offers, so that a sampler can name what it misses."""
+    return tuple((leaf.name, s.where, node_capabilities(leaf)) for s in graph.sites for leaf in leaves(s.root))
+
+
+def _top_law(tops: dict[str, Top]) -> TopLaw:
+    float_ = jnp.result_type(float)
+    power = {name: jnp.asarray(top.power, float_) for name, top in tops.items()}
+    degree = sum(top.degree for top in tops.values())
+    constant = sum(top.constant for top in tops.values())
+    return TopLaw(power, jnp.asarray(degree, float_), jnp.asarray(constant, float_), all(t.exact for t in tops.values()))

@@ -1,0 +1,65 @@
+"""Pass 3: leaves with one network become ONE batched evaluation; equal leaves are evaluated once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from composeprob.ir.nodes import Graph, Group, Leaf, Member, Node, Site, rewrite_leaves, same_network
+from composeprob.schedule import Noise
+
+
+def share(graph: Graph) -> Graph:
+    """Give every leaf a slot (group, member): one group for each network, one member for each distinct use of it."""
+    groups: list[Group] = []
+
+    def slot_of(leaf: Leaf, site: Site) -> tuple[int, int]:
+        member = Member(site.name, leaf.region, leaf.factor.call_conditions())
+        for g, group in enumerate(groups):
+            if not _joins(leaf, member, group):
+                continue
+            for m, known in enumerate(group.members):
+                if _same(member, known):
+                    return g, m
+            groups[g] = replace(group, members=(*group.members, member))
+            return g, len(group.members)
+        groups.append(Group(leaf.factor, leaf.own_noise, (member,), leaf.name.split("(")[0]))
+        return len(groups) - 1, 0
+
+    def rewrite(root: Node, site: Site) -> Node:
+        return rewrite_leaves(root, lambda leaf: replace(leaf, slot=slot_of(leaf, site)))
+
+    shared = graph.map_roots(rewrite)
+    batches = [f"{len(g.members)} × {g.name}" for g in groups if len(g.members) > 1]
+    sentence = f"{sum(len(g.members) for g in groups)} evaluations in {len(groups)} batches"
+    if batches:
+        sentence += f" ({', '.join(batches)} as one)"
+    return replace(shared, groups=tuple(groups)).noted("share", sentence)
+
+
+def _joins(leaf: Leaf, member: Member, group: Group) -> bool:
+    """Whether a use can be one row of the group's batch: one network, one noise, conditions of the same shapes."""
+    return (
+        same_network(leaf.factor, group.factor)
+        and _same_noise(leaf.own_noise, group.own_noise)
+        and _signature(member.conditions) == _signature(group.members[0].conditions)
+    )
+
+
+def _same_noise(a: Noise | None, b: Noise | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(a.index, b.index) and np.array_equal(a.alpha, b.alpha) and np.array_equal(a.sigma, b.sigma)
+
+
+def _signature(conditions: dict[str, Any]) -> dict[str, Any]:
+    return {name: (jnp.shape(value), jnp.result_type(value)) for name, value in conditions.items()}
+
+
+def _same(a: Member, b: Member) -> bool:
+    if a.site != b.site or a.region != b.region:
+        return False
+    return all(np.array_equal(a.conditions[name], b.conditions[name]) for name in a.conditions)

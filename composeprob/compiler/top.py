@@ -1,0 +1,77 @@
+"""The law of the noisiest level, where every diffusion factor is N(0, σ²I) raised to its power."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from composeprob.errors import ImproperError
+from composeprob.ir.nodes import Leaf, Mixture, Node, Product, Site, leaves
+
+
+@dataclass(frozen=True)
+class Top:
+    """At the noisiest levels a node is exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
+
+    Attributes:
+        power: the total power at each entry of the site, an array of the site's shape.
+        degree: Σ w_i·d_i over the leaves of d_i entries, counted as normalised; NaN where a constant is unknown.
+        constant: what mixture weights add.
+        exact: whether the node really has this form (no mixture of different widths, no block averages).
+    """
+
+    power: np.ndarray
+    degree: float
+    constant: float
+    exact: bool
+
+
+def top_of(node: Node, shape: tuple[int, ...]) -> Top:
+    """The form of a node at the noisiest levels, built from its leaves."""
+    if isinstance(node, Leaf):
+        power = np.zeros(shape)
+        averaged = node.region.averaged if node.region else 1
+        if averaged == 1:  # block averages constrain only means: they make no entry proper
+            power[node.region.slices if node.region else ...] = node.factor.top_power
+        known = "exact_marginals" in node.factor.capabilities and averaged == 1
+        return Top(power, float(math.prod(node.factor.event_shape)) if known else math.nan, 0.0, averaged == 1)
+    parts = [top_of(child, shape) for child in node.children]
+    exact = all(part.exact for part in parts)
+    if isinstance(node, Product):
+        pairs = list(zip(node.powers, parts, strict=True))
+        power = sum((w * part.power for w, part in pairs), np.zeros(shape))
+        return Top(power, sum(w * p.degree for w, p in pairs), sum(w * p.constant for w, p in pairs), exact)
+    assert isinstance(node, Mixture)
+    exact = exact and all(np.allclose(part.power, parts[0].power) for part in parts)
+    degree = parts[0].degree if exact and all(part.degree == parts[0].degree for part in parts) else math.nan
+    constant = np.logaddexp.reduce([w + part.constant for w, part in zip(node.log_weights, parts, strict=True)])
+    return Top(np.min([part.power for part in parts], axis=0), degree, float(constant), exact)
+
+
+def check_proper(top: Top, site: Site) -> None:
+    """Refuse a site whose noisiest level cannot be normalised.
+
+    Raises:
+        ImproperError: entries that no factor covers, or whose total power is not positive.
+    """
+    if np.all(top.power > 1e-9):
+        return
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmin(top.power)), top.power.shape))
+    covered = np.zeros(site.shape, bool)
+    for leaf in leaves(site.root):
+        covered[leaf.region.slices if leaf.region else ...] = True
+    if not covered[index]:
+        raise ImproperError(
+            f"The canvas of site {site.name!r} is not covered: no window reaches entry {index}.",
+            where=site.where,
+            fix="add a window there, or multiply a factor over the whole canvas.",
+        )
+    at = "" if np.ptp(top.power) == 0 else f" at entry {index}"
+    raise ImproperError(
+        f"Site {site.name!r} is improper: the total power of its factors is {top.power[index]:.4g}{at}, and at the noisiest "
+        "level it would be a Gaussian of negative or infinite variance.",
+        where=site.where,
+        fix="make the powers of the diffusion factors sum to more than 0 (classifiers and bounded energies count as 0).",
+    )

@@ -1,0 +1,221 @@
+"""The compiled program: one unnormalised density for each noise level."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.density.evaluation import Evaluation, Position
+from composeprob.errors import CapabilityError, ShapeError
+from composeprob.pytree import normal_like
+from composeprob.schedule import Schedule
+
+
+class SiteInfo(eqx.Module):
+    """What a latent site holds: ``kind`` is ``"noised"`` or ``"static"``, ``shape`` that of its entry in a position."""
+
+    kind: str = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+
+class Evaluates(eqx.Module):
+    """What the compiler lowers a program to."""
+
+    @abc.abstractmethod
+    def __call__(self, position: Position, level: Array | int) -> Evaluation:
+        """Everything known of π_level at the position, each network called once."""
+
+    @abc.abstractmethod
+    def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
+        """The static sites drawn from their priors, unconstrained."""
+
+    @abc.abstractmethod
+    def read(self, position: Position) -> dict[str, Array]:
+        """The position with static sites constrained and deterministics added."""
+
+
+class Described:
+    """The program's IR, for people: all are equal, so that programs that differ only in numbers share compiled code.
+
+    Attributes:
+        graph: the IR; renders in notebooks.
+        text: the program as mathematics, with what each pass did.
+        where: the place of the program's definition.
+        offers: (name, place, capabilities) of every leaf.
+    """
+
+    def __init__(self, graph: Any, text: str, where: str, offers: tuple[tuple[str, str, frozenset[str]], ...]):
+        self.graph, self.text, self.where, self.offers = graph, text, where, offers
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Described)
+
+    def __hash__(self) -> int:
+        return hash(Described)
+
+
+class TopLaw(eqx.Module):
+    """The law of the noisiest levels: F = exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
+
+    Attributes:
+        power: total power at each entry, ``{site: array}``.
+        degree: powers times dimensions, factors counted as normalised; NaN where a constant is unknown.
+        constant: what mixture weights add.
+        exact: whether F has this form; where not, kernels and weights move the first draws to it.
+    """
+
+    power: dict[str, Array]
+    degree: Array
+    constant: Array
+    exact: bool = eqx.field(static=True)
+
+    def draw(self, key: Array, sigma: Array) -> dict[str, Array]:
+        """One draw of N(0, σ²/power) at each noised site."""
+        noise = normal_like(key, self.power)
+        return {name: sigma * noise[name] / jnp.sqrt(power) for name, power in self.power.items()}
+
+    def log_density(self, xs: dict[str, Array], sigma: Array) -> Array:
+        """The log-density that `draw` has, a scalar."""
+        terms = [
+            jnp.sum(0.5 * jnp.log(power / (2 * jnp.pi * sigma**2)) - 0.5 * power * (xs[name] / sigma) ** 2)
+            for name, power in self.power.items()
+        ]
+        return sum(terms, jnp.zeros(()))
+
+    def log_normaliser(self, sigma: Array) -> Array:
+        """log ∫F; NaN where a factor's constant is unknown."""
+        logs = [jnp.sum(0.5 * jnp.log(2 * jnp.pi * sigma**2 / power)) for power in self.power.values()]
+        return self.constant - 0.5 * self.degree * jnp.log(2 * jnp.pi * sigma**2) + sum(logs, jnp.zeros(()))
+
+
+class AnnealedDensity(eqx.Module):
+    """π_k(x, z) ∝ p(z)·F_k(x)·G_k(x, z) for k = K−1 … 0, made by `cp.compile`.
+
+    A position is ``{site: array}`` for ONE chain; use `jax.vmap` over a leading chain axis. Static sites are in
+    unconstrained coordinates. At the levels above 0 the product of noised factors is not the noised product: only
+    level 0 is the promise, the others are the path to it. The density is a pytree whose arrays (weights, data) are
+    leaves: pass it to a jitted function as an argument.
+
+    Attributes:
+        schedule: the levels.
+        sites: ``{name: SiteInfo}`` of the latent sites.
+        capabilities: what kernels may rely on, a frozenset of ``score``, ``energy``, ``conservative``,
+            ``normalised``, ``exact_marginals``, ``feynman_kac``, ``mode_depth``.
+        described: the program's IR and its text.
+    """
+
+    schedule: Schedule
+    evaluator: Evaluates
+    top: TopLaw
+    sites: dict[str, SiteInfo]
+    capabilities: frozenset[str] = eqx.field(static=True)
+    described: Described = eqx.field(static=True)
+
+    @property
+    def graph(self) -> Any:
+        """The program's IR: draws itself in notebooks; ``graph.dot()`` is its Graphviz source."""
+        return self.described.graph
+
+    @property
+    def num_levels(self) -> int:
+        """K."""
+        return self.schedule.num_levels
+
+    def evaluate(self, position: Position, level: Array | int) -> Evaluation:
+        """Everything that one evaluation gives; each network is called once.
+
+        Args:
+            position: ``{site: array}``, no chain axis.
+            level: 0 … K−1, may be traced.
+
+        Raises:
+            ShapeError: a site is missing, unknown or of the wrong shape.
+            LevelError: a concrete level that does not exist.
+        """
+        self._check(position)
+        self.schedule.check_level(level)
+        return self.evaluator(jax.tree.map(jnp.asarray, position), level)
+
+    def log_density(self, position: Position, level: Array | int) -> Array:
+        """log π_k(position) up to a constant of the level, a scalar.
+
+        Raises:
+            CapabilityError: a factor offers only its score.
+        """
+        value = self.evaluate(position, level).log_density
+        if value is None:
+            raise CapabilityError(
+                "This density has no log-density: a factor in it offers only its score.",
+                where=self.described.where,
+                fix="use .score, or models trained with an energy parameterization.",
+            )
+        return value
+
+    def score(self, position: Position, level: Array | int) -> Position:
+        """∇ log π_k(position), same structure as the position."""
+        return self.evaluate(position, level).score
+
+    def value_and_score(self, position: Position, level: Array | int) -> tuple[Array, Position]:
+        """(log π_k, ∇ log π_k) from one evaluation.
+
+        Raises:
+            CapabilityError: a factor offers only its score.
+        """
+        evaluation = self.evaluate(position, level)
+        if evaluation.log_density is None:
+            return self.log_density(position, level), evaluation.score
+        return evaluation.log_density, evaluation.score
+
+    def score_and_rate(self, position: Position, level: Array | int) -> tuple[Position, Array]:
+        """(∇ log F_k, r_k): the score of the diffusion part and its Feynman–Kac rate, from one evaluation.
+
+        r is defined by ∂_t F = 𝓛F − g²·r·F with 𝓛 the forward Fokker–Planck operator of the schedule's diffusion.
+        Weights that grow by g²·r along the reverse process make it sample F.
+
+        Raises:
+            CapabilityError: the program has no rate (a factor that is not a noised marginal inside a mixture).
+        """
+        evaluation = self.evaluate(position, level)
+        if evaluation.rate is None or "feynman_kac" not in self.capabilities:
+            raise CapabilityError(
+                "This density has no Feynman–Kac rate: it has a part that is not a noised marginal.",
+                where=self.described.where,
+                fix="use cp.SMC(weights='density') with analytic factors, or cp.AnnealedMCMC.",
+            )
+        return evaluation.drift, evaluation.rate
+
+    def initial(self, key: Array, level: Array | int | None = None) -> Position:
+        """One draw from a noisy level (the noisiest, K−1, if left out): N(0, σ²/power) at noised sites, the prior at
+        static ones. Levels below K−1 are meant only where no signal is left: α ≪ σ."""
+        noised_key, static_key = jax.random.split(key)
+        xs = self.top.draw(noised_key, self.schedule.at(self.num_levels - 1 if level is None else level).sigma)
+        return {**xs, **self.evaluator.draw_static(static_key, xs)}
+
+    def to_samples(self, position: Position) -> dict[str, Array]:
+        """What a position means to the program's author: static sites constrained, deterministics computed."""
+        return self.evaluator.read(position)
+
+    def _check(self, position: Position) -> None:
+        if not isinstance(position, dict) or position.keys() != self.sites.keys():
+            found = sorted(position) if isinstance(position, dict) else type(position).__name__
+            raise ShapeError(
+                f"A position of this program is a dict with the sites {sorted(self.sites)}; got {found}.",
+                fix=f"pass {{{', '.join(f'{name!r}: array' for name in self.sites)}}}.",
+            )
+        for name, info in self.sites.items():
+            if np.shape(position[name]) != info.shape:
+                raise ShapeError(
+                    f"Site {name!r} has shape {info.shape}; got {np.shape(position[name])}.",
+                    fix="a position is ONE chain; map over chains with jax.vmap(density.log_density, (0, None)).",
+                )
+
+    def __repr__(self) -> str:
+        return self.described.text
+
+    __str__ = __repr__

@@ -1,0 +1,214 @@
+"""Expressions over leaves, and the program that holds them. Immutable; passes return new ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from composeprob.factors.base import LeafFactor
+from composeprob.schedule import Noise, Schedule
+
+
+@dataclass(frozen=True)
+class Region:
+    """The linear map P from a site to a leaf's event: cut out a box, average its blocks, drop leading axes.
+
+    Attributes:
+        offset: where the box starts, one index per axis of the site.
+        extent: how many entries the box covers per axis.
+        block: how many entries per axis are averaged into one.
+    """
+
+    offset: tuple[int, ...]
+    extent: tuple[int, ...]
+    block: tuple[int, ...]
+
+    @property
+    def averaged(self) -> int:
+        """How many entries of the site make one entry of the event."""
+        return math.prod(self.block)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        return tuple(slice(o, o + e) for o, e in zip(self.offset, self.extent, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """One factor at one place.
+
+    Attributes:
+        factor: the leaf factor, with its conditions.
+        region: which part of the site it sees; None for all of it.
+        name: how it is printed.
+        own_noise: the noise of its own schedule at each of the program's levels, fields of shape (K,); None where
+            the program's own levels apply. Set by `align`.
+        slot: (group, member) of the batched evaluation that computes it. Set by `share`.
+    """
+
+    factor: LeafFactor
+    region: Region | None
+    name: str
+    own_noise: Noise | None = None
+    slot: tuple[int, int] | None = None
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Π_i child_i^{power_i}."""
+
+    children: tuple[Node, ...]
+    powers: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Σ_i exp(log_weight_i)·child_i."""
+
+    children: tuple[Node, ...]
+    log_weights: tuple[float, ...]
+
+
+Node = Leaf | Product | Mixture
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A noised site: its expression, the shape of its value and where it stands in the program."""
+
+    name: str
+    root: Node
+    shape: tuple[int, ...]
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """An observation: which policy anneals it, and on which latent sites it depends."""
+
+    name: str
+    anneal: str
+    depends_on: frozenset[str]
+    distribution: str
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class Static:
+    """A NumPyro latent: the shape of its value and the name of its prior."""
+
+    name: str
+    shape: tuple[int, ...]
+    distribution: str
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One use of a shared network: the site and region it reads, and its conditions."""
+
+    site: str
+    region: Region | None
+    conditions: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Leaves that share one network, evaluated as one batch over `members`."""
+
+    factor: LeafFactor
+    own_noise: Noise | None
+    members: tuple[Member, ...]
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A whole program.
+
+    Attributes:
+        name: the program's name.
+        sites: the noised sites.
+        statics: the NumPyro latents.
+        observations: the observed sites.
+        schedule: the levels in use; set by `align`.
+        groups: the batched evaluations; set by `share`.
+        notes: what each pass did, ``(pass, sentence)``.
+        where: the place of the program's definition.
+    """
+
+    name: str
+    sites: tuple[Site, ...]
+    statics: tuple[Static, ...]
+    observations: tuple[Observation, ...]
+    schedule: Schedule | None
+    groups: tuple[Group, ...]
+    notes: tuple[tuple[str, str], ...]
+    where: str
+
+    def dot(self) -> str:
+        """Graphviz source of the program."""
+        from composeprob.ir.graph import dot
+
+        return dot(self)
+
+    def _repr_html_(self) -> str:
+        from composeprob.ir.graph import html
+
+        return html(self)
+
+    def map_roots(self, rewrite: Callable[[Node, Site], Node]) -> Graph:
+        """Rewrite the expression of every noised site."""
+        return replace(self, sites=tuple(replace(site, root=rewrite(site.root, site)) for site in self.sites))
+
+    def noted(self, pass_name: str, sentence: str) -> Graph:
+        """The same graph, with a note of what a pass did."""
+        return replace(self, notes=(*self.notes, (pass_name, sentence)))
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """The node and everything below it."""
+    yield node
+    for child in node.children:
+        yield from walk(child)
+
+
+def leaves(node: Node) -> list[Leaf]:
+    """The leaves below a node, left to right."""
+    return [n for n in walk(node) if isinstance(n, Leaf)]
+
+
+def rewrite_leaves(node: Node, rewrite: Callable[[Leaf], Leaf]) -> Node:
+    """The same expression with every leaf replaced."""
+    if isinstance(node, Leaf):
+        return rewrite(node)
+    return replace(node, children=tuple(rewrite_leaves(child, rewrite) for child in node.children))
+
+
+def same_network(a: LeafFactor, b: LeafFactor) -> bool:
+    """Whether two leaves are one factor up to the conditions given to them: same structure, the same arrays."""
+    return a is b or _identity(a) == _identity(b)
+
+
+def _identity(factor: LeafFactor) -> tuple[Any, tuple[int, ...]]:
+    bare = eqx.tree_at(lambda f: f.fixed, factor, {}, is_leaf=lambda node: node is factor.fixed)
+    arrays, treedef = jax.tree.flatten(bare)
+    return treedef, tuple(id(array) for array in arrays)
+
+
+def same_leaf(a: Leaf, b: Leaf) -> bool:
+    """Whether two leaves are the same function of the same site."""
+    if a.region != b.region or not same_network(a.factor, b.factor):
+        return False
+    mine, theirs = a.factor.call_conditions(), b.factor.call_conditions()
+    return mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)

@@ -1,0 +1,62 @@
+"""A program written as mathematics."""
+
+from __future__ import annotations
+
+import math
+
+from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Site
+
+_SUPERSCRIPT = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
+
+
+def formula(node: Node, site: str) -> str:
+    """An expression in the usual notation, such as ``ring(x)·bar(x)^0.5``."""
+    if isinstance(node, Leaf):
+        text = node.name.replace("(x", f"({site}", 1)
+        if node.region is not None:
+            spans = ", ".join(f"{o}:{o + e}" for o, e in zip(node.region.offset, node.region.extent, strict=True))
+            seen = f"{site}[{spans}]" + (f"↓{max(node.region.block)}" if node.region.averaged > 1 else "")
+            text = text.replace(f"({site}", f"({seen}", 1)
+        return text
+    if isinstance(node, Mixture):
+        pairs = zip(node.log_weights, node.children, strict=True)
+        return "[" + " + ".join(f"{math.exp(w):.3g}·{formula(child, site)}" for w, child in pairs) + "]"
+    pairs = zip(node.powers, node.children, strict=True)
+    return "·".join(_power(formula(child, site), w) for w, child in pairs)
+
+
+def _power(base: str, exponent: float) -> str:
+    if exponent == 1.0:
+        return base
+    text = f"{exponent:.3g}"
+    return base + (text.translate(_SUPERSCRIPT) if "e" not in text and "." not in text else f"^{text}")
+
+
+def describe(graph: Graph, capabilities: list[str]) -> str:
+    """The whole program: its density, its sites, its levels, and what each pass did."""
+    noised = [site.name for site in graph.sites]
+    statics = [s.name for s in graph.statics]
+    terms = [f"p({s.name})" for s in graph.statics]
+    terms += [formula(site.root, site.name) for site in graph.sites]
+    terms += [f"{'L_k' if o.anneal != 'static' else 'L'}({o.name} | {', '.join(sorted(o.depends_on))})" for o in graph.observations]
+    lines = [
+        f"AnnealedDensity of program '{graph.name}' ({graph.where})",
+        f"  π_k({', '.join(noised + statics)}) ∝ {' · '.join(terms)}",
+        "  sites",
+    ]
+    lines += [f"    {_site_line(site)}" for site in graph.sites]
+    lines += [f"    {s.name}: static {s.shape}, {s.distribution} prior, at {s.where}" for s in graph.statics]
+    for o in graph.observations:
+        policy = "not annealed" if o.anneal == "static" else f"annealed '{o.anneal}'"
+        lines.append(f"    {o.name}: observed {o.distribution}, {policy}, at {o.where}")
+    if graph.schedule is not None:
+        lines.append(f"  levels  {graph.schedule!r}")
+    lines.append("  passes")
+    lines += [f"    {name}: {sentence}" for name, sentence in graph.notes if name != "check"]
+    lines.append(f"  offers  {', '.join(capabilities)}")
+    return "\n".join(lines)
+
+
+def _site_line(site: Site) -> str:
+    kind = "product" if isinstance(site.root, Product) else "mixture" if isinstance(site.root, Mixture) else "factor"
+    return f"{site.name}: noised {site.shape}, a {kind}, at {site.where}"

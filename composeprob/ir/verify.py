@@ -1,0 +1,70 @@
+"""The rules of the intermediate representation, checked after each pass. A broken rule is a defect of a pass."""
+
+from __future__ import annotations
+
+import math
+
+from composeprob.errors import VerificationError
+from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Region, Site, walk
+
+STAGES = ("build", "normalise", "align", "share", "check")
+
+
+def verify(graph: Graph, stage: str) -> Graph:
+    """The graph itself, or a `VerificationError`.
+
+    Rules from ``build`` on: one finite power per child of a product and one finite log-weight per child of a mixture,
+    neither empty; regions lie inside their site and hold one event of their leaf; sites have different names. From
+    ``normalise`` on: no product holds a product or a zero power, no product is a single child to the power 1. From
+    ``align`` on: a schedule, and each leaf's own noise has one entry per level. From ``share`` on: each leaf has a
+    slot that exists, and each slot is used.
+    """
+    reached = STAGES.index(stage)
+
+    def rule(holds: bool, message: str) -> None:
+        if not holds:
+            raise VerificationError(f"After pass '{stage}': {message}.", fix="please report this as a bug of composeprob.")
+
+    names = [s.name for s in graph.sites] + [s.name for s in graph.statics] + [o.name for o in graph.observations]
+    rule(len(set(names)) == len(names), f"names are not unique: {names}")
+    rule(reached < 2 or graph.schedule is not None, "the graph has no schedule")
+    used: set[tuple[int, int]] = set()
+    for site in graph.sites:
+        for node in walk(site.root):
+            _shape_rules(node, site, rule)
+            if reached >= 1 and isinstance(node, Product):
+                rule(not any(isinstance(c, Product) for c in node.children), "a product holds a product")
+                rule(0.0 not in node.powers, "a product holds a zero power")
+                rule(node.powers != (1.0,), "a product is a single child to the power 1")
+            if reached >= 2 and isinstance(node, Leaf) and node.own_noise is not None:
+                levels = graph.schedule.num_levels if graph.schedule else 0
+                rule(node.own_noise.alpha.shape == (levels,), f"leaf {node.name} is not aligned to {levels} levels")
+            if reached >= 3 and isinstance(node, Leaf):
+                rule(node.slot is not None, f"leaf {node.name} has no slot")
+                group, member = node.slot or (0, 0)
+                exists = group < len(graph.groups) and member < len(graph.groups[group].members)
+                rule(exists, f"slot {node.slot} does not exist")
+                used.add((group, member))
+    if reached >= 3:
+        slots = {(g, m) for g, group in enumerate(graph.groups) for m in range(len(group.members))}
+        rule(used == slots, f"slots {sorted(slots - used)} are evaluated but not used")
+    return graph
+
+
+def _shape_rules(node: Node, site: Site, rule) -> None:  # type: ignore[no-untyped-def]
+    if isinstance(node, Leaf):
+        region = node.region or Region((0,) * len(site.shape), site.shape, (1,) * len(site.shape))
+        rule(len(region.offset) == len(site.shape), f"the region of {node.name} has other axes than site {site.name}")
+        inside = all(
+            o >= 0 and o + e <= s and e % b == 0
+            for o, e, b, s in zip(region.offset, region.extent, region.block, site.shape, strict=True)
+        )
+        rule(inside, f"the region of {node.name} leaves site {site.name}")
+        holds = math.prod(region.extent) == math.prod(node.factor.event_shape) * region.averaged
+        rule(holds, f"the region of {node.name} does not hold one event of shape {node.factor.event_shape}")
+        return
+    numbers = node.powers if isinstance(node, Product) else node.log_weights
+    rule(len(node.children) > 0, f"an empty {type(node).__name__}")
+    rule(len(numbers) == len(node.children), f"a {type(node).__name__} with {len(numbers)} numbers for its children")
+    rule(all(math.isfinite(n) for n in numbers), f"a {type(node).__name__} with a number that is not finite")
+    rule(isinstance(node, (Product, Mixture)), f"an unknown node {type(node).__name__}")

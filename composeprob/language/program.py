@@ -1,0 +1,73 @@
+"""`@program`: a Python function whose statements declare a density."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from composeprob.errors import WrongTypeError
+from composeprob.factors.base import LeafFactor
+
+
+class Program:
+    """A generative program. `cp.compile` turns it into a density; inside another program it is called like a function.
+
+    Attributes:
+        function: the decorated function.
+        name: its name.
+        where: the place of its definition, ``"file.py:line"``.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        if not callable(function) or isinstance(function, type):
+            raise WrongTypeError(
+                f"@cp.program decorates a function; got {type(function).__name__}.",
+                fix="write: @cp.program above def scene(prior, y): …",
+            )
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.name: str = getattr(function, "__name__", "program")
+        code = getattr(function, "__code__", None)
+        self.where = f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else "unknown place"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the statements as part of the program that is being compiled."""
+        return self.function(*args, **kwargs)
+
+    def names_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[LeafFactor, str]]:
+        """The leaf factors that the program's author holds in variables, with the variables' names."""
+        known = inspect.getclosurevars(self.function)
+        bound = inspect.signature(self.function).bind_partial(*args, **kwargs)
+        bound.apply_defaults()
+        scopes = (bound.arguments, known.nonlocals, known.globals)
+        return [(value, name) for scope in scopes for name, value in scope.items() if isinstance(value, LeafFactor)]
+
+    def __repr__(self) -> str:
+        return f"<program {self.name} ({self.where})>"
+
+
+def program(function: Callable[..., Any]) -> Program:
+    """Declare a function to be a program.
+
+    Its statements say which densities multiply, mix and condition::
+
+        π_k(x, z) ∝ p(z) · F_k(x; z) · Π_j L_{j,k}(y_j | x, z)
+
+    F is the algebra of factors at the noised sites, p(z) the priors of NumPyro's latents, L the observations. The
+    levels above 0 are the path that leads to level 0, which alone is the promise.
+
+    Example:
+        >>> import composeprob as cp, numpyro.distributions as dist
+        >>> schedule = cp.Schedule.log_snr(60)
+        >>> ring, bar = (cp.Analytic(dist.Normal([0.0, 0.0], scale), schedule) for scale in ([1, 1], [0.1, 1]))
+        >>> @cp.program
+        ... def both(f, g):
+        ...     return cp.sample("x", f * g)
+        >>> density = cp.compile(both, ring, bar)
+        >>> density.num_levels
+        60
+    """
+    return Program(function)

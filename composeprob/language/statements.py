@@ -1,0 +1,145 @@
+"""The statements of a program: `sample`, `observe`, `factor`, and the annealing policy `annealed`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from numpyro.primitives import Messenger, apply_stack
+
+from composeprob.errors import ComposeProbError, InvalidValueError, ProgramError, ShapeError, WrongTypeError
+from composeprob.factors.base import Factor, check_finite
+from composeprob.factors.distribution import FactorDistribution
+from composeprob.language.source import caller
+
+POLICIES = ("tempered", "denoised", "noised")
+LEVEL = "composeprob.level"
+
+
+def sample(name: str, factor_or_distribution: Any) -> Any:
+    """A random choice of the program.
+
+    Args:
+        name: the site's name, unique in the program.
+        factor_or_distribution: a factor makes a *noised* site, which lives at the level's noise; a NumPyro
+            distribution makes a *static* one, as ``numpyro.sample`` does.
+
+    Returns:
+        The site's value: what the observations below see of it depends on their annealing policy.
+
+    Raises:
+        ProgramError: the name is taken, or the statement stands outside a compiled program.
+        WrongTypeError: neither a factor nor a distribution.
+    """
+    if isinstance(factor_or_distribution, Factor):
+        return numpyro.sample(name, FactorDistribution(factor_or_distribution))
+    if isinstance(factor_or_distribution, dist.Distribution):
+        return numpyro.sample(name, factor_or_distribution)
+    raise WrongTypeError(
+        f"Site {name!r} needs a factor or a NumPyro distribution; got {type(factor_or_distribution).__name__}.",
+        where=caller(),
+        fix="wrap a network in cp.Diffusion, a log-density in cp.Energy.",
+    )
+
+
+def observe(
+    name: str, distribution: dist.Distribution | Callable[[Any], dist.Distribution], value: Any, anneal: str | None = None
+) -> Any:
+    """A measurement: multiplies the likelihood of ``value`` into the program's density.
+
+    An observation that looks at a noised site is annealed. Level 0 is the same exact posterior under each policy:
+
+    * ``"tempered"`` (default): the program sees x/α_k, and the likelihood is raised to the power
+      (λ_k − λ_{K−1})/(λ_0 − λ_{K−1}), linear in the log-SNR λ, from 0 at the noisiest level to 1 at level 0;
+    * ``"denoised"``: the program sees the Tweedie mean (x + σ_k²·∇log F_k(x))/α_k, at full power;
+    * ``"noised"``: the program sees x itself; ``distribution`` may be a function of the level's index.
+
+    An observation that looks at no noised site is never annealed.
+
+    Args:
+        name: the site's name.
+        distribution: a NumPyro distribution that depends on the program's sites; under ``"noised"`` possibly a
+            function of the level that returns one.
+        value: what was measured.
+        anneal: the policy; left out, that of the enclosing `annealed` block.
+
+    Raises:
+        InvalidValueError: an unknown policy, or NaN in the value.
+        ShapeError: a value that does not fit the distribution.
+    """
+    where = caller()
+    if callable(distribution) and not isinstance(distribution, dist.Distribution):
+        distribution = _at_level(name, distribution, anneal)
+    if not isinstance(distribution, dist.Distribution):
+        raise WrongTypeError(
+            f"Observation {name!r} needs a NumPyro distribution; got {type(distribution).__name__}.", where=where
+        )
+    try:
+        value = check_finite(jnp.asarray(value), f"The observed value of {name!r}")
+    except ComposeProbError as error:
+        raise type(error)(error.found, where=where, fix=error.fix) from None
+    try:
+        fits = jnp.broadcast_shapes(value.shape, distribution.shape()) == value.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ShapeError(
+            f"Observation {name!r} has shape {value.shape}, but its distribution has shape {distribution.shape()}.",
+            where=where,
+            fix="reshape the data, or the distribution's parameters, so that they match.",
+        )
+    return numpyro.sample(name, distribution, obs=value, infer={"anneal": _policy(name, anneal, where)})
+
+
+def factor(name: str, log_weight: Any, anneal: str | None = None) -> None:
+    """Soft evidence: multiplies exp(log_weight) into the program's density.
+
+    Args:
+        name: the site's name.
+        log_weight: a scalar that depends on the program's sites; under ``"noised"`` possibly a function of the
+            level's index that returns one.
+        anneal: as for `observe`.
+    """
+    where = caller()
+    if callable(log_weight):
+        log_weight = _at_level(name, log_weight, anneal)
+    numpyro.sample(
+        name, dist.Unit(log_weight), obs=jnp.zeros((0,)), infer={"anneal": _policy(name, anneal, where)}
+    )
+
+
+class annealed(Messenger):
+    """The annealing policy of the observations in a block: ``with cp.annealed("denoised"): ...``.
+
+    An observation's own ``anneal=`` wins over the block's, an inner block over an outer one.
+    """
+
+    def __init__(self, policy: str):
+        self.policy = _policy("annealed", policy, caller())
+        super().__init__()
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["is_observed"] and msg["infer"].get("anneal") is None:
+            msg["infer"] = {**msg["infer"], "anneal": self.policy}
+
+
+def _policy(name: str, anneal: str | None, where: str) -> str | None:
+    if anneal is not None and anneal not in POLICIES:
+        raise InvalidValueError(
+            f"Unknown annealing policy {anneal!r} for {name!r}.", where=where, fix=f"use one of: {', '.join(POLICIES)}."
+        )
+    return anneal
+
+
+def _at_level(name: str, function: Callable[[Any], Any], anneal: str | None) -> Any:
+    if anneal != "noised":
+        raise ProgramError(
+            f"{name!r} is a function of the level, which only the policy 'noised' evaluates.",
+            where=caller(),
+            fix="pass anneal='noised', or the value itself.",
+        )
+    message = {"type": LEVEL, "name": name, "fn": lambda: 0, "args": (), "kwargs": {}, "value": None}
+    return function(apply_stack(message)["value"])

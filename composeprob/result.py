@@ -12,7 +12,7 @@ import numpy as np
 
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.sampling.status import Code, Status
-from composeprob.summary import Summary
+from composeprob.summary import COLUMNS, Summary
 
 if TYPE_CHECKING:
     import arviz
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 FORMAT = "composeprob.result"
 VERSION = 1
-_ARRAYS = ("log_weights", "acceptance", "step_size", "ess", "non_finite", "log_snr")
+_PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite", "log_snr")
+_ARRAYS = ("log_weights", *_PER_LEVEL)
 _FACTS = ("log_evidence", "evaluations", "seconds", "sampler", "reason")
 
 
@@ -130,15 +131,30 @@ class Result:
         """
         import arviz
 
-        per_level = ("acceptance", "step_size", "ess", "non_finite", "log_snr")
         attributes = {name: getattr(self, name) for name in _FACTS if getattr(self, name) is not None}
         return arviz.from_dict(
             posterior={name: value[None] for name, value in self.unweighted().items()},
             sample_stats={"log_weight": self.log_weights[None]},
-            constant_data={name: getattr(self, name) for name in per_level},
-            dims={name: ["level"] for name in per_level},
+            constant_data={name: getattr(self, name) for name in _PER_LEVEL},
+            dims={name: ["level"] for name in _PER_LEVEL},
             attrs={**attributes, "status": str(self.status), "inference_library": "composeprob"},
         )
+
+    def report(self) -> dict[str, Any]:
+        """Every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
+
+        def plain(values: Any) -> Any:
+            return [None if not np.isfinite(v) else v for v in np.asarray(values, float).tolist()]
+
+        rows = self.summary().rows
+        return {
+            **{name: getattr(self, name) for name in _FACTS},
+            "num_chains": self.num_chains,
+            "status": self.status.code.value,
+            "message": self.status.message,
+            "summary": {label: dict(zip(COLUMNS, plain(row), strict=True)) for label, row in rows.items()},
+            "levels": {name: plain(getattr(self, name)) for name in _PER_LEVEL},
+        }
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write everything except ``density`` to one safetensors file; returns its path, which ends in

@@ -1,0 +1,204 @@
+"""The commands `run`, `zoo` and `train`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from composeprob.cli.programs import arguments, load_program
+from composeprob.cli.samplers import RULES, KernelName, SamplerName, make_sampler
+from composeprob.errors import ComposeProbError
+
+# jax and the rest of the library are imported inside the commands: `composeprob --help` answers at once.
+if TYPE_CHECKING:
+    from composeprob.result import Result
+
+app = typer.Typer(
+    name="composeprob",
+    help="Compose pretrained diffusion models in a probabilistic program, and sample it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,  # an exception in the user's own file keeps Python's plain traceback
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+
+def _clean_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Print the library's deliberate errors without a traceback, and exit with 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ComposeProbError as error:
+            Console(stderr=True).print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
+            raise typer.Exit(2) from None
+
+    return wrapped
+
+
+@app.command()
+@_clean_errors
+def run(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="FILE[:PROGRAM]", help="A Python file, and which of its programs if it has several."),
+    ],
+    sampler: Annotated[
+        SamplerName,
+        typer.Option(
+            help="[b]auto[/b] chooses by what the program's factors can do, and says why; [b]smc[/b]: sequential Monte "
+            "Carlo; [b]annealed[/b]: independent MCMC chains; [b]ancestral[/b]: plain reverse diffusion, which is "
+            "biased for products."
+        ),
+    ] = SamplerName.auto,
+    kernel: Annotated[
+        KernelName | None,
+        typer.Option(
+            help="How chains move at a level. [b]mala[/b] and [b]hmc[/b] are exact and need energies; [b]ula[/b] and "
+            "[b]uhmc[/b] need only scores. Without --sampler, a kernel runs as --sampler annealed."
+        ),
+    ] = None,
+    chains: Annotated[int, typer.Option(help="Number of chains, that is, of samples.")] = 1000,
+    steps_per_level: Annotated[int | None, typer.Option(help="Kernel steps at each noise level.")] = None,
+    step_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|adaptive",
+            help="Step size of the kernel. Default: adaptive for mala and hmc; "
+            + ", ".join(f"{rule} for {name}" for name, rule in RULES.items())
+            + ", with σ the level's noise.",
+        ),
+    ] = None,
+    num_leapfrog: Annotated[int, typer.Option(help="Leapfrog steps in one step of hmc or uhmc.")] = 3,
+    damping: Annotated[float, typer.Option(help="Share of the momentum that hmc and uhmc keep between steps.")] = 0.5,
+    levels: Annotated[
+        int | None,
+        typer.Option(help="Use this many noise levels, evenly spaced in log-SNR over the program's own range."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers: the same seed gives the same samples.")] = 0,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for samples.safetensors, samples.png, summary.txt and results.json.", file_okay=False
+        ),
+    ] = Path("out"),
+) -> None:
+    """Sample a program that is written in a Python file.
+
+    FILE holds a function decorated with [b]@cp.program[/b]. A parameter of it gets its default value, or else the
+    variable of the same name in FILE:
+
+        ring, bar = cp.load("ring2d"), cp.load("bar2d")
+
+        @cp.program
+        def product(ring, bar):
+            return cp.sample("x", ring * bar)
+
+    [b]Examples[/b]
+
+        composeprob run examples/product.py
+
+        composeprob run examples/product.py --kernel hmc --steps-per-level 3 --chains 2000
+
+        composeprob run scene.py:two_cubes --sampler smc --levels 60 --out out/cubes
+    """
+    import jax
+
+    from composeprob import api
+
+    program, module = load_program(target)
+    args = arguments(program, module)
+    chosen = make_sampler(sampler, kernel, steps_per_level, step_size, num_leapfrog, damping)
+    density = api.compile(program, **args)
+    if levels is not None:
+        own = density.schedule.log_snr
+        schedule = api.Schedule.log_snr(levels, min=float(own[-1]), max=float(own[0]))
+        density = api.compile(program, **args, schedule=schedule)
+    print(density)
+    result = api.infer(density, jax.random.key(seed), num_chains=chains, sampler=chosen)
+    summary = str(result.summary())
+    print(f"\n{summary}\n")
+    for path in write(
+        result, out, {"program": program.name, "file": target.rpartition(":")[0] or target, "seed": seed}
+    ):
+        print(f"wrote {path}")
+    if not result.status.ok:
+        Console(stderr=True).print("The run has problems; see its status above.", style="yellow")
+    if result.status.code.value == "interrupted":
+        raise typer.Exit(130)
+
+
+@app.command()
+@_clean_errors
+def zoo(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the card of this model.")] = None,
+) -> None:
+    """List the pretrained models, or show the card of one.
+
+    [b]Examples[/b]
+
+        composeprob zoo
+
+        composeprob zoo ring2d
+    """
+    from composeprob import api
+
+    cards = api.zoo()
+    if name is None:
+        table = Table("model", "event", "capabilities", "what it is", title="composeprob's zoo", title_justify="left")
+        for card in cards.values():
+            table.add_row(card.name, str(card.event_shape), ", ".join(sorted(card.capabilities)), card.title)
+        console.print(table)
+        console.print('composeprob zoo NAME shows one; cp.load("NAME") loads it.', highlight=False)
+        return
+    console.print(Markdown(api.zoo(name).text))
+
+
+@app.command()
+@_clean_errors
+def train(
+    model: Annotated[str, typer.Argument(help="A model of the zoo: a folder in models/ with a train.py.")],
+    iterations: Annotated[int | None, typer.Option(help="Optimiser steps; by default those of its recipe.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write weights.safetensors; by default into the model's folder.")
+    ] = None,
+    checkpoint_dir: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoints: the same command goes on where it was stopped.")
+    ] = None,
+) -> None:
+    """Train a model of the zoo by its recipe, and write its weights.
+
+    [b]Examples[/b]
+
+        composeprob train ring2d
+
+        composeprob train ring2d --iterations 500 --out out/ring2d --checkpoint-dir out/checkpoints
+    """
+    from composeprob.training import train_model
+
+    train_model(model, checkpoint_dir=checkpoint_dir, out=out, iterations=iterations, progress=True)
+
+
+def write(result: Result, folder: Path, about: dict[str, Any]) -> list[Path]:
+    """Write samples, picture, summary and numbers of a result into ``folder``; returns what was written."""
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    samples, picture = result.save(folder / "samples.safetensors"), folder / "samples.png"
+    figure = result.plot()
+    figure.savefig(picture, dpi=150)
+    plt.close(figure)
+    summary, numbers = folder / "summary.txt", folder / "results.json"
+    summary.write_text(f"{result.summary()}\n", encoding="utf-8")
+    numbers.write_text(json.dumps({**about, **result.report()}, indent=1) + "\n", encoding="utf-8")
+    return [samples, picture, summary, numbers]

@@ -1,0 +1,83 @@
+"""Finding a program in a Python file, and values for its parameters."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from composeprob.errors import LoadError, ProgramError
+
+if TYPE_CHECKING:
+    from composeprob.language.program import Program
+
+
+def load_program(target: str) -> tuple[Program, ModuleType]:
+    """The program that ``FILE[:PROGRAM]`` names, and the file as a module.
+
+    Raises:
+        LoadError: no such file.
+        ProgramError: the file has no program, several and none is named, or none of that name.
+    """
+    from composeprob.language.program import Program
+
+    file, _, name = target.rpartition(":") if ".py:" in target else (target, "", "")
+    path = Path(file)
+    if not path.is_file():
+        raise LoadError(
+            f"There is no file {file!r}.", fix="pass the path of a Python file: composeprob run FILE[:PROGRAM]."
+        )
+    spec = importlib.util.spec_from_file_location(f"composeprob_run_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise LoadError(f"{file!r} is no Python file.", fix="its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickled functions look their module up by name
+    sys.path.insert(0, str(path.resolve().parent))  # the file may import its neighbours, as `python FILE` lets it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    programs = {key: value for key, value in vars(module).items() if isinstance(value, Program)}
+    own = {key: p for key, p in programs.items() if getattr(p.function, "__module__", None) == spec.name}
+    if name:
+        if name not in programs:
+            has = ", ".join(programs) or "none"
+            raise ProgramError(f"{file} has no program {name!r}.", fix=f"its programs are: {has}.")
+        return programs[name], module
+    if not programs:
+        raise ProgramError(
+            f"{file} has no program.", fix="decorate a function with @cp.program, at the top level of the file."
+        )
+    candidates = own or programs
+    if len(candidates) > 1:
+        raise ProgramError(
+            f"{file} has {len(candidates)} programs: {', '.join(candidates)}.",
+            fix=f"say which: composeprob run {file}:{next(iter(candidates))}",
+        )
+    return next(iter(candidates.values())), module
+
+
+def arguments(program: Program, module: ModuleType) -> dict[str, Any]:
+    """Values for the parameters that have no default: the module's variables of the same names.
+
+    Raises:
+        ProgramError: a parameter with neither a default nor a variable of its name.
+    """
+    values: dict[str, Any] = {}
+    for name, parameter in inspect.signature(program.function).parameters.items():
+        if parameter.default is not parameter.empty or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            continue
+        if not hasattr(module, name):
+            raise ProgramError(
+                f"Program '{program.name}' needs a value for its parameter {name!r}.",
+                where=program.where,
+                fix=f"give it a default, or define a variable {name} at the top level of the file.",
+            )
+        values[name] = getattr(module, name)
+    return values

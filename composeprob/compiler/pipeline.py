@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from composeprob.compiler.align import align
 from composeprob.compiler.build import build
@@ -71,7 +72,8 @@ def compile(program: Program, *args: Any, schedule: Schedule | None = None, **kw
     sites |= {name: SiteInfo("static", static.shape) for name, static in statics.items()}
     offered = capabilities(graph)
     described = Described(graph, describe(graph, sorted(offered)), graph.where, _offers(graph))
-    return AnnealedDensity(graph.schedule, evaluator, _top_law(tops), sites, offered, described)
+    density = AnnealedDensity(graph.schedule, evaluator, _top_law(tops), sites, offered, described)
+    return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
 
 
 def _offers(graph: Graph) -> tuple[tuple[str, str, frozenset[str]], ...]:

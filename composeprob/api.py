@@ -1,0 +1,53 @@
+"""The public names, in one place: the only module where both halves of the hourglass meet."""
+
+from composeprob import errors, metrics
+from composeprob.compiler.pipeline import compile
+from composeprob.factors.algebra import mixture, power, product
+from composeprob.factors.analytic import Analytic
+from composeprob.factors.classifier import Classifier
+from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.energy import Energy
+from composeprob.factors.guidance import condition, guide
+from composeprob.factors.window import window
+from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX
+from composeprob.language.program import program
+from composeprob.language.statements import annealed, factor, observe, sample
+from composeprob.result import Result
+from composeprob.sampling.ancestral import Ancestral
+from composeprob.sampling.annealed_mcmc import AnnealedMCMC
+from composeprob.sampling.infer import infer
+from composeprob.sampling.smc import SMC
+from composeprob.schedule import Schedule
+
+__all__ = [
+    "HMC",
+    "MALA",
+    "SMC",
+    "UHMC",
+    "ULA",
+    "Adaptive",
+    "Analytic",
+    "Ancestral",
+    "AnnealedMCMC",
+    "BlackJAX",
+    "Classifier",
+    "Diffusion",
+    "Energy",
+    "Result",
+    "Schedule",
+    "annealed",
+    "compile",
+    "condition",
+    "errors",
+    "factor",
+    "guide",
+    "infer",
+    "metrics",
+    "mixture",
+    "observe",
+    "power",
+    "product",
+    "program",
+    "sample",
+    "window",
+]

@@ -1,0 +1,85 @@
+"""The baseline: reverse diffusion along the composed score."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.errors import CapabilityError, InvalidValueError
+from composeprob.sampling.base import Run, Sampler, draw_initial, level_keys
+from composeprob.sampling.reverse import reverse_step
+
+
+class Ancestral(Sampler):
+    """Reverse diffusion of the composed score: K − 1 evaluations, and the wrong law for products.
+
+    The score of the noised product is not the sum of the noised scores, so this samples something else than the
+    program's density; it is the baseline that the other samplers mend (Du et al. 2023, section 3).
+
+    Args:
+        eta: η in [0, 1]; 1 is DDPM's ancestral sampling, 0 deterministic DDIM.
+
+    Raises:
+        InvalidValueError: η outside [0, 1].
+
+    References:
+        Ho et al. 2020, *Denoising Diffusion Probabilistic Models*; Song, Meng and Ermon 2021 (DDIM).
+    """
+
+    eta: Array = eqx.field(default=1.0, converter=lambda value: jnp.asarray(value, float))
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.eta, jax.core.Tracer) and not bool(jnp.all((self.eta >= 0) & (self.eta <= 1))):
+            raise InvalidValueError(f"Ancestral's eta must lie in [0, 1]; got {self.eta}.", fix="1 is DDPM, 0 is DDIM.")
+
+    @property
+    def requires(self) -> dict[str, frozenset[str]]:
+        return {"Ancestral": frozenset({"score"})}
+
+    @property
+    def adjusted(self) -> bool:
+        return False
+
+    def prepare(self, density: AnnealedDensity) -> Ancestral:
+        static = [name for name, site in density.sites.items() if site.kind == "static"]
+        if static:
+            raise CapabilityError(
+                f"Ancestral moves only noised sites, but {', '.join(map(repr, static))} is a NumPyro latent.",
+                where=density.described.where,
+                fix="use cp.AnnealedMCMC or cp.SMC, which move all sites.",
+            )
+        return self
+
+    def first_level(self, density: AnnealedDensity) -> int:
+        return density.num_levels - 1
+
+    def evaluations(self, first_level: int, completed: int) -> int:
+        return max(completed - 1, 0)
+
+    def proposals(self) -> int:
+        return 0
+
+    def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
+        return eqx.tree_at(lambda r: r.chains, run, draw_initial(run, density, level), is_leaf=lambda x: x is None)
+
+    def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
+        def move(key: Array, position: dict[str, Array]) -> dict[str, Array]:
+            score = density.evaluator(position, level + 1).score
+            return reverse_step(key, position, score, density, level + 1, self.eta)
+
+        moved = jax.lax.cond(  # the first level is where the draws already are
+            level < first_level,
+            lambda positions: jax.vmap(move)(level_keys(run.keys, level), positions),
+            lambda positions: positions,
+            run.chains,
+        )
+        return eqx.tree_at(lambda r: r.chains, run, moved)
+
+    def positions(self, run: Run) -> dict[str, Array]:
+        return run.chains
+
+    def describe(self) -> str:
+        return f"Ancestral(eta={float(self.eta):.3g})"

@@ -1,0 +1,118 @@
+"""Annealed MCMC: the paper's Algorithm 1."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import equinox as eqx
+import jax
+from jax import Array
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.errors import InvalidValueError, WrongTypeError
+from composeprob.kernels import Kernel
+from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
+from composeprob.sampling.reverse import reverse_step
+from composeprob.sampling.transitions import Transitions
+
+
+class AnnealedMCMC(Sampler):
+    """Independent chains that make ``steps_per_level`` transitions of a kernel at every level, K − 1 to 0.
+
+    Cost: one evaluation a level to refresh what the kernel caches, and the kernel's own for each transition. What
+    chains cannot do is cross between modes once these have parted: the share of each mode is frozen at the level where
+    that happens, and no number of chains mends it. `SMC` does.
+
+    Args:
+        kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``.
+        steps_per_level: transitions at each level, ≥ 1.
+        reverse_step: whether one step of the reverse process takes the chains from each level to the next, as a
+            better start for the kernel.
+
+    References:
+        Du et al. 2023, Algorithm 1. Song and Ermon 2019 for annealed Langevin dynamics.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.AnnealedMCMC(cp.HMC(0.03, num_leapfrog=3), steps_per_level=10).describe()
+        'AnnealedMCMC(HMC(step_size=0.03, num_leapfrog=3, damping=0.5), 10 steps a level)'
+    """
+
+    kernel: Kernel
+    steps_per_level: int = eqx.field(static=True)
+    reverse_step: bool = eqx.field(static=True)
+    moves: Transitions | None
+
+    def __init__(self, kernel: Kernel, steps_per_level: int, reverse_step: bool = False):
+        check_kernel(kernel, steps_per_level)
+        self.kernel, self.steps_per_level, self.reverse_step = kernel, int(steps_per_level), bool(reverse_step)
+        self.moves = None
+
+    @property
+    def requires(self) -> dict[str, frozenset[str]]:
+        return {type(self.kernel).__name__: self.kernel.requires}
+
+    @property
+    def adjusted(self) -> bool:
+        return self.kernel.optimal_acceptance is not None
+
+    def prepare(self, density: AnnealedDensity) -> AnnealedMCMC:
+        moves = Transitions.resolved(self.kernel, self.steps_per_level, density.schedule)
+        return eqx.tree_at(lambda s: s.moves, self, moves, is_leaf=lambda node: node is None)
+
+    def first_level(self, density: AnnealedDensity) -> int:
+        return density.num_levels - 1
+
+    def evaluations(self, first_level: int, completed: int) -> int:
+        assert self.moves is not None
+        return completed * (1 + self.moves.evaluations)
+
+    def proposals(self) -> int:
+        assert self.moves is not None
+        return self.moves.total
+
+    def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
+        assert self.moves is not None
+        positions = draw_initial(run, density, level)
+        keys = level_keys(run.keys, density.num_levels + 1)
+        target = partial(density.evaluator, level=level)
+        states = jax.vmap(self.kernel.init, (0, 0, None))(keys, positions, target)
+        return dataclasses.replace(run, chains=states, log_scale=self.moves.first_log_scale())
+
+    def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
+        assert self.moves is not None
+        keys = level_keys(run.keys, level)
+        target = partial(density.evaluator, level=level)
+
+        def descend(key: Array, state):  # type: ignore[no-untyped-def]
+            if self.reverse_step:
+                score = state.evaluation.score
+                moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, score, density, level + 1)
+                state = dataclasses.replace(state, position=moved)
+            return self.kernel.relevel(state, target)
+
+        states = jax.lax.cond(
+            level < first_level, lambda s: jax.vmap(descend)(keys, s), lambda s: s, run.chains
+        )
+        states, log_scale, records = self.moves.run(
+            keys, states, target, density.schedule, level, run.log_scale, run.records
+        )
+        return dataclasses.replace(run, chains=states, log_scale=log_scale, records=records)
+
+    def positions(self, run: Run) -> dict[str, Array]:
+        return run.chains.position
+
+    def describe(self) -> str:
+        reverse = ", reverse step between levels" if self.reverse_step else ""
+        return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse})"
+
+
+def check_kernel(kernel: object, steps_per_level: object) -> None:
+    """Refuse what is no kernel, and a number of transitions below 1."""
+    if not isinstance(kernel, Kernel):
+        raise WrongTypeError(
+            f"A sampler needs a kernel; got {kernel!r}.", fix="for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3)."
+        )
+    if not isinstance(steps_per_level, int) or isinstance(steps_per_level, bool) or steps_per_level < 1:
+        raise InvalidValueError(f"steps_per_level must be a whole number ≥ 1; got {steps_per_level!r}.")

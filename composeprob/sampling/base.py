@@ -1,0 +1,125 @@
+"""What a sampler is: it starts N chains at a noisy level and takes them, level by level, to level 0."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.density.annealed import AnnealedDensity
+
+
+REVERSE = 2**31 - 1
+"""Folded into a level's key for the reverse step; transitions fold in their number, counted from 0."""
+
+
+class Records(eqx.Module):
+    """What is recorded of each level, every field of shape (K,); NaN where a level has no such number."""
+
+    acceptance: Array
+    step_size: Array
+    ess: Array
+    non_finite: Array
+
+    @classmethod
+    def empty(cls, num_levels: int) -> Records:
+        nan = jnp.full((num_levels,), jnp.nan)
+        return cls(nan, nan, nan, jnp.zeros((num_levels,), jnp.int32))
+
+
+class Run(eqx.Module):
+    """N chains at one level: everything that the next level needs.
+
+    Attributes:
+        chains: the sampler's own state of every chain, each leaf of shape (N, …).
+        keys: a random key for every chain, (N,): chain i's noise depends on nothing but its key and the level.
+        shared: the key for what chains decide together (resampling).
+        log_weights: log-weights, (N,).
+        log_evidence: log of the estimated ∫π, a scalar.
+        log_scale: log c of an adaptive step size, a scalar.
+        records: what happened at each level.
+    """
+
+    chains: Any
+    keys: Array
+    shared: Array
+    log_weights: Array
+    log_evidence: Array
+    log_scale: Array
+    records: Records
+
+
+class Sampler(eqx.Module):
+    """How chains travel. Hyper-parameters only; numbers are leaves, so other numbers reuse compiled code."""
+
+    @property
+    @abc.abstractmethod
+    def requires(self) -> dict[str, frozenset[str]]:
+        """What the density must offer, by who needs it: ``{"HMC": {"energy", "score"}}``."""
+
+    @property
+    @abc.abstractmethod
+    def adjusted(self) -> bool:
+        """Whether a Metropolis test decides, so that its acceptance means something."""
+
+    def estimates_evidence(self, density: AnnealedDensity) -> bool:
+        """Whether `Run.log_evidence` estimates log ∫π_0."""
+        return False
+
+    @abc.abstractmethod
+    def prepare(self, density: AnnealedDensity) -> Sampler:
+        """The same sampler with everything resolved that depends on the density: step sizes per level, defaults.
+
+        Raises:
+            ComposeProbError: it cannot be used with this density.
+        """
+
+    @abc.abstractmethod
+    def first_level(self, density: AnnealedDensity) -> int:
+        """The level where chains start."""
+
+    @abc.abstractmethod
+    def evaluations(self, first_level: int, completed: int) -> int:
+        """Evaluations of the composed density per chain, when ``completed`` levels from ``first_level`` down are done."""
+
+    @abc.abstractmethod
+    def proposals(self) -> int:
+        """Kernel transitions of one chain at one level, adapting ones included."""
+
+    @abc.abstractmethod
+    def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
+        """Fill in the chains' states (and first weights) at the first level, before any transition there."""
+
+    @abc.abstractmethod
+    def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
+        """Bring the chains to ``level`` and move them there. Called for first_level, first_level − 1, …, 0."""
+
+    @abc.abstractmethod
+    def positions(self, run: Run) -> Any:
+        """The chains' positions, each leaf of shape (N, …)."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """One line: the sampler and its settings."""
+
+
+def begin(key: Array, num_chains: int, num_levels: int) -> Run:
+    """A run without chains: keys, equal weights, empty records."""
+    keys = jax.random.split(key, num_chains + 1)
+    zero = jnp.zeros(())
+    return Run(None, keys[1:], keys[0], jnp.zeros((num_chains,)), zero, zero, Records.empty(num_levels))
+
+
+def draw_initial(run: Run, density: AnnealedDensity, level: int) -> Any:
+    """Independent draws of the first level's law, one a chain."""
+    keys = level_keys(run.keys, density.num_levels)
+    return jax.vmap(lambda key: density.initial(key, level))(keys)
+
+
+def level_keys(keys: Array, level: Array | int) -> Array:
+    """Each chain's key for one level."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, level)

@@ -1,0 +1,63 @@
+"""Which sampler to use when the user names none, and whether a sampler can be used at all."""
+
+from __future__ import annotations
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.errors import CapabilityError
+from composeprob.kernels import HMC, ULA, Adaptive
+from composeprob.sampling.annealed_mcmc import AnnealedMCMC
+from composeprob.sampling.base import Sampler
+from composeprob.sampling.smc import SMC
+
+MANY_CHAINS = 256
+"""From so many chains on resampling does not degenerate."""
+
+ADVICE = {
+    "energy": "use a kernel that needs scores only (cp.ULA, cp.UHMC), or a model with an energy parameterization.",
+    "feynman_kac": "use cp.SMC(weights='density') with analytic factors, or cp.AnnealedMCMC.",
+    "mode_depth": "use weights='feynman_kac', which needs scores only: energies learned by score matching do not know "
+    "how high separated modes are.",
+    "score": "every factor needs a score.",
+}
+
+
+def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
+    """A sampler for this density and number of chains, and why it was chosen."""
+    energy = "energy" in density.capabilities
+    if num_chains >= MANY_CHAINS and "feynman_kac" in density.capabilities:
+        kernel = "tuned MALA moves" if energy else "no kernel, since a factor offers only its score"
+        static = any(site.kind == "static" for site in density.sites.values())
+        if energy or not static:
+            return SMC(), f"{num_chains} chains are enough to resample, which keeps the modes' shares right; {kernel}"
+    if num_chains >= MANY_CHAINS and {"energy", "mode_depth"} <= density.capabilities and density.num_levels > 1:
+        why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
+        return SMC(weights="density"), f"{num_chains} chains are enough to resample; {why}"
+    if energy:
+        why = f"fewer than {MANY_CHAINS} chains" if num_chains < MANY_CHAINS else "no weights can be trusted here"
+        return AnnealedMCMC(HMC(Adaptive()), 5, reverse_step=True), f"{why}: independent chains, corrected by HMC"
+    rule = _small_langevin
+    return AnnealedMCMC(ULA(rule), 5, reverse_step=True), "a factor offers only its score: unadjusted Langevin steps"
+
+
+def _small_langevin(schedule):  # type: ignore[no-untyped-def]
+    """h_k = 0.1·σ_k², small enough for the unadjusted kernel at every level."""
+    return 0.1 * schedule.sigma**2
+
+
+def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:
+    """Refuse a sampler that needs what the density does not offer, naming the factor that lacks it.
+
+    Raises:
+        CapabilityError: before anything is compiled.
+    """
+    for who, needed in sampler.requires.items():
+        for capability in sorted(needed - density.capabilities):
+            lacking = [o for o in density.described.offers if capability not in o[2]]
+            if capability == "feynman_kac":
+                found = f"{who} needs a Feynman–Kac rate, which this program does not have"
+                where = density.described.where
+            else:
+                name, where, offered = lacking[0] if lacking else ("?", density.described.where, frozenset())
+                has = ", ".join(f"`{c}`" for c in sorted(offered & {"score", "energy"}))
+                found = f"{who} needs `{capability}`, but factor '{name}' offers only {has}"
+            raise CapabilityError(f"{found}.", where=where, fix=ADVICE.get(capability))

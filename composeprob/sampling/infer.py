@@ -1,0 +1,171 @@
+"""`infer`: drive a sampler over the levels, with one compilation, a progress bar, and nothing lost on interruption."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.errors import InvalidValueError, WrongTypeError
+from composeprob.result import Result
+from composeprob.sampling.base import Run, Sampler, begin
+from composeprob.sampling.choose import check_capabilities, choose
+from composeprob.sampling.progress import REFRESH_SECONDS, Progress
+from composeprob.sampling.status import diagnose
+
+
+def infer(
+    density: AnnealedDensity,
+    key: Array,
+    *,
+    num_chains: int,
+    sampler: Sampler | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> Result:
+    """Sample a compiled program.
+
+    The levels are visited from the noisiest to level 0 inside one compiled loop: neither the number of levels nor other
+    numbers in the density or the sampler compile again. Ctrl-C returns what is done so far.
+
+    Args:
+        density: from `compile`.
+        key: a typed random key, ``jax.random.key(0)``. Samples depend on it and on ``num_chains`` only.
+        num_chains: N, chains that travel together.
+        sampler: how they travel; left out, chosen by what the density offers and by N, and said in ``result.reason``.
+        mesh: spread the chains over the devices of this one-axis mesh; N must be a multiple of their number.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The samples with their diagnostics; look at ``result.status`` first.
+
+    Raises:
+        InvalidValueError, WrongTypeError: a bad argument.
+        CapabilityError: the sampler needs what a factor does not offer.
+    """
+    _check_arguments(density, key, num_chains, sampler, mesh)
+    began = time.monotonic()
+    reason = "chosen by the user"
+    if sampler is None:
+        sampler, reason = choose(density, num_chains)
+    check_capabilities(sampler, density)
+    sampler = sampler.prepare(density)
+    first = sampler.first_level(density)
+    run = begin(key, num_chains, density.num_levels)
+    if mesh is not None:
+        spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+        run = dataclasses.replace(run, keys=jax.device_put(run.keys, spread))
+    completed, interrupted = 0, False
+    with Progress(first + 1, progress, type(sampler).__name__) as bar:
+        try:
+            run = _start(sampler, run, density, first)
+            size, tick = 1, time.monotonic()
+            while completed <= first:
+                stop = min(completed + size, first + 1)
+                run = jax.block_until_ready(_advance(sampler, run, density, jnp.int32(completed), jnp.int32(stop), first))
+                seconds, tick = time.monotonic() - tick, time.monotonic()
+                # As many levels in a row as fit between two refreshes of the bar.
+                size = max(1, min(4 * size, int((stop - completed) * REFRESH_SECONDS / seconds)))
+                completed = stop
+                bar.update(completed, **_facts(run.records, first + 1 - completed))
+        except KeyboardInterrupt:
+            interrupted = True
+            if run.chains is None:
+                raise
+    return _result(sampler, run, density, first, completed, interrupted, reason, time.monotonic() - began)
+
+
+@eqx.filter_jit
+def _start(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> Run:
+    return sampler.start(run, density, first)
+
+
+@eqx.filter_jit
+def _advance(sampler: Sampler, run: Run, density: AnnealedDensity, begin_: Array, end: Array, first: int) -> Run:
+    """Visit the levels first − begin_ … first − end + 1; the bounds are arrays: every stretch is one executable."""
+    return jax.lax.fori_loop(begin_, end, lambda i, r: sampler.visit(r, density, first - i, first), run)
+
+
+@eqx.filter_jit
+def _read(density: AnnealedDensity, positions: Any) -> dict[str, Array]:
+    return jax.vmap(density.to_samples)(positions)
+
+
+def _facts(records: Any, level: int) -> dict[str, Any]:
+    facts = {"acceptance": records.acceptance[level], "ess": records.ess[level]}
+    return {name: value for name, value in facts.items() if not np.isnan(value)}
+
+
+def _result(
+    sampler: Sampler,
+    run: Run,
+    density: AnnealedDensity,
+    first: int,
+    completed: int,
+    interrupted: bool,
+    reason: str,
+    seconds: float,
+) -> Result:
+    samples = {name: np.asarray(value) for name, value in _read(density, sampler.positions(run)).items()}
+    records, num_chains = run.records, run.log_weights.shape[0]
+    skipped = density.num_levels - 1 - first
+    status = diagnose(
+        np.asarray(records.acceptance),
+        np.asarray(records.non_finite),
+        max(sampler.proposals(), 1) * num_chains,
+        np.asarray(records.ess),
+        num_chains,
+        completed + skipped,
+        density.num_levels,
+        sampler.adjusted,
+    )
+    evidence = float(run.log_evidence) if sampler.estimates_evidence(density) else np.nan
+    return Result(
+        samples=samples,
+        log_weights=np.asarray(run.log_weights),
+        log_evidence=evidence if np.isfinite(evidence) else None,
+        evaluations=sampler.evaluations(first, completed),
+        acceptance=np.asarray(records.acceptance),
+        step_size=np.asarray(records.step_size),
+        ess=np.asarray(records.ess),
+        non_finite=np.asarray(records.non_finite),
+        status=status,
+        seconds=seconds,
+        sampler=sampler.describe(),
+        reason=reason,
+        log_snr=np.asarray(density.schedule.log_snr),
+        density=density,
+    )
+
+
+def _check_arguments(density: Any, key: Any, num_chains: Any, sampler: Any, mesh: Mesh | None) -> None:
+    if not isinstance(density, AnnealedDensity):
+        raise WrongTypeError(
+            f"infer takes a compiled density; got {type(density).__name__}.", fix="call cp.compile(program, …) first."
+        )
+    if not isinstance(num_chains, (int, np.integer)) or isinstance(num_chains, bool):
+        raise WrongTypeError(f"num_chains must be a whole number; got {num_chains!r}.")
+    if num_chains < 1:
+        raise InvalidValueError(f"num_chains must be at least 1; got {num_chains}.", fix="ask for one chain or more.")
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
+        raise WrongTypeError(
+            f"key must be one typed random key; got {type(key).__name__}.", fix="pass jax.random.key(0), not PRNGKey."
+        )
+    if sampler is not None and not isinstance(sampler, Sampler):
+        raise WrongTypeError(
+            f"sampler must be a sampler; got {type(sampler).__name__}.",
+            fix="a kernel needs a driver around it: cp.AnnealedMCMC(kernel, steps_per_level=10) or cp.SMC(kernel).",
+        )
+    if mesh is not None and num_chains % mesh.size:
+        raise InvalidValueError(
+            f"{num_chains} chains cannot be spread evenly over {mesh.size} devices.",
+            fix=f"use a multiple of {mesh.size}, such as {-(-num_chains // mesh.size) * mesh.size}.",
+        )

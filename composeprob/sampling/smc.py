@@ -1,0 +1,211 @@
+"""Sequential Monte Carlo along the levels: reverse step, weights, resampling, kernel transitions."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.errors import CapabilityError, InvalidValueError
+from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
+from composeprob.sampling.annealed_mcmc import check_kernel
+from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
+from composeprob.sampling.resampling import log_mean_weight, relative_ess, systematic
+from composeprob.sampling.reverse import reverse_step
+from composeprob.sampling.transitions import Transitions
+
+WEIGHTS = ("feynman_kac", "density")
+
+
+class SMC(Sampler):
+    r"""A population of chains, weighted from level to level so that modes keep their shares.
+
+    From level k + 1 to k, with F the part of π made of diffusion factors and G the rest (observations, user
+    energies, classifiers):
+
+    * ``weights="feynman_kac"``: a reverse step along ∇log F, and log w += β_{k+1}·r_{k+1}(x) + log G_k(x') −
+      log G_{k+1}(x), with r the Feynman–Kac rate that the compiler derives from the leaves' scores. It needs scores
+      only, so it is right for learned factors;
+    * ``weights="density"``: no move, and log w += log π_k(x) − log π_{k+1}(x). It trusts log-densities *between*
+      modes, which energies learned by score matching do not know: for analytic or calibrated factors only.
+
+    Then the chains are resampled (systematically) where the relative effective sample size is below the threshold,
+    and make ``steps_per_level`` transitions of the kernel, which leave π_k invariant. The last level always
+    resamples, so that samples have equal weights.
+
+    Few chains degenerate under resampling: below some hundred, independent chains (`AnnealedMCMC`) are better.
+
+    Args:
+        kernel: any kernel; left out, ``MALA(Adaptive())`` where the density has an energy, else no transitions.
+        steps_per_level: transitions at each level.
+        weights: ``"feynman_kac"`` or ``"density"``.
+        resample_threshold: resample where ESS/N falls below it, in (0, 1].
+
+    Result:
+        ``result.log_evidence`` estimates log ∫π_0, with diffusion factors counted as normalised.
+
+    References:
+        Skreta et al. 2025, *Feynman–Kac Correctors in Diffusion* (arXiv 2503.02819). Del Moral, Doucet and Jasra 2006,
+        *Sequential Monte Carlo samplers*, for the density weights.
+    """
+
+    kernel: Kernel | None
+    steps_per_level: int = eqx.field(static=True)
+    weights: str = eqx.field(static=True)
+    resample_threshold: Array
+    moves: Transitions | None
+
+    def __init__(
+        self,
+        kernel: Kernel | None = None,
+        steps_per_level: int = 1,
+        weights: str = "feynman_kac",
+        resample_threshold: float = 0.5,
+    ):
+        if kernel is not None:
+            check_kernel(kernel, steps_per_level)
+        if weights not in WEIGHTS:
+            raise InvalidValueError(f"Unknown weights {weights!r}.", fix=f"use one of: {', '.join(WEIGHTS)}.")
+        if not 0 < float(resample_threshold) <= 1:
+            raise InvalidValueError(f"resample_threshold must lie in (0, 1]; got {resample_threshold}.")
+        self.kernel, self.steps_per_level, self.weights = kernel, int(steps_per_level), weights
+        self.resample_threshold, self.moves = jnp.asarray(resample_threshold, float), None
+
+    @property
+    def requires(self) -> dict[str, frozenset[str]]:
+        own = frozenset({"score", "feynman_kac"} if self.weights == "feynman_kac" else {"score", "energy", "mode_depth"})
+        needs = {f"SMC(weights='{self.weights}')": own}
+        return needs if self.kernel is None else {**needs, type(self.kernel).__name__: self.kernel.requires}
+
+    @property
+    def adjusted(self) -> bool:
+        return self.kernel is not None and self.kernel.optimal_acceptance is not None
+
+    def estimates_evidence(self, density: AnnealedDensity) -> bool:
+        # Density weights carry each level's own constant: they tell the evidence only if there is none.
+        return self.weights == "feynman_kac" or all("normalised" in offered for *_, offered in density.described.offers)
+
+    def prepare(self, density: AnnealedDensity) -> SMC:
+        kernel = self.kernel
+        if kernel is None and "energy" in density.capabilities:
+            kernel = MALA(Adaptive())
+        static = any(site.kind == "static" for site in density.sites.values())
+        if kernel is None and static:
+            raise CapabilityError(
+                "SMC without a kernel leaves NumPyro's latents where their priors put them.",
+                where=density.described.where,
+                fix="pass a kernel, such as cp.UHMC(step_size=…) for score-only factors.",
+            )
+        moves = None if kernel is None else Transitions.resolved(kernel, self.steps_per_level, density.schedule)
+        where = lambda s: (s.kernel, s.moves)  # noqa: E731
+        return eqx.tree_at(where, self, (kernel, moves), is_leaf=lambda n: n is None or isinstance(n, Kernel))
+
+    def first_level(self, density: AnnealedDensity) -> int:
+        """The noisiest level, or a few below it: where levels carry no signal but are far apart (the first ones of
+        cosine schedules), a step between them would only spoil the weights."""
+        log_snr = np.asarray(density.schedule.log_snr)
+        level = density.num_levels - 1
+        while level > 0 and log_snr[level - 1] < LITTLE_SIGNAL and log_snr[level - 1] - log_snr[level] > FAR_APART:
+            level -= 1
+        return level
+
+    def evaluations(self, first_level: int, completed: int) -> int:
+        return completed * (1 + (self.moves.evaluations if self.moves else 0))
+
+    def proposals(self) -> int:
+        return self.moves.total if self.moves else 0
+
+    def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
+        positions = draw_initial(run, density, level)
+        keys = level_keys(run.keys, density.num_levels + 1)
+        target = partial(density.evaluator, level=level)
+        if self.kernel is None:
+            states = jax.vmap(lambda x: KernelState(x, target(x)))(positions)
+        else:
+            states = jax.vmap(self.kernel.init, (0, 0, None))(keys, positions, target)
+        sigma = density.schedule.at(level).sigma
+        log_weights = states.evaluation.log_potential
+        log_marginal = states.evaluation.log_marginal
+        if log_marginal is not None and not density.top.exact:
+            xs = {name: positions[name] for name in density.top.power}
+            log_weights = log_weights + log_marginal - jax.vmap(density.top.log_density, (0, None))(xs, sigma)
+        return dataclasses.replace(
+            run,
+            chains=states,
+            log_weights=log_weights,
+            log_evidence=density.top.log_normaliser(sigma),
+            log_scale=self.moves.first_log_scale() if self.moves else run.log_scale,
+        )
+
+    def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
+        keys = level_keys(run.keys, level)
+        target = partial(density.evaluator, level=level)
+        states, increments = jax.lax.cond(
+            level < first_level,
+            lambda s: jax.vmap(partial(self._descend, density=density, level=level))(keys, s),
+            lambda s: (s, jnp.zeros_like(run.log_weights)),
+            run.chains,
+        )
+        log_weights = run.log_weights + increments
+        log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+        ess = relative_ess(log_weights)
+
+        def resample(states: Any) -> Any:
+            chosen = systematic(jax.random.fold_in(run.shared, level), log_weights)
+            survivors = jax.tree.map(lambda leaf: leaf[chosen], states)
+            return survivors, jnp.zeros_like(log_weights), run.log_evidence + log_mean_weight(log_weights)
+
+        states, log_weights, log_evidence = jax.lax.cond(
+            (ess < self.resample_threshold) | (level == 0),
+            resample,
+            lambda states: (states, log_weights, run.log_evidence),
+            states,
+        )
+        records = eqx.tree_at(lambda r: r.ess, run.records, run.records.ess.at[level].set(ess))
+        log_scale = run.log_scale
+        if self.moves is not None:
+            states, log_scale, records = self.moves.run(
+                keys, states, target, density.schedule, level, log_scale, records
+            )
+        return dataclasses.replace(
+            run,
+            chains=states,
+            log_weights=log_weights,
+            log_evidence=log_evidence,
+            log_scale=log_scale,
+            records=records,
+        )
+
+    def _descend(self, key: Array, state: Any, density: AnnealedDensity, level: Array) -> tuple[Any, Array]:
+        """One chain from level + 1 to level: its new state and what its log-weight gains. One evaluation."""
+        before = state.evaluation
+        if self.weights == "feynman_kac":
+            moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, before.drift, density, level + 1)
+            state = dataclasses.replace(state, position=moved)
+        after = density.evaluator(state.position, level)
+        state = dataclasses.replace(state, evaluation=after)
+        if self.weights == "density":
+            return state, after.log_density - before.log_density
+        # Left-point rule: ∫g²·r dτ over the step is β_{k+1}·r at its start.
+        rate = density.schedule.beta[level + 1] * before.rate
+        return state, rate + after.log_potential - before.log_potential
+
+    def positions(self, run: Run) -> dict[str, Array]:
+        return run.chains.position
+
+    def describe(self) -> str:
+        kernel = "no kernel" if self.kernel is None else f"{self.kernel!r}, {self.steps_per_level} steps a level"
+        return f"SMC({kernel}, weights='{self.weights}', resample_threshold={float(self.resample_threshold):.3g})"
+
+
+LITTLE_SIGNAL = -4.6
+"""log-SNR below which a level says nothing of the data: α/σ < 0.1."""
+FAR_APART = 0.7
+"""Levels whose log-SNR differ by more are too far apart for one reverse step: β > 0.5."""

@@ -1,0 +1,111 @@
+"""The state of training and its step: one compiled loop over as many steps as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from composeprob.training.loss import Batch, draw, losses
+from composeprob.training.recipe import Recipe
+
+LONGEST_CHUNK = 256
+"""Most steps in one call of the compiled loop."""
+NUM_BINS = 16
+"""Bins of log-SNR in which the loss is recorded."""
+
+
+class State(NamedTuple):
+    """What the next step needs; every leaf an array.
+
+    Attributes:
+        step: number of steps done.
+        parameters: the network's weights.
+        average: their exponential moving average.
+        optimiser: Optax's state.
+    """
+
+    step: Array
+    parameters: Any
+    average: Any
+    optimiser: Any
+
+
+class Record(NamedTuple):
+    """What a chunk of steps reports: mean loss per step (LONGEST_CHUNK,), and sums and counts per bin of log-SNR."""
+
+    loss: Array
+    bin_sum: Array
+    bin_count: Array
+
+
+def bin_edges(recipe: Recipe) -> np.ndarray:
+    """Edges of the bins of log-SNR, shape (NUM_BINS + 1,)."""
+    low, high = recipe.log_snr_range()
+    return np.linspace(low, high, NUM_BINS + 1)
+
+
+def initial(recipe: Recipe, network: Any) -> State:
+    """The state before the first step; the average starts at the initial weights."""
+    parameters = eqx.filter(network, eqx.is_inexact_array)
+    copy = jax.tree.map(jnp.copy, parameters)
+    return State(jnp.zeros((), jnp.int32), parameters, copy, recipe.optimiser().init(parameters))
+
+
+def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any], tuple[State, Record]]:
+    """``chunk(state, n)`` does n ≤ LONGEST_CHUNK steps; n is traced, so it is compiled once.
+
+    The randomness of step i comes from ``fold_in(key, i)`` alone: how steps are cut into chunks, or resumed, changes
+    nothing.
+    """
+    factor = recipe.factor(network)
+    static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
+    optimiser = recipe.optimiser()
+    edges = jnp.asarray(bin_edges(recipe))
+
+    def mean_loss(parameters: Any, batch: Batch) -> tuple[Array, Array]:
+        trained = eqx.tree_at(lambda f: f.network, factor, eqx.combine(parameters, static))
+        each = losses(trained, batch)
+        weight = 1.0 if recipe.weight is None else jax.vmap(recipe.weight)(batch.noise.log_snr)
+        return jnp.mean(weight * each), each
+
+    def gradient(parameters: Any, step_key: Array) -> tuple[Any, Array, Array]:
+        """The mean gradient over the microbatches, and every event's loss and log-SNR."""
+        size = recipe.microbatch or recipe.batch_size
+        parts = recipe.batch_size // size
+
+        def accumulate(total: Any, part: Array) -> tuple[Any, tuple[Array, Array]]:
+            batch = draw(recipe, jax.random.fold_in(step_key, part), size)
+            grad, each = jax.grad(mean_loss, has_aux=True)(parameters, batch)
+            return jax.tree.map(lambda t, g: t + g / parts, total, grad), (each, batch.noise.log_snr)
+
+        zero = jax.tree.map(jnp.zeros_like, parameters)
+        grad, (each, log_snr) = jax.lax.scan(accumulate, zero, jnp.arange(parts))
+        return grad, each.ravel(), log_snr.ravel()
+
+    def step(i: Array, carry: tuple[State, Record]) -> tuple[State, Record]:
+        state, record = carry
+        grad, each, log_snr = gradient(state.parameters, jax.random.fold_in(key, state.step))
+        updates, optimiser_state = optimiser.update(grad, state.optimiser, state.parameters)
+        parameters = optax.apply_updates(state.parameters, updates)
+        average = jax.tree.map(lambda a, p: recipe.ema * a + (1 - recipe.ema) * p, state.average, parameters)
+        place = jnp.clip(jnp.searchsorted(edges, log_snr, side="right") - 1, 0, NUM_BINS - 1)
+        record = Record(
+            record.loss.at[i].set(jnp.mean(each)),
+            record.bin_sum.at[place].add(each),
+            record.bin_count.at[place].add(1),
+        )
+        return State(state.step + 1, parameters, average, optimiser_state), record
+
+    @jax.jit
+    def chunk(state: State, steps: Array) -> tuple[State, Record]:
+        empty = Record(jnp.zeros(LONGEST_CHUNK), jnp.zeros(NUM_BINS), jnp.zeros(NUM_BINS, jnp.int32))
+        return jax.lax.fori_loop(0, steps, step, (state, empty))
+
+    return chunk

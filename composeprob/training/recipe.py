@@ -1,0 +1,164 @@
+"""What to train: a network, a sampler of data, noise levels, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from composeprob.errors import InvalidValueError
+from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.networks import as_network
+from composeprob.schedule import Noise, Schedule
+
+Data = Callable[[Array, int], Any]
+"""``data(key, n)`` gives n events (n, *event_shape), or a pair (events, {condition: values (n, …)})."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that determines a trained diffusion factor, but the random key.
+
+    Args:
+        network: ``network(key)`` gives the untrained network, in any form that `Diffusion` takes.
+        data: ``data(key, n)`` gives n events, shape (n, \\*event_shape); or a pair of them and a mapping of conditions,
+            each with n values. It is traced by ``jax.jit``: a set of images is indexed with random integers.
+        event_shape: shape of one event.
+        schedule: the levels that the trained factor offers.
+        log_snr: range (min, max) of log-SNR to train on, at the schedule's own relation of α and σ, which must be
+            variance preserving or exploding; None trains on the schedule's levels alone.
+        focus: a range of log-SNR within ``log_snr`` where half of the events are drawn, besides the half that is spread
+            over all of it: where the distribution takes shape is where there is most to learn.
+        parameterization, time: as in `Diffusion`.
+        conditions: ``{name: value that means "no condition"}``, or names alone.
+        condition_dropout: probability that an event's conditions are all replaced by those values, as classifier-free
+            guidance needs.
+        iterations, batch_size: number of optimiser steps, and of events in each.
+        microbatch: events per gradient evaluation; a batch's gradient is the average over its microbatches. Bounds
+            memory, and on CPUs keeps activations in cache. By default the whole batch.
+        learning_rate: Adam's step size at the start.
+        decay: ``"constant"``, or ``"cosine"`` down to 0 at the last iteration.
+        ema: decay m of the averaged weights, θ̄ ← m·θ̄ + (1−m)·θ after each step; the factor gets θ̄.
+        weight: ``weight(log_snr)`` multiplies an event's loss; by default 1, which is DDPM's simple loss.
+        antithetic: draw noises in pairs ±ε on the same event. At high log-SNR most of the gradient's variance is
+            linear in ε, and cancels.
+
+    Raises:
+        InvalidValueError: a number out of range, an unknown ``decay``.
+    """
+
+    network: Callable[[Array], Any]
+    data: Data
+    event_shape: tuple[int, ...]
+    schedule: Schedule
+    log_snr: tuple[float, float] | None = None
+    focus: tuple[float, float] | None = None
+    parameterization: str = "epsilon"
+    time: str = "log_snr"
+    conditions: tuple[str, ...] | Mapping[str, Any] = field(default_factory=dict)
+    condition_dropout: float = 0.0
+    iterations: int = 15_000
+    batch_size: int = 1000
+    microbatch: int | None = None
+    learning_rate: float = 1e-3
+    decay: str = "constant"
+    ema: float = 0.999
+    weight: Callable[[Array], Array] | None = None
+    antithetic: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.iterations >= 1, f"iterations is {self.iterations}", "train for at least one step.")
+        _check(self.batch_size >= 1, f"batch_size is {self.batch_size}", "use at least one event a step.")
+        split = self.microbatch is None or (self.microbatch >= 1 and self.batch_size % self.microbatch == 0)
+        size = self.microbatch or self.batch_size
+        _check(split, f"microbatch {self.microbatch} does not divide batch_size {self.batch_size}", "use a divisor of it.")
+        _check(not (self.antithetic and size % 2), f"a batch of {size} is odd, but antithetic noises come in pairs",
+               "use an even batch_size and microbatch.")  # fmt: skip
+        _check(self.learning_rate > 0, f"learning_rate is {self.learning_rate}", "use a positive number, such as 1e-3.")
+        _check(self.decay in ("constant", "cosine"), f"decay is {self.decay!r}", "use 'constant' or 'cosine'.")
+        _check(0 <= self.ema < 1, f"ema is {self.ema}", "use a number in [0, 1); 0 keeps the last weights.")
+        _check(0 <= self.condition_dropout < 1, f"condition_dropout is {self.condition_dropout}", "use a probability.")
+        named = isinstance(self.conditions, Mapping) and self.conditions
+        _check(not self.condition_dropout or bool(named), "condition_dropout has no value to put in place",
+               "give conditions as {name: value that means no condition}.")  # fmt: skip
+        if self.log_snr is not None:
+            low, high = self.log_snr
+            _check(low < high, f"log_snr is {self.log_snr}", "give (min, max) with min < max.")
+            _check(self.time != "level", "log_snr is a range, but time='level' knows only the schedule's levels",
+                   "leave log_snr out, or use time='log_snr'.")  # fmt: skip
+            self.noise_at(jnp.asarray(low))
+            first, last = self.focus or self.log_snr
+            _check(low <= first < last <= high, f"focus is {self.focus}", f"give a range within log_snr {self.log_snr}.")
+        else:
+            _check(self.focus is None, "focus is given without log_snr", "give the range log_snr as well.")
+
+    def factor(self, network: Any, label: str = "") -> Diffusion:
+        """The factor of this recipe with a given network."""
+        return Diffusion(
+            network,
+            self.schedule,
+            event_shape=self.event_shape,
+            parameterization=self.parameterization,
+            time=self.time,
+            conditions=self.conditions,
+            label=label,
+        )
+
+    def untrained(self, key: Array) -> Any:
+        """The network before training, as an Equinox module."""
+        return as_network(self.network(key))
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Adam with the recipe's learning rate."""
+        if self.decay == "cosine":
+            return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.iterations))
+        return optax.adam(self.learning_rate)
+
+    def log_snr_range(self) -> tuple[float, float]:
+        """The least and greatest log-SNR that training visits."""
+        if self.log_snr is not None:
+            return self.log_snr
+        levels = self.schedule.levels.log_snr
+        return float(levels[-1]), float(levels[0])
+
+    def noise(self, key: Array, n: int) -> Noise:
+        """The noise of n events, stratified: one draw in each n-th of the log-SNR range, or levels drawn uniformly."""
+        if self.log_snr is None:
+            index = jax.random.randint(key, (n,), 0, self.schedule.num_levels)
+            return jax.tree.map(lambda a: a[index], self.schedule.levels)
+        low, high = self.log_snr
+        uniform = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
+        if self.focus is None:
+            return self.noise_at(low + (high - low) * uniform)
+        first, last = self.focus
+        anywhere, focused = low + (high - low) * 2 * uniform, first + (last - first) * (2 * uniform - 1)
+        return self.noise_at(jnp.where(uniform < 0.5, anywhere, focused))
+
+    def noise_at(self, log_snr: Array) -> Noise:
+        """The noise of a log-SNR, at the schedule's relation of α and σ (traceable).
+
+        Raises:
+            InvalidValueError: a schedule that is neither variance preserving nor exploding.
+        """
+        zero, one = (float(self.schedule.alpha_at(np.asarray([p]))[0]) for p in (0.0, 1.0))  # α tells the family
+        index = jnp.zeros(jnp.shape(log_snr), int)
+        if np.allclose([zero**2, one**2], [0.5, 1 / (1 + np.exp(-1.0))], rtol=1e-5):
+            return Noise(index, jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr)))
+        if zero == one:
+            alpha = jnp.full(jnp.shape(log_snr), zero)
+            return Noise(index, alpha, alpha * jnp.exp(-0.5 * log_snr))
+        raise InvalidValueError(
+            "A range of log-SNR needs a schedule that is variance preserving or exploding; this one is neither.",
+            fix="leave log_snr out: training then visits the schedule's own levels.",
+        )
+
+
+def _check(holds: bool, found: str, fix: str) -> None:
+    if not holds:
+        raise InvalidValueError(f"In a training recipe, {found}.", fix=fix)

@@ -1,0 +1,207 @@
+"""`train`: from a recipe to a factor with averaged weights."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax import Array
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from composeprob.errors import WrongTypeError
+from composeprob.factors.diffusion import Diffusion
+from composeprob.training.checkpoint import Checkpoints
+from composeprob.training.optimise import LONGEST_CHUNK, NUM_BINS, State, bin_edges, initial, make_chunk
+from composeprob.training.recipe import Recipe
+
+SECONDS_PER_CHUNK = 1.0
+"""How often the progress bar moves, and Ctrl-C is heard."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What `train` returns.
+
+    Attributes:
+        factor: the diffusion factor with the averaged (EMA) weights.
+        loss: mean loss of every step done, shape (steps,).
+        log_snr_edges: edges of bins of log-SNR, shape (bins + 1,).
+        loss_by_log_snr: mean loss in each bin over the last tenth of the steps, or over as many as there are, shape
+            (bins,); NaN in a bin that no event fell into.
+        seconds: time spent, over every session of a resumed run.
+        finished: False where Ctrl-C came first; a run with a checkpoint directory can then be resumed.
+    """
+
+    factor: Diffusion
+    loss: np.ndarray
+    log_snr_edges: np.ndarray
+    loss_by_log_snr: np.ndarray
+    seconds: float
+    finished: bool
+
+
+class _Progressed(NamedTuple):
+    """What a checkpoint holds: the state, and the history, at full length so that its shape never changes."""
+
+    state: State
+    loss: np.ndarray
+    bin_sum: np.ndarray
+    bin_count: np.ndarray
+    seconds: np.ndarray
+
+
+def train(
+    recipe: Recipe,
+    key: Array,
+    *,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    seconds_between_checkpoints: float = 60.0,
+    label: str = "",
+) -> TrainingRun:
+    """Train a diffusion factor.
+
+    Minimises the mean over events, levels and ε ~ N(0, I) of ‖ε + σ·∇log f(α·x₀ + σ·ε)‖² with Adam, and averages the
+    weights. All steps share one compilation. The result depends on the recipe and the key alone: a run that was
+    interrupted and resumed gives the same weights, bit for bit, as one that was not.
+
+    Args:
+        recipe: what to train.
+        key: a typed random key, for the initial weights and everything drawn in training.
+        checkpoint_dir: where to keep checkpoints (the last two); none are written by default.
+        resume: go on from the last checkpoint there, if any; otherwise start again.
+        progress: show a progress bar with the loss.
+        seconds_between_checkpoints: how often to write one; the last state is always written.
+        label: the factor's name.
+
+    Returns:
+        A `TrainingRun`. Ctrl-C ends training after the current second's steps, writes a checkpoint and returns.
+
+    Raises:
+        LoadError: the checkpoint belongs to another recipe or key.
+        NetworkError: the network's output does not fit the parameterization.
+    """
+    if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        raise WrongTypeError("train needs a typed random key.", fix="pass jax.random.key(0).")
+    network_key, run_key = jax.random.split(key)
+    network = recipe.untrained(network_key)
+    chunk = make_chunk(recipe, network, run_key)
+    now = _blank(recipe, network)
+    checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, _fingerprint(recipe, key))
+    if checkpoints is not None:
+        if not resume:
+            checkpoints.clear()
+        now = checkpoints.restore(now) or now
+
+    before, start, saved = float(now.seconds), time.monotonic(), time.monotonic()
+    pace = 1
+    with _interruptible() as interrupted, _bar(recipe, now, shown=progress) as show:
+        while (done := int(now.state.step)) < recipe.iterations and not interrupted.is_set():
+            steps = min(pace, recipe.iterations - done, LONGEST_CHUNK)
+            tick = time.monotonic()
+            now = _after(now, chunk, steps, before + tick - start)
+            elapsed = time.monotonic() - tick
+            if done or pace > 1:  # the first chunk was mostly compilation
+                pace = max(1, int(SECONDS_PER_CHUNK * steps / elapsed))
+            else:
+                pace = 2
+            show(now)
+            if checkpoints is not None and time.monotonic() - saved > seconds_between_checkpoints:
+                checkpoints.save(int(now.state.step), now)
+                saved = time.monotonic()
+    now = now._replace(seconds=np.asarray(before + time.monotonic() - start))
+    if checkpoints is not None:
+        checkpoints.save(int(now.state.step), now)
+        checkpoints.close()
+    return _finish(recipe, network, now, label)
+
+
+def _blank(recipe: Recipe, network: Any) -> _Progressed:
+    slots = -(-recipe.iterations // LONGEST_CHUNK)
+    return _Progressed(
+        initial(recipe, network),
+        np.zeros(recipe.iterations, np.float32),
+        np.zeros((slots, NUM_BINS), np.float32),
+        np.zeros((slots, NUM_BINS), np.int32),
+        np.zeros(()),
+    )
+
+
+def _after(now: _Progressed, chunk: Any, steps: int, seconds: float) -> _Progressed:
+    """The run after ``steps`` more steps."""
+    done = int(now.state.step)
+    state, record = chunk(now.state, np.int32(steps))
+    loss, bin_sum, bin_count = now.loss.copy(), now.bin_sum.copy(), now.bin_count.copy()
+    loss[done : done + steps] = np.asarray(record.loss)[:steps]
+    bin_sum[done // LONGEST_CHUNK] += np.asarray(record.bin_sum)
+    bin_count[done // LONGEST_CHUNK] += np.asarray(record.bin_count)
+    return _Progressed(state, loss, bin_sum, bin_count, np.asarray(seconds))
+
+
+def _finish(recipe: Recipe, network: Any, now: _Progressed, label: str) -> TrainingRun:
+    done = int(now.state.step)
+    static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
+    factor = recipe.factor(eqx.combine(now.state.average, static), label)
+    since = int(0.9 * done) // LONGEST_CHUNK
+    total, count = now.bin_sum[since:].sum(0), now.bin_count[since:].sum(0)
+    by_bin = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    finished = done >= recipe.iterations
+    return TrainingRun(factor, now.loss[:done], bin_edges(recipe), by_bin, float(now.seconds), finished)
+
+
+def _fingerprint(recipe: Recipe, key: Array) -> dict[str, Any]:
+    names = ("parameterization", "time", "iterations", "batch_size", "microbatch", "learning_rate", "decay", "ema")
+    told: dict[str, Any] = {name: getattr(recipe, name) for name in (*names, "condition_dropout", "antithetic")}
+    told["log_snr"] = [float(end) for end in recipe.log_snr_range()]
+    told["key"] = np.asarray(jax.random.key_data(key)).tolist()
+    return told
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets instead of raising, so that no step is lost; a second Ctrl-C raises."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # signals reach the main thread only
+        return
+
+    def heard(signum: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = signal.signal(signal.SIGINT, heard)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _bar(recipe: Recipe, now: _Progressed, *, shown: bool) -> Iterator[Any]:
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not shown) as bar:
+        task = bar.add_task("training", total=recipe.iterations, completed=int(now.state.step), loss="–")
+
+        def show(now: _Progressed) -> None:
+            done = int(now.state.step)
+            bar.update(task, completed=done, loss=f"{now.loss[max(0, done - 100) : done].mean():.4f}")
+
+        yield show

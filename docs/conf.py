@@ -30,6 +30,7 @@ nb_execution_mode = "force"  # a cache would not notice that the library changed
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_output_stderr = "remove"  # tqdm and JAX tell notebooks about missing widgets and accelerators
 
 # ── reference ────────────────────────────────────────────────────────────────────────────────────────────────────────
 autodoc_member_order = "bysource"

@@ -30,7 +30,10 @@ def test_public_name_is_documented(name):
     public = getattr(cp, name)
     own = vars(public).get("__doc__") if inspect.isclass(public) else public.__doc__  # a base's text is not its own
     assert (own or "").strip(), f"cp.{name} has no docstring"
-    assert len(inspect.cleandoc(own).split("\n\n")) > 1, f"cp.{name}'s docstring is one paragraph: say how it is used"
+    if not inspect.ismodule(public):
+        assert len(inspect.cleandoc(own).split("\n\n")) > 1, (
+            f"cp.{name}'s docstring is one paragraph: say how it is used"
+        )
     assert name in DOCUMENTED, f"cp.{name} is on no page of docs/reference/"
 
 

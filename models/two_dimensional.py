@@ -16,12 +16,13 @@ from .networks.conditioning import OutputScale
 
 LEVELS = {"min": -9.0, "max": 9.5}
 """Log-SNR of the levels that the models offer: σ is 0.0087 at level 0, far below the ring's 0.075."""
-TRAINED_ON = (-16.0, 11.0)
-"""Log-SNR that the models are trained on, wide enough for the usual schedules to be aligned with."""
-
-
-FOCUS = (0.0, 10.0)
-"""Log-SNR between which these data take shape: half of every batch is drawn there."""
+CONTINUOUS: dict[str, Any] = {
+    "log_snr": (-16.0, 11.0),  # wide enough for the usual schedules to be aligned with
+    "focus": (0.0, 10.0),  # where these data take shape
+    "antithetic": True,
+    "decay": "cosine",
+}
+"""What the models that are continuous in log-SNR add to the paper's settings."""
 
 
 def ring() -> Any:

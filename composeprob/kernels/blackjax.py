@@ -114,7 +114,8 @@ class BlackJAX(Kernel[BlackJAXState]):
         evaluation = target(position)
         # BlackJAX evaluates its log-density at this same position: it may have the value at hand.
         algorithm = self._build(lambda _: evaluation, jnp.ones(()), position)
-        return BlackJAXState(position, evaluation, algorithm.init(position, key))
+        state = BlackJAXState(position, evaluation, algorithm.init(position, key))
+        return BlackJAXState(position, evaluation, _refreshed(state))
 
     def step(self, key: Array, state: BlackJAXState, target: Target, step_size: Array) -> tuple[BlackJAXState, Info]:
         algorithm = self._build(target, step_size, state.position)
@@ -158,7 +159,8 @@ def _differentiable(target: Target) -> Callable[[Position], Array]:
     @log_density.defjvp
     def derivative(primals: tuple[Position], tangents: tuple[Position]) -> tuple[Array, Array]:
         evaluation = target(primals[0])
-        return log_density_of(evaluation), pytree.vdot(evaluation.score, tangents[0])
+        value = log_density_of(evaluation)
+        return value, pytree.vdot(evaluation.score, tangents[0]).astype(value.dtype)
 
     return log_density
 

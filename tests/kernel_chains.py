@@ -1,0 +1,84 @@
+"""Runs many chains of a kernel at one level, for the tests of kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.density.evaluation import Target
+from composeprob.kernels import Info, Kernel, KernelState
+from targets import Law, evaluate
+from zscores import z_scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What became of chains started from exact draws: z-scores, acceptance, and how far they went."""
+
+    scores: dict[str, float]
+    acceptance: float
+    moved: float
+    """E‖x_T − x_0‖² / (2·E‖x − E x‖²): 1 for chains that have forgotten their start."""
+
+
+@partial(jax.jit, static_argnums=(1, 5))
+def transitions(
+    kernel: Kernel, target: Target, key: Array, states: KernelState, step_size: Array, count: int
+) -> tuple[KernelState, Info]:
+    """`count` transitions of chains stacked on the leading axis; Info gets the axes (count, chains)."""
+    num_chains = jax.tree.leaves(states.position)[0].shape[0]
+
+    def one(states: KernelState, key: Array) -> tuple[KernelState, Info]:
+        keys = jax.random.split(key, num_chains)
+        return jax.vmap(lambda k, s: kernel.step(k, s, target, step_size))(keys, states)
+
+    return jax.lax.scan(one, states, jax.random.split(key, count))
+
+
+@partial(jax.jit, static_argnums=1)
+def start(kernel: Kernel, target: Target, key: Array, positions: Any) -> KernelState:
+    """States of chains at `positions`."""
+    num_chains = jax.tree.leaves(positions)[0].shape[0]
+    return jax.vmap(lambda k, x: kernel.init(k, x, target))(jax.random.split(key, num_chains), positions)
+
+
+def from_exact_draws(
+    kernel: Kernel,
+    law: Law,
+    *,
+    started_from: Law | None = None,
+    seed: int = 0,
+    num_chains: int = 10_000,
+    num_transitions: int = 300,
+    num_draws: int = 20,
+) -> Run:
+    """Chains from exact draws of a law, looked at `num_draws` times over: does the law stay, do the chains move?
+
+    Args:
+        kernel: with a single number as its step size.
+        law: the target, whose statistics are checked.
+        started_from: the law drawn from and expected, where it is not the target (a known bias).
+        seed: of every random number.
+        num_chains, num_transitions, num_draws: num_chains·num_draws values enter each average.
+    """
+    stationary = started_from or law
+    target = evaluate(law.log_density)
+    key_draw, key_init, key_run = jax.random.split(jax.random.key(seed), 3)
+    origin = stationary.draw(key_draw, num_chains)
+    states = start(kernel, target, key_init, origin)
+    measure = jax.jit(jax.vmap(law.statistics))
+    values, acceptance = [], []
+    for key in jax.random.split(key_run, num_draws):
+        states, info = transitions(kernel, target, key, states, kernel.step_size, num_transitions // num_draws)
+        values.append(measure(states.position))
+        acceptance.append(info.acceptance.mean())
+    stacked = {name: np.stack([np.asarray(v[name]) for v in values], axis=1) for name in values[0]}
+    jumps = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2) / num_chains, states.position, origin)
+    moved = float(sum(jax.tree.leaves(jumps))) / (2 * stationary.spread)
+    return Run(z_scores(stacked, stationary.expected), float(np.mean(acceptance)), moved)

@@ -1,0 +1,93 @@
+"""Kernels leave the target invariant, and their chains move; unadjusted kernels have the bias that they should."""
+
+import blackjax
+import pytest
+
+from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX
+from kernel_chains import from_exact_draws
+from targets import gaussian, nested, two_modes
+from zscores import assert_agrees, assert_disagrees
+
+LAWS = {"1d": two_modes(1), "2d": two_modes(2), "10d": two_modes(10), "nested": nested()}
+
+# Steps at which a few proposals in ten are rejected: a kernel that accepts everything would hide a wrong ratio.
+STEPS = {
+    "MALA": {"1d": 0.35, "2d": 0.25, "10d": 0.12, "nested": 0.14},
+    "HMC": {"1d": 0.7, "2d": 0.65, "10d": 0.5, "nested": 0.5},
+}
+CASES = [(name, law) for name in STEPS for law in LAWS]
+
+
+def adjusted(name, law):
+    return MALA(STEPS["MALA"][law]) if name == "MALA" else HMC(STEPS["HMC"][law], num_leapfrog=3, damping=0.5)
+
+
+@pytest.mark.parametrize(("name", "law"), CASES)
+def test_target_stays_invariant(name, law):
+    run = from_exact_draws(adjusted(name, law), LAWS[law])
+    assert_agrees(run.scores)
+    assert run.moved > 0.4
+    assert 0.3 < run.acceptance < 0.95
+
+
+@pytest.mark.parametrize("law", ["1d", "2d"])
+def test_momentum_that_is_mostly_kept_leaves_the_target_invariant(law):
+    run = from_exact_draws(HMC(STEPS["HMC"][law], num_leapfrog=1, damping=0.9), LAWS[law])
+    assert_agrees(run.scores)
+    assert run.moved > 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "law"), CASES)
+def test_target_stays_invariant_over_many_chains(name, law):
+    run = from_exact_draws(adjusted(name, law), LAWS[law], seed=1, num_chains=60_000)
+    assert_agrees(run.scores)
+
+
+@pytest.mark.parametrize("law", ["2d", "nested"])
+def test_blackjax_leaves_the_target_invariant(law):
+    run = from_exact_draws(BlackJAX(blackjax.hmc, 0.6, num_integration_steps=3), LAWS[law], num_transitions=60)
+    assert_agrees(run.scores)
+    assert run.moved > 0.4
+    assert 0.3 < run.acceptance < 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        BlackJAX(blackjax.nuts, 0.5, max_num_doublings=4),
+        BlackJAX(blackjax.mala, 0.2),
+        BlackJAX(blackjax.barker, 0.5),
+        BlackJAX(blackjax.ghmc, 0.4, momentum_inverse_scale=1.0, alpha=0.7, delta=0.3),
+    ],
+    ids=repr,
+)
+def test_other_blackjax_algorithms_leave_the_target_invariant(kernel):
+    run = from_exact_draws(kernel, LAWS["2d"], num_chains=5_000, num_transitions=50)
+    assert_agrees(run.scores)
+    assert run.moved > 0.1
+
+
+S2 = 0.7  # variance of the Gaussian that unadjusted kernels are given
+
+
+@pytest.mark.parametrize("h", [0.05, 0.4])
+def test_ula_has_its_known_variance(h):
+    target, stationary = gaussian(3, S2), gaussian(3, S2 / (1 - h / (2 * S2)))
+    run = from_exact_draws(ULA(h), target, started_from=stationary, num_transitions=60)
+    assert_agrees(run.scores)
+    assert run.acceptance == 1.0
+    assert_disagrees(from_exact_draws(ULA(h), target, num_transitions=60).scores)  # not the target's own variance
+
+
+@pytest.mark.parametrize(("num_leapfrog", "damping"), [(1, 0.9), (3, 0.5), (4, 0.0)])
+def test_uhmc_has_the_variance_of_the_leapfrogs_own_gaussian(num_leapfrog, damping):
+    # On N(0, s²) the leapfrog map conserves v²/2 + (1 − h²/4s²)·x²/2s² exactly, for every number of steps.
+    h = 0.6
+    target, stationary = gaussian(3, S2), gaussian(3, S2 / (1 - h**2 / (4 * S2)))
+    kernel = UHMC(h, num_leapfrog=num_leapfrog, damping=damping)
+    run = from_exact_draws(kernel, target, started_from=stationary, num_transitions=60)
+    assert_agrees(run.scores)
+    assert run.acceptance == 1.0
+    assert_disagrees(from_exact_draws(kernel, target, num_transitions=60).scores)

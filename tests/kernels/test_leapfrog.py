@@ -1,0 +1,62 @@
+"""The leapfrog map is reversible, preserves volume, and errs in energy by O(h²)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from composeprob import pytree
+from composeprob.kernels.leapfrog import leapfrog
+from targets import evaluate, two_modes
+
+TARGET = evaluate(two_modes(2).log_density)
+
+
+@jax.jit
+def flow(position, momentum, step_size, num_steps):
+    x, v, _ = leapfrog(position, momentum, TARGET(position), TARGET, step_size, num_steps)
+    return x, v
+
+
+@jax.jit
+def jacobian(position, momentum, step_size):
+    one = lambda z: jnp.concatenate(leapfrog(z[:2], z[2:], TARGET(z[:2]), TARGET, step_size, 5)[:2])
+    return jax.jacfwd(one)(jnp.concatenate([position, momentum]))
+
+
+points = st.lists(st.floats(-2, 2, width=32), min_size=2, max_size=2).map(lambda v: np.array(v, np.float64))
+steps = st.floats(0.01, 0.3)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(points, points, steps, st.integers(1, 20))
+def test_reversible(x, v, h, num_steps):
+    with jax.enable_x64(True):
+        end, momentum = flow(x, v, h, num_steps)
+        back, flipped = flow(end, -momentum, h, num_steps)
+        again, _ = flow(end, momentum, -h, num_steps)
+    np.testing.assert_allclose(back, x, atol=1e-8)
+    np.testing.assert_allclose(-flipped, v, atol=1e-8)
+    np.testing.assert_allclose(again, x, atol=1e-8)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(points, points, steps)
+def test_preserves_volume(x, v, h):
+    with jax.enable_x64(True):
+        matrix = jacobian(x, v, h)
+    np.testing.assert_allclose(np.linalg.det(matrix), 1.0, rtol=1e-8)
+
+
+def test_energy_error_is_of_second_order():
+    with jax.enable_x64(True):
+        key = jax.random.key(0)
+        x, v = two_modes(2).draw(key, 200).astype(float), jax.random.normal(jax.random.key(1), (200, 2))
+        energy = jax.vmap(lambda x, v: -TARGET(x).log_density + 0.5 * pytree.squared_norm(v))
+        errors = []
+        for refine in (1, 2, 4, 8):
+            end = jax.vmap(flow, (0, 0, None, None))(x, v, 0.2 / refine, 5 * refine)
+            errors.append(float(jnp.sqrt(jnp.mean((energy(*end) - energy(x, v)) ** 2))))
+    orders = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+    assert np.all(np.abs(orders[1:] - 2) < 0.1), orders

@@ -1,0 +1,164 @@
+"""Step sizes: what may be given, what is refused, and how adaptation behaves."""
+
+import types
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from composeprob.errors import CapabilityError, ComposeProbError, ConditionError
+from composeprob.kernels import (
+    HMC,
+    MALA,
+    UHMC,
+    ULA,
+    Adaptive,
+    BlackJAX,
+    adapt,
+    mean_acceptance,
+    resolve,
+    scaled_step,
+)
+from kernel_chains import start, transitions
+from targets import evaluate
+
+SCHEDULE = types.SimpleNamespace(num_levels=4, sigma=jnp.array([0.1, 0.2, 0.4, 0.8]))
+
+
+@pytest.mark.parametrize(
+    ("step_size", "expected"),
+    [
+        (0.3, [0.3] * 4),
+        (1, [1.0] * 4),
+        ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]),
+        (lambda s: 0.5 * s.sigma**2, [0.005, 0.02, 0.08, 0.32]),
+        (lambda s: [1, 2, 3, 4], [1.0, 2.0, 3.0, 4.0]),
+        (Adaptive(initial=2.0), [0.02, 0.08, 0.32, 1.28]),
+    ],
+)
+def test_resolve(step_size, expected):
+    kernel = MALA(step_size)
+    np.testing.assert_allclose(resolve(kernel.step_size, SCHEDULE, kernel), expected, rtol=1e-6)
+
+
+def test_adaptive_steps_scale_as_a_length_for_hamiltonian_kernels():
+    kernel = HMC(Adaptive(initial=0.5))
+    np.testing.assert_allclose(resolve(kernel.step_size, SCHEDULE, kernel), [0.05, 0.1, 0.2, 0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step_size", "message"),
+    [
+        ([0.1, 0.2], r"MALA has 2 step sizes, but the schedule has 4 levels"),
+        (lambda s: s.sigma[:2], r"rule of MALA returned shape \(2,\) for a schedule of 4 levels"),
+        (lambda s: 0.1, r"rule of MALA returned shape \(\) for a schedule of 4 levels"),
+        (lambda s: s.sigma - 0.1, r"rule of MALA is 0"),
+        (lambda s: "large", r"rule of MALA returned cannot be 'large'"),
+    ],
+)
+def test_resolve_refuses(step_size, message):
+    kernel = MALA(step_size)
+    with pytest.raises(ComposeProbError, match=message) as caught:
+        resolve(kernel.step_size, SCHEDULE, kernel)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MALA(-0.1), r"MALA\(step_size=\) is -0.1"),
+        (lambda: ULA(0.0), r"ULA\(step_size=\) is 0"),
+        (lambda: ULA(float("nan")), r"is nan"),
+        (lambda: HMC([0.1, float("inf")]), r"HMC\(step_size=\) is inf"),
+        (lambda: HMC(np.ones((2, 2))), r"shape \(2, 2\)"),
+        (lambda: HMC("big"), r"a step size cannot be 'big', of type str"),
+        (lambda: HMC(True), r"a step size cannot be True"),
+        (lambda: HMC(None), r"a step size cannot be None"),
+        (lambda: HMC(Adaptive), r"a step size cannot be <class"),
+        (lambda: HMC(0.1, num_leapfrog=0), r"HMC\(num_leapfrog=\) is 0"),
+        (lambda: UHMC(0.1, num_leapfrog=2.5), r"UHMC\(num_leapfrog=\) is 2.5, of type float"),
+        (lambda: HMC(0.1, damping=1.0), r"HMC\(damping=\) is 1"),
+        (lambda: UHMC(0.1, damping=-0.1), r"UHMC\(damping=\) is -0.1"),
+        (lambda: HMC(0.1, damping=float("nan")), r"HMC\(damping=\) is nan"),
+        (lambda: HMC(0.1, damping="half"), r"damping cannot be 'half'"),
+        (lambda: Adaptive(target_acceptance=1.0), r"target_acceptance=\) is 1"),
+        (lambda: Adaptive(initial=0.0), r"initial=\) is 0"),
+        (lambda: Adaptive(gain=-1), r"gain=\) is -1"),
+        (lambda: Adaptive(warmup=-1), r"warmup=\) is -1"),
+        (lambda: Adaptive(warmup=1.5), r"warmup=\) is 1.5"),
+        (lambda: Adaptive(initial=[1.0, 2.0]), r"initial=\) has shape \(2,\)"),
+        (lambda: BlackJAX(blackjax.hmc, -1.0, num_integration_steps=3), r"BlackJAX\(step_size=\) is -1"),
+        (lambda: BlackJAX(blackjax.hmc, 0.1, num_integration_steps=3, evaluations=0), r"evaluations=\) is 0"),
+    ],
+)
+def test_constructors_refuse(make, message):
+    with pytest.raises(ComposeProbError, match=message) as caught:
+        make()
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("kind", [ULA, UHMC])
+def test_adaptation_of_an_unadjusted_kernel_is_refused(kind):
+    with pytest.raises(CapabilityError, match=r"unadjusted, so there is no acceptance to adapt to.*\n.*MALA or HMC"):
+        kind(Adaptive())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BlackJAX(blackjax.hmc, 0.1), "hmc of BlackJAX needs num_integration_steps"),
+        (lambda: BlackJAX(blackjax.nuts, 0.1, steps=3), "nuts of BlackJAX has no parameter 'steps'"),
+        (lambda: BlackJAX(blackjax.slice_sampling, 0.1), "takes no step_size"),
+    ],
+)
+def test_blackjax_parameters_are_checked(make, message):
+    with pytest.raises(ConditionError, match=message):
+        make()
+
+
+def test_blackjax_without_acceptance_cannot_adapt():
+    kernel, target = BlackJAX(blackjax.mclmc, Adaptive(), L=1.0), evaluate(lambda x: -jnp.sum(x**2))
+    state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
+    with pytest.raises(CapabilityError, match="reports no acceptance"):
+        kernel.step(jax.random.key(0), state, target, jnp.asarray(0.1))
+
+
+def test_blackjax_with_several_positions_is_refused():
+    kernel = BlackJAX(blackjax.orbital_hmc, 0.1, period=3)
+    target = evaluate(lambda x: -jnp.sum(x**2))
+    with pytest.raises(CapabilityError, match="not one position"):
+        kernel.init(jax.random.key(0), jnp.zeros(2), target)
+
+
+def test_targets_of_adaptation():
+    assert float(Adaptive().target(MALA())) == pytest.approx(0.574)
+    assert float(Adaptive().target(HMC())) == pytest.approx(0.75)
+    assert float(Adaptive(target_acceptance=0.6).target(HMC())) == pytest.approx(0.6)
+
+
+def test_mean_acceptance_does_not_depend_on_the_order_of_chains():
+    acceptance = jax.random.uniform(jax.random.key(0), (10_007,))
+    mean = mean_acceptance(acceptance)
+    assert float(mean) == pytest.approx(float(acceptance.mean()), abs=1e-4)
+    for seed in range(5):
+        assert mean == mean_acceptance(jax.random.permutation(jax.random.key(seed), acceptance))
+    assert float(mean_acceptance(jnp.ones(2_000_000))) == 1.0
+
+
+@pytest.mark.parametrize("kernel", [MALA(), HMC(num_leapfrog=3, damping=0.5)], ids=["MALA", "HMC"])
+@pytest.mark.parametrize("dimension", [2, 200])
+@pytest.mark.parametrize("initial", [0.003, 30.0])
+def test_adaptation_reaches_its_target(kernel, dimension, initial):
+    target = evaluate(lambda x: -0.5 * jnp.sum(x**2) / 0.01)
+    adaptive, sigma = Adaptive(initial=initial), jnp.asarray(0.1)
+    key_draw, key_init, key_run = jax.random.split(jax.random.key(0), 3)
+    states = start(kernel, target, key_init, 0.1 * jax.random.normal(key_draw, (500, dimension)))
+    log_scale, goal, seen = adaptive.log_scale, adaptive.target(kernel), []
+    for key in jax.random.split(key_run, 40):
+        states, info = transitions(kernel, target, key, states, scaled_step(log_scale, sigma, kernel), 1)
+        seen.append(float(mean_acceptance(info.acceptance[0])))
+        log_scale = adapt(log_scale, seen[-1], goal, adaptive.gain)
+    assert np.mean(seen[-10:]) == pytest.approx(float(goal), abs=0.05)
+    assert np.std(seen[-10:]) < 0.1

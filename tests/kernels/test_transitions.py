@@ -1,0 +1,190 @@
+"""What every kernel promises besides its law: costs, one trace, non-finite proposals, chains on their own."""
+
+import blackjax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from composeprob.density.evaluation import Evaluation
+from composeprob.errors import CapabilityError
+from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX
+from kernel_chains import start, transitions
+from registry import KERNELS
+from targets import NESTED, evaluate, nested, two_modes
+
+ROWS = pytest.mark.parametrize("name", KERNELS)
+
+
+class Counting:
+    """A target that counts how often it is traced and how often it is run."""
+
+    def __init__(self, log_density):
+        self.traces = self.runs = 0
+        self.inner = evaluate(log_density)
+
+    def __call__(self, position):
+        self.traces += 1
+        jax.debug.callback(self._ran)
+        return self.inner(position)
+
+    def _ran(self):
+        self.runs += 1
+
+    def runs_of(self, thunk):
+        jax.effects_barrier()
+        before = self.runs
+        result = jax.block_until_ready(thunk())
+        jax.effects_barrier()
+        return result, self.runs - before
+
+
+@pytest.mark.parametrize(
+    ("kernel", "cost"),
+    [(ULA(0.1), 1), (MALA(0.1), 1), (UHMC(0.1, 4), 4), (HMC(0.1, 1), 1), (HMC(0.1, 7), 7),
+     (BlackJAX(blackjax.hmc, 0.1, num_integration_steps=5), 6), (BlackJAX(blackjax.mala, 0.1), 2)],
+    ids=repr,
+)  # fmt: skip
+def test_cost_of_a_transition(kernel, cost):
+    target = Counting(two_modes(3).log_density)
+    key = jax.random.key(0)
+    state, runs = target.runs_of(lambda: kernel.init(key, jnp.zeros(3), target))
+    assert runs == 1
+    assert kernel.evaluations_per_step == cost
+
+    def ten(state):
+        step = lambda s, k: (kernel.step(k, s, target, kernel.step_size)[0], None)
+        return jax.lax.scan(step, state, jax.random.split(key, 10))[0]
+
+    state, runs = target.runs_of(lambda: jax.jit(ten)(state))
+    assert runs == 10 * cost
+    state, runs = target.runs_of(lambda: jax.jit(lambda s: kernel.relevel(s, target))(state))
+    assert runs == 1
+
+
+@ROWS
+def test_another_step_size_does_not_compile_again(name):
+    target = Counting(two_modes(2).log_density)
+    kernel = KERNELS[name]()
+    state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
+
+    @jax.jit
+    def step(kernel, state):
+        return kernel.step(jax.random.key(1), state, target, kernel.step_size)[0]
+
+    step(kernel, state)
+    traces = target.traces
+    other = eqx.tree_at(lambda k: k.step_size, kernel, 2 * kernel.step_size)
+    moved = step(other, state)
+    assert target.traces == traces
+    assert not np.allclose(moved.position, step(kernel, state).position)
+
+
+def test_the_program_does_not_grow_with_the_number_of_leapfrogs():
+    target = evaluate(two_modes(2).log_density)
+    state = HMC(0.1).init(jax.random.key(0), jnp.zeros(2), target)
+    lines = {
+        num: len(str(jax.make_jaxpr(lambda s, n=num: HMC(0.1, n).step(jax.random.key(0), s, target, 0.1)[0])(state)))
+        for num in (11, 99)
+    }
+    assert lines[11] == lines[99]
+
+
+@ROWS
+def test_state_keeps_its_structure_and_its_cache(name):
+    law, kernel = nested(), KERNELS[name]()
+    target = evaluate(law.log_density)
+    state = kernel.init(jax.random.key(0), NESTED, target)
+    after, info = kernel.step(jax.random.key(1), state, target, kernel.step_size)
+    described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    assert described(after) == described(state)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    # A cached value comes from inside a compiled loop, a fresh one need not: they agree to rounding.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), after.evaluation, target(after.position)
+    )
+    assert info.acceptance.shape == info.accepted.shape == info.non_finite.shape == ()
+    assert 0 <= float(info.acceptance) <= 1
+    assert kernel.requires <= {"score", "energy"}
+
+
+@ROWS
+def test_a_step_in_double_precision_does_not_promote_a_float32_chain(name):
+    kernel = KERNELS[name]()
+    target = evaluate(lambda x: -jnp.sum(x**2))
+    position = jnp.ones(2, jnp.float32)
+    with jax.enable_x64(True):
+        step_size = jnp.asarray(0.1, jnp.float64)
+        state = kernel.init(jax.random.key(0), position, target)
+        after, _ = kernel.step(jax.random.key(1), state, target, step_size)
+    assert after.position.dtype == jnp.float32
+    assert jax.tree.leaves(after.evaluation.score)[0].dtype == jnp.float32
+
+
+def broken(x):
+    """A standard normal that breaks beyond |x| = 0.5: NaN or infinite in its value, its score, or both."""
+    value = jnp.select([x > 1.2, x > 0.8, x > 0.5, x < -0.8], [jnp.inf, -jnp.inf, jnp.nan, jnp.nan], -0.5 * x**2)
+    score = jnp.select([x < -1.2, x < -0.5], [jnp.inf, jnp.nan], -x)
+    return Evaluation(value, score, score, None, jnp.zeros(()))
+
+
+@ROWS
+def test_non_finite_proposals_are_rejected_and_flagged(name):
+    kernel = KERNELS[name]()
+    states = start(kernel, broken, jax.random.key(0), jnp.zeros(500))
+    states, info = transitions(kernel, broken, jax.random.key(1), states, 2 * kernel.step_size, 50)
+    assert np.all(np.abs(states.position) <= 0.5)
+    assert np.std(states.position) > 0.1  # the chains still move
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(states))
+    assert 0 < np.mean(info.accepted) < 1
+    if name != "BlackJAX":  # BlackJAX rejects inside, and says only that the acceptance was low
+        assert 0 < np.mean(info.non_finite) < 1
+        assert not np.any(info.accepted & info.non_finite)
+        assert np.all(info.acceptance[info.non_finite] == 0)
+
+
+@ROWS
+def test_every_chain_decides_for_itself(name):
+    """A chain does the same alone as among many, and chains of a batch differ in what they accept."""
+    kernel, target = KERNELS[name](), evaluate(lambda x: -2 * jnp.sum(x**2))
+    positions = jax.random.normal(jax.random.key(0), (256, 4))
+    keys = jax.random.split(jax.random.key(1), 256)
+    step = jax.jit(lambda k, s: kernel.step(k, s, target, 1.6 * kernel.step_size))
+    states = start(kernel, target, jax.random.key(2), positions)
+    batch, info = jax.vmap(step)(keys, states)
+    for i in (0, 100, 255):
+        alone, alone_info = step(keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], states))
+        np.testing.assert_allclose(alone.position, batch.position[i], rtol=1e-5, atol=1e-6)
+        assert alone_info.accepted == info.accepted[i]
+    if kernel.optimal_acceptance is not None:
+        assert 0 < np.mean(info.accepted) < 1
+        assert len(np.unique(info.acceptance)) > 20
+
+
+def test_elements_get_noise_of_their_own():
+    flat = evaluate(lambda x: 0.0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(x)))
+    position = {"a": jnp.zeros(500), "b": jnp.zeros(500)}
+    for kernel in (ULA(0.1), MALA(0.1), UHMC(0.1), HMC(0.1)):
+        state = kernel.init(jax.random.key(0), position, flat)
+        moved, _ = kernel.step(jax.random.key(1), state, flat, kernel.step_size)
+        noise = np.concatenate([moved.position["a"], moved.position["b"]])
+        assert len(np.unique(noise)) > 990
+        assert abs(np.corrcoef(moved.position["a"], moved.position["b"])[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("kernel", [MALA(0.1), HMC(0.1)], ids=repr)
+def test_accept_tests_refuse_a_score_only_density(kernel):
+    target = lambda x: Evaluation(None, -x, -x, None, jnp.zeros(()))
+    state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
+    with pytest.raises(CapabilityError, match=r"needs `energy`.*\n.*ULA or UHMC"):
+        kernel.step(jax.random.key(0), state, target, 0.1)
+
+
+@pytest.mark.parametrize("kernel", [ULA(0.1), UHMC(0.1)], ids=repr)
+def test_unadjusted_kernels_need_scores_only(kernel):
+    target = lambda x: Evaluation(None, -x, -x, None, jnp.zeros(()))
+    state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
+    state, info = kernel.step(jax.random.key(0), state, target, 0.1)
+    assert float(info.acceptance) == 1.0
+    assert np.any(state.position != 0)

@@ -147,9 +147,9 @@ def test_mean_acceptance_does_not_depend_on_the_order_of_chains():
     assert float(mean_acceptance(jnp.ones(2_000_000))) == 1.0
 
 
-@pytest.mark.parametrize("kernel", [MALA(), HMC(num_leapfrog=3, damping=0.5)], ids=["MALA", "HMC"])
-@pytest.mark.parametrize("dimension", [2, 200])
-@pytest.mark.parametrize("initial", [0.003, 30.0])
+@pytest.mark.parametrize(
+    ("kernel", "dimension", "initial"), [(MALA(), 2, 0.003), (MALA(), 200, 30.0), (HMC(), 2, 30.0), (HMC(), 200, 0.003)]
+)
 def test_adaptation_reaches_its_target(kernel, dimension, initial):
     target = evaluate(lambda x: -0.5 * jnp.sum(x**2) / 0.01)
     adaptive, sigma = Adaptive(initial=initial), jnp.asarray(0.1)

@@ -22,11 +22,19 @@ from composeprob.ir.nodes import Leaf, Mixture, Node, Product
 
 
 class NodeValue(eqx.Module):
-    """A node at one position: log-density (None if score-only), score over the site, rate (None if it has none)."""
+    """A node at one position.
+
+    Attributes:
+        log_density: log of the node; None if score-only.
+        score: its gradient, over the site.
+        rate: the part of r that comes from scores; None if the node has no rate.
+        excess: the part of r that comes from the drift, in units of f/g²; r = rate + (f/g²)·excess.
+    """
 
     log_density: Array | None
     score: Array
     rate: Array | None
+    excess: Array
 
 
 Outputs = list[list[tuple[Array | None, Array]]]
@@ -37,8 +45,8 @@ class Expression(eqx.Module):
     """A lowered node."""
 
     @abc.abstractmethod
-    def __call__(self, outputs: Outputs, drift_ratio: Array) -> NodeValue:
-        """Its value, given the leaves' outputs and f/g² at the level."""
+    def __call__(self, outputs: Outputs) -> NodeValue:
+        """Its value, given the leaves' outputs."""
 
 
 class LeafExpression(Expression):
@@ -48,9 +56,10 @@ class LeafExpression(Expression):
     unseen: int = eqx.field(static=True)
     marginal: bool = eqx.field(static=True)
 
-    def __call__(self, outputs: Outputs, drift_ratio: Array) -> NodeValue:
+    def __call__(self, outputs: Outputs) -> NodeValue:
         log_density, score = outputs[self.slot[0]][self.slot[1]]
-        return NodeValue(log_density, score, -drift_ratio * self.unseen if self.marginal else None)
+        zero = jnp.zeros((), score.dtype)
+        return NodeValue(log_density, score, zero if self.marginal else None, zero - self.unseen)
 
 
 class ProductExpression(Expression):
@@ -60,8 +69,8 @@ class ProductExpression(Expression):
     powers: Array
     size: int = eqx.field(static=True)
 
-    def __call__(self, outputs: Outputs, drift_ratio: Array) -> NodeValue:
-        values = [child(outputs, drift_ratio) for child in self.children]
+    def __call__(self, outputs: Outputs) -> NodeValue:
+        values = [child(outputs) for child in self.children]
         weighted = list(zip(self.powers, values, strict=True))
         score = sum((w * v.score for w, v in weighted), jnp.zeros_like(values[0].score))
         log_density = rate = None
@@ -70,8 +79,9 @@ class ProductExpression(Expression):
         if all(v.rate is not None for v in values):
             own = sum((w * v.rate for w, v in weighted if v.rate is not None), jnp.zeros(()))
             cross = jnp.sum(score**2) - sum((w * jnp.sum(v.score**2) for w, v in weighted), jnp.zeros(()))
-            rate = own + 0.5 * cross + drift_ratio * self.size * (jnp.sum(self.powers) - 1.0)
-        return NodeValue(log_density, score, rate)
+            rate = own + 0.5 * cross
+        excess = sum((w * v.excess for w, v in weighted), self.size * (jnp.sum(self.powers) - 1.0))
+        return NodeValue(log_density, score, rate, excess)
 
 
 class MixtureExpression(Expression):
@@ -80,15 +90,16 @@ class MixtureExpression(Expression):
     children: tuple[Expression, ...]
     log_weights: Array
 
-    def __call__(self, outputs: Outputs, drift_ratio: Array) -> NodeValue:
-        values = [child(outputs, drift_ratio) for child in self.children]
+    def __call__(self, outputs: Outputs) -> NodeValue:
+        values = [child(outputs) for child in self.children]
         joint = self.log_weights + jnp.stack([v.log_density for v in values])  # type: ignore[misc]
         responsibilities = jax.nn.softmax(joint)
         score = jnp.tensordot(responsibilities, jnp.stack([v.score for v in values]), axes=1)
         rate = None
         if all(v.rate is not None for v in values):
             rate = jnp.sum(responsibilities * jnp.stack([v.rate for v in values]))  # type: ignore[misc]
-        return NodeValue(jax.nn.logsumexp(joint), score, rate)
+        excess = jnp.sum(responsibilities * jnp.stack([v.excess for v in values]))
+        return NodeValue(jax.nn.logsumexp(joint), score, rate, excess)
 
 
 def lower_expression(node: Node, site_shape: tuple[int, ...]) -> Expression:

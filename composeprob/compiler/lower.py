@@ -105,7 +105,7 @@ class Evaluator(Evaluates):
             outputs = [batch(xs, noise) for batch in self.batches]
             sides = []
             for expressions in (self.marginal, self.potential):
-                values = {n: None if e is None else e(outputs, drift_ratio) for n, e in expressions.items()}
+                values = {n: None if e is None else e(outputs) for n, e in expressions.items()}
                 sides.append({n: _one(xs[n]) if v is None else v for n, v in values.items()})
             return sides[0], sides[1]
 
@@ -131,11 +131,13 @@ class Evaluator(Evaluates):
         score = {n: drift[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
         log_potential = _total([log_likelihood, *(v.log_density for v in potential.values())])
         log_marginal = _total([zero, *(v.log_density for v in marginal.values())])
+        excess = sum((v.excess for v in marginal.values()), zero)
         return Evaluation(
             log_density=_total([log_prior, log_marginal, log_potential]),
             score=score,
             drift=drift,
-            rate=_total([zero, *(v.rate for v in marginal.values())]),
+            rate=_total([zero, *(v.rate for v in marginal.values()), drift_ratio * excess]),
+            excess=excess,
             log_potential=log_potential,
             log_marginal=log_marginal,
         )
@@ -157,7 +159,8 @@ class Evaluator(Evaluates):
 
 def _one(x: Array) -> NodeValue:
     """The constant factor 1."""
-    return NodeValue(jnp.zeros((), x.dtype), jnp.zeros_like(x), jnp.zeros((), x.dtype))
+    zero = jnp.zeros((), x.dtype)
+    return NodeValue(zero, jnp.zeros_like(x), zero, zero)
 
 
 def _total(terms: list[Array | None]) -> Array | None:

@@ -25,6 +25,7 @@ class Evaluation(eqx.Module):
         rate: the Feynman–Kac rate r of F_k, a scalar; None where a node has none.
         log_potential: log G_k, a scalar; None where a part of G offers only its score.
         log_marginal: log F_k up to a constant of the level, a scalar; None where F offers only its score.
+        excess: the part of the rate that comes from the drift, in units of f/g²: Σ w_i·d_i − d for a product.
     """
 
     log_density: Array | None
@@ -33,6 +34,7 @@ class Evaluation(eqx.Module):
     rate: Array | None
     log_potential: Array | None
     log_marginal: Array | None = None
+    excess: Array | None = None
 
 
 Target = Callable[[Position], Evaluation]

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
 from composeprob.sampling.annealed_mcmc import check_kernel
@@ -20,6 +21,7 @@ from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level
 from composeprob.sampling.resampling import log_mean_weight, relative_ess, systematic
 from composeprob.sampling.reverse import reverse_step
 from composeprob.sampling.transitions import Transitions
+from composeprob.schedule import Schedule
 
 WEIGHTS = ("feynman_kac", "density")
 
@@ -30,7 +32,7 @@ class SMC(Sampler):
     From level k + 1 to k, with F the part of π made of diffusion factors and G the rest (observations, user
     energies, classifiers):
 
-    * ``weights="feynman_kac"``: a reverse step along ∇log F, and log w += β_{k+1}·r_{k+1}(x) + log G_k(x') −
+    * ``weights="feynman_kac"``: a reverse step along ∇log F, and log w += ∫g²·r dτ + log G_k(x') −
       log G_{k+1}(x), with r the Feynman–Kac rate that the compiler derives from the leaves' scores. It needs scores
       only, so it is right for learned factors;
     * ``weights="density"``: no move, and log w += log π_k(x) − log π_{k+1}(x). It trusts log-densities *between*
@@ -193,9 +195,8 @@ class SMC(Sampler):
         state = dataclasses.replace(state, evaluation=after)
         if self.weights == "density":
             return state, after.log_density - before.log_density
-        # Left-point rule: ∫g²·r dτ over the step is β_{k+1}·r at its start.
-        rate = density.schedule.beta[level + 1] * before.rate
-        return state, rate + after.log_potential - before.log_potential
+        gain = feynman_kac_weight(before, after, density.schedule, level + 1)
+        return state, gain + after.log_potential - before.log_potential
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains.position
@@ -203,6 +204,27 @@ class SMC(Sampler):
     def describe(self) -> str:
         kernel = "no kernel" if self.kernel is None else f"{self.kernel!r}, {self.steps_per_level} steps a level"
         return f"SMC({kernel}, weights='{self.weights}', resample_threshold={float(self.resample_threshold):.3g})"
+
+
+def feynman_kac_weight(before: Evaluation, after: Evaluation, schedule: Schedule, level: Array) -> Array:
+    """∫ g²·r dτ over the reverse step from ``level`` k to k − 1, a scalar.
+
+    Per unit of log-SNR, g² is σ². The part of r that comes from scores is integrated over λ by the trapezoid rule, whose
+    second point costs nothing because the chain is evaluated there anyway; the part that comes from the drift is
+    exact, excess·log(α_k/α_{k−1}).
+
+    Args:
+        before: at x_k, under level k.
+        after: at x_{k−1}, under level k − 1.
+        schedule, level: k ≥ 1.
+    """
+    here, there = schedule.at(level), schedule.at(level - 1)
+
+    def from_scores(evaluation: Evaluation, k: Array, sigma: Array) -> Array:
+        return sigma**2 * (evaluation.rate - jnp.asarray(schedule.drift_ratio)[k] * evaluation.excess)
+
+    mean = 0.5 * (from_scores(before, level, here.sigma) + from_scores(after, level - 1, there.sigma))
+    return (there.log_snr - here.log_snr) * mean + before.excess * jnp.log(here.alpha / there.alpha)
 
 
 LITTLE_SIGNAL = -4.6

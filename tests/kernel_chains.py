@@ -21,6 +21,8 @@ from zscores import z_scores
 class Run:
     """What became of chains started from exact draws: z-scores, acceptance, and how far they went."""
 
+    values: dict[str, np.ndarray]
+    """The law's statistics, (chains, draws) each."""
     scores: dict[str, float]
     acceptance: float
     moved: float
@@ -81,4 +83,4 @@ def from_exact_draws(
     stacked = {name: np.stack([np.asarray(v[name]) for v in values], axis=1) for name in values[0]}
     jumps = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2) / num_chains, states.position, origin)
     moved = float(sum(jax.tree.leaves(jumps))) / (2 * stationary.spread)
-    return Run(z_scores(stacked, stationary.expected), float(np.mean(acceptance)), moved)
+    return Run(stacked, z_scores(stacked, stationary.expected), float(np.mean(acceptance)), moved)

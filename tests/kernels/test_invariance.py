@@ -6,7 +6,7 @@ import pytest
 from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX
 from kernel_chains import from_exact_draws
 from targets import gaussian, nested, two_modes
-from zscores import assert_agrees, assert_disagrees
+from zscores import assert_agrees, assert_disagrees, z_scores
 
 LAWS = {"1d": two_modes(1), "2d": two_modes(2), "10d": two_modes(10), "nested": nested()}
 
@@ -30,9 +30,8 @@ def test_target_stays_invariant(name, law):
     assert 0.3 < run.acceptance < 0.95
 
 
-@pytest.mark.parametrize("law", ["1d", "2d"])
-def test_momentum_that_is_mostly_kept_leaves_the_target_invariant(law):
-    run = from_exact_draws(HMC(STEPS["HMC"][law], num_leapfrog=1, damping=0.9), LAWS[law])
+def test_momentum_that_is_mostly_kept_leaves_the_target_invariant():
+    run = from_exact_draws(HMC(0.65, num_leapfrog=1, damping=0.9), LAWS["2d"])
     assert_agrees(run.scores)
     assert run.moved > 0.4
 
@@ -40,7 +39,7 @@ def test_momentum_that_is_mostly_kept_leaves_the_target_invariant(law):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "law"), CASES)
 def test_target_stays_invariant_over_many_chains(name, law):
-    run = from_exact_draws(adjusted(name, law), LAWS[law], seed=1, num_chains=60_000)
+    run = from_exact_draws(adjusted(name, law), LAWS[law], seed=1, num_chains=200_000)
     assert_agrees(run.scores)
 
 
@@ -78,10 +77,10 @@ def test_ula_has_its_known_variance(h):
     run = from_exact_draws(ULA(h), target, started_from=stationary, num_transitions=60)
     assert_agrees(run.scores)
     assert run.acceptance == 1.0
-    assert_disagrees(from_exact_draws(ULA(h), target, num_transitions=60).scores)  # not the target's own variance
+    assert_disagrees(z_scores(run.values, target.expected))  # not the target's own variance
 
 
-@pytest.mark.parametrize(("num_leapfrog", "damping"), [(1, 0.9), (3, 0.5), (4, 0.0)])
+@pytest.mark.parametrize(("num_leapfrog", "damping"), [(1, 0.9), (3, 0.0)])
 def test_uhmc_has_the_variance_of_the_leapfrogs_own_gaussian(num_leapfrog, damping):
     # On N(0, s²) the leapfrog map conserves v²/2 + (1 − h²/4s²)·x²/2s² exactly, for every number of steps.
     h = 0.6
@@ -90,4 +89,4 @@ def test_uhmc_has_the_variance_of_the_leapfrogs_own_gaussian(num_leapfrog, dampi
     run = from_exact_draws(kernel, target, started_from=stationary, num_transitions=60)
     assert_agrees(run.scores)
     assert run.acceptance == 1.0
-    assert_disagrees(from_exact_draws(kernel, target, num_transitions=60).scores)
+    assert_disagrees(z_scores(run.values, target.expected))

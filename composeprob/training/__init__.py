@@ -1,11 +1,22 @@
 """Training: a diffusion factor from a sampler of data, over Optax.
 
 `Recipe` says what to train, `train` trains it (resumable, one compilation), `train_model` does so for a model of the
-zoo and writes its weights. May import `factors`, `schedule` and `errors`; nothing imports it but the zoo and the
-command line.
+zoo and writes its weights. May import everything but `api` and `cli`; nothing imports it but those and the zoo.
 """
 
+from composeprob.training.model import train_model
+from composeprob.training.quality import sample_quality, score_errors
 from composeprob.training.recipe import Recipe
 from composeprob.training.run import TrainingRun, train
+from composeprob.training.weights import load_weights, save_weights
 
-__all__ = ["Recipe", "TrainingRun", "train"]
+__all__ = [
+    "Recipe",
+    "TrainingRun",
+    "load_weights",
+    "sample_quality",
+    "save_weights",
+    "score_errors",
+    "train",
+    "train_model",
+]

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from composeprob.errors import LoadError
 
@@ -22,6 +21,10 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, fingerprint: dict[str, Any]):
+        # Orbax takes seconds to import, and only training with checkpoints needs it.
+        import orbax.checkpoint as ocp
+
+        self.args: Any = ocp.args
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file that it writes
         self.directory = Path(directory).absolute()
         self.fingerprint = fingerprint
@@ -37,7 +40,9 @@ class Checkpoints:
         """Write ``state``, a pytree of arrays, as of ``step``; one that exists already is kept."""
         if step in self.manager.all_steps():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), run=ocp.args.JsonSave(self.fingerprint))
+        items = self.args.Composite(
+            state=self.args.StandardSave(_named(state)), run=self.args.JsonSave(self.fingerprint)
+        )
         self.manager.save(step, args=items)
 
     def restore(self, like: Any) -> Any | None:
@@ -49,7 +54,7 @@ class Checkpoints:
         step = self.manager.latest_step()
         if step is None:
             return None
-        found = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        found = self.manager.restore(step, args=self.args.Composite(run=self.args.JsonRestore()))["run"]
         different = [name for name in self.fingerprint if found.get(name) != self.fingerprint[name]]
         if different:
             name = different[0]
@@ -59,7 +64,7 @@ class Checkpoints:
                 fix="choose another checkpoint_dir, or pass resume=False to start again.",
             )
         target = {name: np.asarray(leaf) for name, leaf in _named(like).items()}
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        items = self.args.Composite(state=self.args.StandardRestore(target))
         restored = self.manager.restore(step, args=items)["state"]
         leaves = [restored[name] for name in _named(like)]
         return jax.tree.unflatten(jax.tree.structure(like), [jax.numpy.asarray(leaf) for leaf in leaves])

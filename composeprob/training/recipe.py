@@ -75,10 +75,10 @@ class Recipe:
     def __post_init__(self) -> None:
         _check(self.iterations >= 1, f"iterations is {self.iterations}", "train for at least one step.")
         _check(self.batch_size >= 1, f"batch_size is {self.batch_size}", "use at least one event a step.")
-        split = self.microbatch is None or (self.microbatch >= 1 and self.batch_size % self.microbatch == 0)
-        size = self.microbatch or self.batch_size
-        _check(split, f"microbatch {self.microbatch} does not divide batch_size {self.batch_size}", "use a divisor of it.")
-        _check(not (self.antithetic and size % 2), f"a batch of {size} is odd, but antithetic noises come in pairs",
+        part = self.batch_size if self.microbatch is None else self.microbatch
+        splits = part >= 1 and self.batch_size % part == 0
+        _check(splits, f"microbatch {part} does not divide batch_size {self.batch_size}", "use a divisor of it.")
+        _check(not (self.antithetic and part % 2), f"a batch of {part} is odd, but antithetic noises come in pairs",
                "use an even batch_size and microbatch.")  # fmt: skip
         _check(self.learning_rate > 0, f"learning_rate is {self.learning_rate}", "use a positive number, such as 1e-3.")
         _check(self.decay in ("constant", "cosine"), f"decay is {self.decay!r}", "use 'constant' or 'cosine'.")
@@ -94,7 +94,7 @@ class Recipe:
                    "leave log_snr out, or use time='log_snr'.")  # fmt: skip
             self.noise_at(jnp.asarray(low))
             first, last = self.focus or self.log_snr
-            _check(low <= first < last <= high, f"focus is {self.focus}", f"give a range within log_snr {self.log_snr}.")
+            _check(low <= first < last <= high, f"focus is {self.focus}", f"give a range within {self.log_snr}.")
         else:
             _check(self.focus is None, "focus is given without log_snr", "give the range log_snr as well.")
 

@@ -163,6 +163,7 @@ def _fingerprint(recipe: Recipe, key: Array) -> dict[str, Any]:
     names = ("parameterization", "time", "iterations", "batch_size", "microbatch", "learning_rate", "decay", "ema")
     told: dict[str, Any] = {name: getattr(recipe, name) for name in (*names, "condition_dropout", "antithetic")}
     told["log_snr"] = [float(end) for end in recipe.log_snr_range()]
+    told["focus"] = None if recipe.focus is None else [float(end) for end in recipe.focus]
     told["key"] = np.asarray(jax.random.key_data(key)).tolist()
     return told
 

@@ -21,37 +21,36 @@ def log_snr_features(log_snr: Array, size: int) -> Array:
 class OutputScale:
     """Makes log f a smooth function of (x, λ) at every noise level, on a variance-preserving schedule.
 
-    Matching the noise ε determines the score only up to an error of order 1/σ, which a bare network makes everywhere
-    once σ is below the data's scale. Here the network F instead corrects the Gaussian of the data's variance, at the
+    Matching the noise ε fixes the score only up to errors of order 1/σ, and a bare network makes them wherever σ is
+    far below the data's scale. Here the network F instead corrects the Gaussian of the data's variance, at the
     scale on which the noised data really varies, and what multiplies F is known:
 
         c² = α²·deviation² + σ²,   d² = α²·finest² + σ²
         epsilon:      ε̂ = σ·(x/c² + F/d)           so that  ∇ log f = −x/c² − F/d
         energy_norm:  s = √σ·(x/c + F/d)            so that  log f = −½‖x/c + F/d‖²
 
-    The network's input is x·gain/c. Nothing here is fitted: with F = 0 the model is N(0, c²I).
+    The network's input is x/c. Nothing here is fitted: with F = 0 the model is N(0, c²I).
 
     Attributes:
         parameterization: ``"epsilon"`` or ``"energy_norm"``.
         deviation: standard deviation of the data.
-        finest: the smallest scale on which the data's density varies.
-        gain: scale of the network's input; more than 1 makes fine structure easier to learn.
+        finest: the smallest scale on which the data's density varies; 0 for data with sharp edges.
     """
 
     parameterization: str
     deviation: float
     finest: float
-    gain: float = 1.0
 
     def scales(self, log_snr: Array) -> tuple[Array, Array, Array]:
         """σ, c and d at a log-SNR."""
         alpha2, sigma2 = jax.nn.sigmoid(log_snr), jax.nn.sigmoid(-log_snr)
-        return jnp.sqrt(sigma2), jnp.sqrt(alpha2 * self.deviation**2 + sigma2), jnp.sqrt(alpha2 * self.finest**2 + sigma2)
+        c2, d2 = alpha2 * self.deviation**2 + sigma2, alpha2 * self.finest**2 + sigma2
+        return jnp.sqrt(sigma2), jnp.sqrt(c2), jnp.sqrt(d2)
 
     def apply(self, network: Callable[[Array, Array], Array], x: Array, log_snr: Array) -> Array:
         """The scaled output of ``network``, called as F = network(input, λ)."""
         sigma, c, d = self.scales(log_snr)
-        correction = network(x * (self.gain / c), log_snr) / d
+        correction = network(x / c, log_snr) / d
         if self.parameterization == "epsilon":
             return sigma * (x / c**2 + correction)
         return jnp.sqrt(sigma) * (x / c + correction)

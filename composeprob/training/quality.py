@@ -1,0 +1,96 @@
+"""How good a trained factor is, where the exact distribution is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+
+from composeprob.compiler.pipeline import compile
+from composeprob.factors.analytic import Analytic
+from composeprob.factors.base import LeafFactor
+from composeprob.language.program import program
+from composeprob.language.statements import sample
+from composeprob.metrics.mode_weights import mode_weights, total_variation
+from composeprob.sampling.ancestral import Ancestral
+from composeprob.sampling.infer import infer
+from composeprob.schedule import Noise
+
+LOG_SNR = (-12.0, -8.0, -4.0, -2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.5)
+
+
+def score_errors(factor: LeafFactor, reference: Any, key: Array, *, num: int = 8000) -> list[dict[str, float]]:
+    """The score's error at several log-SNR, against the exact score of the noised reference.
+
+    With x drawn from the noised reference, s its exact score and ŝ the factor's, ``error`` is σ²·E‖ŝ − s‖²/d: the
+    excess of the training loss over its least possible value. ``relative`` is E‖ŝ − s‖²/E‖s‖².
+
+    Args:
+        factor: a trained factor.
+        reference: its exact distribution, which `Analytic` must know how to noise.
+        key: for the draws.
+        num: number of draws for each log-SNR.
+    """
+    exact = Analytic(reference, factor.schedule)
+    rows = []
+    for i, noise in enumerate(_noises(factor)):
+        x = exact.at(noise).sample(jax.random.fold_in(key, i), (num,))
+        error, size = _compare(factor, exact, noise, x)
+        sigma2 = float(noise.sigma) ** 2
+        row = {"log_snr": float(noise.log_snr), "error": sigma2 * float(error), "relative": float(error / size)}
+        rows.append({name: float(f"{value:.4g}") for name, value in row.items()})
+    return rows
+
+
+@jax.jit
+def _compare(factor: LeafFactor, exact: LeafFactor, noise: Noise, x: Array) -> tuple[Array, Array]:
+    def one(point: Array) -> tuple[Array, Array]:
+        given, true = factor.evaluate(point, noise, {})[1], exact.evaluate(point, noise, {})[1]
+        return jnp.mean((given - true) ** 2), jnp.mean(true**2)
+
+    error, size = jax.vmap(one)(x)
+    return jnp.mean(error), jnp.mean(size)
+
+
+def _noises(factor: LeafFactor) -> list[Noise]:
+    """The noises to look at: fixed log-SNR, or the levels nearest to them for a factor that knows only levels."""
+    levels = factor.schedule.levels
+    if factor.level_bound:
+        own = np.asarray(levels.log_snr)
+        nearest = sorted({int(np.abs(own - value).argmin()) for value in LOG_SNR}, reverse=True)
+        return [factor.schedule.at(k) for k in nearest]
+    values = np.asarray(LOG_SNR, np.float64)
+    alpha = factor.schedule.alpha_at(values)
+    sigma = alpha * np.exp(-0.5 * values)
+    return [Noise(jnp.zeros((), int), jnp.float32(a), jnp.float32(s)) for a, s in zip(alpha, sigma, strict=True)]
+
+
+def sample_quality(factor: LeafFactor, reference: Any, key: Array, *, num: int = 10_000) -> dict[str, float]:
+    """What `Ancestral` makes of the factor alone, over its own levels.
+
+    Returns:
+        ``log_density_gap``: mean log-density of exact draws minus that of the samples, in nats, both under the exact
+        law of level 0 (0 is perfect; samples that are too concentrated make it negative). ``mode_weights_tv``: total
+        variation of the mode weights, for a mixture; ``mode_weights_tv_exact``: the same for as many exact draws.
+    """
+    exact = Analytic(reference, factor.schedule)
+    draw_key, sample_key = jax.random.split(key)
+    clean = exact.at(factor.schedule.at(0))
+    draws = clean.sample(draw_key, (num,))
+    samples = infer(compile(_alone, factor), sample_key, num_chains=num, sampler=Ancestral(), progress=False)["x"]
+    gap = jnp.mean(clean.log_prob(draws)) - jnp.mean(clean.log_prob(samples))
+    told = {"log_density_gap": float(gap)}
+    if isinstance(reference, dist.MixtureSameFamily):
+        truth, centres = reference.mixing_distribution.probs, reference.component_distribution.mean
+        told["mode_weights_tv"] = total_variation(mode_weights(samples, centres), truth)
+        told["mode_weights_tv_exact"] = total_variation(mode_weights(draws, centres), truth)
+    return {name: float(f"{value:.4g}") for name, value in told.items()}
+
+
+@program
+def _alone(factor: LeafFactor) -> Any:
+    return sample("x", factor)

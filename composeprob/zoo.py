@@ -1,0 +1,223 @@
+"""The zoo: pretrained models by name, from ``models/`` of a checkout or from an installed wheel.
+
+A model is a folder with ``train.py`` (its ``RECIPE``, and ``reference()`` where the exact distribution is known),
+``weights.safetensors``, ``card.md`` and ``metrics.json``. Nothing is unpickled: a network is built by its recipe, and
+filled with plain arrays.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from composeprob.errors import LoadError
+from composeprob.factors.diffusion import Diffusion
+from composeprob.training.recipe import Recipe
+from composeprob.training.weights import load_weights
+
+_PACKAGE = "composeprob_models"
+"""Name under which the folder of models is imported, wherever it lies: recipes import what they share relatively."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of one model.
+
+    Attributes:
+        name: what `load` takes.
+        title: one line.
+        text: the whole card, Markdown.
+        event_shape, parameterization, capabilities: as of the factor.
+        training: settings and seconds, as recorded when it was trained.
+        quality: measured against the exact distribution; empty where that is unknown.
+        folder: where the model lies.
+    """
+
+    name: str
+    title: str
+    text: str
+    event_shape: tuple[int, ...]
+    parameterization: str
+    capabilities: frozenset[str]
+    training: Mapping[str, Any]
+    quality: Mapping[str, Any]
+    folder: Path
+
+
+class Zoo(Mapping[str, Card]):
+    """The cards of all models by name; prints as a table."""
+
+    def __init__(self, cards: Mapping[str, Card]):
+        self._cards = dict(cards)
+
+    def __getitem__(self, name: str) -> Card:
+        return self._cards[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cards)
+
+    def __len__(self) -> int:
+        return len(self._cards)
+
+    def __repr__(self) -> str:
+        rows = [("model", "event", "parameterization", "iterations", "score error", "what it is")]
+        rows += [
+            (
+                card.name,
+                str(card.event_shape),
+                card.parameterization,
+                str(card.training.get("iterations", "")),
+                f"{card.quality['score_error']:.2g}" if "score_error" in card.quality else "",
+                card.title,
+            )
+            for card in self._cards.values()
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, "score error: mean of σ²·|score − exact score|² over events and log-SNR"])
+
+
+def load(name: str) -> Diffusion:
+    """A pretrained model as a factor.
+
+    Args:
+        name: one of `zoo`.
+
+    Raises:
+        LoadError: no such model, or its weights do not fit its network.
+
+    Example:
+        >>> import composeprob as cp
+        >>> ring = cp.load("ring2d")
+        >>> ring.event_shape, ring.parameterization
+        ((2,), 'energy_norm')
+    """
+    model = recipe(name)
+    shapes = eqx.filter_eval_shape(model.untrained, jax.random.key(0))  # no weight is computed only to be replaced
+    return model.factor(load_weights(shapes, models_folder() / name / "weights.safetensors"), label=name)
+
+
+def zoo(name: str | None = None) -> Any:
+    """The cards of all models, by name; or the card of one.
+
+    Raises:
+        LoadError: no such model.
+    """
+    if name is not None:
+        return _card(_folder(name))
+    return Zoo({folder.name: _card(folder) for folder in _folders() if (folder / "metrics.json").exists()})
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe that a model is trained by.
+
+    Raises:
+        LoadError: no such model, or its train.py defines no RECIPE.
+    """
+    found = getattr(_module(name), "RECIPE", None)
+    if not isinstance(found, Recipe):
+        raise LoadError(
+            f"{_folder(name) / 'train.py'} defines no RECIPE.", fix="assign a cp.training.Recipe to RECIPE there."
+        )
+    return found
+
+
+def reference(name: str) -> Any | None:
+    """The exact distribution that a model learned, a NumPyro distribution; None where it is unknown.
+
+    Raises:
+        LoadError: no such model.
+    """
+    function = getattr(_module(name), "reference", None)
+    return None if function is None else function()
+
+
+def models_folder() -> Path:
+    """The folder of models: inside an installed package, or beside the package in a checkout.
+
+    Raises:
+        LoadError: neither exists.
+    """
+    package = Path(__file__).parent
+    candidates = (package / "_models", package.parent / "models")
+    for folder in candidates:
+        if (folder / "__init__.py").exists():
+            return folder
+    raise LoadError(
+        f"The zoo is not installed: there is neither {candidates[0]} nor {candidates[1]}.",
+        fix="install composeprob from a wheel, or run it from a checkout.",
+    )
+
+
+def _folders() -> list[Path]:
+    return sorted(file.parent for file in models_folder().glob("*/train.py"))
+
+
+def _folder(name: str) -> Path:
+    names = [folder.name for folder in _folders()]
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
+        raise LoadError(
+            f"The zoo has no model {name!r}; it has: {', '.join(names)}.",
+            fix=f"did you mean {near[0]!r}?" if near else "add a folder with a train.py to models/.",
+        )
+    return models_folder() / name
+
+
+def _module(name: str) -> ModuleType:
+    """A model's train.py, imported from where the zoo lies now."""
+    folder = _folder(name)
+    root = folder.parent
+    package = sys.modules.get(_PACKAGE)
+    if package is None or list(package.__path__) != [str(root)]:
+        for stale in [key for key in sys.modules if key == _PACKAGE or key.startswith(f"{_PACKAGE}.")]:
+            del sys.modules[stale]
+        spec = importlib.util.spec_from_file_location(
+            _PACKAGE, root / "__init__.py", submodule_search_locations=[str(root)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        package = importlib.util.module_from_spec(spec)
+        sys.modules[_PACKAGE] = package
+        spec.loader.exec_module(package)
+        importlib.invalidate_caches()
+    return importlib.import_module(f"{_PACKAGE}.{name}.train")
+
+
+def _card(folder: Path) -> Card:
+    try:
+        text = (folder / "card.md").read_text(encoding="utf-8")
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return Card(
+            name=folder.name,
+            title=_title(text),
+            text=text,
+            event_shape=tuple(metrics["event_shape"]),
+            parameterization=metrics["parameterization"],
+            capabilities=frozenset(metrics["capabilities"]),
+            training=metrics["training"],
+            quality=metrics["quality"],
+            folder=folder,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise LoadError(
+            f"The card of model '{folder.name}' cannot be read: {type(error).__name__}: {error}",
+            fix=f"train it: composeprob train {folder.name}",
+        ) from error
+
+
+def _title(card: str) -> str:
+    """The first line of text below the heading."""
+    lines = [line.strip() for line in card.splitlines()]
+    return next((line for line in lines if line and not line.startswith("#")), "")

@@ -1,0 +1,14 @@
+"""Vertical bar, as an energy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import two_dimensional
+
+RECIPE = two_dimensional.energy(two_dimensional.bar(), deviation=0.42, finest=0.0)
+
+
+def reference() -> Any:
+    """The exact distribution."""
+    return two_dimensional.bar()

@@ -1,6 +1,6 @@
 """The public names, in one place: the only module where both halves of the hourglass meet."""
 
-from composeprob import errors, metrics
+from composeprob import errors, metrics, training
 from composeprob.compiler.pipeline import compile
 from composeprob.factors.algebra import mixture, power, product
 from composeprob.factors.analytic import Analytic
@@ -12,6 +12,7 @@ from composeprob.factors.window import window
 from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX
 from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
+from composeprob.model_zoo import load, zoo
 from composeprob.result import Result
 from composeprob.sampling.ancestral import Ancestral
 from composeprob.sampling.annealed_mcmc import AnnealedMCMC
@@ -42,6 +43,7 @@ __all__ = [
     "factor",
     "guide",
     "infer",
+    "load",
     "metrics",
     "mixture",
     "observe",
@@ -49,5 +51,7 @@ __all__ = [
     "product",
     "program",
     "sample",
+    "training",
     "window",
+    "zoo",
 ]

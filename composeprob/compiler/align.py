@@ -46,7 +46,7 @@ def align(graph: Graph, schedule: Schedule | None = None) -> Graph:
 def _default(graph: Graph) -> Schedule:
     factors = [leaf.factor for site in graph.sites for leaf in leaves(site.root)]
     if not factors:
-        return Schedule.from_arrays([1.0], [1e-6])  # nothing is noised: one level, the promise itself
+        return Schedule.from_arrays([1.0], [1.0])  # nothing is noised: one level, in units of 1
     return next((f for f in factors if f.level_bound), factors[0]).schedule
 
 

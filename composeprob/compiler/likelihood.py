@@ -96,10 +96,12 @@ class Likelihood(eqx.Module):
 
 
 def tempering(schedule: Schedule, noise: Noise) -> Array:
-    """γ_k = (λ_k − λ_{K−1})/(λ_0 − λ_{K−1}): from 0 at the noisiest level to 1 at level 0 (1 where K = 1)."""
-    log_snr = schedule.log_snr
-    span = log_snr[0] - log_snr[-1]
-    return jnp.where(span > 0, (noise.log_snr - log_snr[-1]) / jnp.where(span > 0, span, 1.0), 1.0)
+    """γ_k = sigmoid(λ_k − 4)/sigmoid(λ_0 − 4): nearly 0 at noisy levels, 1 at level 0.
+
+    Seen at x/α, an observation of standard deviation s is blurred by noise of standard deviation σ/α, and the power that
+    suits it is s²/(s² + σ²/α²) = sigmoid(λ + 2·log s). The 4 stands for s = 0.14, in units of the data's own scale.
+    """
+    return jax.nn.sigmoid(noise.log_snr - 4.0) / jax.nn.sigmoid(schedule.log_snr[0] - 4.0)
 
 
 def likelihood_of(graph: Graph, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Likelihood | None:

@@ -53,7 +53,7 @@ def observe(
     An observation that looks at a noised site is annealed. Level 0 is the same exact posterior under each policy:
 
     * ``"tempered"`` (default): the program sees x/α_k, and the likelihood is raised to the power
-      (λ_k − λ_{K−1})/(λ_0 − λ_{K−1}), linear in the log-SNR λ, from 0 at the noisiest level to 1 at level 0;
+      sigmoid(λ_k − 4)/sigmoid(λ_0 − 4) of the log-SNR λ: nearly 0 at the noisiest levels, 1 at level 0;
     * ``"denoised"``: the program sees the Tweedie mean (x + σ_k²·∇log F_k(x))/α_k, at full power;
     * ``"noised"``: the program sees x itself; ``distribution`` may be a function of the level's index.
 

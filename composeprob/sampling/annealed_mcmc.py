@@ -58,7 +58,7 @@ class AnnealedMCMC(Sampler):
         return self.kernel.optimal_acceptance is not None
 
     def prepare(self, density: AnnealedDensity) -> AnnealedMCMC:
-        moves = Transitions.resolved(self.kernel, self.steps_per_level, density.schedule)
+        moves = Transitions.resolved(self.kernel, self.steps_per_level, density)
         return eqx.tree_at(lambda s: s.moves, self, moves, is_leaf=lambda node: node is None)
 
     def first_level(self, density: AnnealedDensity) -> int:

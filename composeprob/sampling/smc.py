@@ -105,7 +105,7 @@ class SMC(Sampler):
                 where=density.described.where,
                 fix="pass a kernel, such as cp.UHMC(step_size=…) for score-only factors.",
             )
-        moves = None if kernel is None else Transitions.resolved(kernel, self.steps_per_level, density.schedule)
+        moves = None if kernel is None else Transitions.resolved(kernel, self.steps_per_level, density)
         where = lambda s: (s.kernel, s.moves)  # noqa: E731
         return eqx.tree_at(where, self, (kernel, moves), is_leaf=lambda n: n is None or isinstance(n, Kernel))
 

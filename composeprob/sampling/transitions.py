@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -9,10 +10,34 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.density.evaluation import Target
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Evaluation, Target
 from composeprob.kernels import Adaptive, Kernel, KernelState, adapt, mean_acceptance, resolve, scaled_step
 from composeprob.sampling.base import Records
 from composeprob.schedule import Schedule
+
+
+FEW = 16
+"""Number of chains at which the gain of adaptation is halved."""
+
+
+def rescaled(state: KernelState, static: frozenset[str], unit: Array) -> KernelState:
+    """The same chain with its static sites measured in ``unit``: z → z/unit, ∇_z → unit·∇_z.
+
+    Noised sites live at the level's scale σ_k, static ones at a scale that does not change with the level. A step
+    h_k ∝ σ_k^p suits both when static sites are measured in units of 1/σ_k.
+    """
+    if not static:
+        return state
+    position = {name: x / unit if name in static else x for name, x in state.position.items()}
+    evaluation = in_units(state.evaluation, static, unit)
+    return dataclasses.replace(state, position=position, evaluation=evaluation)
+
+
+def in_units(evaluation: Evaluation, static: frozenset[str], unit: Array) -> Evaluation:
+    """The evaluation with the scores of static sites per ``unit``."""
+    score = {name: s * unit if name in static else s for name, s in evaluation.score.items()}
+    return dataclasses.replace(evaluation, score=score)
 
 
 class Transitions(eqx.Module):
@@ -21,19 +46,24 @@ class Transitions(eqx.Module):
     Attributes:
         kernel: the kernel, its step size an array (K,) or `Adaptive`.
         count: transitions a level whose acceptance is recorded.
+        static: static sites whose step does not shrink with the level's noise; empty where the user gave step sizes.
     """
 
     kernel: Kernel
     count: int = eqx.field(static=True)
+    static: frozenset[str] = eqx.field(static=True)
 
     @classmethod
-    def resolved(cls, kernel: Kernel, count: int, schedule: Schedule) -> Transitions:
+    def resolved(cls, kernel: Kernel, count: int, density: AnnealedDensity) -> Transitions:
         """Check the step sizes against the schedule, before anything is compiled."""
-        steps = resolve(kernel.step_size, schedule, kernel)
+        steps = resolve(kernel.step_size, density.schedule, kernel)
+        static: frozenset[str] = frozenset()
         if not isinstance(kernel.step_size, Adaptive):
             is_step = lambda node: node is kernel.step_size  # noqa: E731
             kernel = eqx.tree_at(lambda k: k.step_size, kernel, steps, is_leaf=is_step)
-        return cls(kernel, count)
+        else:
+            static = frozenset(name for name, site in density.sites.items() if site.kind == "static")
+        return cls(kernel, count, static)
 
     @property
     def total(self) -> int:
@@ -74,24 +104,36 @@ class Transitions(eqx.Module):
         adaptive = self.kernel.step_size if isinstance(self.kernel.step_size, Adaptive) else None
         fixed = None if adaptive else self.kernel.step_size[level]  # type: ignore[index]
         warmup = self.total - self.count
+        n = keys.shape[0]
+        gain = adaptive.gain * n / (n + FEW) if adaptive else None  # the mean of few chains is mostly noise
+
+        unit = 1.0 / schedule.at(level).sigma
+
+        def scaled_target(position: Any) -> Evaluation:
+            if not self.static:
+                return target(position)
+            own = {name: u * unit if name in self.static else u for name, u in position.items()}
+            return in_units(target(own), self.static, unit)
 
         def transition(i: Array, carry: Any) -> Any:
             states, log_scale, acceptance, steps, non_finite = carry
             step_size = fixed if adaptive is None else scaled_step(log_scale, schedule.at(level).sigma, self.kernel)
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-            states, info = jax.vmap(self.kernel.step, (0, 0, None, None))(own, states, target, step_size)
+            states, info = jax.vmap(self.kernel.step, (0, 0, None, None))(own, states, scaled_target, step_size)
             mean = mean_acceptance(info.acceptance)
             counted = i >= warmup
             if adaptive is not None:
-                moved = adapt(log_scale, mean, adaptive.target(self.kernel), adaptive.gain)
+                moved = adapt(log_scale, mean, adaptive.target(self.kernel), gain)
                 log_scale = jnp.where(counted, log_scale, moved) if warmup else moved
             acceptance = acceptance + jnp.where(counted, mean, 0.0)
             steps = steps + jnp.where(counted, step_size, 0.0)
             return states, log_scale, acceptance, steps, non_finite + jnp.sum(info.non_finite, dtype=jnp.int32)
 
         zero = jnp.zeros(())
+        states = rescaled(states, self.static, unit)
         start = (states, log_scale, zero, zero, jnp.zeros((), jnp.int32))
         states, log_scale, acceptance, steps, bad = jax.lax.fori_loop(0, self.total, transition, start)
+        states = rescaled(states, self.static, 1.0 / unit)
         records = Records(
             records.acceptance.at[level].set(acceptance / self.count),
             records.step_size.at[level].set(steps / self.count),

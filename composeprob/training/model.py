@@ -42,7 +42,7 @@ def train_model(
     Raises:
         LoadError: no such model; or the checkpoint belongs to another run.
     """
-    from composeprob import zoo  # the zoo loads what training writes, and imports the recipe from here
+    from composeprob import model_zoo as zoo  # the zoo loads what training writes, and imports the recipe from here
 
     recipe = zoo.recipe(name)
     if iterations is not None:

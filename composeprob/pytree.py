@@ -15,7 +15,9 @@ def normal_like(key: Array, tree: T) -> T:
     """Independent standard normals for every element of every leaf (a key of its own for each leaf)."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(len(leaves), 1))
-    noise = [jax.random.normal(k, jnp.shape(leaf), jnp.result_type(leaf)) for k, leaf in zip(keys, leaves, strict=False)]
+    noise = [
+        jax.random.normal(k, jnp.shape(leaf), jnp.result_type(leaf)) for k, leaf in zip(keys, leaves, strict=False)
+    ]
     return jax.tree.unflatten(treedef, noise)
 
 

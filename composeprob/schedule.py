@@ -100,7 +100,7 @@ class Schedule(eqx.Module):
 
     @classmethod
     def linear(cls, num_levels: int) -> Schedule:
-        """DDPM's linear β (Ho et al. 2020), from 10⁻⁴ to 0.02 at 1000 levels, rescaled by 1000/K: α_k² = Π_{j≤k}(1−β_j)."""
+        """DDPM's linear β (Ho et al. 2020), from 10⁻⁴ to 0.02 at 1000 levels, times 1000/K: α_k² = Π_{j≤k}(1−β_j)."""
         k = _count(num_levels)
         beta = np.minimum(np.linspace(1e-4, 0.02, k) * (1000.0 / k), 0.999)
         return cls._from_beta(beta)
@@ -121,9 +121,7 @@ class Schedule(eqx.Module):
         return cls.from_arrays(np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha)))
 
     @classmethod
-    def edm(
-        cls, num_levels: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-    ) -> Schedule:
+    def edm(cls, num_levels: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
         """Variance exploding (Karras et al. 2022): α = 1, σ^{1/ρ} evenly spaced from σ_min to σ_max."""
         ramp = np.linspace(0.0, 1.0, _count(num_levels))
         sigma = (sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))) ** rho
@@ -185,7 +183,9 @@ class Schedule(eqx.Module):
         """Whether both schedules have the same α and σ at every level (host arrays only)."""
         if self.num_levels != other.num_levels:
             return False
-        close = [np.allclose(a, b, rtol=1e-6, atol=0) for a, b in ((self.alpha, other.alpha), (self.sigma, other.sigma))]
+        close = [
+            np.allclose(a, b, rtol=1e-6, atol=0) for a, b in ((self.alpha, other.alpha), (self.sigma, other.sigma))
+        ]
         return all(close)
 
     def alpha_at(self, log_snr: np.ndarray) -> np.ndarray:

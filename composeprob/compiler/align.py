@@ -1,4 +1,4 @@
-"""Pass 2: choose the program's levels, and find for each factor the level of its own schedule that carries as much noise.
+"""Pass 2: choose the program's levels, and find for each factor the level of its own that carries as much noise.
 
 Two schedules agree where their log-SNR agrees. With own noise (α, σ) and the program's (α', σ') at one log-SNR,
 x' = x·α'/α, so log f'(x') = log f(x'·α/α') + d·log(α/α').
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,8 @@ def align(graph: Graph, schedule: Schedule | None = None) -> Graph:
     """
     if schedule is not None and not isinstance(schedule, Schedule):
         raise WrongTypeError(
-            f"schedule must be a cp.Schedule; got {type(schedule).__name__}.", fix="for example cp.Schedule.cosine(100)."
+            f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
+            fix="for example cp.Schedule.cosine(100).",
         )
     chosen = schedule or _default(graph)
     aligned = graph.map_roots(lambda root, site: rewrite_leaves(root, lambda leaf: _leaf(leaf, chosen, site)))
@@ -60,7 +62,7 @@ def _leaf(leaf: Leaf, schedule: Schedule, site: Site) -> Leaf:
     if leaf.factor.level_free:
         alpha = np.asarray(schedule.alpha, np.float64)
         sigma = np.asarray(schedule.sigma, np.float64) / math.sqrt(averaged)
-        return replace(leaf, own_noise=Noise(np.arange(len(alpha)), alpha, sigma))
+        return replace(leaf, own_noise=_noise(np.arange(len(alpha)), alpha, sigma))
     return replace(leaf, own_noise=(_discrete if leaf.factor.level_bound else _continuous)(leaf, wanted, site))
 
 
@@ -70,15 +72,15 @@ def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
     if np.any(outside):
         k = int(np.argmax(outside))
         raise AlignmentError(
-            f"Factor '{leaf.name}' at site {site.name!r} was trained for log-SNR {known[-1]:.3g} to {known[0]:.3g}, but "
-            f"level {k} of the program's schedule has {wanted[k]:.3g}.",
+            f"Factor '{leaf.name}' at site {site.name!r} was trained for log-SNR {known[-1]:.3g} to {known[0]:.3g}, "
+            f"but level {k} of the program's schedule has {wanted[k]:.3g}.",
             where=site.where,
             fix="compile with a schedule inside that range: cp.compile(program, …, "
             f"schedule=cp.Schedule.log_snr({len(wanted)}, min={max(known[-1], wanted[-1]):.3g}, "
             f"max={min(known[0], wanted[0]):.3g})).",
         )
     alpha = leaf.factor.schedule.alpha_at(wanted)
-    return Noise(np.arange(len(wanted)), alpha, alpha * np.exp(-wanted / 2))
+    return _noise(np.arange(len(wanted)), alpha, alpha * np.exp(-wanted / 2))
 
 
 def _discrete(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
@@ -95,7 +97,12 @@ def _discrete(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
             where=site.where,
             fix="compile with that factor's own schedule, or train it with time='log_snr'.",
         )
-    return Noise(nearest, np.asarray(own.alpha)[nearest], np.asarray(own.sigma)[nearest])
+    return _noise(nearest, np.asarray(own.alpha)[nearest], np.asarray(own.sigma)[nearest])
+
+
+def _noise(index: Any, alpha: Any, sigma: Any) -> Noise:
+    """Host arrays, in double precision until the density is lowered."""
+    return Noise(index, alpha, sigma)
 
 
 def _log_snr(schedule: Schedule) -> np.ndarray:

@@ -63,9 +63,7 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
                 where=o.where,
                 fix="let its distribution use the value that cp.sample returned.",
             )
-    return Graph(
-        program.name, tuple(sites), tuple(statics), tuple(observations), None, (), (), program.where
-    )
+    return Graph(program.name, tuple(sites), tuple(statics), tuple(observations), None, (), (), program.where)
 
 
 def draw(key: Array) -> Any:

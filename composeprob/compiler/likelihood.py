@@ -63,9 +63,7 @@ class Likelihood(eqx.Module):
             log_likelihood = log_likelihood + power * sum(terms, jnp.zeros(()))
         return log_prior, log_likelihood
 
-    def replay(
-        self, xs: dict[str, Array], zs: dict[str, Array], level: Any
-    ) -> tuple[dict[str, Statement], Array]:
+    def replay(self, xs: dict[str, Array], zs: dict[str, Array], level: Any) -> tuple[dict[str, Statement], Array]:
         """Every statement with these values, and Σ log|dz/du| of the static sites' bijections."""
         log_jacobian = jnp.zeros((), jnp.result_type(float))
 
@@ -98,13 +96,15 @@ class Likelihood(eqx.Module):
 def tempering(schedule: Schedule, noise: Noise) -> Array:
     """γ_k = sigmoid(λ_k − 4)/sigmoid(λ_0 − 4): nearly 0 at noisy levels, 1 at level 0.
 
-    Seen at x/α, an observation of standard deviation s is blurred by noise of standard deviation σ/α, and the power that
-    suits it is s²/(s² + σ²/α²) = sigmoid(λ + 2·log s). The 4 stands for s = 0.14, in units of the data's own scale.
+    Seen at x/α, an observation of standard deviation s is blurred by noise of standard deviation σ/α, and the power
+    that suits it is s²/(s² + σ²/α²) = sigmoid(λ + 2·log s). The 4 stands for s = 0.14, in the data's units.
     """
     return jax.nn.sigmoid(noise.log_snr - 4.0) / jax.nn.sigmoid(schedule.log_snr[0] - 4.0)
 
 
-def likelihood_of(graph: Graph, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Likelihood | None:
+def likelihood_of(
+    graph: Graph, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Likelihood | None:
     """The likelihood of a program; None where it has neither static sites nor observations."""
     if not graph.statics and not graph.observations:
         return None

@@ -142,7 +142,6 @@ class Evaluator(Evaluates):
             log_marginal=log_marginal,
         )
 
-
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         return {} if self.likelihood is None else self.likelihood.draw(key, xs)
 

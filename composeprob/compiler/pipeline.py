@@ -86,4 +86,6 @@ def _top_law(tops: dict[str, Top]) -> TopLaw:
     power = {name: jnp.asarray(top.power, float_) for name, top in tops.items()}
     degree = sum(top.degree for top in tops.values())
     constant = sum(top.constant for top in tops.values())
-    return TopLaw(power, jnp.asarray(degree, float_), jnp.asarray(constant, float_), all(t.exact for t in tops.values()))
+    return TopLaw(
+        power, jnp.asarray(degree, float_), jnp.asarray(constant, float_), all(t.exact for t in tops.values())
+    )

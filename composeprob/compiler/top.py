@@ -70,8 +70,8 @@ def check_proper(top: Top, site: Site) -> None:
         )
     at = "" if np.ptp(top.power) == 0 else f" at entry {index}"
     raise ImproperError(
-        f"Site {site.name!r} is improper: the total power of its factors is {top.power[index]:.4g}{at}, and at the noisiest "
-        "level it would be a Gaussian of negative or infinite variance.",
+        f"Site {site.name!r} is improper: the total power of its factors is {top.power[index]:.4g}{at}, and at the "
+        "noisiest level it would be a Gaussian of negative or infinite variance.",
         where=site.where,
-        fix="make the powers of the diffusion factors sum to more than 0 (classifiers and bounded energies count as 0).",
+        fix="make the powers of the diffusion factors sum to more than 0 (classifiers and bounded energies count 0).",
     )

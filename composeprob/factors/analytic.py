@@ -47,9 +47,12 @@ class Analytic(LeafFactor):
     def __init__(self, distribution: Any, schedule: Schedule, *, label: str = ""):
         if not isinstance(schedule, Schedule):
             raise WrongTypeError(
-                f"schedule must be a cp.Schedule; got {type(schedule).__name__}.", fix="for example cp.Schedule.cosine(100)."
+                f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
+                fix="for example cp.Schedule.cosine(100).",
             )
-        self.label = label or ("points" if not isinstance(distribution, dist.Distribution) else type(distribution).__name__)
+        self.label = label or (
+            "points" if not isinstance(distribution, dist.Distribution) else type(distribution).__name__
+        )
         if not isinstance(distribution, dist.Distribution):
             distribution = _empirical(distribution)
         self.distribution = check_finite(distribution, f"The distribution of factor '{self.label}'")

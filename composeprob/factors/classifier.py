@@ -83,8 +83,8 @@ class Classifier(LeafFactor):
         return self.time == "level"
 
     def given(self, **conditions: Any) -> LeafFactor:
-        label = conditions.get("label")
-        concrete = label is not None and not isinstance(label, jax.core.Tracer)
+        label: Any = conditions.get("label", 0)
+        concrete = not isinstance(label, jax.core.Tracer)
         if concrete and not (jnp.ndim(label) == 0 and 0 <= int(label) < self.num_classes):
             raise InvalidValueError(
                 f"Label {label!r} does not exist: classifier '{self.label}' has classes 0 to {self.num_classes - 1}.",

@@ -128,7 +128,7 @@ class Diffusion(LeafFactor):
         """
         expected = () if self.parameterization == "energy" else self.event_shape
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
-        noise = Noise(*(jax.ShapeDtypeStruct((), d) for d in (jnp.result_type(int), x.dtype, x.dtype)))
+        noise = jax.eval_shape(self.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int)))
         conditions = self.call_conditions()
         try:
             output = eqx.filter_eval_shape(lambda f, x, n, c: f._call(x, n, c), self, x, noise, conditions)

@@ -57,11 +57,16 @@ class Energy(LeafFactor):
         if not callable(fn):
             raise WrongTypeError(f"fn must be callable as fn(x, level); got {type(fn).__name__}.")
         self.label = label or getattr(fn, "__name__", type(fn).__name__).strip("<>")
-        self.fn = check_finite(fn, f"The function of factor '{self.label}'") if isinstance(fn, eqx.Module) else _Static(fn)
+        self.fn = (
+            check_finite(fn, f"The function of factor '{self.label}'") if isinstance(fn, eqx.Module) else _Static(fn)
+        )
         self.schedule, self.event_shape = schedule, tuple(event_shape)
         self.power_at_top, self.fixed = float(top_power), {}
         try:
-            x, level = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float)), jax.ShapeDtypeStruct((), jnp.int32)
+            x, level = (
+                jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float)),
+                jax.ShapeDtypeStruct((), jnp.int32),
+            )
             shape = jnp.shape(eqx.filter_eval_shape(self.fn, x, level))
         except Exception as error:
             raise NetworkError(

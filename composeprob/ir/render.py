@@ -38,7 +38,10 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
     statics = [s.name for s in graph.statics]
     terms = [f"p({s.name})" for s in graph.statics]
     terms += [formula(site.root, site.name) for site in graph.sites]
-    terms += [f"{'L_k' if o.anneal != 'static' else 'L'}({o.name} | {', '.join(sorted(o.depends_on))})" for o in graph.observations]
+    terms += [
+        f"{'L_k' if o.anneal != 'static' else 'L'}({o.name} | {', '.join(sorted(o.depends_on))})"
+        for o in graph.observations
+    ]
     lines = [
         f"AnnealedDensity of program '{graph.name}' ({graph.where})",
         f"  π_k({', '.join(noised + statics)}) ∝ {' · '.join(terms)}",

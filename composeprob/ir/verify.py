@@ -23,7 +23,9 @@ def verify(graph: Graph, stage: str) -> Graph:
 
     def rule(holds: bool, message: str) -> None:
         if not holds:
-            raise VerificationError(f"After pass '{stage}': {message}.", fix="please report this as a bug of composeprob.")
+            raise VerificationError(
+                f"After pass '{stage}': {message}.", fix="please report this as a bug of composeprob."
+            )
 
     names = [s.name for s in graph.sites] + [s.name for s in graph.statics] + [o.name for o in graph.observations]
     rule(len(set(names)) == len(names), f"names are not unique: {names}")

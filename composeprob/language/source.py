@@ -8,9 +8,7 @@ from pathlib import Path
 import jax
 import numpyro
 
-import composeprob
-
-_LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (composeprob, numpyro, jax) if module.__file__)
+_LIBRARIES = (str(Path(__file__).parents[1]), str(Path(numpyro.__file__).parent), str(Path(jax.__file__).parent))
 
 
 def caller() -> str:

@@ -46,7 +46,10 @@ def sample(name: str, factor_or_distribution: Any) -> Any:
 
 
 def observe(
-    name: str, distribution: dist.Distribution | Callable[[Any], dist.Distribution], value: Any, anneal: str | None = None
+    name: str,
+    distribution: dist.Distribution | Callable[[Any], dist.Distribution],
+    value: Any,
+    anneal: str | None = None,
 ) -> Any:
     """A measurement: multiplies the likelihood of ``value`` into the program's density.
 
@@ -106,9 +109,7 @@ def factor(name: str, log_weight: Any, anneal: str | None = None) -> None:
     where = caller()
     if callable(log_weight):
         log_weight = _at_level(name, log_weight, anneal)
-    numpyro.sample(
-        name, dist.Unit(log_weight), obs=jnp.zeros((0,)), infer={"anneal": _policy(name, anneal, where)}
-    )
+    numpyro.sample(name, dist.Unit(log_weight), obs=jnp.zeros((0,)), infer={"anneal": _policy(name, anneal, where)})
 
 
 class annealed(Messenger):

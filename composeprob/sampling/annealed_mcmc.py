@@ -92,9 +92,7 @@ class AnnealedMCMC(Sampler):
                 state = dataclasses.replace(state, position=moved)
             return self.kernel.relevel(state, target)
 
-        states = jax.lax.cond(
-            level < first_level, lambda s: jax.vmap(descend)(keys, s), lambda s: s, run.chains
-        )
+        states = jax.lax.cond(level < first_level, lambda s: jax.vmap(descend)(keys, s), lambda s: s, run.chains)
         states, log_scale, records = self.moves.run(
             keys, states, target, density.schedule, level, run.log_scale, run.records
         )

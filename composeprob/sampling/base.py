@@ -12,7 +12,6 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 
-
 REVERSE = 2**31 - 1
 """Folded into a level's key for the reverse step; transitions fold in their number, counted from 0."""
 
@@ -84,7 +83,7 @@ class Sampler(eqx.Module):
 
     @abc.abstractmethod
     def evaluations(self, first_level: int, completed: int) -> int:
-        """Evaluations of the composed density per chain, when ``completed`` levels from ``first_level`` down are done."""
+        """Evaluations of the composed density per chain in ``completed`` levels, counted from ``first_level`` down."""
 
     @abc.abstractmethod
     def proposals(self) -> int:

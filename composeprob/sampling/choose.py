@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, ULA, Adaptive
 from composeprob.sampling.annealed_mcmc import AnnealedMCMC
 from composeprob.sampling.base import Sampler
 from composeprob.sampling.smc import SMC
+from composeprob.schedule import Schedule
 
 MANY_CHAINS = 256
 """From so many chains on resampling does not degenerate."""
@@ -35,13 +41,13 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
     if energy:
         why = f"fewer than {MANY_CHAINS} chains" if num_chains < MANY_CHAINS else "no weights can be trusted here"
         return AnnealedMCMC(HMC(Adaptive()), 5, reverse_step=True), f"{why}: independent chains, corrected by HMC"
-    rule = _small_langevin
+    rule: Any = _small_langevin
     return AnnealedMCMC(ULA(rule), 5, reverse_step=True), "a factor offers only its score: unadjusted Langevin steps"
 
 
-def _small_langevin(schedule):  # type: ignore[no-untyped-def]
+def _small_langevin(schedule: Schedule) -> Array:
     """h_k = 0.1·σ_k², small enough for the unadjusted kernel at every level."""
-    return 0.1 * schedule.sigma**2
+    return jnp.asarray(0.1 * schedule.sigma**2)
 
 
 def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:

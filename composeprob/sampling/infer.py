@@ -70,7 +70,9 @@ def infer(
             size, tick = 1, time.monotonic()
             while completed <= first:
                 stop = min(completed + size, first + 1)
-                run = jax.block_until_ready(_advance(sampler, run, density, jnp.int32(completed), jnp.int32(stop), first))
+                run = jax.block_until_ready(
+                    _advance(sampler, run, density, jnp.int32(completed), jnp.int32(stop), first)
+                )
                 seconds, tick = time.monotonic() - tick, time.monotonic()
                 # As many levels in a row as fit between two refreshes of the bar.
                 size = max(1, min(4 * size, int((stop - completed) * REFRESH_SECONDS / seconds)))

@@ -82,7 +82,9 @@ class SMC(Sampler):
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
-        own = frozenset({"score", "feynman_kac"} if self.weights == "feynman_kac" else {"score", "energy", "mode_depth"})
+        own = frozenset(
+            {"score", "feynman_kac"} if self.weights == "feynman_kac" else {"score", "energy", "mode_depth"}
+        )
         needs = {f"SMC(weights='{self.weights}')": own}
         return needs if self.kernel is None else {**needs, type(self.kernel).__name__: self.kernel.requires}
 
@@ -133,8 +135,8 @@ class SMC(Sampler):
         else:
             states = jax.vmap(self.kernel.init, (0, 0, None))(keys, positions, target)
         sigma = density.schedule.at(level).sigma
-        log_weights = states.evaluation.log_potential
-        log_marginal = states.evaluation.log_marginal
+        log_weights, log_marginal = states.evaluation.log_potential, states.evaluation.log_marginal
+        assert log_weights is not None  # whatever is no noised marginal has an energy, or SMC is refused
         if log_marginal is not None and not density.top.exact:
             xs = {name: positions[name] for name in density.top.power}
             log_weights = log_weights + log_marginal - jax.vmap(density.top.log_density, (0, None))(xs, sigma)
@@ -185,13 +187,13 @@ class SMC(Sampler):
             records=records,
         )
 
-    def _descend(self, key: Array, state: Any, density: AnnealedDensity, level: Array) -> tuple[Any, Array]:
+    def _descend(self, key: Array, state: Any, density: AnnealedDensity, level: Array) -> tuple[Any, Any]:
         """One chain from level + 1 to level: its new state and what its log-weight gains. One evaluation."""
         before = state.evaluation
         if self.weights == "feynman_kac":
             moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, before.drift, density, level + 1)
             state = dataclasses.replace(state, position=moved)
-        after = density.evaluator(state.position, level)
+        after: Any = density.evaluator(state.position, level)
         state = dataclasses.replace(state, evaluation=after)
         if self.weights == "density":
             return state, after.log_density - before.log_density
@@ -209,9 +211,9 @@ class SMC(Sampler):
 def feynman_kac_weight(before: Evaluation, after: Evaluation, schedule: Schedule, level: Array) -> Array:
     """∫ g²·r dτ over the reverse step from ``level`` k to k − 1, a scalar.
 
-    Per unit of log-SNR, g² is σ². The part of r that comes from scores is integrated over λ by the trapezoid rule, whose
-    second point costs nothing because the chain is evaluated there anyway; the part that comes from the drift is
-    exact, excess·log(α_k/α_{k−1}).
+    Per unit of log-SNR, g² is σ². The part of r that comes from scores is integrated over λ by the trapezoid rule,
+    whose second point costs nothing because the chain is evaluated there anyway; the part that comes from the drift
+    is exact, excess·log(α_k/α_{k−1}).
 
     Args:
         before: at x_k, under level k.
@@ -221,10 +223,15 @@ def feynman_kac_weight(before: Evaluation, after: Evaluation, schedule: Schedule
     here, there = schedule.at(level), schedule.at(level - 1)
 
     def from_scores(evaluation: Evaluation, k: Array, sigma: Array) -> Array:
+        assert evaluation.rate is not None
+        assert evaluation.excess is not None
         return sigma**2 * (evaluation.rate - jnp.asarray(schedule.drift_ratio)[k] * evaluation.excess)
 
     mean = 0.5 * (from_scores(before, level, here.sigma) + from_scores(after, level - 1, there.sigma))
-    return (there.log_snr - here.log_snr) * mean + before.excess * jnp.log(here.alpha / there.alpha)
+    assert before.excess is not None
+    assert after.excess is not None
+    excess = 0.5 * (before.excess + after.excess)
+    return (there.log_snr - here.log_snr) * mean + excess * jnp.log(here.alpha / there.alpha)
 
 
 LITTLE_SIGNAL = -4.6

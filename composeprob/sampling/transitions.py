@@ -16,7 +16,6 @@ from composeprob.kernels import Adaptive, Kernel, KernelState, adapt, mean_accep
 from composeprob.sampling.base import Records
 from composeprob.schedule import Schedule
 
-
 FEW = 16
 """Number of chains at which the gain of adaptation is halved."""
 
@@ -101,13 +100,8 @@ class Transitions(eqx.Module):
             log_scale: log c as the neighbouring level left it.
             records: written at ``level``.
         """
-        adaptive = self.kernel.step_size if isinstance(self.kernel.step_size, Adaptive) else None
-        fixed = None if adaptive else self.kernel.step_size[level]  # type: ignore[index]
-        warmup = self.total - self.count
-        n = keys.shape[0]
-        gain = adaptive.gain * n / (n + FEW) if adaptive else None  # the mean of few chains is mostly noise
-
-        unit = 1.0 / schedule.at(level).sigma
+        sigma, n = schedule.at(level).sigma, keys.shape[0]
+        unit, warmup = 1.0 / sigma, self.total - self.count
 
         def scaled_target(position: Any) -> Evaluation:
             if not self.static:
@@ -117,13 +111,16 @@ class Transitions(eqx.Module):
 
         def transition(i: Array, carry: Any) -> Any:
             states, log_scale, acceptance, steps, non_finite = carry
-            step_size = fixed if adaptive is None else scaled_step(log_scale, schedule.at(level).sigma, self.kernel)
+            rule: Any = self.kernel.step_size
+            adaptive = isinstance(rule, Adaptive)
+            step_size = scaled_step(log_scale, sigma, self.kernel) if adaptive else rule[level]
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
             states, info = jax.vmap(self.kernel.step, (0, 0, None, None))(own, states, scaled_target, step_size)
             mean = mean_acceptance(info.acceptance)
             counted = i >= warmup
-            if adaptive is not None:
-                moved = adapt(log_scale, mean, adaptive.target(self.kernel), gain)
+            if adaptive:
+                gain = rule.gain * n / (n + FEW)  # the mean of few chains is mostly noise
+                moved = adapt(log_scale, mean, rule.target(self.kernel), gain)
                 log_scale = jnp.where(counted, log_scale, moved) if warmup else moved
             acceptance = acceptance + jnp.where(counted, mean, 0.0)
             steps = steps + jnp.where(counted, step_size, 0.0)

@@ -1,23 +1,24 @@
-"""A program drawn as a graph: Graphviz source, and an SVG (or the source, without Graphviz) for notebooks."""
+"""A program drawn as a graph: Graphviz source, and for notebooks an SVG or, without Graphviz, nested boxes in HTML."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from html import escape
 
 import graphviz
 
 from composeprob.ir.nodes import Graph, Leaf, Mixture, Node
+from composeprob.ir.render import formula
 
 
 def digraph(graph: Graph) -> graphviz.Digraph:
     """Factors point to the site that they shape, sites to the observations that look at them."""
-    drawing = graphviz.Digraph(graph.name, graph_attr={"rankdir": "TB"}, node_attr={"fontname": "Helvetica"})
-    for group, batch in enumerate(graph.groups):
-        if len(batch.members) > 1:
-            drawing.node(f"batch{group}", f"{batch.name}: one batch of {len(batch.members)}", shape="note")
+    drawing = graphviz.Digraph(graph.name, node_attr={"fontname": "Helvetica"})
+    numbers = itertools.count()
     for site in graph.sites:
         drawing.node(f"site {site.name}", site.name, shape="circle")
-        _draw(drawing, site.root, f"site {site.name}", "")
+        _draw(drawing, site.root, f"site {site.name}", "", graph, numbers)
     for static in graph.statics:
         drawing.node(f"site {static.name}", f"{static.name}\n{static.distribution}", shape="circle", style="dashed")
     for o in graph.observations:
@@ -28,20 +29,32 @@ def digraph(graph: Graph) -> graphviz.Digraph:
     return drawing
 
 
-def _draw(drawing: graphviz.Digraph, node: Node, parent: str, label: str) -> None:
-    own = f"{parent}/{id(node)}"
+def _draw(drawing: graphviz.Digraph, node: Node, parent: str, label: str, graph: Graph, numbers: Iterator[int]) -> None:
+    own = f"n{next(numbers)}"
     if isinstance(node, Leaf):
-        drawing.node(own, node.name, shape="box", style="rounded")
-        if node.slot is not None:
-            drawing.body.append(f"\t// {node.name} is row {node.slot[1]} of batch {node.slot[0]}\n")
+        drawing.node(own, node.name + _shared(node, graph), shape="box", style="rounded")
     else:
         mixture = isinstance(node, Mixture)
         drawing.node(own, "+" if mixture else "×", shape="diamond" if mixture else "square")
-        numbers = node.log_weights if isinstance(node, Mixture) else node.powers
-        for child, number in zip(node.children, numbers, strict=True):
-            sign = f"log w = {number:.3g}" if mixture else "" if number == 1.0 else f"^{number:.3g}"
-            _draw(drawing, child, own, sign)
+        for child, weight in zip(node.children, _weights(node), strict=True):
+            _draw(drawing, child, own, weight, graph, numbers)
     drawing.edge(own, parent, label=label)
+
+
+def _shared(leaf: Leaf, graph: Graph) -> str:
+    """Which row of a batched evaluation the leaf is."""
+    if leaf.slot is None or len(graph.groups[leaf.slot[0]].members) == 1:
+        return ""
+    return f"\nrow {leaf.slot[1] + 1} of {len(graph.groups[leaf.slot[0]].members)}, one batch"
+
+
+def _weights(node: Node) -> list[str]:
+    """What stands at each edge: powers of a product, log-weights of a mixture."""
+    if isinstance(node, Leaf):
+        return []
+    if isinstance(node, Mixture):
+        return [f"log w = {w:.3g}" for w in node.log_weights]
+    return ["" if w == 1.0 else f"^{w:.3g}" for w in node.powers]
 
 
 def dot(graph: Graph) -> str:
@@ -50,8 +63,33 @@ def dot(graph: Graph) -> str:
 
 
 def html(graph: Graph) -> str:
-    """An SVG where Graphviz is installed, else its source."""
+    """An SVG where Graphviz is installed, else nested boxes."""
     try:
         return digraph(graph).pipe(format="svg", encoding="utf-8")
     except graphviz.ExecutableNotFound:
-        return f"<pre>{escape(dot(graph))}</pre>"
+        return _boxes(graph)
+
+
+_BOX = "display:inline-block;border:1px solid #999;border-radius:4px;padding:2px 8px;margin:2px;vertical-align:middle"
+
+
+def _boxes(graph: Graph) -> str:
+    rows = [f"<b>{escape(site.name)}</b> ∼ {_box(site.root, site.name, graph)}" for site in graph.sites]
+    rows += [f"<b>{escape(s.name)}</b> ∼ {escape(s.distribution)}" for s in graph.statics]
+    for o in graph.observations:
+        policy = "" if o.anneal == "static" else f", annealed '{o.anneal}'"
+        seen = escape(", ".join(sorted(o.depends_on)))
+        rows.append(f"<b>{escape(o.name)}</b> observed, {escape(o.distribution)} of {seen}{escape(policy)}")
+    return "<div>" + "".join(f"<div style='margin:4px'>{row}</div>" for row in rows) + "</div>"
+
+
+def _box(node: Node, site: str, graph: Graph) -> str:
+    if isinstance(node, Leaf):
+        shared = _shared(node, graph).replace("\n", "<br>")
+        return f"<span style='{_BOX}'>{escape(formula(node, site))}<small>{shared}</small></span>"
+    sign = " + " if isinstance(node, Mixture) else " × "
+    parts = [
+        _box(child, site, graph) + f"<sup>{escape(weight.lstrip('^'))}</sup>"
+        for child, weight in zip(node.children, _weights(node), strict=True)
+    ]
+    return f"<span style='{_BOX}'>{sign.join(parts)}</span>"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.errors import InvalidValueError, NetworkError
+from composeprob.errors import InvalidValueError, NetworkError, ShapeError
 from composeprob.factors.base import LeafFactor, check_finite
 from composeprob.factors.diffusion import TIMES
 from composeprob.factors.networks import as_network
@@ -25,7 +25,7 @@ class Classifier(LeafFactor):
     Args:
         network: ``network(x, t)`` returns the logits, shape (classes,), of one noised event.
         schedule: the levels that it was trained on.
-        event_shape: shape of one event.
+        event_shape: shape of one event; left out, that of the factor that `cp.condition` guides.
         time: what ``t`` is: ``"level"``, ``"log_snr"`` or ``"sigma"``, as for `Diffusion`.
         label: the name to show.
 
@@ -42,15 +42,38 @@ class Classifier(LeafFactor):
     label: str = eqx.field(static=True)
 
     def __init__(
-        self, network: Any, schedule: Schedule, *, event_shape: tuple[int, ...], time: str = "level", label: str = ""
+        self,
+        network: Any,
+        schedule: Schedule,
+        *,
+        event_shape: tuple[int, ...] | None = None,
+        time: str = "level",
+        label: str = "",
     ):
         if time not in TIMES:
             raise InvalidValueError(f"Unknown time {time!r}.", fix=f"use one of: {', '.join(TIMES)}.")
         self.label = label or type(network).__name__
         self.network = check_finite(as_network(network), f"The network of factor '{self.label}'")
-        self.schedule, self.event_shape, self.time, self.fixed = schedule, tuple(event_shape), time, {}
+        self.schedule, self.time, self.fixed = schedule, time, {}
+        self.event_shape = None if event_shape is None else tuple(event_shape)  # type: ignore[assignment]
+        self.num_classes = 0 if event_shape is None else self._count_classes()
+
+    def over(self, event_shape: tuple[int, ...]) -> Classifier:
+        """The same classifier for events of this shape.
+
+        Raises:
+            NetworkError: the network cannot be called on them, or returns no logits.
+            ShapeError: the classifier was declared for another shape.
+        """
+        if self.event_shape is None:
+            return Classifier(self.network, self.schedule, event_shape=event_shape, time=self.time, label=self.label)
+        if self.event_shape != event_shape:
+            raise ShapeError(f"Classifier '{self.label}' is for events {self.event_shape}, not {event_shape}.")
+        return self
+
+    def _count_classes(self) -> int:
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
-        t = jax.ShapeDtypeStruct((), jnp.int32 if time == "level" else x.dtype)
+        t = jax.ShapeDtypeStruct((), jnp.int32 if self.time == "level" else x.dtype)
         try:
             logits = eqx.filter_eval_shape(self.network, x, t)
         except Exception as error:
@@ -64,7 +87,7 @@ class Classifier(LeafFactor):
                 f"The classifier '{self.label}' returned shape {logits.shape}; logits have shape (classes,).",
                 fix="return one logit per class for one event.",
             )
-        self.num_classes = logits.shape[0]
+        return logits.shape[0]
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -83,6 +106,11 @@ class Classifier(LeafFactor):
         return self.time == "level"
 
     def given(self, **conditions: Any) -> LeafFactor:
+        if self.event_shape is None:
+            raise ShapeError(
+                f"Classifier '{self.label}' does not say for which events it is.",
+                fix="use cp.condition(f, classifier, label), or pass event_shape= to cp.Classifier.",
+            )
         label: Any = conditions.get("label", 0)
         concrete = not isinstance(label, jax.core.Tracer)
         if concrete and not (jnp.ndim(label) == 0 and 0 <= int(label) < self.num_classes):

@@ -39,7 +39,7 @@ def condition(factor: Factor, classifier: Classifier, label: Any, scale: float =
 
     Args:
         factor: what is guided.
-        classifier: a noise-conditioned `Classifier` of the same event shape.
+        classifier: a noise-conditioned `Classifier` of events of the same shape.
         label: the class's index.
         scale: the guidance scale s; 1 is Bayes' rule.
 
@@ -49,6 +49,6 @@ def condition(factor: Factor, classifier: Classifier, label: Any, scale: float =
     if not isinstance(classifier, Classifier):
         raise WrongTypeError(
             f"condition takes a cp.Classifier; got {type(classifier).__name__}.",
-            fix="wrap the network: cp.Classifier(network, schedule, event_shape=…).",
+            fix="wrap the network: cp.Classifier(network, schedule).",
         )
-    return product(factor, power(classifier.given(label=label), scale))
+    return product(factor, power(classifier.over(factor.event_shape).given(label=label), scale))

@@ -66,8 +66,12 @@ class Checkpoints:
         target = {name: np.asarray(leaf) for name, leaf in _named(like).items()}
         items = self.args.Composite(state=self.args.StandardRestore(target))
         restored = self.manager.restore(step, args=items)["state"]
-        leaves = [restored[name] for name in _named(like)]
-        return jax.tree.unflatten(jax.tree.structure(like), [jax.numpy.asarray(leaf) for leaf in leaves])
+        # What was a NumPy array comes back as one: the history is written to in place.
+        leaves = [
+            np.array(restored[name]) if isinstance(leaf, np.ndarray) else jax.numpy.asarray(restored[name])
+            for name, leaf in _named(like).items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def close(self) -> None:
         """Wait for what is being written."""

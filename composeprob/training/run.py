@@ -94,7 +94,7 @@ def train(
     if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
         raise WrongTypeError("train needs a typed random key.", fix="pass jax.random.key(0).")
     network_key, run_key = jax.random.split(key)
-    network = recipe.untrained(network_key)
+    network = eqx.filter_jit(recipe.untrained)(network_key)  # one compilation instead of one for every layer
     chunk = make_chunk(recipe, network, run_key)
     now = _blank(recipe, network)
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, _fingerprint(recipe, key))

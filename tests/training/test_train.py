@@ -1,0 +1,203 @@
+"""Training: it learns, resumes exactly, averages as it says, and refuses what cannot work."""
+
+import dataclasses
+import signal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.errors import InvalidValueError, LoadError, NetworkError, WrongTypeError
+from composeprob.training import score_errors, train
+from composeprob.training import run as run_module
+from composeprob.training.checkpoint import Checkpoints
+from composeprob.training.loss import draw, losses
+from composeprob.training.optimise import initial, make_chunk
+from models.networks.residual_mlp_eqx import ResidualMLP
+from training.recipes import NORMAL, tiny
+
+KEY = jax.random.key(3)
+
+
+def same(a, b):
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_it_learns_the_score_of_a_gaussian():
+    recipe = tiny(parameterization="energy_residual", iterations=400, batch_size=128, ema=0.98, antithetic=True)
+    result = train(recipe, KEY, progress=False)
+    assert result.finished
+    assert result.loss.shape == (400,)
+    assert result.loss[-100:].mean() < 0.95 * result.loss[:10].mean()
+    rows = [row for row in score_errors(result.factor, NORMAL, KEY, num=500) if -6 <= row["log_snr"] <= 2]
+    assert max(row["error"] for row in rows) < 0.02, rows
+    # By log-SNR: nearly nothing is unknown under much noise, and ε cannot be told from little.
+    assert result.loss_by_log_snr.shape == (len(result.log_snr_edges) - 1,)
+    assert result.loss_by_log_snr[0] < 0.1 < 0.5 < result.loss_by_log_snr[-1]
+
+
+@pytest.mark.parametrize("form", ["energy", "energy_norm", "energy_inner", "x0", "v", "score"])
+def test_the_loss_of_every_parameterization(form):
+    outputs = {"outputs": 1} if form == "energy" else {}
+    network = ResidualMLP(2, hidden=8, blocks=0, embedding=4, key=KEY, **outputs)
+    factor = tiny(parameterization=form).factor(network)
+    batch = draw(tiny(), KEY, 16)
+    each = jax.jit(losses)(factor, batch)
+    x = batch.noise.alpha[:, None] * batch.events + batch.noise.sigma[:, None] * batch.epsilon
+    score = jax.vmap(lambda x, noise: factor.evaluate(x, noise, {})[1])(x, batch.noise)
+    expected = jnp.mean((batch.epsilon + batch.noise.sigma[:, None] * score) ** 2, axis=1)
+    np.testing.assert_allclose(each, expected, rtol=1e-4)
+
+
+def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path, monkeypatch):
+    recipe = tiny(
+        parameterization="energy",
+        network=lambda key: ResidualMLP(2, hidden=8, blocks=1, embedding=4, outputs=1, key=key),
+        decay="cosine",
+        microbatch=8,
+        weight=lambda log_snr: jax.nn.sigmoid(log_snr),
+    )
+    whole = train(recipe, KEY, progress=False)
+
+    calls = []
+    after = run_module._after
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C in the middle of a chunk
+        return after(*args)
+
+    monkeypatch.setattr(run_module, "_after", interrupted)
+    part = train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False)
+    assert not part.finished
+    assert 0 < len(part.loss) < recipe.iterations
+    np.testing.assert_array_equal(part.loss, whole.loss[: len(part.loss)])
+
+    resumed = train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False)
+    assert resumed.finished
+    np.testing.assert_array_equal(resumed.loss, whole.loss)
+    same(resumed.factor.network, whole.factor.network)
+    # A third call finds the run finished, and has nothing to do.
+    done = len(calls)
+    same(
+        train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False).factor.network, whole.factor.network
+    )
+    assert len(calls) == done
+
+
+def test_a_checkpoint_of_another_run_is_refused_unless_cleared(tmp_path):
+    state = {"weights": jnp.arange(3.0)}
+    Checkpoints(tmp_path, {"learning_rate": 3e-3}).save(2, state)
+    other = Checkpoints(tmp_path, {"learning_rate": 1e-2})
+    with pytest.raises(LoadError, match=r"its learning_rate is 0.003, not 0.01.*\n.*resume=False"):
+        other.restore(state)
+    other.clear()
+    assert other.restore(state) is None
+
+
+def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
+    traces = []
+
+    def data(key, n):
+        traces.append(1)
+        return NORMAL.sample(key, (n,))
+
+    recipe = tiny(data=data, ema=0.9)
+    network = eqx.filter_jit(recipe.untrained)(KEY)
+    chunk, state = make_chunk(recipe, network, KEY), initial(recipe, network)
+    expected = state.parameters
+    for steps in (1, 1, 1):
+        state, _ = chunk(state, np.int32(steps))
+        expected = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, expected, state.parameters)
+    for average, formula in zip(jax.tree.leaves(state.average), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(average, formula, rtol=1e-6, atol=1e-8)
+    state, _ = chunk(state, np.int32(5))
+    assert int(state.step) == 8
+    assert len(traces) == 1
+
+
+def test_pairs_and_strata():
+    recipe = tiny(antithetic=True, focus=(0.0, 4.0))
+    batch = draw(recipe, KEY, 400)
+    np.testing.assert_array_equal(batch.epsilon[:200], -batch.epsilon[200:])
+    np.testing.assert_array_equal(batch.events[:200], batch.events[200:])
+    log_snr = np.asarray(batch.noise.log_snr)
+    assert log_snr.min() > -6.01
+    assert log_snr.max() < 4.01
+    assert np.mean(log_snr > 0) == pytest.approx(0.5 + 0.5 * 0.4, abs=0.01)  # half in focus, and its share of the rest
+
+
+def test_conditions_are_dropped_together_at_the_given_rate():
+    def data(key, n):
+        label = jax.random.randint(key, (n,), 1, 3)
+        return NORMAL.sample(key, (n,)) + label[:, None], {"label": label, "style": jnp.ones((n, 3))}
+
+    class Net(ResidualMLP):
+        def __call__(self, x, t, label=0, style=jnp.zeros(3)):
+            return self.plain(x + 0.1 * label + jnp.sum(style), t)
+
+    recipe = tiny(
+        network=lambda key: Net(2, hidden=8, blocks=0, embedding=8, key=key),
+        data=data,
+        conditions={"label": 0, "style": jnp.zeros(3)},
+        condition_dropout=0.25,
+        iterations=3,
+    )
+    batch = draw(recipe, KEY, 2000)
+    dropped = np.asarray(batch.conditions["label"] == 0)
+    np.testing.assert_array_equal(dropped, np.asarray(batch.conditions["style"]).sum(1) == 0)
+    assert dropped.mean() == pytest.approx(0.25, abs=0.05)
+    factor = recipe.factor(recipe.untrained(KEY))
+    assert factor.condition_names == ("label", "style")
+    assert np.isfinite(jax.jit(losses)(factor, batch)).all()
+
+
+def test_levels_of_a_schedule():
+    schedule = cp.Schedule.cosine(20)
+    recipe = tiny(schedule=schedule, log_snr=None, time="level")
+    batch = draw(recipe, KEY, 200)
+    np.testing.assert_allclose(batch.noise.alpha, schedule.levels.alpha[batch.noise.index])
+    assert sorted(set(np.asarray(batch.noise.index).tolist())) == list(range(20))
+    assert recipe.log_snr_range() == pytest.approx((float(schedule.log_snr[-1]), float(schedule.log_snr[0])))
+
+
+def test_variance_exploding_range():
+    recipe = tiny(schedule=cp.Schedule.edm(10), log_snr=(-4.0, 4.0), time="sigma")
+    noise = recipe.noise(KEY, 100)
+    np.testing.assert_allclose(noise.alpha, 1.0)
+    assert float(noise.sigma.max()) == pytest.approx(np.exp(2), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"iterations": 0}, "iterations is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"microbatch": 5}, "microbatch 5 does not divide batch_size 16"),
+        ({"batch_size": 15, "antithetic": True}, "a batch of 15 is odd"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"decay": "linear"}, "decay is 'linear'"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"condition_dropout": 0.1}, "no value to put in place"),
+        ({"log_snr": (4.0, -6.0)}, "log_snr is"),
+        ({"time": "level"}, "knows only the schedule's levels"),
+        ({"focus": (-9.0, 0.0)}, "focus is"),
+        ({"schedule": cp.Schedule.from_arrays([0.9, 0.5], [0.1, 0.7])}, "neither"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_recipes(changes, told):
+    with pytest.raises(InvalidValueError, match=told):
+        tiny(**changes)
+
+
+def test_bad_arguments():
+    with pytest.raises(WrongTypeError, match="typed random key"):
+        train(tiny(), 0)
+    with pytest.raises(NetworkError, match="returned shape"):
+        train(tiny(parameterization="energy"), KEY)

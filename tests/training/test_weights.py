@@ -1,0 +1,57 @@
+"""Weights as safetensors: they come back bit for bit, and what does not fit is named."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from composeprob.errors import LoadError
+from composeprob.training import load_weights, save_weights
+from models.networks import residual_mlp_nnx
+from training.recipes import tiny
+
+KEY = jax.random.key(0)
+
+
+def nnx_network(key):
+    return residual_mlp_nnx.ResidualMLP(2, hidden=8, blocks=1, embedding=4, rngs=nnx.Rngs(params=key))
+
+
+@pytest.mark.parametrize("kind", ["equinox", "nnx"])
+def test_round_trip(tmp_path, kind):
+    recipe = tiny() if kind == "equinox" else dataclasses.replace(tiny(), network=nnx_network)
+    network = eqx.filter_jit(recipe.untrained)(KEY)
+    save_weights(network, tmp_path / "w.safetensors")
+    loaded = load_weights(eqx.filter_eval_shape(recipe.untrained, KEY), tmp_path / "w.safetensors")
+    leaves = jax.tree.leaves(eqx.filter(network, eqx.is_array))
+    for one, other in zip(leaves, jax.tree.leaves(eqx.filter(loaded, eqx.is_array)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    x, t = np.ones(2, np.float32), np.float32(1.0)
+    np.testing.assert_array_equal(network(x, t), loaded(x, t))
+    names = set(load_file(tmp_path / "w.safetensors"))
+    assert ("blocks.0.enter.weight" if kind == "equinox" else "state.blocks.0.enter.kernel") in names
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    network, path = eqx.filter_jit(tiny().untrained)(KEY), tmp_path / "w.safetensors"
+    save_weights(network, path)
+    good = load_file(path)
+
+    def refuses(tensors, told):
+        save_file(tensors, path)
+        with pytest.raises(LoadError, match=told):
+            load_weights(network, path)
+
+    refuses({k: v for k, v in good.items() if k != "last.bias"}, r"lacks last\.bias")
+    refuses({**good, "extra": np.zeros(3, np.float32)}, "it has extra, which the network has not")
+    refuses({**good, "last.bias": np.zeros(3, np.float32)}, r"'last.bias' in .* is float32\[3\]; .* float32\[2\]")
+    refuses({**good, "last.bias": np.zeros(2, np.float64)}, r"is float64\[2\]")
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(LoadError, match="cannot be read"):
+        load_weights(network, path)
+    with pytest.raises(LoadError, match="cannot be read"):
+        load_weights(network, tmp_path / "missing.safetensors")

@@ -1,0 +1,129 @@
+"""The zoo: models by name, from a checkout or an installed wheel, and as good as their cards say."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from composeprob import model_zoo as zoo
+from composeprob.errors import LoadError
+from composeprob.training import score_errors, train_model
+from composeprob.training.model import table
+
+MODELS = Path(__file__).parents[2] / "models"
+NAMES = sorted(path.parent.name for path in MODELS.glob("*/weights.safetensors"))
+
+TINY = """
+from __future__ import annotations
+import composeprob as cp
+import numpyro.distributions as dist
+from ..networks.residual_mlp_eqx import ResidualMLP
+
+def reference():
+    return dist.Normal(0.0, 0.5).expand([2]).to_event(1)
+
+RECIPE = cp.training.Recipe(
+    network=lambda key: ResidualMLP(2, hidden=8, blocks=1, embedding=4, key=key),
+    data=lambda key, n: reference().sample(key, (n,)),
+    event_shape=(2,), schedule=cp.Schedule.log_snr(5, min=-4.0, max=2.0), log_snr=(-4.0, 2.0),
+    iterations=5, batch_size=8,
+)
+"""
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A zoo as a wheel installs it, with one tiny model that has not been trained."""
+    models = tmp_path / "composeprob" / "_models"
+    models.mkdir(parents=True)
+    shutil.copy(MODELS / "__init__.py", models)
+    shutil.copytree(MODELS / "networks", models / "networks", ignore=shutil.ignore_patterns("__pycache__"))
+    (models / "tiny").mkdir()
+    (models / "tiny" / "train.py").write_text(TINY)
+    (models / "tiny" / "card.md").write_text("# tiny\n\nA Gaussian.\n\nMore of it.\n")
+    monkeypatch.setattr(zoo, "__file__", str(tmp_path / "composeprob" / "model_zoo.py"))
+    yield models
+    for name in [name for name in sys.modules if name.startswith(zoo._PACKAGE)]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_loads_and_is_as_good_as_its_card_says(name):
+    factor, card = zoo.load(name), zoo.zoo(name)
+    assert factor.label == name
+    assert factor.capabilities == card.capabilities
+    stated = {row["log_snr"]: row["error"] for row in card.quality["by_log_snr"]}
+    for row in score_errors(factor, zoo.reference(name), jax.random.key(11), num=2000):
+        assert row["error"] < 1.3 * stated[row["log_snr"]] + 1e-4, row
+    assert (
+        table(json.loads((card.folder / "metrics.json").read_text())) in card.text
+    )  # the card shows what was measured
+
+
+def test_all_models_are_trained_and_small():
+    assert set(NAMES) >= {"ring2d", "bar2d", "ring2d-score", "bar2d-score", "ring2d-paper"}
+    for file in MODELS.rglob("*"):
+        if file.is_file() and "__pycache__" not in file.parts:
+            assert file.suffix in {".py", ".md", ".json", ".safetensors"}, f"{file}: no pickles, no checkpoints"
+            assert file.stat().st_size < 8_000_000
+
+
+def test_the_table_of_models():
+    models = zoo.zoo()
+    assert sorted(models) == NAMES
+    text = repr(models)
+    for name in NAMES:
+        assert name in text
+        assert models[name].title in text
+        assert len(models[name].title) < 120
+
+
+def test_an_unknown_model():
+    with pytest.raises(LoadError, match=r"no model 'ring'; it has: .*bar2d.*\n.*did you mean 'ring2d'"):
+        zoo.load("ring")
+
+
+def test_an_installed_zoo_trains_and_loads(installed, tmp_path):
+    with pytest.raises(LoadError, match="cannot be read"):
+        zoo.load("tiny")
+    result = train_model("tiny", progress=False)
+    assert {file.name for file in (installed / "tiny").iterdir()} >= {"weights.safetensors", "metrics.json"}
+    factor = zoo.load("tiny")
+    assert factor.label == "tiny"
+    x, noise = np.ones(2, np.float32), factor.schedule.at(1)
+    np.testing.assert_array_equal(factor.evaluate(x, noise, {})[1], result.factor.evaluate(x, noise, {})[1])
+
+    card = zoo.zoo()["tiny"]
+    assert card.title == "A Gaussian."
+    assert card.training["iterations"] == 5
+    assert card.quality["samples"]["log_density_gap"] != 0
+    assert "More of it." in card.text
+    assert "| log-SNR |" in card.text
+    # Training again replaces the measured part of the card, and does not grow it.
+    train_model("tiny", iterations=2, progress=False)
+    assert zoo.zoo("tiny").text.count("| log-SNR |") == 1
+    assert zoo.zoo("tiny").training["iterations"] == 2
+
+    before = (installed / "tiny" / "weights.safetensors").read_bytes()
+    train_model("tiny", out=tmp_path / "elsewhere", progress=False)
+    assert (tmp_path / "elsewhere" / "weights.safetensors").exists()
+    assert (installed / "tiny" / "weights.safetensors").read_bytes() == before
+
+
+def test_a_broken_model_is_explained(installed):
+    (installed / "tiny" / "train.py").write_text("RECIPE = 3\n")
+    with pytest.raises(LoadError, match="defines no RECIPE"):
+        zoo.load("tiny")
+    (installed / "tiny" / "metrics.json").write_text("{}")
+    with pytest.raises(LoadError, match="card of model 'tiny' cannot be read"):
+        zoo.zoo()
+
+
+def test_no_zoo_at_all(monkeypatch, tmp_path):
+    monkeypatch.setattr(zoo, "__file__", str(tmp_path / "composeprob" / "model_zoo.py"))
+    with pytest.raises(LoadError, match="not installed"):
+        zoo.zoo()

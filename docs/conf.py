@@ -57,7 +57,12 @@ def _markdown_math(app, what, name, obj, options, lines: list[str]) -> None:
 
     text = re.sub(r"^(?P<indent>[ ]*)\$\$(?P<body>.+?)\$\$", displayed, text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"(?<![\\$`])\$(?P<body>[^$\n]+)\$", r":math:`\g<body>`", text)
-    lines[:] = text.split("\n")
+    lines[:] = [_bars(line) for line in text.split("\n")]
+
+
+def _bars(line: str) -> str:
+    """|x| is an absolute value here, not one of docutils' substitutions."""
+    return line if "`" in line or ">>>" in line else re.sub(r"(?<!\\)\|(?=[^\s|][^|]*\|)", r"\\|", line)
 
 
 def setup(app) -> None:

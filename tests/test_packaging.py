@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -38,3 +40,20 @@ def test_constraints_are_versions_only():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert lines
     assert all(line.count("==") == 1 and "/" not in line and " " not in line for line in lines)
+
+
+def test_every_import_is_a_declared_dependency():
+    """A package that only the development environment brings would be missing for someone who installs the wheel."""
+    files = [*(ROOT / "composeprob").rglob("*.py"), *(ROOT / "models").rglob("*.py")]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module}
+    imported = (
+        {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"composeprob", "IPython"}
+    )  # IPython: only inside a notebook
+    required = [line for line in requires("composeprob") or [] if "extra ==" not in line]
+    declared = {re.split(r"[^\w-]", line)[0] for line in required}
+    providers = packages_distributions()
+    undeclared = {name for name in imported if not declared & set(providers.get(name, []))}
+    assert not undeclared, "declare these in pyproject.toml, and say why in docs/dependencies.md"

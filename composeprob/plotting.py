@@ -35,14 +35,19 @@ STYLE = {
 PANEL = 3.4  # inches
 
 
+def style() -> Any:
+    """A context in which figures look like the library's own: ``with style(): …``."""
+    return plt.rc_context(STYLE)
+
+
 def plot_result(result: Result) -> Figure:
     """What `Result.plot` shows: one panel per site and one for the run."""
     draws = result.unweighted()
-    has_levels = bool(np.isfinite(result.acceptance).any() or np.isfinite(result.step_size).any())
+    has_levels = any(np.isfinite(values).any() for values in (result.acceptance, result.step_size, result.ess))
     count = len(draws) + has_levels
     columns = min(count, 3)
     rows = -(-count // columns)
-    with plt.rc_context(STYLE):
+    with style():
         figure = new_figure(PANEL * columns + 0.6, PANEL * rows)
         axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
         for ax, (name, values) in zip(axes, draws.items(), strict=False):
@@ -156,7 +161,10 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
 
 
 def plot_levels(ax: Axes, result: Result) -> None:
-    """Acceptance (left axis) and step size (right axis, logarithmic) by log-SNR: noisy left, clean right."""
+    """Acceptance and effective sample size (left axis), step size (right axis, logarithmic) by log-SNR."""
+    if np.isfinite(result.ess).any():
+        ax.plot(result.log_snr, result.ess, color=FAINT, linewidth=1.2, label="effective sample size")
+        ax.legend(fontsize=8, loc="lower center")
     if np.isfinite(result.acceptance).any():
         ax.plot(result.log_snr, result.acceptance, color=ACCENT, linewidth=1.4)
     ax.set(ylim=(0, 1.02), xlabel="log-SNR (noisy → clean)", title="run")

@@ -1,8 +1,7 @@
 """An observation: a ring-shaped diffusion prior, and one noisy linear measurement of the point.
 
 Bayes' rule as a program: `cp.observe` multiplies the likelihood in. How it enters the noisier levels is a policy
-("tempered", "denoised", "noised"); whichever is chosen, level 0 is the same exact posterior. "denoised" looks at the
-denoised point at each level, so that chains feel the measurement early.
+("tempered", "denoised", "noised"); whichever is chosen, level 0 is the same exact posterior.
 
     python examples/observation.py
     composeprob run examples/observation.py --kernel mala --sampler smc
@@ -29,7 +28,7 @@ DIRECTION, NOISE = jnp.array([1.0, 0.5]), 0.1
 @cp.program
 def observation(ring, y=0.35):
     x = cp.sample("x", ring)
-    cp.observe("y", dist.Normal(x @ DIRECTION, NOISE), y, anneal="denoised")
+    cp.observe("y", dist.Normal(x @ DIRECTION, NOISE), y)
 
 
 def exact_shares(y=0.35):

@@ -1,7 +1,6 @@
 """Your own network: trained here in seconds with Equinox and Optax, then composed like any model of the zoo.
 
-The network sees ONE event and the log-SNR, and predicts the noise ε. It never saw the box that it is multiplied
-with afterwards.
+It sees ONE event and the log-SNR, and predicts the noise ε. It never saw the box that it is multiplied with afterwards.
 
     python examples/own_network.py
 """

@@ -212,6 +212,6 @@ def test_plot_of_images_scalars_vectors_and_the_run():
 
 def test_plot_without_acceptance_or_with_few_or_broken_samples():
     nan = np.full(K, np.nan)
-    assert "run" not in panels(make(acceptance=nan, step_size=nan))
+    assert "run" not in panels(make(acceptance=nan, step_size=nan, ess=nan))
     panels(make({"x": np.full((N, 2), np.nan), "z": np.full(N, np.nan), "i": np.full((N, 8, 8), np.nan)}))
     panels(make({"x": np.zeros((1, 2)), "z": np.zeros(1), "i": np.zeros((1, 8, 8))}, np.zeros(1)))

@@ -1,0 +1,220 @@
+"""The command `composeprob`: what it runs, what it writes, and how it refuses."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import composeprob as cp
+from composeprob.cli import app
+from composeprob.cli.programs import arguments, load_program
+from composeprob.cli.samplers import KernelName, SamplerName, make_sampler
+
+NORMAL = """
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import composeprob as cp
+
+schedule = cp.Schedule.log_snr(12, min=-6.0, max=6.0)
+f = cp.Analytic(dist.Normal(jnp.array([0.0, 1.0]), 0.5), schedule)
+
+
+@cp.program
+def first(f, scale=1.0):
+    return cp.sample("x", f**scale)
+"""
+SECOND = """
+
+@cp.program
+def second(f):
+    return cp.sample("y", f * f)
+"""
+SCORE_ONLY = """
+import composeprob as cp
+
+g = cp.Diffusion(lambda x, t: -x, cp.Schedule.cosine(10), event_shape=(2,), parameterization="score")
+
+
+@cp.program
+def scored(g):
+    return cp.sample("x", g)
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(text, name="scene.py"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write_file
+
+
+def command(*arguments):
+    # wide, so that no message is wrapped
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+
+
+def refused(*arguments):
+    """The message of a command that must end with exit code 2 and no traceback."""
+    result = command(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert "Fix:" in result.output
+    return " ".join(result.output.split())
+
+
+def test_run_prints_and_writes(write, tmp_path):
+    out = tmp_path / "out"
+    result = command("run", write(NORMAL), "--chains", 300, "--seed", 3, "--out", out)
+    assert result.exit_code == 0, result.output
+    for part in ("AnnealedDensity of program 'first'", "x[0]", "SMC", "evaluations", "OK", "results.json"):
+        assert part in result.output
+    assert sorted(p.name for p in out.iterdir()) == [
+        "results.json",
+        "samples.png",
+        "samples.safetensors",
+        "summary.txt",
+    ]
+    saved = cp.Result.load(out / "samples.safetensors")
+    assert saved["x"].shape == (300, 2)
+    np.testing.assert_allclose(saved["x"].mean(0), [0.0, 1.0], atol=0.2)
+    assert str(saved.summary()) in (out / "summary.txt").read_text(encoding="utf-8")
+    numbers = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert numbers["program"] == "first"
+    assert numbers["seed"] == 3
+    assert numbers["num_chains"] == 300
+    assert len(numbers["levels"]["acceptance"]) == 12
+    assert numbers["summary"]["x[1]"]["mean"] == pytest.approx(saved["x"][:, 1].mean(), abs=1e-4)
+
+
+def test_run_with_kernel_and_levels(write, tmp_path):
+    result = command(
+        "run", write(NORMAL + SECOND) + ":second", "--kernel", "hmc", "--num-leapfrog", 2, "--steps-per-level", 2,
+        "--levels", 6, "--chains", 50, "--out", tmp_path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    saved = cp.Result.load(tmp_path / "samples.safetensors")
+    assert "AnnealedMCMC(HMC" in saved.sampler
+    assert saved["y"].shape == (50, 2)
+    assert saved.evaluations == 6 * (1 + 2 * 2)
+    np.testing.assert_allclose(saved.log_snr, np.linspace(6, -6, 6), atol=1e-4)  # over the program's own range
+
+
+def test_several_programs_must_be_told_apart(write):
+    message = refused("run", write(NORMAL + SECOND))
+    assert "2 programs: first, second" in message
+    assert "scene.py:first" in message
+    assert "its programs are: first, second" in refused("run", write(NORMAL + SECOND) + ":third")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1", "has no program"),
+        ("import composeprob as cp\n@cp.program\ndef p(f): pass", "needs a value for its parameter 'f'"),
+    ],
+)
+def test_files_without_a_program_or_arguments(write, text, words):
+    assert words in refused("run", write(text))
+
+
+def test_no_such_file(tmp_path, write):
+    assert "There is no file" in refused("run", tmp_path / "absent.py")
+    assert "must end in .py" in refused("run", write("x = 1", "notes.txt"))
+
+
+def test_capability_error_is_clean_and_names_the_place(write, tmp_path):
+    message = refused("run", write(SCORE_ONLY), "--kernel", "hmc", "--out", tmp_path)
+    assert "CapabilityError: HMC needs `energy`" in message
+    assert "scene.py:9" in message
+
+
+def test_error_in_the_users_own_file_keeps_its_traceback(write):
+    result = command("run", write("1 / 0"))
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sampler", "ancestral", "--kernel", "hmc"], "runs no kernel, but --kernel"),
+        (["--steps-per-level", "3"], "no kernel that it is meant for"),
+        (["--kernel", "mala", "--step-size", "small"], "--step-size is 'small'"),
+        (["--kernel", "ula", "--step-size", "adaptive"], "ULA cannot use an Adaptive step size"),
+        (["--kernel", "mala", "--step-size", "-1"], "-1"),
+        (["--chains", "0"], "at least 1"),
+        (["--levels", "1"], "at least 2 levels"),
+    ],
+)
+def test_bad_options(write, tmp_path, options, words):
+    assert words in refused("run", write(NORMAL), "--out", tmp_path, *options)
+
+
+def test_options_make_the_sampler():
+    def made(sampler="auto", kernel=None, steps=None, size=None):
+        return make_sampler(SamplerName(sampler), KernelName(kernel) if kernel else None, steps, size, 4, 0.7)
+
+    assert made() is None
+    assert isinstance(made("ancestral"), cp.Ancestral)
+    assert isinstance(made("smc").kernel, cp.MALA)
+    assert made("smc").steps_per_level == 1
+    hmc = made(kernel="hmc", steps=7, size="0.03")
+    assert isinstance(hmc, cp.AnnealedMCMC)
+    assert hmc.steps_per_level == 7
+    assert (hmc.kernel.num_leapfrog, float(hmc.kernel.damping), float(hmc.kernel.step_size)) == pytest.approx(
+        (4, 0.7, 0.03)
+    )
+    assert isinstance(made(kernel="mala").kernel.step_size, cp.Adaptive)
+    schedule = cp.Schedule.cosine(5)
+    for name, rule in (("ula", 0.1 * schedule.sigma**2), ("uhmc", 0.2 * schedule.sigma)):
+        np.testing.assert_allclose(made(kernel=name).kernel.step_size.function(schedule), rule)
+
+
+def test_arguments_come_from_defaults_and_variables(write):
+    program, module = load_program(write(NORMAL))
+    assert arguments(program, module) == {"f": module.f}  # scale keeps its default
+
+
+def test_a_program_may_import_its_neighbours(write):
+    write("value = 3", "neighbour.py")
+    program, module = load_program(write("import neighbour\n" + NORMAL))
+    assert module.neighbour.value == 3
+    assert program.name == "first"
+
+
+def test_imported_programs_do_not_make_a_choice_necessary(write):
+    write(NORMAL + SECOND, "parts.py")
+    own = "from parts import cp, f, first, second\n\n@cp.program\ndef whole(f):\n    return first(f)\n"
+    program, _ = load_program(write(own))
+    assert program.name == "whole"
+
+
+@pytest.mark.parametrize("name", ["run", "zoo", "train"])
+def test_help_has_examples(name):
+    text = command(name, "--help").output
+    assert "Examples" in text
+    assert f"composeprob {name}" in text
+
+
+def test_zoo_lists_models_and_shows_cards():
+    table = command("zoo").output
+    for name in cp.zoo():
+        assert name in table
+    name = next(iter(cp.zoo()))
+    card = command("zoo", name)
+    assert card.exit_code == 0
+    assert cp.zoo(name).text.splitlines()[0].lstrip("# ") in card.output
+    assert "did you mean" in refused("zoo", "rong2d")
+
+
+def test_train_passes_its_options_on(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr("composeprob.training.train_model", lambda name, **options: seen.update(name=name, **options))
+    assert command("train", "ring2d", "--iterations", 5, "--out", tmp_path).exit_code == 0
+    assert seen == {"name": "ring2d", "iterations": 5, "out": tmp_path, "checkpoint_dir": None, "progress": True}
+    assert re.search("no model", refused("zoo", "nothing"))

@@ -1,0 +1,111 @@
+"""Every file of examples/ runs, and says what it should."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import composeprob as cp
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CHAINS = 600
+NOISE = 4 * 0.5 / np.sqrt(CHAINS / 4)  # four standard errors of a share, with a quarter of the chains effective
+
+
+def near(found, exact, tolerance=NOISE):
+    np.testing.assert_allclose(found, exact, atol=tolerance)
+
+
+def check_product(module, result):
+    near(cp.metrics.mode_weights(result["x"], [[0.0, 0.5], [0.0, -0.5]], result.log_weights), [0.5, 0.5])
+    assert np.mean(np.abs(result.unweighted()["x"][:, 0]) < 0.25) > 0.95
+
+
+def check_mixture(module, result):
+    near(cp.metrics.mode_weights(result["x"], [[-0.6, 0.0], [0.6, 0.0]], result.log_weights), [0.75, 0.25])
+
+
+def check_negation(module, result):
+    shares = cp.metrics.mode_weights(result["x"], module.modes, result.log_weights)
+    assert shares[0] < 0.06  # the mode at the right, 1/8 in the ring
+    assert shares[4] > 0.2  # the one opposite
+
+
+def check_power(module, result):
+    near(cp.metrics.mode_weights(result["x"], module.centers, result.log_weights), [0.64 / 0.68, 0.04 / 0.68])
+
+
+def check_guidance(module, result):
+    # scale 1 would leave 0.16 on the other side
+    assert np.mean(result.unweighted()["x"][:, 0] < 0) < 0.08
+
+
+def check_observation(module, result):
+    near(cp.metrics.mode_weights(result["x"], module.modes, result.log_weights), module.exact_shares())
+
+
+def check_own_network(module, result):
+    x = result.unweighted()["x"]
+    assert np.mean(x[:, 0] > -0.05) > 0.97  # in the box
+    assert np.std(np.linalg.norm([*x, 0.0, 0.35], axis=1)) < 0.12  # on the arc, whose radius is 0.7
+    near(np.mean(np.linalg.norm([*x, 0.0, 0.35], axis=1)), 0.7, 0.05)
+
+
+def check_own_energy(module, result):
+    x = result.unweighted()["x"]
+    near(x.prod(1).mean(), 0.1, 0.02)
+    assert x.prod(1).std() < 0.06
+
+
+CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures():
+    yield
+    plt.close("all")
+
+
+def test_every_example_is_tested():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*CHECKS, "demo"}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_examples_are_short_and_say_how_to_run_them(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 80
+    assert f"python examples/{path.name}" in text or f"make {path.stem}" in text
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_example(name, tmp_path):
+    module = load(name)
+    result = module.main(num_chains=CHAINS, out=tmp_path)
+    assert result.status.ok, result.status
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    CHECKS[name](module, result)
+
+
+def test_demo(tmp_path, capsys):
+    results = load("demo").main(num_chains=64, out=tmp_path)
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert rows.pop("num_chains") == 64
+    assert [*rows] == [*results, "exact draws"]
+    assert len(results) == 3
+    for row in rows.values():
+        assert 0 <= row["mode_tv"] <= 1
+        assert np.isfinite(row["mean_log_density"])
+    assert (tmp_path / "demo.png").stat().st_size > 30_000
+    printed = capsys.readouterr().out
+    assert "mode TV" in printed
+    assert all(name in printed for name in rows)

@@ -10,13 +10,14 @@ Weights of a mixture are shares only if every part integrates to the same; close
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpyro.distributions as dist
 
 import composeprob as cp
 
 schedule = cp.Schedule.log_snr(60)  # 60 noise levels, evenly spaced in log-SNR
-left = cp.Analytic(dist.Uniform([-0.8, -0.9], [-0.4, 0.9]), schedule)
-right = cp.Analytic(dist.Uniform([0.4, -0.9], [0.8, 0.9]), schedule)
+left = cp.Analytic(dist.Uniform(jnp.array([-0.8, -0.9]), jnp.array([-0.4, 0.9])), schedule)
+right = cp.Analytic(dist.Uniform(jnp.array([0.4, -0.9]), jnp.array([0.8, 0.9])), schedule)
 
 
 @cp.program

@@ -59,7 +59,7 @@ def train(key, steps=1500, batch=256):
 schedule = cp.Schedule.log_snr(60, min=-9.0, max=7.0)
 network = train(jax.random.key(0))
 arc = cp.Diffusion(network, schedule, event_shape=(2,), parameterization="epsilon", time="log_snr")
-right_half = cp.Analytic(dist.Uniform([0.0, -1.0], [1.0, 1.0]), schedule)
+right_half = cp.Analytic(dist.Uniform(jnp.array([0.0, -1.0]), jnp.array([1.0, 1.0])), schedule)
 
 
 @cp.program

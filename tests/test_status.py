@@ -95,6 +95,8 @@ def test_several_problems_come_gravest_first():
     status = diagnose(**HEALTHY | change)
     assert status.code is Code.INTERRUPTED
     assert status.has(Code.ACCEPTANCE_COLLAPSED)
+    assert status.has("acceptance_collapsed")
+    assert not status.has("non_finite")
     assert status.has(Code.WEIGHTS_COLLAPSED)
     assert len(str(status).splitlines()) == 3
 

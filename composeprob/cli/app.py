@@ -153,12 +153,14 @@ def zoo(
     """
     from composeprob import api
 
-    cards = api.zoo()
     if name is None:
-        table = Table("model", "event", "capabilities", "what it is", title="composeprob's zoo", title_justify="left")
-        for card in cards.values():
-            table.add_row(card.name, str(card.event_shape), ", ".join(sorted(card.capabilities)), card.title)
+        table = Table("model", "event", "offers", "score error", "what it is")
+        for card in api.zoo().values():
+            offers = "energy" if "energy" in card.capabilities else "score only"
+            error = f"{card.quality['score_error']:.2g}" if "score_error" in card.quality else ""
+            table.add_row(card.name, str(card.event_shape), offers, error, card.title)
         console.print(table)
+        console.print("score error: mean of σ²·|score − exact score|², where the exact one is known.", highlight=False)
         console.print('composeprob zoo NAME shows one; cp.load("NAME") loads it.', highlight=False)
         return
     console.print(Markdown(api.zoo(name).text))

@@ -16,8 +16,8 @@ ESS_FLOOR = 0.05
 """Relative effective sample size under which a level's weights rest on too few chains."""
 
 
-class Code(enum.Enum):
-    """What can be said of a run, in the order in which it matters."""
+class Code(enum.StrEnum):
+    """What can be said of a run, in the order in which it matters; equal to its lower-case name as a string."""
 
     OK = "ok"
     INTERRUPTED = "interrupted"
@@ -58,9 +58,9 @@ class Status:
         """Every finding, one per line."""
         return "\n".join(text for _, text in self.findings) or "No problem was found."
 
-    def has(self, code: Code) -> bool:
-        """Whether ``code`` is among the findings."""
-        return any(found is code for found, _ in self.findings) or (self.ok and code is Code.OK)
+    def has(self, code: Code | str) -> bool:
+        """Whether ``code`` is among the findings, such as ``"acceptance_collapsed"``."""
+        return any(found == code for found, _ in self.findings) or (self.ok and code == Code.OK)
 
     def __str__(self) -> str:
         if self.ok:
@@ -101,7 +101,7 @@ def diagnose(
             (
                 Code.INTERRUPTED,
                 f"Stopped after {completed_levels} of {num_levels} levels: {state}, not level 0. "
-                "Run it again to the end; with checkpoint_dir=… a run goes on where it stopped.",
+                "Run it again to the end, or with fewer chains or levels if it takes too long.",
             )
         )
 

@@ -6,6 +6,9 @@ Each says what was found, where in the user's program, and how to fix it. All de
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 __all__ = [
     "AlignmentError",
     "CapabilityError",
@@ -29,11 +32,13 @@ class ComposeProbError(Exception):
 
     Args:
         found: what is wrong, with the value that was found.
-        where: the place in the user's program, such as ``"scene.py:14"``; left out when unknown.
+        where: the place in the user's program, such as ``"scene.py:14"``; left out, the user's line that is being
+            executed.
         fix: what to write instead.
     """
 
     def __init__(self, found: str, *, where: str | None = None, fix: str | None = None):
+        where = where or caller()
         self.found, self.where, self.fix = found, where, fix
         place = f" ({where})" if where else ""
         remedy = f"\n  Fix: {fix}" if fix else ""
@@ -90,3 +95,20 @@ class LoadError(ComposeProbError, ValueError):
 
 class VerificationError(ComposeProbError, ValueError):
     """The intermediate representation broke one of its own rules: a defect of composeprob, not of the program."""
+
+
+_LIBRARIES = frozenset({"composeprob", "contextlib", "equinox", "flax", "jax", "jaxlib", "jaxtyping", "numpyro"})
+_COMMAND_LINE = "composeprob.cli"
+
+
+def caller() -> str | None:
+    """``"file.py:line"`` of the innermost frame outside of libraries; None where there is only the command line."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__") or ""
+        if module.startswith(_COMMAND_LINE):
+            return None
+        if module.split(".")[0] not in _LIBRARIES:
+            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
-from composeprob.errors import ComposeProbError, ProgramError
-from composeprob.factors.base import Factor
+from composeprob.errors import ProgramError, caller
+from composeprob.factors.base import Factor, check_finite
 from composeprob.factors.distribution import FactorDistribution
-from composeprob.language.source import caller
 from composeprob.language.statements import LEVEL
 
 
@@ -66,33 +65,51 @@ class _Interpreter(Messenger):
         if msg["type"] == "param":
             raise ProgramError(
                 f"numpyro.param({msg['name']!r}) is an optimised parameter; a program has only random choices.",
-                where=caller(),
                 fix="pass the value as an argument, or give it a prior with cp.sample.",
+            )
+        if msg["type"] == "control_flow":
+            raise ProgramError(
+                "NumPyro's scan and cond hide their sites from the program.",
+                fix="write a Python loop over sites with names of their own, or a numpyro.plate.",
             )
         if msg["type"] not in ("sample", "deterministic"):
             return
-        name, where = msg["name"], caller()
+        name = msg["name"]
         if name in self.statements:
             raise ProgramError(
                 f"Two sites are called {name!r}: here and at {self.statements[name].where}.",
-                where=where,
                 fix="rename one, or wrap a repeated call in numpyro.handlers.scope(prefix=…).",
             )
-        if msg["type"] == "sample" and not msg["is_observed"]:
-            msg["value"] = self.provide(kind_of(msg["fn"]), name, msg["fn"])
-        msg["composeprob.where"] = where
+        msg["composeprob.where"] = caller() or "unknown place"
+        msg["composeprob.kind"] = "deterministic" if msg["type"] == "deterministic" else self._kind(msg)
+        if msg["composeprob.kind"] in ("noised", "static"):
+            msg["value"] = self.provide(msg["composeprob.kind"], name, msg["fn"])
+
+    def _kind(self, msg: dict[str, Any]) -> str:
+        """The kind of a sample statement; what NumPyro's handlers made of it has been done by now."""
+        kind, name = kind_of(msg["fn"]), msg["name"]
+        changed = msg.get("scale") is not None or masked(msg["fn"])
+        if kind == "noised" and (changed or msg["is_observed"]):
+            what = "is masked or scaled" if changed else "is given a value"
+            raise ProgramError(
+                f"The factor at site {name!r} {what} by a handler, which factors cannot be.",
+                fix="write f ** w for a scaled factor, leave a masked one out, and let data act through cp.observe.",
+            )
+        if msg["is_observed"]:
+            if not masked(msg["fn"]):
+                check_finite(msg["value"], f"The observed value of {name!r}")
+            return "observed"
+        # handlers.substitute has put a number in the latent's place.
+        return kind if msg["value"] is None else "deterministic"
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] not in ("sample", "deterministic"):
             return
-        if msg["type"] == "deterministic":
-            kind = "deterministic"
-        else:
-            kind = "observed" if msg["is_observed"] else kind_of(msg["fn"])
+        kind = msg["composeprob.kind"]
         self.statements[msg["name"]] = Statement(
             kind=kind,
             name=msg["name"],
-            distribution=msg["fn"] if msg["type"] == "sample" else None,
+            distribution=None if kind == "deterministic" else msg["fn"],
             value=msg["value"],
             anneal=(msg.get("infer") or {}).get("anneal") or "tempered",
             where=msg["composeprob.where"],
@@ -113,24 +130,8 @@ def run(
     """
     interpreter = _Interpreter(provide, level)
     with interpreter:  # a Messenger leaves NumPyro's stack when the block ends, also by an exception
-        try:
-            function(*args, **kwargs)
-        except ComposeProbError as error:
-            if error.where is None:
-                raise type(error)(error.found, where=_line_of(error, function), fix=error.fix) from error
-            raise
+        function(*args, **kwargs)
     return interpreter.statements
-
-
-def _line_of(error: BaseException, function: Callable[..., Any]) -> str | None:
-    """The user's line in an error's traceback: the last one inside the program's own file."""
-    filename = getattr(getattr(function, "__code__", None), "co_filename", None)
-    line, traceback = None, error.__traceback__
-    while traceback is not None:
-        if filename and traceback.tb_frame.f_code.co_filename == filename:
-            line = traceback.tb_lineno
-        traceback = traceback.tb_next
-    return f"{filename.rsplit('/', 1)[-1]}:{line}" if filename and line else None
 
 
 def kind_of(distribution: Any) -> str:
@@ -143,3 +144,12 @@ def unwrap(distribution: Any) -> Any:
     while isinstance(distribution, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
         distribution = distribution.base_dist
     return distribution
+
+
+def masked(distribution: Any) -> bool:
+    """Whether a mask lies on it, inside or outside of plates' expansions."""
+    while isinstance(distribution, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
+        if isinstance(distribution, dist.MaskedDistribution):
+            return True
+        distribution = distribution.base_dist
+    return False

@@ -10,10 +10,9 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.primitives import Messenger, apply_stack
 
-from composeprob.errors import ComposeProbError, InvalidValueError, ProgramError, ShapeError, WrongTypeError
+from composeprob.errors import InvalidValueError, ProgramError, ShapeError, WrongTypeError
 from composeprob.factors.base import Factor, check_finite
 from composeprob.factors.distribution import FactorDistribution
-from composeprob.language.source import caller
 
 POLICIES = ("tempered", "denoised", "noised")
 LEVEL = "composeprob.level"
@@ -40,7 +39,6 @@ def sample(name: str, factor_or_distribution: Any) -> Any:
         return numpyro.sample(name, factor_or_distribution)
     raise WrongTypeError(
         f"Site {name!r} needs a factor or a NumPyro distribution; got {type(factor_or_distribution).__name__}.",
-        where=caller(),
         fix="wrap a network in cp.Diffusion, a log-density in cp.Energy.",
     )
 
@@ -73,17 +71,15 @@ def observe(
         InvalidValueError: an unknown policy, or NaN in the value.
         ShapeError: a value that does not fit the distribution.
     """
-    where = caller()
+    infer = {"anneal": _policy(name, anneal)}
     if callable(distribution) and not isinstance(distribution, dist.Distribution):
         distribution = _at_level(name, distribution, anneal)
     if not isinstance(distribution, dist.Distribution):
         raise WrongTypeError(
-            f"Observation {name!r} needs a NumPyro distribution; got {type(distribution).__name__}.", where=where
+            f"Observation {name!r} needs a NumPyro distribution; got {type(distribution).__name__}.",
+            fix="for example dist.Normal(prediction, sigma), with numpyro.distributions as dist.",
         )
-    try:
-        value = check_finite(jnp.asarray(value), f"The observed value of {name!r}")
-    except ComposeProbError as error:
-        raise type(error)(error.found, where=where, fix=error.fix) from None
+    value = check_finite(_as_array(name, value), f"The observed value of {name!r}")
     try:
         fits = jnp.broadcast_shapes(value.shape, distribution.shape()) == value.shape
     except ValueError:
@@ -91,10 +87,9 @@ def observe(
     if not fits:
         raise ShapeError(
             f"Observation {name!r} has shape {value.shape}, but its distribution has shape {distribution.shape()}.",
-            where=where,
             fix="reshape the data, or the distribution's parameters, so that they match.",
         )
-    return numpyro.sample(name, distribution, obs=value, infer={"anneal": _policy(name, anneal, where)})
+    return numpyro.sample(name, distribution, obs=value, infer=infer)
 
 
 def factor(name: str, log_weight: Any, anneal: str | None = None) -> None:
@@ -106,10 +101,10 @@ def factor(name: str, log_weight: Any, anneal: str | None = None) -> None:
             level's index that returns one.
         anneal: as for `observe`.
     """
-    where = caller()
+    infer = {"anneal": _policy(name, anneal)}
     if callable(log_weight):
         log_weight = _at_level(name, log_weight, anneal)
-    numpyro.sample(name, dist.Unit(log_weight), obs=jnp.zeros((0,)), infer={"anneal": _policy(name, anneal, where)})
+    numpyro.sample(name, dist.Unit(_as_array(name, log_weight)), obs=jnp.zeros((0,)), infer=infer)
 
 
 class annealed(Messenger):
@@ -119,28 +114,43 @@ class annealed(Messenger):
     """
 
     def __init__(self, policy: str):
-        self.policy = _policy("annealed", policy, caller())
+        if policy is None:
+            raise InvalidValueError("cp.annealed needs a policy.", fix=f"use one of: {', '.join(POLICIES)}.")
+        self.policy = _policy("annealed", policy)
         super().__init__()
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["is_observed"] and msg["infer"].get("anneal") is None:
+        concerned = msg["type"] == LEVEL or (msg["type"] == "sample" and msg["is_observed"])
+        if concerned and msg["infer"].get("anneal") is None:
             msg["infer"] = {**msg["infer"], "anneal": self.policy}
 
 
-def _policy(name: str, anneal: str | None, where: str) -> str | None:
+def _policy(name: str, anneal: str | None) -> str | None:
     if anneal is not None and anneal not in POLICIES:
         raise InvalidValueError(
-            f"Unknown annealing policy {anneal!r} for {name!r}.", where=where, fix=f"use one of: {', '.join(POLICIES)}."
+            f"Unknown annealing policy {anneal!r} for {name!r}.", fix=f"use one of: {', '.join(POLICIES)}."
         )
     return anneal
 
 
+def _as_array(name: str, value: Any) -> Any:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise WrongTypeError(
+            f"The value of {name!r} must be a number or an array; got {type(value).__name__}.",
+            fix="pass what was measured (or for cp.factor a log-weight) as numbers.",
+        ) from error
+
+
 def _at_level(name: str, function: Callable[[Any], Any], anneal: str | None) -> Any:
-    if anneal != "noised":
+    """What a function of the level returns; the policy in force must be ``"noised"``."""
+    message: dict[str, Any] = {"type": LEVEL, "name": name, "fn": lambda: 0, "args": (), "kwargs": {}, "value": None}
+    message["infer"] = {"anneal": anneal}  # an enclosing block fills in its own policy
+    apply_stack(message)
+    if message["infer"]["anneal"] != "noised":
         raise ProgramError(
             f"{name!r} is a function of the level, which only the policy 'noised' evaluates.",
-            where=caller(),
             fix="pass anneal='noised', or the value itself.",
         )
-    message = {"type": LEVEL, "name": name, "fn": lambda: 0, "args": (), "kwargs": {}, "value": None}
-    return function(apply_stack(message)["value"])
+    return function(message["value"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError
+from composeprob.kernels.step_size import as_scalar
+from composeprob.pytree import all_finite
 from composeprob.sampling.base import Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.reverse import reverse_step
 
@@ -29,7 +33,7 @@ class Ancestral(Sampler):
         Ho et al. 2020, *Denoising Diffusion Probabilistic Models*; Song, Meng and Ermon 2021 (DDIM).
     """
 
-    eta: Array = eqx.field(default=1.0, converter=lambda value: jnp.asarray(value, float))
+    eta: Array = eqx.field(default=1.0, converter=partial(as_scalar, what="Ancestral(eta=)"))
 
     def __check_init__(self) -> None:
         if not isinstance(self.eta, jax.core.Tracer) and not bool(jnp.all((self.eta >= 0) & (self.eta <= 1))):
@@ -60,23 +64,24 @@ class Ancestral(Sampler):
         return max(completed - 1, 0)
 
     def proposals(self) -> int:
-        return 0
+        return 1
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         return eqx.tree_at(lambda r: r.chains, run, draw_initial(run, density, level), is_leaf=lambda x: x is None)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
-        def move(key: Array, position: dict[str, Array]) -> dict[str, Array]:
+        def move(key: Array, position: dict[str, Array]) -> tuple[dict[str, Array], Array]:
             score = density.evaluator(position, level + 1).score
-            return reverse_step(key, position, score, density, level + 1, self.eta)
+            return reverse_step(key, position, score, density, level + 1, self.eta), ~all_finite(score)
 
-        moved = jax.lax.cond(  # the first level is where the draws already are
+        moved, bad = jax.lax.cond(  # the first level is where the draws already are
             level < first_level,
             lambda positions: jax.vmap(move)(level_keys(run.keys, level), positions),
-            lambda positions: positions,
+            lambda positions: (positions, jnp.zeros(run.keys.shape, bool)),
             run.chains,
         )
-        return eqx.tree_at(lambda r: r.chains, run, moved)
+        non_finite = run.records.non_finite.at[level].set(jnp.sum(bad, dtype=jnp.int32))
+        return eqx.tree_at(lambda r: (r.chains, r.records.non_finite), run, (moved, non_finite))
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains

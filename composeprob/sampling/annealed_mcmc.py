@@ -7,6 +7,7 @@ from functools import partial
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
@@ -112,5 +113,14 @@ def check_kernel(kernel: object, steps_per_level: object) -> None:
         raise WrongTypeError(
             f"A sampler needs a kernel; got {kernel!r}.", fix="for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3)."
         )
-    if not isinstance(steps_per_level, int) or isinstance(steps_per_level, bool) or steps_per_level < 1:
-        raise InvalidValueError(f"steps_per_level must be a whole number ≥ 1; got {steps_per_level!r}.")
+    check_steps(steps_per_level)
+
+
+def check_steps(steps_per_level: object) -> None:
+    """Refuse a number of transitions below 1."""
+    whole = isinstance(steps_per_level, (int, np.integer)) and not isinstance(steps_per_level, bool)
+    if not whole or steps_per_level < 1:  # type: ignore[operator]
+        raise InvalidValueError(
+            f"steps_per_level must be a whole number ≥ 1; got {steps_per_level!r}.",
+            fix="pass 1 or more.",
+        )

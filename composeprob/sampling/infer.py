@@ -57,7 +57,7 @@ def infer(
     if sampler is None:
         sampler, reason = choose(density, num_chains)
     check_capabilities(sampler, density)
-    sampler = sampler.prepare(density)
+    sampler, num_chains = sampler.prepare(density), int(num_chains)
     first = sampler.first_level(density)
     run = begin(key, num_chains, density.num_levels)
     if mesh is not None:
@@ -69,14 +69,13 @@ def infer(
             run = _start(sampler, run, density, first)
             size, tick = 1, time.monotonic()
             while completed <= first:
-                stop = min(completed + size, first + 1)
-                run = jax.block_until_ready(
-                    _advance(sampler, run, density, jnp.int32(completed), jnp.int32(stop), first)
-                )
-                seconds, tick = time.monotonic() - tick, time.monotonic()
+                before, stop = completed, min(completed + size, first + 1)
+                ahead = _advance(sampler, run, density, jnp.int32(completed), jnp.int32(stop), first)
+                # One statement: an interruption finds chains and count of levels in agreement.
+                run, completed = jax.block_until_ready(ahead), stop
+                seconds, tick = max(time.monotonic() - tick, 1e-6), time.monotonic()
                 # As many levels in a row as fit between two refreshes of the bar.
-                size = max(1, min(4 * size, int((stop - completed) * REFRESH_SECONDS / seconds)))
-                completed = stop
+                size = max(1, min(4 * size, int((stop - before) * REFRESH_SECONDS / seconds)))
                 bar.update(completed, **_facts(run.records, first + 1 - completed))
         except KeyboardInterrupt:
             interrupted = True
@@ -129,7 +128,8 @@ def _result(
         density.num_levels,
         sampler.adjusted,
     )
-    evidence = float(run.log_evidence) if sampler.estimates_evidence(density) else np.nan
+    arrived = completed == first + 1  # before level 0 the evidence is that of a noisier density
+    evidence = float(run.log_evidence) if arrived and sampler.estimates_evidence(density) else np.nan
     return Result(
         samples=samples,
         log_weights=np.asarray(run.log_weights),
@@ -154,7 +154,9 @@ def _check_arguments(density: Any, key: Any, num_chains: Any, sampler: Any, mesh
             f"infer takes a compiled density; got {type(density).__name__}.", fix="call cp.compile(program, …) first."
         )
     if not isinstance(num_chains, (int, np.integer)) or isinstance(num_chains, bool):
-        raise WrongTypeError(f"num_chains must be a whole number; got {num_chains!r}.")
+        raise WrongTypeError(
+            f"num_chains must be a whole number; got {num_chains!r}.", fix="pass an int, such as 1000."
+        )
     if num_chains < 1:
         raise InvalidValueError(f"num_chains must be at least 1; got {num_chains}.", fix="ask for one chain or more.")
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
@@ -165,6 +167,12 @@ def _check_arguments(density: Any, key: Any, num_chains: Any, sampler: Any, mesh
         raise WrongTypeError(
             f"sampler must be a sampler; got {type(sampler).__name__}.",
             fix="a kernel needs a driver around it: cp.AnnealedMCMC(kernel, steps_per_level=10) or cp.SMC(kernel).",
+        )
+    if mesh is not None and (not isinstance(mesh, Mesh) or len(mesh.axis_names) != 1):
+        found = f"one with the axes {mesh.axis_names}" if isinstance(mesh, Mesh) else type(mesh).__name__
+        raise WrongTypeError(
+            f"mesh must be a jax.sharding.Mesh of one axis; got {found}.",
+            fix="jax.make_mesh((jax.device_count(),), ('chains',)).",
         )
     if mesh is not None and num_chains % mesh.size:
         raise InvalidValueError(

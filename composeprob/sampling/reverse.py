@@ -7,13 +7,13 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
-from composeprob.pytree import normal_like
+from composeprob.pytree import all_finite, normal_like, where
 
 
 def reverse_step(
     key: Array, position: Position, score: Position, density: AnnealedDensity, level: Array, eta: Array | float = 1.0
 ) -> Position:
-    """x_{k−1} given x_k, for one chain: static sites stay.
+    """x_{k−1} given x_k, for one chain: static sites stay, and so does a chain that a non-finite score would move.
 
     With x̂_0 = (x + σ_k²·s)/α_k and ε̂ = −σ_k·s,
 
@@ -45,4 +45,5 @@ def reverse_step(
         mean = there.alpha / here.alpha * (x + here.sigma**2 * s) - direction * here.sigma * s
         return mean + jnp.sqrt(variance) * noise[name]
 
-    return {name: move(name) for name in position}
+    moved = {name: move(name) for name in position}
+    return where(all_finite(moved), moved, position)

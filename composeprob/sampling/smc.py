@@ -16,7 +16,8 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
-from composeprob.sampling.annealed_mcmc import check_kernel
+from composeprob.kernels.step_size import as_scalar, check_range
+from composeprob.sampling.annealed_mcmc import check_kernel, check_steps
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.resampling import log_mean_weight, relative_ess, systematic
 from composeprob.sampling.reverse import reverse_step
@@ -73,12 +74,13 @@ class SMC(Sampler):
     ):
         if kernel is not None:
             check_kernel(kernel, steps_per_level)
+        check_steps(steps_per_level)
         if weights not in WEIGHTS:
             raise InvalidValueError(f"Unknown weights {weights!r}.", fix=f"use one of: {', '.join(WEIGHTS)}.")
-        if not 0 < float(resample_threshold) <= 1:
-            raise InvalidValueError(f"resample_threshold must lie in (0, 1]; got {resample_threshold}.")
+        threshold = as_scalar(resample_threshold, "SMC(resample_threshold=)")
+        check_range(threshold, "SMC(resample_threshold=)", 0.0, 1.0 + 1e-6, fix="a number in (0, 1]")
         self.kernel, self.steps_per_level, self.weights = kernel, int(steps_per_level), weights
-        self.resample_threshold, self.moves = jnp.asarray(resample_threshold, float), None
+        self.resample_threshold, self.moves = threshold, None
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
@@ -158,7 +160,7 @@ class SMC(Sampler):
             run.chains,
         )
         log_weights = run.log_weights + increments
-        log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+        log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
         ess = relative_ess(log_weights)
 
         def resample(states: Any) -> Any:

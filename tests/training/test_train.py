@@ -1,6 +1,5 @@
 """Training: it learns, resumes exactly, averages as it says, and refuses what cannot work."""
 
-import dataclasses
 import signal
 
 import equinox as eqx
@@ -11,8 +10,8 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import InvalidValueError, LoadError, NetworkError, WrongTypeError
-from composeprob.training import score_errors, train
 from composeprob.training import run as run_module
+from composeprob.training import score_errors, train
 from composeprob.training.checkpoint import Checkpoints
 from composeprob.training.loss import draw, losses
 from composeprob.training.optimise import initial, make_chunk
@@ -20,6 +19,7 @@ from models.networks.residual_mlp_eqx import ResidualMLP
 from training.recipes import NORMAL, tiny
 
 KEY = jax.random.key(3)
+NO_STYLE = np.zeros(3)
 
 
 def same(a, b):
@@ -138,13 +138,13 @@ def test_conditions_are_dropped_together_at_the_given_rate():
         return NORMAL.sample(key, (n,)) + label[:, None], {"label": label, "style": jnp.ones((n, 3))}
 
     class Net(ResidualMLP):
-        def __call__(self, x, t, label=0, style=jnp.zeros(3)):
+        def __call__(self, x, t, label=0, style=NO_STYLE):
             return self.plain(x + 0.1 * label + jnp.sum(style), t)
 
     recipe = tiny(
         network=lambda key: Net(2, hidden=8, blocks=0, embedding=8, key=key),
         data=data,
-        conditions={"label": 0, "style": jnp.zeros(3)},
+        conditions={"label": 0, "style": NO_STYLE},
         condition_dropout=0.25,
         iterations=3,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.special import log_ndtr
@@ -33,7 +35,8 @@ def noised(distribution: Any, noise: Noise) -> Any:
             return dist.MixtureSameFamily(distribution.mixing_distribution, components)
         case dist.MixtureGeneral():
             parts = [noised(part, noise) for part in distribution.component_distributions]
-            return dist.MixtureGeneral(distribution.mixing_distribution, parts, support=dist.constraints.real)
+            whole = dist.constraints.independent(dist.constraints.real, len(distribution.event_shape))
+            return dist.MixtureGeneral(distribution.mixing_distribution, parts, support=whole)
         case dist.Normal():
             return dist.Normal(alpha * distribution.loc, jnp.sqrt((alpha * distribution.scale) ** 2 + sigma**2))
         case dist.Delta() if distribution.event_dim == 0:
@@ -77,9 +80,37 @@ class NoisedUniform(dist.Distribution):
     def log_prob(self, value: Array) -> Array:
         upper = (value - self.alpha * self.low) / self.sigma
         lower = (value - self.alpha * self.high) / self.sigma
-        # Φ(u) − Φ(l) = Φ(−l) − Φ(−u): on the side where both are small, neither rounds to 1.
-        right = upper + lower > 0
-        u, lo = jnp.where(right, -lower, upper), jnp.where(right, -upper, lower)
-        log_u, log_l = log_ndtr(u), log_ndtr(lo)
-        log_mass = log_u + jnp.log1p(-jnp.exp(log_l - log_u))
-        return log_mass - jnp.log(self.alpha * (self.high - self.low))
+        width = self.alpha * (self.high - self.low) / self.sigma
+        return log_normal_mass(lower, upper, width) - jnp.log(self.alpha * (self.high - self.low))
+
+
+def log_normal_mass(lower: Array, upper: Array, width: Array) -> Array:
+    """log[Φ(upper) − Φ(lower)], width = upper − lower > 0, with a value and gradient that no cancellation spoils.
+
+    Wide intervals: the difference of two tails, on the side where neither rounds to 1. Narrow ones, whose tails agree
+    in nearly all digits: Gauss–Legendre quadrature of exp(−z²/2) about the middle.
+    """
+    middle, half = 0.5 * (lower + upper), 0.5 * width
+    narrow = (half < 0.5) & (half * jnp.abs(middle) < 2.0)
+    nodes, weights = (jnp.asarray(a, middle.dtype) for a in np.polynomial.legendre.leggauss(16))
+    h, m = jnp.where(narrow, half, 0.25)[..., None], jnp.where(narrow, middle, 0.0)[..., None]
+    inside = jax.nn.logsumexp(-h * nodes * (m + 0.5 * h * nodes), b=weights, axis=-1)
+    by_quadrature = inside + jnp.log(h[..., 0]) - 0.5 * m[..., 0] ** 2 - 0.5 * math.log(2 * math.pi)
+    # Φ(u) − Φ(l) = Φ(−l) − Φ(−u): on the left side both are tails.
+    right = middle > 0
+    u, lo = jnp.where(right, -lower, upper), jnp.where(right, -upper, lower)
+    u, lo = jnp.where(narrow, 1.0, u), jnp.where(narrow, -1.0, lo)
+    log_u, log_l = _log_tail(u), _log_tail(lo)
+    return jnp.where(narrow, by_quadrature, log_u + jnp.log1p(-jnp.exp(log_l - log_u)))
+
+
+def _log_tail(x: Array) -> Array:
+    """log Φ(x); below −20 by its asymptotic series, because the gradient of JAX's loses its digits there."""
+    far = x < -20.0
+    y = jnp.where(far, x, -20.0)
+    term = series = jnp.ones_like(y)
+    for n in range(1, 8):
+        term = -term * (2 * n - 1) / y**2
+        series = series + term
+    by_series = -0.5 * y**2 - jnp.log(-y) - 0.5 * math.log(2 * math.pi) + jnp.log(series)
+    return jnp.where(far, by_series, log_ndtr(jnp.where(far, 0.0, x)))

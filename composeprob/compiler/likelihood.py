@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions import biject_to
 
+from composeprob.compiler.arguments import join, split
 from composeprob.ir.nodes import Graph
 from composeprob.language.interpret import Statement, run
 from composeprob.schedule import Noise, Schedule
@@ -25,13 +26,13 @@ class Likelihood(eqx.Module):
 
     Attributes:
         function: the program's function.
-        args, kwargs: its arguments; their arrays are leaves, so new data reuse compiled code.
+        arguments: (args, kwargs), as `arguments.split` leaves them: arrays are leaves, so new data reuse compiled
+            code.
         policies: the policy of each observation, ``"static"`` where it looks at no noised site.
     """
 
     function: Callable[..., Any] = eqx.field(static=True)
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
     policies: dict[str, str] = eqx.field(static=True)
 
     def __call__(
@@ -76,7 +77,8 @@ class Likelihood(eqx.Module):
             log_jacobian = log_jacobian + jnp.sum(bijection.log_abs_det_jacobian(zs[name], value))
             return value
 
-        return run(self.function, self.args, self.kwargs, provide, level), log_jacobian
+        args, kwargs = join(self.arguments)
+        return run(self.function, args, kwargs, provide, level), log_jacobian
 
     def draw(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         """Static sites drawn from their priors, unconstrained."""
@@ -89,7 +91,8 @@ class Likelihood(eqx.Module):
             drawn[name] = biject_to(distribution.support).inv(value)
             return value
 
-        run(self.function, self.args, self.kwargs, provide)
+        args, kwargs = join(self.arguments)
+        run(self.function, args, kwargs, provide)
         return drawn
 
 
@@ -108,4 +111,4 @@ def likelihood_of(
     """The likelihood of a program; None where it has neither static sites nor observations."""
     if not graph.statics and not graph.observations:
         return None
-    return Likelihood(function, args, kwargs, {o.name: o.anneal for o in graph.observations})
+    return Likelihood(function, split(function, (args, kwargs)), {o.name: o.anneal for o in graph.observations})

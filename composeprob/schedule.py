@@ -116,6 +116,11 @@ class Schedule(eqx.Module):
     @classmethod
     def vp(cls, num_levels: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
         """The VP-SDE (Song et al. 2021): log α(t) = −¼t²(β_max−β_min) − ½tβ_min at K times from 10⁻³ to 1."""
+        if not beta_min + 1e-3 * (beta_max - beta_min) > 0 or not beta_max > 0:
+            raise InvalidValueError(
+                f"β must be positive throughout; got beta_min={beta_min}, beta_max={beta_max}.",
+                fix="for example beta_min=0.1, beta_max=20.",
+            )
         t = np.linspace(1e-3, 1.0, _count(num_levels))
         log_alpha = -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
         return cls.from_arrays(np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha)))
@@ -123,6 +128,11 @@ class Schedule(eqx.Module):
     @classmethod
     def edm(cls, num_levels: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
         """Variance exploding (Karras et al. 2022): α = 1, σ^{1/ρ} evenly spaced from σ_min to σ_max."""
+        if not (0 < sigma_min < sigma_max and rho > 0):
+            raise InvalidValueError(
+                f"Karras's levels need 0 < sigma_min < sigma_max and rho > 0; got {sigma_min}, {sigma_max}, {rho}.",
+                fix="for example sigma_min=0.002, sigma_max=80, rho=7.",
+            )
         ramp = np.linspace(0.0, 1.0, _count(num_levels))
         sigma = (sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))) ** rho
         return cls.from_arrays(np.ones_like(sigma), sigma)

@@ -1,7 +1,7 @@
 """Pass 2: choose the program's levels, and find for each factor the level of its own that carries as much noise.
 
 Two schedules agree where their log-SNR agrees. With own noise (α, σ) and the program's (α', σ') at one log-SNR,
-x' = x·α'/α, so log f'(x') = log f(x'·α/α') + d·log(α/α').
+x' = x·α'/α, so log f'(x') = log f(x'·α/α') + d·log(α/α'), without the last term for what is no density (classifiers).
 """
 
 from __future__ import annotations
@@ -75,12 +75,23 @@ def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
             f"Factor '{leaf.name}' at site {site.name!r} was trained for log-SNR {known[-1]:.3g} to {known[0]:.3g}, "
             f"but level {k} of the program's schedule has {wanted[k]:.3g}.",
             where=site.where,
-            fix="compile with a schedule inside that range: cp.compile(program, …, "
-            f"schedule=cp.Schedule.log_snr({len(wanted)}, min={max(known[-1], wanted[-1]):.3g}, "
-            f"max={min(known[0], wanted[0]):.3g})).",
+            fix=_schedule_inside(leaf, known, wanted),
         )
     alpha = leaf.factor.schedule.alpha_at(wanted)
     return _noise(np.arange(len(wanted)), alpha, alpha * np.exp(-wanted / 2))
+
+
+def _schedule_inside(leaf: Leaf, known: np.ndarray, wanted: np.ndarray) -> str:
+    """A schedule that the leaf can follow, rounded inwards; for a window, in the log-SNR of the canvas."""
+    shift = math.log(leaf.region.averaged) if leaf.region else 0.0
+    low = math.ceil((max(known[-1], wanted[-1]) - shift) * 100) / 100
+    high = math.floor((min(known[0], wanted[0]) - shift) * 100) / 100
+    if low >= high:
+        return "use a factor that was trained on these levels, or compile with another schedule."
+    return (
+        "compile with a schedule inside that range: cp.compile(program, …, "
+        f"schedule=cp.Schedule.log_snr({len(wanted)}, min={low:g}, max={high:g}))."
+    )
 
 
 def _discrete(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
@@ -95,7 +106,9 @@ def _discrete(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
             f"none has the log-SNR {wanted[k]:.4g} of the program's level {k}; its nearest is level {nearest[k]} with "
             f"{known[nearest[k]]:.4g}.",
             where=site.where,
-            fix="compile with that factor's own schedule, or train it with time='log_snr'.",
+            fix="use a factor trained with time='log_snr': a window that averages needs other levels than the canvas."
+            if leaf.region is not None and leaf.region.averaged > 1
+            else "compile with that factor's own schedule, or train it with time='log_snr'.",
         )
     return _noise(nearest, np.asarray(own.alpha)[nearest], np.asarray(own.sigma)[nearest])
 

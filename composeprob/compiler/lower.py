@@ -50,7 +50,8 @@ class Batch(eqx.Module):
             rows = jax.vmap(self.factor.evaluate, in_axes=(None if alike else 0, None, 0), axis_size=len(events))
             log_f, score = rows(x, own, self.conditions)
             outputs = [(None if log_f is None else log_f[m], score[m]) for m in range(len(events))]
-        jacobian = math.prod(shape) * jnp.log(ratio)
+        # A density of x is rescaled with x; a bounded potential (top power 0) is a function of x and is not.
+        jacobian = self.factor.top_power * math.prod(shape) * jnp.log(ratio)
         return [
             (None if log_f is None else log_f + jacobian, embed(ratio * score, region, xs[site].shape))
             for (log_f, score), (site, region) in zip(outputs, self.places, strict=True)

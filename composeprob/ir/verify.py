@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from composeprob.errors import VerificationError
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Region, Site, walk
+from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Site, walk
 
 STAGES = ("build", "normalise", "align", "share", "check")
 
@@ -17,7 +17,7 @@ def verify(graph: Graph, stage: str) -> Graph:
     neither empty; regions lie inside their site and hold one event of their leaf; sites have different names. From
     ``normalise`` on: no product holds a product or a zero power, no product is a single child to the power 1. From
     ``align`` on: a schedule, and each leaf's own noise has one entry per level. From ``share`` on: each leaf has a
-    slot that exists, and each slot is used.
+    slot that exists and reads the leaf's site and region, and each slot is used.
     """
     reached = STAGES.index(stage)
 
@@ -33,6 +33,7 @@ def verify(graph: Graph, stage: str) -> Graph:
     used: set[tuple[int, int]] = set()
     for site in graph.sites:
         for node in walk(site.root):
+            rule(isinstance(node, (Leaf, Product, Mixture)), f"an unknown node {type(node).__name__}")
             _shape_rules(node, site, rule)
             if reached >= 1 and isinstance(node, Product):
                 rule(not any(isinstance(c, Product) for c in node.children), "a product holds a product")
@@ -44,8 +45,13 @@ def verify(graph: Graph, stage: str) -> Graph:
             if reached >= 3 and isinstance(node, Leaf):
                 rule(node.slot is not None, f"leaf {node.name} has no slot")
                 group, member = node.slot or (0, 0)
-                exists = group < len(graph.groups) and member < len(graph.groups[group].members)
+                exists = 0 <= group < len(graph.groups) and 0 <= member < len(graph.groups[group].members)
                 rule(exists, f"slot {node.slot} does not exist")
+                use = graph.groups[group].members[member]
+                rule(
+                    use.site == site.name and use.region == node.region,
+                    f"slot {node.slot} of leaf {node.name} reads another place",
+                )
                 used.add((group, member))
     if reached >= 3:
         slots = {(g, m) for g, group in enumerate(graph.groups) for m in range(len(group.members))}
@@ -55,10 +61,14 @@ def verify(graph: Graph, stage: str) -> Graph:
 
 def _shape_rules(node: Node, site: Site, rule) -> None:  # type: ignore[no-untyped-def]
     if isinstance(node, Leaf):
-        region = node.region or Region((0,) * len(site.shape), site.shape, (1,) * len(site.shape))
-        rule(len(region.offset) == len(site.shape), f"the region of {node.name} has other axes than site {site.name}")
+        if node.region is None:
+            rule(node.factor.event_shape == site.shape, f"events of {node.name} have another shape than {site.name}")
+            return
+        region = node.region
+        axes = {len(region.offset), len(region.extent), len(region.block), len(site.shape)}
+        rule(len(axes) == 1, f"the region of {node.name} has other axes than site {site.name}")
         inside = all(
-            o >= 0 and o + e <= s and e % b == 0
+            o >= 0 and o + e <= s and b > 0 and e % b == 0
             for o, e, b, s in zip(region.offset, region.extent, region.block, site.shape, strict=True)
         )
         rule(inside, f"the region of {node.name} leaves site {site.name}")
@@ -69,4 +79,3 @@ def _shape_rules(node: Node, site: Site, rule) -> None:  # type: ignore[no-untyp
     rule(len(node.children) > 0, f"an empty {type(node).__name__}")
     rule(len(numbers) == len(node.children), f"a {type(node).__name__} with {len(numbers)} numbers for its children")
     rule(all(math.isfinite(n) for n in numbers), f"a {type(node).__name__} with a number that is not finite")
-    rule(isinstance(node, (Product, Mixture)), f"an unknown node {type(node).__name__}")

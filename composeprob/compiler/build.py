@@ -140,6 +140,8 @@ def _node(factor: Factor, region: Region | None, names: Names) -> Node:
     if isinstance(factor, algebra.Mixture):
         return Mixture(tuple(_node(f, region, names) for f in factor.factors), factor.log_weights)
     assert isinstance(factor, Window)
+    if factor.event_shape == factor.factor.event_shape:  # a window over the whole canvas changes nothing
+        return _node(factor.factor, region, names)
     return _node(factor.factor, _inside(region, factor), names)
 
 

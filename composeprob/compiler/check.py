@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from composeprob.compiler.top import check_proper, top_of
 from composeprob.errors import CapabilityError, ComposeProbError
-from composeprob.factors.diffusion import Diffusion
 from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, leaves
 
 
@@ -15,15 +14,15 @@ def check(graph: Graph) -> Graph:
         ImproperError: the noisiest level cannot be normalised.
         CapabilityError: a mixture over a score-only factor.
         NetworkError: a network that cannot be called with its conditions.
+        ConditionError: a condition that is missing.
     """
     for site in graph.sites:
         check_proper(top_of(site.root, site.shape), site)
         for leaf in leaves(site.root):
-            if isinstance(leaf.factor, Diffusion):
-                try:
-                    leaf.factor.check_network()
-                except ComposeProbError as error:
-                    raise type(error)(error.found, where=site.where, fix=error.fix) from error
+            try:
+                leaf.factor.check_network()
+            except ComposeProbError as error:
+                raise type(error)(error.found, where=site.where, fix=error.fix) from error
     return graph.noted("check", f"offers {', '.join(sorted(capabilities(graph)))}")
 
 

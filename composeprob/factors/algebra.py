@@ -120,7 +120,7 @@ def mixture(
     if log_weights is not None:
         if weights is not None:
             raise InvalidValueError("A mixture got both weights and log_weights.", fix="pass one of them.")
-        raw = np.asarray(log_weights, np.float64)
+        raw = _numbers("log_weights", log_weights)
         if raw.shape != (len(factors),) or not np.all(np.isfinite(raw)):
             raise InvalidValueError(
                 f"log_weights must be {len(factors)} finite numbers, one per factor; got {log_weights!r}."
@@ -134,7 +134,7 @@ def mixture(
                 fix="use cp.Analytic factors, or give raw multipliers with log_weights=[…] "
                 "and accept that the shares follow from the unknown normalisers.",
             )
-    shares = np.ones(len(factors)) if weights is None else np.asarray(weights, np.float64)
+    shares = np.ones(len(factors)) if weights is None else _numbers("weights", weights)
     if shares.shape != (len(factors),) or not np.all(np.isfinite(shares)) or np.any(shares < 0) or shares.sum() == 0:
         raise InvalidValueError(
             f"weights must be {len(factors)} non-negative finite numbers with a positive sum; got {weights!r}.",
@@ -162,7 +162,20 @@ def _normalised(factor: Factor) -> bool:
         return "normalised" in factor.capabilities
     if isinstance(factor, Mixture):
         return factor.calibrated
-    return isinstance(factor, Product) and factor.powers == (1.0,) and _normalised(factor.factors[0])
+    if isinstance(factor, Product):
+        return factor.powers == (1.0,) and _normalised(factor.factors[0])
+    # A window: over the whole canvas it is its factor; one that leaves entries free has no finite integral.
+    return factor.event_shape == factor.factor.event_shape and _normalised(factor.factor)  # type: ignore[attr-defined]
+
+
+def _numbers(what: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values, np.float64)
+    except Exception as error:  # what an array type raises here is its own affair
+        raise WrongTypeError(
+            f"{what} must be numbers known before compilation; got {type(values).__name__}.",
+            fix="pass a list of floats; weights that are latents of the program would make its normaliser depend on them.",
+        ) from error
 
 
 def _given(factors: tuple[Factor, ...], conditions: dict[str, Any]) -> tuple[Factor, ...]:
@@ -190,6 +203,12 @@ def _check_factors(what: str, factors: tuple[Any, ...]) -> None:
 
 def _common_shape(what: str, factors: tuple[Any, ...]) -> tuple[int, ...]:
     _check_factors(what, factors)
+    for factor in factors:
+        if factor.event_shape is None:
+            raise ShapeError(
+                f"{what} does not know for which events '{factor.label}' is.",
+                fix="use cp.condition(f, classifier, label), or pass event_shape= to cp.Classifier.",
+            )
     shapes = {factor.event_shape for factor in factors}
     if len(shapes) > 1:
         found = ", ".join(f"'{leaves(f)[0].label}' has {f.event_shape}" for f in factors)

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from composeprob.errors import ShapeError, WrongTypeError
-from composeprob.factors.base import LeafFactor, check_finite
+from composeprob.factors.base import LeafFactor, check_finite, check_leaf
 from composeprob.factors.marginals import SUPPORTED, noised
 from composeprob.schedule import Noise, Schedule
 
@@ -45,11 +45,7 @@ class Analytic(LeafFactor):
     label: str = eqx.field(static=True)
 
     def __init__(self, distribution: Any, schedule: Schedule, *, label: str = ""):
-        if not isinstance(schedule, Schedule):
-            raise WrongTypeError(
-                f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
-                fix="for example cp.Schedule.cosine(100).",
-            )
+        check_leaf(schedule, ())
         self.label = label or (
             "points" if not isinstance(distribution, dist.Distribution) else type(distribution).__name__
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -83,6 +84,14 @@ class LeafFactor(Factor):
         """Names of the conditions that `given` takes."""
         return ()
 
+    def check_network(self) -> None:
+        """Refuse a factor that cannot be evaluated with the conditions given so far.
+
+        Raises:
+            NetworkError: its network cannot be called, or its output has the wrong shape.
+            ConditionError: a condition is missing.
+        """
+
     @property
     def level_bound(self) -> bool:
         """Whether the factor knows only the levels of its own schedule (a discrete time embedding)."""
@@ -127,6 +136,26 @@ def check_conditions(leaf: LeafFactor, conditions: Mapping[str, Any]) -> None:
                 f"Condition {name!r} of factor '{leaf.label}' is given twice.",
                 fix="keep the unconditioned factor in a variable and call .given on it once per condition.",
             )
+
+
+def check_leaf(schedule: Any, event_shape: Any) -> tuple[int, ...]:
+    """The event's shape as a tuple of ints; refuses what is no shape, and a schedule that is none."""
+    if not isinstance(schedule, Schedule):
+        raise WrongTypeError(
+            f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
+            fix="for example cp.Schedule.cosine(100), with the levels that the factor was trained on.",
+        )
+    return check_shape("event_shape", event_shape)
+
+
+def check_shape(what: str, shape: Any) -> tuple[int, ...]:
+    """A shape or an offset as a tuple of ints, or a `WrongTypeError`."""
+    try:
+        return tuple(operator.index(n) for n in shape)
+    except TypeError as error:
+        raise WrongTypeError(
+            f"{what} must be a tuple of whole numbers; got {shape!r}.", fix="one number per axis, such as (2,)."
+        ) from error
 
 
 def as_condition(name: str, value: Any) -> Array:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.errors import InvalidValueError, NetworkError, ShapeError
-from composeprob.factors.base import LeafFactor, check_finite
+from composeprob.errors import ConditionError, InvalidValueError, NetworkError, ShapeError
+from composeprob.factors.base import LeafFactor, as_condition, check_finite, check_leaf
 from composeprob.factors.diffusion import TIMES
 from composeprob.factors.networks import as_network
 from composeprob.schedule import Noise, Schedule
@@ -55,7 +55,8 @@ class Classifier(LeafFactor):
         self.label = label or type(network).__name__
         self.network = check_finite(as_network(network), f"The network of factor '{self.label}'")
         self.schedule, self.time, self.fixed = schedule, time, {}
-        self.event_shape = None if event_shape is None else tuple(event_shape)  # type: ignore[assignment]
+        shape = check_leaf(schedule, () if event_shape is None else event_shape)
+        self.event_shape = None if event_shape is None else shape  # type: ignore[assignment]
         self.num_classes = 0 if event_shape is None else self._count_classes()
 
     def over(self, event_shape: tuple[int, ...]) -> Classifier:
@@ -111,14 +112,22 @@ class Classifier(LeafFactor):
                 f"Classifier '{self.label}' does not say for which events it is.",
                 fix="use cp.condition(f, classifier, label), or pass event_shape= to cp.Classifier.",
             )
-        label: Any = conditions.get("label", 0)
-        concrete = not isinstance(label, jax.core.Tracer)
-        if concrete and not (jnp.ndim(label) == 0 and 0 <= int(label) < self.num_classes):
+        label = as_condition("label", conditions.get("label", 0))
+        whole = label.ndim == 0 and jnp.issubdtype(label.dtype, jnp.integer)
+        if not whole or not (isinstance(label, jax.core.Tracer) or 0 <= int(label) < self.num_classes):
             raise InvalidValueError(
-                f"Label {label!r} does not exist: classifier '{self.label}' has classes 0 to {self.num_classes - 1}.",
+                f"Label {conditions['label']!r} does not exist: classifier '{self.label}' has classes 0 to "
+                f"{self.num_classes - 1}.",
                 fix="pass the class's index.",
             )
         return super().given(**conditions)
+
+    def check_network(self) -> None:
+        if "label" not in self.fixed:
+            raise ConditionError(
+                f"Classifier '{self.label}' has no label: log p(label | x) is of no class.",
+                fix="use cp.condition(f, classifier, label), or classifier.given(label=…).",
+            )
 
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
         def log_probability(point: Array) -> Array:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.errors import InvalidValueError, NetworkError, WrongTypeError
+from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors import parameterizations
-from composeprob.factors.base import LeafFactor, as_condition, check_finite
+from composeprob.factors.base import LeafFactor, as_condition, check_finite, check_leaf
 from composeprob.factors.networks import as_network
 from composeprob.schedule import Noise, Schedule
 
@@ -84,18 +84,13 @@ class Diffusion(LeafFactor):
             )
         if time not in TIMES:
             raise InvalidValueError(f"Unknown time {time!r}.", fix=f"use one of: {', '.join(TIMES)}.")
-        if not isinstance(schedule, Schedule):
-            raise WrongTypeError(
-                f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
-                fix="for example cp.Schedule.cosine(100), with the levels that the network was trained on.",
-            )
         if isinstance(conditions, str):
             conditions = (conditions,)
         defaults = dict(conditions) if isinstance(conditions, Mapping) else {}
         self.label = label or type(network[0] if isinstance(network, tuple) else network).__name__
         self.network = check_finite(as_network(network), f"The network of factor '{self.label}'")
         self.schedule = schedule
-        self.event_shape = tuple(event_shape)
+        self.event_shape = check_leaf(schedule, event_shape)
         self.parameterization, self.time = parameterization, time
         self.names = tuple(conditions)
         self.defaults = {name: as_condition(name, value) for name, value in defaults.items()}
@@ -121,11 +116,6 @@ class Diffusion(LeafFactor):
         return {**self.defaults, **self.fixed}
 
     def check_network(self) -> None:
-        """Call the network abstractly with the conditions at hand.
-
-        Raises:
-            NetworkError: it cannot be called, or its output has the wrong shape.
-        """
         expected = () if self.parameterization == "energy" else self.event_shape
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
         noise = jax.eval_shape(self.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int)))
@@ -141,7 +131,7 @@ class Diffusion(LeafFactor):
                 "left out needs a default.",
             ) from error
         shape = getattr(output, "shape", type(output).__name__)
-        if shape != expected and not (expected == () and shape == (1,)):
+        if shape != expected and not (self.parameterization == "energy" and shape == (1,)):
             raise NetworkError(
                 f"The network of factor '{self.label}' returned shape {shape}; parameterization "
                 f"{self.parameterization!r} needs {expected}.",

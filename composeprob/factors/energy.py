@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.errors import NetworkError, WrongTypeError
-from composeprob.factors.base import LeafFactor, check_finite
+from composeprob.factors.base import LeafFactor, check_finite, check_leaf
 from composeprob.schedule import Noise, Schedule
 
 
@@ -60,7 +60,7 @@ class Energy(LeafFactor):
         self.fn = (
             check_finite(fn, f"The function of factor '{self.label}'") if isinstance(fn, eqx.Module) else _Static(fn)
         )
-        self.schedule, self.event_shape = schedule, tuple(event_shape)
+        self.schedule, self.event_shape = schedule, check_leaf(schedule, event_shape)
         self.power_at_top, self.fixed = float(top_power), {}
         try:
             x, level = (

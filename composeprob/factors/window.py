@@ -8,7 +8,7 @@ import equinox as eqx
 
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.factors.algebra import _check_factors
-from composeprob.factors.base import Factor
+from composeprob.factors.base import Factor, check_shape
 
 
 class Window(Factor):
@@ -45,12 +45,14 @@ def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...
 
     Raises:
         ShapeError: the region leaves the canvas, or the number of axes differs.
+        InvalidValueError, WrongTypeError: a scale below 1, shapes or offsets that are no whole numbers.
 
     References:
         Du et al. 2023, section 5.4 (tapestries).
     """
     _check_factors("A window", (factor,))
-    canvas, event = tuple(canvas_shape), factor.event_shape
+    canvas, event = check_shape("canvas_shape", canvas_shape), factor.event_shape
+    offset = check_shape("offset", offset)
     if len(canvas) != len(event):
         raise ShapeError(
             f"A window needs a canvas with as many axes as the factor's event; got {canvas} for events {event}.",
@@ -58,9 +60,9 @@ def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...
         )
     if not isinstance(scale, int) or scale < 1:
         raise InvalidValueError(f"A window's scale must be a whole number ≥ 1; got {scale!r}.")
-    if len(tuple(offset)) > len(canvas):
-        raise ShapeError(f"offset {tuple(offset)} has more axes than the canvas {canvas}.")
-    start = tuple(int(o) for o in offset) + (0,) * (len(canvas) - len(tuple(offset)))
+    if len(offset) > len(canvas):
+        raise ShapeError(f"offset {offset} has more axes than the canvas {canvas}.")
+    start = offset + (0,) * (len(canvas) - len(offset))
     block = (scale,) * len(canvas) if len(canvas) != 3 else (scale, scale, 1)
     for axis, (o, size, b, total) in enumerate(zip(start, event, block, canvas, strict=True)):
         if o < 0 or o + size * b > total:

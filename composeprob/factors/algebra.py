@@ -174,7 +174,7 @@ def _numbers(what: str, values: Any) -> np.ndarray:
     except Exception as error:  # what an array type raises here is its own affair
         raise WrongTypeError(
             f"{what} must be numbers known before compilation; got {type(values).__name__}.",
-            fix="pass a list of floats; weights that are latents of the program would make its normaliser depend on them.",
+            fix="pass a list of floats; weights that are latents would make the normaliser depend on them.",
         ) from error
 
 

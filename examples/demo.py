@@ -20,7 +20,7 @@ RING = dist.MixtureSameFamily(dist.Categorical(jnp.ones(8) / 8), dist.Normal(MOD
 BAR = dist.Uniform(jnp.array([-0.2, -1.0]), jnp.array([0.2, 1.0]))
 SAMPLERS = {
     "reverse diffusion": cp.Ancestral(),
-    "annealed HMC": cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), num_leapfrog=3), steps_per_level=3),
+    "annealed HMC": cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), num_leapfrog=3), steps_per_level=2),
     "SMC with MALA": cp.SMC(cp.MALA(cp.Adaptive()), steps_per_level=1),
 }
 

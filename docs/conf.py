@@ -21,7 +21,6 @@ exclude_patterns = ["_build", "jupyter_execute", "README.md", "Thumbs.db"]
 
 html_theme = "furo"
 html_title = "composeprob"
-html_static_path = ["_static"]
 
 # ── pages and notebooks ──────────────────────────────────────────────────────────────────────────────────────────────
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]

@@ -159,7 +159,7 @@ class Result:
     def save(self, path: str | os.PathLike) -> Path:
         """Write everything except ``density`` to one safetensors file; returns its path, which ends in
         ``.safetensors`` (added where missing)."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         path = _with_suffix(path)
         arrays = {f"samples/{name}": value for name, value in self.samples.items()}
@@ -169,12 +169,10 @@ class Result:
         facts["status"] = [(code.value, message) for code, message in self.status.findings]
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")  # a reader never sees half a file
-        save_file(
-            # safetensors writes the buffer as it lies in memory; 0-d arrays keep their shape.
-            {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()},
-            partial,
-            metadata={"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)},
-        )
+        # safetensors writes the buffer as it lies in memory; 0-d arrays keep their shape.
+        whole = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
+        metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
+        partial.write_bytes(save(whole, metadata=metadata))  # save_file would leave a file for its owner's eyes only
         partial.replace(path)
         return path
 

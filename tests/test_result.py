@@ -132,6 +132,9 @@ def test_round_trip_through_a_file(tmp_path):
             np.testing.assert_array_equal(a, b) if isinstance(b, np.ndarray) else np.testing.assert_equal(a, b)
     assert [p.name for p in path.parent.iterdir()] == ["run.safetensors"]  # nothing left of the writing
     assert str(loaded.summary()) == str(result.summary())
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    assert path.stat().st_mode == ordinary.stat().st_mode
 
 
 def test_load_refuses_what_it_cannot_read(tmp_path):

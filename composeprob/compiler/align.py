@@ -67,25 +67,25 @@ def _leaf(leaf: Leaf, schedule: Schedule, site: Site) -> Leaf:
 
 
 def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
-    known = _log_snr(leaf.factor.schedule)
-    outside = (wanted > known[0] + TOLERANCE) | (wanted < known[-1] - TOLERANCE)
+    low, high = leaf.factor.log_snr_range
+    outside = (wanted > high + TOLERANCE) | (wanted < low - TOLERANCE)
     if np.any(outside):
         k = int(np.argmax(outside))
         raise AlignmentError(
-            f"Factor '{leaf.name}' at site {site.name!r} was trained for log-SNR {known[-1]:.3g} to {known[0]:.3g}, "
+            f"Factor '{leaf.name}' at site {site.name!r} was trained for log-SNR {low:.3g} to {high:.3g}, "
             f"but level {k} of the program's schedule has {wanted[k]:.3g}.",
             where=site.where,
-            fix=_schedule_inside(leaf, known, wanted),
+            fix=_schedule_inside(leaf, low, high, wanted),
         )
     alpha = leaf.factor.schedule.alpha_at(wanted)
     return _noise(np.arange(len(wanted)), alpha, alpha * np.exp(-wanted / 2))
 
 
-def _schedule_inside(leaf: Leaf, known: np.ndarray, wanted: np.ndarray) -> str:
+def _schedule_inside(leaf: Leaf, low: float, high: float, wanted: np.ndarray) -> str:
     """A schedule that the leaf can follow, rounded inwards; for a window, in the log-SNR of the canvas."""
     shift = math.log(leaf.region.averaged) if leaf.region else 0.0
-    low = math.ceil((max(known[-1], wanted[-1]) - shift) * 100) / 100
-    high = math.floor((min(known[0], wanted[0]) - shift) * 100) / 100
+    low = math.ceil((max(low, wanted[-1]) - shift) * 100) / 100
+    high = math.floor((min(high, wanted[0]) - shift) * 100) / 100
     if low >= high:
         return "use a factor that was trained on these levels, or compile with another schedule."
     return (

@@ -93,6 +93,12 @@ class LeafFactor(Factor):
         """
 
     @property
+    def log_snr_range(self) -> tuple[float, float]:
+        """The least and greatest log-SNR at which the factor means something; by default those of its levels."""
+        log_snr = 2 * (np.log(self.schedule.alpha) - np.log(self.schedule.sigma))
+        return float(log_snr[-1]), float(log_snr[0])
+
+    @property
     def level_bound(self) -> bool:
         """Whether the factor knows only the levels of its own schedule (a discrete time embedding)."""
         return False

@@ -37,6 +37,8 @@ class Diffusion(LeafFactor):
         conditions: names of the network's conditions. A mapping ``{name: value}`` also says which value means
             "no condition" (as trained with dropout of the condition); with plain names the network's own default
             is used where a condition is not given.
+        log_snr_range: (least, greatest) log-SNR that the network was trained on, where that is more than the range of
+            ``schedule``; only for a continuous ``time``, and a variance-preserving or -exploding schedule.
         label: the name to show; a compiled program shows the user's variable name instead where it finds one.
 
     Raises:
@@ -65,6 +67,7 @@ class Diffusion(LeafFactor):
     defaults: dict[str, Any]
     fixed: Mapping[str, Any]
     label: str = eqx.field(static=True)
+    trained: tuple[float, float] | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class Diffusion(LeafFactor):
         parameterization: str = "epsilon",
         time: str = "level",
         conditions: tuple[str, ...] | Mapping[str, Any] = (),
+        log_snr_range: tuple[float, float] | None = None,
         label: str = "",
     ):
         known = (*parameterizations.ENERGIES, *parameterizations.SCORES)
@@ -92,6 +96,7 @@ class Diffusion(LeafFactor):
         self.schedule = schedule
         self.event_shape = check_leaf(schedule, event_shape)
         self.parameterization, self.time = parameterization, time
+        self.trained = None if log_snr_range is None else self._check_range(log_snr_range)
         self.names = tuple(conditions)
         self.defaults = {name: as_condition(name, value) for name, value in defaults.items()}
         self.fixed = {}
@@ -109,11 +114,30 @@ class Diffusion(LeafFactor):
         return self.names
 
     @property
+    def log_snr_range(self) -> tuple[float, float]:
+        return super().log_snr_range if self.trained is None else self.trained
+
+    @property
     def level_bound(self) -> bool:
         return self.time == "level"
 
     def call_conditions(self) -> dict[str, Array]:
         return {**self.defaults, **self.fixed}
+
+    def _check_range(self, log_snr_range: tuple[float, float]) -> tuple[float, float]:
+        low, high = (float(end) for end in log_snr_range)
+        own_low, own_high = super().log_snr_range
+        if not low <= own_low + 1e-3 or not own_high - 1e-3 <= high:
+            raise InvalidValueError(
+                f"log_snr_range {(low, high)} does not hold the levels of the schedule, {own_low:.3g} to {own_high:.3g}.",
+                fix="the network must have been trained on every level that it offers.",
+            )
+        if self.time == "level":
+            raise InvalidValueError(
+                "log_snr_range is given with time='level': such a network knows only its own levels.",
+                fix="leave it out, or train the network with time='log_snr'.",
+            )
+        return low, high
 
     def check_network(self) -> None:
         expected = () if self.parameterization == "energy" else self.event_shape

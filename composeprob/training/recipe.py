@@ -107,6 +107,7 @@ class Recipe:
             parameterization=self.parameterization,
             time=self.time,
             conditions=self.conditions,
+            log_snr_range=None if self.time == "level" else self.log_snr,
             label=label,
         )
 

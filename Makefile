@@ -20,8 +20,6 @@ PYTEST_ARGS ?=
 comma := ,
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
-MPLBACKEND ?= Agg
-export MPLBACKEND
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))

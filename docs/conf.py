@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.metadata import version as installed_version
 
@@ -25,6 +26,7 @@ html_title = "composeprob"
 # ── pages and notebooks ──────────────────────────────────────────────────────────────────────────────────────────────
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+os.environ.pop("MPLBACKEND", None)  # notebooks draw inline; another backend would leave the pages without pictures
 nb_execution_mode = "force"  # a cache would not notice that the library changed under an unchanged notebook
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,21 +39,20 @@ def score_errors(factor: LeafFactor, reference: Any, key: Array, *, num: int = 8
     exact = Analytic(reference, factor.schedule)
     rows = []
     for i, noise in enumerate(_noises(factor)):
-        x = exact.at(noise).sample(jax.random.fold_in(key, i), (num,))
-        error, size = _compare(factor, exact, noise, x)
+        error, size = _compare(factor, exact, noise, jax.random.fold_in(key, i), num)
         sigma2 = float(noise.sigma) ** 2
         row = {"log_snr": float(noise.log_snr), "error": sigma2 * float(error), "relative": float(error / size)}
         rows.append({name: float(f"{value:.4g}") for name, value in row.items()})
     return rows
 
 
-@jax.jit
-def _compare(factor: LeafFactor, exact: LeafFactor, noise: Noise, x: Array) -> tuple[Array, Array]:
+@eqx.filter_jit
+def _compare(factor: LeafFactor, exact: Analytic, noise: Noise, key: Array, num: int) -> tuple[Array, Array]:
     def one(point: Array) -> tuple[Array, Array]:
         given, true = factor.evaluate(point, noise, {})[1], exact.evaluate(point, noise, {})[1]
         return jnp.mean((given - true) ** 2), jnp.mean(true**2)
 
-    error, size = jax.vmap(one)(x)
+    error, size = jax.vmap(one)(exact.at(noise).sample(key, (num,)))
     return jnp.mean(error), jnp.mean(size)
 
 

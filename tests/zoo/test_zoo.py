@@ -103,14 +103,12 @@ def test_an_installed_zoo_trains_and_loads(installed, tmp_path):
     assert card.quality["samples"]["log_density_gap"] != 0
     assert "More of it." in card.text
     assert "| log-SNR |" in card.text
-    # Training again replaces the measured part of the card, and does not grow it.
-    train_model("tiny", iterations=2, progress=False)
-    assert zoo.zoo("tiny").text.count("| log-SNR |") == 1
-    assert zoo.zoo("tiny").training["iterations"] == 2
-
+    # Training again, elsewhere: the own folder stays, and the card's measured part is replaced and does not grow.
     before = (installed / "tiny" / "weights.safetensors").read_bytes()
-    train_model("tiny", out=tmp_path / "elsewhere", progress=False)
-    assert (tmp_path / "elsewhere" / "weights.safetensors").exists()
+    train_model("tiny", out=tmp_path / "elsewhere", iterations=2, progress=False)
+    assert (tmp_path / "elsewhere" / "card.md").read_text().count("| log-SNR |") == 1
+    assert json.loads((tmp_path / "elsewhere" / "metrics.json").read_text())["training"]["iterations"] == 2
+    assert (tmp_path / "elsewhere" / "weights.safetensors").read_bytes() != before
     assert (installed / "tiny" / "weights.safetensors").read_bytes() == before
 
 

@@ -129,7 +129,7 @@ class Diffusion(LeafFactor):
         own_low, own_high = super().log_snr_range
         if not low <= own_low + 1e-3 or not own_high - 1e-3 <= high:
             raise InvalidValueError(
-                f"log_snr_range {(low, high)} does not hold the levels of the schedule, {own_low:.3g} to {own_high:.3g}.",
+                f"log_snr_range {(low, high)} does not hold the schedule's levels, {own_low:.3g} to {own_high:.3g}.",
                 fix="the network must have been trained on every level that it offers.",
             )
         if self.time == "level":

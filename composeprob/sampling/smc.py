@@ -96,7 +96,7 @@ class SMC(Sampler):
 
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         # Density weights carry each level's own constant: they tell the evidence only if there is none.
-        return self.weights == "feynman_kac" or all("normalised" in offered for *_, offered in density.described.offers)
+        return self.weights == "feynman_kac" or normalised(density)
 
     def prepare(self, density: AnnealedDensity) -> SMC:
         kernel = self.kernel
@@ -139,14 +139,17 @@ class SMC(Sampler):
         sigma = density.schedule.at(level).sigma
         log_weights, log_marginal = states.evaluation.log_potential, states.evaluation.log_marginal
         assert log_weights is not None  # whatever is no noised marginal has an energy, or SMC is refused
-        if log_marginal is not None and not density.top.exact:
+        log_evidence = density.top.log_normaliser(sigma)
+        known = normalised(density)
+        if log_marginal is not None and (known or not density.top.exact):
             xs = {name: positions[name] for name in density.top.power}
             log_weights = log_weights + log_marginal - jax.vmap(density.top.log_density, (0, None))(xs, sigma)
+            log_evidence = jnp.zeros(()) if known else log_evidence  # then the weights themselves know ∫F
         return dataclasses.replace(
             run,
             chains=states,
             log_weights=log_weights,
-            log_evidence=density.top.log_normaliser(sigma),
+            log_evidence=log_evidence,
             log_scale=self.moves.first_log_scale() if self.moves else run.log_scale,
         )
 
@@ -208,6 +211,11 @@ class SMC(Sampler):
     def describe(self) -> str:
         kernel = "no kernel" if self.kernel is None else f"{self.kernel!r}, {self.steps_per_level} steps a level"
         return f"SMC({kernel}, weights='{self.weights}', resample_threshold={float(self.resample_threshold):.3g})"
+
+
+def normalised(density: AnnealedDensity) -> bool:
+    """Whether every factor's log-density is normalised, so that its values tell ∫F and not only its shape."""
+    return all("normalised" in offered for *_, offered in density.described.offers)
 
 
 def feynman_kac_weight(before: Evaluation, after: Evaluation, schedule: Schedule, level: Array) -> Array:

@@ -34,12 +34,12 @@ def exact_product(schedule, num_draws):
     """By quadrature on a grid at level 0: the exact product's log-density, its mode weights, and draws from it."""
     density = cp.compile(product, cp.Analytic(RING, schedule), cp.Analytic(BAR, schedule))
     unnormalised = jax.jit(jax.vmap(lambda x: density.log_density({"x": x}, 0)))
-    grid = np.stack(np.meshgrid(*2 * [np.linspace(-1.2, 1.2, 1201)]), -1).reshape(-1, 2).astype(np.float32)
+    grid = np.stack(np.meshgrid(*2 * [np.linspace(-1.2, 1.2, 601)]), -1).reshape(-1, 2).astype(np.float32)
     values = np.asarray(unnormalised(grid), np.float64)
     log_sum = np.logaddexp.reduce(values)
     chosen = np.random.default_rng(0).choice(len(grid), num_draws, p=np.exp(values - log_sum))
     weights = cp.metrics.mode_weights(grid, MODES, values)
-    return lambda x: np.asarray(unnormalised(x)) - log_sum - 2 * np.log(2.4 / 1200), weights, grid[chosen]
+    return lambda x: np.asarray(unnormalised(x)) - log_sum - 2 * np.log(2.4 / 600), weights, grid[chosen]
 
 
 def main(num_chains=1000, out="out", samplers=SAMPLERS):

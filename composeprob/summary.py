@@ -41,8 +41,8 @@ class Summary:
 
     def __str__(self) -> str:
         width = max([len(label) for label in self.rows] + [4])
-        lines = [" " * width + "".join(f"{column:>10}" for column in COLUMNS)]
-        lines += [f"{label:<{width}}" + "".join(f"{v:>10.4g}" for v in row) for label, row in self.rows.items()]
+        lines = [" " * width + "".join(f"{column:>12}" for column in COLUMNS)]
+        lines += [f"{label:<{width}}" + "".join(f"{v:>12.4g}" for v in row) for label, row in self.rows.items()]
         margin = max(len(name) for name in self.facts) + 2
         lines.append("")
         for name, text in self.facts.items():

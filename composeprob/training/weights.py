@@ -49,7 +49,9 @@ def load_weights(network: Any, path: str | Path) -> Any:
         )
     for name, array in wanted.items():
         found = stored[name]
-        if found.shape != array.shape or found.dtype != array.dtype:
+        # With jax_enable_x64 a recipe builds its network in double precision; it was trained in single.
+        same = found.dtype == array.dtype or (found.dtype == np.float32 and array.dtype == np.float64)
+        if found.shape != array.shape or not same:
             raise LoadError(
                 f"Tensor {name!r} in {path} is {found.dtype}{list(found.shape)}; the network needs "
                 f"{array.dtype}{list(array.shape)}.",

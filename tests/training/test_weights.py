@@ -36,6 +36,15 @@ def test_round_trip(tmp_path, kind):
     assert ("blocks.0.enter.weight" if kind == "equinox" else "state.blocks.0.enter.kernel") in names
 
 
+def test_weights_of_single_precision_load_where_double_is_the_default(tmp_path):
+    shapes = eqx.filter_eval_shape(tiny().untrained, KEY)
+    zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+    save_weights(zeros, tmp_path / "w.safetensors")
+    double = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.float64), shapes)
+    loaded = load_weights(double, tmp_path / "w.safetensors")
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     network, path = eqx.filter_jit(tiny().untrained)(KEY), tmp_path / "w.safetensors"
     save_weights(network, path)

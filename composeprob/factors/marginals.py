@@ -38,13 +38,16 @@ def noised(distribution: Any, noise: Noise) -> Any:
             whole = dist.constraints.independent(dist.constraints.real, len(distribution.event_shape))
             return dist.MixtureGeneral(distribution.mixing_distribution, parts, support=whole)
         case dist.Normal():
-            return dist.Normal(alpha * distribution.loc, jnp.sqrt((alpha * distribution.scale) ** 2 + sigma**2))
+            return dist.Normal(
+                alpha * jnp.asarray(distribution.loc),
+                jnp.sqrt((alpha * jnp.asarray(distribution.scale)) ** 2 + sigma**2),
+            )
         case dist.Delta() if distribution.event_dim == 0:
-            return dist.Normal(alpha * distribution.v, sigma)
+            return dist.Normal(alpha * jnp.asarray(distribution.v), sigma)
         case dist.MultivariateNormal():
             size = distribution.event_shape[-1]
             covariance = alpha**2 * distribution.covariance_matrix + sigma**2 * jnp.eye(size)
-            return dist.MultivariateNormal(alpha * distribution.loc, covariance)
+            return dist.MultivariateNormal(alpha * jnp.asarray(distribution.loc), covariance)
         case dist.Uniform():
             return NoisedUniform(distribution.low, distribution.high, alpha, sigma)
         case _:

@@ -1,0 +1,198 @@
+"""Laws of the algebra: expressions that mean the same have the same log-density and score at every level."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import composeprob as cp
+from composeprob.factors.algebra import Mixture, leaves
+
+LEVELS = 8
+laws = settings(max_examples=6, deadline=None, derandomize=True, database=None)
+powers = st.sampled_from([-0.5, 0.25, 0.6, 1.0, 1.7, 3.0])
+shares = st.floats(0.05, 1.0)
+places = st.tuples(st.integers(0, LEVELS - 1), st.integers(0, 2**16))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@functools.cache
+def schedule():
+    return cp.Schedule.log_snr(LEVELS, min=-7.0, max=8.0)
+
+
+@functools.cache
+def f(i):
+    """The i-th factor: three Gaussians, three different ones for each i."""
+    rng = np.random.default_rng(i)
+    normal = dist.Normal(jnp.asarray(rng.normal(size=(3, 2))), jnp.asarray(rng.uniform(0.2, 1.0, size=(3, 2))))
+    return cp.Analytic(
+        dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(rng.dirichlet(np.ones(3)))), normal.to_event(1)),
+        schedule(),
+    )
+
+
+@functools.cache
+def conditional():
+    """An energy model N(α·c, 1 − α²·(1 − 0.5²)) of both entries; no condition means c = 0."""
+
+    def energy(x, log_snr, c):
+        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        return 0.5 * sigma * jnp.sum((x - alpha * c) ** 2) / (0.25 * alpha**2 + sigma**2)
+
+    return cp.Diffusion(
+        energy, schedule(), event_shape=(2,), parameterization="energy", time="log_snr", conditions={"c": 0.0}
+    )
+
+
+@cp.program
+def single(factor):
+    cp.sample("x", factor)
+
+
+def evaluation(factor, place):
+    level, seed = place
+    x = 1.2 * np.random.default_rng(seed).normal(size=factor.event_shape)
+    return cp.compile(single, factor).evaluate({"x": x}, level)
+
+
+def assert_same(a, b, place):
+    one, other = evaluation(a, place), evaluation(b, place)
+    np.testing.assert_allclose(one.log_density, other.log_density, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(one.score["x"], other.score["x"], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(one.rate, other.rate, rtol=1e-7, atol=1e-8)
+
+
+@laws
+@given(places)
+def test_products_commute_and_associate(place):
+    assert_same(f(0) * f(1), f(1) * f(0), place)
+    assert_same((f(0) * f(1)) * f(2), f(0) * (f(1) * f(2)), place)
+    assert_same(cp.product(f(0), f(1), f(2)), f(2) * f(0) * f(1), place)
+
+
+@laws
+@given(places, powers, powers)
+def test_powers(place, v, w):
+    base = f(2) ** 5.0  # keeps the total power positive
+    assert_same(f(0) ** 1, f(0), place)
+    assert_same((f(0) * f(1)) ** w * base, f(0) ** w * f(1) ** w * base, place)
+    assert_same((f(0) ** v) ** w * base * base, f(0) ** (v * w) * base * base, place)
+    assert_same(f(0) ** v * f(0) ** w * base, f(0) ** (v + w) * base, place)
+    assert_same(cp.power(f(0), w) * base, f(0) ** w * base, place)
+
+
+@laws
+@given(places)
+def test_division(place):
+    assert_same(f(0) * f(1) / f(1), f(0), place)
+    assert_same(f(0) * (f(1) / f(1)), f(0), place)
+    assert_same(f(0) ** 2 / f(1), f(0) ** 2 * f(1) ** -1, place)
+    assert_same(f(0) * f(1) ** 0, f(0), place)
+
+
+@laws
+@given(places, shares, shares, shares)
+def test_mixtures(place, a, b, c):
+    assert_same(cp.mixture([f(0), f(1), f(2)], [a, b, c]), cp.mixture([f(2), f(0), f(1)], [c, a, b]), place)
+    assert_same(cp.mixture([f(0), f(1)], [a, b]), cp.mixture([f(0), f(1)], [10 * a, 10 * b]), place)
+    assert_same(cp.mixture([f(0), f(0)], [a, b]), f(0), place)
+    assert_same(cp.mixture([f(0), f(1)], [a, 0.0]), f(0), place)
+    nested = cp.mixture([cp.mixture([f(0), f(1)], [a, b]), f(2)], [a + b, c])
+    assert_same(nested, cp.mixture([f(0), f(1), f(2)], [a, b, c]), place)
+    assert_same(cp.mixture([f(0) * f(2), f(1) * f(2)], log_weights=np.log([a, b])),
+                cp.mixture([f(0), f(1)], log_weights=np.log([a, b])) * f(2), place)  # fmt: skip
+
+
+@laws
+@given(st.lists(shares, min_size=2, max_size=4))
+def test_weights_are_shares(weights):
+    mixed = cp.mixture([f(i) for i in range(len(weights))], weights)
+    assert isinstance(mixed, Mixture)
+    np.testing.assert_allclose(np.exp(mixed.log_weights), np.array(weights) / np.sum(weights), rtol=1e-12)
+    equal = cp.mixture([f(i) for i in range(len(weights))])
+    np.testing.assert_allclose(np.exp(equal.log_weights), 1 / len(weights), rtol=1e-12)
+
+
+@laws
+@given(places, st.floats(-2.0, 2.0), st.floats(-0.5, 2.5))
+def test_guidance(place, c, scale):
+    model = conditional()
+    assert_same(cp.guide(model, 1.0, c=c), model.given(c=c), place)
+    assert_same(cp.guide(model, 0.0, c=c), model, place)
+    assert_same(cp.guide(model, scale, c=0.0), model, place)
+    assert_same(cp.guide(model, scale, c=c), model.given(c=c) ** scale * model ** (1 - scale), place)
+    # Of two Gaussians of one width the guided one is Gaussian too, with the mean moved scale times as far.
+    one, other = evaluation(cp.guide(model, scale, c=c), place), evaluation(model.given(c=scale * c), place)
+    np.testing.assert_allclose(one.score["x"], other.score["x"], rtol=1e-9, atol=1e-9)
+
+
+@laws
+@given(places, st.floats(-2.0, 2.0))
+def test_given_reaches_into_expressions(place, c):
+    model = conditional()
+    fixed = model.given(c=c)
+    assert_same((model * f(0)).given(c=c), fixed * f(0), place)
+    assert_same((model**0.5 * f(0)).given(c=c), fixed**0.5 * f(0), place)
+    mixed = cp.mixture([model, f(0)], log_weights=[0.0, 1.0]).given(c=c)
+    assert mixed.factors[0].fixed["c"] == fixed.fixed["c"]
+    canvas, whole = (3,), f3()
+    assert_same(cp.window(model, canvas, (1,)).given(c=c) * whole, cp.window(fixed, canvas, (1,)) * whole, place)
+
+
+@functools.cache
+def f3():
+    return cp.Analytic(dist.Normal(jnp.zeros(3), 0.7), schedule())
+
+
+@laws
+@given(places, powers)
+def test_windows(place, w):
+    assert_same(cp.window(f(0), (2,), (0,)), f(0), place)
+    whole = f3() ** 4
+    assert_same(cp.window(f(0) * f(1) ** w, (3,), (1,)) * whole,
+                cp.window(f(0), (3,), (1,)) * cp.window(f(1), (3,), (1,)) ** w * whole, place)  # fmt: skip
+    nested = cp.window(cp.window(f(0), (3,), (1,)), (3,), (0,))
+    assert_same(nested * whole, cp.window(f(0), (3,), (1,)) * whole, place)
+
+
+@laws
+@given(places)
+def test_windows_of_windows(place):
+    """Offsets and scales compose: a window at scale 2 in a window at scale 2 averages blocks of 4."""
+    whole = cp.Analytic(dist.Normal(jnp.zeros(12), 0.7), schedule())
+    twice = cp.window(cp.window(f(0), (4,), (0,), scale=2), (12,), (2,), scale=2)
+    assert_same(twice * whole, cp.window(f(0), (12,), (2,), scale=4) * whole, place)
+    shifted = cp.window(cp.window(f(0), (5,), (3,)), (12,), (2,), scale=2)
+    assert_same(shifted * whole, cp.window(f(0), (12,), (8,), scale=2) * whole, place)
+
+
+@laws
+@given(places)
+def test_windows_on_disjoint_entries_are_independent(place):
+    """Their product is the joint law: at each level a noised marginal, so the rate is 0."""
+    joint = cp.window(f(0), (4,), (0,)) * cp.window(f(1), (4,), (2,))
+    level, seed = place
+    x = 1.2 * np.random.default_rng(seed).normal(size=4)
+    whole = cp.compile(single, joint).evaluate({"x": x}, level)
+    parts = [cp.compile(single, f(i)).evaluate({"x": x[2 * i : 2 * i + 2]}, level) for i in (0, 1)]
+    np.testing.assert_allclose(whole.log_density, sum(p.log_density for p in parts), rtol=1e-10)
+    np.testing.assert_allclose(whole.score["x"], np.concatenate([p.score["x"] for p in parts]), rtol=1e-9)
+    np.testing.assert_allclose(whole.rate, 0.0, atol=1e-8 * float(jnp.sum(whole.score["x"] ** 2)))
+
+
+def test_leaves_keep_their_order():
+    found = leaves(f(2) * f(0) ** 2 / f(1))
+    assert all(a is b for a, b in zip(found, [f(2), f(0), f(1)], strict=True))

@@ -1,0 +1,242 @@
+"""200 random programs against references written down from the definitions: log-density and score, float64."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+import references as ref
+from composeprob.factors.base import Factor
+
+DEPTH, COMPONENTS, PROGRAMS = 4, 3, 200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@dataclass
+class Random:
+    """A random expression, what it means, its power at each entry of the event, and the constructions in it."""
+
+    factor: Factor
+    reference: ref.Reference
+    power: np.ndarray
+    uses: Counter
+
+
+class Model(eqx.Module):
+    """A conditional energy network that knows its law: Gaussians whose means move by c·shift. E = −σ·log p."""
+
+    weights: jax.Array
+    means: jax.Array
+    shift: jax.Array
+    scale: float = eqx.field(static=True)
+
+    def __call__(self, x, log_snr, c):
+        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        variance = (alpha * self.scale) ** 2 + sigma**2
+        away = x.ravel() - alpha * (self.means + c * self.shift)
+        logs = -0.5 * jnp.sum(away**2, axis=1) / variance - 0.5 * away.shape[1] * jnp.log(2 * jnp.pi * variance)
+        return -sigma * jax.nn.logsumexp(jnp.log(self.weights) + logs)
+
+
+class Logits(eqx.Module):
+    """A classifier trained where α² + σ² = 1; elsewhere its logits are M·x/√(α²+σ²)."""
+
+    matrix: jax.Array
+
+    def __call__(self, x, log_snr):
+        return self.matrix @ x.ravel()
+
+
+def own_schedule():
+    """What models were trained on: a range that holds every level of the programs, also seen through windows."""
+    return cp.Schedule.log_snr(2, min=-16.0, max=16.0)
+
+
+def schedules():
+    return cp.Schedule.log_snr(12, min=-8.0, max=9.0), cp.Schedule.edm(12, sigma_min=0.02, sigma_max=50.0)
+
+
+def draw_mixture(rng, size):
+    weights, means = rng.dirichlet(np.ones(COMPONENTS) * 3), rng.normal(size=(COMPONENTS, size))
+    return weights, means
+
+
+def analytic(rng, shape):
+    size = math.prod(shape)
+    weights, means = draw_mixture(rng, size)
+    mixing = dist.Categorical(probs=jnp.asarray(weights))
+    kind = rng.choice(["normal", "mvn", "general"]) if len(shape) == 1 else "normal"
+    if kind == "mvn":
+        roots = np.eye(size) * 0.4 + 0.3 * rng.normal(size=(COMPONENTS, size, size))
+        covariances = roots @ roots.transpose(0, 2, 1) + 0.05 * np.eye(size)
+        law = dist.MixtureSameFamily(mixing, dist.MultivariateNormal(jnp.asarray(means), jnp.asarray(covariances)))
+    else:
+        scales = rng.uniform(0.2, 1.0, size=(COMPONENTS, size))
+        covariances = np.stack([np.diag(s**2) for s in scales])
+        locs, sds = (jnp.asarray(a.reshape(COMPONENTS, *shape)) for a in (means, scales))
+        if kind == "general":
+            law = dist.MixtureGeneral(mixing, [dist.Normal(m, s).to_event(1) for m, s in zip(locs, sds, strict=True)])
+        else:
+            law = dist.MixtureSameFamily(mixing, dist.Normal(locs, sds).to_event(len(shape)))
+    factor = cp.Analytic(law, own_schedule())
+    return Random(factor, ref.gaussians(weights, means, covariances), np.ones(shape), Counter())
+
+
+def model(rng, shape):
+    """A conditional diffusion model, and its reference as a function of the condition."""
+    size = math.prod(shape)
+    weights, means = draw_mixture(rng, size)
+    shift, scale = rng.normal(size=size), float(rng.uniform(0.3, 0.9))
+    network = Model(jnp.asarray(weights), jnp.asarray(means), jnp.asarray(shift), scale)
+    factor = cp.Diffusion(
+        network, own_schedule(), event_shape=shape, parameterization="energy", time="log_snr", conditions={"c": 0.0}
+    )
+    covariances = np.stack([np.eye(size) * scale**2] * COMPONENTS)
+    return factor, lambda c: ref.gaussians(weights, means + c * shift, covariances)
+
+
+def expression(rng, shape, depth) -> Random:
+    if depth == 0 or rng.uniform() < 0.1:
+        return analytic(rng, shape)
+    kinds = ["product", "quotient", "power", "mixture", "guide", "condition", "window"]
+    kind = rng.choice(kinds, p=[0.2, 0.1, 0.15, 0.2, 0.15, 0.05, 0.15])
+    made = globals()[f"make_{kind}"](rng, shape, depth)
+    made.uses[kind] += 1
+    return made
+
+
+def make_product(rng, shape, depth):
+    parts = [expression(rng, shape, depth - 1) for _ in range(2)]
+    if rng.uniform() < 0.3:  # the same factor twice
+        parts.append(parts[0])
+    factor = parts[0].factor * parts[1].factor if len(parts) == 2 else cp.product(*[p.factor for p in parts])
+    powers = [1.0] * len(parts)
+    total = sum(p.power for p in parts)
+    return Random(factor, ref.product([p.reference for p in parts], powers), total, count(parts))
+
+
+def make_quotient(rng, shape, depth):
+    a, b = expression(rng, shape, depth - 1), expression(rng, shape, 0)
+    reference = ref.product([a.reference, b.reference], [1.0, -1.0])
+    return Random(a.factor / b.factor, reference, a.power - b.power, count([a, b]))
+
+
+def make_power(rng, shape, depth):
+    a = expression(rng, shape, depth - 1)
+    w = float(rng.choice([-0.5, 0.3, 0.7, 1.0, 1.5, 2.0]))
+    return Random(a.factor**w, ref.product([a.reference], [w]), w * a.power, count([a]))
+
+
+def make_mixture(rng, shape, depth):
+    if rng.uniform() < 0.4:  # shares of normalised factors
+        parts = [analytic(rng, shape) for _ in range(3)]
+        shares = rng.dirichlet(np.ones(3))
+        factor = cp.mixture([p.factor for p in parts], weights=7.0 * shares)
+    else:
+        parts = [expression(rng, shape, depth - 1) for _ in range(2)]
+        shares = np.exp(rng.normal(size=2))
+        factor = cp.mixture([p.factor for p in parts], log_weights=np.log(shares))
+    power = np.min([p.power for p in parts], axis=0)
+    return Random(factor, ref.mixture([p.reference for p in parts], shares), power, count(parts))
+
+
+def make_guide(rng, shape, depth):
+    factor, reference = model(rng, shape)
+    scale, c = float(rng.choice([0.0, 1.0, 1.7, 3.0])), float(rng.normal())
+    meaning = ref.product([reference(c), reference(0.0)], [scale, 1.0 - scale])
+    return Random(cp.guide(factor, scale, c=c), meaning, np.ones(shape), Counter())
+
+
+def make_condition(rng, shape, depth):
+    a = expression(rng, shape, depth - 1)
+    matrix, label, scale = rng.normal(size=(3, math.prod(shape))), int(rng.integers(3)), float(rng.uniform(0.5, 2.0))
+    classifier = cp.Classifier(Logits(jnp.asarray(matrix)), own_schedule(), time="log_snr")
+    factor = cp.condition(a.factor, classifier, label, scale=scale)
+    reference = ref.product([a.reference, ref.log_softmax(matrix, label)], [1.0, scale])
+    return Random(factor, reference, a.power, count([a]))
+
+
+def make_window(rng, shape, depth):
+    scale = int(rng.choice([1, 2])) if all(n % 2 == 0 for n in shape) else 1
+    event = tuple(n // 2 for n in shape) if scale == 2 else tuple(max(1, n - int(rng.integers(0, 2))) for n in shape)
+    extent = tuple(scale * n for n in event)
+    offset = tuple(int(rng.integers(0, n - e + 1)) for n, e in zip(shape, extent, strict=True))
+    inner = expression(rng, event, depth - 1)
+    factor = cp.window(inner.factor, shape, offset, scale=scale)
+    power = np.zeros(shape)
+    if scale == 1:
+        power[tuple(slice(o, o + e) for o, e in zip(offset, extent, strict=True))] = inner.power
+    inner.uses[f"window {scale}"] += 1
+    return Random(factor, ref.window(inner.reference, offset, extent, scale), power, inner.uses)
+
+
+def count(parts):
+    return sum((p.uses for p in parts), Counter())
+
+
+def random_program(seed) -> tuple[Random, tuple[int, ...], np.random.Generator]:
+    rng = np.random.default_rng(seed)
+    shape = [(1,), (2,), (4,), (2, 2)][seed % 4]
+    made = expression(rng, shape, DEPTH)
+    if np.min(made.power) < 0.5:  # multiply on what makes the noisiest level proper
+        base, w = analytic(rng, shape), float(1.0 - np.min(made.power))
+        made = Random(
+            made.factor * base.factor**w,
+            ref.product([made.reference, base.reference], [1.0, w]),
+            made.power + w,
+            made.uses,
+        )
+    return made, shape, rng
+
+
+@cp.program
+def single(f):
+    cp.sample("x", f)
+
+
+def errors(made, shape, rng, reference) -> tuple[float, float]:
+    """The largest differences in log-density and score at a random level and position."""
+    schedule = schedules()[int(rng.integers(2))]
+    density = cp.compile(single, made.factor, schedule=schedule)
+    level = int(rng.integers(schedule.num_levels))
+    alpha, sigma = float(schedule.alpha[level]), float(schedule.sigma[level])
+    x = rng.normal(size=shape) * np.hypot(alpha, sigma)
+    value, score = density.value_and_score({"x": x}, level)
+    assert value.dtype == score["x"].dtype == jnp.float64
+    expected_value, expected_score = ref.value_and_score(reference, x, alpha, sigma)
+    return abs(float(value) - expected_value), float(np.max(np.abs(np.asarray(score["x"]) - expected_score)))
+
+
+@pytest.mark.parametrize("seed", range(PROGRAMS))
+def test_program_means_what_it_says(seed):
+    made, shape, rng = random_program(seed)
+    value_error, score_error = errors(made, shape, rng, made.reference)
+    assert value_error < 1e-5
+    assert score_error < 1e-5
+
+
+def test_the_programs_use_everything():
+    uses = count([random_program(seed)[0] for seed in range(PROGRAMS)])
+    assert all(uses[kind] >= 20 for kind in ("product", "quotient", "power", "mixture", "guide", "window"))
+    assert all(uses[kind] >= 10 for kind in ("condition", "window 1", "window 2"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_another_program_is_told_apart(seed):
+    made, shape, rng = random_program(seed)
+    other = random_program(seed + 4)[0]
+    assert max(errors(made, shape, rng, other.reference)) > 1e-2

@@ -1,0 +1,232 @@
+"""The Feynman–Kac rate is the residual of the Fokker–Planck equation, by automatic differentiation in (x, t).
+
+r is defined by ∂_t F = 𝓛F − g²·r·F with 𝓛F = −f·∇·(xF) + ½g²·ΔF, so
+
+    g²·r = −f·(d + ⟨x, S⟩) + ½g²·(‖S‖² + ∇·S) − ∂_t log F,    S = ∇ log F.
+
+The density's levels are replaced by functions α(t), σ(t) of a time that is differentiated.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """A forward diffusion dx = f·x dt + g dW in closed form: α, σ and the coefficients as functions of t."""
+
+    name: str
+    alpha: object
+    sigma: object
+
+    def drift(self, t):
+        """f = d log α/dt."""
+        return jax.grad(lambda t: jnp.log(self.alpha(t)))(t)
+
+    def squared_noise(self, t):
+        """g² = dσ²/dt − 2f·σ²."""
+        return jax.grad(lambda t: self.sigma(t) ** 2)(t) - 2 * self.drift(t) * self.sigma(t) ** 2
+
+    def schedule(self):
+        times = np.linspace(0.05, 1.0, 400)
+        return cp.Schedule.from_arrays(jax.vmap(self.alpha)(times), jax.vmap(self.sigma)(times))
+
+
+def log_alpha(t):
+    return -0.25 * t**2 * 9.0 - 0.5 * t * 0.3
+
+
+VP = Diffusion("VP", lambda t: jnp.exp(log_alpha(t)), lambda t: jnp.sqrt(-jnp.expm1(2 * log_alpha(t))))
+VE = Diffusion("VE", lambda t: jnp.ones_like(t), lambda t: 0.05 * jnp.exp(4.0 * t))
+# Neither: its f/g² is not constant, and the schedule knows it only by differences between levels.
+OTHER = Diffusion("other", lambda t: jnp.exp(-0.4 * t), lambda t: 0.1 + 0.9 * t**2)
+DIFFUSIONS = [VP, VE, OTHER]
+
+
+def at_time(density, diffusion, t):
+    """The density with every level's noise replaced by that of time t."""
+    alpha, sigma = diffusion.alpha(t), diffusion.sigma(t)
+    levels = jnp.ones(density.num_levels)
+    old = density.schedule
+    new = cp.Schedule(alpha * levels, sigma * levels, diffusion.drift(t) / diffusion.squared_noise(t) * levels)
+    density = eqx.tree_at(lambda d: (d.schedule, d.evaluator.schedule), density, (new, new))
+    for i, batch in enumerate(density.evaluator.batches):
+        if batch.own_noise is not None:  # what windows see: noise divided by a constant
+            narrower = batch.own_noise.sigma / old.sigma
+            own = eqx.tree_at(lambda n: (n.alpha, n.sigma), batch.own_noise, (alpha * levels, sigma * narrower))
+            density = eqx.tree_at(lambda d, i=i: d.evaluator.batches[i].own_noise, density, own)
+    return density
+
+
+def residual(density, diffusion, x, t):
+    """The rate that the equation asks for, at a flat x."""
+    shapes = {name: info.shape for name, info in density.sites.items()}
+
+    def position(x):
+        parts = jnp.split(x, np.cumsum([math.prod(s) for s in shapes.values()])[:-1])
+        return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+    def value_and_score(x, t):
+        evaluation = at_time(density, diffusion, t).evaluate(position(x), 0)
+        score = jnp.concatenate([evaluation.drift[name].ravel() for name in shapes])
+        return (evaluation.log_marginal, score), (score, evaluation.rate, evaluation.excess)
+
+    # One forward-mode pass gives ∂_t log F and, with the score of the library, the divergence ∇·S.
+    ((_, change), (hessian, _)), (s, rate, excess) = jax.jacfwd(value_and_score, argnums=(0, 1), has_aux=True)(x, t)
+    f, g2 = diffusion.drift(t), diffusion.squared_noise(t)
+    wanted = (-f * (x.size + x @ s) + 0.5 * g2 * (s @ s + jnp.trace(hessian)) - change) / g2
+    return wanted, rate, rate - f / g2 * excess
+
+
+def gaussians(seed, shape=(2,)):
+    rng = np.random.default_rng(seed)
+    normal = dist.Normal(jnp.asarray(rng.normal(size=(2, *shape))), jnp.asarray(rng.uniform(0.3, 0.9, (2, *shape))))
+    return dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.3, 0.7])), normal.to_event(len(shape)))
+
+
+def leaf(seed, shape=(2,)):
+    return cp.Analytic(gaussians(seed, shape), SCHEDULE.schedule())
+
+
+SCHEDULE = VP  # the factors are exact at any levels; compile chooses them
+
+
+def box():
+    return cp.Analytic(dist.Uniform(jnp.array([-0.5, 0.0]), jnp.array([0.4, 1.0])), SCHEDULE.schedule())
+
+
+def overlapping_windows():
+    windows = [cp.window(leaf(i), (4,), (i,)) for i in range(3)]
+    return cp.product(*windows) * leaf(9, (4,)) ** 0.5
+
+
+def averaging_windows():
+    return cp.window(leaf(0), (4,), (0,), scale=2) ** 0.7 * leaf(9, (4,)) * cp.window(leaf(3), (4,), (1,))
+
+
+EXPRESSIONS = {
+    "leaf": lambda: leaf(0),
+    "box": box,
+    "product": lambda: leaf(0) * leaf(1),
+    "quotient": lambda: leaf(0) ** 3 / leaf(1),
+    "powers": lambda: leaf(0) ** 0.3 * leaf(1) ** 1.9 * leaf(2) ** 0.5,
+    "mixture": lambda: cp.mixture([leaf(0), leaf(1), leaf(2)], [0.2, 0.3, 0.5]),
+    "mixture of products": lambda: cp.mixture([leaf(0) * leaf(1), leaf(2) ** 3, leaf(3)], log_weights=[0.0, 0.7, 1.0]),
+    "product of mixtures": lambda: cp.mixture([leaf(0), leaf(1)]) ** 1.5 * cp.mixture([leaf(2), leaf(3)], [0.9, 0.1]),
+    "product over a mixture of products": lambda: (
+        leaf(4) * cp.mixture([leaf(0) * leaf(1), leaf(2)], log_weights=[0.0, 1.0]) ** 0.8
+    ),
+    "window": lambda: cp.window(leaf(0), (3,), (1,)) * leaf(5, (3,)),
+    "overlapping windows": overlapping_windows,
+    "averaging window": averaging_windows,
+    "mixture of windows": lambda: (
+        leaf(5, (3,))
+        * cp.mixture([cp.window(leaf(0), (3,), (0,)), cp.window(leaf(1, (1,)), (3,), (2,))], log_weights=[0.0, 0.4])
+    ),
+}
+NO_DRIFT_PART = {"leaf", "box", "mixture"}  # normalised densities of all entries: their rate is 0 without it
+
+
+@cp.program
+def single(factor):
+    cp.sample("x", factor)
+
+
+def rates(density, diffusion, seed=0):
+    size = sum(math.prod(info.shape) for info in density.sites.values())
+    x = jnp.asarray(np.random.default_rng(seed).normal(size=size))
+    return jax.jit(lambda x, t: residual(density, diffusion, x, t))(x, jnp.asarray(0.6))
+
+
+NESTED = {"mixture of products", "product of mixtures", "product over a mixture of products", "averaging window"}
+CASES = [
+    pytest.param(d, name, marks=[] if d is VP or name in NESTED else pytest.mark.slow, id=f"{d.name}-{name}")
+    for d in DIFFUSIONS
+    for name in EXPRESSIONS
+]
+
+
+@pytest.mark.parametrize(("diffusion", "name"), CASES)
+def test_rate_is_the_residual(diffusion, name):
+    density = cp.compile(single, EXPRESSIONS[name](), schedule=diffusion.schedule())
+    assert "feynman_kac" in density.capabilities
+    wanted, rate, without_drift = rates(density, diffusion)
+    np.testing.assert_allclose(rate, wanted, rtol=1e-8, atol=1e-8)
+    if name in NO_DRIFT_PART:
+        np.testing.assert_allclose(rate, 0.0, atol=1e-8)
+    elif diffusion is VE:
+        np.testing.assert_allclose(without_drift, rate, rtol=1e-12)
+    else:  # the negative control: without the drift's part the equation does not hold
+        assert abs(without_drift - wanted) > 1e-2
+
+
+@cp.program
+def several(a, b, c):
+    cp.sample("x", a * b)
+    with numpyro.plate("copies", 2):
+        cp.sample("y", c)
+
+
+@pytest.mark.parametrize("diffusion", DIFFUSIONS, ids=lambda d: d.name)
+def test_rates_of_sites_and_plates_add_up(diffusion):
+    density = cp.compile(several, leaf(0), leaf(1), leaf(2), schedule=diffusion.schedule())
+    wanted, rate, _ = rates(density, diffusion)
+    np.testing.assert_allclose(rate, wanted, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("diffusion", DIFFUSIONS, ids=lambda d: d.name)
+def test_schedules_know_their_drift(diffusion):
+    """f/g² from the levels: exact for VP and VE, by differences for others."""
+    times = np.linspace(0.05, 1.0, 400)
+    exact = jax.vmap(lambda t: diffusion.drift(t) / diffusion.squared_noise(t))(times)
+    found = diffusion.schedule().drift_ratio
+    np.testing.assert_allclose(found[1:-1], exact[1:-1], rtol=2e-3 if diffusion is OTHER else 1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("diffusion", [VP, VE], ids=lambda d: d.name)
+def test_aligned_models_have_the_rate_of_their_own_density(diffusion):
+    """A score-only model trained on other levels, next to an analytic factor: the rate of the exact product."""
+
+    def epsilon(x, log_snr):  # of N(0, 0.25·I), trained with α² + σ² = 1
+        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        return sigma * x / (0.25 * alpha**2 + sigma**2)
+
+    wide = cp.Schedule.log_snr(2, min=-20.0, max=20.0)
+    learned = cp.Diffusion(epsilon, wide, event_shape=(2,), time="log_snr")
+    exact = cp.Analytic(dist.Normal(jnp.zeros(2), 0.5), wide)
+    schedule = diffusion.schedule()
+    x = {"x": jnp.array([0.4, -1.1])}
+    for level in (0, 200, 399):
+        one = cp.compile(single, learned * leaf(1) ** 0.5, schedule=schedule).evaluate(x, level)
+        other = cp.compile(single, exact * leaf(1) ** 0.5, schedule=schedule).evaluate(x, level)
+        np.testing.assert_allclose(one.rate, other.rate, rtol=1e-8)
+        np.testing.assert_allclose(one.drift["x"], other.drift["x"], rtol=1e-8)
+
+
+def test_mixtures_of_unnormalised_factors_have_no_rate():
+    def energy(x, t):
+        return 0.5 * jnp.sum(x**2)
+
+    model = cp.Diffusion(energy, VP.schedule(), event_shape=(2,), parameterization="energy")
+    density = cp.compile(single, cp.mixture([model, leaf(0)], log_weights=[0.0, 0.0]))
+    assert "feynman_kac" not in density.capabilities
+    with pytest.raises(cp.errors.CapabilityError, match="no Feynman–Kac rate"):
+        density.score_and_rate({"x": jnp.zeros(2)}, 3)

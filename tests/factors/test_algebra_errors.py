@@ -1,0 +1,102 @@
+"""What the algebra refuses, each with a sentence that says how to go on."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.errors import CapabilityError, ImproperError, InvalidValueError, ShapeError, WrongTypeError
+
+SCHEDULE = cp.Schedule.cosine(10)
+F = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label="f")
+G = cp.Analytic(dist.Normal(jnp.ones(2), 0.5), SCHEDULE, label="g")
+WIDE = cp.Analytic(dist.Normal(jnp.zeros(3), 1.0), SCHEDULE, label="wide")
+LEARNED = cp.Diffusion(
+    lambda x, t: jnp.sum(x**2), SCHEDULE, event_shape=(2,), parameterization="energy", label="learned"
+)
+SCORED = cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,), label="scored")
+
+
+@cp.program
+def single(f):
+    cp.sample("x", f)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (lambda: F * WIDE, ShapeError, r"'f' has \(2,\), 'wide' has \(3,\)"),
+        (lambda: F / WIDE, ShapeError, "events of one shape"),
+        (lambda: cp.mixture([F, WIDE]), ShapeError, "events of one shape"),
+        (lambda: cp.product(), InvalidValueError, "at least one factor"),
+        (lambda: cp.product(F, 3), WrongTypeError, "combines factors; got int"),
+        (lambda: cp.power(3, 2), WrongTypeError, "combines factors; got int"),
+        (lambda: F**np.inf, InvalidValueError, "must be finite; got inf"),
+        (lambda: F ** float("nan"), InvalidValueError, "must be finite; got nan"),
+        (lambda: F ** "two", WrongTypeError, "number known before compilation; got str"),
+        (lambda: jax.jit(lambda w: (F**w).powers)(2.0), WrongTypeError, "number known before compilation"),
+        (lambda: cp.mixture([]), InvalidValueError, "at least one factor"),
+        (lambda: cp.mixture([F, G], weights=[1.0]), InvalidValueError, "2 non-negative finite numbers"),
+        (lambda: cp.mixture([F, G], weights=[1.0, -1.0]), InvalidValueError, "2 non-negative finite numbers"),
+        (lambda: cp.mixture([F, G], weights=[0.0, 0.0]), InvalidValueError, "positive sum"),
+        (lambda: cp.mixture([F, G], weights=[np.nan, 1.0]), InvalidValueError, "2 non-negative finite numbers"),
+        (lambda: cp.mixture([F, G], weights="ab"), WrongTypeError, "weights must be numbers"),
+        (lambda: cp.mixture([F, G], log_weights=[0.0]), InvalidValueError, "2 finite numbers"),
+        (lambda: cp.mixture([F, G], log_weights=[0.0, np.inf]), InvalidValueError, "2 finite numbers"),
+        (lambda: cp.mixture([F, G], [1, 1], log_weights=[0, 0]), InvalidValueError, "both weights and log_weights"),
+        (lambda: cp.mixture([F, LEARNED]), CapabilityError, "normaliser of 'learned' is unknown.*log_weights"),
+        (lambda: cp.mixture([F, F * G]), CapabilityError, "normaliser of 'f', 'g' is unknown"),
+        (lambda: cp.mixture([F, F**2]), CapabilityError, "normaliser of 'f' is unknown"),
+        (lambda: cp.mixture([F, SCORED], log_weights=[0, 0]), CapabilityError, "'scored' offers only its score"),
+        (lambda: cp.mixture([WIDE, cp.window(F, (3,), (0,))]), CapabilityError, "normaliser of 'f' is unknown"),
+        (lambda: cp.window(F, (4, 4), (0,)), ShapeError, "as many axes as the factor's event"),
+        (lambda: cp.window(F, (4,), (3,)), ShapeError, r"leaves the canvas on axis 0: it covers 3 to 5 of 4"),
+        (lambda: cp.window(F, (4,), (-1,)), ShapeError, "leaves the canvas"),
+        (lambda: cp.window(F, (4,), (1,), scale=2), ShapeError, r"between 0 and 0 there"),
+        (lambda: cp.window(F, (4,), (0, 0)), ShapeError, "more axes than the canvas"),
+        (lambda: cp.window(F, (4,), (0,), scale=0), InvalidValueError, "whole number ≥ 1; got 0"),
+        (lambda: cp.window(F, (4,), (0,), scale=1.5), InvalidValueError, "whole number ≥ 1; got 1.5"),
+        (lambda: cp.window(F, (4,), (0.5,)), WrongTypeError, "offset must be a tuple of whole numbers"),
+        (lambda: cp.window(F, 4, (0,)), WrongTypeError, "canvas_shape must be a tuple of whole numbers; got 4"),
+        (lambda: cp.window(3, (4,), (0,)), WrongTypeError, "combines factors; got int"),
+    ],
+)
+def test_refused_when_written(make, error, told):
+    with pytest.raises(error, match=f"(?s){told}"):
+        make()
+
+
+@pytest.mark.parametrize("make", [lambda: F * 2.0, lambda: 2.0 * F, lambda: F / "g"])
+def test_numbers_are_no_factors(make):
+    with pytest.raises(TypeError):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: F / F, "total power is 0 and no density is left"),
+        (lambda: F**0, "no density is left"),
+        (lambda: F / G, "total power of its factors is 0,"),
+        (lambda: F / G**2, "total power of its factors is -1,"),
+        (lambda: cp.mixture([F / F, G], log_weights=[0, 0]), "cancels to a constant"),
+        (lambda: cp.window(F, (3,), (0,)), r"not covered: no window reaches entry \(2,\)"),
+        (lambda: cp.window(F, (3,), (0,)) / cp.window(F, (3,), (1,)), r"power of its factors is -1 at entry \(2,\)"),
+        (lambda: cp.window(F, (4,), (0,), scale=2), "total power of its factors is 0,"),
+    ],
+)
+def test_refused_by_the_compiler(make, told):
+    with pytest.raises(ImproperError, match=told) as raised:
+        cp.compile(single, make())
+    assert raised.value.where.startswith("test_algebra_errors.py:")
+
+
+def test_a_negative_power_is_fine_where_the_total_is_positive():
+    density = cp.compile(single, F**1.3 * G**-0.3)
+    np.testing.assert_allclose(density.top.power["x"], 1.0, rtol=1e-6)
+    covered = cp.compile(single, cp.window(F, (3,), (0,)) * cp.window(G, (3,), (1,)))
+    np.testing.assert_allclose(covered.top.power["x"], [1.0, 2.0, 1.0])

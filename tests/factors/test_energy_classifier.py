@@ -1,0 +1,163 @@
+"""`Energy` and `Classifier`: values, scores, levels, and what they refuse."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.errors import (
+    ConditionError,
+    ImproperError,
+    InvalidValueError,
+    NetworkError,
+    ShapeError,
+    WrongTypeError,
+)
+
+SCHEDULE = cp.Schedule.cosine(12)
+PRIOR = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label="prior")
+X = jnp.array([0.5, -1.0])
+
+
+@cp.program
+def single(f):
+    cp.sample("x", f)
+
+
+def evaluate(f, level, **arguments):
+    return cp.compile(single, f, **arguments).evaluate({"x": X}, level)
+
+
+def test_an_energy_is_a_log_density_of_the_level():
+    f = cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2) * (1 + level), SCHEDULE, event_shape=(2,))
+    for level in (0, 5, 11):
+        found = evaluate(f, level)
+        np.testing.assert_allclose(found.log_density, -0.5 * 1.25 * (1 + level), rtol=1e-6)
+        np.testing.assert_allclose(found.score["x"], -X * (1 + level), rtol=1e-6)
+        np.testing.assert_allclose(found.log_potential, found.log_density)
+        np.testing.assert_allclose(found.drift["x"], 0.0)
+    assert f.capabilities == {"score", "energy", "conservative", "mode_depth"}
+
+
+class Quadratic(eqx.Module):
+    scale: jax.Array
+
+    def __call__(self, x, level):
+        return -0.5 * jnp.sum((x / self.scale) ** 2)
+
+
+def test_an_energy_may_be_a_module_with_arrays():
+    f = cp.Energy(Quadratic(jnp.array(2.0)), SCHEDULE, event_shape=(2,))
+    assert jax.tree.leaves(f.fn) == [2.0]
+    np.testing.assert_allclose(evaluate(f, 3).score["x"], -X / 4)
+    with pytest.raises(InvalidValueError, match="holds NaN"):
+        cp.Energy(Quadratic(jnp.array(jnp.nan)), SCHEDULE, event_shape=(2,))
+
+
+def test_a_bounded_energy_multiplies_but_does_not_stand_alone():
+    half = cp.Energy(lambda x, level: -jnp.logaddexp(0.0, -20 * x[1]), SCHEDULE, event_shape=(2,), top_power=0.0)
+    both, prior = evaluate(PRIOR * half, 4), evaluate(PRIOR, 4)
+    np.testing.assert_allclose(both.log_density - prior.log_density, -jnp.logaddexp(0.0, 20.0), rtol=1e-5)
+    np.testing.assert_allclose(both.drift["x"], prior.score["x"])
+    np.testing.assert_allclose(both.rate, 0.0)
+    np.testing.assert_allclose(both.log_marginal, prior.log_density)
+    with pytest.raises(ImproperError, match="total power of its factors is 0"):
+        cp.compile(single, half)
+
+
+@pytest.mark.parametrize("top_power", [0.0, 1.0, 0.5])
+def test_on_other_levels_an_energy_is_rescaled_as_the_density_that_it_is(top_power):
+    """x' = x·α'/α: a density gains d·log(α/α'), a bounded potential nothing, a power of a density its share."""
+    own = cp.Schedule.edm(12, sigma_min=0.05, sigma_max=20.0)
+    energy = lambda x, level: -0.1 * top_power * jnp.sum(x**2)
+    f = cp.Energy(energy, own, event_shape=(2,), top_power=top_power)
+    alpha = 0.5
+    schedule = cp.Schedule.from_arrays(alpha * own.alpha, alpha * own.sigma)  # the same log-SNR, half the signal
+    found = evaluate(PRIOR * f, 3, schedule=schedule).log_potential
+    np.testing.assert_allclose(found, energy(X / alpha, 3) + top_power * 2 * np.log(1 / alpha), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (lambda: cp.Energy(3, SCHEDULE, event_shape=(2,)), WrongTypeError, "must be callable as fn"),
+        (lambda: cp.Energy(lambda x: 0.0, SCHEDULE, event_shape=(2,)), NetworkError, "cannot be called as fn"),
+        (lambda: cp.Energy(lambda x, k: x, SCHEDULE, event_shape=(2,)), NetworkError, "instead of a scalar"),
+        (lambda: cp.Energy(lambda x, k: 0.0, 10, event_shape=(2,)), WrongTypeError, "must be a cp.Schedule; got int"),
+        (lambda: cp.Energy(lambda x, k: 0.0, SCHEDULE, event_shape="2"), WrongTypeError, "tuple of whole numbers"),
+        (lambda: cp.Classifier(3, SCHEDULE), WrongTypeError, "got int, which cannot be called"),
+        (lambda: cp.Classifier(logits, 10), WrongTypeError, "must be a cp.Schedule; got int"),
+        (lambda: cp.Classifier(logits, SCHEDULE, time="hours"), InvalidValueError, "Unknown time 'hours'"),
+        (lambda: cp.Classifier(lambda x: x, SCHEDULE, event_shape=(2,)), NetworkError, "cannot be called as network"),
+        (lambda: cp.Classifier(lambda x, t: x[0], SCHEDULE, event_shape=(2,)), NetworkError, "logits have shape"),
+        (lambda: cp.condition(PRIOR, PRIOR, 0), WrongTypeError, "takes a cp.Classifier; got Analytic"),
+        (lambda: cp.condition(PRIOR, classifier(), 3), InvalidValueError, "Label 3 does not exist.*classes 0 to 2"),
+        (lambda: cp.condition(PRIOR, classifier(), -1), InvalidValueError, "Label -1 does not exist"),
+        (lambda: cp.condition(PRIOR, classifier(), 1.5), InvalidValueError, "Label 1.5 does not exist"),
+        (lambda: cp.condition(PRIOR, classifier(), "cat"), WrongTypeError, "Condition 'label' must be a number"),
+        (lambda: classifier().given(label=1), ShapeError, "does not say for which events"),
+        (lambda: PRIOR * classifier(), ShapeError, "does not know for which events 'function' is"),
+        (lambda: cp.condition(PRIOR, classifier(event_shape=(3,)), 1), NetworkError, "cannot be called"),
+    ],
+)
+def test_bad_arguments(make, error, told):
+    with pytest.raises(error, match=told.replace(".Sch", r"\.Sch")):
+        make()
+
+
+MATRIX = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 2.0]])
+
+
+def logits(x, t):
+    return MATRIX @ x + 0.1 * t
+
+
+def classifier(**arguments):
+    return cp.Classifier(logits, SCHEDULE, **arguments)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_condition_is_bayes_rule_to_a_power(scale):
+    probabilities = jax.nn.softmax(MATRIX @ X)
+    for level in (0, 7):
+        prior = evaluate(PRIOR, level)
+        for label in range(3):
+            found = evaluate(cp.condition(PRIOR, classifier(), label, scale=scale), level)
+            np.testing.assert_allclose(
+                found.log_density, prior.log_density + scale * jnp.log(probabilities[label]), rtol=1e-5
+            )
+            pull = scale * (MATRIX[label] - probabilities @ MATRIX)
+            np.testing.assert_allclose(found.score["x"], prior.score["x"] + pull, rtol=1e-5)
+            np.testing.assert_allclose(found.drift["x"], prior.drift["x"])
+            np.testing.assert_allclose(found.log_potential, scale * jnp.log(probabilities[label]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("time", ["level", "log_snr", "sigma"])
+def test_a_classifier_is_told_the_time(time):
+    told = cp.Classifier(lambda x, t: jnp.array([0.0, 1.0]) * t, SCHEDULE, time=time)
+    value = {"level": 7.0, "log_snr": SCHEDULE.log_snr[7], "sigma": SCHEDULE.sigma[7] / SCHEDULE.alpha[7]}[time]
+    found = evaluate(cp.condition(PRIOR, told, 1), 7).log_potential
+    np.testing.assert_allclose(found, jax.nn.log_sigmoid(value), rtol=1e-4)
+
+
+def test_on_other_levels_a_classifier_sees_its_own_coordinates():
+    schedule = cp.Schedule.from_arrays(0.5 * SCHEDULE.alpha, 0.5 * SCHEDULE.sigma)
+    found = evaluate(cp.condition(PRIOR, classifier(), 1), 6, schedule=schedule).log_potential
+    np.testing.assert_allclose(found, jax.nn.log_softmax(MATRIX @ X / 0.5)[1], rtol=1e-5)
+
+
+def test_a_classifier_without_a_label_is_refused_by_the_compiler():
+    with pytest.raises(ConditionError, match="has no label"):
+        cp.compile(single, PRIOR * classifier(event_shape=(2,)))
+
+
+def test_a_declared_shape_must_fit():
+    assert classifier(event_shape=(2,)).num_classes == 3
+    square = cp.Classifier(lambda x, t: x.ravel(), SCHEDULE, event_shape=(4,))
+    with pytest.raises(ShapeError, match=r"is for events \(4,\), not \(2,\)"):
+        cp.condition(PRIOR, square, 0)

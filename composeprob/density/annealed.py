@@ -215,6 +215,9 @@ class AnnealedDensity(eqx.Module):
                     fix="a position is ONE chain; map over chains with jax.vmap(density.log_density, (0, None)).",
                 )
 
+    def __hash__(self) -> int:
+        return id(self)  # so that jax.jit(density.score) works; its weights then are constants of that function
+
     def __repr__(self) -> str:
         return self.described.text
 

@@ -77,7 +77,7 @@ class Analytic(LeafFactor):
 def _empirical(points: Any) -> Any:
     try:
         points = jnp.asarray(points, jnp.result_type(float))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise WrongTypeError(
             f"Analytic takes a NumPyro distribution or an array of points; got {type(points).__name__}.",
             fix=f"use {SUPPORTED}.",

@@ -168,7 +168,7 @@ def as_condition(name: str, value: Any) -> Array:
     """A condition as an array, or a `WrongTypeError`; NaN is refused."""
     try:
         array = jax.numpy.asarray(value)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise WrongTypeError(
             f"Condition {name!r} must be a number or an array; got {type(value).__name__}.",
             fix="encode it first (an index, a one-hot vector, an embedding).",

@@ -26,7 +26,7 @@ def share(graph: Graph) -> Graph:
                     return g, m
             groups[g] = replace(group, members=(*group.members, member))
             return g, len(group.members)
-        groups.append(Group(leaf.factor, leaf.own_noise, (member,), leaf.name.split("(")[0]))
+        groups.append(Group(leaf.factor, leaf.own_noise, (member,), leaf.name.rpartition("(x")[0]))
         return len(groups) - 1, 0
 
     def rewrite(root: Node, site: Site) -> Node:

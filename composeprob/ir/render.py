@@ -12,12 +12,12 @@ _SUPERSCRIPT = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
 def formula(node: Node, site: str) -> str:
     """An expression in the usual notation, such as ``ring(x)·bar(x)^0.5``."""
     if isinstance(node, Leaf):
-        text = node.name.replace("(x", f"({site}", 1)
+        seen = site
         if node.region is not None:
             spans = ", ".join(f"{o}:{o + e}" for o, e in zip(node.region.offset, node.region.extent, strict=True))
             seen = f"{site}[{spans}]" + (f"↓{max(node.region.block)}" if node.region.averaged > 1 else "")
-            text = text.replace(f"({site}", f"({seen}", 1)
-        return text
+        base, _, given = node.name.rpartition("(x")  # "name(x)" or "name(x | conditions)"
+        return f"{base}({seen}{given}"
     if isinstance(node, Mixture):
         pairs = zip(node.log_weights, node.children, strict=True)
         return "[" + " + ".join(f"{math.exp(w):.3g}·{formula(child, site)}" for w, child in pairs) + "]"

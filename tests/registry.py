@@ -1,4 +1,4 @@
-"""One row per public kernel, and later factor and schedule: a row buys every contract test.
+"""One row per public kernel, factor and schedule: a row buys every contract test.
 
 test_registry.py of each part fails when a public class has no row.
 """
@@ -8,8 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import blackjax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
 
+from composeprob.factors.analytic import Analytic
+from composeprob.factors.base import LeafFactor
+from composeprob.factors.classifier import Classifier
+from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.energy import Energy
 from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Kernel
+from composeprob.schedule import Schedule
 
 KERNELS: dict[str, Callable[[], Kernel]] = {
     "ULA": lambda: ULA(0.05),
@@ -18,3 +27,29 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
     "HMC": lambda: HMC(0.45, num_leapfrog=3),
     "BlackJAX": lambda: BlackJAX(blackjax.hmc, 0.45, num_integration_steps=3),
 }
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "linear": lambda: Schedule.linear(40),
+    "cosine": lambda: Schedule.cosine(40),
+    "vp": lambda: Schedule.vp(40, beta_min=0.1, beta_max=15.0),
+    "edm": lambda: Schedule.edm(40, sigma_min=0.01, sigma_max=40.0),
+    "log_snr": lambda: Schedule.log_snr(40, min=-7.0, max=9.0),
+    "from_arrays": lambda: Schedule.from_arrays(np.linspace(0.95, 0.1, 40), np.linspace(0.05, 1.5, 40)),
+}
+"""Every constructor of `Schedule`."""
+
+
+def _classifier(schedule: Schedule) -> Classifier:
+    return Classifier(lambda x, t: jnp.stack([x[0], -x[1], 0.1 * t]), schedule, event_shape=(2,)).given(label=1)
+
+
+FACTORS: dict[str, Callable[[Schedule], LeafFactor]] = {
+    "Analytic": lambda schedule: Analytic(dist.Normal(jnp.array([0.3, -0.2]), 0.5), schedule),
+    "Diffusion": lambda schedule: Diffusion(
+        lambda x, t, c: 0.5 * jnp.sum((x - c) ** 2), schedule, event_shape=(2,), parameterization="energy",
+        conditions={"c": 0.0},
+    ),
+    "Energy": lambda schedule: Energy(lambda x, level: -jnp.sum(x**2) - level, schedule, event_shape=(2,)),
+    "Classifier": _classifier,
+}  # fmt: skip
+"""Every leaf factor, over events of shape (2,), ready to be evaluated."""

@@ -1,0 +1,221 @@
+"""What the compiled density costs: evaluations of each network, traces, and what sits in the executable."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from compiler.networks import Counter, Energy
+
+SCHEDULE = cp.Schedule.cosine(10)
+X = {"x": jnp.array([0.3, -0.6])}
+
+
+@cp.program
+def single(f):
+    cp.sample("x", f)
+
+
+@cp.program
+def observed(f, y, anneal="denoised"):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(x[0], 0.1), y, anneal=anneal)
+
+
+def model(schedule=SCHEDULE, size=2, time="level"):
+    counter = Counter()
+    network = Energy(jnp.eye(size) + 0.1, counter)
+    f = cp.Diffusion(
+        network, schedule, event_shape=(size,), parameterization="energy", time=time, conditions={"c": 0.0}
+    )
+    return f, counter
+
+
+EXPRESSIONS = {
+    "leaf": lambda f: f,
+    "equal leaves": lambda f: f * f / f**0.5,
+    "five conditions": lambda f: cp.product(*[f.given(c=float(i)) for i in range(5)]),
+    "guidance": lambda f: cp.guide(f, 3.0, c=1.0),
+    "conditions in products and mixtures": lambda f: (
+        f.given(c=1.0) * cp.mixture([f.given(c=2.0), f.given(c=1.0) * f], log_weights=[0.0, 1.0])
+    ),
+    "windows of one size": lambda f: cp.window(f, (3,), (0,)) * cp.window(f, (3,), (1,)) * cp.window(f, (3,), (1,)),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_one_network_is_evaluated_once(name, jit):
+    """Log-density, score and rate of any number of conditions come from ONE batched evaluation."""
+    f, counter = model()
+    density = cp.compile(single, EXPRESSIONS[name](f))
+    position = {"x": jnp.ones(density.sites["x"].shape)}
+    evaluate = eqx.filter_jit(lambda d, p, k: d.evaluate(p, k)) if jit else lambda d, p, k: d.evaluate(p, k)
+    evaluate(density, position, 2)
+    assert counter.runs_of(lambda: evaluate(density, position, 3)) == 1
+
+
+@pytest.mark.parametrize("name", ["five conditions", "conditions in products and mixtures", "windows of one size"])
+def test_the_batch_computes_what_its_members_would(name):
+    f, _ = model()
+    factor = EXPRESSIONS[name](f)
+    density = cp.compile(single, factor)
+    x = jnp.linspace(-1.0, 1.0, density.sites["x"].shape[0])
+
+    def log_density(x):
+        return density.log_density({"x": x}, 4)
+
+    np.testing.assert_allclose(density.score({"x": x}, 4)["x"], jax.grad(log_density)(x), rtol=1e-5)
+    weight, sigma = f.network.weight, SCHEDULE.sigma[4]
+    log_f = lambda x, c: -0.5 * jnp.sum((weight @ x - c) ** 2) / sigma
+    expected = {
+        "five conditions": lambda: sum(log_f(x, i) for i in range(5)),
+        "conditions in products and mixtures": lambda: (
+            log_f(x, 1) + jnp.logaddexp(log_f(x, 2), 1 + log_f(x, 1) + log_f(x, 0))
+        ),
+        "windows of one size": lambda: log_f(x[:2], 0) + 2 * log_f(x[1:], 0),
+    }[name]()
+    np.testing.assert_allclose(log_density(x), expected, rtol=1e-5)
+
+
+def test_networks_of_their_own_are_evaluated_each():
+    (f, one), (g, other) = model(), model()
+    density = cp.compile(single, f * g.given(c=1.0))
+    assert len(density.graph.groups) == 2
+    density.evaluate(X, 0)
+    assert one.runs_of(lambda: density.evaluate(X, 3)) == 1
+    assert other.runs_of(lambda: density.evaluate(X, 3)) == 1
+
+
+@pytest.mark.parametrize("anneal", ["tempered", "denoised", "noised"])
+def test_the_tweedie_mean_and_the_score_share_an_evaluation(anneal):
+    f, counter = model()
+    density = cp.compile(observed, f, jnp.array(0.2), anneal=anneal)
+    evaluate = eqx.filter_jit(lambda d, x, k: d.evaluate(x, k))
+    evaluate(density, X, 2)
+    assert counter.runs_of(lambda: evaluate(density, X, 3)) == 1
+
+
+def test_plates_share_an_evaluation():
+    f, counter = model()
+
+    @cp.program
+    def plates(f):
+        with numpyro.plate("i", 3):
+            cp.sample("x", f)
+        cp.sample("z", f)
+
+    density = cp.compile(plates, f)
+    position = {"x": jnp.ones((3, 2)), "z": jnp.ones(2)}
+    density.evaluate(position, 1)
+    assert counter.runs_of(lambda: density.evaluate(position, 2)) == 1
+    value = density.log_density(position, 2)
+    np.testing.assert_allclose(value, 4 * cp.compile(single, f).log_density({"x": jnp.ones(2)}, 2), rtol=1e-5)
+
+
+def test_one_trace_for_any_number_of_levels():
+    counts = []
+    for levels in (10, 1000):
+        f, counter = model(cp.Schedule.log_snr(levels))
+        density = cp.compile(single, f)
+        counter.traces = 0
+
+        @eqx.filter_jit
+        def along(density, x):
+            levels = jnp.arange(density.num_levels)
+            return jax.lax.scan(lambda x, k: (density.score({"x": x}, k)["x"], None), x, levels)[0]
+
+        along(density, X["x"])
+        counts.append(counter.traces)
+    assert counts[0] == counts[1]
+    assert counts[0] <= 2  # scan may trace its body twice
+
+
+def test_new_numbers_reuse_compiled_code():
+    """Weights, conditions, observations, levels: arrays, none of them compiled in."""
+    f, _ = model()
+    traces = 0
+
+    @eqx.filter_jit
+    def score(density, x, level):
+        nonlocal traces
+        traces += 1
+        return density.score(x, level)["x"]
+
+    def density(weight, c, y):
+        g = eqx.tree_at(lambda f: f.network.weight, f, weight)
+        return cp.compile(observed, cp.guide(g, 2.0, c=c), jnp.asarray(y))
+
+    numbers = [(1.0, 1.0, 0.2), (3.0, 1.0, 0.2), (1.0, 2.0, 0.2), (1.0, 1.0, 0.7)]
+    densities = [density(weight * jnp.eye(2), c, y) for weight, c, y in numbers]
+    values = [score(d, X, jnp.asarray(level)) for d in densities for level in (0, 3)]
+    assert traces == 1
+    np.testing.assert_allclose(values[0], densities[0].score(X, 0)["x"], rtol=1e-5)
+    assert len({tuple(np.asarray(v).tolist()) for v in values}) == len(values)
+
+
+def test_new_powers_and_shares_reuse_compiled_code():
+    f, _ = model()
+    traces = 0
+
+    @eqx.filter_jit
+    def score(density, x, level):
+        nonlocal traces
+        traces += 1
+        return density.score(x, level)["x"]
+
+    for w, share in [(0.5, 0.1), (1.5, 0.1), (0.5, 0.7)]:
+        mixed = cp.mixture([f.given(c=1.0), f], log_weights=[share, 0.0])
+        score(cp.compile(single, mixed**w * f), X, 3)
+    assert traces == 1
+
+
+@pytest.mark.parametrize("program", ["prior", "posterior"])
+def test_no_parameter_is_a_constant_of_the_executable(program):
+    size = 300
+    f, _ = model(size=size)
+    factor = f.given(c=1.0) * f
+    density = cp.compile(single, factor) if program == "prior" else cp.compile(observed, factor, jnp.array(0.2))
+    position = {"x": jnp.ones(size)}
+    dynamic, static = eqx.partition(density, eqx.is_array)
+    score = lambda dynamic, position, level: eqx.combine(dynamic, static).score(position, level)
+    jaxpr = jax.make_jaxpr(score)(dynamic, position, 3)
+    assert sum(np.size(c) for c in jaxpr.consts) < size
+    executable = jax.jit(score).lower(dynamic, position, 3).compile()
+    lines = executable.as_text().splitlines()
+    assert not [line for line in lines if " constant(" in line and f"[{size},{size}]" in line]
+    assert [line for line in lines if " parameter(" in line and f"[{size},{size}]" in line]
+
+
+def test_arguments_that_shape_the_program_stay_numbers():
+    """A power and mixture weights given as arrays: with an observation the program is run again inside jit."""
+    f, _ = model()
+
+    @cp.program
+    def shaped(f, w, shares, y):
+        x = cp.sample("x", cp.mixture([f, f.given(c=1.0)], log_weights=np.log(shares)) ** w)
+        cp.observe("y", dist.Normal(x[0], 0.1), y)
+
+    def score(w, shares, y):
+        density = cp.compile(shaped, f, w, shares, y)
+        return density, eqx.filter_jit(lambda d, x: d.score(x, 2)["x"])(density, X)
+
+    density, found = score(jnp.array(1.5), np.array([0.3, 0.7]), jnp.array(0.4))
+    np.testing.assert_allclose(found, density.score(X, 2)["x"], rtol=1e-4)
+    assert not np.allclose(found, score(jnp.array(0.5), np.array([0.3, 0.7]), jnp.array(0.4))[1])
+    assert not np.allclose(found, score(jnp.array(1.5), np.array([0.9, 0.1]), jnp.array(0.4))[1])
+    assert not np.allclose(found, score(jnp.array(1.5), np.array([0.3, 0.7]), jnp.array(0.9))[1])
+
+
+def test_methods_can_be_jitted_and_mapped_like_functions():
+    density = cp.compile(single, model()[0])
+    batch = {"x": jnp.arange(6.0).reshape(3, 2)}
+    mapped = jax.jit(jax.vmap(density.log_density, in_axes=(0, None)))(batch, 2)
+    np.testing.assert_allclose(mapped, [density.log_density({"x": x}, 2) for x in batch["x"]], rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(density.log_density)(X, 2), density.log_density(X, 2), rtol=1e-6)

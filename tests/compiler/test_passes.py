@@ -1,0 +1,271 @@
+"""The passes normalise, align, share and check, one at a time on the IR."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.compiler.align import align
+from composeprob.compiler.build import build
+from composeprob.compiler.check import capabilities, check
+from composeprob.compiler.normalise import normalise
+from composeprob.compiler.share import share
+from composeprob.errors import AlignmentError, NetworkError, WrongTypeError
+from composeprob.ir.nodes import Leaf, Mixture, Product, leaves
+
+SCHEDULE = cp.Schedule.log_snr(12, min=-6.0, max=8.0)
+F, G, H = (
+    cp.Analytic(dist.Normal(jnp.full(2, m), 0.7), SCHEDULE, label=name)
+    for m, name in ((0.0, "f"), (1.0, "g"), (-1.0, "h"))
+)
+
+
+def gaussian_epsilon(x, log_snr, mean=0.5, variance=0.3):
+    """ε̂ of N(mean, variance·I), trained where α² + σ² = 1."""
+    alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+    return sigma * (x - alpha * mean) / (variance * alpha**2 + sigma**2)
+
+
+def gaussian_energy(x, log_snr):
+    alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+    total = 0.3 * alpha**2 + sigma**2
+    return sigma * (0.5 * jnp.sum((x - 0.5 * alpha) ** 2) / total + 0.5 * x.size * jnp.log(2 * jnp.pi * total))
+
+
+EXACT = cp.Analytic(dist.Normal(jnp.full(2, 0.5), np.sqrt(0.3)), SCHEDULE)
+
+
+@cp.program
+def single(f):
+    cp.sample("x", f)
+
+
+def built(factor):
+    return build(single, (factor,), {})
+
+
+def root(factor):
+    return normalise(built(factor)).sites[0].root
+
+
+def show(node):
+    if isinstance(node, Leaf):
+        return node.factor.label
+    numbers = node.powers if isinstance(node, Product) else np.exp(node.log_weights)
+    inner = " ".join(f"{show(c)}^{n:g}" for c, n in zip(node.children, numbers, strict=True))
+    return f"({inner})" if isinstance(node, Product) else f"[{inner}]"
+
+
+# normalise ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("factor", "normal"),
+    [
+        (F, "f"),
+        (F**1, "f"),
+        (F * G * H, "(f^1 g^1 h^1)"),
+        (F * (G * H) ** 2, "(f^1 g^2 h^2)"),
+        (((F**2) ** 3) ** 0.5, "(f^3)"),
+        (F * G / F, "g"),
+        (F * G * F**0.5, "(f^1.5 g^1)"),
+        (F * G**0, "f"),
+        (cp.power(F, 0.1) * cp.power(F, 0.9), "f"),
+        (cp.mixture([F * F, G], log_weights=[0, 0]), "[(f^2)^1 g^1]"),
+        (cp.mixture([F, G]) ** 2 * F, "([f^0.5 g^0.5]^2 f^1)"),
+        (cp.mixture([F, G], [1, 0]), "[f^1]"),
+        (cp.window(F, (2,), (0,)) * F, "(f^2)"),
+    ],
+)
+def test_normal_forms(factor, normal):
+    assert show(root(factor)) == normal
+
+
+def test_windows_at_other_places_are_other_leaves():
+    a, b = cp.window(F, (3,), (0,)), cp.window(F, (3,), (1,))
+    assert show(root(a * b * a)) == "(f^2 f^1)"
+
+
+def test_normalise_notes_what_it_did():
+    assert normalise(built(F * G * F)).notes == (("normalise", "2 leaves, 1 merged or dropped"),)
+
+
+# align --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["VE", "VP", "other"])
+def test_a_model_with_continuous_time_is_exact_on_any_levels(target):
+    schedule = {
+        "VE": cp.Schedule.edm(9, sigma_min=0.05, sigma_max=20.0),
+        "VP": cp.Schedule.cosine(9),
+        "other": cp.Schedule.from_arrays(np.linspace(0.9, 0.2, 9), np.linspace(0.1, 3.0, 9)),
+    }[target]
+    trained = cp.Schedule.log_snr(3, min=-20.0, max=20.0)
+    score_model = cp.Diffusion(gaussian_epsilon, trained, event_shape=(2,), time="log_snr")
+    energy_model = cp.Diffusion(gaussian_energy, trained, event_shape=(2,), parameterization="energy", time="log_snr")
+    x = {"x": jnp.array([0.4, -1.0])}
+    exact, energy, score = (cp.compile(single, f, schedule=schedule) for f in (EXACT, energy_model, score_model))
+    for level in range(9):
+        value, wanted = exact.value_and_score(x, level)
+        np.testing.assert_allclose(score.score(x, level)["x"], wanted["x"], rtol=3e-5)
+        np.testing.assert_allclose(energy.score(x, level)["x"], wanted["x"], rtol=3e-5)
+        np.testing.assert_allclose(energy.log_density(x, level), value, rtol=1e-4, atol=1e-4)  # with d·log(α/α')
+
+
+def test_a_variance_exploding_model_on_variance_preserving_levels():
+    """Karras's networks see x = x_0 + σ·ε and σ."""
+
+    def epsilon(x, sigma):
+        return sigma * (x - 0.5) / (0.3 + sigma**2)
+
+    trained = cp.Schedule.edm(4, sigma_min=0.001, sigma_max=500.0)
+    f = cp.Diffusion(epsilon, trained, event_shape=(2,), time="sigma")
+    x = {"x": jnp.array([0.4, -1.0])}
+    for level in range(12):
+        wanted = cp.compile(single, EXACT).score(x, level)["x"]
+        np.testing.assert_allclose(cp.compile(single, f, schedule=SCHEDULE).score(x, level)["x"], wanted, rtol=3e-5)
+
+
+def discrete(schedule):
+    return cp.Diffusion(lambda x, t: x * t, schedule, event_shape=(2,), label="net")
+
+
+def test_a_discrete_model_finds_its_level_in_another_family():
+    own = cp.Schedule.cosine(10)
+    scaled = cp.Schedule.from_arrays(np.ones(4), (own.sigma / own.alpha)[[0, 2, 5, 9]])
+    graph = align(normalise(built(discrete(own))), scaled)
+    (leaf,) = leaves(graph.sites[0].root)
+    np.testing.assert_array_equal(leaf.own_noise.index, [0, 2, 5, 9])
+    score = cp.compile(single, discrete(own), schedule=scaled).score({"x": jnp.ones(2)}, 2)["x"]
+    np.testing.assert_allclose(score, -(own.alpha[5] ** 2) * 5 / own.sigma[5] * jnp.ones(2), rtol=1e-5)
+
+
+def test_a_discrete_model_names_its_nearest_level():
+    with pytest.raises(AlignmentError) as raised:
+        cp.compile(single, discrete(cp.Schedule.cosine(10)), schedule=SCHEDULE)
+    told = str(raised.value)
+    assert "'f(x)' at site 'x' knows only the 10 levels" in told
+    assert "log-SNR 8 of the program's level 0; its nearest is level 0 with" in told
+    assert "test_passes.py:" in told
+    assert "train it with time='log_snr'" in told
+
+
+def test_two_discrete_models_that_cannot_be_aligned():
+    with pytest.raises(AlignmentError, match="knows only the 12 levels"):
+        cp.compile(single, discrete(cp.Schedule.cosine(10)) * discrete(cp.Schedule.cosine(12)))
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_outside_the_trained_range_the_fix_can_be_followed(scale):
+    trained = cp.Schedule.log_snr(12, min=-4.0037, max=5.996)
+    f = cp.Diffusion(gaussian_epsilon, trained, event_shape=(2,), time="log_snr", label="net")
+    canvas = cp.Analytic(dist.Normal(jnp.zeros(4), 1.0), SCHEDULE)
+    factor = f if scale == 1 else cp.window(f, (4,), (0,), scale=2) * canvas
+    with pytest.raises(AlignmentError, match=r"was trained for log-SNR -4 to 6, but level 0 .* has") as raised:
+        cp.compile(single, factor, schedule=SCHEDULE)
+    suggestion = raised.value.fix.split("schedule=")[1].rsplit(")", 1)[0]
+    cp.compile(single, factor, schedule=eval(suggestion))
+
+
+def test_levels_are_chosen_by_what_is_bound_to_its_own():
+    own = cp.Schedule.log_snr(7)
+    assert cp.compile(single, F * discrete(own)).num_levels == 7
+    assert cp.compile(single, F * G).num_levels == 12
+    assert cp.compile(single, F, schedule=own).num_levels == 7
+    with pytest.raises(WrongTypeError, match=r"schedule must be a cp\.Schedule; got int"):
+        cp.compile(single, F, schedule=7)
+
+
+def test_equal_levels_need_no_alignment():
+    same = cp.Schedule.from_arrays(np.float32(SCHEDULE.alpha), np.float32(SCHEDULE.sigma))
+    (leaf,) = leaves(align(normalise(built(discrete(SCHEDULE))), same).sites[0].root)
+    assert leaf.own_noise is None
+
+
+# share --------------------------------------------------------------------------------------------------------------
+
+
+def shared(factor):
+    return share(align(normalise(built(factor))))
+
+
+def conditional(default=0.0):
+    network = lambda x, t, c: x * t + c
+    return cp.Diffusion(network, SCHEDULE, event_shape=(2,), conditions={"c": default}, label="net")
+
+
+def test_one_group_a_network_one_member_a_condition():
+    f = conditional()
+    graph = shared(cp.product(f, f.given(c=1.0), f.given(c=2.0), f.given(c=0.0), F))
+    assert [len(group.members) for group in graph.groups] == [3, 1]  # c = 0 is the default
+    assert graph.notes[-1] == ("share", "4 evaluations in 2 batches (3 × net as one)")
+
+
+def test_conditions_of_other_shapes_make_another_batch():
+    f = conditional()
+    graph = shared(f.given(c=jnp.ones(2)) * f.given(c=jnp.zeros(2)) * f)
+    assert [len(group.members) for group in graph.groups] == [2, 1]
+
+
+def test_members_with_other_noise_make_another_batch():
+    f = cp.window(F, (4,), (0,)) * cp.window(F, (4,), (2,)) * cp.window(F, (4,), (0,), scale=2)
+    assert [len(group.members) for group in shared(f).groups] == [2, 1]
+
+
+def test_a_leaf_in_a_product_and_in_a_mixture_is_one_member():
+    graph = shared(F * cp.mixture([F, G]))
+    assert [len(group.members) for group in graph.groups] == [1, 1]
+    assert len(leaves(graph.sites[0].root)) == 3
+
+
+# check --------------------------------------------------------------------------------------------------------------
+
+ENERGY = cp.Energy(lambda x, k: -jnp.sum(x**2), SCHEDULE, event_shape=(2,))
+LEARNED = cp.Diffusion(gaussian_energy, SCHEDULE, event_shape=(2,), parameterization="energy", time="log_snr")
+SCORED = cp.Diffusion(gaussian_epsilon, SCHEDULE, event_shape=(2,), time="log_snr")
+ALL = {"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth", "feynman_kac"}
+
+
+@pytest.mark.parametrize(
+    ("factor", "missing"),
+    [
+        (F, set()),
+        (cp.mixture([F, G]), set()),
+        (F * G, {"normalised", "exact_marginals"}),
+        (F**0.5, {"normalised", "exact_marginals"}),
+        (LEARNED, {"normalised", "mode_depth"}),
+        (LEARNED * F, {"normalised", "exact_marginals", "mode_depth"}),
+        (SCORED, {"normalised", "mode_depth", "energy", "conservative"}),
+        (SCORED * F, {"normalised", "exact_marginals", "mode_depth", "energy", "conservative"}),
+        (ENERGY, {"normalised", "exact_marginals", "feynman_kac"}),
+        (ENERGY * F, {"normalised", "exact_marginals"}),
+        (cp.mixture([LEARNED, F], log_weights=[0, 0]), {"normalised", "exact_marginals", "mode_depth", "feynman_kac"}),
+        (cp.mixture([F * G, F], log_weights=[0, 0]), {"normalised", "exact_marginals"}),
+    ],
+)
+def test_capabilities(factor, missing):
+    assert capabilities(check(shared(factor))) == ALL - missing
+
+
+def test_capabilities_of_a_program_with_an_observation():
+    @cp.program
+    def observed(f):
+        cp.observe("y", dist.Normal(cp.sample("x", f)[0], 1.0), 0.5)
+
+    assert cp.compile(observed, F).capabilities == ALL - {"normalised", "exact_marginals"}
+
+
+def test_a_network_is_called_with_its_conditions_before_anything_is_compiled():
+    f = cp.Diffusion(lambda x, t, c: x @ c, SCHEDULE, event_shape=(2,), conditions=("c",))
+    with pytest.raises(NetworkError, match=r"test_passes\.py:"):
+        cp.compile(single, f.given(c=jnp.ones(3)))
+
+
+def test_mixtures_stay_one_node():
+    node = root(cp.mixture([F, G]) * H)
+    assert isinstance(node, Product)
+    assert isinstance(node.children[0], Mixture)

@@ -1,0 +1,127 @@
+"""What people see of a program: its text, its Graphviz source, its boxes in a notebook."""
+
+from __future__ import annotations
+
+import textwrap
+
+import graphviz
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.ir import graph as drawing
+
+SCHEDULE = cp.Schedule.log_snr(20, min=-6.0, max=8.0)
+
+
+def network(x, t, c=0.0):
+    return jnp.sum((x - c) ** 2)
+
+
+ring = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE)
+bar = cp.Analytic(dist.Normal(jnp.ones(2), 0.5), SCHEDULE)
+cat = cp.Diffusion(
+    network, SCHEDULE, event_shape=(2,), parameterization="energy", time="log_snr", conditions={"c": 0.0}
+)
+
+
+@cp.program
+def scene(prior, y):
+    x = cp.sample("x", ring**1.5 * bar / ring * cp.guide(prior, 3.0, c=1.0))
+    s = cp.sample("s", dist.HalfNormal(1.0))
+    cp.observe("y", dist.Normal(x[0], s), y, anneal="denoised")
+    cp.observe("z", dist.Normal(0.0, s), 0.1)
+
+
+@cp.program
+def windows(f, whole):
+    either = cp.mixture([cp.window(f, (4,), (0,)), cp.window(f, (4,), (2,))], log_weights=[0.0, 0.0])
+    cp.sample("canvas", cp.window(f, (4,), (0,), scale=2) * either * whole**0.5)
+
+
+WHOLE = cp.Analytic(dist.Normal(jnp.zeros(4), 1.0), SCHEDULE)
+
+
+def compiled():
+    return cp.compile(scene, cat, jnp.array(0.3))
+
+
+def test_a_program_reads_like_its_mathematics():
+    first = scene.function.__code__.co_firstlineno
+    expected = f"""\
+        AnnealedDensity of program 'scene' (test_print.py:{first})
+          π_k(x, s) ∝ p(s) · ring(x)^0.5·bar(x)·prior(x | c=1)³·prior(x)⁻² · L_k(y | s, x) · L(z | s)
+          sites
+            x: noised (2,), a product, at test_print.py:{first + 2}
+            s: static (), HalfNormal prior, at test_print.py:{first + 3}
+            y: observed Normal, annealed 'denoised', at test_print.py:{first + 4}
+            z: observed Normal, not annealed, at test_print.py:{first + 5}
+          levels  Schedule(20 levels, log-SNR 8 … -6, σ 0.0183 … 0.999)
+          passes
+            normalise: 4 leaves, 1 merged or dropped
+            align: every factor at its own levels
+            share: 4 evaluations in 3 batches (2 × prior as one)
+          offers  conservative, energy, feynman_kac, score"""
+    assert str(compiled()) == textwrap.dedent(expected)
+    assert repr(compiled()) == str(compiled())
+
+
+def test_windows_and_mixtures_show_what_they_see():
+    text = str(cp.compile(windows, ring, WHOLE))
+    assert "f(canvas[0:4]↓2)·[1·f(canvas[0:2]) + 1·f(canvas[2:4])]·whole(canvas)^0.5" in text
+    assert "align: f(x) evaluated at matching log-SNR" in text
+
+
+def test_graphviz_source():
+    source = compiled().graph.dot()
+    assert source.startswith("digraph scene {")
+    for label in ('"ring(x)', '"bar(x)', "prior(x | c=1)", "HalfNormal", "denoised", '"^0.5"', '"^-2"', '"^3"'):
+        assert label in source, label
+    assert source.count('"site x" -> "site y"') == 1
+    assert '"site x" -> "site z"' not in source
+    assert '"site s" -> "site z"' in source
+    assert source == compiled().graph.dot()
+
+
+def test_notebooks_show_a_picture_or_boxes(monkeypatch):
+    def missing(self, **arguments):
+        raise graphviz.ExecutableNotFound(["dot"])
+
+    monkeypatch.setattr(graphviz.Digraph, "pipe", missing)
+    boxes = compiled().graph._repr_html_()
+    assert boxes.startswith("<div>")
+    for shown in (
+        "ring(x)",
+        "<sup>0.5</sup>",
+        "<b>y</b> observed, Normal of s, x",
+        "denoised",
+        "<b>s</b> ∼ HalfNormal",
+    ):
+        assert shown in boxes, shown
+    monkeypatch.setattr(graphviz.Digraph, "pipe", lambda self, **arguments: "<svg></svg>")
+    assert drawing.html(compiled().graph) == "<svg></svg>"
+
+
+def test_html_is_escaped(monkeypatch):
+    monkeypatch.setattr(drawing, "digraph", lambda g: (_ for _ in ()).throw(graphviz.ExecutableNotFound(["dot"])))
+    f = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label="<script>")
+
+    @cp.program
+    def odd(factors):
+        cp.sample("x", factors[0])
+
+    boxes = cp.compile(odd, [f]).graph._repr_html_()
+    assert "<script>" not in boxes
+    assert "&lt;script&gt;(x)" in boxes
+
+
+@pytest.mark.parametrize("label", ["net(x0)", "my (xyz) net"])
+def test_labels_with_parentheses_stay_as_they_are(label):
+    f = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label=label)
+
+    @cp.program
+    def odd(factors):
+        cp.sample("position", factors[0])
+
+    assert f"∝ {label}(position)" in str(cp.compile(odd, [f]))

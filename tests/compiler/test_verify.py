@@ -1,0 +1,144 @@
+"""The verifier against graphs that were broken by hand: each rule catches its defect, at the stage that makes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.compiler.align import align
+from composeprob.compiler.build import build
+from composeprob.compiler.normalise import normalise
+from composeprob.compiler.share import share
+from composeprob.errors import VerificationError
+from composeprob.ir.nodes import Leaf, Mixture, Product, Region
+from composeprob.ir.verify import STAGES, verify
+from composeprob.schedule import Noise
+
+SCHEDULE = cp.Schedule.cosine(6)
+F, G = (cp.Analytic(dist.Normal(jnp.full(2, m), 1.0), SCHEDULE, label=n) for m, n in ((0.0, "f"), (1.0, "g")))
+
+
+@cp.program
+def scene(f):
+    cp.sample("x", f)
+    cp.sample("y", F)
+
+
+def graph(stage):
+    made = build(scene, (F**2 * cp.mixture([F, G]) * cp.window(G, (2,), (0,)),), {})
+    for name, step in (("normalise", normalise), ("align", align), ("share", share)):
+        if STAGES.index(stage) >= STAGES.index(name):
+            made = step(made)
+    return made
+
+
+def with_root(made, change):
+    first, *others = made.sites
+    return replace(made, sites=(replace(first, root=change(first.root)), *others))
+
+
+def first_leaf(change):
+    return lambda root: replace(root, children=(change(root.children[0]), *root.children[1:]))
+
+
+def region(*numbers):
+    return first_leaf(lambda leaf: replace(leaf, region=Region(*numbers)))
+
+
+def nested(root):
+    return Product((Product((root,), (2.0,)), root), (1.0, 1.0))
+
+
+def as_mixture(*log_weights):
+    return lambda root: Mixture(root.children[:2], log_weights)
+
+
+WIDE = cp.Analytic(dist.Normal(jnp.zeros(3), 1.0), SCHEDULE)
+
+BROKEN = [
+    ("build", lambda r: Product((), ()), "an empty Product"),
+    ("build", lambda r: Mixture((), ()), "an empty Mixture"),
+    ("build", lambda r: replace(r, powers=(1.0,)), "a Product with 1 numbers for its children"),
+    ("build", lambda r: replace(r, powers=(np.nan,) * len(r.powers)), "not finite"),
+    ("build", as_mixture(0.0, np.inf), "a Mixture with a number that is not finite"),
+    ("build", as_mixture(0.0), "a Mixture with 1 numbers"),
+    ("normalise", first_leaf(lambda leaf: replace(leaf, factor=WIDE)), "have another shape than x"),
+    ("normalise", region((1,), (2,), (1,)), "leaves site x"),
+    ("normalise", region((-1,), (2,), (1,)), "leaves site x"),
+    ("normalise", region((0,), (2,), (0,)), "leaves site x"),
+    ("normalise", region((0,), (1,), (1,)), r"does not hold one event of shape \(2,\)"),
+    ("normalise", region((0,), (2,), (2,)), r"does not hold one event of shape \(2,\)"),
+    ("normalise", region((0, 0), (2,), (1,)), "has other axes than site x"),
+    ("normalise", region((0,), (2, 1), (1,)), "has other axes than site x"),
+    ("normalise", nested, "a product holds a product"),
+    ("normalise", lambda r: replace(r, powers=(0.0,) * len(r.powers)), "a product holds a zero power"),
+    ("normalise", lambda r: Product(r.children[:1], (1.0,)), "a single child to the power 1"),
+    (
+        "align",
+        first_leaf(lambda leaf: replace(leaf, own_noise=Noise(np.arange(5), np.ones(5), np.ones(5)))),
+        "not aligned to 6 levels",
+    ),
+    ("share", first_leaf(lambda leaf: replace(leaf, slot=None)), "has no slot"),
+    ("share", first_leaf(lambda leaf: replace(leaf, slot=(9, 0))), r"slot \(9, 0\) does not exist"),
+    ("share", first_leaf(lambda leaf: replace(leaf, slot=(0, -1))), r"slot \(0, -1\) does not exist"),
+    ("share", first_leaf(lambda leaf: replace(leaf, slot=(0, 1))), "reads another place"),
+    ("share", lambda r: Product(r.children[:1], r.powers[:1]), "are evaluated but not used"),
+]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_sound_graphs_pass(stage):
+    made = graph(stage)
+    assert verify(made, stage) is made
+
+
+@pytest.mark.parametrize(("stage", "change", "told"), BROKEN)
+def test_broken_expressions_are_caught(stage, change, told):
+    with pytest.raises(VerificationError, match=f"After pass '{stage}': .*{told}.*\n  Fix: please report"):
+        verify(with_root(graph(stage), change), stage)
+
+
+def test_rules_hold_only_from_their_stage_on():
+    loose = with_root(graph("build"), nested)
+    assert verify(loose, "build") is loose
+    unscheduled = graph("normalise")
+    assert verify(unscheduled, "normalise") is unscheduled
+    with pytest.raises(VerificationError, match="the graph has no schedule"):
+        verify(unscheduled, "align")
+
+
+def test_names_are_unique():
+    made = graph("build")
+    with pytest.raises(VerificationError, match=r"names are not unique: \['x', 'x'\]"):
+        verify(replace(made, sites=(made.sites[0], made.sites[0])), "build")
+
+
+def test_strange_nodes_are_named():
+    class Strange:
+        children = ()
+
+    with pytest.raises(VerificationError, match="an unknown node Strange"):
+        verify(with_root(graph("build"), lambda r: Strange()), "build")
+
+
+def test_the_compiler_verifies_after_every_pass(monkeypatch):
+    from composeprob.compiler import pipeline
+
+    stages = []
+    monkeypatch.setattr(pipeline, "verify", lambda graph, stage: stages.append(stage) or verify(graph, stage))
+    cp.compile(scene, F)
+    assert tuple(stages) == STAGES
+
+    broken = lambda graph: with_root(normalise(graph), lambda r: Product((), ()))
+    monkeypatch.setattr(pipeline, "normalise", broken)
+    with pytest.raises(VerificationError, match="After pass 'normalise'"):
+        cp.compile(scene, F)
+
+
+def test_leaves_are_leaves():
+    assert isinstance(graph("share").sites[1].root, Leaf)

@@ -1,0 +1,82 @@
+"""Every leaf factor and schedule constructor has a row in tests/registry.py, and every row keeps its promises."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import composeprob as cp
+import composeprob.factors
+from composeprob.errors import ConditionError
+from composeprob.factors.base import LeafFactor
+from registry import FACTORS, SCHEDULES
+
+ROWS = pytest.mark.parametrize("name", FACTORS)
+SCHEDULE = cp.Schedule.cosine(10)
+KNOWN = {"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth"}
+X = jnp.array([0.4, -0.9])
+
+
+def test_every_leaf_factor_has_a_row_and_is_public():
+    modules = [
+        importlib.import_module(f"composeprob.factors.{m.name}")
+        for m in pkgutil.iter_modules(composeprob.factors.__path__)
+    ]
+    classes = {c for m in modules for c in vars(m).values() if inspect.isclass(c) and issubclass(c, LeafFactor)}
+    assert set(FACTORS) == {c.__name__ for c in classes if not inspect.isabstract(c)}
+    for name, make in FACTORS.items():
+        assert type(make(SCHEDULE)) is getattr(cp, name)
+
+
+def test_every_schedule_constructor_has_a_row():
+    constructors = {
+        name for name, value in vars(cp.Schedule).items() if isinstance(value, classmethod) and not name.startswith("_")
+    }
+    assert set(SCHEDULES) == constructors | {"log_snr"}  # a constructor on the class, an array on instances
+    assert all(isinstance(make(), cp.Schedule) for make in SCHEDULES.values())
+
+
+def evaluate(factor, x, level):
+    return factor.evaluate(x, SCHEDULE.at(level), factor.call_conditions())
+
+
+@ROWS
+def test_what_a_leaf_offers_it_has(name):
+    factor = FACTORS[name](SCHEDULE)
+    assert factor.capabilities <= KNOWN
+    assert "score" in factor.capabilities
+    value, score = evaluate(factor, X, 3)
+    assert score.shape == factor.event_shape
+    assert (value is not None) == ("energy" in factor.capabilities)
+    assert value.shape == ()
+    log_density = lambda x: evaluate(factor, x, 3)[0]
+    np.testing.assert_allclose(score, jax.grad(log_density)(X), rtol=1e-4)  # conservative
+    if "normalised" in factor.capabilities:
+        grid = jnp.linspace(-5.0, 5.0, 121)
+        points = jnp.stack(jnp.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
+        mass = jnp.sum(jnp.exp(jax.vmap(log_density)(points))) * (grid[1] - grid[0]) ** 2
+        np.testing.assert_allclose(mass, 1.0, rtol=1e-4)
+
+
+@ROWS
+def test_a_leaf_is_a_pytree_that_maps_and_jits(name):
+    factor = FACTORS[name](SCHEDULE)
+    xs, levels = jnp.stack([X, -X, 2 * X]), jnp.array([0, 4, 9])
+    run = eqx.filter_jit(lambda f, xs, levels: jax.vmap(lambda x, k: evaluate(f, x, k)[1])(xs, levels))
+    expected = [evaluate(factor, x, k)[1] for x, k in zip(xs, levels, strict=True)]
+    np.testing.assert_allclose(run(factor, xs, levels), jnp.stack(expected), rtol=1e-4, atol=1e-5)
+    assert jax.tree.structure(jax.tree.map(lambda a: a, factor)) == jax.tree.structure(factor)
+
+
+@ROWS
+def test_a_leaf_refuses_conditions_that_it_does_not_have(name):
+    with pytest.raises(ConditionError, match="has no condition 'colour'"):
+        FACTORS[name](SCHEDULE).given(colour=1)
+    assert FACTORS[name](SCHEDULE).label

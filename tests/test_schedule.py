@@ -1,0 +1,162 @@
+"""Schedules: their formulas, conventions, ranges, and what they refuse."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.errors import InvalidValueError, LevelError, ShapeError
+from registry import SCHEDULES
+
+ROWS = pytest.mark.parametrize("name", SCHEDULES)
+
+
+@ROWS
+def test_levels_go_from_clean_to_noisy(name):
+    schedule = SCHEDULES[name]()
+    assert schedule.num_levels == schedule.alpha.shape[0] == schedule.sigma.shape[0]
+    assert np.all(np.diff(schedule.log_snr) < 0)
+    np.testing.assert_allclose(schedule.log_snr, np.log(schedule.alpha**2 / schedule.sigma**2), rtol=1e-4, atol=1e-5)
+    assert schedule.sigma[0] < 0.2 < schedule.sigma[-1]
+
+
+@ROWS
+def test_a_level_is_one_entry_also_traced(name):
+    schedule = SCHEDULES[name]()
+    for level in (0, 3, schedule.num_levels - 1):
+        for noise in (schedule.at(level), jax.jit(lambda k: schedule.at(k))(level), schedule.at(np.int64(level))):
+            assert int(noise.index) == level
+            np.testing.assert_allclose(noise.alpha, schedule.alpha[level], rtol=1e-6)
+            np.testing.assert_allclose(noise.sigma, schedule.sigma[level], rtol=1e-6)
+            np.testing.assert_allclose(noise.log_snr, schedule.log_snr[level], rtol=1e-4, atol=1e-4)
+
+
+@ROWS
+def test_beta_takes_one_level_to_the_next(name):
+    """x_k = (α_k/α_{k−1})·x_{k−1} + √β_k·ε: σ_k² = (α_k/α_{k−1})²·σ_{k−1}² + β_k."""
+    schedule = SCHEDULES[name]()
+    alpha, sigma, beta = (np.asarray(a, np.float64) for a in (schedule.alpha, schedule.sigma, schedule.beta))
+    ratio = alpha[1:] / alpha[:-1]
+    np.testing.assert_allclose(beta[1:], sigma[1:] ** 2 - (ratio * sigma[:-1]) ** 2, rtol=2e-3)
+    np.testing.assert_allclose(beta[0], sigma[0] ** 2, rtol=1e-5)
+    assert np.all(beta > 0)
+
+
+@ROWS
+def test_schedules_are_pytrees_whose_levels_are_leaves(name):
+    schedule = SCHEDULES[name]()
+    assert len(jax.tree.leaves(schedule)) == 3
+    assert schedule.same_levels(jax.tree.map(jnp.asarray, schedule))
+    assert f"Schedule({schedule.num_levels} levels, log-SNR" in repr(schedule)
+    assert jax.jit(lambda s: repr(s) and s.sigma)(schedule).shape == (schedule.num_levels,)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "vp", "log_snr"])
+def test_variance_is_preserved(name):
+    schedule = SCHEDULES[name]()
+    np.testing.assert_allclose(schedule.alpha**2 + schedule.sigma**2, 1.0, rtol=1e-12)
+    np.testing.assert_allclose(schedule.drift_ratio, -0.5)
+
+
+def test_linear_is_ddpm():
+    schedule = cp.Schedule.linear(1000)
+    beta = np.linspace(1e-4, 0.02, 1000)
+    np.testing.assert_allclose(schedule.alpha**2, np.cumprod(1 - beta), rtol=1e-10)
+    np.testing.assert_allclose(schedule.beta[1:], beta[1:], rtol=1e-3)
+    shorter = cp.Schedule.linear(100)  # about the same range of noise
+    np.testing.assert_allclose(shorter.log_snr[-1], schedule.log_snr[-1], atol=0.8)
+
+
+def test_cosine_is_nichol_and_dhariwal():
+    schedule = cp.Schedule.cosine(50)
+    bar = lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    k = np.arange(1, 50)
+    np.testing.assert_allclose(schedule.alpha[:-1] ** 2, bar(k / 50) / bar(0.0), rtol=1e-10)
+    np.testing.assert_allclose(schedule.beta[-1], 0.999, rtol=1e-5)
+
+
+def test_vp_is_the_sde():
+    schedule = cp.Schedule.vp(2, beta_min=0.2, beta_max=10.0)
+    integral = lambda t: 0.2 * t + 0.5 * t**2 * 9.8
+    np.testing.assert_allclose(schedule.alpha, np.exp(-0.5 * integral(np.array([1e-3, 1.0]))), rtol=1e-12)
+
+
+def test_edm_is_karras():
+    schedule = cp.Schedule.edm(5, sigma_min=0.01, sigma_max=40.0, rho=3.0)
+    np.testing.assert_allclose(schedule.alpha, 1.0)
+    np.testing.assert_allclose(schedule.sigma[[0, -1]], [0.01, 40.0], rtol=1e-12)
+    np.testing.assert_allclose(np.diff(schedule.sigma ** (1 / 3), n=2), 0.0, atol=1e-12)
+    np.testing.assert_allclose(schedule.drift_ratio, 0.0)
+
+
+def test_log_snr_is_evenly_spaced_and_an_array_on_instances():
+    schedule = cp.Schedule.log_snr(21, min=-4.0, max=16.0)
+    np.testing.assert_allclose(schedule.log_snr, np.linspace(16.0, -4.0, 21), atol=2e-5)
+    assert schedule.log_snr.shape == (21,)
+    assert cp.Schedule.log_snr(3).num_levels == 3
+
+
+def test_nothing_is_lost_where_alpha_is_almost_one():
+    """σ = 10⁻⁵: in single precision α is 1, and log-SNR still what was asked for."""
+    schedule = cp.Schedule.log_snr(3, min=-5.0, max=23.0)
+    np.testing.assert_allclose(schedule.at(0).log_snr, 23.0, rtol=1e-5)
+    np.testing.assert_allclose(schedule.at(0).sigma, np.exp(-11.5), rtol=1e-5)
+    noisy = cp.Schedule.log_snr(3, min=-40.0, max=5.0)
+    np.testing.assert_allclose(noisy.at(2).log_snr, -40.0, rtol=1e-5)
+
+
+def test_alpha_at_any_log_snr():
+    log_snr = np.array([7.0, 0.3, -5.0])
+    np.testing.assert_allclose(cp.Schedule.cosine(5).alpha_at(log_snr), np.sqrt(1 / (1 + np.exp(-log_snr))))
+    np.testing.assert_allclose(cp.Schedule.edm(5).alpha_at(log_snr), 1.0)
+    other = cp.Schedule.from_arrays([0.9, 0.3], [0.1, 1.0])
+    middle = np.mean(2 * np.log([0.9 / 0.1, 0.3 / 1.0]))
+    np.testing.assert_allclose(other.alpha_at(np.array([middle])), np.sqrt(0.27))
+
+
+def test_same_levels():
+    schedule = cp.Schedule.cosine(10)
+    assert schedule.same_levels(cp.Schedule.from_arrays(np.float32(schedule.alpha), np.float32(schedule.sigma)))
+    assert not schedule.same_levels(cp.Schedule.cosine(11))
+    assert not schedule.same_levels(cp.Schedule.from_arrays(schedule.alpha, schedule.sigma * (1 + 1e-4)))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (lambda: cp.Schedule.cosine(1), InvalidValueError, "at least 2 levels; got 1"),
+        (lambda: cp.Schedule.linear(-3), InvalidValueError, "at least 2 levels; got -3"),
+        (lambda: cp.Schedule.log_snr(10.0), InvalidValueError, "at least 2 levels; got 10.0"),
+        (lambda: cp.Schedule.edm(True), InvalidValueError, "at least 2 levels; got True"),
+        (lambda: cp.Schedule.log_snr(5, min=3.0, max=-3.0), InvalidValueError, "from clean to noisy"),
+        (lambda: cp.Schedule.edm(5, sigma_min=2.0, sigma_max=1.0), InvalidValueError, "sigma_min < sigma_max"),
+        (lambda: cp.Schedule.edm(5, rho=0.0), InvalidValueError, "rho > 0"),
+        (lambda: cp.Schedule.vp(5, beta_min=-1.0), InvalidValueError, "β must be positive"),
+        (lambda: cp.Schedule.from_arrays([1.0], [0.1, 0.2]), ShapeError, "of one shape"),
+        (lambda: cp.Schedule.from_arrays([], []), ShapeError, "K ≥ 1"),
+        (lambda: cp.Schedule.from_arrays([1.0, 1.0], [0.0, 1.0]), InvalidValueError, "finite and positive"),
+        (lambda: cp.Schedule.from_arrays([1.0, np.nan], [0.1, 1.0]), InvalidValueError, "finite and positive"),
+        (lambda: cp.Schedule.from_arrays([1.0, 1.0], [1.0, 0.1]), InvalidValueError, r"from 0 at level 0 to 4\.6"),
+        (lambda: cp.Schedule.from_arrays([1.0, 1.0], [0.1, 0.1]), InvalidValueError, "from clean to noisy"),
+    ],
+)
+def test_bad_arguments(make, error, told):
+    with pytest.raises(error, match=told):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [
+        (10, "Level 10 does not exist.*levels 0 .cleanest. to 9"),
+        (-1, "Level -1"),
+        (1.0, "one integer"),
+        ([1], "one int"),
+    ],
+)
+def test_levels_that_do_not_exist(level, told):
+    with pytest.raises(LevelError, match=told):
+        cp.Schedule.cosine(10).at(level)

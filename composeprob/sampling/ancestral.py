@@ -80,8 +80,7 @@ class Ancestral(Sampler):
             lambda positions: (positions, jnp.zeros(run.keys.shape, bool)),
             run.chains,
         )
-        non_finite = run.records.non_finite.at[level].set(jnp.sum(bad, dtype=jnp.int32))
-        return eqx.tree_at(lambda r: (r.chains, r.records.non_finite), run, (moved, non_finite))
+        return eqx.tree_at(lambda r: r.chains, run, moved).counting(level, bad)
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains

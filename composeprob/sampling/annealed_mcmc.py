@@ -7,12 +7,14 @@ from functools import partial
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels import Kernel
+from composeprob.pytree import all_finite
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.reverse import reverse_step
 from composeprob.sampling.transitions import Transitions
@@ -71,7 +73,7 @@ class AnnealedMCMC(Sampler):
 
     def proposals(self) -> int:
         assert self.moves is not None
-        return self.moves.total
+        return self.moves.total + self.reverse_step
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         assert self.moves is not None
@@ -87,13 +89,19 @@ class AnnealedMCMC(Sampler):
         target = partial(density.evaluator, level=level)
 
         def descend(key: Array, state):  # type: ignore[no-untyped-def]
+            score = state.evaluation.score
             if self.reverse_step:
-                score = state.evaluation.score
                 moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, score, density, level + 1)
                 state = dataclasses.replace(state, position=moved)
-            return self.kernel.relevel(state, target)
+            return self.kernel.relevel(state, target), ~all_finite(score) & self.reverse_step
 
-        states = jax.lax.cond(level < first_level, lambda s: jax.vmap(descend)(keys, s), lambda s: s, run.chains)
+        states, bad = jax.lax.cond(
+            level < first_level,
+            lambda s: jax.vmap(descend)(keys, s),
+            lambda s: (s, jnp.zeros(keys.shape, bool)),
+            run.chains,
+        )
+        run = run.counting(level, bad)
         states, log_scale, records = self.moves.run(
             keys, states, target, density.schedule, level, run.log_scale, run.records
         )

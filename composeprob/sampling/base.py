@@ -51,6 +51,11 @@ class Run(eqx.Module):
     log_scale: Array
     records: Records
 
+    def counting(self, level: Array, bad: Array) -> Run:
+        """The same run with moves of the level counted as non-finite where ``bad``, (N,), says so."""
+        non_finite = self.records.non_finite.at[level].add(jnp.sum(bad, dtype=jnp.int32))
+        return eqx.tree_at(lambda run: run.records.non_finite, self, non_finite)
+
 
 class Sampler(eqx.Module):
     """How chains travel. Hyper-parameters only; numbers are leaves, so other numbers reuse compiled code."""
@@ -87,7 +92,8 @@ class Sampler(eqx.Module):
 
     @abc.abstractmethod
     def proposals(self) -> int:
-        """Kernel transitions of one chain at one level, adapting ones included."""
+        """Moves of one chain at one level that can turn out non-finite: transitions, adapting ones included, and
+        the reverse step."""
 
     @abc.abstractmethod
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, WrongTypeError
@@ -61,6 +61,8 @@ def infer(
     first = sampler.first_level(density)
     run = begin(key, num_chains, density.num_levels)
     if mesh is not None:
+        # The compiler places what follows from the keys; jax.make_mesh's own default would ask for every placement.
+        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
         spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
         run = dataclasses.replace(run, keys=jax.device_put(run.keys, spread))
     completed, interrupted = 0, False

@@ -17,6 +17,7 @@ from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.step_size import as_scalar, check_range
+from composeprob.pytree import all_finite
 from composeprob.sampling.annealed_mcmc import check_kernel, check_steps
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.resampling import log_mean_weight, relative_ess, systematic
@@ -126,7 +127,7 @@ class SMC(Sampler):
         return completed * (1 + (self.moves.evaluations if self.moves else 0))
 
     def proposals(self) -> int:
-        return self.moves.total if self.moves else 0
+        return 1 + (self.moves.total if self.moves else 0)
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         positions = draw_initial(run, density, level)
@@ -162,6 +163,7 @@ class SMC(Sampler):
             lambda s: (s, jnp.zeros_like(run.log_weights)),
             run.chains,
         )
+        run = run.counting(level, ~jnp.isfinite(increments))
         log_weights = run.log_weights + increments
         log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
         ess = relative_ess(log_weights)
@@ -193,7 +195,8 @@ class SMC(Sampler):
         )
 
     def _descend(self, key: Array, state: Any, density: AnnealedDensity, level: Array) -> tuple[Any, Any]:
-        """One chain from level + 1 to level: its new state and what its log-weight gains. One evaluation."""
+        """One chain from level + 1 to level: its new state and what its log-weight gains, −∞ where that or the score
+        is not finite. One evaluation."""
         before = state.evaluation
         if self.weights == "feynman_kac":
             moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, before.drift, density, level + 1)
@@ -201,9 +204,12 @@ class SMC(Sampler):
         after: Any = density.evaluator(state.position, level)
         state = dataclasses.replace(state, evaluation=after)
         if self.weights == "density":
-            return state, after.log_density - before.log_density
-        gain = feynman_kac_weight(before, after, density.schedule, level + 1)
-        return state, gain + after.log_potential - before.log_potential
+            gain = after.log_density - before.log_density
+        else:
+            gain = feynman_kac_weight(before, after, density.schedule, level + 1)
+            gain = gain + after.log_potential - before.log_potential
+        usable = all_finite((gain, before.drift, after.score))
+        return state, jnp.where(usable, gain, -jnp.inf)
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains.position

@@ -135,6 +135,6 @@ class Transitions(eqx.Module):
             records.acceptance.at[level].set(acceptance / self.count),
             records.step_size.at[level].set(steps / self.count),
             records.ess,
-            records.non_finite.at[level].set(bad),
+            records.non_finite.at[level].add(bad),
         )
         return states, log_scale, records

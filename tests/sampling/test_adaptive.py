@@ -1,0 +1,89 @@
+"""Step sizes in a run: numbers, one per level, rules, and adaptation that reaches its target at every level."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.sampling.status import Code
+from sampling_cases import SCHEDULE, both, normal
+
+
+@pytest.fixture(scope="module")
+def density():
+    return cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+
+
+def run(density, kernel, steps=4, chains=512):
+    sampler = cp.AnnealedMCMC(kernel, steps)
+    return cp.infer(density, jax.random.key(0), num_chains=chains, sampler=sampler, progress=False)
+
+
+@pytest.mark.parametrize("warmup", [0, 4], ids=["online", "warm-up, then frozen"])
+def test_acceptance_is_on_target_at_every_level(density, warmup):
+    for target in (0.574, 0.8):
+        result = run(density, cp.MALA(cp.Adaptive(target_acceptance=target, warmup=warmup)))
+        # The first levels start from `initial`. At the last ones the target keeps its width while σ² falls by half
+        # a level: c must rise as much, and the acceptance that makes it rise is up to 0.12 above the goal.
+        assert np.abs(result.acceptance[:-2] - target).max() < 0.15
+        assert np.abs(result.acceptance[14:-2].mean() - target) < 0.04
+        steps = np.log(result.step_size)
+        assert np.all(np.isfinite(steps))
+        assert result.evaluations == SCHEDULE.num_levels * (1 + 4 + warmup)
+    assert np.argmin(steps) < 14  # smaller where there is less noise
+
+
+def test_a_frozen_step_is_one_number_a_level(density):
+    result = run(density, cp.HMC(cp.Adaptive(warmup=3), num_leapfrog=2), steps=1)
+    assert np.abs(result.acceptance[:-4].mean() - 0.75) < 0.05
+    assert np.all(result.step_size > 0)
+
+
+def test_number_array_and_rule_are_the_same_thing(density):
+    sigma = np.asarray(SCHEDULE.sigma)
+    steps = jnp.asarray(0.2 * sigma**2)
+    array, rule = run(density, cp.MALA(steps)), run(density, cp.MALA(lambda s: steps))
+    assert np.array_equal(array["x"], rule["x"])
+    assert np.allclose(array.step_size, 0.2 * sigma**2, rtol=1e-5)
+    number = run(density, cp.MALA(0.01))
+    assert np.allclose(number.step_size, 0.01)
+
+
+def test_acceptance_that_collapses_is_named(density):
+    result = run(density, cp.MALA(50.0))  # far too large at every level
+    assert result.status.code is Code.ACCEPTANCE_COLLAPSED
+    assert "level" in result.status.message
+    assert "Adaptive" in result.status.message
+    assert np.all(np.isfinite(result["x"]))
+
+
+def test_non_finite_densities_are_rejected_and_counted():
+    def broken(x, level):  # NaN beyond a wall inside the bulk
+        return jnp.where(x[0] > 0.5, jnp.nan, -0.5 * jnp.sum(x**2))
+
+    @cp.program
+    def walled(f):
+        return cp.sample("x", f)
+
+    density = cp.compile(walled, cp.Energy(broken, SCHEDULE, event_shape=(1,)))
+    result = run(density, cp.MALA(0.3))
+    assert result.non_finite.sum() > 0
+    assert result.status.code is Code.NON_FINITE
+    assert "density.log_density" in result.status.message
+    assert np.all(np.isfinite(result["x"]))
+
+
+def test_a_score_that_is_never_finite_stops_ancestral_sampling_where_it_is():
+    @cp.program
+    def nothing(f):
+        return cp.sample("x", f)
+
+    score = cp.Diffusion(lambda x, t: x * jnp.nan, SCHEDULE, event_shape=(1,), parameterization="score", time="sigma")
+    density = cp.compile(nothing, score)
+    result = cp.infer(density, jax.random.key(0), num_chains=8, sampler=cp.Ancestral(), progress=False)
+    assert result.status.code is Code.NON_FINITE
+    assert np.all(np.isfinite(result["x"]))
+    smc = cp.infer(density, jax.random.key(0), num_chains=8, sampler=cp.SMC(), progress=False)
+    assert smc.status.has(Code.WEIGHTS_COLLAPSED)
+    assert np.all(np.isfinite(smc["x"]))

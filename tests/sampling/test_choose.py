@@ -1,0 +1,71 @@
+"""`sampler=None`: what is chosen for which density and number of chains, and why."""
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.sampling.choose import MANY_CHAINS, choose
+from sampling_cases import SCHEDULE, normal, single, unit_energy
+
+
+def network(parameterization):
+    def call(x, t):
+        return unit_energy(x, t) if parameterization == "energy" else x
+
+    return cp.Diffusion(call, SCHEDULE, event_shape=(2,), parameterization=parameterization, time="sigma")
+
+
+@cp.program
+def with_latent(f):
+    x = cp.sample("x", f)
+    scale = cp.sample("scale", dist.LogNormal(0.0, 1.0))
+    cp.observe("y", dist.Normal(x, scale).to_event(1), jnp.zeros(2))
+
+
+@cp.program
+def no_diffusion():
+    m = cp.sample("m", dist.Normal(0.0, 1.0))
+    cp.observe("y", dist.Normal(m, 0.5), 1.0)
+
+
+CASES = [
+    ("many chains, a rate and an energy", single, network("energy"), MANY_CHAINS, cp.SMC, "tuned MALA"),
+    ("many chains, scores only", single, network("epsilon"), MANY_CHAINS, cp.SMC, "no kernel"),
+    ("few chains, an energy", single, normal([0.0, 0.0]), 12, cp.AnnealedMCMC, "fewer than"),
+    ("few chains, scores only", single, network("epsilon"), 12, cp.AnnealedMCMC, "only its score"),
+    ("scores only and a latent", with_latent, network("epsilon"), MANY_CHAINS, cp.AnnealedMCMC, "only its score"),
+]
+
+
+@pytest.mark.parametrize(
+    ("program", "factor", "chains", "kind", "why"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
+def test_choice_and_reason(program, factor, chains, kind, why):
+    density = cp.compile(program, factor)
+    sampler, reason = choose(density, chains)
+    assert type(sampler) is kind
+    assert why in reason
+    sampler.prepare(density)  # it can be used
+
+
+def test_a_user_energy_is_weighted_by_its_density():
+    factor = cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(2,))
+    sampler, reason = choose(cp.compile(single, factor), MANY_CHAINS)
+    assert isinstance(sampler, cp.SMC)
+    assert sampler.weights == "density"
+    assert "trusted" in reason
+
+
+def test_a_program_without_factors_gets_chains():
+    sampler, _ = choose(cp.compile(no_diffusion), MANY_CHAINS)
+    assert isinstance(sampler, cp.AnnealedMCMC)
+
+
+def test_the_result_says_it():
+    density = cp.compile(single, normal([0.0, 0.0]))
+    result = cp.infer(density, jax.random.key(0), num_chains=4, progress=False)
+    assert result.sampler.startswith("AnnealedMCMC(HMC")
+    assert "fewer than" in result.reason
+    assert "fewer than" in str(result.summary())

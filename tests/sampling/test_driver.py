@@ -1,0 +1,158 @@
+"""The driver: one trace, the stated number of evaluations, and samples that depend on nothing but key and N."""
+
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.sampling import infer as driver
+from composeprob.sampling.progress import Progress
+from composeprob.sampling.status import Code
+from sampling_cases import SCHEDULE, Calls, both, normal, single, unit_energy
+
+
+def energy_factor(calls, schedule):
+    def log_density(x, level):
+        calls()
+        return -0.5 * jnp.sum(x**2)
+
+    return cp.Energy(log_density, schedule, event_shape=(2,))
+
+
+def test_one_trace_for_ten_or_a_thousand_levels():
+    traces = []
+    for num_levels in (10, 1000):
+        calls = Calls()
+        density = cp.compile(single, energy_factor(calls, cp.Schedule.log_snr(num_levels)))
+        calls.reset()
+        cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.AnnealedMCMC(cp.MALA(0.01), 1), progress=False)
+        traces.append(calls.traced)
+        calls.reset()
+        again = cp.AnnealedMCMC(cp.MALA(0.02), 1)  # other numbers, another key: the same code
+        cp.infer(density, jax.random.key(1), num_chains=2, sampler=again, progress=False)
+        assert calls.traced == 0
+    assert traces[0] == traces[1]
+
+
+def network_factor(calls, parameterization):
+    def network(x, t):
+        calls()
+        return unit_energy(x, t) if parameterization == "energy" else x * t / jnp.sqrt(1 + t**2)
+
+    return cp.Diffusion(
+        network, SCHEDULE, event_shape=(2,), parameterization=parameterization, time="sigma", label="counted"
+    )
+
+
+COUNTED = {
+    "Ancestral": (cp.Ancestral(), "epsilon"),
+    "ULA": (cp.AnnealedMCMC(cp.ULA(0.01), 2, reverse_step=True), "epsilon"),
+    "MALA": (cp.AnnealedMCMC(cp.MALA(0.01), 2), "energy"),
+    "MALA, reverse": (cp.AnnealedMCMC(cp.MALA(0.01), 2, reverse_step=True), "energy"),
+    "UHMC": (cp.AnnealedMCMC(cp.UHMC(0.01, num_leapfrog=3), 2), "epsilon"),
+    "HMC, reverse": (cp.AnnealedMCMC(cp.HMC(0.01, num_leapfrog=3), 2, reverse_step=True), "energy"),
+    "HMC, warm-up": (cp.AnnealedMCMC(cp.HMC(cp.Adaptive(warmup=2), num_leapfrog=3), 1), "energy"),
+    "SMC": (cp.SMC(cp.MALA(cp.Adaptive()), 2), "energy"),
+    "SMC, no kernel": (cp.SMC(), "epsilon"),
+}
+PER_LEVEL = {"ULA": 3, "MALA": 3, "MALA, reverse": 3, "UHMC": 7, "HMC, reverse": 7, "HMC, warm-up": 10, "SMC": 3}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_evaluations_are_what_the_result_says(name):
+    sampler, parameterization = COUNTED[name]
+    calls = Calls()
+    density = cp.compile(single, network_factor(calls, parameterization))
+    calls.reset()
+    result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=sampler, progress=False)
+    jax.effects_barrier()
+    assert calls.run == result.evaluations  # a call serves all chains at once
+    levels = SCHEDULE.num_levels
+    assert result.evaluations == {"Ancestral": levels - 1}.get(name, levels * PER_LEVEL.get(name, 1))
+
+
+def test_density_weights_cost_one_evaluation_a_level():
+    calls = Calls()
+    density = cp.compile(single, energy_factor(calls, SCHEDULE))
+    calls.reset()
+    sampler = cp.SMC(cp.MALA(cp.Adaptive()), weights="density")
+    result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=sampler, progress=False)
+    jax.effects_barrier()
+    assert calls.run == result.evaluations == 2 * SCHEDULE.num_levels
+
+
+@pytest.fixture(scope="module")
+def product():
+    return cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+
+
+SAMPLER = cp.SMC(cp.MALA(cp.Adaptive()))
+
+
+def run(density, seed=0, chains=64, **options):
+    options = {"sampler": SAMPLER, "progress": False} | options
+    return cp.infer(density, jax.random.key(seed), num_chains=chains, **options)
+
+
+def test_samples_depend_on_key_and_number_of_chains_only(product, monkeypatch):
+    reference = run(product)
+    monkeypatch.setattr(driver, "REFRESH_SECONDS", 1e-9)  # level by level instead of many at once
+    assert np.array_equal(run(product)["x"], reference["x"])
+    assert np.array_equal(run(product, progress=True)["x"], reference["x"])
+    assert not np.array_equal(run(product, seed=1)["x"], reference["x"])
+
+
+def test_result_fields_agree(product):
+    result = run(product)
+    levels = product.num_levels
+    assert result["x"].shape == (64, 2)
+    assert result.log_weights.shape == (64,)
+    assert result.weights.sum() == pytest.approx(1)
+    for name in ("acceptance", "step_size", "ess", "non_finite", "log_snr"):
+        assert getattr(result, name).shape == (levels,)
+    assert np.all((result.acceptance > 0) & (result.acceptance <= 1))
+    assert np.all((result.ess > 0) & (result.ess <= 1 + 1e-6))
+    assert np.all(result.step_size > 0)
+    assert result.non_finite.sum() == 0
+    assert result.status.ok
+    assert result.density is product
+    assert result.seconds > 0
+    assert result.sampler == SAMPLER.describe()
+    assert result.reason == "chosen by the user"
+    assert np.array_equal(result.log_snr, np.asarray(product.schedule.log_snr))
+
+
+def interrupt_after(monkeypatch, levels):
+    """Ctrl-C when so many levels are done, by a real signal."""
+
+    def update(self, done, **facts):
+        if done >= levels:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "update", update)
+    monkeypatch.setattr(driver, "REFRESH_SECONDS", 1e-9)
+
+
+def test_ctrl_c_returns_what_is_done(product, monkeypatch):
+    interrupt_after(monkeypatch, 5)
+    result = run(product)
+    assert result.status.code is Code.INTERRUPTED
+    assert "after 5 of 32 levels" in result.status.message
+    assert np.all(np.isnan(result.acceptance[:27]))
+    assert np.all(np.isfinite(result.acceptance[27:]))
+    assert result.evaluations == 5 * 2
+    assert np.all(np.isfinite(result["x"]))
+    assert result.log_evidence is None  # that of a noisy level is not the program's
+    assert result["x"].std() > 0.5  # still at the noise of level 27
+
+
+def test_ctrl_c_before_there_are_chains_is_not_swallowed(product, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "_start", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(product)

@@ -1,0 +1,179 @@
+"""Every sampler on Gaussian targets whose law at level 0 is known, and what SMC estimates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from sampling_cases import SCHEDULE, N, both, moments, normal
+from zscores import LIMIT, assert_agrees, z_scores
+
+MEANS = np.array([[0.5, -0.3], [0.2, 0.4]])
+COVARIANCES = np.array([[[0.5, 0.3], [0.3, 0.4]], [[0.6, -0.2], [-0.2, 0.3]]])
+
+
+def noised(level, schedule=SCHEDULE):
+    """The two factors' means and covariances at a level."""
+    alpha, sigma = float(schedule.alpha[level]), float(schedule.sigma[level])
+    return alpha * MEANS, alpha**2 * COVARIANCES + sigma**2 * np.eye(2)
+
+
+def product_law(level=0):
+    """Mean and covariance of the normalised product of the noised factors."""
+    means, covariances = noised(level)
+    precisions = np.linalg.inv(covariances)
+    covariance = np.linalg.inv(precisions.sum(0))
+    return covariance @ np.einsum("kij,kj->i", precisions, means), covariance
+
+
+@pytest.fixture(scope="module")
+def density():
+    factors = [
+        cp.Analytic(dist.MultivariateNormal(jnp.asarray(m), jnp.asarray(c)), SCHEDULE)
+        for m, c in zip(MEANS, COVARIANCES, strict=True)
+    ]
+    return cp.compile(both, *factors)
+
+
+def sample(density, sampler, seed=0, chains=N):
+    return cp.infer(density, jax.random.key(seed), num_chains=chains, sampler=sampler, progress=False)
+
+
+def statistics(x, mean):
+    """Means and second moments about the exact mean, one column a chain."""
+    d = x - mean
+    return {"0": x[:, 0], "1": x[:, 1], "00": d[:, 0] ** 2, "11": d[:, 1] ** 2, "01": d[:, 0] * d[:, 1]}
+
+
+def expectations(mean, covariance):
+    values = [*mean, covariance[0, 0], covariance[1, 1], covariance[0, 1]]
+    return dict(zip(("0", "1", "00", "11", "01"), map(float, values), strict=True))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 12),
+        cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), num_leapfrog=3), 6, reverse_step=True),
+    ],
+    ids=["MALA", "HMC with a reverse step"],
+)
+def test_adjusted_chains_have_the_law_of_level_0(density, sampler):
+    result = sample(density, sampler, chains=2 * N)
+    mean, covariance = product_law()
+    assert_agrees(z_scores(statistics(np.asarray(result["x"], float), mean), expectations(mean, covariance)))
+    assert result.status.ok
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        cp.AnnealedMCMC(cp.ULA(lambda s: 0.4 * s.sigma**2), 12),
+        cp.AnnealedMCMC(cp.UHMC(lambda s: 0.3 * s.sigma, num_leapfrog=3), 6),
+    ],
+    ids=["ULA", "UHMC"],
+)
+def test_unadjusted_chains_come_close(density, sampler):
+    """Their bias is tested where it is known in closed form (tests/kernels); here it is only small."""
+    mean, covariance = product_law()
+    result = sample(density, sampler, chains=2 * N)
+    m, c = moments(np.asarray(result["x"], float))
+    assert np.allclose(m, mean, atol=0.08)
+    assert np.allclose(c, covariance, atol=0.05)
+    assert np.all(result.acceptance == 1)
+
+
+RUNS = 40
+SMC = {
+    "feynman_kac": cp.SMC(cp.MALA(cp.Adaptive()), 2),
+    "density": cp.SMC(cp.MALA(cp.Adaptive()), 2, weights="density"),
+}
+
+
+@pytest.mark.parametrize("weights", SMC)
+def test_smc_has_the_law_of_level_0(density, weights):
+    """Chains that interact are no independent draws: the standard error is that of whole runs."""
+    mean, covariance = product_law()
+    runs = [statistics(sample(density, SMC[weights], seed, 512)["x"], mean) for seed in range(RUNS)]
+    averages = {name: np.array([run[name].mean() for run in runs]) for name in runs[0]}
+    assert_agrees(z_scores(averages, expectations(mean, covariance)))
+
+
+def test_ancestral_is_wrong_for_a_product(density):
+    """The negative control: adding scores is not sampling the product (FIELD: Du et al. 2023)."""
+    mean, covariance = product_law()
+    x = np.asarray(sample(density, cp.Ancestral(), chains=2 * N)["x"], float)
+    assert max(map(abs, z_scores(statistics(x, mean), expectations(mean, covariance)).values())) > 2 * LIMIT
+
+
+def log_evidence(dimension, alpha, sigma):
+    """log ∫ N(x; α·a, α²A + σ²)·N(x; α·b, α²B + σ²) dx per entry, times the number of entries."""
+    variance = alpha**2 * (1.0 + 0.5**2) + 2 * sigma**2
+    return dimension * (-0.5 * (alpha * 0.8) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance))
+
+
+def evidence(dimension, schedule, sampler, runs, chains=1024):
+    """log of the mean of the evidence estimates over runs, its standard error, and the exact value."""
+    factors = [normal(np.full(dimension, m), s, schedule) for m, s in ((0.0, 1.0), (0.8, 0.5))]
+    density = cp.compile(both, *factors)
+    logs = np.array([sample(density, sampler, seed, chains).log_evidence for seed in range(runs)])
+    exact = log_evidence(dimension, float(schedule.alpha[0]), float(schedule.sigma[0]))
+    ratios = np.exp(logs - exact)
+    return np.log(ratios.mean()), ratios.std(ddof=1) / np.sqrt(runs) / ratios.mean()
+
+
+@pytest.mark.parametrize("dimension", [2, 10])
+def test_density_weights_give_the_evidence(dimension):
+    """Σ-estimates of Z are unbiased: their mean agrees within its standard error."""
+    error, sd = evidence(dimension, SCHEDULE, SMC["density"], RUNS)
+    assert sd < 0.03
+    assert abs(error) < LIMIT * sd + 1e-3  # adaptive steps cost a bias of order 1/N
+
+
+def test_feynman_kac_evidence_converges_with_the_number_of_levels():
+    errors = []
+    for levels in (32, 64, 128):
+        sampler = cp.SMC(cp.MALA(cp.Adaptive()))
+        error, sd = evidence(2, cp.Schedule.log_snr(levels), sampler, 20)
+        assert sd < 0.06
+        errors.append(abs(error))
+    # The trapezoid rule's error: 1.9 nats at steps of 0.65 in log-SNR, 0.17 at half of that.
+    assert errors[1] < 0.2 * errors[0]
+    assert errors[2] < 0.06
+
+
+def test_smc_without_a_kernel_is_weighted_reverse_diffusion():
+    """What weights alone do, from scores alone."""
+    scores = [
+        cp.Diffusion(
+            lambda x, t, m=m, s=s: _score(x, t, m, s),
+            cp.Schedule.log_snr(128),
+            event_shape=(1,),
+            parameterization="score",
+            time="log_snr",
+        )
+        for m, s in ((0.0, 1.0), (0.8, 0.5))
+    ]
+    compiled = cp.compile(both, *scores)
+    assert "energy" not in compiled.capabilities
+    result = sample(compiled, cp.SMC(), chains=4 * N)
+    assert np.isnan(result.acceptance).all()
+    assert abs(result["x"].mean() - 0.64) < 0.04  # precisions 1 and 4
+    assert abs(result["x"].var() - 0.2) < 0.04
+
+
+def _score(x, log_snr, mean, sd):
+    alpha_squared = jax.nn.sigmoid(log_snr)
+    return (jnp.sqrt(alpha_squared) * mean - x) / (alpha_squared * sd**2 + jax.nn.sigmoid(-log_snr))
+
+
+def test_where_levels_say_nothing_but_are_far_apart_smc_starts_below_them():
+    density = cp.compile(both, *(normal(0.0, s, cp.Schedule.cosine(50)) for s in (1.0, 0.5)))
+    first = SMC["feynman_kac"].first_level(density)
+    assert 40 <= first < 49
+    result = sample(density, SMC["feynman_kac"], chains=256)
+    assert np.isnan(result.ess[first + 1 :]).all()
+    assert np.isfinite(result.ess[: first + 1]).all()
+    assert result.status.ok

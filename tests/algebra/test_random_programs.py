@@ -230,9 +230,9 @@ def test_program_means_what_it_says(seed):
 
 
 def test_the_programs_use_everything():
-    uses = count([random_program(seed)[0] for seed in range(PROGRAMS)])
-    assert all(uses[kind] >= 20 for kind in ("product", "quotient", "power", "mixture", "guide", "window"))
-    assert all(uses[kind] >= 10 for kind in ("condition", "window 1", "window 2"))
+    uses = count([random_program(seed)[0] for seed in range(PROGRAMS // 4)])
+    assert all(uses[kind] >= 10 for kind in ("product", "quotient", "power", "mixture", "guide", "window"))
+    assert all(uses[kind] >= 3 for kind in ("condition", "window 1", "window 2"))
 
 
 @pytest.mark.parametrize("seed", range(4))

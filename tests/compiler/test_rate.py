@@ -185,7 +185,7 @@ def several(a, b, c):
         cp.sample("y", c)
 
 
-@pytest.mark.parametrize("diffusion", DIFFUSIONS, ids=lambda d: d.name)
+@pytest.mark.parametrize("diffusion", [VP, pytest.param(OTHER, marks=pytest.mark.slow)], ids=lambda d: d.name)
 def test_rates_of_sites_and_plates_add_up(diffusion):
     density = cp.compile(several, leaf(0), leaf(1), leaf(2), schedule=diffusion.schedule())
     wanted, rate, _ = rates(density, diffusion)

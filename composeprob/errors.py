@@ -97,7 +97,9 @@ class VerificationError(ComposeProbError, ValueError):
     """The intermediate representation broke one of its own rules: a defect of composeprob, not of the program."""
 
 
-_LIBRARIES = frozenset({"composeprob", "contextlib", "equinox", "flax", "jax", "jaxlib", "jaxtyping", "numpyro"})
+_LIBRARIES = frozenset(
+    {"composeprob", "composeprob_models", "contextlib", "equinox", "flax", "jax", "jaxlib", "jaxtyping", "numpyro"}
+)
 _COMMAND_LINE = "composeprob.cli"
 
 

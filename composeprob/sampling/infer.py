@@ -38,7 +38,8 @@ def infer(
 
     Args:
         density: from `compile`.
-        key: a typed random key, ``jax.random.key(0)``. Samples depend on it and on ``num_chains`` only.
+        key: a typed random key, ``jax.random.key(0)``. Samples depend on it and on ``num_chains`` only
+            (spread over devices they agree up to rounding).
         num_chains: N, chains that travel together.
         sampler: how they travel; left out, chosen by what the density offers and by N, and said in ``result.reason``.
         mesh: spread the chains over the devices of this one-axis mesh; N must be a multiple of their number.

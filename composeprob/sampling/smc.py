@@ -142,7 +142,7 @@ class SMC(Sampler):
         assert log_weights is not None  # whatever is no noised marginal has an energy, or SMC is refused
         log_evidence = density.top.log_normaliser(sigma)
         known = normalised(density)
-        if log_marginal is not None and (known or not density.top.exact):
+        if density.top.power and log_marginal is not None and (known or not density.top.exact):
             xs = {name: positions[name] for name in density.top.power}
             log_weights = log_weights + log_marginal - jax.vmap(density.top.log_density, (0, None))(xs, sigma)
             log_evidence = jnp.zeros(()) if known else log_evidence  # then the weights themselves know ∫F

@@ -1,0 +1,229 @@
+"""What benchmarks A and E share: targets that are Gaussian mixtures, samplers, and the total variation of mode shares.
+
+The total variation (TV) of a run is ½·Σ_j |p_j − q_j|, with p_j the share of chains nearest to mode j and q_j the
+mass that the exact law of level 0 has there. Level 0 still carries a little noise: its mass differs from that of the
+noise-free law, which is listed for comparison.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+import composeprob as cp
+
+N, KEYS = 4000, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussians:
+    """A Gaussian mixture in the plane, diagonal covariances: weights (J,), means (J, 2), variances (J, 2)."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    variances: np.ndarray
+
+    def draw(self, key: jax.Array, n: int) -> np.ndarray:
+        """n exact draws."""
+        pick, noise = jax.random.split(key)
+        j = np.asarray(jax.random.choice(pick, len(self.weights), (n,), p=jnp.asarray(self.weights)))
+        return self.means[j] + np.sqrt(self.variances[j]) * np.asarray(jax.random.normal(noise, (n, 2)))
+
+    def mass(self, centres: np.ndarray, points: int = 1200) -> np.ndarray:
+        """The mass nearest to each centre, by quadrature over a grid that covers 7 standard deviations."""
+        reach = 7 * np.sqrt(self.variances)
+        low, high = (self.means - reach).min(0), (self.means + reach).max(0)
+        x, y = (np.linspace(a, b, points) for a, b in zip(low, high, strict=True))
+        density = np.zeros((points, points))
+        for w, m, v in zip(self.weights, self.means, self.variances, strict=True):
+            across = np.exp(-0.5 * (x - m[0]) ** 2 / v[0]) / np.sqrt(v[0])
+            along = np.exp(-0.5 * (y - m[1]) ** 2 / v[1]) / np.sqrt(v[1])
+            density += w * np.outer(across, along)
+        grid = np.stack(np.meshgrid(x, y, indexing="ij"), -1)
+        return np.bincount(nearest(grid.reshape(-1, 2), centres), density.ravel(), len(centres)) / density.sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A program's factors on a schedule, and the exact law of its samples at noise (α, σ)."""
+
+    compile: Callable[[cp.Schedule], Any]
+    law: Callable[[float, float], Gaussians]
+    centres: np.ndarray
+    log_evidence: Callable[[float, float], float] = lambda alpha, sigma: 0.0
+
+    def at_level_0(self, schedule: cp.Schedule) -> tuple[Gaussians, np.ndarray]:
+        """The exact law of level 0 and its centres."""
+        alpha, sigma = float(schedule.alpha[0]), float(schedule.sigma[0])
+        return self.law(alpha, sigma), alpha * self.centres
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: a sampler on a schedule; None for exact draws."""
+
+    name: str
+    sampler: cp.sampling.base.Sampler | None
+    schedule: cp.Schedule
+
+
+@dataclasses.dataclass
+class Measured:
+    """What one row came to over all keys."""
+
+    name: str
+    evaluations: int
+    tv: list[float]
+    pooled: float
+    acceptance: float
+    last_acceptance: float
+    log_evidence: list[float]
+    seconds: list[float]
+    status: list[str]
+
+    @property
+    def mean(self) -> float:
+        """Mean TV of one run."""
+        return float(np.mean(self.tv))
+
+
+def nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The index of the centre nearest to each point."""
+    return ((x[:, None] - centres) ** 2).sum(-1).argmin(1)
+
+
+def total_variation(p: np.ndarray, q: np.ndarray) -> float:
+    """½·Σ|p − q|."""
+    return float(0.5 * np.abs(p - q).sum())
+
+
+def samplers() -> dict[str, Callable[[cp.Schedule], Row]]:
+    """Every row of the table by name; a function, since samplers hold arrays."""
+    grid, cosine = cp.Schedule.log_snr(60), cp.Schedule.cosine(100)
+    mcmc = cp.AnnealedMCMC
+    tuned_hmc = lambda steps: mcmc(cp.HMC(cp.Adaptive(), num_leapfrog=3), steps)
+    smc = lambda weights: cp.SMC(cp.MALA(cp.Adaptive()), weights=weights)
+    rows = [
+        Row("exact draws", None, cosine),
+        Row("Ancestral", cp.Ancestral(), cosine),
+        Row("MALA, paper (0.001), 10 a level", mcmc(cp.MALA(0.001), 10), cosine),
+        Row("MALA, tuned to 0.57, 10 a level", mcmc(cp.MALA(cp.Adaptive()), 10), cosine),
+        Row("HMC, paper (0.03 × 3), 10 a level", mcmc(cp.HMC(0.03, num_leapfrog=3), 10), cosine),
+        Row("HMC, tuned to 0.75, 10 a level", tuned_hmc(10), cosine),
+        Row("HMC, tuned to 0.75, 3 a level", tuned_hmc(3), cosine),
+        Row("HMC, tuned to 0.75, 1 a level", tuned_hmc(1), cosine),
+        Row("SMC density, MALA tuned, log-SNR 60", smc("density"), grid),
+        Row("SMC Feynman–Kac, MALA tuned, log-SNR 60", smc("feynman_kac"), grid),
+        Row("SMC Feynman–Kac, MALA tuned, cosine 100", smc("feynman_kac"), cosine),
+    ]
+    return {row.name: row for row in rows}
+
+
+def measure(problem: Problem, row: Row, num_chains: int = N, keys: int = KEYS) -> Measured:
+    """Run one row over keys 0, 1, …"""
+    law, centres = problem.at_level_0(row.schedule)
+    exact = law.mass(centres)
+    shares, evidence, seconds, status = [], [], [], []
+    evaluations, acceptance = 0, np.full(1, np.nan)
+    density = problem.compile(row.schedule)
+    for key in map(jax.random.key, range(keys)):
+        if row.sampler is None:
+            x = law.draw(key, num_chains)
+        else:
+            result = cp.infer(density, key, num_chains=num_chains, sampler=row.sampler, progress=False)
+            x, evaluations, acceptance = result["x"], result.evaluations, result.acceptance
+            evidence += [] if result.log_evidence is None else [result.log_evidence]
+            seconds.append(result.seconds)
+            status.append(str(result.status))
+        shares.append(np.bincount(nearest(x, centres), minlength=len(centres)) / num_chains)
+    return Measured(
+        row.name,
+        evaluations,
+        [total_variation(p, exact) for p in shares],
+        total_variation(np.mean(shares, 0), exact),
+        float(np.nanmean(acceptance)) if np.isfinite(acceptance).any() else float("nan"),
+        float(acceptance[0]),
+        evidence,
+        seconds,
+        status,
+    )
+
+
+COLUMNS = ["sampler", "evaluations", "TV of one run", "TV pooled", "acceptance mean / last", "log Z", "seconds"]
+
+
+def as_text(m: Measured) -> list[str]:
+    """A row of `COLUMNS`; seconds are those of the runs after the first, which compiles."""
+    return [
+        m.name,
+        f"{m.evaluations:,}" if m.evaluations else "–",
+        f"{m.mean:.4f} ({min(m.tv):.4f}–{max(m.tv):.4f})",
+        f"{m.pooled:.4f}",
+        f"{m.acceptance:.3f} / {m.last_acceptance:.3f}" if np.isfinite(m.acceptance) else "–",
+        f"{np.mean(m.log_evidence):.4f}" if m.log_evidence else "–",
+        f"{np.mean(m.seconds[1:]):.2f}" if len(m.seconds) > 1 else "–",
+    ]
+
+
+def ring_product() -> Problem:
+    """Benchmark A: a ring of 8 Gaussians (radius 0.5, sd 0.075) × N(0, diag(0.2², 0.6²))."""
+    angle = np.arange(8) * np.pi / 4
+    centres = 0.5 * np.stack([np.cos(angle), np.sin(angle)], -1)
+    sd_ring, sd_bar = 0.075, np.array([0.2, 0.6])
+
+    @cp.program
+    def both(ring: Any, bar: Any) -> Any:
+        return cp.sample("x", ring * bar)
+
+    def compiled(schedule: cp.Schedule) -> Any:
+        modes = dist.Normal(jnp.asarray(centres), sd_ring).to_event(1)
+        ring = cp.Analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.full(8, 1 / 8)), modes), schedule)
+        bar = cp.Analytic(dist.Normal(jnp.zeros(2), jnp.asarray(sd_bar)), schedule)
+        return cp.compile(both, ring, bar)
+
+    def law(alpha: float, sigma: float) -> Gaussians:
+        ring, bar = (alpha * sd_ring) ** 2 + sigma**2, (alpha * sd_bar) ** 2 + sigma**2
+        log_weights = (-0.5 * (alpha * centres) ** 2 / (ring + bar)).sum(-1)
+        weights = np.exp(log_weights - log_weights.max())
+        variance = np.broadcast_to(ring * bar / (ring + bar), (8, 2))
+        return Gaussians(weights / weights.sum(), alpha * centres * bar / (ring + bar), variance)
+
+    def log_evidence(alpha: float, sigma: float) -> float:
+        variance = (alpha * sd_ring) ** 2 + (alpha * sd_bar) ** 2 + 2 * sigma**2
+        terms = (-0.5 * (alpha * centres) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance)).sum(-1)
+        return float(np.log(np.mean(np.exp(terms))))
+
+    return Problem(compiled, law, centres, log_evidence)
+
+
+def disjoint() -> Problem:
+    """Benchmark E: two factors on disjoint coordinates of one event, each a mixture of two Gaussians."""
+    modes = (np.array([-0.5, 0.5]), np.array([-0.4, 0.6]))
+    shares, sd = (np.array([0.35, 0.65]), np.array([0.6, 0.4])), 0.1
+
+    @cp.program
+    def both(f: Any, g: Any) -> Any:
+        return cp.sample("x", cp.window(f, (2,), (0,)) * cp.window(g, (2,), (1,)))
+
+    def compiled(schedule: cp.Schedule) -> Any:
+        parts = []
+        for mode, share in zip(modes, shares, strict=True):
+            component = dist.Normal(jnp.asarray(mode)[:, None], sd).to_event(1)
+            mixing = dist.Categorical(probs=jnp.asarray(share))
+            parts.append(cp.Analytic(dist.MixtureSameFamily(mixing, component), schedule))
+        return cp.compile(both, *parts)
+
+    pairs = [(i, j) for i in range(2) for j in range(2)]
+    centres = np.array([[modes[0][i], modes[1][j]] for i, j in pairs])
+    weights = np.array([shares[0][i] * shares[1][j] for i, j in pairs])
+
+    def law(alpha: float, sigma: float) -> Gaussians:
+        return Gaussians(weights, alpha * centres, np.full((4, 2), (alpha * sd) ** 2 + sigma**2))
+
+    return Problem(compiled, law, centres)

@@ -1,0 +1,93 @@
+"""What every benchmark writes: a table on the screen, the same as Markdown, and its numbers as JSON.
+
+Each file names the command, the machine, the date and the versions, so that a reader can tell what the seconds mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Cores, processor, devices and versions."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),  # seconds mean little on a machine that is busy with something else
+        "devices": [d.device_kind for d in jax.devices()],
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "date": date.today().isoformat(),
+    }
+
+
+def command() -> str:
+    """The command that makes this file again."""
+    script = Path(sys.argv[0]).resolve()
+    root = Path(__file__).resolve().parents[1]
+    name = script.relative_to(root) if script.is_relative_to(root) else Path(script.name)
+    return shlex.join(["python", str(name), *sys.argv[1:]])
+
+
+def publish(
+    name: str,
+    title: str,
+    columns: list[str],
+    rows: list[list[str]],
+    checks: dict[str, bool],
+    details: dict[str, Any],
+    notes: str = "",
+    write: bool = True,
+) -> int:
+    """Print a table and its checks, write both files, and return the script's exit status.
+
+    Args:
+        name: stem of the files under results/.
+        title: of the table.
+        columns, rows: the table as text.
+        checks: what must hold, as text, and whether it does.
+        details: numbers for the JSON file.
+        notes: what a reader must know to read the table.
+        write: whether to write the files.
+
+    Returns:
+        0 if every check holds, else 1.
+    """
+    console = Console(width=max(120, Console().width))  # a pipe reports 80 columns
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for text, holds in checks.items():
+        console.print(f"{'[green]holds ' if holds else '[bold red]FAILS '}[/] {text}", highlight=False)
+    host = machine()
+    if write:
+        RESULTS.mkdir(exist_ok=True)
+        facts = ", ".join(f"{key} {value}" for key, value in host.items())
+        lines = [f"# {title}", "", f"`{command()}`", "", facts, ""]
+        lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += ["", *(f"- {'holds' if holds else '**fails**'}: {text}" for text, holds in checks.items())]
+        lines += ["", notes] if notes else []
+        (RESULTS / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
+        record = {"command": command(), "machine": host, "checks": checks, **details}
+        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if all(checks.values()) else 1

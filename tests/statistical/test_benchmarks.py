@@ -1,0 +1,66 @@
+"""Benchmarks A and E as tests: the judged thresholds, on the rows that take seconds; the whole tables are slow."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import disjoint
+import mode_weights
+import ring_product
+
+FAST = [
+    "exact draws",
+    "Ancestral",
+    "SMC density, MALA tuned, log-SNR 60",
+    "SMC Feynman–Kac, MALA tuned, log-SNR 60",
+]
+
+
+def measured(problem, names):
+    rows = mode_weights.samplers()
+    return {name: mode_weights.measure(problem, rows[name]) for name in names}
+
+
+def test_quadrature_agrees_with_exact_draws():
+    problem = mode_weights.ring_product()
+    row = mode_weights.samplers()["exact draws"]
+    many = mode_weights.measure(problem, row, num_chains=400_000, keys=1)
+    assert many.pooled < 0.003
+
+
+def test_ring_product_by_ancestral_sampling_and_smc():
+    rows = measured(mode_weights.ring_product(), FAST)
+    assert rows["exact draws"].mean < 0.02
+    assert rows["Ancestral"].mean >= 0.10
+    density, feynman_kac = (rows[name] for name in FAST[2:])
+    assert density.mean <= 0.027
+    assert feynman_kac.mean <= 0.020
+    assert feynman_kac.pooled <= 0.010
+    assert feynman_kac.evaluations <= 120
+    problem, schedule = mode_weights.ring_product(), mode_weights.samplers()[FAST[2]].schedule
+    exact = problem.log_evidence(float(schedule.alpha[0]), float(schedule.sigma[0]))
+    assert np.mean(density.log_evidence) == pytest.approx(exact, abs=0.03)
+
+
+def test_disjoint_coordinates_by_ancestral_sampling_and_smc():
+    rows = measured(mode_weights.disjoint(), FAST)
+    assert all(disjoint.checks(rows).values()), rows
+    assert np.allclose(rows[FAST[3]].log_evidence, 0.0, atol=1e-3)  # a product of normalised, disjoint factors
+
+
+@pytest.mark.slow
+def test_the_whole_table_of_a():
+    rows = measured(mode_weights.ring_product(), mode_weights.samplers())
+    failed = [text for text, holds in ring_product.checks(rows).items() if not holds]
+    assert not failed
+
+
+@pytest.mark.slow
+def test_the_whole_table_of_e():
+    rows = measured(mode_weights.disjoint(), mode_weights.samplers())
+    failed = [text for text, holds in disjoint.checks(rows).items() if not holds]
+    assert not failed

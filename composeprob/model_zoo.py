@@ -8,6 +8,7 @@ filled with plain arrays.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import json
@@ -103,9 +104,17 @@ def load(name: str) -> Diffusion:
         >>> ring.event_shape, ring.parameterization
         ((2,), 'energy_norm')
     """
+    recipe(name)  # refuses what is no model
+    weights = models_folder() / name / "weights.safetensors"
+    return _load(name, weights, weights.stat().st_mtime_ns if weights.exists() else 0)
+
+
+@functools.lru_cache(maxsize=32)
+def _load(name: str, weights: Path, written: int) -> Diffusion:
+    """One model is one factor however often it is loaded, so that the compiler shares its evaluations."""
     model = recipe(name)
     shapes = eqx.filter_eval_shape(model.untrained, jax.random.key(0))  # no weight is computed only to be replaced
-    return model.factor(load_weights(shapes, models_folder() / name / "weights.safetensors"), label=name)
+    return model.factor(load_weights(shapes, weights), label=name)
 
 
 def zoo(name: str | None = None) -> Any:

@@ -23,7 +23,7 @@ class Analytic(LeafFactor):
     Args:
         distribution: a NumPyro ``Normal``, ``MultivariateNormal``, ``Uniform`` (a box), a mixture of them, or an array
             of points, shape (n, \\*event_shape), for their empirical distribution. Batch dimensions count as
-            dimensions of the event: ``Normal(zeros(2), 1)`` is one event of shape (2,).
+            dimensions of the event: ``Normal(zeros(2), 1)`` is one event of shape (2,). Boxes mix by `cp.mixture`.
         schedule: the levels to offer. The factor is exact at any α and σ, so it fits every schedule.
         label: the name to show.
 

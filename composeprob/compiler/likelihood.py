@@ -81,7 +81,7 @@ class Likelihood(eqx.Module):
         return run(self.function, args, kwargs, provide, level), log_jacobian
 
     def draw(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
-        """Static sites drawn from their priors, unconstrained."""
+        """Static sites drawn from their priors given the noised sites in the data's units, unconstrained."""
         drawn: dict[str, Array] = {}
 
         def provide(kind: str, name: str, distribution: Any) -> Array:

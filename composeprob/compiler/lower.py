@@ -140,6 +140,7 @@ class Evaluator(Evaluates):
             rate=_total([zero, *(v.rate for v in marginal.values()), drift_ratio * excess]),
             excess=excess,
             log_potential=log_potential,
+            log_prior=log_prior,
             log_marginal=log_marginal,
         )
 

@@ -19,7 +19,8 @@ class Top:
         power: the total power at each entry of the site, an array of the site's shape.
         degree: Σ w_i·d_i over the leaves of d_i entries, counted as normalised; NaN where a constant is unknown.
         constant: what mixture weights add.
-        exact: whether the node really has this form (no mixture of different widths, no block averages).
+        exact: whether the node really has this form (no mixture of different widths, no block averages, no energy of
+            the user's that promises a power).
     """
 
     power: np.ndarray
@@ -35,8 +36,10 @@ def top_of(node: Node, shape: tuple[int, ...]) -> Top:
         averaged = node.region.averaged if node.region else 1
         if averaged == 1:  # block averages constrain only means: they make no entry proper
             power[node.region.slices if node.region else ...] = node.factor.top_power
-        known = "exact_marginals" in node.factor.capabilities and averaged == 1
-        return Top(power, float(math.prod(node.factor.event_shape)) if known else math.nan, 0.0, averaged == 1)
+        marginal = "exact_marginals" in node.factor.capabilities
+        degree = float(math.prod(node.factor.event_shape)) if marginal and averaged == 1 else math.nan
+        # A user's energy only promises to be close to its power of N(0, σ²I).
+        return Top(power, degree, 0.0, averaged == 1 and (marginal or node.factor.top_power == 0))
     parts = [top_of(child, shape) for child in node.children]
     exact = all(part.exact for part in parts)
     if isinstance(node, Product):

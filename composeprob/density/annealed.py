@@ -33,7 +33,7 @@ class Evaluates(eqx.Module):
 
     @abc.abstractmethod
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
-        """The static sites drawn from their priors, unconstrained."""
+        """The static sites drawn from their priors given x/α of the noised ones, unconstrained."""
 
     @abc.abstractmethod
     def read(self, position: Position) -> dict[str, Array]:
@@ -194,8 +194,10 @@ class AnnealedDensity(eqx.Module):
         """One draw from a noisy level (the noisiest, K−1, if left out): N(0, σ²/power) at noised sites, the prior at
         static ones. Levels below K−1 are meant only where no signal is left: α ≪ σ."""
         noised_key, static_key = jax.random.split(key)
-        xs = self.top.draw(noised_key, self.schedule.at(self.num_levels - 1 if level is None else level).sigma)
-        return {**xs, **self.evaluator.draw_static(static_key, xs)}
+        noise = self.schedule.at(self.num_levels - 1 if level is None else level)
+        xs = self.top.draw(noised_key, noise.sigma)
+        clean = {name: x / noise.alpha for name, x in xs.items()}  # as the priors see them
+        return {**xs, **self.evaluator.draw_static(static_key, clean)}
 
     def to_samples(self, position: Position) -> dict[str, Array]:
         """What a position means to the program's author: static sites constrained, deterministics computed."""

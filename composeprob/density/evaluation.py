@@ -24,6 +24,7 @@ class Evaluation(eqx.Module):
         drift: ∇ log F_k, same structure (zero at static sites): what the reverse process follows.
         rate: the Feynman–Kac rate r of F_k, a scalar; None where a node has none.
         log_potential: log G_k, a scalar; None where a part of G offers only its score.
+        log_prior: log p(z), or log p(z | x) where a prior looks at a noised site, a scalar.
         log_marginal: log F_k up to a constant of the level, a scalar; None where F offers only its score.
         excess: the part of the rate that comes from the drift, in units of f/g²: Σ w_i·d_i − d for a product.
     """
@@ -33,6 +34,7 @@ class Evaluation(eqx.Module):
     drift: Position
     rate: Array | None
     log_potential: Array | None
+    log_prior: Array | None = None
     log_marginal: Array | None = None
     excess: Array | None = None
 

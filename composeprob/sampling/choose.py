@@ -30,12 +30,15 @@ ADVICE = {
 def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
     """A sampler for this density and number of chains, and why it was chosen."""
     energy = "energy" in density.capabilities
+    if energy and density.num_levels == 1:
+        sampler = AnnealedMCMC(HMC(Adaptive(warmup=200), num_leapfrog=8), 100)
+        return sampler, "one level only, so nothing anneals: HMC from the prior, tuned in a warm-up"
     if num_chains >= MANY_CHAINS and "feynman_kac" in density.capabilities:
         kernel = "tuned MALA moves" if energy else "no kernel, since a factor offers only its score"
         static = any(site.kind == "static" for site in density.sites.values())
         if energy or not static:
             return SMC(), f"{num_chains} chains are enough to resample, which keeps the modes' shares right; {kernel}"
-    if num_chains >= MANY_CHAINS and {"energy", "mode_depth"} <= density.capabilities and density.num_levels > 1:
+    if num_chains >= MANY_CHAINS and {"energy", "mode_depth"} <= density.capabilities:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
         return SMC(weights="density"), f"{num_chains} chains are enough to resample; {why}"
     if energy:

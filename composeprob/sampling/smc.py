@@ -26,6 +26,10 @@ from composeprob.sampling.transitions import Transitions
 from composeprob.schedule import Schedule
 
 WEIGHTS = ("feynman_kac", "density")
+LITTLE_SIGNAL = -4.6
+"""log-SNR below which a level says nothing of the data: α/σ < 0.1."""
+FAR_APART = 0.7
+"""Levels whose log-SNR differ by more are too far apart for one reverse step: β > 0.5."""
 
 
 class SMC(Sampler):
@@ -201,13 +205,18 @@ class SMC(Sampler):
         if self.weights == "feynman_kac":
             moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, before.drift, density, level + 1)
             state = dataclasses.replace(state, position=moved)
-        after: Any = density.evaluator(state.position, level)
-        state = dataclasses.replace(state, evaluation=after)
+        target = partial(density.evaluator, level=level)
+        if self.kernel is None:
+            state = dataclasses.replace(state, evaluation=target(state.position))
+        else:
+            state = self.kernel.relevel(state, target)
+        after = state.evaluation
         if self.weights == "density":
             gain = after.log_density - before.log_density
         else:
             gain = feynman_kac_weight(before, after, density.schedule, level + 1)
             gain = gain + after.log_potential - before.log_potential
+            gain = gain + after.log_prior - before.log_prior  # 0 unless a prior looks at a noised site
         usable = all_finite((gain, before.drift, after.score))
         return state, jnp.where(usable, gain, -jnp.inf)
 
@@ -248,9 +257,3 @@ def feynman_kac_weight(before: Evaluation, after: Evaluation, schedule: Schedule
     assert after.excess is not None
     excess = 0.5 * (before.excess + after.excess)
     return (there.log_snr - here.log_snr) * mean + excess * jnp.log(here.alpha / there.alpha)
-
-
-LITTLE_SIGNAL = -4.6
-"""log-SNR below which a level says nothing of the data: α/σ < 0.1."""
-FAR_APART = 0.7
-"""Levels whose log-SNR differ by more are too far apart for one reverse step: β > 0.5."""

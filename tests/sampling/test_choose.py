@@ -59,8 +59,16 @@ def test_a_user_energy_is_weighted_by_its_density():
 
 
 def test_a_program_without_factors_gets_chains():
-    sampler, _ = choose(cp.compile(no_diffusion), MANY_CHAINS)
+    sampler, reason = choose(cp.compile(no_diffusion), MANY_CHAINS)
     assert isinstance(sampler, cp.AnnealedMCMC)
+    assert "one level only" in reason
+
+
+def test_one_level_is_enough_for_a_program_without_factors():
+    """No level anneals there: m given y = 1 is N(0.8, 0.2), and the prior is N(0, 1)."""
+    m = cp.infer(cp.compile(no_diffusion), jax.random.key(0), num_chains=2000, progress=False)["m"]
+    assert abs(m.mean() - 0.8) < 0.05
+    assert abs(m.std() - 0.2**0.5) < 0.03
 
 
 def test_the_result_says_it():

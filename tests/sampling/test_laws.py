@@ -7,7 +7,9 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from sampling_cases import SCHEDULE, N, both, moments, normal
+from composeprob.kernels import KernelState
+from composeprob.sampling.base import begin
+from sampling_cases import SCHEDULE, N, both, moments, normal, single
 from zscores import LIMIT, assert_agrees, z_scores
 
 MEANS = np.array([[0.5, -0.3], [0.2, 0.4]])
@@ -177,3 +179,72 @@ def test_where_levels_say_nothing_but_are_far_apart_smc_starts_below_them():
     assert np.isnan(result.ess[first + 1 :]).all()
     assert np.isfinite(result.ess[: first + 1]).all()
     assert result.status.ok
+
+
+def first_weights(density, chains=20_000):
+    sampler = cp.SMC(cp.MALA()).prepare(density)
+    level = density.num_levels - 1
+    run = sampler.start(begin(jax.random.key(0), chains, density.num_levels), density, level)
+    return run.chains.position, np.asarray(jax.nn.softmax(run.log_weights), np.float64)
+
+
+def test_an_energy_that_promises_a_power_counts_once_at_the_top():
+    """N(0, 1) times the same again: of second moment ½, whether drawn or weighted."""
+    again = cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(1,))
+    position, weights = first_weights(cp.compile(both, normal([0.0]), again))
+    assert abs(weights @ np.asarray(position["x"][:, 0]) ** 2 - 0.5) < 0.02
+
+
+@cp.program
+def looked_at(f):
+    x = cp.sample("x", f)
+    cp.sample("z", dist.Normal(x, 0.5))
+
+
+def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_looks():
+    density = cp.compile(looked_at, normal())
+    position, weights = first_weights(density, 2000)
+    top = density.schedule.at(density.num_levels - 1)
+    apart = np.asarray(position["z"] - position["x"] / top.alpha)
+    assert abs(apart.std() - 0.5) < 0.05
+    np.testing.assert_allclose(weights, weights.mean(), rtol=1e-3)
+
+    sampler = cp.SMC(cp.ULA(0.1)).prepare(density)
+    at = {"x": jnp.asarray(0.3), "z": jnp.asarray(2.5)}
+    level = 3
+    state = sampler.kernel.init(jax.random.key(1), at, lambda x: density.evaluate(x, level + 1))
+    after, gain = sampler._descend(jax.random.key(2), state, density, jnp.int32(level))
+
+    def prior(position, k):
+        mean = position["x"] / density.schedule.alpha[k]
+        return dist.Normal(mean, 0.5).log_prob(position["z"])
+
+    # One factor has the rate 0, so that the prior is all there is to weigh.
+    expected = prior(after.position, level) - prior(at, level + 1)
+    assert abs(float(expected)) > 0.01
+    np.testing.assert_allclose(gain, expected, rtol=1e-3)
+
+
+class Remembers(KernelState):
+    seen: jax.Array
+
+
+class Remembering(cp.ULA):
+    """A kernel that caches something beside the evaluation: the log-density at the current level."""
+
+    def init(self, key, position, target):
+        evaluation = target(position)
+        return Remembers(position, evaluation, evaluation.log_density)
+
+    def relevel(self, state, target):
+        evaluation = target(state.position)
+        return Remembers(state.position, evaluation, evaluation.log_density)
+
+
+@pytest.mark.parametrize("weights", SMC)
+def test_smc_refreshes_whatever_a_kernel_caches(weights):
+    density = cp.compile(single, normal([0.0]))
+    sampler = cp.SMC(Remembering(0.1), weights=weights).prepare(density)
+    state = sampler.kernel.init(jax.random.key(0), {"x": jnp.ones(1)}, lambda x: density.evaluate(x, 20))
+    after, _ = sampler._descend(jax.random.key(1), state, density, jnp.int32(19))
+    np.testing.assert_array_equal(after.seen, density.log_density(after.position, 19))

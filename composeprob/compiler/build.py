@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpyro.distributions import Distribution
 
@@ -124,8 +125,7 @@ def _site_root(statement: Statement, names: Names) -> Node:
         return _node(factor, None, names)
     ones = (1,) * len(batch)
     copies = []
-    for flat in range(int(jnp.prod(jnp.asarray(batch)))):
-        index = tuple(int(i) for i in jnp.unravel_index(flat, batch))
+    for index in np.ndindex(*batch):
         offset = index + (0,) * len(factor.event_shape)
         region = Region(offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape))
         copies.append(_node(factor, region, names))

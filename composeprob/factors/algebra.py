@@ -99,7 +99,7 @@ def mixture(
     Args:
         factors: at least one factor, all of one event shape, each with an energy.
         weights: shares of the components, non-negative, normalised to sum to 1; equal when left out. They mean
-            shares only if every factor is normalised (analytic, or passed through `cp.calibrate`).
+            shares only if every factor is normalised, as `Analytic` ones are.
         log_weights: raw multipliers on a log scale, Σ_i exp(l_i)·f_i(x), for factors whose normalisers are unknown:
             what share each component gets then depends on the factors' unknown constants.
 

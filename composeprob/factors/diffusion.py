@@ -148,10 +148,13 @@ class Diffusion(LeafFactor):
             output = eqx.filter_eval_shape(lambda f, x, n, c: f._call(x, n, c), self, x, noise, conditions)
         except Exception as error:
             given = "".join(f", {name}=…" for name in conditions)
+            missing = ", ".join(f"{name}=…" for name in self.names if name not in conditions)
             raise NetworkError(
                 f"The network of factor '{self.label}' cannot be called as network(x, t{given}) with x of shape "
                 f"{self.event_shape} and a scalar t: {type(error).__name__}: {error}",
-                fix="it must accept ONE event (no batch axis) and the conditions by name; a condition that may be "
+                fix=f"give the conditions that are missing: factor.given({missing})."
+                if missing
+                else "it must accept ONE event (no batch axis) and the conditions by name; a condition that may be "
                 "left out needs a default.",
             ) from error
         shape = getattr(output, "shape", type(output).__name__)

@@ -72,7 +72,8 @@ class Energy(LeafFactor):
             raise NetworkError(
                 f"The energy '{self.label}' cannot be called as fn(x, level) with x of shape {self.event_shape}: "
                 f"{type(error).__name__}: {error}",
-                fix="it must accept one event and a (traced) integer level.",
+                fix="it must accept one event and a traced integer level: write schedule.at(level).sigma where "
+                "schedule.sigma[level] would need a number.",
             ) from error
         if shape != ():
             raise NetworkError(

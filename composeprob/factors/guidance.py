@@ -29,7 +29,10 @@ def guide(factor: Factor, scale: float, **conditions: Any) -> Factor:
     if not conditions:
         names = sorted({name for leaf in leaves(factor) for name in leaf.condition_names})
         raise ConditionError(
-            "guide needs a condition to be guided by.", fix=f"pass one of the factor's conditions: {', '.join(names)}."
+            "guide needs a condition to be guided by.",
+            fix=f"pass one of the factor's conditions: {', '.join(names)}."
+            if names
+            else "this factor has none: build it with conditions=(…,).",
         )
     return product(power(factor.given(**conditions), scale), power(factor, 1.0 - scale))
 

@@ -176,10 +176,10 @@ def _folders() -> list[Path]:
 def _folder(name: str) -> Path:
     names = [folder.name for folder in _folders()]
     if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
         raise LoadError(
             f"The zoo has no model {name!r}; it has: {', '.join(names)}.",
-            fix=f"did you mean {near[0]!r}?" if near else "add a folder with a train.py to models/.",
+            fix=f"did you mean {near[0]!r}?" if near else "use one of these names.",
         )
     return models_folder() / name
 

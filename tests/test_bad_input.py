@@ -324,3 +324,21 @@ def test_numpy_integers_are_numbers_of_chains_and_steps(monkeypatch):
     monkeypatch.undo()
     result = infer(num_chains=np.int64(4), sampler=cp.AnnealedMCMC(cp.MALA(0.1), np.int64(1)))
     assert result["x"].shape == (4, 2)
+
+
+def test_a_missing_argument_of_the_program():
+    @cp.program
+    def needs_two(f, g):
+        cp.sample("x", f * g)
+
+    with pytest.raises(cp.errors.WrongTypeError, match=r"missing a required argument: 'g'.*\n.*it takes \(f, g\)"):
+        cp.compile(needs_two, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(5)))
+
+
+def test_an_observation_may_depend_on_a_site_through_its_value():
+    @cp.program
+    def equal(f):
+        cp.observe("difference", dist.Normal(0.0, 0.5), cp.sample("x", f))
+
+    density = cp.compile(equal, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(5)))
+    assert density.graph.observations[0].depends_on == {"x"}

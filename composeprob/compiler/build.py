@@ -107,7 +107,7 @@ def _dependencies(
 
             for s in run(program.function, args, kwargs, provide).values():
                 found.setdefault(s.name, set())
-                parts = jax.tree.leaves(s.distribution)
+                parts = jax.tree.leaves((s.distribution, s.value if s.kind == "observed" else None))
                 if s.name != name and any(isinstance(part, jax.core.Tracer) for part in parts):
                     found[s.name].add(name)
             return value

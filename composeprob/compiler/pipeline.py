@@ -56,6 +56,7 @@ def compile(program: Program, *args: Any, schedule: Schedule | None = None, **kw
             f"compile takes a program; got {type(program).__name__}.",
             fix="decorate the function: @cp.program above def scene(…): cp.sample('x', factor).",
         )
+    program.check_arguments(args, kwargs)
     graph = verify(build(program, args, kwargs), "build")
     graph = verify(normalise(graph), "normalise")
     graph = verify(align(graph, schedule), "align")

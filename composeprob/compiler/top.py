@@ -38,6 +38,8 @@ def top_of(node: Node, shape: tuple[int, ...]) -> Top:
             power[node.region.slices if node.region else ...] = node.factor.top_power
         marginal = "exact_marginals" in node.factor.capabilities
         degree = float(math.prod(node.factor.event_shape)) if marginal and averaged == 1 else math.nan
+        if not marginal and node.factor.top_power == 0:
+            degree = 0.0  # a bounded potential is no density: it changes nothing where there is no signal
         # A user's energy only promises to be close to its power of N(0, σ²I).
         return Top(power, degree, 0.0, averaged == 1 and (marginal or node.factor.top_power == 0))
     parts = [top_of(child, shape) for child in node.children]

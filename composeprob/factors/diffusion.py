@@ -91,7 +91,8 @@ class Diffusion(LeafFactor):
         if isinstance(conditions, str):
             conditions = (conditions,)
         defaults = dict(conditions) if isinstance(conditions, Mapping) else {}
-        self.label = label or type(network[0] if isinstance(network, tuple) else network).__name__
+        bare = network[0] if isinstance(network, tuple) and network else network
+        self.label = label or getattr(bare, "__name__", type(bare).__name__).strip("<>")
         self.network = check_finite(as_network(network), f"The network of factor '{self.label}'")
         self.schedule = schedule
         self.event_shape = check_leaf(schedule, event_shape)

@@ -37,6 +37,21 @@ class Program:
         """Run the statements as part of the program that is being compiled."""
         return self.function(*args, **kwargs)
 
+    def check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse arguments that the function does not take.
+
+        Raises:
+            WrongTypeError: one is missing or unknown.
+        """
+        try:
+            inspect.signature(self.function).bind(*args, **kwargs)
+        except TypeError as error:
+            raise WrongTypeError(
+                f"Program '{self.name}' cannot be called with these arguments: {error}.",
+                fix=f"pass them to compile after the program: cp.compile({self.name}, …); it takes "
+                f"{inspect.signature(self.function)}.",
+            ) from None
+
     def names_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[LeafFactor, str]]:
         """The leaf factors that the program's author holds in variables, with the variables' names."""
         known = inspect.getclosurevars(self.function)

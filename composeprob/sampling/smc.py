@@ -57,7 +57,8 @@ class SMC(Sampler):
         resample_threshold: resample where ESS/N falls below it, in (0, 1].
 
     Result:
-        ``result.log_evidence`` estimates log ∫π_0, with diffusion factors counted as normalised.
+        ``result.log_evidence`` estimates log ∫π_0, with diffusion factors counted as normalised. Under Feynman–Kac
+        weights it has an error of discretisation, which vanishes as the number of levels grows.
 
     References:
         Skreta et al. 2025, *Feynman–Kac Correctors in Diffusion* (arXiv 2503.02819). Del Moral, Doucet and Jasra 2006,

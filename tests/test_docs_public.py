@@ -63,6 +63,7 @@ def test_docstring_examples(name):
     )
 
 
+@pytest.mark.slow
 def test_readme_program_runs(tmp_path, monkeypatch):
     """The program on README's first screen does what a newcomer who pastes it expects."""
     monkeypatch.chdir(tmp_path)

@@ -40,6 +40,7 @@ def test_a_frozen_step_is_one_number_a_level(density):
     assert np.all(result.step_size > 0)
 
 
+@pytest.mark.slow
 def test_number_array_and_rule_are_the_same_thing(density):
     sigma = np.asarray(SCHEDULE.sigma)
     steps = jnp.asarray(0.2 * sigma**2)

@@ -134,6 +134,7 @@ def test_density_weights_give_the_evidence(dimension):
     assert abs(error) < LIMIT * sd + 1e-3  # adaptive steps cost a bias of order 1/N
 
 
+@pytest.mark.slow
 def test_feynman_kac_evidence_converges_with_the_number_of_levels():
     errors = []
     for levels in (32, 128):

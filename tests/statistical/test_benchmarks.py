@@ -46,6 +46,7 @@ def test_ring_product_by_ancestral_sampling_and_smc():
     assert np.mean(density.log_evidence) == pytest.approx(exact, abs=0.03)
 
 
+@pytest.mark.slow
 def test_disjoint_coordinates_by_ancestral_sampling_and_smc():
     rows = measured(mode_weights.disjoint(), FAST)
     assert all(disjoint.checks(rows).values()), rows

@@ -87,6 +87,7 @@ def test_an_unknown_model():
         zoo.load("ring")
 
 
+@pytest.mark.slow
 def test_an_installed_zoo_trains_and_loads(installed, tmp_path):
     with pytest.raises(LoadError, match="cannot be read"):
         zoo.load("tiny")

@@ -39,11 +39,14 @@ class Info(eqx.Module):
         accepted: whether it was.
         non_finite: whether the proposal (its position, log-density, score, …) had a NaN or an infinity; it was then
             rejected, by unadjusted kernels too. A log-density of −∞ outside the support counts.
+        log_reversal: log T(x|x') − log T(x'|x) of the move from x to x' that was made, 0 where the chain stayed: how
+            much likelier the kernel goes back than it went. Under detailed balance that is log π(x) − log π(x').
     """
 
     acceptance: Array
     accepted: Array
     non_finite: Array
+    log_reversal: Array
 
 
 class Kernel(eqx.Module, Generic[State]):

@@ -119,7 +119,7 @@ class BlackJAX(Kernel[BlackJAXState]):
 
     def step(self, key: Array, state: BlackJAXState, target: Target, step_size: Array) -> tuple[BlackJAXState, Info]:
         algorithm = self._build(target, step_size, state.position)
-        before = _refreshed(state)
+        before, before_evaluation = _refreshed(state), state.evaluation
         inner, report = algorithm.step(key, before)
         acceptance = getattr(report, "acceptance_rate", None)
         if acceptance is None and isinstance(self.step_size, Adaptive):
@@ -137,7 +137,9 @@ class BlackJAX(Kernel[BlackJAXState]):
         probability = jnp.where(jnp.isfinite(acceptance), jnp.clip(acceptance, 0.0, 1.0), 0.0)
         accepted = info.accepted & getattr(report, "is_accepted", True)
         non_finite = info.non_finite | jnp.isnan(acceptance) | getattr(report, "is_divergent", False)
-        return state, Info(probability.astype(info.acceptance.dtype), accepted, non_finite)
+        # With a Metropolis test inside, these algorithms keep detailed balance.
+        log_reversal = log_density_of(before_evaluation) - log_density_of(chosen.evaluation)
+        return state, Info(probability.astype(info.acceptance.dtype), accepted, non_finite, log_reversal)
 
     def _build(self, target: Target, step_size: Array, position: Position) -> Any:
         takes = _signature(self.algorithm)

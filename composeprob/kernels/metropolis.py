@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob import pytree
-from composeprob.kernels.base import Info, KernelState
+from composeprob.kernels.base import Info, KernelState, log_density_of
 
 S = TypeVar("S", bound=KernelState)
 
 
-def metropolis(key: Array, log_ratio: Array, proposed: S, rejected: S) -> tuple[S, Info]:
+def metropolis(
+    key: Array, log_ratio: Array, proposed: S, rejected: S, log_target_ratio: Array | None = None
+) -> tuple[S, Info]:
     """Accepts `proposed` with probability min(1, exp(log_ratio)), else goes to `rejected`.
 
     The chosen state is selected, never blended: a·x' + (1−a)·x would carry a NaN of x' into the chain, as 0·NaN = NaN.
@@ -24,6 +26,7 @@ def metropolis(key: Array, log_ratio: Array, proposed: S, rejected: S) -> tuple[
         log_ratio: log π(x')q(x|x') − log π(x)q(x'|x), a scalar; NaN rejects.
         proposed: the state at x'. If any part of it is non-finite it is rejected and flagged.
         rejected: the state after a rejection: the current one, with its momentum flipped where there is one.
+        log_target_ratio: log π(x') − log π(x), a scalar; left out, that of the two states' evaluations.
 
     Returns:
         The next state and its `Info`.
@@ -33,15 +36,31 @@ def metropolis(key: Array, log_ratio: Array, proposed: S, rejected: S) -> tuple[
     # −Exponential(1) is the logarithm of a uniform number, and never −∞: a ratio of −∞ cannot be accepted.
     log_uniform = -jax.random.exponential(key, dtype=jnp.result_type(log_ratio))
     accepted = usable & (log_uniform <= log_ratio)
-    return _choose(accepted, probability, usable, proposed, rejected)
+    if log_target_ratio is None:
+        log_target_ratio = log_density_of(proposed.evaluation) - log_density_of(rejected.evaluation)
+    return _choose(accepted, probability, usable, -log_target_ratio, proposed, rejected)
 
 
-def unadjusted(proposed: S, rejected: S) -> tuple[S, Info]:
-    """Goes to `proposed` unless it is non-finite: what kernels without a Metropolis test do instead of it."""
+def unadjusted(proposed: S, rejected: S, log_reversal: Array | None = None) -> tuple[S, Info]:
+    """Goes to `proposed` unless it is non-finite: what kernels without a Metropolis test do instead of it.
+
+    Args:
+        proposed: the state at x'.
+        rejected: the state where x' is unusable.
+        log_reversal: log q(x|x') − log q(x'|x) of the proposal, a scalar; left out where unknown, and reported as NaN.
+    """
     usable = pytree.all_finite(proposed)
-    return _choose(usable, usable, usable, proposed, rejected)
+    log_reversal = jnp.asarray(jnp.nan) if log_reversal is None else log_reversal
+    return _choose(usable, usable, usable, log_reversal, proposed, rejected)
 
 
-def _choose(accepted: Array, probability: Array, usable: Array, proposed: S, rejected: S) -> tuple[S, Info]:
-    info = Info(acceptance=probability.astype(jnp.result_type(float)), accepted=accepted, non_finite=~usable)
+def _choose(
+    accepted: Array, probability: Array, usable: Array, log_reversal: Array, proposed: S, rejected: S
+) -> tuple[S, Info]:
+    info = Info(
+        acceptance=probability.astype(jnp.result_type(float)),
+        accepted=accepted,
+        non_finite=~usable,
+        log_reversal=jnp.where(accepted, log_reversal, 0.0),
+    )
     return pytree.where(accepted, proposed, rejected), info

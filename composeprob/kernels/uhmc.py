@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jax import Array
 
+from composeprob import pytree
 from composeprob.density.evaluation import Target
 from composeprob.kernels.base import Info
 from composeprob.kernels.hamiltonian import Hamiltonian, HamiltonianState, flip
@@ -45,4 +46,7 @@ class UHMC(Hamiltonian):
         self, key: Array, state: HamiltonianState, target: Target, step_size: Array
     ) -> tuple[HamiltonianState, Info]:
         refreshed = self.refresh(key, state)
-        return unadjusted(self.integrate(refreshed, target, step_size), flip(refreshed))
+        proposed = self.integrate(refreshed, target, step_size)
+        # The leapfrog preserves volume and is its own reverse: only the law of momenta tells the directions apart.
+        log_reversal = 0.5 * (pytree.squared_norm(refreshed.momentum) - pytree.squared_norm(proposed.momentum))
+        return unadjusted(proposed, flip(refreshed), log_reversal)

@@ -6,7 +6,7 @@ from jax import Array
 
 from composeprob.density.evaluation import Target
 from composeprob.kernels.base import Info, KernelState
-from composeprob.kernels.langevin import Langevin
+from composeprob.kernels.langevin import Langevin, log_proposal_ratio
 from composeprob.kernels.metropolis import unadjusted
 
 
@@ -40,4 +40,5 @@ class ULA(Langevin):
         return frozenset({"score"})
 
     def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
-        return unadjusted(self.propose(key, state, target, step_size), state)
+        proposed = self.propose(key, state, target, step_size)
+        return unadjusted(proposed, state, log_proposal_ratio(state, proposed, step_size))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from composeprob.errors import ShapeError
+from composeprob.metrics.points import as_weights
 
 
 def mode_weights(samples: Any, centers: Any, log_weights: Any = None) -> np.ndarray:
@@ -28,6 +29,14 @@ def mode_weights(samples: Any, centers: Any, log_weights: Any = None) -> np.ndar
         >>> mode_weights([[0.1], [0.9], [1.2], [0.8]], [[0.0], [1.0]]).tolist()
         [0.25, 0.75]
     """
+    points, chosen = nearest_mode(samples, centers)
+    weights = as_weights(log_weights, len(points))
+    inside = chosen >= 0
+    return np.bincount(chosen[inside], weights=weights[inside], minlength=len(np.asarray(centers)))
+
+
+def nearest_mode(samples: Any, centers: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Samples as rows (N, d), and the number of the centre that each is nearest to (N,): −1 where not finite."""
     points, targets = np.asarray(samples, np.float64), np.asarray(centers, np.float64)
     if points.shape[1:] != targets.shape[1:]:
         raise ShapeError(
@@ -35,15 +44,10 @@ def mode_weights(samples: Any, centers: Any, log_weights: Any = None) -> np.ndar
             fix="pass samples of shape (N, …) and centres of shape (M, …) with the same trailing shape.",
         )
     points, targets = points.reshape(len(points), -1), targets.reshape(len(targets), -1)
-    weights = np.full(len(points), 1.0 / max(len(points), 1))
-    if log_weights is not None:
-        shifted = np.exp(np.asarray(log_weights, np.float64) - np.max(log_weights))
-        weights = shifted / shifted.sum()
-    finite = np.isfinite(points).all(1)
-    points, weights = points[finite], weights[finite]
+    finite = np.asarray(np.isfinite(points).all(axis=1))
     # ‖x − c‖² up to ‖x‖², which all centres share: no (N, M, d) array
-    distance = (targets**2).sum(1)[None] - 2 * points @ targets.T
-    return np.bincount(distance.argmin(1), weights=weights, minlength=len(targets))
+    distance = (targets**2).sum(1)[None] - 2 * np.where(finite[:, None], points, 0.0) @ targets.T
+    return points, np.where(finite, distance.argmin(1), -1)
 
 
 def total_variation(p: Any, q: Any) -> float:

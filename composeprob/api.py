@@ -9,7 +9,7 @@ from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
 from composeprob.factors.guidance import condition, guide
 from composeprob.factors.window import window
-from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX
+from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, LineIntegral
 from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
 from composeprob.model_zoo import load, zoo
@@ -34,6 +34,7 @@ __all__ = [
     "Classifier",
     "Diffusion",
     "Energy",
+    "LineIntegral",
     "Result",
     "Schedule",
     "annealed",

@@ -41,12 +41,15 @@ class Info(eqx.Module):
             rejected, by unadjusted kernels too. A log-density of −∞ outside the support counts.
         log_reversal: log T(x|x') − log T(x'|x) of the move from x to x' that was made, 0 where the chain stayed: how
             much likelier the kernel goes back than it went. Under detailed balance that is log π(x) − log π(x').
+        quadrature_error: estimate of |error| of the log-ratio that decided; 0 where it is no quadrature, NaN where the
+            quadrature has no estimate or the proposal was non-finite.
     """
 
     acceptance: Array
     accepted: Array
     non_finite: Array
     log_reversal: Array
+    quadrature_error: Array | float = 0.0
 
 
 class Kernel(eqx.Module, Generic[State]):
@@ -83,8 +86,9 @@ class Kernel(eqx.Module, Generic[State]):
         check_step_size(self.step_size, name)
 
     def __repr__(self) -> str:
-        parameters = ", ".join(f"{f.name}={describe(getattr(self, f.name))}" for f in dataclasses.fields(self))
-        return f"{type(self).__name__}({parameters})"
+        fields = {f: getattr(self, f.name) for f in dataclasses.fields(self)}
+        shown = {f.name: value for f, value in fields.items() if f.repr or value != f.default}
+        return f"{type(self).__name__}({', '.join(f'{name}={describe(value)}' for name, value in shown.items())})"
 
     @property
     @abc.abstractmethod
@@ -95,6 +99,11 @@ class Kernel(eqx.Module, Generic[State]):
     @abc.abstractmethod
     def evaluations_per_step(self) -> int:
         """Calls of the target in one transition."""
+
+    @property
+    def integrates_score(self) -> bool:
+        """Whether the accept test integrates the score, which means something only where that is a gradient."""
+        return False
 
     @property
     @abc.abstractmethod
@@ -148,6 +157,6 @@ def log_density_of(evaluation: Evaluation) -> Array:
     if value is None:
         raise CapabilityError(
             "an accept test needs `energy`, but this density offers only `score`",
-            fix="use ULA or UHMC, which need scores only",
+            fix="use ULA or UHMC, which need scores only, or MALA or HMC with log_ratio=cp.LineIntegral()",
         )
     return value

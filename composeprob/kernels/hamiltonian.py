@@ -12,7 +12,7 @@ from jax import Array
 from composeprob import pytree
 from composeprob.density.evaluation import Position, Target
 from composeprob.kernels.base import Kernel, KernelState, log_density_of
-from composeprob.kernels.leapfrog import leapfrog
+from composeprob.kernels.leapfrog import leapfrog, leapfrog_nodes
 from composeprob.kernels.step_size import as_scalar, check_count, check_range, match_precision
 
 
@@ -68,6 +68,15 @@ class Hamiltonian(Kernel[HamiltonianState]):
             state.position, state.momentum, state.evaluation, target, step_size, self.num_leapfrog
         )
         return HamiltonianState(position, evaluation, momentum)
+
+    def trajectory(
+        self, state: HamiltonianState, target: Target, step_size: Array
+    ) -> tuple[HamiltonianState, Position, Position]:
+        """As `integrate`, with all L + 1 positions and scores of the way, both ends among them."""
+        (position, momentum, evaluation), (nodes, scores) = leapfrog_nodes(
+            state.position, state.momentum, state.evaluation, target, step_size, self.num_leapfrog
+        )
+        return HamiltonianState(position, evaluation, momentum), nodes, scores
 
 
 def flip(state: HamiltonianState) -> HamiltonianState:

@@ -6,9 +6,12 @@ import equinox as eqx
 import jax
 from jax import Array
 
+from composeprob import pytree
 from composeprob.density.evaluation import Target
+from composeprob.errors import InvalidValueError
 from composeprob.kernels.base import Info
 from composeprob.kernels.hamiltonian import Hamiltonian, HamiltonianState, flip, log_joint
+from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metropolis import metropolis
 from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size
 
@@ -28,9 +31,14 @@ class HMC(Hamiltonian):
             `Adaptive` (the default, to an acceptance of 0.75).
         num_leapfrog: L ≥ 1, evaluations per transition.
         damping: γ in [0, 1), the part of the momentum that is kept.
+        log_ratio: ``"exact"``, from the density's own values, or a `LineIntegral` of its score, for densities that
+            offer nothing else: π is then left invariant up to the quadrature's error. ``LineIntegral(None)`` integrates
+            along the trajectory itself and needs no evaluation more.
 
     Raises:
-        InvalidValueError: for a step size that is not positive and finite, L < 1, or γ outside [0, 1).
+        InvalidValueError: for a step size that is not positive and finite, L < 1, γ outside [0, 1), or Simpson's rule
+            along an odd number of leapfrogs.
+        WrongTypeError: for a `log_ratio` that is neither.
 
     Example:
         >>> from composeprob.kernels import HMC
@@ -40,22 +48,50 @@ class HMC(Hamiltonian):
 
     References:
         Duane et al. (1987), hybrid Monte Carlo; Horowitz (1991), partial refreshment; Beskos et al. (2013), optimal
-        tuning of hybrid Monte Carlo.
+        tuning of hybrid Monte Carlo; Sjöberg et al. (2023) for the line integral.
     """
 
     step_size: StepSize = eqx.field(default_factory=Adaptive, converter=as_step_size)
+    log_ratio: LogRatio = eqx.field(default="exact", static=True, repr=False)
 
     optimal_acceptance = 0.75
 
+    def __check_init__(self) -> None:
+        check_log_ratio(self.log_ratio, "HMC")
+        own_nodes = isinstance(self.log_ratio, LineIntegral) and self.log_ratio.num_points is None
+        if own_nodes and self.log_ratio.rule == "simpson" and self.num_leapfrog % 2:  # type: ignore[union-attr]
+            raise InvalidValueError(
+                f"Simpson's rule along the trajectory needs an even number of leapfrogs; got {self.num_leapfrog}",
+                fix=f"use num_leapfrog={self.num_leapfrog + 1}, or LineIntegral(None, rule='trapezoid')",
+            )
+
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset({"energy", "score"})
+        return frozenset({"score"} if self.integrates_score else {"energy", "score"})
+
+    @property
+    def integrates_score(self) -> bool:
+        return isinstance(self.log_ratio, LineIntegral)
+
+    @property
+    def evaluations_per_step(self) -> int:
+        extra = self.log_ratio.extra_evaluations if isinstance(self.log_ratio, LineIntegral) else 0
+        return self.num_leapfrog + extra
 
     def step(
         self, key: Array, state: HamiltonianState, target: Target, step_size: Array
     ) -> tuple[HamiltonianState, Info]:
         key_refresh, key_accept = jax.random.split(key)
         refreshed = self.refresh(key_refresh, state)
-        proposed = self.integrate(refreshed, target, step_size)
-        log_ratio = log_joint(proposed) - log_joint(refreshed)
-        return metropolis(key_accept, log_ratio, proposed, flip(refreshed))
+        if not isinstance(self.log_ratio, LineIntegral):
+            proposed = self.integrate(refreshed, target, step_size)
+            log_ratio = log_joint(proposed) - log_joint(refreshed)
+            return metropolis(key_accept, log_ratio, proposed, flip(refreshed))
+        if self.log_ratio.num_points is None:
+            proposed, nodes, scores = self.trajectory(refreshed, target, step_size)
+            log_target_ratio, error = self.log_ratio.along(nodes, scores)
+        else:
+            proposed = self.integrate(refreshed, target, step_size)
+            log_target_ratio, error = self.log_ratio.straight(refreshed, proposed, target)
+        kinetic = 0.5 * (pytree.squared_norm(refreshed.momentum) - pytree.squared_norm(proposed.momentum))
+        return metropolis(key_accept, log_target_ratio + kinetic, proposed, flip(refreshed), log_target_ratio, error)

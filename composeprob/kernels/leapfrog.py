@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from composeprob import pytree
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.kernels.step_size import match_precision
 
+Point = tuple[Position, Position, Evaluation]
+"""Position, momentum, and the target there."""
+
 
 def leapfrog(
     position: Position, momentum: Position, evaluation: Evaluation, target: Target, step_size: Array, num_steps: int
-) -> tuple[Position, Position, Evaluation]:
+) -> Point:
     r"""`num_steps` leapfrog steps of Hamilton's equations for $H(x, v) = -\log\pi(x) + \tfrac12\|v\|^2$.
 
     Each step is $v \leftarrow v + \tfrac h2\nabla\log\pi(x)$, $x \leftarrow x + hv$,
@@ -29,14 +35,34 @@ def leapfrog(
     Returns:
         Position, momentum and evaluation at the end.
     """
-    h = match_precision(step_size, position)
+    one_step = _step(target, match_precision(step_size, position))
+    return jax.lax.fori_loop(0, num_steps, lambda _, point: one_step(point), (position, momentum, evaluation))
 
-    def one_step(_: int, carry: tuple[Position, Position, Evaluation]) -> tuple[Position, Position, Evaluation]:
-        x, v, at_x = carry
+
+def leapfrog_nodes(
+    position: Position, momentum: Position, evaluation: Evaluation, target: Target, step_size: Array, num_steps: int
+) -> tuple[Point, tuple[Position, Position]]:
+    """`leapfrog` that also returns the way: positions and scores at its L + 1 nodes, stacked on a leading axis."""
+    one_step = _step(target, match_precision(step_size, position))
+
+    def step(point: Point, _: None) -> tuple[Point, tuple[Position, Position]]:
+        point = one_step(point)
+        return point, (point[0], point[2].score)
+
+    end, way = jax.lax.scan(step, (position, momentum, evaluation), None, length=num_steps)
+    first = (position, evaluation.score)
+    return end, jax.tree.map(lambda a, rest: jnp.concatenate([jnp.asarray(a)[None], rest]), first, way)
+
+
+def _step(target: Target, h: Array) -> Callable[[Point], Point]:
+    """One leapfrog step of length h, one evaluation."""
+
+    def one_step(point: Point) -> Point:
+        x, v, at_x = point
         v = pytree.axpy(h / 2, at_x.score, v)
         x = pytree.axpy(h, v, x)
         at_x = target(x)
         v = pytree.axpy(h / 2, at_x.score, v)
         return x, v, at_x
 
-    return jax.lax.fori_loop(0, num_steps, one_step, (position, momentum, evaluation))
+    return one_step

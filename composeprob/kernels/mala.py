@@ -7,8 +7,10 @@ import jax
 from jax import Array
 
 from composeprob.density.evaluation import Target
+from composeprob.errors import InvalidValueError
 from composeprob.kernels.base import Info, KernelState, log_density_of
 from composeprob.kernels.langevin import Langevin, log_proposal_ratio
+from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metropolis import metropolis
 from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size
 
@@ -25,9 +27,13 @@ class MALA(Langevin):
     Args:
         step_size: h > 0, a squared length: a number, one per level (K,), a rule such as
             ``lambda s: 0.1 * s.sigma**2``, or `Adaptive` (the default, to an acceptance of 0.574).
+        log_ratio: ``"exact"``, from the density's own values, or a `LineIntegral` of its score, for densities that
+            offer nothing else: π is then left invariant up to the quadrature's error.
 
     Raises:
-        InvalidValueError: for a step size that is not positive and finite.
+        InvalidValueError: for a step size that is not positive and finite, or a `LineIntegral` without points (this
+            kernel has no trajectory).
+        WrongTypeError: for a `log_ratio` that is neither.
 
     Example:
         >>> from composeprob.kernels import MALA
@@ -36,20 +42,42 @@ class MALA(Langevin):
         (1, ['energy', 'score'])
 
     References:
-        Roberts and Rosenthal (1998), optimal scaling of discrete approximations to Langevin diffusions.
+        Roberts and Rosenthal (1998), optimal scaling of discrete approximations to Langevin diffusions; Sjöberg et al.
+        (2023) for the line integral.
     """
 
     step_size: StepSize = eqx.field(default_factory=Adaptive, converter=as_step_size)
+    log_ratio: LogRatio = eqx.field(default="exact", static=True, repr=False)
 
     optimal_acceptance = 0.574
 
+    def __check_init__(self) -> None:
+        check_log_ratio(self.log_ratio, "MALA")
+        if isinstance(self.log_ratio, LineIntegral) and self.log_ratio.num_points is None:
+            raise InvalidValueError(
+                "MALA has no trajectory whose points a line integral could use",
+                fix="give their number, such as cp.LineIntegral(num_points=3)",
+            )
+
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset({"energy", "score"})
+        return frozenset({"score"} if self.integrates_score else {"energy", "score"})
+
+    @property
+    def integrates_score(self) -> bool:
+        return isinstance(self.log_ratio, LineIntegral)
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return 1 + (self.log_ratio.extra_evaluations if isinstance(self.log_ratio, LineIntegral) else 0)
 
     def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
         key_propose, key_accept = jax.random.split(key)
         proposed = self.propose(key_propose, state, target, step_size)
-        log_target_ratio = log_density_of(proposed.evaluation) - log_density_of(state.evaluation)
+        error: Array | float = 0.0
+        if isinstance(self.log_ratio, LineIntegral):
+            log_target_ratio, error = self.log_ratio.straight(state, proposed, target)
+        else:
+            log_target_ratio = log_density_of(proposed.evaluation) - log_density_of(state.evaluation)
         log_ratio = log_target_ratio + log_proposal_ratio(state, proposed, step_size)
-        return metropolis(key_accept, log_ratio, proposed, state)
+        return metropolis(key_accept, log_ratio, proposed, state, log_target_ratio, error)

@@ -15,7 +15,12 @@ S = TypeVar("S", bound=KernelState)
 
 
 def metropolis(
-    key: Array, log_ratio: Array, proposed: S, rejected: S, log_target_ratio: Array | None = None
+    key: Array,
+    log_ratio: Array,
+    proposed: S,
+    rejected: S,
+    log_target_ratio: Array | None = None,
+    quadrature_error: Array | float = 0.0,
 ) -> tuple[S, Info]:
     """Accepts `proposed` with probability min(1, exp(log_ratio)), else goes to `rejected`.
 
@@ -27,6 +32,7 @@ def metropolis(
         proposed: the state at x'. If any part of it is non-finite it is rejected and flagged.
         rejected: the state after a rejection: the current one, with its momentum flipped where there is one.
         log_target_ratio: log π(x') − log π(x), a scalar; left out, that of the two states' evaluations.
+        quadrature_error: an estimate of the error of `log_ratio` where that is a quadrature.
 
     Returns:
         The next state and its `Info`.
@@ -38,7 +44,7 @@ def metropolis(
     accepted = usable & (log_uniform <= log_ratio)
     if log_target_ratio is None:
         log_target_ratio = log_density_of(proposed.evaluation) - log_density_of(rejected.evaluation)
-    return _choose(accepted, probability, usable, -log_target_ratio, proposed, rejected)
+    return _choose(accepted, probability, usable, -log_target_ratio, quadrature_error, proposed, rejected)
 
 
 def unadjusted(proposed: S, rejected: S, log_reversal: Array | None = None) -> tuple[S, Info]:
@@ -51,16 +57,24 @@ def unadjusted(proposed: S, rejected: S, log_reversal: Array | None = None) -> t
     """
     usable = pytree.all_finite(proposed)
     log_reversal = jnp.asarray(jnp.nan) if log_reversal is None else log_reversal
-    return _choose(usable, usable, usable, log_reversal, proposed, rejected)
+    return _choose(usable, usable, usable, log_reversal, 0.0, proposed, rejected)
 
 
 def _choose(
-    accepted: Array, probability: Array, usable: Array, log_reversal: Array, proposed: S, rejected: S
+    accepted: Array,
+    probability: Array,
+    usable: Array,
+    log_reversal: Array,
+    quadrature_error: Array | float,
+    proposed: S,
+    rejected: S,
 ) -> tuple[S, Info]:
+    precision = jnp.result_type(float)
     info = Info(
-        acceptance=probability.astype(jnp.result_type(float)),
+        acceptance=probability.astype(precision),
         accepted=accepted,
         non_finite=~usable,
         log_reversal=jnp.where(accepted, log_reversal, 0.0),
+        quadrature_error=jnp.where(usable, quadrature_error, jnp.nan).astype(precision),
     )
     return pytree.where(accepted, proposed, rejected), info

@@ -41,10 +41,7 @@ def machine() -> dict[str, Any]:
 
 def command() -> str:
     """The command that makes this file again."""
-    script = Path(sys.argv[0]).resolve()
-    root = Path(__file__).resolve().parents[1]
-    name = script.relative_to(root) if script.is_relative_to(root) else Path(script.name)
-    return shlex.join(["python", str(name), *sys.argv[1:]])
+    return shlex.join(["composeprob", "bench", Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
 
 
 def publish(

@@ -1,4 +1,4 @@
-"""The commands `run`, `zoo` and `train`."""
+"""The commands `run`, `zoo`, `train` and `bench`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
+from composeprob.cli.benchmarks import benchmarks, run_benchmark, title
 from composeprob.cli.programs import arguments, load_program
 from composeprob.cli.samplers import RULES, KernelName, SamplerName, make_sampler
 from composeprob.errors import ComposeProbError
@@ -154,14 +155,16 @@ def zoo(
     from composeprob import api
 
     if name is None:
-        table = Table("model", "event", "offers", "score error", "what it is")
+        table = Table("model", "event", "offers", "trained", "score error", "what it is")
         for card in api.zoo().values():
             offers = "energy" if "energy" in card.capabilities else "score only"
             error = f"{card.quality['score_error']:.2g}" if "score_error" in card.quality else ""
-            table.add_row(card.name, str(card.event_shape), offers, error, card.title)
+            trained = f"{len(card.retrainings)}×"
+            table.add_row(card.name, str(card.event_shape), offers, trained, error, card.title)
         console.print(table)
         console.print("score error: mean of σ²·|score − exact score|², where the exact one is known.", highlight=False)
         console.print('composeprob zoo NAME shows one; cp.load("NAME") loads it.', highlight=False)
+        console.print('trained: how many times, with other random keys; cp.load("NAME", retraining=1).', highlight=False)
         return
     console.print(Markdown(api.zoo(name).text))
 
@@ -177,6 +180,9 @@ def train(
     checkpoint_dir: Annotated[
         Path | None, typer.Option(help="Folder of checkpoints: the same command goes on where it was stopped.")
     ] = None,
+    retraining: Annotated[
+        int, typer.Option(min=0, help="Train the same recipe with another random key, into weights-N.safetensors.")
+    ] = 0,
 ) -> None:
     """Train a model of the zoo by its recipe, and write its weights.
 
@@ -185,10 +191,38 @@ def train(
         composeprob train ring2d
 
         composeprob train ring2d --iterations 500 --out out/ring2d --checkpoint-dir out/checkpoints
+
+        composeprob train ring2d-sharp --retraining 1
     """
     from composeprob.training import train_model
 
-    train_model(model, checkpoint_dir=checkpoint_dir, out=out, iterations=iterations, progress=True)
+    train_model(model, checkpoint_dir=checkpoint_dir, out=out, iterations=iterations, retraining=retraining)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@_clean_errors
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which benchmark; left out, lists them.")] = None,
+) -> None:
+    """Run a benchmark of a checkout, which prints its table and writes it to benchmarks/results/.
+
+    What follows the name goes to the benchmark: [b]composeprob bench paper-2d --chains 100[/b]. It exits with 1 if
+    something that it checks does not hold.
+
+    [b]Examples[/b]
+
+        composeprob bench
+
+        composeprob bench paper-2d
+    """
+    if name is None:
+        table = Table("benchmark", "what it measures")
+        for known, script in benchmarks().items():
+            table.add_row(known, title(script))
+        console.print(table)
+        return
+    run_benchmark(name, context.args)
 
 
 def write(result: Result, folder: Path, about: dict[str, Any]) -> list[Path]:

@@ -1,0 +1,55 @@
+"""Finding and running the benchmarks of a checkout."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import runpy
+import sys
+from pathlib import Path
+
+from composeprob.errors import LoadError
+
+LIBRARY = frozenset({"report", "mode_weights"})
+"""Modules in the folder that benchmarks share."""
+
+
+def benchmarks() -> dict[str, Path]:
+    """The script of every benchmark by name, such as ``paper-2d``.
+
+    Raises:
+        LoadError: not in a checkout; an installed wheel has no benchmarks.
+    """
+    folder = Path(__file__).parents[2] / "benchmarks"
+    if not (folder / "report.py").is_file():
+        raise LoadError(
+            "The benchmarks are not installed: a wheel leaves them out.",
+            fix="clone the repository, and run composeprob bench there.",
+        )
+    scripts = [path for path in sorted(folder.glob("*.py")) if path.stem not in LIBRARY]
+    return {path.stem.replace("_", "-"): path for path in scripts}
+
+
+def title(script: Path) -> str:
+    """The first line of a benchmark's docstring."""
+    text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    return text.split("\n", 1)[0]
+
+
+def run_benchmark(name: str, arguments: list[str]) -> None:
+    """Run a benchmark as ``python benchmarks/….py`` would; it exits with its own status.
+
+    Raises:
+        LoadError: no such benchmark.
+    """
+    known = benchmarks()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        raise LoadError(
+            f"There is no benchmark {name!r}; there are: {', '.join(known)}.",
+            fix=f"did you mean {near[0]!r}?" if near else "use one of these names.",
+        )
+    script = known[name]
+    sys.path.insert(0, str(script.parent))
+    sys.argv = [str(script), *arguments]
+    runpy.run_path(str(script), run_name="__main__")

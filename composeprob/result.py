@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
 
 FORMAT = "composeprob.result"
-VERSION = 1
-_PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite", "log_snr")
+VERSION = 2
+_PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite", "quadrature_error", "log_snr")
 _ARRAYS = ("log_weights", *_PER_LEVEL)
-_FACTS = ("log_evidence", "evaluations", "seconds", "sampler", "reason")
+_FACTS = ("log_evidence", "evaluations", "seconds", "sampler", "reason", "curl")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -50,6 +50,10 @@ class Result:
         sampler: the sampler and its kernel, as text.
         reason: why this sampler was chosen.
         log_snr: log-SNR of the levels, shape (K,).
+        quadrature_error: mean error, as estimated, of the log-ratios of the accepted moves where a `LineIntegral` gives
+            them, shape (K,): compare with 1. 0 for kernels that need no quadrature, NaN where it has no estimate.
+        curl: relative curl at level 0 of every factor that does not promise that its score is a gradient,
+            ``{factor: value}`` (see `metrics.curl`); measured where a `LineIntegral` relies on it, else empty.
         density: the compiled density; None after `load`.
     """
 
@@ -66,11 +70,15 @@ class Result:
     sampler: str
     reason: str
     log_snr: np.ndarray
+    quadrature_error: np.ndarray | None = None
+    curl: dict[str, float] = field(default_factory=dict)
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the way to normalise a frozen dataclass's fields
         put(self, "samples", {name: np.asarray(value) for name, value in self.samples.items()})
+        if self.quadrature_error is None:
+            put(self, "quadrature_error", np.full(np.shape(self.log_snr), np.nan))
         for name in _ARRAYS:
             put(self, name, np.asarray(getattr(self, name)))
 
@@ -131,13 +139,20 @@ class Result:
         """
         import arviz
 
-        attributes = {name: getattr(self, name) for name in _FACTS if getattr(self, name) is not None}
+        attributes = {
+            name: getattr(self, name) for name in _FACTS if name != "curl" and getattr(self, name) is not None
+        }
         return arviz.from_dict(
             posterior={name: value[None] for name, value in self.unweighted().items()},
             sample_stats={"log_weight": self.log_weights[None]},
             constant_data={name: getattr(self, name) for name in _PER_LEVEL},
             dims={name: ["level"] for name in _PER_LEVEL},
-            attrs={**attributes, "status": str(self.status), "inference_library": "composeprob"},
+            attrs={
+                **attributes,
+                "curl": str(self.curl),
+                "status": str(self.status),
+                "inference_library": "composeprob",
+            },
         )
 
     def report(self) -> dict[str, Any]:

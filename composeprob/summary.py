@@ -107,6 +107,10 @@ def _facts(result: Result) -> dict[str, str]:
     for name, values in (("acceptance", result.acceptance), ("step size", result.step_size), ("ESS", result.ess)):
         if np.isfinite(values).any():
             facts[name] = _range(values)
+    if result.quadrature_error is not None and np.nansum(result.quadrature_error) > 0:
+        facts["quadrature"] = f"error of log-ratios {_range(result.quadrature_error)}"
+    if result.curl:
+        facts["curl"] = ", ".join(f"{name} {value:.2g}" for name, value in result.curl.items())
     if np.nansum(result.non_finite) > 0:
         facts["non-finite"] = f"{int(np.nansum(result.non_finite)):,} proposals, rejected"
     if result.log_evidence is not None:

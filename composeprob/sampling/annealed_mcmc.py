@@ -60,6 +60,10 @@ class AnnealedMCMC(Sampler):
     def adjusted(self) -> bool:
         return self.kernel.optimal_acceptance is not None
 
+    @property
+    def integrates_score(self) -> bool:
+        return self.kernel.integrates_score
+
     def prepare(self, density: AnnealedDensity) -> AnnealedMCMC:
         moves = Transitions.resolved(self.kernel, self.steps_per_level, density)
         return eqx.tree_at(lambda s: s.moves, self, moves, is_leaf=lambda node: node is None)

@@ -17,17 +17,21 @@ REVERSE = 2**31 - 1
 
 
 class Records(eqx.Module):
-    """What is recorded of each level, every field of shape (K,); NaN where a level has no such number."""
+    """What is recorded of each level, every field of shape (K,); NaN where a level has no such number.
+
+    `quadrature_error` is the mean over accepted moves: what a path that is refused anyway is off by does no harm.
+    """
 
     acceptance: Array
     step_size: Array
     ess: Array
     non_finite: Array
+    quadrature_error: Array
 
     @classmethod
     def empty(cls, num_levels: int) -> Records:
         nan = jnp.full((num_levels,), jnp.nan)
-        return cls(nan, nan, nan, jnp.zeros((num_levels,), jnp.int32))
+        return cls(nan, nan, nan, jnp.zeros((num_levels,), jnp.int32), nan)
 
 
 class Run(eqx.Module):
@@ -69,6 +73,11 @@ class Sampler(eqx.Module):
     @abc.abstractmethod
     def adjusted(self) -> bool:
         """Whether a Metropolis test decides, so that its acceptance means something."""
+
+    @property
+    def integrates_score(self) -> bool:
+        """Whether an accept test integrates the score, which means something only where that is a gradient."""
+        return False
 
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         """Whether `Run.log_evidence` estimates log ∫π_0."""

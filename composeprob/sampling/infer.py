@@ -142,6 +142,7 @@ def _result(
         step_size=np.asarray(records.step_size),
         ess=np.asarray(records.ess),
         non_finite=np.asarray(records.non_finite),
+        quadrature_error=np.asarray(records.quadrature_error),
         status=status,
         seconds=seconds,
         sampler=sampler.describe(),

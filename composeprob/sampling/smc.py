@@ -100,6 +100,10 @@ class SMC(Sampler):
     def adjusted(self) -> bool:
         return self.kernel is not None and self.kernel.optimal_acceptance is not None
 
+    @property
+    def integrates_score(self) -> bool:
+        return self.kernel is not None and self.kernel.integrates_score
+
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         # Density weights carry each level's own constant: they tell the evidence only if there is none.
         return self.weights == "feynman_kac" or normalised(density)

@@ -110,7 +110,7 @@ class Transitions(eqx.Module):
             return in_units(target(own), self.static, unit)
 
         def transition(i: Array, carry: Any) -> Any:
-            states, log_scale, acceptance, steps, non_finite = carry
+            states, log_scale, acceptance, steps, non_finite, error = carry
             rule: Any = self.kernel.step_size
             adaptive = isinstance(rule, Adaptive)
             step_size = scaled_step(log_scale, sigma, self.kernel) if adaptive else rule[level]
@@ -124,17 +124,21 @@ class Transitions(eqx.Module):
                 log_scale = jnp.where(counted, log_scale, moved) if warmup else moved
             acceptance = acceptance + jnp.where(counted, mean, 0.0)
             steps = steps + jnp.where(counted, step_size, 0.0)
-            return states, log_scale, acceptance, steps, non_finite + jnp.sum(info.non_finite, dtype=jnp.int32)
+            # Weighted by the acceptance: the mean over accepted moves, without the noise of which were accepted.
+            errors = jnp.where(info.acceptance > 0, info.acceptance * info.quadrature_error, 0.0)
+            error = error + jnp.where(counted, jnp.mean(errors), 0.0)
+            return states, log_scale, acceptance, steps, non_finite + jnp.sum(info.non_finite, dtype=jnp.int32), error
 
         zero = jnp.zeros(())
         states = rescaled(states, self.static, unit)
-        start = (states, log_scale, zero, zero, jnp.zeros((), jnp.int32))
-        states, log_scale, acceptance, steps, bad = jax.lax.fori_loop(0, self.total, transition, start)
+        start = (states, log_scale, zero, zero, jnp.zeros((), jnp.int32), zero)
+        states, log_scale, acceptance, steps, bad, error = jax.lax.fori_loop(0, self.total, transition, start)
         states = rescaled(states, self.static, 1.0 / unit)
         records = Records(
             records.acceptance.at[level].set(acceptance / self.count),
             records.step_size.at[level].set(steps / self.count),
             records.ess,
             records.non_finite.at[level].add(bad),
+            records.quadrature_error.at[level].set(error / acceptance),
         )
         return states, log_scale, records

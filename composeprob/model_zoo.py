@@ -1,7 +1,8 @@
 """The zoo: pretrained models by name, from ``models/`` of a checkout or from an installed wheel.
 
 A model is a folder with ``train.py`` (its ``RECIPE``, and ``reference()`` where the exact distribution is known),
-``weights.safetensors``, ``card.md`` and ``metrics.json``. Nothing is unpickled: a network is built by its recipe, and
+``weights.safetensors``, ``card.md`` and ``metrics.json``; retrainings with other random keys lie beside as
+``weights-1.safetensors`` and so on. Nothing is unpickled: a network is built by its recipe, and
 filled with plain arrays.
 """
 
@@ -25,10 +26,11 @@ import jax
 from composeprob.errors import LoadError
 from composeprob.factors.diffusion import Diffusion
 from composeprob.training.recipe import Recipe
-from composeprob.training.weights import load_weights
+from composeprob.training.weights import load_weights, weights_file
 
 _PACKAGE = "composeprob_models"
 """Name under which the folder of models is imported, wherever it lies: recipes import what they share relatively."""
+_SCORE_ERROR = "score error: mean of σ²·|score − exact score|² over events and log-SNR"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Card:
         training: settings and seconds, as recorded when it was trained.
         quality: measured against the exact distribution; empty where that is unknown.
         folder: where the model lies.
+        retrainings: what `load` takes for ``retraining``: 0, and those with other random keys.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Card:
     training: Mapping[str, Any]
     quality: Mapping[str, Any]
     folder: Path
+    retrainings: tuple[int, ...] = (0,)
 
 
 class Zoo(Mapping[str, Card]):
@@ -72,13 +76,14 @@ class Zoo(Mapping[str, Card]):
         return len(self._cards)
 
     def __repr__(self) -> str:
-        rows = [("model", "event", "parameterization", "iterations", "score error", "what it is")]
+        rows = [("model", "event", "parameterization", "iterations", "trained", "score error", "what it is")]
         rows += [
             (
                 card.name,
                 str(card.event_shape),
                 card.parameterization,
                 str(card.training.get("iterations", "")),
+                f"{len(card.retrainings)}×",
                 f"{card.quality['score_error']:.2g}" if "score_error" in card.quality else "",
                 card.title,
             )
@@ -86,17 +91,19 @@ class Zoo(Mapping[str, Card]):
         ]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, "score error: mean of σ²·|score − exact score|² over events and log-SNR"])
+        return "\n".join([*lines, "trained: how many times, see load(retraining=). " + _SCORE_ERROR])
 
 
-def load(name: str) -> Diffusion:
+def load(name: str, *, retraining: int = 0) -> Diffusion:
     """A pretrained model as a factor.
 
     Args:
         name: one of `zoo`.
+        retraining: which training of it: 0, or for some models another, by the same recipe with another random key, to
+            see how much of a result is the luck of one training. Those are stored in half precision.
 
     Raises:
-        LoadError: no such model, or its weights do not fit its network.
+        LoadError: no such model or retraining, or its weights do not fit its network.
 
     Example:
         >>> import composeprob as cp
@@ -105,7 +112,15 @@ def load(name: str) -> Diffusion:
         ((2,), 'energy_norm')
     """
     recipe(name)  # refuses what is no model
-    weights = models_folder() / name / "weights.safetensors"
+    folder = models_folder() / name
+    weights = folder / weights_file(retraining)
+    if retraining != 0 and not weights.exists():
+        has = ", ".join(map(str, retrainings(folder))) or "none"
+        raise LoadError(
+            f"Model '{name}' has no retraining {retraining!r}; it has: {has}.",
+            fix="use one of these, or train it: composeprob train "
+            f"{name}{f' --retraining {retraining}' if isinstance(retraining, int) and retraining > 0 else ''}",
+        )
     return _load(name, weights, weights.stat().st_mtime_ns if weights.exists() else 0)
 
 
@@ -115,6 +130,12 @@ def _load(name: str, weights: Path, written: int) -> Diffusion:
     model = recipe(name)
     shapes = eqx.filter_eval_shape(model.untrained, jax.random.key(0))  # no weight is computed only to be replaced
     return model.factor(load_weights(shapes, weights), label=name)
+
+
+def retrainings(folder: Path) -> tuple[int, ...]:
+    """The retrainings whose weights lie in a model's folder, in order."""
+    numbers = [file.stem.partition("-")[2] or "0" for file in folder.glob("weights*.safetensors")]
+    return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
 
 def zoo(name: str | None = None) -> Any:
@@ -218,6 +239,7 @@ def _card(folder: Path) -> Card:
             training=metrics["training"],
             quality=metrics["quality"],
             folder=folder,
+            retrainings=retrainings(folder),
         )
     except (OSError, ValueError, KeyError) as error:
         raise LoadError(

@@ -13,6 +13,7 @@ import composeprob as cp
 
 from .networks import residual_mlp_eqx, residual_mlp_nnx
 from .networks.conditioning import OutputScale
+from .networks.offset_energy import OffsetEnergy
 
 LEVELS = {"min": -9.0, "max": 9.5}
 """Log-SNR of the levels that the models offer: σ is 0.0087 at level 0, far below the ring's 0.075."""
@@ -34,6 +35,15 @@ SHARP: dict[str, Any] = CONTINUOUS | {
 }
 """What changes for data of a finer scale: σ is 0.0041 at level 0, far below the sharp ring's 0.03."""
 
+DEPTH: dict[str, Any] = {
+    "parameterization": "energy",
+    "cross_level": 1.0,
+    "cross_level_gap": 8.0,
+    "batch_size": 504,  # each microbatch holds as many events of one level of a pair as of the other, each twice
+    "microbatch": 252,
+}
+"""What energies that know mode depth change."""
+
 
 def ring(deviation: float = 0.075) -> Any:
     """Eight Gaussians of a standard deviation on a circle of radius 0.5, equally likely."""
@@ -54,9 +64,10 @@ def box(half_width: float) -> Any:
 
 
 def soft(half_widths: tuple[float, float], inside: float, outer: float = 1.1) -> Any:
-    """A box |x₁| < w₁, |x₂| < w₂ with a floor: uniform in the box, or with probability 1 − inside on |x₁|, |x₂| < outer.
+    """A box |x₁| < w₁, |x₂| < w₂ with a floor.
 
-    The floor keeps products and quotients with it proper: no point of the outer square is impossible.
+    Uniform in the box, or with probability 1 − inside on the square |x₁|, |x₂| < outer. The floor keeps products and
+    quotients with it proper: no point of the outer square is impossible.
     """
     parts = [dist.Uniform(-jnp.array(w), jnp.array(w)).to_event(1) for w in (half_widths, (outer, outer))]
     weights = dist.Categorical(probs=jnp.array([inside, 1 - inside]))
@@ -77,6 +88,23 @@ def energy(distribution: Any, *, deviation: float, finest: float, **settings: An
         return residual_mlp_eqx.ResidualMLP(2, output_scale=scale, key=key)
 
     return _recipe(distribution, network, **(CONTINUOUS | {"parameterization": "energy_norm"} | settings))
+
+
+def depth(distribution: Any, *, deviation: float, finest: float, **settings: Any) -> cp.training.Recipe:
+    """An energy model that also learns the depth of separated modes: log f = −½‖s‖²/σ + b(λ), and a cross-level loss.
+
+    Args:
+        distribution: a NumPyro distribution over vectors of length 2.
+        deviation, finest: see `OutputScale`.
+        settings: what the recipe changes of `CONTINUOUS` and `DEPTH`.
+    """
+    chosen = CONTINUOUS | DEPTH | settings
+    log_snr_min = chosen["log_snr"][0]
+
+    def network(key: Array) -> Any:
+        return OffsetEnergy(2, deviation=deviation, finest=finest, log_snr_min=log_snr_min, key=key)
+
+    return _recipe(distribution, network, **chosen)
 
 
 def score(distribution: Any, *, deviation: float, finest: float, **settings: Any) -> cp.training.Recipe:
@@ -113,4 +141,5 @@ def _recipe(distribution: Any, network: Any, **settings: Any) -> cp.training.Rec
         return distribution.sample(key, (n,))
 
     # The paper's settings are the recipe's defaults: 15,000 iterations, Adam 1e-3, EMA 0.999, batch 1000.
-    return cp.training.Recipe(network=network, data=data, event_shape=(2,), microbatch=250, **settings)
+    settings = {"microbatch": 250} | settings
+    return cp.training.Recipe(network=network, data=data, event_shape=(2,), **settings)

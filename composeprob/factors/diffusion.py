@@ -39,10 +39,13 @@ class Diffusion(LeafFactor):
             is used where a condition is not given.
         log_snr_range: (least, greatest) log-SNR that the network was trained on, where that is more than the range of
             ``schedule``; only for a continuous ``time``, and a variance-preserving or -exploding schedule.
+        mode_depth: the energy tells the relative height of separated modes. Matching scores does not teach that; a
+            cross-level loss does (``cp.training.Recipe(cross_level=…)``).
         label: the name to show; a compiled program shows the user's variable name instead where it finds one.
 
     Raises:
-        InvalidValueError, WrongTypeError: an unknown parameterization or time, a network with NaN weights.
+        InvalidValueError, WrongTypeError: an unknown parameterization or time, ``mode_depth`` without an energy, a
+            network with NaN weights.
         NetworkError: a network that cannot be called so, or returns something of another shape.
 
     References:
@@ -68,6 +71,7 @@ class Diffusion(LeafFactor):
     fixed: Mapping[str, Any]
     label: str = eqx.field(static=True)
     trained: tuple[float, float] | None = eqx.field(static=True)
+    mode_depth: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class Diffusion(LeafFactor):
         time: str = "level",
         conditions: tuple[str, ...] | Mapping[str, Any] = (),
         log_snr_range: tuple[float, float] | None = None,
+        mode_depth: bool = False,
         label: str = "",
     ):
         known = (*parameterizations.ENERGIES, *parameterizations.SCORES)
@@ -88,6 +93,11 @@ class Diffusion(LeafFactor):
             )
         if time not in TIMES:
             raise InvalidValueError(f"Unknown time {time!r}.", fix=f"use one of: {', '.join(TIMES)}.")
+        if mode_depth and parameterization not in parameterizations.ENERGIES:
+            raise InvalidValueError(
+                f"mode_depth is claimed for parameterization {parameterization!r}, which has no energy.",
+                fix="leave it out: a score does not tell the heights of modes.",
+            )
         if isinstance(conditions, str):
             conditions = (conditions,)
         defaults = dict(conditions) if isinstance(conditions, Mapping) else {}
@@ -96,7 +106,7 @@ class Diffusion(LeafFactor):
         self.network = check_finite(as_network(network), f"The network of factor '{self.label}'")
         self.schedule = schedule
         self.event_shape = check_leaf(schedule, event_shape)
-        self.parameterization, self.time = parameterization, time
+        self.parameterization, self.time, self.mode_depth = parameterization, time, mode_depth
         self.trained = None if log_snr_range is None else self._check_range(log_snr_range)
         self.names = tuple(conditions)
         self.defaults = {name: as_condition(name, value) for name, value in defaults.items()}
@@ -107,7 +117,8 @@ class Diffusion(LeafFactor):
     @property
     def capabilities(self) -> frozenset[str]:
         if self.parameterization in parameterizations.ENERGIES:
-            return frozenset({"score", "energy", "conservative", "exact_marginals"})
+            depth = {"mode_depth"} if self.mode_depth else set()
+            return frozenset({"score", "energy", "conservative", "exact_marginals"} | depth)
         return frozenset({"score", "exact_marginals"})
 
     @property

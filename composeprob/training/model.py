@@ -10,12 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from composeprob.errors import LoadError
+from composeprob.factors.diffusion import Diffusion
 from composeprob.training.quality import sample_quality, score_errors
 from composeprob.training.recipe import Recipe
 from composeprob.training.run import TrainingRun, train
-from composeprob.training.weights import save_weights
+from composeprob.training.weights import load_weights, save_weights, weights_file
 
 SEED = 0
+METRICS = "metrics.json"
 START, END = "<!-- measured -->", "<!-- /measured -->"
 """Between these lines of a card, `train_model` writes what it measured."""
 
@@ -26,11 +29,13 @@ def train_model(
     out: str | Path | None = None,
     iterations: int | None = None,
     progress: bool = True,
+    retraining: int = 0,
 ) -> TrainingRun:
     """Train a model of the zoo.
 
     Writes ``weights.safetensors`` and ``metrics.json``, and brings the card's measured part up to date. A run that
-    Ctrl-C ended is written too, with the number of steps that it did.
+    Ctrl-C ended is written too, with the number of steps that it did. A retraining R > 0 writes
+    ``weights-R.safetensors`` in half precision, and adds its row to the same measurements and card.
 
     Args:
         name: a folder of the zoo.
@@ -38,28 +43,53 @@ def train_model(
         out: the folder to write into, made when missing; by default the model's own.
         iterations: optimiser steps; by default the recipe's.
         progress: show a progress bar.
+        retraining: number of the training, which makes its random key. Number 0 is the one that `load` gives.
 
     Raises:
-        LoadError: no such model; or the checkpoint belongs to another run.
+        LoadError: no such model; a retraining of a model that has not been trained; or the checkpoint belongs to
+            another run.
     """
     from composeprob import model_zoo as zoo  # the zoo loads what training writes, and imports the recipe from here
 
     recipe = zoo.recipe(name)
+    own = zoo.models_folder() / name
+    if retraining and not (own / METRICS).exists():
+        raise LoadError(f"Model '{name}' has not been trained.", fix=f"train it first: composeprob train {name}")
     if iterations is not None:
         recipe = dataclasses.replace(recipe, iterations=iterations)
-    run = train(recipe, jax.random.key(SEED), checkpoint_dir=checkpoint_dir, progress=progress, label=name)
-    own = zoo.models_folder() / name
+    run = train(recipe, jax.random.key(SEED + retraining), checkpoint_dir=checkpoint_dir, progress=progress, label=name)
     folder = own if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_model(folder, own / "card.md", recipe, run, zoo.reference(name))
+    write_model(folder, own, recipe, run, zoo.reference(name), retraining)
     return run
 
 
-def write_model(folder: Path, card: Path, recipe: Recipe, run: TrainingRun, reference: Any | None) -> None:
-    """Write weights, measurements and card of a trained model into ``folder``."""
-    save_weights(run.factor.network, folder / "weights.safetensors")
-    metrics = measure(recipe, run, reference)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+def write_model(
+    folder: Path, own: Path, recipe: Recipe, run: TrainingRun, reference: Any | None, retraining: int = 0
+) -> None:
+    """Write weights, measurements and card of a trained model into ``folder``.
+
+    Args:
+        folder: where to write; exists.
+        own: the model's folder in the zoo, with its card and what was measured of other retrainings.
+        recipe, run, reference: what was trained, the run, and the exact distribution where it is known.
+        retraining: its number.
+    """
+    path, measured = own / METRICS, {}
+    if path.exists():
+        measured = json.loads(path.read_text(encoding="utf-8"))
+    rows = [row for row in measured.get("retrainings", []) if row["retraining"] != retraining]
+    if retraining:
+        file = folder / weights_file(retraining)
+        save_weights(run.factor.network, file, half=True)
+        stored = recipe.factor(load_weights(run.factor.network, file), run.factor.label)
+        rows.append(measure_retraining(run, stored, reference, retraining))
+    else:
+        save_weights(run.factor.network, folder / weights_file(0))
+        measured = measure(recipe, run, reference)
+    metrics = measured | ({"retrainings": sorted(rows, key=lambda row: row["retraining"])} if rows else {})
+    (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    card = own / "card.md"
     if card.exists():
         text = card.read_text(encoding="utf-8")
         head, _, rest = text.partition(START)
@@ -96,10 +126,33 @@ def measure(recipe: Recipe, run: TrainingRun, reference: Any | None) -> dict[str
             "time": recipe.time,
             "seed": SEED,
             "seconds": round(run.seconds, 1),
-            "final_loss": float(f"{run.loss[-min(1000, len(run.loss)) :].mean():.5g}"),
+            "final_loss": _final_loss(run),
         },
         "quality": quality,
     }
+
+
+def measure_retraining(run: TrainingRun, stored: Diffusion, reference: Any | None, retraining: int) -> dict[str, Any]:
+    """What is recorded of a retraining; ``stored`` is its factor as the zoo loads it, rounded to half precision."""
+    row: dict[str, Any] = {
+        "retraining": retraining,
+        "iterations": len(run.loss),
+        "seconds": round(run.seconds, 1),
+        "final_loss": _final_loss(run),
+    }
+    if reference is not None:
+        key = jax.random.key(SEED + 1)
+        as_trained, as_stored = (
+            np.mean([each["error"] for each in score_errors(factor, reference, key)]) for factor in (run.factor, stored)
+        )
+        row["score_error"] = float(f"{as_stored:.4g}")
+        row["added_by_rounding"] = float(f"{as_stored - as_trained:.2g}")
+        row |= sample_quality(stored, reference, key)
+    return row
+
+
+def _final_loss(run: TrainingRun) -> float:
+    return float(f"{run.loss[-min(1000, len(run.loss)) :].mean():.5g}")
 
 
 def table(metrics: dict[str, Any]) -> str:
@@ -110,9 +163,15 @@ def table(metrics: dict[str, Any]) -> str:
         f"{training['batch_size']:,} events (Adam {training['learning_rate']:g}, {training['decay']}; EMA "
         f"{training['ema']:g}); loss of the last 1,000 steps {training['final_loss']:.4f}."
     ]
-    if not quality:
-        return "\n".join(lines)
-    lines += [
+    if quality:
+        lines += _quality_table(quality)
+    if "retrainings" in metrics:
+        lines += _retrainings_table(metrics["retrainings"])
+    return "\n".join(lines)
+
+
+def _quality_table(quality: dict[str, Any]) -> list[str]:
+    return [
         "",
         "| log-SNR | σ²·mean squared error of the score | relative to the score's size |",
         "|---:|---:|---:|",
@@ -122,4 +181,17 @@ def table(metrics: dict[str, Any]) -> str:
         + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in quality["samples"].items())
         + ".",
     ]
-    return "\n".join(lines)
+
+
+def _retrainings_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Retrainings, one a line; those measured against the exact distribution with their errors."""
+    columns = [name for name in rows[0] if name not in ("retraining", "mode_weights_tv_exact")]
+    return [
+        "",
+        "Retrained with other random keys, `cp.load(…, retraining=…)`. These are stored in half precision; the score "
+        "error holds what rounding added to it:",
+        "",
+        "| retraining | " + " | ".join(name.replace("_", " ") for name in columns) + " |",
+        "|---:" * (1 + len(columns)) + "|",
+        *("| " + " | ".join(f"{row[name]:.4g}" for name in ("retraining", *columns)) + " |" for row in rows),
+    ]

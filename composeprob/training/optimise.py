@@ -71,9 +71,9 @@ def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any
 
     def mean_loss(parameters: Any, batch: Batch) -> tuple[Array, Array]:
         trained = eqx.tree_at(lambda f: f.network, factor, eqx.combine(parameters, static))
-        each = losses(trained, batch)
+        each, cross = losses(trained, batch)
         weight = 1.0 if recipe.weight is None else jax.vmap(recipe.weight)(batch.noise.log_snr)
-        return jnp.mean(weight * each), each
+        return jnp.mean(weight * each) + recipe.cross_level * jnp.mean(cross), each
 
     def gradient(parameters: Any, step_key: Array) -> tuple[Any, Array, Array]:
         """The mean gradient over the microbatches, and every event's loss and log-SNR."""

@@ -15,6 +15,7 @@ from jax import Array
 from composeprob.errors import InvalidValueError
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.networks import as_network
+from composeprob.factors.parameterizations import ENERGIES
 from composeprob.schedule import Noise, Schedule
 
 Data = Callable[[Array, int], Any]
@@ -48,9 +49,18 @@ class Recipe:
         weight: ``weight(log_snr)`` multiplies an event's loss; by default 1, which is DDPM's simple loss.
         antithetic: draw noises in pairs ±ε on the same event. At high log-SNR most of the gradient's variance is
             linear in ε, and cancels.
+        cross_level: weight of the cross-level loss beside denoising, for energies; 0 leaves it out. It teaches log f
+            the relative depth of separated modes, and the normaliser of each level up to one constant; the factor
+            then offers ``mode_depth``. The network needs a free constant at each level.
+        cross_level_gap: the two levels to tell apart are at most this far from each other in log-SNR.
 
     Raises:
-        InvalidValueError: a number out of range, an unknown ``decay``.
+        InvalidValueError: a number out of range, an unknown ``decay``, a cross-level loss without an energy.
+
+    References:
+        Cross-level loss: binary classification between levels, whose optimum is the log-ratio of their densities
+        (Gutmann & Hyvärinen 2012, *Noise-contrastive estimation*; Rhodes et al. 2020, *Telescoping density-ratio
+        estimation*).
     """
 
     network: Callable[[Array], Any]
@@ -71,6 +81,8 @@ class Recipe:
     ema: float = 0.999
     weight: Callable[[Array], Array] | None = None
     antithetic: bool = False
+    cross_level: float = 0.0
+    cross_level_gap: float = 4.0
 
     def __post_init__(self) -> None:
         _check(self.iterations >= 1, f"iterations is {self.iterations}", "train for at least one step.")
@@ -87,6 +99,8 @@ class Recipe:
         named = isinstance(self.conditions, Mapping) and self.conditions
         _check(not self.condition_dropout or bool(named), "condition_dropout has no value to put in place",
                "give conditions as {name: value that means no condition}.")  # fmt: skip
+        if self.cross_level:
+            self._check_cross_level(part)
         if self.log_snr is not None:
             low, high = self.log_snr
             _check(low < high, f"log_snr is {self.log_snr}", "give (min, max) with min < max.")
@@ -108,6 +122,7 @@ class Recipe:
             time=self.time,
             conditions=self.conditions,
             log_snr_range=None if self.time == "level" else self.log_snr,
+            mode_depth=self.cross_level > 0,
             label=label,
         )
 
@@ -141,6 +156,30 @@ class Recipe:
         anywhere, focused = low + (high - low) * 2 * uniform, first + (last - first) * (2 * uniform - 1)
         return self.noise_at(jnp.where(uniform < 0.5, anywhere, focused))
 
+    def noise_pairs(self, key: Array, n: int) -> tuple[Noise, Noise]:
+        """The noise of n events, n even, and the other noise that each is told apart from.
+
+        Events i and i + n/2 exchange theirs, so that either of a pair of levels has as many events as the other,
+        whatever the law of the pairs: a classifier of the two owes nothing to their prior odds.
+        """
+        first_key, gap_key = jax.random.split(key)
+        first = self.noise(first_key, n // 2)
+        gap = self.cross_level_gap * jax.random.uniform(gap_key, (n // 2,), minval=-1.0)
+        low, high = self.log_snr_range()
+        reflected = jnp.abs(first.log_snr + gap - low) + low  # back into the range at either end
+        second = self._nearest(high - jnp.abs(high - reflected))
+        both = (first, second), (second, first)
+        noise, other = (jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *pair) for pair in both)
+        return noise, other
+
+    def _nearest(self, log_snr: Array) -> Noise:
+        """The noise of log-SNR values (n,), or of the levels nearest to them where only levels are trained on."""
+        if self.log_snr is not None:
+            return self.noise_at(log_snr)
+        levels = self.schedule.levels
+        index = jnp.argmin(jnp.abs(levels.log_snr[:, None] - log_snr), axis=0)
+        return jax.tree.map(lambda a: a[index], levels)
+
     def noise_at(self, log_snr: Array) -> Noise:
         """The noise of a log-SNR, at the schedule's relation of α and σ (traceable).
 
@@ -158,6 +197,17 @@ class Recipe:
             "A range of log-SNR needs a schedule that is variance preserving or exploding; this one is neither.",
             fix="leave log_snr out: training then visits the schedule's own levels.",
         )
+
+    def _check_cross_level(self, part: int) -> None:
+        _check(self.cross_level > 0, f"cross_level is {self.cross_level}", "use a weight ≥ 0; 0 leaves the loss out.")
+        _check(self.parameterization in ENERGIES, f"cross_level is given for {self.parameterization!r}, a score",
+               f"compare levels of an energy: {', '.join(ENERGIES)}.")  # fmt: skip
+        low, high = self.log_snr_range()
+        _check(0 < self.cross_level_gap <= high - low, f"cross_level_gap is {self.cross_level_gap}",
+               f"use a positive number, at most the range of log-SNR, {high - low:.3g}.")  # fmt: skip
+        step = 4 if self.antithetic else 2
+        _check(part % step == 0, f"a batch of {part} does not split into pairs of levels",
+               f"use a batch_size and microbatch that are multiples of {step}.")  # fmt: skip
 
 
 def _check(holds: bool, found: str, fix: str) -> None:

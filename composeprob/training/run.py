@@ -143,8 +143,9 @@ def _after(now: _Progressed, chunk: Any, steps: int, seconds: float) -> _Progres
     state, record = chunk(now.state, np.int32(steps))
     loss, bin_sum, bin_count = now.loss.copy(), now.bin_sum.copy(), now.bin_count.copy()
     loss[done : done + steps] = np.asarray(record.loss)[:steps]
-    bin_sum[done // LONGEST_CHUNK] += np.asarray(record.bin_sum)
-    bin_count[done // LONGEST_CHUNK] += np.asarray(record.bin_count)
+    slot = (done + steps - 1) // LONGEST_CHUNK  # of the chunk's last step: the last slot then never stays empty
+    bin_sum[slot] += np.asarray(record.bin_sum)
+    bin_count[slot] += np.asarray(record.bin_count)
     return _Progressed(state, loss, bin_sum, bin_count, np.asarray(seconds))
 
 
@@ -164,6 +165,7 @@ def _fingerprint(recipe: Recipe, key: Array) -> dict[str, Any]:
     told: dict[str, Any] = {name: getattr(recipe, name) for name in (*names, "condition_dropout", "antithetic")}
     told["log_snr"] = [float(end) for end in recipe.log_snr_range()]
     told["focus"] = None if recipe.focus is None else [float(end) for end in recipe.focus]
+    told["cross_level"] = [recipe.cross_level, recipe.cross_level_gap] if recipe.cross_level else None
     told["key"] = np.asarray(jax.random.key_data(key)).tolist()
     return told
 

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from composeprob.errors import LoadError
+from composeprob.errors import InvalidValueError, LoadError
 
 
 def tensor_names(network: Any) -> list[str]:
@@ -19,15 +19,34 @@ def tensor_names(network: Any) -> list[str]:
     return [name for name, _ in _named(network)]
 
 
-def save_weights(network: Any, path: str | Path) -> None:
-    """Write the arrays of ``network`` (as adapted by a factor, ``factor.network``) to ``path``."""
+def weights_file(retraining: int) -> str:
+    """The name of the file with a retraining's weights."""
+    return f"weights-{retraining}.safetensors" if retraining else "weights.safetensors"
+
+
+def save_weights(network: Any, path: str | Path, *, half: bool = False) -> None:
+    """Write the arrays of ``network`` (as adapted by a factor, ``factor.network``) to ``path``.
+
+    Args:
+        network: whose arrays to write.
+        path: the file, replaced where it exists.
+        half: write single-precision numbers in half precision (float16), at half the size; `load_weights` brings them
+            back as single precision, rounded to 11 bits.
+
+    Raises:
+        InvalidValueError: a number is too large for half precision.
+    """
     # safetensors writes the buffer as it lies in memory: a transposed view must be made contiguous first.
     tensors = {name: np.ascontiguousarray(array) for name, array in _named(network)}
+    if half:
+        tensors = {name: _halved(name, array) for name, array in tensors.items()}
     Path(path).write_bytes(save(tensors))  # not save_file, whose files only their owner can read
 
 
 def load_weights(network: Any, path: str | Path) -> Any:
     """``network`` with its arrays read from ``path``; only their shapes and dtypes are looked at.
+
+    Half precision is read as single precision where the network is in that.
 
     Raises:
         LoadError: the file is missing or damaged, or a tensor is missing, unknown, or of another shape or dtype.
@@ -48,7 +67,7 @@ def load_weights(network: Any, path: str | Path) -> Any:
             fix="the network's definition changed since it was trained: restore it, or train again.",
         )
     for name, array in wanted.items():
-        found = stored[name]
+        found = stored[name] = _widened(stored[name], array.dtype)
         # With jax_enable_x64 a recipe builds its network in double precision; it was trained in single.
         same = found.dtype == array.dtype or (found.dtype == np.float32 and array.dtype == np.float64)
         if found.shape != array.shape or not same:
@@ -61,6 +80,24 @@ def load_weights(network: Any, path: str | Path) -> Any:
     names = iter(wanted)
     filled = [jax.numpy.asarray(stored[next(names)]) if _is_array(leaf) else leaf for leaf in leaves]
     return jax.tree.unflatten(structure, filled)
+
+
+def _halved(name: str, array: np.ndarray) -> np.ndarray:
+    """A float32 array as float16; any other array as it is."""
+    if array.dtype != np.float32:
+        return array
+    if np.abs(array).max(initial=0.0) > np.finfo(np.float16).max:
+        raise InvalidValueError(
+            f"Tensor {name!r} holds {np.abs(array).max():.4g}, too large for half precision.",
+            fix="write it in full: half=False.",
+        )
+    return array.astype(np.float16)
+
+
+def _widened(array: np.ndarray, wanted: Any) -> np.ndarray:
+    """A float16 array as float32 where more than half precision is wanted; any other array as it is."""
+    stored_half = array.dtype == np.float16 and wanted in (np.float32, np.float64)
+    return array.astype(np.float32) if stored_half else array
 
 
 def _named(network: Any) -> list[tuple[str, Any]]:

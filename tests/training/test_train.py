@@ -46,11 +46,12 @@ def test_the_loss_of_every_parameterization(form):
     network = ResidualMLP(2, hidden=8, blocks=0, embedding=4, key=KEY, **outputs)
     factor = tiny(parameterization=form).factor(network)
     batch = draw(tiny(), KEY, 16)
-    each = jax.jit(losses)(factor, batch)
+    each, cross = jax.jit(losses)(factor, batch)
     x = batch.noise.alpha[:, None] * batch.events + batch.noise.sigma[:, None] * batch.epsilon
     score = jax.vmap(lambda x, noise: factor.evaluate(x, noise, {})[1])(x, batch.noise)
     expected = jnp.mean((batch.epsilon + batch.noise.sigma[:, None] * score) ** 2, axis=1)
     np.testing.assert_allclose(each, expected, rtol=1e-4)
+    np.testing.assert_array_equal(cross, np.zeros(16))  # no other level to tell it from
 
 
 def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path, monkeypatch):

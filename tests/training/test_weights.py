@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from composeprob.errors import LoadError
+from composeprob.errors import InvalidValueError, LoadError
 from composeprob.training import load_weights, save_weights
 from models.networks import residual_mlp_nnx
 from training.recipes import tiny
@@ -43,6 +43,19 @@ def test_weights_of_single_precision_load_where_double_is_the_default(tmp_path):
     double = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.float64), shapes)
     loaded = load_weights(double, tmp_path / "w.safetensors")
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+
+
+def test_half_precision_is_read_as_single(tmp_path):
+    network, path = eqx.filter_jit(tiny().untrained)(KEY), tmp_path / "w.safetensors"
+    save_weights(network, path, half=True)
+    assert {array.dtype for array in load_file(path).values()} == {np.dtype(np.float16)}
+    loaded = load_weights(eqx.filter_eval_shape(tiny().untrained, KEY), path)
+    for one, other in zip(*(jax.tree.leaves(eqx.filter(n, eqx.is_array)) for n in (network, loaded)), strict=True):
+        assert other.dtype == one.dtype
+        np.testing.assert_allclose(one, other, rtol=2.0**-11, atol=1e-7)
+    large = eqx.tree_at(lambda n: n.last.bias, network, np.full(2, 1e5, np.float32))
+    with pytest.raises(InvalidValueError, match=r"'last.bias' holds 1e\+05, too large for half"):
+        save_weights(large, path, half=True)
 
 
 def test_what_does_not_fit_is_named(tmp_path):

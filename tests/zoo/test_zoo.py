@@ -17,6 +17,8 @@ from composeprob.training.model import table
 MODELS = Path(__file__).parents[2] / "models"
 NAMES = sorted(path.parent.name for path in MODELS.glob("*/weights.safetensors"))
 
+RETRAINED = [(name, number) for name in NAMES for number in zoo.retrainings(MODELS / name) if number]
+
 TINY = """
 from __future__ import annotations
 import composeprob as cp
@@ -64,6 +66,17 @@ def test_every_model_loads_and_is_as_good_as_its_card_says(name):
     )  # the card shows what was measured
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "retraining"), RETRAINED)
+def test_every_retraining_is_as_good_as_the_card_says(name, retraining):
+    factor, card = zoo.load(name, retraining=retraining), zoo.zoo(name)
+    metrics = json.loads((card.folder / "metrics.json").read_text())
+    (row,) = (row for row in metrics["retrainings"] if row["retraining"] == retraining)
+    found = np.mean([each["error"] for each in score_errors(factor, zoo.reference(name), jax.random.key(11), num=2000)])
+    assert found < 1.3 * row["score_error"] + 1e-4
+    assert row["added_by_rounding"] < 0.2 * row["score_error"] + 1e-5
+
+
 def test_all_models_are_trained_and_small():
     assert set(NAMES) >= {"ring2d", "bar2d", "ring2d-score", "bar2d-score", "ring2d-paper"}
     for file in MODELS.rglob("*"):
@@ -87,10 +100,19 @@ def test_an_unknown_model():
         zoo.load("ring")
 
 
+def test_an_unknown_retraining():
+    with pytest.raises(LoadError, match=r"'ring2d' has no retraining 3; it has: 0\..*\n.*train ring2d --retraining 3"):
+        zoo.load("ring2d", retraining=3)
+    with pytest.raises(LoadError, match="no retraining -1"):
+        zoo.load("ring2d", retraining=-1)
+
+
 @pytest.mark.slow
 def test_an_installed_zoo_trains_and_loads(installed, tmp_path):
     with pytest.raises(LoadError, match="cannot be read"):
         zoo.load("tiny")
+    with pytest.raises(LoadError, match="train it first: composeprob train tiny"):
+        train_model("tiny", retraining=1, progress=False)
     result = train_model("tiny", progress=False)
     assert {file.name for file in (installed / "tiny").iterdir()} >= {"weights.safetensors", "metrics.json"}
     factor = zoo.load("tiny")
@@ -104,6 +126,16 @@ def test_an_installed_zoo_trains_and_loads(installed, tmp_path):
     assert card.quality["samples"]["log_density_gap"] != 0
     assert "More of it." in card.text
     assert "| log-SNR |" in card.text
+    # A retraining has another key, lies beside in half precision, and adds a row.
+    other = train_model("tiny", retraining=1, progress=False)
+    assert zoo.retrainings(installed / "tiny") == (0, 1) == zoo.zoo()["tiny"].retrainings
+    again = zoo.load("tiny", retraining=1)
+    np.testing.assert_allclose(again.network.first.weight, other.factor.network.first.weight, rtol=1e-3, atol=1e-4)
+    assert np.abs(again.network.first.weight - factor.network.first.weight).max() > 0.1
+    metrics = json.loads((installed / "tiny" / "metrics.json").read_text())
+    assert [row["retraining"] for row in metrics["retrainings"]] == [1]
+    assert metrics["quality"] == card.quality
+    assert table(metrics) in zoo.zoo("tiny").text
     # Training again, elsewhere: the own folder stays, and the card's measured part is replaced and does not grow.
     before = (installed / "tiny" / "weights.safetensors").read_bytes()
     train_model("tiny", out=tmp_path / "elsewhere", iterations=2, progress=False)

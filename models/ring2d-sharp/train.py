@@ -1,0 +1,15 @@
+"""Ring of eight narrow Gaussians, as an energy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import two_dimensional
+
+
+def reference() -> Any:
+    """The exact distribution."""
+    return two_dimensional.ring(0.03)
+
+
+RECIPE = two_dimensional.energy(reference(), deviation=0.355, finest=0.03, **two_dimensional.SHARP)

@@ -156,6 +156,7 @@ def zoo(
 
     if name is None:
         table = Table("model", "event", "offers", "trained", "score error", "what it is")
+        table.columns[0].no_wrap = True  # a name is there to be copied
         for card in api.zoo().values():
             offers = "energy" if "energy" in card.capabilities else "score only"
             error = f"{card.quality['score_error']:.2g}" if "score_error" in card.quality else ""

@@ -53,7 +53,8 @@ class Result:
         quadrature_error: mean error, as estimated, of the log-ratios of the accepted moves where a `LineIntegral` gives
             them, shape (K,): compare with 1. 0 for kernels that need no quadrature, NaN where it has no estimate.
         curl: relative curl at level 0 of every factor that does not promise that its score is a gradient,
-            ``{factor: value}`` (see `metrics.curl`); measured where a `LineIntegral` relies on it, else empty.
+            ``{factor: value}`` (see `metrics.curl`); measured where a `LineIntegral` relies on it, else empty. NaN
+            where JAX cannot differentiate the network.
         density: the compiled density; None after `load`.
     """
 

@@ -16,7 +16,7 @@ from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation
 from composeprob.factors.base import LeafFactor
-from composeprob.ir.nodes import Graph, Group, Member, Region
+from composeprob.ir.nodes import Graph, Group, Member, Region, leaves
 from composeprob.schedule import Noise, Schedule
 
 
@@ -88,6 +88,7 @@ class Evaluator(Evaluates):
         marginal: F of each site, the part that has a rate; None where there is none.
         potential: what else multiplies the site's density.
         likelihood: static priors and observations; None where the program has neither.
+        places: the site, batch and member of every leaf, in the program's order.
     """
 
     schedule: Schedule
@@ -95,6 +96,7 @@ class Evaluator(Evaluates):
     marginal: dict[str, Expression | None]
     potential: dict[str, Expression | None]
     likelihood: Likelihood | None
+    places: tuple[tuple[str, tuple[int, int]], ...] = eqx.field(static=True)
 
     def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
         noise = self.schedule.at(level)
@@ -144,6 +146,12 @@ class Evaluator(Evaluates):
             log_marginal=log_marginal,
         )
 
+    def leaf_scores(self, position: dict[str, Array], level: Array | int) -> tuple[dict[str, Array], ...]:
+        noise = self.schedule.at(level)
+        xs = {name: position[name] for name in self.marginal}
+        outputs = [batch(xs, noise) for batch in self.batches]
+        return tuple({site: outputs[batch][member][1]} for site, (batch, member) in self.places)
+
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         return {} if self.likelihood is None else self.likelihood.draw(key, xs)
 
@@ -180,7 +188,8 @@ def lower(graph: Graph, likelihood: Likelihood | None) -> Evaluator:
     shapes = {site.name: site.shape for site in graph.sites}
     marginal = {n: None if f is None else lower_expression(f, shapes[n]) for n, (f, _) in parts.items()}
     potential = {n: None if g is None else lower_expression(g, shapes[n]) for n, (_, g) in parts.items()}
-    return Evaluator(graph.schedule, tuple(map(_batch, graph.groups)), marginal, potential, likelihood)
+    places = tuple((s.name, leaf.slot) for s in graph.sites for leaf in leaves(s.root) if leaf.slot is not None)
+    return Evaluator(graph.schedule, tuple(map(_batch, graph.groups)), marginal, potential, likelihood, places)
 
 
 def _batch(group: Group) -> Batch:

@@ -32,6 +32,10 @@ class Evaluates(eqx.Module):
         """Everything known of π_level at the position, each network called once."""
 
     @abc.abstractmethod
+    def leaf_scores(self, position: Position, level: Array | int) -> tuple[dict[str, Array], ...]:
+        """``{site: ∇ log f}`` of every leaf, in the order of `Described.offers`; each network called once."""
+
+    @abc.abstractmethod
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         """The static sites drawn from their priors given x/α of the noised ones, unconstrained."""
 
@@ -189,6 +193,16 @@ class AnnealedDensity(eqx.Module):
                 fix="use cp.SMC(weights='density') with analytic factors, or cp.AnnealedMCMC.",
             )
         return evaluation.drift, evaluation.rate
+
+    def leaf_scores(self, position: Position, level: Array | int) -> dict[str, dict[str, Array]]:
+        """``{factor: {site: ∇ log f}}``, the score of every factor by itself; summed where one name stands for several
+        uses (in a plate, in windows)."""
+        self._check(position)
+        found: dict[str, dict[str, Array]] = {}
+        for (name, *_), scores in zip(self.described.offers, self.evaluator.leaf_scores(position, level), strict=True):
+            whole = found.setdefault(name, {})
+            whole |= {site: score + whole.get(site, 0.0) for site, score in scores.items()}
+        return found
 
     def initial(self, key: Array, level: Array | int | None = None) -> Position:
         """One draw from a noisy level (the noisiest, K−1, if left out): N(0, σ²/power) at noised sites, the prior at

@@ -14,12 +14,18 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.curl import curl
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.result import Result
 from composeprob.sampling.base import Run, Sampler, begin
 from composeprob.sampling.choose import check_capabilities, choose
 from composeprob.sampling.progress import REFRESH_SECONDS, Progress
 from composeprob.sampling.status import diagnose
+
+CURL = 2**31 - 2
+"""Folded into the run's key for the directions along which curl is measured."""
+LOOKED_AT = 64
+"""Chains at whose positions curl is measured."""
 
 
 def infer(
@@ -84,7 +90,8 @@ def infer(
             interrupted = True
             if run.chains is None:
                 raise
-    return _result(sampler, run, density, first, completed, interrupted, reason, time.monotonic() - began)
+    turning = _curl(sampler, run, density, key, first + 1 - completed) if completed else {}
+    return _result(sampler, run, density, first, completed, interrupted, reason, time.monotonic() - began, turning)
 
 
 @eqx.filter_jit
@@ -103,6 +110,18 @@ def _read(density: AnnealedDensity, positions: Any) -> dict[str, Array]:
     return jax.vmap(density.to_samples)(positions)
 
 
+def _curl(sampler: Sampler, run: Run, density: AnnealedDensity, key: Array, level: int) -> dict[str, float]:
+    """The curl of what a line integral relied on; NaN where a network cannot be differentiated, which no run is lost
+    for."""
+    if not sampler.integrates_score:
+        return {}
+    positions = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf[:LOOKED_AT])), sampler.positions(run))
+    try:
+        return curl(density, positions, level, jax.random.fold_in(key, CURL))
+    except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
+        return {name: np.nan for name, _, offered in density.described.offers if "conservative" not in offered}
+
+
 def _facts(records: Any, level: int) -> dict[str, Any]:
     facts = {"acceptance": records.acceptance[level], "ess": records.ess[level]}
     return {name: value for name, value in facts.items() if not np.isnan(value)}
@@ -117,6 +136,7 @@ def _result(
     interrupted: bool,
     reason: str,
     seconds: float,
+    turning: dict[str, float],
 ) -> Result:
     samples = {name: np.asarray(value) for name, value in _read(density, sampler.positions(run)).items()}
     records, num_chains = run.records, run.log_weights.shape[0]
@@ -130,6 +150,7 @@ def _result(
         completed + skipped,
         density.num_levels,
         sampler.adjusted,
+        turning,
     )
     arrived = completed == first + 1  # before level 0 the evidence is that of a noisier density
     evidence = float(run.log_evidence) if arrived and sampler.estimates_evidence(density) else np.nan
@@ -143,6 +164,7 @@ def _result(
         ess=np.asarray(records.ess),
         non_finite=np.asarray(records.non_finite),
         quadrature_error=np.asarray(records.quadrature_error),
+        curl=turning,
         status=status,
         seconds=seconds,
         sampler=sampler.describe(),

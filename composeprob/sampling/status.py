@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,9 @@ NON_FINITE_CEILING = 0.01
 """Below this share, non-finite proposals are counted but not reported: adaptation overshoots now and then."""
 ESS_FLOOR = 0.05
 """Relative effective sample size under which a level's weights rest on too few chains."""
+CURL_CEILING = 0.1
+"""Relative curl above which a score counts as no gradient: twice what the zoo's score networks have at level 0 (0.045
+and 0.011), and that of a rotation a tenth as strong as the pull to the mode."""
 
 
 class Code(enum.StrEnum):
@@ -22,6 +25,7 @@ class Code(enum.StrEnum):
     OK = "ok"
     INTERRUPTED = "interrupted"
     NON_FINITE = "non_finite"
+    NOT_CONSERVATIVE = "not_conservative"
     ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
     WEIGHTS_COLLAPSED = "weights_collapsed"
 
@@ -77,6 +81,7 @@ def diagnose(
     completed_levels: int,
     num_levels: int,
     adjusted: bool,
+    curl: Mapping[str, float] | None = None,
 ) -> Status:
     """Read the status of a run off its diagnostics.
 
@@ -90,6 +95,7 @@ def diagnose(
         completed_levels: how many levels were finished, counted from the noisiest, K−1, downwards.
         num_levels: K.
         adjusted: whether the kernel has a Metropolis test, so that its acceptance means something.
+        curl: relative curl of the factors whose score a line integral relied on, ``{factor: value}``.
     """
     visited = np.arange(num_levels) >= num_levels - completed_levels
     findings: list[tuple[Code, str]] = []
@@ -120,6 +126,18 @@ def diagnose(
                 f"{_levels(bad)}; they were rejected, so the chains cannot enter that region. "
                 "Expected where a factor is zero outside its support; else try smaller steps (step_size=cp.Adaptive() "
                 "for MALA and HMC), and evaluate density.log_density there to find the factor that overflows.",
+            )
+        )
+    turning = {name: value for name, value in (curl or {}).items() if value > CURL_CEILING}
+    if turning:
+        named = ", ".join(f"{name} (relative curl {value:.2g})" for name, value in turning.items())
+        findings.append(
+            (
+                Code.NOT_CONSERVATIVE,
+                f"Not the gradient of any log-density: the score of {named}; up to {CURL_CEILING:g} passes for one. "
+                "A line integral of it depends on its path, so the Metropolis test aims at no law. Train that model "
+                "longer or with an energy parameterization, or use a kernel without a test: cp.ULA, cp.UHMC, or cp.SMC "
+                "with kernel=None.",
             )
         )
     if adjusted and stuck.any():

@@ -1,0 +1,123 @@
+"""Whether scores are gradients: the antisymmetric part of their Jacobians, estimated without forming these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Position
+from composeprob.pytree import axpy, squared_norm
+
+PROBES = 8
+"""Random directions at each position."""
+
+
+def curl(
+    density: AnnealedDensity, positions: Position, level: Array | int, key: Array, *, num_probes: int = PROBES
+) -> dict[str, float]:
+    r"""The relative curl of the score of every factor that does not promise that it is a gradient.
+
+    With J the Jacobian of a factor's score and H that of the whole density's,
+
+    $$\text{curl} = \frac{\|\tfrac12(J - J^\top)\|_F}{\max(\|J\|_F, \|H\|_F)} \in [0, 1],$$
+
+    squared norms averaged over positions. A gradient field has 0, as its J is a symmetric Hessian; a pure rotation by
+    itself has 1. H is there because a factor that is flat where the chains are has a J of nothing but noise, and turns
+    them nowhere. Squared norms are estimated without bias by Hutchinson's method, $\|A\|_F^2 = E\|Av\|^2$ with
+    independent signs v: a forward- and a reverse-mode product for each direction, no matrix.
+
+    A network that learned a score is no exact gradient. Where its curl is large, a `LineIntegral` depends on its path,
+    and no density has that score.
+
+    Args:
+        density: from `compile`.
+        positions: ``{site: (N, …)}``, chains lead, static sites unconstrained; a few dozen say enough.
+        level: where to look, 0 … K−1.
+        key: a typed random key, for the directions.
+        num_probes: directions at each position.
+
+    Returns:
+        ``{factor: relative curl}``; empty where every factor is a gradient by construction (an energy).
+
+    Example:
+        >>> import composeprob as cp, jax, jax.numpy as jnp
+        >>> turn = jnp.array([[0.0, -1.0], [1.0, 0.0]])
+        >>> schedule = cp.Schedule.log_snr(20)
+        >>> field = lambda x, level: -x + turn @ x
+        >>> f = cp.Diffusion(field, schedule, event_shape=(2,), parameterization="score")
+        >>> density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
+        >>> found = cp.metrics.curl(density, {"x": jnp.ones((4, 2))}, 0, jax.random.key(0))
+        >>> round(next(iter(found.values())), 3)
+        0.707
+
+    References:
+        Hutchinson (1990), a stochastic estimator of the trace. Chao et al. (2023), on investigating the conservative
+        property of score-based generative models.
+    """
+    suspects = tuple(sorted({name for name, _, offered in density.described.offers if "conservative" not in offered}))
+    if not suspects:
+        return {}
+    # Names stay outside of the compiled function: other conditions of a factor must not compile again.
+    order = [name for name, *_ in density.described.offers]
+    uses = tuple(tuple(i for i, other in enumerate(order) if other == name) for name in suspects)
+    pairs = _squared_norms(density, uses, positions, jnp.asarray(level), key, num_probes)
+    *factors, (_, whole) = [(float(turning), float(all_)) for turning, all_ in pairs]
+    return {name: _ratio(turning, max(own, whole)) for name, (turning, own) in zip(suspects, factors, strict=True)}
+
+
+def _ratio(turning: float, whole: float) -> float:
+    return 0.0 if whole == 0 else math.sqrt(turning / whole)  # a constant score is a gradient
+
+
+@eqx.filter_jit
+def _squared_norms(
+    density: AnnealedDensity,
+    uses: tuple[tuple[int, ...], ...],
+    positions: Position,
+    level: Array,
+    key: Array,
+    num_probes: int,
+) -> list[tuple[Array, Array]]:
+    """‖(J − Jᵀ)/2‖² and ‖J‖² of each factor and, last, of the whole score, averaged over finite positions."""
+    noised = [name for name, site in density.sites.items() if site.kind == "noised"]
+
+    def norms(position: Position, signs: Position) -> list[tuple[Array, Array]]:
+        xs = {name: position[name] for name in noised}
+
+        def of_factor(xs: Position, indices: tuple[int, ...]) -> Position:
+            scores = density.evaluator.leaf_scores({**position, **xs}, level)
+            return {name: sum((scores[i].get(name, 0.0) for i in indices), jnp.zeros_like(x)) for name, x in xs.items()}
+
+        def composed(xs: Position) -> Position:
+            score = density.evaluator({**position, **xs}, level).score
+            return {name: score[name] for name in xs}
+
+        found = []
+        fields: list[Callable[[Position], Position]] = [
+            *(partial(of_factor, indices=indices) for indices in uses),
+            composed,
+        ]
+        for field in fields:
+            forward = jax.jvp(field, (xs,), (signs,))[1]
+            backward = jax.vjp(field, xs)[1](signs)[0]
+            found.append((0.25 * squared_norm(axpy(-1.0, backward, forward)), squared_norm(forward)))
+        return found
+
+    def probe(key: Array) -> list[tuple[Array, Array]]:
+        xs = {name: positions[name] for name in noised}
+        keys = jax.random.split(key, len(xs))
+        signs = {n: jax.random.rademacher(k, x.shape, x.dtype) for k, (n, x) in zip(keys, xs.items(), strict=True)}
+        return jax.vmap(norms)(positions, signs)
+
+    def mean(turning: Array, whole: Array) -> tuple[Array, Array]:
+        usable = jnp.isfinite(turning) & jnp.isfinite(whole)
+        return jnp.mean(turning, where=usable), jnp.mean(whole, where=usable)
+
+    return [mean(*pair) for pair in jax.lax.map(probe, jax.random.split(key, num_probes))]

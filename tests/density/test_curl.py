@@ -1,0 +1,143 @@
+"""Curl: against Jacobians in full, and named by a run that relied on a gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.density.curl import curl
+from sampling_cases import SCHEDULE, both, normal, single, unit_energy
+
+
+def linear(matrix, schedule=SCHEDULE):
+    """A factor whose score is a linear map: −x + matrix·x at every level (d = 2 or more)."""
+    matrix = jnp.asarray(matrix, float)
+    network = lambda x, t: (matrix @ x.reshape(-1)).reshape(x.shape) - x
+    shape = (matrix.shape[0],)
+    return cp.Diffusion(network, schedule, event_shape=shape, parameterization="score", time="sigma")
+
+
+def rotation(speed):
+    """−x with a rotation of the plane: curl speed/√(1 + speed²)."""
+    return linear([[0.0, -speed], [speed, 0.0]])
+
+
+def points(shape, n=64):
+    return {"x": jax.random.normal(jax.random.key(0), (n, *shape))}
+
+
+def test_against_the_whole_jacobian():
+    """Of a field that is not linear, whose Jacobian differs from place to place."""
+    a = jax.random.normal(jax.random.key(1), (3, 3))
+    network = lambda x, t: jnp.tanh(a @ x) * (1 + x[0] ** 2)
+    f = cp.Diffusion(network, SCHEDULE, event_shape=(3,), parameterization="score", time="sigma")
+    density, x = cp.compile(single, f), points((3,))
+    jacobians = jax.vmap(jax.jacobian(lambda x: density.score({"x": x}, 0)["x"]))(x["x"])
+    turning = 0.5 * (jacobians - jacobians.transpose(0, 2, 1))
+    exact = np.sqrt((turning**2).sum() / (jacobians**2).sum())
+    found = curl(density, x, 0, jax.random.key(2), num_probes=200)
+    assert found == {"f(x)": pytest.approx(exact, rel=0.05)}  # 12,800 directions
+
+
+@pytest.mark.parametrize("speed", [0.01, 0.3, 10.0])
+def test_a_rotation_in_closed_form(speed):
+    found = curl(cp.compile(single, rotation(speed)), points((2,)), 3, jax.random.key(0))
+    assert found["f(x)"] == pytest.approx(speed / np.sqrt(1 + speed**2), rel=0.05)
+
+
+def test_gradients_have_none():
+    symmetric = linear([[0.3, 0.7], [0.7, -2.0]])
+    assert curl(cp.compile(single, symmetric), points((2,)), 0, jax.random.key(0))["f(x)"] < 1e-6
+    constant = cp.Diffusion(
+        lambda x, t: jnp.ones(2), SCHEDULE, event_shape=(2,), parameterization="score", time="sigma"
+    )
+    assert curl(cp.compile(single, constant), points((2,)), 0, jax.random.key(0)) == {"f(x)": 0.0}
+
+
+def test_what_promises_a_gradient_is_left_out():
+    energy = cp.Diffusion(unit_energy, SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma")
+    assert curl(cp.compile(both, energy, normal([0.0, 0.0])), points((2,)), 0, jax.random.key(0)) == {}
+    found = curl(cp.compile(both, energy, rotation(0.3)), points((2,)), 0, jax.random.key(0))
+    assert list(found) == ["g(x)"]
+
+
+def test_a_factor_that_is_flat_beside_the_others_is_measured_against_the_whole():
+    sharp = normal([0.0, 0.0], [0.1, 0.1])
+    flat = linear(np.eye(2) + 0.01 * np.array([[0.0, -1.0], [1.0, 0.0]]))  # J: a slow rotation and nothing else
+    alone = curl(cp.compile(single, flat), points((2,)), 0, jax.random.key(0))["f(x)"]
+    beside = curl(cp.compile(both, sharp, flat), points((2,)), 0, jax.random.key(0))["g(x)"]
+    assert alone == pytest.approx(1.0, rel=1e-5)
+    assert beside < 2e-3
+
+
+@cp.program
+def plate_and_window(f, g):
+    import numpyro
+
+    with numpyro.plate("images", 3):
+        cp.sample("x", f)
+    cp.sample("canvas", cp.window(g, (4,), offset=(0,)) * cp.window(g, (4,), offset=(2,)))
+
+
+def test_plates_windows_and_sites_of_their_own():
+    density = cp.compile(plate_and_window, rotation(0.3), linear([[0.0, -0.5], [0.5, 0.0]]))
+    positions = {"x": points((3, 2))["x"], "canvas": points((4,))["x"]}
+    by_factor = density.leaf_scores(jax.tree.map(lambda a: a[0], positions), 0)
+    assert {name: list(scores) for name, scores in by_factor.items()} == {"f(x)": ["x"], "g(x)": ["canvas"]}
+    found = curl(density, positions, 0, jax.random.key(0))
+    whole = np.sqrt(6 * (1 + 0.3**2) + 4 * (1 + 0.5**2))  # ‖H‖: three images and two windows, all independent
+    assert found["f(x)"] == pytest.approx(0.3 * np.sqrt(6) / whole, rel=0.05)
+    assert found["g(x)"] == pytest.approx(0.5 * np.sqrt(4) / whole, rel=0.05)
+
+
+def test_positions_that_are_not_finite_do_not_count():
+    x = points((2,))["x"]
+    broken = {"x": x.at[3].set(jnp.nan)}
+    density = cp.compile(single, linear([[0.0, -0.3], [0.3, 0.1]]))
+    assert curl(density, broken, 0, jax.random.key(0))["f(x)"] == pytest.approx(0.3, rel=0.2)
+
+
+KERNEL = cp.MALA(log_ratio=cp.LineIntegral(3))
+
+
+def run(density, n=64):
+    return cp.infer(density, jax.random.key(0), num_chains=n, sampler=cp.AnnealedMCMC(KERNEL, 1), progress=False)
+
+
+def test_a_run_names_the_factor_that_is_no_gradient():
+    result = run(cp.compile(both, rotation(0.4), linear(np.zeros((2, 2)))))
+    assert result.curl["f(x)"] == pytest.approx(0.4 / np.sqrt(4 + 0.4**2), rel=0.05)
+    assert result.curl["g(x)"] < 1e-6
+    assert result.status.code == "not_conservative"
+    assert "f(x) (relative curl 0.2" in result.status.message
+    assert "g(x)" not in result.status.message
+    assert "energy parameterization" in result.status.message
+    assert "curl" in str(result.summary())
+
+
+def test_a_gradient_passes():
+    result = run(cp.compile(both, linear([[0.1, 0.2], [0.2, 0.0]]), linear(np.zeros((2, 2)))))
+    assert result.status.ok
+    assert max(result.curl.values()) < 1e-6
+
+
+def test_only_line_integrals_ask():
+    line = cp.HMC(log_ratio=cp.LineIntegral(None))
+    for kernel, asks in ((cp.MALA(), False), (cp.ULA(0.1), False), (cp.HMC(), False), (KERNEL, True), (line, True)):
+        assert cp.AnnealedMCMC(kernel, 1).integrates_score is asks
+        assert cp.SMC(kernel).integrates_score is asks
+    assert not cp.SMC().integrates_score
+    assert not cp.Ancestral().integrates_score
+
+
+def test_a_network_without_derivatives_does_not_cost_the_run():
+    def network(x, t):
+        return jax.pure_callback(lambda x: -np.asarray(x), jax.ShapeDtypeStruct((2,), x.dtype), x,
+                                 vmap_method="sequential")  # fmt: skip
+
+    f = cp.Diffusion(network, cp.Schedule.log_snr(4), event_shape=(2,), parameterization="score", time="sigma")
+    result = run(cp.compile(single, f), n=4)
+    assert np.isnan(result.curl["f(x)"])
+    assert result.status.ok
+    assert np.all(np.isfinite(result["x"]))

@@ -1,8 +1,25 @@
-"""How far samples are from a target: distances, mode weights. Imports nothing else of this library but its errors."""
+"""How far samples are from a target, and the likelihood of a sampler's output.
+
+Distances (`distances`, `covariance`, `mode_weights`) work on arrays. `likelihood` and `evidence` walk a sampler's path
+(`paths`) and may import `sampling`, `kernels`, `density` and what is below; no factor and no program.
+"""
 
 from composeprob.density.curl import curl
 from composeprob.metrics.covariance import covariance_error
 from composeprob.metrics.distances import mmd, wasserstein
+from composeprob.metrics.evidence import EvidenceBounds, evidence_bounds
+from composeprob.metrics.likelihood import LogLikelihood, raise_log_likelihood
 from composeprob.metrics.mode_weights import mode_weights, total_variation
 
-__all__ = ["covariance_error", "curl", "mmd", "mode_weights", "total_variation", "wasserstein"]
+__all__ = [
+    "EvidenceBounds",
+    "LogLikelihood",
+    "covariance_error",
+    "curl",
+    "evidence_bounds",
+    "mmd",
+    "mode_weights",
+    "raise_log_likelihood",
+    "total_variation",
+    "wasserstein",
+]

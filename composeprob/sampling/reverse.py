@@ -32,18 +32,32 @@ def reverse_step(
     References:
         Ho et al. 2020; Song, Meng and Ermon 2021, equation 12.
     """
-    schedule = density.schedule
-    here, there = schedule.at(level), schedule.at(level - 1)
-    variance = eta**2 * schedule.beta[level] * (there.sigma / here.sigma) ** 2
-    direction = jnp.sqrt(jnp.maximum(there.sigma**2 - variance, 0.0))
+    mean, variance = reverse_law(position, score, density, level, eta)
     noise = normal_like(key, position)
 
     def move(name: str) -> Array:
-        x, s = position[name], score[name]
         if density.sites[name].kind == "static":
-            return x
-        mean = there.alpha / here.alpha * (x + here.sigma**2 * s) - direction * here.sigma * s
-        return mean + jnp.sqrt(variance) * noise[name]
+            return position[name]
+        return mean[name] + jnp.sqrt(variance) * noise[name]
 
     moved = {name: move(name) for name in position}
     return where(all_finite(moved), moved, position)
+
+
+def reverse_law(
+    position: Position, score: Position, density: AnnealedDensity, level: Array, eta: Array | float = 1.0
+) -> tuple[Position, Array]:
+    """The law N(mean, v·I) from which `reverse_step` draws the noised sites.
+
+    Returns:
+        The mean, structured like the position, and v, a scalar.
+    """
+    here, there = density.schedule.at(level), density.schedule.at(level - 1)
+    variance = eta**2 * density.schedule.beta[level] * (there.sigma / here.sigma) ** 2
+    direction = jnp.sqrt(jnp.maximum(there.sigma**2 - variance, 0.0))
+
+    def mean(name: str) -> Array:
+        x, s = position[name], score[name]
+        return there.alpha / here.alpha * (x + here.sigma**2 * s) - direction * here.sigma * s
+
+    return {name: mean(name) for name in position}, variance

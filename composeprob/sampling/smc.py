@@ -146,15 +146,8 @@ class SMC(Sampler):
             states = jax.vmap(lambda x: KernelState(x, target(x)))(positions)
         else:
             states = jax.vmap(self.kernel.init, (0, 0, None))(keys, positions, target)
-        sigma = density.schedule.at(level).sigma
-        log_weights, log_marginal = states.evaluation.log_potential, states.evaluation.log_marginal
-        assert log_weights is not None  # whatever is no noised marginal has an energy, or SMC is refused
-        log_evidence = density.top.log_normaliser(sigma)
-        known = normalised(density)
-        if density.top.power and log_marginal is not None and (known or not density.top.exact):
-            xs = {name: positions[name] for name in density.top.power}
-            log_weights = log_weights + log_marginal - jax.vmap(density.top.log_density, (0, None))(xs, sigma)
-            log_evidence = jnp.zeros(()) if known else log_evidence  # then the weights themselves know ∫F
+        weigh = partial(first_weight, density=density, level=level)
+        log_weights, log_evidence = jax.vmap(weigh, out_axes=(0, None))(states.position, states.evaluation)
         return dataclasses.replace(
             run,
             chains=states,
@@ -216,12 +209,7 @@ class SMC(Sampler):
         else:
             state = self.kernel.relevel(state, target)
         after = state.evaluation
-        if self.weights == "density":
-            gain = after.log_density - before.log_density
-        else:
-            gain = feynman_kac_weight(before, after, density.schedule, level + 1)
-            gain = gain + after.log_potential - before.log_potential
-            gain = gain + after.log_prior - before.log_prior  # 0 unless a prior looks at a noised site
+        gain = gain_between(before, after, density, level, self.weights)
         usable = all_finite((gain, before.drift, after.score))
         return state, jnp.where(usable, gain, -jnp.inf)
 
@@ -236,6 +224,37 @@ class SMC(Sampler):
 def normalised(density: AnnealedDensity) -> bool:
     """Whether every factor's log-density is normalised, so that its values tell ∫F and not only its shape."""
     return all("normalised" in offered for *_, offered in density.described.offers)
+
+
+def first_weight(
+    position: Any, evaluation: Evaluation, density: AnnealedDensity, level: Array | int
+) -> tuple[Array, Array]:
+    """What one chain's draw from the first level's law weighs, and the log-evidence that all weights start from."""
+    sigma = density.schedule.at(level).sigma
+    log_weight, log_marginal = evaluation.log_potential, evaluation.log_marginal
+    assert log_weight is not None  # whatever is no noised marginal has an energy, or SMC is refused
+    log_evidence = density.top.log_normaliser(sigma)
+    known = normalised(density)
+    if density.top.power and log_marginal is not None and (known or not density.top.exact):
+        xs = {name: position[name] for name in density.top.power}
+        log_weight = log_weight + log_marginal - density.top.log_density(xs, sigma)
+        log_evidence = jnp.zeros_like(log_evidence) if known else log_evidence  # the weights themselves know ∫F then
+    return log_weight, log_evidence
+
+
+def gain_between(before: Evaluation, after: Evaluation, density: AnnealedDensity, level: Array, weights: str) -> Array:
+    """What a chain's log-weight gains from level + 1, where it was evaluated as ``before``, to level (``after``)."""
+    if weights == "density":
+        assert after.log_density is not None
+        assert before.log_density is not None
+        return after.log_density - before.log_density
+    assert after.log_potential is not None
+    assert before.log_potential is not None
+    assert after.log_prior is not None
+    assert before.log_prior is not None
+    gain = feynman_kac_weight(before, after, density.schedule, level + 1)
+    gain = gain + after.log_potential - before.log_potential
+    return gain + after.log_prior - before.log_prior  # 0 unless a prior looks at a noised site
 
 
 def feynman_kac_weight(before: Evaluation, after: Evaluation, schedule: Schedule, level: Array) -> Array:

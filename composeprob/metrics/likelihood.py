@@ -1,0 +1,268 @@
+"""RAISE: the log-likelihood of held-out points under what a sampler really draws from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.metrics.paths import Path, climb, frozen, start_constant
+from composeprob.sampling.base import Run, Sampler, begin
+
+CHAINS_AT_ONCE = 8192
+NUMBERS_AT_ONCE = 2**20
+"""Chains that travel together: at most so many, and at most so many numbers in their positions."""
+EVIDENCE_RUNS, EVIDENCE_CHAINS = 4, 1024
+"""Runs of `SMC` that estimate its evidence, and the chains of each."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class LogLikelihood:
+    """What `raise_log_likelihood` found; ``print`` it.
+
+    Attributes:
+        values: log p̂ of each point, (n,): expected to lie below log p, by about half the square of its error.
+        errors: Monte-Carlo standard error of each value, (n,); NaN with one chain a point.
+        ess: effective number of chains of each point relative to their number, (n,): near 1/num_chains, one chain
+            decides.
+        num_chains: chains a point.
+        log_evidence: what was subtracted for `SMC`'s weights; None for other samplers.
+        log_evidence_error: its standard error; NaN where it was given, or is None.
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+    ess: np.ndarray
+    num_chains: int
+    log_evidence: float | None = None
+    log_evidence_error: float = field(default=math.nan)
+
+    @property
+    def mean(self) -> float:
+        """Mean log-likelihood of a point, in nats."""
+        return float(np.mean(self.values))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean, over points; their Monte-Carlo error is in it."""
+        return float(np.std(self.values, ddof=1) / np.sqrt(len(self.values))) if len(self.values) > 1 else math.nan
+
+    @property
+    def monte_carlo_error(self) -> float:
+        """The part of the mean's standard error that more chains would remove."""
+        shared = 0.0 if math.isnan(self.log_evidence_error) else self.log_evidence_error
+        return float(np.sqrt(np.sum(self.errors**2) / len(self.values) ** 2 + shared**2))
+
+    def __repr__(self) -> str:
+        lost = int(np.sum(~np.isfinite(self.values)))
+        text = (
+            f"LogLikelihood({self.mean:.3f} ± {self.standard_error:.3f} nats over {len(self.values)} points, "
+            f"± {self.monte_carlo_error:.3f} of it from {self.num_chains} chains a point"
+        )
+        if self.log_evidence is not None:
+            text += f"; log-evidence {self.log_evidence:.3f} taken off"
+        return text + (f"; {lost} points are not finite)" if lost else ")")
+
+
+def raise_log_likelihood(
+    density: AnnealedDensity,
+    points: Any,
+    key: Array,
+    *,
+    sampler: Sampler,
+    num_chains: int = 64,
+    log_evidence: float | None = None,
+    step_size: Any = None,
+    batch_size: int | None = None,
+) -> LogLikelihood:
+    r"""The log-likelihood of held-out points under the law of a sampler's output, by reverse annealing (RAISE).
+
+    From each point $x_0$ chains walk the sampler's path backwards, level 0 to the top, and
+
+    $$\hat p(x_0) = \mathrm{top}(x_\top) \prod_{\text{transitions}} \frac{T(x' \to x)}{T(x \to x')}
+      \prod_k \frac{N(x_k;\, \mu(x_{k+1}), v_k)}{q(x_{k+1} \mid x_k)}$$
+
+    has as its expectation exactly the density that the sampler's chains have at $x_0$, for adjusted and unadjusted
+    kernels: what a histogram of infinitely many of them would show, biases included. log p̂, averaged over num_chains
+    inside the logarithm, is therefore expected to lie below the truth and grows towards it with num_chains.
+
+    Under `SMC` the law is that of its weighted path, ∏G/Z: its output for infinitely many chains, so what resampling
+    does to a finite population is not seen. With ``weights="density"`` and adjusted kernels that is π₀/Z itself.
+
+    Points belong to level 0: they should carry its noise, as samples do.
+
+    Args:
+        density: compiled, without static sites.
+        points: ``{site: (n, …)}``, or (n, …) alone where there is one site.
+        key: typed random key.
+        sampler: `Ancestral` (η = 1), `AnnealedMCMC` or `SMC` with any kernel that reports how its moves are reversed.
+        num_chains: reversals of each point.
+        log_evidence: of `SMC`'s run, ``result.log_evidence``; left out, four runs of 1024 chains estimate it.
+        step_size: ``result.step_size`` of a run; needed where the kernel's is `Adaptive`. The likelihood then is that
+            of the sampler with those steps.
+        batch_size: reversals that are in memory together; left out, as many as suit the positions' size.
+
+    Returns:
+        A value for each point, the mean, and its standard errors. The cost is that of n·num_chains chains.
+
+    Raises:
+        CapabilityError: static sites; an adaptive step size without ``step_size``; a kernel that does not know how
+            its moves are reversed.
+        ShapeError, InvalidValueError, WrongTypeError: a bad argument.
+
+    Example:
+        >>> import composeprob as cp, jax, numpyro.distributions as dist
+        >>> @cp.program
+        ... def one(f):
+        ...     return cp.sample("x", f)
+        >>> density = cp.compile(one, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40)))
+        >>> points = jax.random.normal(jax.random.key(0), (200,))
+        >>> found = cp.metrics.raise_log_likelihood(density, points, jax.random.key(1), sampler=cp.Ancestral())
+        >>> abs(found.mean + 1.42) < 0.2  # −½·log(2πe)
+        True
+
+    References:
+        Burda, Grosse and Salakhutdinov 2015, *Accurate and conservative estimates of MRF log-likelihood using reverse
+        annealing*. Grosse, Ancha and Roy 2016, *Measuring the reliability of MCMC inference with bidirectional Monte
+        Carlo*.
+    """
+    check_key(key)
+    count = check_number(num_chains, "num_chains")
+    sampler = frozen(sampler, density, step_size)
+    placed = as_positions(points, density)
+    path = Path.of(sampler, density)
+    evidence, error = None, math.nan
+    if path.weights is not None:
+        key, evidence_key = jax.random.split(key)
+        evidence = log_evidence
+        if evidence is None:
+            evidence, error = estimate_evidence(sampler, density, evidence_key)
+        if not np.isfinite(evidence):
+            raise InvalidValueError(f"The log-evidence is {evidence}.", fix="look at result.status of an SMC run.")
+    logs = _climbs(path, density, key, placed, count, chains_at_once(density, batch_size))
+    found = reduced(np.asarray(logs, np.float64).reshape(-1, count), path)
+    shift = 0.0 if evidence is None else float(evidence)
+    return LogLikelihood(found[0] - shift, found[1], found[2], count, evidence, error)
+
+
+def reduced(logs: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of log-weights (n, c): the log of each row's mean, its standard error, the relative effective sample size.
+
+    Raises:
+        CapabilityError: nothing is finite.
+    """
+    if not np.isfinite(logs).any():
+        who = "the sampler" if path.kernel is None else f"{path.kernel!r}"
+        raise CapabilityError(
+            f"No reversal has a finite probability: the points lie outside the support, or {who} does not say how "
+            "likely its moves are reversed (`Info.log_reversal` is NaN for BlackJAX's unadjusted algorithms).",
+            fix="check density.log_density at a point; use ULA, UHMC, MALA or HMC.",
+        )
+    count = logs.shape[1]
+    top = logs.max(1, keepdims=True)
+    weights = np.exp(logs - np.where(np.isfinite(top), top, 0.0))
+    total = weights.sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.where(np.isfinite(top[:, 0]), top[:, 0] + np.log(total / count), -np.inf)
+        ess = total**2 / (weights**2).sum(1) / count
+        errors = np.sqrt((1 / ess - 1) / (count - 1)) if count > 1 else np.full(len(logs), np.nan)
+    return values, errors, ess
+
+
+@eqx.filter_jit
+def _climbs(path: Path, density: AnnealedDensity, key: Array, points: Any, count: int, at_once: int) -> Array:
+    def one(i: Array) -> Array:
+        return climb(path, density, jax.random.fold_in(key, i), jax.tree.map(lambda x: x[i // count], points))
+
+    return in_batches(one, jax.tree.leaves(points)[0].shape[0] * count, at_once)
+
+
+def in_batches(one: Any, total: int, at_once: int) -> Array:
+    """one(0), …, one(total − 1), so many at a time; traced once."""
+    size = min(total, at_once)
+    batches = -(-total // size)
+    index = jnp.minimum(jnp.arange(batches * size), total - 1).reshape(batches, size)
+    return jax.lax.map(jax.vmap(one), index).reshape(-1)[:total]
+
+
+def estimate_evidence(sampler: Sampler, density: AnnealedDensity, key: Array) -> tuple[float, float]:
+    """The log-evidence of `SMC`'s path and its standard error, from independent runs."""
+    keys = jax.random.split(key, EVIDENCE_RUNS)
+    logs = np.asarray(_evidences(sampler, density, keys, sampler.first_level(density)), np.float64)
+    relative = np.exp(logs - logs.max())
+    error = relative.std(ddof=1) / relative.mean() / np.sqrt(len(logs))
+    return float(logs.max() + np.log(relative.mean())), float(error)
+
+
+@eqx.filter_jit
+def _evidences(sampler: Sampler, density: AnnealedDensity, keys: Array, first: int) -> Array:
+    def one(key: Array) -> Array:
+        run: Run = sampler.start(begin(key, EVIDENCE_CHAINS, density.num_levels), density, first)
+        run = eqx.tree_at(lambda r: r.log_evidence, run, start_constant(run.log_evidence))
+        visit = partial(sampler.visit, density=density, first_level=first)
+        return jax.lax.fori_loop(0, first + 1, lambda i, r: visit(r, level=first - i), run).log_evidence
+
+    return jax.lax.map(one, keys)
+
+
+def chains_at_once(density: AnnealedDensity, batch_size: Any) -> int:
+    """How many chains are in memory together."""
+    if batch_size is not None:
+        return check_number(batch_size, "batch_size")
+    size = sum(math.prod(site.shape) for site in density.sites.values())
+    return min(CHAINS_AT_ONCE, max(1, NUMBERS_AT_ONCE // max(size, 1)))
+
+
+def as_positions(points: Any, density: AnnealedDensity) -> dict[str, Array]:
+    """Points as ``{site: (n, …)}``.
+
+    Raises:
+        ShapeError: other sites or shapes than the density's.
+        InvalidValueError: a point that is not finite.
+    """
+    sites = density.sites
+    if not isinstance(points, dict):
+        if len(sites) != 1:
+            raise ShapeError(
+                f"This density has the sites {sorted(sites)}; got one array of points.",
+                fix="pass {" + ", ".join(f"{name!r}: (n, …)" for name in sites) + "}.",
+            )
+        points = {next(iter(sites)): points}
+    if points.keys() != sites.keys():
+        raise ShapeError(f"Points have the sites {sorted(points)}, the density {sorted(sites)}.")
+    placed = {name: jnp.asarray(points[name], jnp.result_type(float)) for name in sites}
+    numbers = {value.shape[:1] for value in placed.values()}
+    wrong = [name for name, value in placed.items() if value.shape[1:] != sites[name].shape or value.ndim == 0]
+    if wrong or len(numbers) != 1 or numbers == {(0,)}:
+        shapes = {name: value.shape for name, value in placed.items()}
+        raise ShapeError(
+            f"Points have the shapes {shapes}.",
+            fix="pass " + ", ".join(f"(n, {', '.join(map(str, s.shape))}) for {k!r}" for k, s in sites.items()) + ".",
+        )
+    if not all(bool(jnp.isfinite(value).all()) for value in placed.values()):
+        raise InvalidValueError("Some points are not finite.", fix="drop them.")
+    return placed
+
+
+def check_number(value: Any, what: str) -> int:
+    """A whole number ≥ 1."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise InvalidValueError(f"{what} must be a whole number ≥ 1; got {value!r}.", fix="pass an int, such as 64.")
+    return int(value)
+
+
+def check_key(key: Any) -> None:
+    """One typed random key."""
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
+        raise WrongTypeError(
+            f"key must be one typed random key; got {type(key).__name__}.", fix="pass jax.random.key(0), not PRNGKey."
+        )

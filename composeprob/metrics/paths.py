@@ -1,0 +1,326 @@
+"""The path that a chain of a sampler takes, walked in either direction with its log-probability ratio.
+
+A chain starts from the top law and makes, level by level, a reverse step (where the sampler has one) and kernel
+transitions. `climb` walks that path backwards, from a point at level 0 to the top, by the transitions' reversals;
+`descend` walks it forwards. Both return a log-weight whose exponential has a known expectation: the sampler's output
+density at the point, and ∫f₀.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Position
+from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.kernels import Adaptive, Kernel, KernelState
+from composeprob.pytree import normal_like
+from composeprob.sampling.ancestral import Ancestral
+from composeprob.sampling.annealed_mcmc import AnnealedMCMC
+from composeprob.sampling.base import REVERSE, Sampler
+from composeprob.sampling.choose import check_capabilities
+from composeprob.sampling.reverse import reverse_law, reverse_step
+from composeprob.sampling.smc import SMC, first_weight, gain_between
+
+
+class Path(eqx.Module):
+    """What one chain does, with every step size a number.
+
+    Attributes:
+        kernel: the kernel; None where there are no transitions.
+        steps: its step size at each level, (K,).
+        count: transitions a level.
+        reverse: whether a reverse step leads from each level to the next.
+        drift: whether that step follows the score of the diffusion factors only, as `SMC`'s does.
+        weights: how `SMC` weighs its chains; None for samplers without weights.
+        first: the level where chains start.
+        pull, spread: how a reversal goes up, `upward`; per site, (K − 1, …).
+    """
+
+    kernel: Kernel | None
+    steps: Array
+    count: int = eqx.field(static=True)
+    reverse: bool = eqx.field(static=True)
+    drift: bool = eqx.field(static=True)
+    weights: str | None = eqx.field(static=True)
+    first: int = eqx.field(static=True)
+    pull: dict[str, Array]
+    spread: dict[str, Array]
+
+    @classmethod
+    def of(cls, sampler: Sampler, density: AnnealedDensity) -> Path:
+        """The path of a sampler whose step sizes are numbers, as `frozen` makes it."""
+        first, moves = sampler.first_level(density), getattr(sampler, "moves", None)
+        kernel = None if moves is None else moves.kernel
+        steps = jnp.zeros((density.num_levels,)) if kernel is None else jnp.asarray(kernel.step_size)
+        count = 0 if moves is None else moves.count
+        if isinstance(sampler, SMC):
+            reverse = sampler.weights == "feynman_kac"
+            up = upward(density, mixed=True, weighted=True)
+            return cls(kernel, steps, count, reverse, True, sampler.weights, first, *up)
+        reverse = isinstance(sampler, Ancestral) or bool(getattr(sampler, "reverse_step", False))
+        up = upward(density, mixed=kernel is not None)
+        return cls(kernel, steps, count, reverse, False, None, first, *up)
+
+    def unweighted(self) -> Path:
+        """The same moves without `SMC`'s weights."""
+        return dataclasses.replace(self, weights=None)
+
+
+def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sampler:
+    """The sampler, prepared for the density, with adaptive step sizes replaced by those that a run came to.
+
+    Args:
+        sampler: `Ancestral` with η = 1, `AnnealedMCMC` or `SMC`.
+        density: compiled; noised sites only.
+        step_size: ``result.step_size``, (K,), or None.
+
+    Raises:
+        WrongTypeError: another sampler.
+        CapabilityError: static sites, an adaptive step without ``step_size``, or a factor that lacks what is needed.
+        InvalidValueError: η other than 1.
+    """
+    if not isinstance(density, AnnealedDensity):
+        raise WrongTypeError(
+            f"A likelihood belongs to a compiled density; got {type(density).__name__}.", fix="call cp.compile first."
+        )
+    if not isinstance(sampler, Ancestral | AnnealedMCMC | SMC):
+        raise WrongTypeError(
+            f"The path of {type(sampler).__name__} cannot be walked backwards.",
+            fix="use cp.Ancestral(), cp.AnnealedMCMC(kernel, steps_per_level) or cp.SMC(kernel).",
+        )
+    if isinstance(sampler, Ancestral) and float(sampler.eta) != 1.0:
+        raise InvalidValueError(
+            f"Ancestral(eta={float(sampler.eta):.3g}) has no reversal that is a law of its own.",
+            fix="use cp.Ancestral(eta=1.0): its steps are DDPM's, whose reversal adds noise.",
+        )
+    static = [name for name, site in density.sites.items() if site.kind == "static"]
+    if static:
+        raise CapabilityError(
+            f"{', '.join(map(repr, static))} is a NumPyro latent: only densities of noised sites have this likelihood.",
+            where=density.described.where,
+            fix="condition on it, or compile a program without static sites.",
+        )
+    check_capabilities(sampler, density)
+    prepared: Any = sampler.prepare(density)
+    moves = getattr(prepared, "moves", None)
+    if moves is None or not isinstance(moves.kernel.step_size, Adaptive):
+        return prepared
+    if step_size is None:
+        raise CapabilityError(
+            f"{type(moves.kernel).__name__}'s step size is Adaptive: it depends on all chains, so that no chain has a "
+            "law of its own.",
+            fix="take the steps that a run came to: step_size=result.step_size.",
+        )
+    steps = filled(step_size, density.num_levels)
+    kernel = eqx.tree_at(lambda k: k.step_size, moves.kernel, steps, is_leaf=lambda n: n is moves.kernel.step_size)
+    # Transitions that adapted moved the chains too.
+    if isinstance(sampler, SMC):
+        return SMC(kernel, moves.total, sampler.weights, sampler.resample_threshold).prepare(density)  # type: ignore[arg-type]
+    assert isinstance(sampler, AnnealedMCMC)
+    return AnnealedMCMC(kernel, moves.total, sampler.reverse_step).prepare(density)
+
+
+def upward(density: AnnealedDensity, mixed: bool, weighted: bool = False) -> tuple[dict[str, Array], dict[str, Array]]:
+    r"""How to go from x_k up to x_{k+1}: N(α_{k+1}/α_k·x_k + pull_k·s_k(x_k), spread_k·I), with s_k the score.
+
+    For one factor it is the forward diffusion, whose pull is 0. Scores of a product sum to W times those of noise,
+    and a reverse step then draws chains together W times as strongly, which noise alone would not undo: weights
+    would degenerate. Pull and spread are those of the exact reversal where there is only noise, x_k ~ N(0, V_k I) and
+    s_k = −W·x_k/σ_k²; there x_{k+1} | x_k is Gaussian. Where there is signal the pull vanishes beside x.
+    Any choice leaves E p̂ as it is.
+
+    Args:
+        density: gives the schedule and W, the total power of the factors at each entry.
+        mixed: whether kernels bring the chains to π_k, so that V_k = σ_k²/W; else V_k is what reverse steps make of it.
+        weighted: whether Feynman–Kac weights ½(W² − W)·(x/σ)² per unit of log-SNR belong to the path.
+
+    Returns:
+        Pull and spread, ``{site: (K − 1, …)}``: one number a level where an entry is like every other.
+    """
+    alpha, sigma = (np.asarray(a, np.float64) for a in (density.schedule.alpha, density.schedule.sigma))
+    log_snr = 2 * np.log(alpha / sigma)
+    beta = sigma[1:] ** 2 - (alpha[1:] / alpha[:-1] * sigma[:-1]) ** 2
+    pull, spread = {}, {}
+    for name, powers in density.top.power.items():
+        w = np.asarray(powers, np.float64)
+        w = np.ravel(w)[0] if np.ptp(w) == 0 else w
+        pulls, spreads = [], []
+        variance = sigma[-1] ** 2 / w
+        for k in range(len(sigma) - 2, -1, -1):
+            v = beta[k] * (sigma[k] / sigma[k + 1]) ** 2
+            slope = alpha[k] / alpha[k + 1] * (1 - w) + np.sqrt(max(sigma[k] ** 2 - v, 0.0)) * w / sigma[k + 1]
+            above = sigma[k + 1] ** 2 / w if mixed else variance
+            if weighted:  # half of a trapezoid's weight falls on the upper end; kept away from an improper law
+                tilt = 0.25 * (log_snr[k] - log_snr[k + 1]) * (w**2 - w)
+                above = sigma[k + 1] ** 2 / np.maximum(w - tilt, 0.5 * w)
+            variance = slope**2 * above + v
+            pulls.append((alpha[k + 1] / alpha[k] - slope * above / variance) * sigma[k] ** 2 / w)
+            spreads.append(np.maximum(above * v / variance, v * (alpha[k + 1] / alpha[k]) ** 2))
+        pull[name], spread[name] = (jnp.asarray(np.stack(values[::-1]), float) for values in (pulls, spreads))
+    return pull, spread
+
+
+def filled(step_size: Any, num_levels: int) -> Array:
+    """Steps of a run, (K,), with NaN at levels that it skipped replaced by the step of the nearest level."""
+    steps = np.asarray(step_size, float)
+    known = np.flatnonzero(np.isfinite(steps)) if steps.shape == (num_levels,) else np.zeros(0, int)
+    if not len(known):
+        raise InvalidValueError(
+            f"step_size must have one number for each of the {num_levels} levels; got shape {steps.shape}.",
+            fix="pass result.step_size of a run of this sampler on this density.",
+        )
+    if np.any(steps[known] <= 0):
+        raise InvalidValueError("Some step sizes are not positive.", fix="pass result.step_size of a run.")
+    nearest = known[np.abs(np.arange(num_levels)[:, None] - known).argmin(1)]
+    return jnp.asarray(steps[nearest])
+
+
+def climb(path: Path, density: AnnealedDensity, key: Array, position: Position) -> Array:
+    """One reversal from a point at level 0 to the top: log p̂ with E p̂(x₀) the sampler's output density.
+
+    log p̂(x₀) = log top(x_top) + Σ log T(x'→x)/T(x→x') over the transitions x → x' made on the way up
+    + Σ log N(x_k; reverse step from x_{k+1})/q(x_{k+1}|x_k) over the noising steps. A kernel that carries a momentum
+    starts from a fresh one: its terms cancel, as every refreshment leaves N(0, I) alone. With `SMC`'s weights the
+    target is the weighted path, times ∫ over all paths: subtract its log-evidence.
+
+    Args:
+        path: what chains of the sampler do.
+        density: compiled.
+        key: typed random key.
+        position: x₀.
+    """
+    state = _start(path, density, jax.random.fold_in(key, density.num_levels), position, 0)
+
+    def rise(k: Array, state: Any) -> tuple[Any, Array]:
+        after, x = state.evaluation, state.position
+        log_ratio = jnp.zeros(())
+        if path.reverse:
+            mean, variance = _upward_law(path, density, state, k)
+            noised = _draw(jax.random.fold_in(jax.random.fold_in(key, k), REVERSE), mean, variance)
+            log_ratio = -_log_normal(noised, mean, variance)
+            state = dataclasses.replace(state, position=noised)
+        state = _relevel(path, state, density, k + 1)
+        if path.reverse:
+            log_ratio = log_ratio + _log_reverse(path, density, state, x, k)
+        if path.weights is not None:
+            log_ratio = log_ratio + gain_between(state.evaluation, after, density, k, path.weights)
+        return state, log_ratio
+
+    def level(k: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        state, total = carry
+        state, moved = _transitions(path, density, jax.random.fold_in(key, k), state, k)
+        state, risen = jax.lax.cond(k < path.first, partial(rise, k), lambda s: (s, jnp.zeros(())), state)
+        return state, total + moved + risen
+
+    state, total = jax.lax.fori_loop(0, path.first + 1, level, (state, jnp.zeros(())))
+    total = total + density.top.log_density(state.position, density.schedule.at(path.first).sigma)
+    if path.weights is not None:
+        log_weight, log_evidence = first_weight(state.position, state.evaluation, density, path.first)
+        total = total + log_weight + start_constant(log_evidence)
+    return jnp.where(jnp.isnan(total), -jnp.inf, total)
+
+
+def descend(path: Path, density: AnnealedDensity, key: Array) -> Array:
+    """One chain of the sampler, without weights: log w with E w = ∫f₀ (annealed importance sampling).
+
+    log w = log f₀(x₀) − log top(x_top) + Σ log T(x'→x)/T(x→x') + Σ log q(x_{k+1}|x_k)/N(x_k; reverse step).
+    """
+    start_key = jax.random.fold_in(key, density.num_levels)
+    position = density.initial(start_key, path.first)
+    total = -density.top.log_density(position, density.schedule.at(path.first).sigma)
+    state = _start(path, density, jax.random.fold_in(start_key, 1), position, path.first)
+
+    def fall(k: Array, state: Any) -> tuple[Any, Array]:
+        log_ratio = jnp.zeros(())
+        if path.reverse:
+            step_key = jax.random.fold_in(jax.random.fold_in(key, k), REVERSE)
+            above = state.position
+            x = reverse_step(step_key, above, _followed(path, state), density, k + 1)
+            log_ratio = -_log_reverse(path, density, state, x, k)
+            state = dataclasses.replace(state, position=x)
+        state = _relevel(path, state, density, k)
+        if path.reverse:
+            log_ratio = log_ratio + _log_normal(above, *_upward_law(path, density, state, k))
+        return state, log_ratio
+
+    def level(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        state, total = carry
+        k = path.first - i
+        state, fallen = jax.lax.cond(i > 0, partial(fall, k), lambda s: (s, jnp.zeros(())), state)
+        state, moved = _transitions(path, density, jax.random.fold_in(key, k), state, k)
+        return state, total + fallen + moved
+
+    state, total = jax.lax.fori_loop(0, path.first + 1, level, (state, total))
+    total = total + state.evaluation.log_density
+    return jnp.where(jnp.isnan(total), -jnp.inf, total)
+
+
+def start_constant(log_evidence: Array) -> Array:
+    """The log-evidence that weights start from; an unknown one is dropped, here and where the evidence is estimated."""
+    return jnp.where(jnp.isfinite(log_evidence), log_evidence, 0.0)
+
+
+def _start(path: Path, density: AnnealedDensity, key: Array, position: Position, level: int) -> Any:
+    target = partial(density.evaluator, level=level)
+    if path.kernel is None:
+        return KernelState(position, target(position))
+    return path.kernel.init(key, position, target)
+
+
+def _relevel(path: Path, state: Any, density: AnnealedDensity, level: Array) -> Any:
+    target = partial(density.evaluator, level=level)
+    if path.kernel is None:
+        return dataclasses.replace(state, evaluation=target(state.position))
+    return path.kernel.relevel(state, target)
+
+
+def _transitions(path: Path, density: AnnealedDensity, key: Array, state: Any, level: Array) -> tuple[Any, Array]:
+    """The level's transitions and Σ log-ratio of their reversals."""
+    kernel, target = path.kernel, partial(density.evaluator, level=level)
+    if kernel is None:
+        return state, jnp.zeros(())
+
+    def step(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        state, total = carry
+        state, info = kernel.step(jax.random.fold_in(key, i), state, target, path.steps[level])
+        return state, total + info.log_reversal
+
+    return jax.lax.fori_loop(0, path.count, step, (state, jnp.zeros(())))
+
+
+def _followed(path: Path, state: Any) -> Position:
+    return state.evaluation.drift if path.drift else state.evaluation.score
+
+
+def _log_reverse(path: Path, density: AnnealedDensity, state: Any, x: Position, level: Array) -> Array:
+    """log N(x; the reverse step from the state at level + 1)."""
+    mean, variance = reverse_law(state.position, _followed(path, state), density, level + 1)
+    return _log_normal(x, mean, jax.tree.map(lambda _: variance, mean))
+
+
+def _upward_law(path: Path, density: AnnealedDensity, state: Any, level: Array) -> tuple[Position, Position]:
+    """Mean and variances of `upward` from a state at level k < K − 1."""
+    here, there = density.schedule.at(level), density.schedule.at(level + 1)
+    s = _followed(path, state)
+    mean = {name: there.alpha / here.alpha * x + path.pull[name][level] * s[name] for name, x in state.position.items()}
+    return mean, {name: path.spread[name][level] for name in mean}
+
+
+def _draw(key: Array, mean: Position, variance: Position) -> Position:
+    noise = normal_like(key, mean)
+    return {name: m + jnp.sqrt(variance[name]) * noise[name] for name, m in mean.items()}
+
+
+def _log_normal(x: Position, mean: Position, variance: Position) -> Array:
+    """log N(x; mean, variance) over all sites, a scalar."""
+    terms = [jnp.sum(-0.5 * ((x[n] - mean[n]) ** 2 / variance[n] + jnp.log(2 * jnp.pi * variance[n]))) for n in mean]
+    return sum(terms, jnp.zeros(()))

@@ -53,6 +53,16 @@ def evaluate(log_density: Callable[[Any], Array]) -> Target:
     return target
 
 
+def score_only(target: Target) -> Target:
+    """The same density with its values withheld."""
+
+    def scores(position: Any) -> Evaluation:
+        score = target(position).score
+        return Evaluation(None, score, score, None, jnp.zeros(()))
+
+    return scores
+
+
 def gaussian(dimension: int, variance: float) -> Law:
     """N(0, variance·I)."""
 

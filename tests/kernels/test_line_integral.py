@@ -1,0 +1,129 @@
+"""Line integrals of the score, in double precision: value, order, symmetry, and the error that they report."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from composeprob.kernels import KernelState, LineIntegral
+from composeprob.kernels.leapfrog import leapfrog_nodes
+from composeprob.kernels.line_integral import coarse_stride
+from targets import evaluate, nested, score_only, two_modes
+
+LAW = two_modes(2)
+TARGET = score_only(evaluate(LAW.log_density))
+RULES = ("trapezoid", "simpson")
+
+
+def state(x, target=TARGET):
+    return KernelState(x, target(x))
+
+
+@jax.jit
+def true_ratio(x, y):
+    return LAW.log_density(y) - LAW.log_density(x)
+
+
+def order(errors, refinements):
+    return -np.polyfit(np.log(refinements), np.log(errors), 1)[0]
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("trapezoid", 2), ("simpson", 4)])
+def test_error_of_the_straight_line_has_the_order_of_its_rule(rule, expected):
+    intervals = np.array([16, 32, 64, 128])
+    with jax.enable_x64(True):
+        x = LAW.draw(jax.random.key(0), 100).astype(float)
+        y = x + 0.5 * jax.random.normal(jax.random.key(1), x.shape)
+        errors = []
+        for n in intervals:
+            one = lambda a, b, n=n: LineIntegral(int(n) + 1, rule).straight(state(a), state(b), TARGET)[0]
+            found = jax.jit(jax.vmap(one))(x, y)
+            errors.append(float(jnp.sqrt(jnp.mean((found - jax.vmap(true_ratio)(x, y)) ** 2))))
+    assert abs(order(errors, intervals) - expected) < 0.1 * expected, errors
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("trapezoid", 2), ("simpson", 4)])
+def test_error_along_the_trajectory_has_the_order_of_its_rule(rule, expected):
+    refinements, errors = np.array([1, 2, 4, 8]), []
+    with jax.enable_x64(True):
+        x, v = LAW.draw(jax.random.key(0), 100).astype(float), jax.random.normal(jax.random.key(1), (100, 2))
+        for r in refinements:
+
+            def error(x, v, r=int(r)):
+                (end, *_), way = leapfrog_nodes(x, v, TARGET(x), TARGET, 0.2 / r, 6 * r)
+                return LineIntegral(None, rule).along(*way)[0] - true_ratio(x, end)
+
+            errors.append(float(jnp.sqrt(jnp.mean(jax.jit(jax.vmap(error))(x, v) ** 2))))
+    assert abs(order(errors, refinements) - expected) < 0.1 * expected, errors
+
+
+@pytest.mark.parametrize(("points", "rule"), [(9, "trapezoid"), (10, "trapezoid"), (31, "simpson"), (33, "simpson")])
+def test_the_reported_error_is_the_error(points, rule):
+    """Where moves are small beside the curvature of the target, as those are that get accepted."""
+    with jax.enable_x64(True):
+        x = LAW.draw(jax.random.key(0), 200).astype(float)
+        y = x + 0.3 * jax.random.normal(jax.random.key(1), x.shape)
+        line = LineIntegral(points, rule)
+        found, estimate = jax.jit(jax.vmap(lambda a, b: line.straight(state(a), state(b), TARGET)))(x, y)
+        error = np.abs(found - jax.vmap(true_ratio)(x, y))
+        found, estimate = np.asarray(found), np.asarray(estimate)
+    assert np.median(estimate) == pytest.approx(np.median(error), rel=0.15)
+    assert np.mean(estimate) == pytest.approx(np.mean(error), rel=0.15)
+
+
+def test_the_coarse_rule():
+    assert [coarse_stride("trapezoid", n) for n in (1, 2, 3, 4, 9, 35)] == [None, 2, 3, 2, 3, 5]
+    assert [coarse_stride("simpson", n) for n in (2, 4, 6, 8, 10, 18)] == [None, 2, 3, 2, 5, 3]
+
+
+def test_errors_that_cannot_be_estimated():
+    with jax.enable_x64(True):
+        x, y = LAW.draw(jax.random.key(0), 2).astype(float)
+        _, none = LineIntegral(2).straight(state(x), state(y), TARGET)
+        found, estimate = LineIntegral(3, "simpson").straight(state(x), state(y), TARGET)
+        trapezoid, _ = LineIntegral(3).straight(state(x), state(y), TARGET)
+        assert np.isnan(none)
+        np.testing.assert_allclose(estimate, abs(found - trapezoid), rtol=1e-10)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("points", [3, 5, 9])
+def test_antisymmetric(points, rule):
+    line = LineIntegral(points, rule)
+    with jax.enable_x64(True):
+        x, y = (LAW.draw(jax.random.key(k), 50).astype(float) for k in (0, 1))
+        one = jax.jit(jax.vmap(lambda a, b: line.straight(state(a), state(b), TARGET)))
+        there, back = one(x, y), one(y, x)
+    assert np.abs(there[0]).max() > 1
+    np.testing.assert_allclose(there[0], -back[0], atol=1e-13)
+    np.testing.assert_allclose(there[1], back[1], atol=1e-13)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_antisymmetric_along_the_reversed_trajectory(rule):
+    def one(x, v):
+        (end, momentum, at_end), way = leapfrog_nodes(x, v, TARGET(x), TARGET, 0.3, 4)
+        back = leapfrog_nodes(end, jax.tree.map(jnp.negative, momentum), at_end, TARGET, 0.3, 4)[1]
+        return LineIntegral(None, rule).along(*way), LineIntegral(None, rule).along(*back)
+
+    with jax.enable_x64(True):
+        x, v = LAW.draw(jax.random.key(0), 50).astype(float), jax.random.normal(jax.random.key(1), (50, 2))
+        there, back = jax.jit(jax.vmap(one))(x, v)
+    assert np.abs(there[0]).max() > 1
+    np.testing.assert_allclose(there[0], -back[0], atol=1e-10)
+    np.testing.assert_allclose(there[1], back[1], atol=1e-10)
+
+
+def test_exact_where_it_must_be():
+    """The trapezoid on linear scores, Simpson's rule on cubic ones, on pytrees, and along bent trajectories."""
+    gaussian = evaluate(lambda p: -0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p)))
+    quartic = evaluate(lambda p: -0.25 * sum(jnp.sum(leaf**4) for leaf in jax.tree.leaves(p)))
+    with jax.enable_x64(True):
+        x, y = (jax.tree.map(lambda a: a[0].astype(float), nested().draw(jax.random.key(k), 1)) for k in (0, 1))
+        for target, line in ((gaussian, LineIntegral(2)), (quartic, LineIntegral(3, "simpson"))):
+            found, _ = line.straight(state(x, target), state(y, target), target)
+            np.testing.assert_allclose(found, target(y).log_density - target(x).log_density, rtol=1e-12)
+        (end, *_), way = leapfrog_nodes(x, y, gaussian(x), gaussian, 0.4, 4)
+        for rule in RULES:
+            found, _ = LineIntegral(None, rule).along(*way)
+            np.testing.assert_allclose(found, gaussian(end).log_density - gaussian(x).log_density, rtol=1e-12)

@@ -1,0 +1,175 @@
+"""MALA and HMC on densities that offer their score only: costs, refusals, and how far from the law they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import gamma
+
+import composeprob as cp
+from composeprob.density.evaluation import Evaluation
+from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.kernels import HMC, MALA, KernelState, LineIntegral
+from kernel_chains import start, transitions
+from sampling_cases import normal, single
+from targets import NESTED, evaluate, nested, score_only, two_modes
+
+TARGET = score_only(evaluate(two_modes(2).log_density))
+
+
+def state(x, target=TARGET):
+    return KernelState(x, target(x))
+
+
+SCORE_ONLY = [
+    (MALA(0.1, log_ratio=LineIntegral(2)), 1),
+    (MALA(0.1, log_ratio=LineIntegral(5)), 4),
+    (HMC(0.1, 3, log_ratio=LineIntegral(None)), 3),
+    (HMC(0.1, 4, log_ratio=LineIntegral(None, "simpson")), 4),
+    (HMC(0.1, 3, log_ratio=LineIntegral(5, "simpson")), 6),
+]
+
+
+@pytest.mark.parametrize(("kernel", "cost"), SCORE_ONLY, ids=repr)
+def test_cost_and_trace(kernel, cost):
+    """Evaluations as promised, and a program that does not grow with them."""
+    runs = []
+
+    def counting(x):
+        jax.debug.callback(lambda: runs.append(1))
+        return TARGET(x)
+
+    assert kernel.requires == {"score"}
+    assert kernel.evaluations_per_step == cost
+    first = kernel.init(jax.random.key(0), jnp.zeros(2), TARGET)
+    after, info = jax.jit(lambda s: kernel.step(jax.random.key(1), s, counting, kernel.step_size))(first)
+    jax.block_until_ready(after)
+    jax.effects_barrier()
+    assert len(runs) == cost
+    assert np.isfinite(info.log_reversal)
+    has_estimate = kernel.log_ratio.num_points != 2
+    assert np.isfinite(info.quadrature_error) == has_estimate
+
+
+def test_the_program_does_not_grow_with_the_number_of_points():
+    traces = []
+
+    def counting(x):
+        traces.append(1)
+        return TARGET(x)
+
+    for make in (
+        lambda n: MALA(0.1, log_ratio=LineIntegral(n)),
+        lambda n: HMC(0.1, n - 1, log_ratio=LineIntegral(None, "simpson")),
+    ):
+        counts = set()
+        for n in (13, 101):
+            kernel = make(n)
+            begin = kernel.init(jax.random.key(0), jnp.zeros(2), TARGET)
+            traces.clear()
+            jax.make_jaxpr(lambda s, kernel=kernel: kernel.step(jax.random.key(0), s, counting, 0.1)[0])(begin)
+            counts.add(len(traces))
+        assert len(counts) == 1
+
+
+def test_the_reversal_is_the_estimate():
+    kernel = MALA(0.1, log_ratio=LineIntegral(3))
+    first = state(jnp.array([0.3, 0.2]))
+    after, info = kernel.step(jax.random.key(3), first, TARGET, jnp.asarray(0.1))
+    assert info.accepted
+    estimate, error = kernel.log_ratio.straight(first, after, TARGET)
+    np.testing.assert_allclose(info.log_reversal, -estimate, rtol=1e-5)
+    np.testing.assert_allclose(info.quadrature_error, error, rtol=1e-4)
+
+
+def hole(x):
+    """A standard normal whose score breaks inside (0.4, 0.6) and (−0.6, −0.4): NaN there, infinite here."""
+    score = jnp.select([jnp.abs(x - 0.5) < 0.1, jnp.abs(x + 0.5) < 0.1], [jnp.nan, jnp.inf], -x)
+    return Evaluation(None, score, score, None, jnp.zeros(()))
+
+
+def test_a_path_over_a_broken_place_is_not_taken():
+    here, there = state(jnp.array(-1.0), hole), state(jnp.array(1.0), hole)
+    assert np.isnan(LineIntegral(5).straight(here, there, hole)[0])  # nodes at ±0.5
+    assert np.isfinite(LineIntegral(3).straight(here, there, hole)[0])  # a node at 0 only
+    one_side = LineIntegral(3).straight(state(jnp.array(-1.0), hole), state(jnp.array(0.0), hole), hole)[0]
+    assert np.isnan(one_side)  # an infinite score does not make a move infinitely good
+
+
+def test_what_cannot_work_is_refused_when_it_is_written():
+    with pytest.raises(InvalidValueError, match=r"odd number.*4.*\n.*5 points"):
+        LineIntegral(4, "simpson")
+    with pytest.raises(InvalidValueError, match=r"Unknown rule 'midpoint'.*\n.*simpson"):
+        LineIntegral(3, "midpoint")
+    with pytest.raises(InvalidValueError, match="at least 2"):
+        LineIntegral(1)
+    with pytest.raises(WrongTypeError, match="integer"):
+        LineIntegral(2.5)
+    with pytest.raises(InvalidValueError, match=r"no trajectory.*\n.*num_points=3"):
+        MALA(0.1, log_ratio=LineIntegral(None))
+    with pytest.raises(InvalidValueError, match=r"even number of leapfrogs.*3.*\n.*num_leapfrog=4"):
+        HMC(0.1, 3, log_ratio=LineIntegral(None, "simpson"))
+    for kernel in (MALA, HMC):
+        with pytest.raises(WrongTypeError, match="'line'"):
+            kernel(0.1, log_ratio="line")
+    with pytest.raises(CapabilityError, match=r"LineIntegral"):
+        MALA(0.1).step(jax.random.key(0), state(jnp.zeros(2)), TARGET, 0.1)
+
+
+def test_kernels_show_a_line_integral_and_only_that():
+    assert repr(MALA(0.1)) == "MALA(step_size=0.1)"
+    assert "log_ratio=LineIntegral(num_points=None, rule='trapezoid')" in repr(HMC(0.1, log_ratio=LineIntegral(None)))
+
+
+QUARTIC = score_only(evaluate(lambda x: -(x**4) / 4))
+SECOND_MOMENT = 2 * gamma(3 / 4) / gamma(1 / 4)
+"""E x² of exp(−x⁴/4)."""
+
+
+def second_moment(kernel, target=QUARTIC, num_chains=10_000, count=40):
+    """E x² that chains settle at, and its standard error; they start from exact draws of exp(−x⁴/4)."""
+    u = jax.random.gamma(jax.random.key(0), 0.25, (num_chains,))  # x⁴/4 ~ Gamma(1/4)
+    x = jnp.sqrt(2 * jnp.sqrt(u)) * jax.random.rademacher(jax.random.key(1), (num_chains,))
+    states = start(kernel, target, jax.random.key(2), x)
+    states, _ = transitions(kernel, target, jax.random.key(3), states, kernel.step_size, count)
+    x2 = np.asarray(states.position) ** 2
+    return x2.mean(), x2.std() / np.sqrt(num_chains)
+
+
+@pytest.mark.parametrize("make", [lambda n: MALA(0.3, log_ratio=n), lambda n: HMC(0.5, 3, log_ratio=n)])
+def test_more_points_have_less_bias(make):
+    errors = []
+    for n in (2, 5):
+        found, noise = second_moment(make(LineIntegral(n)))
+        errors.append(abs(found - SECOND_MOMENT))
+    assert errors[0] > 4 * noise  # a negative control: the trapezoid alone trusts the tails too little
+    assert errors[0] > 3 * errors[1]
+    exact, noise = second_moment(make(LineIntegral(3, "simpson")))  # exact for this cubic score
+    assert abs(exact - SECOND_MOMENT) < 4 * noise
+
+
+def test_a_step_recorded_by_a_run():
+    """The mean over accepted moves at each level, zero for an exact kernel; in the summary where it was used."""
+    density = cp.compile(single, normal([0.0, 0.0], schedule=cp.Schedule.log_snr(4)))
+    results = {}
+    for name, kernel in {
+        "exact": MALA(),
+        "line": MALA(log_ratio=LineIntegral(3)),
+    }.items():
+        sampler = cp.AnnealedMCMC(kernel, 1)
+        results[name] = cp.infer(density, jax.random.key(0), num_chains=64, sampler=sampler, progress=False)
+    assert np.all(results["exact"].quadrature_error == 0)
+    assert np.all((results["line"].quadrature_error >= 0) & (results["line"].quadrature_error < 1e-5))  # linear score
+    assert "quadrature" in str(results["line"].summary())
+    assert "quadrature" not in str(results["exact"].summary())
+
+
+def test_nested_positions_move():
+    target = score_only(evaluate(nested().log_density))
+    for kernel in (MALA(0.1, log_ratio=LineIntegral(3)), HMC(0.1, 2, log_ratio=LineIntegral(None, "simpson"))):
+        begin = kernel.init(jax.random.key(0), NESTED, target)
+        step = jax.jit(lambda s, kernel=kernel: kernel.step(jax.random.key(1), s, target, kernel.step_size))
+        after, info = step(begin)
+        assert jax.tree.structure(after) == jax.tree.structure(begin)
+        assert not info.non_finite
+        assert np.isfinite(info.log_reversal)

@@ -5,11 +5,13 @@ Distances (`distances`, `covariance`, `mode_weights`) work on arrays. `likelihoo
 """
 
 from composeprob.density.curl import curl
+from composeprob.metrics.convergence import nested_rhat
 from composeprob.metrics.covariance import covariance_error
 from composeprob.metrics.distances import mmd, wasserstein
 from composeprob.metrics.evidence import EvidenceBounds, evidence_bounds
 from composeprob.metrics.likelihood import LogLikelihood, raise_log_likelihood
 from composeprob.metrics.mode_weights import mode_weights, total_variation
+from composeprob.metrics.stein import ksd
 
 __all__ = [
     "EvidenceBounds",
@@ -17,8 +19,10 @@ __all__ = [
     "covariance_error",
     "curl",
     "evidence_bounds",
+    "ksd",
     "mmd",
     "mode_weights",
+    "nested_rhat",
     "raise_log_likelihood",
     "total_variation",
     "wasserstein",

@@ -123,7 +123,7 @@ def evidence_bounds(
             fix="use raise_log_likelihood, which needs scores only, or models with an energy.",
         )
     points = as_positions(exact_points, density)
-    path = Path.of(sampler, density).unweighted()
+    path = Path.of(sampler, density, weighted=False)
     down, up, level0 = _both_ways(path, density, key, points, count, chains_at_once(density, batch_size))
     lower, _, _ = reduced(np.asarray(down, np.float64).reshape(-1, count), path)
     below, _, _ = reduced(np.asarray(up, np.float64).reshape(-1, count), path)

@@ -56,23 +56,19 @@ class Path(eqx.Module):
     spread: dict[str, Array]
 
     @classmethod
-    def of(cls, sampler: Sampler, density: AnnealedDensity) -> Path:
-        """The path of a sampler whose step sizes are numbers, as `frozen` makes it."""
+    def of(cls, sampler: Sampler, density: AnnealedDensity, weighted: bool = True) -> Path:
+        """The path of a sampler whose step sizes are numbers, as `frozen` makes it; with or without SMC's weights."""
         first, moves = sampler.first_level(density), getattr(sampler, "moves", None)
         kernel = None if moves is None else moves.kernel
         steps = jnp.zeros((density.num_levels,)) if kernel is None else jnp.asarray(kernel.step_size)
         count = 0 if moves is None else moves.count
         if isinstance(sampler, SMC):
             reverse = sampler.weights == "feynman_kac"
-            up = upward(density, mixed=True, weighted=True)
-            return cls(kernel, steps, count, reverse, True, sampler.weights, first, *up)
+            up = upward(density, mixed=weighted or kernel is not None, weighted=weighted)
+            return cls(kernel, steps, count, reverse, True, sampler.weights if weighted else None, first, *up)
         reverse = isinstance(sampler, Ancestral) or bool(getattr(sampler, "reverse_step", False))
         up = upward(density, mixed=kernel is not None)
         return cls(kernel, steps, count, reverse, False, None, first, *up)
-
-    def unweighted(self) -> Path:
-        """The same moves without `SMC`'s weights."""
-        return dataclasses.replace(self, weights=None)
 
 
 def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sampler:

@@ -1,0 +1,129 @@
+"""Bounds of log Z: a sandwich on Gaussians and mixtures with known Z, narrower with more levels."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+import composeprob as cp
+from sampling_cases import both, single
+from zscores import LIMIT
+
+SAMPLER = cp.AnnealedMCMC(cp.MALA(lambda s: 0.3 * s.sigma**2), 2)
+CENTRES, SHARES = np.array([[-1.0, 0.0], [1.0, 0.5]]), np.array([0.3, 0.7])
+
+
+def gaussians(dimension: int, levels: int) -> tuple[Any, float, np.ndarray]:
+    """A product of two Gaussians: the density, log Z and exact draws of level 0."""
+    schedule = cp.Schedule.log_snr(levels, min=-6.0, max=7.0)
+    a, s = float(schedule.alpha[0]), float(schedule.sigma[0])
+    means, sds = (np.linspace(-0.5, 0.5, dimension), np.full(dimension, 0.2)), (0.6, 0.9)
+    factors = [
+        cp.Analytic(dist.Independent(dist.Normal(jnp.asarray(m), sd * jnp.ones(dimension)), 1), schedule)
+        for m, sd in zip(means, sds, strict=True)
+    ]
+    variances = [a**2 * sd**2 + s**2 for sd in sds]
+    log_z = stats.norm.logpdf(a * (means[0] - means[1]), 0, np.sqrt(sum(variances))).sum()
+    variance = 1 / sum(1 / v for v in variances)
+    centre = variance * sum(a * m / v for m, v in zip(means, variances, strict=True))
+    draws = centre + np.sqrt(variance) * np.random.default_rng(0).normal(size=(400, dimension))
+    return cp.compile(both, *factors), float(log_z), draws
+
+
+def mixture(levels: int) -> tuple[Any, float, np.ndarray]:
+    """Two modes of width 0.3 times a Gaussian of width 0.8: the product's components, weights and Z are known."""
+    schedule = cp.Schedule.log_snr(levels, min=-6.0, max=7.0)
+    a, s = float(schedule.alpha[0]), float(schedule.sigma[0])
+    components = dist.Independent(dist.Normal(jnp.asarray(CENTRES), 0.3 * jnp.ones((2, 2))), 1)
+    modes = cp.Analytic(dist.MixtureSameFamily(dist.Categorical(jnp.asarray(SHARES)), components), schedule)
+    wide = cp.Analytic(dist.Independent(dist.Normal(jnp.zeros(2), 0.8 * jnp.ones(2)), 1), schedule)
+    v, w = a**2 * 0.09 + s**2, a**2 * 0.64 + s**2
+    parts = SHARES * stats.norm.pdf(a * CENTRES, 0, np.sqrt(v + w)).prod(1)
+    rng = np.random.default_rng(1)
+    which = rng.choice(2, size=400, p=parts / parts.sum())
+    variance = 1 / (1 / v + 1 / w)
+    draws = variance * a * CENTRES[which] / v + np.sqrt(variance) * rng.normal(size=(400, 2))
+    return cp.compile(both, modes, wide), float(np.log(parts.sum())), draws
+
+
+CASES = {"2": lambda levels: gaussians(2, levels), "10": lambda levels: gaussians(10, levels), "mixture": mixture}
+
+
+@pytest.mark.parametrize("case", [pytest.param("2", marks=pytest.mark.slow), "10", "mixture"])
+def test_sandwich_closes_as_levels_are_added(case):
+    widths = []
+    for levels in (16, 64):
+        density, log_z, draws = CASES[case](levels)
+        bounds = cp.metrics.evidence_bounds(density, draws, jax.random.key(0), sampler=SAMPLER, num_chains=1)
+        assert bounds.contains(log_z, errors=LIMIT)
+        # With one chain each, the gap on either side is a divergence: seen, and not only allowed.
+        if levels == 16:
+            assert bounds.lower + LIMIT * bounds.lower_error < log_z < bounds.upper - LIMIT * bounds.upper_error
+        widths.append(bounds.width)
+    assert 0 < widths[1] < 0.5 * widths[0]
+
+
+@pytest.mark.slow
+def test_more_chains_close_in_and_the_forward_estimate_is_near():
+    density, log_z, draws = gaussians(2, 32)
+    one, many = (
+        cp.metrics.evidence_bounds(density, draws, jax.random.key(0), sampler=SAMPLER, num_chains=n) for n in (1, 16)
+    )
+    assert many.contains(log_z, errors=LIMIT)
+    assert many.width < 0.5 * one.width
+    assert abs(many.log_evidence - log_z) < max(LIMIT * many.log_evidence_error, 0.02)
+    assert many.lower <= many.log_evidence
+    assert len(many.lower_values) == len(many.upper_values) == len(draws)
+    assert "≤ log Z ≤" in repr(many)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        cp.AnnealedMCMC(cp.HMC(lambda s: 0.7 * s.sigma, num_leapfrog=2), 1, reverse_step=True),
+        pytest.param(cp.AnnealedMCMC(cp.ULA(lambda s: 0.2 * s.sigma**2), 1), marks=pytest.mark.slow),
+        pytest.param(cp.Ancestral(), marks=pytest.mark.slow),
+        pytest.param(cp.SMC(cp.UHMC(lambda s: 0.5 * s.sigma), 1), marks=pytest.mark.slow),
+        pytest.param(cp.SMC(cp.MALA(lambda s: 0.5 * s.sigma**2), 1, weights="density"), marks=pytest.mark.slow),
+    ],
+    ids=lambda sampler: sampler.describe()[:40],
+)
+def test_every_sampler_bounds_the_same_number(sampler):
+    density, log_z, draws = mixture(32)
+    bounds = cp.metrics.evidence_bounds(density, draws, jax.random.key(2), sampler=sampler, num_chains=4)
+    assert bounds.contains(log_z, errors=LIMIT)
+    assert bounds.width < 5.0
+
+
+class Doubling(cp.MALA):
+    """A mutant: reports the reversal of its moves twice as likely as they are."""
+
+    def step(self, key: Any, state: Any, target: Any, step_size: Any) -> Any:
+        state, info = super().step(key, state, target, step_size)
+        return state, dataclasses.replace(info, log_reversal=2 * info.log_reversal)
+
+
+def test_wrong_reversals_and_wrong_points_break_the_sandwich():
+    density, log_z, draws = gaussians(2, 64)
+    wrong = cp.AnnealedMCMC(Doubling(lambda s: 0.3 * s.sigma**2), 2)
+    assert not cp.metrics.evidence_bounds(density, draws, jax.random.key(0), sampler=wrong).contains(log_z, LIMIT)
+    # Points that are no draws of π₀, where the sampler's density exceeds the target's:
+    wrong_kernel = cp.AnnealedMCMC(cp.ULA(lambda s: 0.8 * s.sigma**2), 2)
+    far = draws.mean(0) + 3.0 * (draws - draws.mean(0))
+    assert not cp.metrics.evidence_bounds(density, far, jax.random.key(0), sampler=wrong_kernel).contains(log_z, LIMIT)
+
+
+def test_needs_an_energy():
+    schedule = cp.Schedule.log_snr(6)
+    score = cp.Diffusion(lambda x, t: -x + 0 * t, schedule, event_shape=(1,), parameterization="score", time="log_snr")
+    with pytest.raises(cp.errors.CapabilityError, match="only its score"):
+        cp.metrics.evidence_bounds(
+            cp.compile(single, score), np.zeros((3, 1)), jax.random.key(0), sampler=cp.AnnealedMCMC(cp.ULA(0.1), 1)
+        )

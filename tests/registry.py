@@ -17,7 +17,7 @@ from composeprob.factors.base import LeafFactor
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
-from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Kernel
+from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Kernel, LineIntegral
 from composeprob.schedule import Schedule
 
 KERNELS: dict[str, Callable[[], Kernel]] = {
@@ -25,8 +25,12 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
     "MALA": lambda: MALA(0.15),
     "UHMC": lambda: UHMC(0.2, num_leapfrog=3),
     "HMC": lambda: HMC(0.45, num_leapfrog=3),
+    "MALA, LineIntegral": lambda: MALA(0.15, log_ratio=LineIntegral(3)),
+    "HMC, LineIntegral": lambda: HMC(0.45, num_leapfrog=2, log_ratio=LineIntegral(None, "simpson")),
     "BlackJAX": lambda: BlackJAX(blackjax.hmc, 0.45, num_integration_steps=3),
 }
+
+"""By the name of the kernel's class, and what is special about it after a comma."""
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": lambda: Schedule.linear(40),

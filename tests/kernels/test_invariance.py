@@ -3,7 +3,7 @@
 import blackjax
 import pytest
 
-from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX
+from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, LineIntegral
 from kernel_chains import from_exact_draws
 from targets import gaussian, nested, two_modes
 from zscores import assert_agrees, assert_disagrees, z_scores
@@ -66,6 +66,23 @@ def test_other_blackjax_algorithms_leave_the_target_invariant(kernel):
     run = from_exact_draws(kernel, LAWS["2d"], num_chains=5_000, num_transitions=50)
     assert_agrees(run.scores)
     assert run.moved > 0.1
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [MALA(0.25, log_ratio=LineIntegral(9, "simpson")), HMC(0.65, log_ratio=LineIntegral(17, "simpson"))],
+    ids=repr,
+)
+def test_a_fine_line_integral_leaves_the_target_invariant(kernel):
+    run = from_exact_draws(kernel, LAWS["2d"], num_transitions=60)
+    assert_agrees(run.scores)
+    assert run.moved > 0.4
+    assert 0.3 < run.acceptance < 0.95
+
+
+def test_a_coarse_line_integral_does_not():
+    kernel = HMC(0.65, log_ratio=LineIntegral(2))
+    assert_disagrees(from_exact_draws(kernel, LAWS["2d"], num_transitions=60).scores)
 
 
 S2 = 0.7  # variance of the Gaussian that unadjusted kernels are given

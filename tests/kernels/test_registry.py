@@ -21,10 +21,11 @@ def kernel_classes():
 
 
 def test_every_kernel_has_a_row_and_is_public():
-    assert set(KERNELS) == set(kernel_classes())
-    assert set(KERNELS) <= set(composeprob.kernels.__all__)
+    classes = {name.partition(",")[0] for name in KERNELS}
+    assert classes == set(kernel_classes())
+    assert classes <= set(composeprob.kernels.__all__)
     for name, make in KERNELS.items():
-        assert type(make()).__name__ == name
+        assert type(make()).__name__ == name.partition(",")[0]
 
 
 def test_public_names_are_documented():

@@ -14,7 +14,7 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.kernels.metropolis import unadjusted
-from composeprob.metrics.likelihood import _climbs, as_positions
+from composeprob.metrics.likelihood import _climbs, as_positions, in_batches
 from composeprob.metrics.paths import Path, frozen
 from sampling_cases import both, single
 from zscores import assert_agrees, assert_disagrees, z_scores
@@ -127,7 +127,9 @@ def scores_at(logs: np.ndarray, log_density: np.ndarray) -> dict[str, float]:
     return z_scores(ratios, dict.fromkeys(ratios, 1.0))
 
 
-@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("ULA", "UHMC") else []) for name in CLOSED]
+)
 def test_mean_of_p_hat_is_the_gaussian_that_the_sampler_draws_from(name):
     sampler, law, schedule, factors = CLOSED[name]
     density = cp.compile(
@@ -183,7 +185,7 @@ KERNELS = {
 }
 
 
-QUICK = {("MALA", True), ("HMC", False), ("HMC, line integral", True)}
+QUICK = {("HMC", True)}
 """Each compiles two programs; the others are slow tests."""
 
 
@@ -247,6 +249,14 @@ def test_under_density_weights_it_is_the_target():
     )
     assert np.abs(found.values - law.logpdf(points)).max() < 2e-4
     assert found.errors.max() < 1e-4
+
+
+@pytest.mark.slow
+def test_evidence_is_estimated_where_none_is_given():
+    density = cp.compile(both, gaussian(MEANS[0], SDS[0]), gaussian(MEANS[1], SDS[1]))
+    a, s, *_ = Affine(FEW, 2).at(0)
+    log_z = stats.norm.logpdf(a * (MEANS[0] - MEANS[1]), 0, np.sqrt(sum(a**2 * sd**2 + s**2 for sd in SDS)))
+    sampler, points = cp.SMC(cp.MALA(lambda s: 0.5 * s.sigma**2), weights="density"), np.zeros(3)
     estimated = cp.metrics.raise_log_likelihood(density, points, jax.random.key(0), sampler=sampler, num_chains=1)
     assert abs(estimated.log_evidence - log_z) < 4 * estimated.log_evidence_error
     assert estimated.log_evidence_error < 0.05
@@ -256,14 +266,9 @@ def test_under_density_weights_it_is_the_target():
 
 
 def test_values_errors_and_print(mixture):
-    sampler = cp.AnnealedMCMC(cp.MALA(lambda s: 0.5 * s.sigma**2), 2)
-    points = np.array([-1.0, 0.9, 1.2])
+    sampler, points = ula(True), np.array([-1.0, 0.9, 1.2])
     found = cp.metrics.raise_log_likelihood(mixture, {"x": points}, jax.random.key(0), sampler=sampler, num_chains=500)
     logs = chains(mixture, points, sampler, 500)
-    repeated = cp.metrics.raise_log_likelihood(
-        mixture, points, jax.random.key(0), sampler=sampler, num_chains=500, batch_size=7
-    )
-    assert repeated.values == pytest.approx(found.values, abs=1e-5)  # however many travel together
     assert found.values == pytest.approx(np.log(np.exp(logs).mean(1)), abs=1e-5)
     assert found.errors == pytest.approx(np.exp(logs).std(1, ddof=1) / np.exp(logs).mean(1) / np.sqrt(500), rel=1e-6)
     assert found.mean == pytest.approx(found.values.mean())
@@ -271,6 +276,11 @@ def test_values_errors_and_print(mixture):
     assert found.monte_carlo_error == pytest.approx(np.sqrt(np.sum(found.errors**2)) / 3)
     assert "over 3 points" in repr(found)
     assert "500 chains a point" in repr(found)
+
+
+def test_in_batches_of_any_size():
+    assert np.asarray(in_batches(lambda i: 2 * i, 10, 3)).tolist() == list(range(0, 20, 2))
+    assert np.asarray(in_batches(lambda i: 2 * i, 3, 10)).tolist() == [0, 2, 4]
 
 
 @pytest.mark.parametrize(

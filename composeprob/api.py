@@ -1,9 +1,11 @@
 """The public names, in one place: the only module where both halves of the hourglass meet."""
 
 from composeprob import errors, metrics, training
+from composeprob.calibration import calibrate
 from composeprob.compiler.pipeline import compile
 from composeprob.factors.algebra import mixture, power, product
 from composeprob.factors.analytic import Analytic
+from composeprob.factors.calibrated import Calibrated, CalibratedExpression
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
@@ -31,6 +33,8 @@ __all__ = [
     "Ancestral",
     "AnnealedMCMC",
     "BlackJAX",
+    "Calibrated",
+    "CalibratedExpression",
     "Classifier",
     "Diffusion",
     "Energy",
@@ -38,6 +42,7 @@ __all__ = [
     "Result",
     "Schedule",
     "annealed",
+    "calibrate",
     "compile",
     "condition",
     "errors",

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import LeafFactor
+from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, OFFSET, Calibrated
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
@@ -47,6 +48,15 @@ def _classifier(schedule: Schedule) -> Classifier:
     return Classifier(lambda x, t: jnp.stack([x[0], -x[1], 0.1 * t]), schedule, event_shape=(2,)).given(label=1)
 
 
+def _calibrated(schedule: Schedule) -> Calibrated:
+    """An energy e³ too large, with the tables of its calibration."""
+    factor = Energy(lambda x, level: 3.0 - 0.5 * jnp.sum(x**2), schedule, event_shape=(2,))
+    log_snr = np.asarray(schedule.log_snr)[::-1]
+    log_z = np.full(len(log_snr), 3.0 + np.log(2 * np.pi))
+    tables = {KNOTS: log_snr, OFFSET: -log_z[:, None], LOG_NORMALISER: log_z, ERROR: np.zeros(len(log_z))}
+    return Calibrated(factor, tables)
+
+
 FACTORS: dict[str, Callable[[Schedule], LeafFactor]] = {
     "Analytic": lambda schedule: Analytic(dist.Normal(jnp.array([0.3, -0.2]), 0.5), schedule),
     "Diffusion": lambda schedule: Diffusion(
@@ -55,5 +65,6 @@ FACTORS: dict[str, Callable[[Schedule], LeafFactor]] = {
     ),
     "Energy": lambda schedule: Energy(lambda x, level: -jnp.sum(x**2) - level, schedule, event_shape=(2,)),
     "Classifier": _classifier,
+    "Calibrated": _calibrated,
 }  # fmt: skip
 """Every leaf factor, over events of shape (2,), ready to be evaluated."""

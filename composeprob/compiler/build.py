@@ -13,8 +13,10 @@ from numpyro.distributions import Distribution
 from composeprob.errors import DoublyIntractableError, ProgramError
 from composeprob.factors import algebra
 from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.calibrated import CalibratedExpression
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Observation, Product, Region, Site, Static, same_network
+from composeprob.ir.normaliser import Normaliser
 from composeprob.language.interpret import Statement, run
 from composeprob.language.program import Program
 
@@ -137,6 +139,10 @@ def _node(factor: Factor, region: Region | None, names: Names) -> Node:
         return Leaf(factor, region, _name(factor, names))
     if isinstance(factor, algebra.Product):
         return Product(tuple(_node(f, region, names) for f in factor.factors), factor.powers)
+    if isinstance(factor, CalibratedExpression):
+        constant = Normaliser(factor)
+        parts = (_node(factor.factor, region, names), Leaf(constant, region, f"{constant.label}(x)"))
+        return Product(parts, (1.0, 1.0), normalised=True)
     if isinstance(factor, algebra.Mixture):
         return Mixture(tuple(_node(f, region, names) for f in factor.factors), factor.log_weights)
     assert isinstance(factor, Window)
@@ -162,7 +168,8 @@ def _inside(outer: Region | None, window: Window) -> Region:
 def _name(factor: LeafFactor, names: Names) -> str:
     """The author's variable name (of the factor before `given`, which makes a new one), else the factor's label."""
     base = next((name for known, name in names if same_network(known, factor)), factor.label)
-    given = ", ".join(f"{name}={_short(value)}" for name, value in factor.fixed.items())
+    conditions = {name: value for name, value in factor.fixed.items() if name in factor.condition_names}
+    given = ", ".join(f"{name}={_short(value)}" for name, value in conditions.items())
     return f"{base}(x | {given})" if given else f"{base}(x)"
 
 

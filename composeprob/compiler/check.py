@@ -47,15 +47,16 @@ def node_capabilities(node: Node) -> frozenset[str]:
     """What an expression offers, from what its leaves offer.
 
     A product keeps ``score``, ``energy``, ``conservative`` and ``mode_depth`` if every part has them, but its
-    normaliser is unknown and its level-k density is not a noised marginal. A mixture of normalised parts with shares
-    keeps everything.
+    normaliser is unknown (unless it was calibrated) and its level-k density is not a noised marginal. A mixture of
+    normalised parts with shares keeps everything.
     """
     if isinstance(node, Leaf):
         whole = node.region is None or node.region.averaged == 1
         return node.factor.capabilities if whole else node.factor.capabilities - {"normalised"}
     common = frozenset.intersection(*[node_capabilities(child) for child in node.children])
     if isinstance(node, Product):
-        return common - {"normalised", "exact_marginals"}
+        offered = common - {"normalised", "exact_marginals"}
+        return offered | {"normalised"} if node.normalised else offered
     if "energy" not in common:
         raise CapabilityError(
             f"A mixture needs the log-density of its parts, but one of {', '.join(leaf.name for leaf in leaves(node))} "

@@ -4,6 +4,7 @@ The rate r of a density F along the forward diffusion dx = f·x dt + g dW is def
 forward Fokker–Planck operator (Skreta et al. 2025, arXiv 2503.02819). On a site of d entries, with S the node's score:
 
 * a noised marginal of all d entries has r = 0; one that sees only d' of them has r = (f/g²)·(d' − d);
+* a constant c that depends on the level alone has r = ∂_λ log c/σ² − (f/g²)·d, with λ the log-SNR;
 * a product with powers w_i has r = Σ w_i·r_i + ½(‖S‖² − Σ w_i·‖S_i‖²) + (f/g²)·d·(Σ w_i − 1);
 * a mixture has the average of r_i under the responsibilities.
 """
@@ -37,8 +38,8 @@ class NodeValue(eqx.Module):
     excess: Array
 
 
-Outputs = list[list[tuple[Array | None, Array]]]
-"""For each batch and member: (log f, score over the site)."""
+Outputs = list[list[tuple[Array | None, Array, Array]]]
+"""For each batch and member: (log f, score over the site, rate beside what its dimension explains)."""
 
 
 class Expression(eqx.Module):
@@ -53,13 +54,13 @@ class LeafExpression(Expression):
     """Reads one member of one batch."""
 
     slot: tuple[int, int] = eqx.field(static=True)
-    unseen: int = eqx.field(static=True)
+    unseen: float = eqx.field(static=True)
     marginal: bool = eqx.field(static=True)
 
     def __call__(self, outputs: Outputs) -> NodeValue:
-        log_density, score = outputs[self.slot[0]][self.slot[1]]
-        zero = jnp.zeros((), score.dtype)
-        return NodeValue(log_density, score, zero if self.marginal else None, zero - self.unseen)
+        log_density, score, rate = outputs[self.slot[0]][self.slot[1]]
+        excess = jnp.zeros((), score.dtype) - self.unseen
+        return NodeValue(log_density, score, rate if self.marginal else None, excess)
 
 
 class ProductExpression(Expression):
@@ -107,7 +108,7 @@ def lower_expression(node: Node, site_shape: tuple[int, ...]) -> Expression:
     size = math.prod(site_shape)
     if isinstance(node, Leaf):
         assert node.slot is not None
-        unseen = size - math.prod(node.factor.event_shape)
+        unseen = size - node.factor.dimension
         return LeafExpression(node.slot, unseen, "exact_marginals" in node.factor.capabilities)
     children = tuple(lower_expression(child, site_shape) for child in node.children)
     numbers = jnp.asarray(node.powers if isinstance(node, Product) else node.log_weights, jnp.result_type(float))

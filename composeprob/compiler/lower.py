@@ -35,8 +35,8 @@ class Batch(eqx.Module):
     conditions: dict[str, Array]
     places: tuple[tuple[str, Region | None], ...] = eqx.field(static=True)
 
-    def __call__(self, xs: dict[str, Array], noise: Noise) -> list[tuple[Array | None, Array]]:
-        """(log f, ∇ log f in the site's coordinates) of every member."""
+    def __call__(self, xs: dict[str, Array], noise: Noise) -> list[tuple[Array | None, Array, Array]]:
+        """(log f, ∇ log f in the site's coordinates, the rate of a constant) of every member."""
         own = noise if self.own_noise is None else jax.tree.map(lambda a: jnp.asarray(a)[noise.index], self.own_noise)
         ratio = own.alpha / noise.alpha
         shape = self.factor.event_shape
@@ -52,8 +52,9 @@ class Batch(eqx.Module):
             outputs = [(None if log_f is None else log_f[m], score[m]) for m in range(len(events))]
         # A density of x is rescaled with x; a bounded potential (top power 0) is a function of x and is not.
         jacobian = self.factor.top_power * math.prod(shape) * jnp.log(ratio)
+        rate = self.factor.growth(own) / noise.sigma**2
         return [
-            (None if log_f is None else log_f + jacobian, embed(ratio * score, region, xs[site].shape))
+            (None if log_f is None else log_f + jacobian, embed(ratio * score, region, xs[site].shape), rate)
             for (log_f, score), (site, region) in zip(outputs, self.places, strict=True)
         ]
 

@@ -48,6 +48,8 @@ def _normal(node: Node) -> Node | None:
                 fix="drop that component from cp.mixture.",
             )
         return replace(node, children=tuple(children))
+    if node.powers == (1.0,):
+        return _normal(node.children[0])
     terms: list[tuple[Node, float]] = []
     for child, power in _flatten(node, 1.0):
         for i, (known, known_power) in enumerate(terms):
@@ -61,7 +63,7 @@ def _normal(node: Node) -> Node | None:
         return None
     if len(terms) == 1 and terms[0][1] == 1.0:
         return terms[0][0]
-    return Product(tuple(child for child, _ in terms), tuple(power for _, power in terms))
+    return Product(tuple(child for child, _ in terms), tuple(power for _, power in terms), node.normalised)
 
 
 def _flatten(node: Node, power: float) -> list[tuple[Node, float]]:

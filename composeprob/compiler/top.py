@@ -9,6 +9,7 @@ import numpy as np
 
 from composeprob.errors import ImproperError
 from composeprob.ir.nodes import Leaf, Mixture, Node, Product, Site, leaves
+from composeprob.ir.normaliser import Normaliser
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Top:
     Attributes:
         power: the total power at each entry of the site, an array of the site's shape.
         degree: Σ w_i·d_i over the leaves of d_i entries, counted as normalised; NaN where a constant is unknown.
-        constant: what mixture weights add.
+        constant: what mixture weights and normalisers add.
         exact: whether the node really has this form (no mixture of different widths, no block averages, no energy of
             the user's that promises a power).
     """
@@ -37,11 +38,12 @@ def top_of(node: Node, shape: tuple[int, ...]) -> Top:
         if averaged == 1:  # block averages constrain only means: they make no entry proper
             power[node.region.slices if node.region else ...] = node.factor.top_power
         marginal = "exact_marginals" in node.factor.capabilities
-        degree = float(math.prod(node.factor.event_shape)) if marginal and averaged == 1 else math.nan
+        degree = node.factor.dimension if marginal and averaged == 1 else math.nan
         if not marginal and node.factor.top_power == 0:
             degree = 0.0  # a bounded potential is no density: it changes nothing where there is no signal
         # A user's energy only promises to be close to its power of N(0, σ²I).
-        return Top(power, degree, 0.0, averaged == 1 and (marginal or node.factor.top_power == 0))
+        constant = node.factor.top_constant if isinstance(node.factor, Normaliser) else 0.0
+        return Top(power, degree, constant, averaged == 1 and (marginal or node.factor.top_power == 0))
     parts = [top_of(child, shape) for child in node.children]
     exact = all(part.exact for part in parts)
     if isinstance(node, Product):

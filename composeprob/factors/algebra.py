@@ -11,6 +11,7 @@ import numpy as np
 
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.calibrated import CalibratedExpression
 
 
 class Product(Factor):
@@ -99,7 +100,7 @@ def mixture(
     Args:
         factors: at least one factor, all of one event shape, each with an energy.
         weights: shares of the components, non-negative, normalised to sum to 1; equal when left out. They mean
-            shares only if every factor is normalised, as `Analytic` ones are.
+            shares only if every factor is normalised, as `Analytic` ones and those from `calibrate` are.
         log_weights: raw multipliers on a log scale, Σ_i exp(l_i)·f_i(x), for factors whose normalisers are unknown:
             what share each component gets then depends on the factors' unknown constants.
 
@@ -131,8 +132,8 @@ def mixture(
             names = ", ".join(f"'{leaf.label}'" for leaf in leaves(factor))
             raise CapabilityError(
                 f"Mixture weights are shares only of normalised densities, and the normaliser of {names} is unknown.",
-                fix="use cp.Analytic factors, or give raw multipliers with log_weights=[…] "
-                "and accept that the shares follow from the unknown normalisers.",
+                fix="find it first: cp.calibrate(factor, key); or give raw multipliers with log_weights=[…] and accept "
+                "that the shares follow from the unknown normalisers.",
             )
     shares = np.ones(len(factors)) if weights is None else _numbers("weights", weights)
     if shares.shape != (len(factors),) or not np.all(np.isfinite(shares)) or np.any(shares < 0) or shares.sum() == 0:
@@ -158,6 +159,8 @@ def leaves(factor: Factor) -> list[LeafFactor]:
 
 
 def _normalised(factor: Factor) -> bool:
+    if isinstance(factor, CalibratedExpression):
+        return True
     if isinstance(factor, LeafFactor):
         return "normalised" in factor.capabilities
     if isinstance(factor, Mixture):

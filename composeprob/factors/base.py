@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -78,6 +80,15 @@ class LeafFactor(Factor):
         """The factor is close to N(0, σ²I) raised to this power at the noisiest level: 1 for a diffusion, 0 for a
         bounded potential such as a classifier."""
         return 1.0
+
+    @property
+    def dimension(self) -> float:
+        """How many entries the factor is a density of, as Feynman–Kac rates count them."""
+        return float(math.prod(self.event_shape))
+
+    def growth(self, noise: Noise) -> Array:
+        """∂ log f/∂λ of a factor that depends on the log-SNR λ alone; 0 for a density that follows the diffusion."""
+        return jnp.zeros((), noise.sigma.dtype)
 
     @property
     def condition_names(self) -> tuple[str, ...]:

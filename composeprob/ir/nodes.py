@@ -65,10 +65,15 @@ class Leaf:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """Π_i child_i^{power_i}."""
+    """Π_i child_i^{power_i}.
+
+    Attributes:
+        normalised: whether it integrates to 1 at every level, because a `Normaliser` among its children says so.
+    """
 
     children: tuple[Node, ...]
     powers: tuple[float, ...]
+    normalised: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Site
+from composeprob.ir.normaliser import Normaliser
 
 _SUPERSCRIPT = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
 
@@ -12,6 +13,8 @@ _SUPERSCRIPT = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
 def formula(node: Node, site: str) -> str:
     """An expression in the usual notation, such as ``ring(x)·bar(x)^0.5``."""
     if isinstance(node, Leaf):
+        if isinstance(node.factor, Normaliser):
+            return node.factor.label
         seen = site
         if node.region is not None:
             spans = ", ".join(f"{o}:{o + e}" for o, e in zip(node.region.offset, node.region.extent, strict=True))

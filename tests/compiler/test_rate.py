@@ -21,6 +21,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -122,7 +123,22 @@ def averaging_windows():
     return cp.window(leaf(0), (4,), (0,), scale=2) ** 0.7 * leaf(9, (4,)) * cp.window(leaf(3), (4,), (1,))
 
 
+def normalised(factor, degree):
+    """As `calibrate` makes it, with made-up normalisers: the equation holds for any."""
+    knots = np.linspace(-9.0, 7.0, 12)
+    tables = {KNOTS: knots, LOG_NORMALISER: np.sin(knots) - 0.3 * knots, ERROR: np.zeros(12)}
+    return cp.CalibratedExpression(
+        factor=factor, schedule=SCHEDULE.schedule(), fixed=tables, degree=degree, event_shape=factor.event_shape
+    )
+
+
 EXPRESSIONS = {
+    "calibrated product": lambda: normalised(leaf(0) * leaf(1) ** 0.5, 3.0),
+    "mixture of calibrated products": lambda: cp.mixture([normalised(leaf(0) * leaf(1), 4.0), leaf(2)], [0.3, 0.7]),
+    "power of a calibrated product": lambda: normalised(leaf(0) * leaf(1) ** 0.5, 3.0) ** 1.4 * leaf(2),
+    "window of a calibrated product": lambda: (
+        cp.window(normalised(leaf(0) * leaf(1), 4.0), (4,), (0,), scale=2) ** 0.7 * leaf(9, (4,))
+    ),
     "leaf": lambda: leaf(0),
     "box": box,
     "product": lambda: leaf(0) * leaf(1),
@@ -142,6 +158,7 @@ EXPRESSIONS = {
         * cp.mixture([cp.window(leaf(0), (3,), (0,)), cp.window(leaf(1, (1,)), (3,), (2,))], log_weights=[0.0, 0.4])
     ),
 }
+WHOLE = {"calibrated product", "mixture of calibrated products"}
 NO_DRIFT_PART = {"leaf", "box", "mixture"}  # normalised densities of all entries: their rate is 0 without it
 
 
@@ -156,7 +173,14 @@ def rates(density, diffusion, seed=0):
     return jax.jit(lambda x, t: residual(density, diffusion, x, t))(x, jnp.asarray(0.6))
 
 
-NESTED = {"mixture of products", "product of mixtures", "product over a mixture of products", "averaging window"}
+NESTED = {
+    "mixture of calibrated products",
+    "window of a calibrated product",
+    "mixture of products",
+    "product of mixtures",
+    "product over a mixture of products",
+    "averaging window",
+}
 CASES = [
     pytest.param(d, name, marks=[] if d is VP or name in NESTED else pytest.mark.slow, id=f"{d.name}-{name}")
     for d in DIFFUSIONS
@@ -172,7 +196,7 @@ def test_rate_is_the_residual(diffusion, name):
     np.testing.assert_allclose(rate, wanted, rtol=1e-8, atol=1e-8)
     if name in NO_DRIFT_PART:
         np.testing.assert_allclose(rate, 0.0, atol=1e-8)
-    elif diffusion is VE:
+    elif diffusion is VE or name in WHOLE:  # their drift's part is 0, and so is that of whatever counts as one density
         np.testing.assert_allclose(without_drift, rate, rtol=1e-12)
     else:  # the negative control: without the drift's part the equation does not hold
         assert abs(without_drift - wanted) > 1e-2

@@ -1,0 +1,10 @@
+"""Calibration: log-normalisers of factors, and the relative depth of their modes.
+
+`calibrate` finds them: by quadrature in one or two dimensions, by sequential Monte Carlo or bridge sampling elsewhere;
+`calibrate_model` does so for a model of the zoo and stores what it found. May import everything but `api` and `cli`.
+"""
+
+from composeprob.calibration.driver import calibrate
+from composeprob.calibration.storage import load_calibration, save_calibration
+
+__all__ = ["calibrate", "load_calibration", "save_calibration"]

@@ -1,0 +1,302 @@
+"""`calibrate`: from a factor with an energy to a factor with a known normaliser."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from composeprob.calibration.annealed import annealed
+from composeprob.calibration.depth import Depth, mode_depth
+from composeprob.calibration.quadrature import integrals
+from composeprob.compiler.pipeline import compile
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.factors.algebra import Mixture, Product, leaves
+from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.calibrated import (
+    CENTRES,
+    ERROR,
+    KNOTS,
+    LOG_NORMALISER,
+    OFFSET,
+    Calibrated,
+    CalibratedExpression,
+)
+from composeprob.factors.window import Window
+from composeprob.ir.nodes import Leaf, same_leaf
+from composeprob.language.program import program
+from composeprob.language.statements import sample
+from composeprob.schedule import Schedule
+
+WIDEST = {"quadrature": 0.4, "annealed": 0.25}
+"""Widest gap in log-SNR between two levels of a calibration: the curve between them, or the weights, must bear it."""
+REVERSE = 0.2
+"""Widest gap of the reverse diffusion that tells the shares of modes."""
+MANY = 128
+"""Schedules of more levels are calibrated at as many values of log-SNR."""
+
+
+@program
+def alone(factor: Factor) -> Any:
+    """The factor and nothing else."""
+    return sample("x", factor)
+
+
+def calibrate(
+    factor: Factor,
+    key: Array,
+    *,
+    modes: Any = None,
+    num_chains: int = 1000,
+    repeats: int = 8,
+) -> Factor:
+    """The same factor, normalised at every level: log f̃(x, k) = log f(x, k) − log Z_k.
+
+    An energy that was learned by matching scores is known up to a constant of each level. Its log-normaliser makes
+    shares mean what they say: ``cp.mixture([f, g], weights=[0.2, 0.8])``. Events of one or two entries are integrated
+    by a grid that follows the mass from level to level; larger ones by sequential Monte Carlo with the density's
+    ratios between levels, several times over for a standard error.
+
+    With ``modes``, the relative depth of separated modes is mended too. Scores know how much mass each mode has: the
+    reverse diffusion follows them from levels where the modes are one. So f's own samples, noised again, tell the
+    true share of the cell of each mode (what is nearest to it in x/α) at each level, and log f is shifted in each cell
+    to give it that share; the score stays as it is. The factor then offers ``mode_depth``.
+
+    Products and mixtures are calibrated as a whole, after their leaves.
+
+    Args:
+        factor: with an energy, every condition given.
+        key: a typed random key; in one or two dimensions only ``modes`` needs it.
+        modes: centres of separated modes in units of the clean event, shape (M, \\*event_shape); for leaves.
+        num_chains: chains of one repeat of sequential Monte Carlo, or a tenth of the samples that tell the shares.
+        repeats: independent repeats, at least 2.
+
+    Returns:
+        A factor with the attributes ``log_normaliser`` and ``standard_error``, one number for each level of its
+        schedule. Its normalisers at other levels are interpolated in log-SNR. The parts of a product are normalised
+        first, and its ``log_normaliser`` is that of the product of the normalised parts.
+
+    Raises:
+        CapabilityError: a leaf has only a score; ``modes`` of a composition.
+        ConditionError: a condition is left open.
+        InvalidValueError: an energy is NaN, or no number.
+        ImproperError: the factor cannot be normalised, as a classifier alone.
+        ShapeError: modes of another shape than events.
+
+    References:
+        Du, Mordatch, Song et al. 2023, section 4, for why constants are free. Neal 2001, *Annealed importance
+        sampling*; Del Moral, Doucet and Jasra 2006. Meng and Wong 1996 for bridge sampling, which tells the depth of
+        modes in more than two dimensions.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, composeprob as cp
+        >>> schedule = cp.Schedule.log_snr(20)
+        >>> def log_f(x, level):  # N(0, 1) at every level, times e³
+        ...     return 3.0 - 0.5 * jnp.sum(x**2)
+        >>> f = cp.calibrate(cp.Energy(log_f, schedule, event_shape=(1,)), jax.random.key(0))
+        >>> round(float(f.log_normaliser[0]), 3)  # 3 + ½ log 2π
+        3.919
+        >>> "normalised" in f.capabilities
+        True
+    """
+    _check(factor, key, num_chains, repeats)
+    if isinstance(factor, CalibratedExpression):
+        factor = factor.factor
+    if isinstance(factor, LeafFactor):
+        return _leaf(factor, key, modes, num_chains, repeats)
+    if modes is not None:
+        raise CapabilityError(
+            "modes= is for single factors: the reverse diffusion of a product does not tell its shares.",
+            fix="calibrate each factor with its own modes, then the product: "
+            "cp.calibrate(cp.calibrate(f, key, modes=…) * g, key).",
+        )
+    degree = _degree(factor)
+    leaf_key, key = jax.random.split(key)
+    normal = _normalised_leaves(factor, [], leaf_key, num_chains, repeats)
+    schedule = _knots(normal)
+    density = compile(alone, normal, schedule=schedule)
+    log_z, error = _log_normaliser(density, key, num_chains, repeats)
+    excess = degree - math.prod(factor.event_shape)
+    in_units_of_alpha = log_z + excess * np.log(np.asarray(schedule.alpha, np.float64))
+    own = compile(alone, normal).schedule
+    tables = _tables(schedule, log_normaliser=in_units_of_alpha, error=error)
+    host = Schedule.from_arrays(own.alpha, own.sigma)
+    return CalibratedExpression(
+        factor=normal, schedule=host, fixed=tables, degree=degree, event_shape=factor.event_shape
+    )
+
+
+def _leaf(factor: LeafFactor, key: Array, modes: Any, num_chains: int, repeats: int) -> Calibrated:
+    if isinstance(factor, Calibrated):
+        factor = factor.uncalibrated
+    schedule = _knots(factor)
+    density = compile(alone, factor, schedule=schedule)
+    if modes is None:
+        log_z, error = _log_normaliser(density, key, num_chains, repeats)
+        return Calibrated(factor, _tables(schedule, -log_z[:, None], log_z, error))
+    fine = compile(alone, factor, schedule=_levels(factor, REVERSE, wide=False))
+    found: Depth = mode_depth(fine, density, _centres(modes, factor), key, num_chains, repeats)
+    log_z = np.logaddexp.reduce(found.log_integrals, axis=1)
+    tables = _tables(schedule, found.log_shares - found.log_integrals, log_z, found.error)
+    return Calibrated(factor, {**tables, CENTRES: _centres(modes, factor)})
+
+
+def _log_normaliser(
+    density: AnnealedDensity, key: Array, num_chains: int, repeats: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """log Z at every level of the density, and its standard errors, both (K,)."""
+    if math.prod(density.sites["x"].shape) <= 2:
+        log_z, error = integrals(density, "x")
+        return log_z[:, 0], error
+    return annealed(density, key, num_chains, repeats)
+
+
+def _tables(
+    schedule: Schedule, offset: Any = None, log_normaliser: Any = None, error: Any = None
+) -> dict[str, np.ndarray]:
+    """By increasing log-SNR, as interpolation wants them."""
+    alpha, sigma = (np.asarray(a, np.float64) for a in (schedule.alpha, schedule.sigma))
+    tables = {KNOTS: 2 * (np.log(alpha) - np.log(sigma)), LOG_NORMALISER: log_normaliser, ERROR: error}
+    if offset is not None:
+        tables[OFFSET] = offset
+    return {name: np.ascontiguousarray(table[::-1]) for name, table in tables.items()}
+
+
+def _knots(factor: Factor) -> Schedule:
+    """The levels to calibrate at."""
+    return _levels(factor, WIDEST["quadrature" if math.prod(factor.event_shape) <= 2 else "annealed"], wide=True)
+
+
+def _levels(factor: Factor, widest: float, *, wide: bool) -> Schedule:
+    """The factor's own levels with gaps filled where it knows more than those; if ``wide``, as far as it does."""
+    own = compile(alone, factor).schedule
+    alpha, sigma = np.asarray(own.alpha, np.float64), np.asarray(own.sigma, np.float64)
+    own = Schedule.from_arrays(alpha, sigma)
+    found = leaves(factor)
+    if any(leaf.level_bound for leaf in found):
+        return own
+    log_snr = 2 * (np.log(alpha) - np.log(sigma))[::-1]
+    if len(log_snr) > MANY:
+        log_snr = np.linspace(log_snr[0], log_snr[-1], MANY)
+    ranges = [leaf.log_snr_range for leaf in found if not leaf.level_free]
+    low, high = max((r[0] for r in ranges), default=-np.inf), min((r[1] for r in ranges), default=np.inf)
+    low, high = (low if np.isfinite(low) else log_snr[0]), (high if np.isfinite(high) else log_snr[-1])
+    if not wide:
+        low, high = log_snr[0], log_snr[-1]
+    below, above = [low] if low < log_snr[0] - 1e-3 else [], [high] if high > log_snr[-1] + 1e-3 else []
+    ends = [*below, *log_snr, *above]
+    gaps = [np.linspace(a, b, max(1, math.ceil((b - a) / widest)), endpoint=False) for a, b in itertools.pairwise(ends)]
+    knots = np.concatenate([*gaps, [ends[-1]]])[::-1]
+    alpha = own.alpha_at(knots)
+    return Schedule.from_arrays(alpha, alpha * np.exp(-0.5 * knots))
+
+
+def _normalised_leaves(
+    factor: Factor, known: list[tuple[LeafFactor, LeafFactor]], key: Array, num_chains: int, repeats: int
+) -> Factor:
+    """The same expression with its noised marginals normalised, equal ones once.
+
+    A mixture with raw multipliers is left as it is: normalised parts would get other shares.
+    """
+
+    def again(child: Factor) -> Factor:
+        return _normalised_leaves(child, known, jax.random.fold_in(key, len(known)), num_chains, repeats)
+
+    if isinstance(factor, LeafFactor):
+        if "normalised" in factor.capabilities or "exact_marginals" not in factor.capabilities:
+            return factor
+        for raw, done in known:
+            if same_leaf(Leaf(raw, None, ""), Leaf(factor, None, "")):
+                return done
+        done = _leaf(factor, key, None, num_chains, repeats)
+        known.append((factor, done))
+        return done
+    if isinstance(factor, Product):
+        parts = tuple(map(again, factor.factors))
+        return Product(factors=parts, powers=factor.powers, event_shape=factor.event_shape)
+    if isinstance(factor, Mixture) and factor.calibrated:
+        return Mixture(
+            factors=tuple(map(again, factor.factors)),
+            log_weights=factor.log_weights,
+            calibrated=True,
+            event_shape=factor.event_shape,
+        )
+    if isinstance(factor, Window):
+        return Window(
+            factor=again(factor.factor), event_shape=factor.event_shape, offset=factor.offset, block=factor.block
+        )
+    return factor
+
+
+def _degree(factor: Factor) -> float:
+    """Σ powers × dimensions: how a factor scales with its events, (1/c)^degree where they grow by c."""
+    if isinstance(factor, LeafFactor):
+        return factor.top_power * math.prod(factor.event_shape)
+    if isinstance(factor, CalibratedExpression):
+        return float(math.prod(factor.event_shape))
+    if isinstance(factor, Product):
+        return sum(w * _degree(f) for w, f in zip(factor.powers, factor.factors, strict=True))
+    if isinstance(factor, Window):
+        return _degree(factor.factor)
+    assert isinstance(factor, Mixture)
+    degrees = [_degree(f) for f in factor.factors]
+    if not np.allclose(degrees, degrees[0]):
+        raise CapabilityError(
+            "A mixture of parts that scale differently (products of different numbers of factors) has no normaliser "
+            "of its own: its shares depend on the schedule.",
+            fix="calibrate its parts, and mix them by shares: cp.mixture([cp.calibrate(f * g, key), h], weights=…).",
+        )
+    return degrees[0]
+
+
+def _centres(modes: Any, factor: LeafFactor) -> np.ndarray:
+    try:
+        centres = np.asarray(modes, np.float64)
+    except (TypeError, ValueError) as error:
+        raise WrongTypeError(f"modes must be an array; got {type(modes).__name__}.") from error
+    if centres.ndim == 0 or centres.shape[1:] != factor.event_shape or not len(centres):
+        raise ShapeError(
+            f"modes has shape {centres.shape}, but events of factor '{factor.label}' have {factor.event_shape}.",
+            fix=f"pass the modes' centres, shape (M, {', '.join(map(str, factor.event_shape))}).",
+        )
+    if not np.all(np.isfinite(centres)):
+        raise InvalidValueError("modes holds numbers that are not finite.", fix="pass finite centres.")
+    return centres
+
+
+def _check(factor: Any, key: Any, num_chains: Any, repeats: Any) -> None:
+    if not isinstance(factor, Factor):
+        raise WrongTypeError(
+            f"calibrate takes a factor; got {type(factor).__name__}.", fix="pass cp.load('ring2d'), or f * g."
+        )
+    if not isinstance(key, jax.Array) or not jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
+        raise WrongTypeError(
+            f"key must be one typed random key; got {type(key).__name__}.", fix="pass jax.random.key(0)."
+        )
+    for name, value, least in (("num_chains", num_chains, 2), ("repeats", repeats, 2)):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+            raise InvalidValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+    if factor.event_shape is None:
+        raise ShapeError(
+            f"Factor '{getattr(factor, 'label', '')}' does not say for which events it is, so nothing can be "
+            "integrated.",
+            fix="pass event_shape= to it.",
+        )
+    for leaf in leaves(factor):
+        if "energy" not in leaf.capabilities:
+            raise CapabilityError(
+                f"Factor '{leaf.label}' offers only its score, and a score has no constant to calibrate.",
+                fix="use a model with an energy parameterization.",
+            )
+        missing = [name for name in leaf.condition_names if name not in leaf.call_conditions()]
+        if missing:
+            names = ", ".join(f"{name}=…" for name in missing)
+            raise ConditionError(
+                f"Factor '{leaf.label}' leaves {', '.join(map(repr, missing))} open, and its normaliser depends on it.",
+                fix=f"give it first: cp.calibrate(factor.given({names}), key).",
+            )

@@ -1,0 +1,173 @@
+"""Integrals in one or two dimensions: a grid that follows the mass from the noisiest level to the cleanest.
+
+In the coordinates y = x/α a level is the next noisier one with some noise taken away, so its mass lies inside of the
+other's. The midpoint rule on cells of width h converges faster than any power of h once h is as fine as the density's
+features, hence halving h until nothing changes is cheap, and what the last halving changed is a safe error.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.errors import ImproperError, InvalidValueError
+
+TOLERANCE = 1e-5
+"""Change of log Z, in nats, at which halving ends."""
+NEGLIGIBLE = 30.0
+"""Cells whose log-density lies this far below the greatest are left as they are: e^−30 of it."""
+MAX_POINTS = 400_000
+"""Points at one level at which refinement ends, whatever it changes."""
+ROUNDS = 100
+"""How often the region may grow by a ring of cells at one level."""
+CHUNK = 4096
+
+
+def integrals(density: AnnealedDensity, site: str, centres: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """log ∫F_k over the cell of every centre, at every level.
+
+    Args:
+        density: of one noised site of one or two entries.
+        site: its name.
+        centres: shape (M, \\*event), in units of x/α; cells are what is nearest to each. None for one cell, the whole
+            space.
+
+    Returns:
+        log-integrals (K, M), and for each level what the last refinement changed of the whole, (K,).
+
+    Raises:
+        InvalidValueError: log F is NaN or +∞ somewhere.
+        ImproperError: F does not decay.
+    """
+    shape = density.sites[site].shape
+    dimension = int(np.prod(shape))
+    alpha, sigma = (np.asarray(a, np.float64) for a in (density.schedule.alpha, density.schedule.sigma))
+    middle = np.zeros((1, dimension)) if centres is None else np.asarray(centres, np.float64).reshape(-1, dimension)
+    width = 1.0 / np.sqrt(np.asarray(density.top.power[site], np.float64).min())
+    step = 0.5 * width * sigma[-1] / alpha[-1]
+    cells = np.array(list(itertools.product(range(-16, 16), repeat=dimension)))  # 8 standard deviations
+    found, errors = np.zeros((density.num_levels, len(middle))), np.zeros(density.num_levels)
+    for level in reversed(range(density.num_levels)):
+
+        def log_f(cells: np.ndarray, step: float, level: int = level) -> np.ndarray:
+            points = alpha[level] * step * (cells + 0.5)
+            return log_densities(density, site, points.reshape(-1, *shape), level) + dimension * np.log(alpha[level])
+
+        found[level], errors[level], cells, step = _level(log_f, cells, step, middle, level)
+    return found, errors
+
+
+def _level(
+    log_f: Any, cells: np.ndarray, step: float, centres: np.ndarray, level: int
+) -> tuple[np.ndarray, float, np.ndarray, float]:
+    """One level: log-integrals by centre, their error, and the cells and step that the next level starts with."""
+    dimension = cells.shape[1]
+    cells, values = _spread(log_f, cells, step, level)
+    kept = np.full(len(centres), -np.inf)  # mass of cells that are not refined any further
+    total = _by_centre(values, cells, step, centres)
+    while True:
+        important = _important(cells, values)
+        rest = _by_centre(values[~important], cells[~important], step, centres)
+        kept = np.logaddexp(kept, rest)
+        coarse = (cells[important], step)
+        corners = np.array(list(itertools.product((0, 1), repeat=dimension)))
+        cells = (2 * coarse[0][:, None, :] + corners[None]).reshape(-1, dimension)
+        step = 0.5 * step
+        values = _finite(log_f(cells, step), level)
+        finer = np.logaddexp(kept, _by_centre(values, cells, step, centres))
+        change = abs(np.logaddexp.reduce(finer) - np.logaddexp.reduce(total))
+        if change < TOLERANCE or len(cells) * 2**dimension > MAX_POINTS:
+            return finer, float(change), *coarse
+        total = finer
+
+
+def _spread(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cells grown until those at the border do not matter."""
+    values = _finite(log_f(cells, step), level)
+    fresh = np.ones(len(cells), bool)  # the others' neighbours are there already
+    for _ in range(ROUNDS):
+        missing = _missing_neighbours(cells, fresh & (values > values.max() - NEGLIGIBLE))
+        if not len(missing):
+            return cells, values
+        fresh = np.concatenate([np.zeros(len(cells), bool), np.ones(len(missing), bool)])
+        cells = np.concatenate([cells, missing])
+        values = np.concatenate([values, _finite(log_f(missing, step), level)])
+    raise ImproperError(
+        f"At level {level} the density does not decay: cells as far as {step * np.abs(cells).max():.3g} from the "
+        "origin, in units of the clean event, still matter.",
+        fix="check that the energy grows with the distance from the data.",
+    )
+
+
+def _important(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Which cells matter, or touch one that does."""
+    heavy = values > values.max() - NEGLIGIBLE
+    around = _neighbours(cells[heavy])
+    return heavy | np.isin(_code(cells), _code(around))
+
+
+def _missing_neighbours(cells: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    around = _neighbours(cells[chosen])
+    codes, first = np.unique(_code(around), return_index=True)
+    return around[first[~np.isin(codes, _code(cells))]]
+
+
+def _neighbours(cells: np.ndarray) -> np.ndarray:
+    offsets = np.array(list(itertools.product((-1, 0, 1), repeat=cells.shape[1])))
+    return (cells[:, None, :] + offsets[None]).reshape(-1, cells.shape[1])
+
+
+def _code(cells: np.ndarray) -> np.ndarray:
+    """One integer a cell."""
+    weights = (1 << 31) ** np.arange(cells.shape[1])
+    return (cells.astype(np.int64) + (1 << 30)) @ weights.astype(np.int64)
+
+
+def _by_centre(values: np.ndarray, cells: np.ndarray, step: float, centres: np.ndarray) -> np.ndarray:
+    """log Σ exp(values)·h^d of the cells nearest to each centre, (M,)."""
+    if not len(values):
+        return np.full(len(centres), -np.inf)
+    points = step * (cells + 0.5)
+    distance = (centres**2).sum(1)[None] - 2 * points @ centres.T
+    top = values.max()
+    mass = np.bincount(distance.argmin(1), weights=np.exp(values - top), minlength=len(centres))
+    with np.errstate(divide="ignore"):
+        return np.log(mass) + top + cells.shape[1] * np.log(step)
+
+
+def _finite(values: np.ndarray, level: int) -> np.ndarray:
+    if np.any(np.isnan(values)) or np.any(values == np.inf) or not np.any(np.isfinite(values)):
+        raise InvalidValueError(
+            f"The log-density is not finite at level {level}: {np.sum(~np.isfinite(values))} of {len(values)} points "
+            "gave NaN or infinity.",
+            fix="look for overflow in the energy; −∞ is allowed where the density is 0, but not everywhere.",
+        )
+    return values
+
+
+def log_densities(density: AnnealedDensity, site: str, points: np.ndarray, level: int) -> np.ndarray:
+    """log F_k at points of shape (n, \\*event), evaluated in chunks of one size: all levels share one executable."""
+    values = []
+    for start in range(0, len(points), CHUNK):
+        chunk = points[start : start + CHUNK]
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], CHUNK - len(chunk), axis=0)])
+        value = _log_densities(density, site, jnp.asarray(padded, jnp.result_type(float)), jnp.asarray(level))
+        values.append(np.asarray(value, np.float64)[: len(chunk)])
+    return np.concatenate(values)
+
+
+@eqx.filter_jit
+def _log_densities(density: AnnealedDensity, site: str, points: Array, level: Array) -> Array:
+    def one(x: Array) -> Array:
+        value = density.evaluator({site: x}, level).log_density
+        assert value is not None  # only factors with an energy are calibrated
+        return value
+
+    return jax.vmap(one)(points)

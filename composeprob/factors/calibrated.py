@@ -1,0 +1,187 @@
+"""Factors with a known normaliser: made by `calibrate`, read by the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.errors import ConditionError
+from composeprob.factors.base import Factor, LeafFactor, check_conditions
+from composeprob.factors.interpolation import interpolate
+from composeprob.schedule import Noise, Schedule
+
+PREFIX = "calibration "
+KNOTS, OFFSET, CENTRES = PREFIX + "log-SNR", PREFIX + "offset", PREFIX + "centres"
+LOG_NORMALISER, ERROR = PREFIX + "log Z", PREFIX + "error"
+TABLES = (KNOTS, OFFSET, CENTRES, LOG_NORMALISER, ERROR)
+"""The tables of a calibration. They lie among the conditions, so that one network with several calibrations (one for
+each condition) stays one batched evaluation."""
+
+
+class Calibrated(LeafFactor):
+    """A leaf factor with its log-normaliser: log f̃(x, k) = log f(x, k) − log Z_k, and the score of f.
+
+    `calibrate` makes it. With modes, log f̃ = log f + c_m(k) in the cell of the mode m that is nearest to x/α_k, so
+    that every cell holds its true share and the whole integrates to 1; then it offers ``mode_depth``. Between the
+    levels where it was calibrated the constants are interpolated in log-SNR.
+
+    Attributes:
+        base: f, without the conditions given to it.
+        fixed: the conditions of f, and the tables of the calibration over n values of log-SNR.
+    """
+
+    base: LeafFactor
+    schedule: Schedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    fixed: Mapping[str, Any]
+    label: str = eqx.field(static=True)
+
+    def __init__(self, factor: LeafFactor, tables: Mapping[str, Any]):
+        self.base = eqx.tree_at(lambda f: f.fixed, factor, {}, is_leaf=lambda node: node is factor.fixed)
+        self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
+        self.fixed = {**factor.fixed, **{name: np.asarray(table, np.float64) for name, table in tables.items()}}
+
+    @property
+    def uncalibrated(self) -> LeafFactor:
+        """f, with the conditions given to it."""
+        return self.base.given(**{name: v for name, v in self.fixed.items() if name not in TABLES})
+
+    @property
+    def tables(self) -> dict[str, np.ndarray]:
+        """What the calibration found, by name, as `save_calibration` stores it."""
+        return {name: np.asarray(self.fixed[name]) for name in TABLES if name in self.fixed}
+
+    @property
+    def log_normaliser(self) -> np.ndarray:
+        """log Z of f at each of its own levels, shape (K,)."""
+        return _at_levels(self.schedule, self.fixed[KNOTS], self.fixed[LOG_NORMALISER])
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """Standard errors of `log_normaliser`, shape (K,); for a quadrature, what a refinement changed."""
+        return _at_levels(self.schedule, self.fixed[KNOTS], self.fixed[ERROR])
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return self.base.capabilities | ({"normalised", "mode_depth"} if CENTRES in self.fixed else {"normalised"})
+
+    @property
+    def top_power(self) -> float:
+        return self.base.top_power
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        return self.base.condition_names
+
+    @property
+    def log_snr_range(self) -> tuple[float, float]:
+        return self.base.log_snr_range
+
+    @property
+    def level_bound(self) -> bool:
+        return self.base.level_bound
+
+    @property
+    def level_free(self) -> bool:
+        return self.base.level_free
+
+    def given(self, **conditions: Any) -> LeafFactor:
+        check_conditions(self, conditions)
+        raise _too_late(self.label, conditions)
+
+    def call_conditions(self) -> dict[str, Array]:
+        needed = {name: v for name, v in self.fixed.items() if name not in (LOG_NORMALISER, ERROR)}
+        return {**self.base.call_conditions(), **needed}
+
+    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+        own = {name: value for name, value in conditions.items() if name not in TABLES}
+        log_f, score = self.base.evaluate(x, noise, own)
+        knots, offset = jnp.asarray(conditions[KNOTS], x.dtype), jnp.asarray(conditions[OFFSET], x.dtype)
+        constants = interpolate(knots, offset, noise.log_snr)  # one for each cell
+        cell = nearest(x / noise.alpha, jnp.asarray(conditions[CENTRES], x.dtype)) if CENTRES in conditions else 0
+        assert log_f is not None  # nothing else is calibrated
+        return log_f + constants[cell], score
+
+    def __repr__(self) -> str:
+        return _describe(self, f"Calibrated factor '{self.label}'" + _modes(self.fixed.get(CENTRES)))
+
+
+class CalibratedExpression(Factor):
+    """A product or mixture of factors with its log-normaliser, F(x, k)/Z_k.
+
+    Stored are log-normalisers in the coordinates x/α, where schedules of every kind agree; in the coordinates of α
+    they are less by (G − d)·log α, for F of degree G: Σ powers × dimensions.
+
+    Attributes:
+        factor: F, whose leaves are calibrated themselves.
+        schedule: the levels that it was calibrated on.
+        fixed: the tables of the calibration over n values of log-SNR.
+        degree: G.
+    """
+
+    factor: Factor
+    schedule: Schedule
+    fixed: Mapping[str, Any]
+    degree: float = eqx.field(static=True)
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def excess(self) -> float:
+        """G − d."""
+        return self.degree - float(np.prod(self.event_shape))
+
+    @property
+    def log_normaliser(self) -> np.ndarray:
+        """log Z of F, whose leaves are normalised, at each level that it was calibrated on, shape (K,)."""
+        log_alpha = np.log(np.asarray(self.schedule.alpha, np.float64))
+        return _at_levels(self.schedule, self.fixed[KNOTS], self.fixed[LOG_NORMALISER]) - self.excess * log_alpha
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """Standard errors of `log_normaliser`, shape (K,); for a quadrature, what a refinement changed."""
+        return _at_levels(self.schedule, self.fixed[KNOTS], self.fixed[ERROR])
+
+    def given(self, **conditions: Any) -> Factor:
+        raise _too_late("expression", conditions)
+
+    def __repr__(self) -> str:
+        return _describe(self, "Calibrated expression")
+
+
+def nearest(x: Array, centres: Array) -> Array:
+    """The index of the centre nearest to x, for centres of shape (M, \\*event)."""
+    flat = centres.reshape(len(centres), -1)
+    # ‖x − c‖² up to ‖x‖², which is large where there is much noise and would swallow the difference.
+    return jnp.argmin(jnp.sum(flat**2, axis=1) - 2 * flat @ x.reshape(-1))
+
+
+def _at_levels(schedule: Schedule, knots: Any, values: Any) -> np.ndarray:
+    """The table's entries at the schedule's levels, which are among its knots."""
+    log_snr = 2 * (np.log(np.asarray(schedule.alpha, np.float64)) - np.log(np.asarray(schedule.sigma, np.float64)))
+    return np.interp(log_snr, np.asarray(knots), np.asarray(values))
+
+
+def _too_late(label: str, conditions: Mapping[str, Any]) -> ConditionError:
+    names = ", ".join(f"{name}=…" for name in conditions)
+    return ConditionError(
+        f"The calibrated {label} has the normaliser of the conditions that it was calibrated with; {names} would "
+        "change it.",
+        fix=f"give conditions first: cp.calibrate(factor.given({names}), key).",
+    )
+
+
+def _modes(centres: Any) -> str:
+    return "" if centres is None else f", shares of {len(centres)} modes known"
+
+
+def _describe(factor: Any, what: str) -> str:
+    log_z, error = factor.log_normaliser, factor.standard_error
+    return (
+        f"{what}: log Z {log_z[0]:.4g} ± {error[0]:.2g} at level 0, {log_z[-1]:.4g} ± {error[-1]:.2g} at level "
+        f"{len(log_z) - 1}"
+    )

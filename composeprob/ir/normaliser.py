@@ -1,0 +1,71 @@
+"""The constant 1/Z_k of a calibrated expression, as a leaf of the IR that depends on the level alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.factors.base import LeafFactor
+from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER, CalibratedExpression
+from composeprob.factors.interpolation import interpolate
+from composeprob.schedule import Noise, Schedule
+
+
+class Normaliser(LeafFactor):
+    """log c = −log Z(λ) + (G − d)·log α, with log Z in the coordinates x/α.
+
+    Along dx = f·x dt + g dW a function c of the time alone has the rate r = −(f·d + ∂_t log c)/g², and dλ = −g²/σ² dt:
+    of the above, r = −∂_λ log Z/σ² − (f/g²)·G. So it counts as a density of ``dimension`` = d − G entries that grows
+    by `growth` = −∂_λ log Z.
+    """
+
+    schedule: Schedule
+    knots: Any
+    log_normaliser: Any
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    excess: float = eqx.field(static=True)
+    fixed: Mapping[str, Any]
+    label: str = eqx.field(static=True)
+
+    def __init__(self, of: CalibratedExpression):
+        self.schedule, self.event_shape, self.excess = of.schedule, of.event_shape, of.excess
+        self.knots, self.log_normaliser = of.fixed[KNOTS], of.fixed[LOG_NORMALISER]
+        self.fixed, self.label = {}, "Z⁻¹"
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth"})
+
+    @property
+    def top_power(self) -> float:
+        return 0.0
+
+    @property
+    def level_free(self) -> bool:
+        return True
+
+    @property
+    def dimension(self) -> float:
+        return -self.excess
+
+    @property
+    def top_constant(self) -> float:
+        """log c = top_constant − ½·dimension·log(2πσ²) at the noisiest levels."""
+        width = np.log(2 * np.pi) - float(self.knots[0])  # log 2πσ² where α = 1
+        return float(-self.log_normaliser[0] - 0.5 * self.excess * width)
+
+    def growth(self, noise: Noise) -> Array:
+        return jax.grad(self._log_constant)(noise.log_snr)
+
+    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+        return self._log_constant(noise.log_snr) + self.excess * jnp.log(noise.alpha), jnp.zeros_like(x)
+
+    def _log_constant(self, log_snr: Array) -> Array:
+        dtype = log_snr.dtype
+        return -interpolate(jnp.asarray(self.knots, dtype), jnp.asarray(self.log_normaliser, dtype), log_snr)

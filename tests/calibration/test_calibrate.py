@@ -1,0 +1,224 @@
+"""Log-normalisers against closed forms, and mixtures whose shares mean what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER
+from composeprob.factors.interpolation import interpolate
+from zscores import LIMIT
+
+SPEC = importlib.util.spec_from_file_location("known", Path(__file__).with_name("known.py"))
+known = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(known)
+
+KEY = jax.random.key(0)
+LEFT, RIGHT = [-0.6, 0.0], [0.6, 0.0]
+LOG_SNR = np.asarray(known.SCHEDULE.log_snr)
+
+
+@pytest.fixture(scope="module")
+def left():
+    return known.raw(known.normal(LEFT, 0.1), 5.0, "left")
+
+
+@pytest.fixture(scope="module")
+def right():
+    return known.raw(known.normal(RIGHT, 0.2), 0.0, "right")
+
+
+@pytest.fixture(scope="module")
+def pair(left, right):
+    return cp.calibrate(left, KEY), cp.calibrate(right, KEY)
+
+
+def shares(factor, sampler=None, schedule=None, chains=8000):
+    density = cp.compile(known.single, factor, schedule=schedule)
+    result = cp.infer(density, jax.random.key(1), num_chains=chains, sampler=sampler, progress=False)
+    return cp.metrics.mode_weights(result["x"], [LEFT, RIGHT], result.log_weights)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [known.normal([0.3], 0.02), known.two_modes([0.6, 0.1], 0.05, 0.3), dist.Uniform(jnp.full(2, -0.5), jnp.ones(2))],
+    ids=["line", "two modes", "box"],
+)
+def test_quadrature_is_exact(distribution):
+    factor = known.raw(distribution, 5.0)
+    found = cp.calibrate(factor, KEY)
+    np.testing.assert_allclose(found.log_normaliser, known.log_constant(LOG_SNR, 5.0), atol=1e-4)
+    assert found.standard_error.max() < 1e-4
+    knots, values = (jnp.asarray(found.fixed[name]) for name in (KNOTS, LOG_NORMALISER))
+    assert (float(knots[0]), float(knots[-1])) == (-12.0, 11.0)  # as far as the network was trained
+    between = jnp.linspace(-12.0, 11.0, 301)
+    curve = jax.vmap(interpolate, (None, None, 0))(knots, values, between)
+    np.testing.assert_allclose(curve, known.log_constant(between, 5.0), atol=5e-3)
+
+
+def test_interpolation_is_exact_on_parabolas_and_straight_outside():
+    knots = jnp.array([-3.0, -1.0, 0.0, 2.5, 4.0])
+    parabola = lambda x: 2 + 3 * x - 0.5 * x**2
+    at = jnp.array([-0.7, 0.4, 2.2])  # intervals whose slopes come from three knots
+    np.testing.assert_allclose(
+        jax.vmap(interpolate, (None, None, 0))(knots, parabola(knots), at), parabola(at), rtol=1e-5
+    )
+    line = lambda x: 1 - 2 * x
+    for x in (-9.0, -3.0, 4.0, 30.0):
+        np.testing.assert_allclose(interpolate(knots, line(knots), jnp.asarray(x)), line(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("distribution", [known.normal(np.linspace(-0.6, 0.6, 10), 0.3)], ids=["normal"])
+def test_ten_dimensions(distribution):
+    found = cp.calibrate(known.raw(distribution, 5.0), KEY, num_chains=500)
+    error = found.log_normaliser - np.asarray(known.log_constant(LOG_SNR, 5.0))
+    assert np.abs(error).max() <= 0.1
+    # eight repeats tell their own error: Student's t with 7 degrees of freedom has heavier tails than z
+    assert abs(error[0]) <= 2 * LIMIT * found.standard_error[0]
+
+
+def test_mixture_has_the_shares_asked_for(pair):
+    mixture = cp.mixture(list(pair), weights=[0.2, 0.8])
+    assert {"normalised", "exact_marginals", "feynman_kac"} <= cp.compile(known.single, mixture).capabilities
+    assert cp.metrics.total_variation(shares(mixture), [0.2, 0.8]) <= 0.02
+
+
+def test_without_calibration_the_shares_are_wrong(left, right):
+    raw = cp.mixture([left, right], log_weights=np.log([0.2, 0.8]))
+    sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=True)
+    assert cp.metrics.total_variation(shares(raw, sampler, chains=500), [0.2, 0.8]) > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", ["vp", "ve"])
+def test_shares_hold_on_other_levels_and_samplers(pair, levels):
+    schedule = cp.Schedule.cosine(60) if levels == "vp" else cp.Schedule.edm(40, 0.01, 40.0)
+    mixture = cp.mixture(list(pair), weights=[0.2, 0.8])
+    for sampler in (None, cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)):
+        assert cp.metrics.total_variation(shares(mixture, sampler, schedule), [0.2, 0.8]) <= 0.02
+
+
+@pytest.mark.slow
+def test_density_weights_after_calibration_of_modes(left, right):
+    parts = [cp.calibrate(f, KEY, modes=[at]) for f, at in ((left, LEFT), (right, RIGHT))]
+    found = shares(cp.mixture(parts, weights=[0.2, 0.8]), cp.SMC(weights="density"))
+    assert cp.metrics.total_variation(found, [0.2, 0.8]) <= 0.02
+
+
+def test_normalised_products_mix(left, right):
+    wide = known.raw(known.normal([0.0, 0.0], 1.0), 1.0, "wide")
+    product = cp.calibrate(left * wide**0.5, KEY)
+    mixture = cp.mixture([product, cp.calibrate(right, KEY)], weights=[0.2, 0.8])
+    density = cp.compile(known.single, mixture)
+    assert "0.2·left(x)·wide(x)^0.5·Z⁻¹" in str(density)
+    assert cp.metrics.total_variation(shares(mixture), [0.2, 0.8]) <= 0.02
+
+
+@pytest.mark.parametrize("levels", ["own", "other"])
+def test_calibrated_densities_integrate_to_one(left, levels):
+    """By a plain grid, on the calibration's own levels and on variance-exploding ones between them."""
+    wide = known.raw(known.normal([0.2, 0.0], 0.5), 1.0, "wide")
+    schedule = None if levels == "own" else cp.Schedule.edm(15, 0.02, 20.0)
+    for factor in (cp.calibrate(left, KEY), cp.calibrate(left * wide**1.7, KEY)):
+        density = cp.compile(known.single, factor, schedule=schedule)
+        for level in range(0, density.num_levels, 7):
+            noise = density.schedule.at(level)
+            width = jnp.sqrt(0.01 * noise.alpha**2 + noise.sigma**2)
+            axis = jnp.linspace(-7, 7, 141)
+            points = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, 2) * width + noise.alpha * jnp.array(LEFT)
+            values = jax.vmap(lambda x, k: density.log_density({"x": x}, k), (0, None))(points, level)
+            mass = jnp.sum(jnp.exp(values)) * (width * (axis[1] - axis[0])) ** 2
+            np.testing.assert_allclose(mass, 1.0, atol=5e-3)
+
+
+def test_a_calibrated_power_in_a_product_is_the_raw_one(left):
+    """Normalisers change a product by a constant only."""
+    other = known.raw(known.normal([0.2, 0.1], 0.5), 1.0, "other")
+    x = jax.random.normal(KEY, (5, 2))
+    product = cp.calibrate(left * other, KEY)
+    raw, normal = (cp.compile(known.single, f) for f in ((left * other) ** 1.5, product**1.5))
+    assert "normalised" not in normal.capabilities
+    for level in (0, 20, 39):
+        values = [jax.vmap(lambda x, d=d: d.log_density({"x": x}, level))(x) for d in (raw, normal)]
+        np.testing.assert_allclose(values[0] - values[1], values[0][0] - values[1][0], rtol=2e-4)
+
+
+def test_calibrated_siblings_share_their_network():
+    def energy(x, log_snr, centre):
+        sigma, alpha = jnp.sqrt(jax.nn.sigmoid(-log_snr)), jnp.sqrt(jax.nn.sigmoid(log_snr))
+        return 0.5 * sigma * jnp.sum((x - alpha * centre) ** 2) / (0.04 * alpha**2 + sigma**2)
+
+    network = cp.Diffusion(
+        energy, known.SCHEDULE, event_shape=(1,), parameterization="energy", time="log_snr", conditions=("centre",)
+    )
+    parts = [cp.calibrate(network.given(centre=c), KEY) for c in (-0.5, 0.5)]
+    text = str(cp.compile(known.single, cp.mixture(parts, weights=[0.5, 0.5])))
+    assert "2 evaluations in 1 batches" in text
+    assert "centre=-0.5" in text
+    with pytest.raises(cp.errors.ConditionError, match=r"leaves 'centre' open(.|\n)*given\(centre=…\)"):
+        cp.calibrate(network, KEY)
+    with pytest.raises(cp.errors.ConditionError, match="given twice"):
+        parts[0].given(centre=1.0)
+
+
+def test_calibrating_again_changes_nothing(left, pair):
+    again = cp.calibrate(pair[0], KEY)
+    np.testing.assert_array_equal(again.log_normaliser, pair[0].log_normaliser)
+    assert type(again.uncalibrated) is type(left)
+    assert "log Z" in repr(again)
+    assert "±" in repr(again)
+
+
+def score_only():
+    return cp.Diffusion(lambda x, t: -x, known.SCHEDULE, event_shape=(2,), parameterization="score", label="cat")
+
+
+def spoilt():
+    return cp.Energy(lambda x, k: jnp.where(x[0] > 0, jnp.nan, -x @ x / 2), known.SCHEDULE, event_shape=(2,))
+
+
+def growing():
+    return cp.Energy(lambda x, k: 0.5 * x @ x, known.SCHEDULE, event_shape=(2,))
+
+
+def classifier():
+    return cp.Classifier(lambda x, t: x, known.SCHEDULE, event_shape=(2,)).given(label=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "said"),
+    [
+        (score_only, cp.errors.CapabilityError, "'cat' offers only its score"),
+        (spoilt, cp.errors.InvalidValueError, "not finite at level 39"),
+        (growing, cp.errors.ImproperError, "does not decay"),
+        (classifier, cp.errors.ImproperError, "improper"),
+        (lambda: cp.Classifier(lambda x, t: x, known.SCHEDULE), cp.errors.ShapeError, "for which events"),
+        (lambda: "ring", cp.errors.WrongTypeError, "takes a factor"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(make, error, said):
+    with pytest.raises(error, match=said):
+        cp.calibrate(make(), KEY)
+
+
+def test_bad_arguments(left):
+    with pytest.raises(cp.errors.WrongTypeError, match="typed random key"):
+        cp.calibrate(left, 0)
+    with pytest.raises(cp.errors.InvalidValueError, match="repeats"):
+        cp.calibrate(left, KEY, repeats=1)
+    with pytest.raises(cp.errors.ShapeError, match="modes has shape"):
+        cp.calibrate(left, KEY, modes=[[0.0, 0.0, 0.0]])
+    with pytest.raises(cp.errors.CapabilityError, match="single factors"):
+        cp.calibrate(left * left, KEY, modes=[LEFT])
+    unequal = cp.mixture([left * left, left], log_weights=[0.0, 0.0])
+    with pytest.raises(cp.errors.CapabilityError, match="scale differently"):
+        cp.calibrate(unequal, KEY)
+    with pytest.raises(cp.errors.CapabilityError, match=r"cp\.calibrate\(factor, key\)"):
+        cp.mixture([left, left], weights=[0.5, 0.5])

@@ -23,7 +23,9 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from composeprob.calibration.storage import load_calibration
 from composeprob.errors import LoadError
+from composeprob.factors.base import LeafFactor
 from composeprob.factors.diffusion import Diffusion
 from composeprob.training.recipe import Recipe
 from composeprob.training.weights import load_weights, weights_file
@@ -94,8 +96,8 @@ class Zoo(Mapping[str, Card]):
         return "\n".join([*lines, "trained: how many times, see load(retraining=). " + _SCORE_ERROR])
 
 
-def load(name: str, *, retraining: int = 0) -> Diffusion:
-    """A pretrained model as a factor.
+def load(name: str, *, retraining: int = 0) -> LeafFactor:
+    """A pretrained model as a factor: a `Diffusion`, or a `Calibrated` one where its normaliser is stored beside it.
 
     Args:
         name: one of `zoo`.
@@ -103,14 +105,42 @@ def load(name: str, *, retraining: int = 0) -> Diffusion:
             see how much of a result is the luck of one training. Those are stored in half precision.
 
     Raises:
-        LoadError: no such model or retraining, or its weights do not fit its network.
+        LoadError: no such model or retraining, or its weights do not fit its network; or its calibration is of other
+            weights.
 
     Example:
         >>> import composeprob as cp
         >>> ring = cp.load("ring2d")
-        >>> ring.event_shape, ring.parameterization
-        ((2,), 'energy_norm')
+        >>> ring.event_shape, sorted(ring.capabilities)
+        ((2,), ['conservative', 'energy', 'exact_marginals', 'normalised', 'score'])
     """
+    weights = _weights(name, retraining)
+    calibration = calibration_file(weights)
+    return _load(name, weights, _written(weights), calibration, _written(calibration))
+
+
+def uncalibrated(name: str, retraining: int = 0, folder: str | Path | None = None) -> tuple[Diffusion, Path]:
+    """A model as it was trained, and the file of its weights.
+
+    Args:
+        name, retraining: as of `load`.
+        folder: where its weights lie, if elsewhere than in the zoo.
+
+    Raises:
+        LoadError: no such model or retraining, or its weights do not fit its network.
+    """
+    weights = _weights(name, retraining) if folder is None else Path(folder) / weights_file(retraining)
+    model = recipe(name)
+    shapes = eqx.filter_eval_shape(model.untrained, jax.random.key(0))  # no weight is computed only to be replaced
+    return model.factor(load_weights(shapes, weights), label=name), weights
+
+
+def calibration_file(weights: Path) -> Path:
+    """Where the calibration lies: beside the weights, with their number."""
+    return weights.with_name(weights.name.replace("weights", "calibration", 1))
+
+
+def _weights(name: str, retraining: int) -> Path:
     recipe(name)  # refuses what is no model
     folder = models_folder() / name
     weights = folder / weights_file(retraining)
@@ -121,15 +151,18 @@ def load(name: str, *, retraining: int = 0) -> Diffusion:
             fix="use one of these, or train it: composeprob train "
             f"{name}{f' --retraining {retraining}' if isinstance(retraining, int) and retraining > 0 else ''}",
         )
-    return _load(name, weights, weights.stat().st_mtime_ns if weights.exists() else 0)
+    return weights
+
+
+def _written(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 @functools.lru_cache(maxsize=32)
-def _load(name: str, weights: Path, written: int) -> Diffusion:
+def _load(name: str, weights: Path, written: int, calibration: Path, calibrated: int) -> LeafFactor:
     """One model is one factor however often it is loaded, so that the compiler shares its evaluations."""
-    model = recipe(name)
-    shapes = eqx.filter_eval_shape(model.untrained, jax.random.key(0))  # no weight is computed only to be replaced
-    return model.factor(load_weights(shapes, weights), label=name)
+    factor, _ = uncalibrated(name, int(weights.stem.partition("-")[2] or 0), weights.parent)
+    return load_calibration(factor, calibration, weights=weights) if calibrated else factor
 
 
 def retrainings(folder: Path) -> tuple[int, ...]:
@@ -235,7 +268,7 @@ def _card(folder: Path) -> Card:
             text=text,
             event_shape=tuple(metrics["event_shape"]),
             parameterization=metrics["parameterization"],
-            capabilities=frozenset(metrics["capabilities"]),
+            capabilities=frozenset(metrics["capabilities"]) | _calibrated(folder),
             training=metrics["training"],
             quality=metrics["quality"],
             folder=folder,
@@ -246,6 +279,12 @@ def _card(folder: Path) -> Card:
             f"The card of model '{folder.name}' cannot be read: {type(error).__name__}: {error}",
             fix=f"train it: composeprob train {folder.name}",
         ) from error
+
+
+def _calibrated(folder: Path) -> frozenset[str]:
+    """What a calibration adds to what a model offers."""
+    known = calibration_file(folder / weights_file(0)).exists()
+    return frozenset({"normalised"} if known else ())
 
 
 def _title(card: str) -> str:

@@ -1,7 +1,7 @@
 """A mixture: points in the left bar OR in the right one, three times as often in the left.
 
 Weights of a mixture are shares only if every part integrates to the same, as closed forms do. (Two energies from
-networks mix with `log_weights=`, whose meaning depends on unknown constants.)
+networks are calibrated first, see calibration.py.)
 
     python examples/mixture.py
     composeprob run examples/mixture.py

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import composeprob as cp
 from composeprob.cli import app
 from composeprob.cli.programs import arguments, load_program
-from composeprob.cli.samplers import KernelName, SamplerName, make_sampler
+from composeprob.cli.samplers import KernelName, LogRatioName, SamplerName, make_sampler
 
 NORMAL = """
 import jax.numpy as jnp
@@ -147,6 +147,11 @@ def test_error_in_the_users_own_file_keeps_its_traceback(write):
         (["--kernel", "mala", "--step-size", "small"], "--step-size is 'small'"),
         (["--kernel", "ula", "--step-size", "adaptive"], "ULA cannot use an Adaptive step size"),
         (["--kernel", "mala", "--step-size", "-1"], "-1"),
+        (["--kernel", "ula", "--log-ratio", "line-integral"], "--kernel ula tests nothing, but --log-ratio"),
+        (["--kernel", "uhmc", "--num-points", "3"], "--kernel uhmc tests nothing, but --num-points"),
+        (["--kernel", "mala", "--num-points", "3"], "add --log-ratio line-integral"),
+        (["--kernel", "mala", "--log-ratio", "line-integral", "--num-points", "1"], "at least 2"),
+        (["--sampler", "ancestral", "--log-ratio", "exact"], "runs no kernel, but --log-ratio"),
         (["--chains", "0"], "at least 1"),
         (["--levels", "1"], "at least 2 levels"),
     ],
@@ -175,6 +180,24 @@ def test_options_make_the_sampler():
         np.testing.assert_allclose(made(kernel=name).kernel.step_size.function(schedule), rule)
 
 
+def test_options_make_the_log_ratio():
+    def made(kernel, *options):
+        return make_sampler(SamplerName.auto, KernelName(kernel), None, None, 3, 0.5, *options).kernel.log_ratio
+
+    line = LogRatioName.line_integral
+    assert made("hmc") == made("mala", LogRatioName.exact) == "exact"
+    assert made("mala", line) == cp.LineIntegral(3, "simpson")
+    assert made("hmc", line, 10) == cp.LineIntegral(10, "trapezoid")
+
+
+def test_a_line_integral_runs_on_scores_only(write, tmp_path):
+    options = ["--kernel", "mala", "--log-ratio", "line-integral", "--chains", 50, "--out", tmp_path]
+    result = command("run", write(SCORE_ONLY), *options)
+    assert result.exit_code == 0, result.output
+    assert "LineIntegral(num_points=3" in result.output
+    assert json.loads((tmp_path / "results.json").read_text())["curl"] == {"g(x)": 0.0}
+
+
 def test_arguments_come_from_defaults_and_variables(write):
     program, module = load_program(write(NORMAL))
     assert arguments(program, module) == {"f": module.f}  # scale keeps its default
@@ -194,7 +217,7 @@ def test_imported_programs_do_not_make_a_choice_necessary(write):
     assert program.name == "whole"
 
 
-@pytest.mark.parametrize("name", ["run", "zoo", "train"])
+@pytest.mark.parametrize("name", ["run", "zoo", "train", "calibrate"])
 def test_help_has_examples(name):
     text = command(name, "--help").output
     assert "Examples" in text
@@ -212,9 +235,14 @@ def test_zoo_lists_models_and_shows_cards():
     assert "did you mean" in refused("zoo", "rong2d")
 
 
+def test_calibrate_prints_what_it_found(monkeypatch):
+    monkeypatch.setattr("composeprob.calibration.calibrate_model", lambda name, **options: f"{name} {options}")
+    assert "ring2d {'retraining': 2}" in command("calibrate", "ring2d", "--retraining", 2).output
+
+
 def test_train_passes_its_options_on(monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr("composeprob.training.train_model", lambda name, **options: seen.update(name=name, **options))
     assert command("train", "ring2d", "--iterations", 5, "--out", tmp_path).exit_code == 0
-    assert seen == {"name": "ring2d", "iterations": 5, "out": tmp_path, "checkpoint_dir": None, "progress": True}
+    assert seen == {"name": "ring2d", "iterations": 5, "out": tmp_path, "checkpoint_dir": None, "retraining": 0}
     assert re.search("no model", refused("zoo", "nothing"))

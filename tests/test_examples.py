@@ -28,6 +28,10 @@ def check_mixture(module, result):
     near(cp.metrics.mode_weights(result["x"], [[-0.6, 0.0], [0.6, 0.0]], result.log_weights), [0.75, 0.25])
 
 
+def check_calibration(module, result):
+    near(cp.metrics.mode_weights(result["x"], [module.centre, [0.0, 0.0]], result.log_weights), [0.8, 0.2])
+
+
 def check_negation(module, result):
     shares = cp.metrics.mode_weights(result["x"], module.modes, result.log_weights)
     assert shares[0] < 0.06  # the mode at the right, 1/8 in the ring

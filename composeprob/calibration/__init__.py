@@ -6,5 +6,6 @@
 
 from composeprob.calibration.driver import calibrate
 from composeprob.calibration.storage import load_calibration, save_calibration
+from composeprob.calibration.zoo import calibrate_model
 
-__all__ = ["calibrate", "load_calibration", "save_calibration"]
+__all__ = ["calibrate", "calibrate_model", "load_calibration", "save_calibration"]

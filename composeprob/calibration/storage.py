@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from composeprob.errors import LoadError
 from composeprob.factors.base import LeafFactor
@@ -15,21 +16,35 @@ from composeprob.factors.calibrated import CENTRES, ERROR, KNOTS, LOG_NORMALISER
 NEEDED = {KNOTS, OFFSET, LOG_NORMALISER, ERROR}
 
 
-def save_calibration(factor: Calibrated, path: str | Path) -> None:
-    """Write what `calibrate` found of a single factor: log-SNR, constants, log-normalisers and their errors."""
+def save_calibration(factor: Calibrated, path: str | Path, *, weights: str | Path | None = None) -> None:
+    """Write what `calibrate` found of a single factor: log-SNR, constants, log-normalisers and their errors.
+
+    Args:
+        factor: a calibrated leaf.
+        path: where to write.
+        weights: the file of the network's weights, by whose digest `load_calibration` knows it again.
+    """
+    about = None if weights is None else {"weights": _digest(weights)}
     tables = {name.removeprefix(PREFIX): np.ascontiguousarray(table) for name, table in factor.tables.items()}
-    Path(path).write_bytes(save(tables))
+    Path(path).write_bytes(save(tables, about))
 
 
-def load_calibration(factor: LeafFactor, path: str | Path) -> Calibrated:
+def load_calibration(factor: LeafFactor, path: str | Path, *, weights: str | Path | None = None) -> Calibrated:
     """``factor`` with the calibration that `save_calibration` wrote.
 
+    Args:
+        factor: the leaf that was calibrated.
+        path: the file.
+        weights: the file of its weights; refused where it is another than at calibration.
+
     Raises:
-        LoadError: the file is missing or damaged, or is the calibration of other events.
+        LoadError: the file is missing or damaged, or is the calibration of other events or weights.
     """
-    fix = "calibrate the model again, or restore the file."
+    fix = f"calibrate it again: composeprob calibrate {factor.label}"
     try:
-        tables = {PREFIX + name: table for name, table in load(Path(path).read_bytes()).items()}
+        with safe_open(path, "numpy") as file:
+            about = file.metadata() or {}
+            tables = {PREFIX + name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise LoadError(f"The calibration {path} cannot be read: {error}", fix=fix) from error
     shapes = {name: table.shape for name, table in tables.items()}
@@ -43,4 +58,10 @@ def load_calibration(factor: LeafFactor, path: str | Path) -> Calibrated:
     )
     if not fits:
         raise LoadError(f"The calibration {path} does not fit factor '{factor.label}'.", fix=fix)
+    if weights is not None and about.get("weights") != _digest(weights):
+        raise LoadError(f"The calibration {path} is of other weights than {Path(weights).name}.", fix=fix)
     return Calibrated(factor, tables)
+
+
+def _digest(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

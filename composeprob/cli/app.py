@@ -1,4 +1,4 @@
-"""The commands `run`, `zoo`, `train` and `bench`."""
+"""The commands `run`, `zoo`, `train`, `calibrate` and `bench`."""
 
 from __future__ import annotations
 
@@ -198,6 +198,27 @@ def train(
     from composeprob.training import train_model
 
     train_model(model, checkpoint_dir=checkpoint_dir, out=out, iterations=iterations, retraining=retraining)
+
+
+@app.command()
+@_clean_errors
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A trained model of the zoo that has an energy.")],
+    retraining: Annotated[int, typer.Option(min=0, help="Which of its trainings.")] = 0,
+) -> None:
+    """Find the log-normaliser of a model at every noise level, so that weights of mixtures with it are shares.
+
+    Writes calibration.safetensors beside its weights; cp.load applies it. Training does this too.
+
+    [b]Examples[/b]
+
+        composeprob calibrate ring2d
+
+        composeprob calibrate ring2d-sharp --retraining 1
+    """
+    from composeprob.calibration import calibrate_model
+
+    print(calibrate_model(model, retraining=retraining))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from composeprob.calibration.zoo import calibrate_model
 from composeprob.errors import LoadError
 from composeprob.factors.diffusion import Diffusion
 from composeprob.training.quality import sample_quality, score_errors
@@ -35,7 +36,8 @@ def train_model(
 
     Writes ``weights.safetensors`` and ``metrics.json``, and brings the card's measured part up to date. A run that
     Ctrl-C ended is written too, with the number of steps that it did. A retraining R > 0 writes
-    ``weights-R.safetensors`` in half precision, and adds its row to the same measurements and card.
+    ``weights-R.safetensors`` in half precision, and adds its row to the same measurements and card. Energies without
+    conditions are calibrated, see `calibrate_model`.
 
     Args:
         name: a folder of the zoo.
@@ -61,6 +63,8 @@ def train_model(
     folder = own if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder, own, recipe, run, zoo.reference(name), retraining)
+    if "energy" in run.factor.capabilities and not run.factor.condition_names:
+        calibrate_model(name, retraining=retraining, out=folder)
     return run
 
 

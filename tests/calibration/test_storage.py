@@ -1,0 +1,96 @@
+"""Calibrations as files, and the zoo's."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob import model_zoo
+from composeprob.calibration import calibrate_model, load_calibration, save_calibration
+from composeprob.factors.calibrated import TABLES
+
+SCHEDULE = cp.Schedule.log_snr(8)
+CALIBRATED = [n for n in cp.zoo() if (model_zoo.models_folder() / n / "calibration.safetensors").exists()]
+
+
+@cp.program
+def single(factor):
+    cp.sample("x", factor)
+
+
+@pytest.fixture
+def factor():
+    return cp.Energy(lambda x, level: 3.0 - 0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(1,), label="bump")
+
+
+@pytest.fixture
+def files(tmp_path, factor):
+    weights, calibration = tmp_path / "weights.safetensors", tmp_path / "calibration.safetensors"
+    weights.write_bytes(b"weights")
+    save_calibration(cp.calibrate(factor, jax.random.key(0)), calibration, weights=weights)
+    return weights, calibration
+
+
+def test_round_trip(factor, files):
+    weights, calibration = files
+    found, again = cp.calibrate(factor, jax.random.key(0)), load_calibration(factor, calibration, weights=weights)
+    assert again.tables.keys() == found.tables.keys() <= set(TABLES)
+    for name, table in found.tables.items():
+        np.testing.assert_array_equal(again.tables[name], table)
+    np.testing.assert_allclose(found.log_normaliser, 3.0 + 0.5 * np.log(2 * np.pi), atol=1e-5)
+
+
+def test_stale_damaged_and_foreign_files(factor, files):
+    weights, calibration = files
+    other = cp.Energy(lambda x, k: -x @ x, SCHEDULE, event_shape=(2,), label="wide")
+    write_modes(factor, calibration)
+    with pytest.raises(cp.errors.LoadError, match="does not fit factor 'wide'"):
+        load_calibration(other, calibration)
+    with pytest.raises(cp.errors.LoadError, match="cannot be read"):
+        load_calibration(factor, weights)
+    weights.write_bytes(b"other weights")
+    save_calibration(cp.calibrate(factor, jax.random.key(0)), calibration, weights=calibration)
+    with pytest.raises(cp.errors.LoadError, match=r"of other weights(.|\n)*composeprob calibrate bump"):
+        load_calibration(factor, calibration, weights=weights)
+
+
+def write_modes(factor, path):
+    tables = cp.calibrate(factor, jax.random.key(0)).tables
+    save_calibration(cp.Calibrated(factor, tables | {"calibration centres": np.zeros((1, 1))}), path)
+
+
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_models_of_the_zoo_integrate_to_one(name):
+    factor = cp.load(name)
+    assert isinstance(factor, cp.Calibrated)
+    assert "normalised" in cp.zoo(name).capabilities
+    assert factor.standard_error.max() < 1e-3
+    level = 20  # between two knots' noise: wide enough for a plain grid
+    noise = factor.schedule.at(level)
+    axis = jnp.linspace(-1, 1, 81) * (1.5 * noise.alpha + 5 * noise.sigma)
+    points = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, 2)
+    log_f = jax.jit(jax.vmap(lambda x: factor.evaluate(x, noise, factor.call_conditions())[0]))(points)
+    np.testing.assert_allclose(jnp.sum(jnp.exp(log_f)) * (axis[1] - axis[0]) ** 2, 1.0, atol=5e-3)
+
+
+def test_ring_and_bar_are_calibrated():
+    assert {"ring2d", "bar2d"} <= set(CALIBRATED)
+    cp.mixture([cp.load("bar2d"), cp.load("ring2d")], weights=[0.2, 0.8])
+
+
+@pytest.mark.skipif(not {"bar2d-left", "bar2d-right"} <= set(CALIBRATED), reason="not calibrated")
+@pytest.mark.slow
+def test_learned_bars_mix_by_shares():
+    mixture = cp.mixture([cp.load("bar2d-left"), cp.load("bar2d-right")], weights=[0.2, 0.8])
+    result = cp.infer(cp.compile(single, mixture), jax.random.key(0), num_chains=8000, progress=False)
+    centres = [model_zoo.reference(name).mean for name in ("bar2d-left", "bar2d-right")]
+    shares = cp.metrics.mode_weights(result["x"], centres, result.log_weights)
+    assert cp.metrics.total_variation(shares, [0.2, 0.8]) <= 0.02
+
+
+def test_what_has_no_energy_is_refused():
+    with pytest.raises(cp.errors.CapabilityError, match="'ring2d-score' offers only its score"):
+        calibrate_model("ring2d-score")

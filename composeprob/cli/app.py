@@ -15,7 +15,7 @@ from rich.table import Table
 
 from composeprob.cli.benchmarks import benchmarks, run_benchmark, title
 from composeprob.cli.programs import arguments, load_program
-from composeprob.cli.samplers import RULES, KernelName, SamplerName, make_sampler
+from composeprob.cli.samplers import RULES, KernelName, LogRatioName, SamplerName, make_sampler
 from composeprob.errors import ComposeProbError
 
 # jax and the rest of the library are imported inside the commands: `composeprob --help` answers at once.
@@ -65,8 +65,8 @@ def run(
     kernel: Annotated[
         KernelName | None,
         typer.Option(
-            help="How chains move at a level. [b]mala[/b] and [b]hmc[/b] are exact and need energies; [b]ula[/b] and "
-            "[b]uhmc[/b] need only scores. Without --sampler, a kernel runs as --sampler annealed."
+            help="How chains move at a level. [b]mala[/b] and [b]hmc[/b] are exact and need energies (or --log-ratio); "
+            "[b]ula[/b] and [b]uhmc[/b] need only scores. Without --sampler, a kernel runs as --sampler annealed."
         ),
     ] = None,
     chains: Annotated[int, typer.Option(help="Number of chains, that is, of samples.")] = 1000,
@@ -82,6 +82,17 @@ def run(
     ] = None,
     num_leapfrog: Annotated[int, typer.Option(help="Leapfrog steps in one step of hmc or uhmc.")] = 3,
     damping: Annotated[float, typer.Option(help="Share of the momentum that hmc and uhmc keep between steps.")] = 0.5,
+    log_ratio: Annotated[
+        LogRatioName | None,
+        typer.Option(
+            help="What mala and hmc test with: [b]exact[/b] log-densities (the default), or a [b]line-integral[/b] of "
+            "the score, for factors that offer nothing else."
+        ),
+    ] = None,
+    num_points: Annotated[
+        int | None,
+        typer.Option(help="Points of the line integral, both ends included: 3 unless given; odd numbers are best."),
+    ] = None,
     levels: Annotated[
         int | None,
         typer.Option(help="Use this many noise levels, evenly spaced in log-SNR over the program's own range."),
@@ -119,7 +130,7 @@ def run(
 
     program, module = load_program(target)
     args = arguments(program, module)
-    chosen = make_sampler(sampler, kernel, steps_per_level, step_size, num_leapfrog, damping)
+    chosen = make_sampler(sampler, kernel, steps_per_level, step_size, num_leapfrog, damping, log_ratio, num_points)
     density = api.compile(program, **args)
     if levels is not None:
         own = density.schedule.log_snr

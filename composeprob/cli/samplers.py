@@ -10,6 +10,9 @@ from composeprob.errors import InvalidValueError
 RULES = {"ula": "0.1·σ²", "uhmc": "0.2·σ"}
 """Default step sizes of the kernels that have no acceptance to adapt to."""
 
+ADJUSTED = ("mala", "hmc")
+"""Kernels with a Metropolis test."""
+
 
 class KernelName(StrEnum):
     """Kernels that `run` offers."""
@@ -18,6 +21,13 @@ class KernelName(StrEnum):
     mala = "mala"
     uhmc = "uhmc"
     ula = "ula"
+
+
+class LogRatioName(StrEnum):
+    """How mala and hmc get the ratio that they test."""
+
+    exact = "exact"
+    line_integral = "line-integral"
 
 
 class SamplerName(StrEnum):
@@ -36,15 +46,20 @@ def make_sampler(
     step_size: str | None,
     num_leapfrog: int,
     damping: float,
+    log_ratio: LogRatioName | None = None,
+    num_points: int | None = None,
 ) -> Any:
     """The sampler that the options describe; None leaves the choice to `infer`."""
     from composeprob import api
 
-    tuned = [
-        option
-        for option, value in (("--kernel", kernel), ("--steps-per-level", steps_per_level), ("--step-size", step_size))
-        if value is not None
-    ]
+    options = {
+        "--kernel": kernel,
+        "--steps-per-level": steps_per_level,
+        "--step-size": step_size,
+        "--log-ratio": log_ratio,
+        "--num-points": num_points,
+    }
+    tuned = [option for option, value in options.items() if value is not None]
     if sampler is SamplerName.ancestral:
         if tuned:
             raise InvalidValueError(
@@ -59,13 +74,34 @@ def make_sampler(
             raise InvalidValueError(
                 f"{tuned[0]} was given, but no kernel that it is meant for.", fix="add --kernel mala, for example."
             )
-    moves = _kernel(kernel or KernelName.mala, step_size, num_leapfrog, damping)
+    ratio = _log_ratio(kernel or KernelName.mala, log_ratio, num_points)
+    moves = _kernel(kernel or KernelName.mala, step_size, num_leapfrog, damping, ratio)
     if sampler is SamplerName.smc:
         return api.SMC(moves, steps_per_level=1 if steps_per_level is None else steps_per_level)
     return api.AnnealedMCMC(moves, steps_per_level=3 if steps_per_level is None else steps_per_level)
 
 
-def _kernel(name: KernelName, step_size: str | None, num_leapfrog: int, damping: float) -> Any:
+def _log_ratio(kernel: KernelName, log_ratio: LogRatioName | None, num_points: int | None) -> Any:
+    """``"exact"``, or the line integral with Simpson's rule where it fits on that many points."""
+    from composeprob import api
+
+    if kernel.value not in ADJUSTED and (log_ratio is not None or num_points is not None):
+        option = "--num-points" if log_ratio is None else "--log-ratio"
+        raise InvalidValueError(
+            f"--kernel {kernel.value} tests nothing, but {option} was given.",
+            fix=f"leave {option} out, or choose --kernel {' or '.join(ADJUSTED)}.",
+        )
+    if log_ratio is LogRatioName.line_integral:
+        points = 3 if num_points is None else num_points
+        return api.LineIntegral(points, rule="simpson" if points % 2 and points > 1 else "trapezoid")
+    if num_points is not None:
+        raise InvalidValueError(
+            "--num-points was given, but the ratio is exact and no integral.", fix="add --log-ratio line-integral."
+        )
+    return "exact"
+
+
+def _kernel(name: KernelName, step_size: str | None, num_leapfrog: int, damping: float, log_ratio: Any) -> Any:
     from composeprob import api
 
     step: Any
@@ -85,8 +121,8 @@ def _kernel(name: KernelName, step_size: str | None, num_leapfrog: int, damping:
         case KernelName.ula:
             return api.ULA(step)
         case KernelName.mala:
-            return api.MALA(step)
+            return api.MALA(step, log_ratio=log_ratio)
         case KernelName.uhmc:
             return api.UHMC(step, num_leapfrog=num_leapfrog, damping=damping)
         case KernelName.hmc:
-            return api.HMC(step, num_leapfrog=num_leapfrog, damping=damping)
+            return api.HMC(step, num_leapfrog=num_leapfrog, damping=damping, log_ratio=log_ratio)

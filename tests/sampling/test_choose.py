@@ -71,6 +71,14 @@ def test_one_level_is_enough_for_a_program_without_factors():
     assert abs(m.std() - 0.2**0.5) < 0.03
 
 
+def test_scores_only_are_corrected_by_a_line_integral():
+    """Three points and three steps: seven evaluations a level."""
+    density = cp.compile(single, network("epsilon"))
+    sampler, _ = choose(density, 12)
+    assert sampler.kernel.log_ratio == cp.LineIntegral(3, "simpson")
+    assert sampler.prepare(density).evaluations(31, 32) == 32 * 7
+
+
 def test_the_result_says_it():
     density = cp.compile(single, normal([0.0, 0.0]))
     result = cp.infer(density, jax.random.key(0), num_chains=4, progress=False)

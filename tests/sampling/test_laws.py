@@ -249,3 +249,35 @@ def test_smc_refreshes_whatever_a_kernel_caches(weights):
     state = sampler.kernel.init(jax.random.key(0), {"x": jnp.ones(1)}, lambda x: density.evaluate(x, 20))
     after, _ = sampler._descend(jax.random.key(1), state, density, jnp.int32(19))
     np.testing.assert_array_equal(after.seen, density.log_density(after.position, 19))
+
+
+def mixture_score(x, t):
+    """∇ log of the noised `PARTED`, as a function of the log-SNR t: α² = sigmoid(t), σ² = sigmoid(−t)."""
+    means = jnp.sqrt(jax.nn.sigmoid(t)) * PARTED.component_distribution.loc
+    variance = 0.3**2 * jax.nn.sigmoid(t) + jax.nn.sigmoid(-t)
+    log_parts = jnp.log(PARTED.mixing_distribution.probs) - 0.5 * jnp.sum((x - means) ** 2, axis=1) / variance
+    return jax.nn.softmax(log_parts) @ (means - x) / variance
+
+
+PARTED = dist.MixtureSameFamily(
+    dist.Categorical(jnp.array([0.3, 0.7])),
+    dist.MultivariateNormal(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), 0.3**2 * jnp.eye(2)),
+)
+
+
+def test_hmc_on_scores_agrees_with_hmc_on_energies():
+    """Under the same noise, in the modes' shares."""
+    schedule = cp.Schedule.log_snr(24)
+    energy = cp.compile(single, cp.Analytic(PARTED, schedule))
+    network = cp.Diffusion(mixture_score, schedule, event_shape=(2,), parameterization="score", time="log_snr")
+    scores = cp.compile(single, network)
+
+    def shares(density, log_ratio):
+        sampler = cp.AnnealedMCMC(cp.HMC(log_ratio=log_ratio), 2, reverse_step=True)
+        result = cp.infer(density, jax.random.key(5), num_chains=N, sampler=sampler, progress=False)
+        assert result.status.ok
+        left = np.mean(result["x"][:, 0] < 0)
+        return [left, 1 - left]
+
+    found, exact = shares(scores, cp.LineIntegral(5, "simpson")), shares(energy, "exact")
+    assert cp.metrics.total_variation(found, exact) < 0.02

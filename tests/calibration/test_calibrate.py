@@ -99,7 +99,7 @@ def test_without_calibration_the_shares_are_wrong(left, right):
 @pytest.mark.slow
 @pytest.mark.parametrize("levels", ["vp", "ve"])
 def test_shares_hold_on_other_levels_and_samplers(pair, levels):
-    schedule = cp.Schedule.cosine(60) if levels == "vp" else cp.Schedule.edm(40, 0.01, 40.0)
+    schedule = cp.Schedule.vp(60) if levels == "vp" else cp.Schedule.edm(40, 0.01, 40.0)
     mixture = cp.mixture(list(pair), weights=[0.2, 0.8])
     for sampler in (None, cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)):
         assert cp.metrics.total_variation(shares(mixture, sampler, schedule), [0.2, 0.8]) <= 0.02

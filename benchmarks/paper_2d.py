@@ -224,7 +224,8 @@ NOTES = f"""\
 - RAISE is the log-likelihood of {{points}} held-out exact draws under the chain that the sampler runs: reverse annealed
   importance sampling, as many chains a point as {{budget:,}} evaluations pay (1 to {{most}}); a lower bound on average,
   looser the fewer chains; ± its standard error over points.
-- TV is of the modes' shares; MMD² (unbiased, so it can be negative) has an RBF kernel of bandwidth 0.2; W2 is against as many exact draws; the covariance
+- TV is of the modes' shares. MMD² is unbiased, so it can be negative; RBF kernel of bandwidth 0.2. W2 is against as
+  many exact draws. The covariance
   error is relative, averaged over the modes with more than 2 % of the mass.
 - Line integrals of the score: "n points" on the straight line between the ends, "leapfrog" the trajectory's own.
 - Seconds leave out compilation.

@@ -23,8 +23,8 @@ HELD_OUT, BUDGET, MOST = 48, 4000, 32
 class Judged:
     """What one row came to; errors are in nats of mean log p and in total variation of the modes' shares.
 
-    The sampler's error is that of the same run with exact noised factors; the models' error is the rest. ``seconds`` are
-    those of the run without compilation, ``wall`` all that the row took, judging included.
+    The sampler's error is that of the same run with exact noised factors; the models' error is the rest. ``seconds``
+    are those of the run without compilation, ``wall`` all that the row took, judging included.
     """
 
     task: str

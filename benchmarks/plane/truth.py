@@ -55,7 +55,7 @@ class Truth:
 
         Returns:
             ``log_likelihood``: mean log p, each sample's floored at −20; ``tv``: total variation of the modes' shares;
-            ``mmd``: MMD², RBF, bandwidth 0.2; ``w2``: 2-Wasserstein; ``covariance``: relative error, averaged over modes.
+            ``mmd``: MMD², bandwidth 0.2; ``w2``: 2-Wasserstein; ``covariance``: relative error, averaged over modes.
         """
         return {
             "log_likelihood": float(np.mean(np.maximum(self.log_density(samples), FLOOR))),

@@ -26,7 +26,7 @@ from plane.tasks import TASKS, WEIGHTS, Task, truth
 from report import RESULTS, publish
 
 CHAINS = 500
-AGAIN = ("Reverse", "HMC tuned × 3", "HMC tuned × 3, leapfrog", "SMC", "SMC, MALA 5 points")
+AGAIN = ("Reverse", "HMC tuned × 3", "HMC tuned × 3, 5 points Simpson", "SMC", "SMC, MALA 5 points")
 """Rows that are run for every retraining, on the levels even in log-SNR."""
 COLUMNS = [
     *("models", "sampler", "levels", "mean log p", "RAISE log-likelihood", "TV", "MMD²", "W2", "cov. error", "accept."),
@@ -227,7 +227,8 @@ NOTES = f"""\
 - TV is of the modes' shares. MMD² is unbiased, so it can be negative; RBF kernel of bandwidth 0.2. W2 is against as
   many exact draws. The covariance
   error is relative, averaged over the modes with more than 2 % of the mass.
-- Line integrals of the score: "n points" on the straight line between the ends, "leapfrog" the trajectory's own.
+- Line integrals of the score: "n points" on the straight line between the ends, by the trapezoid rule unless Simpson's
+  is named (as in SMC); "leapfrog" the trajectory's own points.
 - Seconds leave out compilation.
 - Sampler error: the nats of mean log p that the same run with exact noised factors lacks against exact draws, and its
   TV. Model error: the rest.

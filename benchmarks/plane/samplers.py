@@ -47,7 +47,8 @@ def _leapfrog_rule(schedule: cp.Schedule) -> Any:
 def rows(kind: str) -> list[Row]:
     """The rows for models of a kind, ``"energy"`` or ``"score"``: without an energy, log-ratios are line integrals."""
     mcmc, line = cp.AnnealedMCMC, cp.LineIntegral
-    along = {f"{n} points": line(num_points=n) for n in (3, 5, 10)}
+    along = {f"{n} points": line(n) for n in (3, 5, 10)} | {f"{n} points Simpson": line(n, "simpson") for n in (3, 5)}
+    own = line(None)
     paper = [
         Row("Reverse", cp.Ancestral, "cosine", True),
         Row("ULA 0.001", lambda: mcmc(cp.ULA(0.001), 10), "cosine", True),
@@ -71,11 +72,11 @@ def rows(kind: str) -> list[Row]:
             Row("SMC, 3 MALA a level", lambda: cp.SMC(cp.MALA(cp.Adaptive()), STEPS), "even"),
         ]
         return paper + ours
-    three = along["3 points"]
+    three, five = along["3 points"], along["5 points Simpson"]
     paper += [
         Row("MALA 0.001, 3 points", lambda: mcmc(cp.MALA(0.001, log_ratio=three), 10), "cosine", True),
         Row("HMC 0.03 × 3, 3 points", lambda: mcmc(cp.HMC(0.03, 3, log_ratio=three), 10), "cosine", True),
-        Row("HMC 0.03 × 3, leapfrog", lambda: mcmc(cp.HMC(0.03, 3, log_ratio=line()), 10), "cosine", True),
+        Row("HMC 0.03 × 3, leapfrog", lambda: mcmc(cp.HMC(0.03, 3, log_ratio=own), 10), "cosine", True),
     ]
 
     def tuned(name: str, rule: Any) -> list[Row]:
@@ -89,7 +90,7 @@ def rows(kind: str) -> list[Row]:
     return [
         *paper,
         *ours,
-        Row("HMC tuned × 3, leapfrog", lambda: mcmc(cp.HMC(cp.Adaptive(), 3, log_ratio=line()), STEPS), "even"),
+        Row("HMC tuned × 3, leapfrog", lambda: mcmc(cp.HMC(cp.Adaptive(), 3, log_ratio=own), STEPS), "even"),
         Row("SMC, no kernel", cp.SMC, "even"),
-        Row("SMC, MALA 5 points", lambda: cp.SMC(cp.MALA(cp.Adaptive(), log_ratio=along["5 points"])), "even"),
+        Row("SMC, MALA 5 points", lambda: cp.SMC(cp.MALA(cp.Adaptive(), log_ratio=five)), "even"),
     ]

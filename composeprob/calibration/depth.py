@@ -58,8 +58,7 @@ def mode_depth(
     """
     run_key, noise_key, bridge_key = jax.random.split(key, 3)
     number = SAMPLES * num_chains
-    clean = infer(own, run_key, num_chains=number, sampler=Ancestral(eta=jnp.zeros(())), progress=False)["x"]
-    clean = np.asarray(clean, np.float64) / float(own.schedule.alpha[0])
+    clean = clean_samples(own, run_key, number)
     noise = np.asarray(jax.random.normal(noise_key, clean.shape), np.float64)  # one for all levels: shares are smooth
     variance = np.exp(-np.asarray(density.schedule.log_snr, np.float64))  # of x/α
     floor = float(np.exp(-float(own.schedule.log_snr[0])))
@@ -79,7 +78,7 @@ def mode_depth(
     shares = counts / number
     share_error = np.sqrt((1 - shares) / (shares * number))
     if math.prod(centres.shape[1:]) <= 2:
-        found, error = integrals(density, "x", centres)
+        found, error = integrals(density, "x", centres, clean)
         return Depth(found, np.log(shares), error, share_error)
     found, errors = np.zeros(shares.shape), np.zeros(shares.shape)
     log_scale = jnp.zeros(())
@@ -98,6 +97,12 @@ def mode_depth(
             )
     weights = np.exp(found - np.logaddexp.reduce(found, axis=1, keepdims=True))
     return Depth(found, np.log(shares), np.sqrt(np.sum((weights * errors) ** 2, axis=1)), share_error)
+
+
+def clean_samples(own: AnnealedDensity, key: Array, number: int) -> np.ndarray:
+    """What the reverse diffusion of a factor makes, in units of x/α."""
+    drawn = infer(own, key, num_chains=number, sampler=Ancestral(eta=jnp.zeros(())), progress=False)["x"]
+    return np.asarray(drawn, np.float64) / float(own.schedule.alpha[0])
 
 
 def _cell(points: np.ndarray, centres: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from composeprob.calibration.annealed import annealed
-from composeprob.calibration.depth import Depth, mode_depth
+from composeprob.calibration.depth import Depth, clean_samples, mode_depth
 from composeprob.calibration.quadrature import integrals
 from composeprob.compiler.pipeline import compile
 from composeprob.density.annealed import AnnealedDensity
@@ -59,7 +59,8 @@ def calibrate(
 
     An energy that was learned by matching scores is known up to a constant of each level. Its log-normaliser makes
     shares mean what they say: ``cp.mixture([f, g], weights=[0.2, 0.8])``. Events of one or two entries are integrated
-    by a grid that follows the mass from level to level; larger ones by sequential Monte Carlo with the density's
+    by a grid that follows the mass from level to level (of a diffusion model only where its own samples, noised, can
+    be: elsewhere its network was never taught); larger ones by sequential Monte Carlo with the density's
     ratios between levels, several times over for a standard error.
 
     With ``modes``, the relative depth of separated modes is mended too. Scores know how much mass each mode has: the
@@ -71,7 +72,7 @@ def calibrate(
 
     Args:
         factor: with an energy, every condition given.
-        key: a typed random key; in one or two dimensions only ``modes`` needs it.
+        key: a typed random key.
         modes: centres of separated modes in units of the clean event, shape (M, \\*event_shape); for leaves.
         num_chains: chains of one repeat of sequential Monte Carlo, or a tenth of the samples that tell the shares.
         repeats: independent repeats, at least 2.
@@ -136,10 +137,12 @@ def _leaf(factor: LeafFactor, key: Array, modes: Any, num_chains: int, repeats: 
         factor = factor.uncalibrated
     schedule = _knots(factor)
     density = compile(alone, factor, schedule=schedule)
-    if modes is None:
-        log_z, error = _log_normaliser(density, key, num_chains, repeats)
-        return Calibrated(factor, _tables(schedule, -log_z[:, None], log_z, error))
     fine = compile(alone, factor, schedule=_levels(factor, REVERSE, wide=False))
+    if modes is None:
+        planar = math.prod(factor.event_shape) <= 2 and _reversible(factor, fine.schedule)
+        samples = clean_samples(fine, key, 4 * num_chains) if planar else None
+        log_z, error = _log_normaliser(density, key, num_chains, repeats, samples)
+        return Calibrated(factor, _tables(schedule, -log_z[:, None], log_z, error))
     found: Depth = mode_depth(fine, density, _centres(modes, factor), key, num_chains, repeats)
     log_z = np.logaddexp.reduce(found.log_integrals, axis=1)
     tables = _tables(schedule, found.log_shares - found.log_integrals, log_z, found.error)
@@ -147,13 +150,21 @@ def _leaf(factor: LeafFactor, key: Array, modes: Any, num_chains: int, repeats: 
 
 
 def _log_normaliser(
-    density: AnnealedDensity, key: Array, num_chains: int, repeats: int
+    density: AnnealedDensity, key: Array, num_chains: int, repeats: int, samples: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """log Z at every level of the density, and its standard errors, both (K,)."""
     if math.prod(density.sites["x"].shape) <= 2:
-        log_z, error = integrals(density, "x")
+        log_z, error = integrals(density, "x", samples=samples)
         return log_z[:, 0], error
     return annealed(density, key, num_chains, repeats)
+
+
+def _reversible(factor: LeafFactor, schedule: Schedule) -> bool:
+    """Whether the factor's reverse diffusion can tell where its events are: levels close to each other where it shapes
+    them."""
+    log_snr = np.asarray(schedule.log_snr)
+    shaped = log_snr[:-1] > -3.0
+    return "exact_marginals" in factor.capabilities and bool(np.all(-np.diff(log_snr)[shaped] < 1.0))
 
 
 def _tables(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.spatial import cKDTree
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import ImproperError, InvalidValueError
@@ -27,10 +28,14 @@ MAX_POINTS = 400_000
 """Points at one level at which refinement ends, whatever it changes."""
 ROUNDS = 100
 """How often the region may grow by a ring of cells at one level."""
+REACH = 6.0
+"""Standard deviations of noise beyond which nothing is noised to."""
 CHUNK = 4096
 
 
-def integrals(density: AnnealedDensity, site: str, centres: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def integrals(
+    density: AnnealedDensity, site: str, centres: np.ndarray | None = None, samples: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """log ∫F_k over the cell of every centre, at every level.
 
     Args:
@@ -38,6 +43,8 @@ def integrals(density: AnnealedDensity, site: str, centres: np.ndarray | None = 
         site: its name.
         centres: shape (M, \\*event), in units of x/α; cells are what is nearest to each. None for one cell, the whole
             space.
+        samples: clean draws (n, \\*event), in units of x/α, of a factor that is a noised marginal: then only points
+            that some draw could have been noised to count. A network may think well of places that it never saw.
 
     Returns:
         log-integrals (K, M), and for each level what the last refinement changed of the whole, (K,).
@@ -53,15 +60,33 @@ def integrals(density: AnnealedDensity, site: str, centres: np.ndarray | None = 
     width = 1.0 / np.sqrt(np.asarray(density.top.power[site], np.float64).min())
     step = 0.5 * width * sigma[-1] / alpha[-1]
     cells = np.array(list(itertools.product(range(-16, 16), repeat=dimension)))  # 8 standard deviations
+    support = None if samples is None else Support(samples.reshape(-1, dimension))
     found, errors = np.zeros((density.num_levels, len(middle))), np.zeros(density.num_levels)
     for level in reversed(range(density.num_levels)):
 
         def log_f(cells: np.ndarray, step: float, level: int = level) -> np.ndarray:
-            points = alpha[level] * step * (cells + 0.5)
-            return log_densities(density, site, points.reshape(-1, *shape), level) + dimension * np.log(alpha[level])
+            points = step * (cells + 0.5)
+            near = slice(None) if support is None else support.holds(points, sigma[level] / alpha[level])
+            values = np.full(len(points), -np.inf)
+            inside = alpha[level] * points[near].reshape(-1, *shape)
+            values[near] = log_densities(density, site, inside, level) + dimension * np.log(alpha[level])
+            return values
 
         found[level], errors[level], cells, step = _level(log_f, cells, step, middle, level)
     return found, errors
+
+
+class Support:
+    """Where the noised draws of a distribution can lie: within `REACH` standard deviations of the noise around one, and
+    half a standard deviation of the draws, for what so many draws leave open."""
+
+    def __init__(self, samples: np.ndarray):
+        self.tree = cKDTree(samples)
+        self.margin = 0.5 * float(np.sqrt(samples.var(0).mean()))
+
+    def holds(self, points: np.ndarray, sigma: float) -> np.ndarray:
+        """For each point, shape (n, d), whether it does."""
+        return np.isfinite(self.tree.query(points, distance_upper_bound=REACH * sigma + self.margin)[0])
 
 
 def _level(
@@ -132,7 +157,7 @@ def _code(cells: np.ndarray) -> np.ndarray:
 
 def _by_centre(values: np.ndarray, cells: np.ndarray, step: float, centres: np.ndarray) -> np.ndarray:
     """log Σ exp(values)·h^d of the cells nearest to each centre, (M,)."""
-    if not len(values):
+    if not np.any(np.isfinite(values)):
         return np.full(len(centres), -np.inf)
     points = step * (cells + 0.5)
     distance = (centres**2).sum(1)[None] - 2 * points @ centres.T
@@ -154,7 +179,7 @@ def _finite(values: np.ndarray, level: int) -> np.ndarray:
 
 def log_densities(density: AnnealedDensity, site: str, points: np.ndarray, level: int) -> np.ndarray:
     """log F_k at points of shape (n, \\*event), evaluated in chunks of one size: all levels share one executable."""
-    values = []
+    values = [np.zeros(0)]
     for start in range(0, len(points), CHUNK):
         chunk = points[start : start + CHUNK]
         padded = np.concatenate([chunk, np.repeat(chunk[-1:], CHUNK - len(chunk), axis=0)])

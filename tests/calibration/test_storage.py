@@ -67,7 +67,7 @@ def test_models_of_the_zoo_integrate_to_one(name):
     factor = cp.load(name)
     assert isinstance(factor, cp.Calibrated)
     assert "normalised" in cp.zoo(name).capabilities
-    assert factor.standard_error.max() < 1e-3
+    assert factor.standard_error.max() < 5e-3  # edges as sharp as the noise of level 0
     level = 20  # between two knots' noise: wide enough for a plain grid
     noise = factor.schedule.at(level)
     axis = jnp.linspace(-1, 1, 81) * (1.5 * noise.alpha + 5 * noise.sigma)

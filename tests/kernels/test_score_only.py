@@ -136,6 +136,7 @@ def second_moment(kernel, target=QUARTIC, num_chains=10_000, count=40):
     return x2.mean(), x2.std() / np.sqrt(num_chains)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda n: MALA(0.3, log_ratio=n), lambda n: HMC(0.5, 3, log_ratio=n)])
 def test_more_points_have_less_bias(make):
     errors = []

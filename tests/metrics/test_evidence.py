@@ -89,7 +89,10 @@ def test_more_chains_close_in_and_the_forward_estimate_is_near():
 @pytest.mark.parametrize(
     "sampler",
     [
-        cp.AnnealedMCMC(cp.HMC(lambda s: 0.7 * s.sigma, num_leapfrog=2), 1, reverse_step=True),  # every part of a path
+        pytest.param(  # every part of a path
+            cp.AnnealedMCMC(cp.HMC(lambda s: 0.7 * s.sigma, num_leapfrog=2), 1, reverse_step=True),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(cp.AnnealedMCMC(cp.ULA(lambda s: 0.2 * s.sigma**2), 1), marks=pytest.mark.slow),
         pytest.param(cp.Ancestral(), marks=pytest.mark.slow),
         pytest.param(cp.SMC(cp.UHMC(lambda s: 0.5 * s.sigma), 1), marks=pytest.mark.slow),

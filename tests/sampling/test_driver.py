@@ -125,6 +125,14 @@ def test_result_fields_agree(product):
     assert np.array_equal(result.log_snr, np.asarray(product.schedule.log_snr))
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler of Ctrl-C; a process started in the background of a shell inherits that it is ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def interrupt_after(monkeypatch, levels):
     """Ctrl-C when so many levels are done, by a real signal."""
 
@@ -136,6 +144,7 @@ def interrupt_after(monkeypatch, levels):
     monkeypatch.setattr(driver, "REFRESH_SECONDS", 1e-9)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_returns_what_is_done(product, monkeypatch):
     interrupt_after(monkeypatch, 5)
     result = run(product)

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from composeprob.density.evaluation import Evaluation, Position
+from composeprob.density.potential import NumPyroPotential
 from composeprob.errors import CapabilityError, ShapeError
 from composeprob.pytree import normal_like
 from composeprob.schedule import Schedule
@@ -216,6 +217,41 @@ class AnnealedDensity(eqx.Module):
     def to_samples(self, position: Position) -> dict[str, Array]:
         """What a position means to the program's author: static sites constrained, deterministics computed."""
         return self.evaluator.read(position)
+
+    def to_numpyro(self, level: int = 0) -> NumPyroPotential:
+        """One level as a target for NumPyro's `HMC` and `NUTS`: a potential, a start, and the way back.
+
+        Args:
+            level: k; the posterior that the program promises is that of level 0.
+
+        Raises:
+            CapabilityError: a factor offers only its score.
+            LevelError: a level that does not exist.
+
+        Example:
+            >>> import composeprob as cp, jax, numpyro.distributions as dist
+            >>> from numpyro.infer import MCMC, NUTS
+            >>> @cp.program
+            ... def scale(y):
+            ...     sd = cp.sample("sd", dist.HalfNormal(1.0))
+            ...     cp.observe("y", dist.Normal(0.0, sd), y)
+            >>> target = cp.compile(scale, 0.5).to_numpyro()
+            >>> mcmc = MCMC(
+            ...     NUTS(potential_fn=target.potential_fn), num_warmup=50, num_samples=100,
+            ...     postprocess_fn=target.postprocess_fn, progress_bar=False,
+            ... )
+            >>> mcmc.run(jax.random.key(0), init_params=target.init_params(jax.random.key(1)))
+            >>> bool((mcmc.get_samples()["sd"] > 0).all())
+            True
+        """
+        if "energy" not in self.capabilities:
+            raise CapabilityError(
+                "NumPyro's samplers need a log-density, and a factor of this program offers only its score.",
+                where=self.described.where,
+                fix="use cp.infer, or models trained with an energy parameterization.",
+            )
+        self.schedule.check_level(level)
+        return NumPyroPotential(self, level)
 
     def _check(self, position: Position) -> None:
         if not isinstance(position, dict) or position.keys() != self.sites.keys():

@@ -1,0 +1,123 @@
+"""`density.to_numpyro`: NumPyro's NUTS on a compiled program finds the program's posterior."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC, NUTS
+from numpyro.infer.util import initialize_model
+
+import composeprob as cp
+from composeprob.errors import CapabilityError, LevelError
+from sampling_cases import SCHEDULE, single
+from zscores import assert_agrees, z_scores
+
+WEIGHTS, MEANS, SDS = np.array([0.3, 0.7]), np.array([-1.0, 1.0]), np.array([0.5, 0.8])
+SD, Y = 0.7, np.array([0.2, 0.9])
+CHAINS = 64
+
+
+@cp.program
+def model(f, y):
+    x = cp.sample("x", f)
+    m = cp.sample("m", dist.Normal(0.0, 0.6))
+    numpyro.deterministic("total", x + m)
+    cp.observe("y", dist.Normal(x + m, SD), y)
+
+
+def exact():
+    """Means of x, x², m, xm under the posterior, component by component; observations see x/α."""
+    noise = SCHEDULE.at(0)
+    alpha = float(noise.alpha)
+    masses, moments = [], []
+    for weight, mean, sd in zip(WEIGHTS, MEANS, SDS, strict=True):
+        prior = np.diag([sd**2 + float(noise.sigma / noise.alpha) ** 2, 0.6**2])  # of (x/α, m)
+        mu, ones = np.array([mean, 0.0]), np.ones(2)
+        precision = np.linalg.inv(prior) + len(Y) * np.outer(ones, ones) / SD**2
+        covariance = np.linalg.inv(precision)
+        post = covariance @ (np.linalg.solve(prior, mu) + Y.sum() * ones / SD**2)
+        spread = SD**2 * np.eye(len(Y)) + prior.sum()
+        away = Y - mu.sum()
+        masses.append(weight * np.exp(-0.5 * away @ np.linalg.solve(spread, away)) / np.sqrt(np.linalg.det(spread)))
+        second = covariance + np.outer(post, post)
+        moments.append([alpha * post[0], alpha**2 * second[0, 0], post[1], alpha * second[0, 1], post[0] + post[1]])
+    values = np.array(masses) / np.sum(masses) @ np.array(moments)
+    return dict(zip(("x", "xx", "m", "xm", "total"), values, strict=True))
+
+
+@pytest.fixture(scope="module")
+def target():
+    mixture = dist.MixtureSameFamily(dist.Categorical(jnp.array(WEIGHTS)), dist.Normal(jnp.array(MEANS), SDS))
+    return cp.compile(model, cp.Analytic(mixture, SCHEDULE), jnp.array(Y)).to_numpyro()
+
+
+def test_nuts_finds_the_posterior(target):
+    mcmc = MCMC(
+        NUTS(potential_fn=target.potential_fn),
+        num_warmup=300,
+        num_samples=150,
+        num_chains=CHAINS,
+        chain_method="vectorized",
+        postprocess_fn=target.postprocess_fn,
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(0), init_params=target.init_params(jax.random.key(1), CHAINS))
+    draws = mcmc.get_samples(group_by_chain=True)
+    x, m = draws["x"], draws["m"]
+    values = {"x": x, "xx": x**2, "m": m, "xm": x * m, "total": draws["total"]}
+    assert_agrees(z_scores(values, exact()))
+
+
+def test_the_gradient_is_the_score(target):
+    position = {"x": jnp.array(0.3), "m": jnp.array(-0.2)}
+
+    @jax.jit
+    def derivatives(position):
+        reverse = jax.value_and_grad(target.potential_fn)(position)
+        forward = jax.jacfwd(target.potential_fn)(position)  # NumPyro's forward_mode_differentiation=True
+        return reverse, forward, target.density.value_and_score(position, 0)
+
+    (value, gradient), forward, (log_density, score) = derivatives(position)
+    np.testing.assert_allclose(value, -log_density, rtol=1e-6)
+    for name in score:
+        np.testing.assert_allclose([gradient[name], forward[name]], -score[name], rtol=1e-5)
+
+
+def test_a_program_of_numpyro_alone_has_numpyros_own_potential():
+    """The same potential, the same constraints: so NUTS on it is NumPyro's own NUTS."""
+
+    def schools(y, sd):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
+        with numpyro.plate("school", len(y)):
+            theta = numpyro.sample("theta", dist.Normal(mu, tau))
+            numpyro.sample("y", dist.Normal(theta, sd), obs=y)
+        numpyro.deterministic("effect", theta - mu)
+
+    data = jnp.array([28.0, 8.0, -3.0]), jnp.array([15.0, 10.0, 16.0])
+    own = initialize_model(jax.random.key(0), schools, model_args=data)
+    target = cp.compile(cp.program(schools), *data).to_numpyro()
+    starts = target.init_params(jax.random.key(2), 5)
+    found = jax.jit(jax.vmap(target.potential_fn))(starts)
+    np.testing.assert_allclose(found, jax.jit(jax.vmap(own.potential_fn))(starts), rtol=1e-5)
+    assert np.ptp(found) > 1
+    one = target.init_params(jax.random.key(2))
+    expected, read = jax.jit(own.postprocess_fn)(one), jax.jit(target.postprocess_fn)(one)
+    assert read.keys() == expected.keys() == {"mu", "tau", "theta", "effect"}
+    for name, value in expected.items():
+        np.testing.assert_allclose(read[name], value, rtol=1e-6)
+
+
+def test_what_numpyro_cannot_sample_is_refused():
+    density = cp.compile(single, cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,)))
+    with pytest.raises(CapabilityError, match="only its score"):
+        density.to_numpyro()
+
+
+def test_a_level_that_does_not_exist_is_refused(target):
+    with pytest.raises(LevelError):
+        target.density.to_numpyro(level=SCHEDULE.num_levels)
+    with pytest.raises(TypeError, match="num_chains"):
+        target.init_params(jax.random.key(0), 0)

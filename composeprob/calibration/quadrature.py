@@ -116,6 +116,8 @@ def _level(
 def _spread(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[np.ndarray, np.ndarray]:
     """Cells grown until those at the border do not matter."""
     values = _finite(log_f(cells, step), level)
+    if not np.any(np.isfinite(values)):
+        raise _not_finite(values, level)
     fresh = np.ones(len(cells), bool)  # the others' neighbours are there already
     for _ in range(ROUNDS):
         missing = _missing_neighbours(cells, fresh & (values > values.max() - NEGLIGIBLE))
@@ -168,13 +170,17 @@ def _by_centre(values: np.ndarray, cells: np.ndarray, step: float, centres: np.n
 
 
 def _finite(values: np.ndarray, level: int) -> np.ndarray:
-    if np.any(np.isnan(values)) or np.any(values == np.inf) or not np.any(np.isfinite(values)):
-        raise InvalidValueError(
-            f"The log-density is not finite at level {level}: {np.sum(~np.isfinite(values))} of {len(values)} points "
-            "gave NaN or infinity.",
-            fix="look for overflow in the energy; −∞ is allowed where the density is 0, but not everywhere.",
-        )
+    if np.any(np.isnan(values)) or np.any(values == np.inf):
+        raise _not_finite(values, level)
     return values
+
+
+def _not_finite(values: np.ndarray, level: int) -> InvalidValueError:
+    return InvalidValueError(
+        f"The log-density is not finite at level {level}: {np.sum(~np.isfinite(values))} of {len(values)} points "
+        "gave NaN or infinity.",
+        fix="look for overflow in the energy; −∞ is allowed where the density is 0, but not everywhere.",
+    )
 
 
 def log_densities(density: AnnealedDensity, site: str, points: np.ndarray, level: int) -> np.ndarray:

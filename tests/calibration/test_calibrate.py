@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob.calibration import quadrature
 from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER
 from composeprob.factors.interpolation import interpolate
 from zscores import LIMIT
@@ -236,3 +237,12 @@ def test_bad_arguments(left):
         cp.calibrate(unequal, KEY)
     with pytest.raises(cp.errors.CapabilityError, match=r"cp\.calibrate\(factor, key\)"):
         cp.mixture([left, left], weights=[0.5, 0.5])
+
+
+def test_a_border_where_nothing_lies_ends_the_region():
+    def log_f(cells, step):  # flat, nothing beyond 3, hardly anything below −8; so one neighbour is missing, at 4
+        return np.where(cells[:, 0] > 3, -np.inf, np.where(cells[:, 0] < -8, -100.0, 0.0))
+
+    grown, values = quadrature._spread(log_f, np.arange(-4, 4)[:, None], 0.1, 0)
+    assert {-8, 4} <= set(grown[:, 0].tolist())
+    assert np.sum(np.exp(values)) == pytest.approx(12)

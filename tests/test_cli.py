@@ -190,6 +190,7 @@ def test_options_make_the_log_ratio():
     assert made("hmc", line, 10) == cp.LineIntegral(10, "trapezoid")
 
 
+@pytest.mark.slow
 def test_a_line_integral_runs_on_scores_only(write, tmp_path):
     options = ["--kernel", "mala", "--log-ratio", "line-integral", "--chains", 50, "--out", tmp_path]
     result = command("run", write(SCORE_ONLY), *options)

@@ -17,7 +17,7 @@ import composeprob as cp
 import references as ref
 from composeprob.factors.base import Factor
 
-DEPTH, COMPONENTS, PROGRAMS = 4, 3, 200
+DEPTH, COMPONENTS, PROGRAMS, QUICK = 4, 3, 200, 60
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -221,7 +221,9 @@ def errors(made, shape, rng, reference) -> tuple[float, float]:
     return abs(float(value) - expected_value), float(np.max(np.abs(np.asarray(score["x"]) - expected_score)))
 
 
-@pytest.mark.parametrize("seed", range(PROGRAMS))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(s, marks=pytest.mark.slow if s >= QUICK else []) for s in range(PROGRAMS)]
+)
 def test_program_means_what_it_says(seed):
     made, shape, rng = random_program(seed)
     value_error, score_error = errors(made, shape, rng, made.reference)
@@ -230,7 +232,7 @@ def test_program_means_what_it_says(seed):
 
 
 def test_the_programs_use_everything():
-    uses = count([random_program(seed)[0] for seed in range(PROGRAMS // 4)])
+    uses = count([random_program(seed)[0] for seed in range(QUICK)])
     assert all(uses[kind] >= 10 for kind in ("product", "quotient", "power", "mixture", "guide", "window"))
     assert all(uses[kind] >= 3 for kind in ("condition", "window 1", "window 2"))
 

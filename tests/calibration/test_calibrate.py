@@ -49,7 +49,11 @@ def shares(factor, sampler=None, schedule=None, chains=8000):
 
 @pytest.mark.parametrize(
     "distribution",
-    [known.normal([0.3], 0.02), known.two_modes([0.6, 0.1], 0.05, 0.3), dist.Uniform(jnp.full(2, -0.5), jnp.ones(2))],
+    [
+        pytest.param(known.normal([0.3], 0.02), marks=pytest.mark.slow),
+        known.two_modes([0.6, 0.1], 0.05, 0.3),
+        pytest.param(dist.Uniform(jnp.full(2, -0.5), jnp.ones(2)), marks=pytest.mark.slow),
+    ],
     ids=["line", "two modes", "box"],
 )
 def test_quadrature_is_exact(distribution):
@@ -127,6 +131,7 @@ def test_density_weights_after_calibration_of_modes(left, right):
     assert cp.metrics.total_variation(found, [0.2, 0.8]) <= 0.02
 
 
+@pytest.mark.slow
 def test_normalised_products_mix(left, right):
     wide = known.raw(known.normal([0.0, 0.0], 1.0), 1.0, "wide")
     product = cp.calibrate(left * wide**0.5, KEY)
@@ -136,7 +141,7 @@ def test_normalised_products_mix(left, right):
     assert cp.metrics.total_variation(shares(mixture), [0.2, 0.8]) <= 0.02
 
 
-@pytest.mark.parametrize("levels", ["own", "other"])
+@pytest.mark.parametrize("levels", [pytest.param("own", marks=pytest.mark.slow), "other"])
 def test_calibrated_densities_integrate_to_one(left, levels):
     """By a plain grid, on the calibration's own levels and on variance-exploding ones between them."""
     wide = known.raw(known.normal([0.2, 0.0], 0.5), 1.0, "wide")
@@ -153,6 +158,7 @@ def test_calibrated_densities_integrate_to_one(left, levels):
             np.testing.assert_allclose(mass, 1.0, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_calibrated_power_in_a_product_is_the_raw_one(left):
     """Normalisers change a product by a constant only."""
     other = known.raw(known.normal([0.2, 0.1], 0.5), 1.0, "other")

@@ -80,6 +80,7 @@ def test_every_mode_gets_its_share(mended):
     assert "shares of 2 modes known" in repr(mended)
 
 
+@pytest.mark.slow
 def test_the_score_stays(plane, mended):
     for x in jax.random.normal(KEY, (4, 2)):
         noise = known.SCHEDULE.at(5)

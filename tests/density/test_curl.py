@@ -80,6 +80,7 @@ def plate_and_window(f, g):
     cp.sample("canvas", cp.window(g, (4,), offset=(0,)) * cp.window(g, (4,), offset=(2,)))
 
 
+@pytest.mark.slow
 def test_plates_windows_and_sites_of_their_own():
     density = cp.compile(plate_and_window, rotation(0.3), linear([[0.0, -0.5], [0.5, 0.0]]))
     positions = {"x": points((3, 2))["x"], "canvas": points((4,))["x"]}
@@ -131,6 +132,7 @@ def test_only_line_integrals_ask():
     assert not cp.Ancestral().integrates_score
 
 
+@pytest.mark.slow
 def test_a_network_without_derivatives_does_not_cost_the_run():
     def network(x, t):
         return jax.pure_callback(lambda x: -np.asarray(x), jax.ShapeDtypeStruct((2,), x.dtype), x,

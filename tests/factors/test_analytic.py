@@ -149,6 +149,7 @@ def test_draws_have_the_moments_of_noised_data(name):
         assert jnp.all(jnp.abs(z) < 4.5)
 
 
+@pytest.mark.slow
 def test_images_of_points():
     points = np.random.default_rng(0).normal(size=(5, 2, 3, 1))
     f = cp.Analytic(points, SCHEDULE, label="images")

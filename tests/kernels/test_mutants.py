@@ -127,7 +127,11 @@ def relevelled(kernel):
     return z_scores(jax.vmap(LAW.statistics)(states.position), LAW.expected)
 
 
-@pytest.mark.parametrize(("real", "stale"), [(MALA(0.15), StaleMALA(0.15)), (HMC(0.5), StaleHMC(0.5))], ids=repr)
+@pytest.mark.parametrize(
+    ("real", "stale"),
+    [(MALA(0.15), StaleMALA(0.15)), pytest.param(HMC(0.5), StaleHMC(0.5), marks=pytest.mark.slow)],
+    ids=repr,
+)
 def test_a_stale_cache_after_a_change_of_level_fails(real, stale):
     assert_agrees(relevelled(real))
     assert_disagrees(relevelled(stale))

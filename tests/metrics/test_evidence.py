@@ -56,9 +56,8 @@ def mixture(levels: int) -> tuple[Any, float, np.ndarray]:
 CASES = {"2": lambda levels: gaussians(2, levels), "10": lambda levels: gaussians(10, levels), "mixture": mixture}
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param("2", marks=pytest.mark.slow), pytest.param("10", marks=pytest.mark.slow), "mixture"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_sandwich_closes_as_levels_are_added(case):
     widths = []
     for levels in (16, 64):

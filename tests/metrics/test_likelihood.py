@@ -127,9 +127,10 @@ def scores_at(logs: np.ndarray, log_density: np.ndarray) -> dict[str, float]:
     return z_scores(ratios, dict.fromkeys(ratios, 1.0))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("ULA", "UHMC") else []) for name in CLOSED]
-)
+SLOW = ("ULA", "UHMC", "UHMC with reverse step")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in CLOSED])
 def test_mean_of_p_hat_is_the_gaussian_that_the_sampler_draws_from(name):
     sampler, law, schedule, factors = CLOSED[name]
     density = cp.compile(
@@ -185,19 +186,9 @@ KERNELS = {
 }
 
 
-QUICK = {("HMC", True)}
-"""Each compiles two programs; the others are slow tests."""
-
-
-@pytest.mark.parametrize(
-    ("name", "reverse"),
-    [
-        pytest.param(name, reverse, id=name + (" and reverse step" if reverse else ""), marks=marks)
-        for name in KERNELS
-        for reverse in (False, True)
-        for marks in [[] if (name, reverse) in QUICK else [pytest.mark.slow]]
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("reverse", [False, True], ids=["", "and reverse step"])
+@pytest.mark.parametrize("name", KERNELS)
 def test_p_hat_integrates_to_what_chains_do(mixture, name, reverse):
     sampler = cp.AnnealedMCMC(KERNELS[name], 1, reverse_step=reverse)
     x = cp.infer(mixture, jax.random.key(1), num_chains=20_000, sampler=sampler, progress=False)["x"]
@@ -218,7 +209,8 @@ def test_a_kernel_that_forgets_its_reversal_is_found_out(mixture):
     assert_same_law(by_p_hat(mixture, sampler), np.asarray(x, float), agree=False)
 
 
-@pytest.mark.parametrize("kernel", [pytest.param("ULA", marks=pytest.mark.slow), "MALA"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["ULA", "MALA"])
 def test_under_smc_p_hat_is_the_law_of_the_weighted_path(kernel):
     """Few, coarse levels: the weighted path is far from the target, and both ways to its law agree."""
     density = cp.compile(both, two_modes(), gaussian(0.3, 0.8))

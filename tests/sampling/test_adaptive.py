@@ -20,7 +20,7 @@ def run(density, kernel, steps=4, chains=512):
     return cp.infer(density, jax.random.key(0), num_chains=chains, sampler=sampler, progress=False)
 
 
-@pytest.mark.parametrize("warmup", [0, 4], ids=["online", "warm-up, then frozen"])
+@pytest.mark.parametrize("warmup", [0, pytest.param(4, marks=pytest.mark.slow)], ids=["online", "warm-up, then frozen"])
 def test_acceptance_is_on_target_at_every_level(density, warmup):
     for target in (0.574, 0.8):
         result = run(density, cp.MALA(cp.Adaptive(target_acceptance=target, warmup=warmup)))
@@ -34,6 +34,7 @@ def test_acceptance_is_on_target_at_every_level(density, warmup):
     assert np.argmin(steps) < 14  # smaller where there is less noise
 
 
+@pytest.mark.slow
 def test_a_frozen_step_is_one_number_a_level(density):
     result = run(density, cp.HMC(cp.Adaptive(warmup=3), num_leapfrog=2), steps=1)
     assert np.abs(result.acceptance[:-4].mean() - 0.75) < 0.05

@@ -73,7 +73,7 @@ def test_adjusted_chains_have_the_law_of_level_0(density, sampler):
     "sampler",
     [
         cp.AnnealedMCMC(cp.ULA(lambda s: 0.4 * s.sigma**2), 12),
-        cp.AnnealedMCMC(cp.UHMC(lambda s: 0.3 * s.sigma, num_leapfrog=3), 6),
+        pytest.param(cp.AnnealedMCMC(cp.UHMC(lambda s: 0.3 * s.sigma, num_leapfrog=3), 6), marks=pytest.mark.slow),
     ],
     ids=["ULA", "UHMC"],
 )
@@ -126,7 +126,7 @@ def evidence(dimension, schedule, sampler, runs, chains=1024):
     return np.log(ratios.mean()), ratios.std(ddof=1) / np.sqrt(runs) / ratios.mean()
 
 
-@pytest.mark.parametrize("dimension", [2, 10])
+@pytest.mark.parametrize("dimension", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_density_weights_give_the_evidence(dimension):
     """Σ-estimates of Z are unbiased: their mean agrees within its standard error."""
     error, sd = evidence(dimension, SCHEDULE, SMC["density"], RUNS)
@@ -172,6 +172,7 @@ def _score(x, log_snr, mean, sd):
     return (jnp.sqrt(alpha_squared) * mean - x) / (alpha_squared * sd**2 + jax.nn.sigmoid(-log_snr))
 
 
+@pytest.mark.slow
 def test_where_levels_say_nothing_but_are_far_apart_smc_starts_below_them():
     density = cp.compile(both, *(normal(0.0, s, cp.Schedule.cosine(50)) for s in (1.0, 0.5)))
     first = SMC["feynman_kac"].first_level(density)
@@ -189,6 +190,7 @@ def first_weights(density, chains=20_000):
     return run.chains.position, np.asarray(jax.nn.softmax(run.log_weights), np.float64)
 
 
+@pytest.mark.slow
 def test_an_energy_that_promises_a_power_counts_once_at_the_top():
     """N(0, 1) times the same again: of second moment ½, whether drawn or weighted."""
     again = cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(1,))

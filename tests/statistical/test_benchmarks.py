@@ -32,6 +32,7 @@ def test_quadrature_agrees_with_exact_draws():
     assert many.pooled < 0.003
 
 
+@pytest.mark.slow
 def test_ring_product_by_ancestral_sampling_and_smc():
     rows = measured(mode_weights.ring_product(), FAST)
     assert rows["exact draws"].mean < 0.02

@@ -3,6 +3,7 @@
 from composeprob import errors, metrics, training
 from composeprob.calibration import calibrate
 from composeprob.compiler.pipeline import compile
+from composeprob.compiler.prior import prior
 from composeprob.factors.algebra import mixture, power, product
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.calibrated import Calibrated, CalibratedExpression
@@ -15,6 +16,7 @@ from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, LineIn
 from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
 from composeprob.model_zoo import load, zoo
+from composeprob.numpyro_sites import as_distribution
 from composeprob.result import Result
 from composeprob.sampling.ancestral import Ancestral
 from composeprob.sampling.annealed_mcmc import AnnealedMCMC
@@ -42,6 +44,7 @@ __all__ = [
     "Result",
     "Schedule",
     "annealed",
+    "as_distribution",
     "calibrate",
     "compile",
     "condition",
@@ -54,6 +57,7 @@ __all__ = [
     "mixture",
     "observe",
     "power",
+    "prior",
     "product",
     "program",
     "sample",

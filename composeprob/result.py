@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
 FORMAT = "composeprob.result"
 VERSION = 2
-_PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite", "quadrature_error", "log_snr")
-_ARRAYS = ("log_weights", *_PER_LEVEL)
-_FACTS = ("log_evidence", "evaluations", "seconds", "sampler", "reason", "curl")
+PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite", "quadrature_error", "log_snr")
+_ARRAYS = ("log_weights", *PER_LEVEL)
+FACTS = ("log_evidence", "evaluations", "seconds", "sampler", "reason", "curl")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -55,6 +56,7 @@ class Result:
         curl: relative curl at level 0 of every factor that does not promise that its score is a gradient,
             ``{factor: value}`` (see `metrics.curl`); measured where a `LineIntegral` relies on it, else empty. NaN
             where JAX cannot differentiate the network.
+        dims: the plates along the axes of each statement's value, ``{name: (plate or None, …)}``, without N.
         density: the compiled density; None after `load`.
     """
 
@@ -73,6 +75,7 @@ class Result:
     log_snr: np.ndarray
     quadrature_error: np.ndarray | None = None
     curl: dict[str, float] = field(default_factory=dict)
+    dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
@@ -130,31 +133,72 @@ class Result:
 
         return plot_result(self)
 
-    def to_arviz(self) -> arviz.InferenceData:
+    def predictive(self, key: Any) -> dict[str, np.ndarray]:
+        """Data as the program would give them under these samples: the posterior predictive, or of a result on
+        `prior(density)` the prior predictive.
+
+        Each of the equally weighted samples of `unweighted` gives one draw of every observed site; of the data
+        themselves nothing is used. See `AnnealedDensity.predict`.
+
+        Args:
+            key: a random key.
+
+        Returns:
+            ``{observed site: (N, …)}``.
+
+        Raises:
+            InvalidValueError: the result was loaded from a file, which holds no density.
+            CapabilityError: the program observes nothing.
+        """
+        if self.density is None:
+            raise InvalidValueError(
+                "A result that was loaded from a file has no density to predict with.",
+                fix="compile the program and call density.predict(key, result.unweighted()).",
+            )
+        return {name: np.asarray(v) for name, v in self.density.predict(key, self.unweighted()).items()}
+
+    def to_arviz(
+        self,
+        *,
+        dims: Mapping[str, Sequence[str | None]] | None = None,
+        coords: Mapping[str, Any] | None = None,
+        predictive: Any = None,
+    ) -> arviz.InferenceData:
         """The samples as `arviz.InferenceData`, of shape (chain=1, draw=N, …).
 
         Chains of an annealed sampler are one draw each, independent or exchangeable, and not N long chains: ArviZ
         therefore sees one chain of N draws, and its R-hat between chains does not apply. ArviZ knows no weights, so
-        ``posterior`` holds the equally weighted samples of `unweighted`; ``sample_stats`` keeps the log-weights that
-        the run ended with, and ``constant_data`` what is known per level.
-        """
-        import arviz
+        ``posterior`` holds the equally weighted samples of `unweighted`, and so do the groups that follow from them;
+        ``sample_stats`` keeps the log-weights that the run ended with, and ``constant_data`` what is known per level.
+        While the density is at hand (not after `load`), ``observed_data`` and the pointwise ``log_likelihood``, of
+        which `arviz.loo` and `arviz.compare` are made, are there too.
 
-        attributes = {
-            name: getattr(self, name) for name in _FACTS if name != "curl" and getattr(self, name) is not None
-        }
-        return arviz.from_dict(
-            posterior={name: value[None] for name, value in self.unweighted().items()},
-            sample_stats={"log_weight": self.log_weights[None]},
-            constant_data={name: getattr(self, name) for name in _PER_LEVEL},
-            dims={name: ["level"] for name in _PER_LEVEL},
-            attrs={
-                **attributes,
-                "curl": str(self.curl),
-                "status": str(self.status),
-                "inference_library": "composeprob",
-            },
-        )
+        Args:
+            dims: names of a site's axes, N left out, ``{site: (name or None, …)}``; axes that run over a plate have
+                the plate's name.
+            coords: labels along the axes, ``{axis name: labels}``.
+            predictive: a random key adds ``posterior_predictive``, from `predictive`.
+
+        Raises:
+            InvalidValueError, CapabilityError: ``predictive`` for a result that cannot predict.
+
+        Example:
+            >>> import composeprob as cp, jax, numpyro, numpyro.distributions as dist
+            >>> @cp.program
+            ... def schools(y):
+            ...     with numpyro.plate("school", 2):
+            ...         theta = cp.sample("theta", dist.Normal(0.0, 1.0))
+            ...         cp.observe("y", dist.Normal(theta, 1.0), y)
+            >>> density = cp.compile(schools, jax.numpy.array([1.0, -1.0]))
+            >>> sampler = cp.AnnealedMCMC(cp.MALA(0.5), 5)
+            >>> result = cp.infer(density, jax.random.key(0), num_chains=8, sampler=sampler, progress=False)
+            >>> data = result.to_arviz(coords={"school": ["A", "B"]})
+            >>> data.posterior["theta"].dims, data.log_likelihood["y"].sel(school="B").shape
+            (('chain', 'draw', 'school'), (1, 8))
+        """
+        from composeprob.arviz_data import to_arviz
+
+        return to_arviz(self, dict(dims or {}), dict(coords or {}), predictive)
 
     def report(self) -> dict[str, Any]:
         """Every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
@@ -164,12 +208,12 @@ class Result:
 
         rows = self.summary().rows
         return {
-            **{name: getattr(self, name) for name in _FACTS},
+            **{name: getattr(self, name) for name in FACTS},
             "num_chains": self.num_chains,
             "status": self.status.code.value,
             "message": self.status.message,
             "summary": {label: dict(zip(COLUMNS, plain(row), strict=True)) for label, row in rows.items()},
-            "levels": {name: plain(getattr(self, name)) for name in _PER_LEVEL},
+            "levels": {name: plain(getattr(self, name)) for name in PER_LEVEL},
         }
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -180,8 +224,9 @@ class Result:
         path = _with_suffix(path)
         arrays = {f"samples/{name}": value for name, value in self.samples.items()}
         arrays |= {name: getattr(self, name) for name in _ARRAYS}
-        facts = {name: getattr(self, name) for name in _FACTS}
+        facts = {name: getattr(self, name) for name in FACTS}
         facts["sites"] = list(self.samples)  # safetensors sorts by name
+        facts["dims"] = self.dims
         facts["status"] = [(code.value, message) for code, message in self.status.findings]
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")  # a reader never sees half a file
@@ -222,6 +267,7 @@ class Result:
         facts: dict[str, Any] = json.loads(metadata["facts"])
         status = Status(tuple((Code(code), message) for code, message in facts.pop("status")))
         samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
+        facts["dims"] = {name: tuple(dims) for name, dims in facts.get("dims", {}).items()}
         return cls(samples=samples, status=status, **facts, **{name: arrays[name] for name in _ARRAYS})
 
     def __repr__(self) -> str:

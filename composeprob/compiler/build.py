@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,10 +14,23 @@ from numpyro.distributions import Distribution
 
 from composeprob.errors import DoublyIntractableError, ProgramError
 from composeprob.factors import algebra
+from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
 from composeprob.factors.window import Window
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Observation, Product, Region, Site, Static, same_network
+from composeprob.ir.nodes import (
+    Graph,
+    Leaf,
+    Mixture,
+    Node,
+    Observation,
+    Product,
+    Region,
+    Site,
+    Static,
+    rewrite_leaves,
+    same_network,
+)
 from composeprob.ir.normaliser import Normaliser
 from composeprob.language.interpret import Statement, run
 from composeprob.language.program import Program
@@ -28,7 +43,7 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
 
     Raises:
         ProgramError: the program has no latent site.
-        DoublyIntractableError: a factor depends on a latent.
+        DoublyIntractableError: a factor that may not be normalised depends on a latent.
     """
     statements = run(program.function, args, kwargs, draw(jax.random.key(0)))
     latents = {s.name: s for s in statements.values() if s.kind in ("noised", "static")}
@@ -39,20 +54,16 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
             fix="give it at least one cp.sample(name, factor_or_distribution).",
         )
     dependencies = _dependencies(program, args, kwargs, latents)
-    for name, statement in latents.items():
-        if statement.kind == "noised" and dependencies[name]:
-            others = ", ".join(repr(n) for n in sorted(dependencies[name]))
-            raise DoublyIntractableError(
-                f"The factor at site {name!r} depends on the unobserved latent {others}: its normaliser, which nobody "
-                "knows, would depend on it too.",
-                where=statement.where,
-                fix=f"observe {others}, or let it act through cp.observe, cp.factor or a classifier instead.",
-            )
     names = program.names_of(args, kwargs)
     sites, statics, observations = [], [], []
     for s in statements.values():
         if s.kind == "noised":
-            sites.append(Site(s.name, _site_root(s, names), tuple(s.distribution.shape()), s.where))
+            root = _site_root(s, names)
+            if dependencies[s.name]:
+                leads_on = any(s.name in dependencies[o.name] for o in statements.values() if o.kind != "deterministic")
+                _check_normalised(s, [latents[name] for name in sorted(dependencies[s.name])], leads_on)
+                root = _from_latents(root, s, dependencies[s.name])
+            sites.append(Site(s.name, root, tuple(s.distribution.shape()), s.where))
         elif s.kind == "static":
             statics.append(Static(s.name, jnp.shape(s.value), describe(s.distribution), s.where))
         elif s.kind == "observed":
@@ -66,7 +77,8 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
                 where=o.where,
                 fix="let its distribution use the value that cp.sample returned.",
             )
-    return Graph(program.name, tuple(sites), tuple(statics), tuple(observations), None, (), (), program.where)
+    dims = {s.name: s.dims for s in statements.values()}
+    return Graph(program.name, tuple(sites), tuple(statics), tuple(observations), None, (), (), program.where, dims)
 
 
 def draw(key: Array) -> Any:
@@ -132,6 +144,60 @@ def _site_root(statement: Statement, names: Names) -> Node:
         region = Region(offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape))
         copies.append(_node(factor, region, names))
     return Product(tuple(copies), (1.0,) * len(copies))
+
+
+def _check_normalised(statement: Statement, parents: list[Statement], leads_on: bool) -> None:
+    """Refuse a factor that depends on latents unless it is a density whatever these are.
+
+    Args:
+        statement: the factor's site.
+        parents: the latents.
+        leads_on: whether another statement depends on the site.
+
+    Raises:
+        DoublyIntractableError: its normaliser is not known.
+        ProgramError: it depends on a noised site.
+    """
+    others = ", ".join(repr(parent.name) for parent in parents)
+    if not stays_normalised(statement.factor):
+        raise DoublyIntractableError(
+            f"The factor at site {statement.name!r} depends on the unobserved latent {others}: its normaliser, which "
+            "nobody knows, would depend on it too.",
+            where=statement.where,
+            fix=f"observe {others}; or calibrate over it (a cp.mixture of the factor calibrated under each of its "
+            "values); or let it act through a classifier, cp.observe or cp.factor. Only cp.Analytic factors, and "
+            "mixtures of them with weights=, may depend on latents."
+            if leads_on
+            else f"as nothing else depends on {statement.name!r}, ancestral order is exact: infer {others} by a "
+            "program without it, then draw it for each value by cp.as_distribution(factor.given(…)).sample(key).",
+        )
+    noised = [parent.name for parent in parents if parent.kind == "noised"]
+    if noised:
+        raise ProgramError(
+            f"The factor at site {statement.name!r} depends on the noised site {noised[0]!r}: above level 0 its noised "
+            "marginal would be that of another noisy value.",
+            where=statement.where,
+            fix=f"put both sites into one factor, or let {noised[0]!r} act through cp.observe or cp.factor.",
+        )
+
+
+def stays_normalised(factor: Factor) -> bool:
+    """Whether the factor is a density whatever its parameters are."""
+    if isinstance(factor, algebra.Mixture):
+        return factor.calibrated and all(map(stays_normalised, factor.factors))
+    return isinstance(factor, Analytic)
+
+
+def _from_latents(root: Node, statement: Statement, parents: frozenset[str]) -> Node:
+    """The same expression, its leaves numbered as in the statement's factor (anew for each copy in a plate)."""
+    count, given = itertools.count(), ", ".join(sorted(parents))
+    size = len(algebra.leaves(statement.factor))
+
+    def number(leaf: Leaf) -> Leaf:
+        name = f"{leaf.name.rpartition('(x')[0]}(x | {given})"
+        return replace(leaf, name=name, latent=(statement.name, next(count) % size))
+
+    return rewrite_leaves(root, number)
 
 
 def _node(factor: Factor, region: Region | None, names: Names) -> Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob.compiler import predictive
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation
+from composeprob.factors.algebra import leaves as factor_leaves
 from composeprob.factors.base import LeafFactor
 from composeprob.ir.nodes import Graph, Group, Member, Region, leaves
 from composeprob.schedule import Noise, Schedule
@@ -28,12 +31,14 @@ class Batch(eqx.Module):
         own_noise: its own noise at each level of the program, fields (K,); None for the program's own.
         conditions: ``{name: (members, …)}``.
         places: the site and region of each member.
+        latent: the site and leaf of the program that ``factor`` was when it was compiled, where latents move it.
     """
 
     factor: LeafFactor
     own_noise: Noise | None
     conditions: dict[str, Array]
     places: tuple[tuple[str, Region | None], ...] = eqx.field(static=True)
+    latent: tuple[str, int] | None = eqx.field(static=True)
 
     def __call__(self, xs: dict[str, Array], noise: Noise) -> list[tuple[Array | None, Array, Array]]:
         """(log f, ∇ log f in the site's coordinates, the rate of a constant) of every member."""
@@ -90,6 +95,7 @@ class Evaluator(Evaluates):
         potential: what else multiplies the site's density.
         likelihood: static priors and observations; None where the program has neither.
         places: the site, batch and member of every leaf, in the program's order.
+        shapes: the noised sites' shapes.
     """
 
     schedule: Schedule
@@ -98,6 +104,7 @@ class Evaluator(Evaluates):
     potential: dict[str, Expression | None]
     likelihood: Likelihood | None
     places: tuple[tuple[str, tuple[int, int]], ...] = eqx.field(static=True)
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
 
     def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
         noise = self.schedule.at(level)
@@ -105,8 +112,8 @@ class Evaluator(Evaluates):
         xs = {name: position[name] for name in self.marginal}
         zs = {name: value for name, value in position.items() if name not in xs}
 
-        def factors(xs: dict[str, Array]) -> tuple[dict[str, NodeValue], dict[str, NodeValue]]:
-            outputs = [batch(xs, noise) for batch in self.batches]
+        def factors(xs: dict[str, Array], zs: dict[str, Array]) -> tuple[dict[str, NodeValue], dict[str, NodeValue]]:
+            outputs = [batch(xs, noise) for batch in self._batches(zs, noise)]
             sides = []
             for expressions in (self.marginal, self.potential):
                 values = {n: None if e is None else e(outputs) for n, e in expressions.items()}
@@ -115,24 +122,28 @@ class Evaluator(Evaluates):
 
         zero = jnp.zeros((), jnp.result_type(float))
         if self.likelihood is None:
-            marginal, potential = factors(xs)
+            marginal, potential = factors(xs, zs)
             log_prior = log_likelihood = zero
             gradient = jax.tree.map(jnp.zeros_like, position)
         else:
             likelihood = self.likelihood
 
             def annotated(xs: Any, zs: Any) -> Any:
-                marginal, potential = factors(xs)
+                marginal, potential = factors(xs, zs)
                 means = {n: (x + noise.sigma**2 * marginal[n].score) / noise.alpha for n, x in xs.items()}
                 log_prior, log_likelihood = likelihood(xs, means, zs, self.schedule, noise)
-                return log_prior + log_likelihood, (marginal, potential, log_prior, log_likelihood)
+                # Moved by latents: it gives them their scores. Such a site has a log-density.
+                moved = _total([zero, *(marginal[n].log_density for n in sorted(self.moved))])
+                assert moved is not None
+                return log_prior + log_likelihood + moved, (marginal, potential, log_prior, log_likelihood)
 
             (_, aux), (of_x, of_z) = jax.value_and_grad(annotated, argnums=(0, 1), has_aux=True)(xs, zs)
             marginal, potential, log_prior, log_likelihood = aux
             gradient = {**of_x, **of_z}
 
         drift = {n: marginal[n].score if n in marginal else jnp.zeros_like(position[n]) for n in position}
-        score = {n: drift[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
+        beside = {n: 0.0 if n in self.moved else drift[n] for n in position}  # where it is in the gradient already
+        score = {n: beside[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
         log_potential = _total([log_likelihood, *(v.log_density for v in potential.values())])
         log_marginal = _total([zero, *(v.log_density for v in marginal.values())])
         excess = sum((v.excess for v in marginal.values()), zero)
@@ -147,10 +158,33 @@ class Evaluator(Evaluates):
             log_marginal=log_marginal,
         )
 
+    @property
+    def moved(self) -> frozenset[str]:
+        """The noised sites whose factors depend on latents."""
+        return frozenset(batch.latent[0] for batch in self.batches if batch.latent is not None)
+
+    def _batches(self, zs: dict[str, Array], noise: Noise) -> tuple[Batch, ...]:
+        """The batches with the factors that the program makes of these latents."""
+        if not self.moved:
+            return self.batches
+        assert self.likelihood is not None
+        # Such a factor looks at no noised site, so what those are does not matter here.
+        xs = {name: jnp.zeros(shape) for name, shape in self.shapes}
+        statements, _ = self.likelihood.replay(xs, zs, noise.index)
+
+        def current(batch: Batch) -> Batch:
+            if batch.latent is None:
+                return batch
+            site, index = batch.latent
+            return dataclasses.replace(batch, factor=factor_leaves(statements[site].factor)[index])
+
+        return tuple(map(current, self.batches))
+
     def leaf_scores(self, position: dict[str, Array], level: Array | int) -> tuple[dict[str, Array], ...]:
         noise = self.schedule.at(level)
         xs = {name: position[name] for name in self.marginal}
-        outputs = [batch(xs, noise) for batch in self.batches]
+        zs = {name: value for name, value in position.items() if name not in xs}
+        outputs = [batch(xs, noise) for batch in self._batches(zs, noise)]
         return tuple({site: outputs[batch][member][1]} for site, (batch, member) in self.places)
 
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
@@ -165,6 +199,20 @@ class Evaluator(Evaluates):
         statements, _ = self.likelihood.replay(clean, zs, noise.index)
         shown = {s.name: jnp.asarray(s.value) for s in statements.values() if s.kind in ("static", "deterministic")}
         return {**{name: position[name] for name in clean}, **shown}
+
+    def data(self) -> dict[str, Array]:
+        return {} if self.likelihood is None else predictive.data(self.likelihood)
+
+    def predict(self, key: Array, values: dict[str, Array]) -> dict[str, Array]:
+        return {} if self.likelihood is None else predictive.predict(self.likelihood, key, self._clean(values))
+
+    def log_likelihood(self, values: dict[str, Array]) -> dict[str, Array]:
+        return {} if self.likelihood is None else predictive.log_likelihood(self.likelihood, self._clean(values))
+
+    def _clean(self, values: dict[str, Array]) -> dict[str, Array]:
+        """The latents as the program's statements see them at level 0: noised sites at x/α."""
+        alpha = self.schedule.at(0).alpha
+        return {name: value / alpha if name in self.marginal else value for name, value in values.items()}
 
 
 def _one(x: Array) -> NodeValue:
@@ -190,7 +238,8 @@ def lower(graph: Graph, likelihood: Likelihood | None) -> Evaluator:
     marginal = {n: None if f is None else lower_expression(f, shapes[n]) for n, (f, _) in parts.items()}
     potential = {n: None if g is None else lower_expression(g, shapes[n]) for n, (_, g) in parts.items()}
     places = tuple((s.name, leaf.slot) for s in graph.sites for leaf in leaves(s.root) if leaf.slot is not None)
-    return Evaluator(graph.schedule, tuple(map(_batch, graph.groups)), marginal, potential, likelihood, places)
+    batches = tuple(map(_batch, graph.groups))
+    return Evaluator(graph.schedule, batches, marginal, potential, likelihood, places, tuple(shapes.items()))
 
 
 def _batch(group: Group) -> Batch:
@@ -198,4 +247,4 @@ def _batch(group: Group) -> Batch:
     members: tuple[Member, ...] = group.members
     names = members[0].conditions
     conditions = {name: jnp.stack([jnp.asarray(m.conditions[name]) for m in members]) for name in names}
-    return Batch(bare, group.own_noise, conditions, tuple((m.site, m.region) for m in members))
+    return Batch(bare, group.own_noise, conditions, tuple((m.site, m.region) for m in members), group.latent)

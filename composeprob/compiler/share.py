@@ -27,7 +27,7 @@ def share(graph: Graph) -> Graph:
                     return g, m
             groups[g] = replace(group, members=(*group.members, member))
             return g, len(group.members)
-        groups.append(Group(leaf.factor, leaf.own_noise, (member,), leaf.name.rpartition("(x")[0]))
+        groups.append(Group(leaf.factor, leaf.own_noise, (member,), leaf.name.rpartition("(x")[0], leaf.latent))
         return len(groups) - 1, 0
 
     def rewrite(root: Node, site: Site) -> Node:
@@ -45,7 +45,8 @@ def share(graph: Graph) -> Graph:
 def _joins(leaf: Leaf, member: Member, group: Group) -> bool:
     """Whether a use can be one row of the group's batch: one network, one noise, conditions of the same shapes."""
     return (
-        same_network(leaf.factor, group.factor)
+        leaf.latent == group.latent
+        and same_network(leaf.factor, group.factor)
         and _same_noise(leaf.own_noise, group.own_noise)
         and _signature(member.conditions) == _signature(group.members[0].conditions)
     )

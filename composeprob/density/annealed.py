@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from composeprob.density import prediction
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.density.potential import NumPyroPotential
 from composeprob.errors import CapabilityError, ShapeError
@@ -43,6 +45,18 @@ class Evaluates(eqx.Module):
     @abc.abstractmethod
     def read(self, position: Position) -> dict[str, Array]:
         """The position with static sites constrained and deterministics added."""
+
+    @abc.abstractmethod
+    def data(self) -> dict[str, Array]:
+        """The observed values."""
+
+    @abc.abstractmethod
+    def predict(self, key: Array, values: dict[str, Array]) -> dict[str, Array]:
+        """The observed sites drawn anew, given the latents' values as `read` shows them."""
+
+    @abc.abstractmethod
+    def log_likelihood(self, values: dict[str, Array]) -> dict[str, Array]:
+        """log p of every observed number at level 0, given the latents' values as `read` shows them."""
 
 
 class Described:
@@ -217,6 +231,44 @@ class AnnealedDensity(eqx.Module):
     def to_samples(self, position: Position) -> dict[str, Array]:
         """What a position means to the program's author: static sites constrained, deterministics computed."""
         return self.evaluator.read(position)
+
+    def observed(self) -> dict[str, Array]:
+        """The observed values, ``{site: array}``; soft evidence (`factor`) is none."""
+        return prediction.observed(self)
+
+    def predict(self, key: Array, samples: Mapping[str, Any]) -> dict[str, Array]:
+        """Data that the program's statements would give: the observed sites drawn anew for each sample.
+
+        An observation that later statements look at is replaced there too. Observations are those of level 0;
+        soft evidence (`factor`) is no data and is left out.
+
+        Args:
+            key: a random key.
+            samples: values of every latent, ``{site: (N, …)}``, as in ``result.samples``; what else it holds is
+                ignored.
+
+        Returns:
+            ``{observed site: (N, …)}``.
+
+        Raises:
+            ShapeError: a latent is missing, or their leading axes differ.
+            CapabilityError: the program observes nothing.
+        """
+        return prediction.predict(self, key, samples)
+
+    def log_likelihood(self, samples: Mapping[str, Any]) -> dict[str, Array]:
+        """log p(y | sample) at level 0 for every observed number y by itself, as leave-one-out estimates need it.
+
+        Args:
+            samples: as for `predict`.
+
+        Returns:
+            ``{observed site: (N, …)}``, without the axes over which the site's distribution is one event.
+
+        Raises:
+            ShapeError, CapabilityError: as for `predict`.
+        """
+        return prediction.log_likelihood(self, samples)
 
     def to_numpyro(self, level: int = 0) -> NumPyroPotential:
         """One level as a target for NumPyro's `HMC` and `NUTS`: a potential, a start, and the way back.

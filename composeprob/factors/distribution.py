@@ -14,7 +14,7 @@ class FactorDistribution(dist.Distribution):
     """What `cp.sample` hands to NumPyro. It carries the factor; it neither draws nor has a normalised density."""
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - NumPyro's own class-level convention
-    pytree_data_fields = ("factor",)
+    pytree_data_fields: tuple[str, ...] = ("factor",)
 
     def __init__(self, factor: Factor, *, validate_args: bool | None = None):
         self.factor = factor

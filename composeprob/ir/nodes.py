@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import equinox as eqx
@@ -50,6 +50,8 @@ class Leaf:
         own_noise: the noise of its own schedule at each of the program's levels, fields of shape (K,); None where
             the program's own levels apply. Set by `align`.
         slot: (group, member) of the batched evaluation that computes it. Set by `share`.
+        latent: where the factor's parameters depend on static latents: the site, and which leaf of the site's factor
+            this is, so that the program can be asked for it under other values.
     """
 
     factor: LeafFactor
@@ -57,6 +59,7 @@ class Leaf:
     name: str
     own_noise: Noise | None = None
     slot: tuple[int, int] | None = None
+    latent: tuple[str, int] | None = None
 
     @property
     def children(self) -> tuple[Node, ...]:
@@ -129,12 +132,13 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Leaves that share one network, evaluated as one batch over `members`."""
+    """Leaves that share one network, evaluated as one batch over `members`; ``latent`` as for `Leaf`."""
 
     factor: LeafFactor
     own_noise: Noise | None
     members: tuple[Member, ...]
     name: str
+    latent: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +154,7 @@ class Graph:
         groups: the batched evaluations; set by `share`.
         notes: what each pass did, ``(pass, sentence)``.
         where: the place of the program's definition.
+        dims: the plates along the axes of each statement's value, None where an axis is no plate's.
     """
 
     name: str
@@ -160,6 +165,7 @@ class Graph:
     groups: tuple[Group, ...]
     notes: tuple[tuple[str, str], ...]
     where: str
+    dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
 
     def dot(self) -> str:
         """Graphviz source of the program."""

@@ -28,6 +28,7 @@ class Statement:
         anneal: the annealing policy of an observation.
         where: ``"file.py:line"``.
         scale: what its log-probability is multiplied by (``handlers.scale``, subsampled plates).
+        dims: the plate that each axis of the value runs over, None where it is no plate's.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Statement:
     anneal: str
     where: str
     scale: Any
+    dims: tuple[str | None, ...]
 
     @property
     def factor(self) -> Factor:
@@ -51,11 +53,13 @@ class Statement:
 
 Provide = Callable[[str, str, Any], Any]
 """(kind, name, distribution) → the value of a latent site."""
+Redraw = Callable[[str, Any, Any], Any]
+"""(name, distribution, value) → what the program sees in place of an observed value."""
 
 
 class _Interpreter(Messenger):
-    def __init__(self, provide: Provide, level: Any):
-        self.provide, self.level = provide, level
+    def __init__(self, provide: Provide, level: Any, redraw: Redraw | None):
+        self.provide, self.level, self.redraw = provide, level, redraw
         self.statements: dict[str, Statement] = {}
         super().__init__()
 
@@ -84,6 +88,8 @@ class _Interpreter(Messenger):
         msg["composeprob.kind"] = "deterministic" if msg["type"] == "deterministic" else self._kind(msg)
         if msg["composeprob.kind"] in ("noised", "static"):
             msg["value"] = self.provide(msg["composeprob.kind"], name, msg["fn"])
+        if msg["composeprob.kind"] == "observed" and self.redraw is not None:
+            msg["value"] = self.redraw(name, msg["fn"], msg["value"])
 
     def _kind(self, msg: dict[str, Any]) -> str:
         """The kind of a sample statement; what NumPyro's handlers made of it has been done by now."""
@@ -114,11 +120,17 @@ class _Interpreter(Messenger):
             anneal=(msg.get("infer") or {}).get("anneal") or "tempered",
             where=msg["composeprob.where"],
             scale=msg.get("scale"),
+            dims=_dims(msg),
         )
 
 
 def run(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], provide: Provide, level: Any = 0
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    provide: Provide,
+    level: Any = 0,
+    redraw: Redraw | None = None,
 ) -> dict[str, Statement]:
     """Execute the program and return its statements by name, in order.
 
@@ -127,11 +139,24 @@ def run(
         args, kwargs: its arguments.
         provide: gives each latent site its value.
         level: the index that functions of the level receive.
+        redraw: puts other values in the place of observed ones; left out, they stay.
     """
-    interpreter = _Interpreter(provide, level)
+    interpreter = _Interpreter(provide, level, redraw)
     with interpreter:  # a Messenger leaves NumPyro's stack when the block ends, also by an exception
         function(*args, **kwargs)
     return interpreter.statements
+
+
+def _dims(msg: dict[str, Any]) -> tuple[str | None, ...]:
+    """The plate of each axis of a statement's value."""
+    shape = jnp.shape(msg["value"])
+    event_dim = 0 if msg["type"] == "deterministic" else msg["fn"].event_dim
+    names: list[str | None] = [None] * len(shape)
+    for frame in msg.get("cond_indep_stack") or ():
+        axis = len(shape) - event_dim + frame.dim
+        if axis >= 0 and shape[axis] == frame.size:  # a deterministic in a plate need not run over it
+            names[axis] = frame.name
+    return tuple(names)
 
 
 def kind_of(distribution: Any) -> str:

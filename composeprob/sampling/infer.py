@@ -170,6 +170,7 @@ def _result(
         sampler=sampler.describe(),
         reason=reason,
         log_snr=np.asarray(density.schedule.log_snr),
+        dims=dict(density.graph.dims),
         density=density,
     )
 

@@ -1,0 +1,92 @@
+"""A result as ArviZ's `InferenceData`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from composeprob.errors import InvalidValueError
+from composeprob.result import FACTS, PER_LEVEL
+
+if TYPE_CHECKING:
+    import arviz
+
+    from composeprob.result import Result
+
+Dims = dict[str, Sequence[str | None]]
+
+
+def to_arviz(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: Any) -> arviz.InferenceData:
+    """See `Result.to_arviz`."""
+    import arviz
+
+    samples, density = result.unweighted(), result.density
+    data: dict[str, np.ndarray] = {}
+    pointwise: dict[str, np.ndarray] = {}
+    if density is not None:
+        data = {name: np.asarray(value) for name, value in density.observed().items()}
+    if data:
+        assert density is not None
+        pointwise = {name: np.asarray(value) for name, value in density.log_likelihood(samples).items()}
+    drawn = None if predictive is None else _one_chain(result.predictive(predictive))
+
+    shapes = {**{name: v.shape[1:] for name, v in samples.items()}, **{name: v.shape for name, v in data.items()}}
+    named = {**_plates(result, shapes), **dims}
+    _check(named, shapes, coords)
+    facts = {name: getattr(result, name) for name in FACTS if name != "curl" and getattr(result, name) is not None}
+    attributes = {**facts, "curl": str(result.curl), "status": str(result.status), "inference_library": "composeprob"}
+    levels = {name: ["level"] for name in PER_LEVEL}
+    whole = arviz.from_dict(
+        posterior=_one_chain(samples),
+        posterior_predictive=drawn,
+        sample_stats={"log_weight": result.log_weights[None]},
+        observed_data=data or None,
+        constant_data={name: getattr(result, name) for name in PER_LEVEL},
+        dims={**levels, **{name: list(axes) for name, axes in named.items()}},
+        coords=coords,
+        attrs=attributes,
+    )
+    if pointwise:  # by itself: axes that are one event are missing here
+        batch = {name: list(named.get(name, ()))[: v.ndim - 1] for name, v in pointwise.items()}
+        whole.extend(arviz.from_dict(log_likelihood=_one_chain(pointwise), dims=batch, coords=coords))
+    return whole
+
+
+def _one_chain(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value[None] for name, value in values.items()}
+
+
+def _plates(result: Result, shapes: dict[str, tuple[int, ...]]) -> Dims:
+    """The plates' names; xarray allows no axis to be called as a variable is."""
+    return {
+        name: [None if axis in shapes else axis for axis in axes]
+        for name, axes in result.dims.items()
+        if name in shapes and any(axes)
+    }
+
+
+def _check(dims: Dims, shapes: dict[str, tuple[int, ...]], coords: Mapping[str, Any]) -> None:
+    for name, axes in dims.items():
+        if name not in shapes:
+            raise InvalidValueError(
+                f"dims names the site {name!r}, which this result does not have.",
+                fix=f"its sites are: {', '.join(map(repr, shapes))}.",
+            )
+        if isinstance(axes, str) or len(axes) != len(shapes[name]):
+            raise InvalidValueError(
+                f"Site {name!r} has {len(shapes[name])} axes beside the draws', but dims names {axes!r}.",
+                fix="one name (or None) for each, as a tuple.",
+            )
+    sizes: dict[str, int] = {}
+    for name, axes in dims.items():
+        for axis, size in zip(axes, shapes[name], strict=True):
+            if axis is None:
+                continue
+            expected = len(coords[axis]) if axis in coords else sizes.setdefault(axis, size)
+            if size != expected:
+                raise InvalidValueError(
+                    f"Axis {axis!r} has {expected} entries, but along it site {name!r} has {size}.",
+                    fix="give one coordinate an entry, and axes of different length different names.",
+                )

@@ -1,0 +1,69 @@
+"""What a density says about data: the methods `observed`, `predict` and `log_likelihood` of `AnnealedDensity`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.errors import CapabilityError, ShapeError
+
+if TYPE_CHECKING:
+    from composeprob.density.annealed import AnnealedDensity
+
+Values = dict[str, Array]
+
+
+@eqx.filter_jit
+def observed(density: AnnealedDensity) -> Values:
+    """See `AnnealedDensity.observed`."""
+    return density.evaluator.data()
+
+
+def predict(density: AnnealedDensity, key: Array, samples: Mapping[str, Any]) -> Values:
+    """See `AnnealedDensity.predict`."""
+    latents = _latents(density, samples)
+    num_samples = next(iter(latents.values())).shape[0]
+    return _predict(density, jax.random.split(key, num_samples), latents)
+
+
+def log_likelihood(density: AnnealedDensity, samples: Mapping[str, Any]) -> Values:
+    """See `AnnealedDensity.log_likelihood`."""
+    return _log_likelihood(density, _latents(density, samples))
+
+
+@eqx.filter_jit
+def _predict(density: AnnealedDensity, keys: Array, samples: Values) -> Values:
+    return jax.vmap(density.evaluator.predict)(keys, samples)
+
+
+@eqx.filter_jit
+def _log_likelihood(density: AnnealedDensity, samples: Values) -> Values:
+    return jax.vmap(density.evaluator.log_likelihood)(samples)
+
+
+def _latents(density: AnnealedDensity, samples: Mapping[str, Any]) -> Values:
+    """The latents among the samples, checked."""
+    if not observed(density):
+        raise CapabilityError(
+            "This program observes nothing, so it has no data to predict.",
+            where=density.described.where,
+            fix="add cp.observe(name, distribution, value), or compile with data.",
+        )
+    missing = [name for name in density.sites if name not in samples]
+    if missing:
+        raise ShapeError(
+            f"Samples of this program hold a value of every latent; {', '.join(map(repr, missing))} is missing.",
+            fix="pass result.samples, or the samples of a NumPyro run on density.to_numpyro().",
+        )
+    latents = {name: jnp.asarray(samples[name]) for name in density.sites}
+    if len({values.shape[:1] for values in latents.values()}) > 1 or () in {v.shape for v in latents.values()}:
+        raise ShapeError(
+            f"Samples have one leading axis, of one length; got shapes {[v.shape for v in latents.values()]}.",
+            fix="of several chains, flatten the first two axes.",
+        )
+    return latents

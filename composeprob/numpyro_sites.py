@@ -1,0 +1,162 @@
+"""Factors as sites of ordinary NumPyro models: a log-density from the compiler, draws from a sampler."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+from jax.custom_batching import custom_vmap
+
+from composeprob.compiler.pipeline import compile
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.errors import CapabilityError, DoublyIntractableError, InvalidValueError, WrongTypeError
+from composeprob.factors.analytic import Analytic
+from composeprob.factors.base import Factor
+from composeprob.factors.distribution import FactorDistribution
+from composeprob.language.program import program
+from composeprob.language.statements import sample
+from composeprob.sampling.base import Sampler
+from composeprob.sampling.draw import draw
+from composeprob.schedule import Schedule
+
+SITE = "x"
+
+
+@program
+def alone(factor: Factor) -> Any:
+    """The factor and nothing else."""
+    return sample(SITE, factor)
+
+
+def as_distribution(
+    factor: Factor, *, schedule: Schedule | None = None, sampler: Sampler | None = None, num_chains: int = 1
+) -> FactorDistribution:
+    r"""A factor as a NumPyro distribution, for ``numpyro.sample`` in an ordinary NumPyro model.
+
+    ``log_prob(x)`` is log f(x) at level 0, what ``result["x"]`` of `infer` is a sample of. It is **unnormalised**
+    unless the factor is `Analytic` or calibrated: posteriors do not mind, since the constant is the same for every x,
+    but evidences, ``log_prob`` as a number, and models that compare several factors do. For the same reason a factor
+    that is not `Analytic` may not depend on a latent of the model.
+
+    ``sample`` runs the sampler, and all draws that are asked for at once travel as chains of one run, also under
+    ``numpyro.infer.Predictive(parallel=True)``, `jax.vmap` and plates. An `Analytic` factor is drawn from directly.
+    Make the distribution outside of the model, so that it is compiled once.
+
+    Args:
+        factor: the factor; events have its shape.
+        schedule: the levels to sample along; left out, those of the factor.
+        sampler: how chains travel; left out, chosen by the number of draws, as in `infer`.
+        num_chains: run at least so many chains, of which the draws are a random part: for a sampler that needs a
+            population, such as `SMC`.
+
+    Returns:
+        A distribution without batch shape. Inside a `program` it is the same as the factor.
+
+    Raises:
+        DoublyIntractableError: the factor depends on a latent of the model and is not `Analytic`.
+        CapabilityError: from ``log_prob``: the factor offers only its score (draws need no more).
+        ConditionError, NetworkError: the factor cannot be evaluated.
+
+    Example:
+        >>> import composeprob as cp, jax, numpyro, numpyro.distributions as dist
+        >>> f = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(20))
+        >>> prior = cp.as_distribution(f * f)
+        >>> round(float(prior.log_prob(1.0) - prior.log_prob(0.0)), 2)
+        -1.0
+        >>> def model(y):
+        ...     x = numpyro.sample("x", prior)
+        ...     numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
+    """
+    if not isinstance(factor, Factor):
+        raise WrongTypeError(
+            f"as_distribution takes a factor; got {type(factor).__name__}.",
+            fix="wrap a network in cp.Diffusion, a log-density in cp.Energy; NumPyro's own distributions need nothing.",
+        )
+    if sampler is not None and not isinstance(sampler, Sampler):
+        raise WrongTypeError(
+            f"sampler must be a sampler; got {type(sampler).__name__}.",
+            fix="for example cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.SMC().",
+        )
+    if not isinstance(num_chains, int) or num_chains < 1:
+        raise InvalidValueError(f"num_chains must be a whole number ≥ 1; got {num_chains!r}.", fix="leave it out.")
+    if isinstance(factor, Analytic):
+        return ClosedFactor(factor, schedule or factor.schedule)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(factor)):
+        raise DoublyIntractableError(
+            "The factor depends on a latent of the model (or on an argument of a compiled function): its normaliser, "
+            "which nobody knows, would depend on it too.",
+            fix="make the distribution outside of the model; only cp.Analytic factors may depend on latents.",
+        )
+    # Neither the handlers of an enclosing model nor its tracing have a part in this.
+    with numpyro.handlers.block(), jax.ensure_compile_time_eval():
+        density = compile(alone, factor, schedule=schedule)
+    return SampledFactor(factor, density, sampler, num_chains)
+
+
+class ClosedFactor(FactorDistribution):
+    """An `Analytic` factor: its exact law at level 0, which its parameters may move."""
+
+    pytree_data_fields = ("law",)
+
+    def __init__(self, factor: Analytic, schedule: Schedule, *, validate_args: bool | None = None):
+        super().__init__(factor, validate_args=validate_args)
+        self.law = factor.at(schedule.at(0))
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        return self.law.sample(key, sample_shape)
+
+    def log_prob(self, value: Array) -> Array:
+        return self.law.log_prob(value)
+
+
+class SampledFactor(FactorDistribution):
+    """Any other factor: its compiled density and a sampler."""
+
+    pytree_data_fields = ("density", "sampler")
+    pytree_aux_fields = ("num_chains",)
+
+    def __init__(
+        self,
+        factor: Factor,
+        density: AnnealedDensity,
+        sampler: Sampler | None,
+        num_chains: int,
+        *,
+        validate_args: bool | None = None,
+    ):
+        super().__init__(factor, validate_args=validate_args)
+        self.density, self.sampler, self.num_chains = density, sampler, num_chains
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.wrap_key_data(key)
+        size = math.prod(sample_shape)
+        if size == 0:
+            return jnp.zeros((*sample_shape, *self.event_shape))
+
+        @custom_vmap
+        def draws(keys: Array) -> Array:
+            return draw(self.density, keys, self.sampler, self.num_chains)[SITE]
+
+        @draws.def_vmap
+        def together(size: int, batched: list[bool], keys: Array) -> tuple[Array, bool]:
+            found = draws(keys.reshape(-1))
+            return found.reshape(*keys.shape, *self.event_shape), True
+
+        return draws(jax.random.split(key, size)).reshape(*sample_shape, *self.event_shape)
+
+    def log_prob(self, value: Array) -> Array:
+        if "energy" not in self.density.capabilities:
+            raise CapabilityError(
+                "A NumPyro model needs log_prob, and this factor offers only its score.",
+                fix="use a model trained with an energy parameterization, or write a cp.program for cp.infer.",
+            )
+        value = jnp.asarray(value)
+        log_density = lambda x: self.density.log_density({SITE: x}, 0)  # noqa: E731
+        for _ in range(value.ndim - self.event_dim):
+            log_density = jax.vmap(log_density)
+        return log_density(value)

@@ -1,0 +1,178 @@
+"""`cp.as_distribution`: factors as sites of NumPyro's own models, with log-densities and draws in closed form.
+
+The factor is N(0, I)·N((1, 0), I), which is N((½, 0), ½·I) up to its normaliser; level 0 adds a little noise to each.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC, NUTS, Predictive
+from numpyro.infer.util import potential_energy
+
+import composeprob as cp
+from composeprob.errors import CapabilityError, ComposeProbError, DoublyIntractableError
+from sampling_cases import SCHEDULE, normal
+from zscores import assert_agrees, z_scores
+
+N = 1000
+MEAN, SD = np.array([0.5, 0.0]), np.sqrt(0.5)
+SAMPLER = cp.AnnealedMCMC(cp.MALA(lambda schedule: 0.5 * schedule.sigma**2), 4)
+PRODUCT = normal([0.0, 0.0]) * normal([1.0, 0.0])
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return cp.as_distribution(PRODUCT, sampler=SAMPLER)
+
+
+def model(prior, y=None):
+    x = numpyro.sample("x", prior)
+    s = numpyro.sample("s", dist.LogNormal(-0.5, 0.2))
+    with numpyro.plate("copy", 3):
+        z = numpyro.sample("z", prior)
+    numpyro.sample("y", dist.Normal(x + z.sum(0), s), obs=y)
+
+
+def log_probability(prior, values):
+    return -potential_energy(model, (prior, jnp.array([1.0, -0.5])), {}, values)
+
+
+def test_log_prob_is_the_factors_up_to_one_constant(prior):
+    """In a model with other sites, plates and data: the same as with the closed form, but for 4 constants."""
+    exact = dist.Normal(jnp.array(MEAN), SD).to_event(1)
+    keys = jax.random.split(jax.random.key(0), 5)
+    values = {
+        "x": jax.random.normal(keys[0], (4, 2)),
+        "z": jax.random.normal(keys[1], (4, 3, 2)),
+        "s": jax.random.normal(keys[2], (4,)),
+    }
+    difference = jax.jit(jax.vmap(lambda v: log_probability(prior, v) - log_probability(exact, v)))(values)
+    normaliser = dist.Normal(0.0, np.sqrt(2)).log_prob(1.0) + dist.Normal(0.0, np.sqrt(2)).log_prob(0.0)
+    np.testing.assert_allclose(difference, 4 * normaliser, atol=1e-3)
+    assert prior.log_prob(values["z"]).shape == (4, 3)
+    assert prior.event_shape == (2,)
+    assert prior.support.event_dim == 1
+
+
+@pytest.mark.slow
+def test_nuts_of_a_numpyro_model(prior):
+    """x + Σ z + N(0, s²) = y: of the sum only the data speak; moments of x by conditioning, s by quadrature."""
+    chains = 48
+    mcmc = MCMC(
+        NUTS(model), num_warmup=200, num_samples=100, num_chains=chains, chain_method="vectorized", progress_bar=False
+    )
+    y = np.array([1.0, -0.5])
+    mcmc.run(jax.random.key(0), prior, jnp.array(y))
+    s = np.exp(np.linspace(-0.5 - 6 * 0.2, -0.5 + 6 * 0.2, 2001))
+    total = 4 * SD**2 + s**2  # the variance of y
+    away = y - 4 * MEAN
+    log_weight = -0.5 * ((np.log(s) + 0.5) / 0.2) ** 2 - np.log(total) - 0.5 * (away**2).sum() / total
+    weight = np.exp(log_weight - log_weight.max())
+    gain = (weight * SD**2 / total).sum() / weight.sum()
+    expected = {f"x{j}": MEAN[j] + gain * away[j] for j in range(2)} | {"s": (weight * s).sum() / weight.sum()}
+    draws = mcmc.get_samples(group_by_chain=True)
+    values = {f"x{j}": draws["x"][..., j] for j in range(2)} | {"s": draws["s"]}
+    values |= {f"z{j}": draws["z"][..., j].mean(-1) for j in range(2)}
+    assert_agrees(z_scores(values, expected | {f"z{j}": expected[f"x{j}"] for j in range(2)}))
+
+
+def test_predictive_draws_what_the_sampler_draws(prior):
+    """Every site and every copy in a plate has its own draws, of the right law."""
+    drawn = Predictive(model, num_samples=N, parallel=True)(jax.random.PRNGKey(1), prior)
+    x, z = np.asarray(drawn["x"]) - MEAN, np.asarray(drawn["z"]) - MEAN
+    assert z.shape == (N, 3, 2)
+    values = {"x0": x[:, 0], "x1": x[:, 1], "z": z, "xx": x**2, "zz": z**2, "x z": x[:, None] * z}
+    values |= {"z z": z[:, 0] * z[:, 1], "x0 x1": x[:, 0] * x[:, 1]}
+    expected = dict.fromkeys(values, 0.0) | {"xx": SD**2, "zz": SD**2}
+    assert_agrees(z_scores(values, expected))
+
+
+def test_draws_under_transformations():
+    prior, key = cp.as_distribution(PRODUCT, sampler=cp.Ancestral()), jax.random.key(5)
+    alone = prior.sample(key, (2, 3))
+    assert alone.shape == (2, 3, 2)
+    np.testing.assert_allclose(alone, jax.jit(prior.sample, static_argnums=1)(key, (2, 3)), atol=1e-4)
+    assert prior.sample(key, (0,)).shape == (0, 2)
+    mapped = jax.vmap(jax.vmap(prior.sample))(jax.random.split(key, (2, 3)))
+    assert mapped.shape == (2, 3, 2)
+    assert len(np.unique(mapped)) == mapped.size
+    more = cp.as_distribution(PRODUCT, sampler=cp.Ancestral(), num_chains=20).sample(key, (6,))
+    assert len(np.unique(more)) == more.size == 12
+
+
+def test_an_analytic_factor_may_depend_on_latents():
+    """It is its own normalised law: hierarchical models are NumPyro's own."""
+
+    def hierarchy(of_factor):
+        m = numpyro.sample("m", dist.Normal(0.0, 1.0))
+        s = numpyro.sample("s", dist.HalfNormal(1.0))
+        law = cp.as_distribution(cp.Analytic(dist.Normal(m, s), SCHEDULE)) if of_factor else exact(m, s)
+        x = numpyro.sample("x", law)
+        numpyro.sample("y", dist.Normal(x, 0.3), obs=0.4)
+
+    def exact(m, s):
+        noise = SCHEDULE.at(0)
+        return dist.Normal(noise.alpha * m, jnp.sqrt((noise.alpha * s) ** 2 + noise.sigma**2))
+
+    values = {"m": jnp.array(0.4), "s": jnp.array(-0.3), "x": jnp.array(0.9)}
+    both = jax.jit(lambda v: [jax.value_and_grad(potential_energy, 3)(hierarchy, (b,), {}, v) for b in (True, False)])
+    (found, of_found), (expected, of_expected) = both(values)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for name in values:
+        np.testing.assert_allclose(of_found[name], of_expected[name], rtol=1e-4)
+    drawn = Predictive(hierarchy, num_samples=N)(jax.random.key(0), True)
+    residual = np.asarray((drawn["x"] - drawn["m"]) / drawn["s"])
+    assert_agrees(z_scores({"r": residual, "rr": residual**2}, {"r": 0.0, "rr": 1.0}))
+
+
+def test_inside_a_program_it_is_the_factor(prior):
+    @cp.program
+    def nested():
+        numpyro.sample("x", prior)
+
+    density = cp.compile(nested)
+    assert density.sites["x"].kind == "noised"
+    assert len(density.described.offers) == 2
+
+
+def score_only():
+    return cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,), time="sigma")
+
+
+def latent_condition(value):
+    f = cp.Diffusion(
+        lambda x, t, c: jnp.sum((x - c) ** 2), SCHEDULE, event_shape=(2,), parameterization="energy", conditions=("c",)
+    )
+    return cp.as_distribution(f.given(c=value))
+
+
+def without_condition():
+    return cp.Diffusion(lambda x, t, c: x * c, SCHEDULE, event_shape=(2,), conditions=("c",))
+
+
+CASES = {
+    "a condition that is a latent": (
+        lambda: jax.jit(lambda c: latent_condition(c).log_prob(jnp.zeros(2)))(1.0),
+        DoublyIntractableError,
+        "normaliser",
+    ),
+    "the log-density of a score": (
+        lambda: cp.as_distribution(score_only()).log_prob(jnp.zeros(2)),
+        CapabilityError,
+        "offers only its score",
+    ),
+    "a missing condition": (lambda: cp.as_distribution(without_condition()), ComposeProbError, r"given\(c=…\)"),
+    "no factor": (lambda: cp.as_distribution(dist.Normal(0.0, 1.0)), TypeError, "takes a factor; got Normal"),
+    "a kernel for a sampler": (lambda: cp.as_distribution(PRODUCT, sampler=cp.MALA()), TypeError, "AnnealedMCMC"),
+    "no chains": (lambda: cp.as_distribution(PRODUCT, num_chains=0), ValueError, "num_chains"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case):
+    call, kind, words = CASES[case]
+    with pytest.raises(kind, match=words):
+        call()

@@ -16,6 +16,7 @@ from jax import Array
 from numpyro.distributions import biject_to
 
 from composeprob.compiler.arguments import join, split
+from composeprob.compiler.linear_gaussian import Exact
 from composeprob.ir.nodes import Graph
 from composeprob.language.interpret import Statement, run
 from composeprob.schedule import Noise, Schedule
@@ -29,16 +30,18 @@ class Likelihood(eqx.Module):
         arguments: (args, kwargs), as `arguments.split` leaves them: arrays are leaves, so new data reuse compiled
             code.
         policies: the policy of each observation, ``"static"`` where it looks at no noised site.
+        exact: the observations under ``"exact"``; None where there are none.
     """
 
     function: Callable[..., Any] = eqx.field(static=True)
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     policies: dict[str, str] = eqx.field(static=True)
+    exact: Exact | None = None
 
     def __call__(
         self, xs: dict[str, Array], means: dict[str, Array], zs: dict[str, Array], schedule: Schedule, noise: Noise
     ) -> tuple[Array, Array]:
-        """(log p(z) in unconstrained coordinates, Σ_j γ_j·log L_j).
+        """(log p(z) in unconstrained coordinates, Σ_j γ_j·log L_j without what is annealed exactly).
 
         Args:
             xs: the noised sites at this level.
@@ -51,7 +54,7 @@ class Likelihood(eqx.Module):
         # At level 0 every policy is the posterior that the program promises, seen at x/α.
         denoised = {name: jnp.where(noise.index == 0, clean[name], mean) for name, mean in means.items()}
         seen = {"static": clean, "tempered": clean, "denoised": denoised, "noised": xs}
-        policies = sorted(set(self.policies.values()) | {"static"}, key=lambda p: p != "static")
+        policies = sorted(set(self.policies.values()) - {"exact"} | {"static"}, key=lambda p: p != "static")
         log_prior = log_likelihood = jnp.zeros((), jnp.result_type(float))
         for policy in policies:
             own = {name for name, p in self.policies.items() if p == policy}
@@ -63,6 +66,11 @@ class Likelihood(eqx.Module):
             terms = [s.log_prob() for name, s in statements.items() if name in own]
             log_likelihood = log_likelihood + power * sum(terms, jnp.zeros(()))
         return log_prior, log_likelihood
+
+    def exactly(self, xs: dict[str, Array], zs: dict[str, Array], noise: Noise) -> Array:
+        """(log p(y | x), log p(y | x₀ = x/α), log p(x)) of the observations that are annealed exactly, shape (3,)."""
+        assert self.exact is not None
+        return self.exact(xs, lambda seen: self.replay(seen, zs, noise.index)[0], noise)
 
     def replay(self, xs: dict[str, Array], zs: dict[str, Array], level: Any) -> tuple[dict[str, Statement], Array]:
         """Every statement with these values, and Σ log|dz/du| of the static sites' bijections."""
@@ -105,10 +113,25 @@ def tempering(schedule: Schedule, noise: Noise) -> Array:
     return jax.nn.sigmoid(noise.log_snr - 4.0) / jax.nn.sigmoid(schedule.log_snr[0] - 4.0)
 
 
+FULL = -2.0
+"""log-SNR from which on observations that are annealed exactly count in full for static sites: α/σ = 0.37."""
+
+
+def bridge(schedule: Schedule, noise: Noise) -> Array:
+    """The power of p(y | x_k, z): u² with u going from 0 at the noisiest level to 1 at log-SNR −2, and 1 from there on.
+
+    Where no signal is left p(y | x_k, z) is p(y | z): without a power, static sites would meet all of the data at the
+    first level, far from where their priors put them.
+    """
+    top = schedule.log_snr[-1]
+    way = jnp.where(top < FULL, (noise.log_snr - top) / jnp.where(top < FULL, FULL - top, 1.0), 1.0)
+    return jnp.clip(way, 0.0, 1.0) ** 2
+
+
 def likelihood_of(
     graph: Graph, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Likelihood | None:
     """The likelihood of a program; None where it has neither static sites nor observations."""
     if not graph.statics and not graph.observations:
         return None
-    return Likelihood(function, split(function, (args, kwargs)), {o.name: o.anneal for o in graph.observations})
+    return Likelihood(function, split(function, (args, kwargs)), {o.name: str(o.anneal) for o in graph.observations})

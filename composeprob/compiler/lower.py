@@ -14,7 +14,7 @@ from jax import Array
 from composeprob.compiler import predictive
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
-from composeprob.compiler.likelihood import Likelihood
+from composeprob.compiler.likelihood import Likelihood, bridge
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation
 from composeprob.factors.algebra import leaves as factor_leaves
@@ -144,19 +144,58 @@ class Evaluator(Evaluates):
         drift = {n: marginal[n].score if n in marginal else jnp.zeros_like(position[n]) for n in position}
         beside = {n: 0.0 if n in self.moved else drift[n] for n in position}  # where it is in the gradient already
         score = {n: beside[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
-        log_potential = _total([log_likelihood, *(v.log_density for v in potential.values())])
+        log_exact = correction = crossed = zero
+        if self.likelihood is not None and self.likelihood.exact is not None:
+            exact, correction, crossed = self._exactly(xs, zs, noise, drift)
+            log_exact, of_exact, of_correction = exact
+            drift = {n: drift[n] + of_exact[n] if n in xs else drift[n] for n in position}
+            score = {n: score[n] + of_exact[n] + of_correction[n] for n in position}
+        log_potential = _total([log_likelihood + correction, *(v.log_density for v in potential.values())])
         log_marginal = _total([zero, *(v.log_density for v in marginal.values())])
         excess = sum((v.excess for v in marginal.values()), zero)
         return Evaluation(
-            log_density=_total([log_prior, log_marginal, log_potential]),
+            log_density=_total([log_prior, log_marginal, log_exact, log_potential]),
             score=score,
             drift=drift,
-            rate=_total([zero, *(v.rate for v in marginal.values()), drift_ratio * excess]),
+            rate=_total([crossed, *(v.rate for v in marginal.values()), drift_ratio * excess]),
             excess=excess,
             log_potential=log_potential,
             log_prior=log_prior,
             log_marginal=log_marginal,
+            log_exact=log_exact,
         )
+
+    def _exactly(
+        self, xs: dict[str, Array], zs: dict[str, Array], noise: Noise, drift: dict[str, Array]
+    ) -> tuple[tuple[Array, dict[str, Array], dict[str, Array]], Array, Array]:
+        """What observations annealed exactly add: (log E, ∇ log E, ∇ correction), the correction, and to the rate.
+
+        At level 0 every policy is the posterior that the program promises, seen at x/α; E has level 0's noise in it
+        like a marginal, and the correction, a potential, takes it out. At the noisiest levels it takes out a power of
+        E that static sites shall not see yet. The rate of F·E is that of
+        F where F is the noised prior q that E is derived from, as E·q is a noised marginal too; elsewhere
+        ⟨∇log F − ∇log q, ∇log E⟩ more, by the rule for the product F·(E·q)·q⁻¹.
+        """
+        likelihood = self.likelihood
+        assert likelihood is not None
+        assert likelihood.exact is not None
+        terms, pull = jax.vjp(lambda xs, zs: likelihood.exactly(xs, zs, noise), xs, zs)
+
+        def gradient(*cotangent: float) -> dict[str, Array]:
+            of_x, of_z = pull(jnp.asarray(cotangent, terms.dtype))
+            return {**of_x, **of_z}
+
+        of_exact, of_clean = gradient(1.0, 0.0, 0.0), gradient(0.0, 1.0, 0.0)
+        last = noise.index == 0
+        power = bridge(self.schedule, noise) if likelihood.exact.bridged else jnp.ones_like(terms[0])
+        correction = jnp.where(last, terms[1] - terms[0], (power - 1.0) * terms[0])
+        of_correction = {n: jnp.where(last, of_clean[n], power * s) - s for n, s in of_exact.items()}
+        crossed = jnp.zeros((), jnp.result_type(float))
+        if not likelihood.exact.marginal:
+            of_prior = gradient(0.0, 0.0, 1.0)
+            looked_at = [name for name, _ in likelihood.exact.shapes]
+            crossed = sum((jnp.sum((drift[n] - of_prior[n]) * of_exact[n]) for n in looked_at), crossed)
+        return (terms[0], of_exact, of_correction), correction, crossed
 
     @property
     def moved(self) -> frozenset[str]:

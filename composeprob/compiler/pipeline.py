@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from composeprob.compiler.align import align
+from composeprob.compiler.anneal import anneal
 from composeprob.compiler.build import build
 from composeprob.compiler.check import capabilities, check, node_capabilities
 from composeprob.compiler.likelihood import likelihood_of
@@ -62,7 +63,8 @@ def compile(program: Program, *args: Any, schedule: Schedule | None = None, **kw
     graph = verify(align(graph, schedule), "align")
     graph = verify(share(graph), "share")
     graph = verify(check(graph), "check")
-    likelihood = likelihood_of(graph, program.function, args, kwargs)
+    graph, likelihood = anneal(graph, likelihood_of(graph, program.function, args, kwargs))
+    verify(graph, "anneal")
     tops = {site.name: top_of(site.root, site.shape) for site in graph.sites}
     evaluator = lower(graph, likelihood)
     assert graph.schedule is not None

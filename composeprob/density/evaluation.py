@@ -15,17 +15,19 @@ Position = Any
 class Evaluation(eqx.Module):
     """Everything known of π_k at one position x.
 
-    π_k(x, z) ∝ p(z)·F_k(x)·G_k(x, z): the priors of static sites, the algebra of diffusion factors at the noised
-    sites, and everything else (likelihoods, user energies, classifiers).
+    π_k(x, z) ∝ p(z)·F_k(x)·E_k(x, z)·G_k(x, z): the priors of static sites, the algebra of diffusion factors at the
+    noised sites, the observations that are annealed exactly, and everything else (likelihoods, user energies,
+    classifiers).
 
     Attributes:
         log_density: log π_k up to a constant of the level, a scalar; None where the density offers only its score.
         score: ∇ log π_k, same structure as the position.
-        drift: ∇ log F_k, same structure (zero at static sites): what the reverse process follows.
-        rate: the Feynman–Kac rate r of F_k, a scalar; None where a node has none.
+        drift: ∇ log (F_k·E_k), same structure (zero at static sites): what the reverse process follows.
+        rate: the Feynman–Kac rate r of F_k·E_k, a scalar; None where a node has none.
         log_potential: log G_k, a scalar; None where a part of G offers only its score.
         log_prior: log p(z), or log p(z | x) where a prior looks at a noised site, a scalar.
         log_marginal: log F_k up to a constant of the level, a scalar; None where F offers only its score.
+        log_exact: log E_k, a scalar.
         excess: the part of the rate that comes from the drift, in units of f/g²: Σ w_i·d_i − d for a product.
     """
 
@@ -36,6 +38,7 @@ class Evaluation(eqx.Module):
     log_potential: Array | None
     log_prior: Array | None = None
     log_marginal: Array | None = None
+    log_exact: Array | None = None
     excess: Array | None = None
 
 

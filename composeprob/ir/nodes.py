@@ -102,10 +102,10 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """An observation: which policy anneals it, and on which latent sites it depends."""
+    """An observation: which policy anneals it (None until `anneal` has settled it), and on which latents it depends."""
 
     name: str
-    anneal: str
+    anneal: str | None
     depends_on: frozenset[str]
     distribution: str
     where: str

@@ -7,7 +7,7 @@ import math
 from composeprob.errors import VerificationError
 from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Site, walk
 
-STAGES = ("build", "normalise", "align", "share", "check")
+STAGES = ("build", "normalise", "align", "share", "check", "anneal")
 
 
 def verify(graph: Graph, stage: str) -> Graph:
@@ -17,7 +17,8 @@ def verify(graph: Graph, stage: str) -> Graph:
     neither empty; regions lie inside their site and hold one event of their leaf; sites have different names. From
     ``normalise`` on: no product holds a product or a zero power, no product is a single child to the power 1. From
     ``align`` on: a schedule, and each leaf's own noise has one entry per level. From ``share`` on: each leaf has a
-    slot that exists and reads the leaf's site and region, and each slot is used.
+    slot that exists and reads the leaf's site and region, and each slot is used. From ``anneal`` on: every observation
+    has a policy.
     """
     reached = STAGES.index(stage)
 
@@ -53,6 +54,8 @@ def verify(graph: Graph, stage: str) -> Graph:
                     f"slot {node.slot} of leaf {node.name} reads another place",
                 )
                 used.add((group, member))
+    for o in graph.observations:
+        rule(reached < 5 or o.anneal is not None, f"observation {o.name} has no policy")
     if reached >= 3:
         slots = {(g, m) for g, group in enumerate(graph.groups) for m in range(len(group.members))}
         rule(used == slots, f"slots {sorted(slots - used)} are evaluated but not used")

@@ -25,7 +25,7 @@ class Statement:
         name: its name, with the prefixes of enclosing scopes.
         distribution: the NumPyro distribution, plates and masks applied; None for a deterministic.
         value: the value it had in this run.
-        anneal: the annealing policy of an observation.
+        anneal: the annealing policy of an observation; None where the program names none.
         where: ``"file.py:line"``.
         scale: what its log-probability is multiplied by (``handlers.scale``, subsampled plates).
         dims: the plate that each axis of the value runs over, None where it is no plate's.
@@ -35,7 +35,7 @@ class Statement:
     name: str
     distribution: Any
     value: Any
-    anneal: str
+    anneal: str | None
     where: str
     scale: Any
     dims: tuple[str | None, ...]
@@ -117,7 +117,7 @@ class _Interpreter(Messenger):
             name=msg["name"],
             distribution=None if kind == "deterministic" else msg["fn"],
             value=msg["value"],
-            anneal=(msg.get("infer") or {}).get("anneal") or "tempered",
+            anneal=(msg.get("infer") or {}).get("anneal"),
             where=msg["composeprob.where"],
             scale=msg.get("scale"),
             dims=_dims(msg),

@@ -14,7 +14,7 @@ from composeprob.errors import InvalidValueError, ProgramError, ShapeError, Wron
 from composeprob.factors.base import Factor, check_finite
 from composeprob.factors.distribution import FactorDistribution
 
-POLICIES = ("tempered", "denoised", "noised")
+POLICIES = ("exact", "tempered", "denoised", "noised")
 LEVEL = "composeprob.level"
 
 
@@ -53,7 +53,12 @@ def observe(
 
     An observation that looks at a noised site is annealed. Level 0 is the same exact posterior under each policy:
 
-    * ``"tempered"`` (default): the program sees x/α_k, and the likelihood is raised to the power
+    * ``"exact"`` (default where it is possible): the density of the value given x_k itself, ∫ L(x₀)·p(x₀ | x_k) dx₀,
+      in closed form, so that π_k is the noised posterior. It takes a `Normal` or `MultivariateNormal` whose mean is
+      A·x + b, with A, b and the spread free of x (they may depend on static sites), and a prior made of `cp.Analytic`
+      mixtures of Gaussians; several such observations count together. Static sites meet it by and by: below log-SNR
+      −2 it is raised to a power that goes from 0 at the noisiest level to 1;
+    * ``"tempered"`` (default elsewhere): the program sees x/α_k, and the likelihood is raised to the power
       sigmoid(λ_k − 4)/sigmoid(λ_0 − 4) of the log-SNR λ: nearly 0 at the noisiest levels, 1 at level 0;
     * ``"denoised"``: the program sees the Tweedie mean (x + σ_k²·∇log F_k(x))/α_k, at full power;
     * ``"noised"``: the program sees x itself; ``distribution`` may be a function of the level's index.
@@ -65,7 +70,8 @@ def observe(
         distribution: a NumPyro distribution that depends on the program's sites; under ``"noised"`` possibly a
             function of the level that returns one.
         value: what was measured.
-        anneal: the policy; left out, that of the enclosing `annealed` block.
+        anneal: the policy; left out, that of the enclosing `annealed` block, else ``"exact"`` or ``"tempered"``, as
+            the printed density says, with the reason.
 
     Raises:
         InvalidValueError: an unknown policy, or NaN in the value.

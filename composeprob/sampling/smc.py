@@ -233,6 +233,7 @@ def first_weight(
     sigma = density.schedule.at(level).sigma
     log_weight, log_marginal = evaluation.log_potential, evaluation.log_marginal
     assert log_weight is not None  # whatever is no noised marginal has an energy, or SMC is refused
+    log_weight = log_weight if evaluation.log_exact is None else log_weight + evaluation.log_exact
     log_evidence = density.top.log_normaliser(sigma)
     known = normalised(density)
     if density.top.power and log_marginal is not None and (known or not density.top.exact):

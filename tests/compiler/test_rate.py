@@ -9,6 +9,7 @@ The density's levels are replaced by functions α(t), σ(t) of a time that is di
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -88,7 +89,7 @@ def residual(density, diffusion, x, t):
     def value_and_score(x, t):
         evaluation = at_time(density, diffusion, t).evaluate(position(x), 0)
         score = jnp.concatenate([evaluation.drift[name].ravel() for name in shapes])
-        return (evaluation.log_marginal, score), (score, evaluation.rate, evaluation.excess)
+        return (evaluation.log_marginal + evaluation.log_exact, score), (score, evaluation.rate, evaluation.excess)
 
     # One forward-mode pass gives ∂_t log F and, with the score of the library, the divergence ∇·S.
     ((_, change), (hessian, _)), (s, rate, excess) = jax.jacfwd(value_and_score, argnums=(0, 1), has_aux=True)(x, t)
@@ -214,6 +215,26 @@ def test_rates_of_sites_and_plates_add_up(diffusion):
     density = cp.compile(several, leaf(0), leaf(1), leaf(2), schedule=diffusion.schedule())
     wanted, rate, _ = rates(density, diffusion)
     np.testing.assert_allclose(rate, wanted, rtol=1e-8, atol=1e-8)
+
+
+@cp.program
+def measured(factor, y):
+    x = cp.sample("x", factor)
+    cp.observe("y", dist.Normal(jnp.array([[1.0, 0.5], [0.3, -1.0], [0.2, 0.4]]) @ x, 0.6), y)
+
+
+@pytest.mark.parametrize("name", ["leaf", "product"])
+def test_rate_of_what_is_annealed_exactly(name):
+    """The noised posterior of one factor has the rate 0; times a product of factors it has that of the rule."""
+    density = cp.compile(measured, EXPRESSIONS[name](), jnp.array([0.3, -0.2, 0.5]), schedule=VP.schedule())
+    wanted, rate, _ = rates(density, VP)
+    np.testing.assert_allclose(rate, wanted, rtol=1e-8, atol=1e-8)
+    if name == "leaf":
+        np.testing.assert_allclose(rate, 0.0, atol=1e-8)
+    else:  # the negative control: as if the product of noised factors were the noised product
+        wrong = dataclasses.replace(density.evaluator.likelihood.exact, marginal=True)
+        wrong = eqx.tree_at(lambda d: d.evaluator.likelihood.exact, density, wrong)
+        assert abs(rates(wrong, VP)[1] - wanted) > 1e-2
 
 
 @pytest.mark.parametrize("diffusion", DIFFUSIONS, ids=lambda d: d.name)

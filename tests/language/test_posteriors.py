@@ -1,6 +1,6 @@
 """Conjugate posteriors: latents and noised sites together, under each annealing policy, by chains and by SMC.
 
-One program holds four models that do not touch: in each a sum of Gaussians is observed, so its posterior is known.
+One program holds five models that do not touch: in each a sum of Gaussians is observed, so its posterior is known.
 """
 
 import jax
@@ -12,11 +12,11 @@ import pytest
 
 import composeprob as cp
 from sampling_cases import SCHEDULE, normal
-from zscores import assert_agrees, z_scores
+from zscores import assert_agrees, assert_disagrees, z_scores
 
 SD, Y = 0.5, 1.2
 ALPHA, SIGMA = jnp.asarray(SCHEDULE.alpha), jnp.asarray(SCHEDULE.sigma)
-POLICIES = ("tempered", "denoised", "noised")
+POLICIES = ("exact", "tempered", "denoised", "noised")
 
 
 def likelihood(policy, x, m, level=None):
@@ -31,7 +31,7 @@ def likelihood(policy, x, m, level=None):
 
 
 @cp.program
-def four_models(f, y):
+def five_models(f, y):
     for policy in POLICIES:
         with numpyro.handlers.scope(prefix=policy, divider="_"), cp.annealed(policy):
             x = cp.sample("x", f)
@@ -81,14 +81,19 @@ def statistics(result):
 
 @pytest.fixture(scope="module")
 def density():
-    return cp.compile(four_models, normal(), jnp.array(Y))
+    return cp.compile(five_models, normal(), jnp.array(Y))
 
 
+@pytest.mark.slow
 def test_chains_find_the_posterior(density):
     sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), num_leapfrog=4), 8)
     result = cp.infer(density, jax.random.key(0), num_chains=4096, sampler=sampler, progress=False)
     assert_agrees(z_scores(statistics(result), EXPECTED))
     assert result.status.ok
+    for policy in POLICIES:  # each would be found out by itself, had it taken the noise for twice as wide
+        wrong, _ = conditioned(np.array([0.0, 0.5]), np.diag([1.0, 0.8**2]), sd=2 * SD)
+        names = {f"{policy} x": wrong[0], f"{policy} m": wrong[1]}
+        assert_disagrees(z_scores(statistics(result), names))
 
 
 def test_smc_finds_the_posterior(density):
@@ -107,7 +112,7 @@ def test_new_data_reuse_compiled_code(density):
     sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), num_leapfrog=4), 8)
     cp.infer(density, jax.random.key(1), num_chains=16, sampler=sampler, progress=False)
     before = driver._advance._cached._cache_size()  # counted here: JAX forgets executables of tests long past
-    other = cp.compile(four_models, normal(), jnp.array(0.3))
+    other = cp.compile(five_models, normal(), jnp.array(0.3))
     cp.infer(other, jax.random.key(1), num_chains=16, sampler=sampler, progress=False)
     assert driver._advance._cached._cache_size() == before > 0
 
@@ -142,3 +147,48 @@ def test_a_program_without_noised_sites_under_smc_is_importance_sampling():
     values = {"m": np.array([run["m"].mean() for run in runs]), "Z": evidence}
     marginal = np.exp(-0.5 * (Y - 0.5) ** 2 / (0.8**2 + 1 + SD**2)) / np.sqrt(2 * np.pi * (0.8**2 + 1 + SD**2))
     assert_agrees(z_scores(values, {"m": mean[0], "Z": marginal}))
+
+
+OPERATOR, DATA = np.array([[1.0, 0.5], [0.2, -1.0], [0.4, 0.9]]), np.array([0.9, 0.4, 0.7])
+SHARES, MEANS, VARIANCES = np.array([0.3, 0.7]), np.array([[1.0, 0.2], [-0.6, -0.4]]), np.array([0.2, 0.3])
+
+
+@cp.program
+def unknown_spread(f, y):
+    x = cp.sample("x", f)
+    sd = cp.sample("sd", dist.HalfNormal(1.0))
+    cp.observe("y", dist.Normal(jnp.asarray(OPERATOR) @ x, sd), y)
+
+
+def by_quadrature():
+    """Evidence, and posterior expectations of x and sd: Gaussian given sd and the component, on a grid of sd."""
+    grid = np.exp(np.linspace(-6.0, 2.0, 2000))
+    weight, x = np.zeros((2, grid.size)), np.zeros((2, grid.size, 2))
+    for j, (share, mean, v) in enumerate(zip(SHARES, MEANS, VARIANCES, strict=True)):
+        for i, sd in enumerate(grid):
+            covariance = v * OPERATOR @ OPERATOR.T + sd**2 * np.eye(3)
+            away = np.linalg.solve(covariance, DATA - OPERATOR @ mean)
+            log_det = np.linalg.slogdet(2 * np.pi * covariance)[1]
+            log_prior = -0.5 * sd**2 + 0.5 * np.log(2 / np.pi) + np.log(sd)  # per log sd
+            weight[j, i] = share * np.exp(log_prior - 0.5 * log_det - 0.5 * (DATA - OPERATOR @ mean) @ away)
+            x[j, i] = mean + v * OPERATOR.T @ away
+    posterior = weight / weight.sum()
+    mean = np.einsum("ji,jid->d", posterior, x)
+    evidence = weight.sum() * np.log(grid[1] / grid[0])
+    return {"Z": evidence, "x0": mean[0], "x1": mean[1], "sd": (posterior.sum(0) @ grid)}
+
+
+def test_evidence_and_posterior_under_an_unknown_spread():
+    parts = dist.Normal(jnp.asarray(MEANS), jnp.sqrt(jnp.asarray(VARIANCES))[:, None]).to_event(1)
+    f = cp.Analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(SHARES)), parts), SCHEDULE)
+    density = cp.compile(unknown_spread, f, jnp.asarray(DATA))
+    assert "y exact" in str(density)
+    sampler = cp.SMC(cp.MALA(), 2, weights="density")
+    runs = [cp.infer(density, jax.random.key(k), num_chains=1024, sampler=sampler, progress=False) for k in range(20)]
+    values = {
+        "Z": np.exp([run.log_evidence for run in runs]),
+        "x0": np.array([run["x"][:, 0].mean() for run in runs]),
+        "x1": np.array([run["x"][:, 1].mean() for run in runs]),
+        "sd": np.array([run["sd"].mean() for run in runs]),
+    }
+    assert_agrees(z_scores(values, by_quadrature()))

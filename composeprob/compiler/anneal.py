@@ -1,0 +1,213 @@
+"""Pass 6: how each observation is annealed. Linear measurements with Gaussian noise are found, and annealed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+
+from composeprob.compiler.check import site_parts
+from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected, prior_of
+from composeprob.compiler.likelihood import Likelihood
+from composeprob.compiler.linear_gaussian import Exact, Stack, measure, moments, stack_of, stacked, unravel
+from composeprob.errors import CapabilityError
+from composeprob.factors.gaussians import Gaussians, joint
+from composeprob.ir.nodes import Graph, Observation, Site
+from composeprob.language.interpret import Statement, masked, unwrap
+
+DRAWS = 4
+"""How many draws of the program's latents show which measurement looks at which entry."""
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def anneal(graph: Graph, likelihood: Likelihood | None) -> tuple[Graph, Likelihood | None]:
+    """Settle the policy of every observation that left it open: ``exact`` where that is possible, else ``tempered``.
+
+    It is possible for y = A·x + b + noise, A, b and the noise's covariance constant or functions of static sites,
+    under a prior that is a mixture of Gaussians. That A does not depend on x is read off the program's own trace (its
+    Jacobian must not depend on x), not off numbers.
+
+    Raises:
+        CapabilityError: an observation asks for ``exact``, and it is not possible.
+    """
+    asking = [o for o in graph.observations if o.anneal in (None, "exact")]
+    if likelihood is None or not asking:
+        return graph, likelihood
+    sites = {site.name: site for site in graph.sites}
+    looked_at = {name for o in asking for name in o.depends_on & sites.keys()}
+    shapes = tuple((name, site.shape) for name, site in sites.items() if name in looked_at)
+    priors = {name: _prior(site) for name, site in sites.items() if name in looked_at}
+    key = jax.random.key(0)
+    xs = {name: jax.random.normal(jax.random.fold_in(key, i), s.shape) for i, (name, s) in enumerate(sites.items())}
+    zs = likelihood.draw(key, xs)
+    replay = lambda seen: likelihood.replay(seen, zs, 0)[0]  # noqa: E731
+    statements = replay(xs)
+    reasons: dict[str, str] = {}
+    for o in asking:
+        known = [priors[name] for name in sorted(o.depends_on & sites.keys())]
+        reason = next((p for p in known if isinstance(p, str)), None) or _not_gaussian(statements[o.name])
+        reasons |= {o.name: reason} if reason else {}
+    hopeful = [o.name for o in asking if o.name not in reasons]
+    if hopeful and _not_linear(hopeful, shapes, replay, xs):  # all at once, and only then each by itself
+        found = {name: _not_linear([name], shapes, replay, xs) for name in hopeful}
+        reasons |= {name: reason for name, reason in found.items() if reason}
+    exact = None
+    while (names := tuple(o.name for o in asking if o.name not in reasons)) and exact is None:
+        bridged = any(o.depends_on - sites.keys() for o in asking if o.name in names)
+        exact = _groups(likelihood, names, shapes, priors, key, xs, bridged, reasons)
+    for o in asking:
+        if o.anneal == "exact" and o.name in reasons:
+            raise CapabilityError(
+                f"Observation {o.name!r} cannot be annealed exactly: {reasons[o.name]}.",
+                where=o.where,
+                fix="leave anneal= out, or use anneal='tempered' or 'denoised'.",
+            )
+    settled = tuple(_settled(o, reasons) if o in asking else o for o in graph.observations)
+    sentences = [f"{o.name} {s.anneal}{_since(o, reasons)}" for o, s in zip(graph.observations, settled, strict=True)]
+    sentence = "; ".join(text for o, text in zip(graph.observations, sentences, strict=True) if o.anneal is None)
+    graph = replace(graph, observations=settled)
+    graph = graph.noted("anneal", sentence) if sentence else graph
+    policies = {o.name: str(o.anneal) for o in settled}
+    return graph, Likelihood(likelihood.function, likelihood.arguments, policies, exact)
+
+
+def _settled(o: Observation, reasons: dict[str, str]) -> Observation:
+    return replace(o, anneal="tempered" if o.name in reasons else "exact")
+
+
+def _since(o: Observation, reasons: dict[str, str]) -> str:
+    return f", since {reasons[o.name]}" if o.name in reasons else ""
+
+
+def _prior(site: Site) -> Prior | str:
+    """The prior of a site as mixtures of Gaussians, or why it is none."""
+    marginal, _ = site_parts(site.root)
+    try:
+        if marginal is None:
+            raise NotGaussian("it has no prior with noised marginals")
+        prior = prior_of(marginal, site.shape)
+        if sum(len(part.entries) for part in prior.parts) < np.prod(site.shape, dtype=int):
+            raise NotGaussian("its prior leaves entries free")
+    except NotGaussian as reason:
+        return f"the prior of {site.name!r} is no mixture of Gaussians ({reason})"
+    return prior
+
+
+def _not_gaussian(statement: Statement) -> str | None:
+    """Why the measurement's noise is not Gaussian, as far as its distribution tells."""
+    if masked(statement.distribution) or statement.scale is not None:
+        return "a handler masks or scales it"
+    inner = unwrap(statement.distribution)
+    if type(inner) not in (dist.Normal, dist.MultivariateNormal):
+        return f"its distribution is {type(inner).__name__}, not Normal or MultivariateNormal"
+    return None
+
+
+def _not_linear(names: list[str], shapes: Shapes, replay: Callable[[Any], Any], xs: dict[str, Array]) -> str | None:
+    """Why some of these measurements are not A·x + b + noise with A and the noise free of x."""
+
+    def at(flat: Array, which: int) -> list[Array]:
+        statements = replay({**xs, **unravel(flat, shapes)})
+        return [moments(statements[name])[which] for name in names]
+
+    flat = jnp.concatenate([jnp.ravel(xs[n]) for n, _ in shapes])
+    try:
+        if _depends(lambda x: at(x, 1), flat):
+            return "the spread of its noise depends on what it measures"
+        if _depends(jax.jacfwd(lambda x: at(x, 0)), flat):
+            return "its mean is not a linear function of what it measures"
+    except Exception as error:  # a function without a forward derivative: JAX has no one type of error for it
+        return f"the derivative of its mean cannot be taken ({type(error).__name__})"
+    return None
+
+
+def _depends(function: Callable[[Array], Any], x: Array) -> bool:
+    """Whether a function's value depends on its argument, read off its trace: `jax.vmap` refuses to give ONE value."""
+    jax.eval_shape(jax.vmap(function), jnp.stack([x, x]))  # another error than that one shows itself here
+    try:
+        jax.eval_shape(jax.vmap(function, out_axes=None), jnp.stack([x, x]))
+    except ValueError:
+        return True
+    return False
+
+
+@eqx.filter_jit
+def _look(
+    likelihood: Likelihood, names: tuple[str, ...], shapes: Shapes, key: Array, xs: dict[str, Array]
+) -> tuple[Array, Array, Array]:
+    """For some draws of the static sites: A (DRAWS, M, D), Σ (DRAWS, M, M), and the error of A·x + b at x."""
+
+    def one(key: Array) -> tuple[Array, Array, Array]:
+        zs = likelihood.draw(key, xs)
+        replay = lambda seen: likelihood.replay(seen, zs, 0)[0]  # noqa: E731
+        y, a, covariance = measure(names, shapes, replay, jax.tree.map(jnp.zeros_like, xs))
+        there, _, _ = measure(names, shapes, replay, xs)
+        flat = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in shapes])
+        return a, covariance, (y - a @ flat - there) / (1.0 + jnp.abs(y) + jnp.abs(a) @ jnp.abs(flat))
+
+    return jax.vmap(one)(jax.random.split(key, DRAWS))
+
+
+def _groups(
+    likelihood: Likelihood,
+    names: tuple[str, ...],
+    shapes: Shapes,
+    priors: dict[str, Any],
+    key: Array,
+    xs: dict[str, Array],
+    bridged: bool,
+    reasons: dict[str, str],
+) -> Exact | None:
+    """The measurements sorted into groups that share nothing; None after a reason against some was added."""
+    slopes, covariances, errors = (np.asarray(a) for a in _look(likelihood, names, shapes, key, xs))
+    owner = _owners(likelihood, names, xs, key)
+    off = {names[i] for i in owner[np.abs(errors).max(0) > 1e-3]}
+    if off:  # a derivative that was stopped or replaced
+        reasons |= dict.fromkeys(off, "its mean is not a linear function of what it measures")
+        return None
+    offsets = dict(zip((n for n, _ in shapes), np.cumsum([0] + [int(np.prod(s)) for _, s in shapes[:-1]]), strict=True))
+    parts = [
+        replace(part, entries=part.entries + offsets[name])
+        for name, _ in shapes
+        if isinstance(priors[name], Prior)
+        for part in priors[name].parts
+    ]
+    looks, correlated = np.any(slopes != 0, 0), np.any(covariances != 0, 0)
+    count = len(owner)
+    # What a row holds together: itself, the rows that its noise is correlated with, the parts that it looks at.
+    members = [
+        {("row", int(j)) for j in np.flatnonzero(correlated[i])} | {("row", i)}
+        | {("part", p) for p, part in enumerate(parts) if looks[i, part.entries].any()}
+        for i in range(count)
+    ]  # fmt: skip
+    inside, groups = np.zeros(looks.shape, bool), list[Stack]()
+    for rows in connected(members):
+        chosen = sorted({p for i in rows for kind, p in members[i] if kind == "part"})
+        own = [parts[p] for p in chosen]
+        try:
+            check_size(own, len(rows))
+        except NotGaussian as reason:  # without the observation that joins most, the others may do
+            widest = max(rows, key=lambda i: len(members[i]))
+            reasons[names[owner[widest]]] = str(reason)
+            return None
+        whole = joint(own) if own else Gaussians(np.zeros(0, int), np.zeros(1), np.zeros((1, 0)), np.zeros((1, 0)))
+        inside[np.ix_(np.array(rows), whole.entries)] = True
+        groups.append(stack_of(whole, np.array(rows), whole.entries))
+    looked_at = {name for name, prior in priors.items() if isinstance(prior, Prior)}
+    marginal = all(priors[name].marginal for name in looked_at)
+    return Exact(stacked(groups), inside, names, shapes, marginal, bridged)
+
+
+def _owners(likelihood: Likelihood, names: tuple[str, ...], xs: dict[str, Array], key: Array) -> np.ndarray:
+    """Which observation each row of the measurement belongs to."""
+    statements = likelihood.replay(xs, likelihood.draw(key, xs), 0)[0]
+    sizes = [moments(statements[name])[0].size for name in names]
+    return np.repeat(np.arange(len(names)), sizes)

@@ -1,0 +1,261 @@
+"""Exact annealing: what the compiler finds to be linear and Gaussian, and that the closed form is the integral."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from scipy.special import logsumexp
+
+import composeprob as cp
+from sampling_cases import SCHEDULE, normal
+
+LEVEL = 13  # log-SNR 2.6: neither the prior nor x decides alone
+ALPHA, SIGMA = float(SCHEDULE.alpha[LEVEL]), float(SCHEDULE.sigma[LEVEL])
+A, B = np.array([[1.0, 0.5], [0.2, -1.0], [0.4, 0.9]]), np.array([0.1, 0.0, -0.3])
+Y, X, SD = np.array([0.3, 0.2, 0.5]), np.array([0.35, 0.15]), 0.4
+COVARIANCE = np.array([[0.3, 0.1, 0.0], [0.1, 0.2, 0.05], [0.0, 0.05, 0.4]])
+
+
+def mixture(seed, full=False):
+    """Two components in the plane."""
+    rng = np.random.default_rng(seed)
+    means, roots = jnp.asarray(0.8 * rng.normal(size=(2, 2))), rng.normal(size=(2, 2, 2)) * 0.3
+    if full:
+        parts = dist.MultivariateNormal(means, jnp.asarray(roots @ roots.swapaxes(1, 2) + 0.2 * np.eye(2)))
+    else:
+        parts = dist.Normal(means, jnp.asarray(rng.uniform(0.4, 0.8, (2, 2)))).to_event(1)
+    return dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.3, 0.7])), parts)
+
+
+def independent(seed):
+    """Two mixtures, one an entry."""
+    rng = np.random.default_rng(seed)
+    parts = dist.Normal(jnp.asarray(rng.normal(size=(2, 3))), jnp.asarray(rng.uniform(0.4, 0.8, (2, 3))))
+    return dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])), parts)
+
+
+def general():
+    parts = [dist.Normal(jnp.zeros(2), 0.5).to_event(1), dist.MultivariateNormal(jnp.ones(2), 0.3 * jnp.eye(2) + 0.1)]
+    mixing = dist.Categorical(probs=jnp.array([0.6, 0.4]))
+    return dist.MixtureGeneral(mixing, parts, support=dist.constraints.real_vector)
+
+
+F, G, H = mixture(1), mixture(2, full=True), independent(3)
+LINE, WIDE = dist.Normal(jnp.array([0.2]), 0.6), dist.Normal(jnp.zeros(2), 0.9)
+
+
+def analytic(distribution):
+    return cp.Analytic(distribution, SCHEDULE)
+
+
+PRIORS = {  # the factor, and log p(x₀) up to a constant
+    "mixture": (analytic(F), F.log_prob),
+    "full": (analytic(G), G.log_prob),
+    "independent": (analytic(H), lambda x: H.log_prob(x).sum(-1)),
+    "general": (analytic(general()), general().log_prob),
+    "product": (analytic(F) * analytic(G), lambda x: F.log_prob(x) + G.log_prob(x)),
+    "power": (analytic(F) * analytic(WIDE) ** -0.5, lambda x: F.log_prob(x) - 0.5 * WIDE.log_prob(x).sum(-1)),
+    "shares": (
+        cp.mixture([analytic(F), analytic(F) * analytic(G)], log_weights=[0.0, 0.7]),
+        lambda x: jnp.logaddexp(F.log_prob(x), 0.7 + F.log_prob(x) + G.log_prob(x)),
+    ),
+    "windows": (
+        cp.window(analytic(LINE), (2,), (0,)) * cp.window(analytic(LINE), (2,), (1,)) * analytic(F),
+        lambda x: F.log_prob(x) + LINE.log_prob(x).sum(-1),
+    ),
+}
+
+
+@cp.program
+def every_prior(factors, y, policy=None):
+    """Three measurements of each site under a latent spread, and of one more that correlated noise disturbs."""
+    sd = cp.sample("sd", dist.HalfNormal(1.0))
+    for name, factor in factors.items():
+        x = cp.sample(name, factor)
+        mean = jnp.asarray(A) @ x + B
+        cp.observe(f"{name} y", dist.Normal(mean, sd).to_event(1), y, anneal=policy)
+        if name == "full":
+            cp.observe(f"{name} w", dist.MultivariateNormal(mean, jnp.asarray(COVARIANCE)), y, anneal=policy)
+
+
+FACTORS = {name: factor for name, (factor, _) in PRIORS.items()}
+
+
+@pytest.fixture(scope="module")
+def density():
+    return cp.compile(every_prior, FACTORS, jnp.asarray(Y))
+
+
+POSITION = {**{name: jnp.asarray(X) for name in FACTORS}, "sd": jnp.log(SD)}
+compiled = eqx.filter_jit(lambda d, p, k: d.evaluate(p, k))
+
+
+def evaluate(density, position, level):
+    return compiled(density, position, jnp.asarray(level))
+
+
+def by_quadrature(name):
+    """log ∫ L(x₀)·p(x₀ | x_k) dx₀ on a grid, and its slopes in x_k and log sd, from definitions alone."""
+    log_prior = PRIORS[name][1]
+    axis = np.linspace(-4.5, 4.5, 361)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    away = Y - grid @ A.T - B
+    second = np.zeros(len(grid))
+    if name == "full":
+        log_det = np.linalg.slogdet(2 * np.pi * COVARIANCE)[1]
+        second = -0.5 * np.einsum("ni,ij,nj->n", away, np.linalg.inv(COVARIANCE), away) - 0.5 * log_det
+    clean = np.asarray(log_prior(jnp.asarray(grid)), np.float64)
+
+    def at(x, log_sd):
+        first = (-0.5 * (away * np.exp(-log_sd)) ** 2 - log_sd - 0.5 * np.log(2 * np.pi)).sum(1)
+        joint = clean - 0.5 * ((x - ALPHA * grid) ** 2).sum(1) / SIGMA**2
+        return logsumexp(joint + first + second) - logsumexp(joint)
+
+    u, h = np.log(SD), 1e-4
+    slope = np.array([at(X + s, u) - at(X - s, u) for s in h * np.eye(2)]) / (2 * h)
+    return at(X, u), slope, (at(X, u + h) - at(X, u - h)) / (2 * h)
+
+
+@pytest.fixture(scope="module")
+def tempered():
+    return cp.compile(every_prior, FACTORS, jnp.asarray(Y), "tempered")
+
+
+def test_the_closed_form_is_the_integral(density, tempered):
+    found, bare = (evaluate(d, POSITION, LEVEL) for d in (density, tempered))
+    exact = {name: by_quadrature(name) for name in PRIORS}
+    np.testing.assert_allclose(found.log_exact, sum(value for value, *_ in exact.values()), rtol=1e-4)
+    for name, (_, slope, _) in exact.items():
+        np.testing.assert_allclose(found.drift[name] - bare.drift[name], slope, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(found.score[name], found.drift[name], rtol=1e-5)
+    of_prior = 1 - SD**2  # of HalfNormal(1), per log sd
+    np.testing.assert_allclose(found.score["sd"], of_prior + sum(s for *_, s in exact.values()), rtol=1e-3)
+
+
+def test_level_0_is_that_of_the_other_policies(density, tempered):
+    found, other = (evaluate(d, POSITION, 0) for d in (density, tempered))
+    np.testing.assert_allclose(found.log_density, other.log_density, rtol=1e-5)
+    for name in POSITION:
+        np.testing.assert_allclose(found.score[name], other.score[name], rtol=1e-3)
+
+
+def test_static_sites_meet_the_data_by_and_by(density):
+    top = evaluate(density, POSITION, SCHEDULE.num_levels - 1)
+    np.testing.assert_allclose(top.log_density, top.log_marginal + top.log_prior, rtol=1e-4)
+    np.testing.assert_allclose(evaluate(density, POSITION, LEVEL).log_potential, 0.0)
+
+
+@cp.program
+def plates(f, y, coupled=False):
+    with numpyro.plate("objects", 12):
+        x = cp.sample("x", f)
+        cp.observe("y", dist.Normal(x @ jnp.array([1.0, 0.5]), 0.3), y)
+    if coupled:
+        cp.observe("sum", dist.Normal(x.sum(), 0.3), 0.1)
+
+
+@cp.program
+def one_object(f, y):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(x @ jnp.array([1.0, 0.5]), 0.3), y)
+
+
+def test_objects_that_share_no_measurement_stay_apart():
+    y, x = jnp.linspace(-1.0, 1.0, 12), jax.random.normal(jax.random.key(0), (12, 2))
+    whole = cp.compile(plates, analytic(F), y)
+    (stack,) = whole.evaluator.likelihood.exact.stacks
+    assert stack.means.shape == (12, 2, 2)  # twelve mixtures of two components, not one of 2¹²
+    found = evaluate(whole, {"x": x}, LEVEL).drift["x"]
+    for i in (0, 7):
+        alone = evaluate(cp.compile(one_object, analytic(F), y[i]), {"x": x[i]}, LEVEL)
+        np.testing.assert_allclose(found[i], alone.drift["x"], rtol=1e-4)
+    text = str(cp.compile(plates, analytic(F), y, True))
+    assert "y exact; sum tempered, since together its mixtures have 4,096 components" in text
+
+
+@cp.program
+def two_sites(f, g, y):
+    """Sources that are seen together: the second only where z is far out, which no draw of the compiler's shows."""
+    x, w = cp.sample("x", f), cp.sample("w", g)
+    z = cp.sample("z", dist.Normal(0.0, 1.0))
+    cp.observe("mixed", dist.Normal(x + jnp.maximum(z - 30.0, 0.0) * w, 0.3), y)
+    cp.observe("both", dist.MultivariateNormal(jnp.stack([x, w]), 0.1 * jnp.eye(2)), jnp.array([y, y]))
+
+
+def test_a_measurement_that_looks_elsewhere_than_it_did_is_no_silent_error():
+    two = analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.5, 0.5])), dist.Normal([-1.0, 1.0], 0.3)))
+    density = cp.compile(two_sites, two, two, 0.4)
+    at = {"x": jnp.array(0.2), "w": jnp.array(-0.1), "z": jnp.array(0.0)}
+    assert np.isfinite(evaluate(density, at, LEVEL).log_density)
+    assert np.isnan(evaluate(density, {**at, "z": jnp.array(31.0)}, LEVEL).log_density)
+
+
+NOT_EXACT = {
+    "Poisson, not Normal": lambda x, z: dist.Poisson(jnp.exp(x)),
+    "not a linear function": lambda x, z: dist.Normal(x**2, 1.0).to_event(1),
+    "not a linear function of": lambda x, z: dist.Normal(x - jax.lax.stop_gradient(jnp.sin(x)), 1.0),
+    "spread of its noise depends": lambda x, z: dist.Normal(x, 1.0 + x**2),
+    "derivative of its mean": lambda x, z: dist.Normal(_custom(x), 1.0),
+}
+EXACT = [
+    lambda x, z: dist.Normal(jnp.fft.fft(x).real * z + jnp.cumsum(x)[::-1], jnp.exp(z)),
+    lambda x, z: dist.Normal(jnp.linalg.solve(jnp.asarray(A[:2]), x), 1.0).to_event(1),
+    lambda x, z: dist.MultivariateNormal(jax.lax.scan(lambda c, a: (c + a, 2 * c), z, x)[1], jnp.exp(z) * jnp.eye(2)),
+    lambda x, z: dist.Normal(jnp.where(jnp.array([True, False]), x, 0.0).sum(), 1.0).expand([2]),
+]
+
+
+@jax.custom_vjp
+def _custom(x):
+    return 2 * x
+
+
+_custom.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+
+
+@cp.program
+def seen(f, make, policy=None):
+    x, z = cp.sample("x", f), cp.sample("z", dist.Normal(0.0, 1.0))
+    cp.observe("y", make(x, z), jnp.array([1.0, 2.0]), anneal=policy)
+
+
+@pytest.mark.parametrize("why", NOT_EXACT)
+def test_what_is_not_linear_and_gaussian_is_tempered_and_said_so(why):
+    text = str(cp.compile(seen, analytic(F), NOT_EXACT[why]))
+    assert "y tempered, since " in text
+    assert why in text
+    with pytest.raises(cp.errors.CapabilityError, match=rf"'y' cannot be annealed exactly: .*{why}[\s\S]*test_exact"):
+        cp.compile(seen, analytic(F), NOT_EXACT[why], "exact")
+
+
+@pytest.mark.parametrize("make", EXACT)
+def test_what_is_linear_is_found(make):
+    assert "anneal: y exact\n" in str(cp.compile(seen, analytic(F), make))
+
+
+@pytest.mark.parametrize(
+    ("prior", "why"),
+    [
+        (cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,)), "is a Diffusion, not a cp.Analytic"),
+        (analytic(dist.Uniform(-jnp.ones(2), 1.0)), "is a Uniform, not a mixture of Gaussians"),
+        (analytic(F) * analytic(G) ** 2, "a power of a mixture"),
+        (analytic(F) * analytic(jnp.zeros((3, 2))), "a product with points"),
+        (cp.window(normal([0.0]), (2,), (0,), scale=2) * analytic(F), "sees averages"),
+    ],
+    ids=["learned", "box", "power of a mixture", "points", "averages"],
+)
+def test_other_priors_are_named(prior, why):
+    assert why in str(cp.compile(seen, prior, EXACT[1]))
+
+
+def test_handlers_keep_their_meaning():
+    @cp.program
+    def scaled(f):
+        x = cp.sample("x", f)
+        with numpyro.handlers.scale(scale=2.0):
+            cp.observe("y", dist.Normal(x, 1.0), jnp.zeros(2))
+
+    assert "y tempered, since a handler masks or scales it" in str(cp.compile(scaled, analytic(F)))

@@ -16,7 +16,7 @@ from zscores import assert_agrees, z_scores
 
 WEIGHTS, MEANS, SDS = np.array([0.3, 0.7]), np.array([-1.0, 1.0]), np.array([0.5, 0.8])
 SD, Y = 0.7, np.array([0.2, 0.9])
-CHAINS = 64
+CHAINS = 32
 
 
 @cp.program
@@ -53,11 +53,12 @@ def target():
     return cp.compile(model, cp.Analytic(mixture, SCHEDULE), jnp.array(Y)).to_numpyro()
 
 
+@pytest.mark.slow
 def test_nuts_finds_the_posterior(target):
     mcmc = MCMC(
         NUTS(potential_fn=target.potential_fn),
-        num_warmup=300,
-        num_samples=150,
+        num_warmup=150,
+        num_samples=100,
         num_chains=CHAINS,
         chain_method="vectorized",
         postprocess_fn=target.postprocess_fn,

@@ -17,20 +17,20 @@ PRIOR_SD, SCALE = 0.8, (0.3, 0.2)
 
 
 @cp.program
-def hierarchy(y):
+def hierarchy(y, schedule):
     """Objects share a mixture whose place and width are unknown; the data are of the first and of their plain one."""
     m = cp.sample("m", dist.Normal(0.2, PRIOR_SD))
     s = cp.sample("s", dist.LogNormal(*SCALE))
-    left, right = (cp.Analytic(dist.Normal(m + b, s * sd), SCHEDULE) for b, sd in zip(SHIFT, SDS, strict=True))
+    left, right = (cp.Analytic(dist.Normal(m + b, s * sd), schedule) for b, sd in zip(SHIFT, SDS, strict=True))
     x = cp.sample("x", cp.mixture([left, right], weights=WEIGHTS))
     with numpyro.plate("object", 2):
-        cp.sample("z", cp.Analytic(dist.Normal(m * jnp.ones(2), 1.0), SCHEDULE))
+        cp.sample("z", cp.Analytic(dist.Normal(m * jnp.ones(2), 1.0), schedule))
     cp.observe("y", dist.Normal(x, SD), y)
 
 
 @pytest.fixture(scope="module")
 def density():
-    return cp.compile(hierarchy, jnp.array(Y))
+    return cp.compile(hierarchy, jnp.array(Y), SCHEDULE)
 
 
 def exact(position, level, power):
@@ -76,11 +76,17 @@ def test_what_the_program_says_of_itself(density):
 
 
 @pytest.mark.slow
-def test_smc_gives_the_evidence_and_the_posterior(density):
-    """m, s and data with a mixture as prior: log p(y), and moments of m and x, by quadrature over m and s."""
+@pytest.mark.parametrize(("weights", "levels"), [("density", 32), ("feynman_kac", 128)])
+def test_smc_gives_the_evidence_and_the_posterior(weights, levels):
+    """Likelihood ratios are in the weights: p(y), and moments of m and x, are those of quadrature over m and s.
+
+    Density weights are exact with any number of levels. Feynman–Kac weights find 5 % too much evidence with 32 of them,
+    1.5 % with 64.
+    """
+    density = cp.compile(hierarchy, jnp.array(Y), cp.Schedule.log_snr(levels))
+    sampler = cp.SMC(cp.MALA(), 3, weights=weights)
     runs = [
-        cp.infer(density, jax.random.key(seed), num_chains=1024, sampler=cp.SMC(cp.MALA(), 3), progress=False)
-        for seed in range(20)
+        cp.infer(density, jax.random.key(seed), num_chains=1024, sampler=sampler, progress=False) for seed in range(20)
     ]
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     m, s = np.meshgrid(0.2 + PRIOR_SD * nodes, np.exp(SCALE[0] + SCALE[1] * nodes), indexing="ij")

@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import Distribution
 
-from composeprob.errors import DoublyIntractableError, ProgramError
+from composeprob.compiler.latents import held_for
+from composeprob.errors import ProgramError
 from composeprob.factors import algebra
-from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
 from composeprob.factors.window import Window
@@ -43,7 +43,8 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
 
     Raises:
         ProgramError: the program has no latent site.
-        DoublyIntractableError: a factor that may not be normalised depends on a latent.
+        DoublyIntractableError: a factor that may not be normalised depends on a latent, and ancestral order is not
+            the program's law.
     """
     statements = run(program.function, args, kwargs, draw(jax.random.key(0)))
     latents = {s.name: s for s in statements.values() if s.kind in ("noised", "static")}
@@ -56,14 +57,15 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
     dependencies = _dependencies(program, args, kwargs, latents)
     names = program.names_of(args, kwargs)
     sites, statics, observations = [], [], []
+    held: frozenset[str] = frozenset()
     for s in statements.values():
         if s.kind == "noised":
-            root = _site_root(s, names)
+            root, own = _site_root(s, names), frozenset[str]()
             if dependencies[s.name]:
-                leads_on = any(s.name in dependencies[o.name] for o in statements.values() if o.kind != "deterministic")
-                _check_normalised(s, [latents[name] for name in sorted(dependencies[s.name])], leads_on)
+                own = held_for(s, statements, dependencies)
                 root = _from_latents(root, s, dependencies[s.name])
-            sites.append(Site(s.name, root, tuple(s.distribution.shape()), s.where))
+            held |= own
+            sites.append(Site(s.name, root, tuple(s.distribution.shape()), s.where, ancestral=bool(own)))
         elif s.kind == "static":
             statics.append(Static(s.name, jnp.shape(s.value), describe(s.distribution), s.where))
         elif s.kind == "observed":
@@ -78,7 +80,13 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
                 fix="let its distribution use the value that cp.sample returned.",
             )
     dims = {s.name: s.dims for s in statements.values()}
-    return Graph(program.name, tuple(sites), tuple(statics), tuple(observations), None, (), (), program.where, dims)
+    graph = Graph(
+        program.name, tuple(sites), tuple(statics), tuple(observations), None, (), (), program.where, dims, held
+    )
+    if not held:
+        return graph
+    given = ", ".join(site.name for site in sites if site.ancestral)
+    return graph.noted("build", f"ancestral order: {', '.join(sorted(held))} by the prior, then {given} given that")
 
 
 def draw(key: Array) -> Any:
@@ -144,48 +152,6 @@ def _site_root(statement: Statement, names: Names) -> Node:
         region = Region(offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape))
         copies.append(_node(factor, region, names))
     return Product(tuple(copies), (1.0,) * len(copies))
-
-
-def _check_normalised(statement: Statement, parents: list[Statement], leads_on: bool) -> None:
-    """Refuse a factor that depends on latents unless it is a density whatever these are.
-
-    Args:
-        statement: the factor's site.
-        parents: the latents.
-        leads_on: whether another statement depends on the site.
-
-    Raises:
-        DoublyIntractableError: its normaliser is not known.
-        ProgramError: it depends on a noised site.
-    """
-    others = ", ".join(repr(parent.name) for parent in parents)
-    if not stays_normalised(statement.factor):
-        raise DoublyIntractableError(
-            f"The factor at site {statement.name!r} depends on the unobserved latent {others}: its normaliser, which "
-            "nobody knows, would depend on it too.",
-            where=statement.where,
-            fix=f"observe {others}; or calibrate over it (a cp.mixture of the factor calibrated under each of its "
-            "values); or let it act through a classifier, cp.observe or cp.factor. Only cp.Analytic factors, and "
-            "mixtures of them with weights=, may depend on latents."
-            if leads_on
-            else f"as nothing else depends on {statement.name!r}, ancestral order is exact: infer {others} by a "
-            "program without it, then draw it for each value by cp.as_distribution(factor.given(…)).sample(key).",
-        )
-    noised = [parent.name for parent in parents if parent.kind == "noised"]
-    if noised:
-        raise ProgramError(
-            f"The factor at site {statement.name!r} depends on the noised site {noised[0]!r}: above level 0 its noised "
-            "marginal would be that of another noisy value.",
-            where=statement.where,
-            fix=f"put both sites into one factor, or let {noised[0]!r} act through cp.observe or cp.factor.",
-        )
-
-
-def stays_normalised(factor: Factor) -> bool:
-    """Whether the factor is a density whatever its parameters are."""
-    if isinstance(factor, algebra.Mixture):
-        return factor.calibrated and all(map(stays_normalised, factor.factors))
-    return isinstance(factor, Analytic)
 
 
 def _from_latents(root: Node, statement: Statement, parents: frozenset[str]) -> Node:

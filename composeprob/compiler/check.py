@@ -30,7 +30,8 @@ def capabilities(graph: Graph) -> frozenset[str]:
     """What the program's density offers: what every noised site offers, less what observations take away.
 
     ``feynman_kac`` is there where every site has a marginal part with a rate, and the rest, which enters the weights
-    by its values, can be trusted between modes.
+    by its values, can be trusted between modes. Where static sites are held, densities under different values of these
+    cannot be compared, and nothing that weighs chains against one another is offered.
     """
     if not graph.sites:
         return frozenset({"score", "energy", "conservative", "mode_depth"})
@@ -40,6 +41,8 @@ def capabilities(graph: Graph) -> frozenset[str]:
         weighable = marginal is not None and (rest is None or "mode_depth" in node_capabilities(rest))
         offered.append(node_capabilities(site.root) | ({"feynman_kac"} if weighable else set()))
     joined = frozenset.intersection(*offered)
+    if graph.held:
+        joined -= {"feynman_kac", "mode_depth"}
     return joined - {"normalised", "exact_marginals"} if graph.observations or graph.statics else joined
 
 

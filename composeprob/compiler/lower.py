@@ -96,6 +96,8 @@ class Evaluator(Evaluates):
         likelihood: static priors and observations; None where the program has neither.
         places: the site, batch and member of every leaf, in the program's order.
         shapes: the noised sites' shapes.
+        ancestral: the noised sites whose factors depend on static sites that are held.
+        held: these static sites; their scores are 0.
     """
 
     schedule: Schedule
@@ -105,6 +107,8 @@ class Evaluator(Evaluates):
     likelihood: Likelihood | None
     places: tuple[tuple[str, tuple[int, int]], ...] = eqx.field(static=True)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
+    ancestral: frozenset[str] = eqx.field(static=True)
+    held: frozenset[str] = eqx.field(static=True)
 
     def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
         noise = self.schedule.at(level)
@@ -139,7 +143,7 @@ class Evaluator(Evaluates):
 
             (_, aux), (of_x, of_z) = jax.value_and_grad(annotated, argnums=(0, 1), has_aux=True)(xs, zs)
             marginal, potential, log_prior, log_likelihood = aux
-            gradient = {**of_x, **of_z}
+            gradient = {**of_x, **{n: jnp.zeros_like(s) if n in self.held else s for n, s in of_z.items()}}
 
         drift = {n: marginal[n].score if n in marginal else jnp.zeros_like(position[n]) for n in position}
         beside = {n: 0.0 if n in self.moved else drift[n] for n in position}  # where it is in the gradient already
@@ -172,9 +176,9 @@ class Evaluator(Evaluates):
 
         At level 0 every policy is the posterior that the program promises, seen at x/α; E has level 0's noise in it
         like a marginal, and the correction, a potential, takes it out. At the noisiest levels it takes out a power of
-        E that static sites shall not see yet. The rate of F·E is that of
-        F where F is the noised prior q that E is derived from, as E·q is a noised marginal too; elsewhere
-        ⟨∇log F − ∇log q, ∇log E⟩ more, by the rule for the product F·(E·q)·q⁻¹.
+        E that static sites shall not see yet. The rate of F·E is that of F where F is the noised prior q that E is
+        derived from, as E·q is a noised marginal too; elsewhere ⟨∇log F − ∇log q, ∇log E⟩ more, by the rule for the
+        product F·(E·q)·q⁻¹.
         """
         likelihood = self.likelihood
         assert likelihood is not None
@@ -199,12 +203,12 @@ class Evaluator(Evaluates):
 
     @property
     def moved(self) -> frozenset[str]:
-        """The noised sites whose factors depend on latents."""
-        return frozenset(batch.latent[0] for batch in self.batches if batch.latent is not None)
+        """The noised sites whose factors give scores to the latents that they depend on."""
+        return frozenset(batch.latent[0] for batch in self.batches if batch.latent is not None) - self.ancestral
 
     def _batches(self, zs: dict[str, Array], noise: Noise) -> tuple[Batch, ...]:
         """The batches with the factors that the program makes of these latents."""
-        if not self.moved:
+        if all(batch.latent is None for batch in self.batches):
             return self.batches
         assert self.likelihood is not None
         # Such a factor looks at no noised site, so what those are does not matter here.
@@ -215,7 +219,10 @@ class Evaluator(Evaluates):
             if batch.latent is None:
                 return batch
             site, index = batch.latent
-            return dataclasses.replace(batch, factor=factor_leaves(statements[site].factor)[index])
+            factor = factor_leaves(statements[site].factor)[index]
+            rows = len(batch.places)
+            conditions = {n: jnp.broadcast_to(v, (rows, *jnp.shape(v))) for n, v in factor.call_conditions().items()}
+            return dataclasses.replace(batch, factor=_bare(factor), conditions=conditions)
 
         return tuple(map(current, self.batches))
 
@@ -278,12 +285,21 @@ def lower(graph: Graph, likelihood: Likelihood | None) -> Evaluator:
     potential = {n: None if g is None else lower_expression(g, shapes[n]) for n, (_, g) in parts.items()}
     places = tuple((s.name, leaf.slot) for s in graph.sites for leaf in leaves(s.root) if leaf.slot is not None)
     batches = tuple(map(_batch, graph.groups))
-    return Evaluator(graph.schedule, batches, marginal, potential, likelihood, places, tuple(shapes.items()))
+    ancestral = frozenset(site.name for site in graph.sites if site.ancestral)
+    return Evaluator(
+        graph.schedule, batches, marginal, potential, likelihood, places, tuple(shapes.items()), ancestral, graph.held
+    )
 
 
 def _batch(group: Group) -> Batch:
-    bare = eqx.tree_at(lambda f: f.fixed, group.factor, {}, is_leaf=lambda node: node is group.factor.fixed)
     members: tuple[Member, ...] = group.members
     names = members[0].conditions
     conditions = {name: jnp.stack([jnp.asarray(m.conditions[name]) for m in members]) for name in names}
-    return Batch(bare, group.own_noise, conditions, tuple((m.site, m.region) for m in members), group.latent)
+    return Batch(
+        _bare(group.factor), group.own_noise, conditions, tuple((m.site, m.region) for m in members), group.latent
+    )
+
+
+def _bare(factor: LeafFactor) -> LeafFactor:
+    """The leaf without the conditions given to it."""
+    return eqx.tree_at(lambda f: f.fixed, factor, {}, is_leaf=lambda node: node is factor.fixed)

@@ -15,13 +15,14 @@ from jax import Array
 from composeprob.density import prediction
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.density.potential import NumPyroPotential
-from composeprob.errors import CapabilityError, ShapeError
+from composeprob.errors import CapabilityError, DoublyIntractableError, ShapeError
 from composeprob.pytree import normal_like
 from composeprob.schedule import Schedule
 
 
 class SiteInfo(eqx.Module):
-    """What a latent site holds: ``kind`` is ``"noised"`` or ``"static"``, ``shape`` that of its entry in a position."""
+    """What a latent site holds: ``kind`` is ``"noised"``, ``"static"`` or ``"held"`` (static, and kept at its prior
+    draw because a normaliser depends on it), ``shape`` that of its entry in a position."""
 
     kind: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -278,6 +279,7 @@ class AnnealedDensity(eqx.Module):
 
         Raises:
             CapabilityError: a factor offers only its score.
+            DoublyIntractableError: a static site is held.
             LevelError: a level that does not exist.
 
         Example:
@@ -301,6 +303,14 @@ class AnnealedDensity(eqx.Module):
                 "NumPyro's samplers need a log-density, and a factor of this program offers only its score.",
                 where=self.described.where,
                 fix="use cp.infer, or models trained with an energy parameterization.",
+            )
+        held = [name for name, site in self.sites.items() if site.kind == "held"]
+        if held:
+            raise DoublyIntractableError(
+                f"NumPyro's samplers would move {', '.join(map(repr, held))}, which the normaliser of a factor depends "
+                "on.",
+                where=self.described.where,
+                fix="use cp.infer with cp.AnnealedMCMC, which holds it.",
             )
         self.schedule.check_level(level)
         return NumPyroPotential(self, level)

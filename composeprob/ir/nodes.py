@@ -92,12 +92,14 @@ Node = Leaf | Product | Mixture
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A noised site: its expression, the shape of its value and where it stands in the program."""
+    """A noised site: its expression, the shape of its value, where it stands in the program, and whether its factor
+    depends on latents that are held because its normaliser is unknown."""
 
     name: str
     root: Node
     shape: tuple[int, ...]
     where: str
+    ancestral: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +157,7 @@ class Graph:
         notes: what each pass did, ``(pass, sentence)``.
         where: the place of the program's definition.
         dims: the plates along the axes of each statement's value, None where an axis is no plate's.
+        held: static sites that keep their prior draws, as the ancestral sites need it.
     """
 
     name: str
@@ -166,6 +169,7 @@ class Graph:
     notes: tuple[tuple[str, str], ...]
     where: str
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
 
     def dot(self) -> str:
         """Graphviz source of the program."""
@@ -219,7 +223,7 @@ def _identity(factor: LeafFactor) -> tuple[Any, tuple[int, ...]]:
 
 def same_leaf(a: Leaf, b: Leaf) -> bool:
     """Whether two leaves are the same function of the same site."""
-    if a.region != b.region or not same_network(a.factor, b.factor):
-        return False
+    if a.region != b.region or a.latent != b.latent or not same_network(a.factor, b.factor):
+        return False  # conditions that are latents may be equal by chance
     mine, theirs = a.factor.call_conditions(), b.factor.call_conditions()
     return mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)

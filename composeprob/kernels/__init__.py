@@ -9,6 +9,7 @@ from composeprob.kernels.base import Info, Kernel, KernelState
 from composeprob.kernels.blackjax import BlackJAX
 from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.kernels.hmc import HMC
+from composeprob.kernels.holding import Holding
 from composeprob.kernels.line_integral import LineIntegral
 from composeprob.kernels.mala import MALA
 from composeprob.kernels.step_size import Adaptive, adapt, mean_acceptance, resolve, scaled_step
@@ -23,6 +24,7 @@ __all__ = [
     "Adaptive",
     "BlackJAX",
     "HamiltonianState",
+    "Holding",
     "Info",
     "Kernel",
     "KernelState",

@@ -98,7 +98,7 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
             f"Ancestral(eta={float(sampler.eta):.3g}) has no reversal that is a law of its own.",
             fix="use cp.Ancestral(eta=1.0): its steps are DDPM's, whose reversal adds noise.",
         )
-    static = [name for name, site in density.sites.items() if site.kind == "static"]
+    static = [name for name, site in density.sites.items() if site.kind != "noised"]
     if static:
         raise CapabilityError(
             f"{', '.join(map(repr, static))} is a NumPyro latent: only densities of noised sites have this likelihood.",

@@ -13,7 +13,7 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.kernels import Kernel
+from composeprob.kernels import Holding, Kernel
 from composeprob.pytree import all_finite
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.reverse import reverse_step
@@ -65,8 +65,11 @@ class AnnealedMCMC(Sampler):
         return self.kernel.integrates_score
 
     def prepare(self, density: AnnealedDensity) -> AnnealedMCMC:
-        moves = Transitions.resolved(self.kernel, self.steps_per_level, density)
-        return eqx.tree_at(lambda s: s.moves, self, moves, is_leaf=lambda node: node is None)
+        held = frozenset(name for name, site in density.sites.items() if site.kind == "held")
+        kernel = Holding(self.kernel, held) if held else self.kernel
+        moves = Transitions.resolved(kernel, self.steps_per_level, density)
+        where = lambda s: (s.kernel, s.moves)  # noqa: E731
+        return eqx.tree_at(where, self, (kernel, moves), is_leaf=lambda n: n is None or isinstance(n, Kernel))
 
     def first_level(self, density: AnnealedDensity) -> int:
         return density.num_levels - 1

@@ -52,8 +52,16 @@ def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:
     Raises:
         CapabilityError: before anything is compiled.
     """
+    held = ", ".join(repr(name) for name, site in density.sites.items() if site.kind == "held")
     for who, needed in sampler.requires.items():
         for capability in sorted(needed - density.capabilities):
+            if held and capability in ("feynman_kac", "mode_depth"):
+                raise CapabilityError(
+                    f"{who} weighs chains against one another, but the normaliser of a factor depends on {held}, so "
+                    "that their weights cannot be compared.",
+                    where=density.described.where,
+                    fix=f"use cp.AnnealedMCMC, whose chains are independent and hold {held} at its prior draw.",
+                )
             lacking = [o for o in density.described.offers if capability not in o[2]]
             if capability == "feynman_kac":
                 found = f"{who} needs a Feynman–Kac rate, which this program does not have"

@@ -36,7 +36,7 @@ def reverse_step(
     noise = normal_like(key, position)
 
     def move(name: str) -> Array:
-        if density.sites[name].kind == "static":
+        if density.sites[name].kind != "noised":
             return position[name]
         return mean[name] + jnp.sqrt(variance) * noise[name]
 

@@ -149,6 +149,29 @@ def test_static_sites_meet_the_data_by_and_by(density):
 
 
 @cp.program
+def sums(f, g, scale, y):
+    """Sums of sites, scaled by data and by a latent, looked at twice."""
+    x, w = cp.sample("x", f), cp.sample("w", g)
+    z = cp.sample("z", dist.LogNormal(0.0, 1.0))
+    cp.observe("sum", dist.Normal(scale * x + z * w, 0.3), y)
+    cp.observe("again", dist.Normal(0.5 * (x - w), z), y)
+
+
+def test_sums_of_scaled_sites_are_found():
+    z, y, x = 1.7, 0.4, np.array([0.35, -0.6])
+    density = cp.compile(sums, normal(), normal(0.2, 0.8), 2.0, y)
+    assert "anneal: sum exact; again exact" in str(density)
+    found = evaluate(density, {"x": jnp.array(x[0]), "w": jnp.array(x[1]), "z": jnp.log(z)}, LEVEL)
+    means, variances = np.array([0.0, 0.2]), np.array([1.0, 0.64])  # of the prior, and from here on of x₀ given x_k
+    spread = ALPHA**2 * variances + SIGMA**2
+    means, variances = means + ALPHA * variances / spread * (x - ALPHA * means), SIGMA**2 * variances / spread
+    slopes = np.array([[2.0, z], [0.5, -0.5]])
+    covariance = slopes @ np.diag(variances) @ slopes.T + np.diag([0.3**2, z**2])
+    exact = dist.MultivariateNormal(slopes @ means, jnp.asarray(covariance)).log_prob(jnp.array([y, y]))
+    np.testing.assert_allclose(found.log_exact, exact, rtol=1e-4)
+
+
+@cp.program
 def plates(f, y, coupled=False):
     with numpyro.plate("objects", 12):
         x = cp.sample("x", f)
@@ -249,6 +272,16 @@ def test_what_is_linear_is_found(make):
 )
 def test_other_priors_are_named(prior, why):
     assert why in str(cp.compile(seen, prior, EXACT[1]))
+
+
+def test_a_prior_whose_parameters_are_latents_is_not_taken_for_constant():
+    @cp.program
+    def moving():
+        m = cp.sample("m", dist.Normal(0.0, 1.0))
+        x = cp.sample("x", cp.Analytic(dist.Normal(m, 1.0), SCHEDULE))
+        cp.observe("y", dist.Normal(x, 1.0), 0.5)
+
+    assert "the numbers of factor 'Normal' are latents" in str(cp.compile(moving))
 
 
 def test_handlers_keep_their_meaning():

@@ -1,0 +1,101 @@
+"""Factors that depend on latents: where their normaliser allows it, and what must be held still if it is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from composeprob.errors import DoublyIntractableError, ProgramError
+from composeprob.factors import algebra
+from composeprob.factors.analytic import Analytic
+from composeprob.factors.base import Factor
+from composeprob.language.interpret import Statement
+
+Statements = Mapping[str, Statement]
+Dependencies = Mapping[str, frozenset[str]]
+
+
+def held_for(site: Statement, statements: Statements, dependencies: Dependencies) -> frozenset[str]:
+    """The static sites that must be held at their prior draws so that this site's factor may depend on latents.
+
+    A factor that is a density whatever its parameters are (`stays_normalised`) needs none. For any other f(x; c) the
+    program means p(c)·f(x; c)/Z(c) with Z unknown: no chain can move c. Ancestral order needs no Z: c is drawn from
+    its prior and held while x is annealed. That is right where nothing else depends on x, and no data tell of c.
+
+    Args:
+        site: a noised site whose factor depends on latents.
+        statements: the program's statements.
+        dependencies: for each statement the latents that it depends on directly.
+
+    Raises:
+        DoublyIntractableError: the normaliser is unknown, and ancestral order is not the program's law.
+        ProgramError: the factor depends on a noised site.
+    """
+    direct = sorted(dependencies[site.name])
+    ancestors, known = _ancestors(site.name, dependencies), stays_normalised(site.factor)
+    if not known:
+        _check_ancestral(site, ", ".join(map(repr, direct)), statements, dependencies)
+    noised = [name for name in (direct if known else ancestors) if statements[name].kind == "noised"]
+    if noised:
+        raise ProgramError(
+            f"The factor at site {site.name!r} depends on the noised site {noised[0]!r}: above level 0 its noised "
+            "marginal would be that of another noisy value.",
+            where=site.where,
+            fix=f"put both sites into one factor, or let {noised[0]!r} act through cp.observe or cp.factor.",
+        )
+    return frozenset() if known else frozenset(ancestors)
+
+
+def stays_normalised(factor: Factor) -> bool:
+    """Whether the factor is a density whatever its parameters are."""
+    if isinstance(factor, algebra.Mixture):
+        return factor.calibrated and all(map(stays_normalised, factor.factors))
+    return isinstance(factor, Analytic)
+
+
+def _check_ancestral(site: Statement, others: str, statements: Statements, dependencies: Dependencies) -> None:
+    """Refuse a factor of unknown normaliser where drawing its parents from their priors is not the program's law."""
+    found = (
+        f"The factor at site {site.name!r} depends on the unobserved latent {others}: its normaliser, which nobody "
+        "knows, would depend on it too"
+    )
+    kinds = {name: s.kind for name, s in statements.items() if s.kind != "deterministic"}
+    below = [name for name in kinds if site.name in dependencies[name]]
+    if below:
+        raise DoublyIntractableError(
+            f"{found}, and {below[0]!r} looks at {site.name!r}.",
+            where=site.where,
+            fix=f"observe {others}; or calibrate over it (a cp.mixture of the factor calibrated under each of its "
+            "values); or let it act through a classifier, cp.observe or cp.factor. Only cp.Analytic factors, and "
+            "mixtures of them with weights=, may depend on latents.",
+        )
+    data = [name for name in _connected(site.name, kinds, dependencies) if kinds[name] == "observed"]
+    if data:
+        raise DoublyIntractableError(
+            f"{found}, and {data[0]!r} tells of {others}.",
+            where=site.where,
+            fix=f"as nothing else depends on {site.name!r}, ancestral order is exact: infer {others} by a program "
+            "without it, then draw it for each value by cp.as_distribution(factor.given(…)).sample(key).",
+        )
+
+
+def _ancestors(name: str, dependencies: Dependencies) -> list[str]:
+    """Every latent that a statement depends on, directly or through others."""
+    found: list[str] = []
+    pending = sorted(dependencies[name])
+    while pending:
+        own = pending.pop(0)
+        if own not in found:
+            found.append(own)
+            pending += sorted(dependencies[own])
+    return found
+
+
+def _connected(name: str, kinds: Mapping[str, str], dependencies: Dependencies) -> list[str]:
+    """Every statement that hangs together with one, whichever way the arrows point."""
+    found, pending = [], [name]
+    while pending:
+        own = pending.pop()
+        if own not in found:
+            found.append(own)
+            pending += [n for n in kinds if n in dependencies[own] or own in dependencies[n]]
+    return [n for n in kinds if n in found]

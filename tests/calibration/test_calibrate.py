@@ -94,6 +94,7 @@ def test_interpolation_is_exact_on_parabolas_and_straight_outside():
         np.testing.assert_allclose(interpolate(knots, line(knots), jnp.asarray(x)), line(x), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", [known.normal(np.linspace(-0.6, 0.6, 10), 0.3)], ids=["normal"])
 def test_ten_dimensions(distribution):
     found = cp.calibrate(known.raw(distribution, 5.0), KEY, num_chains=500)
@@ -109,6 +110,7 @@ def test_mixture_has_the_shares_asked_for(pair):
     assert cp.metrics.total_variation(shares(mixture), [0.2, 0.8]) <= 0.02
 
 
+@pytest.mark.slow
 def test_without_calibration_the_shares_are_wrong(left, right):
     raw = cp.mixture([left, right], log_weights=np.log([0.2, 0.8]))
     sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=True)
@@ -141,7 +143,8 @@ def test_normalised_products_mix(left, right):
     assert cp.metrics.total_variation(shares(mixture), [0.2, 0.8]) <= 0.02
 
 
-@pytest.mark.parametrize("levels", [pytest.param("own", marks=pytest.mark.slow), "other"])
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", ["own", "other"])
 def test_calibrated_densities_integrate_to_one(left, levels):
     """By a plain grid, on the calibration's own levels and on variance-exploding ones between them."""
     wide = known.raw(known.normal([0.2, 0.0], 0.5), 1.0, "wide")

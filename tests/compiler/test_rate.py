@@ -223,7 +223,7 @@ def measured(factor, y):
     cp.observe("y", dist.Normal(jnp.array([[1.0, 0.5], [0.3, -1.0], [0.2, 0.4]]) @ x, 0.6), y)
 
 
-@pytest.mark.parametrize("name", ["leaf", "product"])
+@pytest.mark.parametrize("name", ["leaf", pytest.param("product", marks=pytest.mark.slow)])
 def test_rate_of_what_is_annealed_exactly(name):
     """The noised posterior of one factor has the rate 0; times a product of factors it has that of the rule."""
     density = cp.compile(measured, EXPRESSIONS[name](), jnp.array([0.3, -0.2, 0.5]), schedule=VP.schedule())

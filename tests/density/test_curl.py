@@ -117,6 +117,7 @@ def test_a_run_names_the_factor_that_is_no_gradient():
     assert "curl" in str(result.summary())
 
 
+@pytest.mark.slow
 def test_a_gradient_passes():
     result = run(cp.compile(both, linear([[0.1, 0.2], [0.2, 0.0]]), linear(np.zeros((2, 2)))))
     assert result.status.ok

@@ -16,13 +16,17 @@ STEPS = {
     "HMC": {"1d": 0.7, "2d": 0.65, "10d": 0.5, "nested": 0.5},
 }
 CASES = [(name, law) for name in STEPS for law in LAWS]
+SLOW = ("10d", "nested")
+"""Laws that the quick tests leave out."""
 
 
 def adjusted(name, law):
     return MALA(STEPS["MALA"][law]) if name == "MALA" else HMC(STEPS["HMC"][law], num_leapfrog=3, damping=0.5)
 
 
-@pytest.mark.parametrize(("name", "law"), CASES)
+@pytest.mark.parametrize(
+    ("name", "law"), [pytest.param(*case, marks=pytest.mark.slow if case[1] in SLOW else []) for case in CASES]
+)
 def test_target_stays_invariant(name, law):
     run = from_exact_draws(adjusted(name, law), LAWS[law])
     assert_agrees(run.scores)
@@ -43,7 +47,7 @@ def test_target_stays_invariant_over_many_chains(name, law):
     assert_agrees(run.scores)
 
 
-@pytest.mark.parametrize("law", ["2d", "nested"])
+@pytest.mark.parametrize("law", ["2d", pytest.param("nested", marks=pytest.mark.slow)])
 def test_blackjax_leaves_the_target_invariant(law):
     run = from_exact_draws(BlackJAX(blackjax.hmc, 0.6, num_integration_steps=3), LAWS[law], num_transitions=60)
     assert_agrees(run.scores)

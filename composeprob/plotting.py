@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 INK, ACCENT, SECOND, FAINT = "#22313f", "#c8553d", "#2a6f97", "#b8c4cf"
 SHADE = LinearSegmentedColormap.from_list("shade", ["#ffffff", "#d6e2ec", "#9dbbd3", "#5b8db3"])
 MAX_POINTS, MAX_IMAGES, MAX_HISTOGRAMS = 3000, 16, 6
+DASHES = ("-", "--", ":", "-.")
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -161,18 +162,23 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
 
 
 def plot_levels(ax: Axes, result: Result) -> None:
-    """Acceptance and effective sample size (left axis), step size (right axis, logarithmic) by log-SNR."""
+    """Acceptance and effective sample size (left axis), step size (right axis, logarithmic) by log-SNR; of a kernel
+    with blocks one line for each."""
     if np.isfinite(result.ess).any():
         ax.plot(result.log_snr, result.ess, color=FAINT, linewidth=1.2, label="effective sample size")
+    for b, column in enumerate(result.acceptance.reshape(len(result.log_snr), -1).T):
+        label = result.blocks[b] if result.blocks else None
+        if np.isfinite(column).any():
+            ax.plot(result.log_snr, column, color=ACCENT, linewidth=1.4, linestyle=DASHES[b % len(DASHES)], label=label)
+    if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=8, loc="lower center")
-    if np.isfinite(result.acceptance).any():
-        ax.plot(result.log_snr, result.acceptance, color=ACCENT, linewidth=1.4)
     ax.set(ylim=(0, 1.02), xlabel="log-SNR (noisy → clean)", title="run")
     ax.set_ylabel("acceptance", color=ACCENT)
     ax.spines["top"].set_visible(False)
     if (np.isfinite(result.step_size) & (result.step_size > 0)).any():
         right = ax.twinx()
-        right.plot(result.log_snr, result.step_size, color=SECOND, linewidth=1.4)
+        for b, column in enumerate(result.step_size.reshape(len(result.log_snr), -1).T):
+            right.plot(result.log_snr, column, color=SECOND, linewidth=1.4, linestyle=DASHES[b % len(DASHES)])
         right.set_yscale("log")
         right.set_ylabel("step size", color=SECOND)
         right.spines["top"].set_visible(False)

@@ -25,7 +25,7 @@ FORMAT = "composeprob.result"
 VERSION = 2
 PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite", "quadrature_error", "log_snr")
 _ARRAYS = ("log_weights", *PER_LEVEL)
-FACTS = ("log_evidence", "evaluations", "seconds", "sampler", "reason", "curl")
+FACTS = ("log_evidence", "evaluations", "seconds", "sampler", "reason", "curl", "blocks")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -33,7 +33,8 @@ class Result:
     """N weighted samples of a program, and the diagnostics of the run, level by level.
 
     Arrays over levels have K entries, entry k belonging to level k; a level that was not visited, or a quantity that
-    the sampler does not have, is NaN.
+    the sampler does not have, is NaN. Under a `Gibbs` kernel of B blocks acceptance, step size and quadrature error
+    have shape (K, B), with a column for each of ``blocks``.
 
     Args:
         samples: constrained values of every site and deterministic, ``{name: (N, …)}``: chains lead.
@@ -57,6 +58,7 @@ class Result:
             ``{factor: value}`` (see `metrics.curl`); measured where a `LineIntegral` relies on it, else empty. NaN
             where JAX cannot differentiate the network.
         dims: the plates along the axes of each statement's value, ``{name: (plate or None, …)}``, without N.
+        blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu, sigma")``; empty elsewhere.
         density: the compiled density; None after `load`.
     """
 
@@ -76,13 +78,14 @@ class Result:
     quadrature_error: np.ndarray | None = None
     curl: dict[str, float] = field(default_factory=dict)
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the way to normalise a frozen dataclass's fields
         put(self, "samples", {name: np.asarray(value) for name, value in self.samples.items()})
         if self.quadrature_error is None:
-            put(self, "quadrature_error", np.full(np.shape(self.log_snr), np.nan))
+            put(self, "quadrature_error", np.full(np.shape(self.acceptance), np.nan))
         for name in _ARRAYS:
             put(self, name, np.asarray(getattr(self, name)))
 
@@ -204,7 +207,8 @@ class Result:
         """Every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
 
         def plain(values: Any) -> Any:
-            return [None if not np.isfinite(v) else v for v in np.asarray(values, float).tolist()]
+            values = np.asarray(values, float)
+            return [plain(row) if np.ndim(row) else (float(row) if np.isfinite(row) else None) for row in values]
 
         rows = self.summary().rows
         return {
@@ -268,6 +272,7 @@ class Result:
         status = Status(tuple((Code(code), message) for code, message in facts.pop("status")))
         samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
         facts["dims"] = {name: tuple(dims) for name, dims in facts.get("dims", {}).items()}
+        facts["blocks"] = tuple(facts.get("blocks", ()))
         return cls(samples=samples, status=status, **facts, **{name: arrays[name] for name in _ARRAYS})
 
     def __repr__(self) -> str:

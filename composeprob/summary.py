@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,10 +105,10 @@ def _facts(result: Result) -> dict[str, str]:
     facts["levels"] = f"{num_levels}, log-SNR {result.log_snr[-1]:.3g} … {result.log_snr[0]:.3g}"
     facts["evaluations"] = f"{result.evaluations:,} of the composed density per chain"
     for name, values in (("acceptance", result.acceptance), ("step size", result.step_size), ("ESS", result.ess)):
-        if np.isfinite(values).any():
-            facts[name] = _range(values)
-    if result.quadrature_error is not None and np.nansum(result.quadrature_error) > 0:
-        facts["quadrature"] = f"error of log-ratios {_range(result.quadrature_error)}"
+        facts |= {label: _range(column) for label, column in _columns(name, values, result.blocks)}
+    for label, column in _columns("quadrature", result.quadrature_error, result.blocks):
+        if np.nansum(column) > 0:
+            facts[label] = f"error of log-ratios {_range(column)}"
     if result.curl:
         facts["curl"] = ", ".join(f"{name} {value:.2g}" for name, value in result.curl.items())
     if np.nansum(result.non_finite) > 0:
@@ -118,6 +118,15 @@ def _facts(result: Result) -> dict[str, str]:
     facts["time"] = f"{result.seconds:.2f} s"
     facts["status"] = str(result.status)
     return facts
+
+
+def _columns(name: str, values: Any, blocks: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
+    """(label, values by level): one for each block where there are any; without those of which nothing is known."""
+    if values.ndim == 1:
+        columns = [(name, values)]
+    else:
+        columns = [(f"{name} of {block}", column) for block, column in zip(blocks, values.T, strict=True)]
+    return [(label, column) for label, column in columns if np.isfinite(column).any()]
 
 
 def _range(values: np.ndarray) -> str:

@@ -29,6 +29,12 @@ class Run:
     """E‖x_T − x_0‖² / (2·E‖x − E x‖²): 1 for chains that have forgotten their start."""
 
 
+def steps_of(kernel: Kernel, factor: float = 1.0) -> Array:
+    """What `step` takes as its step size: the kernel's own times a factor, one for each block where it has any."""
+    sizes = [factor * part.step_size for part in kernel.parts]
+    return jnp.stack(sizes) if kernel.blocks else sizes[0]
+
+
 @partial(jax.jit, static_argnums=(1, 5))
 def transitions(
     kernel: Kernel, target: Target, key: Array, states: KernelState, step_size: Array, count: int
@@ -77,7 +83,7 @@ def from_exact_draws(
     measure = jax.jit(jax.vmap(law.statistics))
     values, acceptance = [], []
     for key in jax.random.split(key_run, num_draws):
-        states, info = transitions(kernel, target, key, states, kernel.step_size, num_transitions // num_draws)
+        states, info = transitions(kernel, target, key, states, steps_of(kernel), num_transitions // num_draws)
         values.append(measure(states.position))
         acceptance.append(info.acceptance.mean())
     stacked = {name: np.stack([np.asarray(v[name]) for v in values], axis=1) for name in values[0]}

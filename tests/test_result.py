@@ -96,6 +96,21 @@ def test_summary_tells_problems():
     assert "24 proposals" in text
 
 
+def test_blocks_have_columns_of_their_own(tmp_path):
+    both = np.stack([np.linspace(0.5, 0.6, K), np.linspace(0.7, 0.9, K)], axis=1)
+    result = make(acceptance=both, step_size=np.full((K, 2), [0.1, 0.02]), blocks=("x", "mu, sigma"))
+    text = str(result.summary())
+    for part in ("acceptance of x", "acceptance of mu, sigma", "0.7 (level 0)", "0.02 at every level"):
+        assert part in text
+    lines = result.plot().axes[1].get_legend().get_texts()
+    assert [line.get_text() for line in lines] == ["effective sample size", "x", "mu, sigma"]
+    plt.close("all")
+    assert result.report()["levels"]["acceptance"][0] == [0.5, 0.7]
+    loaded = Result.load(result.save(tmp_path / "run"))
+    assert loaded.blocks == ("x", "mu, sigma")
+    np.testing.assert_array_equal(loaded.acceptance, both)
+
+
 def test_summary_of_a_sampler_without_acceptance():
     nan = np.full(K, np.nan)
     text = str(make(acceptance=nan, step_size=nan, ess=nan, log_evidence=None).summary())

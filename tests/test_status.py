@@ -90,6 +90,14 @@ def test_unadjusted_kernels_have_no_acceptance_to_collapse():
     assert diagnose(**HEALTHY | {"acceptance": np.zeros(K), "adjusted": False}).ok
 
 
+def test_the_block_that_does_not_move_is_named():
+    acceptance = np.stack([np.full(K, 0.6), np.zeros(K), np.zeros(K)], axis=1)
+    changes = {"acceptance": acceptance, "adjusted": (True, True, False), "blocks": ("x", "mu, sigma", "z")}
+    status = diagnose(**HEALTHY | changes)
+    assert [code for code, _ in status.findings] == [Code.ACCEPTANCE_COLLAPSED]
+    assert "Acceptance of block 'mu, sigma' fell to 0" in status.message
+
+
 def test_few_chains_are_judged_by_their_number():
     few = {"num_chains": 8, "proposals": 8}
     assert not diagnose(**HEALTHY | few | {"ess": at([3], 0.2, 0.8)}).ok  # 1.6 chains

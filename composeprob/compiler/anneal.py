@@ -76,7 +76,7 @@ def anneal(graph: Graph, likelihood: Likelihood | None) -> tuple[Graph, Likeliho
     graph = replace(graph, observations=settled)
     graph = graph.noted("anneal", sentence) if sentence else graph
     policies = {o.name: str(o.anneal) for o in settled}
-    return graph, Likelihood(likelihood.function, likelihood.arguments, policies, exact)
+    return graph, replace(likelihood, policies=policies, exact=exact)
 
 
 def _settled(o: Observation, reasons: dict[str, str]) -> Observation:

@@ -30,12 +30,14 @@ class Likelihood(eqx.Module):
         arguments: (args, kwargs), as `arguments.split` leaves them: arrays are leaves, so new data reuse compiled
             code.
         policies: the policy of each observation, ``"static"`` where it looks at no noised site.
+        bridged: the observations in which static sites have a say.
         exact: the observations under ``"exact"``; None where there are none.
     """
 
     function: Callable[..., Any] = eqx.field(static=True)
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     policies: dict[str, str] = eqx.field(static=True)
+    bridged: frozenset[str] = eqx.field(static=True, default=frozenset())
     exact: Exact | None = None
 
     def __call__(
@@ -62,10 +64,15 @@ class Likelihood(eqx.Module):
             if policy == "static":  # each latent's prior counts once
                 statics = [s.log_prob() for s in statements.values() if s.kind == "static"]
                 log_prior = log_prior + sum(statics, log_jacobian)
-            power = tempering(schedule, noise) if policy == "tempered" else 1.0
-            terms = [s.log_prob() for name, s in statements.items() if name in own]
-            log_likelihood = log_likelihood + power * sum(terms, jnp.zeros(()))
+            for name in (name for name in statements if name in own):
+                log_likelihood = log_likelihood + self._power(name, schedule, noise) * statements[name].log_prob()
         return log_prior, log_likelihood
+
+    def _power(self, name: str, schedule: Schedule, noise: Noise) -> Array | float:
+        """γ_k of an observation."""
+        if self.policies[name] == "tempered":
+            return tempering(schedule, noise)
+        return bridge(schedule, noise) if self.policies[name] == "denoised" and name in self.bridged else 1.0
 
     def exactly(self, xs: dict[str, Array], zs: dict[str, Array], noise: Noise) -> Array:
         """(log p(y | x), log p(y | x₀ = x/α), log p(x)) of the observations that are annealed exactly, shape (3,)."""
@@ -114,11 +121,12 @@ def tempering(schedule: Schedule, noise: Noise) -> Array:
 
 
 FULL = -2.0
-"""log-SNR from which on observations that are annealed exactly count in full for static sites: α/σ = 0.37."""
+"""log-SNR from which on observations that are not tempered count in full for static sites: α/σ = 0.37."""
 
 
 def bridge(schedule: Schedule, noise: Noise) -> Array:
-    """The power of p(y | x_k, z): u² with u going from 0 at the noisiest level to 1 at log-SNR −2, and 1 from there on.
+    """The power of p(y | x_k, z), or of what is put in its place: u² with u going from 0 at the noisiest level to 1 at
+    log-SNR −2, and 1 from there on.
 
     Where no signal is left p(y | x_k, z) is p(y | z): without a power, static sites would meet all of the data at the
     first level, far from where their priors put them.
@@ -134,4 +142,7 @@ def likelihood_of(
     """The likelihood of a program; None where it has neither static sites nor observations."""
     if not graph.statics and not graph.observations:
         return None
-    return Likelihood(function, split(function, (args, kwargs)), {o.name: str(o.anneal) for o in graph.observations})
+    policies = {o.name: str(o.anneal) for o in graph.observations}
+    statics = {static.name for static in graph.statics}
+    bridged = frozenset(o.name for o in graph.observations if o.depends_on & statics)
+    return Likelihood(function, split(function, (args, kwargs)), policies, bridged)

@@ -7,6 +7,7 @@ To add one, see docs/add-a-kernel.md.
 
 from composeprob.kernels.base import Info, Kernel, KernelState
 from composeprob.kernels.blackjax import BlackJAX
+from composeprob.kernels.gibbs import Gibbs
 from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.kernels.hmc import HMC
 from composeprob.kernels.holding import Holding
@@ -23,6 +24,7 @@ __all__ = [
     "ULA",
     "Adaptive",
     "BlackJAX",
+    "Gibbs",
     "HamiltonianState",
     "Holding",
     "Info",

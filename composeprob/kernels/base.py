@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 from jax import Array
@@ -32,7 +33,7 @@ class KernelState(eqx.Module):
 
 
 class Info(eqx.Module):
-    """What one transition of one chain reports, all scalars.
+    """What one transition of one chain reports, all scalars; of a `Gibbs` one entry for each block.
 
     Attributes:
         acceptance: probability with which the proposal is accepted, in [0, 1]; 1 for an unadjusted kernel.
@@ -40,7 +41,8 @@ class Info(eqx.Module):
         non_finite: whether the proposal (its position, log-density, score, …) had a NaN or an infinity; it was then
             rejected, by unadjusted kernels too. A log-density of −∞ outside the support counts.
         log_reversal: log T(x|x') − log T(x'|x) of the move from x to x' that was made, 0 where the chain stayed: how
-            much likelier the kernel goes back than it went. Under detailed balance that is log π(x) − log π(x').
+            much likelier `Kernel.reversal` goes back than the kernel went. Under detailed balance that is
+            log π(x) − log π(x').
         quadrature_error: estimate of |error| of the log-ratio that decided; 0 where it is no quadrature, NaN where the
             quadrature has no estimate or the proposal was non-finite.
     """
@@ -66,7 +68,7 @@ class Kernel(eqx.Module, Generic[State]):
 
     Attributes:
         step_size: h: a number, one per level (K,), a rule schedule → (K,), or `Adaptive`. It describes what to run;
-            the value in force is handed to `step`.
+            the value in force is handed to `step`. None where the `parts` have their own.
         requires: capabilities that the density must have (``"score"``, ``"energy"``).
         evaluations_per_step: calls of the target in one transition.
         optimal_acceptance: the mean acceptance that `Adaptive` aims for; None where nothing is ever rejected.
@@ -77,6 +79,8 @@ class Kernel(eqx.Module, Generic[State]):
 
     def __check_init__(self) -> None:
         name = type(self).__name__
+        if self.step_size is None:  # the parts have their own
+            return
         if isinstance(self.step_size, Adaptive) and self.optimal_acceptance is None:
             raise CapabilityError(
                 f"{name} cannot use an Adaptive step size: it is unadjusted, so there is no acceptance to adapt to",
@@ -104,6 +108,28 @@ class Kernel(eqx.Module, Generic[State]):
     def integrates_score(self) -> bool:
         """Whether the accept test integrates the score, which means something only where that is a gradient."""
         return False
+
+    @property
+    def blocks(self) -> tuple[tuple[str, ...], ...]:
+        """The sites of each block that is moved by itself; empty for a kernel that moves the whole position."""
+        return ()
+
+    @property
+    def parts(self) -> tuple[Kernel, ...]:
+        """The kernels that have a step size: one for each block, or this kernel itself."""
+        return (self,)
+
+    @property
+    def reversal(self) -> Kernel:
+        """The kernel whose moves undo this one's, as `Info.log_reversal` weighs them: itself, if it is reversible."""
+        return self
+
+    def with_steps(self, steps: Sequence[Any]) -> Kernel:
+        """The same kernel with other step sizes, one for each part."""
+        return eqx.tree_at(lambda kernel: kernel.step_size, self, steps[0], is_leaf=lambda node: node is self.step_size)
+
+    def check_sites(self, names: Iterable[str]) -> None:
+        """Raises unless the kernel can move a position of these sites."""
 
     @property
     @abc.abstractmethod

@@ -30,11 +30,12 @@ class Holding(Kernel[HeldState]):
         held: names of the sites that stay.
     """
 
+    step_size: None = eqx.field(default=None, init=False)  # type: ignore[assignment]
     kernel: Kernel
     held: frozenset[str] = eqx.field(static=True)
 
     def __init__(self, kernel: Kernel, held: frozenset[str]):
-        self.kernel, self.held, self.step_size = kernel, held, kernel.step_size
+        self.kernel, self.held, self.step_size = kernel, held, None
 
     def __repr__(self) -> str:
         return repr(self.kernel)

@@ -184,12 +184,12 @@ def adapt(log_scale: Array, mean_acceptance: Array, target: Array | float, gain:
 
 
 def mean_acceptance(acceptance: Array) -> Array:
-    """The mean of (N,) probabilities, the same number however the chains are spread over devices.
+    """The mean of probabilities over the N chains that lead, the same however these are spread over devices.
 
     A sum of floats depends on its order, and the order on the number of devices; a sum of integers does not. Each
     probability is rounded to 1/1024 first. Exact for up to two million chains (int32).
     """
-    units = jnp.sum(jnp.round(acceptance * ACCEPTANCE_UNITS).astype(jnp.int32))
+    units = jnp.sum(jnp.round(acceptance * ACCEPTANCE_UNITS).astype(jnp.int32), axis=0)
     return units.astype(jnp.result_type(float)) / (ACCEPTANCE_UNITS * acceptance.shape[0])
 
 

@@ -21,7 +21,7 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
-from composeprob.kernels import Adaptive, Kernel, KernelState
+from composeprob.kernels import Kernel, KernelState
 from composeprob.pytree import normal_like
 from composeprob.sampling.ancestral import Ancestral
 from composeprob.sampling.annealed_mcmc import AnnealedMCMC
@@ -36,7 +36,7 @@ class Path(eqx.Module):
 
     Attributes:
         kernel: the kernel; None where there are no transitions.
-        steps: its step size at each level, (K,).
+        steps: its step size at each level, (K,), or (K, B) for a kernel of B blocks.
         count: transitions a level.
         reverse: whether a reverse step leads from each level to the next.
         drift: whether that step follows the score of the diffusion factors only, as `SMC`'s does.
@@ -60,7 +60,7 @@ class Path(eqx.Module):
         """The path of a sampler whose step sizes are numbers, as `frozen` makes it; with or without SMC's weights."""
         first, moves = sampler.first_level(density), getattr(sampler, "moves", None)
         kernel = None if moves is None else moves.kernel
-        steps = jnp.zeros((density.num_levels,)) if kernel is None else jnp.asarray(kernel.step_size)
+        steps = jnp.zeros((density.num_levels,)) if moves is None else moves.steps()
         count = 0 if moves is None else moves.count
         if isinstance(sampler, SMC):
             reverse = sampler.weights == "feynman_kac"
@@ -77,7 +77,7 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
     Args:
         sampler: `Ancestral` with η = 1, `AnnealedMCMC` or `SMC`.
         density: compiled; noised sites only.
-        step_size: ``result.step_size``, (K,), or None.
+        step_size: ``result.step_size``, (K,) or (K, B), or None.
 
     Raises:
         WrongTypeError: another sampler.
@@ -108,7 +108,7 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
     check_capabilities(sampler, density)
     prepared: Any = sampler.prepare(density)
     moves = getattr(prepared, "moves", None)
-    if moves is None or not isinstance(moves.kernel.step_size, Adaptive):
+    if moves is None or not any(moves.adaptive):
         return prepared
     if step_size is None:
         raise CapabilityError(
@@ -116,8 +116,9 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
             "law of its own.",
             fix="take the steps that a run came to: step_size=result.step_size.",
         )
-    steps = filled(step_size, density.num_levels)
-    kernel = eqx.tree_at(lambda k: k.step_size, moves.kernel, steps, is_leaf=lambda n: n is moves.kernel.step_size)
+    blocks = (len(moves.kernel.blocks),) if moves.kernel.blocks else ()
+    steps = filled(step_size, (density.num_levels, *blocks))
+    kernel = moves.kernel.with_steps(tuple(steps.T) if blocks else (steps,))
     # Transitions that adapted moved the chains too.
     if isinstance(sampler, SMC):
         return SMC(kernel, moves.total, sampler.weights, sampler.resample_threshold).prepare(density)  # type: ignore[arg-type]
@@ -165,13 +166,14 @@ def upward(density: AnnealedDensity, mixed: bool, weighted: bool = False) -> tup
     return pull, spread
 
 
-def filled(step_size: Any, num_levels: int) -> Array:
-    """Steps of a run, (K,), with NaN at levels that it skipped replaced by the step of the nearest level."""
-    steps = np.asarray(step_size, float)
-    known = np.flatnonzero(np.isfinite(steps)) if steps.shape == (num_levels,) else np.zeros(0, int)
+def filled(step_size: Any, shape: tuple[int, ...]) -> Array:
+    """Steps of a run, (K,) or (K, B), with NaN at levels that it skipped replaced by the step of the nearest level."""
+    steps, num_levels = np.asarray(step_size, float), shape[0]
+    finite = np.isfinite(steps).reshape(len(steps), -1).all(1) if steps.shape == shape else np.zeros(0, bool)
+    known = np.flatnonzero(finite)
     if not len(known):
         raise InvalidValueError(
-            f"step_size must have one number for each of the {num_levels} levels; got shape {steps.shape}.",
+            f"step_size must have one for each of the {num_levels} levels, shape {shape}; got shape {steps.shape}.",
             fix="pass result.step_size of a run of this sampler on this density.",
         )
     if np.any(steps[known] <= 0):
@@ -195,6 +197,7 @@ def climb(path: Path, density: AnnealedDensity, key: Array, position: Position) 
         position: x₀.
     """
     state = _start(path, density, jax.random.fold_in(key, density.num_levels), position, 0)
+    backwards = None if path.kernel is None else path.kernel.reversal
 
     def rise(k: Array, state: Any) -> tuple[Any, Array]:
         after, x = state.evaluation, state.position
@@ -213,7 +216,7 @@ def climb(path: Path, density: AnnealedDensity, key: Array, position: Position) 
 
     def level(k: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
         state, total = carry
-        state, moved = _transitions(path, density, jax.random.fold_in(key, k), state, k)
+        state, moved = _transitions(path, backwards, density, jax.random.fold_in(key, k), state, k)
         state, risen = jax.lax.cond(k < path.first, partial(rise, k), lambda s: (s, jnp.zeros(())), state)
         return state, total + moved + risen
 
@@ -252,7 +255,7 @@ def descend(path: Path, density: AnnealedDensity, key: Array) -> Array:
         state, total = carry
         k = path.first - i
         state, fallen = jax.lax.cond(i > 0, partial(fall, k), lambda s: (s, jnp.zeros(())), state)
-        state, moved = _transitions(path, density, jax.random.fold_in(key, k), state, k)
+        state, moved = _transitions(path, path.kernel, density, jax.random.fold_in(key, k), state, k)
         return state, total + fallen + moved
 
     state, total = jax.lax.fori_loop(0, path.first + 1, level, (state, total))
@@ -279,16 +282,18 @@ def _relevel(path: Path, state: Any, density: AnnealedDensity, level: Array) -> 
     return path.kernel.relevel(state, target)
 
 
-def _transitions(path: Path, density: AnnealedDensity, key: Array, state: Any, level: Array) -> tuple[Any, Array]:
-    """The level's transitions and Σ log-ratio of their reversals."""
-    kernel, target = path.kernel, partial(density.evaluator, level=level)
+def _transitions(
+    path: Path, kernel: Kernel | None, density: AnnealedDensity, key: Array, state: Any, level: Array
+) -> tuple[Any, Array]:
+    """The level's transitions, by the path's kernel or its reversal, and Σ log-ratio of the way back."""
+    target = partial(density.evaluator, level=level)
     if kernel is None:
         return state, jnp.zeros(())
 
     def step(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
         state, total = carry
         state, info = kernel.step(jax.random.fold_in(key, i), state, target, path.steps[level])
-        return state, total + info.log_reversal
+        return state, total + jnp.sum(info.log_reversal)
 
     return jax.lax.fori_loop(0, path.count, step, (state, jnp.zeros(())))
 

@@ -44,8 +44,8 @@ class Ancestral(Sampler):
         return {"Ancestral": frozenset({"score"})}
 
     @property
-    def adjusted(self) -> bool:
-        return False
+    def adjusted(self) -> tuple[bool, ...]:
+        return (False,)
 
     def prepare(self, density: AnnealedDensity) -> Ancestral:
         static = [name for name, site in density.sites.items() if site.kind == "static"]

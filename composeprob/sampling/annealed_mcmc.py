@@ -54,11 +54,15 @@ class AnnealedMCMC(Sampler):
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
-        return {type(self.kernel).__name__: self.kernel.requires}
+        return needs(self.kernel)
 
     @property
-    def adjusted(self) -> bool:
-        return self.kernel.optimal_acceptance is not None
+    def adjusted(self) -> tuple[bool, ...]:
+        return adjusted(self.kernel)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        return named_blocks(self.kernel)
 
     @property
     def integrates_score(self) -> bool:
@@ -80,7 +84,7 @@ class AnnealedMCMC(Sampler):
 
     def proposals(self) -> int:
         assert self.moves is not None
-        return self.moves.total + self.reverse_step
+        return self.moves.proposals + self.reverse_step
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         assert self.moves is not None
@@ -88,7 +92,7 @@ class AnnealedMCMC(Sampler):
         keys = level_keys(run.keys, density.num_levels + 1)
         target = partial(density.evaluator, level=level)
         states = jax.vmap(self.kernel.init, (0, 0, None))(keys, positions, target)
-        return dataclasses.replace(run, chains=states, log_scale=self.moves.first_log_scale())
+        return dataclasses.replace(self.moves.begin(run), chains=states)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
         assert self.moves is not None
@@ -120,6 +124,25 @@ class AnnealedMCMC(Sampler):
     def describe(self) -> str:
         reverse = ", reverse step between levels" if self.reverse_step else ""
         return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse})"
+
+
+def needs(kernel: Kernel) -> dict[str, frozenset[str]]:
+    """What a density must offer, by the name of the kernel (or of the block's) that needs it."""
+    found: dict[str, frozenset[str]] = {}
+    for part in kernel.parts:
+        name = type(part).__name__
+        found[name] = found.get(name, frozenset()) | part.requires
+    return found
+
+
+def adjusted(kernel: Kernel) -> tuple[bool, ...]:
+    """For each part of a kernel whether it has a Metropolis test."""
+    return tuple(part.optimal_acceptance is not None for part in kernel.parts)
+
+
+def named_blocks(kernel: Kernel) -> tuple[str, ...]:
+    """``("x", "mu, sigma")``."""
+    return tuple(", ".join(sites) for sites in kernel.blocks)
 
 
 def check_kernel(kernel: object, steps_per_level: object) -> None:

@@ -19,6 +19,7 @@ REVERSE = 2**31 - 1
 class Records(eqx.Module):
     """What is recorded of each level, every field of shape (K,); NaN where a level has no such number.
 
+    Of a kernel with B blocks `acceptance`, `step_size` and `quadrature_error` have shape (K, B).
     `quadrature_error` is the mean over accepted moves: what a path that is refused anyway is off by does no harm.
     """
 
@@ -29,9 +30,10 @@ class Records(eqx.Module):
     quadrature_error: Array
 
     @classmethod
-    def empty(cls, num_levels: int) -> Records:
+    def empty(cls, num_levels: int, num_blocks: int | None = None) -> Records:
         nan = jnp.full((num_levels,), jnp.nan)
-        return cls(nan, nan, nan, jnp.zeros((num_levels,), jnp.int32), nan)
+        own = nan if num_blocks is None else jnp.full((num_levels, num_blocks), jnp.nan)
+        return cls(own, own, nan, jnp.zeros((num_levels,), jnp.int32), own)
 
 
 class Run(eqx.Module):
@@ -43,7 +45,7 @@ class Run(eqx.Module):
         shared: the key for what chains decide together (resampling).
         log_weights: log-weights, (N,).
         log_evidence: log of the estimated ∫π, a scalar.
-        log_scale: log c of an adaptive step size, a scalar.
+        log_scale: log c of an adaptive step size, a scalar; of a kernel with B blocks (B,).
         records: what happened at each level.
     """
 
@@ -71,8 +73,13 @@ class Sampler(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def adjusted(self) -> bool:
-        """Whether a Metropolis test decides, so that its acceptance means something."""
+    def adjusted(self) -> tuple[bool, ...]:
+        """Whether a Metropolis test decides, so that its acceptance means something, for each of the kernel's parts."""
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the kernel's blocks, where it has any."""
+        return ()
 
     @property
     def integrates_score(self) -> bool:

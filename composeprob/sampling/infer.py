@@ -123,7 +123,7 @@ def _curl(sampler: Sampler, run: Run, density: AnnealedDensity, key: Array, leve
 
 
 def _facts(records: Any, level: int) -> dict[str, Any]:
-    facts = {"acceptance": records.acceptance[level], "ess": records.ess[level]}
+    facts = {"acceptance": np.mean(records.acceptance[level]), "ess": records.ess[level]}
     return {name: value for name, value in facts.items() if not np.isnan(value)}
 
 
@@ -151,6 +151,7 @@ def _result(
         density.num_levels,
         sampler.adjusted,
         turning,
+        sampler.blocks,
     )
     arrived = completed == first + 1  # before level 0 the evidence is that of a noisier density
     evidence = float(run.log_evidence) if arrived and sampler.estimates_evidence(density) else np.nan
@@ -171,6 +172,7 @@ def _result(
         reason=reason,
         log_snr=np.asarray(density.schedule.log_snr),
         dims=dict(density.graph.dims),
+        blocks=sampler.blocks,
         density=density,
     )
 

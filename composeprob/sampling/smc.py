@@ -18,7 +18,7 @@ from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import all_finite
-from composeprob.sampling.annealed_mcmc import check_kernel, check_steps
+from composeprob.sampling.annealed_mcmc import adjusted, check_kernel, check_steps, named_blocks, needs
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.resampling import log_mean_weight, relative_ess, systematic
 from composeprob.sampling.reverse import reverse_step
@@ -93,12 +93,16 @@ class SMC(Sampler):
         own = frozenset(
             {"score", "feynman_kac"} if self.weights == "feynman_kac" else {"score", "energy", "mode_depth"}
         )
-        needs = {f"SMC(weights='{self.weights}')": own}
-        return needs if self.kernel is None else {**needs, type(self.kernel).__name__: self.kernel.requires}
+        weighing = {f"SMC(weights='{self.weights}')": own}
+        return weighing if self.kernel is None else {**weighing, **needs(self.kernel)}
 
     @property
-    def adjusted(self) -> bool:
-        return self.kernel is not None and self.kernel.optimal_acceptance is not None
+    def adjusted(self) -> tuple[bool, ...]:
+        return (False,) if self.kernel is None else adjusted(self.kernel)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        return () if self.kernel is None else named_blocks(self.kernel)
 
     @property
     def integrates_score(self) -> bool:
@@ -136,7 +140,7 @@ class SMC(Sampler):
         return completed * (1 + (self.moves.evaluations if self.moves else 0))
 
     def proposals(self) -> int:
-        return 1 + (self.moves.total if self.moves else 0)
+        return 1 + (self.moves.proposals if self.moves else 0)
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         positions = draw_initial(run, density, level)
@@ -148,13 +152,8 @@ class SMC(Sampler):
             states = jax.vmap(self.kernel.init, (0, 0, None))(keys, positions, target)
         weigh = partial(first_weight, density=density, level=level)
         log_weights, log_evidence = jax.vmap(weigh, out_axes=(0, None))(states.position, states.evaluation)
-        return dataclasses.replace(
-            run,
-            chains=states,
-            log_weights=log_weights,
-            log_evidence=log_evidence,
-            log_scale=self.moves.first_log_scale() if self.moves else run.log_scale,
-        )
+        run = self.moves.begin(run) if self.moves else run
+        return dataclasses.replace(run, chains=states, log_weights=log_weights, log_evidence=log_evidence)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
         keys = level_keys(run.keys, level)

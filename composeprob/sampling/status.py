@@ -80,13 +80,15 @@ def diagnose(
     num_chains: int,
     completed_levels: int,
     num_levels: int,
-    adjusted: bool,
+    adjusted: bool | Sequence[bool],
     curl: Mapping[str, float] | None = None,
+    blocks: Sequence[str] = (),
 ) -> Status:
     """Read the status of a run off its diagnostics.
 
     Args:
-        acceptance: mean acceptance probability of every level, shape (K,); NaN where nothing was proposed.
+        acceptance: mean acceptance probability of every level, shape (K,), or (K, B) for a kernel of B blocks; NaN
+            where nothing was proposed.
         non_finite: number of proposals with a non-finite density, score or position, over all chains, shape (K,).
         proposals: number of proposals that ``non_finite`` is out of, over all chains, shape (K,) or one number.
         ess: effective sample size of the weights before resampling, relative to the number of chains, shape (K,);
@@ -94,8 +96,9 @@ def diagnose(
         num_chains: N.
         completed_levels: how many levels were finished, counted from the noisiest, K−1, downwards.
         num_levels: K.
-        adjusted: whether the kernel has a Metropolis test, so that its acceptance means something.
+        adjusted: whether the kernel (each block's) has a Metropolis test, so that its acceptance means something.
         curl: relative curl of the factors whose score a line integral relied on, ``{factor: value}``.
+        blocks: the names of the kernel's blocks.
     """
     visited = np.arange(num_levels) >= num_levels - completed_levels
     findings: list[tuple[Code, str]] = []
@@ -114,7 +117,8 @@ def diagnose(
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.asarray(non_finite, float) / np.broadcast_to(np.asarray(proposals, float), (num_levels,))
         bad = visited & (share > NON_FINITE_CEILING)
-        stuck = visited & (np.asarray(acceptance, float) < ACCEPTANCE_FLOOR)
+        accepted = np.asarray(acceptance, float).reshape(num_levels, -1)
+        stuck = visited[:, None] & (accepted < ACCEPTANCE_FLOOR) & np.asarray(adjusted)
         # With few chains the share alone says little: fewer than two effective chains is a collapse at any N.
         thin = visited & (np.asarray(ess, float) < max(ESS_FLOOR, min(2.0 / num_chains, 0.5)))
 
@@ -140,13 +144,16 @@ def diagnose(
                 "with kernel=None.",
             )
         )
-    if adjusted and stuck.any():
+    for b, still in enumerate(stuck.T):
+        if not still.any():
+            continue
+        whose = f" of block {blocks[b]!r}" if blocks else ""
         findings.append(
             (
                 Code.ACCEPTANCE_COLLAPSED,
-                f"Acceptance fell to {np.nanmin(acceptance[stuck]):.2g} at {_levels(stuck)}: the chains hardly moved "
-                "there. Try step_size=cp.Adaptive(), smaller steps where the noise is small (h ∝ σ² for MALA, h ∝ σ "
-                "for HMC), or more levels.",
+                f"Acceptance{whose} fell to {np.nanmin(accepted[still, b]):.2g} at {_levels(still)}: the chains hardly "
+                "moved there. Try step_size=cp.Adaptive(), smaller steps where the noise is small (h ∝ σ² for MALA, "
+                "h ∝ σ for HMC), or more levels.",
             )
         )
     if thin.any():

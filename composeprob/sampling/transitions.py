@@ -1,4 +1,4 @@
-"""Kernel transitions of all chains at one level, with step sizes adapted across chains."""
+"""Kernel transitions of all chains at one level, with step sizes (of each block, if any) adapted across chains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Target
 from composeprob.kernels import Adaptive, Kernel, KernelState, adapt, mean_acceptance, resolve, scaled_step
-from composeprob.sampling.base import Records
+from composeprob.sampling.base import Records, Run
 from composeprob.schedule import Schedule
 
 FEW = 16
@@ -42,43 +42,69 @@ def in_units(evaluation: Evaluation, static: frozenset[str], unit: Array) -> Eva
 class Transitions(eqx.Module):
     """A kernel with its number of transitions a level; numbers resolved for one schedule.
 
+    A kernel of B blocks has B step sizes, log c and acceptances, in arrays of shape (B,); one without blocks has
+    scalars.
+
     Attributes:
-        kernel: the kernel, its step size an array (K,) or `Adaptive`.
+        kernel: the kernel, the step size of each part an array (K,) or `Adaptive`.
         count: transitions a level whose acceptance is recorded.
-        static: static sites whose step does not shrink with the level's noise; empty where the user gave step sizes.
+        static: static sites whose step does not shrink with the level's noise while that of others in their block
+            does; empty where the user gave step sizes.
+        follows: for each part, whether its adaptive step shrinks with the level's noise.
     """
 
     kernel: Kernel
     count: int = eqx.field(static=True)
     static: frozenset[str] = eqx.field(static=True)
+    follows: tuple[bool, ...] = eqx.field(static=True)
 
     @classmethod
     def resolved(cls, kernel: Kernel, count: int, density: AnnealedDensity) -> Transitions:
-        """Check the step sizes against the schedule, before anything is compiled."""
-        steps = resolve(kernel.step_size, density.schedule, kernel)
-        static: frozenset[str] = frozenset()
-        if not isinstance(kernel.step_size, Adaptive):
-            is_step = lambda node: node is kernel.step_size  # noqa: E731
-            kernel = eqx.tree_at(lambda k: k.step_size, kernel, steps, is_leaf=is_step)
-        else:
-            static = frozenset(name for name, site in density.sites.items() if site.kind == "static")
-        return cls(kernel, count, static)
+        """Check the sites and the step sizes against the density, before anything is compiled."""
+        kernel.check_sites(density.sites)
+        rules, static, follows = [], set(), []
+        for part, block in zip(kernel.parts, kernel.blocks or (tuple(density.sites),), strict=True):
+            steps = resolve(part.step_size, density.schedule, part)
+            adaptive = isinstance(part.step_size, Adaptive)
+            rules.append(part.step_size if adaptive else steps)
+            still = {name for name in block if density.sites[name].kind == "static"}
+            follows.append(not kernel.blocks or still != set(block))
+            if adaptive and follows[-1]:
+                static |= still
+        return cls(kernel.with_steps(rules), count, frozenset(static), tuple(follows))
+
+    @property
+    def adaptive(self) -> tuple[Adaptive | None, ...]:
+        """For each part how its step size adapts; None where it is given."""
+        rules = (part.step_size for part in self.kernel.parts)
+        return tuple(rule if isinstance(rule, Adaptive) else None for rule in rules)
 
     @property
     def total(self) -> int:
         """Transitions a level, adapting ones included."""
-        step_size = self.kernel.step_size
-        return self.count + (step_size.warmup if isinstance(step_size, Adaptive) else 0)
+        return self.count + max(rule.warmup if rule else 0 for rule in self.adaptive)
 
     @property
     def evaluations(self) -> int:
         """Evaluations a level and chain of `run`."""
         return self.total * self.kernel.evaluations_per_step
 
-    def first_log_scale(self) -> Array:
-        """log c where the run starts."""
-        step_size = self.kernel.step_size
-        return step_size.log_scale if isinstance(step_size, Adaptive) else jnp.zeros(())
+    @property
+    def proposals(self) -> int:
+        """Moves a level and chain that can turn out non-finite."""
+        return self.total * len(self.follows)
+
+    def begin(self, run: Run) -> Run:
+        """The run with log c where it starts, and records of the shape that this kernel has."""
+        log_scale = self._joined([rule.log_scale if rule else jnp.zeros(()) for rule in self.adaptive])
+        records = run.records
+        if self.kernel.blocks:
+            records = Records.empty(records.ess.shape[0], len(self.follows))
+        return dataclasses.replace(run, log_scale=log_scale, records=records)
+
+    def steps(self) -> Array:
+        """Step sizes at each level where all are given: (K,), or (K, B) for a kernel of B blocks."""
+        return self._joined([part.step_size for part in self.kernel.parts])
 
     def run(
         self,
@@ -111,25 +137,20 @@ class Transitions(eqx.Module):
 
         def transition(i: Array, carry: Any) -> Any:
             states, log_scale, acceptance, steps, non_finite, error = carry
-            rule: Any = self.kernel.step_size
-            adaptive = isinstance(rule, Adaptive)
-            step_size = scaled_step(log_scale, sigma, self.kernel) if adaptive else rule[level]
+            step_size = self._step_size(log_scale, sigma, level)
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
             states, info = jax.vmap(self.kernel.step, (0, 0, None, None))(own, states, scaled_target, step_size)
             mean = mean_acceptance(info.acceptance)
             counted = i >= warmup
-            if adaptive:
-                gain = rule.gain * n / (n + FEW)  # the mean of few chains is mostly noise
-                moved = adapt(log_scale, mean, rule.target(self.kernel), gain)
-                log_scale = jnp.where(counted, log_scale, moved) if warmup else moved
+            log_scale = self._adapted(log_scale, mean, n, counted)
             acceptance = acceptance + jnp.where(counted, mean, 0.0)
             steps = steps + jnp.where(counted, step_size, 0.0)
             # Weighted by the acceptance: the mean over accepted moves, without the noise of which were accepted.
             errors = jnp.where(info.acceptance > 0, info.acceptance * info.quadrature_error, 0.0)
-            error = error + jnp.where(counted, jnp.mean(errors), 0.0)
+            error = error + jnp.where(counted, jnp.mean(errors, axis=0), 0.0)
             return states, log_scale, acceptance, steps, non_finite + jnp.sum(info.non_finite, dtype=jnp.int32), error
 
-        zero = jnp.zeros(())
+        zero = jnp.zeros_like(log_scale)
         states = rescaled(states, self.static, unit)
         start = (states, log_scale, zero, zero, jnp.zeros((), jnp.int32), zero)
         states, log_scale, acceptance, steps, bad, error = jax.lax.fori_loop(0, self.total, transition, start)
@@ -142,3 +163,32 @@ class Transitions(eqx.Module):
             records.quadrature_error.at[level].set(error / acceptance),
         )
         return states, log_scale, records
+
+    def _step_size(self, log_scale: Array, sigma: Array, level: Array) -> Array:
+        """The step size in force."""
+
+        def of(part: Any, log_c: Array, follows: bool) -> Array:
+            if not isinstance(part.step_size, Adaptive):
+                return part.step_size[level]
+            return scaled_step(log_c, sigma if follows else jnp.ones_like(sigma), part)
+
+        return self._joined(list(map(of, self.kernel.parts, self._split(log_scale), self.follows)))
+
+    def _adapted(self, log_scale: Array, mean: Array, n: int, counted: Array) -> Array:
+        """log c after a transition of n chains with this mean acceptance."""
+
+        def of(part: Any, log_c: Array, own_mean: Array) -> Array:
+            rule = part.step_size
+            if not isinstance(rule, Adaptive):
+                return log_c
+            gain = rule.gain * n / (n + FEW)  # the mean of few chains is mostly noise
+            moved = adapt(log_c, own_mean, rule.target(part), gain)
+            return jnp.where(counted, log_c, moved) if rule.warmup else moved
+
+        return self._joined(list(map(of, self.kernel.parts, self._split(log_scale), self._split(mean))))
+
+    def _split(self, joined: Array) -> list[Array]:
+        return [joined[..., b] for b in range(len(self.follows))] if self.kernel.blocks else [joined]
+
+    def _joined(self, parts: list[Any]) -> Array:
+        return jnp.stack(parts, axis=-1) if self.kernel.blocks else parts[0]

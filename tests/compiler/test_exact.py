@@ -10,6 +10,7 @@ import pytest
 from scipy.special import logsumexp
 
 import composeprob as cp
+from composeprob.compiler.linear_gaussian import whitener
 from sampling_cases import SCHEDULE, normal
 
 LEVEL = 13  # log-SNR 2.6: neither the prior nor x decides alone
@@ -292,3 +293,17 @@ def test_handlers_keep_their_meaning():
             cp.observe("y", dist.Normal(x, 1.0), jnp.zeros(2))
 
     assert "y tempered, since a handler masks or scales it" in str(cp.compile(scaled, analytic(F)))
+
+
+def test_the_whitener_is_the_inverse_of_the_cholesky_factor():
+    root = jax.random.normal(jax.random.key(0), (3, 2, 5, 5))
+    covariance = root @ jnp.swapaxes(root, -1, -2) + 0.1 * jnp.eye(5)
+    expected = np.linalg.inv(np.linalg.cholesky(np.asarray(covariance, np.float64)))
+    np.testing.assert_allclose(whitener(covariance), expected, rtol=1e-3, atol=1e-4)
+
+    def differently(c):
+        return jnp.linalg.inv(jnp.linalg.cholesky(c))
+
+    moved = covariance + 0.1 * jnp.swapaxes(covariance, -1, -2)
+    found, wanted = (jax.jvp(f, (covariance,), (moved,))[1] for f in (whitener, differently))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)

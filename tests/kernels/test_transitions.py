@@ -1,7 +1,6 @@
 """What every kernel promises besides its law: costs, one trace, non-finite proposals, chains on their own."""
 
 import blackjax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX
-from kernel_chains import start, transitions
+from kernel_chains import start, steps_of, transitions
 from registry import KERNELS
 from targets import NESTED, evaluate, nested, two_modes
 
@@ -65,20 +64,20 @@ def test_cost_of_a_transition(kernel, cost):
 
 @ROWS
 def test_another_step_size_does_not_compile_again(name):
-    target = Counting(two_modes(2).log_density)
+    law = two_modes(2)
+    target = Counting(lambda position: law.log_density(jnp.stack([position["a"], position["b"]])))
     kernel = KERNELS[name]()
-    state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
+    state = kernel.init(jax.random.key(0), {"a": jnp.zeros(()), "b": jnp.zeros(())}, target)
 
     @jax.jit
     def step(kernel, state):
-        return kernel.step(jax.random.key(1), state, target, kernel.step_size)[0]
+        return kernel.step(jax.random.key(1), state, target, steps_of(kernel))[0]
 
     step(kernel, state)
     traces = target.traces
-    other = eqx.tree_at(lambda k: k.step_size, kernel, 2 * kernel.step_size)
-    moved = step(other, state)
+    moved = step(kernel.with_steps([2 * part.step_size for part in kernel.parts]), state)
     assert target.traces == traces
-    assert not np.allclose(moved.position, step(kernel, state).position)
+    assert not np.allclose(moved.position["b"], step(kernel, state).position["b"])
 
 
 def test_the_program_does_not_grow_with_the_number_of_leapfrogs():
@@ -96,7 +95,7 @@ def test_state_keeps_its_structure_and_its_cache(name):
     law, kernel = nested(), KERNELS[name]()
     target = evaluate(law.log_density)
     state = kernel.init(jax.random.key(0), NESTED, target)
-    after, info = kernel.step(jax.random.key(1), state, target, kernel.step_size)
+    after, info = kernel.step(jax.random.key(1), state, target, steps_of(kernel))
     described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
     assert described(after) == described(state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -104,38 +103,40 @@ def test_state_keeps_its_structure_and_its_cache(name):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), after.evaluation, target(after.position)
     )
-    assert info.acceptance.shape == info.accepted.shape == info.non_finite.shape == ()
-    assert 0 <= float(info.acceptance) <= 1
+    assert info.acceptance.shape == info.accepted.shape == info.non_finite.shape == steps_of(kernel).shape
+    assert np.all((info.acceptance >= 0) & (info.acceptance <= 1))
     assert kernel.requires <= {"score", "energy"}
 
 
 @ROWS
 def test_a_step_in_double_precision_does_not_promote_a_float32_chain(name):
     kernel = KERNELS[name]()
-    target = evaluate(lambda x: -jnp.sum(x**2))
-    position = jnp.ones(2, jnp.float32)
+    target = evaluate(lambda x: -jnp.sum(x["a"] ** 2) - jnp.sum(x["b"] ** 2))
+    position = {"a": jnp.ones(2, jnp.float32), "b": jnp.ones(1, jnp.float32)}
     with jax.enable_x64(True):
-        step_size = jnp.asarray(0.1, jnp.float64)
+        step_size = jnp.asarray(steps_of(kernel), jnp.float64)
         state = kernel.init(jax.random.key(0), position, target)
         after, _ = kernel.step(jax.random.key(1), state, target, step_size)
-    assert after.position.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.position)} == {jnp.dtype(jnp.float32)}
     assert jax.tree.leaves(after.evaluation.score)[0].dtype == jnp.float32
 
 
-def broken(x):
-    """A standard normal that breaks beyond |x| = 0.5: NaN or infinite in its value, its score, or both."""
+def broken(position):
+    """A standard normal that breaks beyond |a| = 0.5: NaN or infinite in its value, its score, or both."""
+    x, b = position["a"], position["b"]
     value = jnp.select([x > 1.2, x > 0.8, x > 0.5, x < -0.8], [jnp.inf, -jnp.inf, jnp.nan, jnp.nan], -0.5 * x**2)
     score = jnp.select([x < -1.2, x < -0.5], [jnp.inf, jnp.nan], -x)
-    return Evaluation(value, score, score, None, jnp.zeros(()))
+    scores = {"a": score, "b": -b}
+    return Evaluation(value - 0.5 * b**2, scores, scores, None, jnp.zeros(()))
 
 
 @ROWS
 def test_non_finite_proposals_are_rejected_and_flagged(name):
     kernel = KERNELS[name]()
-    states = start(kernel, broken, jax.random.key(0), jnp.zeros(500))
-    states, info = transitions(kernel, broken, jax.random.key(1), states, 2 * kernel.step_size, 50)
-    assert np.all(np.abs(states.position) <= 0.5)
-    assert np.std(states.position) > 0.1  # the chains still move
+    states = start(kernel, broken, jax.random.key(0), {"a": jnp.zeros(500), "b": jnp.zeros(500)})
+    states, info = transitions(kernel, broken, jax.random.key(1), states, steps_of(kernel, 2.0), 50)
+    assert np.all(np.abs(states.position["a"]) <= 0.5)
+    assert np.std(states.position["a"]) > 0.1  # the chains still move
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(states))
     assert 0 < np.mean(info.accepted) < 1
     if name != "BlackJAX":  # BlackJAX rejects inside, and says only that the acceptance was low
@@ -147,17 +148,19 @@ def test_non_finite_proposals_are_rejected_and_flagged(name):
 @ROWS
 def test_every_chain_decides_for_itself(name):
     """A chain does the same alone as among many, and chains of a batch differ in what they accept."""
-    kernel, target = KERNELS[name](), evaluate(lambda x: -2 * jnp.sum(x**2))
-    positions = jax.random.normal(jax.random.key(0), (256, 4))
+    kernel, target = KERNELS[name](), evaluate(lambda x: -2 * jnp.sum(x["a"] ** 2) - 2 * jnp.sum(x["b"] ** 2))
+    a, b = jnp.split(jax.random.normal(jax.random.key(0), (256, 4)), 2, axis=1)
+    positions = {"a": a, "b": b}
     keys = jax.random.split(jax.random.key(1), 256)
-    step = jax.jit(lambda k, s: kernel.step(k, s, target, 1.6 * kernel.step_size))
+    step = jax.jit(lambda k, s: kernel.step(k, s, target, steps_of(kernel, 1.6)))
     states = start(kernel, target, jax.random.key(2), positions)
     batch, info = jax.vmap(step)(keys, states)
     for i in (0, 100, 255):
         alone, alone_info = step(keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], states))
-        np.testing.assert_allclose(alone.position, batch.position[i], rtol=1e-5, atol=1e-6)
-        assert alone_info.accepted == info.accepted[i]
-    if kernel.optimal_acceptance is not None:
+        for site, x in alone.position.items():
+            np.testing.assert_allclose(x, batch.position[site][i], rtol=1e-5, atol=1e-6)
+        assert np.all(alone_info.accepted == info.accepted[i])
+    if kernel.parts[0].optimal_acceptance is not None:
         assert 0 < np.mean(info.accepted) < 1
         assert len(np.unique(info.acceptance)) > 20
 

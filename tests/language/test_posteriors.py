@@ -154,10 +154,15 @@ SHARES, MEANS, VARIANCES = np.array([0.3, 0.7]), np.array([[1.0, 0.2], [-0.6, -0
 
 
 @cp.program
-def unknown_spread(f, y):
+def unknown_spread(f, y, policy=None):
     x = cp.sample("x", f)
     sd = cp.sample("sd", dist.HalfNormal(1.0))
-    cp.observe("y", dist.Normal(jnp.asarray(OPERATOR) @ x, sd), y)
+    cp.observe("y", dist.Normal(jnp.asarray(OPERATOR) @ x, sd), y, anneal=policy)
+
+
+def two_modes():
+    parts = dist.Normal(jnp.asarray(MEANS), jnp.sqrt(jnp.asarray(VARIANCES))[:, None]).to_event(1)
+    return cp.Analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(SHARES)), parts), SCHEDULE)
 
 
 def by_quadrature():
@@ -178,11 +183,24 @@ def by_quadrature():
     return {"Z": evidence, "x0": mean[0], "x1": mean[1], "sd": (posterior.sum(0) @ grid)}
 
 
-def test_evidence_and_posterior_under_an_unknown_spread():
-    parts = dist.Normal(jnp.asarray(MEANS), jnp.sqrt(jnp.asarray(VARIANCES))[:, None]).to_event(1)
-    f = cp.Analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(SHARES)), parts), SCHEDULE)
-    density = cp.compile(unknown_spread, f, jnp.asarray(DATA))
-    assert "y exact" in str(density)
+def test_policies_are_one_density_at_level_0():
+    position = {"x": jnp.array([0.3, -0.2]), "sd": jnp.array(-0.6)}
+    found = [
+        jax.jit(cp.compile(unknown_spread, two_modes(), jnp.asarray(DATA), policy).value_and_score)(position, 0)
+        for policy in ("exact", "tempered", "denoised")
+    ]
+    for value, score in found[1:]:
+        np.testing.assert_allclose(value, found[0][0], rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), score, found[0][1])
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["exact", pytest.param("tempered", marks=pytest.mark.slow), pytest.param("denoised", marks=pytest.mark.slow)],
+)
+def test_evidence_and_posterior_under_an_unknown_spread(policy):
+    density = cp.compile(unknown_spread, two_modes(), jnp.asarray(DATA), None if policy == "exact" else policy)
+    assert ("y exact" in str(density)) == (policy == "exact")
     sampler = cp.SMC(cp.MALA(), 2, weights="density")
     runs = [cp.infer(density, jax.random.key(k), num_chains=1024, sampler=sampler, progress=False) for k in range(20)]
     values = {

@@ -1,0 +1,210 @@
+"""Gibbs: the law stays, evaluations are those of the blocks, and a scan is reversed by the opposite order."""
+
+import dataclasses
+
+import blackjax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+import composeprob as cp
+from composeprob.errors import InvalidValueError
+from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Holding
+from composeprob.metrics.paths import Path, climb, descend, frozen
+from kernel_chains import from_exact_draws, start, steps_of, transitions
+from kernels.test_transitions import Counting
+from sampling_cases import normal
+from targets import evaluate, nested
+from zscores import assert_agrees, assert_disagrees, z_scores
+
+SITES = {"a": jnp.zeros(1), "b": jnp.zeros(1), "c": jnp.zeros(())}
+LAW = nested(SITES)  # its sites hang together: two modes on the diagonal
+
+
+def three_blocks():
+    return Gibbs({("c", "a"): HMC(0.6, num_leapfrog=2), "b": MALA(0.3)})
+
+
+def test_the_target_stays_invariant():
+    run = from_exact_draws(three_blocks(), LAW, num_chains=5_000, num_transitions=40, num_draws=10)
+    assert_agrees(run.scores)
+    assert run.moved > 0.3
+    assert 0.3 < run.acceptance < 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        Gibbs({"a": BlackJAX(blackjax.nuts, 0.5, max_num_doublings=3), ("b", "c"): HMC(0.6, damping=0.9)}),
+        Gibbs({"a": MALA(0.3), "b": HMC(0.6), "c": MALA(0.2)}, backwards=True),
+        Holding(Gibbs({"a": MALA(0.3), "b": HMC(0.6)}), frozenset({"c"})),
+    ],
+    ids=repr,
+)
+def test_other_blocks_leave_the_target_invariant(kernel):
+    run = from_exact_draws(kernel, LAW, num_transitions=60)
+    assert_agrees(run.scores)
+    assert run.moved > 0.2
+
+
+class Stale(Gibbs):
+    """Every block starts from what was evaluated before the scan."""
+
+    def step(self, key, state, target, step_size):
+        old = state.evaluation
+        self = eqx.tree_at(lambda k: k.kernels, self, tuple(map(_Forgetful.around(old), self.kernels)))
+        return Gibbs.step(self, key, state, target, step_size)
+
+
+class _Forgetful(MALA):
+    """A MALA whose cache is that of another place."""
+
+    old: object = None
+
+    @classmethod
+    def around(cls, old):
+        return lambda kernel: eqx.tree_at(
+            lambda k: k.old, cls(kernel.step_size), old, is_leaf=lambda node: node is None
+        )
+
+    def relevel(self, state, target):
+        state = super().relevel(state, target)
+        own = {name: self.old.score[name] for name in state.position}
+        evaluation = dataclasses.replace(state.evaluation, log_density=self.old.log_density, score=own)
+        return dataclasses.replace(state, evaluation=evaluation)
+
+
+def test_blocks_that_do_not_see_what_others_did_fail():
+    """The negative control: the cache must follow the moves of the other blocks."""
+    blocks = {"a": MALA(0.3), ("b", "c"): MALA(0.3)}
+    assert_agrees(from_exact_draws(Gibbs(blocks), LAW, num_chains=2_000, num_transitions=20, num_draws=5).scores)
+    assert_disagrees(from_exact_draws(Stale(blocks), LAW, num_chains=2_000, num_transitions=20, num_draws=5).scores)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "cost"),
+    [
+        ({("a", "b"): HMC(0.1, 3), "c": MALA(0.1)}, 4),
+        ({"a": ULA(0.1), "b": UHMC(0.1, 2), "c": BlackJAX(blackjax.hmc, 0.1, num_integration_steps=4)}, 8),
+    ],
+    ids=["two", "three"],
+)
+def test_a_scan_costs_the_sum_of_its_blocks(blocks, cost):
+    """Nothing is evaluated when one block hands on to the next, at a start, or at a change of level beyond once."""
+    kernel, target = Gibbs(blocks), Counting(LAW.log_density)
+    key = jax.random.key(0)
+    assert kernel.evaluations_per_step == cost
+    state, runs = target.runs_of(lambda: kernel.init(key, SITES, target))
+    assert runs == 1
+
+    def ten(state):
+        step = lambda s, k: (kernel.step(k, s, target, steps_of(kernel))[0], None)
+        return jax.lax.scan(step, state, jax.random.split(key, 10))[0]
+
+    state, runs = target.runs_of(lambda: jax.jit(ten)(state))
+    assert runs == 10 * cost
+    state, runs = target.runs_of(lambda: jax.jit(lambda s: kernel.relevel(s, target))(state))
+    assert runs == 1
+
+
+def test_one_block_of_all_sites_is_its_kernel():
+    target, alone = evaluate(LAW.log_density), HMC(0.4)
+    kernel = Gibbs({("a", "b", "c"): alone})
+    state = kernel.init(jax.random.key(0), SITES, target)
+    moved, info = kernel.step(jax.random.key(1), state, target, jnp.array([0.4]))
+    own = alone.init(jax.random.fold_in(jax.random.key(0), 0), SITES, target)
+    expected, own_info = alone.step(jax.random.fold_in(jax.random.key(1), 0), own, target, 0.4)
+    for name, x in expected.position.items():
+        np.testing.assert_allclose(moved.position[name], x, rtol=1e-6)
+    assert info.acceptance[0] == own_info.acceptance
+
+
+def test_what_a_block_needs():
+    kernel = Gibbs({"a": ULA(0.1), "b": HMC(0.1)})
+    assert kernel.requires == {"score", "energy"}
+    assert Gibbs({"a": ULA(0.1), "b": UHMC(0.1)}).requires == {"score"}
+    assert Gibbs({"a": MALA(0.1, log_ratio=cp.LineIntegral(3)), "b": ULA(0.1)}).integrates_score
+    assert repr(kernel.reversal).endswith("backwards=True)")
+    assert kernel.reversal.reversal.backwards is False
+
+
+def test_positions_are_checked_without_a_program():
+    kernel = Gibbs({"a": MALA(0.1)})
+    with pytest.raises(InvalidValueError, match="no block of Gibbs moves 'b', 'c'"):
+        kernel.init(jax.random.key(0), SITES, evaluate(LAW.log_density))
+
+
+# ── the reversal: what RAISE needs to know of a scan, which is not reversible ────────────────────────────────────────
+
+PRECISION, SHIFT, H, SD = np.linalg.inv([[1.0, 0.8], [0.8, 1.0]]), np.array([0.5, -0.2]), 0.2, 0.5
+
+
+def pulled(position):
+    """N(Λ⁻¹·shift, Λ⁻¹) over two sites."""
+    x = jnp.stack([position["x"], position["z"]])
+    return -0.5 * x @ jnp.asarray(PRECISION) @ x + jnp.asarray(SHIFT) @ x
+
+
+def after_one_scan():
+    """The law of a scan of ULA from N(0, SD²): every move is affine, x first, then z given the new x."""
+    mean, covariance = np.zeros(2), SD**2 * np.eye(2)
+    for i in range(2):
+        slope = np.eye(2)
+        slope[i] -= H * PRECISION[i]
+        mean = slope @ mean + H * SHIFT[i] * np.eye(2)[i]
+        covariance = slope @ covariance @ slope.T + 2 * H * np.diag(np.eye(2)[i])
+    return stats.multivariate_normal(mean, covariance)
+
+
+@pytest.mark.parametrize("order", ["opposite", "same"])
+def test_the_opposite_order_undoes_a_scan(order):
+    """The density of what a scan puts out is E[q(x')·exp(log_reversal)] over its reversal; not over the scan itself."""
+    target, scan = evaluate(pulled), Gibbs({"x": ULA(H), "z": ULA(H)})
+    kernel = scan.reversal if order == "opposite" else scan
+    points = np.array([[0.3, 0.1], [1.2, -0.4], [-0.5, 0.8]])
+    repeated = {name: jnp.repeat(jnp.asarray(points[:, i]), 20_000) for i, name in enumerate(("x", "z"))}
+    states = start(kernel, target, jax.random.key(0), repeated)
+    states, info = transitions(kernel, target, jax.random.key(1), states, steps_of(kernel), 1)
+    came_from = stats.norm.logpdf(np.asarray(states.position["x"], float), scale=SD)
+    came_from += stats.norm.logpdf(np.asarray(states.position["z"], float), scale=SD)
+    logs = (came_from + np.asarray(info.log_reversal[0], float).sum(-1)).reshape(3, -1)
+    ratios = np.exp(logs - after_one_scan().logpdf(points)[:, None])
+    scores = z_scores({str(i): ratios[i] for i in range(3)}, {str(i): 1.0 for i in range(3)})
+    (assert_agrees if order == "opposite" else assert_disagrees)(scores)
+
+
+FEW = cp.Schedule.log_snr(3, min=-4.0, max=1.0)
+
+
+@cp.program
+def coupled(f, g):
+    x, z = cp.sample("x", f), cp.sample("z", g)
+    cp.observe("y", dist.Normal(x + z, 0.4), 0.7)
+
+
+def test_a_path_is_climbed_by_the_reversal_and_descended_by_the_scan(monkeypatch):
+    density = cp.compile(coupled, normal(0.0, 1.0, FEW), normal(0.0, 0.6, FEW))
+    path = Path.of(frozen(cp.AnnealedMCMC(Gibbs({"x": ULA(0.1), "z": MALA(0.1)}), 2), density, None), density)
+    orders = []
+    step = Gibbs.step
+    monkeypatch.setattr(Gibbs, "step", lambda self, *args: (orders.append(self.backwards), step(self, *args))[1])
+    assert np.isfinite(climb(path, density, jax.random.key(0), {"x": jnp.array(0.1), "z": jnp.array(0.2)}))
+    assert set(orders) == {True}
+    orders.clear()
+    assert np.isfinite(descend(path, density, jax.random.key(0)))
+    assert set(orders) == {False}
+
+
+def test_adaptive_blocks_can_be_retraced_at_the_steps_of_a_run():
+    density = cp.compile(coupled, normal(0.0, 1.0, FEW), normal(0.0, 0.6, FEW))
+    sampler = cp.AnnealedMCMC(Gibbs({"x": MALA(), "z": ULA(0.05)}), 1)
+    steps = np.array([[0.1, 0.05], [np.nan, 0.05], [0.4, 0.05]])
+    prepared = frozen(sampler, density, steps)
+    np.testing.assert_allclose(prepared.moves.steps(), [[0.1, 0.05], [0.1, 0.05], [0.4, 0.05]], rtol=1e-6)
+    with pytest.raises(InvalidValueError, match=r"shape \(3, 2\)"):
+        frozen(sampler, density, steps[:, 0])

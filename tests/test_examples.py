@@ -50,6 +50,20 @@ def check_observation(module, result):
     near(cp.metrics.mode_weights(result["x"], module.modes, result.log_weights), module.exact_shares())
 
 
+def check_two_sensors(module, result):
+    exact = np.array(module.exact_noises())
+    found = [result[f"noise_{name}"].mean() for name in module.NOISES]
+    near(found / exact, 1.0, 0.15)  # a posterior spread of a third, a quarter of the chains effective
+
+
+def check_deblur(module, result):
+    shares, noise = module.exact()
+    draws = result.unweighted()
+    near(draws["noise"].mean(), noise, 0.1 * noise)
+    away = ((draws["x"][:, None] - module.steps) ** 2).sum(2)
+    near(np.bincount(away.argmin(1), minlength=len(shares)) / len(away), shares, 1.5 * NOISE)
+
+
 def check_own_network(module, result):
     x = result.unweighted()["x"]
     assert np.mean(x[:, 0] > -0.05) > 0.97  # in the box
@@ -90,7 +104,11 @@ def test_examples_are_short_and_say_how_to_run_them(path):
     assert f"python examples/{path.name}" in text or f"make {path.stem}" in text
 
 
-@pytest.mark.parametrize("name", CHECKS)
+QUICK = ("observation", "own_energy", "own_network", "power")
+"""The others compose two networks, or calibrate: slow tests."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CHECKS])
 def test_example(name, tmp_path):
     module = load(name)
     result = module.main(num_chains=CHAINS, out=tmp_path)

@@ -1,0 +1,89 @@
+"""The 3×3 convolution is XLA's, its derivatives of every order too, and none of them is a transposed convolution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.networks.convolution import Conv3x3, convolve, correlate
+
+X = jax.random.normal(jax.random.key(0), (4, 6, 5, 3))
+W = jax.random.normal(jax.random.key(1), (3, 3, 3, 5))
+
+
+def plain(x, w):
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def loss(conv):
+    second = jnp.linspace(-1, 1, 90).reshape(3, 3, 5, 2)
+    return lambda x, w: jnp.sum(jnp.sin(conv(jnp.tanh(conv(x, w)), second)))
+
+
+def same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("order", ["value", "gradient", "second", "forward"])
+def test_it_is_the_convolution_and_so_are_its_derivatives(order):
+    def of(conv):
+        f = loss(conv)
+        gradient = jax.grad(f, (0, 1))
+        both = lambda x, w: sum(jnp.sum(jnp.cos(g)) for g in gradient(x, w))
+        return {
+            "value": conv,
+            "gradient": gradient,
+            "second": jax.grad(both, (0, 1)),
+            "forward": lambda x, w: jax.jvp(gradient, (x, w), (w.sum() * x, w))[1],
+        }[order]
+
+    same(jax.jit(of(convolve))(X, W), jax.jit(of(plain))(X, W))
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+def test_it_maps(axes):
+    x = X[None] * jnp.arange(1.0, 4).reshape(3, 1, 1, 1, 1) if axes[0] == 0 else X
+    w = W[None] * jnp.arange(2.0, 5).reshape(3, 1, 1, 1, 1) if axes[1] == 0 else W
+    for conv_or_gradient in (lambda conv: conv, lambda conv: jax.grad(loss(conv), (0, 1))):
+        mapped = [jax.jit(jax.vmap(conv_or_gradient(conv), axes)) for conv in (convolve, plain)]
+        same(mapped[0](x, w), mapped[1](x, w))
+
+
+def test_the_kernel_gradient_of_mapped_images_is_one_correlation():
+    def total(w):
+        return jnp.sum(jax.vmap(lambda x: convolve(x[None], w))(X) ** 2)
+
+    names = [equation.primitive.name for equation in jax.make_jaxpr(jax.grad(total))(W).eqns]
+    assert names.count("correlate3x3") == names.count("convolve3x3") == 1
+    same(correlate(X, plain(X, W)), jax.grad(lambda w: 0.5 * jnp.sum(plain(X, w) ** 2))(W))
+
+
+def transposed(f, *arguments):
+    """Convolutions in the lowered program whose dimensions are not in the fast kernel's order."""
+    text = jax.jit(f).lower(*arguments).as_text()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert lines
+    return [
+        line for line in lines if "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" not in line or "reverse = [true" in line
+    ]
+
+
+def test_no_derivative_is_a_transposed_convolution():
+    second = lambda conv: jax.grad(lambda x, w: jnp.sum(jax.grad(loss(conv))(x, w) ** 3), (0, 1))
+    assert not transposed(second(convolve), X, W)
+    assert transposed(second(plain), X, W)  # what loops on CPUs run slowly
+
+
+def test_the_layer_is_flax_s():
+    bias = jnp.arange(5.0)
+
+    def both(x):
+        ours, theirs = Conv3x3(3, 5, rngs=nnx.Rngs(0)), nnx.Conv(3, 5, (3, 3), rngs=nnx.Rngs(1))
+        theirs.kernel[...], theirs.bias[...], ours.bias[...] = ours.kernel[...], bias, bias
+        return ours(x), theirs(x), jnp.std(ours.kernel[...]) * 27**0.5
+
+    ours, theirs, spread = jax.jit(both)(X[0])
+    same(ours, theirs)
+    assert 0.8 < float(spread) < 1.2

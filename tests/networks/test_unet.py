@@ -1,0 +1,66 @@
+"""The UNet: its shape, what it depends on, and how a position enters."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from composeprob.factors.networks import as_network
+from models.networks.unet import UNet, from_patches, heat_map, to_patches
+from models.scenes import NOWHERE, PositionUNet, noisy_weight
+
+
+def random_weights(build):
+    """A network with every weight random, those that start at zero too; by NumPy, which compiles nothing."""
+    rng = np.random.default_rng(3)
+    shapes = eqx.filter_eval_shape(lambda: as_network(build(nnx.Rngs(0))))
+    return jax.tree.map(lambda a: (rng.normal(size=a.shape) / np.sqrt(np.prod(a.shape[:-1]))).astype(a.dtype), shapes)
+
+
+def small(rngs):
+    return UNet(3, spatial=1, vector=4, widths=(8, 8, 16), blocks=1, embedding=16, rngs=rngs)
+
+
+def test_patches_are_undone():
+    x = jnp.arange(8 * 4 * 3.0).reshape(8, 4, 3)
+    assert to_patches(x).shape == (4, 2, 12)
+    np.testing.assert_array_equal(from_patches(to_patches(x)), x)
+    np.testing.assert_array_equal(to_patches(x)[1, 0], x[2:4, :2].ravel())
+
+
+def test_every_input_counts():
+    network = random_weights(small)
+    inputs = (jnp.full((16, 24, 3), 0.1), jnp.float32(1.0), jnp.zeros((16, 24, 1)), jnp.zeros(4))
+    changed = [jax.tree.map(lambda a, i=i, j=j: a + 0.5 * (i == j), a) for i in range(4) for j, a in enumerate(inputs)]
+
+    @jax.jit
+    def run(x, t, spatial, vector):
+        return network(x, t, spatial=spatial, vector=vector)
+
+    output = run(*inputs)
+    assert output.shape == (16, 24, 3)
+    for i in range(4):
+        assert float(jnp.abs(run(*changed[4 * i : 4 * i + 4]) - output).max()) > 1e-3
+
+
+def test_it_starts_at_zero_and_is_small_enough_for_the_zoo():
+    output = jax.jit(lambda x: small(nnx.Rngs(0))(x, jnp.float32(0.0), jnp.zeros((16, 16, 1)), jnp.ones(4)))
+    np.testing.assert_array_equal(output(jnp.ones((16, 16, 3))), 0.0)
+    whole = eqx.filter_eval_shape(lambda: as_network(PositionUNet(rngs=nnx.Rngs(0))))
+    assert 4 * sum(leaf.size for leaf in jax.tree.leaves(whole) if hasattr(leaf, "size")) < 7_500_000
+
+
+def test_a_position_is_a_bump_there_and_nowhere_is_none():
+    bump = np.asarray(heat_map(jnp.array([0.25, 0.75]), (32, 32)))[..., 0]
+    row, column = np.unravel_index(bump.argmax(), bump.shape)
+    assert abs(column + 0.5 - 8) <= 0.5
+    assert abs(row + 0.5 - 24) <= 0.5
+    assert 0.9 < bump.max() <= 1
+    np.testing.assert_array_equal(heat_map(jnp.array(NOWHERE), (32, 32)), 0.0)
+
+
+def test_the_weight_of_the_loss():
+    log_snr = jnp.array([-8.0, 0.0, 8.0])
+    alpha2 = 1 / (1 + np.exp(-np.asarray(log_snr)))
+    np.testing.assert_allclose(noisy_weight(log_snr), (1 - alpha2) / (alpha2 + 0.02) + 0.1, rtol=1e-4)

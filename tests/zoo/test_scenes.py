@@ -1,0 +1,38 @@
+"""The recipe of scenes: its events carry the centre of one of their objects."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.model_zoo import recipe
+from models.worlds import detector
+
+
+@pytest.fixture(scope="module")
+def scenes_recipe():
+    return recipe("shapes-position")
+
+
+def test_the_condition_is_the_centre_of_one_object(scenes_recipe):
+    images, conditions = jax.jit(lambda key: scenes_recipe.data(key, 120))(jax.random.key(2))
+    found = detector.detect(images)
+    assert detector.placed(found, conditions["position"][:, None]).mean() > 0.98
+    others = np.roll(np.asarray(conditions["position"]), 1, axis=0)
+    assert detector.placed(found, others[:, None]).mean() < 0.4
+
+
+def test_the_untrained_factor(scenes_recipe):
+    factor = scenes_recipe.factor(scenes_recipe.untrained(jax.random.key(0)), "scenes")
+    assert factor.capabilities == {"score", "energy", "conservative", "exact_marginals"}
+    placed = factor.given(position=(0.3, 0.4))
+    assert (placed / factor).event_shape == (32, 32, 3)
+
+
+@pytest.mark.slow
+def test_it_learns(scenes_recipe):
+    short = dataclasses.replace(scenes_recipe, iterations=30, batch_size=8, microbatch=8)
+    run = cp.training.train(short, jax.random.key(0), progress=False)
+    assert run.loss[-10:].mean() < 0.7 * run.loss[:5].mean()

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from composeprob.factors.networks import as_network
@@ -44,9 +45,13 @@ def test_every_input_counts():
         assert float(jnp.abs(run(*changed[4 * i : 4 * i + 4]) - output).max()) > 1e-3
 
 
-def test_it_starts_at_zero_and_is_small_enough_for_the_zoo():
+@pytest.mark.slow
+def test_it_starts_at_zero():
     output = jax.jit(lambda x: small(nnx.Rngs(0))(x, jnp.float32(0.0), jnp.zeros((16, 16, 1)), jnp.ones(4)))
     np.testing.assert_array_equal(output(jnp.ones((16, 16, 3))), 0.0)
+
+
+def test_it_is_small_enough_for_the_zoo():
     whole = eqx.filter_eval_shape(lambda: as_network(PositionUNet(rngs=nnx.Rngs(0))))
     assert 4 * sum(leaf.size for leaf in jax.tree.leaves(whole) if hasattr(leaf, "size")) < 7_500_000
 

@@ -16,6 +16,7 @@ def scenes_recipe():
     return recipe("shapes-position")
 
 
+@pytest.mark.slow
 def test_the_condition_is_the_centre_of_one_object(scenes_recipe):
     images, conditions = jax.jit(lambda key: scenes_recipe.data(key, 120))(jax.random.key(2))
     found = detector.detect(images)

@@ -13,6 +13,7 @@ from jax import Array
 from jax.scipy.special import log_ndtr
 
 from composeprob.errors import WrongTypeError
+from composeprob.factors.whitening import log_normal
 from composeprob.schedule import Noise
 
 SUPPORTED = "Normal, MultivariateNormal, Uniform, Delta, and mixtures of them (MixtureSameFamily, MixtureGeneral)"
@@ -47,7 +48,7 @@ def noised(distribution: Any, noise: Noise) -> Any:
         case dist.MultivariateNormal():
             size = distribution.event_shape[-1]
             covariance = alpha**2 * distribution.covariance_matrix + sigma**2 * jnp.eye(size)
-            return dist.MultivariateNormal(alpha * jnp.asarray(distribution.loc), covariance)
+            return WhitenedNormal(alpha * jnp.asarray(distribution.loc), covariance)
         case dist.Uniform():
             return NoisedUniform(distribution.low, distribution.high, alpha, sigma)
         case _:
@@ -55,6 +56,14 @@ def noised(distribution: Any, noise: Noise) -> Any:
                 f"No closed form is known for a noised {type(distribution).__name__}.",
                 fix=f"use {SUPPORTED}, or an array of points (n, *event_shape) for their empirical distribution.",
             )
+
+
+class WhitenedNormal(dist.MultivariateNormal):
+    """A multivariate normal whose density is that of `log_normal`: chains share no lock, and a level's covariance is
+    factorised once for all of them."""
+
+    def log_prob(self, value: Array) -> Array:
+        return log_normal(value - self.loc, self.covariance_matrix)
 
 
 class NoisedUniform(dist.Distribution):

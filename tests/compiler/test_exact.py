@@ -10,7 +10,7 @@ import pytest
 from scipy.special import logsumexp
 
 import composeprob as cp
-from composeprob.compiler.linear_gaussian import whitener
+from composeprob.factors.whitening import whitener
 from sampling_cases import SCHEDULE, normal
 
 LEVEL = 13  # log-SNR 2.6: neither the prior nor x decides alone
@@ -307,3 +307,9 @@ def test_the_whitener_is_the_inverse_of_the_cholesky_factor():
     moved = covariance + 0.1 * jnp.swapaxes(covariance, -1, -2)
     found, wanted = (jax.jvp(f, (covariance,), (moved,))[1] for f in (whitener, differently))
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_no_routine_of_lapack_is_called_for_a_batch_of_chains(density):
+    positions = jax.tree.map(lambda x: jnp.broadcast_to(x, (4, *x.shape)), POSITION)
+    lowered = jax.jit(jax.vmap(lambda p: density.value_and_score(p, LEVEL))).lower(positions)
+    assert "trsm" not in lowered.as_text()

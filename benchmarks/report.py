@@ -85,6 +85,7 @@ def publish(
         lines += ["", *(f"- {'holds' if holds else '**fails**'}: {text}" for text, holds in checks.items())]
         lines += ["", notes] if notes else []
         (RESULTS / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
-        record = {"command": command(), "machine": host, "checks": checks, **details}
+        holding = {text: bool(holds) for text, holds in checks.items()}  # NumPy's own truth is not JSON's
+        record = {"command": command(), "machine": host, "checks": holding, **details}
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(checks.values()) else 1

@@ -12,7 +12,7 @@ from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
 from composeprob.factors.guidance import condition, guide
 from composeprob.factors.window import window
-from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, Gibbs, LineIntegral
+from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, Gibbs, LineIntegral, Scaled
 from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
 from composeprob.model_zoo import load, zoo
@@ -43,6 +43,7 @@ __all__ = [
     "Gibbs",
     "LineIntegral",
     "Result",
+    "Scaled",
     "Schedule",
     "annealed",
     "as_distribution",

@@ -13,6 +13,7 @@ from composeprob.kernels.hmc import HMC
 from composeprob.kernels.holding import Holding
 from composeprob.kernels.line_integral import LineIntegral
 from composeprob.kernels.mala import MALA
+from composeprob.kernels.scaled import Scaled
 from composeprob.kernels.step_size import Adaptive, adapt, mean_acceptance, resolve, scaled_step
 from composeprob.kernels.uhmc import UHMC
 from composeprob.kernels.ula import ULA
@@ -31,6 +32,7 @@ __all__ = [
     "Kernel",
     "KernelState",
     "LineIntegral",
+    "Scaled",
     "adapt",
     "mean_acceptance",
     "resolve",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 from jax import Array
 
 from composeprob.density.evaluation import Evaluation, Position, Target
-from composeprob.errors import CapabilityError
+from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size, check_step_size, describe
 
 State = TypeVar("State", bound="KernelState")
@@ -171,6 +172,15 @@ class Kernel(eqx.Module, Generic[State]):
         Returns:
             The next state and its `Info`.
         """
+
+
+def unknown_site(found: str, name: str, known: Sequence[str]) -> InvalidValueError:
+    """The error for a kernel that speaks of a site which the position does not have."""
+    near = get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InvalidValueError(
+        f"{found}, which the program does not have", fix=f"{hint}Its sites are {', '.join(map(repr, known))}"
+    )
 
 
 def log_density_of(evaluation: Evaluation) -> Array:

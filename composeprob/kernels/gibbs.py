@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +13,7 @@ from jax import Array
 
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.kernels.base import Info, Kernel, KernelState
+from composeprob.kernels.base import Info, Kernel, KernelState, unknown_site
 from composeprob.kernels.step_size import StepSize
 
 Sites = tuple[str, ...]
@@ -131,12 +130,7 @@ class Gibbs(Kernel[GibbsState]):
         known, mine = list(names), [name for block in self.sites for name in block]
         for name in mine:
             if name not in known:
-                near = get_close_matches(name, known, n=1, cutoff=0.4)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise InvalidValueError(
-                    f"Gibbs has a block for the site {name!r}, which the program does not have",
-                    fix=f"{hint}Its sites are {', '.join(map(repr, known))}",
-                )
+                raise unknown_site(f"Gibbs has a block for the site {name!r}", name, known)
         missing = [name for name in known if name not in mine]
         if missing:
             raise InvalidValueError(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.evaluation import Evaluation, Position, Target
-from composeprob.kernels.base import Info, Kernel, KernelState
+from composeprob.kernels.base import Info, KernelState
+from composeprob.kernels.wrapper import Wrapper
 
 
 class HeldState(KernelState):
@@ -20,7 +20,7 @@ class HeldState(KernelState):
     inner: KernelState
 
 
-class Holding(Kernel[HeldState]):
+class Holding(Wrapper[HeldState]):
     """Moves the other sites by a kernel; it leaves π(x | held) invariant, and what is held has the law it came with.
 
     Samplers use it for latents that the normaliser of a factor depends on, which must keep their prior draws.
@@ -30,53 +30,13 @@ class Holding(Kernel[HeldState]):
         held: names of the sites that stay.
     """
 
-    step_size: None = eqx.field(default=None, init=False)  # type: ignore[assignment]
-    kernel: Kernel
     held: frozenset[str] = eqx.field(static=True)
-
-    def __init__(self, kernel: Kernel, held: frozenset[str]):
-        self.kernel, self.held, self.step_size = kernel, held, None
 
     def __repr__(self) -> str:
         return repr(self.kernel)
 
-    @property
-    def requires(self) -> frozenset[str]:
-        return self.kernel.requires
-
-    @property
-    def evaluations_per_step(self) -> int:
-        return self.kernel.evaluations_per_step
-
-    @property
-    def integrates_score(self) -> bool:
-        return self.kernel.integrates_score
-
-    @property
-    def blocks(self) -> tuple[tuple[str, ...], ...]:
-        return self.kernel.blocks
-
-    @property
-    def parts(self) -> tuple[Kernel, ...]:
-        return self.kernel.parts
-
-    @property
-    def reversal(self) -> Holding:
-        return Holding(self.kernel.reversal, self.held)
-
-    def with_steps(self, steps: Sequence[Any]) -> Holding:
-        return Holding(self.kernel.with_steps(steps), self.held)
-
     def check_sites(self, names: Iterable[str]) -> None:
         self.kernel.check_sites([name for name in names if name not in self.held])
-
-    @property
-    def optimal_acceptance(self) -> float | None:
-        return self.kernel.optimal_acceptance
-
-    @property
-    def scale_exponent(self) -> int:
-        return self.kernel.scale_exponent
 
     def init(self, key: Array, position: Position, target: Target) -> HeldState:
         return self._whole(self.kernel.init(key, self._free(position), self._part(target, position)), position)

@@ -123,7 +123,7 @@ def as_step_size(value: Any) -> StepSize:
         return value
     if callable(value) and not isinstance(value, type):
         return Rule(value)
-    return _numbers(value, "a step size", "a number, one number per level, a function of the schedule, or Adaptive()")
+    return as_numbers(value, "a step size", "a number, one number per level, a function of the schedule, or Adaptive()")
 
 
 def check_step_size(step_size: StepSize, owner: str) -> None:
@@ -154,7 +154,7 @@ def resolve(step_size: StepSize, schedule: Levels, kernel: Kernel) -> Array:
         return scaled_step(step_size.log_scale, schedule.sigma, kernel)
     if isinstance(step_size, Rule):
         what = f"the step-size rule of {name}"
-        steps = _numbers(step_size.function(schedule), f"what {what} returned", "an array of shape (K,)")
+        steps = as_numbers(step_size.function(schedule), f"what {what} returned", "an array of shape (K,)")
         if steps.shape != (num_levels,):
             raise ShapeError(
                 f"{what} returned shape {steps.shape} for a schedule of {num_levels} levels",
@@ -221,7 +221,7 @@ def check_count(value: Any, what: str, *, minimum: int) -> None:
 
 def as_scalar(value: Any, what: str) -> Array:
     """A number as a scalar array of the default precision; raises for anything else."""
-    number = _numbers(value, what, "a number")
+    number = as_numbers(value, what, "a number")
     if number.ndim:
         raise ShapeError(f"{what} has shape {number.shape}", fix="give one number")
     return number
@@ -236,7 +236,8 @@ def describe(value: Any) -> str:
     return repr(value)
 
 
-def _numbers(value: Any, what: str, expected: str) -> Array:
+def as_numbers(value: Any, what: str, expected: str) -> Array:
+    """Numbers as an array of the default precision; raises for anything else."""
     try:
         numbers = jnp.asarray(value)
         real = jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(numbers.dtype, jnp.integer)

@@ -14,10 +14,13 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels import Holding, Kernel
-from composeprob.pytree import all_finite
+from composeprob.pytree import all_finite, where
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.reverse import reverse_step
 from composeprob.sampling.transitions import Transitions
+
+STARTS = 16
+"""Draws of the prior that a chain chooses its start from where no level is noisy."""
 
 
 class AnnealedMCMC(Sampler):
@@ -26,6 +29,9 @@ class AnnealedMCMC(Sampler):
     Cost: one evaluation a level to refresh what the kernel caches, and the kernel's own for each transition. What
     chains cannot do is cross between modes once these have parted: the share of each mode is frozen at the level where
     that happens, and no number of chains mends it. `SMC` does.
+
+    In a program without noised sites nothing leads from the prior to the data by and by: there each chain starts at
+    one of 16 draws of the prior, chosen by their likelihood, for 16 evaluations more.
 
     Args:
         kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``.
@@ -80,7 +86,8 @@ class AnnealedMCMC(Sampler):
 
     def evaluations(self, first_level: int, completed: int) -> int:
         assert self.moves is not None
-        return completed * (1 + self.moves.evaluations)
+        starts = 0 if self.moves.noised else STARTS
+        return starts + completed * (1 + self.moves.evaluations)
 
     def proposals(self) -> int:
         assert self.moves is not None
@@ -88,7 +95,7 @@ class AnnealedMCMC(Sampler):
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         assert self.moves is not None
-        positions = draw_initial(run, density, level)
+        positions = draw_initial(run, density, level) if self.moves.noised else likely_initial(run, density, level)
         keys = level_keys(run.keys, density.num_levels + 1)
         target = partial(density.evaluator, level=level)
         states = jax.vmap(self.kernel.init, (0, 0, None))(keys, positions, target)
@@ -124,6 +131,30 @@ class AnnealedMCMC(Sampler):
     def describe(self) -> str:
         reverse = ", reverse step between levels" if self.reverse_step else ""
         return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse})"
+
+
+def likely_initial(run: Run, density: AnnealedDensity, level: int) -> dict[str, Array]:
+    """One of `STARTS` draws of the prior for each chain, with probabilities in proportion to their likelihood.
+
+    A chain that starts far out in a heavy tail would stay there: the step size that suits the others is too long for
+    it. Chains remain independent.
+    """
+
+    def one(key: Array) -> dict[str, Array]:
+        def draw(i: Array) -> tuple[dict[str, Array], Array]:
+            draw_key, race_key = jax.random.split(jax.random.fold_in(key, i))
+            position = density.initial(draw_key, level)
+            log_weight = density.evaluator(position, level).log_potential
+            assert log_weight is not None  # only learned scores lack one
+            return position, jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight) + jax.random.gumbel(race_key)
+
+        def race(i: Array, best: tuple[dict[str, Array], Array]) -> tuple[dict[str, Array], Array]:
+            other = draw(i)
+            return where(other[1] > best[1], other, best)
+
+        return jax.lax.fori_loop(1, STARTS, race, draw(jnp.int32(0)))[0]
+
+    return jax.vmap(one)(level_keys(run.keys, density.num_levels))
 
 
 def needs(kernel: Kernel) -> dict[str, frozenset[str]]:

@@ -11,32 +11,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation, Target
+from composeprob.density.evaluation import Target
 from composeprob.kernels import Adaptive, Kernel, KernelState, adapt, mean_acceptance, resolve, scaled_step
+from composeprob.kernels.scaled import in_units, target_in_units
 from composeprob.sampling.base import Records, Run
 from composeprob.schedule import Schedule
 
 FEW = 16
 """Number of chains at which the gain of adaptation is halved."""
-
-
-def rescaled(state: KernelState, static: frozenset[str], unit: Array) -> KernelState:
-    """The same chain with its static sites measured in ``unit``: z → z/unit, ∇_z → unit·∇_z.
-
-    Noised sites live at the level's scale σ_k, static ones at a scale that does not change with the level. A step
-    h_k ∝ σ_k^p suits both when static sites are measured in units of 1/σ_k.
-    """
-    if not static:
-        return state
-    position = {name: x / unit if name in static else x for name, x in state.position.items()}
-    evaluation = in_units(state.evaluation, static, unit)
-    return dataclasses.replace(state, position=position, evaluation=evaluation)
-
-
-def in_units(evaluation: Evaluation, static: frozenset[str], unit: Array) -> Evaluation:
-    """The evaluation with the scores of static sites per ``unit``."""
-    score = {name: s * unit if name in static else s for name, s in evaluation.score.items()}
-    return dataclasses.replace(evaluation, score=score)
 
 
 class Transitions(eqx.Module):
@@ -51,12 +33,14 @@ class Transitions(eqx.Module):
         static: static sites whose step does not shrink with the level's noise while that of others in their block
             does; empty where the user gave step sizes.
         follows: for each part, whether its adaptive step shrinks with the level's noise.
+        noised: whether any site is.
     """
 
     kernel: Kernel
     count: int = eqx.field(static=True)
     static: frozenset[str] = eqx.field(static=True)
     follows: tuple[bool, ...] = eqx.field(static=True)
+    noised: bool = eqx.field(static=True)
 
     @classmethod
     def resolved(cls, kernel: Kernel, count: int, density: AnnealedDensity) -> Transitions:
@@ -71,7 +55,8 @@ class Transitions(eqx.Module):
             follows.append(not kernel.blocks or still != set(block))
             if adaptive and follows[-1]:
                 static |= still
-        return cls(kernel.with_steps(rules), count, frozenset(static), tuple(follows))
+        noised = any(site.kind == "noised" for site in density.sites.values())
+        return cls(kernel.with_steps(rules), count, frozenset(static), tuple(follows), noised)
 
     @property
     def adaptive(self) -> tuple[Adaptive | None, ...]:
@@ -128,12 +113,10 @@ class Transitions(eqx.Module):
         """
         sigma, n = schedule.at(level).sigma, keys.shape[0]
         unit, warmup = 1.0 / sigma, self.total - self.count
-
-        def scaled_target(position: Any) -> Evaluation:
-            if not self.static:
-                return target(position)
-            own = {name: u * unit if name in self.static else u for name, u in position.items()}
-            return in_units(target(own), self.static, unit)
+        # Noised sites live at the level's scale σ_k, static ones at a scale that does not change with the level: a step
+        # h_k ∝ σ_k^p suits both when static sites are measured in units of 1/σ_k.
+        units, back = dict.fromkeys(self.static, unit), dict.fromkeys(self.static, 1.0 / unit)
+        scaled_target = target_in_units(target, units)
 
         def transition(i: Array, carry: Any) -> Any:
             states, log_scale, acceptance, steps, non_finite, error = carry
@@ -151,10 +134,10 @@ class Transitions(eqx.Module):
             return states, log_scale, acceptance, steps, non_finite + jnp.sum(info.non_finite, dtype=jnp.int32), error
 
         zero = jnp.zeros_like(log_scale)
-        states = rescaled(states, self.static, unit)
+        states = in_units(states, units)
         start = (states, log_scale, zero, zero, jnp.zeros((), jnp.int32), zero)
         states, log_scale, acceptance, steps, bad, error = jax.lax.fori_loop(0, self.total, transition, start)
-        states = rescaled(states, self.static, 1.0 / unit)
+        states = in_units(states, back)
         records = Records(
             records.acceptance.at[level].set(acceptance / self.count),
             records.step_size.at[level].set(steps / self.count),

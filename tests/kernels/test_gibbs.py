@@ -187,6 +187,7 @@ def coupled(f, g):
     cp.observe("y", dist.Normal(x + z, 0.4), 0.7)
 
 
+@pytest.mark.slow
 def test_a_path_is_climbed_by_the_reversal_and_descended_by_the_scan(monkeypatch):
     density = cp.compile(coupled, normal(0.0, 1.0, FEW), normal(0.0, 0.6, FEW))
     path = Path.of(frozen(cp.AnnealedMCMC(Gibbs({"x": ULA(0.1), "z": MALA(0.1)}), 2), density, None), density)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import FrameType
 
 __all__ = [
     "AlignmentError",
@@ -103,9 +104,13 @@ _LIBRARIES = frozenset(
 _COMMAND_LINE = "composeprob.cli"
 
 
-def caller() -> str | None:
-    """``"file.py:line"`` of the innermost frame outside of libraries; None where there is only the command line."""
-    frame = sys._getframe(1)
+def caller(inside: FrameType | None = None) -> str | None:
+    """``"file.py:line"`` of the innermost frame outside of libraries; None where there is only the command line.
+
+    Args:
+        inside: where to start looking outwards; left out, where this is called.
+    """
+    frame = sys._getframe(1) if inside is None else inside
     while frame is not None:
         module = frame.f_globals.get("__name__") or ""
         if module.startswith(_COMMAND_LINE):

@@ -86,6 +86,52 @@ def numpyro_observed(f, y):
     numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
 
+@cp.program
+def unseen(f, y):
+    cp.sample("x", f)
+    cp.observe("y", dist.Normal(0.0, 1.0), y)
+
+
+@cp.program
+def latent(prior):
+    m = cp.sample("m", prior)
+    cp.observe("y", dist.Normal(m, 1.0), 0.0)
+
+
+@cp.program
+def in_plate(size, y, batch=()):
+    m = cp.sample("m", dist.Normal(0.0, 1.0))
+    with numpyro.plate("i", size):
+        numpyro.sample("y", dist.Normal(m * jnp.ones(batch), 1.0), obs=y)
+
+
+@cp.program
+def counts(y):
+    rate = cp.sample("rate", dist.Gamma(1.0, 1.0))
+    numpyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+@cp.program
+def scene(f):
+    cp.sample("x", f)
+    cp.sample("mu", dist.Normal(0.0, 1.0))
+    cp.sample("sigma", dist.HalfNormal(1.0))
+
+
+def gibbs(blocks, sampler=lambda kernel: cp.AnnealedMCMC(kernel, 1)):
+    density = cp.compile(scene, F)
+    return lambda: cp.infer(density, KEY, num_chains=4, sampler=sampler(cp.Gibbs(blocks)), progress=False)
+
+
+class Circle(dist.Distribution):
+    """A law on a support that nobody knows."""
+
+    support = dist.constraints.dependent
+
+    def sample(self, key, sample_shape=()):
+        return jnp.zeros(sample_shape)
+
+
 def discrete(num_levels=10):
     return cp.Diffusion(lambda x, t: x, cp.Schedule.cosine(num_levels), event_shape=(2,), label=f"of{num_levels}")
 
@@ -156,6 +202,71 @@ CASES = {
         compiled(cp.program(lambda: numpyro.param("p", 1.0))),
         errors.ProgramError,
         "numpyro.param",
+    ),
+    "an observation of no site": (compiled(unseen, F, 1.0), errors.ProgramError, "'y' depends on no site"),
+    "an improper prior": (
+        compiled(latent, dist.ImproperUniform(dist.constraints.real, (), ())),
+        errors.ImproperError,
+        "'m' has the prior ImproperUniform",
+    ),
+    "a prior without end": (
+        compiled(latent, dist.Uniform(0.0, jnp.inf, validate_args=False)),
+        errors.ImproperError,
+        "prior of 'm' is not finite",
+    ),
+    "a discrete latent": (compiled(latent, dist.Poisson(2.0)), errors.ProgramError, "'m' is discrete"),
+    "a constant as a latent": (compiled(latent, dist.Delta(1.0)), errors.ProgramError, "'m' is a Delta"),
+    "a support without a bijection": (compiled(latent, Circle()), errors.ProgramError, "no bijection"),
+    "NumPyro's data of the wrong shape": (
+        compiled(numpyro_observed, F, jnp.zeros(5)),
+        errors.ShapeError,
+        r"'y' has shape \(5,\), but its distribution has shape \(2,\)",
+    ),
+    "complex data": (compiled(observed, F, jnp.ones(2) * 1j), errors.WrongTypeError, "numbers of type complex64"),
+    "text as NumPyro's data": (compiled(numpyro_observed, F, "one"), errors.WrongTypeError, "got str"),
+    "a count and a half": (compiled(counts, 1.5), errors.InvalidValueError, "holds 1.5, which Poisson.* never is"),
+    "a negative count": (compiled(counts, -1), errors.InvalidValueError, "holds -1"),
+    "a plate of another size than the data": (
+        compiled(in_plate, 3, jnp.zeros(5)),
+        errors.ShapeError,
+        r"Plate 'i' has size 3, but the value of 'y', of shape \(5,\), has 5 entries",
+    ),
+    "a plate over one number": (compiled(in_plate, 3, 0.0), errors.ShapeError, "has no axis for it"),
+    "a plate of another size than the distribution": (
+        compiled(in_plate, 3, jnp.zeros(5), (5,)),
+        errors.ShapeError,
+        r"Plate 'i' has size 3, but the distribution of 'y' in it has the batch shape \(5,\)",
+    ),
+    # blocks
+    "no blocks": (lambda: cp.Gibbs({}), errors.InvalidValueError, "no blocks"),
+    "a block of no sites": (lambda: cp.Gibbs({(): cp.MALA()}), errors.InvalidValueError, "no site"),
+    "a block by number": (lambda: cp.Gibbs({3: cp.MALA()}), errors.WrongTypeError, "called 3"),
+    "blocks without kernels": (lambda: cp.Gibbs(["x"]), errors.WrongTypeError, "got list"),
+    "a block without a kernel": (lambda: cp.Gibbs({"x": 0.1}), errors.WrongTypeError, "'x' has no kernel but 0.1"),
+    "blocks in blocks": (
+        lambda: cp.Gibbs({"x": cp.Gibbs({"x": cp.MALA()})}),
+        errors.WrongTypeError,
+        "'x' is itself moved by a Gibbs",
+    ),
+    "a site in two blocks": (
+        lambda: cp.Gibbs({"x": cp.MALA(), ("mu", "x"): cp.MALA()}),
+        errors.InvalidValueError,
+        "'x' is in more than one place",
+    ),
+    "a site in no block": (
+        gibbs({"x": cp.MALA(), "mu": cp.MALA()}),
+        errors.InvalidValueError,
+        "no block of Gibbs moves 'sigma'",
+    ),
+    "a site in no block, by SMC": (
+        gibbs({"x": cp.MALA()}, cp.SMC),
+        errors.InvalidValueError,
+        "no block of Gibbs moves 'mu', 'sigma'",
+    ),
+    "a block of a site that is not there": (
+        gibbs({"x": cp.MALA(), ("mu", "sigm"): cp.MALA()}),
+        errors.InvalidValueError,
+        "site 'sigm', which the program does not have",
     ),
     # schedules
     "factors that cannot be aligned": (compiled(both, discrete(10), discrete(7)), errors.AlignmentError, "its nearest"),
@@ -289,6 +400,27 @@ def test_is_refused_with_place_and_way_out(what):
     assert error.fix, text
     assert error.where in text
     assert error.fix in text
+
+
+def test_a_block_of_an_unknown_site_says_which_was_meant():
+    with pytest.raises(errors.InvalidValueError, match=r"did you mean 'sigma'\? Its sites are 'mu', 'sigma', 'x'"):
+        gibbs({"x": cp.MALA(), ("mu", "sigm"): cp.MALA()})()
+
+
+def test_what_resembles_a_mistake_and_is_none():
+    """A support that depends on a latent, soft evidence in a plate, data masked where they are NaN, whole floats."""
+
+    @cp.program
+    def fine(y):
+        top = cp.sample("top", dist.HalfNormal(1.0))
+        cp.observe("below", dist.Uniform(0.0, top), 50.0)
+        with numpyro.plate("i", 3):
+            numpyro.factor("soft", -top)
+            with numpyro.handlers.mask(mask=jnp.isfinite(y)):
+                numpyro.sample("y", dist.Normal(top, 1.0), obs=y)
+        cp.observe("count", dist.Poisson(top), 2.0)
+
+    assert set(cp.compile(fine, jnp.array([1.0, jnp.nan, 0.0])).sites) == {"top"}
 
 
 def test_places_are_the_lines_of_the_statement():

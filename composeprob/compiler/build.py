@@ -32,6 +32,7 @@ from composeprob.ir.nodes import (
     same_network,
 )
 from composeprob.ir.normaliser import Normaliser
+from composeprob.language.checks import check_draw
 from composeprob.language.interpret import Statement, run
 from composeprob.language.program import Program
 
@@ -99,7 +100,9 @@ def draw(key: Array) -> Any:
         own = jax.random.fold_in(key, count)
         if kind == "noised":
             return jax.random.normal(own, distribution.shape())
-        return distribution.sample(own)
+        value = distribution.sample(own)
+        check_draw(name, value)
+        return value
 
     return provide
 

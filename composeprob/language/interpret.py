@@ -11,8 +11,9 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
 from composeprob.errors import ProgramError, caller
-from composeprob.factors.base import Factor, check_finite
+from composeprob.factors.base import Factor
 from composeprob.factors.distribution import FactorDistribution
+from composeprob.language.checks import check_latent, check_observed, plate_mismatch
 from composeprob.language.statements import LEVEL
 
 
@@ -103,10 +104,13 @@ class _Interpreter(Messenger):
             )
         if msg["is_observed"]:
             if not masked(msg["fn"]):
-                check_finite(msg["value"], f"The observed value of {name!r}")
+                check_observed(name, msg["fn"], unwrap(msg["fn"]), msg["value"], msg.get("cond_indep_stack"))
             return "observed"
-        # handlers.substitute has put a number in the latent's place.
-        return kind if msg["value"] is None else "deterministic"
+        if msg["value"] is not None:  # handlers.substitute has put a number in the latent's place
+            return "deterministic"
+        if kind == "static":
+            check_latent(name, msg["fn"], unwrap(msg["fn"]))
+        return kind
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] not in ("sample", "deterministic"):
@@ -143,7 +147,13 @@ def run(
     """
     interpreter = _Interpreter(provide, level, redraw)
     with interpreter:  # a Messenger leaves NumPyro's stack when the block ends, also by an exception
-        function(*args, **kwargs)
+        try:
+            function(*args, **kwargs)
+        except ValueError as error:
+            mismatch = plate_mismatch(error)
+            if mismatch is None:
+                raise
+            raise mismatch from error
     return interpreter.statements
 
 

@@ -1,0 +1,144 @@
+"""What the statements of a program may say: latents with a proper law and a place to move in, data that fit."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions.constraints import Constraint
+from numpyro.distributions.transforms import biject_to
+
+from composeprob.errors import ImproperError, InvalidValueError, ProgramError, ShapeError, WrongTypeError, caller
+from composeprob.factors.base import check_finite
+
+
+def check_latent(name: str, distribution: Any, base: Any) -> None:
+    """Refuse a latent that no kernel can move.
+
+    Args:
+        name: the site's name.
+        distribution: its distribution, plates and all.
+        base: the same without them.
+
+    Raises:
+        ImproperError: a prior that is no probability.
+        ProgramError: discrete values, a constant, or a support that NumPyro has no bijection for.
+    """
+    kind = type(base).__name__
+    if isinstance(base, dist.ImproperUniform):
+        raise ImproperError(
+            f"Site {name!r} has the prior {kind}, which cannot be normalised: chains have no law to start from, and "
+            "the posterior may be none.",
+            fix="give it a proper prior, however wide, such as dist.Normal(0.0, 10.0) or dist.HalfNormal(10.0).",
+        )
+    if isinstance(base, dist.Delta):
+        raise ProgramError(
+            f"Site {name!r} is a Delta: it has one value, and chains would have to move it.",
+            fix=f"write numpyro.deterministic({name!r}, value) instead.",
+        )
+    support = distribution.support
+    try:
+        discrete = support is not None and support.is_discrete
+        if not discrete:
+            biject_to(support)
+    except NotImplementedError as error:
+        raise ProgramError(
+            f"Site {name!r} has the support {support} of {kind}, which NumPyro has no bijection for.",
+            fix="write it as a function (numpyro.deterministic) of a site with an unbounded, positive or bounded one.",
+        ) from error
+    if discrete:
+        raise ProgramError(
+            f"Site {name!r} is discrete ({kind}), and kernels move continuous values only.",
+            fix="sum over its values, by dist.MixtureSameFamily or cp.mixture, or observe it.",
+        )
+
+
+def check_draw(name: str, value: Any) -> None:
+    """Refuse a latent whose prior draws no finite number, such as Uniform(0, ∞)."""
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(value))):
+        raise ImproperError(
+            f"A draw of the prior of {name!r} is not finite.",
+            fix="check its parameters: bounds and scales must be finite.",
+        )
+
+
+def check_observed(name: str, distribution: Any, base: Any, value: Any, stack: Any) -> None:
+    """Refuse data that do not fit their distribution.
+
+    Args:
+        name: the observation's name.
+        distribution: its distribution, plates and all.
+        base: the same without them.
+        value: the data.
+        stack: NumPyro's frames of the plates around it.
+
+    Raises:
+        WrongTypeError: what is no real number.
+        InvalidValueError: NaN, or a value that the distribution never has.
+        ShapeError: a shape that does not fit the distribution, or the size of a plate.
+    """
+    try:
+        numbers = value if isinstance(value, jax.core.Tracer) else np.asarray(value)
+        real = numbers.dtype == bool or np.issubdtype(numbers.dtype, np.integer) or _floating(numbers.dtype)
+    except (TypeError, ValueError):
+        real = False
+    if not real:
+        kind = f"numbers of type {numbers.dtype}" if hasattr(value, "dtype") else type(value).__name__
+        raise WrongTypeError(
+            f"The value of {name!r} must be real numbers; got {kind}.", fix="pass what was measured as real numbers."
+        )
+    check_finite(value, f"The observed value of {name!r}")
+    if isinstance(base, dist.Unit):  # soft evidence, which has no data
+        return
+    found, expected = tuple(jnp.shape(value)), tuple(distribution.shape())
+    for frame in stack or ():
+        axis = len(found) - len(distribution.event_shape) + frame.dim
+        size = found[axis] if 0 <= axis < len(found) else None
+        if size != frame.size:
+            has = "has no axis for it" if size is None else f"has {size} entries along it"
+            raise ShapeError(
+                f"Plate {frame.name!r} has size {frame.size}, but the value of {name!r}, of shape {found}, {has}.",
+                fix=f"make it numpyro.plate({frame.name!r}, {size or 'len(data)'}), or pass data of shape {expected}.",
+            )
+    try:
+        jnp.broadcast_shapes(found, expected)
+    except ValueError as error:
+        raise ShapeError(
+            f"Observation {name!r} has shape {found}, but its distribution has shape {expected}.",
+            fix="reshape the data, or the distribution's parameters, so that they match.",
+        ) from error
+    # A support that depends on parameters may depend on latents, and these may come to allow for the value.
+    support: Any = getattr(type(base), "support", None)
+    fixed = isinstance(support, Constraint) and not isinstance(support, type(dist.constraints.dependent))
+    if fixed and not isinstance(value, jax.core.Tracer):
+        with jax.ensure_compile_time_eval():
+            inside = np.asarray(support(jnp.asarray(value)))
+        if not inside.all():
+            bad = np.asarray(value)[~inside].ravel()[0] if inside.shape == found else value
+            raise InvalidValueError(
+                f"The observed value of {name!r} holds {bad}, which {type(base).__name__} never is.",
+                fix=f"check the data, or use a distribution whose support is not {support}.",
+            )
+
+
+def plate_mismatch(error: ValueError) -> ShapeError | None:
+    """What to say of an error that arose as a plate met a distribution of another size; None for any other error."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        plate, message = frame.f_locals.get("self"), frame.f_locals.get("msg")
+        if frame.f_code.co_name == "process_message" and isinstance(plate, numpyro.plate) and message:
+            return ShapeError(
+                f"Plate {plate.name!r} has size {plate.subsample_size}, but the distribution of {message['name']!r} "
+                f"in it has the batch shape {tuple(message['fn'].batch_shape)}.",
+                where=caller(frame),
+                fix="make the plate as large as the distribution's parameters, or leave these without that axis.",
+            )
+    return None
+
+
+def _floating(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating))

@@ -4,11 +4,12 @@
 #   make lint      style, types, layers       make docs       the site, executed, warnings fatal -> docs/_build/html
 #   make env       only the environment       make train      retrain a zoo model: make train MODEL=ring2d
 #   make dist      wheel and sdist            make clean      remove what was built (not .venv)
+#   make tpu       fetch the TPU compiler (213 MB), for `composeprob devices --compile` and its test
 # Settings: PYTHON=python3.12 (when VENV is made)  VENV=.venv  EXTRAS=dev,docs  (EXTRAS=dev,docs,cuda13 on a machine with an NVIDIA GPU)
 #           WORKERS=2 (test processes)  PYTEST_ARGS="-k product"  MODEL=ring2d
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-all lint format docs train dist clean
+.PHONY: help env demo test test-all lint format docs train dist tpu clean
 
 VENV    ?= .venv
 PYTHON  ?=
@@ -77,6 +78,10 @@ train: env
 
 dist: env
 	"$(PY)" -m build --no-isolation
+
+# Beside the environment's packages: where JAX can import libtpu, it looks for a TPU in every process, and says so.
+tpu: env
+	"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --upgrade --target "$(VENV)/libtpu" libtpu
 
 clean:
 	rm -rf build dist out docs/_build docs/jupyter_execute docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

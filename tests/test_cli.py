@@ -154,10 +154,28 @@ def test_error_in_the_users_own_file_keeps_its_traceback(write):
         (["--sampler", "ancestral", "--log-ratio", "exact"], "runs no kernel, but --log-ratio"),
         (["--chains", "0"], "at least 1"),
         (["--levels", "1"], "at least 2 levels"),
+        (["--resume"], "--resume was given, but no folder of checkpoints"),
+        (["--no-resume"], "add --checkpoint-dir FOLDER"),
+        (["--resume", "--checkpoint-dir", "absent"], "There is no checkpoint in"),
     ],
 )
-def test_bad_options(write, tmp_path, options, words):
+def test_bad_options(write, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
     assert words in refused("run", write(NORMAL), "--out", tmp_path, *options)
+
+
+def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(write, tmp_path):
+    options = ["--chains", 20, "--kernel", "ula", "--checkpoint-dir", tmp_path / "checkpoints"]
+    first = command("run", write(NORMAL), *options, "--out", tmp_path / "a")
+    assert first.exit_code == 0, first.output
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "samples.png").mkdir()  # what is to be a file cannot be written
+    again = command("run", write(NORMAL), *options, "--resume", "--out", tmp_path / "b")
+    assert again.exit_code == 1, again.output
+    spare = re.search(r"The samples are in (\S+samples.safetensors)", again.output)[1]
+    np.testing.assert_array_equal(
+        cp.Result.load(spare)["x"], cp.Result.load(tmp_path / "a" / "samples.safetensors")["x"]
+    )
 
 
 def test_options_make_the_sampler():

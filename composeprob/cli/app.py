@@ -1,9 +1,10 @@
-"""The commands `run`, `zoo`, `train`, `calibrate` and `bench`."""
+"""The commands `run`, `zoo`, `train`, `calibrate`, `bench` and `devices`."""
 
 from __future__ import annotations
 
 import functools
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from rich.table import Table
 from composeprob.cli.benchmarks import benchmarks, run_benchmark, title
 from composeprob.cli.programs import arguments, load_program
 from composeprob.cli.samplers import RULES, KernelName, LogRatioName, SamplerName, make_sampler
-from composeprob.errors import ComposeProbError
+from composeprob.errors import ComposeProbError, InvalidValueError
 
 # jax and the rest of the library are imported inside the commands: `composeprob --help` answers at once.
 if TYPE_CHECKING:
@@ -104,6 +105,18 @@ def run(
             help="Folder for samples.safetensors, samples.png, summary.txt and results.json.", file_okay=False
         ),
     ] = Path("out"),
+    checkpoint_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of checkpoints: the same command goes on where it was stopped.", file_okay=False),
+    ] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Refuse to start where there is no checkpoint, or start again whatever there is.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Sample a program that is written in a Python file.
 
@@ -123,11 +136,18 @@ def run(
         composeprob run examples/product.py --kernel hmc --steps-per-level 3 --chains 2000
 
         composeprob run scene.py:two_cubes --sampler smc --levels 60 --out out/cubes
+
+        composeprob run scene.py --chains 100000 --checkpoint-dir out/checkpoints --resume
     """
     import jax
 
     from composeprob import api
 
+    if resume is not None and checkpoint_dir is None:
+        raise InvalidValueError(
+            f"{'--resume' if resume else '--no-resume'} was given, but no folder of checkpoints.",
+            fix="add --checkpoint-dir FOLDER.",
+        )
     program, module = load_program(target)
     args = arguments(program, module)
     chosen = make_sampler(sampler, kernel, steps_per_level, step_size, num_leapfrog, damping, log_ratio, num_points)
@@ -137,12 +157,18 @@ def run(
         schedule = api.Schedule.log_snr(levels, min=float(own[-1]), max=float(own[0]))
         density = api.compile(program, **args, schedule=schedule)
     print(density)
-    result = api.infer(density, jax.random.key(seed), num_chains=chains, sampler=chosen)
+    key = jax.random.key(seed)
+    result = api.infer(density, key, num_chains=chains, sampler=chosen, checkpoint_dir=checkpoint_dir, resume=resume)
     summary = str(result.summary())
     print(f"\n{summary}\n")
-    for path in write(
-        result, out, {"program": program.name, "file": target.rpartition(":")[0] or target, "seed": seed}
-    ):
+    about = {"program": program.name, "file": target.rpartition(":")[0] or target, "seed": seed}
+    try:
+        written = write(result, out, about)
+    except OSError as error:  # a full disk loses no samples
+        spare = result.save(Path(tempfile.mkdtemp(prefix="composeprob-")) / "samples.safetensors")
+        Console(stderr=True).print(f"{out} cannot be written: {error}. The samples are in {spare}.", style="red")
+        raise typer.Exit(1) from None
+    for path in written:
         print(f"wrote {path}")
     if not result.status.ok:
         Console(stderr=True).print("The run has problems; see its status above.", style="yellow")
@@ -258,6 +284,54 @@ def bench(
         console.print(table)
         return
     run_benchmark(name, context.args)
+
+
+@app.command()
+@_clean_errors
+def devices(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE[:PROGRAM]]", help="What to compile; left out, the demo's ring × bar from the zoo."
+        ),
+    ] = None,
+    compile_for: Annotated[
+        str | None,
+        typer.Option("--compile", metavar="TOPOLOGY", help="TPUs to compile for, such as v5e:4x4 or v4:4x4x4."),
+    ] = None,
+    chains_per_chip: Annotated[int, typer.Option(min=1, help="Chains on each chip.")] = 64,
+    sampler: Annotated[SamplerName, typer.Option(help="As for run; auto chooses by the program and the chains.")] = (
+        SamplerName.auto
+    ),
+    kernel: Annotated[KernelName | None, typer.Option(help="As for run.")] = None,
+    step_size: Annotated[str | None, typer.Option(metavar="NUMBER|adaptive", help="As for run.")] = None,
+    diagnostics: Annotated[
+        bool, typer.Option(help="Include the means over all chains that a result reports of each level.")
+    ] = True,
+) -> None:
+    """Show what programs would run on here; with --compile, what a run would take on TPUs that are not here.
+
+    The real TPU compiler (pip install 'composeprob\\[tpu]') compiles a whole run, chains spread over the chips, for
+    topologies of v4, v5e, v5p and v6e. It runs nothing. Costs are its own estimates, and count the body of a loop once.
+
+    [b]Examples[/b]
+
+        composeprob devices
+
+        composeprob devices --compile v5e:4x4
+
+        composeprob devices scene.py:two_cubes --compile v5p:4x4x4 --kernel mala --step-size 0.01
+    """
+    from composeprob.cli import hardware
+
+    if compile_for is None:
+        if target is not None:
+            raise InvalidValueError(f"{target} was given, but nothing to compile it for.", fix="add --compile v5e:4x4.")
+        console.print(hardware.here())
+        return
+    hardware.prepare_tpu_compiler()
+    chosen = make_sampler(sampler, kernel, None, step_size, 3, 0.5)
+    console.print(hardware.ahead(compile_for, target, chains_per_chip, chosen, diagnostics))
 
 
 def write(result: Result, folder: Path, about: dict[str, Any]) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -20,6 +21,7 @@ from composeprob.result import Result
 from composeprob.sampling.base import Run, Sampler, begin
 from composeprob.sampling.choose import check_capabilities, choose
 from composeprob.sampling.progress import REFRESH_SECONDS, Progress
+from composeprob.sampling.resume import Saves, blank_like, fingerprint
 from composeprob.sampling.status import diagnose
 
 CURL = 2**31 - 2
@@ -36,6 +38,8 @@ def infer(
     sampler: Sampler | None = None,
     mesh: Mesh | None = None,
     progress: bool = True,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool | None = None,
 ) -> Result:
     """Sample a compiled program.
 
@@ -50,15 +54,23 @@ def infer(
         sampler: how they travel; left out, chosen by what the density offers and by N, and said in ``result.reason``.
         mesh: spread the chains over the devices of this one-axis mesh; N must be a multiple of their number.
         progress: whether to show a progress bar.
+        checkpoint_dir: a folder for checkpoints, written between levels beside the run, at most every 10 seconds, and
+            at its end. A call that finds one there of the same program, sampler, key and number of chains goes on from
+            it, and gives the samples, bit for bit, that an uninterrupted run gives on the same machine. A write that
+            fails stops nothing; the status says so.
+        resume: True refuses to start where there is no checkpoint, False starts again whatever there is; left out, the
+            run goes on where there is one.
 
     Returns:
         The samples with their diagnostics; look at ``result.status`` first.
 
     Raises:
-        InvalidValueError, WrongTypeError: a bad argument.
+        InvalidValueError, WrongTypeError: a bad argument; a ``checkpoint_dir`` that cannot be written to.
         CapabilityError: the sampler needs what a factor does not offer.
+        LoadError: the checkpoint belongs to another run, or is damaged.
     """
     _check_arguments(density, key, num_chains, sampler, mesh)
+    _check_resume(checkpoint_dir, resume)
     began = time.monotonic()
     reason = "chosen by the user"
     if sampler is None:
@@ -67,15 +79,21 @@ def infer(
     sampler, num_chains = sampler.prepare(density), int(num_chains)
     first = sampler.first_level(density)
     run = begin(key, num_chains, density.num_levels)
+    saves = None if checkpoint_dir is None else _saves(checkpoint_dir, resume, sampler, run, density, key, first)
+    completed, earlier = 0, 0.0
+    if saves is not None and (saved := saves.run()) is not None:
+        run, completed, earlier = saved
+    began -= earlier
     if mesh is not None:
         # The compiler places what follows from the keys; jax.make_mesh's own default would ask for every placement.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
         spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-        run = dataclasses.replace(run, keys=jax.device_put(run.keys, spread))
-    completed, interrupted = 0, False
+        chains, keys, log_weights = jax.device_put((run.chains, run.keys, run.log_weights), spread)
+        run = dataclasses.replace(run, chains=chains, keys=keys, log_weights=log_weights)
     with Progress(first + 1, progress, type(sampler).__name__) as bar:
         try:
-            run = _start(sampler, run, density, first)
+            if run.chains is None:
+                run = _start(sampler, run, density, first)
             size, tick = 1, time.monotonic()
             while completed <= first:
                 before, stop = completed, min(completed + size, first + 1)
@@ -86,12 +104,15 @@ def infer(
                 # As many levels in a row as fit between two refreshes of the bar.
                 size = max(1, min(4 * size, int((stop - before) * REFRESH_SECONDS / seconds)))
                 bar.update(completed, **_facts(run.records, first + 1 - completed))
+                if saves is not None:
+                    saves.offer(run, completed, time.monotonic() - began)
         except KeyboardInterrupt:
-            interrupted = True
             if run.chains is None:
                 raise
+    unsaved = None if saves is None else saves.finish(run, completed, time.monotonic() - began)
     turning = _curl(sampler, run, density, key, first + 1 - completed) if completed else {}
-    return _result(sampler, run, density, first, completed, interrupted, reason, time.monotonic() - began, turning)
+    result = _result(sampler, run, density, first, completed, reason, time.monotonic() - began, turning)
+    return result if saves is None else dataclasses.replace(result, status=result.status.saved(unsaved))
 
 
 @eqx.filter_jit
@@ -108,6 +129,20 @@ def _advance(sampler: Sampler, run: Run, density: AnnealedDensity, begin_: Array
 @eqx.filter_jit
 def _read(density: AnnealedDensity, positions: Any) -> dict[str, Array]:
     return jax.vmap(density.to_samples)(positions)
+
+
+def _saves(
+    directory: str | Path,
+    resume: bool | None,
+    sampler: Sampler,
+    run: Run,
+    density: AnnealedDensity,
+    key: Array,
+    first: int,
+) -> Saves:
+    """Open the checkpoints and read what is there; traces one level more, and compiles nothing."""
+    blank = blank_like(eqx.filter_eval_shape(_start, sampler, run, density, first))
+    return Saves(directory, resume, fingerprint(density, sampler, key, first, blank), blank)
 
 
 def _curl(sampler: Sampler, run: Run, density: AnnealedDensity, key: Array, level: int) -> dict[str, float]:
@@ -133,7 +168,6 @@ def _result(
     density: AnnealedDensity,
     first: int,
     completed: int,
-    interrupted: bool,
     reason: str,
     seconds: float,
     turning: dict[str, float],
@@ -175,6 +209,18 @@ def _result(
         blocks=sampler.blocks,
         density=density,
     )
+
+
+def _check_resume(checkpoint_dir: Any, resume: Any) -> None:
+    if checkpoint_dir is not None and not isinstance(checkpoint_dir, (str, Path)):
+        raise WrongTypeError(
+            f"checkpoint_dir must be a folder's path; got {checkpoint_dir!r}.", fix="pass a str or a pathlib.Path."
+        )
+    if checkpoint_dir is None and resume is not None:
+        raise InvalidValueError(
+            f"resume={resume} was given, but no folder of checkpoints.",
+            fix="pass checkpoint_dir=, or leave resume out.",
+        )
 
 
 def _check_arguments(density: Any, key: Any, num_chains: Any, sampler: Any, mesh: Mesh | None) -> None:

@@ -28,6 +28,7 @@ class Code(enum.StrEnum):
     NOT_CONSERVATIVE = "not_conservative"
     ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
     WEIGHTS_COLLAPSED = "weights_collapsed"
+    NOT_SAVED = "not_saved"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,17 @@ class Status:
     def has(self, code: Code | str) -> bool:
         """Whether ``code`` is among the findings, such as ``"acceptance_collapsed"``."""
         return any(found == code for found, _ in self.findings) or (self.ok and code == Code.OK)
+
+    def saved(self, failure: str | None) -> Status:
+        """The same outcome of a run that was to be saved; ``failure`` says why its last checkpoint is missing."""
+        findings = list(self.findings)
+        if failure is None:
+            end = " The same call goes on from its checkpoint."
+            findings = [(code, text + end if code is Code.INTERRUPTED else text) for code, text in findings]
+        else:
+            text = f"The last checkpoint could not be written: {failure}. The samples are those of a run without it: "
+            findings.append((Code.NOT_SAVED, f"{text}save them with result.save; make room or choose another folder."))
+        return Status(tuple(findings))
 
     def __str__(self) -> str:
         if self.ok:

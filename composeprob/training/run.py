@@ -17,9 +17,9 @@ import numpy as np
 from jax import Array
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from composeprob.checkpoint import Checkpoints
 from composeprob.errors import WrongTypeError
 from composeprob.factors.diffusion import Diffusion
-from composeprob.training.checkpoint import Checkpoints
 from composeprob.training.optimise import LONGEST_CHUNK, NUM_BINS, State, bin_edges, initial, make_chunk
 from composeprob.training.recipe import Recipe
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import composeprob as cp
+from composeprob.checkpoint import Checkpoints
 from composeprob.errors import InvalidValueError, LoadError, NetworkError, WrongTypeError
 from composeprob.training import run as run_module
 from composeprob.training import score_errors, train
-from composeprob.training.checkpoint import Checkpoints
 from composeprob.training.loss import draw, losses
 from composeprob.training.optimise import initial, make_chunk
 from models.networks.residual_mlp_eqx import ResidualMLP

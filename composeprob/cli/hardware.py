@@ -1,0 +1,156 @@
+"""What programs run on: the devices that are here, and TPUs that are compiled for without being here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from composeprob.cli.programs import arguments, load_program
+from composeprob.errors import InvalidValueError, LoadError
+
+if TYPE_CHECKING:
+    from composeprob.density.annealed import AnnealedDensity
+
+MEGACORE = "v4"
+"""Its chips' two cores work as one device only if asked to."""
+COMPILE_ONLY = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # nobody's TPU is touched
+    "JAX_PLATFORMS": "cpu",
+    "TPU_ACCELERATOR_TYPE": "none",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+"""Without these the TPU compiler looks for a cloud around it, and JAX for a TPU."""
+
+
+def here() -> Table:
+    """JAX's devices, their memory, and the precision that numbers have on them."""
+    import jax
+
+    table = Table("device", "kind", "memory")
+    for device in jax.devices():
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        memory = main_memory() if limit is None and device.platform == "cpu" else limit
+        table.add_row(
+            str(device), f"{device.platform}, {device.device_kind}", "unknown" if memory is None else of(memory)
+        )
+    number = jax.dtypes.canonicalize_dtype(float)
+    products = getattr(jax.config, "jax_default_matmul_precision", None) or "the device's own"
+    table.caption = (
+        f"JAX {jax.__version__}, {os.cpu_count()} CPU cores; {number}, precision of matrix products: {products}"
+    )
+    return table
+
+
+def main_memory() -> int | None:
+    """Bytes of main memory, None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def tpu_compiler() -> Path | None:
+    """Where libtpu is: ``TPU_LIBRARY_PATH``, the installed package, or where `make tpu` put it."""
+    places = [os.environ.get("TPU_LIBRARY_PATH"), Path(sys.prefix) / "libtpu/libtpu/libtpu.so"]
+    spec = importlib.util.find_spec("libtpu")
+    if spec is not None and spec.origin:
+        places.insert(1, Path(spec.origin).with_name("libtpu.so"))
+    return next((Path(place) for place in places if place and Path(place).is_file()), None)
+
+
+def prepare_tpu_compiler() -> None:
+    """Set what JAX and the TPU compiler read from the environment; before JAX starts its devices.
+
+    Raises:
+        LoadError: there is no TPU compiler.
+    """
+    library = tpu_compiler()
+    if library is None:
+        raise LoadError("The TPU compiler, libtpu, is not installed.", fix="pip install 'composeprob[tpu]'.")
+    os.environ["TPU_LIBRARY_PATH"] = str(library)
+    for name, value in COMPILE_ONLY.items():
+        os.environ.setdefault(name, value)
+
+
+def ahead(topology: str, target: str | None, chains_per_chip: int, sampler: Any, diagnostics: bool) -> Table:
+    """Compile a program's run for TPUs, and tabulate what the compiler says of each chip.
+
+    Raises:
+        InvalidValueError: no such topology.
+    """
+    from composeprob.sampling.ahead import compile_ahead
+    from composeprob.sampling.choose import choose
+
+    chips = tpu_chips(topology)
+    density, num_chains = program(target), chains_per_chip * len(chips)
+    if sampler is None:
+        sampler, _ = choose(density, num_chains)
+    compiled = compile_ahead(density, sampler, num_chains, chips, diagnostics)
+    table = Table(
+        "on each chip", "", title=f"{topology}: {len(chips)} chips × {chains_per_chip} chains", title_justify="left"
+    )
+    for name in ("arguments", "outputs", "temporaries"):
+        table.add_row(f"memory for {name}", of(getattr(compiled, name)))
+    table.add_row("floating-point operations, loops once", f"{compiled.flops:.3g}")
+    table.add_row("bytes moved, loops once", of(compiled.bytes_accessed))
+    table.add_row("the compiler's estimate of time, loops once", f"{compiled.seconds:.3g} s")
+    kinds = ", ".join(f"{number} {kind}" for kind, number in compiled.collectives.items())
+    table.add_row("collectives in the program", kinds or "0")
+    table.caption = f"Compiled, not run: {sampler.prepare(density).describe()}"
+    return table
+
+
+def tpu_chips(topology: str) -> list[Any]:
+    """The devices of a TPU topology, one a chip.
+
+    Raises:
+        InvalidValueError: the compiler knows no such topology.
+        LoadError: it does not start.
+    """
+    from jax.experimental import topologies
+
+    options = {"chip_config_name": "megacore"} if topology.startswith(f"{MEGACORE}:") else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except Exception as error:  # of many kinds
+        told = str(error).splitlines()[0]
+        if not told.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
+            raise LoadError(
+                f"The TPU compiler does not start: {told}", fix="install the libtpu that jax[tpu] asks for."
+            ) from error
+        raise InvalidValueError(
+            f"The TPU compiler knows no topology {topology!r}: {told}",
+            fix="for example v5e:4x4, v6e:16x16, v4:4x4x4 or v5p:8x8x4: the grid of chips, in whole hosts of 2x2.",
+        ) from error
+    return list(found.devices)
+
+
+def program(target: str | None) -> AnnealedDensity:
+    """The compiled program of a file, or ring × bar."""
+    from composeprob import api
+
+    if target is not None:
+        found, module = load_program(target)
+        return api.compile(found, **arguments(found, module))
+
+    @api.program
+    def product(ring: Any, bar: Any) -> Any:
+        return api.sample("x", ring * bar)
+
+    return api.compile(product, api.load("ring2d"), api.load("bar2d"))
+
+
+def of(size: float) -> str:
+    """A number of bytes, in the largest unit that leaves it above 1."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"

@@ -1,0 +1,97 @@
+"""A run compiled for devices that this machine need not have."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.sampling.base import Sampler, begin
+from composeprob.sampling.choose import check_capabilities
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class Compiled(eqx.Module):
+    """What a compiler says of a whole run, start and every level, as one program. Sizes and costs are each chip's.
+
+    Attributes:
+        arguments, outputs, temporaries: bytes of memory.
+        flops, bytes_accessed, seconds: the compiler's own estimates, NaN where it gives none; the body of a loop counts
+            once, whatever the number of levels and steps.
+        collectives: how many operations of each kind the compiled program has, ``{kind: number}``.
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    flops: float
+    bytes_accessed: float
+    seconds: float
+    collectives: dict[str, int]
+
+
+def compile_ahead(
+    density: AnnealedDensity, sampler: Sampler, num_chains: int, devices: Sequence[Any], diagnostics: bool = True
+) -> Compiled:
+    """Compile a run with its chains spread over ``devices``, each holding the same networks.
+
+    Args:
+        density: from `compile`.
+        sampler: how chains travel.
+        num_chains: N, a multiple of the number of devices.
+        devices: such as ``jax.experimental.topologies.get_topology_desc(…).devices``.
+        diagnostics: whether the program also gives what a `Result` says of each level: means over all chains, which
+            take collectives even where the chains themselves need none.
+
+    Raises:
+        CapabilityError: the sampler needs what a factor does not offer.
+    """
+    check_capabilities(sampler, density)
+    sampler = sampler.prepare(density)
+    first = sampler.first_level(density)
+    mesh = Mesh(np.asarray(devices), ("chains",))
+    run = begin(jax.random.key(0), num_chains, density.num_levels)
+    arrays, static = eqx.partition((sampler, run, density), eqx.is_array)
+    spread = {id(run.keys), id(run.log_weights)}
+
+    def placed(leaf: Any) -> Any:
+        axes = ("chains",) if id(leaf) in spread else ()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    def whole(arrays: Any) -> Any:
+        sampler, run, density = eqx.combine(arrays, static)
+        run = sampler.start(run, density, first)
+        run = jax.lax.fori_loop(0, first + 1, lambda i, r: sampler.visit(r, density, first - i, first), run)
+        return sampler.positions(run), run.log_weights, (run.log_evidence, run.records) if diagnostics else ()
+
+    return measured(jax.jit(whole).lower(jax.tree.map(placed, arrays)).compile())
+
+
+def measured(compiled: Any) -> Compiled:
+    """The numbers of a `jax.stages.Compiled`."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    return Compiled(
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes,
+        memory.temp_size_in_bytes,
+        cost.get("flops", math.nan),
+        cost.get("bytes accessed", math.nan),
+        cost.get("optimal_seconds", math.nan),
+        collectives(compiled.as_text()),
+    )
+
+
+def collectives(text: str) -> dict[str, int]:
+    """The collective operations in the text of a compiled program, by kind; an asynchronous one counts where it
+    starts."""
+    found = re.findall(rf"\s({'|'.join(COLLECTIVES)})(?:-start)?\(", text)
+    return dict(sorted(Counter(found).items()))

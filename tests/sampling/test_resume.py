@@ -1,0 +1,260 @@
+"""Interrupted runs go on from their checkpoint and give the very samples of the uninterrupted run."""
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.checkpoint import Checkpoints
+from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
+from composeprob.sampling import infer as driver
+from composeprob.sampling import resume as resume_module
+from composeprob.sampling.progress import Progress
+from composeprob.sampling.status import Code
+from sampling_cases import SCHEDULE, Calls, both, normal, single
+
+PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite")
+
+
+@pytest.fixture(scope="module")
+def product():
+    return cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+
+
+SAMPLER = cp.SMC(cp.MALA(cp.Adaptive()))
+
+
+def run(density, seed=0, chains=64, **options):
+    options = {"sampler": SAMPLER, "progress": False} | options
+    return cp.infer(density, jax.random.key(seed), num_chains=chains, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(product):
+    return run(product)
+
+
+@pytest.fixture
+def every_level(monkeypatch):
+    """A checkpoint after each level."""
+    monkeypatch.setattr(driver, "REFRESH_SECONDS", 1e-9)
+    monkeypatch.setattr(resume_module, "SECONDS", 0.0)
+    monkeypatch.setattr(resume_module, "SHARE", 1e9)
+
+
+def stop_after(monkeypatch, levels):
+    """An interruption when so many levels are done."""
+    update = Progress.update
+
+    def stopping(self, done, **facts):
+        update(self, done, **facts)
+        if done >= levels:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "update", stopping)
+
+
+def same(result, other):
+    np.testing.assert_array_equal(result["x"], other["x"])
+    np.testing.assert_array_equal(result.log_weights, other.log_weights)
+    for name in PER_LEVEL:
+        np.testing.assert_array_equal(getattr(result, name), getattr(other, name))
+    assert result.log_evidence == other.log_evidence
+    assert result.evaluations == other.evaluations
+
+
+@pytest.mark.usefixtures("every_level")
+def test_a_resumed_run_gives_the_same_samples(product, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        part = run(product, checkpoint_dir=tmp_path)
+    assert part.status.code is Code.INTERRUPTED
+    assert "The same call goes on from its checkpoint" in part.status.message
+    with monkeypatch.context() as patch:  # and once more, from the middle
+        stop_after(patch, 19)
+        run(product, checkpoint_dir=tmp_path)
+    resumed = run(product, checkpoint_dir=tmp_path, resume=True)
+    same(resumed, whole)
+    assert resumed.status.ok
+    assert resumed.seconds > part.seconds  # the sum over all sittings
+    same(run(product, checkpoint_dir=tmp_path), whole)  # a finished run is only read
+
+
+@pytest.mark.usefixtures("every_level")
+def test_the_damaged_last_checkpoint_is_passed_over(product, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        run(product, checkpoint_dir=tmp_path)
+    steps = sorted((p for p in tmp_path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    assert [p.name for p in steps][-1] == "7"
+    assert len(steps) == 2
+    truncate(steps[-1])
+    with pytest.warns(UserWarning, match="Checkpoint 7 in .* cannot be read .*; going on from checkpoint"):
+        same(run(product, checkpoint_dir=tmp_path), whole)
+
+
+def truncate(checkpoint):
+    """Cut every file of the state in half, as a full disk or a crash of the machine may."""
+    for file in (checkpoint / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_refusals(product, whole, tmp_path):
+    """The folder of another run, of none, of a damaged one, and one that cannot be."""
+    a = tmp_path / "a"
+    same(run(product, checkpoint_dir=a), whole)  # too short for a checkpoint before its end
+    other = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.5], [0.5, 1.0]))
+    for words, change in {
+        r"its number of chains is 64, not 32": {"chains": 32},
+        r"its random key is .*0\]', not .*1\]'": {"seed": 1},
+        r"its sampler is .SMC.*threshold=0.5.*threshold=0.6": {
+            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.6)
+        },
+        r"it differs in: the numbers of the sampler": {
+            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.50001)
+        },
+    }.items():
+        with pytest.raises(LoadError, match=f"belongs to another run: {words}.*\n.*resume=False"):
+            run(product, checkpoint_dir=a, **change)
+    with pytest.raises(LoadError, match="differs in: the weights or parameters of its factors"):
+        run(other, checkpoint_dir=a)
+    with pytest.raises(LoadError, match=r"its program is .*f\(x\)·g\(x\).*not "):
+        run(cp.compile(single, normal([0.0, 0.0])), checkpoint_dir=a)
+    with pytest.raises(LoadError, match=r"no checkpoint in .*b to resume from.*\n.*check the folder"):
+        run(product, checkpoint_dir=tmp_path / "b", resume=True)
+    (checkpoint,) = (p for p in a.iterdir() if p.name.isdigit())
+    truncate(checkpoint)
+    with pytest.raises(LoadError, match=r"checkpoint 32 in .* cannot be read.*\n.*damaged"):
+        run(product, checkpoint_dir=a)
+    same(run(product, checkpoint_dir=a, resume=False), whole)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(InvalidValueError, match=r"No checkpoint can be written to .*\n.*may write to"):
+        run(product, checkpoint_dir=file / "c")
+    with pytest.raises(InvalidValueError, match="no folder of checkpoints"):
+        run(product, resume=True)
+    with pytest.raises(WrongTypeError, match="a folder's path; got 3"):
+        run(product, checkpoint_dir=3)
+
+
+def test_another_function_with_the_same_numbers_is_another_program(tmp_path):
+    def density(power):
+        network = lambda x, t: x**power
+        factor = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization="epsilon", label="f")
+        return cp.compile(single, factor)
+
+    run(density(1), chains=4, sampler=cp.Ancestral(), checkpoint_dir=tmp_path)
+    run(density(1), chains=4, sampler=cp.Ancestral(), checkpoint_dir=tmp_path, resume=True)  # an equal one goes on
+    with pytest.raises(LoadError, match="differs in: its code"):
+        run(density(2), chains=4, sampler=cp.Ancestral(), checkpoint_dir=tmp_path)
+
+
+@pytest.mark.usefixtures("every_level")
+def test_a_full_disk_stops_nothing(product, whole, tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def full(self, step, state):
+        if step > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, step, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", full)
+        patch.setattr(Checkpoints, "writing", False)
+        with pytest.warns(
+            UserWarning, match="No checkpoint could be written: .*No space left .* The run goes on"
+        ) as told:
+            result = run(product, checkpoint_dir=tmp_path)
+    assert len(told) == 1
+    same(result, whole)
+    assert result.status.code is Code.NOT_SAVED
+    assert "No space left" in result.status.message
+    assert "save them with result.save" in result.status.message
+    same(run(product, checkpoint_dir=tmp_path, resume=True), whole)  # with room again, from level 3
+
+
+@pytest.mark.filterwarnings("ignore:No checkpoint could be written")
+@pytest.mark.usefixtures("every_level")
+def test_a_folder_that_goes_away_stops_nothing(product, whole, tmp_path, monkeypatch):
+    """Errors of the thread that writes arrive too, by whatever way Orbax chooses."""
+    folder = tmp_path / "checkpoints"
+    update = Progress.update
+
+    def pull_the_disk(self, done, **facts):
+        update(self, done, **facts)
+        while done == 3 and not folder.is_file():  # the thread may make it anew in between
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.write_text("no folder any more")
+
+    monkeypatch.setattr(Progress, "update", pull_the_disk)
+    result = run(product, checkpoint_dir=folder)
+    same(result, whole)
+    assert result.status.code is Code.NOT_SAVED
+
+
+def test_checkpoints_add_no_trace(tmp_path):
+    def traces(**options):
+        calls = Calls()
+
+        def log_density(x, level):
+            calls()
+            return -0.5 * jax.numpy.sum(x**2)
+
+        density = cp.compile(single, cp.Energy(log_density, SCHEDULE, event_shape=(2,)))
+        calls.reset()
+        run(density, chains=2, sampler=cp.AnnealedMCMC(cp.MALA(0.01), 1), **options)
+        jax.effects_barrier()
+        return calls.traced, calls.run
+
+    traced, ran = traces()
+    again, ran_again = traces(checkpoint_dir=tmp_path)
+    assert ran_again == ran
+    assert again <= 2 * traced
+
+
+SCRIPT = """
+import sys
+import jax, numpy as np, composeprob as cp
+from composeprob.sampling import infer as driver, resume
+from sampling_cases import both, normal
+driver.REFRESH_SECONDS, resume.SECONDS, resume.SHARE = 1e-9, 0.0, 1e9
+density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+print("ready", flush=True)
+result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=cp.SMC(cp.MALA(cp.Adaptive())), progress=False,
+                  checkpoint_dir=sys.argv[1])
+np.save(sys.argv[2], result["x"])
+"""
+
+
+@pytest.mark.slow
+def test_kill_and_resume(whole, tmp_path):
+    """`kill -9` when some checkpoint is there, at whatever level that is; then the same command again."""
+    tests = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "checkpoints"), str(tmp_path / "x.npy")]
+    environment = {**os.environ, "PYTHONPATH": path}
+    process = subprocess.Popen(arguments, env={**environment, "PYTHONHASHSEED": "1"})
+    level = int(np.random.default_rng(time.time_ns()).integers(1, 25))  # samples may not depend on it
+    while process.poll() is None and newest(tmp_path / "checkpoints") < level:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (tmp_path / "x.npy").exists()
+    subprocess.run(arguments, env={**environment, "PYTHONHASHSEED": "2"}, check=True, timeout=600)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), whole["x"], err_msg=f"killed at {level}")
+
+
+def newest(folder):
+    return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)

@@ -1,0 +1,118 @@
+"""`composeprob devices`: what is here, and what the TPU compiler says of TPUs that are not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from typer.testing import CliRunner
+
+import composeprob as cp
+from composeprob.cli import app, hardware
+from composeprob.sampling.ahead import collectives, compile_ahead
+from sampling_cases import both, normal
+
+INDEPENDENT = cp.AnnealedMCMC(cp.MALA(0.01), 2)
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+
+
+def test_it_shows_what_is_here():
+    result = command("devices")
+    assert result.exit_code == 0, result.output
+    assert str(jax.devices()[0]) in result.output
+    assert f"JAX {jax.__version__}" in result.output
+    assert "float32" in result.output
+
+
+def test_refusals(monkeypatch):
+    result = command("devices", "scene.py")
+    assert result.exit_code == 2
+    assert "add --compile" in result.output
+    monkeypatch.setattr(hardware, "tpu_compiler", lambda: None)
+    result = command("devices", "--compile", "v5e:4x4")
+    assert result.exit_code == 2
+    assert "libtpu, is not installed" in result.output
+    assert "pip install 'composeprob[tpu]'" in result.output
+
+
+def test_collectives_are_counted_where_they_start():
+    text = """
+      %r = f32[] all-reduce(%x), to_apply=%add
+      %s = (f32[4], f32[16]) all-gather-start(%y), dimensions={0}
+      %d = f32[16] all-gather-done(%s)
+      %t = f32[] add(%all-reduce.1, %d)
+      ROOT %p = f32[4] collective-permute(%y), channel_id=1
+    """
+    assert collectives(text) == {"all-gather": 1, "all-reduce": 1, "collective-permute": 1}
+
+
+def test_one_device_needs_no_collectives():
+    density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+    compiled = compile_ahead(density, INDEPENDENT, 32, jax.devices()[:1])
+    assert compiled.collectives == {}
+    assert compiled.arguments > 32 * 8  # the keys, at least
+    assert compiled.outputs >= 32 * 2 * 4
+
+
+def test_sizes_are_readable():
+    assert [hardware.of(size) for size in (12, 4096, 3 * 2**30, 5 * 2**40)] == ["12 B", "4 KiB", "3 GiB", "5 TiB"]
+
+
+SCRIPT = """
+import json
+from composeprob.cli import hardware
+hardware.prepare_tpu_compiler()
+import composeprob as cp
+from composeprob.errors import InvalidValueError
+from composeprob.sampling.ahead import compile_ahead
+from sampling_cases import both, normal
+density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+samplers = {"independent": cp.AnnealedMCMC(cp.MALA(0.01), 2), "smc": cp.SMC(weights="density")}
+told = {}
+for name, topology, diagnostics in [
+    ("independent", "v5e:2x2", False), ("independent", "v5e:4x4", False), ("independent", "v5e:2x2", True),
+    ("smc", "v5e:2x2", True),
+]:
+    chips = hardware.tpu_chips(topology)
+    c = compile_ahead(density, samplers[name], 64 * len(chips), chips, diagnostics)
+    memory = [c.arguments, c.outputs, c.temporaries]
+    told[f"{name} {topology} {diagnostics}"] = [*memory, c.collectives, c.flops, c.seconds]
+told["v4 chips"] = len(hardware.tpu_chips("v4:2x2x4"))
+try:
+    hardware.tpu_chips("v5e:3x5")
+except InvalidValueError as error:
+    told["refused"] = str(error)
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.skipif(hardware.tpu_compiler() is None, reason="there is no TPU compiler: make tpu fetches it")
+def test_tpus_that_are_not_here():
+    """In a process of its own: the compiler reads its settings when it is loaded."""
+    tests = Path(__file__).resolve().parent
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout.splitlines()[-1])
+    four, sixteen = told["independent v5e:2x2 False"], told["independent v5e:4x4 False"]
+    assert four[3] == sixteen[3] == {}
+    assert four[:3] == sixteen[:3]  # each chip's memory, whatever their number
+    assert four[4] > 0
+    assert four[5] > 0
+    assert set(told["independent v5e:2x2 True"][3]) == {"all-reduce"}  # the means that are reported
+    assert sum(told["smc v5e:2x2 True"][3].values()) > 0  # resampling takes some: the count counts
+    assert told["v4 chips"] == 16  # one device a chip, not two
+    assert "knows no topology 'v5e:3x5'" in told["refused"]

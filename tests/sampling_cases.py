@@ -37,6 +37,15 @@ def unit_energy(x: jax.Array, t: jax.Array) -> jax.Array:
     return 0.5 * jnp.sum(x**2) * t / jnp.sqrt(1 + t**2)
 
 
+SAMPLER = cp.SMC(cp.MALA(cp.Adaptive()))
+
+
+def run(density: Any, seed: int = 0, chains: int = 64, **options: Any) -> cp.Result:
+    """A small run, by `SAMPLER` unless told otherwise."""
+    options = {"sampler": SAMPLER, "progress": False} | options
+    return cp.infer(density, jax.random.key(seed), num_chains=chains, **options)
+
+
 class Calls:
     """A counter that survives tracing: `network` counts its calls at run time, `traced` its calls by Python."""
 

@@ -11,7 +11,7 @@ import composeprob as cp
 from composeprob.sampling import infer as driver
 from composeprob.sampling.progress import Progress
 from composeprob.sampling.status import Code
-from sampling_cases import SCHEDULE, Calls, both, normal, single, unit_energy
+from sampling_cases import SAMPLER, SCHEDULE, Calls, run, single, unit_energy
 
 
 def energy_factor(calls, schedule):
@@ -82,19 +82,6 @@ def test_density_weights_cost_one_evaluation_a_level():
     result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=sampler, progress=False)
     jax.effects_barrier()
     assert calls.run == result.evaluations == 2 * SCHEDULE.num_levels
-
-
-@pytest.fixture(scope="module")
-def product():
-    return cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
-
-
-SAMPLER = cp.SMC(cp.MALA(cp.Adaptive()))
-
-
-def run(density, seed=0, chains=64, **options):
-    options = {"sampler": SAMPLER, "progress": False} | options
-    return cp.infer(density, jax.random.key(seed), num_chains=chains, **options)
 
 
 def test_samples_depend_on_key_and_number_of_chains_only(product, monkeypatch):

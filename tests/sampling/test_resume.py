@@ -21,22 +21,9 @@ from composeprob.sampling import infer as driver
 from composeprob.sampling import resume as resume_module
 from composeprob.sampling.progress import Progress
 from composeprob.sampling.status import Code
-from sampling_cases import SCHEDULE, Calls, both, normal, single
+from sampling_cases import SCHEDULE, Calls, both, normal, run, single
 
 PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite")
-
-
-@pytest.fixture(scope="module")
-def product():
-    return cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
-
-
-SAMPLER = cp.SMC(cp.MALA(cp.Adaptive()))
-
-
-def run(density, seed=0, chains=64, **options):
-    options = {"sampler": SAMPLER, "progress": False} | options
-    return cp.infer(density, jax.random.key(seed), num_chains=chains, **options)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+SMALL = 16
+"""Matrices up to this size are eliminated row by row."""
+
 
 def log_normal(residual: Array, covariance: Array) -> Array:
     """log N(residual; 0, covariance), residuals (…, m) and covariances (…, m, m) that broadcast."""
@@ -22,9 +25,22 @@ def log_normal(residual: Array, covariance: Array) -> Array:
 def whitener(covariance: Array) -> Array:
     """L⁻¹, the inverse of the Cholesky factor C = L·Lᵀ, (…, m, m): L⁻¹·y has covariance I where y has C.
 
-    Elimination turns (C | I) into (Lᵀ | L⁻¹), for all chains at once. LAPACK's routines, which JAX calls for batches
-    on CPUs, can wait for each other for ever: two of them occupy both threads of a pool that their parts wait for.
+    By halves, in matrix products. LAPACK's routines, which JAX calls for batches on CPUs, can wait for each other for
+    ever: two of them occupy both threads of a pool that their parts wait for.
     """
+    m = covariance.shape[-1]
+    if m <= SMALL:
+        return _eliminated(covariance)
+    h = m // 2
+    first = whitener(covariance[..., :h, :h])
+    below = covariance[..., h:, :h] @ _transposed(first)
+    second = whitener(covariance[..., h:, h:] - below @ _transposed(below))
+    right = jnp.zeros_like(_transposed(below))
+    return jnp.block([[first, right], [-second @ below @ first, second]])
+
+
+def _eliminated(covariance: Array) -> Array:
+    """`whitener` by elimination, which turns (C | I) into (Lᵀ | L⁻¹)."""
     m = covariance.shape[-1]
     one = jnp.broadcast_to(jnp.eye(m, dtype=covariance.dtype), covariance.shape)
 
@@ -36,11 +52,15 @@ def whitener(covariance: Array) -> Array:
     return jax.lax.fori_loop(0, m, eliminate, jnp.concatenate([covariance, one], -1))[..., m:]
 
 
+def _transposed(a: Array) -> Array:
+    return jnp.swapaxes(a, -1, -2)
+
+
 @whitener.defjvp
 def _derivative_of_whitener(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """dL⁻¹ = −Φ(L⁻¹·dC·L⁻ᵀ)·L⁻¹, with Φ the lower triangle and half of the diagonal."""
     inverse = whitener(primals[0])
-    inner = inverse @ tangents[0] @ jnp.swapaxes(inverse, -1, -2)
+    inner = inverse @ tangents[0] @ _transposed(inverse)
     m = inner.shape[-1]
     lower = inner * (jnp.tril(jnp.ones((m, m), inner.dtype)) - 0.5 * jnp.eye(m, dtype=inner.dtype))
     return inverse, -lower @ inverse

@@ -91,6 +91,7 @@ def test_run_prints_and_writes(write, tmp_path):
     assert numbers["summary"]["x[1]"]["mean"] == pytest.approx(saved["x"][:, 1].mean(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_run_with_kernel_and_levels(write, tmp_path):
     result = command(
         "run", write(NORMAL + SECOND) + ":second", "--kernel", "hmc", "--num-leapfrog", 2, "--steps-per-level", 2,

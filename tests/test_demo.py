@@ -37,6 +37,7 @@ def test_exact_product(demo):
     np.testing.assert_allclose(log_density(inside), expected, atol=0.02)
 
 
+@pytest.mark.slow
 def test_demo_judges_every_sampler(demo, tmp_path, capsys):
     results = demo.main(num_chains=128, out=tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())

@@ -104,8 +104,8 @@ def test_examples_are_short_and_say_how_to_run_them(path):
     assert f"python examples/{path.name}" in text or f"make {path.stem}" in text
 
 
-QUICK = ("observation", "own_energy", "own_network", "power")
-"""The others compose two networks, or calibrate: slow tests."""
+QUICK = ("observation", "own_energy")
+"""The others compose learned networks, calibrate, or train one: slow tests."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CHECKS])

@@ -79,6 +79,7 @@ def test_nuts_of_a_numpyro_model(prior):
     assert_agrees(z_scores(values, expected | {f"z{j}": expected[f"x{j}"] for j in range(2)}))
 
 
+@pytest.mark.slow
 def test_predictive_draws_what_the_sampler_draws(prior):
     """Every site and every copy in a plate has its own draws, of the right law."""
     drawn = Predictive(model, num_samples=N, parallel=True)(jax.random.PRNGKey(1), prior)
@@ -90,6 +91,7 @@ def test_predictive_draws_what_the_sampler_draws(prior):
     assert_agrees(z_scores(values, expected))
 
 
+@pytest.mark.slow
 def test_draws_under_transformations():
     prior, key = cp.as_distribution(PRODUCT, sampler=cp.Ancestral()), jax.random.key(5)
     alone = prior.sample(key, (2, 3))

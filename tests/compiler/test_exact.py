@@ -187,6 +187,7 @@ def one_object(f, y):
     cp.observe("y", dist.Normal(x @ jnp.array([1.0, 0.5]), 0.3), y)
 
 
+@pytest.mark.slow
 def test_objects_that_share_no_measurement_stay_apart():
     y, x = jnp.linspace(-1.0, 1.0, 12), jax.random.normal(jax.random.key(0), (12, 2))
     whole = cp.compile(plates, analytic(F), y)

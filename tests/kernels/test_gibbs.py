@@ -79,6 +79,7 @@ class _Forgetful(MALA):
         return dataclasses.replace(state, evaluation=evaluation)
 
 
+@pytest.mark.slow
 def test_blocks_that_do_not_see_what_others_did_fail():
     """The negative control: the cache must follow the moves of the other blocks."""
     blocks = {"a": MALA(0.3), ("b", "c"): MALA(0.3)}

@@ -143,6 +143,7 @@ def two_widths():
     cp.sample("wide", dist.Normal(0.0, 100.0).expand([3]).to_event(1))
 
 
+@pytest.mark.slow
 def test_an_adaptive_step_is_common_to_all_scales():
     density = cp.compile(two_widths)
     sampler = cp.AnnealedMCMC(cp.Scaled(cp.MALA(cp.Adaptive(warmup=10)), SDS), 10)

@@ -41,6 +41,7 @@ def test_c_keeps_its_prior_and_x_has_its_law_given_c():
     assert_disagrees(z_scores(values, {"c²": 1 / (1 + 1 / 2)}))
 
 
+@pytest.mark.slow
 def test_what_moves_beside_it_is_not_held():
     @cp.program
     def beside(f):
@@ -103,6 +104,7 @@ def test_networks_get_the_latent_of_the_position():
     assert counter.run == 2  # two leaves, each one batch of three copies
 
 
+@pytest.mark.slow
 def test_scores_alone_will_do_and_reverse_diffusion_is_ancestral_too():
     density = cp.compile(scores_alone, conditional(Calls(), "score"))
     result = cp.infer(density, jax.random.key(2), num_chains=4096, sampler=cp.Ancestral(), progress=False)

@@ -96,6 +96,7 @@ def test_chains_find_the_posterior(density):
         assert_disagrees(z_scores(statistics(result), names))
 
 
+@pytest.mark.slow
 def test_smc_finds_the_posterior(density):
     sampler = cp.SMC(cp.HMC(cp.Adaptive(), num_leapfrog=4), 3)
     runs = [

@@ -140,6 +140,7 @@ def test_reparameterised_latents():
     assert float(samples["m"]) == pytest.approx(4.0)
 
 
+@pytest.mark.slow
 def test_plates_make_independent_copies():
     @cp.program
     def model(f):

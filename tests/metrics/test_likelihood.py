@@ -203,6 +203,7 @@ class Forgetful(cp.MALA):
         return state, dataclasses.replace(info, log_reversal=jnp.zeros_like(info.log_reversal))
 
 
+@pytest.mark.slow
 def test_a_kernel_that_forgets_its_reversal_is_found_out(mixture):
     sampler = cp.AnnealedMCMC(Forgetful(lambda s: 0.6 * s.sigma**2), 1)
     x = cp.infer(mixture, jax.random.key(1), num_chains=20_000, sampler=sampler, progress=False)["x"]

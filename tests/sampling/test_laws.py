@@ -204,6 +204,7 @@ def looked_at(f):
     cp.sample("z", dist.Normal(x, 0.5))
 
 
+@pytest.mark.slow
 def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_looks():
     density = cp.compile(looked_at, normal())
     position, weights = first_weights(density, 2000)
@@ -267,6 +268,7 @@ PARTED = dist.MixtureSameFamily(
 )
 
 
+@pytest.mark.slow
 def test_hmc_on_scores_agrees_with_hmc_on_energies():
     """Under the same noise, in the modes' shares."""
     schedule = cp.Schedule.log_snr(24)

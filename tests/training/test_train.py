@@ -27,6 +27,7 @@ def same(a, b):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
+@pytest.mark.slow
 def test_it_learns_the_score_of_a_gaussian():
     recipe = tiny(parameterization="energy_residual", iterations=400, batch_size=128, ema=0.98, antithetic=True)
     result = train(recipe, KEY, progress=False)
@@ -54,6 +55,7 @@ def test_the_loss_of_every_parameterization(form):
     np.testing.assert_array_equal(cross, np.zeros(16))  # no other level to tell it from
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path, monkeypatch):
     recipe = tiny(
         parameterization="energy",

@@ -1,0 +1,18 @@
+"""What keeps one process that runs many tests alive."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+MAPS = 40_000
+"""Memory maps (Linux allows 65,530) from which on compiled code is let go: every executable of XLA's CPU backend holds
+some, and a process that runs out of them dies."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_go_of_compiled_code():
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.is_file() and len(maps.read_bytes().splitlines()) > MAPS:
+        jax.clear_caches()

@@ -22,10 +22,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 
 from composeprob.calibration.storage import load_calibration
 from composeprob.errors import LoadError
 from composeprob.factors.base import LeafFactor
+from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.training.recipe import Recipe
 from composeprob.training.weights import load_weights, weights_file
@@ -96,17 +98,20 @@ class Zoo(Mapping[str, Card]):
         return "\n".join([*lines, "trained: how many times, see load(retraining=). " + _SCORE_ERROR])
 
 
-def load(name: str, *, retraining: int = 0) -> LeafFactor:
-    """A pretrained model as a factor: a `Diffusion`, or a `Calibrated` one where its normaliser is stored beside it.
+def load(name: str, *, retraining: int = 0, **conditions: Any) -> LeafFactor:
+    """A pretrained model as a factor: a `Diffusion` or `Classifier`, or `Calibrated` where its normaliser is stored.
 
     Args:
         name: one of `zoo`.
         retraining: which training of it: 0, or for some models another, by the same recipe with another random key, to
             see how much of a result is the luck of one training. Those are stored in half precision.
+        conditions: conditions to give at once, as ``load(name).given(**conditions)`` does. The normaliser depends on
+            them: where it is stored for these values, ``load("digits", label=3)``, the factor has it.
 
     Raises:
         LoadError: no such model or retraining, or its weights do not fit its network; or its calibration is of other
             weights.
+        ConditionError: the model has no such condition.
 
     Example:
         >>> import composeprob as cp
@@ -115,11 +120,16 @@ def load(name: str, *, retraining: int = 0) -> LeafFactor:
         ((2,), ['conservative', 'energy', 'exact_marginals', 'normalised', 'score'])
     """
     weights = _weights(name, retraining)
-    calibration = calibration_file(weights)
-    return _load(name, weights, _written(weights), calibration, _written(calibration))
+    calibration = calibration_file(weights, conditions)
+    if not conditions:
+        return _load(name, weights, _written(weights), calibration, _written(calibration))
+    factor = _load(name, weights, _written(weights), calibration, 0).given(**conditions)
+    return load_calibration(factor, calibration, weights=weights) if calibration.exists() else factor
 
 
-def uncalibrated(name: str, retraining: int = 0, folder: str | Path | None = None) -> tuple[Diffusion, Path]:
+def uncalibrated(
+    name: str, retraining: int = 0, folder: str | Path | None = None
+) -> tuple[Diffusion | Classifier, Path]:
     """A model as it was trained, and the file of its weights.
 
     Args:
@@ -135,9 +145,11 @@ def uncalibrated(name: str, retraining: int = 0, folder: str | Path | None = Non
     return model.factor(load_weights(shapes, weights), label=name), weights
 
 
-def calibration_file(weights: Path) -> Path:
-    """Where the calibration lies: beside the weights, with their number."""
-    return weights.with_name(weights.name.replace("weights", "calibration", 1))
+def calibration_file(weights: Path, conditions: Mapping[str, Any] | None = None) -> Path:
+    """Where the calibration lies: beside the weights, with their number, and named by the conditions' values."""
+    values = "".join(f".{name}-{np.asarray(value).tolist()}" for name, value in sorted((conditions or {}).items()))
+    name = weights.name.replace("weights", "calibration", 1)
+    return weights.with_name(name.removesuffix(".safetensors") + values + ".safetensors")
 
 
 def _weights(name: str, retraining: int) -> Path:

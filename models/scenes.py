@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -60,7 +61,29 @@ def position(parameterization: str, **settings: Any) -> cp.training.Recipe:
         return scenes.images, {"position": scenes.centres[jnp.arange(n), named]}
 
     chosen = SETTINGS | {"conditions": {"position": NOWHERE}, "condition_dropout": 0.2, "weight": noisy_weight}
+    chosen |= {"checks": {"position": check_position}}
     return cp.training.Recipe(network=network, data=data, parameterization=parameterization, **(chosen | settings))
+
+
+def check_position(position: np.ndarray) -> None:
+    """Refuse what is no position in the image.
+
+    Raises:
+        ShapeError: it is not a pair of numbers.
+        InvalidValueError: it lies outside of the image.
+    """
+    if position.shape != (2,):
+        raise cp.errors.ShapeError(
+            f"A position is a pair (x, y); got an array of shape {position.shape}.",
+            fix="one factor for each position: scenes.given(position=(0.3, 0.5)).",
+        )
+    if not np.all((position >= 0) & (position <= 1)):
+        x, y = position.tolist()
+        raise cp.errors.InvalidValueError(
+            f"Position ({x:g}, {y:g}) lies outside of the image.",
+            fix=f"positions are (x, y) in image widths: (0, 0) is the upper left corner, (1, 1) the lower right one. "
+            f"Whole objects fit between {shapes.MARGIN:g} and {1 - shapes.MARGIN:g}.",
+        )
 
 
 def noisy_weight(log_snr: Array) -> Array:

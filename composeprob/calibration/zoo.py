@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -14,18 +16,29 @@ from composeprob.factors.calibrated import Calibrated
 SEED = 0
 
 
-def calibrate_model(name: str, *, retraining: int = 0, out: str | Path | None = None) -> Calibrated:
+def calibrate_model(
+    name: str,
+    *,
+    retraining: int = 0,
+    out: str | Path | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    num_chains: int = 1000,
+) -> Calibrated:
     """Calibrate a model of the zoo with an energy, and write ``calibration.safetensors``, which `load` then applies.
 
     Args:
         name: a folder of the zoo.
         retraining: which of its trainings; R > 0 is written to ``calibration-R.safetensors``.
         out: the folder of its weights, and to write into; by default the model's own.
+        conditions: of a model with conditions: a value of each. Each combination has its own file, which
+            ``load(name, **conditions)`` applies.
+        num_chains: as of `calibrate`.
 
     Raises:
         LoadError: no such model, or it has not been trained.
         CapabilityError: it has only a score.
-        InvalidValueError: it has conditions: calibrate it by hand, for each of them.
+        InvalidValueError: it has conditions, and not all of them are given.
+        ConditionError: it has no such condition.
     """
     from composeprob import model_zoo as zoo  # the zoo loads what this writes
 
@@ -35,12 +48,14 @@ def calibrate_model(name: str, *, retraining: int = 0, out: str | Path | None = 
             f"Model '{name}' offers only its score, and a score has no constant to calibrate.",
             fix="calibrate models with an energy; `composeprob zoo` lists what they offer.",
         )
-    if factor.condition_names:
+    conditions = conditions or {}
+    if set(factor.condition_names) - set(conditions):
+        needed = " ".join(f"--given {each}=…" for each in factor.condition_names)
         raise InvalidValueError(
             f"Model '{name}' has conditions, and one normaliser for each of their values.",
-            fix="calibrate what you use: cp.calibrate(cp.load(name).given(…), key).",
+            fix=f"say which: composeprob calibrate {name} {needed}",
         )
-    found = calibrate(factor, jax.random.key(SEED))
+    found = calibrate(factor.given(**conditions), jax.random.key(SEED), num_chains=num_chains)
     assert isinstance(found, Calibrated)
-    save_calibration(found, zoo.calibration_file(weights), weights=weights)
+    save_calibration(found, zoo.calibration_file(weights, conditions), weights=weights)
     return found

@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from composeprob.cli.benchmarks import benchmarks, run_benchmark, title
-from composeprob.cli.programs import arguments, load_program
+from composeprob.cli.programs import arguments, condition, load_program
 from composeprob.cli.samplers import RULES, KernelName, LogRatioName, SamplerName, make_sampler
 from composeprob.errors import ComposeProbError, InvalidValueError
 
@@ -244,6 +244,10 @@ def train(
 def calibrate(
     model: Annotated[str, typer.Argument(help="A trained model of the zoo that has an energy.")],
     retraining: Annotated[int, typer.Option(min=0, help="Which of its trainings.")] = 0,
+    given: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=NUMBER", help="The value of a condition; once for each.")
+    ] = None,
+    chains: Annotated[int, typer.Option(min=2, help="Chains of each repeat; fewer for large models.")] = 1000,
 ) -> None:
     """Find the log-normaliser of a model at every noise level, so that weights of mixtures with it are shares.
 
@@ -254,10 +258,13 @@ def calibrate(
         composeprob calibrate ring2d
 
         composeprob calibrate ring2d-sharp --retraining 1
+
+        composeprob calibrate digits --given label=3 --chains 200
     """
     from composeprob.calibration import calibrate_model
 
-    print(calibrate_model(model, retraining=retraining))
+    conditions = dict(condition(text) for text in given or [])
+    print(calibrate_model(model, retraining=retraining, conditions=conditions, num_chains=chains))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -1,15 +1,16 @@
-"""Finding a program in a Python file, and values for its parameters."""
+"""Finding a program in a Python file, values for its parameters, and those of conditions."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from composeprob.errors import LoadError, ProgramError
+from composeprob.errors import InvalidValueError, LoadError, ProgramError
 
 if TYPE_CHECKING:
     from composeprob.language.program import Program
@@ -81,3 +82,18 @@ def arguments(program: Program, module: ModuleType) -> dict[str, Any]:
             )
         values[name] = getattr(module, name)
     return values
+
+
+def condition(text: str) -> tuple[str, Any]:
+    """``"label=3"`` as a name and a number or list.
+
+    Raises:
+        InvalidValueError: it is not of that form.
+    """
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError as error:
+        raise InvalidValueError(
+            f"--given {text} is no condition with its value.", fix="write it as --given label=3."
+        ) from error

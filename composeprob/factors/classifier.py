@@ -131,10 +131,12 @@ class Classifier(LeafFactor):
 
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
         def log_probability(point: Array) -> Array:
-            if self.time == "level":
-                t: Array = noise.index
-            else:
-                t = noise.log_snr if self.time == "log_snr" else noise.sigma / noise.alpha
-            return jax.nn.log_softmax(self.network(point, t))[conditions["label"]]
+            return jax.nn.log_softmax(self.logits(point, noise))[conditions["label"]]
 
         return jax.value_and_grad(log_probability)(x)
+
+    def logits(self, x: Array, noise: Noise) -> Array:
+        """The network's output for one event at this noise, shape (classes,)."""
+        if self.time == "level":
+            return self.network(x, noise.index)
+        return self.network(x, noise.log_snr if self.time == "log_snr" else noise.sigma / noise.alpha)

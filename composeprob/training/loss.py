@@ -1,4 +1,5 @@
-"""The denoising loss ‖ε + σ·∇log f(α·x₀ + σ·ε)‖², the same for every parameterization; and the cross-level loss."""
+"""The denoising loss ‖ε + σ·∇log f(α·x₀ + σ·ε)‖², the same for every parameterization; the cross-level loss; and the
+cross-entropy of classifiers."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.schedule import Noise
 from composeprob.training.recipe import Recipe
@@ -49,8 +51,8 @@ def draw(recipe: Recipe, key: Array, size: int) -> Batch:
     return Batch(events, epsilon, noise, other, dict(conditions))
 
 
-def losses(factor: Diffusion, batch: Batch) -> tuple[Array, Array]:
-    """Every event's denoising loss and cross-level loss, each of shape (n,).
+def losses(factor: Diffusion | Classifier, batch: Batch) -> tuple[Array, Array]:
+    """Every event's denoising loss and cross-level loss, each of shape (n,); of a classifier its cross-entropy and 0.
 
     The denoising loss is the mean over the event's elements. For a score-only form this is the error of ε̂; for the
     energy forms it matches ∇ₓE to ε, as both have −σ·∇log f in the place of ε̂. A model that predicts no noise at all
@@ -66,6 +68,9 @@ def losses(factor: Diffusion, batch: Batch) -> tuple[Array, Array]:
     def one(event: Batch) -> tuple[Array, Array]:
         x = event.noise.alpha * event.events + event.noise.sigma * event.epsilon
         log_density, score = factor.evaluate(x, event.noise, event.conditions)
+        if isinstance(factor, Classifier):
+            assert log_density is not None
+            return -log_density, jnp.zeros(())
         denoising = jnp.mean((event.epsilon + event.noise.sigma * score) ** 2)
         if event.other is None:
             return denoising, jnp.zeros(())

@@ -12,8 +12,10 @@ import numpy as np
 
 from composeprob.calibration.zoo import calibrate_model
 from composeprob.errors import LoadError
+from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
-from composeprob.training.quality import sample_quality, score_errors
+from composeprob.training.pictures import write_pictures
+from composeprob.training.quality import losses_by_log_snr, sample_quality, score_errors
 from composeprob.training.recipe import Recipe
 from composeprob.training.run import TrainingRun, train
 from composeprob.training.weights import load_weights, save_weights, weights_file
@@ -35,7 +37,8 @@ def train_model(
     """Train a model of the zoo.
 
     Writes ``weights.safetensors`` and ``metrics.json``, and brings the card's measured part up to date. A run that
-    Ctrl-C ended is written too, with the number of steps that it did. A retraining R > 0 writes
+    Ctrl-C ended is written too, with the number of steps that it did. Models whose exact distribution is unknown get
+    pictures: ``training.png``, the loss of every step, and for images ``samples.png``. A retraining R > 0 writes
     ``weights-R.safetensors`` in half precision, and adds its row to the same measurements and card. Energies without
     conditions are calibrated, see `calibrate_model`.
 
@@ -91,6 +94,8 @@ def write_model(
     else:
         save_weights(run.factor.network, folder / weights_file(0))
         measured = measure(recipe, run, reference)
+        if reference is None:
+            write_pictures(folder, run, jax.random.key(SEED + 1))
     metrics = measured | ({"retrainings": sorted(rows, key=lambda row: row["retraining"])} if rows else {})
     (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     card = own / "card.md"
@@ -112,6 +117,8 @@ def measure(recipe: Recipe, run: TrainingRun, reference: Any | None) -> dict[str
         quality["score_error"] = float(f"{np.mean([row['error'] for row in rows]):.4g}")
         quality["by_log_snr"] = rows
         quality["samples"] = sample_quality(run.factor, reference, key)
+    if recipe.held_out is not None:
+        quality["losses"] = losses_by_log_snr(recipe, run.factor, jax.random.key(SEED + 1))
     return {
         "model": run.factor.label,
         "event_shape": list(recipe.event_shape),
@@ -136,7 +143,9 @@ def measure(recipe: Recipe, run: TrainingRun, reference: Any | None) -> dict[str
     }
 
 
-def measure_retraining(run: TrainingRun, stored: Diffusion, reference: Any | None, retraining: int) -> dict[str, Any]:
+def measure_retraining(
+    run: TrainingRun, stored: Diffusion | Classifier, reference: Any | None, retraining: int
+) -> dict[str, Any]:
     """What is recorded of a retraining; ``stored`` is its factor as the zoo loads it, rounded to half precision."""
     row: dict[str, Any] = {
         "retraining": retraining,
@@ -167,8 +176,10 @@ def table(metrics: dict[str, Any]) -> str:
         f"{training['batch_size']:,} events (Adam {training['learning_rate']:g}, {training['decay']}; EMA "
         f"{training['ema']:g}); loss of the last 1,000 steps {training['final_loss']:.4f}."
     ]
-    if quality:
+    if "by_log_snr" in quality:
         lines += _quality_table(quality)
+    if "losses" in quality:
+        lines += _losses_table(quality["losses"])
     if "retrainings" in metrics:
         lines += _retrainings_table(metrics["retrainings"])
     return "\n".join(lines)
@@ -184,6 +195,18 @@ def _quality_table(quality: dict[str, Any]) -> list[str]:
         f"Mean over these log-SNR: {quality['score_error']:.2g}. With `Ancestral`, over the model's own levels: "
         + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in quality["samples"].items())
         + ".",
+    ]
+
+
+def _losses_table(rows: list[dict[str, float]]) -> list[str]:
+    """The loss by log-SNR on data trained on and held out, and a classifier's accuracy."""
+    heads = {"log_snr": "log-SNR", "loss": "loss, trained on", "held_out": "loss, held out"}
+    columns = [*heads, *(["accuracy"] if "accuracy" in rows[0] else [])]
+    return [
+        "",
+        "| " + " | ".join(heads.get(name, f"{name}, held out") for name in columns) + " |",
+        "|---:" * len(columns) + "|",
+        *("| " + " | ".join(f"{row[name]:.3g}" for name in columns) + " |" for row in rows),
     ]
 
 

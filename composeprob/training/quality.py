@@ -1,7 +1,8 @@
-"""How good a trained factor is, where the exact distribution is known."""
+"""How good a trained factor is: against the exact distribution where that is known, and on data held out."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -14,13 +15,18 @@ from jax import Array
 from composeprob.compiler.pipeline import compile
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import LeafFactor
+from composeprob.factors.classifier import Classifier
+from composeprob.factors.diffusion import Diffusion
 from composeprob.language.program import program
 from composeprob.language.statements import sample
 from composeprob.metrics.mode_weights import mode_weights, total_variation
 from composeprob.sampling.ancestral import Ancestral
 from composeprob.sampling.infer import infer
 from composeprob.schedule import Noise
+from composeprob.training.loss import Batch, draw, losses
+from composeprob.training.recipe import Data, Recipe
 
+LOSS_INTERVALS = 6
 LOG_SNR = (-12.0, -8.0, -4.0, -2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.5)
 
 
@@ -90,6 +96,61 @@ def sample_quality(factor: LeafFactor, reference: Any, key: Array, *, num: int =
         told["mode_weights_tv"] = total_variation(mode_weights(samples, centres), truth)
         told["mode_weights_tv_exact"] = total_variation(mode_weights(draws, centres), truth)
     return {name: float(f"{value:.4g}") for name, value in told.items()}
+
+
+def losses_by_log_snr(
+    recipe: Recipe, factor: Diffusion | Classifier, key: Array, *, num: int = 8000
+) -> list[dict[str, float]]:
+    """The loss on the data of training and on the data held out, in intervals of log-SNR.
+
+    Args:
+        recipe: with ``held_out``.
+        factor: trained by it.
+        key: for the draws.
+        num: events of each kind, spread evenly over the log-SNR trained on.
+
+    Returns:
+        Rows with ``log_snr`` (the interval's middle), ``loss`` and ``held_out``; of a classifier also ``accuracy``, the
+        share of noised events held out whose label it gives the greatest probability.
+    """
+    assert recipe.held_out is not None
+    edges = np.linspace(*recipe.log_snr_range(), LOSS_INTERVALS + 1)
+    columns: dict[str, np.ndarray] = {}
+    for name, data in (("loss", recipe.data), ("held_out", recipe.held_out)):
+        log_snr, loss, right = map(np.asarray, _loss_on(recipe, factor, data, key, num))
+        place = np.digitize(log_snr, edges[1:-1])
+        columns[name] = np.bincount(place, loss) / np.bincount(place)
+        if isinstance(factor, Classifier):
+            columns["accuracy"] = np.bincount(place, right) / np.bincount(place)
+    columns = {"log_snr": (edges[1:] + edges[:-1]) / 2, **columns}
+    return [{name: float(f"{column[i]:.4g}") for name, column in columns.items()} for i in range(LOSS_INTERVALS)]
+
+
+def _loss_on(
+    recipe: Recipe, factor: Diffusion | Classifier, data: Data, key: Array, num: int
+) -> tuple[Array, Array, Array]:
+    """Log-SNR of ``num`` events, their loss, and whether a classifier is right; conditions are never dropped."""
+    recipe = dataclasses.replace(recipe, data=data, condition_dropout=0.0)
+
+    @eqx.filter_jit
+    def run(factor: Diffusion | Classifier, key: Array) -> tuple[Array, Array, Array]:
+        batch = draw(recipe, key, num)
+        loss, _ = jax.lax.map(lambda one: jax.tree.map(jnp.squeeze, losses(factor, one)), _ones(batch), batch_size=64)
+        right = jnp.zeros(num)
+        if isinstance(factor, Classifier):
+            x = jax.vmap(lambda a, x, s, e: a * x + s * e)(
+                batch.noise.alpha, batch.events, batch.noise.sigma, batch.epsilon
+            )
+            best = jnp.argmax(jax.vmap(factor.logits)(x, batch.noise), axis=-1)
+            right = (best == batch.conditions["label"]).astype(float)
+        return batch.noise.log_snr, loss, right
+
+    return run(factor, key)
+
+
+def _ones(batch: Batch) -> Batch:
+    """Every event as a batch of one."""
+    return jax.tree.map(lambda a: a[:, None], batch)
 
 
 def _modes(reference: Any) -> tuple[Array, Array] | None:

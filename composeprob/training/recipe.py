@@ -13,7 +13,8 @@ import optax
 from jax import Array
 
 from composeprob.errors import InvalidValueError
-from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.classifier import Classifier
+from composeprob.factors.diffusion import Check, Diffusion
 from composeprob.factors.networks import as_network
 from composeprob.factors.parameterizations import ENERGIES
 from composeprob.schedule import Noise, Schedule
@@ -21,10 +22,12 @@ from composeprob.schedule import Noise, Schedule
 Data = Callable[[Array, int], Any]
 """``data(key, n)`` gives n events (n, *event_shape), or a pair (events, {condition: values (n, …)})."""
 
+CLASSIFIER = "classifier"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that determines a trained diffusion factor, but the random key.
+    """Everything that determines a trained factor, but the random key.
 
     Args:
         network: ``network(key)`` gives the untrained network, in any form that `Diffusion` takes.
@@ -36,10 +39,14 @@ class Recipe:
             variance preserving or exploding; None trains on the schedule's levels alone.
         focus: a range of log-SNR within ``log_snr`` where half of the events are drawn, besides the half that is spread
             over all of it: where the distribution takes shape is where there is most to learn.
-        parameterization, time: as in `Diffusion`.
+        parameterization, time: as in `Diffusion`; or parameterization ``"classifier"`` for a noise-conditioned
+            `Classifier`, whose network returns logits and whose data come with the condition ``label``, a class's index
+            for each event. Its loss is the cross-entropy −log p(label | x, λ).
         conditions: ``{name: value that means "no condition"}``, or names alone.
         condition_dropout: probability that an event's conditions are all replaced by those values, as classifier-free
             guidance needs.
+        checks: as in `Diffusion`.
+        held_out: data of the same form that are not trained on; `train_model` then measures the loss on both.
         iterations, batch_size: number of optimiser steps, and of events in each.
         microbatch: events per gradient evaluation; a batch's gradient is the average over its microbatches. Bounds
             memory, and on CPUs keeps activations in cache. By default the whole batch.
@@ -73,6 +80,8 @@ class Recipe:
     time: str = "log_snr"
     conditions: tuple[str, ...] | Mapping[str, Any] = field(default_factory=dict)
     condition_dropout: float = 0.0
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    held_out: Data | None = None
     iterations: int = 15_000
     batch_size: int = 1000
     microbatch: int | None = None
@@ -101,6 +110,8 @@ class Recipe:
                "give conditions as {name: value that means no condition}.")  # fmt: skip
         if self.cross_level:
             self._check_cross_level(part)
+        _check(self.parameterization != CLASSIFIER or not self.conditions, "a classifier has conditions",
+               "leave conditions out: its one condition is the label.")  # fmt: skip
         if self.log_snr is not None:
             low, high = self.log_snr
             _check(low < high, f"log_snr is {self.log_snr}", "give (min, max) with min < max.")
@@ -112,8 +123,10 @@ class Recipe:
         else:
             _check(self.focus is None, "focus is given without log_snr", "give the range log_snr as well.")
 
-    def factor(self, network: Any, label: str = "") -> Diffusion:
+    def factor(self, network: Any, label: str = "") -> Diffusion | Classifier:
         """The factor of this recipe with a given network."""
+        if self.parameterization == CLASSIFIER:
+            return Classifier(network, self.schedule, event_shape=self.event_shape, time=self.time, label=label)
         return Diffusion(
             network,
             self.schedule,
@@ -124,6 +137,7 @@ class Recipe:
             log_snr_range=None if self.time == "level" else self.log_snr,
             mode_depth=self.cross_level > 0,
             label=label,
+            checks=self.checks,
         )
 
     def untrained(self, key: Array) -> Any:

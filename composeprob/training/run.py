@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from composeprob.checkpoint import Checkpoints
 from composeprob.errors import WrongTypeError
+from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.training.optimise import LONGEST_CHUNK, NUM_BINS, State, bin_edges, initial, make_chunk
 from composeprob.training.recipe import Recipe
@@ -32,7 +33,7 @@ class TrainingRun:
     """What `train` returns.
 
     Attributes:
-        factor: the diffusion factor with the averaged (EMA) weights.
+        factor: the factor with the averaged (EMA) weights.
         loss: mean loss of every step done, shape (steps,).
         log_snr_edges: edges of bins of log-SNR, shape (bins + 1,).
         loss_by_log_snr: mean loss in each bin over the last tenth of the steps, or over as many as there are, shape
@@ -41,7 +42,7 @@ class TrainingRun:
         finished: False where Ctrl-C came first; a run with a checkpoint directory can then be resumed.
     """
 
-    factor: Diffusion
+    factor: Diffusion | Classifier
     loss: np.ndarray
     log_snr_edges: np.ndarray
     loss_by_log_snr: np.ndarray
@@ -69,11 +70,12 @@ def train(
     seconds_between_checkpoints: float = 60.0,
     label: str = "",
 ) -> TrainingRun:
-    """Train a diffusion factor.
+    """Train a diffusion factor, or a classifier of noised events.
 
-    Minimises the mean over events, levels and ε ~ N(0, I) of ‖ε + σ·∇log f(α·x₀ + σ·ε)‖² with Adam, and averages the
-    weights. All steps share one compilation. The result depends on the recipe and the key alone: a run that was
-    interrupted and resumed gives the same weights, bit for bit, as one that was not.
+    Minimises with Adam the mean over events, levels and ε ~ N(0, I) of ‖ε + σ·∇log f(α·x₀ + σ·ε)‖², or for a classifier
+    of −log p(label | α·x₀ + σ·ε), and averages the weights. All steps share one compilation. The result depends on the
+    recipe and the key alone: a run that was interrupted and resumed gives the same weights, bit for bit, as one that
+    was not.
 
     Args:
         recipe: what to train.

@@ -1,9 +1,11 @@
 """The recipe of scenes: its events carry the centre of one of their objects."""
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
 
+from composeprob.errors import ConditionError, InvalidValueError, ShapeError
 from composeprob.model_zoo import recipe
 from models.worlds import detector
 
@@ -22,8 +24,17 @@ def test_the_condition_is_the_centre_of_one_object(scenes_recipe):
     assert detector.placed(found, others[:, None]).mean() < 0.4
 
 
-def test_the_untrained_factor(scenes_recipe):
-    factor = scenes_recipe.factor(scenes_recipe.untrained(jax.random.key(0)), "scenes")
+def test_the_factor(scenes_recipe):
+    shapes = eqx.filter_eval_shape(scenes_recipe.untrained, jax.random.key(0))
+    factor = scenes_recipe.factor(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes), "scenes")
     assert factor.capabilities == {"score", "energy", "conservative", "exact_marginals"}
     placed = factor.given(position=(0.3, 0.4))
     assert (placed / factor).event_shape == (32, 32, 3)
+    with pytest.raises(
+        InvalidValueError, match=r"Position \(1.2, 0.5\) lies outside of the image.*\n.*0.125 and 0.875"
+    ):
+        factor.given(position=(1.2, 0.5))
+    with pytest.raises(ShapeError, match=r"a pair \(x, y\); got an array of shape \(2, 2\)"):
+        factor.given(position=[(0.2, 0.5), (0.7, 0.7)])
+    with pytest.raises(ConditionError, match="'position' of factor 'scenes' is given twice"):
+        placed.given(position=(0.5, 0.5))

@@ -1,0 +1,58 @@
+"""What a card shows of a trained model: the loss of every step, and images that it makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jax import Array
+
+from composeprob.compiler.pipeline import compile
+from composeprob.factors.diffusion import Diffusion
+from composeprob.language.program import program
+from composeprob.language.statements import sample
+from composeprob.plotting import ACCENT, FAINT, MAX_IMAGES, is_image, new_figure, plot_images, style
+from composeprob.sampling.ancestral import Ancestral
+from composeprob.sampling.infer import infer
+from composeprob.training.run import TrainingRun
+
+POINTS = 150
+"""Of the loss of all steps, averaged over as many intervals."""
+
+
+def write_pictures(folder: Path, run: TrainingRun, key: Array) -> None:
+    """Write ``training.png`` and, of a diffusion of images, ``samples.png`` by reverse diffusion of the model alone."""
+    with style():
+        figure = new_figure(4.2, 2.4)
+        ax = figure.subplots()
+        parts = np.array_split(run.loss, min(POINTS, len(run.loss)))
+        ends = np.cumsum([len(part) for part in parts])
+        ax.plot(np.arange(1, len(run.loss) + 1), run.loss, color=FAINT, linewidth=0.3)
+        ax.plot(ends, [part.mean() for part in parts], color=ACCENT, linewidth=1.2)
+        ax.set(xlabel="step", ylabel="loss", yscale="log", title="training")
+        ax.spines[["top", "right"]].set_visible(False)
+    _save(figure, folder / "training.png")
+    factor = run.factor
+    if isinstance(factor, Diffusion) and is_image(factor.event_shape) and _complete(factor):
+        drawn = infer(compile(_alone, factor), key, num_chains=MAX_IMAGES, sampler=Ancestral(), progress=False)
+        with style():
+            figure = new_figure(3.4, 3.4)
+            plot_images(figure.subplots(), drawn["x"])
+        _save(figure, folder / "samples.png")
+
+
+def _complete(factor: Diffusion) -> bool:
+    """Whether the model can be sampled without conditions."""
+    return set(factor.condition_names) <= set(factor.call_conditions())
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+@program
+def _alone(factor: Diffusion) -> Any:
+    return sample("x", factor)

@@ -1,0 +1,7 @@
+"""Handwritten digits given their class, as an energy."""
+
+from __future__ import annotations
+
+from .. import handwriting
+
+RECIPE = handwriting.images("energy_residual", iterations=6000)

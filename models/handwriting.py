@@ -1,0 +1,105 @@
+"""Models of handwritten digits: a diffusion given the class, and a classifier of noised images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+
+import composeprob as cp
+
+from .networks.film_mlp import FiLMMLP
+from .worlds import digits
+
+ANY = digits.CLASSES
+"""The label that means "no label"."""
+PIXELS = digits.SIZE**2
+SETTINGS: dict[str, Any] = {
+    "event_shape": (digits.SIZE, digits.SIZE, 1),
+    "schedule": cp.Schedule.log_snr(60, -7.0, 6.0),
+    "log_snr": (-8.0, 7.0),
+    "batch_size": 128,
+    "decay": "cosine",
+}
+"""What both share: σ is 0.05 at level 0, less than half a count of ink."""
+
+
+class LabelledImage(nnx.Module):
+    """An image from an image, given a class as a one-hot vector; `ANY` is none."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.network = FiLMMLP(PIXELS, PIXELS, vector=digits.CLASSES, rngs=rngs)
+
+    def __call__(self, x: Array, t: Array, label: Array) -> Array:
+        """The output for one image x at log-SNR t; ``label`` is from 0 to 9, or `ANY`."""
+        return self.network(x, t, jax.nn.one_hot(label, digits.CLASSES)).reshape(x.shape)
+
+
+def images(parameterization: str, **settings: Any) -> cp.training.Recipe:
+    """A model of digits given their class, or given nothing.
+
+    Args:
+        parameterization: as of `Diffusion`.
+        settings: what the recipe changes of `SETTINGS`.
+    """
+
+    def network(key: Array) -> Any:
+        return LabelledImage(rngs=nnx.Rngs(params=key))
+
+    conditions = {"conditions": {"label": ANY}, "condition_dropout": 0.15, "checks": {"label": check_label}}
+    return _recipe(network, parameterization=parameterization, **(conditions | settings))
+
+
+def check_label(label: np.ndarray) -> None:
+    """Refuse what is no class of digits.
+
+    Raises:
+        InvalidValueError: it is not one whole number from 0 to 9.
+    """
+    if label.shape != () or label.dtype.kind not in "iu" or not 0 <= label < digits.CLASSES:
+        raise cp.errors.InvalidValueError(
+            f"There is no digit {label.tolist()!r}.",
+            fix=f"pass label=0 to label={digits.CLASSES - 1}, or label={ANY} for any of them.",
+        )
+
+
+class LabelLogits(nnx.Module):
+    """Logits of the ten classes from an image."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.network = FiLMMLP(PIXELS, digits.CLASSES, blocks=2, rngs=rngs)
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        """Ten logits for one image x at log-SNR t."""
+        return self.network(x, t)
+
+
+def classifier(**settings: Any) -> cp.training.Recipe:
+    """A classifier of noised digits.
+
+    Args:
+        settings: what the recipe changes of `SETTINGS`.
+    """
+
+    def network(key: Array) -> Any:
+        return LabelLogits(rngs=nnx.Rngs(params=key))
+
+    return _recipe(network, parameterization="classifier", **settings)
+
+
+def _recipe(network: Any, **settings: Any) -> cp.training.Recipe:
+    data, held_out = _labelled(digits.draw), _labelled(digits.held_out)
+    return cp.training.Recipe(network=network, data=data, held_out=held_out, **(SETTINGS | settings))
+
+
+def _labelled(draw: Any) -> Any:
+    """Images with their class as the condition ``label``, as a recipe's data."""
+
+    def data(key: Array, n: int) -> tuple[Array, dict[str, Array]]:
+        drawn, labels = draw(key, n)
+        return drawn, {"label": labels}
+
+    return data

@@ -12,8 +12,9 @@ import numpy as np
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Evaluation, Target
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.kernels import Holding, Kernel
+from composeprob.kernels import Holding, Kernel, KernelState
 from composeprob.pytree import all_finite, where
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.reverse import reverse_step
@@ -97,28 +98,18 @@ class AnnealedMCMC(Sampler):
         assert self.moves is not None
         positions = draw_initial(run, density, level) if self.moves.noised else likely_initial(run, density, level)
         keys = level_keys(run.keys, density.num_levels + 1)
-        target = partial(density.evaluator, level=level)
-        states = jax.vmap(self.kernel.init, (0, 0, None))(keys, positions, target)
+        states = jax.vmap(self.kernel.init, (0, 0, None))(keys, positions, unevaluated(density, level))
         return dataclasses.replace(self.moves.begin(run), chains=states)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
         assert self.moves is not None
         keys = level_keys(run.keys, level)
         target = partial(density.evaluator, level=level)
-
-        def descend(key: Array, state):  # type: ignore[no-untyped-def]
-            score = state.evaluation.score
-            if self.reverse_step:
-                moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, score, density, level + 1)
-                state = dataclasses.replace(state, position=moved)
-            return self.kernel.relevel(state, target), ~all_finite(score) & self.reverse_step
-
-        states, bad = jax.lax.cond(
-            level < first_level,
-            lambda s: jax.vmap(descend)(keys, s),
-            lambda s: (s, jnp.zeros(keys.shape, bool)),
-            run.chains,
-        )
+        states, bad = run.chains, jnp.zeros(keys.shape, bool)
+        if self.reverse_step:
+            fall = partial(descend, density=density, level=level, first_level=first_level)
+            states, bad = jax.vmap(fall)(keys, states)
+        states = jax.vmap(self.kernel.relevel, (0, None))(states, target)
         run = run.counting(level, bad)
         states, log_scale, records = self.moves.run(
             keys, states, target, density.schedule, level, run.log_scale, run.records
@@ -131,6 +122,28 @@ class AnnealedMCMC(Sampler):
     def describe(self) -> str:
         reverse = ", reverse step between levels" if self.reverse_step else ""
         return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse})"
+
+
+def unevaluated(density: AnnealedDensity, level: int) -> Target:
+    """A density that is NaN everywhere, for states that `Kernel.relevel` fills in where they are used first.
+
+    So one executable, that of the levels, has the networks in it, and not a second one that only starts the chains.
+    """
+
+    def target(position: dict[str, Array]) -> Evaluation:
+        shapes = jax.eval_shape(partial(density.evaluator, level=level), position)
+        return jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), shapes)
+
+    return target
+
+
+def descend(
+    key: Array, state: KernelState, density: AnnealedDensity, level: Array, first_level: int
+) -> tuple[KernelState, Array]:
+    """One chain's reverse step from level + 1 to level, below the first one, and whether its score was not finite."""
+    score, falls = state.evaluation.score, level < first_level
+    moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, score, density, level + 1)
+    return dataclasses.replace(state, position=where(falls, moved, state.position)), falls & ~all_finite(score)
 
 
 def likely_initial(run: Run, density: AnnealedDensity, level: int) -> dict[str, Array]:
@@ -150,9 +163,10 @@ def likely_initial(run: Run, density: AnnealedDensity, level: int) -> dict[str, 
 
         def race(i: Array, best: tuple[dict[str, Array], Array]) -> tuple[dict[str, Array], Array]:
             other = draw(i)
-            return where(other[1] > best[1], other, best)
+            return where(other[1] >= best[1], other, best)
 
-        return jax.lax.fori_loop(1, STARTS, race, draw(jnp.int32(0)))[0]
+        nobody = jax.tree.map(jnp.zeros_like, density.initial(key, level)), jnp.asarray(-jnp.inf)
+        return jax.lax.fori_loop(0, STARTS, race, nobody)[0]
 
     return jax.vmap(one)(level_keys(run.keys, density.num_levels))
 

@@ -27,7 +27,7 @@ def nothing_is_compiled(monkeypatch):
     def compiled(*_):
         raise AssertionError("the driver was compiled")
 
-    for name in ("_start", "_advance", "_read"):
+    for name in ("start", "advance", "read"):
         monkeypatch.setattr(driver, name, compiled)
 
 

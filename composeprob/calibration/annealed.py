@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -15,7 +16,7 @@ from composeprob.errors import InvalidValueError
 from composeprob.kernels import HMC, Adaptive
 from composeprob.sampling.base import Run, begin
 from composeprob.sampling.resampling import log_mean_weight
-from composeprob.sampling.smc import SMC
+from composeprob.sampling.smc import SMC, first_weight
 
 STEPS_PER_LEVEL = 4
 
@@ -52,7 +53,8 @@ def _repeat(sampler: SMC, density: AnnealedDensity, key: Array, num_chains: int)
     assert value is not None
     # The sampler counts diffusion factors as normalised; here their own values tell the constant.
     drawn = jax.vmap(density.top.log_density, (0, None))(position, density.schedule.at(first).sigma)
-    weights = jnp.where(jnp.isfinite(value), value - drawn, -jnp.inf)
+    counted = jax.vmap(partial(first_weight, density=density, level=first))(run.chains)  # added at the first visit
+    weights = jnp.where(jnp.isfinite(value), value - drawn - counted, -jnp.inf)
     run = dataclasses.replace(run, log_weights=weights, log_evidence=jnp.zeros(()))
 
     def visit(run: Run, level: Array) -> tuple[Run, Array]:

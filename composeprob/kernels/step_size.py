@@ -183,14 +183,21 @@ def adapt(log_scale: Array, mean_acceptance: Array, target: Array | float, gain:
     return log_scale + gain * (mean_acceptance - target)
 
 
-def mean_acceptance(acceptance: Array) -> Array:
-    """The mean of probabilities over the N chains that lead, the same however these are spread over devices.
+def mean_acceptance(
+    acceptance: Array, total: Callable[[Array], Array] = lambda units: units, num_chains: int | None = None
+) -> Array:
+    """The mean of probabilities over the chains that lead, the same however these are spread over devices.
 
     A sum of floats depends on its order, and the order on the number of devices; a sum of integers does not. Each
     probability is rounded to 1/1024 first. Exact for up to two million chains (int32).
+
+    Args:
+        acceptance: of the chains that are here, (n, …).
+        total: adds what other devices have.
+        num_chains: N over all devices, n if left out.
     """
-    units = jnp.sum(jnp.round(acceptance * ACCEPTANCE_UNITS).astype(jnp.int32), axis=0)
-    return units.astype(jnp.result_type(float)) / (ACCEPTANCE_UNITS * acceptance.shape[0])
+    units = total(jnp.sum(jnp.round(acceptance * ACCEPTANCE_UNITS).astype(jnp.int32), axis=0))
+    return units.astype(jnp.result_type(float)) / (ACCEPTANCE_UNITS * (num_chains or acceptance.shape[0]))
 
 
 def match_precision(number: Array | float, position: Any) -> Array:

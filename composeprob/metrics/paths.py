@@ -28,7 +28,7 @@ from composeprob.sampling.annealed_mcmc import AnnealedMCMC
 from composeprob.sampling.base import REVERSE, Sampler
 from composeprob.sampling.choose import check_capabilities
 from composeprob.sampling.reverse import reverse_law, reverse_step
-from composeprob.sampling.smc import SMC, first_weight, gain_between
+from composeprob.sampling.smc import SMC, first_evidence, first_weight, gain_between
 
 
 class Path(eqx.Module):
@@ -223,8 +223,8 @@ def climb(path: Path, density: AnnealedDensity, key: Array, position: Position) 
     state, total = jax.lax.fori_loop(0, path.first + 1, level, (state, jnp.zeros(())))
     total = total + density.top.log_density(state.position, density.schedule.at(path.first).sigma)
     if path.weights is not None:
-        log_weight, log_evidence = first_weight(state.position, state.evaluation, density, path.first)
-        total = total + log_weight + start_constant(log_evidence)
+        log_evidence = start_constant(first_evidence(state, density, path.first))
+        total = total + first_weight(state, density, path.first) + log_evidence
     return jnp.where(jnp.isnan(total), -jnp.inf, total)
 
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.sampling.base import Sampler, begin
 from composeprob.sampling.choose import check_capabilities
+from composeprob.sampling.compiled import advance, start
+from composeprob.sampling.spread import AXIS, Spread, chains, everywhere
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -40,7 +43,12 @@ class Compiled(eqx.Module):
 
 
 def compile_ahead(
-    density: AnnealedDensity, sampler: Sampler, num_chains: int, devices: Sequence[Any], diagnostics: bool = True
+    density: AnnealedDensity,
+    sampler: Sampler,
+    num_chains: int,
+    devices: Sequence[Any],
+    diagnostics: bool = True,
+    chunk: int | None = None,
 ) -> Compiled:
     """Compile a run with its chains spread over ``devices``, each holding the same networks.
 
@@ -51,6 +59,7 @@ def compile_ahead(
         devices: such as ``jax.experimental.topologies.get_topology_desc(…).devices``.
         diagnostics: whether the program also gives what a `Result` says of each level: means over all chains, which
             take collectives even where the chains themselves need none.
+        chunk: chains that a device evaluates at once, as for `infer`.
 
     Raises:
         CapabilityError: the sampler needs what a factor does not offer.
@@ -58,19 +67,19 @@ def compile_ahead(
     check_capabilities(sampler, density)
     sampler = sampler.prepare(density)
     first = sampler.first_level(density)
-    mesh = Mesh(np.asarray(devices), ("chains",))
-    run = begin(jax.random.key(0), num_chains, density.num_levels)
+    mesh = Mesh(np.asarray(devices), (AXIS,))
+    spread = Spread.of(mesh, chunk, num_chains)
+    run = begin(jax.random.key(0), num_chains, density.num_levels, spread)
     arrays, static = eqx.partition((sampler, run, density), eqx.is_array)
-    spread = {id(run.keys), id(run.log_weights)}
 
     def placed(leaf: Any) -> Any:
-        axes = ("chains",) if id(leaf) in spread else ()
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+        place = NamedSharding(mesh, chains if leaf is run.keys else everywhere)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     def whole(arrays: Any) -> Any:
         sampler, run, density = eqx.combine(arrays, static)
-        run = sampler.start(run, density, first)
-        run = jax.lax.fori_loop(0, first + 1, lambda i, r: sampler.visit(r, density, first - i, first), run)
+        run = start(sampler, run, density, first)
+        run = advance(sampler, run, density, jnp.int32(0), jnp.int32(first + 1), first)
         return sampler.positions(run), run.log_weights, (run.log_evidence, run.records) if diagnostics else ()
 
     return measured(jax.jit(whole).lower(jax.tree.map(placed, arrays)).compile())

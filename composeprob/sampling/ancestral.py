@@ -76,10 +76,11 @@ class Ancestral(Sampler):
 
         moved, bad = jax.lax.cond(  # the first level is where the draws already are
             level < first_level,
-            lambda positions: jax.vmap(move)(level_keys(run.keys, level), positions),
+            lambda positions: run.spread.map(move, level_keys(run.keys, level), positions),
             lambda positions: (positions, jnp.zeros(run.keys.shape, bool)),
             run.chains,
         )
+        bad = run.spread.total(jnp.sum(bad, dtype=jnp.int32))
         return eqx.tree_at(lambda r: r.chains, run, moved).counting(level, bad)
 
     def positions(self, run: Run) -> dict[str, Array]:

@@ -98,7 +98,8 @@ class AnnealedMCMC(Sampler):
         assert self.moves is not None
         positions = draw_initial(run, density, level) if self.moves.noised else likely_initial(run, density, level)
         keys = level_keys(run.keys, density.num_levels + 1)
-        states = jax.vmap(self.kernel.init, (0, 0, None))(keys, positions, unevaluated(density, level))
+        init = partial(self.kernel.init, target=unevaluated(density, level))
+        states = run.spread.map(init, keys, positions)
         return dataclasses.replace(self.moves.begin(run), chains=states)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
@@ -108,11 +109,10 @@ class AnnealedMCMC(Sampler):
         states, bad = run.chains, jnp.zeros(keys.shape, bool)
         if self.reverse_step:
             fall = partial(descend, density=density, level=level, first_level=first_level)
-            states, bad = jax.vmap(fall)(keys, states)
-        states = jax.vmap(self.kernel.relevel, (0, None))(states, target)
-        run = run.counting(level, bad)
+            states, bad = run.spread.map(fall, keys, states)
+        states = run.spread.map(partial(self.kernel.relevel, target=target), states)
         states, log_scale, records = self.moves.run(
-            keys, states, target, density.schedule, level, run.log_scale, run.records
+            run.spread, keys, states, target, density.schedule, level, run.log_scale, run.records, bad
         )
         return dataclasses.replace(run, chains=states, log_scale=log_scale, records=records)
 
@@ -168,7 +168,7 @@ def likely_initial(run: Run, density: AnnealedDensity, level: int) -> dict[str, 
         nobody = jax.tree.map(jnp.zeros_like, density.initial(key, level)), jnp.asarray(-jnp.inf)
         return jax.lax.fori_loop(0, STARTS, race, nobody)[0]
 
-    return jax.vmap(one)(level_keys(run.keys, density.num_levels))
+    return run.spread.map(one, level_keys(run.keys, density.num_levels))
 
 
 def needs(kernel: Kernel) -> dict[str, frozenset[str]]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.sampling.spread import Spread, chains, everywhere
 
 REVERSE = 2**31 - 1
 """Folded into a level's key for the reverse step; transitions fold in their number, counted from 0."""
@@ -39,14 +40,18 @@ class Records(eqx.Module):
 class Run(eqx.Module):
     """N chains at one level: everything that the next level needs.
 
+    `Sampler.start` and `Sampler.visit` run on every device and see there the chains and keys of that device only; all
+    else is the same everywhere.
+
     Attributes:
         chains: the sampler's own state of every chain, each leaf of shape (N, …).
         keys: a random key for every chain, (N,): chain i's noise depends on nothing but its key and the level.
         shared: the key for what chains decide together (resampling).
-        log_weights: log-weights, (N,).
+        log_weights: log-weights, (N,), of all chains on every device.
         log_evidence: log of the estimated ∫π, a scalar.
         log_scale: log c of an adaptive step size, a scalar; of a kernel with B blocks (B,).
         records: what happened at each level.
+        spread: which chains are where, and how many are evaluated at once.
     """
 
     chains: Any
@@ -56,11 +61,16 @@ class Run(eqx.Module):
     log_evidence: Array
     log_scale: Array
     records: Records
+    spread: Spread = Spread()
+
+    @classmethod
+    def places(cls) -> Run:
+        """Where each part of a run is, as `jax.shard_map` wants it."""
+        return cls(chains, chains, *(everywhere,) * 6)  # type: ignore[arg-type]
 
     def counting(self, level: Array, bad: Array) -> Run:
-        """The same run with moves of the level counted as non-finite where ``bad``, (N,), says so."""
-        non_finite = self.records.non_finite.at[level].add(jnp.sum(bad, dtype=jnp.int32))
-        return eqx.tree_at(lambda run: run.records.non_finite, self, non_finite)
+        """The same run with so many moves of the level, over all chains, counted as non-finite."""
+        return eqx.tree_at(lambda run: run.records.non_finite, self, self.records.non_finite.at[level].add(bad))
 
 
 class Sampler(eqx.Module):
@@ -128,17 +138,24 @@ class Sampler(eqx.Module):
         """One line: the sampler and its settings."""
 
 
-def begin(key: Array, num_chains: int, num_levels: int) -> Run:
+def begin(key: Array, num_chains: int, num_levels: int, spread: Spread = Spread()) -> Run:  # noqa: B008 - immutable
     """A run without chains: keys, equal weights, empty records."""
     keys = jax.random.split(key, num_chains + 1)
     zero = jnp.zeros(())
-    return Run(None, keys[1:], keys[0], jnp.zeros((num_chains,)), zero, zero, Records.empty(num_levels))
+    return Run(None, keys[1:], keys[0], jnp.zeros((num_chains,)), zero, zero, Records.empty(num_levels), spread)
+
+
+def placed(run: Run, spread: Spread) -> Run:
+    """The same run, spread so."""
+    own, keys = spread.place((run.chains, run.keys), chains)
+    shared = (run.shared, run.log_weights, run.log_evidence, run.log_scale, run.records, spread)
+    return Run(own, keys, *spread.place(shared, everywhere))
 
 
 def draw_initial(run: Run, density: AnnealedDensity, level: int) -> Any:
     """Independent draws of the first level's law, one a chain."""
     keys = level_keys(run.keys, density.num_levels)
-    return jax.vmap(lambda key: density.initial(key, level))(keys)
+    return run.spread.map(lambda key: density.initial(key, level), keys)
 
 
 def level_keys(keys: Array, level: Array | int) -> Array:

@@ -12,16 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.curl import curl
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.result import Result
-from composeprob.sampling.base import Run, Sampler, begin
+from composeprob.sampling.base import Run, Sampler, begin, placed
 from composeprob.sampling.choose import check_capabilities, choose
+from composeprob.sampling.compiled import advance, read, start
 from composeprob.sampling.progress import REFRESH_SECONDS, Progress
 from composeprob.sampling.resume import Saves, blank_like, fingerprint
+from composeprob.sampling.spread import Spread, every_device, everywhere, host
 from composeprob.sampling.status import diagnose
 
 CURL = 2**31 - 2
@@ -37,6 +39,7 @@ def infer(
     num_chains: int,
     sampler: Sampler | None = None,
     mesh: Mesh | None = None,
+    chunk: int | None = None,
     progress: bool = True,
     checkpoint_dir: str | Path | None = None,
     resume: bool | None = None,
@@ -48,11 +51,14 @@ def infer(
 
     Args:
         density: from `compile`.
-        key: a typed random key, ``jax.random.key(0)``. Samples depend on it and on ``num_chains`` only
-            (spread over devices they agree up to rounding).
+        key: a typed random key, ``jax.random.key(0)``. Samples depend on it, on ``num_chains`` and on ``chunk`` only;
+            without ``chunk`` those of other numbers of devices may differ by rounding.
         num_chains: N, chains that travel together.
         sampler: how they travel; left out, chosen by what the density offers and by N, and said in ``result.reason``.
-        mesh: spread the chains over the devices of this one-axis mesh; N must be a multiple of their number.
+        mesh: spread the chains over the devices of this one-axis mesh; N must be a multiple of their number. Left out,
+            over as many of `jax.devices` as N can be spread over evenly.
+        chunk: chains that a device evaluates at once. The same samples, bit for bit, then come out on any number of
+            devices of a kind; it must divide N over their number. Left out, each device evaluates all that it has.
         progress: whether to show a progress bar.
         checkpoint_dir: a folder for checkpoints, written between levels beside the run, at most every 10 seconds, and
             at its end. A call that finds one there of the same program, sampler, key and number of chains goes on from
@@ -69,8 +75,9 @@ def infer(
         CapabilityError: the sampler needs what a factor does not offer.
         LoadError: the checkpoint belongs to another run, or is damaged.
     """
-    _check_arguments(density, key, num_chains, sampler, mesh)
+    _check_arguments(density, key, num_chains, sampler)
     _check_resume(checkpoint_dir, resume)
+    spread = Spread.of(every_device(num_chains, chunk) if mesh is None else mesh, chunk, int(num_chains))
     began = time.monotonic()
     reason = "chosen by the user"
     if sampler is None:
@@ -78,26 +85,22 @@ def infer(
     check_capabilities(sampler, density)
     sampler, num_chains = sampler.prepare(density), int(num_chains)
     first = sampler.first_level(density)
-    run = begin(key, num_chains, density.num_levels)
+    run = begin(key, num_chains, density.num_levels, Spread(chunk=spread.chunk, rounds=spread.rounds))
     saves = None if checkpoint_dir is None else _saves(checkpoint_dir, resume, sampler, run, density, key, first)
     completed, earlier = 0, 0.0
     if saves is not None and (saved := saves.run()) is not None:
         run, completed, earlier = saved
     began -= earlier
-    if mesh is not None:
-        # The compiler places what follows from the keys; jax.make_mesh's own default would ask for every placement.
-        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
-        spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-        chains, keys, log_weights = jax.device_put((run.chains, run.keys, run.log_weights), spread)
-        run = dataclasses.replace(run, chains=chains, keys=keys, log_weights=log_weights)
+    run = placed(run, spread)
+    ready = spread.place((sampler, density), everywhere)
     with Progress(first + 1, progress, type(sampler).__name__) as bar:
         try:
             if run.chains is None:
-                run = _start(sampler, run, density, first)
+                run = start(ready[0], run, ready[1], first)
             size, tick = 1, time.monotonic()
             while completed <= first:
                 before, stop = completed, min(completed + size, first + 1)
-                ahead = _advance(sampler, run, density, jnp.int32(completed), jnp.int32(stop), first)
+                ahead = advance(ready[0], run, ready[1], jnp.int32(completed), jnp.int32(stop), first)
                 # One statement: an interruption finds chains and count of levels in agreement.
                 run, completed = jax.block_until_ready(ahead), stop
                 seconds, tick = max(time.monotonic() - tick, 1e-6), time.monotonic()
@@ -111,24 +114,8 @@ def infer(
                 raise
     unsaved = None if saves is None else saves.finish(run, completed, time.monotonic() - began)
     turning = _curl(sampler, run, density, key, first + 1 - completed) if completed else {}
-    result = _result(sampler, run, density, first, completed, reason, time.monotonic() - began, turning)
+    result = _result(sampler, run, density, ready[1], first, completed, reason, time.monotonic() - began, turning)
     return result if saves is None else dataclasses.replace(result, status=result.status.saved(unsaved))
-
-
-@eqx.filter_jit
-def _start(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> Run:
-    return sampler.start(run, density, first)
-
-
-@eqx.filter_jit
-def _advance(sampler: Sampler, run: Run, density: AnnealedDensity, begin_: Array, end: Array, first: int) -> Run:
-    """Visit the levels first − begin_ … first − end + 1; the bounds are arrays: every stretch is one executable."""
-    return jax.lax.fori_loop(begin_, end, lambda i, r: sampler.visit(r, density, first - i, first), run)
-
-
-@eqx.filter_jit
-def _read(density: AnnealedDensity, positions: Any) -> dict[str, Array]:
-    return jax.vmap(density.to_samples)(positions)
 
 
 def _saves(
@@ -141,7 +128,7 @@ def _saves(
     first: int,
 ) -> Saves:
     """Open the checkpoints and read what is there; traces one level more, and compiles nothing."""
-    blank = blank_like(eqx.filter_eval_shape(_start, sampler, run, density, first))
+    blank = blank_like(eqx.filter_eval_shape(start, sampler, run, density, first))
     return Saves(directory, resume, fingerprint(density, sampler, key, first, blank), blank)
 
 
@@ -150,7 +137,7 @@ def _curl(sampler: Sampler, run: Run, density: AnnealedDensity, key: Array, leve
     for."""
     if not sampler.integrates_score:
         return {}
-    positions = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf[:LOOKED_AT])), sampler.positions(run))
+    positions = host(jax.tree.map(lambda leaf: leaf[:LOOKED_AT], sampler.positions(run)))
     try:
         return curl(density, positions, level, jax.random.fold_in(key, CURL))
     except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
@@ -166,13 +153,14 @@ def _result(
     sampler: Sampler,
     run: Run,
     density: AnnealedDensity,
+    placed_density: AnnealedDensity,
     first: int,
     completed: int,
     reason: str,
     seconds: float,
     turning: dict[str, float],
 ) -> Result:
-    samples = {name: np.asarray(value) for name, value in _read(density, sampler.positions(run)).items()}
+    samples = host(read(run.spread, placed_density, sampler.positions(run)))
     records, num_chains = run.records, run.log_weights.shape[0]
     skipped = density.num_levels - 1 - first
     status = diagnose(
@@ -223,7 +211,7 @@ def _check_resume(checkpoint_dir: Any, resume: Any) -> None:
         )
 
 
-def _check_arguments(density: Any, key: Any, num_chains: Any, sampler: Any, mesh: Mesh | None) -> None:
+def _check_arguments(density: Any, key: Any, num_chains: Any, sampler: Any) -> None:
     if not isinstance(density, AnnealedDensity):
         raise WrongTypeError(
             f"infer takes a compiled density; got {type(density).__name__}.", fix="call cp.compile(program, …) first."
@@ -242,15 +230,4 @@ def _check_arguments(density: Any, key: Any, num_chains: Any, sampler: Any, mesh
         raise WrongTypeError(
             f"sampler must be a sampler; got {type(sampler).__name__}.",
             fix="a kernel needs a driver around it: cp.AnnealedMCMC(kernel, steps_per_level=10) or cp.SMC(kernel).",
-        )
-    if mesh is not None and (not isinstance(mesh, Mesh) or len(mesh.axis_names) != 1):
-        found = f"one with the axes {mesh.axis_names}" if isinstance(mesh, Mesh) else type(mesh).__name__
-        raise WrongTypeError(
-            f"mesh must be a jax.sharding.Mesh of one axis; got {found}.",
-            fix="jax.make_mesh((jax.device_count(),), ('chains',)).",
-        )
-    if mesh is not None and num_chains % mesh.size:
-        raise InvalidValueError(
-            f"{num_chains} chains cannot be spread evenly over {mesh.size} devices.",
-            fix=f"use a multiple of {mesh.size}, such as {-(-num_chains // mesh.size) * mesh.size}.",
         )

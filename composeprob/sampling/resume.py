@@ -108,6 +108,7 @@ def fingerprint(
     data = {f"data {name!r}": digest(value) for name, value in density.observed().items()}
     return {
         "number of chains": len(blank.keys),
+        "number of chains evaluated at once": str(blank.spread.chunk),
         "random key": f"{jax.random.key_impl(key)} {np.asarray(jax.random.key_data(key)).tolist()}",
         "sampler": sampler.describe(),
         "program": formula,

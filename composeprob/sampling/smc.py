@@ -147,32 +147,31 @@ class SMC(Sampler):
         keys = level_keys(run.keys, density.num_levels + 1)
         target = partial(density.evaluator, level=level)
         if self.kernel is None:
-            states = jax.vmap(lambda x: KernelState(x, target(x)))(positions)
+            states = run.spread.map(lambda x: KernelState(x, target(x)), positions)
         else:
-            states = jax.vmap(self.kernel.init, (0, 0, None))(keys, positions, target)
-        weigh = partial(first_weight, density=density, level=level)
-        log_weights, log_evidence = jax.vmap(weigh, out_axes=(0, None))(states.position, states.evaluation)
+            states = run.spread.map(partial(self.kernel.init, target=target), keys, positions)
+        log_evidence = first_evidence(states, density, level)
         run = self.moves.begin(run) if self.moves else run
-        return dataclasses.replace(run, chains=states, log_weights=log_weights, log_evidence=log_evidence)
+        return dataclasses.replace(run, chains=states, log_evidence=log_evidence)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
-        keys = level_keys(run.keys, level)
+        spread, keys = run.spread, level_keys(run.keys, level)
         target = partial(density.evaluator, level=level)
-        states, increments = jax.lax.cond(
+        states, own = jax.lax.cond(
             level < first_level,
-            lambda s: jax.vmap(partial(self._descend, density=density, level=level))(keys, s),
-            lambda s: (s, jnp.zeros_like(run.log_weights)),
+            lambda s: spread.map(partial(self._descend, density=density, level=level), keys, s),
+            lambda s: (s, spread.map(partial(first_weight, density=density, level=first_level), s)),
             run.chains,
         )
-        run = run.counting(level, ~jnp.isfinite(increments))
+        increments = spread.gather(own)
+        run = run.counting(level, jnp.sum(~jnp.isfinite(increments), dtype=jnp.int32))
         log_weights = run.log_weights + increments
         log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
-        ess = relative_ess(log_weights)
+        ess, log_mean = spread.alone(lambda w: (relative_ess(w), log_mean_weight(w)), log_weights)
 
         def resample(states: Any) -> Any:
-            chosen = systematic(jax.random.fold_in(run.shared, level), log_weights)
-            survivors = jax.tree.map(lambda leaf: leaf[chosen], states)
-            return survivors, jnp.zeros_like(log_weights), run.log_evidence + log_mean_weight(log_weights)
+            chosen = spread.alone(partial(systematic, jax.random.fold_in(run.shared, level)), log_weights)
+            return spread.exchange(states, chosen), jnp.zeros_like(log_weights), run.log_evidence + log_mean
 
         states, log_weights, log_evidence = jax.lax.cond(
             (ess < self.resample_threshold) | (level == 0),
@@ -184,7 +183,7 @@ class SMC(Sampler):
         log_scale = run.log_scale
         if self.moves is not None:
             states, log_scale, records = self.moves.run(
-                keys, states, target, density.schedule, level, log_scale, records
+                spread, keys, states, target, density.schedule, level, log_scale, records
             )
         return dataclasses.replace(
             run,
@@ -225,21 +224,30 @@ def normalised(density: AnnealedDensity) -> bool:
     return all("normalised" in offered for *_, offered in density.described.offers)
 
 
-def first_weight(
-    position: Any, evaluation: Evaluation, density: AnnealedDensity, level: Array | int
-) -> tuple[Array, Array]:
-    """What one chain's draw from the first level's law weighs, and the log-evidence that all weights start from."""
-    sigma = density.schedule.at(level).sigma
-    log_weight, log_marginal = evaluation.log_potential, evaluation.log_marginal
+def first_weight(state: KernelState, density: AnnealedDensity, level: int) -> Array:
+    """What one chain's draw from the first level's law weighs, a scalar."""
+    evaluation, sigma = state.evaluation, density.schedule.at(level).sigma
+    log_weight = evaluation.log_potential
     assert log_weight is not None  # whatever is no noised marginal has an energy, or SMC is refused
     log_weight = log_weight if evaluation.log_exact is None else log_weight + evaluation.log_exact
-    log_evidence = density.top.log_normaliser(sigma)
-    known = normalised(density)
-    if density.top.power and log_marginal is not None and (known or not density.top.exact):
-        xs = {name: position[name] for name in density.top.power}
-        log_weight = log_weight + log_marginal - density.top.log_density(xs, sigma)
-        log_evidence = jnp.zeros_like(log_evidence) if known else log_evidence  # the weights themselves know ∫F then
-    return log_weight, log_evidence
+    if weighs_top(evaluation, density):
+        assert evaluation.log_marginal is not None
+        xs = {name: state.position[name] for name in density.top.power}
+        log_weight = log_weight + evaluation.log_marginal - density.top.log_density(xs, sigma)
+    return log_weight
+
+
+def first_evidence(states: KernelState, density: AnnealedDensity, level: int) -> Array:
+    """The log-evidence that all weights start from, a scalar; 0 where the first weights themselves know ∫F."""
+    constant = density.top.log_normaliser(density.schedule.at(level).sigma)
+    knows = weighs_top(states.evaluation, density) and normalised(density)
+    return jnp.zeros_like(constant) if knows else constant
+
+
+def weighs_top(evaluation: Evaluation, density: AnnealedDensity) -> bool:
+    """Whether the first draws are weighed by F over the law that they are drawn from, and not taken for draws of F."""
+    known = bool(density.top.power) and evaluation.log_marginal is not None
+    return known and (normalised(density) or not density.top.exact)
 
 
 def gain_between(before: Evaluation, after: Evaluation, density: AnnealedDensity, level: Array, weights: str) -> Array:

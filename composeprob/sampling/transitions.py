@@ -12,13 +12,45 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Target
-from composeprob.kernels import Adaptive, Kernel, KernelState, adapt, mean_acceptance, resolve, scaled_step
+from composeprob.kernels import Adaptive, Info, Kernel, KernelState, adapt, mean_acceptance, resolve, scaled_step
 from composeprob.kernels.scaled import in_units, target_in_units
 from composeprob.sampling.base import Records, Run
+from composeprob.sampling.spread import Spread
 from composeprob.schedule import Schedule
 
 FEW = 16
 """Number of chains at which the gain of adaptation is halved."""
+
+
+class Tally(eqx.Module):
+    """What the transitions of each chain add up to: sums over them, (n,), or (n, B) for a kernel of B blocks.
+
+    Attributes:
+        acceptance: of the acceptance probabilities.
+        error: of acceptance × quadrature error: over all transitions that is the mean over accepted moves, without
+            the noise of which were accepted.
+        non_finite: number of moves, (n,).
+    """
+
+    acceptance: Array
+    error: Array
+    non_finite: Array
+
+    def adding(self, info: Info, counted: Array) -> Tally:
+        """One chain's tally after one more transition; those not ``counted`` can only be non-finite."""
+        error = jnp.where(info.acceptance > 0, info.acceptance * info.quadrature_error, 0.0)
+        return Tally(
+            self.acceptance + jnp.where(counted, info.acceptance, 0.0),
+            self.error + jnp.where(counted, error, 0.0),
+            self.non_finite + jnp.sum(info.non_finite, dtype=jnp.int32),
+        )
+
+    def over(self, spread: Spread, count: Array | int, num_chains: int, errors: bool) -> tuple[Array, Array, Array]:
+        """Over all chains and ``count`` transitions: mean acceptance, mean error of accepted moves (0 unless there are
+        ``errors``), number of non-finite moves."""
+        acceptance = mean_acceptance(self.acceptance / count, spread.total, num_chains)
+        error = jnp.mean(spread.gather(self.error), axis=0) / count if errors else jnp.zeros_like(acceptance)
+        return acceptance, error / acceptance, spread.total(jnp.sum(self.non_finite))
 
 
 class Transitions(eqx.Module):
@@ -93,6 +125,7 @@ class Transitions(eqx.Module):
 
     def run(
         self,
+        spread: Spread,
         keys: Array,
         states: KernelState,
         target: Target,
@@ -100,52 +133,107 @@ class Transitions(eqx.Module):
         level: Array,
         log_scale: Array,
         records: Records,
+        bad: Array | None = None,
     ) -> tuple[KernelState, Array, Records]:
         """All transitions of one level.
 
         Args:
-            keys: this level's key of every chain, (N,).
+            spread: which chains these are.
+            keys: this level's key of every chain, (n,).
             states: every chain's state, evaluated under ``target``.
             target: the level's density.
             schedule, level: where we are.
             log_scale: log c as the neighbouring level left it.
             records: written at ``level``.
+            bad: whether each chain's move to this level was non-finite, (n,).
         """
-        sigma, n = schedule.at(level).sigma, keys.shape[0]
-        unit, warmup = 1.0 / sigma, self.total - self.count
-        # Noised sites live at the level's scale σ_k, static ones at a scale that does not change with the level: a step
-        # h_k ∝ σ_k^p suits both when static sites are measured in units of 1/σ_k.
-        units, back = dict.fromkeys(self.static, unit), dict.fromkeys(self.static, 1.0 / unit)
-        scaled_target = target_in_units(target, units)
+        sigma, warmup = schedule.at(level).sigma, self.total - self.count
+        units, back = self.units(sigma)
+        scaled_target, num_chains = target_in_units(target, units), keys.shape[0] * spread.devices
 
         def transition(i: Array, carry: Any) -> Any:
-            states, log_scale, acceptance, steps, non_finite, error = carry
-            step_size = self._step_size(log_scale, sigma, level)
-            own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-            states, info = jax.vmap(self.kernel.step, (0, 0, None, None))(own, states, scaled_target, step_size)
-            mean = mean_acceptance(info.acceptance)
-            counted = i >= warmup
-            log_scale = self._adapted(log_scale, mean, n, counted)
-            acceptance = acceptance + jnp.where(counted, mean, 0.0)
-            steps = steps + jnp.where(counted, step_size, 0.0)
-            # Weighted by the acceptance: the mean over accepted moves, without the noise of which were accepted.
-            errors = jnp.where(info.acceptance > 0, info.acceptance * info.quadrature_error, 0.0)
-            error = error + jnp.where(counted, jnp.mean(errors, axis=0), 0.0)
-            return states, log_scale, acceptance, steps, non_finite + jnp.sum(info.non_finite, dtype=jnp.int32), error
+            states, log_scale, tally, steps = carry
+            step_size, counted = self._step_size(log_scale, sigma, level), i >= warmup
+            states, tally, acceptance = self._move(spread, keys, i, states, scaled_target, step_size, tally, counted)
+            if any(self.adaptive):
+                mean = mean_acceptance(acceptance, spread.total, num_chains)
+                log_scale = self._adapted(log_scale, mean, num_chains, counted)
+            return states, log_scale, tally, steps + jnp.where(counted, step_size, 0.0)
 
-        zero = jnp.zeros_like(log_scale)
-        states = in_units(states, units)
-        start = (states, log_scale, zero, zero, jnp.zeros((), jnp.int32), zero)
-        states, log_scale, acceptance, steps, bad, error = jax.lax.fori_loop(0, self.total, transition, start)
-        states = in_units(states, back)
+        start = (in_units(states, units), log_scale, self.blank_tally(keys, bad), jnp.zeros_like(log_scale))
+        states, log_scale, tally, steps = jax.lax.fori_loop(0, self.total, transition, start)
+        acceptance, error, non_finite = tally.over(spread, self.count, num_chains, self.kernel.integrates_score)
         records = Records(
-            records.acceptance.at[level].set(acceptance / self.count),
+            records.acceptance.at[level].set(acceptance),
             records.step_size.at[level].set(steps / self.count),
             records.ess,
-            records.non_finite.at[level].add(bad),
-            records.quadrature_error.at[level].set(error / acceptance),
+            records.non_finite.at[level].add(non_finite),
+            records.quadrature_error.at[level].set(error),
         )
-        return states, log_scale, records
+        return in_units(states, back), log_scale, records
+
+    def units(self, sigma: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Units that static sites are measured in at a level of noise σ while its transitions last, and their inverse.
+
+        Noised sites live at the level's scale σ_k, static ones at a scale that does not change with the level: a step
+        h_k ∝ σ_k^p suits both when static sites are measured in units of 1/σ_k.
+        """
+        unit = 1.0 / sigma
+        return dict.fromkeys(self.static, unit), dict.fromkeys(self.static, 1.0 / unit)
+
+    def blank_tally(self, keys: Array, bad: Array | None = None) -> Tally:
+        """Nothing counted yet of the chains of these keys."""
+        shape = (len(keys), len(self.follows)) if self.kernel.blocks else (len(keys),)
+        zero = jnp.zeros(shape)
+        return Tally(zero, zero, jnp.zeros(keys.shape, jnp.int32) if bad is None else bad.astype(jnp.int32))
+
+    def draw(
+        self,
+        spread: Spread,
+        keys: Array,
+        states: KernelState,
+        target: Target,
+        schedule: Schedule,
+        log_scale: Array,
+        begin: Array,
+        end: Array,
+        tally: Tally,
+    ) -> tuple[KernelState, Tally]:
+        """Transitions ``begin`` to ``end`` at level 0, with the step size as that level left it.
+
+        Args:
+            spread, keys, schedule, log_scale: as for `run`, of level 0; the keys are others than that level's own.
+            states: in units (see `units`).
+            target: of level 0.
+            tally: counted on.
+        """
+        sigma = schedule.at(0).sigma
+        step_size = self._step_size(log_scale, sigma, jnp.int32(0))
+        scaled = target_in_units(target, self.units(sigma)[0])
+
+        def transition(i: Array, carry: tuple[KernelState, Tally]) -> tuple[KernelState, Tally]:
+            return self._move(spread, keys, i, carry[0], scaled, step_size, carry[1], jnp.asarray(True))[:2]
+
+        return jax.lax.fori_loop(begin, end, transition, (states, tally))
+
+    def _move(
+        self,
+        spread: Spread,
+        keys: Array,
+        i: Array,
+        states: KernelState,
+        target: Target,
+        step_size: Array,
+        tally: Tally,
+        counted: Array,
+    ) -> tuple[KernelState, Tally, Array]:
+        """Transition i of every chain, with the acceptance of each."""
+
+        def one(key: Array, state: KernelState, tally: Tally) -> tuple[KernelState, Tally, Array]:
+            state, info = self.kernel.step(jax.random.fold_in(key, i), state, target, step_size)
+            return state, tally.adding(info, counted), info.acceptance
+
+        return spread.map(one, keys, states, tally)
 
     def _step_size(self, log_scale: Array, sigma: Array, level: Array) -> Array:
         """The step size in force."""

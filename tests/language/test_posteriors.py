@@ -112,10 +112,10 @@ def test_new_data_reuse_compiled_code(density):
 
     sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), num_leapfrog=4), 8)
     cp.infer(density, jax.random.key(1), num_chains=16, sampler=sampler, progress=False)
-    before = driver._advance._cached._cache_size()  # counted here: JAX forgets executables of tests long past
+    before = driver.advance._cached._cache_size()  # counted here: JAX forgets executables of tests long past
     other = cp.compile(five_models, normal(), jnp.array(0.3))
     cp.infer(other, jax.random.key(1), num_chains=16, sampler=sampler, progress=False)
-    assert driver._advance._cached._cache_size() == before > 0
+    assert driver.advance._cached._cache_size() == before > 0
 
 
 @cp.program

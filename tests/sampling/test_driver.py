@@ -149,6 +149,6 @@ def test_ctrl_c_before_there_are_chains_is_not_swallowed(product, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(driver, "_start", stopped)
+    monkeypatch.setattr(driver, "start", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(product)

@@ -1,5 +1,7 @@
 """Every sampler on Gaussian targets whose law at level 0 is known, and what SMC estimates."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob.kernels import KernelState
 from composeprob.sampling.base import begin
+from composeprob.sampling.smc import first_weight
 from sampling_cases import SCHEDULE, N, both, moments, normal, single
 from zscores import LIMIT, assert_agrees, z_scores
 
@@ -187,7 +190,8 @@ def first_weights(density, chains=20_000):
     sampler = cp.SMC(cp.MALA()).prepare(density)
     level = density.num_levels - 1
     run = sampler.start(begin(jax.random.key(0), chains, density.num_levels), density, level)
-    return run.chains.position, np.asarray(jax.nn.softmax(run.log_weights), np.float64)
+    weights = jax.vmap(partial(first_weight, density=density, level=level))(run.chains)
+    return run.chains.position, np.asarray(jax.nn.softmax(weights), np.float64)
 
 
 @pytest.mark.slow

@@ -73,10 +73,10 @@ def scores(found):
 
 @pytest.mark.slow
 def test_few_replicates_find_a_noise_taken_for_a_third():
-    before = driver._advance._cached._cache_size()
+    before = driver.advance._cached._cache_size()
     assert_agrees(scores(ranks(16)))
     assert_disagrees(scores(ranks(16, trust=3.0)))
-    assert driver._advance._cached._cache_size() == before + 1  # data and trust are arguments: compiled once
+    assert driver.advance._cached._cache_size() == before + 1  # data and trust are arguments: compiled once
 
 
 @pytest.mark.slow

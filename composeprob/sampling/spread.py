@@ -1,0 +1,233 @@
+"""How chains are spread over devices and evaluated in chunks, so that the same numbers come out wherever they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from composeprob.errors import InvalidValueError, WrongTypeError
+
+AXIS = "chains"
+WORD = np.dtype(np.uint32)
+"""What chains travel as when devices exchange them."""
+
+
+class Spread(eqx.Module):
+    """N chains on D devices, N/D each, evaluated ``chunk`` at a time.
+
+    What is computed of single chains goes through `map`, in code that each device runs on its own chains; whatever
+    chains have in common goes through `total`, `gather` and `exchange`, which are the only collectives of a run.
+
+    The rounding of a batch depends on its size (a matrix product is blocked by it) and on what the compiler fuses it
+    with. With a ``chunk`` every batch has the same size, and a loop around it through which nothing is fused with it.
+    The loop's length is known at run time only, or the compiler would undo it where it is 1.
+
+    Attributes:
+        mesh: of one axis, `AXIS`; None for one device and nothing to spread.
+        chunk: chains in one evaluation, None for all that a device has.
+        rounds: N/(D·chunk), a scalar; None without ``chunk``.
+    """
+
+    mesh: Mesh | None = eqx.field(static=True, default=None)
+    chunk: int | None = eqx.field(static=True, default=None)
+    rounds: Array | None = None
+
+    @classmethod
+    def of(cls, mesh: Any, chunk: Any, num_chains: int) -> Spread:
+        """A checked spread of N chains.
+
+        Raises:
+            WrongTypeError, InvalidValueError: a mesh of several axes, or numbers that do not divide.
+        """
+        if mesh is not None and (not isinstance(mesh, Mesh) or len(mesh.axis_names) != 1):
+            found = f"one with the axes {mesh.axis_names}" if isinstance(mesh, Mesh) else type(mesh).__name__
+            raise WrongTypeError(
+                f"mesh must be a jax.sharding.Mesh of one axis; got {found}.",
+                fix="jax.make_mesh((jax.device_count(),), ('chains',)).",
+            )
+        if chunk is not None and (not isinstance(chunk, (int, np.integer)) or isinstance(chunk, bool) or chunk < 1):
+            raise InvalidValueError(
+                f"chunk must be a whole number ≥ 1; got {chunk!r}.",
+                fix="pass the number of chains to evaluate at once.",
+            )
+        devices = 1 if mesh is None else mesh.size
+        if num_chains % devices:
+            raise InvalidValueError(
+                f"{num_chains} chains cannot be spread evenly over {devices} devices.",
+                fix=f"use a multiple of {devices}, such as {-(-num_chains // devices) * devices}.",
+            )
+        own = num_chains // devices
+        if chunk is None:
+            return cls(None if mesh is None else plain(mesh))
+        if own % chunk:
+            raise InvalidValueError(
+                f"{own} chains on each device cannot be evaluated in chunks of {chunk}.",
+                fix=f"use a divisor of {own}, such as {max(c for c in range(1, min(chunk, own) + 1) if own % c == 0)}.",
+            )
+        return cls(None if mesh is None else plain(mesh), int(chunk), jnp.int32(own // chunk))
+
+    @property
+    def devices(self) -> int:
+        """D."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    def map(self, function: Callable[..., Any], *batch: Any) -> Any:
+        """``function`` of every chain of this device; each argument has their axis first, and so has what it returns.
+
+        What all chains share is closed over.
+        """
+        if self.chunk is None:
+            return jax.vmap(function)(*batch)
+        assert self.rounds is not None
+        size, evaluate = self.chunk, jax.vmap(function)
+        own = jax.tree.leaves(batch)[0].shape[0]
+
+        def write(whole: Any, some: Any, i: Array) -> Any:
+            put = lambda all_, part: jax.lax.dynamic_update_slice_in_dim(all_, part, i * size, 0)  # noqa: E731
+            return jax.tree.map(put, whole, some)
+
+        def turn(i: Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+            whole, last, batch_now = carry
+            return write(whole, last, i - 1), evaluate(*batch_now), _rows(batch, (i + 1) * size, size)
+
+        # What is evaluated comes from the turn before and is written in the one after: nothing is fused with it.
+        first = _rows(batch, 0, size)
+        shapes = jax.eval_shape(lambda: evaluate(*first))
+        blank = jax.tree.map(lambda leaf: _zeros(leaf, leaf.shape), shapes)
+        whole = jax.tree.map(lambda leaf: _zeros(leaf, (own, *leaf.shape[1:])), shapes)
+        whole, last, _ = jax.lax.fori_loop(0, self.rounds, turn, (whole, blank, first))
+        return write(whole, last, self.rounds - 1)
+
+    def alone(self, function: Callable[..., Any], *values: Array) -> Any:
+        """``function`` of what every device has of all chains, arrays (N, …): as in `map`, nothing is fused with it."""
+        if self.chunk is None:
+            return function(*values)
+        assert self.rounds is not None
+
+        def turn(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            now = carry[1]
+            return function(*now), _rows(now, i * now[0].shape[0], now[0].shape[0])
+
+        blank = jax.tree.map(lambda leaf: _zeros(leaf, leaf.shape), jax.eval_shape(function, *values))
+        return jax.lax.fori_loop(0, jnp.minimum(self.rounds, 1), turn, (blank, values))[0]
+
+    def total(self, counts: Array) -> Array:
+        """Σ over all devices of integers: floats would depend on the order."""
+        assert jnp.issubdtype(counts.dtype, jnp.integer)
+        return counts if self.mesh is None else jax.lax.psum(counts, AXIS)
+
+    def gather(self, values: Array) -> Array:
+        """Every chain's value on every device, (N/D, …) → (N, …)."""
+        return values if self.mesh is None else jax.lax.all_gather(values, AXIS, tiled=True)
+
+    def exchange(self, chains: Any, chosen: Array) -> Any:
+        """Put chain ``chosen[i]`` in the place of chain i, for all N of them: one collective, whatever chains hold.
+
+        Every device sees all N chains for a moment.
+        """
+        if self.mesh is None:
+            return jax.tree.map(lambda leaf: leaf[chosen], chains)
+        leaves, treedef = jax.tree.flatten(chains)
+        words = [_to_words(leaf) for leaf in leaves]
+        own = words[0].shape[0]
+        here = jax.lax.dynamic_slice_in_dim(chosen, jax.lax.axis_index(AXIS) * own, own)
+        packed = self.gather(jnp.concatenate(words, axis=1))[here]
+        ends = np.cumsum([w.shape[1] for w in words])[:-1]
+        pieces = jnp.split(packed, ends, axis=1)
+        return jax.tree.unflatten(treedef, [_from_words(p, leaf) for p, leaf in zip(pieces, leaves, strict=True)])
+
+    def place(self, tree: Any, spec: PartitionSpec) -> Any:
+        """Arrays of which every process has the whole, spread over the mesh."""
+        if self.mesh is None:
+            return tree
+        sharding = NamedSharding(self.mesh, spec)
+
+        def put(leaf: Any) -> Any:
+            if not eqx.is_array(leaf):
+                return leaf
+            if sharding.is_fully_addressable:
+                return jax.device_put(leaf, sharding)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+            whole = np.asarray(leaf)
+            return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+        return jax.tree.map(put, tree)
+
+
+everywhere, chains = PartitionSpec(), PartitionSpec(AXIS)
+"""Placements: the whole on every device; a share of the chains on each."""
+
+
+def every_device(num_chains: int, chunk: Any) -> Mesh | None:
+    """The most devices that N chains can be spread over evenly, in chunks of this size; None for one.
+
+    Where there are several processes all of their devices work, whatever N is.
+    """
+    chosen = getattr(jax.config, "jax_default_device", None)
+    devices = jax.devices() if chosen is None else [chosen]
+    if jax.process_count() > 1:
+        return Mesh(np.asarray(devices), (AXIS,))
+    unit = chunk if isinstance(chunk, int) and chunk > 0 else 1
+    number = max((d for d in range(1, len(devices) + 1) if num_chains % (d * unit) == 0), default=1)
+    return None if number == 1 else Mesh(np.asarray(devices[:number]), (AXIS,))
+
+
+def plain(mesh: Mesh) -> Mesh:
+    """The mesh's devices under the name that the samplers know."""
+    return Mesh(mesh.devices, (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def host(tree: Any) -> Any:
+    """Arrays as NumPy's, whole in every process."""
+
+    def read(leaf: Array) -> np.ndarray:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(read, tree)
+
+
+def _rows(tree: Any, start: Array | int, size: int) -> Any:
+    """Rows start … start + size − 1, cyclic; by index, as a slice of everything would be simplified away."""
+    return jax.tree.map(lambda leaf: leaf[(start + jnp.arange(size)) % leaf.shape[0]], tree)
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> Array:
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jnp.zeros(shape, leaf.dtype)
+    return jax.random.split(jax.random.key(0, impl=leaf.dtype._impl.name), shape)
+
+
+def _to_words(leaf: Array) -> Array:
+    """(n, …) as (n, words) of 32 bits."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    flat = leaf.reshape(leaf.shape[0], -1)
+    if flat.dtype.itemsize < WORD.itemsize:  # exact: every such number is a float32 or an int32
+        flat = flat.astype(jnp.float32 if jnp.issubdtype(flat.dtype, jnp.floating) else jnp.int32)
+    return jax.lax.bitcast_convert_type(flat, WORD).reshape(leaf.shape[0], -1)
+
+
+def _from_words(words: Array, like: Array) -> Array:
+    key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+    shape = jax.eval_shape(jax.random.key_data, like) if key else like
+    dtype = shape.dtype
+    if dtype.itemsize < WORD.itemsize:
+        wide = jnp.dtype(jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32)
+    else:
+        wide = dtype
+    pairs = words.reshape(len(words), -1, wide.itemsize // WORD.itemsize)
+    flat = jax.lax.bitcast_convert_type(pairs if pairs.shape[-1] > 1 else pairs[..., 0], wide)
+    values = flat.astype(dtype).reshape(shape.shape)
+    return jax.random.wrap_key_data(values, impl=jax.random.key_impl(like)) if key else values

@@ -7,6 +7,7 @@ from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, LineIntegral
 from composeprob.sampling.annealed_mcmc import AnnealedMCMC
 from composeprob.sampling.base import Sampler
+from composeprob.sampling.blocks import by_kind
 from composeprob.sampling.smc import SMC
 
 MANY_CHAINS = 256
@@ -38,10 +39,12 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
         return SMC(weights="density"), f"{num_chains} chains are enough to resample; {why}"
     if energy:
         why = f"fewer than {MANY_CHAINS} chains" if num_chains < MANY_CHAINS else "no weights can be trusted here"
-        return AnnealedMCMC(HMC(Adaptive()), 5, reverse_step=True), f"{why}: independent chains, corrected by HMC"
+        return AnnealedMCMC(
+            by_kind(lambda: HMC(Adaptive()), density), 5, reverse_step=True
+        ), f"{why}: independent chains, corrected by HMC"
     # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 for these 7 evaluations a level, 0.14 for the 6 of
     # five steps of ULA(0.1·σ²). On exact scores 0.02 and 0.10; with 2 points, or along HMC's own trajectory, over 0.15.
-    corrected = MALA(Adaptive(), log_ratio=LineIntegral(3, rule="simpson"))
+    corrected = by_kind(lambda: MALA(Adaptive(), log_ratio=LineIntegral(3, rule="simpson")), density)
     why = "a factor offers only its score: a line integral of it corrects independent chains"
     return AnnealedMCMC(corrected, 3, reverse_step=True), why
 

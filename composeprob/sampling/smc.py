@@ -20,6 +20,7 @@ from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import all_finite
 from composeprob.sampling.annealed_mcmc import adjusted, check_kernel, check_steps, named_blocks, needs
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
+from composeprob.sampling.blocks import by_kind
 from composeprob.sampling.resampling import log_mean_weight, relative_ess, systematic
 from composeprob.sampling.reverse import reverse_step
 from composeprob.sampling.transitions import Transitions
@@ -51,7 +52,8 @@ class SMC(Sampler):
     Few chains degenerate under resampling: below some hundred, independent chains (`AnnealedMCMC`) are better.
 
     Args:
-        kernel: any kernel; left out, ``MALA(Adaptive())`` where the density has an energy, else no transitions.
+        kernel: any kernel; left out, ``MALA(Adaptive())`` where the density has an energy, else no transitions. A
+            program with latents has one for the noised sites and another for the latents, in turn, as a `Gibbs`.
         steps_per_level: transitions at each level.
         weights: ``"feynman_kac"`` or ``"density"``.
         resample_threshold: resample where ESS/N falls below it, in (0, 1].
@@ -115,7 +117,7 @@ class SMC(Sampler):
     def prepare(self, density: AnnealedDensity) -> SMC:
         kernel = self.kernel
         if kernel is None and "energy" in density.capabilities:
-            kernel = MALA(Adaptive())
+            kernel = by_kind(lambda: MALA(Adaptive()), density)
         static = any(site.kind == "static" for site in density.sites.values())
         if kernel is None and static:
             raise CapabilityError(

@@ -64,6 +64,13 @@ def check_deblur(module, result):
     near(np.bincount(away.argmin(1), minlength=len(shares)) / len(away), shares, 1.5 * NOISE)
 
 
+def check_hierarchy(module, result):
+    for name, (mean, sd) in zip(("gain", "noise"), module.exact(), strict=True):
+        log = np.log(result.unweighted()[name])
+        near(log.mean(), mean, 0.3 * sd)
+        near(log.std(), sd, 0.25 * sd)
+
+
 def check_own_network(module, result):
     x = result.unweighted()["x"]
     assert np.mean(x[:, 0] > -0.05) > 0.97  # in the box

@@ -33,7 +33,7 @@ from composeprob.ir.nodes import (
 )
 from composeprob.ir.normaliser import Normaliser
 from composeprob.language.checks import check_draw
-from composeprob.language.interpret import Statement, run
+from composeprob.language.interpret import Statement, run, unwrap
 from composeprob.language.program import Program
 
 Names = list[tuple[LeafFactor, str]]
@@ -109,10 +109,7 @@ def draw(key: Array) -> Any:
 
 def describe(distribution: Any) -> str:
     """The name of a distribution, without plates and masks."""
-    inner = distribution
-    while hasattr(inner, "base_dist"):
-        inner = inner.base_dist
-    return type(inner).__name__
+    return type(unwrap(distribution)).__name__
 
 
 def _dependencies(

@@ -97,14 +97,21 @@ def test_chains_find_the_posterior(density):
 
 
 @pytest.mark.slow
-def test_smc_finds_the_posterior(density):
-    sampler = cp.SMC(cp.HMC(cp.Adaptive(), num_leapfrog=4), 3)
+@pytest.mark.parametrize(
+    "sampler",
+    [cp.SMC(cp.HMC(cp.Adaptive(), num_leapfrog=4), 3), cp.SMC(None, 3)],
+    ids=["all sites together", "noised sites and latents in turn"],
+)
+def test_smc_finds_the_posterior(density, sampler):
     runs = [
         statistics(cp.infer(density, jax.random.key(seed), num_chains=1024, sampler=sampler, progress=False))
         for seed in range(30)
     ]
     averages = {name: np.array([run[name].mean() for run in runs]) for name in EXPECTED}
     assert_agrees(z_scores(averages, EXPECTED))
+    wrong, _ = conditioned(np.array([0.0, 0.5]), np.diag([1.0, 0.8**2]), sd=1.3 * SD)
+    for policy in POLICIES:
+        assert_disagrees(z_scores(averages, {f"{policy} x": wrong[0], f"{policy} m": wrong[1]}))
 
 
 def test_new_data_reuse_compiled_code(density):

@@ -85,3 +85,25 @@ def test_the_result_says_it():
     assert result.sampler.startswith("AnnealedMCMC(HMC")
     assert "fewer than" in result.reason
     assert "fewer than" in str(result.summary())
+
+
+MIXED = {
+    "many chains": (normal([0.0, 0.0]), MANY_CHAINS, cp.MALA()),
+    "few chains": (normal([0.0, 0.0]), 12, cp.HMC()),
+    "scores only": (network("epsilon"), 12, cp.MALA(log_ratio=cp.LineIntegral(3, "simpson"))),
+}
+
+
+@pytest.mark.parametrize(("factor", "chains", "kernel"), MIXED.values(), ids=MIXED)
+def test_latents_get_a_kernel_of_their_own(factor, chains, kernel):
+    density = cp.compile(with_latent, factor)
+    sampler = choose(density, chains)[0].prepare(density)
+    assert sampler.kernel.sites == (("x",), ("scale",))
+    assert [type(part) for part in sampler.kernel.kernels] == [type(kernel)] * 2
+    assert all(isinstance(part.step_size, cp.Adaptive) for part in sampler.moves.kernel.kernels)
+    assert all(part.log_ratio == kernel.log_ratio for part in sampler.kernel.kernels)
+
+
+def test_a_kernel_that_is_named_moves_all_sites_together():
+    density = cp.compile(with_latent, normal([0.0, 0.0]))
+    assert isinstance(cp.SMC(cp.MALA()).prepare(density).kernel, cp.MALA)

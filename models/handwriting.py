@@ -49,21 +49,23 @@ def images(parameterization: str, **settings: Any) -> cp.training.Recipe:
     def network(key: Array) -> Any:
         return LabelledImage(rngs=nnx.Rngs(params=key))
 
-    conditions = {"conditions": {"label": ANY}, "condition_dropout": 0.15, "checks": {"label": check_label}}
+    conditions = {"conditions": {"label": ANY}, "condition_dropout": 0.15, "encoders": {"label": to_label}}
     return _recipe(network, parameterization=parameterization, **(conditions | settings))
 
 
-def check_label(label: np.ndarray) -> None:
-    """Refuse what is no class of digits.
+def to_label(value: Any) -> np.ndarray:
+    """A class of digits as an array.
 
     Raises:
         InvalidValueError: it is not one whole number from 0 to 9.
     """
+    label = np.asarray(value)
     if label.shape != () or label.dtype.kind not in "iu" or not 0 <= label < digits.CLASSES:
         raise cp.errors.InvalidValueError(
             f"There is no digit {label.tolist()!r}.",
             fix=f"pass label=0 to label={digits.CLASSES - 1}, or label={ANY} for any of them.",
         )
+    return label
 
 
 class LabelLogits(nnx.Module):

@@ -61,17 +61,18 @@ def position(parameterization: str, **settings: Any) -> cp.training.Recipe:
         return scenes.images, {"position": scenes.centres[jnp.arange(n), named]}
 
     chosen = SETTINGS | {"conditions": {"position": NOWHERE}, "condition_dropout": 0.2, "weight": noisy_weight}
-    chosen |= {"checks": {"position": check_position}}
+    chosen |= {"encoders": {"position": to_position}}
     return cp.training.Recipe(network=network, data=data, parameterization=parameterization, **(chosen | settings))
 
 
-def check_position(position: np.ndarray) -> None:
-    """Refuse what is no position in the image.
+def to_position(value: Any) -> np.ndarray:
+    """A position in the image as an array.
 
     Raises:
         ShapeError: it is not a pair of numbers.
         InvalidValueError: it lies outside of the image.
     """
+    position = np.asarray(value, np.float32)
     if position.shape != (2,):
         raise cp.errors.ShapeError(
             f"A position is a pair (x, y); got an array of shape {position.shape}.",
@@ -84,6 +85,7 @@ def check_position(position: np.ndarray) -> None:
             fix=f"positions are (x, y) in image widths: (0, 0) is the upper left corner, (1, 1) the lower right one. "
             f"Whole objects fit between {shapes.MARGIN:g} and {1 - shapes.MARGIN:g}.",
         )
+    return position
 
 
 def noisy_weight(log_snr: Array) -> Array:

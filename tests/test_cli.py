@@ -69,7 +69,8 @@ def refused(*arguments):
 
 def test_run_prints_and_writes(write, tmp_path):
     out = tmp_path / "out"
-    result = command("run", write(NORMAL), "--chains", 300, "--seed", 3, "--out", out)
+    own = "\nnum_chains, sampler = 300, cp.SMC(cp.MALA(0.1))\n"  # the file's settings, as the command names none
+    result = command("run", write(NORMAL + own), "--seed", 3, "--out", out)
     assert result.exit_code == 0, result.output
     for part in ("AnnealedDensity of program 'first'", "x[0]", "SMC", "evaluations", "OK", "results.json"):
         assert part in result.output
@@ -103,6 +104,11 @@ def test_run_with_kernel_and_levels(write, tmp_path):
     assert saved["y"].shape == (50, 2)
     assert saved.evaluations == 6 * (1 + 2 * 2)
     np.testing.assert_allclose(saved.log_snr, np.linspace(6, -6, 6), atol=1e-4)  # over the program's own range
+
+
+def test_a_file_of_other_meaning_is_not_taken_for_settings(write):
+    message = refused("run", write(NORMAL + "\nsampler = 3\n"))
+    assert "variable sampler, which composeprob run uses, is of type int" in message
 
 
 def test_several_programs_must_be_told_apart(write):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
+from models.worlds import digits
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAINS = 600
@@ -82,6 +83,15 @@ def check_own_energy(module, result):
     x = result.unweighted()["x"]
     near(x.prod(1).mean(), 0.1, 0.02)
     assert x.prod(1).std() < 0.06
+
+
+def check_digits(module, result):
+    assert np.mean(digits.judge(result["x"]) == 3) > 0.95  # 0.9 at scale 1
+
+
+def check_two_digits(module, result):
+    found = digits.judge(result.unweighted()["x"])
+    near(np.mean(found == 3) / np.mean((found == 3) | (found == 8)), 0.2, 0.04 + NOISE)
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}

@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from composeprob.cli.benchmarks import benchmarks, run_benchmark, title
-from composeprob.cli.programs import arguments, condition, load_program
+from composeprob.cli.programs import arguments, condition, load_program, presets
 from composeprob.cli.samplers import RULES, KernelName, LogRatioName, SamplerName, make_sampler
 from composeprob.errors import ComposeProbError, InvalidValueError
 
@@ -70,7 +70,9 @@ def run(
             "[b]ula[/b] and [b]uhmc[/b] need only scores. Without --sampler, a kernel runs as --sampler annealed."
         ),
     ] = None,
-    chains: Annotated[int, typer.Option(help="Number of chains, that is, of samples.")] = 1000,
+    chains: Annotated[
+        int | None, typer.Option(help="Number of chains, that is, of samples; left out, FILE's num_chains, or 1000.")
+    ] = None,
     steps_per_level: Annotated[int | None, typer.Option(help="Kernel steps at each noise level.")] = None,
     step_size: Annotated[
         str | None,
@@ -129,6 +131,8 @@ def run(
         def product(ring, bar):
             return cp.sample("x", ring * bar)
 
+    Variables [b]sampler[/b] and [b]num_chains[/b] of FILE are used where the options name neither sampler nor chains.
+
     [b]Examples[/b]
 
         composeprob run examples/product.py
@@ -151,6 +155,8 @@ def run(
     program, module = load_program(target)
     args = arguments(program, module)
     chosen = make_sampler(sampler, kernel, steps_per_level, step_size, num_leapfrog, damping, log_ratio, num_points)
+    own_sampler, own_chains = presets(module)
+    chosen, chains = chosen or own_sampler, own_chains if chains is None else chains
     density = api.compile(program, **args)
     if levels is not None:
         own = density.schedule.log_snr

@@ -10,10 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from composeprob.errors import InvalidValueError, LoadError, ProgramError
+from composeprob.errors import InvalidValueError, LoadError, ProgramError, WrongTypeError
 
 if TYPE_CHECKING:
     from composeprob.language.program import Program
+
+CHAINS = 1000
+"""Chains of a run where neither the command nor the file says how many."""
 
 
 def load_program(target: str) -> tuple[Program, ModuleType]:
@@ -82,6 +85,27 @@ def arguments(program: Program, module: ModuleType) -> dict[str, Any]:
             )
         values[name] = getattr(module, name)
     return values
+
+
+def presets(module: ModuleType) -> tuple[Any, int]:
+    """The module's own sampler (None leaves the choice to `infer`) and number of chains.
+
+    Raises:
+        WrongTypeError: its variable ``sampler`` or ``num_chains`` is something else.
+    """
+    from composeprob.sampling.base import Sampler
+
+    sampler, chains = getattr(module, "sampler", None), getattr(module, "num_chains", CHAINS)
+    for name, value, fits, what in (
+        ("sampler", sampler, sampler is None or isinstance(sampler, Sampler), "a sampler such as cp.SMC()"),
+        ("num_chains", chains, isinstance(chains, int), "a whole number"),
+    ):
+        if not fits:
+            raise WrongTypeError(
+                f"The file's variable {name}, which composeprob run uses, is of type {type(value).__name__}.",
+                fix=f"make it {what}, or rename it.",
+            )
+    return sampler, chains
 
 
 def condition(text: str) -> tuple[str, Any]:

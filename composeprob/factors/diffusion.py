@@ -18,8 +18,8 @@ from composeprob.factors.networks import as_network
 from composeprob.schedule import Noise, Schedule
 
 TIMES = ("level", "log_snr", "sigma")
-Check = Callable[[np.ndarray], None]
-"""Raises where a condition's value means nothing."""
+Encoder = Callable[[Any], Any]
+"""Turns what a user gives as a condition into an array, or raises where it means nothing."""
 
 
 class Diffusion(LeafFactor):
@@ -45,9 +45,9 @@ class Diffusion(LeafFactor):
         mode_depth: the energy tells the relative height of separated modes. Matching scores does not teach that; a
             cross-level loss does (``cp.training.Recipe(cross_level=…)``).
         label: the name to show; a compiled program shows the user's variable name instead where it finds one.
-        checks: ``{condition: function}``; `given` calls the function with a value that it gets, as a NumPy array, so
-            that it can refuse one that means nothing (a position outside of the image). It is not called for the value
-            that means "no condition", nor for values known only when the program runs.
+        encoders: ``{condition: function}``; `given` passes a condition's value through the function, which makes an
+            array of it (text becomes tokens) or refuses it (a position outside of the image). The value that means "no
+            condition", and values known only when the program runs, are taken as they are.
 
     Raises:
         InvalidValueError, WrongTypeError: an unknown parameterization or time, ``mode_depth`` without an energy, a
@@ -78,7 +78,7 @@ class Diffusion(LeafFactor):
     label: str = eqx.field(static=True)
     trained: tuple[float, float] | None = eqx.field(static=True)
     mode_depth: bool = eqx.field(static=True)
-    checks: tuple[tuple[str, Check], ...] = eqx.field(static=True)
+    encoders: tuple[tuple[str, Encoder], ...] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Diffusion(LeafFactor):
         log_snr_range: tuple[float, float] | None = None,
         mode_depth: bool = False,
         label: str = "",
-        checks: Mapping[str, Check] | None = None,
+        encoders: Mapping[str, Encoder] | None = None,
     ):
         known = (*parameterizations.ENERGIES, *parameterizations.SCORES)
         if parameterization not in known:
@@ -119,7 +119,7 @@ class Diffusion(LeafFactor):
         self.names = tuple(conditions)
         self.defaults = {name: as_condition(name, value) for name, value in defaults.items()}
         self.fixed = {}
-        self.checks = tuple((checks or {}).items())
+        self.encoders = tuple((encoders or {}).items())
         if set(self.names) == set(self.defaults):  # callable without further conditions: check it at once
             self.check_network()
 
@@ -146,14 +146,16 @@ class Diffusion(LeafFactor):
         return {**self.defaults, **self.fixed}
 
     def given(self, **conditions: Any) -> LeafFactor:
-        made = super().given(**conditions)
-        for name, check in self.checks:
-            value = made.fixed[name] if name in conditions else None
-            if value is None or isinstance(value, jax.core.Tracer):
-                continue
-            if name not in self.defaults or not np.array_equal(value, self.defaults[name]):
-                check(np.asarray(value))
-        return made
+        for name, encode in self.encoders:
+            if name in conditions and name not in self.fixed and not self._is_array(name, conditions[name]):
+                conditions[name] = encode(conditions[name])
+        return super().given(**conditions)
+
+    def _is_array(self, name: str, value: Any) -> bool:
+        """Whether a condition's value needs no encoding: it is traced, or means "no condition"."""
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            return True
+        return name in self.defaults and np.array_equal(np.asarray(value), np.asarray(self.defaults[name]))
 
     def _check_range(self, log_snr_range: tuple[float, float]) -> tuple[float, float]:
         low, high = (float(end) for end in log_snr_range)

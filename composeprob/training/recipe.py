@@ -14,7 +14,7 @@ from jax import Array
 
 from composeprob.errors import InvalidValueError
 from composeprob.factors.classifier import Classifier
-from composeprob.factors.diffusion import Check, Diffusion
+from composeprob.factors.diffusion import Diffusion, Encoder
 from composeprob.factors.networks import as_network
 from composeprob.factors.parameterizations import ENERGIES
 from composeprob.schedule import Noise, Schedule
@@ -45,7 +45,7 @@ class Recipe:
         conditions: ``{name: value that means "no condition"}``, or names alone.
         condition_dropout: probability that an event's conditions are all replaced by those values, as classifier-free
             guidance needs.
-        checks: as in `Diffusion`.
+        encoders: as in `Diffusion`; data give what they return.
         held_out: data of the same form that are not trained on; `train_model` then measures the loss on both.
         iterations, batch_size: number of optimiser steps, and of events in each.
         microbatch: events per gradient evaluation; a batch's gradient is the average over its microbatches. Bounds
@@ -80,7 +80,7 @@ class Recipe:
     time: str = "log_snr"
     conditions: tuple[str, ...] | Mapping[str, Any] = field(default_factory=dict)
     condition_dropout: float = 0.0
-    checks: Mapping[str, Check] = field(default_factory=dict)
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
     held_out: Data | None = None
     iterations: int = 15_000
     batch_size: int = 1000
@@ -137,7 +137,7 @@ class Recipe:
             log_snr_range=None if self.time == "level" else self.log_snr,
             mode_depth=self.cross_level > 0,
             label=label,
-            checks=self.checks,
+            encoders=self.encoders,
         )
 
     def untrained(self, key: Array) -> Any:

@@ -85,6 +85,11 @@ def judge(images: Any) -> np.ndarray:
     return _machine().predict(to_counts(images).reshape(len(images), -1))
 
 
+def decisions(images: Any) -> np.ndarray:
+    """The judge's decision value for each class, shape (n, 10): features to compare sets of images in."""
+    return _machine().decision_function(to_counts(images).reshape(len(images), -1))
+
+
 def to_counts(images: Any) -> np.ndarray:
     """Images (n, 8, 8, 1) as counts (n, 8, 8), clipped to 0 … 16."""
     return np.clip(COUNTS / 2 * (np.asarray(images)[..., 0] + 1), 0, COUNTS)

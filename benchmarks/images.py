@@ -1,0 +1,95 @@
+"""Image models: objects at several places, guidance of digits, shares of a mixture of classes.
+
+    composeprob bench images [--only TEXT] [--scenes 100] [--strength 3] [--chains 100]
+
+Cells are run one by one and kept in benchmarks/results/images.json: what is there is not run again, so that the same
+command goes on where it was stopped, and `--only "placed objects=3"` runs the cells whose names begin so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from pictures import guided, placed
+from pictures.cells import Cell, Kept, as_text
+from report import RESULTS, publish
+
+FILE = "images"
+IMAGES = Path("out") / "bench-images"
+COLUMNS = ["part", "what", "sampler", "share (95 %)", "also", "seconds"]
+JUDGED = ("MALA", "HMC")
+LEAST = {1: 0.95, 3: 0.85, 5: 0.70}
+"""Shares of scenes with all objects in their places that MALA or HMC must reach."""
+
+NOTES = """Places are those of true scenes, the same for every sampler; one chain a scene (SMC: 8 chains, one judged).
+An object counts as placed within two pixels. Digits: as many images of each of ten classes, judged by a support-vector
+machine that is right on 0.987 of real images; the Fréchet distance is in its ten decision values, and is {floor:.3g}
+between the two halves of the real images. Intervals are exact for independent trials; SMC's chains are not quite so."""
+
+
+def row(cell: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    if cell["part"] == "placed":
+        what = f"{cell['objects']} objects, w = {cell['w']:g}, {cell['form']}"
+        also = f"each {cell['each_placed']:.3f}, found {cell['found']:.2f}, {cell['scenes']} scenes"
+        seconds = f"{cell['seconds_a_scene']} a scene"
+        return ["placed", what, cell["sampler"], as_text(cell["all_placed"]), also, seconds]
+    if cell["part"] == "guided":
+        what = f"{cell['by']}, scale {cell['scale']:g}"
+        also = f"Fréchet distance {cell['distance']:.3g}, {cell['images']} images"
+        return ["guided", what, cell["sampler"], as_text(cell["recognised"]), also, f"{cell['seconds']}"]
+    what = f"share of the first of {cell['classes']} (0.2)"
+    also = f"neither {cell['neither']:.3f}, {cell['images']} images"
+    return ["mixed", what, cell["sampler"], as_text(cell["first"]), also, f"{cell['seconds']}"]
+
+
+def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
+    """What must hold, of the cells that were run."""
+    out = {}
+    at = {(c["objects"], c["sampler"], c["w"]): c for c in found if c["part"] == "placed" and c["form"] == "energy"}
+    for objects, least in LEAST.items():
+        best = [c["all_placed"]["share"] for (k, name, _), c in at.items() if k == objects and name in JUDGED]
+        if best:
+            out[f"{objects} objects: MALA or HMC places all in at least {least:g} of the scenes"] = max(best) >= least
+    for (objects, name, w), c in at.items():
+        reverse = at.get((objects, "reverse", w))
+        if name in JUDGED and reverse is not None:
+            text = f"{objects} objects, w = {w:g}: {name} is not worse than reverse diffusion beyond chance"
+            out[text] = c["all_placed"]["interval"][1] >= reverse["all_placed"]["share"]
+    guides = [c for c in found if c["part"] == "guided"]
+    for kind in dict.fromkeys(c["by"] for c in guides):
+        best = max(c["recognised"]["share"] for c in guides if c["by"] == kind)
+        out[f"digits, {kind} guidance: at least 0.95 recognised at some scale"] = best >= 0.95
+    for c in found:
+        if c["part"] == "mixed" and c["sampler"] in ("SMC", "MALA"):
+            text = f"mixture of {c['classes']}, {c['sampler']}: share within 0.04 of 0.2"
+            out[text] = abs(c["first"]["share"] - guided.SHARE) <= 0.04
+    return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="how the names of the cells to run begin; 'none' runs none")
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--strength", type=float, default=3.0)
+    parser.add_argument("--chains", type=int, default=100, help="digits of each class")
+    parser.add_argument("--again", action="store_true", help="run cells that were run before")
+    options = parser.parse_args()
+    kept = Kept(RESULTS / f"{FILE}.json", IMAGES)
+    planned: list[Cell] = [*placed.cells(options.scenes, options.strength), *guided.cells(options.chains)]
+    for cell in planned:
+        if cell.name.startswith(options.only) and (options.again or cell not in kept):
+            kept.put(cell, *cell.run())
+            print(cell.name, "  ".join(row(kept.cells[cell.name])[3:]), flush=True)
+    order = {name: i for i, name in enumerate(cell.name for cell in planned)}
+    found = [kept.cells[name] for name in sorted(kept.cells, key=lambda name: order.get(name, len(order)))]
+    details = {"cells": kept.cells}
+    notes = NOTES.format(floor=guided.floor())
+    return publish(FILE, "Image models", COLUMNS, [row(cell) for cell in found], checks(found), details, notes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

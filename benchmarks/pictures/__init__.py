@@ -1,0 +1,1 @@
+"""Image models: cells of the benchmark `images`, each run by itself."""

@@ -1,0 +1,68 @@
+"""Cells of a table that are run one by one and kept, and intervals for the shares in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run, by its name.
+
+    Attributes:
+        part: what it belongs to: ``"placed"``, ``"guided"`` or ``"mixed"``.
+        settings: what tells it from others of its part, in the order of the table's columns.
+        run: gives what was measured, ready for JSON, and some of the images.
+    """
+
+    part: str
+    settings: dict[str, Any]
+    run: Callable[[], tuple[dict[str, Any], np.ndarray]]
+
+    @property
+    def name(self) -> str:
+        return " ".join([self.part, *(f"{key}={value}" for key, value in self.settings.items())])
+
+
+class Kept:
+    """Measured cells in a JSON file, and their images beside it in a folder."""
+
+    def __init__(self, file: Path, folder: Path):
+        self.file, self.folder = file, folder
+        self.cells: dict[str, dict[str, Any]] = {}
+        if file.exists():
+            self.cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell.name in self.cells
+
+    def put(self, cell: Cell, measured: dict[str, Any], images: np.ndarray) -> None:
+        """Keep a cell; the file is whole after each."""
+        self.cells[cell.name] = {"part": cell.part, **cell.settings, **measured}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.save(self.images_of(cell.name), np.asarray(images, np.float16))
+        self.file.write_text(json.dumps({"cells": self.cells}, indent=1) + "\n", encoding="utf-8")
+
+    def images_of(self, name: str) -> Path:
+        """Where some images of a cell lie."""
+        return self.folder / ("".join(c if c.isalnum() or c in "-." else "_" for c in name) + ".npy")
+
+
+def share(successes: Any) -> dict[str, Any]:
+    """A share with its exact (Clopper–Pearson) 95 % interval, from one truth value for each independent trial."""
+    successes = np.asarray(successes, bool).ravel()
+    interval = stats.binomtest(int(successes.sum()), len(successes)).proportion_ci()
+    return {"share": float(successes.mean()), "interval": [float(interval.low), float(interval.high)]}
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """A share as text."""
+    low, high = found["interval"]
+    return f"{found['share']:.3f} ({low:.2f}–{high:.2f})"

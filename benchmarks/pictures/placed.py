@@ -1,0 +1,102 @@
+"""Part (a): are all objects where they were asked for? p(x)·Πᵢ (p(x | placeᵢ)/p(x))^w for places of true scenes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+import composeprob as cp
+from models.worlds import detector, shapes
+
+from .cells import Cell, share
+
+PLACES_KEY = 5
+MOST = 5
+SHOWN = 8
+CHAINS = {"SMC": 8}
+"""Chains of one scene where it is not one; one of them is judged, drawn by its weight."""
+LANGEVIN, LEAPFROG = 0.08, 0.2
+"""Steps in units of σ² and of σ, at which MALA and HMC accept 0.6 to 0.9 of the moves."""
+
+
+def langevin(schedule: Any) -> Any:
+    return LANGEVIN * schedule.sigma**2
+
+
+def leapfrog(schedule: Any) -> Any:
+    return LEAPFROG * schedule.sigma
+
+
+def samplers(form: str) -> dict[str, Any]:
+    """The samplers, for the energy or for the score alone."""
+    test = {} if form == "energy" else {"log_ratio": cp.LineIntegral(3, rule="simpson")}
+
+    def annealed(kernel: Any, steps: int) -> Any:
+        return cp.AnnealedMCMC(kernel, steps, reverse_step=True)
+
+    return {
+        "reverse": cp.Ancestral(),
+        "ULA": annealed(cp.ULA(langevin), 2),
+        "MALA": annealed(cp.MALA(langevin, **test), 2),
+        "U-HMC": annealed(cp.UHMC(leapfrog, 3), 1),
+        "HMC": annealed(cp.HMC(leapfrog, 3, **test), 1),
+        "SMC": cp.SMC(cp.MALA(langevin, **test)),
+    }
+
+
+@cp.program
+def scene(scenes: Any, places: Any, strength: float) -> Any:
+    asked = [(scenes.given(position=place) / scenes) ** strength for place in places]
+    return cp.sample("x", cp.product(scenes, *asked))
+
+
+def cells(scenes: int, strength: float) -> Iterator[Cell]:
+    """All cells, those with few objects first."""
+    forms = {"energy": "shapes-position", "score": "shapes-position-score"}
+    for objects in range(1, MOST + 1):
+        for form, model in forms.items():
+            if model not in cp.zoo():
+                continue
+            for name in samplers(form):
+                settings = {"objects": objects, "form": form, "sampler": name, "w": strength}
+
+                def run(objects=objects, form=form, model=model, name=name) -> Any:
+                    return measure(cp.load(model), objects, samplers(form)[name], CHAINS.get(name, 1), scenes, strength)
+
+                yield Cell("placed", settings, run)
+
+
+def measure(
+    model: Any, objects: int, sampler: Any, chains: int, scenes: int, strength: float
+) -> tuple[dict[str, Any], np.ndarray]:
+    """One cell: as many scenes, each with places of its own, the same places for every sampler."""
+    draw = jax.jit(lambda key: shapes.draw(key, scenes, fewest=objects, most=objects))
+    places = np.asarray(draw(jax.random.key(PLACES_KEY)).centres)[:, :objects]
+    images, acceptance, evaluations = [], [], 0
+    start = time.monotonic()
+    for i in range(scenes):
+        density = cp.compile(scene, model, places[i], strength)
+        result = cp.infer(density, jax.random.key(i), num_chains=chains, sampler=sampler, progress=False)
+        images.append(result.unweighted()["x"][0])
+        acceptance.append(result.acceptance)
+        evaluations = result.evaluations
+        if i == 0:
+            start = time.monotonic()  # the first scene compiles
+    seconds = (time.monotonic() - start) / max(1, scenes - 1)
+    found = detector.detect(np.stack(images))
+    near = detector.placed(found, places)
+    accepted = np.asarray(acceptance, float)
+    measured = {
+        "scenes": scenes,
+        "all_placed": share(near.all(1)),
+        "each_placed": float(near.mean()),
+        "found": float(found.count.mean()),
+        "acceptance": float(accepted[np.isfinite(accepted)].mean()) if np.isfinite(accepted).any() else None,
+        "evaluations": evaluations,
+        "seconds_a_scene": round(seconds, 2),
+    }
+    return measured, np.stack(images[:SHOWN])

@@ -12,11 +12,14 @@ from jax import Array
 
 import composeprob as cp
 
-from .networks.unet import UNet, heat_map
-from .worlds import shapes
+from .networks.text import TextEncoder
+from .networks.unet import UNet, coordinates, heat_map
+from .worlds import captions, shapes
 
 NOWHERE = (-9.0, -9.0)
 """The position that means "no position": its heat map is zero."""
+VECTOR = 128
+"""Length of the vector that stands for a caption."""
 SETTINGS: dict[str, Any] = {
     "event_shape": (shapes.SIZE, shapes.SIZE, 3),
     "schedule": cp.Schedule.log_snr(60, -7.0, 7.0),
@@ -38,6 +41,45 @@ class PositionUNet(nnx.Module):
     def __call__(self, x: Array, t: Array, position: Array) -> Array:
         """The output for one image x at log-SNR t; ``position`` is (x, y) in image widths."""
         return self.unet(x, t, spatial=heat_map(position, x.shape[:2]))
+
+
+class CaptionUNet(nnx.Module):
+    """The UNet with a vector that stands for a text, and the coordinates of its pixels.
+
+    Args:
+        encoder: from the condition ``caption`` to the vector, of length ``vector``: a `TextEncoder` of tokens, or
+            anything else that is called so, such as the identity for embeddings made elsewhere.
+    """
+
+    def __init__(self, encoder: Any, vector: int, *, rngs: nnx.Rngs):
+        self.encoder = encoder
+        self.unet = UNet(3, spatial=2, vector=vector, rngs=rngs)
+
+    def __call__(self, x: Array, t: Array, caption: Array) -> Array:
+        """The output for one image x at log-SNR t."""
+        return self.unet(x, t, spatial=coordinates(x.shape[:2]), vector=self.encoder(caption))
+
+
+def caption(parameterization: str, **settings: Any) -> cp.training.Recipe:
+    """A model of scenes given a caption that is true of one of their objects, or given nothing.
+
+    Args:
+        parameterization: as of `Diffusion`.
+        settings: what the recipe changes of `SETTINGS`.
+    """
+
+    def network(key: Array) -> Any:
+        rngs = nnx.Rngs(params=key)
+        return CaptionUNet(TextEncoder(len(captions.WORDS), captions.LENGTH, VECTOR, rngs=rngs), VECTOR, rngs=rngs)
+
+    def data(key: Array, n: int) -> tuple[Array, dict[str, Array]]:
+        scene_key, caption_key = jax.random.split(key)
+        scenes = shapes.draw(scene_key, n)
+        return scenes.images, {"caption": captions.describe(caption_key, scenes)}
+
+    chosen = SETTINGS | {"conditions": {"caption": captions.EMPTY}, "condition_dropout": 0.2, "weight": noisy_weight}
+    chosen |= {"encoders": {"caption": captions.tokens}}
+    return cp.training.Recipe(network=network, data=data, parameterization=parameterization, **(chosen | settings))
 
 
 def position(parameterization: str, **settings: Any) -> cp.training.Recipe:

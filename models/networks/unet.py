@@ -121,6 +121,12 @@ def heat_map(position: Array, shape: tuple[int, int], width: float = 0.06) -> Ar
     return jnp.exp(-squared / (2 * width**2))[..., None]
 
 
+def coordinates(shape: tuple[int, int]) -> Array:
+    """Every pixel's (x, y) from −1 to 1, shape (h, w, 2)."""
+    y, x = (2 * (jnp.arange(size) + 0.5) / size - 1 for size in shape)
+    return jnp.stack(jnp.meshgrid(x, y), axis=-1)
+
+
 def group_norm(width: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """GroupNorm over 8 groups."""
     return nnx.GroupNorm(width, num_groups=8, rngs=rngs)

@@ -1,4 +1,4 @@
-"""The recipe of scenes: its events carry the centre of one of their objects."""
+"""The recipes of scenes: events carry the centre of one of their objects, or a caption that is true of one."""
 
 import equinox as eqx
 import jax
@@ -7,7 +7,7 @@ import pytest
 
 from composeprob.errors import ConditionError, InvalidValueError, ShapeError
 from composeprob.model_zoo import recipe
-from models.worlds import detector
+from models.worlds import captions, detector
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +38,14 @@ def test_the_factor(scenes_recipe):
         factor.given(position=[(0.2, 0.5), (0.7, 0.7)])
     with pytest.raises(ConditionError, match="'position' of factor 'scenes' is given twice"):
         placed.given(position=(0.5, 0.5))
+
+
+def test_the_factor_of_captions():
+    made = recipe("shapes-caption")
+    shapes = eqx.filter_eval_shape(made.untrained, jax.random.key(0))
+    factor = made.factor(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes), "scenes")
+    red = factor.given(caption="a red circle on the left")
+    np.testing.assert_array_equal(red.fixed["caption"], captions.tokens("a red circle on the left"))
+    with pytest.raises(InvalidValueError, match="'rad' is not in the vocabulary"):
+        factor.given(caption="a rad circle")
+    np.testing.assert_array_equal(factor.call_conditions()["caption"], captions.EMPTY)

@@ -13,6 +13,7 @@ from composeprob import model_zoo as zoo
 from composeprob.errors import LoadError
 from composeprob.training import score_errors, train_model
 from composeprob.training.model import table
+from composeprob.training.quality import losses_by_log_snr
 
 MODELS = Path(__file__).parents[2] / "models"
 NAMES = sorted(path.parent.name for path in MODELS.glob("*/weights.safetensors"))
@@ -64,8 +65,12 @@ def test_every_model_loads_and_has_its_card(name):
     assert table(metrics) in card.text  # the card shows what was measured
 
 
+EXACT = [name for name in NAMES if zoo.reference(name) is not None]
+HELD_OUT = [name for name in NAMES if zoo.recipe(name).held_out is not None]
+
+
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXACT]
 )
 def test_every_model_is_as_good_as_its_card_says(name):
     factor, card = zoo.load(name), zoo.zoo(name)
@@ -76,6 +81,24 @@ def test_every_model_is_as_good_as_its_card_says(name):
     for row in rows:
         assert row["error"] < 3 * stated[row["log_snr"]] + 1e-4, row
     assert np.mean([row["error"] for row in rows]) < 1.3 * card.quality["score_error"] + 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_losses_on_data_held_out_are_those_of_the_card(name):
+    recipe, card = zoo.recipe(name), zoo.zoo(name)
+    factor, _ = zoo.uncalibrated(name)
+    for stated, row in zip(card.quality["losses"], losses_by_log_snr(recipe, factor, jax.random.key(11)), strict=True):
+        for column in ("loss", "held_out"):
+            assert row[column] == pytest.approx(stated[column], rel=0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(EXACT)))
+def test_models_without_an_exact_law_have_pictures(name):
+    card = zoo.zoo(name)
+    for picture in card.folder.glob("*.png"):
+        assert f"({picture.name})" in card.text
+    assert (card.folder / "training.png").exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,90 @@
+"""Captions: true of the scenes that they were made for, read as they were written, and words that are not known."""
+
+import jax
+import numpy as np
+import pytest
+
+from models.worlds import captions, detector, shapes
+
+WORDS = (
+    "a red circle on the left",
+    "an object in the middle",
+    "a cyan triangle",
+    "a square at the top",
+    "a red object",
+)
+
+
+@pytest.fixture(scope="module")
+def described(scenes):
+    tokens = jax.jit(captions.describe)(jax.random.key(3), shapes.Scenes(*scenes))
+    return [captions.text(row) for row in np.asarray(tokens)], np.asarray(tokens)
+
+
+def truth(scenes):
+    """The true objects in the form of what a detector finds."""
+    pad = [(0, 0), (0, 3)]
+    return detector.Found(
+        scenes.count,
+        np.pad(scenes.centres, [*pad, (0, 0)]),
+        np.pad(scenes.shapes, pad),
+        np.pad(scenes.colours, pad),
+        np.ones((len(scenes.count), 8)),
+    )
+
+
+def test_captions_are_true_and_say_what_they_mean(scenes, described):
+    texts, tokens = described
+    objects = truth(scenes)
+    holds = np.array([captions.true_of(text, jax.tree.map(lambda a, i=i: a[i : i + 1], objects))[0]
+                      for i, text in enumerate(texts)])  # fmt: skip
+    assert holds.all()
+    others = [
+        captions.true_of(text, jax.tree.map(lambda a, i=i: a[[i - 1]], objects))[0] for i, text in enumerate(texts)
+    ]
+    assert np.mean(others) < 0.6  # of another scene most are not
+    again = [captions.tokens(text) for text in texts]
+    np.testing.assert_array_equal(again, tokens)
+    said = np.array([[part is not None for part in captions.meaning(text)] for text in texts])
+    np.testing.assert_allclose(said.mean(0), 0.75, atol=4 * (0.75 * 0.25 / len(texts)) ** 0.5)
+    assert {"a red circle on the left", "an object"} & set(texts)
+
+
+def test_meanings():
+    colour, shape, place = (
+        shapes.COLOURS.index("red"),
+        shapes.SHAPES.index("circle"),
+        captions.PLACES.index("on the left"),
+    )
+    assert captions.meaning("a red circle on the left") == (colour, shape, place)
+    assert captions.meaning("An object.") == (None, None, None)
+    assert captions.meaning("a cyan triangle at the bottom")[2] == captions.PLACES.index("at the bottom")
+    for text in WORDS:
+        assert captions.text(captions.tokens(text)) == text
+
+
+def test_a_place_is_judged_by_the_object_that_is_named():
+    one = np.zeros((1, 8), int)
+    centres = np.zeros((1, 8, 2))
+    centres[0, :2] = (0.2, 0.2), (0.8, 0.8)
+    found = detector.Found(np.array([2]), centres, one, np.array([[0, 1] + [0] * 6]), one.astype(float))
+    assert captions.true_of("a red circle on the left", found)
+    assert captions.true_of("a green circle on the right", found)
+    assert not captions.true_of("a red circle on the right", found)  # a green one is there
+    assert not captions.true_of("a square", found)
+    assert not captions.true_of("an object in the middle", found)
+
+
+@pytest.mark.parametrize(
+    ("caption", "told"),
+    [
+        ("a purple circle", r"word 'purple' is not in the vocabulary.*\n.*did you mean '\w+'\?"),
+        ("a rad circle", "did you mean 'red'"),
+        ("a red circle on the left at the top", r"has 9 words; models read 6.*\n.*multiply"),
+        (3.5, "A caption is text; got float"),
+        ([1, 2], "has 6 tokens"),
+    ],
+)
+def test_captions_that_cannot_be_read(caption, told):
+    with pytest.raises((ValueError, TypeError), match=told):
+        captions.tokens(caption)

@@ -19,6 +19,8 @@ MOST = 5
 SHOWN = 8
 CHAINS = {"SMC": 8}
 """Chains of one scene where it is not one; one of them is judged, drawn by its weight."""
+STEPS = 1
+"""Kernel steps at a level, after the reverse step."""
 LANGEVIN, LEAPFROG = 0.08, 0.2
 """Steps in units of σ² and of σ, at which MALA and HMC accept 0.6 to 0.9 of the moves."""
 
@@ -35,15 +37,15 @@ def samplers(form: str) -> dict[str, Any]:
     """The samplers, for the energy or for the score alone."""
     test = {} if form == "energy" else {"log_ratio": cp.LineIntegral(3, rule="simpson")}
 
-    def annealed(kernel: Any, steps: int) -> Any:
-        return cp.AnnealedMCMC(kernel, steps, reverse_step=True)
+    def annealed(kernel: Any) -> Any:
+        return cp.AnnealedMCMC(kernel, STEPS, reverse_step=True)
 
     return {
         "reverse": cp.Ancestral(),
-        "ULA": annealed(cp.ULA(langevin), 2),
-        "MALA": annealed(cp.MALA(langevin, **test), 2),
-        "U-HMC": annealed(cp.UHMC(leapfrog, 3), 1),
-        "HMC": annealed(cp.HMC(leapfrog, 3, **test), 1),
+        "ULA": annealed(cp.ULA(langevin)),
+        "MALA": annealed(cp.MALA(langevin, **test)),
+        "U-HMC": annealed(cp.UHMC(leapfrog, 3)),
+        "HMC": annealed(cp.HMC(leapfrog, 3, **test)),
         "SMC": cp.SMC(cp.MALA(langevin, **test)),
     }
 

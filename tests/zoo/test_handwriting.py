@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
+from composeprob.calibration import calibrate_model
 from composeprob.errors import ConditionError, InvalidValueError
 from models.handwriting import ANY
 from models.worlds import digits as world
@@ -44,3 +45,27 @@ def test_guided_digits_are_recognised():
     assert accuracy(cp.guide(digits, 2.0, label=LABEL)) > 0.95
     assert accuracy(cp.condition(digits, classifier, LABEL, scale=8.0)) > 0.95
     assert accuracy(digits) < 0.25
+
+
+@cp.program
+def either(three, eight, share):
+    return cp.sample("x", cp.mixture([three, eight], weights=[share, 1 - share]))
+
+
+def test_every_label_has_its_calibration():
+    factors = [cp.load("digits", label=label) for label in range(world.CLASSES)]
+    assert all("normalised" in factor.capabilities for factor in factors)
+    assert "normalised" not in cp.load("digits").capabilities
+    density = cp.compile(either, factors[3], factors[8], 0.2)
+    assert "2 evaluations in 1 batches" in str(density)  # one network, whatever its calibrations
+    with pytest.raises(InvalidValueError, match=r"one normaliser for each .*\n.*calibrate digits --given label=…"):
+        calibrate_model("digits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_shares_of_a_mixture_of_classes(share):
+    density = cp.compile(either, cp.load("digits", label=3), cp.load("digits", label=8), share)
+    result = cp.infer(density, jax.random.key(1), num_chains=1000, progress=False)
+    found = world.judge(result.unweighted()["x"])
+    assert np.mean(found == 3) / np.mean(np.isin(found, (3, 8))) == pytest.approx(share, abs=0.05)

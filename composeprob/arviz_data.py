@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,12 @@ Dims = dict[str, Sequence[str | None]]
 
 def to_arviz(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: Any) -> arviz.InferenceData:
     """See `Result.to_arviz`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "More chains", UserWarning)  # those are no mistake of axes here
+        return _inference_data(result, dims, coords, predictive)
+
+
+def _inference_data(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: Any) -> arviz.InferenceData:
     import arviz
 
     samples, density = result.unweighted(), result.density
@@ -30,7 +37,7 @@ def to_arviz(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: 
     if data:
         assert density is not None
         pointwise = {name: np.asarray(value) for name, value in density.log_likelihood(samples).items()}
-    drawn = None if predictive is None else _one_chain(result.predictive(predictive))
+    drawn = None if predictive is None else _chains(result, result.predictive(predictive))
 
     shapes = {**{name: v.shape[1:] for name, v in samples.items()}, **{name: v.shape for name, v in data.items()}}
     named = {**_plates(result, shapes), **dims}
@@ -39,9 +46,9 @@ def to_arviz(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: 
     attributes = {**facts, "curl": str(result.curl), "status": str(result.status), "inference_library": "composeprob"}
     levels = {name: ["level"] for name in PER_LEVEL}
     whole = arviz.from_dict(
-        posterior=_one_chain(samples),
+        posterior=_chains(result, samples),
         posterior_predictive=drawn,
-        sample_stats={"log_weight": result.log_weights[None]},
+        sample_stats={"log_weight": _chains(result, {"": np.repeat(result.log_weights, result.draws or 1)})[""]},
         observed_data=data or None,
         constant_data={name: getattr(result, name) for name in PER_LEVEL},
         dims={**levels, **{name: list(axes) for name, axes in named.items()}},
@@ -50,12 +57,14 @@ def to_arviz(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: 
     )
     if pointwise:  # by itself: axes that are one event are missing here
         batch = {name: list(named.get(name, ()))[: v.ndim - 1] for name, v in pointwise.items()}
-        whole.extend(arviz.from_dict(log_likelihood=_one_chain(pointwise), dims=batch, coords=coords))
+        whole.extend(arviz.from_dict(log_likelihood=_chains(result, pointwise), dims=batch, coords=coords))
     return whole
 
 
-def _one_chain(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: value[None] for name, value in values.items()}
+def _chains(result: Result, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(chain, draw, …) of values (M, …) as `Result.unweighted` orders them."""
+    shape = (1, result.num_chains) if result.draws is None else (result.num_chains, result.draws)
+    return {name: value.reshape(*shape, *value.shape[1:]) for name, value in values.items()}
 
 
 def _plates(result: Result, shapes: dict[str, tuple[int, ...]]) -> Dims:

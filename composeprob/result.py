@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.sampling.status import Code, Status
+from composeprob.sampling.store import Store, Stored
 from composeprob.summary import COLUMNS, Summary
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ FORMAT = "composeprob.result"
 VERSION = 2
 PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite", "quadrature_error", "log_snr")
 _ARRAYS = ("log_weights", *PER_LEVEL)
-FACTS = ("log_evidence", "evaluations", "seconds", "sampler", "reason", "curl", "blocks")
+FACTS = ("log_evidence", "evaluations", "seconds", "sampler", "reason", "curl", "blocks", "draws", "thin")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -37,7 +39,8 @@ class Result:
     have shape (K, B), with a column for each of ``blocks``.
 
     Args:
-        samples: constrained values of every site and deterministic, ``{name: (N, …)}``: chains lead.
+        samples: constrained values of every site and deterministic, ``{name: (N, …)}``: chains lead, draws follow where
+            there are any.
         log_weights: log of each chain's weight, up to a constant, shape (N,). All equal except after `SMC`.
         log_evidence: estimate of log Z of the program, for samplers that give one. Where a factor's constant is
             unknown (a learned energy) it is relative to that constant.
@@ -57,12 +60,16 @@ class Result:
         curl: relative curl at level 0 of every factor that does not promise that its score is a gradient,
             ``{factor: value}`` (see `metrics.curl`); measured where a `LineIntegral` relies on it, else empty. NaN
             where JAX cannot differentiate the network.
+        draws: number of draws of each chain, None for a run that took none beside its last positions. With draws, all
+            of which weigh the same, samples have shape ``(N, draws, …)``; of a run with a ``store`` they are on disk,
+            and indexing reads what is asked for.
+        thin: transitions between two draws.
         dims: the plates along the axes of each statement's value, ``{name: (plate or None, …)}``, without N.
         blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu, sigma")``; empty elsewhere.
         density: the compiled density; None after `load`.
     """
 
-    samples: dict[str, np.ndarray]
+    samples: dict[str, Any]
     log_weights: np.ndarray
     log_evidence: float | None
     evaluations: int
@@ -79,18 +86,23 @@ class Result:
     curl: dict[str, float] = field(default_factory=dict)
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
+    draws: int | None = None
+    thin: int = 1
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the way to normalise a frozen dataclass's fields
-        put(self, "samples", {name: np.asarray(value) for name, value in self.samples.items()})
+        samples = {
+            name: value if isinstance(value, Stored) else np.asarray(value) for name, value in self.samples.items()
+        }
+        put(self, "samples", samples)
         if self.quadrature_error is None:
             put(self, "quadrature_error", np.full(np.shape(self.acceptance), np.nan))
         for name in _ARRAYS:
             put(self, name, np.asarray(getattr(self, name)))
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """The samples of one site, shape (N, …).
+    def __getitem__(self, name: str) -> Any:
+        """The samples of one site, shape (N, …), or (N, draws, …).
 
         Raises:
             InvalidValueError: the program has no site of that name.
@@ -111,16 +123,35 @@ class Result:
         shifted = np.exp(self.log_weights - np.max(self.log_weights))
         return shifted / shifted.sum()
 
+    def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """One site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).
+
+        Args:
+            name: the site.
+            most: read no more than about so many numbers: every k-th draw.
+        """
+        values, n = self[name], self.num_chains
+        if self.draws is None:
+            return np.asarray(values), self.weights
+        size = n * self.draws * math.prod(values.shape[2:])
+        step = 1 if most is None else min(max(1, -(-size // most)), self.draws)
+        some = np.asarray(values[:, ::step])
+        weights = np.repeat(self.weights, some.shape[1])
+        return some.reshape(-1, *some.shape[2:]), weights / weights.sum()
+
     def unweighted(self) -> dict[str, np.ndarray]:
-        """Samples that all count the same: those of the run where the weights are equal, else systematically
-        resampled (with offset ½, so the answer is always the same); shapes as in `samples`."""
+        """Samples that all count the same, ``{name: (M, …)}``: those of the run where the weights are equal, else
+        systematically resampled (with offset ½, so the answer is always the same). Draws of all chains are in one
+        axis."""
         weights = self.weights
         n = self.num_chains
+        if self.draws is not None:
+            return {name: self.pooled(name)[0] for name in self.samples}
         if np.allclose(weights * n, 1.0, rtol=1e-5):
-            return self.samples
+            return {name: np.asarray(value) for name, value in self.samples.items()}
         ticks = (np.arange(n) + 0.5) / n
         chosen = np.minimum(np.searchsorted(np.cumsum(weights), ticks), n - 1)
-        return {name: value[chosen] for name, value in self.samples.items()}
+        return {name: np.asarray(value)[chosen] for name, value in self.samples.items()}
 
     def summary(self) -> Summary:
         """A table of weighted means, standard deviations and quantiles, and how the run went; print it."""
@@ -167,10 +198,11 @@ class Result:
         coords: Mapping[str, Any] | None = None,
         predictive: Any = None,
     ) -> arviz.InferenceData:
-        """The samples as `arviz.InferenceData`, of shape (chain=1, draw=N, …).
+        """The samples as `arviz.InferenceData`: (chain=1, draw=N, …), or (chain=N, draw=draws, …) of a run with draws.
 
-        Chains of an annealed sampler are one draw each, independent or exchangeable, and not N long chains: ArviZ
-        therefore sees one chain of N draws, and its R-hat between chains does not apply. ArviZ knows no weights, so
+        Without draws the chains of an annealed sampler are one draw each, independent or exchangeable, and not N long
+        chains: ArviZ therefore sees one chain of N draws, and its R-hat between chains does not apply. ArviZ knows no
+        weights, so
         ``posterior`` holds the equally weighted samples of `unweighted`, and so do the groups that follow from them;
         ``sample_stats`` keeps the log-weights that the run ended with, and ``constant_data`` what is known per level.
         While the density is at hand (not after `load`), ``observed_data`` and the pointwise ``log_likelihood``, of
@@ -226,12 +258,8 @@ class Result:
         from safetensors.numpy import save
 
         path = _with_suffix(path)
-        arrays = {f"samples/{name}": value for name, value in self.samples.items()}
-        arrays |= {name: getattr(self, name) for name in _ARRAYS}
-        facts = {name: getattr(self, name) for name in FACTS}
-        facts["sites"] = list(self.samples)  # safetensors sorts by name
-        facts["dims"] = self.dims
-        facts["status"] = [(code.value, message) for code, message in self.status.findings]
+        arrays, facts = self.parts()
+        arrays = {f"samples/{name}": np.asarray(value) for name, value in self.samples.items()} | arrays
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")  # a reader never sees half a file
         # safetensors writes the buffer as it lies in memory; 0-d arrays keep their shape.
@@ -241,15 +269,26 @@ class Result:
         partial.replace(path)
         return path
 
+    def parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """All but the samples and the density, as they are written to disk: arrays, and what JSON can hold."""
+        facts: dict[str, Any] = {name: getattr(self, name) for name in FACTS}
+        facts["sites"] = list(self.samples)  # safetensors sorts by name
+        facts["dims"] = self.dims
+        facts["status"] = [(code.value, message) for code, message in self.status.findings]
+        return {name: getattr(self, name) for name in _ARRAYS}, facts
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> Result:
-        """Read what `save` wrote; ``density`` is None.
+        """Read what `save` wrote, or open the folder that was `infer`'s ``store``, whose samples stay on disk until
+        they are indexed; ``density`` is None.
 
         Raises:
-            LoadError: no such file, no safetensors file, or one that `save` did not write.
+            LoadError: no such file or folder, or one written by something else, or by a run that has not ended.
         """
         from safetensors import SafetensorError, safe_open
 
+        if Path(path).is_dir():
+            return cls._opened(Store(Path(path)))
         path = _with_suffix(path)
         if not path.is_file():
             raise LoadError(f"There is no saved result at {path}.", fix="check the path; result.save returns it.")
@@ -269,11 +308,30 @@ class Result:
                 fix="pass a file written by result.save; weights of a model are read by cp.load.",
             )
         facts: dict[str, Any] = json.loads(metadata["facts"])
+        samples = {name: arrays[f"samples/{name}"] for name in facts["sites"]}
+        return cls._of(samples, arrays, facts)
+
+    @classmethod
+    def _opened(cls, store: Store) -> Result:
+        about = store.attributes()
+        if "facts" not in about:
+            raise LoadError(
+                f"The run whose draws are in {store.path} has not ended.",
+                fix="wait for it, or run it again; with checkpoint_dir= it goes on where it was.",
+            )
+        facts = about["facts"]
+        store.open(facts["sites"])
+        samples = {name: store.stored(name, facts["draws"]) for name in facts["sites"]}
+        return cls._of(samples, store.rest(about["arrays"]), facts)
+
+    @classmethod
+    def _of(cls, samples: dict[str, Any], arrays: Mapping[str, np.ndarray], facts: dict[str, Any]) -> Result:
         status = Status(tuple((Code(code), message) for code, message in facts.pop("status")))
-        samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
+        del facts["sites"]
         facts["dims"] = {name: tuple(dims) for name, dims in facts.get("dims", {}).items()}
         facts["blocks"] = tuple(facts.get("blocks", ()))
-        return cls(samples=samples, status=status, **facts, **{name: arrays[name] for name in _ARRAYS})
+        facts |= {name: arrays[name] for name in _ARRAYS}
+        return cls(samples=samples, status=status, **facts)
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{name} {value.shape}" for name, value in self.samples.items())

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 QUANTILES = (0.05, 0.5, 0.95)
 COLUMNS = ("mean", "sd", "5%", "50%", "95%")
+MOST = 10_000_000
+"""Numbers of one site that are read: of a longer run every k-th draw."""
 MAX_ELEMENTS = 16
 """Sites with more numbers than this (images) get one row, over all their numbers together."""
 
@@ -33,8 +35,8 @@ class Summary:
     def of(cls, result: Result) -> Summary:
         """The summary of one result."""
         rows: dict[str, tuple[float, ...]] = {}
-        weights = result.weights
-        for name, values in result.samples.items():
+        for name in result.samples:
+            values, weights = result.pooled(name, MOST)
             for label, column, w in _elements(name, values, weights):
                 rows[label] = weighted_statistics(column, w)
         return cls(rows, _facts(result))
@@ -102,6 +104,8 @@ def _facts(result: Result) -> dict[str, str]:
     if result.reason:
         facts["why"] = result.reason
     facts["chains"] = f"{result.num_chains:,}, effective {1 / np.sum(result.weights**2):,.0f}"
+    if result.draws is not None:
+        facts["draws"] = f"{result.draws:,} of each chain, {result.thin} transitions apart"
     facts["levels"] = f"{num_levels}, log-SNR {result.log_snr[-1]:.3g} … {result.log_snr[0]:.3g}"
     facts["evaluations"] = f"{result.evaluations:,} of the composed density per chain"
     for name, values in (("acceptance", result.acceptance), ("step size", result.step_size), ("ESS", result.ess)):

@@ -164,6 +164,9 @@ def test_error_in_the_users_own_file_keeps_its_traceback(write):
         (["--resume"], "--resume was given, but no folder of checkpoints"),
         (["--no-resume"], "add --checkpoint-dir FOLDER"),
         (["--resume", "--checkpoint-dir", "absent"], "There is no checkpoint in"),
+        (["--thin", "3"], "no draws to thin"),
+        (["--sampler", "ancestral", "--draws", "3"], "Ancestral without a kernel cannot go on"),
+        (["--distributed"], "start it with srun"),
     ],
 )
 def test_bad_options(write, tmp_path, monkeypatch, options, words):
@@ -176,6 +179,9 @@ def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(write,
     first = command("run", write(NORMAL), *options, "--out", tmp_path / "a")
     assert first.exit_code == 0, first.output
     (tmp_path / "b").mkdir()
+    other = refused("run", write(NORMAL), *options, "--seed", 1, "--out", tmp_path / "a")
+    assert "belongs to another run" in other
+    assert "choose another --checkpoint-dir, or pass --no-resume to start again" in other
     (tmp_path / "b" / "samples.png").mkdir()  # what is to be a file cannot be written
     again = command("run", write(NORMAL), *options, "--resume", "--out", tmp_path / "b")
     assert again.exit_code == 1, again.output

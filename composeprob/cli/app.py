@@ -32,6 +32,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
+OPTIONS = {
+    "resume=False": "--no-resume",
+    "resume=True": "--resume",
+    "checkpoint_dir": "--checkpoint-dir",
+    "store=": "--store ",
+    "draws=": "--draws ",
+    "thin=": "--thin ",
+}
+"""What errors call arguments of `infer`, and what the command calls them."""
 
 
 def _clean_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -42,7 +51,8 @@ def _clean_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except ComposeProbError as error:
-            Console(stderr=True).print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
+            told = f"{type(error).__name__}: {in_options(str(error))}"
+            Console(stderr=True).print(told, style="red", markup=False, highlight=False)
             raise typer.Exit(2) from None
 
     return wrapped
@@ -119,6 +129,34 @@ def run(
             show_default=False,
         ),
     ] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="Go on at level 0 and keep so many draws of each chain.", show_default=False)
+    ] = None,
+    thin: Annotated[int, typer.Option(help="Kernel steps between two draws.")] = 1,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that the samples are streamed to in zarr format, so that memory does not grow with --draws; "
+            "in place of samples.safetensors.",
+            file_okay=False,
+        ),
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            help="Chains that a device evaluates at once: the same samples, bit for bit, on any number of devices.",
+            show_default=False,
+        ),
+    ] = None,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="Run on every device of all processes that are started with this command: found as JAX finds them "
+            "(SLURM, Kubernetes, Open MPI, TPU pods), or told by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID. The folders must be the same for all; samples go to --store, by default OUT/samples.zarr.",
+        ),
+    ] = False,
 ) -> None:
     """Sample a program that is written in a Python file.
 
@@ -142,10 +180,20 @@ def run(
         composeprob run scene.py:two_cubes --sampler smc --levels 60 --out out/cubes
 
         composeprob run scene.py --chains 100000 --checkpoint-dir out/checkpoints --resume
+
+        composeprob run scene.py --draws 10000 --thin 10 --store out/draws.zarr
+
+        srun composeprob run scene.py --distributed --chains 100000 --chunk 250
     """
     import jax
 
     from composeprob import api
+    from composeprob.cli.hardware import join
+
+    if distributed:
+        join()  # before anything looks for devices
+        store = store or out / "samples.zarr"
+    leads = jax.process_index() == 0 if distributed else True
 
     if resume is not None and checkpoint_dir is None:
         raise InvalidValueError(
@@ -162,14 +210,28 @@ def run(
         own = density.schedule.log_snr
         schedule = api.Schedule.log_snr(levels, min=float(own[-1]), max=float(own[0]))
         density = api.compile(program, **args, schedule=schedule)
-    print(density)
-    key = jax.random.key(seed)
-    result = api.infer(density, key, num_chains=chains, sampler=chosen, checkpoint_dir=checkpoint_dir, resume=resume)
+    if leads:
+        print(density)
+    result = api.infer(
+        density,
+        jax.random.key(seed),
+        num_chains=chains,
+        sampler=chosen,
+        chunk=chunk,
+        progress=leads,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
+        draws=draws,
+        thin=thin,
+        store=store,
+    )
+    if not leads:
+        return
     summary = str(result.summary())
     print(f"\n{summary}\n")
     about = {"program": program.name, "file": target.rpartition(":")[0] or target, "seed": seed}
     try:
-        written = write(result, out, about)
+        written = write(result, out, about, store)
     except OSError as error:  # a full disk loses no samples
         spare = result.save(Path(tempfile.mkdtemp(prefix="composeprob-")) / "samples.safetensors")
         Console(stderr=True).print(f"{out} cannot be written: {error}. The samples are in {spare}.", style="red")
@@ -347,12 +409,20 @@ def devices(
     console.print(hardware.ahead(compile_for, target, chains_per_chip, chosen, diagnostics))
 
 
-def write(result: Result, folder: Path, about: dict[str, Any]) -> list[Path]:
-    """Write samples, picture, summary and numbers of a result into ``folder``; returns what was written."""
+def in_options(text: str) -> str:
+    """An error's text with the arguments of `infer` that it names as options of the command."""
+    for argument, option in OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
+
+
+def write(result: Result, folder: Path, about: dict[str, Any], store: Path | None = None) -> list[Path]:
+    """Write samples (unless they are in a ``store``), picture, summary and numbers of a result into ``folder``; returns
+    what was written."""
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    samples, picture = result.save(folder / "samples.safetensors"), folder / "samples.png"
+    samples, picture = store or result.save(folder / "samples.safetensors"), folder / "samples.png"
     figure = result.plot()
     figure.savefig(picture, dpi=150)
     plt.close(figure)

@@ -48,6 +48,25 @@ def here() -> Table:
     return table
 
 
+def join() -> None:
+    """Make the devices of every process of this run one another's, as JAX finds them or the environment says.
+
+    Raises:
+        InvalidValueError: no other processes are found, or they cannot be reached.
+    """
+    import jax
+
+    told = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+    try:
+        jax.distributed.initialize(**{name: int(value) for name, value in told.items() if value})  # type: ignore[arg-type]
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InvalidValueError(
+            f"--distributed was given, but JAX cannot join other processes: {str(error).splitlines()[0]}",
+            fix="start it with srun, mpirun or on every host of a pod; or set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
+            "JAX_NUM_PROCESSES and, in each process, JAX_PROCESS_ID=0, 1, ….",
+        ) from error
+
+
 def main_memory() -> int | None:
     """Bytes of main memory, None where the system does not say."""
     try:

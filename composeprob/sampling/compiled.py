@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.sampling.base import Run, Sampler
+from composeprob.sampling.base import Run, Sampler, level_keys
 from composeprob.sampling.spread import Spread, chains, everywhere
 
 
@@ -36,6 +39,53 @@ def advance(sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, 
 
 
 @eqx.filter_jit
+def draw(
+    sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, end: Array, thin: Array, most: int
+) -> tuple[Run, dict[str, Array]]:
+    """Go on at level 0: ``thin`` transitions of the kernel for each of the draws ``begin`` … ``end`` − 1.
+
+    Step sizes no longer change once they have settled, so that these transitions leave π_0 invariant.
+
+    Args:
+        sampler: prepared, with a kernel.
+        run: at level 0.
+        density: the same everywhere.
+        begin, end, thin: numbers at run time.
+        most: room for so many draws.
+
+    Returns:
+        The run, and ``{name: (N, most, …)}``, of which the first ``end`` − ``begin`` draws count.
+    """
+
+    def own(
+        sampler: Any, run: Run, density: AnnealedDensity, begin: Array, end: Array, thin: Array
+    ) -> tuple[Run, dict[str, Array]]:
+        moves, spread = sampler.moves, run.spread
+        keys = level_keys(run.keys, density.num_levels + 2)  # after those of the first draws and states
+        target = partial(density.evaluator, level=0)
+
+        def values(states: Any) -> dict[str, Array]:
+            return spread.map(lambda state: density.to_samples(state.position), states)
+
+        def one(i: Array, carry: Any) -> Any:
+            states, log_scale, records, kept = carry
+            states, log_scale, tally = moves.draw(spread, keys, states, target, density.schedule, log_scale, i, thin)
+            records = moves.recorded(spread, records, density.schedule, log_scale, tally, i * thin, thin)
+            put = lambda all_, new: all_.at[:, i - begin].set(new)  # noqa: E731
+            return states, log_scale, records, jax.tree.map(put, kept, values(states))
+
+        shapes = jax.eval_shape(values, run.chains)
+        blank = {name: jnp.zeros((s.shape[0], most, *s.shape[1:]), s.dtype) for name, s in shapes.items()}
+        start = (run.chains, run.log_scale, run.records, blank)
+        states, log_scale, records, kept = jax.lax.fori_loop(begin, end, one, start)
+        return dataclasses.replace(run, chains=states, log_scale=log_scale, records=records), kept
+
+    arguments = (sampler, run, density, begin, end, thin)
+    places = (everywhere, Run.places(), *(everywhere,) * 4)
+    return on_devices(run.spread, own, arguments, places, (Run.places(), chains))
+
+
+@eqx.filter_jit
 def read(spread: Spread, density: AnnealedDensity, positions: Any) -> dict[str, Array]:
     """What positions mean to the program's author, ``{name: (N, …)}``."""
 
@@ -43,6 +93,13 @@ def read(spread: Spread, density: AnnealedDensity, positions: Any) -> dict[str, 
         return spread.map(density.to_samples, positions)
 
     return on_devices(spread, own, (spread, density, positions), (everywhere, everywhere, chains), chains)
+
+
+def sample_shapes(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every site's samples, all chains together; compiles nothing."""
+    alone = dataclasses.replace(run, spread=Spread())
+    started = alone if run.chains is not None else eqx.filter_eval_shape(start, sampler, alone, density, first)
+    return jax.eval_shape(lambda x: jax.vmap(density.to_samples)(x), sampler.positions(started))
 
 
 def on_devices(

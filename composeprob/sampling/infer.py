@@ -20,14 +20,17 @@ from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.result import Result
 from composeprob.sampling.base import Run, Sampler, begin, placed
 from composeprob.sampling.choose import check_capabilities, choose
-from composeprob.sampling.compiled import advance, read, start
+from composeprob.sampling.compiled import advance, read, sample_shapes, start
 from composeprob.sampling.progress import REFRESH_SECONDS, Progress
 from composeprob.sampling.resume import Saves, blank_like, fingerprint
-from composeprob.sampling.spread import Spread, every_device, everywhere, host
+from composeprob.sampling.spread import Spread, agreed, every_device, everywhere, host
 from composeprob.sampling.status import diagnose
+from composeprob.sampling.stream import Kept, NotKept, check_draws, stream
 
 CURL = 2**31 - 2
 """Folded into the run's key for the directions along which curl is measured."""
+DRAWS = "draws.zarr"
+"""In a folder of checkpoints: the draws of a run without a store of its own."""
 LOOKED_AT = 64
 """Chains at whose positions curl is measured."""
 
@@ -43,6 +46,9 @@ def infer(
     progress: bool = True,
     checkpoint_dir: str | Path | None = None,
     resume: bool | None = None,
+    draws: int | None = None,
+    thin: int = 1,
+    store: str | Path | None = None,
 ) -> Result:
     """Sample a compiled program.
 
@@ -66,13 +72,21 @@ def infer(
             fails stops nothing; the status says so.
         resume: True refuses to start where there is no checkpoint, False starts again whatever there is; left out, the
             run goes on where there is one.
+        draws: after the last level go on at level 0 with the sampler's kernel, and keep so many draws of every chain:
+            samples then have shape ``(N, draws, …)``. `Adaptive` step sizes settle in 50 transitions before the first
+            draw, and stay. All draws weigh the same: `SMC` resamples at level 0, and the kernel keeps equal weights. A
+            run that is finished goes on from its checkpoint where more are asked for.
+        thin: transitions between two draws.
+        store: a folder for the samples, written block by block in zarr format (version 3) as the run goes on, so that
+            memory does not grow with ``draws``; an earlier result there is replaced. ``result.samples`` are then read
+            from it where they are indexed, and `Result.load` opens it. Of several processes each writes its own chains.
 
     Returns:
         The samples with their diagnostics; look at ``result.status`` first.
 
     Raises:
-        InvalidValueError, WrongTypeError: a bad argument; a ``checkpoint_dir`` that cannot be written to.
-        CapabilityError: the sampler needs what a factor does not offer.
+        InvalidValueError, WrongTypeError: a bad argument; a ``checkpoint_dir`` or ``store`` that cannot be written to.
+        CapabilityError: the sampler needs what a factor does not offer, or has no kernel to take draws with.
         LoadError: the checkpoint belongs to another run, or is damaged.
     """
     _check_arguments(density, key, num_chains, sampler)
@@ -84,15 +98,22 @@ def infer(
         sampler, reason = choose(density, num_chains)
     check_capabilities(sampler, density)
     sampler, num_chains = sampler.prepare(density), int(num_chains)
+    check_draws(draws, thin, store, sampler, density.described.where)
     first = sampler.first_level(density)
     run = begin(key, num_chains, density.num_levels, Spread(chunk=spread.chunk, rounds=spread.rounds))
-    saves = None if checkpoint_dir is None else _saves(checkpoint_dir, resume, sampler, run, density, key, first)
-    completed, earlier = 0, 0.0
+    saves = None if checkpoint_dir is None else _saves(checkpoint_dir, resume, sampler, run, density, key, first, thin)
+    completed, done, earlier = 0, 0, 0.0
     if saves is not None and (saved := saves.run()) is not None:
-        run, completed, earlier = saved
+        run, completed, done, earlier = saved
     began -= earlier
     run = placed(run, spread)
     ready = spread.place((sampler, density), everywhere)
+    kept = None
+    if draws is not None or store is not None:
+        # Draws that a checkpoint goes on from are on disk too.
+        folder = Path(checkpoint_dir) / DRAWS if store is None and checkpoint_dir is not None else store
+        names = sample_shapes(sampler, run, density, first)
+        kept = Kept(names, draws, folder, spread.devices, "" if saves is None else saves.run_id, done)
     with Progress(first + 1, progress, type(sampler).__name__) as bar:
         try:
             if run.chains is None:
@@ -100,22 +121,61 @@ def infer(
             size, tick = 1, time.monotonic()
             while completed <= first:
                 before, stop = completed, min(completed + size, first + 1)
-                ahead = advance(ready[0], run, ready[1], jnp.int32(completed), jnp.int32(stop), first)
+                bounds = spread.number(completed), spread.number(stop)
+                ahead = advance(ready[0], run, ready[1], *bounds, first)
                 # One statement: an interruption finds chains and count of levels in agreement.
                 run, completed = jax.block_until_ready(ahead), stop
                 seconds, tick = max(time.monotonic() - tick, 1e-6), time.monotonic()
                 # As many levels in a row as fit between two refreshes of the bar.
-                size = max(1, min(4 * size, int((stop - before) * REFRESH_SECONDS / seconds)))
+                (size,) = agreed(max(1, min(4 * size, int((stop - before) * REFRESH_SECONDS / seconds))))
                 bar.update(completed, **_facts(run.records, first + 1 - completed))
                 if saves is not None:
-                    saves.offer(run, completed, time.monotonic() - began)
+                    saves.offer(run, completed, done, time.monotonic() - began)
         except KeyboardInterrupt:
             if run.chains is None:
                 raise
-    unsaved = None if saves is None else saves.finish(run, completed, time.monotonic() - began)
     turning = _curl(sampler, run, density, key, first + 1 - completed) if completed else {}
-    result = _result(sampler, run, density, ready[1], first, completed, reason, time.monotonic() - began, turning)
-    return result if saves is None else dataclasses.replace(result, status=result.status.saved(unsaved))
+    lost = None
+    if draws is not None and completed == first + 1:
+        assert kept is not None
+
+        def save(run: Run, done: int) -> None:
+            if saves is not None:
+                saves.offer(run, completed, done, time.monotonic() - began, kept.flush)
+
+        run, done, lost = stream(ready[0], run, ready[1], kept, done, thin, progress, save)
+    unsaved = None
+    if saves is not None and lost is None:  # else the last checkpoint is the one whose draws are there
+        unsaved = saves.finish(run, completed, done, time.monotonic() - began)
+    samples, failed = _samples(run, ready, kept, done)
+    spent = time.monotonic() - began
+    result = _result(sampler, run, density, samples, first, completed, done * thin, reason, spent, turning)
+    if draws is not None:
+        short = completed == first + 1 and done < draws
+        status = result.status.stopped(done, draws) if short else result.status
+        result = dataclasses.replace(result, draws=max(done, 1), thin=thin, status=status)
+    if saves is not None and lost is None:
+        result = dataclasses.replace(result, status=result.status.saved(unsaved))
+    lost = lost or failed
+    if kept is not None and store is not None and lost is None:
+        lost = kept.finish(*result.parts())
+    return result if lost is None else dataclasses.replace(result, status=result.status.not_stored(lost))
+
+
+def _samples(run: Run, ready: tuple[Any, Any], kept: Kept | None, done: int) -> tuple[dict[str, Any], str | None]:
+    """Every site's samples, and what went wrong with keeping them on disk."""
+    if kept is not None and kept.draws is not None and done:
+        return kept.samples(done), None
+    values = read(run.spread, ready[1], ready[0].positions(run))
+    if kept is None:
+        return host(values), None
+    if kept.draws is not None:  # none was drawn yet: where the chains are
+        return {name: value[:, None] for name, value in host(values).items()}, None
+    try:
+        kept.last(values)
+    except NotKept as error:
+        return host(values), str(error)
+    return kept.samples(1), None
 
 
 def _saves(
@@ -126,10 +186,11 @@ def _saves(
     density: AnnealedDensity,
     key: Array,
     first: int,
+    thin: int,
 ) -> Saves:
     """Open the checkpoints and read what is there; traces one level more, and compiles nothing."""
     blank = blank_like(eqx.filter_eval_shape(start, sampler, run, density, first))
-    return Saves(directory, resume, fingerprint(density, sampler, key, first, blank), blank)
+    return Saves(directory, resume, fingerprint(density, sampler, key, first, thin, blank), blank)
 
 
 def _curl(sampler: Sampler, run: Run, density: AnnealedDensity, key: Array, level: int) -> dict[str, float]:
@@ -145,7 +206,7 @@ def _curl(sampler: Sampler, run: Run, density: AnnealedDensity, key: Array, leve
 
 
 def _facts(records: Any, level: int) -> dict[str, Any]:
-    facts = {"acceptance": np.mean(records.acceptance[level]), "ess": records.ess[level]}
+    facts = {"acceptance": np.mean(np.asarray(records.acceptance)[level]), "ess": np.asarray(records.ess)[level]}
     return {name: value for name, value in facts.items() if not np.isnan(value)}
 
 
@@ -153,20 +214,25 @@ def _result(
     sampler: Sampler,
     run: Run,
     density: AnnealedDensity,
-    placed_density: AnnealedDensity,
+    samples: dict[str, Any],
     first: int,
     completed: int,
+    drawn: int,
     reason: str,
     seconds: float,
     turning: dict[str, float],
 ) -> Result:
-    samples = host(read(run.spread, placed_density, sampler.positions(run)))
     records, num_chains = run.records, run.log_weights.shape[0]
     skipped = density.num_levels - 1 - first
+    moves = getattr(sampler, "moves", None)
+    per_transition = (moves.kernel.evaluations_per_step, len(moves.follows)) if moves else (0, 0)
+    drawn += moves.settling if moves and drawn else 0
+    proposals = np.full(density.num_levels, max(sampler.proposals(), 1) * num_chains)
+    proposals[0] += drawn * per_transition[1] * num_chains
     status = diagnose(
         np.asarray(records.acceptance),
         np.asarray(records.non_finite),
-        max(sampler.proposals(), 1) * num_chains,
+        proposals,
         np.asarray(records.ess),
         num_chains,
         completed + skipped,
@@ -176,12 +242,12 @@ def _result(
         sampler.blocks,
     )
     arrived = completed == first + 1  # before level 0 the evidence is that of a noisier density
-    evidence = float(run.log_evidence) if arrived and sampler.estimates_evidence(density) else np.nan
+    evidence = float(np.asarray(run.log_evidence)) if arrived and sampler.estimates_evidence(density) else np.nan
     return Result(
         samples=samples,
         log_weights=np.asarray(run.log_weights),
         log_evidence=evidence if np.isfinite(evidence) else None,
-        evaluations=sampler.evaluations(first, completed),
+        evaluations=sampler.evaluations(first, completed) + drawn * per_transition[0],
         acceptance=np.asarray(records.acceptance),
         step_size=np.asarray(records.step_size),
         ess=np.asarray(records.ess),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from composeprob.checkpoint import DIGEST, Checkpoints, first_line
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import LoadError
 from composeprob.sampling.base import Run, Sampler
+from composeprob.sampling.spread import Spread, agreed
 
 SECONDS = 10.0
 """Between two checkpoints, at least."""
@@ -45,7 +48,7 @@ class Saves:
         self.store = Checkpoints(directory, fingerprint, in_background=True)
         if resume is False:
             self.store.clear()
-        self.restored = self.store.restore(_state(blank, 0, 0.0))
+        self.restored = self.store.restore(_state(blank, 0, 0, 0.0))
         if resume and self.restored is None:
             raise LoadError(
                 f"There is no checkpoint in {self.store.directory} to resume from.",
@@ -55,32 +58,44 @@ class Saves:
         self.failure: Exception | None = None
         self.due = time.monotonic() + SECONDS
 
-    def run(self) -> tuple[Run, int, float] | None:
-        """The run as it was saved, how many levels it had completed, and the seconds that these had taken."""
+    @property
+    def run_id(self) -> str:
+        """What tells this run from others, in one word."""
+        return digest(repr(sorted(self.store.fingerprint.items())))
+
+    def run(self) -> tuple[Run, int, int, float] | None:
+        """The run as it was saved, how many levels it had completed, how many draws it had taken, and the seconds that
+        these had taken."""
         if self.restored is None:
             return None
-        arrays, completed, seconds = self.restored
-        return eqx.combine(arrays, eqx.filter(self.blank, eqx.is_array, inverse=True)), int(completed), float(seconds)
+        arrays, completed, drawn, seconds = self.restored
+        whole = eqx.combine(arrays, eqx.filter(self.blank, eqx.is_array, inverse=True))
+        return whole, int(completed), int(drawn), float(seconds)
 
-    def offer(self, run: Run, completed: int, seconds: float) -> None:
-        """Write if it is time to. The writing itself goes on beside the run."""
-        if time.monotonic() < self.due or self.store.writing:
+    def offer(
+        self, run: Run, completed: int, drawn: int, seconds: float, flush: Callable[[int], None] | None = None
+    ) -> None:
+        """Write if it is time to, after the draws that belong to it. The writing itself goes on beside the run."""
+        (now,) = agreed(int(time.monotonic() >= self.due and not self.store.writing))
+        if not now:
             return
+        if flush is not None:
+            flush(drawn)
         began = time.monotonic()
         try:
-            self.store.save(completed, _state(run, completed, seconds))
+            self.store.save(completed + drawn, _state(run, completed, drawn, seconds))
         except Exception as error:  # of many kinds: Orbax's, TensorStore's, the file system's
             if self.failure is None:
                 warnings.warn(f"No checkpoint could be written: {first_line(error)}. The run goes on.", stacklevel=3)
             self.failure = error
         self.due = time.monotonic() + max(SECONDS, (time.monotonic() - began) / SHARE)
 
-    def finish(self, run: Run, completed: int, seconds: float) -> str | None:
+    def finish(self, run: Run, completed: int, drawn: int, seconds: float) -> str | None:
         """Write the run as it ended and wait for it; says what went wrong."""
         self.failure = None
         for _ in range(2):  # the first may only raise what an earlier one came to
             try:
-                self.store.save(completed, _state(run, completed, seconds))
+                self.store.save(completed + drawn, _state(run, completed, drawn, seconds))
                 self.store.wait()
             except Exception as error:
                 self.failure = error
@@ -95,13 +110,14 @@ class Saves:
 
 
 def fingerprint(
-    density: AnnealedDensity, sampler: Sampler, key: Array, first_level: int, blank: Run
+    density: AnnealedDensity, sampler: Sampler, key: Array, first_level: int, thin: int, blank: Run
 ) -> dict[str, str | int]:
     """What a run's samples follow from, in words where there are any, else as digests.
 
     Args:
         density, sampler, first_level: as `infer` runs them.
         key: which the chains' keys come from.
+        thin: transitions between two draws.
         blank: a run with the shapes of this one.
     """
     formula = next((line.strip() for line in density.described.text.splitlines() if "∝" in line), "")
@@ -109,6 +125,7 @@ def fingerprint(
     return {
         "number of chains": len(blank.keys),
         "number of chains evaluated at once": str(blank.spread.chunk),
+        "number of transitions between draws": thin,
         "random key": f"{jax.random.key_impl(key)} {np.asarray(jax.random.key_data(key)).tolist()}",
         "sampler": sampler.describe(),
         "program": formula,
@@ -177,5 +194,6 @@ def blank_like(shapes: Any) -> Any:
     return jax.tree.map(zeros, shapes, is_leaf=lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
 
-def _state(run: Run, completed: int, seconds: float) -> Any:
-    return eqx.filter(run, eqx.is_array), np.asarray(completed), np.asarray(seconds)
+def _state(run: Run, completed: int, drawn: int, seconds: float) -> Any:
+    arrays = eqx.filter(dataclasses.replace(run, spread=Spread()), eqx.is_array)  # another spread may go on
+    return arrays, np.asarray(completed), np.asarray(drawn), np.asarray(seconds)

@@ -161,6 +161,10 @@ class Spread(eqx.Module):
 
         return jax.tree.map(put, tree)
 
+    def number(self, value: int) -> Array:
+        """A whole number on every device."""
+        return self.place(jnp.int32(value), everywhere)
+
 
 everywhere, chains = PartitionSpec(), PartitionSpec(AXIS)
 """Placements: the whole on every device; a share of the chains on each."""
@@ -189,13 +193,35 @@ def host(tree: Any) -> Any:
     """Arrays as NumPy's, whole in every process."""
 
     def read(leaf: Array) -> np.ndarray:
-        if leaf.is_fully_addressable or leaf.is_fully_replicated:
-            return np.asarray(leaf)
-        from jax.experimental import multihost_utils
-
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.asarray(leaf if leaf.is_fully_addressable or leaf.is_fully_replicated else everyones(leaf))
 
     return jax.tree.map(read, tree)
+
+
+def everyones(rows: Any) -> np.ndarray:
+    """The rows of all processes, in their order, in each of them."""
+    if jax.process_count() == 1:
+        return np.asarray(rows)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+
+
+def agreed(*numbers: int) -> tuple[int, ...]:
+    """The first process's numbers, in every process: what depends on a clock must be the same in all."""
+    if jax.process_count() == 1:
+        return numbers
+    from jax.experimental import multihost_utils
+
+    return tuple(int(n) for n in multihost_utils.broadcast_one_to_all(np.asarray(numbers)))
+
+
+def together(what: str) -> None:
+    """Wait until every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
 
 
 def _rows(tree: Any, start: Array | int, size: int) -> Any:

@@ -78,6 +78,17 @@ class Status:
             findings.append((Code.NOT_SAVED, f"{text}save them with result.save; make room or choose another folder."))
         return Status(tuple(findings))
 
+    def stopped(self, done: int, draws: int) -> Status:
+        """The same outcome of a run that was stopped among its draws."""
+        text = f"Stopped after {done} of {draws} draws; these are of level 0. Run it again to the end, or with fewer."
+        return Status(((Code.INTERRUPTED, text), *self.findings))
+
+    def not_stored(self, failure: str) -> Status:
+        """The same outcome of a run whose store could not be written to the end; ``failure`` says why."""
+        text = f"The store could not be written: {failure}. The samples of this result are those that it has. "
+        fix = "Make room or choose another folder; with checkpoint_dir= the same call goes on from the last checkpoint."
+        return Status((*self.findings, (Code.NOT_SAVED, text + fix)))
+
     def __str__(self) -> str:
         if self.ok:
             return "OK"

@@ -21,6 +21,9 @@ from composeprob.schedule import Schedule
 FEW = 16
 """Number of chains at which the gain of adaptation is halved."""
 
+SETTLING = 50
+"""Transitions at level 0 that adapt step sizes before draws are taken."""
+
 
 class Tally(eqx.Module):
     """What the transitions of each chain add up to: sums over them, (n,), or (n, B) for a kernel of B blocks.
@@ -187,6 +190,12 @@ class Transitions(eqx.Module):
         zero = jnp.zeros(shape)
         return Tally(zero, zero, jnp.zeros(keys.shape, jnp.int32) if bad is None else bad.astype(jnp.int32))
 
+    @property
+    def settling(self) -> int:
+        """Transitions that adapt the step sizes once more before the first draw: down the levels they lag behind, and
+        at level 0 they stop shrinking."""
+        return SETTLING if any(self.adaptive) else 0
+
     def draw(
         self,
         spread: Spread,
@@ -195,26 +204,71 @@ class Transitions(eqx.Module):
         target: Target,
         schedule: Schedule,
         log_scale: Array,
-        begin: Array,
-        end: Array,
-        tally: Tally,
-    ) -> tuple[KernelState, Tally]:
-        """Transitions ``begin`` to ``end`` at level 0, with the step size as that level left it.
+        i: Array,
+        thin: Array,
+    ) -> tuple[KernelState, Array, Tally]:
+        """The transitions that lead to draw i at level 0: ``thin`` of them, before the first one `settling` ones too.
 
         Args:
-            spread, keys, schedule, log_scale: as for `run`, of level 0; the keys are others than that level's own.
-            states: in units (see `units`).
+            spread, keys, schedule: as for `run`; the keys are others than those of a level.
+            states: every chain's state, evaluated under ``target``.
             target: of level 0.
-            tally: counted on.
+            log_scale: log c, which no longer changes once it has settled.
+            i, thin: numbers at run time.
+
+        Returns:
+            The states, log c, and the tally of the ``thin`` transitions.
         """
-        sigma = schedule.at(0).sigma
-        step_size = self._step_size(log_scale, sigma, jnp.int32(0))
-        scaled = target_in_units(target, self.units(sigma)[0])
+        sigma, num_chains, settled = schedule.at(0).sigma, keys.shape[0] * spread.devices, jnp.int32(self.settling)
+        units, back = self.units(sigma)
+        scaled = target_in_units(target, units)
 
-        def transition(i: Array, carry: tuple[KernelState, Tally]) -> tuple[KernelState, Tally]:
-            return self._move(spread, keys, i, carry[0], scaled, step_size, carry[1], jnp.asarray(True))[:2]
+        def transition(t: Array, carry: Any) -> Any:
+            states, log_scale, recent, tally = carry
+            step_size, counted = self._step_size(log_scale, sigma, jnp.int32(0)), t >= settled
+            states, tally, acceptance = self._move(spread, keys, t, states, scaled, step_size, tally, counted)
+            if not self.settling:
+                return states, log_scale, recent, tally
 
-        return jax.lax.fori_loop(begin, end, transition, (states, tally))
+            def adapt_once(log_c: Array, recent: Array) -> tuple[Array, Array]:
+                mean = mean_acceptance(acceptance, spread.total, num_chains)
+                log_c = self._adapted(log_c, mean, num_chains, jnp.asarray(False))
+                recent = recent + jnp.where(2 * t >= settled, log_c, 0.0)
+                # What it is left at is the mean of the second half: less noise than the last one has.
+                return jnp.where(t == settled - 1, recent / (settled - settled // 2), log_c), recent
+
+            log_scale, recent = jax.lax.cond(counted, lambda *same: same, adapt_once, log_scale, recent)
+            return states, log_scale, recent, tally
+
+        begin = jnp.where(i == 0, 0, settled + i * thin)
+        start = (in_units(states, units), log_scale, jnp.zeros_like(log_scale), self.blank_tally(keys))
+        states, log_scale, _, tally = jax.lax.fori_loop(begin, settled + (i + 1) * thin, transition, start)
+        return in_units(states, back), log_scale, tally
+
+    def recorded(
+        self,
+        spread: Spread,
+        records: Records,
+        schedule: Schedule,
+        log_scale: Array,
+        tally: Tally,
+        before: Array,
+        count: Array,
+    ) -> Records:
+        """Level 0's records with ``count`` transitions of `draw` more, after those of the level and ``before``."""
+        num_chains = tally.non_finite.shape[0] * spread.devices
+        acceptance, error, non_finite = tally.over(spread, count, num_chains, self.kernel.integrates_score)
+        share = count / (self.count + before + count)
+        old, new = (1 - share) * records.acceptance[0], share * acceptance
+        errors = jnp.where(old > 0, old * records.quadrature_error[0], 0.0) + jnp.where(new > 0, new * error, 0.0)
+        step_size = self._step_size(log_scale, schedule.at(0).sigma, jnp.int32(0))
+        return Records(
+            records.acceptance.at[0].set(old + new),
+            records.step_size.at[0].set((1 - share) * records.step_size[0] + share * step_size),
+            records.ess,
+            records.non_finite.at[0].add(non_finite),
+            records.quadrature_error.at[0].set(errors / (old + new)),
+        )
 
     def _move(
         self,
@@ -246,7 +300,7 @@ class Transitions(eqx.Module):
         return self._joined(list(map(of, self.kernel.parts, self._split(log_scale), self.follows)))
 
     def _adapted(self, log_scale: Array, mean: Array, n: int, counted: Array) -> Array:
-        """log c after a transition of n chains with this mean acceptance."""
+        """log c after a transition of n chains with this mean acceptance; ends a warm-up if ``counted``."""
 
         def of(part: Any, log_c: Array, own_mean: Array) -> Array:
             rule = part.step_size

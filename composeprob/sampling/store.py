@@ -1,0 +1,217 @@
+"""A result on disk that need not fit into memory: a zarr folder, read and written with TensorStore."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from composeprob.errors import InvalidValueError, LoadError
+
+FORMAT = "composeprob.draws"
+VERSION = 1
+SAMPLES = "samples"
+BLOCK_BYTES = 2**24
+"""Size of the blocks of draws that are written at once, by each process."""
+
+
+class Stored:
+    """An array on disk: indexing reads what is asked for, `numpy.asarray` reads all of it.
+
+    Attributes:
+        shape, ndim, dtype: as of a NumPy array.
+    """
+
+    def __init__(self, array: Any):
+        self._array = array
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype: np.dtype = array.dtype.numpy_dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """The part that integers and slices name; the axes after them are read whole, whatever indexes them."""
+        given = index if isinstance(index, tuple) else (index,)
+        read: list[slice] = []
+        rest: list[Any] = []
+        for entry, size in zip(given, self.shape, strict=False):
+            if isinstance(entry, slice):
+                start, stop, step = entry.indices(size)
+                whole = range(start, stop, step)
+                low, high = (min(whole), max(whole) + 1) if len(whole) else (0, 0)
+                read.append(slice(low, high))
+                rest.append(slice(None, None, step))
+            elif isinstance(entry, (int, np.integer)) and -size <= entry < size:
+                read.append(slice(entry % size, entry % size + 1))
+                rest.append(0)
+            else:
+                break
+        found = np.asarray(self._array[tuple(read)].read().result()) if read else np.asarray(self)
+        return found[(*rest, *given[len(read) :])]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("A stored array is read from disk, which is a copy.")
+        return np.asarray(self._array.read().result(), dtype)
+
+    def __repr__(self) -> str:
+        return f"Stored(shape={self.shape}, dtype={self.dtype})"
+
+
+class Store:
+    """The zarr (version 3) folder of one result.
+
+    ``samples/NAME`` holds each site, (chain, draw, …), or (chain, …) for a run without draws; the arrays beside it and
+    the group's attributes hold the rest of the result. Draws that are not there yet read as 0.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).absolute()
+        self.arrays: dict[str, Any] = {}
+
+    def create(self, names: Mapping[str, tuple[tuple[int, ...], np.dtype, tuple[int, ...]]], draws: bool) -> None:
+        """Make the folder, empty, in place of an earlier result; by one process.
+
+        Args:
+            names: shape, dtype and shape of a block, of each site.
+            draws: whether the second axis is that of draws.
+
+        Raises:
+            InvalidValueError: there is something else, or nothing can be written there.
+        """
+        if self.path.exists() and not (self.path.is_dir() and (self.is_store() or not any(self.path.iterdir()))):
+            raise InvalidValueError(
+                f"store={str(self.path)!r} exists, and is no result that could be written anew.",
+                fix="choose another folder, which need not exist.",
+            )
+        try:
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True)
+            self.write_attributes({})
+            _write_json(self.path / SAMPLES / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+            for name, (shape, dtype, block) in names.items():
+                axes = ["chain", "draw"] if draws else ["chain"]
+                self._make(f"{SAMPLES}/{_quoted(name)}", shape, dtype, block, axes)
+        except (OSError, ValueError) as error:
+            raise InvalidValueError(
+                f"Nothing can be written to store={str(self.path)!r}: {str(error).splitlines()[0]}",
+                fix="choose a folder that you may write to, on a disk with room.",
+            ) from error
+
+    def open(self, names: Any) -> None:
+        """Open the arrays of these sites.
+
+        Raises:
+            LoadError: they are not there, or cannot be read.
+        """
+        import tensorstore
+
+        try:
+            for name in names:
+                spec = self._spec(f"{SAMPLES}/{_quoted(name)}")
+                self.arrays[name] = tensorstore.open(spec, open=True).result()
+        except ValueError as error:
+            raise LoadError(
+                f"The draws of site {name!r} cannot be read from {self.path}: {str(error).splitlines()[0]}",
+                fix="the folder is damaged or another's; start the run again.",
+            ) from error
+
+    def grow(self, draws: int) -> None:
+        """Make room for so many draws."""
+        for name, array in self.arrays.items():
+            if array.shape[1] < draws:
+                size = [array.shape[0], draws, *array.shape[2:]]
+                self.arrays[name] = array.resize(exclusive_max=size).result()
+
+    def put(self, name: str, index: tuple[slice, ...], values: np.ndarray) -> Any:
+        """Begin to write; wait for it with ``.result()``."""
+        return self.arrays[name][index].write(values)
+
+    def stored(self, name: str, draws: int | None) -> Stored:
+        """A site's array, up to so many draws."""
+        array = self.arrays[name]
+        return Stored(array if draws is None else array[:, :draws])
+
+    def write_rest(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
+        """Write what else belongs to a result; by one process."""
+        for name, values in arrays.items():
+            self._make(name, values.shape, values.dtype, values.shape, []).write(values).result()
+        self.write_attributes(attributes)
+
+    def write_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Say what the folder holds."""
+        about = {"format": FORMAT, "version": VERSION, **attributes}
+        _write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": about})
+
+    def attributes(self) -> dict[str, Any]:
+        """What `write_attributes` wrote.
+
+        Raises:
+            LoadError: the folder is no result of this version.
+        """
+        try:
+            about = json.loads((self.path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LoadError(f"{self.path} is no stored result.", fix="check the path.") from error
+        if about.get("format") != FORMAT or about.get("version") != VERSION:
+            raise LoadError(
+                f"{self.path} is no stored result of this version of composeprob.",
+                fix="pass the folder that was given as store=.",
+            )
+        return about
+
+    def is_store(self) -> bool:
+        """Whether a result of any state is there."""
+        try:
+            return bool(self.attributes())
+        except LoadError:
+            return False
+
+    def rest(self, names: Any) -> dict[str, np.ndarray]:
+        """Read what `write_rest` wrote."""
+        import tensorstore
+
+        return {n: np.asarray(tensorstore.open(self._spec(n), open=True).result().read().result()) for n in names}
+
+    def _make(self, name: str, shape: Any, dtype: Any, block: Any, axes: list[str]) -> Any:
+        import tensorstore
+
+        metadata = {
+            "shape": list(shape),
+            "data_type": np.dtype(dtype).name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(b, 1) for b in block]}},
+        }
+        if axes:
+            metadata["dimension_names"] = [*axes, *(None,) * (len(shape) - len(axes))]
+        spec = {**self._spec(name), "metadata": metadata}
+        return tensorstore.open(spec, create=True, delete_existing=True).result()
+
+    def _spec(self, name: str) -> dict[str, Any]:
+        return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.path / name)}}
+
+
+def _quoted(name: str) -> str:
+    """A site's name as that of one folder."""
+    for found, instead in (("%", "%25"), ("/", "%2F"), ("\\", "%5C")):
+        name = name.replace(found, instead)
+    return "%2E" + name[1:] if name.startswith(".") else name
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")  # a reader never sees half of it
+    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,229 @@
+"""Draws at level 0: their law, thinning, where they are kept, and that a stopped run goes on with the same ones."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.errors import CapabilityError, InvalidValueError, LoadError, WrongTypeError
+from composeprob.sampling import infer as driver
+from composeprob.sampling import stream as stream_module
+from composeprob.sampling.progress import Progress
+from composeprob.sampling.status import Code
+from composeprob.sampling.store import Store
+from composeprob.sampling.transitions import SETTLING
+from sampling_cases import run
+from zscores import assert_agrees, assert_disagrees, z_scores
+
+CHAINS, DRAWS, THIN = 64, 12, 3
+PRECISIONS = 1 / np.array([1.0, 0.5]) ** 2, 1 / np.array([0.5, 1.0]) ** 2
+MEAN = (PRECISIONS[1] * np.array([1.0, -1.0])) / sum(PRECISIONS)
+VARIANCE = 1 / sum(PRECISIONS)
+"""Of N((0, 0), (1, 0.5)²) · N((1, -1), (0.5, 1)²), at level 0 with its noise of 0.05 %."""
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Five draws a block, so that a run has several and ends within one; at most two of them a call."""
+    monkeypatch.setattr(stream_module, "BLOCK_BYTES", 5 * CHAINS * 8)
+    monkeypatch.setattr(stream_module, "AT_ONCE_BYTES", 2 * CHAINS * 8)
+
+
+def drawn(density, **options):
+    return run(density, **({"chains": CHAINS, "draws": DRAWS, "thin": THIN} | options))
+
+
+@pytest.fixture(scope="module")
+def whole(product):
+    return run(product, chains=CHAINS, draws=DRAWS, thin=THIN)
+
+
+def test_draws_are_an_axis_that_arviz_sees(product, whole):
+    plain = run(product, chains=CHAINS)
+    assert whole["x"].shape == (CHAINS, DRAWS, 2)
+    assert (whole.draws, whole.thin, plain.draws) == (DRAWS, THIN, None)
+    assert whole.evaluations == plain.evaluations + SETTLING + DRAWS * THIN
+    assert whole.log_evidence == plain.log_evidence
+    np.testing.assert_array_equal(whole.step_size[1:], plain.step_size[1:])
+    np.testing.assert_array_equal(whole.acceptance[1:], plain.acceptance[1:])
+    assert plain.acceptance[0] > 0.9  # steps that shrank with the noise are too small at level 0
+    assert 0.45 < whole.acceptance[0] < 0.7
+    assert whole.step_size[0] > 5 * plain.step_size[0]
+    assert whole.status.ok
+    assert len(np.unique(np.round(whole["x"][0, :, 0], 6))) > DRAWS / 2  # the chains move
+    data = whole.to_arviz()
+    assert data.posterior["x"].shape == (CHAINS, DRAWS, 2)
+    assert data.sample_stats["log_weight"].shape == (CHAINS, DRAWS)
+    np.testing.assert_array_equal(whole.unweighted()["x"], whole["x"].reshape(-1, 2))
+    assert f"{DRAWS} of each chain, {THIN} transitions apart" in str(whole.summary())
+    np.testing.assert_allclose(whole.summary().rows["x[0]"][0], whole["x"][..., 0].mean(), rtol=1e-5)
+
+
+def test_every_thin_th_draw_is_kept(product, whole):
+    every = drawn(product, draws=DRAWS * THIN, thin=1)
+    np.testing.assert_array_equal(every["x"][:, THIN - 1 :: THIN], whole["x"])
+
+
+def test_a_store_holds_the_same_and_opens_lazily(product, whole, tmp_path):
+    result = drawn(product, store=tmp_path / "a" / "draws.zarr")
+    assert not isinstance(result["x"], np.ndarray)
+    np.testing.assert_array_equal(np.asarray(result["x"]), whole["x"])
+    opened = cp.Result.load(tmp_path / "a" / "draws.zarr")
+    x = opened["x"]
+    assert (x.shape, x.ndim, x.dtype, len(x)) == ((CHAINS, DRAWS, 2), 3, np.float32, CHAINS)
+    for index in (
+        3,
+        -1,
+        np.s_[:, -3:],
+        np.s_[2:9:3, 7],
+        np.s_[::-5, ::4, 1],
+        np.s_[..., 0],
+        np.s_[:, [1, 4]],
+        np.s_[5:5],
+    ):
+        np.testing.assert_array_equal(x[index], whole["x"][index])
+    assert str(opened.summary()).split("time")[0] == str(whole.summary()).split("time")[0]
+    assert opened.report()["draws"] == DRAWS
+    np.testing.assert_array_equal(opened.acceptance, whole.acceptance)
+    np.testing.assert_array_equal(cp.Result.load(opened.save(tmp_path / "all"))["x"], whole["x"])
+    again = drawn(product, seed=1, store=tmp_path / "a" / "draws.zarr")  # in place of the earlier one
+    assert not np.array_equal(np.asarray(again["x"]), whole["x"])
+    last = run(product, chains=CHAINS, store=tmp_path / "last")
+    assert last["x"].shape == (CHAINS, 2)
+    np.testing.assert_array_equal(np.asarray(last["x"]), run(product, chains=CHAINS)["x"])
+
+
+def stop_after(patch, draws):
+    update = Progress.update
+
+    def stopping(self, done, **facts):
+        update(self, done, **facts)
+        if self.description == "draws" and done >= draws:
+            raise KeyboardInterrupt
+
+    patch.setattr(Progress, "update", stopping)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_stopped_run_goes_on_with_the_same_draws(product, whole, tmp_path, monkeypatch, stored):
+    options = {"checkpoint_dir": tmp_path / "c"} | ({"store": tmp_path / "s"} if stored else {})
+    monkeypatch.setattr(driver, "REFRESH_SECONDS", 1e-9)
+    monkeypatch.setattr(stream_module, "REFRESH_SECONDS", 1e-9)
+    for draws in (3, 8):
+        with monkeypatch.context() as patch:
+            stop_after(patch, draws)
+            part = drawn(product, **options)
+        assert part.status.code is Code.INTERRUPTED
+        assert f"after {draws} of {DRAWS} draws" in part.status.message
+        assert "goes on from its checkpoint" in part.status.message
+        np.testing.assert_array_equal(np.asarray(part["x"]), whole["x"][:, :draws])
+    resumed = drawn(product, **options, resume=True)
+    np.testing.assert_array_equal(np.asarray(resumed["x"]), whole["x"])
+    np.testing.assert_array_equal(resumed.acceptance, whole.acceptance)
+    assert resumed.evaluations == whole.evaluations
+    assert resumed.status.ok
+    more = drawn(product, **options, draws=DRAWS + 4)  # a finished run goes on
+    np.testing.assert_array_equal(np.asarray(more["x"])[:, :DRAWS], whole["x"])
+    assert more["x"].shape == (CHAINS, DRAWS + 4, 2)
+    with pytest.raises(LoadError, match="its number of transitions between draws is 3, not 2"):
+        drawn(product, **options, thin=2)
+    if stored:
+        with pytest.raises(LoadError, match="but they are not there"):
+            drawn(product, checkpoint_dir=tmp_path / "c", store=tmp_path / "elsewhere")
+
+
+def test_a_full_disk_keeps_the_draws_that_are_written(product, whole, tmp_path, monkeypatch):
+    put = Store.put
+
+    def full(self, name, index, values):
+        if index[1].start >= 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(self, name, index, values)
+
+    options = {"checkpoint_dir": tmp_path / "c", "store": tmp_path / "s"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", full)
+        result = drawn(product, **options)
+    assert result.status.has(Code.NOT_SAVED)
+    assert "No space left" in result.status.message
+    np.testing.assert_array_equal(np.asarray(result["x"]), whole["x"][:, :5])
+    np.testing.assert_array_equal(np.asarray(drawn(product, **options)["x"]), whole["x"])  # with room again
+
+
+def test_refusals(product, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    (tmp_path / "file").write_text("")
+    for words, error, options in [
+        ("draws must be at least 1", InvalidValueError, {"draws": 0}),
+        ("thin must be a whole number", WrongTypeError, {"thin": 2.5}),
+        ("thin=3 was given, but no draws", InvalidValueError, {"draws": None}),
+        ("more than 2147483647", InvalidValueError, {"draws": 2**20, "thin": 2**12}),
+        ("store must be a folder's path", WrongTypeError, {"store": 3}),
+        ("Ancestral without a kernel cannot go on", CapabilityError, {"sampler": cp.Ancestral()}),
+        ("is no result that could be written anew", InvalidValueError, {"store": tmp_path / "mine"}),
+        ("Nothing can be written to store", InvalidValueError, {"store": tmp_path / "file" / "s"}),
+    ]:
+        with pytest.raises(error, match=words):
+            drawn(product, **options)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+    with pytest.raises(LoadError, match="is no stored result"):
+        cp.Result.load(tmp_path / "mine")
+
+
+def law(result):
+    """Mean and variance of each coordinate, of every chain's draws; chains are independent."""
+    x = np.asarray(result["x"], np.float64)
+    return {f"mean {j}": x[..., j] for j in (0, 1)} | {f"variance {j}": (x[..., j] - MEAN[j]) ** 2 for j in (0, 1)}
+
+
+EXPECTED = {f"mean {j}": MEAN[j] for j in (0, 1)} | {f"variance {j}": VARIANCE[j] for j in (0, 1)}
+
+
+@pytest.mark.slow
+def test_draws_follow_the_law(product):
+    """A thousand independent chains, whose draws have the product's closed form; a kernel with a bias is found out."""
+    options = {"chains": 1024, "draws": 50, "thin": 2}
+    chains = cp.AnnealedMCMC(cp.MALA(cp.Adaptive(warmup=10)), 10)
+    assert_agrees(z_scores(law(drawn(product, sampler=chains, **options)), EXPECTED))
+    biased = cp.AnnealedMCMC(cp.ULA(lambda s: 0.5 * s.sigma**0), 10)  # variance s²/(1 − h/2s²)
+    assert_disagrees(z_scores(law(drawn(product, sampler=biased, **options)), EXPECTED))
+
+
+SCRIPT = """
+import resource, sys
+import jax, composeprob as cp
+from composeprob.sampling import stream
+from sampling_cases import both, normal
+density = cp.compile(both, normal([0.0] * 64, 1.0), normal([1.0] * 64, 0.5))
+sampler = cp.AnnealedMCMC(cp.ULA(0.01), 1)
+def run(draws):
+    result = cp.infer(density, jax.random.key(0), num_chains=256, sampler=sampler, progress=False, draws=draws, thin=2,
+                      store=sys.argv[2])
+    assert result["x"].shape == (256, draws, 64) and result["x"][0, -1].std() > 0
+run(int(sys.argv[1]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_draws(tmp_path):
+    """Ten times the draws, 655 MB instead of 66: peak memory of a process of its own."""
+    tests = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+
+    def peak(draws):
+        command = [sys.executable, "-c", SCRIPT, str(draws), str(tmp_path / "draws.zarr")]
+        ran = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=1800, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        return int(ran.stdout)
+
+    few, many = peak(1_000), peak(10_000)
+    assert many < 1.05 * few, f"{few} KB for 1,000 draws, {many} KB for 10,000"

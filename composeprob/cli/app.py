@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,14 +14,12 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from composeprob.cli.benchmarks import benchmarks, run_benchmark, title
+from composeprob.cli.output import in_options, write
 from composeprob.cli.programs import arguments, condition, load_program, presets
 from composeprob.cli.samplers import RULES, KernelName, LogRatioName, SamplerName, make_sampler
 from composeprob.errors import ComposeProbError, InvalidValueError
 
 # jax and the rest of the library are imported inside the commands: `composeprob --help` answers at once.
-if TYPE_CHECKING:
-    from composeprob.result import Result
-
 app = typer.Typer(
     name="composeprob",
     help="Compose pretrained diffusion models in a probabilistic program, and sample it.",
@@ -32,15 +29,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
-OPTIONS = {
-    "resume=False": "--no-resume",
-    "resume=True": "--resume",
-    "checkpoint_dir": "--checkpoint-dir",
-    "store=": "--store ",
-    "draws=": "--draws ",
-    "thin=": "--thin ",
-}
-"""What errors call arguments of `infer`, and what the command calls them."""
 
 
 def _clean_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -407,26 +395,3 @@ def devices(
     hardware.prepare_tpu_compiler()
     chosen = make_sampler(sampler, kernel, None, step_size, 3, 0.5)
     console.print(hardware.ahead(compile_for, target, chains_per_chip, chosen, diagnostics))
-
-
-def in_options(text: str) -> str:
-    """An error's text with the arguments of `infer` that it names as options of the command."""
-    for argument, option in OPTIONS.items():
-        text = text.replace(argument, option)
-    return text
-
-
-def write(result: Result, folder: Path, about: dict[str, Any], store: Path | None = None) -> list[Path]:
-    """Write samples (unless they are in a ``store``), picture, summary and numbers of a result into ``folder``; returns
-    what was written."""
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
-    samples, picture = store or result.save(folder / "samples.safetensors"), folder / "samples.png"
-    figure = result.plot()
-    figure.savefig(picture, dpi=150)
-    plt.close(figure)
-    summary, numbers = folder / "summary.txt", folder / "results.json"
-    summary.write_text(f"{result.summary()}\n", encoding="utf-8")
-    numbers.write_text(json.dumps({**about, **result.report()}, indent=1) + "\n", encoding="utf-8")
-    return [samples, picture, summary, numbers]

@@ -1,0 +1,43 @@
+"""What `composeprob run` writes and says: the files of a result, and errors in the words of the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from composeprob.result import Result
+
+OPTIONS = {
+    "resume=False": "--no-resume",
+    "resume=True": "--resume",
+    "checkpoint_dir": "--checkpoint-dir",
+    "store=": "--store ",
+    "draws=": "--draws ",
+    "thin=": "--thin ",
+}
+"""What errors call arguments of `infer`, and what the command calls them."""
+
+
+def in_options(text: str) -> str:
+    """An error's text with the arguments of `infer` that it names as options of the command."""
+    for argument, option in OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
+
+
+def write(result: Result, folder: Path, about: dict[str, Any], store: Path | None = None) -> list[Path]:
+    """Write samples (unless they are in a ``store``), picture, summary and numbers of a result into ``folder``; returns
+    what was written."""
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    samples, picture = store or result.save(folder / "samples.safetensors"), folder / "samples.png"
+    figure = result.plot()
+    figure.savefig(picture, dpi=150)
+    plt.close(figure)
+    summary, numbers = folder / "summary.txt", folder / "results.json"
+    summary.write_text(f"{result.summary()}\n", encoding="utf-8")
+    numbers.write_text(json.dumps({**about, **result.report()}, indent=1) + "\n", encoding="utf-8")
+    return [samples, picture, summary, numbers]

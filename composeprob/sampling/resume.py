@@ -22,7 +22,7 @@ from composeprob.checkpoint import DIGEST, Checkpoints, first_line
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import LoadError
 from composeprob.sampling.base import Run, Sampler
-from composeprob.sampling.spread import Spread, agreed
+from composeprob.sampling.spread import Spread, agreed, zeros
 
 SECONDS = 10.0
 """Between two checkpoints, at least."""
@@ -69,7 +69,8 @@ class Saves:
         if self.restored is None:
             return None
         arrays, completed, drawn, seconds = self.restored
-        whole = eqx.combine(arrays, eqx.filter(self.blank, eqx.is_array, inverse=True))
+        blank = dataclasses.replace(self.blank, spread=Spread())
+        whole = eqx.combine(arrays, eqx.filter(blank, eqx.is_array, inverse=True))
         return whole, int(completed), int(drawn), float(seconds)
 
     def offer(
@@ -184,14 +185,10 @@ def named(tree: Any, above: str = "") -> list[tuple[str, Any]]:
 def blank_like(shapes: Any) -> Any:
     """Zeros where `eqx.filter_eval_shape` says that arrays are."""
 
-    def zeros(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.split(jax.random.key(0, impl=leaf.dtype._impl.name), leaf.shape)
-        return jnp.zeros(leaf.shape, leaf.dtype)
+    def blank(leaf: Any) -> Any:
+        return zeros(leaf, leaf.shape) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
-    return jax.tree.map(zeros, shapes, is_leaf=lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    return jax.tree.map(blank, shapes, is_leaf=lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
 
 def _state(run: Run, completed: int, drawn: int, seconds: float) -> Any:

@@ -100,8 +100,8 @@ class Spread(eqx.Module):
         # What is evaluated comes from the turn before and is written in the one after: nothing is fused with it.
         first = _rows(batch, 0, size)
         shapes = jax.eval_shape(lambda: evaluate(*first))
-        blank = jax.tree.map(lambda leaf: _zeros(leaf, leaf.shape), shapes)
-        whole = jax.tree.map(lambda leaf: _zeros(leaf, (own, *leaf.shape[1:])), shapes)
+        blank = jax.tree.map(lambda leaf: zeros(leaf, leaf.shape), shapes)
+        whole = jax.tree.map(lambda leaf: zeros(leaf, (own, *leaf.shape[1:])), shapes)
         whole, last, _ = jax.lax.fori_loop(0, self.rounds, turn, (whole, blank, first))
         return write(whole, last, self.rounds - 1)
 
@@ -115,7 +115,7 @@ class Spread(eqx.Module):
             now = carry[1]
             return function(*now), _rows(now, i * now[0].shape[0], now[0].shape[0])
 
-        blank = jax.tree.map(lambda leaf: _zeros(leaf, leaf.shape), jax.eval_shape(function, *values))
+        blank = jax.tree.map(lambda leaf: zeros(leaf, leaf.shape), jax.eval_shape(function, *values))
         return jax.lax.fori_loop(0, jnp.minimum(self.rounds, 1), turn, (blank, values))[0]
 
     def total(self, counts: Array) -> Array:
@@ -229,7 +229,8 @@ def _rows(tree: Any, start: Array | int, size: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[(start + jnp.arange(size)) % leaf.shape[0]], tree)
 
 
-def _zeros(leaf: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> Array:
+def zeros(leaf: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> Array:
+    """Zeros of a leaf's kind: keys, if it is of these."""
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.zeros(shape, leaf.dtype)
     return jax.random.split(jax.random.key(0, impl=leaf.dtype._impl.name), shape)

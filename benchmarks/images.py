@@ -1,6 +1,6 @@
 """Image models: objects at several places, guidance of digits, shares of a mixture of classes.
 
-    composeprob bench images [--only TEXT] [--scenes 100] [--strength 3] [--chains 100]
+    composeprob bench images [--only TEXT] [--scenes 100] [--strength 2] [--chains 100]
 
 Cells are run one by one and kept in benchmarks/results/images.json: what is there is not run again, so that the same
 command goes on where it was stopped, and `--only "placed objects=3"` runs the cells whose names begin so.
@@ -74,7 +74,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="how the names of the cells to run begin; 'none' runs none")
     parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--strength", type=float, default=3.0)
+    parser.add_argument("--strength", type=float, default=2.0)
     parser.add_argument("--chains", type=int, default=100, help="digits of each class")
     parser.add_argument("--again", action="store_true", help="run cells that were run before")
     options = parser.parse_args()
@@ -85,8 +85,9 @@ def main() -> int:
             kept.put(cell, *cell.run())
             print(cell.name, "  ".join(row(kept.cells[cell.name])[3:]), flush=True)
     order = {name: i for i, name in enumerate(cell.name for cell in planned)}
-    found = [kept.cells[name] for name in sorted(kept.cells, key=lambda name: order.get(name, len(order)))]
-    details = {"cells": kept.cells}
+    cells = kept.cells
+    found = [cells[name] for name in sorted(cells, key=lambda name: order.get(name, len(order)))]
+    details = {"cells": cells}
     notes = NOTES.format(floor=guided.floor())
     return publish(FILE, "Image models", COLUMNS, [row(cell) for cell in found], checks(found), details, notes)
 

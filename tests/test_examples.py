@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from models.worlds import digits
+from models.worlds import detector, digits
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAINS = 600
 CENTRE = np.array([0.0, -0.35])  # of the arc that own_network learns
+FEW = {"scene": 6}
+"""Chains of examples whose models are large."""
 NOISE = 4 * 0.5 / np.sqrt(CHAINS / 4)  # four standard errors of a share, with a quarter of the chains effective
 
 
@@ -94,6 +96,11 @@ def check_two_digits(module, result):
     near(np.mean(found == 3) / np.mean((found == 3) | (found == 8)), 0.2, 0.04 + NOISE)
 
 
+def check_scene(module, result):
+    places = np.broadcast_to(module.PLACES, (len(result["x"]), len(module.PLACES), 2))
+    assert detector.placed(detector.detect(result["x"]), places).mean() > 0.8
+
+
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
 
 
@@ -128,7 +135,7 @@ QUICK = ("observation", "own_energy")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CHECKS])
 def test_example(name, tmp_path):
     module = load(name)
-    result = module.main(num_chains=CHAINS, out=tmp_path)
+    result = module.main(num_chains=FEW.get(name, CHAINS), out=tmp_path)
     assert result.status.ok, result.status
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     CHECKS[name](module, result)

@@ -36,19 +36,21 @@ class Kept:
 
     def __init__(self, file: Path, folder: Path):
         self.file, self.folder = file, folder
-        self.cells: dict[str, dict[str, Any]] = {}
-        if file.exists():
-            self.cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+
+    @property
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """What is in the file now, by name: other processes may add to it."""
+        return json.loads(self.file.read_text(encoding="utf-8"))["cells"] if self.file.exists() else {}
 
     def __contains__(self, cell: Cell) -> bool:
         return cell.name in self.cells
 
     def put(self, cell: Cell, measured: dict[str, Any], images: np.ndarray) -> None:
         """Keep a cell; the file is whole after each."""
-        self.cells[cell.name] = {"part": cell.part, **cell.settings, **measured}
+        cells = self.cells | {cell.name: {"part": cell.part, **cell.settings, **measured}}
         self.folder.mkdir(parents=True, exist_ok=True)
         np.save(self.images_of(cell.name), np.asarray(images, np.float16))
-        self.file.write_text(json.dumps({"cells": self.cells}, indent=1) + "\n", encoding="utf-8")
+        self.file.write_text(json.dumps({"cells": cells}, indent=1) + "\n", encoding="utf-8")
 
     def images_of(self, name: str) -> Path:
         """Where some images of a cell lie."""

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from composeprob.summary import MOST
+
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
     from composeprob.result import Result
@@ -43,7 +45,7 @@ def style() -> Any:
 
 def plot_result(result: Result) -> Figure:
     """What `Result.plot` shows: one panel per site and one for the run."""
-    draws = result.unweighted()
+    draws = result.unweighted(most=MOST)
     has_levels = any(np.isfinite(values).any() for values in (result.acceptance, result.step_size, result.ess))
     count = len(draws) + has_levels
     columns = min(count, 3)
@@ -119,8 +121,8 @@ def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
     images = np.nan_to_num(np.asarray(images[:MAX_IMAGES], float))
     if images.ndim == 3:
         images = images[..., None]
-    low, high = float(images.min()), float(images.max())
-    if low > -0.05 and high < 1.1:
+    low, high = (float(end) for end in np.quantile(images, [0.001, 0.999]))  # level 0 still carries some noise
+    if low > -0.25 and high < 1.25:
         low, high = 0.0, 1.0
     elif low > -1.5 and high < 1.5:
         low, high = -1.0, 1.0

@@ -139,14 +139,14 @@ class Result:
         weights = np.repeat(self.weights, some.shape[1])
         return some.reshape(-1, *some.shape[2:]), weights / weights.sum()
 
-    def unweighted(self) -> dict[str, np.ndarray]:
+    def unweighted(self, most: int | None = None) -> dict[str, np.ndarray]:
         """Samples that all count the same, ``{name: (M, …)}``: those of the run where the weights are equal, else
         systematically resampled (with offset ½, so the answer is always the same). Draws of all chains are in one
-        axis."""
+        axis; ``most`` limits how many of each site are read, as in `pooled`."""
         weights = self.weights
         n = self.num_chains
         if self.draws is not None:
-            return {name: self.pooled(name)[0] for name in self.samples}
+            return {name: self.pooled(name, most)[0] for name in self.samples}
         if np.allclose(weights * n, 1.0, rtol=1e-5):
             return {name: np.asarray(value) for name, value in self.samples.items()}
         ticks = (np.arange(n) + 0.5) / n

@@ -101,7 +101,8 @@ def infer(
     check_draws(draws, thin, store, sampler, density.described.where)
     first = sampler.first_level(density)
     run = begin(key, num_chains, density.num_levels, Spread(chunk=spread.chunk, rounds=spread.rounds))
-    saves = None if checkpoint_dir is None else _saves(checkpoint_dir, resume, sampler, run, density, key, first, thin)
+    apart = None if draws is None else thin
+    saves = None if checkpoint_dir is None else _saves(checkpoint_dir, resume, sampler, run, density, key, first, apart)
     completed, done, earlier = 0, 0, 0.0
     if saves is not None and (saved := saves.run()) is not None:
         run, completed, done, earlier = saved
@@ -147,13 +148,16 @@ def infer(
     unsaved = None
     if saves is not None and lost is None:  # else the last checkpoint is the one whose draws are there
         unsaved = saves.finish(run, completed, done, time.monotonic() - began)
-    samples, failed = _samples(run, ready, kept, done)
+    shown = min(done, draws or 0)  # of a run that went further before
+    samples, failed = _samples(run, ready, kept, shown)
+    if store is None:
+        samples = {name: np.asarray(values) for name, values in samples.items()}
     spent = time.monotonic() - began
     result = _result(sampler, run, density, samples, first, completed, done * thin, reason, spent, turning)
     if draws is not None:
         short = completed == first + 1 and done < draws
         status = result.status.stopped(done, draws) if short else result.status
-        result = dataclasses.replace(result, draws=max(done, 1), thin=thin, status=status)
+        result = dataclasses.replace(result, draws=max(shown, 1), thin=thin, status=status)
     if saves is not None and lost is None:
         result = dataclasses.replace(result, status=result.status.saved(unsaved))
     lost = lost or failed
@@ -186,7 +190,7 @@ def _saves(
     density: AnnealedDensity,
     key: Array,
     first: int,
-    thin: int,
+    thin: int | None,
 ) -> Saves:
     """Open the checkpoints and read what is there; traces one level more, and compiles nothing."""
     blank = blank_like(eqx.filter_eval_shape(start, sampler, run, density, first))
@@ -245,7 +249,7 @@ def _result(
     evidence = float(np.asarray(run.log_evidence)) if arrived and sampler.estimates_evidence(density) else np.nan
     return Result(
         samples=samples,
-        log_weights=np.asarray(run.log_weights),
+        log_weights=host(run.log_weights),
         log_evidence=evidence if np.isfinite(evidence) else None,
         evaluations=sampler.evaluations(first, completed) + drawn * per_transition[0],
         acceptance=np.asarray(records.acceptance),

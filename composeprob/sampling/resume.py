@@ -111,14 +111,14 @@ class Saves:
 
 
 def fingerprint(
-    density: AnnealedDensity, sampler: Sampler, key: Array, first_level: int, thin: int, blank: Run
+    density: AnnealedDensity, sampler: Sampler, key: Array, first_level: int, thin: int | None, blank: Run
 ) -> dict[str, str | int]:
     """What a run's samples follow from, in words where there are any, else as digests.
 
     Args:
         density, sampler, first_level: as `infer` runs them.
         key: which the chains' keys come from.
-        thin: transitions between two draws.
+        thin: transitions between two draws; None for a run that takes none.
         blank: a run with the shapes of this one.
     """
     formula = next((line.strip() for line in density.described.text.splitlines() if "∝" in line), "")
@@ -126,7 +126,7 @@ def fingerprint(
     return {
         "number of chains": len(blank.keys),
         "number of chains evaluated at once": str(blank.spread.chunk),
-        "number of transitions between draws": thin,
+        "number of transitions between draws": "none" if thin is None else thin,
         "random key": f"{jax.random.key_impl(key)} {np.asarray(jax.random.key_data(key)).tolist()}",
         "sampler": sampler.describe(),
         "program": formula,

@@ -33,7 +33,7 @@ class Kept:
         names: ``{name: shape and dtype of all chains' values at one draw}``.
         draws: their number; None for the chains' last positions only.
         path: the store's folder; None for memory.
-        spread: which rows are where.
+        devices: how many of them the chains are spread over.
         run_id: what the store's draws follow from, so that a resumed run finds its own.
         done: draws that the store has already.
 

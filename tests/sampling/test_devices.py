@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import json, sys
+import json, sys, tempfile
 import jax, jax.numpy as jnp, numpy as np, composeprob as cp
 from composeprob.sampling import infer as driver
 from composeprob.sampling.ahead import compile_ahead
+from composeprob.sampling.progress import Progress
 from composeprob.sampling.spread import AXIS, Spread
 from sampling_cases import both, normal
 assert jax.device_count() == 8
@@ -36,11 +37,11 @@ samplers = {
 }
 independent = cp.AnnealedMCMC(cp.MALA(0.01), 2)
 
-def run(name, devices, chunk=32):
+def run(name, devices, chunk=32, **options):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("any name",)) if devices else None
     with jax.default_device(jax.devices()[0] if devices == 0 else None):  # None: on whatever there is
         result = cp.infer(density, jax.random.key(3), num_chains=N, sampler=samplers[name], mesh=mesh, chunk=chunk,
-                          progress=False)
+                          progress=False, **options)
     on = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(ran[-1].chains)}
     assert on == {8 if devices is None else max(devices, 1)}, on
     numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.step_size, result.ess,
@@ -80,6 +81,21 @@ for name in task["samplers"]:
             told[name]["broken"][method] = run(name, 2)[0] == reference
             setattr(Spread, method, unbroken[method])
         jax.clear_caches()
+def stopped_on(devices, name, folder):
+    update = Progress.update
+    def stop(self, done, **facts):
+        if done >= 3:
+            raise KeyboardInterrupt
+    Progress.update, driver.REFRESH_SECONDS = stop, 1e-9
+    assert run(name, devices, checkpoint_dir=folder)[1].status.has("interrupted")
+    Progress.update = update
+
+if task["resumes"]:
+    (name,), folder = task["samplers"], tempfile.mkdtemp()
+    stopped_on(8, name, folder)
+    told["resumed"] = run(name, 0, checkpoint_dir=folder, resume=True)[0] == run(name, 0)[0]
+    stopped_on(0, name, folder + "again")
+    told["spread"] = run(name, 8, checkpoint_dir=folder + "again", resume=True)[0] == run(name, 0)[0]
 for name, sampler in (("fixed", cp.SMC(cp.MALA(0.01))), ("adaptive", samplers["SMC"]), ("chains", independent)):
     if task["collectives"]:
         told[name] = compile_ahead(density, sampler, N, jax.devices(), diagnostics=False).collectives
@@ -92,15 +108,18 @@ def told(**task):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    command = [sys.executable, "-c", SCRIPT, json.dumps({"broken": [], "collectives": False, **task})]
+    command = [sys.executable, "-c", SCRIPT, json.dumps({"broken": [], "collectives": False, "resumes": False, **task})]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
 
 def test_eight_devices_give_the_samples_of_one_and_speak_as_little_as_can_be():
-    found = told(samplers=["SMC"], devices=[0, 8], collectives=True)
+    found = told(samplers=["SMC"], devices=[0, 8], collectives=True, resumes=True)
     assert found.pop("SMC") == {"8": True}
+    # A run that was stopped on eight goes on on one, and the other way round.
+    assert found.pop("resumed")
+    assert found.pop("spread")
     # Of SMC one all-gather of weights, and one of the chains that resampling exchanges.
     assert found == {"fixed": {"all-gather": 2}, "adaptive": {"all-gather": 2, "all-reduce": 1}, "chains": {}}
 

@@ -130,8 +130,12 @@ def test_a_stopped_run_goes_on_with_the_same_draws(product, whole, tmp_path, mon
     more = drawn(product, **options, draws=DRAWS + 4)  # a finished run goes on
     np.testing.assert_array_equal(np.asarray(more["x"])[:, :DRAWS], whole["x"])
     assert more["x"].shape == (CHAINS, DRAWS + 4, 2)
+    assert isinstance(more["x"], np.ndarray) is not stored
+    np.testing.assert_array_equal(np.asarray(drawn(product, **options, draws=5)["x"]), whole["x"][:, :5])
     with pytest.raises(LoadError, match="its number of transitions between draws is 3, not 2"):
         drawn(product, **options, thin=2)
+    with pytest.raises(LoadError, match="its number of transitions between draws is 3, not 'none'"):
+        run(product, chains=CHAINS, checkpoint_dir=tmp_path / "c")
     if stored:
         with pytest.raises(LoadError, match="but they are not there"):
             drawn(product, checkpoint_dir=tmp_path / "c", store=tmp_path / "elsewhere")

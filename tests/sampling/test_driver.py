@@ -9,6 +9,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.sampling import infer as driver
+from composeprob.sampling.base import begin
 from composeprob.sampling.progress import Progress
 from composeprob.sampling.status import Code
 from sampling_cases import SAMPLER, SCHEDULE, Calls, run, single, unit_energy
@@ -72,6 +73,20 @@ def test_evaluations_are_what_the_result_says(name):
     assert calls.run == result.evaluations  # a call serves all chains at once
     levels = SCHEDULE.num_levels
     assert result.evaluations == {"Ancestral": levels - 1}.get(name, levels * PER_LEVEL.get(name, 1))
+
+
+def test_starting_chains_evaluates_nothing():
+    """So the networks are compiled once, in the loop over levels, which fills in what kernels cache."""
+    calls = Calls()
+    density = cp.compile(single, network_factor(calls, "energy"))
+    calls.reset()
+    sampler = cp.AnnealedMCMC(cp.HMC(0.01), 1).prepare(density)
+    first = sampler.first_level(density)
+    run = jax.jit(lambda run: sampler.start(run, density, first))(begin(jax.random.key(0), 2, density.num_levels))
+    jax.effects_barrier()
+    assert calls.run == 0
+    assert np.isfinite(run.chains.position["x"]).all()
+    assert np.isnan(run.chains.evaluation.score["x"]).all()
 
 
 def test_density_weights_cost_one_evaluation_a_level():

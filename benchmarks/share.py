@@ -1,0 +1,108 @@
+"""What sharing is worth: K conditions of one network in one batch, or one by one.
+
+    composeprob bench share
+
+Both are one jitted value-and-score of the same product in a compiled loop. Exits with 1 if at K = 8 and 32 chains the
+batch is less than 1.5 times as fast, or if the two do not agree.
+
+What a batch can gain is the peak of matrix products over the rate that one condition alone reaches: both are told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from price.cases import LEVEL, Case, conditional, conditions
+from price.clock import CLOCKS, alternate, ratio
+from price.peak import PRODUCTS, SIDE, flops, matrix_products
+from report import publish
+
+NUMBERS, CHAINS, LOOPS = (1, 2, 4, 8, 16), (1, 32), 20
+LIMIT, AT = 1.5, (8, 32)
+"""The gain that is asked for, at so many conditions and chains."""
+
+
+def batched(density: Any, x: Array) -> tuple[Array, Array]:
+    """(log-density, score) as the compiler evaluates the product: one batch."""
+    value, score = density.value_and_score({"x": x}, LEVEL)
+    return value, score["x"]
+
+
+def one_by_one(factors: Any, density: Any, x: Array) -> tuple[Array, Array]:
+    """The same, each factor evaluated by itself."""
+    noise = density.schedule.at(LEVEL)
+    parts = [factor.evaluate(x, noise, factor.call_conditions()) for factor in factors]
+    return sum(value for value, _ in parts), sum(score for _, score in parts)
+
+
+def loop(evaluate: Any, arguments: Any, x: Array) -> Any:
+    """`LOOPS` evaluations of all chains, each where the last one leads."""
+
+    def body(_: Array, carry: Any) -> Any:
+        x, total = carry
+        value, score = jax.vmap(partial(evaluate, *arguments))(x)
+        return x + 1e-6 * score, total + value
+
+    return jax.lax.fori_loop(0, LOOPS, body, (x, jnp.zeros(len(x))))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=15, help="how often every program is timed")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="processor: for a machine that is busy")
+    parser.add_argument("--chains", type=int, nargs="+", default=CHAINS, help=f"numbers of chains, {AT[1]} among them")
+    options = parser.parse_args()
+    if AT[1] not in options.chains:
+        parser.error(f"the limit is one for {AT[1]} chains: name that number too")
+    programs, agree, work = {("peak", 0, 0): (matrix_products(), PRODUCTS)}, True, {}
+    for chains, number in itertools.product(options.chains, NUMBERS):
+        case = Case("", [conditional().given(centre=c) for c in conditions(number)], chains, 0.02, 0.1, 1, None)
+        density = case.compile()
+        x = case.positions(density, jax.random.key(0))["x"]
+        ways = {"batch": (batched, (density,)), "one by one": (one_by_one, (case.factors, density))}
+        for way, (evaluate, arguments) in ways.items():
+            run = eqx.filter_jit(partial(loop, evaluate))
+            programs[way, number, chains] = (partial(run, arguments, x), LOOPS)
+        (_, one), (_, other) = (programs[way, number, chains][0]() for way in ways)
+        agree &= np.allclose(one, other, rtol=1e-3, atol=1e-2)
+        work[number, chains] = flops(case)
+    times = alternate(programs, options.repeats, options.clock)
+    peak = 2.0 * SIDE**3 / times["peak", 0, 0].seconds.min()
+    rows, gains = [], {}
+    for number, chains in work:
+        one, other = times["batch", number, chains], times["one by one", number, chains]
+        gains[number, chains], error = ratio(other, one)
+        milliseconds = [f"{1e3 * t.median:.2f}" for t in (one, other)]
+        shares = [f"{work[number, chains] / t.median / peak:.0%}" for t in (one, other)]
+        row = [str(chains), str(number), *milliseconds, f"{gains[number, chains]:.2f}", f"{error:.2f}", *shares]
+        rows.append(row)
+    checks = {
+        f"{AT[0]} conditions of {AT[1]} chains in a batch: {gains[AT]:.2f} ≥ {LIMIT} times as fast": gains[AT] >= LIMIT,
+        "both ways agree": bool(agree),
+    }
+    details = {"clock": options.clock, "gains": {f"{k} conditions, {n} chains": v for (k, n), v in gains.items()}}
+    details["seconds"] = {f"{way}, {k} conditions, {n} chains": t.seconds.tolist() for (way, k, n), t in times.items()}
+    title = f"K conditions of one MLP energy, {options.clock} time, medians of {options.repeats} repeats"
+    columns = ["chains", "K", "batch (ms)", "one by one (ms)", "times as fast", "± (standard error)"]
+    columns += ["batch, of peak", "one by one, of peak"]
+    return publish("share", title, columns, rows, checks, details, NOTES)
+
+
+NOTES = (
+    "Peak is that of a product of large matrices in the same process. Where one condition alone is near it already, a "
+    "batch has nothing to gain on a processor; few chains are where sharing pays, and the compiler, which sees one "
+    "network however many conditions there are."
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -73,7 +73,7 @@ def compile_ahead(
     arrays, static = eqx.partition((sampler, run, density), eqx.is_array)
 
     def placed(leaf: Any) -> Any:
-        place = NamedSharding(mesh, chains if leaf is run.keys else everywhere)
+        place = NamedSharding(mesh, chains if leaf is run.keys or leaf is run.log_weights else everywhere)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     def whole(arrays: Any) -> Any:

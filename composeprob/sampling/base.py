@@ -40,14 +40,14 @@ class Records(eqx.Module):
 class Run(eqx.Module):
     """N chains at one level: everything that the next level needs.
 
-    `Sampler.start` and `Sampler.visit` run on every device and see there the chains and keys of that device only; all
-    else is the same everywhere.
+    `Sampler.start` and `Sampler.visit` run on every device, and see there the chains, keys and log-weights of that
+    device only; all else is the same everywhere.
 
     Attributes:
         chains: the sampler's own state of every chain, each leaf of shape (N, …).
         keys: a random key for every chain, (N,): chain i's noise depends on nothing but its key and the level.
         shared: the key for what chains decide together (resampling).
-        log_weights: log-weights, (N,), of all chains on every device.
+        log_weights: log-weights, (N,).
         log_evidence: log of the estimated ∫π, a scalar.
         log_scale: log c of an adaptive step size, a scalar; of a kernel with B blocks (B,).
         records: what happened at each level.
@@ -66,7 +66,7 @@ class Run(eqx.Module):
     @classmethod
     def places(cls) -> Run:
         """Where each part of a run is, as `jax.shard_map` wants it."""
-        return cls(chains, chains, *(everywhere,) * 6)  # type: ignore[arg-type]
+        return cls(chains, chains, everywhere, chains, *(everywhere,) * 4)  # type: ignore[arg-type]
 
     def counting(self, level: Array, bad: Array) -> Run:
         """The same run with so many moves of the level, over all chains, counted as non-finite."""
@@ -147,9 +147,9 @@ def begin(key: Array, num_chains: int, num_levels: int, spread: Spread = Spread(
 
 def placed(run: Run, spread: Spread) -> Run:
     """The same run, spread so."""
-    own, keys = spread.place((run.chains, run.keys), chains)
-    shared = (run.shared, run.log_weights, run.log_evidence, run.log_scale, run.records, spread)
-    return Run(own, keys, *spread.place(shared, everywhere))
+    own, keys, log_weights = spread.place((run.chains, run.keys, run.log_weights), chains)
+    shared, *rest = spread.place((run.shared, run.log_evidence, run.log_scale, run.records, spread), everywhere)
+    return Run(own, keys, shared, log_weights, *rest)
 
 
 def draw_initial(run: Run, density: AnnealedDensity, level: int) -> Any:

@@ -165,20 +165,21 @@ class SMC(Sampler):
             lambda s: (s, spread.map(partial(first_weight, density=density, level=first_level), s)),
             run.chains,
         )
-        increments = spread.gather(own)
-        run = run.counting(level, jnp.sum(~jnp.isfinite(increments), dtype=jnp.int32))
-        log_weights = run.log_weights + increments
-        log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
+        usable = jnp.isfinite(own)
+        own = run.log_weights + own
+        own = jnp.where(jnp.isfinite(own), own, -jnp.inf)
+        log_weights, counted = spread.gather(jnp.stack([own, usable], axis=1)).T
+        run = run.counting(level, jnp.sum(counted == 0, dtype=jnp.int32))
         ess, log_mean = spread.alone(lambda w: (relative_ess(w), log_mean_weight(w)), log_weights)
 
         def resample(states: Any) -> Any:
             chosen = spread.alone(partial(systematic, jax.random.fold_in(run.shared, level)), log_weights)
-            return spread.exchange(states, chosen), jnp.zeros_like(log_weights), run.log_evidence + log_mean
+            return spread.exchange(states, chosen), jnp.zeros_like(own), run.log_evidence + log_mean
 
-        states, log_weights, log_evidence = jax.lax.cond(
+        states, own, log_evidence = jax.lax.cond(
             (ess < self.resample_threshold) | (level == 0),
             resample,
-            lambda states: (states, log_weights, run.log_evidence),
+            lambda states: (states, own, run.log_evidence),
             states,
         )
         records = eqx.tree_at(lambda r: r.ess, run.records, run.records.ess.at[level].set(ess))
@@ -190,7 +191,7 @@ class SMC(Sampler):
         return dataclasses.replace(
             run,
             chains=states,
-            log_weights=log_weights,
+            log_weights=own,
             log_evidence=log_evidence,
             log_scale=log_scale,
             records=records,

@@ -1,0 +1,79 @@
+"""Two processes that run as one give the samples of one process, bit for bit, each writing its own share."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import composeprob as cp
+
+PROGRAM = """
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import composeprob as cp
+
+schedule = cp.Schedule.log_snr(24, min=-6.0, max=6.0)
+f = cp.Analytic(dist.Normal(jnp.array([0.0, 1.0]), 0.5), schedule)
+g = cp.Analytic(dist.Normal(jnp.array([0.5, 0.0]), 1.0), schedule)
+sampler = cp.SMC(cp.MALA(cp.Adaptive()))
+
+
+@cp.program
+def product(f, g):
+    return cp.sample("x", f * g)
+"""
+
+
+def start(folder, name, *options, **environment):
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", "from composeprob.cli import app; app()", "run", str(folder / "scene.py")]
+    command += ["--chains", "64", "--chunk", "8", "--draws", "3", "--thin", "2", "--out", str(folder / name)]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [*command, *map(str, options)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process):
+    output, _ = process.communicate(timeout=1800)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(tmp_path):
+    (tmp_path / "scene.py").write_text(PROGRAM)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    together = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    options = ("--distributed", "--checkpoint-dir", tmp_path / "checkpoints")
+    both = [start(tmp_path, "two", *options, **together, JAX_PROCESS_ID=str(i)) for i in (0, 1)]
+    outputs = [ended(process) for process in both]
+    assert "status" in outputs[0]
+    assert "status" not in outputs[1]  # one of them speaks
+    ended(start(tmp_path, "one", "--store", tmp_path / "one.zarr"))
+    two, one = cp.Result.load(tmp_path / "two" / "samples.zarr"), cp.Result.load(tmp_path / "one.zarr")
+    assert two["x"].shape == (64, 3, 2)
+    np.testing.assert_array_equal(np.asarray(two["x"]), np.asarray(one["x"]))
+    for name in ("log_weights", "acceptance", "step_size", "ess"):
+        np.testing.assert_array_equal(getattr(two, name), getattr(one, name))
+    assert two.log_evidence == one.log_evidence
+    written = {p.name for p in (tmp_path / "two" / "samples.zarr" / "samples" / "x" / "c").iterdir()}
+    assert written == {"0", "1"}  # a file of draws from each process
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["draws"] == 3
+
+    # And on, in one process, from the checkpoint that two have written.
+    more = ended(start(tmp_path, "two", *options[1:], "--store", tmp_path / "two" / "samples.zarr", "--resume"))
+    assert "OK" in more
+    again = cp.Result.load(tmp_path / "two" / "samples.zarr")
+    np.testing.assert_array_equal(np.asarray(again["x"]), np.asarray(one["x"]))

@@ -126,7 +126,10 @@ def _blackjax(algorithm: Any, density: Any, keys: Array, states: Any) -> Any:
 
 
 def _numpyro(leapfrogs: int, step_size: float, log_density: Any, keys: Array, x: Any, density: Any) -> tuple[Any, Any]:
-    """NumPyro's kernel over all chains at once, without adaptation, and its first state."""
+    """NumPyro's kernel over all chains at once, without adaptation, and its first state.
+
+    It is made anew where a step is traced, as it holds the density: the compiler drops the first state there.
+    """
     kernel = numpyro.infer.HMC(
         potential_fn=lambda position: -log_density(density, position),
         step_size=step_size,

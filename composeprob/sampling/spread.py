@@ -121,18 +121,18 @@ class Spread(eqx.Module):
     def total(self, counts: Array) -> Array:
         """Σ over all devices of integers: floats would depend on the order."""
         assert jnp.issubdtype(counts.dtype, jnp.integer)
-        return counts if self.mesh is None else jax.lax.psum(counts, AXIS)
+        return counts if self.devices == 1 else jax.lax.psum(counts, AXIS)
 
     def gather(self, values: Array) -> Array:
         """Every chain's value on every device, (N/D, …) → (N, …)."""
-        return values if self.mesh is None else jax.lax.all_gather(values, AXIS, tiled=True)
+        return values if self.devices == 1 else jax.lax.all_gather(values, AXIS, tiled=True)
 
     def exchange(self, chains: Any, chosen: Array) -> Any:
         """Put chain ``chosen[i]`` in the place of chain i, for all N of them: one collective, whatever chains hold.
 
         Every device sees all N chains for a moment.
         """
-        if self.mesh is None:
+        if self.devices == 1:
             return jax.tree.map(lambda leaf: leaf[chosen], chains)
         leaves, treedef = jax.tree.flatten(chains)
         words = [_to_words(leaf) for leaf in leaves]

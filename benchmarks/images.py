@@ -13,9 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pictures import guided, placed
 from pictures.cells import Cell, Kept, as_text
 from report import RESULTS, publish
+
+from composeprob.plotting import new_figure, plot_images, style
 
 FILE = "images"
 IMAGES = Path("out") / "bench-images"
@@ -44,6 +47,25 @@ def row(cell: dict[str, Any]) -> list[str]:
     what = f"share of the first of {cell['classes']} (0.2)"
     also = f"neither {cell['neither']:.3f}, {cell['images']} images"
     return ["mixed", what, cell["sampler"], as_text(cell["first"]), also, f"{cell['seconds']}"]
+
+
+def picture(kept: Kept, names: list[str]) -> None:
+    """The first images of the cells of objects at places, one panel a cell."""
+    shown = [name for name in names if kept.cells[name]["part"] == "placed" and kept.images_of(name).exists()]
+    if not shown:
+        return
+    columns = min(len(shown), 4)
+    rows = -(-len(shown) // columns)
+    with style():
+        figure = new_figure(2.6 * columns, 2.8 * rows)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for ax in axes:
+            ax.set_axis_off()
+        for ax, name in zip(axes, shown, strict=False):
+            cell = kept.cells[name]
+            title = f"{cell['objects']} objects, {cell['sampler']}: {cell['all_placed']['share']:.2f}"
+            plot_images(ax, np.load(kept.images_of(name)).astype(float), title)
+    figure.savefig(RESULTS / f"{FILE}.png", dpi=110)
 
 
 def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
@@ -86,7 +108,9 @@ def main() -> int:
             print(cell.name, "  ".join(row(kept.cells[cell.name])[3:]), flush=True)
     order = {name: i for i, name in enumerate(cell.name for cell in planned)}
     cells = kept.cells
-    found = [cells[name] for name in sorted(cells, key=lambda name: order.get(name, len(order)))]
+    names = sorted(cells, key=lambda name: order.get(name, len(order)))
+    found = [cells[name] for name in names]
+    picture(kept, names)
     details = {"cells": cells}
     notes = NOTES.format(floor=guided.floor())
     return publish(FILE, "Image models", COLUMNS, [row(cell) for cell in found], checks(found), details, notes)

@@ -120,10 +120,10 @@ def load(name: str, *, retraining: int = 0, **conditions: Any) -> LeafFactor:
         ((2,), ['conservative', 'energy', 'exact_marginals', 'normalised', 'score'])
     """
     weights = _weights(name, retraining)
-    calibration = calibration_file(weights, conditions)
+    plain, calibration = calibration_file(weights), calibration_file(weights, conditions)
     if not conditions:
-        return _load(name, weights, _written(weights), calibration, _written(calibration))
-    factor = _load(name, weights, _written(weights), calibration, 0).given(**conditions)
+        return _load(name, weights, _written(weights), plain, _written(plain))
+    factor = _load(name, weights, _written(weights), plain, 0).given(**conditions)  # the same for all conditions
     return load_calibration(factor, calibration, weights=weights) if calibration.exists() else factor
 
 

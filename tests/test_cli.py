@@ -270,6 +270,8 @@ def test_zoo_lists_models_and_shows_cards():
 def test_calibrate_prints_what_it_found(monkeypatch):
     monkeypatch.setattr("composeprob.calibration.calibrate_model", lambda name, **options: f"{name} {options}")
     assert "ring2d {'retraining': 2, " in command("calibrate", "ring2d", "--retraining", 2).output
+    assert "'conditions': {'label': 3}" in command("calibrate", "digits", "--given", "label=3").output
+    assert "write it as --given label=3" in refused("calibrate", "digits", "--given", "label")
 
 
 def test_train_passes_its_options_on(monkeypatch, tmp_path):

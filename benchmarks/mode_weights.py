@@ -108,7 +108,7 @@ def samplers() -> dict[str, Callable[[cp.Schedule], Row]]:
     grid, cosine = cp.Schedule.log_snr(60), cp.Schedule.cosine(100)
     mcmc = cp.AnnealedMCMC
     tuned_hmc = lambda steps: mcmc(cp.HMC(cp.Adaptive(), num_leapfrog=3), steps)
-    smc = lambda weights: cp.SMC(cp.MALA(cp.Adaptive()), weights=weights)
+    smc = lambda weights: cp.SMC(cp.MALA(cp.Adaptive()), weights=weights, second_order=False)
     rows = [
         Row("exact draws", None, cosine),
         Row("Ancestral", cp.Ancestral(), cosine),

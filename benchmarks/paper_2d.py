@@ -250,7 +250,7 @@ time, in up to {{jobs}} processes side by side.
 - Levels: every sampler visits all of them. `cosine` is the paper's 100 (σ = 0.025 at level 0), `even` is 60 levels even
   in log-SNR whose cleanest is far below the data's finest scale.
 - (paper) marks the paper's step sizes and 10 transitions a level. The others make 3, with acceptance tuned to 0.574
-  (MALA) and 0.75 (HMC); SMC makes 1, after its reverse step and Feynman–Kac weights.
+  (MALA) and 0.75 (HMC); SMC makes 1, after its reverse step and Feynman–Kac weights; that step is DDPM's, first order.
 - Mean log p is that of the samples under the exact noise-free law, each sample's floored at −20 (hard edges).
 - RAISE is the log-likelihood of {{points}} held-out exact draws under the chain that the sampler runs: reverse annealed
   importance sampling, as many chains a point as {{budget:,}} evaluations pay (1 to {{most}}); a lower bound on average,

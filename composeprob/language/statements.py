@@ -60,8 +60,9 @@ def observe(
       −2 it is raised to a power that goes from 0 at the noisiest level to 1;
     * ``"tempered"`` (default elsewhere): the program sees x/α_k, and the likelihood is raised to the power
       sigmoid(λ_k − 4)/sigmoid(λ_0 − 4) of the log-SNR λ: nearly 0 at the noisiest levels, 1 at level 0;
-    * ``"denoised"``: the program sees the Tweedie mean (x + σ_k²·∇log F_k(x))/α_k, at full power; static sites meet it
-      by and by, as under ``"exact"``;
+    * ``"denoised"``: the program sees the Tweedie mean (x + σ_k²·∇log F_k(x))/α_k, and the likelihood is raised to the
+      power (s² + r_0²)/(s² + r_k²) with r_k² = sigmoid(−λ_k) and s² = e⁻⁴; static sites meet it by and by, as under
+      ``"exact"``;
     * ``"noised"``: the program sees x itself; ``distribution`` may be a function of the level's index.
 
     An observation that looks at no noised site is never annealed.

@@ -27,7 +27,7 @@ from composeprob.sampling.ancestral import Ancestral
 from composeprob.sampling.annealed_mcmc import AnnealedMCMC
 from composeprob.sampling.base import REVERSE, Sampler
 from composeprob.sampling.choose import check_capabilities
-from composeprob.sampling.reverse import reverse_law, reverse_step
+from composeprob.sampling.reverse import leaning, log_ratio_of_leaning, reverse_law, reverse_step
 from composeprob.sampling.smc import SMC, first_evidence, first_weight, gain_between
 
 
@@ -39,7 +39,7 @@ class Path(eqx.Module):
         steps: its step size at each level, (K,), or (K, B) for a kernel of B blocks.
         count: transitions a level.
         reverse: whether a reverse step leads from each level to the next.
-        drift: whether that step follows the score of the diffusion factors only, as `SMC`'s does.
+        leaning: whether that step follows what `SMC`'s does and not the score.
         weights: how `SMC` weighs its chains; None for samplers without weights.
         first: the level where chains start.
         pull, spread: how a reversal goes up, `upward`; per site, (K − 1, …).
@@ -49,7 +49,7 @@ class Path(eqx.Module):
     steps: Array
     count: int = eqx.field(static=True)
     reverse: bool = eqx.field(static=True)
-    drift: bool = eqx.field(static=True)
+    leaning: bool = eqx.field(static=True)
     weights: str | None = eqx.field(static=True)
     first: int = eqx.field(static=True)
     pull: dict[str, Array]
@@ -81,7 +81,8 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
 
     Raises:
         WrongTypeError: another sampler.
-        CapabilityError: static sites, an adaptive step without ``step_size``, or a factor that lacks what is needed.
+        CapabilityError: static sites, reverse steps of second order, an adaptive step without ``step_size``, or a
+            factor that lacks what is needed.
         InvalidValueError: η other than 1.
     """
     if not isinstance(density, AnnealedDensity):
@@ -97,6 +98,11 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
         raise InvalidValueError(
             f"Ancestral(eta={float(sampler.eta):.3g}) has no reversal that is a law of its own.",
             fix="use cp.Ancestral(eta=1.0): its steps are DDPM's, whose reversal adds noise.",
+        )
+    if isinstance(sampler, SMC) and sampler.second_order:
+        raise CapabilityError(
+            "A reverse step of second order has no density that could be written down.",
+            fix="ask for the likelihood of cp.SMC(..., second_order=False), whose step is DDPM's.",
         )
     static = [name for name, site in density.sites.items() if site.kind != "noised"]
     if static:
@@ -121,7 +127,8 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
     kernel = moves.kernel.with_steps(tuple(steps.T) if blocks else (steps,))
     # Transitions that adapted moved the chains too.
     if isinstance(sampler, SMC):
-        return SMC(kernel, moves.total, sampler.weights, sampler.resample_threshold).prepare(density)  # type: ignore[arg-type]
+        threshold = float(sampler.resample_threshold)
+        return SMC(kernel, moves.total, sampler.weights, threshold, second_order=False).prepare(density)
     assert isinstance(sampler, AnnealedMCMC)
     return AnnealedMCMC(kernel, moves.total, sampler.reverse_step).prepare(density)
 
@@ -212,6 +219,8 @@ def climb(path: Path, density: AnnealedDensity, key: Array, position: Position) 
             log_ratio = log_ratio + _log_reverse(path, density, state, x, k)
         if path.weights is not None:
             log_ratio = log_ratio + gain_between(state.evaluation, after, density, k, path.weights)
+            if path.reverse:
+                log_ratio = log_ratio + log_ratio_of_leaning(state.position, state.evaluation, x, density, k + 1)
         return state, log_ratio
 
     def level(k: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
@@ -243,7 +252,7 @@ def descend(path: Path, density: AnnealedDensity, key: Array) -> Array:
         if path.reverse:
             step_key = jax.random.fold_in(jax.random.fold_in(key, k), REVERSE)
             above = state.position
-            x = reverse_step(step_key, above, _followed(path, state), density, k + 1)
+            x = reverse_step(step_key, above, _followed(path, density, state, k + 1), density, k + 1)
             log_ratio = -_log_reverse(path, density, state, x, k)
             state = dataclasses.replace(state, position=x)
         state = _relevel(path, state, density, k)
@@ -298,20 +307,21 @@ def _transitions(
     return jax.lax.fori_loop(0, path.count, step, (state, jnp.zeros(())))
 
 
-def _followed(path: Path, state: Any) -> Position:
-    return state.evaluation.drift if path.drift else state.evaluation.score
+def _followed(path: Path, density: AnnealedDensity, state: Any, level: Array) -> Position:
+    """What the reverse step from a state at this level follows."""
+    return leaning(state.position, state.evaluation, density, level) if path.leaning else state.evaluation.score
 
 
 def _log_reverse(path: Path, density: AnnealedDensity, state: Any, x: Position, level: Array) -> Array:
     """log N(x; the reverse step from the state at level + 1)."""
-    mean, variance = reverse_law(state.position, _followed(path, state), density, level + 1)
+    mean, variance = reverse_law(state.position, _followed(path, density, state, level + 1), density, level + 1)
     return _log_normal(x, mean, jax.tree.map(lambda _: variance, mean))
 
 
 def _upward_law(path: Path, density: AnnealedDensity, state: Any, level: Array) -> tuple[Position, Position]:
     """Mean and variances of `upward` from a state at level k < K − 1."""
     here, there = density.schedule.at(level), density.schedule.at(level + 1)
-    s = _followed(path, state)
+    s = state.evaluation.drift if path.leaning else state.evaluation.score
     mean = {name: there.alpha / here.alpha * x + path.pull[name][level] * s[name] for name, x in state.position.items()}
     return mean, {name: path.spread[name][level] for name in mean}
 

@@ -22,7 +22,7 @@ from composeprob.sampling.annealed_mcmc import adjusted, check_kernel, check_ste
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.blocks import by_kind
 from composeprob.sampling.resampling import log_mean_weight, relative_ess, systematic
-from composeprob.sampling.reverse import reverse_step
+from composeprob.sampling.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
 from composeprob.sampling.transitions import Transitions
 from composeprob.schedule import Schedule
 
@@ -39,9 +39,10 @@ class SMC(Sampler):
     From level k + 1 to k, with F the part of π made of diffusion factors and G the rest (observations, user
     energies, classifiers):
 
-    * ``weights="feynman_kac"``: a reverse step along ∇log F, and log w += ∫g²·r dτ + log G_k(x') −
-      log G_{k+1}(x), with r the Feynman–Kac rate that the compiler derives from the leaves' scores. It needs scores
-      only, so it is right for learned factors;
+    * ``weights="feynman_kac"``: a reverse step, and log w += ∫g²·r dτ + log G_k(x') − log G_{k+1}(x) + log p(x'|x) −
+      log q(x'|x), with r the Feynman–Kac rate that the compiler derives from the leaves' scores, p the step along
+      ∇log F, and q the step that is made, which leans towards ∇log G (`leaning`). It needs scores of F only, so it is
+      right for learned factors;
     * ``weights="density"``: no move, and log w += log π_k(x) − log π_{k+1}(x). It trusts log-densities *between*
       modes, which energies learned by score matching do not know: for analytic or calibrated factors only.
 
@@ -57,10 +58,13 @@ class SMC(Sampler):
         steps_per_level: transitions at each level.
         weights: ``"feynman_kac"`` or ``"density"``.
         resample_threshold: resample where ESS/N falls below it, in (0, 1].
+        second_order: whether the reverse step is corrected by the score where it ended, as in Heun's method, for one
+            evaluation more a level; without that it is DDPM's, whose variance is too small.
 
     Result:
         ``result.log_evidence`` estimates log ∫π_0, with diffusion factors counted as normalised. Under Feynman–Kac
-        weights it has an error of discretisation, which vanishes as the number of levels grows.
+        weights it has an error of discretisation, which vanishes as the square of the levels' distance, or in
+        proportion to it with ``second_order=False``.
 
     References:
         Skreta et al. 2025, *Feynman–Kac Correctors in Diffusion* (arXiv 2503.02819). Del Moral, Doucet and Jasra 2006,
@@ -71,6 +75,7 @@ class SMC(Sampler):
     steps_per_level: int = eqx.field(static=True)
     weights: str = eqx.field(static=True)
     resample_threshold: Array
+    second_order: bool = eqx.field(static=True)
     moves: Transitions | None
 
     def __init__(
@@ -79,6 +84,7 @@ class SMC(Sampler):
         steps_per_level: int = 1,
         weights: str = "feynman_kac",
         resample_threshold: float = 0.5,
+        second_order: bool = True,
     ):
         if kernel is not None:
             check_kernel(kernel, steps_per_level)
@@ -89,6 +95,7 @@ class SMC(Sampler):
         check_range(threshold, "SMC(resample_threshold=)", 0.0, 1.0 + 1e-6, fix="a number in (0, 1]")
         self.kernel, self.steps_per_level, self.weights = kernel, int(steps_per_level), weights
         self.resample_threshold, self.moves = threshold, None
+        self.second_order = bool(second_order) and weights == "feynman_kac"
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
@@ -139,7 +146,8 @@ class SMC(Sampler):
         return level
 
     def evaluations(self, first_level: int, completed: int) -> int:
-        return completed * (1 + (self.moves.evaluations if self.moves else 0))
+        descents = min(completed, first_level + 1) - 1 if self.second_order else 0
+        return completed * (1 + (self.moves.evaluations if self.moves else 0)) + max(descents, 0)
 
     def proposals(self) -> int:
         return 1 + (self.moves.proposals if self.moves else 0)
@@ -199,19 +207,22 @@ class SMC(Sampler):
 
     def _descend(self, key: Array, state: Any, density: AnnealedDensity, level: Array) -> tuple[Any, Any]:
         """One chain from level + 1 to level: its new state and what its log-weight gains, −∞ where that or the score
-        is not finite. One evaluation."""
-        before = state.evaluation
+        is not finite. One evaluation, two of second order."""
+        x, before, gain = state.position, state.evaluation, jnp.zeros(())
         if self.weights == "feynman_kac":
-            moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, before.drift, density, level + 1)
+            followed = leaning(x, before, density, level + 1)
+            moved = reverse_step(jax.random.fold_in(key, REVERSE), x, followed, density, level + 1)
+            gain = log_ratio_of_leaning(x, before, moved, density, level + 1)
+            if self.second_order:
+                moved = second_order(moved, x, before, density, level + 1)
             state = dataclasses.replace(state, position=moved)
         target = partial(density.evaluator, level=level)
         if self.kernel is None:
             state = dataclasses.replace(state, evaluation=target(state.position))
         else:
             state = self.kernel.relevel(state, target)
-        after = state.evaluation
-        gain = gain_between(before, after, density, level, self.weights)
-        usable = all_finite((gain, before.drift, after.score))
+        gain = gain + gain_between(before, state.evaluation, density, level, self.weights)
+        usable = all_finite((gain, before.drift, state.evaluation.score))
         return state, jnp.where(usable, gain, -jnp.inf)
 
     def positions(self, run: Run) -> dict[str, Array]:
@@ -219,7 +230,10 @@ class SMC(Sampler):
 
     def describe(self) -> str:
         kernel = "no kernel" if self.kernel is None else f"{self.kernel!r}, {self.steps_per_level} steps a level"
-        return f"SMC({kernel}, weights='{self.weights}', resample_threshold={float(self.resample_threshold):.3g})"
+        order = ", second_order=False" if self.weights == "feynman_kac" and not self.second_order else ""
+        return (
+            f"SMC({kernel}, weights='{self.weights}', resample_threshold={float(self.resample_threshold):.3g}{order})"
+        )
 
 
 def normalised(density: AnnealedDensity) -> bool:
@@ -254,7 +268,8 @@ def weighs_top(evaluation: Evaluation, density: AnnealedDensity) -> bool:
 
 
 def gain_between(before: Evaluation, after: Evaluation, density: AnnealedDensity, level: Array, weights: str) -> Array:
-    """What a chain's log-weight gains from level + 1, where it was evaluated as ``before``, to level (``after``)."""
+    """What a chain's log-weight gains from level + 1, where it was evaluated as ``before``, to level (``after``); the
+    ratio of `leaning` is not in it."""
     if weights == "density":
         assert after.log_density is not None
         assert before.log_density is not None

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob.sampling import smc
 from sampling_cases import SCHEDULE, normal
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -63,3 +64,14 @@ class Forgets(cp.SMC):
 def test_without_the_ratios_between_levels_the_evidence_is_wrong():
     found = estimates(Forgets(cp.MALA(), 1), False, SCHEDULE)
     assert_disagrees(z_scores(found, {"Z": evidence(False, SCHEDULE)}))
+
+
+@pytest.mark.slow
+def test_without_the_ratio_of_leaning_the_evidence_is_wrong(monkeypatch):
+    monkeypatch.setattr(smc, "log_ratio_of_leaning", lambda *args: jnp.zeros(()))
+    found = estimates(Unmended(cp.MALA(), 1), False, SCHEDULE)
+    assert_disagrees(z_scores(found, {"Z": evidence(False, SCHEDULE)}))
+
+
+class Unmended(cp.SMC):
+    """A type of its own, so that nothing compiled of `SMC` is taken for it."""

@@ -11,6 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob.kernels import KernelState
 from composeprob.sampling.base import begin
+from composeprob.sampling.reverse import log_ratio_of_leaning
 from composeprob.sampling.smc import first_weight
 from sampling_cases import SCHEDULE, N, both, moments, normal, single
 from zscores import LIMIT, assert_agrees, z_scores
@@ -217,7 +218,7 @@ def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_look
     assert abs(apart.std() - 0.5) < 0.05
     np.testing.assert_allclose(weights, weights.mean(), rtol=1e-3)
 
-    sampler = cp.SMC(cp.ULA(0.1)).prepare(density)
+    sampler = cp.SMC(cp.ULA(0.1), second_order=False).prepare(density)
     at = {"x": jnp.asarray(0.3), "z": jnp.asarray(2.5)}
     level = 3
     state = sampler.kernel.init(jax.random.key(1), at, lambda x: density.evaluate(x, level + 1))
@@ -227,10 +228,12 @@ def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_look
         mean = position["x"] / density.schedule.alpha[k]
         return dist.Normal(mean, 0.5).log_prob(position["z"])
 
-    # One factor has the rate 0, so that the prior is all there is to weigh.
+    # One factor has the rate 0, so that the prior is all there is to weigh, and that the step leaned towards it.
     expected = prior(after.position, level) - prior(at, level + 1)
+    leaned = log_ratio_of_leaning(at, state.evaluation, after.position, density, level + 1)
     assert abs(float(expected)) > 0.01
-    np.testing.assert_allclose(gain, expected, rtol=1e-3)
+    assert abs(float(leaned)) > 0.01
+    np.testing.assert_allclose(gain, expected + leaned, rtol=1e-3)
 
 
 class Remembers(KernelState):

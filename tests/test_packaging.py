@@ -10,6 +10,8 @@ import zipfile
 from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,17 +44,24 @@ def test_constraints_are_versions_only():
     assert all(line.count("==") == 1 and "/" not in line and " " not in line for line in lines)
 
 
-def test_every_import_is_a_declared_dependency():
-    """A package that only the development environment brings would be missing for someone who installs the wheel."""
-    files = [*(ROOT / "composeprob").rglob("*.py"), *(ROOT / "models").rglob("*.py")]
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+@pytest.mark.parametrize(("folder", "extras"), [("composeprob", ()), ("models", ("digits",))])
+def test_every_import_is_a_declared_dependency(folder, extras):
+    """A package that only the development environment brings would be missing for someone who installs the wheel.
+
+    What only the training of a model needs, an extra brings.
+    """
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / folder).rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module}
     imported = (
         {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"composeprob", "IPython"}
     )  # IPython: only inside a notebook
-    required = [line for line in requires("composeprob") or [] if "extra ==" not in line]
+    required = [
+        line
+        for line in requires("composeprob") or []
+        if "extra ==" not in line or any(re.search(rf"extra == .{extra}.$", line) for extra in extras)
+    ]
     declared = {re.split(r"[^\w-]", line)[0] for line in required}
     providers = packages_distributions()
     undeclared = {name for name in imported if not declared & set(providers.get(name, []))}

@@ -39,9 +39,9 @@ class SMC(Sampler):
     From level k + 1 to k, with F the part of π made of diffusion factors and G the rest (observations, user
     energies, classifiers):
 
-    * ``weights="feynman_kac"``: a reverse step, and log w += ∫g²·r dτ + log G_k(x') − log G_{k+1}(x) + log p(x'|x) −
-      log q(x'|x), with r the Feynman–Kac rate that the compiler derives from the leaves' scores, p the step along
-      ∇log F, and q the step that is made, which leans towards ∇log G (`leaning`). It needs scores of F only, so it is
+    * ``weights="feynman_kac"``: a reverse step, and log w += ∫g²·r dτ + log G_k(x') − log G_{k+1}(x) + log p(x') −
+      log q(x'), with r the Feynman–Kac rate that the compiler derives from the leaves' scores, p the law of the step
+      along ∇log F, and q that of the step that is made, which leans towards ∇log G. It needs scores of F only, so it is
       right for learned factors;
     * ``weights="density"``: no move, and log w += log π_k(x) − log π_{k+1}(x). It trusts log-densities *between*
       modes, which energies learned by score matching do not know: for analytic or calibrated factors only.

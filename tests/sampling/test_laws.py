@@ -144,9 +144,9 @@ def test_feynman_kac_evidence_converges_with_the_number_of_levels():
     for levels in (32, 128):
         sampler = cp.SMC(cp.MALA(cp.Adaptive()))
         error, sd = evidence(2, cp.Schedule.log_snr(levels), sampler, 20)
-        assert sd < 0.06
+        assert sd < 0.08
         errors.append(abs(error))
-    # The trapezoid rule's error: 1.9 nats at steps of 0.65 in log-SNR, 0.03 or less at a quarter of that.
+    # The error of second order: 0.8 nats at steps of 0.65 in log-SNR, a sixteenth of that at a quarter of them.
     assert errors[1] < 0.1 * errors[0]
     assert errors[1] < 0.08
 

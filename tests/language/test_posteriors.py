@@ -86,7 +86,8 @@ def density():
 
 @pytest.mark.slow
 def test_chains_find_the_posterior(density):
-    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), num_leapfrog=4), 8)
+    # With the default gain steps of these nine sites now and then overshoot to where leapfrogs are unstable.
+    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive(gain=0.5), num_leapfrog=4), 8)
     result = cp.infer(density, jax.random.key(0), num_chains=4096, sampler=sampler, progress=False)
     assert_agrees(z_scores(statistics(result), EXPECTED))
     assert result.status.ok

@@ -1,0 +1,39 @@
+"""The command line itself: the application that commands join, its console, and how it prints deliberate errors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from composeprob.cli.output import in_options
+from composeprob.errors import ComposeProbError
+
+# jax and the rest of the library are imported inside the commands: `composeprob --help` answers at once.
+app = typer.Typer(
+    name="composeprob",
+    help="Compose pretrained diffusion models in a probabilistic program, and sample it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,  # an exception in the user's own file keeps Python's plain traceback
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+
+def clean_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Print the library's deliberate errors without a traceback, and exit with 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ComposeProbError as error:
+            told = f"{type(error).__name__}: {in_options(str(error))}"
+            Console(stderr=True).print(told, style="red", markup=False, highlight=False)
+            raise typer.Exit(2) from None
+
+    return wrapped

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from .conditioning import log_snr_features
+from .film import Embedded, FiLMBlock
 
 
-class Block(nnx.Module):
-    """x + W₂·swish(FiLM(LayerNorm(W₁·swish(LayerNorm(x))))), with W₂ = 0 at first; FiLM as in `unet.Block`."""
+def block(width: int, embedding: int, rngs: nnx.Rngs) -> FiLMBlock:
+    """With LayerNorm and dense layers."""
 
-    def __init__(self, width: int, embedding: int, *, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.enter = nnx.Linear(width, width, rngs=rngs)
-        self.inner_norm = nnx.LayerNorm(width, rngs=rngs)
-        self.film = nnx.Linear(embedding, 2 * width, kernel_init=nnx.initializers.zeros, rngs=rngs)
-        self.leave = nnx.Linear(width, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
+    def layer(zero: bool) -> nnx.Linear:
+        start = {"kernel_init": nnx.initializers.zeros} if zero else {}
+        return nnx.Linear(width, width, **start, rngs=rngs)
 
-    def __call__(self, x: Array, embedding: Array) -> Array:
-        gain, shift = jnp.split(self.film(embedding), 2)
-        h = self.inner_norm(self.enter(nnx.swish(self.norm(x))))
-        return x + self.leave(nnx.swish(h * (1 + gain) + shift))
+    return FiLMBlock(lambda: nnx.LayerNorm(width, rngs=rngs), layer, width, embedding, rngs=rngs)
 
 
-class FiLMMLP(nnx.Module):
+class FiLMMLP(Embedded):
     """From an event of n numbers, whatever its shape, to a vector, zero at first.
 
     Args:
@@ -47,22 +40,16 @@ class FiLMMLP(nnx.Module):
         embedding: int = 128,
         rngs: nnx.Rngs,
     ):
-        self.features = 32
-        self.time = nnx.Linear(self.features, embedding, rngs=rngs)
-        self.vector = nnx.Linear(vector, embedding, rngs=rngs) if vector else None
-        self.mix = nnx.Linear(embedding, embedding, rngs=rngs)
+        super().__init__(vector, embedding, rngs=rngs)
         self.first = nnx.Linear(size, width, rngs=rngs)
-        self.blocks = nnx.List(Block(width, embedding, rngs=rngs) for _ in range(blocks))
+        self.blocks = nnx.List(block(width, embedding, rngs) for _ in range(blocks))
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.last = nnx.Linear(width, outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, x: Array, t: Array, vector: Array | None = None) -> Array:
         """The result (outputs,) for one event x at log-SNR t, with ``vector`` (v,)."""
-        h = self.time(log_snr_features(t, self.features))
-        if self.vector is not None:
-            h = h + self.vector(vector)
-        embedding = nnx.swish(self.mix(nnx.swish(h)))
+        embedding = self.embed(t, vector)
         h = self.first(x.reshape(-1))
-        for block in self.blocks:
-            h = block(h, embedding)
+        for residual in self.blocks:
+            h = residual(h, embedding)
         return self.last(nnx.swish(self.norm(h)))

@@ -8,30 +8,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from .conditioning import log_snr_features
 from .convolution import Conv3x3
+from .film import Embedded, FiLMBlock
 
 
-class Block(nnx.Module):
-    """x + W₂·swish(FiLM(GroupNorm(W₁·swish(GroupNorm(x))))), W convolutions of 3×3, with W₂ = 0 at first.
-
-    FiLM is h·(1 + a) + b with (a, b) a linear function of the embedding.
-    """
-
-    def __init__(self, width: int, embedding: int, *, rngs: nnx.Rngs):
-        self.norm = group_norm(width, rngs)
-        self.enter = Conv3x3(width, width, rngs=rngs)
-        self.inner_norm = group_norm(width, rngs)
-        self.film = nnx.Linear(embedding, 2 * width, kernel_init=nnx.initializers.zeros, rngs=rngs)
-        self.leave = Conv3x3(width, width, zero=True, rngs=rngs)
-
-    def __call__(self, x: Array, embedding: Array) -> Array:
-        gain, shift = jnp.split(self.film(embedding), 2)
-        h = self.inner_norm(self.enter(nnx.swish(self.norm(x))))
-        return x + self.leave(nnx.swish(h * (1 + gain) + shift))
+def block(width: int, embedding: int, rngs: nnx.Rngs) -> FiLMBlock:
+    """With GroupNorm and convolutions of 3×3."""
+    layer = lambda zero: Conv3x3(width, width, zero=zero, rngs=rngs)  # noqa: E731
+    return FiLMBlock(lambda: group_norm(width, rngs), layer, width, embedding, rngs=rngs)
 
 
-class UNet(nnx.Module):
+class UNet(Embedded):
     """From an image (h, w, channels) with sides divisible by 8 to an array of the same shape, zero at first.
 
     Args:
@@ -58,14 +45,11 @@ class UNet(nnx.Module):
         embedding: int = 128,
         rngs: nnx.Rngs,
     ):
-        self.features = 32
-        self.time = nnx.Linear(self.features, embedding, rngs=rngs)
-        self.vector = nnx.Linear(vector, embedding, rngs=rngs) if vector else None
-        self.mix = nnx.Linear(embedding, embedding, rngs=rngs)
+        super().__init__(vector, embedding, rngs=rngs)
         self.stem = Conv3x3(4 * (channels + spatial), widths[0], rngs=rngs)
 
         def stage(width: int) -> nnx.List:
-            return nnx.List(Block(width, embedding, rngs=rngs) for _ in range(blocks))
+            return nnx.List(block(width, embedding, rngs) for _ in range(blocks))
 
         steps = list(pairwise(widths))
         self.down = nnx.List(stage(width) for width in widths)
@@ -77,22 +61,19 @@ class UNet(nnx.Module):
 
     def __call__(self, x: Array, t: Array, spatial: Array | None = None, vector: Array | None = None) -> Array:
         """The output for one image x at log-SNR t, with ``spatial`` (h, w, s) and ``vector`` (v,)."""
-        h = self.time(log_snr_features(t, self.features))
-        if self.vector is not None:
-            h = h + self.vector(vector)
-        embedding = nnx.swish(self.mix(nnx.swish(h)))
+        embedding = self.embed(t, vector)
         h = self.stem(to_patches(x if spatial is None else jnp.concatenate([x, spatial], axis=-1)))
         skips = []
         for i, stage in enumerate(self.down):
             if i:
                 skips.append(h)
                 h = self.shrink[i - 1](to_patches(h))
-            for block in stage:
-                h = block(h, embedding)
+            for residual in stage:
+                h = residual(h, embedding)
         for i in reversed(range(len(self.up))):
             h = skips[i] + from_patches(self.grow[i](h))
-            for block in self.up[i]:
-                h = block(h, embedding)
+            for residual in self.up[i]:
+                h = residual(h, embedding)
         return from_patches(self.head(nnx.swish(self.norm(h))))
 
 

@@ -220,7 +220,8 @@ def climb(path: Path, density: AnnealedDensity, key: Array, position: Position) 
         if path.weights is not None:
             log_ratio = log_ratio + gain_between(state.evaluation, after, density, k, path.weights)
             if path.reverse:
-                log_ratio = log_ratio + log_ratio_of_leaning(state.position, state.evaluation, x, density, k + 1)
+                drift, followed = state.evaluation.drift, _followed(path, density, state, k + 1)
+                log_ratio = log_ratio + log_ratio_of_leaning(state.position, drift, followed, x, density, k + 1)
         return state, log_ratio
 
     def level(k: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:

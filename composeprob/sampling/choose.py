@@ -39,9 +39,8 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
         return SMC(weights="density"), f"{num_chains} chains are enough to resample; {why}"
     if energy:
         why = f"fewer than {MANY_CHAINS} chains" if num_chains < MANY_CHAINS else "no weights can be trusted here"
-        return AnnealedMCMC(
-            by_kind(lambda: HMC(Adaptive()), density), 5, reverse_step=True
-        ), f"{why}: independent chains, corrected by HMC"
+        moves = by_kind(lambda: HMC(Adaptive()), density)
+        return AnnealedMCMC(moves, 5, reverse_step=True), f"{why}: independent chains, corrected by HMC"
     # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 for these 7 evaluations a level, 0.14 for the 6 of
     # five steps of ULA(0.1·σ²). On exact scores 0.02 and 0.10; with 2 points, or along HMC's own trajectory, over 0.15.
     corrected = by_kind(lambda: MALA(Adaptive(), log_ratio=LineIntegral(3, rule="simpson")), density)

@@ -80,16 +80,17 @@ def leaning(position: Position, evaluation: Evaluation, density: AnnealedDensity
 
 
 def log_ratio_of_leaning(
-    position: Position, evaluation: Evaluation, moved: Position, density: AnnealedDensity, level: Array
+    position: Position, drift: Position, followed: Position, moved: Position, density: AnnealedDensity, level: Array
 ) -> Array:
     """log N(x'; reverse step along ∇log(F·E)) − log N(x'; reverse step along `leaning`), a scalar.
 
     Args:
-        position, evaluation, density, level: as of `leaning`.
-        moved: x', drawn from the second.
+        position, density, level: as of `leaning`.
+        drift, followed: the two scores.
+        moved: x', drawn from the second law.
     """
-    plain, variance = reverse_law(position, evaluation.drift, density, level)
-    leaned, _ = reverse_law(position, leaning(position, evaluation, density, level), density, level)
+    plain, variance = reverse_law(position, drift, density, level)
+    leaned, _ = reverse_law(position, followed, density, level)
     noised = [name for name in position if density.sites[name].kind == "noised"]
     # (x' − leaned)² − (x' − plain)², as a product: exactly zero where they agree
     terms = [jnp.sum((leaned[n] - plain[n]) * (leaned[n] + plain[n] - 2 * moved[n])) for n in noised]

@@ -146,8 +146,8 @@ class SMC(Sampler):
         return level
 
     def evaluations(self, first_level: int, completed: int) -> int:
-        descents = min(completed, first_level + 1) - 1 if self.second_order else 0
-        return completed * (1 + (self.moves.evaluations if self.moves else 0)) + max(descents, 0)
+        descents = max(completed - 1, 0) if self.second_order else 0
+        return completed * (1 + (self.moves.evaluations if self.moves else 0)) + descents
 
     def proposals(self) -> int:
         return 1 + (self.moves.proposals if self.moves else 0)
@@ -212,7 +212,7 @@ class SMC(Sampler):
         if self.weights == "feynman_kac":
             followed = leaning(x, before, density, level + 1)
             moved = reverse_step(jax.random.fold_in(key, REVERSE), x, followed, density, level + 1)
-            gain = log_ratio_of_leaning(x, before, moved, density, level + 1)
+            gain = log_ratio_of_leaning(x, before.drift, followed, moved, density, level + 1)
             if self.second_order:
                 moved = second_order(moved, x, before, density, level + 1)
             state = dataclasses.replace(state, position=moved)

@@ -107,15 +107,17 @@ def test_a_weighed_step_leans_towards_the_data_but_not_too_far(with_data, sd, lo
     moved = {"x": plain["x"] + jnp.array([0.02, -0.01, 0.03]), "m": POINT["m"]}
     laws = [stats.norm(np.asarray(law["x"], float), np.sqrt(float(variance))) for law in (plain, leaned)]
     p, q = (law.logpdf(np.asarray(moved["x"], float)).sum() for law in laws)
-    found = log_ratio_of_leaning(POINT, evaluation, moved, compiled, level)
+    found = log_ratio_of_leaning(POINT, evaluation.drift, followed, moved, compiled, level)
     np.testing.assert_allclose(found, p - q, rtol=1e-3, atol=1e-5)
 
 
 def test_without_data_the_step_is_the_plain_one(density):
-    evaluation = density.evaluator({"x": jnp.float32(0.4)}, 5)
     position = {"x": jnp.float32(0.4)}
-    assert leaning(position, evaluation, density, 5)["x"] == evaluation.drift["x"]
-    assert log_ratio_of_leaning(position, evaluation, {"x": jnp.float32(0.5)}, density, 5) == 0.0
+    evaluation = density.evaluator(position, 5)
+    followed = leaning(position, evaluation, density, 5)
+    assert followed["x"] == evaluation.drift["x"]
+    moved = {"x": jnp.float32(0.5)}
+    assert log_ratio_of_leaning(position, evaluation.drift, followed, moved, density, 5) == 0.0
 
 
 def test_a_gradient_that_is_not_finite_is_not_followed(with_data):
@@ -145,6 +147,29 @@ def test_second_order_is_heuns_method():
         weight = a_next * (1 - (a / a_next) ** 2) / s**2  # of x_0 in the mean of x_{k−1}, Ho et al. 2020, equation 7
         expected = 0.5 * weight * np.asarray(ended - began)
         assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("levels", "first", "second"), [(32, 0.737, 0.002), (60, 0.848, 0.0003)])
+def test_what_each_order_leaves_of_a_gaussians_variance(levels, first, second):
+    """Steps are affine in x and in their noise, so that variances follow a recursion: here that of N(0, 1)."""
+    schedule = cp.Schedule.log_snr(levels)
+    compiled = cp.compile(single, normal(0.0, 1.0, schedule))
+
+    def slopes(k, x, noise, order):
+        position = {"x": x}
+        evaluation = compiled.evaluator(position, k)
+        mean, variance = reverse_law(position, evaluation.drift, compiled, k)
+        moved = {"x": mean["x"] + jnp.sqrt(variance) * noise}
+        return (second_order(moved, position, evaluation, compiled, k) if order == 2 else moved)["x"]
+
+    zero, one = jnp.zeros(()), jnp.ones(())
+    for order, left in ((1, first), (2, 1.0)):
+        of = jax.vmap(lambda k, order=order: (slopes(k, one, zero, order), slopes(k, zero, one, order)))
+        on_x, on_noise = (np.asarray(part, float)[::-1] for part in jax.jit(of)(jnp.arange(1, levels)))
+        variance = 1.0
+        for a, b in zip(on_x, on_noise, strict=True):
+            variance = a**2 * variance + b**2
+        assert abs(variance - left) < (0.001 if order == 1 else second)
 
 
 @pytest.mark.parametrize("order", [1, 2])

@@ -19,6 +19,7 @@ from pictures.cells import Cell, Kept, as_text
 from report import RESULTS, publish
 
 from composeprob.plotting import new_figure, plot_images, style
+from models.worlds import shapes
 
 FILE = "images"
 IMAGES = Path("out") / "bench-images"
@@ -30,13 +31,15 @@ LEAST = {1: 0.95, 3: 0.85, 5: 0.70}
 NOTES = """Places are those of true scenes, the same for every sampler; one chain a scene (SMC: 8 chains, one judged).
 An object counts as placed within two pixels. Digits: as many images of each of ten classes, judged by a support-vector
 machine that is right on 0.987 of real images; the Fréchet distance is in its ten decision values, and is {floor:.3g}
-between the two halves of the real images. Intervals are exact for independent trials; SMC's chains are not quite so."""
+between the two halves of the real images. Intervals are exact for independent trials; SMC's chains are
+not quite so. Cells with other scenes or w than 100 and 2 were run with `--scenes` and `--strength`; seconds are of a
+machine that was busy with other work."""
 
 
 def row(cell: dict[str, Any]) -> list[str]:
     """A line of the table."""
     if cell["part"] == "placed":
-        what = f"{cell['objects']} objects, w = {cell['w']:g}, {cell['form']}"
+        what = f"{of(cell)}, {cell['form']}"
         also = f"each {cell['each_placed']:.3f}, found {cell['found']:.2f}, {cell['scenes']} scenes"
         seconds = f"{cell['seconds_a_scene']} a scene"
         return ["placed", what, cell["sampler"], as_text(cell["all_placed"]), also, seconds]
@@ -47,6 +50,11 @@ def row(cell: dict[str, Any]) -> list[str]:
     what = f"share of the first of {cell['classes']} (0.2)"
     also = f"neither {cell['neither']:.3f}, {cell['images']} images"
     return ["mixed", what, cell["sampler"], as_text(cell["first"]), also, f"{cell['seconds']}"]
+
+
+def of(cell: dict[str, Any]) -> str:
+    """How many objects a cell asks for, and how strongly."""
+    return f"{cell['objects']} object{'s' if cell['objects'] > 1 else ''}, w = {cell['w']:g}"
 
 
 def picture(kept: Kept, names: list[str]) -> None:
@@ -63,8 +71,8 @@ def picture(kept: Kept, names: list[str]) -> None:
             ax.set_axis_off()
         for ax, name in zip(axes, shown, strict=False):
             cell = kept.cells[name]
-            title = f"{cell['objects']} objects, {cell['sampler']}: {cell['all_placed']['share']:.2f}"
-            plot_images(ax, np.load(kept.images_of(name)).astype(float), title)
+            title = f"{of(cell)}, {cell['sampler']}: {cell['all_placed']['share']:.2f}"
+            plot_images(ax, shapes.to_rgb(np.load(kept.images_of(name)).astype(float)), title)
     figure.savefig(RESULTS / f"{FILE}.png", dpi=110)
 
 
@@ -113,7 +121,9 @@ def main() -> int:
     picture(kept, names)
     details = {"cells": cells}
     notes = NOTES.format(floor=guided.floor())
-    return publish(FILE, "Image models", COLUMNS, [row(cell) for cell in found], checks(found), details, notes)
+    table, holds = [row(cell) for cell in found], checks(found)
+    # Whatever cells were run last, without options the command runs what is missing.
+    return publish(FILE, "Image models", COLUMNS, table, holds, details, notes, made_by="composeprob bench images")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def machine() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command that makes this file again."""
+    """The command that runs now."""
     return shlex.join(["composeprob", "bench", Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
 
 
@@ -53,6 +53,7 @@ def publish(
     details: dict[str, Any],
     notes: str = "",
     write: bool = True,
+    made_by: str = "",
 ) -> int:
     """Print a table and its checks, write both files, and return the script's exit status.
 
@@ -64,6 +65,7 @@ def publish(
         details: numbers for the JSON file.
         notes: what a reader must know to read the table.
         write: whether to write the files.
+        made_by: the command that makes the files, where it is not the one that runs now.
 
     Returns:
         0 if every check holds, else 1.
@@ -75,17 +77,17 @@ def publish(
     console.print(table)
     for text, holds in checks.items():
         console.print(f"{'[green]holds ' if holds else '[bold red]FAILS '}[/] {text}", highlight=False)
-    host = machine()
+    host, made_by = machine(), made_by or command()
     if write:
         RESULTS.mkdir(exist_ok=True)
         facts = ", ".join(f"{key} {value}" for key, value in host.items())
-        lines = [f"# {title}", "", f"`{command()}`", "", facts, ""]
+        lines = [f"# {title}", "", f"`{made_by}`", "", facts, ""]
         lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         lines += ["", *(f"- {'holds' if holds else '**fails**'}: {text}" for text, holds in checks.items())]
         lines += ["", notes] if notes else []
         (RESULTS / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
         holding = {text: bool(holds) for text, holds in checks.items()}  # NumPy's own truth is not JSON's
-        record = {"command": command(), "machine": host, "checks": holding, **details}
+        record = {"command": made_by, "machine": host, "checks": holding, **details}
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(checks.values()) else 1

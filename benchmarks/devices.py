@@ -1,0 +1,79 @@
+"""What `chunk=`, which makes samples the same on any number of devices, costs: ring × bar on one and on eight.
+
+    composeprob bench devices
+
+Eight virtual devices share the cores of this machine with the one, so what they cost more is what spreading costs.
+Processor time of three levels, alternating in one process; ratios are medians over the repeats.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from report import publish
+
+import composeprob as cp
+from composeprob.sampling.base import begin, placed
+from composeprob.sampling.compiled import advance, start
+from composeprob.sampling.spread import AXIS, Spread, everywhere
+
+CHAINS, REPEATS, LEVELS = 2000, 9, 3
+CASES = [(1, None), (1, 1000), (1, 250), (1, 125), (8, None), (8, 250), (8, 125)]
+"""(devices, chains in one evaluation); the first is what the others are compared with."""
+LIMIT = 1.10
+
+
+@cp.program
+def product(ring: Any, bar: Any) -> Any:
+    return cp.sample("x", ring * bar)
+
+
+def main() -> int:
+    density = cp.compile(product, cp.load("ring2d"), cp.load("bar2d"))
+    sampler = cp.AnnealedMCMC(cp.MALA(0.001), 5).prepare(density)
+    first = sampler.first_level(density)
+
+    def prepared(devices: int, chunk: int | None) -> Any:
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (AXIS,)) if devices > 1 else None
+        spread = Spread.of(mesh, chunk, CHAINS)
+        run = placed(begin(jax.random.key(0), CHAINS, density.num_levels, spread), spread)
+        placed_sampler, placed_density = spread.place((sampler, density), everywhere)
+        run = start(placed_sampler, run, placed_density, first)
+
+        def levels(begin: int, end: int) -> float:
+            nonlocal run
+            began = time.process_time()
+            bounds = spread.number(begin), spread.number(end)
+            run = jax.block_until_ready(advance(placed_sampler, run, placed_density, *bounds, first))
+            return time.process_time() - began
+
+        levels(0, 1)  # compiled
+        return levels
+
+    runs = {case: prepared(*case) for case in CASES}
+    seconds = np.array([[run(1 + r * LEVELS, 1 + (r + 1) * LEVELS) for run in runs.values()] for r in range(REPEATS)])
+    ratios = np.median(seconds / seconds[:, :1], axis=0)
+    rows = [
+        [str(devices), "all that a device has" if chunk is None else str(chunk), f"{s:.2f}", f"{ratio:.3f}"]
+        for (devices, chunk), s, ratio in zip(CASES, np.median(seconds, axis=0), ratios, strict=True)
+    ]
+    of = dict(zip(CASES, ratios, strict=True))
+    checks = {
+        f"chunks of 250 on one device cost at most {LIMIT:.2f} of no chunks": bool(of[1, 250] <= LIMIT),
+        f"eight devices with chunks of 250 cost at most {LIMIT:.2f} of one without": bool(of[8, 250] <= LIMIT),
+    }
+    columns = ["devices", "chains in one evaluation", "processor seconds", "ratio to the first row"]
+    title = f"Chunks and devices: {CHAINS} chains of MALA, {LEVELS} levels of 5 steps, learned ring × bar"
+    return publish("devices", title, columns, rows, checks, {"seconds": seconds.tolist()})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

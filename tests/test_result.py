@@ -241,3 +241,14 @@ def test_plot_without_acceptance_or_with_few_or_broken_samples():
     assert "run" not in panels(make(acceptance=nan, step_size=nan, ess=nan))
     panels(make({"x": np.full((N, 2), np.nan), "z": np.full(N, np.nan), "i": np.full((N, 8, 8), np.nan)}))
     panels(make({"x": np.zeros((1, 2)), "z": np.zeros(1), "i": np.zeros((1, 8, 8))}, np.zeros(1)))
+
+
+def test_of_many_draws_only_every_kth_is_read():
+    """Pictures and summaries of long runs: as many numbers as asked for, spread over the run, all of one weight."""
+    x = np.arange(N * 30 * 2, dtype=float).reshape(N, 30, 2)
+    result = make({"x": x}, draws=30, thin=2)
+    values, weights = result.pooled("x", most=N * 2 * 10)
+    np.testing.assert_array_equal(values, x[:, ::3].reshape(-1, 2))
+    np.testing.assert_allclose(weights, 1 / len(values))
+    assert len(result.pooled("x")[0]) == N * 30
+    assert len(result.pooled("x", most=1)[0]) == N  # one draw of each chain at least

@@ -11,6 +11,7 @@ from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
 from composeprob.factors.guidance import condition, guide
+from composeprob.factors.tapestry import tapestry
 from composeprob.factors.window import window
 from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, Gibbs, LineIntegral, Scaled
 from composeprob.language.program import program
@@ -63,6 +64,7 @@ __all__ = [
     "product",
     "program",
     "sample",
+    "tapestry",
     "training",
     "window",
     "zoo",

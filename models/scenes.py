@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,8 +79,31 @@ def caption(parameterization: str, **settings: Any) -> cp.training.Recipe:
         return scenes.images, {"caption": captions.describe(caption_key, scenes)}
 
     chosen = SETTINGS | {"conditions": {"caption": captions.EMPTY}, "condition_dropout": 0.2, "weight": noisy_weight}
-    chosen |= {"encoders": {"caption": captions.tokens}}
+    chosen |= {"encoders": {"caption": captions.tokens}, "start": from_positions}
     return cp.training.Recipe(network=network, data=data, parameterization=parameterization, **(chosen | settings))
+
+
+def from_positions(network: Any) -> Any:
+    """An untrained model of captions that starts as `shapes-position` without a position: what scenes look like is
+    learned once. The vector and the coordinates have weight 0 at first.
+
+    Args:
+        network: a `CaptionUNet`, as a factor has adapted it.
+    """
+    trained = cp.load("shapes-position").network.state["unet"]
+    state = dict(network.state)
+    blank = jax.tree.map(jnp.zeros_like, state["unet"]["vector"])
+    stem = dict(trained["stem"])
+    for name, kernel in stem.items():
+        if (
+            kernel.shape != state["unet"]["stem"][name].shape
+        ):
+            # Patches of 2×2 pixels: in each, image channels come first.
+            pixels = kernel.reshape(*kernel.shape[:2], 4, -1, kernel.shape[-1])[:, :, :, :3]
+            padded = jnp.pad(pixels, [(0, 0)] * 3 + [(0, 2), (0, 0)])
+            stem[name] = padded.reshape(state["unet"]["stem"][name].shape)
+    state["unet"] = {**trained, "vector": blank, "stem": stem}
+    return eqx.tree_at(lambda n: n.state, network, state)
 
 
 def position(parameterization: str, **settings: Any) -> cp.training.Recipe:

@@ -36,7 +36,8 @@ def top_of(node: Node, shape: tuple[int, ...]) -> Top:
         power = np.zeros(shape)
         averaged = node.region.averaged if node.region else 1
         if averaged == 1:  # block averages constrain only means: they make no entry proper
-            power[node.region.slices if node.region else ...] = node.factor.top_power
+            here = node.region.slices if node.region else ...
+            power[here] = np.broadcast_to(node.factor.entry_powers, node.factor.event_shape).reshape(power[here].shape)
         marginal = "exact_marginals" in node.factor.capabilities
         degree = node.factor.dimension if marginal and averaged == 1 else math.nan
         if not marginal and node.factor.top_power == 0:

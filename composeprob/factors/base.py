@@ -82,6 +82,11 @@ class LeafFactor(Factor):
         return 1.0
 
     @property
+    def entry_powers(self) -> Any:
+        """`top_power` for each entry of the event, where entries count differently."""
+        return self.top_power
+
+    @property
     def dimension(self) -> float:
         """How many entries the factor is a density of, as Feynman–Kac rates count them."""
         return float(math.prod(self.event_shape))

@@ -199,9 +199,12 @@ class Diffusion(LeafFactor):
                 "needs its batch axis removed (the library maps over chains itself).",
             )
 
-    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+    def evaluate(
+        self, x: Array, noise: Noise, conditions: Mapping[str, Array], weights: Array | float = 1.0
+    ) -> tuple[Array | None, Array]:
+        """As of every leaf; ``weights`` are of the event's entries, as for `tapestry`."""
         return parameterizations.evaluate(
-            self.parameterization, lambda point: self._call(point, noise, conditions), x, noise
+            self.parameterization, lambda point: self._call(point, noise, conditions), x, noise, weights
         )
 
     def _call(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> Array:

@@ -24,18 +24,18 @@ def scalar_head(output: Array, x: Array) -> Array:
 
 
 def residual(output: Array, x: Array) -> Array:
-    """E = ½‖x − s‖², the form of a denoising autoencoder."""
-    return 0.5 * jnp.sum((x - output) ** 2)
+    """E = ½‖x − s‖², the form of a denoising autoencoder; here what each entry adds."""
+    return 0.5 * (x - output) ** 2
 
 
 def norm(output: Array, x: Array) -> Array:
-    """E = ½‖s‖²."""
-    return 0.5 * jnp.sum(output**2)
+    """E = ½‖s‖²; here what each entry adds."""
+    return 0.5 * output**2
 
 
 def inner(output: Array, x: Array) -> Array:
-    """E = ⟨x, s⟩."""
-    return jnp.sum(x * output)
+    """E = ⟨x, s⟩; here what each entry adds."""
+    return x * output
 
 
 def epsilon(output: Array, x: Array, noise: Noise) -> Array:
@@ -68,13 +68,22 @@ ENERGIES: dict[str, Callable[[Array, Array], Array]] = {
 SCORES: dict[str, Callable[[Array, Array, Noise], Array]] = {"epsilon": epsilon, "x0": x0, "v": v, "score": score}
 
 
-def evaluate(parameterization: str, call: Call, x: Array, noise: Noise) -> tuple[Array | None, Array]:
-    """(log f, ∇ log f) from one call of the network; log f is None for the score-only forms."""
+ENTRYWISE = frozenset({"energy_residual", "energy_norm", "energy_inner", *SCORES})
+"""Forms that can weigh the entries of an event: energies that are sums over them, and scores."""
+
+
+def evaluate(
+    parameterization: str, call: Call, x: Array, noise: Noise, weights: Array | float = 1.0
+) -> tuple[Array | None, Array]:
+    """(log f, ∇ log f) from one call of the network; log f is None for the score-only forms.
+
+    ``weights`` multiply what each entry adds to the energy, or each entry of a score.
+    """
     if parameterization in SCORES:
-        return None, SCORES[parameterization](call(x), x, noise)
+        return None, weights * SCORES[parameterization](call(x), x, noise)
     energy = ENERGIES[parameterization]
 
     def log_density(point: Array) -> Array:
-        return -energy(call(point), point) / noise.sigma
+        return -jnp.sum(weights * energy(call(point), point)) / noise.sigma
 
     return jax.value_and_grad(log_density)(x)

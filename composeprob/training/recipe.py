@@ -47,6 +47,8 @@ class Recipe:
             guidance needs.
         encoders: as in `Diffusion`; data give what they return.
         held_out: data of the same form that are not trained on; `train_model` then measures the loss on both.
+        start: ``start(network)`` gives the weights to start from, for the untrained network as an Equinox module: a
+            network trained before, or parts of it. By default the untrained network itself.
         iterations, batch_size: number of optimiser steps, and of events in each.
         microbatch: events per gradient evaluation; a batch's gradient is the average over its microbatches. Bounds
             memory, and on CPUs keeps activations in cache. By default the whole batch.
@@ -82,6 +84,7 @@ class Recipe:
     condition_dropout: float = 0.0
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
     held_out: Data | None = None
+    start: Callable[[Any], Any] | None = None
     iterations: int = 15_000
     batch_size: int = 1000
     microbatch: int | None = None

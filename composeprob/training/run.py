@@ -97,6 +97,8 @@ def train(
         raise WrongTypeError("train needs a typed random key.", fix="pass jax.random.key(0).")
     network_key, run_key = jax.random.split(key)
     network = eqx.filter_jit(recipe.untrained)(network_key)  # one compilation instead of one for every layer
+    if recipe.start is not None:
+        network = recipe.start(network)
     chunk = make_chunk(recipe, network, run_key)
     now = _blank(recipe, network)
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, _fingerprint(recipe, key))

@@ -55,6 +55,14 @@ def test_the_loss_of_every_parameterization(form):
     np.testing.assert_array_equal(cross, np.zeros(16))  # no other level to tell it from
 
 
+def test_it_starts_from_the_weights_that_the_recipe_gives():
+    trained = tiny().untrained(jax.random.key(8))
+    result = train(tiny(iterations=1, learning_rate=1e-12, start=lambda network: trained), KEY, progress=False)
+    for one, other in zip(*map(jax.tree.leaves, (result.factor.network, trained)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert not np.allclose(*(jax.tree.leaves(n)[0] for n in (tiny().untrained(jax.random.key(9)), trained)))
+
+
 @pytest.mark.slow
 def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path, monkeypatch):
     recipe = tiny(

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+import composeprob as cp
 from composeprob.errors import ConditionError, InvalidValueError, ShapeError
 from composeprob.model_zoo import recipe
 from models.worlds import captions, detector
@@ -49,3 +50,14 @@ def test_the_factor_of_captions():
     with pytest.raises(InvalidValueError, match="'rad' is not in the vocabulary"):
         factor.given(caption="a rad circle")
     np.testing.assert_array_equal(factor.call_conditions()["caption"], captions.EMPTY)
+
+
+def test_captions_start_as_the_model_of_positions_without_one():
+    made, positions = recipe("shapes-caption"), cp.load("shapes-position")
+    started = made.start(eqx.filter_jit(made.untrained)(jax.random.key(0)))
+    x, noise = jax.random.normal(jax.random.key(1), (32, 32, 3)), positions.schedule.at(30)
+    red = jax.numpy.asarray(captions.tokens("a red circle on the left"))
+    ours = made.factor(started).evaluate(x, noise, {"caption": red})  # the caption says nothing yet
+    theirs = positions.evaluate(x, noise, positions.call_conditions())
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-3, atol=1e-3)

@@ -1,0 +1,163 @@
+"""Windows that overlap, with every entry of the canvas counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jax import Array
+
+from composeprob.errors import CapabilityError, WrongTypeError
+from composeprob.factors.algebra import Product, _common_shape
+from composeprob.factors.base import Factor, LeafFactor, check_conditions
+from composeprob.factors.calibrated import Calibrated
+from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.parameterizations import ENTRYWISE
+from composeprob.factors.window import Window
+from composeprob.schedule import Noise, Schedule
+
+WEIGHTS = "weights of entries"
+"""The weights lie among the conditions, so that all windows of one network stay one batched evaluation."""
+
+
+class Weighted(LeafFactor):
+    """A diffusion model whose entries count with weights m: log f(x) = −Σ_i m_i·E_i(x)/σ, or the score m·∇log f.
+
+    Attributes:
+        base: the model, without the conditions given to it.
+        fixed: the conditions of the model, and the weights, an array of the event's shape.
+    """
+
+    base: Diffusion
+    schedule: Schedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    fixed: Mapping[str, Any]
+    label: str = eqx.field(static=True)
+
+    def __init__(self, factor: Diffusion, weights: np.ndarray):
+        self.base = eqx.tree_at(lambda f: f.fixed, factor, {}, is_leaf=lambda node: node is factor.fixed)
+        self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
+        self.fixed = {**factor.fixed, WEIGHTS: np.asarray(weights, np.float32)}
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Of an energy its gradient remains; weighted scores are no gradient. Neither is a noised marginal."""
+        kept = {"score", "energy", "conservative"} if "energy" in self.base.capabilities else {"score"}
+        return self.base.capabilities & kept
+
+    @property
+    def entry_powers(self) -> Any:
+        return self.fixed.get(WEIGHTS, 1.0)
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        return self.base.condition_names
+
+    @property
+    def log_snr_range(self) -> tuple[float, float]:
+        return self.base.log_snr_range
+
+    @property
+    def level_bound(self) -> bool:
+        return self.base.level_bound
+
+    def check_network(self) -> None:
+        self.base.given(**self._conditions(self.fixed)).check_network()
+
+    def call_conditions(self) -> dict[str, Array]:
+        return {**self.base.call_conditions(), **self.fixed}
+
+    def given(self, **conditions: Any) -> LeafFactor:
+        check_conditions(self, conditions)
+        given = self.base.given(**self._conditions(self.fixed)).given(**conditions)
+        assert isinstance(given, Diffusion)
+        return Weighted(given, self.fixed[WEIGHTS])
+
+    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+        return self.base.evaluate(x, noise, self._conditions(conditions), conditions[WEIGHTS])
+
+    @staticmethod
+    def _conditions(conditions: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in conditions.items() if name != WEIGHTS}
+
+
+def tapestry(*windows: Factor) -> Factor:
+    """The product of windows on one canvas, in which every entry of the canvas counts once however many overlap there.
+
+    Where n windows see an entry of the canvas, its weight is 1/n in each: an energy that is a sum over entries,
+    log f(x) = −Σ_i E_i(x)/σ, becomes −Σ_i m_i·E_i(x)/σ, and the score of a score-only model m·∇log f, the average of
+    the windows' scores. An averaged entry of a window with ``scale`` > 1 has the mean of the weights of what it
+    averages. At the noisiest level the canvas then is N(0, σ²I) wherever windows of scale 1 lie. In a plain product of
+    windows overlaps count twice, and images there are sharper than the model's.
+
+    The energy keeps its gradient, so MALA and HMC are exact for it; weighted scores are no gradient field. Neither is a
+    noised marginal, so there are no Feynman–Kac weights.
+
+    Args:
+        windows: made by `window`, of diffusion models, their products, powers and guidance.
+
+    Returns:
+        A factor over the canvas. A window of scale s leaves the differences within its blocks free: where no other
+        window lies, multiply a factor over the canvas that says what they are.
+
+    Raises:
+        WrongTypeError: something that is no window.
+        ShapeError: canvases of different shape.
+        CapabilityError: a model with a scalar energy, which is no sum over entries, or no diffusion model.
+
+    References:
+        Du et al. 2023, section 5.4, and Bar-Tal et al. 2023, *MultiDiffusion*, average scores so; for energies it is a
+        composite likelihood with weights (Varin, Reid and Firth 2011).
+
+    Example:
+        >>> import composeprob as cp
+        >>> scenes = cp.load("shapes-position")
+        >>> canvas = (32, 48, 3)
+        >>> left, right = cp.window(scenes, canvas, (0, 0)), cp.window(scenes, canvas, (0, 16))
+        >>> cp.tapestry(left, right).event_shape
+        (32, 48, 3)
+    """
+    for factor in windows:
+        if not isinstance(factor, Window):
+            raise WrongTypeError(
+                f"A tapestry is made of windows; got {type(factor).__name__}.",
+                fix="cp.window(factor, canvas_shape, offset); multiply factors over the whole canvas with its result.",
+            )
+    canvas = _common_shape("A tapestry", windows)
+    count: Any = np.zeros(canvas, np.float32)
+    for factor in windows:
+        assert isinstance(factor, Window)
+        count[_region(factor)] += 1
+    weights = 1 / np.maximum(count, 1)
+    return Product(
+        factors=tuple(_weigh(factor, weights) for factor in windows), powers=(1.0,) * len(windows), event_shape=canvas
+    )
+
+
+def _region(window: Window) -> tuple[slice, ...]:
+    spans = zip(window.offset, window.factor.event_shape, window.block, strict=True)
+    return tuple(slice(o, o + size * b) for o, size, b in spans)
+
+
+def _weigh(factor: Factor, weights: np.ndarray) -> Factor:
+    """The same expression, the entries of its events weighed."""
+    if isinstance(factor, Window):
+        pairs = zip(factor.factor.event_shape, factor.block, strict=True)
+        blocks = weights[_region(factor)].reshape([n for pair in pairs for n in pair])
+        inner = _weigh(factor.factor, blocks.mean(axis=tuple(range(1, 2 * weights.ndim, 2))))
+        return Window(factor=inner, event_shape=factor.event_shape, offset=factor.offset, block=factor.block)
+    if isinstance(factor, Product):
+        parts = tuple(_weigh(part, weights) for part in factor.factors)
+        return Product(factors=parts, powers=factor.powers, event_shape=factor.event_shape)
+    if isinstance(factor, Calibrated):
+        return _weigh(factor.uncalibrated, weights)  # its constants would not hold
+    if isinstance(factor, Diffusion) and factor.parameterization in ENTRYWISE:
+        return Weighted(factor, weights)
+    what = f"'{factor.label}'" if isinstance(factor, LeafFactor) else f"a {type(factor).__name__.lower()}"
+    raise CapabilityError(
+        f"A tapestry weighs the entries of what its windows show, and {what} is no sum over entries.",
+        fix="use diffusion models of the energy_residual form, or score-only ones, and their products and powers; "
+        "multiply anything else with the tapestry: cp.tapestry(…) * cp.window(f, canvas_shape, offset).",
+    )

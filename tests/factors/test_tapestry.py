@@ -1,0 +1,152 @@
+"""Tapestries: every entry of the canvas counts once, the energy keeps its gradient, and what they refuse."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.compiler.top import top_of
+from composeprob.errors import CapabilityError, ImproperError, ShapeError, WrongTypeError
+from zscores import assert_agrees, assert_disagrees, z_scores
+
+SCHEDULE = cp.Schedule.log_snr(12, -6.0, 6.0)
+SPREAD = 0.5
+CANVAS = (7, 5)
+
+
+def shrink(x, t):
+    """s with ½(x − s)²/σ = ½x²/(α²·v + σ²): the residual energy of N(0, v) in every entry."""
+    alpha2, sigma2 = jax.nn.sigmoid(t), jax.nn.sigmoid(-t)
+    return x * (1 - (jnp.sqrt(sigma2) / (alpha2 * SPREAD**2 + sigma2)) ** 0.5)
+
+
+def noise_of(x, t):
+    """ε̂ of N(0, v) in every entry."""
+    alpha2, sigma2 = jax.nn.sigmoid(t), jax.nn.sigmoid(-t)
+    return jnp.sqrt(sigma2) * x / (alpha2 * SPREAD**2 + sigma2)
+
+
+def mixing(x, t, towards=0.0):
+    """A network in which entries depend on one another."""
+    return jnp.tanh(x + 0.5 * jnp.roll(x, 1, 0) - 0.3 * jnp.roll(x, 2, 1) + 0.1 * t) + towards
+
+
+def model(network, form, shape=(4, 3), **conditions):
+    return cp.Diffusion(
+        network, SCHEDULE, event_shape=shape, parameterization=form, time="log_snr", conditions=conditions, label="m"
+    )
+
+
+@cp.program
+def canvas(factor):
+    return cp.sample("x", factor)
+
+
+def windows(factor, offsets=((0, 0), (3, 0), (0, 2), (3, 2)), shape=CANVAS):
+    return [cp.window(factor, shape, offset) for offset in offsets]
+
+
+def variance(level):
+    noise = SCHEDULE.at(level)
+    return float(noise.alpha**2 * SPREAD**2 + noise.sigma**2)
+
+
+@pytest.mark.parametrize("form", ["energy_residual", "epsilon"])
+def test_windows_that_agree_make_the_canvas_that_they_agree_on(form):
+    network = shrink if form == "energy_residual" else noise_of
+    once = cp.compile(canvas, cp.tapestry(*windows(model(network, form))))
+    twice = cp.compile(canvas, cp.product(*windows(model(network, form))))
+    x = jax.random.normal(jax.random.key(0), CANVAS)
+    for level in (0, 5, 11):
+        expected = -x / variance(level)
+        np.testing.assert_allclose(once.score({"x": x}, level)["x"], expected, rtol=2e-4, atol=1e-5)
+        assert not np.allclose(twice.score({"x": x}, level)["x"], expected, rtol=0.5)  # overlaps count twice
+        if form == "energy_residual":
+            found = once.log_density({"x": x}, level) - once.log_density({"x": jnp.zeros(CANVAS)}, level)
+            np.testing.assert_allclose(found, -0.5 * jnp.sum(x**2) / variance(level), rtol=2e-4)
+
+
+def test_the_energy_keeps_its_gradient():
+    factor = cp.guide(model(mixing, "energy_residual", towards=0.0), 1.5, towards=0.4)
+    density = cp.compile(canvas, cp.tapestry(*windows(factor)))
+    assert {"energy", "conservative"} <= density.capabilities
+    x = {"x": jax.random.normal(jax.random.key(1), CANVAS)}
+    for level in (1, 8):
+        by_autodiff = jax.grad(lambda x, level=level: density.log_density(x, level))(x)
+        np.testing.assert_allclose(density.score(x, level)["x"], by_autodiff["x"], rtol=1e-4, atol=1e-4)
+
+
+def test_scores_are_averaged():
+    left, right = windows(model(mixing, "epsilon"), ((0, 0), (0, 2)), (4, 5))
+    density, level = cp.compile(canvas, cp.tapestry(left, right)), 4
+    x, noise = jax.random.normal(jax.random.key(2), (4, 5)), SCHEDULE.at(4)
+    a, b = (-mixing(part, noise.log_snr) / noise.sigma for part in (x[:, :3], x[:, 2:]))
+    expected = jnp.concatenate([a[:, :2], (a[:, 2:] + b[:, :1]) / 2, b[:, 1:]], axis=1)
+    np.testing.assert_allclose(density.score({"x": x}, level)["x"], expected, rtol=1e-4, atol=1e-5)
+    assert density.capabilities == {"score"}  # averages of scores are no gradient
+
+
+def test_a_window_that_averages_has_the_mean_weight_of_what_it_averages():
+    fine = cp.window(model(mixing, "epsilon"), (8, 6), (0, 0))
+    coarse = cp.window(model(mixing, "epsilon"), (8, 6), (0, 0), scale=2)
+    weights = [leaf.fixed["weights of entries"] for leaf in map(_leaf, cp.tapestry(fine, coarse).factors)]
+    np.testing.assert_array_equal(weights[0], np.full((4, 3), 0.5))
+    half, both = 0.5, 0.75  # columns 0-1 are seen by both, columns 2-3 half so
+    np.testing.assert_array_equal(weights[1], [[half, both, 1], [half, both, 1], [1, 1, 1], [1, 1, 1]])
+
+
+def _leaf(factor):
+    return factor if hasattr(factor, "fixed") else _leaf(factor.factor)
+
+
+def test_the_noisiest_level_counts_every_entry_once_and_one_batch_evaluates_all():
+    guided = cp.guide(model(mixing, "energy_residual", towards=0.0), 2.0, towards=1.0)
+    once, plain = (cp.compile(canvas, combine(*windows(guided))) for combine in (cp.tapestry, cp.product))
+    assert "8 evaluations in 1 batches" in str(once)
+    power, counted = (top_of(density.graph.sites[0].root, CANVAS).power for density in (once, plain))
+    np.testing.assert_allclose(power, 1.0, rtol=1e-6)
+    assert counted.max() == 4.0
+
+
+def test_chains_sample_the_canvas_that_windows_agree_on():
+    density = cp.compile(canvas, cp.tapestry(*windows(model(shrink, "energy_residual"))))
+    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), 3), 5, reverse_step=True)
+    result = cp.infer(density, jax.random.key(3), num_chains=1000, sampler=sampler, progress=False)
+    squares = result["x"] ** 2 / variance(0)
+    seen = {"once": squares[:, :3, :2], "four times": squares[:, 3:4, 2:3], "all": squares}
+    assert_agrees(z_scores(seen, dict.fromkeys(seen, 1.0)))
+    twice = dict.fromkeys(seen, 1.05)
+    assert_disagrees(z_scores(seen, twice))
+
+
+def test_conditions_can_be_given_to_a_tapestry():
+    given = cp.tapestry(*windows(model(mixing, "epsilon", towards=0.0))).given(towards=2.0)
+    before = cp.tapestry(*windows(model(mixing, "epsilon", towards=0.0).given(towards=2.0)))
+    x = {"x": jax.random.normal(jax.random.key(4), CANVAS)}
+    a, b = (cp.compile(canvas, factor).score(x, 3)["x"] for factor in (given, before))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_what_a_tapestry_refuses():
+    f = model(mixing, "epsilon")
+    scalar = model(lambda x, t: jnp.sum(x**2), "energy")
+    normal = cp.Analytic(dist.Normal(jnp.zeros((4, 3)), 1.0), SCHEDULE, label="normal")
+    with pytest.raises(WrongTypeError, match="made of windows; got Diffusion"):
+        cp.tapestry(f)
+    with pytest.raises(ShapeError, match="events of one shape"):
+        cp.tapestry(cp.window(f, (4, 5), (0, 0)), cp.window(f, (5, 5), (0, 0)))
+    with pytest.raises(CapabilityError, match="'m' is no sum over entries"):
+        cp.tapestry(*windows(scalar))
+    with pytest.raises(CapabilityError, match="'normal' is no sum over entries"):
+        cp.tapestry(*windows(normal))
+    with pytest.raises(ShapeError, match="leaves the canvas on axis 1"):
+        cp.window(f, CANVAS, (0, 3))
+    with pytest.raises(ImproperError, match="not covered: no window reaches entry"):
+        cp.compile(canvas, cp.tapestry(*windows(f, ((0, 0), (3, 0)))))
+    density = cp.compile(canvas, cp.tapestry(*windows(model(mixing, "energy_residual"))))
+    with pytest.raises(CapabilityError, match="Feynman–Kac rate"):
+        cp.infer(density, jax.random.key(0), num_chains=8, sampler=cp.SMC())

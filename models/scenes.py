@@ -95,9 +95,7 @@ def from_positions(network: Any) -> Any:
     blank = jax.tree.map(jnp.zeros_like, state["unet"]["vector"])
     stem = dict(trained["stem"])
     for name, kernel in stem.items():
-        if (
-            kernel.shape != state["unet"]["stem"][name].shape
-        ):
+        if kernel.shape != state["unet"]["stem"][name].shape:
             # Patches of 2×2 pixels: in each, image channels come first.
             pixels = kernel.reshape(*kernel.shape[:2], 4, -1, kernel.shape[-1])[:, :, :, :3]
             padded = jnp.pad(pixels, [(0, 0)] * 3 + [(0, 2), (0, 0)])

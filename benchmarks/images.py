@@ -1,6 +1,6 @@
-"""Image models: objects at several places, guidance of digits, shares of a mixture of classes.
+"""Image models: objects at several places, logic of captions, tapestries, guidance of digits, mixtures of classes.
 
-    composeprob bench images [--only TEXT] [--scenes 100] [--strength 2] [--chains 100]
+    composeprob bench images [--only TEXT] [--scenes 100] [--strength 2] [--chains 100] [--canvases 8]
 
 Cells are run one by one and kept in benchmarks/results/images.json: what is there is not run again, so that the same
 command goes on where it was stopped, and `--only "placed objects=3"` runs the cells whose names begin so.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pictures import guided, placed
+from pictures import captioned, guided, placed, tapestries
 from pictures.cells import Cell, Kept, as_text
 from report import RESULTS, publish
 
@@ -43,6 +43,22 @@ def row(cell: dict[str, Any]) -> list[str]:
         also = f"each {cell['each_placed']:.3f}, found {cell['found']:.2f}, {cell['scenes']} scenes"
         seconds = f"{cell['seconds_a_scene']} a scene"
         return ["placed", what, cell["sampler"], as_text(cell["all_placed"]), also, seconds]
+    if cell["part"] == "captions":
+        what = f"{cell['formula']}, w = {cell['w']:g}"
+        also = f"by chance {cell['chance']:.3f}, {cell['scenes']} scenes"
+        return [
+            "captions",
+            what,
+            cell["sampler"],
+            as_text(cell["satisfied"]),
+            also,
+            f"{cell['seconds_a_scene']} a scene",
+        ]
+    if cell["part"] == "tapestry":
+        what = f"counted {cell['counted']}, w = {cell['w']:g}"
+        also = f"seam {cell['seam']:.2f}, {cell['canvases']} canvases of 16 windows"
+        seconds = f"{cell['seconds_a_canvas']} a canvas"
+        return ["tapestry", what, cell["sampler"], as_text(cell["satisfied"]), also, seconds]
     if cell["part"] == "guided":
         what = f"{cell['by']}, scale {cell['scale']:g}"
         also = f"Fréchet distance {cell['distance']:.3g}, {cell['images']} images"
@@ -93,6 +109,13 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
     for kind in dict.fromkeys(c["by"] for c in guides):
         best = max(c["recognised"]["share"] for c in guides if c["by"] == kind)
         out[f"digits, {kind} guidance: at least 0.95 recognised at some scale"] = best >= 0.95
+    for formula in captioned.FORMULAS:
+        best = [c["satisfied"]["share"] for c in found if c["part"] == "captions" and c["formula"] == formula]
+        if best:
+            out[f"captions, {formula}: at least 0.85 of the scenes satisfy it"] = max(best) >= 0.85
+    best = [c["satisfied"]["share"] for c in found if c["part"] == "tapestry" and c["counted"] == "once"]
+    if best:
+        out["tapestry: at least 0.8 of the windows show what they were asked for"] = max(best) >= 0.8
     for c in found:
         if c["part"] == "mixed" and c["sampler"] in ("SMC", "MALA"):
             text = f"mixture of {c['classes']}, {c['sampler']}: share within 0.04 of 0.2"
@@ -106,10 +129,16 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--strength", type=float, default=2.0)
     parser.add_argument("--chains", type=int, default=100, help="digits of each class")
+    parser.add_argument("--canvases", type=int, default=8, help="tapestries of a cell")
     parser.add_argument("--again", action="store_true", help="run cells that were run before")
     options = parser.parse_args()
     kept = Kept(RESULTS / f"{FILE}.json", IMAGES)
-    planned: list[Cell] = [*placed.cells(options.scenes, options.strength), *guided.cells(options.chains)]
+    planned: list[Cell] = [
+        *placed.cells(options.scenes, options.strength),
+        *captioned.cells(options.scenes, options.strength),
+        *tapestries.cells(options.canvases, options.strength),
+        *guided.cells(options.chains),
+    ]
     for cell in planned:
         if cell.name.startswith(options.only) and (options.again or cell not in kept):
             kept.put(cell, *cell.run())

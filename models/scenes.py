@@ -79,7 +79,7 @@ def caption(parameterization: str, **settings: Any) -> cp.training.Recipe:
         return scenes.images, {"caption": captions.describe(caption_key, scenes)}
 
     chosen = SETTINGS | {"conditions": {"caption": captions.EMPTY}, "condition_dropout": 0.2, "weight": noisy_weight}
-    chosen |= {"encoders": {"caption": captions.tokens}, "start": from_positions}
+    chosen |= {"encoders": {"caption": captions.tokens}, "start": from_positions, "cross_condition": 0.003}
     return cp.training.Recipe(network=network, data=data, parameterization=parameterization, **(chosen | settings))
 
 

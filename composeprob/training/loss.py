@@ -1,5 +1,5 @@
-"""The denoising loss ‖ε + σ·∇log f(α·x₀ + σ·ε)‖², the same for every parameterization; the cross-level loss; and the
-cross-entropy of classifiers."""
+"""The denoising loss ‖ε + σ·∇log f(α·x₀ + σ·ε)‖², the same for every parameterization; the losses that tell levels or
+conditions apart; and the cross-entropy of classifiers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Batch(NamedTuple):
         noise: the noise of each event, fields of shape (n,).
         other: the noise that each event's own is told apart from in the cross-level loss; None without it.
         conditions: ``{name: (n, …)}``.
+        foreign: the conditions of other events, which each event's own are told apart from in the cross-condition loss;
+            None without it.
     """
 
     events: Array
@@ -32,6 +34,15 @@ class Batch(NamedTuple):
     noise: Noise
     other: Noise | None
     conditions: dict[str, Array]
+    foreign: dict[str, Array] | None = None
+
+
+class Losses(NamedTuple):
+    """Losses of every event, each of shape (n,); zero where a recipe has no such loss."""
+
+    denoising: Array
+    cross_level: Array
+    cross_condition: Array
 
 
 def draw(recipe: Recipe, key: Array, size: int) -> Batch:
@@ -48,11 +59,13 @@ def draw(recipe: Recipe, key: Array, size: int) -> Batch:
         twice = (events, noise, other, dict(conditions))
         events, noise, other, conditions = jax.tree.map(lambda a: jnp.concatenate([a, a]), twice)
         epsilon = jnp.concatenate([epsilon, -epsilon])
-    return Batch(events, epsilon, noise, other, dict(conditions))
+    # Events are independent, so the next one's conditions are as good as any other's.
+    foreign = jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), conditions) if recipe.cross_condition else None
+    return Batch(events, epsilon, noise, other, dict(conditions), foreign)
 
 
-def losses(factor: Diffusion | Classifier, batch: Batch) -> tuple[Array, Array]:
-    """Every event's denoising loss and cross-level loss, each of shape (n,); of a classifier its cross-entropy and 0.
+def losses(factor: Diffusion | Classifier, batch: Batch) -> Losses:
+    """Every event's losses; a classifier has its cross-entropy in the place of the first, and no other.
 
     The denoising loss is the mean over the event's elements. For a score-only form this is the error of ε̂; for the
     energy forms it matches ∇ₓE to ε, as both have −σ·∇log f in the place of ε̂. A model that predicts no noise at all
@@ -62,24 +75,37 @@ def losses(factor: Diffusion | Classifier, batch: Batch) -> tuple[Array, Array]:
     level that it did come from. Batches hold as many events of λ as of λ′, so that its least value is reached where
     log f(x, λ) − log f(x, λ′) = log p_λ(x) − log p_λ′(x), constants included. A score fixes log f on each connected
     region only; this ties each region to the same region at a noisier level, and so on to where all regions are one.
-    It is zero for a batch without other levels.
-    """
 
-    def one(event: Batch) -> tuple[Array, Array]:
+    The cross-condition loss asks which of two conditions x came with, its own c or that of another event:
+    −log sigmoid(log f(x|c, λ) − log f(x|c′, λ)). Its least value is reached where
+    log f(x|c) − log f(x|c′) = log p_λ(x|c) − log p_λ(x|c′), constants included; with dropout "no condition" is one of
+    them. What a condition tells of x hardly changes the denoising loss where it is vague (a caption), and is all that
+    this loss sees.
+    """
+    none = jnp.zeros(())
+
+    def one(event: Batch) -> Losses:
         x = event.noise.alpha * event.events + event.noise.sigma * event.epsilon
         log_density, score = factor.evaluate(x, event.noise, event.conditions)
         if isinstance(factor, Classifier):
             assert log_density is not None
-            return -log_density, jnp.zeros(())
+            return Losses(-log_density, none, none)
         denoising = jnp.mean((event.epsilon + event.noise.sigma * score) ** 2)
-        if event.other is None:
-            return denoising, jnp.zeros(())
-        at_other, _ = factor.evaluate(x, event.other, event.conditions)
-        assert log_density is not None  # a recipe with a cross-level loss has an energy
-        assert at_other is not None
-        return denoising, jax.nn.softplus(at_other - log_density)
+        level = condition = none
+        if event.other is not None:
+            level = _told_apart(log_density, factor.evaluate(x, event.other, event.conditions)[0])
+        if event.foreign is not None:
+            condition = _told_apart(log_density, factor.evaluate(x, event.noise, event.foreign)[0])
+        return Losses(denoising, level, condition)
 
     return jax.vmap(one)(batch)
+
+
+def _told_apart(own: Array | None, other: Array | None) -> Array:
+    """−log sigmoid(own − other) of two log-densities; a recipe with such a loss has an energy."""
+    assert own is not None
+    assert other is not None
+    return jax.nn.softplus(other - own)
 
 
 def _drop(recipe: Recipe, key: Array, conditions: Mapping[str, Array], n: int) -> dict[str, Array]:

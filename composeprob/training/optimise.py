@@ -71,9 +71,10 @@ def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any
 
     def mean_loss(parameters: Any, batch: Batch) -> tuple[Array, Array]:
         trained = eqx.tree_at(lambda f: f.network, factor, eqx.combine(parameters, static))
-        each, cross = losses(trained, batch)
+        each = losses(trained, batch)
         weight = 1.0 if recipe.weight is None else jax.vmap(recipe.weight)(batch.noise.log_snr)
-        return jnp.mean(weight * each) + recipe.cross_level * jnp.mean(cross), each
+        crossed = recipe.cross_level * each.cross_level + recipe.cross_condition * each.cross_condition
+        return jnp.mean(weight * (each.denoising + crossed)), each.denoising
 
     def gradient(parameters: Any, step_key: Array) -> tuple[Any, Array, Array]:
         """The mean gradient over the microbatches, and every event's loss and log-SNR."""

@@ -135,7 +135,8 @@ def _loss_on(
     @eqx.filter_jit
     def run(factor: Diffusion | Classifier, key: Array) -> tuple[Array, Array, Array]:
         batch = draw(recipe, key, num)
-        loss, _ = jax.lax.map(lambda one: jax.tree.map(jnp.squeeze, losses(factor, one)), _ones(batch), batch_size=64)
+        one = lambda event: jnp.squeeze(losses(factor, event).denoising)  # noqa: E731
+        loss = jax.lax.map(one, _ones(batch), batch_size=64)
         right = jnp.zeros(num)
         if isinstance(factor, Classifier):
             x = jax.vmap(lambda a, x, s, e: a * x + s * e)(

@@ -62,6 +62,10 @@ class Recipe:
             the relative depth of separated modes, and the normaliser of each level up to one constant; the factor
             then offers ``mode_depth``. The network needs a free constant at each level.
         cross_level_gap: the two levels to tell apart are at most this far from each other in log-SNR.
+        cross_condition: weight of the cross-condition loss beside denoising, for energies; 0 leaves it out. It teaches
+            what vague conditions say of an event (captions), which the denoising loss hardly depends on, and how high
+            log f(x|c) and log f(x|c′) are above one another: a mixture of conditions of one model then has the shares
+            that its ``log_weights`` say.
 
     Raises:
         InvalidValueError: a number out of range, an unknown ``decay``, a cross-level loss without an energy.
@@ -95,6 +99,7 @@ class Recipe:
     antithetic: bool = False
     cross_level: float = 0.0
     cross_level_gap: float = 4.0
+    cross_condition: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self.iterations >= 1, f"iterations is {self.iterations}", "train for at least one step.")
@@ -113,6 +118,8 @@ class Recipe:
                "give conditions as {name: value that means no condition}.")  # fmt: skip
         if self.cross_level:
             self._check_cross_level(part)
+        if self.cross_condition:
+            self._check_cross_condition(part)
         _check(self.parameterization != CLASSIFIER or not self.conditions, "a classifier has conditions",
                "leave conditions out: its one condition is the label.")  # fmt: skip
         if self.log_snr is not None:
@@ -214,6 +221,14 @@ class Recipe:
             "A range of log-SNR needs a schedule that is variance preserving or exploding; this one is neither.",
             fix="leave log_snr out: training then visits the schedule's own levels.",
         )
+
+    def _check_cross_condition(self, part: int) -> None:
+        _check(self.cross_condition > 0, f"cross_condition is {self.cross_condition}",
+               "use a weight ≥ 0; 0 leaves the loss out.")  # fmt: skip
+        _check(self.parameterization in ENERGIES, f"cross_condition is given for {self.parameterization!r}, a score",
+               f"compare conditions of an energy: {', '.join(ENERGIES)}.")  # fmt: skip
+        _check(bool(self.conditions), "cross_condition is given without conditions", "name the data's conditions.")
+        _check(part > 1, f"a batch of {part} has no two conditions to tell apart", "use a larger microbatch.")
 
     def _check_cross_level(self, part: int) -> None:
         _check(self.cross_level > 0, f"cross_level is {self.cross_level}", "use a weight ≥ 0; 0 leaves the loss out.")

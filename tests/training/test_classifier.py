@@ -42,7 +42,7 @@ def test_the_loss_is_the_cross_entropy():
     assert isinstance(factor, cp.Classifier)
     assert factor.label == "classes"
     batch = draw(recipe, KEY, 64)
-    loss, cross = jax.jit(losses)(factor, batch)
+    loss, *cross = jax.jit(losses)(factor, batch)
     alpha, sigma = (np.asarray(a, np.float64)[:, None] for a in (batch.noise.alpha, batch.noise.sigma))
     x = alpha * np.asarray(batch.events) + sigma * np.asarray(batch.epsilon)
     away = ((x[:, None] - alpha[:, None] * np.asarray(CENTRES)) ** 2).sum(-1) / (sigma**2 + alpha**2 * WIDTH**2)

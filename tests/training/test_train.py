@@ -47,12 +47,12 @@ def test_the_loss_of_every_parameterization(form):
     network = ResidualMLP(2, hidden=8, blocks=0, embedding=4, key=KEY, **outputs)
     factor = tiny(parameterization=form).factor(network)
     batch = draw(tiny(), KEY, 16)
-    each, cross = jax.jit(losses)(factor, batch)
+    each, *crossed = jax.jit(losses)(factor, batch)
     x = batch.noise.alpha[:, None] * batch.events + batch.noise.sigma[:, None] * batch.epsilon
     score = jax.vmap(lambda x, noise: factor.evaluate(x, noise, {})[1])(x, batch.noise)
     expected = jnp.mean((batch.epsilon + batch.noise.sigma[:, None] * score) ** 2, axis=1)
     np.testing.assert_allclose(each, expected, rtol=1e-4)
-    np.testing.assert_array_equal(cross, np.zeros(16))  # no other level to tell it from
+    np.testing.assert_array_equal(crossed, np.zeros((2, 16)))  # neither a level nor a condition to tell it from
 
 
 def test_it_starts_from_the_weights_that_the_recipe_gives():

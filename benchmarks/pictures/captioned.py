@@ -1,0 +1,107 @@
+"""Part (c): do scenes satisfy a formula of captions? AND, OR, and one caption AND NOT another.
+
+Each formula is made from a true scene, so that it can be satisfied: AND and OR take two of its objects, described by
+colour, shape and place; NOT takes one of them, and a colour or a shape that the scene lacks.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+import composeprob as cp
+from models.worlds import captions, detector, shapes
+
+from .cells import Cell, share
+from .placed import samplers
+
+MODEL = "shapes-caption"
+FORMULAS = ("AND", "OR", "NOT")
+NAMES = ("reverse", "MALA", "HMC")
+FORMULAS_KEY = 7
+SHOWN = 8
+WORLD = 20_000
+"""True scenes by which the chance of a formula is counted."""
+
+
+@cp.program
+def scene(scenes: Any, formula: str, first: Any, second: Any, strength: float) -> Any:
+    one, other = scenes.given(caption=first), scenes.given(caption=second)
+    said = {
+        "AND": lambda: (one / scenes) ** strength * (other / scenes) ** strength,
+        "OR": lambda: (cp.mixture([one, other], log_weights=[0.0, 0.0]) / scenes) ** strength,
+        "NOT": lambda: (one / scenes) ** strength / (other / scenes) ** strength,
+    }
+    return cp.sample("x", scenes * said[formula]())
+
+
+def holds(formula: str, first: str, second: str, found: Any) -> np.ndarray:
+    """Whether a formula is true of what was found in n images, shape (n,)."""
+    one, other = captions.true_of(first, found), captions.true_of(second, found)
+    return {"AND": one & other, "OR": one | other, "NOT": one & ~other}[formula]
+
+
+def cells(scenes: int, strength: float) -> Iterator[Cell]:
+    """All cells."""
+    if MODEL not in cp.zoo():
+        return
+    for formula in FORMULAS:
+        for name in NAMES:
+            settings = {"formula": formula, "sampler": name, "w": strength}
+            yield Cell("captions", settings, functools.partial(measure, formula, name, scenes, strength))
+
+
+def measure(formula: str, sampler: str, scenes: int, strength: float) -> tuple[dict[str, Any], np.ndarray]:
+    """One cell: as many scenes, each of a formula of its own, the same formulas for every sampler."""
+    model, images, seconds, start = cp.load(MODEL), [], 0.0, 0.0
+    pairs = formulas(formula, scenes)
+    for i, (first, second) in enumerate(pairs):
+        if i == 1:
+            start = time.monotonic()  # the first scene compiles
+        density = cp.compile(scene, model, formula, first, second, strength)
+        run = cp.infer(density, jax.random.key(i), num_chains=1, sampler=samplers("energy")[sampler], progress=False)
+        images.append(run["x"][0])
+    seconds = (time.monotonic() - start) / max(1, scenes - 1)
+    true, world = [], _world()
+    for image, (first, second) in zip(images, pairs, strict=True):
+        true.append(holds(formula, first, second, detector.detect(image[None]))[0])
+    measured = {
+        "scenes": scenes,
+        "satisfied": share(true),
+        "chance": float(np.mean([holds(formula, *pair, world).mean() for pair in pairs])),
+        "seconds_a_scene": round(seconds, 2),
+    }
+    return measured, np.stack(images[:SHOWN])
+
+
+def formulas(formula: str, number: int) -> list[tuple[str, str]]:
+    """Pairs of captions, from true scenes of two to five objects."""
+    true = jax.device_get(shapes.draw(jax.random.key(FORMULAS_KEY), number, fewest=2))
+    rng = np.random.default_rng(FORMULAS_KEY)
+    return [_pair(formula, type(true)(*(field[i] for field in true)), rng) for i in range(number)]
+
+
+def _pair(formula: str, one: Any, rng: np.random.Generator) -> tuple[str, str]:
+    first = described(one, 0, rng)
+    if formula != "NOT":
+        return first, described(one, 1, rng)
+    lacking = [f"a {c} object" for i, c in enumerate(shapes.COLOURS) if i not in one.colours[: one.count]]
+    lacking += [f"a {s}" for i, s in enumerate(shapes.SHAPES) if i not in one.shapes[: one.count]]
+    return first, str(rng.choice(lacking))
+
+
+def described(one: Any, which: int, rng: np.random.Generator) -> str:
+    """Colour, shape and a place of an object of a scene."""
+    holding = [bool(place) for place in captions.places(one.centres[which])]
+    place = rng.choice([name for name, true in zip(captions.PLACES, holding, strict=True) if true])
+    return f"a {shapes.COLOURS[one.colours[which]]} {shapes.SHAPES[one.shapes[which]]} {place}"
+
+
+@functools.cache
+def _world() -> Any:
+    return jax.device_get(jax.jit(lambda key: shapes.draw(key, WORLD))(jax.random.key(FORMULAS_KEY + 1)))

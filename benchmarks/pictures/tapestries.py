@@ -1,0 +1,102 @@
+"""Part (d): canvases of 96×96 pixels under 16 windows, each with a caption of its own: is it true, and are there seams?
+
+Windows start at 0, 21, 43 and 64 along either axis, so that neighbours overlap by 10 or 11 pixels. `counted` tells how
+they make a canvas: "once" (`cp.tapestry`) or "as often as seen" (their plain product).
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+import composeprob as cp
+from models.worlds import captions, detector, shapes
+
+from .cells import Cell, share
+from .placed import SHOWN
+
+MODEL = "shapes-caption"
+CANVAS = (96, 96, 3)
+STARTS = (0, 21, 43, 64)
+OFFSETS = tuple((y, x) for y in STARTS for x in STARTS)
+COUNTED = {"once": cp.tapestry, "as often as seen": cp.product}
+BACKGROUND = 0.3
+"""Below this in every channel a pixel is background."""
+
+
+def samplers() -> dict[str, Any]:
+    """A canvas has nine times the entries of a scene, so steps start smaller; they follow the acceptance."""
+    return {
+        "reverse": cp.Ancestral(),
+        "MALA": cp.AnnealedMCMC(cp.MALA(cp.Adaptive(initial=0.03, gain=0.3)), 1, reverse_step=True),
+        "HMC": cp.AnnealedMCMC(cp.HMC(cp.Adaptive(initial=0.1, gain=0.3), 3), 1, reverse_step=True),
+    }
+
+
+@cp.program
+def canvas(scenes: Any, said: list[str], strength: float, combine: Any) -> Any:
+    shown = [cp.guide(scenes, strength, caption=caption) for caption in said]
+    windows = [cp.window(factor, CANVAS, offset) for factor, offset in zip(shown, OFFSETS, strict=True)]
+    return cp.sample("x", combine(*windows))
+
+
+def cells(canvases: int, strength: float) -> Iterator[Cell]:
+    """All cells."""
+    if MODEL not in cp.zoo():
+        return
+    for counted in COUNTED:
+        for name in samplers():
+            settings = {"counted": counted, "sampler": name, "w": strength}
+            yield Cell("tapestry", settings, functools.partial(measure, counted, name, canvases, strength))
+
+
+def measure(counted: str, sampler: str, canvases: int, strength: float) -> tuple[dict[str, Any], np.ndarray]:
+    """One cell: as many canvases, the same captions for every sampler."""
+    model, rng = cp.load(MODEL), np.random.default_rng(9)
+    said = [[_caption(rng) for _ in OFFSETS] for _ in range(canvases)]
+    images, acceptance, start = [], [], time.monotonic()
+    for i, ours in enumerate(said):
+        density = cp.compile(canvas, model, ours, strength, COUNTED[counted])
+        run = cp.infer(density, jax.random.key(i), num_chains=1, sampler=samplers()[sampler], progress=False)
+        images.append(run["x"][0])
+        acceptance.append(run.acceptance)
+        if i == 0:
+            start = time.monotonic()  # the first canvas compiles
+    seconds = (time.monotonic() - start) / max(1, canvases - 1)
+    shown = np.stack([image[y : y + 32, x : x + 32] for image in images for y, x in OFFSETS])
+    found = detector.detect(shown)
+    asked = [caption for ours in said for caption in ours]
+    true = [captions.true_of(caption, found)[i] for i, caption in enumerate(asked)]
+    accepted = np.asarray(acceptance, float)
+    measured = {
+        "canvases": canvases,
+        "satisfied": share(true),
+        "seam": seam(np.stack(images)),
+        "acceptance": float(np.nanmean(accepted)) if np.isfinite(accepted).any() else None,
+        "seconds_a_canvas": round(seconds, 1),
+    }
+    return measured, np.stack(images[:SHOWN])
+
+
+def seam(images: np.ndarray) -> float:
+    """How much more neighbouring pixels of background differ across a window's border than elsewhere: the ratio of
+    root mean squares, 1 without seams."""
+    across, elsewhere = [], []
+    dark = (np.abs(images) < BACKGROUND).all(-1)
+    borders = {s for start in STARTS for s in (start, start + 32)} - {0, CANVAS[0]}
+    for axis in (1, 2):
+        step = np.diff(images, axis=axis)
+        both = np.minimum(*(np.take(dark, range(i, dark.shape[axis] - 1 + i), axis) for i in (0, 1)))
+        for i in range(step.shape[axis]):
+            squares = np.take(step, i, axis)[np.take(both, i, axis)] ** 2
+            (across if i + 1 in borders else elsewhere).append(squares.ravel())
+    return float(np.sqrt(np.concatenate(across).mean() / np.concatenate(elsewhere).mean()))
+
+
+def _caption(rng: np.random.Generator) -> str:
+    return f"a {rng.choice(shapes.COLOURS)} {rng.choice(shapes.SHAPES)} in the middle"

@@ -13,8 +13,9 @@ from jax import Array
 
 import composeprob as cp
 
+from .networks.matcher import Matcher
 from .networks.text import TextEncoder
-from .networks.unet import UNet, coordinates, heat_map
+from .networks.unet import UNet, heat_map
 from .worlds import captions, shapes
 
 NOWHERE = (-9.0, -9.0)
@@ -44,64 +45,63 @@ class PositionUNet(nnx.Module):
         return self.unet(x, t, spatial=heat_map(position, x.shape[:2]))
 
 
-class CaptionUNet(nnx.Module):
-    """The UNet with a vector that stands for a text, and the coordinates of its pixels.
+class CaptionedScenes(nnx.Module):
+    """Scenes as `PositionUNet` knows them without a position, and how well a text fits: the pair (s, b) of which
+    log f(x | text) = −½‖x − s‖²/σ + b is made. Only what makes b is trained.
+
+    b estimates log p(text | x)/p(text), or log p(x | text)/p(x), which is the same; without a text it is 0.
 
     Args:
-        encoder: from the condition ``caption`` to the vector, of length ``vector``: a `TextEncoder` of tokens, or
-            anything else that is called so, such as the identity for embeddings made elsewhere.
+        encoder: from the condition ``caption`` to a vector of length ``vector``: a `TextEncoder` of tokens, or anything
+            else that is called so, such as the identity for embeddings made elsewhere. Zeros are no text.
     """
 
     def __init__(self, encoder: Any, vector: int, *, rngs: nnx.Rngs):
+        self.scenes = PositionUNet(rngs=rngs)
         self.encoder = encoder
-        self.unet = UNet(3, spatial=2, vector=vector, rngs=rngs)
+        self.matcher = Matcher(3, vector, rngs=rngs)
 
-    def __call__(self, x: Array, t: Array, caption: Array) -> Array:
-        """The output for one image x at log-SNR t."""
-        return self.unet(x, t, spatial=coordinates(x.shape[:2]), vector=self.encoder(caption))
+    def __call__(self, x: Array, t: Array, caption: Array) -> tuple[Array, Array]:
+        """The pair (s, b) for one image x at log-SNR t."""
+        graph, state = nnx.split(self.scenes)
+        scenes = nnx.merge(graph, jax.lax.stop_gradient(state))
+        fit = self.matcher(x, t, self.encoder(caption))
+        return scenes(x, t, jnp.asarray(NOWHERE)), jnp.where(jnp.any(caption != 0), fit, 0.0)
 
 
-def caption(parameterization: str, **settings: Any) -> cp.training.Recipe:
-    """A model of scenes given a caption that is true of one of their objects, or given nothing.
+def caption(**settings: Any) -> cp.training.Recipe:
+    """A model of scenes given a caption that is true of one of their objects, or given nothing: an energy.
+
+    A caption changes the denoising loss by a percent or less, since it leaves open where most of the image's objects
+    are; it is learned by telling apart the captions of different scenes.
 
     Args:
-        parameterization: as of `Diffusion`.
-        settings: what the recipe changes of `SETTINGS`.
+        settings: what the recipe changes of its own.
     """
 
     def network(key: Array) -> Any:
         rngs = nnx.Rngs(params=key)
-        return CaptionUNet(TextEncoder(len(captions.WORDS), captions.LENGTH, VECTOR, rngs=rngs), VECTOR, rngs=rngs)
+        return CaptionedScenes(TextEncoder(len(captions.WORDS), captions.LENGTH, VECTOR, rngs=rngs), VECTOR, rngs=rngs)
 
     def data(key: Array, n: int) -> tuple[Array, dict[str, Array]]:
         scene_key, caption_key = jax.random.split(key)
         scenes = shapes.draw(scene_key, n)
         return scenes.images, {"caption": captions.describe(caption_key, scenes)}
 
-    chosen = SETTINGS | {"conditions": {"caption": captions.EMPTY}, "condition_dropout": 0.2, "weight": noisy_weight}
-    chosen |= {"encoders": {"caption": captions.tokens}, "start": from_positions, "cross_condition": 0.003}
-    return cp.training.Recipe(network=network, data=data, parameterization=parameterization, **(chosen | settings))
+    chosen = SETTINGS | {"conditions": {"caption": captions.EMPTY}, "condition_dropout": 0.1, "start": from_positions}
+    chosen |= {"encoders": {"caption": captions.tokens}, "microbatch": 32, "learning_rate": 1.5e-3}
+    chosen |= {"denoising": False, "cross_condition": 1.0, "cross_condition_others": 31, "focus": (-5.0, 2.0)}
+    return cp.training.Recipe(network=network, data=data, parameterization="energy_residual", **(chosen | settings))
 
 
 def from_positions(network: Any) -> Any:
-    """An untrained model of captions that starts as `shapes-position` without a position: what scenes look like is
-    learned once. The vector and the coordinates have weight 0 at first.
+    """An untrained model of captions with the scenes of `shapes-position`.
 
     Args:
-        network: a `CaptionUNet`, as a factor has adapted it.
+        network: a `CaptionedScenes`, as a factor has adapted it.
     """
-    trained = cp.load("shapes-position").network.state["unet"]
-    state = dict(network.state)
-    blank = jax.tree.map(jnp.zeros_like, state["unet"]["vector"])
-    stem = dict(trained["stem"])
-    for name, kernel in stem.items():
-        if kernel.shape != state["unet"]["stem"][name].shape:
-            # Patches of 2×2 pixels: in each, image channels come first.
-            pixels = kernel.reshape(*kernel.shape[:2], 4, -1, kernel.shape[-1])[:, :, :, :3]
-            padded = jnp.pad(pixels, [(0, 0)] * 3 + [(0, 2), (0, 0)])
-            stem[name] = padded.reshape(state["unet"]["stem"][name].shape)
-    state["unet"] = {**trained, "vector": blank, "stem": stem}
-    return eqx.tree_at(lambda n: n.state, network, state)
+    trained = cp.load("shapes-position").network.state
+    return eqx.tree_at(lambda n: n.state, network, {**network.state, "scenes": trained})
 
 
 def position(parameterization: str, **settings: Any) -> cp.training.Recipe:

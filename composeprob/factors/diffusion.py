@@ -28,7 +28,8 @@ class Diffusion(LeafFactor):
     Args:
         network: called on ONE event as ``network(x, t, **conditions)``: an Equinox module, a Flax NNX module, a Flax
             Linen ``(module, variables)`` pair, or a function. It returns an array of shape ``event_shape``, or a
-            scalar for ``parameterization="energy"``.
+            scalar for ``parameterization="energy"``. With an energy it may return a pair: that, and a scalar to add to
+            log f, for what is known of the whole event, such as how well a caption fits.
         schedule: the levels that it was trained on.
         event_shape: shape of one event.
         parameterization: what the output means. Energies: ``"energy"`` (a scalar E), ``"energy_residual"``
@@ -190,6 +191,14 @@ class Diffusion(LeafFactor):
                 else "it must accept ONE event (no batch axis) and the conditions by name; a condition that may be "
                 "left out needs a default.",
             ) from error
+        if self.parameterization in parameterizations.ENERGIES:
+            output, beside = parameterizations.in_parts(output)
+            if jnp.shape(beside) != ():
+                raise NetworkError(
+                    f"The network of factor '{self.label}' returned a pair whose second part has shape "
+                    f"{jnp.shape(beside)}.",
+                    fix="it is added to log f, so it must be a scalar for one event.",
+                )
         shape = getattr(output, "shape", type(output).__name__)
         if shape != expected and not (self.parameterization == "energy" and shape == (1,)):
             raise NetworkError(

@@ -7,6 +7,7 @@ With x = α·x_0 + σ·ε, and ε̂ the network's estimate of the noise, the sco
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,11 @@ ENERGIES: dict[str, Callable[[Array, Array], Array]] = {
 SCORES: dict[str, Callable[[Array, Array, Noise], Array]] = {"epsilon": epsilon, "x0": x0, "v": v, "score": score}
 
 
+def in_parts(output: Any) -> tuple[Any, Any]:
+    """What an energy is made of, and the number beside it: 0 unless the network returns a pair."""
+    return output if isinstance(output, tuple) and len(output) == 2 else (output, 0.0)
+
+
 ENTRYWISE = frozenset({"energy_residual", "energy_norm", "energy_inner", *SCORES})
 """Forms that can weigh the entries of an event: energies that are sums over them, and scores."""
 
@@ -77,13 +83,15 @@ def evaluate(
 ) -> tuple[Array | None, Array]:
     """(log f, ∇ log f) from one call of the network; log f is None for the score-only forms.
 
-    ``weights`` multiply what each entry adds to the energy, or each entry of a score.
+    ``weights`` multiply what each entry adds to the energy, or each entry of a score. Where the network returns a pair,
+    the second is a number that is added to log f as it is.
     """
     if parameterization in SCORES:
         return None, weights * SCORES[parameterization](call(x), x, noise)
     energy = ENERGIES[parameterization]
 
     def log_density(point: Array) -> Array:
-        return -jnp.sum(weights * energy(call(point), point)) / noise.sigma
+        output, beside = in_parts(call(point))
+        return -jnp.sum(weights * energy(output, point)) / noise.sigma + beside
 
     return jax.value_and_grad(log_density)(x)

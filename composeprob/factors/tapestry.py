@@ -89,8 +89,9 @@ def tapestry(*windows: Factor) -> Factor:
     Where n windows see an entry of the canvas, its weight is 1/n in each: an energy that is a sum over entries,
     log f(x) = −Σ_i E_i(x)/σ, becomes −Σ_i m_i·E_i(x)/σ, and the score of a score-only model m·∇log f, the average of
     the windows' scores. An averaged entry of a window with ``scale`` > 1 has the mean of the weights of what it
-    averages. At the noisiest level the canvas then is N(0, σ²I) wherever windows of scale 1 lie. In a plain product of
-    windows overlaps count twice, and images there are sharper than the model's.
+    averages; a scalar that a network returns beside its array is added whole. At the noisiest level the canvas then is
+    N(0, σ²I) wherever windows of scale 1 lie. In a plain product of windows overlaps count twice, and images there are
+    sharper than the model's.
 
     The energy keeps its gradient, so MALA and HMC are exact for it; weighted scores are no gradient field. Neither is a
     noised marginal, so there are no Feynman–Kac weights.

@@ -25,8 +25,8 @@ class Batch(NamedTuple):
         noise: the noise of each event, fields of shape (n,).
         other: the noise that each event's own is told apart from in the cross-level loss; None without it.
         conditions: ``{name: (n, …)}``.
-        foreign: the conditions of other events, which each event's own are told apart from in the cross-condition loss;
-            None without it.
+        foreign: the conditions of m other events, which each event's own are told apart from in the cross-condition
+            loss, ``{name: (n, m, …)}``; None without it.
     """
 
     events: Array
@@ -59,8 +59,10 @@ def draw(recipe: Recipe, key: Array, size: int) -> Batch:
         twice = (events, noise, other, dict(conditions))
         events, noise, other, conditions = jax.tree.map(lambda a: jnp.concatenate([a, a]), twice)
         epsilon = jnp.concatenate([epsilon, -epsilon])
-    # Events are independent, so the next one's conditions are as good as any other's.
-    foreign = jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), conditions) if recipe.cross_condition else None
+    foreign = None
+    if recipe.cross_condition:  # events are independent, so the next ones' conditions are as good as any others'
+        others = range(1, recipe.cross_condition_others + 1)
+        foreign = jax.tree.map(lambda a: jnp.stack([jnp.roll(a, k, axis=0) for k in others], axis=1), conditions)
     return Batch(events, epsilon, noise, other, dict(conditions), foreign)
 
 
@@ -76,11 +78,14 @@ def losses(factor: Diffusion | Classifier, batch: Batch) -> Losses:
     log f(x, λ) − log f(x, λ′) = log p_λ(x) − log p_λ′(x), constants included. A score fixes log f on each connected
     region only; this ties each region to the same region at a noisier level, and so on to where all regions are one.
 
-    The cross-condition loss asks which of two conditions x came with, its own c or that of another event:
-    −log sigmoid(log f(x|c, λ) − log f(x|c′, λ)). Its least value is reached where
-    log f(x|c) − log f(x|c′) = log p_λ(x|c) − log p_λ(x|c′), constants included; with dropout "no condition" is one of
-    them. What a condition tells of x hardly changes the denoising loss where it is vague (a caption), and is all that
-    this loss sees.
+    The cross-condition loss asks which of m + 1 conditions x came with, its own c or those of m other events:
+    −log(f(x|c, λ)/Σ_j f(x|c_j, λ)). Its least value is reached where log f(x|c) − log f(x|c′) =
+    log p_λ(x|c) − log p_λ(x|c′), constants included; with dropout "no condition" is one of them. What a vague condition
+    (a caption) tells of x hardly changes the denoising loss, and is all that this loss sees.
+
+    References:
+        Gutmann and Hyvärinen 2012, *Noise-contrastive estimation*; van den Oord et al. 2018, *Contrastive predictive
+        coding*, for many conditions at once.
     """
     none = jnp.zeros(())
 
@@ -95,17 +100,18 @@ def losses(factor: Diffusion | Classifier, batch: Batch) -> Losses:
         if event.other is not None:
             level = _told_apart(log_density, factor.evaluate(x, event.other, event.conditions)[0])
         if event.foreign is not None:
-            condition = _told_apart(log_density, factor.evaluate(x, event.noise, event.foreign)[0])
+            others = jax.vmap(lambda conditions: factor.evaluate(x, event.noise, conditions)[0])(event.foreign)
+            condition = _told_apart(log_density, others)
         return Losses(denoising, level, condition)
 
     return jax.vmap(one)(batch)
 
 
-def _told_apart(own: Array | None, other: Array | None) -> Array:
-    """−log sigmoid(own − other) of two log-densities; a recipe with such a loss has an energy."""
+def _told_apart(own: Array | None, others: Array | None) -> Array:
+    """−log(e^own/(e^own + Σ e^others)) of log-densities; a recipe with such a loss has an energy."""
     assert own is not None
-    assert other is not None
-    return jax.nn.softplus(other - own)
+    assert others is not None
+    return jax.nn.logsumexp(jnp.append(others, own)) - own
 
 
 def _drop(recipe: Recipe, key: Array, conditions: Mapping[str, Array], n: int) -> dict[str, Array]:

@@ -74,6 +74,8 @@ def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any
         each = losses(trained, batch)
         weight = 1.0 if recipe.weight is None else jax.vmap(recipe.weight)(batch.noise.log_snr)
         crossed = recipe.cross_level * each.cross_level + recipe.cross_condition * each.cross_condition
+        if not recipe.denoising:
+            return jnp.mean(weight * crossed), crossed
         return jnp.mean(weight * (each.denoising + crossed)), each.denoising
 
     def gradient(parameters: Any, step_key: Array) -> tuple[Any, Array, Array]:

@@ -66,6 +66,8 @@ class Recipe:
             what vague conditions say of an event (captions), which the denoising loss hardly depends on, and how high
             log f(x|c) and log f(x|c′) are above one another: a mixture of conditions of one model then has the shares
             that its ``log_weights`` say.
+        cross_condition_others: how many other events of the microbatch lend an event the conditions to tell apart.
+        denoising: whether there is a denoising loss at all; without it a cross loss teaches what there is to learn.
 
     Raises:
         InvalidValueError: a number out of range, an unknown ``decay``, a cross-level loss without an energy.
@@ -100,6 +102,8 @@ class Recipe:
     cross_level: float = 0.0
     cross_level_gap: float = 4.0
     cross_condition: float = 0.0
+    cross_condition_others: int = 1
+    denoising: bool = True
 
     def __post_init__(self) -> None:
         _check(self.iterations >= 1, f"iterations is {self.iterations}", "train for at least one step.")
@@ -118,6 +122,8 @@ class Recipe:
                "give conditions as {name: value that means no condition}.")  # fmt: skip
         if self.cross_level:
             self._check_cross_level(part)
+        crossed = self.cross_level or self.cross_condition
+        _check(self.denoising or bool(crossed), "no loss is left", "keep denoising, or use a cross loss.")
         if self.cross_condition:
             self._check_cross_condition(part)
         _check(self.parameterization != CLASSIFIER or not self.conditions, "a classifier has conditions",
@@ -228,7 +234,9 @@ class Recipe:
         _check(self.parameterization in ENERGIES, f"cross_condition is given for {self.parameterization!r}, a score",
                f"compare conditions of an energy: {', '.join(ENERGIES)}.")  # fmt: skip
         _check(bool(self.conditions), "cross_condition is given without conditions", "name the data's conditions.")
-        _check(part > 1, f"a batch of {part} has no two conditions to tell apart", "use a larger microbatch.")
+        others = self.cross_condition_others
+        _check(1 <= others < part, f"a batch of {part} has no {others} other conditions to tell apart",
+               "use a larger microbatch, or a smaller cross_condition_others ≥ 1.")  # fmt: skip
 
     def _check_cross_level(self, part: int) -> None:
         _check(self.cross_level > 0, f"cross_level is {self.cross_level}", "use a weight ≥ 0; 0 leaves the loss out.")

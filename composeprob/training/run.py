@@ -170,7 +170,7 @@ def _fingerprint(recipe: Recipe, key: Array) -> dict[str, Any]:
     told["log_snr"] = [float(end) for end in recipe.log_snr_range()]
     told["focus"] = None if recipe.focus is None else [float(end) for end in recipe.focus]
     told["cross_level"] = [recipe.cross_level, recipe.cross_level_gap] if recipe.cross_level else None
-    told["cross_condition"] = recipe.cross_condition or None
+    told["cross_condition"] = [recipe.cross_condition, recipe.cross_condition_others, recipe.denoising]
     told["key"] = np.asarray(jax.random.key_data(key)).tolist()
     return told
 

@@ -257,3 +257,23 @@ def test_bad_arguments(arguments, error, told):
 def test_a_scalar_head_may_keep_its_axis():
     f = diffusion(lambda x, t: jnp.sum(x**2, keepdims=True), parameterization="energy")
     assert cp.compile(single, f).log_density({"x": jnp.ones(2)}, 3).shape == ()
+
+
+def test_a_number_beside_the_output_is_added_to_the_log_density():
+    schedule = SCHEDULES["VP"]
+    plain = network_of("energy_residual", schedule)
+
+    def pair(x, t):
+        return plain(x, t), jnp.sum(jnp.cos(x))
+
+    without, with_one = (
+        cp.Diffusion(n, schedule, event_shape=(3,), parameterization="energy_residual") for n in (plain, pair)
+    )
+    x, noise = jnp.array([0.3, -0.2, 0.9]), schedule.at(3)
+    before, after = (factor.evaluate(x, noise, {}) for factor in (without, with_one))
+    np.testing.assert_allclose(after[0] - before[0], jnp.sum(jnp.cos(x)), rtol=1e-4)
+    np.testing.assert_allclose(after[1] - before[1], -jnp.sin(x), rtol=1e-3, atol=1e-4)
+    with pytest.raises(NetworkError, match=r"a pair whose second part has shape \(3,\).*"):
+        cp.Diffusion(lambda x, t: (x, x), schedule, event_shape=(3,), parameterization="energy_residual")
+    with pytest.raises(NetworkError, match="returned shape tuple"):
+        cp.Diffusion(pair, schedule, event_shape=(3,), parameterization="epsilon")

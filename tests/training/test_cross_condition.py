@@ -30,8 +30,8 @@ def told_apart(**changes):
 
 
 @pytest.mark.parametrize("tilt", [0.0, 0.2, -0.2])
-@pytest.mark.parametrize("tilted", [NONE, 1])
-def test_the_loss_is_least_at_the_true_ratios(tilt, tilted):
+@pytest.mark.parametrize(("tilted", "others"), [(NONE, 1), (1, 1), (1, 4)])
+def test_the_loss_is_least_at_the_true_ratios(tilt, tilted, others):
     """The slope of the mean loss in a constant a of one condition's log f is zero at a = 0, and nowhere else."""
 
     def slopes(a):
@@ -42,7 +42,7 @@ def test_the_loss_is_least_at_the_true_ratios(tilt, tilted):
             any_part = jax.nn.logsumexp(each + jnp.log(SHARES))
             return -sigma * (jnp.where(part == NONE, any_part, each[jnp.maximum(part, 0)]) + a * (part == tilted))
 
-        recipe = told_apart()
+        recipe = told_apart(cross_condition_others=others)
         factor = cp.Diffusion(
             energy, recipe.schedule, event_shape=(2,), parameterization="energy", time="log_snr", conditions={"part": 0}
         )
@@ -57,10 +57,10 @@ def test_the_loss_is_least_at_the_true_ratios(tilt, tilted):
         assert_agrees(scores)
 
 
-def test_conditions_of_other_events_are_compared_at_the_event_s_own_level():
+def test_the_next_event_s_condition_is_the_foreign_one():
     batch = draw(told_apart(), KEY, 16)
-    np.testing.assert_array_equal(batch.foreign["part"], np.roll(batch.conditions["part"], 1))
-    assert NONE in batch.foreign["part"]
+    np.testing.assert_array_equal(batch.foreign["part"][:, 0], np.roll(batch.conditions["part"], 1))
+    assert NONE in np.asarray(batch.foreign["part"])
     assert draw(told_apart(cross_condition=0.0), KEY, 16).foreign is None
 
 
@@ -70,7 +70,8 @@ def test_conditions_of_other_events_are_compared_at_the_event_s_own_level():
         ({"parameterization": "epsilon"}, "cross_condition is given for 'epsilon', a score"),
         ({"cross_condition": -1.0}, "cross_condition is -1.0"),
         ({"conditions": {}, "condition_dropout": 0.0}, "cross_condition is given without conditions"),
-        ({"batch_size": 1}, "no two conditions to tell apart"),
+        ({"cross_condition": 0.0, "denoising": False}, "no loss is left"),
+        ({"batch_size": 1}, "no 1 other conditions to tell apart"),
     ],
 )
 def test_what_cannot_work_is_refused(changes, told):

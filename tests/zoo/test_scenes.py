@@ -52,12 +52,16 @@ def test_the_factor_of_captions():
     np.testing.assert_array_equal(factor.call_conditions()["caption"], captions.EMPTY)
 
 
-def test_captions_start_as_the_model_of_positions_without_one():
+def test_without_a_caption_it_is_the_model_of_positions_without_one_and_a_caption_adds_a_number():
     made, positions = recipe("shapes-caption"), cp.load("shapes-position")
-    started = made.start(eqx.filter_jit(made.untrained)(jax.random.key(0)))
+    network = made.start(eqx.filter_jit(made.untrained)(jax.random.key(0)))
+    factor = made.factor(network)
     x, noise = jax.random.normal(jax.random.key(1), (32, 32, 3)), positions.schedule.at(30)
-    red = jax.numpy.asarray(captions.tokens("a red circle on the left"))
-    ours = made.factor(started).evaluate(x, noise, {"caption": red})  # the caption says nothing yet
+    ours = factor.evaluate(x, noise, factor.call_conditions())
     theirs = positions.evaluate(x, noise, positions.call_conditions())
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4)
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-3, atol=1e-3)
+    red = factor.given(caption="a red circle on the left").call_conditions()
+    s, fit = network(x, noise.log_snr, **red)
+    assert s.shape == (32, 32, 3)
+    np.testing.assert_allclose(factor.evaluate(x, noise, red)[0] - ours[0], fit, atol=2e-3)

@@ -6,14 +6,18 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import composeprob as cp
+from composeprob.schedule import Noise
 from models.worlds import detector, shapes
 
 from .cells import Cell, share
 
+MODEL = "shapes-position"
 PLACES_KEY = 5
 MOST = 5
 SHOWN = 8
@@ -34,20 +38,20 @@ def leapfrog(schedule: Any) -> Any:
 
 
 def samplers(form: str) -> dict[str, Any]:
-    """The samplers, for the energy or for the score alone."""
+    """The samplers, for the energy; or for the score alone those that an energy would serve, which then integrate the
+    score along a move."""
     test = {} if form == "energy" else {"log_ratio": cp.LineIntegral(3, rule="simpson")}
 
     def annealed(kernel: Any) -> Any:
         return cp.AnnealedMCMC(kernel, STEPS, reverse_step=True)
 
-    return {
-        "reverse": cp.Ancestral(),
-        "ULA": annealed(cp.ULA(langevin)),
+    tested = {
         "MALA": annealed(cp.MALA(langevin, **test)),
-        "U-HMC": annealed(cp.UHMC(leapfrog, 3)),
         "HMC": annealed(cp.HMC(leapfrog, 3, **test)),
-        "SMC": cp.SMC(cp.MALA(langevin, **test)),
+        "SMC": cp.SMC(cp.MALA(langevin, **test), second_order=False),
     }
+    untested = {"reverse": cp.Ancestral(), "ULA": annealed(cp.ULA(langevin)), "U-HMC": annealed(cp.UHMC(leapfrog, 3))}
+    return untested | tested if form == "energy" else tested
 
 
 @cp.program
@@ -56,18 +60,43 @@ def scene(scenes: Any, places: Any, strength: float) -> Any:
     return cp.sample("x", cp.product(scenes, *asked))
 
 
+class Score(eqx.Module):
+    """A network that returns the score of an energy, and not the energy."""
+
+    energy: Any
+
+    def __call__(self, x: Any, t: Any, position: Any) -> Any:
+        noise = Noise(jnp.zeros((), int), jnp.sqrt(jax.nn.sigmoid(t)), jnp.sqrt(jax.nn.sigmoid(-t)))
+        return self.energy.evaluate(x, noise, {"position": position})[1]
+
+
+def score_of(model: Any) -> Any:
+    """The same scores without their energy: what differs is how a move is tested, and nothing else."""
+    return cp.Diffusion(
+        Score(model),
+        model.schedule,
+        event_shape=model.event_shape,
+        parameterization="score",
+        time="log_snr",
+        conditions=model.defaults,
+        log_snr_range=model.log_snr_range,
+        label=model.label,
+    )
+
+
+FORMS = {"energy": lambda model: model, "score": score_of}
+
+
 def cells(scenes: int, strength: float) -> Iterator[Cell]:
     """All cells, those with few objects first."""
-    forms = {"energy": "shapes-position", "score": "shapes-position-score"}
     for objects in range(1, MOST + 1):
-        for form, model in forms.items():
-            if model not in cp.zoo():
-                continue
+        for form, of in FORMS.items():
             for name in samplers(form):
                 settings = {"objects": objects, "form": form, "sampler": name, "w": strength}
 
-                def run(objects=objects, form=form, model=model, name=name) -> Any:
-                    return measure(cp.load(model), objects, samplers(form)[name], CHAINS.get(name, 1), scenes, strength)
+                def run(objects=objects, form=form, of=of, name=name) -> Any:
+                    chains = CHAINS.get(name, 1)
+                    return measure(of(cp.load(MODEL)), objects, samplers(form)[name], chains, scenes, strength)
 
                 yield Cell("placed", settings, run)
 

@@ -4,10 +4,12 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import composeprob as cp
 from composeprob.errors import ConditionError, InvalidValueError, ShapeError
 from composeprob.model_zoo import recipe
+from models.scenes import CaptionedScenes
 from models.worlds import captions, detector
 
 
@@ -65,3 +67,13 @@ def test_without_a_caption_it_is_the_model_of_positions_without_one_and_a_captio
     s, fit = network(x, noise.log_snr, **red)
     assert s.shape == (32, 32, 3)
     np.testing.assert_allclose(factor.evaluate(x, noise, red)[0] - ours[0], fit, atol=2e-3)
+
+
+def test_captions_can_be_embeddings_made_elsewhere():
+    def build(embedding):
+        network = CaptionedScenes(lambda vector: vector, 24, rngs=nnx.Rngs(0))
+        return network(jax.numpy.zeros((32, 32, 3)), jax.numpy.float32(0.0), embedding)
+
+    s, fit = jax.eval_shape(build, jax.ShapeDtypeStruct((24,), np.float32))
+    assert s.shape == (32, 32, 3)
+    assert fit.shape == ()

@@ -23,7 +23,7 @@ from report import publish
 import composeprob as cp
 from composeprob.sampling.base import begin, placed
 from composeprob.sampling.compiled import advance, start
-from composeprob.sampling.spread import AXIS, Spread, everywhere
+from composeprob.sampling.spread import Spread, everywhere
 
 CHAINS, REPEATS, LEVELS = 2000, 9, 3
 CASES = [(1, None), (1, 1000), (1, 250), (1, 125), (8, None), (8, 250), (8, 125)]
@@ -42,7 +42,7 @@ def main() -> int:
     first = sampler.first_level(density)
 
     def prepared(devices: int, chunk: int | None) -> Any:
-        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (AXIS,)) if devices > 1 else None
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("chains",)) if devices > 1 else None
         spread = Spread.of(mesh, chunk, CHAINS)
         run = placed(begin(jax.random.key(0), CHAINS, density.num_levels, spread), spread)
         placed_sampler, placed_density = spread.place((sampler, density), everywhere)

@@ -96,7 +96,7 @@ def test_run_prints_and_writes(write, tmp_path):
 def test_run_with_kernel_and_levels(write, tmp_path):
     result = command(
         "run", write(NORMAL + SECOND) + ":second", "--kernel", "hmc", "--num-leapfrog", 2, "--steps-per-level", 2,
-        "--levels", 6, "--chains", 50, "--out", tmp_path,
+        "--levels", 6, "--chains", 50, "--out", tmp_path, "--mesh", "1x1", "--shard-above", 0,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     saved = cp.Result.load(tmp_path / "samples.safetensors")
@@ -127,6 +127,13 @@ def test_several_programs_must_be_told_apart(write):
 )
 def test_files_without_a_program_or_arguments(write, text, words):
     assert words in refused("run", write(text))
+
+
+def test_meshes_that_are_none(write):
+    file = write(NORMAL)
+    assert "'8' is no mesh of ROWSxCOLUMNS devices" in refused("run", file, "--mesh", "8")
+    assert "A mesh of 9x100 needs 900 devices" in refused("run", file, "--mesh", "9x100")
+    assert "not which devices share an array" in refused("run", file, "--shard-above", 1000)
 
 
 def test_no_such_file(tmp_path, write):

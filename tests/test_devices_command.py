@@ -73,11 +73,11 @@ from composeprob.errors import InvalidValueError
 from composeprob.sampling.ahead import compile_ahead
 from sampling_cases import both, normal
 density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
-samplers = {"independent": cp.AnnealedMCMC(cp.MALA(0.01), 2), "smc": cp.SMC(weights="density")}
+samplers = {"independent": cp.AnnealedMCMC(cp.MALA(0.01), 2), "smc": cp.SMC(cp.MALA(0.01), weights="density")}
 told = {}
 for name, topology, diagnostics in [
     ("independent", "v5e:2x2", False), ("independent", "v5e:4x4", False), ("independent", "v5e:2x2", True),
-    ("smc", "v5e:2x2", True),
+    ("smc", "v5e:2x2", False),
 ]:
     chips = hardware.tpu_chips(topology)
     c = compile_ahead(density, samplers[name], 64 * len(chips), chips, diagnostics)
@@ -92,27 +92,71 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.skipif(hardware.tpu_compiler() is None, reason="there is no TPU compiler: make tpu fetches it")
-def test_tpus_that_are_not_here():
-    """In a process of its own: the compiler reads its settings when it is loaded."""
+PARTS = """
+import json
+from composeprob.cli import hardware
+hardware.prepare_tpu_compiler()
+import equinox as eqx, jax, jax.numpy as jnp, numpy as np, composeprob as cp
+from composeprob.sampling.ahead import compile_ahead
+from sampling_cases import both, normal
+schedule = cp.Schedule.log_snr(8, min=-6.0, max=4.0)
+
+class Network(eqx.Module):
+    squares: tuple[jax.Array, ...]
+
+    def __call__(self, x, t):
+        h = jnp.full(2048, jnp.sum(x))
+        for square in self.squares:
+            h = jnp.tanh(square @ h)
+        return 0.5 * jnp.sum(x**2) + jnp.sum(h)
+
+squares = tuple(jax.random.normal(jax.random.key(i), (2048, 2048)) for i in range(2))
+learned = cp.Diffusion(Network(squares), schedule, event_shape=(2,), parameterization="energy", time="sigma")
+density = cp.compile(both, learned, normal([1.0, -1.0], [0.5, 1.0], schedule))
+chips = np.array(hardware.tpu_chips("v5e:2x4")).reshape(2, 4)
+sampler, told = cp.AnnealedMCMC(cp.MALA(0.01), 2), {}
+for above in (None, 2**20):
+    c = compile_ahead(density, sampler, 256, chips, diagnostics=False, shard_above=above)
+    told[str(above)] = [c.arguments, c.arguments + c.outputs + c.temporaries, c.collectives]
+print(json.dumps(told))
+"""
+WITH_COMPILER = pytest.mark.skipif(
+    hardware.tpu_compiler() is None, reason="there is no TPU compiler: make tpu fetches it"
+)
+
+
+def told_by(script):
+    """What a process of its own prints: the compiler reads its settings when it is loaded."""
     tests = Path(__file__).resolve().parent
     path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout.splitlines()[-1])
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@WITH_COMPILER
+def test_tpus_that_are_not_here():
+    told = told_by(SCRIPT)
     four, sixteen = told["independent v5e:2x2 False"], told["independent v5e:4x4 False"]
     assert four[3] == sixteen[3] == {}
     assert four[:3] == sixteen[:3]  # each chip's memory, whatever their number
     assert four[4] > 0
     assert four[5] > 0
     assert set(told["independent v5e:2x2 True"][3]) == {"all-reduce"}  # the means that are reported
-    assert sum(told["smc v5e:2x2 True"][3].values()) > 0  # resampling takes some: the count counts
+    assert told["smc v5e:2x2 False"][3] == {"all-gather": 2}  # of weights, and of the chains that change places
     assert told["v4 chips"] == 16  # one device a chip, not two
     assert "knows no topology 'v5e:3x5'" in told["refused"]
+
+
+@WITH_COMPILER
+@pytest.mark.slow
+def test_networks_in_parts_leave_room_on_tpus():
+    """32 MiB of weights: a quarter of them on each of the four chips in a row, and no more for long."""
+    told = told_by(PARTS)
+    (whole, all_whole, none), (parts, all_parts, kinds) = told["None"], told[str(2**20)]
+    assert none == {}
+    assert set(kinds) == {"all-gather"}
+    assert whole - parts == 3 * 2**25 // 4
+    assert all_parts < 0.4 * all_whole

@@ -156,6 +156,8 @@ def devices(
     diagnostics: Annotated[
         bool, typer.Option(help="Include the means over all chains that a result reports of each level.")
     ] = True,
+    mesh: Annotated[str | None, typer.Option(metavar="ROWSxCOLUMNS", help="As for run.")] = None,
+    shard_above: Annotated[int | None, typer.Option(metavar="BYTES", help="As for run.", min=0)] = None,
 ) -> None:
     """Show what programs would run on here; with --compile, what a run would take on TPUs that are not here.
 
@@ -179,4 +181,4 @@ def devices(
         return
     hardware.prepare_tpu_compiler()
     chosen = make_sampler(sampler, kernel, None, step_size, 3, 0.5)
-    console.print(hardware.ahead(compile_for, target, chains_per_chip, chosen, diagnostics))
+    console.print(hardware.ahead(compile_for, target, chains_per_chip, chosen, diagnostics, mesh, shard_above))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.table import Table
 
 from composeprob.cli.programs import arguments, load_program
@@ -67,6 +70,31 @@ def join() -> None:
         ) from error
 
 
+def table_of(devices: Sequence[Any], mesh: str | None, shard_above: int | None) -> np.ndarray | None:
+    """The devices in rows as ``--mesh`` has it, such as ``2x4``; None where it is left out.
+
+    Raises:
+        InvalidValueError: it is no such text, there are fewer devices, or ``shard_above`` is given without it.
+    """
+    if mesh is None:
+        if shard_above is not None:
+            raise InvalidValueError(
+                "--shard-above was given, but not which devices share an array.",
+                fix="add --mesh ROWSxCOLUMNS, such as 2x4: each array is in parts on the 4 devices of a row.",
+            )
+        return None
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", mesh)
+    if not found:
+        raise InvalidValueError(f"{mesh!r} is no mesh of ROWSxCOLUMNS devices.", fix="for example --mesh 2x4.")
+    rows, columns = map(int, found.groups())
+    if rows * columns > len(devices):
+        raise InvalidValueError(
+            f"A mesh of {mesh} needs {rows * columns} devices; there are {len(devices)}.",
+            fix="composeprob devices shows what there is.",
+        )
+    return np.asarray(devices[: rows * columns]).reshape(rows, columns)
+
+
 def main_memory() -> int | None:
     """Bytes of main memory, None where the system does not say."""
     try:
@@ -98,22 +126,32 @@ def prepare_tpu_compiler() -> None:
         os.environ.setdefault(name, value)
 
 
-def ahead(topology: str, target: str | None, chains_per_chip: int, sampler: Any, diagnostics: bool) -> Table:
+def ahead(
+    topology: str,
+    target: str | None,
+    chains_per_chip: int,
+    sampler: Any,
+    diagnostics: bool,
+    mesh: str | None = None,
+    shard_above: int | None = None,
+) -> Table:
     """Compile a program's run for TPUs, and tabulate what the compiler says of each chip.
 
     Raises:
-        InvalidValueError: no such topology.
+        InvalidValueError: no such topology, or not so many chips in it.
     """
     from composeprob.sampling.ahead import compile_ahead
     from composeprob.sampling.choose import choose
 
-    chips = tpu_chips(topology)
-    density, num_chains = program(target), chains_per_chip * len(chips)
+    chips: Any = tpu_chips(topology)
+    table_of_chips = table_of(chips, mesh, shard_above)
+    chips = chips if table_of_chips is None else table_of_chips
+    density, num_chains = program(target), chains_per_chip * np.size(chips)
     if sampler is None:
         sampler, _ = choose(density, num_chains)
-    compiled = compile_ahead(density, sampler, num_chains, chips, diagnostics)
+    compiled = compile_ahead(density, sampler, num_chains, chips, diagnostics, shard_above=shard_above)
     table = Table(
-        "on each chip", "", title=f"{topology}: {len(chips)} chips × {chains_per_chip} chains", title_justify="left"
+        "on each chip", "", title=f"{topology}: {np.size(chips)} chips × {chains_per_chip} chains", title_justify="left"
     )
     for name in ("arguments", "outputs", "temporaries"):
         table.add_row(f"memory for {name}", of(getattr(compiled, name)))

@@ -106,6 +106,23 @@ def run(
             show_default=False,
         ),
     ] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROWSxCOLUMNS",
+            help="Run on so many devices; left out, on as many as the chains can be spread over.",
+        ),
+    ] = None,
+    shard_above: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BYTES",
+            min=0,
+            help="Keep larger arrays of the networks in parts, one on each device of a row of --mesh, and gather them "
+            "for each evaluation: for networks that leave no room else.",
+            show_default=False,
+        ),
+    ] = None,
     distributed: Annotated[
         bool,
         typer.Option(
@@ -142,11 +159,13 @@ def run(
         composeprob run scene.py --draws 10000 --thin 10 --store out/draws.zarr
 
         srun composeprob run scene.py --distributed --chains 100000 --chunk 250
+
+        composeprob run scene.py --mesh 2x4 --shard-above 1000000
     """
     import jax
 
     from composeprob import api
-    from composeprob.cli.hardware import join
+    from composeprob.cli.hardware import join, table_of
 
     if distributed:
         join()  # before anything looks for devices
@@ -158,6 +177,7 @@ def run(
             f"{'--resume' if resume else '--no-resume'} was given, but no folder of checkpoints.",
             fix="add --checkpoint-dir FOLDER.",
         )
+    devices = table_of(jax.devices(), mesh, shard_above)
     program, module = load_program(target)
     args = arguments(program, module)
     chosen = make_sampler(sampler, kernel, steps_per_level, step_size, num_leapfrog, damping, log_ratio, num_points)
@@ -175,6 +195,7 @@ def run(
         jax.random.key(seed),
         num_chains=chains,
         sampler=chosen,
+        mesh=None if devices is None else jax.sharding.Mesh(devices, ("chains", "model")),
         chunk=chunk,
         progress=leads,
         checkpoint_dir=checkpoint_dir,
@@ -182,6 +203,7 @@ def run(
         draws=draws,
         thin=thin,
         store=store,
+        shard_above=shard_above,
     )
     if not leads:
         return

@@ -111,6 +111,11 @@ class Kernel(eqx.Module, Generic[State]):
         return False
 
     @property
+    def steady(self) -> bool:
+        """Whether every transition calls the target equally often, wherever the chain is."""
+        return True
+
+    @property
     def blocks(self) -> tuple[tuple[str, ...], ...]:
         """The sites of each block that is moved by itself; empty for a kernel that moves the whole position."""
         return ()

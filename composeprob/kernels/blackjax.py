@@ -110,6 +110,10 @@ class BlackJAX(Kernel[BlackJAXState]):
     def evaluations_per_step(self) -> int:
         return self.evaluations + 1
 
+    @property
+    def steady(self) -> bool:
+        return False  # a NUTS tree ends where it ends; of other algorithms nothing is known
+
     def init(self, key: Array, position: Position, target: Target) -> BlackJAXState:
         evaluation = target(position)
         # BlackJAX evaluates its log-density at this same position: it may have the value at hand.

@@ -12,13 +12,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.sampling.base import Sampler, begin
+from composeprob.sampling.base import Run, Sampler, begin
 from composeprob.sampling.choose import check_capabilities
 from composeprob.sampling.compiled import advance, start
-from composeprob.sampling.spread import AXIS, Spread, chains, everywhere
+from composeprob.sampling.parts import in_parts, places
+from composeprob.sampling.spread import Spread, everywhere, plain
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -46,20 +47,22 @@ def compile_ahead(
     density: AnnealedDensity,
     sampler: Sampler,
     num_chains: int,
-    devices: Sequence[Any],
+    devices: Sequence[Any] | np.ndarray,
     diagnostics: bool = True,
     chunk: int | None = None,
+    shard_above: int | None = None,
 ) -> Compiled:
-    """Compile a run with its chains spread over ``devices``, each holding the same networks.
+    """Compile a run with its chains spread over ``devices``.
 
     Args:
         density: from `compile`.
         sampler: how chains travel.
         num_chains: N, a multiple of the number of devices.
-        devices: such as ``jax.experimental.topologies.get_topology_desc(…).devices``.
+        devices: such as ``jax.experimental.topologies.get_topology_desc(…).devices``; a table of them for
+            ``shard_above``.
         diagnostics: whether the program also gives what a `Result` says of each level: means over all chains, which
             take collectives even where the chains themselves need none.
-        chunk: chains that a device evaluates at once, as for `infer`.
+        chunk, shard_above: as for `infer`.
 
     Raises:
         CapabilityError: the sampler needs what a factor does not offer.
@@ -67,14 +70,15 @@ def compile_ahead(
     check_capabilities(sampler, density)
     sampler = sampler.prepare(density)
     first = sampler.first_level(density)
-    mesh = Mesh(np.asarray(devices), (AXIS,))
+    mesh = plain(devices)
     spread = Spread.of(mesh, chunk, num_chains)
     run = begin(jax.random.key(0), num_chains, density.num_levels, spread)
+    density = in_parts(density, spread, shard_above)
     arrays, static = eqx.partition((sampler, run, density), eqx.is_array)
 
-    def placed(leaf: Any) -> Any:
-        place = NamedSharding(mesh, chains if leaf is run.keys or leaf is run.log_weights else everywhere)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    def placed(place: PartitionSpec, part: Any) -> Any:
+        sharding = NamedSharding(mesh, place)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
 
     def whole(arrays: Any) -> Any:
         sampler, run, density = eqx.combine(arrays, static)
@@ -82,7 +86,9 @@ def compile_ahead(
         run = advance(sampler, run, density, jnp.int32(0), jnp.int32(first + 1), first)
         return sampler.positions(run), run.log_weights, (run.log_evidence, run.records) if diagnostics else ()
 
-    return measured(jax.jit(whole).lower(jax.tree.map(placed, arrays)).compile())
+    where = (everywhere, Run.places(), places(density))
+    structs = jax.tree.map(placed, where, arrays, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    return measured(jax.jit(whole).lower(structs).compile())
 
 
 def measured(compiled: Any) -> Compiled:

@@ -14,6 +14,7 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.sampling.base import Run, Sampler, level_keys
+from composeprob.sampling.parts import places
 from composeprob.sampling.spread import Spread, chains, everywhere
 
 
@@ -24,7 +25,8 @@ def start(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> R
     def own(sampler: Sampler, run: Run, density: AnnealedDensity) -> Run:
         return sampler.start(run, density, first)
 
-    return on_devices(run.spread, own, (sampler, run, density), (everywhere, Run.places(), everywhere), Run.places())
+    specs = (everywhere, Run.places(), places(density))
+    return on_devices(run.spread, own, (sampler, run, density), specs, Run.places())
 
 
 @eqx.filter_jit
@@ -34,7 +36,7 @@ def advance(sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, 
     def own(sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, end: Array) -> Run:
         return jax.lax.fori_loop(begin, end, lambda i, r: sampler.visit(r, density, first - i, first), run)
 
-    specs = (everywhere, Run.places(), everywhere, everywhere, everywhere)
+    specs = (everywhere, Run.places(), places(density), everywhere, everywhere)
     return on_devices(run.spread, own, (sampler, run, density, begin, end), specs, Run.places())
 
 
@@ -81,8 +83,8 @@ def draw(
         return dataclasses.replace(run, chains=states, log_scale=log_scale, records=records), kept
 
     arguments = (sampler, run, density, begin, end, thin)
-    places = (everywhere, Run.places(), *(everywhere,) * 4)
-    return on_devices(run.spread, own, arguments, places, (Run.places(), chains))
+    specs = (everywhere, Run.places(), places(density), *(everywhere,) * 3)
+    return on_devices(run.spread, own, arguments, specs, (Run.places(), chains))
 
 
 @eqx.filter_jit
@@ -92,7 +94,7 @@ def read(spread: Spread, density: AnnealedDensity, positions: Any) -> dict[str, 
     def own(spread: Spread, density: AnnealedDensity, positions: Any) -> dict[str, Array]:
         return spread.map(density.to_samples, positions)
 
-    return on_devices(spread, own, (spread, density, positions), (everywhere, everywhere, chains), chains)
+    return on_devices(spread, own, (spread, density, positions), (everywhere, places(density), chains), chains)
 
 
 def sample_shapes(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -103,7 +105,7 @@ def sample_shapes(sampler: Sampler, run: Run, density: AnnealedDensity, first: i
 
 
 def on_devices(
-    spread: Spread, function: Callable[..., Any], arguments: tuple[Any, ...], places: Any, out_places: Any
+    spread: Spread, function: Callable[..., Any], arguments: tuple[Any, ...], specs: Any, out_specs: Any
 ) -> Any:
     """Call a function on every device of a spread, with that device's share of each argument.
 
@@ -111,8 +113,8 @@ def on_devices(
         spread: over which devices.
         function: returns a pytree of arrays.
         arguments: pytrees of arrays and of what is the same everywhere.
-        places: for each argument `chains`, `everywhere`, or a pytree of these that its own begins with.
-        out_places: likewise for what the function returns.
+        specs: where each argument is: `chains`, `everywhere`, or a pytree of these that its own begins with.
+        out_specs: likewise for what the function returns.
     """
     if spread.mesh is None:
         return function(*arguments)
@@ -121,5 +123,5 @@ def on_devices(
     def own(arrays: tuple[Any, ...]) -> Any:
         return function(*eqx.combine(arrays, static))
 
-    mapped = jax.shard_map(own, mesh=spread.mesh, in_specs=(places,), out_specs=out_places, check_vma=False)
+    mapped = jax.shard_map(own, mesh=spread.mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)
     return mapped(arrays)

@@ -18,6 +18,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.curl import curl
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.result import Result
+from composeprob.sampling import parts
 from composeprob.sampling.base import Run, Sampler, begin, placed
 from composeprob.sampling.choose import check_capabilities, choose
 from composeprob.sampling.compiled import advance, read, sample_shapes, start
@@ -49,6 +50,7 @@ def infer(
     draws: int | None = None,
     thin: int = 1,
     store: str | Path | None = None,
+    shard_above: int | None = None,
 ) -> Result:
     """Sample a compiled program.
 
@@ -61,8 +63,8 @@ def infer(
             without ``chunk`` those of other numbers of devices may differ by rounding.
         num_chains: N, chains that travel together.
         sampler: how they travel; left out, chosen by what the density offers and by N, and said in ``result.reason``.
-        mesh: spread the chains over the devices of this one-axis mesh; N must be a multiple of their number. Left out,
-            over as many of `jax.devices` as N can be spread over evenly.
+        mesh: spread the chains over all devices of this mesh, of one axis or two; N must be a multiple of their number.
+            Left out, over as many of `jax.devices` as N can be spread over evenly.
         chunk: chains that a device evaluates at once. The same samples, bit for bit, then come out on any number of
             devices of a kind; it must divide N over their number. Left out, each device evaluates all that it has.
         progress: whether to show a progress bar.
@@ -80,13 +82,19 @@ def infer(
         store: a folder for the samples, written block by block in zarr format (version 3) as the run goes on, so that
             memory does not grow with ``draws``; an earlier result there is replaced. ``result.samples`` are then read
             from it where they are indexed, and `Result.load` opens it. Of several processes each writes its own chains.
+        shard_above: bytes. Arrays of the density (a network's weights) that are larger are not on every device whole,
+            but in parts, one on each device along the second axis of a ``mesh`` such as ``jax.make_mesh((2, 4),
+            ('chains', 'model'))``, wherever a length of theirs divides. For networks that leave no room else: each
+            evaluation takes one all-gather of each such array that it uses, which is forgotten again after it. The
+            samples are those of networks that are whole. Left out, every device has everything.
 
     Returns:
         The samples with their diagnostics; look at ``result.status`` first.
 
     Raises:
         InvalidValueError, WrongTypeError: a bad argument; a ``checkpoint_dir`` or ``store`` that cannot be written to.
-        CapabilityError: the sampler needs what a factor does not offer, or has no kernel to take draws with.
+        CapabilityError: the sampler needs what a factor does not offer, has no kernel to take draws with, or has one
+            (`BlackJAX`) that devices with networks in parts cannot run in step.
         LoadError: the checkpoint belongs to another run, or is damaged.
     """
     _check_arguments(density, key, num_chains, sampler)
@@ -99,6 +107,7 @@ def infer(
     check_capabilities(sampler, density)
     sampler, num_chains = sampler.prepare(density), int(num_chains)
     check_draws(draws, thin, store, sampler, density.described.where)
+    parts.check_parts(shard_above, mesh, sampler)
     first = sampler.first_level(density)
     run = begin(key, num_chains, density.num_levels, Spread(chunk=spread.chunk, rounds=spread.rounds))
     apart = None if draws is None else thin
@@ -108,7 +117,7 @@ def infer(
         run, completed, done, earlier = saved
     began -= earlier
     run = placed(run, spread)
-    ready = spread.place((sampler, density), everywhere)
+    ready = spread.place(sampler, everywhere), parts.placed(parts.in_parts(density, spread, shard_above), spread)
     kept = None
     if draws is not None or store is not None:
         # Draws that a checkpoint goes on from are on disk too.

@@ -14,7 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from composeprob.errors import InvalidValueError, WrongTypeError
 
-AXIS = "chains"
+AXES = ("chains", "model")
+"""Of a mesh: chains are spread over all of its devices, arrays that are kept in parts over those in a row."""
 WORD = np.dtype(np.uint32)
 """What chains travel as when devices exchange them."""
 
@@ -30,7 +31,8 @@ class Spread(eqx.Module):
     The loop's length is known at run time only, or the compiler would undo it where it is 1.
 
     Attributes:
-        mesh: of one axis, `AXIS`; None for one device and nothing to spread.
+        mesh: of two axes, `AXES`, the second of length 1 unless the user's mesh has two; None for one device and
+            nothing to spread.
         chunk: chains in one evaluation, None for all that a device has.
         rounds: N/(D·chunk), a scalar; None without ``chunk``.
     """
@@ -44,13 +46,14 @@ class Spread(eqx.Module):
         """A checked spread of N chains.
 
         Raises:
-            WrongTypeError, InvalidValueError: a mesh of several axes, or numbers that do not divide.
+            WrongTypeError, InvalidValueError: a mesh of three axes or more, or numbers that do not divide.
         """
-        if mesh is not None and (not isinstance(mesh, Mesh) or len(mesh.axis_names) != 1):
+        if mesh is not None and (not isinstance(mesh, Mesh) or len(mesh.axis_names) not in (1, 2)):
             found = f"one with the axes {mesh.axis_names}" if isinstance(mesh, Mesh) else type(mesh).__name__
             raise WrongTypeError(
-                f"mesh must be a jax.sharding.Mesh of one axis; got {found}.",
-                fix="jax.make_mesh((jax.device_count(),), ('chains',)).",
+                f"mesh must be a jax.sharding.Mesh of one axis or two; got {found}.",
+                fix="jax.make_mesh((jax.device_count(),), ('chains',)); two axes are for networks kept in parts, "
+                "jax.make_mesh((2, 4), ('chains', 'model')) with shard_above=.",
             )
         if chunk is not None and (not isinstance(chunk, (int, np.integer)) or isinstance(chunk, bool) or chunk < 1):
             raise InvalidValueError(
@@ -65,13 +68,13 @@ class Spread(eqx.Module):
             )
         own = num_chains // devices
         if chunk is None:
-            return cls(None if mesh is None else plain(mesh))
+            return cls(None if mesh is None else plain(mesh.devices))
         if own % chunk:
             raise InvalidValueError(
                 f"{own} chains on each device cannot be evaluated in chunks of {chunk}.",
                 fix=f"use a divisor of {own}, such as {max(c for c in range(1, min(chunk, own) + 1) if own % c == 0)}.",
             )
-        return cls(None if mesh is None else plain(mesh), int(chunk), jnp.int32(own // chunk))
+        return cls(None if mesh is None else plain(mesh.devices), int(chunk), jnp.int32(own // chunk))
 
     @property
     def devices(self) -> int:
@@ -121,11 +124,11 @@ class Spread(eqx.Module):
     def total(self, counts: Array) -> Array:
         """Σ over all devices of integers: floats would depend on the order."""
         assert jnp.issubdtype(counts.dtype, jnp.integer)
-        return counts if self.devices == 1 else jax.lax.psum(counts, AXIS)
+        return counts if self.devices == 1 else jax.lax.psum(counts, AXES)
 
     def gather(self, values: Array) -> Array:
         """Every chain's value on every device, (N/D, …) → (N, …)."""
-        return values if self.devices == 1 else jax.lax.all_gather(values, AXIS, tiled=True)
+        return values if self.devices == 1 else jax.lax.all_gather(values, AXES, tiled=True)
 
     def exchange(self, chains: Any, chosen: Array) -> Any:
         """Put chain ``chosen[i]`` in the place of chain i, for all N of them: one collective, whatever chains hold.
@@ -137,7 +140,7 @@ class Spread(eqx.Module):
         leaves, treedef = jax.tree.flatten(chains)
         words = [_to_words(leaf) for leaf in leaves]
         own = words[0].shape[0]
-        here = jax.lax.dynamic_slice_in_dim(chosen, jax.lax.axis_index(AXIS) * own, own)
+        here = jax.lax.dynamic_slice_in_dim(chosen, jax.lax.axis_index(AXES) * own, own)
         packed = self.gather(jnp.concatenate(words, axis=1))[here]
         ends = np.cumsum([w.shape[1] for w in words])[:-1]
         pieces = jnp.split(packed, ends, axis=1)
@@ -166,7 +169,7 @@ class Spread(eqx.Module):
         return self.place(jnp.int32(value), everywhere)
 
 
-everywhere, chains = PartitionSpec(), PartitionSpec(AXIS)
+everywhere, chains = PartitionSpec(), PartitionSpec(AXES)
 """Placements: the whole on every device; a share of the chains on each."""
 
 
@@ -178,15 +181,16 @@ def every_device(num_chains: int, chunk: Any) -> Mesh | None:
     chosen = getattr(jax.config, "jax_default_device", None)
     devices = jax.devices() if chosen is None else [chosen]
     if jax.process_count() > 1:
-        return Mesh(np.asarray(devices), (AXIS,))
+        return plain(devices)
     unit = chunk if isinstance(chunk, int) and chunk > 0 else 1
     number = max((d for d in range(1, len(devices) + 1) if num_chains % (d * unit) == 0), default=1)
-    return None if number == 1 else Mesh(np.asarray(devices[:number]), (AXIS,))
+    return None if number == 1 else plain(devices[:number])
 
 
-def plain(mesh: Mesh) -> Mesh:
-    """The mesh's devices under the name that the samplers know."""
-    return Mesh(mesh.devices, (AXIS,), axis_types=(AxisType.Auto,))
+def plain(devices: Any) -> Mesh:
+    """A row of devices, each a row by itself, or a table of them, as the mesh that the samplers know."""
+    table = np.asarray(devices)
+    return Mesh(table.reshape(len(table), -1), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def host(tree: Any) -> Any:

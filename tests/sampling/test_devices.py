@@ -17,7 +17,7 @@ import jax, jax.numpy as jnp, numpy as np, composeprob as cp
 from composeprob.sampling import infer as driver
 from composeprob.sampling.ahead import compile_ahead
 from composeprob.sampling.progress import Progress
-from composeprob.sampling.spread import AXIS, Spread
+from composeprob.sampling.spread import AXES, Spread
 from sampling_cases import both, normal
 assert jax.device_count() == 8
 task = json.loads(sys.argv[1])
@@ -49,7 +49,7 @@ def run(name, devices, chunk=32, **options):
     return b"".join(np.ascontiguousarray(a).tobytes() for a in numbers), result
 
 def keys_folded_with_the_device(spread, function, *batch):
-    fold = lambda leaf: (jax.random.fold_in(leaf, jax.lax.axis_index(AXIS))
+    fold = lambda leaf: (jax.random.fold_in(leaf, jax.lax.axis_index(AXES))
                          if spread.mesh is not None and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
     return unbroken["map"](spread, lambda *one: function(*jax.tree.map(fold, one)), *batch)
 

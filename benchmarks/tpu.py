@@ -1,0 +1,94 @@
+"""What a run takes on TPUs that are not here, by their own compiler: memory of a chip and collectives, 4 to 256 chips.
+
+    composeprob bench tpu
+    composeprob bench tpu --family v5e --family v4
+
+Learned ring × bar with as many chains on every chip. Nothing runs: the numbers are the compiler's, which `make tpu`
+fetches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from composeprob.cli import hardware
+
+hardware.prepare_tpu_compiler()  # before JAX starts
+
+from report import publish  # noqa: E402
+
+import composeprob as cp  # noqa: E402
+from composeprob.sampling.ahead import Compiled, compile_ahead  # noqa: E402
+from composeprob.sampling.choose import choose  # noqa: E402
+
+PLANE = ("2x2", "4x4", "8x8", "16x16")
+SOLID = ("2x2x1", "2x2x4", "4x4x4", "4x8x8")
+TOPOLOGIES = {"v5e": PLANE, "v6e": PLANE, "v4": SOLID, "v5p": SOLID}
+CHAINS = 64
+"""On every chip."""
+INDEPENDENT = cp.AnnealedMCMC(cp.MALA(0.001), 3)
+MEETINGS = 3
+"""Of SMC: for weights, for the chains that change places, and for the acceptance that step sizes adapt to."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="composeprob bench tpu")
+    parser.add_argument("--family", action="append", choices=TOPOLOGIES, help="only these; once for each")
+    families = parser.parse_args().family or list(TOPOLOGIES)
+    density = hardware.program(None)
+    found: dict[str, dict[str, Any]] = {}
+    for topology in (f"{family}:{grid}" for family in families for grid in TOPOLOGIES[family]):
+        try:
+            chips = hardware.tpu_chips(topology)
+            default, _ = choose(density, CHAINS * len(chips))
+            alone = compile_ahead(density, INDEPENDENT, CHAINS * len(chips), chips, diagnostics=False)
+            weighed = compile_ahead(density, default, CHAINS * len(chips), chips)
+        except Exception as error:  # a compiler that gives up: told in the table, and a check that fails
+            found[topology] = {"failed": str(error).splitlines()[0]}
+        else:
+            found[topology] = {"chips": len(chips), "independent": told(alone), "default": told(weighed)}
+        print(topology, found[topology], file=sys.stderr)
+    passed = {topology: one for topology, one in found.items() if "failed" not in one}
+    rows = [row(topology, one) for topology, one in found.items()]
+    default, _ = choose(density, CHAINS * 4)
+    checks = {
+        "every topology compiles": len(passed) == len(found),
+        "independent chains have no collectives": all(not one["independent"]["collectives"] for one in passed.values()),
+        "a chip's memory for independent chains is the same on 4 and on 256 chips of a family": all(
+            len({one["independent"]["memory"] for name, one in passed.items() if name.startswith(family)}) == 1
+            for family in families
+        ),
+        "SMC has a collective for weights, one for the exchange of chains, one for its step sizes, and no other": all(
+            sum(one["default"]["collectives"].values()) == MEETINGS for one in passed.values()
+        ),
+    }
+    columns = ["TPUs", "chips", "independent chains: memory", "collectives", "SMC: memory", "collectives"]
+    notes = (
+        "Memory is what one chip needs for arguments, results and temporaries of a whole run. Independent chains: "
+        f"{INDEPENDENT.prepare(density).describe()}, without the means over all chains that a result reports. SMC, "
+        f"which `cp.infer` chooses here, with them: {default.prepare(density).describe()}. From 64 chips on the "
+        "compiler makes its two all-gathers all-reduces. What every device holds of all chains grows with their number."
+    )
+    title = f"Compiled for TPUs, not run: learned ring × bar, {CHAINS} chains on every chip"
+    return publish("tpu", title, columns, rows, checks, {"topologies": found}, notes)
+
+
+def told(compiled: Compiled) -> dict[str, Any]:
+    memory = compiled.arguments + compiled.outputs + compiled.temporaries
+    return {"memory": memory, "collectives": compiled.collectives, "estimated_seconds": compiled.seconds}
+
+
+def row(topology: str, one: dict[str, Any]) -> list[str]:
+    if "failed" in one:
+        return [topology, "", one["failed"], "", "", ""]
+    cells = [topology, str(one["chips"])]
+    for name in ("independent", "default"):
+        kinds = ", ".join(f"{number} {kind}" for kind, number in one[name]["collectives"].items())
+        cells += [hardware.of(one[name]["memory"]), kinds or "0"]
+    return cells
+
+
+if __name__ == "__main__":
+    sys.exit(main())

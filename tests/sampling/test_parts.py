@@ -1,0 +1,199 @@
+"""Networks in parts: the samples of whole ones, bit for bit, and arrays that are whole only while they are used.
+
+On eight virtual devices, in processes of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import blackjax
+import jax
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.sampling.parts import in_parts, places
+from composeprob.sampling.spread import Spread, everywhere
+from sampling_cases import both, normal
+
+SCRIPT = """
+import json, re, sys, tempfile
+import equinox as eqx, jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, composeprob as cp
+from composeprob.sampling import ahead, infer as driver, parts
+from composeprob.sampling.progress import Progress
+from sampling_cases import both, normal
+task = json.loads(sys.argv[1])
+N, WIDTH, SCHEDULE = 64, 32, cp.Schedule.log_snr(6, min=-6.0, max=4.0)
+ABOVE = 4 * WIDTH * 2  # bytes: the two square matrices are larger, all else is not
+
+class Network(eqx.Module):
+    first: jax.Array
+    second: jax.Array
+    third: jax.Array
+
+    def __init__(self, key):
+        keys = jax.random.split(key, 3)
+        self.first = jax.random.normal(keys[0], (WIDTH, 2))
+        self.second, self.third = (jax.random.normal(k, (WIDTH, WIDTH)) / WIDTH**0.5 for k in keys[1:])
+
+    def __call__(self, x, t):
+        h = jnp.tanh(self.third @ jnp.tanh(self.second @ jnp.tanh(self.first @ x)))
+        return t / jnp.sqrt(1 + t**2) * (0.5 * jnp.sum(x**2) + 0.1 * jnp.sum(h))
+
+learned = cp.Diffusion(Network(jax.random.key(0)), SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma")
+
+@cp.program
+def seen(f, y):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(jnp.sum(x**2), 0.5), y, anneal="denoised")
+
+densities = {"product": cp.compile(both, learned, normal([0.3, -0.2], [0.5, 1.0], SCHEDULE)),
+             "seen": cp.compile(seen, learned, 1.0)}
+samplers = {"SMC": cp.SMC(cp.MALA(cp.Adaptive())), "HMC": cp.AnnealedMCMC(cp.HMC(0.1, num_leapfrog=2), 2),
+            "MALA": cp.AnnealedMCMC(cp.MALA(0.01), 2)}
+meshes = {"whole": (jax.make_mesh((8,), ("i",)), None), "parts": (jax.make_mesh((2, 4), ("i", "j")), ABOVE),
+          "all": (jax.make_mesh((1, 8), ("i", "j")), 0)}
+
+def run(density, sampler, how, **options):
+    mesh, above = meshes[how]
+    result = cp.infer(densities[density], jax.random.key(3), num_chains=N, sampler=samplers[sampler], mesh=mesh,
+                      shard_above=above, chunk=4, progress=False, **options)
+    numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.ess, result.non_finite]
+    return b"".join(np.ascontiguousarray(a).tobytes() for a in numbers)
+
+seen_densities, visit = [], driver.advance
+def advance(sampler, run, density, *rest):
+    seen_densities.append(density)
+    return visit(sampler, run, density, *rest)
+driver.advance = advance
+
+def cut():
+    found = [p for p in jax.tree.leaves(seen_densities[-1], is_leaf=parts._is_part) if parts._is_part(p)]
+    return [(list(p.array.shape), sorted({s.data.shape for s in p.array.addressable_shards})) for p in found]
+
+def one_device_for_all(part, after):
+    return jnp.concatenate([part.array] * jax.lax.axis_size("model"), axis=part.axis)
+
+told = {}
+for density, sampler, hows, options in task["runs"]:
+    reference = run(density, sampler, "whole", **options)
+    for how in hows:
+        told[f"{density} {sampler} {how}"] = [run(density, sampler, how, **options) == reference, cut()]
+if task["broken"]:
+    whole, parts.Part.whole = parts.Part.whole, one_device_for_all
+    jax.clear_caches()
+    told["broken"] = run("product", "MALA", "parts") == run("product", "MALA", "whole")
+    parts.Part.whole = whole
+    jax.clear_caches()
+if task["resumes"]:
+    folder, update = tempfile.mkdtemp(), Progress.update
+    def stop(self, done, **facts):
+        if done >= 3:
+            raise KeyboardInterrupt
+    Progress.update, driver.REFRESH_SECONDS = stop, 1e-9
+    run("product", "MALA", "parts", checkpoint_dir=folder)
+    Progress.update = update
+    reference = run("product", "MALA", "whole")
+    told["resumed"] = run("product", "MALA", "whole", checkpoint_dir=folder, resume=True) == reference
+
+def compiled(above):
+    texts = []
+    count, ahead.collectives = ahead.collectives, lambda text: (texts.append(text), count(text))[1]
+    devices = np.array(jax.devices()).reshape(2, 4)
+    what = densities["product"], samplers["MALA"], N, devices
+    result = ahead.compile_ahead(*what, diagnostics=False, shard_above=above)
+    ahead.collectives = count
+    (entry,) = [c for c in re.split(r"\\n\\n", texts[0]) if c.lstrip().startswith("ENTRY")]
+    return result.collectives, count(entry), result.arguments
+
+if task["compiles"]:
+    told["compiled"] = [compiled(ABOVE), compiled(None)]
+    parts.jax.lax.optimization_barrier = lambda values: values
+    jax.clear_caches()
+    told["without barrier"] = compiled(ABOVE)
+print(json.dumps(told))
+"""
+
+
+def told(**task):
+    tests = Path(__file__).resolve().parents[1]
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    nothing = {"runs": [], "broken": False, "resumes": False, "compiles": False}
+    command = [sys.executable, "-c", SCRIPT, json.dumps({**nothing, **task})]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+SQUARE = [[32, 32], [[8, 32]]]
+"""A matrix and the parts of it that four devices have."""
+
+
+def test_on_one_device_everything_is_one_part():
+    density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+    sampler, mesh = cp.AnnealedMCMC(cp.MALA(0.01), 1), jax.make_mesh((1, 1), ("i", "j"))
+    cut = in_parts(density, Spread.of(mesh, None, 4), 0)
+    assert any(place != everywhere for place in jax.tree.leaves(places(cut)))
+    runs = [
+        cp.infer(density, jax.random.key(0), num_chains=4, sampler=sampler, chunk=4, progress=False, **options)
+        for options in ({}, {"mesh": mesh, "shard_above": 0})
+    ]
+    np.testing.assert_array_equal(runs[0]["x"], runs[1]["x"])
+
+
+@pytest.mark.slow
+def test_samples_are_those_of_whole_networks():
+    found = told(runs=[("product", "MALA", ["parts"], {})], broken=True)
+    assert found["product MALA parts"] == [True, [SQUARE] * 2]
+    assert not found["broken"]  # parts put together wrongly are found out
+
+
+@pytest.mark.slow
+def test_every_sampler_in_parts_and_going_on_with_whole_networks():
+    """With draws, likelihoods that differentiate a network twice, and every array in parts whose length allows it."""
+    runs = [("product", "SMC", ["parts", "all"], {}), ("seen", "HMC", ["parts"], {"draws": 3, "thin": 2})]
+    found = told(runs=runs, resumes=True)
+    assert found.pop("resumed")
+    assert all(same for same, _ in found.values()), found
+    assert found["product SMC all"][1].count([[32, 32], [[4, 32]]]) == 2
+    assert len(found["product SMC all"][1]) > 2  # (32, 2) too
+    assert found["seen HMC parts"][1] == [SQUARE] * 4  # in the factor, and among the program's arguments
+
+
+@pytest.mark.slow
+def test_arrays_are_whole_only_while_they_are_used():
+    found = told(compiles=True)
+    (kinds, outside, arguments), (none, _, all_arguments) = found["compiled"]
+    # Two matrices, at the evaluation that a level begins with and at that of a transition; none before the loops.
+    assert kinds == {"all-gather": 4}
+    assert outside == {}
+    assert none == {}
+    assert all_arguments - arguments == 2 * (32 * 32 * 4) * 3 // 4
+    assert found["without barrier"][1] == {"all-gather": 2}  # gathered for the whole run: what the barrier is for
+
+
+def test_refusals():
+    density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+    sampler = cp.AnnealedMCMC(cp.MALA(0.01), 1)
+
+    def infer(axes, above, sampler=sampler):
+        mesh = None if axes is None else jax.make_mesh((1,) * axes, tuple("abc")[:axes])
+        cp.infer(density, jax.random.key(0), num_chains=4, sampler=sampler, mesh=mesh, shard_above=above)
+
+    with pytest.raises(cp.errors.WrongTypeError, match="one axis or two; got one with the axes"):
+        infer(3, None)
+    with pytest.raises(cp.errors.WrongTypeError, match=r"whole number of bytes; got 1\.5"):
+        infer(2, 1.5)
+    with pytest.raises(cp.errors.InvalidValueError, match="at least 0 bytes; got -1"):
+        infer(2, -1)
+    with pytest.raises(cp.errors.InvalidValueError, match="given with no mesh"):
+        infer(None, 100)
+    with pytest.raises(cp.errors.InvalidValueError, match="a mesh with the one axis 'a'"):
+        infer(1, 100)
+    with pytest.raises(cp.errors.CapabilityError, match="may evaluate some chains more often"):
+        infer(2, 100, cp.AnnealedMCMC(cp.BlackJAX(blackjax.nuts, 0.1), 1))

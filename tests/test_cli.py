@@ -168,6 +168,7 @@ def test_error_in_the_users_own_file_keeps_its_traceback(write):
         (["--sampler", "ancestral", "--log-ratio", "exact"], "runs no kernel, but --log-ratio"),
         (["--chains", "0"], "at least 1"),
         (["--levels", "1"], "at least 2 levels"),
+        (["--precision", "half"], "Unknown precision 'half'"),
         (["--resume"], "--resume was given, but no folder of checkpoints"),
         (["--no-resume"], "add --checkpoint-dir FOLDER"),
         (["--resume", "--checkpoint-dir", "absent"], "There is no checkpoint in"),

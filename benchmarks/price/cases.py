@@ -83,11 +83,11 @@ def conditions(number: int) -> list[Array]:
     return list(0.3 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1))
 
 
-def conditioned() -> Case:
-    """Eight rings that one network makes, multiplied."""
+def conditioned(number: int = 8, chains: int = 256) -> Case:
+    """Rings that one network makes, multiplied."""
     factor = conditional()
-    factors = [factor.given(centre=centre) for centre in conditions(8)]
-    return Case("8 conditions of one MLP energy", factors, 256, 0.02, 0.1, 3, None)
+    factors = [factor.given(centre=centre) for centre in conditions(number)]
+    return Case(f"{number} conditions of one MLP energy", factors, chains, 0.02, 0.1, 3, None)
 
 
 def perturbed(network: Any, key: Array, scale: float = 0.05) -> Any:

@@ -68,6 +68,12 @@ def run(
         int | None,
         typer.Option(help="Use this many noise levels, evenly spaced in log-SNR over the program's own range."),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bfloat16", help="Numbers that networks multiply; left out, as they are.", show_default=False
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers: the same seed gives the same samples.")] = 0,
     out: Annotated[
         Path,
@@ -183,11 +189,11 @@ def run(
     chosen = make_sampler(sampler, kernel, steps_per_level, step_size, num_leapfrog, damping, log_ratio, num_points)
     own_sampler, own_chains = presets(module)
     chosen, chains = chosen or own_sampler, own_chains if chains is None else chains
-    density = api.compile(program, **args)
+    density = api.compile(program, **args, precision=precision)
     if levels is not None:
         own = density.schedule.log_snr
         schedule = api.Schedule.log_snr(levels, min=float(own[-1]), max=float(own[0]))
-        density = api.compile(program, **args, schedule=schedule)
+        density = api.compile(program, **args, schedule=schedule, precision=precision)
     if leads:
         print(density)
     result = api.infer(

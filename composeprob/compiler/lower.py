@@ -19,6 +19,7 @@ from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation
 from composeprob.factors.algebra import leaves as factor_leaves
 from composeprob.factors.base import LeafFactor
+from composeprob.factors.precision import in_precision
 from composeprob.ir.nodes import Graph, Group, Member, Region, leaves
 from composeprob.schedule import Noise, Schedule
 
@@ -98,6 +99,7 @@ class Evaluator(Evaluates):
         shapes: the noised sites' shapes.
         ancestral: the noised sites whose factors depend on static sites that are held.
         held: these static sites; their scores are 0.
+        precision: of the networks, also of those that the program makes of latents.
     """
 
     schedule: Schedule
@@ -109,6 +111,7 @@ class Evaluator(Evaluates):
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
     ancestral: frozenset[str] = eqx.field(static=True)
     held: frozenset[str] = eqx.field(static=True)
+    precision: str | None = eqx.field(static=True)
 
     def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
         noise = self.schedule.at(level)
@@ -219,7 +222,7 @@ class Evaluator(Evaluates):
             if batch.latent is None:
                 return batch
             site, index = batch.latent
-            factor = factor_leaves(statements[site].factor)[index]
+            factor = in_precision(factor_leaves(statements[site].factor)[index], self.precision)
             rows = len(batch.places)
             conditions = {n: jnp.broadcast_to(v, (rows, *jnp.shape(v))) for n, v in factor.call_conditions().items()}
             return dataclasses.replace(batch, factor=_bare(factor), conditions=conditions)
@@ -276,7 +279,7 @@ def _total(terms: list[Array | None]) -> Array | None:
     return total
 
 
-def lower(graph: Graph, likelihood: Likelihood | None) -> Evaluator:
+def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = None) -> Evaluator:
     """The evaluator of a checked graph."""
     assert graph.schedule is not None
     parts = {site.name: site_parts(site.root) for site in graph.sites}
@@ -287,7 +290,16 @@ def lower(graph: Graph, likelihood: Likelihood | None) -> Evaluator:
     batches = tuple(map(_batch, graph.groups))
     ancestral = frozenset(site.name for site in graph.sites if site.ancestral)
     return Evaluator(
-        graph.schedule, batches, marginal, potential, likelihood, places, tuple(shapes.items()), ancestral, graph.held
+        graph.schedule,
+        batches,
+        marginal,
+        potential,
+        likelihood,
+        places,
+        tuple(shapes.items()),
+        ancestral,
+        graph.held,
+        precision,
     )
 
 

@@ -15,10 +15,12 @@ from composeprob.compiler.check import capabilities, check, node_capabilities
 from composeprob.compiler.likelihood import likelihood_of
 from composeprob.compiler.lower import lower
 from composeprob.compiler.normalise import normalise
+from composeprob.compiler.precision import round_networks
 from composeprob.compiler.share import share
 from composeprob.compiler.top import Top, top_of
 from composeprob.density.annealed import AnnealedDensity, Described, SiteInfo, TopLaw
 from composeprob.errors import WrongTypeError
+from composeprob.factors.precision import check_precision
 from composeprob.ir.nodes import Graph, leaves
 from composeprob.ir.render import describe
 from composeprob.ir.verify import verify
@@ -26,7 +28,9 @@ from composeprob.language.program import Program
 from composeprob.schedule import Schedule
 
 
-def compile(program: Program, *args: Any, schedule: Schedule | None = None, **kwargs: Any) -> AnnealedDensity:
+def compile(
+    program: Program, *args: Any, schedule: Schedule | None = None, precision: str | None = None, **kwargs: Any
+) -> AnnealedDensity:
     """Lower a program to one time-annealed unnormalised density.
 
     Args:
@@ -35,6 +39,9 @@ def compile(program: Program, *args: Any, schedule: Schedule | None = None, **kw
             program with other arrays of the same shapes reuses compiled code.
         schedule: the levels to use; left out, those of the program's factors. Factors trained on other levels are
             evaluated where the log-SNR is the same.
+        precision: ``"bfloat16"``: matrix products and convolutions inside of networks round what they multiply to that,
+            for the units that multiply it fastest. Weights, positions, log-densities and accept tests stay as they are,
+            and so does the program's author's own arithmetic. Left out, networks are evaluated as they are.
 
     Returns:
         The density; printing it shows the program as mathematics and what each pass did.
@@ -58,7 +65,8 @@ def compile(program: Program, *args: Any, schedule: Schedule | None = None, **kw
             fix="decorate the function: @cp.program above def scene(…): cp.sample('x', factor).",
         )
     program.check_arguments(args, kwargs)
-    graph = verify(build(program, args, kwargs), "build")
+    check_precision(precision)
+    graph = verify(round_networks(build(program, args, kwargs), precision), "build")
     graph = verify(normalise(graph), "normalise")
     graph = verify(align(graph, schedule), "align")
     graph = verify(share(graph), "share")
@@ -66,7 +74,7 @@ def compile(program: Program, *args: Any, schedule: Schedule | None = None, **kw
     graph, likelihood = anneal(graph, likelihood_of(graph, program.function, args, kwargs))
     verify(graph, "anneal")
     tops = {site.name: top_of(site.root, site.shape) for site in graph.sites}
-    evaluator = lower(graph, likelihood)
+    evaluator = lower(graph, likelihood, precision)
     assert graph.schedule is not None
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     xs = {s.name: jax.ShapeDtypeStruct(s.shape, jnp.result_type(float)) for s in graph.sites}

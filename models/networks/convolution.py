@@ -74,6 +74,7 @@ def _primitive(name: str, plain: Callable[[Array, Array], Array], left: Any, rig
     mlir.register_lowering(made, mlir.lower_fun(plain, multiple_results=False))
     ad.defbilinear(made, left, right)
     batching.primitive_batchers[made] = batch
+    made.multiplies = True  # what `cp.compile(precision=…)` may round
     return made
 
 

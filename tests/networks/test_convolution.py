@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from composeprob.factors.networks import as_network
+from composeprob.factors.precision import Rounded
 from models.networks.convolution import Conv3x3, convolve, correlate
 
 X = jax.random.normal(jax.random.key(0), (4, 6, 5, 3))
@@ -87,3 +89,13 @@ def test_the_layer_is_flax_s():
     ours, theirs, spread = jax.jit(both)(X[0])
     same(ours, theirs)
     assert 0.8 < float(spread) < 1.2
+
+
+def test_it_is_rounded_where_a_precision_is_asked_for():
+    conv = Rounded(as_network(lambda x, t: convolve(x, W)), "bfloat16")
+    rounded = lambda a: jnp.asarray(jnp.asarray(a, "bfloat16"), jnp.float32)
+    out = plain(rounded(X), rounded(W))
+    np.testing.assert_allclose(jax.jit(conv)(X, 0), out, rtol=2**-8, atol=1e-5)
+    gradient = jax.make_jaxpr(jax.grad(lambda x: jnp.sum(jnp.sin(conv(x, 0)))))(X)
+    types = [{v.aval.dtype for v in eqn.invars} for eqn in gradient.eqns if eqn.primitive.name.endswith("3x3")]
+    assert types == [{jnp.dtype("bfloat16")}] * 2

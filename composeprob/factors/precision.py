@@ -1,0 +1,160 @@
+"""Networks whose matrix products are made in bfloat16, the numbers that matrix units multiply fastest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from composeprob.errors import InvalidValueError
+from composeprob.factors.classifier import Classifier
+from composeprob.factors.diffusion import Diffusion
+
+PRECISIONS = ("bfloat16",)
+PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
+"""Primitives that a matrix unit carries out; one of a user's own is one if its attribute ``multiplies`` says so."""
+SHORT = 16
+"""Terms that a matrix unit of a GPU adds up at once (a TPU 128): sums of fewer gain nothing, and stay as they are.
+Positions of few entries enter networks through such."""
+DERIVED = frozenset({"custom_jvp_call", "custom_vjp_call"})
+"""Functions that bring derivatives of their own: a product inside would no longer be what these are derivatives of."""
+
+
+def check_precision(precision: str | None) -> None:
+    """Refuse what is no precision."""
+    if precision is not None and precision not in PRECISIONS:
+        raise InvalidValueError(
+            f"Unknown precision {precision!r}.",
+            fix=f"use one of: {', '.join(PRECISIONS)}; leave it out to evaluate networks as they are.",
+        )
+
+
+def in_precision(factor: Any, precision: str | None) -> Any:
+    """The factor with every network in it `Rounded`; itself where ``precision`` is None."""
+    if precision is None:
+        return factor
+
+    def rounded(node: Any) -> Any:
+        if not isinstance(node, Diffusion | Classifier):
+            return node
+        return eqx.tree_at(
+            lambda f: f.network, node, Rounded(node.network, precision), is_leaf=lambda n: n is node.network
+        )
+
+    return jax.tree.map(rounded, factor, is_leaf=lambda node: isinstance(node, Diffusion | Classifier))
+
+
+class Rounded(eqx.Module):
+    """A network, called as it is, whose matrix products round what they multiply.
+
+    They are summed in the network's own type. All else (embeddings of time, norms, activations, residual sums) stays as
+    the network has it, and so do its weights and what it returns. A gradient's products are rounded likewise.
+    """
+
+    network: Any
+    precision: str = eqx.field(static=True)
+
+    def __call__(self, x: Any, t: Any, **conditions: Any) -> Any:
+        arguments = (x, t, conditions)
+        traced, shapes = jax.make_jaxpr(lambda x, t, c: self.network(x, t, **c), return_shape=True)(*arguments)
+        outputs = _evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(arguments), jnp.dtype(self.precision))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+
+def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], dtype: Any) -> list[Any]:
+    """What a traced function returns, its products in ``dtype``."""
+    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
+
+    def value(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else known[variable]
+
+    for eqn in jaxpr.eqns:
+        operands, params, primitive = [value(v) for v in eqn.invars], dict(eqn.params), eqn.primitive
+        if _is_product(eqn):
+            shape: Any = eqn.outvars[0].aval
+            outputs = [_product(primitive, params, operands, dtype, shape.dtype)]
+        else:
+            if primitive.name not in DERIVED:
+                params = {name: _inside(param, dtype) for name, param in params.items()}
+            bound = primitive.get_bind_params(params)
+            functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
+            out = primitive.bind(*functions, *operands, **params)
+            outputs = out if primitive.multiple_results else [out]
+        known.update(zip(eqn.outvars, outputs, strict=True))
+    return [value(v) for v in jaxpr.outvars]
+
+
+def _product(primitive: Any, params: dict[str, Any], operands: list[Any], dtype: Any, out: Any) -> Any:
+    """A product of operands in ``dtype``: summed in ``out``, but where a derivative is multiplied.
+
+    A matrix unit sums in float32 whatever it multiplies. Values keep that, as log-densities are made of them; of
+    derivatives, which only propose, each product is in ``dtype`` so that the next one need not be rounded again.
+    """
+
+    def rounded(*operands: Any, **changed: Any) -> Any:
+        factors = (_round(o, dtype).astype(dtype) for o in operands)
+        return primitive.bind(*factors, **params | changed).astype(out)
+
+    if "preferred_element_type" not in params:  # it says itself how it sums
+        return _round(rounded(*operands), dtype)
+
+    @jax.custom_jvp
+    def product(*operands: Any) -> Any:
+        return rounded(*operands, preferred_element_type=out)
+
+    def tangent(primals: Any, tangents: Any) -> Any:
+        (a, b), (da, db) = primals, tangents
+        terms = [(da, b)] * (not _is_zero(da)) + [(a, db)] * (not _is_zero(db))
+        return product(a, b), sum(rounded(*each, preferred_element_type=dtype) for each in terms)
+
+    product.defjvp(tangent, symbolic_zeros=True)  # weights have no derivative here, and no product with it
+    return product(*operands)
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+def _round(x: Any, dtype: Any) -> Any:
+    """Numbers that ``dtype`` holds. A compiler may drop a cast there and back, and then nobody knows which function is
+    evaluated; this it may not."""
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+
+
+def _is_product(eqn: Any) -> bool:
+    """Whether an equation is a product of floating-point matrices that a matrix unit would make faster."""
+    if eqn.primitive.name not in PRODUCTS and not getattr(eqn.primitive, "multiplies", False):
+        return False
+    if not all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.invars):
+        return False
+    if eqn.primitive.name != "dot_general":
+        return True
+    (summed, _), _ = eqn.params["dimension_numbers"]
+    return math.prod(eqn.invars[0].aval.shape[axis] for axis in summed) >= SHORT
+
+
+def _has_products(param: Any) -> bool:
+    """Whether a parameter of a primitive holds a function that multiplies matrices."""
+    if isinstance(param, tuple):
+        return any(map(_has_products, param))
+    if not isinstance(param, Jaxpr | ClosedJaxpr):
+        return False
+    inner = [eqn for eqn in param.eqns if eqn.primitive.name not in DERIVED]
+    return any(_is_product(eqn) or any(map(_has_products, eqn.params.values())) for eqn in inner)
+
+
+def _inside(param: Any, dtype: Any) -> Any:
+    """A parameter of a loop, a branch or a call: a function in it gets its products in ``dtype``."""
+    if not _has_products(param):
+        return param
+    if isinstance(param, tuple):
+        return tuple(_inside(each, dtype) for each in param)
+    if isinstance(param, Jaxpr):
+        return _inside(ClosedJaxpr(param, ()), dtype).jaxpr
+    return jax.make_jaxpr(lambda *args: _evaluate(param.jaxpr, param.consts, args, dtype))(*param.in_avals)

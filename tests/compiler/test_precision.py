@@ -1,0 +1,230 @@
+"""`compile(precision="bfloat16")`: every product of a network, forwards and backwards, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from flax import linen, nnx
+
+import composeprob as cp
+from compiler.networks import Counter, Energy
+from composeprob.factors.precision import PRODUCTS, SHORT, Rounded, in_precision
+
+SCHEDULE = cp.Schedule.cosine(10)
+SIZE = 16
+X = {"x": jnp.linspace(-1.0, 0.7, SIZE)}
+BFLOAT16, FLOAT32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
+
+
+@cp.program
+def single(f):
+    cp.sample("x", f)
+
+
+def factor(network, parameterization="epsilon", **options):
+    return cp.Diffusion(network, SCHEDULE, event_shape=(SIZE,), parameterization=parameterization, **options)
+
+
+def product_types(jaxpr: Any) -> list[Any]:
+    """The dtypes of the operands of every matrix product in a traced function, loops and calls included."""
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in PRODUCTS:
+            found.append({v.aval.dtype for v in eqn.invars})
+        inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
+        found += [types for p in inner if hasattr(p, "eqns") for types in product_types(p)]
+    return found
+
+
+def of_value_and_score(density: Any, position: Any = X) -> list[Any]:
+    return product_types(jax.make_jaxpr(lambda x: density.evaluate(x, 3).score)(position))
+
+
+class Dense(eqx.Module):
+    """An MLP by Equinox."""
+
+    layers: eqx.nn.MLP
+
+    def __call__(self, x, t):
+        return self.layers(x)
+
+
+class Loops(eqx.Module):
+    """Products in a loop, in a branch, in a call and under rematerialisation."""
+
+    weight: jax.Array
+
+    def __call__(self, x, t):
+        times = lambda x: jnp.tanh(self.weight @ x)
+        x, _ = jax.lax.scan(lambda x, _: (times(x), None), x, length=2)
+        x = jax.lax.cond(t > 2, times, lambda x: x, x)
+        return jax.checkpoint(times)(jax.jit(times)(x))
+
+
+class Convolved(nnx.Module):
+    def __init__(self):
+        self.layer = nnx.Conv(1, 1, (3,), rngs=nnx.Rngs(0))
+
+    def __call__(self, x, t):
+        return self.layer(x[:, None])[:, 0]
+
+
+class Attending(linen.Module):
+    @linen.compact
+    def __call__(self, x, t):
+        return linen.SelfAttention(num_heads=1)(x[None] * jnp.ones((SIZE, 1)))[0]
+
+
+def linen_pair():
+    module = Attending()
+    return module, module.init(jax.random.key(0), X["x"], 0)
+
+
+NETWORKS = {
+    "Equinox": lambda: Dense(eqx.nn.MLP(SIZE, SIZE, 32, 2, activation=jax.nn.silu, key=jax.random.key(0))),
+    "loops": lambda: Loops(jnp.eye(SIZE) + 0.3),
+    "NNX convolution": Convolved,
+    "Linen attention": linen_pair,
+    "function": lambda: lambda x, t: jnp.outer(x, x) @ x,
+}
+
+
+@pytest.mark.parametrize("parameterization", ["epsilon", "energy_residual"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_product_is_of_bfloat16(name, parameterization):
+    f = factor(NETWORKS[name](), parameterization)
+    plain, rounded = (of_value_and_score(cp.compile(single, f, precision=p)) for p in (None, "bfloat16"))
+    assert len(rounded) == len(plain) > (1 if parameterization == "energy_residual" else 0)
+    assert all(types == {FLOAT32} for types in plain)
+    assert all(operands == {BFLOAT16} for operands in rounded)
+
+
+def test_it_computes_what_rounding_by_hand_computes():
+    weight = jax.random.normal(jax.random.key(0), (SIZE, SIZE)) / 4
+    f = factor(lambda x, t: jnp.sum(jnp.exp(weight @ x)), "energy")
+    sigma = SCHEDULE.sigma[4]
+
+    def rounded(a):
+        return np.asarray(jnp.asarray(a, BFLOAT16), np.float64)
+
+    h = rounded(weight) @ rounded(X["x"])
+    density = cp.compile(single, f, precision="bfloat16")
+    for compile_ in (jax.jit, lambda f: f):  # a compiler may not drop the rounding
+        value, score = compile_(density.value_and_score)(X, 4)
+        np.testing.assert_allclose(value, -np.sum(np.exp(h)) / sigma, rtol=1e-5)
+        back = rounded(-np.exp(h) / sigma) @ rounded(weight)
+        np.testing.assert_allclose(score["x"], back, rtol=2**-8, atol=2**-8 * np.abs(back).max())
+    assert not np.allclose(value, cp.compile(single, f).log_density(X, 4), rtol=1e-5)
+
+
+def test_sums_too_short_for_a_matrix_unit_stay_as_they_are():
+    wide = jnp.linspace(0.1, 1.0, 2 * SHORT).reshape(SHORT, 2)
+    f = cp.Diffusion(lambda x, t: wide.T @ (wide @ x), SCHEDULE, event_shape=(2,))
+    types = of_value_and_score(cp.compile(single, f, precision="bfloat16"), {"x": jnp.ones(2)})
+    assert types == [{FLOAT32}, {BFLOAT16}]
+
+
+def test_positions_energies_and_weights_keep_their_type():
+    f = factor(NETWORKS["Equinox"](), "energy_residual")
+    density = cp.compile(single, f, precision="bfloat16")
+    kernel, target = cp.MALA(0.1), lambda x: density.evaluator(x, 3)
+
+    def step(key, x):
+        state = kernel.init(key, x, target)
+        return kernel.step(key, state, target, kernel.step_size)
+
+    shapes = jax.eval_shape(lambda x: (density.evaluate(x, 3), step(jax.random.key(0), x)), X)
+    for shape in jax.tree.leaves(shapes) + jax.tree.leaves(eqx.filter(density, eqx.is_inexact_array)):
+        assert shape.dtype != BFLOAT16
+    assert jax.eval_shape(lambda x: density.evaluate(x, 3).log_density, X).dtype == FLOAT32
+
+
+def test_without_a_precision_nothing_is_touched():
+    f = factor(NETWORKS["Equinox"]())
+    assert in_precision(f, None) is f
+    density = cp.compile(single, f)
+    modules = jax.tree.leaves(density, is_leaf=lambda node: isinstance(node, Rounded))
+    assert not any(isinstance(node, Rounded) for node in modules)
+    assert "bfloat16" not in str(density)
+    assert "bfloat16" in str(cp.compile(single, f, precision="bfloat16"))
+
+
+def test_conditions_are_still_one_batch():
+    counter = Counter()
+    network = Energy(jnp.eye(SIZE) + 0.1, counter)
+    f = factor(network, "energy", conditions={"c": 0.0})
+    product = cp.product(*[f.given(c=float(i)) for i in range(5)])
+    density = cp.compile(single, product, precision="bfloat16")
+    assert len(density.graph.groups) == 1
+    density.evaluate(X, 3)
+    assert counter.runs_of(lambda: density.evaluate(X, 3)) == 1
+
+
+def test_weights_stay_arguments():
+    size = 300
+    f = cp.Diffusion(
+        Energy(jnp.eye(size), Counter()),
+        SCHEDULE,
+        event_shape=(size,),
+        parameterization="energy",
+        conditions={"c": 0.0},
+    )
+    dynamic, static = eqx.partition(cp.compile(single, f, precision="bfloat16"), eqx.is_array)
+    position = {"x": jnp.ones(size)}
+    score = lambda dynamic, x: eqx.combine(dynamic, static).score(x, 3)
+    assert sum(np.size(c) for c in jax.make_jaxpr(score)(dynamic, position).consts) < size
+
+
+def test_what_has_a_derivative_of_its_own_stays_as_it_is():
+    """Its products would no longer be what that is a derivative of."""
+    weight = jax.random.normal(jax.random.key(0), (SIZE, SIZE))
+
+    @jax.custom_jvp
+    def times(x):
+        return weight @ x
+
+    times.defjvp(lambda primals, tangents: (times(*primals), weight @ tangents[0]))
+    f = factor(lambda x, t: times(x), "energy_residual")
+    plain, rounded = (cp.compile(single, f, precision=p).value_and_score(X, 3) for p in (None, "bfloat16"))
+    np.testing.assert_array_equal(plain[0], rounded[0])
+    np.testing.assert_array_equal(plain[1]["x"], rounded[1]["x"])
+
+
+def test_classifiers_and_factors_inside_of_others_are_rounded_too():
+    f = factor(NETWORKS["Equinox"](), "energy_residual")
+    classifier = cp.Classifier(lambda x, t: jnp.eye(SIZE) @ x, SCHEDULE, event_shape=(SIZE,))
+    guided = cp.condition(f, classifier, 1)
+    plain, rounded = (of_value_and_score(cp.compile(single, guided, precision=p)) for p in (None, "bfloat16"))
+    assert len(plain) == len(rounded)
+    assert all(types == {BFLOAT16} for types in rounded)
+    canvas = SIZE + 1
+    windows = cp.tapestry(cp.window(f, (canvas,), (0,)), cp.window(f, (canvas,), (1,)))
+    types = of_value_and_score(cp.compile(single, windows, precision="bfloat16"), {"x": jnp.ones(canvas)})
+    assert types
+    assert all(each == {BFLOAT16} for each in types)
+
+
+def test_a_factor_that_a_latent_conditions_is_rounded_too():
+    @cp.program
+    def held(f):
+        c = numpyro.sample("c", dist.Normal(0.0, 1.0))
+        cp.sample("x", f.given(c=c))
+
+    f = factor(Energy(jnp.eye(SIZE) + 0.1, Counter()), "energy", conditions={"c": 0.0})
+    density = cp.compile(held, f, precision="bfloat16")
+    types = of_value_and_score(density, {**X, "c": jnp.array(0.3)})
+    assert types
+    assert all(each == {BFLOAT16} for each in types)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bf16", 16])
+def test_an_unknown_precision_is_refused(precision):
+    with pytest.raises(cp.errors.InvalidValueError, match=r"Unknown precision .*\n?.*use one of: bfloat16"):
+        cp.compile(single, factor(NETWORKS["Equinox"]()), precision=precision)

@@ -1,6 +1,7 @@
 """What products of matrices in bfloat16 do to acceptance, to shares of modes and to evidence.
 
     composeprob bench precision
+    composeprob bench precision --tables energies
 
 The same program, step sizes and keys with networks as they are (float32) and with `precision="bfloat16"`. Exits with 1
 if the mean acceptance over the levels falls by more than 0.05, or if the shares of the modes or the evidence get worse
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from plane.tasks import TASKS, truth
@@ -26,7 +28,7 @@ from composeprob.metrics.mode_weights import mode_weights, total_variation
 WAYS = {"float32": None, "bfloat16": "bfloat16"}
 ACCEPTANCE, LIMIT = 0.05, 0.02
 """What rounding may take from the mean acceptance; what it may add to the total variation, and move log Z by."""
-PLANE, DIGITS = "ring × bar", "guided digits"
+TASK = "product"
 EVIDENCE = "SMC, MALA"
 SAMPLERS: dict[str, Callable[[float], Any]] = {
     "MALA": lambda scale: cp.AnnealedMCMC(cp.MALA(lambda s: 0.3 * scale**2 * s.sigma**2), 4),
@@ -48,16 +50,18 @@ class Case:
         compile: in a precision.
         chains: N.
         scale: of the steps.
+        centres: of its modes, where the exact law is known.
     """
 
     compile: Callable[[str | None], Any]
     chains: int
     scale: float
+    centres: np.ndarray | None = None
 
 
 def plane(precision: str | None) -> Any:
     """Ring × bar, MLP energies −½‖s‖²/σ."""
-    task = TASKS["product"]
+    task = TASKS[TASK]
     return cp.compile(task.program, *task.factors("energy"), precision=precision)
 
 
@@ -66,7 +70,7 @@ def digits(precision: str | None) -> Any:
     return cp.compile(alone, cp.guide(cp.load("digits"), 2.0, label=3), precision=precision)
 
 
-CASES = {PLANE: Case(plane, 500, 1.0), DIGITS: Case(digits, 100, 0.5)}
+CASES = {"ring × bar": Case(plane, 500, 1.0, TASKS[TASK].centres), "guided digits": Case(digits, 100, 0.5)}
 
 
 @dataclasses.dataclass
@@ -88,60 +92,84 @@ class Measured:
     spread: tuple[float, float]
 
 
-def measure(density: Any, case: str, sampler: Any, keys: int) -> tuple[Measured, Any]:
-    """A row, and the samples of the last key."""
-    rows = []
+def measure(density: Any, name: str, sampler: Any, keys: int) -> Measured:
+    """A row."""
+    rows, case = [], CASES[name]
     for key in range(keys):
-        chains = CASES[case].chains
-        result = cp.infer(density, jax.random.key(key), num_chains=chains, sampler=sampler, progress=False)
+        result = cp.infer(density, jax.random.key(key), num_chains=case.chains, sampler=sampler, progress=False)
         tv = evidence = np.nan
-        if case == PLANE:
-            exact = truth("product")
-            shares = mode_weights(result["x"], exact.centres, result.log_weights)
-            tv = total_variation(shares, exact.shares)
+        if case.centres is not None:
+            shares = mode_weights(result["x"], case.centres, result.log_weights)
+            tv = total_variation(shares, truth(TASK).shares)
         if isinstance(sampler, cp.SMC):
             evidence = float(result.log_evidence)
         acceptance = np.asarray(result.acceptance)
         rows.append([float(acceptance.mean()), float(acceptance[0]), tv, evidence])
     (mean, last, tv, evidence), spread = np.median(rows, axis=0), np.std(rows, axis=0, ddof=1)
     known = [None if np.isnan(value) else float(value) for value in (tv, evidence)]
-    return Measured(float(mean), float(last), known[0], known[1], (float(spread[2]), float(spread[3]))), result["x"]
+    return Measured(float(mean), float(last), known[0], known[1], (float(spread[2]), float(spread[3])))
 
 
-def differences(densities: dict[str, Any], samples: Any) -> tuple[float, float]:
-    """At these points at level 0: the standard deviation of what rounding adds to the log-density, and the size of what
-    it adds to the score over the score's own."""
-    evaluate = jax.jit(lambda density, x: jax.vmap(density.value_and_score, (0, None))({"x": x}, 0))
-    (value, score), (rounded, other) = (evaluate(density, samples) for density in densities.values())
-    off = np.linalg.norm(other["x"] - score["x"]) / np.linalg.norm(score["x"])
-    return float(np.std(np.asarray(rounded - value))), float(off)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keys", type=int, default=5, help="random keys, of which the median counts")
-    options = parser.parse_args()
+def runs(keys: int) -> int:
+    """Every sampler on every density in both precisions."""
     rows: dict[tuple[str, str, str], Measured] = {}
-    notes = ""
     for name, case in CASES.items():
         densities = {way: case.compile(precision) for way, precision in WAYS.items()}
         for label, make in SAMPLERS.items():
             sampler = make(case.scale)
             for way, density in densities.items():
-                rows[name, label, way], samples = measure(density, name, sampler, options.keys)
+                rows[name, label, way] = measure(density, name, sampler, keys)
                 print(name, label, way, rows[name, label, way], flush=True)
-        error, off = differences(densities, samples)
-        notes += f"Of {name} rounding changes log π₀ by a standard deviation of {error:.3f}, and the score by "
-        notes += f"{off:.1%} of its size. "
         jax.clear_caches()
     chains = ", ".join(f"{case.chains} of {name}" for name, case in CASES.items())
-    notes += f"Medians of {options.keys} keys; chains: {chains}. TV is of the modes' shares against the exact law. "
-    notes += "Every rounding is explicit, so that this processor computes what a unit for bfloat16 would, but for the "
-    notes += "order of sums."
+    notes = f"Medians of {keys} keys; chains: {chains}. TV is of the modes' shares against the exact law. {EXPLICIT}"
     details = {"rows": [dict(zip(COLUMNS[:3], name, strict=True)) | dataclasses.asdict(m) for name, m in rows.items()]}
     title = "Networks that multiply in bfloat16: acceptance, shares of modes, evidence"
     table = [[*name, *as_text(row)] for name, row in rows.items()]
     return publish("precision", title, COLUMNS, table, judge(rows), details, notes)
+
+
+def energies() -> int:
+    """What rounding does to log π₀ itself, at samples of it: no noise of a second run is in this."""
+    rows, checks = [], {}
+    for name, case in CASES.items():
+        densities = [case.compile(precision) for precision in WAYS.values()]
+        key, sampler = jax.random.key(0), SAMPLERS[EVIDENCE](case.scale)
+        result = cp.infer(densities[0], key, num_chains=case.chains, sampler=sampler, progress=False)
+        evaluate = eqx.filter_jit(lambda density, x: jax.vmap(density.value_and_score, (0, None))({"x": x}, 0))
+        (value, score), (rounded, other) = (evaluate(density, result["x"]) for density in densities)
+        change = np.asarray(rounded - value, np.float64)
+        off = float(np.linalg.norm(other["x"] - score["x"]) / np.linalg.norm(score["x"]))
+        before = np.asarray(result.log_weights, np.float64)
+        log_z = float(np.logaddexp.reduce(before + change) - np.logaddexp.reduce(before))
+        tv = ""
+        if case.centres is not None:
+            moved = total_variation(*(mode_weights(result["x"], case.centres, w) for w in (before, before + change)))
+            checks[f"{name}: the modes' shares move by TV {moved:.4f} ≤ {LIMIT}"] = moved <= LIMIT
+            tv = f"{moved:.4f}"
+        rows.append([name, f"{change.std():.4f}", f"{off:.2%}", tv, f"{log_z:+.4f}"])
+        jax.clear_caches()
+    columns = ["density", "s.d. of what is added to log π₀", "change of the score", "TV of shares moved", "log Z moved"]
+    notes = "At the samples of one run of SMC in float32, weighted again by what rounding adds to log π₀. "
+    title = "Networks that multiply in bfloat16: the density at level 0"
+    return publish("precision_energies", title, columns, rows, checks, {}, notes + EXPLICIT)
+
+
+EXPLICIT = (
+    "Every rounding is explicit, so that this processor computes what a unit for bfloat16 would, but for the order of "
+    "sums."
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keys", type=int, default=5, help="random keys of the runs, of which the median counts")
+    parser.add_argument("--tables", nargs="+", choices=["runs", "energies"], default=["runs", "energies"])
+    options = parser.parse_args()
+    status = 0
+    for table in options.tables:  # each has files of its own
+        status |= runs(options.keys) if table == "runs" else energies()
+    return status
 
 
 COLUMNS = ["density", "sampler", "products in", "acceptance", "at level 0", "TV", "± (s.d.)", "log Z", "± (s.d.)"]

@@ -90,7 +90,8 @@ def caption(**settings: Any) -> cp.training.Recipe:
 
     chosen = SETTINGS | {"conditions": {"caption": captions.EMPTY}, "condition_dropout": 0.1, "start": from_positions}
     chosen |= {"encoders": {"caption": captions.tokens}, "microbatch": 32, "learning_rate": 1.5e-3}
-    chosen |= {"denoising": False, "cross_condition": 1.0, "cross_condition_others": 31, "focus": (-5.0, 2.0)}
+    chosen |= {"denoising": False, "cross_condition": 1.0, "cross_condition_others": 31, "focus": (-4.0, 4.0)}
+    chosen |= {"vary": lambda key, given: {"caption": captions.reshaped(key, given["caption"])}}
     return cp.training.Recipe(network=network, data=data, parameterization="energy_residual", **(chosen | settings))
 
 

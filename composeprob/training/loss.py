@@ -27,6 +27,8 @@ class Batch(NamedTuple):
         conditions: ``{name: (n, …)}``.
         foreign: the conditions of m other events, which each event's own are told apart from in the cross-condition
             loss, ``{name: (n, m, …)}``; None without it.
+        variant: one more condition for each event to be told from, ``{name: (n, 1, …)}``; None without a recipe's
+            ``vary``.
     """
 
     events: Array
@@ -35,6 +37,7 @@ class Batch(NamedTuple):
     other: Noise | None
     conditions: dict[str, Array]
     foreign: dict[str, Array] | None = None
+    variant: dict[str, Array] | None = None
 
 
 class Losses(NamedTuple):
@@ -63,7 +66,11 @@ def draw(recipe: Recipe, key: Array, size: int) -> Batch:
     if recipe.cross_condition:  # events are independent, so the next ones' conditions are as good as any others'
         others = range(1, recipe.cross_condition_others + 1)
         foreign = jax.tree.map(lambda a: jnp.stack([jnp.roll(a, k, axis=0) for k in others], axis=1), conditions)
-    return Batch(events, epsilon, noise, other, dict(conditions), foreign)
+    variant = None
+    if recipe.vary is not None:
+        drawn = recipe.vary(jax.random.fold_in(drop_key, 1), dict(conditions))
+        variant = jax.tree.map(lambda a: a[:, None], drawn)
+    return Batch(events, epsilon, noise, other, dict(conditions), foreign, variant)
 
 
 def losses(factor: Diffusion | Classifier, batch: Batch) -> Losses:
@@ -81,7 +88,9 @@ def losses(factor: Diffusion | Classifier, batch: Batch) -> Losses:
     The cross-condition loss asks which of m + 1 conditions x came with, its own c or those of m other events:
     −log(f(x|c, λ)/Σ_j f(x|c_j, λ)). Its least value is reached where log f(x|c) − log f(x|c′) =
     log p_λ(x|c) − log p_λ(x|c′), constants included; with dropout "no condition" is one of them. What a vague condition
-    (a caption) tells of x hardly changes the denoising loss, and is all that this loss sees.
+    (a caption) tells of x hardly changes the denoising loss, and is all that this loss sees. A recipe's ``vary`` adds
+    the same loss against one condition that is close to c; as close conditions lead to one another equally often, its
+    least value is reached at the same log-densities.
 
     References:
         Gutmann and Hyvärinen 2012, *Noise-contrastive estimation*; van den Oord et al. 2018, *Contrastive predictive
@@ -99,9 +108,10 @@ def losses(factor: Diffusion | Classifier, batch: Batch) -> Losses:
         level = condition = none
         if event.other is not None:
             level = _told_apart(log_density, factor.evaluate(x, event.other, event.conditions)[0])
-        if event.foreign is not None:
-            others = jax.vmap(lambda conditions: factor.evaluate(x, event.noise, conditions)[0])(event.foreign)
-            condition = _told_apart(log_density, others)
+        for conditions in (event.foreign, event.variant):
+            if conditions is not None:
+                others = jax.vmap(lambda given: factor.evaluate(x, event.noise, given)[0])(conditions)
+                condition = condition + _told_apart(log_density, others)
         return Losses(denoising, level, condition)
 
     return jax.vmap(one)(batch)

@@ -67,6 +67,9 @@ class Recipe:
             log f(x|c) and log f(x|c′) are above one another: a mixture of conditions of one model then has the shares
             that its ``log_weights`` say.
         cross_condition_others: how many other events of the microbatch lend an event the conditions to tell apart.
+        vary: ``vary(key, conditions)`` gives for each of n conditions ``{name: (n, …)}`` one that is easily taken for
+            it, to be told apart as well. It must draw c′ from c as often as c from c′, weighed by how often data have
+            them: to replace a word by another at random, say, where data have both equally often.
         denoising: whether there is a denoising loss at all; without it a cross loss teaches what there is to learn.
 
     Raises:
@@ -103,6 +106,7 @@ class Recipe:
     cross_level_gap: float = 4.0
     cross_condition: float = 0.0
     cross_condition_others: int = 1
+    vary: Callable[[Array, dict[str, Array]], dict[str, Array]] | None = None
     denoising: bool = True
 
     def __post_init__(self) -> None:
@@ -123,6 +127,8 @@ class Recipe:
         if self.cross_level:
             self._check_cross_level(part)
         crossed = self.cross_level or self.cross_condition
+        _check(self.vary is None or bool(self.cross_condition), "vary is given without cross_condition",
+               "give that loss a weight.")  # fmt: skip
         _check(self.denoising or bool(crossed), "no loss is left", "keep denoising, or use a cross loss.")
         if self.cross_condition:
             self._check_cross_condition(part)

@@ -18,43 +18,58 @@ PARTS = dist.Normal(jnp.array([[-0.4, 0.0], [0.5, 0.3]]), jnp.array([[0.5, 0.5],
 NONE = -1
 
 
-def data(key, n):
-    part_key, event_key = jax.random.split(key)
-    part = dist.Categorical(SHARES).sample(part_key, (n,))
-    return jnp.take_along_axis(PARTS.sample(event_key, (n,)), part[:, None, None], axis=1)[:, 0], {"part": part}
+def told_apart(shares=SHARES, **changes):
+    def data(key, n):
+        part_key, event_key = jax.random.split(key)
+        part = dist.Categorical(shares).sample(part_key, (n,))
+        return jnp.take_along_axis(PARTS.sample(event_key, (n,)), part[:, None, None], axis=1)[:, 0], {"part": part}
 
-
-def told_apart(**changes):
     settings = {"data": data, "conditions": {"part": NONE}, "condition_dropout": 0.3, "parameterization": "energy"}
     return tiny(**(settings | {"cross_condition": 1.0} | changes))
 
 
-@pytest.mark.parametrize("tilt", [0.0, 0.2, -0.2])
-@pytest.mark.parametrize(("tilted", "others"), [(NONE, 1), (1, 1), (1, 4)])
-def test_the_loss_is_least_at_the_true_ratios(tilt, tilted, others):
-    """The slope of the mean loss in a constant a of one condition's log f is zero at a = 0, and nowhere else."""
+def slope_scores(recipe, tilted, tilt, shares=SHARES):
+    """Whether the mean loss has a slope in a constant of one condition's log f, at the exact log f but for ``tilt``."""
 
     def slopes(a):
         def energy(x, log_snr, part):
             alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
             spread = jnp.sqrt((alpha * PARTS.base_dist.scale) ** 2 + sigma**2)
             each = dist.Normal(alpha * PARTS.base_dist.loc, spread).to_event(1).log_prob(x)
-            any_part = jax.nn.logsumexp(each + jnp.log(SHARES))
+            any_part = jax.nn.logsumexp(each + jnp.log(shares))
             return -sigma * (jnp.where(part == NONE, any_part, each[jnp.maximum(part, 0)]) + a * (part == tilted))
 
-        recipe = told_apart(cross_condition_others=others)
         factor = cp.Diffusion(
             energy, recipe.schedule, event_shape=(2,), parameterization="energy", time="log_snr", conditions={"part": 0}
         )
         return losses(factor, draw(recipe, KEY, 20_000)).cross_condition
 
     slope = jax.jit(jax.jacfwd(slopes))(jnp.float32(tilt)).reshape(1000, 20)  # neighbours share a condition
-    scores = z_scores({"slope": slope}, {"slope": 0.0})
+    return z_scores({"slope": slope}, {"slope": 0.0})
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.2, -0.2])
+@pytest.mark.parametrize(("tilted", "others"), [(NONE, 1), (1, 1), (1, 4)])
+def test_the_loss_is_least_at_the_true_ratios(tilt, tilted, others):
+    scores = slope_scores(told_apart(cross_condition_others=others), tilted, tilt)
     if tilt:
         assert_disagrees(scores)
         assert np.sign(scores["slope"]) == np.sign(tilt)
     else:
         assert_agrees(scores)
+
+
+def other_part(key, conditions):
+    return {"part": jnp.where(conditions["part"] == NONE, NONE, 1 - conditions["part"])}
+
+
+def test_close_conditions_keep_the_optimum_where_they_lead_to_one_another_equally_often():
+    even = jnp.array([0.5, 0.5])
+    assert_agrees(slope_scores(told_apart(even, vary=other_part), 1, 0.0, even))
+    assert_disagrees(slope_scores(told_apart(even, vary=other_part), 1, 0.2, even))
+    assert_disagrees(slope_scores(told_apart(vary=other_part), 1, 0.0))  # from 0 to 1 more often than back
+    batch = draw(told_apart(vary=other_part), KEY, 16)
+    np.testing.assert_array_equal(batch.variant["part"][:, 0], other_part(KEY, batch.conditions)["part"])
 
 
 def test_the_next_event_s_condition_is_the_foreign_one():
@@ -70,6 +85,7 @@ def test_the_next_event_s_condition_is_the_foreign_one():
         ({"parameterization": "epsilon"}, "cross_condition is given for 'epsilon', a score"),
         ({"cross_condition": -1.0}, "cross_condition is -1.0"),
         ({"conditions": {}, "condition_dropout": 0.0}, "cross_condition is given without conditions"),
+        ({"cross_condition": 0.0, "vary": lambda key, given: given}, "vary is given without cross_condition"),
         ({"cross_condition": 0.0, "denoising": False}, "no loss is left"),
         ({"batch_size": 1}, "no 1 other conditions to tell apart"),
     ],

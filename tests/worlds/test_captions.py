@@ -88,3 +88,13 @@ def test_a_place_is_judged_by_the_object_that_is_named():
 def test_captions_that_cannot_be_read(caption, told):
     with pytest.raises((ValueError, TypeError), match=told):
         captions.tokens(caption)
+
+
+def test_another_shape_is_either_of_the_others_and_nothing_else_changes():
+    given = np.stack([captions.tokens(text) for text in WORDS] * 200)
+    drawn = np.asarray(jax.jit(captions.reshaped)(jax.random.key(1), given))
+    texts = [[captions.text(row) for row in drawn[i :: len(WORDS)]] for i in range(len(WORDS))]
+    assert set(texts[0]) == {"a red square on the left", "a red triangle on the left"}
+    assert 60 < texts[0].count("a red square on the left") < 140
+    assert set(texts[1]) == {WORDS[1]}
+    assert set(texts[2]) == {"a cyan circle", "a cyan square"}

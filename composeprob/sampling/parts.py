@@ -153,8 +153,8 @@ def check_parts(above: Any, mesh: Any, sampler: Sampler) -> None:
         if not part.steady:
             raise CapabilityError(
                 f"{part!r} may evaluate some chains more often than others, and devices that share networks out must "
-                "evaluate equally often",
-                fix="use MALA, HMC, ULA or UHMC; or leave shard_above out",
+                "evaluate equally often.",
+                fix="use MALA, HMC, ULA or UHMC, or leave shard_above out.",
             )
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from models.worlds import detector, digits
+from models.worlds import captions, detector, digits
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAINS = 600
 CENTRE = np.array([0.0, -0.35])  # of the arc that own_network learns
-FEW = {"scene": 6}
+FEW = {"scene": 6, "captions": 6, "tapestry": 1, "two_scales": 1}
 """Chains of examples whose models are large."""
 NOISE = 4 * 0.5 / np.sqrt(CHAINS / 4)  # four standard errors of a share, with a quarter of the chains effective
 
@@ -99,6 +99,31 @@ def check_two_digits(module, result):
 def check_scene(module, result):
     places = np.broadcast_to(module.PLACES, (len(result["x"]), len(module.PLACES), 2))
     assert detector.placed(detector.detect(result["x"]), places).mean() > 0.8
+
+
+def check_captions(module, result):
+    found = detector.detect(result["x"])
+    circle, blue, green, triangle = (
+        captions.true_of(caption, found)
+        for caption in (
+            "a red circle on the left", "a blue square on the right", "a green square on the right", "a triangle"
+        )
+    )  # fmt: skip
+    assert np.mean(circle & (blue | green) & ~triangle) > 0.6
+
+
+def check_tapestry(module, result):
+    words = module.CAPTIONS.split()
+    shown = [result["x"][0, y : y + 32, x : x + 32] for y in module.STARTS for x in module.STARTS]
+    found = detector.detect(np.stack(shown))
+    pairs = enumerate(zip(words[::2], words[1::2], strict=True))
+    assert np.mean([captions.true_of(f"a {c} {s} in the middle", found)[i] for i, (c, s) in pairs]) > 0.7
+
+
+def check_two_scales(module, result):
+    inside = slice(module.EDGE, module.EDGE + module.LARGE)
+    blocks = result["x"][:, inside, inside].reshape(-1, 32, module.SCALE, 32, module.SCALE, 3)
+    assert captions.true_of("a yellow triangle in the middle", detector.detect(blocks.mean((2, 4)))).all()
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}

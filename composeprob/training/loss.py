@@ -4,10 +4,12 @@ conditions apart; and the cross-entropy of classifiers."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from composeprob.factors.classifier import Classifier
@@ -108,10 +110,14 @@ def losses(factor: Diffusion | Classifier, batch: Batch) -> Losses:
         level = condition = none
         if event.other is not None:
             level = _told_apart(log_density, factor.evaluate(x, event.other, event.conditions)[0])
-        for conditions in (event.foreign, event.variant):
-            if conditions is not None:
-                others = jax.vmap(lambda given: factor.evaluate(x, event.noise, given)[0])(conditions)
-                condition = condition + _told_apart(log_density, others)
+        rivals = [conditions for conditions in (event.foreign, event.variant) if conditions is not None]
+        if rivals:  # all in one batch, so that what depends on x alone is computed once
+            own = jax.tree.map(lambda a: a[None], event.conditions)
+            together = jax.tree.map(lambda *parts: jnp.concatenate(parts), own, *rivals)
+            values: Any = jax.vmap(lambda given: factor.evaluate(x, event.noise, given)[0])(together)
+            ends = np.cumsum([1, *(len(jax.tree.leaves(conditions)[0]) for conditions in rivals)])
+            for first, last in pairwise(ends):
+                condition = condition + _told_apart(values[0], values[first:last])
         return Losses(denoising, level, condition)
 
     return jax.vmap(one)(batch)

@@ -29,11 +29,14 @@ LEAST = {1: 0.95, 3: 0.85, 5: 0.70}
 """Shares of scenes with all objects in their places that MALA or HMC must reach."""
 
 NOTES = """Places are those of true scenes, the same for every sampler; one chain a scene (SMC: 8 chains, one judged).
-An object counts as placed within two pixels. Digits: as many images of each of ten classes, judged by a support-vector
-machine that is right on 0.987 of real images; the Fréchet distance is in its ten decision values, and is {floor:.3g}
-between the two halves of the real images. Intervals are exact for independent trials; SMC's chains are
-not quite so. Cells with other scenes or w than 100 and 2 were run with `--scenes` and `--strength`; seconds are of a
-machine that was busy with other work."""
+An object counts as placed within two pixels. "energy" is the model; "score" is the same model's score, its energy kept
+from the sampler, which tests moves by a line integral. Captions: each formula is made from a true scene, whose objects
+it describes by colour, shape and place; "by chance" is its share among true scenes as such. Tapestry: 16 windows a
+canvas, each asked for one object in its middle; a seam of 1 is none. Digits: as many images of each of ten classes,
+judged by a support-vector machine that is right on 0.987 of real images; the Fréchet distance is in its ten decision
+values, and is {floor:.3g} between the two halves of the real images. Intervals are exact for independent trials; SMC's
+chains are not quite so. Cells of other numbers of scenes or other w than 100 and 2 were run with `--scenes` and
+`--strength`; seconds are of a machine that was busy with other work."""
 
 
 def row(cell: dict[str, Any]) -> list[str]:
@@ -135,8 +138,8 @@ def main() -> int:
     kept = Kept(RESULTS / f"{FILE}.json", IMAGES)
     planned: list[Cell] = [
         *placed.cells(options.scenes, options.strength),
-        *captioned.cells(options.scenes, options.strength),
-        *tapestries.cells(options.canvases, options.strength),
+        *captioned.cells(options.scenes),
+        *tapestries.cells(options.canvases),
         *guided.cells(options.chains),
     ]
     for cell in planned:

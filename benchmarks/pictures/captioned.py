@@ -24,6 +24,8 @@ MODEL = "shapes-caption"
 FORMULAS = ("AND", "OR", "NOT")
 NAMES = ("reverse", "MALA", "HMC")
 FORMULAS_KEY = 7
+STRENGTH = 6.0
+"""The power of what a caption says; its number b is a log-ratio of a few nats."""
 SHOWN = 8
 WORLD = 20_000
 """True scenes by which the chance of a formula is counted."""
@@ -46,14 +48,14 @@ def holds(formula: str, first: str, second: str, found: Any) -> np.ndarray:
     return {"AND": one & other, "OR": one | other, "NOT": one & ~other}[formula]
 
 
-def cells(scenes: int, strength: float) -> Iterator[Cell]:
+def cells(scenes: int) -> Iterator[Cell]:
     """All cells."""
     if MODEL not in cp.zoo():
         return
     for formula in FORMULAS:
         for name in NAMES:
-            settings = {"formula": formula, "sampler": name, "w": strength}
-            yield Cell("captions", settings, functools.partial(measure, formula, name, scenes, strength))
+            settings = {"formula": formula, "sampler": name, "w": STRENGTH}
+            yield Cell("captions", settings, functools.partial(measure, formula, name, scenes, STRENGTH))
 
 
 def measure(formula: str, sampler: str, scenes: int, strength: float) -> tuple[dict[str, Any], np.ndarray]:

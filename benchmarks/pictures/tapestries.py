@@ -17,10 +17,10 @@ import numpy as np
 import composeprob as cp
 from models.worlds import captions, detector, shapes
 
+from .captioned import MODEL, STRENGTH
 from .cells import Cell, share
 from .placed import SHOWN
 
-MODEL = "shapes-caption"
 CANVAS = (96, 96, 3)
 STARTS = (0, 21, 43, 64)
 OFFSETS = tuple((y, x) for y in STARTS for x in STARTS)
@@ -45,14 +45,14 @@ def canvas(scenes: Any, said: list[str], strength: float, combine: Any) -> Any:
     return cp.sample("x", combine(*windows))
 
 
-def cells(canvases: int, strength: float) -> Iterator[Cell]:
+def cells(canvases: int) -> Iterator[Cell]:
     """All cells."""
     if MODEL not in cp.zoo():
         return
     for counted in COUNTED:
         for name in samplers():
-            settings = {"counted": counted, "sampler": name, "w": strength}
-            yield Cell("tapestry", settings, functools.partial(measure, counted, name, canvases, strength))
+            settings = {"counted": counted, "sampler": name, "w": STRENGTH}
+            yield Cell("tapestry", settings, functools.partial(measure, counted, name, canvases, STRENGTH))
 
 
 def measure(counted: str, sampler: str, canvases: int, strength: float) -> tuple[dict[str, Any], np.ndarray]:

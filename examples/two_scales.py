@@ -1,0 +1,60 @@
+"""Two scales on one canvas: a triangle wider than a window of the model, and small shapes around it.
+
+A window with scale 5 sees averages of 5×5 pixels, so that what the model draws there is five times as large. It leaves
+open how pixels differ within these blocks; a narrow Gaussian, divided by what it says of the averages, says that they
+hardly do. Windows of scale 1 lie around it and overlap with one another and with the large one.
+
+    python examples/two_scales.py
+    composeprob run examples/two_scales.py
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+import composeprob as cp
+
+SIZE, SCALE, OVERLAP, ROUGHNESS = 32, 5, 10, 0.05
+LARGE = SIZE * SCALE
+EDGE = SIZE - OVERLAP
+CANVAS = (LARGE + 2 * EDGE, LARGE + 2 * EDGE, 3)
+STARTS = [round(start) for start in np.linspace(0, CANVAS[0] - SIZE, 7)]
+AROUND = [(y, x) for y in STARTS for x in STARTS if {y, x} & {STARTS[0], STARTS[-1]}]
+
+scenes = cp.load("shapes-caption")
+# The large window is evaluated at a log-SNR higher by 2·log 5, up to the 8 that the model was trained for.
+schedule = cp.Schedule.log_snr(60, -7.0, 4.75)
+num_chains = 1
+sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive(initial=0.02, gain=0.3)), steps_per_level=1, reverse_step=True)
+
+
+def smooth():
+    """N(pixels; 0, v) / N(averages; 0, v/25): how pixels differ from their block's average, and nothing else."""
+    pixels = cp.Analytic(dist.Normal(jnp.zeros((LARGE, LARGE, 3)), ROUGHNESS), schedule)
+    averages = cp.Analytic(dist.Normal(jnp.zeros((SIZE, SIZE, 3)), ROUGHNESS / SCALE), schedule)
+    return cp.window(pixels, CANVAS, (EDGE, EDGE)) / cp.window(averages, CANVAS, (EDGE, EDGE), scale=SCALE)
+
+
+@cp.program
+def canvas(scenes, caption="a yellow triangle in the middle", strength=6.0):
+    large = cp.window(cp.guide(scenes, strength, caption=caption), CANVAS, (EDGE, EDGE), scale=SCALE)
+    small = [cp.window(scenes, CANVAS, offset) for offset in AROUND]
+    return cp.sample("x", cp.tapestry(large, *small) * smooth())
+
+
+def main(num_chains=num_chains, out="out"):
+    density = cp.compile(canvas, scenes, schedule=schedule)
+    print(density.sites["x"])
+    result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=sampler)
+    print(result.summary())
+
+    Path(out).mkdir(parents=True, exist_ok=True)
+    result.plot().savefig(Path(out, "two_scales.png"))
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Logic of captions: (a red circle on the left) AND (a blue OR a green square on the right) AND NOT a triangle.
+"""Logic of captions: a red object on the left AND (a blue OR a green one on the right) AND NOT a triangle.
 
 The model knows scenes given a caption of ONE of their objects. A quotient p(x | caption)/p(x) is what the caption says;
 quotients multiply for AND, their numerators are mixed for OR, and a quotient divides for NOT.
@@ -20,13 +20,13 @@ sampler = cp.AnnealedMCMC(cp.MALA(lambda levels: 0.08 * levels.sigma**2), steps_
 
 @cp.program
 def scene(scenes, strength=6.0):
-    circle = scenes.given(caption="a red circle on the left")
-    blue = scenes.given(caption="a blue square on the right")
-    green = scenes.given(caption="a green square on the right")
+    red = scenes.given(caption="a red object on the left")
+    blue = scenes.given(caption="a blue object on the right")
+    green = scenes.given(caption="a green object on the right")
     triangle = scenes.given(caption="a triangle")
     # The model was trained to tell captions apart, so their densities are on one scale and 0, 0 means even odds.
-    square = cp.mixture([blue, green], log_weights=[0, 0])
-    said = (circle / scenes) * (square / scenes) / (triangle / scenes)
+    other = cp.mixture([blue, green], log_weights=[0, 0])
+    said = (red / scenes) * (other / scenes) / (triangle / scenes)
     return cp.sample("x", scenes * said**strength)
 
 

@@ -23,8 +23,8 @@ CAPTIONS = """
 """
 scenes = cp.load("shapes-caption")
 num_chains = 2
-# A canvas has nine times the pixels of a scene: steps that follow the acceptance find their length.
-sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive(initial=0.03, gain=0.3)), steps_per_level=1, reverse_step=True)
+# A canvas has nine times the pixels of a scene, so that steps are half as long.
+sampler = cp.AnnealedMCMC(cp.MALA(lambda levels: 0.035 * levels.sigma**2), steps_per_level=1, reverse_step=True)
 
 
 @cp.program

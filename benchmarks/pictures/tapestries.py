@@ -17,9 +17,9 @@ import numpy as np
 import composeprob as cp
 from models.worlds import captions, detector, shapes
 
+from . import placed
 from .captioned import MODEL, STRENGTH
 from .cells import Cell, share
-from .placed import SHOWN
 
 CANVAS = (96, 96, 3)
 STARTS = (0, 21, 43, 64)
@@ -29,13 +29,20 @@ BACKGROUND = 0.3
 """Below this in every channel a pixel is background."""
 
 
-def samplers() -> dict[str, Any]:
-    """A canvas has nine times the entries of a scene, so steps start smaller; they follow the acceptance."""
-    return {
-        "reverse": cp.Ancestral(),
-        "MALA": cp.AnnealedMCMC(cp.MALA(cp.Adaptive(initial=0.03, gain=0.3)), 1, reverse_step=True),
-        "HMC": cp.AnnealedMCMC(cp.HMC(cp.Adaptive(initial=0.1, gain=0.3), 3), 1, reverse_step=True),
-    }
+def langevin(schedule: Any) -> Any:
+    """As for scenes, of which a canvas has nine times the entries."""
+    return placed.langevin(schedule) / 9 ** (1 / 3)
+
+
+def leapfrog(schedule: Any) -> Any:
+    return placed.leapfrog(schedule) / 9 ** (1 / 4)
+
+
+SAMPLERS = {
+    "reverse": cp.Ancestral(),
+    "MALA": cp.AnnealedMCMC(cp.MALA(langevin), 1, reverse_step=True),
+    "HMC": cp.AnnealedMCMC(cp.HMC(leapfrog, 3), 1, reverse_step=True),
+}
 
 
 @cp.program
@@ -50,7 +57,7 @@ def cells(canvases: int) -> Iterator[Cell]:
     if MODEL not in cp.zoo():
         return
     for counted in COUNTED:
-        for name in samplers():
+        for name in SAMPLERS:
             settings = {"counted": counted, "sampler": name, "w": STRENGTH}
             yield Cell("tapestry", settings, functools.partial(measure, counted, name, canvases, STRENGTH))
 
@@ -62,7 +69,7 @@ def measure(counted: str, sampler: str, canvases: int, strength: float) -> tuple
     images, acceptance, start = [], [], time.monotonic()
     for i, ours in enumerate(said):
         density = cp.compile(canvas, model, ours, strength, COUNTED[counted])
-        run = cp.infer(density, jax.random.key(i), num_chains=1, sampler=samplers()[sampler], progress=False)
+        run = cp.infer(density, jax.random.key(i), num_chains=1, sampler=SAMPLERS[sampler], progress=False)
         images.append(run["x"][0])
         acceptance.append(run.acceptance)
         if i == 0:
@@ -80,7 +87,7 @@ def measure(counted: str, sampler: str, canvases: int, strength: float) -> tuple
         "acceptance": float(np.nanmean(accepted)) if np.isfinite(accepted).any() else None,
         "seconds_a_canvas": round(seconds, 1),
     }
-    return measured, np.stack(images[:SHOWN])
+    return measured, np.stack(images[: placed.SHOWN])
 
 
 def seam(images: np.ndarray) -> float:

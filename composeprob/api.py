@@ -11,7 +11,7 @@ from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
 from composeprob.factors.guidance import condition, guide
-from composeprob.factors.tapestry import tapestry
+from composeprob.factors.tapestry import Weighted, tapestry
 from composeprob.factors.window import window
 from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, Gibbs, LineIntegral, Scaled
 from composeprob.language.program import program
@@ -46,6 +46,7 @@ __all__ = [
     "Result",
     "Scaled",
     "Schedule",
+    "Weighted",
     "annealed",
     "as_distribution",
     "calibrate",

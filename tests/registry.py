@@ -18,6 +18,7 @@ from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, OFFSET,
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
+from composeprob.factors.tapestry import Weighted
 from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Kernel, LineIntegral, Scaled
 from composeprob.schedule import Schedule
 
@@ -59,6 +60,11 @@ def _calibrated(schedule: Schedule) -> Calibrated:
     return Calibrated(factor, tables)
 
 
+def _weighted(schedule: Schedule) -> Weighted:
+    factor = Diffusion(lambda x, t: 0.3 * x[::-1], schedule, event_shape=(2,), parameterization="energy_residual")
+    return Weighted(factor, np.array([0.5, 1.0]))
+
+
 FACTORS: dict[str, Callable[[Schedule], LeafFactor]] = {
     "Analytic": lambda schedule: Analytic(dist.Normal(jnp.array([0.3, -0.2]), 0.5), schedule),
     "Diffusion": lambda schedule: Diffusion(
@@ -68,5 +74,6 @@ FACTORS: dict[str, Callable[[Schedule], LeafFactor]] = {
     "Energy": lambda schedule: Energy(lambda x, level: -jnp.sum(x**2) - level, schedule, event_shape=(2,)),
     "Classifier": _classifier,
     "Calibrated": _calibrated,
+    "Weighted": _weighted,
 }  # fmt: skip
 """Every leaf factor, over events of shape (2,), ready to be evaluated."""

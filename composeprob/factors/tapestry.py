@@ -25,6 +25,8 @@ WEIGHTS = "weights of entries"
 class Weighted(LeafFactor):
     """A diffusion model whose entries count with weights m: log f(x) = −Σ_i m_i·E_i(x)/σ, or the score m·∇log f.
 
+    `tapestry` makes it of every model in its windows; a number that a network returns beside its array is added whole.
+
     Attributes:
         base: the model, without the conditions given to it.
         fixed: the conditions of the model, and the weights, an array of the event's shape.

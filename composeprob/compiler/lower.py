@@ -225,7 +225,7 @@ class Evaluator(Evaluates):
             factor = in_precision(factor_leaves(statements[site].factor)[index], self.precision)
             rows = len(batch.places)
             conditions = {n: jnp.broadcast_to(v, (rows, *jnp.shape(v))) for n, v in factor.call_conditions().items()}
-            return dataclasses.replace(batch, factor=_bare(factor), conditions=conditions)
+            return dataclasses.replace(batch, factor=factor.holding({}), conditions=conditions)
 
         return tuple(map(current, self.batches))
 
@@ -308,10 +308,5 @@ def _batch(group: Group) -> Batch:
     names = members[0].conditions
     conditions = {name: jnp.stack([jnp.asarray(m.conditions[name]) for m in members]) for name in names}
     return Batch(
-        _bare(group.factor), group.own_noise, conditions, tuple((m.site, m.region) for m in members), group.latent
+        group.factor.holding({}), group.own_noise, conditions, tuple((m.site, m.region) for m in members), group.latent
     )
-
-
-def _bare(factor: LeafFactor) -> LeafFactor:
-    """The leaf without the conditions given to it."""
-    return eqx.tree_at(lambda f: f.fixed, factor, {}, is_leaf=lambda node: node is factor.fixed)

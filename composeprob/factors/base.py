@@ -6,7 +6,7 @@ import math
 import operator
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -141,7 +141,41 @@ class LeafFactor(Factor):
     def given(self, **conditions: Any) -> LeafFactor:
         check_conditions(self, conditions)
         merged = {**self.fixed, **{name: as_condition(name, value) for name, value in conditions.items()}}
-        return eqx.tree_at(lambda f: f.fixed, self, merged, is_leaf=lambda node: node is self.fixed)
+        return self.holding(merged)
+
+    def holding(self, fixed: Mapping[str, Any]) -> Self:
+        """The same factor with ``fixed`` in the place of the conditions that it holds."""
+        return eqx.tree_at(lambda f: f.fixed, self, fixed, is_leaf=lambda node: node is self.fixed)
+
+
+class AroundLeaf(LeafFactor):
+    """A leaf that makes something else of another, and asks that one for all the rest.
+
+    Attributes:
+        base: the other leaf, without the conditions given to it: these are in ``fixed``.
+    """
+
+    base: eqx.AbstractVar[LeafFactor]
+
+    @property
+    def top_power(self) -> float:
+        return self.base.top_power
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        return self.base.condition_names
+
+    @property
+    def log_snr_range(self) -> tuple[float, float]:
+        return self.base.log_snr_range
+
+    @property
+    def level_bound(self) -> bool:
+        return self.base.level_bound
+
+    @property
+    def level_free(self) -> bool:
+        return self.base.level_free
 
 
 def check_conditions(leaf: LeafFactor, conditions: Mapping[str, Any]) -> None:

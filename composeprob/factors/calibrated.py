@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from composeprob.errors import ConditionError
-from composeprob.factors.base import Factor, LeafFactor, check_conditions
+from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, check_conditions
 from composeprob.factors.interpolation import interpolate
 from composeprob.schedule import Noise, Schedule
 
@@ -23,7 +23,7 @@ TABLES = (KNOTS, OFFSET, CENTRES, LOG_NORMALISER, ERROR)
 each condition) stays one batched evaluation."""
 
 
-class Calibrated(LeafFactor):
+class Calibrated(AroundLeaf):
     """A leaf factor with its log-normaliser: log f̃(x, k) = log f(x, k) − log Z_k, and the score of f.
 
     `calibrate` makes it. With modes, log f̃ = log f + c_m(k) in the cell of the mode m that is nearest to x/α_k, so
@@ -42,7 +42,7 @@ class Calibrated(LeafFactor):
     label: str = eqx.field(static=True)
 
     def __init__(self, factor: LeafFactor, tables: Mapping[str, Any]):
-        self.base = eqx.tree_at(lambda f: f.fixed, factor, {}, is_leaf=lambda node: node is factor.fixed)
+        self.base = factor.holding({})
         self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
         self.fixed = {**factor.fixed, **{name: np.asarray(table, np.float64) for name, table in tables.items()}}
 
@@ -69,26 +69,6 @@ class Calibrated(LeafFactor):
     @property
     def capabilities(self) -> frozenset[str]:
         return self.base.capabilities | ({"normalised", "mode_depth"} if CENTRES in self.fixed else {"normalised"})
-
-    @property
-    def top_power(self) -> float:
-        return self.base.top_power
-
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        return self.base.condition_names
-
-    @property
-    def log_snr_range(self) -> tuple[float, float]:
-        return self.base.log_snr_range
-
-    @property
-    def level_bound(self) -> bool:
-        return self.base.level_bound
-
-    @property
-    def level_free(self) -> bool:
-        return self.base.level_free
 
     def given(self, **conditions: Any) -> LeafFactor:
         check_conditions(self, conditions)

@@ -192,7 +192,7 @@ class Diffusion(LeafFactor):
                 "left out needs a default.",
             ) from error
         if self.parameterization in parameterizations.ENERGIES:
-            output, beside = parameterizations.in_parts(output)
+            output, beside = parameterizations.with_number(output)
             if jnp.shape(beside) != ():
                 raise NetworkError(
                     f"The network of factor '{self.label}' returned a pair whose second part has shape "

@@ -69,7 +69,7 @@ ENERGIES: dict[str, Callable[[Array, Array], Array]] = {
 SCORES: dict[str, Callable[[Array, Array, Noise], Array]] = {"epsilon": epsilon, "x0": x0, "v": v, "score": score}
 
 
-def in_parts(output: Any) -> tuple[Any, Any]:
+def with_number(output: Any) -> tuple[Any, Any]:
     """What an energy is made of, and the number beside it: 0 unless the network returns a pair."""
     return output if isinstance(output, tuple) and len(output) == 2 else (output, 0.0)
 
@@ -91,7 +91,7 @@ def evaluate(
     energy = ENERGIES[parameterization]
 
     def log_density(point: Array) -> Array:
-        output, beside = in_parts(call(point))
+        output, beside = with_number(call(point))
         return -jnp.sum(weights * energy(output, point)) / noise.sigma + beside
 
     return jax.value_and_grad(log_density)(x)

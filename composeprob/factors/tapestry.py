@@ -11,7 +11,7 @@ from jax import Array
 
 from composeprob.errors import CapabilityError, WrongTypeError
 from composeprob.factors.algebra import Product, _common_shape
-from composeprob.factors.base import Factor, LeafFactor, check_conditions
+from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, check_conditions
 from composeprob.factors.calibrated import Calibrated
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.parameterizations import ENTRYWISE
@@ -22,7 +22,7 @@ WEIGHTS = "weights of entries"
 """The weights lie among the conditions, so that all windows of one network stay one batched evaluation."""
 
 
-class Weighted(LeafFactor):
+class Weighted(AroundLeaf):
     """A diffusion model whose entries count with weights m: log f(x) = −Σ_i m_i·E_i(x)/σ, or the score m·∇log f.
 
     `tapestry` makes it of every model in its windows; a number that a network returns beside its array is added whole.
@@ -39,7 +39,7 @@ class Weighted(LeafFactor):
     label: str = eqx.field(static=True)
 
     def __init__(self, factor: Diffusion, weights: np.ndarray):
-        self.base = eqx.tree_at(lambda f: f.fixed, factor, {}, is_leaf=lambda node: node is factor.fixed)
+        self.base = factor.holding({})
         self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
         self.fixed = {**factor.fixed, WEIGHTS: np.asarray(weights, np.float32)}
 
@@ -52,18 +52,6 @@ class Weighted(LeafFactor):
     @property
     def entry_powers(self) -> Any:
         return self.fixed.get(WEIGHTS, 1.0)
-
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        return self.base.condition_names
-
-    @property
-    def log_snr_range(self) -> tuple[float, float]:
-        return self.base.log_snr_range
-
-    @property
-    def level_bound(self) -> bool:
-        return self.base.level_bound
 
     def check_network(self) -> None:
         self.base.given(**self._conditions(self.fixed)).check_network()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
@@ -216,8 +215,7 @@ def same_network(a: LeafFactor, b: LeafFactor) -> bool:
 
 
 def _identity(factor: LeafFactor) -> tuple[Any, tuple[int, ...]]:
-    bare = eqx.tree_at(lambda f: f.fixed, factor, {}, is_leaf=lambda node: node is factor.fixed)
-    arrays, treedef = jax.tree.flatten(bare)
+    arrays, treedef = jax.tree.flatten(factor.holding({}))
     return treedef, tuple(id(array) for array in arrays)
 
 

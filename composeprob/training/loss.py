@@ -112,12 +112,11 @@ def losses(factor: Diffusion | Classifier, batch: Batch) -> Losses:
             level = _told_apart(log_density, factor.evaluate(x, event.other, event.conditions)[0])
         rivals = [conditions for conditions in (event.foreign, event.variant) if conditions is not None]
         if rivals:  # all in one batch, so that what depends on x alone is computed once
-            own = jax.tree.map(lambda a: a[None], event.conditions)
-            together = jax.tree.map(lambda *parts: jnp.concatenate(parts), own, *rivals)
+            together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rivals)
             values: Any = jax.vmap(lambda given: factor.evaluate(x, event.noise, given)[0])(together)
-            ends = np.cumsum([1, *(len(jax.tree.leaves(conditions)[0]) for conditions in rivals)])
+            ends = np.cumsum([0, *(len(jax.tree.leaves(conditions)[0]) for conditions in rivals)])
             for first, last in pairwise(ends):
-                condition = condition + _told_apart(values[0], values[first:last])
+                condition = condition + _told_apart(log_density, values[first:last])
         return Losses(denoising, level, condition)
 
     return jax.vmap(one)(batch)

@@ -1,5 +1,6 @@
 """The cross-condition loss: least at the true log-densities of conditions, "no condition" included."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import composeprob as cp
 from composeprob.errors import InvalidValueError
 from composeprob.training.loss import draw, losses
+from composeprob.training.optimise import initial, make_chunk
 from training.recipes import tiny
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -26,6 +28,19 @@ def told_apart(shares=SHARES, **changes):
 
     settings = {"data": data, "conditions": {"part": NONE}, "condition_dropout": 0.3, "parameterization": "energy"}
     return tiny(**(settings | {"cross_condition": 1.0} | changes))
+
+
+class Conditioned(eqx.Module):
+    """A scalar energy that depends on the part."""
+
+    layers: eqx.nn.MLP
+
+    def __call__(self, x, t, part):
+        return self.layers(jnp.array([*x, 0.1 * t, part]))
+
+
+def energy_network(key):
+    return Conditioned(eqx.nn.MLP(4, "scalar", 8, 1, jnp.tanh, key=key))
 
 
 def slope_scores(recipe, tilted, tilt, shares=SHARES):
@@ -77,6 +92,30 @@ def test_the_next_event_s_condition_is_the_foreign_one():
     np.testing.assert_array_equal(batch.foreign["part"][:, 0], np.roll(batch.conditions["part"], 1))
     assert NONE in np.asarray(batch.foreign["part"])
     assert draw(told_apart(cross_condition=0.0), KEY, 16).foreign is None
+
+
+@pytest.mark.parametrize("denoising", [True, False])
+def test_training_takes_the_losses_that_the_recipe_names(denoising):
+    recipe = told_apart(cross_condition=0.5, denoising=denoising, weight=lambda log_snr: 1 + log_snr**2, ema=0.0)
+    network = jax.tree.map(lambda a: a + 0.1 if eqx.is_inexact_array(a) else a, energy_network(KEY))
+    state = initial(recipe, network)
+    after, record = make_chunk(recipe, network, KEY)(state, jnp.int32(1))
+    batch = draw(recipe, jax.random.fold_in(jax.random.fold_in(KEY, 0), 0), recipe.batch_size)
+    static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
+
+    def loss(parameters):
+        each = losses(recipe.factor(eqx.combine(parameters, static)), batch)
+        total = 0.5 * each.cross_condition + (each.denoising if denoising else 0.0)
+        return jnp.mean(total * (1 + batch.noise.log_snr**2)), each
+
+    gradient, each = jax.jit(jax.grad(loss, has_aux=True))(state.parameters)
+    expected = each.denoising if denoising else 0.5 * each.cross_condition
+    np.testing.assert_allclose(record.loss[0], jnp.mean(expected), rtol=1e-4)
+    # Adam's first step goes by the sign of the gradient.
+    moved = jax.tree.map(lambda a, b: jnp.sign(b - a), state.parameters, after.parameters)
+    for step, slope in zip(jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True):
+        clear = np.abs(slope) > 1e-3
+        np.testing.assert_array_equal(np.asarray(step)[clear], -np.sign(slope)[clear])
 
 
 @pytest.mark.parametrize(

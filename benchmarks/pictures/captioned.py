@@ -60,14 +60,14 @@ def cells(scenes: int) -> Iterator[Cell]:
 
 def measure(formula: str, sampler: str, scenes: int, strength: float) -> tuple[dict[str, Any], np.ndarray]:
     """One cell: as many scenes, each of a formula of its own, the same formulas for every sampler."""
-    model, images, seconds, start = cp.load(MODEL), [], 0.0, 0.0
+    model, images, start = cp.load(MODEL), [], time.monotonic()
     pairs = formulas(formula, scenes)
     for i, (first, second) in enumerate(pairs):
-        if i == 1:
-            start = time.monotonic()  # the first scene compiles
         density = cp.compile(scene, model, formula, first, second, strength)
         run = cp.infer(density, jax.random.key(i), num_chains=1, sampler=samplers("energy")[sampler], progress=False)
         images.append(run["x"][0])
+        if i == 0:
+            start = time.monotonic()  # the first scene compiles
     seconds = (time.monotonic() - start) / max(1, scenes - 1)
     true, world = [], _world()
     for image, (first, second) in zip(images, pairs, strict=True):

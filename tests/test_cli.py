@@ -123,6 +123,7 @@ def test_several_programs_must_be_told_apart(write):
     [
         ("x = 1", "has no program"),
         ("import composeprob as cp\n@cp.program\ndef p(f): pass", "needs a value for its parameter 'f'"),
+        ("import composeprob as cp\nprecision = 1\n@cp.program\ndef p(precision): pass", "a parameter 'precision'"),
     ],
 )
 def test_files_without_a_program_or_arguments(write, text, words):

@@ -158,6 +158,7 @@ def devices(
     ] = True,
     mesh: Annotated[str | None, typer.Option(metavar="ROWSxCOLUMNS", help="As for run.")] = None,
     shard_above: Annotated[int | None, typer.Option(metavar="BYTES", help="As for run.", min=0)] = None,
+    precision: Annotated[str | None, typer.Option(metavar="bfloat16", help="As for run.", show_default=False)] = None,
 ) -> None:
     """Show what programs would run on here; with --compile, what a run would take on TPUs that are not here.
 
@@ -181,4 +182,5 @@ def devices(
         return
     hardware.prepare_tpu_compiler()
     chosen = make_sampler(sampler, kernel, None, step_size, 3, 0.5)
-    console.print(hardware.ahead(compile_for, target, chains_per_chip, chosen, diagnostics, mesh, shard_above))
+    density = hardware.program(target, precision)
+    console.print(hardware.ahead(compile_for, density, chains_per_chip, chosen, diagnostics, mesh, shard_above))

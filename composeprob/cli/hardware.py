@@ -128,7 +128,7 @@ def prepare_tpu_compiler() -> None:
 
 def ahead(
     topology: str,
-    target: str | None,
+    density: AnnealedDensity,
     chains_per_chip: int,
     sampler: Any,
     diagnostics: bool,
@@ -146,7 +146,7 @@ def ahead(
     chips: Any = tpu_chips(topology)
     table_of_chips = table_of(chips, mesh, shard_above)
     chips = chips if table_of_chips is None else table_of_chips
-    density, num_chains = program(target), chains_per_chip * np.size(chips)
+    num_chains = chains_per_chip * np.size(chips)
     if sampler is None:
         sampler, _ = choose(density, num_chains)
     compiled = compile_ahead(density, sampler, num_chains, chips, diagnostics, shard_above=shard_above)
@@ -189,19 +189,19 @@ def tpu_chips(topology: str) -> list[Any]:
     return list(found.devices)
 
 
-def program(target: str | None) -> AnnealedDensity:
+def program(target: str | None, precision: str | None = None) -> AnnealedDensity:
     """The compiled program of a file, or ring × bar."""
     from composeprob import api
 
     if target is not None:
         found, module = load_program(target)
-        return api.compile(found, **arguments(found, module))
+        return api.compile(found, **arguments(found, module), precision=precision)
 
     @api.program
     def product(ring: Any, bar: Any) -> Any:
         return api.sample("x", ring * bar)
 
-    return api.compile(product, api.load("ring2d"), api.load("bar2d"))
+    return api.compile(product, api.load("ring2d"), api.load("bar2d"), precision=precision)
 
 
 def of(size: float) -> str:

@@ -15,6 +15,8 @@ from composeprob.errors import InvalidValueError, LoadError, ProgramError, Wrong
 if TYPE_CHECKING:
     from composeprob.language.program import Program
 
+COMPILES = ("schedule", "precision")
+"""Arguments that `compile` takes for itself."""
 CHAINS = 1000
 """Chains of a run where neither the command nor the file says how many."""
 
@@ -68,7 +70,8 @@ def arguments(program: Program, module: ModuleType) -> dict[str, Any]:
     """Values for the parameters that have no default: the module's variables of the same names.
 
     Raises:
-        ProgramError: a parameter with neither a default nor a variable of its name.
+        ProgramError: a parameter with neither a default nor a variable of its name, or one that has the name of an
+            argument of `compile`.
     """
     values: dict[str, Any] = {}
     for name, parameter in inspect.signature(program.function).parameters.items():
@@ -82,6 +85,12 @@ def arguments(program: Program, module: ModuleType) -> dict[str, Any]:
                 f"Program '{program.name}' needs a value for its parameter {name!r}.",
                 where=program.where,
                 fix=f"give it a default, or define a variable {name} at the top level of the file.",
+            )
+        if name in COMPILES:
+            raise ProgramError(
+                f"Program '{program.name}' has a parameter {name!r}, which is what cp.compile calls one of its own.",
+                where=program.where,
+                fix="rename it.",
             )
         values[name] = getattr(module, name)
     return values

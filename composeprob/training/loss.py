@@ -75,8 +75,10 @@ def draw(recipe: Recipe, key: Array, size: int) -> Batch:
     return Batch(events, epsilon, noise, other, dict(conditions), foreign, variant)
 
 
-def losses(factor: Diffusion | Classifier, batch: Batch) -> Losses:
+def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True) -> Losses:
     """Every event's losses; a classifier has its cross-entropy in the place of the first, and no other.
+
+    Without ``denoising`` no score is asked for, and the first loss is zero.
 
     The denoising loss is the mean over the event's elements. For a score-only form this is the error of ε̂; for the
     energy forms it matches ∇ₓE to ε, as both have −σ·∇log f in the place of ε̂. A model that predicts no noise at all
@@ -102,22 +104,27 @@ def losses(factor: Diffusion | Classifier, batch: Batch) -> Losses:
 
     def one(event: Batch) -> Losses:
         x = event.noise.alpha * event.events + event.noise.sigma * event.epsilon
-        log_density, score = factor.evaluate(x, event.noise, event.conditions)
-        if isinstance(factor, Classifier):
-            assert log_density is not None
-            return Losses(-log_density, none, none)
-        denoising = jnp.mean((event.epsilon + event.noise.sigma * score) ** 2)
+        rivals = [conditions for conditions in (event.foreign, event.variant) if conditions is not None]
+        log_density, error, values = None, none, None
+        if denoising or not rivals:
+            log_density, score = factor.evaluate(x, event.noise, event.conditions)
+            if isinstance(factor, Classifier):
+                assert log_density is not None
+                return Losses(-log_density, none, none)
+            error = jnp.mean((event.epsilon + event.noise.sigma * score) ** 2) if denoising else none
+        if rivals:  # all in one batch, so that what depends on x alone is computed once
+            own = [] if denoising else [jax.tree.map(lambda a: a[None], event.conditions)]
+            together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *own, *rivals)
+            values = jax.vmap(lambda given: factor.evaluate(x, event.noise, given)[0])(together)
+            if own:
+                log_density, values = values[0], values[1:]
         level = condition = none
         if event.other is not None:
             level = _told_apart(log_density, factor.evaluate(x, event.other, event.conditions)[0])
-        rivals = [conditions for conditions in (event.foreign, event.variant) if conditions is not None]
-        if rivals:  # all in one batch, so that what depends on x alone is computed once
-            together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rivals)
-            values: Any = jax.vmap(lambda given: factor.evaluate(x, event.noise, given)[0])(together)
-            ends = np.cumsum([0, *(len(jax.tree.leaves(conditions)[0]) for conditions in rivals)])
-            for first, last in pairwise(ends):
-                condition = condition + _told_apart(log_density, values[first:last])
-        return Losses(denoising, level, condition)
+        ends = np.cumsum([0, *(len(jax.tree.leaves(conditions)[0]) for conditions in rivals)])
+        for first, last in pairwise(ends):
+            condition = condition + _told_apart(log_density, values[first:last])
+        return Losses(error, level, condition)
 
     return jax.vmap(one)(batch)
 

@@ -71,7 +71,7 @@ def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any
 
     def mean_loss(parameters: Any, batch: Batch) -> tuple[Array, Array]:
         trained = eqx.tree_at(lambda f: f.network, factor, eqx.combine(parameters, static))
-        each = losses(trained, batch)
+        each = losses(trained, batch, recipe.denoising)
         weight = 1.0 if recipe.weight is None else jax.vmap(recipe.weight)(batch.noise.log_snr)
         crossed = recipe.cross_level * each.cross_level + recipe.cross_condition * each.cross_condition
         if not recipe.denoising:

@@ -49,16 +49,61 @@ def ended(process):
     return output
 
 
-@pytest.mark.slow
-def test_two_processes_are_one_run(tmp_path):
-    (tmp_path / "scene.py").write_text(PROGRAM)
+NETWORK = """
+import equinox as eqx, jax, jax.numpy as jnp, composeprob as cp
+
+
+class Network(eqx.Module):
+    first: jax.Array
+    second: jax.Array
+
+    def __call__(self, x, t):
+        h = jnp.tanh(self.second @ jnp.tanh(self.first @ x))
+        return t / jnp.sqrt(1 + t**2) * (0.5 * jnp.sum(x**2) + 0.1 * jnp.sum(h))
+
+
+one, other = jax.random.split(jax.random.key(0))
+network = Network(jax.random.normal(one, (32, 2)), jax.random.normal(other, (32, 32)) / 32**0.5)
+schedule = cp.Schedule.log_snr(12, min=-6.0, max=4.0)
+f = cp.Diffusion(network, schedule, event_shape=(2,), parameterization="energy", time="sigma")
+sampler = cp.SMC(cp.MALA(0.1))
+
+
+@cp.program
+def squared(f):
+    return cp.sample("x", f * f)
+"""
+
+
+def together(folder, *options):
+    """What two processes print that work as one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    together = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    options = ("--distributed", "--checkpoint-dir", tmp_path / "checkpoints")
-    both = [start(tmp_path, "two", *options, **together, JAX_PROCESS_ID=str(i)) for i in (0, 1)]
-    outputs = [ended(process) for process in both]
+    told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    both = [start(folder, "two", "--distributed", *options, **told, JAX_PROCESS_ID=str(i)) for i in (0, 1)]
+    return [ended(process) for process in both]
+
+
+@pytest.mark.slow
+def test_two_processes_hold_a_network_in_parts_and_round_alike(tmp_path):
+    """4 KiB of weights in two halves, a process with each; what networks multiply is rounded to bfloat16."""
+    (tmp_path / "scene.py").write_text(NETWORK)
+    rounded = ("--precision", "bfloat16")
+    together(tmp_path, *rounded, "--mesh", "1x2", "--shard-above", 1000)
+    ended(start(tmp_path, "one", *rounded, "--store", tmp_path / "one.zarr"))
+    ended(start(tmp_path, "exact", "--store", tmp_path / "exact.zarr"))
+    two, one = cp.Result.load(tmp_path / "two" / "samples.zarr"), cp.Result.load(tmp_path / "one.zarr")
+    np.testing.assert_array_equal(np.asarray(two["x"]), np.asarray(one["x"]))
+    assert two.log_evidence == one.log_evidence
+    assert not np.array_equal(np.asarray(cp.Result.load(tmp_path / "exact.zarr")["x"]), np.asarray(one["x"]))
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(tmp_path):
+    (tmp_path / "scene.py").write_text(PROGRAM)
+    options = ("--checkpoint-dir", tmp_path / "checkpoints")
+    outputs = together(tmp_path, *options)
     assert "status" in outputs[0]
     assert "status" not in outputs[1]  # one of them speaks
     ended(start(tmp_path, "one", "--store", tmp_path / "one.zarr"))
@@ -73,7 +118,7 @@ def test_two_processes_are_one_run(tmp_path):
     assert json.loads((tmp_path / "two" / "results.json").read_text())["draws"] == 3
 
     # And on, in one process, from the checkpoint that two have written.
-    more = ended(start(tmp_path, "two", *options[1:], "--store", tmp_path / "two" / "samples.zarr", "--resume"))
+    more = ended(start(tmp_path, "two", *options, "--store", tmp_path / "two" / "samples.zarr", "--resume"))
     assert "OK" in more
     again = cp.Result.load(tmp_path / "two" / "samples.zarr")
     np.testing.assert_array_equal(np.asarray(again["x"]), np.asarray(one["x"]))

@@ -94,6 +94,15 @@ def test_the_next_event_s_condition_is_the_foreign_one():
     assert draw(told_apart(cross_condition=0.0), KEY, 16).foreign is None
 
 
+def test_without_denoising_the_other_loss_is_the_same_and_asks_for_no_score():
+    recipe = told_apart(vary=other_part)
+    factor, batch = recipe.factor(energy_network(KEY)), draw(recipe, KEY, 16)
+    both, alone = losses(factor, batch), losses(factor, batch, denoising=False)
+    np.testing.assert_allclose(both.cross_condition, alone.cross_condition, rtol=1e-5)
+    assert np.all(np.asarray(both.denoising) > 0)
+    assert not np.any(alone.denoising)
+
+
 @pytest.mark.parametrize("denoising", [True, False])
 def test_training_takes_the_losses_that_the_recipe_names(denoising):
     recipe = told_apart(cross_condition=0.5, denoising=denoising, weight=lambda log_snr: 1 + log_snr**2, ema=0.0)

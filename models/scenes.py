@@ -73,7 +73,8 @@ def caption(**settings: Any) -> cp.training.Recipe:
     """A model of scenes given a caption that is true of one of their objects, or given nothing: an energy.
 
     A caption changes the denoising loss by a percent or less, since it leaves open where most of the image's objects
-    are; it is learned by telling apart the captions of different scenes.
+    are; it is learned by telling apart the captions of different scenes, and shapes that are alike from one another
+    where there is little noise: with more, a circle and a square are so close that they come to mean the same.
 
     Args:
         settings: what the recipe changes of its own.
@@ -89,7 +90,12 @@ def caption(**settings: Any) -> cp.training.Recipe:
         return scenes.images, {"caption": captions.describe(caption_key, scenes)}
 
     chosen = SETTINGS | {"conditions": {"caption": captions.EMPTY}, "condition_dropout": 0.1, "start": from_positions}
-    chosen |= {"encoders": {"caption": captions.tokens}, "microbatch": 32, "learning_rate": 2.5e-3, "log_snr": (-7.0, 7.0)}
+    chosen |= {
+        "encoders": {"caption": captions.tokens},
+        "microbatch": 32,
+        "learning_rate": 2.5e-3,
+        "log_snr": (-7.0, 7.0),
+    }
     chosen |= {"denoising": False, "cross_condition": 1.0, "cross_condition_others": 31, "focus": (-1.0, 5.0)}
     chosen |= {"vary": lambda key, given: {"caption": captions.reshaped(key, given["caption"])}}
     return cp.training.Recipe(network=network, data=data, parameterization="energy_residual", **(chosen | settings))

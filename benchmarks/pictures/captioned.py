@@ -7,7 +7,6 @@ colour, shape and place; NOT takes one of them, and a colour or a shape that the
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ import composeprob as cp
 from models.worlds import captions, detector, shapes
 
 from .cells import Cell, share
+from .drawn import draw
 from .placed import samplers
 
 MODEL = "shapes-caption"
@@ -60,25 +60,18 @@ def cells(scenes: int) -> Iterator[Cell]:
 
 def measure(formula: str, sampler: str, scenes: int, strength: float) -> tuple[dict[str, Any], np.ndarray]:
     """One cell: as many scenes, each of a formula of its own, the same formulas for every sampler."""
-    model, images, start = cp.load(MODEL), [], time.monotonic()
-    pairs = formulas(formula, scenes)
-    for i, (first, second) in enumerate(pairs):
-        density = cp.compile(scene, model, formula, first, second, strength)
-        run = cp.infer(density, jax.random.key(i), num_chains=1, sampler=samplers("energy")[sampler], progress=False)
-        images.append(run["x"][0])
-        if i == 0:
-            start = time.monotonic()  # the first scene compiles
-    seconds = (time.monotonic() - start) / max(1, scenes - 1)
-    true, world = [], _world()
-    for image, (first, second) in zip(images, pairs, strict=True):
-        true.append(holds(formula, first, second, detector.detect(image[None]))[0])
+    model, pairs, world = cp.load(MODEL), formulas(formula, scenes), _world()
+    densities = (cp.compile(scene, model, formula, *pair, strength) for pair in pairs)
+    drawn = draw(densities, samplers("energy")[sampler])
+    found = (detector.detect(image[None]) for image in drawn.images)
+    true = [holds(formula, *pair, one)[0] for pair, one in zip(pairs, found, strict=True)]
     measured = {
         "scenes": scenes,
         "satisfied": share(true),
         "chance": float(np.mean([holds(formula, *pair, world).mean() for pair in pairs])),
-        "seconds_a_scene": round(seconds, 2),
+        "seconds_a_scene": round(drawn.seconds, 2),
     }
-    return measured, np.stack(images[:SHOWN])
+    return measured, drawn.images[:SHOWN]
 
 
 def formulas(formula: str, number: int) -> list[tuple[str, str]]:

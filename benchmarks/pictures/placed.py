@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from composeprob.schedule import Noise
 from models.worlds import detector, shapes
 
 from .cells import Cell, share
+from .drawn import draw
 
 MODEL = "shapes-position"
 PLACES_KEY = 5
@@ -105,29 +105,18 @@ def measure(
     model: Any, objects: int, sampler: Any, chains: int, scenes: int, strength: float
 ) -> tuple[dict[str, Any], np.ndarray]:
     """One cell: as many scenes, each with places of its own, the same places for every sampler."""
-    draw = jax.jit(lambda key: shapes.draw(key, scenes, fewest=objects, most=objects))
-    places = np.asarray(draw(jax.random.key(PLACES_KEY)).centres)[:, :objects]
-    images, acceptance, evaluations = [], [], 0
-    start = time.monotonic()
-    for i in range(scenes):
-        density = cp.compile(scene, model, places[i], strength)
-        result = cp.infer(density, jax.random.key(i), num_chains=chains, sampler=sampler, progress=False)
-        images.append(result.unweighted()["x"][0])
-        acceptance.append(result.acceptance)
-        evaluations = result.evaluations
-        if i == 0:
-            start = time.monotonic()  # the first scene compiles
-    seconds = (time.monotonic() - start) / max(1, scenes - 1)
-    found = detector.detect(np.stack(images))
+    true = jax.jit(lambda key: shapes.draw(key, scenes, fewest=objects, most=objects))(jax.random.key(PLACES_KEY))
+    places = np.asarray(true.centres)[:, :objects]
+    drawn = draw((cp.compile(scene, model, near, strength) for near in places), sampler, chains)
+    found = detector.detect(drawn.images)
     near = detector.placed(found, places)
-    accepted = np.asarray(acceptance, float)
     measured = {
         "scenes": scenes,
         "all_placed": share(near.all(1)),
         "each_placed": float(near.mean()),
         "found": float(found.count.mean()),
-        "acceptance": float(accepted[np.isfinite(accepted)].mean()) if np.isfinite(accepted).any() else None,
-        "evaluations": evaluations,
-        "seconds_a_scene": round(seconds, 2),
+        "acceptance": drawn.acceptance,
+        "evaluations": drawn.evaluations,
+        "seconds_a_scene": round(drawn.seconds, 2),
     }
-    return measured, np.stack(images[:SHOWN])
+    return measured, drawn.images[:SHOWN]

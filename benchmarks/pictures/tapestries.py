@@ -7,11 +7,9 @@ they make a canvas: "once" (`cp.tapestry`) or "as often as seen" (their plain pr
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 import composeprob as cp
@@ -20,6 +18,7 @@ from models.worlds import captions, detector, shapes
 from . import placed
 from .captioned import MODEL, STRENGTH
 from .cells import Cell, share
+from .drawn import draw
 
 CANVAS = (96, 96, 3)
 STARTS = (0, 21, 43, 64)
@@ -66,28 +65,20 @@ def measure(counted: str, sampler: str, canvases: int, strength: float) -> tuple
     """One cell: as many canvases, the same captions for every sampler."""
     model, rng = cp.load(MODEL), np.random.default_rng(9)
     said = [[_caption(rng) for _ in OFFSETS] for _ in range(canvases)]
-    images, acceptance, start = [], [], time.monotonic()
-    for i, ours in enumerate(said):
-        density = cp.compile(canvas, model, ours, strength, COUNTED[counted])
-        run = cp.infer(density, jax.random.key(i), num_chains=1, sampler=SAMPLERS[sampler], progress=False)
-        images.append(run["x"][0])
-        acceptance.append(run.acceptance)
-        if i == 0:
-            start = time.monotonic()  # the first canvas compiles
-    seconds = (time.monotonic() - start) / max(1, canvases - 1)
-    shown = np.stack([image[y : y + 32, x : x + 32] for image in images for y, x in OFFSETS])
+    combine = COUNTED[counted]
+    drawn = draw((cp.compile(canvas, model, ours, strength, combine) for ours in said), SAMPLERS[sampler])
+    shown = np.stack([image[y : y + 32, x : x + 32] for image in drawn.images for y, x in OFFSETS])
     found = detector.detect(shown)
     asked = [caption for ours in said for caption in ours]
     true = [captions.true_of(caption, found)[i] for i, caption in enumerate(asked)]
-    accepted = np.asarray(acceptance, float)
     measured = {
         "canvases": canvases,
         "satisfied": share(true),
-        "seam": seam(np.stack(images)),
-        "acceptance": float(np.nanmean(accepted)) if np.isfinite(accepted).any() else None,
-        "seconds_a_canvas": round(seconds, 1),
+        "seam": seam(drawn.images),
+        "acceptance": drawn.acceptance,
+        "seconds_a_canvas": round(drawn.seconds, 1),
     }
-    return measured, np.stack(images[: placed.SHOWN])
+    return measured, drawn.images[: placed.SHOWN]
 
 
 def seam(images: np.ndarray) -> float:

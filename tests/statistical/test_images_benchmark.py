@@ -3,12 +3,17 @@
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
+
+import composeprob as cp
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import images
 from pictures.cells import Cell, Kept, share
+from pictures.drawn import draw
 
 
 def placed(objects, sampler, successes, trials=100):
@@ -50,3 +55,18 @@ def test_checks_fail_where_they_should():
     assert [holds for text, holds in worse.items() if "not worse" in text] == [False]
     mixed = {"part": "mixed", "classes": "3 and 8", "sampler": "SMC", "first": share(np.arange(1000) < 250)}
     assert list(images.checks([mixed]).values()) == [False]
+
+
+def test_one_image_of_each_density():
+    @cp.program
+    def image(f):
+        return cp.sample("x", f)
+
+    schedule = cp.Schedule.log_snr(8)
+    near = [cp.Analytic(dist.Normal(jnp.full((4, 4, 3), mean), 0.01), schedule) for mean in (0.0, 1.0, 2.0)]
+    drawn = draw((cp.compile(image, f) for f in near), cp.AnnealedMCMC(cp.MALA(0.0001), 1, reverse_step=True), chains=2)
+    assert drawn.images.shape == (3, 4, 4, 3)
+    np.testing.assert_allclose(drawn.images.mean((1, 2, 3)), [0.0, 1.0, 2.0], atol=0.2)
+    assert 0 < drawn.acceptance <= 1
+    assert drawn.seconds > 0
+    assert draw([cp.compile(image, near[0])], cp.Ancestral()).acceptance is None

@@ -206,7 +206,7 @@ class AnnealedDensity(eqx.Module):
             raise CapabilityError(
                 "This density has no Feynman–Kac rate: it has a part that is not a noised marginal.",
                 where=self.described.where,
-                fix="use cp.SMC(weights='density') with analytic factors, or cp.AnnealedMCMC.",
+                fix="use cp.AnnealedMCMC or, where all factors are analytic, cp.SMC(weights='density').",
             )
         return evaluation.drift, evaluation.rate
 

@@ -16,7 +16,7 @@ MANY_CHAINS = 256
 ADVICE = {
     "energy": "use MALA or HMC with log_ratio=cp.LineIntegral() if that score is a gradient field, a kernel without a "
     "test (cp.ULA, cp.UHMC), or a model with an energy parameterization.",
-    "feynman_kac": "use cp.SMC(weights='density') with analytic factors, or cp.AnnealedMCMC.",
+    "feynman_kac": "use cp.AnnealedMCMC or, where all factors are analytic, cp.SMC(weights='density').",
     "mode_depth": "use weights='feynman_kac', which needs scores only: energies learned by score matching do not know "
     "how high separated modes are.",
     "score": "every factor needs a score.",

@@ -125,6 +125,9 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
     if best:
         out["tapestry: at least 0.8 of the windows show what they were asked for"] = max(best) >= 0.8
     for c in found:
+        if c["part"] == "told" and c["wrong"] == told.ALIKE:
+            clear = c["by_log_snr"]["6"]["share"]
+            out["told: circle and square differ in at least 0.95 of the scenes without much noise"] = clear >= 0.95
         if c["part"] == "mixed" and c["sampler"] in ("SMC", "MALA"):
             text = f"mixture of {c['classes']}, {c['sampler']}: share within 0.04 of 0.2"
             out[text] = abs(c["first"]["share"] - guided.SHARE) <= 0.04

@@ -55,6 +55,9 @@ def test_checks_fail_where_they_should():
     assert [holds for text, holds in worse.items() if "not worse" in text] == [False]
     mixed = {"part": "mixed", "classes": "3 and 8", "sampler": "SMC", "first": share(np.arange(1000) < 250)}
     assert list(images.checks([mixed]).values()) == [False]
+    for successes in (90, 97):
+        told = {"part": "told", "wrong": "circle or square", "by_log_snr": {"6": share(np.arange(100) < successes)}}
+        assert list(images.checks([told]).values()) == [successes == 97]
 
 
 def test_one_image_of_each_density():

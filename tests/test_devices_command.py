@@ -77,7 +77,7 @@ samplers = {"independent": cp.AnnealedMCMC(cp.MALA(0.01), 2), "smc": cp.SMC(cp.M
 told = {}
 for name, topology, diagnostics in [
     ("independent", "v5e:2x2", False), ("independent", "v5e:4x4", False), ("independent", "v5e:2x2", True),
-    ("smc", "v5e:2x2", False),
+    ("smc", "v5e:2x2", False), ("smc", "v5e:4x4", False),
 ]:
     chips = hardware.tpu_chips(topology)
     c = compile_ahead(density, samplers[name], 64 * len(chips), chips, diagnostics)
@@ -145,7 +145,8 @@ def test_tpus_that_are_not_here():
     assert four[4] > 0
     assert four[5] > 0
     assert set(told["independent v5e:2x2 True"][3]) == {"all-reduce"}  # the means that are reported
-    assert told["smc v5e:2x2 False"][3] == {"all-gather": 2}  # of weights, and of the chains that change places
+    for topology in ("v5e:2x2", "v5e:4x4"):  # weights, and the chains that change places
+        assert told[f"smc {topology} False"][3] == {"all-gather": 1, "collective-permute": 1}
     assert told["v4 chips"] == 16  # one device a chip, not two
     assert "knows no topology 'v5e:3x5'" in told["refused"]
 

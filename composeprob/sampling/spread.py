@@ -133,17 +133,31 @@ class Spread(eqx.Module):
     def exchange(self, chains: Any, chosen: Array) -> Any:
         """Put chain ``chosen[i]`` in the place of chain i, for all N of them: one collective, whatever chains hold.
 
-        Every device sees all N chains for a moment.
+        Every device's chains go round all devices, each of which takes what it needs when they pass: D − 1 steps, in
+        which as much is moved as by a gather, and no device ever holds more than three devices' chains.
         """
         if self.devices == 1:
             return jax.tree.map(lambda leaf: leaf[chosen], chains)
         leaves, treedef = jax.tree.flatten(chains)
         words = [_to_words(leaf) for leaf in leaves]
-        own = words[0].shape[0]
-        here = jax.lax.dynamic_slice_in_dim(chosen, jax.lax.axis_index(AXES) * own, own)
-        packed = self.gather(jnp.concatenate(words, axis=1))[here]
+        packed = jnp.concatenate(words, axis=1)
+        own, me = len(packed), jax.lax.axis_index(AXES)
+        here = jax.lax.dynamic_slice_in_dim(chosen, me * own, own)
+        ring = [(i, (i + 1) % self.devices) for i in range(self.devices)]
+
+        def take(k: Array | int, passing: Array, taken: Array) -> Array:
+            """What is needed of the chains of the device k places back."""
+            theirs = here // own == (me - k) % self.devices
+            return jnp.where(theirs[:, None], passing[here % own], taken)
+
+        def turn(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            passing, taken = carry
+            return jax.lax.ppermute(passing, AXES, ring), take(k, passing, taken)
+
+        passing, taken = jax.lax.fori_loop(0, self.devices - 1, turn, (packed, packed))
+        taken = take(self.devices - 1, passing, taken)
         ends = np.cumsum([w.shape[1] for w in words])[:-1]
-        pieces = jnp.split(packed, ends, axis=1)
+        pieces = jnp.split(taken, ends, axis=1)
         return jax.tree.unflatten(treedef, [_from_words(p, leaf) for p, leaf in zip(pieces, leaves, strict=True)])
 
     def place(self, tree: Any, spec: PartitionSpec) -> Any:

@@ -57,8 +57,10 @@ def main() -> int:
         "every topology compiles": len(passed) == len(found),
         "independent chains have no collectives": all(not one["independent"]["collectives"] for one in passed.values()),
         "a chip's memory for independent chains is the same on 4 and on 256 chips of a family": all(
-            len({one["independent"]["memory"] for name, one in passed.items() if name.startswith(family)}) == 1
-            for family in families
+            len(set(memories(passed, family, "independent"))) == 1 for family in families
+        ),
+        "a chip's memory for SMC on 256 chips is at most 1.02 of that on 4 of a family": all(
+            sizes[-1] <= 1.02 * sizes[0] for family in families if (sizes := memories(passed, family, "default"))
         ),
         "SMC has a collective for weights, one for the exchange of chains, one for its step sizes, and no other": all(
             sum(one["default"]["collectives"].values()) == MEETINGS for one in passed.values()
@@ -69,10 +71,15 @@ def main() -> int:
         "Memory is what one chip needs for arguments, results and temporaries of a whole run. Independent chains: "
         f"{INDEPENDENT.prepare(density).describe()}, without the means over all chains that a result reports. SMC, "
         f"which `cp.infer` chooses here, with them: {default.prepare(density).describe()}. From 64 chips on the "
-        "compiler makes its two all-gathers all-reduces. What every device holds of all chains grows with their number."
+        "compiler makes an all-reduce of the all-gather of weights. Chains that change places go round the chips."
     )
     title = f"Compiled for TPUs, not run: learned ring × bar, {CHAINS} chains on every chip"
     return publish("tpu", title, columns, rows, checks, {"topologies": found}, notes)
+
+
+def memories(passed: dict[str, Any], family: str, name: str) -> list[int]:
+    """Bytes of a chip, by the number of chips."""
+    return [one[name]["memory"] for topology, one in passed.items() if topology.startswith(family)]
 
 
 def told(compiled: Compiled) -> dict[str, Any]:

@@ -3,8 +3,7 @@ conditions apart; and the cross-entropy of classifiers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -104,29 +103,36 @@ def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True)
 
     def one(event: Batch) -> Losses:
         x = event.noise.alpha * event.events + event.noise.sigma * event.epsilon
+        at = lambda given: factor.evaluate(x, event.noise, given)  # noqa: E731
         rivals = [conditions for conditions in (event.foreign, event.variant) if conditions is not None]
-        log_density, error, values = None, none, None
         if denoising or not rivals:
-            log_density, score = factor.evaluate(x, event.noise, event.conditions)
+            log_density, score = at(event.conditions)
             if isinstance(factor, Classifier):
                 assert log_density is not None
                 return Losses(-log_density, none, none)
             error = jnp.mean((event.epsilon + event.noise.sigma * score) ** 2) if denoising else none
-        if rivals:  # all in one batch, so that what depends on x alone is computed once
-            own = [] if denoising else [jax.tree.map(lambda a: a[None], event.conditions)]
-            together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *own, *rivals)
-            values = jax.vmap(lambda given: factor.evaluate(x, event.noise, given)[0])(together)
-            if own:
-                log_density, values = values[0], values[1:]
-        level = condition = none
+            others = _log_densities(at, rivals)
+        else:
+            own = jax.tree.map(lambda a: a[None], event.conditions)
+            (log_density,), *others = _log_densities(at, [own, *rivals])
+            error = none
+        level = none
         if event.other is not None:
             level = _told_apart(log_density, factor.evaluate(x, event.other, event.conditions)[0])
-        ends = np.cumsum([0, *(len(jax.tree.leaves(conditions)[0]) for conditions in rivals)])
-        for first, last in pairwise(ends):
-            condition = condition + _told_apart(log_density, values[first:last])
+        condition = sum((_told_apart(log_density, values) for values in others), none)
         return Losses(error, level, condition)
 
     return jax.vmap(one)(batch)
+
+
+def _log_densities(at: Any, groups: Sequence[Any]) -> list[Array]:
+    """log f given each of a group's conditions, one array a group. All are asked for in one batch, so that what depends
+    on x alone is computed once."""
+    if not groups:
+        return []
+    together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *groups)
+    ends = np.cumsum([len(jax.tree.leaves(group)[0]) for group in groups])
+    return jnp.split(jax.vmap(lambda given: at(given)[0])(together), ends[:-1])
 
 
 def _told_apart(own: Array | None, others: Array | None) -> Array:

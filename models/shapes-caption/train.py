@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from .. import scenes
 
-RECIPE = scenes.caption(iterations=16_000)
+RECIPE = scenes.caption(iterations=24_000)

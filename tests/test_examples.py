@@ -105,7 +105,7 @@ def check_captions(module, result):
     found = detector.detect(result["x"])
     asked = ("a red object on the left", "a blue object on the right", "a green object on the right", "a triangle")
     red, blue, green, triangle = (captions.true_of(caption, found) for caption in asked)
-    assert np.mean(red & (blue | green) & ~triangle) > 0.5
+    assert np.mean(red & (blue | green) & ~triangle) > 0.6  # about 0.9 of many
 
 
 def check_tapestry(module, result):
@@ -113,9 +113,8 @@ def check_tapestry(module, result):
     shown = [result["x"][0, y : y + 32, x : x + 32] for y in module.STARTS for x in module.STARTS]
     found = detector.detect(np.stack(shown))
     pairs = enumerate(zip(words[::2], words[1::2], strict=True))
-    assert (
-        np.mean([captions.true_of(f"a {c} {s} in the middle", found)[i] for i, (c, s) in pairs]) > 0.5
-    )  # 0.73 in the benchmark
+    true = [captions.true_of(f"a {c} {s} in the middle", found)[i] for i, (c, s) in pairs]
+    assert np.mean(true) > 0.6  # 0.85 in the benchmark
 
 
 def check_two_scales(module, result):

@@ -24,6 +24,8 @@ from models.worlds import shapes
 FILE = "images"
 IMAGES = Path("out") / "bench-images"
 COLUMNS = ["part", "what", "sampler", "share (95 %)", "also", "seconds"]
+PICTURES = {FILE: ["placed"], f"{FILE}-captions": ["captions", "tapestry"], f"{FILE}-digits": ["guided", "mixed"]}
+"""Files of pictures, and the parts whose cells they show."""
 JUDGED = ("MALA", "HMC")
 LEAST = {1: 0.95, 3: 0.85, 5: 0.70}
 """Shares of scenes with all objects in their places that MALA or HMC must reach."""
@@ -81,23 +83,36 @@ def of(cell: dict[str, Any]) -> str:
     return f"{cell['objects']} object{'s' if cell['objects'] > 1 else ''}, w = {cell['w']:g}"
 
 
-def picture(kept: Kept, names: list[str]) -> None:
-    """The first images of the cells of objects at places, one panel a cell."""
-    shown = [name for name in names if kept.cells[name]["part"] == "placed" and kept.images_of(name).exists()]
-    if not shown:
-        return
-    columns = min(len(shown), 4)
-    rows = -(-len(shown) // columns)
-    with style():
-        figure = new_figure(2.6 * columns, 2.8 * rows)
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for ax in axes:
-            ax.set_axis_off()
-        for ax, name in zip(axes, shown, strict=False):
-            cell = kept.cells[name]
-            title = f"{of(cell)}, {cell['sampler']}: {cell['all_placed']['share']:.2f}"
-            plot_images(ax, shapes.to_rgb(np.load(kept.images_of(name)).astype(float)), title)
-    figure.savefig(RESULTS / f"{FILE}.png", dpi=110)
+def title(cell: dict[str, Any]) -> str:
+    """What a panel shows, and the share that the cell is about."""
+    what, found = {
+        "placed": lambda: (of(cell), "all_placed"),
+        "captions": lambda: (cell["formula"], "satisfied"),
+        "tapestry": lambda: (f"counted {cell['counted']}", "satisfied"),
+        "guided": lambda: (f"{cell['by']}, {cell['scale']:g}", "recognised"),
+        "mixed": lambda: (cell["classes"], "first"),
+    }[cell["part"]]()
+    return f"{what}, {cell['sampler']}: {cell[found]['share']:.2f}"
+
+
+def pictures(kept: Kept, names: list[str]) -> None:
+    """The first images of the cells, one panel a cell."""
+    for file, parts in PICTURES.items():
+        shown = [name for name in names if kept.cells[name]["part"] in parts and kept.images_of(name).exists()]
+        if not shown:
+            continue
+        columns = min(len(shown), 4)
+        rows = -(-len(shown) // columns)
+        with style():
+            figure = new_figure(2.6 * columns, 2.8 * rows)
+            axes = figure.subplots(rows, columns, squeeze=False).ravel()
+            for ax in axes:
+                ax.set_axis_off()
+            for ax, name in zip(axes, shown, strict=False):
+                images = np.load(kept.images_of(name)).astype(float)
+                plot_images(ax, shapes.to_rgb(images) if images.shape[-1] == 3 else images)
+                ax.set_title(title(kept.cells[name]), fontsize=8)
+        figure.savefig(RESULTS / f"{file}.png", dpi=110)
 
 
 def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
@@ -159,7 +174,7 @@ def main() -> int:
     cells = kept.cells
     names = sorted(cells, key=lambda name: order.get(name, len(order)))
     found = [cells[name] for name in names]
-    picture(kept, names)
+    pictures(kept, names)
     details = {"cells": cells}
     notes = NOTES.format(floor=guided.floor())
     table, holds = [row(cell) for cell in found], checks(found)

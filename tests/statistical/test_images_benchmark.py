@@ -60,6 +60,13 @@ def test_checks_fail_where_they_should():
         assert list(images.checks([told]).values()) == [successes == 97]
 
 
+def test_panels_say_what_they_show():
+    assert images.title(placed(3, "MALA", 90)) == "3 objects, w = 2, MALA: 0.90"
+    told = {"sampler": "SMC", "satisfied": share([True, False])}
+    assert images.title({"part": "captions", "formula": "AND", **told}) == "AND, SMC: 0.50"
+    assert images.title({"part": "tapestry", "counted": "once", **told}) == "counted once, SMC: 0.50"
+
+
 def test_one_image_of_each_density():
     @cp.program
     def image(f):

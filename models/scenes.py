@@ -94,7 +94,6 @@ def caption(**settings: Any) -> cp.training.Recipe:
         "encoders": {"caption": captions.tokens},
         "microbatch": 32,
         "learning_rate": 2.5e-3,
-        "log_snr": (-7.0, 7.0),
     }
     chosen |= {"denoising": False, "cross_condition": 1.0, "cross_condition_others": 31, "focus": (-1.0, 5.0)}
     chosen |= {"vary": lambda key, given: {"caption": captions.reshaped(key, given["caption"])}}

@@ -97,8 +97,9 @@ def title(cell: dict[str, Any]) -> str:
 
 def pictures(kept: Kept, names: list[str]) -> None:
     """The first images of the cells, one panel a cell."""
+    cells = kept.cells
     for file, parts in PICTURES.items():
-        shown = [name for name in names if kept.cells[name]["part"] in parts and kept.images_of(name).exists()]
+        shown = [name for name in names if cells[name]["part"] in parts and kept.images_of(name).exists()]
         if not shown:
             continue
         columns = min(len(shown), 4)
@@ -111,7 +112,7 @@ def pictures(kept: Kept, names: list[str]) -> None:
             for ax, name in zip(axes, shown, strict=False):
                 images = np.load(kept.images_of(name)).astype(float)
                 plot_images(ax, shapes.to_rgb(images) if images.shape[-1] == 3 else images)
-                ax.set_title(title(kept.cells[name]), fontsize=8)
+                ax.set_title(title(cells[name]), fontsize=8)
         figure.savefig(RESULTS / f"{file}.png", dpi=110)
 
 

@@ -90,11 +90,7 @@ def caption(**settings: Any) -> cp.training.Recipe:
         return scenes.images, {"caption": captions.describe(caption_key, scenes)}
 
     chosen = SETTINGS | {"conditions": {"caption": captions.EMPTY}, "condition_dropout": 0.1, "start": from_positions}
-    chosen |= {
-        "encoders": {"caption": captions.tokens},
-        "microbatch": 32,
-        "learning_rate": 2.5e-3,
-    }
+    chosen |= {"encoders": {"caption": captions.tokens}, "microbatch": 32, "learning_rate": 2.5e-3}
     chosen |= {"denoising": False, "cross_condition": 1.0, "cross_condition_others": 31, "focus": (-1.0, 5.0)}
     chosen |= {"vary": lambda key, given: {"caption": captions.reshaped(key, given["caption"])}}
     return cp.training.Recipe(network=network, data=data, parameterization="energy_residual", **(chosen | settings))

@@ -105,7 +105,7 @@ def check_captions(module, result):
     found = detector.detect(result["x"])
     asked = ("a red object on the left", "a blue object on the right", "a green object on the right", "a triangle")
     red, blue, green, triangle = (captions.true_of(caption, found) for caption in asked)
-    assert np.mean(red & (blue | green) & ~triangle) > 0.6  # about 0.9 of many
+    assert np.mean(red & (blue | green) & ~triangle) > 0.6
 
 
 def check_tapestry(module, result):

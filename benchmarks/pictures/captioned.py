@@ -63,8 +63,8 @@ def measure(formula: str, sampler: str, scenes: int, strength: float) -> tuple[d
     model, pairs, world = cp.load(MODEL), formulas(formula, scenes), _world()
     densities = (cp.compile(scene, model, formula, *pair, strength) for pair in pairs)
     drawn = draw(densities, samplers("energy")[sampler])
-    found = (detector.detect(image[None]) for image in drawn.images)
-    true = [holds(formula, *pair, one)[0] for pair, one in zip(pairs, found, strict=True)]
+    found = detector.detect(drawn.images)
+    true = [holds(formula, *pair, found)[i] for i, pair in enumerate(pairs)]
     measured = {
         "scenes": scenes,
         "satisfied": share(true),

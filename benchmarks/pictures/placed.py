@@ -107,7 +107,7 @@ def measure(
     """One cell: as many scenes, each with places of its own, the same places for every sampler."""
     true = jax.jit(lambda key: shapes.draw(key, scenes, fewest=objects, most=objects))(jax.random.key(PLACES_KEY))
     places = np.asarray(true.centres)[:, :objects]
-    drawn = draw((cp.compile(scene, model, near, strength) for near in places), sampler, chains)
+    drawn = draw((cp.compile(scene, model, asked, strength) for asked in places), sampler, chains)
     found = detector.detect(drawn.images)
     near = detector.placed(found, places)
     measured = {

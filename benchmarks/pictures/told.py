@@ -17,8 +17,9 @@ from .cells import Cell, share
 
 KEY = 3
 SCENES = 300
-LOG_SNR = (-2.0, 0.0, 2.0, 6.0)
+LOG_SNR = (-2.0, 0.0, 2.0, 6.0, 8.0)
 ALIKE = "circle or square"
+OTHER = {"circle": "square", "square": "circle"}
 """Those two shapes for one another: they differ by the corners."""
 WRONG = ("shape", ALIKE, "colour", "place")
 OPPOSITE = {
@@ -44,7 +45,7 @@ def measure(wrong: str) -> tuple[dict[str, Any], np.ndarray]:
     for i in range(SCENES):
         one = type(true)(*(field[i : i + 1] for field in true))
         words = _words(one)
-        if wrong == ALIKE and words[1] not in ALIKE:
+        if wrong == ALIKE and words[1] not in OTHER:
             continue
         pair = tuple(" ".join(("a", *each)) for each in (words, _replaced(words, wrong)))
         if not captions.true_of(pair[1], one)[0]:  # another object may make the wrong caption true
@@ -79,7 +80,7 @@ def _replaced(words: tuple[str, str, str], wrong: str) -> tuple[str, str, str]:
     """The words with the next colour, the next shape, the other of circle and square, or the opposite place."""
     colour, shape, place = words
     if wrong == ALIKE:
-        return colour, {"circle": "square", "square": "circle"}[shape], place
+        return colour, OTHER[shape], place
     if wrong == "colour":
         return _next(shapes.COLOURS, colour), shape, place
     if wrong == "shape":

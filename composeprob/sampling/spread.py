@@ -134,7 +134,7 @@ class Spread(eqx.Module):
         """Put chain ``chosen[i]`` in the place of chain i, for all N of them: one collective, whatever chains hold.
 
         Every device's chains go round all devices, each of which takes what it needs when they pass: D − 1 steps, in
-        which as much is moved as by a gather, and no device ever holds more than three devices' chains.
+        which as much is moved as by a gather, and a device holds a few devices' chains, however many there are.
         """
         if self.devices == 1:
             return jax.tree.map(lambda leaf: leaf[chosen], chains)

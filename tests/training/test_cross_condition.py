@@ -94,10 +94,20 @@ def test_the_next_event_s_condition_is_the_foreign_one():
     assert draw(told_apart(cross_condition=0.0), KEY, 16).foreign is None
 
 
-def test_without_denoising_the_other_loss_is_the_same_and_asks_for_no_score():
-    recipe = told_apart(vary=other_part)
-    factor, batch = recipe.factor(energy_network(KEY)), draw(recipe, KEY, 16)
-    both, alone = losses(factor, batch), losses(factor, batch, denoising=False)
+def test_without_denoising_the_other_loss_is_the_same_and_all_conditions_are_asked_for_at_once():
+    recipe, network, calls = told_apart(vary=other_part), energy_network(KEY), []
+
+    def counted(x, t, part):
+        calls.append(jnp.ndim(part))
+        return network(x, t, part)
+
+    factor, batch = recipe.factor(counted), draw(recipe, KEY, 16)
+    calls.clear()
+    both = losses(factor, batch)
+    assert len(calls) == 2  # the event's own with its score, and the others
+    calls.clear()
+    alone = losses(factor, batch, denoising=False)
+    assert len(calls) == 1
     np.testing.assert_allclose(both.cross_condition, alone.cross_condition, rtol=1e-5)
     assert np.all(np.asarray(both.denoising) > 0)
     assert not np.any(alone.denoising)

@@ -30,17 +30,18 @@ JUDGED = ("MALA", "HMC")
 LEAST = {1: 0.95, 3: 0.85, 5: 0.70}
 """Shares of scenes with all objects in their places that MALA or HMC must reach."""
 
-NOTES = """Places are those of true scenes, the same for every sampler; one chain a scene (SMC: 8 chains, one judged).
-An object counts as placed within two pixels. "energy" is the model; "score" is the same model's score, its energy kept
-from the sampler, which tests moves by a line integral. Captions: each formula is made from a true scene, whose objects
-it describes by colour, shape and place; "by chance" is its share among true scenes as such. Told: the share of noised
-true scenes, by log-SNR, which a true caption fits better than the same with one word replaced; 0.5 is guessing. Each
-cell of these is of 300 scenes, less those where both are true. Tapestry: 16 windows a
-canvas, each asked for one object in its middle; a seam of 1 is none. Digits: as many images of each of ten classes,
-judged by a support-vector machine that is right on 0.987 of real images; the Fréchet distance is in its ten decision
-values, and is {floor:.3g} between the two halves of the real images. Intervals are exact for independent trials; SMC's
-chains are not quite so. Cells of other numbers of scenes or other w than 100 and 2 were run with `--scenes` and
-`--strength`; seconds are of a machine that was busy with other work."""
+NOTES = """Places are those of true scenes, the same for every sampler; one chain a scene (SMC: 8 chains, one
+judged). An object counts as placed within two pixels. "energy" is the model; "score" is the same model's score, its
+energy kept from the sampler: MALA and HMC test moves by a line integral, SMC (with the energy: and a step of MALA)
+only makes reverse steps; the other samplers use no more than the score. Captions: each formula is made from a true
+scene, whose objects it describes by colour, shape and place; "by chance" is its share among true scenes as such.
+Told: the share of noised true scenes, by log-SNR, which a true caption fits better than the same with one word
+replaced; 0.5 is guessing. Each cell of these is of 300 scenes, less those where both are true. Tapestry: 16 windows
+a canvas, each asked for one object in its middle; a seam of 1 is none. Digits: as many images of each of ten
+classes, judged by a support-vector machine that is right on 0.987 of real images; the Fréchet distance is in its ten
+decision values, and is {floor:.3g} between the two halves of the real images. Intervals are exact for independent
+trials; SMC's chains are not quite so. Cells of other numbers of scenes or other w than 100 and 2 were run with
+`--scenes` and `--strength`; seconds are of a machine that was busy with other work."""
 
 
 def row(cell: dict[str, Any]) -> list[str]:

@@ -38,9 +38,10 @@ def leapfrog(schedule: Any) -> Any:
 
 
 def samplers(form: str) -> dict[str, Any]:
-    """The samplers, for the energy; or for the score alone those that an energy would serve, which then integrate the
-    score along a move."""
+    """The samplers, for the energy; or for the score alone those to which an energy makes a difference: MALA and HMC
+    integrate the score along a move, and SMC makes none between its reverse steps."""
     test = {} if form == "energy" else {"log_ratio": cp.LineIntegral(3, rule="simpson")}
+    moves = cp.MALA(langevin) if form == "energy" else None
 
     def annealed(kernel: Any) -> Any:
         return cp.AnnealedMCMC(kernel, STEPS, reverse_step=True)
@@ -48,7 +49,7 @@ def samplers(form: str) -> dict[str, Any]:
     tested = {
         "MALA": annealed(cp.MALA(langevin, **test)),
         "HMC": annealed(cp.HMC(leapfrog, 3, **test)),
-        "SMC": cp.SMC(cp.MALA(langevin, **test), second_order=False),
+        "SMC": cp.SMC(moves, second_order=False),
     }
     untested = {"reverse": cp.Ancestral(), "ULA": annealed(cp.ULA(langevin)), "U-HMC": annealed(cp.UHMC(leapfrog, 3))}
     return untested | tested if form == "energy" else tested

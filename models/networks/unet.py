@@ -13,7 +13,7 @@ from .film import Embedded, FiLMBlock
 
 
 def block(width: int, embedding: int, rngs: nnx.Rngs) -> FiLMBlock:
-    """With GroupNorm and convolutions of 3×3."""
+    """With GroupNorm of rows and convolutions of 3×3."""
     layer = lambda zero: Conv3x3(width, width, zero=zero, rngs=rngs)  # noqa: E731
     return FiLMBlock(lambda: group_norm(width, rngs), layer, width, embedding, rngs=rngs)
 
@@ -109,5 +109,6 @@ def coordinates(shape: tuple[int, int]) -> Array:
 
 
 def group_norm(width: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """GroupNorm over 8 groups."""
+    """GroupNorm over 8 groups, of each row of an image (h, w, channels) by itself: Flax takes the first axis for a
+    batch's. The zoo's weights were trained with it."""
     return nnx.GroupNorm(width, num_groups=8, rngs=rngs)

@@ -61,11 +61,12 @@ def curl(
         Hutchinson (1990), a stochastic estimator of the trace. Chao et al. (2023), on investigating the conservative
         property of score-based generative models.
     """
-    suspects = tuple(sorted({name for name, _, offered in density.described.offers if "conservative" not in offered}))
+    offers = density.described.offers
+    suspects = tuple(dict.fromkeys(name for name, _, offered in offers if "conservative" not in offered))
     if not suspects:
         return {}
-    # Names stay outside of the compiled function: other conditions of a factor must not compile again.
-    order = [name for name, *_ in density.described.offers]
+    # Names, and their order, stay outside of the compiled function: other conditions must not compile again.
+    order = [name for name, *_ in offers]
     uses = tuple(tuple(i for i, other in enumerate(order) if other == name) for name in suspects)
     pairs = _squared_norms(density, uses, positions, jnp.asarray(level), key, num_probes)
     *factors, (_, whole) = [(float(turning), float(all_)) for turning, all_ in pairs]

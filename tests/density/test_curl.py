@@ -99,6 +99,26 @@ def test_positions_that_are_not_finite_do_not_count():
     assert curl(density, broken, 0, jax.random.key(0))["f(x)"] == pytest.approx(0.3, rel=0.2)
 
 
+def test_other_conditions_are_not_compiled_again():
+    """Whatever the order of their names is: here 0.3 and −0.5, then −0.5 and 0.3."""
+    traces = []
+
+    def network(x, level, c):
+        traces.append(c)
+        return -x + c * jnp.asarray([[0.0, -1.0], [1.0, 0.0]]) @ x
+
+    f = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization="score", conditions={"c": 0.0})
+    found, counts = [], []
+    for one, other in ((0.3, -0.5), (-0.5, 0.3)):
+        density = cp.compile(both, f.given(c=one), f.given(c=other))
+        before = len(traces)
+        found.append(curl(density, points((2,)), 0, jax.random.key(0)))
+        counts.append(len(traces) - before)
+    assert counts[0] > 0
+    assert counts[1] == 0
+    np.testing.assert_allclose(list(found[0].values()), list(found[1].values())[::-1], rtol=0.05)
+
+
 KERNEL = cp.MALA(log_ratio=cp.LineIntegral(3))
 
 

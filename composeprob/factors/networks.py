@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 from flax import linen, nnx
 
 from composeprob.errors import WrongTypeError
@@ -40,6 +41,25 @@ class FunctionNetwork(eqx.Module):
         return self.function(x, t, **conditions)
 
 
+class Linear(eqx.nn.Linear):
+    """Equinox's layer, computed as x·Wᵀ + b.
+
+    JAX maps W·x over conditions and chains into an array (outputs, chains, conditions), and XLA then moves the numbers
+    of every layer to where the next one wants them: with eight conditions of a small MLP for 256 chains that was 44 %
+    of an evaluation's time on two cores.
+    """
+
+    def __init__(self, layer: eqx.nn.Linear):
+        for name, value in vars(layer).items():
+            setattr(self, name, value)
+
+    def __call__(self, x: Any, *, key: Any = None) -> Any:
+        if "scalar" in (self.in_features, self.out_features):
+            return super().__call__(x, key=key)
+        y = x @ self.weight.T
+        return y if self.bias is None else y + self.bias
+
+
 def as_network(network: Any) -> eqx.Module:
     """Adapt an Equinox module, a Flax NNX module, a Flax Linen ``(module, variables)`` pair or a function.
 
@@ -47,7 +67,8 @@ def as_network(network: Any) -> eqx.Module:
         WrongTypeError: anything else.
     """
     if isinstance(network, eqx.Module) and callable(network):
-        return network
+        plain = lambda node: type(node) is eqx.nn.Linear  # noqa: E731
+        return jax.tree.map(lambda node: Linear(node) if plain(node) else node, network, is_leaf=plain)
     if isinstance(network, nnx.Module):
         graphdef, state = nnx.split(network)
         return NNXNetwork(graphdef, nnx.to_pure_dict(state))

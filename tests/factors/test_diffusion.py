@@ -11,6 +11,7 @@ from flax import linen, nnx
 
 import composeprob as cp
 from composeprob.errors import ConditionError, InvalidValueError, NetworkError, WrongTypeError
+from composeprob.factors.networks import as_network
 
 MEAN, VARIANCE = np.array([0.4, -0.7, 0.2]), 0.3
 SCHEDULES = {"VP": cp.Schedule.cosine(20), "VE": cp.Schedule.edm(20, sigma_min=0.05, sigma_max=20.0)}
@@ -58,6 +59,25 @@ def network_of(parameterization, schedule):
 
 ENERGIES = ["energy", "energy_residual", "energy_norm", "energy_inner"]
 SCORES = ["epsilon", "x0", "v", "score"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("inputs", [3, "scalar"])
+@pytest.mark.parametrize("outputs", [4, "scalar"])
+def test_layers_of_equinox_compute_what_they_did(inputs, outputs, bias):
+    class Network(eqx.Module):
+        layer: eqx.nn.Linear
+
+        def __call__(self, x, t):
+            return self.layer(x)
+
+    network = Network(eqx.nn.Linear(inputs, outputs, use_bias=bias, key=jax.random.key(0)))
+    x = jnp.float32(0.7) if inputs == "scalar" else jnp.array([0.3, -0.2, 0.9])
+    adapted = as_network(network)
+    np.testing.assert_allclose(adapted(x, 0), network(x, 0), rtol=1e-6)
+    assert jax.tree.leaves(adapted) == jax.tree.leaves(network)  # the same arrays
+    assert isinstance(adapted.layer, eqx.nn.Linear)
+    assert jax.tree.structure(as_network(adapted)) == jax.tree.structure(adapted)
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import equinox as eqx
 import jax
@@ -92,23 +90,27 @@ def _squared_norms(
     def norms(position: Position, signs: Position) -> list[tuple[Array, Array]]:
         xs = {name: position[name] for name in noised}
 
-        def of_factor(xs: Position, indices: tuple[int, ...]) -> Position:
-            scores = density.evaluator.leaf_scores({**position, **xs}, level)
-            return {name: sum((scores[i].get(name, 0.0) for i in indices), jnp.zeros_like(x)) for name, x in xs.items()}
+        def fields(xs: Position) -> list[Position]:
+            here = {**position, **xs}
+            scores, whole = density.evaluator.leaf_scores(here, level), density.evaluator(here, level).score
 
-        def composed(xs: Position) -> Position:
-            score = density.evaluator({**position, **xs}, level).score
-            return {name: score[name] for name in xs}
+            def own(indices: tuple[int, ...]) -> Position:
+                return {n: sum((scores[i].get(n, 0.0) for i in indices), jnp.zeros_like(x)) for n, x in xs.items()}
 
-        found = []
-        fields: list[Callable[[Position], Position]] = [
-            *(partial(of_factor, indices=indices) for indices in uses),
-            composed,
+            return [*map(own, uses), {n: whole[n] for n in xs}]
+
+        # One forward product gives those of all fields; the reverse ones are one batch, each of one field's signs.
+        count = len(uses) + 1
+        forward = jax.jvp(fields, (xs,), (signs,))[1]
+        pull = jax.vjp(fields, xs)[1]
+        each = [
+            jax.tree.map(lambda s, i=i: jnp.zeros((count, *s.shape), s.dtype).at[i].set(s), signs) for i in range(count)
         ]
-        for field in fields:
-            forward = jax.jvp(field, (xs,), (signs,))[1]
-            backward = jax.vjp(field, xs)[1](signs)[0]
-            found.append((0.25 * squared_norm(axpy(-1.0, backward, forward)), squared_norm(forward)))
+        (backward,) = jax.vmap(pull)(each)
+        found = []
+        for i, product in enumerate(forward):
+            turning = axpy(-1.0, jax.tree.map(lambda a, i=i: a[i], backward), product)
+            found.append((0.25 * squared_norm(turning), squared_norm(product)))
         return found
 
     def probe(key: Array) -> list[tuple[Array, Array]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,18 @@ from models.worlds import shapes
 FILE = "images"
 IMAGES = Path("out") / "bench-images"
 COLUMNS = ["part", "what", "sampler", "share (95 %)", "also", "seconds"]
-PICTURES = {FILE: ["placed"], f"{FILE}-captions": ["captions", "tapestry"], f"{FILE}-digits": ["guided", "mixed"]}
-"""Files of pictures, and the parts whose cells they show."""
+PICTURES: dict[str, Callable[[dict[str, Any]], bool]] = {
+    FILE: lambda c: (
+        c["part"] == "placed"
+        and (c["form"], c["w"]) == ("energy", 2.0)
+        and c["objects"] in LEAST
+        and c["sampler"] in DRAWN
+    ),
+    f"{FILE}-captions": lambda c: c["part"] in ("captions", "tapestry") and c["sampler"] in ("reverse", "MALA"),
+    f"{FILE}-digits": lambda c: c["part"] in ("guided", "mixed"),
+}
+"""Files of pictures, and the cells that they show."""
+DRAWN = ("reverse", "MALA", "HMC", "SMC")
 JUDGED = ("MALA", "HMC")
 LEAST = {1: 0.95, 3: 0.85, 5: 0.70}
 """Shares of scenes with all objects in their places that MALA or HMC must reach."""
@@ -97,11 +108,13 @@ def title(cell: dict[str, Any]) -> str:
 
 
 def pictures(kept: Kept, names: list[str]) -> None:
-    """The first images of the cells, one panel a cell."""
+    """The first images of the cells, one panel a cell. A file stays as it is where images of it are not kept here."""
     cells = kept.cells
-    for file, parts in PICTURES.items():
-        shown = [name for name in names if cells[name]["part"] in parts and kept.images_of(name).exists()]
-        if not shown:
+    for file, of_file in PICTURES.items():
+        shown = [name for name in names if of_file(cells[name])]
+        lacking = [name for name in shown if not kept.images_of(name).exists()]
+        if lacking or not shown:
+            print(f"{file}.png stays as it is: {len(lacking)} of its {len(shown)} cells were run elsewhere")
             continue
         columns = min(len(shown), 4)
         rows = -(-len(shown) // columns)

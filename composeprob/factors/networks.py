@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from flax import linen, nnx
 
 from composeprob.errors import WrongTypeError
@@ -42,10 +43,10 @@ class FunctionNetwork(eqx.Module):
 
 
 class Linear(eqx.nn.Linear):
-    """Equinox's layer, computed as x·Wᵀ + b.
+    """Equinox's layer, with x before W in the product.
 
     JAX maps W·x over conditions and chains into an array (outputs, chains, conditions), and XLA then moves the numbers
-    of every layer to where the next one wants them: with eight conditions of a small MLP for 256 chains that was 44 %
+    of every layer to where the next one wants them: with eight conditions of a small MLP for 256 chains that was 43 %
     of an evaluation's time on two cores.
     """
 
@@ -56,7 +57,7 @@ class Linear(eqx.nn.Linear):
     def __call__(self, x: Any, *, key: Any = None) -> Any:
         if "scalar" in (self.in_features, self.out_features):
             return super().__call__(x, key=key)
-        y = x @ self.weight.T
+        y = jnp.tensordot(x, self.weight, axes=(0, 1))  # x @ W.T would make Wᵀ anew for a single chain
         return y if self.bias is None else y + self.bias
 
 

@@ -55,6 +55,8 @@ class FiLMBlock(nnx.Module):
         self.leave = layer(True)
 
     def __call__(self, x: Array, embedding: Array) -> Array:
-        gain, shift = jnp.split(self.film(embedding), 2)
+        # Two products: where halves of one are cut out, XLA's CPU backend does not vectorise the activation after them.
+        kernel, bias = self.film.kernel[...], self.film.bias[...]
+        gain, shift = (embedding @ k + b for k, b in zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2), strict=True))
         h = self.inner_norm(self.enter(nnx.swish(self.norm(x))))
         return x + self.leave(nnx.swish(h * (1 + gain) + shift))

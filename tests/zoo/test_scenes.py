@@ -59,14 +59,15 @@ def test_without_a_caption_it_is_the_model_of_positions_without_one_and_a_captio
     network = made.start(eqx.filter_jit(made.untrained)(jax.random.key(0)))
     factor = made.factor(network)
     x, noise = jax.random.normal(jax.random.key(1), (32, 32, 3)), positions.schedule.at(30)
-    ours = factor.evaluate(x, noise, factor.call_conditions())
-    theirs = positions.evaluate(x, noise, positions.call_conditions())
+    evaluate = eqx.filter_jit(lambda factor, conditions: factor.evaluate(x, noise, conditions))
+    ours = evaluate(factor, factor.call_conditions())
+    theirs = evaluate(positions, positions.call_conditions())
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4)
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-3, atol=1e-3)
     red = factor.given(caption="a red circle on the left").call_conditions()
-    s, fit = network(x, noise.log_snr, **red)
+    s, fit = eqx.filter_jit(network)(x, noise.log_snr, **red)
     assert s.shape == (32, 32, 3)
-    np.testing.assert_allclose(factor.evaluate(x, noise, red)[0] - ours[0], fit, atol=2e-3)
+    np.testing.assert_allclose(evaluate(factor, red)[0] - ours[0], fit, atol=2e-3)
 
 
 def test_captions_can_be_embeddings_made_elsewhere():

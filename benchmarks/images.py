@@ -45,8 +45,8 @@ LEAST = {1: 0.95, 3: 0.85, 5: 0.70}
 NOTES = """Places are those of true scenes, the same for every sampler; one chain a scene (SMC: 8 chains, one
 judged). An object counts as placed within two pixels. "energy" is the model; "score" is the same model's score, its
 energy kept from the sampler: MALA and HMC test moves by a line integral, and SMC makes no step of
-MALA between its reverse steps; the other samplers use no more than the score. Captions: each formula is made from a true
-scene, whose objects it describes by colour, shape and place; "by chance" is its share among true scenes as such.
+MALA between its reverse steps; the other samplers use no more than the score. Captions: each formula is made from a
+true scene, whose objects it describes by colour, shape and place; "by chance" is its share among true scenes as such.
 Told: the share of noised true scenes, by log-SNR, which a true caption fits better than the same with one word
 replaced; 0.5 is guessing. Each cell of these is of 300 scenes, less those where both are true. Tapestry: 16 windows
 a canvas, each asked for one object in its middle; a seam of 1 is none. Digits: as many images of each of ten

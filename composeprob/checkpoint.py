@@ -47,7 +47,11 @@ class Checkpoints:
 
         self.args: Any = ocp.args
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file that it writes
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=in_background)
+        # Folders that a thread of Orbax's own makes are waited for by others, for 5 minutes where they cannot be made.
+        at_once = ocp.AsyncOptions(create_directories_asynchronously=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, create=True, enable_async_checkpointing=in_background, async_options=at_once
+        )
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def clear(self) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -174,7 +175,9 @@ def test_a_full_disk_stops_nothing(product, whole, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:No checkpoint could be written")
 @pytest.mark.usefixtures("every_level")
 def test_a_folder_that_goes_away_stops_nothing(product, whole, tmp_path, monkeypatch):
-    """Errors of the thread that writes arrive too, by whatever way Orbax chooses."""
+    """Errors of the thread that writes arrive too, by whatever way Orbax chooses; and none is left that the process
+    would wait for at its end."""
+    before = set(threading.enumerate())
     folder = tmp_path / "checkpoints"
     update = Progress.update
 
@@ -189,6 +192,10 @@ def test_a_folder_that_goes_away_stops_nothing(product, whole, tmp_path, monkeyp
     result = run(product, checkpoint_dir=folder)
     same(result, whole)
     assert result.status.code is Code.NOT_SAVED
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon:
+            thread.join(timeout=20)
+            assert not thread.is_alive(), thread.name
 
 
 def test_checkpoints_add_no_trace(tmp_path):

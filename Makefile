@@ -50,6 +50,11 @@ $(STAMP): pyproject.toml constraints.txt
 	"$(PY)" -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch "$@"
 
+# What XLA compiled is kept for the next run: most of what tests and tutorials take is compilation.
+test test-all docs: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.jax_cache
+test test-all docs: export JAX_COMPILATION_CACHE_MAX_SIZE = 1073741824
+test test-all docs: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
+
 demo: env
 	"$(PY)" examples/demo.py
 
@@ -84,4 +89,4 @@ tpu: env
 	"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --upgrade --target "$(VENV)/libtpu" libtpu
 
 clean:
-	rm -rf build dist out docs/_build docs/jupyter_execute docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf build dist out docs/_build docs/jupyter_execute docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .jax_cache

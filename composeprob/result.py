@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from composeprob.errors import InvalidValueError, LoadError
+from composeprob.estimates import Estimate, Families, effective_chains, evaluated
 from composeprob.sampling.status import Code, Status
 from composeprob.sampling.store import Store, Stored
 from composeprob.summary import COLUMNS, Summary
@@ -24,10 +25,21 @@ if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
 
 FORMAT = "composeprob.result"
-VERSION = 2
-PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite", "quadrature_error", "log_snr")
-_ARRAYS = ("log_weights", *PER_LEVEL)
-FACTS = ("log_evidence", "evaluations", "seconds", "sampler", "reason", "curl", "blocks", "draws", "thin")
+VERSION = 3
+PER_LEVEL = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "log_snr")
+_ARRAYS = ("log_weights", "first_ancestors", *PER_LEVEL)
+FACTS = (
+    "log_evidence",
+    "log_evidence_error",
+    "evaluations",
+    "seconds",
+    "sampler",
+    "reason",
+    "curl",
+    "blocks",
+    "draws",
+    "thin",
+)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -44,11 +56,16 @@ class Result:
         log_weights: log of each chain's weight, up to a constant, shape (N,). All equal except after `SMC`.
         log_evidence: estimate of log Z of the program, for samplers that give one. Where a factor's constant is
             unknown (a learned energy) it is relative to that constant.
+        log_evidence_error: its standard error: that of the weights, from the genealogy of the chains, and that of the
+            distance of the levels, a third of what leaving out every other level changes; NaN where the status
+            withholds it or the sampler was told not to look (``cp.SMC(check_levels=False)``), None without evidence.
         evaluations: evaluations of the composed density per chain, warm-up included. One evaluation is one
             value-and-score of every factor.
         acceptance: mean acceptance probability, shape (K,).
         step_size: step size, averaged over the steps of the level, shape (K,).
         ess: effective sample size relative to N, before resampling, shape (K,).
+        ancestors: how many of the first chains have descendants, after resampling, shape (K,); NaN without resampling.
+        first_ancestors: the first chain that each chain descends from, shape (N,); its own number without resampling.
         non_finite: number of proposals, over all chains, whose density, score or position was not finite, shape (K,).
         status: what went wrong, at which levels, and what to try.
         seconds: wall-clock time, compilation included.
@@ -83,6 +100,9 @@ class Result:
     reason: str
     log_snr: np.ndarray
     quadrature_error: np.ndarray | None = None
+    ancestors: np.ndarray | None = None
+    first_ancestors: np.ndarray | None = None
+    log_evidence_error: float | None = None
     curl: dict[str, float] = field(default_factory=dict)
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
@@ -98,6 +118,10 @@ class Result:
         put(self, "samples", samples)
         if self.quadrature_error is None:
             put(self, "quadrature_error", np.full(np.shape(self.acceptance), np.nan))
+        if self.ancestors is None:
+            put(self, "ancestors", np.full(np.shape(self.log_snr), np.nan))
+        if self.first_ancestors is None:
+            put(self, "first_ancestors", np.arange(np.shape(self.log_weights)[0]))
         for name in _ARRAYS:
             put(self, name, np.asarray(getattr(self, name)))
 
@@ -122,6 +146,76 @@ class Result:
         """Normalised weights, shape (N,), summing to 1."""
         shifted = np.exp(self.log_weights - np.max(self.log_weights))
         return shifted / shifted.sum()
+
+    @property
+    def families(self) -> Families:
+        """The chains by the first chain that they descend from: what is independent among them."""
+        return Families.of(self.weights, self.first_ancestors)
+
+    @property
+    def effective_chains(self) -> float:
+        """How many independent chains would give means as exact, at most N.
+
+        The least, over the sites, of sd²/V̂ with V̂ the variance of the site's mean that the genealogy shows (Lee and
+        Whiteley 2018). N for samplers that never copy a chain.
+        """
+        return effective_chains(self.families, [self._of_chains(name) for name in self.samples])
+
+    def mean(self, fn: Callable[[dict[str, Any]], Any]) -> Estimate:
+        """The weighted mean of a function of one sample, with its standard error.
+
+        Args:
+            fn: takes ONE sample, ``{site: value}``, without an axis of chains; returns a number, a truth value or an
+                array.
+
+        Returns:
+            ``.value`` and ``.error``. The error is that of the sampling, from the genealogy of the chains; NaN where
+            the status withholds it, and where three independent ancestors or fewer are left.
+
+        Raises:
+            WrongTypeError, InvalidValueError: no function of one sample.
+
+        Example:
+            >>> import composeprob as cp, jax, jax.numpy as jnp, numpyro.distributions as dist
+            >>> f = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), cp.Schedule.log_snr(10))
+            >>> density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
+            >>> result = cp.infer(density, jax.random.key(0), num_chains=500, progress=False)
+            >>> right = result.mean(lambda s: s["x"][0] > 0)
+            >>> abs(right.value - 0.5) < 4 * right.error
+            True
+        """
+        samples = {name: np.asarray(value) for name, value in self.samples.items()}
+        if self.draws is not None:
+            samples = {name: value.reshape(-1, *value.shape[2:]) for name, value in samples.items()}
+        values = evaluated(fn, samples, ", ".join(map(repr, samples))).astype(np.float64)
+        if self.draws is not None:
+            values = values.reshape(self.num_chains, -1, *values.shape[1:]).mean(1)
+        return self._estimate(values)
+
+    def errors(self, name: str, most: int | None = None) -> np.ndarray:
+        """The standard error of the mean of every number of a site, (…); NaN where the status withholds it.
+
+        Args:
+            name: the site.
+            most: as for `pooled`.
+        """
+        return np.asarray(self._estimate(self._of_chains(name, most)).error)
+
+    def _estimate(self, values: np.ndarray) -> Estimate:
+        """The mean of one value a chain, (N, …)."""
+        error = self.families.error(values)
+        error = np.full_like(error, np.nan) if self.status.withholds else error
+        mean = np.tensordot(self.weights, values, 1)
+        return Estimate(mean, error) if values.ndim > 1 else Estimate(float(mean), float(error))
+
+    def _of_chains(self, name: str, most: int | None = None) -> np.ndarray:
+        """One value of a site for every chain, (N, …): its sample, or the mean of its draws."""
+        if self.draws is None:
+            return np.asarray(self[name])
+        values = self[name]
+        size = self.num_chains * self.draws * math.prod(values.shape[2:])
+        step = 1 if most is None else min(max(1, -(-size // most)), self.draws)
+        return np.asarray(values[:, ::step]).mean(1)
 
     def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """One site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).

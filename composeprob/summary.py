@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from composeprob.estimates import with_error
+
 if TYPE_CHECKING:
     from composeprob.result import Result
 
 QUANTILES = (0.05, 0.5, 0.95)
-COLUMNS = ("mean", "sd", "5%", "50%", "95%")
+COLUMNS = ("mean", "±", "sd", "5%", "50%", "95%")
 MOST = 10_000_000
 """Numbers of one site that are read: of a longer run every k-th draw."""
 MAX_ELEMENTS = 16
@@ -24,7 +27,8 @@ class Summary:
     """Weighted moments and quantiles of every number in a result, and how the run went.
 
     Args:
-        rows: ``{label: (mean, sd, 5 %, 50 %, 95 %)}``, one entry per number of each site.
+        rows: ``{label: (mean, its standard error, sd, 5 %, 50 %, 95 %)}``, one entry per number of each site; the error
+            is NaN where the status withholds it.
         facts: ``{name: text}``, what is printed below the table.
     """
 
@@ -37,14 +41,17 @@ class Summary:
         rows: dict[str, tuple[float, ...]] = {}
         for name in result.samples:
             values, weights = result.pooled(name, MOST)
-            for label, column, w in _elements(name, values, weights):
-                rows[label] = weighted_statistics(column, w)
+            errors = result.errors(name, MOST)
+            flat = [float(errors.mean())] if errors.size > MAX_ELEMENTS else errors.ravel().tolist()
+            for (label, column, w), error in zip(_elements(name, values, weights), flat, strict=True):
+                mean, *others = weighted_statistics(column, w)
+                rows[label] = (mean, error, *others)
         return cls(rows, _facts(result))
 
     def __str__(self) -> str:
         width = max([len(label) for label in self.rows] + [4])
         lines = [" " * width + "".join(f"{column:>12}" for column in COLUMNS)]
-        lines += [f"{label:<{width}}" + "".join(f"{v:>12.4g}" for v in row) for label, row in self.rows.items()]
+        lines += [f"{label:<{width}}" + "".join(f"{_cell(v):>12}" for v in row) for label, row in self.rows.items()]
         margin = max(len(name) for name in self.facts) + 2
         lines.append("")
         for name, text in self.facts.items():
@@ -57,7 +64,7 @@ class Summary:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{column}</th>" for column in ("", *COLUMNS))
         body = "".join(
-            f"<tr><th>{html.escape(label)}</th>" + "".join(f"<td>{v:.4g}</td>" for v in row) + "</tr>"
+            f"<tr><th>{html.escape(label)}</th>" + "".join(f"<td>{_cell(v)}</td>" for v in row) + "</tr>"
             for label, row in self.rows.items()
         )
         facts = "".join(
@@ -68,6 +75,11 @@ class Summary:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><table>{facts}</table>"
 
 
+def _cell(value: float) -> str:
+    """A number of the table; what is withheld is a dash."""
+    return "–" if np.isnan(value) else f"{value:.4g}"
+
+
 def weighted_statistics(values: np.ndarray, weights: np.ndarray) -> tuple[float, ...]:
     """Mean, standard deviation and the 5, 50 and 95 % quantiles of finite values under weights, both shape (N,).
 
@@ -76,7 +88,7 @@ def weighted_statistics(values: np.ndarray, weights: np.ndarray) -> tuple[float,
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     if not finite.any():
-        return (float("nan"),) * len(COLUMNS)
+        return (float("nan"),) * (len(COLUMNS) - 1)
     values, weights = values[finite], np.asarray(weights, np.float64)[finite]
     weights = weights / weights.sum()
     mean = float(weights @ values)
@@ -103,7 +115,12 @@ def _facts(result: Result) -> dict[str, str]:
     facts = {"sampler": result.sampler}
     if result.reason:
         facts["why"] = result.reason
-    facts["chains"] = f"{result.num_chains:,}, effective {1 / np.sum(result.weights**2):,.0f}"
+    facts["chains"] = f"{result.num_chains:,}, as good as {result.effective_chains:,.0f} independent ones"
+    copies = len(np.unique(result.first_ancestors))
+    if copies < result.num_chains:
+        facts["ancestors"] = (
+            f"{copies:,} of the first chains have descendants ({result.families.effective:,.0f} effective)"
+        )
     if result.draws is not None:
         facts["draws"] = f"{result.draws:,} of each chain, {result.thin} transitions apart"
     facts["levels"] = f"{num_levels}, log-SNR {result.log_snr[-1]:.3g} … {result.log_snr[0]:.3g}"
@@ -118,7 +135,8 @@ def _facts(result: Result) -> dict[str, str]:
     if np.nansum(result.non_finite) > 0:
         facts["non-finite"] = f"{int(np.nansum(result.non_finite)):,} proposals, rejected"
     if result.log_evidence is not None:
-        facts["log evidence"] = f"{result.log_evidence:.4g}"
+        error = math.nan if result.log_evidence_error is None else result.log_evidence_error
+        facts["log evidence"] = with_error(result.log_evidence, error)
     facts["time"] = f"{result.seconds:.2f} s"
     facts["status"] = str(result.status)
     return facts

@@ -58,7 +58,7 @@ def _repeat(sampler: SMC, density: AnnealedDensity, key: Array, num_chains: int)
     run = dataclasses.replace(run, log_weights=weights, log_evidence=jnp.zeros(()))
 
     def visit(run: Run, level: Array) -> tuple[Run, Array]:
-        moved = sampler.visit(run, density, level, first)
+        moved = sampler.visit(run, density, level, jnp.minimum(level + 1, first))
         return moved, moved.log_evidence + log_mean_weight(moved.log_weights)
 
     _, log_z = jax.lax.scan(visit, run, jnp.arange(first, -1, -1))

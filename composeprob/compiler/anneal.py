@@ -42,7 +42,7 @@ def anneal(graph: Graph, likelihood: Likelihood | None) -> tuple[Graph, Likeliho
     if likelihood is None or not asking:
         return graph, likelihood
     sites = {site.name: site for site in graph.sites}
-    looked_at = {name for o in asking for name in o.depends_on & sites.keys()}
+    looked_at = {name for o in asking for name in o.looks_at}
     shapes = tuple((name, site.shape) for name, site in sites.items() if name in looked_at)
     priors = {name: _prior(site) for name, site in sites.items() if name in looked_at}
     key = jax.random.key(0)
@@ -52,7 +52,7 @@ def anneal(graph: Graph, likelihood: Likelihood | None) -> tuple[Graph, Likeliho
     statements = replay(xs)
     reasons: dict[str, str] = {}
     for o in asking:
-        known = [priors[name] for name in sorted(o.depends_on & sites.keys())]
+        known = [priors[name] for name in sorted(o.looks_at)]
         reason = next((p for p in known if isinstance(p, str)), None) or _not_gaussian(statements[o.name])
         reasons |= {o.name: reason} if reason else {}
     hopeful = [o.name for o in asking if o.name not in reasons]

@@ -12,7 +12,8 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import Distribution
 
-from composeprob.compiler.latents import held_for
+from composeprob.compiler.coordinates import located
+from composeprob.compiler.latents import ancestors, held_for
 from composeprob.errors import ProgramError
 from composeprob.factors import algebra
 from composeprob.factors.base import Factor, LeafFactor
@@ -68,11 +69,16 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
             held |= own
             sites.append(Site(s.name, root, tuple(s.distribution.shape()), s.where, ancestral=bool(own)))
         elif s.kind == "static":
-            statics.append(Static(s.name, jnp.shape(s.value), describe(s.distribution), s.where))
+            follows = any(latents[n].kind == "noised" for n in ancestors(s.name, dependencies))
+            standardised = follows and located(s.distribution)
+            statics.append(Static(s.name, jnp.shape(s.value), describe(s.distribution), s.where, standardised))
         elif s.kind == "observed":
-            policy = s.anneal if any(latents[n].kind == "noised" for n in dependencies[s.name]) else "static"
-            kind = describe(s.distribution)
-            observations.append(Observation(s.name, policy, dependencies[s.name], kind, s.where))
+            following = {static.name for static in statics if static.standardised}
+            passed = {n: own if n in following else frozenset() for n, own in dependencies.items()}
+            seen = frozenset(ancestors(s.name, {**passed, s.name: dependencies[s.name]}))
+            looks_at = frozenset(n for n in seen if latents[n].kind == "noised")
+            policy, kind = s.anneal if looks_at else "static", describe(s.distribution)
+            observations.append(Observation(s.name, policy, dependencies[s.name], looks_at, kind, s.where))
     for o in observations:
         if not o.depends_on:
             raise ProgramError(

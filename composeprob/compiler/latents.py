@@ -31,10 +31,10 @@ def held_for(site: Statement, statements: Statements, dependencies: Dependencies
         ProgramError: the factor depends on a noised site.
     """
     direct = sorted(dependencies[site.name])
-    ancestors, known = _ancestors(site.name, dependencies), stays_normalised(site.factor)
+    above, known = ancestors(site.name, dependencies), stays_normalised(site.factor)
     if not known:
         _check_ancestral(site, ", ".join(map(repr, direct)), statements, dependencies)
-    noised = [name for name in (direct if known else ancestors) if statements[name].kind == "noised"]
+    noised = [name for name in (direct if known else above) if statements[name].kind == "noised"]
     if noised:
         raise ProgramError(
             f"The factor at site {site.name!r} depends on the noised site {noised[0]!r}: above level 0 its noised "
@@ -42,7 +42,7 @@ def held_for(site: Statement, statements: Statements, dependencies: Dependencies
             where=site.where,
             fix=f"put both sites into one factor, or let {noised[0]!r} act through cp.observe or cp.factor.",
         )
-    return frozenset() if known else frozenset(ancestors)
+    return frozenset() if known else frozenset(above)
 
 
 def stays_normalised(factor: Factor) -> bool:
@@ -78,7 +78,7 @@ def _check_ancestral(site: Statement, others: str, statements: Statements, depen
         )
 
 
-def _ancestors(name: str, dependencies: Dependencies) -> list[str]:
+def ancestors(name: str, dependencies: Dependencies) -> list[str]:
     """Every latent that a statement depends on, directly or through others."""
     found: list[str] = []
     pending = sorted(dependencies[name])

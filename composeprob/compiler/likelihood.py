@@ -13,9 +13,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from numpyro.distributions import biject_to
 
 from composeprob.compiler.arguments import join, split
+from composeprob.compiler.coordinates import bijection_of
 from composeprob.compiler.linear_gaussian import Exact
 from composeprob.ir.nodes import Graph
 from composeprob.language.interpret import Statement, run
@@ -30,8 +30,9 @@ class Likelihood(eqx.Module):
         arguments: (args, kwargs), as `arguments.split` leaves them: arrays are leaves, so new data reuse compiled
             code.
         policies: the policy of each observation, ``"static"`` where it looks at no noised site.
-        bridged: the observations in which static sites have a say.
+        bridged: the observations in which static sites have a say, where there are noisy levels.
         exact: the observations under ``"exact"``; None where there are none.
+        standardised: the static sites whose coordinate is relative to their prior's location and scale.
     """
 
     function: Callable[..., Any] = eqx.field(static=True)
@@ -39,6 +40,7 @@ class Likelihood(eqx.Module):
     policies: dict[str, str] = eqx.field(static=True)
     bridged: frozenset[str] = eqx.field(static=True, default=frozenset())
     exact: Exact | None = None
+    standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     def __call__(
         self, xs: dict[str, Array], means: dict[str, Array], zs: dict[str, Array], schedule: Schedule, noise: Noise
@@ -72,10 +74,8 @@ class Likelihood(eqx.Module):
         """γ_k of an observation."""
         if self.policies[name] == "tempered":
             return tempering(schedule, noise)
-        if self.policies[name] == "denoised":
-            power = sharpening(schedule, noise)
-            return power * bridge(schedule, noise) if name in self.bridged else power
-        return 1.0
+        power = sharpening(schedule, noise) if self.policies[name] == "denoised" else 1.0
+        return power * bridge(schedule, noise) if name in self.bridged else power
 
     def exactly(self, xs: dict[str, Array], zs: dict[str, Array], noise: Noise) -> Array:
         """(log p(y | x), log p(y | x₀ = x/α), log p(x)) of the observations that are annealed exactly, shape (3,)."""
@@ -90,7 +90,7 @@ class Likelihood(eqx.Module):
             nonlocal log_jacobian
             if kind == "noised":
                 return xs[name]
-            bijection = biject_to(distribution.support)
+            bijection = bijection_of(distribution, name in self.standardised)
             value = bijection(zs[name])
             log_jacobian = log_jacobian + jnp.sum(bijection.log_abs_det_jacobian(zs[name], value))
             return value
@@ -106,7 +106,7 @@ class Likelihood(eqx.Module):
             if kind == "noised":
                 return xs[name]
             value = distribution.sample(jax.random.fold_in(key, len(drawn)))
-            drawn[name] = biject_to(distribution.support).inv(value)
+            drawn[name] = bijection_of(distribution, name in self.standardised).inv(value)
             return value
 
         args, kwargs = join(self.arguments)
@@ -161,5 +161,7 @@ def likelihood_of(
         return None
     policies = {o.name: str(o.anneal) for o in graph.observations}
     statics = {static.name for static in graph.statics}
-    bridged = frozenset(o.name for o in graph.observations if o.depends_on & statics)
-    return Likelihood(function, split(function, (args, kwargs)), policies, bridged)
+    bridged = frozenset(o.name for o in graph.observations if o.depends_on & statics and o.anneal != "noised")
+    standardised = frozenset(static.name for static in graph.statics if static.standardised)
+    arguments = split(function, (args, kwargs))
+    return Likelihood(function, arguments, policies, bridged if graph.sites else frozenset(), standardised=standardised)

@@ -103,23 +103,32 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """An observation: which policy anneals it (None until `anneal` has settled it), and on which latents it depends."""
+    """An observation.
+
+    Attributes:
+        anneal: the policy that anneals it; None until `anneal` has settled it.
+        depends_on: the latents in its distribution.
+        looks_at: the noised sites that these follow, or are.
+    """
 
     name: str
     anneal: str | None
     depends_on: frozenset[str]
+    looks_at: frozenset[str]
     distribution: str
     where: str
 
 
 @dataclass(frozen=True, eq=False)
 class Static:
-    """A NumPyro latent: the shape of its value and the name of its prior."""
+    """A NumPyro latent: the shape of its value, the name of its prior, and whether its coordinate is standardised by
+    the prior's location and scale, as these follow a noised site."""
 
     name: str
     shape: tuple[int, ...]
     distribution: str
     where: str
+    standardised: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,8 +42,7 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
     terms = [f"p({s.name})" for s in graph.statics]
     terms += [formula(site.root, site.name) for site in graph.sites]
     terms += [
-        f"{'L_k' if o.anneal != 'static' else 'L'}({o.name} | {', '.join(sorted(o.depends_on))})"
-        for o in graph.observations
+        f"{'L_k' if graph.sites else 'L'}({o.name} | {', '.join(sorted(o.depends_on))})" for o in graph.observations
     ]
     lines = [
         f"AnnealedDensity of program '{graph.name}' ({graph.where})",
@@ -51,9 +50,13 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
         "  sites",
     ]
     lines += [f"    {_site_line(site)}" for site in graph.sites]
-    lines += [f"    {s.name}: static {s.shape}, {s.distribution} prior, at {s.where}" for s in graph.statics]
+    for s in graph.statics:
+        coordinate = ", its coordinate standardised by that" if s.standardised else ""
+        lines.append(f"    {s.name}: static {s.shape}, {s.distribution} prior{coordinate}, at {s.where}")
     for o in graph.observations:
-        policy = "not annealed" if o.anneal == "static" else f"annealed '{o.anneal}'"
+        policy = f"annealed '{o.anneal}'"
+        if o.anneal == "static":
+            policy = "its power rising to 1" if graph.sites else "not annealed"
         lines.append(f"    {o.name}: observed {o.distribution}, {policy}, at {o.where}")
     if graph.schedule is not None:
         lines.append(f"  levels  {graph.schedule!r}")

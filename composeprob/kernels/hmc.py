@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from composeprob import pytree
@@ -13,7 +16,10 @@ from composeprob.kernels.base import Info
 from composeprob.kernels.hamiltonian import Hamiltonian, HamiltonianState, flip, log_joint
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metropolis import metropolis
-from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size
+from composeprob.kernels.step_size import Adaptive, StepSize, as_scalar, as_step_size, check_range, match_precision
+
+JITTER = 3
+"""Folded into a transition's key for its own step size."""
 
 
 class HMC(Hamiltonian):
@@ -31,13 +37,16 @@ class HMC(Hamiltonian):
             `Adaptive` (the default, to an acceptance of 0.75).
         num_leapfrog: L ≥ 1, evaluations per transition.
         damping: γ in [0, 1), the part of the momentum that is kept.
+        jitter: j in [0, 1): each transition draws its own step, h·(1 + j·U) with U uniform on (−1, 1). With one length
+            for all of them a trajectory can be a whole number of half turns in some direction, and never leave a point
+            there but to its mirror image.
         log_ratio: ``"exact"``, from the density's own values, or a `LineIntegral` of its score, for densities that
             offer nothing else: π is then left invariant up to the quadrature's error. ``LineIntegral(None)`` integrates
             along the trajectory itself and needs no evaluation more.
 
     Raises:
-        InvalidValueError: for a step size that is not positive and finite, L < 1, γ outside [0, 1), or Simpson's rule
-            along an odd number of leapfrogs.
+        InvalidValueError: for a step size that is not positive and finite, L < 1, γ or j outside [0, 1), or Simpson's
+            rule along an odd number of leapfrogs.
         WrongTypeError: for a `log_ratio` that is neither.
 
     Example:
@@ -52,12 +61,14 @@ class HMC(Hamiltonian):
     """
 
     step_size: StepSize = eqx.field(default_factory=Adaptive, converter=as_step_size)
+    jitter: Array | float = eqx.field(default=0.0, converter=partial(as_scalar, what="jitter"), repr=False)
     log_ratio: LogRatio = eqx.field(default="exact", static=True, repr=False)
 
     optimal_acceptance = 0.75
 
     def __check_init__(self) -> None:
         check_log_ratio(self.log_ratio, "HMC")
+        check_range(self.jitter, "HMC(jitter=)", 0.0, 1.0, closed=True, fix="a number in [0, 1); 0 for equal steps")
         own_nodes = isinstance(self.log_ratio, LineIntegral) and self.log_ratio.num_points is None
         if own_nodes and self.log_ratio.rule == "simpson" and self.num_leapfrog % 2:  # type: ignore[union-attr]
             raise InvalidValueError(
@@ -83,6 +94,8 @@ class HMC(Hamiltonian):
     ) -> tuple[HamiltonianState, Info]:
         key_refresh, key_accept = jax.random.split(key)
         refreshed = self.refresh(key_refresh, state)
+        drawn = jax.random.uniform(jax.random.fold_in(key, JITTER), (), jnp.result_type(step_size), -1.0, 1.0)
+        step_size = step_size * (1.0 + match_precision(self.jitter, state.position) * drawn)
         if not isinstance(self.log_ratio, LineIntegral):
             proposed = self.integrate(refreshed, target, step_size)
             log_ratio = log_joint(proposed) - log_joint(refreshed)

@@ -83,7 +83,7 @@ def compile_ahead(
     def whole(arrays: Any) -> Any:
         sampler, run, density = eqx.combine(arrays, static)
         run = start(sampler, run, density, first)
-        run = advance(sampler, run, density, jnp.int32(0), jnp.int32(first + 1), first)
+        run = advance(sampler, run, density, jnp.int32(0), jnp.int32(first + 1), jnp.int32(1), first)
         return sampler.positions(run), run.log_weights, (run.log_evidence, run.records) if diagnostics else ()
 
     where = (everywhere, Run.places(), places(density))

@@ -69,13 +69,13 @@ class Ancestral(Sampler):
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         return eqx.tree_at(lambda r: r.chains, run, draw_initial(run, density, level), is_leaf=lambda x: x is None)
 
-    def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
+    def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
         def move(key: Array, position: dict[str, Array]) -> tuple[dict[str, Array], Array]:
-            score = density.evaluator(position, level + 1).score
-            return reverse_step(key, position, score, density, level + 1, self.eta), ~all_finite(score)
+            score = density.evaluator(position, above).score
+            return reverse_step(key, position, score, density, above, self.eta, level), ~all_finite(score)
 
         moved, bad = jax.lax.cond(  # the first level is where the draws already are
-            level < first_level,
+            level < above,
             lambda positions: run.spread.map(move, level_keys(run.keys, level), positions),
             lambda positions: (positions, jnp.zeros(run.keys.shape, bool)),
             run.chains,

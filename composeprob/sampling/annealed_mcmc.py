@@ -13,7 +13,7 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Target
-from composeprob.errors import InvalidValueError, WrongTypeError
+from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import Holding, Kernel, KernelState
 from composeprob.pytree import all_finite, where
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
@@ -39,6 +39,7 @@ class AnnealedMCMC(Sampler):
         steps_per_level: transitions at each level, ≥ 1.
         reverse_step: whether one step of the reverse process takes the chains from each level to the next, as a
             better start for the kernel.
+        stay: whether HMC moves all sites at level 0 until the population stops drifting, for programs with latents.
 
     References:
         Du et al. 2023, Algorithm 1. Song and Ermon 2019 for annealed Langevin dynamics.
@@ -52,12 +53,13 @@ class AnnealedMCMC(Sampler):
     kernel: Kernel
     steps_per_level: int = eqx.field(static=True)
     reverse_step: bool = eqx.field(static=True)
+    stay: bool = eqx.field(static=True)
     moves: Transitions | None
 
-    def __init__(self, kernel: Kernel, steps_per_level: int, reverse_step: bool = False):
+    def __init__(self, kernel: Kernel, steps_per_level: int, reverse_step: bool = False, stay: bool = False):
         check_kernel(kernel, steps_per_level)
         self.kernel, self.steps_per_level, self.reverse_step = kernel, int(steps_per_level), bool(reverse_step)
-        self.moves = None
+        self.stay, self.moves = bool(stay), None
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
@@ -72,12 +74,18 @@ class AnnealedMCMC(Sampler):
         return named_blocks(self.kernel)
 
     @property
+    def stays(self) -> bool:
+        return self.stay
+
+    @property
     def integrates_score(self) -> bool:
         return self.kernel.integrates_score
 
     def prepare(self, density: AnnealedDensity) -> AnnealedMCMC:
         held = frozenset(name for name, site in density.sites.items() if site.kind == "held")
         kernel = Holding(self.kernel, held) if held else self.kernel
+        if self.stay:
+            check_stay(density, True)
         moves = Transitions.resolved(kernel, self.steps_per_level, density)
         where = lambda s: (s.kernel, s.moves)  # noqa: E731
         return eqx.tree_at(where, self, (kernel, moves), is_leaf=lambda n: n is None or isinstance(n, Kernel))
@@ -102,13 +110,13 @@ class AnnealedMCMC(Sampler):
         states = run.spread.map(init, keys, positions)
         return dataclasses.replace(self.moves.begin(run), chains=states)
 
-    def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
+    def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
         assert self.moves is not None
         keys = level_keys(run.keys, level)
         target = partial(density.evaluator, level=level)
         states, bad = run.chains, jnp.zeros(keys.shape, bool)
         if self.reverse_step:
-            fall = partial(descend, density=density, level=level, first_level=first_level)
+            fall = partial(descend, density=density, level=level, above=above)
             states, bad = run.spread.map(fall, keys, states)
         states = run.spread.map(partial(self.kernel.relevel, target=target), states)
         states, log_scale, records = self.moves.run(
@@ -121,7 +129,8 @@ class AnnealedMCMC(Sampler):
 
     def describe(self) -> str:
         reverse = ", reverse step between levels" if self.reverse_step else ""
-        return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse})"
+        stay = ", stay at level 0" if self.stay else ""
+        return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse}{stay})"
 
 
 def unevaluated(density: AnnealedDensity, level: int) -> Target:
@@ -138,11 +147,11 @@ def unevaluated(density: AnnealedDensity, level: int) -> Target:
 
 
 def descend(
-    key: Array, state: KernelState, density: AnnealedDensity, level: Array, first_level: int
+    key: Array, state: KernelState, density: AnnealedDensity, level: Array, above: Array
 ) -> tuple[KernelState, Array]:
-    """One chain's reverse step from level + 1 to level, below the first one, and whether its score was not finite."""
-    score, falls = state.evaluation.score, level < first_level
-    moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, score, density, level + 1)
+    """One chain's reverse step from the level above to level, and whether its score was not finite."""
+    score, falls = state.evaluation.score, level < above
+    moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, score, density, above, below=level)
     return dataclasses.replace(state, position=where(falls, moved, state.position)), falls & ~all_finite(score)
 
 
@@ -197,6 +206,23 @@ def check_kernel(kernel: object, steps_per_level: object) -> None:
             f"A sampler needs a kernel; got {kernel!r}.", fix="for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3)."
         )
     check_steps(steps_per_level)
+
+
+def check_stay(density: AnnealedDensity, has_kernel: bool) -> None:
+    """Refuse a stay at level 0 where HMC cannot move all sites."""
+    if "energy" not in density.capabilities or not has_kernel:
+        raise CapabilityError(
+            "stay=True takes HMC on all sites, but a factor of this program offers only its score.",
+            where=density.described.where,
+            fix="leave stay out; or use models trained with an energy parameterization.",
+        )
+    held = [name for name, site in density.sites.items() if site.kind == "held"]
+    if held:
+        raise CapabilityError(
+            f"stay=True would move {', '.join(map(repr, held))}, which a factor's unknown normaliser depends on.",
+            where=density.described.where,
+            fix="leave stay out.",
+        )
 
 
 def check_steps(steps_per_level: object) -> None:

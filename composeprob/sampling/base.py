@@ -20,13 +20,15 @@ REVERSE = 2**31 - 1
 class Records(eqx.Module):
     """What is recorded of each level, every field of shape (K,); NaN where a level has no such number.
 
-    Of a kernel with B blocks `acceptance`, `step_size` and `quadrature_error` have shape (K, B).
+    Of a kernel with B blocks `acceptance`, `step_size` and `quadrature_error` have shape (K, B). `ess` is taken before
+    resampling, `ancestors`, the number of first chains that have descendants, after it.
     `quadrature_error` is the mean over accepted moves: what a path that is refused anyway is off by does no harm.
     """
 
     acceptance: Array
     step_size: Array
     ess: Array
+    ancestors: Array
     non_finite: Array
     quadrature_error: Array
 
@@ -34,7 +36,7 @@ class Records(eqx.Module):
     def empty(cls, num_levels: int, num_blocks: int | None = None) -> Records:
         nan = jnp.full((num_levels,), jnp.nan)
         own = nan if num_blocks is None else jnp.full((num_levels, num_blocks), jnp.nan)
-        return cls(own, own, nan, jnp.zeros((num_levels,), jnp.int32), own)
+        return cls(own, own, nan, nan, jnp.zeros((num_levels,), jnp.int32), own)
 
 
 class Run(eqx.Module):
@@ -49,8 +51,11 @@ class Run(eqx.Module):
         shared: the key for what chains decide together (resampling).
         log_weights: log-weights, (N,).
         log_evidence: log of the estimated ∫π, a scalar.
+        evidence_variance: the relative variance of that estimate, a scalar.
+        ancestors: the first chain that each chain descends from, (N,) of 0 … N − 1.
         log_scale: log c of an adaptive step size, a scalar; of a kernel with B blocks (B,).
         records: what happened at each level.
+        stayed: transitions that were made in a stay at level 0, a scalar, and ``drift``, what that still found to move.
         spread: which chains are where, and how many are evaluated at once.
     """
 
@@ -59,14 +64,18 @@ class Run(eqx.Module):
     shared: Array
     log_weights: Array
     log_evidence: Array
+    evidence_variance: Array
+    ancestors: Array
     log_scale: Array
     records: Records
+    stayed: Array
+    drift: Array
     spread: Spread = Spread()
 
     @classmethod
     def places(cls) -> Run:
         """Where each part of a run is, as `jax.shard_map` wants it."""
-        return cls(chains, chains, everywhere, chains, *(everywhere,) * 4)  # type: ignore[arg-type]
+        return cls(chains, chains, everywhere, chains, *(everywhere,) * 8)  # type: ignore[arg-type]
 
     def counting(self, level: Array, bad: Array) -> Run:
         """The same run with so many moves of the level, over all chains, counted as non-finite."""
@@ -90,6 +99,17 @@ class Sampler(eqx.Module):
     def blocks(self) -> tuple[str, ...]:
         """Names of the kernel's blocks, where it has any."""
         return ()
+
+    @property
+    def stays(self) -> bool:
+        """Whether HMC moves all sites at level 0 after the last visit, until the population stops drifting."""
+        return False
+
+    @property
+    def check_order(self) -> int | None:
+        """The order p at which the error of `Run.log_evidence` vanishes with the levels' distance, where it shall be
+        estimated; None where it has none, or nobody asks."""
+        return None
 
     @property
     def integrates_score(self) -> bool:
@@ -126,8 +146,11 @@ class Sampler(eqx.Module):
         """Fill in the chains' states (and first weights) at the first level, before any transition there."""
 
     @abc.abstractmethod
-    def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
-        """Bring the chains to ``level`` and move them there. Called for first_level, first_level − 1, …, 0."""
+    def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
+        """Bring the chains from the level ``above`` to ``level`` and move them there.
+
+        Called from the first level, where both are the same, down to 0.
+        """
 
     @abc.abstractmethod
     def positions(self, run: Run) -> Any:
@@ -142,13 +165,17 @@ def begin(key: Array, num_chains: int, num_levels: int, spread: Spread = Spread(
     """A run without chains: keys, equal weights, empty records."""
     keys = jax.random.split(key, num_chains + 1)
     zero = jnp.zeros(())
-    return Run(None, keys[1:], keys[0], jnp.zeros((num_chains,)), zero, zero, Records.empty(num_levels), spread)
+    own = jnp.arange(num_chains, dtype=jnp.int32)
+    log_weights, records = jnp.zeros((num_chains,)), Records.empty(num_levels)
+    none = jnp.zeros((), jnp.int32)
+    return Run(None, keys[1:], keys[0], log_weights, zero, zero, own, zero, records, none, zero, spread)
 
 
 def placed(run: Run, spread: Spread) -> Run:
     """The same run, spread so."""
     own, keys, log_weights = spread.place((run.chains, run.keys, run.log_weights), chains)
-    shared, *rest = spread.place((run.shared, run.log_evidence, run.log_scale, run.records, spread), everywhere)
+    common = (run.shared, run.log_evidence, run.evidence_variance, run.ancestors, run.log_scale, run.records)
+    shared, *rest = spread.place((*common, run.stayed, run.drift, spread), everywhere)
     return Run(own, keys, shared, log_weights, *rest)
 
 

@@ -24,28 +24,48 @@ ADVICE = {
 
 
 def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
-    """A sampler for this density and number of chains, and why it was chosen."""
+    """A sampler for this density and number of chains, and why it was chosen.
+
+    Weights that are trusted and chains that are many enough make it `SMC`. Whether these weights leave enough of the
+    chains is seen while it runs: `infer` falls back to `independent` chains where they do not.
+    """
     energy = "energy" in density.capabilities
     if energy and density.num_levels == 1:
-        sampler = AnnealedMCMC(HMC(Adaptive(warmup=200), num_leapfrog=8), 100)
+        sampler = AnnealedMCMC(HMC(Adaptive(warmup=200), num_leapfrog=8), 100, stay=stays(density))
         return sampler, "one level only, so nothing anneals: HMC from the prior, tuned in a warm-up"
+    then = "; then HMC at level 0, as there are latents" if stays(density) else ""
     if num_chains >= MANY_CHAINS and "feynman_kac" in density.capabilities:
         kernel = "tuned MALA moves" if energy else "no kernel, since a factor offers only its score"
         static = any(site.kind == "static" for site in density.sites.values())
         if energy or not static:
-            return SMC(), f"{num_chains} chains are enough to resample, which keeps the modes' shares right; {kernel}"
+            why = f"{num_chains} chains are enough to resample, which keeps the modes' shares right; {kernel}{then}"
+            return SMC(stay=stays(density)), why
     if num_chains >= MANY_CHAINS and {"energy", "mode_depth"} <= density.capabilities:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
-        return SMC(weights="density"), f"{num_chains} chains are enough to resample; {why}"
-    if energy:
-        why = f"fewer than {MANY_CHAINS} chains" if num_chains < MANY_CHAINS else "no weights can be trusted here"
+        return SMC(weights="density", stay=stays(density)), f"{num_chains} chains are enough to resample; {why}{then}"
+    return independent(
+        density, f"fewer than {MANY_CHAINS} chains" if num_chains < MANY_CHAINS else "no weights can be trusted here"
+    )
+
+
+def stays(density: AnnealedDensity) -> bool:
+    """Whether a default run ends with HMC at level 0: where there are latents that it can move."""
+    kinds = {site.kind for site in density.sites.values()}
+    return "energy" in density.capabilities and "static" in kinds and "held" not in kinds
+
+
+def independent(density: AnnealedDensity, why: str) -> tuple[Sampler, str]:
+    """Chains that never weigh one another, and why these were chosen."""
+    if "energy" in density.capabilities:
         moves = by_kind(lambda: HMC(Adaptive()), density)
-        return AnnealedMCMC(moves, 5, reverse_step=True), f"{why}: independent chains, corrected by HMC"
+        then = "; then HMC at level 0, as there are latents" if stays(density) else ""
+        sampler = AnnealedMCMC(moves, 5, reverse_step=True, stay=stays(density))
+        return sampler, f"{why}: independent chains, corrected by HMC{then}"
     # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 for these 7 evaluations a level, 0.14 for the 6 of
     # five steps of ULA(0.1·σ²). On exact scores 0.02 and 0.10; with 2 points, or along HMC's own trajectory, over 0.15.
     corrected = by_kind(lambda: MALA(Adaptive(), log_ratio=LineIntegral(3, rule="simpson")), density)
-    why = "a factor offers only its score: a line integral of it corrects independent chains"
-    return AnnealedMCMC(corrected, 3, reverse_step=True), why
+    only = "a factor offers only its score: a line integral of it corrects independent chains"
+    return AnnealedMCMC(corrected, 3, reverse_step=True), f"{why}; {only}"
 
 
 def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:

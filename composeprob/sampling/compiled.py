@@ -29,15 +29,33 @@ def start(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> R
     return on_devices(run.spread, own, (sampler, run, density), specs, Run.places())
 
 
+def descent(
+    sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array | int, end: Array | int, first: int, stride: Any
+) -> Run:
+    """The visits ``begin`` … ``end`` − 1 of a way down from the first level; traced.
+
+    Visit 0 is of the first level, and the last, number ⌈first/stride⌉, of level 0; those between are of every level
+    that is a multiple of the stride.
+    """
+    steps = -(-first // stride)
+
+    def level_of(i: Array | int) -> Array:
+        return jnp.where(i <= 0, first, stride * (steps - i))
+
+    return jax.lax.fori_loop(begin, end, lambda i, r: sampler.visit(r, density, level_of(i), level_of(i - 1)), run)
+
+
 @eqx.filter_jit
-def advance(sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, end: Array, first: int) -> Run:
-    """Visit the levels first − begin … first − end + 1; the bounds are arrays: every stretch is one executable."""
+def advance(
+    sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, end: Array, stride: Array, first: int
+) -> Run:
+    """`descent` on every device; bounds and stride are arrays: every stretch is one executable."""
 
-    def own(sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, end: Array) -> Run:
-        return jax.lax.fori_loop(begin, end, lambda i, r: sampler.visit(r, density, first - i, first), run)
+    def own(sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, end: Array, stride: Array) -> Run:
+        return descent(sampler, run, density, begin, end, first, stride)
 
-    specs = (everywhere, Run.places(), places(density), everywhere, everywhere)
-    return on_devices(run.spread, own, (sampler, run, density, begin, end), specs, Run.places())
+    specs = (everywhere, Run.places(), places(density), everywhere, everywhere, everywhere)
+    return on_devices(run.spread, own, (sampler, run, density, begin, end, stride), specs, Run.places())
 
 
 @eqx.filter_jit

@@ -12,6 +12,7 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.sampling.base import Sampler, begin
 from composeprob.sampling.choose import check_capabilities, choose
+from composeprob.sampling.compiled import descent
 
 SHARED, MORE, ORDER = 2**31 - 3, 2**31 - 4, 2**31 - 5
 """Folded into the first chain's key for what the chains share, for the keys of further chains, for their order."""
@@ -50,6 +51,6 @@ def _draw(density: AnnealedDensity, sampler: Sampler, keys: Array, num_chains: i
         keys = jnp.concatenate([keys, jax.random.split(jax.random.fold_in(key, MORE), num_chains - n)])
     run = dataclasses.replace(begin(jax.random.fold_in(key, SHARED), num_chains, density.num_levels), keys=keys)
     run = sampler.start(run, density, first)
-    run = jax.lax.fori_loop(0, first + 1, lambda i, r: sampler.visit(r, density, first - i, first), run)
+    run = descent(sampler, run, density, 0, first + 1, first, 1)
     chosen = jax.random.permutation(jax.random.fold_in(key, ORDER), num_chains)[:n]
     return jax.tree.map(lambda values: values[chosen], jax.vmap(density.to_samples)(sampler.positions(run)))

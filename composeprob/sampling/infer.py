@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,16 +20,23 @@ from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.result import Result
 from composeprob.sampling import parts
 from composeprob.sampling.base import Run, Sampler, begin, placed
-from composeprob.sampling.choose import check_capabilities, choose
-from composeprob.sampling.compiled import advance, read, sample_shapes, start
-from composeprob.sampling.progress import REFRESH_SECONDS, Progress
+from composeprob.sampling.choose import check_capabilities, choose, independent
+from composeprob.sampling.compiled import read, sample_shapes, start
+from composeprob.sampling.descend import descend, visits
+from composeprob.sampling.ended import Ended, summed_up
 from composeprob.sampling.resume import Saves, blank_like, fingerprint
-from composeprob.sampling.spread import Spread, agreed, every_device, everywhere, host
-from composeprob.sampling.status import diagnose
+from composeprob.sampling.smc import SMC
+from composeprob.sampling.spread import Spread, every_device, everywhere, host
+from composeprob.sampling.status import fewest_families
+from composeprob.sampling.stay import stay
 from composeprob.sampling.stream import Kept, NotKept, check_draws, stream
 
 CURL = 2**31 - 2
 """Folded into the run's key for the directions along which curl is measured."""
+COARSE = 2**31 - 6
+"""Folded into the run's key for the run over every other level."""
+INSTEAD = "instead"
+"""In a folder of checkpoints: those of the sampler that takes the place of one that was given up."""
 DRAWS = "draws.zarr"
 """In a folder of checkpoints: the draws of a run without a store of its own."""
 LOOKED_AT = 64
@@ -99,20 +106,65 @@ def infer(
     """
     _check_arguments(density, key, num_chains, sampler)
     _check_resume(checkpoint_dir, resume)
-    spread = Spread.of(every_device(num_chains, chunk) if mesh is None else mesh, chunk, int(num_chains))
+    num_chains = int(num_chains)
+    spread = Spread.of(every_device(num_chains, chunk) if mesh is None else mesh, chunk, num_chains)
+    asked = Asked(density, key, num_chains, spread, mesh, progress, resume, draws, thin, store, shard_above)
+    if sampler is not None:
+        return _run(asked, sampler, "chosen by the user", checkpoint_dir)
+    sampler, reason = choose(density, num_chains)
+    try:
+        return _run(asked, sampler, reason, checkpoint_dir, give_up=isinstance(sampler, SMC))
+    except FewAncestors as few:
+        why = f"SMC's {num_chains} chains had come to descend from {few.distinct} first ones at level {few.level}"
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir) / INSTEAD
+        return _run(asked, *independent(density, why), folder)
+
+
+class Asked(NamedTuple):
+    """What `infer` was asked for, checked; see there."""
+
+    density: AnnealedDensity
+    key: Array
+    num_chains: int
+    spread: Spread
+    mesh: Mesh | None
+    progress: bool
+    resume: bool | None
+    draws: int | None
+    thin: int
+    store: str | Path | None
+    shard_above: int | None
+
+
+class FewAncestors(Exception):
+    """SMC's chains have become copies of few, at a level where something else can still be done."""
+
+    def __init__(self, distinct: int, level: int):
+        super().__init__(f"{distinct} ancestors at level {level}")
+        self.distinct, self.level = distinct, level
+
+
+def _run(
+    asked: Asked, sampler: Sampler, reason: str, checkpoint_dir: str | Path | None, give_up: bool = False
+) -> Result:
+    """One sampler's way down the levels, its stay, its draws, and what is to be said of them.
+
+    Raises:
+        FewAncestors: if it is to be given up where too few of the first chains have descendants.
+    """
+    density, key, num_chains, spread, mesh, progress, resume, draws, thin, store, shard_above = asked
     began = time.monotonic()
-    reason = "chosen by the user"
-    if sampler is None:
-        sampler, reason = choose(density, num_chains)
     check_capabilities(sampler, density)
-    sampler, num_chains = sampler.prepare(density), int(num_chains)
+    sampler = sampler.prepare(density)
     check_draws(draws, thin, store, sampler, density.described.where)
     parts.check_parts(shard_above, mesh, sampler)
     first = sampler.first_level(density)
-    run = begin(key, num_chains, density.num_levels, Spread(chunk=spread.chunk, rounds=spread.rounds))
+    blank = begin(key, num_chains, density.num_levels, Spread(chunk=spread.chunk, rounds=spread.rounds))
     apart = None if draws is None else thin
-    saves = None if checkpoint_dir is None else _saves(checkpoint_dir, resume, sampler, run, density, key, first, apart)
-    completed, done, earlier = 0, 0, 0.0
+    saves = None
+    if checkpoint_dir is not None:
+        saves = _saves(checkpoint_dir, resume, sampler, blank, density, key, first, apart)
+    run, completed, done, earlier = blank, 0, 0, 0.0
     if saves is not None and (saved := saves.run()) is not None:
         run, completed, done, earlier = saved
     began -= earlier
@@ -124,47 +176,44 @@ def infer(
         folder = Path(checkpoint_dir) / DRAWS if store is None and checkpoint_dir is not None else store
         names = sample_shapes(sampler, run, density, first)
         kept = Kept(names, draws, folder, spread.devices, "" if saves is None else saves.run_id, done)
-    with Progress(first + 1, progress, type(sampler).__name__) as bar:
-        try:
-            if run.chains is None:
-                run = start(ready[0], run, ready[1], first)
-            size, tick = 1, time.monotonic()
-            while completed <= first:
-                before, stop = completed, min(completed + size, first + 1)
-                bounds = spread.number(completed), spread.number(stop)
-                ahead = advance(ready[0], run, ready[1], *bounds, first)
-                # One statement: an interruption finds chains and count of levels in agreement.
-                run, completed = jax.block_until_ready(ahead), stop
-                seconds, tick = max(time.monotonic() - tick, 1e-6), time.monotonic()
-                # As many levels in a row as fit between two refreshes of the bar.
-                (size,) = agreed(max(1, min(4 * size, int((stop - before) * REFRESH_SECONDS / seconds))))
-                bar.update(completed, **_facts(run.records, first + 1 - completed))
-                if saves is not None:
-                    saves.offer(run, completed, done, time.monotonic() - began)
-        except KeyboardInterrupt:
-            if run.chains is None:
-                raise
-    turning = _curl(sampler, run, density, key, first + 1 - completed) if completed else {}
-    lost = None
-    if draws is not None and completed == first + 1:
-        assert kept is not None
 
-        def save(run: Run, done: int) -> None:
+    def save(run: Run, completed: int, drawn: int = 0) -> None:
+        if saves is not None:
+            flush = None if kept is None or not drawn else kept.flush
+            saves.offer(run, completed, drawn, time.monotonic() - began, flush)
+
+    def judge(run: Run, completed: int) -> None:
+        if give_up and (few := _few_ancestors(run, first + 1 - completed)) is not None:
             if saves is not None:
-                saves.offer(run, completed, done, time.monotonic() - began, kept.flush)
+                saves.finish(run, completed, 0, time.monotonic() - began)
+            raise few
 
-        run, done, lost = stream(ready[0], run, ready[1], kept, done, thin, progress, save)
+    if completed:
+        judge(run, completed)
+    run, completed = descend(ready, run, first, completed, progress, save, judge)
+    arrived = completed == first + 1
+    turning = _curl(sampler, run, density, key, first + 1 - completed) if completed else {}
+    if sampler.stays and arrived and int(run.stayed) == 0:
+        run = stay(run, ready[1], progress)
+    lost = None
+    if draws is not None and arrived:
+        assert kept is not None
+        keep = lambda run, drawn: save(run, completed, drawn)  # noqa: E731
+        run, done, lost = stream(ready[0], run, ready[1], kept, done, thin, progress, keep)
     unsaved = None
     if saves is not None and lost is None:  # else the last checkpoint is the one whose draws are there
         unsaved = saves.finish(run, completed, done, time.monotonic() - began)
+    coarse = None
+    if arrived and sampler.check_order is not None and sampler.estimates_evidence(density):
+        coarse = _coarse(asked, ready, first, progress)
     shown = min(done, draws or 0)  # of a run that went further before
     samples, failed = _samples(run, ready, kept, shown)
     if store is None:
         samples = {name: np.asarray(values) for name, values in samples.items()}
-    spent = time.monotonic() - began
-    result = _result(sampler, run, density, samples, first, completed, done * thin, reason, spent, turning)
+    ended = Ended(run, samples, first, completed, done * thin, coarse, turning)
+    result = summed_up(sampler, density, ended, reason, time.monotonic() - began)
     if draws is not None:
-        short = completed == first + 1 and done < draws
+        short = arrived and done < draws
         status = result.status.stopped(done, draws) if short else result.status
         result = dataclasses.replace(result, draws=max(shown, 1), thin=thin, status=status)
     if saves is not None and lost is None:
@@ -173,6 +222,23 @@ def infer(
     if kept is not None and store is not None and lost is None:
         lost = kept.finish(*result.parts())
     return result if lost is None else dataclasses.replace(result, status=result.status.not_stored(lost))
+
+
+def _few_ancestors(run: Run, level: int) -> FewAncestors | None:
+    """Whether too few of the first chains have descendants at a level above 0 or there."""
+    n, variance = len(run.log_weights), float(run.evidence_variance)
+    effective = 1.0 / (variance * (n - 1) / n + 1 / n)
+    if effective >= fewest_families(n):
+        return None
+    return FewAncestors(int(np.asarray(run.records.ancestors)[level]), level)
+
+
+def _coarse(asked: Asked, ready: tuple[Any, Any], first: int, progress: bool) -> float | None:
+    """The log-evidence over every other level; None where it was interrupted."""
+    key = jax.random.fold_in(asked.key, COARSE)
+    blank = placed(begin(key, asked.num_chains, asked.density.num_levels), asked.spread)
+    run, completed = descend(ready, blank, first, 0, progress, stride=2)
+    return float(np.asarray(run.log_evidence)) if completed == visits(first, 2) else None
 
 
 def _samples(run: Run, ready: tuple[Any, Any], kept: Kept | None, done: int) -> tuple[dict[str, Any], str | None]:
@@ -216,66 +282,6 @@ def _curl(sampler: Sampler, run: Run, density: AnnealedDensity, key: Array, leve
         return curl(density, positions, level, jax.random.fold_in(key, CURL))
     except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
         return {name: np.nan for name, _, offered in density.described.offers if "conservative" not in offered}
-
-
-def _facts(records: Any, level: int) -> dict[str, Any]:
-    facts = {"acceptance": np.mean(np.asarray(records.acceptance)[level]), "ess": np.asarray(records.ess)[level]}
-    return {name: value for name, value in facts.items() if not np.isnan(value)}
-
-
-def _result(
-    sampler: Sampler,
-    run: Run,
-    density: AnnealedDensity,
-    samples: dict[str, Any],
-    first: int,
-    completed: int,
-    drawn: int,
-    reason: str,
-    seconds: float,
-    turning: dict[str, float],
-) -> Result:
-    records, num_chains = run.records, run.log_weights.shape[0]
-    skipped = density.num_levels - 1 - first
-    moves = getattr(sampler, "moves", None)
-    per_transition = (moves.kernel.evaluations_per_step, len(moves.follows)) if moves else (0, 0)
-    drawn += moves.settling if moves and drawn else 0
-    proposals = np.full(density.num_levels, max(sampler.proposals(), 1) * num_chains)
-    proposals[0] += drawn * per_transition[1] * num_chains
-    status = diagnose(
-        np.asarray(records.acceptance),
-        np.asarray(records.non_finite),
-        proposals,
-        np.asarray(records.ess),
-        num_chains,
-        completed + skipped,
-        density.num_levels,
-        sampler.adjusted,
-        turning,
-        sampler.blocks,
-    )
-    arrived = completed == first + 1  # before level 0 the evidence is that of a noisier density
-    evidence = float(np.asarray(run.log_evidence)) if arrived and sampler.estimates_evidence(density) else np.nan
-    return Result(
-        samples=samples,
-        log_weights=host(run.log_weights),
-        log_evidence=evidence if np.isfinite(evidence) else None,
-        evaluations=sampler.evaluations(first, completed) + drawn * per_transition[0],
-        acceptance=np.asarray(records.acceptance),
-        step_size=np.asarray(records.step_size),
-        ess=np.asarray(records.ess),
-        non_finite=np.asarray(records.non_finite),
-        quadrature_error=np.asarray(records.quadrature_error),
-        curl=turning,
-        status=status,
-        seconds=seconds,
-        sampler=sampler.describe(),
-        reason=reason,
-        log_snr=np.asarray(density.schedule.log_snr),
-        dims=dict(density.graph.dims),
-        blocks=sampler.blocks,
-        density=density,
-    )
 
 
 def _check_resume(checkpoint_dir: Any, resume: Any) -> None:

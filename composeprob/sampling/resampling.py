@@ -1,10 +1,13 @@
-"""Weights of a particle system: effective sample size and systematic resampling."""
+"""Weights of a particle system: effective sample size, resampling by exact sums, and what ancestors tell of errors."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+UNIT = 2.0**32
+"""Parts that one expected copy is divided into, for sums that are exact."""
 
 
 def relative_ess(log_weights: Array) -> Array:
@@ -13,26 +16,77 @@ def relative_ess(log_weights: Array) -> Array:
     References:
         Kong, Liu and Wong 1994.
     """
-    greatest = jnp.max(log_weights)
-    weights = jnp.exp(log_weights - jnp.where(jnp.isfinite(greatest), greatest, 0.0))
+    weights = relative_weights(log_weights)
     return jnp.sum(weights) ** 2 / (jnp.maximum(jnp.sum(weights**2), 1e-30) * log_weights.shape[0])
 
 
 def systematic(key: Array, log_weights: Array) -> Array:
     """Indices (N,) of the chains that survive: one uniform number, evenly spaced ticks on the cumulated weights.
 
-    Chain i appears ⌊N·w_i⌋ or ⌈N·w_i⌉ times, N·w_i on average. Where every weight is 0 each survives once.
+    Chain i appears ⌊N·w_i⌋ or ⌈N·w_i⌉ times, N·w_i on average, and never where w_i = 0. Where every weight is 0 each
+    survives once.
+
+    The expected copies N·w_i are rounded to multiples of 2⁻³² and added up as whole numbers of 64 bits, each in two
+    words. Such sums are exact, so they never fall and the answer is the same on any number of devices. A cumulative sum
+    of floats is neither: computed in blocks it can fall from one entry to the next, and a tick between the two copies a
+    chain whose weight is 0.
 
     References:
         Carpenter, Clifford and Fearnhead 1999; Douc, Cappé and Moulines 2005.
     """
     n = log_weights.shape[0]
     log_weights = jnp.where(jnp.isfinite(jnp.max(log_weights)), log_weights, 0.0)
-    cumulated = jnp.cumsum(jax.nn.softmax(log_weights))
-    ticks = (jnp.arange(n) + jax.random.uniform(key)) / n
-    return jnp.minimum(jnp.searchsorted(cumulated / cumulated[-1], ticks, side="right"), n - 1)
+    weights = relative_weights(log_weights)
+    parts, whole = cumulated(jnp.zeros((n,), jnp.uint32), (weights * UNIT / 2).astype(jnp.uint32))
+    total = 2 * (whole[-1].astype(jnp.float32) + parts[-1].astype(jnp.float32) / UNIT)  # Σ weights
+    copies = weights * (n / total)
+    parts, whole = cumulated(
+        jnp.floor(copies).astype(jnp.uint32), ((copies - jnp.floor(copies)) * UNIT).astype(jnp.uint32)
+    )
+    # Tick j stands at j + u: so many of them lie below each cumulated number of copies.
+    below = (whole + (jax.random.bits(key, dtype=jnp.uint32) < parts)).astype(jnp.int32)
+    # The last chain that has a weight takes the ticks that rounding of the total leaves over.
+    last = (parts == parts[-1]) & (whole == whole[-1])
+    return jnp.searchsorted(jnp.where(last, n, below), jnp.arange(n), side="right")
+
+
+def cumulated(whole: Array, parts: Array) -> tuple[Array, Array]:
+    """Cumulative sums of whole + parts/2³², exact: (parts, whole), each unsigned of 32 bits."""
+    parts_sum = jnp.cumsum(parts, dtype=jnp.uint32)
+    carried = (parts_sum < parts).astype(jnp.uint32)  # the sum has just passed 2³²
+    return parts_sum, jnp.cumsum(whole + carried, dtype=jnp.uint32)
+
+
+def relative_weights(log_weights: Array) -> Array:
+    """Weights in units of the largest one, (N,); all 0 where none is positive."""
+    greatest = jnp.max(log_weights)
+    return jnp.exp(log_weights - jnp.where(jnp.isfinite(greatest), greatest, 0.0))
 
 
 def log_mean_weight(log_weights: Array) -> Array:
     """log of the mean weight, a scalar."""
     return jax.nn.logsumexp(log_weights) - jnp.log(log_weights.shape[0])
+
+
+def evidence_variance(log_weights: Array, ancestors: Array) -> Array:
+    """The relative variance of the estimated evidence, from one run, a scalar: Σ_e (W_e − 1/N)²·N/(N − 1).
+
+    W_e is the share of the weight, before the last resampling, of all chains that descend from first chain e. Where no
+    chain was ever copied it is the variance of the mean weight of N independent chains.
+
+    Args:
+        log_weights: (N,).
+        ancestors: the first chain that each descends from, (N,) of 0 … N − 1.
+
+    References:
+        Chan and Lai 2013; Lee and Whiteley 2018, *Variance estimation in the particle filter*.
+    """
+    n = log_weights.shape[0]
+    weights = relative_weights(log_weights)
+    shares = jnp.zeros((n,)).at[ancestors].add(weights / jnp.maximum(jnp.sum(weights), 1e-30))
+    return jnp.sum((shares - 1 / n) ** 2) * (n / max(n - 1, 1))
+
+
+def distinct(ancestors: Array) -> Array:
+    """How many different first chains are left, a scalar."""
+    return jnp.sum(jnp.zeros((ancestors.shape[0],), jnp.int32).at[ancestors].max(1))

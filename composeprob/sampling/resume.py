@@ -148,7 +148,7 @@ def code(density: AnnealedDensity, sampler: Sampler, first_level: int, blank: Ru
     def visit(by_name: dict[str, Array], level: Array) -> Any:
         leaves = jax.tree.unflatten(jax.tree.structure(arrays), [by_name[name] for name in names])
         sampler, run, density = eqx.combine(leaves, static)
-        return eqx.filter(sampler.visit(run, density, level, first_level), eqx.is_array)
+        return eqx.filter(sampler.visit(run, density, level, level + 1), eqx.is_array)
 
     text = jax.jit(visit).lower(dict(named(arrays)), jnp.int32(0)).as_text()
     return re.sub(r'backend_config = "\d+"|index = \d+', "", text)  # callbacks are numbered anew in every process

@@ -11,7 +11,13 @@ from composeprob.pytree import all_finite, normal_like, where
 
 
 def reverse_step(
-    key: Array, position: Position, score: Position, density: AnnealedDensity, level: Array, eta: Array | float = 1.0
+    key: Array,
+    position: Position,
+    score: Position,
+    density: AnnealedDensity,
+    level: Array,
+    eta: Array | float = 1.0,
+    below: Array | None = None,
 ) -> Position:
     """x_{k−1} given x_k, for one chain: static sites stay, and so does a chain that a non-finite score would move.
 
@@ -28,11 +34,12 @@ def reverse_step(
         density: gives the schedule and says which sites are noised.
         level: k ≥ 1.
         eta: η in [0, 1].
+        below: the level that the step ends at, in place of k − 1.
 
     References:
         Ho et al. 2020; Song, Meng and Ermon 2021, equation 12.
     """
-    mean, variance = reverse_law(position, score, density, level, eta)
+    mean, variance = reverse_law(position, score, density, level, eta, below)
     noise = normal_like(key, position)
 
     def move(name: str) -> Array:
@@ -48,7 +55,9 @@ LEAN = 0.5
 """How far data and user energies may shift a reverse step, in units of its noise."""
 
 
-def leaning(position: Position, evaluation: Evaluation, density: AnnealedDensity, level: Array) -> Position:
+def leaning(
+    position: Position, evaluation: Evaluation, density: AnnealedDensity, level: Array, below: Array | None = None
+) -> Position:
     """The score that a weighed reverse step follows: ∇log(F·E), and of ∇log G as much as shifts the step by at most
     half the length √(v·d) of its noise.
 
@@ -58,15 +67,15 @@ def leaning(position: Position, evaluation: Evaluation, density: AnnealedDensity
     Args:
         position: x_k.
         evaluation: at x_k, under level k.
-        density, level: as of `reverse_step`.
+        density, level, below: as of `reverse_step`.
 
     References:
         Wu, Trippe, Naesseth, Blei and Cunningham (2023), *Practical and asymptotically exact conditional sampling in
         diffusion models*: the twisted proposal.
     """
     noised = [name for name in position if density.sites[name].kind == "noised"]
-    plain, variance = reverse_law(position, evaluation.drift, density, level)
-    full, _ = reverse_law(position, evaluation.score, density, level)
+    plain, variance = reverse_law(position, evaluation.drift, density, level, below=below)
+    full, _ = reverse_law(position, evaluation.score, density, level, below=below)
     shift = sum((jnp.sum((full[name] - plain[name]) ** 2) for name in noised), jnp.zeros(()))
     longest = LEAN**2 * variance * sum(position[name].size for name in noised)
     share = jnp.sqrt(jnp.where(shift > longest, longest / shift, 1.0))
@@ -80,17 +89,23 @@ def leaning(position: Position, evaluation: Evaluation, density: AnnealedDensity
 
 
 def log_ratio_of_leaning(
-    position: Position, drift: Position, followed: Position, moved: Position, density: AnnealedDensity, level: Array
+    position: Position,
+    drift: Position,
+    followed: Position,
+    moved: Position,
+    density: AnnealedDensity,
+    level: Array,
+    below: Array | None = None,
 ) -> Array:
     """log N(x'; reverse step along ∇log(F·E)) − log N(x'; reverse step along `leaning`), a scalar.
 
     Args:
-        position, density, level: as of `leaning`.
+        position, density, level, below: as of `leaning`.
         drift, followed: the two scores.
         moved: x', drawn from the second law.
     """
-    plain, variance = reverse_law(position, drift, density, level)
-    leaned, _ = reverse_law(position, followed, density, level)
+    plain, variance = reverse_law(position, drift, density, level, below=below)
+    leaned, _ = reverse_law(position, followed, density, level, below=below)
     noised = [name for name in position if density.sites[name].kind == "noised"]
     # (x' − leaned)² − (x' − plain)², as a product: exactly zero where they agree
     terms = [jnp.sum((leaned[n] - plain[n]) * (leaned[n] + plain[n] - 2 * moved[n])) for n in noised]
@@ -98,7 +113,12 @@ def log_ratio_of_leaning(
 
 
 def second_order(
-    moved: Position, position: Position, evaluation: Evaluation, density: AnnealedDensity, level: Array
+    moved: Position,
+    position: Position,
+    evaluation: Evaluation,
+    density: AnnealedDensity,
+    level: Array,
+    below: Array | None = None,
 ) -> Position:
     """Corrects a `reverse_step` from k to k − 1 by the score where it ended. One evaluation.
 
@@ -117,18 +137,19 @@ def second_order(
     Args:
         moved: x', what `reverse_step` made of ``position``.
         position, evaluation: x_k, evaluated under level k.
-        density, level: as of `reverse_step`.
+        density, level, below: as of `reverse_step`.
 
     References:
         Kloeden and Platen (1992), chapter 15, for the weak order of Heun's method under additive noise; Bao, Li, Zhu
         and Zhang (2022), *Analytic-DPM*, for the variance that DDPM's step lacks.
     """
-    here, there = density.schedule.at(level), density.schedule.at(level - 1)
-    _, variance = reverse_law(position, evaluation.drift, density, level)
-    weight = there.alpha * density.schedule.beta[level] / here.sigma**2
+    end = level - 1 if below is None else below
+    here, there = density.schedule.at(level), density.schedule.at(end)
+    _, variance = reverse_law(position, evaluation.drift, density, level, below=below)
+    weight = there.alpha * density.schedule.added(level, below) / here.sigma**2
     share = jnp.sqrt(1 + (weight * here.sigma / here.alpha) ** 2 / variance) - 1  # γ·c/α_{k−1}
     share = share * jnp.exp(0.25 * (here.log_snr - there.log_snr))
-    drift = density.evaluator(moved, level - 1).drift
+    drift = density.evaluator(moved, end).drift
 
     def corrected(name: str) -> Array:
         if density.sites[name].kind != "noised":
@@ -142,15 +163,20 @@ def second_order(
 
 
 def reverse_law(
-    position: Position, score: Position, density: AnnealedDensity, level: Array, eta: Array | float = 1.0
+    position: Position,
+    score: Position,
+    density: AnnealedDensity,
+    level: Array,
+    eta: Array | float = 1.0,
+    below: Array | None = None,
 ) -> tuple[Position, Array]:
     """The law N(mean, v·I) from which `reverse_step` draws the noised sites.
 
     Returns:
         The mean, structured like the position, and v, a scalar.
     """
-    here, there = density.schedule.at(level), density.schedule.at(level - 1)
-    variance = eta**2 * density.schedule.beta[level] * (there.sigma / here.sigma) ** 2
+    here, there = density.schedule.at(level), density.schedule.at(level - 1 if below is None else below)
+    variance = eta**2 * density.schedule.added(level, below) * (there.sigma / here.sigma) ** 2
     direction = jnp.sqrt(jnp.maximum(there.sigma**2 - variance, 0.0))
 
     def mean(name: str) -> Array:

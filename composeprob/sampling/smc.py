@@ -18,10 +18,10 @@ from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import all_finite
-from composeprob.sampling.annealed_mcmc import adjusted, check_kernel, check_steps, named_blocks, needs
+from composeprob.sampling.annealed_mcmc import adjusted, check_kernel, check_stay, check_steps, named_blocks, needs
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.blocks import by_kind
-from composeprob.sampling.resampling import log_mean_weight, relative_ess, systematic
+from composeprob.sampling.resampling import distinct, evidence_variance, log_mean_weight, relative_ess, systematic
 from composeprob.sampling.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
 from composeprob.sampling.transitions import Transitions
 from composeprob.schedule import Schedule
@@ -50,7 +50,9 @@ class SMC(Sampler):
     and make ``steps_per_level`` transitions of the kernel, which leave π_k invariant. The last level always
     resamples, so that samples have equal weights.
 
-    Few chains degenerate under resampling: below some hundred, independent chains (`AnnealedMCMC`) are better.
+    Where weights differ much, many chains become copies of few: ``result.ancestors`` says how many of the first chains
+    have descendants, ``result.effective_chains`` and every standard error follow from that. Below some hundred chains
+    independent ones (`AnnealedMCMC`) are better.
 
     Args:
         kernel: any kernel; left out, ``MALA(Adaptive())`` where the density has an energy, else no transitions. A
@@ -60,11 +62,14 @@ class SMC(Sampler):
         resample_threshold: resample where ESS/N falls below it, in (0, 1].
         second_order: whether the reverse step is corrected by the score where it ended, as in Heun's method, for one
             evaluation more a level; without that it is DDPM's, whose variance is too small.
+        stay: whether HMC moves all sites at level 0 until the population stops drifting, for programs with latents.
+        check_levels: whether Feynman–Kac weights are computed once more over every other level, for half the
+            evaluations, as an estimate of what the levels' distance does to the log-evidence.
 
     Result:
         ``result.log_evidence`` estimates log ∫π_0, with diffusion factors counted as normalised. Under Feynman–Kac
         weights it has an error of discretisation, which vanishes as the square of the levels' distance, or in
-        proportion to it with ``second_order=False``.
+        proportion to it with ``second_order=False``; ``result.log_evidence_error`` has it in it.
 
     References:
         Skreta et al. 2025, *Feynman–Kac Correctors in Diffusion* (arXiv 2503.02819). Del Moral, Doucet and Jasra 2006,
@@ -76,6 +81,8 @@ class SMC(Sampler):
     weights: str = eqx.field(static=True)
     resample_threshold: Array
     second_order: bool = eqx.field(static=True)
+    stay: bool = eqx.field(static=True)
+    check_levels: bool = eqx.field(static=True)
     moves: Transitions | None
 
     def __init__(
@@ -85,6 +92,8 @@ class SMC(Sampler):
         weights: str = "feynman_kac",
         resample_threshold: float = 0.5,
         second_order: bool = True,
+        stay: bool = False,
+        check_levels: bool = True,
     ):
         if kernel is not None:
             check_kernel(kernel, steps_per_level)
@@ -96,6 +105,7 @@ class SMC(Sampler):
         self.kernel, self.steps_per_level, self.weights = kernel, int(steps_per_level), weights
         self.resample_threshold, self.moves = threshold, None
         self.second_order = bool(second_order) and weights == "feynman_kac"
+        self.stay, self.check_levels = bool(stay), bool(check_levels) and weights == "feynman_kac"
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
@@ -112,6 +122,14 @@ class SMC(Sampler):
     @property
     def blocks(self) -> tuple[str, ...]:
         return () if self.kernel is None else named_blocks(self.kernel)
+
+    @property
+    def stays(self) -> bool:
+        return self.stay
+
+    @property
+    def check_order(self) -> int | None:
+        return (2 if self.second_order else 1) if self.check_levels else None
 
     @property
     def integrates_score(self) -> bool:
@@ -132,6 +150,8 @@ class SMC(Sampler):
                 where=density.described.where,
                 fix="pass a kernel, such as cp.UHMC(step_size=…) for score-only factors.",
             )
+        if self.stay:
+            check_stay(density, kernel is not None)
         moves = None if kernel is None else Transitions.resolved(kernel, self.steps_per_level, density)
         where = lambda s: (s.kernel, s.moves)  # noqa: E731
         return eqx.tree_at(where, self, (kernel, moves), is_leaf=lambda n: n is None or isinstance(n, Kernel))
@@ -164,13 +184,13 @@ class SMC(Sampler):
         run = self.moves.begin(run) if self.moves else run
         return dataclasses.replace(run, chains=states, log_evidence=log_evidence)
 
-    def visit(self, run: Run, density: AnnealedDensity, level: Array, first_level: int) -> Run:
+    def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
         spread, keys = run.spread, level_keys(run.keys, level)
         target = partial(density.evaluator, level=level)
         states, own = jax.lax.cond(
-            level < first_level,
-            lambda s: spread.map(partial(self._descend, density=density, level=level), keys, s),
-            lambda s: (s, spread.map(partial(first_weight, density=density, level=first_level), s)),
+            level < above,
+            lambda s: spread.map(partial(self._descend, density=density, level=level, above=above), keys, s),
+            lambda s: (s, spread.map(partial(first_weight, density=density, level=level), s)),
             run.chains,
         )
         usable = jnp.isfinite(own)
@@ -178,19 +198,27 @@ class SMC(Sampler):
         own = jnp.where(jnp.isfinite(own), own, -jnp.inf)
         log_weights, counted = spread.gather(jnp.stack([own, usable], axis=1)).T
         run = run.counting(level, jnp.sum(counted == 0, dtype=jnp.int32))
-        ess, log_mean = spread.alone(lambda w: (relative_ess(w), log_mean_weight(w)), log_weights)
+        ess, log_mean, variance = spread.alone(
+            lambda w, a: (relative_ess(w), log_mean_weight(w), evidence_variance(w, a)), log_weights, run.ancestors
+        )
 
         def resample(states: Any) -> Any:
             chosen = spread.alone(partial(systematic, jax.random.fold_in(run.shared, level)), log_weights)
-            return spread.exchange(states, chosen), jnp.zeros_like(own), run.log_evidence + log_mean
+            log_evidence = run.log_evidence + log_mean
+            return spread.exchange(states, chosen), jnp.zeros_like(own), log_evidence, run.ancestors[chosen]
 
-        states, own, log_evidence = jax.lax.cond(
+        states, own, log_evidence, ancestors = jax.lax.cond(
             (ess < self.resample_threshold) | (level == 0),
             resample,
-            lambda states: (states, own, run.log_evidence),
+            lambda states: (states, own, run.log_evidence, run.ancestors),
             states,
         )
-        records = eqx.tree_at(lambda r: r.ess, run.records, run.records.ess.at[level].set(ess))
+        left = distinct(ancestors).astype(ess.dtype)
+        records = eqx.tree_at(
+            lambda r: (r.ess, r.ancestors),
+            run.records,
+            (run.records.ess.at[level].set(ess), run.records.ancestors.at[level].set(left)),
+        )
         log_scale = run.log_scale
         if self.moves is not None:
             states, log_scale, records = self.moves.run(
@@ -201,27 +229,31 @@ class SMC(Sampler):
             chains=states,
             log_weights=own,
             log_evidence=log_evidence,
+            evidence_variance=variance,
+            ancestors=ancestors,
             log_scale=log_scale,
             records=records,
         )
 
-    def _descend(self, key: Array, state: Any, density: AnnealedDensity, level: Array) -> tuple[Any, Any]:
-        """One chain from level + 1 to level: its new state and what its log-weight gains, −∞ where that or the score
-        is not finite. One evaluation, two of second order."""
+    def _descend(
+        self, key: Array, state: Any, density: AnnealedDensity, level: Array, above: Array
+    ) -> tuple[Any, Array]:
+        """One chain from the level above to this one: its new state and what its log-weight gains, −∞ where that or the
+        score is not finite. One evaluation, two of second order."""
         x, before, gain = state.position, state.evaluation, jnp.zeros(())
         if self.weights == "feynman_kac":
-            followed = leaning(x, before, density, level + 1)
-            moved = reverse_step(jax.random.fold_in(key, REVERSE), x, followed, density, level + 1)
-            gain = log_ratio_of_leaning(x, before.drift, followed, moved, density, level + 1)
+            followed = leaning(x, before, density, above, level)
+            moved = reverse_step(jax.random.fold_in(key, REVERSE), x, followed, density, above, below=level)
+            gain = log_ratio_of_leaning(x, before.drift, followed, moved, density, above, level)
             if self.second_order:
-                moved = second_order(moved, x, before, density, level + 1)
+                moved = second_order(moved, x, before, density, above, level)
             state = dataclasses.replace(state, position=moved)
         target = partial(density.evaluator, level=level)
         if self.kernel is None:
             state = dataclasses.replace(state, evaluation=target(state.position))
         else:
             state = self.kernel.relevel(state, target)
-        gain = gain + gain_between(before, state.evaluation, density, level, self.weights)
+        gain = gain + gain_between(before, state.evaluation, density, level, self.weights, above)
         usable = all_finite((gain, before.drift, state.evaluation.score))
         return state, jnp.where(usable, gain, -jnp.inf)
 
@@ -231,9 +263,9 @@ class SMC(Sampler):
     def describe(self) -> str:
         kernel = "no kernel" if self.kernel is None else f"{self.kernel!r}, {self.steps_per_level} steps a level"
         order = ", second_order=False" if self.weights == "feynman_kac" and not self.second_order else ""
-        return (
-            f"SMC({kernel}, weights='{self.weights}', resample_threshold={float(self.resample_threshold):.3g}{order})"
-        )
+        stay = ", stay at level 0" if self.stay else ""
+        threshold = f"{float(self.resample_threshold):.3g}"
+        return f"SMC({kernel}, weights='{self.weights}', resample_threshold={threshold}{order}{stay})"
 
 
 def normalised(density: AnnealedDensity) -> bool:
@@ -241,7 +273,7 @@ def normalised(density: AnnealedDensity) -> bool:
     return all("normalised" in offered for *_, offered in density.described.offers)
 
 
-def first_weight(state: KernelState, density: AnnealedDensity, level: int) -> Array:
+def first_weight(state: KernelState, density: AnnealedDensity, level: Array | int) -> Array:
     """What one chain's draw from the first level's law weighs, a scalar."""
     evaluation, sigma = state.evaluation, density.schedule.at(level).sigma
     log_weight = evaluation.log_potential
@@ -267,9 +299,16 @@ def weighs_top(evaluation: Evaluation, density: AnnealedDensity) -> bool:
     return known and (normalised(density) or not density.top.exact)
 
 
-def gain_between(before: Evaluation, after: Evaluation, density: AnnealedDensity, level: Array, weights: str) -> Array:
-    """What a chain's log-weight gains from level + 1, where it was evaluated as ``before``, to level (``after``); the
-    ratio of `leaning` is not in it."""
+def gain_between(
+    before: Evaluation,
+    after: Evaluation,
+    density: AnnealedDensity,
+    level: Array,
+    weights: str,
+    above: Array | None = None,
+) -> Array:
+    """What a chain's log-weight gains from the level above (level + 1), where it was evaluated as ``before``, to level
+    (``after``); the ratio of `leaning` is not in it."""
     if weights == "density":
         assert after.log_density is not None
         assert before.log_density is not None
@@ -278,13 +317,15 @@ def gain_between(before: Evaluation, after: Evaluation, density: AnnealedDensity
     assert before.log_potential is not None
     assert after.log_prior is not None
     assert before.log_prior is not None
-    gain = feynman_kac_weight(before, after, density.schedule, level + 1)
+    gain = feynman_kac_weight(before, after, density.schedule, level + 1 if above is None else above, level)
     gain = gain + after.log_potential - before.log_potential
     return gain + after.log_prior - before.log_prior  # 0 unless a prior looks at a noised site
 
 
-def feynman_kac_weight(before: Evaluation, after: Evaluation, schedule: Schedule, level: Array) -> Array:
-    """∫ g²·r dτ over the reverse step from ``level`` k to k − 1, a scalar.
+def feynman_kac_weight(
+    before: Evaluation, after: Evaluation, schedule: Schedule, level: Array, below: Array | None = None
+) -> Array:
+    """∫ g²·r dτ over the reverse step from ``level`` k to k − 1, or to the level ``below``, a scalar.
 
     Per unit of log-SNR, g² is σ². The part of r that comes from scores is integrated over λ by the trapezoid rule,
     whose second point costs nothing because the chain is evaluated there anyway; the part that comes from the drift
@@ -295,14 +336,15 @@ def feynman_kac_weight(before: Evaluation, after: Evaluation, schedule: Schedule
         after: at x_{k−1}, under level k − 1.
         schedule, level: k ≥ 1.
     """
-    here, there = schedule.at(level), schedule.at(level - 1)
+    end = level - 1 if below is None else below
+    here, there = schedule.at(level), schedule.at(end)
 
     def from_scores(evaluation: Evaluation, k: Array, sigma: Array) -> Array:
         assert evaluation.rate is not None
         assert evaluation.excess is not None
         return sigma**2 * (evaluation.rate - jnp.asarray(schedule.drift_ratio)[k] * evaluation.excess)
 
-    mean = 0.5 * (from_scores(before, level, here.sigma) + from_scores(after, level - 1, there.sigma))
+    mean = 0.5 * (from_scores(before, level, here.sigma) + from_scores(after, end, there.sigma))
     assert before.excess is not None
     assert after.excess is not None
     excess = 0.5 * (before.excess + after.excess)

@@ -14,6 +14,10 @@ NON_FINITE_CEILING = 0.01
 """Below this share, non-finite proposals are counted but not reported: adaptation overshoots now and then."""
 ESS_FLOOR = 0.05
 """Relative effective sample size under which a level's weights rest on too few chains."""
+FEWEST_FAMILIES = 16.0
+"""Effective families of chains under which errors read off them say little; a quarter of N where N is small."""
+LEVELS_ERROR = 2.0
+"""Error of the log-evidence from the levels' distance, in nats, that is worth a finding beside the number."""
 CURL_CEILING = 0.1
 """Relative curl above which a score counts as no gradient: twice what the zoo's score networks have at level 0 (0.01 to
 0.055), and that of a rotation a tenth as strong as the pull to the mode."""
@@ -28,7 +32,14 @@ class Code(enum.StrEnum):
     NOT_CONSERVATIVE = "not_conservative"
     ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
     WEIGHTS_COLLAPSED = "weights_collapsed"
+    ANCESTORS_COLLAPSED = "ancestors_collapsed"
+    UNSETTLED = "unsettled"
+    LEVELS_TOO_FEW = "levels_too_few"
     NOT_SAVED = "not_saved"
+
+
+WITHHOLDING = frozenset(Code) - {Code.OK, Code.NON_FINITE, Code.LEVELS_TOO_FEW, Code.NOT_SAVED}
+"""Findings under which the chains' spread says nothing of how far off their means are."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,11 @@ class Status:
     def code(self) -> Code:
         """The gravest finding, `Code.OK` where there is none."""
         return self.findings[0][0] if self.findings else Code.OK
+
+    @property
+    def withholds(self) -> bool:
+        """Whether standard errors would mislead, so that none is given."""
+        return any(code in WITHHOLDING for code, _ in self.findings)
 
     @property
     def message(self) -> str:
@@ -190,6 +206,50 @@ def diagnose(
             )
         )
     return Status(tuple(findings))
+
+
+def fewest_families(num_chains: int) -> float:
+    """Effective number of families under which a population of N chains has become copies of few."""
+    return min(FEWEST_FAMILIES, 0.25 * num_chains)
+
+
+def few_ancestors(effective: float, distinct: float, num_chains: int, ends: bool) -> list[tuple[Code, str]]:
+    """The finding that chains descend from too few ancestors, if they do.
+
+    Args:
+        effective: 1/Σ W_e² over the families of chains with one first chain in common.
+        distinct: the number of these families.
+        num_chains: N.
+        ends: whether the run came to its end; before, there is no need to look.
+    """
+    if not ends or effective >= fewest_families(num_chains):
+        return []
+    text = (
+        f"The {num_chains} chains descend from {distinct:.0f} of the first ones, which are worth {effective:.1f}: "
+        "shares of modes are as uncertain as with so few chains, and no standard error is given. "
+    )
+    fix = (
+        "Try more chains, more levels, steps_per_level=3 or more, or weights that differ less (anneal='denoised' for "
+        "observations); or cp.AnnealedMCMC, whose chains are independent."
+    )
+    return [(Code.ANCESTORS_COLLAPSED, text + fix)]
+
+
+def unsettled(drift: float) -> list[tuple[Code, str]]:
+    """The finding that the stay at level 0 ended while the chains still drifted, if it did."""
+    if drift == 0.0:
+        return []
+    text = f"At level 0 the population still drifted by {drift:.2g} standard deviations when the stay there ended. "
+    fix = "Go on with draws=, or try a smoother parameterization of the latents, such as a log-normal scale."
+    return [(Code.UNSETTLED, text + fix)]
+
+
+def few_levels(error: float) -> list[tuple[Code, str]]:
+    """The finding that the levels are too far apart for the evidence, if they are: its error from there, in nats."""
+    if not error > LEVELS_ERROR:
+        return []
+    text = f"The levels' distance puts the log-evidence off by about {error:.2g}, as half of them show. "
+    return [(Code.LEVELS_TOO_FEW, text + "Compile with more levels (schedule=).")]
 
 
 def _levels(mask: Sequence[bool] | np.ndarray) -> str:

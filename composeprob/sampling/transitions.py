@@ -170,6 +170,7 @@ class Transitions(eqx.Module):
             records.acceptance.at[level].set(acceptance),
             records.step_size.at[level].set(steps / self.count),
             records.ess,
+            records.ancestors,
             records.non_finite.at[level].add(non_finite),
             records.quadrature_error.at[level].set(error),
         )
@@ -266,6 +267,7 @@ class Transitions(eqx.Module):
             records.acceptance.at[0].set(old + new),
             records.step_size.at[0].set((1 - share) * records.step_size[0] + share * step_size),
             records.ess,
+            records.ancestors,
             records.non_finite.at[0].add(non_finite),
             records.quadrature_error.at[0].set(errors / (old + new)),
         )

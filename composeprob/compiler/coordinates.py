@@ -1,0 +1,50 @@
+"""Unconstrained coordinates of static sites: the prior's bijection, or the prior's own location and scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpyro.distributions as dist
+from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import AffineTransform, ComposeTransform
+
+LOCATED = (dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic, dist.Normal, dist.StudentT)
+"""Distributions on the real line that a location and a scale shift and stretch."""
+
+
+def bijection_of(distribution: Any, standardised: bool) -> Any:
+    r"""The map from a static site's coordinate u, any real numbers, to its value.
+
+    Standardised it is $z = g(\mu + s\,u)$, with μ and s the location and the scale that the prior has given the other
+    latents, and g what a transformed distribution (a LogNormal's exp) does to its base. The prior of u then does not
+    depend on the latents, so that where μ is a noised site, u can stay while x/α moves by many s from one noise level
+    to the next. Otherwise it is the usual bijection from the reals to the support.
+
+    Args:
+        distribution: the site's prior, plates applied.
+        standardised: whether to use the prior's location and scale; see `located`.
+
+    References:
+        Papaspiliopoulos, Roberts and Sköld 2007, *A general framework for the parametrization of hierarchical models*.
+    """
+    if not standardised:
+        return biject_to(distribution.support)
+    base, transforms = _base(distribution)
+    return ComposeTransform([AffineTransform(base.loc, base.scale), *transforms])
+
+
+def located(distribution: Any) -> bool:
+    """Whether a prior has a location and a scale, so that `bijection_of` can use them."""
+    return isinstance(_base(distribution)[0], LOCATED)
+
+
+def _base(distribution: Any) -> tuple[Any, list[Any]]:
+    """The distribution inside plates' expansions, masks and transforms, and these transforms."""
+    transforms: list[Any] = []
+    while not isinstance(distribution, LOCATED):
+        if isinstance(distribution, dist.TransformedDistribution):
+            transforms = [*distribution.transforms, *transforms]
+        elif not isinstance(distribution, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
+            break
+        distribution = distribution.base_dist
+    return distribution, transforms

@@ -1,0 +1,153 @@
+"""Estimates with standard errors, from chains that may descend from common ancestors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeError
+
+FEWEST = 3.0
+"""Independent ancestors that an error takes, at least: under it the variance of an error is infinite."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number that was estimated, or an array of them, and its standard error.
+
+    Args:
+        value: the estimate.
+        error: its standard error, of the same shape; NaN where it is withheld.
+
+    Example:
+        >>> from composeprob.estimates import Estimate
+        >>> print(Estimate(0.3123, 0.014))
+        0.312 ± 0.014
+    """
+
+    value: Any
+    error: Any
+
+    def __str__(self) -> str:
+        if np.ndim(self.value):
+            return "\n".join(str(Estimate(v, e)) for v, e in zip(self.value, self.error, strict=True))
+        return with_error(float(self.value), float(self.error))
+
+
+def with_error(value: float, error: float) -> str:
+    """``0.312 ± 0.014``: a number as exact as its error, which has two digits."""
+    if not (math.isfinite(error) and math.isfinite(value)):
+        return f"{value:.4g} (error withheld)"
+    if error == 0.0:
+        return f"{value:.4g} ± 0"
+    digits = 1 - math.floor(math.log10(error))
+    return f"{value:.{max(digits, 0)}f} ± {error:.{max(digits, 0)}f}" if digits < 8 else f"{value:.4g} ± {error:.1e}"
+
+
+@dataclass(frozen=True, eq=False)
+class Families:
+    """Chains grouped by the first chain that they descend from: what is independent in a population.
+
+    Args:
+        weights: normalised, (N,).
+        index: the family of each chain, (N,) of 0 … F − 1.
+    """
+
+    weights: np.ndarray
+    index: np.ndarray
+
+    @classmethod
+    def of(cls, weights: Any, ancestors: Any) -> Families:
+        """Families of chains with these weights and first ancestors, both (N,)."""
+        weights = np.asarray(weights, np.float64)
+        return cls(weights / weights.sum(), np.unique(np.asarray(ancestors), return_inverse=True)[1])
+
+    @property
+    def effective(self) -> float:
+        """1/Σ W_e², W_e the weight of family e: the number of equally large families that would be as good."""
+        return 1.0 / float(np.sum(np.bincount(self.index, self.weights) ** 2))
+
+    def variance(self, values: np.ndarray) -> np.ndarray:
+        r"""The variance of the weighted mean of values, (N, …) → (…).
+
+        $$\hat V = \sum_e \Big(\sum_{i \in e} w_i (\varphi_i - \hat\varphi)\Big)^2,$$
+
+        over families e: members of a family are as good as one where they are alike, and as good as their number where
+        transitions have made them independent.
+
+        References:
+            Chan and Lai 2013, *A general theory of particle filters in hidden Markov models and some applications*; Lee
+            and Whiteley 2018, *Variance estimation in the particle filter*.
+        """
+        flat = np.asarray(values, np.float64).reshape(len(self.weights), -1)
+        deviations = self.weights[:, None] * (flat - self.weights @ flat)
+        total = np.zeros((int(self.index.max()) + 1, flat.shape[1]))
+        np.add.at(total, self.index, deviations)
+        return (total**2).sum(0).reshape(np.shape(values)[1:])
+
+    def error(self, values: np.ndarray) -> np.ndarray:
+        """The standard error of the weighted mean: √(V̂·E/(E − 3)) with E `effective`, the standard deviation of
+        Student's t at so many families; NaN for three or fewer."""
+        e = self.effective
+        if e <= FEWEST:
+            return np.full(np.shape(values)[1:], np.nan)
+        return np.sqrt(self.variance(values) * e / (e - FEWEST))
+
+
+def effective_chains(families: Families, values: list[np.ndarray]) -> float:
+    """How many independent chains would give means as exact, at most N: the least of sd²/V̂ over the given sites.
+
+    Args:
+        families: of the chains.
+        values: each site's numbers, (N, …); a site of many numbers counts by the mean ratio over them.
+    """
+    n = len(families.weights)
+    found = float(n)
+    for site in values:
+        flat = np.asarray(site, np.float64).reshape(n, -1)
+        flat = flat[:, np.isfinite(flat).all(0)]
+        spread = families.weights @ (flat - families.weights @ flat) ** 2
+        moved = spread > 1e-12 * (1e-30 + families.weights @ flat**2)
+        if moved.any():
+            ratios = families.variance(flat[:, moved]) / spread[moved]
+            found = min(found, 1.0 / max(ratios) if len(ratios) <= 16 else 1.0 / np.mean(ratios))
+        elif flat.size:
+            found = min(found, families.effective)  # all in one place: nothing tells them apart but their ancestors
+    return found
+
+
+def evaluated(fn: Any, samples: Mapping[str, np.ndarray], names: str) -> np.ndarray:
+    """``fn`` of every sample, (M, …) for samples ``{site: (M, …)}``.
+
+    Raises:
+        WrongTypeError: no function.
+        InvalidValueError: a function that fails on one sample.
+    """
+    if not callable(fn):
+        raise WrongTypeError(
+            f"mean takes a function of one sample; got {fn!r}.", fix="for example result.mean(lambda s: s['x'][0])."
+        )
+    first = {name: value[0] for name, value in samples.items()}
+    try:
+        fn(first)
+    except ComposeProbError:
+        raise
+    except Exception as error:
+        raise InvalidValueError(
+            f"The function failed on one sample, a dict of the sites {names}: {type(error).__name__}: {error}",
+            fix="write it for ONE sample, without an axis of chains: lambda s: s['x'][0] > 0.",
+        ) from error
+    return np.asarray(_over_all(fn, samples))
+
+
+def _over_all(fn: Callable[[Any], Any], samples: Mapping[str, np.ndarray]) -> Any:
+    try:
+        return jax.jit(jax.vmap(fn))(dict(samples))
+    except (jax.errors.JAXTypeError, TypeError, ValueError):  # NumPy or Python's `if` in it: one sample after another
+        count = len(next(iter(samples.values())))
+        return np.stack([np.asarray(fn({name: value[i] for name, value in samples.items()})) for i in range(count)])

@@ -1,0 +1,101 @@
+"""What is said of a run that has ended: its diagnostics, read once, become the `Result` and its status."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.estimates import Families
+from composeprob.result import Result
+from composeprob.sampling.base import Run, Sampler
+from composeprob.sampling.spread import host
+from composeprob.sampling.status import Status, diagnose, few_ancestors, few_levels, unsettled
+from composeprob.sampling.stay import LEAPFROGS
+
+
+class Ended(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        run: as it ended.
+        samples: every site's samples, ``{name: (N, …)}``.
+        first: the level where it started.
+        completed: visits made.
+        drawn: transitions between draws.
+        coarse: log-evidence over every other level, None without it.
+        curl: relative curl of each factor whose score a line integral relied on.
+    """
+
+    run: Run
+    samples: dict[str, Any]
+    first: int
+    completed: int
+    drawn: int
+    coarse: float | None
+    curl: dict[str, float]
+
+
+def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: str, seconds: float) -> Result:
+    """The result of a run."""
+    run, first, completed = ended.run, ended.first, ended.completed
+    records, num_chains = run.records, run.log_weights.shape[0]
+    skipped, arrived = density.num_levels - 1 - first, completed == first + 1
+    moves = getattr(sampler, "moves", None)
+    per_transition = (moves.kernel.evaluations_per_step, len(moves.follows)) if moves else (0, 0)
+    drawn = ended.drawn + (moves.settling if moves and ended.drawn else 0)
+    proposals = np.full(density.num_levels, max(sampler.proposals(), 1) * num_chains)
+    proposals[0] += drawn * per_transition[1] * num_chains
+    log_weights, ancestors = host(run.log_weights), np.asarray(run.ancestors)
+    found = diagnose(
+        np.asarray(records.acceptance),
+        np.asarray(records.non_finite),
+        proposals,
+        np.asarray(records.ess),
+        num_chains,
+        completed + skipped,
+        density.num_levels,
+        sampler.adjusted,
+        ended.curl,
+        sampler.blocks,
+    )
+    families = Families.of(np.exp(log_weights - log_weights.max()), ancestors)
+    # Before level 0 the evidence is that of a noisier density.
+    evidence = float(np.asarray(run.log_evidence)) if arrived and sampler.estimates_evidence(density) else math.nan
+    of_levels = 0.0
+    if sampler.check_order is not None and math.isfinite(evidence):
+        of_levels = math.nan if ended.coarse is None else abs(ended.coarse - evidence) / (2**sampler.check_order - 1)
+    status = Status(
+        (
+            *found.findings,
+            *few_ancestors(families.effective, len(np.unique(ancestors)), num_chains, arrived),
+            *unsettled(float(run.drift)),
+            *few_levels(of_levels),
+        )
+    )
+    error = math.hypot(math.sqrt(float(run.evidence_variance)), of_levels)
+    return Result(
+        samples=ended.samples,
+        log_weights=log_weights,
+        log_evidence=evidence if math.isfinite(evidence) else None,
+        log_evidence_error=None if not math.isfinite(evidence) else math.nan if status.withholds else error,
+        evaluations=sampler.evaluations(first, completed) + drawn * per_transition[0] + int(run.stayed) * LEAPFROGS,
+        acceptance=np.asarray(records.acceptance),
+        step_size=np.asarray(records.step_size),
+        ess=np.asarray(records.ess),
+        ancestors=np.asarray(records.ancestors),
+        first_ancestors=ancestors,
+        non_finite=np.asarray(records.non_finite),
+        quadrature_error=np.asarray(records.quadrature_error),
+        curl=ended.curl,
+        status=status,
+        seconds=seconds,
+        sampler=sampler.describe(),
+        reason=reason,
+        log_snr=np.asarray(density.schedule.log_snr),
+        dims=dict(density.graph.dims),
+        blocks=sampler.blocks,
+        density=density,
+    )

@@ -2,11 +2,12 @@
 #   make demo      the main job: ring x bar by three samplers -> out/demo.png, out/results.json
 #   make test      the quick tests            make test-all   every test, the slow ones too
 #   make lint      style, types, layers       make docs       the site, executed, warnings fatal -> docs/_build/html
-#   make env       only the environment       make train      retrain a zoo model: make train MODEL=ring2d
-#   make dist      wheel and sdist            make clean      remove what was built (not .venv)
+#   make env       only the environment       make train      retrain a zoo model into out/: make train MODEL=ring2d
+#   make dist      wheel and sdist            make clean      remove what was built, and out/ (not .venv)
 #   make tpu       fetch the TPU compiler (213 MB), for `composeprob devices --compile` and its test
 # Settings: PYTHON=python3.12 (when VENV is made)  VENV=.venv  EXTRAS=dev,docs  (EXTRAS=dev,docs,cuda13 on a machine with an NVIDIA GPU)
 #           WORKERS=2 (test processes)  PYTEST_ARGS="-k product"  MODEL=ring2d
+#           TRAIN_ARGS="--out models/ring2d --replace"  (into the zoo of this checkout)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help env demo test test-all lint format docs train dist tpu clean
@@ -17,6 +18,7 @@ EXTRAS  ?= dev,docs
 WORKERS ?= 2
 MODEL   ?= ring2d
 PYTEST_ARGS ?=
+TRAIN_ARGS ?=
 
 comma := ,
 PY    := $(VENV)/bin/python
@@ -79,7 +81,7 @@ docs: env
 	@echo "The site: docs/_build/html/index.html"
 
 train: env
-	"$(VENV)/bin/composeprob" train $(MODEL)
+	"$(VENV)/bin/composeprob" train $(MODEL) $(TRAIN_ARGS)
 
 dist: env
 	"$(PY)" -m build --no-isolation

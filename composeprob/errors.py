@@ -23,6 +23,7 @@ __all__ = [
     "NetworkError",
     "ProgramError",
     "ShapeError",
+    "UnknownSiteError",
     "VerificationError",
     "WrongTypeError",
 ]
@@ -90,6 +91,12 @@ class DoublyIntractableError(ComposeProbError, ValueError):
     """A factor's unknown normaliser depends on a latent of the same program."""
 
 
+class UnknownSiteError(InvalidValueError, KeyError):
+    """A site that a result does not have."""
+
+    __str__ = Exception.__str__  # a KeyError would show its text in quotes
+
+
 class LoadError(ComposeProbError, ValueError):
     """A model or a saved result cannot be found or read."""
 
@@ -99,7 +106,19 @@ class VerificationError(ComposeProbError, ValueError):
 
 
 _LIBRARIES = frozenset(
-    {"composeprob", "composeprob_models", "contextlib", "equinox", "flax", "jax", "jaxlib", "jaxtyping", "numpyro"}
+    {
+        "composeprob",
+        "composeprob_models",
+        "contextlib",
+        "equinox",
+        "flax",
+        "jax",
+        "jaxlib",
+        "jaxtyping",
+        "numpy",
+        "numpyro",
+        "scipy",
+    }
 )
 _COMMAND_LINE = "composeprob.cli"
 

@@ -29,6 +29,7 @@ from composeprob.errors import LoadError
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.show import clipped, shape
 from composeprob.training.recipe import Recipe
 from composeprob.training.weights import load_weights, weights_file
 
@@ -37,7 +38,7 @@ _PACKAGE = "composeprob_models"
 _SCORE_ERROR = "score error: mean of σ²·|score − exact score|² over events and log-SNR"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Card:
     """What is known of one model.
 
@@ -62,6 +63,11 @@ class Card:
     quality: Mapping[str, Any]
     folder: Path
     retrainings: tuple[int, ...] = (0,)
+
+    def __repr__(self) -> str:
+        offers = "energy" if "energy" in self.capabilities else "score"
+        trained = "" if len(self.retrainings) == 1 else f", trained {len(self.retrainings)} times"
+        return clipped(f"{self.name} ({offers}, {shape(self.event_shape)}{trained}): {self.title}")
 
 
 class Zoo(Mapping[str, Card]):
@@ -98,13 +104,15 @@ class Zoo(Mapping[str, Card]):
         return "\n".join([*lines, "trained: how many times, see load(retraining=). " + _SCORE_ERROR])
 
 
-def load(name: str, *, retraining: int = 0, **conditions: Any) -> LeafFactor:
+def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **conditions: Any) -> LeafFactor:
     """A pretrained model as a factor: a `Diffusion` or `Classifier`, or `Calibrated` where its normaliser is stored.
 
     Args:
         name: one of `zoo`.
         retraining: which training of it: 0, or for some models another, by the same recipe with another random key, to
             see how much of a result is the luck of one training. Those are stored in half precision.
+        folder: where its weights lie, such as ``"out/ring2d"``, where ``composeprob train`` writes them; left out, in
+            the zoo.
         conditions: conditions to give at once, as ``load(name).given(**conditions)`` does. The normaliser depends on
             them: where it is stored for these values, ``load("digits", label=3)``, the factor has it.
 
@@ -119,7 +127,7 @@ def load(name: str, *, retraining: int = 0, **conditions: Any) -> LeafFactor:
         >>> ring.event_shape, sorted(ring.capabilities)
         ((2,), ['conservative', 'energy', 'exact_marginals', 'normalised', 'score'])
     """
-    weights = _weights(name, retraining)
+    weights = _weights(name, retraining, folder)
     plain, calibration = calibration_file(weights), calibration_file(weights, conditions)
     if not conditions:
         return _load(name, weights, _written(weights), plain, _written(plain))
@@ -139,8 +147,7 @@ def uncalibrated(
     Raises:
         LoadError: no such model or retraining, or its weights do not fit its network.
     """
-    weights = _weights(name, retraining) if folder is None else Path(folder) / weights_file(retraining)
-    model = recipe(name)
+    weights, model = _weights(name, retraining, folder), recipe(name)
     shapes = eqx.filter_eval_shape(model.untrained, jax.random.key(0))  # no weight is computed only to be replaced
     return model.factor(load_weights(shapes, weights), label=name), weights
 
@@ -152,16 +159,16 @@ def calibration_file(weights: Path, conditions: Mapping[str, Any] | None = None)
     return weights.with_name(name.removesuffix(".safetensors") + values + ".safetensors")
 
 
-def _weights(name: str, retraining: int) -> Path:
+def _weights(name: str, retraining: int, folder: str | Path | None) -> Path:
     recipe(name)  # refuses what is no model
-    folder = models_folder() / name
+    folder = models_folder() / name if folder is None else Path(folder)
     weights = folder / weights_file(retraining)
     if retraining != 0 and not weights.exists():
         has = ", ".join(map(str, retrainings(folder))) or "none"
         raise LoadError(
             f"Model '{name}' has no retraining {retraining!r}; it has: {has}.",
-            fix="use one of these, or train it: composeprob train "
-            f"{name}{f' --retraining {retraining}' if isinstance(retraining, int) and retraining > 0 else ''}",
+            fix=f"use one of these, or train it: composeprob train {name} --out {folder}"
+            + (f" --retraining {retraining}" if isinstance(retraining, int) and retraining > 0 else ""),
         )
     return weights
 
@@ -289,7 +296,7 @@ def _card(folder: Path) -> Card:
     except (OSError, ValueError, KeyError) as error:
         raise LoadError(
             f"The card of model '{folder.name}' cannot be read: {type(error).__name__}: {error}",
-            fix=f"train it: composeprob train {folder.name}",
+            fix=f"train it: composeprob train {folder.name} --out {folder} --replace",
         ) from error
 
 

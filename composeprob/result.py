@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from composeprob.errors import InvalidValueError, LoadError
+from composeprob.errors import InvalidValueError, LoadError, UnknownSiteError
 from composeprob.estimates import Estimate, Families, effective_chains, evaluated
 from composeprob.sampling.status import Code, Status
 from composeprob.sampling.store import Store, Stored
@@ -129,11 +129,11 @@ class Result:
         """The samples of one site, shape (N, …), or (N, draws, …).
 
         Raises:
-            InvalidValueError: the program has no site of that name.
+            UnknownSiteError: the program has no site of that name; a KeyError too.
         """
         if name not in self.samples:
             has = ", ".join(repr(n) for n in self.samples)
-            raise InvalidValueError(f"This result has no site {name!r}.", fix=f"its sites are: {has}.")
+            raise UnknownSiteError(f"This result has no site {name!r}.", fix=f"its sites are: {has}.")
         return self.samples[name]
 
     @property

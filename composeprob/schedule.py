@@ -142,6 +142,34 @@ class Schedule(eqx.Module):
     ``Schedule.log_snr(num_levels, min=-9.0, max=11.0)``: variance preserving, λ evenly spaced from ``max`` at level 0
     down to ``min`` at level K−1."""
 
+    def every(self, step: int) -> Schedule:
+        """Every ``step``-th of these levels, level 0 and the noisiest always among them.
+
+        A model with a discrete time embedding knows only the levels that it was trained on, often 1,000: run it on
+        some of them, ``cp.compile(program, …, schedule=factor.schedule.every(20))``.
+
+        Args:
+            step: s ≥ 1; the levels 0, s, 2s, … and K−1 are kept, with their α and σ as they are.
+
+        Raises:
+            InvalidValueError: no whole number from 1 to K−1.
+
+        Example:
+            >>> import composeprob as cp
+            >>> cp.Schedule.linear(1000).every(20).num_levels
+            51
+        """
+        whole = isinstance(step, (int, np.integer)) and not isinstance(step, bool)
+        if not whole or not 1 <= step < self.num_levels:
+            raise InvalidValueError(
+                f"A schedule of {self.num_levels} levels is thinned by a whole number from 1 to {self.num_levels - 1}; "
+                f"got {step!r}.",
+                fix="every(20) keeps level 0, every 20th after it, and the noisiest.",
+            )
+        last = self.num_levels - 1
+        kept = np.append(np.arange(0, last, step), last)
+        return type(self)(self.alpha[kept], self.sigma[kept], self.drift_ratio[kept])
+
     @classmethod
     def _from_beta(cls, beta: np.ndarray) -> Schedule:
         log_alpha_squared = np.cumsum(np.log1p(-beta))

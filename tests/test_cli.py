@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -285,7 +286,29 @@ def test_calibrate_prints_what_it_found(monkeypatch):
 
 def test_train_passes_its_options_on(monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr("composeprob.training.train_model", lambda name, **options: seen.update(name=name, **options))
-    assert command("train", "ring2d", "--iterations", 5, "--out", tmp_path).exit_code == 0
-    assert seen == {"name": "ring2d", "iterations": 5, "out": tmp_path, "checkpoint_dir": None, "retraining": 0}
-    assert re.search("no model", refused("zoo", "nothing"))
+
+    def train_model(name, **options):
+        seen.update(name=name, **options)
+        files = (tmp_path / "weights.safetensors", tmp_path / "metrics.json")
+        return SimpleNamespace(finished=False, loss=[0.0] * 3, written=files)
+
+    monkeypatch.setattr("composeprob.training.train_model", train_model)
+    result = command("train", "ring2d", "--iterations", 5, "--out", tmp_path)
+    assert result.exit_code == 0
+    assert seen == {
+        "name": "ring2d", "iterations": 5, "out": tmp_path, "checkpoint_dir": None, "retraining": 0, "replace": False,
+    }  # fmt: skip
+    assert f"wrote weights.safetensors, metrics.json into {tmp_path}\n" in result.output
+    assert f'cp.load("ring2d", folder="{tmp_path}") loads it' in result.output
+    assert "stopped after 3 steps; with --checkpoint-dir it could go on" in result.output
+    other = command("train", "ring2d", "--retraining", 2, "--replace", "--checkpoint-dir", tmp_path)
+    assert (seen["out"], seen["replace"], seen["retraining"]) == (None, True, 2)
+    assert f'cp.load("ring2d", retraining=2, folder="{tmp_path}") loads it' in other.output
+    assert "the same command goes on" in other.output
+    assert "no model" in refused("zoo", "nothing")
+
+
+def test_version():
+    result = command("--version")
+    assert result.exit_code == 0
+    assert result.output == f"composeprob {cp.__version__}\n"

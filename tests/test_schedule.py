@@ -124,6 +124,16 @@ def test_same_levels():
     assert not schedule.same_levels(cp.Schedule.from_arrays(schedule.alpha, schedule.sigma * (1 + 1e-4)))
 
 
+@ROWS
+@pytest.mark.parametrize(("step", "kept"), [(1, range(40)), (13, (0, 13, 26, 39)), (20, (0, 20, 39)), (39, (0, 39))])
+def test_some_of_the_levels(name, step, kept):
+    """Level 0 and the noisiest among them, and every field as it was: f/g² too, which differences would change."""
+    schedule = SCHEDULES[name]()
+    some = schedule.every(np.int64(step))
+    for field in ("alpha", "sigma", "drift_ratio"):
+        np.testing.assert_array_equal(getattr(some, field), getattr(schedule, field)[list(kept)])
+
+
 @pytest.mark.parametrize(
     ("make", "error", "told"),
     [
@@ -141,6 +151,10 @@ def test_same_levels():
         (lambda: cp.Schedule.from_arrays([1.0, np.nan], [0.1, 1.0]), InvalidValueError, "finite and positive"),
         (lambda: cp.Schedule.from_arrays([1.0, 1.0], [1.0, 0.1]), InvalidValueError, r"from 0 at level 0 to 4\.6"),
         (lambda: cp.Schedule.from_arrays([1.0, 1.0], [0.1, 0.1]), InvalidValueError, "from clean to noisy"),
+        (lambda: cp.Schedule.cosine(10).every(0), InvalidValueError, "from 1 to 9; got 0"),
+        (lambda: cp.Schedule.cosine(10).every(10), InvalidValueError, "from 1 to 9; got 10"),
+        (lambda: cp.Schedule.cosine(10).every(2.0), InvalidValueError, r"got 2\.0"),
+        (lambda: cp.Schedule.cosine(10).every(True), InvalidValueError, "got True"),
     ],
 )
 def test_bad_arguments(make, error, told):

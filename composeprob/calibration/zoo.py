@@ -23,6 +23,7 @@ def calibrate_model(
     out: str | Path | None = None,
     conditions: Mapping[str, Any] | None = None,
     num_chains: int = 1000,
+    replace: bool = False,
 ) -> Calibrated:
     """Calibrate a model of the zoo with an energy, and write ``calibration.safetensors``, which `load` then applies.
 
@@ -33,11 +34,13 @@ def calibrate_model(
         conditions: of a model with conditions: a value of each. Each combination has its own file, which
             ``load(name, **conditions)`` applies.
         num_chains: as of `calibrate`.
+        replace: whether to replace a calibration that is there.
 
     Raises:
         LoadError: no such model, or it has not been trained.
         CapabilityError: it has only a score.
-        InvalidValueError: it has conditions, and not all of them are given.
+        InvalidValueError: it has conditions, and not all of them are given; or it is calibrated already, and
+            ``replace`` is not given.
         ConditionError: it has no such condition.
     """
     from composeprob import model_zoo as zoo  # the zoo loads what this writes
@@ -55,7 +58,12 @@ def calibrate_model(
             f"Model '{name}' has conditions, and one normaliser for each of their values.",
             fix=f"say which: composeprob calibrate {name} {needed}",
         )
+    file = zoo.calibration_file(weights, conditions)
+    if file.exists() and not replace:
+        raise InvalidValueError(
+            f"{file} is there already.", fix="calibrate again with --replace (replace=True in Python)."
+        )
     found = calibrate(factor.given(**conditions), jax.random.key(SEED), num_chains=num_chains)
     assert isinstance(found, Calibrated)
-    save_calibration(found, zoo.calibration_file(weights, conditions), weights=weights)
+    save_calibration(found, file, weights=weights)
     return found

@@ -55,9 +55,8 @@ def zoo(
 def train(
     model: Annotated[str, typer.Argument(help="A model of the zoo: a folder in models/ with a train.py.")],
     iterations: Annotated[int | None, typer.Option(help="Optimiser steps; by default those of its recipe.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where to write weights.safetensors; by default into the model's folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write into.", show_default="out/MODEL")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a trained model in that folder.")] = False,
     checkpoint_dir: Annotated[
         Path | None, typer.Option(help="Folder of checkpoints: the same command goes on where it was stopped.")
     ] = None,
@@ -65,19 +64,31 @@ def train(
         int, typer.Option(min=0, help="Train the same recipe with another random key, into weights-N.safetensors.")
     ] = 0,
 ) -> None:
-    """Train a model of the zoo by its recipe, and write its weights.
+    """Train a model of the zoo by its recipe, and write its weights, measurements and card into a folder of its own.
+
+    cp.load(NAME, folder="out/NAME") loads them. To bring the zoo of a checkout up to date, write into models/NAME with
+    --replace.
 
     [b]Examples[/b]
 
         composeprob train ring2d
 
-        composeprob train ring2d --iterations 500 --out out/ring2d --checkpoint-dir out/checkpoints
+        composeprob train ring2d --iterations 500 --out out/short --checkpoint-dir out/checkpoints
 
-        composeprob train ring2d-sharp --retraining 1
+        composeprob train ring2d-sharp --retraining 1 --out models/ring2d-sharp
     """
     from composeprob.training import train_model
 
-    train_model(model, checkpoint_dir=checkpoint_dir, out=out, iterations=iterations, retraining=retraining)
+    done = train_model(
+        model, checkpoint_dir=checkpoint_dir, out=out, iterations=iterations, retraining=retraining, replace=replace
+    )
+    if not done.finished:
+        again = "the same command goes on" if checkpoint_dir else "with --checkpoint-dir it could go on"
+        print(f"stopped after {len(done.loss):,} steps; {again}")
+    folder = done.written[0].parent
+    print(f"wrote {', '.join(file.name for file in done.written)} into {folder}")
+    number = f", retraining={retraining}" if retraining else ""
+    print(f'cp.load("{model}"{number}, folder="{folder}") loads it')
 
 
 @app.command()
@@ -89,6 +100,10 @@ def calibrate(
         list[str] | None, typer.Option(metavar="NAME=NUMBER", help="The value of a condition; once for each.")
     ] = None,
     chains: Annotated[int, typer.Option(min=2, help="Chains of each repeat; fewer for large models.")] = 1000,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of its weights, and to write into.", show_default="that of the zoo")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a calibration that is there.")] = False,
 ) -> None:
     """Find the log-normaliser of a model at every noise level, so that weights of mixtures with it are shares.
 
@@ -96,16 +111,20 @@ def calibrate(
 
     [b]Examples[/b]
 
-        composeprob calibrate ring2d
+        composeprob calibrate ring2d --replace
 
-        composeprob calibrate ring2d-sharp --retraining 1
+        composeprob calibrate ring2d-sharp --retraining 1 --out out/ring2d-sharp
 
         composeprob calibrate digits --given label=3 --chains 200
     """
     from composeprob.calibration import calibrate_model
 
     conditions = dict(condition(text) for text in given or [])
-    print(calibrate_model(model, retraining=retraining, conditions=conditions, num_chains=chains))
+    print(
+        calibrate_model(
+            model, retraining=retraining, conditions=conditions, num_chains=chains, out=out, replace=replace
+        )
+    )
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,13 +15,29 @@ from composeprob.errors import ComposeProbError
 # jax and the rest of the library are imported inside the commands: `composeprob --help` answers at once.
 app = typer.Typer(
     name="composeprob",
-    help="Compose pretrained diffusion models in a probabilistic program, and sample it.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,  # an exception in the user's own file keeps Python's plain traceback
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        from composeprob import __version__
+
+        print(f"composeprob {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Compose pretrained diffusion models in a probabilistic program, and sample it."""
 
 
 def clean_errors(command: Callable[..., None]) -> Callable[..., None]:

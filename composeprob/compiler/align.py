@@ -108,9 +108,22 @@ def _discrete(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
             where=site.where,
             fix="use a factor trained with time='log_snr': a window that averages needs other levels than the canvas."
             if leaf.region is not None and leaf.region.averaged > 1
-            else "compile with that factor's own schedule, or train it with time='log_snr'.",
+            else _subset(leaf, len(wanted)),
         )
     return _noise(nearest, np.asarray(own.alpha)[nearest], np.asarray(own.sigma)[nearest])
+
+
+def _subset(leaf: Leaf, levels: int) -> str:
+    """A schedule of levels that the leaf knows, about as many as were wanted."""
+    own, name = leaf.factor.schedule, leaf.name.rpartition("(x")[0]
+    step = min(max(1, round(own.num_levels / levels)), max(own.num_levels - 1, 1))
+    others = "Other levels need a factor that is trained with time='log_snr'."
+    if step == 1:
+        return f"compile with the levels that '{name}' knows: schedule=factor.schedule. {others}"
+    return (
+        f"compile with some of the levels that '{name}' knows, cp.compile(program, …, "
+        f"schedule=factor.schedule.every({step})): {own.every(step).num_levels} of its {own.num_levels}. {others}"
+    )
 
 
 def _noise(index: Any, alpha: Any, sigma: Any) -> Noise:

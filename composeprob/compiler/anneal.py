@@ -107,6 +107,8 @@ def _not_gaussian(statement: Statement) -> str | None:
         return "a handler masks or scales it"
     inner = unwrap(statement.distribution)
     if type(inner) not in (dist.Normal, dist.MultivariateNormal):
+        if isinstance(inner, dist.Unit):
+            return "it is soft evidence, not a Gaussian measurement"
         return f"its distribution is {type(inner).__name__}, not Normal or MultivariateNormal"
     return None
 

@@ -18,6 +18,8 @@ from composeprob.errors import ProgramError
 from composeprob.factors import algebra
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
+from composeprob.factors.concrete import NOT_CONCRETE, asked
+from composeprob.factors.show import short
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import (
     Graph,
@@ -44,7 +46,7 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
     """The program as written, not yet simplified.
 
     Raises:
-        ProgramError: the program has no latent site.
+        ProgramError: the program has no latent site, or asks for the number of one (by ``if``, ``float`` or NumPy).
         DoublyIntractableError: a factor that may not be normalised depends on a latent, and ancestral order is not
             the program's law.
     """
@@ -141,7 +143,16 @@ def _dependencies(
             return value
 
         value = jnp.asarray(latents[name].value)
-        jax.vmap(probe)(jnp.stack([value, value]))
+        try:
+            jax.vmap(probe)(jnp.stack([value, value]))
+        except NOT_CONCRETE as error:
+            does, fix, where = asked(error)
+            raise ProgramError(
+                f"Program '{program.name}' {does} a value that depends on the site {name!r}, which has many values at "
+                "once.",
+                where=where,
+                fix=fix,
+            ) from error
     return {name: frozenset(others) for name, others in found.items()}
 
 
@@ -207,12 +218,5 @@ def _name(factor: LeafFactor, names: Names) -> str:
     """The author's variable name (of the factor before `given`, which makes a new one), else the factor's label."""
     base = next((name for known, name in names if same_network(known, factor)), factor.label)
     conditions = {name: value for name, value in factor.fixed.items() if name in factor.condition_names}
-    given = ", ".join(f"{name}={_short(value)}" for name, value in conditions.items())
+    given = ", ".join(f"{name}={short(value)}" for name, value in conditions.items())
     return f"{base}(x | {given})" if given else f"{base}(x)"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, jax.core.Tracer) or jnp.size(value) > 4:
-        return "array" + str(list(jnp.shape(value)))
-    numbers = ", ".join(f"{float(v):.3g}" for v in jnp.ravel(value))
-    return numbers if jnp.ndim(value) == 0 else f"[{numbers}]"

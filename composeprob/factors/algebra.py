@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
 import numpy as np
 
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.factors import show
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
 
@@ -28,6 +29,10 @@ class Product(Factor):
 
     def given(self, **conditions: Any) -> Factor:
         return Product(factors=_given(self.factors, conditions), powers=self.powers, event_shape=self.event_shape)
+
+    def terms(self) -> list[tuple[str, float]]:
+        pairs = zip(self.factors, self.powers, strict=True)
+        return [(name, w * inner) for factor, w in pairs for name, inner in factor.terms()]
 
 
 class Mixture(Factor):
@@ -52,6 +57,11 @@ class Mixture(Factor):
             event_shape=self.event_shape,
         )
 
+    def terms(self) -> list[tuple[str, float]]:
+        weights = [math.exp(w) for w in self.log_weights] if self.calibrated else self.log_weights
+        parts = [show.formula(factor.terms()) for factor in self.factors]
+        return [(show.mixture(parts, "weights" if self.calibrated else "log_weights", weights), 1.0)]
+
 
 def product(*factors: Factor) -> Factor:
     """The product Π_i f_i(x): "this AND that".
@@ -67,8 +77,13 @@ def product(*factors: Factor) -> Factor:
 
     Raises:
         ShapeError: events of different shape.
-        WrongTypeError: something that is no factor.
+        WrongTypeError: something that is no factor, such as a list of them.
     """
+    if len(factors) == 1 and not isinstance(factors[0], Factor) and isinstance(factors[0], Iterable):
+        raise WrongTypeError(
+            f"cp.product takes factors one by one; got one {type(factors[0]).__name__}.",
+            fix="write cp.product(f, g), or cp.product(*factors) of a list.",
+        )
     shape = _common_shape("A product", factors)
     return Product(factors=factors, powers=(1.0,) * len(factors), event_shape=shape)
 
@@ -81,6 +96,8 @@ def power(factor: Factor, exponent: float) -> Factor:
     """
     _check_factors("A power", (factor,))
     try:
+        if isinstance(exponent, (str, bytes)):
+            raise TypeError("text")
         exponent = float(exponent)
     except Exception as error:
         raise WrongTypeError(
@@ -105,10 +122,16 @@ def mixture(
             what share each component gets then depends on the factors' unknown constants.
 
     Raises:
+        WrongTypeError: factors that are not in a list, or something that is no factor.
         CapabilityError: ``weights`` with factors that are not normalised, or a factor with no energy.
         InvalidValueError: weights that are negative, not finite, all zero, or not one per factor.
         ShapeError: events of different shape.
     """
+    if isinstance(factors, Factor) or not isinstance(factors, Iterable):
+        raise WrongTypeError(
+            f"cp.mixture takes a list of factors; got {type(factors).__name__}.",
+            fix="write cp.mixture([f, g], weights=[0.7, 0.3]).",
+        )
     factors = tuple(factors)
     shape = _common_shape("A mixture", factors)
     for factor in factors:

@@ -6,7 +6,7 @@ import math
 import operator
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import equinox as eqx
 import jax
@@ -15,6 +15,8 @@ import numpy as np
 from jax import Array
 
 from composeprob.errors import ConditionError, InvalidValueError, WrongTypeError
+from composeprob.factors import show
+from composeprob.factors.refusal import refuse, refused
 from composeprob.schedule import Noise, Schedule
 
 
@@ -38,20 +40,35 @@ class Factor(eqx.Module):
             ConditionError: a name that the factor does not have, or a condition given twice.
         """
 
+    def terms(self) -> list[tuple[str, float]]:
+        """The factor as a product, for printing: the name of what is multiplied, and its power."""
+        return [(type(self).__name__.lower(), 1.0)]
+
+    def __repr__(self) -> str:
+        return show.formula(self.terms())
+
     def __mul__(self, other: Factor) -> Factor:
         from composeprob.factors.algebra import product
 
-        return product(self, other) if isinstance(other, Factor) else NotImplemented
+        return product(self, other) if isinstance(other, Factor) else refuse("*", self, other)
 
     def __truediv__(self, other: Factor) -> Factor:
         from composeprob.factors.algebra import power, product
 
-        return product(self, power(other, -1.0)) if isinstance(other, Factor) else NotImplemented
+        return product(self, power(other, -1.0)) if isinstance(other, Factor) else refuse("/", self, other)
 
     def __pow__(self, exponent: float) -> Factor:
         from composeprob.factors.algebra import power
 
         return power(self, exponent)
+
+    def __neg__(self) -> NoReturn:
+        refuse("-", self, None)
+
+    __array_ufunc__ = None  # NumPy leaves `array * factor` to the methods below
+    __rmul__, __rtruediv__, __rpow__ = (refused(symbol, reflected=True) for symbol in ("*", "/", "**"))
+    __add__, __sub__, __or__, __and__ = (refused(symbol) for symbol in "+-|&")
+    __radd__, __rsub__, __ror__, __rand__ = (refused(symbol, reflected=True) for symbol in "+-|&")
 
 
 class LeafFactor(Factor):
@@ -74,6 +91,18 @@ class LeafFactor(Factor):
     def capabilities(self) -> frozenset[str]:
         """What the leaf offers, among ``score``, ``energy``, ``conservative``, ``normalised``, ``exact_marginals``,
         ``mode_depth`` (its log-density tells the relative height of separated modes)."""
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """What is printed of the leaf beside its name: what it offers, and of which events."""
+        return "energy" if "energy" in self.capabilities else "score", show.shape(self.event_shape)
+
+    def terms(self) -> list[tuple[str, float]]:
+        given = {name: value for name, value in self.fixed.items() if name in self.condition_names}
+        return [(show.named(self.label, given), 1.0)]
+
+    def __repr__(self) -> str:
+        return show.clipped(f"{self.terms()[0][0]} ({', '.join(self.about)})")
 
     @property
     def top_power(self) -> float:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from composeprob.errors import ConditionError
+from composeprob.factors import show
 from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, check_conditions
 from composeprob.factors.interpolation import interpolate
 from composeprob.schedule import Noise, Schedule
@@ -87,8 +89,11 @@ class Calibrated(AroundLeaf):
         assert log_f is not None  # nothing else is calibrated
         return log_f + constants[cell], score
 
-    def __repr__(self) -> str:
-        return _describe(self, f"Calibrated factor '{self.label}'" + _modes(self.fixed.get(CENTRES)))
+    @property
+    def about(self) -> tuple[str, ...]:
+        centres = self.fixed.get(CENTRES)
+        modes = () if centres is None else (f"shares of {len(centres)} modes known",)
+        return (*super().about, *modes, _constants(self))
 
 
 class CalibratedExpression(Factor):
@@ -129,8 +134,8 @@ class CalibratedExpression(Factor):
     def given(self, **conditions: Any) -> Factor:
         raise _too_late("expression", conditions)
 
-    def __repr__(self) -> str:
-        return _describe(self, "Calibrated expression")
+    def terms(self) -> list[tuple[str, float]]:
+        return [(f"calibrated({show.formula(self.factor.terms())}; {_constants(self)})", 1.0)]
 
 
 def nearest(x: Array, centres: Array) -> Array:
@@ -155,13 +160,9 @@ def _too_late(label: str, conditions: Mapping[str, Any]) -> ConditionError:
     )
 
 
-def _modes(centres: Any) -> str:
-    return "" if centres is None else f", shares of {len(centres)} modes known"
-
-
-def _describe(factor: Any, what: str) -> str:
-    log_z, error = factor.log_normaliser, factor.standard_error
-    return (
-        f"{what}: log Z {log_z[0]:.4g} ± {error[0]:.2g} at level 0, {log_z[-1]:.4g} ± {error[-1]:.2g} at level "
-        f"{len(log_z) - 1}"
-    )
+def _constants(factor: Any) -> str:
+    """The log-normaliser at the ends of the schedule, with its standard error."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((factor.fixed, factor.schedule))):
+        return "log Z traced"
+    log_z, error, last = factor.log_normaliser, factor.standard_error, factor.schedule.num_levels - 1
+    return "log Z " + ", ".join(f"{log_z[k]:.4g} ± {error[k]:.2g} at level {k}" for k in (0, last))

@@ -12,6 +12,7 @@ from jax import Array
 
 from composeprob.errors import ConditionError, InvalidValueError, NetworkError, ShapeError
 from composeprob.factors.base import LeafFactor, as_condition, check_finite, check_leaf
+from composeprob.factors.concrete import NOT_CONCRETE, network_error
 from composeprob.factors.diffusion import TIMES
 from composeprob.factors.networks import as_network
 from composeprob.schedule import Noise, Schedule
@@ -77,6 +78,8 @@ class Classifier(LeafFactor):
         t = jax.ShapeDtypeStruct((), jnp.int32 if self.time == "level" else x.dtype)
         try:
             logits = eqx.filter_eval_shape(self.network, x, t)
+        except NOT_CONCRETE as error:
+            raise network_error(f"The classifier '{self.label}'", error) from error
         except Exception as error:
             raise NetworkError(
                 f"The classifier '{self.label}' cannot be called as network(x, t) with x of shape {self.event_shape}: "

@@ -14,6 +14,7 @@ from jax import Array
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors import parameterizations
 from composeprob.factors.base import LeafFactor, as_condition, check_finite, check_leaf
+from composeprob.factors.concrete import NOT_CONCRETE, network_error
 from composeprob.factors.networks import as_network
 from composeprob.schedule import Noise, Schedule
 
@@ -180,6 +181,8 @@ class Diffusion(LeafFactor):
         conditions = self.call_conditions()
         try:
             output = eqx.filter_eval_shape(lambda f, x, n, c: f._call(x, n, c), self, x, noise, conditions)
+        except NOT_CONCRETE as error:
+            raise network_error(f"The network of factor '{self.label}'", error) from error
         except Exception as error:
             given = "".join(f", {name}=…" for name in conditions)
             missing = ", ".join(f"{name}=…" for name in self.names if name not in conditions)

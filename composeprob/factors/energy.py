@@ -12,6 +12,7 @@ from jax import Array
 
 from composeprob.errors import NetworkError, WrongTypeError
 from composeprob.factors.base import LeafFactor, check_finite, check_leaf
+from composeprob.factors.concrete import NOT_CONCRETE, network_error
 from composeprob.schedule import Noise, Schedule
 
 
@@ -68,12 +69,14 @@ class Energy(LeafFactor):
                 jax.ShapeDtypeStruct((), jnp.int32),
             )
             shape = jnp.shape(eqx.filter_eval_shape(self.fn, x, level))
+        except NOT_CONCRETE as error:
+            noise = " For the noise of the level write schedule.at(level).sigma, not schedule.sigma[level]."
+            raise network_error(f"The energy '{self.label}'", error, noise) from error
         except Exception as error:
             raise NetworkError(
                 f"The energy '{self.label}' cannot be called as fn(x, level) with x of shape {self.event_shape}: "
                 f"{type(error).__name__}: {error}",
-                fix="it must accept one event and a traced integer level: write schedule.at(level).sigma where "
-                "schedule.sigma[level] would need a number.",
+                fix="it must accept one event (no batch axis) and an integer level.",
             ) from error
         if shape != ():
             raise NetworkError(

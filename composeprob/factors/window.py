@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 
 from composeprob.errors import InvalidValueError, ShapeError
+from composeprob.factors import show
 from composeprob.factors.algebra import _check_factors
 from composeprob.factors.base import Factor, check_shape
 
@@ -29,6 +30,11 @@ class Window(Factor):
     def given(self, **conditions: Any) -> Factor:
         inner = self.factor.given(**conditions)
         return Window(factor=inner, event_shape=self.event_shape, offset=self.offset, block=self.block)
+
+    def terms(self) -> list[tuple[str, float]]:
+        scale = f", scale {max(self.block)}" if max(self.block) > 1 else ""
+        inner, canvas = show.formula(self.factor.terms()), show.shape(self.event_shape)
+        return [(f"window({show.clipped(inner, 80)}; {canvas}, offset {self.offset}{scale})", 1.0)]
 
 
 def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...], scale: int = 1) -> Factor:

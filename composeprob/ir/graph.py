@@ -22,7 +22,7 @@ def digraph(graph: Graph) -> graphviz.Digraph:
     for static in graph.statics:
         drawing.node(f"site {static.name}", f"{static.name}\n{static.distribution}", shape="circle", style="dashed")
     for o in graph.observations:
-        label = f"{o.name}\n{o.distribution}" + ("" if o.anneal == "static" else f"\n{o.anneal}")
+        label = f"{o.name}\n{o.kind if o.soft else o.distribution}" + ("" if o.anneal == "static" else f"\n{o.anneal}")
         drawing.node(f"site {o.name}", label, shape="circle", style="filled", fillcolor="lightgrey")
         for name in sorted(o.depends_on):
             drawing.edge(f"site {name}", f"site {o.name}")
@@ -79,7 +79,7 @@ def _boxes(graph: Graph) -> str:
     for o in graph.observations:
         policy = "" if o.anneal == "static" else f", annealed '{o.anneal}'"
         seen = escape(", ".join(sorted(o.depends_on)))
-        rows.append(f"<b>{escape(o.name)}</b> observed, {escape(o.distribution)} of {seen}{escape(policy)}")
+        rows.append(f"<b>{escape(o.name)}</b> {escape(o.kind)} of {seen}{escape(policy)}")
     return "<div>" + "".join(f"<div style='margin:4px'>{row}</div>" for row in rows) + "</div>"
 
 

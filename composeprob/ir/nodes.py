@@ -118,6 +118,16 @@ class Observation:
     distribution: str
     where: str
 
+    @property
+    def soft(self) -> bool:
+        """Whether it is soft evidence, a log-weight and no data: `cp.factor` and `numpyro.factor`."""
+        return self.distribution == "Unit"
+
+    @property
+    def kind(self) -> str:
+        """What it is called in print-outs."""
+        return "soft evidence" if self.soft else f"observed {self.distribution}"
+
 
 @dataclass(frozen=True, eq=False)
 class Static:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Site
+from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Observation, Product, Site
 from composeprob.ir.normaliser import Normaliser
 
 _SUPERSCRIPT = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
@@ -41,9 +41,7 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
     statics = [s.name for s in graph.statics]
     terms = [f"p({s.name})" for s in graph.statics]
     terms += [formula(site.root, site.name) for site in graph.sites]
-    terms += [
-        f"{'L_k' if graph.sites else 'L'}({o.name} | {', '.join(sorted(o.depends_on))})" for o in graph.observations
-    ]
+    terms += [_evidence_term(o, bool(graph.sites)) for o in graph.observations]
     lines = [
         f"AnnealedDensity of program '{graph.name}' ({graph.where})",
         f"  π_k({', '.join(noised + statics)}) ∝ {' · '.join(terms)}",
@@ -57,13 +55,20 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
         policy = f"annealed '{o.anneal}'"
         if o.anneal == "static":
             policy = "its power rising to 1" if graph.sites else "not annealed"
-        lines.append(f"    {o.name}: observed {o.distribution}, {policy}, at {o.where}")
+        lines.append(f"    {o.name}: {o.kind}, {policy}, at {o.where}")
     if graph.schedule is not None:
         lines.append(f"  levels  {graph.schedule!r}")
     lines.append("  passes")
     lines += [f"    {name}: {sentence}" for name, sentence in graph.notes if name != "check"]
     lines.append(f"  offers  {', '.join(capabilities)}")
     return "\n".join(lines)
+
+
+def _evidence_term(observation: Observation, annealed: bool) -> str:
+    """L(y | x), or exp(w(x)) of soft evidence; with the level's index where it is annealed."""
+    level = "_k" if annealed else ""
+    given = ", ".join(sorted(observation.depends_on))
+    return f"exp({observation.name}{level}({given}))" if observation.soft else f"L{level}({observation.name} | {given})"
 
 
 def _site_line(site: Site) -> str:

@@ -14,7 +14,7 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import biject_to
 
 from composeprob.errors import ImproperError, InvalidValueError, ProgramError, ShapeError, WrongTypeError, caller
-from composeprob.factors.base import check_finite
+from composeprob.factors.base import Factor, check_finite
 
 
 def check_latent(name: str, distribution: Any, base: Any) -> None:
@@ -126,7 +126,24 @@ def check_observed(name: str, distribution: Any, base: Any, value: Any, stack: A
             )
 
 
-def plate_mismatch(error: ValueError) -> ShapeError | None:
+def sampled_factor(error: Exception) -> WrongTypeError | None:
+    """What to say where ``numpyro.sample`` was given a factor, which is no distribution; None for any other error."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        values = frame.f_locals
+        if frame.f_code is numpyro.sample.__code__ and isinstance(values.get("fn"), Factor):
+            name, observed = values["name"], values.get("obs") is not None
+            return WrongTypeError(
+                f"numpyro.sample({name!r}, …) takes a NumPyro distribution; got a factor, "
+                f"{type(values['fn']).__name__}.",
+                where=caller(frame),
+                fix="give the data to cp.observe with a distribution: a factor is a prior, not a likelihood."
+                if observed
+                else f"write cp.sample({name!r}, factor), which takes factors and distributions.",
+            )
+    return None
+
+
+def plate_mismatch(error: Exception) -> ShapeError | None:
     """What to say of an error that arose as a plate met a distribution of another size; None for any other error."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         plate, message = frame.f_locals.get("self"), frame.f_locals.get("msg")

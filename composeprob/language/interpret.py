@@ -13,7 +13,7 @@ from numpyro.primitives import Messenger
 from composeprob.errors import ProgramError, caller
 from composeprob.factors.base import Factor
 from composeprob.factors.distribution import FactorDistribution
-from composeprob.language.checks import check_latent, check_observed, plate_mismatch
+from composeprob.language.checks import check_latent, check_observed, plate_mismatch, sampled_factor
 from composeprob.language.statements import LEVEL
 
 
@@ -149,11 +149,11 @@ def run(
     with interpreter:  # a Messenger leaves NumPyro's stack when the block ends, also by an exception
         try:
             function(*args, **kwargs)
-        except ValueError as error:
-            mismatch = plate_mismatch(error)
-            if mismatch is None:
+        except (TypeError, ValueError) as error:
+            better = plate_mismatch(error) or sampled_factor(error)
+            if better is None:
                 raise
-            raise mismatch from error
+            raise better from error
     return interpreter.statements
 
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from composeprob.errors import WrongTypeError
+import numpyro
+
+from composeprob.errors import ProgramError, WrongTypeError
 from composeprob.factors.base import LeafFactor
 
 
@@ -34,7 +36,17 @@ class Program:
         self.where = f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else "unknown place"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the statements as part of the program that is being compiled."""
+        """Run the statements as part of the program that is being compiled.
+
+        Raises:
+            ProgramError: none is, nor does one of NumPyro's handlers give the statements their values.
+        """
+        if not numpyro.primitives._PYRO_STACK:
+            raise ProgramError(
+                f"Program '{self.name}' was called, but its statements mean something only in a program that is being "
+                "compiled.",
+                fix=f"write cp.compile({self.name}, …), and cp.infer(density, key, num_chains=…) of what it returns.",
+            )
         return self.function(*args, **kwargs)
 
     def check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

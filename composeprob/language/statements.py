@@ -12,6 +12,7 @@ from numpyro.primitives import Messenger, apply_stack
 
 from composeprob.errors import InvalidValueError, ProgramError, ShapeError, WrongTypeError
 from composeprob.factors.base import Factor, check_finite
+from composeprob.factors.concrete import NOT_CONCRETE, asked
 from composeprob.factors.distribution import FactorDistribution
 
 POLICIES = ("exact", "tempered", "denoised", "noised")
@@ -161,4 +162,13 @@ def _at_level(name: str, function: Callable[[Any], Any], anneal: str | None) -> 
             f"{name!r} is a function of the level, which only the policy 'noised' evaluates.",
             fix="pass anneal='noised', or the value itself.",
         )
-    return function(message["value"])
+    try:
+        return function(message["value"])
+    except NOT_CONCRETE as error:
+        found, fix, where = asked(error)
+        raise ProgramError(
+            f"The function of the level at {name!r} {found} a value that is known only in compiled code: the level, or "
+            "a site.",
+            where=where,
+            fix=fix,
+        ) from error

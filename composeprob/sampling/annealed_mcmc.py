@@ -202,8 +202,10 @@ def named_blocks(kernel: Kernel) -> tuple[str, ...]:
 def check_kernel(kernel: object, steps_per_level: object) -> None:
     """Refuse what is no kernel, and a number of transitions below 1."""
     if not isinstance(kernel, Kernel):
+        found = f"the class {kernel.__name__}" if isinstance(kernel, type) else repr(kernel)
         raise WrongTypeError(
-            f"A sampler needs a kernel; got {kernel!r}.", fix="for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3)."
+            f"A sampler needs a kernel; got {found}.",
+            fix="make one, for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3).",
         )
     check_steps(steps_per_level)
 

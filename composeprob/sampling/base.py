@@ -160,6 +160,9 @@ class Sampler(eqx.Module):
     def describe(self) -> str:
         """One line: the sampler and its settings."""
 
+    def __repr__(self) -> str:
+        return self.describe()
+
 
 def begin(key: Array, num_chains: int, num_levels: int, spread: Spread = Spread()) -> Run:  # noqa: B008 - immutable
     """A run without chains: keys, equal weights, empty records."""

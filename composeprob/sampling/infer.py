@@ -19,6 +19,7 @@ from composeprob.density.curl import curl
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.result import Result
 from composeprob.sampling import parts
+from composeprob.sampling.arguments import by_name, not_a_sampler
 from composeprob.sampling.base import Run, Sampler, begin, placed
 from composeprob.sampling.choose import check_capabilities, choose, independent
 from composeprob.sampling.compiled import read, sample_shapes, start
@@ -43,6 +44,7 @@ LOOKED_AT = 64
 """Chains at whose positions curl is measured."""
 
 
+@by_name("cp.infer(density, key, num_chains=100)")
 def infer(
     density: AnnealedDensity,
     key: Array,
@@ -312,7 +314,4 @@ def _check_arguments(density: Any, key: Any, num_chains: Any, sampler: Any) -> N
             f"key must be one typed random key; got {type(key).__name__}.", fix="pass jax.random.key(0), not PRNGKey."
         )
     if sampler is not None and not isinstance(sampler, Sampler):
-        raise WrongTypeError(
-            f"sampler must be a sampler; got {type(sampler).__name__}.",
-            fix="a kernel needs a driver around it: cp.AnnealedMCMC(kernel, steps_per_level=10) or cp.SMC(kernel).",
-        )
+        raise not_a_sampler(sampler)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from composeprob.calibration.zoo import calibrate_model
-from composeprob.errors import LoadError
+from composeprob.errors import InvalidValueError, LoadError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.training.pictures import write_pictures
@@ -33,6 +33,7 @@ def train_model(
     iterations: int | None = None,
     progress: bool = True,
     retraining: int = 0,
+    replace: bool = False,
 ) -> TrainingRun:
     """Train a model of the zoo.
 
@@ -45,12 +46,19 @@ def train_model(
     Args:
         name: a folder of the zoo.
         checkpoint_dir: where to keep checkpoints, and to resume from.
-        out: the folder to write into, made when missing; by default the model's own.
+        out: the folder to write into, made when missing; by default ``out/NAME``. `load` reads it there with
+            ``folder=``, and without where it is the model's folder in the zoo.
         iterations: optimiser steps; by default the recipe's.
         progress: show a progress bar.
         retraining: number of the training, which makes its random key. Number 0 is the one that `load` gives.
+        replace: whether to replace weights that are there. Those of a run that Ctrl-C ended are replaced by the run
+            that goes on from its checkpoints, whatever this says.
+
+    Returns:
+        The run, with the files that were written.
 
     Raises:
+        InvalidValueError: the folder has weights already, and ``replace`` is not given; nothing is trained then.
         LoadError: no such model; a retraining of a model that has not been trained; or the checkpoint belongs to
             another run.
     """
@@ -58,44 +66,48 @@ def train_model(
 
     recipe = zoo.recipe(name)
     own = zoo.models_folder() / name
+    folder = Path("out", name) if out is None else Path(out)
+    if not replace:
+        _keep(folder, retraining, resumable=checkpoint_dir is not None)
     if retraining and not (own / METRICS).exists():
-        raise LoadError(f"Model '{name}' has not been trained.", fix=f"train it first: composeprob train {name}")
+        fix = f"train it first: composeprob train {name} --out {own}"
+        raise LoadError(f"Model '{name}' has not been trained.", fix=fix)
     if iterations is not None:
         recipe = dataclasses.replace(recipe, iterations=iterations)
     run = train(recipe, jax.random.key(SEED + retraining), checkpoint_dir=checkpoint_dir, progress=progress, label=name)
-    folder = own if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_model(folder, own, recipe, run, zoo.reference(name), retraining)
+    written = write_model(folder, own, recipe, run, zoo.reference(name), retraining)
     if "energy" in run.factor.capabilities and not run.factor.condition_names:
-        calibrate_model(name, retraining=retraining, out=folder)
-    return run
+        calibrate_model(name, retraining=retraining, out=folder, replace=True)
+        written.append(zoo.calibration_file(folder / weights_file(retraining)))
+    return dataclasses.replace(run, written=tuple(written))
 
 
 def write_model(
     folder: Path, own: Path, recipe: Recipe, run: TrainingRun, reference: Any | None, retraining: int = 0
-) -> None:
-    """Write weights, measurements and card of a trained model into ``folder``.
+) -> list[Path]:
+    """Write weights, measurements and card of a trained model into ``folder``; returns the files.
 
     Args:
         folder: where to write; exists.
-        own: the model's folder in the zoo, with its card and what was measured of other retrainings.
+        own: the model's folder in the zoo, with its card, and what was measured of other retrainings if ``folder``
+            does not tell.
         recipe, run, reference: what was trained, the run, and the exact distribution where it is known.
         retraining: its number.
     """
-    path, measured = own / METRICS, {}
-    if path.exists():
-        measured = json.loads(path.read_text(encoding="utf-8"))
+    measured = _measured(folder) or _measured(own)
     rows = [row for row in measured.get("retrainings", []) if row["retraining"] != retraining]
+    file = folder / weights_file(retraining)
+    written = [file, folder / METRICS]
     if retraining:
-        file = folder / weights_file(retraining)
         save_weights(run.factor.network, file, half=True)
         stored = recipe.factor(load_weights(run.factor.network, file), run.factor.label)
         rows.append(measure_retraining(run, stored, reference, retraining))
     else:
-        save_weights(run.factor.network, folder / weights_file(0))
+        save_weights(run.factor.network, file)
         measured = measure(recipe, run, reference)
         if reference is None:
-            write_pictures(folder, run, jax.random.key(SEED + 1))
+            written += write_pictures(folder, run, jax.random.key(SEED + 1))
     metrics = measured | ({"retrainings": sorted(rows, key=lambda row: row["retraining"])} if rows else {})
     (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     card = own / "card.md"
@@ -105,6 +117,28 @@ def write_model(
         tail = rest.partition(END)[2] or "\n"
         text = f"{head.rstrip()}\n\n{START}\n{table(metrics)}\n{END}{tail}"
         (folder / "card.md").write_text(text, encoding="utf-8")
+        written.append(folder / "card.md")
+    return written
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    path = folder / METRICS
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _keep(folder: Path, retraining: int, resumable: bool) -> None:
+    """Refuse to replace the weights in a folder, unless they are of a run that stopped and now goes on."""
+    file = folder / weights_file(retraining)
+    if not file.exists():
+        return
+    measured = _measured(folder)
+    rows = [measured.get("training", {}), *measured.get("retrainings", [])]
+    row: dict[str, Any] = next((row for row in rows if row.get("retraining", 0) == retraining), {})
+    if not (resumable and row.get("finished") is False):
+        raise InvalidValueError(
+            f"{file} is there already, and training would replace it.",
+            fix="replace it with --replace (replace=True in Python), or write elsewhere with --out FOLDER.",
+        )
 
 
 def measure(recipe: Recipe, run: TrainingRun, reference: Any | None) -> dict[str, Any]:
@@ -150,6 +184,7 @@ def measure_retraining(
     row: dict[str, Any] = {
         "retraining": retraining,
         "iterations": len(run.loss),
+        "finished": run.finished,
         "seconds": round(run.seconds, 1),
         "final_loss": _final_loss(run),
     }
@@ -212,7 +247,7 @@ def _losses_table(rows: list[dict[str, float]]) -> list[str]:
 
 def _retrainings_table(rows: list[dict[str, Any]]) -> list[str]:
     """Retrainings, one a line; those measured against the exact distribution with their errors."""
-    columns = [name for name in rows[0] if name not in ("retraining", "mode_weights_tv_exact")]
+    columns = [name for name in rows[0] if name not in ("retraining", "finished", "mode_weights_tv_exact")]
     return [
         "",
         "Retrained with other random keys, `cp.load(…, retraining=…)`. These are stored in half precision; the score "

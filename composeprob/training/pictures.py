@@ -22,8 +22,10 @@ POINTS = 150
 """Of the loss of all steps, averaged over as many intervals."""
 
 
-def write_pictures(folder: Path, run: TrainingRun, key: Array) -> None:
-    """Write ``training.png`` and, of a diffusion of images, ``samples.png`` by reverse diffusion of the model alone."""
+def write_pictures(folder: Path, run: TrainingRun, key: Array) -> list[Path]:
+    """Write ``training.png`` and, of a diffusion of images, ``samples.png`` by reverse diffusion of the model alone;
+    returns the files."""
+    written = [folder / "training.png"]
     with style():
         figure = new_figure(4.2, 2.4)
         ax = figure.subplots()
@@ -33,14 +35,16 @@ def write_pictures(folder: Path, run: TrainingRun, key: Array) -> None:
         ax.plot(ends, [part.mean() for part in parts], color=ACCENT, linewidth=1.2)
         ax.set(xlabel="step", ylabel="loss", yscale="log", title="training")
         ax.spines[["top", "right"]].set_visible(False)
-    _save(figure, folder / "training.png")
+    _save(figure, written[0])
     factor = run.factor
     if isinstance(factor, Diffusion) and is_image(factor.event_shape) and _complete(factor):
         drawn = infer(compile(_alone, factor), key, num_chains=MAX_IMAGES, sampler=Ancestral(), progress=False)
         with style():
             figure = new_figure(3.4, 3.4)
             plot_images(figure.subplots(), drawn["x"])
-        _save(figure, folder / "samples.png")
+        written.append(folder / "samples.png")
+        _save(figure, written[-1])
+    return written
 
 
 def _complete(factor: Diffusion) -> bool:

@@ -40,6 +40,7 @@ class TrainingRun:
             (bins,); NaN in a bin that no event fell into.
         seconds: time spent, over every session of a resumed run.
         finished: False where Ctrl-C came first; a run with a checkpoint directory can then be resumed.
+        written: the files of a model of the zoo that `train_model` wrote; empty from `train`.
     """
 
     factor: Diffusion | Classifier
@@ -48,6 +49,7 @@ class TrainingRun:
     loss_by_log_snr: np.ndarray
     seconds: float
     finished: bool
+    written: tuple[Path, ...] = ()
 
 
 class _Progressed(NamedTuple):

@@ -94,13 +94,38 @@ def test_notebooks_show_a_picture_or_boxes(monkeypatch):
     for shown in (
         "ring(x)",
         "<sup>0.5</sup>",
-        "<b>y</b> observed, Normal of s, x",
+        "<b>y</b> observed Normal of s, x",
         "denoised",
         "<b>s</b> ∼ HalfNormal",
     ):
         assert shown in boxes, shown
     monkeypatch.setattr(graphviz.Digraph, "pipe", lambda self, **arguments: "<svg></svg>")
     assert drawing.html(compiled().graph) == "<svg></svg>"
+
+
+def test_soft_evidence_is_called_so(monkeypatch):
+    """Not an observation of NumPyro's Unit, which is how it is written down."""
+
+    @cp.program
+    def preferred(f):
+        x = cp.sample("x", f)
+        m = cp.sample("m", dist.Normal(0.0, 1.0))
+        cp.factor("near", -jnp.sum((x - m) ** 2))
+        cp.factor("small", -(m**2))
+
+    density = cp.compile(preferred, ring)
+    text = str(density)
+    assert "∝ p(m) · f(x) · exp(near_k(m, x)) · exp(small(m))" in text
+    assert "near: soft evidence, annealed 'tempered', at test_print.py:" in text
+    assert "small: soft evidence, not annealed, at test_print.py:" in text
+    assert "near tempered, since it is soft evidence" in text
+    monkeypatch.setattr(drawing, "digraph", lambda g: (_ for _ in ()).throw(graphviz.ExecutableNotFound(["dot"])))
+    boxes = density.graph._repr_html_()
+    monkeypatch.undo()
+    assert "<b>small</b> soft evidence of m" in boxes
+    for shown in (text, boxes, drawing.dot(density.graph)):
+        assert "soft evidence" in shown
+        assert "Unit" not in shown
 
 
 def test_html_is_escaped(monkeypatch):

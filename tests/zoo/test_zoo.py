@@ -148,7 +148,9 @@ def test_an_installed_zoo_trains_and_loads(installed, tmp_path):
         zoo.load("tiny")
     with pytest.raises(LoadError, match="train it first: composeprob train tiny"):
         train_model("tiny", retraining=1, progress=False)
-    result = train_model("tiny", progress=False)
+    result = train_model("tiny", out=installed / "tiny", progress=False)
+    names = ["calibration.safetensors", "card.md", "metrics.json", "weights.safetensors"]
+    assert sorted(file.name for file in result.written) == names
     assert {file.name for file in (installed / "tiny").iterdir()} >= {"weights.safetensors", "metrics.json"}
     factor = zoo.load("tiny")
     assert factor.label == "tiny"
@@ -162,7 +164,7 @@ def test_an_installed_zoo_trains_and_loads(installed, tmp_path):
     assert "More of it." in card.text
     assert "| log-SNR |" in card.text
     # A retraining has another key, lies beside in half precision, and adds a row.
-    other = train_model("tiny", retraining=1, progress=False)
+    other = train_model("tiny", retraining=1, out=installed / "tiny", progress=False)
     assert zoo.retrainings(installed / "tiny") == (0, 1) == zoo.zoo()["tiny"].retrainings
     again = zoo.load("tiny", retraining=1)
     np.testing.assert_allclose(again.network.first.weight, other.factor.network.first.weight, rtol=1e-3, atol=1e-4)

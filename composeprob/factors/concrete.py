@@ -1,0 +1,71 @@
+"""User code that wants a number where there is none yet: what JAX says of it, said in the user's terms."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from composeprob.errors import NetworkError, caller
+
+NOT_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+"""What JAX raises where Python or NumPy asks a traced value for its number (by ``if``: a kind of the first)."""
+
+
+class Asked(NamedTuple):
+    """What the user's code did with a value that has no number yet.
+
+    Attributes:
+        found: a verb with its object, to be followed by the value.
+        fix: what to write instead.
+        where: the user's line.
+    """
+
+    found: str
+    fix: str
+    where: str | None
+
+
+def asked(error: Exception) -> Asked:
+    """What lies behind one of the errors `NOT_CONCRETE`."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = None if trace is None else caller(trace.tb_frame)
+    if isinstance(error, jax.errors.TracerBoolConversionError):
+        found = "decides by `if`, `and`, `or`, `not` or `while` on"
+        fix = "write jnp.where(condition, a, b), and for one density or another cp.mixture([f, g], weights=…)."
+    elif isinstance(error, jax.errors.TracerArrayConversionError):
+        found = "calls NumPy on"
+        fix = "use jax.numpy, which has the same functions: `import jax.numpy as jnp`, and jnp.sin for np.sin."
+    elif isinstance(error, jax.errors.NonConcreteBooleanIndexError):
+        found = "takes the entries of an array that are chosen by"
+        fix = "write jnp.where(mask, array, 0.0), whose shape does not depend on the mask."
+    else:
+        found = "makes a Python number (by float, int, .item(), an index, or a size) of"
+        fix = (
+            "leave it an array, which jax.numpy takes as it is; index an array, jnp.stack(items)[i], and not a list; "
+            "choose by jnp.where, or between densities by cp.mixture; sizes must be known beforehand."
+        )
+    return Asked(found, fix, where)
+
+
+def network_error(who: str, error: Exception, advice: str = "") -> NetworkError:
+    """The error for a network or energy that asks for the number of its event, its level or a condition.
+
+    Args:
+        who: the network, as a sentence begins with it.
+        error: one of `NOT_CONCRETE`.
+        advice: what else to write.
+    """
+    found, fix, where = asked(error)
+    return NetworkError(
+        f"{who} {found} a value that is known only in compiled code: the event, the level or a condition.",
+        where=where,
+        fix=fix + advice,
+    )

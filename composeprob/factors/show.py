@@ -1,0 +1,59 @@
+"""How factors print: one line in the words of the algebra, such as ``ring2d * bar2d ** 2``, without any array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+LONGEST, MOST = 160, 6
+"""Characters of a line, and entries of a product or mixture that are shown before it says how many there are."""
+
+
+def formula(terms: Sequence[tuple[str, float]]) -> str:
+    """A product of powers, given as what is multiplied and to which power: ``a ** 2 * b / c``."""
+    text = ""
+    for name, w in terms[:MOST]:
+        sign = "" if not text else " / " if w < 0 else " * "
+        shown = abs(w) if text else w
+        text += sign + name + ("" if shown == 1 else f" ** {shown:.3g}")
+    return clipped(text + _of(len(terms), "factors"))
+
+
+def mixture(parts: Sequence[str], what: str, weights: Sequence[float]) -> str:
+    """``mixture(a, b; weights 0.3, 0.7)``."""
+    numbers = ", ".join(f"{w:.3g}" for w in weights[:MOST]) + (", …" if len(weights) > MOST else "")
+    shares = f"equal {what}" if len(set(weights)) == 1 else f"{what} {numbers}"
+    return clipped(f"mixture({', '.join(parts[:MOST])}{_of(len(parts), 'parts')}; {shares})")
+
+
+def named(label: str, conditions: dict[str, Any]) -> str:
+    """A leaf with the conditions given to it: ``digits(label=3)``."""
+    given = ", ".join(f"{name}={short(value)}" for name, value in conditions.items())
+    return clipped(" ".join(label.split()), 60) + (f"({clipped(given, 60)})" if given else "")
+
+
+def shape(event: tuple[int, ...] | None) -> str:
+    """An event's shape as one speaks of it: ``28×28``."""
+    if event is None:
+        return "events of any shape"
+    return "×".join(map(str, event)) or "a number"
+
+
+def short(value: Any) -> str:
+    """A condition's value: a few numbers as they are, an array by its shape."""
+    if isinstance(value, jax.core.Tracer) or jnp.size(value) > 4:
+        return "array" + str(list(jnp.shape(value)))
+    numbers = ", ".join(f"{float(v):.3g}" for v in jnp.ravel(value))
+    return numbers if jnp.ndim(value) == 0 else f"[{numbers}]"
+
+
+def clipped(text: str, longest: int = LONGEST) -> str:
+    """The text, or its beginning."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _of(count: int, what: str) -> str:
+    return "" if count <= MOST else f" … ({count} {what})"

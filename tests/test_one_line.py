@@ -1,0 +1,127 @@
+"""Everything of the algebra and every kernel, sampler and model of the zoo prints as one short line, without arrays."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.factors.base import Factor
+from composeprob.factors.calibrated import CalibratedExpression
+from composeprob.factors.window import Window
+from registry import FACTORS, KERNELS
+from sampling_cases import SCHEDULE
+
+ZOO = sorted(cp.zoo())
+
+
+def analytic(label, schedule=SCHEDULE):
+    return cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), schedule, label=label)
+
+
+A, B, C = (analytic(label) for label in "abc")
+
+
+def image(label, shape=(28, 28, 1)):
+    return cp.Diffusion(
+        lambda x, t, digit: digit * x, SCHEDULE, event_shape=shape, conditions={"digit": 0}, label=label
+    )
+
+
+def line(thing):
+    """How it prints, by `str` and `repr` alike."""
+    text = str(thing)
+    assert repr(thing) == text
+    assert "\n" not in text
+    assert 0 < len(text) < 200
+    assert "Array" not in text
+    assert "f32[" not in text
+    return text
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels(name):
+    kernel = KERNELS[name]()
+    assert line(kernel).startswith(type(kernel).__name__)
+    line(cp.AnnealedMCMC(kernel, 3))
+    line(cp.SMC(kernel))
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_factors(name):
+    factor = FACTORS[name](SCHEDULE)
+    assert "(energy, 2" in line(factor).removeprefix(factor.label)
+    line(factor * factor**2)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_models_of_the_zoo(name):
+    model, card = cp.load(name), cp.zoo(name)
+    offers = "energy" if "energy" in model.capabilities else "score"
+    start = f"{name} ({offers}, {'×'.join(map(str, model.event_shape))}"
+    assert line(model).startswith(start)
+    assert line(card).startswith(start)
+    assert card.title[:20] in line(card)
+
+
+ALGEBRA = {
+    "a * b ** 2": A * B**2,
+    "a * b / c": A * B / C,
+    "a / b ** 2 / c": A / (B**2 * C),
+    "a ** 2 * b ** 2": (A * B) ** 2,
+    "a ** 0.5": A**0.5,
+    "a ** -1": A**-1.0,
+    "mixture(a, b; weights 0.3, 0.7)": cp.mixture([A, B], weights=[3, 7]),
+    "mixture(a, b * c; log_weights 0, -1.5)": cp.mixture([A, B * C], log_weights=[0.0, -1.5]),
+    "mixture(a, b; equal weights) ** 2 * c": cp.mixture([A, B]) ** 2 * C,
+    "digits(digit=3) ** 4 / digits ** 3": cp.guide(image("digits"), 4.0, digit=3),
+    "window(digits(digit=3); 28×56×1, offset (0, 28, 0))": cp.window(
+        image("digits").given(digit=3), (28, 56, 1), (0, 28)
+    ),
+    "window(digits; 56×56×1, offset (0, 0, 0), scale 2)": cp.window(image("digits"), (56, 56, 1), (0, 0), 2),
+    "a * a * a * a * a * a … (40 factors)": math.prod([A] * 39, start=A),
+    "mixture(a, a, a, a, a, a … (7 parts); weights 0.143, 0.143, 0.143, 0.143, 0.143, 0.143, …)": cp.mixture(
+        [A] * 7, weights=[1, 1, 1, 1, 1, 1, 1.0001]
+    ),
+}
+
+
+@pytest.mark.parametrize("text", ALGEBRA)
+def test_words_of_the_algebra(text):
+    assert line(ALGEBRA[text]) == text
+
+
+def test_labels_and_conditions_of_any_length():
+    long = analytic("a long name\nof two lines " * 20)
+    line(long)
+    line(cp.mixture([long * long, long], log_weights=[0.0, 1.0]))
+    line(long * long * long)
+    given = image("digits").given(digit=jnp.ones(5000))
+    assert line(given) == "digits(digit=array[5000]) (score, 28×28×1)"
+    assert line(cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)) == "Normal (energy, a number)"
+
+
+def test_a_calibrated_expression():
+    tables = {name: np.zeros(SCHEDULE.num_levels) for name in ("log Z", "error", "offset")}
+    tables["log-SNR"] = np.asarray(SCHEDULE.log_snr)[::-1]
+    fixed = {f"calibration {name}": table for name, table in tables.items()}
+    found = CalibratedExpression(factor=A * B, schedule=SCHEDULE, fixed=fixed, degree=4.0, event_shape=(2,))
+    assert line(found).startswith("calibrated(a * b; log Z ")
+    seen = []
+    jax.eval_shape(lambda factor: seen.append(line(factor)), found)
+    assert seen == ["calibrated(a * b; log Z traced)"]
+
+
+def test_every_kind_of_factor_is_here():
+    """A new subclass of the algebra must say how it prints."""
+    here = {type(factor) for factor in ALGEBRA.values()} | {CalibratedExpression, Window}
+    own = {kind for kind in Factor.__subclasses__() if kind.__module__.startswith("composeprob.")}
+    assert {kind for kind in own if kind.__name__ != "LeafFactor"} == here
+
+
+@pytest.mark.parametrize("sampler", [cp.SMC(), cp.Ancestral(), cp.AnnealedMCMC(cp.MALA(), 2)])
+def test_samplers(sampler):
+    assert line(sampler).startswith(type(sampler).__name__)

@@ -14,6 +14,7 @@ from composeprob.errors import ConditionError, InvalidValueError, NetworkError, 
 from composeprob.factors.base import LeafFactor, as_condition, check_finite, check_leaf
 from composeprob.factors.diffusion import TIMES
 from composeprob.factors.networks import as_network
+from composeprob.factors.randomness import check_deterministic
 from composeprob.schedule import Noise, Schedule
 
 
@@ -76,13 +77,14 @@ class Classifier(LeafFactor):
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
         t = jax.ShapeDtypeStruct((), jnp.int32 if self.time == "level" else x.dtype)
         try:
-            logits = eqx.filter_eval_shape(self.network, x, t)
+            traced, logits, _ = eqx.filter_make_jaxpr(self.network)(x, t)
         except Exception as error:
             raise NetworkError(
                 f"The classifier '{self.label}' cannot be called as network(x, t) with x of shape {self.event_shape}: "
                 f"{type(error).__name__}: {error}",
                 fix="it must accept one event (no batch axis) and a scalar t.",
             ) from error
+        check_deterministic(traced.jaxpr, self.label)
         if len(logits.shape) != 1:
             raise NetworkError(
                 f"The classifier '{self.label}' returned shape {logits.shape}; logits have shape (classes,).",

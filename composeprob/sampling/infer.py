@@ -25,7 +25,7 @@ from composeprob.sampling.compiled import advance, read, sample_shapes, start
 from composeprob.sampling.progress import REFRESH_SECONDS, Progress
 from composeprob.sampling.resume import Saves, blank_like, fingerprint
 from composeprob.sampling.spread import Spread, agreed, every_device, everywhere, host
-from composeprob.sampling.status import diagnose
+from composeprob.sampling.status import Code, diagnose, diverged
 from composeprob.sampling.stream import Kept, NotKept, check_draws, stream
 
 CURL = 2**31 - 2
@@ -254,6 +254,7 @@ def _result(
         turning,
         sampler.blocks,
     )
+    status = status.with_findings(*_doubts(run, sampler, density))
     arrived = completed == first + 1  # before level 0 the evidence is that of a noisier density
     evidence = float(np.asarray(run.log_evidence)) if arrived and sampler.estimates_evidence(density) else np.nan
     return Result(
@@ -276,6 +277,16 @@ def _result(
         blocks=sampler.blocks,
         density=density,
     )
+
+
+def _doubts(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[Code, str]]:
+    """What is wrong with where chains ended, and what the compiler found strange."""
+    positions = host(sampler.positions(run))
+    noised = {name: x for name, x in positions.items() if density.sites[name].kind == "noised"}
+    top = density.schedule.at(density.num_levels - 1)
+    doubts = [(Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts]
+    far = diverged(noised, float(top.alpha), float(top.sigma)) if density.num_levels > 1 else []
+    return [*far, *doubts]
 
 
 def _check_resume(checkpoint_dir: Any, resume: Any) -> None:

@@ -16,6 +16,9 @@ from jax import Array
 
 from composeprob.errors import InvalidValueError, LevelError, ShapeError
 
+SHRINKS = 0.25
+"""By this factor √(α² + σ²) may fall: variance preserving levels keep it, straight ones lose a third on their way."""
+
 
 class Noise(eqx.Module):
     """The noise of one level, or of every level at once (arrays instead of scalars).
@@ -95,6 +98,15 @@ class Schedule(eqx.Module):
                 f"Levels must go from clean to noisy, but log-SNR goes from {log_snr[k]:.4g} at level {k} to "
                 f"{log_snr[k + 1]:.4g} at level {k + 1}.",
                 fix="sort the levels by decreasing α/σ and drop repeated ones.",
+            )
+        size = np.sqrt(alpha**2 + sigma**2)
+        if size.min() < SHRINKS * size[0]:
+            k = int(size.argmin())
+            raise InvalidValueError(
+                f"√(α² + σ²) falls from {size[0]:.3g} at level 0 to {size[k]:.3g} at level {k}: signal would go "
+                "without noise in its place.",
+                fix="of DDPM's betas and alphas_cumprod = cumprod(1 − betas), α is sqrt(alphas_cumprod) and σ is "
+                "sqrt(1 − alphas_cumprod).",
             )
         return cls(alpha, sigma, _drift_ratio(alpha, sigma, log_snr))
 

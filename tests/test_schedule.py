@@ -145,6 +145,11 @@ def test_some_of_the_levels(name, step, kept):
         (lambda: cp.Schedule.edm(5, sigma_min=2.0, sigma_max=1.0), InvalidValueError, "sigma_min < sigma_max"),
         (lambda: cp.Schedule.edm(5, rho=0.0), InvalidValueError, "rho > 0"),
         (lambda: cp.Schedule.vp(5, beta_min=-1.0), InvalidValueError, "β must be positive"),
+        (
+            lambda: cp.Schedule.from_arrays([0.99, 0.01], [0.01, 0.02]),
+            InvalidValueError,
+            "(?s)falls from 0.99 .*alphas_cumprod",
+        ),
         (lambda: cp.Schedule.from_arrays([1.0], [0.1, 0.2]), ShapeError, "of one shape"),
         (lambda: cp.Schedule.from_arrays([], []), ShapeError, "K ≥ 1"),
         (lambda: cp.Schedule.from_arrays([1.0, 1.0], [0.0, 1.0]), InvalidValueError, "finite and positive"),

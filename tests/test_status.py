@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from composeprob.sampling.progress import Progress
-from composeprob.sampling.status import Code, Status, diagnose
+from composeprob.sampling.status import Code, Status, diagnose, diverged
 
 K, N = 20, 100
 HEALTHY = {
@@ -179,3 +179,24 @@ def test_progress_survives_an_exception():
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+
+
+def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
+    x = np.random.default_rng(0).standard_normal((1000, 4))
+    alpha, sigma = 0.01, 1.0  # hides what is smaller than 100
+    assert diverged({"x": 20 * x}, alpha, sigma) == []
+    one, some = np.array(x), np.array(x)
+    one[3], some[:20] = 1e5, 150.0
+    for bad, size in ((one, "1e+05"), (some, "150"), (1e13 * x, "e+13"), (np.where(x > 3, np.nan, x), "inf")):
+        ((code, text),) = diverged({"x": bad}, alpha, sigma)
+        assert code == "samples_diverged"
+        assert size in text
+        assert "hides nothing above 100" in text
+    some[5:20] = 0.0  # five of a thousand that are far may be the tail of a law
+    assert diverged({"x": some}, alpha, sigma) == []
+
+
+def test_findings_are_sorted_by_how_grave_they_are():
+    status = Status(((Code.WEIGHTS_COLLAPSED, "w"),)).with_findings((Code.SAMPLES_DIVERGED, "s"))
+    assert status.code is Code.SAMPLES_DIVERGED
+    assert status.has(Code.WEIGHTS_COLLAPSED)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from composeprob.compiler.plausible import check_plausible
+from composeprob.compiler.proper import check_tails
+from composeprob.compiler.signal import check_signal
 from composeprob.compiler.top import check_proper, top_of
 from composeprob.errors import CapabilityError, ComposeProbError
 from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, leaves
 
 
-def check(graph: Graph) -> Graph:
+def check(graph: Graph, networks: bool = True) -> Graph:
     """Refuse what cannot be sampled; note what the density offers.
 
+    Args:
+        graph: a program whose leaves have slots.
+        networks: whether what networks return is looked at too.
+
     Raises:
-        ImproperError: the noisiest level cannot be normalised.
+        ImproperError: a level that cannot be normalised, or a noisiest one that is not noise alone.
+        InvalidValueError: levels that never reach noise.
         CapabilityError: a mixture over a score-only factor.
-        NetworkError: a network that cannot be called with its conditions.
+        NetworkError: a network that cannot be called with its conditions, or is plugged in wrongly.
         ConditionError: a condition that is missing.
     """
     for site in graph.sites:
@@ -23,6 +31,9 @@ def check(graph: Graph) -> Graph:
                 leaf.factor.check_network()
             except ComposeProbError as error:
                 raise type(error)(error.found, where=site.where, fix=error.fix) from error
+    check_tails(graph)
+    check_signal(graph)
+    graph = check_plausible(graph) if networks else graph
     return graph.noted("check", f"offers {', '.join(sorted(capabilities(graph)))}")
 
 

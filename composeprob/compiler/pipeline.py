@@ -59,6 +59,18 @@ def compile(
         >>> round(float(density.score({"x": 1.0}, 0)["x"]), 3)
         -2.0
     """
+    return lowered(program, args, kwargs, schedule, precision)
+
+
+def lowered(
+    program: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    schedule: Schedule | None = None,
+    precision: str | None = None,
+    networks: bool = True,
+) -> AnnealedDensity:
+    """`compile`, with what networks return looked at or, as for those that are still being trained, not."""
     if not isinstance(program, Program):
         raise WrongTypeError(
             f"compile takes a program; got {type(program).__name__}.",
@@ -70,7 +82,7 @@ def compile(
     graph = verify(normalise(graph), "normalise")
     graph = verify(align(graph, schedule), "align")
     graph = verify(share(graph), "share")
-    graph = verify(check(graph), "check")
+    graph = verify(check(graph, networks), "check")
     graph, likelihood = anneal(graph, likelihood_of(graph, program.function, args, kwargs))
     verify(graph, "anneal")
     tops = {site.name: top_of(site.root, site.shape) for site in graph.sites}

@@ -15,6 +15,7 @@ from composeprob.factors.base import LeafFactor, as_condition, check_finite, che
 from composeprob.factors.concrete import NOT_CONCRETE, network_error
 from composeprob.factors.diffusion import TIMES
 from composeprob.factors.networks import as_network
+from composeprob.factors.randomness import check_deterministic
 from composeprob.schedule import Noise, Schedule
 
 
@@ -77,7 +78,7 @@ class Classifier(LeafFactor):
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
         t = jax.ShapeDtypeStruct((), jnp.int32 if self.time == "level" else x.dtype)
         try:
-            logits = eqx.filter_eval_shape(self.network, x, t)
+            traced, logits, _ = eqx.filter_make_jaxpr(self.network)(x, t)
         except NOT_CONCRETE as error:
             raise network_error(f"The classifier '{self.label}'", error) from error
         except Exception as error:
@@ -86,6 +87,7 @@ class Classifier(LeafFactor):
                 f"{type(error).__name__}: {error}",
                 fix="it must accept one event (no batch axis) and a scalar t.",
             ) from error
+        check_deterministic(traced.jaxpr, self.label)
         if len(logits.shape) != 1:
             raise NetworkError(
                 f"The classifier '{self.label}' returned shape {logits.shape}; logits have shape (classes,).",

@@ -16,6 +16,7 @@ from composeprob.factors import parameterizations
 from composeprob.factors.base import LeafFactor, as_condition, check_finite, check_leaf
 from composeprob.factors.concrete import NOT_CONCRETE, network_error
 from composeprob.factors.networks import as_network
+from composeprob.factors.randomness import check_deterministic
 from composeprob.schedule import Noise, Schedule
 
 TIMES = ("level", "log_snr", "sigma")
@@ -180,7 +181,7 @@ class Diffusion(LeafFactor):
         noise = jax.eval_shape(self.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int)))
         conditions = self.call_conditions()
         try:
-            output = eqx.filter_eval_shape(lambda f, x, n, c: f._call(x, n, c), self, x, noise, conditions)
+            traced, output, _ = eqx.filter_make_jaxpr(lambda f, x, n, c: f.output(x, n, c))(self, x, noise, conditions)
         except NOT_CONCRETE as error:
             raise network_error(f"The network of factor '{self.label}'", error) from error
         except Exception as error:
@@ -194,6 +195,7 @@ class Diffusion(LeafFactor):
                 else "it must accept ONE event (no batch axis) and the conditions by name; a condition that may be "
                 "left out needs a default.",
             ) from error
+        check_deterministic(traced.jaxpr, self.label)
         if self.parameterization in parameterizations.ENERGIES:
             output, beside = parameterizations.with_number(output)
             if jnp.shape(beside) != ():
@@ -216,10 +218,11 @@ class Diffusion(LeafFactor):
     ) -> tuple[Array | None, Array]:
         """As of every leaf; ``weights`` are of the event's entries, as for `tapestry`."""
         return parameterizations.evaluate(
-            self.parameterization, lambda point: self._call(point, noise, conditions), x, noise, weights
+            self.parameterization, lambda point: self.output(point, noise, conditions), x, noise, weights
         )
 
-    def _call(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> Array:
+    def output(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> Any:
+        """What the network returns for one event at this noise."""
         if self.time == "level":
             t: Array = noise.index
         else:

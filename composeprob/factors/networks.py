@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from composeprob.errors import WrongTypeError
+from composeprob.errors import NetworkError, WrongTypeError
+from composeprob.factors.randomness import in_training
 
 
 class NNXNetwork(eqx.Module):
@@ -66,7 +67,11 @@ def as_network(network: Any) -> eqx.Module:
 
     Raises:
         WrongTypeError: anything else.
+        NetworkError: one of its layers is in training mode.
     """
+    if (found := in_training(network)) is not None:
+        layer, fix = found
+        raise NetworkError(f"The network's {layer} layer is in training mode: it would make other values.", fix=fix)
     if isinstance(network, eqx.Module) and callable(network):
         plain = lambda node: type(node) is eqx.nn.Linear  # noqa: E731
         return jax.tree.map(lambda node: Linear(node) if plain(node) else node, network, is_leaf=plain)

@@ -176,6 +176,7 @@ class Graph:
         where: the place of the program's definition.
         dims: the plates along the axes of each statement's value, None where an axis is no plate's.
         held: static sites that keep their prior draws, as the ancestral sites need it.
+        doubts: what `check` found strange but not wrong for certain; a run's status repeats it.
     """
 
     name: str
@@ -188,6 +189,7 @@ class Graph:
     where: str
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     held: frozenset[str] = frozenset()
+    doubts: tuple[str, ...] = ()
 
     def dot(self) -> str:
         """Graphviz source of the program."""

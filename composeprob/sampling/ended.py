@@ -12,7 +12,7 @@ from composeprob.estimates import Families
 from composeprob.result import Result
 from composeprob.sampling.base import Run, Sampler
 from composeprob.sampling.spread import host
-from composeprob.sampling.status import Status, diagnose, few_ancestors, few_levels, unsettled
+from composeprob.sampling.status import Code, diagnose, diverged, few_ancestors, few_levels, unsettled
 from composeprob.sampling.stay import LEAPFROGS
 
 
@@ -67,13 +67,11 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
     of_levels = 0.0
     if sampler.check_order is not None and math.isfinite(evidence):
         of_levels = math.nan if ended.coarse is None else abs(ended.coarse - evidence) / (2**sampler.check_order - 1)
-    status = Status(
-        (
-            *found.findings,
-            *few_ancestors(families.effective, len(np.unique(ancestors)), num_chains, arrived),
-            *unsettled(float(run.drift)),
-            *few_levels(of_levels),
-        )
+    status = found.with_findings(
+        *_doubts(run, sampler, density),
+        *few_ancestors(families.effective, len(np.unique(ancestors)), num_chains, arrived),
+        *unsettled(float(run.drift)),
+        *few_levels(of_levels),
     )
     error = math.hypot(math.sqrt(float(run.evidence_variance)), of_levels)
     return Result(
@@ -99,3 +97,13 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         blocks=sampler.blocks,
         density=density,
     )
+
+
+def _doubts(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[Code, str]]:
+    """What is wrong with where chains ended, and what the compiler found strange."""
+    positions = host(sampler.positions(run))
+    noised = {name: x for name, x in positions.items() if density.sites[name].kind == "noised"}
+    top = density.schedule.at(density.num_levels - 1)
+    doubts = [(Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts]
+    far = diverged(noised, float(top.alpha), float(top.sigma)) if density.num_levels > 1 else []
+    return [*far, *doubts]

@@ -28,6 +28,8 @@ class Code(enum.StrEnum):
 
     OK = "ok"
     INTERRUPTED = "interrupted"
+    SAMPLES_DIVERGED = "samples_diverged"
+    NETWORK_DOUBTED = "network_doubted"
     NON_FINITE = "non_finite"
     NOT_CONSERVATIVE = "not_conservative"
     ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
@@ -83,6 +85,10 @@ class Status:
         """Whether ``code`` is among the findings, such as ``"acceptance_collapsed"``."""
         return any(found == code for found, _ in self.findings) or (self.ok and code == Code.OK)
 
+    def with_findings(self, *findings: tuple[Code, str]) -> Status:
+        """The same outcome, with more findings; the gravest stay first."""
+        return Status(tuple(sorted((*self.findings, *findings), key=lambda found: list(Code).index(found[0]))))
+
     def saved(self, failure: str | None) -> Status:
         """The same outcome of a run that was to be saved; ``failure`` says why its last checkpoint is missing."""
         findings = list(self.findings)
@@ -109,6 +115,35 @@ class Status:
         if self.ok:
             return "OK"
         return "\n".join(f"{code.name}: {text}" for code, text in self.findings)
+
+
+FAR, FARTHEST, MANY = 1.0, 10.0, 0.01
+"""Signal over noise at the noisiest level: more than the first in more than this share of samples, or more than the
+second in any, and that level cannot have been noise alone."""
+
+
+def diverged(samples: Mapping[str, np.ndarray], alpha: float, sigma: float) -> list[tuple[Code, str]]:
+    """What is wrong with the size of samples: a run starts from noise that is to hide them, α·‖x‖ < σ·√d.
+
+    Args:
+        samples: the noised sites', ``{site: (N, …)}``.
+        alpha, sigma: the noise of the noisiest level.
+    """
+    findings = []
+    for name, values in samples.items():
+        x = np.asarray(values, float).reshape(len(values), -1)
+        with np.errstate(over="ignore"):
+            size = np.sqrt(np.mean(x**2, axis=1))
+        signal = np.where(np.isfinite(size), size * alpha / sigma, np.inf)
+        if np.mean(signal > FAR) > MANY or np.any(signal > FARTHEST):
+            text = (
+                f"The samples of {name!r} are too large: up to {signal.max() * sigma / alpha:.3g} in root mean square, "
+                f"and the noise of the noisiest level hides nothing above {sigma / alpha:.3g}. Look for a network that "
+                "is plugged in wrongly, for a denominator that is narrower than what it divides, and for steps that "
+                "are too large. For data of that size end the schedule at a lower log-SNR."
+            )
+            findings.append((Code.SAMPLES_DIVERGED, text))
+    return findings
 
 
 def diagnose(

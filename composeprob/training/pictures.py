@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jax import Array
 
-from composeprob.compiler.pipeline import compile
+from composeprob.compiler.pipeline import lowered
 from composeprob.factors.diffusion import Diffusion
 from composeprob.language.program import program
 from composeprob.language.statements import sample
@@ -38,7 +38,13 @@ def write_pictures(folder: Path, run: TrainingRun, key: Array) -> list[Path]:
     _save(figure, written[0])
     factor = run.factor
     if isinstance(factor, Diffusion) and is_image(factor.event_shape) and _complete(factor):
-        drawn = infer(compile(_alone, factor), key, num_chains=MAX_IMAGES, sampler=Ancestral(), progress=False)
+        drawn = infer(
+            lowered(_alone, (factor,), {}, networks=False),
+            key,
+            num_chains=MAX_IMAGES,
+            sampler=Ancestral(),
+            progress=False,
+        )
         with style():
             figure = new_figure(3.4, 3.4)
             plot_images(figure.subplots(), drawn["x"])

@@ -12,7 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
-from composeprob.compiler.pipeline import compile
+from composeprob.compiler.pipeline import lowered
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.classifier import Classifier
@@ -88,7 +88,9 @@ def sample_quality(factor: LeafFactor, reference: Any, key: Array, *, num: int =
     draw_key, sample_key = jax.random.split(key)
     clean = exact.at(factor.schedule.at(0))
     draws = clean.sample(draw_key, (num,))
-    samples = infer(compile(_alone, factor), sample_key, num_chains=num, sampler=Ancestral(), progress=False)["x"]
+    samples = infer(
+        lowered(_alone, (factor,), {}, networks=False), sample_key, num_chains=num, sampler=Ancestral(), progress=False
+    )["x"]
     gap = jnp.mean(clean.log_prob(draws)) - jnp.mean(clean.log_prob(samples))
     told = {"log_density_gap": float(gap)}
     if (modes := _modes(reference)) is not None:

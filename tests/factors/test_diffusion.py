@@ -162,7 +162,7 @@ def test_what_the_network_is_told_of_time(kind):
         "sigma": np.asarray(schedule.sigma) / np.asarray(schedule.alpha),
     }
     for time, values in expected.items():
-        told = lambda x, t: jnp.asarray(t, float)
+        told = lambda x, t: jnp.asarray(t, float) - 100 * x  # something of a score, or it would be refused
         f = cp.Diffusion(told, schedule, event_shape=(), parameterization="score", time=time)
         density = cp.compile(single, f)
         found = [density.score({"x": 0.0}, k)["x"] for k in (0, 5, 19)]

@@ -1,0 +1,104 @@
+"""Whether a network is what its factor says: at the noisiest level its score must be that of noise, −x/σ².
+
+One evaluation at a few draws of N(0, σ²) tells. The zoo's networks are off by 0.0015 to 0.023 of that score's size; one
+that is plugged in wrongly by 1 (its output is small there: an x₀ or a velocity taken for the noise) or 2 (its sign).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from composeprob.compiler.outputs import CLEAN, Outputs
+from composeprob.errors import InvalidValueError, NetworkError
+from composeprob.factors.base import LeafFactor
+from composeprob.factors.diffusion import Diffusion
+from composeprob.ir.nodes import Graph, Site
+from composeprob.schedule import Noise, Schedule
+
+APART = 2.0
+"""How much log-SNR lies between the two levels that are looked at where one does not tell."""
+DOUBT = (
+    "Check its parameterization and time, that its schedule is the one of the training, and that trained weights were "
+    "loaded. At a log-SNR above −4 the data may show through the noise there: then end the schedule lower."
+)
+
+
+def check_plausible(graph: Graph) -> Graph:
+    """Refuse levels that never reach noise, and networks that are plugged in wrongly where it is known how.
+
+    Networks whose weights are not known yet, and those that latents choose, are not looked at.
+
+    Returns:
+        The graph, with doubts about networks whose score at the noisiest level is not that of noise, and of which it
+        is not known what would fit.
+
+    Raises:
+        InvalidValueError: the noisiest level has more signal than noise.
+        NetworkError: another parameterization, or the other sign, would fit.
+    """
+    assert graph.schedule is not None
+    if graph.sites:
+        _check_top(graph.schedule, graph.sites[0].where)
+    doubts = []
+    for group in graph.groups:
+        factor = _diffusion(group.factor)
+        if factor is None or group.latent is not None:
+            continue
+        own = graph.schedule.levels if group.own_noise is None else group.own_noise
+        site = next(site for site in graph.sites if site.name == group.members[0].site)
+        doubts.append(_check_network(factor, group.members[0].conditions, own, site))
+    return replace(graph, doubts=tuple(doubt for doubt in doubts if doubt))
+
+
+def _check_top(schedule: Schedule, where: str) -> None:
+    log_snr = 2 * math.log(float(schedule.alpha[-1]) / float(schedule.sigma[-1]))
+    if log_snr > 0:
+        raise InvalidValueError(
+            f"The noisiest level has more signal than noise: log-SNR {log_snr:.3g}, α {float(schedule.alpha[-1]):.3g} "
+            f"and σ {float(schedule.sigma[-1]):.3g}. Sampling starts there from noise alone.",
+            where=where,
+            fix="end the schedule at a log-SNR of −6 or less. Of a list of betas, α is sqrt(alphas_cumprod) with "
+            "alphas_cumprod = cumprod(1 − betas), and σ is sqrt(1 − alphas_cumprod).",
+        )
+
+
+def _diffusion(factor: LeafFactor) -> Diffusion | None:
+    """The diffusion model in a leaf, which may be calibrated or weighted; None where there is none."""
+    inner: Any = factor
+    while not isinstance(inner, Diffusion) and hasattr(inner, "base"):
+        inner = inner.base
+    return inner if isinstance(inner, Diffusion) else None
+
+
+def _check_network(factor: Diffusion, given: dict[str, Any], own: Noise, site: Site) -> str | None:
+    """What is doubted of a network; None where it fits, or cannot be evaluated yet."""
+    conditions = {name: given[name] for name in factor.names if name in given}
+    arrays = [a for a in jax.tree.leaves((factor.network, conditions)) if hasattr(a, "shape")]
+    if any(isinstance(a, (jax.core.Tracer, jax.ShapeDtypeStruct)) for a in arrays):
+        return None
+    declared, top = factor.parameterization, Outputs.of(factor, conditions, own, -1)
+    mistaken = not top.fits(declared)
+    what = f"is off by {top.error(declared):.0%} of that of noise, −x/σ²"
+    if declared in CLEAN and top.is_noise:
+        # An x₀ or a velocity is small there; that of wide data may be as large as the noise, but not at two levels.
+        log_snr = np.asarray(own.log_snr)
+        second = min(int(np.abs(log_snr - log_snr[-1] - APART).argmin()), len(log_snr) - 2)
+        mistaken = second >= 0 and Outputs.of(factor, conditions, own, second).is_noise
+        what = "has nothing of the data in it: the network returns the noise"
+    if not mistaken:
+        return None
+    found = (
+        f"The network of factor '{factor.label}' does not do what parameterization={declared!r} says: at the noisiest "
+        f"level (log-SNR {float(top.noise.log_snr):.3g}) its score {what}."
+    )
+    looks = top.alternatives(declared)
+    if not looks:
+        return f"{found} {DOUBT}"
+    untrained = "; one that was never trained looks so too" if any("'x0'" in look for look in looks) else ""
+    fix = f"the network looks like {', or '.join(looks)}{untrained}."
+    raise NetworkError(found, where=site.where, fix=fix)

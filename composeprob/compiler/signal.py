@@ -1,0 +1,123 @@
+"""Whether the noisiest level is noise alone, for factors that are mixtures of Gaussians.
+
+Chains start there from N(0, σ²). Were the way down exact, they would arrive at ∫ p(x₀ | x)·N(x; 0, σ²) dx, which is the
+factor's law only where x says nothing of x₀. How far that is from the law is known in closed form: the shares of
+the components, and the mean and variance of every entry.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from composeprob.compiler.tails import known_parts
+from composeprob.errors import ImproperError
+from composeprob.factors.gaussians import Gaussians
+from composeprob.ir.nodes import Graph, Leaf, Site, leaves
+from composeprob.schedule import Schedule
+
+SHARE, MEAN, VARIANCE = 0.02, 0.05, 0.1
+"""Most that a share may be off, a mean in standard deviations, and a variance in parts of itself: about 1.5 standard
+errors of a thousand chains."""
+HIDDEN = 0.1
+"""Signal over noise (of the farthest component) that is small enough to need no closer look."""
+DRAWS = 1024
+LARGEST = 2**24
+"""Draws times components times entries that are looked at; of more components some stand for all."""
+
+
+def check_signal(graph: Graph) -> None:
+    """Refuse levels whose noisiest one still tells what a factor's data are.
+
+    Raises:
+        ImproperError: with the factor, and what would come out wrong.
+    """
+    assert graph.schedule is not None
+    for site in graph.sites:
+        seen: list[tuple[int, ...]] = []
+        for leaf in leaves(site.root):
+            if leaf.slot is None or leaf.slot in seen:  # equal leaves are one
+                continue
+            seen.append(leaf.slot)
+            for part in known_parts(leaf) or []:
+                _check_part(part, leaf, site, graph.schedule)
+
+
+def _check_part(part: Gaussians, leaf: Leaf, site: Site, schedule: Schedule) -> None:
+    own = schedule if leaf.own_noise is None else leaf.own_noise
+    alpha, sigma = float(own.alpha[-1]), float(own.sigma[-1])
+    signal = alpha / sigma * reach(part)
+    if signal <= HIDDEN:
+        return
+    error, what = bias(part, alpha, sigma)
+    if error <= 1:
+        return
+    log_snr = 2 * math.log(alpha / sigma)
+    better = math.floor(log_snr - 2 * math.log(signal / HIDDEN))
+    raise ImproperError(
+        f"The noisiest level is not noise alone for factor '{leaf.name}' at site {site.name!r}: its log-SNR is "
+        f"{log_snr:.3g}, and started from noise even an exact sampler would give {what}.",
+        where=site.where,
+        fix=f"compile with a noisier last level: cp.compile(…, schedule=cp.Schedule.log_snr({len(own.alpha)}, "
+        f"min={better:g})), or bring the data to a scale of about 1 around 0.",
+    )
+
+
+def reach(part: Gaussians) -> float:
+    """The distance of the farthest component's middle from 0, and its greatest standard deviation, together."""
+    distance = np.sum(part.means**2, 1)
+    widths = part.covariances.max(1) if part.covariances.ndim == 2 else np.linalg.eigvalsh(part.covariances)[:, -1]
+    return float(np.sqrt((distance + widths).max()))
+
+
+def bias(part: Gaussians, alpha: float, sigma: float) -> tuple[float, str]:
+    """What is most off where draws of N(0, σ²) at the noisiest level are taken for draws of α·x₀ + σ·ε: (how far, in
+    parts of what is tolerated, and what).
+
+    Args:
+        part: the law of x₀.
+        alpha, sigma: the noise of that level.
+    """
+    part = _fewer(part.normalised())
+    weights, (count, n) = np.exp(part.log_weights), part.means.shape
+    half = np.random.default_rng(0).standard_normal((DRAWS // 2, n))
+    x = sigma * np.concatenate([half, -half])
+    log_p, means, variances = np.empty((DRAWS, count)), np.empty((DRAWS, count, n)), np.empty((count, n))
+    for j, (mean, covariance) in enumerate(zip(part.means, part.covariances, strict=True)):
+        widths, basis = (covariance, None) if covariance.ndim == 1 else np.linalg.eigh(covariance)
+        away = x - alpha * mean
+        away = away if basis is None else away @ basis
+        spread = alpha**2 * widths + sigma**2
+        log_p[:, j] = part.log_weights[j] - 0.5 * np.sum(away**2 / spread + np.log(spread), 1)
+        back, left = alpha * widths / spread * away, widths * sigma**2 / spread
+        means[:, j] = mean + (back if basis is None else back @ basis.T)
+        variances[j] = left if basis is None else basis**2 @ left
+    shares = np.exp(log_p - log_p.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    first = np.einsum("sj,sjn->n", shares, means) / DRAWS
+    second = np.einsum("sj,sjn->n", shares, means**2 + variances) / DRAWS
+    own_first = weights @ part.means
+    diagonal = part.covariances if part.covariances.ndim == 2 else np.diagonal(part.covariances, axis1=1, axis2=2)
+    own_variance = weights @ (part.means**2 + diagonal) - own_first**2
+    share = shares.mean(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shifted = np.nan_to_num(np.abs(first - own_first) / np.sqrt(own_variance), posinf=0.0)
+        widened = np.nan_to_num(np.abs((second - first**2) / own_variance - 1), posinf=0.0)
+    j, a, b = int(np.abs(share - weights).argmax()), int(shifted.argmax()), int(widened.argmax())
+    variance = second - first**2
+    return max(
+        (float(np.abs(share - weights)[j]) / SHARE, f"component {j} a share of {share[j]:.3g}, not {weights[j]:.3g}"),
+        (float(shifted[a]) / MEAN, f"a mean of {first[a]:.3g}, not {own_first[a]:.3g}"),
+        (float(widened[b]) / VARIANCE, f"a variance of {variance[b]:.3g}, not {own_variance[b]:.3g}"),
+    )
+
+
+def _fewer(part: Gaussians) -> Gaussians:
+    """Some of many components."""
+    count, n = part.means.shape
+    kept = max(2, LARGEST // (DRAWS * n))
+    if count <= kept:
+        return part
+    chosen = np.random.default_rng(0).choice(count, kept, replace=False)
+    return Gaussians(part.entries, part.log_weights[chosen], part.means[chosen], part.covariances[chosen]).normalised()

@@ -1,0 +1,73 @@
+"""Networks that draw random numbers while they are evaluated: a dropout or batch norm left in training mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from composeprob.errors import NetworkError
+
+RANDOM = frozenset({"random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform"})
+"""Primitives that make random numbers."""
+
+EQUINOX = "take the network in inference mode: cp.Diffusion(eqx.nn.inference_mode(network), …)."
+NNX = "call network.eval() before it becomes a factor."
+ANY = (
+    "switch dropout off: eqx.nn.inference_mode(network), a Flax NNX module's .eval(), deterministic=True in a Flax "
+    "Linen module. Random features that are meant to stay: draw them once, outside of the network's call."
+)
+
+
+def in_training(network: Any) -> tuple[str, str] | None:
+    """(layer, fix) of the first layer of a module that is in training mode; None where there is none, or no telling."""
+    if isinstance(network, nnx.Module):
+        for _, layer in nnx.iter_graph(network):
+            dropout = isinstance(layer, nnx.Dropout) and layer.rate > 0 and not layer.deterministic
+            if dropout or (isinstance(layer, nnx.BatchNorm) and not layer.use_running_average):
+                return type(layer).__name__, NNX
+        return None
+    layers = jax.tree.leaves(network, is_leaf=lambda node: isinstance(node, (eqx.nn.Dropout, eqx.nn.BatchNorm)))
+    for layer in layers:
+        dropout = isinstance(layer, eqx.nn.Dropout) and layer.p > 0 and not layer.inference
+        if dropout or (isinstance(layer, eqx.nn.BatchNorm) and not layer.inference):
+            return type(layer).__name__, EQUINOX
+    return None
+
+
+def check_deterministic(traced: Jaxpr, label: str) -> None:
+    """Refuse the network of factor ``label``, traced, where it makes random numbers.
+
+    Raises:
+        NetworkError: it does. Its key is the same at every call, so one mask of a dropout would stand for all.
+    """
+    if draws(traced):
+        raise NetworkError(
+            f"The network of factor '{label}' draws random numbers while it is evaluated, the same ones at every call: "
+            "a dropout that was left on keeps one mask for ever.",
+            fix=ANY,
+        )
+
+
+def draws(jaxpr: Jaxpr) -> bool:
+    """Whether traced code makes random numbers, in itself or in what it calls."""
+    return any(
+        equation.primitive.name in RANDOM or any(map(draws, _inside(equation.params.values())))
+        for equation in jaxpr.eqns
+    )
+
+
+def _inside(values: Any) -> list[Jaxpr]:
+    """The traced functions among the parameters of an equation."""
+    found: list[Jaxpr] = []
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            found.append(value.jaxpr)
+        elif isinstance(value, Jaxpr):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found.extend(_inside(value))
+    return found

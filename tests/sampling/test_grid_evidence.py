@@ -1,8 +1,8 @@
 """The evidence that Feynman–Kac weights add up to, with every expectation integrated on a grid instead of drawn.
 
-d log ∫F_τ/dτ is the expectation of g²·r under F_τ. Weights are an affine function of the rates, so that their expectation
-is the weight of the expected rates; summed over the levels it is log ∫F_0 − log ∫F_{K−1}, but for the error of the
-trapezoid rule, which falls to a quarter on twice the levels. A wrong term or a rule of first order does not.
+d log ∫F_τ/dτ is the expectation of g²·r under F_τ. Weights are an affine function of the rates, so that their
+expectation is the weight of the expected rates; summed over the levels it is log ∫F_0 − log ∫F_{K−1}, but for the error
+of the trapezoid rule, which falls to a quarter on twice the levels. That of a wrong term or another rule does not.
 """
 
 import dataclasses

@@ -57,9 +57,10 @@ def main() -> int:
         law, centres = problem.at_level_0(schedule)
         offsets.append(f"{total_variation(law.mass(centres), clean):.4f} on {name}")
     notes = (
-        f"{N} chains, keys 0 to {KEYS - 1}; {SPREAD} TV is against the exact law of the schedule's level 0; the noise "
-        f"that level 0 still carries moves the mode weights from the noise-free product's by TV {', '.join(offsets)}. log "
-        "Z is the estimate of log ∫ of the product at level 0. Seconds are those of a compiled run, without compilation."
+        f"{N} chains, keys 0 to {KEYS - 1}; {SPREAD} TV is against the exact law of the schedule's level 0. The noise "
+        "that level 0 still carries moves the mode weights from the noise-free product's by TV "
+        f"{', '.join(offsets)}. log Z is the estimate of log ∫ of the product at level 0. Seconds are those of a "
+        "compiled run, without compilation."
     )
     details = {"num_chains": N, "rows": [dataclasses.asdict(m) | {"mean_tv": m.mean} for m in rows.values()]}
     title = "Benchmark A: ring of 8 Gaussians × N(0, diag(0.2², 0.6²)), exact factors"

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from mode_weights import COLUMNS, Gaussians, Measured, Problem, Row, as_text, measure, nearest, ring_product
+from mode_weights import COLUMNS, SPREAD, Gaussians, Measured, Problem, Row, as_text, measure, nearest, ring_product
 from mode_weights import total_variation as variation
 from report import publish
 
@@ -122,7 +122,8 @@ def main() -> int:
                 print("  ".join(as_text(rows[label])), flush=True)
         quadrature[name] = [(level, *by_quadrature(ring, level)) for level in LOG_SNR]
     notes = (
-        f"{CHAINS} chains, keys 0 to {KEYS - 1}; the bar is an exact Gaussian, N(0, diag(0.2², 0.6²)). Density "
+        f"{CHAINS} chains, keys 0 to {KEYS - 1}; {SPREAD} The bar is an exact Gaussian, N(0, diag(0.2², 0.6²)); "
+        "exact log Z is that of the exact product. Density "
         "weights are tried on ring2d against its own card. By quadrature on a grid, log ∫ f and the TV of the "
         f"modes' shares at log-SNR {', '.join(f'{level:g}' for level in LOG_SNR)}: "
     )

@@ -2,7 +2,8 @@
 
 The total variation (TV) of a run is ½·Σ_j |p_j − q_j|, with p_j the share of chains nearest to mode j and q_j the
 mass that the exact law of level 0 has there. Level 0 still carries a little noise: its mass differs from that of the
-noise-free law, which is listed for comparison.
+noise-free law, which is listed for comparison. Beside a TV stands its floor, what as many exact draws have on average,
+and beside log Z its exact value; ± is the standard deviation over keys, of one run that is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from scipy import stats
 
 import composeprob as cp
 
@@ -86,6 +88,9 @@ class Measured:
     log_evidence: list[float]
     seconds: list[float]
     status: list[str]
+    floor: float
+    pooled_floor: float
+    exact_log_evidence: float
 
     @property
     def mean(self) -> float:
@@ -101,6 +106,11 @@ def nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     """½·Σ|p − q|."""
     return float(0.5 * np.abs(p - q).sum())
+
+
+def floor(mass: np.ndarray, draws: int) -> float:
+    """The mean TV of the shares of as many exact draws: ½·Σ_j E|B_j/n − q_j| with B_j binomial."""
+    return float(sum(0.5 * stats.binom(draws, q).expect(lambda k, q=q: np.abs(k / draws - q)) for q in mass))
 
 
 def samplers() -> dict[str, Callable[[cp.Schedule], Row]]:
@@ -131,7 +141,7 @@ def measure(problem: Problem, row: Row, num_chains: int = N, keys: int = KEYS) -
     exact = law.mass(centres)
     shares, evidence, seconds, status = [], [], [], []
     evaluations, acceptance = 0, np.full(1, np.nan)
-    density = problem.compile(row.schedule)
+    density = None if row.sampler is None else problem.compile(row.schedule)
     for key in map(jax.random.key, range(keys)):
         if row.sampler is None:
             x = law.draw(key, num_chains)
@@ -152,10 +162,31 @@ def measure(problem: Problem, row: Row, num_chains: int = N, keys: int = KEYS) -
         evidence,
         seconds,
         status,
+        floor(exact, num_chains),
+        floor(exact, num_chains * keys),
+        problem.log_evidence(float(row.schedule.alpha[0]), float(row.schedule.sigma[0])),
     )
 
 
-COLUMNS = ["sampler", "evaluations", "TV of one run", "TV pooled", "acceptance mean / last", "log Z", "seconds"]
+SPREAD = "± is the standard deviation over keys; the floor of a TV is what as many exact draws have on average."
+COLUMNS = [
+    "sampler",
+    "evaluations",
+    "TV of one run",
+    "floor",
+    "TV pooled",
+    "floor pooled",
+    "acceptance mean / last",
+    "log Z of one run",
+    "exact log Z",
+    "seconds",
+]
+
+
+def with_spread(values: list[float]) -> str:
+    """The mean over keys, ± their standard deviation where there are several."""
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
 
 
 def as_text(m: Measured) -> list[str]:
@@ -163,10 +194,13 @@ def as_text(m: Measured) -> list[str]:
     return [
         m.name,
         f"{m.evaluations:,}" if m.evaluations else "–",
-        f"{m.mean:.4f} ({min(m.tv):.4f}–{max(m.tv):.4f})",
+        with_spread(m.tv),
+        f"{m.floor:.4f}",
         f"{m.pooled:.4f}",
+        f"{m.pooled_floor:.4f}",
         f"{m.acceptance:.3f} / {m.last_acceptance:.3f}" if np.isfinite(m.acceptance) else "–",
-        f"{np.mean(m.log_evidence):.4f}" if m.log_evidence else "–",
+        with_spread(m.log_evidence) if m.log_evidence else "–",
+        f"{m.exact_log_evidence:.4f}" if m.log_evidence else "–",
         f"{np.mean(m.seconds[1:]):.2f}" if len(m.seconds) > 1 else "–",
     ]
 

@@ -1,6 +1,7 @@
 """What every benchmark writes: a table on the screen, the same as Markdown, and its numbers as JSON.
 
-Each file names the command, the machine, the date and the versions, so that a reader can tell what the seconds mean.
+Each file names the command, the machine, the date and the versions, so that a reader can tell what the seconds mean,
+and the commit, so that `composeprob bench --stale` can tell what is older than the code.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from composeprob.cli.ages import STAMP, Code
+
 RESULTS = Path(__file__).parent / "results"
+CODE = Code.now(Path(__file__).resolve().parents[1])
+"""Asked before anything is measured: a long run may see later commits."""
 
 
 def machine() -> dict[str, Any]:
@@ -80,7 +85,9 @@ def publish(
     host, made_by = machine(), made_by or command()
     if write:
         RESULTS.mkdir(exist_ok=True)
+        stamp = CODE.stamp()
         facts = ", ".join(f"{key} {value}" for key, value in host.items())
+        facts += f", commit {stamp['commit'][:9]}" if stamp else ""
         lines = [f"# {title}", "", f"`{made_by}`", "", facts, ""]
         lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
@@ -88,6 +95,6 @@ def publish(
         lines += ["", notes] if notes else []
         (RESULTS / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
         holding = {text: bool(holds) for text, holds in checks.items()}  # NumPy's own truth is not JSON's
-        record = {"command": made_by, "machine": host, "checks": holding, **details}
+        record = {"command": made_by, STAMP: stamp, "machine": host, "checks": holding, **details}
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(checks.values()) else 1

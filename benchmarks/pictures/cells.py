@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import CODE, STAMP
 from scipy import stats
 
 
@@ -47,7 +48,8 @@ class Kept:
 
     def put(self, cell: Cell, measured: dict[str, Any], images: np.ndarray) -> None:
         """Keep a cell; the file is whole after each."""
-        cells = self.cells | {cell.name: {"part": cell.part, **cell.settings, **measured}}
+        found = {"part": cell.part, **cell.settings, **measured, STAMP: CODE.stamp()}
+        cells = self.cells | {cell.name: found}
         self.folder.mkdir(parents=True, exist_ok=True)
         np.save(self.images_of(cell.name), np.asarray(images, np.float16))
         self.file.write_text(json.dumps({"cells": cells}, indent=1) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from report import CODE
 
 import composeprob as cp
 from plane.samplers import Row
@@ -49,6 +50,7 @@ class Judged:
     score_error: tuple[float, float] | None
     status: str
     num_chains: int
+    made_at: dict[str, Any] | None = None  # by which code, as `report.CODE` says it
 
     @property
     def name(self) -> tuple[str, str, int, str, str]:
@@ -136,6 +138,7 @@ def judge(
         score_error=score_error,
         status=str(result.status),
         num_chains=num_chains,
+        made_at=CODE.stamp(),
     )
     return judged, samples
 

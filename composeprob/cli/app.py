@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from composeprob.cli import run  # noqa: F401 - joins the application, as the first of its commands
-from composeprob.cli.benchmarks import benchmarks, run_benchmark, title
+from composeprob.cli.benchmarks import benchmarks, oldest_first, run_benchmark, table_of_ages, title
 from composeprob.cli.programs import condition
 from composeprob.cli.samplers import KernelName, SamplerName, make_sampler
 from composeprob.cli.shell import app, clean_errors, console
@@ -132,18 +132,31 @@ def calibrate(
 def bench(
     context: typer.Context,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which benchmark; left out, lists them.")] = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Say which results are older than what they measure.")] = False,
 ) -> None:
     """Run a benchmark of a checkout, which prints its table and writes it to benchmarks/results/.
 
     What follows the name goes to the benchmark: [b]composeprob bench paper-2d --chains 100[/b]. It exits with 1 if
     something that it checks does not hold.
 
+    [b]--stale[/b] runs nothing. A results file names the commit that it was made at, and what it depends on: the
+    library without its command line, the benchmark's own scripts, the models where it uses them. Of each file it counts
+    the commits since then that touch these, and exits with 1 if there are any.
+
     [b]Examples[/b]
 
         composeprob bench
 
         composeprob bench paper-2d
+
+        composeprob bench --stale
     """
+    if stale:
+        if name is not None:
+            raise InvalidValueError(f"--stale looks at all results, and {name!r} was given.", fix="leave the name out.")
+        found = oldest_first()
+        console.print(table_of_ages(found))
+        raise typer.Exit(int(any(age.stale for age in found)))
     if name is None:
         table = Table("benchmark", "what it measures")
         for known, script in benchmarks().items():

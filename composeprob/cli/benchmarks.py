@@ -8,6 +8,9 @@ import runpy
 import sys
 from pathlib import Path
 
+from rich.table import Table
+
+from composeprob.cli.ages import Age, ages
 from composeprob.errors import LoadError
 
 LIBRARY = frozenset({"report", "mode_weights"})
@@ -34,6 +37,26 @@ def title(script: Path) -> str:
     """The first line of a benchmark's docstring."""
     text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
     return text.split("\n", 1)[0]
+
+
+def oldest_first() -> list[Age]:
+    """The age of every results file, in commits.
+
+    Raises:
+        LoadError: not in a git checkout.
+    """
+    return ages(next(iter(benchmarks().values())).parents[1])
+
+
+def table_of_ages(known: list[Age]) -> Table:
+    """What `composeprob bench --stale` shows."""
+    table = Table("results", "made at", "later commits", "the newest of them", "how to make it again")
+    for age in known:
+        number = len(age.later)
+        behind = "none" if not age.stale else f"at least {number}" if age.commit is None else str(number)
+        told = [*age.later[:1], *([f"({age.why})"] if age.why else [])]
+        table.add_row(age.file, (age.commit or "unknown")[:9], behind, "\n".join(told), age.command)
+    return table
 
 
 def run_benchmark(name: str, arguments: list[str]) -> None:

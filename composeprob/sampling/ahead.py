@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.sampling.base import Run, Sampler, begin
 from composeprob.sampling.choose import check_capabilities
-from composeprob.sampling.compiled import advance, start
+from composeprob.sampling.compiled import advance, compiler_options, start
 from composeprob.sampling.parts import in_parts, places
 from composeprob.sampling.spread import Spread, everywhere, plain
 
@@ -88,7 +88,7 @@ def compile_ahead(
 
     where = (everywhere, Run.places(), places(density))
     structs = jax.tree.map(placed, where, arrays, is_leaf=lambda node: isinstance(node, PartitionSpec))
-    return measured(jax.jit(whole).lower(structs).compile())
+    return measured(jax.jit(whole).lower(structs).compile(compiler_options(spread)))
 
 
 def measured(compiled: Any) -> Compiled:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
@@ -17,8 +17,38 @@ from composeprob.sampling.base import Run, Sampler, level_keys
 from composeprob.sampling.parts import places
 from composeprob.sampling.spread import Spread, chains, everywhere
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-@eqx.filter_jit
+
+def compiler_options(spread: Spread) -> dict[str, str | bool]:
+    """What the compiler of a run is told.
+
+    A program for several devices goes through one pass more than a program for one: XLA's partitioner ends by merging
+    equal expressions. The algebraic simplifier comes later, and does to merged expressions what it does not do to
+    equal ones (a·x + a·y becomes a·(x + y), x/√v becomes x·v^−½), so that last bits differ. Chains in chunks promise
+    equal bits: there equal expressions are never merged. That costs no time that could be measured.
+    """
+    return {} if spread.chunk is None else {"xla_disable_hlo_passes": "cse"}
+
+
+def executable(function: Callable[P, T]) -> Callable[P, T]:
+    """``function``, of which one argument is a `Spread` or a `Run` with one, compiled with the options for that."""
+    options = compiler_options(Spread(chunk=1))
+    plain = eqx.filter_jit(function)
+    by_chunk = eqx.filter_jit(function, compiler_options=options)  # type: ignore[call-overload]  # handed on to jax.jit
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        (spread,) = (a.spread if isinstance(a, Run) else a for a in args if isinstance(a, Run | Spread))
+        # Inside of other compiled code the options are those of the whole, and JAX takes none here.
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return (plain if spread.chunk is None or traced else by_chunk)(*args, **kwargs)
+
+    return call
+
+
+@executable
 def start(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> Run:
     """Chains at the first level."""
 
@@ -45,7 +75,7 @@ def descent(
     return jax.lax.fori_loop(begin, end, lambda i, r: sampler.visit(r, density, level_of(i), level_of(i - 1)), run)
 
 
-@eqx.filter_jit
+@executable
 def advance(
     sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, end: Array, stride: Array, first: int
 ) -> Run:
@@ -58,7 +88,7 @@ def advance(
     return on_devices(run.spread, own, (sampler, run, density, begin, end, stride), specs, Run.places())
 
 
-@eqx.filter_jit
+@executable
 def draw(
     sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, end: Array, thin: Array, most: int
 ) -> tuple[Run, dict[str, Array]]:
@@ -105,7 +135,7 @@ def draw(
     return on_devices(run.spread, own, arguments, specs, (Run.places(), chains))
 
 
-@eqx.filter_jit
+@executable
 def read(spread: Spread, density: AnnealedDensity, positions: Any) -> dict[str, Array]:
     """What positions mean to the program's author, ``{name: (N, …)}``."""
 

@@ -1,0 +1,171 @@
+"""Which results of benchmarks are older than what they measure: the commit of a result, and what changed since."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from composeprob.errors import LoadError
+
+EXCEPT = ":(exclude)"
+LIBRARY = ("composeprob", f"{EXCEPT}composeprob/cli")
+"""What every benchmark measures, as git's paths."""
+MODELS = "models"
+BESIDE = frozenset({"report.py"})
+"""Scripts of the folder that no number depends on."""
+STAMP = "made_at"
+"""Where a results file, or one of its cells, says what it was made of."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code that is running: a commit, and files that are not as they are there.
+
+    Attributes:
+        root: the checkout.
+        commit: None outside of a git checkout.
+        changed: paths relative to the root.
+    """
+
+    root: Path
+    commit: str | None
+    changed: tuple[str, ...] = ()
+
+    @classmethod
+    def now(cls, root: Path) -> Code:
+        """What is in the checkout at this moment; a long run asks before it begins."""
+        try:
+            commit = git(root, "rev-parse", "HEAD").strip()
+            lines = git(root, "status", "--porcelain", "--untracked-files=all", "--no-renames").splitlines()
+        except LoadError:
+            return cls(root, None)
+        return cls(root, commit, tuple(line[3:] for line in lines))
+
+    def stamp(self) -> dict[str, Any] | None:
+        """What a result says of its code: the commit, the paths that it depends on, and those of them that changed."""
+        if self.commit is None:
+            return None
+        folder = self.root / "benchmarks"
+        modules = {getattr(module, "__file__", None) for module in list(sys.modules.values())} | {sys.argv[0]}
+        files = {Path(file).resolve() for file in modules if file}
+        scripts = {file.relative_to(self.root) for file in files if folder in file.parents and file.name not in BESIDE}
+        paths = sorted(str(script) for script in scripts)
+        if MODELS in sys.modules or "composeprob_models" in sys.modules:
+            paths.append(MODELS)
+        paths = [*LIBRARY, *paths]
+        changed = [file for file in self.changed if _within(file, paths)]
+        return {"commit": self.commit, "paths": paths, "changed": changed}
+
+
+def _within(file: str, paths: list[str]) -> bool:
+    """Whether git's paths, in which ``:(exclude)`` takes some out, have a file in them."""
+    under = [path for path in paths if f"{file}/".startswith(f"{path.removeprefix(EXCEPT)}/")]
+    return bool(under) and not any(path.startswith(EXCEPT) for path in under)
+
+
+@dataclass(frozen=True)
+class Age:
+    """How old one results file is.
+
+    Attributes:
+        file: its name.
+        command: what makes it.
+        commit: where it was made; None where that is not recorded.
+        later: the commits since then that touch what it measures, newest first, as "hash date subject". Where it is not
+            recorded, those since the file was last written: there may be more.
+        why: what keeps its age from being known, or "".
+    """
+
+    file: str
+    command: str
+    commit: str | None
+    later: tuple[str, ...]
+    why: str = ""
+
+    @property
+    def stale(self) -> bool:
+        """Whether it may be older than what it measures."""
+        return bool(self.later or self.why)
+
+
+def ages(root: Path) -> list[Age]:
+    """The age of every results file of a checkout, those with most later commits first.
+
+    Raises:
+        LoadError: no git, or not a git checkout.
+    """
+    files = sorted((root / "benchmarks" / "results").glob("*.json"))
+    return sorted((_age(root, file) for file in files), key=lambda age: -len(age.later))
+
+
+def _age(root: Path, file: Path) -> Age:
+    record = json.loads(file.read_text(encoding="utf-8"))
+    command, kept = record.get("command", "?"), list(_stamps(record))
+    stamps = [stamp for stamp in kept if stamp is not None]
+    lacking = len(kept) - len(stamps)
+    if lacking:
+        part = "no commit recorded" if len(kept) == 1 else f"no commit recorded for {lacking} of {len(kept)} parts"
+        written = git(root, "log", "-1", "--format=%H", "--", str(file.relative_to(root))).strip()
+        later = _since(root, written, [*LIBRARY, *_script(root, command)]) if written else []
+        return Age(file.name, command, None, tuple(later), part)
+    found: list[tuple[str, list[str]]] = []
+    for stamp in {json.dumps(stamp): stamp for stamp in stamps}.values():
+        if not _known(root, stamp["commit"]):
+            why = f"commit {stamp['commit'][:9]} is not in this history"
+            return Age(file.name, command, stamp["commit"], (), why)
+        found.append((stamp["commit"], _since(root, stamp["commit"], stamp["paths"])))
+    commit, later = max(found, key=lambda pair: len(pair[1]))
+    changed = sorted({name for stamp in stamps for name in stamp["changed"]})
+    why = f"made with changes that no commit had: {', '.join(changed)}" if changed else ""
+    return Age(file.name, command, commit, tuple(later), why)
+
+
+def _stamps(record: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
+    """Of a file as a whole, or of what it is made of where that was run part by part."""
+    rows = record.get("rows", [])
+    kept = list(record.get("cells", {}).values()) or [row for row in rows if STAMP in row]
+    yield from (part.get(STAMP) for part in kept or [record])
+
+
+def _script(root: Path, command: str) -> list[str]:
+    """The script that a command runs: ``composeprob bench NAME …`` or ``python benchmarks/NAME.py``."""
+    words = command.split()
+    if len(words) > 2 and words[:2] == ["composeprob", "bench"]:
+        words = [f"benchmarks/{words[2].replace('-', '_')}.py"]
+    return [word for word in words if word.startswith("benchmarks/") and (root / word).is_file()]
+
+
+def _since(root: Path, commit: str, paths: list[str]) -> list[str]:
+    log = git(root, "log", "--format=%h %cs %s", f"{commit}..HEAD", "--", *paths)
+    return log.splitlines()
+
+
+def _known(root: Path, commit: str) -> bool:
+    try:
+        git(root, "merge-base", "--is-ancestor", commit, "HEAD")
+    except LoadError:
+        return False
+    return True
+
+
+def git(root: Path, *arguments: str) -> str:
+    """What git says.
+
+    Raises:
+        LoadError: there is no git, the folder is no checkout, or git refuses.
+    """
+    command = ["git", "-C", str(root), *arguments]
+    fix = "run composeprob bench --stale in a clone made by git; an unpacked archive has no history."
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise LoadError("git cannot be started, and ages are counted in commits.", fix="install git.") from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise LoadError(f"git found no history in {root}: {said[0] if said else 'it gave no reason'}.", fix=fix)
+    return done.stdout

@@ -1,0 +1,126 @@
+"""Runs rows of the registry on several numbers of devices, and prints which give the samples of the first, as JSON.
+
+A program by itself, since devices are made when JAX starts: ``python same_bits.py '{"cases": […], "devices": […]}'``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+import composeprob as cp
+from registry import FACTORS, KERNELS
+
+SCHEDULE = cp.Schedule.log_snr(3, min=-5.0, max=2.0)
+DEVICES = 8
+CHAINS, CHUNK = 64, 8
+
+
+def analytic(distribution: Any) -> cp.Analytic:
+    return cp.Analytic(distribution, SCHEDULE)
+
+
+def normal(scale: Any = 0.7) -> cp.Analytic:
+    return analytic(dist.Normal(jnp.array([1.0, 0.1]), scale))
+
+
+def covariance(size: int, seed: int) -> jax.Array:
+    root = np.random.default_rng(seed).normal(size=(size, size))
+    return jnp.asarray(root @ root.T / size + 0.1 * np.eye(size))
+
+
+def multivariate(size: int) -> dist.MultivariateNormal:
+    return dist.MultivariateNormal(jnp.linspace(-1.0, 1.0, size), covariance(size, size))
+
+
+def mixed(components: dist.Distribution) -> cp.Analytic:
+    return analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.3, 0.7])), components))
+
+
+def full_mixture() -> cp.Analytic:
+    covariances = jnp.stack([covariance(3, 1), covariance(3, 2)])
+    return mixed(dist.MultivariateNormal(jnp.array([[0.0, 1.0, -0.5], [0.4, -0.3, 1.2]]), covariances))
+
+
+EXPRESSIONS: dict[str, Callable[[], Any]] = {
+    **{name: (lambda make=make: make(SCHEDULE) * normal()) for name, make in FACTORS.items()},  # type: ignore[misc]
+    "MultivariateNormal of 2": lambda: analytic(multivariate(2)),
+    "MultivariateNormal of 20": lambda: analytic(multivariate(20)),
+    "mixture of MultivariateNormal": full_mixture,
+    "mixture of Normal": lambda: mixed(dist.Normal(jnp.array([[0.0, 1.0], [0.4, -0.3]]), 0.4).to_event(1)) * normal(),
+    "points": lambda: analytic(np.random.default_rng(0).normal(size=(6, 2))),
+    "box": lambda: analytic(dist.Uniform(jnp.array([-0.5, 0.0]), jnp.array([0.4, 1.0]))) * normal(),
+    "cp.mixture": lambda: cp.mixture([normal(), normal(0.3)], weights=[0.2, 0.8]),
+    "cp.window": lambda: cp.window(normal(), (4,), (1,)) * analytic(dist.Normal(jnp.zeros(4), 0.9)),
+}
+"""Every row of `FACTORS`, and what else has a closed form or an algebra of its own."""
+
+
+@cp.program
+def sites(factors: dict[str, Any]) -> None:
+    """Independent sites, a factor each."""
+    for name, factor in factors.items():
+        cp.sample(name, factor)
+
+
+@cp.program
+def observed(factor: Any) -> None:
+    """What is annealed exactly, with noise that is not known."""
+    x, scale = cp.sample("x", factor), cp.sample("scale", dist.HalfNormal(1.0))
+    cp.observe("y", dist.Normal(jnp.array([[1.0, 0.5], [0.3, -1.0]]) @ x, scale), jnp.array([0.3, 0.4]))
+
+
+def mcmc(kernel: Any) -> cp.AnnealedMCMC:
+    return cp.AnnealedMCMC(kernel, 1, reverse_step=True)
+
+
+SAMPLERS: dict[str, Callable[[], Any]] = {
+    "Ancestral": cp.Ancestral,
+    "MALA": lambda: mcmc(cp.MALA(0.05)),
+    "SMC": lambda: cp.SMC(cp.HMC(cp.Adaptive(), num_leapfrog=2)),
+}
+
+
+def case(name: str) -> tuple[Any, Any]:
+    """A compiled density and a sampler: "SAMPLER: FACTOR + FACTOR …", a row of `KERNELS`, or "observed"."""
+    if name == "observed":
+        return cp.compile(observed, normal()), cp.SMC(cp.MALA(cp.Adaptive()))
+    if name in KERNELS:
+        return cp.compile(sites, {site: analytic(multivariate(2)) for site in ("a", "b")}), mcmc(KERNELS[name]())
+    sampler, rows = name.split(": ")
+    return cp.compile(sites, {row: EXPRESSIONS[row]() for row in rows.split(" + ")}), SAMPLERS[sampler]()
+
+
+def has_rate(name: str) -> bool:
+    """Whether SMC can weigh chains of this factor."""
+    return "feynman_kac" in cp.compile(sites, {"x": EXPRESSIONS[name]()}).capabilities
+
+
+def bits(density: Any, sampler: Any, devices: int) -> bytes:
+    """The samples, the acceptance and the weights of a run on so many devices."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("chains",))
+    options = {"num_chains": CHAINS, "chunk": CHUNK, "progress": False}
+    result = cp.infer(density, jax.random.key(3), sampler=sampler, mesh=mesh, **options)
+    numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.ess]
+    return b"".join(np.ascontiguousarray(array).tobytes() for array in numbers)
+
+
+def main(cases: list[str], devices: list[int]) -> None:
+    assert jax.device_count() == DEVICES
+    found = {}
+    for name in cases:
+        ready = case(name)
+        first, *others = (bits(*ready, number) for number in devices)
+        found[name] = [other == first for other in others]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

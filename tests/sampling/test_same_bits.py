@@ -1,0 +1,49 @@
+"""With `chunk=` the samples are the same, bit for bit, on any number of devices, for every row of the registry.
+
+The compiler treats a program for one device otherwise than one for several, so one is among the numbers.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import same_bits
+from registry import FACTORS, KERNELS
+
+CLOSED = [name for name in same_bits.EXPRESSIONS if name not in FACTORS]
+
+
+def found(cases, devices):
+    """Whether each case's samples on the other numbers of devices are those on the first; in a process of its own."""
+    tests = Path(same_bits.__file__).parent
+    flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={same_bits.DEVICES}"
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    command = [sys.executable, same_bits.__file__, json.dumps({"cases": cases, "devices": devices})]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600, check=False)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_weighted_models_and_full_covariances_have_the_same_samples_on_one_device_and_on_eight():
+    """The rows whose last bits depended on the number of devices while XLA merged equal expressions."""
+    case = "Ancestral: Weighted + mixture of MultivariateNormal"
+    assert found([case], [1, 8]) == {case: [True]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [list(FACTORS), CLOSED], ids=["factors", "closed forms"])
+def test_every_factor(rows):
+    """By reverse diffusion and MALA, and where the factor has a rate by SMC."""
+    cases = [f"MALA: {row}" for row in rows] + [f"SMC: {row}" for row in rows if same_bits.has_rate(row)]
+    assert found(cases, [1, 2]) == {case: [True] for case in cases}
+
+
+@pytest.mark.slow
+def test_every_kernel_and_what_is_annealed_exactly():
+    cases = [*KERNELS, "observed"]
+    assert found(cases, [1, 2]) == {case: [True] for case in cases}

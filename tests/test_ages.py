@@ -1,0 +1,149 @@
+"""`composeprob bench --stale`: results name their commit, and what was committed since is counted against them."""
+
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+from typer.testing import CliRunner
+
+import composeprob as cp
+from composeprob.cli import ages, app
+from composeprob.cli import benchmarks as finder
+
+SCRIPT, LIBRARY, COMMANDS = "benchmarks/quick.py", "composeprob/core.py", "composeprob/cli/app.py"
+
+
+class Checkout:
+    """A repository with a library, a benchmark and its results."""
+
+    def __init__(self, root):
+        self.root = root
+        ages.git(root, "init", "-q")
+        for file in (SCRIPT, LIBRARY, COMMANDS, "models/card.md", "benchmarks/report.py", "docs/page.md"):
+            self.write(file)
+        self.commit("begin")
+
+    def write(self, file, text="one\n"):
+        path = self.root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def commit(self, subject):
+        ages.git(self.root, "add", "-A")
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        ages.git(self.root, *who, "commit", "-q", "--allow-empty", "-m", subject)
+
+    def change(self, *files):
+        for file in files:
+            self.write(file, (self.root / file).read_text() + "more\n")
+        self.commit(f"change {' '.join(files)}")
+
+    def result(self, **fields):
+        record = {"command": "composeprob bench quick", **fields}
+        self.write("benchmarks/results/quick.json", json.dumps(record))
+        self.commit("measured")
+
+    def age(self):
+        (age,) = ages.ages(self.root)
+        return age
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    made = Checkout(tmp_path)
+    script = types.ModuleType("quick")
+    script.__file__ = str(tmp_path / SCRIPT)
+    monkeypatch.setitem(sys.modules, "quick", script)
+    monkeypatch.delitem(sys.modules, "composeprob_models", raising=False)
+    monkeypatch.delitem(sys.modules, "models", raising=False)
+    return made
+
+
+def test_only_what_a_result_depends_on_makes_it_older(checkout):
+    checkout.result(made_at=ages.Code.now(checkout.root).stamp())
+    checkout.change("docs/page.md", "benchmarks/report.py", COMMANDS, "models/card.md")
+    assert not checkout.age().stale
+    checkout.change(SCRIPT)
+    checkout.change(LIBRARY)
+    age = checkout.age()
+    assert age.stale
+    assert [text.split(" ", 2)[2] for text in age.later] == [f"change {LIBRARY}", f"change {SCRIPT}"]
+    assert age.commit == ages.git(checkout.root, "rev-parse", "HEAD~4").strip()
+
+
+def test_models_count_where_they_were_used(checkout, monkeypatch):
+    monkeypatch.setitem(sys.modules, "composeprob_models", types.ModuleType("composeprob_models"))
+    checkout.result(made_at=ages.Code.now(checkout.root).stamp())
+    checkout.change("models/card.md")
+    assert len(checkout.age().later) == 1
+
+
+def test_what_no_commit_had_is_said(checkout):
+    checkout.write(LIBRARY, "tried\n")
+    checkout.write(COMMANDS, "tried\n")
+    stamp = ages.Code.now(checkout.root).stamp()
+    assert stamp["changed"] == [LIBRARY]
+    checkout.result(made_at=stamp)
+    assert checkout.age().stale
+    assert checkout.age().why == f"made with changes that no commit had: {LIBRARY}"
+
+
+def test_a_result_without_a_commit_is_of_unknown_age(checkout):
+    checkout.result()
+    age = checkout.age()
+    assert (age.commit, age.why, age.later) == (None, "no commit recorded", ())
+    assert age.stale
+    checkout.change(SCRIPT)
+    assert len(checkout.age().later) == 1
+
+
+@pytest.mark.parametrize("parts", [lambda new, old: {"cells": {"a": new, "b": old}}, lambda *rows: {"rows": rows}])
+def test_a_table_made_in_parts_is_as_old_as_its_oldest(checkout, parts):
+    old = {"made_at": ages.Code.now(checkout.root).stamp()}
+    checkout.change(LIBRARY)
+    new = {"made_at": ages.Code.now(checkout.root).stamp()}
+    checkout.result(**new, **parts(new, old))
+    assert len(checkout.age().later) == 1
+    assert checkout.age().commit == old["made_at"]["commit"]
+    checkout.result(**new, **parts(new, {"made_at": None}))
+    assert checkout.age().why == "no commit recorded for 1 of 2 parts"
+
+
+def test_a_commit_of_another_history_is_named(checkout):
+    checkout.result(made_at={"commit": "0" * 40, "paths": ["composeprob"], "changed": []})
+    assert checkout.age().why == "commit 000000000 is not in this history"
+
+
+def test_the_command_lists_them_and_fails_where_one_is_stale(checkout, monkeypatch):
+    monkeypatch.setattr(finder, "benchmarks", lambda: {"quick": checkout.root / SCRIPT})
+    run = lambda *options: CliRunner().invoke(app, ["bench", "--stale", *options], env={"COLUMNS": "200"})
+    checkout.result(made_at=ages.Code.now(checkout.root).stamp())
+    shown = run()
+    assert shown.exit_code == 0, shown.output
+    assert "quick.json" in shown.stdout
+    checkout.change(LIBRARY)
+    shown = run()
+    assert shown.exit_code == 1
+    assert f"change {LIBRARY}" in shown.stdout
+    shown = run("quick")
+    assert shown.exit_code == 2
+    assert "leave the name out" in shown.stderr
+
+
+def test_without_a_history_it_says_so(tmp_path):
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    (tmp_path / "benchmarks/results/quick.json").write_text("{}")
+    with pytest.raises(cp.errors.LoadError, match=r"found no history in .*\n.*clone made by git"):
+        ages.ages(tmp_path)
+    assert ages.Code.now(tmp_path).stamp() is None
+
+
+def test_without_git_it_says_so(tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", none)
+    with pytest.raises(cp.errors.LoadError, match="install git"):
+        ages.git(tmp_path, "status")

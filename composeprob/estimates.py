@@ -98,6 +98,27 @@ class Families:
             return np.full(np.shape(values)[1:], np.nan)
         return np.sqrt(self.variance(values) * e / (e - FEWEST))
 
+    def mean(self, values: np.ndarray, withheld: bool) -> Estimate:
+        """The weighted mean of values, (N, …), and its error unless that is withheld."""
+        error = np.where(withheld, np.nan, self.error(values))
+        mean = np.tensordot(self.weights, values, 1)
+        return Estimate(mean, error) if np.ndim(mean) else Estimate(float(mean), float(error))
+
+
+def of_chains(values: Any, draws: int | None, most: int | None = None) -> np.ndarray:
+    """One value of a site for every chain, (N, …): its sample, or the mean of its draws.
+
+    Args:
+        values: (N, …), or (N, draws, …), which may be on disk.
+        draws: their number; None without draws.
+        most: read no more than about so many numbers: every k-th draw.
+    """
+    if draws is None:
+        return np.asarray(values)
+    size = math.prod(values.shape)
+    step = 1 if most is None else min(max(1, -(-size // most)), draws)
+    return np.asarray(values[:, ::step]).mean(1)
+
 
 def effective_chains(families: Families, values: list[np.ndarray]) -> float:
     """How many independent chains would give means as exact, at most N: the least of sd²/V̂ over the given sites.
@@ -115,14 +136,19 @@ def effective_chains(families: Families, values: list[np.ndarray]) -> float:
         moved = spread > 1e-12 * (1e-30 + families.weights @ flat**2)
         if moved.any():
             ratios = families.variance(flat[:, moved]) / spread[moved]
-            found = min(found, 1.0 / max(ratios) if len(ratios) <= 16 else 1.0 / np.mean(ratios))
+            found = min(found, 1.0 / float(np.max(ratios) if len(ratios) <= 16 else np.mean(ratios)))
         elif flat.size:
             found = min(found, families.effective)  # all in one place: nothing tells them apart but their ancestors
     return found
 
 
-def evaluated(fn: Any, samples: Mapping[str, np.ndarray], names: str) -> np.ndarray:
-    """``fn`` of every sample, (M, …) for samples ``{site: (M, …)}``.
+def evaluated(fn: Any, samples: Mapping[str, Any], draws: int | None) -> np.ndarray:
+    """``fn`` of every sample, (N, …), the mean over its draws for a chain that has some.
+
+    Args:
+        fn: takes one sample, ``{site: value}``.
+        samples: ``{site: (N, …)}``, or ``(N, draws, …)``.
+        draws: their number; None without draws.
 
     Raises:
         WrongTypeError: no function.
@@ -132,17 +158,21 @@ def evaluated(fn: Any, samples: Mapping[str, np.ndarray], names: str) -> np.ndar
         raise WrongTypeError(
             f"mean takes a function of one sample; got {fn!r}.", fix="for example result.mean(lambda s: s['x'][0])."
         )
-    first = {name: value[0] for name, value in samples.items()}
+    whole = {name: np.asarray(value) for name, value in samples.items()}
+    if draws is not None:
+        whole = {name: value.reshape(-1, *value.shape[2:]) for name, value in whole.items()}
+    first = {name: value[0] for name, value in whole.items()}
     try:
         fn(first)
     except ComposeProbError:
         raise
     except Exception as error:
         raise InvalidValueError(
-            f"The function failed on one sample, a dict of the sites {names}: {type(error).__name__}: {error}",
+            f"The function failed on one sample, a dict of {', '.join(whole)}: {type(error).__name__}: {error}",
             fix="write it for ONE sample, without an axis of chains: lambda s: s['x'][0] > 0.",
         ) from error
-    return np.asarray(_over_all(fn, samples))
+    values = np.asarray(_over_all(fn, whole)).astype(np.float64)
+    return values if draws is None else values.reshape(-1, draws, *values.shape[1:]).mean(1)
 
 
 def _over_all(fn: Callable[[Any], Any], samples: Mapping[str, np.ndarray]) -> Any:

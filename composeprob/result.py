@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from composeprob.errors import InvalidValueError, LoadError, UnknownSiteError
-from composeprob.estimates import Estimate, Families, effective_chains, evaluated
-from composeprob.sampling.status import Code, Status
-from composeprob.sampling.store import Store, Stored
-from composeprob.summary import COLUMNS, Summary
+from composeprob.errors import InvalidValueError, UnknownSiteError
+from composeprob.estimates import Estimate, Families, effective_chains, evaluated, of_chains
+from composeprob.sampling.status import Status
+from composeprob.sampling.store import Stored
+from composeprob.summary import Summary
 
 if TYPE_CHECKING:
     import arviz
@@ -24,10 +23,8 @@ if TYPE_CHECKING:
 
     from composeprob.density.annealed import AnnealedDensity
 
-FORMAT = "composeprob.result"
-VERSION = 3
 PER_LEVEL = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "log_snr")
-_ARRAYS = ("log_weights", "first_ancestors", *PER_LEVEL)
+ARRAYS = ("log_weights", "first_ancestors", *PER_LEVEL)
 FACTS = (
     "log_evidence",
     "log_evidence_error",
@@ -56,9 +53,9 @@ class Result:
         log_weights: log of each chain's weight, up to a constant, shape (N,). All equal except after `SMC`.
         log_evidence: estimate of log Z of the program, for samplers that give one. Where a factor's constant is
             unknown (a learned energy) it is relative to that constant.
-        log_evidence_error: its standard error: that of the weights, from the genealogy of the chains, and that of the
-            distance of the levels, a third of what leaving out every other level changes; NaN where the status
-            withholds it or the sampler was told not to look (``cp.SMC(check_levels=False)``), None without evidence.
+        log_evidence_error: its standard error: that of the weights, from the genealogy of the chains, with that of the
+            levels' distance, a third of what leaving out every other level changes (unless ``check_levels=False``);
+            NaN where the status withholds it.
         evaluations: evaluations of the composed density per chain, warm-up included. One evaluation is one
             value-and-score of every factor.
         acceptance: mean acceptance probability, shape (K,).
@@ -122,7 +119,7 @@ class Result:
             put(self, "ancestors", np.full(np.shape(self.log_snr), np.nan))
         if self.first_ancestors is None:
             put(self, "first_ancestors", np.arange(np.shape(self.log_weights)[0]))
-        for name in _ARRAYS:
+        for name in ARRAYS:
             put(self, name, np.asarray(getattr(self, name)))
 
     def __getitem__(self, name: str) -> Any:
@@ -159,7 +156,7 @@ class Result:
         The least, over the sites, of sd²/V̂ with V̂ the variance of the site's mean that the genealogy shows (Lee and
         Whiteley 2018). N for samplers that never copy a chain.
         """
-        return effective_chains(self.families, [self._of_chains(name) for name in self.samples])
+        return effective_chains(self.families, [of_chains(self[name], self.draws) for name in self.samples])
 
     def mean(self, fn: Callable[[dict[str, Any]], Any]) -> Estimate:
         """The weighted mean of a function of one sample, with its standard error.
@@ -184,13 +181,7 @@ class Result:
             >>> abs(right.value - 0.5) < 4 * right.error
             True
         """
-        samples = {name: np.asarray(value) for name, value in self.samples.items()}
-        if self.draws is not None:
-            samples = {name: value.reshape(-1, *value.shape[2:]) for name, value in samples.items()}
-        values = evaluated(fn, samples, ", ".join(map(repr, samples))).astype(np.float64)
-        if self.draws is not None:
-            values = values.reshape(self.num_chains, -1, *values.shape[1:]).mean(1)
-        return self._estimate(values)
+        return self._estimate(evaluated(fn, self.samples, self.draws))
 
     def errors(self, name: str, most: int | None = None) -> np.ndarray:
         """The standard error of the mean of every number of a site, (…); NaN where the status withholds it.
@@ -199,23 +190,11 @@ class Result:
             name: the site.
             most: as for `pooled`.
         """
-        return np.asarray(self._estimate(self._of_chains(name, most)).error)
+        return np.asarray(self._estimate(of_chains(self[name], self.draws, most)).error)
 
     def _estimate(self, values: np.ndarray) -> Estimate:
         """The mean of one value a chain, (N, …)."""
-        error = self.families.error(values)
-        error = np.full_like(error, np.nan) if self.status.withholds else error
-        mean = np.tensordot(self.weights, values, 1)
-        return Estimate(mean, error) if values.ndim > 1 else Estimate(float(mean), float(error))
-
-    def _of_chains(self, name: str, most: int | None = None) -> np.ndarray:
-        """One value of a site for every chain, (N, …): its sample, or the mean of its draws."""
-        if self.draws is None:
-            return np.asarray(self[name])
-        values = self[name]
-        size = self.num_chains * self.draws * math.prod(values.shape[2:])
-        step = 1 if most is None else min(max(1, -(-size // most)), self.draws)
-        return np.asarray(values[:, ::step]).mean(1)
+        return self.families.mean(values, withheld=self.status.withholds)
 
     def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """One site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).
@@ -331,37 +310,16 @@ class Result:
 
     def report(self) -> dict[str, Any]:
         """Every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
+        from composeprob.saving import report
 
-        def plain(values: Any) -> Any:
-            values = np.asarray(values, float)
-            return [plain(row) if np.ndim(row) else (float(row) if np.isfinite(row) else None) for row in values]
-
-        rows = self.summary().rows
-        return {
-            **{name: getattr(self, name) for name in FACTS},
-            "num_chains": self.num_chains,
-            "status": self.status.code.value,
-            "message": self.status.message,
-            "summary": {label: dict(zip(COLUMNS, plain(row), strict=True)) for label, row in rows.items()},
-            "levels": {name: plain(getattr(self, name)) for name in PER_LEVEL},
-        }
+        return report(self)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write everything except ``density`` to one safetensors file; returns its path, which ends in
         ``.safetensors`` (added where missing)."""
-        from safetensors.numpy import save
+        from composeprob.saving import save
 
-        path = _with_suffix(path)
-        arrays, facts = self.parts()
-        arrays = {f"samples/{name}": np.asarray(value) for name, value in self.samples.items()} | arrays
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")  # a reader never sees half a file
-        # safetensors writes the buffer as it lies in memory; 0-d arrays keep their shape.
-        whole = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
-        metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
-        partial.write_bytes(save(whole, metadata=metadata))  # save_file would leave a file for its owner's eyes only
-        partial.replace(path)
-        return path
+        return save(self, path)
 
     def parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """All but the samples and the density, as they are written to disk: arrays, and what JSON can hold."""
@@ -369,7 +327,7 @@ class Result:
         facts["sites"] = list(self.samples)  # safetensors sorts by name
         facts["dims"] = self.dims
         facts["status"] = [(code.value, message) for code, message in self.status.findings]
-        return {name: getattr(self, name) for name in _ARRAYS}, facts
+        return {name: getattr(self, name) for name in ARRAYS}, facts
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Result:
@@ -379,53 +337,9 @@ class Result:
         Raises:
             LoadError: no such file or folder, or one written by something else, or by a run that has not ended.
         """
-        from safetensors import SafetensorError, safe_open
+        from composeprob.saving import load
 
-        if Path(path).is_dir():
-            return cls._opened(Store(Path(path)))
-        path = _with_suffix(path)
-        if not path.is_file():
-            raise LoadError(f"There is no saved result at {path}.", fix="check the path; result.save returns it.")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise LoadError(
-                f"{path} cannot be read as safetensors: {error}", fix="save the result again; the file is damaged."
-            ) from error
-        if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
-            found = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
-            raise LoadError(
-                f"{path} is no saved result of this version of composeprob ({found}; expected {FORMAT!r}, "
-                f"version '{VERSION}').",
-                fix="pass a file written by result.save; weights of a model are read by cp.load.",
-            )
-        facts: dict[str, Any] = json.loads(metadata["facts"])
-        samples = {name: arrays[f"samples/{name}"] for name in facts["sites"]}
-        return cls._of(samples, arrays, facts)
-
-    @classmethod
-    def _opened(cls, store: Store) -> Result:
-        about = store.attributes()
-        if "facts" not in about:
-            raise LoadError(
-                f"The run whose draws are in {store.path} has not ended.",
-                fix="wait for it, or run it again; with checkpoint_dir= it goes on where it was.",
-            )
-        facts = about["facts"]
-        store.open(facts["sites"])
-        samples = {name: store.stored(name, facts["draws"]) for name in facts["sites"]}
-        return cls._of(samples, store.rest(about["arrays"]), facts)
-
-    @classmethod
-    def _of(cls, samples: dict[str, Any], arrays: Mapping[str, np.ndarray], facts: dict[str, Any]) -> Result:
-        status = Status(tuple((Code(code), message) for code, message in facts.pop("status")))
-        del facts["sites"]
-        facts["dims"] = {name: tuple(dims) for name, dims in facts.get("dims", {}).items()}
-        facts["blocks"] = tuple(facts.get("blocks", ()))
-        facts |= {name: arrays[name] for name in _ARRAYS}
-        return cls(samples=samples, status=status, **facts)
+        return load(path)
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{name} {value.shape}" for name, value in self.samples.items())
@@ -436,8 +350,3 @@ class Result:
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
-
-
-def _with_suffix(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")

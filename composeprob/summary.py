@@ -116,7 +116,7 @@ def _facts(result: Result) -> dict[str, str]:
     if result.reason:
         facts["why"] = result.reason
     facts["chains"] = f"{result.num_chains:,}, as good as {result.effective_chains:,.0f} independent ones"
-    copies = len(np.unique(result.first_ancestors))
+    copies = len(np.unique(np.asarray(result.first_ancestors)))
     if copies < result.num_chains:
         facts["ancestors"] = (
             f"{copies:,} of the first chains have descendants ({result.families.effective:,.0f} effective)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +16,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
 from composeprob.metrics.paths import Path, climb, frozen, start_constant
 from composeprob.sampling.base import Run, Sampler, begin
+from composeprob.sampling.compiled import descent
 
 CHAINS_AT_ONCE = 8192
 NUMBERS_AT_ONCE = 2**20
@@ -208,8 +208,7 @@ def _evidences(sampler: Sampler, density: AnnealedDensity, keys: Array, first: i
     def one(key: Array) -> Array:
         run: Run = sampler.start(begin(key, EVIDENCE_CHAINS, density.num_levels), density, first)
         run = eqx.tree_at(lambda r: r.log_evidence, run, start_constant(run.log_evidence))
-        visit = partial(sampler.visit, density=density, first_level=first)
-        return jax.lax.fori_loop(0, first + 1, lambda i, r: visit(r, level=first - i), run).log_evidence
+        return descent(sampler, run, density, 0, first + 1, first, 1).log_evidence
 
     return jax.lax.map(one, keys)
 

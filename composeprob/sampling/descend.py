@@ -55,9 +55,9 @@ def descend(
             size, tick = 1, time.monotonic()
             while completed < total:
                 before, stop = completed, min(completed + size, total)
-                bounds = (run.spread.number(n) for n in (completed, stop, stride))
+                begin, end, by = (run.spread.number(n) for n in (completed, stop, stride))
                 # One statement: an interruption finds chains and count of levels in agreement.
-                run, completed = jax.block_until_ready(advance(sampler, run, density, *bounds, first)), stop
+                run, completed = jax.block_until_ready(advance(sampler, run, density, begin, end, by, first)), stop
                 seconds, tick = max(time.monotonic() - tick, 1e-6), time.monotonic()
                 # As many levels in a row as fit between two refreshes of the bar.
                 (size,) = agreed(max(1, min(4 * size, int((stop - before) * REFRESH_SECONDS / seconds))))

@@ -82,7 +82,8 @@ def _block(run: Run, density: AnnealedDensity, block: int) -> Run:
     states = HamiltonianState(run.chains.position, run.chains.evaluation, momentum)
     fresh = Records.empty(density.num_levels)
     own = dataclasses.replace(run, chains=states, keys=level_keys(run.keys, STAY + block), records=fresh)
-    own, _ = draw(mover, mover.moves.begin(own), density, *map(run.spread.number, (0, 1, TRANSITIONS)), 1)
+    begin, end, thin = map(run.spread.number, (0, 1, TRANSITIONS))
+    own, _ = draw(mover, mover.moves.begin(own), density, begin, end, thin, 1)
     # The kernel that came down goes on from there; its momenta, independent of where the chains are, are as good.
     chains = dataclasses.replace(run.chains, position=own.chains.position, evaluation=own.chains.evaluation)
     return dataclasses.replace(run, chains=chains)

@@ -1,0 +1,134 @@
+"""Standard errors: from families of chains, against the spread over keys, and withheld where they would mislead."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.estimates import Estimate, Families
+from composeprob.sampling.status import Code, few_ancestors, few_levels, unsettled
+from sampling_cases import both, normal, run, single
+
+KEYS = 20
+
+
+def test_independent_chains_have_the_textbook_error():
+    values = np.random.default_rng(0).normal(size=(200, 3))
+    families = Families.of(np.ones(200), np.arange(200))
+    np.testing.assert_allclose(families.variance(values), values.var(0) / 200)
+    assert families.effective == pytest.approx(200)
+
+
+def test_copies_count_as_one():
+    """Ten values, each of twenty copies: the error is that of ten."""
+    ten = np.random.default_rng(1).normal(size=10)
+    families = Families.of(np.ones(200), np.repeat(np.arange(10), 20))
+    assert families.variance(np.repeat(ten, 20)) == pytest.approx(ten.var() / 10)
+    assert families.effective == pytest.approx(10)
+    assert np.isnan(Families.of(np.ones(9), np.repeat(np.arange(3), 3)).error(np.arange(9.0)))
+
+
+def test_stated_errors_are_the_spread_over_keys():
+    """A narrow factor under a wide one, far from its middle: weights differ, and chains are copied. 20 keys tell a
+    standard deviation to 16 %; the copies themselves, taken for independent chains, promise half of what is there."""
+    density = cp.compile(both, normal([0.0, 0.0], 1.0), normal([1.5, 0.0], 0.3))
+    results = [run(density, seed, chains=256, sampler=cp.SMC(cp.MALA(0.05))) for seed in range(KEYS)]
+    means = [result.mean(lambda s: s["x"]) for result in results]
+    spread = np.std([mean.value for mean in means], axis=0, ddof=1)
+    stated = np.sqrt(np.mean([mean.error**2 for mean in means], axis=0))
+    assert np.all(spread < 1.5 * stated)
+    assert np.all(stated < 1.7 * spread)
+    evidence = np.array([result.log_evidence for result in results])
+    sampling = np.sqrt(np.mean([float(result.log_evidence_error) ** 2 for result in results]))
+    assert evidence.std(ddof=1) < 1.3 * sampling
+    exact = dist.Normal(0.0, (1 + 0.3**2) ** 0.5).log_prob(1.5) + dist.Normal(0.0, (1 + 0.3**2) ** 0.5).log_prob(0.0)
+    off = np.abs(evidence - float(exact)) / [result.log_evidence_error for result in results]
+    assert np.mean(off > 3) <= 0.05
+    assert all(result.effective_chains < 256 for result in results)
+    some = results[0]
+    assert np.nanmin(some.ancestors) == len(np.unique(some.first_ancestors)) < 256
+    assert "as good as" in str(some.summary())
+    assert "±" in str(some.summary())
+
+
+def test_independent_chains_are_as_good_as_they_are_many():
+    result = run(cp.compile(single, normal([0.0, 0.0])), chains=16, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
+    assert result.effective_chains == pytest.approx(16)
+    assert np.isnan(result.ancestors).all()
+    few = run(cp.compile(single, normal([0.0, 0.0])), chains=3, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
+    assert np.isnan(few.mean(lambda s: s["x"][0]).error)
+
+
+def test_what_a_mean_takes_and_gives():
+    result = run(cp.compile(single, normal([0.0, 0.0])))
+    x = result["x"]
+    whole = result.mean(lambda s: s["x"])
+    np.testing.assert_allclose(whole.value, x.mean(0), rtol=1e-5)
+    assert whole.error.shape == (2,)
+    share = result.mean(lambda s: s["x"][0] > 0)
+    assert share.value == pytest.approx(np.mean(x[:, 0] > 0))
+    by_python = result.mean(lambda s: 1.0 if s["x"][0] > 0 else 0.0)  # not even NumPy: `if`
+    assert by_python.value == share.value
+    with pytest.raises(cp.errors.WrongTypeError, match="function of one sample"):
+        result.mean("x")
+    with pytest.raises(cp.errors.InvalidValueError, match="ONE sample"):
+        result.mean(lambda s: s["x"][:, 0])
+    assert str(Estimate(0.31234, 0.0141)) == "0.312 ± 0.014"
+    assert "withheld" in str(Estimate(0.3, np.nan))
+
+
+def test_draws_of_a_chain_count_by_their_mean():
+    result = run(cp.compile(single, normal([0.0, 0.0])), draws=4, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
+    found = result.mean(lambda s: s["x"][0])
+    assert found.value == pytest.approx(result["x"][..., 0].mean(), rel=1e-4)
+    expected = np.sqrt(result["x"][..., 0].mean(1).var() / 64 * 64 / 61)
+    assert found.error == pytest.approx(expected, rel=1e-4)
+
+
+def test_copies_of_few_are_reported_and_their_errors_withheld():
+    """A factor so narrow, on so few levels, that one chain becomes all of them."""
+    coarse = cp.Schedule.log_snr(5)
+    f, g = normal(jnp.zeros(8), 1.0, coarse), normal(2 * jnp.ones(8), 0.1, coarse)
+    result = run(cp.compile(both, f, g), chains=32, sampler=cp.SMC(cp.MALA(0.1)))
+    assert result.status.has("ancestors_collapsed")
+    assert np.isnan(result.mean(lambda s: s["x"]).error).all()
+    assert np.isnan(result.log_evidence_error)
+    row = str(result.summary()).splitlines()[1]
+    assert "–" in row
+    assert f"descend from {len(np.unique(result.first_ancestors))} " in result.status.message
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        (few_ancestors(3.0, 5, 1000, True), Code.ANCESTORS_COLLAPSED),
+        (unsettled(0.4), Code.UNSETTLED),
+        (few_levels(4.0), Code.LEVELS_TOO_FEW),
+    ],
+)
+def test_findings_fire(found, code):
+    ((kind, text),) = found
+    assert kind is code
+    assert len(text) > 60
+
+
+def test_findings_do_not_fire_without_reason():
+    assert not few_ancestors(200.0, 300, 1000, True)
+    assert not few_ancestors(3.0, 5, 1000, False)
+    assert not few_ancestors(8.0, 8, 8, True)
+    assert not unsettled(0.0)
+    assert not few_levels(0.3)
+    assert not few_levels(np.nan)
+
+
+def test_too_few_levels_show_in_the_error_of_the_evidence():
+    """f² in ten dimensions, where the error of the trapezoid rule is half a nat: stated, and larger than the noise."""
+    f = normal(jnp.zeros(10), 1.0, cp.Schedule.log_snr(60))
+    density = cp.compile(cp.program(lambda f: cp.sample("x", f**2)), f)
+    exact = -5 * np.log(4 * np.pi)
+    result = run(density, chains=256)
+    assert 0.3 < abs(result.log_evidence - exact) < 3 * result.log_evidence_error
+    unchecked = run(density, chains=256, sampler=cp.SMC(cp.MALA(cp.Adaptive()), check_levels=False))
+    assert unchecked.log_evidence == result.log_evidence
+    assert unchecked.log_evidence_error < 0.5 * result.log_evidence_error

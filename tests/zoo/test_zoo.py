@@ -136,7 +136,9 @@ def test_an_unknown_model():
 
 
 def test_an_unknown_retraining():
-    with pytest.raises(LoadError, match=r"'ring2d' has no retraining 3; it has: 0\..*\n.*train ring2d --retraining 3"):
+    with pytest.raises(
+        LoadError, match=r"'ring2d' has no retraining 3; it has: 0\..*\n.*train ring2d --out .*ring2d --retraining 3"
+    ):
         zoo.load("ring2d", retraining=3)
     with pytest.raises(LoadError, match="no retraining -1"):
         zoo.load("ring2d", retraining=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -38,9 +40,19 @@ STYLE = {
 PANEL = 3.4  # inches
 
 
-def style() -> Any:
-    """A context in which figures look like the library's own: ``with style(): …``."""
-    return plt.rc_context(STYLE)
+@contextmanager
+def style() -> Iterator[None]:
+    """A context in which figures look like the library's own: ``with style(): …``.
+
+    `matplotlib.pyplot.rc_context` would set all settings back at the end. Among them is that a notebook shows figures,
+    which pyplot sets with the first one, here inside.
+    """
+    before = {name: plt.rcParams[name] for name in STYLE}
+    plt.rcParams.update(STYLE)
+    try:
+        yield
+    finally:
+        plt.rcParams.update(before)
 
 
 def plot_result(result: Result) -> Figure:
@@ -62,19 +74,30 @@ def plot_result(result: Result) -> Figure:
     return figure
 
 
+class Picture(Figure):
+    """A figure that a notebook shows once.
+
+    A notebook shows a cell's value, and at the cell's end every figure that pyplot holds: a plain figure that a cell
+    makes and returns is shown twice, and one that is kept from pyplot is not shown after ``result.plot();``.
+    """
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """Called as the notebook is about to show the cell's value, which its own formatters then do."""
+        if "inline" in plt.get_backend().lower():
+            plt.close(self)  # pyplot forgets it, so that it is not shown again
+        return {}
+
+
 def new_figure(width: float, height: float) -> Figure:
     """A figure of this size in inches: `matplotlib.pyplot.show` shows it in a script, a notebook shows it once."""
-    figure = plt.figure(figsize=(width, height), layout="constrained")
-    if "inline" in plt.get_backend().lower():
-        plt.close(figure)  # the notebook shows the cell's value; an open figure would be shown again
-    return figure
+    return plt.figure(figsize=(width, height), layout="constrained", FigureClass=Picture)
 
 
 def plot_site(ax: Axes, name: str, values: np.ndarray, density: AnnealedDensity | None = None) -> None:
     """The panel of one site, chosen by the shape of its event."""
     shape = values.shape[1:]
     if shape == (2,):
-        plot_points(ax, values, name, log_density=_level_zero(density, name))
+        plot_points(ax, values, name, log_density=level_zero(density, name))
     elif is_image(shape):
         plot_images(ax, values, name)
     else:
@@ -200,8 +223,8 @@ def _window(points: np.ndarray) -> tuple[float, float, float, float]:
     return (center[0] - half, center[0] + half, center[1] - half, center[1] + half)
 
 
-def _level_zero(density: AnnealedDensity | None, name: str) -> Any:
-    """The log-density at level 0 as a function of points (M, 2), where site ``name`` is all there is; else None."""
+def level_zero(density: AnnealedDensity | None, name: str) -> Any:
+    """The log-density at level 0 as a function of the site's values (M, …), where it is all there is; else None."""
     if density is None or "energy" not in density.capabilities:
         return None
     if set(density.sites) != {name} or density.sites[name].kind != "noised":

@@ -6,6 +6,9 @@ import os
 import re
 from importlib.metadata import version as installed_version
 
+from docutils import nodes
+from sphinx.util.logging import getLogger
+
 project = "composeprob"
 author = "the composeprob authors"
 project_copyright = author
@@ -67,6 +70,25 @@ def _bars(line: str) -> str:
     return line if "`" in line or ">>>" in line else re.sub(r"(?<!\\)\|(?=[^\s|][^|]*\|)", r"\\|", line)
 
 
+PLOTS = re.compile(r"^\S.*\.plot\(\)", re.MULTILINE)
+"""A statement of a cell that plots a result."""
+
+
+def _require_picture(app, doctree, docname: str) -> None:
+    """Warn of a tutorial without a picture, and of a cell that plots a result which the page does not show."""
+    if not docname.startswith("tutorials/"):
+        return
+    warn = getLogger(__name__).warning
+    if not any(doctree.findall(nodes.image)):
+        warn("no cell of this tutorial shows a picture", location=docname)
+    for cell in doctree.findall(nodes.container):
+        plot = PLOTS.search(cell.astext()) if "cell" in cell["classes"] else None
+        if plot and not any(cell.findall(nodes.image)):
+            warn("%s shows no picture", plot[0], location=docname)
+
+
 def setup(app) -> None:
-    """Connect the Markdown formulas before napoleon (priority 500) reads the sections."""
+    """Connect the Markdown formulas before napoleon (priority 500) reads the sections, and the check of pictures after
+    myst-nb has chosen what to show of each cell."""
     app.connect("autodoc-process-docstring", _markdown_math, priority=400)
+    app.connect("doctree-resolved", _require_picture)

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,28 @@ def test_readme_program_runs(tmp_path, monkeypatch):
         file = tmp_path / "readme_program.py"
         file.write_text(program, encoding="utf-8")
         exec(compile(program, str(file), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize(
+    ("page", "pictures", "told"),
+    [
+        ("tutorials/a", [0, 0], ["no cell of this tutorial shows a picture", "result.plot() shows no picture"]),
+        ("tutorials/a", [0, 1], ["result.plot() shows no picture"]),
+        ("tutorials/a", [1, 0], []),
+        ("scaling", [0, 0], []),
+    ],
+)
+def test_the_site_refuses_a_tutorial_without_a_picture(page, pictures, told, monkeypatch, caplog):
+    """What the build of the site, for which warnings are fatal, checks of every page once its cells have run."""
+    nodes = pytest.importorskip("docutils.nodes")
+    pytest.importorskip("sphinx")
+    monkeypatch.setenv("MPLBACKEND", "agg")  # the settings unset it, and this brings it back
+    check = runpy.run_path(str(ROOT / "docs/conf.py"))["_require_picture"]
+    tree = nodes.container()
+    for source, count in zip(
+        ["result = run()\nresult.plot();", "def draw():\n    run().plot()"], pictures, strict=True
+    ):
+        output = nodes.container("", *[nodes.image(uri="a.png") for _ in range(count)], classes=["cell_output"])
+        tree += nodes.container("", nodes.literal_block(source, source), output, classes=["cell"])
+    check(None, tree, page)
+    assert [record.getMessage() for record in caplog.records] == told

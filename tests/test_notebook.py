@@ -1,0 +1,84 @@
+"""What a notebook shows of a picture: it, once, however the cell ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+CELLS = {
+    "picture()": 1,
+    "picture();": 1,  # the semicolon hides a cell's value, and not what pyplot shows
+    "figure = picture()": 1,
+    "figure = picture()\nfigure": 1,
+    "for _ in range(3):\n    picture()": 3,
+    "picture()\npicture()": 2,
+    "figure": 1,  # of an earlier cell, once more
+    "picture().savefig('picture.png')": 1,
+    "picture().savefig('picture.png')\nplt.close('all')": 0,
+    "1 + 1": 0,
+}
+FIRST = """
+import matplotlib.pyplot as plt
+from composeprob.plotting import new_figure, style
+
+def picture():
+    with style():
+        figure = new_figure(2, 2)
+        figure.subplots()
+    return figure
+"""
+SHELL = """
+import json, sys
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+
+shown = []  # everything that a notebook's page would get
+
+
+class Values(DisplayHook):
+    def write_format_data(self, format_dict, md_dict=None):
+        shown.append(format_dict)
+
+
+class Published(DisplayPublisher):
+    def publish(self, data, *args, **kwargs):
+        shown.append(data)
+
+
+class Shell(InteractiveShell):
+    displayhook_class, display_pub_class = Values, Published
+
+    def enable_gui(self, gui=None):  # pictures inline need no event loop
+        pass
+
+
+shell = Shell.instance()
+shell.run_cell(sys.argv[2])
+counts = {}
+for cell in json.loads(sys.argv[1]):
+    shown.clear()
+    shell.run_cell(cell, store_history=True).raise_error()
+    counts[cell] = sum("image/png" in data for data in shown)
+print()
+print(json.dumps(counts))
+"""
+
+
+def test_a_picture_is_shown_once(tmp_path):
+    pytest.importorskip("IPython")
+    pytest.importorskip("matplotlib_inline")
+    run = subprocess.run(
+        [sys.executable, "-c", SHELL, json.dumps(list(CELLS)), FIRST],
+        cwd=tmp_path,
+        env={**os.environ, "IPYTHONDIR": str(tmp_path), "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1]) == CELLS

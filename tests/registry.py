@@ -27,6 +27,7 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
     "MALA": lambda: MALA(0.15),
     "UHMC": lambda: UHMC(0.2, num_leapfrog=3),
     "HMC": lambda: HMC(0.45, num_leapfrog=3),
+    "HMC, jitter": lambda: HMC(0.45, num_leapfrog=3, jitter=0.3),
     "MALA, LineIntegral": lambda: MALA(0.15, log_ratio=LineIntegral(3)),
     "HMC, LineIntegral": lambda: HMC(0.45, num_leapfrog=2, log_ratio=LineIntegral(None, "simpson")),
     "BlackJAX": lambda: BlackJAX(blackjax.hmc, 0.45, num_integration_steps=3),

@@ -1,0 +1,146 @@
+"""A stay at level 0, latents that follow a noised site, and SMC that gives way to independent chains."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.sampling.choose import choose, independent, stays
+from composeprob.sampling.status import Code
+from sampling_cases import both, normal, run, single
+
+SHORT = cp.Schedule.log_snr(12)
+Y = jnp.array([0.9, 1.3, 1.1, 0.8])
+
+
+@cp.program
+def centred(f):
+    x = cp.sample("x", f)
+    tau = cp.sample("tau", dist.HalfNormal(0.5))
+    theta = cp.sample("theta", dist.Normal(x, tau).expand([4]).to_event(1))
+    cp.observe("y", dist.Normal(theta, 0.2).to_event(1), Y)
+
+
+@cp.program
+def non_centred(f):
+    x = cp.sample("x", f)
+    tau = cp.sample("tau", dist.HalfNormal(0.5))
+    z = cp.sample("z", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    cp.observe("y", dist.Normal(x + tau * z, 0.2).to_event(1), Y)
+
+
+def exact_tau():
+    """(Mean, sd) of tau by quadrature: y given tau is normal, its entries sharing x ~ N(0, 1)."""
+    taus = np.linspace(1e-3, 2.5, 2500)
+    covariance = np.ones((4, 4)) + (0.2**2 + taus[:, None, None] ** 2) * np.eye(4)
+    fit = -0.5 * np.linalg.slogdet(covariance)[1]
+    fit -= 0.5 * np.einsum("i,kij,j->k", np.asarray(Y), np.linalg.inv(covariance), np.asarray(Y))
+    weight = np.exp(fit - 0.5 * (taus / 0.5) ** 2)
+    weight /= weight.sum()
+    mean = weight @ taus
+    return mean, np.sqrt(weight @ (taus - mean) ** 2)
+
+
+def test_centred_and_non_centred_are_one_density():
+    """At every level the same position has the same density: a centred latent is measured from where its prior is."""
+    one, other = cp.compile(centred, normal(0.0, 1.0, SHORT)), cp.compile(non_centred, normal(0.0, 1.0, SHORT))
+    for seed, level in ((0, 0), (1, 5), (2, 11)):
+        position = other.initial(jax.random.key(seed), level)
+        same = {"x": position["x"], "tau": position["tau"], "theta": position["z"]}
+        np.testing.assert_allclose(one.log_density(same, level), other.log_density(position, level), rtol=2e-5)
+        theta = one.to_samples(same)["theta"]
+        alpha = float(one.schedule.alpha[0])
+        expected = position["x"] / alpha + jnp.exp(position["tau"]) * position["z"]
+        np.testing.assert_allclose(theta, expected, rtol=1e-4)
+    assert "theta: static (4,), Normal prior, its coordinate standardised by that" in str(one)
+    assert "standardised" not in str(other)
+    assert "y exact" in str(one)
+
+
+def test_a_log_normal_that_follows_a_noised_site_is_standardised_too():
+    @cp.program
+    def program(f):
+        x = cp.sample("x", f)
+        scale = cp.sample("scale", dist.LogNormal(x, 0.3))
+        cp.observe("y", dist.Normal(0.0, scale), 1.0)
+
+    density = cp.compile(program, normal(0.0, 1.0, SHORT))
+    position = {"x": jnp.float32(0.4), "scale": jnp.float32(-1.2)}
+    alpha = float(density.schedule.alpha[0])
+    np.testing.assert_allclose(density.to_samples(position)["scale"], np.exp(0.4 / alpha - 0.3 * 1.2), rtol=1e-5)
+    density.log_density(position, 3)
+
+
+def test_the_default_finds_the_scale_of_a_hierarchy():
+    """Within 0.3 posterior standard deviations, both ways of writing it; the weights are of latents too."""
+    mean, sd = exact_tau()
+    for program in (centred, non_centred):
+        result = run(cp.compile(program, normal(0.0, 1.0, SHORT)), chains=256, sampler=None)
+        assert "stay at level 0" in result.sampler
+        tau = result.mean(lambda s: s["tau"])
+        assert abs(tau.value - mean) < 0.3 * sd
+        assert abs(tau.value - mean) < 4 * tau.error
+        assert abs(np.std(result["tau"]) - sd) < 0.25 * sd
+
+
+def test_a_stay_moves_a_population_that_is_not_there_yet():
+    """A kernel with steps of nothing leaves chains where the noise of the levels had them; a stay in units of what they
+    spread to brings both coordinates to their widths."""
+    density = cp.compile(single, normal(jnp.zeros(2), jnp.array([1.0, 5.0]), SHORT))
+    sampler = cp.AnnealedMCMC(cp.HMC(1e-4), 1, stay=True)
+    result = run(density, chains=200, sampler=sampler)
+    assert result.status.ok
+    np.testing.assert_allclose(result["x"].std(0), [1.0, 5.0], rtol=0.2)
+    assert result.evaluations == 12 * 4 + 8 * 100 * ((result.evaluations - 48) // 800)
+    again = run(density, chains=200, sampler=sampler)
+    np.testing.assert_array_equal(result["x"], again["x"])
+
+
+def test_a_stay_is_refused_where_it_cannot_be():
+    def network(x, t):
+        return x
+
+    f = cp.Diffusion(network, SHORT, event_shape=(2,), parameterization="epsilon", time="sigma")
+    with pytest.raises(cp.errors.CapabilityError, match="only its score"):
+        run(cp.compile(single, f), sampler=cp.AnnealedMCMC(cp.ULA(0.1), 1, stay=True))
+
+
+def test_jitter_is_checked():
+    with pytest.raises(cp.errors.InvalidValueError, match=r"jitter"):
+        cp.HMC(0.1, jitter=1.0)
+
+
+class TestGivingUp:
+    """Weights so uneven that the default cannot be SMC."""
+
+    coarse = cp.Schedule.log_snr(8)
+
+    def density(self):
+        return cp.compile(both, normal(jnp.zeros(6), 1.0, self.coarse), normal(jnp.full(6, 2.0), 0.05, self.coarse))
+
+    def test_independent_chains_take_its_place(self, tmp_path):
+        density = self.density()
+        result = run(density, chains=256, sampler=None, checkpoint_dir=tmp_path)
+        assert result.sampler.startswith("AnnealedMCMC")
+        assert "SMC's 256 chains had come to descend from" in result.reason
+        assert result.effective_chains == pytest.approx(256)
+        assert not result.status.has(Code.ANCESTORS_COLLAPSED)
+        again = run(density, chains=256, sampler=None, checkpoint_dir=tmp_path)  # from both checkpoints
+        np.testing.assert_array_equal(result["x"], again["x"])
+        assert again.reason == result.reason
+
+    def test_a_sampler_that_was_asked_for_is_kept_and_its_end_reported(self):
+        result = run(self.density(), chains=256, sampler=cp.SMC())
+        assert result.sampler.startswith("SMC")
+        assert result.status.has(Code.ANCESTORS_COLLAPSED)
+
+
+def test_what_stays():
+    assert stays(cp.compile(centred, normal(0.0, 1.0, SHORT)))
+    assert not stays(cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT)))
+    sampler, reason = independent(cp.compile(centred, normal(0.0, 1.0, SHORT)), "because")
+    assert sampler.stay
+    assert reason.startswith("because: independent chains")
+    assert choose(cp.compile(centred, normal(0.0, 1.0, SHORT)), 1000)[0].stay

@@ -127,8 +127,10 @@ def effective_chains(families: Families, values: list[np.ndarray]) -> float:
         families: of the chains.
         values: each site's numbers, (N, …); a site of many numbers counts by the mean ratio over them.
     """
-    n = len(families.weights)
-    found = float(n)
+    n, e = len(families.weights), families.effective
+    if e < 1.0 + 1e-6:
+        return 1.0
+    found, correction = float(n), (n / max(n - 1, 1)) * (e - 1) / e  # both variances without bias
     for site in values:
         flat = np.asarray(site, np.float64).reshape(n, -1)
         flat = flat[:, np.isfinite(flat).all(0)]
@@ -136,9 +138,10 @@ def effective_chains(families: Families, values: list[np.ndarray]) -> float:
         moved = spread > 1e-12 * (1e-30 + families.weights @ flat**2)
         if moved.any():
             ratios = families.variance(flat[:, moved]) / spread[moved]
-            found = min(found, 1.0 / float(np.max(ratios) if len(ratios) <= 16 else np.mean(ratios)))
+            ratio = float(np.max(ratios) if len(ratios) <= 16 else np.mean(ratios))
+            found = min(found, correction / max(ratio, 1e-30))
         elif flat.size:
-            found = min(found, families.effective)  # all in one place: nothing tells them apart but their ancestors
+            found = min(found, e)  # all in one place: nothing tells them apart but their ancestors
     return found
 
 

@@ -34,6 +34,8 @@ def check(graph: Graph, networks: bool = True) -> Graph:
     check_tails(graph)
     check_signal(graph)
     graph = check_plausible(graph) if networks else graph
+    for doubt in graph.doubts:
+        graph = graph.noted("doubt", doubt)
     return graph.noted("check", f"offers {', '.join(sorted(capabilities(graph)))}")
 
 

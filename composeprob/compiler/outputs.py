@@ -10,7 +10,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.parameterizations import ENERGIES, SCORES, with_number
@@ -29,19 +28,23 @@ FEWEST, MOST = 4, 64
 class Outputs:
     """A network's outputs at draws x of N(0, σ²) at one level, and the number ``beside`` them."""
 
-    values: Array
+    values: Any
     beside: Any
-    x: Array
+    x: Any
     noise: Noise
 
     @classmethod
     def of(cls, factor: Diffusion, conditions: dict[str, Any], own: Noise, level: int) -> Outputs:
         """One evaluation of a factor's network, at a level of its own noise."""
-        noise = Noise(*(jnp.asarray(a)[level] for a in (own.index, own.alpha, own.sigma)))
+        dtype = np.dtype(jnp.result_type(float))
+        index = np.dtype(jnp.result_type(int)).type(own.index[level])
+        host: Any = (index, dtype.type(own.alpha[level]), dtype.type(own.sigma[level]))
+        noise = Noise(*host)
         count = min(max(NUMBERS // max(math.prod(factor.event_shape), 1), FEWEST), MOST)
         draws = np.random.default_rng(0).standard_normal((count, *factor.event_shape))
-        x = jnp.asarray(float(noise.sigma) * draws, jnp.result_type(float))
-        return cls(*with_number(_evaluate(factor, x, noise, conditions)), x, noise)
+        x = (noise.sigma * draws).astype(dtype)
+        values, beside = with_number(_evaluate(factor.network, x, factor.time_at(noise), conditions))
+        return cls(np.asarray(values), np.asarray(beside), x, noise)
 
     @property
     def is_noise(self) -> bool:
@@ -93,13 +96,15 @@ class Outputs:
             return None
         if parameterization in SCORES:
             return np.asarray(SCORES[parameterization](values, x, self.noise)), np.asarray(-x / sigma**2)
-        form = ENERGIES[parameterization]
-        energy = jax.vmap(lambda value, event: jnp.sum(form(value, event)))(values, x)
-        found = np.asarray(self.beside - energy / sigma)
-        wanted = np.asarray(-0.5 * jnp.sum((x / sigma).reshape(len(x), -1) ** 2, 1))
+        if parameterization == "energy":
+            energy = values.reshape(len(x))
+        else:
+            energy = np.sum(ENERGIES[parameterization](values, x).reshape(len(x), -1), 1)
+        found = self.beside - energy / sigma
+        wanted = -0.5 * np.sum((x / sigma).reshape(len(x), -1) ** 2, 1)
         return found - found.mean(), wanted - wanted.mean()
 
 
 @eqx.filter_jit
-def _evaluate(factor: Diffusion, x: Array, noise: Noise, conditions: dict[str, Array]) -> Any:
-    return jax.vmap(lambda event: factor.output(event, noise, conditions))(x)
+def _evaluate(network: Any, x: Any, t: Any, conditions: dict[str, Any]) -> Any:
+    return jax.vmap(lambda event: network(event, t, **conditions))(x)

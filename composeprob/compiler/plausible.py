@@ -44,12 +44,15 @@ def check_plausible(graph: Graph) -> Graph:
     assert graph.schedule is not None
     if graph.sites:
         _check_top(graph.schedule, graph.sites[0].where)
+    schedule = graph.schedule
+    host: Any = (np.arange(schedule.num_levels), np.asarray(schedule.alpha), np.asarray(schedule.sigma))
+    levels = Noise(*host)
     doubts = []
     for group in graph.groups:
         factor = _diffusion(group.factor)
         if factor is None or group.latent is not None:
             continue
-        own = graph.schedule.levels if group.own_noise is None else group.own_noise
+        own = levels if group.own_noise is None else group.own_noise
         site = next(site for site in graph.sites if site.name == group.members[0].site)
         doubts.append(_check_network(factor, group.members[0].conditions, own, site))
     return replace(graph, doubts=tuple(doubt for doubt in doubts if doubt))
@@ -86,7 +89,7 @@ def _check_network(factor: Diffusion, given: dict[str, Any], own: Noise, site: S
     what = f"is off by {top.error(declared):.0%} of that of noise, −x/σ²"
     if declared in CLEAN and top.is_noise:
         # An x₀ or a velocity is small there; that of wide data may be as large as the noise, but not at two levels.
-        log_snr = np.asarray(own.log_snr)
+        log_snr = 2 * np.log(own.alpha / own.sigma)
         second = min(int(np.abs(log_snr - log_snr[-1] - APART).argmin()), len(log_snr) - 2)
         mistaken = second >= 0 and Outputs.of(factor, conditions, own, second).is_noise
         what = "has nothing of the data in it: the network returns the noise"

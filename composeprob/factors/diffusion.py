@@ -223,8 +223,10 @@ class Diffusion(LeafFactor):
 
     def output(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> Any:
         """What the network returns for one event at this noise."""
+        return self.network(x, self.time_at(noise), **conditions)
+
+    def time_at(self, noise: Noise) -> Array:
+        """What the network receives as t."""
         if self.time == "level":
-            t: Array = noise.index
-        else:
-            t = noise.log_snr if self.time == "log_snr" else noise.sigma / noise.alpha
-        return self.network(x, t, **conditions)
+            return noise.index
+        return noise.log_snr if self.time == "log_snr" else noise.sigma / noise.alpha

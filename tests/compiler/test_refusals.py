@@ -224,6 +224,7 @@ def test_a_network_that_fits_nothing_is_doubted_in_the_status():
     density = compiled(lambda x, t: 1.6 * x, "epsilon")
     (doubt,) = density.graph.doubts
     assert "off by 60% of that of noise" in doubt
+    assert f"doubt: {doubt}" in str(density)
     result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.Ancestral(), progress=False)
     assert result.status.has("network_doubted")
     assert doubt in result.status.message

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 project = "composeprob"
 author = "the composeprob authors"
 project_copyright = author
 version = release = installed_version("composeprob")
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `measured`
 extensions = [
+    "measured",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.util.logging import getLogger
@@ -14,7 +16,9 @@ author = "the composeprob authors"
 project_copyright = author
 version = release = installed_version("composeprob")
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `measured`
 extensions = [
+    "measured",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",

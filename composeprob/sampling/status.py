@@ -14,8 +14,8 @@ NON_FINITE_CEILING = 0.01
 """Below this share, non-finite proposals are counted but not reported: adaptation overshoots now and then."""
 ESS_FLOOR = 0.05
 """Relative effective sample size under which a level's weights rest on too few chains."""
-FEWEST_FAMILIES = 16.0
-"""Effective families of chains under which errors read off them say little; a quarter of N where N is small."""
+FEWEST_FAMILIES = 12.0
+"""Effective families of chains under which errors read off them say little; an eighth of N where N is small."""
 LEVELS_ERROR = 2.0
 """Error of the log-evidence from the levels' distance, in nats, that is worth a finding beside the number."""
 CURL_CEILING = 0.1
@@ -245,7 +245,7 @@ def diagnose(
 
 def fewest_families(num_chains: int) -> float:
     """Effective number of families under which a population of N chains has become copies of few."""
-    return min(FEWEST_FAMILIES, 0.25 * num_chains)
+    return min(FEWEST_FAMILIES, num_chains / 8)
 
 
 def few_ancestors(effective: float, distinct: float, num_chains: int, ends: bool) -> list[tuple[Code, str]]:

@@ -14,7 +14,7 @@ import pytest
 SCRIPT = """
 import json, sys, tempfile
 import jax, jax.numpy as jnp, numpy as np, composeprob as cp
-from composeprob.sampling import infer as driver
+from composeprob.sampling import descend
 from composeprob.sampling.ahead import compile_ahead
 from composeprob.sampling.progress import Progress
 from composeprob.sampling.spread import AXES, Spread
@@ -57,11 +57,11 @@ def survivors_from_the_next_device(spread, chains, chosen):
     return unbroken["exchange"](spread, chains, jnp.roll(chosen, 1) if spread.mesh is not None else chosen)
 
 ran = []
-visit = driver.advance
+visit = descend.advance
 def advance(*arguments):
     ran.append(visit(*arguments))
     return ran[-1]
-driver.advance = advance
+descend.advance = advance
 
 unbroken = {name: getattr(Spread, name) for name in ("map", "total", "exchange")}
 BROKEN = {
@@ -86,7 +86,7 @@ def stopped_on(devices, name, folder):
     def stop(self, done, **facts):
         if done >= 3:
             raise KeyboardInterrupt
-    Progress.update, driver.REFRESH_SECONDS = stop, 1e-9
+    Progress.update, descend.REFRESH_SECONDS = stop, 1e-9
     assert run(name, devices, checkpoint_dir=folder)[1].status.has("interrupted")
     Progress.update = update
 

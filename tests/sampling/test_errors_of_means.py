@@ -32,8 +32,9 @@ def test_copies_count_as_one():
 def test_stated_errors_are_the_spread_over_keys():
     """A narrow factor under a wide one, far from its middle: weights differ, and chains are copied. 20 keys tell a
     standard deviation to 16 %; the copies themselves, taken for independent chains, promise half of what is there."""
-    density = cp.compile(both, normal([0.0, 0.0], 1.0), normal([1.0, 0.0], 0.4))
-    results = [run(density, seed, chains=512, sampler=cp.SMC(cp.MALA(0.05))) for seed in range(KEYS)]
+    fine = cp.Schedule.log_snr(60)
+    density = cp.compile(both, normal([0.0, 0.0], 1.0, fine), normal([1.0, 0.0], 0.4, fine))
+    results = [run(density, seed, chains=1024, sampler=cp.SMC(cp.MALA(0.05))) for seed in range(KEYS)]
     means = [result.mean(lambda s: s["x"]) for result in results]
     spread = np.std([mean.value for mean in means], axis=0, ddof=1)
     stated = np.sqrt(np.mean([mean.error**2 for mean in means], axis=0))
@@ -46,9 +47,9 @@ def test_stated_errors_are_the_spread_over_keys():
     exact = both_ways.log_prob(1.0) + both_ways.log_prob(0.0)
     off = np.abs(evidence - float(exact)) / [result.log_evidence_error for result in results]
     assert np.mean(off > 3) <= 0.05
-    assert all(result.effective_chains < 512 for result in results)
+    assert all(result.effective_chains < 1024 for result in results)
     some = results[0]
-    assert np.nanmin(some.ancestors) == len(np.unique(some.first_ancestors)) < 512
+    assert np.nanmin(some.ancestors) == len(np.unique(some.first_ancestors)) < 1024
     assert "as good as" in str(some.summary())
     assert "±" in str(some.summary())
 
@@ -127,7 +128,7 @@ def test_too_few_levels_show_in_the_error_of_the_evidence():
     """f² in two dimensions on 32 levels, where the trapezoid rule is off by half a nat: stated, and more than noise."""
     density = cp.compile(cp.program(lambda f: cp.sample("x", f**2)), normal(jnp.zeros(2), 1.0))
     exact = -np.log(4 * np.pi)
-    result = run(density, chains=1024)
+    result = run(density, chains=1024, sampler=cp.SMC(cp.MALA(cp.Adaptive())))
     assert 0.2 < abs(result.log_evidence - exact) < 3 * result.log_evidence_error
     unchecked = run(density, chains=1024, sampler=cp.SMC(cp.MALA(cp.Adaptive()), check_levels=False))
     assert unchecked.log_evidence == result.log_evidence

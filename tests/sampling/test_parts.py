@@ -22,7 +22,7 @@ from sampling_cases import both, normal
 SCRIPT = """
 import json, re, sys, tempfile
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, composeprob as cp
-from composeprob.sampling import ahead, infer as driver, parts
+from composeprob.sampling import ahead, descend, parts
 from composeprob.sampling.progress import Progress
 from sampling_cases import both, normal
 task = json.loads(sys.argv[1])
@@ -64,11 +64,11 @@ def run(density, sampler, how, **options):
     numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.ess, result.non_finite]
     return b"".join(np.ascontiguousarray(a).tobytes() for a in numbers)
 
-seen_densities, visit = [], driver.advance
+seen_densities, visit = [], descend.advance
 def advance(sampler, run, density, *rest):
     seen_densities.append(density)
     return visit(sampler, run, density, *rest)
-driver.advance = advance
+descend.advance = advance
 
 def cut():
     found = [p for p in jax.tree.leaves(seen_densities[-1], is_leaf=parts._is_part) if parts._is_part(p)]
@@ -93,7 +93,7 @@ if task["resumes"]:
     def stop(self, done, **facts):
         if done >= 3:
             raise KeyboardInterrupt
-    Progress.update, driver.REFRESH_SECONDS = stop, 1e-9
+    Progress.update, descend.REFRESH_SECONDS = stop, 1e-9
     run("product", "MALA", "parts", checkpoint_dir=folder)
     Progress.update = update
     reference = run("product", "MALA", "whole")

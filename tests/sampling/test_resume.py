@@ -18,7 +18,7 @@ import pytest
 import composeprob as cp
 from composeprob.checkpoint import Checkpoints
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
-from composeprob.sampling import infer as driver
+from composeprob.sampling import descend
 from composeprob.sampling import resume as resume_module
 from composeprob.sampling.progress import Progress
 from composeprob.sampling.status import Code
@@ -35,7 +35,7 @@ def whole(product):
 @pytest.fixture
 def every_level(monkeypatch):
     """A checkpoint after each level."""
-    monkeypatch.setattr(driver, "REFRESH_SECONDS", 1e-9)
+    monkeypatch.setattr(descend, "REFRESH_SECONDS", 1e-9)
     monkeypatch.setattr(resume_module, "SECONDS", 0.0)
     monkeypatch.setattr(resume_module, "SHARE", 1e9)
 
@@ -221,9 +221,9 @@ def test_checkpoints_add_no_trace(tmp_path):
 SCRIPT = """
 import sys
 import jax, numpy as np, composeprob as cp
-from composeprob.sampling import infer as driver, resume
+from composeprob.sampling import descend, resume
 from sampling_cases import both, normal
-driver.REFRESH_SECONDS, resume.SECONDS, resume.SHARE = 1e-9, 0.0, 1e9
+descend.REFRESH_SECONDS, resume.SECONDS, resume.SHARE = 1e-9, 0.0, 1e9
 density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
 print("ready", flush=True)
 result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=cp.SMC(cp.MALA(cp.Adaptive())), progress=False,

@@ -11,7 +11,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError, WrongTypeError
-from composeprob.sampling import infer as driver
+from composeprob.sampling import descend
 from composeprob.sampling import stream as stream_module
 from composeprob.sampling.progress import Progress
 from composeprob.sampling.status import Code
@@ -112,7 +112,7 @@ def stop_after(patch, draws):
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_stopped_run_goes_on_with_the_same_draws(product, whole, tmp_path, monkeypatch, stored):
     options = {"checkpoint_dir": tmp_path / "c"} | ({"store": tmp_path / "s"} if stored else {})
-    monkeypatch.setattr(driver, "REFRESH_SECONDS", 1e-9)
+    monkeypatch.setattr(descend, "REFRESH_SECONDS", 1e-9)
     monkeypatch.setattr(stream_module, "REFRESH_SECONDS", 1e-9)
     for draws in (3, 8):
         with monkeypatch.context() as patch:

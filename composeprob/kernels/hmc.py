@@ -14,6 +14,7 @@ from composeprob.kernels.hamiltonian import Hamiltonian, HamiltonianState, flip,
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metropolis import metropolis
 from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size
+from composeprob.kernels.walls import comparable
 
 
 class HMC(Hamiltonian):
@@ -85,7 +86,8 @@ class HMC(Hamiltonian):
         refreshed = self.refresh(key_refresh, state)
         if not isinstance(self.log_ratio, LineIntegral):
             proposed = self.integrate(refreshed, target, step_size)
-            log_ratio = log_joint(proposed) - log_joint(refreshed)
+            there, here = comparable(proposed, refreshed)
+            log_ratio = log_joint(there) - log_joint(here)
             return metropolis(key_accept, log_ratio, proposed, flip(refreshed))
         if self.log_ratio.num_points is None:
             proposed, nodes, scores = self.trajectory(refreshed, target, step_size)

@@ -223,6 +223,14 @@ def _facts(records: Any, level: int) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if not np.isnan(value)}
 
 
+def _outside(run: Run) -> float:
+    """The share of chains that are where the density is 0, as far as their last evaluation has its value."""
+    evaluation = getattr(run.chains, "evaluation", None)
+    if evaluation is None or evaluation.log_density is None:
+        return 0.0
+    return float(np.mean(np.isneginf(host(evaluation.log_density))))
+
+
 def _result(
     sampler: Sampler,
     run: Run,
@@ -253,6 +261,7 @@ def _result(
         sampler.adjusted,
         turning,
         sampler.blocks,
+        _outside(run) if completed == first + 1 else 0.0,
     )
     arrived = completed == first + 1  # before level 0 the evidence is that of a noisier density
     evidence = float(np.asarray(run.log_evidence)) if arrived and sampler.estimates_evidence(density) else np.nan

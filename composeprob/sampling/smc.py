@@ -17,10 +17,12 @@ from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.step_size import as_scalar, check_range
+from composeprob.kernels.walls import zero_density
 from composeprob.pytree import all_finite
 from composeprob.sampling.annealed_mcmc import adjusted, check_kernel, check_steps, named_blocks, needs
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.blocks import by_kind
+from composeprob.sampling.potentials import averaged_potential
 from composeprob.sampling.resampling import log_mean_weight, relative_ess, systematic
 from composeprob.sampling.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
 from composeprob.sampling.transitions import Transitions
@@ -173,7 +175,7 @@ class SMC(Sampler):
             lambda s: (s, spread.map(partial(first_weight, density=density, level=first_level), s)),
             run.chains,
         )
-        usable = jnp.isfinite(own)
+        usable = ~jnp.isnan(own)
         own = run.log_weights + own
         own = jnp.where(jnp.isfinite(own), own, -jnp.inf)
         log_weights, counted = spread.gather(jnp.stack([own, usable], axis=1)).T
@@ -206,8 +208,8 @@ class SMC(Sampler):
         )
 
     def _descend(self, key: Array, state: Any, density: AnnealedDensity, level: Array) -> tuple[Any, Any]:
-        """One chain from level + 1 to level: its new state and what its log-weight gains, −∞ where that or the score
-        is not finite. One evaluation, two of second order."""
+        """One chain from level + 1 to level: its new state and what its log-weight gains: −∞ where the density is 0,
+        NaN where that or the score is not finite. One evaluation, two of second order."""
         x, before, gain = state.position, state.evaluation, jnp.zeros(())
         if self.weights == "feynman_kac":
             followed = leaning(x, before, density, level + 1)
@@ -221,9 +223,15 @@ class SMC(Sampler):
             state = dataclasses.replace(state, evaluation=target(state.position))
         else:
             state = self.kernel.relevel(state, target)
+        if self.weights == "feynman_kac":
+            assert before.log_potential is not None
+            seen = averaged_potential(key, state.position, x, before.log_potential, density, level + 1)
+            before = dataclasses.replace(before, log_potential=seen)
         gain = gain + gain_between(before, state.evaluation, density, level, self.weights)
-        usable = all_finite((gain, before.drift, state.evaluation.score))
-        return state, jnp.where(usable, gain, -jnp.inf)
+        usable = all_finite((before.drift, state.evaluation.score)) & (gain < jnp.inf)
+        # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
+        gain = jnp.where(zero_density(before), -jnp.inf, jnp.where(usable, gain, jnp.nan))
+        return state, gain
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains.position

@@ -15,8 +15,9 @@ from jax import Array
 
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected, prior_of
-from composeprob.compiler.likelihood import Likelihood
+from composeprob.compiler.likelihood import POWERED, Likelihood
 from composeprob.compiler.linear_gaussian import Exact, Stack, measure, moments, stack_of, stacked, unravel
+from composeprob.compiler.tempering import tempering
 from composeprob.errors import CapabilityError
 from composeprob.factors.gaussians import Gaussians, joint
 from composeprob.ir.nodes import Graph, Observation, Site
@@ -39,8 +40,10 @@ def anneal(graph: Graph, likelihood: Likelihood | None) -> tuple[Graph, Likeliho
         CapabilityError: an observation asks for ``exact``, and it is not possible.
     """
     asking = [o for o in graph.observations if o.anneal in (None, "exact")]
-    if likelihood is None or not asking:
+    if likelihood is None:
         return graph, likelihood
+    if not asking:
+        return graph, _tempered(graph, likelihood)
     sites = {site.name: site for site in graph.sites}
     looked_at = {name for o in asking for name in o.looks_at}
     shapes = tuple((name, site.shape) for name, site in sites.items() if name in looked_at)
@@ -76,7 +79,19 @@ def anneal(graph: Graph, likelihood: Likelihood | None) -> tuple[Graph, Likeliho
     graph = replace(graph, observations=settled)
     graph = graph.noted("anneal", sentence) if sentence else graph
     policies = {o.name: str(o.anneal) for o in settled}
-    return graph, replace(likelihood, policies=policies, exact=exact)
+    return graph, _tempered(graph, replace(likelihood, policies=policies, exact=exact))
+
+
+def _tempered(graph: Graph, likelihood: Likelihood) -> Likelihood:
+    """The likelihood with the powers of what is raised to one."""
+    names = tuple(name for name, policy in likelihood.policies.items() if policy in POWERED)
+    if not names:
+        return likelihood
+    assert graph.schedule is not None
+    shapes = {site.name: site.shape for site in graph.sites}
+    found = {site.name: _prior(site) for site in graph.sites}
+    priors = {name: prior if isinstance(prior, Prior) else None for name, prior in found.items()}
+    return replace(likelihood, tempering=tempering(likelihood, names, priors, shapes, graph.schedule))
 
 
 def _settled(o: Observation, reasons: dict[str, str]) -> Observation:

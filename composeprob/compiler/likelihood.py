@@ -17,9 +17,13 @@ from jax import Array
 from composeprob.compiler.arguments import join, split
 from composeprob.compiler.coordinates import bijection_of
 from composeprob.compiler.linear_gaussian import Exact
+from composeprob.compiler.tempering import Tempering
 from composeprob.ir.nodes import Graph
 from composeprob.language.interpret import Statement, run
 from composeprob.schedule import Noise, Schedule
+
+POWERED = ("tempered", "denoised")
+"""The policies under which an observation's likelihood is raised to a power."""
 
 
 class Likelihood(eqx.Module):
@@ -30,17 +34,19 @@ class Likelihood(eqx.Module):
         arguments: (args, kwargs), as `arguments.split` leaves them: arrays are leaves, so new data reuse compiled
             code.
         policies: the policy of each observation, ``"static"`` where it looks at no noised site.
-        bridged: the observations in which static sites have a say, where there are noisy levels.
         exact: the observations under ``"exact"``; None where there are none.
+        tempering: the powers of those under ``"tempered"`` and ``"denoised"``; None where there are none.
         standardised: the static sites whose coordinate is relative to their prior's location and scale.
+        rising: the observations of static sites alone, where there are noisy levels: their power rises to 1.
     """
 
     function: Callable[..., Any] = eqx.field(static=True)
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     policies: dict[str, str] = eqx.field(static=True)
-    bridged: frozenset[str] = eqx.field(static=True, default=frozenset())
     exact: Exact | None = None
+    tempering: Tempering | None = None
     standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
+    rising: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     def __call__(
         self, xs: dict[str, Array], means: dict[str, Array], zs: dict[str, Array], schedule: Schedule, noise: Noise
@@ -67,15 +73,26 @@ class Likelihood(eqx.Module):
                 statics = [s.log_prob() for s in statements.values() if s.kind == "static"]
                 log_prior = log_prior + sum(statics, log_jacobian)
             for name in (name for name in statements if name in own):
-                log_likelihood = log_likelihood + self._power(name, schedule, noise) * statements[name].log_prob()
+                log_likelihood = log_likelihood + self._annealed(name, statements[name].log_prob(), schedule, noise)
         return log_prior, log_likelihood
 
-    def _power(self, name: str, schedule: Schedule, noise: Noise) -> Array | float:
-        """γ_k of an observation."""
-        if self.policies[name] == "tempered":
-            return tempering(schedule, noise)
-        power = sharpening(schedule, noise) if self.policies[name] == "denoised" else 1.0
-        return power * bridge(schedule, noise) if name in self.bridged else power
+    def tempered(self, xs: dict[str, Array], zs: dict[str, Array], noise: Noise) -> Array:
+        """Σ_j γ_k·log L_j of the observations that are tempered, a scalar."""
+        clean = {name: x / noise.alpha for name, x in xs.items()}
+        statements, _ = self.replay(clean, zs, noise.index)
+        own = [name for name in statements if self.policies.get(name) == "tempered"]
+        assert self.tempering is not None or not own
+        terms = [self.tempering.of(name, statements[name].log_prob(), noise) for name in own]  # type: ignore[union-attr]
+        return sum(terms, jnp.zeros((), jnp.result_type(float)))
+
+    def _annealed(self, name: str, log_likelihood: Array, schedule: Schedule, noise: Noise) -> Array:
+        """log L_j to the power of its policy."""
+        if name in self.rising:
+            return bridge(schedule, noise) * log_likelihood
+        if self.policies[name] not in POWERED:
+            return log_likelihood
+        assert self.tempering is not None
+        return self.tempering.of(name, log_likelihood, noise)
 
     def exactly(self, xs: dict[str, Array], zs: dict[str, Array], noise: Noise) -> Array:
         """(log p(y | x), log p(y | x₀ = x/α), log p(x)) of the observations that are annealed exactly, shape (3,)."""
@@ -114,35 +131,12 @@ class Likelihood(eqx.Module):
         return drawn
 
 
-def tempering(schedule: Schedule, noise: Noise) -> Array:
-    """γ_k = sigmoid(λ_k − 4)/sigmoid(λ_0 − 4): nearly 0 at noisy levels, 1 at level 0.
-
-    Seen at x/α, an observation of standard deviation s is blurred by noise of standard deviation σ/α, and the power
-    that suits it is s²/(s² + σ²/α²) = sigmoid(λ + 2·log s). The 4 stands for s = 0.14, in the data's units.
-    """
-    return jax.nn.sigmoid(noise.log_snr - 4.0) / jax.nn.sigmoid(schedule.log_snr[0] - 4.0)
-
-
-def sharpening(schedule: Schedule, noise: Noise) -> Array:
-    """γ_k = (s² + r_0²)/(s² + r_k²) with s² = e⁻⁴ and r_k² = sigmoid(−λ_k): from s² at noisy levels to 1 at level 0.
-
-    r² = σ²/(α² + σ²) is what is left unknown of data of variance 1 seen in the noise of the level. L at the mean of x₀
-    takes it for known: over d measurements that overstates what they tell by a factor of exp(d·r²/2s²), and weights
-    between levels, which must take it back, would come to rest on few chains. As in `tempering`, s is 0.14.
-
-    References:
-        Song, Vahdat, Mardani and Kautz (2023), *Pseudoinverse-guided diffusion models*, for r².
-    """
-    s2 = jnp.exp(-4.0)
-    return (s2 + jax.nn.sigmoid(-schedule.log_snr[0])) / (s2 + jax.nn.sigmoid(-noise.log_snr))
-
-
 FULL = -2.0
-"""log-SNR from which on observations that are not tempered count in full for static sites: α/σ = 0.37."""
+"""log-SNR from which on observations that are annealed exactly count in full for static sites: α/σ = 0.37."""
 
 
 def bridge(schedule: Schedule, noise: Noise) -> Array:
-    """The power of p(y | x_k, z), or of what is put in its place: u² with u going from 0 at the noisiest level to 1 at
+    """The power of p(y | x_k, z) where static sites have a say: u² with u going from 0 at the noisiest level to 1 at
     log-SNR −2, and 1 from there on.
 
     Where no signal is left p(y | x_k, z) is p(y | z): without a power, static sites would meet all of the data at the
@@ -160,8 +154,7 @@ def likelihood_of(
     if not graph.statics and not graph.observations:
         return None
     policies = {o.name: str(o.anneal) for o in graph.observations}
-    statics = {static.name for static in graph.statics}
-    bridged = frozenset(o.name for o in graph.observations if o.depends_on & statics and o.anneal != "noised")
     standardised = frozenset(static.name for static in graph.statics if static.standardised)
+    rising = frozenset(o.name for o in graph.observations if o.anneal == "static" and graph.sites)
     arguments = split(function, (args, kwargs))
-    return Likelihood(function, arguments, policies, bridged if graph.sites else frozenset(), standardised=standardised)
+    return Likelihood(function, arguments, policies, standardised=standardised, rising=rising)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import equinox as eqx
@@ -12,78 +11,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.compiler import predictive
+from composeprob.compiler.batches import Batch, OnDemand, batch_of
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
 from composeprob.compiler.likelihood import Likelihood, bridge
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation
 from composeprob.factors.algebra import leaves as factor_leaves
-from composeprob.factors.base import LeafFactor
+from composeprob.factors.energy import Energy
 from composeprob.factors.precision import in_precision
-from composeprob.ir.nodes import Graph, Group, Member, Region, leaves
+from composeprob.ir.nodes import Graph, Node, Product, leaves
 from composeprob.schedule import Noise, Schedule
-
-
-class Batch(eqx.Module):
-    """One network with every use of it, evaluated together.
-
-    Attributes:
-        factor: the leaf, without the conditions given to it.
-        own_noise: its own noise at each level of the program, fields (K,); None for the program's own.
-        conditions: ``{name: (members, …)}``.
-        places: the site and region of each member.
-        latent: the site and leaf of the program that ``factor`` was when it was compiled, where latents move it.
-    """
-
-    factor: LeafFactor
-    own_noise: Noise | None
-    conditions: dict[str, Array]
-    places: tuple[tuple[str, Region | None], ...] = eqx.field(static=True)
-    latent: tuple[str, int] | None = eqx.field(static=True)
-
-    def __call__(self, xs: dict[str, Array], noise: Noise) -> list[tuple[Array | None, Array, Array]]:
-        """(log f, ∇ log f in the site's coordinates, the rate of a constant) of every member."""
-        own = noise if self.own_noise is None else jax.tree.map(lambda a: jnp.asarray(a)[noise.index], self.own_noise)
-        ratio = own.alpha / noise.alpha
-        shape = self.factor.event_shape
-        events = [ratio * project(xs[site], region, shape) for site, region in self.places]
-        if len(events) == 1:
-            conditions = {name: values[0] for name, values in self.conditions.items()}
-            outputs = [self.factor.evaluate(events[0], own, conditions)]
-        else:
-            alike = all(place == self.places[0] for place in self.places)
-            x = events[0] if alike else jnp.stack(events)  # one x for all: what depends on x alone is computed once
-            rows = jax.vmap(self.factor.evaluate, in_axes=(None if alike else 0, None, 0), axis_size=len(events))
-            log_f, score = rows(x, own, self.conditions)
-            outputs = [(None if log_f is None else log_f[m], score[m]) for m in range(len(events))]
-        # A density of x is rescaled with x; a bounded potential (top power 0) is a function of x and is not.
-        jacobian = self.factor.top_power * math.prod(shape) * jnp.log(ratio)
-        rate = self.factor.growth(own) / noise.sigma**2
-        return [
-            (None if log_f is None else log_f + jacobian, embed(ratio * score, region, xs[site].shape), rate)
-            for (log_f, score), (site, region) in zip(outputs, self.places, strict=True)
-        ]
-
-
-def project(x: Array, region: Region | None, event_shape: tuple[int, ...]) -> Array:
-    """P x: the leaf's event."""
-    if region is None:
-        return x
-    cut = x[region.slices]
-    if region.averaged > 1:
-        pairs = zip(region.extent, region.block, strict=True)
-        cut = cut.reshape([n for e, b in pairs for n in (e // b, b)]).mean(axis=range(1, 2 * cut.ndim, 2))
-    return cut.reshape(event_shape)
-
-
-def embed(score: Array, region: Region | None, site_shape: tuple[int, ...]) -> Array:
-    """Pᵀ s: the leaf's score as a function of the whole site."""
-    if region is None:
-        return score
-    score = score.reshape([e // b for e, b in zip(region.extent, region.block, strict=True)]) / region.averaged
-    for axis, b in enumerate(region.block):
-        score = jnp.repeat(score, b, axis=axis) if b > 1 else score
-    return jnp.zeros(site_shape, score.dtype).at[region.slices].set(score)
 
 
 class Evaluator(Evaluates):
@@ -94,6 +32,7 @@ class Evaluator(Evaluates):
         batches: the shared evaluations.
         marginal: F of each site, the part that has a rate; None where there is none.
         potential: what else multiplies the site's density.
+        energies: the part of that which is the user's own energies; None where there is none.
         likelihood: static priors and observations; None where the program has neither.
         places: the site, batch and member of every leaf, in the program's order.
         shapes: the noised sites' shapes.
@@ -106,6 +45,7 @@ class Evaluator(Evaluates):
     batches: tuple[Batch, ...]
     marginal: dict[str, Expression | None]
     potential: dict[str, Expression | None]
+    energies: dict[str, Expression | None]
     likelihood: Likelihood | None
     places: tuple[tuple[str, tuple[int, int]], ...] = eqx.field(static=True)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
@@ -229,6 +169,23 @@ class Evaluator(Evaluates):
 
         return tuple(map(current, self.batches))
 
+    @property
+    def plain(self) -> bool:
+        tempered = self.likelihood is not None and "tempered" in self.likelihood.policies.values()
+        return tempered or any(energy is not None for energy in self.energies.values())
+
+    def plain_potential(self, position: dict[str, Array], level: Array | int) -> Array:
+        noise = self.schedule.at(level)
+        xs = {name: position[name] for name in self.marginal}
+        zs = {name: value for name, value in position.items() if name not in xs}
+        outputs = OnDemand(self._batches(zs, noise), xs, noise)
+        terms = [energy(outputs).log_density for energy in self.energies.values() if energy is not None]
+        if self.likelihood is not None:
+            terms.append(self.likelihood.tempered(xs, zs, noise))
+        total = _total(terms)
+        assert total is not None  # energies and likelihoods have values
+        return total
+
     def leaf_scores(self, position: dict[str, Array], level: Array | int) -> tuple[dict[str, Array], ...]:
         noise = self.schedule.at(level)
         xs = {name: position[name] for name in self.marginal}
@@ -286,14 +243,17 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
     shapes = {site.name: site.shape for site in graph.sites}
     marginal = {n: None if f is None else lower_expression(f, shapes[n]) for n, (f, _) in parts.items()}
     potential = {n: None if g is None else lower_expression(g, shapes[n]) for n, (_, g) in parts.items()}
+    own = {site: None if g is None else _energies(g) for site, (_, g) in parts.items()}
+    energies = {n: None if g is None else lower_expression(g, shapes[n]) for n, g in own.items()}
     places = tuple((s.name, leaf.slot) for s in graph.sites for leaf in leaves(s.root) if leaf.slot is not None)
-    batches = tuple(map(_batch, graph.groups))
+    batches = tuple(map(batch_of, graph.groups))
     ancestral = frozenset(site.name for site in graph.sites if site.ancestral)
     return Evaluator(
         graph.schedule,
         batches,
         marginal,
         potential,
+        energies,
         likelihood,
         places,
         tuple(shapes.items()),
@@ -303,10 +263,14 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
     )
 
 
-def _batch(group: Group) -> Batch:
-    members: tuple[Member, ...] = group.members
-    names = members[0].conditions
-    conditions = {name: jnp.stack([jnp.asarray(m.conditions[name]) for m in members]) for name in names}
-    return Batch(
-        group.factor.holding({}), group.own_noise, conditions, tuple((m.site, m.region) for m in members), group.latent
-    )
+def _energies(potential: Node) -> Node | None:
+    """What of a potential is the user's own energies."""
+
+    def own(node: Node) -> bool:
+        return all(isinstance(leaf.factor, Energy) for leaf in leaves(node))
+
+    if not isinstance(potential, Product):
+        return potential if own(potential) else None
+    kept = [(c, w) for c, w in zip(potential.children, potential.powers, strict=True) if own(c)]
+    children, powers = tuple(c for c, _ in kept), tuple(w for _, w in kept)
+    return dataclasses.replace(potential, children=children, powers=powers) if kept else None

@@ -35,6 +35,16 @@ class Evaluates(eqx.Module):
     def __call__(self, position: Position, level: Array | int) -> Evaluation:
         """Everything known of π_level at the position, each network called once."""
 
+    @property
+    @abc.abstractmethod
+    def plain(self) -> bool:
+        """Whether G has a part that is the user's own function of x: `plain_potential`."""
+
+    @abc.abstractmethod
+    def plain_potential(self, position: Position, level: Array | int) -> Array:
+        """Its logarithm, a scalar: tempered observations and user energies, without a network of a diffusion or
+        classifier."""
+
     @abc.abstractmethod
     def leaf_scores(self, position: Position, level: Array | int) -> tuple[dict[str, Array], ...]:
         """``{site: ∇ log f}`` of every leaf, in the order of `Described.offers`; each network called once."""

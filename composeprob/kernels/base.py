@@ -40,7 +40,8 @@ class Info(eqx.Module):
         acceptance: probability with which the proposal is accepted, in [0, 1]; 1 for an unadjusted kernel.
         accepted: whether it was.
         non_finite: whether the proposal (its position, log-density, score, …) had a NaN or an infinity; it was then
-            rejected, by unadjusted kernels too. A log-density of −∞ outside the support counts.
+            rejected, by unadjusted kernels too. A log-density of −∞ does not count: there the density is 0, and the
+            proposal is rejected like any other.
         log_reversal: log T(x|x') − log T(x'|x) of the move from x to x' that was made, 0 where the chain stayed: how
             much likelier `Kernel.reversal` goes back than the kernel went. Under detailed balance that is
             log π(x) − log π(x').

@@ -17,6 +17,7 @@ from composeprob.kernels.hamiltonian import Hamiltonian, HamiltonianState, flip,
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metropolis import metropolis
 from composeprob.kernels.step_size import Adaptive, StepSize, as_scalar, as_step_size, check_range, match_precision
+from composeprob.kernels.walls import comparable
 
 JITTER = 3
 """Folded into a transition's key for its own step size."""
@@ -98,7 +99,8 @@ class HMC(Hamiltonian):
         step_size = step_size * (1.0 + match_precision(self.jitter, state.position) * drawn)
         if not isinstance(self.log_ratio, LineIntegral):
             proposed = self.integrate(refreshed, target, step_size)
-            log_ratio = log_joint(proposed) - log_joint(refreshed)
+            there, here = comparable(proposed, refreshed)
+            log_ratio = log_joint(there) - log_joint(here)
             return metropolis(key_accept, log_ratio, proposed, flip(refreshed))
         if self.log_ratio.num_points is None:
             proposed, nodes, scores = self.trajectory(refreshed, target, step_size)

@@ -13,6 +13,7 @@ from composeprob.kernels.langevin import Langevin, log_proposal_ratio
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metropolis import metropolis
 from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size
+from composeprob.kernels.walls import comparable
 
 
 class MALA(Langevin):
@@ -78,6 +79,7 @@ class MALA(Langevin):
         if isinstance(self.log_ratio, LineIntegral):
             log_target_ratio, error = self.log_ratio.straight(state, proposed, target)
         else:
-            log_target_ratio = log_density_of(proposed.evaluation) - log_density_of(state.evaluation)
+            there, here = comparable(proposed, state)
+            log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)
         log_ratio = log_target_ratio + log_proposal_ratio(state, proposed, step_size)
         return metropolis(key_accept, log_ratio, proposed, state, log_target_ratio, error)

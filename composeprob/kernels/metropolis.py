@@ -10,6 +10,7 @@ from jax import Array
 
 from composeprob import pytree
 from composeprob.kernels.base import Info, KernelState, log_density_of
+from composeprob.kernels.walls import comparable, finite, zero_density
 
 S = TypeVar("S", bound=KernelState)
 
@@ -28,8 +29,9 @@ def metropolis(
 
     Args:
         key: typed random key.
-        log_ratio: log π(x')q(x|x') − log π(x)q(x'|x), a scalar; NaN rejects.
-        proposed: the state at x'. If any part of it is non-finite it is rejected and flagged.
+        log_ratio: log π(x')q(x|x') − log π(x)q(x'|x), a scalar, of `comparable` states; NaN rejects.
+        proposed: the state at x'. If any part of it is non-finite it is rejected and flagged; a density of 0,
+            log π = −∞, is no such part.
         rejected: the state after a rejection: the current one, with its momentum flipped where there is one.
         log_target_ratio: log π(x') − log π(x), a scalar; left out, that of the two states' evaluations.
         quadrature_error: an estimate of the error of `log_ratio` where that is a quadrature.
@@ -37,27 +39,34 @@ def metropolis(
     Returns:
         The next state and its `Info`.
     """
-    usable = pytree.all_finite(proposed) & ~jnp.isnan(log_ratio)
+    leaves = zero_density(proposed.evaluation) & ~zero_density(rejected.evaluation)
+    log_ratio = jnp.where(leaves, -jnp.inf, log_ratio)  # a line integral of the score does not see a wall
+    usable = finite(proposed) & ~jnp.isnan(log_ratio)
     probability = jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
     # −Exponential(1) is the logarithm of a uniform number, and never −∞: a ratio of −∞ cannot be accepted.
     log_uniform = -jax.random.exponential(key, dtype=jnp.result_type(log_ratio))
     accepted = usable & (log_uniform <= log_ratio)
     if log_target_ratio is None:
-        log_target_ratio = log_density_of(proposed.evaluation) - log_density_of(rejected.evaluation)
+        there, here = comparable(proposed, rejected)
+        log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)
     return _choose(accepted, probability, usable, -log_target_ratio, quadrature_error, proposed, rejected)
 
 
 def unadjusted(proposed: S, rejected: S, log_reversal: Array | None = None) -> tuple[S, Info]:
-    """Goes to `proposed` unless it is non-finite: what kernels without a Metropolis test do instead of it.
+    """Goes to `proposed` unless it is non-finite, or leads out of where the density is positive.
+
+    That is what kernels without a Metropolis test do instead of it.
 
     Args:
         proposed: the state at x'.
         rejected: the state where x' is unusable.
         log_reversal: log q(x|x') − log q(x'|x) of the proposal, a scalar; left out where unknown, and reported as NaN.
     """
-    usable = pytree.all_finite(proposed)
+    usable = finite(proposed)
+    leaves = zero_density(proposed.evaluation) & ~zero_density(rejected.evaluation)
+    taken = usable & ~leaves
     log_reversal = jnp.asarray(jnp.nan) if log_reversal is None else log_reversal
-    return _choose(usable, usable, usable, log_reversal, 0.0, proposed, rejected)
+    return _choose(taken, taken, usable, log_reversal, 0.0, proposed, rejected)
 
 
 def _choose(

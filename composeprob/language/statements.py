@@ -59,11 +59,11 @@ def observe(
       A·x + b, with A, b and the spread free of x (they may depend on static sites), and a prior made of `cp.Analytic`
       mixtures of Gaussians; several such observations count together. Static sites meet it by and by: below log-SNR
       −2 it is raised to a power that goes from 0 at the noisiest level to 1;
-    * ``"tempered"`` (default elsewhere): the program sees x/α_k, and the likelihood is raised to the power
-      sigmoid(λ_k − 4)/sigmoid(λ_0 − 4) of the log-SNR λ: nearly 0 at the noisiest levels, 1 at level 0;
+    * ``"tempered"`` (default elsewhere): the program sees x/α_k, and the likelihood is raised to a power that is nearly
+      0 at the noisiest levels and 1 at level 0: about s²/(s² + σ_k²/α_k²), where s, 0.14 or less, is how sharply the
+      observations tell x, which the compiler measures;
     * ``"denoised"``: the program sees the Tweedie mean (x + σ_k²·∇log F_k(x))/α_k, and the likelihood is raised to the
-      power (s² + r_0²)/(s² + r_k²) with r_k² = sigmoid(−λ_k) and s² = e⁻⁴; static sites meet it by and by, as under
-      ``"exact"``;
+      power of ``"tempered"``;
     * ``"noised"``: the program sees x itself; ``distribution`` may be a function of the level's index.
 
     An observation that looks at no noised site is never annealed.

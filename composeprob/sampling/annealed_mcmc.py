@@ -15,6 +15,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Target
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import Holding, Kernel, KernelState
+from composeprob.kernels.walls import zero_density
 from composeprob.pytree import all_finite, where
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.reverse import reverse_step
@@ -149,9 +150,18 @@ def unevaluated(density: AnnealedDensity, level: int) -> Target:
 def descend(
     key: Array, state: KernelState, density: AnnealedDensity, level: Array, above: Array
 ) -> tuple[KernelState, Array]:
-    """One chain's reverse step from the level above to level, and whether its score was not finite."""
+    """One chain's reverse step from the level above to level, and whether its score was not finite.
+
+    A step through a wall, to where the density is 0, is not made: the chain stays at the same x/α.
+    """
     score, falls = state.evaluation.score, level < above
     moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, score, density, above, below=level)
+    if density.evaluator.plain:
+        through = jnp.isneginf(density.evaluator.plain_potential(moved, level)) & ~zero_density(state.evaluation)
+        ratio = density.schedule.at(level).alpha / density.schedule.at(above).alpha
+        noised = {name for name, site in density.sites.items() if site.kind == "noised"}
+        stayed = {name: ratio * x if name in noised else x for name, x in state.position.items()}
+        moved = where(through, stayed, moved)
     return dataclasses.replace(state, position=where(falls, moved, state.position)), falls & ~all_finite(score)
 
 

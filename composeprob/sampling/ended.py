@@ -60,6 +60,7 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         sampler.adjusted,
         ended.curl,
         sampler.blocks,
+        _outside(run) if arrived else 0.0,
     )
     families = Families.of(np.exp(log_weights - log_weights.max()), ancestors)
     # Before level 0 the evidence is that of a noisier density.
@@ -107,3 +108,11 @@ def _doubts(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[
     doubts = [(Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts]
     far = diverged(noised, float(top.alpha), float(top.sigma)) if density.num_levels > 1 else []
     return [*far, *doubts]
+
+
+def _outside(run: Run) -> float:
+    """The share of chains that are where the density is 0, as far as their last evaluation has its value."""
+    evaluation = getattr(run.chains, "evaluation", None)
+    if evaluation is None or evaluation.log_density is None:
+        return 0.0
+    return float(np.mean(np.isneginf(host(evaluation.log_density))))

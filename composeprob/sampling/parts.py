@@ -63,6 +63,13 @@ class InParts(Evaluates):
     def __call__(self, position: Position, level: Array | int) -> Evaluation:
         return self.whole(position)(position, level)
 
+    @property
+    def plain(self) -> bool:
+        return self.cut.plain
+
+    def plain_potential(self, position: Position, level: Array | int) -> Array:
+        return self.whole(position).plain_potential(position, level)
+
     def leaf_scores(self, position: Position, level: Array | int) -> tuple[dict[str, Array], ...]:
         return self.whole(position).leaf_scores(position, level)
 

@@ -17,10 +17,12 @@ from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.step_size import as_scalar, check_range
+from composeprob.kernels.walls import zero_density
 from composeprob.pytree import all_finite
 from composeprob.sampling.annealed_mcmc import adjusted, check_kernel, check_stay, check_steps, named_blocks, needs
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.blocks import by_kind
+from composeprob.sampling.potentials import averaged_potential
 from composeprob.sampling.resampling import distinct, evidence_variance, log_mean_weight, relative_ess, systematic
 from composeprob.sampling.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
 from composeprob.sampling.transitions import Transitions
@@ -42,7 +44,9 @@ class SMC(Sampler):
     * ``weights="feynman_kac"``: a reverse step, and log w += ∫g²·r dτ + log G_k(x') − log G_{k+1}(x) + log p(x') −
       log q(x'), with r the Feynman–Kac rate that the compiler derives from the leaves' scores, p the law of the step
       along ∇log F, and q that of the step that is made, which leans towards ∇log G. It needs scores of F only, so it is
-      right for learned factors;
+      right for learned factors. Tempered observations and user energies are averaged in G_{k+1}, over 8 points that
+      noise leads back to from x', so that walls, where they are 0, lose no mass. That takes 8 evaluations of these
+      functions a level, and none of a network of F;
     * ``weights="density"``: no move, and log w += log π_k(x) − log π_{k+1}(x). It trusts log-densities *between*
       modes, which energies learned by score matching do not know: for analytic or calibrated factors only.
 
@@ -193,7 +197,7 @@ class SMC(Sampler):
             lambda s: (s, spread.map(partial(first_weight, density=density, level=level), s)),
             run.chains,
         )
-        usable = jnp.isfinite(own)
+        usable = ~jnp.isnan(own)
         own = run.log_weights + own
         own = jnp.where(jnp.isfinite(own), own, -jnp.inf)
         log_weights, counted = spread.gather(jnp.stack([own, usable], axis=1)).T
@@ -238,8 +242,8 @@ class SMC(Sampler):
     def _descend(
         self, key: Array, state: Any, density: AnnealedDensity, level: Array, above: Array
     ) -> tuple[Any, Array]:
-        """One chain from the level above to this one: its new state and what its log-weight gains, −∞ where that or the
-        score is not finite. One evaluation, two of second order."""
+        """One chain from the level above to this one: its new state and what its log-weight gains: −∞ where the density
+        is 0, NaN where that or the score is not finite. One evaluation, two of second order."""
         x, before, gain = state.position, state.evaluation, jnp.zeros(())
         if self.weights == "feynman_kac":
             followed = leaning(x, before, density, above, level)
@@ -253,9 +257,15 @@ class SMC(Sampler):
             state = dataclasses.replace(state, evaluation=target(state.position))
         else:
             state = self.kernel.relevel(state, target)
+        if self.weights == "feynman_kac":
+            assert before.log_potential is not None
+            seen = averaged_potential(key, state.position, x, before.log_potential, density, above, level)
+            before = dataclasses.replace(before, log_potential=seen)
         gain = gain + gain_between(before, state.evaluation, density, level, self.weights, above)
-        usable = all_finite((gain, before.drift, state.evaluation.score))
-        return state, jnp.where(usable, gain, -jnp.inf)
+        usable = all_finite((before.drift, state.evaluation.score)) & (gain < jnp.inf)
+        # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
+        gain = jnp.where(zero_density(before), -jnp.inf, jnp.where(usable, gain, jnp.nan))
+        return state, gain
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains.position

@@ -30,6 +30,7 @@ class Code(enum.StrEnum):
     INTERRUPTED = "interrupted"
     SAMPLES_DIVERGED = "samples_diverged"
     NETWORK_DOUBTED = "network_doubted"
+    ZERO_DENSITY = "zero_density"
     NON_FINITE = "non_finite"
     NOT_CONSERVATIVE = "not_conservative"
     ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
@@ -157,6 +158,7 @@ def diagnose(
     adjusted: bool | Sequence[bool],
     curl: Mapping[str, float] | None = None,
     blocks: Sequence[str] = (),
+    outside: float = 0.0,
 ) -> Status:
     """Read the status of a run off its diagnostics.
 
@@ -173,6 +175,7 @@ def diagnose(
         adjusted: whether the kernel (each block's) has a Metropolis test, so that its acceptance means something.
         curl: relative curl of the factors whose score a line integral relied on, ``{factor: value}``.
         blocks: the names of the kernel's blocks.
+        outside: share of the chains that are where the density is 0.
     """
     visited = np.arange(num_levels) >= num_levels - completed_levels
     findings: list[tuple[Code, str]] = []
@@ -185,6 +188,17 @@ def diagnose(
                 Code.INTERRUPTED,
                 f"Stopped after {completed_levels} of {num_levels} levels: {state}, not level 0. "
                 "Run it again to the end, or with fewer chains or levels if it takes too long.",
+            )
+        )
+
+    if outside > 0:
+        findings.append(
+            (
+                Code.ZERO_DENSITY,
+                f"{outside:.2%} of the chains are where the density is 0 (log-density -inf), outside of the walls that "
+                "hold the posterior: they did not find the way in. Their samples belong to no posterior; leave them "
+                "out. Use cp.SMC, which weighs such chains out, with more chains, or give the wall a slope, such as "
+                "jax.nn.log_sigmoid(distance / width).",
             )
         )
 
@@ -201,9 +215,10 @@ def diagnose(
             (
                 Code.NON_FINITE,
                 f"Up to {np.nanmax(share[bad]):.1%} of the proposals had a NaN or infinite density or score at "
-                f"{_levels(bad)}; they were rejected, so the chains cannot enter that region. "
-                "Expected where a factor is zero outside its support; else try smaller steps (step_size=cp.Adaptive() "
-                "for MALA and HMC), and evaluate density.log_density there to find the factor that overflows.",
+                f"{_levels(bad)}; they were rejected, so the chains cannot enter that region, and what it holds is "
+                "missing from the samples and the evidence. Evaluate density.log_density there to find the factor that "
+                "overflows; try smaller steps (step_size=cp.Adaptive() for MALA and HMC). A factor that is meant to be "
+                "0 there must say so by -jnp.inf with a finite gradient: jnp.where(inside, log_weight, -jnp.inf).",
             )
         )
     turning = {name: value for name, value in (curl or {}).items() if value > CURL_CEILING}

@@ -1,0 +1,156 @@
+"""The powers under which observations count at each level: those that suit how sharp they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from composeprob.compiler.conjugate import Prior
+from composeprob.schedule import Noise, Schedule
+
+BLUNTEST = np.exp(4.0)
+"""1/s² of the bluntest instrument that powers are made for: s = 0.14, in the data's units."""
+SCALES = 10
+"""How many sizes of noise the likelihood is looked at under, from the cleanest level's to the noisiest's."""
+LOOKS = 64
+"""Draws at which it is evaluated under each."""
+SLOPES = 16
+"""Those of them at which its curvature is measured."""
+SECANT = 0.03
+"""The length over which a curvature is measured, in units of the noise."""
+ENTRY = 0.5
+"""A wall stands where the share of draws that it lets through is at least so much of the largest at any level."""
+
+
+class Tempering(eqx.Module):
+    r"""The powers γ_k of the observations that are tempered or denoised, and what stands in for zeros of theirs.
+
+    Seen at x/α, an observation is blurred by noise of variance r_k² = σ_k²/α_k². An instrument of standard deviation s
+    is widened to that blur by the power s²/(s² + r²). Where it looks at x through a function, 1/s² is the curvature of
+    the log-likelihood, and depends on x: H_k is the median of its largest eigenvalue at draws x₀ + r_k·ξ of the prior,
+    at least e⁴ (s = 0.14), and
+
+        γ_k = min over levels j ≤ k of (1 + r_0²·H_0)/(1 + r_j²·H_j),    so γ_0 = 1.
+
+    A likelihood sharper than its power allows for is a path too narrow for the chains to follow.
+
+    A likelihood that is 0 (log L = −∞) stays 0 under every power. That is right for a wall that divides a space; a box,
+    though, is so small beside the noise of the first levels that no chain would be in it. So a wall stands only from
+    the level on where it lets through at least half of the largest share; above that level the median of log L stands
+    in for −∞.
+
+    Attributes:
+        power: γ, (K,).
+        stand_in: ``{observation: (K,)}``; −∞ where the wall stands.
+    """
+
+    power: Array
+    stand_in: dict[str, Array]
+
+    def of(self, name: str, log_likelihood: Array, noise: Noise) -> Array:
+        """log L to the level's power, a scalar."""
+        held = self.stand_in[name][noise.index]
+        return self.power[noise.index] * jnp.where(jnp.isneginf(log_likelihood), held, log_likelihood)
+
+
+def tempering(
+    likelihood: Any, names: tuple[str, ...], priors: dict[str, Prior | None], shapes: dict[str, tuple[int, ...]],
+    schedule: Schedule,
+) -> Tempering:  # fmt: skip
+    """The powers for the observations ``names``, from what the likelihood is at draws of the prior.
+
+    Args:
+        likelihood: gives the observations' densities, `Likelihood.replay`.
+        names: those observations.
+        priors: of each noised site as mixtures of Gaussians; None where it is none, and N(0, 1) stands for it.
+        shapes: of each noised site.
+        schedule: the levels.
+    """
+    rng = np.random.default_rng(0)
+    xs = {name: jnp.asarray(_drawn(rng, priors[name], shape)) for name, shape in shapes.items()}
+    blur = schedule.levels.sigma / schedule.levels.alpha
+    scales = jnp.exp(jnp.linspace(jnp.log(blur[0]), jnp.log(blur[-1]), SCALES))
+    values, curvatures = _look(likelihood, names, xs, scales, jax.random.key(0))
+    return Tempering(_powers(curvatures, scales, blur), _stand_ins(names, values, scales, blur))
+
+
+def _powers(curvatures: Array, scales: Array, blur: Array) -> Array:
+    """γ, (K,), from the curvatures at draws under each scale, (SCALES, SLOPES)."""
+    sharp = jnp.nanmedian(curvatures, axis=1)
+    sharp = jnp.clip(jnp.where(jnp.isnan(sharp), 0.0, sharp), BLUNTEST, 1e30)
+    here = jnp.exp(jnp.interp(jnp.log(blur), jnp.log(scales), jnp.log(sharp)))
+    inverse = 1.0 + blur**2 * here
+    return jax.lax.cummin(inverse[0] / inverse)
+
+
+def _stand_ins(names: tuple[str, ...], values: Array, scales: Array, blur: Array) -> dict[str, Array]:
+    """What stands in for −∞ at each level, from log-likelihoods under each scale, (SCALES, LOOKS, observations)."""
+    through = jnp.mean(~jnp.isneginf(values), axis=1)
+    wide = through >= ENTRY * jnp.max(through, axis=0)
+    entry = jnp.max(jnp.where(wide, scales[:, None], 0.0), axis=0)
+    typical = jnp.nan_to_num(jnp.nanmedian(jnp.where(jnp.isfinite(values), values, jnp.nan), axis=(0, 1)))
+    held = jnp.where(blur[:, None] > entry * (1 + 1e-5), typical, -jnp.inf)
+    return {name: held[:, i] for i, name in enumerate(names)}
+
+
+@eqx.filter_jit
+def _look(
+    likelihood: Any, names: tuple[str, ...], xs: dict[str, Array], scales: Array, key: Array
+) -> tuple[Array, Array]:
+    """Under each scale: log L of every observation at every draw, and the largest curvature of their sum at some."""
+
+    def under(scale: Array) -> tuple[Array, Array]:
+        def at(key: Array, x: dict[str, Array]) -> tuple[Callable[[Array], Array], Array, Array]:
+            flat, back = ravel_pytree(x)
+            draw_key, noise_key, way_key = jax.random.split(key, 3)
+            flat = flat + scale * jax.random.normal(noise_key, flat.shape)
+            zs = likelihood.draw(draw_key, back(flat))
+
+            def log_likelihoods(flat: Array) -> Array:
+                statements, _ = likelihood.replay(back(flat), zs, 0)
+                return jnp.stack([statements[name].log_prob() for name in names])
+
+            return log_likelihoods, flat, way_key
+
+        def value(key: Array, x: dict[str, Array]) -> Array:
+            log_likelihoods, flat, _ = at(key, x)
+            return log_likelihoods(flat)
+
+        def curvature(key: Array, x: dict[str, Array]) -> Array:
+            log_likelihoods, flat, way_key = at(key, x)
+            slope = jax.grad(lambda flat: jnp.sum(log_likelihoods(flat)))
+            step, start = SECANT * scale, slope(flat)
+            way = jax.random.normal(way_key, flat.shape)
+            for _ in range(2):  # of the power method; exact where one direction is measured
+                way = (slope(flat + step * way / jnp.linalg.norm(way)) - start) / step
+            return jnp.linalg.norm(way)
+
+        keys = jax.random.split(key, LOOKS)
+        some = jax.tree.map(lambda x: x[:SLOPES], xs)
+        return jax.vmap(value)(keys, xs), jax.vmap(curvature)(keys[:SLOPES], some)
+
+    return jax.lax.map(under, scales)
+
+
+def _drawn(rng: np.random.Generator, prior: Prior | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Draws of a site, (LOOKS, *shape)."""
+    flat = rng.standard_normal((LOOKS, int(np.prod(shape))))
+    for part in [] if prior is None else prior.parts:
+        log_weights = part.normalised().log_weights
+        chosen = rng.choice(len(log_weights), LOOKS, p=np.exp(log_weights))
+        noise = flat[:, part.entries]
+        if part.covariances.ndim == 2:
+            away = np.sqrt(part.covariances[chosen]) * noise
+        else:
+            widths, basis = np.linalg.eigh(part.covariances)
+            roots = basis * np.sqrt(np.maximum(widths, 0.0))[:, None, :]
+            away = np.einsum("lab,lb->la", roots[chosen], noise)
+        flat[:, part.entries] = part.means[chosen] + away
+    return flat.reshape(LOOKS, *shape)

@@ -1,0 +1,68 @@
+"""The powers of tempered observations, and what stands in for their zeros."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+
+SCHEDULE = cp.Schedule.log_snr(30)
+BLUR = np.asarray(SCHEDULE.sigma) / np.asarray(SCHEDULE.alpha)
+
+
+@cp.program
+def weighed(f, log_weight):
+    cp.factor("w", log_weight(cp.sample("x", f)))
+
+
+def tempering(log_weight, sd=1.0, mean=0.0):
+    density = cp.compile(weighed, cp.Analytic(dist.Normal(mean, sd), SCHEDULE), log_weight)
+    return density.evaluator.likelihood.tempering
+
+
+@pytest.mark.parametrize(("s", "power_of"), [(0.3, np.exp(-2.0)), (0.01, 0.01)], ids=["blunt", "sharp"])
+def test_the_power_is_that_of_an_instrument_as_sharp(s, power_of):
+    found = tempering(lambda x: -0.5 * (x / s) ** 2).power
+    np.testing.assert_allclose(found, (power_of**2 + BLUR[0] ** 2) / (power_of**2 + BLUR**2), rtol=0.02)
+    assert found[0] == 1.0
+
+
+def test_the_power_follows_the_slope_where_the_prior_is():
+    """Of y = x² seen with noise s: as sharp as s/(2·mean), and sharper still where noise carries x further out."""
+    s, mean = 0.1, 20.0
+    found = np.asarray(tempering(lambda x: dist.Normal(x**2, s).log_prob(mean**2), 0.1, mean).power)
+    sharp = (s / (2 * mean)) ** 2
+    near = BLUR < 1
+    expected = (sharp + BLUR[0] ** 2) / (sharp + BLUR**2)
+    np.testing.assert_allclose(found[near], expected[near], rtol=0.25)
+    assert found[-1] < 0.2 * expected[-1]
+    assert np.all(np.diff(found) <= 0)
+
+
+def test_a_wall_that_divides_a_space_stands_at_every_level():
+    assert np.all(np.isneginf(tempering(lambda x: jnp.where(x > 0, 0.0, -jnp.inf)).stand_in["w"]))
+
+
+def test_a_small_hole_opens_where_chains_can_be_in_it():
+    offset = -300.0
+    found = tempering(lambda x: jnp.where((x > 0) & (x < 1), offset, -jnp.inf))
+    stands = np.isneginf(found.stand_in["w"])
+    assert np.all(stands[BLUR < 0.3])
+    assert not np.any(stands[BLUR > 5.0])
+    np.testing.assert_allclose(np.asarray(found.stand_in["w"])[~stands], offset)  # the walls are level with the hole
+    noise = SCHEDULE.at(29)
+    np.testing.assert_allclose(
+        found.of("w", jnp.asarray(-jnp.inf), noise), found.of("w", jnp.asarray(offset), noise), rtol=1e-6
+    )
+
+
+def test_new_data_reuse_compiled_code():
+    @cp.program
+    def model(f, y):
+        cp.observe("y", dist.StudentT(3.0, cp.sample("x", f), 0.2), y)
+
+    f = cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)
+    one, two = (jax.tree.structure(cp.compile(model, f, jnp.asarray(y))) for y in (0.1, 3.0))
+    assert one == two

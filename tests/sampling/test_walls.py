@@ -1,0 +1,149 @@
+"""Densities that are 0, or nearly so, on part of the space: the evidence, the samples, and what the status says.
+
+Each program's posterior is that of a normal or a mixture cut off somewhere, so evidence and means are known.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax.scipy.special import log_ndtr
+from scipy import stats
+
+import composeprob as cp
+from composeprob.sampling import potentials
+from composeprob.sampling.status import Code
+
+SCHEDULE = cp.Schedule.log_snr(40)
+UNIT = cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)
+PLANE = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), SCHEDULE)
+HALVES = 0.5**2
+"""Mass of both half-lines."""
+
+
+def allowed(inside):
+    return jnp.where(inside, 0.0, -jnp.inf)
+
+
+@cp.program
+def walled(f, energy, edge):
+    x = cp.sample("x", f)
+    cp.factor("wall", allowed(x > edge))
+    cp.sample("y", f * energy)
+
+
+@cp.program
+def squared(f, y):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(x**2, 0.1), y)
+
+
+@cp.program
+def boxed(f):
+    x = cp.sample("x", f)
+    cp.factor("box", allowed(jnp.all((x > 0) & (x < 1))))
+
+
+@cp.program
+def rare(f, tau):
+    x = cp.sample("x", f)
+    cp.factor("event", log_ndtr((x - tau) / 0.1), anneal="denoised")
+
+
+def walls(edge=0.0):
+    energy = cp.Energy(lambda y, level: allowed(y > 0), SCHEDULE, event_shape=(), top_power=0.0)
+    return cp.compile(walled, UNIT, energy, jnp.asarray(edge))
+
+
+def smc(density, num_chains=1000):
+    return cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=cp.SMC(), progress=False)
+
+
+def test_hard_walls_lose_nothing():
+    """A statement's wall and an energy's: without the mean over M points the log-evidence is off by −10."""
+    result = smc(walls())
+    assert abs(result.log_evidence - np.log(HALVES)) < 0.5
+    for name in "xy":
+        assert np.all(result[name] > 0)
+        assert abs(result[name].mean() - np.sqrt(2 / np.pi)) < 0.12
+    assert not result.status.has(Code.NON_FINITE)  # a zero is no failure
+    assert not result.status.has(Code.ZERO_DENSITY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", [40, 160])
+def test_what_walls_lose_does_not_grow_with_the_levels(levels):
+    schedule = cp.Schedule.log_snr(levels)
+    density = cp.compile(boxed, cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), schedule))
+    found = [
+        cp.infer(density, jax.random.key(k), num_chains=4000, sampler=cp.SMC(), progress=False).log_evidence
+        for k in range(6)
+    ]
+    assert abs(np.mean(found) - 2 * np.log(stats.norm.cdf(1) - 0.5)) < 0.15
+
+
+def test_a_box_is_found_from_the_noisiest_level():
+    """At the first levels no chain is in it: its wall stands only from where some are."""
+    result = smc(cp.compile(boxed, PLANE))
+    assert abs(result.log_evidence - 2 * np.log(stats.norm.cdf(1) - 0.5)) < 0.5
+    assert np.all((result["x"] > 0) & (result["x"] < 1))
+    assert np.abs(result["x"].mean(0) - stats.truncnorm(0, 1).mean()).max() < 0.06
+
+
+def test_an_observation_sharper_than_its_function_is_flat():
+    result = smc(cp.compile(squared, UNIT, 2.0))
+    truth = stats.chi2(1).logpdf(2.0)  # of x²; the noise of y is narrow beside it
+    assert abs(result.log_evidence - truth) < 0.5
+    assert abs((result["x"] ** 2).mean() - 2.0) < 0.05
+    assert 0.3 < (result["x"] > 0).mean() < 0.7
+
+
+def test_a_rare_event_at_the_tweedie_mean():
+    means, sds, weights = np.array([-6.0, 4.0]), np.array([0.7, 1.5]), np.array([0.7, 0.3])
+    mixture = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(weights)), dist.Normal(means, sds))
+    result = smc(cp.compile(rare, cp.Analytic(mixture, SCHEDULE), 8.0))
+    truth = np.log(weights @ stats.norm.sf((8.0 - means) / np.hypot(sds, 0.1)))
+    assert abs(result.log_evidence - truth) < 0.5
+
+
+def independent(density):
+    sampler = cp.AnnealedMCMC(cp.HMC(), 3, reverse_step=True)
+    return cp.infer(density, jax.random.key(0), num_chains=100, sampler=sampler, progress=False)
+
+
+def test_independent_chains_come_in_and_stay_in():
+    result = independent(walls())
+    assert np.all(result["x"] > 0)
+    assert np.all(result["y"] > 0)
+    assert not result.status.has(Code.ZERO_DENSITY)
+    assert not result.status.has(Code.NON_FINITE)
+
+
+def test_chains_that_never_come_in_are_named():
+    result = independent(walls(edge=1000.0))
+    outside = np.mean(result["x"] <= 1000)
+    assert outside > 0.5
+    assert result.status.has(Code.ZERO_DENSITY)
+    assert f"{outside:.2%} of the chains" in result.status.message
+    assert "expected" not in result.status.message.lower()
+
+
+def test_a_network_is_no_plain_potential(monkeypatch):
+    """A program without user functions of x, or with networks only, pays for no further points."""
+
+    def never(*_):
+        raise AssertionError("evaluated")
+
+    classifier = cp.Classifier(lambda x, t: jnp.stack([x, -x]), SCHEDULE, event_shape=())
+
+    @cp.program
+    def single(f):
+        cp.sample("x", f)
+
+    guided, alone = (cp.compile(single, f) for f in (cp.condition(UNIT, classifier, 1), UNIT))
+    position = {"x": jnp.array(0.3)}
+    monkeypatch.setattr(type(alone.evaluator), "plain_potential", never)
+    for density in (guided, alone):
+        seen = jnp.array(-1.5)
+        assert potentials.averaged_potential(jax.random.key(0), position, position, seen, density, 3) is seen

@@ -46,7 +46,7 @@ def test_nan_means_not_applicable():
     ("change", "code", "words"),
     [
         ({"completed_levels": 5}, Code.INTERRUPTED, "after 5 of 20 levels"),
-        ({"outside": 0.005}, Code.ZERO_DENSITY, "0.50% of the chains .* cp.SMC"),
+        ({"outside": 0.005}, Code.ZERO_DENSITY, "0.50% of the chains .* Try cp.SMC"),
         ({"non_finite": at([3], 40, 0)}, Code.NON_FINITE, "40.0% .* at level 3;"),
         (
             {"curl": {"f(x)": 0.3, "g(x)": 0.01}},

@@ -197,7 +197,7 @@ def diagnose(
                 Code.ZERO_DENSITY,
                 f"{outside:.2%} of the chains are where the density is 0 (log-density -inf), outside of the walls that "
                 "hold the posterior: they did not find the way in. Their samples belong to no posterior; leave them "
-                "out. Use cp.SMC, which weighs such chains out, with more chains, or give the wall a slope, such as "
+                "out. Try cp.SMC, which weighs such chains out, with more chains, or give the wall a slope, such as "
                 "jax.nn.log_sigmoid(distance / width).",
             )
         )

@@ -73,8 +73,12 @@ def rows(kind: str, task: Task) -> list[Row]:
             Row("MALA tuned", lambda: mcmc(cp.MALA(cp.Adaptive()), STEPS), "even"),
             Row("HMC tuned × 3", lambda: mcmc(cp.HMC(cp.Adaptive(), num_leapfrog=3), STEPS), "even"),
             Row("HMC tuned × 3, 10 a level", lambda: mcmc(cp.HMC(cp.Adaptive(), num_leapfrog=3), 10), "even"),
-            Row("SMC", lambda: cp.SMC(cp.MALA(cp.Adaptive()), second_order=False), "even"),
-            Row("SMC, 3 MALA a level", lambda: cp.SMC(cp.MALA(cp.Adaptive()), STEPS, second_order=False), "even"),
+            Row("SMC", lambda: cp.SMC(cp.MALA(cp.Adaptive()), second_order=False, control="none"), "even"),
+            Row(
+                "SMC, 3 MALA a level",
+                lambda: cp.SMC(cp.MALA(cp.Adaptive()), STEPS, second_order=False, control="none"),
+                "even",
+            ),
         ]
         return paper + ours
     three, five = line(3), line(5, "simpson")
@@ -97,5 +101,9 @@ def rows(kind: str, task: Task) -> list[Row]:
         *ours,
         Row("HMC tuned × 3, leapfrog", lambda: mcmc(cp.HMC(cp.Adaptive(), 3, log_ratio=own), STEPS), "even"),
         Row("SMC, no kernel", cp.SMC, "even"),
-        Row("SMC, MALA 5 points", lambda: cp.SMC(cp.MALA(cp.Adaptive(), log_ratio=five), second_order=False), "even"),
+        Row(
+            "SMC, MALA 5 points",
+            lambda: cp.SMC(cp.MALA(cp.Adaptive(), log_ratio=five), second_order=False, control="none"),
+            "even",
+        ),
     ]

@@ -16,7 +16,8 @@ from composeprob.errors import InvalidValueError
 from composeprob.kernels import HMC, Adaptive
 from composeprob.sampling.base import Run, begin
 from composeprob.sampling.resampling import log_mean_weight
-from composeprob.sampling.smc import SMC, first_weight
+from composeprob.sampling.smc import SMC
+from composeprob.sampling.weights import first_weight
 
 STEPS_PER_LEVEL = 4
 

@@ -28,7 +28,8 @@ from composeprob.sampling.annealed_mcmc import AnnealedMCMC
 from composeprob.sampling.base import REVERSE, Sampler
 from composeprob.sampling.choose import check_capabilities
 from composeprob.sampling.reverse import leaning, log_ratio_of_leaning, reverse_law, reverse_step
-from composeprob.sampling.smc import SMC, first_evidence, first_weight, gain_between
+from composeprob.sampling.smc import SMC
+from composeprob.sampling.weights import first_evidence, first_weight, gain_between
 
 
 class Path(eqx.Module):
@@ -99,10 +100,11 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
             f"Ancestral(eta={float(sampler.eta):.3g}) has no reversal that is a law of its own.",
             fix="use cp.Ancestral(eta=1.0): its steps are DDPM's, whose reversal adds noise.",
         )
-    if isinstance(sampler, SMC) and sampler.second_order:
+    if isinstance(sampler, SMC) and (sampler.second_order or sampler.control != "none"):
         raise CapabilityError(
-            "A reverse step of second order has no density that could be written down.",
-            fix="ask for the likelihood of cp.SMC(..., second_order=False), whose step is DDPM's.",
+            "A reverse step of second order has no density that could be written down, and one with a control is not "
+            "known to the way back.",
+            fix="ask for the likelihood of cp.SMC(..., second_order=False, control='none'), whose step is DDPM's.",
         )
     static = [name for name, site in density.sites.items() if site.kind != "noised"]
     if static:
@@ -128,7 +130,7 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
     # Transitions that adapted moved the chains too.
     if isinstance(sampler, SMC):
         threshold = float(sampler.resample_threshold)
-        return SMC(kernel, moves.total, sampler.weights, threshold, second_order=False).prepare(density)
+        return SMC(kernel, moves.total, sampler.weights, threshold, second_order=False, control="none").prepare(density)
     assert isinstance(sampler, AnnealedMCMC)
     return AnnealedMCMC(kernel, moves.total, sampler.reverse_step).prepare(density)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -119,6 +121,7 @@ def second_order(
     density: AnnealedDensity,
     level: Array,
     below: Array | None = None,
+    steer: Callable[[Evaluation, Position], Evaluation] = lambda evaluation, position: evaluation,
 ) -> Position:
     """Corrects a `reverse_step` from k to k − 1 by the score where it ended. One evaluation.
 
@@ -138,6 +141,7 @@ def second_order(
         moved: x', what `reverse_step` made of ``position``.
         position, evaluation: x_k, evaluated under level k.
         density, level, below: as of `reverse_step`.
+        steer: what became of ``evaluation`` before the step, for the one at its end.
 
     References:
         Kloeden and Platen (1992), chapter 15, for the weak order of Heun's method under additive noise; Bao, Li, Zhu
@@ -149,7 +153,7 @@ def second_order(
     weight = there.alpha * density.schedule.added(level, below) / here.sigma**2
     share = jnp.sqrt(1 + (weight * here.sigma / here.alpha) ** 2 / variance) - 1  # γ·c/α_{k−1}
     share = share * jnp.exp(0.25 * (here.log_snr - there.log_snr))
-    drift = density.evaluator(moved, end).drift
+    drift = steer(density.evaluator(moved, end), moved).drift
 
     def corrected(name: str) -> Array:
         if density.sites[name].kind != "noised":

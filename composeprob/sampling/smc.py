@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation
+from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.step_size import as_scalar, check_range
@@ -22,11 +22,12 @@ from composeprob.pytree import all_finite
 from composeprob.sampling.annealed_mcmc import adjusted, check_kernel, check_stay, check_steps, named_blocks, needs
 from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
 from composeprob.sampling.blocks import by_kind
+from composeprob.sampling.control import CONTROLS, steered
 from composeprob.sampling.potentials import averaged_potential
 from composeprob.sampling.resampling import distinct, evidence_variance, log_mean_weight, relative_ess, systematic
 from composeprob.sampling.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
 from composeprob.sampling.transitions import Transitions
-from composeprob.schedule import Schedule
+from composeprob.sampling.weights import first_evidence, first_weight, gain_between, normalised
 
 WEIGHTS = ("feynman_kac", "density")
 LITTLE_SIGNAL = -4.6
@@ -66,6 +67,8 @@ class SMC(Sampler):
         resample_threshold: resample where ESS/N falls below it, in (0, 1].
         second_order: whether the reverse step is corrected by the score where it ended, as in Heun's method, for one
             evaluation more a level; without that it is DDPM's, whose variance is too small.
+        control: ``"affine"`` adds a drift to the reverse step under which Feynman–Kac weights differ less, and takes it
+            into account in the weights, which stay exact; ``"none"`` leaves it out.
         stay: whether HMC moves all sites at level 0 until the population stops drifting, for programs with latents.
         check_levels: whether Feynman–Kac weights are computed once more over every other level, for half the
             evaluations, as an estimate of what the levels' distance does to the log-evidence.
@@ -85,6 +88,7 @@ class SMC(Sampler):
     weights: str = eqx.field(static=True)
     resample_threshold: Array
     second_order: bool = eqx.field(static=True)
+    control: str = eqx.field(static=True)
     stay: bool = eqx.field(static=True)
     check_levels: bool = eqx.field(static=True)
     moves: Transitions | None
@@ -96,6 +100,7 @@ class SMC(Sampler):
         weights: str = "feynman_kac",
         resample_threshold: float = 0.5,
         second_order: bool = True,
+        control: str = "affine",
         stay: bool = False,
         check_levels: bool = True,
     ):
@@ -109,6 +114,9 @@ class SMC(Sampler):
         self.kernel, self.steps_per_level, self.weights = kernel, int(steps_per_level), weights
         self.resample_threshold, self.moves = threshold, None
         self.second_order = bool(second_order) and weights == "feynman_kac"
+        if control not in CONTROLS:
+            raise InvalidValueError(f"Unknown control {control!r}.", fix=f"use one of: {', '.join(CONTROLS)}.")
+        self.control = control if weights == "feynman_kac" else "none"
         self.stay, self.check_levels = bool(stay), bool(check_levels) and weights == "feynman_kac"
 
     @property
@@ -246,11 +254,13 @@ class SMC(Sampler):
         is 0, NaN where that or the score is not finite. One evaluation, two of second order."""
         x, before, gain = state.position, state.evaluation, jnp.zeros(())
         if self.weights == "feynman_kac":
+            before = self._steered(before, x, density, above)
             followed = leaning(x, before, density, above, level)
             moved = reverse_step(jax.random.fold_in(key, REVERSE), x, followed, density, above, below=level)
             gain = log_ratio_of_leaning(x, before.drift, followed, moved, density, above, level)
             if self.second_order:
-                moved = second_order(moved, x, before, density, above, level)
+                steer = partial(self._steered, density=density, level=level)
+                moved = second_order(moved, x, before, density, above, level, steer)
             state = dataclasses.replace(state, position=moved)
         target = partial(density.evaluator, level=level)
         if self.kernel is None:
@@ -261,11 +271,18 @@ class SMC(Sampler):
             assert before.log_potential is not None
             seen = averaged_potential(key, state.position, x, before.log_potential, density, above, level)
             before = dataclasses.replace(before, log_potential=seen)
-        gain = gain + gain_between(before, state.evaluation, density, level, self.weights, above)
+        after = self._steered(state.evaluation, state.position, density, level)
+        gain = gain + gain_between(before, after, density, level, self.weights, above)
         usable = all_finite((before.drift, state.evaluation.score)) & (gain < jnp.inf)
         # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
         gain = jnp.where(zero_density(before), -jnp.inf, jnp.where(usable, gain, jnp.nan))
         return state, gain
+
+    def _steered(
+        self, evaluation: Evaluation, position: Position, density: AnnealedDensity, level: Array
+    ) -> Evaluation:
+        """What a chain follows and is weighed by."""
+        return steered(evaluation, position, density, level) if self.control == "affine" else evaluation
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains.position
@@ -273,89 +290,7 @@ class SMC(Sampler):
     def describe(self) -> str:
         kernel = "no kernel" if self.kernel is None else f"{self.kernel!r}, {self.steps_per_level} steps a level"
         order = ", second_order=False" if self.weights == "feynman_kac" and not self.second_order else ""
+        order += ", control='none'" if self.weights == "feynman_kac" and self.control == "none" else ""
         stay = ", stay at level 0" if self.stay else ""
         threshold = f"{float(self.resample_threshold):.3g}"
         return f"SMC({kernel}, weights='{self.weights}', resample_threshold={threshold}{order}{stay})"
-
-
-def normalised(density: AnnealedDensity) -> bool:
-    """Whether every factor's log-density is normalised, so that its values tell ∫F and not only its shape."""
-    return all("normalised" in offered for *_, offered in density.described.offers)
-
-
-def first_weight(state: KernelState, density: AnnealedDensity, level: Array | int) -> Array:
-    """What one chain's draw from the first level's law weighs, a scalar."""
-    evaluation, sigma = state.evaluation, density.schedule.at(level).sigma
-    log_weight = evaluation.log_potential
-    assert log_weight is not None  # whatever is no noised marginal has an energy, or SMC is refused
-    log_weight = log_weight if evaluation.log_exact is None else log_weight + evaluation.log_exact
-    if weighs_top(evaluation, density):
-        assert evaluation.log_marginal is not None
-        xs = {name: state.position[name] for name in density.top.power}
-        log_weight = log_weight + evaluation.log_marginal - density.top.log_density(xs, sigma)
-    return log_weight
-
-
-def first_evidence(states: KernelState, density: AnnealedDensity, level: int) -> Array:
-    """The log-evidence that all weights start from, a scalar; 0 where the first weights themselves know ∫F."""
-    constant = density.top.log_normaliser(density.schedule.at(level).sigma)
-    knows = weighs_top(states.evaluation, density) and normalised(density)
-    return jnp.zeros_like(constant) if knows else constant
-
-
-def weighs_top(evaluation: Evaluation, density: AnnealedDensity) -> bool:
-    """Whether the first draws are weighed by F over the law that they are drawn from, and not taken for draws of F."""
-    known = bool(density.top.power) and evaluation.log_marginal is not None
-    return known and (normalised(density) or not density.top.exact)
-
-
-def gain_between(
-    before: Evaluation,
-    after: Evaluation,
-    density: AnnealedDensity,
-    level: Array,
-    weights: str,
-    above: Array | None = None,
-) -> Array:
-    """What a chain's log-weight gains from the level above (level + 1), where it was evaluated as ``before``, to level
-    (``after``); the ratio of `leaning` is not in it."""
-    if weights == "density":
-        assert after.log_density is not None
-        assert before.log_density is not None
-        return after.log_density - before.log_density
-    assert after.log_potential is not None
-    assert before.log_potential is not None
-    assert after.log_prior is not None
-    assert before.log_prior is not None
-    gain = feynman_kac_weight(before, after, density.schedule, level + 1 if above is None else above, level)
-    gain = gain + after.log_potential - before.log_potential
-    return gain + after.log_prior - before.log_prior  # 0 unless a prior looks at a noised site
-
-
-def feynman_kac_weight(
-    before: Evaluation, after: Evaluation, schedule: Schedule, level: Array, below: Array | None = None
-) -> Array:
-    """∫ g²·r dτ over the reverse step from ``level`` k to k − 1, or to the level ``below``, a scalar.
-
-    Per unit of log-SNR, g² is σ². The part of r that comes from scores is integrated over λ by the trapezoid rule,
-    whose second point costs nothing because the chain is evaluated there anyway; the part that comes from the drift
-    is exact, excess·log(α_k/α_{k−1}).
-
-    Args:
-        before: at x_k, under level k.
-        after: at x_{k−1}, under level k − 1.
-        schedule, level: k ≥ 1.
-    """
-    end = level - 1 if below is None else below
-    here, there = schedule.at(level), schedule.at(end)
-
-    def from_scores(evaluation: Evaluation, k: Array, sigma: Array) -> Array:
-        assert evaluation.rate is not None
-        assert evaluation.excess is not None
-        return sigma**2 * (evaluation.rate - jnp.asarray(schedule.drift_ratio)[k] * evaluation.excess)
-
-    mean = 0.5 * (from_scores(before, level, here.sigma) + from_scores(after, end, there.sigma))
-    assert before.excess is not None
-    assert after.excess is not None
-    excess = 0.5 * (before.excess + after.excess)
-    return (there.log_snr - here.log_snr) * mean + excess * jnp.log(here.alpha / there.alpha)

@@ -215,7 +215,7 @@ def test_a_kernel_that_forgets_its_reversal_is_found_out(mixture):
 def test_under_smc_p_hat_is_the_law_of_the_weighted_path(kernel):
     """Few, coarse levels: the weighted path is far from the target, and both ways to its law agree."""
     density = cp.compile(both, two_modes(), gaussian(0.3, 0.8))
-    sampler = cp.SMC(KERNELS[kernel], 1, second_order=False)
+    sampler = cp.SMC(KERNELS[kernel], 1, second_order=False, control="none")
     found = by_p_hat(density, sampler, 2000)
     runs = [cp.infer(density, jax.random.key(i), num_chains=4000, sampler=sampler, progress=False) for i in range(10)]
     evidence = np.exp([run.log_evidence for run in runs])
@@ -280,7 +280,7 @@ def test_in_batches_of_any_size():
     "sampler",
     [
         cp.AnnealedMCMC(cp.MALA(), 2),
-        cp.SMC(second_order=False),
+        cp.SMC(second_order=False, control="none"),
         cp.AnnealedMCMC(cp.MALA(cp.Adaptive(warmup=3)), 1, reverse_step=True),
     ],
     ids=["online", "SMC", "warm-up"],
@@ -316,7 +316,10 @@ REFUSED = {
     "shape": ({"points": np.zeros((3, 2))}, "(3, 2)"),
     "site": ({"points": {"y": np.zeros(3)}}, "['y']"),
     "nan": ({"points": np.array([np.nan])}, "not finite"),
-    "evidence": ({"sampler": cp.SMC(cp.ULA(0.1), second_order=False), "log_evidence": np.nan}, "log-evidence is nan"),
+    "evidence": (
+        {"sampler": cp.SMC(cp.ULA(0.1), second_order=False, control="none"), "log_evidence": np.nan},
+        "log-evidence is nan",
+    ),
     "key": ({"key": 0}, "typed random key"),
 }
 

@@ -12,7 +12,7 @@ import composeprob as cp
 from composeprob.kernels import KernelState
 from composeprob.sampling.base import begin
 from composeprob.sampling.reverse import leaning, log_ratio_of_leaning
-from composeprob.sampling.smc import first_weight
+from composeprob.sampling.weights import first_weight
 from sampling_cases import SCHEDULE, N, both, moments, normal, single
 from zscores import LIMIT, assert_agrees, z_scores
 

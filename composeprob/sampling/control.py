@@ -6,8 +6,8 @@ every F_k stays what it is: insert the drift into the equation ∂F = 𝓛F − 
 
 Where no signal is left, F_k is N(0, σ²/P) with P the total power of the factors, S = −P·x/σ², and r is
 ½(P² − P)·‖x‖²/σ⁴ and a constant: it differs from chain to chain and from step to step, which costs a product half of
-its chains before anything is decided. There u = (P − 1)·x/2σ² makes the potential a constant. So it does for powers of one
-Gaussian at every level, with the noised variance in the place of σ².
+its chains before anything is decided. There u = (P − 1)·x/2σ² makes the potential a constant. So it does for powers of
+one Gaussian at every level, with the noised variance in the place of σ².
 """
 
 from __future__ import annotations

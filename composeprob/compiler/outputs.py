@@ -13,12 +13,15 @@ import numpy as np
 
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.parameterizations import ENERGIES, SCORES, with_number
+from composeprob.factors.precision import Rounded
 from composeprob.schedule import Noise
 
 TOLERANCE = 0.25
 """Relative error of the score of noise up to which a network fits: ten times the greatest of the zoo."""
 CLEAN = ("x0", "v")
 """Parameterizations whose output is small beside the noise at the noisiest level."""
+STEADY = 0.05
+"""Standard deviation from draw to draw of an x₀ or a v of a right network at the noisiest level, with its errors."""
 NUMBERS = 256
 """Entries of events that are looked at together, in at least `FEWEST` events and at most `MOST`."""
 FEWEST, MOST = 4, 64
@@ -43,7 +46,9 @@ class Outputs:
         count = min(max(NUMBERS // max(math.prod(factor.event_shape), 1), FEWEST), MOST)
         draws = np.random.default_rng(0).standard_normal((count, *factor.event_shape))
         x = (noise.sigma * draws).astype(dtype)
-        values, beside = with_number(_evaluate(factor.network, x, factor.time_at(noise), conditions))
+        # Rounded products are not what is looked at, and no processor but an accelerator may have them.
+        network = factor.network.network if isinstance(factor.network, Rounded) else factor.network
+        values, beside = with_number(_evaluate(network, x, factor.time_at(noise), conditions))
         return cls(np.asarray(values), np.asarray(beside), x, noise)
 
     @property
@@ -51,13 +56,25 @@ class Outputs:
         """Whether the network returns the noise, or its negative."""
         return self.fits("epsilon") or self.fits("epsilon", -1.0)
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the outputs are much smaller than the noise."""
+        return bool(np.mean(self.values**2) < 0.1)
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the outputs hardly change from draw to draw, as x₀ and v do there, and are not 0 either."""
+        change = float(np.sqrt(np.mean(np.var(self.values, axis=0))))
+        ratio = float(self.noise.alpha / self.noise.sigma)
+        return bool(np.any(self.values)) and change <= max(STEADY, 3 * ratio)
+
     def alternatives(self, declared: str) -> list[str]:
         """What the network looks like if it is not what was declared."""
-        # Whatever is small beside x/σ² fits x0 and v; it says so only where it has nothing of the noise in it.
-        unsaid = CLEAN if self.is_noise or self.likeness(declared) > 0.3 else ()
+        # Whatever is small beside x/σ² fits these forms, also a network that was never trained: but that is not steady.
+        unsaid = () if self.is_steady else (*CLEAN, "energy_residual") if self.is_small else CLEAN
         forms = [n for n in SCORES if n != declared and n not in unsaid and self.fits(n)]
         if not (self.is_noise and forms):
-            forms += [n for n in ENERGIES if n != declared and self.fits(n)]
+            forms += [n for n in ENERGIES if n != declared and n not in unsaid and self.fits(n)]
         looks = [f"parameterization={name!r}" for name in forms]
         if declared not in CLEAN and self.fits(declared, -1.0):
             looks.append("this parameterization with the opposite sign")
@@ -77,14 +94,6 @@ class Outputs:
         found, wanted = pair
         error = float(np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)))
         return error if math.isfinite(error) else math.inf
-
-    def likeness(self, parameterization: str) -> float:
-        """The cosine between what the outputs mean and what those of a right network would, without its sign."""
-        if (pair := self._read(parameterization, 1.0)) is None:
-            return 0.0
-        found, wanted = pair
-        size = float(np.sqrt(np.sum(found**2) * np.sum(wanted**2)))
-        return abs(float(np.sum(found * wanted))) / size if size > 0 else 0.0
 
     def _read(self, parameterization: str, sign: float) -> tuple[np.ndarray, np.ndarray] | None:
         """What the outputs mean, and what it should be: scores, of energies the differences of log f between events.

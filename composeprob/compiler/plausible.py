@@ -102,6 +102,5 @@ def _check_network(factor: Diffusion, given: dict[str, Any], own: Noise, site: S
     looks = top.alternatives(declared)
     if not looks:
         return f"{found} {DOUBT}"
-    untrained = "; one that was never trained looks so too" if any("'x0'" in look for look in looks) else ""
-    fix = f"the network looks like {', or '.join(looks)}{untrained}."
+    fix = f"the network looks like {', or '.join(looks)}."
     raise NetworkError(found, where=site.where, fix=fix)

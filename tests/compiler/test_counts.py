@@ -100,7 +100,7 @@ def test_layers_of_equinox_move_no_numbers_between_conditions_and_chains():
     network = eqx.nn.MLP(3, 2, 16, 2, key=jax.random.key(0))
 
     def conditioned(call):
-        f = cp.Diffusion(call, SCHEDULE, event_shape=(2,), parameterization="energy_norm", conditions=("c",))
+        f = cp.Diffusion(call, SCHEDULE, event_shape=(2,), parameterization="energy_residual", conditions=("c",))
         density = cp.compile(single, cp.product(*[f.given(c=float(i)) for i in range(5)]))
         every = jax.vmap(lambda x: density.value_and_score({"x": x}, 3))
         return jax.make_jaxpr(every)(jnp.ones((7, 2))), every(jnp.ones((7, 2)))

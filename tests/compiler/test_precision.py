@@ -28,7 +28,7 @@ def single(f):
     cp.sample("x", f)
 
 
-def factor(network, parameterization="epsilon", **options):
+def factor(network, parameterization="x0", **options):
     return cp.Diffusion(network, SCHEDULE, event_shape=(SIZE,), parameterization=parameterization, **options)
 
 
@@ -96,7 +96,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("parameterization", ["epsilon", "energy_residual"])
+@pytest.mark.parametrize("parameterization", ["x0", "energy_residual"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_product_is_of_bfloat16(name, parameterization):
     f = factor(NETWORKS[name](), parameterization)

@@ -16,7 +16,7 @@ SCHEDULE = cp.Schedule.log_snr(20, min=-6.0, max=8.0)
 
 
 def network(x, t, c=0.0):
-    return jnp.sum((x - c) ** 2)
+    return 0.5 * jnp.sum((x - 0.1 * c) ** 2)
 
 
 ring = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE)

@@ -124,8 +124,8 @@ def test_chains_sample_the_canvas_that_windows_agree_on():
 
 
 def test_conditions_can_be_given_to_a_tapestry():
-    given = cp.tapestry(*windows(model(mixing, "epsilon", towards=0.0))).given(towards=0.5)
-    before = cp.tapestry(*windows(model(mixing, "epsilon", towards=0.0).given(towards=0.5)))
+    given = cp.tapestry(*windows(model(mixing, "epsilon", towards=0.0))).given(towards=2.0)
+    before = cp.tapestry(*windows(model(mixing, "epsilon", towards=0.0).given(towards=2.0)))
     x = {"x": jax.random.normal(jax.random.key(4), CANVAS)}
     a, b = (cp.compile(canvas, factor).score(x, 3)["x"] for factor in (given, before))
     np.testing.assert_allclose(a, b, rtol=1e-6)

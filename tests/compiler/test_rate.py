@@ -31,6 +31,10 @@ def double_precision():
         yield
 
 
+TIMES = np.linspace(0.05, 2.0, 821)
+"""To where noise is all that is left."""
+
+
 @dataclass(frozen=True)
 class Diffusion:
     """A forward diffusion dx = f·x dt + g dW in closed form: α, σ and the coefficients as functions of t."""
@@ -48,8 +52,7 @@ class Diffusion:
         return jax.grad(lambda t: self.sigma(t) ** 2)(t) - 2 * self.drift(t) * self.sigma(t) ** 2
 
     def schedule(self):
-        times = np.linspace(0.05, 1.0, 400)
-        return cp.Schedule.from_arrays(jax.vmap(self.alpha)(times), jax.vmap(self.sigma)(times))
+        return cp.Schedule.from_arrays(jax.vmap(self.alpha)(TIMES), jax.vmap(self.sigma)(TIMES))
 
 
 def log_alpha(t):
@@ -240,8 +243,7 @@ def test_rate_of_what_is_annealed_exactly(name):
 @pytest.mark.parametrize("diffusion", DIFFUSIONS, ids=lambda d: d.name)
 def test_schedules_know_their_drift(diffusion):
     """f/g² from the levels: exact for VP and VE, by differences for others."""
-    times = np.linspace(0.05, 1.0, 400)
-    exact = jax.vmap(lambda t: diffusion.drift(t) / diffusion.squared_noise(t))(times)
+    exact = jax.vmap(lambda t: diffusion.drift(t) / diffusion.squared_noise(t))(TIMES)
     found = diffusion.schedule().drift_ratio
     np.testing.assert_allclose(found[1:-1], exact[1:-1], rtol=2e-3 if diffusion is OTHER else 1e-9, atol=1e-12)
 

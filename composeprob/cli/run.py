@@ -108,7 +108,7 @@ def run(
     chunk: Annotated[
         int | None,
         typer.Option(
-            help="Chains that a device evaluates at once: the same samples, bit for bit, on any number of devices.",
+            help="Chains that a device evaluates at once: the same samples, bit for bit, on two devices or more.",
             show_default=False,
         ),
     ] = None,

@@ -24,10 +24,12 @@ T = TypeVar("T")
 def compiler_options(spread: Spread) -> dict[str, str | bool]:
     """What the compiler of a run is told.
 
-    A program for several devices goes through one pass more than a program for one: XLA's partitioner ends by merging
-    equal expressions. The algebraic simplifier comes later, and does to merged expressions what it does not do to
-    equal ones (a·x + a·y becomes a·(x + y), x/√v becomes x·v^−½), so that last bits differ. Chains in chunks promise
-    equal bits: there equal expressions are never merged. That costs no time that could be measured.
+    A program for several devices goes through XLA's partitioner, which one for a single device does not. It ends by
+    merging equal expressions, and the algebraic simplifier, which comes later, does to merged expressions what it does
+    not do to equal ones (a·x + a·y becomes a·(x + y), x/√v becomes x·v^−½). For chains in chunks equal expressions are
+    never merged, so that most programs round on one device as on several; that costs no time that could be measured.
+    The partitioner also writes out constants and scalars once for each use, which no option undoes: last bits on one
+    device can still differ. From two devices on the same passes see the same code.
     """
     return {} if spread.chunk is None else {"xla_disable_hlo_passes": "cse"}
 

@@ -27,7 +27,8 @@ class Spread(eqx.Module):
     chains have in common goes through `total`, `gather` and `exchange`, which are the only collectives of a run.
 
     The rounding of a batch depends on its size (a matrix product is blocked by it) and on what the compiler fuses it
-    with. With a ``chunk`` every batch has the same size, and a loop around it through which nothing is fused with it.
+    with. With a ``chunk`` every batch has the same size, and a loop around it through which nothing is fused with it:
+    from two devices on their number changes no bit; on one the compiler simplifies otherwise (`compiler_options`).
     The loop's length is known at run time only, or the compiler would undo it where it is 1.
 
     Attributes:

@@ -181,20 +181,7 @@ class Result:
             >>> abs(right.value - 0.5) < 4 * right.error
             True
         """
-        return self._estimate(evaluated(fn, self.samples, self.draws))
-
-    def errors(self, name: str, most: int | None = None) -> np.ndarray:
-        """The standard error of the mean of every number of a site, (…); NaN where the status withholds it.
-
-        Args:
-            name: the site.
-            most: as for `pooled`.
-        """
-        return np.asarray(self._estimate(of_chains(self[name], self.draws, most)).error)
-
-    def _estimate(self, values: np.ndarray) -> Estimate:
-        """The mean of one value a chain, (N, …)."""
-        return self.families.mean(values, withheld=self.status.withholds)
+        return self.families.mean(evaluated(fn, self.samples, self.draws), self.status.withholds)
 
     def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """One site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).

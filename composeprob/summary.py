@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from composeprob.estimates import with_error
+from composeprob.estimates import of_chains, with_error
 
 if TYPE_CHECKING:
     from composeprob.result import Result
@@ -41,9 +41,11 @@ class Summary:
         rows: dict[str, tuple[float, ...]] = {}
         for name in result.samples:
             values, weights = result.pooled(name, MOST)
-            errors = result.errors(name, MOST)
-            flat = [float(errors.mean())] if errors.size > MAX_ELEMENTS else errors.ravel().tolist()
-            for (label, column, w), error in zip(_elements(name, values, weights), flat, strict=True):
+            of_each = of_chains(result[name], result.draws, MOST).reshape(result.num_chains, -1)
+            if of_each.shape[1] > MAX_ELEMENTS:
+                of_each = of_each.mean(1, keepdims=True)
+            errors = result.families.mean(of_each, result.status.withholds).error.tolist()
+            for (label, column, w), error in zip(_elements(name, values, weights), errors, strict=True):
                 mean, *others = weighted_statistics(column, w)
                 rows[label] = (mean, error, *others)
         return cls(rows, _facts(result))

@@ -73,9 +73,8 @@ class Outputs:
         # Whatever is small beside x/σ² fits these forms, also a network that was never trained: but that is not steady.
         unsaid = () if self.is_steady else (*CLEAN, "energy_residual") if self.is_small else CLEAN
         forms = [n for n in SCORES if n != declared and n not in unsaid and self.fits(n)]
-        if (declared in ENERGIES or self.is_steady) and not (
-            self.is_noise and forms
-        ):  # else they fit what turns x, too
+        # For a score energies are not tried: they fit many fields, such as x turned about the origin.
+        if (declared in ENERGIES or self.is_steady) and not (self.is_noise and forms):
             forms += [n for n in ENERGIES if n != declared and n not in unsaid and self.fits(n)]
         looks = [f"parameterization={name!r}" for name in forms]
         if declared not in CLEAN and self.fits(declared, -1.0):

@@ -16,6 +16,7 @@ from flax import linen, nnx
 
 import composeprob as cp
 from composeprob import errors
+from composeprob.sampling import descend
 from composeprob.sampling import infer as driver
 from sampling_cases import SCHEDULE, both, normal, single
 
@@ -27,8 +28,8 @@ def nothing_is_compiled(monkeypatch):
     def compiled(*_):
         raise AssertionError("the driver was compiled")
 
-    for name in ("start", "advance", "read"):
-        monkeypatch.setattr(driver, name, compiled)
+    for module, name in ((descend, "start"), (descend, "advance"), (driver, "read")):
+        monkeypatch.setattr(module, name, compiled)
 
 
 def network(parameterization="epsilon", **options):

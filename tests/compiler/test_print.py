@@ -51,12 +51,12 @@ def test_a_program_reads_like_its_mathematics():
     first = scene.function.__code__.co_firstlineno
     expected = f"""\
         AnnealedDensity of program 'scene' (test_print.py:{first})
-          π_k(x, s) ∝ p(s) · ring(x)^0.5·bar(x)·prior(x | c=1)³·prior(x)⁻² · L_k(y | s, x) · L(z | s)
+          π_k(x, s) ∝ p(s) · ring(x)^0.5·bar(x)·prior(x | c=1)³·prior(x)⁻² · L_k(y | s, x) · L_k(z | s)
           sites
             x: noised (2,), a product, at test_print.py:{first + 2}
             s: static (), HalfNormal prior, at test_print.py:{first + 3}
             y: observed Normal, annealed 'denoised', at test_print.py:{first + 4}
-            z: observed Normal, not annealed, at test_print.py:{first + 5}
+            z: observed Normal, its power rising to 1, at test_print.py:{first + 5}
           levels  Schedule(20 levels, log-SNR 8 … -6, σ 0.0183 … 0.999)
           passes
             normalise: 4 leaves, 1 merged or dropped
@@ -115,9 +115,9 @@ def test_soft_evidence_is_called_so(monkeypatch):
 
     density = cp.compile(preferred, ring)
     text = str(density)
-    assert "∝ p(m) · f(x) · exp(near_k(m, x)) · exp(small(m))" in text
+    assert "∝ p(m) · f(x) · exp(near_k(m, x)) · exp(small_k(m))" in text
     assert "near: soft evidence, annealed 'tempered', at test_print.py:" in text
-    assert "small: soft evidence, not annealed, at test_print.py:" in text
+    assert "small: soft evidence, its power rising to 1, at test_print.py:" in text
     assert "near tempered, since it is soft evidence" in text
     monkeypatch.setattr(drawing, "digraph", lambda g: (_ for _ in ()).throw(graphviz.ExecutableNotFound(["dot"])))
     boxes = density.graph._repr_html_()

@@ -8,7 +8,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from composeprob.cli.ages import Age, ages
 from composeprob.errors import LoadError
@@ -50,7 +50,8 @@ def oldest_first() -> list[Age]:
 
 def table_of_ages(known: list[Age]) -> Table:
     """What `composeprob bench --stale` shows."""
-    table = Table("results", "made at", "later commits", "the newest of them", "how to make it again")
+    names = ("results", "made at", "later commits", "the newest of them", "how to make it again")
+    table = Table(*(Column(name, overflow="fold") for name in names))
     for age in known:
         number = len(age.later)
         behind = "none" if not age.stale else f"at least {number}" if age.commit is None else str(number)

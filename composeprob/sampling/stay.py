@@ -21,10 +21,11 @@ from composeprob.sampling.base import Records, Run, level_keys
 from composeprob.sampling.compiled import draw
 from composeprob.sampling.progress import Progress
 from composeprob.sampling.spread import everywhere, host
+from composeprob.sampling.transitions import SETTLING
 
 LEAPFROGS = 8
-TRANSITIONS = 50
-"""Of one block, after as many that adapt the step size."""
+TRANSITIONS = 10
+"""Of one block, after those that adapt the step size."""
 BLOCKS = 12
 """At most; two at least."""
 DRIFT = 0.05
@@ -56,7 +57,7 @@ def stay(run: Run, density: AnnealedDensity, progress: bool) -> Run:
             bar.update(block + 1, drift=drift)
             if block and drift == 0.0:
                 break
-    stayed = run.spread.number((block + 1) * 2 * TRANSITIONS)
+    stayed = run.spread.number((block + 1) * (SETTLING + TRANSITIONS))
     return dataclasses.replace(moved, stayed=stayed, drift=run.spread.place(jnp.float32(drift), everywhere))
 
 

@@ -118,7 +118,7 @@ def infer(
     try:
         return _run(asked, sampler, reason, checkpoint_dir, give_up=isinstance(sampler, SMC))
     except FewAncestors as few:
-        why = f"SMC's {num_chains} chains had come to descend from {few.distinct} first ones at level {few.level}"
+        why = f"SMC's {num_chains} chains had come to descend from {few} at level {few.level}"
         folder = None if checkpoint_dir is None else Path(checkpoint_dir) / INSTEAD
         return _run(asked, *independent(density, why), folder)
 
@@ -142,9 +142,9 @@ class Asked(NamedTuple):
 class FewAncestors(Exception):
     """SMC's chains have become copies of few, at a level where something else can still be done."""
 
-    def __init__(self, distinct: int, level: int):
-        super().__init__(f"{distinct} ancestors at level {level}")
-        self.distinct, self.level = distinct, level
+    def __init__(self, distinct: int, effective: float, level: int):
+        super().__init__(f"{distinct} first ones, some so much more than others that they are worth {effective:.1f},")
+        self.level = level
 
 
 def _run(
@@ -233,7 +233,7 @@ def _few_ancestors(run: Run, level: int) -> FewAncestors | None:
     effective = 1.0 / (variance * (n - 1) / n + 1 / n)
     if effective >= fewest_families(n):
         return None
-    return FewAncestors(int(np.asarray(run.records.ancestors)[level]), level)
+    return FewAncestors(int(np.asarray(run.records.ancestors)[level]), effective, level)
 
 
 def _coarse(asked: Asked, ready: tuple[Any, Any], first: int, progress: bool) -> float | None:

@@ -127,6 +127,7 @@ class TestGivingUp:
         result = run(density, chains=256, sampler=None, checkpoint_dir=tmp_path)
         assert result.sampler.startswith("AnnealedMCMC")
         assert "SMC's 256 chains had come to descend from" in result.reason
+        assert "worth" in result.reason
         assert result.effective_chains == pytest.approx(256)
         assert not result.status.has(Code.ANCESTORS_COLLAPSED)
         again = run(density, chains=256, sampler=None, checkpoint_dir=tmp_path)  # from both checkpoints

@@ -21,9 +21,9 @@ import numpy as np
 from report import publish
 
 import composeprob as cp
-from composeprob.sampling.base import begin, placed
-from composeprob.sampling.compiled import advance, start
-from composeprob.sampling.spread import Spread, everywhere
+from composeprob.runtime.compiled import advance, start
+from composeprob.samplers.base import begin, placed
+from composeprob.samplers.spread import Spread, everywhere
 
 CHAINS, REPEATS, LEVELS = 2000, 9, 3
 CASES = [(1, None), (1, 1000), (1, 250), (1, 125), (8, None), (8, 250), (8, 125)]

@@ -19,7 +19,7 @@ from report import publish
 from rich.console import Console
 
 import composeprob as cp
-from composeprob.sampling import progress as bar
+from composeprob.runtime import progress as bar
 
 PAIRS, CHAINS = 15, 4000
 
@@ -34,7 +34,7 @@ class Terminal(bar.Progress):
 
 
 def main() -> int:
-    from composeprob.sampling import infer as driver
+    from composeprob.runtime import descend as driver
 
     driver.Progress = Terminal  # type: ignore[misc]
     density = ring_product().compile(cp.Schedule.log_snr(200))

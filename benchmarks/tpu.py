@@ -20,8 +20,8 @@ hardware.prepare_tpu_compiler()  # before JAX starts
 from report import publish  # noqa: E402
 
 import composeprob as cp  # noqa: E402
-from composeprob.sampling.ahead import Compiled, compile_ahead  # noqa: E402
-from composeprob.sampling.choose import choose  # noqa: E402
+from composeprob.runtime.ahead import Compiled, compile_ahead  # noqa: E402
+from composeprob.samplers.choose import choose  # noqa: E402
 
 PLANE = ("2x2", "4x4", "8x8", "16x16")
 SOLID = ("2x2x1", "2x2x4", "4x4x4", "4x8x8")

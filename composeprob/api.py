@@ -18,11 +18,11 @@ from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
 from composeprob.model_zoo import load, zoo
 from composeprob.numpyro_sites import as_distribution
-from composeprob.result import Result
-from composeprob.sampling.ancestral import Ancestral
-from composeprob.sampling.annealed_mcmc import AnnealedMCMC
-from composeprob.sampling.infer import infer
-from composeprob.sampling.smc import SMC
+from composeprob.results.result import Result
+from composeprob.runtime.infer import infer
+from composeprob.samplers.ancestral import Ancestral
+from composeprob.samplers.annealed_mcmc import AnnealedMCMC
+from composeprob.samplers.smc import SMC
 from composeprob.schedule import Schedule
 
 __all__ = [

@@ -19,8 +19,8 @@ from composeprob.factors.base import Factor
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.language.program import program
 from composeprob.language.statements import sample
-from composeprob.sampling.base import Sampler
-from composeprob.sampling.draw import draw
+from composeprob.runtime.draw import draw
+from composeprob.samplers.base import Sampler
 from composeprob.schedule import Schedule
 
 SITE = "x"

@@ -12,7 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 import composeprob as cp
-from composeprob.plotting import level_zero, new_figure, plot_density, plot_points, style
+from composeprob.results.plotting import level_zero, new_figure, plot_density, plot_points, style
 
 MODES = 0.5 * jnp.stack([jnp.cos(jnp.arange(8) * jnp.pi / 4), jnp.sin(jnp.arange(8) * jnp.pi / 4)], -1)
 RING = dist.MixtureSameFamily(dist.Categorical(jnp.ones(8) / 8), dist.Normal(MODES, 0.075).to_event(1))

@@ -16,8 +16,7 @@ from flax import linen, nnx
 
 import composeprob as cp
 from composeprob import errors
-from composeprob.sampling import descend
-from composeprob.sampling import infer as driver
+from composeprob.runtime import descend, job
 from sampling_cases import SCHEDULE, both, normal, single
 
 KEY = jax.random.key(0)
@@ -28,7 +27,7 @@ def nothing_is_compiled(monkeypatch):
     def compiled(*_):
         raise AssertionError("the driver was compiled")
 
-    for module, name in ((descend, "start"), (descend, "advance"), (driver, "read")):
+    for module, name in ((descend, "start"), (descend, "advance"), (job, "read")):
         monkeypatch.setattr(module, name, compiled)
 
 

@@ -23,7 +23,7 @@ CELLS = {
 }
 FIRST = """
 import matplotlib.pyplot as plt
-from composeprob.plotting import new_figure, style
+from composeprob.results.plotting import new_figure, style
 
 def picture():
     with style():

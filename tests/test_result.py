@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 from composeprob.density.annealed import SiteInfo
 from composeprob.errors import ComposeProbError, LoadError
-from composeprob.result import Result
-from composeprob.sampling.status import Code, Status
-from composeprob.summary import weighted_statistics
+from composeprob.results.result import Result
+from composeprob.results.status import Code, Status
+from composeprob.results.summary import weighted_statistics
 
 N, K = 400, 12
 

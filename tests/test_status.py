@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from composeprob.sampling.progress import Progress
-from composeprob.sampling.status import Code, Status, diagnose, diverged
+from composeprob.results.status import Code, Status, diagnose, diverged
+from composeprob.runtime.progress import Progress
 
 K, N = 20, 100
 HEALTHY = {

@@ -14,10 +14,10 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError
 from composeprob.kernels import HMC, Adaptive
-from composeprob.sampling.base import Run, begin
-from composeprob.sampling.resampling import log_mean_weight
-from composeprob.sampling.smc import SMC
-from composeprob.sampling.weights import first_weight
+from composeprob.samplers.base import Run, begin
+from composeprob.samplers.resampling import log_mean_weight
+from composeprob.samplers.smc import SMC
+from composeprob.samplers.weights import first_weight
 
 STEPS_PER_LEVEL = 4
 
@@ -50,11 +50,13 @@ def _repeat(sampler: SMC, density: AnnealedDensity, key: Array, num_chains: int)
     """One population's estimates of log ∫F_k, (K,)."""
     first = density.num_levels - 1
     run = sampler.start(begin(key, num_chains, density.num_levels), density, first)
-    position, value = run.chains.position, run.chains.evaluation.log_density
+    position, target = run.chains.position, partial(density.evaluator, level=first)
+    chains = dataclasses.replace(run.chains, evaluation=jax.vmap(target)(position))
+    value = chains.evaluation.log_density
     assert value is not None
     # The sampler counts diffusion factors as normalised; here their own values tell the constant.
     drawn = jax.vmap(density.top.log_density, (0, None))(position, density.schedule.at(first).sigma)
-    counted = jax.vmap(partial(first_weight, density=density, level=first))(run.chains)  # added at the first visit
+    counted = jax.vmap(partial(first_weight, density=density, level=first))(chains)  # added at the first visit
     weights = jnp.where(jnp.isfinite(value), value - drawn - counted, -jnp.inf)
     run = dataclasses.replace(run, log_weights=weights, log_evidence=jnp.zeros(()))
 

@@ -14,8 +14,8 @@ from composeprob.calibration.quadrature import integrals, log_densities
 from composeprob.calibration.settle import settle
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError
-from composeprob.sampling.ancestral import Ancestral
-from composeprob.sampling.infer import infer
+from composeprob.runtime.infer import infer
+from composeprob.samplers.ancestral import Ancestral
 
 SAMPLES = 10
 """Samples that tell the shares, for each of ``num_chains``."""

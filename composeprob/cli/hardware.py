@@ -140,8 +140,8 @@ def ahead(
     Raises:
         InvalidValueError: no such topology, or not so many chips in it.
     """
-    from composeprob.sampling.ahead import compile_ahead
-    from composeprob.sampling.choose import choose
+    from composeprob.runtime.ahead import compile_ahead
+    from composeprob.samplers.choose import choose
 
     chips: Any = tpu_chips(topology)
     table_of_chips = table_of(chips, mesh, shard_above)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from composeprob.result import Result
+    from composeprob.results.result import Result
 
 OPTIONS = {
     "resume=False": "--no-resume",

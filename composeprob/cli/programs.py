@@ -102,7 +102,7 @@ def presets(module: ModuleType) -> tuple[Any, int]:
     Raises:
         WrongTypeError: its variable ``sampler`` or ``num_chains`` is something else.
     """
-    from composeprob.sampling.base import Sampler
+    from composeprob.samplers.base import Sampler
 
     sampler, chains = getattr(module, "sampler", None), getattr(module, "num_chains", CHAINS)
     for name, value, fits, what in (

@@ -22,7 +22,7 @@ from composeprob.metrics.likelihood import (
     reduced,
 )
 from composeprob.metrics.paths import Path, climb, descend, frozen
-from composeprob.sampling.base import Sampler
+from composeprob.samplers.base import Sampler
 
 
 @dataclass(frozen=True, repr=False, eq=False)

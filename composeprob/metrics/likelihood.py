@@ -15,8 +15,8 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
 from composeprob.metrics.paths import Path, climb, frozen, start_constant
-from composeprob.sampling.base import Run, Sampler, begin
-from composeprob.sampling.compiled import descent
+from composeprob.runtime.compiled import descent
+from composeprob.samplers.base import Run, Sampler, begin
 
 CHAINS_AT_ONCE = 8192
 NUMBERS_AT_ONCE = 2**20

@@ -23,13 +23,11 @@ from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import Kernel, KernelState
 from composeprob.pytree import normal_like
-from composeprob.sampling.ancestral import Ancestral
-from composeprob.sampling.annealed_mcmc import AnnealedMCMC
-from composeprob.sampling.base import REVERSE, Sampler
-from composeprob.sampling.choose import check_capabilities
-from composeprob.sampling.reverse import leaning, log_ratio_of_leaning, reverse_law, reverse_step
-from composeprob.sampling.smc import SMC
-from composeprob.sampling.weights import first_evidence, first_weight, gain_between
+from composeprob.runtime.arguments import not_a_sampler
+from composeprob.samplers.base import REVERSE, Sampler
+from composeprob.samplers.choose import check_capabilities
+from composeprob.samplers.reverse import leaning, log_ratio_of_leaning, reverse_law, reverse_step
+from composeprob.samplers.weights import first_evidence, first_weight, gain_between
 
 
 class Path(eqx.Module):
@@ -58,54 +56,37 @@ class Path(eqx.Module):
 
     @classmethod
     def of(cls, sampler: Sampler, density: AnnealedDensity, weighted: bool = True) -> Path:
-        """The path of a sampler whose step sizes are numbers, as `frozen` makes it; with or without SMC's weights."""
-        first, moves = sampler.first_level(density), getattr(sampler, "moves", None)
-        kernel = None if moves is None else moves.kernel
+        """The path of a sampler whose step sizes are numbers, as `frozen` makes it; with or without its weights."""
+        route, moves = sampler.route(), sampler.moves
+        weights = route.weights if weighted else None
+        up = upward(density, mixed=moves is not None or weights is not None, weighted=weights == "feynman_kac")
         steps = jnp.zeros((density.num_levels,)) if moves is None else moves.steps()
-        count = 0 if moves is None else moves.count
-        if isinstance(sampler, SMC):
-            reverse = sampler.weights == "feynman_kac"
-            up = upward(density, mixed=weighted or kernel is not None, weighted=weighted)
-            return cls(kernel, steps, count, reverse, True, sampler.weights if weighted else None, first, *up)
-        reverse = isinstance(sampler, Ancestral) or bool(getattr(sampler, "reverse_step", False))
-        up = upward(density, mixed=kernel is not None)
-        return cls(kernel, steps, count, reverse, False, None, first, *up)
+        kernel, count = (None, 0) if moves is None else (moves.kernel, moves.count)
+        first = sampler.first_level(density)
+        return cls(kernel, steps, count, route.reverse, route.leaning, weights, first, *up)
 
 
 def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sampler:
     """The sampler, prepared for the density, with adaptive step sizes replaced by those that a run came to.
 
     Args:
-        sampler: `Ancestral` with η = 1, `AnnealedMCMC` or `SMC`.
+        sampler: one with a `Sampler.route`: `Ancestral` with η = 1, `AnnealedMCMC`, `SMC` without control.
         density: compiled; noised sites only.
         step_size: ``result.step_size``, (K,) or (K, B), or None.
 
     Raises:
-        WrongTypeError: another sampler.
-        CapabilityError: static sites, reverse steps of second order, an adaptive step without ``step_size``, or a
-            factor that lacks what is needed.
+        WrongTypeError: no sampler.
+        CapabilityError: static sites, a way that has no reversal, an adaptive step without ``step_size``, or a factor
+            that lacks what is needed.
         InvalidValueError: η other than 1.
     """
     if not isinstance(density, AnnealedDensity):
         raise WrongTypeError(
             f"A likelihood belongs to a compiled density; got {type(density).__name__}.", fix="call cp.compile first."
         )
-    if not isinstance(sampler, Ancestral | AnnealedMCMC | SMC):
-        raise WrongTypeError(
-            f"The path of {type(sampler).__name__} cannot be walked backwards.",
-            fix="use cp.Ancestral(), cp.AnnealedMCMC(kernel, steps_per_level) or cp.SMC(kernel).",
-        )
-    if isinstance(sampler, Ancestral) and float(sampler.eta) != 1.0:
-        raise InvalidValueError(
-            f"Ancestral(eta={float(sampler.eta):.3g}) has no reversal that is a law of its own.",
-            fix="use cp.Ancestral(eta=1.0): its steps are DDPM's, whose reversal adds noise.",
-        )
-    if isinstance(sampler, SMC) and (sampler.second_order or sampler.control != "none"):
-        raise CapabilityError(
-            "A reverse step of second order has no density that could be written down, and one with a control is not "
-            "known to the way back.",
-            fix="ask for the likelihood of cp.SMC(..., second_order=False, control='none'), whose step is DDPM's.",
-        )
+    if not isinstance(sampler, Sampler):
+        raise not_a_sampler(sampler)
+    sampler.route()
     static = [name for name, site in density.sites.items() if site.kind != "noised"]
     if static:
         raise CapabilityError(
@@ -114,8 +95,8 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
             fix="condition on it, or compile a program without static sites.",
         )
     check_capabilities(sampler, density)
-    prepared: Any = sampler.prepare(density)
-    moves = getattr(prepared, "moves", None)
+    prepared = sampler.prepare(density)
+    moves = prepared.moves
     if moves is None or not any(moves.adaptive):
         return prepared
     if step_size is None:
@@ -128,11 +109,7 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
     steps = filled(step_size, (density.num_levels, *blocks))
     kernel = moves.kernel.with_steps(tuple(steps.T) if blocks else (steps,))
     # Transitions that adapted moved the chains too.
-    if isinstance(sampler, SMC):
-        threshold = float(sampler.resample_threshold)
-        return SMC(kernel, moves.total, sampler.weights, threshold, second_order=False, control="none").prepare(density)
-    assert isinstance(sampler, AnnealedMCMC)
-    return AnnealedMCMC(kernel, moves.total, sampler.reverse_step).prepare(density)
+    return sampler.with_moves(kernel, moves.total).prepare(density)
 
 
 def upward(density: AnnealedDensity, mixed: bool, weighted: bool = False) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -13,9 +13,9 @@ from composeprob.compiler.pipeline import lowered
 from composeprob.factors.diffusion import Diffusion
 from composeprob.language.program import program
 from composeprob.language.statements import sample
-from composeprob.plotting import ACCENT, FAINT, MAX_IMAGES, is_image, new_figure, plot_images, style
-from composeprob.sampling.ancestral import Ancestral
-from composeprob.sampling.infer import infer
+from composeprob.results.plotting import ACCENT, FAINT, MAX_IMAGES, is_image, new_figure, plot_images, style
+from composeprob.runtime.infer import infer
+from composeprob.samplers.ancestral import Ancestral
 from composeprob.training.run import TrainingRun
 
 POINTS = 150

@@ -20,8 +20,8 @@ from composeprob.factors.diffusion import Diffusion
 from composeprob.language.program import program
 from composeprob.language.statements import sample
 from composeprob.metrics.mode_weights import mode_weights, total_variation
-from composeprob.sampling.ancestral import Ancestral
-from composeprob.sampling.infer import infer
+from composeprob.runtime.infer import infer
+from composeprob.samplers.ancestral import Ancestral
 from composeprob.schedule import Noise
 from composeprob.training.loss import Batch, draw, losses
 from composeprob.training.recipe import Data, Recipe

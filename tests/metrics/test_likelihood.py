@@ -309,7 +309,7 @@ def test_score_only_factors_have_the_same_likelihood():
 
 REFUSED = {
     "eta": ({"sampler": cp.Ancestral(eta=0.5)}, "eta=0.5"),
-    "no sampler": ({"sampler": cp.MALA(0.1)}, "MALA cannot be walked"),
+    "no sampler": ({"sampler": cp.MALA(0.1)}, "got MALA"),
     "no chains": ({"num_chains": 0}, "num_chains must be"),
     "steps": ({"sampler": cp.AnnealedMCMC(cp.MALA(), 1), "step_size": [0.1, 0.2]}, "6 levels"),
     "steps of zero": ({"sampler": cp.AnnealedMCMC(cp.MALA(), 1), "step_size": np.zeros(6)}, "positive"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.sampling.status import Code
+from composeprob.results.status import Code
 from sampling_cases import SCHEDULE, both, normal
 
 

@@ -6,7 +6,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.sampling.choose import MANY_CHAINS, choose
+from composeprob.samplers.choose import MANY_CHAINS, choose
 from sampling_cases import SCHEDULE, normal, single, unit_energy
 
 

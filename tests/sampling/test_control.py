@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.sampling.control import steered
+from composeprob.samplers.control import steered
 from sampling_cases import both, normal, run
 
 squared = cp.program(lambda f: cp.sample("x", f**2))

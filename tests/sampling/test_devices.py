@@ -14,10 +14,10 @@ import pytest
 SCRIPT = """
 import json, sys, tempfile
 import jax, jax.numpy as jnp, numpy as np, composeprob as cp
-from composeprob.sampling import descend
-from composeprob.sampling.ahead import compile_ahead
-from composeprob.sampling.progress import Progress
-from composeprob.sampling.spread import AXES, Spread
+from composeprob.runtime import descend
+from composeprob.runtime.ahead import compile_ahead
+from composeprob.runtime.progress import Progress
+from composeprob.samplers.spread import AXES, Spread
 from sampling_cases import both, normal
 assert jax.device_count() == 8
 task = json.loads(sys.argv[1])

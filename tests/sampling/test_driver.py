@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.sampling import descend
-from composeprob.sampling.base import begin
-from composeprob.sampling.progress import Progress
-from composeprob.sampling.status import Code
+from composeprob.results.status import Code
+from composeprob.runtime import descend
+from composeprob.runtime.progress import Progress
+from composeprob.samplers.base import begin
 from sampling_cases import SAMPLER, SCHEDULE, Calls, run, single, unit_energy
 
 
@@ -79,18 +79,41 @@ def test_evaluations_are_what_the_result_says(name):
         assert result.evaluations == {"Ancestral": levels - 1}.get(name, levels * PER_LEVEL.get(name, 1))
 
 
-def test_starting_chains_evaluates_nothing():
+@pytest.mark.parametrize("sampler", [cp.AnnealedMCMC(cp.HMC(0.01), 1), cp.SMC(cp.MALA(0.01)), cp.SMC()], ids=repr)
+def test_starting_chains_evaluates_nothing(sampler):
     """So the networks are compiled once, in the loop over levels, which fills in what kernels cache."""
     calls = Calls()
     density = cp.compile(single, network_factor(calls, "energy"))
     calls.reset()
-    sampler = cp.AnnealedMCMC(cp.HMC(0.01), 1).prepare(density)
+    sampler = sampler.prepare(density)
     first = sampler.first_level(density)
     run = jax.jit(lambda run: sampler.start(run, density, first))(begin(jax.random.key(0), 2, density.num_levels))
     jax.effects_barrier()
     assert calls.run == 0
     assert np.isfinite(run.chains.position["x"]).all()
     assert np.isnan(run.chains.evaluation.score["x"]).all()
+
+
+@pytest.mark.parametrize("second_order", [True, False])
+def test_a_level_of_smc_has_the_networks_twice(second_order):
+    """For what leads to the level and for the kernel's moves there: what compiling takes grows with every copy."""
+    traces = 0
+
+    def network(x, t):
+        nonlocal traces
+        traces += 1
+        return -jnp.sum(x**2)
+
+    factor = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization="energy")
+    density = cp.compile(single, factor)
+    sampler = cp.SMC(cp.MALA(0.01), second_order=second_order).prepare(density)
+    run = sampler.start(begin(jax.random.key(0), 2, density.num_levels), density, 3)
+    level = jnp.int32(2)
+    traces = 0
+    density.evaluator({"x": jnp.zeros(2)}, level)
+    once, traces = traces, 0
+    jax.eval_shape(lambda run: sampler.visit(run, density, level, level + 1).log_weights, run)
+    assert traces == 2 * once > 0
 
 
 def test_density_weights_cost_one_evaluation_a_level():

@@ -6,8 +6,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.estimates import Estimate, Families
-from composeprob.sampling.status import Code, few_ancestors, few_levels, unsettled
+from composeprob.results.estimates import Estimate, Families
+from composeprob.results.status import Code, few_ancestors, few_levels, unsettled
 from sampling_cases import both, normal, run, single
 
 KEYS = 20

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.sampling import smc
+from composeprob.samplers import smc
 from sampling_cases import SCHEDULE, normal
 from zscores import assert_agrees, assert_disagrees, z_scores
 

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.sampling.weights import feynman_kac_weight
+from composeprob.samplers.weights import feynman_kac_weight
 from sampling_cases import normal
 
 FINE = cp.Schedule.log_snr(33, min=-5.0, max=5.0)

@@ -10,9 +10,9 @@ import pytest
 
 import composeprob as cp
 from composeprob.kernels import KernelState
-from composeprob.sampling.base import begin
-from composeprob.sampling.reverse import leaning, log_ratio_of_leaning
-from composeprob.sampling.weights import first_weight
+from composeprob.samplers.base import begin
+from composeprob.samplers.reverse import leaning, log_ratio_of_leaning
+from composeprob.samplers.weights import first_weight
 from sampling_cases import SCHEDULE, N, both, moments, normal, single
 from zscores import LIMIT, assert_agrees, z_scores
 

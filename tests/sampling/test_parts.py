@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.sampling.parts import in_parts, places
-from composeprob.sampling.spread import Spread, everywhere
+from composeprob.runtime.parts import in_parts, places
+from composeprob.samplers.spread import Spread, everywhere
 from sampling_cases import both, normal
 
 SCRIPT = """
 import json, re, sys, tempfile
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, composeprob as cp
-from composeprob.sampling import ahead, descend, parts
-from composeprob.sampling.progress import Progress
+from composeprob.runtime import ahead
+from composeprob.runtime import descend
+from composeprob.runtime import parts
+from composeprob.runtime.progress import Progress
 from sampling_cases import both, normal
 task = json.loads(sys.argv[1])
 N, WIDTH, SCHEDULE = 64, 32, cp.Schedule.log_snr(6, min=-6.0, max=4.0)

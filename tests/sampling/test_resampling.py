@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import composeprob as cp
-from composeprob.sampling import smc
-from composeprob.sampling.resampling import (
+from composeprob.samplers import smc
+from composeprob.samplers.resampling import (
     cumulated,
     distinct,
     evidence_variance,

@@ -18,10 +18,10 @@ import pytest
 import composeprob as cp
 from composeprob.checkpoint import Checkpoints
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
-from composeprob.sampling import descend
-from composeprob.sampling import resume as resume_module
-from composeprob.sampling.progress import Progress
-from composeprob.sampling.status import Code
+from composeprob.results.status import Code
+from composeprob.runtime import descend
+from composeprob.runtime import resume as resume_module
+from composeprob.runtime.progress import Progress
 from sampling_cases import SCHEDULE, Calls, both, normal, run, single
 
 PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite")
@@ -221,7 +221,8 @@ def test_checkpoints_add_no_trace(tmp_path):
 SCRIPT = """
 import sys
 import jax, numpy as np, composeprob as cp
-from composeprob.sampling import descend, resume
+from composeprob.runtime import descend
+from composeprob.runtime import resume
 from sampling_cases import both, normal
 descend.REFRESH_SECONDS, resume.SECONDS, resume.SHARE = 1e-9, 0.0, 1e9
 density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import composeprob as cp
-from composeprob.sampling.reverse import LEAN, leaning, log_ratio_of_leaning, reverse_law, reverse_step, second_order
+from composeprob.samplers.reverse import LEAN, leaning, log_ratio_of_leaning, reverse_law, reverse_step, second_order
 from sampling_cases import N, normal, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -139,11 +139,12 @@ def test_second_order_is_heuns_method():
         evaluation = compiled.evaluator(position, k)
         plain, variance = reverse_law(position, evaluation.drift, compiled, k)
         moved = {"x": plain["x"] + jnp.sqrt(variance) * jnp.array([0.7, -1.1])}
-        found = second_order(moved, position, evaluation, compiled, k)["x"] - moved["x"]
+        at_end = compiled.evaluator(moved, k - 1).drift
+        found = second_order(moved, at_end, position, evaluation.drift, compiled, k)["x"] - moved["x"]
 
         (a, s), (a_next, s_next) = ((float(schedule.alpha[i]), float(schedule.sigma[i])) for i in (k, k - 1))
         began = (position["x"] + s**2 * evaluation.drift["x"]) / a
-        ended = (moved["x"] + s_next**2 * compiled.evaluator(moved, k - 1).drift["x"]) / a_next
+        ended = (moved["x"] + s_next**2 * at_end["x"]) / a_next
         weight = a_next * (1 - (a / a_next) ** 2) / s**2  # of x_0 in the mean of x_{k−1}, Ho et al. 2020, equation 7
         expected = 0.5 * weight * np.asarray(ended - began)
         assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
@@ -160,7 +161,8 @@ def test_what_each_order_leaves_of_a_gaussians_variance(levels, first, second):
         evaluation = compiled.evaluator(position, k)
         mean, variance = reverse_law(position, evaluation.drift, compiled, k)
         moved = {"x": mean["x"] + jnp.sqrt(variance) * noise}
-        return (second_order(moved, position, evaluation, compiled, k) if order == 2 else moved)["x"]
+        ended = compiled.evaluator(moved, k - 1).drift
+        return (second_order(moved, ended, position, evaluation.drift, compiled, k) if order == 2 else moved)["x"]
 
     zero, one = jnp.zeros(()), jnp.ones(())
     for order, left in ((1, first), (2, 1.0)):

@@ -7,8 +7,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.sampling.choose import choose, independent, stays
-from composeprob.sampling.status import Code
+from composeprob.results.status import Code
+from composeprob.samplers.choose import choose, independent, stays
 from sampling_cases import both, normal, run, single
 
 SHORT = cp.Schedule.log_snr(12)

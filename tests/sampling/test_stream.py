@@ -11,12 +11,12 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError, WrongTypeError
-from composeprob.sampling import descend
-from composeprob.sampling import stream as stream_module
-from composeprob.sampling.progress import Progress
-from composeprob.sampling.status import Code
-from composeprob.sampling.store import Store
-from composeprob.sampling.transitions import SETTLING
+from composeprob.results.status import Code
+from composeprob.results.store import Store
+from composeprob.runtime import descend
+from composeprob.runtime import stream as stream_module
+from composeprob.runtime.progress import Progress
+from composeprob.samplers.transitions import SETTLING
 from sampling_cases import run
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -202,7 +202,7 @@ def test_draws_follow_the_law(product):
 SCRIPT = """
 import resource, sys
 import jax, composeprob as cp
-from composeprob.sampling import stream
+from composeprob.runtime import stream
 from sampling_cases import both, normal
 density = cp.compile(both, normal([0.0] * 64, 1.0), normal([1.0] * 64, 0.5))
 sampler = cp.AnnealedMCMC(cp.ULA(0.01), 1)

@@ -12,8 +12,8 @@ from jax.scipy.special import log_ndtr
 from scipy import stats
 
 import composeprob as cp
-from composeprob.sampling import potentials
-from composeprob.sampling.status import Code
+from composeprob.results.status import Code
+from composeprob.samplers import potentials
 
 SCHEDULE = cp.Schedule.log_snr(40)
 UNIT = cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)

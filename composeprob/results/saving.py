@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from composeprob.errors import LoadError
-from composeprob.result import ARRAYS, FACTS, PER_LEVEL, Result
-from composeprob.sampling.status import Code, Status
-from composeprob.sampling.store import Store
-from composeprob.summary import COLUMNS
+from composeprob.results.result import ARRAYS, FACTS, PER_LEVEL, Result
+from composeprob.results.status import Code, Status
+from composeprob.results.store import Store
+from composeprob.results.summary import COLUMNS
 
-FORMAT = "composeprob.result"
+FORMAT = "composeprob.results.result"
 VERSION = 3
 
 

@@ -21,8 +21,8 @@ from numpyro.distributions import Distribution
 from composeprob.checkpoint import DIGEST, Checkpoints, first_line
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import LoadError
-from composeprob.sampling.base import Run, Sampler
-from composeprob.sampling.spread import Spread, agreed, zeros
+from composeprob.samplers.base import Run, Sampler
+from composeprob.samplers.spread import Spread, agreed, zeros
 
 SECONDS = 10.0
 """Between two checkpoints, at least."""

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from composeprob.summary import MOST
+from composeprob.results.summary import MOST
 
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
-    from composeprob.result import Result
+    from composeprob.results.result import Result
 
 INK, ACCENT, SECOND, FAINT = "#22313f", "#c8553d", "#2a6f97", "#b8c4cf"
 SHADE = LinearSegmentedColormap.from_list("shade", ["#ffffff", "#d6e2ec", "#9dbbd3", "#5b8db3"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -11,7 +11,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.sampling.spread import Spread, chains, everywhere
+from composeprob.errors import CapabilityError
+from composeprob.samplers.spread import Spread, chains, everywhere
+
+if TYPE_CHECKING:
+    from composeprob.kernels import Kernel
+    from composeprob.samplers.transitions import Transitions
 
 REVERSE = 2**31 - 1
 """Folded into a level's key for the reverse step; transitions fold in their number, counted from 0."""
@@ -82,8 +87,28 @@ class Run(eqx.Module):
         return eqx.tree_at(lambda run: run.records.non_finite, self, self.records.non_finite.at[level].add(bad))
 
 
+class Route(eqx.Module):
+    """What leads chains from each level to the next, apart from transitions.
+
+    Attributes:
+        reverse: whether a step of the reverse process does, as `reverse_step` makes it.
+        leaning: whether that follows `leaning` and not the score.
+        weights: how chains are weighed from level to level, None where they are not.
+    """
+
+    reverse: bool = eqx.field(static=True)
+    leaning: bool = eqx.field(static=True, default=False)
+    weights: str | None = eqx.field(static=True, default=None)
+
+
 class Sampler(eqx.Module):
-    """How chains travel. Hyper-parameters only; numbers are leaves, so other numbers reuse compiled code."""
+    """How chains travel. Hyper-parameters only; numbers are leaves, so other numbers reuse compiled code.
+
+    Attributes:
+        moves: the transitions at each level, once `prepare` has resolved them; None where there are none.
+    """
+
+    moves: Transitions | None = eqx.field(default=None, init=False, repr=False)
 
     @property
     @abc.abstractmethod
@@ -127,6 +152,21 @@ class Sampler(eqx.Module):
         Raises:
             ComposeProbError: it cannot be used with this density.
         """
+
+    def route(self) -> Route:
+        """How chains come from level to level, for likelihoods that walk this way backwards.
+
+        Raises:
+            ComposeProbError: its steps have no reversal that can be written down.
+        """
+        raise CapabilityError(
+            f"The path of {type(self).__name__} cannot be walked backwards.",
+            fix="use cp.Ancestral(), cp.AnnealedMCMC(kernel, steps_per_level) or cp.SMC(kernel).",
+        )
+
+    def with_moves(self, kernel: Kernel, steps_per_level: int) -> Sampler:
+        """The same sampler, not yet prepared, with other transitions."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def first_level(self, density: AnnealedDensity) -> int:

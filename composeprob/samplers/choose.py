@@ -5,10 +5,10 @@ from __future__ import annotations
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, LineIntegral
-from composeprob.sampling.annealed_mcmc import AnnealedMCMC
-from composeprob.sampling.base import Sampler
-from composeprob.sampling.blocks import by_kind
-from composeprob.sampling.smc import SMC
+from composeprob.samplers.annealed_mcmc import AnnealedMCMC
+from composeprob.samplers.base import Sampler
+from composeprob.samplers.blocks import by_kind
+from composeprob.samplers.smc import SMC
 
 MANY_CHAINS = 256
 """From so many chains on resampling does not degenerate."""

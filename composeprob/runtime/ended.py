@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.estimates import Families
-from composeprob.result import Result
-from composeprob.sampling.base import Run, Sampler
-from composeprob.sampling.spread import host
-from composeprob.sampling.status import Code, diagnose, diverged, few_ancestors, few_levels, unsettled
-from composeprob.sampling.stay import LEAPFROGS
+from composeprob.results.estimates import Families
+from composeprob.results.result import Result
+from composeprob.results.status import Code, diagnose, diverged, few_ancestors, few_levels, unsettled
+from composeprob.runtime.stay import LEAPFROGS
+from composeprob.samplers.base import Run, Sampler
+from composeprob.samplers.spread import host
 
 
 class Ended(NamedTuple):
@@ -43,7 +43,7 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
     run, first, completed = ended.run, ended.first, ended.completed
     records, num_chains = run.records, run.log_weights.shape[0]
     skipped, arrived = density.num_levels - 1 - first, completed == first + 1
-    moves = getattr(sampler, "moves", None)
+    moves = sampler.moves
     per_transition = (moves.kernel.evaluations_per_step, len(moves.follows)) if moves else (0, 0)
     drawn = ended.drawn + (moves.settling if moves and ended.drawn else 0)
     proposals = np.full(density.num_levels, max(sampler.proposals(), 1) * num_chains)

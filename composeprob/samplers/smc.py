@@ -18,16 +18,24 @@ from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.kernels.walls import zero_density
-from composeprob.pytree import all_finite
-from composeprob.sampling.annealed_mcmc import adjusted, check_kernel, check_stay, check_steps, named_blocks, needs
-from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
-from composeprob.sampling.blocks import by_kind
-from composeprob.sampling.control import CONTROLS, steered
-from composeprob.sampling.potentials import averaged_potential
-from composeprob.sampling.resampling import distinct, evidence_variance, log_mean_weight, relative_ess, systematic
-from composeprob.sampling.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
-from composeprob.sampling.transitions import Transitions
-from composeprob.sampling.weights import first_evidence, first_weight, gain_between, normalised
+from composeprob.pytree import all_finite, where
+from composeprob.samplers.annealed_mcmc import (
+    adjusted,
+    check_kernel,
+    check_stay,
+    check_steps,
+    named_blocks,
+    needs,
+    unevaluated,
+)
+from composeprob.samplers.base import REVERSE, Route, Run, Sampler, draw_initial, level_keys
+from composeprob.samplers.blocks import by_kind
+from composeprob.samplers.control import CONTROLS, steered
+from composeprob.samplers.potentials import averaged_potential
+from composeprob.samplers.resampling import distinct, evidence_variance, log_mean_weight, relative_ess, systematic
+from composeprob.samplers.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
+from composeprob.samplers.transitions import Transitions
+from composeprob.samplers.weights import first_evidence, first_weight, gain_between, normalised
 
 WEIGHTS = ("feynman_kac", "density")
 LITTLE_SIGNAL = -4.6
@@ -91,7 +99,6 @@ class SMC(Sampler):
     control: str = eqx.field(static=True)
     stay: bool = eqx.field(static=True)
     check_levels: bool = eqx.field(static=True)
-    moves: Transitions | None
 
     def __init__(
         self,
@@ -168,6 +175,19 @@ class SMC(Sampler):
         where = lambda s: (s.kernel, s.moves)  # noqa: E731
         return eqx.tree_at(where, self, (kernel, moves), is_leaf=lambda n: n is None or isinstance(n, Kernel))
 
+    def route(self) -> Route:
+        if self.second_order or self.control != "none":
+            raise CapabilityError(
+                "A reverse step of second order has no density that could be written down, and one with a control is "
+                "not known to the way back.",
+                fix="ask for the likelihood of cp.SMC(..., second_order=False, control='none'), whose step is DDPM's.",
+            )
+        return Route(self.weights == "feynman_kac", leaning=True, weights=self.weights)
+
+    def with_moves(self, kernel: Kernel, steps_per_level: int) -> SMC:
+        threshold, order = float(self.resample_threshold), self.second_order
+        return SMC(kernel, steps_per_level, self.weights, threshold, order, self.control, self.stay, self.check_levels)
+
     def first_level(self, density: AnnealedDensity) -> int:
         """The noisiest level, or a few below it: where levels carry no signal but are far apart (the first ones of
         cosine schedules), a step between them would only spoil the weights."""
@@ -187,7 +207,7 @@ class SMC(Sampler):
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         positions = draw_initial(run, density, level)
         keys = level_keys(run.keys, density.num_levels + 1)
-        target = partial(density.evaluator, level=level)
+        target = unevaluated(density, level)
         if self.kernel is None:
             states = run.spread.map(lambda x: KernelState(x, target(x)), positions)
         else:
@@ -199,12 +219,8 @@ class SMC(Sampler):
     def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
         spread, keys = run.spread, level_keys(run.keys, level)
         target = partial(density.evaluator, level=level)
-        states, own = jax.lax.cond(
-            level < above,
-            lambda s: spread.map(partial(self._descend, density=density, level=level, above=above), keys, s),
-            lambda s: (s, spread.map(partial(first_weight, density=density, level=level), s)),
-            run.chains,
-        )
+        fall = partial(self._fall, density=density, level=level, above=above)
+        states, own = spread.map(fall, keys, run.chains)
         usable = ~jnp.isnan(own)
         own = run.log_weights + own
         own = jnp.where(jnp.isfinite(own), own, -jnp.inf)
@@ -247,36 +263,51 @@ class SMC(Sampler):
             records=records,
         )
 
-    def _descend(
-        self, key: Array, state: Any, density: AnnealedDensity, level: Array, above: Array
-    ) -> tuple[Any, Array]:
-        """One chain from the level above to this one: its new state and what its log-weight gains: −∞ where the density
-        is 0, NaN where that or the score is not finite. One evaluation, two of second order."""
-        x, before, gain = state.position, state.evaluation, jnp.zeros(())
+    def _fall(
+        self, key: Array, state: KernelState, density: AnnealedDensity, level: Array, above: Array
+    ) -> tuple[KernelState, Array]:
+        """One chain from the level above to this one, and what its log-weight gains: −∞ where the density is 0, NaN
+        where that or the score is not finite. One evaluation, two of second order.
+
+        At the first level, which is ``above`` itself, it stays where it was drawn, and is evaluated for the first time.
+        """
+        x, falls, twice = state.position, level < above, self.second_order
+        before = self._steered(state.evaluation, x, density, above)
+        moved, gain = x, jnp.zeros(())
         if self.weights == "feynman_kac":
-            before = self._steered(before, x, density, above)
             followed = leaning(x, before, density, above, level)
             moved = reverse_step(jax.random.fold_in(key, REVERSE), x, followed, density, above, below=level)
             gain = log_ratio_of_leaning(x, before.drift, followed, moved, density, above, level)
-            if self.second_order:
-                steer = partial(self._steered, density=density, level=level)
-                moved = second_order(moved, x, before, density, above, level, steer)
-            state = dataclasses.replace(state, position=moved)
-        target = partial(density.evaluator, level=level)
-        if self.kernel is None:
-            state = dataclasses.replace(state, evaluation=target(state.position))
-        else:
-            state = self.kernel.relevel(state, target)
-        if self.weights == "feynman_kac":
-            assert before.log_potential is not None
-            seen = averaged_potential(key, state.position, x, before.log_potential, density, above, level)
-            before = dataclasses.replace(before, log_potential=seen)
-        after = self._steered(state.evaluation, state.position, density, level)
-        gain = gain + gain_between(before, after, density, level, self.weights, above)
-        usable = all_finite((before.drift, state.evaluation.score)) & (gain < jnp.inf)
-        # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
-        gain = jnp.where(zero_density(before), -jnp.inf, jnp.where(usable, gain, jnp.nan))
-        return state, gain
+
+        def arrive(i: Array, carry: tuple[Position, Evaluation]) -> tuple[Position, Evaluation]:
+            position, _ = carry
+            evaluation = density.evaluator(position, level)
+            if twice:
+                drift = self._steered(evaluation, position, density, level).drift
+                settled = second_order(position, drift, x, before.drift, density, above, level)
+                position = where(i == 0, settled, position)
+            return position, evaluation
+
+        # A loop, so that the networks are there once for both evaluations.
+        begin = jnp.where(falls, 0, 1) if twice else 1
+        position, evaluation = jax.lax.fori_loop(begin, 2, arrive, (where(falls, moved, x), state.evaluation))
+        state = dataclasses.replace(state, position=position, evaluation=evaluation)
+        if self.kernel is not None:
+            state = self.kernel.relevel(state, lambda _: evaluation)
+
+        def gained() -> Array:
+            weighed = before
+            if self.weights == "feynman_kac":
+                assert before.log_potential is not None
+                seen = averaged_potential(key, position, x, before.log_potential, density, above, level)
+                weighed = dataclasses.replace(before, log_potential=seen)
+            after = self._steered(evaluation, position, density, level)
+            total = gain + gain_between(weighed, after, density, level, self.weights, above)
+            usable = all_finite((before.drift, evaluation.score)) & (total < jnp.inf)
+            # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
+            return jnp.where(zero_density(before), -jnp.inf, jnp.where(usable, total, jnp.nan))
+
+        return state, jax.lax.cond(falls, gained, lambda: first_weight(state, density, level))
 
     def _steered(
         self, evaluation: Evaluation, position: Position, density: AnnealedDensity, level: Array

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from composeprob.errors import InvalidValueError, UnknownSiteError
-from composeprob.estimates import Estimate, Families, effective_chains, evaluated, of_chains
-from composeprob.sampling.status import Status
-from composeprob.sampling.store import Stored
-from composeprob.summary import Summary
+from composeprob.results.estimates import Estimate, Families, effective_chains, evaluated, of_chains
+from composeprob.results.status import Status
+from composeprob.results.store import Stored
+from composeprob.results.summary import Summary
 
 if TYPE_CHECKING:
     import arviz
@@ -223,7 +223,7 @@ class Result:
         A site of two numbers is shown over the density of level 0 (where the density has a log-density), images as a
         grid, anything else as histograms.
         """
-        from composeprob.plotting import plot_result
+        from composeprob.results.plotting import plot_result
 
         return plot_result(self)
 
@@ -291,20 +291,20 @@ class Result:
             >>> data.posterior["theta"].dims, data.log_likelihood["y"].sel(school="B").shape
             (('chain', 'draw', 'school'), (1, 8))
         """
-        from composeprob.arviz_data import to_arviz
+        from composeprob.results.arviz_data import to_arviz
 
         return to_arviz(self, dict(dims or {}), dict(coords or {}), predictive)
 
     def report(self) -> dict[str, Any]:
         """Every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
-        from composeprob.saving import report
+        from composeprob.results.saving import report
 
         return report(self)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write everything except ``density`` to one safetensors file; returns its path, which ends in
         ``.safetensors`` (added where missing)."""
-        from composeprob.saving import save
+        from composeprob.results.saving import save
 
         return save(self, path)
 
@@ -324,7 +324,7 @@ class Result:
         Raises:
             LoadError: no such file or folder, or one written by something else, or by a run that has not ended.
         """
-        from composeprob.saving import load
+        from composeprob.results.saving import load
 
         return load(path)
 

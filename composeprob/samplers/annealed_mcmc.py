@@ -17,9 +17,9 @@ from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeErro
 from composeprob.kernels import Holding, Kernel, KernelState
 from composeprob.kernels.walls import zero_density
 from composeprob.pytree import all_finite, where
-from composeprob.sampling.base import REVERSE, Run, Sampler, draw_initial, level_keys
-from composeprob.sampling.reverse import reverse_step
-from composeprob.sampling.transitions import Transitions
+from composeprob.samplers.base import REVERSE, Route, Run, Sampler, draw_initial, level_keys
+from composeprob.samplers.reverse import reverse_step
+from composeprob.samplers.transitions import Transitions
 
 STARTS = 16
 """Draws of the prior that a chain chooses its start from where no level is noisy."""
@@ -55,7 +55,6 @@ class AnnealedMCMC(Sampler):
     steps_per_level: int = eqx.field(static=True)
     reverse_step: bool = eqx.field(static=True)
     stay: bool = eqx.field(static=True)
-    moves: Transitions | None
 
     def __init__(self, kernel: Kernel, steps_per_level: int, reverse_step: bool = False, stay: bool = False):
         check_kernel(kernel, steps_per_level)
@@ -90,6 +89,12 @@ class AnnealedMCMC(Sampler):
         moves = Transitions.resolved(kernel, self.steps_per_level, density)
         where = lambda s: (s.kernel, s.moves)  # noqa: E731
         return eqx.tree_at(where, self, (kernel, moves), is_leaf=lambda n: n is None or isinstance(n, Kernel))
+
+    def route(self) -> Route:
+        return Route(self.reverse_step)
+
+    def with_moves(self, kernel: Kernel, steps_per_level: int) -> AnnealedMCMC:
+        return AnnealedMCMC(kernel, steps_per_level, self.reverse_step, self.stay)
 
     def first_level(self, density: AnnealedDensity) -> int:
         return density.num_levels - 1

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from composeprob.errors import WrongTypeError
 from composeprob.kernels.base import Kernel
-from composeprob.sampling.base import Sampler
+from composeprob.samplers.base import Sampler
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -15,11 +15,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.sampling.base import Run, Sampler, begin
-from composeprob.sampling.choose import check_capabilities
-from composeprob.sampling.compiled import advance, compiler_options, start
-from composeprob.sampling.parts import in_parts, places
-from composeprob.sampling.spread import Spread, everywhere, plain
+from composeprob.runtime.compiled import advance, compiler_options, start
+from composeprob.runtime.parts import in_parts, places
+from composeprob.samplers.base import Run, Sampler, begin
+from composeprob.samplers.choose import check_capabilities
+from composeprob.samplers.spread import Spread, everywhere, plain
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 

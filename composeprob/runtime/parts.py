@@ -16,8 +16,8 @@ from numpyro.distributions import Distribution
 from composeprob.density.annealed import AnnealedDensity, Evaluates
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
-from composeprob.sampling.base import Sampler
-from composeprob.sampling.spread import AXES, Spread, everywhere
+from composeprob.samplers.base import Sampler
+from composeprob.samplers.spread import AXES, Spread, everywhere
 
 
 class Part(eqx.Module):
@@ -155,7 +155,7 @@ def check_parts(above: Any, mesh: Any, sampler: Sampler) -> None:
             f"shard_above={above} was given with {found}: it shares arrays out along the second axis of a mesh.",
             fix="pass mesh=jax.make_mesh((2, 4), ('chains', 'model')): each array is in parts on 4 devices.",
         )
-    moves = getattr(sampler, "moves", None)
+    moves = sampler.moves
     for part in moves.kernel.parts if moves is not None else ():
         if not part.steady:
             raise CapabilityError(

@@ -14,11 +14,11 @@ from jax import Array
 from composeprob.checkpoint import first_line
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError, WrongTypeError
-from composeprob.sampling.base import Run, Sampler
-from composeprob.sampling.compiled import draw
-from composeprob.sampling.progress import REFRESH_SECONDS, Progress
-from composeprob.sampling.spread import agreed, everyones, together
-from composeprob.sampling.store import BLOCK_BYTES, Store
+from composeprob.results.store import BLOCK_BYTES, Store
+from composeprob.runtime.compiled import draw
+from composeprob.runtime.progress import REFRESH_SECONDS, Progress
+from composeprob.samplers.base import Run, Sampler
+from composeprob.samplers.spread import agreed, everyones, together
 
 AT_ONCE_BYTES = 2**22
 """Room on each device for the draws of one call."""
@@ -257,7 +257,7 @@ def check_draws(draws: Any, thin: Any, store: Any, sampler: Sampler, where: str)
         raise InvalidValueError(
             f"{draws} draws of {thin} transitions each are more than {MOST_TRANSITIONS}.", fix="ask for fewer."
         )
-    if getattr(sampler, "moves", None) is None:
+    if sampler.moves is None:
         raise CapabilityError(
             f"{type(sampler).__name__} without a kernel cannot go on drawing at level 0.",
             where=where,

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.sampling.base import Sampler, begin
-from composeprob.sampling.choose import check_capabilities, choose
-from composeprob.sampling.compiled import descent
+from composeprob.runtime.compiled import descent
+from composeprob.samplers.base import Sampler, begin
+from composeprob.samplers.choose import check_capabilities, choose
 
 SHARED, MORE, ORDER = 2**31 - 3, 2**31 - 4, 2**31 - 5
 """Folded into the first chain's key for what the chains share, for the keys of further chains, for their order."""

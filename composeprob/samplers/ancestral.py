@@ -13,8 +13,8 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels.step_size import as_scalar
 from composeprob.pytree import all_finite
-from composeprob.sampling.base import Run, Sampler, draw_initial, level_keys
-from composeprob.sampling.reverse import reverse_step
+from composeprob.samplers.base import Route, Run, Sampler, draw_initial, level_keys
+from composeprob.samplers.reverse import reverse_step
 
 
 class Ancestral(Sampler):
@@ -56,6 +56,14 @@ class Ancestral(Sampler):
                 fix="use cp.AnnealedMCMC or cp.SMC, which move all sites.",
             )
         return self
+
+    def route(self) -> Route:
+        if float(self.eta) != 1.0:
+            raise InvalidValueError(
+                f"Ancestral(eta={float(self.eta):.3g}) has no reversal that is a law of its own.",
+                fix="use cp.Ancestral(eta=1.0): its steps are DDPM's, whose reversal adds noise.",
+            )
+        return Route(reverse=True)
 
     def first_level(self, density: AnnealedDensity) -> int:
         return density.num_levels - 1

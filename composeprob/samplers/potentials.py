@@ -9,7 +9,7 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.pytree import normal_like
-from composeprob.sampling.reverse import leaning
+from composeprob.samplers.reverse import leaning
 
 POINTS = 8
 """M, the points at which a potential is averaged. What a hard wall loses falls as 2^−M."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from composeprob.estimates import of_chains, with_error
+from composeprob.results.estimates import of_chains, with_error
 
 if TYPE_CHECKING:
-    from composeprob.result import Result
+    from composeprob.results.result import Result
 
 QUANTILES = (0.05, 0.5, 0.95)
 COLUMNS = ("mean", "±", "sd", "5%", "50%", "95%")

@@ -16,12 +16,12 @@ import numpy as np
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.kernels import HMC, Adaptive, Kernel, Scaled
 from composeprob.kernels.hamiltonian import HamiltonianState
-from composeprob.sampling.annealed_mcmc import AnnealedMCMC
-from composeprob.sampling.base import Records, Run, level_keys
-from composeprob.sampling.compiled import draw
-from composeprob.sampling.progress import Progress
-from composeprob.sampling.spread import everywhere, host
-from composeprob.sampling.transitions import SETTLING
+from composeprob.runtime.compiled import draw
+from composeprob.runtime.progress import Progress
+from composeprob.samplers.annealed_mcmc import AnnealedMCMC
+from composeprob.samplers.base import Records, Run, level_keys
+from composeprob.samplers.spread import everywhere, host
+from composeprob.samplers.transitions import SETTLING
 
 LEAPFROGS = 8
 TRANSITIONS = 10

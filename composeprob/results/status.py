@@ -53,7 +53,7 @@ class Status:
         findings: pairs (code, message), the gravest first; empty for a run without problems.
 
     Example:
-        >>> from composeprob.sampling.status import Code, Status
+        >>> from composeprob.results.status import Code, Status
         >>> Status().ok
         True
         >>> Status(((Code.INTERRUPTED, "Stopped at level 3."),)).code

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from composeprob.errors import InvalidValueError
-from composeprob.result import FACTS, PER_LEVEL
+from composeprob.results.result import FACTS, PER_LEVEL
 
 if TYPE_CHECKING:
     import arviz
 
-    from composeprob.result import Result
+    from composeprob.results.result import Result
 
 Dims = dict[str, Sequence[str | None]]
 

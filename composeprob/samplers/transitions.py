@@ -14,8 +14,8 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Target
 from composeprob.kernels import Adaptive, Info, Kernel, KernelState, adapt, mean_acceptance, resolve, scaled_step
 from composeprob.kernels.scaled import in_units, target_in_units
-from composeprob.sampling.base import Records, Run
-from composeprob.sampling.spread import Spread
+from composeprob.samplers.base import Records, Run
+from composeprob.samplers.spread import Spread
 from composeprob.schedule import Schedule
 
 FEW = 16

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.sampling.base import Run, Sampler, level_keys
-from composeprob.sampling.parts import places
-from composeprob.sampling.spread import Spread, chains, everywhere
+from composeprob.runtime.parts import places
+from composeprob.samplers.base import Run, Sampler, level_keys
+from composeprob.samplers.spread import Spread, chains, everywhere
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -25,7 +25,7 @@ class Progress:
         description: what is being done.
 
     Example:
-        >>> from composeprob.sampling.progress import Progress
+        >>> from composeprob.runtime.progress import Progress
         >>> with Progress(2, enabled=False, description="sampling") as bar:
         ...     bar.update(1, acceptance=0.57)
     """

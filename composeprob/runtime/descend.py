@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from composeprob.sampling.base import Records, Run
-from composeprob.sampling.compiled import advance, start
-from composeprob.sampling.progress import REFRESH_SECONDS, Progress
-from composeprob.sampling.spread import agreed
+from composeprob.runtime.compiled import advance, start
+from composeprob.runtime.progress import REFRESH_SECONDS, Progress
+from composeprob.samplers.base import Records, Run
+from composeprob.samplers.spread import agreed
 
 
 def visits(first: int, stride: int) -> int:

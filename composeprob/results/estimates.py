@@ -25,7 +25,7 @@ class Estimate:
         error: its standard error, of the same shape; NaN where it is withheld.
 
     Example:
-        >>> from composeprob.estimates import Estimate
+        >>> from composeprob.results.estimates import Estimate
         >>> print(Estimate(0.3123, 0.014))
         0.312 ± 0.014
     """

@@ -1,0 +1,243 @@
+"""One sampler's way through one call of `infer`: prepared, down the levels, its stay, its draws, the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.curl import curl
+from composeprob.results.result import Result
+from composeprob.results.status import fewest_families
+from composeprob.runtime import parts
+from composeprob.runtime.compiled import read, sample_shapes, start
+from composeprob.runtime.descend import descend, visits
+from composeprob.runtime.ended import Ended, summed_up
+from composeprob.runtime.resume import Saves, blank_like, fingerprint
+from composeprob.runtime.stay import stay
+from composeprob.runtime.stream import Kept, NotKept, check_draws, stream
+from composeprob.samplers.base import Run, Sampler, begin, placed
+from composeprob.samplers.choose import check_capabilities
+from composeprob.samplers.spread import Spread, everywhere, host
+
+CURL = 2**31 - 2
+"""Folded into the run's key for the directions along which curl is measured."""
+COARSE = 2**31 - 6
+"""Folded into the run's key for the run over every other level."""
+DRAWS = "draws.zarr"
+"""In a folder of checkpoints: the draws of a run without a store of its own."""
+LOOKED_AT = 64
+"""Chains at whose positions curl is measured."""
+
+
+class Asked(NamedTuple):
+    """What `infer` was asked for, checked; see there."""
+
+    density: AnnealedDensity
+    key: Array
+    num_chains: int
+    spread: Spread
+    mesh: Mesh | None
+    progress: bool
+    resume: bool | None
+    draws: int | None
+    thin: int
+    store: str | Path | None
+    shard_above: int | None
+
+
+class FewAncestors(Exception):
+    """SMC's chains have become copies of few, at a level where something else can still be done."""
+
+    def __init__(self, distinct: int, effective: float, level: int):
+        super().__init__(f"{distinct} first ones, some so much more than others that they are worth {effective:.1f},")
+        self.level = level
+
+
+class Job:
+    """What one sampler does of a call of `infer`: call `levels`, `stay`, `draw`, and `result` in this order.
+
+    Args:
+        asked: the call.
+        sampler: not yet prepared.
+        folder: of its checkpoints, None without.
+
+    Raises:
+        ComposeProbError: the sampler cannot do it, or the folder belongs to another run; nothing is compiled before.
+    """
+
+    def __init__(self, asked: Asked, sampler: Sampler, folder: str | Path | None):
+        density = asked.density
+        self.asked, self.began = asked, time.monotonic()
+        check_capabilities(sampler, density)
+        self.sampler = sampler.prepare(density)
+        check_draws(asked.draws, asked.thin, asked.store, self.sampler, density.described.where)
+        parts.check_parts(asked.shard_above, asked.mesh, self.sampler)
+        self.first = self.sampler.first_level(density)
+        self.saves: Saves | None = None
+        self.completed, self.done = 0, 0
+        run = begin(asked.key, asked.num_chains, density.num_levels, dataclasses.replace(asked.spread, mesh=None))
+        if folder is not None:
+            run = self._resumed(run, folder)
+        self.run = placed(run, asked.spread)
+        whole = parts.in_parts(density, asked.spread, asked.shard_above)
+        self.ready = asked.spread.place(self.sampler, everywhere), parts.placed(whole, asked.spread)
+        self.kept = self._kept(folder)
+        self.coarse: float | None = None
+        self.turning: dict[str, float] = {}
+        self.lost: str | None = None
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the chains are at level 0."""
+        return self.completed == self.first + 1
+
+    @property
+    def seconds(self) -> float:
+        """That the run has taken, with what it took before it was resumed."""
+        return time.monotonic() - self.began
+
+    def levels(self, give_up: bool) -> None:
+        """Go down the levels, and measure what is to be measured of the chains there.
+
+        Raises:
+            FewAncestors: if it shall be given up where too few of the first chains have descendants.
+        """
+
+        def judge(run: Run, completed: int) -> None:
+            few = _few_ancestors(run, self.first + 1 - completed) if give_up and completed else None
+            if few is not None:
+                if self.saves is not None:
+                    self.saves.finish(run, completed, 0, self.seconds)
+                raise few
+
+        judge(self.run, self.completed)
+        self.run, self.completed = descend(
+            self.ready, self.run, self.first, self.completed, self.asked.progress, self._save, judge
+        )
+        if self.completed and self.sampler.integrates_score:
+            self.turning = self._curl(self.first + 1 - self.completed)
+
+    def stay(self) -> None:
+        """Let the chains settle at level 0, if the sampler says so."""
+        if self.sampler.stays and self.arrived and int(self.run.stayed) == 0:
+            self.run = stay(self.run, self.ready[1], self.asked.progress)
+
+    def draw(self) -> None:
+        """Take the draws, write the last checkpoint, and estimate what the levels' distance does to the evidence."""
+        if self.asked.draws is not None and self.arrived:
+            assert self.kept is not None
+            keep = lambda run, drawn: self._save(run, self.completed, drawn)  # noqa: E731
+            sampler, density = self.ready
+            self.run, self.done, self.lost = stream(
+                sampler, self.run, density, self.kept, self.done, self.asked.thin, self.asked.progress, keep
+            )
+        self.unsaved: str | None = None
+        if self.saves is not None and self.lost is None:  # else the last checkpoint is the one whose draws are there
+            self.unsaved = self.saves.finish(self.run, self.completed, self.done, self.seconds)
+        if (
+            self.arrived
+            and self.sampler.check_order is not None
+            and self.sampler.estimates_evidence(self.asked.density)
+        ):
+            self.coarse = self._coarse()
+
+    def result(self, reason: str) -> Result:
+        """All of it, with what is to be said of it; ``reason`` says why it was this sampler."""
+        asked, shown = self.asked, min(self.done, self.asked.draws or 0)  # of a run that went further before
+        samples, failed = self._samples(shown)
+        if asked.store is None:
+            samples = {name: np.asarray(values) for name, values in samples.items()}
+        ended = Ended(self.run, samples, self.first, self.completed, self.done * asked.thin, self.coarse, self.turning)
+        result = summed_up(self.sampler, asked.density, ended, reason, self.seconds)
+        status = result.status
+        if asked.draws is not None:
+            status = status.stopped(self.done, asked.draws) if self.arrived and self.done < asked.draws else status
+            result = dataclasses.replace(result, draws=max(shown, 1), thin=asked.thin)
+        if self.saves is not None and self.lost is None:
+            status = status.saved(self.unsaved)
+        result = dataclasses.replace(result, status=status)
+        lost = self.lost or failed
+        if self.kept is not None and asked.store is not None and lost is None:
+            lost = self.kept.finish(*result.parts())
+        return result if lost is None else dataclasses.replace(result, status=result.status.not_stored(lost))
+
+    def _resumed(self, run: Run, folder: str | Path) -> Run:
+        """Open the checkpoints and go on from what is there; traces one level more, and compiles nothing."""
+        asked = self.asked
+        blank = blank_like(eqx.filter_eval_shape(start, self.sampler, run, asked.density, self.first))
+        apart = None if asked.draws is None else asked.thin
+        known = fingerprint(asked.density, self.sampler, asked.key, self.first, apart, blank)
+        self.saves = Saves(folder, asked.resume, known, blank)
+        if (saved := self.saves.run()) is not None:
+            run, self.completed, self.done, earlier = saved
+            self.began -= earlier
+        return run
+
+    def _kept(self, folder: str | Path | None) -> Kept | None:
+        """Where samples go, if it is not only the chains' last positions in memory."""
+        asked = self.asked
+        if asked.draws is None and asked.store is None:
+            return None
+        # Draws that a checkpoint goes on from are on disk too.
+        path = Path(folder) / DRAWS if asked.store is None and folder is not None else asked.store
+        names = sample_shapes(self.sampler, self.run, asked.density, self.first)
+        run_id = "" if self.saves is None else self.saves.run_id
+        return Kept(names, asked.draws, path, asked.spread.devices, run_id, self.done)
+
+    def _save(self, run: Run, completed: int, drawn: int = 0) -> None:
+        if self.saves is not None:
+            flush = None if self.kept is None or not drawn else self.kept.flush
+            self.saves.offer(run, completed, drawn, self.seconds, flush)
+
+    def _coarse(self) -> float | None:
+        """The log-evidence over every other level; None where it was interrupted."""
+        asked = self.asked
+        key = jax.random.fold_in(asked.key, COARSE)
+        blank = placed(begin(key, asked.num_chains, asked.density.num_levels), asked.spread)
+        run, completed = descend(self.ready, blank, self.first, 0, asked.progress, stride=2)
+        return float(np.asarray(run.log_evidence)) if completed == visits(self.first, 2) else None
+
+    def _samples(self, done: int) -> tuple[dict[str, Any], str | None]:
+        """Every site's samples, and what went wrong with keeping them on disk."""
+        kept = self.kept
+        if kept is not None and kept.draws is not None and done:
+            return kept.samples(done), None
+        sampler, density = self.ready
+        values = read(self.run.spread, density, sampler.positions(self.run))
+        if kept is None:
+            return host(values), None
+        if kept.draws is not None:  # none was drawn yet: where the chains are
+            return {name: value[:, None] for name, value in host(values).items()}, None
+        try:
+            kept.last(values)
+        except NotKept as error:
+            return host(values), str(error)
+        return kept.samples(1), None
+
+    def _curl(self, level: int) -> dict[str, float]:
+        """The curl of what a line integral relied on; NaN where a network cannot be differentiated, which no run is
+        lost for."""
+        density = self.asked.density
+        positions = host(jax.tree.map(lambda leaf: leaf[:LOOKED_AT], self.sampler.positions(self.run)))
+        try:
+            return curl(density, positions, level, jax.random.fold_in(self.asked.key, CURL))
+        except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
+            return {name: np.nan for name, _, offered in density.described.offers if "conservative" not in offered}
+
+
+def _few_ancestors(run: Run, level: int) -> FewAncestors | None:
+    """Whether too few of the first chains have descendants at a level above 0 or there."""
+    n, variance = len(run.log_weights), float(run.evidence_variance)
+    effective = 1.0 / (variance * (n - 1) / n + 1 / n)
+    if effective >= fewest_families(n):
+        return None
+    return FewAncestors(int(np.asarray(run.records.ancestors)[level]), effective, level)

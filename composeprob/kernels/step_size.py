@@ -184,7 +184,9 @@ def adapt(log_scale: Array, mean_acceptance: Array, target: Array | float, gain:
 
 
 def mean_acceptance(
-    acceptance: Array, total: Callable[[Array], Array] = lambda units: units, num_chains: int | None = None
+    acceptance: Array,
+    total: Callable[[Array], Array] = lambda units: jnp.sum(units, axis=0),
+    num_chains: int | None = None,
 ) -> Array:
     """The mean of probabilities over the chains that lead, the same however these are spread over devices.
 
@@ -193,10 +195,10 @@ def mean_acceptance(
 
     Args:
         acceptance: of the chains that are here, (n, …).
-        total: adds what other devices have.
+        total: adds up integers over all chains, those of other devices too.
         num_chains: N over all devices, n if left out.
     """
-    units = total(jnp.sum(jnp.round(acceptance * ACCEPTANCE_UNITS).astype(jnp.int32), axis=0))
+    units = total(jnp.round(acceptance * ACCEPTANCE_UNITS).astype(jnp.int32))
     return units.astype(jnp.result_type(float)) / (ACCEPTANCE_UNITS * (num_chains or acceptance.shape[0]))
 
 

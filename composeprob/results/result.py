@@ -36,6 +36,7 @@ FACTS = (
     "blocks",
     "draws",
     "thin",
+    "devices",
 )
 
 
@@ -78,6 +79,7 @@ class Result:
             of which weigh the same, samples have shape ``(N, draws, …)``; of a run with a ``store`` they are on disk,
             and indexing reads what is asked for.
         thin: transitions between two draws.
+        devices: how many devices the chains were spread over.
         dims: the plates along the axes of each statement's value, ``{name: (plate or None, …)}``, without N.
         blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu, sigma")``; empty elsewhere.
         density: the compiled density; None after `load`.
@@ -105,6 +107,7 @@ class Result:
     blocks: tuple[str, ...] = ()
     draws: int | None = None
     thin: int = 1
+    devices: int = 1
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:

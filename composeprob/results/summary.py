@@ -118,6 +118,8 @@ def _facts(result: Result) -> dict[str, str]:
     if result.reason:
         facts["why"] = result.reason
     facts["chains"] = f"{result.num_chains:,}, as good as {result.effective_chains:,.0f} independent ones"
+    if result.devices > 1:
+        facts["devices"] = f"{result.devices}, all of which moved chains"
     copies = len(np.unique(np.asarray(result.first_ancestors)))
     if copies < result.num_chains:
         facts["ancestors"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -17,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.runtime.compiled import advance, compiler_options, start
 from composeprob.runtime.parts import in_parts, places
-from composeprob.samplers.base import Run, Sampler, begin
+from composeprob.samplers.base import Run, Sampler, begin, placed
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.spread import Spread, everywhere, plain
 
@@ -57,7 +58,7 @@ def compile_ahead(
     Args:
         density: from `compile`.
         sampler: how chains travel.
-        num_chains: N, a multiple of the number of devices.
+        num_chains: N, at least the number of devices.
         devices: such as ``jax.experimental.topologies.get_topology_desc(…).devices``; a table of them for
             ``shard_above``.
         diagnostics: whether the program also gives what a `Result` says of each level: means over all chains, which
@@ -72,11 +73,13 @@ def compile_ahead(
     first = sampler.first_level(density)
     mesh = plain(devices)
     spread = Spread.of(mesh, chunk, num_chains)
-    run = begin(jax.random.key(0), num_chains, density.num_levels, spread)
+    here = dataclasses.replace(spread, mesh=None)  # where the devices are not
+    run = placed(begin(jax.random.key(0), num_chains, density.num_levels), here)
+    run = dataclasses.replace(run, spread=spread)
     density = in_parts(density, spread, shard_above)
     arrays, static = eqx.partition((sampler, run, density), eqx.is_array)
 
-    def placed(place: PartitionSpec, part: Any) -> Any:
+    def struct(place: PartitionSpec, part: Any) -> Any:
         sharding = NamedSharding(mesh, place)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
 
@@ -87,7 +90,7 @@ def compile_ahead(
         return sampler.positions(run), run.log_weights, (run.log_evidence, run.records) if diagnostics else ()
 
     where = (everywhere, Run.places(), places(density))
-    structs = jax.tree.map(placed, where, arrays, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    structs = jax.tree.map(struct, where, arrays, is_leaf=lambda node: isinstance(node, PartitionSpec))
     return measured(jax.jit(whole).lower(structs).compile(compiler_options(spread)))
 
 

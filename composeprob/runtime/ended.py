@@ -40,7 +40,7 @@ class Ended(NamedTuple):
 
 def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: str, seconds: float) -> Result:
     """The result of a run."""
-    run, first, completed = ended.run, ended.first, ended.completed
+    run, first, completed = ended.run.whole, ended.first, ended.completed
     records, num_chains = run.records, run.log_weights.shape[0]
     skipped, arrived = density.num_levels - 1 - first, completed == first + 1
     moves = sampler.moves
@@ -96,6 +96,7 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         log_snr=np.asarray(density.schedule.log_snr),
         dims=dict(density.graph.dims),
         blocks=sampler.blocks,
+        devices=ended.run.spread.devices,
         density=density,
     )
 

@@ -52,11 +52,11 @@ def infer(
             without ``chunk`` those of other numbers of devices may differ by rounding.
         num_chains: N, chains that travel together.
         sampler: how they travel; left out, chosen by what the density offers and by N, and said in ``result.reason``.
-        mesh: spread the chains over all devices of this mesh, of one axis or two; N must be a multiple of their number.
-            Left out, over as many of `jax.devices` as N can be spread over evenly.
+        mesh: spread the chains over all devices of this mesh, of one axis or two, which may be at most N. Left out,
+            over all of `jax.devices`. Where N is no multiple of their number, the last of them evaluates a few chains
+            twice.
         chunk: chains that a device evaluates at once. The same samples, bit for bit, then come out on two devices or
-            more of a kind, and with most factors on one; it must divide N over their number. Left out, each device
-            evaluates all that it has.
+            more of a kind, and with most factors on one. Left out, each device evaluates all that it has.
         progress: whether to show a progress bar.
         checkpoint_dir: a folder for checkpoints, written between levels beside the run, at most every 10 seconds, and
             at its end. A call that finds one there of the same program, sampler, key and number of chains goes on from

@@ -84,7 +84,8 @@ class Job:
         self.first = self.sampler.first_level(density)
         self.saves: Saves | None = None
         self.completed, self.done = 0, 0
-        run = begin(asked.key, asked.num_chains, density.num_levels, dataclasses.replace(asked.spread, mesh=None))
+        alone = dataclasses.replace(asked.spread, mesh=None, copies=0)
+        run = begin(asked.key, asked.num_chains, density.num_levels, alone)
         if folder is not None:
             run = self._resumed(run, folder)
         self.run = placed(run, asked.spread)
@@ -191,7 +192,7 @@ class Job:
         path = Path(folder) / DRAWS if asked.store is None and folder is not None else asked.store
         names = sample_shapes(self.sampler, self.run, asked.density, self.first)
         run_id = "" if self.saves is None else self.saves.run_id
-        return Kept(names, asked.draws, path, asked.spread.devices, run_id, self.done)
+        return Kept(names, asked.draws, path, asked.spread, run_id, self.done)
 
     def _save(self, run: Run, completed: int, drawn: int = 0) -> None:
         if self.saves is not None:
@@ -212,22 +213,24 @@ class Job:
         if kept is not None and kept.draws is not None and done:
             return kept.samples(done), None
         sampler, density = self.ready
-        values = read(self.run.spread, density, sampler.positions(self.run))
+        spread = self.run.spread
+        values = read(spread, density, sampler.positions(self.run))
         if kept is None:
-            return host(values), None
+            return spread.cut(host(values)), None
         if kept.draws is not None:  # none was drawn yet: where the chains are
-            return {name: value[:, None] for name, value in host(values).items()}, None
+            return {name: value[:, None] for name, value in spread.cut(host(values)).items()}, None
         try:
             kept.last(values)
         except NotKept as error:
-            return host(values), str(error)
+            return spread.cut(host(values)), str(error)
         return kept.samples(1), None
 
     def _curl(self, level: int) -> dict[str, float]:
         """The curl of what a line integral relied on; NaN where a network cannot be differentiated, which no run is
         lost for."""
         density = self.asked.density
-        positions = host(jax.tree.map(lambda leaf: leaf[:LOOKED_AT], self.sampler.positions(self.run)))
+        some = min(LOOKED_AT, self.asked.num_chains)
+        positions = host(jax.tree.map(lambda leaf: leaf[:some], self.sampler.positions(self.run)))
         try:
             return curl(density, positions, level, jax.random.fold_in(self.asked.key, CURL))
         except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
@@ -236,7 +239,7 @@ class Job:
 
 def _few_ancestors(run: Run, level: int) -> FewAncestors | None:
     """Whether too few of the first chains have descendants at a level above 0 or there."""
-    n, variance = len(run.log_weights), float(run.evidence_variance)
+    n, variance = len(run.ancestors), float(run.evidence_variance)
     effective = 1.0 / (variance * (n - 1) / n + 1 / n)
     if effective >= fewest_families(n):
         return None

@@ -192,5 +192,5 @@ def blank_like(shapes: Any) -> Any:
 
 
 def _state(run: Run, completed: int, drawn: int, seconds: float) -> Any:
-    arrays = eqx.filter(dataclasses.replace(run, spread=Spread()), eqx.is_array)  # another spread may go on
+    arrays = eqx.filter(run.whole, eqx.is_array)  # another spread may go on
     return arrays, np.asarray(completed), np.asarray(drawn), np.asarray(seconds)

@@ -53,7 +53,7 @@ def stay(run: Run, density: AnnealedDensity, progress: bool) -> Run:
         for block in range(BLOCKS):
             before = moments(moved)
             moved = _block(moved, density, block)
-            drift = _drift(before, moments(moved), len(run.log_weights))
+            drift = _drift(before, moments(moved), len(run.ancestors))
             bar.update(block + 1, drift=drift)
             if block and drift == 0.0:
                 break
@@ -63,7 +63,7 @@ def stay(run: Run, density: AnnealedDensity, progress: bool) -> Run:
 
 def moments(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Mean and standard deviation of every number of a position over all chains."""
-    positions = host(run.chains.position)
+    positions = host(run.whole.chains.position)
     return {name: (x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)) for name, x in positions.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from composeprob.results.store import BLOCK_BYTES, Store
 from composeprob.runtime.compiled import draw
 from composeprob.runtime.progress import REFRESH_SECONDS, Progress
 from composeprob.samplers.base import Run, Sampler
-from composeprob.samplers.spread import agreed, everyones, together
+from composeprob.samplers.spread import Spread, agreed, everyones, together
 
 AT_ONCE_BYTES = 2**22
 """Room on each device for the draws of one call."""
@@ -30,10 +30,10 @@ class Kept:
     """Where samples go: this process's rows of every site, block by block into a store, or all of them into memory.
 
     Args:
-        names: ``{name: shape and dtype of all chains' values at one draw}``.
+        names: ``{name: shape and dtype of all chains' values at one draw}``, copies of chains included.
         draws: their number; None for the chains' last positions only.
         path: the store's folder; None for memory.
-        devices: how many of them the chains are spread over.
+        spread: how the chains are.
         run_id: what the store's draws follow from, so that a resumed run finds its own.
         done: draws that the store has already.
 
@@ -47,14 +47,16 @@ class Kept:
         names: dict[str, jax.ShapeDtypeStruct],
         draws: int | None,
         path: str | Path | None,
-        devices: int,
+        spread: Spread,
         run_id: str,
         done: int = 0,
     ):
-        self.names, self.draws, self.run_id = names, draws, run_id
+        self.draws, self.run_id = draws, run_id
         self.store = None if path is None else Store(path)
-        self.flushed = done
+        self.flushed, devices = done, spread.devices
         rows = next(iter(names.values())).shape[0]
+        self.number = rows - spread.copies
+        self.names = {n: jax.ShapeDtypeStruct((self.number, *s.shape[1:]), s.dtype) for n, s in names.items()}
         bytes_a_draw = sum(int(np.prod(s.shape)) * s.dtype.itemsize for s in names.values())
         self.block = max(1, BLOCK_BYTES * jax.process_count() // max(bytes_a_draw, 1))
         self.at_once = max(1, min(self.block, AT_ONCE_BYTES * devices // max(bytes_a_draw, 1)))
@@ -130,11 +132,10 @@ class Kept:
         if self.store is None or end <= self.flushed:
             return
         try:
+            every = ((name, first, rows[:, : end - self.flushed]) for (name, first), rows in self.buffers.items())
             ready = [
-                self.store.put(
-                    name, np.s_[first : first + len(rows), self.flushed : end], rows[:, : end - self.flushed]
-                )
-                for (name, first), rows in self.buffers.items()
+                self.store.put(name, np.s_[first : first + len(rows), self.flushed : end], rows)
+                for name, first, rows in self._cut(every)
             ]
             for writing in ready:
                 writing.result()
@@ -150,9 +151,9 @@ class Kept:
         """
         assert self.store is not None
         try:
-            for name, whole in values.items():
-                for first, rows in _own_rows(whole):
-                    self.store.put(name, (slice(first, first + len(rows)),), rows).result()
+            every = ((name, first, rows) for name, whole in values.items() for first, rows in _own_rows(whole))
+            for name, first, rows in self._cut(every):
+                self.store.put(name, (slice(first, first + len(rows)),), rows).result()
         except (ValueError, OSError, RuntimeError) as error:
             raise NotKept(first_line(error)) from error
 
@@ -164,7 +165,13 @@ class Kept:
         firsts = {name: sorted(first for site, first in self.buffers if site == name) for name in self.names}
         own = {name: [self.buffers.pop((name, first)) for first in each] for name, each in firsts.items()}
         whole = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in own.items()}
-        return {name: everyones(values)[:, :done] for name, values in whole.items()}
+        return {name: everyones(values)[: self.number, :done] for name, values in whole.items()}
+
+    def _cut(self, rows: Iterable[tuple[str, int, np.ndarray]]) -> Iterator[tuple[str, int, np.ndarray]]:
+        """What of these (name, number of the first, rows) belongs to chains and not to copies."""
+        for name, first, values in rows:
+            if first < self.number:
+                yield name, first, values[: self.number - first]
 
     def finish(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> str | None:
         """Write what else belongs to a result; says what went wrong."""

@@ -88,7 +88,7 @@ class Ancestral(Sampler):
             lambda positions: (positions, jnp.zeros(run.keys.shape, bool)),
             run.chains,
         )
-        bad = run.spread.total(jnp.sum(bad, dtype=jnp.int32))
+        bad = run.spread.total(bad.astype(jnp.int32))
         return eqx.tree_at(lambda r: r.chains, run, moved).counting(level, bad)
 
     def positions(self, run: Run) -> dict[str, Array]:

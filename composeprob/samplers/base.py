@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -81,6 +82,12 @@ class Run(eqx.Module):
     def places(cls) -> Run:
         """Where each part of a run is, as `jax.shard_map` wants it."""
         return cls(chains, chains, everywhere, chains, *(everywhere,) * 8)  # type: ignore[arg-type]
+
+    @property
+    def whole(self) -> Run:
+        """The same run without copies of chains, as `placed` takes it."""
+        own, keys, log_weights = self.spread.cut((self.chains, self.keys, self.log_weights))
+        return dataclasses.replace(self, chains=own, keys=keys, log_weights=log_weights, spread=Spread())
 
     def counting(self, level: Array, bad: Array) -> Run:
         """The same run with so many moves of the level, over all chains, counted as non-finite."""
@@ -215,8 +222,8 @@ def begin(key: Array, num_chains: int, num_levels: int, spread: Spread = Spread(
 
 
 def placed(run: Run, spread: Spread) -> Run:
-    """The same run, spread so."""
-    own, keys, log_weights = spread.place((run.chains, run.keys, run.log_weights), chains)
+    """The same run of N chains, spread so."""
+    own, keys, log_weights = spread.place(spread.padded((run.chains, run.keys, run.log_weights)), chains)
     common = (run.shared, run.log_evidence, run.evidence_variance, run.ancestors, run.log_scale, run.records)
     shared, *rest = spread.place((*common, run.stayed, run.drift, spread), everywhere)
     return Run(own, keys, shared, log_weights, *rest)

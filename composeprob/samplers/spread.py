@@ -21,7 +21,10 @@ WORD = np.dtype(np.uint32)
 
 
 class Spread(eqx.Module):
-    """N chains on D devices, N/D each, evaluated ``chunk`` at a time.
+    """N chains on D devices, equally many on each, evaluated ``chunk`` at a time.
+
+    Where N is no multiple of D, or of D·chunk, the last device has copies of the first chains beside its own. They are
+    moved like the others, and have no part in what chains have in common, nor in what is read at the end.
 
     What is computed of single chains goes through `map`, in code that each device runs on its own chains; whatever
     chains have in common goes through `total`, `gather` and `exchange`, which are the only collectives of a run.
@@ -35,19 +38,22 @@ class Spread(eqx.Module):
         mesh: of two axes, `AXES`, the second of length 1 unless the user's mesh has two; None for one device and
             nothing to spread.
         chunk: chains in one evaluation, None for all that a device has.
-        rounds: N/(D·chunk), a scalar; None without ``chunk``.
+        rounds: how often a device evaluates a chunk, a scalar; None without ``chunk``.
+        copies: how many chains more than N there are.
     """
 
     mesh: Mesh | None = eqx.field(static=True, default=None)
     chunk: int | None = eqx.field(static=True, default=None)
     rounds: Array | None = None
+    copies: int = eqx.field(static=True, default=0)
 
     @classmethod
     def of(cls, mesh: Any, chunk: Any, num_chains: int) -> Spread:
         """A checked spread of N chains.
 
         Raises:
-            WrongTypeError, InvalidValueError: a mesh of three axes or more, or numbers that do not divide.
+            WrongTypeError, InvalidValueError: a mesh of three axes or more, a chunk that is no number, or more devices
+                than chains.
         """
         if mesh is not None and (not isinstance(mesh, Mesh) or len(mesh.axis_names) not in (1, 2)):
             found = f"one with the axes {mesh.axis_names}" if isinstance(mesh, Mesh) else type(mesh).__name__
@@ -62,20 +68,17 @@ class Spread(eqx.Module):
                 fix="pass the number of chains to evaluate at once.",
             )
         devices = 1 if mesh is None else mesh.size
-        if num_chains % devices:
+        if num_chains < devices:
             raise InvalidValueError(
-                f"{num_chains} chains cannot be spread evenly over {devices} devices.",
-                fix=f"use a multiple of {devices}, such as {-(-num_chains // devices) * devices}.",
+                f"{num_chains} chains cannot be spread over {devices} devices.",
+                fix=f"use {devices} chains or more, or a mesh of fewer devices.",
             )
-        own = num_chains // devices
+        own = -(-num_chains // devices)
+        over = None if mesh is None else plain(mesh.devices)
         if chunk is None:
-            return cls(None if mesh is None else plain(mesh.devices))
-        if own % chunk:
-            raise InvalidValueError(
-                f"{own} chains on each device cannot be evaluated in chunks of {chunk}.",
-                fix=f"use a divisor of {own}, such as {max(c for c in range(1, min(chunk, own) + 1) if own % c == 0)}.",
-            )
-        return cls(None if mesh is None else plain(mesh.devices), int(chunk), jnp.int32(own // chunk))
+            return cls(over, copies=devices * own - num_chains)
+        rounds = -(-own // int(chunk))
+        return cls(over, int(chunk), jnp.int32(rounds), devices * rounds * int(chunk) - num_chains)
 
     @property
     def devices(self) -> int:
@@ -123,13 +126,34 @@ class Spread(eqx.Module):
         return jax.lax.fori_loop(0, jnp.minimum(self.rounds, 1), turn, (blank, values))[0]
 
     def total(self, counts: Array) -> Array:
-        """Σ over all devices of integers: floats would depend on the order."""
+        """Σ over all N chains of integers that each has, (n, …) → (…): floats would depend on the order."""
         assert jnp.issubdtype(counts.dtype, jnp.integer)
-        return counts if self.devices == 1 else jax.lax.psum(counts, AXES)
+        if self.copies:
+            own = len(counts)
+            mine = self._me() * own + jnp.arange(own) < self.number_of(counts)
+            counts = jnp.where(mine.reshape(-1, *[1] * (counts.ndim - 1)), counts, 0)
+        here = jnp.sum(counts, axis=0, dtype=jnp.int32)
+        return here if self.devices == 1 else jax.lax.psum(here, AXES)
 
     def gather(self, values: Array) -> Array:
-        """Every chain's value on every device, (N/D, …) → (N, …)."""
-        return values if self.devices == 1 else jax.lax.all_gather(values, AXES, tiled=True)
+        """Every chain's value on every device, (n, …) → (N, …)."""
+        return self.cut(values if self.devices == 1 else jax.lax.all_gather(values, AXES, tiled=True))
+
+    def number_of(self, values: Array) -> int:
+        """N, given what this device has a row of for each of its chains."""
+        return len(values) * self.devices - self.copies
+
+    def cut(self, tree: Any) -> Any:
+        """The N chains themselves, of arrays that have copies at their end."""
+        return jax.tree.map(lambda leaf: leaf[: len(leaf) - self.copies], tree) if self.copies else tree
+
+    def padded(self, tree: Any) -> Any:
+        """Arrays of N chains with copies of the first ones at their end."""
+        return _rows(tree, 0, jax.tree.leaves(tree)[0].shape[0] + self.copies) if self.copies else tree
+
+    def _me(self) -> Array:
+        """The number of this device."""
+        return jnp.int32(0) if self.devices == 1 else jax.lax.axis_index(AXES)
 
     def exchange(self, chains: Any, chosen: Array) -> Any:
         """Put chain ``chosen[i]`` in the place of chain i, for all N of them: one collective, whatever chains hold.
@@ -137,12 +161,13 @@ class Spread(eqx.Module):
         Every device's chains go round all devices, each of which takes what it needs when they pass: D − 1 steps, in
         which as much is moved as by a gather, and a device holds a few devices' chains, however many there are.
         """
+        chosen = self.padded(chosen)
         if self.devices == 1:
             return jax.tree.map(lambda leaf: leaf[chosen], chains)
         leaves, treedef = jax.tree.flatten(chains)
         words = [_to_words(leaf) for leaf in leaves]
         packed = jnp.concatenate(words, axis=1)
-        own, me = len(packed), jax.lax.axis_index(AXES)
+        own, me = len(packed), self._me()
         here = jax.lax.dynamic_slice_in_dim(chosen, me * own, own)
         ring = [(i, (i + 1) % self.devices) for i in range(self.devices)]
 
@@ -189,7 +214,7 @@ everywhere, chains = PartitionSpec(), PartitionSpec(AXES)
 
 
 def every_device(num_chains: int, chunk: Any) -> Mesh | None:
-    """The most devices that N chains can be spread over evenly, in chunks of this size; None for one.
+    """All devices, or as many as have a chain, or a chunk of them, to evaluate; None for one.
 
     Where there are several processes all of their devices work, whatever N is.
     """
@@ -198,7 +223,7 @@ def every_device(num_chains: int, chunk: Any) -> Mesh | None:
     if jax.process_count() > 1:
         return plain(devices)
     unit = chunk if isinstance(chunk, int) and chunk > 0 else 1
-    number = max((d for d in range(1, len(devices) + 1) if num_chains % (d * unit) == 0), default=1)
+    number = min(len(devices), -(-num_chains // unit))
     return None if number == 1 else plain(devices[:number])
 
 

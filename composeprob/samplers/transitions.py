@@ -53,7 +53,7 @@ class Tally(eqx.Module):
         ``errors``), number of non-finite moves."""
         acceptance = mean_acceptance(self.acceptance / count, spread.total, num_chains)
         error = jnp.mean(spread.gather(self.error), axis=0) / count if errors else jnp.zeros_like(acceptance)
-        return acceptance, error / acceptance, spread.total(jnp.sum(self.non_finite))
+        return acceptance, error / acceptance, spread.total(self.non_finite)
 
 
 class Transitions(eqx.Module):
@@ -152,7 +152,7 @@ class Transitions(eqx.Module):
         """
         sigma, warmup = schedule.at(level).sigma, self.total - self.count
         units, back = self.units(sigma)
-        scaled_target, num_chains = target_in_units(target, units), keys.shape[0] * spread.devices
+        scaled_target, num_chains = target_in_units(target, units), spread.number_of(keys)
 
         def transition(i: Array, carry: Any) -> Any:
             states, log_scale, tally, steps = carry
@@ -220,7 +220,7 @@ class Transitions(eqx.Module):
         Returns:
             The states, log c, and the tally of the ``thin`` transitions.
         """
-        sigma, num_chains, settled = schedule.at(0).sigma, keys.shape[0] * spread.devices, jnp.int32(self.settling)
+        sigma, num_chains, settled = schedule.at(0).sigma, spread.number_of(keys), jnp.int32(self.settling)
         units, back = self.units(sigma)
         scaled = target_in_units(target, units)
 
@@ -257,7 +257,7 @@ class Transitions(eqx.Module):
         count: Array,
     ) -> Records:
         """Level 0's records with ``count`` transitions of `draw` more, after those of the level and ``before``."""
-        num_chains = tally.non_finite.shape[0] * spread.devices
+        num_chains = spread.number_of(tally.non_finite)
         acceptance, error, non_finite = tally.over(spread, count, num_chains, self.kernel.integrates_score)
         share = count / (self.count + before + count)
         old, new = (1 - share) * records.acceptance[0], share * acceptance

@@ -1,6 +1,7 @@
 """The same samples, bit for bit, on one device and on eight, in processes of their own: devices are made at start-up.
 
-A network with a matrix product is among the factors, since its rounding depends on the size of the batch.
+A network with a matrix product is among the factors, since its rounding depends on the size of the batch. The number of
+chains is no multiple of the number of devices, nor of the chunk.
 """
 
 import json
@@ -21,7 +22,7 @@ from composeprob.samplers.spread import AXES, Spread
 from sampling_cases import both, normal
 assert jax.device_count() == 8
 task = json.loads(sys.argv[1])
-N, SCHEDULE = 256, cp.Schedule.log_snr(8, min=-6.0, max=4.0)
+N, SCHEDULE = 250, cp.Schedule.log_snr(8, min=-6.0, max=4.0)
 first, second = (jax.random.normal(jax.random.key(i), (32, n)) / n**0.5 for i, n in ((1, 2), (2, 32)))
 
 def energy(x, t):
@@ -43,7 +44,9 @@ def run(name, devices, chunk=32, **options):
         result = cp.infer(density, jax.random.key(3), num_chains=N, sampler=samplers[name], mesh=mesh, chunk=chunk,
                           progress=False, **options)
     on = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(ran[-1].chains)}
-    assert on == {8 if devices is None else max(devices, 1)}, on
+    assert on == {8 if devices is None else max(devices, 1)} == {result.devices}, on
+    assert len(result["x"]) == N
+    assert (f"{result.devices}, all of which" in str(result.summary())) == (result.devices > 1)
     numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.step_size, result.ess,
                result.non_finite, np.float64(result.log_evidence or 0.0)]
     return b"".join(np.ascontiguousarray(a).tobytes() for a in numbers), result
@@ -66,7 +69,7 @@ descend.advance = advance
 unbroken = {name: getattr(Spread, name) for name in ("map", "total", "exchange")}
 BROKEN = {
     "map": keys_folded_with_the_device,
-    "total": lambda spread, counts: counts * spread.devices,  # adapts by its own chains only
+    "total": lambda spread, counts: counts.sum(0) * spread.devices,  # adapts by its own chains only
     "exchange": survivors_from_the_next_device,
 }
 told = {}

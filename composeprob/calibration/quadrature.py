@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.spatial import cKDTree
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import ImproperError, InvalidValueError
@@ -81,6 +80,8 @@ class Support:
     half a standard deviation of the draws, for what so many draws leave open."""
 
     def __init__(self, samples: np.ndarray):
+        from scipy.spatial import cKDTree
+
         self.tree = cKDTree(samples)
         self.margin = 0.5 * float(np.sqrt(samples.var(0).mean()))
 

@@ -8,30 +8,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
 
-from composeprob.errors import NetworkError, WrongTypeError
-from composeprob.factors.randomness import in_training
-
-
-class NNXNetwork(eqx.Module):
-    """A Flax NNX module, split into its static graph and its arrays."""
-
-    graphdef: Any = eqx.field(static=True)
-    state: Any
-
-    def __call__(self, x: Any, t: Any, **conditions: Any) -> Any:
-        return nnx.merge(self.graphdef, self.state)(x, t, **conditions)
-
-
-class LinenNetwork(eqx.Module):
-    """A Flax Linen module with its variables."""
-
-    module: linen.Module = eqx.field(static=True)
-    variables: Any
-
-    def __call__(self, x: Any, t: Any, **conditions: Any) -> Any:
-        return self.module.apply(self.variables, x, t, **conditions)
+from composeprob.errors import WrongTypeError
+from composeprob.factors.randomness import check_inference
 
 
 class FunctionNetwork(eqx.Module):
@@ -69,25 +48,24 @@ def as_network(network: Any) -> eqx.Module:
         WrongTypeError: anything else.
         NetworkError: one of its layers is in training mode.
     """
-    if (found := in_training(network)) is not None:
-        layer, fix = found
-        raise NetworkError(f"The network's {layer} layer is in training mode: it would make other values.", fix=fix)
+    if _of_flax(network):
+        from composeprob.factors.flax_networks import adapt
+
+        if (adapted := adapt(network)) is not None:
+            return adapted
     if isinstance(network, eqx.Module) and callable(network):
+        check_inference(network)
         plain = lambda node: type(node) is eqx.nn.Linear  # noqa: E731
         return jax.tree.map(lambda node: Linear(node) if plain(node) else node, network, is_leaf=plain)
-    if isinstance(network, nnx.Module):
-        graphdef, state = nnx.split(network)
-        return NNXNetwork(graphdef, nnx.to_pure_dict(state))
-    if isinstance(network, tuple) and len(network) == 2 and isinstance(network[0], linen.Module):
-        return LinenNetwork(*network)
-    if isinstance(network, linen.Module):
-        raise WrongTypeError(
-            f"{type(network).__name__} is a Flax Linen module without its variables.",
-            fix="pass the pair (module, variables), with variables from module.init.",
-        )
     if callable(network):
         return FunctionNetwork(network)
     raise WrongTypeError(
         f"A network is called as network(x, t, **conditions); got {type(network).__name__}, which cannot be called.",
         fix="pass an Equinox module, a Flax NNX module, a Flax Linen (module, variables) pair, or a function.",
     )
+
+
+def _of_flax(network: Any) -> bool:
+    """Whether a network, or the first of a pair, is of a class of Flax; told by names, without importing Flax."""
+    module = network[0] if isinstance(network, tuple) and network else network
+    return any(base.__module__.startswith("flax.") for base in type(module).__mro__)

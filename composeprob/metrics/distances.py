@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.metrics.points import as_rows, as_weights, resampled, same_dimension
@@ -42,6 +40,8 @@ def mmd(x: Any, y: Any, bandwidth: float, log_weights: Any = None) -> float:
     References:
         Gretton et al. 2012, *A kernel two-sample test*, lemma 6.
     """
+    from scipy.spatial.distance import cdist
+
     if not (np.ndim(bandwidth) == 0 and np.isfinite(bandwidth) and bandwidth > 0):
         raise InvalidValueError(
             f"The bandwidth of an MMD must be one positive number; got {bandwidth!r}.",
@@ -100,6 +100,9 @@ def wasserstein(x: Any, y: Any, p: float = 2.0, log_weights: Any = None) -> floa
     References:
         Peyré and Cuturi 2019, *Computational optimal transport*, chapter 2. Crouse 2016 for the matching of SciPy.
     """
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+
     if not (np.ndim(p) == 0 and np.isfinite(p) and p >= 1):
         raise InvalidValueError(f"A Wasserstein distance has an order p ≥ 1; got {p!r}.", fix="use 1 or 2.")
     points, others = as_rows(x, "x"), as_rows(y, "y")

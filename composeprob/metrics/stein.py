@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.spatial.distance import cdist
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, ShapeError
@@ -58,6 +57,8 @@ def ksd(
     References:
         Gorham and Mackey 2017, *Measuring sample quality with kernels*. Liu, Lee and Jordan 2016.
     """
+    from scipy.spatial.distance import cdist
+
     if not -1 < beta < 0 or not (np.isfinite(length) and length > 0):
         raise InvalidValueError(
             f"The kernel (c² + r²)^β needs −1 < β < 0 and c > 0; got β = {beta!r}, c = {length!r}.",

@@ -14,7 +14,6 @@ from composeprob.calibration.zoo import calibrate_model
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
-from composeprob.training.pictures import write_pictures
 from composeprob.training.quality import losses_by_log_snr, sample_quality, score_errors
 from composeprob.training.recipe import Recipe
 from composeprob.training.run import TrainingRun, train
@@ -107,6 +106,8 @@ def write_model(
         save_weights(run.factor.network, file)
         measured = measure(recipe, run, reference)
         if reference is None:
+            from composeprob.training.pictures import write_pictures  # Matplotlib
+
             written += write_pictures(folder, run, jax.random.key(SEED + 1))
     metrics = measured | ({"retrainings": sorted(rows, key=lambda row: row["retraining"])} if rows else {})
     (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

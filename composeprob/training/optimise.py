@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from composeprob.training.loss import Batch, draw, losses
@@ -96,7 +95,7 @@ def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any
         state, record = carry
         grad, each, log_snr = gradient(state.parameters, jax.random.fold_in(key, state.step))
         updates, optimiser_state = optimiser.update(grad, state.optimiser, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
+        parameters = eqx.apply_updates(state.parameters, updates)
         average = jax.tree.map(lambda a, p: recipe.ema * a + (1 - recipe.ema) * p, state.average, parameters)
         place = jnp.clip(jnp.searchsorted(edges, log_snr, side="right") - 1, 0, NUM_BINS - 1)
         record = Record(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from composeprob.errors import InvalidValueError
@@ -18,6 +17,9 @@ from composeprob.factors.diffusion import Diffusion, Encoder
 from composeprob.factors.networks import as_network
 from composeprob.factors.parameterizations import ENERGIES
 from composeprob.schedule import Noise, Schedule
+
+if TYPE_CHECKING:
+    import optax
 
 Data = Callable[[Array, int], Any]
 """``data(key, n)`` gives n events (n, *event_shape), or a pair (events, {condition: values (n, …)})."""
@@ -168,6 +170,8 @@ class Recipe:
 
     def optimiser(self) -> optax.GradientTransformation:
         """Adam with the recipe's learning rate."""
+        import optax
+
         if self.decay == "cosine":
             return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.iterations))
         return optax.adam(self.learning_rate)

@@ -15,7 +15,6 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax import Array
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from composeprob.checkpoint import Checkpoints
 from composeprob.errors import WrongTypeError
@@ -199,15 +198,17 @@ def _interruptible() -> Iterator[threading.Event]:
 
 @contextmanager
 def _bar(recipe: Recipe, now: _Progressed, *, shown: bool) -> Iterator[Any]:
+    from rich import progress
+
     columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("training"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("loss {task.fields[loss]}"),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=not shown) as bar:
+    with progress.Progress(*columns, disable=not shown) as bar:
         task = bar.add_task("training", total=recipe.iterations, completed=int(now.state.step), loss="–")
 
         def show(now: _Progressed) -> None:

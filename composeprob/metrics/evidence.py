@@ -73,7 +73,7 @@ def evidence_bounds(
     sampler: Sampler,
     num_chains: int = 16,
     step_size: Any = None,
-    batch_size: int | None = None,
+    chunk: int | None = None,
 ) -> EvidenceBounds:
     r"""Bounds of log Z = log ∫f₀, with f₀ = exp(density.log_density(·, 0)), from below and from above.
 
@@ -91,7 +91,7 @@ def evidence_bounds(
         num_chains: chains that each of the n forward runs, and each point, averages over; more close in from both
             sides.
         step_size: ``result.step_size`` of a run; needed where the kernel's is `Adaptive`.
-        batch_size: chains in memory together; left out, as many as suit the positions' size.
+        chunk: chains evaluated at once; left out, as many as suit the positions' size.
 
     Raises:
         CapabilityError: no energy, static sites, an adaptive step size without ``step_size``, or a kernel that does
@@ -124,7 +124,7 @@ def evidence_bounds(
         )
     points = as_positions(exact_points, density)
     path = Path.of(sampler, density, weighted=False)
-    down, up, level0 = _both_ways(path, density, key, points, count, chains_at_once(density, batch_size))
+    down, up, level0 = _both_ways(path, density, key, points, count, chains_at_once(density, chunk))
     lower, _, _ = reduced(np.asarray(down, np.float64).reshape(-1, count), path)
     below, _, _ = reduced(np.asarray(up, np.float64).reshape(-1, count), path)
     upper = np.asarray(level0, np.float64) - below

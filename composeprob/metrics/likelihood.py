@@ -82,7 +82,7 @@ def raise_log_likelihood(
     num_chains: int = 64,
     log_evidence: float | None = None,
     step_size: Any = None,
-    batch_size: int | None = None,
+    chunk: int | None = None,
 ) -> LogLikelihood:
     r"""The log-likelihood of held-out points under the law of a sampler's output, by reverse annealing (RAISE).
 
@@ -109,7 +109,7 @@ def raise_log_likelihood(
         log_evidence: of `SMC`'s run, ``result.log_evidence``; left out, four runs of 1024 chains estimate it.
         step_size: ``result.step_size`` of a run; needed where the kernel's is `Adaptive`. The likelihood then is that
             of the sampler with those steps.
-        batch_size: reversals that are in memory together; left out, as many as suit the positions' size.
+        chunk: reversals evaluated at once; left out, as many as suit the positions' size.
 
     Returns:
         A value for each point, the mean, and its standard errors. The cost is that of n·num_chains chains.
@@ -148,7 +148,7 @@ def raise_log_likelihood(
             evidence, error = estimate_evidence(sampler, density, evidence_key)
         if not np.isfinite(evidence):
             raise InvalidValueError(f"The log-evidence is {evidence}.", fix="look at result.status of an SMC run.")
-    logs = _climbs(path, density, key, placed, count, chains_at_once(density, batch_size))
+    logs = _climbs(path, density, key, placed, count, chains_at_once(density, chunk))
     found = reduced(np.asarray(logs, np.float64).reshape(-1, count), path)
     shift = 0.0 if evidence is None else float(evidence)
     return LogLikelihood(found[0] - shift, found[1], found[2], count, evidence, error)
@@ -213,10 +213,10 @@ def _evidences(sampler: Sampler, density: AnnealedDensity, keys: Array, first: i
     return jax.lax.map(one, keys)
 
 
-def chains_at_once(density: AnnealedDensity, batch_size: Any) -> int:
-    """How many chains are in memory together."""
-    if batch_size is not None:
-        return check_number(batch_size, "batch_size")
+def chains_at_once(density: AnnealedDensity, chunk: Any) -> int:
+    """How many chains are evaluated at once."""
+    if chunk is not None:
+        return check_number(chunk, "chunk")
     size = sum(math.prod(site.shape) for site in density.sites.values())
     return min(CHAINS_AT_ONCE, max(1, NUMBERS_AT_ONCE // max(size, 1)))
 

@@ -83,7 +83,10 @@ class Run(eqx.Module):
 
 
 class Sampler(eqx.Module):
-    """How chains travel. Hyper-parameters only; numbers are leaves, so other numbers reuse compiled code."""
+    """How chains travel from the noisiest level to level 0: what `infer` takes as ``sampler=``.
+
+    Hyper-parameters only; numbers are leaves, so other numbers reuse compiled code.
+    """
 
     @property
     @abc.abstractmethod

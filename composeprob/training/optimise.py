@@ -14,7 +14,7 @@ from jax import Array
 from composeprob.training.loss import Batch, draw, losses
 from composeprob.training.recipe import Recipe
 
-LONGEST_CHUNK = 256
+STEPS_AT_ONCE = 256
 """Most steps in one call of the compiled loop."""
 NUM_BINS = 16
 """Bins of log-SNR in which the loss is recorded."""
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a chunk of steps reports: mean loss per step (LONGEST_CHUNK,), and sums and counts per bin of log-SNR."""
+    """What one call reports: mean loss per step (STEPS_AT_ONCE,), and sums and counts per bin of log-SNR."""
 
     loss: Array
     bin_sum: Array
@@ -57,11 +57,11 @@ def initial(recipe: Recipe, network: Any) -> State:
     return State(jnp.zeros((), jnp.int32), parameters, copy, recipe.optimiser().init(parameters))
 
 
-def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any], tuple[State, Record]]:
-    """``chunk(state, n)`` does n ≤ LONGEST_CHUNK steps; n is traced, so it is compiled once.
+def make_advance(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any], tuple[State, Record]]:
+    """``advance(state, n)`` does n ≤ STEPS_AT_ONCE steps; n is traced, so it is compiled once.
 
-    The randomness of step i comes from ``fold_in(key, i)`` alone: how steps are cut into chunks, or resumed, changes
-    nothing.
+    The randomness of step i comes from ``fold_in(key, i)`` alone: how steps are divided among calls, or resumed,
+    changes nothing.
     """
     factor = recipe.factor(network)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
@@ -78,8 +78,8 @@ def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any
         return jnp.mean(weight * (each.denoising + crossed)), each.denoising
 
     def gradient(parameters: Any, step_key: Array) -> tuple[Any, Array, Array]:
-        """The mean gradient over the microbatches, and every event's loss and log-SNR."""
-        size = recipe.microbatch or recipe.batch_size
+        """The mean gradient over the batch's chunks, and every event's loss and log-SNR."""
+        size = recipe.chunk or recipe.batch_size
         parts = recipe.batch_size // size
 
         def accumulate(total: Any, part: Array) -> tuple[Any, tuple[Array, Array]]:
@@ -106,8 +106,8 @@ def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any
         return State(state.step + 1, parameters, average, optimiser_state), record
 
     @jax.jit
-    def chunk(state: State, steps: Array) -> tuple[State, Record]:
-        empty = Record(jnp.zeros(LONGEST_CHUNK), jnp.zeros(NUM_BINS), jnp.zeros(NUM_BINS, jnp.int32))
+    def advance(state: State, steps: Array) -> tuple[State, Record]:
+        empty = Record(jnp.zeros(STEPS_AT_ONCE), jnp.zeros(NUM_BINS), jnp.zeros(NUM_BINS, jnp.int32))
         return jax.lax.fori_loop(0, steps, step, (state, empty))
 
-    return chunk
+    return advance

@@ -52,8 +52,8 @@ class Recipe:
         start: ``start(network)`` gives the weights to start from, for the untrained network as an Equinox module: a
             network trained before, or parts of it. By default the untrained network itself.
         iterations, batch_size: number of optimiser steps, and of events in each.
-        microbatch: events per gradient evaluation; a batch's gradient is the average over its microbatches. Bounds
-            memory, and on CPUs keeps activations in cache. By default the whole batch.
+        chunk: events evaluated at once; a batch's gradient is the average over its chunks. Bounds memory, and on
+            CPUs keeps activations in cache. By default the whole batch.
         learning_rate: Adam's step size at the start.
         decay: ``"constant"``, or ``"cosine"`` down to 0 at the last iteration.
         ema: decay m of the averaged weights, θ̄ ← m·θ̄ + (1−m)·θ after each step; the factor gets θ̄.
@@ -68,7 +68,7 @@ class Recipe:
             what vague conditions say of an event (captions), which the denoising loss hardly depends on, and how high
             log f(x|c) and log f(x|c′) are above one another: a mixture of conditions of one model then has the shares
             that its ``log_weights`` say.
-        cross_condition_others: how many other events of the microbatch lend an event the conditions to tell apart.
+        cross_condition_others: how many other events of the chunk lend an event the conditions to tell apart.
         vary: ``vary(key, conditions)`` gives for each of n conditions ``{name: (n, …)}`` one that is easily taken for
             it, to be told apart as well. It must draw c′ from c as often as c from c′, weighed by how often data have
             them: to replace a word by another at random, say, where data have both equally often.
@@ -98,7 +98,7 @@ class Recipe:
     start: Callable[[Any], Any] | None = None
     iterations: int = 15_000
     batch_size: int = 1000
-    microbatch: int | None = None
+    chunk: int | None = None
     learning_rate: float = 1e-3
     decay: str = "constant"
     ema: float = 0.999
@@ -114,11 +114,11 @@ class Recipe:
     def __post_init__(self) -> None:
         _check(self.iterations >= 1, f"iterations is {self.iterations}", "train for at least one step.")
         _check(self.batch_size >= 1, f"batch_size is {self.batch_size}", "use at least one event a step.")
-        part = self.batch_size if self.microbatch is None else self.microbatch
+        part = self.batch_size if self.chunk is None else self.chunk
         splits = part >= 1 and self.batch_size % part == 0
-        _check(splits, f"microbatch {part} does not divide batch_size {self.batch_size}", "use a divisor of it.")
+        _check(splits, f"chunk {part} does not divide batch_size {self.batch_size}", "use a divisor of it.")
         _check(not (self.antithetic and part % 2), f"a batch of {part} is odd, but antithetic noises come in pairs",
-               "use an even batch_size and microbatch.")  # fmt: skip
+               "use an even batch_size and chunk.")  # fmt: skip
         _check(self.learning_rate > 0, f"learning_rate is {self.learning_rate}", "use a positive number, such as 1e-3.")
         _check(self.decay in ("constant", "cosine"), f"decay is {self.decay!r}", "use 'constant' or 'cosine'.")
         _check(0 <= self.ema < 1, f"ema is {self.ema}", "use a number in [0, 1); 0 keeps the last weights.")
@@ -246,7 +246,7 @@ class Recipe:
         _check(bool(self.conditions), "cross_condition is given without conditions", "name the data's conditions.")
         others = self.cross_condition_others
         _check(1 <= others < part, f"a batch of {part} has no {others} other conditions to tell apart",
-               "use a larger microbatch, or a smaller cross_condition_others ≥ 1.")  # fmt: skip
+               "use a larger chunk, or a smaller cross_condition_others ≥ 1.")  # fmt: skip
 
     def _check_cross_level(self, part: int) -> None:
         _check(self.cross_level > 0, f"cross_level is {self.cross_level}", "use a weight ≥ 0; 0 leaves the loss out.")
@@ -257,7 +257,7 @@ class Recipe:
                f"use a positive number, at most the range of log-SNR, {high - low:.3g}.")  # fmt: skip
         step = 4 if self.antithetic else 2
         _check(part % step == 0, f"a batch of {part} does not split into pairs of levels",
-               f"use a batch_size and microbatch that are multiples of {step}.")  # fmt: skip
+               f"use a batch_size and chunk that are multiples of {step}.")  # fmt: skip
 
 
 def _check(holds: bool, found: str, fix: str) -> None:

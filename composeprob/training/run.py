@@ -20,10 +20,10 @@ from composeprob.checkpoint import Checkpoints
 from composeprob.errors import WrongTypeError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
-from composeprob.training.optimise import LONGEST_CHUNK, NUM_BINS, State, bin_edges, initial, make_chunk
+from composeprob.training.optimise import NUM_BINS, STEPS_AT_ONCE, State, bin_edges, initial, make_advance
 from composeprob.training.recipe import Recipe
 
-SECONDS_PER_CHUNK = 1.0
+SECONDS_PER_CALL = 1.0
 """How often the progress bar moves, and Ctrl-C is heard."""
 
 
@@ -100,7 +100,7 @@ def train(
     network = eqx.filter_jit(recipe.untrained)(network_key)  # one compilation instead of one for every layer
     if recipe.start is not None:
         network = recipe.start(network)
-    chunk = make_chunk(recipe, network, run_key)
+    advance = make_advance(recipe, network, run_key)
     now = _blank(recipe, network)
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, _fingerprint(recipe, key))
     if checkpoints is not None:
@@ -112,12 +112,12 @@ def train(
     pace = 1
     with _interruptible() as interrupted, _bar(recipe, now, shown=progress) as show:
         while (done := int(now.state.step)) < recipe.iterations and not interrupted.is_set():
-            steps = min(pace, recipe.iterations - done, LONGEST_CHUNK)
+            steps = min(pace, recipe.iterations - done, STEPS_AT_ONCE)
             tick = time.monotonic()
-            now = _after(now, chunk, steps, before + tick - start)
+            now = _after(now, advance, steps, before + tick - start)
             elapsed = time.monotonic() - tick
-            if done or pace > 1:  # the first chunk was mostly compilation
-                pace = max(1, int(SECONDS_PER_CHUNK * steps / elapsed))
+            if done or pace > 1:  # the first call was mostly compilation
+                pace = max(1, int(SECONDS_PER_CALL * steps / elapsed))
             else:
                 pace = 2
             show(now)
@@ -132,7 +132,7 @@ def train(
 
 
 def _blank(recipe: Recipe, network: Any) -> _Progressed:
-    slots = -(-recipe.iterations // LONGEST_CHUNK)
+    slots = -(-recipe.iterations // STEPS_AT_ONCE)
     return _Progressed(
         initial(recipe, network),
         np.zeros(recipe.iterations, np.float32),
@@ -142,13 +142,13 @@ def _blank(recipe: Recipe, network: Any) -> _Progressed:
     )
 
 
-def _after(now: _Progressed, chunk: Any, steps: int, seconds: float) -> _Progressed:
+def _after(now: _Progressed, advance: Any, steps: int, seconds: float) -> _Progressed:
     """The run after ``steps`` more steps."""
     done = int(now.state.step)
-    state, record = chunk(now.state, np.int32(steps))
+    state, record = advance(now.state, np.int32(steps))
     loss, bin_sum, bin_count = now.loss.copy(), now.bin_sum.copy(), now.bin_count.copy()
     loss[done : done + steps] = np.asarray(record.loss)[:steps]
-    slot = (done + steps - 1) // LONGEST_CHUNK  # of the chunk's last step: the last slot then never stays empty
+    slot = (done + steps - 1) // STEPS_AT_ONCE  # of the last of these steps: the last slot then never stays empty
     bin_sum[slot] += np.asarray(record.bin_sum)
     bin_count[slot] += np.asarray(record.bin_count)
     return _Progressed(state, loss, bin_sum, bin_count, np.asarray(seconds))
@@ -158,7 +158,7 @@ def _finish(recipe: Recipe, network: Any, now: _Progressed, label: str) -> Train
     done = int(now.state.step)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
     factor = recipe.factor(eqx.combine(now.state.average, static), label)
-    since = int(0.9 * done) // LONGEST_CHUNK
+    since = int(0.9 * done) // STEPS_AT_ONCE
     total, count = now.bin_sum[since:].sum(0), now.bin_count[since:].sum(0)
     by_bin = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     finished = done >= recipe.iterations
@@ -166,7 +166,7 @@ def _finish(recipe: Recipe, network: Any, now: _Progressed, label: str) -> Train
 
 
 def _fingerprint(recipe: Recipe, key: Array) -> dict[str, Any]:
-    names = ("parameterization", "time", "iterations", "batch_size", "microbatch", "learning_rate", "decay", "ema")
+    names = ("parameterization", "time", "iterations", "batch_size", "chunk", "learning_rate", "decay", "ema")
     told: dict[str, Any] = {name: getattr(recipe, name) for name in (*names, "condition_dropout", "antithetic")}
     told["log_snr"] = [float(end) for end in recipe.log_snr_range()]
     told["focus"] = None if recipe.focus is None else [float(end) for end in recipe.focus]

@@ -10,7 +10,7 @@ import pytest
 import composeprob as cp
 from composeprob import model_zoo
 from composeprob.calibration import calibrate_model, load_calibration, save_calibration
-from composeprob.factors.calibrated import TABLES
+from composeprob.factors.calibrated import TABLES, Calibrated
 
 SCHEDULE = cp.Schedule.log_snr(8)
 CALIBRATED = [n for n in cp.zoo() if (model_zoo.models_folder() / n / "calibration.safetensors").exists()]
@@ -59,13 +59,13 @@ def test_stale_damaged_and_foreign_files(factor, files):
 
 def write_modes(factor, path):
     tables = cp.calibrate(factor, jax.random.key(0)).tables
-    save_calibration(cp.Calibrated(factor, tables | {"calibration centres": np.zeros((1, 1))}), path)
+    save_calibration(Calibrated(factor, tables | {"calibration centres": np.zeros((1, 1))}), path)
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_models_of_the_zoo_integrate_to_one(name):
     factor = cp.load(name)
-    assert isinstance(factor, cp.Calibrated)
+    assert isinstance(factor, Calibrated)
     assert "normalised" in cp.zoo(name).capabilities
     assert factor.standard_error.max() < 5e-3  # edges as sharp as the noise of level 0
     level = 20  # between two knots' noise: wide enough for a plain grid

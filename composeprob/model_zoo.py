@@ -11,9 +11,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from composeprob import models
 from composeprob.calibration.storage import load_calibration
 from composeprob.errors import LoadError
 from composeprob.factors.base import LeafFactor
@@ -33,8 +32,6 @@ from composeprob.factors.show import clipped, shape
 from composeprob.training.recipe import Recipe
 from composeprob.training.weights import load_weights, weights_file
 
-_PACKAGE = "composeprob_models"
-"""Name under which the folder of models is imported, wherever it lies: recipes import what they share relatively."""
 _SCORE_ERROR = "score error: mean of σ²·|score − exact score|² over events and log-SNR"
 
 
@@ -229,17 +226,15 @@ def models_folder() -> Path:
     """The folder of models: inside an installed package, or beside the package in a checkout.
 
     Raises:
-        LoadError: neither exists.
+        LoadError: there is none.
     """
-    package = Path(__file__).parent
-    candidates = (package / "_models", package.parent / "models")
-    for folder in candidates:
-        if (folder / "__init__.py").exists():
-            return folder
-    raise LoadError(
-        f"The zoo is not installed: there is neither {candidates[0]} nor {candidates[1]}.",
-        fix="install composeprob from a wheel, or run it from a checkout.",
-    )
+    folder = Path(next(iter(models.__path__)))
+    if not folder.is_dir():
+        raise LoadError(
+            f"The zoo is not installed: there is no {folder}.",
+            fix="install composeprob from a wheel, or run it from a checkout.",
+        )
+    return folder
 
 
 def _folders() -> list[Path]:
@@ -258,23 +253,8 @@ def _folder(name: str) -> Path:
 
 
 def _module(name: str) -> ModuleType:
-    """A model's train.py, imported from where the zoo lies now."""
-    folder = _folder(name)
-    root = folder.parent
-    package = sys.modules.get(_PACKAGE)
-    if package is None or list(package.__path__) != [str(root)]:
-        for stale in [key for key in sys.modules if key == _PACKAGE or key.startswith(f"{_PACKAGE}.")]:
-            del sys.modules[stale]
-        spec = importlib.util.spec_from_file_location(
-            _PACKAGE, root / "__init__.py", submodule_search_locations=[str(root)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        package = importlib.util.module_from_spec(spec)
-        sys.modules[_PACKAGE] = package
-        spec.loader.exec_module(package)
-        importlib.invalidate_caches()
-    return importlib.import_module(f"{_PACKAGE}.{name}.train")
+    """A model's train.py."""
+    return importlib.import_module(f"{models.__name__}.{_folder(name).name}.train")
 
 
 def _card(folder: Path) -> Card:

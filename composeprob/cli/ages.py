@@ -55,7 +55,7 @@ class Code:
         files = {Path(file).resolve() for file in modules if file}
         scripts = {file.relative_to(self.root) for file in files if folder in file.parents and file.name not in BESIDE}
         paths = sorted(str(script) for script in scripts)
-        if MODELS in sys.modules or "composeprob_models" in sys.modules:
+        if any(name.startswith("composeprob.models.") for name in list(sys.modules)):
             paths.append(MODELS)
         paths = [*LIBRARY, *paths]
         changed = [file for file in self.changed if _within(file, paths)]

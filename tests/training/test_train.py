@@ -11,11 +11,11 @@ import pytest
 import composeprob as cp
 from composeprob.checkpoint import Checkpoints
 from composeprob.errors import InvalidValueError, LoadError, NetworkError, WrongTypeError
+from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import run as run_module
 from composeprob.training import score_errors, train
 from composeprob.training.loss import draw, losses
 from composeprob.training.optimise import initial, make_advance
-from models.networks.residual_mlp_eqx import ResidualMLP
 from training.recipes import NORMAL, tiny
 
 KEY = jax.random.key(3)

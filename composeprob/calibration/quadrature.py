@@ -32,21 +32,17 @@ REACH = 6.0
 CHUNK = 4096
 
 
-def integrals(
-    density: AnnealedDensity, site: str, centres: np.ndarray | None = None, samples: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """log ∫F_k over the cell of every centre, at every level.
+def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Finds log ∫F_k at every level.
 
     Args:
         density: of one noised site of one or two entries.
         site: its name.
-        centres: shape (M, \\*event), in units of x/α; cells are what is nearest to each. None for one cell, the whole
-            space.
         samples: clean draws (n, \\*event), in units of x/α, of a factor that is a noised marginal: then only points
             that some draw could have been noised to count. A network may think well of places that it never saw.
 
     Returns:
-        log-integrals (K, M), and for each level what the last refinement changed of the whole, (K,).
+        the log-integrals, and what the last refinement changed of each, both (K,).
 
     Raises:
         InvalidValueError: log F is NaN or +∞ somewhere.
@@ -55,12 +51,11 @@ def integrals(
     shape = density.sites[site].shape
     dimension = int(np.prod(shape))
     alpha, sigma = (np.asarray(a, np.float64) for a in (density.schedule.alpha, density.schedule.sigma))
-    middle = np.zeros((1, dimension)) if centres is None else np.asarray(centres, np.float64).reshape(-1, dimension)
     width = 1.0 / np.sqrt(np.asarray(density.top.power[site], np.float64).min())
     step = 0.5 * width * sigma[-1] / alpha[-1]
     cells = np.array(list(itertools.product(range(-16, 16), repeat=dimension)))  # 8 standard deviations
     support = None if samples is None else Support(samples.reshape(-1, dimension))
-    found, errors = np.zeros((density.num_levels, len(middle))), np.zeros(density.num_levels)
+    found, errors = np.zeros(density.num_levels), np.zeros(density.num_levels)
     for level in reversed(range(density.num_levels)):
 
         def log_f(cells: np.ndarray, step: float, level: int = level) -> np.ndarray:
@@ -71,7 +66,7 @@ def integrals(
             values[near] = log_densities(density, site, inside, level) + dimension * np.log(alpha[level])
             return values
 
-        found[level], errors[level], cells, step = _level(log_f, cells, step, middle, level)
+        found[level], errors[level], cells, step = _level(log_f, cells, step, level)
     return found, errors
 
 
@@ -90,27 +85,24 @@ class Support:
         return np.isfinite(self.tree.query(points, distance_upper_bound=REACH * sigma + self.margin)[0])
 
 
-def _level(
-    log_f: Any, cells: np.ndarray, step: float, centres: np.ndarray, level: int
-) -> tuple[np.ndarray, float, np.ndarray, float]:
-    """One level: log-integrals by centre, their error, and the cells and step that the next level starts with."""
+def _level(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[float, float, np.ndarray, float]:
+    """One level: the log-integral, its error, and the cells and step that the next level starts with."""
     dimension = cells.shape[1]
     cells, values = _spread(log_f, cells, step, level)
-    kept = np.full(len(centres), -np.inf)  # mass of cells that are not refined any further
-    total = _by_centre(values, cells, step, centres)
+    kept = -np.inf  # log of the mass of cells that are not refined any further
+    total = _log_sum(values, dimension, step)
     while True:
         important = _important(cells, values)
-        rest = _by_centre(values[~important], cells[~important], step, centres)
-        kept = np.logaddexp(kept, rest)
+        kept = np.logaddexp(kept, _log_sum(values[~important], dimension, step))
         coarse = (cells[important], step)
         corners = np.array(list(itertools.product((0, 1), repeat=dimension)))
         cells = (2 * coarse[0][:, None, :] + corners[None]).reshape(-1, dimension)
         step = 0.5 * step
         values = _finite(log_f(cells, step), level)
-        finer = np.logaddexp(kept, _by_centre(values, cells, step, centres))
-        change = abs(np.logaddexp.reduce(finer) - np.logaddexp.reduce(total))
+        finer = np.logaddexp(kept, _log_sum(values, dimension, step))
+        change = abs(finer - total)
         if change < TOLERANCE or len(cells) * 2**dimension > MAX_POINTS:
-            return finer, float(change), *coarse
+            return float(finer), float(change), *coarse
         total = finer
 
 
@@ -158,16 +150,9 @@ def _code(cells: np.ndarray) -> np.ndarray:
     return (cells.astype(np.int64) + (1 << 30)) @ weights.astype(np.int64)
 
 
-def _by_centre(values: np.ndarray, cells: np.ndarray, step: float, centres: np.ndarray) -> np.ndarray:
-    """log Σ exp(values)·h^d of the cells nearest to each centre, (M,)."""
-    if not np.any(np.isfinite(values)):
-        return np.full(len(centres), -np.inf)
-    points = step * (cells + 0.5)
-    distance = (centres**2).sum(1)[None] - 2 * points @ centres.T
-    top = values.max()
-    mass = np.bincount(distance.argmin(1), weights=np.exp(values - top), minlength=len(centres))
-    with np.errstate(divide="ignore"):
-        return np.log(mass) + top + cells.shape[1] * np.log(step)
+def _log_sum(values: np.ndarray, dimension: int, step: float) -> float:
+    """log Σ exp(values)·h^d."""
+    return float(np.logaddexp.reduce(values, initial=-np.inf)) + dimension * np.log(step)
 
 
 def _finite(values: np.ndarray, level: int) -> np.ndarray:

@@ -37,7 +37,7 @@ def files(tmp_path, factor):
 def test_round_trip(factor, files):
     weights, calibration = files
     found, again = cp.calibrate(factor, jax.random.key(0)), load_calibration(factor, calibration, weights=weights)
-    assert again.tables.keys() == found.tables.keys() <= set(TABLES)
+    assert again.tables.keys() == found.tables.keys() == set(TABLES)
     for name, table in found.tables.items():
         np.testing.assert_array_equal(again.tables[name], table)
     np.testing.assert_allclose(found.log_normaliser, 3.0 + 0.5 * np.log(2 * np.pi), atol=1e-5)
@@ -45,21 +45,15 @@ def test_round_trip(factor, files):
 
 def test_stale_damaged_and_foreign_files(factor, files):
     weights, calibration = files
-    other = cp.Energy(lambda x, k: -x @ x, SCHEDULE, event_shape=(2,), label="wide")
-    write_modes(factor, calibration)
-    with pytest.raises(cp.errors.LoadError, match="does not fit factor 'wide'"):
-        load_calibration(other, calibration)
+    save_calibration(Calibrated(factor, {name: np.zeros((2, 1)) for name in TABLES}), calibration)
+    with pytest.raises(cp.errors.LoadError, match="does not fit factor 'bump'"):
+        load_calibration(factor, calibration)
     with pytest.raises(cp.errors.LoadError, match="cannot be read"):
         load_calibration(factor, weights)
     weights.write_bytes(b"other weights")
     save_calibration(cp.calibrate(factor, jax.random.key(0)), calibration, weights=calibration)
     with pytest.raises(cp.errors.LoadError, match=r"of other weights(.|\n)*composeprob calibrate bump"):
         load_calibration(factor, calibration, weights=weights)
-
-
-def write_modes(factor, path):
-    tables = cp.calibrate(factor, jax.random.key(0)).tables
-    save_calibration(Calibrated(factor, tables | {"calibration centres": np.zeros((1, 1))}), path)
 
 
 @pytest.mark.parametrize("name", CALIBRATED)

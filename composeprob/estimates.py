@@ -105,6 +105,11 @@ class Families:
         return Estimate(mean, error) if np.ndim(mean) else Estimate(float(mean), float(error))
 
 
+def systematic(weights: np.ndarray, n: int) -> np.ndarray:
+    """Indices of n samples that all count the same: systematic resampling with offset ½, without a random number."""
+    return np.minimum(np.searchsorted(np.cumsum(weights), (np.arange(n) + 0.5) / n), len(weights) - 1)
+
+
 def of_chains(values: Any, draws: int | None, most: int | None = None) -> np.ndarray:
     """One value of a site for every chain, (N, …): its sample, or the mean of its draws.
 

@@ -11,9 +11,10 @@ import numpyro
 from jax import Array
 from jax.custom_batching import custom_vmap
 
+from composeprob.arguments import check_number
 from composeprob.compiler.pipeline import compile
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.errors import CapabilityError, DoublyIntractableError, InvalidValueError, WrongTypeError
+from composeprob.errors import CapabilityError, DoublyIntractableError, WrongTypeError
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor
 from composeprob.factors.distribution import FactorDistribution
@@ -81,8 +82,7 @@ def as_distribution(
             f"sampler must be a sampler; got {type(sampler).__name__}.",
             fix="for example cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.SMC().",
         )
-    if not isinstance(num_chains, int) or num_chains < 1:
-        raise InvalidValueError(f"num_chains must be a whole number ≥ 1; got {num_chains!r}.", fix="leave it out.")
+    check_number(num_chains, "num_chains")
     if isinstance(factor, Analytic):
         return ClosedFactor(factor, schedule or factor.schedule)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(factor)):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from composeprob.errors import InvalidValueError, UnknownSiteError
-from composeprob.estimates import Estimate, Families, effective_chains, evaluated, of_chains
+from composeprob.estimates import Estimate, Families, effective_chains, evaluated, of_chains, systematic
 from composeprob.sampling.status import Status
 from composeprob.sampling.store import Stored
 from composeprob.summary import Summary
@@ -209,8 +209,7 @@ class Result:
             return {name: self.pooled(name, most)[0] for name in self.samples}
         if np.allclose(weights * n, 1.0, rtol=1e-5):
             return {name: np.asarray(value) for name, value in self.samples.items()}
-        ticks = (np.arange(n) + 0.5) / n
-        chosen = np.minimum(np.searchsorted(np.cumsum(weights), ticks), n - 1)
+        chosen = systematic(weights, n)
         return {name: np.asarray(value)[chosen] for name, value in self.samples.items()}
 
     def summary(self) -> Summary:

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from composeprob.arguments import check_key, check_number
 from composeprob.calibration.annealed import annealed
 from composeprob.calibration.quadrature import integrals
 from composeprob.compiler.pipeline import compile
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.errors import CapabilityError, ConditionError, ShapeError, WrongTypeError
 from composeprob.factors.algebra import Mixture, Product, leaves
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated, CalibratedExpression
@@ -240,13 +241,9 @@ def _check(factor: Any, key: Any, num_chains: Any, repeats: Any) -> None:
         raise WrongTypeError(
             f"calibrate takes a factor; got {type(factor).__name__}.", fix="pass cp.load('ring2d'), or f * g."
         )
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
-        raise WrongTypeError(
-            f"key must be one typed random key; got {type(key).__name__}.", fix="pass jax.random.key(0)."
-        )
-    for name, value, least in (("num_chains", num_chains, 2), ("repeats", repeats, 2)):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-            raise InvalidValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+    check_key(key)
+    check_number(num_chains, "num_chains", least=2)
+    check_number(repeats, "repeats", least=2)
     if factor.event_shape is None:
         raise ShapeError(
             f"Factor '{getattr(factor, 'label', '')}' does not say for which events it is, so nothing can be "

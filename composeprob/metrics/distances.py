@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from composeprob.errors import InvalidValueError, ShapeError
-from composeprob.metrics.points import as_rows, as_weights, resampled, same_dimension
+from composeprob.estimates import systematic
+from composeprob.metrics.points import as_rows, as_weights, same_dimension
 
 BLOCK = 2048
 """Rows of a Gram matrix that are in memory at a time."""
@@ -109,8 +110,8 @@ def wasserstein(x: Any, y: Any, p: float = 2.0, log_weights: Any = None) -> floa
     same_dimension(points, others)
     weights, n = as_weights(log_weights, len(points)), max(len(points), len(others))
     if log_weights is not None or len(points) < n:
-        points = resampled(points, weights, n)
+        points = points[systematic(weights, n)]
     if len(others) < n:
-        others = resampled(others, as_weights(None, len(others)), n)
+        others = others[systematic(as_weights(None, len(others)), n)]
     cost = cdist(points, others) ** p
     return float(cost[linear_sum_assignment(cost)].mean() ** (1 / p))

@@ -11,13 +11,12 @@ import jax
 import numpy as np
 from jax import Array
 
+from composeprob.arguments import check_key, check_number
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError
 from composeprob.metrics.likelihood import (
     as_positions,
     chains_at_once,
-    check_key,
-    check_number,
     in_batches,
     reduced,
 )

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from composeprob.arguments import check_key, check_number
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
 from composeprob.metrics.paths import Path, climb, frozen, start_constant
 from composeprob.sampling.base import Run, Sampler, begin
 from composeprob.sampling.compiled import descent
@@ -250,18 +251,3 @@ def as_positions(points: Any, density: AnnealedDensity) -> dict[str, Array]:
     if not all(bool(jnp.isfinite(value).all()) for value in placed.values()):
         raise InvalidValueError("Some points are not finite.", fix="drop them.")
     return placed
-
-
-def check_number(value: Any, what: str) -> int:
-    """A whole number ≥ 1."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise InvalidValueError(f"{what} must be a whole number ≥ 1; got {value!r}.", fix="pass an int, such as 64.")
-    return int(value)
-
-
-def check_key(key: Any) -> None:
-    """One typed random key."""
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
-        raise WrongTypeError(
-            f"key must be one typed random key; got {type(key).__name__}.", fix="pass jax.random.key(0), not PRNGKey."
-        )

@@ -59,9 +59,3 @@ def as_weights(log_weights: Any, n: int) -> np.ndarray:
         )
     weights = np.exp(logs - logs.max())
     return weights / weights.sum()
-
-
-def resampled(points: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
-    """n points that all count the same: systematic resampling with offset ½, so the answer is always the same."""
-    chosen = np.searchsorted(np.cumsum(weights), (np.arange(n) + 0.5) / n)
-    return points[np.minimum(chosen, len(points) - 1)]

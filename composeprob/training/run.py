@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jax import Array
 
+from composeprob.arguments import check_key
 from composeprob.checkpoint import Checkpoints
-from composeprob.errors import WrongTypeError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.training.optimise import NUM_BINS, STEPS_AT_ONCE, State, bin_edges, initial, make_advance
@@ -94,8 +94,7 @@ def train(
         LoadError: the checkpoint belongs to another recipe or key.
         NetworkError: the network's output does not fit the parameterization.
     """
-    if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
-        raise WrongTypeError("train needs a typed random key.", fix="pass jax.random.key(0).")
+    check_key(key)
     network_key, run_key = jax.random.split(key)
     network = eqx.filter_jit(recipe.untrained)(network_key)  # one compilation instead of one for every layer
     if recipe.start is not None:

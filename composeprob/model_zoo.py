@@ -37,7 +37,7 @@ _SCORE_ERROR = "score error: mean of σ²·|score − exact score|² over events
 
 @dataclass(frozen=True, repr=False)
 class Card:
-    """What is known of one model.
+    """A `Card` says what one model is, how it was trained and how good it is.
 
     Attributes:
         name: what `load` takes.
@@ -68,7 +68,7 @@ class Card:
 
 
 class Zoo(Mapping[str, Card]):
-    """The cards of all models by name; prints as a table."""
+    """A `Zoo` maps the name of every model to its card; it prints as a table."""
 
     def __init__(self, cards: Mapping[str, Card]):
         self._cards = dict(cards)
@@ -102,7 +102,7 @@ class Zoo(Mapping[str, Card]):
 
 
 def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **conditions: Any) -> LeafFactor:
-    """A pretrained model as a factor: a `Diffusion` or `Classifier`, or `Calibrated` where its normaliser is stored.
+    """Loads a pretrained model as a factor: a `Diffusion` or a `Classifier`, normalised where that is stored.
 
     Args:
         name: one of `zoo`.
@@ -135,7 +135,7 @@ def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **
 def uncalibrated(
     name: str, retraining: int = 0, folder: str | Path | None = None
 ) -> tuple[Diffusion | Classifier, Path]:
-    """A model as it was trained, and the file of its weights.
+    """Loads a model as it was trained; returns it with the file of its weights.
 
     Args:
         name, retraining: as of `load`.
@@ -150,7 +150,7 @@ def uncalibrated(
 
 
 def calibration_file(weights: Path, conditions: Mapping[str, Any] | None = None) -> Path:
-    """Where the calibration lies: beside the weights, with their number, and named by the conditions' values."""
+    """Returns the file of a calibration: beside the weights, with their number, named by the conditions' values."""
     values = "".join(f".{name}-{np.asarray(value).tolist()}" for name, value in sorted((conditions or {}).items()))
     name = weights.name.replace("weights", "calibration", 1)
     return weights.with_name(name.removesuffix(".safetensors") + values + ".safetensors")
@@ -176,19 +176,19 @@ def _written(file: Path) -> int:
 
 @functools.lru_cache(maxsize=32)
 def _load(name: str, weights: Path, written: int, calibration: Path, calibrated: int) -> LeafFactor:
-    """One model is one factor however often it is loaded, so that the compiler shares its evaluations."""
+    """Loads each model once: the same factor every time, so that the compiler shares its evaluations."""
     factor, _ = uncalibrated(name, int(weights.stem.partition("-")[2] or 0), weights.parent)
     return load_calibration(factor, calibration, weights=weights) if calibrated else factor
 
 
 def retrainings(folder: Path) -> tuple[int, ...]:
-    """The retrainings whose weights lie in a model's folder, in order."""
+    """Lists the retrainings whose weights lie in a model's folder, in order."""
     numbers = [file.stem.partition("-")[2] or "0" for file in folder.glob("weights*.safetensors")]
     return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
 
 def zoo(name: str | None = None) -> Any:
-    """The cards of all models, by name; or the card of one.
+    """Returns the cards of all models by name, or the card of one.
 
     Raises:
         LoadError: no such model.
@@ -199,7 +199,7 @@ def zoo(name: str | None = None) -> Any:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe that a model is trained by.
+    """Returns the recipe that a model is trained by.
 
     Raises:
         LoadError: no such model, or its train.py defines no RECIPE.
@@ -213,7 +213,7 @@ def recipe(name: str) -> Recipe:
 
 
 def reference(name: str) -> Any | None:
-    """The exact distribution that a model learned, a NumPyro distribution; None where it is unknown.
+    """Returns the exact NumPyro distribution that a model learned; None where it is unknown.
 
     Raises:
         LoadError: no such model.
@@ -223,7 +223,7 @@ def reference(name: str) -> Any | None:
 
 
 def models_folder() -> Path:
-    """The folder of models: inside an installed package, or beside the package in a checkout.
+    """Returns the folder of models: inside an installed package, or beside the package in a checkout.
 
     Raises:
         LoadError: there is none.

@@ -36,11 +36,11 @@ def alone(factor: Factor) -> Any:
 def as_distribution(
     factor: Factor, *, schedule: Schedule | None = None, sampler: Sampler | None = None, num_chains: int = 1
 ) -> FactorDistribution:
-    r"""A factor as a NumPyro distribution, for ``numpyro.sample`` in an ordinary NumPyro model.
+    r"""Makes a NumPyro distribution of a factor, for ``numpyro.sample`` in an ordinary NumPyro model.
 
     ``log_prob(x)`` is log f(x) at level 0, what ``result["x"]`` of `infer` is a sample of. It is **unnormalised**
-    unless the factor is `Analytic` or calibrated: posteriors do not mind, since the constant is the same for every x,
-    but evidences, ``log_prob`` as a number, and models that compare several factors do. For the same reason a factor
+    unless the factor is `Analytic` or calibrated: posteriors do not depend on the constant, but
+    evidences, ``log_prob`` as a number, and models that compare several factors are not. For the same reason a factor
     that is not `Analytic` may not depend on a latent of the model.
 
     ``sample`` runs the sampler, and all draws that are asked for at once travel as chains of one run, also under

@@ -1,4 +1,4 @@
-"""`calibrate`: from a factor with an energy to a factor with a known normaliser."""
+"""`calibrate` finds the log-normaliser of a factor with an energy."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def alone(factor: Factor) -> Any:
 
 
 def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: int = 8) -> Factor:
-    """Returns the same factor, normalised at every level: log f̃(x, k) = log f(x, k) − log Z_k.
+    """Normalises a factor at every level: log f̃(x, k) = log f(x, k) − log Z_k.
 
-    An energy that was learned by matching scores is known up to a constant of each level. Its log-normaliser makes
-    shares mean what they say: ``cp.mixture([f, g], weights=[0.2, 0.8])``. Events of one or two entries are integrated
-    by a grid that follows the mass from level to level (of a diffusion model only where its own samples, noised, can
-    be: elsewhere its network was never taught); larger ones by sequential Monte Carlo with the density's
+    An energy that was learned by matching scores is known up to a constant of each level. With its log-normaliser the
+    weights of a mixture are shares: ``cp.mixture([f, g], weights=[0.2, 0.8])``. Events of one or two entries are
+    integrated by a grid that follows the mass from level to level (of a diffusion model only where its own samples,
+    noised, can be: elsewhere its network was never taught); larger ones by sequential Monte Carlo with the density's
     ratios between levels, several times over for a standard error.
 
     Products and mixtures are calibrated as a whole, after their leaves.

@@ -71,8 +71,11 @@ def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = 
 
 
 class Support:
-    """Where the noised draws of a distribution can lie: within `REACH` standard deviations of the noise around one, and
-    half a standard deviation of the draws, for what so many draws leave open."""
+    """`Support` says where noised draws of a distribution can lie.
+
+    That is within `REACH` standard deviations of the noise around one of the draws at hand, and half a standard
+    deviation of the draws more, since there are only so many.
+    """
 
     def __init__(self, samples: np.ndarray):
         from scipy.spatial import cKDTree
@@ -81,7 +84,7 @@ class Support:
         self.margin = 0.5 * float(np.sqrt(samples.var(0).mean()))
 
     def holds(self, points: np.ndarray, sigma: float) -> np.ndarray:
-        """For each point, shape (n, d), whether it does."""
+        """Says of each point, shape (n, d), whether it can be a noised draw."""
         return np.isfinite(self.tree.query(points, distance_upper_bound=REACH * sigma + self.margin)[0])
 
 
@@ -107,7 +110,7 @@ def _level(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[floa
 
 
 def _spread(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells grown until those at the border do not matter."""
+    """Adds cells until those at the border do not matter."""
     values = _finite(log_f(cells, step), level)
     if not np.any(np.isfinite(values)):
         raise _not_finite(values, level)
@@ -127,7 +130,7 @@ def _spread(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[np.
 
 
 def _important(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Which cells matter, or touch one that does."""
+    """Says which cells matter, or touch one that does."""
     heavy = values > values.max() - NEGLIGIBLE
     around = _neighbours(cells[heavy])
     return heavy | np.isin(_code(cells), _code(around))
@@ -145,7 +148,7 @@ def _neighbours(cells: np.ndarray) -> np.ndarray:
 
 
 def _code(cells: np.ndarray) -> np.ndarray:
-    """One integer a cell."""
+    """Numbers the cells: one integer for each."""
     weights = (1 << 31) ** np.arange(cells.shape[1])
     return (cells.astype(np.int64) + (1 << 30)) @ weights.astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""A calibration as a file: the tables of a calibrated factor, by name, in safetensors."""
+"""Files of calibrations: the tables of a calibrated factor, by name, in safetensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from composeprob.factors.calibrated import PREFIX, TABLES, Calibrated
 
 
 def save_calibration(factor: Calibrated, path: str | Path, *, weights: str | Path | None = None) -> None:
-    """Write what `calibrate` found of a single factor: log-SNR, log-normalisers and their errors.
+    """Writes what `calibrate` found of a single factor: log-SNR, log-normalisers and their errors.
 
     Args:
         factor: a calibrated leaf.
@@ -28,7 +28,7 @@ def save_calibration(factor: Calibrated, path: str | Path, *, weights: str | Pat
 
 
 def load_calibration(factor: LeafFactor, path: str | Path, *, weights: str | Path | None = None) -> Calibrated:
-    """``factor`` with the calibration that `save_calibration` wrote.
+    """Reads what `save_calibration` wrote; returns ``factor`` with it.
 
     Args:
         factor: the leaf that was calibrated.

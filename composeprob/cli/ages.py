@@ -1,4 +1,4 @@
-"""Which results of benchmarks are older than what they measure: the commit of a result, and what changed since."""
+"""The age of benchmark results: the commit that a result was made at, and what has changed since."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Code:
 
     @classmethod
     def now(cls, root: Path) -> Code:
-        """What is in the checkout at this moment; a long run asks before it begins."""
+        """Reads what is in the checkout at this moment; a long run does so before it begins."""
         try:
             commit = git(root, "rev-parse", "HEAD").strip()
             lines = git(root, "status", "--porcelain", "--untracked-files=all", "--no-renames").splitlines()
@@ -47,7 +47,7 @@ class Code:
         return cls(root, commit, tuple(line[3:] for line in lines))
 
     def stamp(self) -> dict[str, Any] | None:
-        """What a result says of its code: the commit, the paths that it depends on, and those of them that changed."""
+        """Returns what a result says of its code: the commit, the paths that it needs, and which of them changed."""
         if self.commit is None:
             return None
         folder = self.root / "benchmarks"

@@ -15,7 +15,7 @@ BLOCK = 2048
 
 
 def mmd(x: Any, y: Any, bandwidth: float, log_weights: Any = None) -> float:
-    r"""The squared maximum mean discrepancy, $\mathrm{MMD}^2 = E\,k(X, X') - 2\,E\,k(X, Y) + E\,k(Y, Y')$.
+    r"""Estimates the squared maximum mean discrepancy, $\mathrm{MMD}^2 = E\,k(X, X') - 2\,E\,k(X, Y) + E\,k(Y, Y')$.
 
     With the Gaussian kernel $k(x, y) = \exp(-\|x - y\|^2 / (2h^2))$, and without the pairs of a sample with itself: the
     U-statistic, whose expectation is exactly MMD². It is 0 on average where both laws agree, so it comes out slightly
@@ -75,7 +75,7 @@ def mmd(x: Any, y: Any, bandwidth: float, log_weights: Any = None) -> float:
 
 
 def wasserstein(x: Any, y: Any, p: float = 2.0, log_weights: Any = None) -> float:
-    r"""The p-Wasserstein distance of two sets of samples.
+    r"""Computes the p-Wasserstein distance of two sets of samples.
 
     $$W_p = \Big(\min_\pi \frac1n\sum_{i=1}^n \|x_i - y_{\pi(i)}\|^p\Big)^{1/p}.$$
 

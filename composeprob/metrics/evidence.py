@@ -26,7 +26,7 @@ from composeprob.sampling.base import Sampler
 
 @dataclass(frozen=True, repr=False, eq=False)
 class EvidenceBounds:
-    """A stochastic sandwich of log Z; ``print`` it.
+    """`EvidenceBounds` holds a stochastic lower and upper bound of log Z; ``print`` it.
 
     Attributes:
         lower: mean of log ŵ over forward runs: its expectation is at most log Z.
@@ -50,11 +50,11 @@ class EvidenceBounds:
 
     @property
     def width(self) -> float:
-        """upper − lower, in nats: how far the sampler's path is from exact annealing, at least 0 on average."""
+        """The gap upper − lower, in nats: how far the sampler's path is from exact annealing, at least 0 on average."""
         return self.upper - self.lower
 
     def contains(self, log_z: float, errors: float = 4.0) -> bool:
-        """Whether log Z lies between the bounds, each given so many standard errors."""
+        """Says whether log Z lies between the bounds, each given so many standard errors."""
         return bool(self.lower - errors * self.lower_error <= log_z <= self.upper + errors * self.upper_error)
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ def evidence_bounds(
     step_size: Any = None,
     chunk: int | None = None,
 ) -> EvidenceBounds:
-    r"""Bounds of log Z = log ∫f₀, with f₀ = exp(density.log_density(·, 0)), from below and from above.
+    r"""Bounds log Z = log ∫f₀, with f₀ = exp(density.log_density(·, 0)), from below and from above.
 
     Annealed importance sampling down the sampler's path has weights w with E w = Z, so that E log ŵ ≤ log Z for ŵ the
     mean of num_chains of them. The reversed path from an *exact* draw of π₀ has E p̂(x) the sampler's density

@@ -1,4 +1,4 @@
-"""RAISE: the log-likelihood of held-out points under what a sampler really draws from."""
+"""RAISE, the log-likelihood of held-out points under the law of a sampler's output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVIDENCE_RUNS, EVIDENCE_CHAINS = 4, 1024
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LogLikelihood:
-    """What `raise_log_likelihood` found; ``print`` it.
+    """`LogLikelihood` holds what `raise_log_likelihood` found; ``print`` it.
 
     Attributes:
         values: log p̂ of each point, (n,): expected to lie below log p, by about half the square of its error.
@@ -49,12 +49,12 @@ class LogLikelihood:
 
     @property
     def mean(self) -> float:
-        """Mean log-likelihood of a point, in nats."""
+        """The mean log-likelihood of a point, in nats."""
         return float(np.mean(self.values))
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean, over points; their Monte-Carlo error is in it."""
+        """The standard error of the mean over points, their Monte-Carlo error included."""
         return float(np.std(self.values, ddof=1) / np.sqrt(len(self.values))) if len(self.values) > 1 else math.nan
 
     @property
@@ -85,7 +85,7 @@ def raise_log_likelihood(
     step_size: Any = None,
     chunk: int | None = None,
 ) -> LogLikelihood:
-    r"""The log-likelihood of held-out points under the law of a sampler's output, by reverse annealing (RAISE).
+    r"""Estimates the log-likelihood of held-out points under the law of a sampler's output (RAISE).
 
     From each point $x_0$ chains walk the sampler's path backwards, level 0 to the top, and
 

@@ -26,7 +26,7 @@ def ksd(
     length: float = 1.0,
     log_weights: Any = None,
 ) -> float:
-    r"""The kernel Stein discrepancy with the inverse multiquadric kernel $k(x, y) = (c^2 + \|x - y\|^2)^\beta$.
+    r"""Computes the kernel Stein discrepancy with the kernel $k(x, y) = (c^2 + \|x - y\|^2)^\beta$.
 
     $$\mathrm{KSD}^2 = \sum_{ij} w_i w_j\, k_0(x_i, x_j), \qquad
       k_0 = \nabla_x\!\cdot\!\nabla_y k + \langle\nabla_x k, s(y)\rangle + \langle\nabla_y k, s(x)\rangle

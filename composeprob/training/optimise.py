@@ -21,7 +21,7 @@ NUM_BINS = 16
 
 
 class State(NamedTuple):
-    """What the next step needs; every leaf an array.
+    """The `State` of training is what the next step needs; every leaf is an array.
 
     Attributes:
         step: number of steps done.
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What one call reports: mean loss per step (STEPS_AT_ONCE,), and sums and counts per bin of log-SNR."""
+    """A `Record` is what one call reports: the mean loss of each step, and sums and counts per bin of log-SNR."""
 
     loss: Array
     bin_sum: Array
@@ -45,20 +45,20 @@ class Record(NamedTuple):
 
 
 def bin_edges(recipe: Recipe) -> np.ndarray:
-    """Edges of the bins of log-SNR, shape (NUM_BINS + 1,)."""
+    """Returns the edges of the bins of log-SNR, shape (NUM_BINS + 1,)."""
     low, high = recipe.log_snr_range()
     return np.linspace(low, high, NUM_BINS + 1)
 
 
 def initial(recipe: Recipe, network: Any) -> State:
-    """The state before the first step; the average starts at the initial weights."""
+    """Makes the state before the first step; the average starts at the initial weights."""
     parameters = eqx.filter(network, eqx.is_inexact_array)
     copy = jax.tree.map(jnp.copy, parameters)
     return State(jnp.zeros((), jnp.int32), parameters, copy, recipe.optimiser().init(parameters))
 
 
 def make_advance(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any], tuple[State, Record]]:
-    """``advance(state, n)`` does n ≤ STEPS_AT_ONCE steps; n is traced, so it is compiled once.
+    """Compiles ``advance(state, n)``, which does n ≤ STEPS_AT_ONCE steps; n is traced, so one compilation serves all.
 
     The randomness of step i comes from ``fold_in(key, i)`` alone: how steps are divided among calls, or resumed,
     changes nothing.

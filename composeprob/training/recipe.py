@@ -29,7 +29,7 @@ CLASSIFIER = "classifier"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that determines a trained factor, but the random key.
+    """A `Recipe` holds everything that determines a trained factor, but the random key.
 
     Args:
         network: ``network(key)`` gives the untrained network, in any form that `Diffusion` takes.
@@ -63,14 +63,14 @@ class Recipe:
         cross_level: weight of the cross-level loss beside denoising, for energies; 0 leaves it out. It teaches log f
             the relative depth of separated modes, and the normaliser of each level up to one constant; the factor
             then offers ``mode_depth``. The network needs a free constant at each level.
-        cross_level_gap: the two levels to tell apart are at most this far from each other in log-SNR.
+        cross_level_gap: the two levels that are compared are at most this far from each other in log-SNR.
         cross_condition: weight of the cross-condition loss beside denoising, for energies; 0 leaves it out. It teaches
             what vague conditions say of an event (captions), which the denoising loss hardly depends on, and how high
             log f(x|c) and log f(x|c′) are above one another: a mixture of conditions of one model then has the shares
             that its ``log_weights`` say.
-        cross_condition_others: how many other events of the chunk lend an event the conditions to tell apart.
+        cross_condition_others: how many other events of the chunk lend an event their conditions to compare with.
         vary: ``vary(key, conditions)`` gives for each of n conditions ``{name: (n, …)}`` one that is easily taken for
-            it, to be told apart as well. It must draw c′ from c as often as c from c′, weighed by how often data have
+            it, to be compared as well. It must draw c′ from c as often as c from c′, weighed by how often data have
             them: to replace a word by another at random, say, where data have both equally often.
         denoising: whether there is a denoising loss at all; without it a cross loss teaches what there is to learn.
 
@@ -148,7 +148,7 @@ class Recipe:
             _check(self.focus is None, "focus is given without log_snr", "give the range log_snr as well.")
 
     def factor(self, network: Any, label: str = "") -> Diffusion | Classifier:
-        """The factor of this recipe with a given network."""
+        """Makes the factor of this recipe with a given network."""
         if self.parameterization == CLASSIFIER:
             return Classifier(network, self.schedule, event_shape=self.event_shape, time=self.time, label=label)
         return Diffusion(
@@ -165,11 +165,11 @@ class Recipe:
         )
 
     def untrained(self, key: Array) -> Any:
-        """The network before training, as an Equinox module."""
+        """Makes the network before training, as an Equinox module."""
         return as_network(self.network(key))
 
     def optimiser(self) -> optax.GradientTransformation:
-        """Adam with the recipe's learning rate."""
+        """Makes the optimiser: Adam with the recipe's learning rate."""
         import optax
 
         if self.decay == "cosine":
@@ -177,14 +177,14 @@ class Recipe:
         return optax.adam(self.learning_rate)
 
     def log_snr_range(self) -> tuple[float, float]:
-        """The least and greatest log-SNR that training visits."""
+        """Returns the least and greatest log-SNR that training visits."""
         if self.log_snr is not None:
             return self.log_snr
         levels = self.schedule.levels.log_snr
         return float(levels[-1]), float(levels[0])
 
     def noise(self, key: Array, n: int) -> Noise:
-        """The noise of n events, stratified: one draw in each n-th of the log-SNR range, or levels drawn uniformly."""
+        """Draws the noise of n events, stratified: one in each n-th of the log-SNR range, or levels drawn uniformly."""
         if self.log_snr is None:
             index = jax.random.randint(key, (n,), 0, self.schedule.num_levels)
             return jax.tree.map(lambda a: a[index], self.schedule.levels)
@@ -197,7 +197,7 @@ class Recipe:
         return self.noise_at(jnp.where(uniform < 0.5, anywhere, focused))
 
     def noise_pairs(self, key: Array, n: int) -> tuple[Noise, Noise]:
-        """The noise of n events, n even, and the other noise that each is told apart from.
+        """Draws the noise of n events, n even, and for each the other noise that the cross-level loss compares.
 
         Events i and i + n/2 exchange theirs, so that either of a pair of levels has as many events as the other,
         whatever the law of the pairs: a classifier of the two owes nothing to their prior odds.
@@ -221,7 +221,7 @@ class Recipe:
         return jax.tree.map(lambda a: a[index], levels)
 
     def noise_at(self, log_snr: Array) -> Noise:
-        """The noise of a log-SNR, at the schedule's relation of α and σ (traceable).
+        """Returns the noise of a log-SNR, at the schedule's relation of α and σ (traceable).
 
         Raises:
             InvalidValueError: a schedule that is neither variance preserving nor exploding.
@@ -245,7 +245,7 @@ class Recipe:
                f"compare conditions of an energy: {', '.join(ENERGIES)}.")  # fmt: skip
         _check(bool(self.conditions), "cross_condition is given without conditions", "name the data's conditions.")
         others = self.cross_condition_others
-        _check(1 <= others < part, f"a batch of {part} has no {others} other conditions to tell apart",
+        _check(1 <= others < part, f"a batch of {part} has no {others} other conditions to compare",
                "use a larger chunk, or a smaller cross_condition_others ≥ 1.")  # fmt: skip
 
     def _check_cross_level(self, part: int) -> None:

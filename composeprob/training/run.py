@@ -1,4 +1,4 @@
-"""`train`: from a recipe to a factor with averaged weights."""
+"""`train` makes a factor with averaged weights from a recipe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECONDS_PER_CALL = 1.0
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What `train` returns.
+    """A `TrainingRun` holds the trained factor, and its loss step by step.
 
     Attributes:
         factor: the factor with the averaged (EMA) weights.
@@ -52,7 +52,7 @@ class TrainingRun:
 
 
 class _Progressed(NamedTuple):
-    """What a checkpoint holds: the state, and the history, at full length so that its shape never changes."""
+    """The content of a checkpoint: the state, and the history, at full length so that its shape never changes."""
 
     state: State
     loss: np.ndarray
@@ -71,7 +71,7 @@ def train(
     seconds_between_checkpoints: float = 60.0,
     label: str = "",
 ) -> TrainingRun:
-    """Train a diffusion factor, or a classifier of noised events.
+    """Trains a diffusion factor, or a classifier of noised events.
 
     Minimises with Adam the mean over events, levels and ε ~ N(0, I) of ‖ε + σ·∇log f(α·x₀ + σ·ε)‖², or for a classifier
     of −log p(label | α·x₀ + σ·ε), and averages the weights. All steps share one compilation. The result depends on the
@@ -142,7 +142,7 @@ def _blank(recipe: Recipe, network: Any) -> _Progressed:
 
 
 def _after(now: _Progressed, advance: Any, steps: int, seconds: float) -> _Progressed:
-    """The run after ``steps`` more steps."""
+    """Does ``steps`` more steps."""
     done = int(now.state.step)
     state, record = advance(now.state, np.int32(steps))
     loss, bin_sum, bin_count = now.loss.copy(), now.bin_sum.copy(), now.bin_count.copy()
@@ -166,13 +166,13 @@ def _finish(recipe: Recipe, network: Any, now: _Progressed, label: str) -> Train
 
 def _fingerprint(recipe: Recipe, key: Array) -> dict[str, Any]:
     names = ("parameterization", "time", "iterations", "batch_size", "chunk", "learning_rate", "decay", "ema")
-    told: dict[str, Any] = {name: getattr(recipe, name) for name in (*names, "condition_dropout", "antithetic")}
-    told["log_snr"] = [float(end) for end in recipe.log_snr_range()]
-    told["focus"] = None if recipe.focus is None else [float(end) for end in recipe.focus]
-    told["cross_level"] = [recipe.cross_level, recipe.cross_level_gap] if recipe.cross_level else None
-    told["cross_condition"] = [recipe.cross_condition, recipe.cross_condition_others, recipe.denoising]
-    told["key"] = np.asarray(jax.random.key_data(key)).tolist()
-    return told
+    made_of: dict[str, Any] = {name: getattr(recipe, name) for name in (*names, "condition_dropout", "antithetic")}
+    made_of["log_snr"] = [float(end) for end in recipe.log_snr_range()]
+    made_of["focus"] = None if recipe.focus is None else [float(end) for end in recipe.focus]
+    made_of["cross_level"] = [recipe.cross_level, recipe.cross_level_gap] if recipe.cross_level else None
+    made_of["cross_condition"] = [recipe.cross_condition, recipe.cross_condition_others, recipe.denoising]
+    made_of["key"] = np.asarray(jax.random.key_data(key)).tolist()
+    return made_of
 
 
 @contextmanager

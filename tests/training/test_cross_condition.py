@@ -145,7 +145,7 @@ def test_training_takes_the_losses_that_the_recipe_names(denoising):
         ({"conditions": {}, "condition_dropout": 0.0}, "cross_condition is given without conditions"),
         ({"cross_condition": 0.0, "vary": lambda key, given: given}, "vary is given without cross_condition"),
         ({"cross_condition": 0.0, "denoising": False}, "no loss is left"),
-        ({"batch_size": 1}, "no 1 other conditions to tell apart"),
+        ({"batch_size": 1}, "no 1 other conditions to compare"),
     ],
 )
 def test_what_cannot_work_is_refused(changes, told):

@@ -19,8 +19,8 @@ from pictures import captioned, guided, placed, tapestries, told
 from pictures.cells import Cell, Kept, as_text
 from report import RESULTS, publish
 
+from composeprob.models.worlds import shapes
 from composeprob.results.plotting import new_figure, plot_images, style
-from models.worlds import shapes
 
 FILE = "images"
 IMAGES = Path("out") / "bench-images"

@@ -71,7 +71,7 @@ class Row:
     """One line of the table: a sampler on a schedule; None for exact draws."""
 
     name: str
-    sampler: cp.sampling.base.Sampler | None
+    sampler: cp.Sampler | None
     schedule: cp.Schedule
 
 

@@ -4,24 +4,28 @@ from composeprob import errors, metrics, training
 from composeprob.calibration import calibrate
 from composeprob.compiler.pipeline import compile
 from composeprob.compiler.prior import prior
+from composeprob.density.annealed import AnnealedDensity
 from composeprob.factors.algebra import mixture, power, product
 from composeprob.factors.analytic import Analytic
-from composeprob.factors.calibrated import Calibrated, CalibratedExpression
+from composeprob.factors.base import Factor
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
 from composeprob.factors.guidance import condition, guide
-from composeprob.factors.tapestry import Weighted, tapestry
+from composeprob.factors.networks import batched_linear
+from composeprob.factors.tapestry import tapestry
 from composeprob.factors.window import window
-from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, Gibbs, LineIntegral, Scaled
+from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, Gibbs, Kernel, LineIntegral, Scaled
 from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
 from composeprob.model_zoo import load, zoo
 from composeprob.numpyro_sites import as_distribution
 from composeprob.results.result import Result
+from composeprob.results.status import Status
 from composeprob.runtime.infer import infer
 from composeprob.samplers.ancestral import Ancestral
 from composeprob.samplers.annealed_mcmc import AnnealedMCMC
+from composeprob.samplers.base import Sampler
 from composeprob.samplers.smc import SMC
 from composeprob.schedule import Schedule
 
@@ -34,21 +38,24 @@ __all__ = [
     "Adaptive",
     "Analytic",
     "Ancestral",
+    "AnnealedDensity",
     "AnnealedMCMC",
     "BlackJAX",
-    "Calibrated",
-    "CalibratedExpression",
     "Classifier",
     "Diffusion",
     "Energy",
+    "Factor",
     "Gibbs",
+    "Kernel",
     "LineIntegral",
     "Result",
+    "Sampler",
     "Scaled",
     "Schedule",
-    "Weighted",
+    "Status",
     "annealed",
     "as_distribution",
+    "batched_linear",
     "calibrate",
     "compile",
     "condition",

@@ -18,7 +18,7 @@ DIGEST = "sha256:"
 
 
 class Checkpoints:
-    """The checkpoints of one run (of training or of sampling) in one directory; the last two are kept.
+    """`Checkpoints` keeps the last two checkpoints of one run (of training or of sampling) in a directory.
 
     Args:
         directory: made when missing.

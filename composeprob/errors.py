@@ -108,7 +108,6 @@ class VerificationError(ComposeProbError, ValueError):
 _LIBRARIES = frozenset(
     {
         "composeprob",
-        "composeprob_models",
         "contextlib",
         "equinox",
         "flax",

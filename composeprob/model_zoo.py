@@ -11,9 +11,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from composeprob import models
 from composeprob.calibration.storage import load_calibration
 from composeprob.errors import LoadError
 from composeprob.factors.base import LeafFactor
@@ -33,14 +32,12 @@ from composeprob.factors.show import clipped, shape
 from composeprob.training.recipe import Recipe
 from composeprob.training.weights import load_weights, weights_file
 
-_PACKAGE = "composeprob_models"
-"""Name under which the folder of models is imported, wherever it lies: recipes import what they share relatively."""
 _SCORE_ERROR = "score error: mean of σ²·|score − exact score|² over events and log-SNR"
 
 
 @dataclass(frozen=True, repr=False)
 class Card:
-    """What is known of one model.
+    """A `Card` says what one model is, how it was trained and how good it is.
 
     Attributes:
         name: what `load` takes.
@@ -71,7 +68,7 @@ class Card:
 
 
 class Zoo(Mapping[str, Card]):
-    """The cards of all models by name; prints as a table."""
+    """A `Zoo` maps the name of every model to its card; it prints as a table."""
 
     def __init__(self, cards: Mapping[str, Card]):
         self._cards = dict(cards)
@@ -105,7 +102,7 @@ class Zoo(Mapping[str, Card]):
 
 
 def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **conditions: Any) -> LeafFactor:
-    """A pretrained model as a factor: a `Diffusion` or `Classifier`, or `Calibrated` where its normaliser is stored.
+    """Loads a pretrained model as a factor: a `Diffusion` or a `Classifier`, normalised where that is stored.
 
     Args:
         name: one of `zoo`.
@@ -138,7 +135,7 @@ def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **
 def uncalibrated(
     name: str, retraining: int = 0, folder: str | Path | None = None
 ) -> tuple[Diffusion | Classifier, Path]:
-    """A model as it was trained, and the file of its weights.
+    """Loads a model as it was trained; returns it with the file of its weights.
 
     Args:
         name, retraining: as of `load`.
@@ -153,7 +150,7 @@ def uncalibrated(
 
 
 def calibration_file(weights: Path, conditions: Mapping[str, Any] | None = None) -> Path:
-    """Where the calibration lies: beside the weights, with their number, and named by the conditions' values."""
+    """Returns the file of a calibration: beside the weights, with their number, named by the conditions' values."""
     values = "".join(f".{name}-{np.asarray(value).tolist()}" for name, value in sorted((conditions or {}).items()))
     name = weights.name.replace("weights", "calibration", 1)
     return weights.with_name(name.removesuffix(".safetensors") + values + ".safetensors")
@@ -179,19 +176,19 @@ def _written(file: Path) -> int:
 
 @functools.lru_cache(maxsize=32)
 def _load(name: str, weights: Path, written: int, calibration: Path, calibrated: int) -> LeafFactor:
-    """One model is one factor however often it is loaded, so that the compiler shares its evaluations."""
+    """Loads each model once: the same factor every time, so that the compiler shares its evaluations."""
     factor, _ = uncalibrated(name, int(weights.stem.partition("-")[2] or 0), weights.parent)
     return load_calibration(factor, calibration, weights=weights) if calibrated else factor
 
 
 def retrainings(folder: Path) -> tuple[int, ...]:
-    """The retrainings whose weights lie in a model's folder, in order."""
+    """Lists the retrainings whose weights lie in a model's folder, in order."""
     numbers = [file.stem.partition("-")[2] or "0" for file in folder.glob("weights*.safetensors")]
     return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
 
 def zoo(name: str | None = None) -> Any:
-    """The cards of all models, by name; or the card of one.
+    """Returns the cards of all models by name, or the card of one.
 
     Raises:
         LoadError: no such model.
@@ -202,7 +199,7 @@ def zoo(name: str | None = None) -> Any:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe that a model is trained by.
+    """Returns the recipe that a model is trained by.
 
     Raises:
         LoadError: no such model, or its train.py defines no RECIPE.
@@ -216,7 +213,7 @@ def recipe(name: str) -> Recipe:
 
 
 def reference(name: str) -> Any | None:
-    """The exact distribution that a model learned, a NumPyro distribution; None where it is unknown.
+    """Returns the exact NumPyro distribution that a model learned; None where it is unknown.
 
     Raises:
         LoadError: no such model.
@@ -226,20 +223,18 @@ def reference(name: str) -> Any | None:
 
 
 def models_folder() -> Path:
-    """The folder of models: inside an installed package, or beside the package in a checkout.
+    """Returns the folder of models: inside an installed package, or beside the package in a checkout.
 
     Raises:
-        LoadError: neither exists.
+        LoadError: there is none.
     """
-    package = Path(__file__).parent
-    candidates = (package / "_models", package.parent / "models")
-    for folder in candidates:
-        if (folder / "__init__.py").exists():
-            return folder
-    raise LoadError(
-        f"The zoo is not installed: there is neither {candidates[0]} nor {candidates[1]}.",
-        fix="install composeprob from a wheel, or run it from a checkout.",
-    )
+    folder = Path(next(iter(models.__path__)))
+    if not folder.is_dir():
+        raise LoadError(
+            f"The zoo is not installed: there is no {folder}.",
+            fix="install composeprob from a wheel, or run it from a checkout.",
+        )
+    return folder
 
 
 def _folders() -> list[Path]:
@@ -258,23 +253,8 @@ def _folder(name: str) -> Path:
 
 
 def _module(name: str) -> ModuleType:
-    """A model's train.py, imported from where the zoo lies now."""
-    folder = _folder(name)
-    root = folder.parent
-    package = sys.modules.get(_PACKAGE)
-    if package is None or list(package.__path__) != [str(root)]:
-        for stale in [key for key in sys.modules if key == _PACKAGE or key.startswith(f"{_PACKAGE}.")]:
-            del sys.modules[stale]
-        spec = importlib.util.spec_from_file_location(
-            _PACKAGE, root / "__init__.py", submodule_search_locations=[str(root)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        package = importlib.util.module_from_spec(spec)
-        sys.modules[_PACKAGE] = package
-        spec.loader.exec_module(package)
-        importlib.invalidate_caches()
-    return importlib.import_module(f"{_PACKAGE}.{name}.train")
+    """A model's train.py."""
+    return importlib.import_module(f"{models.__name__}.{_folder(name).name}.train")
 
 
 def _card(folder: Path) -> Card:

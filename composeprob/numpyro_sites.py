@@ -11,9 +11,10 @@ import numpyro
 from jax import Array
 from jax.custom_batching import custom_vmap
 
+from composeprob.arguments import check_number
 from composeprob.compiler.pipeline import compile
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.errors import CapabilityError, DoublyIntractableError, InvalidValueError, WrongTypeError
+from composeprob.errors import CapabilityError, DoublyIntractableError, WrongTypeError
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor
 from composeprob.factors.distribution import FactorDistribution
@@ -35,11 +36,11 @@ def alone(factor: Factor) -> Any:
 def as_distribution(
     factor: Factor, *, schedule: Schedule | None = None, sampler: Sampler | None = None, num_chains: int = 1
 ) -> FactorDistribution:
-    r"""A factor as a NumPyro distribution, for ``numpyro.sample`` in an ordinary NumPyro model.
+    r"""Makes a NumPyro distribution of a factor, for ``numpyro.sample`` in an ordinary NumPyro model.
 
     ``log_prob(x)`` is log f(x) at level 0, what ``result["x"]`` of `infer` is a sample of. It is **unnormalised**
-    unless the factor is `Analytic` or calibrated: posteriors do not mind, since the constant is the same for every x,
-    but evidences, ``log_prob`` as a number, and models that compare several factors do. For the same reason a factor
+    unless the factor is `Analytic` or calibrated: posteriors do not depend on the constant, but
+    evidences, ``log_prob`` as a number, and models that compare several factors are not. For the same reason a factor
     that is not `Analytic` may not depend on a latent of the model.
 
     ``sample`` runs the sampler, and all draws that are asked for at once travel as chains of one run, also under
@@ -81,8 +82,7 @@ def as_distribution(
             f"sampler must be a sampler; got {type(sampler).__name__}.",
             fix="for example cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.SMC().",
         )
-    if not isinstance(num_chains, int) or num_chains < 1:
-        raise InvalidValueError(f"num_chains must be a whole number ≥ 1; got {num_chains!r}.", fix="leave it out.")
+    check_number(num_chains, "num_chains")
     if isinstance(factor, Analytic):
         return ClosedFactor(factor, schedule or factor.schedule)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(factor)):

@@ -21,7 +21,7 @@ SHRINKS = 0.25
 
 
 class Noise(eqx.Module):
-    """The noise of one level, or of every level at once (arrays instead of scalars).
+    """A `Noise` holds α and σ of one level, or of every level at once (arrays instead of scalars).
 
     Attributes:
         index: the level's index, an integer.
@@ -40,21 +40,21 @@ class Noise(eqx.Module):
 
 
 class _LogSNR:
-    """`Schedule.log_snr` is a constructor on the class and the array λ on an instance."""
+    """`Schedule.log_snr` is a constructor on the class, and the array λ on an instance."""
 
     def __get__(self, instance: Schedule | None, owner: type[Schedule]) -> Any:
         if instance is not None:
             return instance.levels.log_snr
 
         def evenly_spaced(num_levels: int, min: float = -9.0, max: float = 11.0) -> Schedule:
-            """Variance preserving, with log-SNR evenly spaced from ``max`` at level 0 down to ``min`` at level K−1."""
+            """Makes a variance-preserving schedule, log-SNR evenly spaced from ``max`` (level 0) to ``min``."""
             return owner.from_arrays(*_vp(np.linspace(max, min, _count(num_levels))))
 
         return evenly_spaced
 
 
 class Schedule(eqx.Module):
-    """A noise schedule: x_k = α_k·x_0 + σ_k·ε for k = 0 … K−1, with log-SNR strictly decreasing in k.
+    """A `Schedule` is K noise levels, x_k = α_k·x_0 + σ_k·ε, whose log-SNR falls strictly from k = 0 to K−1.
 
     Level 0 should be cleaner than the finest scale of the data: its noise stays in the samples.
 
@@ -79,7 +79,7 @@ class Schedule(eqx.Module):
 
     @classmethod
     def from_arrays(cls, alpha: Any, sigma: Any) -> Schedule:
-        """Levels given directly: α and σ, both of shape (K,), from the cleanest to the noisiest."""
+        """Makes a schedule of given α and σ, both of shape (K,), from the cleanest level to the noisiest."""
         alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
         if alpha.ndim != 1 or alpha.shape != sigma.shape or alpha.size == 0:
             raise ShapeError(
@@ -112,14 +112,14 @@ class Schedule(eqx.Module):
 
     @classmethod
     def linear(cls, num_levels: int) -> Schedule:
-        """DDPM's linear β (Ho et al. 2020), from 10⁻⁴ to 0.02 at 1000 levels, times 1000/K: α_k² = Π_{j≤k}(1−β_j)."""
+        """Makes DDPM's schedule (Ho et al. 2020): β linear from 10⁻⁴ to 0.02, times 1000/K; α_k² = Π_{j≤k}(1−β_j)."""
         k = _count(num_levels)
         beta = np.minimum(np.linspace(1e-4, 0.02, k) * (1000.0 / k), 0.999)
         return cls._from_beta(beta)
 
     @classmethod
     def cosine(cls, num_levels: int) -> Schedule:
-        """The cosine schedule (Nichol & Dhariwal 2021): ᾱ(t) ∝ cos²(π/2·(t+0.008)/1.008), β at most 0.999."""
+        """Makes the cosine schedule (Nichol & Dhariwal 2021): ᾱ(t) ∝ cos²(π/2·(t+0.008)/1.008), β at most 0.999."""
         k = _count(num_levels)
         t = np.arange(k + 1) / k
         alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -127,7 +127,7 @@ class Schedule(eqx.Module):
 
     @classmethod
     def vp(cls, num_levels: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
-        """The VP-SDE (Song et al. 2021): log α(t) = −¼t²(β_max−β_min) − ½tβ_min at K times from 10⁻³ to 1."""
+        """Makes levels of the VP-SDE (Song et al. 2021): log α(t) = −¼t²(β_max−β_min) − ½tβ_min, K times 10⁻³ … 1."""
         if not beta_min + 1e-3 * (beta_max - beta_min) > 0 or not beta_max > 0:
             raise InvalidValueError(
                 f"β must be positive throughout; got beta_min={beta_min}, beta_max={beta_max}.",
@@ -139,7 +139,7 @@ class Schedule(eqx.Module):
 
     @classmethod
     def edm(cls, num_levels: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
-        """Variance exploding (Karras et al. 2022): α = 1, σ^{1/ρ} evenly spaced from σ_min to σ_max."""
+        """Makes a variance-exploding schedule (Karras et al. 2022): α = 1, σ^{1/ρ} evenly spaced, σ_min to σ_max."""
         if not (0 < sigma_min < sigma_max and rho > 0):
             raise InvalidValueError(
                 f"Karras's levels need 0 < sigma_min < sigma_max and rho > 0; got {sigma_min}, {sigma_max}, {rho}.",
@@ -155,7 +155,7 @@ class Schedule(eqx.Module):
     down to ``min`` at level K−1."""
 
     def every(self, step: int) -> Schedule:
-        """Every ``step``-th of these levels, level 0 and the noisiest always among them.
+        """Keeps every ``step``-th of these levels, level 0 and the noisiest always among them.
 
         A model with a discrete time embedding knows only the levels that it was trained on, often 1,000: run it on
         some of them, ``cp.compile(program, …, schedule=factor.schedule.every(20))``.
@@ -189,7 +189,7 @@ class Schedule(eqx.Module):
 
     @property
     def num_levels(self) -> int:
-        """K, the number of levels."""
+        """The number of levels, K."""
         return self.alpha.shape[0]
 
     @property
@@ -214,7 +214,7 @@ class Schedule(eqx.Module):
         return here.sigma**2 * -jnp.expm1(here.log_snr - there.log_snr)
 
     def at(self, level: Array | int) -> Noise:
-        """The noise of one level; a level may be traced.
+        """Returns the noise of one level; the level may be traced.
 
         Raises:
             LevelError: a concrete level outside 0 … K−1.
@@ -224,7 +224,7 @@ class Schedule(eqx.Module):
         return jax.tree.map(lambda a: a[index], self.levels)
 
     def check_level(self, level: Array | int) -> None:
-        """Refuse a concrete level that does not exist, or is no integer."""
+        """Refuses a concrete level that does not exist, or is no integer."""
         if isinstance(level, jax.core.Tracer):
             return
         if not np.issubdtype(np.asarray(level).dtype, np.integer) or np.ndim(level) != 0:
@@ -236,7 +236,7 @@ class Schedule(eqx.Module):
             )
 
     def same_levels(self, other: Schedule) -> bool:
-        """Whether both schedules have the same α and σ at every level (host arrays only)."""
+        """Says whether both schedules have the same α and σ at every level (host arrays only)."""
         if self.num_levels != other.num_levels:
             return False
         close = [
@@ -245,7 +245,7 @@ class Schedule(eqx.Module):
         return all(close)
 
     def alpha_at(self, log_snr: np.ndarray) -> np.ndarray:
-        """α of this schedule's family at any log-SNR: exact for VP and VE families, else interpolated in log α."""
+        """Returns α of the schedule's family at any log-SNR, exact for VP and VE, else interpolated in log α."""
         alpha, sigma = np.asarray(self.alpha, np.float64), np.asarray(self.sigma, np.float64)
         if _is_vp(alpha, sigma):
             return _vp(log_snr)[0]

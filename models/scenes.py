@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "schedule": cp.Schedule.log_snr(60, -7.0, 7.0),
     "log_snr": (-8.0, 8.0),
     "batch_size": 32,
-    "microbatch": 8,
+    "chunk": 8,
     "learning_rate": 8e-4,
     "decay": "cosine",
 }
@@ -90,7 +90,7 @@ def caption(**settings: Any) -> cp.training.Recipe:
         return scenes.images, {"caption": captions.describe(caption_key, scenes)}
 
     chosen = SETTINGS | {"conditions": {"caption": captions.EMPTY}, "condition_dropout": 0.1, "start": from_positions}
-    chosen |= {"encoders": {"caption": captions.tokens}, "microbatch": 32, "learning_rate": 2.5e-3}
+    chosen |= {"encoders": {"caption": captions.tokens}, "chunk": 32, "learning_rate": 2.5e-3}
     chosen |= {"denoising": False, "cross_condition": 1.0, "cross_condition_others": 31, "focus": (-1.0, 5.0)}
     chosen |= {"vary": lambda key, given: {"caption": captions.reshaped(key, given["caption"])}}
     return cp.training.Recipe(network=network, data=data, parameterization="energy_residual", **(chosen | settings))

@@ -39,8 +39,8 @@ DEPTH: dict[str, Any] = {
     "parameterization": "energy",
     "cross_level": 1.0,
     "cross_level_gap": 8.0,
-    "batch_size": 504,  # each microbatch holds as many events of one level of a pair as of the other, each twice
-    "microbatch": 252,
+    "batch_size": 504,  # each chunk holds as many events of one level of a pair as of the other, each twice
+    "chunk": 252,
 }
 """What energies that know mode depth change."""
 
@@ -141,5 +141,5 @@ def _recipe(distribution: Any, network: Any, **settings: Any) -> cp.training.Rec
         return distribution.sample(key, (n,))
 
     # The paper's settings are the recipe's defaults: 15,000 iterations, Adam 1e-3, EMA 0.999, batch 1000.
-    settings = {"microbatch": 250} | settings
+    settings = {"chunk": 250} | settings
     return cp.training.Recipe(network=network, data=data, event_shape=(2,), **settings)

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import LeafFactor
-from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, OFFSET, Calibrated
+from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
@@ -57,7 +57,7 @@ def _calibrated(schedule: Schedule) -> Calibrated:
     factor = Energy(lambda x, level: 3.0 - 0.5 * jnp.sum(x**2), schedule, event_shape=(2,))
     log_snr = np.asarray(schedule.log_snr)[::-1]
     log_z = np.full(len(log_snr), 3.0 + np.log(2 * np.pi))
-    tables = {KNOTS: log_snr, OFFSET: -log_z[:, None], LOG_NORMALISER: log_z, ERROR: np.zeros(len(log_z))}
+    tables = {KNOTS: log_snr, LOG_NORMALISER: log_z, ERROR: np.zeros(len(log_z))}
     return Calibrated(factor, tables)
 
 

@@ -56,8 +56,8 @@ def checkout(tmp_path, monkeypatch):
     script = types.ModuleType("quick")
     script.__file__ = str(tmp_path / SCRIPT)
     monkeypatch.setitem(sys.modules, "quick", script)
-    monkeypatch.delitem(sys.modules, "composeprob_models", raising=False)
-    monkeypatch.delitem(sys.modules, "models", raising=False)
+    for name in [name for name in sys.modules if name.startswith("composeprob.models.")]:
+        monkeypatch.delitem(sys.modules, name)
     return made
 
 
@@ -74,7 +74,7 @@ def test_only_what_a_result_depends_on_makes_it_older(checkout):
 
 
 def test_models_count_where_they_were_used(checkout, monkeypatch):
-    monkeypatch.setitem(sys.modules, "composeprob_models", types.ModuleType("composeprob_models"))
+    monkeypatch.setitem(sys.modules, "composeprob.models.scenes", types.ModuleType("scenes"))
     checkout.result(made_at=ages.Code.now(checkout.root).stamp())
     checkout.change("models/card.md")
     assert len(checkout.age().later) == 1

@@ -112,7 +112,7 @@ def test_a_file_of_other_meaning_is_not_taken_for_settings(write):
     assert "variable sampler, which composeprob run uses, is of type int" in message
 
 
-def test_several_programs_must_be_told_apart(write):
+def test_of_several_programs_one_must_be_named(write):
     message = refused("run", write(NORMAL + SECOND))
     assert "2 programs: first, second" in message
     assert "scene.py:first" in message

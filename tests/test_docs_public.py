@@ -35,7 +35,7 @@ PUBLIC += [f"composeprob.{module}.{name}" for module in SUBMODULES for name in g
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(cp.__path__, "composeprob.")
-    if not module.name.startswith("composeprob._")
+    if not module.name.startswith("composeprob.models.")
 )
 
 

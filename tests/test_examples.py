@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from models.worlds import captions, detector, digits
+from composeprob.models.worlds import captions, detector, digits
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAINS = 600

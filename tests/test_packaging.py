@@ -21,7 +21,7 @@ def test_wheel_holds_the_zoo_and_nothing_else(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     weights = {path.relative_to(ROOT / "models") for path in (ROOT / "models").glob("*/*.safetensors")}
-    assert {f"composeprob/_models/{path.as_posix()}" for path in weights} <= names
+    assert {f"composeprob/models/{path.as_posix()}" for path in weights} <= names
     assert {name.split("/")[0] for name in names} == {"composeprob", f"composeprob-{version('composeprob')}.dist-info"}
     assert not [name for name in names if "checkpoints" in name or "__pycache__" in name]
 

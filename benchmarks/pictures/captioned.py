@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import composeprob as cp
-from models.worlds import captions, detector, shapes
+from composeprob.models.worlds import captions, detector, shapes
 
 from .cells import Cell, share
 from .drawn import draw

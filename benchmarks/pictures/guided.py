@@ -14,7 +14,7 @@ import numpy as np
 from scipy import linalg
 
 import composeprob as cp
-from models.worlds import digits as world
+from composeprob.models.worlds import digits as world
 
 from .cells import Cell, share
 

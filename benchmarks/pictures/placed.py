@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import composeprob as cp
+from composeprob.models.worlds import detector, shapes
 from composeprob.schedule import Noise
-from models.worlds import detector, shapes
 
 from .cells import Cell, share
 from .drawn import draw

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import composeprob as cp
-from models.worlds import captions, detector, shapes
+from composeprob.models.worlds import captions, detector, shapes
 
 from . import placed
 from .captioned import MODEL, STRENGTH

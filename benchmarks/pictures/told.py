@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import composeprob as cp
-from models.worlds import captions, shapes
+from composeprob.models.worlds import captions, shapes
 
 from .captioned import MODEL
 from .cells import Cell, share

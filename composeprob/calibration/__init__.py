@@ -1,6 +1,6 @@
-"""Calibration: log-normalisers of factors, and the relative depth of their modes.
+"""Calibration: log-normalisers of factors.
 
-`calibrate` finds them: by quadrature in one or two dimensions, by sequential Monte Carlo or bridge sampling elsewhere;
+`calibrate` finds them: by quadrature in one or two dimensions, by sequential Monte Carlo elsewhere;
 `calibrate_model` does so for a model of the zoo and stores what it found. May import everything but `api` and `cli`.
 """
 

@@ -23,7 +23,7 @@ STEPS_PER_LEVEL = 4
 
 
 def annealed(density: AnnealedDensity, key: Array, num_chains: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates of log ∫F_k at every level and their standard errors, both (K,).
+    """Estimates log ∫F_k at every level; returns it with its standard errors, both (K,).
 
     Chains start with exact draws of N(0, σ²/power), weighted by F over it; from level to level weights gain
     log F_k − log F_{k+1}, and chains are resampled and moved by HMC, which leaves F_k invariant. The mean weight is an

@@ -1,4 +1,4 @@
-"""`calibrate`: from a factor with an energy to a factor with a known normaliser."""
+"""`calibrate` finds the log-normaliser of a factor with an energy."""
 
 from __future__ import annotations
 
@@ -7,36 +7,31 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from composeprob.arguments import check_key, check_number
 from composeprob.calibration.annealed import annealed
-from composeprob.calibration.depth import Depth, clean_samples, mode_depth
 from composeprob.calibration.quadrature import integrals
 from composeprob.compiler.pipeline import compile
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.errors import CapabilityError, ConditionError, ShapeError, WrongTypeError
 from composeprob.factors.algebra import Mixture, Product, leaves
 from composeprob.factors.base import Factor, LeafFactor
-from composeprob.factors.calibrated import (
-    CENTRES,
-    ERROR,
-    KNOTS,
-    LOG_NORMALISER,
-    OFFSET,
-    Calibrated,
-    CalibratedExpression,
-)
+from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated, CalibratedExpression
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import Leaf, same_leaf
 from composeprob.language.program import program
 from composeprob.language.statements import sample
+from composeprob.runtime.infer import infer
+from composeprob.samplers.ancestral import Ancestral
 from composeprob.schedule import Schedule
 
 WIDEST = {"quadrature": 0.4, "annealed": 0.25}
 """Widest gap in log-SNR between two levels of a calibration: the curve between them, or the weights, must bear it."""
 REVERSE = 0.2
-"""Widest gap of the reverse diffusion that tells the shares of modes."""
+"""Widest gap of the reverse diffusion that tells where events can be."""
 MANY = 128
 """Schedules of more levels are calibrated at as many values of log-SNR."""
 
@@ -47,34 +42,21 @@ def alone(factor: Factor) -> Any:
     return sample("x", factor)
 
 
-def calibrate(
-    factor: Factor,
-    key: Array,
-    *,
-    modes: Any = None,
-    num_chains: int = 1000,
-    repeats: int = 8,
-) -> Factor:
-    """The same factor, normalised at every level: log f̃(x, k) = log f(x, k) − log Z_k.
+def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: int = 8) -> Factor:
+    """Normalises a factor at every level: log f̃(x, k) = log f(x, k) − log Z_k.
 
-    An energy that was learned by matching scores is known up to a constant of each level. Its log-normaliser makes
-    shares mean what they say: ``cp.mixture([f, g], weights=[0.2, 0.8])``. Events of one or two entries are integrated
-    by a grid that follows the mass from level to level (of a diffusion model only where its own samples, noised, can
-    be: elsewhere its network was never taught); larger ones by sequential Monte Carlo with the density's
+    An energy that was learned by matching scores is known up to a constant of each level. With its log-normaliser the
+    weights of a mixture are shares: ``cp.mixture([f, g], weights=[0.2, 0.8])``. Events of one or two entries are
+    integrated by a grid that follows the mass from level to level (of a diffusion model only where its own samples,
+    noised, can be: elsewhere its network was never taught); larger ones by sequential Monte Carlo with the density's
     ratios between levels, several times over for a standard error.
-
-    With ``modes``, the relative depth of separated modes is mended too. Scores know how much mass each mode has: the
-    reverse diffusion follows them from levels where the modes are one. So f's own samples, noised again, tell the
-    true share of the cell of each mode (what is nearest to it in x/α) at each level, and log f is shifted in each cell
-    to give it that share; the score stays as it is. The factor then offers ``mode_depth``.
 
     Products and mixtures are calibrated as a whole, after their leaves.
 
     Args:
         factor: with an energy, every condition given.
         key: a typed random key.
-        modes: centres of separated modes in units of the clean event, shape (M, \\*event_shape); for leaves.
-        num_chains: chains of one repeat of sequential Monte Carlo, or a tenth of the samples that tell the shares.
+        num_chains: chains of one repeat of sequential Monte Carlo.
         repeats: independent repeats, at least 2.
 
     Returns:
@@ -83,16 +65,15 @@ def calibrate(
         first, and its ``log_normaliser`` is that of the product of the normalised parts.
 
     Raises:
-        CapabilityError: a leaf has only a score; ``modes`` of a composition.
+        CapabilityError: a leaf has only a score.
         ConditionError: a condition is left open.
         InvalidValueError: an energy is NaN, or no number.
         ImproperError: the factor cannot be normalised, as a classifier alone.
-        ShapeError: modes of another shape than events.
+        ShapeError: a leaf does not say for which events it is.
 
     References:
         Du, Mordatch, Song et al. 2023, section 4, for why constants are free. Neal 2001, *Annealed importance
-        sampling*; Del Moral, Doucet and Jasra 2006. Meng and Wong 1996 for bridge sampling, which tells the depth of
-        modes in more than two dimensions.
+        sampling*; Del Moral, Doucet and Jasra 2006.
 
     Example:
         >>> import jax, jax.numpy as jnp, composeprob as cp
@@ -109,13 +90,7 @@ def calibrate(
     if isinstance(factor, CalibratedExpression):
         factor = factor.factor
     if isinstance(factor, LeafFactor):
-        return _leaf(factor, key, modes, num_chains, repeats)
-    if modes is not None:
-        raise CapabilityError(
-            "modes= is for single factors: the reverse diffusion of a product does not tell its shares.",
-            fix="calibrate each factor with its own modes, then the product: "
-            "cp.calibrate(cp.calibrate(f, key, modes=…) * g, key).",
-        )
+        return _leaf(factor, key, num_chains, repeats)
     degree = _degree(factor)
     leaf_key, key = jax.random.split(key)
     normal = _normalised_leaves(factor, [], leaf_key, num_chains, repeats)
@@ -125,28 +100,29 @@ def calibrate(
     excess = degree - math.prod(factor.event_shape)
     in_units_of_alpha = log_z + excess * np.log(np.asarray(schedule.alpha, np.float64))
     own = compile(alone, normal).schedule
-    tables = _tables(schedule, log_normaliser=in_units_of_alpha, error=error)
+    tables = _tables(schedule, in_units_of_alpha, error)
     host = Schedule.from_arrays(own.alpha, own.sigma)
     return CalibratedExpression(
         factor=normal, schedule=host, fixed=tables, degree=degree, event_shape=factor.event_shape
     )
 
 
-def _leaf(factor: LeafFactor, key: Array, modes: Any, num_chains: int, repeats: int) -> Calibrated:
+def _leaf(factor: LeafFactor, key: Array, num_chains: int, repeats: int) -> Calibrated:
     if isinstance(factor, Calibrated):
         factor = factor.uncalibrated
     schedule = _knots(factor)
     density = compile(alone, factor, schedule=schedule)
-    fine = compile(alone, factor, schedule=_levels(factor, REVERSE, wide=False))
-    if modes is None:
-        planar = math.prod(factor.event_shape) <= 2 and _reversible(factor, fine.schedule)
-        samples = clean_samples(fine, key, 4 * num_chains) if planar else None
-        log_z, error = _log_normaliser(density, key, num_chains, repeats, samples)
-        return Calibrated(factor, _tables(schedule, -log_z[:, None], log_z, error))
-    found: Depth = mode_depth(fine, density, _centres(modes, factor), key, num_chains, repeats)
-    log_z = np.logaddexp.reduce(found.log_integrals, axis=1)
-    tables = _tables(schedule, found.log_shares - found.log_integrals, log_z, found.error)
-    return Calibrated(factor, {**tables, CENTRES: _centres(modes, factor)})
+    samples = None
+    if math.prod(factor.event_shape) <= 2:
+        fine = compile(alone, factor, schedule=_levels(factor, REVERSE, wide=False))
+        samples = _clean_samples(fine, key, 4 * num_chains) if _reversible(factor, fine.schedule) else None
+    return Calibrated(factor, _tables(schedule, *_log_normaliser(density, key, num_chains, repeats, samples)))
+
+
+def _clean_samples(density: AnnealedDensity, key: Array, number: int) -> np.ndarray:
+    """What the reverse diffusion without noise (DDIM), whose steps err less, makes of a factor, in units of x/α."""
+    drawn = infer(density, key, num_chains=number, sampler=Ancestral(eta=jnp.zeros(())), progress=False)["x"]
+    return np.asarray(drawn, np.float64) / float(density.schedule.alpha[0])
 
 
 def _log_normaliser(
@@ -154,8 +130,7 @@ def _log_normaliser(
 ) -> tuple[np.ndarray, np.ndarray]:
     """log Z at every level of the density, and its standard errors, both (K,)."""
     if math.prod(density.sites["x"].shape) <= 2:
-        log_z, error = integrals(density, "x", samples=samples)
-        return log_z[:, 0], error
+        return integrals(density, "x", samples)
     return annealed(density, key, num_chains, repeats)
 
 
@@ -167,14 +142,10 @@ def _reversible(factor: LeafFactor, schedule: Schedule) -> bool:
     return "exact_marginals" in factor.capabilities and bool(np.all(-np.diff(log_snr)[shaped] < 1.0))
 
 
-def _tables(
-    schedule: Schedule, offset: Any = None, log_normaliser: Any = None, error: Any = None
-) -> dict[str, np.ndarray]:
+def _tables(schedule: Schedule, log_normaliser: np.ndarray, error: np.ndarray) -> dict[str, np.ndarray]:
     """By increasing log-SNR, as interpolation wants them."""
     alpha, sigma = (np.asarray(a, np.float64) for a in (schedule.alpha, schedule.sigma))
     tables = {KNOTS: 2 * (np.log(alpha) - np.log(sigma)), LOG_NORMALISER: log_normaliser, ERROR: error}
-    if offset is not None:
-        tables[OFFSET] = offset
     return {name: np.ascontiguousarray(table[::-1]) for name, table in tables.items()}
 
 
@@ -224,7 +195,7 @@ def _normalised_leaves(
         for raw, done in known:
             if same_leaf(Leaf(raw, None, ""), Leaf(factor, None, "")):
                 return done
-        done = _leaf(factor, key, None, num_chains, repeats)
+        done = _leaf(factor, key, num_chains, repeats)
         known.append((factor, done))
         return done
     if isinstance(factor, Product):
@@ -265,33 +236,14 @@ def _degree(factor: Factor) -> float:
     return degrees[0]
 
 
-def _centres(modes: Any, factor: LeafFactor) -> np.ndarray:
-    try:
-        centres = np.asarray(modes, np.float64)
-    except (TypeError, ValueError) as error:
-        raise WrongTypeError(f"modes must be an array; got {type(modes).__name__}.") from error
-    if centres.ndim == 0 or centres.shape[1:] != factor.event_shape or not len(centres):
-        raise ShapeError(
-            f"modes has shape {centres.shape}, but events of factor '{factor.label}' have {factor.event_shape}.",
-            fix=f"pass the modes' centres, shape (M, {', '.join(map(str, factor.event_shape))}).",
-        )
-    if not np.all(np.isfinite(centres)):
-        raise InvalidValueError("modes holds numbers that are not finite.", fix="pass finite centres.")
-    return centres
-
-
 def _check(factor: Any, key: Any, num_chains: Any, repeats: Any) -> None:
     if not isinstance(factor, Factor):
         raise WrongTypeError(
             f"calibrate takes a factor; got {type(factor).__name__}.", fix="pass cp.load('ring2d'), or f * g."
         )
-    if not isinstance(key, jax.Array) or not jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
-        raise WrongTypeError(
-            f"key must be one typed random key; got {type(key).__name__}.", fix="pass jax.random.key(0)."
-        )
-    for name, value, least in (("num_chains", num_chains, 2), ("repeats", repeats, 2)):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-            raise InvalidValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+    check_key(key)
+    check_number(num_chains, "num_chains", least=2)
+    check_number(repeats, "repeats", least=2)
     if factor.event_shape is None:
         raise ShapeError(
             f"Factor '{getattr(factor, 'label', '')}' does not say for which events it is, so nothing can be "

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.spatial import cKDTree
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import ImproperError, InvalidValueError
@@ -33,21 +32,17 @@ REACH = 6.0
 CHUNK = 4096
 
 
-def integrals(
-    density: AnnealedDensity, site: str, centres: np.ndarray | None = None, samples: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """log ∫F_k over the cell of every centre, at every level.
+def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Finds log ∫F_k at every level.
 
     Args:
         density: of one noised site of one or two entries.
         site: its name.
-        centres: shape (M, \\*event), in units of x/α; cells are what is nearest to each. None for one cell, the whole
-            space.
         samples: clean draws (n, \\*event), in units of x/α, of a factor that is a noised marginal: then only points
             that some draw could have been noised to count. A network may think well of places that it never saw.
 
     Returns:
-        log-integrals (K, M), and for each level what the last refinement changed of the whole, (K,).
+        the log-integrals, and what the last refinement changed of each, both (K,).
 
     Raises:
         InvalidValueError: log F is NaN or +∞ somewhere.
@@ -56,12 +51,11 @@ def integrals(
     shape = density.sites[site].shape
     dimension = int(np.prod(shape))
     alpha, sigma = (np.asarray(a, np.float64) for a in (density.schedule.alpha, density.schedule.sigma))
-    middle = np.zeros((1, dimension)) if centres is None else np.asarray(centres, np.float64).reshape(-1, dimension)
     width = 1.0 / np.sqrt(np.asarray(density.top.power[site], np.float64).min())
     step = 0.5 * width * sigma[-1] / alpha[-1]
     cells = np.array(list(itertools.product(range(-16, 16), repeat=dimension)))  # 8 standard deviations
     support = None if samples is None else Support(samples.reshape(-1, dimension))
-    found, errors = np.zeros((density.num_levels, len(middle))), np.zeros(density.num_levels)
+    found, errors = np.zeros(density.num_levels), np.zeros(density.num_levels)
     for level in reversed(range(density.num_levels)):
 
         def log_f(cells: np.ndarray, step: float, level: int = level) -> np.ndarray:
@@ -72,49 +66,51 @@ def integrals(
             values[near] = log_densities(density, site, inside, level) + dimension * np.log(alpha[level])
             return values
 
-        found[level], errors[level], cells, step = _level(log_f, cells, step, middle, level)
+        found[level], errors[level], cells, step = _level(log_f, cells, step, level)
     return found, errors
 
 
 class Support:
-    """Where the noised draws of a distribution can lie: within `REACH` standard deviations of the noise around one, and
-    half a standard deviation of the draws, for what so many draws leave open."""
+    """`Support` says where noised draws of a distribution can lie.
+
+    That is within `REACH` standard deviations of the noise around one of the draws at hand, and half a standard
+    deviation of the draws more, since there are only so many.
+    """
 
     def __init__(self, samples: np.ndarray):
+        from scipy.spatial import cKDTree
+
         self.tree = cKDTree(samples)
         self.margin = 0.5 * float(np.sqrt(samples.var(0).mean()))
 
     def holds(self, points: np.ndarray, sigma: float) -> np.ndarray:
-        """For each point, shape (n, d), whether it does."""
+        """Says of each point, shape (n, d), whether it can be a noised draw."""
         return np.isfinite(self.tree.query(points, distance_upper_bound=REACH * sigma + self.margin)[0])
 
 
-def _level(
-    log_f: Any, cells: np.ndarray, step: float, centres: np.ndarray, level: int
-) -> tuple[np.ndarray, float, np.ndarray, float]:
-    """One level: log-integrals by centre, their error, and the cells and step that the next level starts with."""
+def _level(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[float, float, np.ndarray, float]:
+    """One level: the log-integral, its error, and the cells and step that the next level starts with."""
     dimension = cells.shape[1]
     cells, values = _spread(log_f, cells, step, level)
-    kept = np.full(len(centres), -np.inf)  # mass of cells that are not refined any further
-    total = _by_centre(values, cells, step, centres)
+    kept = -np.inf  # log of the mass of cells that are not refined any further
+    total = _log_sum(values, dimension, step)
     while True:
         important = _important(cells, values)
-        rest = _by_centre(values[~important], cells[~important], step, centres)
-        kept = np.logaddexp(kept, rest)
+        kept = np.logaddexp(kept, _log_sum(values[~important], dimension, step))
         coarse = (cells[important], step)
         corners = np.array(list(itertools.product((0, 1), repeat=dimension)))
         cells = (2 * coarse[0][:, None, :] + corners[None]).reshape(-1, dimension)
         step = 0.5 * step
         values = _finite(log_f(cells, step), level)
-        finer = np.logaddexp(kept, _by_centre(values, cells, step, centres))
-        change = abs(np.logaddexp.reduce(finer) - np.logaddexp.reduce(total))
+        finer = np.logaddexp(kept, _log_sum(values, dimension, step))
+        change = abs(finer - total)
         if change < TOLERANCE or len(cells) * 2**dimension > MAX_POINTS:
-            return finer, float(change), *coarse
+            return float(finer), float(change), *coarse
         total = finer
 
 
 def _spread(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells grown until those at the border do not matter."""
+    """Adds cells until those at the border do not matter."""
     values = _finite(log_f(cells, step), level)
     if not np.any(np.isfinite(values)):
         raise _not_finite(values, level)
@@ -134,7 +130,7 @@ def _spread(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[np.
 
 
 def _important(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Which cells matter, or touch one that does."""
+    """Says which cells matter, or touch one that does."""
     heavy = values > values.max() - NEGLIGIBLE
     around = _neighbours(cells[heavy])
     return heavy | np.isin(_code(cells), _code(around))
@@ -152,21 +148,14 @@ def _neighbours(cells: np.ndarray) -> np.ndarray:
 
 
 def _code(cells: np.ndarray) -> np.ndarray:
-    """One integer a cell."""
+    """Numbers the cells: one integer for each."""
     weights = (1 << 31) ** np.arange(cells.shape[1])
     return (cells.astype(np.int64) + (1 << 30)) @ weights.astype(np.int64)
 
 
-def _by_centre(values: np.ndarray, cells: np.ndarray, step: float, centres: np.ndarray) -> np.ndarray:
-    """log Σ exp(values)·h^d of the cells nearest to each centre, (M,)."""
-    if not np.any(np.isfinite(values)):
-        return np.full(len(centres), -np.inf)
-    points = step * (cells + 0.5)
-    distance = (centres**2).sum(1)[None] - 2 * points @ centres.T
-    top = values.max()
-    mass = np.bincount(distance.argmin(1), weights=np.exp(values - top), minlength=len(centres))
-    with np.errstate(divide="ignore"):
-        return np.log(mass) + top + cells.shape[1] * np.log(step)
+def _log_sum(values: np.ndarray, dimension: int, step: float) -> float:
+    """log Σ exp(values)·h^d."""
+    return float(np.logaddexp.reduce(values, initial=-np.inf)) + dimension * np.log(step)
 
 
 def _finite(values: np.ndarray, level: int) -> np.ndarray:

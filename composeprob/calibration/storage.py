@@ -1,4 +1,4 @@
-"""A calibration as a file: the tables of a calibrated factor, by name, in safetensors."""
+"""Files of calibrations: the tables of a calibrated factor, by name, in safetensors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from safetensors.numpy import save
 
 from composeprob.errors import LoadError
 from composeprob.factors.base import LeafFactor
-from composeprob.factors.calibrated import CENTRES, ERROR, KNOTS, LOG_NORMALISER, OFFSET, PREFIX, Calibrated
-
-NEEDED = {KNOTS, OFFSET, LOG_NORMALISER, ERROR}
+from composeprob.factors.calibrated import PREFIX, TABLES, Calibrated
 
 
 def save_calibration(factor: Calibrated, path: str | Path, *, weights: str | Path | None = None) -> None:
-    """Write what `calibrate` found of a single factor: log-SNR, constants, log-normalisers and their errors.
+    """Writes what `calibrate` found of a single factor: log-SNR, log-normalisers and their errors.
 
     Args:
         factor: a calibrated leaf.
@@ -30,7 +28,7 @@ def save_calibration(factor: Calibrated, path: str | Path, *, weights: str | Pat
 
 
 def load_calibration(factor: LeafFactor, path: str | Path, *, weights: str | Path | None = None) -> Calibrated:
-    """``factor`` with the calibration that `save_calibration` wrote.
+    """Reads what `save_calibration` wrote; returns ``factor`` with it.
 
     Args:
         factor: the leaf that was calibrated.
@@ -47,16 +45,8 @@ def load_calibration(factor: LeafFactor, path: str | Path, *, weights: str | Pat
             tables = {PREFIX + name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise LoadError(f"The calibration {path} cannot be read: {error}", fix=fix) from error
-    shapes = {name: table.shape for name, table in tables.items()}
-    levels = shapes.get(KNOTS, (0,))
-    modes = shapes[CENTRES][:1] if CENTRES in shapes else (1,)
-    fits = (
-        set(shapes) - {CENTRES} == NEEDED
-        and shapes[OFFSET] == levels + modes
-        and shapes[LOG_NORMALISER] == shapes[ERROR] == levels
-        and shapes.get(CENTRES, modes + factor.event_shape) == modes + factor.event_shape
-    )
-    if not fits:
+    shapes = {table.shape for table in tables.values()}
+    if set(tables) != set(TABLES) or len(shapes) != 1 or len(shapes.pop()) != 1:
         raise LoadError(f"The calibration {path} does not fit factor '{factor.label}'.", fix=fix)
     if weights is not None and about.get("weights") != _digest(weights):
         raise LoadError(f"The calibration {path} is of other weights than {Path(weights).name}.", fix=fix)

@@ -1,4 +1,4 @@
-"""`calibrate_model`: calibrate a model of the zoo, and store what it found beside the weights."""
+"""`calibrate_model` calibrates a model of the zoo, and stores the result beside its weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def calibrate_model(
     num_chains: int = 1000,
     replace: bool = False,
 ) -> Calibrated:
-    """Calibrate a model of the zoo with an energy, and write ``calibration.safetensors``, which `load` then applies.
+    """Calibrates a model of the zoo with an energy, and writes ``calibration.safetensors``, which `load` then applies.
 
     Args:
         name: a folder of the zoo.

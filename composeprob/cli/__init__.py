@@ -1,8 +1,8 @@
-"""The command `composeprob`: run a program from a file, look at the zoo, train a model, run a benchmark.
+"""The command `composeprob`, which runs programs, lists the zoo, trains models and runs benchmarks.
 
-`shell` is what commands join, `run` and `app` have them, `programs` finds a program in a file, `samplers` reads the
-options of `run`, `output` writes its files, `benchmarks` finds the benchmarks. On top of the house: may import
-everything, nothing imports it.
+`shell` has the application, `run` and `app` its commands, `programs` finds a program in a file, `samplers` reads the
+options of `run`, `output` writes its files, `benchmarks` finds the benchmarks. It may import everything, and nothing
+imports it.
 """
 
 from composeprob.cli.app import app

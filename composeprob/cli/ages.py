@@ -1,4 +1,4 @@
-"""Which results of benchmarks are older than what they measure: the commit of a result, and what changed since."""
+"""The age of benchmark results: the commit that a result was made at, and what has changed since."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Code:
 
     @classmethod
     def now(cls, root: Path) -> Code:
-        """What is in the checkout at this moment; a long run asks before it begins."""
+        """Reads what is in the checkout at this moment; a long run does so before it begins."""
         try:
             commit = git(root, "rev-parse", "HEAD").strip()
             lines = git(root, "status", "--porcelain", "--untracked-files=all", "--no-renames").splitlines()
@@ -47,7 +47,7 @@ class Code:
         return cls(root, commit, tuple(line[3:] for line in lines))
 
     def stamp(self) -> dict[str, Any] | None:
-        """What a result says of its code: the commit, the paths that it depends on, and those of them that changed."""
+        """Returns what a result says of its code: the commit, the paths that it needs, and which of them changed."""
         if self.commit is None:
             return None
         folder = self.root / "benchmarks"
@@ -55,7 +55,7 @@ class Code:
         files = {Path(file).resolve() for file in modules if file}
         scripts = {file.relative_to(self.root) for file in files if folder in file.parents and file.name not in BESIDE}
         paths = sorted(str(script) for script in scripts)
-        if MODELS in sys.modules or "composeprob_models" in sys.modules:
+        if any(name.startswith("composeprob.models.") for name in list(sys.modules)):
             paths.append(MODELS)
         paths = [*LIBRARY, *paths]
         changed = [file for file in self.changed if _within(file, paths)]

@@ -18,7 +18,7 @@ LIBRARY = frozenset({"report", "mode_weights"})
 
 
 def benchmarks() -> dict[str, Path]:
-    """The script of every benchmark by name, such as ``paper-2d``.
+    """Finds the script of every benchmark by name, such as ``paper-2d``.
 
     Raises:
         LoadError: not in a checkout; an installed wheel has no benchmarks.
@@ -34,13 +34,13 @@ def benchmarks() -> dict[str, Path]:
 
 
 def title(script: Path) -> str:
-    """The first line of a benchmark's docstring."""
+    """Returns the first line of a benchmark's docstring."""
     text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
     return text.split("\n", 1)[0]
 
 
 def oldest_first() -> list[Age]:
-    """The age of every results file, in commits.
+    """Lists the age of every results file, in commits.
 
     Raises:
         LoadError: not in a git checkout.
@@ -49,19 +49,19 @@ def oldest_first() -> list[Age]:
 
 
 def table_of_ages(known: list[Age]) -> Table:
-    """What `composeprob bench --stale` shows."""
+    """Makes the table that `composeprob bench --stale` shows."""
     names = ("results", "made at", "later commits", "the newest of them", "how to make it again")
     table = Table(*(Column(name, overflow="fold") for name in names))
     for age in known:
         number = len(age.later)
         behind = "none" if not age.stale else f"at least {number}" if age.commit is None else str(number)
-        told = [*age.later[:1], *([f"({age.why})"] if age.why else [])]
-        table.add_row(age.file, (age.commit or "unknown")[:9], behind, "\n".join(told), age.command)
+        said = [*age.later[:1], *([f"({age.why})"] if age.why else [])]
+        table.add_row(age.file, (age.commit or "unknown")[:9], behind, "\n".join(said), age.command)
     return table
 
 
 def run_benchmark(name: str, arguments: list[str]) -> None:
-    """Run a benchmark as ``python benchmarks/….py`` would; it exits with its own status.
+    """Runs a benchmark as ``python benchmarks/….py`` would; it exits with its own status.
 
     Raises:
         LoadError: no such benchmark.

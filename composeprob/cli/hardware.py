@@ -1,4 +1,4 @@
-"""What programs run on: the devices that are here, and TPUs that are compiled for without being here."""
+"""The devices that are here, and compilation for TPUs that are not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COMPILE_ONLY = {
 
 
 def here() -> Table:
-    """JAX's devices, their memory, and the precision that numbers have on them."""
+    """Makes a table of JAX's devices, their memory, and the precision that numbers have on them."""
     import jax
 
     table = Table("device", "kind", "memory")
@@ -52,16 +52,16 @@ def here() -> Table:
 
 
 def join() -> None:
-    """Make the devices of every process of this run one another's, as JAX finds them or the environment says.
+    """Joins the devices of all processes of this run, as JAX finds them or the environment says.
 
     Raises:
         InvalidValueError: no other processes are found, or they cannot be reached.
     """
     import jax
 
-    told = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+    given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
     try:
-        jax.distributed.initialize(**{name: int(value) for name, value in told.items() if value})  # type: ignore[arg-type]
+        jax.distributed.initialize(**{name: int(value) for name, value in given.items() if value})  # type: ignore[arg-type]
     except (ValueError, TypeError, RuntimeError) as error:
         raise InvalidValueError(
             f"--distributed was given, but JAX cannot join other processes: {str(error).splitlines()[0]}",
@@ -71,7 +71,7 @@ def join() -> None:
 
 
 def table_of(devices: Sequence[Any], mesh: str | None, shard_above: int | None) -> np.ndarray | None:
-    """The devices in rows as ``--mesh`` has it, such as ``2x4``; None where it is left out.
+    """Arranges the devices in rows as ``--mesh`` says, such as ``2x4``; None where it is left out.
 
     Raises:
         InvalidValueError: it is no such text, there are fewer devices, or ``shard_above`` is given without it.
@@ -96,7 +96,7 @@ def table_of(devices: Sequence[Any], mesh: str | None, shard_above: int | None) 
 
 
 def main_memory() -> int | None:
-    """Bytes of main memory, None where the system does not say."""
+    """Returns the bytes of main memory, None where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -104,7 +104,7 @@ def main_memory() -> int | None:
 
 
 def tpu_compiler() -> Path | None:
-    """Where libtpu is: ``TPU_LIBRARY_PATH``, the installed package, or where `make tpu` put it."""
+    """Finds libtpu: ``TPU_LIBRARY_PATH``, the installed package, or where `make tpu` put it."""
     places = [os.environ.get("TPU_LIBRARY_PATH"), Path(sys.prefix) / "libtpu/libtpu/libtpu.so"]
     spec = importlib.util.find_spec("libtpu")
     if spec is not None and spec.origin:
@@ -113,7 +113,7 @@ def tpu_compiler() -> Path | None:
 
 
 def prepare_tpu_compiler() -> None:
-    """Set what JAX and the TPU compiler read from the environment; before JAX starts its devices.
+    """Sets what JAX and the TPU compiler read from the environment; before JAX starts its devices.
 
     Raises:
         LoadError: there is no TPU compiler.
@@ -135,7 +135,7 @@ def ahead(
     mesh: str | None = None,
     shard_above: int | None = None,
 ) -> Table:
-    """Compile a program's run for TPUs, and tabulate what the compiler says of each chip.
+    """Compiles a program's run for TPUs, and tabulates what the compiler says of each chip.
 
     Raises:
         InvalidValueError: no such topology, or not so many chips in it.
@@ -165,7 +165,7 @@ def ahead(
 
 
 def tpu_chips(topology: str) -> list[Any]:
-    """The devices of a TPU topology, one a chip.
+    """Returns the devices of a TPU topology, one for each chip.
 
     Raises:
         InvalidValueError: the compiler knows no such topology.
@@ -177,20 +177,20 @@ def tpu_chips(topology: str) -> list[Any]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # of many kinds
-        told = str(error).splitlines()[0]
-        if not told.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
+        said = str(error).splitlines()[0]
+        if not said.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
             raise LoadError(
-                f"The TPU compiler does not start: {told}", fix="install the libtpu that jax[tpu] asks for."
+                f"The TPU compiler does not start: {said}", fix="install the libtpu that jax[tpu] asks for."
             ) from error
         raise InvalidValueError(
-            f"The TPU compiler knows no topology {topology!r}: {told}",
+            f"The TPU compiler knows no topology {topology!r}: {said}",
             fix="for example v5e:4x4, v6e:16x16, v4:4x4x4 or v5p:8x8x4: the grid of chips, in whole hosts of 2x2.",
         ) from error
     return list(found.devices)
 
 
 def program(target: str | None, precision: str | None = None) -> AnnealedDensity:
-    """The compiled program of a file, or ring × bar."""
+    """Compiles the program of a file, or ring × bar."""
     from composeprob import api
 
     if target is not None:
@@ -205,7 +205,7 @@ def program(target: str | None, precision: str | None = None) -> AnnealedDensity
 
 
 def of(size: float) -> str:
-    """A number of bytes, in the largest unit that leaves it above 1."""
+    """Formats a number of bytes in the largest unit that leaves it above 1."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

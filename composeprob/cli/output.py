@@ -1,4 +1,4 @@
-"""What `composeprob run` writes and says: the files of a result, and errors in the words of the command."""
+"""The output of `composeprob run`: the files of a result, and errors in the words of the command."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ OPTIONS = {
 
 
 def in_options(text: str) -> str:
-    """An error's text with the arguments of `infer` that it names as options of the command."""
+    """Returns an error's text, with the arguments of `infer` that it names as options of the command."""
     for argument, option in OPTIONS.items():
         text = text.replace(argument, option)
     return text
 
 
 def write(result: Result, folder: Path, about: dict[str, Any], store: Path | None = None) -> list[Path]:
-    """Write samples (unless they are in a ``store``), picture, summary and numbers of a result into ``folder``; returns
-    what was written."""
+    """Writes samples (unless they are in a ``store``), picture, summary and numbers of a result into ``folder``.
+
+    Returns:
+        The files.
+    """
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Finding a program in a Python file, values for its parameters, and those of conditions."""
+"""Programs in Python files: finding one, and values for its parameters and conditions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHAINS = 1000
 
 
 def load_program(target: str) -> tuple[Program, ModuleType]:
-    """The program that ``FILE[:PROGRAM]`` names, and the file as a module.
+    """Loads the program that ``FILE[:PROGRAM]`` names; returns it with the file as a module.
 
     Raises:
         LoadError: no such file.
@@ -67,7 +67,7 @@ def load_program(target: str) -> tuple[Program, ModuleType]:
 
 
 def arguments(program: Program, module: ModuleType) -> dict[str, Any]:
-    """Values for the parameters that have no default: the module's variables of the same names.
+    """Finds values for the parameters without a default: the module's variables of the same names.
 
     Raises:
         ProgramError: a parameter with neither a default nor a variable of its name, or one that has the name of an
@@ -97,7 +97,7 @@ def arguments(program: Program, module: ModuleType) -> dict[str, Any]:
 
 
 def presets(module: ModuleType) -> tuple[Any, int]:
-    """The module's own sampler (None leaves the choice to `infer`) and number of chains.
+    """Finds the module's own sampler (None leaves the choice to `infer`) and number of chains.
 
     Raises:
         WrongTypeError: its variable ``sampler`` or ``num_chains`` is something else.
@@ -118,7 +118,7 @@ def presets(module: ModuleType) -> tuple[Any, int]:
 
 
 def condition(text: str) -> tuple[str, Any]:
-    """``"label=3"`` as a name and a number or list.
+    """Reads ``"label=3"`` as a name and a number or list.
 
     Raises:
         InvalidValueError: it is not of that form.

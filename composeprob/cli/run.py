@@ -134,7 +134,7 @@ def run(
         typer.Option(
             "--distributed",
             help="Run on every device of all processes that are started with this command: found as JAX finds them "
-            "(SLURM, Kubernetes, Open MPI, TPU pods), or told by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            "(SLURM, Kubernetes, Open MPI, TPU pods), or given by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
             "JAX_PROCESS_ID. The folders must be the same for all; samples go to --store, by default OUT/samples.zarr.",
         ),
     ] = False,

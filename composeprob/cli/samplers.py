@@ -1,4 +1,4 @@
-"""From the options of `composeprob run` to a sampler."""
+"""The sampler that the options of `composeprob run` describe."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make_sampler(
     log_ratio: LogRatioName | None = None,
     num_points: int | None = None,
 ) -> Any:
-    """The sampler that the options describe; None leaves the choice to `infer`."""
+    """Makes the sampler that the options describe; None leaves the choice to `infer`."""
     from composeprob import api
 
     options = {

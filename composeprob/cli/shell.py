@@ -41,15 +41,15 @@ def options(
 
 
 def clean_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Print the library's deliberate errors without a traceback, and exit with 2."""
+    """Makes a command print the library's deliberate errors without a traceback, and exit with 2."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except ComposeProbError as error:
-            told = f"{type(error).__name__}: {in_options(str(error))}"
-            Console(stderr=True).print(told, style="red", markup=False, highlight=False)
+            text = f"{type(error).__name__}: {in_options(str(error))}"
+            Console(stderr=True).print(text, style="red", markup=False, highlight=False)
             raise typer.Exit(2) from None
 
     return wrapped

@@ -1,4 +1,4 @@
-"""Pass 1: flatten products, push powers to the leaves, merge powers of one factor, drop zero powers.
+"""Flattens products, pushes powers to the leaves, merges powers of one factor, drops zero powers.
 
 A mixture stays where it is, as one factor of a product: distributing the product over it would multiply the number
 of leaves without saving an evaluation.

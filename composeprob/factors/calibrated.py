@@ -18,9 +18,7 @@ from composeprob.factors.interpolation import interpolate
 from composeprob.schedule import Noise, Schedule
 
 PREFIX = "calibration "
-KNOTS, OFFSET, CENTRES = PREFIX + "log-SNR", PREFIX + "offset", PREFIX + "centres"
-LOG_NORMALISER, ERROR = PREFIX + "log Z", PREFIX + "error"
-TABLES = (KNOTS, OFFSET, CENTRES, LOG_NORMALISER, ERROR)
+KNOTS, LOG_NORMALISER, ERROR = TABLES = (PREFIX + "log-SNR", PREFIX + "log Z", PREFIX + "error")
 """The tables of a calibration. They lie among the conditions, so that one network with several calibrations (one for
 each condition) stays one batched evaluation."""
 
@@ -28,9 +26,7 @@ each condition) stays one batched evaluation."""
 class Calibrated(AroundLeaf):
     """A leaf factor with its log-normaliser: log f̃(x, k) = log f(x, k) − log Z_k, and the score of f.
 
-    `calibrate` makes it. With modes, log f̃ = log f + c_m(k) in the cell of the mode m that is nearest to x/α_k, so
-    that every cell holds its true share and the whole integrates to 1; then it offers ``mode_depth``. Between the
-    levels where it was calibrated the constants are interpolated in log-SNR.
+    `calibrate` makes it. Between the levels where it was calibrated log Z is interpolated in log-SNR.
 
     Attributes:
         base: f, without the conditions given to it.
@@ -56,7 +52,7 @@ class Calibrated(AroundLeaf):
     @property
     def tables(self) -> dict[str, np.ndarray]:
         """What the calibration found, by name, as `save_calibration` stores it."""
-        return {name: np.asarray(self.fixed[name]) for name in TABLES if name in self.fixed}
+        return {name: np.asarray(self.fixed[name]) for name in TABLES}
 
     @property
     def log_normaliser(self) -> np.ndarray:
@@ -70,30 +66,26 @@ class Calibrated(AroundLeaf):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return self.base.capabilities | ({"normalised", "mode_depth"} if CENTRES in self.fixed else {"normalised"})
+        return self.base.capabilities | {"normalised"}
 
     def given(self, **conditions: Any) -> LeafFactor:
         check_conditions(self, conditions)
         raise _too_late(self.label, conditions)
 
     def call_conditions(self) -> dict[str, Array]:
-        needed = {name: v for name, v in self.fixed.items() if name not in (LOG_NORMALISER, ERROR)}
+        needed = {name: v for name, v in self.fixed.items() if name != ERROR}
         return {**self.base.call_conditions(), **needed}
 
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
         own = {name: value for name, value in conditions.items() if name not in TABLES}
         log_f, score = self.base.evaluate(x, noise, own)
-        knots, offset = jnp.asarray(conditions[KNOTS], x.dtype), jnp.asarray(conditions[OFFSET], x.dtype)
-        constants = interpolate(knots, offset, noise.log_snr)  # one for each cell
-        cell = nearest(x / noise.alpha, jnp.asarray(conditions[CENTRES], x.dtype)) if CENTRES in conditions else 0
+        knots, log_z = (jnp.asarray(conditions[name], x.dtype) for name in (KNOTS, LOG_NORMALISER))
         assert log_f is not None  # nothing else is calibrated
-        return log_f + constants[cell], score
+        return log_f - interpolate(knots, log_z, noise.log_snr), score
 
     @property
     def about(self) -> tuple[str, ...]:
-        centres = self.fixed.get(CENTRES)
-        modes = () if centres is None else (f"shares of {len(centres)} modes known",)
-        return (*super().about, *modes, _constants(self))
+        return (*super().about, _constants(self))
 
 
 class CalibratedExpression(Factor):
@@ -136,13 +128,6 @@ class CalibratedExpression(Factor):
 
     def terms(self) -> list[tuple[str, float]]:
         return [(f"calibrated({show.formula(self.factor.terms())}; {_constants(self)})", 1.0)]
-
-
-def nearest(x: Array, centres: Array) -> Array:
-    """The index of the centre nearest to x, for centres of shape (M, \\*event)."""
-    flat = centres.reshape(len(centres), -1)
-    # ‖x − c‖² up to ‖x‖², which is large where there is much noise and would swallow the difference.
-    return jnp.argmin(jnp.sum(flat**2, axis=1) - 2 * flat @ x.reshape(-1))
 
 
 def _at_levels(schedule: Schedule, knots: Any, values: Any) -> np.ndarray:

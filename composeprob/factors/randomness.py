@@ -6,7 +6,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from composeprob.errors import NetworkError
@@ -14,28 +13,27 @@ from composeprob.errors import NetworkError
 RANDOM = frozenset({"random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform"})
 """Primitives that make random numbers."""
 
-EQUINOX = "take the network in inference mode: cp.Diffusion(eqx.nn.inference_mode(network), …)."
-NNX = "call network.eval() before it becomes a factor."
+IN_TRAINING = "The network's {} layer is in training mode: it would make other values."
 ANY = (
     "switch dropout off: eqx.nn.inference_mode(network), a Flax NNX module's .eval(), deterministic=True in a Flax "
     "Linen module. Random features that are meant to stay: draw them once, outside of the network's call."
 )
 
 
-def in_training(network: Any) -> tuple[str, str] | None:
-    """(layer, fix) of the first layer of a module that is in training mode; None where there is none, or no telling."""
-    if isinstance(network, nnx.Module):
-        for _, layer in nnx.iter_graph(network):
-            dropout = isinstance(layer, nnx.Dropout) and layer.rate > 0 and not layer.deterministic
-            if dropout or (isinstance(layer, nnx.BatchNorm) and not layer.use_running_average):
-                return type(layer).__name__, NNX
-        return None
+def check_inference(network: eqx.Module) -> None:
+    """Refuse an Equinox network with a layer in training mode.
+
+    Raises:
+        NetworkError: it has one.
+    """
     layers = jax.tree.leaves(network, is_leaf=lambda node: isinstance(node, (eqx.nn.Dropout, eqx.nn.BatchNorm)))
     for layer in layers:
         dropout = isinstance(layer, eqx.nn.Dropout) and layer.p > 0 and not layer.inference
         if dropout or (isinstance(layer, eqx.nn.BatchNorm) and not layer.inference):
-            return type(layer).__name__, EQUINOX
-    return None
+            raise NetworkError(
+                IN_TRAINING.format(type(layer).__name__),
+                fix="take the network in inference mode: cp.Diffusion(eqx.nn.inference_mode(network), …).",
+            )
 
 
 def check_deterministic(traced: Jaxpr, label: str) -> None:

@@ -1,4 +1,4 @@
-"""How far samples are from a target, and the likelihood of a sampler's output.
+"""Metrics: distances of samples from a target, and the likelihood of a sampler's output.
 
 Distances (`distances`, `covariance`, `mode_weights`) work on arrays. `likelihood` and `evidence` walk a sampler's path
 (`paths`) and may import `runtime`, `kernels`, `density` and what is below; no factor and no program.

@@ -10,7 +10,7 @@ from composeprob.errors import InvalidValueError, ShapeError
 
 
 def nested_rhat(draws: Any) -> np.ndarray:
-    r"""Nested R̂ for many short chains, $\hat R_\nu = \sqrt{1 + \hat B_\nu / \hat W_\nu}$.
+    r"""Computes nested R̂ for many short chains, $\hat R_\nu = \sqrt{1 + \hat B_\nu / \hat W_\nu}$.
 
     Chains come in superchains: those of one superchain begin at the same place, or belong to the same run of an
     interacting sampler such as `SMC`. B̂ is the variance between the superchains' means; Ŵ the mean over superchains

@@ -1,4 +1,4 @@
-"""How well each mode's width and orientation came out."""
+"""The error of each mode's width and orientation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from composeprob.metrics.points import as_weights
 
 
 def covariance_error(samples: Any, centers: Any, covariances: Any, log_weights: Any = None) -> np.ndarray:
-    r"""The relative error of the covariance within each mode, $\|\hat C_m - C_m\|_F / \|C_m\|_F$.
+    r"""Computes the relative error of the covariance within each mode, $\|\hat C_m - C_m\|_F / \|C_m\|_F$.
 
     Ĉ_m is the unbiased covariance, about their own mean, of the samples that are nearest to centre m (`mode_weights`
     counts the same ones). Where modes overlap this cuts their tails, and exact draws do not reach 0 either.

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
 from composeprob.errors import InvalidValueError, ShapeError
-from composeprob.metrics.points import as_rows, as_weights, resampled, same_dimension
+from composeprob.metrics.points import as_rows, as_weights, same_dimension
+from composeprob.results.estimates import systematic
 
 BLOCK = 2048
 """Rows of a Gram matrix that are in memory at a time."""
 
 
 def mmd(x: Any, y: Any, bandwidth: float, log_weights: Any = None) -> float:
-    r"""The squared maximum mean discrepancy, $\mathrm{MMD}^2 = E\,k(X, X') - 2\,E\,k(X, Y) + E\,k(Y, Y')$.
+    r"""Estimates the squared maximum mean discrepancy, $\mathrm{MMD}^2 = E\,k(X, X') - 2\,E\,k(X, Y) + E\,k(Y, Y')$.
 
     With the Gaussian kernel $k(x, y) = \exp(-\|x - y\|^2 / (2h^2))$, and without the pairs of a sample with itself: the
     U-statistic, whose expectation is exactly MMD². It is 0 on average where both laws agree, so it comes out slightly
@@ -42,6 +41,8 @@ def mmd(x: Any, y: Any, bandwidth: float, log_weights: Any = None) -> float:
     References:
         Gretton et al. 2012, *A kernel two-sample test*, lemma 6.
     """
+    from scipy.spatial.distance import cdist
+
     if not (np.ndim(bandwidth) == 0 and np.isfinite(bandwidth) and bandwidth > 0):
         raise InvalidValueError(
             f"The bandwidth of an MMD must be one positive number; got {bandwidth!r}.",
@@ -74,7 +75,7 @@ def mmd(x: Any, y: Any, bandwidth: float, log_weights: Any = None) -> float:
 
 
 def wasserstein(x: Any, y: Any, p: float = 2.0, log_weights: Any = None) -> float:
-    r"""The p-Wasserstein distance of two sets of samples.
+    r"""Computes the p-Wasserstein distance of two sets of samples.
 
     $$W_p = \Big(\min_\pi \frac1n\sum_{i=1}^n \|x_i - y_{\pi(i)}\|^p\Big)^{1/p}.$$
 
@@ -100,14 +101,17 @@ def wasserstein(x: Any, y: Any, p: float = 2.0, log_weights: Any = None) -> floa
     References:
         Peyré and Cuturi 2019, *Computational optimal transport*, chapter 2. Crouse 2016 for the matching of SciPy.
     """
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+
     if not (np.ndim(p) == 0 and np.isfinite(p) and p >= 1):
         raise InvalidValueError(f"A Wasserstein distance has an order p ≥ 1; got {p!r}.", fix="use 1 or 2.")
     points, others = as_rows(x, "x"), as_rows(y, "y")
     same_dimension(points, others)
     weights, n = as_weights(log_weights, len(points)), max(len(points), len(others))
     if log_weights is not None or len(points) < n:
-        points = resampled(points, weights, n)
+        points = points[systematic(weights, n)]
     if len(others) < n:
-        others = resampled(others, as_weights(None, len(others)), n)
+        others = others[systematic(as_weights(None, len(others)), n)]
     cost = cdist(points, others) ** p
     return float(cost[linear_sum_assignment(cost)].mean() ** (1 / p))

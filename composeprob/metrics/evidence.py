@@ -11,13 +11,12 @@ import jax
 import numpy as np
 from jax import Array
 
+from composeprob.arguments import check_key, check_number
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError
 from composeprob.metrics.likelihood import (
     as_positions,
     chains_at_once,
-    check_key,
-    check_number,
     in_batches,
     reduced,
 )
@@ -27,7 +26,7 @@ from composeprob.samplers.base import Sampler
 
 @dataclass(frozen=True, repr=False, eq=False)
 class EvidenceBounds:
-    """A stochastic sandwich of log Z; ``print`` it.
+    """`EvidenceBounds` holds a stochastic lower and upper bound of log Z; ``print`` it.
 
     Attributes:
         lower: mean of log ŵ over forward runs: its expectation is at most log Z.
@@ -51,11 +50,11 @@ class EvidenceBounds:
 
     @property
     def width(self) -> float:
-        """upper − lower, in nats: how far the sampler's path is from exact annealing, at least 0 on average."""
+        """The gap upper − lower, in nats: how far the sampler's path is from exact annealing, at least 0 on average."""
         return self.upper - self.lower
 
     def contains(self, log_z: float, errors: float = 4.0) -> bool:
-        """Whether log Z lies between the bounds, each given so many standard errors."""
+        """Says whether log Z lies between the bounds, each given so many standard errors."""
         return bool(self.lower - errors * self.lower_error <= log_z <= self.upper + errors * self.upper_error)
 
     def __repr__(self) -> str:
@@ -73,9 +72,9 @@ def evidence_bounds(
     sampler: Sampler,
     num_chains: int = 16,
     step_size: Any = None,
-    batch_size: int | None = None,
+    chunk: int | None = None,
 ) -> EvidenceBounds:
-    r"""Bounds of log Z = log ∫f₀, with f₀ = exp(density.log_density(·, 0)), from below and from above.
+    r"""Bounds log Z = log ∫f₀, with f₀ = exp(density.log_density(·, 0)), from below and from above.
 
     Annealed importance sampling down the sampler's path has weights w with E w = Z, so that E log ŵ ≤ log Z for ŵ the
     mean of num_chains of them. The reversed path from an *exact* draw of π₀ has E p̂(x) the sampler's density
@@ -91,7 +90,7 @@ def evidence_bounds(
         num_chains: chains that each of the n forward runs, and each point, averages over; more close in from both
             sides.
         step_size: ``result.step_size`` of a run; needed where the kernel's is `Adaptive`.
-        batch_size: chains in memory together; left out, as many as suit the positions' size.
+        chunk: chains evaluated at once; left out, as many as suit the positions' size.
 
     Raises:
         CapabilityError: no energy, static sites, an adaptive step size without ``step_size``, or a kernel that does
@@ -124,7 +123,7 @@ def evidence_bounds(
         )
     points = as_positions(exact_points, density)
     path = Path.of(sampler, density, weighted=False)
-    down, up, level0 = _both_ways(path, density, key, points, count, chains_at_once(density, batch_size))
+    down, up, level0 = _both_ways(path, density, key, points, count, chains_at_once(density, chunk))
     lower, _, _ = reduced(np.asarray(down, np.float64).reshape(-1, count), path)
     below, _, _ = reduced(np.asarray(up, np.float64).reshape(-1, count), path)
     upper = np.asarray(level0, np.float64) - below

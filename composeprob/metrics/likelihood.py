@@ -1,4 +1,4 @@
-"""RAISE: the log-likelihood of held-out points under what a sampler really draws from."""
+"""RAISE, the log-likelihood of held-out points under the law of a sampler's output."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from composeprob.arguments import check_key, check_number
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
 from composeprob.metrics.paths import Path, climb, frozen, start_constant
 from composeprob.runtime.compiled import descent
 from composeprob.samplers.base import Run, Sampler, begin
@@ -27,7 +28,7 @@ EVIDENCE_RUNS, EVIDENCE_CHAINS = 4, 1024
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LogLikelihood:
-    """What `raise_log_likelihood` found; ``print`` it.
+    """`LogLikelihood` holds what `raise_log_likelihood` found; ``print`` it.
 
     Attributes:
         values: log p̂ of each point, (n,): expected to lie below log p, by about half the square of its error.
@@ -48,12 +49,12 @@ class LogLikelihood:
 
     @property
     def mean(self) -> float:
-        """Mean log-likelihood of a point, in nats."""
+        """The mean log-likelihood of a point, in nats."""
         return float(np.mean(self.values))
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean, over points; their Monte-Carlo error is in it."""
+        """The standard error of the mean over points, their Monte-Carlo error included."""
         return float(np.std(self.values, ddof=1) / np.sqrt(len(self.values))) if len(self.values) > 1 else math.nan
 
     @property
@@ -82,9 +83,9 @@ def raise_log_likelihood(
     num_chains: int = 64,
     log_evidence: float | None = None,
     step_size: Any = None,
-    batch_size: int | None = None,
+    chunk: int | None = None,
 ) -> LogLikelihood:
-    r"""The log-likelihood of held-out points under the law of a sampler's output, by reverse annealing (RAISE).
+    r"""Estimates the log-likelihood of held-out points under the law of a sampler's output (RAISE).
 
     From each point $x_0$ chains walk the sampler's path backwards, level 0 to the top, and
 
@@ -109,7 +110,7 @@ def raise_log_likelihood(
         log_evidence: of `SMC`'s run, ``result.log_evidence``; left out, four runs of 1024 chains estimate it.
         step_size: ``result.step_size`` of a run; needed where the kernel's is `Adaptive`. The likelihood then is that
             of the sampler with those steps.
-        batch_size: reversals that are in memory together; left out, as many as suit the positions' size.
+        chunk: reversals evaluated at once; left out, as many as suit the positions' size.
 
     Returns:
         A value for each point, the mean, and its standard errors. The cost is that of n·num_chains chains.
@@ -148,7 +149,7 @@ def raise_log_likelihood(
             evidence, error = estimate_evidence(sampler, density, evidence_key)
         if not np.isfinite(evidence):
             raise InvalidValueError(f"The log-evidence is {evidence}.", fix="look at result.status of an SMC run.")
-    logs = _climbs(path, density, key, placed, count, chains_at_once(density, batch_size))
+    logs = _climbs(path, density, key, placed, count, chains_at_once(density, chunk))
     found = reduced(np.asarray(logs, np.float64).reshape(-1, count), path)
     shift = 0.0 if evidence is None else float(evidence)
     return LogLikelihood(found[0] - shift, found[1], found[2], count, evidence, error)
@@ -213,10 +214,10 @@ def _evidences(sampler: Sampler, density: AnnealedDensity, keys: Array, first: i
     return jax.lax.map(one, keys)
 
 
-def chains_at_once(density: AnnealedDensity, batch_size: Any) -> int:
-    """How many chains are in memory together."""
-    if batch_size is not None:
-        return check_number(batch_size, "batch_size")
+def chains_at_once(density: AnnealedDensity, chunk: Any) -> int:
+    """How many chains are evaluated at once."""
+    if chunk is not None:
+        return check_number(chunk, "chunk")
     size = sum(math.prod(site.shape) for site in density.sites.values())
     return min(CHAINS_AT_ONCE, max(1, NUMBERS_AT_ONCE // max(size, 1)))
 
@@ -250,18 +251,3 @@ def as_positions(points: Any, density: AnnealedDensity) -> dict[str, Array]:
     if not all(bool(jnp.isfinite(value).all()) for value in placed.values()):
         raise InvalidValueError("Some points are not finite.", fix="drop them.")
     return placed
-
-
-def check_number(value: Any, what: str) -> int:
-    """A whole number ≥ 1."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise InvalidValueError(f"{what} must be a whole number ≥ 1; got {value!r}.", fix="pass an int, such as 64.")
-    return int(value)
-
-
-def check_key(key: Any) -> None:
-    """One typed random key."""
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
-        raise WrongTypeError(
-            f"key must be one typed random key; got {type(key).__name__}.", fix="pass jax.random.key(0), not PRNGKey."
-        )

@@ -1,4 +1,4 @@
-"""How much mass each mode of a known target received."""
+"""The share of mass at each mode of a known target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from composeprob.metrics.points import as_weights
 
 
 def mode_weights(samples: Any, centers: Any, log_weights: Any = None) -> np.ndarray:
-    """The share of the samples' weight that is nearest to each centre.
+    """Computes the share of the samples' weight that is nearest to each centre.
 
     Args:
         samples: shape (N, …); samples that are not finite belong to no mode.
@@ -51,7 +51,7 @@ def nearest_mode(samples: Any, centers: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def total_variation(p: Any, q: Any) -> float:
-    """½ Σᵢ |pᵢ − qᵢ|: 0 for equal distributions, 1 for disjoint ones.
+    """Computes the total variation ½ Σᵢ |pᵢ − qᵢ|: 0 for equal distributions, 1 for disjoint ones.
 
     Args:
         p: probabilities, shape (M,).

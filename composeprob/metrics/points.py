@@ -1,4 +1,4 @@
-"""Samples as rows of numbers, and their weights: what every distance begins with."""
+"""Samples as rows of numbers, and their weights, as all distances use them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from composeprob.errors import InvalidValueError, ShapeError
 
 
 def as_rows(samples: Any, what: str) -> np.ndarray:
-    """Samples of shape (n, …) as float64 of shape (n, d).
+    """Converts samples of shape (n, …) to float64 of shape (n, d).
 
     Raises:
         ShapeError: no leading axis of samples, or none of them.
@@ -33,7 +33,7 @@ def as_rows(samples: Any, what: str) -> np.ndarray:
 
 
 def same_dimension(x: np.ndarray, y: np.ndarray) -> None:
-    """Refuse samples of spaces of different dimension."""
+    """Refuses samples of spaces of different dimension."""
     if x.shape[1] != y.shape[1]:
         raise ShapeError(
             f"Events of {x.shape[1]} and of {y.shape[1]} numbers cannot be compared.",
@@ -42,7 +42,7 @@ def same_dimension(x: np.ndarray, y: np.ndarray) -> None:
 
 
 def as_weights(log_weights: Any, n: int) -> np.ndarray:
-    """Weights of shape (n,) that sum to 1; equal ones where ``log_weights`` is None.
+    """Returns weights of shape (n,) that sum to 1; equal ones where ``log_weights`` is None.
 
     Raises:
         ShapeError: not one log-weight a sample.
@@ -59,9 +59,3 @@ def as_weights(log_weights: Any, n: int) -> np.ndarray:
         )
     weights = np.exp(logs - logs.max())
     return weights / weights.sum()
-
-
-def resampled(points: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
-    """n points that all count the same: systematic resampling with offset ½, so the answer is always the same."""
-    chosen = np.searchsorted(np.cumsum(weights), (np.arange(n) + 0.5) / n)
-    return points[np.minimum(chosen, len(points) - 1)]

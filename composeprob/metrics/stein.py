@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.spatial.distance import cdist
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, ShapeError
@@ -27,7 +26,7 @@ def ksd(
     length: float = 1.0,
     log_weights: Any = None,
 ) -> float:
-    r"""The kernel Stein discrepancy with the inverse multiquadric kernel $k(x, y) = (c^2 + \|x - y\|^2)^\beta$.
+    r"""Computes the kernel Stein discrepancy with the kernel $k(x, y) = (c^2 + \|x - y\|^2)^\beta$.
 
     $$\mathrm{KSD}^2 = \sum_{ij} w_i w_j\, k_0(x_i, x_j), \qquad
       k_0 = \nabla_x\!\cdot\!\nabla_y k + \langle\nabla_x k, s(y)\rangle + \langle\nabla_y k, s(x)\rangle
@@ -58,6 +57,8 @@ def ksd(
     References:
         Gorham and Mackey 2017, *Measuring sample quality with kernels*. Liu, Lee and Jordan 2016.
     """
+    from scipy.spatial.distance import cdist
+
     if not -1 < beta < 0 or not (np.isfinite(length) and length > 0):
         raise InvalidValueError(
             f"The kernel (c² + r²)^β needs −1 < β < 0 and c > 0; got β = {beta!r}, c = {length!r}.",

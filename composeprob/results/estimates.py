@@ -18,7 +18,7 @@ FEWEST = 3.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number that was estimated, or an array of them, and its standard error.
+    """An `Estimate` is an estimated number, or an array of them, with its standard error.
 
     Args:
         value: the estimate.
@@ -40,7 +40,7 @@ class Estimate:
 
 
 def with_error(value: float, error: float) -> str:
-    """``0.312 ± 0.014``: a number as exact as its error, which has two digits."""
+    """Formats a number with as many digits as its error has: ``0.312 ± 0.014``."""
     if not (math.isfinite(error) and math.isfinite(value)):
         return f"{value:.4g} (error withheld)"
     if error == 0.0:
@@ -51,7 +51,7 @@ def with_error(value: float, error: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Families:
-    """Chains grouped by the first chain that they descend from: what is independent in a population.
+    """`Families` groups chains by the first chain that they descend from; families are independent of each other.
 
     Args:
         weights: normalised, (N,).
@@ -63,22 +63,22 @@ class Families:
 
     @classmethod
     def of(cls, weights: Any, ancestors: Any) -> Families:
-        """Families of chains with these weights and first ancestors, both (N,)."""
+        """Groups chains with these weights and first ancestors, both (N,)."""
         weights = np.asarray(weights, np.float64)
         return cls(weights / weights.sum(), np.unique(np.asarray(ancestors), return_inverse=True)[1])
 
     @property
     def effective(self) -> float:
-        """1/Σ W_e², W_e the weight of family e: the number of equally large families that would be as good."""
+        """The effective number of families, 1/Σ W_e², with W_e the weight of family e."""
         return 1.0 / float(np.sum(np.bincount(self.index, self.weights) ** 2))
 
     def variance(self, values: np.ndarray) -> np.ndarray:
-        r"""The variance of the weighted mean of values, (N, …) → (…).
+        r"""Estimates the variance of the weighted mean of values, (N, …) → (…).
 
         $$\hat V = \sum_e \Big(\sum_{i \in e} w_i (\varphi_i - \hat\varphi)\Big)^2,$$
 
-        over families e: members of a family are as good as one where they are alike, and as good as their number where
-        transitions have made them independent.
+        over families e. Members of a family that are alike count as one, and members that transitions have made
+        independent count as their number.
 
         References:
             Chan and Lai 2013, *A general theory of particle filters in hidden Markov models and some applications*; Lee
@@ -91,22 +91,29 @@ class Families:
         return (total**2).sum(0).reshape(np.shape(values)[1:])
 
     def error(self, values: np.ndarray) -> np.ndarray:
-        """The standard error of the weighted mean: √(V̂·E/(E − 3)) with E `effective`, the standard deviation of
-        Student's t at so many families; NaN for three or fewer."""
+        """Estimates the standard error of the weighted mean, √(V̂·E/(E − 3)) with E `effective`.
+
+        That is the standard deviation of Student's t at so many families; NaN for three or fewer.
+        """
         e = self.effective
         if e <= FEWEST:
             return np.full(np.shape(values)[1:], np.nan)
         return np.sqrt(self.variance(values) * e / (e - FEWEST))
 
     def mean(self, values: np.ndarray, withheld: bool) -> Estimate:
-        """The weighted mean of values, (N, …), and its error unless that is withheld."""
+        """Returns the weighted mean of values, (N, …), and its error unless that is withheld."""
         error = np.where(withheld, np.nan, self.error(values))
         mean = np.tensordot(self.weights, values, 1)
         return Estimate(mean, error) if np.ndim(mean) else Estimate(float(mean), float(error))
 
 
+def systematic(weights: np.ndarray, n: int) -> np.ndarray:
+    """Returns the indices of n samples of equal weight, by systematic resampling with offset ½ (no random number)."""
+    return np.minimum(np.searchsorted(np.cumsum(weights), (np.arange(n) + 0.5) / n), len(weights) - 1)
+
+
 def of_chains(values: Any, draws: int | None, most: int | None = None) -> np.ndarray:
-    """One value of a site for every chain, (N, …): its sample, or the mean of its draws.
+    """Returns one value of a site for every chain, (N, …): its sample, or the mean of its draws.
 
     Args:
         values: (N, …), or (N, draws, …), which may be on disk.
@@ -121,7 +128,7 @@ def of_chains(values: Any, draws: int | None, most: int | None = None) -> np.nda
 
 
 def effective_chains(families: Families, values: list[np.ndarray]) -> float:
-    """How many independent chains would give means as exact, at most N: the least of sd²/V̂ over the given sites.
+    """Returns the number of independent chains whose means would have the same errors: the least sd²/V̂ over sites.
 
     Args:
         families: of the chains.
@@ -141,12 +148,12 @@ def effective_chains(families: Families, values: list[np.ndarray]) -> float:
             ratio = float(np.max(ratios) if len(ratios) <= 16 else np.mean(ratios))
             found = min(found, correction / max(ratio, 1e-30))
         elif flat.size:
-            found = min(found, e)  # all in one place: nothing tells them apart but their ancestors
+            found = min(found, e)  # all values are equal: only the ancestors differ
     return found
 
 
 def evaluated(fn: Any, samples: Mapping[str, Any], draws: int | None) -> np.ndarray:
-    """``fn`` of every sample, (N, …), the mean over its draws for a chain that has some.
+    """Evaluates ``fn`` on every sample, (N, …); a chain with draws gets the mean over them.
 
     Args:
         fn: takes one sample, ``{site: value}``.

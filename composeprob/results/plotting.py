@@ -42,7 +42,7 @@ PANEL = 3.4  # inches
 
 @contextmanager
 def style() -> Iterator[None]:
-    """A context in which figures look like the library's own: ``with style(): …``.
+    """Gives figures the look of the library's own: ``with style(): …``.
 
     `matplotlib.pyplot.rc_context` would set all settings back at the end. Among them is that a notebook shows figures,
     which pyplot sets with the first one, here inside.
@@ -56,7 +56,7 @@ def style() -> Iterator[None]:
 
 
 def plot_result(result: Result) -> Figure:
-    """What `Result.plot` shows: one panel per site and one for the run."""
+    """Draws what `Result.plot` shows: one panel for each site and one for the run."""
     draws = result.unweighted(most=MOST)
     has_levels = any(np.isfinite(values).any() for values in (result.acceptance, result.step_size, result.ess))
     count = len(draws) + has_levels
@@ -75,7 +75,7 @@ def plot_result(result: Result) -> Figure:
 
 
 class Picture(Figure):
-    """A figure that a notebook shows once.
+    """A `Picture` is a figure that a notebook shows once.
 
     A notebook shows a cell's value, and at the cell's end every figure that pyplot holds: a plain figure that a cell
     makes and returns is shown twice, and one that is kept from pyplot is not shown after ``result.plot();``.
@@ -89,12 +89,12 @@ class Picture(Figure):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches: `matplotlib.pyplot.show` shows it in a script, a notebook shows it once."""
+    """Makes a figure of this size in inches, which a notebook shows once, and a script by `matplotlib.pyplot.show`."""
     return plt.figure(figsize=(width, height), layout="constrained", FigureClass=Picture)
 
 
 def plot_site(ax: Axes, name: str, values: np.ndarray, density: AnnealedDensity | None = None) -> None:
-    """The panel of one site, chosen by the shape of its event."""
+    """Draws the panel of one site, as suits the shape of its event."""
     shape = values.shape[1:]
     if shape == (2,):
         plot_points(ax, values, name, log_density=level_zero(density, name))
@@ -105,7 +105,7 @@ def plot_site(ax: Axes, name: str, values: np.ndarray, density: AnnealedDensity 
 
 
 def plot_points(ax: Axes, points: np.ndarray, title: str = "", log_density: Any = None, window: Any = None) -> None:
-    """Points of the plane, over the density they should follow.
+    """Draws points of the plane over the density that they should follow.
 
     Args:
         ax: where to draw.
@@ -127,7 +127,7 @@ def plot_points(ax: Axes, points: np.ndarray, title: str = "", log_density: Any 
 
 
 def plot_density(ax: Axes, log_density: Any, window: Any, resolution: int = 140) -> None:
-    """A density over a window of the plane, shaded relative to its highest value there."""
+    """Shades a density over a window of the plane, relative to its highest value there."""
     x = np.linspace(window[0], window[1], resolution)
     y = np.linspace(window[2], window[3], resolution)
     grid = np.stack(np.meshgrid(x, y), -1)
@@ -140,7 +140,7 @@ def plot_density(ax: Axes, log_density: Any, window: Any, resolution: int = 140)
 
 
 def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
-    """The first images as one mosaic; values in [0, 1] or [−1, 1] keep their meaning, others are stretched."""
+    """Draws the first images as one mosaic; values in [0, 1] or [−1, 1] keep their meaning, others are stretched."""
     images = np.nan_to_num(np.asarray(images[:MAX_IMAGES], float))
     if images.ndim == 3:
         images = images[..., None]
@@ -163,7 +163,7 @@ def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
 
 
 def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
-    """The marginal of every number of a site (the first few of many), in one panel."""
+    """Draws the marginal of every number of a site (the first few of many) in one panel."""
     shape = values.shape[1:]
     flat = np.asarray(values, float).reshape(len(values), -1)
     finite = flat[np.isfinite(flat)]
@@ -210,12 +210,12 @@ def plot_levels(ax: Axes, result: Result) -> None:
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether an event of this shape is drawn as an image: (H, W), (H, W, 1) or (H, W, 3) with sides of 6 or more."""
+    """Says whether events of a shape are images: (H, W), (H, W, 1) or (H, W, 3) with sides of 6 or more."""
     return len(shape) in (2, 3) and min(shape[:2]) >= 6 and (len(shape) == 2 or shape[2] in (1, 3))
 
 
 def _window(points: np.ndarray) -> tuple[float, float, float, float]:
-    """A square around 99 % of the points."""
+    """Returns a square around 99 % of the points."""
     if len(points) == 0:
         return (-1.0, 1.0, -1.0, 1.0)
     low, high = np.quantile(points, [0.005, 0.995], axis=0)
@@ -224,7 +224,7 @@ def _window(points: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def level_zero(density: AnnealedDensity | None, name: str) -> Any:
-    """The log-density at level 0 as a function of the site's values (M, …), where it is all there is; else None."""
+    """Returns the log-density at level 0 as a function of values (M, …) of the only site; None where others exist."""
     if density is None or "energy" not in density.capabilities:
         return None
     if set(density.sites) != {name} or density.sites[name].kind != "noised":

@@ -1,4 +1,4 @@
-"""What `infer` returns: samples with everything that is known about how they came about."""
+"""The result of `infer`: its samples, their weights, and the diagnostics of the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from composeprob.errors import InvalidValueError, UnknownSiteError
-from composeprob.results.estimates import Estimate, Families, effective_chains, evaluated, of_chains
+from composeprob.results.estimates import Estimate, Families, effective_chains, evaluated, of_chains, systematic
 from composeprob.results.status import Status
 from composeprob.results.store import Stored
 from composeprob.results.summary import Summary
@@ -42,7 +42,7 @@ FACTS = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Result:
-    """N weighted samples of a program, and the diagnostics of the run, level by level.
+    """A `Result` holds N weighted samples of a program, and the diagnostics of the run that made them, level by level.
 
     Arrays over levels have K entries, entry k belonging to level k; a level that was not visited, or a quantity that
     the sampler does not have, is NaN. Under a `Gibbs` kernel of B blocks acceptance, step size and quadrature error
@@ -126,7 +126,7 @@ class Result:
             put(self, name, np.asarray(getattr(self, name)))
 
     def __getitem__(self, name: str) -> Any:
-        """The samples of one site, shape (N, …), or (N, draws, …).
+        """Returns the samples of one site, shape (N, …), or (N, draws, …).
 
         Raises:
             UnknownSiteError: the program has no site of that name; a KeyError too.
@@ -138,7 +138,7 @@ class Result:
 
     @property
     def num_chains(self) -> int:
-        """N, the number of chains."""
+        """The number of chains, N."""
         return int(self.log_weights.shape[0])
 
     @property
@@ -149,12 +149,12 @@ class Result:
 
     @property
     def families(self) -> Families:
-        """The chains by the first chain that they descend from: what is independent among them."""
+        """Groups the chains by the first chain that they descend from; groups are independent of each other."""
         return Families.of(self.weights, self.first_ancestors)
 
     @property
     def effective_chains(self) -> float:
-        """How many independent chains would give means as exact, at most N.
+        """The number of independent chains whose means would have the same errors, at most N.
 
         The least, over the sites, of sd²/V̂ with V̂ the variance of the site's mean that the genealogy shows (Lee and
         Whiteley 2018). N for samplers that never copy a chain.
@@ -162,7 +162,7 @@ class Result:
         return effective_chains(self.families, [of_chains(self[name], self.draws) for name in self.samples])
 
     def mean(self, fn: Callable[[dict[str, Any]], Any]) -> Estimate:
-        """The weighted mean of a function of one sample, with its standard error.
+        """Estimates the mean of a function of one sample, with its standard error.
 
         Args:
             fn: takes ONE sample, ``{site: value}``, without an axis of chains; returns a number, a truth value or an
@@ -187,7 +187,7 @@ class Result:
         return self.families.mean(evaluated(fn, self.samples, self.draws), self.status.withholds)
 
     def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """One site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).
+        """Returns one site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).
 
         Args:
             name: the site.
@@ -203,25 +203,27 @@ class Result:
         return some.reshape(-1, *some.shape[2:]), weights / weights.sum()
 
     def unweighted(self, most: int | None = None) -> dict[str, np.ndarray]:
-        """Samples that all count the same, ``{name: (M, …)}``: those of the run where the weights are equal, else
-        systematically resampled (with offset ½, so the answer is always the same). Draws of all chains are in one
-        axis; ``most`` limits how many of each site are read, as in `pooled`."""
+        """Returns samples of equal weight, ``{name: (M, …)}``.
+
+        They are those of the run where the weights are equal, else they are resampled systematically (with offset ½, so
+        the answer is always the same). Draws of all chains are in one axis; ``most`` limits how many of each site are
+        read, as in `pooled`.
+        """
         weights = self.weights
         n = self.num_chains
         if self.draws is not None:
             return {name: self.pooled(name, most)[0] for name in self.samples}
         if np.allclose(weights * n, 1.0, rtol=1e-5):
             return {name: np.asarray(value) for name, value in self.samples.items()}
-        ticks = (np.arange(n) + 0.5) / n
-        chosen = np.minimum(np.searchsorted(np.cumsum(weights), ticks), n - 1)
+        chosen = systematic(weights, n)
         return {name: np.asarray(value)[chosen] for name, value in self.samples.items()}
 
     def summary(self) -> Summary:
-        """A table of weighted means, standard deviations and quantiles, and how the run went; print it."""
+        """Makes a table of weighted means, standard deviations and quantiles, and of how the run went; print it."""
         return Summary.of(self)
 
     def plot(self) -> Figure:
-        """One panel per site, and acceptance and step size by level.
+        """Draws one panel for each site, and one with acceptance and step size by level.
 
         A site of two numbers is shown over the density of level 0 (where the density has a log-density), images as a
         grid, anything else as histograms.
@@ -231,8 +233,9 @@ class Result:
         return plot_result(self)
 
     def predictive(self, key: Any) -> dict[str, np.ndarray]:
-        """Data as the program would give them under these samples: the posterior predictive, or of a result on
-        `prior(density)` the prior predictive.
+        """Draws data from the program under these samples.
+
+        That is the posterior predictive, or for a result on `prior(density)` the prior predictive.
 
         Each of the equally weighted samples of `unweighted` gives one draw of every observed site; of the data
         themselves nothing is used. See `AnnealedDensity.predict`.
@@ -261,7 +264,7 @@ class Result:
         coords: Mapping[str, Any] | None = None,
         predictive: Any = None,
     ) -> arviz.InferenceData:
-        """The samples as `arviz.InferenceData`: (chain=1, draw=N, …), or (chain=N, draw=draws, …) of a run with draws.
+        """Converts the result to `arviz.InferenceData`: (chain=1, draw=N, …), or with draws (chain=N, draw=draws, …).
 
         Without draws the chains of an annealed sampler are one draw each, independent or exchangeable, and not N long
         chains: ArviZ therefore sees one chain of N draws, and its R-hat between chains does not apply. ArviZ knows no
@@ -299,20 +302,20 @@ class Result:
         return to_arviz(self, dict(dims or {}), dict(coords or {}), predictive)
 
     def report(self) -> dict[str, Any]:
-        """Every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
+        """Returns every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
         from composeprob.results.saving import report
 
         return report(self)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write everything except ``density`` to one safetensors file; returns its path, which ends in
+        """Writes everything except ``density`` to one safetensors file; returns its path, which ends in
         ``.safetensors`` (added where missing)."""
         from composeprob.results.saving import save
 
         return save(self, path)
 
     def parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """All but the samples and the density, as they are written to disk: arrays, and what JSON can hold."""
+        """Returns all but the samples and the density, as they are written to disk: arrays, and what JSON can hold."""
         facts: dict[str, Any] = {name: getattr(self, name) for name in FACTS}
         facts["sites"] = list(self.samples)  # safetensors sorts by name
         facts["dims"] = self.dims
@@ -321,7 +324,7 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Result:
-        """Read what `save` wrote, or open the folder that was `infer`'s ``store``, whose samples stay on disk until
+        """Reads what `save` wrote, or opens the folder that was `infer`'s ``store``, whose samples stay on disk until
         they are indexed; ``density`` is None.
 
         Raises:

@@ -1,4 +1,4 @@
-"""A result as a file: written to safetensors, read back, or opened where a run has stored its draws."""
+"""Files of results: safetensors to write and read, and the folder where a run has stored its draws."""
 
 from __future__ import annotations
 

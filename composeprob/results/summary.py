@@ -1,4 +1,4 @@
-"""The table that `Result.summary` prints."""
+"""The table that `Result.summary` prints: means, quantiles and diagnostics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_ELEMENTS = 16
 
 @dataclass(frozen=True)
 class Summary:
-    """Weighted moments and quantiles of every number in a result, and how the run went.
+    """A `Summary` holds the weighted moments and quantiles of every number in a result, and prints as a table.
 
     Args:
         rows: ``{label: (mean, its standard error, sd, 5 %, 50 %, 95 %)}``, one entry per number of each site; the error
@@ -37,7 +37,7 @@ class Summary:
 
     @classmethod
     def of(cls, result: Result) -> Summary:
-        """The summary of one result."""
+        """Makes the summary of one result."""
         rows: dict[str, tuple[float, ...]] = {}
         for name in result.samples:
             values, weights = result.pooled(name, MOST)
@@ -78,12 +78,12 @@ class Summary:
 
 
 def _cell(value: float) -> str:
-    """A number of the table; what is withheld is a dash."""
+    """Formats a number of the table; what is withheld is a dash."""
     return "–" if np.isnan(value) else f"{value:.4g}"
 
 
 def weighted_statistics(values: np.ndarray, weights: np.ndarray) -> tuple[float, ...]:
-    """Mean, standard deviation and the 5, 50 and 95 % quantiles of finite values under weights, both shape (N,).
+    """Computes mean, standard deviation and the 5, 50 and 95 % quantiles of finite values under weights, both (N,).
 
     A quantile q is the smallest value whose cumulative weight reaches q.
     """
@@ -147,7 +147,7 @@ def _facts(result: Result) -> dict[str, str]:
 
 
 def _columns(name: str, values: Any, blocks: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
-    """(label, values by level): one for each block where there are any; without those of which nothing is known."""
+    """Lists (label, values by level), one for each block where there are any, without those that are all NaN."""
     if values.ndim == 1:
         columns = [(name, values)]
     else:
@@ -156,7 +156,7 @@ def _columns(name: str, values: Any, blocks: tuple[str, ...]) -> list[tuple[str,
 
 
 def _range(values: np.ndarray) -> str:
-    """Least and greatest over levels, and where they are."""
+    """Formats the least and the greatest value over levels, and the levels where they are."""
     low, high = np.nanargmin(values), np.nanargmax(values)
     if f"{values[low]:.3g}" == f"{values[high]:.3g}":
         return f"{values[low]:.3g} at every level"

@@ -109,7 +109,9 @@ class Route(eqx.Module):
 
 
 class Sampler(eqx.Module):
-    """How chains travel. Hyper-parameters only; numbers are leaves, so other numbers reuse compiled code.
+    """How chains travel from the noisiest level to level 0: what `infer` takes as ``sampler=``.
+
+    Hyper-parameters only; numbers are leaves, so other numbers reuse compiled code.
 
     Attributes:
         moves: the transitions at each level, once `prepare` has resolved them; None where there are none.

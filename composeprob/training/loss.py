@@ -1,5 +1,5 @@
-"""The denoising loss ‖ε + σ·∇log f(α·x₀ + σ·ε)‖², the same for every parameterization; the losses that tell levels or
-conditions apart; and the cross-entropy of classifiers."""
+"""The denoising loss ‖ε + σ·∇log f(α·x₀ + σ·ε)‖², the same for every parameterization; the losses that compare levels
+or conditions; and the cross-entropy of classifiers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from composeprob.training.recipe import Recipe
 
 
 class Batch(NamedTuple):
-    """Events with their noise, every leaf with a leading batch axis.
+    """A `Batch` holds events with their noise, every leaf with a leading batch axis.
 
     Attributes:
         events: clean events x₀, shape (n, *event_shape).
         epsilon: standard normal, of the same shape.
         noise: the noise of each event, fields of shape (n,).
-        other: the noise that each event's own is told apart from in the cross-level loss; None without it.
+        other: the noise of another level for each event, which the cross-level loss compares with its own; None
+            without that loss.
         conditions: ``{name: (n, …)}``.
-        foreign: the conditions of m other events, which each event's own are told apart from in the cross-condition
-            loss, ``{name: (n, m, …)}``; None without it.
-        variant: one more condition for each event to be told from, ``{name: (n, 1, …)}``; None without a recipe's
-            ``vary``.
+        foreign: the conditions of m other events, which the cross-condition loss compares with an event's own,
+            ``{name: (n, m, …)}``; None without that loss.
+        variant: one more condition to compare with, ``{name: (n, 1, …)}``; None without a recipe's ``vary``.
     """
 
     events: Array
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Losses of every event, each of shape (n,); zero where a recipe has no such loss."""
+    """`Losses` holds the losses of every event, each of shape (n,); zero where a recipe has no such loss."""
 
     denoising: Array
     cross_level: Array
@@ -50,7 +50,7 @@ class Losses(NamedTuple):
 
 
 def draw(recipe: Recipe, key: Array, size: int) -> Batch:
-    """``size`` events of a recipe: data, conditions (some dropped), log-SNR and noise."""
+    """Draws ``size`` events of a recipe: data, conditions (some dropped), log-SNR and noise."""
     data_key, noise_key, normal_key, drop_key = jax.random.split(key, 4)
     n = size // 2 if recipe.antithetic else size
     drawn: Any = recipe.data(data_key, n)
@@ -75,7 +75,7 @@ def draw(recipe: Recipe, key: Array, size: int) -> Batch:
 
 
 def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True) -> Losses:
-    """Every event's losses; a classifier has its cross-entropy in the place of the first, and no other.
+    """Computes every event's losses; a classifier has its cross-entropy in the place of the first, and no other.
 
     Without ``denoising`` no score is asked for, and the first loss is zero.
 
@@ -118,8 +118,8 @@ def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True)
             error = none
         level = none
         if event.other is not None:
-            level = _told_apart(log_density, factor.evaluate(x, event.other, event.conditions)[0])
-        condition = sum((_told_apart(log_density, values) for values in others), none)
+            level = _contrast(log_density, factor.evaluate(x, event.other, event.conditions)[0])
+        condition = sum((_contrast(log_density, values) for values in others), none)
         return Losses(error, level, condition)
 
     return jax.vmap(one)(batch)
@@ -135,7 +135,7 @@ def _log_densities(at: Any, groups: Sequence[Any]) -> list[Array]:
     return jnp.split(jax.vmap(lambda given: at(given)[0])(together), ends[:-1])
 
 
-def _told_apart(own: Array | None, others: Array | None) -> Array:
+def _contrast(own: Array | None, others: Array | None) -> Array:
     """−log(e^own/(e^own + Σ e^others)) of log-densities; a recipe with such a loss has an energy."""
     assert own is not None
     assert others is not None

@@ -1,4 +1,4 @@
-"""`train_model`: train a model of the zoo by its recipe, measure it, and write what the zoo loads."""
+"""`train_model` trains a model of the zoo by its recipe, measures it, and writes what the zoo loads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from composeprob.calibration.zoo import calibrate_model
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
-from composeprob.training.pictures import write_pictures
 from composeprob.training.quality import losses_by_log_snr, sample_quality, score_errors
 from composeprob.training.recipe import Recipe
 from composeprob.training.run import TrainingRun, train
@@ -35,7 +34,7 @@ def train_model(
     retraining: int = 0,
     replace: bool = False,
 ) -> TrainingRun:
-    """Train a model of the zoo.
+    """Trains a model of the zoo by its recipe, and writes it into a folder.
 
     Writes ``weights.safetensors`` and ``metrics.json``, and brings the card's measured part up to date. A run that
     Ctrl-C ended is written too, with the number of steps that it did. Models whose exact distribution is unknown get
@@ -86,7 +85,7 @@ def train_model(
 def write_model(
     folder: Path, own: Path, recipe: Recipe, run: TrainingRun, reference: Any | None, retraining: int = 0
 ) -> list[Path]:
-    """Write weights, measurements and card of a trained model into ``folder``; returns the files.
+    """Writes weights, measurements and card of a trained model into ``folder``; returns the files.
 
     Args:
         folder: where to write; exists.
@@ -107,6 +106,8 @@ def write_model(
         save_weights(run.factor.network, file)
         measured = measure(recipe, run, reference)
         if reference is None:
+            from composeprob.training.pictures import write_pictures  # Matplotlib
+
             written += write_pictures(folder, run, jax.random.key(SEED + 1))
     metrics = measured | ({"retrainings": sorted(rows, key=lambda row: row["retraining"])} if rows else {})
     (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
@@ -127,7 +128,7 @@ def _measured(folder: Path) -> dict[str, Any]:
 
 
 def _keep(folder: Path, retraining: int, resumable: bool) -> None:
-    """Refuse to replace the weights in a folder, unless they are of a run that stopped and now goes on."""
+    """Refuses to replace the weights in a folder, unless they are of a run that stopped and now goes on."""
     file = folder / weights_file(retraining)
     if not file.exists():
         return
@@ -142,7 +143,7 @@ def _keep(folder: Path, retraining: int, resumable: bool) -> None:
 
 
 def measure(recipe: Recipe, run: TrainingRun, reference: Any | None) -> dict[str, Any]:
-    """What is recorded of a trained model, ready for JSON."""
+    """Measures a trained model; returns what is recorded of it, ready for JSON."""
     low, high = recipe.log_snr_range()
     quality: dict[str, Any] = {}
     if reference is not None:
@@ -180,7 +181,7 @@ def measure(recipe: Recipe, run: TrainingRun, reference: Any | None) -> dict[str
 def measure_retraining(
     run: TrainingRun, stored: Diffusion | Classifier, reference: Any | None, retraining: int
 ) -> dict[str, Any]:
-    """What is recorded of a retraining; ``stored`` is its factor as the zoo loads it, rounded to half precision."""
+    """Measures a retraining; ``stored`` is its factor as the zoo loads it, rounded to half precision."""
     row: dict[str, Any] = {
         "retraining": retraining,
         "iterations": len(run.loss),
@@ -204,7 +205,7 @@ def _final_loss(run: TrainingRun) -> float:
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """The measured part of a card, Markdown."""
+    """Returns the measured part of a card, in Markdown."""
     training, quality = metrics["training"], metrics["quality"]
     lines = [
         f"{metrics['parameters']:,} parameters; trained for {training['iterations']:,} steps of "

@@ -9,20 +9,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from composeprob.training.loss import Batch, draw, losses
 from composeprob.training.recipe import Recipe
 
-LONGEST_CHUNK = 256
+STEPS_AT_ONCE = 256
 """Most steps in one call of the compiled loop."""
 NUM_BINS = 16
 """Bins of log-SNR in which the loss is recorded."""
 
 
 class State(NamedTuple):
-    """What the next step needs; every leaf an array.
+    """The `State` of training is what the next step needs; every leaf is an array.
 
     Attributes:
         step: number of steps done.
@@ -38,7 +37,7 @@ class State(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a chunk of steps reports: mean loss per step (LONGEST_CHUNK,), and sums and counts per bin of log-SNR."""
+    """A `Record` is what one call reports: the mean loss of each step, and sums and counts per bin of log-SNR."""
 
     loss: Array
     bin_sum: Array
@@ -46,23 +45,23 @@ class Record(NamedTuple):
 
 
 def bin_edges(recipe: Recipe) -> np.ndarray:
-    """Edges of the bins of log-SNR, shape (NUM_BINS + 1,)."""
+    """Returns the edges of the bins of log-SNR, shape (NUM_BINS + 1,)."""
     low, high = recipe.log_snr_range()
     return np.linspace(low, high, NUM_BINS + 1)
 
 
 def initial(recipe: Recipe, network: Any) -> State:
-    """The state before the first step; the average starts at the initial weights."""
+    """Makes the state before the first step; the average starts at the initial weights."""
     parameters = eqx.filter(network, eqx.is_inexact_array)
     copy = jax.tree.map(jnp.copy, parameters)
     return State(jnp.zeros((), jnp.int32), parameters, copy, recipe.optimiser().init(parameters))
 
 
-def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any], tuple[State, Record]]:
-    """``chunk(state, n)`` does n ≤ LONGEST_CHUNK steps; n is traced, so it is compiled once.
+def make_advance(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any], tuple[State, Record]]:
+    """Compiles ``advance(state, n)``, which does n ≤ STEPS_AT_ONCE steps; n is traced, so one compilation serves all.
 
-    The randomness of step i comes from ``fold_in(key, i)`` alone: how steps are cut into chunks, or resumed, changes
-    nothing.
+    The randomness of step i comes from ``fold_in(key, i)`` alone: how steps are divided among calls, or resumed,
+    changes nothing.
     """
     factor = recipe.factor(network)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
@@ -79,8 +78,8 @@ def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any
         return jnp.mean(weight * (each.denoising + crossed)), each.denoising
 
     def gradient(parameters: Any, step_key: Array) -> tuple[Any, Array, Array]:
-        """The mean gradient over the microbatches, and every event's loss and log-SNR."""
-        size = recipe.microbatch or recipe.batch_size
+        """The mean gradient over the batch's chunks, and every event's loss and log-SNR."""
+        size = recipe.chunk or recipe.batch_size
         parts = recipe.batch_size // size
 
         def accumulate(total: Any, part: Array) -> tuple[Any, tuple[Array, Array]]:
@@ -96,7 +95,7 @@ def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any
         state, record = carry
         grad, each, log_snr = gradient(state.parameters, jax.random.fold_in(key, state.step))
         updates, optimiser_state = optimiser.update(grad, state.optimiser, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
+        parameters = eqx.apply_updates(state.parameters, updates)
         average = jax.tree.map(lambda a, p: recipe.ema * a + (1 - recipe.ema) * p, state.average, parameters)
         place = jnp.clip(jnp.searchsorted(edges, log_snr, side="right") - 1, 0, NUM_BINS - 1)
         record = Record(
@@ -107,8 +106,8 @@ def make_chunk(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any
         return State(state.step + 1, parameters, average, optimiser_state), record
 
     @jax.jit
-    def chunk(state: State, steps: Array) -> tuple[State, Record]:
-        empty = Record(jnp.zeros(LONGEST_CHUNK), jnp.zeros(NUM_BINS), jnp.zeros(NUM_BINS, jnp.int32))
+    def advance(state: State, steps: Array) -> tuple[State, Record]:
+        empty = Record(jnp.zeros(STEPS_AT_ONCE), jnp.zeros(NUM_BINS), jnp.zeros(NUM_BINS, jnp.int32))
         return jax.lax.fori_loop(0, steps, step, (state, empty))
 
-    return chunk
+    return advance

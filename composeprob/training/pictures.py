@@ -1,4 +1,4 @@
-"""What a card shows of a trained model: the loss of every step, and images that it makes."""
+"""Pictures for a trained model's card: the loss of every step, and images that it makes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ POINTS = 150
 
 
 def write_pictures(folder: Path, run: TrainingRun, key: Array) -> list[Path]:
-    """Write ``training.png`` and, of a diffusion of images, ``samples.png`` by reverse diffusion of the model alone;
-    returns the files."""
+    """Writes ``training.png`` and, for a diffusion of images, ``samples.png``, by reverse diffusion of the model alone.
+
+    Returns:
+        The files.
+    """
     written = [folder / "training.png"]
     with style():
         figure = new_figure(4.2, 2.4)

@@ -1,4 +1,4 @@
-"""How good a trained factor is: against the exact distribution where that is known, and on data held out."""
+"""The quality of a trained factor, against the exact distribution where that is known, and on data held out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOG_SNR = (-12.0, -8.0, -4.0, -2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0,
 
 
 def score_errors(factor: LeafFactor, reference: Any, key: Array, *, num: int = 8000) -> list[dict[str, float]]:
-    """The score's error at several log-SNR, against the exact score of the noised reference.
+    """Measures the score's error at several log-SNR, against the exact score of the noised reference.
 
     With x drawn from the noised reference, s its exact score and ŝ the factor's, ``error`` is σ²·E‖ŝ − s‖²/d: the
     excess of the training loss over its least possible value. ``relative`` is E‖ŝ − s‖²/E‖s‖².
@@ -76,7 +76,7 @@ def _noises(factor: LeafFactor) -> list[Noise]:
 
 
 def sample_quality(factor: LeafFactor, reference: Any, key: Array, *, num: int = 10_000) -> dict[str, float]:
-    """What `Ancestral` makes of the factor alone, over its own levels.
+    """Measures samples that `Ancestral` draws from the factor alone, over its own levels.
 
     Returns:
         ``log_density_gap``: mean log-density of exact draws minus that of the samples, in nats, both under the exact
@@ -92,18 +92,18 @@ def sample_quality(factor: LeafFactor, reference: Any, key: Array, *, num: int =
         lowered(_alone, (factor,), {}, networks=False), sample_key, num_chains=num, sampler=Ancestral(), progress=False
     )["x"]
     gap = jnp.mean(clean.log_prob(draws)) - jnp.mean(clean.log_prob(samples))
-    told = {"log_density_gap": float(gap)}
+    found = {"log_density_gap": float(gap)}
     if (modes := _modes(reference)) is not None:
         truth, centres = modes
-        told["mode_weights_tv"] = total_variation(mode_weights(samples, centres), truth)
-        told["mode_weights_tv_exact"] = total_variation(mode_weights(draws, centres), truth)
-    return {name: float(f"{value:.4g}") for name, value in told.items()}
+        found["mode_weights_tv"] = total_variation(mode_weights(samples, centres), truth)
+        found["mode_weights_tv_exact"] = total_variation(mode_weights(draws, centres), truth)
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 def losses_by_log_snr(
     recipe: Recipe, factor: Diffusion | Classifier, key: Array, *, num: int = 8000
 ) -> list[dict[str, float]]:
-    """The loss on the data of training and on the data held out, in intervals of log-SNR.
+    """Measures the loss on the data of training and on the data held out, in intervals of log-SNR.
 
     Args:
         recipe: with ``held_out``.
@@ -157,7 +157,7 @@ def _ones(batch: Batch) -> Batch:
 
 
 def _modes(reference: Any) -> tuple[Array, Array] | None:
-    """Weights (M,) and means of a mixture's components; None where two means agree, so that no point tells them apart.
+    """Weights (M,) and means of a mixture's components; None where two means agree.
 
     A bar with a floor, for example, mixes two boxes around one centre.
     """

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from composeprob.errors import InvalidValueError
@@ -19,6 +18,9 @@ from composeprob.factors.networks import as_network
 from composeprob.factors.parameterizations import ENERGIES
 from composeprob.schedule import Noise, Schedule
 
+if TYPE_CHECKING:
+    import optax
+
 Data = Callable[[Array, int], Any]
 """``data(key, n)`` gives n events (n, *event_shape), or a pair (events, {condition: values (n, …)})."""
 
@@ -27,7 +29,7 @@ CLASSIFIER = "classifier"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that determines a trained factor, but the random key.
+    """A `Recipe` holds everything that determines a trained factor, but the random key.
 
     Args:
         network: ``network(key)`` gives the untrained network, in any form that `Diffusion` takes.
@@ -50,8 +52,8 @@ class Recipe:
         start: ``start(network)`` gives the weights to start from, for the untrained network as an Equinox module: a
             network trained before, or parts of it. By default the untrained network itself.
         iterations, batch_size: number of optimiser steps, and of events in each.
-        microbatch: events per gradient evaluation; a batch's gradient is the average over its microbatches. Bounds
-            memory, and on CPUs keeps activations in cache. By default the whole batch.
+        chunk: events evaluated at once; a batch's gradient is the average over its chunks. Bounds memory, and on
+            CPUs keeps activations in cache. By default the whole batch.
         learning_rate: Adam's step size at the start.
         decay: ``"constant"``, or ``"cosine"`` down to 0 at the last iteration.
         ema: decay m of the averaged weights, θ̄ ← m·θ̄ + (1−m)·θ after each step; the factor gets θ̄.
@@ -61,14 +63,14 @@ class Recipe:
         cross_level: weight of the cross-level loss beside denoising, for energies; 0 leaves it out. It teaches log f
             the relative depth of separated modes, and the normaliser of each level up to one constant; the factor
             then offers ``mode_depth``. The network needs a free constant at each level.
-        cross_level_gap: the two levels to tell apart are at most this far from each other in log-SNR.
+        cross_level_gap: the two levels that are compared are at most this far from each other in log-SNR.
         cross_condition: weight of the cross-condition loss beside denoising, for energies; 0 leaves it out. It teaches
             what vague conditions say of an event (captions), which the denoising loss hardly depends on, and how high
             log f(x|c) and log f(x|c′) are above one another: a mixture of conditions of one model then has the shares
             that its ``log_weights`` say.
-        cross_condition_others: how many other events of the microbatch lend an event the conditions to tell apart.
+        cross_condition_others: how many other events of the chunk lend an event their conditions to compare with.
         vary: ``vary(key, conditions)`` gives for each of n conditions ``{name: (n, …)}`` one that is easily taken for
-            it, to be told apart as well. It must draw c′ from c as often as c from c′, weighed by how often data have
+            it, to be compared as well. It must draw c′ from c as often as c from c′, weighed by how often data have
             them: to replace a word by another at random, say, where data have both equally often.
         denoising: whether there is a denoising loss at all; without it a cross loss teaches what there is to learn.
 
@@ -96,7 +98,7 @@ class Recipe:
     start: Callable[[Any], Any] | None = None
     iterations: int = 15_000
     batch_size: int = 1000
-    microbatch: int | None = None
+    chunk: int | None = None
     learning_rate: float = 1e-3
     decay: str = "constant"
     ema: float = 0.999
@@ -112,11 +114,11 @@ class Recipe:
     def __post_init__(self) -> None:
         _check(self.iterations >= 1, f"iterations is {self.iterations}", "train for at least one step.")
         _check(self.batch_size >= 1, f"batch_size is {self.batch_size}", "use at least one event a step.")
-        part = self.batch_size if self.microbatch is None else self.microbatch
+        part = self.batch_size if self.chunk is None else self.chunk
         splits = part >= 1 and self.batch_size % part == 0
-        _check(splits, f"microbatch {part} does not divide batch_size {self.batch_size}", "use a divisor of it.")
+        _check(splits, f"chunk {part} does not divide batch_size {self.batch_size}", "use a divisor of it.")
         _check(not (self.antithetic and part % 2), f"a batch of {part} is odd, but antithetic noises come in pairs",
-               "use an even batch_size and microbatch.")  # fmt: skip
+               "use an even batch_size and chunk.")  # fmt: skip
         _check(self.learning_rate > 0, f"learning_rate is {self.learning_rate}", "use a positive number, such as 1e-3.")
         _check(self.decay in ("constant", "cosine"), f"decay is {self.decay!r}", "use 'constant' or 'cosine'.")
         _check(0 <= self.ema < 1, f"ema is {self.ema}", "use a number in [0, 1); 0 keeps the last weights.")
@@ -146,7 +148,7 @@ class Recipe:
             _check(self.focus is None, "focus is given without log_snr", "give the range log_snr as well.")
 
     def factor(self, network: Any, label: str = "") -> Diffusion | Classifier:
-        """The factor of this recipe with a given network."""
+        """Makes the factor of this recipe with a given network."""
         if self.parameterization == CLASSIFIER:
             return Classifier(network, self.schedule, event_shape=self.event_shape, time=self.time, label=label)
         return Diffusion(
@@ -163,24 +165,26 @@ class Recipe:
         )
 
     def untrained(self, key: Array) -> Any:
-        """The network before training, as an Equinox module."""
+        """Makes the network before training, as an Equinox module."""
         return as_network(self.network(key))
 
     def optimiser(self) -> optax.GradientTransformation:
-        """Adam with the recipe's learning rate."""
+        """Makes the optimiser: Adam with the recipe's learning rate."""
+        import optax
+
         if self.decay == "cosine":
             return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.iterations))
         return optax.adam(self.learning_rate)
 
     def log_snr_range(self) -> tuple[float, float]:
-        """The least and greatest log-SNR that training visits."""
+        """Returns the least and greatest log-SNR that training visits."""
         if self.log_snr is not None:
             return self.log_snr
         levels = self.schedule.levels.log_snr
         return float(levels[-1]), float(levels[0])
 
     def noise(self, key: Array, n: int) -> Noise:
-        """The noise of n events, stratified: one draw in each n-th of the log-SNR range, or levels drawn uniformly."""
+        """Draws the noise of n events, stratified: one in each n-th of the log-SNR range, or levels drawn uniformly."""
         if self.log_snr is None:
             index = jax.random.randint(key, (n,), 0, self.schedule.num_levels)
             return jax.tree.map(lambda a: a[index], self.schedule.levels)
@@ -193,7 +197,7 @@ class Recipe:
         return self.noise_at(jnp.where(uniform < 0.5, anywhere, focused))
 
     def noise_pairs(self, key: Array, n: int) -> tuple[Noise, Noise]:
-        """The noise of n events, n even, and the other noise that each is told apart from.
+        """Draws the noise of n events, n even, and for each the other noise that the cross-level loss compares.
 
         Events i and i + n/2 exchange theirs, so that either of a pair of levels has as many events as the other,
         whatever the law of the pairs: a classifier of the two owes nothing to their prior odds.
@@ -217,7 +221,7 @@ class Recipe:
         return jax.tree.map(lambda a: a[index], levels)
 
     def noise_at(self, log_snr: Array) -> Noise:
-        """The noise of a log-SNR, at the schedule's relation of α and σ (traceable).
+        """Returns the noise of a log-SNR, at the schedule's relation of α and σ (traceable).
 
         Raises:
             InvalidValueError: a schedule that is neither variance preserving nor exploding.
@@ -241,8 +245,8 @@ class Recipe:
                f"compare conditions of an energy: {', '.join(ENERGIES)}.")  # fmt: skip
         _check(bool(self.conditions), "cross_condition is given without conditions", "name the data's conditions.")
         others = self.cross_condition_others
-        _check(1 <= others < part, f"a batch of {part} has no {others} other conditions to tell apart",
-               "use a larger microbatch, or a smaller cross_condition_others ≥ 1.")  # fmt: skip
+        _check(1 <= others < part, f"a batch of {part} has no {others} other conditions to compare",
+               "use a larger chunk, or a smaller cross_condition_others ≥ 1.")  # fmt: skip
 
     def _check_cross_level(self, part: int) -> None:
         _check(self.cross_level > 0, f"cross_level is {self.cross_level}", "use a weight ≥ 0; 0 leaves the loss out.")
@@ -253,7 +257,7 @@ class Recipe:
                f"use a positive number, at most the range of log-SNR, {high - low:.3g}.")  # fmt: skip
         step = 4 if self.antithetic else 2
         _check(part % step == 0, f"a batch of {part} does not split into pairs of levels",
-               f"use a batch_size and microbatch that are multiples of {step}.")  # fmt: skip
+               f"use a batch_size and chunk that are multiples of {step}.")  # fmt: skip
 
 
 def _check(holds: bool, found: str, fix: str) -> None:

@@ -1,4 +1,4 @@
-"""`train`: from a recipe to a factor with averaged weights."""
+"""`train` makes a factor with averaged weights from a recipe."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax import Array
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from composeprob.arguments import check_key
 from composeprob.checkpoint import Checkpoints
-from composeprob.errors import WrongTypeError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
-from composeprob.training.optimise import LONGEST_CHUNK, NUM_BINS, State, bin_edges, initial, make_chunk
+from composeprob.training.optimise import NUM_BINS, STEPS_AT_ONCE, State, bin_edges, initial, make_advance
 from composeprob.training.recipe import Recipe
 
-SECONDS_PER_CHUNK = 1.0
+SECONDS_PER_CALL = 1.0
 """How often the progress bar moves, and Ctrl-C is heard."""
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What `train` returns.
+    """A `TrainingRun` holds the trained factor, and its loss step by step.
 
     Attributes:
         factor: the factor with the averaged (EMA) weights.
@@ -53,7 +52,7 @@ class TrainingRun:
 
 
 class _Progressed(NamedTuple):
-    """What a checkpoint holds: the state, and the history, at full length so that its shape never changes."""
+    """The content of a checkpoint: the state, and the history, at full length so that its shape never changes."""
 
     state: State
     loss: np.ndarray
@@ -72,7 +71,7 @@ def train(
     seconds_between_checkpoints: float = 60.0,
     label: str = "",
 ) -> TrainingRun:
-    """Train a diffusion factor, or a classifier of noised events.
+    """Trains a diffusion factor, or a classifier of noised events.
 
     Minimises with Adam the mean over events, levels and ε ~ N(0, I) of ‖ε + σ·∇log f(α·x₀ + σ·ε)‖², or for a classifier
     of −log p(label | α·x₀ + σ·ε), and averages the weights. All steps share one compilation. The result depends on the
@@ -95,13 +94,12 @@ def train(
         LoadError: the checkpoint belongs to another recipe or key.
         NetworkError: the network's output does not fit the parameterization.
     """
-    if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
-        raise WrongTypeError("train needs a typed random key.", fix="pass jax.random.key(0).")
+    check_key(key)
     network_key, run_key = jax.random.split(key)
     network = eqx.filter_jit(recipe.untrained)(network_key)  # one compilation instead of one for every layer
     if recipe.start is not None:
         network = recipe.start(network)
-    chunk = make_chunk(recipe, network, run_key)
+    advance = make_advance(recipe, network, run_key)
     now = _blank(recipe, network)
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, _fingerprint(recipe, key))
     if checkpoints is not None:
@@ -113,12 +111,12 @@ def train(
     pace = 1
     with _interruptible() as interrupted, _bar(recipe, now, shown=progress) as show:
         while (done := int(now.state.step)) < recipe.iterations and not interrupted.is_set():
-            steps = min(pace, recipe.iterations - done, LONGEST_CHUNK)
+            steps = min(pace, recipe.iterations - done, STEPS_AT_ONCE)
             tick = time.monotonic()
-            now = _after(now, chunk, steps, before + tick - start)
+            now = _after(now, advance, steps, before + tick - start)
             elapsed = time.monotonic() - tick
-            if done or pace > 1:  # the first chunk was mostly compilation
-                pace = max(1, int(SECONDS_PER_CHUNK * steps / elapsed))
+            if done or pace > 1:  # the first call was mostly compilation
+                pace = max(1, int(SECONDS_PER_CALL * steps / elapsed))
             else:
                 pace = 2
             show(now)
@@ -133,7 +131,7 @@ def train(
 
 
 def _blank(recipe: Recipe, network: Any) -> _Progressed:
-    slots = -(-recipe.iterations // LONGEST_CHUNK)
+    slots = -(-recipe.iterations // STEPS_AT_ONCE)
     return _Progressed(
         initial(recipe, network),
         np.zeros(recipe.iterations, np.float32),
@@ -143,13 +141,13 @@ def _blank(recipe: Recipe, network: Any) -> _Progressed:
     )
 
 
-def _after(now: _Progressed, chunk: Any, steps: int, seconds: float) -> _Progressed:
-    """The run after ``steps`` more steps."""
+def _after(now: _Progressed, advance: Any, steps: int, seconds: float) -> _Progressed:
+    """Does ``steps`` more steps."""
     done = int(now.state.step)
-    state, record = chunk(now.state, np.int32(steps))
+    state, record = advance(now.state, np.int32(steps))
     loss, bin_sum, bin_count = now.loss.copy(), now.bin_sum.copy(), now.bin_count.copy()
     loss[done : done + steps] = np.asarray(record.loss)[:steps]
-    slot = (done + steps - 1) // LONGEST_CHUNK  # of the chunk's last step: the last slot then never stays empty
+    slot = (done + steps - 1) // STEPS_AT_ONCE  # of the last of these steps: the last slot then never stays empty
     bin_sum[slot] += np.asarray(record.bin_sum)
     bin_count[slot] += np.asarray(record.bin_count)
     return _Progressed(state, loss, bin_sum, bin_count, np.asarray(seconds))
@@ -159,7 +157,7 @@ def _finish(recipe: Recipe, network: Any, now: _Progressed, label: str) -> Train
     done = int(now.state.step)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
     factor = recipe.factor(eqx.combine(now.state.average, static), label)
-    since = int(0.9 * done) // LONGEST_CHUNK
+    since = int(0.9 * done) // STEPS_AT_ONCE
     total, count = now.bin_sum[since:].sum(0), now.bin_count[since:].sum(0)
     by_bin = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     finished = done >= recipe.iterations
@@ -167,14 +165,14 @@ def _finish(recipe: Recipe, network: Any, now: _Progressed, label: str) -> Train
 
 
 def _fingerprint(recipe: Recipe, key: Array) -> dict[str, Any]:
-    names = ("parameterization", "time", "iterations", "batch_size", "microbatch", "learning_rate", "decay", "ema")
-    told: dict[str, Any] = {name: getattr(recipe, name) for name in (*names, "condition_dropout", "antithetic")}
-    told["log_snr"] = [float(end) for end in recipe.log_snr_range()]
-    told["focus"] = None if recipe.focus is None else [float(end) for end in recipe.focus]
-    told["cross_level"] = [recipe.cross_level, recipe.cross_level_gap] if recipe.cross_level else None
-    told["cross_condition"] = [recipe.cross_condition, recipe.cross_condition_others, recipe.denoising]
-    told["key"] = np.asarray(jax.random.key_data(key)).tolist()
-    return told
+    names = ("parameterization", "time", "iterations", "batch_size", "chunk", "learning_rate", "decay", "ema")
+    made_of: dict[str, Any] = {name: getattr(recipe, name) for name in (*names, "condition_dropout", "antithetic")}
+    made_of["log_snr"] = [float(end) for end in recipe.log_snr_range()]
+    made_of["focus"] = None if recipe.focus is None else [float(end) for end in recipe.focus]
+    made_of["cross_level"] = [recipe.cross_level, recipe.cross_level_gap] if recipe.cross_level else None
+    made_of["cross_condition"] = [recipe.cross_condition, recipe.cross_condition_others, recipe.denoising]
+    made_of["key"] = np.asarray(jax.random.key_data(key)).tolist()
+    return made_of
 
 
 @contextmanager
@@ -199,15 +197,17 @@ def _interruptible() -> Iterator[threading.Event]:
 
 @contextmanager
 def _bar(recipe: Recipe, now: _Progressed, *, shown: bool) -> Iterator[Any]:
+    from rich import progress
+
     columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("training"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("loss {task.fields[loss]}"),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=not shown) as bar:
+    with progress.Progress(*columns, disable=not shown) as bar:
         task = bar.add_task("training", total=recipe.iterations, completed=int(now.state.step), loss="–")
 
         def show(now: _Progressed) -> None:

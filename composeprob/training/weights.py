@@ -1,4 +1,4 @@
-"""A network's weights as safetensors: plain arrays under the names of their place in the network."""
+"""Files of weights: safetensors, plain arrays under the names of their place in the network."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from composeprob.errors import InvalidValueError, LoadError
 
 
 def tensor_names(network: Any) -> list[str]:
-    """The name of every array of a network, in order, such as ``blocks.0.enter.weight``."""
+    """Lists the name of every array of a network, in order, such as ``blocks.0.enter.weight``."""
     return [name for name, _ in _named(network)]
 
 
 def weights_file(retraining: int) -> str:
-    """The name of the file with a retraining's weights."""
+    """Returns the name of the file with a retraining's weights."""
     return f"weights-{retraining}.safetensors" if retraining else "weights.safetensors"
 
 
 def save_weights(network: Any, path: str | Path, *, half: bool = False) -> None:
-    """Write the arrays of ``network`` (as adapted by a factor, ``factor.network``) to ``path``.
+    """Writes the arrays of ``network`` (as adapted by a factor, ``factor.network``) to ``path``.
 
     Args:
         network: whose arrays to write.
@@ -44,7 +44,7 @@ def save_weights(network: Any, path: str | Path, *, half: bool = False) -> None:
 
 
 def load_weights(network: Any, path: str | Path) -> Any:
-    """``network`` with its arrays read from ``path``; only their shapes and dtypes are looked at.
+    """Reads the arrays of ``network`` from ``path``; of its own only shapes and dtypes are used.
 
     Half precision is read as single precision where the network is in that.
 

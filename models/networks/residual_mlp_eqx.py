@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+import composeprob as cp
+
 from .conditioning import OutputScale, log_snr_features
 
 
@@ -92,7 +94,7 @@ class ResidualMLP(eqx.Module):
 
 def linear(inputs: int, outputs: int, key: Array, *, zero: bool = False) -> Any:
     """A Linear layer with LeCun-normal weights (or zero) and zero bias."""
-    layer = eqx.nn.Linear(inputs, outputs, key=key)
+    layer = cp.batched_linear(eqx.nn.Linear(inputs, outputs, key=key))
     shape = (outputs, inputs)
     weight = jnp.zeros(shape) if zero else jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0)(key, shape)
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (weight, jnp.zeros(outputs)))

@@ -127,13 +127,6 @@ def test_shares_hold_on_other_levels_and_samplers(pair, levels):
 
 
 @pytest.mark.slow
-def test_density_weights_after_calibration_of_modes(left, right):
-    parts = [cp.calibrate(f, KEY, modes=[at]) for f, at in ((left, LEFT), (right, RIGHT))]
-    found = shares(cp.mixture(parts, weights=[0.2, 0.8]), cp.SMC(weights="density"))
-    assert cp.metrics.total_variation(found, [0.2, 0.8]) <= 0.02
-
-
-@pytest.mark.slow
 def test_normalised_products_mix(left, right):
     wide = known.raw(known.normal([0.0, 0.0], 1.0), 1.0, "wide")
     product = cp.calibrate(left * wide**0.5, KEY)
@@ -237,10 +230,6 @@ def test_bad_arguments(left):
         cp.calibrate(left, 0)
     with pytest.raises(cp.errors.InvalidValueError, match="repeats"):
         cp.calibrate(left, KEY, repeats=1)
-    with pytest.raises(cp.errors.ShapeError, match="modes has shape"):
-        cp.calibrate(left, KEY, modes=[[0.0, 0.0, 0.0]])
-    with pytest.raises(cp.errors.CapabilityError, match="single factors"):
-        cp.calibrate(left * left, KEY, modes=[LEFT])
     unequal = cp.mixture([left * left, left], log_weights=[0.0, 0.0])
     with pytest.raises(cp.errors.CapabilityError, match="scale differently"):
         cp.calibrate(unequal, KEY)

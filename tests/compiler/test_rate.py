@@ -22,7 +22,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER
+from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, CalibratedExpression
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,7 +131,7 @@ def normalised(factor, degree):
     """As `calibrate` makes it, with made-up normalisers: the equation holds for any."""
     knots = np.linspace(-9.0, 7.0, 12)
     tables = {KNOTS: knots, LOG_NORMALISER: np.sin(knots) - 0.3 * knots, ERROR: np.zeros(12)}
-    return cp.CalibratedExpression(
+    return CalibratedExpression(
         factor=factor, schedule=SCHEDULE.schedule(), fixed=tables, degree=degree, event_shape=factor.event_shape
     )
 

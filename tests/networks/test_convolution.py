@@ -8,7 +8,7 @@ from flax import nnx
 
 from composeprob.factors.networks import as_network
 from composeprob.factors.precision import Rounded
-from models.networks.convolution import Conv3x3, convolve, correlate
+from composeprob.models.networks.convolution import Conv3x3, convolve, correlate
 
 X = jax.random.normal(jax.random.key(0), (4, 6, 5, 3))
 W = jax.random.normal(jax.random.key(1), (3, 3, 3, 5))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.networks.film import FiLMBlock
+from composeprob.models.networks.film import FiLMBlock
 
 
 def test_the_first_half_is_the_gain_and_the_second_the_shift():

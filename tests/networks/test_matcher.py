@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.networks.matcher import Matcher
+from composeprob.models.networks.matcher import Matcher
 from networks.test_unet import random_weights
 
 

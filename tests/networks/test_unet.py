@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from composeprob.factors.networks import as_network
-from models.networks.unet import UNet, from_patches, heat_map, to_patches
-from models.scenes import NOWHERE, PositionUNet, noisy_weight
+from composeprob.models.networks.unet import UNet, from_patches, heat_map, to_patches
+from composeprob.models.scenes import NOWHERE, PositionUNet, noisy_weight
 
 
 def random_weights(build):

@@ -6,8 +6,8 @@ import jax
 import numpyro.distributions as dist
 
 import composeprob as cp
+from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import Recipe
-from models.networks.residual_mlp_eqx import ResidualMLP
 
 NORMAL = dist.Normal(jax.numpy.array([0.3, -0.2]), jax.numpy.array([0.5, 0.8])).to_event(1)
 

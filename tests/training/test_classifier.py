@@ -7,10 +7,10 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import InvalidValueError
+from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import train
 from composeprob.training.loss import draw, losses
 from composeprob.training.quality import losses_by_log_snr
-from models.networks.residual_mlp_eqx import ResidualMLP
 from training.recipes import tiny
 
 KEY = jax.random.key(3)

@@ -10,7 +10,7 @@ import pytest
 import composeprob as cp
 from composeprob.errors import InvalidValueError
 from composeprob.training.loss import draw, losses
-from composeprob.training.optimise import initial, make_chunk
+from composeprob.training.optimise import initial, make_advance
 from training.recipes import tiny
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -118,7 +118,7 @@ def test_training_takes_the_losses_that_the_recipe_names(denoising):
     recipe = told_apart(cross_condition=0.5, denoising=denoising, weight=lambda log_snr: 1 + log_snr**2, ema=0.0)
     network = jax.tree.map(lambda a: a + 0.1 if eqx.is_inexact_array(a) else a, energy_network(KEY))
     state = initial(recipe, network)
-    after, record = make_chunk(recipe, network, KEY)(state, jnp.int32(1))
+    after, record = make_advance(recipe, network, KEY)(state, jnp.int32(1))
     batch = draw(recipe, jax.random.fold_in(jax.random.fold_in(KEY, 0), 0), recipe.batch_size)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
 
@@ -145,7 +145,7 @@ def test_training_takes_the_losses_that_the_recipe_names(denoising):
         ({"conditions": {}, "condition_dropout": 0.0}, "cross_condition is given without conditions"),
         ({"cross_condition": 0.0, "vary": lambda key, given: given}, "vary is given without cross_condition"),
         ({"cross_condition": 0.0, "denoising": False}, "no loss is left"),
-        ({"batch_size": 1}, "no 1 other conditions to tell apart"),
+        ({"batch_size": 1}, "no 1 other conditions to compare"),
     ],
 )
 def test_what_cannot_work_is_refused(changes, told):

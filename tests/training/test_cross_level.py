@@ -10,10 +10,10 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import InvalidValueError
+from composeprob.models.networks.offset_energy import OffsetEnergy
 from composeprob.schedule import Noise
 from composeprob.training import train
 from composeprob.training.loss import draw, losses
-from models.networks.offset_energy import OffsetEnergy
 from training.recipes import NORMAL, tiny
 from zscores import assert_agrees, assert_disagrees, z_scores
 

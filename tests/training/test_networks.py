@@ -9,8 +9,8 @@ from flax import nnx
 
 import composeprob as cp
 from composeprob.factors.networks import as_network
-from models.networks import residual_mlp_eqx, residual_mlp_nnx
-from models.networks.conditioning import OutputScale, log_snr_features
+from composeprob.models.networks import residual_mlp_eqx, residual_mlp_nnx
+from composeprob.models.networks.conditioning import OutputScale, log_snr_features
 
 SIZES = {"hidden": 16, "blocks": 2, "embedding": 8}
 

@@ -11,11 +11,11 @@ import pytest
 import composeprob as cp
 from composeprob.checkpoint import Checkpoints
 from composeprob.errors import InvalidValueError, LoadError, NetworkError, WrongTypeError
+from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import run as run_module
 from composeprob.training import score_errors, train
 from composeprob.training.loss import draw, losses
-from composeprob.training.optimise import initial, make_chunk
-from models.networks.residual_mlp_eqx import ResidualMLP
+from composeprob.training.optimise import initial, make_advance
 from training.recipes import NORMAL, tiny
 
 KEY = jax.random.key(3)
@@ -69,7 +69,7 @@ def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path
         parameterization="energy",
         network=lambda key: ResidualMLP(2, hidden=8, blocks=1, embedding=4, outputs=1, key=key),
         decay="cosine",
-        microbatch=8,
+        chunk=8,
         weight=lambda log_snr: jax.nn.sigmoid(log_snr),
     )
     whole = train(recipe, KEY, progress=False)
@@ -120,7 +120,7 @@ def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
 
     recipe = tiny(data=data, ema=0.9)
     network = eqx.filter_jit(recipe.untrained)(KEY)
-    chunk, state = make_chunk(recipe, network, KEY), initial(recipe, network)
+    chunk, state = make_advance(recipe, network, KEY), initial(recipe, network)
     expected = state.parameters
     for steps in (1, 1, 1):
         state, _ = chunk(state, np.int32(steps))
@@ -189,7 +189,7 @@ def test_variance_exploding_range():
     [
         ({"iterations": 0}, "iterations is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"microbatch": 5}, "microbatch 5 does not divide batch_size 16"),
+        ({"chunk": 5}, "chunk 5 does not divide batch_size 16"),
         ({"batch_size": 15, "antithetic": True}, "a batch of 15 is odd"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"decay": "linear"}, "decay is 'linear'"),

@@ -10,8 +10,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from composeprob.errors import InvalidValueError, LoadError
+from composeprob.models.networks import residual_mlp_nnx
 from composeprob.training import load_weights, save_weights
-from models.networks import residual_mlp_nnx
 from training.recipes import tiny
 
 KEY = jax.random.key(0)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from models.worlds import shapes
+from composeprob.models.worlds import shapes
 
 N = 800
 

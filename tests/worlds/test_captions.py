@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from models.worlds import captions, detector, shapes
+from composeprob.models.worlds import captions, detector, shapes
 
 WORDS = (
     "a red circle on the left",

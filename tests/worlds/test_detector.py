@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from models.worlds import detector, shapes
+from composeprob.models.worlds import detector, shapes
 
 
 @pytest.fixture(scope="module")

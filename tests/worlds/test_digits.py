@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from models.worlds import digits
+from composeprob.models.worlds import digits
 
 LABELS = np.arange(digits.CLASSES)
 

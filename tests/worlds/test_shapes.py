@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import zscores
-from models.worlds import shapes
+from composeprob.models.worlds import shapes
 
 FINE = 16
 

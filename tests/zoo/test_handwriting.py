@@ -7,8 +7,8 @@ import pytest
 import composeprob as cp
 from composeprob.calibration import calibrate_model
 from composeprob.errors import ConditionError, InvalidValueError
-from models.handwriting import ANY
-from models.worlds import digits as world
+from composeprob.models.handwriting import ANY
+from composeprob.models.worlds import digits as world
 
 CHAINS = 400
 LABEL = 8

@@ -9,8 +9,8 @@ from flax import nnx
 import composeprob as cp
 from composeprob.errors import ConditionError, InvalidValueError, ShapeError
 from composeprob.model_zoo import recipe
-from models.scenes import CaptionedScenes
-from models.worlds import captions, detector
+from composeprob.models.scenes import CaptionedScenes
+from composeprob.models.worlds import captions, detector
 
 
 @pytest.fixture(scope="module")

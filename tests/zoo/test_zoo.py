@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from composeprob import model_zoo as zoo
+from composeprob import models
 from composeprob.errors import LoadError
 from composeprob.training import score_errors, train_model
 from composeprob.training.model import table
@@ -42,17 +43,16 @@ RECIPE = cp.training.Recipe(
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """A zoo as a wheel installs it, with one tiny model that has not been trained."""
-    models = tmp_path / "composeprob" / "_models"
-    models.mkdir(parents=True)
-    shutil.copy(MODELS / "__init__.py", models)
-    shutil.copytree(MODELS / "networks", models / "networks", ignore=shutil.ignore_patterns("__pycache__"))
-    (models / "tiny").mkdir()
-    (models / "tiny" / "train.py").write_text(TINY)
-    (models / "tiny" / "card.md").write_text("# tiny\n\nA Gaussian.\n\nMore of it.\n")
-    monkeypatch.setattr(zoo, "__file__", str(tmp_path / "composeprob" / "model_zoo.py"))
-    yield models
-    for name in [name for name in sys.modules if name.startswith(zoo._PACKAGE)]:
+    """A zoo elsewhere, with one tiny model that has not been trained."""
+    shutil.copytree(MODELS / "networks", tmp_path / "networks", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "train.py").write_text(TINY)
+    (tmp_path / "tiny" / "card.md").write_text("# tiny\n\nA Gaussian.\n\nMore of it.\n")
+    for name in [name for name in sys.modules if name.startswith("composeprob.models.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(models, "__path__", [str(tmp_path)])
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("composeprob.models.")]:
         del sys.modules[name]
 
 
@@ -121,13 +121,13 @@ def test_all_models_are_trained_and_small():
 
 
 def test_the_table_of_models():
-    models = zoo.zoo()
-    assert sorted(models) == NAMES
-    text = repr(models)
+    cards = zoo.zoo()
+    assert sorted(cards) == NAMES
+    text = repr(cards)
     for name in NAMES:
         assert name in text
-        assert models[name].title in text
-        assert len(models[name].title) < 120
+        assert cards[name].title in text
+        assert len(cards[name].title) < 120
 
 
 def test_an_unknown_model():
@@ -194,6 +194,6 @@ def test_a_broken_model_is_explained(installed):
 
 
 def test_no_zoo_at_all(monkeypatch, tmp_path):
-    monkeypatch.setattr(zoo, "__file__", str(tmp_path / "composeprob" / "model_zoo.py"))
+    monkeypatch.setattr(models, "__path__", [str(tmp_path / "models")])
     with pytest.raises(LoadError, match="not installed"):
         zoo.zoo()

@@ -1,0 +1,36 @@
+"""Checks of arguments that many public functions take: a random key, a whole number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from composeprob.errors import InvalidValueError, WrongTypeError
+
+
+def check_key(key: Any) -> None:
+    """Refuses what is not one typed random key.
+
+    Raises:
+        WrongTypeError: it is not.
+    """
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
+        raise WrongTypeError(
+            f"key must be one typed random key; got {type(key).__name__}.", fix="pass jax.random.key(0), not PRNGKey."
+        )
+
+
+def check_number(value: Any, what: str, least: int = 1) -> int:
+    """Returns the value as an int.
+
+    Raises:
+        InvalidValueError: it is no whole number, or less than ``least``.
+    """
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise InvalidValueError(
+            f"{what} must be a whole number ≥ {least}; got {value!r}.", fix="pass an int, such as 64."
+        )
+    return int(value)

@@ -1,0 +1,57 @@
+"""Networks written in Flax, NNX or Linen; imported for such a network only, so that nobody else waits for Flax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+from flax import linen, nnx
+
+from composeprob.errors import NetworkError, WrongTypeError
+from composeprob.factors.randomness import IN_TRAINING
+
+
+class NNXNetwork(eqx.Module):
+    """A Flax NNX module, split into its static graph and its arrays."""
+
+    graphdef: Any = eqx.field(static=True)
+    state: Any
+
+    def __call__(self, x: Any, t: Any, **conditions: Any) -> Any:
+        return nnx.merge(self.graphdef, self.state)(x, t, **conditions)
+
+
+class LinenNetwork(eqx.Module):
+    """A Flax Linen module with its variables."""
+
+    module: linen.Module = eqx.field(static=True)
+    variables: Any
+
+    def __call__(self, x: Any, t: Any, **conditions: Any) -> Any:
+        return self.module.apply(self.variables, x, t, **conditions)
+
+
+def adapt(network: Any) -> eqx.Module | None:
+    """An NNX module, or a Linen ``(module, variables)`` pair, as an Equinox module; None for anything else.
+
+    Raises:
+        WrongTypeError: a Linen module without its variables.
+        NetworkError: a layer of an NNX module is in training mode.
+    """
+    if isinstance(network, nnx.Module):
+        for _, layer in nnx.iter_graph(network):
+            dropout = isinstance(layer, nnx.Dropout) and layer.rate > 0 and not layer.deterministic
+            if dropout or (isinstance(layer, nnx.BatchNorm) and not layer.use_running_average):
+                raise NetworkError(
+                    IN_TRAINING.format(type(layer).__name__), fix="call network.eval() before it becomes a factor."
+                )
+        graphdef, state = nnx.split(network)
+        return NNXNetwork(graphdef, nnx.to_pure_dict(state))
+    if isinstance(network, linen.Module):
+        raise WrongTypeError(
+            f"{type(network).__name__} is a Flax Linen module without its variables.",
+            fix="pass the pair (module, variables), with variables from module.init.",
+        )
+    if isinstance(network, tuple) and len(network) == 2 and isinstance(network[0], linen.Module):
+        return LinenNetwork(*network)
+    return None

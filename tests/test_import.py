@@ -1,0 +1,29 @@
+"""What `import composeprob` and the command line load: nothing that only some programs need."""
+
+import subprocess
+import sys
+
+import pytest
+
+import composeprob
+
+HEAVY = ["arviz", "blackjax", "flax", "matplotlib", "optax", "orbax", "scipy.optimize", "scipy.spatial", "tensorstore"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import composeprob.cli", ["jax", "numpy"]),
+        ("import composeprob; composeprob.program", HEAVY),
+    ],
+)
+def test_modules_that_are_not_loaded(statement, unwanted):
+    code = f"import sys; {statement}; print([name for name in {unwanted} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_unknown_names():
+    with pytest.raises(AttributeError, match="module 'composeprob' has no attribute 'progam'"):
+        _ = composeprob.progam
+    assert {"SMC", "program", "__version__"} <= set(dir(composeprob))

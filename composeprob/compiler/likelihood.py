@@ -6,7 +6,6 @@ in use, because a policy decides what the observations see of a noised site.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -14,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.compiler.arguments import join, split
 from composeprob.compiler.coordinates import bijection_of
-from composeprob.compiler.linear_gaussian import Exact
+from composeprob.compiler.linear_gaussian import Exact, moments
 from composeprob.compiler.tempering import Tempering
+from composeprob.compiler.trace import Source
 from composeprob.ir.nodes import Graph
-from composeprob.language.interpret import Statement, run
+from composeprob.language.interpret import Statement
 from composeprob.schedule import Noise, Schedule
 
 POWERED = ("tempered", "denoised")
@@ -30,9 +29,7 @@ class Likelihood(eqx.Module):
     """log p(z) and the annealed log-likelihood of a program.
 
     Attributes:
-        function: the program's function.
-        arguments: (args, kwargs), as `arguments.split` leaves them: arrays are leaves, so new data reuse compiled
-            code.
+        source: the program; its arrays are leaves, so new data reuse compiled code.
         policies: the policy of each observation, ``"static"`` where it looks at no noised site.
         exact: the observations under ``"exact"``; None where there are none.
         tempering: the powers of those under ``"tempered"`` and ``"denoised"``; None where there are none.
@@ -40,8 +37,7 @@ class Likelihood(eqx.Module):
         rising: the observations of static sites alone, where there are noisy levels: their power rises to 1.
     """
 
-    function: Callable[..., Any] = eqx.field(static=True)
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    source: Source
     policies: dict[str, str] = eqx.field(static=True)
     exact: Exact | None = None
     tempering: Tempering | None = None
@@ -97,7 +93,13 @@ class Likelihood(eqx.Module):
     def exactly(self, xs: dict[str, Array], zs: dict[str, Array], noise: Noise) -> Array:
         """(log p(y | x), log p(y | x₀ = x/α), log p(x)) of the observations that are annealed exactly, shape (3,)."""
         assert self.exact is not None
-        return self.exact(xs, lambda seen: self.replay(seen, zs, noise.index)[0], noise)
+        names = self.exact.names
+
+        def seen(at: dict[str, Array]) -> list[tuple[Array, Array]]:
+            statements, _ = self.replay(at, zs, noise.index)
+            return [moments(statements[name]) for name in names]
+
+        return self.exact(xs, seen, noise)
 
     def replay(self, xs: dict[str, Array], zs: dict[str, Array], level: Any) -> tuple[dict[str, Statement], Array]:
         """Every statement with these values, and Σ log|dz/du| of the static sites' bijections."""
@@ -112,8 +114,7 @@ class Likelihood(eqx.Module):
             log_jacobian = log_jacobian + jnp.sum(bijection.log_abs_det_jacobian(zs[name], value))
             return value
 
-        args, kwargs = join(self.arguments)
-        return run(self.function, args, kwargs, provide, level), log_jacobian
+        return self.source.run(provide, level), log_jacobian
 
     def draw(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         """Static sites drawn from their priors given the noised sites in the data's units, unconstrained."""
@@ -126,8 +127,7 @@ class Likelihood(eqx.Module):
             drawn[name] = bijection_of(distribution, name in self.standardised).inv(value)
             return value
 
-        args, kwargs = join(self.arguments)
-        run(self.function, args, kwargs, provide)
+        self.source.run(provide)
         return drawn
 
 
@@ -147,14 +147,11 @@ def bridge(schedule: Schedule, noise: Noise) -> Array:
     return jnp.clip(way, 0.0, 1.0) ** 2
 
 
-def likelihood_of(
-    graph: Graph, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Likelihood | None:
+def likelihood_of(graph: Graph, source: Source) -> Likelihood | None:
     """The likelihood of a program; None where it has neither static sites nor observations."""
     if not graph.statics and not graph.observations:
         return None
     policies = {o.name: str(o.anneal) for o in graph.observations}
     standardised = frozenset(static.name for static in graph.statics if static.standardised)
     rising = frozenset(o.name for o in graph.observations if o.anneal == "static" and graph.sites)
-    arguments = split(function, (args, kwargs))
-    return Likelihood(function, arguments, policies, standardised=standardised, rising=rising)
+    return Likelihood(source, policies, standardised=standardised, rising=rising)

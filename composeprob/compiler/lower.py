@@ -55,7 +55,6 @@ class Evaluator(Evaluates):
 
     def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
         noise = self.schedule.at(level)
-        drift_ratio = jnp.asarray(self.schedule.drift_ratio)[noise.index]
         xs = {name: position[name] for name in self.marginal}
         zs = {name: value for name, value in position.items() if name not in xs}
 
@@ -104,7 +103,7 @@ class Evaluator(Evaluates):
             log_density=_total([log_prior, log_marginal, log_exact, log_potential]),
             score=score,
             drift=drift,
-            rate=_total([crossed, *(v.rate for v in marginal.values()), drift_ratio * excess]),
+            rate=_total([crossed, *(v.rate for v in marginal.values())]),
             excess=excess,
             log_potential=log_potential,
             log_prior=log_prior,

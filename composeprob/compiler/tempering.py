@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,6 +12,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from composeprob.compiler.conjugate import Prior
+from composeprob.compiler.trace import Traced
 from composeprob.schedule import Noise, Schedule
 
 BLUNTEST = np.exp(4.0)
@@ -61,13 +61,13 @@ class Tempering(eqx.Module):
 
 
 def tempering(
-    likelihood: Any, names: tuple[str, ...], priors: dict[str, Prior | None], shapes: dict[str, tuple[int, ...]],
+    traced: Traced, names: tuple[str, ...], priors: dict[str, Prior | None], shapes: dict[str, tuple[int, ...]],
     schedule: Schedule,
 ) -> Tempering:  # fmt: skip
     """The powers for the observations ``names``, from what the likelihood is at draws of the prior.
 
     Args:
-        likelihood: gives the observations' densities, `Likelihood.replay`.
+        traced: the program.
         names: those observations.
         priors: of each noised site as mixtures of Gaussians; None where it is none, and N(0, 1) stands for it.
         shapes: of each noised site.
@@ -77,7 +77,7 @@ def tempering(
     xs = {name: jnp.asarray(_drawn(rng, priors[name], shape)) for name, shape in shapes.items()}
     blur = schedule.levels.sigma / schedule.levels.alpha
     scales = jnp.exp(jnp.linspace(jnp.log(blur[0]), jnp.log(blur[-1]), SCALES))
-    values, curvatures = _look(likelihood, names, xs, scales, jax.random.key(0))
+    values, curvatures = _look(traced, names, xs, scales, jax.random.key(0))
     return Tempering(_powers(curvatures, scales, blur), _stand_ins(names, values, scales, blur))
 
 
@@ -102,7 +102,7 @@ def _stand_ins(names: tuple[str, ...], values: Array, scales: Array, blur: Array
 
 @eqx.filter_jit
 def _look(
-    likelihood: Any, names: tuple[str, ...], xs: dict[str, Array], scales: Array, key: Array
+    traced: Traced, names: tuple[str, ...], xs: dict[str, Array], scales: Array, key: Array
 ) -> tuple[Array, Array]:
     """Under each scale: log L of every observation at every draw, and the largest curvature of their sum at some."""
 
@@ -111,11 +111,11 @@ def _look(
             flat, back = ravel_pytree(x)
             draw_key, noise_key, way_key = jax.random.split(key, 3)
             flat = flat + scale * jax.random.normal(noise_key, flat.shape)
-            zs = likelihood.draw(draw_key, back(flat))
+            latents = traced.draw(draw_key, back(flat))
 
             def log_likelihoods(flat: Array) -> Array:
-                statements, _ = likelihood.replay(back(flat), zs, 0)
-                return jnp.stack([statements[name].log_prob() for name in names])
+                said = traced.says({**latents, **back(flat)}).log_likelihoods
+                return jnp.stack([said[name] for name in names])
 
             return log_likelihoods, flat, way_key
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ class Product(Factor):
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
     def given(self, **conditions: Any) -> Factor:
-        return Product(factors=_given(self.factors, conditions), powers=self.powers, event_shape=self.event_shape)
+        return dataclasses.replace(self, factors=_given(self.factors, conditions))
 
     def terms(self) -> list[tuple[str, float]]:
         pairs = zip(self.factors, self.powers, strict=True)
@@ -42,20 +43,17 @@ class Mixture(Factor):
         factors: the f_i.
         log_weights: one number per factor.
         calibrated: whether the weights are shares of normalised factors (``weights=``), not raw multipliers.
+        total: what shares summed to as they were given.
     """
 
     factors: tuple[Factor, ...]
     log_weights: tuple[float, ...] = eqx.field(static=True)
     calibrated: bool = eqx.field(static=True)
     event_shape: tuple[int, ...] = eqx.field(static=True)
+    total: float = eqx.field(static=True, default=1.0)
 
     def given(self, **conditions: Any) -> Factor:
-        return Mixture(
-            factors=_given(self.factors, conditions),
-            log_weights=self.log_weights,
-            calibrated=self.calibrated,
-            event_shape=self.event_shape,
-        )
+        return dataclasses.replace(self, factors=_given(self.factors, conditions))
 
     def terms(self) -> list[tuple[str, float]]:
         weights = [math.exp(w) for w in self.log_weights] if self.calibrated else self.log_weights
@@ -147,7 +145,8 @@ def mixture(
         raw = _numbers("log_weights", log_weights)
         if raw.shape != (len(factors),) or not np.all(np.isfinite(raw)):
             raise InvalidValueError(
-                f"log_weights must be {len(factors)} finite numbers, one per factor; got {log_weights!r}."
+                f"log_weights must be {len(factors)} finite numbers, one per factor; got {log_weights!r}.",
+                fix="leave out what shall have no share, as log 0 is no number.",
             )
         return Mixture(factors=factors, log_weights=tuple(raw.tolist()), calibrated=False, event_shape=shape)
     for factor in factors:
@@ -170,6 +169,7 @@ def mixture(
         log_weights=tuple(math.log(w) for _, w in kept),
         calibrated=True,
         event_shape=shape,
+        total=1.0 if weights is None else float(shares.sum()),
     )
 
 
@@ -218,7 +218,7 @@ def _given(factors: tuple[Factor, ...], conditions: dict[str, Any]) -> tuple[Fac
 
 def _check_factors(what: str, factors: tuple[Any, ...]) -> None:
     if not factors:
-        raise InvalidValueError(f"{what} needs at least one factor; got none.")
+        raise InvalidValueError(f"{what} needs at least one factor; got none.", fix="pass the factors to combine.")
     for factor in factors:
         if not isinstance(factor, Factor):
             raise WrongTypeError(

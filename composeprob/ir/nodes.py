@@ -80,10 +80,11 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Σ_i exp(log_weight_i)·child_i."""
+    """Σ_i exp(log_weight_i)·child_i; ``total`` is what shares summed to before they were normalised."""
 
     children: tuple[Node, ...]
     log_weights: tuple[float, ...]
+    total: float = 1.0
 
 
 Node = Leaf | Product | Mixture
@@ -131,11 +132,12 @@ class Observation:
 
 @dataclass(frozen=True, eq=False)
 class Static:
-    """A NumPyro latent: the shape of its value, the name of its prior, and whether its coordinate is standardised by
-    the prior's location and scale, as these follow a noised site."""
+    """A NumPyro latent: the shapes of its value and of its unconstrained coordinate, the name of its prior, and whether
+    the coordinate is standardised by the prior's location and scale, as these follow a noised site."""
 
     name: str
     shape: tuple[int, ...]
+    coordinate: tuple[int, ...]
     distribution: str
     where: str
     standardised: bool = False

@@ -269,7 +269,9 @@ def _centres(modes: Any, factor: LeafFactor) -> np.ndarray:
     try:
         centres = np.asarray(modes, np.float64)
     except (TypeError, ValueError) as error:
-        raise WrongTypeError(f"modes must be an array; got {type(modes).__name__}.") from error
+        raise WrongTypeError(
+            f"modes must be an array; got {type(modes).__name__}.", fix="pass the modes' centres, one a row."
+        ) from error
     if centres.ndim == 0 or centres.shape[1:] != factor.event_shape or not len(centres):
         raise ShapeError(
             f"modes has shape {centres.shape}, but events of factor '{factor.label}' have {factor.event_shape}.",
@@ -291,7 +293,9 @@ def _check(factor: Any, key: Any, num_chains: Any, repeats: Any) -> None:
         )
     for name, value, least in (("num_chains", num_chains, 2), ("repeats", repeats, 2)):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-            raise InvalidValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+            raise InvalidValueError(
+                f"{name} must be a whole number of at least {least}; got {value!r}.", fix="pass an int, such as 8."
+            )
     if factor.event_shape is None:
         raise ShapeError(
             f"Factor '{getattr(factor, 'label', '')}' does not say for which events it is, so nothing can be "

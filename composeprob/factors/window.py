@@ -65,9 +65,14 @@ def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...
             fix=f"pass a canvas_shape of {len(event)} axes.",
         )
     if not isinstance(scale, int) or scale < 1:
-        raise InvalidValueError(f"A window's scale must be a whole number ≥ 1; got {scale!r}.")
+        raise InvalidValueError(
+            f"A window's scale must be a whole number ≥ 1; got {scale!r}.",
+            fix="pass how many pixels of the canvas, along each axis, one of the window averages.",
+        )
     if len(offset) > len(canvas):
-        raise ShapeError(f"offset {offset} has more axes than the canvas {canvas}.")
+        raise ShapeError(
+            f"offset {offset} has more axes than the canvas {canvas}.", fix=f"pass at most {len(canvas)} numbers."
+        )
     start = offset + (0,) * (len(canvas) - len(offset))
     block = (scale,) * len(canvas) if len(canvas) != 3 else (scale, scale, 1)
     for axis, (o, size, b, total) in enumerate(zip(start, event, block, canvas, strict=True)):

@@ -14,13 +14,14 @@ from jax import Array
 
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected, prior_of
-from composeprob.compiler.likelihood import POWERED, Likelihood
+from composeprob.compiler.likelihood import Likelihood, policies_of
 from composeprob.compiler.linear_gaussian import Exact, Stack, measure, stack_of, stacked, unravel
 from composeprob.compiler.tempering import tempering
 from composeprob.compiler.trace import Traced
 from composeprob.errors import CapabilityError
 from composeprob.factors.gaussians import Gaussians, joint
 from composeprob.ir.nodes import Graph, Observation, Site
+from composeprob.language.policies import POLICIES
 
 DRAWS = 4
 """How many draws of the program's latents show which measurement looks at which entry."""
@@ -38,7 +39,7 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     Raises:
         CapabilityError: an observation asks for ``exact``, and it is not possible.
     """
-    asking = [o for o in graph.observations if o.anneal in (None, "exact")]
+    asking = [o for o in graph.observations if o.anneal is None or o.anneal.closed_form]
     if likelihood is None:
         return graph, likelihood
     if not asking:
@@ -64,7 +65,7 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
         bridged = any(o.depends_on - sites.keys() for o in asking if o.name in names)
         exact = _groups(traced, names, shapes, priors, xs, bridged, reasons)
     for o in asking:
-        if o.anneal == "exact" and o.name in reasons:
+        if o.anneal is not None and o.name in reasons:
             raise CapabilityError(
                 f"Observation {o.name!r} cannot be annealed exactly: {reasons[o.name]}.",
                 where=o.where,
@@ -75,13 +76,12 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     sentence = "; ".join(text for o, text in zip(graph.observations, sentences, strict=True) if o.anneal is None)
     graph = replace(graph, observations=settled)
     graph = graph.noted("anneal", sentence) if sentence else graph
-    policies = {o.name: str(o.anneal) for o in settled}
-    return graph, _tempered(graph, replace(likelihood, policies=policies, exact=exact), traced)
+    return graph, _tempered(graph, replace(likelihood, policies=policies_of(graph), exact=exact), traced)
 
 
 def _tempered(graph: Graph, likelihood: Likelihood, traced: Traced) -> Likelihood:
     """The likelihood with the powers of what is raised to one."""
-    names = tuple(name for name, policy in likelihood.policies.items() if policy in POWERED)
+    names = tuple(name for name, policy in likelihood.policies.items() if policy.measured)
     if not names:
         return likelihood
     assert graph.schedule is not None
@@ -92,7 +92,7 @@ def _tempered(graph: Graph, likelihood: Likelihood, traced: Traced) -> Likelihoo
 
 
 def _settled(o: Observation, reasons: dict[str, str]) -> Observation:
-    return replace(o, anneal="tempered" if o.name in reasons else "exact")
+    return replace(o, anneal=POLICIES["tempered" if o.name in reasons else "exact"])
 
 
 def _since(o: Observation, reasons: dict[str, str]) -> str:

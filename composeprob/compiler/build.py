@@ -37,6 +37,7 @@ from composeprob.ir.nodes import (
 from composeprob.ir.normaliser import Normaliser
 from composeprob.language.checks import check_draw
 from composeprob.language.interpret import Provide, Statement, run, unwrap
+from composeprob.language.policies import Unannealed
 from composeprob.language.program import Program
 
 Names = list[tuple[LeafFactor, str]]
@@ -83,7 +84,7 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
             passed = {n: own if n in following else frozenset() for n, own in dependencies.items()}
             seen = frozenset(ancestors(s.name, {**passed, s.name: dependencies[s.name]}))
             looks_at = frozenset(n for n in seen if latents[n].kind == "noised")
-            policy, kind = s.anneal if looks_at else "static", describe(s.distribution)
+            policy, kind = s.anneal if looks_at else Unannealed(), describe(s.distribution)
             observations.append(Observation(s.name, policy, dependencies[s.name], looks_at, kind, s.where))
     for o in observations:
         if not o.depends_on:

@@ -14,13 +14,14 @@ from composeprob.compiler import predictive
 from composeprob.compiler.batches import Batch, OnDemand, batch_of
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
-from composeprob.compiler.likelihood import Likelihood, bridge
+from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation
 from composeprob.factors.algebra import leaves as factor_leaves
 from composeprob.factors.energy import Energy
 from composeprob.factors.precision import in_precision
 from composeprob.ir.nodes import Graph, Node, Product, leaves
+from composeprob.language.policies import bridge
 from composeprob.schedule import Noise, Schedule
 
 
@@ -170,8 +171,8 @@ class Evaluator(Evaluates):
 
     @property
     def plain(self) -> bool:
-        tempered = self.likelihood is not None and "tempered" in self.likelihood.policies.values()
-        return tempered or any(energy is not None for energy in self.energies.values())
+        plain = self.likelihood is not None and any(policy.plain for policy in self.likelihood.policies.values())
+        return plain or any(energy is not None for energy in self.energies.values())
 
     def plain_potential(self, position: dict[str, Array], level: Array | int) -> Array:
         noise = self.schedule.at(level)
@@ -180,7 +181,7 @@ class Evaluator(Evaluates):
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
         terms = [energy(outputs).log_density for energy in self.energies.values() if energy is not None]
         if self.likelihood is not None:
-            terms.append(self.likelihood.tempered(xs, zs, noise))
+            terms.append(self.likelihood.plain(xs, zs, self.schedule, noise))
         total = _total(terms)
         assert total is not None  # energies and likelihoods have values
         return total

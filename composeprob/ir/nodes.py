@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from composeprob.factors.base import LeafFactor
+from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
 
 
@@ -113,7 +114,7 @@ class Observation:
     """
 
     name: str
-    anneal: str | None
+    anneal: Policy | None
     depends_on: frozenset[str]
     looks_at: frozenset[str]
     distribution: str

@@ -53,7 +53,7 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
         lines.append(f"    {s.name}: static {s.shape}, {s.distribution} prior{coordinate}, at {s.where}")
     for o in graph.observations:
         policy = f"annealed '{o.anneal}'"
-        if o.anneal == "static":
+        if not o.looks_at:
             policy = "its power rising to 1" if graph.sites else "not annealed"
         lines.append(f"    {o.name}: {o.kind}, {policy}, at {o.where}")
     if graph.schedule is not None:

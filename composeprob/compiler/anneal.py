@@ -17,7 +17,7 @@ from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, conne
 from composeprob.compiler.likelihood import Likelihood, policies_of
 from composeprob.compiler.linear_gaussian import Exact, Stack, measure, stack_of, stacked, unravel
 from composeprob.compiler.tempering import tempering
-from composeprob.compiler.trace import Traced
+from composeprob.compiler.trace import RUNS_ONCE, Traced
 from composeprob.errors import CapabilityError
 from composeprob.factors.gaussians import Gaussians, joint
 from composeprob.ir.nodes import Graph, Observation, Site
@@ -54,7 +54,7 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     reasons: dict[str, str] = {}
     for o in asking:
         known = [priors[name] for name in sorted(o.looks_at)]
-        reason = next((p for p in known if isinstance(p, str)), None) or traced.reasons[o.name]
+        reason = next((p for p in known if isinstance(p, str)), None) or traced.code.reasons[o.name]
         reasons |= {o.name: reason} if reason else {}
     hopeful = [o.name for o in asking if o.name not in reasons]
     if hopeful and _not_linear(traced, hopeful, shapes, latents):  # all at once, and only then each by itself
@@ -141,8 +141,9 @@ def _depends(function: Callable[[Array], Any], x: np.ndarray) -> bool:
     return False
 
 
-@eqx.filter_jit
-def _look(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]) -> tuple[Array, Array, Array]:
+def _looked_at(
+    traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]
+) -> tuple[Array, Array, Array]:
     """For some draws of the static sites: A (DRAWS, M, D), Σ (DRAWS, M, M), and the error of A·x + b at x."""
 
     def one(key: Array) -> tuple[Array, Array, Array]:
@@ -160,6 +161,9 @@ def _look(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, 
     return jax.vmap(one)(jax.random.split(jax.random.key(0), DRAWS))
 
 
+_look: Any = eqx.filter_jit(_looked_at, compiler_options=RUNS_ONCE)  # type: ignore[call-overload]
+
+
 def _groups(
     traced: Traced,
     names: tuple[str, ...],
@@ -171,7 +175,7 @@ def _groups(
 ) -> Exact | None:
     """The measurements sorted into groups that share nothing; None after a reason against some was added."""
     slopes, covariances, errors = (np.asarray(a) for a in _look(traced, names, shapes, xs))
-    sizes = [traced.residuals[name].size for name in names]
+    sizes = [traced.code.shapes.moments[name][0].size for name in names]
     owner = np.repeat(np.arange(len(names)), sizes)  # the observation that each row of the measurement belongs to
     off = {names[i] for i in owner[np.abs(errors).max(0) > 1e-3]}
     if off:  # a derivative that was stopped or replaced

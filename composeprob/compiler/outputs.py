@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from composeprob.compiler.trace import RUNS_ONCE
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.parameterizations import ENERGIES, SCORES, with_number
 from composeprob.factors.precision import Rounded
@@ -119,5 +120,4 @@ def _evaluate(factor: Diffusion, x: Any, noise: Noise, conditions: dict[str, Any
     return jax.vmap(lambda event: network(event, factor.time_at(noise), **conditions))(x)
 
 
-_once: Any = eqx.filter_jit(_evaluate, compiler_options={"xla_backend_optimization_level": 0})  # type: ignore[call-overload]
-"""It runs once, so making it fast would take longer than running it."""
+_once: Any = eqx.filter_jit(_evaluate, compiler_options=RUNS_ONCE)  # type: ignore[call-overload]

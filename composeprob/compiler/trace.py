@@ -28,6 +28,9 @@ from composeprob.factors.precision import rebind
 from composeprob.language.interpret import Provide, Redraw, Statement, masked, run, unwrap
 from composeprob.language.program import Program
 
+RUNS_ONCE = {"xla_backend_optimization_level": 0}
+"""Options of XLA for what runs once: making it fast would take longer than running it."""
+
 
 class Source(eqx.Module):
     """A program with its arguments, to be run again.
@@ -87,21 +90,12 @@ class Traced(eqx.Module):
 
     Attributes:
         source: the program.
-        code: its trace, a function of the source's arrays, the latents and a key.
+        code: its trace, a function of the source's arrays, the latents and a key; and why each observation's noise is
+            not Gaussian, as far as its distribution tells, None where it is.
     """
 
     source: Source
     code: _Code = eqx.field(static=True)
-
-    @property
-    def reasons(self) -> dict[str, str | None]:
-        """Why each observation's noise is not Gaussian, as far as its distribution tells; None where it is."""
-        return self.code.reasons
-
-    @property
-    def residuals(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What the residual of each Gaussian observation looks like."""
-        return {name: residual for name, (residual, _) in self.code.shapes.moments.items()}
 
     def says(self, latents: dict[str, Array]) -> Says:
         """What the statements say at these latents: noised sites in the data's units, static ones constrained."""
@@ -153,7 +147,9 @@ def trace(
     function = program.function
     paths, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs))
     arrays = [i for i, (_, leaf) in enumerate(paths) if is_data(leaf)]
-    outside = set(arrays) - _inside_factors((args, kwargs))
+    factors = [f for f in jax.tree.leaves((args, kwargs), is_leaf=_is_factor) if _is_factor(f)]
+    inside = {id(array) for array in jax.tree.leaves(factors)}
+    outside = {i for i in arrays if id(paths[i][1]) not in inside}
     concrete, eager, asks = set[int](), False, list[str]()
     while True:
         wrapped = [Concrete(leaf) if i in concrete else leaf for i, (_, leaf) in enumerate(paths)]
@@ -227,14 +223,8 @@ def _with_arrays(arguments: Any, arrays: list[Any]) -> Any:
     return jax.tree.map(lambda leaf: next(others) if is_data(leaf) else leaf, arguments)
 
 
-def _inside_factors(arguments: Any) -> set[int]:
-    """Which leaves of the arguments are arrays of factors."""
-    marked = jax.tree.map(
-        lambda node: jax.tree.map(lambda _: isinstance(node, Factor), node),
-        arguments,
-        is_leaf=lambda node: isinstance(node, Factor),
-    )
-    return {i for i, inside in enumerate(jax.tree.leaves(marked)) if inside}
+def _is_factor(node: Any) -> bool:
+    return isinstance(node, Factor)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,7 +13,6 @@ import numpy as np
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors import show
 from composeprob.factors.base import Factor, LeafFactor
-from composeprob.factors.calibrated import CalibratedExpression
 
 
 class Product(Factor):
@@ -27,6 +26,14 @@ class Product(Factor):
     factors: tuple[Factor, ...]
     powers: tuple[float, ...] = eqx.field(static=True)
     event_shape: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def children(self) -> tuple[Factor, ...]:
+        return self.factors
+
+    @property
+    def normalised(self) -> bool:
+        return self.powers == (1.0,) and self.factors[0].normalised
 
     def given(self, **conditions: Any) -> Factor:
         return dataclasses.replace(self, factors=_given(self.factors, conditions))
@@ -51,6 +58,14 @@ class Mixture(Factor):
     calibrated: bool = eqx.field(static=True)
     event_shape: tuple[int, ...] = eqx.field(static=True)
     total: float = eqx.field(static=True, default=1.0)
+
+    @property
+    def children(self) -> tuple[Factor, ...]:
+        return self.factors
+
+    @property
+    def normalised(self) -> bool:
+        return self.calibrated
 
     def given(self, **conditions: Any) -> Factor:
         return dataclasses.replace(self, factors=_given(self.factors, conditions))
@@ -150,7 +165,7 @@ def mixture(
             )
         return Mixture(factors=factors, log_weights=tuple(raw.tolist()), calibrated=False, event_shape=shape)
     for factor in factors:
-        if not _normalised(factor):
+        if not factor.normalised:
             names = ", ".join(f"'{leaf.label}'" for leaf in leaves(factor))
             raise CapabilityError(
                 f"Mixture weights are shares only of normalised densities, and the normaliser of {names} is unknown.",
@@ -175,23 +190,7 @@ def mixture(
 
 def leaves(factor: Factor) -> list[LeafFactor]:
     """Every leaf of an expression, left to right."""
-    if isinstance(factor, LeafFactor):
-        return [factor]
-    children = factor.factors if isinstance(factor, (Product, Mixture)) else (factor.factor,)  # type: ignore[attr-defined]
-    return [leaf for child in children for leaf in leaves(child)]
-
-
-def _normalised(factor: Factor) -> bool:
-    if isinstance(factor, CalibratedExpression):
-        return True
-    if isinstance(factor, LeafFactor):
-        return "normalised" in factor.capabilities
-    if isinstance(factor, Mixture):
-        return factor.calibrated
-    if isinstance(factor, Product):
-        return factor.powers == (1.0,) and _normalised(factor.factors[0])
-    # A window: over the whole canvas it is its factor; one that leaves entries free has no finite integral.
-    return factor.event_shape == factor.factor.event_shape and _normalised(factor.factor)  # type: ignore[attr-defined]
+    return [factor] if isinstance(factor, LeafFactor) else [leaf for part in factor.children for leaf in leaves(part)]
 
 
 def _numbers(what: str, values: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -27,9 +28,16 @@ class Window(Factor):
     offset: tuple[int, ...] = eqx.field(static=True)
     block: tuple[int, ...] = eqx.field(static=True)
 
+    @property
+    def children(self) -> tuple[Factor, ...]:
+        return (self.factor,)
+
+    @property
+    def normalised(self) -> bool:  # one that leaves entries free has no finite integral
+        return self.event_shape == self.factor.event_shape and self.factor.normalised
+
     def given(self, **conditions: Any) -> Factor:
-        inner = self.factor.given(**conditions)
-        return Window(factor=inner, event_shape=self.event_shape, offset=self.offset, block=self.block)
+        return dataclasses.replace(self, factor=self.factor.given(**conditions))
 
     def terms(self) -> list[tuple[str, float]]:
         scale = f", scale {max(self.block)}" if max(self.block) > 1 else ""

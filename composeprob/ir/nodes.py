@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -89,6 +89,7 @@ class Mixture:
 
 
 Node = Leaf | Product | Mixture
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +225,17 @@ def walk(node: Node) -> Iterator[Node]:
 def leaves(node: Node) -> list[Leaf]:
     """The leaves below a node, left to right."""
     return [n for n in walk(node) if isinstance(n, Leaf)]
+
+
+def fold(
+    node: Node, leaf: Callable[[Leaf], V], product: Callable[[Product, list[V]], V],
+    mixture: Callable[[Mixture, list[V]], V],
+) -> V:  # fmt: skip
+    """What an expression is worth, from what its parts are worth."""
+    if isinstance(node, Leaf):
+        return leaf(node)
+    values = [fold(child, leaf, product, mixture) for child in node.children]
+    return product(node, values) if isinstance(node, Product) else mixture(node, values)
 
 
 def rewrite_leaves(node: Node, rewrite: Callable[[Leaf], Leaf]) -> Node:

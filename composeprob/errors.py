@@ -107,7 +107,6 @@ class VerificationError(ComposeProbError, ValueError):
 
 _LIBRARIES = frozenset(
     {
-        "composeprob",
         "contextlib",
         "equinox",
         "flax",
@@ -122,6 +121,11 @@ _LIBRARIES = frozenset(
 _COMMAND_LINE = "composeprob.cli"
 
 
+def is_library(module: str) -> bool:
+    """Whether a module belongs to a library that programs are written with, other than this one."""
+    return module.split(".")[0] in _LIBRARIES
+
+
 def caller(inside: FrameType | None = None) -> str | None:
     """``"file.py:line"`` of the innermost frame outside of libraries; None where there is only the command line.
 
@@ -133,7 +137,7 @@ def caller(inside: FrameType | None = None) -> str | None:
         module = frame.f_globals.get("__name__") or ""
         if module.startswith(_COMMAND_LINE):
             return None
-        if module.split(".")[0] not in _LIBRARIES:
+        if module.split(".")[0] != "composeprob" and not is_library(module):
             return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return None

@@ -3,7 +3,9 @@
 Places are lines of this file. The compiled driver is replaced by one that fails, so that nothing here can get to it.
 """
 
+import ast
 import re
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -443,6 +445,18 @@ def test_every_error_is_also_a_builtin_one():
         if kind is not errors.ComposeProbError:
             assert issubclass(kind, errors.ComposeProbError)
             assert issubclass(kind, (ValueError, TypeError)), name
+
+
+def test_every_error_says_how_to_fix_it():
+    calls = [
+        (path, node)
+        for path in Path(cp.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", None)) in errors.__all__
+    ]
+    assert len(calls) > 200
+    without = [f"{path.name}:{n.lineno}" for path, n in calls if "fix" not in {k.arg for k in n.keywords}]
+    assert without == []
 
 
 def test_the_command_line_has_no_place_in_a_program():

@@ -10,18 +10,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax import Array
 
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected, prior_of
-from composeprob.compiler.likelihood import POWERED, Likelihood
-from composeprob.compiler.linear_gaussian import Exact, Stack, measure, moments, stack_of, stacked, unravel
+from composeprob.compiler.likelihood import Likelihood, policies_of
+from composeprob.compiler.linear_gaussian import Exact, Stack, measure, stack_of, stacked, unravel
 from composeprob.compiler.tempering import tempering
+from composeprob.compiler.trace import RUNS_ONCE, Traced
 from composeprob.errors import CapabilityError
 from composeprob.factors.gaussians import Gaussians, joint
 from composeprob.ir.nodes import Graph, Observation, Site
-from composeprob.language.interpret import Statement, masked, unwrap
+from composeprob.language.policies import POLICIES
 
 DRAWS = 4
 """How many draws of the program's latents show which measurement looks at which entry."""
@@ -29,7 +29,7 @@ DRAWS = 4
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def anneal(graph: Graph, likelihood: Likelihood | None) -> tuple[Graph, Likelihood | None]:
+def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple[Graph, Likelihood | None]:
     """Settle the policy of every observation that left it open: ``exact`` where that is possible, else ``tempered``.
 
     It is possible for y = A·x + b + noise, A, b and the noise's covariance constant or functions of static sites,
@@ -39,35 +39,33 @@ def anneal(graph: Graph, likelihood: Likelihood | None) -> tuple[Graph, Likeliho
     Raises:
         CapabilityError: an observation asks for ``exact``, and it is not possible.
     """
-    asking = [o for o in graph.observations if o.anneal in (None, "exact")]
+    asking = [o for o in graph.observations if o.anneal is None or o.anneal.closed_form]
     if likelihood is None:
         return graph, likelihood
     if not asking:
-        return graph, _tempered(graph, likelihood)
+        return graph, _tempered(graph, likelihood, traced)
     sites = {site.name: site for site in graph.sites}
     looked_at = {name for o in asking for name in o.looks_at}
     shapes = tuple((name, site.shape) for name, site in sites.items() if name in looked_at)
     priors = {name: _prior(site) for name, site in sites.items() if name in looked_at}
-    key = jax.random.key(0)
-    xs = {name: jax.random.normal(jax.random.fold_in(key, i), s.shape) for i, (name, s) in enumerate(sites.items())}
-    zs = likelihood.draw(key, xs)
-    replay = lambda seen: likelihood.replay(seen, zs, 0)[0]  # noqa: E731
-    statements = replay(xs)
+    rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
+    xs = {name: rng.standard_normal(site.shape).astype(float_) for name, site in sites.items()}
+    latents = {static.name: np.zeros(static.shape, float_) for static in graph.statics} | xs
     reasons: dict[str, str] = {}
     for o in asking:
         known = [priors[name] for name in sorted(o.looks_at)]
-        reason = next((p for p in known if isinstance(p, str)), None) or _not_gaussian(statements[o.name])
+        reason = next((p for p in known if isinstance(p, str)), None) or traced.code.reasons[o.name]
         reasons |= {o.name: reason} if reason else {}
     hopeful = [o.name for o in asking if o.name not in reasons]
-    if hopeful and _not_linear(hopeful, shapes, replay, xs):  # all at once, and only then each by itself
-        found = {name: _not_linear([name], shapes, replay, xs) for name in hopeful}
+    if hopeful and _not_linear(traced, hopeful, shapes, latents):  # all at once, and only then each by itself
+        found = {name: _not_linear(traced, [name], shapes, latents) for name in hopeful}
         reasons |= {name: reason for name, reason in found.items() if reason}
     exact = None
     while (names := tuple(o.name for o in asking if o.name not in reasons)) and exact is None:
         bridged = any(o.depends_on - sites.keys() for o in asking if o.name in names)
-        exact = _groups(likelihood, names, shapes, priors, key, xs, bridged, reasons)
+        exact = _groups(traced, names, shapes, priors, xs, bridged, reasons)
     for o in asking:
-        if o.anneal == "exact" and o.name in reasons:
+        if o.anneal is not None and o.name in reasons:
             raise CapabilityError(
                 f"Observation {o.name!r} cannot be annealed exactly: {reasons[o.name]}.",
                 where=o.where,
@@ -78,24 +76,23 @@ def anneal(graph: Graph, likelihood: Likelihood | None) -> tuple[Graph, Likeliho
     sentence = "; ".join(text for o, text in zip(graph.observations, sentences, strict=True) if o.anneal is None)
     graph = replace(graph, observations=settled)
     graph = graph.noted("anneal", sentence) if sentence else graph
-    policies = {o.name: str(o.anneal) for o in settled}
-    return graph, _tempered(graph, replace(likelihood, policies=policies, exact=exact))
+    return graph, _tempered(graph, replace(likelihood, policies=policies_of(graph), exact=exact), traced)
 
 
-def _tempered(graph: Graph, likelihood: Likelihood) -> Likelihood:
+def _tempered(graph: Graph, likelihood: Likelihood, traced: Traced) -> Likelihood:
     """The likelihood with the powers of what is raised to one."""
-    names = tuple(name for name, policy in likelihood.policies.items() if policy in POWERED)
+    names = tuple(name for name, policy in likelihood.policies.items() if policy.measured)
     if not names:
         return likelihood
     assert graph.schedule is not None
     shapes = {site.name: site.shape for site in graph.sites}
     found = {site.name: _prior(site) for site in graph.sites}
     priors = {name: prior if isinstance(prior, Prior) else None for name, prior in found.items()}
-    return replace(likelihood, tempering=tempering(likelihood, names, priors, shapes, graph.schedule))
+    return replace(likelihood, tempering=tempering(traced, names, priors, shapes, graph.schedule))
 
 
 def _settled(o: Observation, reasons: dict[str, str]) -> Observation:
-    return replace(o, anneal="tempered" if o.name in reasons else "exact")
+    return replace(o, anneal=POLICIES["tempered" if o.name in reasons else "exact"])
 
 
 def _since(o: Observation, reasons: dict[str, str]) -> str:
@@ -116,26 +113,14 @@ def _prior(site: Site) -> Prior | str:
     return prior
 
 
-def _not_gaussian(statement: Statement) -> str | None:
-    """Why the measurement's noise is not Gaussian, as far as its distribution tells."""
-    if masked(statement.distribution) or statement.scale is not None:
-        return "a handler masks or scales it"
-    inner = unwrap(statement.distribution)
-    if type(inner) not in (dist.Normal, dist.MultivariateNormal):
-        if isinstance(inner, dist.Unit):
-            return "it is soft evidence, not a Gaussian measurement"
-        return f"its distribution is {type(inner).__name__}, not Normal or MultivariateNormal"
-    return None
-
-
-def _not_linear(names: list[str], shapes: Shapes, replay: Callable[[Any], Any], xs: dict[str, Array]) -> str | None:
+def _not_linear(traced: Traced, names: list[str], shapes: Shapes, latents: dict[str, Any]) -> str | None:
     """Why some of these measurements are not A·x + b + noise with A and the noise free of x."""
 
     def at(flat: Array, which: int) -> list[Array]:
-        statements = replay({**xs, **unravel(flat, shapes)})
-        return [moments(statements[name])[which] for name in names]
+        said = traced.says({**latents, **unravel(flat, shapes)}).moments
+        return [said[name][which] for name in names]
 
-    flat = jnp.concatenate([jnp.ravel(xs[n]) for n, _ in shapes])
+    flat = np.concatenate([np.ravel(latents[n]) for n, _ in shapes])
     try:
         if _depends(lambda x: at(x, 1), flat):
             return "the spread of its noise depends on what it measures"
@@ -146,46 +131,52 @@ def _not_linear(names: list[str], shapes: Shapes, replay: Callable[[Any], Any], 
     return None
 
 
-def _depends(function: Callable[[Array], Any], x: Array) -> bool:
+def _depends(function: Callable[[Array], Any], x: np.ndarray) -> bool:
     """Whether a function's value depends on its argument, read off its trace: `jax.vmap` refuses to give ONE value."""
-    jax.eval_shape(jax.vmap(function), jnp.stack([x, x]))  # another error than that one shows itself here
+    jax.eval_shape(jax.vmap(function), np.stack([x, x]))  # another error than that one shows itself here
     try:
-        jax.eval_shape(jax.vmap(function, out_axes=None), jnp.stack([x, x]))
+        jax.eval_shape(jax.vmap(function, out_axes=None), np.stack([x, x]))
     except ValueError:
         return True
     return False
 
 
-@eqx.filter_jit
-def _look(
-    likelihood: Likelihood, names: tuple[str, ...], shapes: Shapes, key: Array, xs: dict[str, Array]
+def _looked_at(
+    traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]
 ) -> tuple[Array, Array, Array]:
     """For some draws of the static sites: A (DRAWS, M, D), Σ (DRAWS, M, M), and the error of A·x + b at x."""
 
     def one(key: Array) -> tuple[Array, Array, Array]:
-        zs = likelihood.draw(key, xs)
-        replay = lambda seen: likelihood.replay(seen, zs, 0)[0]  # noqa: E731
-        y, a, covariance = measure(names, shapes, replay, jax.tree.map(jnp.zeros_like, xs))
-        there, _, _ = measure(names, shapes, replay, xs)
+        latents = traced.draw(key, xs)
+
+        def seen(at: dict[str, Array]) -> list[tuple[Array, Array]]:
+            said = traced.says({**latents, **at}).moments
+            return [said[name] for name in names]
+
+        y, a, covariance = measure(shapes, seen, jax.tree.map(jnp.zeros_like, xs))
+        there, _, _ = measure(shapes, seen, xs)
         flat = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in shapes])
         return a, covariance, (y - a @ flat - there) / (1.0 + jnp.abs(y) + jnp.abs(a) @ jnp.abs(flat))
 
-    return jax.vmap(one)(jax.random.split(key, DRAWS))
+    return jax.vmap(one)(jax.random.split(jax.random.key(0), DRAWS))
+
+
+_look: Any = eqx.filter_jit(_looked_at, compiler_options=RUNS_ONCE)  # type: ignore[call-overload]
 
 
 def _groups(
-    likelihood: Likelihood,
+    traced: Traced,
     names: tuple[str, ...],
     shapes: Shapes,
     priors: dict[str, Any],
-    key: Array,
-    xs: dict[str, Array],
+    xs: dict[str, Any],
     bridged: bool,
     reasons: dict[str, str],
 ) -> Exact | None:
     """The measurements sorted into groups that share nothing; None after a reason against some was added."""
-    slopes, covariances, errors = (np.asarray(a) for a in _look(likelihood, names, shapes, key, xs))
-    owner = _owners(likelihood, names, xs, key)
+    slopes, covariances, errors = (np.asarray(a) for a in _look(traced, names, shapes, xs))
+    sizes = [traced.code.shapes.moments[name][0].size for name in names]
+    owner = np.repeat(np.arange(len(names)), sizes)  # the observation that each row of the measurement belongs to
     off = {names[i] for i in owner[np.abs(errors).max(0) > 1e-3]}
     if off:  # a derivative that was stopped or replaced
         reasons |= dict.fromkeys(off, "its mean is not a linear function of what it measures")
@@ -221,10 +212,3 @@ def _groups(
     looked_at = {name for name, prior in priors.items() if isinstance(prior, Prior)}
     marginal = all(priors[name].marginal for name in looked_at)
     return Exact(stacked(groups), inside, names, shapes, marginal, bridged)
-
-
-def _owners(likelihood: Likelihood, names: tuple[str, ...], xs: dict[str, Array], key: Array) -> np.ndarray:
-    """Which observation each row of the measurement belongs to."""
-    statements = likelihood.replay(xs, likelihood.draw(key, xs), 0)[0]
-    sizes = [moments(statements[name])[0].size for name in names]
-    return np.repeat(np.arange(len(names)), sizes)

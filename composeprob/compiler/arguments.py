@@ -1,20 +1,20 @@
 """Which of a program's arguments are data, and which shape the program itself.
 
-A program with observations is run again inside compiled code. Its array arguments are then traced, so that new data
-reuse the code; but one that becomes a power or a mixture weight must be a number when the algebra is built.
+A program with observations is run again inside compiled code. Its array arguments are data: they are traced there, so
+that new data reuse the code. One whose value the program's Python asks for (a power, a mixture weight, the condition of
+an ``if``) must be a number when the program is run, and another value compiles anew. Python's own numbers, floats too,
+are settings: they are never traced.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
-
-from composeprob.compiler.build import draw
-from composeprob.language.interpret import run
 
 
 class Concrete:
@@ -31,32 +31,20 @@ class Concrete:
         return hash(self._key)
 
 
-def split(function: Callable[..., Any], arguments: Any) -> Any:
-    """``(args, kwargs)`` with every array that the program cannot take as a tracer wrapped in `Concrete`."""
-    leaves, treedef = jax.tree.flatten(arguments)
-    arrays = [i for i, leaf in enumerate(leaves) if eqx.is_array(leaf) or isinstance(leaf, np.ndarray)]
-
-    def traceable(indices: list[int]) -> bool:
-        def trace(values: list[Any]) -> None:
-            filled = list(leaves)
-            for i, value in zip(indices, values, strict=True):
-                filled[i] = value
-            args, kwargs = jax.tree.unflatten(treedef, filled)
-            run(function, args, kwargs, draw(jax.random.key(0)))
-
-        try:
-            jax.eval_shape(trace, [leaves[i] for i in indices])
-        except Exception:  # the program ran with numbers: whatever fails now fails because of a tracer
-            return False
-        return True
-
-    if not traceable(arrays):
-        for i in arrays:
-            if not traceable([i]):
-                leaves[i] = Concrete(leaves[i])
-    return jax.tree.unflatten(treedef, leaves)
-
-
 def join(arguments: Any) -> Any:
     """``(args, kwargs)`` as the program's function takes them."""
     return jax.tree.map(lambda leaf: leaf.array if isinstance(leaf, Concrete) else leaf, arguments)
+
+
+def is_data(leaf: Any) -> bool:
+    """Whether a leaf of the arguments is an array."""
+    return eqx.is_array(leaf) or isinstance(leaf, np.ndarray)
+
+
+def name_of(function: Callable[..., Any], path: tuple[Any, ...]) -> str:
+    """The parameter of ``function`` that holds a leaf, by the leaf's path in ``(args, kwargs)``."""
+    where, which = path[0].idx, path[1]
+    if where == 1:
+        return str(which.key)
+    parameters = list(inspect.signature(function).parameters)
+    return parameters[min(which.idx, len(parameters) - 1)]

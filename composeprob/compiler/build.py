@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpyro.distributions import Distribution
 
-from composeprob.compiler.coordinates import located
+from composeprob.compiler.coordinates import bijection_of, located
 from composeprob.compiler.latents import ancestors, held_for
+from composeprob.compiler.trace import Traced, trace
 from composeprob.errors import ProgramError
 from composeprob.factors import algebra
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
-from composeprob.factors.concrete import NOT_CONCRETE, asked
 from composeprob.factors.show import short
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import (
@@ -33,24 +32,26 @@ from composeprob.ir.nodes import (
     Static,
     rewrite_leaves,
     same_network,
+    walk,
 )
 from composeprob.ir.normaliser import Normaliser
 from composeprob.language.checks import check_draw
-from composeprob.language.interpret import Statement, run, unwrap
+from composeprob.language.interpret import Provide, Statement, run, unwrap
+from composeprob.language.policies import Unannealed
 from composeprob.language.program import Program
 
 Names = list[tuple[LeafFactor, str]]
 
 
-def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
-    """The program as written, not yet simplified.
+def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Traced]:
+    """The program as written, not yet simplified, and its trace. The program is run with numbers, and traced.
 
     Raises:
         ProgramError: the program has no latent site, or asks for the number of one (by ``if``, ``float`` or NumPy).
         DoublyIntractableError: a factor that may not be normalised depends on a latent, and ancestral order is not
             the program's law.
     """
-    statements = run(program.function, args, kwargs, draw(jax.random.key(0)))
+    statements = run(program.function, args, kwargs, draw())
     latents = {s.name: s for s in statements.values() if s.kind in ("noised", "static")}
     if not latents:
         raise ProgramError(
@@ -58,7 +59,8 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
             where=program.where,
             fix="give it at least one cp.sample(name, factor_or_distribution).",
         )
-    dependencies = _dependencies(program, args, kwargs, latents)
+    traced, asks = trace(program, args, kwargs, {name: s.value for name, s in latents.items()})
+    dependencies = traced.dependencies()
     names = program.names_of(args, kwargs)
     sites, statics, observations = [], [], []
     held: frozenset[str] = frozenset()
@@ -73,13 +75,16 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
         elif s.kind == "static":
             follows = any(latents[n].kind == "noised" for n in ancestors(s.name, dependencies))
             standardised = follows and located(s.distribution)
-            statics.append(Static(s.name, jnp.shape(s.value), describe(s.distribution), s.where, standardised))
+            inverse = bijection_of(s.distribution, standardised).inv
+            coordinate = jax.eval_shape(inverse, s.value).shape
+            kind = describe(s.distribution)
+            statics.append(Static(s.name, jnp.shape(s.value), coordinate, kind, s.where, standardised))
         elif s.kind == "observed":
             following = {static.name for static in statics if static.standardised}
             passed = {n: own if n in following else frozenset() for n, own in dependencies.items()}
             seen = frozenset(ancestors(s.name, {**passed, s.name: dependencies[s.name]}))
             looks_at = frozenset(n for n in seen if latents[n].kind == "noised")
-            policy, kind = s.anneal if looks_at else "static", describe(s.distribution)
+            policy, kind = s.anneal if looks_at else Unannealed(), describe(s.distribution)
             observations.append(Observation(s.name, policy, dependencies[s.name], looks_at, kind, s.where))
     for o in observations:
         if not o.depends_on:
@@ -92,23 +97,24 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gr
     graph = Graph(
         program.name, tuple(sites), tuple(statics), tuple(observations), None, (), (), program.where, dims, held
     )
-    if not held:
-        return graph
-    given = ", ".join(site.name for site in sites if site.ancestral)
-    return graph.noted("build", f"ancestral order: {', '.join(sorted(held))} by the prior, then {given} given that")
+    for sentence in [*asks, *itertools.chain(*map(_normalised_weights, sites))]:
+        graph = graph.noted("build", sentence)
+    if held:
+        given = ", ".join(site.name for site in sites if site.ancestral)
+        graph = graph.noted(
+            "build", f"ancestral order: {', '.join(sorted(held))} by the prior, then {given} given that"
+        )
+    return graph, traced
 
 
-def draw(key: Array) -> Any:
-    """A `Provide`: noised sites get standard normals, static ones a draw of their prior."""
-    count = 0
+def draw() -> Provide:
+    """Noised sites get standard normals, static ones a draw of their prior."""
+    rng, count = np.random.default_rng(0), itertools.count()
 
-    def provide(kind: str, name: str, distribution: Distribution) -> Array:
-        nonlocal count
-        count += 1
-        own = jax.random.fold_in(key, count)
+    def provide(kind: str, name: str, distribution: Any) -> Array:
         if kind == "noised":
-            return jax.random.normal(own, distribution.shape())
-        value = distribution.sample(own)
+            return jnp.asarray(rng.standard_normal(distribution.shape()), jnp.result_type(float))
+        value = distribution.sample(jax.random.fold_in(jax.random.key(0), next(count)))
         check_draw(name, value)
         return value
 
@@ -120,40 +126,11 @@ def describe(distribution: Any) -> str:
     return type(unwrap(distribution)).__name__
 
 
-def _dependencies(
-    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], latents: dict[str, Statement]
-) -> dict[str, frozenset[str]]:
-    """For each statement, the latents that its distribution depends on.
-
-    One latent at a time becomes a batch of two under `jax.vmap`: what then holds a tracer depends on it, and
-    everything else stays concrete.
-    """
-    found: dict[str, set[str]] = {}
-    for name in latents:
-
-        def probe(value: Array, name: str = name) -> Array:
-            def provide(kind: str, site: str, distribution: Distribution) -> Any:
-                return value if site == name else latents[site].value
-
-            for s in run(program.function, args, kwargs, provide).values():
-                found.setdefault(s.name, set())
-                parts = jax.tree.leaves((s.distribution, s.value if s.kind == "observed" else None))
-                if s.name != name and any(isinstance(part, jax.core.Tracer) for part in parts):
-                    found[s.name].add(name)
-            return value
-
-        value = jnp.asarray(latents[name].value)
-        try:
-            jax.vmap(probe)(jnp.stack([value, value]))
-        except NOT_CONCRETE as error:
-            does, fix, where = asked(error)
-            raise ProgramError(
-                f"Program '{program.name}' {does} a value that depends on the site {name!r}, which has many values at "
-                "once.",
-                where=where,
-                fix=fix,
-            ) from error
-    return {name: frozenset(others) for name, others in found.items()}
+def _normalised_weights(site: Site) -> list[str]:
+    """What to say of mixtures whose weights did not sum to 1."""
+    totals = {node.total: None for node in walk(site.root) if isinstance(node, Mixture)}
+    off = [total for total in totals if abs(total - 1.0) > 1e-6]
+    return [f"weights of a mixture at {site.name} sum to {total:.6g}; divided by that to be shares" for total in off]
 
 
 def _site_root(statement: Statement, names: Names) -> Node:
@@ -193,7 +170,7 @@ def _node(factor: Factor, region: Region | None, names: Names) -> Node:
         parts = (_node(factor.factor, region, names), Leaf(constant, region, f"{constant.label}(x)"))
         return Product(parts, (1.0, 1.0), normalised=True)
     if isinstance(factor, algebra.Mixture):
-        return Mixture(tuple(_node(f, region, names) for f in factor.factors), factor.log_weights)
+        return Mixture(tuple(_node(f, region, names) for f in factor.factors), factor.log_weights, factor.total)
     assert isinstance(factor, Window)
     if factor.event_shape == factor.factor.event_shape:  # a window over the whole canvas changes nothing
         return _node(factor.factor, region, names)

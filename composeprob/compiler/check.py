@@ -7,7 +7,7 @@ from composeprob.compiler.proper import check_tails
 from composeprob.compiler.signal import check_signal
 from composeprob.compiler.top import check_proper, top_of
 from composeprob.errors import CapabilityError, ComposeProbError
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, leaves
+from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, fold, leaves
 
 
 def check(graph: Graph, networks: bool = True) -> Graph:
@@ -66,13 +66,21 @@ def node_capabilities(node: Node) -> frozenset[str]:
     normaliser is unknown (unless it was calibrated) and its level-k density is not a noised marginal. A mixture of
     normalised parts with shares keeps everything.
     """
-    if isinstance(node, Leaf):
-        whole = node.region is None or node.region.averaged == 1
-        return node.factor.capabilities if whole else node.factor.capabilities - {"normalised"}
-    common = frozenset.intersection(*[node_capabilities(child) for child in node.children])
-    if isinstance(node, Product):
-        offered = common - {"normalised", "exact_marginals"}
-        return offered | {"normalised"} if node.normalised else offered
+    return fold(node, _of_leaf, _of_product, _of_mixture)
+
+
+def _of_leaf(leaf: Leaf) -> frozenset[str]:
+    whole = leaf.region is None or leaf.region.averaged == 1
+    return leaf.factor.capabilities if whole else leaf.factor.capabilities - {"normalised"}
+
+
+def _of_product(node: Product, parts: list[frozenset[str]]) -> frozenset[str]:
+    offered = frozenset.intersection(*parts) - {"normalised", "exact_marginals"}
+    return offered | {"normalised"} if node.normalised else offered
+
+
+def _of_mixture(node: Mixture, parts: list[frozenset[str]]) -> frozenset[str]:
+    common = frozenset.intersection(*parts)
     if "energy" not in common:
         raise CapabilityError(
             f"A mixture needs the log-density of its parts, but one of {', '.join(leaf.name for leaf in leaves(node))} "
@@ -88,11 +96,12 @@ def has_rate(node: Node) -> bool:
     Every leaf must be a noised marginal. Inside a mixture they must be normalised too: with unknown constants that
     change from level to level the mixture's shares would drift, and no rate describes that.
     """
-    if isinstance(node, Mixture) and not all("normalised" in leaf.factor.capabilities for leaf in leaves(node)):
-        return False
-    if isinstance(node, Leaf):
-        return "exact_marginals" in node.factor.capabilities
-    return all(has_rate(child) for child in node.children)
+    return fold(
+        node,
+        lambda leaf: "exact_marginals" in leaf.factor.capabilities,
+        lambda _, parts: all(parts),
+        lambda node, parts: all(parts) and all("normalised" in leaf.factor.capabilities for leaf in leaves(node)),
+    )
 
 
 def site_parts(root: Node) -> tuple[Node | None, Node | None]:

@@ -13,7 +13,6 @@ import numpy as np
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.gaussians import Gaussians, components, joint, product
 from composeprob.ir.nodes import Leaf, Mixture, Node
-from composeprob.ir.normaliser import Normaliser
 
 LARGEST = 2**16
 """A joint mixture of more numbers than this is not built: components times entries, or times squared measurements."""
@@ -45,7 +44,7 @@ def prior_of(node: Node, shape: tuple[int, ...]) -> Prior:
     """
     if isinstance(node, Leaf):
         return Prior(_of_leaf(node, shape), True)
-    children = [(c, w) for c, w in _pairs(node) if not (isinstance(c, Leaf) and isinstance(c.factor, Normaliser))]
+    children = [(c, w) for c, w in _pairs(node) if not (isinstance(c, Leaf) and c.factor.constant)]
     priors = [(prior_of(child, shape), w) for child, w in children]
     if isinstance(node, Mixture):
         return _mixed(priors)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.ir.nodes import Leaf, Mixture, Node, Product
+from composeprob.ir.nodes import Leaf, Node, fold
 
 
 class NodeValue(eqx.Module):
@@ -105,13 +105,16 @@ class MixtureExpression(Expression):
 
 def lower_expression(node: Node, site_shape: tuple[int, ...]) -> Expression:
     """The executable form of a node of the IR."""
-    size = math.prod(site_shape)
-    if isinstance(node, Leaf):
+    size, float_ = math.prod(site_shape), jnp.result_type(float)
+
+    def leaf(node: Leaf) -> Expression:
         assert node.slot is not None
-        unseen = size - node.factor.dimension
-        return LeafExpression(node.slot, unseen, "exact_marginals" in node.factor.capabilities)
-    children = tuple(lower_expression(child, site_shape) for child in node.children)
-    numbers = jnp.asarray(node.powers if isinstance(node, Product) else node.log_weights, jnp.result_type(float))
-    if isinstance(node, Mixture):
-        return MixtureExpression(children, numbers)
-    return ProductExpression(children, numbers, size)
+        marginal = "exact_marginals" in node.factor.capabilities
+        return LeafExpression(node.slot, size - node.factor.dimension, marginal)
+
+    return fold(
+        node,
+        leaf,
+        lambda node, children: ProductExpression(tuple(children), jnp.asarray(node.powers, float_), size),
+        lambda node, children: MixtureExpression(tuple(children), jnp.asarray(node.log_weights, float_)),
+    )

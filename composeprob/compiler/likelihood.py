@@ -6,7 +6,6 @@ in use, because a policy decides what the observations see of a noised site.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -14,39 +13,32 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.compiler.arguments import join, split
 from composeprob.compiler.coordinates import bijection_of
-from composeprob.compiler.linear_gaussian import Exact
+from composeprob.compiler.linear_gaussian import Exact, moments
 from composeprob.compiler.tempering import Tempering
+from composeprob.compiler.trace import Source
 from composeprob.ir.nodes import Graph
-from composeprob.language.interpret import Statement, run
+from composeprob.language.interpret import Statement
+from composeprob.language.policies import Policy, Rising, Unannealed
 from composeprob.schedule import Noise, Schedule
-
-POWERED = ("tempered", "denoised")
-"""The policies under which an observation's likelihood is raised to a power."""
 
 
 class Likelihood(eqx.Module):
     """log p(z) and the annealed log-likelihood of a program.
 
     Attributes:
-        function: the program's function.
-        arguments: (args, kwargs), as `arguments.split` leaves them: arrays are leaves, so new data reuse compiled
-            code.
-        policies: the policy of each observation, ``"static"`` where it looks at no noised site.
-        exact: the observations under ``"exact"``; None where there are none.
-        tempering: the powers of those under ``"tempered"`` and ``"denoised"``; None where there are none.
+        source: the program; its arrays are leaves, so new data reuse compiled code.
+        policies: the policy of each observation.
+        exact: the observations in closed form; None where there are none.
+        tempering: the powers of those whose power is measured; None where there are none.
         standardised: the static sites whose coordinate is relative to their prior's location and scale.
-        rising: the observations of static sites alone, where there are noisy levels: their power rises to 1.
     """
 
-    function: Callable[..., Any] = eqx.field(static=True)
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    policies: dict[str, str] = eqx.field(static=True)
+    source: Source
+    policies: dict[str, Policy] = eqx.field(static=True)
     exact: Exact | None = None
     tempering: Tempering | None = None
     standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
-    rising: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     def __call__(
         self, xs: dict[str, Array], means: dict[str, Array], zs: dict[str, Array], schedule: Schedule, noise: Noise
@@ -61,43 +53,44 @@ class Likelihood(eqx.Module):
             noise: this level's noise.
         """
         clean = {name: x / noise.alpha for name, x in xs.items()}
-        # At level 0 every policy is the posterior that the program promises, seen at x/α.
-        denoised = {name: jnp.where(noise.index == 0, clean[name], mean) for name, mean in means.items()}
-        seen = {"static": clean, "tempered": clean, "denoised": denoised, "noised": xs}
-        policies = sorted(set(self.policies.values()) - {"exact"} | {"static"}, key=lambda p: p != "static")
-        log_prior = log_likelihood = jnp.zeros((), jnp.result_type(float))
-        for policy in policies:
-            own = {name for name, p in self.policies.items() if p == policy}
-            statements, log_jacobian = self.replay(seen[policy], zs, noise.index)
-            if policy == "static":  # each latent's prior counts once
-                statics = [s.log_prob() for s in statements.values() if s.kind == "static"]
-                log_prior = log_prior + sum(statics, log_jacobian)
-            for name in (name for name in statements if name in own):
-                log_likelihood = log_likelihood + self._annealed(name, statements[name].log_prob(), schedule, noise)
+        clearly, log_jacobian = self.replay(clean, zs, noise.index)
+        log_prior = sum((s.log_prob() for s in clearly.values() if s.kind == "static"), log_jacobian)
+        log_likelihood = jnp.zeros((), jnp.result_type(float))
+        for policy in dict.fromkeys(p for p in self.policies.values() if not p.closed_form):
+            seen = {name: _seen(policy, x, means[name], noise) for name, x in xs.items()}
+            statements = clearly if policy.sees_clean else self.replay(seen, zs, noise.index)[0]
+            log_likelihood = log_likelihood + self._annealed(policy, statements, schedule, noise)
         return log_prior, log_likelihood
 
-    def tempered(self, xs: dict[str, Array], zs: dict[str, Array], noise: Noise) -> Array:
-        """Σ_j γ_k·log L_j of the observations that are tempered, a scalar."""
-        clean = {name: x / noise.alpha for name, x in xs.items()}
-        statements, _ = self.replay(clean, zs, noise.index)
-        own = [name for name in statements if self.policies.get(name) == "tempered"]
-        assert self.tempering is not None or not own
-        terms = [self.tempering.of(name, statements[name].log_prob(), noise) for name in own]  # type: ignore[union-attr]
+    def plain(self, xs: dict[str, Array], zs: dict[str, Array], schedule: Schedule, noise: Noise) -> Array:
+        """Σ_j γ_k·log L_j of the observations that are plain functions of x, a scalar."""
+        statements, _ = self.replay({name: x / noise.alpha for name, x in xs.items()}, zs, noise.index)
+        plain = dict.fromkeys(p for p in self.policies.values() if p.plain)
+        terms = [self._annealed(policy, statements, schedule, noise) for policy in plain]
         return sum(terms, jnp.zeros((), jnp.result_type(float)))
 
-    def _annealed(self, name: str, log_likelihood: Array, schedule: Schedule, noise: Noise) -> Array:
-        """log L_j to the power of its policy."""
-        if name in self.rising:
-            return bridge(schedule, noise) * log_likelihood
-        if self.policies[name] not in POWERED:
-            return log_likelihood
-        assert self.tempering is not None
-        return self.tempering.of(name, log_likelihood, noise)
+    def _annealed(self, policy: Policy, statements: dict[str, Statement], schedule: Schedule, noise: Noise) -> Array:
+        """Σ_j log L_j of the observations under one policy, each to its power."""
+        total = jnp.zeros((), jnp.result_type(float))
+        for name in (name for name in statements if self.policies.get(name) == policy):
+            log_likelihood = statements[name].log_prob()
+            if policy.measured:
+                assert self.tempering is not None
+                total = total + self.tempering.of(name, log_likelihood, noise)
+            else:
+                total = total + jnp.where(noise.index == 0, 1.0, policy.power(schedule, noise)) * log_likelihood
+        return total
 
     def exactly(self, xs: dict[str, Array], zs: dict[str, Array], noise: Noise) -> Array:
         """(log p(y | x), log p(y | x₀ = x/α), log p(x)) of the observations that are annealed exactly, shape (3,)."""
         assert self.exact is not None
-        return self.exact(xs, lambda seen: self.replay(seen, zs, noise.index)[0], noise)
+        names = self.exact.names
+
+        def seen(at: dict[str, Array]) -> list[tuple[Array, Array]]:
+            statements, _ = self.replay(at, zs, noise.index)
+            return [moments(statements[name]) for name in names]
+
+        return self.exact(xs, seen, noise)
 
     def replay(self, xs: dict[str, Array], zs: dict[str, Array], level: Any) -> tuple[dict[str, Statement], Array]:
         """Every statement with these values, and Σ log|dz/du| of the static sites' bijections."""
@@ -112,8 +105,7 @@ class Likelihood(eqx.Module):
             log_jacobian = log_jacobian + jnp.sum(bijection.log_abs_det_jacobian(zs[name], value))
             return value
 
-        args, kwargs = join(self.arguments)
-        return run(self.function, args, kwargs, provide, level), log_jacobian
+        return self.source.run(provide, level), log_jacobian
 
     def draw(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         """Static sites drawn from their priors given the noised sites in the data's units, unconstrained."""
@@ -126,35 +118,26 @@ class Likelihood(eqx.Module):
             drawn[name] = bijection_of(distribution, name in self.standardised).inv(value)
             return value
 
-        args, kwargs = join(self.arguments)
-        run(self.function, args, kwargs, provide)
+        self.source.run(provide)
         return drawn
 
 
-FULL = -2.0
-"""log-SNR from which on observations that are annealed exactly count in full for static sites: α/σ = 0.37."""
+def _seen(policy: Policy, x: Array, mean: Array, noise: Noise) -> Array:
+    """What the program sees of a noised site: at level 0 x/α, where each policy is the posterior that is promised."""
+    if policy.takes_levels:
+        return policy.seen(x, mean, noise)
+    return jnp.where(noise.index == 0, x / noise.alpha, policy.seen(x, mean, noise))
 
 
-def bridge(schedule: Schedule, noise: Noise) -> Array:
-    """The power of p(y | x_k, z) where static sites have a say: u² with u going from 0 at the noisiest level to 1 at
-    log-SNR −2, and 1 from there on.
-
-    Where no signal is left p(y | x_k, z) is p(y | z): without a power, static sites would meet all of the data at the
-    first level, far from where their priors put them.
-    """
-    top = schedule.log_snr[-1]
-    way = jnp.where(top < FULL, (noise.log_snr - top) / jnp.where(top < FULL, FULL - top, 1.0), 1.0)
-    return jnp.clip(way, 0.0, 1.0) ** 2
+def policies_of(graph: Graph) -> dict[str, Policy]:
+    """The policy of every observation that has one; those that look at no noised site rise where there are some."""
+    rising: Policy = Rising() if graph.sites else Unannealed()
+    return {o.name: o.anneal if o.looks_at else rising for o in graph.observations if o.anneal is not None}
 
 
-def likelihood_of(
-    graph: Graph, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Likelihood | None:
+def likelihood_of(graph: Graph, source: Source) -> Likelihood | None:
     """The likelihood of a program; None where it has neither static sites nor observations."""
     if not graph.statics and not graph.observations:
         return None
-    policies = {o.name: str(o.anneal) for o in graph.observations}
     standardised = frozenset(static.name for static in graph.statics if static.standardised)
-    rising = frozenset(o.name for o in graph.observations if o.anneal == "static" and graph.sites)
-    arguments = split(function, (args, kwargs))
-    return Likelihood(function, arguments, policies, standardised=standardised, rising=rising)
+    return Likelihood(source, policies_of(graph), standardised=standardised)

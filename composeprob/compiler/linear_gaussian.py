@@ -30,6 +30,9 @@ from composeprob.schedule import Noise
 Measurement = tuple[Array, Array, Array]
 """(y − b of shape (M,), A of shape (M, D), Σ of shape (M, M)) with every measurement and every noised entry."""
 
+Seen = Callable[[dict[str, Array]], list[tuple[Array, Array]]]
+"""(residual, covariance) of every observation, given the noised sites."""
+
 
 class Stack(eqx.Module):
     """Measurements that share no entry of a site, with mixtures of one shape: B groups evaluated together.
@@ -100,33 +103,25 @@ class Exact(eqx.Module):
     marginal: bool = eqx.field(static=True)
     bridged: bool = eqx.field(static=True)
 
-    def __call__(
-        self, xs: dict[str, Array], replay: Callable[[dict[str, Array]], dict[str, Statement]], noise: Noise
-    ) -> Array:
+    def __call__(self, xs: dict[str, Array], seen: Seen, noise: Noise) -> Array:
         """(log p(y | x), log p(y | x₀ = x/α), log p(x)), shape (3,).
 
         Args:
             xs: the noised sites at this level.
-            replay: the program's statements, given what they see of the noised sites.
+            seen: the observations' residuals and covariances, given what they see of the noised sites.
             noise: this level's noise.
         """
-        y, a, covariance = measure(self.names, self.shapes, replay, {n: jnp.zeros_like(x) for n, x in xs.items()})
+        y, a, covariance = measure(self.shapes, seen, {n: jnp.zeros_like(x) for n, x in xs.items()})
         x = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in self.shapes])
         total = sum((stack(x, (y, a, covariance), noise) for stack in self.stacks), jnp.zeros(3))
         return jnp.where(jnp.any((a != 0) & ~self.inside), jnp.nan, total)
 
 
-def measure(
-    names: tuple[str, ...],
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    replay: Callable[[dict[str, Array]], dict[str, Statement]],
-    at: dict[str, Array],
-) -> Measurement:
+def measure(shapes: tuple[tuple[str, tuple[int, ...]], ...], seen: Seen, at: dict[str, Array]) -> Measurement:
     """What observations say of noised sites to first order about ``at``: the residual there, its slope, its noise."""
 
     def residuals(flat: Array) -> tuple[Array, Array]:
-        statements = replay({**at, **unravel(flat, shapes)})
-        pairs = [moments(statements[name]) for name in names]
+        pairs = seen({**at, **unravel(flat, shapes)})
         return jnp.concatenate([r for r, _ in pairs]), block_diag(*[c for _, c in pairs])
 
     def twice(flat: Array) -> tuple[Array, tuple[Array, Array]]:

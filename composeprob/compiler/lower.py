@@ -14,13 +14,14 @@ from composeprob.compiler import predictive
 from composeprob.compiler.batches import Batch, OnDemand, batch_of
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
-from composeprob.compiler.likelihood import Likelihood, bridge
+from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation
 from composeprob.factors.algebra import leaves as factor_leaves
 from composeprob.factors.energy import Energy
 from composeprob.factors.precision import in_precision
 from composeprob.ir.nodes import Graph, Node, Product, leaves
+from composeprob.language.policies import bridge
 from composeprob.schedule import Noise, Schedule
 
 
@@ -55,7 +56,6 @@ class Evaluator(Evaluates):
 
     def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
         noise = self.schedule.at(level)
-        drift_ratio = jnp.asarray(self.schedule.drift_ratio)[noise.index]
         xs = {name: position[name] for name in self.marginal}
         zs = {name: value for name, value in position.items() if name not in xs}
 
@@ -104,7 +104,7 @@ class Evaluator(Evaluates):
             log_density=_total([log_prior, log_marginal, log_exact, log_potential]),
             score=score,
             drift=drift,
-            rate=_total([crossed, *(v.rate for v in marginal.values()), drift_ratio * excess]),
+            rate=_total([crossed, *(v.rate for v in marginal.values())]),
             excess=excess,
             log_potential=log_potential,
             log_prior=log_prior,
@@ -171,8 +171,8 @@ class Evaluator(Evaluates):
 
     @property
     def plain(self) -> bool:
-        tempered = self.likelihood is not None and "tempered" in self.likelihood.policies.values()
-        return tempered or any(energy is not None for energy in self.energies.values())
+        plain = self.likelihood is not None and any(policy.plain for policy in self.likelihood.policies.values())
+        return plain or any(energy is not None for energy in self.energies.values())
 
     def plain_potential(self, position: dict[str, Array], level: Array | int) -> Array:
         noise = self.schedule.at(level)
@@ -181,7 +181,7 @@ class Evaluator(Evaluates):
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
         terms = [energy(outputs).log_density for energy in self.energies.values() if energy is not None]
         if self.likelihood is not None:
-            terms.append(self.likelihood.tempered(xs, zs, noise))
+            terms.append(self.likelihood.plain(xs, zs, self.schedule, noise))
         total = _total(terms)
         assert total is not None  # energies and likelihoods have values
         return total

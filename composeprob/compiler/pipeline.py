@@ -35,8 +35,11 @@ def compile(
 
     Args:
         program: a function decorated with `program`.
-        args, kwargs: the program's arguments: factors, data. Their arrays become leaves of the density; the same
-            program with other arrays of the same shapes reuses compiled code.
+        args, kwargs: the program's arguments: factors, data, settings. Arrays are data: they become leaves of the
+            density, and the same program with others of the same shapes reuses compiled code. Where the program's
+            Python asks an array for its numbers (by ``if``, ``float`` or NumPy), these are compiled in, and the
+            printed density says so, with the line. Python's numbers, floats too, strings and booleans are settings:
+            they may decide what the program does, and another value compiles anew.
         schedule: the levels to use; left out, those of the program's factors. Factors trained on other levels are
             evaluated where the log-SNR is the same.
         precision: ``"bfloat16"``: matrix products and convolutions inside of networks round what they multiply to that,
@@ -78,24 +81,24 @@ def lowered(
         )
     program.check_arguments(args, kwargs)
     check_precision(precision)
-    graph = verify(round_networks(build(program, args, kwargs), precision), "build")
+    graph, traced = build(program, args, kwargs)
+    graph = verify(round_networks(graph, precision), "build")
     graph = verify(normalise(graph), "normalise")
     graph = verify(align(graph, schedule), "align")
     graph = verify(share(graph), "share")
     graph = verify(check(graph, networks), "check")
-    graph, likelihood = anneal(graph, likelihood_of(graph, program.function, args, kwargs))
+    graph, likelihood = anneal(graph, likelihood_of(graph, traced.source), traced)
     verify(graph, "anneal")
     tops = {site.name: top_of(site.root, site.shape) for site in graph.sites}
     evaluator = lower(graph, likelihood, precision)
     assert graph.schedule is not None
-    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
-    xs = {s.name: jax.ShapeDtypeStruct(s.shape, jnp.result_type(float)) for s in graph.sites}
-    statics = jax.eval_shape(evaluator.draw_static, key, xs)
     sites = {site.name: SiteInfo("noised", site.shape) for site in graph.sites}
-    sites |= {name: SiteInfo("held" if name in graph.held else "static", s.shape) for name, s in statics.items()}
+    sites |= {s.name: SiteInfo("held" if s.name in graph.held else "static", s.coordinate) for s in graph.statics}
     offered = capabilities(graph)
-    described = Described(graph, describe(graph, sorted(offered)), graph.where, _offers(graph))
-    density = AnnealedDensity(graph.schedule, evaluator, _top_law(tops), sites, offered, described)
+    offers = _offers(graph)
+    described = Described(graph, describe(graph, sorted(offered)), graph.where, offers)
+    law = _top_law(tops, all("normalised" in capabilities for *_, capabilities in offers))
+    density = AnnealedDensity(graph.schedule, evaluator, law, sites, offered, described)
     return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
 
 
@@ -104,11 +107,10 @@ def _offers(graph: Graph) -> tuple[tuple[str, str, frozenset[str]], ...]:
     return tuple((leaf.name, s.where, node_capabilities(leaf)) for s in graph.sites for leaf in leaves(s.root))
 
 
-def _top_law(tops: dict[str, Top]) -> TopLaw:
-    float_ = jnp.result_type(float)
-    power = {name: jnp.asarray(top.power, float_) for name, top in tops.items()}
-    degree = sum(top.degree for top in tops.values())
-    constant = sum(top.constant for top in tops.values())
-    return TopLaw(
-        power, jnp.asarray(degree, float_), jnp.asarray(constant, float_), all(t.exact for t in tops.values())
-    )
+def _top_law(tops: dict[str, Top], normalised: bool) -> TopLaw:
+    float_ = np.dtype(jnp.result_type(float))
+    power: Any = {name: np.asarray(top.power, float_) for name, top in tops.items()}
+    degree: Any = np.asarray(sum(top.degree for top in tops.values()), float_)
+    constant: Any = np.asarray(sum(top.constant for top in tops.values()), float_)
+    exact = all(top.exact for top in tops.values())
+    return TopLaw(power, degree, constant, exact, normalised)

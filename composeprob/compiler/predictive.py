@@ -12,15 +12,14 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from composeprob.compiler.arguments import join
 from composeprob.compiler.build import draw
 from composeprob.compiler.likelihood import Likelihood
-from composeprob.language.interpret import Provide, Redraw, Statement, run, unwrap
+from composeprob.language.interpret import Provide, Redraw, Statement, unwrap
 
 
 def data(likelihood: Likelihood) -> dict[str, Array]:
     """The observed values."""
-    return {s.name: s.value for s in _observed(likelihood, draw(jax.random.key(0)))}
+    return {s.name: s.value for s in _observed(likelihood, draw())}
 
 
 def predict(likelihood: Likelihood, key: Array, values: dict[str, Array]) -> dict[str, Array]:
@@ -54,6 +53,5 @@ def _given(values: dict[str, Array]) -> Provide:
 
 
 def _observed(likelihood: Likelihood, provide: Provide, redraw: Redraw | None = None) -> list[Statement]:
-    args, kwargs = join(likelihood.arguments)
-    statements = run(likelihood.function, args, kwargs, provide, 0, redraw)
+    statements = likelihood.source.run(provide, 0, redraw)
     return [s for s in statements.values() if s.kind == "observed" and not soft(s.distribution)]

@@ -41,7 +41,7 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     assert isinstance(evaluator, Evaluator)
     likelihood = evaluator.likelihood
     assert likelihood is not None
-    silent = dataclasses.replace(evaluator, likelihood=Likelihood(likelihood.function, likelihood.arguments, {}))
+    silent = dataclasses.replace(evaluator, likelihood=Likelihood(likelihood.source, {}))
     offered = capabilities(without)
     text = describe(without, sorted(offered))
     described = Described(without, text, density.described.where, density.described.offers)

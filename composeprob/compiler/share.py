@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from composeprob.ir.nodes import Graph, Group, Leaf, Member, Node, Site, rewrite_leaves, same_network
-from composeprob.ir.normaliser import Normaliser
 from composeprob.schedule import Noise
 
 
@@ -34,7 +33,7 @@ def share(graph: Graph) -> Graph:
         return rewrite_leaves(root, lambda leaf: replace(leaf, slot=slot_of(leaf, site)))
 
     shared = graph.map_roots(rewrite)
-    counted = [g for g in groups if not isinstance(g.factor, Normaliser)]
+    counted = [g for g in groups if not g.factor.constant]
     batches = [f"{len(g.members)} × {g.name}" for g in counted if len(g.members) > 1]
     sentence = f"{sum(len(g.members) for g in counted)} evaluations in {len(counted)} batches"
     if batches:

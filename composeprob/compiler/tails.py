@@ -7,6 +7,7 @@ that component's precision. A product adds its factors' precisions times their p
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -17,8 +18,7 @@ import numpyro.distributions as dist
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.gaussians import Gaussians, components
-from composeprob.ir.nodes import Leaf, Mixture, Node, Product, Region
-from composeprob.ir.normaliser import Normaliser
+from composeprob.ir.nodes import Leaf, Node, Product, Region, fold
 from composeprob.schedule import Schedule
 
 LARGEST = 1024
@@ -79,20 +79,19 @@ def tail_of(node: Node, parts: Parts, shape: tuple[int, ...], schedule: Schedule
     Raises:
         Undecided: a matrix would be too large.
     """
-    if isinstance(node, Leaf):
-        return _of_leaf(node, parts[node], shape, schedule, level)
-    tails = [tail_of(child, parts, shape, schedule, level) for child in node.children]
     nothing = np.zeros(math.prod(shape))
-    if isinstance(node, Mixture):
-        return Tail(nothing, choices=tuple(tails))
-    assert isinstance(node, Product)
-    matrix, terms = nothing, []
-    for power, tail in zip(node.powers, tails, strict=True):
-        if tail.fixed:
-            matrix = _add(matrix, power * tail.matrix)
-        else:
-            terms.append((power, tail))
-    return Tail(matrix, tuple(terms))
+
+    def product(node: Product, tails: list[Tail]) -> Tail:
+        pairs = list(zip(node.powers, tails, strict=True))
+        fixed = [power * tail.matrix for power, tail in pairs if tail.fixed]
+        return Tail(functools.reduce(_add, fixed, nothing), tuple(pair for pair in pairs if not pair[1].fixed))
+
+    return fold(
+        node,
+        lambda leaf: _of_leaf(leaf, parts[leaf], shape, schedule, level),
+        product,
+        lambda _, tails: Tail(nothing, choices=tuple(tails)),
+    )
 
 
 def _of_leaf(leaf: Leaf, parts: list[Gaussians], shape: tuple[int, ...], schedule: Schedule, level: int) -> Tail:
@@ -144,7 +143,7 @@ def known_parts(leaf: Leaf) -> list[Gaussians] | None:
     """The mixtures of Gaussians over different entries that a leaf is without noise; None where it is none, or where
     its numbers are not known. A box counts as a point: its noised tails are those of the noise. A constant, and
     logits, which grow no faster than x, have no entries."""
-    if isinstance(leaf.factor, (Normaliser, Classifier)):
+    if leaf.factor.constant or isinstance(leaf.factor, Classifier):
         return []
     if not isinstance(leaf.factor, Analytic) or leaf.latent is not None:
         return None

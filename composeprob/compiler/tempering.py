@@ -13,6 +13,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from composeprob.compiler.conjugate import Prior
+from composeprob.compiler.trace import RUNS_ONCE, Traced
 from composeprob.schedule import Noise, Schedule
 
 BLUNTEST = np.exp(4.0)
@@ -61,24 +62,32 @@ class Tempering(eqx.Module):
 
 
 def tempering(
-    likelihood: Any, names: tuple[str, ...], priors: dict[str, Prior | None], shapes: dict[str, tuple[int, ...]],
+    traced: Traced, names: tuple[str, ...], priors: dict[str, Prior | None], shapes: dict[str, tuple[int, ...]],
     schedule: Schedule,
 ) -> Tempering:  # fmt: skip
     """The powers for the observations ``names``, from what the likelihood is at draws of the prior.
 
     Args:
-        likelihood: gives the observations' densities, `Likelihood.replay`.
+        traced: the program.
         names: those observations.
         priors: of each noised site as mixtures of Gaussians; None where it is none, and N(0, 1) stands for it.
         shapes: of each noised site.
         schedule: the levels.
     """
-    rng = np.random.default_rng(0)
-    xs = {name: jnp.asarray(_drawn(rng, priors[name], shape)) for name, shape in shapes.items()}
+    rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
+    xs = {name: _drawn(rng, priors[name], shape).astype(float_) for name, shape in shapes.items()}
+    measured: Tempering = _measure(traced, names, xs, schedule)
+    return measured
+
+
+def _measured(traced: Traced, names: tuple[str, ...], xs: dict[str, Array], schedule: Schedule) -> Tempering:
     blur = schedule.levels.sigma / schedule.levels.alpha
     scales = jnp.exp(jnp.linspace(jnp.log(blur[0]), jnp.log(blur[-1]), SCALES))
-    values, curvatures = _look(likelihood, names, xs, scales, jax.random.key(0))
+    values, curvatures = _look(traced, names, xs, scales, jax.random.key(0))
     return Tempering(_powers(curvatures, scales, blur), _stand_ins(names, values, scales, blur))
+
+
+_measure: Any = eqx.filter_jit(_measured, compiler_options=RUNS_ONCE)  # type: ignore[call-overload]
 
 
 def _powers(curvatures: Array, scales: Array, blur: Array) -> Array:
@@ -100,9 +109,8 @@ def _stand_ins(names: tuple[str, ...], values: Array, scales: Array, blur: Array
     return {name: held[:, i] for i, name in enumerate(names)}
 
 
-@eqx.filter_jit
 def _look(
-    likelihood: Any, names: tuple[str, ...], xs: dict[str, Array], scales: Array, key: Array
+    traced: Traced, names: tuple[str, ...], xs: dict[str, Array], scales: Array, key: Array
 ) -> tuple[Array, Array]:
     """Under each scale: log L of every observation at every draw, and the largest curvature of their sum at some."""
 
@@ -111,11 +119,11 @@ def _look(
             flat, back = ravel_pytree(x)
             draw_key, noise_key, way_key = jax.random.split(key, 3)
             flat = flat + scale * jax.random.normal(noise_key, flat.shape)
-            zs = likelihood.draw(draw_key, back(flat))
+            latents = traced.draw(draw_key, back(flat))
 
             def log_likelihoods(flat: Array) -> Array:
-                statements, _ = likelihood.replay(back(flat), zs, 0)
-                return jnp.stack([statements[name].log_prob() for name in names])
+                said = traced.says({**latents, **back(flat)}).log_likelihoods
+                return jnp.stack([said[name] for name in names])
 
             return log_likelihoods, flat, way_key
 
@@ -126,10 +134,15 @@ def _look(
         def curvature(key: Array, x: dict[str, Array]) -> Array:
             log_likelihoods, flat, way_key = at(key, x)
             slope = jax.grad(lambda flat: jnp.sum(log_likelihoods(flat)))
-            step, start = SECANT * scale, slope(flat)
-            way = jax.random.normal(way_key, flat.shape)
-            for _ in range(2):  # of the power method; exact where one direction is measured
-                way = (slope(flat + step * way / jnp.linalg.norm(way)) - start) / step
+            step = SECANT * scale
+
+            def turn(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+                """The slope at the start, then two turns of the power method; exact where one direction is measured."""
+                start, way = carry
+                here = slope(flat + jnp.where(i == 0, 0.0, step / jnp.linalg.norm(way)) * way)
+                return jnp.where(i == 0, here, start), jnp.where(i == 0, way, (here - start) / step)
+
+            _, way = jax.lax.fori_loop(0, 3, turn, (flat, jax.random.normal(way_key, flat.shape)))
             return jnp.linalg.norm(way)
 
         keys = jax.random.split(key, LOOKS)

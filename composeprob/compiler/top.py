@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from composeprob.errors import ImproperError
-from composeprob.ir.nodes import Leaf, Mixture, Node, Product, Site, leaves
-from composeprob.ir.normaliser import Normaliser
+from composeprob.ir.nodes import Leaf, Mixture, Node, Product, Site, fold, leaves
 
 
 @dataclass(frozen=True)
@@ -32,30 +31,35 @@ class Top:
 
 def top_of(node: Node, shape: tuple[int, ...]) -> Top:
     """The form of a node at the noisiest levels, built from its leaves."""
-    if isinstance(node, Leaf):
-        power = np.zeros(shape)
-        averaged = node.region.averaged if node.region else 1
-        if averaged == 1:  # block averages constrain only means: they make no entry proper
-            here = node.region.slices if node.region else ...
-            power[here] = np.broadcast_to(node.factor.entry_powers, node.factor.event_shape).reshape(power[here].shape)
-        marginal = "exact_marginals" in node.factor.capabilities
-        degree = node.factor.dimension if marginal and averaged == 1 else math.nan
-        if not marginal and node.factor.top_power == 0:
-            degree = 0.0  # a bounded potential is no density: it changes nothing where there is no signal
-        # A user's energy only promises to be close to its power of N(0, σ²I).
-        constant = node.factor.top_constant if isinstance(node.factor, Normaliser) else 0.0
-        return Top(power, degree, constant, averaged == 1 and (marginal or node.factor.top_power == 0))
-    parts = [top_of(child, shape) for child in node.children]
-    exact = all(part.exact for part in parts)
-    if isinstance(node, Product):
-        pairs = list(zip(node.powers, parts, strict=True))
-        power = sum((w * part.power for w, part in pairs), np.zeros(shape))
-        return Top(power, sum(w * p.degree for w, p in pairs), sum(w * p.constant for w, p in pairs), exact)
-    assert isinstance(node, Mixture)
-    exact = exact and all(np.allclose(part.power, parts[0].power) for part in parts)
-    degree = parts[0].degree if exact and all(part.degree == parts[0].degree for part in parts) else math.nan
-    constant = np.logaddexp.reduce([w + part.constant for w, part in zip(node.log_weights, parts, strict=True)])
-    return Top(np.min([part.power for part in parts], axis=0), degree, float(constant), exact)
+    return fold(node, lambda leaf: _of_leaf(leaf, shape), lambda n, tops: _of_product(n, tops, shape), _of_mixture)
+
+
+def _of_leaf(leaf: Leaf, shape: tuple[int, ...]) -> Top:
+    power = np.zeros(shape)
+    averaged = leaf.region.averaged if leaf.region else 1
+    if averaged == 1:  # block averages constrain only means: they make no entry proper
+        here = leaf.region.slices if leaf.region else ...
+        power[here] = np.broadcast_to(leaf.factor.entry_powers, leaf.factor.event_shape).reshape(power[here].shape)
+    marginal, bounded = "exact_marginals" in leaf.factor.capabilities, leaf.factor.top_power == 0
+    degree = leaf.factor.dimension if marginal and averaged == 1 else math.nan
+    if not marginal and bounded:
+        degree = 0.0  # a bounded potential is no density: it changes nothing where there is no signal
+    # A user's energy only promises to be close to its power of N(0, σ²I).
+    return Top(power, degree, leaf.factor.top_constant, averaged == 1 and (marginal or bounded))
+
+
+def _of_product(node: Product, tops: list[Top], shape: tuple[int, ...]) -> Top:
+    pairs = list(zip(node.powers, tops, strict=True))
+    power = sum((w * top.power for w, top in pairs), np.zeros(shape))
+    degree, constant = sum(w * top.degree for w, top in pairs), sum(w * top.constant for w, top in pairs)
+    return Top(power, degree, constant, all(top.exact for top in tops))
+
+
+def _of_mixture(node: Mixture, tops: list[Top]) -> Top:
+    exact = all(top.exact and np.allclose(top.power, tops[0].power) for top in tops)
+    degree = tops[0].degree if exact and all(top.degree == tops[0].degree for top in tops) else math.nan
+    constant = np.logaddexp.reduce([w + top.constant for w, top in zip(node.log_weights, tops, strict=True)])
+    return Top(np.min([top.power for top in tops], axis=0), degree, float(constant), exact)
 
 
 def check_proper(top: Top, site: Site) -> None:

@@ -72,6 +72,7 @@ class Evaluates(eqx.Module):
 
 class Described:
     """The program's IR, for people: all are equal, so that programs that differ only in numbers share compiled code.
+    Nothing that is traced may look at it.
 
     Attributes:
         graph: the IR; renders in notebooks.
@@ -98,12 +99,15 @@ class TopLaw(eqx.Module):
         degree: powers times dimensions, factors counted as normalised; NaN where a constant is unknown.
         constant: what mixture weights add.
         exact: whether F has this form; where not, kernels and weights move the first draws to it.
+        normalised: whether every factor's log-density is normalised, so that the values of F tell ∫F and not only its
+            shape.
     """
 
     power: dict[str, Array]
     degree: Array
     constant: Array
     exact: bool = eqx.field(static=True)
+    normalised: bool = eqx.field(static=True)
 
     def draw(self, key: Array, sigma: Array) -> dict[str, Array]:
         """One draw of N(0, σ²/power) at each noised site."""
@@ -218,7 +222,9 @@ class AnnealedDensity(eqx.Module):
                 where=self.described.where,
                 fix="use cp.AnnealedMCMC or, where all factors are analytic, cp.SMC(weights='density').",
             )
-        return evaluation.drift, evaluation.rate
+        assert evaluation.excess is not None
+        drift_ratio = jnp.asarray(self.schedule.drift_ratio)[level]
+        return evaluation.drift, evaluation.rate + drift_ratio * evaluation.excess
 
     def leaf_scores(self, position: Position, level: Array | int) -> dict[str, dict[str, Array]]:
         """``{factor: {site: ∇ log f}}``, the score of every factor by itself; summed where one name stands for several
@@ -339,8 +345,10 @@ class AnnealedDensity(eqx.Module):
                     fix="a position is ONE chain; map over chains with jax.vmap(density.log_density, (0, None)).",
                 )
 
-    def __hash__(self) -> int:
-        return id(self)  # so that jax.jit(density.score) works; its weights then are constants of that function
+    # A density is itself and no other, so that jax.jit(density.score) works; its weights then are constants of that
+    # function. `equinox.tree_equal` compares what two densities hold.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         return self.described.text

@@ -23,12 +23,13 @@ class Evaluation(eqx.Module):
         log_density: log π_k up to a constant of the level, a scalar; None where the density offers only its score.
         score: ∇ log π_k, same structure as the position.
         drift: ∇ log (F_k·E_k), same structure (zero at static sites): what the reverse process follows.
-        rate: the Feynman–Kac rate r of F_k·E_k, a scalar; None where a node has none.
+        rate: the part of the Feynman–Kac rate r of F_k·E_k that comes from scores, a scalar; None where a node has
+            none. Along dx = f·x dt + g dW, r = rate + (f/g²)·excess.
         log_potential: log G_k, a scalar; None where a part of G offers only its score.
         log_prior: log p(z), or log p(z | x) where a prior looks at a noised site, a scalar.
         log_marginal: log F_k up to a constant of the level, a scalar; None where F offers only its score.
         log_exact: log E_k, a scalar.
-        excess: the part of the rate that comes from the drift, in units of f/g²: Σ w_i·d_i − d for a product.
+        excess: the part of r that comes from the drift, in units of f/g²: Σ w_i·d_i − d for a product.
     """
 
     log_density: Array | None

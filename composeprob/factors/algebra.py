@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +13,6 @@ import numpy as np
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors import show
 from composeprob.factors.base import Factor, LeafFactor
-from composeprob.factors.calibrated import CalibratedExpression
 
 
 class Product(Factor):
@@ -27,8 +27,16 @@ class Product(Factor):
     powers: tuple[float, ...] = eqx.field(static=True)
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
+    @property
+    def children(self) -> tuple[Factor, ...]:
+        return self.factors
+
+    @property
+    def normalised(self) -> bool:
+        return self.powers == (1.0,) and self.factors[0].normalised
+
     def given(self, **conditions: Any) -> Factor:
-        return Product(factors=_given(self.factors, conditions), powers=self.powers, event_shape=self.event_shape)
+        return dataclasses.replace(self, factors=_given(self.factors, conditions))
 
     def terms(self) -> list[tuple[str, float]]:
         pairs = zip(self.factors, self.powers, strict=True)
@@ -42,20 +50,25 @@ class Mixture(Factor):
         factors: the f_i.
         log_weights: one number per factor.
         calibrated: whether the weights are shares of normalised factors (``weights=``), not raw multipliers.
+        total: what shares summed to as they were given.
     """
 
     factors: tuple[Factor, ...]
     log_weights: tuple[float, ...] = eqx.field(static=True)
     calibrated: bool = eqx.field(static=True)
     event_shape: tuple[int, ...] = eqx.field(static=True)
+    total: float = eqx.field(static=True, default=1.0)
+
+    @property
+    def children(self) -> tuple[Factor, ...]:
+        return self.factors
+
+    @property
+    def normalised(self) -> bool:
+        return self.calibrated
 
     def given(self, **conditions: Any) -> Factor:
-        return Mixture(
-            factors=_given(self.factors, conditions),
-            log_weights=self.log_weights,
-            calibrated=self.calibrated,
-            event_shape=self.event_shape,
-        )
+        return dataclasses.replace(self, factors=_given(self.factors, conditions))
 
     def terms(self) -> list[tuple[str, float]]:
         weights = [math.exp(w) for w in self.log_weights] if self.calibrated else self.log_weights
@@ -147,11 +160,12 @@ def mixture(
         raw = _numbers("log_weights", log_weights)
         if raw.shape != (len(factors),) or not np.all(np.isfinite(raw)):
             raise InvalidValueError(
-                f"log_weights must be {len(factors)} finite numbers, one per factor; got {log_weights!r}."
+                f"log_weights must be {len(factors)} finite numbers, one per factor; got {log_weights!r}.",
+                fix="leave out what shall have no share, as log 0 is no number.",
             )
         return Mixture(factors=factors, log_weights=tuple(raw.tolist()), calibrated=False, event_shape=shape)
     for factor in factors:
-        if not _normalised(factor):
+        if not factor.normalised:
             names = ", ".join(f"'{leaf.label}'" for leaf in leaves(factor))
             raise CapabilityError(
                 f"Mixture weights are shares only of normalised densities, and the normaliser of {names} is unknown.",
@@ -170,28 +184,13 @@ def mixture(
         log_weights=tuple(math.log(w) for _, w in kept),
         calibrated=True,
         event_shape=shape,
+        total=1.0 if weights is None else float(shares.sum()),
     )
 
 
 def leaves(factor: Factor) -> list[LeafFactor]:
     """Every leaf of an expression, left to right."""
-    if isinstance(factor, LeafFactor):
-        return [factor]
-    children = factor.factors if isinstance(factor, (Product, Mixture)) else (factor.factor,)  # type: ignore[attr-defined]
-    return [leaf for child in children for leaf in leaves(child)]
-
-
-def _normalised(factor: Factor) -> bool:
-    if isinstance(factor, CalibratedExpression):
-        return True
-    if isinstance(factor, LeafFactor):
-        return "normalised" in factor.capabilities
-    if isinstance(factor, Mixture):
-        return factor.calibrated
-    if isinstance(factor, Product):
-        return factor.powers == (1.0,) and _normalised(factor.factors[0])
-    # A window: over the whole canvas it is its factor; one that leaves entries free has no finite integral.
-    return factor.event_shape == factor.factor.event_shape and _normalised(factor.factor)  # type: ignore[attr-defined]
+    return [factor] if isinstance(factor, LeafFactor) else [leaf for part in factor.children for leaf in leaves(part)]
 
 
 def _numbers(what: str, values: Any) -> np.ndarray:
@@ -218,7 +217,7 @@ def _given(factors: tuple[Factor, ...], conditions: dict[str, Any]) -> tuple[Fac
 
 def _check_factors(what: str, factors: tuple[Any, ...]) -> None:
     if not factors:
-        raise InvalidValueError(f"{what} needs at least one factor; got none.")
+        raise InvalidValueError(f"{what} needs at least one factor; got none.", fix="pass the factors to combine.")
     for factor in factors:
         if not isinstance(factor, Factor):
             raise WrongTypeError(

@@ -83,7 +83,10 @@ def _empirical(points: Any) -> Any:
             fix=f"use {SUPPORTED}.",
         ) from error
     if points.ndim == 0 or points.shape[0] == 0:
-        raise ShapeError(f"An empirical distribution needs points of shape (n, *event), n ≥ 1; got {points.shape}.")
+        raise ShapeError(
+            f"An empirical distribution needs points of shape (n, *event), n ≥ 1; got {points.shape}.",
+            fix="stack the points along a first axis; of a single one pass points[None].",
+        )
     mixing = dist.Categorical(probs=jnp.full(points.shape[0], 1 / points.shape[0]))
     # A Gaussian of zero width per point, noised to N(α·point, σ²I).
     return dist.MixtureSameFamily(mixing, dist.Independent(_Points(points), points.ndim - 1))

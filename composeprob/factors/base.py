@@ -32,6 +32,16 @@ class Factor(eqx.Module):
 
     event_shape: eqx.AbstractVar[tuple[int, ...]]
 
+    @property
+    def children(self) -> tuple[Factor, ...]:
+        """The factors that it combines."""
+        return ()
+
+    @property
+    def normalised(self) -> bool:
+        """Whether it integrates to 1 at every level."""
+        return False
+
     @abstractmethod
     def given(self, **conditions: Any) -> Factor:
         """The same factor with conditions fixed: f(x | c).
@@ -93,6 +103,10 @@ class LeafFactor(Factor):
         ``mode_depth`` (its log-density tells the relative height of separated modes)."""
 
     @property
+    def normalised(self) -> bool:
+        return "normalised" in self.capabilities
+
+    @property
     def about(self) -> tuple[str, ...]:
         """What is printed of the leaf beside its name: what it offers, and of which events."""
         return "energy" if "energy" in self.capabilities else "score", show.shape(self.event_shape)
@@ -119,6 +133,16 @@ class LeafFactor(Factor):
     def dimension(self) -> float:
         """How many entries the factor is a density of, as Feynman–Kac rates count them."""
         return float(math.prod(self.event_shape))
+
+    @property
+    def top_constant(self) -> float:
+        """log f = top_constant − ½·dimension·log(2πσ²) at the noisiest levels, for a factor of the level alone."""
+        return 0.0
+
+    @property
+    def constant(self) -> bool:
+        """Whether the factor depends on the level alone."""
+        return False
 
     def growth(self, noise: Noise) -> Array:
         """∂ log f/∂λ of a factor that depends on the log-SNR λ alone; 0 for a density that follows the diffusion."""

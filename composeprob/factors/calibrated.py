@@ -108,6 +108,14 @@ class CalibratedExpression(Factor):
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
     @property
+    def children(self) -> tuple[Factor, ...]:
+        return (self.factor,)
+
+    @property
+    def normalised(self) -> bool:
+        return True
+
+    @property
     def excess(self) -> float:
         """G − d."""
         return self.degree - float(np.prod(self.event_shape))

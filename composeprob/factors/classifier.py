@@ -71,7 +71,10 @@ class Classifier(LeafFactor):
         if self.event_shape is None:
             return Classifier(self.network, self.schedule, event_shape=event_shape, time=self.time, label=self.label)
         if self.event_shape != event_shape:
-            raise ShapeError(f"Classifier '{self.label}' is for events {self.event_shape}, not {event_shape}.")
+            raise ShapeError(
+                f"Classifier '{self.label}' is for events {self.event_shape}, not {event_shape}.",
+                fix="multiply it with a factor over its events, or put a cp.window around it.",
+            )
         return self
 
     def _count_classes(self) -> int:

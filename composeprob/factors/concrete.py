@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import NamedTuple
 
 import jax
 
-from composeprob.errors import NetworkError, caller
+from composeprob.errors import NetworkError, caller, is_library
 
 NOT_CONCRETE = (
     jax.errors.ConcretizationTypeError,
@@ -53,6 +54,13 @@ def asked(error: Exception) -> Asked:
             "choose by jnp.where, or between densities by cp.mixture; sizes must be known beforehand."
         )
     return Asked(found, fix, where)
+
+
+def asked_by_library(error: Exception) -> bool:
+    """Whether it is this library's own code that wants the number, as for a power, and not the user's."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [module.startswith("composeprob.") for module in modules if not is_library(module)]
+    return bool(ours) and ours[-1]
 
 
 def network_error(who: str, error: Exception, advice: str = "") -> NetworkError:

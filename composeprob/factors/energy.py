@@ -56,7 +56,10 @@ class Energy(LeafFactor):
         label: str = "",
     ):
         if not callable(fn):
-            raise WrongTypeError(f"fn must be callable as fn(x, level); got {type(fn).__name__}.")
+            raise WrongTypeError(
+                f"fn must be callable as fn(x, level); got {type(fn).__name__}.",
+                fix="pass a function that returns a log-density up to a constant, a scalar.",
+            )
         self.label = label or getattr(fn, "__name__", type(fn).__name__).strip("<>")
         self.fn = (
             check_finite(fn, f"The function of factor '{self.label}'") if isinstance(fn, eqx.Module) else _Static(fn)

@@ -81,12 +81,17 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], dty
         else:
             if primitive.name not in DERIVED:
                 params = {name: _inside(param, dtype) for name, param in params.items()}
-            bound = primitive.get_bind_params(params)
-            functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
-            out = primitive.bind(*functions, *operands, **params)
-            outputs = out if primitive.multiple_results else [out]
+            outputs = rebind(eqn, operands, params)
         known.update(zip(eqn.outvars, outputs, strict=True))
     return [value(v) for v in jaxpr.outvars]
+
+
+def rebind(eqn: Any, operands: Sequence[Any], params: dict[str, Any] | None = None) -> list[Any]:
+    """The outputs of a traced equation for other operands, and where they are given for other parameters."""
+    bound = eqn.primitive.get_bind_params(eqn.params if params is None else params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
+    out = eqn.primitive.bind(*functions, *operands, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def _product(primitive: Any, params: dict[str, Any], operands: list[Any], dtype: Any, out: Any) -> Any:

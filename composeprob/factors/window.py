@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -27,9 +28,16 @@ class Window(Factor):
     offset: tuple[int, ...] = eqx.field(static=True)
     block: tuple[int, ...] = eqx.field(static=True)
 
+    @property
+    def children(self) -> tuple[Factor, ...]:
+        return (self.factor,)
+
+    @property
+    def normalised(self) -> bool:  # one that leaves entries free has no finite integral
+        return self.event_shape == self.factor.event_shape and self.factor.normalised
+
     def given(self, **conditions: Any) -> Factor:
-        inner = self.factor.given(**conditions)
-        return Window(factor=inner, event_shape=self.event_shape, offset=self.offset, block=self.block)
+        return dataclasses.replace(self, factor=self.factor.given(**conditions))
 
     def terms(self) -> list[tuple[str, float]]:
         scale = f", scale {max(self.block)}" if max(self.block) > 1 else ""
@@ -65,9 +73,14 @@ def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...
             fix=f"pass a canvas_shape of {len(event)} axes.",
         )
     if not isinstance(scale, int) or scale < 1:
-        raise InvalidValueError(f"A window's scale must be a whole number ≥ 1; got {scale!r}.")
+        raise InvalidValueError(
+            f"A window's scale must be a whole number ≥ 1; got {scale!r}.",
+            fix="pass how many pixels of the canvas, along each axis, one of the window averages.",
+        )
     if len(offset) > len(canvas):
-        raise ShapeError(f"offset {offset} has more axes than the canvas {canvas}.")
+        raise ShapeError(
+            f"offset {offset} has more axes than the canvas {canvas}.", fix=f"pass at most {len(canvas)} numbers."
+        )
     start = offset + (0,) * (len(canvas) - len(offset))
     block = (scale,) * len(canvas) if len(canvas) != 3 else (scale, scale, 1)
     for axis, (o, size, b, total) in enumerate(zip(start, event, block, canvas, strict=True)):

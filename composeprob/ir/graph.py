@@ -22,7 +22,7 @@ def digraph(graph: Graph) -> graphviz.Digraph:
     for static in graph.statics:
         drawing.node(f"site {static.name}", f"{static.name}\n{static.distribution}", shape="circle", style="dashed")
     for o in graph.observations:
-        label = f"{o.name}\n{o.kind if o.soft else o.distribution}" + ("" if o.anneal == "static" else f"\n{o.anneal}")
+        label = f"{o.name}\n{o.kind if o.soft else o.distribution}" + (f"\n{o.anneal}" if o.looks_at else "")
         drawing.node(f"site {o.name}", label, shape="circle", style="filled", fillcolor="lightgrey")
         for name in sorted(o.depends_on):
             drawing.edge(f"site {name}", f"site {o.name}")
@@ -77,7 +77,7 @@ def _boxes(graph: Graph) -> str:
     rows = [f"<b>{escape(site.name)}</b> ∼ {_box(site.root, site.name, graph)}" for site in graph.sites]
     rows += [f"<b>{escape(s.name)}</b> ∼ {escape(s.distribution)}" for s in graph.statics]
     for o in graph.observations:
-        policy = "" if o.anneal == "static" else f", annealed '{o.anneal}'"
+        policy = f", annealed '{o.anneal}'" if o.looks_at else ""
         seen = escape(", ".join(sorted(o.depends_on)))
         rows.append(f"<b>{escape(o.name)}</b> {escape(o.kind)} of {seen}{escape(policy)}")
     return "<div>" + "".join(f"<div style='margin:4px'>{row}</div>" for row in rows) + "</div>"

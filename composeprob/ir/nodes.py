@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from composeprob.factors.base import LeafFactor
+from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
 
 
@@ -80,13 +81,15 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Σ_i exp(log_weight_i)·child_i."""
+    """Σ_i exp(log_weight_i)·child_i; ``total`` is what shares summed to before they were normalised."""
 
     children: tuple[Node, ...]
     log_weights: tuple[float, ...]
+    total: float = 1.0
 
 
 Node = Leaf | Product | Mixture
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +115,7 @@ class Observation:
     """
 
     name: str
-    anneal: str | None
+    anneal: Policy | None
     depends_on: frozenset[str]
     looks_at: frozenset[str]
     distribution: str
@@ -131,11 +134,12 @@ class Observation:
 
 @dataclass(frozen=True, eq=False)
 class Static:
-    """A NumPyro latent: the shape of its value, the name of its prior, and whether its coordinate is standardised by
-    the prior's location and scale, as these follow a noised site."""
+    """A NumPyro latent: the shapes of its value and of its unconstrained coordinate, the name of its prior, and whether
+    the coordinate is standardised by the prior's location and scale, as these follow a noised site."""
 
     name: str
     shape: tuple[int, ...]
+    coordinate: tuple[int, ...]
     distribution: str
     where: str
     standardised: bool = False
@@ -221,6 +225,17 @@ def walk(node: Node) -> Iterator[Node]:
 def leaves(node: Node) -> list[Leaf]:
     """The leaves below a node, left to right."""
     return [n for n in walk(node) if isinstance(n, Leaf)]
+
+
+def fold(
+    node: Node, leaf: Callable[[Leaf], V], product: Callable[[Product, list[V]], V],
+    mixture: Callable[[Mixture, list[V]], V],
+) -> V:  # fmt: skip
+    """What an expression is worth, from what its parts are worth."""
+    if isinstance(node, Leaf):
+        return leaf(node)
+    values = [fold(child, leaf, product, mixture) for child in node.children]
+    return product(node, values) if isinstance(node, Product) else mixture(node, values)
 
 
 def rewrite_leaves(node: Node, rewrite: Callable[[Leaf], Leaf]) -> Node:

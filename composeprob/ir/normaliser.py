@@ -51,12 +51,15 @@ class Normaliser(LeafFactor):
         return True
 
     @property
+    def constant(self) -> bool:
+        return True
+
+    @property
     def dimension(self) -> float:
         return -self.excess
 
     @property
     def top_constant(self) -> float:
-        """log c = top_constant − ½·dimension·log(2πσ²) at the noisiest levels."""
         width = np.log(2 * np.pi) - float(self.knots[0])  # log 2πσ² where α = 1
         return float(-self.log_normaliser[0] - 0.5 * self.excess * width)
 

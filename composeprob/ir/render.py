@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import math
 
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Observation, Product, Site
-from composeprob.ir.normaliser import Normaliser
+from composeprob.ir.nodes import Graph, Leaf, Node, Observation, Site, fold
 
 _SUPERSCRIPT = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
 
 
 def formula(node: Node, site: str) -> str:
     """An expression in the usual notation, such as ``ring(x)·bar(x)^0.5``."""
-    if isinstance(node, Leaf):
-        if isinstance(node.factor, Normaliser):
-            return node.factor.label
-        seen = site
-        if node.region is not None:
-            spans = ", ".join(f"{o}:{o + e}" for o, e in zip(node.region.offset, node.region.extent, strict=True))
-            seen = f"{site}[{spans}]" + (f"↓{max(node.region.block)}" if node.region.averaged > 1 else "")
-        base, _, given = node.name.rpartition("(x")  # "name(x)" or "name(x | conditions)"
-        return f"{base}({seen}{given}"
-    if isinstance(node, Mixture):
-        pairs = zip(node.log_weights, node.children, strict=True)
-        return "[" + " + ".join(f"{math.exp(w):.3g}·{formula(child, site)}" for w, child in pairs) + "]"
-    pairs = zip(node.powers, node.children, strict=True)
-    return "·".join(_power(formula(child, site), w) for w, child in pairs)
+    return fold(
+        node,
+        lambda leaf: _leaf(leaf, site),
+        lambda node, parts: "·".join(map(_power, parts, node.powers)),
+        lambda node, parts: "[" + " + ".join(map(_share, parts, node.log_weights)) + "]",
+    )
+
+
+def _leaf(leaf: Leaf, site: str) -> str:
+    if leaf.factor.constant:
+        return leaf.factor.label
+    seen = site
+    if leaf.region is not None:
+        spans = ", ".join(f"{o}:{o + e}" for o, e in zip(leaf.region.offset, leaf.region.extent, strict=True))
+        seen = f"{site}[{spans}]" + (f"↓{max(leaf.region.block)}" if leaf.region.averaged > 1 else "")
+    base, _, given = leaf.name.rpartition("(x")  # "name(x)" or "name(x | conditions)"
+    return f"{base}({seen}{given}"
+
+
+def _share(part: str, log_weight: float) -> str:
+    return f"{math.exp(log_weight):.3g}·{part}"
 
 
 def _power(base: str, exponent: float) -> str:
@@ -53,7 +59,7 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
         lines.append(f"    {s.name}: static {s.shape}, {s.distribution} prior{coordinate}, at {s.where}")
     for o in graph.observations:
         policy = f"annealed '{o.anneal}'"
-        if o.anneal == "static":
+        if not o.looks_at:
             policy = "its power rising to 1" if graph.sites else "not annealed"
         lines.append(f"    {o.name}: {o.kind}, {policy}, at {o.where}")
     if graph.schedule is not None:
@@ -72,5 +78,5 @@ def _evidence_term(observation: Observation, annealed: bool) -> str:
 
 
 def _site_line(site: Site) -> str:
-    kind = "product" if isinstance(site.root, Product) else "mixture" if isinstance(site.root, Mixture) else "factor"
+    kind = fold(site.root, lambda _: "factor", lambda *_: "product", lambda *_: "mixture")
     return f"{site.name}: noised {site.shape}, a {kind}, at {site.where}"

@@ -14,6 +14,7 @@ from composeprob.errors import ProgramError, caller
 from composeprob.factors.base import Factor
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.language.checks import check_latent, check_observed, plate_mismatch, sampled_factor
+from composeprob.language.policies import Policy, as_policy
 from composeprob.language.statements import LEVEL
 
 
@@ -36,7 +37,7 @@ class Statement:
     name: str
     distribution: Any
     value: Any
-    anneal: str | None
+    anneal: Policy | None
     where: str
     scale: Any
     dims: tuple[str | None, ...]
@@ -121,7 +122,7 @@ class _Interpreter(Messenger):
             name=msg["name"],
             distribution=None if kind == "deterministic" else msg["fn"],
             value=msg["value"],
-            anneal=(msg.get("infer") or {}).get("anneal"),
+            anneal=as_policy(msg["name"], (msg.get("infer") or {}).get("anneal")),
             where=msg["composeprob.where"],
             scale=msg.get("scale"),
             dims=_dims(msg),

@@ -14,8 +14,8 @@ from composeprob.errors import InvalidValueError, ProgramError, ShapeError, Wron
 from composeprob.factors.base import Factor, check_finite
 from composeprob.factors.concrete import NOT_CONCRETE, asked
 from composeprob.factors.distribution import FactorDistribution
+from composeprob.language.policies import POLICIES, Policy, as_policy
 
-POLICIES = ("exact", "tempered", "denoised", "noised")
 LEVEL = "composeprob.level"
 
 
@@ -48,7 +48,7 @@ def observe(
     name: str,
     distribution: dist.Distribution | Callable[[Any], dist.Distribution],
     value: Any,
-    anneal: str | None = None,
+    anneal: str | Policy | None = None,
 ) -> Any:
     """A measurement: multiplies the likelihood of ``value`` into the program's density.
 
@@ -64,7 +64,8 @@ def observe(
       observations tell x, which the compiler measures;
     * ``"denoised"``: the program sees the Tweedie mean (x + σ_k²·∇log F_k(x))/α_k, and the likelihood is raised to the
       power of ``"tempered"``;
-    * ``"noised"``: the program sees x itself; ``distribution`` may be a function of the level's index.
+    * ``"noised"``: the program sees x itself; ``distribution`` may be a function of the level's index;
+    * an object of a class of your own, derived from `Policy`.
 
     An observation that looks at no noised site is never annealed.
 
@@ -80,7 +81,7 @@ def observe(
         InvalidValueError: an unknown policy, or NaN in the value.
         ShapeError: a value that does not fit the distribution.
     """
-    infer = {"anneal": _policy(name, anneal)}
+    infer = {"anneal": as_policy(name, anneal)}
     if callable(distribution) and not isinstance(distribution, dist.Distribution):
         distribution = _at_level(name, distribution, anneal)
     if not isinstance(distribution, dist.Distribution):
@@ -101,7 +102,7 @@ def observe(
     return numpyro.sample(name, distribution, obs=value, infer=infer)
 
 
-def factor(name: str, log_weight: Any, anneal: str | None = None) -> None:
+def factor(name: str, log_weight: Any, anneal: str | Policy | None = None) -> None:
     """Soft evidence: multiplies exp(log_weight) into the program's density.
 
     Args:
@@ -110,7 +111,7 @@ def factor(name: str, log_weight: Any, anneal: str | None = None) -> None:
             level's index that returns one.
         anneal: as for `observe`.
     """
-    infer = {"anneal": _policy(name, anneal)}
+    infer = {"anneal": as_policy(name, anneal)}
     if callable(log_weight):
         log_weight = _at_level(name, log_weight, anneal)
     numpyro.sample(name, dist.Unit(_as_array(name, log_weight)), obs=jnp.zeros((0,)), infer=infer)
@@ -122,24 +123,16 @@ class annealed(Messenger):
     An observation's own ``anneal=`` wins over the block's, an inner block over an outer one.
     """
 
-    def __init__(self, policy: str):
+    def __init__(self, policy: str | Policy):
         if policy is None:
             raise InvalidValueError("cp.annealed needs a policy.", fix=f"use one of: {', '.join(POLICIES)}.")
-        self.policy = _policy("annealed", policy)
+        self.policy = as_policy("annealed", policy)
         super().__init__()
 
     def process_message(self, msg: dict[str, Any]) -> None:
         concerned = msg["type"] == LEVEL or (msg["type"] == "sample" and msg["is_observed"])
         if concerned and msg["infer"].get("anneal") is None:
             msg["infer"] = {**msg["infer"], "anneal": self.policy}
-
-
-def _policy(name: str, anneal: str | None) -> str | None:
-    if anneal is not None and anneal not in POLICIES:
-        raise InvalidValueError(
-            f"Unknown annealing policy {anneal!r} for {name!r}.", fix=f"use one of: {', '.join(POLICIES)}."
-        )
-    return anneal
 
 
 def _as_array(name: str, value: Any) -> Any:
@@ -152,12 +145,13 @@ def _as_array(name: str, value: Any) -> Any:
         ) from error
 
 
-def _at_level(name: str, function: Callable[[Any], Any], anneal: str | None) -> Any:
-    """What a function of the level returns; the policy in force must be ``"noised"``."""
+def _at_level(name: str, function: Callable[[Any], Any], anneal: str | Policy | None) -> Any:
+    """What a function of the level returns; the policy in force must take such."""
     message: dict[str, Any] = {"type": LEVEL, "name": name, "fn": lambda: 0, "args": (), "kwargs": {}, "value": None}
-    message["infer"] = {"anneal": anneal}  # an enclosing block fills in its own policy
+    message["infer"] = {"anneal": as_policy(name, anneal)}  # an enclosing block fills in its own policy
     apply_stack(message)
-    if message["infer"]["anneal"] != "noised":
+    policy = message["infer"]["anneal"]
+    if policy is None or not policy.takes_levels:
         raise ProgramError(
             f"{name!r} is a function of the level, which only the policy 'noised' evaluates.",
             fix="pass anneal='noised', or the value itself.",

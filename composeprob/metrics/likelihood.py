@@ -238,7 +238,10 @@ def as_positions(points: Any, density: AnnealedDensity) -> dict[str, Array]:
             )
         points = {next(iter(sites)): points}
     if points.keys() != sites.keys():
-        raise ShapeError(f"Points have the sites {sorted(points)}, the density {sorted(sites)}.")
+        raise ShapeError(
+            f"Points have the sites {sorted(points)}, the density {sorted(sites)}.",
+            fix="pass an array for each of the density's sites, and no other.",
+        )
     placed = {name: jnp.asarray(points[name], jnp.result_type(float)) for name in sites}
     numbers = {value.shape[:1] for value in placed.values()}
     wrong = [name for name, value in placed.items() if value.shape[1:] != sites[name].shape or value.ndim == 0]

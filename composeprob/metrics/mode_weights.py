@@ -64,5 +64,8 @@ def total_variation(p: Any, q: Any) -> float:
     """
     p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
     if p.shape != q.shape:
-        raise ShapeError(f"Two distributions over {p.shape} and {q.shape} modes cannot be compared.")
+        raise ShapeError(
+            f"Two distributions over {p.shape} and {q.shape} modes cannot be compared.",
+            fix="pass one weight for each of the same modes, 0 where one has none.",
+        )
     return float(0.5 * np.abs(p - q).sum())

@@ -13,7 +13,7 @@ from composeprob.schedule import Schedule
 
 def normalised(density: AnnealedDensity) -> bool:
     """Whether every factor's log-density is normalised, so that its values tell ∫F and not only its shape."""
-    return all("normalised" in offered for *_, offered in density.described.offers)
+    return density.top.normalised
 
 
 def first_weight(state: KernelState, density: AnnealedDensity, level: Array | int) -> Array:
@@ -82,12 +82,11 @@ def feynman_kac_weight(
     end = level - 1 if below is None else below
     here, there = schedule.at(level), schedule.at(end)
 
-    def from_scores(evaluation: Evaluation, k: Array, sigma: Array) -> Array:
+    def from_scores(evaluation: Evaluation, sigma: Array) -> Array:
         assert evaluation.rate is not None
-        assert evaluation.excess is not None
-        return sigma**2 * (evaluation.rate - jnp.asarray(schedule.drift_ratio)[k] * evaluation.excess)
+        return sigma**2 * evaluation.rate
 
-    mean = 0.5 * (from_scores(before, level, here.sigma) + from_scores(after, end, there.sigma))
+    mean = 0.5 * (from_scores(before, here.sigma) + from_scores(after, there.sigma))
     assert before.excess is not None
     assert after.excess is not None
     excess = 0.5 * (before.excess + after.excess)

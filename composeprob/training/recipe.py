@@ -241,8 +241,7 @@ class Recipe:
     def _check_cross_condition(self, part: int) -> None:
         _check(self.cross_condition > 0, f"cross_condition is {self.cross_condition}",
                "use a weight ≥ 0; 0 leaves the loss out.")  # fmt: skip
-        _check(self.parameterization in ENERGIES, f"cross_condition is given for {self.parameterization!r}, a score",
-               f"compare conditions of an energy: {', '.join(ENERGIES)}.")  # fmt: skip
+        self._check_energy("cross_condition")
         _check(bool(self.conditions), "cross_condition is given without conditions", "name the data's conditions.")
         others = self.cross_condition_others
         _check(1 <= others < part, f"a batch of {part} has no {others} other conditions to compare",
@@ -250,14 +249,18 @@ class Recipe:
 
     def _check_cross_level(self, part: int) -> None:
         _check(self.cross_level > 0, f"cross_level is {self.cross_level}", "use a weight ≥ 0; 0 leaves the loss out.")
-        _check(self.parameterization in ENERGIES, f"cross_level is given for {self.parameterization!r}, a score",
-               f"compare levels of an energy: {', '.join(ENERGIES)}.")  # fmt: skip
+        self._check_energy("cross_level")
         low, high = self.log_snr_range()
         _check(0 < self.cross_level_gap <= high - low, f"cross_level_gap is {self.cross_level_gap}",
                f"use a positive number, at most the range of log-SNR, {high - low:.3g}.")  # fmt: skip
         step = 4 if self.antithetic else 2
         _check(part % step == 0, f"a batch of {part} does not split into pairs of levels",
                f"use a batch_size and chunk that are multiples of {step}.")  # fmt: skip
+
+    def _check_energy(self, loss: str) -> None:
+        _check(self.parameterization in ENERGIES,
+               f"{loss} compares energies, and parameterization={self.parameterization!r} has none",
+               f"use one of {', '.join(ENERGIES)}, or leave {loss} out.")  # fmt: skip
 
 
 def _check(holds: bool, found: str, fix: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 
 import composeprob as cp
 from compiler.networks import Counter, Energy
+from composeprob.samplers.weights import normalised
 
 SCHEDULE = cp.Schedule.cosine(10)
 X = {"x": jnp.array([0.3, -0.6])}
@@ -253,3 +256,20 @@ def test_methods_can_be_jitted_and_mapped_like_functions():
     mapped = jax.jit(jax.vmap(density.log_density, in_axes=(0, None)))(batch, 2)
     np.testing.assert_allclose(mapped, [density.log_density({"x": x}, 2) for x in batch["x"]], rtol=1e-6)
     np.testing.assert_allclose(jax.jit(density.log_density)(X, 2), density.log_density(X, 2), rtol=1e-6)
+
+
+def test_a_density_equals_itself_alone_and_hashes_so():
+    f, _ = model()
+    one, other = cp.compile(single, f), cp.compile(single, f)
+    assert one == one
+    assert one != other
+    assert len({one, other, one}) == 2
+    assert eqx.tree_equal(one, other)
+
+
+def test_what_traces_depend_on_is_no_part_of_the_description():
+    """Densities that differ only in whether their factors are normalised do not share an executable."""
+    density = cp.compile(single, cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE) ** 2)
+    other = dataclasses.replace(density, top=dataclasses.replace(density.top, normalised=False))
+    known = eqx.filter_jit(lambda density: jnp.asarray(normalised(density)))
+    assert (bool(known(density)), bool(known(other))) == (True, False)

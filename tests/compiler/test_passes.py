@@ -45,7 +45,7 @@ def single(f):
 
 
 def built(factor):
-    return build(single, (factor,), {})
+    return build(single, (factor,), {})[0]
 
 
 def root(factor):

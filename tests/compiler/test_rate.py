@@ -90,15 +90,16 @@ def residual(density, diffusion, x, t):
         return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
     def value_and_score(x, t):
-        evaluation = at_time(density, diffusion, t).evaluate(position(x), 0)
+        here = at_time(density, diffusion, t)
+        evaluation, (_, rate) = here.evaluate(position(x), 0), here.score_and_rate(position(x), 0)
         score = jnp.concatenate([evaluation.drift[name].ravel() for name in shapes])
-        return (evaluation.log_marginal + evaluation.log_exact, score), (score, evaluation.rate, evaluation.excess)
+        return (evaluation.log_marginal + evaluation.log_exact, score), (score, rate, evaluation.rate)
 
     # One forward-mode pass gives ∂_t log F and, with the score of the library, the divergence ∇·S.
-    ((_, change), (hessian, _)), (s, rate, excess) = jax.jacfwd(value_and_score, argnums=(0, 1), has_aux=True)(x, t)
+    ((_, change), (hessian, _)), (s, rate, own) = jax.jacfwd(value_and_score, argnums=(0, 1), has_aux=True)(x, t)
     f, g2 = diffusion.drift(t), diffusion.squared_noise(t)
     wanted = (-f * (x.size + x @ s) + 0.5 * g2 * (s @ s + jnp.trace(hessian)) - change) / g2
-    return wanted, rate, rate - f / g2 * excess
+    return wanted, rate, own
 
 
 def gaussians(seed, shape=(2,)):

@@ -30,7 +30,7 @@ def scene(f):
 
 
 def graph(stage):
-    made = build(scene, (F**2 * cp.mixture([F, G]) * cp.window(G, (2,), (0,)),), {})
+    made, _ = build(scene, (F**2 * cp.mixture([F, G]) * cp.window(G, (2,), (0,)),), {})
     for name, step in (("normalise", normalise), ("align", align), ("share", share)):
         if STAGES.index(stage) >= STAGES.index(name):
             made = step(made)

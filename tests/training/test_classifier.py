@@ -67,5 +67,5 @@ def test_it_learns_bayes_rule():
 def test_a_classifier_has_no_other_conditions():
     with pytest.raises(InvalidValueError, match="a classifier has conditions"):
         classifier(conditions=("style",))
-    with pytest.raises(InvalidValueError, match="'classifier', a score"):
+    with pytest.raises(InvalidValueError, match="'classifier' has none"):
         classifier(cross_level=1.0)

@@ -140,7 +140,7 @@ def test_training_takes_the_losses_that_the_recipe_names(denoising):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"parameterization": "epsilon"}, "cross_condition is given for 'epsilon', a score"),
+        ({"parameterization": "epsilon"}, "cross_condition compares energies, and parameterization='epsilon' has none"),
         ({"cross_condition": -1.0}, "cross_condition is -1.0"),
         ({"conditions": {}, "condition_dropout": 0.0}, "cross_condition is given without conditions"),
         ({"cross_condition": 0.0, "vary": lambda key, given: given}, "vary is given without cross_condition"),

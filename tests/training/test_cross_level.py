@@ -109,7 +109,7 @@ def test_such_a_factor_offers_mode_depth():
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"parameterization": "epsilon"}, "cross_level is given for 'epsilon', a score"),
+        ({"parameterization": "epsilon"}, "cross_level compares energies, and parameterization='epsilon' has none"),
         ({"cross_level": -1.0}, "cross_level is -1.0"),
         ({"cross_level_gap": 11.0}, "cross_level_gap is 11.0"),
         ({"batch_size": 15}, "does not split into pairs of levels"),

@@ -1,0 +1,268 @@
+"""A program as one traced computation: what its statements say under any data and any values of its latents.
+
+The compiler asks many questions of a program. It runs the program once with numbers and once with tracers, and answers
+them from that trace.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpyro.distributions as dist
+from jax import Array
+from jax.extend.core import Literal
+
+from composeprob.compiler.arguments import Concrete, is_data, join, name_of
+from composeprob.compiler.influence import influences
+from composeprob.compiler.linear_gaussian import moments
+from composeprob.errors import ProgramError
+from composeprob.factors.base import Factor
+from composeprob.factors.concrete import NOT_CONCRETE, asked, asked_by_library
+from composeprob.factors.precision import rebind
+from composeprob.language.interpret import Provide, Redraw, Statement, masked, run, unwrap
+from composeprob.language.program import Program
+
+RUNS_ONCE = {"xla_backend_optimization_level": 0}
+"""Options of XLA for what runs once: making it fast would take longer than running it."""
+
+
+class Source(eqx.Module):
+    """A program with its arguments, to be run again.
+
+    Attributes:
+        function: the program's function.
+        arguments: ``(args, kwargs)``; arrays are leaves but for those wrapped in `Concrete`.
+        eager: whether what depends on no data and no latent is computed at once, as the program asks for its value.
+    """
+
+    function: Any = eqx.field(static=True)
+    arguments: Any
+    eager: bool = eqx.field(static=True)
+
+    def run(self, provide: Provide, level: Any = 0, redraw: Redraw | None = None) -> dict[str, Statement]:
+        """Its statements; see `interpret.run`."""
+        args, kwargs = join(self.arguments)
+        with jax.ensure_compile_time_eval() if self.eager else nullcontext():
+            return run(self.function, args, kwargs, provide, level, redraw)
+
+
+class _Code:
+    """A trace, and what of it are not arrays. All are equal: a `Traced` has beside it what the trace was made of."""
+
+    def __init__(self, jaxpr: Any, shapes: Any, latents: list[str], reasons: dict[str, str | None]):
+        self.jaxpr, self.shapes, self.latents, self.reasons = jaxpr, shapes, latents, reasons
+
+    def outputs(self, flat: list[Any]) -> Any:
+        """What the trace's outputs are, in the form of `Says`."""
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), flat)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Code)
+
+    def __hash__(self) -> int:
+        return hash(_Code)
+
+
+class Says(eqx.Module):
+    """What a program's statements say at given latents.
+
+    Attributes:
+        draws: of each static site a draw of its prior.
+        log_likelihoods: log p of each observation.
+        moments: (residual, covariance) of each observation whose noise is Gaussian.
+        parts: the arrays in each statement's distribution, and in an observation's value.
+    """
+
+    draws: dict[str, Array]
+    log_likelihoods: dict[str, Array]
+    moments: dict[str, tuple[Array, Array]]
+    parts: dict[str, list[Array]]
+
+
+class Traced(eqx.Module):
+    """The trace of a program.
+
+    Attributes:
+        source: the program.
+        code: its trace, a function of the source's arrays, the latents and a key; and why each observation's noise is
+            not Gaussian, as far as its distribution tells, None where it is.
+    """
+
+    source: Source
+    code: _Code = eqx.field(static=True)
+
+    def says(self, latents: dict[str, Array]) -> Says:
+        """What the statements say at these latents: noised sites in the data's units, static ones constrained."""
+        return self._evaluate(dict(latents), jax.random.key(0))
+
+    def draw(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
+        """All latents: the noised ones as given, static ones drawn from their priors one after the other."""
+        latents = dict(xs)
+        self._evaluate(latents, key)
+        return latents
+
+    def dependencies(self) -> dict[str, frozenset[str]]:
+        """For each statement, the latents that its distribution depends on."""
+        none = frozenset[str]()
+        inputs = [none] * len(_arrays(self.source.arguments)) + [frozenset({name}) for name in self.code.latents]
+        found = self.code.outputs(influences(self.code.jaxpr.jaxpr, [*inputs, none]))
+        return {name: none.union(*parts) for name, parts in found.parts.items()}
+
+    def _evaluate(self, latents: dict[str, Array], key: Array) -> Says:
+        """The equations of the trace in order. A latent that is not given becomes its draw as soon as that is known."""
+        jaxpr, names = self.code.jaxpr.jaxpr, self.code.latents
+        inputs = [*_arrays(self.source.arguments), *(latents.get(name) for name in names), key]
+        known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*self.code.jaxpr.consts, *inputs), strict=True))
+        places = dict(zip(names, jaxpr.invars[-1 - len(names) : -1], strict=True))
+        outputs = self.code.outputs(jaxpr.outvars)
+        draws = {variable: name for name, variable in outputs.draws.items() if name not in latents}
+
+        def value(variable: Any) -> Any:
+            return variable.val if isinstance(variable, Literal) else known[variable]
+
+        for eqn in jaxpr.eqns:
+            known.update(zip(eqn.outvars, rebind(eqn, [value(v) for v in eqn.invars]), strict=True))
+            for variable in draws.keys() & set(eqn.outvars):
+                name = draws[variable]
+                known[places[name]] = latents[name] = known[variable]
+        return jax.tree.map(value, outputs)
+
+
+def trace(
+    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], latents: dict[str, Array]
+) -> tuple[Traced, list[str]]:
+    """The trace of a program, and what its Python has asked of its data, as sentences.
+
+    Every array among the arguments is traced; those whose number the program asks for are not when it is run once more.
+
+    Raises:
+        ProgramError: the program asks for the number of a latent.
+    """
+    function = program.function
+    paths, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs))
+    arrays = [i for i, (_, leaf) in enumerate(paths) if is_data(leaf)]
+    factors = [f for f in jax.tree.leaves((args, kwargs), is_leaf=_is_factor) if _is_factor(f)]
+    inside = {id(array) for array in jax.tree.leaves(factors)}
+    outside = {i for i in arrays if id(paths[i][1]) not in inside}
+    concrete, eager, asks = set[int](), False, list[str]()
+    while True:
+        wrapped = [Concrete(leaf) if i in concrete else leaf for i, (_, leaf) in enumerate(paths)]
+        source = Source(function, jax.tree.unflatten(treedef, wrapped), eager)
+        try:
+            return Traced(source, _code(source, latents, latents)), asks
+        except Exception as error:  # the program has run with numbers: what fails now fails because of a tracer
+            abstract = [i for i in arrays if i not in concrete]
+            named = {abstract[i] for i in _named(error)}
+            by_mask = any(isinstance(e, jax.errors.NonConcreteBooleanIndexError) for e in _chain(error))
+            if not named and (eager or by_mask):  # JAX does not say which
+                named = outside - concrete or set(abstract)
+            if not named and eager:
+                raise _of_latent(error, program, source, latents) from error
+            concrete, eager = concrete | named, True
+            asks += _asks(error, sorted({name_of(function, paths[i][0]) for i in named}))
+
+
+def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _Code:
+    """The trace with the latents ``traced`` as inputs."""
+    reasons: dict[str, str | None] = {}
+    names = sorted(traced)
+
+    def call(arrays: list[Any], values: list[Any], key: Array) -> Says:
+        given = {**latents, **dict(zip(names, values, strict=True))}
+        draws: dict[str, Array] = {}
+
+        def provide(kind: str, name: str, distribution: Any) -> Any:
+            if kind == "static":
+                draws[name] = distribution.sample(jax.random.fold_in(key, len(draws)))
+            return given[name]
+
+        statements = replace(source, arguments=_with_arrays(source.arguments, arrays)).run(provide)
+        observed = {s.name: s for s in statements.values() if s.kind == "observed"}
+        reasons.update({name: not_gaussian(s) for name, s in observed.items()})
+        parts = {
+            s.name: jax.tree.leaves((s.distribution, s.value if s.name in observed else None))
+            for s in statements.values()
+        }
+        return Says(
+            draws,
+            {name: s.log_prob() for name, s in observed.items()},
+            {name: moments(s) for name, s in observed.items() if reasons[name] is None},
+            {name: [a for a in leaves if isinstance(a, jax.core.Tracer)] for name, leaves in parts.items()},
+        )
+
+    inputs = _arrays(source.arguments), [latents[name] for name in names], jax.random.key(0)
+    jaxpr, shapes = jax.make_jaxpr(call, return_shape=True)(*inputs)
+    return _Code(jaxpr, shapes, names, reasons)
+
+
+def not_gaussian(statement: Statement) -> str | None:
+    """Why an observation's noise is not Gaussian, as far as its distribution tells."""
+    if masked(statement.distribution) or statement.scale is not None:
+        return "a handler masks or scales it"
+    inner = unwrap(statement.distribution)
+    if type(inner) not in (dist.Normal, dist.MultivariateNormal):
+        if isinstance(inner, dist.Unit):
+            return "it is soft evidence, not a Gaussian measurement"
+        return f"its distribution is {type(inner).__name__}, not Normal or MultivariateNormal"
+    return None
+
+
+def _arrays(arguments: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(arguments) if is_data(leaf)]
+
+
+def _with_arrays(arguments: Any, arrays: list[Any]) -> Any:
+    """The arguments with others in the places of their arrays."""
+    others = iter(arrays)
+    return jax.tree.map(lambda leaf: next(others) if is_data(leaf) else leaf, arguments)
+
+
+def _is_factor(node: Any) -> bool:
+    return isinstance(node, Factor)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _named(error: Exception) -> set[int]:
+    """Which of the traced arrays' numbers were asked for: JAX names the inputs that a value depends on."""
+    found = [e for e in _chain(error) if isinstance(e, NOT_CONCRETE)]
+    return {int(n) for e in found for n in re.findall(r"\barrays\[(\d+)\]", str(e))}
+
+
+def _asks(error: Exception, names: list[str]) -> list[str]:
+    """What to say of a program that asks for numbers of these arguments; nothing where the library asks, as for powers,
+    which are numbers by their nature."""
+    found = next((e for e in _chain(error) if isinstance(e, NOT_CONCRETE)), None)
+    if not names or not isinstance(found, Exception) or asked_by_library(found):
+        return []
+    does, _, where = asked(found)
+    return [f"{where} {does} {' and '.join(names)}: what it holds is compiled in as a constant"]
+
+
+def _of_latent(error: Exception, program: Program, source: Source, latents: dict[str, Array]) -> Exception:
+    """The error for a program that asks for the number of a latent, or the error itself where it is another."""
+    for name in latents:
+        try:
+            _code(source, latents, [name])
+        except NOT_CONCRETE as own:
+            does, fix, where = asked(own)
+            return ProgramError(
+                f"Program '{program.name}' {does} a value that depends on the site {name!r}, which has many values at "
+                "once.",
+                where=where,
+                fix=fix,
+            )
+        except Exception as own:
+            return own
+    return error

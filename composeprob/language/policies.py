@@ -1,0 +1,141 @@
+"""Annealing policies: what observations of a noised site are above level 0."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.errors import InvalidValueError, WrongTypeError
+from composeprob.schedule import Noise, Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What an observation sees of a noised site at each level, and the power that its likelihood counts with.
+
+    Derive a frozen dataclass from it, with settings as fields, and pass an object of it to `observe`, `factor` or
+    `annealed`. Whatever it says, level 0 is seen at x/α and counts in full.
+
+    Attributes:
+        measured: the power is the one that the compiler measures, as of ``"tempered"``; `power` is not asked.
+        plain: the program sees x/α, and samplers may evaluate the likelihood at many x, as it takes no network.
+        takes_levels: the user gives a function of the level, which says what level 0 is too.
+        closed_form: the density of the value given x_k itself takes the place of the likelihood.
+    """
+
+    measured: ClassVar[bool] = False
+    plain: ClassVar[bool] = False
+    takes_levels: ClassVar[bool] = False
+    closed_form: ClassVar[bool] = False
+
+    def seen(self, x: Array, mean: Array, noise: Noise) -> Array:
+        """What the program sees of a noised site above level 0; by default x/α.
+
+        Args:
+            x: the site at this level, x_k = α·x₀ + σ·ε.
+            mean: the Tweedie mean of x₀ given x_k under the site's factors. Its use costs a derivative of the score.
+            noise: the level's index, α, σ and log-SNR.
+        """
+        return x / noise.alpha
+
+    def power(self, schedule: Schedule, noise: Noise) -> Any:
+        """The power of the likelihood above level 0; by default 1."""
+        return 1.0
+
+    @property
+    def sees_clean(self) -> bool:
+        """Whether the program sees x/α at every level."""
+        return type(self).seen is Policy.seen
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self))
+        return type(self).__name__.lower() + (f"({settings})" if settings else "")
+
+
+class Tempered(Policy):
+    """The program sees x/α, and the power suits how sharp the likelihood is."""
+
+    measured = plain = True
+
+
+class Denoised(Policy):
+    """The program sees the Tweedie mean of x₀, and the power is that of `Tempered`."""
+
+    measured = True
+
+    def seen(self, x: Array, mean: Array, noise: Noise) -> Array:
+        return mean
+
+
+class Noised(Policy):
+    """The program sees x_k itself, at level 0 too, and the user's function of the level says how likely that is."""
+
+    takes_levels = True
+
+    def seen(self, x: Array, mean: Array, noise: Noise) -> Array:
+        return x
+
+
+class Exact(Policy):
+    """The density of the value given x_k in closed form."""
+
+    closed_form = True
+
+
+class Unannealed(Policy):
+    """Of an observation that looks at no noised site."""
+
+
+class Rising(Policy):
+    """Of one that looks at none while there are noised sites: it comes to its full power on the way down."""
+
+    def power(self, schedule: Schedule, noise: Noise) -> Array:
+        return bridge(schedule, noise)
+
+
+POLICIES = {"exact": Exact(), "tempered": Tempered(), "denoised": Denoised(), "noised": Noised()}
+"""Policies by their short names."""
+FULL = -2.0
+"""log-SNR from which on observations that are annealed exactly count in full for static sites: α/σ = 0.37."""
+
+
+def bridge(schedule: Schedule, noise: Noise) -> Array:
+    """The power of p(y | x_k, z) where static sites have a say: u² with u going from 0 at the noisiest level to 1 at
+    log-SNR −2, and 1 from there on.
+
+    Where no signal is left p(y | x_k, z) is p(y | z): without a power, static sites would meet all of the data at the
+    first level, far from where their priors put them.
+    """
+    top = schedule.log_snr[-1]
+    way = jnp.where(top < FULL, (noise.log_snr - top) / jnp.where(top < FULL, FULL - top, 1.0), 1.0)
+    return jnp.clip(way, 0.0, 1.0) ** 2
+
+
+def as_policy(name: str, policy: str | Policy | None) -> Policy | None:
+    """The policy that a short name stands for, or the policy itself.
+
+    Raises:
+        InvalidValueError: it is neither.
+        WrongTypeError: a policy that holds an array.
+    """
+    if policy is None:
+        return None
+    if isinstance(policy, Policy):
+        try:
+            hash(policy)
+        except TypeError as error:
+            raise WrongTypeError(
+                f"The settings of the annealing policy {policy} for {name!r} must be numbers or text, as compiled code "
+                "is kept by them.",
+                fix="give a tuple in the place of an array or a list.",
+            ) from error
+        return policy
+    if isinstance(policy, str) and policy in POLICIES:
+        return POLICIES[policy]
+    raise InvalidValueError(
+        f"Unknown annealing policy {policy!r} for {name!r}.",
+        fix=f"use one of: {', '.join(POLICIES)}; or an object of a class of your own, derived from Policy.",
+    )

@@ -48,7 +48,7 @@ def evaluate(log_density: Callable[[Any], Array]) -> Target:
 
     def target(position: Any) -> Evaluation:
         value, score = jax.value_and_grad(log_density)(position)
-        return Evaluation(value, score, score, jnp.zeros(()), jnp.zeros(()))
+        return Evaluation(value, score)
 
     return target
 
@@ -58,7 +58,7 @@ def score_only(target: Target) -> Target:
 
     def scores(position: Any) -> Evaluation:
         score = target(position).score
-        return Evaluation(None, score, score, None, jnp.zeros(()))
+        return Evaluation(None, score)
 
     return scores
 

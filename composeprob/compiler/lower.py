@@ -16,7 +16,7 @@ from composeprob.compiler.check import site_parts
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
-from composeprob.density.evaluation import Evaluation
+from composeprob.density.evaluation import Evaluation, Parts, Wall
 from composeprob.factors.algebra import leaves as factor_leaves
 from composeprob.factors.energy import Energy
 from composeprob.factors.precision import in_precision
@@ -99,18 +99,19 @@ class Evaluator(Evaluates):
             score = {n: score[n] + of_exact[n] + of_correction[n] for n in position}
         log_potential = _total([log_likelihood + correction, *(v.log_density for v in potential.values())])
         log_marginal = _total([zero, *(v.log_density for v in marginal.values())])
-        excess = sum((v.excess for v in marginal.values()), zero)
-        return Evaluation(
-            log_density=_total([log_prior, log_marginal, log_exact, log_potential]),
-            score=score,
+        rate = _total([crossed, *(v.rate for v in marginal.values())])
+        parts = Parts(
             drift=drift,
-            rate=_total([crossed, *(v.rate for v in marginal.values())]),
-            excess=excess,
-            log_potential=log_potential,
+            rate=_known(rate),
+            excess=sum((v.excess for v in marginal.values()), zero),
+            log_potential=_known(log_potential),
             log_prior=log_prior,
-            log_marginal=log_marginal,
+            log_marginal=_known(log_marginal),
             log_exact=log_exact,
         )
+        log_open = _total([log_prior, log_marginal, log_exact])
+        wall = Wall(jnp.isneginf(parts.log_potential), log_open)
+        return Evaluation(_total([log_open, log_potential]), score, wall, parts)
 
     def _exactly(
         self, xs: dict[str, Array], zs: dict[str, Array], noise: Noise, drift: dict[str, Array]
@@ -225,6 +226,11 @@ def _one(x: Array) -> NodeValue:
     """The constant factor 1."""
     zero = jnp.zeros((), x.dtype)
     return NodeValue(zero, jnp.zeros_like(x), zero, zero)
+
+
+def _known(value: Array | None) -> Array:
+    """A scalar, NaN where it is not known."""
+    return jnp.asarray(jnp.nan) if value is None else value
 
 
 def _total(terms: list[Array | None]) -> Array | None:

@@ -216,15 +216,14 @@ class AnnealedDensity(eqx.Module):
             CapabilityError: the program has no rate (a factor that is not a noised marginal inside a mixture).
         """
         evaluation = self.evaluate(position, level)
-        if evaluation.rate is None or "feynman_kac" not in self.capabilities:
+        if "feynman_kac" not in self.capabilities:
             raise CapabilityError(
                 "This density has no Feynman–Kac rate: it has a part that is not a noised marginal.",
                 where=self.described.where,
                 fix="use cp.AnnealedMCMC or, where all factors are analytic, cp.SMC(weights='density').",
             )
-        assert evaluation.excess is not None
-        drift_ratio = jnp.asarray(self.schedule.drift_ratio)[level]
-        return evaluation.drift, evaluation.rate + drift_ratio * evaluation.excess
+        parts, drift_ratio = evaluation.parts, jnp.asarray(self.schedule.drift_ratio)[level]
+        return parts.drift, parts.rate + drift_ratio * parts.excess
 
     def leaf_scores(self, position: Position, level: Array | int) -> dict[str, dict[str, Array]]:
         """``{factor: {site: ∇ log f}}``, the score of every factor by itself; summed where one name stands for several

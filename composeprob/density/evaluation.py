@@ -6,41 +6,88 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 Position = Any
 """A pytree of floating arrays for ONE chain: ``{site: array}``, no chain axis."""
 
 
-class Evaluation(eqx.Module):
-    """Everything known of π_k at one position x.
+class Wall(eqx.Module):
+    """Where π is 0.
+
+    Attributes:
+        outside: whether it is 0 here because the potential G is, a scalar bool.
+        log_open: log π without G, a scalar; None where the density offers only its score.
+    """
+
+    outside: Array
+    log_open: Array | None
+
+
+class Parts(eqx.Module):
+    """What π_k is made of at one position, for samplers that weigh chains; NaN stands for what is not known.
 
     π_k(x, z) ∝ p(z)·F_k(x)·E_k(x, z)·G_k(x, z): the priors of static sites, the algebra of diffusion factors at the
     noised sites, the observations that are annealed exactly, and everything else (likelihoods, user energies,
     classifiers).
 
     Attributes:
-        log_density: log π_k up to a constant of the level, a scalar; None where the density offers only its score.
-        score: ∇ log π_k, same structure as the position.
-        drift: ∇ log (F_k·E_k), same structure (zero at static sites): what the reverse process follows.
-        rate: the part of the Feynman–Kac rate r of F_k·E_k that comes from scores, a scalar; None where a node has
-            none. Along dx = f·x dt + g dW, r = rate + (f/g²)·excess.
-        log_potential: log G_k, a scalar; None where a part of G offers only its score.
-        log_prior: log p(z), or log p(z | x) where a prior looks at a noised site, a scalar.
-        log_marginal: log F_k up to a constant of the level, a scalar; None where F offers only its score.
-        log_exact: log E_k, a scalar.
+        drift: ∇ log (F_k·E_k), structured like the position (zero at static sites): what the reverse process follows.
+        rate: the part of the Feynman–Kac rate r of F_k·E_k that comes from scores, a scalar. Along
+            dx = f·x dt + g dW, r = rate + (f/g²)·excess.
         excess: the part of r that comes from the drift, in units of f/g²: Σ w_i·d_i − d for a product.
+        log_potential: log G_k, a scalar.
+        log_prior: log p(z), or log p(z | x) where a prior looks at a noised site, a scalar.
+        log_marginal: log F_k up to a constant of the level, a scalar.
+        log_exact: log E_k, a scalar.
+    """
+
+    drift: Position
+    rate: Array
+    excess: Array
+    log_potential: Array
+    log_prior: Array
+    log_marginal: Array
+    log_exact: Array
+
+
+class Evaluation(eqx.Module):
+    """What kernels see of π_k at one position x, and what travels with it.
+
+    Attributes:
+        log_density: log π_k up to a constant of the level, a scalar; None where the density offers only its score.
+        score: ∇ log π_k, structured like the position.
+        wall: where π is 0; None of a density that is positive everywhere.
+        parts: what kernels hand on without looking at it: the `Parts` of a density, or None.
     """
 
     log_density: Array | None
     score: Position
-    drift: Position
-    rate: Array | None
-    log_potential: Array | None
-    log_prior: Array | None = None
-    log_marginal: Array | None = None
-    log_exact: Array | None = None
-    excess: Array | None = None
+    wall: Wall | None = None
+    parts: Any = None
+
+    @property
+    def zero(self) -> Array:
+        """Whether π is 0 here, as far as is known, a scalar bool."""
+        outside = jnp.asarray(False) if self.wall is None else self.wall.outside
+        return outside if self.log_density is None else outside | jnp.isneginf(self.log_density)
+
+    @property
+    def log_open(self) -> Array | None:
+        """log π without what makes it 0 in places."""
+        return self.log_density if self.wall is None else self.wall.log_open
+
+    @property
+    def alone(self) -> Evaluation:
+        """The same without what travels with it, for chains that nobody weighs."""
+        return Evaluation(self.log_density, self.score, self.wall)
+
+
+def unknown(tree: Any) -> Any:
+    """NaN in the place of every number."""
+    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), tree)
 
 
 Target = Callable[[Position], Evaluation]

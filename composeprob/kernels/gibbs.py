@@ -19,16 +19,6 @@ from composeprob.kernels.step_size import StepSize
 Sites = tuple[str, ...]
 
 
-class BlockEvaluation(Evaluation):
-    """An evaluation as one block sees it: scores of the block's sites only.
-
-    Attributes:
-        whole: the evaluation of all sites, from which the next block goes on.
-    """
-
-    whole: Evaluation | None = None
-
-
 class GibbsState(KernelState):
     """A chain with what the blocks' kernels carry.
 
@@ -165,7 +155,7 @@ class Gibbs(Kernel[GibbsState]):
             own_key = jax.random.fold_in(key, b)
             own, infos[b] = self.kernels[b].step(own_key, self._own(b, state), conditional, step_size[b])
             inner = (*state.inner[:b], _stripped(own), *state.inner[b + 1 :])
-            state = GibbsState({**state.position, **own.position}, own.evaluation.whole, inner)
+            state = GibbsState({**state.position, **own.position}, own.evaluation.parts, inner)
         return state, jax.tree.map(lambda *entries: jnp.stack([jnp.asarray(e) for e in entries]), *infos)
 
     def _pairs(self) -> tuple[tuple[Sites, Kernel], ...]:
@@ -212,11 +202,9 @@ def _restricted(tree: dict[str, Any], sites: Sites) -> dict[str, Any]:
     return {name: tree[name] for name in sites}
 
 
-def _seen(whole: Evaluation, sites: Sites) -> BlockEvaluation:
-    """What of an evaluation concerns a block."""
-    fields = {f.name: getattr(whole, f.name) for f in dataclasses.fields(Evaluation)}
-    parts = {name: _restricted(fields[name], sites) for name in ("score", "drift")}
-    return BlockEvaluation(**{**fields, **parts}, whole=whole)
+def _seen(whole: Evaluation, sites: Sites) -> Evaluation:
+    """What of an evaluation concerns a block; the whole, from which the next block goes on, travels with it."""
+    return dataclasses.replace(whole, score=_restricted(whole.score, sites), parts=whole)
 
 
 def _known(whole: Evaluation, sites: Sites) -> Target:

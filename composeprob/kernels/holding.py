@@ -53,8 +53,7 @@ class Holding(Wrapper[HeldState]):
         return {name: value for name, value in values.items() if name not in self.held}
 
     def _free_evaluation(self, evaluation: Evaluation) -> Evaluation:
-        score, drift = self._free(evaluation.score), self._free(evaluation.drift)
-        return dataclasses.replace(evaluation, score=score, drift=drift)
+        return dataclasses.replace(evaluation, score=self._free(evaluation.score))
 
     def _part(self, target: Target, position: Position) -> Target:
         """The density of the other sites, given those held."""
@@ -69,6 +68,5 @@ class Holding(Wrapper[HeldState]):
     def _whole(self, inner: KernelState, position: Position) -> HeldState:
         held = {name: position[name] for name in self.held}
         still = {name: jnp.zeros_like(value) for name, value in held.items()}
-        score, drift = {**inner.evaluation.score, **still}, {**inner.evaluation.drift, **still}
-        evaluation = dataclasses.replace(inner.evaluation, score=score, drift=drift)
+        evaluation = dataclasses.replace(inner.evaluation, score={**inner.evaluation.score, **still})
         return HeldState({**inner.position, **held}, evaluation, inner)

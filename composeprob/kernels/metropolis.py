@@ -10,7 +10,7 @@ from jax import Array
 
 from composeprob import pytree
 from composeprob.kernels.base import Info, KernelState, log_density_of
-from composeprob.kernels.walls import comparable, finite, zero_density
+from composeprob.kernels.walls import comparable, finite
 
 S = TypeVar("S", bound=KernelState)
 
@@ -39,7 +39,7 @@ def metropolis(
     Returns:
         The next state and its `Info`.
     """
-    leaves = zero_density(proposed.evaluation) & ~zero_density(rejected.evaluation)
+    leaves = proposed.evaluation.zero & ~rejected.evaluation.zero
     log_ratio = jnp.where(leaves, -jnp.inf, log_ratio)  # a line integral of the score does not see a wall
     usable = finite(proposed) & ~jnp.isnan(log_ratio)
     probability = jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
@@ -63,7 +63,7 @@ def unadjusted(proposed: S, rejected: S, log_reversal: Array | None = None) -> t
         log_reversal: log q(x|x') − log q(x'|x) of the proposal, a scalar; left out where unknown, and reported as NaN.
     """
     usable = finite(proposed)
-    leaves = zero_density(proposed.evaluation) & ~zero_density(rejected.evaluation)
+    leaves = proposed.evaluation.zero & ~rejected.evaluation.zero
     taken = usable & ~leaves
     log_reversal = jnp.asarray(jnp.nan) if log_reversal is None else log_reversal
     return _choose(taken, taken, usable, log_reversal, 0.0, proposed, rejected)

@@ -19,9 +19,10 @@ import numpy as np
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Position
+from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import Kernel, KernelState
+from composeprob.kernels.base import log_density_of
 from composeprob.pytree import normal_like
 from composeprob.runtime.arguments import not_a_sampler
 from composeprob.samplers.base import REVERSE, Sampler
@@ -197,9 +198,9 @@ def climb(path: Path, density: AnnealedDensity, key: Array, position: Position) 
         if path.reverse:
             log_ratio = log_ratio + _log_reverse(path, density, state, x, k)
         if path.weights is not None:
-            log_ratio = log_ratio + gain_between(state.evaluation, after, density, k, path.weights)
+            log_ratio = log_ratio + _gain(path, state.evaluation, after, density, k)
             if path.reverse:
-                drift, followed = state.evaluation.drift, _followed(path, density, state, k + 1)
+                drift, followed = state.evaluation.parts.drift, _followed(path, density, state, k + 1)
                 log_ratio = log_ratio + log_ratio_of_leaning(state.position, drift, followed, x, density, k + 1)
         return state, log_ratio
 
@@ -212,7 +213,7 @@ def climb(path: Path, density: AnnealedDensity, key: Array, position: Position) 
     state, total = jax.lax.fori_loop(0, path.first + 1, level, (state, jnp.zeros(())))
     total = total + density.top.log_density(state.position, density.schedule.at(path.first).sigma)
     if path.weights is not None:
-        log_evidence = start_constant(first_evidence(state, density, path.first))
+        log_evidence = start_constant(first_evidence(density, path.first))
         total = total + first_weight(state, density, path.first) + log_evidence
     return jnp.where(jnp.isnan(total), -jnp.inf, total)
 
@@ -289,7 +290,15 @@ def _transitions(
 
 def _followed(path: Path, density: AnnealedDensity, state: Any, level: Array) -> Position:
     """What the reverse step from a state at this level follows."""
-    return leaning(state.position, state.evaluation, density, level) if path.leaning else state.evaluation.score
+    e = state.evaluation
+    return leaning(state.position, e.parts.drift, e.score, density, level) if path.leaning else e.score
+
+
+def _gain(path: Path, before: Evaluation, after: Evaluation, density: AnnealedDensity, level: Array) -> Array:
+    """What a chain's log-weight gains from level + 1 to level."""
+    if path.weights == "density":
+        return log_density_of(after) - log_density_of(before)
+    return gain_between(before.parts, after.parts, density, level)
 
 
 def _log_reverse(path: Path, density: AnnealedDensity, state: Any, x: Position, level: Array) -> Array:
@@ -301,7 +310,7 @@ def _log_reverse(path: Path, density: AnnealedDensity, state: Any, x: Position, 
 def _upward_law(path: Path, density: AnnealedDensity, state: Any, level: Array) -> tuple[Position, Position]:
     """Mean and variances of `upward` from a state at level k < K − 1."""
     here, there = density.schedule.at(level), density.schedule.at(level + 1)
-    s = state.evaluation.drift if path.leaning else state.evaluation.score
+    s = state.evaluation.parts.drift if path.leaning else state.evaluation.score
     mean = {name: there.alpha / here.alpha * x + path.pull[name][level] * s[name] for name, x in state.position.items()}
     return mean, {name: path.spread[name][level] for name in mean}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import equinox as eqx
@@ -114,7 +114,7 @@ def draw(
     ) -> tuple[Run, dict[str, Array]]:
         moves, spread = sampler.moves, run.spread
         keys = level_keys(run.keys, density.num_levels + 2)  # after those of the first draws and states
-        target = partial(density.evaluator, level=0)
+        target = sampler.target(density, jnp.int32(0))
 
         def values(states: Any) -> dict[str, Array]:
             return spread.map(lambda state: density.to_samples(state.position), states)

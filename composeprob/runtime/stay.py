@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import unknown
 from composeprob.kernels import HMC, Adaptive, Kernel, Scaled
 from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.runtime.compiled import draw
@@ -80,13 +81,16 @@ def _block(run: Run, density: AnnealedDensity, block: int) -> Run:
     mover = AnnealedMCMC(mover_of(units), 1).prepare(density)
     assert mover.moves is not None
     momentum = jax.tree.map(jnp.zeros_like, run.chains.position)  # drawn anew by every transition
-    states = HamiltonianState(run.chains.position, run.chains.evaluation, momentum)
+    states = HamiltonianState(run.chains.position, run.chains.evaluation.alone, momentum)
     fresh = Records.empty(density.num_levels)
     own = dataclasses.replace(run, chains=states, keys=level_keys(run.keys, STAY + block), records=fresh)
     begin, end, thin = map(run.spread.number, (0, 1, TRANSITIONS))
     own, _ = draw(mover, mover.moves.begin(own), density, begin, end, thin, 1)
     # The kernel that came down goes on from there; its momenta, independent of where the chains are, are as good.
-    chains = dataclasses.replace(run.chains, position=own.chains.position, evaluation=own.chains.evaluation)
+    seen, parts = own.chains.evaluation, run.chains.evaluation.parts
+    parts = None if parts is None else unknown(parts)  # of where the chains were; nobody weighs them any more
+    evaluation = dataclasses.replace(seen, parts=parts)
+    chains = dataclasses.replace(run.chains, position=own.chains.position, evaluation=evaluation)
     return dataclasses.replace(run, chains=chains)
 
 

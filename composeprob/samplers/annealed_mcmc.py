@@ -12,15 +12,16 @@ import numpy as np
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation, Target
+from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import Holding, Kernel, KernelState
-from composeprob.kernels.walls import zero_density
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.base import REVERSE, Route, Run, Sampler, draw_initial, level_keys
 from composeprob.samplers.reverse import reverse_step
 from composeprob.samplers.transitions import Transitions
 
+NOTHING = {"f": np.nan, "b": False}
+"""What stands for a number that is not known yet."""
 STARTS = 16
 """Draws of the prior that a chain chooses its start from where no level is noisy."""
 
@@ -112,14 +113,14 @@ class AnnealedMCMC(Sampler):
         assert self.moves is not None
         positions = draw_initial(run, density, level) if self.moves.noised else likely_initial(run, density, level)
         keys = level_keys(run.keys, density.num_levels + 1)
-        init = partial(self.kernel.init, target=unevaluated(density, level))
+        init = partial(self.kernel.init, target=unevaluated(self.target(density, level)))
         states = run.spread.map(init, keys, positions)
         return dataclasses.replace(self.moves.begin(run), chains=states)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
         assert self.moves is not None
         keys = level_keys(run.keys, level)
-        target = partial(density.evaluator, level=level)
+        target = self.target(density, level)
         states, bad = run.chains, jnp.zeros(keys.shape, bool)
         if self.reverse_step:
             fall = partial(descend, density=density, level=level, above=above)
@@ -139,17 +140,17 @@ class AnnealedMCMC(Sampler):
         return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse}{stay})"
 
 
-def unevaluated(density: AnnealedDensity, level: int) -> Target:
+def unevaluated(target: Target) -> Target:
     """A density that is NaN everywhere, for states that `Kernel.relevel` fills in where they are used first.
 
     So one executable, that of the levels, has the networks in it, and not a second one that only starts the chains.
     """
 
-    def target(position: dict[str, Array]) -> Evaluation:
-        shapes = jax.eval_shape(partial(density.evaluator, level=level), position)
-        return jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), shapes)
+    def blank(position: Position) -> Evaluation:
+        shapes = jax.eval_shape(target, position)
+        return jax.tree.map(lambda leaf: jnp.full(leaf.shape, NOTHING[leaf.dtype.kind], leaf.dtype), shapes)
 
-    return target
+    return blank
 
 
 def descend(
@@ -162,7 +163,7 @@ def descend(
     score, falls = state.evaluation.score, level < above
     moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, score, density, above, below=level)
     if density.evaluator.plain:
-        through = jnp.isneginf(density.evaluator.plain_potential(moved, level)) & ~zero_density(state.evaluation)
+        through = jnp.isneginf(density.evaluator.plain_potential(moved, level)) & ~state.evaluation.zero
         ratio = density.schedule.at(level).alpha / density.schedule.at(above).alpha
         noised = {name for name, site in density.sites.items() if site.kind == "noised"}
         stayed = {name: ratio * x if name in noised else x for name, x in state.position.items()}
@@ -181,8 +182,7 @@ def likely_initial(run: Run, density: AnnealedDensity, level: int) -> dict[str, 
         def draw(i: Array) -> tuple[dict[str, Array], Array]:
             draw_key, race_key = jax.random.split(jax.random.fold_in(key, i))
             position = density.initial(draw_key, level)
-            log_weight = density.evaluator(position, level).log_potential
-            assert log_weight is not None  # only learned scores lack one
+            log_weight = density.evaluator(position, level).parts.log_potential
             return position, jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight) + jax.random.gumbel(race_key)
 
         def race(i: Array, best: tuple[dict[str, Array], Array]) -> tuple[dict[str, Array], Array]:

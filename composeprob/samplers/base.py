@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Target
 from composeprob.errors import CapabilityError
 from composeprob.samplers.spread import Spread, chains, everywhere
 
@@ -200,6 +201,11 @@ class Sampler(eqx.Module):
 
         Called from the first level, where both are the same, down to 0.
         """
+
+    def target(self, density: AnnealedDensity, level: Array | int) -> Target:
+        """A level's density as this sampler's kernel sees it. Of chains that nobody weighs, what only weights read is
+        not computed."""
+        return lambda position: density.evaluator(position, level).alone
 
     @abc.abstractmethod
     def positions(self, run: Run) -> Any:

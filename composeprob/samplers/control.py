@@ -37,12 +37,12 @@ def steered(evaluation: Evaluation, position: Position, density: AnnealedDensity
     References:
         *DriftLite* (ICLR 2026, arXiv 2509.21655), for controls that reduce the variance of Feynman–Kac weights.
     """
-    assert evaluation.rate is not None
     noise = density.schedule.at(level)
-    drift, score, rate = dict(evaluation.drift), dict(evaluation.score), evaluation.rate
+    parts, score = evaluation.parts, dict(evaluation.score)
+    drift, rate = dict(parts.drift), parts.rate
     for name, power in density.top.power.items():
         gain = 0.5 * (power - 1.0) / (noise.alpha**2 + noise.sigma**2)
-        x, s = position[name], evaluation.drift[name]
+        x, s = position[name], parts.drift[name]
         drift[name], score[name] = s + gain * x, evaluation.score[name] + gain * x
         rate = rate + jnp.sum(gain * (1.0 + x * s))
-    return dataclasses.replace(evaluation, drift=drift, score=score, rate=rate)
+    return dataclasses.replace(evaluation, score=score, parts=dataclasses.replace(parts, drift=drift, rate=rate))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation, Position
+from composeprob.density.evaluation import Position
 from composeprob.pytree import normal_like
 from composeprob.samplers.reverse import leaning
 
@@ -71,8 +71,7 @@ def averaged_potential(
         return density.evaluator.plain_potential(point, level)
 
     middle = {name: ratio * x if name in noised else x for name, x in moved.items()}
-    slope = Evaluation(None, jax.grad(plain)(middle), jax.tree.map(jnp.zeros_like, middle), None, None)
-    lean = leaning(middle, slope, density, level, below)
+    lean = leaning(middle, jax.tree.map(jnp.zeros_like, middle), jax.grad(plain)(middle), density, level, below)
 
     def term(point: Position) -> Array:
         return plain(point) + sum((jnp.sum(lean[n] * (position[n] - point[n])) for n in noised), jnp.zeros(()))

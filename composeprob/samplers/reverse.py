@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation, Position
+from composeprob.density.evaluation import Position
 from composeprob.pytree import all_finite, normal_like, where
 
 
@@ -56,7 +56,12 @@ LEAN = 0.5
 
 
 def leaning(
-    position: Position, evaluation: Evaluation, density: AnnealedDensity, level: Array, below: Array | None = None
+    position: Position,
+    drift: Position,
+    score: Position,
+    density: AnnealedDensity,
+    level: Array,
+    below: Array | None = None,
 ) -> Position:
     """The score that a weighed reverse step follows: ∇log(F·E), and of ∇log G as much as shifts the step by at most
     half the length √(v·d) of its noise.
@@ -66,7 +71,7 @@ def leaning(
 
     Args:
         position: x_k.
-        evaluation: at x_k, under level k.
+        drift, score: ∇log(F·E) and ∇log π there, under level k.
         density, level, below: as of `reverse_step`.
 
     References:
@@ -74,18 +79,17 @@ def leaning(
         diffusion models*: the twisted proposal.
     """
     noised = [name for name in position if density.sites[name].kind == "noised"]
-    plain, variance = reverse_law(position, evaluation.drift, density, level, below=below)
-    full, _ = reverse_law(position, evaluation.score, density, level, below=below)
+    plain, variance = reverse_law(position, drift, density, level, below=below)
+    full, _ = reverse_law(position, score, density, level, below=below)
     shift = sum((jnp.sum((full[name] - plain[name]) ** 2) for name in noised), jnp.zeros(()))
     longest = LEAN**2 * variance * sum(position[name].size for name in noised)
     share = jnp.sqrt(jnp.where(shift > longest, longest / shift, 1.0))
     share = jnp.where(jnp.isfinite(shift), share, 0.0)
 
     def leaned(name: str) -> Array:
-        drift = evaluation.drift[name]
-        return drift + jnp.where(share > 0, share * (evaluation.score[name] - drift), 0.0)
+        return drift[name] + jnp.where(share > 0, share * (score[name] - drift[name]), 0.0)
 
-    return {name: leaned(name) if name in noised else evaluation.drift[name] for name in position}
+    return {name: leaned(name) if name in noised else drift[name] for name in position}
 
 
 def log_ratio_of_leaning(

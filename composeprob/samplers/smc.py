@@ -13,11 +13,11 @@ import numpy as np
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation, Position
+from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
+from composeprob.kernels.base import log_density_of
 from composeprob.kernels.step_size import as_scalar, check_range
-from composeprob.kernels.walls import zero_density
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.annealed_mcmc import (
     adjusted,
@@ -35,7 +35,7 @@ from composeprob.samplers.potentials import averaged_potential
 from composeprob.samplers.resampling import distinct, evidence_variance, log_mean_weight, relative_ess, systematic
 from composeprob.samplers.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
 from composeprob.samplers.transitions import Transitions
-from composeprob.samplers.weights import first_evidence, first_weight, gain_between, normalised
+from composeprob.samplers.weights import first_evidence, first_weight, gain_between
 
 WEIGHTS = ("feynman_kac", "density")
 LITTLE_SIGNAL = -4.6
@@ -156,7 +156,7 @@ class SMC(Sampler):
 
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         # Density weights carry each level's own constant: they tell the evidence only if there is none.
-        return self.weights == "feynman_kac" or normalised(density)
+        return self.weights == "feynman_kac" or density.top.normalised
 
     def prepare(self, density: AnnealedDensity) -> SMC:
         kernel = self.kernel
@@ -207,18 +207,18 @@ class SMC(Sampler):
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         positions = draw_initial(run, density, level)
         keys = level_keys(run.keys, density.num_levels + 1)
-        target = unevaluated(density, level)
+        target = unevaluated(self.target(density, level))
         if self.kernel is None:
             states = run.spread.map(lambda x: KernelState(x, target(x)), positions)
         else:
             states = run.spread.map(partial(self.kernel.init, target=target), keys, positions)
-        log_evidence = first_evidence(states, density, level)
+        log_evidence = first_evidence(density, level)
         run = self.moves.begin(run) if self.moves else run
         return dataclasses.replace(run, chains=states, log_evidence=log_evidence)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
         spread, keys = run.spread, level_keys(run.keys, level)
-        target = partial(density.evaluator, level=level)
+        target = self.target(density, level)
         fall = partial(self._fall, density=density, level=level, above=above)
         states, own = spread.map(fall, keys, run.chains)
         usable = ~jnp.isnan(own)
@@ -275,16 +275,16 @@ class SMC(Sampler):
         before = self._steered(state.evaluation, x, density, above)
         moved, gain = x, jnp.zeros(())
         if self.weights == "feynman_kac":
-            followed = leaning(x, before, density, above, level)
+            followed = leaning(x, before.parts.drift, before.score, density, above, level)
             moved = reverse_step(jax.random.fold_in(key, REVERSE), x, followed, density, above, below=level)
-            gain = log_ratio_of_leaning(x, before.drift, followed, moved, density, above, level)
+            gain = log_ratio_of_leaning(x, before.parts.drift, followed, moved, density, above, level)
 
         def arrive(i: Array, carry: tuple[Position, Evaluation]) -> tuple[Position, Evaluation]:
             position, _ = carry
-            evaluation = density.evaluator(position, level)
+            evaluation = self.target(density, level)(position)
             if twice:
-                drift = self._steered(evaluation, position, density, level).drift
-                settled = second_order(position, drift, x, before.drift, density, above, level)
+                drift = self._steered(evaluation, position, density, level).parts.drift
+                settled = second_order(position, drift, x, before.parts.drift, density, above, level)
                 position = where(i == 0, settled, position)
             return position, evaluation
 
@@ -296,16 +296,16 @@ class SMC(Sampler):
             state = self.kernel.relevel(state, lambda _: evaluation)
 
         def gained() -> Array:
-            weighed = before
-            if self.weights == "feynman_kac":
-                assert before.log_potential is not None
-                seen = averaged_potential(key, position, x, before.log_potential, density, above, level)
-                weighed = dataclasses.replace(before, log_potential=seen)
-            after = self._steered(evaluation, position, density, level)
-            total = gain + gain_between(weighed, after, density, level, self.weights, above)
-            usable = all_finite((before.drift, evaluation.score)) & (total < jnp.inf)
+            if self.weights == "density":
+                total = log_density_of(evaluation) - log_density_of(before)
+            else:
+                seen = averaged_potential(key, position, x, before.parts.log_potential, density, above, level)
+                weighed = dataclasses.replace(before.parts, log_potential=seen)
+                after = self._steered(evaluation, position, density, level).parts
+                total = gain + gain_between(weighed, after, density, level, above)
+            usable = all_finite((before.parts.drift, evaluation.score)) & (total < jnp.inf)
             # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
-            return jnp.where(zero_density(before), -jnp.inf, jnp.where(usable, total, jnp.nan))
+            return jnp.where(before.zero, -jnp.inf, jnp.where(usable, total, jnp.nan))
 
         return state, jax.lax.cond(falls, gained, lambda: first_weight(state, density, level))
 
@@ -314,6 +314,9 @@ class SMC(Sampler):
     ) -> Evaluation:
         """What a chain follows and is weighed by."""
         return steered(evaluation, position, density, level) if self.control == "affine" else evaluation
+
+    def target(self, density: AnnealedDensity, level: Array | int) -> Target:
+        return partial(density.evaluator, level=level)
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains.position

@@ -72,7 +72,7 @@ def assert_same(a, b, place):
     one, other = evaluation(a, place), evaluation(b, place)
     np.testing.assert_allclose(one.log_density, other.log_density, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(one.score["x"], other.score["x"], rtol=1e-9, atol=1e-10)
-    np.testing.assert_allclose(one.rate, other.rate, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(one.parts.rate, other.parts.rate, rtol=1e-7, atol=1e-8)
 
 
 @laws
@@ -190,7 +190,7 @@ def test_windows_on_disjoint_entries_are_independent(place):
     parts = [cp.compile(single, f(i)).evaluate({"x": x[2 * i : 2 * i + 2]}, level) for i in (0, 1)]
     np.testing.assert_allclose(whole.log_density, sum(p.log_density for p in parts), rtol=1e-10)
     np.testing.assert_allclose(whole.score["x"], np.concatenate([p.score["x"] for p in parts]), rtol=1e-9)
-    np.testing.assert_allclose(whole.rate, 0.0, atol=1e-8 * float(jnp.sum(whole.score["x"] ** 2)))
+    np.testing.assert_allclose(whole.parts.rate, 0.0, atol=1e-8 * float(jnp.sum(whole.score["x"] ** 2)))
 
 
 def test_leaves_keep_their_order():

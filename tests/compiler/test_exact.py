@@ -128,10 +128,10 @@ def tempered():
 def test_the_closed_form_is_the_integral(density, tempered):
     found, bare = (evaluate(d, POSITION, LEVEL) for d in (density, tempered))
     exact = {name: by_quadrature(name) for name in PRIORS}
-    np.testing.assert_allclose(found.log_exact, sum(value for value, *_ in exact.values()), rtol=1e-4)
+    np.testing.assert_allclose(found.parts.log_exact, sum(value for value, *_ in exact.values()), rtol=1e-4)
     for name, (_, slope, _) in exact.items():
-        np.testing.assert_allclose(found.drift[name] - bare.drift[name], slope, rtol=2e-3, atol=2e-3)
-        np.testing.assert_allclose(found.score[name], found.drift[name], rtol=1e-5)
+        np.testing.assert_allclose(found.parts.drift[name] - bare.parts.drift[name], slope, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(found.score[name], found.parts.drift[name], rtol=1e-5)
     of_prior = 1 - SD**2  # of HalfNormal(1), per log sd
     np.testing.assert_allclose(found.score["sd"], of_prior + sum(s for *_, s in exact.values()), rtol=1e-3)
 
@@ -145,8 +145,8 @@ def test_level_0_is_that_of_the_other_policies(density, tempered):
 
 def test_static_sites_meet_the_data_by_and_by(density):
     top = evaluate(density, POSITION, SCHEDULE.num_levels - 1)
-    np.testing.assert_allclose(top.log_density, top.log_marginal + top.log_prior, rtol=1e-4)
-    np.testing.assert_allclose(evaluate(density, POSITION, LEVEL).log_potential, 0.0)
+    np.testing.assert_allclose(top.log_density, top.parts.log_marginal + top.parts.log_prior, rtol=1e-4)
+    np.testing.assert_allclose(evaluate(density, POSITION, LEVEL).parts.log_potential, 0.0)
 
 
 @cp.program
@@ -169,7 +169,7 @@ def test_sums_of_scaled_sites_are_found():
     slopes = np.array([[2.0, z], [0.5, -0.5]])
     covariance = slopes @ np.diag(variances) @ slopes.T + np.diag([0.3**2, z**2])
     exact = dist.MultivariateNormal(slopes @ means, jnp.asarray(covariance)).log_prob(jnp.array([y, y]))
-    np.testing.assert_allclose(found.log_exact, exact, rtol=1e-4)
+    np.testing.assert_allclose(found.parts.log_exact, exact, rtol=1e-4)
 
 
 @cp.program
@@ -193,10 +193,10 @@ def test_objects_that_share_no_measurement_stay_apart():
     whole = cp.compile(plates, analytic(F), y)
     (stack,) = whole.evaluator.likelihood.exact.stacks
     assert stack.means.shape == (12, 2, 2)  # twelve mixtures of two components, not one of 2¹²
-    found = evaluate(whole, {"x": x}, LEVEL).drift["x"]
+    found = evaluate(whole, {"x": x}, LEVEL).parts.drift["x"]
     for i in (0, 7):
         alone = evaluate(cp.compile(one_object, analytic(F), y[i]), {"x": x[i]}, LEVEL)
-        np.testing.assert_allclose(found[i], alone.drift["x"], rtol=1e-4)
+        np.testing.assert_allclose(found[i], alone.parts.drift["x"], rtol=1e-4)
     text = str(cp.compile(plates, analytic(F), y, True))
     assert "y exact; sum tempered, since together its mixtures have 4,096 components" in text
 

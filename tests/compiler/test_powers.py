@@ -36,7 +36,7 @@ def test_powers_are_those_of_the_docs(policy, latent):
     """Under N(0, 1) the Tweedie mean of x_k is α_k·x."""
     density = cp.compile(seen, normal(0.0, 1.0, SCHEDULE), policy, latent)
     position = {"x": jnp.float32(X), **({"m": jnp.float32(0.0)} if latent else {})}
-    potential = jax.jit(jax.vmap(lambda k: density.evaluator(position, k).log_potential))
+    potential = jax.jit(jax.vmap(lambda k: density.evaluator(position, k).parts.log_potential))
     found = np.asarray(potential(jnp.arange(SCHEDULE.num_levels)), float)
     looked_at = ALPHA * X if policy == "denoised" else X / ALPHA
     looked_at[0] = X / ALPHA[0]  # level 0 is the posterior, whichever way led there

@@ -92,8 +92,8 @@ def residual(density, diffusion, x, t):
     def value_and_score(x, t):
         here = at_time(density, diffusion, t)
         evaluation, (_, rate) = here.evaluate(position(x), 0), here.score_and_rate(position(x), 0)
-        score = jnp.concatenate([evaluation.drift[name].ravel() for name in shapes])
-        return (evaluation.log_marginal + evaluation.log_exact, score), (score, rate, evaluation.rate)
+        score = jnp.concatenate([evaluation.parts.drift[name].ravel() for name in shapes])
+        return (evaluation.parts.log_marginal + evaluation.parts.log_exact, score), (score, rate, evaluation.parts.rate)
 
     # One forward-mode pass gives ∂_t log F and, with the score of the library, the divergence ∇·S.
     ((_, change), (hessian, _)), (s, rate, own) = jax.jacfwd(value_and_score, argnums=(0, 1), has_aux=True)(x, t)
@@ -265,8 +265,8 @@ def test_aligned_models_have_the_rate_of_their_own_density(diffusion):
     for level in (0, 200, 399):
         one = cp.compile(single, learned * leaf(1) ** 0.5, schedule=schedule).evaluate(x, level)
         other = cp.compile(single, exact * leaf(1) ** 0.5, schedule=schedule).evaluate(x, level)
-        np.testing.assert_allclose(one.rate, other.rate, rtol=1e-8)
-        np.testing.assert_allclose(one.drift["x"], other.drift["x"], rtol=1e-8)
+        np.testing.assert_allclose(one.parts.rate, other.parts.rate, rtol=1e-8)
+        np.testing.assert_allclose(one.parts.drift["x"], other.parts.drift["x"], rtol=1e-8)
 
 
 def test_mixtures_of_unnormalised_factors_have_no_rate():

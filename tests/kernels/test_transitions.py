@@ -129,7 +129,7 @@ def broken(position):
     value = jnp.select([x > 1.2, x > 0.8, x > 0.5, x < -0.8], [jnp.inf, -jnp.inf, jnp.nan, jnp.nan], -0.5 * x**2)
     score = jnp.select([x < -1.2, x < -0.5], [jnp.inf, jnp.nan], -x)
     scores = {"a": score, "b": -b}
-    return Evaluation(value - 0.5 * b**2, scores, scores, None, jnp.zeros(()))
+    return Evaluation(value - 0.5 * b**2, scores)
 
 
 @ROWS
@@ -180,7 +180,7 @@ def test_elements_get_noise_of_their_own():
 
 @pytest.mark.parametrize("kernel", [MALA(0.1), HMC(0.1)], ids=repr)
 def test_accept_tests_refuse_a_score_only_density(kernel):
-    target = lambda x: Evaluation(None, -x, -x, None, jnp.zeros(()))
+    target = lambda x: Evaluation(None, -x)
     state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
     with pytest.raises(CapabilityError, match=r"needs `energy`.*\n.*ULA or UHMC"):
         kernel.step(jax.random.key(0), state, target, 0.1)
@@ -188,7 +188,7 @@ def test_accept_tests_refuse_a_score_only_density(kernel):
 
 @pytest.mark.parametrize("kernel", [ULA(0.1), UHMC(0.1)], ids=repr)
 def test_unadjusted_kernels_need_scores_only(kernel):
-    target = lambda x: Evaluation(None, -x, -x, None, jnp.zeros(()))
+    target = lambda x: Evaluation(None, -x)
     state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
     state, info = kernel.step(jax.random.key(0), state, target, 0.1)
     assert float(info.acceptance) == 1.0

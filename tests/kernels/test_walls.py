@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.density.evaluation import Evaluation
+from composeprob.density.evaluation import Evaluation, Wall
 from kernel_chains import start, steps_of, transitions
 
 WALL = 1.0
@@ -15,8 +15,7 @@ WALL = 1.0
 def walled(position):
     x = position["a"]
     log_f, log_g = -0.5 * x**2, jnp.where(x > WALL, 0.0, -jnp.inf)
-    score = {"a": -x}
-    return Evaluation(log_f + log_g, score, score, None, log_g, jnp.zeros(()), log_f, jnp.zeros(()))
+    return Evaluation(log_f + log_g, {"a": -x}, Wall(jnp.isneginf(log_g), log_f))
 
 
 @pytest.mark.parametrize("kernel", [cp.MALA(0.3), cp.HMC(0.3, 3), cp.ULA(0.2)], ids=lambda k: type(k).__name__)
@@ -35,8 +34,7 @@ def test_the_walk_outside_is_that_of_the_rest():
 
     def never(position):
         e = walled(position)
-        nothing = jnp.asarray(-jnp.inf)
-        return Evaluation(nothing, e.score, e.drift, None, nothing, e.log_prior, e.log_marginal, e.log_exact)
+        return Evaluation(jnp.asarray(-jnp.inf), e.score, Wall(jnp.asarray(True), e.log_open))
 
     kernel, x = cp.MALA(1.0), jax.random.normal(jax.random.key(3), (4000,))
     states = start(kernel, never, jax.random.key(0), {"a": x})

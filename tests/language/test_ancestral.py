@@ -97,7 +97,7 @@ def test_networks_get_the_latent_of_the_position():
         np.testing.assert_array_equal(found.score["c"], 0.0)
         np.testing.assert_array_equal(found.score["a"], 0.0)
         away = jnp.sum((position["x"] - alpha * c) ** 2) + jnp.sum(position["x"] ** 2)
-        np.testing.assert_allclose(found.log_marginal, -0.5 * away, rtol=1e-4)
+        np.testing.assert_allclose(found.parts.log_marginal, -0.5 * away, rtol=1e-4)
     counter.reset()
     evaluate(density, position, 6)
     jax.effects_barrier()

@@ -64,8 +64,8 @@ def test_density_and_scores_are_the_models(density, level):
     for name in position:
         np.testing.assert_allclose(evaluation.score[name], score[name], rtol=1e-4, atol=1e-4)
     alone = jax.grad(lambda x: exact(position | {"x": x}, level, lambda _: 0.0))(position["x"])
-    np.testing.assert_allclose(evaluation.drift["x"], alone, rtol=1e-4, atol=1e-4)
-    assert evaluation.rate == 0  # conditional on m and s each is a noised marginal
+    np.testing.assert_allclose(evaluation.parts.drift["x"], alone, rtol=1e-4, atol=1e-4)
+    assert evaluation.parts.rate == 0  # conditional on m and s each is a noised marginal
     leaves = density.leaf_scores(position, level)
     assert sorted(leaves) == ["Normal(x | m)", "Normal(x | m, s)"]
 

@@ -17,17 +17,17 @@ def test_the_potential_of_a_power_of_noise_is_a_constant():
     for level in (0, 12, 31):
         points = [{"x": jnp.asarray(x)} for x in ([0.0, 0.0, 0.0], [1.0, -0.5, 0.3], [-2.0, 1.0, 0.1])]
         seen = [density.evaluate(p, level) for p in points]
-        rates = [float(steered(e, p, density, level).rate) for e, p in zip(seen, points, strict=True)]
+        rates = [float(steered(e, p, density, level).parts.rate) for e, p in zip(seen, points, strict=True)]
         np.testing.assert_allclose(rates, rates[0], rtol=1e-3, atol=1e-4)
-        assert np.ptp([float(e.rate) for e in seen]) > 0.3
+        assert np.ptp([float(e.parts.rate) for e in seen]) > 0.3
 
 
 def test_what_is_followed_moves_by_u():
     density = cp.compile(squared, normal(jnp.zeros(3)))
     position = {"x": jnp.array([1.0, -0.5, 0.3])}
     noise, seen = density.schedule.at(9), density.evaluate(position, 9)
-    expected = seen.drift["x"] + 0.5 * position["x"] / (noise.alpha**2 + noise.sigma**2)
-    np.testing.assert_allclose(steered(seen, position, density, 9).drift["x"], expected, rtol=1e-5)
+    expected = seen.parts.drift["x"] + 0.5 * position["x"] / (noise.alpha**2 + noise.sigma**2)
+    np.testing.assert_allclose(steered(seen, position, density, 9).parts.drift["x"], expected, rtol=1e-5)
 
 
 def test_powers_of_a_gaussian_lose_no_chain_and_have_the_right_evidence():

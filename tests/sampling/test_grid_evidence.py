@@ -40,7 +40,7 @@ def on_the_grid(program):
     density = cp.compile(program, f, g)
     levels, points = jnp.arange(FINE.num_levels), {"x": jnp.asarray(GRID)}
     per_level = lambda k: jax.vmap(lambda x: density.evaluator(x, k))(points)
-    found = jax.jit(jax.vmap(per_level))(levels)
+    found = jax.jit(jax.vmap(per_level))(levels).parts
     log_density = np.asarray(found.log_marginal + found.log_exact, np.float64)
     total = np.log(np.exp(log_density).sum(1) * (GRID[1] - GRID[0]))
     weights = jnp.asarray(np.exp(log_density - total[:, None]) * (GRID[1] - GRID[0]))

@@ -231,8 +231,8 @@ def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_look
 
     # One factor has the rate 0, so that the prior is all there is to weigh, and that the step leaned towards it.
     expected = prior(after.position, level) - prior(at, level + 1)
-    followed = leaning(at, state.evaluation, density, level + 1)
-    leaned = log_ratio_of_leaning(at, state.evaluation.drift, followed, after.position, density, level + 1)
+    followed = leaning(at, state.evaluation.parts.drift, state.evaluation.score, density, level + 1)
+    leaned = log_ratio_of_leaning(at, state.evaluation.parts.drift, followed, after.position, density, level + 1)
     assert abs(float(expected)) > 0.01
     assert abs(float(leaned)) > 0.01
     np.testing.assert_allclose(gain, expected + leaned, rtol=1e-3)

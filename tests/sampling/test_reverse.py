@@ -93,8 +93,8 @@ POINT = {"x": jnp.array([0.4, -0.2, 0.9]), "m": jnp.array(0.3)}
 def test_a_weighed_step_leans_towards_the_data_but_not_too_far(with_data, sd, longest):
     level, compiled = 5, with_data(sd)
     evaluation = compiled.evaluator(POINT, level)
-    followed = leaning(POINT, evaluation, compiled, level)
-    plain, variance = reverse_law(POINT, evaluation.drift, compiled, level)
+    followed = leaning(POINT, evaluation.parts.drift, evaluation.score, compiled, level)
+    plain, variance = reverse_law(POINT, evaluation.parts.drift, compiled, level)
     full, _ = reverse_law(POINT, evaluation.score, compiled, level)
     leaned, _ = reverse_law(POINT, followed, compiled, level)
     shift, whole = np.asarray(leaned["x"] - plain["x"]), np.asarray(full["x"] - plain["x"])
@@ -107,24 +107,26 @@ def test_a_weighed_step_leans_towards_the_data_but_not_too_far(with_data, sd, lo
     moved = {"x": plain["x"] + jnp.array([0.02, -0.01, 0.03]), "m": POINT["m"]}
     laws = [stats.norm(np.asarray(law["x"], float), np.sqrt(float(variance))) for law in (plain, leaned)]
     p, q = (law.logpdf(np.asarray(moved["x"], float)).sum() for law in laws)
-    found = log_ratio_of_leaning(POINT, evaluation.drift, followed, moved, compiled, level)
+    found = log_ratio_of_leaning(POINT, evaluation.parts.drift, followed, moved, compiled, level)
     np.testing.assert_allclose(found, p - q, rtol=1e-3, atol=1e-5)
 
 
 def test_without_data_the_step_is_the_plain_one(density):
     position = {"x": jnp.float32(0.4)}
     evaluation = density.evaluator(position, 5)
-    followed = leaning(position, evaluation, density, 5)
-    assert followed["x"] == evaluation.drift["x"]
+    followed = leaning(position, evaluation.parts.drift, evaluation.score, density, 5)
+    assert followed["x"] == evaluation.parts.drift["x"]
     moved = {"x": jnp.float32(0.5)}
-    assert log_ratio_of_leaning(position, evaluation.drift, followed, moved, density, 5) == 0.0
+    assert log_ratio_of_leaning(position, evaluation.parts.drift, followed, moved, density, 5) == 0.0
 
 
 def test_a_gradient_that_is_not_finite_is_not_followed(with_data):
     compiled = with_data(1.0)
     evaluation = compiled.evaluator(POINT, 5)
     broken = dataclasses.replace(evaluation, score={**evaluation.score, "x": jnp.full(3, jnp.nan)})
-    np.testing.assert_array_equal(leaning(POINT, broken, compiled, 5)["x"], evaluation.drift["x"])
+    np.testing.assert_array_equal(
+        leaning(POINT, broken.parts.drift, broken.score, compiled, 5)["x"], evaluation.parts.drift["x"]
+    )
 
 
 def test_second_order_is_heuns_method():
@@ -137,13 +139,13 @@ def test_second_order_is_heuns_method():
         k = levels // 2
         position = {"x": jnp.array([0.2, -0.1])}
         evaluation = compiled.evaluator(position, k)
-        plain, variance = reverse_law(position, evaluation.drift, compiled, k)
+        plain, variance = reverse_law(position, evaluation.parts.drift, compiled, k)
         moved = {"x": plain["x"] + jnp.sqrt(variance) * jnp.array([0.7, -1.1])}
-        at_end = compiled.evaluator(moved, k - 1).drift
-        found = second_order(moved, at_end, position, evaluation.drift, compiled, k)["x"] - moved["x"]
+        at_end = compiled.evaluator(moved, k - 1).parts.drift
+        found = second_order(moved, at_end, position, evaluation.parts.drift, compiled, k)["x"] - moved["x"]
 
         (a, s), (a_next, s_next) = ((float(schedule.alpha[i]), float(schedule.sigma[i])) for i in (k, k - 1))
-        began = (position["x"] + s**2 * evaluation.drift["x"]) / a
+        began = (position["x"] + s**2 * evaluation.parts.drift["x"]) / a
         ended = (moved["x"] + s_next**2 * at_end["x"]) / a_next
         weight = a_next * (1 - (a / a_next) ** 2) / s**2  # of x_0 in the mean of x_{k−1}, Ho et al. 2020, equation 7
         expected = 0.5 * weight * np.asarray(ended - began)
@@ -159,10 +161,10 @@ def test_what_each_order_leaves_of_a_gaussians_variance(levels, first, second):
     def slopes(k, x, noise, order):
         position = {"x": x}
         evaluation = compiled.evaluator(position, k)
-        mean, variance = reverse_law(position, evaluation.drift, compiled, k)
+        mean, variance = reverse_law(position, evaluation.parts.drift, compiled, k)
         moved = {"x": mean["x"] + jnp.sqrt(variance) * noise}
-        ended = compiled.evaluator(moved, k - 1).drift
-        return (second_order(moved, ended, position, evaluation.drift, compiled, k) if order == 2 else moved)["x"]
+        ended = compiled.evaluator(moved, k - 1).parts.drift
+        return (second_order(moved, ended, position, evaluation.parts.drift, compiled, k) if order == 2 else moved)["x"]
 
     zero, one = jnp.zeros(()), jnp.ones(())
     for order, left in ((1, first), (2, 1.0)):

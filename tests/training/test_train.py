@@ -2,6 +2,7 @@
 
 import signal
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,6 @@ from training.recipes import NORMAL, tiny
 
 KEY = jax.random.key(3)
 NO_STYLE = np.zeros(3)
-
-
-def same(a, b):
-    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 @pytest.mark.slow
@@ -92,10 +88,10 @@ def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path
     resumed = train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False)
     assert resumed.finished
     np.testing.assert_array_equal(resumed.loss, whole.loss)
-    same(resumed.factor.network, whole.factor.network)
+    chex.assert_trees_all_equal(resumed.factor.network, whole.factor.network)
     # A third call finds the run finished, and has nothing to do.
     done = len(calls)
-    same(
+    chex.assert_trees_all_equal(
         train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False).factor.network, whole.factor.network
     )
     assert len(calls) == done
@@ -112,24 +108,20 @@ def test_a_checkpoint_of_another_run_is_refused_unless_cleared(tmp_path):
 
 
 def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
-    traces = []
-
+    @chex.assert_max_traces(1)
     def data(key, n):
-        traces.append(1)
         return NORMAL.sample(key, (n,))
 
     recipe = tiny(data=data, ema=0.9)
     network = eqx.filter_jit(recipe.untrained)(KEY)
-    chunk, state = make_advance(recipe, network, KEY), initial(recipe, network)
+    advance, state = make_advance(recipe, network, KEY), initial(recipe, network)
     expected = state.parameters
     for steps in (1, 1, 1):
-        state, _ = chunk(state, np.int32(steps))
+        state, _ = advance(state, np.int32(steps))
         expected = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, expected, state.parameters)
-    for average, formula in zip(jax.tree.leaves(state.average), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(average, formula, rtol=1e-6, atol=1e-8)
-    state, _ = chunk(state, np.int32(5))
+    chex.assert_trees_all_close(state.average, expected, rtol=1e-6, atol=1e-8)
+    state, _ = advance(state, np.int32(5))
     assert int(state.step) == 8
-    assert len(traces) == 1
 
 
 def test_pairs_and_strata():
@@ -165,7 +157,7 @@ def test_conditions_are_dropped_together_at_the_given_rate():
     assert dropped.mean() == pytest.approx(0.25, abs=0.05)
     factor = recipe.factor(recipe.untrained(KEY))
     assert factor.condition_names == ("label", "style")
-    assert np.isfinite(jax.jit(losses)(factor, batch)).all()
+    chex.assert_tree_all_finite(jax.jit(losses)(factor, batch))
 
 
 def test_levels_of_a_schedule():

@@ -15,7 +15,7 @@ from composeprob.errors import InvalidValueError, LoadError, NetworkError, Wrong
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import run as run_module
 from composeprob.training import score_errors, train
-from composeprob.training.loss import draw, losses
+from composeprob.training.loss import draw_batch, losses
 from composeprob.training.optimise import initial, make_advance
 from training.recipes import NORMAL, tiny
 
@@ -42,7 +42,7 @@ def test_the_loss_of_every_parameterization(form):
     outputs = {"outputs": 1} if form == "energy" else {}
     network = ResidualMLP(2, hidden=8, blocks=0, embedding=4, key=KEY, **outputs)
     factor = tiny(parameterization=form).factor(network)
-    batch = draw(tiny(), KEY, 16)
+    batch = draw_batch(tiny(), KEY, 16)
     each, *crossed = jax.jit(losses)(factor, batch)
     x = batch.noise.alpha[:, None] * batch.events + batch.noise.sigma[:, None] * batch.epsilon
     score = jax.vmap(lambda x, noise: factor.evaluate(x, noise, {})[1])(x, batch.noise)
@@ -126,7 +126,7 @@ def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
 
 def test_pairs_and_strata():
     recipe = tiny(antithetic=True, focus=(0.0, 4.0))
-    batch = draw(recipe, KEY, 400)
+    batch = draw_batch(recipe, KEY, 400)
     np.testing.assert_array_equal(batch.epsilon[:200], -batch.epsilon[200:])
     np.testing.assert_array_equal(batch.events[:200], batch.events[200:])
     log_snr = np.asarray(batch.noise.log_snr)
@@ -151,7 +151,7 @@ def test_conditions_are_dropped_together_at_the_given_rate():
         condition_dropout=0.25,
         iterations=3,
     )
-    batch = draw(recipe, KEY, 2000)
+    batch = draw_batch(recipe, KEY, 2000)
     dropped = np.asarray(batch.conditions["label"] == 0)
     np.testing.assert_array_equal(dropped, np.asarray(batch.conditions["style"]).sum(1) == 0)
     assert dropped.mean() == pytest.approx(0.25, abs=0.05)
@@ -163,7 +163,7 @@ def test_conditions_are_dropped_together_at_the_given_rate():
 def test_levels_of_a_schedule():
     schedule = cp.Schedule.cosine(20)
     recipe = tiny(schedule=schedule, log_snr=None, time="level")
-    batch = draw(recipe, KEY, 200)
+    batch = draw_batch(recipe, KEY, 200)
     np.testing.assert_allclose(batch.noise.alpha, schedule.levels.alpha[batch.noise.index])
     assert sorted(set(np.asarray(batch.noise.index).tolist())) == list(range(20))
     assert recipe.log_snr_range() == pytest.approx((float(schedule.log_snr[-1]), float(schedule.log_snr[0])))

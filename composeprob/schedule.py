@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, LevelError, ShapeError
 
@@ -78,7 +79,7 @@ class Schedule(eqx.Module):
     drift_ratio: Any
 
     @classmethod
-    def from_arrays(cls, alpha: Any, sigma: Any) -> Schedule:
+    def from_arrays(cls, alpha: ArrayLike, sigma: ArrayLike) -> Schedule:
         """Makes a schedule of given α and σ, both of shape (K,), from the cleanest level to the noisiest."""
         alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
         if alpha.ndim != 1 or alpha.shape != sigma.shape or alpha.size == 0:

@@ -1,9 +1,15 @@
-"""What keeps one process that runs many tests alive."""
+"""What keeps one process that runs many tests alive, and checks of shapes that signatures promise."""
 
 from pathlib import Path
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+METRICS = ("convergence", "covariance", "distances", "mode_weights", "points", "stein")
+SHAPES = ("composeprob.results.estimates", *(f"composeprob.metrics.{name}" for name in METRICS))
+"""Modules whose annotations, shapes included, are checked at every call."""
+install_import_hook(SHAPES, "typechecked.typechecked")
 
 MAPS = 40_000
 """Memory maps (Linux allows 65,530) from which on compiled code is let go: every executable of XLA's CPU backend holds

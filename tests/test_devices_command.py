@@ -61,7 +61,7 @@ def test_one_device_needs_no_collectives():
 
 
 def test_sizes_are_readable():
-    assert [hardware.of(size) for size in (12, 4096, 3 * 2**30, 5 * 2**40)] == ["12 B", "4 KiB", "3 GiB", "5 TiB"]
+    assert [hardware.readable(size) for size in (12, 4096, 3 * 2**30, 5 * 2**40)] == ["12 B", "4 KiB", "3 GiB", "5 TiB"]
 
 
 SCRIPT = """

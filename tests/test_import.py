@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 import composeprob
+from composeprob.results.estimates import Families
 
 HEAVY = ["arviz", "blackjax", "flax", "matplotlib", "optax", "orbax", "scipy.optimize", "scipy.spatial", "tensorstore"]
 
@@ -27,3 +30,8 @@ def test_unknown_names():
     with pytest.raises(AttributeError, match="module 'composeprob' has no attribute 'progam'"):
         _ = composeprob.progam
     assert {"SMC", "program", "__version__"} <= set(dir(composeprob))
+
+
+def test_shapes_of_signatures_are_checked_in_the_tests():
+    with pytest.raises(TypeCheckError):
+        Families(np.ones(3), np.zeros(2, int))

@@ -41,7 +41,7 @@ def here() -> Table:
         limit = (device.memory_stats() or {}).get("bytes_limit")
         memory = main_memory() if limit is None and device.platform == "cpu" else limit
         table.add_row(
-            str(device), f"{device.platform}, {device.device_kind}", "unknown" if memory is None else of(memory)
+            str(device), f"{device.platform}, {device.device_kind}", "unknown" if memory is None else readable(memory)
         )
     number = jax.dtypes.canonicalize_dtype(float)
     products = getattr(jax.config, "jax_default_matmul_precision", None) or "the device's own"
@@ -154,9 +154,9 @@ def ahead(
         "on each chip", "", title=f"{topology}: {np.size(chips)} chips × {chains_per_chip} chains", title_justify="left"
     )
     for name in ("arguments", "outputs", "temporaries"):
-        table.add_row(f"memory for {name}", of(getattr(compiled, name)))
+        table.add_row(f"memory for {name}", readable(getattr(compiled, name)))
     table.add_row("floating-point operations, loops once", f"{compiled.flops:.3g}")
-    table.add_row("bytes moved, loops once", of(compiled.bytes_accessed))
+    table.add_row("bytes moved, loops once", readable(compiled.bytes_accessed))
     table.add_row("the compiler's estimate of time, loops once", f"{compiled.seconds:.3g} s")
     kinds = ", ".join(f"{number} {kind}" for kind, number in compiled.collectives.items())
     table.add_row("collectives in the program", kinds or "0")
@@ -204,7 +204,7 @@ def program(target: str | None, precision: str | None = None) -> AnnealedDensity
     return api.compile(product, api.load("ring2d"), api.load("bar2d"), precision=precision)
 
 
-def of(size: float) -> str:
+def readable(size: float) -> str:
     """Formats a number of bytes in the largest unit that leaves it above 1."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:

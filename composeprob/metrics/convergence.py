@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, ShapeError
 
 
-def nested_rhat(draws: Any) -> np.ndarray:
+def nested_rhat(draws: ArrayLike) -> Float64[np.ndarray, "*event"]:
     r"""Computes nested R̂ for many short chains, $\hat R_\nu = \sqrt{1 + \hat B_\nu / \hat W_\nu}$.
 
     Chains come in superchains: those of one superchain begin at the same place, or belong to the same run of an
@@ -57,4 +57,4 @@ def nested_rhat(draws: Any) -> np.ndarray:
     inside = of_chain.var(1, ddof=1) if chains > 1 else zero
     within = values.var(2, ddof=1).mean(1) if length > 1 else zero
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.sqrt(1 + between / (inside + within).mean(0))
+        return np.asarray(np.sqrt(1 + between / (inside + within).mean(0)))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 from composeprob.errors import ShapeError
 from composeprob.metrics.mode_weights import nearest_mode
 from composeprob.metrics.points import as_weights
 
 
-def covariance_error(samples: Any, centers: Any, covariances: Any, log_weights: Any = None) -> np.ndarray:
+def covariance_error(
+    samples: ArrayLike, centers: ArrayLike, covariances: ArrayLike, log_weights: ArrayLike | None = None
+) -> Float64[np.ndarray, " modes"]:
     r"""Computes the relative error of the covariance within each mode, $\|\hat C_m - C_m\|_F / \|C_m\|_F$.
 
     Ĉ_m is the unbiased covariance, about their own mean, of the samples that are nearest to centre m (`mode_weights`

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.metrics.points import as_rows, as_weights, same_dimension
@@ -14,7 +13,7 @@ BLOCK = 2048
 """Rows of a Gram matrix that are in memory at a time."""
 
 
-def mmd(x: Any, y: Any, bandwidth: float, log_weights: Any = None) -> float:
+def mmd(x: ArrayLike, y: ArrayLike, bandwidth: float, log_weights: ArrayLike | None = None) -> float:
     r"""Estimates the squared maximum mean discrepancy, $\mathrm{MMD}^2 = E\,k(X, X') - 2\,E\,k(X, Y) + E\,k(Y, Y')$.
 
     With the Gaussian kernel $k(x, y) = \exp(-\|x - y\|^2 / (2h^2))$, and without the pairs of a sample with itself: the
@@ -74,7 +73,7 @@ def mmd(x: Any, y: Any, bandwidth: float, log_weights: Any = None) -> float:
     return between(points, weights) - 2 * mean(points, weights, others, equal) + between(others, equal)
 
 
-def wasserstein(x: Any, y: Any, p: float = 2.0, log_weights: Any = None) -> float:
+def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2.0, log_weights: ArrayLike | None = None) -> float:
     r"""Computes the p-Wasserstein distance of two sets of samples.
 
     $$W_p = \Big(\min_\pi \frac1n\sum_{i=1}^n \|x_i - y_{\pi(i)}\|^p\Big)^{1/p}.$$

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from jaxtyping import Float64, Int
+from numpy.typing import ArrayLike
 
 from composeprob.errors import ShapeError
 from composeprob.metrics.points import as_weights
 
 
-def mode_weights(samples: Any, centers: Any, log_weights: Any = None) -> np.ndarray:
+def mode_weights(
+    samples: ArrayLike, centers: ArrayLike, log_weights: ArrayLike | None = None
+) -> Float64[np.ndarray, " modes"]:
     """Computes the share of the samples' weight that is nearest to each centre.
 
     Args:
@@ -35,8 +37,8 @@ def mode_weights(samples: Any, centers: Any, log_weights: Any = None) -> np.ndar
     return np.bincount(chosen[inside], weights=weights[inside], minlength=len(np.asarray(centers)))
 
 
-def nearest_mode(samples: Any, centers: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Samples as rows (N, d), and the number of the centre that each is nearest to (N,): −1 where not finite."""
+def nearest_mode(samples: ArrayLike, centers: ArrayLike) -> tuple[Float64[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
+    """Returns samples as rows, and the number of the centre that each is nearest to: −1 where it is not finite."""
     points, targets = np.asarray(samples, np.float64), np.asarray(centers, np.float64)
     if points.shape[1:] != targets.shape[1:]:
         raise ShapeError(
@@ -50,7 +52,7 @@ def nearest_mode(samples: Any, centers: Any) -> tuple[np.ndarray, np.ndarray]:
     return points, np.where(finite, distance.argmin(1), -1)
 
 
-def total_variation(p: Any, q: Any) -> float:
+def total_variation(p: ArrayLike, q: ArrayLike) -> float:
     """Computes the total variation ½ Σᵢ |pᵢ − qᵢ|: 0 for equal distributions, 1 for disjoint ones.
 
     Args:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, ShapeError
 
 
-def as_rows(samples: Any, what: str) -> np.ndarray:
+def as_rows(samples: ArrayLike, what: str) -> Float64[np.ndarray, "n d"]:
     """Converts samples of shape (n, …) to float64 of shape (n, d).
 
     Raises:
@@ -32,7 +32,7 @@ def as_rows(samples: Any, what: str) -> np.ndarray:
     return points
 
 
-def same_dimension(x: np.ndarray, y: np.ndarray) -> None:
+def same_dimension(x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "m e"]) -> None:
     """Refuses samples of spaces of different dimension."""
     if x.shape[1] != y.shape[1]:
         raise ShapeError(
@@ -41,7 +41,7 @@ def same_dimension(x: np.ndarray, y: np.ndarray) -> None:
         )
 
 
-def as_weights(log_weights: Any, n: int) -> np.ndarray:
+def as_weights(log_weights: ArrayLike | None, n: int) -> Float64[np.ndarray, " {n}"]:
     """Returns weights of shape (n,) that sum to 1; equal ones where ``log_weights`` is None.
 
     Raises:

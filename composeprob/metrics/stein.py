@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.metrics.points import as_rows, as_weights
 
+Sites = ArrayLike | Mapping[str, ArrayLike]
+"""One site's values, or ``{site: values}``."""
 BLOCK = 1024
 """Rows of the Stein kernel's matrix that are in memory at a time."""
 
 
 def ksd(
-    samples: Any,
-    score: AnnealedDensity | Callable[[Array], Array] | Any,
+    samples: Sites,
+    score: AnnealedDensity | Callable[[Array], Array] | Sites,
     beta: float = -0.5,
     length: float = 1.0,
-    log_weights: Any = None,
+    log_weights: ArrayLike | None = None,
 ) -> float:
     r"""Computes the kernel Stein discrepancy with the kernel $k(x, y) = (c^2 + \|x - y\|^2)^\beta$.
 
@@ -80,20 +83,24 @@ def ksd(
     return float(np.sqrt(max(total, 0.0)))
 
 
-def _with_scores(samples: Any, score: Any) -> tuple[np.ndarray, np.ndarray]:
+def _with_scores(
+    samples: Sites, score: AnnealedDensity | Callable[[Array], Array] | Sites
+) -> tuple[Float64[np.ndarray, "n d"], Float64[np.ndarray, "n d"]]:
     """Samples and scores as rows."""
     if isinstance(score, AnnealedDensity):
-        if not isinstance(samples, dict):
+        if not isinstance(samples, Mapping):
             if len(score.sites) != 1:
                 raise ShapeError(
                     f"This density has the sites {sorted(score.sites)}; got one array.", fix="pass result.samples."
                 )
             samples = {next(iter(score.sites)): samples}
         placed = {name: jnp.asarray(samples[name], jnp.result_type(float)) for name in score.sites if name in samples}
-        score = _scores(score, placed)
+        scores = _rows(_scores(score, placed), "scores")
     elif callable(score):
-        score = jax.vmap(score)(jnp.asarray(samples, jnp.result_type(float)))
-    points, scores = (_rows(tree, what) for tree, what in ((samples, "samples"), (score, "scores")))
+        scores = _rows(jax.vmap(score)(jnp.asarray(samples, jnp.result_type(float))), "scores")
+    else:
+        scores = _rows(score, "scores")
+    points = _rows(samples, "samples")
     if points.shape != scores.shape:
         raise ShapeError(
             f"{points.shape[0]} samples of {points.shape[1]} numbers have scores of shape {scores.shape}.",
@@ -107,8 +114,8 @@ def _scores(density: AnnealedDensity, positions: dict[str, Array]) -> dict[str, 
     return jax.vmap(lambda position: density.score(position, 0))(positions)
 
 
-def _rows(tree: Any, what: str) -> np.ndarray:
+def _rows(tree: Sites, what: str) -> Float64[np.ndarray, "n d"]:
     """Rows of all sites together, in the order of their names."""
-    if not isinstance(tree, dict):
+    if not isinstance(tree, Mapping):
         return as_rows(tree, what)
     return np.concatenate([as_rows(tree[name], what) for name in sorted(tree)], axis=1)

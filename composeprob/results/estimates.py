@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, Shaped
+from numpy.typing import ArrayLike
 
 from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeError
 
@@ -58,11 +60,11 @@ class Families:
         index: the family of each chain, (N,) of 0 … F − 1.
     """
 
-    weights: np.ndarray
-    index: np.ndarray
+    weights: Float[np.ndarray, " n"]
+    index: Int[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, weights: Any, ancestors: Any) -> Families:
+    def of(cls, weights: ArrayLike, ancestors: ArrayLike) -> Families:
         """Groups chains with these weights and first ancestors, both (N,)."""
         weights = np.asarray(weights, np.float64)
         return cls(weights / weights.sum(), np.unique(np.asarray(ancestors), return_inverse=True)[1])
@@ -72,7 +74,7 @@ class Families:
         """The effective number of families, 1/Σ W_e², with W_e the weight of family e."""
         return 1.0 / float(np.sum(np.bincount(self.index, self.weights) ** 2))
 
-    def variance(self, values: np.ndarray) -> np.ndarray:
+    def variance(self, values: Shaped[np.ndarray, " n *event"]) -> Float[np.ndarray, "*event"]:
         r"""Estimates the variance of the weighted mean of values, (N, …) → (…).
 
         $$\hat V = \sum_e \Big(\sum_{i \in e} w_i (\varphi_i - \hat\varphi)\Big)^2,$$
@@ -90,7 +92,7 @@ class Families:
         np.add.at(total, self.index, deviations)
         return (total**2).sum(0).reshape(np.shape(values)[1:])
 
-    def error(self, values: np.ndarray) -> np.ndarray:
+    def error(self, values: Shaped[np.ndarray, " n *event"]) -> Float[np.ndarray, "*event"]:
         """Estimates the standard error of the weighted mean, √(V̂·E/(E − 3)) with E `effective`.
 
         That is the standard deviation of Student's t at so many families; NaN for three or fewer.
@@ -98,16 +100,16 @@ class Families:
         e = self.effective
         if e <= FEWEST:
             return np.full(np.shape(values)[1:], np.nan)
-        return np.sqrt(self.variance(values) * e / (e - FEWEST))
+        return np.asarray(np.sqrt(self.variance(values) * e / (e - FEWEST)))
 
-    def mean(self, values: np.ndarray, withheld: bool) -> Estimate:
+    def mean(self, values: Shaped[np.ndarray, " n *event"], withheld: bool) -> Estimate:
         """Returns the weighted mean of values, (N, …), and its error unless that is withheld."""
         error = np.where(withheld, np.nan, self.error(values))
         mean = np.tensordot(self.weights, values, 1)
         return Estimate(mean, error) if np.ndim(mean) else Estimate(float(mean), float(error))
 
 
-def systematic(weights: np.ndarray, n: int) -> np.ndarray:
+def systematic(weights: Float[np.ndarray, " m"], n: int) -> Int[np.ndarray, " {n}"]:
     """Returns the indices of n samples of equal weight, by systematic resampling with offset ½ (no random number)."""
     return np.minimum(np.searchsorted(np.cumsum(weights), (np.arange(n) + 0.5) / n), len(weights) - 1)
 
@@ -127,7 +129,7 @@ def of_chains(values: Any, draws: int | None, most: int | None = None) -> np.nda
     return np.asarray(values[:, ::step]).mean(1)
 
 
-def effective_chains(families: Families, values: list[np.ndarray]) -> float:
+def effective_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) -> float:
     """Returns the number of independent chains whose means would have the same errors: the least sd²/V̂ over sites.
 
     Args:

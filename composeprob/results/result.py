@@ -150,6 +150,7 @@ class Result:
     @property
     def families(self) -> Families:
         """Groups the chains by the first chain that they descend from; groups are independent of each other."""
+        assert self.first_ancestors is not None  # filled in where it was left out
         return Families.of(self.weights, self.first_ancestors)
 
     @property

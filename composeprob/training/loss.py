@@ -49,7 +49,7 @@ class Losses(NamedTuple):
     cross_condition: Array
 
 
-def draw(recipe: Recipe, key: Array, size: int) -> Batch:
+def draw_batch(recipe: Recipe, key: Array, size: int) -> Batch:
     """Draws ``size`` events of a recipe: data, conditions (some dropped), log-SNR and noise."""
     data_key, noise_key, normal_key, drop_key = jax.random.split(key, 4)
     n = size // 2 if recipe.antithetic else size

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from composeprob.training.loss import Batch, draw, losses
+from composeprob.training.loss import Batch, draw_batch, losses
 from composeprob.training.recipe import Recipe
 
 STEPS_AT_ONCE = 256
@@ -83,7 +83,7 @@ def make_advance(recipe: Recipe, network: Any, key: Array) -> Callable[[State, A
         parts = recipe.batch_size // size
 
         def accumulate(total: Any, part: Array) -> tuple[Any, tuple[Array, Array]]:
-            batch = draw(recipe, jax.random.fold_in(step_key, part), size)
+            batch = draw_batch(recipe, jax.random.fold_in(step_key, part), size)
             grad, each = jax.grad(mean_loss, has_aux=True)(parameters, batch)
             return jax.tree.map(lambda t, g: t + g / parts, total, grad), (each, batch.noise.log_snr)
 

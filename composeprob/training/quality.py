@@ -23,7 +23,7 @@ from composeprob.metrics.mode_weights import mode_weights, total_variation
 from composeprob.runtime.infer import infer
 from composeprob.samplers.ancestral import Ancestral
 from composeprob.schedule import Noise
-from composeprob.training.loss import Batch, draw, losses
+from composeprob.training.loss import Batch, draw_batch, losses
 from composeprob.training.recipe import Data, Recipe
 
 LOSS_INTERVALS = 6
@@ -136,7 +136,7 @@ def _loss_on(
 
     @eqx.filter_jit
     def run(factor: Diffusion | Classifier, key: Array) -> tuple[Array, Array, Array]:
-        batch = draw(recipe, key, num)
+        batch = draw_batch(recipe, key, num)
         one = lambda event: jnp.squeeze(losses(factor, event).denoising)  # noqa: E731
         loss = jax.lax.map(one, _ones(batch), batch_size=64)
         right = jnp.zeros(num)

@@ -1,5 +1,8 @@
 """The 3×3 convolution is XLA's, its derivatives of every order too, and none of them is a transposed convolution."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +26,7 @@ def loss(conv):
     return lambda x, w: jnp.sum(jnp.sin(conv(jnp.tanh(conv(x, w)), second)))
 
 
-def same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+same = functools.partial(chex.assert_trees_all_close, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("order", ["value", "gradient", "second", "forward"])

@@ -9,7 +9,7 @@ import composeprob as cp
 from composeprob.errors import InvalidValueError
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import train
-from composeprob.training.loss import draw, losses
+from composeprob.training.loss import draw_batch, losses
 from composeprob.training.quality import losses_by_log_snr
 from training.recipes import tiny
 
@@ -41,7 +41,7 @@ def test_the_loss_is_the_cross_entropy():
     factor = recipe.factor(exact_logits, "classes")
     assert isinstance(factor, cp.Classifier)
     assert factor.label == "classes"
-    batch = draw(recipe, KEY, 64)
+    batch = draw_batch(recipe, KEY, 64)
     loss, *cross = jax.jit(losses)(factor, batch)
     alpha, sigma = (np.asarray(a, np.float64)[:, None] for a in (batch.noise.alpha, batch.noise.sigma))
     x = alpha * np.asarray(batch.events) + sigma * np.asarray(batch.epsilon)

@@ -9,7 +9,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import InvalidValueError
-from composeprob.training.loss import draw, losses
+from composeprob.training.loss import draw_batch, losses
 from composeprob.training.optimise import initial, make_advance
 from training.recipes import tiny
 from zscores import assert_agrees, assert_disagrees, z_scores
@@ -57,7 +57,7 @@ def slope_scores(recipe, tilted, tilt, shares=SHARES):
         factor = cp.Diffusion(
             energy, recipe.schedule, event_shape=(2,), parameterization="energy", time="log_snr", conditions={"part": 0}
         )
-        return losses(factor, draw(recipe, KEY, 20_000)).cross_condition
+        return losses(factor, draw_batch(recipe, KEY, 20_000)).cross_condition
 
     slope = jax.jit(jax.jacfwd(slopes))(jnp.float32(tilt)).reshape(1000, 20)  # neighbours share a condition
     return z_scores({"slope": slope}, {"slope": 0.0})
@@ -83,15 +83,15 @@ def test_close_conditions_keep_the_optimum_where_they_lead_to_one_another_equall
     assert_agrees(slope_scores(told_apart(even, vary=other_part), 1, 0.0, even))
     assert_disagrees(slope_scores(told_apart(even, vary=other_part), 1, 0.2, even))
     assert_disagrees(slope_scores(told_apart(vary=other_part), 1, 0.0))  # from 0 to 1 more often than back
-    batch = draw(told_apart(vary=other_part), KEY, 16)
+    batch = draw_batch(told_apart(vary=other_part), KEY, 16)
     np.testing.assert_array_equal(batch.variant["part"][:, 0], other_part(KEY, batch.conditions)["part"])
 
 
 def test_the_next_event_s_condition_is_the_foreign_one():
-    batch = draw(told_apart(), KEY, 16)
+    batch = draw_batch(told_apart(), KEY, 16)
     np.testing.assert_array_equal(batch.foreign["part"][:, 0], np.roll(batch.conditions["part"], 1))
     assert NONE in np.asarray(batch.foreign["part"])
-    assert draw(told_apart(cross_condition=0.0), KEY, 16).foreign is None
+    assert draw_batch(told_apart(cross_condition=0.0), KEY, 16).foreign is None
 
 
 def test_without_denoising_the_other_loss_is_the_same_and_all_conditions_are_asked_for_at_once():
@@ -101,7 +101,7 @@ def test_without_denoising_the_other_loss_is_the_same_and_all_conditions_are_ask
         calls.append(jnp.ndim(part))
         return network(x, t, part)
 
-    factor, batch = recipe.factor(counted), draw(recipe, KEY, 16)
+    factor, batch = recipe.factor(counted), draw_batch(recipe, KEY, 16)
     calls.clear()
     both = losses(factor, batch)
     assert len(calls) == 2  # the event's own with its score, and the others
@@ -119,7 +119,7 @@ def test_training_takes_the_losses_that_the_recipe_names(denoising):
     network = jax.tree.map(lambda a: a + 0.1 if eqx.is_inexact_array(a) else a, energy_network(KEY))
     state = initial(recipe, network)
     after, record = make_advance(recipe, network, KEY)(state, jnp.int32(1))
-    batch = draw(recipe, jax.random.fold_in(jax.random.fold_in(KEY, 0), 0), recipe.batch_size)
+    batch = draw_batch(recipe, jax.random.fold_in(jax.random.fold_in(KEY, 0), 0), recipe.batch_size)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
 
     def loss(parameters):

@@ -13,7 +13,7 @@ from composeprob.errors import InvalidValueError
 from composeprob.models.networks.offset_energy import OffsetEnergy
 from composeprob.schedule import Noise
 from composeprob.training import train
-from composeprob.training.loss import draw, losses
+from composeprob.training.loss import draw_batch, losses
 from training.recipes import NORMAL, tiny
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -35,7 +35,7 @@ def test_events_of_a_pair_exchange_their_levels():
     assert np.abs(noise.log_snr - other.log_snr).max() < 2.5 + 1e-4
     assert -6 - 1e-4 < noise.log_snr.min() < -5.9 < 3.9 < noise.log_snr.max() < 4 + 1e-4
     # Antithetic events share their pair; levels alone are matched to the nearest.
-    batch = draw(dataclasses.replace(recipe, antithetic=True), KEY, 16)
+    batch = draw_batch(dataclasses.replace(recipe, antithetic=True), KEY, 16)
     np.testing.assert_array_equal(batch.other.log_snr[:8], batch.other.log_snr[8:])
     levels = crossed(log_snr=None)
     noise, other = levels.noise_pairs(KEY, 64)
@@ -56,7 +56,7 @@ def test_the_loss_is_least_at_the_true_normalisers(tilt):
             return -sigma * (exact.evaluate(x, noise, {})[0] + a * log_snr)
 
         factor = cp.Diffusion(energy, crossed().schedule, event_shape=(2,), parameterization="energy", time="log_snr")
-        return losses(factor, draw(crossed(), KEY, 20_000)).cross_level
+        return losses(factor, draw_batch(crossed(), KEY, 20_000)).cross_level
 
     slope = jax.jit(jax.jacfwd(slopes))(jnp.float32(tilt)).reshape(2, -1).T  # by pairs of levels
     scores = z_scores({"slope": slope}, {"slope": 0.0})

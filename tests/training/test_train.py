@@ -2,6 +2,7 @@
 
 import signal
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,17 +15,12 @@ from composeprob.errors import InvalidValueError, LoadError, NetworkError, Wrong
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import run as run_module
 from composeprob.training import score_errors, train
-from composeprob.training.loss import draw, losses
+from composeprob.training.loss import draw_batch, losses
 from composeprob.training.optimise import initial, make_advance
 from training.recipes import NORMAL, tiny
 
 KEY = jax.random.key(3)
 NO_STYLE = np.zeros(3)
-
-
-def same(a, b):
-    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 @pytest.mark.slow
@@ -46,7 +42,7 @@ def test_the_loss_of_every_parameterization(form):
     outputs = {"outputs": 1} if form == "energy" else {}
     network = ResidualMLP(2, hidden=8, blocks=0, embedding=4, key=KEY, **outputs)
     factor = tiny(parameterization=form).factor(network)
-    batch = draw(tiny(), KEY, 16)
+    batch = draw_batch(tiny(), KEY, 16)
     each, *crossed = jax.jit(losses)(factor, batch)
     x = batch.noise.alpha[:, None] * batch.events + batch.noise.sigma[:, None] * batch.epsilon
     score = jax.vmap(lambda x, noise: factor.evaluate(x, noise, {})[1])(x, batch.noise)
@@ -92,10 +88,10 @@ def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path
     resumed = train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False)
     assert resumed.finished
     np.testing.assert_array_equal(resumed.loss, whole.loss)
-    same(resumed.factor.network, whole.factor.network)
+    chex.assert_trees_all_equal(resumed.factor.network, whole.factor.network)
     # A third call finds the run finished, and has nothing to do.
     done = len(calls)
-    same(
+    chex.assert_trees_all_equal(
         train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False).factor.network, whole.factor.network
     )
     assert len(calls) == done
@@ -112,29 +108,25 @@ def test_a_checkpoint_of_another_run_is_refused_unless_cleared(tmp_path):
 
 
 def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
-    traces = []
-
+    @chex.assert_max_traces(1)
     def data(key, n):
-        traces.append(1)
         return NORMAL.sample(key, (n,))
 
     recipe = tiny(data=data, ema=0.9)
     network = eqx.filter_jit(recipe.untrained)(KEY)
-    chunk, state = make_advance(recipe, network, KEY), initial(recipe, network)
+    advance, state = make_advance(recipe, network, KEY), initial(recipe, network)
     expected = state.parameters
     for steps in (1, 1, 1):
-        state, _ = chunk(state, np.int32(steps))
+        state, _ = advance(state, np.int32(steps))
         expected = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, expected, state.parameters)
-    for average, formula in zip(jax.tree.leaves(state.average), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(average, formula, rtol=1e-6, atol=1e-8)
-    state, _ = chunk(state, np.int32(5))
+    chex.assert_trees_all_close(state.average, expected, rtol=1e-6, atol=1e-8)
+    state, _ = advance(state, np.int32(5))
     assert int(state.step) == 8
-    assert len(traces) == 1
 
 
 def test_pairs_and_strata():
     recipe = tiny(antithetic=True, focus=(0.0, 4.0))
-    batch = draw(recipe, KEY, 400)
+    batch = draw_batch(recipe, KEY, 400)
     np.testing.assert_array_equal(batch.epsilon[:200], -batch.epsilon[200:])
     np.testing.assert_array_equal(batch.events[:200], batch.events[200:])
     log_snr = np.asarray(batch.noise.log_snr)
@@ -159,19 +151,19 @@ def test_conditions_are_dropped_together_at_the_given_rate():
         condition_dropout=0.25,
         iterations=3,
     )
-    batch = draw(recipe, KEY, 2000)
+    batch = draw_batch(recipe, KEY, 2000)
     dropped = np.asarray(batch.conditions["label"] == 0)
     np.testing.assert_array_equal(dropped, np.asarray(batch.conditions["style"]).sum(1) == 0)
     assert dropped.mean() == pytest.approx(0.25, abs=0.05)
     factor = recipe.factor(recipe.untrained(KEY))
     assert factor.condition_names == ("label", "style")
-    assert np.isfinite(jax.jit(losses)(factor, batch)).all()
+    chex.assert_tree_all_finite(jax.jit(losses)(factor, batch))
 
 
 def test_levels_of_a_schedule():
     schedule = cp.Schedule.cosine(20)
     recipe = tiny(schedule=schedule, log_snr=None, time="level")
-    batch = draw(recipe, KEY, 200)
+    batch = draw_batch(recipe, KEY, 200)
     np.testing.assert_allclose(batch.noise.alpha, schedule.levels.alpha[batch.noise.index])
     assert sorted(set(np.asarray(batch.noise.index).tolist())) == list(range(20))
     assert recipe.log_snr_range() == pytest.approx((float(schedule.log_snr[-1]), float(schedule.log_snr[0])))

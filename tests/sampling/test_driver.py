@@ -92,6 +92,7 @@ def test_starting_chains_evaluates_nothing(sampler):
     assert calls.run == 0
     assert np.isfinite(run.chains.position["x"]).all()
     assert np.isnan(run.chains.evaluation.score["x"]).all()
+    assert (run.chains.evaluation.parts is None) == isinstance(sampler, cp.AnnealedMCMC)  # only those who weigh read it
 
 
 @pytest.mark.parametrize("second_order", [True, False])

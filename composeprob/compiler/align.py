@@ -1,4 +1,4 @@
-"""Pass 2: choose the program's levels, and find for each factor the level of its own that carries as much noise.
+"""Choose the program's levels, and find for each factor the level of its own that carries as much noise.
 
 Two schedules agree where their log-SNR agrees. With own noise (α, σ) and the program's (α', σ') at one log-SNR,
 x' = x·α'/α, so log f'(x') = log f(x'·α/α') + d·log(α/α'), without the last term for what is no density (classifiers).

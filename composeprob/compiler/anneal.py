@@ -1,4 +1,4 @@
-"""Pass 6: how each observation is annealed. Linear measurements with Gaussian noise are found, and annealed exactly."""
+"""How each observation is annealed. Linear measurements with Gaussian noise are found, and annealed exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pass 4: capabilities, propriety at the noisiest level, shapes. Nothing is compiled before this has passed."""
+"""Check capabilities, propriety at the noisiest level, shapes. Nothing is compiled before this has passed."""
 
 from __future__ import annotations
 

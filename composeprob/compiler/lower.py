@@ -1,4 +1,4 @@
-"""Pass 5: the evaluator. One evaluation of each batch of leaves gives log-density, score and rate of every node."""
+"""The evaluator. One evaluation of each batch of leaves gives log-density, score and rate of every node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pass 1: flatten products, push powers to the leaves, merge powers of one factor, drop zero powers.
+"""Flatten products, push powers to the leaves, merge powers of one factor, drop zero powers.
 
 A mixture stays where it is, as one factor of a product: distributing the product over it would multiply the number
 of leaves without saving an evaluation.

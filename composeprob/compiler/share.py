@@ -1,4 +1,4 @@
-"""Pass 3: leaves with one network become ONE batched evaluation; equal leaves are evaluated once."""
+"""Leaves with one network become ONE batched evaluation; equal leaves are evaluated once."""
 
 from __future__ import annotations
 

@@ -163,7 +163,8 @@ def trace(
             if not named and (eager or by_mask):  # JAX does not say which
                 named = outside - concrete or set(abstract)
             if not named and eager:
-                raise _of_latent(error, program, source, latents) from error
+                better = _of_latent(error, program, source, latents)
+                raise better from (error if better is not error else error.__cause__)
             concrete, eager = concrete | named, True
             asks += _asks(error, sorted({name_of(function, paths[i][0]) for i in named}))
 
@@ -179,7 +180,8 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
 
         def provide(kind: str, name: str, distribution: Any) -> Any:
             if kind == "static":
-                draws[name] = distribution.sample(jax.random.fold_in(key, len(draws)))
+                drawn = distribution.sample(jax.random.fold_in(key, len(draws)))
+                draws[name] = jax.lax.optimization_barrier(drawn)  # a value of its own, also where that is a constant
             return given[name]
 
         statements = replace(source, arguments=_with_arrays(source.arguments, arrays)).run(provide)

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
+from jax import Array
 
 from composeprob.errors import NetworkError, WrongTypeError
 from composeprob.factors.randomness import in_training
@@ -20,7 +21,7 @@ class NNXNetwork(eqx.Module):
     graphdef: Any = eqx.field(static=True)
     state: Any
 
-    def __call__(self, x: Any, t: Any, **conditions: Any) -> Any:
+    def __call__(self, x: Array, t: Array, **conditions: Array) -> Any:
         return nnx.merge(self.graphdef, self.state)(x, t, **conditions)
 
 
@@ -30,7 +31,7 @@ class LinenNetwork(eqx.Module):
     module: linen.Module = eqx.field(static=True)
     variables: Any
 
-    def __call__(self, x: Any, t: Any, **conditions: Any) -> Any:
+    def __call__(self, x: Array, t: Array, **conditions: Any) -> Any:
         return self.module.apply(self.variables, x, t, **conditions)
 
 
@@ -39,7 +40,7 @@ class FunctionNetwork(eqx.Module):
 
     function: Callable[..., Any] = eqx.field(static=True)
 
-    def __call__(self, x: Any, t: Any, **conditions: Any) -> Any:
+    def __call__(self, x: Array, t: Array, **conditions: Array) -> Any:
         return self.function(x, t, **conditions)
 
 
@@ -55,7 +56,7 @@ class Linear(eqx.nn.Linear):
         for name, value in vars(layer).items():
             setattr(self, name, value)
 
-    def __call__(self, x: Any, *, key: Any = None) -> Any:
+    def __call__(self, x: Array, *, key: Array | None = None) -> Array:
         if "scalar" in (self.in_features, self.out_features):
             return super().__call__(x, key=key)
         y = jnp.tensordot(x, self.weight, axes=(0, 1))  # x @ W.T would make Wᵀ anew for a single chain

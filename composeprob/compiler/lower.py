@@ -13,6 +13,7 @@ from jax import Array
 from composeprob.compiler import predictive
 from composeprob.compiler.batches import Batch, OnDemand, batch_of
 from composeprob.compiler.check import site_parts
+from composeprob.compiler.closed_form import closed_form
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
@@ -21,7 +22,6 @@ from composeprob.factors.algebra import leaves as factor_leaves
 from composeprob.factors.energy import Energy
 from composeprob.factors.precision import in_precision
 from composeprob.ir.nodes import Graph, Node, Product, leaves
-from composeprob.language.policies import bridge
 from composeprob.schedule import Noise, Schedule
 
 
@@ -55,9 +55,7 @@ class Evaluator(Evaluates):
     precision: str | None = eqx.field(static=True)
 
     def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
-        noise = self.schedule.at(level)
-        xs = {name: position[name] for name in self.marginal}
-        zs = {name: value for name, value in position.items() if name not in xs}
+        noise, xs, zs = self._seen(position, level)
 
         def factors(xs: dict[str, Array], zs: dict[str, Array]) -> tuple[dict[str, NodeValue], dict[str, NodeValue]]:
             outputs = [batch(xs, noise) for batch in self._batches(zs, noise)]
@@ -91,15 +89,12 @@ class Evaluator(Evaluates):
         drift = {n: marginal[n].score if n in marginal else jnp.zeros_like(position[n]) for n in position}
         beside = {n: 0.0 if n in self.moved else drift[n] for n in position}  # where it is in the gradient already
         score = {n: beside[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
-        log_exact = correction = crossed = zero
-        if self.likelihood is not None and self.likelihood.exact is not None:
-            exact, correction, crossed = self._exactly(xs, zs, noise, drift)
-            log_exact, of_exact, of_correction = exact
-            drift = {n: drift[n] + of_exact[n] if n in xs else drift[n] for n in position}
-            score = {n: score[n] + of_exact[n] + of_correction[n] for n in position}
-        log_potential = _total([log_likelihood + correction, *(v.log_density for v in potential.values())])
+        closed = closed_form(self.likelihood, xs, zs, self.schedule, noise, drift)
+        drift = {n: drift[n] + closed.of_exact[n] if n in xs else drift[n] for n in position}
+        score = {n: score[n] + closed.of_exact[n] + closed.of_correction[n] for n in position}
+        log_potential = _total([log_likelihood + closed.correction, *(v.log_density for v in potential.values())])
         log_marginal = _total([zero, *(v.log_density for v in marginal.values())])
-        rate = _total([crossed, *(v.rate for v in marginal.values())])
+        rate = _total([closed.crossed, *(v.rate for v in marginal.values())])
         parts = Parts(
             drift=drift,
             rate=_known(rate),
@@ -107,43 +102,16 @@ class Evaluator(Evaluates):
             log_potential=_known(log_potential),
             log_prior=log_prior,
             log_marginal=_known(log_marginal),
-            log_exact=log_exact,
+            log_exact=closed.log_exact,
         )
-        log_open = _total([log_prior, log_marginal, log_exact])
+        log_open = _total([log_prior, log_marginal, closed.log_exact])
         wall = Wall(jnp.isneginf(parts.log_potential), log_open)
         return Evaluation(_total([log_open, log_potential]), score, wall, parts)
 
-    def _exactly(
-        self, xs: dict[str, Array], zs: dict[str, Array], noise: Noise, drift: dict[str, Array]
-    ) -> tuple[tuple[Array, dict[str, Array], dict[str, Array]], Array, Array]:
-        """What observations annealed exactly add: (log E, ∇ log E, ∇ correction), the correction, and to the rate.
-
-        At level 0 every policy is the posterior that the program promises, seen at x/α; E has level 0's noise in it
-        like a marginal, and the correction, a potential, takes it out. At the noisiest levels it takes out a power of
-        E that static sites shall not see yet. The rate of F·E is that of F where F is the noised prior q that E is
-        derived from, as E·q is a noised marginal too; elsewhere ⟨∇log F − ∇log q, ∇log E⟩ more, by the rule for the
-        product F·(E·q)·q⁻¹.
-        """
-        likelihood = self.likelihood
-        assert likelihood is not None
-        assert likelihood.exact is not None
-        terms, pull = jax.vjp(lambda xs, zs: likelihood.exactly(xs, zs, noise), xs, zs)
-
-        def gradient(*cotangent: float) -> dict[str, Array]:
-            of_x, of_z = pull(jnp.asarray(cotangent, terms.dtype))
-            return {**of_x, **of_z}
-
-        of_exact, of_clean = gradient(1.0, 0.0, 0.0), gradient(0.0, 1.0, 0.0)
-        last = noise.index == 0
-        power = bridge(self.schedule, noise) if likelihood.exact.bridged else jnp.ones_like(terms[0])
-        correction = jnp.where(last, terms[1] - terms[0], (power - 1.0) * terms[0])
-        of_correction = {n: jnp.where(last, of_clean[n], power * s) - s for n, s in of_exact.items()}
-        crossed = jnp.zeros((), jnp.result_type(float))
-        if not likelihood.exact.marginal:
-            of_prior = gradient(0.0, 0.0, 1.0)
-            looked_at = [name for name, _ in likelihood.exact.shapes]
-            crossed = sum((jnp.sum((drift[n] - of_prior[n]) * of_exact[n]) for n in looked_at), crossed)
-        return (terms[0], of_exact, of_correction), correction, crossed
+    def _seen(self, position: dict[str, Array], level: Array | int) -> tuple[Noise, dict[str, Array], dict[str, Array]]:
+        """The level's noise, the noised sites, the static ones."""
+        zs = {name: value for name, value in position.items() if name not in self.marginal}
+        return self.schedule.at(level), {name: position[name] for name in self.marginal}, zs
 
     @property
     def moved(self) -> frozenset[str]:
@@ -176,9 +144,7 @@ class Evaluator(Evaluates):
         return plain or any(energy is not None for energy in self.energies.values())
 
     def plain_potential(self, position: dict[str, Array], level: Array | int) -> Array:
-        noise = self.schedule.at(level)
-        xs = {name: position[name] for name in self.marginal}
-        zs = {name: value for name, value in position.items() if name not in xs}
+        noise, xs, zs = self._seen(position, level)
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
         terms = [energy(outputs).log_density for energy in self.energies.values() if energy is not None]
         if self.likelihood is not None:
@@ -188,9 +154,7 @@ class Evaluator(Evaluates):
         return total
 
     def leaf_scores(self, position: dict[str, Array], level: Array | int) -> tuple[dict[str, Array], ...]:
-        noise = self.schedule.at(level)
-        xs = {name: position[name] for name in self.marginal}
-        zs = {name: value for name, value in position.items() if name not in xs}
+        noise, xs, zs = self._seen(position, level)
         outputs = [batch(xs, noise) for batch in self._batches(zs, noise)]
         return tuple({site: outputs[batch][member][1]} for site, (batch, member) in self.places)
 
@@ -200,12 +164,10 @@ class Evaluator(Evaluates):
     def read(self, position: dict[str, Array]) -> dict[str, Array]:
         if self.likelihood is None:
             return dict(position)
-        noise = self.schedule.at(0)
-        clean = {name: position[name] / noise.alpha for name in self.marginal}
-        zs = {name: value for name, value in position.items() if name not in clean}
-        statements, _ = self.likelihood.replay(clean, zs, noise.index)
+        noise, xs, zs = self._seen(position, 0)
+        statements, _ = self.likelihood.replay({name: x / noise.alpha for name, x in xs.items()}, zs, noise.index)
         shown = {s.name: jnp.asarray(s.value) for s in statements.values() if s.kind in ("static", "deterministic")}
-        return {**{name: position[name] for name in clean}, **shown}
+        return {**xs, **shown}
 
     def data(self) -> dict[str, Array]:
         return {} if self.likelihood is None else predictive.data(self.likelihood)

@@ -7,7 +7,7 @@ them from that trace.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,8 @@ import equinox as eqx
 import jax
 import numpyro.distributions as dist
 from jax import Array
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, Var
+from numpyro.distributions import Distribution
 
 from composeprob.compiler.arguments import Concrete, is_data, join, name_of
 from composeprob.compiler.influence import influences
@@ -41,11 +42,11 @@ class Source(eqx.Module):
         eager: whether what depends on no data and no latent is computed at once, as the program asks for its value.
     """
 
-    function: Any = eqx.field(static=True)
+    function: Callable[..., Any] = eqx.field(static=True)
     arguments: Any
     eager: bool = eqx.field(static=True)
 
-    def run(self, provide: Provide, level: Any = 0, redraw: Redraw | None = None) -> dict[str, Statement]:
+    def run(self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None) -> dict[str, Statement]:
         """Its statements; see `interpret.run`."""
         args, kwargs = join(self.arguments)
         with jax.ensure_compile_time_eval() if self.eager else nullcontext():
@@ -55,7 +56,7 @@ class Source(eqx.Module):
 class _Code:
     """A trace, and what of it are not arrays. All are equal: a `Traced` has beside it what the trace was made of."""
 
-    def __init__(self, jaxpr: Any, shapes: Any, latents: list[str], reasons: dict[str, str | None]):
+    def __init__(self, jaxpr: ClosedJaxpr, shapes: Says, latents: list[str], reasons: dict[str, str | None]):
         self.jaxpr, self.shapes, self.latents, self.reasons = jaxpr, shapes, latents, reasons
 
     def outputs(self, flat: list[Any]) -> Any:
@@ -123,7 +124,7 @@ class Traced(eqx.Module):
         outputs = self.code.outputs(jaxpr.outvars)
         draws = {variable: name for name, variable in outputs.draws.items() if name not in latents}
 
-        def value(variable: Any) -> Any:
+        def value(variable: Var | Literal) -> Array:
             return variable.val if isinstance(variable, Literal) else known[variable]
 
         for eqn in jaxpr.eqns:
@@ -163,7 +164,8 @@ def trace(
             if not named and (eager or by_mask):  # JAX does not say which
                 named = outside - concrete or set(abstract)
             if not named and eager:
-                raise _of_latent(error, program, source, latents) from error
+                better = _of_latent(error, program, source, latents)
+                raise better from (error if better is not error else error.__cause__)
             concrete, eager = concrete | named, True
             asks += _asks(error, sorted({name_of(function, paths[i][0]) for i in named}))
 
@@ -173,13 +175,14 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
     reasons: dict[str, str | None] = {}
     names = sorted(traced)
 
-    def call(arrays: list[Any], values: list[Any], key: Array) -> Says:
+    def call(arrays: list[Array], values: list[Array], key: Array) -> Says:
         given = {**latents, **dict(zip(names, values, strict=True))}
         draws: dict[str, Array] = {}
 
-        def provide(kind: str, name: str, distribution: Any) -> Any:
+        def provide(kind: str, name: str, distribution: Distribution) -> Array:
             if kind == "static":
-                draws[name] = distribution.sample(jax.random.fold_in(key, len(draws)))
+                drawn = distribution.sample(jax.random.fold_in(key, len(draws)))
+                draws[name] = jax.lax.optimization_barrier(drawn)  # a value of its own, also where that is a constant
             return given[name]
 
         statements = replace(source, arguments=_with_arrays(source.arguments, arrays)).run(provide)
@@ -213,17 +216,17 @@ def not_gaussian(statement: Statement) -> str | None:
     return None
 
 
-def _arrays(arguments: Any) -> list[Any]:
+def _arrays(arguments: Any) -> list[Array]:
     return [leaf for leaf in jax.tree.leaves(arguments) if is_data(leaf)]
 
 
-def _with_arrays(arguments: Any, arrays: list[Any]) -> Any:
+def _with_arrays(arguments: Any, arrays: list[Array]) -> Any:
     """The arguments with others in the places of their arrays."""
     others = iter(arrays)
     return jax.tree.map(lambda leaf: next(others) if is_data(leaf) else leaf, arguments)
 
 
-def _is_factor(node: Any) -> bool:
+def _is_factor(node: object) -> bool:
     return isinstance(node, Factor)
 
 

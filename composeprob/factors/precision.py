@@ -9,7 +9,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jax.typing import DTypeLike
 
 from composeprob.errors import InvalidValueError
 from composeprob.factors.classifier import Classifier
@@ -59,18 +61,18 @@ class Rounded(eqx.Module):
     network: Any
     precision: str = eqx.field(static=True)
 
-    def __call__(self, x: Any, t: Any, **conditions: Any) -> Any:
+    def __call__(self, x: Array, t: Array, **conditions: Array) -> Any:
         arguments = (x, t, conditions)
         traced, shapes = jax.make_jaxpr(lambda x, t, c: self.network(x, t, **c), return_shape=True)(*arguments)
         outputs = _evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(arguments), jnp.dtype(self.precision))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
-def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], dtype: Any) -> list[Any]:
+def _evaluate(jaxpr: Jaxpr, consts: Sequence[Array], arguments: Sequence[Array], dtype: DTypeLike) -> list[Array]:
     """What a traced function returns, its products in ``dtype``."""
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
 
-    def value(variable: Any) -> Any:
+    def value(variable: Var | Literal) -> Array:
         return variable.val if isinstance(variable, Literal) else known[variable]
 
     for eqn in jaxpr.eqns:
@@ -86,7 +88,7 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], dty
     return [value(v) for v in jaxpr.outvars]
 
 
-def rebind(eqn: Any, operands: Sequence[Any], params: dict[str, Any] | None = None) -> list[Any]:
+def rebind(eqn: JaxprEqn, operands: Sequence[Array], params: dict[str, Any] | None = None) -> list[Array]:
     """The outputs of a traced equation for other operands, and where they are given for other parameters."""
     bound = eqn.primitive.get_bind_params(eqn.params if params is None else params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
@@ -94,14 +96,16 @@ def rebind(eqn: Any, operands: Sequence[Any], params: dict[str, Any] | None = No
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def _product(primitive: Any, params: dict[str, Any], operands: list[Any], dtype: Any, out: Any) -> Any:
+def _product(
+    primitive: Primitive, params: dict[str, Any], operands: list[Array], dtype: DTypeLike, out: DTypeLike
+) -> Array:
     """A product of operands in ``dtype``: summed in ``out``, but where a derivative is multiplied.
 
     A matrix unit sums in float32 whatever it multiplies. Values keep that, as log-densities are made of them; of
     derivatives, which only propose, each product is in ``dtype`` so that the next one need not be rounded again.
     """
 
-    def rounded(*operands: Any, **changed: Any) -> Any:
+    def rounded(*operands: Array, **changed: Any) -> Array:
         factors = (_round(o, dtype).astype(dtype) for o in operands)
         return primitive.bind(*factors, **params | changed).astype(out)
 
@@ -109,7 +113,7 @@ def _product(primitive: Any, params: dict[str, Any], operands: list[Any], dtype:
         return _round(rounded(*operands), dtype)
 
     @jax.custom_jvp
-    def product(*operands: Any) -> Any:
+    def product(*operands: Array) -> Array:
         return rounded(*operands, preferred_element_type=out)
 
     def tangent(primals: Any, tangents: Any) -> Any:
@@ -125,23 +129,24 @@ def _is_zero(tangent: Any) -> bool:
     return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
-def _round(x: Any, dtype: Any) -> Any:
+def _round(x: Array, dtype: DTypeLike) -> Array:
     """Numbers that ``dtype`` holds. A compiler may drop a cast there and back, and then nobody knows which function is
     evaluated; this it may not."""
     info = jnp.finfo(dtype)
     return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
-def _is_product(eqn: Any) -> bool:
+def _is_product(eqn: JaxprEqn) -> bool:
     """Whether an equation is a product of floating-point matrices that a matrix unit would make faster."""
     if eqn.primitive.name not in PRODUCTS and not getattr(eqn.primitive, "multiplies", False):
         return False
-    if not all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.invars):
+    operands: list[Any] = [v.aval for v in eqn.invars]
+    if not all(jnp.issubdtype(operand.dtype, jnp.floating) for operand in operands):
         return False
     if eqn.primitive.name != "dot_general":
         return True
     (summed, _), _ = eqn.params["dimension_numbers"]
-    return math.prod(eqn.invars[0].aval.shape[axis] for axis in summed) >= SHORT
+    return math.prod(operands[0].shape[axis] for axis in summed) >= SHORT
 
 
 def _has_products(param: Any) -> bool:
@@ -154,7 +159,7 @@ def _has_products(param: Any) -> bool:
     return any(_is_product(eqn) or any(map(_has_products, eqn.params.values())) for eqn in inner)
 
 
-def _inside(param: Any, dtype: Any) -> Any:
+def _inside(param: Any, dtype: DTypeLike) -> Any:
     """A parameter of a loop, a branch or a call: a function in it gets its products in ``dtype``."""
     if not _has_products(param):
         return param

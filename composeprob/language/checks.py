@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.distributions import Distribution
 from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import biject_to
 
@@ -17,7 +18,7 @@ from composeprob.errors import ImproperError, InvalidValueError, ProgramError, S
 from composeprob.factors.base import Factor, check_finite
 
 
-def check_latent(name: str, distribution: Any, base: Any) -> None:
+def check_latent(name: str, distribution: Distribution, base: Distribution) -> None:
     """Refuse a latent that no kernel can move.
 
     Args:
@@ -67,7 +68,7 @@ def check_draw(name: str, value: Any) -> None:
         )
 
 
-def check_observed(name: str, distribution: Any, base: Any, value: Any, stack: Any) -> None:
+def check_observed(name: str, distribution: Distribution, base: Distribution, value: Any, stack: Any) -> None:
     """Refuse data that do not fit their distribution.
 
     Args:

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import Distribution
 from numpyro.primitives import Messenger
 
 from composeprob.errors import ProgramError, caller
@@ -47,25 +49,27 @@ class Statement:
         """The factor of a noised site."""
         return unwrap(self.distribution).factor
 
-    def log_prob(self) -> Any:
+    def log_prob(self) -> Array:
         """Σ log p(value), a scalar."""
         total = jnp.sum(self.distribution.log_prob(self.value))
         return total if self.scale is None else self.scale * total
 
 
-Provide = Callable[[str, str, Any], Any]
+Message = dict[str, Any]
+"""NumPyro's message of one statement."""
+Provide = Callable[[str, str, Distribution], Array]
 """(kind, name, distribution) → the value of a latent site."""
-Redraw = Callable[[str, Any, Any], Any]
+Redraw = Callable[[str, Distribution, Array], Array]
 """(name, distribution, value) → what the program sees in place of an observed value."""
 
 
 class _Interpreter(Messenger):
-    def __init__(self, provide: Provide, level: Any, redraw: Redraw | None):
+    def __init__(self, provide: Provide, level: Array | int, redraw: Redraw | None):
         self.provide, self.level, self.redraw = provide, level, redraw
         self.statements: dict[str, Statement] = {}
         super().__init__()
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == LEVEL:
             msg["value"] = self.level
         if msg["type"] == "param":
@@ -93,7 +97,7 @@ class _Interpreter(Messenger):
         if msg["composeprob.kind"] == "observed" and self.redraw is not None:
             msg["value"] = self.redraw(name, msg["fn"], msg["value"])
 
-    def _kind(self, msg: dict[str, Any]) -> str:
+    def _kind(self, msg: Message) -> str:
         """The kind of a sample statement; what NumPyro's handlers made of it has been done by now."""
         kind, name = kind_of(msg["fn"]), msg["name"]
         changed = msg.get("scale") is not None or masked(msg["fn"])
@@ -113,7 +117,7 @@ class _Interpreter(Messenger):
             check_latent(name, msg["fn"], unwrap(msg["fn"]))
         return kind
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         if msg["type"] not in ("sample", "deterministic"):
             return
         kind = msg["composeprob.kind"]
@@ -134,7 +138,7 @@ def run(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     provide: Provide,
-    level: Any = 0,
+    level: Array | int = 0,
     redraw: Redraw | None = None,
 ) -> dict[str, Statement]:
     """Execute the program and return its statements by name, in order.
@@ -158,7 +162,7 @@ def run(
     return interpreter.statements
 
 
-def _dims(msg: dict[str, Any]) -> tuple[str | None, ...]:
+def _dims(msg: Message) -> tuple[str | None, ...]:
     """The plate of each axis of a statement's value."""
     shape = jnp.shape(msg["value"])
     event_dim = 0 if msg["type"] == "deterministic" else msg["fn"].event_dim
@@ -170,7 +174,7 @@ def _dims(msg: dict[str, Any]) -> tuple[str | None, ...]:
     return tuple(names)
 
 
-def kind_of(distribution: Any) -> str:
+def kind_of(distribution: Distribution) -> str:
     """``"noised"`` for a factor, ``"static"`` for any other distribution."""
     return "noised" if isinstance(unwrap(distribution), FactorDistribution) else "static"
 
@@ -182,7 +186,7 @@ def unwrap(distribution: Any) -> Any:
     return distribution
 
 
-def masked(distribution: Any) -> bool:
+def masked(distribution: Distribution) -> bool:
     """Whether a mask lies on it, inside or outside of plates' expansions."""
     while isinstance(distribution, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
         if isinstance(distribution, dist.MaskedDistribution):

@@ -65,6 +65,16 @@ def held(f):
     cp.sample("x", f.given(c=cp.sample("c", dist.Normal(0.0, 1.0))))
 
 
+class Constant(dist.Normal):
+    def sample(self, key, sample_shape=()):
+        return jnp.asarray(0.5)
+
+
+def keyless(f, y):
+    m = cp.sample("m", Constant(0.0, 1.0))
+    cp.observe("y", dist.StudentT(3.0, cp.sample("x", f)[0] + m, 1.0), y)
+
+
 Y = np.array([0.1, -0.2, 0.3])
 PROGRAMS = {
     "a product": (plain, MODEL),
@@ -75,6 +85,7 @@ PROGRAMS = {
     "plates": (plates, NORMAL, Y),
     "a factor of a latent": (moved, NORMAL, jnp.array(0.4)),
     "held latents": (held, MODEL),
+    "a draw that takes no key": (keyless, NORMAL, jnp.array(0.4)),
     "a Python number as data": (exact, NORMAL, 0.4),
 }
 

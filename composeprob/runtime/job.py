@@ -129,7 +129,7 @@ class Job:
 
     def stay(self) -> None:
         """Let the chains settle at level 0, if the sampler says so."""
-        if self.sampler.stays and self.arrived and int(self.run.stayed) == 0:
+        if self.sampler.stay and self.arrived and int(self.run.stayed) == 0:
             self.run = stay(self.run, self.ready[1], self.asked.progress)
 
     def draw(self) -> None:

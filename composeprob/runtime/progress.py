@@ -1,4 +1,4 @@
-"""The progress bar of the level loop: a few refreshes a second, silent where nobody is looking."""
+"""The progress bar of everything that takes long: a few refreshes a second, silent where nobody is looking."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Progress:
     `update` itself costs about a microsecond.
 
     Args:
-        total: number of levels.
+        total: number of levels, draws or iterations.
         enabled: False draws nothing anywhere.
         description: what is being done.
 
@@ -67,7 +67,7 @@ class Progress:
         return self
 
     def update(self, done: int, **facts: Any) -> None:
-        """Say that ``done`` of the ``total`` levels are finished, with numbers worth watching."""
+        """Say that ``done`` of the ``total`` are finished, with numbers worth watching."""
         if self._kind == "off":
             return
         self._last = (done, facts)

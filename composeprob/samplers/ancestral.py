@@ -43,10 +43,6 @@ class Ancestral(Sampler):
     def requires(self) -> dict[str, frozenset[str]]:
         return {"Ancestral": frozenset({"score"})}
 
-    @property
-    def adjusted(self) -> tuple[bool, ...]:
-        return (False,)
-
     def prepare(self, density: AnnealedDensity) -> Ancestral:
         static = [name for name, site in density.sites.items() if site.kind == "static"]
         if static:

@@ -55,7 +55,6 @@ class AnnealedMCMC(Sampler):
     kernel: Kernel
     steps_per_level: int = eqx.field(static=True)
     reverse_step: bool = eqx.field(static=True)
-    stay: bool = eqx.field(static=True)
 
     def __init__(self, kernel: Kernel, steps_per_level: int, reverse_step: bool = False, stay: bool = False):
         check_kernel(kernel, steps_per_level)
@@ -65,22 +64,6 @@ class AnnealedMCMC(Sampler):
     @property
     def requires(self) -> dict[str, frozenset[str]]:
         return needs(self.kernel)
-
-    @property
-    def adjusted(self) -> tuple[bool, ...]:
-        return adjusted(self.kernel)
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        return named_blocks(self.kernel)
-
-    @property
-    def stays(self) -> bool:
-        return self.stay
-
-    @property
-    def integrates_score(self) -> bool:
-        return self.kernel.integrates_score
 
     def prepare(self, density: AnnealedDensity) -> AnnealedMCMC:
         held = frozenset(name for name, site in density.sites.items() if site.kind == "held")
@@ -202,16 +185,6 @@ def needs(kernel: Kernel) -> dict[str, frozenset[str]]:
         name = type(part).__name__
         found[name] = found.get(name, frozenset()) | part.requires
     return found
-
-
-def adjusted(kernel: Kernel) -> tuple[bool, ...]:
-    """For each part of a kernel whether it has a Metropolis test."""
-    return tuple(part.optimal_acceptance is not None for part in kernel.parts)
-
-
-def named_blocks(kernel: Kernel) -> tuple[str, ...]:
-    """``("x", "mu, sigma")``."""
-    return tuple(", ".join(sites) for sites in kernel.blocks)
 
 
 def check_kernel(kernel: object, steps_per_level: object) -> None:

@@ -115,10 +115,14 @@ class Sampler(eqx.Module):
     Hyper-parameters only; numbers are leaves, so other numbers reuse compiled code.
 
     Attributes:
-        moves: the transitions at each level, once `prepare` has resolved them; None where there are none.
+        kernel: what moves chains at a level; None where nothing does.
+        moves: its transitions at each level, once `prepare` has resolved them.
+        stay: whether HMC moves all sites at level 0 after the last visit, until the population stops drifting.
     """
 
+    kernel: Kernel | None = eqx.field(default=None, init=False, repr=False)
     moves: Transitions | None = eqx.field(default=None, init=False, repr=False)
+    stay: bool = eqx.field(default=False, init=False, repr=False, static=True)
 
     @property
     @abc.abstractmethod
@@ -126,19 +130,15 @@ class Sampler(eqx.Module):
         """What the density must offer, by who needs it: ``{"HMC": {"energy", "score"}}``."""
 
     @property
-    @abc.abstractmethod
     def adjusted(self) -> tuple[bool, ...]:
         """Whether a Metropolis test decides, so that its acceptance means something, for each of the kernel's parts."""
+        parts = () if self.kernel is None else self.kernel.parts
+        return tuple(part.optimal_acceptance is not None for part in parts) or (False,)
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Names of the kernel's blocks, where it has any."""
-        return ()
-
-    @property
-    def stays(self) -> bool:
-        """Whether HMC moves all sites at level 0 after the last visit, until the population stops drifting."""
-        return False
+        """Names of the kernel's blocks, where it has any, such as ``("x", "mu, sigma")``."""
+        return () if self.kernel is None else tuple(", ".join(sites) for sites in self.kernel.blocks)
 
     @property
     def check_order(self) -> int | None:
@@ -149,7 +149,7 @@ class Sampler(eqx.Module):
     @property
     def integrates_score(self) -> bool:
         """Whether an accept test integrates the score, which means something only where that is a gradient."""
-        return False
+        return self.kernel is not None and self.kernel.integrates_score
 
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         """Whether `Run.log_evidence` estimates log ∫π_0."""

@@ -19,15 +19,7 @@ from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.base import log_density_of
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import all_finite, where
-from composeprob.samplers.annealed_mcmc import (
-    adjusted,
-    check_kernel,
-    check_stay,
-    check_steps,
-    named_blocks,
-    needs,
-    unevaluated,
-)
+from composeprob.samplers.annealed_mcmc import check_kernel, check_stay, check_steps, needs, unevaluated
 from composeprob.samplers.base import REVERSE, Route, Run, Sampler, draw_initial, level_keys
 from composeprob.samplers.blocks import by_kind
 from composeprob.samplers.control import CONTROLS, steered
@@ -97,7 +89,6 @@ class SMC(Sampler):
     resample_threshold: Array
     second_order: bool = eqx.field(static=True)
     control: str = eqx.field(static=True)
-    stay: bool = eqx.field(static=True)
     check_levels: bool = eqx.field(static=True)
 
     def __init__(
@@ -135,24 +126,8 @@ class SMC(Sampler):
         return weighing if self.kernel is None else {**weighing, **needs(self.kernel)}
 
     @property
-    def adjusted(self) -> tuple[bool, ...]:
-        return (False,) if self.kernel is None else adjusted(self.kernel)
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        return () if self.kernel is None else named_blocks(self.kernel)
-
-    @property
-    def stays(self) -> bool:
-        return self.stay
-
-    @property
     def check_order(self) -> int | None:
         return (2 if self.second_order else 1) if self.check_levels else None
-
-    @property
-    def integrates_score(self) -> bool:
-        return self.kernel is not None and self.kernel.integrates_score
 
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         # Density weights carry each level's own constant: they tell the evidence only if there is none.

@@ -20,6 +20,7 @@ from composeprob.arguments import check_key
 from composeprob.checkpoint import Checkpoints
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
+from composeprob.runtime.progress import Progress
 from composeprob.training.optimise import NUM_BINS, STEPS_AT_ONCE, State, bin_edges, initial, make_advance
 from composeprob.training.recipe import Recipe
 
@@ -109,7 +110,7 @@ def train(
 
     before, start, saved = float(now.seconds), time.monotonic(), time.monotonic()
     pace = 1
-    with _interruptible() as interrupted, _bar(recipe, now, shown=progress) as show:
+    with _interruptible() as interrupted, Progress(recipe.iterations, progress, "training") as bar:
         while (done := int(now.state.step)) < recipe.iterations and not interrupted.is_set():
             steps = min(pace, recipe.iterations - done, STEPS_AT_ONCE)
             tick = time.monotonic()
@@ -119,7 +120,8 @@ def train(
                 pace = max(1, int(SECONDS_PER_CALL * steps / elapsed))
             else:
                 pace = 2
-            show(now)
+            done = int(now.state.step)
+            bar.update(done, loss=now.loss[max(0, done - 100) : done].mean())
             if checkpoints is not None and time.monotonic() - saved > seconds_between_checkpoints:
                 checkpoints.save(int(now.state.step), now)
                 saved = time.monotonic()
@@ -193,25 +195,3 @@ def _interruptible() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-@contextmanager
-def _bar(recipe: Recipe, now: _Progressed, *, shown: bool) -> Iterator[Any]:
-    from rich import progress
-
-    columns = (
-        progress.TextColumn("training"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("loss {task.fields[loss]}"),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, disable=not shown) as bar:
-        task = bar.add_task("training", total=recipe.iterations, completed=int(now.state.step), loss="–")
-
-        def show(now: _Progressed) -> None:
-            done = int(now.state.step)
-            bar.update(task, completed=done, loss=f"{now.loss[max(0, done - 100) : done].mean():.4f}")
-
-        yield show

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +15,9 @@ from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected, prior_of
 from composeprob.compiler.likelihood import Likelihood, policies_of
 from composeprob.compiler.linear_gaussian import Exact, Stack, measure, stack_of, stacked, unravel
+from composeprob.compiler.once import once
 from composeprob.compiler.tempering import tempering
-from composeprob.compiler.trace import RUNS_ONCE, Traced
+from composeprob.compiler.trace import Traced
 from composeprob.errors import CapabilityError
 from composeprob.factors.gaussians import Gaussians, joint
 from composeprob.ir.nodes import Graph, Observation, Site
@@ -141,9 +141,8 @@ def _depends(function: Callable[[Array], Any], x: np.ndarray) -> bool:
     return False
 
 
-def _looked_at(
-    traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]
-) -> tuple[Array, Array, Array]:
+@once
+def _look(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]) -> tuple[Array, Array, Array]:
     """For some draws of the static sites: A (DRAWS, M, D), Σ (DRAWS, M, M), and the error of A·x + b at x."""
 
     def one(key: Array) -> tuple[Array, Array, Array]:
@@ -159,9 +158,6 @@ def _looked_at(
         return a, covariance, (y - a @ flat - there) / (1.0 + jnp.abs(y) + jnp.abs(a) @ jnp.abs(flat))
 
     return jax.vmap(one)(jax.random.split(jax.random.key(0), DRAWS))
-
-
-_look: Any = eqx.filter_jit(_looked_at, compiler_options=RUNS_ONCE)  # type: ignore[call-overload]
 
 
 def _groups(

@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from composeprob.compiler.trace import RUNS_ONCE
+from composeprob.compiler.once import once
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.parameterizations import ENERGIES, SCORES, with_number
 from composeprob.factors.precision import Rounded
@@ -47,7 +46,7 @@ class Outputs:
         count = min(max(NUMBERS // max(math.prod(factor.event_shape), 1), FEWEST), MOST)
         draws = np.random.default_rng(0).standard_normal((count, *factor.event_shape))
         x = (noise.sigma * draws).astype(dtype)
-        values, beside = with_number(_once(factor, x, noise, conditions))
+        values, beside = with_number(_evaluate(factor, x, noise, conditions))
         return cls(np.asarray(values), np.asarray(beside), x, noise)
 
     @property
@@ -114,10 +113,8 @@ class Outputs:
         return found - found.mean(), wanted - wanted.mean()
 
 
+@once
 def _evaluate(factor: Diffusion, x: Any, noise: Noise, conditions: dict[str, Any]) -> Any:
     # Rounded products are not what is looked at, and no processor but an accelerator may have them.
     network = factor.network.network if isinstance(factor.network, Rounded) else factor.network
     return jax.vmap(lambda event: network(event, factor.time_at(noise), **conditions))(x)
-
-
-_once: Any = eqx.filter_jit(_evaluate, compiler_options=RUNS_ONCE)  # type: ignore[call-overload]

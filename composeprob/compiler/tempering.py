@@ -13,7 +13,8 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from composeprob.compiler.conjugate import Prior
-from composeprob.compiler.trace import RUNS_ONCE, Traced
+from composeprob.compiler.once import once
+from composeprob.compiler.trace import Traced
 from composeprob.schedule import Noise, Schedule
 
 BLUNTEST = np.exp(4.0)
@@ -75,19 +76,16 @@ def tempering(
         schedule: the levels.
     """
     rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
-    xs = {name: _drawn(rng, priors[name], shape).astype(float_) for name, shape in shapes.items()}
-    measured: Tempering = _measure(traced, names, xs, schedule)
-    return measured
+    xs: dict[str, Any] = {name: _drawn(rng, priors[name], shape).astype(float_) for name, shape in shapes.items()}
+    return _measure(traced, names, xs, schedule)
 
 
-def _measured(traced: Traced, names: tuple[str, ...], xs: dict[str, Array], schedule: Schedule) -> Tempering:
+@once
+def _measure(traced: Traced, names: tuple[str, ...], xs: dict[str, Array], schedule: Schedule) -> Tempering:
     blur = schedule.levels.sigma / schedule.levels.alpha
     scales = jnp.exp(jnp.linspace(jnp.log(blur[0]), jnp.log(blur[-1]), SCALES))
     values, curvatures = _look(traced, names, xs, scales, jax.random.key(0))
     return Tempering(_powers(curvatures, scales, blur), _stand_ins(names, values, scales, blur))
-
-
-_measure: Any = eqx.filter_jit(_measured, compiler_options=RUNS_ONCE)  # type: ignore[call-overload]
 
 
 def _powers(curvatures: Array, scales: Array, blur: Array) -> Array:

@@ -29,9 +29,6 @@ from composeprob.factors.precision import rebind
 from composeprob.language.interpret import Provide, Redraw, Statement, masked, run, unwrap
 from composeprob.language.program import Program
 
-RUNS_ONCE = {"xla_backend_optimization_level": 0}
-"""Options of XLA for what runs once: making it fast would take longer than running it."""
-
 
 class Source(eqx.Module):
     """A program with its arguments, to be run again.

@@ -71,8 +71,7 @@ class Evaluates(eqx.Module):
 
 
 class Described:
-    """The program's IR, for people: all are equal, so that programs that differ only in numbers share compiled code.
-    Nothing that is traced may look at it.
+    """The program's IR, for people. All are equal, so that other numbers share compiled code; no trace may read it.
 
     Attributes:
         graph: the IR; renders in notebooks.
@@ -99,8 +98,7 @@ class TopLaw(eqx.Module):
         degree: powers times dimensions, factors counted as normalised; NaN where a constant is unknown.
         constant: what mixture weights add.
         exact: whether F has this form; where not, kernels and weights move the first draws to it.
-        normalised: whether every factor's log-density is normalised, so that the values of F tell ∫F and not only its
-            shape.
+        normalised: whether every factor's log-density is normalised, so that the values of F tell ∫F too.
     """
 
     power: dict[str, Array]
@@ -202,9 +200,8 @@ class AnnealedDensity(eqx.Module):
             CapabilityError: a factor offers only its score.
         """
         evaluation = self.evaluate(position, level)
-        if evaluation.log_density is None:
-            return self.log_density(position, level), evaluation.score
-        return evaluation.log_density, evaluation.score
+        value = evaluation.log_density
+        return self.log_density(position, level) if value is None else value, evaluation.score
 
     def score_and_rate(self, position: Position, level: Array | int) -> tuple[Position, Array]:
         """(∇ log F_k, r_k): the score of the diffusion part and its Feynman–Kac rate, from one evaluation.
@@ -344,12 +341,9 @@ class AnnealedDensity(eqx.Module):
                     fix="a position is ONE chain; map over chains with jax.vmap(density.log_density, (0, None)).",
                 )
 
-    # A density is itself and no other, so that jax.jit(density.score) works; its weights then are constants of that
-    # function. `equinox.tree_equal` compares what two densities hold.
+    # Equal to itself alone: so jax.jit(density.score) works, with weights as constants. See also `equinox.tree_equal`.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         return self.described.text
-
-    __str__ = __repr__

@@ -16,6 +16,7 @@ from composeprob.factors.networks import batched_linear
 from composeprob.factors.tapestry import tapestry
 from composeprob.factors.window import window
 from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, Gibbs, Kernel, LineIntegral, Scaled
+from composeprob.language.policies import Policy
 from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
 from composeprob.model_zoo import load, zoo
@@ -48,6 +49,7 @@ __all__ = [
     "Gibbs",
     "Kernel",
     "LineIntegral",
+    "Policy",
     "Result",
     "Sampler",
     "Scaled",

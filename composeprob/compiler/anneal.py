@@ -50,7 +50,8 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     priors = {name: _prior(site) for name, site in sites.items() if name in looked_at}
     rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
     xs = {name: rng.standard_normal(site.shape).astype(float_) for name, site in sites.items()}
-    latents = {static.name: np.zeros(static.shape, float_) for static in graph.statics} | xs
+    placed = [static for static in graph.statics if not static.standardised]
+    latents = {static.name: np.zeros(static.shape, float_) for static in placed} | xs
     reasons: dict[str, str] = {}
     for o in asking:
         known = [priors[name] for name in sorted(o.looks_at)]
@@ -149,7 +150,7 @@ def _look(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, 
         latents = traced.draw(key, xs)
 
         def seen(at: dict[str, Array]) -> list[tuple[Array, Array]]:
-            said = traced.says({**latents, **at}).moments
+            said = traced.says({**latents, **at}, key).moments
             return [said[name] for name in names]
 
         y, a, covariance = measure(shapes, seen, jax.tree.map(jnp.zeros_like, xs))

@@ -104,7 +104,7 @@ def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
         graph = graph.noted(
             "build", f"ancestral order: {', '.join(sorted(held))} by the prior, then {given} given that"
         )
-    return graph, traced
+    return graph, replace(traced, standardised=frozenset(s.name for s in statics if s.standardised))
 
 
 def draw() -> Provide:

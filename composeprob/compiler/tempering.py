@@ -120,7 +120,7 @@ def _look(
             latents = traced.draw(draw_key, back(flat))
 
             def log_likelihoods(flat: Array) -> Array:
-                said = traced.says({**latents, **back(flat)}).log_likelihoods
+                said = traced.says({**latents, **back(flat)}, draw_key).log_likelihoods
                 return jnp.stack([said[name] for name in names])
 
             return log_likelihoods, flat, way_key

@@ -90,20 +90,28 @@ class Traced(eqx.Module):
         source: the program.
         code: its trace, a function of the source's arrays, the latents and a key; and why each observation's noise is
             not Gaussian, as far as its distribution tells, None where it is.
+        standardised: the static sites whose coordinate is relative to their prior's location and scale.
     """
 
     source: Source
     code: _Code = eqx.field(static=True)
+    standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
 
-    def says(self, latents: dict[str, Array]) -> Says:
-        """What the statements say at these latents: noised sites in the data's units, static ones constrained."""
-        return self._evaluate(dict(latents), jax.random.key(0))
+    def says(self, latents: dict[str, Array], key: Array | None = None) -> Says:
+        """What the statements say at these latents: noised sites in the data's units, static ones constrained. Static
+        ones that are left out are draws, as of `draw` with this key."""
+        return self._evaluate(dict(latents), jax.random.key(0) if key is None else key)
 
     def draw(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
-        """All latents: the noised ones as given, static ones drawn from their priors one after the other."""
+        """All latents but those whose coordinate is `standardised`: the noised ones as given, static ones drawn from
+        their priors one after the other.
+
+        With the same key `says` draws those left out at the same coordinate, whatever the other latents are, as
+        z = μ + s·u with u from the key alone.
+        """
         latents = dict(xs)
         self._evaluate(latents, key)
-        return latents
+        return {name: value for name, value in latents.items() if name not in self.standardised}
 
     def dependencies(self) -> dict[str, frozenset[str]]:
         """For each statement, the latents that its distribution depends on."""

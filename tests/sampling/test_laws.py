@@ -259,7 +259,7 @@ def test_smc_refreshes_whatever_a_kernel_caches(weights):
     density = cp.compile(single, normal([0.0]))
     sampler = cp.SMC(Remembering(0.1), weights=weights).prepare(density)
     state = sampler.kernel.init(jax.random.key(0), {"x": jnp.ones(1)}, lambda x: density.evaluate(x, 20))
-    after, _ = sampler._descend(jax.random.key(1), state, density, jnp.int32(19), jnp.int32(20))
+    after, _ = sampler._fall(jax.random.key(1), state, density, jnp.int32(19), jnp.int32(20))
     np.testing.assert_array_equal(after.seen, density.log_density(after.position, 19))
 
 

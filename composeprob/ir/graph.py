@@ -8,7 +8,7 @@ from html import escape
 
 import graphviz
 
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node
+from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product
 from composeprob.ir.render import formula
 
 
@@ -37,8 +37,18 @@ def _draw(drawing: graphviz.Digraph, node: Node, parent: str, label: str, graph:
         mixture = isinstance(node, Mixture)
         drawing.node(own, "+" if mixture else "×", shape="diamond" if mixture else "square")
         for child, weight in zip(node.children, _weights(node), strict=True):
-            _draw(drawing, child, own, weight, graph, numbers)
+            if node.plate is None:
+                _draw(drawing, child, own, weight, graph, numbers)
+                continue
+            with drawing.subgraph(name=f"cluster {own}") as plate:
+                plate.attr(label=_plate(node), labeljust="r", labelloc="b")
+                _draw(plate, child, own, weight, graph, numbers)
     drawing.edge(own, parent, label=label)
+
+
+def _plate(node: Product | Mixture) -> str:
+    assert node.plate is not None
+    return f"{node.plate.count} × {', '.join(node.plate.names)}"
 
 
 def _shared(leaf: Leaf, graph: Graph) -> str:
@@ -49,12 +59,14 @@ def _shared(leaf: Leaf, graph: Graph) -> str:
 
 
 def _weights(node: Node) -> list[str]:
-    """What stands at each edge: powers of a product, log-weights of a mixture."""
+    """What stands at each edge: powers of a product, log-weights of a mixture; once for what stands in a plate."""
     if isinstance(node, Leaf):
         return []
-    if isinstance(node, Mixture):
-        return [f"log w = {w:.3g}" for w in node.log_weights]
-    return ["" if w == 1.0 else f"^{w:.3g}" for w in node.powers]
+    numbers = node.log_weights if isinstance(node, Mixture) else node.powers
+    numbers = tuple(dict.fromkeys(numbers)) if node.plate else numbers
+    if node.plate and len(numbers) > 1:
+        return [f"log w = {min(numbers):.3g} … {max(numbers):.3g}"]
+    return [f"log w = {w:.3g}" if isinstance(node, Mixture) else "" if w == 1.0 else f"^{w:.3g}" for w in numbers]
 
 
 def dot(graph: Graph) -> str:
@@ -92,4 +104,5 @@ def _box(node: Node, site: str, graph: Graph) -> str:
         _box(child, site, graph) + f"<sup>{escape(weight.lstrip('^'))}</sup>"
         for child, weight in zip(node.children, _weights(node), strict=True)
     ]
-    return f"<span style='{_BOX}'>{sign.join(parts)}</span>"
+    plate = f"<small>{escape(_plate(node))}</small>" if node.plate else ""
+    return f"<span style='{_BOX}'>{sign.join(parts)}{plate}</span>"

@@ -251,7 +251,12 @@ def shares_of(factors: Sequence[Factor], count: int, weights: Any, log_weights: 
 
 def leaves(factor: Factor) -> list[LeafFactor]:
     """Every leaf of an expression, left to right."""
-    return [factor] if isinstance(factor, LeafFactor) else [leaf for part in factor.children for leaf in leaves(part)]
+    return [part for part in parts(factor) if isinstance(part, LeafFactor)]
+
+
+def parts(factor: Factor) -> list[Factor]:
+    """A factor and everything that it is made of, left to right."""
+    return [factor, *(part for child in factor.children for part in parts(child))]
 
 
 def _numbers(what: str, values: Any) -> np.ndarray:

@@ -169,12 +169,28 @@ def mixture(
             what share each component gets then depends on the factors' unknown constants.
         over, block: as for `product`; a weight for each of the n.
 
+    Returns:
+        A factor of the same event shape.
+
     Raises:
         WrongTypeError: factors that are not in a list, or something that is no factor; ``over`` that is no dict.
         CapabilityError: ``weights`` with factors that are not normalised, or a factor with no energy.
         InvalidValueError: weights that are negative, not finite, all zero, or not one per factor; and as for `product`.
         ShapeError: events of different shape; and as for `product`.
         ConditionError: as for `product`.
+
+    Example:
+        >>> import composeprob as cp, jax.numpy as jnp
+        >>> schedule = cp.Schedule.log_snr(20)
+        >>> def digit(x, t, label):
+        ...     return 0.5 * jnp.sum((x - label) ** 2)
+        >>> f = cp.Diffusion(
+        ...     digit, schedule, event_shape=(2,), parameterization="energy", time="log_snr", conditions=("label",)
+        ... )
+        >>> cp.mixture([f.given(label=0), f.given(label=1)], log_weights=[0.0, 0.0])
+        mixture(digit(label=0), digit(label=1); equal log_weights)
+        >>> cp.mixture(f, log_weights=jnp.zeros(10), over={"label": jnp.arange(10)})
+        cp.mixture(digit, over={'label': (10,)}, equal log_weights)
     """
     if over is not None or block is not None:
         from composeprob.factors.over import mixture_over
@@ -187,7 +203,7 @@ def mixture(
         )
     factors = tuple(factors)
     shape = _common_shape("A mixture", factors)
-    shares = shares_of(factors, len(factors), weights, log_weights)
+    shares = shares_of(factors, len(factors), weights, log_weights, "cp.calibrate(factor, key)")
     kept = [(f, w) for f, w in zip(factors, shares.log_weights, strict=True) if w > -math.inf]
     return Mixture(
         factors=tuple(f for f, _ in kept),
@@ -212,8 +228,9 @@ class Shares(NamedTuple):
         return show.weights("weights" if self.calibrated else "log_weights", weights)
 
 
-def shares_of(factors: Sequence[Factor], count: int, weights: Any, log_weights: Any) -> Shares:
-    """The weights of a mixture of ``count`` parts, which are made of ``factors``; refuses what cannot be mixed so."""
+def shares_of(factors: Sequence[Factor], count: int, weights: Any, log_weights: Any, calibrated: str) -> Shares:
+    """The weights of a mixture of ``count`` parts, which are made of ``factors``; refuses what cannot be mixed so.
+    ``calibrated`` is how to write the parts with known normalisers."""
     for factor in factors:
         for leaf in leaves(factor):
             if "energy" not in leaf.capabilities:
@@ -236,8 +253,8 @@ def shares_of(factors: Sequence[Factor], count: int, weights: Any, log_weights: 
             names = ", ".join(f"'{leaf.label}'" for leaf in leaves(factor))
             raise CapabilityError(
                 f"Mixture weights are shares only of normalised densities, and the normaliser of {names} is unknown.",
-                fix="find it first: cp.calibrate(factor, key); or give raw multipliers with log_weights=[…] and accept "
-                "that the shares follow from the unknown normalisers.",
+                fix=f"find it first: {calibrated}; or give raw multipliers with log_weights=[…] and accept that the "
+                "shares follow from the unknown normalisers.",
             )
     given = np.ones(count) if weights is None else _numbers("weights", weights)
     if given.shape != (count,) or not np.all(np.isfinite(given)) or np.any(given < 0) or given.sum() == 0:

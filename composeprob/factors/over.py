@@ -73,7 +73,9 @@ def mixture_over(factor: Any, values: Any, block: Any, weights: Any, log_weights
             fix='write cp.mixture(f, over={"label": labels}, weights=[…]).',
         )
     columns, count = _columns("cp.mixture", factor, values, block)
-    shares = shares_of((factor,), count, weights, log_weights)
+    name = next(iter(columns))
+    each = f"cp.mixture([cp.calibrate(f.given({name}=v), key) for v in values], weights=[…])"
+    shares = shares_of((factor,), count, weights, log_weights, each)
     kept = np.flatnonzero(np.isfinite(shares.log_weights))
     if len(kept) < count:
         columns = jax.tree.map(lambda column: column[kept], columns)

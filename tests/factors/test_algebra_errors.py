@@ -150,7 +150,7 @@ THREE, KEY = np.ones(3), jax.random.key(0)
         (lambda: cp.product(CONDITIONAL, WIDE, over={"c": THREE}), ShapeError, "events of one shape"),
         (lambda: cp.product(3, over={"c": THREE}), WrongTypeError, "combines factors; got int"),
         (lambda: cp.mixture([LEVELLED], over={"c": THREE}), WrongTypeError, "takes one factor; got list"),
-        (lambda: cp.mixture(LEVELLED, over={"c": THREE}), CapabilityError, "normaliser of 'levelled' is unknown"),
+        (lambda: cp.mixture(LEVELLED, over={"c": THREE}), CapabilityError, r"'levelled' is unknown.*f.given\(c=v\)"),
         (lambda: cp.mixture(CONDITIONAL, over={"c": THREE}, log_weights=THREE), CapabilityError, "only its score"),
         (lambda: cp.mixture(LEVELLED, over={"c": THREE}, log_weights=[0, 0]), InvalidValueError, "3 finite numbers"),
         (lambda: cp.mixture(LEVELLED, [1, 1, 1], over={"c": 1.0}), ShapeError, "leading axis"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import equinox as eqx
 import jax
@@ -75,18 +75,18 @@ class Parts(eqx.Module):
     parts: tuple[Expression, ...]
     plate: tuple[tuple[tuple[int, int], bool], ...] | None = eqx.field(static=True)
 
-    def __call__(self, outputs: Outputs) -> NodeValue:
-        """The values of all parts along a leading axis; None where one of them has none."""
+    def __call__(self, outputs: Outputs, term: Callable[[NodeValue, int], NodeValue]) -> NodeValue:
+        """What ``term`` makes of the value and index of every part, along a leading axis; None where one has none."""
         if self.plate is not None:
             rows = {slot: outputs[slot] for slot, runs in self.plate if runs}
             others = {slot: outputs[slot] for slot, runs in self.plate if not runs}
-            return jax.vmap(lambda row: self.parts[0]({**others, **row}))(rows)
-        values = [part(outputs) for part in self.parts]
+            return jax.vmap(lambda row: term(self.parts[0]({**others, **row}), 0))(rows)
+        terms = [term(part(outputs), i) for i, part in enumerate(self.parts)]
         return NodeValue(
-            _stack([v.log_density for v in values]),
-            jnp.stack([v.score for v in values]),
-            _stack([v.rate for v in values]),
-            jnp.stack([v.excess for v in values]),
+            _stack([t.log_density for t in terms]),
+            jnp.stack([t.score for t in terms]),
+            _stack([t.rate for t in terms]),
+            jnp.stack([t.excess for t in terms]),
         )
 
 
@@ -96,21 +96,22 @@ def _stack(values: list[Array | None]) -> Array | None:
 
 
 class ProductExpression(Expression):
-    """Π_i part_i^{w_i}; the powers are arrays, so other powers reuse the compiled code."""
+    """Π_i part_i^{w_i}; the powers, of a plate one for all, are arrays, so other powers reuse the compiled code."""
 
     parts: Parts
     powers: Array
     size: int = eqx.field(static=True)
 
     def __call__(self, outputs: Outputs) -> NodeValue:
-        values, w = self.parts(outputs), self.powers
-        score, rate = total(w, values.score), None
-        if values.rate is not None:
-            squares = jnp.sum(jnp.square(values.score), axis=range(1, values.score.ndim))
-            rate = total(w, values.rate) + 0.5 * (jnp.sum(score**2) - total(w, squares))
-        log_density = None if values.log_density is None else total(w, values.log_density)
-        excess = total(w, values.excess) + self.size * (jnp.sum(w) - 1.0)
-        return NodeValue(log_density, score, rate, excess)
+        def term(value: NodeValue, i: int) -> NodeValue:
+            w, squared = self.powers[i], jnp.sum(value.score**2)
+            log_density = None if value.log_density is None else w * value.log_density
+            rate = None if value.rate is None else w * (value.rate - 0.5 * squared)
+            return NodeValue(log_density, w * value.score, rate, w * (value.excess + self.size))
+
+        total: NodeValue = jax.tree.map(lambda terms: jnp.sum(terms, axis=0), self.parts(outputs, term))
+        rate = None if total.rate is None else total.rate + 0.5 * jnp.sum(total.score**2)
+        return NodeValue(total.log_density, total.score, rate, total.excess - self.size)
 
 
 class MixtureExpression(Expression):
@@ -120,17 +121,16 @@ class MixtureExpression(Expression):
     log_weights: Array
 
     def __call__(self, outputs: Outputs) -> NodeValue:
-        values = self.parts(outputs)
+        values = self.parts(outputs, lambda value, _: value)
         assert values.log_density is not None
         joint = self.log_weights + values.log_density
-        share = jax.nn.softmax(joint)
-        rate = None if values.rate is None else total(share, values.rate)
-        return NodeValue(jax.nn.logsumexp(joint), total(share, values.score), rate, total(share, values.excess))
+        responsibilities = jax.nn.softmax(joint)
 
+        def mean(values: Array) -> Array:
+            return jnp.tensordot(responsibilities, values, axes=1, precision="highest")
 
-def total(weights: Array, values: Array) -> Array:
-    """Σ_i weights_i·values_i over the leading axis. Some devices round what they multiply if they may."""
-    return jnp.tensordot(weights, values, axes=1, precision="highest")
+        rate = None if values.rate is None else mean(values.rate)
+        return NodeValue(jax.nn.logsumexp(joint), mean(values.score), rate, mean(values.excess))
 
 
 def lower_expression(node: Node, site_shape: tuple[int, ...]) -> Expression:
@@ -148,9 +148,12 @@ def lower_expression(node: Node, site_shape: tuple[int, ...]) -> Expression:
         slots = {leaf.slot: node.plate in leaf.plates for leaf in leaves(node) if leaf.slot is not None}
         return Parts(tuple(children[:1]), tuple(slots.items()))
 
+    def powers(node: Product) -> Array:
+        return jnp.asarray(node.powers[:1] if node.plate else node.powers, float_)
+
     return fold(
         node,
         leaf,
-        lambda node, children: ProductExpression(parts(node, children), jnp.asarray(node.powers, float_), size),
+        lambda node, children: ProductExpression(parts(node, children), powers(node), size),
         lambda node, children: MixtureExpression(parts(node, children), jnp.asarray(node.log_weights, float_)),
     )

@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import Counter
+from compiler.networks import Counter, Moved
 
 SCHEDULE = cp.Schedule.log_snr(24, min=-9.0, max=9.0)
 VARIANCE = np.array([0.4, 1.5])
@@ -244,6 +244,21 @@ def test_mixtures_over_data(block):
         np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
+def test_shares_of_a_mixture_over_data():
+    f, cs = Moved(SCHEDULE), [-1.0, 0.2, 0.7, 1.5]
+    shares = [2.0, 0.0, 5.0, 3.0]
+    made = cp.mixture(f, shares, over={"c": cs})
+    wanted = cp.mixture([f.given(c=c) for c in cs], shares)
+    assert made.normalised
+    assert made.count == 3  # what has no share is left out
+    one, other = cp.compile(single, made), cp.compile(single, wanted)
+    assert one.capabilities == other.capabilities
+    agree(everything(one, 9), everything(other, 9))
+    assert "weights of a mixture at x sum to 10" in str(one)
+    alone = cp.mixture(f, [0.0, 0.0, 1.0, 0.0], over={"c": cs})
+    assert eqx.tree_equal(alone, f.given(c=np.float64(0.7)))
+
+
 def test_nested_plates_are_every_pair():
     f = cp.Diffusion(
         lambda x, t, a, b: 0.5 * jnp.sum((x - a * b) ** 2), SCHEDULE, event_shape=(2,), parameterization="energy",
@@ -331,24 +346,3 @@ def test_texts_are_encoded_one_by_one():
     made = cp.compile(single, cp.product(f, over={"y": ["low", "high"]}))
     wanted = cp.compile(single, cp.product(f, over={"y": np.stack([codes["low"], codes["high"]])}))
     np.testing.assert_array_equal(made.score(X, 5)["x"], wanted.score(X, 5)["x"])
-
-
-def test_it_prints_on_one_line():
-    f = posterior()[0]
-    density = cp.compile(single, tall(f, data(90)))
-    assert "π_k(x) ∝ prior(x)⁻⁸⁹·(Π_{i=1}^{90} posterior(x | y=y_i))" in str(density)
-    assert "90 × posterior as one" in str(density)
-    half = cp.compile(single, cp.product(f, over={"y": data(3)}) ** 0.5)
-    assert "π_k(x) ∝ Π_{i=1}^{3} posterior(x | y=y_i)^0.5\n" in str(half)
-    mixed = cp.compile(single, cp.mixture(posterior("energy")[0], log_weights=[0.0, 0.0], over={"y": data(2)}))
-    assert "[Σ_{i=1}^{2} 1·posterior(x | y=y_i)]" in str(mixed)
-
-
-def test_its_graph_is_a_plate():
-    density = cp.compile(single, tall(posterior()[0], data(90)))
-    source = density.graph.dot()
-    assert source.count("posterior(x | y=y_i)") == 1
-    assert 'subgraph "cluster' in source
-    assert 'label="90 × y"' in source
-    mixed = cp.compile(single, cp.mixture(posterior("energy")[0], log_weights=[0.0, 1.0], over={"y": data(2)}))
-    assert "log w = 0 … 1" in mixed.graph.dot()

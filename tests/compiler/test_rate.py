@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,7 +22,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.factors.base import LeafFactor
+from compiler.networks import Moved
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, CalibratedExpression
 
 
@@ -105,6 +103,10 @@ def residual(density, diffusion, x, t):
     return wanted, rate, own
 
 
+def moved():
+    return Moved(SCHEDULE.schedule())
+
+
 POINTS = np.array([[0.3, -0.5], [1.0, 0.4], [-0.6, 0.2]])
 
 
@@ -116,40 +118,6 @@ def gaussians(seed, shape=(2,)):
 
 def leaf(seed, shape=(2,)):
     return cp.Analytic(gaussians(seed, shape), SCHEDULE.schedule())
-
-
-class Moved(LeafFactor):
-    """N(c, 0.5²) of every entry, c a condition."""
-
-    schedule: cp.Schedule
-    event_shape: tuple[int, ...] = eqx.field(static=True)
-    fixed: Mapping[str, Any]
-    label: str = eqx.field(static=True)
-
-    def __init__(self, shape=(2,)):
-        self.schedule, self.event_shape, self.fixed, self.label = SCHEDULE.schedule(), shape, {}, "moved"
-
-    @property
-    def capabilities(self):
-        return frozenset({"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth"})
-
-    @property
-    def level_free(self):
-        return True
-
-    @property
-    def condition_names(self):
-        return ("c", "d")
-
-    def call_conditions(self):
-        return {"c": 0.0, "d": 0.0, **self.fixed}
-
-    def evaluate(self, x, noise, conditions):
-        def log_density(x):
-            at, scale = noise.alpha * (conditions["c"] + conditions["d"]), jnp.hypot(0.5 * noise.alpha, noise.sigma)
-            return jnp.sum(dist.Normal(at, scale).log_prob(x))
-
-        return jax.value_and_grad(log_density)(x)
 
 
 SCHEDULE = VP  # the factors are exact at any levels; compile chooses them
@@ -184,17 +152,17 @@ EXPRESSIONS = {
     "window of a calibrated product": lambda: (
         cp.window(normalised(leaf(0) * leaf(1), 4.0), (4,), (0,), scale=2) ** 0.7 * leaf(9, (4,))
     ),
-    "product over data": lambda: leaf(0) * cp.product(Moved() ** 0.7 / leaf(1) ** 0.3, over={"c": POINTS}),
-    "power of a product over data": lambda: leaf(0) * cp.product(Moved(), over={"c": POINTS}, block=2) ** 0.4,
-    "mixture over data": lambda: cp.mixture(Moved(), over={"c": POINTS}, weights=[1, 2, 1]),
+    "product over data": lambda: leaf(0) * cp.product(moved() ** 0.7 / leaf(1) ** 0.3, over={"c": POINTS}),
+    "power of a product over data": lambda: leaf(0) * cp.product(moved(), over={"c": POINTS}, block=2) ** 0.4,
+    "mixture over data": lambda: cp.mixture(moved(), over={"c": POINTS}, weights=[1, 2, 1]),
     "product over mixtures over data": lambda: cp.product(
-        cp.mixture([Moved(), leaf(1)], [0.2, 0.8]) * cp.mixture(Moved(), over={"d": POINTS[:2]}), over={"c": POINTS}
+        cp.mixture([moved(), leaf(1)], [0.2, 0.8]) * cp.mixture(moved(), over={"d": POINTS[:2]}), over={"c": POINTS}
     ),
     "mixture over products over data": lambda: cp.mixture(
-        cp.product(Moved() * leaf(1) ** 0.5, over={"d": POINTS}), over={"c": POINTS[:2]}, log_weights=[0.0, 0.5]
+        cp.product(moved() * leaf(1) ** 0.5, over={"d": POINTS}), over={"c": POINTS[:2]}, log_weights=[0.0, 0.5]
     ),
     "window of a product over data": lambda: (
-        leaf(5, (3,)) * cp.window(cp.product(Moved() / leaf(1) ** 0.5, over={"c": POINTS}), (3,), (1,))
+        leaf(5, (3,)) * cp.window(cp.product(moved() / leaf(1) ** 0.5, over={"c": POINTS}), (3,), (1,))
     ),
     "leaf": lambda: leaf(0),
     "box": box,

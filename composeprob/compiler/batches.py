@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.factors.base import LeafFactor
-from composeprob.ir.nodes import Group, Plate, Region, count
+from composeprob.ir.nodes import Group, Plate, Region, total_count
 from composeprob.schedule import Noise
 
 
@@ -41,7 +41,7 @@ class Batch(eqx.Module):
         ratio = own.alpha / noise.alpha
         shape = self.factor.event_shape
         events = [ratio * project(xs[site], region, shape) for site, region, _ in self.places]
-        sizes = [count(plates) for *_, plates in self.places]
+        sizes = [total_count(plates) for *_, plates in self.places]
         if sum(sizes) == 1:
             conditions = {name: values[0] for name, values in self.conditions.items()}
             log_f, score = self.factor.evaluate(events[0], own, conditions)
@@ -87,9 +87,8 @@ def in_plates(rows: Array, plates: tuple[Plate, ...]) -> Array:
 def in_blocks(function: Callable[[Any], Any], rows: Any, size: int, block: int | None) -> Any:
     """The function of every row, traced once: of all rows at once, or block after block. The last block is filled up
     with rows that are computed again."""
-    every = partial(jax.vmap, axis_size=size)
     if block is None or block >= size:
-        return every(function)(rows)
+        return jax.vmap(function, axis_size=size)(rows)
     number = -(-size // block)
     width = -(-size // number)
     blocks = jax.tree.map(lambda a: jnp.resize(a, (number, width, *a.shape[1:])), rows)
@@ -141,7 +140,7 @@ def stacked(conditions: Sequence[dict[str, Any]], plates: Sequence[tuple[Plate, 
     """The conditions of members as rows: the axes of their plates, then the members, become one axis."""
 
     def rows(value: Any, own: tuple[Plate, ...]) -> Array:
-        return jnp.reshape(value, (count(own), *jnp.shape(value)[len(own) :]))
+        return jnp.reshape(value, (total_count(own), *jnp.shape(value)[len(own) :]))
 
     return {
         name: jnp.concatenate([rows(c[name], own) for c, own in zip(conditions, plates, strict=True)])

@@ -14,8 +14,9 @@ import numpy as np
 from composeprob.arguments import check_number
 from composeprob.errors import ConditionError, InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors import show
-from composeprob.factors.algebra import Shares, _common_shape, leaves, mixture, shares_of
+from composeprob.factors.algebra import Shares, _common_shape, leaves, mixture, parts, shares_of
 from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.calibrated import CalibratedExpression
 
 
 class Over(Factor):
@@ -89,11 +90,13 @@ def _over(factor: Factor, columns: dict[str, Any], count: int, shares: Shares | 
     shape = _common_shape("A product or mixture over data", (factor,))
     if count == 1:
         return _first(factor, columns)
+    for part in parts(factor):
+        if isinstance(part, CalibratedExpression):  # refuses what would change its normaliser
+            open_names = {name for leaf in leaves(part) for name in leaf.condition_names}
+            if open_names & columns.keys():
+                part.given(**columns)
     whole = _map_leaves(factor, lambda leaf: _given_each(leaf, columns, count))
-    return Over(
-        factor=whole, names=tuple(columns), count=count, shares=shares, block=None if block is None else int(block),
-        event_shape=shape,
-    )  # fmt: skip
+    return Over(factor=whole, names=tuple(columns), count=count, shares=shares, block=block, event_shape=shape)
 
 
 def _first(factor: Factor, columns: dict[str, Any]) -> Factor:

@@ -18,7 +18,7 @@ def digraph(graph: Graph) -> graphviz.Digraph:
     numbers = itertools.count()
     for site in graph.sites:
         drawing.node(f"site {site.name}", site.name, shape="circle")
-        _draw(drawing, site.root, f"site {site.name}", "", graph, numbers)
+        drawing.edge(_draw(drawing, site.root, graph, numbers), f"site {site.name}", label="")
     for static in graph.statics:
         drawing.node(f"site {static.name}", f"{static.name}\n{static.distribution}", shape="circle", style="dashed")
     for o in graph.observations:
@@ -29,7 +29,8 @@ def digraph(graph: Graph) -> graphviz.Digraph:
     return drawing
 
 
-def _draw(drawing: graphviz.Digraph, node: Node, parent: str, label: str, graph: Graph, numbers: Iterator[int]) -> None:
+def _draw(drawing: graphviz.Digraph, node: Node, graph: Graph, numbers: Iterator[int]) -> str:
+    """Draw a node and all below it; returns its name."""
     own = f"n{next(numbers)}"
     if isinstance(node, Leaf):
         drawing.node(own, node.name + _shared(node, graph), shape="box", style="rounded")
@@ -38,12 +39,13 @@ def _draw(drawing: graphviz.Digraph, node: Node, parent: str, label: str, graph:
         drawing.node(own, "+" if mixture else "×", shape="diamond" if mixture else "square")
         for child, weight in zip(node.children, _weights(node), strict=True):
             if node.plate is None:
-                _draw(drawing, child, own, weight, graph, numbers)
-                continue
-            with drawing.subgraph(name=f"cluster {own}") as plate:
-                plate.attr(label=_plate(node), labeljust="r", labelloc="b")
-                _draw(plate, child, own, weight, graph, numbers)
-    drawing.edge(own, parent, label=label)
+                name = _draw(drawing, child, graph, numbers)
+            else:
+                with drawing.subgraph(name=f"cluster {own}") as plate:
+                    plate.attr(label=_plate(node), labeljust="r", labelloc="b")
+                    name = _draw(plate, child, graph, numbers)
+            drawing.edge(name, own, label=weight)
+    return own
 
 
 def _plate(node: Product | Mixture) -> str:

@@ -55,7 +55,7 @@ class Plate:
     block: int | None = None
 
 
-def count(plates: tuple[Plate, ...]) -> int:
+def total_count(plates: tuple[Plate, ...]) -> int:
     """How many values all of these plates have together."""
     return math.prod(plate.count for plate in plates)
 
@@ -207,7 +207,7 @@ class Group:
     @property
     def rows(self) -> int:
         """How many evaluations the batch is made of."""
-        return sum(count(member.plates) for member in self.members)
+        return sum(total_count(member.plates) for member in self.members)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from composeprob.errors import (
     ShapeError,
     WrongTypeError,
 )
+from composeprob.factors.calibrated import CalibratedExpression
 
 SCHEDULE = cp.Schedule.cosine(10)
 F = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label="f")
@@ -125,6 +126,7 @@ LEVELLED = cp.Diffusion(
     conditions={"c": 1.0},
     label="levelled",
 )
+CALIBRATED = CalibratedExpression(factor=F * LEVELLED, schedule=SCHEDULE, fixed={}, degree=4.0, event_shape=(2,))
 THREE, KEY = np.ones(3), jax.random.key(0)
 
 
@@ -146,6 +148,7 @@ THREE, KEY = np.ones(3), jax.random.key(0)
         (lambda: cp.product(CONDITIONAL, over={"c": ["a", "b"]}), WrongTypeError, "must be a number or an array"),
         (lambda: cp.product(CONDITIONAL, over={"c": [[1.0], [1.0, 2.0]]}), ShapeError, r"shapes \(1,\), \(2,\)"),
         (lambda: cp.product(CONDITIONAL.given(c=1.0), over={"c": THREE}), ConditionError, "given twice"),
+        (lambda: cp.product(CALIBRATED, over={"c": THREE}), ConditionError, "give conditions first"),
         (lambda: cp.product(CONDITIONAL, over={"c": THREE}).given(c=1.0), ConditionError, "given twice"),
         (lambda: cp.product(CONDITIONAL, WIDE, over={"c": THREE}), ShapeError, "events of one shape"),
         (lambda: cp.product(3, over={"c": THREE}), WrongTypeError, "combines factors; got int"),

@@ -14,6 +14,7 @@ import pytest
 
 import composeprob as cp
 from compiler.networks import Counter, Moved
+from composeprob.errors import ImproperError
 
 SCHEDULE = cp.Schedule.log_snr(24, min=-9.0, max=9.0)
 VARIANCE = np.array([0.4, 1.5])
@@ -138,12 +139,12 @@ def _is_jaxpr(node):
     return isinstance(node, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
 
 
-@pytest.mark.parametrize("block", [None, 2])
+@pytest.mark.parametrize(("fewest", "block"), [(2, None), (4, 2), (5, 4)])
 @pytest.mark.parametrize("form", ["score", "energy"])
-def test_its_code_does_not_depend_on_the_number_of_data(form, block):
+def test_its_code_does_not_depend_on_the_number_of_data(form, fewest, block):
     """Nor does the number of calls of the network: one when it is traced, and few when the density is made."""
     sizes, traces = [], []
-    for n in (4, 90):
+    for n in (fewest, 90):
         f, counter = posterior(form)
         density = cp.compile(single, tall(f, data(n), block=block))
         made = counter.traces
@@ -152,10 +153,6 @@ def test_its_code_does_not_depend_on_the_number_of_data(form, block):
     assert sizes[0] == sizes[1]
     assert traces[0] == traces[1]
     assert traces[0][1] == 1
-
-
-def test_two_data_need_the_code_of_ninety():
-    assert len({equations(cp.compile(single, tall(posterior()[0], data(n)))) for n in (2, 90)}) == 1
 
 
 def test_new_data_do_not_compile_again():
@@ -208,6 +205,13 @@ def test_what_has_no_condition_counts_n_times():
     root = roots(tall(f, data(6)) * prior() ** 0.5)
     assert root.powers == (1 - 6 + 0.5, 1.0)
     assert root.children[1].powers == (1.0,) * 6
+
+
+def test_powers_of_the_top_add_up():
+    f, ys = posterior()[0], data(6)
+    np.testing.assert_allclose(cp.compile(single, tall(f, ys)).top.power["x"], 1.0, rtol=1e-12)
+    with pytest.raises(ImproperError, match="total power of its factors is 0"):
+        cp.compile(single, cp.product(f / prior(), over={"y": ys}))
 
 
 def test_powers_go_inside_and_equal_products_merge():
@@ -335,14 +339,3 @@ def test_a_held_latent_beside_data():
 
     found, wanted = (cp.compile(model, over).score({**X, "a": jnp.array(0.4)}, 5)["x"] for over in (True, False))
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
-
-
-def test_texts_are_encoded_one_by_one():
-    codes = {"low": np.array([-1.0, 0.0]), "high": np.array([1.0, 0.5])}
-    f = cp.Diffusion(
-        Posterior("score", Counter()), SCHEDULE, event_shape=(2,), parameterization="score", time="log_snr",
-        conditions=("y",), encoders={"y": lambda text: codes[text] if isinstance(text, str) else text},
-    )  # fmt: skip
-    made = cp.compile(single, cp.product(f, over={"y": ["low", "high"]}))
-    wanted = cp.compile(single, cp.product(f, over={"y": np.stack([codes["low"], codes["high"]])}))
-    np.testing.assert_array_equal(made.score(X, 5)["x"], wanted.score(X, 5)["x"])

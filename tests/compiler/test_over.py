@@ -167,20 +167,22 @@ def test_new_data_do_not_compile_again():
 
 
 def test_data_of_a_program_do_not_compile_again():
-    """As an argument of the program, beside an observation, which makes the compiler run it again."""
+    """As an argument of the program, beside an observation, which makes the compiler run it again and, at the Tweedie
+    mean, take derivatives of what is evaluated in blocks."""
     f, counter = posterior()
 
     @cp.program
-    def model(ys, z):
-        x = cp.sample("x", tall(f, ys))
-        cp.observe("z", dist.Normal(x[0], 0.5), z)
+    def model(ys, z, over=True):
+        x = cp.sample("x", tall(f, ys, block=2) if over else written_out(f, ys))
+        cp.observe("z", dist.Normal(x[0], 0.5), z, anneal="denoised")
 
     score = eqx.filter_jit(lambda density, x: density.score(x, 3))
     densities = [cp.compile(model, jnp.asarray(data(5, seed)), jnp.array(0.1)) for seed in (0, 1)]
     score(densities[0], X)
     before = counter.traces
-    score(densities[1], X)
+    found = score(densities[1], X)
     assert counter.traces == before
+    agree(found, cp.compile(model, data(5, 1), jnp.array(0.1), over=False).score(X, 3))
 
 
 def test_one_observation_is_the_factor_itself():

@@ -18,16 +18,21 @@ from sampling_cases import SCHEDULE
 ZOO = sorted(cp.zoo())
 
 
-def analytic(label, schedule=SCHEDULE):
-    return cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), schedule, label=label)
+def analytic(label, shape=(2,)):
+    return cp.Analytic(dist.Normal(jnp.zeros(shape), 1.0), SCHEDULE, label=label)
 
 
 A, B, C = (analytic(label) for label in "abc")
 
 
-def image(label, shape=(28, 28, 1)):
+def image(label, **options):
     return cp.Diffusion(
-        lambda x, t, digit: digit * x, SCHEDULE, event_shape=shape, conditions={"digit": 0}, label=label
+        lambda x, t, digit: digit * x,
+        SCHEDULE,
+        event_shape=(28, 28, 1),
+        conditions={"digit": 0},
+        label=label,
+        **options,
     )
 
 
@@ -78,6 +83,16 @@ ALGEBRA = {
     "mixture(a, b * c; log_weights 0, -1.5)": cp.mixture([A, B * C], log_weights=[0.0, -1.5]),
     "mixture(a, b; equal weights) ** 2 * c": cp.mixture([A, B]) ** 2 * C,
     "digits(digit=3) ** 4 / digits ** 3": cp.guide(image("digits"), 4.0, digit=3),
+    "cp.product(digits / wide, over={'digit': (3,)}) ** 2": cp.product(
+        image("digits") / analytic("wide", shape=(28, 28, 1)), over={"digit": [1, 2, 3]}
+    )
+    ** 2,
+    "cp.product(digits, over={'digit': (3,)}, block=2)": cp.product(
+        image("digits"), over={"digit": jnp.arange(3)}, block=2
+    ),
+    "cp.mixture(energy, over={'digit': (2,)}, equal log_weights)": cp.mixture(
+        image("energy", parameterization="energy_norm"), over={"digit": [1, 2]}, log_weights=[0.0, 0.0]
+    ),
     "window(digits(digit=3); 28×56×1, offset (0, 28, 0))": cp.window(
         image("digits").given(digit=3), (28, 56, 1), (0, 28)
     ),

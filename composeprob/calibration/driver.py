@@ -17,9 +17,10 @@ from composeprob.calibration.quadrature import integrals
 from composeprob.compiler.pipeline import compile
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, ConditionError, ShapeError, WrongTypeError
-from composeprob.factors.algebra import Mixture, Product, leaves
+from composeprob.factors.algebra import Mixture, Product, leaves, parts
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated, CalibratedExpression
+from composeprob.factors.over import Over
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import Leaf, same_leaf
 from composeprob.language.program import program
@@ -240,6 +241,12 @@ def _check(factor: Any, key: Any, num_chains: Any, repeats: Any) -> None:
     if not isinstance(factor, Factor):
         raise WrongTypeError(
             f"calibrate takes a factor; got {type(factor).__name__}.", fix="pass cp.load('ring2d'), or f * g."
+        )
+    if any(isinstance(part, Over) for part in parts(factor)):
+        raise CapabilityError(
+            f"The normaliser of a product or mixture over data is not calibrated: {factor!r}.",
+            fix="calibrate what has no data in it, and multiply afterwards; or write the data out: "
+            "cp.product(*[f.given(x=x) for x in xs]).",
         )
     check_key(key)
     check_number(num_chains, "num_chains", least=2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.factors.base import LeafFactor
-from composeprob.ir.nodes import Group, Member, Region
+from composeprob.ir.nodes import Group, Plate, Region, total_count
 from composeprob.schedule import Noise
 
 
@@ -21,39 +23,77 @@ class Batch(eqx.Module):
     Attributes:
         factor: the leaf, without the conditions given to it.
         own_noise: its own noise at each level of the program, fields (K,); None for the program's own.
-        conditions: ``{name: (members, …)}``.
-        places: the site and region of each member.
+        conditions: ``{name: (rows, …)}``, a row for each evaluation: of a member in a plate, as many as that counts.
+        places: the site, region and plates of each member.
         latent: the site and leaf of the program that ``factor`` was when it was compiled, where latents move it.
     """
 
     factor: LeafFactor
     own_noise: Noise | None
     conditions: dict[str, Array]
-    places: tuple[tuple[str, Region | None], ...] = eqx.field(static=True)
+    places: tuple[tuple[str, Region | None, tuple[Plate, ...]], ...] = eqx.field(static=True)
     latent: tuple[str, int] | None = eqx.field(static=True)
 
     def __call__(self, xs: dict[str, Array], noise: Noise) -> list[tuple[Array | None, Array, Array]]:
-        """(log f, ∇ log f in the site's coordinates, the rate of a constant) of every member."""
+        """(log f, ∇ log f in the site's coordinates, the rate of a constant) of every member, with an axis for each of
+        its plates in front."""
         own = noise if self.own_noise is None else jax.tree.map(lambda a: jnp.asarray(a)[noise.index], self.own_noise)
         ratio = own.alpha / noise.alpha
         shape = self.factor.event_shape
-        events = [ratio * project(xs[site], region, shape) for site, region in self.places]
-        if len(events) == 1:
+        events = [ratio * project(xs[site], region, shape) for site, region, _ in self.places]
+        sizes = [total_count(plates) for *_, plates in self.places]
+        if sum(sizes) == 1:
             conditions = {name: values[0] for name, values in self.conditions.items()}
-            outputs = [self.factor.evaluate(events[0], own, conditions)]
+            log_f, score = self.factor.evaluate(events[0], own, conditions)
+            log_f, score = None if log_f is None else log_f[None], score[None]
+        elif all(place[:2] == self.places[0][:2] for place in self.places):
+            # One x for all rows: what depends on x alone is computed once.
+            rows = partial(self.factor.evaluate, events[0], own)
+            log_f, score = in_blocks(rows, self.conditions, sum(sizes), self.block)
         else:
-            alike = all(place == self.places[0] for place in self.places)
-            x = events[0] if alike else jnp.stack(events)  # one x for all: what depends on x alone is computed once
-            rows = jax.vmap(self.factor.evaluate, in_axes=(None if alike else 0, None, 0), axis_size=len(events))
-            log_f, score = rows(x, own, self.conditions)
-            outputs = [(None if log_f is None else log_f[m], score[m]) for m in range(len(events))]
+            x = jnp.concatenate([jnp.broadcast_to(e, (n, *shape)) for e, n in zip(events, sizes, strict=True)])
+            log_f, score = in_blocks(
+                lambda row: self.factor.evaluate(row[0], own, row[1]), (x, self.conditions), sum(sizes), self.block
+            )
         # A density of x is rescaled with x; a bounded potential (top power 0) is a function of x and is not.
         jacobian = self.factor.top_power * math.prod(shape) * jnp.log(ratio)
         rate = self.factor.growth(own) / noise.sigma**2
-        return [
-            (None if log_f is None else log_f + jacobian, embed(ratio * score, region, xs[site].shape), rate)
-            for (log_f, score), (site, region) in zip(outputs, self.places, strict=True)
-        ]
+        outputs, start = [], 0
+        for (site, region, plates), size in zip(self.places, sizes, strict=True):
+            value = None if log_f is None else in_plates(log_f[start : start + size], plates) + jacobian
+            own_score = ratio * in_plates(score[start : start + size], plates)
+            place = partial(embed, region=region, site_shape=xs[site].shape)
+            for _ in plates:
+                place = jax.vmap(place)
+            axes = tuple(plate.count for plate in plates)
+            outputs.append((value, place(own_score), jnp.broadcast_to(rate, axes)))
+            start += size
+        return outputs
+
+    @property
+    def block(self) -> int | None:
+        """How many rows are evaluated at once."""
+        return min((plate.block for *_, plates in self.places for plate in plates if plate.block), default=None)
+
+
+def in_plates(rows: Array, plates: tuple[Plate, ...]) -> Array:
+    """The rows of one member with an axis for each of its plates in the place of theirs. `jax.vmap` moves axes about
+    for a reshape, which is left out where it can be."""
+    if len(plates) < 2:
+        return rows if plates else rows[0]
+    return rows.reshape(*(plate.count for plate in plates), *rows.shape[1:])
+
+
+def in_blocks(function: Callable[[Any], Any], rows: Any, size: int, block: int | None) -> Any:
+    """The function of every row, traced once: of all rows at once, or block after block. The last block is filled up
+    with rows that are computed again."""
+    if block is None or block >= size:
+        return jax.vmap(function, axis_size=size)(rows)
+    number = -(-size // block)
+    width = -(-size // number)
+    blocks = jax.tree.map(lambda a: jnp.resize(a, (number, width, *a.shape[1:])), rows)
+    values = jax.lax.map(jax.vmap(function), blocks)
+    return jax.tree.map(lambda a: a.reshape(number * width, *a.shape[2:])[:size], values)
 
 
 def project(x: Array, region: Region | None, event_shape: tuple[int, ...]) -> Array:
@@ -77,24 +117,32 @@ def embed(score: Array, region: Region | None, site_shape: tuple[int, ...]) -> A
     return jnp.zeros(site_shape, score.dtype).at[region.slices].set(score)
 
 
-class OnDemand(list[Any]):
-    """The outputs of the batches, each evaluated when it is first read."""
+class OnDemand(dict[tuple[int, int], Any]):
+    """The outputs of the batches by (batch, member), each batch evaluated when one of them is first read."""
 
     def __init__(self, batches: tuple[Batch, ...], xs: dict[str, Array], noise: Noise):
-        super().__init__([None] * len(batches))
-        self.evaluate = lambda i: batches[i](xs, noise)
+        super().__init__()
+        self.evaluate = lambda b: batches[b](xs, noise)
 
-    def __getitem__(self, i: Any) -> Any:
-        if super().__getitem__(i) is None:
-            self[i] = self.evaluate(i)
-        return super().__getitem__(i)
+    def __missing__(self, slot: tuple[int, int]) -> Any:
+        self.update({(slot[0], m): output for m, output in enumerate(self.evaluate(slot[0]))})
+        return self[slot]
 
 
 def batch_of(group: Group) -> Batch:
     """One batch of the graph, its conditions stacked."""
-    members: tuple[Member, ...] = group.members
-    names = members[0].conditions
-    conditions = {name: jnp.stack([jnp.asarray(m.conditions[name]) for m in members]) for name in names}
-    return Batch(
-        group.factor.holding({}), group.own_noise, conditions, tuple((m.site, m.region) for m in members), group.latent
-    )
+    places = tuple((member.site, member.region, member.plates) for member in group.members)
+    conditions = stacked([member.conditions for member in group.members], [plates for *_, plates in places])
+    return Batch(group.factor.holding({}), group.own_noise, conditions, places, group.latent)
+
+
+def stacked(conditions: Sequence[dict[str, Any]], plates: Sequence[tuple[Plate, ...]]) -> dict[str, Array]:
+    """The conditions of members as rows: the axes of their plates, then the members, become one axis."""
+
+    def rows(value: Any, own: tuple[Plate, ...]) -> Array:
+        return jnp.reshape(value, (total_count(own), *jnp.shape(value)[len(own) :]))
+
+    return {
+        name: jnp.concatenate([rows(c[name], own) for c, own in zip(conditions, plates, strict=True)])
+        for name in conditions[0]
+    }

@@ -18,6 +18,7 @@ from composeprob.errors import ProgramError
 from composeprob.factors import algebra
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
+from composeprob.factors.over import Over
 from composeprob.factors.show import short
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import (
@@ -26,6 +27,7 @@ from composeprob.ir.nodes import (
     Mixture,
     Node,
     Observation,
+    Plate,
     Product,
     Region,
     Site,
@@ -35,6 +37,7 @@ from composeprob.ir.nodes import (
     walk,
 )
 from composeprob.ir.normaliser import Normaliser
+from composeprob.ir.render import index
 from composeprob.language.checks import check_draw
 from composeprob.language.interpret import Provide, Statement, run, unwrap
 from composeprob.language.policies import Unannealed
@@ -141,8 +144,8 @@ def _site_root(statement: Statement, names: Names) -> Node:
         return _node(factor, None, names)
     ones = (1,) * len(batch)
     copies = []
-    for index in np.ndindex(*batch):
-        offset = index + (0,) * len(factor.event_shape)
+    for place in np.ndindex(*batch):
+        offset = place + (0,) * len(factor.event_shape)
         region = Region(offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape))
         copies.append(_node(factor, region, names))
     return Product(tuple(copies), (1.0,) * len(copies))
@@ -160,21 +163,27 @@ def _from_latents(root: Node, statement: Statement, parents: frozenset[str]) -> 
     return rewrite_leaves(root, number)
 
 
-def _node(factor: Factor, region: Region | None, names: Names) -> Node:
+def _node(factor: Factor, region: Region | None, names: Names, plates: tuple[Plate, ...] = ()) -> Node:
     if isinstance(factor, LeafFactor):
-        return Leaf(factor, region, _name(factor, names))
-    if isinstance(factor, algebra.Product):
-        return Product(tuple(_node(f, region, names) for f in factor.factors), factor.powers)
+        own = tuple(plate for plate in plates if set(plate.names) & set(factor.condition_names))
+        return Leaf(factor, region, _name(factor, names, plates), plates=own)
+    if isinstance(factor, Window):
+        whole = factor.event_shape == factor.factor.event_shape  # a window over the whole canvas changes nothing
+        return _node(factor.factor, region if whole else _inside(region, factor), names, plates)
+    if isinstance(factor, Over):
+        plate = Plate(factor.names, factor.count, factor.block)
+        part = (_node(factor.factor, region, names, (*plates, plate)),)
+        if factor.shares is None:
+            return Product(part, (1.0,) * factor.count, plate=plate)
+        return Mixture(part, factor.shares.log_weights, factor.shares.total, plate)
+    parts = tuple(_node(part, region, names, plates) for part in factor.children)
     if isinstance(factor, CalibratedExpression):
         constant = Normaliser(factor)
-        parts = (_node(factor.factor, region, names), Leaf(constant, region, f"{constant.label}(x)"))
-        return Product(parts, (1.0, 1.0), normalised=True)
+        return Product((*parts, Leaf(constant, region, f"{constant.label}(x)")), (1.0, 1.0), normalised=True)
     if isinstance(factor, algebra.Mixture):
-        return Mixture(tuple(_node(f, region, names) for f in factor.factors), factor.log_weights, factor.total)
-    assert isinstance(factor, Window)
-    if factor.event_shape == factor.factor.event_shape:  # a window over the whole canvas changes nothing
-        return _node(factor.factor, region, names)
-    return _node(factor.factor, _inside(region, factor), names)
+        return Mixture(parts, factor.log_weights, factor.total)
+    assert isinstance(factor, algebra.Product)
+    return Product(parts, factor.powers)
 
 
 def _inside(outer: Region | None, window: Window) -> Region:
@@ -191,9 +200,10 @@ def _inside(outer: Region | None, window: Window) -> Region:
     return Region(offset, outer.extent[:lead] + scaled, outer.block[:lead] + block)
 
 
-def _name(factor: LeafFactor, names: Names) -> str:
+def _name(factor: LeafFactor, names: Names, plates: tuple[Plate, ...]) -> str:
     """The author's variable name (of the factor before `given`, which makes a new one), else the factor's label."""
     base = next((name for known, name in names if same_network(known, factor)), factor.label)
-    conditions = {name: value for name, value in factor.fixed.items() if name in factor.condition_names}
-    given = ", ".join(f"{name}={short(value)}" for name, value in conditions.items())
+    conditions = {name: short(value) for name, value in factor.fixed.items() if name in factor.condition_names}
+    running = {name: f"{name}_{index(depth)}" for depth, plate in enumerate(plates) for name in plate.names}
+    given = ", ".join(f"{name}={running.get(name, value)}" for name, value in conditions.items())
     return f"{base}(x | {given})" if given else f"{base}(x)"

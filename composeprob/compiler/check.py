@@ -28,7 +28,7 @@ def check(graph: Graph, networks: bool = True) -> Graph:
         check_proper(top_of(site.root, site.shape), site)
         for leaf in leaves(site.root):
             try:
-                leaf.factor.check_network()
+                leaf.first.check_network()
             except ComposeProbError as error:
                 raise type(error)(error.found, where=site.where, fix=error.fix) from error
     check_tails(graph)
@@ -110,11 +110,11 @@ def site_parts(root: Node) -> tuple[Node | None, Node | None]:
     A user's energy or a classifier has no rate, but its values are known: it enters the weights between levels as a
     ratio instead. Only factors of the outermost product can be split off.
     """
-    children, powers = ((root,), (1.0,)) if not isinstance(root, Product) else (root.children, root.powers)
-    marginal = [has_rate(child) for child in children]
+    terms = [(root, 1.0)] if not isinstance(root, Product) else root.terms
+    marginal = [has_rate(child) for child, _ in terms]
 
     def part(keep: bool) -> Node | None:
-        chosen = [(c, w) for c, w, m in zip(children, powers, marginal, strict=True) if m is keep]
+        chosen = [term for term, m in zip(terms, marginal, strict=True) if m is keep]
         if not chosen:
             return None
         if len(chosen) == 1 and chosen[0][1] == 1.0:

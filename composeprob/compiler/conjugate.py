@@ -70,6 +70,8 @@ def prior_of(node: Node, shape: tuple[int, ...]) -> Prior:
 
 def _pairs(node: Node) -> list[tuple[Node, float]]:
     assert not isinstance(node, Leaf)
+    if node.plate is not None:
+        raise NotGaussian("a factor over data is a network")
     return list(zip(node.children, node.log_weights if isinstance(node, Mixture) else node.powers, strict=True))
 
 

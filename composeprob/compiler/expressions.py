@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable, Mapping
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.ir.nodes import Leaf, Node, fold
+from composeprob.ir.nodes import Leaf, Mixture, Node, Product, fold, leaves
 
 
 class NodeValue(eqx.Module):
@@ -38,8 +39,8 @@ class NodeValue(eqx.Module):
     excess: Array
 
 
-Outputs = list[list[tuple[Array | None, Array, Array]]]
-"""For each batch and member: (log f, score over the site, rate beside what its dimension explains)."""
+Outputs = Mapping[tuple[int, int], tuple[Array | None, Array, Array]]
+"""By (batch, member): log f, score over the site, rate beside what its dimension explains."""
 
 
 class Expression(eqx.Module):
@@ -58,49 +59,78 @@ class LeafExpression(Expression):
     marginal: bool = eqx.field(static=True)
 
     def __call__(self, outputs: Outputs) -> NodeValue:
-        log_density, score, rate = outputs[self.slot[0]][self.slot[1]]
+        log_density, score, rate = outputs[self.slot]
         excess = jnp.zeros((), score.dtype) - self.unseen
         return NodeValue(log_density, score, rate if self.marginal else None, excess)
 
 
-class ProductExpression(Expression):
-    """Π_i child_i^{w_i}; the powers are arrays, so other powers reuse the compiled code."""
+class Parts(eqx.Module):
+    """What a product or a mixture combines: its parts, or the one part that stands in a plate.
 
-    children: tuple[Expression, ...]
+    Attributes:
+        parts: the parts.
+        plate: of a part in a plate, the slots of the leaves in it, and whether each runs over the plate; else None.
+    """
+
+    parts: tuple[Expression, ...]
+    plate: tuple[tuple[tuple[int, int], bool], ...] | None = eqx.field(static=True)
+
+    def __call__(self, outputs: Outputs, term: Callable[[NodeValue, int], NodeValue]) -> NodeValue:
+        """What ``term`` makes of the value and index of every part, along a leading axis; None where one has none."""
+        if self.plate is not None:
+            rows = {slot: outputs[slot] for slot, runs in self.plate if runs}
+            others = {slot: outputs[slot] for slot, runs in self.plate if not runs}
+            return jax.vmap(lambda row: term(self.parts[0]({**others, **row}), 0))(rows)
+        terms = [term(part(outputs), i) for i, part in enumerate(self.parts)]
+        return NodeValue(
+            _stack([t.log_density for t in terms]),
+            jnp.stack([t.score for t in terms]),
+            _stack([t.rate for t in terms]),
+            jnp.stack([t.excess for t in terms]),
+        )
+
+
+def _stack(values: list[Array | None]) -> Array | None:
+    known = [value for value in values if value is not None]
+    return jnp.stack(known) if len(known) == len(values) else None
+
+
+class ProductExpression(Expression):
+    """Π_i part_i^{w_i}; the powers, of a plate one for all, are arrays, so other powers reuse the compiled code."""
+
+    parts: Parts
     powers: Array
     size: int = eqx.field(static=True)
 
     def __call__(self, outputs: Outputs) -> NodeValue:
-        values = [child(outputs) for child in self.children]
-        weighted = list(zip(self.powers, values, strict=True))
-        score = sum((w * v.score for w, v in weighted), jnp.zeros_like(values[0].score))
-        log_density = rate = None
-        if all(v.log_density is not None for v in values):
-            log_density = sum((w * v.log_density for w, v in weighted if v.log_density is not None), jnp.zeros(()))
-        if all(v.rate is not None for v in values):
-            own = sum((w * v.rate for w, v in weighted if v.rate is not None), jnp.zeros(()))
-            cross = jnp.sum(score**2) - sum((w * jnp.sum(v.score**2) for w, v in weighted), jnp.zeros(()))
-            rate = own + 0.5 * cross
-        excess = sum((w * v.excess for w, v in weighted), self.size * (jnp.sum(self.powers) - 1.0))
-        return NodeValue(log_density, score, rate, excess)
+        def term(value: NodeValue, i: int) -> NodeValue:
+            w, squared = self.powers[i], jnp.sum(value.score**2)
+            log_density = None if value.log_density is None else w * value.log_density
+            rate = None if value.rate is None else w * (value.rate - 0.5 * squared)
+            return NodeValue(log_density, w * value.score, rate, w * (value.excess + self.size))
+
+        total: NodeValue = jax.tree.map(lambda terms: jnp.sum(terms, axis=0), self.parts(outputs, term))
+        rate = None if total.rate is None else total.rate + 0.5 * jnp.sum(total.score**2)
+        return NodeValue(total.log_density, total.score, rate, total.excess - self.size)
 
 
 class MixtureExpression(Expression):
-    """Σ_i exp(l_i)·child_i: score and rate are averages under the responsibilities."""
+    """Σ_i exp(l_i)·part_i: score and rate are averages under the responsibilities."""
 
-    children: tuple[Expression, ...]
+    parts: Parts
     log_weights: Array
 
     def __call__(self, outputs: Outputs) -> NodeValue:
-        values = [child(outputs) for child in self.children]
-        joint = self.log_weights + jnp.stack([v.log_density for v in values])  # type: ignore[misc]
+        values = self.parts(outputs, lambda value, _: value)
+        assert values.log_density is not None
+        joint = self.log_weights + values.log_density
         responsibilities = jax.nn.softmax(joint)
-        score = jnp.tensordot(responsibilities, jnp.stack([v.score for v in values]), axes=1)
-        rate = None
-        if all(v.rate is not None for v in values):
-            rate = jnp.sum(responsibilities * jnp.stack([v.rate for v in values]))  # type: ignore[misc]
-        excess = jnp.sum(responsibilities * jnp.stack([v.excess for v in values]))
-        return NodeValue(jax.nn.logsumexp(joint), score, rate, excess)
+
+        def mean(values: Array) -> Array:
+            return jnp.tensordot(responsibilities, values, axes=1, precision="highest")
+
+        rate = None if values.rate is None else mean(values.rate)
+        return NodeValue(jax.nn.logsumexp(joint), mean(values.score), rate, mean(values.excess))
 
 
 def lower_expression(node: Node, site_shape: tuple[int, ...]) -> Expression:
@@ -112,9 +142,18 @@ def lower_expression(node: Node, site_shape: tuple[int, ...]) -> Expression:
         marginal = "exact_marginals" in node.factor.capabilities
         return LeafExpression(node.slot, size - node.factor.dimension, marginal)
 
+    def parts(node: Product | Mixture, children: list[Expression]) -> Parts:
+        if node.plate is None:
+            return Parts(tuple(children), None)
+        slots = {leaf.slot: node.plate in leaf.plates for leaf in leaves(node) if leaf.slot is not None}
+        return Parts(tuple(children[:1]), tuple(slots.items()))
+
+    def powers(node: Product) -> Array:
+        return jnp.asarray(node.powers[:1] if node.plate else node.powers, float_)
+
     return fold(
         node,
         leaf,
-        lambda node, children: ProductExpression(tuple(children), jnp.asarray(node.powers, float_), size),
-        lambda node, children: MixtureExpression(tuple(children), jnp.asarray(node.log_weights, float_)),
+        lambda node, children: ProductExpression(parts(node, children), powers(node), size),
+        lambda node, children: MixtureExpression(parts(node, children), jnp.asarray(node.log_weights, float_)),
     )

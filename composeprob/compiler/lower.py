@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.compiler import predictive
-from composeprob.compiler.batches import Batch, OnDemand, batch_of
+from composeprob.compiler.batches import Batch, OnDemand, batch_of, stacked
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.closed_form import closed_form
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
@@ -21,7 +21,7 @@ from composeprob.density.evaluation import Evaluation, Parts, Wall
 from composeprob.factors.algebra import leaves as factor_leaves
 from composeprob.factors.energy import Energy
 from composeprob.factors.precision import in_precision
-from composeprob.ir.nodes import Graph, Node, Product, leaves
+from composeprob.ir.nodes import Graph, Node, Product, leaves, spread
 from composeprob.schedule import Noise, Schedule
 
 
@@ -58,7 +58,7 @@ class Evaluator(Evaluates):
         noise, xs, zs = self._seen(position, level)
 
         def factors(xs: dict[str, Array], zs: dict[str, Array]) -> tuple[dict[str, NodeValue], dict[str, NodeValue]]:
-            outputs = [batch(xs, noise) for batch in self._batches(zs, noise)]
+            outputs = OnDemand(self._batches(zs, noise), xs, noise)
             sides = []
             for expressions in (self.marginal, self.potential):
                 values = {n: None if e is None else e(outputs) for n, e in expressions.items()}
@@ -132,9 +132,9 @@ class Evaluator(Evaluates):
                 return batch
             site, index = batch.latent
             factor = in_precision(factor_leaves(statements[site].factor)[index], self.precision)
-            rows = len(batch.places)
-            conditions = {n: jnp.broadcast_to(v, (rows, *jnp.shape(v))) for n, v in factor.call_conditions().items()}
-            return dataclasses.replace(batch, factor=factor.holding({}), conditions=conditions)
+            plates = [own for *_, own in batch.places]
+            conditions = [spread(factor.call_conditions(), own) for own in plates]
+            return dataclasses.replace(batch, factor=factor.holding({}), conditions=stacked(conditions, plates))
 
         return tuple(map(current, self.batches))
 
@@ -155,8 +155,8 @@ class Evaluator(Evaluates):
 
     def leaf_scores(self, position: dict[str, Array], level: Array | int) -> tuple[dict[str, Array], ...]:
         noise, xs, zs = self._seen(position, level)
-        outputs = [batch(xs, noise) for batch in self._batches(zs, noise)]
-        return tuple({site: outputs[batch][member][1]} for site, (batch, member) in self.places)
+        outputs = OnDemand(self._batches(zs, noise), xs, noise)
+        return tuple({site: jnp.sum(outputs[slot][1].reshape(-1, *xs[site].shape), 0)} for site, slot in self.places)
 
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         return {} if self.likelihood is None else self.likelihood.draw(key, xs)
@@ -237,8 +237,8 @@ def _energies(potential: Node) -> Node | None:
     def own(node: Node) -> bool:
         return all(isinstance(leaf.factor, Energy) for leaf in leaves(node))
 
-    if not isinstance(potential, Product):
+    if not isinstance(potential, Product) or potential.plate:
         return potential if own(potential) else None
-    kept = [(c, w) for c, w in zip(potential.children, potential.powers, strict=True) if own(c)]
+    kept = [(c, w) for c, w in potential.terms if own(c)]
     children, powers = tuple(c for c, _ in kept), tuple(w for _, w in kept)
     return dataclasses.replace(potential, children=children, powers=powers) if kept else None

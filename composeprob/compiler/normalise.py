@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from composeprob.errors import ImproperError
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Site, leaves, same_leaf
+from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Plate, Product, Site, leaves, same_leaf
 
 
 def normalise(graph: Graph) -> Graph:
@@ -47,18 +49,20 @@ def _normal(node: Node) -> Node | None:
                 "A component of a mixture cancels to a constant, which is no density.",
                 fix="drop that component from cp.mixture.",
             )
+        if node.plate and not _runs(children[0], node.plate):  # n times the same
+            return Mixture(tuple(children), (float(np.logaddexp.reduce(node.log_weights)),), node.total)
         return replace(node, children=tuple(children))
     if node.powers == (1.0,):
         return _normal(node.children[0])
     terms: list[tuple[Node, float]] = []
     for child, power in _flatten(node, 1.0):
         for i, (known, known_power) in enumerate(terms):
-            if isinstance(child, Leaf) and isinstance(known, Leaf) and same_leaf(child, known):
+            if _same(child, known):
                 terms[i] = (known, known_power + power)
                 break
         else:
             terms.append((child, power))
-    terms = [(child, power) for child, power in terms if abs(power) > 1e-12]
+    terms = [_with_power(child, power) for child, power in terms if abs(power) > 1e-12]
     if not terms:
         return None
     if len(terms) == 1 and terms[0][1] == 1.0:
@@ -67,9 +71,37 @@ def _normal(node: Node) -> Node | None:
 
 
 def _flatten(node: Node, power: float) -> list[tuple[Node, float]]:
-    """(child, power) pairs of nested products, each child a leaf or a normalised mixture."""
+    """(child, power) pairs of nested products, each child a leaf, a normalised mixture, or such a one over data.
+
+    Products over data are taken apart: Π_i f(x | c_i)^v·g(x)^w = (Π_i f(x | c_i))^v·g(x)^{n·w}.
+    """
+    if isinstance(node, Product) and node.plate:
+        plate, pairs = node.plate, _flatten(node.children[0], power * node.powers[0])
+        ones = (1.0,) * plate.count
+        return [
+            (Product((child,), ones, plate=plate), own) if _runs(child, plate) else (child, plate.count * own)
+            for child, own in pairs
+        ]
     if isinstance(node, Product):
-        pairs = zip(node.children, node.powers, strict=True)
-        return [pair for child, own in pairs for pair in _flatten(child, power * own)]
+        return [pair for child, own in node.terms for pair in _flatten(child, power * own)]
     normal = _normal(node)
     return [] if normal is None or power == 0.0 else [(normal, power)]
+
+
+def _runs(node: Node, plate: Plate) -> bool:
+    """Whether a node has one value for each value of the plate, and not one for all."""
+    return any(plate in leaf.plates for leaf in leaves(node))
+
+
+def _same(a: Node, b: Node) -> bool:
+    """Whether two factors are known to be the same: leaves, or products of the same leaf over the same data."""
+    if isinstance(a, Product) and isinstance(b, Product):
+        return a.plate == b.plate and _same(a.children[0], b.children[0])
+    return isinstance(a, Leaf) and isinstance(b, Leaf) and same_leaf(a, b)
+
+
+def _with_power(node: Node, power: float) -> tuple[Node, float]:
+    """The power of a product over data is the product over data of powers."""
+    if isinstance(node, Product):
+        return replace(node, powers=(power,) * len(node.powers)), 1.0
+    return node, power

@@ -54,7 +54,9 @@ def check_plausible(graph: Graph) -> Graph:
             continue
         own = levels if group.own_noise is None else group.own_noise
         site = next(site for site in graph.sites if site.name == group.members[0].site)
-        doubts.append(_check_network(factor, group.members[0].conditions, own, site))
+        member = group.members[0]
+        given = {name: value[(0,) * len(member.plates)] for name, value in member.conditions.items()}
+        doubts.append(_check_network(factor, given, own, site))
     return replace(graph, doubts=tuple(doubt for doubt in doubts if doubt))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from composeprob.ir.nodes import Graph, Group, Leaf, Member, Node, Site, rewrite_leaves, same_network
+from composeprob.ir.nodes import Graph, Group, Leaf, Member, Node, Site, rewrite_leaves, same_network, spread
 from composeprob.schedule import Noise
 
 
@@ -17,7 +17,8 @@ def share(graph: Graph) -> Graph:
     groups: list[Group] = []
 
     def slot_of(leaf: Leaf, site: Site) -> tuple[int, int]:
-        member = Member(site.name, leaf.region, leaf.factor.call_conditions())
+        conditions = spread(leaf.factor.call_conditions(), leaf.plates)
+        member = Member(site.name, leaf.region, conditions, leaf.plates)
         for g, group in enumerate(groups):
             if not _joins(leaf, member, group):
                 continue
@@ -34,8 +35,8 @@ def share(graph: Graph) -> Graph:
 
     shared = graph.map_roots(rewrite)
     counted = [g for g in groups if not g.factor.constant]
-    batches = [f"{len(g.members)} × {g.name}" for g in counted if len(g.members) > 1]
-    sentence = f"{sum(len(g.members) for g in counted)} evaluations in {len(counted)} batches"
+    batches = [f"{g.rows} × {g.name}" for g in counted if g.rows > 1]
+    sentence = f"{sum(g.rows for g in counted)} evaluations in {len(counted)} batches"
     if batches:
         sentence += f" ({', '.join(batches)} as one)"
     return replace(shared, groups=tuple(groups)).noted("share", sentence)
@@ -47,7 +48,7 @@ def _joins(leaf: Leaf, member: Member, group: Group) -> bool:
         leaf.latent == group.latent
         and same_network(leaf.factor, group.factor)
         and _same_noise(leaf.own_noise, group.own_noise)
-        and _signature(member.conditions) == _signature(group.members[0].conditions)
+        and _signature(member) == _signature(group.members[0])
     )
 
 
@@ -57,11 +58,12 @@ def _same_noise(a: Noise | None, b: Noise | None) -> bool:
     return np.array_equal(a.index, b.index) and np.array_equal(a.alpha, b.alpha) and np.array_equal(a.sigma, b.sigma)
 
 
-def _signature(conditions: dict[str, Any]) -> dict[str, Any]:
-    return {name: (jnp.shape(value), jnp.result_type(value)) for name, value in conditions.items()}
+def _signature(member: Member) -> dict[str, Any]:
+    axes = len(member.plates)
+    return {name: (jnp.shape(value)[axes:], jnp.result_type(value)) for name, value in member.conditions.items()}
 
 
 def _same(a: Member, b: Member) -> bool:
-    if a.site != b.site or a.region != b.region:
+    if (a.site, a.region, a.plates) != (b.site, b.region, b.plates):
         return False
     return all(np.array_equal(a.conditions[name], b.conditions[name]) for name in a.conditions)

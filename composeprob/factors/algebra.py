@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import numpy as np
@@ -71,26 +71,50 @@ class Mixture(Factor):
         return dataclasses.replace(self, factors=_given(self.factors, conditions))
 
     def terms(self) -> list[tuple[str, float]]:
-        weights = [math.exp(w) for w in self.log_weights] if self.calibrated else self.log_weights
         parts = [show.formula(factor.terms()) for factor in self.factors]
-        return [(show.mixture(parts, "weights" if self.calibrated else "log_weights", weights), 1.0)]
+        shares = Shares(self.log_weights, self.calibrated, self.total)
+        return [(show.mixture(parts, shares.shown()), 1.0)]
 
 
-def product(*factors: Factor) -> Factor:
-    """The product Π_i f_i(x): "this AND that".
+def product(*factors: Factor, over: Mapping[str, Any] | None = None, block: int | None = None) -> Factor:
+    """The product Π_i f_i(x): "this AND that"; with ``over`` the product over data, Π_i f(x | c_i).
 
     At the levels above 0 it is the product of the noised factors, which is not the noised product; only level 0 is
     the promise, the levels above are the path that leads there.
 
     Args:
         factors: at least one factor, all of one event shape.
+        over: ``{condition: values}``, the values of n observations along a leading axis: the product then is
+            Π_{i=1}^n of the factors with ``condition=values[i]``, from one batched evaluation of each network and
+            compiled in a time that does not depend on n. A factor that has none of the conditions counts n times and
+            is evaluated once. New values of the same shape reuse compiled code.
+        block: how many of the n are evaluated at once, where memory does not hold n times the number of chains.
 
     Returns:
-        A factor of the same event shape.
+        A factor of the same event shape; with n = 1 the factor under its one observation.
 
     Raises:
-        ShapeError: events of different shape.
-        WrongTypeError: something that is no factor, such as a list of them.
+        ShapeError: events of different shape; values without a leading axis, or of different lengths.
+        WrongTypeError: something that is no factor, such as a list of them; ``over`` that is no dict.
+        ConditionError: a condition that no factor has, or that was given before.
+        InvalidValueError: no observation (n = 0), a ``block`` below 1 or without ``over``.
+
+    Example:
+        The posterior of all data from one network of single observations, p(x)·Π_i p(x | y_i)/p(x):
+
+        >>> import composeprob as cp, jax.numpy as jnp, numpyro.distributions as dist
+        >>> schedule = cp.Schedule.log_snr(20)
+        >>> prior = cp.Analytic(dist.Normal(0.0, 1.0), schedule)
+        >>> def posterior(x, t, y):  # y = x + ε with noise ε of variance 1: x | y is N(y/2, 1/2)
+        ...     variance = 1.0 / (1.0 + jnp.exp(-t))
+        ...     return -(x - jnp.sqrt(variance) * y / 2) / (1.0 - variance / 2)
+        >>> f = cp.Diffusion(
+        ...     posterior, schedule, event_shape=(), parameterization="score", time="log_snr", conditions=("y",)
+        ... )
+        >>> tall = prior * cp.product(f / prior, over={"y": jnp.linspace(0.0, 2.0, 90)})
+        >>> density = cp.compile(cp.program(lambda tall: cp.sample("x", tall)), tall)
+        >>> print(cp.product(f / prior, over={"y": jnp.ones(90)}))
+        cp.product(posterior / Normal, over={'y': (90,)})
     """
     if len(factors) == 1 and not isinstance(factors[0], Factor) and isinstance(factors[0], Iterable):
         raise WrongTypeError(
@@ -98,7 +122,12 @@ def product(*factors: Factor) -> Factor:
             fix="write cp.product(f, g), or cp.product(*factors) of a list.",
         )
     shape = _common_shape("A product", factors)
-    return Product(factors=factors, powers=(1.0,) * len(factors), event_shape=shape)
+    whole = Product(factors=factors, powers=(1.0,) * len(factors), event_shape=shape)
+    if over is None and block is None:
+        return whole
+    from composeprob.factors.over import product_over
+
+    return product_over(factors[0] if len(factors) == 1 else whole, over, block)
 
 
 def power(factor: Factor, exponent: float) -> Factor:
@@ -123,23 +152,50 @@ def power(factor: Factor, exponent: float) -> Factor:
 
 
 def mixture(
-    factors: Sequence[Factor], weights: Sequence[float] | None = None, *, log_weights: Sequence[float] | None = None
+    factors: Sequence[Factor] | Factor,
+    weights: Sequence[float] | None = None,
+    *,
+    log_weights: Sequence[float] | None = None,
+    over: Mapping[str, Any] | None = None,
+    block: int | None = None,
 ) -> Factor:
-    """The mixture Σ_i w_i·f_i(x): "this OR that".
+    """The mixture Σ_i w_i·f_i(x): "this OR that"; with ``over`` the mixture over data, Σ_i w_i·f(x | c_i).
 
     Args:
-        factors: at least one factor, all of one event shape, each with an energy.
+        factors: at least one factor, all of one event shape, each with an energy; with ``over`` the one factor f.
         weights: shares of the components, non-negative, normalised to sum to 1; equal when left out. They mean
             shares only if every factor is normalised, as `Analytic` ones and those from `calibrate` are.
         log_weights: raw multipliers on a log scale, Σ_i exp(l_i)·f_i(x), for factors whose normalisers are unknown:
             what share each component gets then depends on the factors' unknown constants.
+        over, block: as for `product`; a weight for each of the n.
+
+    Returns:
+        A factor of the same event shape.
 
     Raises:
-        WrongTypeError: factors that are not in a list, or something that is no factor.
+        WrongTypeError: factors that are not in a list, or something that is no factor; ``over`` that is no dict.
         CapabilityError: ``weights`` with factors that are not normalised, or a factor with no energy.
-        InvalidValueError: weights that are negative, not finite, all zero, or not one per factor.
-        ShapeError: events of different shape.
+        InvalidValueError: weights that are negative, not finite, all zero, or not one per factor; and as for `product`.
+        ShapeError: events of different shape; and as for `product`.
+        ConditionError: as for `product`.
+
+    Example:
+        >>> import composeprob as cp, jax.numpy as jnp
+        >>> schedule = cp.Schedule.log_snr(20)
+        >>> def digit(x, t, label):
+        ...     return 0.5 * jnp.sum((x - label) ** 2)
+        >>> f = cp.Diffusion(
+        ...     digit, schedule, event_shape=(2,), parameterization="energy", time="log_snr", conditions=("label",)
+        ... )
+        >>> cp.mixture([f.given(label=0), f.given(label=1)], log_weights=[0.0, 0.0])
+        mixture(digit(label=0), digit(label=1); equal log_weights)
+        >>> cp.mixture(f, log_weights=jnp.zeros(10), over={"label": jnp.arange(10)})
+        cp.mixture(digit, over={'label': (10,)}, equal log_weights)
     """
+    if over is not None or block is not None:
+        from composeprob.factors.over import mixture_over
+
+        return mixture_over(factors, over, block, weights, log_weights)
     if isinstance(factors, Factor) or not isinstance(factors, Iterable):
         raise WrongTypeError(
             f"cp.mixture takes a list of factors; got {type(factors).__name__}.",
@@ -147,6 +203,34 @@ def mixture(
         )
     factors = tuple(factors)
     shape = _common_shape("A mixture", factors)
+    shares = shares_of(factors, len(factors), weights, log_weights, "cp.calibrate(factor, key)")
+    kept = [(f, w) for f, w in zip(factors, shares.log_weights, strict=True) if w > -math.inf]
+    return Mixture(
+        factors=tuple(f for f, _ in kept),
+        log_weights=tuple(w for _, w in kept),
+        calibrated=shares.calibrated,
+        event_shape=shape,
+        total=shares.total,
+    )
+
+
+class Shares(NamedTuple):
+    """The weights of a mixture: a log-weight for each part (−∞ for none), whether they are shares of normalised factors
+    (``weights=``) and not raw multipliers, and what shares summed to as they were given."""
+
+    log_weights: tuple[float, ...]
+    calibrated: bool
+    total: float
+
+    def shown(self) -> str:
+        """As print-outs show them."""
+        weights = [math.exp(w) for w in self.log_weights] if self.calibrated else self.log_weights
+        return show.weights("weights" if self.calibrated else "log_weights", weights)
+
+
+def shares_of(factors: Sequence[Factor], count: int, weights: Any, log_weights: Any, calibrated: str) -> Shares:
+    """The weights of a mixture of ``count`` parts, which are made of ``factors``; refuses what cannot be mixed so.
+    ``calibrated`` is how to write the parts with known normalisers."""
     for factor in factors:
         for leaf in leaves(factor):
             if "energy" not in leaf.capabilities:
@@ -158,39 +242,38 @@ def mixture(
         if weights is not None:
             raise InvalidValueError("A mixture got both weights and log_weights.", fix="pass one of them.")
         raw = _numbers("log_weights", log_weights)
-        if raw.shape != (len(factors),) or not np.all(np.isfinite(raw)):
+        if raw.shape != (count,) or not np.all(np.isfinite(raw)):
             raise InvalidValueError(
-                f"log_weights must be {len(factors)} finite numbers, one per factor; got {log_weights!r}.",
+                f"log_weights must be {count} finite numbers, one per factor; got {log_weights!r}.",
                 fix="leave out what shall have no share, as log 0 is no number.",
             )
-        return Mixture(factors=factors, log_weights=tuple(raw.tolist()), calibrated=False, event_shape=shape)
+        return Shares(tuple(raw.tolist()), False, 1.0)
     for factor in factors:
         if not factor.normalised:
             names = ", ".join(f"'{leaf.label}'" for leaf in leaves(factor))
             raise CapabilityError(
                 f"Mixture weights are shares only of normalised densities, and the normaliser of {names} is unknown.",
-                fix="find it first: cp.calibrate(factor, key); or give raw multipliers with log_weights=[…] and accept "
-                "that the shares follow from the unknown normalisers.",
+                fix=f"find it first: {calibrated}; or give raw multipliers with log_weights=[…] and accept that the "
+                "shares follow from the unknown normalisers.",
             )
-    shares = np.ones(len(factors)) if weights is None else _numbers("weights", weights)
-    if shares.shape != (len(factors),) or not np.all(np.isfinite(shares)) or np.any(shares < 0) or shares.sum() == 0:
+    given = np.ones(count) if weights is None else _numbers("weights", weights)
+    if given.shape != (count,) or not np.all(np.isfinite(given)) or np.any(given < 0) or given.sum() == 0:
         raise InvalidValueError(
-            f"weights must be {len(factors)} non-negative finite numbers with a positive sum; got {weights!r}.",
+            f"weights must be {count} non-negative finite numbers with a positive sum; got {weights!r}.",
             fix="pass one share per factor; they are normalised to sum to 1.",
         )
-    kept = [(f, w) for f, w in zip(factors, shares / shares.sum(), strict=True) if w > 0]
-    return Mixture(
-        factors=tuple(f for f, _ in kept),
-        log_weights=tuple(math.log(w) for _, w in kept),
-        calibrated=True,
-        event_shape=shape,
-        total=1.0 if weights is None else float(shares.sum()),
-    )
+    logs = tuple(math.log(w) if w > 0 else -math.inf for w in given / given.sum())
+    return Shares(logs, True, 1.0 if weights is None else float(given.sum()))
 
 
 def leaves(factor: Factor) -> list[LeafFactor]:
     """Every leaf of an expression, left to right."""
-    return [factor] if isinstance(factor, LeafFactor) else [leaf for part in factor.children for leaf in leaves(part)]
+    return [part for part in parts(factor) if isinstance(part, LeafFactor)]
+
+
+def parts(factor: Factor) -> list[Factor]:
+    """A factor and everything that it is made of, left to right."""
+    return [factor, *(part for child in factor.children for part in parts(child))]
 
 
 def _numbers(what: str, values: Any) -> np.ndarray:

@@ -22,11 +22,15 @@ def formula(terms: Sequence[tuple[str, float]]) -> str:
     return clipped(text + _of(len(terms), "factors"))
 
 
-def mixture(parts: Sequence[str], what: str, weights: Sequence[float]) -> str:
+def mixture(parts: Sequence[str], shares: str) -> str:
     """``mixture(a, b; weights 0.3, 0.7)``."""
-    numbers = ", ".join(f"{w:.3g}" for w in weights[:MOST]) + (", …" if len(weights) > MOST else "")
-    shares = f"equal {what}" if len(set(weights)) == 1 else f"{what} {numbers}"
     return clipped(f"mixture({', '.join(parts[:MOST])}{_of(len(parts), 'parts')}; {shares})")
+
+
+def weights(what: str, weights: Sequence[float]) -> str:
+    """``weights 0.3, 0.7``, or ``equal weights``."""
+    numbers = ", ".join(f"{w:.3g}" for w in weights[:MOST]) + (", …" if len(weights) > MOST else "")
+    return f"equal {what}" if len(set(weights)) == 1 else f"{what} {numbers}"
 
 
 def named(label: str, conditions: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from composeprob.factors.algebra import Product, _common_shape
 from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, check_conditions
 from composeprob.factors.calibrated import Calibrated
 from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.over import Over
 from composeprob.factors.parameterizations import ENTRYWISE
 from composeprob.factors.window import Window
 from composeprob.schedule import Noise, Schedule
@@ -142,6 +144,8 @@ def _weigh(factor: Factor, weights: np.ndarray) -> Factor:
     if isinstance(factor, Product):
         parts = tuple(_weigh(part, weights) for part in factor.factors)
         return Product(factors=parts, powers=factor.powers, event_shape=factor.event_shape)
+    if isinstance(factor, Over) and factor.shares is None:
+        return dataclasses.replace(factor, factor=_weigh(factor.factor, weights))
     if isinstance(factor, Calibrated):
         return _weigh(factor.uncalibrated, weights)  # its constants would not hold
     if isinstance(factor, Diffusion) and factor.parameterization in ENTRYWISE:

@@ -8,7 +8,7 @@ from html import escape
 
 import graphviz
 
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node
+from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product
 from composeprob.ir.render import formula
 
 
@@ -18,7 +18,7 @@ def digraph(graph: Graph) -> graphviz.Digraph:
     numbers = itertools.count()
     for site in graph.sites:
         drawing.node(f"site {site.name}", site.name, shape="circle")
-        _draw(drawing, site.root, f"site {site.name}", "", graph, numbers)
+        drawing.edge(_draw(drawing, site.root, graph, numbers), f"site {site.name}", label="")
     for static in graph.statics:
         drawing.node(f"site {static.name}", f"{static.name}\n{static.distribution}", shape="circle", style="dashed")
     for o in graph.observations:
@@ -29,7 +29,8 @@ def digraph(graph: Graph) -> graphviz.Digraph:
     return drawing
 
 
-def _draw(drawing: graphviz.Digraph, node: Node, parent: str, label: str, graph: Graph, numbers: Iterator[int]) -> None:
+def _draw(drawing: graphviz.Digraph, node: Node, graph: Graph, numbers: Iterator[int]) -> str:
+    """Draw a node and all below it; returns its name."""
     own = f"n{next(numbers)}"
     if isinstance(node, Leaf):
         drawing.node(own, node.name + _shared(node, graph), shape="box", style="rounded")
@@ -37,8 +38,19 @@ def _draw(drawing: graphviz.Digraph, node: Node, parent: str, label: str, graph:
         mixture = isinstance(node, Mixture)
         drawing.node(own, "+" if mixture else "×", shape="diamond" if mixture else "square")
         for child, weight in zip(node.children, _weights(node), strict=True):
-            _draw(drawing, child, own, weight, graph, numbers)
-    drawing.edge(own, parent, label=label)
+            if node.plate is None:
+                name = _draw(drawing, child, graph, numbers)
+            else:
+                with drawing.subgraph(name=f"cluster {own}") as plate:
+                    plate.attr(label=_plate(node), labeljust="r", labelloc="b")
+                    name = _draw(plate, child, graph, numbers)
+            drawing.edge(name, own, label=weight)
+    return own
+
+
+def _plate(node: Product | Mixture) -> str:
+    assert node.plate is not None
+    return f"{node.plate.count} × {', '.join(node.plate.names)}"
 
 
 def _shared(leaf: Leaf, graph: Graph) -> str:
@@ -49,12 +61,14 @@ def _shared(leaf: Leaf, graph: Graph) -> str:
 
 
 def _weights(node: Node) -> list[str]:
-    """What stands at each edge: powers of a product, log-weights of a mixture."""
+    """What stands at each edge: powers of a product, log-weights of a mixture; once for what stands in a plate."""
     if isinstance(node, Leaf):
         return []
-    if isinstance(node, Mixture):
-        return [f"log w = {w:.3g}" for w in node.log_weights]
-    return ["" if w == 1.0 else f"^{w:.3g}" for w in node.powers]
+    numbers = node.log_weights if isinstance(node, Mixture) else node.powers
+    numbers = tuple(dict.fromkeys(numbers)) if node.plate else numbers
+    if node.plate and len(numbers) > 1:
+        return [f"log w = {min(numbers):.3g} … {max(numbers):.3g}"]
+    return [f"log w = {w:.3g}" if isinstance(node, Mixture) else "" if w == 1.0 else f"^{w:.3g}" for w in numbers]
 
 
 def dot(graph: Graph) -> str:
@@ -92,4 +106,5 @@ def _box(node: Node, site: str, graph: Graph) -> str:
         _box(child, site, graph) + f"<sup>{escape(weight.lstrip('^'))}</sup>"
         for child, weight in zip(node.children, _weights(node), strict=True)
     ]
-    return f"<span style='{_BOX}'>{sign.join(parts)}</span>"
+    plate = f"<small>{escape(_plate(node))}</small>" if node.plate else ""
+    return f"<span style='{_BOX}'>{sign.join(parts)}{plate}</span>"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from composeprob.factors.base import LeafFactor
@@ -39,12 +40,32 @@ class Region:
         return tuple(slice(o, o + e) for o, e in zip(self.offset, self.extent, strict=True))
 
 
+@dataclass(frozen=True)
+class Plate:
+    """n values of conditions, such as n observations: what stands in it, stands for n of its kind.
+
+    Attributes:
+        names: the conditions.
+        count: n.
+        block: how many of the n are evaluated at once; None for all.
+    """
+
+    names: tuple[str, ...]
+    count: int
+    block: int | None = None
+
+
+def total_count(plates: tuple[Plate, ...]) -> int:
+    """How many values all of these plates have together."""
+    return math.prod(plate.count for plate in plates)
+
+
 @dataclass(frozen=True, eq=False)
 class Leaf:
     """One factor at one place.
 
     Attributes:
-        factor: the leaf factor, with its conditions.
+        factor: the leaf factor, with its conditions; those of a plate have its n values along a leading axis.
         region: which part of the site it sees; None for all of it.
         name: how it is printed.
         own_noise: the noise of its own schedule at each of the program's levels, fields of shape (K,); None where
@@ -52,6 +73,8 @@ class Leaf:
         slot: (group, member) of the batched evaluation that computes it. Set by `share`.
         latent: where the factor's parameters depend on static latents: the site, and which leaf of the site's factor
             this is, so that the program can be asked for it under other values.
+        plates: those whose conditions it has, the outermost first: it stands for as many factors as their counts
+            multiply to, and is evaluated as one batch.
     """
 
     factor: LeafFactor
@@ -60,10 +83,16 @@ class Leaf:
     own_noise: Noise | None = None
     slot: tuple[int, int] | None = None
     latent: tuple[str, int] | None = None
+    plates: tuple[Plate, ...] = ()
 
     @property
     def children(self) -> tuple[Node, ...]:
         return ()
+
+    @property
+    def first(self) -> LeafFactor:
+        """The factor under the first values of its plates."""
+        return self.factor.holding(first(self.factor.fixed, self.plates))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,20 +101,29 @@ class Product:
 
     Attributes:
         normalised: whether it integrates to 1 at every level, because a `Normaliser` among its children says so.
+        plate: where it runs over data: its one child stands for as many as there are powers, which are equal.
     """
 
     children: tuple[Node, ...]
     powers: tuple[float, ...]
     normalised: bool = False
+    plate: Plate | None = None
+
+    @property
+    def terms(self) -> list[tuple[Node, float]]:
+        """(factor, power) pairs: a product over data is one factor of its own."""
+        return [(self, 1.0)] if self.plate else list(zip(self.children, self.powers, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Σ_i exp(log_weight_i)·child_i; ``total`` is what shares summed to before they were normalised."""
+    """Σ_i exp(log_weight_i)·child_i; ``total`` is what shares summed to before they were normalised, ``plate`` as for
+    `Product`."""
 
     children: tuple[Node, ...]
     log_weights: tuple[float, ...]
     total: float = 1.0
+    plate: Plate | None = None
 
 
 Node = Leaf | Product | Mixture
@@ -147,11 +185,13 @@ class Static:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One use of a shared network: the site and region it reads, and its conditions."""
+    """One use of a shared network: the site and region it reads, its plates, and its conditions, with an axis for each
+    of these in front."""
 
     site: str
     region: Region | None
     conditions: dict[str, Any]
+    plates: tuple[Plate, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +203,11 @@ class Group:
     members: tuple[Member, ...]
     name: str
     latent: tuple[str, int] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many evaluations the batch is made of."""
+        return sum(total_count(member.plates) for member in self.members)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,10 +276,11 @@ def fold(
     node: Node, leaf: Callable[[Leaf], V], product: Callable[[Product, list[V]], V],
     mixture: Callable[[Mixture, list[V]], V],
 ) -> V:  # fmt: skip
-    """What an expression is worth, from what its parts are worth."""
+    """What an expression is worth, from what its parts are worth; what stands in a plate is worth the same n times."""
     if isinstance(node, Leaf):
         return leaf(node)
     values = [fold(child, leaf, product, mixture) for child in node.children]
+    values *= 1 if node.plate is None else node.plate.count
     return product(node, values) if isinstance(node, Product) else mixture(node, values)
 
 
@@ -257,7 +303,26 @@ def _identity(factor: LeafFactor) -> tuple[Any, tuple[int, ...]]:
 
 def same_leaf(a: Leaf, b: Leaf) -> bool:
     """Whether two leaves are the same function of the same site."""
-    if a.region != b.region or a.latent != b.latent or not same_network(a.factor, b.factor):
+    if (a.region, a.latent, a.plates) != (b.region, b.latent, b.plates) or not same_network(a.factor, b.factor):
         return False  # conditions that are latents may be equal by chance
     mine, theirs = a.factor.call_conditions(), b.factor.call_conditions()
     return mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+
+def first(conditions: Mapping[str, Any], plates: tuple[Plate, ...]) -> dict[str, Any]:
+    """The conditions with those that run over a plate at their first value."""
+    running = {name for plate in plates for name in plate.names}
+    return {name: value[0] if name in running else value for name, value in conditions.items()}
+
+
+def spread(conditions: Mapping[str, Any], plates: tuple[Plate, ...]) -> dict[str, Any]:
+    """The conditions with an axis for every plate in front, also those that do not run over it."""
+    counts = tuple(plate.count for plate in plates)
+
+    def whole(name: str, value: Any) -> Any:
+        runs = [name in plate.names for plate in plates]
+        event = jnp.shape(value)[sum(runs) :]
+        own = tuple(count if running else 1 for count, running in zip(counts, runs, strict=True))
+        return jnp.broadcast_to(jnp.reshape(value, own + event), counts + event)
+
+    return {name: whole(name, value) for name, value in conditions.items()} if plates else dict(conditions)

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import math
 
-from composeprob.ir.nodes import Graph, Leaf, Node, Observation, Site, fold
+from composeprob.ir.nodes import Graph, Leaf, Node, Observation, Product, Site, fold
 
 _SUPERSCRIPT = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
 
 
 def formula(node: Node, site: str) -> str:
     """An expression in the usual notation, such as ``ring(x)·bar(x)^0.5``."""
-    return fold(
-        node,
-        lambda leaf: _leaf(leaf, site),
-        lambda node, parts: "·".join(map(_power, parts, node.powers)),
-        lambda node, parts: "[" + " + ".join(map(_share, parts, node.log_weights)) + "]",
-    )
+    return _formula(node, site, 0)
+
+
+def _formula(node: Node, site: str, depth: int) -> str:
+    """An expression inside of ``depth`` plates."""
+    if isinstance(node, Leaf):
+        return _leaf(node, site)
+    letter, plate = index(depth), node.plate
+    parts = [_formula(child, site, depth + (plate is not None)) for child in node.children]
+    runs = f"_{{{letter}=1}}^{{{plate.count}}} " if plate else ""
+    if isinstance(node, Product):
+        factors = "·".join(map(_factor, node.children, parts, node.powers))  # in a plate there is one part
+        return f"Π{runs}{factors}" if plate else factors
+    if plate is None:
+        return "[" + " + ".join(map(_share, parts, node.log_weights)) + "]"
+    equal = len(set(node.log_weights)) == 1
+    share = _share(parts[0], node.log_weights[0]) if equal else f"w_{letter}·{parts[0]}"
+    return f"[Σ{runs}{share}]"
+
+
+def index(depth: int) -> str:
+    """The letter that runs over a plate inside of ``depth`` others."""
+    return "ijklmn"[depth % 6]
+
+
+def _factor(node: Node, part: str, power: float) -> str:
+    """A factor of a product: one over data in brackets, with its power."""
+    return _power(f"({part})" if isinstance(node, Product) else part, power)
 
 
 def _leaf(leaf: Leaf, site: str) -> str:

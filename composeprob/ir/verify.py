@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from composeprob.errors import VerificationError
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Site, walk
+from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Site, leaves, walk
 
 STAGES = ("build", "normalise", "align", "share", "check", "anneal")
 
@@ -14,7 +14,8 @@ def verify(graph: Graph, stage: str) -> Graph:
     """The graph itself, or a `VerificationError`.
 
     Rules from ``build`` on: one finite power per child of a product and one finite log-weight per child of a mixture,
-    neither empty; regions lie inside their site and hold one event of their leaf; sites have different names. From
+    neither empty; over a plate one child, some leaf of which runs over it, and a number for each of its values, in a
+    product the same; regions lie inside their site and hold one event of their leaf; sites have different names. From
     ``normalise`` on: no product holds a product or a zero power, no product is a single child to the power 1. From
     ``align`` on: a schedule, and each leaf's own noise has one entry per level. From ``share`` on: each leaf has a
     slot that exists and reads the leaf's site and region, and each slot is used. From ``anneal`` on: every observation
@@ -37,7 +38,8 @@ def verify(graph: Graph, stage: str) -> Graph:
             rule(isinstance(node, (Leaf, Product, Mixture)), f"an unknown node {type(node).__name__}")
             _shape_rules(node, site, rule)
             if reached >= 1 and isinstance(node, Product):
-                rule(not any(isinstance(c, Product) for c in node.children), "a product holds a product")
+                held = [c for c in node.children if isinstance(c, Product)]
+                rule(all(c.plate for c in held), "a product holds a product that is none over data")
                 rule(0.0 not in node.powers, "a product holds a zero power")
                 rule(node.powers != (1.0,), "a product is a single child to the power 1")
             if reached >= 2 and isinstance(node, Leaf) and node.own_noise is not None:
@@ -50,7 +52,7 @@ def verify(graph: Graph, stage: str) -> Graph:
                 rule(exists, f"slot {node.slot} does not exist")
                 use = graph.groups[group].members[member]
                 rule(
-                    use.site == site.name and use.region == node.region,
+                    (use.site, use.region, use.plates) == (site.name, node.region, node.plates),
                     f"slot {node.slot} of leaf {node.name} reads another place",
                 )
                 used.add((group, member))
@@ -80,5 +82,10 @@ def _shape_rules(node: Node, site: Site, rule) -> None:  # type: ignore[no-untyp
         return
     numbers = node.powers if isinstance(node, Product) else node.log_weights
     rule(len(node.children) > 0, f"an empty {type(node).__name__}")
-    rule(len(numbers) == len(node.children), f"a {type(node).__name__} with {len(numbers)} numbers for its children")
+    if node.plate is not None:
+        rule(len(node.children) == 1, "a plate over more than one child")
+        rule(any(node.plate in leaf.plates for leaf in leaves(node)), "a plate that nothing runs over")
+        rule(isinstance(node, Mixture) or len(set(numbers)) == 1, "a product over data with different powers")
+    counted = len(node.children) if node.plate is None else node.plate.count
+    rule(len(numbers) == counted, f"a {type(node).__name__} with {len(numbers)} numbers for its children")
     rule(all(math.isfinite(n) for n in numbers), f"a {type(node).__name__} with a number that is not finite")

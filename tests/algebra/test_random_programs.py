@@ -97,14 +97,18 @@ def analytic(rng, shape):
     return Random(factor, ref.gaussians(weights, means, covariances), np.ones(shape), Counter())
 
 
-def model(rng, shape):
+def model(rng, shape, name="c"):
     """A conditional diffusion model, and its reference as a function of the condition."""
     size = math.prod(shape)
     weights, means = draw_mixture(rng, size)
     shift, scale = rng.normal(size=size), float(rng.uniform(0.3, 0.9))
     network = Model(jnp.asarray(weights), jnp.asarray(means), jnp.asarray(shift), scale)
+
+    def call(x, log_snr, **conditions):
+        return network(x, log_snr, conditions[name])
+
     factor = cp.Diffusion(
-        network, own_schedule(), event_shape=shape, parameterization="energy", time="log_snr", conditions={"c": 0.0}
+        call, own_schedule(), event_shape=shape, parameterization="energy", time="log_snr", conditions={name: 0.0}
     )
     covariances = np.stack([np.eye(size) * scale**2] * COMPONENTS)
     return factor, lambda c: ref.gaussians(weights, means + c * shift, covariances)
@@ -113,8 +117,8 @@ def model(rng, shape):
 def expression(rng, shape, depth) -> Random:
     if depth == 0 or rng.uniform() < 0.1:
         return analytic(rng, shape)
-    kinds = ["product", "quotient", "power", "mixture", "guide", "condition", "window"]
-    kind = rng.choice(kinds, p=[0.2, 0.1, 0.15, 0.2, 0.15, 0.05, 0.15])
+    kinds = ["product", "quotient", "power", "mixture", "guide", "condition", "window", "over"]
+    kind = rng.choice(kinds, p=[0.2, 0.1, 0.15, 0.15, 0.1, 0.05, 0.15, 0.1])
     made = globals()[f"make_{kind}"](rng, shape, depth)
     made.uses[kind] += 1
     return made
@@ -169,6 +173,25 @@ def make_condition(rng, shape, depth):
     factor = cp.condition(a.factor, classifier, label, scale=scale)
     reference = ref.product([a.reference, ref.log_softmax(matrix, label)], [1.0, scale])
     return Random(factor, reference, a.power, count([a]))
+
+
+def make_over(rng, shape, depth):
+    """A product or mixture over data of an expression that only in part has the condition."""
+    name = f"c{depth}"  # none of the conditions of the expression below
+    factor, reference = model(rng, shape, name)
+    other, cs = expression(rng, shape, depth - 1), rng.normal(size=int(rng.integers(1, 4)))
+    block = [None, 1, 2][int(rng.integers(3))]
+    each = [ref.product([reference(c), other.reference], [1.0, 0.3]) for c in cs]
+    whole = factor * other.factor**0.3
+    power = 1.0 + 0.3 * other.power
+    if rng.uniform() < 0.5:
+        made, meaning = cp.product(whole, over={name: cs}, block=block), ref.product(each, [1.0] * len(cs))
+        power = len(cs) * power
+    else:
+        shares = np.exp(rng.normal(size=len(cs)))
+        made = cp.mixture(whole, log_weights=np.log(shares), over={name: cs}, block=block)
+        meaning = ref.mixture(each, shares)
+    return Random(made, meaning, power, other.uses)
 
 
 def make_window(rng, shape, depth):
@@ -240,7 +263,7 @@ def test_program_means_what_it_says(seed):
 
 def test_the_programs_use_everything():
     uses = count([random_program(seed)[0] for seed in range(QUICK)])
-    assert all(uses[kind] >= 10 for kind in ("product", "quotient", "power", "mixture", "guide", "window"))
+    assert all(uses[kind] >= 10 for kind in ("product", "quotient", "power", "mixture", "guide", "window", "over"))
     assert all(uses[kind] >= 3 for kind in ("condition", "window 1", "window 2"))
 
 

@@ -1,12 +1,17 @@
-"""Networks that count how often they are traced and run."""
+"""Networks that count how often they are traced and run, and a conditional factor in closed form."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from composeprob.factors.base import LeafFactor
+from composeprob.schedule import Schedule
 
 
 class Counter:
@@ -40,3 +45,37 @@ class Energy(eqx.Module):
     def __call__(self, x: jax.Array, t: jax.Array, c: jax.Array | float = 0.0) -> jax.Array:
         self.counter.called()
         return 0.5 * jnp.sum((self.weight @ x - c) ** 2)
+
+
+class Moved(LeafFactor):
+    """N(c + d, 0.5²) of every entry, c and d conditions: normalised, and exact at every level."""
+
+    schedule: Schedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    fixed: Mapping[str, Any]
+    label: str = eqx.field(static=True)
+
+    def __init__(self, schedule):
+        self.schedule, self.event_shape, self.fixed, self.label = schedule, (2,), {}, "moved"
+
+    @property
+    def capabilities(self):
+        return frozenset({"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth"})
+
+    @property
+    def level_free(self):
+        return True
+
+    @property
+    def condition_names(self):
+        return ("c", "d")
+
+    def call_conditions(self):
+        return {"c": 0.0, "d": 0.0, **self.fixed}
+
+    def evaluate(self, x, noise, conditions):
+        def log_density(x):
+            at, scale = noise.alpha * (conditions["c"] + conditions["d"]), jnp.hypot(0.5 * noise.alpha, noise.sigma)
+            return jnp.sum(dist.Normal(at, scale).log_prob(x))
+
+        return jax.value_and_grad(log_density)(x)

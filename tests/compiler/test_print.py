@@ -159,3 +159,39 @@ def test_weights_that_are_made_shares_are_named(weights, said):
     notes = [line for line in text.splitlines() if "weights of a mixture" in line]
     assert len(notes) == bool(said)
     assert all(said in note and " x " in note for note in notes)
+
+
+def encoder(x, t, y):
+    return x - 0.0 * y
+
+
+observed = cp.Diffusion(encoder, SCHEDULE, event_shape=(2,), time="log_snr", conditions=("y",), label="observed")
+
+
+@cp.program
+def tall(f, ys, power):
+    cp.sample("x", bar * cp.product(f / bar, over={"y": ys}) ** power)
+
+
+@cp.program
+def either(f, weights):
+    cp.sample("x", cp.mixture(f, log_weights=weights, over={"c": jnp.arange(len(weights))}))
+
+
+def test_products_and_mixtures_over_data_are_one_line():
+    density = cp.compile(tall, observed, jnp.ones((90, 2)), 1.0)
+    assert "π_k(x) ∝ bar(x)⁻⁸⁹·(Π_{i=1}^{90} f(x | y=y_i))\n" in str(density)
+    assert "91 evaluations in 2 batches (90 × f as one)" in str(density)
+    assert "bar(x)^0.1·(Π_{i=1}^{3} f(x | y=y_i)^0.3)\n" in str(cp.compile(tall, observed, jnp.ones((3, 2)), 0.3))
+    assert "π_k(x) ∝ [Σ_{i=1}^{2} 1·f(x | c=c_i)]\n" in str(cp.compile(either, cat, [0.0, 0.0]))
+    assert "π_k(x) ∝ [Σ_{i=1}^{2} w_i·f(x | c=c_i)]\n" in str(cp.compile(either, cat, [0.0, 1.0]))
+
+
+def test_data_are_a_plate_of_the_graph():
+    graph = cp.compile(tall, observed, jnp.ones((90, 2)), 1.0).graph
+    source = graph.dot()
+    assert source.count("f(x | y=y_i)") == 1
+    assert 'subgraph "cluster' in source
+    assert 'label="90 × y"' in source
+    assert "90 × y" in drawing._boxes(graph)
+    assert "log w = 0 … 1" in cp.compile(either, cat, [0.0, 1.0]).graph.dot()

@@ -22,6 +22,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from compiler.networks import Moved
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, CalibratedExpression
 
 
@@ -102,6 +103,13 @@ def residual(density, diffusion, x, t):
     return wanted, rate, own
 
 
+def moved():
+    return Moved(SCHEDULE.schedule())
+
+
+POINTS = np.array([[0.3, -0.5], [1.0, 0.4], [-0.6, 0.2]])
+
+
 def gaussians(seed, shape=(2,)):
     rng = np.random.default_rng(seed)
     normal = dist.Normal(jnp.asarray(rng.normal(size=(2, *shape))), jnp.asarray(rng.uniform(0.3, 0.9, (2, *shape))))
@@ -144,6 +152,18 @@ EXPRESSIONS = {
     "window of a calibrated product": lambda: (
         cp.window(normalised(leaf(0) * leaf(1), 4.0), (4,), (0,), scale=2) ** 0.7 * leaf(9, (4,))
     ),
+    "product over data": lambda: leaf(0) * cp.product(moved() ** 0.7 / leaf(1) ** 0.3, over={"c": POINTS}),
+    "power of a product over data": lambda: leaf(0) * cp.product(moved(), over={"c": POINTS}, block=2) ** 0.4,
+    "mixture over data": lambda: cp.mixture(moved(), over={"c": POINTS}, weights=[1, 2, 1]),
+    "product over mixtures over data": lambda: cp.product(
+        cp.mixture([moved(), leaf(1)], [0.2, 0.8]) * cp.mixture(moved(), over={"d": POINTS[:2]}), over={"c": POINTS}
+    ),
+    "mixture over products over data": lambda: cp.mixture(
+        cp.product(moved() * leaf(1) ** 0.5, over={"d": POINTS}), over={"c": POINTS[:2]}, log_weights=[0.0, 0.5]
+    ),
+    "window of a product over data": lambda: (
+        leaf(5, (3,)) * cp.window(cp.product(moved() / leaf(1) ** 0.5, over={"c": POINTS}), (3,), (1,))
+    ),
     "leaf": lambda: leaf(0),
     "box": box,
     "product": lambda: leaf(0) * leaf(1),
@@ -164,7 +184,12 @@ EXPRESSIONS = {
     ),
 }
 WHOLE = {"calibrated product", "mixture of calibrated products"}
-NO_DRIFT_PART = {"leaf", "box", "mixture"}  # normalised densities of all entries: their rate is 0 without it
+NO_DRIFT_PART = {
+    "leaf",
+    "box",
+    "mixture",
+    "mixture over data",
+}  # normalised densities of all entries: their rate is 0 without it
 
 
 @cp.program
@@ -185,6 +210,10 @@ NESTED = {
     "product of mixtures",
     "product over a mixture of products",
     "averaging window",
+    "product over data",
+    "mixture over data",
+    "product over mixtures over data",
+    "mixture over products over data",
 }
 CASES = [
     pytest.param(d, name, marks=[] if d is VP or name in NESTED else pytest.mark.slow, id=f"{d.name}-{name}")

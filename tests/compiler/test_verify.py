@@ -29,8 +29,12 @@ def scene(f):
     cp.sample("y", F)
 
 
+H = cp.Diffusion(lambda x, t, c: c * x, SCHEDULE, event_shape=(2,), conditions=("c",), label="h")
+
+
 def graph(stage):
-    made, _ = build(scene, (F**2 * cp.mixture([F, G]) * cp.window(G, (2,), (0,)),), {})
+    over = cp.product(H, over={"c": np.ones(3)})
+    made, _ = build(scene, (F**2 * cp.mixture([F, G]) * cp.window(G, (2,), (0,)) * over,), {})
     for name, step in (("normalise", normalise), ("align", align), ("share", share)):
         if STAGES.index(stage) >= STAGES.index(name):
             made = step(made)
@@ -50,6 +54,10 @@ def region(*numbers):
     return first_leaf(lambda leaf: replace(leaf, region=Region(*numbers)))
 
 
+def last(change):
+    return lambda root: replace(root, children=(*root.children[:-1], change(root.children[-1])))
+
+
 def nested(root):
     return Product((Product((root,), (2.0,)), root), (1.0, 1.0))
 
@@ -59,6 +67,8 @@ def as_mixture(*log_weights):
 
 
 WIDE = cp.Analytic(dist.Normal(jnp.zeros(3), 1.0), SCHEDULE)
+
+F_LEAF = Leaf(F, None, "f(x)")
 
 BROKEN = [
     ("build", lambda r: Product((), ()), "an empty Product"),
@@ -76,6 +86,10 @@ BROKEN = [
     ("normalise", region((0, 0), (2,), (1,)), "has other axes than site x"),
     ("normalise", region((0,), (2, 1), (1,)), "has other axes than site x"),
     ("normalise", nested, "a product holds a product"),
+    ("normalise", last(lambda over: replace(over, children=(F_LEAF,))), "a plate that nothing runs over"),
+    ("normalise", last(lambda over: replace(over, children=over.children * 2)), "a plate over more than one child"),
+    ("normalise", last(lambda over: replace(over, powers=(1.0, 2.0, 1.0))), "with different powers"),
+    ("normalise", last(lambda over: replace(over, powers=(1.0, 1.0))), "a Product with 2 numbers for its children"),
     ("normalise", lambda r: replace(r, powers=(0.0,) * len(r.powers)), "a product holds a zero power"),
     ("normalise", lambda r: Product(r.children[:1], (1.0,)), "a single child to the power 1"),
     (

@@ -9,7 +9,15 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.errors import CapabilityError, ImproperError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.errors import (
+    CapabilityError,
+    ConditionError,
+    ImproperError,
+    InvalidValueError,
+    ShapeError,
+    WrongTypeError,
+)
+from composeprob.factors.calibrated import CalibratedExpression
 
 SCHEDULE = cp.Schedule.cosine(10)
 F = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label="f")
@@ -100,3 +108,60 @@ def test_a_negative_power_is_fine_where_the_total_is_positive():
     np.testing.assert_allclose(density.top.power["x"], 1.0, rtol=1e-6)
     covered = cp.compile(single, cp.window(F, (3,), (0,)) * cp.window(G, (3,), (1,)))
     np.testing.assert_allclose(covered.top.power["x"], [1.0, 2.0, 1.0])
+
+
+CONDITIONAL = cp.Diffusion(
+    lambda x, t, c, d: -c * d * x,
+    SCHEDULE,
+    event_shape=(2,),
+    parameterization="score",
+    conditions={"c": 1.0, "d": 1.0},
+    label="conditional",
+)
+LEVELLED = cp.Diffusion(
+    lambda x, t, c: c * jnp.sum(x**2),
+    SCHEDULE,
+    event_shape=(2,),
+    parameterization="energy",
+    conditions={"c": 1.0},
+    label="levelled",
+)
+CALIBRATED = CalibratedExpression(factor=F * LEVELLED, schedule=SCHEDULE, fixed={}, degree=4.0, event_shape=(2,))
+THREE, KEY = np.ones(3), jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (lambda: cp.product(CONDITIONAL, over=THREE), WrongTypeError, "over must be a dict.*got ndarray.*Fix: write"),
+        (lambda: cp.product(CONDITIONAL, over={}), WrongTypeError, "over must be a dict.*got an empty dict"),
+        (lambda: cp.product(CONDITIONAL, over={"e": THREE}), ConditionError, "'e'.*their conditions are: 'c', 'd'"),
+        (lambda: cp.product(F, over={"c": THREE}), ConditionError, "their conditions are: none.*conditions="),
+        (lambda: cp.product(CONDITIONAL, over={"c": 3.0}), ShapeError, "leading axis.*single number.*given"),
+        (lambda: cp.product(CONDITIONAL, over={"c": THREE, "d": [1.0]}), ShapeError, "'c' has 3, 'd' has 1"),
+        (lambda: cp.product(CONDITIONAL, over={"c": np.ones((0, 2))}), InvalidValueError, "n = 0.*at least one"),
+        (lambda: cp.product(CONDITIONAL, over={"c": []}), InvalidValueError, "n = 0"),
+        (lambda: cp.product(CONDITIONAL, over={"c": THREE}, block=0), InvalidValueError, "block must be.*≥ 1; got 0"),
+        (lambda: cp.product(CONDITIONAL, over={"c": THREE}, block=1.5), InvalidValueError, "block must be a whole"),
+        (lambda: cp.product(CONDITIONAL, block=2), InvalidValueError, "a block but no data"),
+        (lambda: cp.product(CONDITIONAL, over={"c": np.array([1, np.nan])}), InvalidValueError, "holds NaN"),
+        (lambda: cp.product(CONDITIONAL, over={"c": ["a", "b"]}), WrongTypeError, "must be a number or an array"),
+        (lambda: cp.product(CONDITIONAL, over={"c": [[1.0], [1.0, 2.0]]}), ShapeError, r"shapes \(1,\), \(2,\)"),
+        (lambda: cp.product(CONDITIONAL.given(c=1.0), over={"c": THREE}), ConditionError, "given twice"),
+        (lambda: cp.product(CALIBRATED, over={"c": THREE}), ConditionError, "give conditions first"),
+        (lambda: cp.product(CONDITIONAL, over={"c": THREE}).given(c=1.0), ConditionError, "given twice"),
+        (lambda: cp.product(CONDITIONAL, WIDE, over={"c": THREE}), ShapeError, "events of one shape"),
+        (lambda: cp.product(3, over={"c": THREE}), WrongTypeError, "combines factors; got int"),
+        (lambda: cp.mixture([LEVELLED], over={"c": THREE}), WrongTypeError, "takes one factor; got list"),
+        (lambda: cp.mixture(LEVELLED, over={"c": THREE}), CapabilityError, r"'levelled' is unknown.*f.given\(c=v\)"),
+        (lambda: cp.mixture(CONDITIONAL, over={"c": THREE}, log_weights=THREE), CapabilityError, "only its score"),
+        (lambda: cp.mixture(LEVELLED, over={"c": THREE}, log_weights=[0, 0]), InvalidValueError, "3 finite numbers"),
+        (lambda: cp.mixture(LEVELLED, [1, 1, 1], over={"c": 1.0}), ShapeError, "leading axis"),
+        (lambda: cp.calibrate(cp.product(LEVELLED, over={"c": THREE}), KEY), CapabilityError, "over data"),
+    ],
+)  # fmt: skip
+def test_what_no_data_are(make, error, told):
+    with pytest.raises(error, match=f"(?s){told}") as caught:
+        make()
+    assert "test_algebra_errors.py" in str(caught.value)
+    assert caught.value.fix

@@ -38,3 +38,17 @@ def test_encoders_see_what_is_given():
         (factor * factor).given(place=(2.0, 0.0))
     with pytest.raises(ConditionError, match="given twice"):
         factor.given(place="left").given(place="right")
+
+
+def test_data_are_encoded_one_by_one():
+    factor = cp.Diffusion(
+        lambda x, t, place: -x * place,
+        cp.Schedule.cosine(5),
+        event_shape=(2,),
+        conditions=("place",),
+        encoders={"place": lambda name: np.float32(PLACES[name])},
+    )
+    over = cp.product(factor, over={"place": ["left", "right", "left"]})
+    np.testing.assert_array_equal(over.factor.fixed["place"], np.float32([(0.2, 0.5), (0.8, 0.5), (0.2, 0.5)]))
+    alone = cp.product(factor, over={"place": ("right",)})
+    np.testing.assert_array_equal(alone.fixed["place"], np.float32(PLACES["right"]))

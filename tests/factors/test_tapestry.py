@@ -99,6 +99,16 @@ def test_a_window_that_averages_has_the_mean_weight_of_what_it_averages():
     np.testing.assert_array_equal(weights[1], [[half, both, 1], [half, both, 1], [1, 1, 1], [1, 1, 1]])
 
 
+def test_windows_of_products_over_data():
+    factor, values = model(mixing, "energy_residual", towards=0.0), [0.4, -0.3, 1.0]
+    over = cp.product(factor, over={"towards": values})
+    written = cp.product(*[factor.given(towards=value) for value in values])
+    one, other = (cp.compile(canvas, cp.tapestry(*windows(product))) for product in (over, written))
+    x = {"x": jax.random.normal(jax.random.key(3), CANVAS)}
+    for found, expected in zip(one.value_and_score(x, 4), other.value_and_score(x, 4), strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+
+
 def _leaf(factor):
     return factor if hasattr(factor, "fixed") else _leaf(factor.factor)
 

@@ -1,0 +1,196 @@
+"""Products and mixtures over data: one factor under n values of its conditions, kept as one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from composeprob.arguments import check_number
+from composeprob.errors import ConditionError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.factors import show
+from composeprob.factors.algebra import Shares, _common_shape, leaves, mixture, parts, shares_of
+from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.calibrated import CalibratedExpression
+
+
+class Over(Factor):
+    """Π_i f(x | c_i), or Σ_i exp(log_weight_i)·f(x | c_i), for i = 1 … n.
+
+    Attributes:
+        factor: f; each of its leaves that has the conditions holds all n values of them, along a leading axis.
+        names: the conditions that run.
+        count: n, at least 2.
+        shares: the weights of a mixture; None of a product.
+        block: how many of the n are evaluated at once; None for all.
+    """
+
+    factor: Factor
+    names: tuple[str, ...] = eqx.field(static=True)
+    count: int = eqx.field(static=True)
+    shares: Shares | None = eqx.field(static=True)
+    block: int | None = eqx.field(static=True)
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def children(self) -> tuple[Factor, ...]:
+        return (self.factor,)
+
+    @property
+    def normalised(self) -> bool:
+        return self.shares is not None and self.shares.calibrated
+
+    def given(self, **conditions: Any) -> Factor:
+        return dataclasses.replace(self, factor=self.factor.given(**conditions))
+
+    def terms(self) -> list[tuple[str, float]]:
+        values = {name: value for leaf in leaves(self.factor) for name, value in leaf.fixed.items()}
+        shapes = ", ".join(f"{name!r}: {jnp.shape(values[name])}" for name in self.names)
+        inner = show.formula(_map_leaves(self.factor, self._open).terms())
+        what, shares = ("product", "") if self.shares is None else ("mixture", f", {self.shares.shown()}")
+        block = "" if self.block is None else f", block={self.block}"
+        return [(f"cp.{what}({show.clipped(inner, 80)}, over={{{shapes}}}{shares}{block})", 1.0)]
+
+    def _open(self, leaf: LeafFactor) -> LeafFactor:
+        return leaf.holding({name: value for name, value in leaf.fixed.items() if name not in self.names})
+
+
+def product_over(factor: Factor, values: Any, block: Any) -> Factor:
+    """See `product`."""
+    columns, count = _columns("cp.product", factor, values, block)
+    return _over(factor, columns, count, None, block)
+
+
+def mixture_over(factor: Any, values: Any, block: Any, weights: Any, log_weights: Any) -> Factor:
+    """See `mixture`; values without a share are left out."""
+    if not isinstance(factor, Factor):
+        raise WrongTypeError(
+            f"cp.mixture over data takes one factor; got {type(factor).__name__}.",
+            fix='write cp.mixture(f, over={"label": labels}, weights=[…]).',
+        )
+    columns, count = _columns("cp.mixture", factor, values, block)
+    name = next(iter(columns))
+    each = f"cp.mixture([cp.calibrate(f.given({name}=v), key) for v in values], weights=[…])"
+    shares = shares_of((factor,), count, weights, log_weights, each)
+    kept = np.flatnonzero(np.isfinite(shares.log_weights))
+    if len(kept) < count:
+        columns = jax.tree.map(lambda column: column[kept], columns)
+    shares = shares._replace(log_weights=tuple(shares.log_weights[i] for i in kept))
+    if len(kept) == 1 and not shares.calibrated:
+        return mixture([_first(factor, columns)], log_weights=shares.log_weights)
+    return _over(factor, columns, len(kept), shares, block)
+
+
+def _over(factor: Factor, columns: dict[str, Any], count: int, shares: Shares | None, block: Any) -> Factor:
+    shape = _common_shape("A product or mixture over data", (factor,))
+    if count == 1:
+        return _first(factor, columns)
+    for part in parts(factor):
+        if isinstance(part, CalibratedExpression):  # refuses what would change its normaliser
+            open_names = {name for leaf in leaves(part) for name in leaf.condition_names}
+            if open_names & columns.keys():
+                part.given(**columns)
+    whole = _map_leaves(factor, lambda leaf: _given_each(leaf, columns, count))
+    return Over(factor=whole, names=tuple(columns), count=count, shares=shares, block=block, event_shape=shape)
+
+
+def _first(factor: Factor, columns: dict[str, Any]) -> Factor:
+    return factor.given(**_row(columns, 0))
+
+
+def _given_each(leaf: LeafFactor, columns: dict[str, Any], count: int) -> LeafFactor:
+    """The leaf with all values of those conditions that it has, each as `given` takes it."""
+    own = {name: column for name, column in columns.items() if name in leaf.condition_names}
+    if not own:
+        return leaf
+    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(own)):
+        first, values = leaf.given(**_row(own, 0)), {name: jnp.asarray(column) for name, column in own.items()}
+    else:
+        with jax.ensure_compile_time_eval():
+            rows = [leaf.given(**_row(own, i)) for i in range(count)]
+            first, values = rows[0], {name: _stack(name, [row.fixed[name] for row in rows]) for name in own}
+    return first.holding({**first.fixed, **values})
+
+
+def _stack(name: str, rows: list[Any]) -> Any:
+    shapes = {jnp.shape(row) for row in rows}
+    if len(shapes) > 1:
+        raise ShapeError(
+            f"The values of condition {name!r} have the shapes {', '.join(map(str, sorted(shapes)))}.",
+            fix="pass values of one shape: one network evaluates all of them as a batch.",
+        )
+    return jnp.asarray(np.stack([np.asarray(row) for row in rows]))
+
+
+def _row(columns: dict[str, Any], i: int) -> dict[str, Any]:
+    return jax.tree.map(lambda column: column[i], columns)
+
+
+def _columns(what: str, factor: Factor, values: Any, block: Any) -> tuple[dict[str, Any], int]:
+    """The values as arrays of one leading axis, and its length n; refuses what is no data for this factor."""
+    if values is None:
+        raise InvalidValueError(f"{what} got a block but no data.", fix='pass over={"x": xs}, or leave block= out.')
+    if not isinstance(values, Mapping) or not values:
+        shown = f"an empty {type(values).__name__}" if isinstance(values, Mapping) else type(values).__name__
+        raise WrongTypeError(
+            f"over must be a dict of conditions and their values; got {shown}.",
+            fix=f'write {what}(f, over={{"x": xs}}), where x is a condition of f.',
+        )
+    known = dict.fromkeys(name for leaf in leaves(factor) for name in leaf.condition_names)
+    has = ", ".join(map(repr, known)) or "none"
+    for name in values:
+        if name not in known:
+            raise ConditionError(
+                f"{what} over {name!r}: no factor of {factor!r} has that condition; their conditions are: {has}.",
+                fix=f"use one of: {has}." if known else "build the factor with conditions=(…,).",
+            )
+    if block is not None:
+        check_number(block, "block")
+    columns = {name: _column(value) for name, value in values.items()}
+    shapes = {name: [jnp.shape(a) for a in jax.tree.leaves(column)] for name, column in columns.items()}
+    for name, found in shapes.items():
+        if not found or () in found:
+            raise ShapeError(
+                f"{what} over {name!r} needs values with a leading axis of observations; got a single number.",
+                fix=f"give one value by f.given({name}=…), or pass an array of shape (n, …).",
+            )
+    lengths = {name: sorted({shape[0] for shape in found}) for name, found in shapes.items()}
+    if len({n for found in lengths.values() for n in found}) > 1:
+        told = ", ".join(f"{name!r} has {' and '.join(map(str, found))}" for name, found in lengths.items())
+        raise ShapeError(
+            f"{what} runs over values with leading axes of one length; {told}.",
+            fix="pass one value of each condition for each observation.",
+        )
+    count = next(iter(lengths.values()))[0]
+    if count == 0:
+        raise InvalidValueError(
+            f"{what} over {', '.join(map(repr, columns))} has no values: n = 0.",
+            fix="pass at least one observation; without any, leave the factor out.",
+        )
+    return columns, count
+
+
+def _column(value: Any) -> Any:
+    """Values that can be indexed along one leading axis: lists as arrays, of objects (such as texts) if need be."""
+    if isinstance(value, list | tuple):
+        try:
+            return jnp.asarray(value)
+        except (TypeError, ValueError):
+            column = np.empty(len(value), object)
+            column[:] = value
+            return column
+    return jax.tree.map(lambda a: a if isinstance(a, jax.core.Tracer) else np.asarray(a), value)
+
+
+def _map_leaves(factor: Factor, rewrite: Callable[[LeafFactor], LeafFactor]) -> Factor:
+    """The same expression with every leaf rewritten."""
+
+    def one(node: Any) -> Any:
+        return rewrite(node) if isinstance(node, LeafFactor) else node
+
+    return jax.tree.map(one, factor, is_leaf=lambda node: isinstance(node, LeafFactor))

@@ -1,0 +1,343 @@
+"""Products and mixtures over data: what they mean, what they cost, how they print."""
+
+from __future__ import annotations
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from compiler.networks import Counter, Moved
+from composeprob.errors import ImproperError
+
+SCHEDULE = cp.Schedule.log_snr(24, min=-9.0, max=9.0)
+VARIANCE = np.array([0.4, 1.5])
+"""Of the data's noise: y is N(x, diag VARIANCE), and x is N(0, I)."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+class Posterior(eqx.Module):
+    """The exact noised posterior of x under ONE y, as any parameterization; counted."""
+
+    form: str = eqx.field(static=True)
+    counter: Counter = eqx.field(static=True)
+
+    def __call__(self, x, log_snr, y):
+        self.counter.traces += 1
+        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        away = x - alpha * y / (1 + VARIANCE)
+        variance = alpha**2 * VARIANCE / (1 + VARIANCE) + sigma**2
+        if self.form == "energy":
+            return sigma * 0.5 * jnp.sum(away**2 / variance)
+        return -away / variance if self.form == "score" else sigma * away / variance
+
+
+def posterior(form="score"):
+    counter = Counter()
+    f = cp.Diffusion(
+        Posterior(form, counter), SCHEDULE, event_shape=(2,), parameterization=form, time="log_snr",
+        conditions=("y",), log_snr_range=(-20.0, 20.0), label="posterior",
+    )  # fmt: skip
+    return f, counter
+
+
+@functools.cache
+def prior():
+    return cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), SCHEDULE, label="prior")
+
+
+def data(n, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, 2))
+
+
+@cp.program
+def single(f):
+    cp.sample("x", f)
+
+
+def tall(f, ys, **options):
+    return prior() * cp.product(f / prior(), over={"y": ys}, **options)
+
+
+def written_out(f, ys):
+    return prior() * cp.product(*[f.given(y=y) / prior() for y in ys])
+
+
+X = {"x": jnp.array([0.3, -0.7])}
+
+
+def agree(found, wanted):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def everything(density, level):
+    value = density.log_density(X, level) if "energy" in density.capabilities else 0.0
+    return value, density.score(X, level)["x"], *density.score_and_rate(X, level), density.evaluate(X, level).parts
+
+
+@pytest.mark.parametrize(
+    ("form", "n", "block"),
+    [
+        ("score", 2, None),
+        ("score", 8, 3),
+        ("epsilon", 8, None),
+        ("energy", 2, 1),
+        ("energy", 8, None),
+        ("energy", 8, 8),
+    ],
+)
+def test_it_is_the_product_written_out(form, n, block):
+    f, _ = posterior(form)
+    one, other = cp.compile(single, tall(f, data(n), block=block)), cp.compile(single, written_out(f, data(n)))
+    assert one.capabilities == other.capabilities
+    for level in (0, 11, 23):
+        agree(everything(one, level), everything(other, level))
+
+
+@pytest.mark.parametrize(("sampler", "form"), [("smc", "score"), ("annealed", "score"), ("annealed", "energy")])
+def test_samples_are_those_of_the_product_written_out(sampler, form):
+    f, ys = posterior(form)[0], data(3)
+    kernel = cp.MALA(0.1) if form == "energy" else cp.ULA(0.05)
+    chosen = cp.SMC(kernel) if sampler == "smc" else cp.AnnealedMCMC(kernel, 2)
+    found = [
+        cp.infer(cp.compile(single, g), jax.random.key(1), num_chains=16, sampler=chosen, progress=False)["x"]
+        for g in (tall(f, ys), written_out(f, ys))
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-7, atol=1e-7)
+
+
+def test_the_posterior_of_ninety_observations():
+    """Without its last noise the composed score is that of the exact posterior."""
+    f, ys = posterior()[0], data(90)
+    density = cp.compile(single, tall(f, ys), schedule=cp.Schedule.log_snr(40, min=-9.0, max=18.0))
+    score = density.score(X, 0)["x"]
+    exact = ys.sum(0) / VARIANCE - (1 + 90 / VARIANCE) * X["x"]
+    np.testing.assert_allclose(score, exact, rtol=1e-3)
+
+
+def equations(density):
+    def count(jaxpr):
+        inner = [p for eqn in jaxpr.eqns for p in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr) if _is_jaxpr(p)]
+        return len(jaxpr.eqns) + sum(count(getattr(p, "jaxpr", p)) for p in inner)
+
+    return count(jax.make_jaxpr(lambda x: density.score_and_rate(x, 3))(X).jaxpr)
+
+
+def _is_jaxpr(node):
+    return isinstance(node, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
+
+
+@pytest.mark.parametrize(("fewest", "block"), [(2, None), (4, 2), (5, 4)])
+@pytest.mark.parametrize("form", ["score", "energy"])
+def test_its_code_does_not_depend_on_the_number_of_data(form, fewest, block):
+    """Nor does the number of calls of the network: one when it is traced, and few when the density is made."""
+    sizes, traces = [], []
+    for n in (fewest, 90):
+        f, counter = posterior(form)
+        density = cp.compile(single, tall(f, data(n), block=block))
+        made = counter.traces
+        sizes.append(equations(density))
+        traces.append((made, counter.traces - made))
+    assert sizes[0] == sizes[1]
+    assert traces[0] == traces[1]
+    assert traces[0][1] == 1
+
+
+def test_new_data_do_not_compile_again():
+    f, counter = posterior()
+    score = eqx.filter_jit(lambda density, x: density.score(x, 3))
+    densities = [cp.compile(single, tall(f, data(5, seed))) for seed in (0, 1)]
+    found = [score(densities[0], X)]
+    before = counter.traces
+    found.append(score(densities[1], X))
+    assert counter.traces == before
+    assert not np.allclose(found[0]["x"], found[1]["x"])
+
+
+def test_data_of_a_program_do_not_compile_again():
+    """As an argument of the program, beside an observation, which makes the compiler run it again and, at the Tweedie
+    mean, take derivatives of what is evaluated in blocks."""
+    f, counter = posterior()
+
+    @cp.program
+    def model(ys, z, over=True):
+        x = cp.sample("x", tall(f, ys, block=2) if over else written_out(f, ys))
+        cp.observe("z", dist.Normal(x[0], 0.5), z, anneal="denoised")
+
+    score = eqx.filter_jit(lambda density, x: density.score(x, 3))
+    densities = [cp.compile(model, jnp.asarray(data(5, seed)), jnp.array(0.1)) for seed in (0, 1)]
+    score(densities[0], X)
+    before = counter.traces
+    found = score(densities[1], X)
+    assert counter.traces == before
+    agree(found, cp.compile(model, data(5, 1), jnp.array(0.1), over=False).score(X, 3))
+
+
+def test_one_observation_is_the_factor_itself():
+    f, ys = posterior()[0], data(1)
+    for made, wanted in [
+        (cp.product(f, over={"y": ys}), f.given(y=ys[0])),
+        (cp.product(f / prior(), over={"y": ys}, block=4), (f / prior()).given(y=ys[0])),
+    ]:
+        assert repr(made) == repr(wanted)
+        assert eqx.tree_equal(made, wanted)
+    one = posterior("energy")[0]
+    alone = cp.mixture(one, log_weights=[0.3], over={"y": ys})
+    assert eqx.tree_equal(alone, cp.mixture([one.given(y=ys[0])], log_weights=[0.3]))
+
+
+def roots(f):
+    return cp.compile(single, f).graph.sites[0].root
+
+
+def test_what_has_no_condition_counts_n_times():
+    f = posterior()[0]
+    root = roots(tall(f, data(6)) * prior() ** 0.5)
+    assert root.powers == (1 - 6 + 0.5, 1.0)
+    assert root.children[1].powers == (1.0,) * 6
+
+
+def test_powers_of_the_top_add_up():
+    f, ys = posterior()[0], data(6)
+    np.testing.assert_allclose(cp.compile(single, tall(f, ys)).top.power["x"], 1.0, rtol=1e-12)
+    with pytest.raises(ImproperError, match="total power of its factors is 0"):
+        cp.compile(single, cp.product(f / prior(), over={"y": ys}))
+
+
+def test_powers_go_inside_and_equal_products_merge():
+    f, ys = posterior()[0], data(4)
+    over = cp.product(f, over={"y": ys})
+    root = roots(over**0.7)
+    assert root.plate.count == 4
+    assert root.powers == (0.7,) * 4
+    assert roots(prior() * over**2 / over).children[1].powers == (1.0,) * 4
+    assert roots(prior() * over / over).factor.label == "prior"
+    other = cp.product(f, over={"y": data(4, seed=1)})
+    assert len(roots(prior() * over * other).children) == 3
+
+
+def test_one_network_is_one_batch():
+    f, counter = posterior()
+    whole = prior() * cp.product(f, over={"y": data(4)}) * f.given(y=data(1)[0]) * cp.product(f, over={"y": data(3)})
+    density = cp.compile(single, whole)
+    assert "8 × posterior as one" in str(density)
+    before = counter.traces
+    density.score(X, 3)
+    assert counter.traces == before + 1
+
+
+@pytest.mark.parametrize("block", [None, 2])
+def test_mixtures_over_data(block):
+    f, ys = posterior("energy")[0], data(4)
+    logs = [0.0, 0.4, -1.0, 0.2]
+    made = cp.mixture(f, log_weights=logs, over={"y": ys}, block=block)
+    wanted = cp.mixture([f.given(y=y) for y in ys], log_weights=logs)
+    for a, b in zip(
+        *(jax.tree.leaves(cp.compile(single, g).value_and_score(X, 9)) for g in (made, wanted)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_shares_of_a_mixture_over_data():
+    f, cs = Moved(SCHEDULE), [-1.0, 0.2, 0.7, 1.5]
+    shares = [2.0, 0.0, 5.0, 3.0]
+    made = cp.mixture(f, shares, over={"c": cs})
+    wanted = cp.mixture([f.given(c=c) for c in cs], shares)
+    assert made.normalised
+    assert made.count == 3  # what has no share is left out
+    one, other = cp.compile(single, made), cp.compile(single, wanted)
+    assert one.capabilities == other.capabilities
+    agree(everything(one, 9), everything(other, 9))
+    assert "weights of a mixture at x sum to 10" in str(one)
+    alone = cp.mixture(f, [0.0, 0.0, 1.0, 0.0], over={"c": cs})
+    assert eqx.tree_equal(alone, f.given(c=np.float64(0.7)))
+
+
+def test_nested_plates_are_every_pair():
+    f = cp.Diffusion(
+        lambda x, t, a, b: 0.5 * jnp.sum((x - a * b) ** 2), SCHEDULE, event_shape=(2,), parameterization="energy",
+        time="log_snr", conditions={"a": 0.0, "b": 0.0}, label="f",
+    )  # fmt: skip
+    a, b = np.array([0.2, 1.0, -0.5]), data(2)
+    made = cp.product(cp.mixture(f, log_weights=[0.0, 0.5], over={"b": b}, block=1), over={"a": a})
+    wanted = cp.product(*[cp.mixture([f.given(a=u, b=v) for v in b], log_weights=[0.0, 0.5]) for u in a])
+    one, other = cp.compile(single, made), cp.compile(single, wanted)
+    for x, y in zip(
+        jax.tree.leaves(one.value_and_score(X, 5)), jax.tree.leaves(other.value_and_score(X, 5)), strict=True
+    ):
+        np.testing.assert_allclose(x, y, rtol=1e-9)
+    assert "Π_{i=1}^{3} [Σ_{j=1}^{2} w_j·f(x | a=a_i, b=b_j)]" in str(one)
+    both = cp.compile(single, cp.product(cp.product(f, over={"a": a}), over={"b": b}))
+    wanted = cp.compile(single, cp.product(*[f.given(a=u, b=v) for u in a for v in b]))
+    np.testing.assert_allclose(both.score(X, 5)["x"], wanted.score(X, 5)["x"], rtol=1e-9)
+
+
+def test_several_conditions_run_together():
+    f = cp.Diffusion(
+        lambda x, t, a, b: 0.5 * jnp.sum((x - a * b) ** 2), SCHEDULE, event_shape=(2,), parameterization="energy",
+        time="log_snr", conditions={"a": 1.0, "b": 1.0},
+    )  # fmt: skip
+    a, b = [0.2, 1.0, -0.5], data(3)
+    made = cp.compile(single, cp.product(f, over={"a": a, "b": b}))
+    wanted = cp.compile(single, cp.product(*[f.given(a=u, b=v) for u, v in zip(a, b, strict=True)]))
+    np.testing.assert_allclose(made.score(X, 5)["x"], wanted.score(X, 5)["x"], rtol=1e-9)
+    np.testing.assert_allclose(
+        cp.compile(single, cp.product(f, over={"a": a}).given(b=b[0])).score(X, 5)["x"],
+        cp.compile(single, cp.product(*[f.given(a=u, b=b[0]) for u in a])).score(X, 5)["x"],
+        rtol=1e-9,
+    )
+
+
+def test_plates_and_windows_of_programs():
+    f, ys = posterior()[0], data(3)
+
+    @cp.program
+    def model(g):
+        with numpyro.plate("copies", 2):
+            cp.sample("x", g)
+        cp.sample("z", cp.window(g, (3,), (1,)) * cp.window(prior(), (3,), (0,)))
+
+    one, other = cp.compile(model, tall(f, ys)), cp.compile(model, written_out(f, ys))
+    x = {"x": jnp.asarray(data(2, 5)), "z": jnp.array([0.1, 0.5, -0.3])}
+    agree(one.score_and_rate(x, 7), other.score_and_rate(x, 7))
+
+
+def test_a_classifier_over_labels():
+    classifier = cp.Classifier(
+        lambda x, t: jnp.stack([x[0], x[1], x[0] * x[1]]), SCHEDULE, event_shape=(2,), time="log_snr"
+    )
+    made = cp.compile(single, prior() * cp.product(classifier, over={"label": [0, 2, 2]}))
+    wanted = cp.compile(single, prior() * classifier.given(label=0) * classifier.given(label=2) ** 2)
+    for a, b in zip(
+        jax.tree.leaves(made.value_and_score(X, 5)), jax.tree.leaves(wanted.value_and_score(X, 5)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_a_held_latent_beside_data():
+    """The network's other condition is a latent: the data keep their places when the program is run again."""
+    f = cp.Diffusion(
+        lambda x, t, a, y: 0.5 * jnp.sum((x - a - y) ** 2), SCHEDULE, event_shape=(2,), parameterization="energy",
+        time="log_snr", conditions=("a", "y"),
+    )  # fmt: skip
+
+    @cp.program
+    def model(over):
+        a = cp.sample("a", dist.Normal(0.0, 1.0))
+        g = f.given(a=a)
+        cp.sample("x", cp.product(g, over={"y": data(3)}) if over else cp.product(*[g.given(y=y) for y in data(3)]))
+
+    found, wanted = (cp.compile(model, over).score({**X, "a": jnp.array(0.4)}, 5)["x"] for over in (True, False))
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)

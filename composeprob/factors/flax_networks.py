@@ -17,7 +17,7 @@ class NNXNetwork(eqx.Module):
     graphdef: Any = eqx.field(static=True)
     state: Any
 
-    def __call__(self, x: Any, t: Any, **conditions: Any) -> Any:
+    def __call__(self, x: Any, t: Any, /, **conditions: Any) -> Any:
         return nnx.merge(self.graphdef, self.state)(x, t, **conditions)
 
 
@@ -27,7 +27,7 @@ class LinenNetwork(eqx.Module):
     module: linen.Module = eqx.field(static=True)
     variables: Any
 
-    def __call__(self, x: Any, t: Any, **conditions: Any) -> Any:
+    def __call__(self, x: Any, t: Any, /, **conditions: Any) -> Any:
         return self.module.apply(self.variables, x, t, **conditions)
 
 

@@ -21,7 +21,7 @@ class FunctionNetwork(eqx.Module):
 
     function: Callable[..., Any] = eqx.field(static=True)
 
-    def __call__(self, x: Array, t: Array, **conditions: Array) -> Any:
+    def __call__(self, x: Array, t: Array, /, **conditions: Array) -> Any:
         return self.function(x, t, **conditions)
 
 

@@ -61,7 +61,7 @@ class Rounded(eqx.Module):
     network: Any
     precision: str = eqx.field(static=True)
 
-    def __call__(self, x: Array, t: Array, **conditions: Array) -> Any:
+    def __call__(self, x: Array, t: Array, /, **conditions: Array) -> Any:
         arguments = (x, t, conditions)
         traced, shapes = jax.make_jaxpr(lambda x, t, c: self.network(x, t, **c), return_shape=True)(*arguments)
         outputs = _evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(arguments), jnp.dtype(self.precision))

@@ -209,6 +209,19 @@ def test_conditions_reach_the_network():
         np.testing.assert_allclose(cp.compile(single, factor).score(x, 4)["x"], -wanted / sigma, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["x", "t"])
+def test_a_condition_may_be_called_as_the_networks_own_arguments_are(name):
+    """As in p(θ | x), where what was observed is called x."""
+    schedule = cp.Schedule.log_snr(8)
+    network = {"x": lambda theta, level, x: x - theta, "t": lambda theta, level, t: t - theta}[name]
+    factor = cp.Diffusion(network, schedule, event_shape=(2,), parameterization="score", conditions=(name,))
+    noise = schedule.at(3)
+    for one in (factor, cp.product(factor, over={name: jnp.ones((1, 2))})):
+        given = one.given(**{name: jnp.ones(2)}) if one is factor else one
+        _, score = given.evaluate(jnp.zeros(2), noise, given.call_conditions())
+        np.testing.assert_allclose(score, 1.0)
+
+
 def test_given_makes_a_new_factor():
     f = conditional(conditions=("c",))
     f.given(c=1.0)

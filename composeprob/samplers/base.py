@@ -175,8 +175,8 @@ class Sampler(eqx.Module):
         )
 
     def with_moves(self, kernel: Kernel, steps_per_level: int) -> Sampler:
-        """The same sampler, not yet prepared, with other transitions."""
-        raise NotImplementedError
+        """The same sampler, not yet prepared, with other transitions; itself where it makes none."""
+        return self
 
     @abc.abstractmethod
     def first_level(self, density: AnnealedDensity) -> int:

@@ -106,6 +106,13 @@ class Status:
         text = f"Stopped after {done} of {draws} draws; these are of level 0. Run it again to the end, or with fewer."
         return Status(((Code.INTERRUPTED, text), *self.findings))
 
+    def unstayed(self) -> Status:
+        """The same outcome of a run that was stopped while HMC moved its chains at level 0."""
+        text = (
+            "Stopped in the stay at level 0; the samples are as the levels left them, and latents may not have settled."
+        )
+        return Status(((Code.INTERRUPTED, text), *self.findings))
+
     def not_stored(self, failure: str) -> Status:
         """The same outcome of a run whose store could not be written to the end; ``failure`` says why."""
         text = f"The store could not be written: {failure}. The samples of this result are those that it has. "

@@ -92,6 +92,7 @@ class Job:
         whole = parts.in_parts(density, asked.spread, asked.shard_above)
         self.ready = asked.spread.place(self.sampler, everywhere), parts.placed(whole, asked.spread)
         self.kept = self._kept(folder)
+        self.interrupted = False
         self.coarse: float | None = None
         self.turning: dict[str, float] = {}
         self.lost: str | None = None
@@ -128,13 +129,17 @@ class Job:
             self.turning = self._curl(self.first + 1 - self.completed)
 
     def stay(self) -> None:
-        """Let the chains settle at level 0, if the sampler says so."""
+        """Let the chains settle at level 0, if the sampler says so. Ctrl-C leaves them as they came down: a run that
+        goes on from its checkpoint begins the stay again."""
         if self.sampler.stay and self.arrived and int(self.run.stayed) == 0:
-            self.run = stay(self.run, self.ready[1], self.asked.progress)
+            try:
+                self.run = stay(self.run, self.ready[1], self.asked.progress)
+            except KeyboardInterrupt:
+                self.interrupted = True
 
     def draw(self) -> None:
         """Take the draws, write the last checkpoint, and estimate what the levels' distance does to the evidence."""
-        if self.asked.draws is not None and self.arrived:
+        if self.asked.draws is not None and self.arrived and not self.interrupted:
             assert self.kept is not None
             keep = lambda run, drawn: self._save(run, self.completed, drawn)  # noqa: E731
             sampler, density = self.ready
@@ -144,11 +149,8 @@ class Job:
         self.unsaved: str | None = None
         if self.saves is not None and self.lost is None:  # else the last checkpoint is the one whose draws are there
             self.unsaved = self.saves.finish(self.run, self.completed, self.done, self.seconds)
-        if (
-            self.arrived
-            and self.sampler.check_order is not None
-            and self.sampler.estimates_evidence(self.asked.density)
-        ):
+        checked = self.sampler.check_order is not None and self.sampler.estimates_evidence(self.asked.density)
+        if checked and self.arrived and not self.interrupted:
             self.coarse = self._coarse()
 
     def result(self, reason: str) -> Result:
@@ -159,9 +161,10 @@ class Job:
             samples = {name: np.asarray(values) for name, values in samples.items()}
         ended = Ended(self.run, samples, self.first, self.completed, self.done * asked.thin, self.coarse, self.turning)
         result = summed_up(self.sampler, asked.density, ended, reason, self.seconds)
-        status = result.status
+        status = result.status.unstayed() if self.interrupted else result.status
         if asked.draws is not None:
-            status = status.stopped(self.done, asked.draws) if self.arrived and self.done < asked.draws else status
+            short = self.arrived and self.done < asked.draws and not self.interrupted
+            status = status.stopped(self.done, asked.draws) if short else status
             result = dataclasses.replace(result, draws=max(shown, 1), thin=asked.thin)
         if self.saves is not None and self.lost is None:
             status = status.saved(self.unsaved)

@@ -100,6 +100,27 @@ def test_a_stay_moves_a_population_that_is_not_there_yet():
     np.testing.assert_array_equal(result["x"], again["x"])
 
 
+@pytest.mark.parametrize("draws", [None, 3])
+def test_an_interrupted_stay_keeps_what_came_down_and_goes_on_to_the_same_end(monkeypatch, tmp_path, draws):
+    density = cp.compile(non_centred, normal(0.0, 1.0, SHORT))
+    sampler = cp.AnnealedMCMC(cp.HMC(0.05), 1, stay=True)
+    options = {"chains": 32, "sampler": sampler, "draws": draws, "checkpoint_dir": tmp_path / "stopped"}
+
+    def pressed(run, *_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("composeprob.runtime.job.stay", pressed)
+        stopped = run(density, **options)
+    assert stopped.status.code is Code.INTERRUPTED
+    assert "goes on from its checkpoint" in stopped.status.message
+    assert np.isfinite(stopped["tau"]).all()
+    assert stopped.mean(lambda s: s["tau"]).error is None or np.isnan(stopped.mean(lambda s: s["tau"]).error)
+    whole = run(density, **options | {"checkpoint_dir": tmp_path / "whole"})
+    np.testing.assert_array_equal(run(density, **options)["tau"], whole["tau"])
+    assert not whole.status.has(Code.INTERRUPTED)
+
+
 def test_a_stay_is_refused_where_it_cannot_be():
     def network(x, t):
         return x

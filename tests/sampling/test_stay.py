@@ -8,6 +8,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.results.status import Code
+from composeprob.runtime import job
 from composeprob.samplers.choose import choose, independent, stays
 from sampling_cases import both, normal, run, single
 
@@ -119,6 +120,17 @@ def test_an_interrupted_stay_keeps_what_came_down_and_goes_on_to_the_same_end(mo
     whole = run(density, **options | {"checkpoint_dir": tmp_path / "whole"})
     np.testing.assert_array_equal(run(density, **options)["tau"], whole["tau"])
     assert not whole.status.has(Code.INTERRUPTED)
+
+
+def test_what_weights_read_is_not_known_after_a_stay(monkeypatch):
+    """It belonged to where the chains were before."""
+    ended = []
+    told = job.summed_up
+    monkeypatch.setattr(job, "summed_up", lambda *given: ended.append(given[2]) or told(*given))
+    run(cp.compile(non_centred, normal(0.0, 1.0, SHORT)), chains=32, sampler=cp.SMC(cp.MALA(0.05), stay=True))
+    evaluation = ended[0].run.chains.evaluation
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(evaluation.parts))
+    assert np.isfinite(evaluation.log_density).all()
 
 
 def test_a_stay_is_refused_where_it_cannot_be():

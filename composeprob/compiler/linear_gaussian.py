@@ -93,7 +93,7 @@ class Exact(eqx.Module):
         names: the observations.
         shapes: the noised sites that they look at, ``(site, shape)``.
         marginal: whether the sites' densities are the noised marginals of the prior that the groups hold.
-        bridged: whether static sites have a say in them, which then meet the data by and by.
+        bridged: whether static sites have a say in them, which then meet the data level by level.
     """
 
     stacks: tuple[Stack, ...]

@@ -57,8 +57,8 @@ def observe(
     * ``"exact"`` (default where it is possible): the density of the value given x_k itself, ∫ L(x₀)·p(x₀ | x_k) dx₀,
       in closed form, so that π_k is the noised posterior. It takes a `Normal` or `MultivariateNormal` whose mean is
       A·x + b, with A, b and the spread free of x (they may depend on static sites), and a prior made of `cp.Analytic`
-      mixtures of Gaussians; several such observations count together. Static sites meet it by and by: below log-SNR
-      −2 it is raised to a power that goes from 0 at the noisiest level to 1;
+      mixtures of Gaussians; several such observations count together. Static sites meet it level by level: below
+      log-SNR −2 it is raised to a power that goes from 0 at the noisiest level to 1;
     * ``"tempered"`` (default elsewhere): the program sees x/α_k, and the likelihood is raised to a power that is nearly
       0 at the noisiest levels and 1 at level 0: about s²/(s² + σ_k²/α_k²), where s, 0.14 or less, is how sharply the
       observations tell x, which the compiler measures;

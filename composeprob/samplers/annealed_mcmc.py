@@ -33,8 +33,8 @@ class AnnealedMCMC(Sampler):
     chains cannot do is cross between modes once these have parted: the share of each mode is frozen at the level where
     that happens, and no number of chains mends it. `SMC` does.
 
-    In a program without noised sites nothing leads from the prior to the data by and by: there each chain starts at
-    one of 16 draws of the prior, chosen by their likelihood, for 16 evaluations more.
+    In a program without noised sites nothing leads from the prior to the data in small steps: there each chain starts
+    at one of 16 draws of the prior, chosen by their likelihood, for 16 evaluations more.
 
     Args:
         kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``.

@@ -13,23 +13,24 @@ import numpy as np
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation, Position, Target
+from composeprob.density.evaluation import Target
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
-from composeprob.kernels.base import log_density_of
 from composeprob.kernels.step_size import as_scalar, check_range
-from composeprob.pytree import all_finite, where
 from composeprob.samplers.annealed_mcmc import check_kernel, check_stay, check_steps, needs, unevaluated
-from composeprob.samplers.base import REVERSE, Route, Run, Sampler, draw_initial, level_keys
+from composeprob.samplers.base import Route, Run, Sampler, draw_initial, level_keys
 from composeprob.samplers.blocks import by_kind
-from composeprob.samplers.control import CONTROLS, steered
-from composeprob.samplers.potentials import averaged_potential
+from composeprob.samplers.control import CONTROLS
+from composeprob.samplers.explicit import Explicit
+from composeprob.samplers.fall import fall
+from composeprob.samplers.fitted import Fitted
+from composeprob.samplers.integrators import Integrator
 from composeprob.samplers.resampling import distinct, evidence_variance, log_mean_weight, relative_ess, systematic
-from composeprob.samplers.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
 from composeprob.samplers.transitions import Transitions
-from composeprob.samplers.weights import first_evidence, first_weight, gain_between
+from composeprob.samplers.weights import first_evidence
 
 WEIGHTS = ("feynman_kac", "density")
+INTEGRATORS = {"fitted": Fitted, "explicit": Explicit}
 LITTLE_SIGNAL = -4.6
 """log-SNR below which a level says nothing of the data: α/σ < 0.1."""
 FAR_APART = 0.7
@@ -67,8 +68,11 @@ class SMC(Sampler):
         resample_threshold: resample where ESS/N falls below it, in (0, 1].
         second_order: whether the reverse step is corrected by the score where it ended, as in Heun's method, for one
             evaluation more a level; without that it is DDPM's, whose variance is too small.
-        control: ``"affine"`` adds a drift to the reverse step under which Feynman–Kac weights differ less, and takes it
-            into account in the weights, which stay exact; ``"none"`` leaves it out.
+        control: ``"affine"`` adds a drift to the reverse step under which Feynman–Kac weights differ less, fitted over
+            the cloud of chains, and takes it into account in the weights, which stay exact; ``"none"`` leaves it out.
+        integrator: ``"fitted"`` fits what is linear in the drift over the cloud of chains and integrates it exactly, so
+            that the step is stable for products of any number of factors; ``"explicit"`` is DDPM's step. Left out, the
+            first of second order, the other of first.
         stay: whether HMC moves all sites at level 0 until the population stops drifting, for programs with latents.
         check_levels: whether Feynman–Kac weights are computed once more over every other level, for half the
             evaluations, as an estimate of what the levels' distance does to the log-evidence.
@@ -89,6 +93,7 @@ class SMC(Sampler):
     resample_threshold: Array
     second_order: bool = eqx.field(static=True)
     control: str = eqx.field(static=True)
+    integrator: Integrator
     check_levels: bool = eqx.field(static=True)
 
     def __init__(
@@ -101,6 +106,7 @@ class SMC(Sampler):
         control: str = "affine",
         stay: bool = False,
         check_levels: bool = True,
+        integrator: str | None = None,
     ):
         if kernel is not None:
             check_kernel(kernel, steps_per_level)
@@ -115,6 +121,10 @@ class SMC(Sampler):
         if control not in CONTROLS:
             raise InvalidValueError(f"Unknown control {control!r}.", fix=f"use one of: {', '.join(CONTROLS)}.")
         self.control = control if weights == "feynman_kac" else "none"
+        name = ("fitted" if second_order else "explicit") if integrator is None else integrator
+        if name not in INTEGRATORS:
+            raise InvalidValueError(f"Unknown integrator {name!r}.", fix=f"use one of: {', '.join(INTEGRATORS)}.")
+        self.integrator = INTEGRATORS[name](self.control != "none")
         self.stay, self.check_levels = bool(stay), bool(check_levels) and weights == "feynman_kac"
 
     @property
@@ -151,17 +161,19 @@ class SMC(Sampler):
         return eqx.tree_at(where, self, (kernel, moves), is_leaf=lambda n: n is None or isinstance(n, Kernel))
 
     def route(self) -> Route:
-        if self.second_order or self.control != "none":
+        if self.second_order or self.control != "none" or not isinstance(self.integrator, Explicit):
             raise CapabilityError(
-                "A reverse step of second order has no density that could be written down, and one with a control is "
-                "not known to the way back.",
+                "A reverse step of second order has no density that could be written down, and one that is fitted, or "
+                "has a control, is not known to the way back.",
                 fix="ask for the likelihood of cp.SMC(..., second_order=False, control='none'), whose step is DDPM's.",
             )
         return Route(self.weights == "feynman_kac", leaning=True, weights=self.weights)
 
     def with_moves(self, kernel: Kernel, steps_per_level: int) -> SMC:
-        threshold, order = float(self.resample_threshold), self.second_order
-        return SMC(kernel, steps_per_level, self.weights, threshold, order, self.control, self.stay, self.check_levels)
+        other = SMC(kernel, steps_per_level, self.weights, stay=self.stay)
+        names = ("resample_threshold", "second_order", "control", "integrator", "check_levels")
+        where = lambda s: [getattr(s, name) for name in names]  # noqa: E731
+        return eqx.tree_at(where, other, where(self))
 
     def first_level(self, density: AnnealedDensity) -> int:
         """The noisiest level, or a few below it: where levels carry no signal but are far apart (the first ones of
@@ -194,8 +206,7 @@ class SMC(Sampler):
     def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
         spread, keys = run.spread, level_keys(run.keys, level)
         target = self.target(density, level)
-        fall = partial(self._fall, density=density, level=level, above=above)
-        states, own = spread.map(fall, keys, run.chains)
+        states, own = fall(self, run, keys, density, level, above)
         usable = ~jnp.isnan(own)
         own = run.log_weights + own
         own = jnp.where(jnp.isfinite(own), own, -jnp.inf)
@@ -238,58 +249,6 @@ class SMC(Sampler):
             records=records,
         )
 
-    def _fall(
-        self, key: Array, state: KernelState, density: AnnealedDensity, level: Array, above: Array
-    ) -> tuple[KernelState, Array]:
-        """One chain from the level above to this one, and what its log-weight gains: −∞ where the density is 0, NaN
-        where that or the score is not finite. One evaluation, two of second order.
-
-        At the first level, which is ``above`` itself, it stays where it was drawn, and is evaluated for the first time.
-        """
-        x, falls, twice = state.position, level < above, self.second_order
-        before = self._steered(state.evaluation, x, density, above)
-        moved, gain = x, jnp.zeros(())
-        if self.weights == "feynman_kac":
-            followed = leaning(x, before.parts.drift, before.score, density, above, level)
-            moved = reverse_step(jax.random.fold_in(key, REVERSE), x, followed, density, above, below=level)
-            gain = log_ratio_of_leaning(x, before.parts.drift, followed, moved, density, above, level)
-
-        def arrive(i: Array, carry: tuple[Position, Evaluation]) -> tuple[Position, Evaluation]:
-            position, _ = carry
-            evaluation = self.target(density, level)(position)
-            if twice:
-                drift = self._steered(evaluation, position, density, level).parts.drift
-                settled = second_order(position, drift, x, before.parts.drift, density, above, level)
-                position = where(i == 0, settled, position)
-            return position, evaluation
-
-        # A loop, so that the networks are there once for both evaluations.
-        begin = jnp.where(falls, 0, 1) if twice else 1
-        position, evaluation = jax.lax.fori_loop(begin, 2, arrive, (where(falls, moved, x), state.evaluation))
-        state = dataclasses.replace(state, position=position, evaluation=evaluation)
-        if self.kernel is not None:
-            state = self.kernel.relevel(state, lambda _: evaluation)
-
-        def gained() -> Array:
-            if self.weights == "density":
-                total = log_density_of(evaluation) - log_density_of(before)
-            else:
-                seen = averaged_potential(key, position, x, before.parts.log_potential, density, above, level)
-                weighed = dataclasses.replace(before.parts, log_potential=seen)
-                after = self._steered(evaluation, position, density, level).parts
-                total = gain + gain_between(weighed, after, density, level, above)
-            usable = all_finite((before.parts.drift, evaluation.score)) & (total < jnp.inf)
-            # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
-            return jnp.where(before.zero, -jnp.inf, jnp.where(usable, total, jnp.nan))
-
-        return state, jax.lax.cond(falls, gained, lambda: first_weight(state, density, level))
-
-    def _steered(
-        self, evaluation: Evaluation, position: Position, density: AnnealedDensity, level: Array
-    ) -> Evaluation:
-        """What a chain follows and is weighed by."""
-        return steered(evaluation, position, density, level) if self.control == "affine" else evaluation
-
     def target(self, density: AnnealedDensity, level: Array | int) -> Target:
         return partial(density.evaluator, level=level)
 
@@ -299,6 +258,7 @@ class SMC(Sampler):
     def describe(self) -> str:
         kernel = "no kernel" if self.kernel is None else f"{self.kernel!r}, {self.steps_per_level} steps a level"
         order = ", second_order=False" if self.weights == "feynman_kac" and not self.second_order else ""
+        order += ", integrator='explicit'" if self.second_order and isinstance(self.integrator, Explicit) else ""
         order += ", control='none'" if self.weights == "feynman_kac" and self.control == "none" else ""
         stay = ", stay at level 0" if self.stay else ""
         threshold = f"{float(self.resample_threshold):.3g}"

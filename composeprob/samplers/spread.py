@@ -129,8 +129,7 @@ class Spread(eqx.Module):
         """Σ over all N chains of integers that each has, (n, …) → (…): floats would depend on the order."""
         assert jnp.issubdtype(counts.dtype, jnp.integer)
         if self.copies:
-            own = len(counts)
-            mine = self._me() * own + jnp.arange(own) < self.number_of(counts)
+            mine = self.numbers(counts) < self.number_of(counts)
             counts = jnp.where(mine.reshape(-1, *[1] * (counts.ndim - 1)), counts, 0)
         here = jnp.sum(counts, axis=0, dtype=jnp.int32)
         return here if self.devices == 1 else jax.lax.psum(here, AXES)
@@ -142,6 +141,11 @@ class Spread(eqx.Module):
     def number_of(self, values: Array) -> int:
         """N, given what this device has a row of for each of its chains."""
         return len(values) * self.devices - self.copies
+
+    def numbers(self, values: Array) -> Array:
+        """The number of each of this device's chains, given what it has a row of for each; copies have one too."""
+        own = len(values)
+        return self._me() * own + jnp.arange(own)
 
     def cut(self, tree: Any) -> Any:
         """The N chains themselves, of arrays that have copies at their end."""

@@ -1,0 +1,57 @@
+"""DDPM's step, and Heun's correction of it: nothing is fitted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+from jax import Array
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Evaluation, Position
+from composeprob.samplers.base import REVERSE
+from composeprob.samplers.control import steered
+from composeprob.samplers.integrators import Departure, Integrator
+from composeprob.samplers.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
+from composeprob.samplers.spread import Spread
+
+
+class Explicit(Integrator):
+    """`reverse_step`, corrected by `second_order`; ``control`` follows the fixed one of `control.steered`.
+
+    Where levels are Δλ apart in log-SNR it is unstable for products of n factors from n·Δλ ≈ 2 on.
+    """
+
+    control: bool = eqx.field(static=True)
+
+    def look(self, spread: Spread, density: AnnealedDensity, level: Array, chains: Any, log_weights: Array) -> Any:
+        return None
+
+    def steered(
+        self, evaluation: Evaluation, position: Position, half: Array, seen: Any, density: AnnealedDensity, level: Array
+    ) -> Evaluation:
+        return steered(evaluation, position, density, level) if self.control else evaluation
+
+    def depart(
+        self, key: Array, position: Position, began: Evaluation, seen: Any, density: AnnealedDensity, *levels: Array
+    ) -> Departure:
+        above, level = levels
+        drift = began.parts.drift
+        followed = leaning(position, drift, began.score, density, above, level)
+        moved = reverse_step(jax.random.fold_in(key, REVERSE), position, followed, density, above, below=level)
+        return Departure(
+            moved, None, log_ratio_of_leaning(position, drift, followed, moved, density, above, level)
+        )
+
+    def settle(
+        self,
+        departure: Departure,
+        ended: Evaluation,
+        position: Position,
+        began: Evaluation,
+        seen: tuple[Any, Any],
+        density: AnnealedDensity,
+        *levels: Array,
+    ) -> Position:
+        return second_order(departure.moved, ended.parts.drift, position, began.parts.drift, density, *levels)

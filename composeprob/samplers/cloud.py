@@ -1,0 +1,73 @@
+"""The chains of a run as one weighted cloud of points: flattened positions, weights, mean and covariance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob.samplers.resampling import relative_weights
+
+SMALLEST = 1e-6
+"""The least eigenvalue of a regularised correlation matrix: what float32 still inverts."""
+
+
+def flattened(tree: Any) -> Array:
+    """Every chain's numbers in one row, (N, d): leaves of shape (N, …) side by side, sites in alphabetical order."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+
+
+def unflattened(row: Array, like: Any) -> Any:
+    """One chain's numbers, (d,), in the shapes of ``like``, a position without an axis of chains."""
+    leaves, treedef = jax.tree.flatten(like)
+    sizes = [leaf.size for leaf in leaves]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    pieces = [row[end - size : end].reshape(leaf.shape) for leaf, size, end in zip(leaves, sizes, ends, strict=True)]
+    return jax.tree.unflatten(treedef, pieces)
+
+
+def shares(log_weights: Array) -> Array:
+    """Weights that add up to 1, (N,); equal ones where every weight is 0."""
+    weights = relative_weights(log_weights)
+    total = jnp.sum(weights)
+    return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 1.0 / len(weights))
+
+
+def mean_and_deviations(points: Array, weights: Array) -> tuple[Array, Array]:
+    """The weighted mean, (d,), and √w·(x − mean) of every point, (N, d), whose products are the covariance."""
+    mean = weights @ points
+    return mean, jnp.sqrt(weights)[:, None] * (points - mean)
+
+
+def mean_and_covariance(points: Array, weights: Array) -> tuple[Array, Array]:
+    """The weighted mean and a covariance that can be inverted.
+
+    Args:
+        points: (N, d), on every device the same: a sum over chains depends on its order, so gather them first
+            (`Spread.gather`) and call this through `Spread.alone`.
+        weights: (N,), which add up to 1.
+
+    Returns:
+        The mean, (d,), and the covariance, (d, d), `regularised`.
+    """
+    mean, deviations = mean_and_deviations(points, weights)
+    return mean, regularised(deviations.T @ deviations, 1.0 / jnp.sum(weights**2))
+
+
+def regularised(covariance: Array, count: Array | float) -> Array:
+    """A covariance that was estimated from so many independent points, made safely positive definite.
+
+    Its correlations are shrunk by ρ = d²/(d² + n²), plus 10⁻⁶ for rounding. In the coordinates in which the true
+    covariance is the identity, an estimate has eigenvalues between (1 ∓ √(d/n))²: for n ≫ d it needs no shrinkage,
+    however ill-conditioned it is, and for n ≤ d it is singular.
+
+    Args:
+        covariance: (d, d), symmetric; 0 where all points agree, which stays as it is.
+        count: n.
+    """
+    d = covariance.shape[0]
+    share = jnp.minimum(d**2 / (d**2 + jnp.asarray(count) ** 2) + SMALLEST, 1.0)
+    return covariance + share * (jnp.diag(jnp.diag(covariance)) - covariance)

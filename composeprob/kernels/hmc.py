@@ -79,11 +79,7 @@ class HMC(Hamiltonian):
 
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset({"score"} if self.integrates_score else {"energy", "score"})
-
-    @property
-    def integrates_score(self) -> bool:
-        return isinstance(self.log_ratio, LineIntegral)
+        return frozenset({"score"} if isinstance(self.log_ratio, LineIntegral) else {"energy", "score"})
 
     @property
     def evaluations_per_step(self) -> int:

@@ -11,6 +11,7 @@ from composeprob.errors import InvalidValueError
 from composeprob.kernels.base import Info, KernelState, log_density_of
 from composeprob.kernels.langevin import Langevin, log_proposal_ratio
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
+from composeprob.kernels.metric import in_force
 from composeprob.kernels.metropolis import metropolis
 from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size
 from composeprob.kernels.walls import comparable
@@ -62,11 +63,7 @@ class MALA(Langevin):
 
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset({"score"} if self.integrates_score else {"energy", "score"})
-
-    @property
-    def integrates_score(self) -> bool:
-        return isinstance(self.log_ratio, LineIntegral)
+        return frozenset({"score"} if isinstance(self.log_ratio, LineIntegral) else {"energy", "score"})
 
     @property
     def evaluations_per_step(self) -> int:
@@ -81,5 +78,5 @@ class MALA(Langevin):
         else:
             there, here = comparable(proposed, state)
             log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)
-        log_ratio = log_target_ratio + log_proposal_ratio(state, proposed, step_size)
+        log_ratio = log_target_ratio + log_proposal_ratio(state, proposed, step_size, in_force(self.metric))
         return metropolis(key_accept, log_ratio, proposed, state, log_target_ratio, error)

@@ -7,6 +7,7 @@ from jax import Array
 from composeprob.density.evaluation import Target
 from composeprob.kernels.base import Info, KernelState
 from composeprob.kernels.langevin import Langevin, log_proposal_ratio
+from composeprob.kernels.metric import in_force
 from composeprob.kernels.metropolis import unadjusted
 
 
@@ -41,4 +42,4 @@ class ULA(Langevin):
 
     def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
         proposed = self.propose(key, state, target, step_size)
-        return unadjusted(proposed, state, log_proposal_ratio(state, proposed, step_size))
+        return unadjusted(proposed, state, log_proposal_ratio(state, proposed, step_size, in_force(self.metric)))

@@ -60,14 +60,20 @@ def mean_and_covariance(points: Array, weights: Array) -> tuple[Array, Array]:
 def regularised(covariance: Array, count: Array | float) -> Array:
     """A covariance that was estimated from so many independent points, made safely positive definite.
 
-    Its correlations are shrunk by ρ = d²/(d² + n²), plus 10⁻⁶ for rounding. In the coordinates in which the true
-    covariance is the identity, an estimate has eigenvalues between (1 ∓ √(d/n))²: for n ≫ d it needs no shrinkage,
-    however ill-conditioned it is, and for n ≤ d it is singular.
+    Its correlations are shrunk by `shrinkage`.
 
     Args:
         covariance: (d, d), symmetric; 0 where all points agree, which stays as it is.
         count: n.
     """
-    d = covariance.shape[0]
-    share = jnp.minimum(d**2 / (d**2 + jnp.asarray(count) ** 2) + SMALLEST, 1.0)
+    share = shrinkage(covariance.shape[0], count)
     return covariance + share * (jnp.diag(jnp.diag(covariance)) - covariance)
+
+
+def shrinkage(size: int, count: Array | float) -> Array:
+    """How far a covariance of d numbers from n independent points is taken towards its diagonal: 1/(1 + (n/d)⁴) + 10⁻⁶.
+
+    In the coordinates in which the true covariance is the identity, an estimate has eigenvalues between (1 ∓ √(d/n))²:
+    for n well above d it needs no shrinkage, however ill-conditioned it is, and for n ≤ d it is singular.
+    """
+    return jnp.minimum(1.0 / (1.0 + (jnp.asarray(count) / size) ** 4) + SMALLEST, 1.0)

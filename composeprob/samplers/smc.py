@@ -60,8 +60,9 @@ class SMC(Sampler):
     independent ones (`AnnealedMCMC`) are better.
 
     Args:
-        kernel: any kernel; left out, ``MALA(Adaptive())`` where the density has an energy, else no transitions. A
-            program with latents has one for the noised sites and another for the latents, in turn, as a `Gibbs`.
+        kernel: any kernel; left out, ``MALA(Adaptive(), metric="auto")`` where the density has an energy, else no
+            transitions. A program with latents has one for the noised sites and another for the latents, in turn, as
+            a `Gibbs`.
         steps_per_level: transitions at each level.
         weights: ``"feynman_kac"`` or ``"density"``.
         resample_threshold: resample where ESS/N falls below it, in (0, 1].
@@ -136,7 +137,7 @@ class SMC(Sampler):
     def prepare(self, density: AnnealedDensity) -> SMC:
         kernel = self.kernel
         if kernel is None and "energy" in density.capabilities:
-            kernel = by_kind(lambda: MALA(Adaptive()), density)
+            kernel = by_kind(lambda: MALA(Adaptive(), metric="auto"), density)
         static = any(site.kind == "static" for site in density.sites.values())
         if kernel is None and static:
             raise CapabilityError(
@@ -183,12 +184,12 @@ class SMC(Sampler):
         positions = draw_initial(run, density, level)
         keys = level_keys(run.keys, density.num_levels + 1)
         target = unevaluated(self.target(density, level))
-        if self.kernel is None:
+        if self.moves is None:
             states = run.spread.map(lambda x: KernelState(x, target(x)), positions)
         else:
-            states = run.spread.map(partial(self.kernel.init, target=target), keys, positions)
+            states = run.spread.map(partial(self.moves.kernel.init, target=target), keys, positions)
         log_evidence = first_evidence(density, level)
-        run = self.moves.begin(run) if self.moves else run
+        run = self.moves.begin(run, positions) if self.moves else run
         return dataclasses.replace(run, chains=states, log_evidence=log_evidence)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
@@ -222,10 +223,10 @@ class SMC(Sampler):
             run.records,
             (run.records.ess.at[level].set(ess), run.records.ancestors.at[level].set(left)),
         )
-        log_scale = run.log_scale
+        tuning = run.tuning
         if self.moves is not None:
-            states, log_scale, records = self.moves.run(
-                spread, keys, states, target, density.schedule, level, log_scale, records
+            states, tuning, records = self.moves.run(
+                spread, keys, states, target, density.schedule, level, tuning, records, log_weights=own
             )
         return dataclasses.replace(
             run,
@@ -234,7 +235,7 @@ class SMC(Sampler):
             log_evidence=log_evidence,
             evidence_variance=variance,
             ancestors=ancestors,
-            log_scale=log_scale,
+            tuning=tuning,
             records=records,
         )
 
@@ -267,8 +268,8 @@ class SMC(Sampler):
         begin = jnp.where(falls, 0, 1) if twice else 1
         position, evaluation = jax.lax.fori_loop(begin, 2, arrive, (where(falls, moved, x), state.evaluation))
         state = dataclasses.replace(state, position=position, evaluation=evaluation)
-        if self.kernel is not None:
-            state = self.kernel.relevel(state, lambda _: evaluation)
+        if self.moves is not None:
+            state = self.moves.kernel.relevel(state, lambda _: evaluation)  # type: ignore[arg-type]
 
         def gained() -> Array:
             if self.weights == "density":

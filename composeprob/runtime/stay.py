@@ -32,8 +32,6 @@ BLOCKS = 12
 """At most; two at least."""
 DRIFT = 0.05
 """Change of a mean, in standard deviations, or of the logarithm of a standard deviation, that says nothing."""
-MOVER = HMC(Adaptive(initial=0.3), num_leapfrog=LEAPFROGS, damping=0.0, jitter=0.3, metric="diagonal")
-"""Full refreshment, and steps of different length, so that no direction is missed."""
 STAY = 2**30
 """Folded into chains' keys, with the number of the block added."""
 
@@ -41,7 +39,7 @@ STAY = 2**30
 def stay(run: Run, density: AnnealedDensity, progress: bool) -> Run:
     """HMC on all sites at level 0, until a block of transitions changes neither means nor standard deviations.
 
-    Before each block the metric is estimated from the population.
+    Before each block every coordinate's inverse mass becomes its variance in the population.
 
     Args:
         run: placed, at level 0, with the states of an exact kernel.
@@ -73,7 +71,16 @@ def moments(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _block(run: Run, density: AnnealedDensity, block: int) -> Run:
     """One block of transitions of every chain."""
-    mover = AnnealedMCMC(MOVER, 1).prepare(density)
+    sigma = float(density.schedule.sigma[0])
+
+    def inverse_mass(name: str, deviation: np.ndarray) -> np.ndarray:
+        # Steps follow the level's noise at noised sites; chains that are all in one place say nothing of a scale.
+        own = sigma if density.sites[name].kind == "noised" else 1.0
+        return (np.where(deviation > 0, deviation, own).astype(np.float32) / own) ** 2
+
+    metric = {name: inverse_mass(name, deviation) for name, (_, deviation) in moments(run).items()}
+    kernel = HMC(Adaptive(initial=0.3), num_leapfrog=LEAPFROGS, damping=0.0, jitter=0.3, metric=metric)
+    mover = AnnealedMCMC(kernel, 1).prepare(density)  # full refreshment and jitter, so that no direction is missed
     assert mover.moves is not None
     position = run.chains.position
     momentum = jax.tree.map(jnp.zeros_like, position)  # drawn anew by every transition

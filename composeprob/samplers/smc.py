@@ -226,7 +226,7 @@ class SMC(Sampler):
         tuning = run.tuning
         if self.moves is not None:
             states, tuning, records = self.moves.run(
-                spread, keys, states, target, density.schedule, level, tuning, records, log_weights=own
+                spread, keys, states, target, density.schedule, level, tuning, records
             )
         return dataclasses.replace(
             run,

@@ -30,7 +30,7 @@ from composeprob.kernels.line_integral import integrates_score
 from composeprob.kernels.metric import EUCLIDEAN
 from composeprob.samplers.base import Records, Run
 from composeprob.samplers.cloud import flattened
-from composeprob.samplers.preconditioning import blank, estimate, kind_of
+from composeprob.samplers.preconditioning import kind_of, measured, unmeasured
 from composeprob.samplers.spread import Spread
 from composeprob.schedule import Schedule
 
@@ -96,7 +96,7 @@ class Transitions(eqx.Module):
             sites unless the user gave a `Gibbs`. Sites that must be held are in no block.
         count: transitions a level whose acceptance is recorded.
         static: static sites whose step does not shrink with the level's noise while that of others in their block
-            does; empty where the user gave step sizes.
+            does; none where the user gave both step sizes and metric.
         follows: for each block, whether its adaptive step shrinks with the level's noise.
         noised: whether any site is.
     """
@@ -118,7 +118,7 @@ class Transitions(eqx.Module):
             parts.append(part if adaptive else with_field(part, "step_size", steps))
             still = {name for name in block if density.sites[name].kind == "static"}
             follows.append(still != set(block))
-            if adaptive and follows[-1]:
+            if follows[-1] and (adaptive or isinstance(getattr(part, "metric", None), Estimated)):
                 static |= still
         noised = any(site.kind == "noised" for site in density.sites.values())
         moved = with_parts(blocks, parts)
@@ -151,9 +151,9 @@ class Transitions(eqx.Module):
         num_chains = len(run.ancestors)
 
         def tuning(rule: Adaptive | None, part: Kernel, sites: tuple[str, ...]) -> Tuning:
-            like = {n: jax.eval_shape(lambda x: jax.tree.map(lambda a: a[0], x), positions[n]) for n in sites}
+            like = _like(positions, sites)
             kind = _kind(part, like, num_chains)
-            metric = None if kind == "none" else blank(kind, like)
+            metric = None if kind == "none" else unmeasured(kind, like)
             return Tuning(rule.log_scale if rule else jnp.zeros(()), metric)
 
         tunings = tuple(map(tuning, self.adaptive, self.kernel.kernels, self.kernel.sites))
@@ -175,7 +175,6 @@ class Transitions(eqx.Module):
         tuning: Tunings,
         records: Records,
         bad: Array | None = None,
-        log_weights: Array | None = None,
     ) -> tuple[GibbsState, Tunings, Records]:
         """All transitions of one level.
 
@@ -185,14 +184,12 @@ class Transitions(eqx.Module):
             states: every chain's state, evaluated under ``target``.
             target: the level's density.
             schedule, level: where we are.
-            tuning: log c as the neighbouring level left it; metrics are measured anew, from the chains as they come.
+            tuning: log c and metrics as the neighbouring level left them.
             records: written at ``level``.
             bad: whether each chain's move to this level was non-finite, (n,).
-            log_weights: of the chains, (n,); equal if left out.
         """
         sigma, warmup = schedule.at(level).sigma, self.total - self.count
-        num_chains, tuning = spread.number_of(keys), self.measured(spread, states, sigma, tuning, log_weights)
-        kernel = self._in_force(tuning, sigma)
+        num_chains, kernel, began = spread.number_of(keys), self._in_force(tuning, sigma), states
 
         def transition(i: Array, carry: Any) -> Any:
             states, log_scale, tally, steps = carry
@@ -214,26 +211,27 @@ class Transitions(eqx.Module):
             records.non_finite.at[level].add(non_finite),
             records.quadrature_error.at[level].set(error),
         )
-        return states, _with_log_scales(tuning, log_scale), records
+        tuning = self._measured(spread, began, states, sigma, _with_log_scales(tuning, log_scale))
+        return states, tuning, records
 
-    def measured(
-        self, spread: Spread, states: GibbsState, sigma: Array, tuning: Tunings, log_weights: Array | None = None
-    ) -> Tunings:
-        """The metrics that are estimated, from where the chains are now.
+    def _measured(self, spread: Spread, began: GibbsState, ended: GibbsState, sigma: Array, tuning: Tunings) -> Tunings:
+        """The metrics that are estimated, from where the chains were and are, for the transitions that follow."""
 
-        Like adaptive steps they depend on the chains that they move, which vanishes with many chains.
-        """
+        def of(known: Tuning, part: Kernel, sites: tuple[str, ...], follows: bool) -> Tuning:
+            if known.metric is None:
+                return known
 
-        def of(tuning: Tuning, part: Kernel, sites: tuple[str, ...], follows: bool) -> Tuning:
-            if tuning.metric is None:
-                return tuning
-            own = [{name: tree[name] for name in sites} for tree in (states.position, states.evaluation.score)]
-            points, scores = (spread.gather(flattened(tree)) for tree in own)
-            weights = jnp.zeros(len(points)) if log_weights is None else spread.gather(log_weights)
-            like = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), own[0])
-            kind, scale = _kind(part, like, len(points)), sigma if follows else jnp.ones_like(sigma)
-            metric = spread.alone(partial(estimate, kind, scale=scale, like=like), points, scores, weights)
-            return dataclasses.replace(tuning, metric=metric)
+            def gained(before: dict[str, Any], after: dict[str, Any]) -> Array:
+                old, new = (flattened({name: tree[name] for name in sites}) for tree in (before, after))
+                return spread.gather(new - old)
+
+            moved = gained(began.position, ended.position)
+            changed = gained(began.evaluation.score, ended.evaluation.score)
+            like = _like(ended.position, sites)
+            units = {n: 1.0 if n in self.static or not follows else sigma for n in sites}
+            scale = {n: jax.tree.map(lambda leaf, n=n: jnp.full(leaf.shape, units[n]), x) for n, x in like.items()}
+            solve = partial(measured, _kind(part, like, len(moved)), known.metric, scale)
+            return dataclasses.replace(known, metric=spread.alone(solve, moved, changed))
 
         return tuple(map(of, tuning, self.kernel.kernels, self.kernel.sites, self.follows))
 
@@ -241,15 +239,16 @@ class Transitions(eqx.Module):
         """The kernel in the metrics of a level of noise σ.
 
         Noised sites live at the level's scale σ_k, static ones at a scale that does not change with the level: a step
-        h_k ∝ σ_k^p suits both when static sites are measured in units of 1/σ_k. Estimated metrics know that already.
+        h_k ∝ σ_k^p suits both when static sites are measured in units of 1/σ_k.
         """
 
         def of(part: Any, tuning: Tuning, sites: tuple[str, ...]) -> Kernel:
             given = getattr(part, "metric", None)
             units = {name: 1.0 / sigma for name in sites if name in self.static}
-            if isinstance(given, Metric):
-                return with_field(part, "metric", given.scaled(units)) if units else part
-            return part if given is None else with_field(part, "metric", tuning.metric or EUCLIDEAN.scaled(units))
+            if given is None or (isinstance(given, Metric) and not units):
+                return part
+            metric = given if isinstance(given, Metric) else tuning.metric or EUCLIDEAN
+            return with_field(part, "metric", metric.scaled(units))
 
         parts = list(map(of, self.kernel.kernels, tuning, self.kernel.sites))
         return with_parts(self.kernel, parts)  # type: ignore[return-value]
@@ -287,15 +286,13 @@ class Transitions(eqx.Module):
             spread, keys, schedule: as for `run`; the keys are others than those of a level.
             states: every chain's state, evaluated under ``target``.
             target: of level 0.
-            tuning: log c, which no longer changes once it has settled, and metrics, which are measured before that.
+            tuning: log c, which no longer changes once it has settled, and metrics, which do not change.
             i, thin: numbers at run time.
 
         Returns:
             The states, what adapts, and the tally of the ``thin`` transitions.
         """
         sigma, num_chains, settled = schedule.at(0).sigma, spread.number_of(keys), jnp.int32(self.settling)
-        if any(of.metric is not None for of in tuning):
-            tuning = jax.lax.cond(i == 0, partial(self.measured, spread, states, sigma), lambda same: same, tuning)
         kernel = self._in_force(tuning, sigma)
 
         def transition(t: Array, carry: Any) -> Any:
@@ -398,6 +395,12 @@ def _log_scales(tuning: Tunings) -> list[Array]:
 
 def _with_log_scales(tuning: Tunings, log_scales: list[Array]) -> Tunings:
     return tuple(dataclasses.replace(of, log_scale=c) for of, c in zip(tuning, log_scales, strict=True))
+
+
+def _like(positions: dict[str, Any], sites: tuple[str, ...]) -> dict[str, Any]:
+    """Shapes of one chain's position at some sites."""
+    own = {name: positions[name] for name in sites}
+    return jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), own)
 
 
 def _kind(part: Kernel, like: Any, num_chains: int) -> str:

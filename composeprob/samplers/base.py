@@ -62,7 +62,7 @@ class Run(eqx.Module):
         log_evidence: log of the estimated ∫π, a scalar.
         evidence_variance: the relative variance of that estimate, a scalar.
         ancestors: the first chain that each chain descends from, (N,) of 0 … N − 1.
-        tuning: what adapts of each block of the kernel: `transitions.Tuning`.
+        tuning: what adapts of each block of the kernel: `tuning.Tuning`.
         records: what happened at each level.
         stayed: transitions that were made in a stay at level 0, a scalar, and ``drift``, what that still found to move.
         spread: which chains are where, and how many are evaluated at once.

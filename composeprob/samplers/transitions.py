@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -13,25 +12,13 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Target
-from composeprob.kernels import (
-    Adaptive,
-    Estimated,
-    Gibbs,
-    Info,
-    Kernel,
-    Metric,
-    adapt,
-    mean_acceptance,
-    resolve,
-    scaled_step,
-)
+from composeprob.kernels import Adaptive, Estimated, Gibbs, Kernel, adapt, mean_acceptance, resolve, scaled_step
 from composeprob.kernels.gibbs import GibbsState, in_blocks, with_field, with_parts
 from composeprob.kernels.line_integral import integrates_score
-from composeprob.kernels.metric import EUCLIDEAN
 from composeprob.samplers.base import Records, Run
-from composeprob.samplers.cloud import flattened
-from composeprob.samplers.preconditioning import kind_of, measured, unmeasured
 from composeprob.samplers.spread import Spread
+from composeprob.samplers.tally import Tally
+from composeprob.samplers.tuning import Tunings, in_metrics, log_scales, untuned, with_log_scales, with_metrics
 from composeprob.schedule import Schedule
 
 FEW = 16
@@ -39,53 +26,6 @@ FEW = 16
 
 SETTLING = 50
 """Transitions at level 0 that adapt step sizes before draws are taken."""
-
-
-class Tuning(eqx.Module):
-    """What adapts of one block.
-
-    Attributes:
-        log_scale: log c, a scalar.
-        metric: the metric in force; None where none is estimated.
-    """
-
-    log_scale: Array
-    metric: Metric | None
-
-
-Tunings = tuple[Tuning, ...]
-"""One for each block."""
-
-
-class Tally(eqx.Module):
-    """What the transitions of each chain add up to: sums over them, (n, B) for a kernel of B blocks.
-
-    Attributes:
-        acceptance: of the acceptance probabilities.
-        error: of acceptance × quadrature error: over all transitions that is the mean over accepted moves, without
-            the noise of which were accepted.
-        non_finite: number of moves, (n,).
-    """
-
-    acceptance: Array
-    error: Array
-    non_finite: Array
-
-    def adding(self, info: Info, counted: Array) -> Tally:
-        """One chain's tally after one more transition; those not ``counted`` can only be non-finite."""
-        error = jnp.where(info.acceptance > 0, info.acceptance * info.quadrature_error, 0.0)
-        return Tally(
-            self.acceptance + jnp.where(counted, info.acceptance, 0.0),
-            self.error + jnp.where(counted, error, 0.0),
-            self.non_finite + jnp.sum(info.non_finite, dtype=jnp.int32),
-        )
-
-    def over(self, spread: Spread, count: Array | int, num_chains: int, errors: bool) -> tuple[Array, Array, Array]:
-        """Over all chains and ``count`` transitions: mean acceptance, mean error of accepted moves (0 unless there are
-        ``errors``), number of non-finite moves."""
-        acceptance = mean_acceptance(self.acceptance / count, spread.total, num_chains)
-        error = jnp.mean(spread.gather(self.error), axis=0) / count if errors else jnp.zeros_like(acceptance)
-        return acceptance, error / acceptance, spread.total(self.non_finite)
 
 
 class Transitions(eqx.Module):
@@ -147,18 +87,10 @@ class Transitions(eqx.Module):
         return self.total * len(self.follows)
 
     def begin(self, run: Run, positions: dict[str, Any]) -> Run:
-        """The run of chains at these positions with log c where it starts, and records of the shape of this kernel."""
-        num_chains = len(run.ancestors)
-
-        def tuning(rule: Adaptive | None, part: Kernel, sites: tuple[str, ...]) -> Tuning:
-            like = _like(positions, sites)
-            kind = _kind(part, like, num_chains)
-            metric = None if kind == "none" else unmeasured(kind, like)
-            return Tuning(rule.log_scale if rule else jnp.zeros(()), metric)
-
-        tunings = tuple(map(tuning, self.adaptive, self.kernel.kernels, self.kernel.sites))
+        """The run of chains at these positions before anything has adapted, and records of this kernel's shape."""
+        tuning = untuned(self.kernel, positions, len(run.ancestors))
         records = Records.empty(run.records.ess.shape[0], len(self.follows))
-        return dataclasses.replace(run, tuning=tunings, records=records)
+        return dataclasses.replace(run, tuning=tuning, records=records)
 
     def steps(self) -> Array:
         """Step sizes at each level where all are given, (K, B)."""
@@ -200,7 +132,7 @@ class Transitions(eqx.Module):
                 log_scale = self._adapted(log_scale, mean, num_chains, counted)
             return states, log_scale, tally, steps + jnp.where(counted, jnp.stack(step_size), 0.0)
 
-        start = (states, _log_scales(tuning), self.blank_tally(keys, bad), jnp.zeros(len(self.follows)))
+        start = (states, log_scales(tuning), self.blank_tally(keys, bad), jnp.zeros(len(self.follows)))
         states, log_scale, tally, steps = jax.lax.fori_loop(0, self.total, transition, start)
         acceptance, error, non_finite = tally.over(spread, self.count, num_chains, self.integrates_score)
         records = Records(
@@ -211,29 +143,10 @@ class Transitions(eqx.Module):
             records.non_finite.at[level].add(non_finite),
             records.quadrature_error.at[level].set(error),
         )
-        tuning = self._measured(spread, began, states, sigma, _with_log_scales(tuning, log_scale))
+        follows = {name: yes for sites, yes in zip(self.kernel.sites, self.follows, strict=True) for name in sites}
+        scale = {n: sigma if yes and n not in self.static else jnp.ones_like(sigma) for n, yes in follows.items()}
+        tuning = with_metrics(with_log_scales(tuning, log_scale), self.kernel, spread, began, states, scale)
         return states, tuning, records
-
-    def _measured(self, spread: Spread, began: GibbsState, ended: GibbsState, sigma: Array, tuning: Tunings) -> Tunings:
-        """The metrics that are estimated, from where the chains were and are, for the transitions that follow."""
-
-        def of(known: Tuning, part: Kernel, sites: tuple[str, ...], follows: bool) -> Tuning:
-            if known.metric is None:
-                return known
-
-            def gained(before: dict[str, Any], after: dict[str, Any]) -> Array:
-                old, new = (flattened({name: tree[name] for name in sites}) for tree in (before, after))
-                return spread.gather(new - old)
-
-            moved = gained(began.position, ended.position)
-            changed = gained(began.evaluation.score, ended.evaluation.score)
-            like = _like(ended.position, sites)
-            units = {n: 1.0 if n in self.static or not follows else sigma for n in sites}
-            scale = {n: jax.tree.map(lambda leaf, n=n: jnp.full(leaf.shape, units[n]), x) for n, x in like.items()}
-            solve = partial(measured, _kind(part, like, len(moved)), known.metric, scale)
-            return dataclasses.replace(known, metric=spread.alone(solve, moved, changed))
-
-        return tuple(map(of, tuning, self.kernel.kernels, self.kernel.sites, self.follows))
 
     def _in_force(self, tuning: Tunings, sigma: Array) -> Gibbs:
         """The kernel in the metrics of a level of noise σ.
@@ -241,17 +154,7 @@ class Transitions(eqx.Module):
         Noised sites live at the level's scale σ_k, static ones at a scale that does not change with the level: a step
         h_k ∝ σ_k^p suits both when static sites are measured in units of 1/σ_k.
         """
-
-        def of(part: Any, tuning: Tuning, sites: tuple[str, ...]) -> Kernel:
-            given = getattr(part, "metric", None)
-            units = {name: 1.0 / sigma for name in sites if name in self.static}
-            if given is None or (isinstance(given, Metric) and not units):
-                return part
-            metric = given if isinstance(given, Metric) else tuning.metric or EUCLIDEAN
-            return with_field(part, "metric", metric.scaled(units))
-
-        parts = list(map(of, self.kernel.kernels, tuning, self.kernel.sites))
-        return with_parts(self.kernel, parts)  # type: ignore[return-value]
+        return in_metrics(self.kernel, tuning, dict.fromkeys(self.static, 1.0 / sigma))
 
     @property
     def integrates_score(self) -> bool:
@@ -314,10 +217,10 @@ class Transitions(eqx.Module):
             return states, log_scale, recent, tally
 
         begin = jnp.where(i == 0, 0, settled + i * thin)
-        log_scale = _log_scales(tuning)
+        log_scale = log_scales(tuning)
         start = (states, log_scale, [jnp.zeros_like(c) for c in log_scale], self.blank_tally(keys))
         states, log_scale, _, tally = jax.lax.fori_loop(begin, settled + (i + 1) * thin, transition, start)
-        return states, _with_log_scales(tuning, log_scale), tally
+        return states, with_log_scales(tuning, log_scale), tally
 
     def recorded(
         self,
@@ -335,7 +238,7 @@ class Transitions(eqx.Module):
         share = count / (self.count + before + count)
         old, new = (1 - share) * records.acceptance[0], share * acceptance
         errors = jnp.where(old > 0, old * records.quadrature_error[0], 0.0) + jnp.where(new > 0, new * error, 0.0)
-        step_size = jnp.stack(self._step_size(_log_scales(tuning), schedule.at(0).sigma, jnp.int32(0)))
+        step_size = jnp.stack(self._step_size(log_scales(tuning), schedule.at(0).sigma, jnp.int32(0)))
         return Records(
             records.acceptance.at[0].set(old + new),
             records.step_size.at[0].set((1 - share) * records.step_size[0] + share * step_size),
@@ -387,25 +290,3 @@ class Transitions(eqx.Module):
             return jnp.where(counted, log_c, moved) if rule.warmup else moved
 
         return list(map(of, self.kernel.kernels, log_scale, list(mean)))
-
-
-def _log_scales(tuning: Tunings) -> list[Array]:
-    return [of.log_scale for of in tuning]
-
-
-def _with_log_scales(tuning: Tunings, log_scales: list[Array]) -> Tunings:
-    return tuple(dataclasses.replace(of, log_scale=c) for of, c in zip(tuning, log_scales, strict=True))
-
-
-def _like(positions: dict[str, Any], sites: tuple[str, ...]) -> dict[str, Any]:
-    """Shapes of one chain's position at some sites."""
-    own = {name: positions[name] for name in sites}
-    return jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), own)
-
-
-def _kind(part: Kernel, like: Any, num_chains: int) -> str:
-    """The metric that is estimated for a block, ``"none"`` if none is."""
-    given = getattr(part, "metric", None)
-    if not isinstance(given, Estimated):
-        return "none"
-    return kind_of(given.kind, sum(leaf.size for leaf in jax.tree.leaves(like)), num_chains)

@@ -15,7 +15,7 @@ from composeprob.factors.guidance import condition, guide
 from composeprob.factors.networks import batched_linear
 from composeprob.factors.tapestry import tapestry
 from composeprob.factors.window import window
-from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, Gibbs, Kernel, LineIntegral, Scaled
+from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, Gibbs, Kernel, LineIntegral
 from composeprob.language.policies import Policy
 from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
@@ -52,7 +52,6 @@ __all__ = [
     "Policy",
     "Result",
     "Sampler",
-    "Scaled",
     "Schedule",
     "Status",
     "annealed",

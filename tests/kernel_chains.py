@@ -12,7 +12,8 @@ import numpy as np
 from jax import Array
 
 from composeprob.density.evaluation import Target
-from composeprob.kernels import Info, Kernel, KernelState
+from composeprob.kernels import Gibbs, Info, Kernel, KernelState
+from composeprob.kernels.gibbs import parts_of
 from targets import Law, evaluate
 from zscores import z_scores
 
@@ -31,8 +32,8 @@ class Run:
 
 def steps_of(kernel: Kernel, factor: float = 1.0) -> Array:
     """What `step` takes as its step size: the kernel's own times a factor, one for each block where it has any."""
-    sizes = [factor * part.step_size for part in kernel.parts]
-    return jnp.stack(sizes) if kernel.blocks else sizes[0]
+    sizes = [factor * part.step_size for part in parts_of(kernel)]
+    return jnp.stack(sizes) if isinstance(kernel, Gibbs) else sizes[0]
 
 
 @partial(jax.jit, static_argnums=(1, 5))

@@ -19,7 +19,7 @@ from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
 from composeprob.factors.tapestry import Weighted
-from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Kernel, LineIntegral, Scaled
+from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Kernel, LineIntegral
 from composeprob.schedule import Schedule
 
 KERNELS: dict[str, Callable[[], Kernel]] = {
@@ -32,7 +32,7 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
     "HMC, LineIntegral": lambda: HMC(0.45, num_leapfrog=2, log_ratio=LineIntegral(None, "simpson")),
     "BlackJAX": lambda: BlackJAX(blackjax.hmc, 0.45, num_integration_steps=3),
     "Gibbs": lambda: Gibbs({"a": MALA(0.15), "b": HMC(0.45, num_leapfrog=3)}),
-    "Scaled": lambda: Scaled(HMC(0.45, num_leapfrog=3), {"a": 1.2, "b": 0.8}),
+    "HMC, metric": lambda: HMC(0.45, num_leapfrog=3, metric={"a": 1.44, "b": 0.64}),
 }
 """By the name of the kernel's class, and what is special about it after a comma; for positions with the sites a and b.
 """

@@ -170,6 +170,11 @@ CASES = {
         errors.CapabilityError,
         "Feynman–Kac rate",
     ),
+    "an unknown metric": (lambda: cp.MALA(metric="dense"), errors.InvalidValueError, "'dense'"),
+    "a negative inverse mass": (lambda: cp.HMC(metric={"x": -1.0}), errors.InvalidValueError, "metric of 'x' is -1"),
+    "a metric that is no matrix": (lambda: cp.MALA(metric=np.ones(3)), errors.ShapeError, r"shape \(3,\)"),
+    "a metric that is no covariance": (lambda: cp.MALA(metric=-np.eye(2)), errors.InvalidValueError, "positive"),
+    "a metric of other things": (lambda: cp.MALA(metric=len), errors.WrongTypeError, "inverse mass matrix"),
     "Adaptive on an unadjusted kernel": (lambda: cp.ULA(cp.Adaptive()), errors.CapabilityError, "unadjusted"),
     # algebra
     "mixture of uncalibrated factors": (

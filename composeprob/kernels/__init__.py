@@ -10,10 +10,9 @@ from composeprob.kernels.blackjax import BlackJAX
 from composeprob.kernels.gibbs import Gibbs
 from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.kernels.hmc import HMC
-from composeprob.kernels.holding import Holding
 from composeprob.kernels.line_integral import LineIntegral
 from composeprob.kernels.mala import MALA
-from composeprob.kernels.scaled import Scaled
+from composeprob.kernels.metric import Estimated, Metric
 from composeprob.kernels.step_size import Adaptive, adapt, mean_acceptance, resolve, scaled_step
 from composeprob.kernels.uhmc import UHMC
 from composeprob.kernels.ula import ULA
@@ -25,14 +24,14 @@ __all__ = [
     "ULA",
     "Adaptive",
     "BlackJAX",
+    "Estimated",
     "Gibbs",
     "HamiltonianState",
-    "Holding",
     "Info",
     "Kernel",
     "KernelState",
     "LineIntegral",
-    "Scaled",
+    "Metric",
     "adapt",
     "mean_acceptance",
     "resolve",

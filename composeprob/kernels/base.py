@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import equinox as eqx
 from jax import Array
 
 from composeprob.density.evaluation import Evaluation, Position, Target
-from composeprob.errors import CapabilityError, InvalidValueError
+from composeprob.errors import CapabilityError
 from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size, check_step_size, describe
 
 State = TypeVar("State", bound="KernelState")
@@ -43,8 +41,8 @@ class Info(eqx.Module):
             rejected, by unadjusted kernels too. A log-density of −∞ does not count: there the density is 0, and the
             proposal is rejected like any other.
         log_reversal: log T(x|x') − log T(x'|x) of the move from x to x' that was made, 0 where the chain stayed: how
-            much likelier `Kernel.reversal` goes back than the kernel went. Under detailed balance that is
-            log π(x) − log π(x').
+            much likelier the kernel (of a `Gibbs`, its `reversal`) goes back than it went. Under detailed balance that
+            is log π(x) − log π(x').
         quadrature_error: estimate of |error| of the log-ratio that decided; 0 where it is no quadrature, NaN where the
             quadrature has no estimate or the proposal was non-finite.
     """
@@ -70,7 +68,7 @@ class Kernel(eqx.Module, Generic[State]):
 
     Attributes:
         step_size: h: a number, one per level (K,), a rule schedule → (K,), or `Adaptive`. It describes what to run;
-            the value in force is handed to `step`. None where the `parts` have their own.
+            the value in force is handed to `step`. None of a `Gibbs`, whose blocks have their own.
         requires: capabilities that the density must have (``"score"``, ``"energy"``).
         evaluations_per_step: calls of the target in one transition.
         optimal_acceptance: the mean acceptance that `Adaptive` aims for; None where nothing is ever rejected.
@@ -81,7 +79,7 @@ class Kernel(eqx.Module, Generic[State]):
 
     def __check_init__(self) -> None:
         name = type(self).__name__
-        if self.step_size is None:  # the parts have their own
+        if self.step_size is None:  # the blocks have their own
             return
         if isinstance(self.step_size, Adaptive) and self.optimal_acceptance is None:
             raise CapabilityError(
@@ -93,7 +91,7 @@ class Kernel(eqx.Module, Generic[State]):
 
     def __repr__(self) -> str:
         fields = {f: getattr(self, f.name) for f in dataclasses.fields(self)}
-        shown = {f.name: value for f, value in fields.items() if f.repr or value != f.default}
+        shown = {f.name: value for f, value in fields.items() if f.repr or describe(value) != describe(f.default)}
         return f"{type(self).__name__}({', '.join(f'{name}={describe(value)}' for name, value in shown.items())})"
 
     @property
@@ -105,38 +103,6 @@ class Kernel(eqx.Module, Generic[State]):
     @abc.abstractmethod
     def evaluations_per_step(self) -> int:
         """Calls of the target in one transition."""
-
-    @property
-    def integrates_score(self) -> bool:
-        """Whether the accept test integrates the score, which means something only where that is a gradient."""
-        return False
-
-    @property
-    def steady(self) -> bool:
-        """Whether every transition calls the target equally often, wherever the chain is."""
-        return True
-
-    @property
-    def blocks(self) -> tuple[tuple[str, ...], ...]:
-        """The sites of each block that is moved by itself; empty for a kernel that moves the whole position."""
-        return ()
-
-    @property
-    def parts(self) -> tuple[Kernel, ...]:
-        """The kernels that have a step size: one for each block, or this kernel itself."""
-        return (self,)
-
-    @property
-    def reversal(self) -> Kernel:
-        """The kernel whose moves undo this one's, as `Info.log_reversal` weighs them: itself, if it is reversible."""
-        return self
-
-    def with_steps(self, steps: Sequence[Any]) -> Kernel:
-        """The same kernel with other step sizes, one for each part."""
-        return eqx.tree_at(lambda kernel: kernel.step_size, self, steps[0], is_leaf=lambda node: node is self.step_size)
-
-    def check_sites(self, names: Iterable[str]) -> None:
-        """Raises unless the kernel can move a position of these sites."""
 
     @property
     @abc.abstractmethod
@@ -173,20 +139,11 @@ class Kernel(eqx.Module, Generic[State]):
             key: typed random key.
             state: the chain, evaluated under `target`.
             target: the density at the current level.
-            step_size: h, a scalar array; `self.step_size` is not read here.
+            step_size: h, a scalar array; of a `Gibbs` one for each block. `self.step_size` is not read here.
 
         Returns:
             The next state and its `Info`.
         """
-
-
-def unknown_site(found: str, name: str, known: Sequence[str]) -> InvalidValueError:
-    """The error for a kernel that speaks of a site which the position does not have."""
-    near = get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return InvalidValueError(
-        f"{found}, which the program does not have", fix=f"{hint}Its sites are {', '.join(map(repr, known))}"
-    )
 
 
 def log_density_of(evaluation: Evaluation) -> Array:

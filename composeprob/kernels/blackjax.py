@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.flatten_util import ravel_pytree
 
 from composeprob import pytree
 from composeprob.density.evaluation import Position, Target
 from composeprob.errors import CapabilityError, ConditionError
 from composeprob.kernels.base import Info, Kernel, KernelState, log_density_of
+from composeprob.kernels.metric import EUCLIDEAN, Estimated, Metric, as_metric, in_force
 from composeprob.kernels.metropolis import unadjusted
 from composeprob.kernels.step_size import Adaptive, as_step_size, check_count, match_precision
 
@@ -54,8 +54,9 @@ class BlackJAX(Kernel[BlackJAXState]):
             acceptance 0.8 unless it says another.
         evaluations: evaluations per transition of the algorithm, for the books; None takes `num_integration_steps`
             where given, 2^min(4, max_num_doublings) − 1 for NUTS (a guess: its trees are random), and 1 elsewhere.
+        metric: as of `HMC`, for algorithms that have the parameter `inverse_mass_matrix`, in place of that.
         **parameters: the algorithm's other parameters. Arrays and floats may change without compiling again.
-            `inverse_mass_matrix` is the identity unless given.
+            `inverse_mass_matrix` is the identity unless given here or as a metric.
 
     Raises:
         ConditionError: for an unknown or a missing parameter.
@@ -77,13 +78,25 @@ class BlackJAX(Kernel[BlackJAXState]):
     arrays: dict[str, Any]
     options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
     evaluations: int = eqx.field(static=True)
+    metric: Metric | Estimated
 
     optimal_acceptance = 0.8
 
     def __init__(
-        self, algorithm: Callable[..., Any], step_size: Any = None, *, evaluations: int | None = None, **parameters: Any
+        self,
+        algorithm: Callable[..., Any],
+        step_size: Any = None,
+        *,
+        evaluations: int | None = None,
+        metric: Any = "none",
+        **parameters: Any,
     ):
         _check_parameters(algorithm, step_size, parameters)
+        self.metric = as_metric(metric)
+        known = "inverse_mass_matrix" in _signature(algorithm)
+        if self.metric is not EUCLIDEAN and (not known or "inverse_mass_matrix" in parameters):
+            found = "was given an inverse_mass_matrix too" if known else "takes no inverse_mass_matrix"
+            raise ConditionError(f"BlackJAX(metric=) was given, but {_name(algorithm)} {found}", fix="leave metric out")
         takes_step = "step_size" in _signature(algorithm)
         default = Adaptive() if takes_step else 1.0  # the number is never used
         self.algorithm = algorithm
@@ -110,19 +123,15 @@ class BlackJAX(Kernel[BlackJAXState]):
     def evaluations_per_step(self) -> int:
         return self.evaluations + 1
 
-    @property
-    def steady(self) -> bool:
-        return False  # a NUTS tree ends where it ends; of other algorithms nothing is known
-
     def init(self, key: Array, position: Position, target: Target) -> BlackJAXState:
         evaluation = target(position)
         # BlackJAX evaluates its log-density at this same position: it may have the value at hand.
-        algorithm = self._build(lambda _: evaluation, jnp.ones(()), position)
+        algorithm = self._build(lambda _: evaluation, jnp.ones(()), position, EUCLIDEAN)
         state = BlackJAXState(position, evaluation, algorithm.init(position, key))
         return BlackJAXState(position, evaluation, _refreshed(state))
 
     def step(self, key: Array, state: BlackJAXState, target: Target, step_size: Array) -> tuple[BlackJAXState, Info]:
-        algorithm = self._build(target, step_size, state.position)
+        algorithm = self._build(target, step_size, state.position, self.metric)
         before, before_evaluation = _refreshed(state), state.evaluation
         inner, report = algorithm.step(key, before)
         acceptance = getattr(report, "acceptance_rate", None)
@@ -145,13 +154,13 @@ class BlackJAX(Kernel[BlackJAXState]):
         log_reversal = log_density_of(before_evaluation) - log_density_of(chosen.evaluation)
         return state, Info(probability.astype(info.acceptance.dtype), accepted, non_finite, log_reversal)
 
-    def _build(self, target: Target, step_size: Array, position: Position) -> Any:
+    def _build(self, target: Target, step_size: Array, position: Position, metric: Metric | Estimated) -> Any:
         takes = _signature(self.algorithm)
         parameters = dict(self.options) | _match_floats(self.arrays, position)
         if "step_size" in takes:
             parameters["step_size"] = match_precision(step_size, position)
         if "inverse_mass_matrix" in takes and "inverse_mass_matrix" not in parameters:
-            parameters["inverse_mass_matrix"] = ravel_pytree(jax.tree.map(jnp.ones_like, position))[0]
+            parameters["inverse_mass_matrix"] = in_force(metric).inverse_mass_matrix(position)
         return self.algorithm(_differentiable(target), **parameters)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import equinox as eqx
@@ -13,8 +14,7 @@ from jax import Array
 
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.kernels.base import Info, Kernel, KernelState, unknown_site
-from composeprob.kernels.step_size import StepSize
+from composeprob.kernels.base import Info, Kernel, KernelState
 
 Sites = tuple[str, ...]
 
@@ -36,12 +36,13 @@ class Gibbs(Kernel[GibbsState]):
     One transition is a scan: block b moves $x_b$ under $\pi(x_b \mid x_{-b}) \propto \pi(x_b, x_{-b})$, in the order
     given, each seeing what those before it did. Where every block's kernel leaves its conditional invariant, π stays.
     A scan costs the sum of its blocks' evaluations and no more: what one block evaluated last is what the next starts
-    from. Each of them is one evaluation of the whole density.
+    from. Each of them is one evaluation of the whole density. Sites of no block stay where they are.
 
     Steps are the blocks' own: numbers, rules or `Adaptive`, each with its own acceptance to aim for. An adaptive step
     is h_k = c·σ_k^p for a block with noised sites and h_k = c for one of static sites only, whose width does not
-    follow the noise. Of several `warmup` the longest counts for all that have one. ``result.acceptance`` and
-    ``result.step_size`` have shape (levels, blocks), and ``result.blocks`` names the columns.
+    follow the noise. A metric that is measured is one for each block. Of several `warmup` the longest counts for all that
+    have one. ``result.acceptance`` and ``result.step_size`` have shape (levels, blocks), and ``result.blocks`` names the
+    columns.
 
     Args:
         blocks: ``{sites: kernel}``, a site's name or a tuple of names each; together every site of the program once.
@@ -97,45 +98,15 @@ class Gibbs(Kernel[GibbsState]):
         return sum(kernel.evaluations_per_step for kernel in self.kernels)
 
     @property
-    def integrates_score(self) -> bool:
-        return any(kernel.integrates_score for kernel in self.kernels)
-
-    @property
-    def blocks(self) -> tuple[Sites, ...]:
-        return self.sites
-
-    @property
-    def parts(self) -> tuple[Kernel, ...]:
-        return tuple(part for kernel in self.kernels for part in kernel.parts)
-
-    @property
     def reversal(self) -> Gibbs:
+        """The scan that undoes this one, as `Info.log_reversal` weighs it."""
         return Gibbs(dict(self._pairs()), backwards=not self.backwards)
 
-    def with_steps(self, steps: Sequence[StepSize]) -> Gibbs:
-        stepped = (kernel.with_steps((step,)) for kernel, step in zip(self.kernels, steps, strict=True))
-        return Gibbs(dict(zip(self.sites, stepped, strict=True)), backwards=self.backwards)
-
-    def check_sites(self, names: Iterable[str]) -> None:
-        known, mine = list(names), [name for block in self.sites for name in block]
-        for name in mine:
-            if name not in known:
-                raise unknown_site(f"Gibbs has a block for the site {name!r}", name, known)
-        missing = [name for name in known if name not in mine]
-        if missing:
-            raise InvalidValueError(
-                f"no block of Gibbs moves {', '.join(map(repr, missing))}",
-                fix=f"add a block such as {{{missing[0]!r}: cp.HMC()}}, or put {missing[0]!r} into one of the others",
-            )
-        for block, kernel in self._pairs():
-            kernel.check_sites(block)
-
     def init(self, key: Array, position: Position, target: Target) -> GibbsState:
-        self.check_sites(position)
         whole = target(position)
         inner = []
         for b, (sites, kernel) in enumerate(self._pairs()):
-            own = kernel.init(jax.random.fold_in(key, b), _restricted(position, sites), _known(whole, sites))
+            own = kernel.init(self._key(key, b), _restricted(position, sites), _known(whole, sites))
             inner.append(_stripped(own))
         return GibbsState(position, whole, tuple(inner))
 
@@ -146,20 +117,25 @@ class Gibbs(Kernel[GibbsState]):
         )
         return GibbsState(state.position, whole, inner)
 
-    def step(self, key: Array, state: GibbsState, target: Target, step_size: Array) -> tuple[GibbsState, Info]:
-        """One scan; `step_size` has shape (blocks,), and so has every entry of the `Info`."""
+    def step(
+        self, key: Array, state: GibbsState, target: Target, step_size: Sequence[Array] | Array
+    ) -> tuple[GibbsState, Info]:
+        """One scan; `step_size` has one for each block, and so has every entry of the `Info`."""
         count = len(self.kernels)
         infos: list[Any] = [None] * count
         for b in reversed(range(count)) if self.backwards else range(count):
             conditional = _conditional(target, state.position, self.sites[b])
-            own_key = jax.random.fold_in(key, b)
-            own, infos[b] = self.kernels[b].step(own_key, self._own(b, state), conditional, step_size[b])
+            own, infos[b] = self.kernels[b].step(self._key(key, b), self._own(b, state), conditional, step_size[b])
             inner = (*state.inner[:b], _stripped(own), *state.inner[b + 1 :])
-            state = GibbsState({**state.position, **own.position}, own.evaluation.parts, inner)
+            state = GibbsState({**state.position, **own.position}, _whole(own.evaluation), inner)
         return state, jax.tree.map(lambda *entries: jnp.stack([jnp.asarray(e) for e in entries]), *infos)
 
     def _pairs(self) -> tuple[tuple[Sites, Kernel], ...]:
         return tuple(zip(self.sites, self.kernels, strict=True))
+
+    def _key(self, key: Array, b: int) -> Array:
+        """Block b's key. One block alone does what its kernel does."""
+        return jax.random.fold_in(key, b) if len(self.kernels) > 1 else key
 
     def _own(self, b: int, state: GibbsState) -> Any:
         """Block b's state where the chain is now. What other blocks did is to it another level: whatever its kernel
@@ -167,6 +143,51 @@ class Gibbs(Kernel[GibbsState]):
         position = _restricted(state.position, self.sites[b])
         own = dataclasses.replace(state.inner[b], position=position)
         return self.kernels[b].relevel(own, _known(state.evaluation, self.sites[b]))
+
+
+def parts_of(kernel: Kernel) -> tuple[Kernel, ...]:
+    """The kernels that have a step size: one for each block of a `Gibbs`, or the kernel itself."""
+    return kernel.kernels if isinstance(kernel, Gibbs) else (kernel,)
+
+
+def with_parts(kernel: Kernel, parts: Sequence[Kernel]) -> Kernel:
+    """The same blocks with other kernels, or the one other kernel."""
+    if not isinstance(kernel, Gibbs):
+        return parts[0]
+    return Gibbs(dict(zip(kernel.sites, parts, strict=True)), backwards=kernel.backwards)
+
+
+def with_field(kernel: Kernel, field: str, value: Any) -> Kernel:
+    """The kernel with another step size or metric, which is not checked again."""
+    old = getattr(kernel, field)
+    return eqx.tree_at(lambda node: getattr(node, field), kernel, value, is_leaf=lambda node: node is old)
+
+
+def in_blocks(kernel: Kernel, names: Iterable[str]) -> Gibbs:
+    """Any kernel as blocks of the sites that are to be moved; one block, unless it is a `Gibbs` already.
+
+    Raises:
+        InvalidValueError: a block has a site that is not among ``names``, or one of these is in no block.
+    """
+    known = tuple(names)
+    if not isinstance(kernel, Gibbs):
+        return Gibbs({known: kernel})
+    mine = [name for block in kernel.sites for name in block]
+    for name in mine:
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InvalidValueError(
+                f"Gibbs has a block for the site {name!r}, which the program does not have",
+                fix=f"{hint}Its sites are {', '.join(map(repr, known))}",
+            )
+    missing = [name for name in known if name not in mine]
+    if missing:
+        raise InvalidValueError(
+            f"no block of Gibbs moves {', '.join(map(repr, missing))}",
+            fix=f"add a block such as {{{missing[0]!r}: cp.HMC()}}, or put {missing[0]!r} into one of the others",
+        )
+    return kernel
 
 
 def _names(sites: Any) -> Sites:
@@ -187,7 +208,7 @@ def _check(sites: tuple[Sites, ...], kernels: tuple[Any, ...]) -> None:
         shown = ", ".join(map(repr, block))
         if not isinstance(kernel, Kernel):
             raise WrongTypeError(f"the block of {shown} has no kernel but {kernel!r}", fix="give it one, as cp.HMC()")
-        if kernel.blocks:
+        if isinstance(kernel, Gibbs):
             raise WrongTypeError(f"the block of {shown} is itself moved by a Gibbs", fix="list all blocks in one Gibbs")
     names = [name for block in sites for name in block]
     for name in names:
@@ -203,8 +224,15 @@ def _restricted(tree: dict[str, Any], sites: Sites) -> dict[str, Any]:
 
 
 def _seen(whole: Evaluation, sites: Sites) -> Evaluation:
-    """What of an evaluation concerns a block; the whole, from which the next block goes on, travels with it."""
-    return dataclasses.replace(whole, score=_restricted(whole.score, sites), parts=whole)
+    """What of an evaluation concerns a block; the rest of it, which the next block needs, travels with it."""
+    rest = {name: score for name, score in whole.score.items() if name not in sites}
+    return dataclasses.replace(whole, score=_restricted(whole.score, sites), parts=(rest, whole.parts))
+
+
+def _whole(seen: Evaluation) -> Evaluation:
+    """The evaluation that a block has `_seen` a part of."""
+    rest, parts = seen.parts
+    return dataclasses.replace(seen, score={**seen.score, **rest}, parts=parts)
 
 
 def _known(whole: Evaluation, sites: Sites) -> Target:

@@ -13,6 +13,7 @@ from composeprob import pytree
 from composeprob.density.evaluation import Position, Target
 from composeprob.kernels.base import Kernel, KernelState, log_density_of
 from composeprob.kernels.leapfrog import leapfrog, leapfrog_nodes
+from composeprob.kernels.metric import Metric, MetricLike, as_metric, in_force
 from composeprob.kernels.step_size import as_scalar, check_count, check_range, match_precision
 
 
@@ -20,24 +21,28 @@ class HamiltonianState(KernelState):
     """A chain with its momentum.
 
     Attributes:
-        momentum: v, structured like the position; N(0, I) at stationarity, independent of x and of the level.
+        momentum: v, structured like the position; N(0, I) at stationarity, independent of x, of the level and of the
+            metric, in whose coordinates it is measured.
     """
 
     momentum: Position
 
 
 class Hamiltonian(Kernel[HamiltonianState]):
-    """Base of the kernels that follow a trajectory of H(x, v) = −log π(x) + ½‖v‖² (unit mass).
+    """Base of the kernels that follow a trajectory of H(x, v) = −log π(x) + ½‖v‖², in the coordinates of their metric.
 
     h is a length: h_k = c·σ_k suits every level.
 
     Attributes:
         num_leapfrog: L, leapfrog steps (and evaluations) in one transition.
         damping: part of the momentum that is kept between transitions, in [0, 1); 0 draws it anew.
+        metric: the inverse mass matrix.
     """
 
     num_leapfrog: int = eqx.field(default=3, static=True)
     damping: Array | float = eqx.field(default=0.5, converter=partial(as_scalar, what="damping"))
+
+    metric: MetricLike = eqx.field(default="none", converter=as_metric, kw_only=True, repr=False)
 
     scale_exponent = 1
 
@@ -53,6 +58,8 @@ class Hamiltonian(Kernel[HamiltonianState]):
         return self.num_leapfrog
 
     def init(self, key: Array, position: Position, target: Target) -> HamiltonianState:
+        if isinstance(self.metric, Metric):
+            self.metric.check(position, type(self).__name__)
         return HamiltonianState(position, target(position), pytree.normal_like(key, position))
 
     def refresh(self, key: Array, state: HamiltonianState) -> HamiltonianState:
@@ -65,7 +72,13 @@ class Hamiltonian(Kernel[HamiltonianState]):
     def integrate(self, state: HamiltonianState, target: Target, step_size: Array) -> HamiltonianState:
         """The end of the trajectory from `state`; L evaluations."""
         position, momentum, evaluation = leapfrog(
-            state.position, state.momentum, state.evaluation, target, step_size, self.num_leapfrog
+            state.position,
+            state.momentum,
+            state.evaluation,
+            target,
+            step_size,
+            self.num_leapfrog,
+            in_force(self.metric),
         )
         return HamiltonianState(position, evaluation, momentum)
 
@@ -74,7 +87,13 @@ class Hamiltonian(Kernel[HamiltonianState]):
     ) -> tuple[HamiltonianState, Position, Position]:
         """As `integrate`, with all L + 1 positions and scores of the way, both ends among them."""
         (position, momentum, evaluation), (nodes, scores) = leapfrog_nodes(
-            state.position, state.momentum, state.evaluation, target, step_size, self.num_leapfrog
+            state.position,
+            state.momentum,
+            state.evaluation,
+            target,
+            step_size,
+            self.num_leapfrog,
+            in_force(self.metric),
         )
         return HamiltonianState(position, evaluation, momentum), nodes, scores
 

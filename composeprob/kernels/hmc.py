@@ -41,6 +41,8 @@ class HMC(Hamiltonian):
         jitter: j in [0, 1): each transition draws its own step, h·(1 + j·U) with U uniform on (−1, 1). With one length
             for all of them a trajectory can be a whole number of half turns in some direction, and never leave a point
             there but to its mirror image.
+        metric: the inverse mass matrix, as of `MALA`. The momentum v is measured so that it is N(0, I) in every metric:
+            the trajectory is that of $u = L^{-1}x$.
         log_ratio: ``"exact"``, from the density's own values, or a `LineIntegral` of its score, for densities that
             offer nothing else: π is then left invariant up to the quadrature's error. ``LineIntegral(None)`` integrates
             along the trajectory itself and needs no evaluation more.
@@ -79,11 +81,7 @@ class HMC(Hamiltonian):
 
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset({"score"} if self.integrates_score else {"energy", "score"})
-
-    @property
-    def integrates_score(self) -> bool:
-        return isinstance(self.log_ratio, LineIntegral)
+        return frozenset({"score"} if isinstance(self.log_ratio, LineIntegral) else {"energy", "score"})
 
     @property
     def evaluations_per_step(self) -> int:

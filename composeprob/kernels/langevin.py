@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
 from composeprob import pytree
 from composeprob.density.evaluation import Position, Target
 from composeprob.kernels.base import Kernel, KernelState
+from composeprob.kernels.metric import EUCLIDEAN, Metric, MetricLike, as_metric, in_force
 from composeprob.kernels.step_size import match_precision
 
 
 class Langevin(Kernel[KernelState]):
-    """Base of the kernels that move by one Euler step of dx = ∇ log π dt + √2 dW.
+    """Base of the kernels that move by one Euler step of dx = C·∇ log π dt + √(2C) dW.
 
     h is a squared length: a step moves by about √(2h), and h_k = c·σ_k² suits every level.
+
+    Attributes:
+        metric: C, the inverse mass matrix.
     """
+
+    metric: MetricLike = eqx.field(default="none", converter=as_metric, kw_only=True, repr=False)
 
     scale_exponent = 2
 
@@ -24,23 +31,27 @@ class Langevin(Kernel[KernelState]):
         return 1
 
     def init(self, key: Array, position: Position, target: Target) -> KernelState:
+        if isinstance(self.metric, Metric):
+            self.metric.check(position, type(self).__name__)
         return KernelState(position, target(position))
 
     def propose(self, key: Array, state: KernelState, target: Target, step_size: Array) -> KernelState:
-        """x' = x + h·∇ log π(x) + √(2h)·ξ with ξ ~ N(0, I), evaluated; one evaluation."""
-        h = match_precision(step_size, state.position)
-        noise = pytree.normal_like(key, state.position)
-        drifted = pytree.axpy(h, state.evaluation.score, state.position)
+        """x' = x + h·C·∇ log π(x) + √(2h)·L·ξ with ξ ~ N(0, I) and C = L·Lᵀ, evaluated; one evaluation."""
+        h, metric = match_precision(step_size, state.position), in_force(self.metric)
+        noise = metric.forth(pytree.normal_like(key, state.position))
+        drifted = pytree.axpy(h, metric.forth(metric.back(state.evaluation.score)), state.position)
         position = pytree.axpy(jnp.sqrt(2 * h), noise, drifted)
         return KernelState(position, target(position))
 
 
-def log_proposal_ratio(current: KernelState, proposed: KernelState, step_size: Array) -> Array:
-    r"""log q(x|x') − log q(x'|x) of the Langevin proposal q(x'|x) = N(x'; x + h·s, 2h·I), with s = ∇ log π.
+def log_proposal_ratio(
+    current: KernelState, proposed: KernelState, step_size: Array, metric: Metric = EUCLIDEAN
+) -> Array:
+    r"""log q(x|x') − log q(x'|x) of the Langevin proposal q(x'|x) = N(x'; x + h·C·s, 2h·C), with s = ∇ log π.
 
-    Written out, the two squares over 4h leave
+    Written out, the two squares over 4h leave, with C = L·Lᵀ,
 
-    $$-\tfrac12\langle x' - x,\; s + s'\rangle + \tfrac h4\left(\|s\|^2 - \|s'\|^2\right),$$
+    $$-\tfrac12\langle x' - x,\; s + s'\rangle + \tfrac h4\left(\|L^\top s\|^2 - \|L^\top s'\|^2\right),$$
 
     which does not subtract two large numbers when h is small or the dimension is high.
 
@@ -51,4 +62,5 @@ def log_proposal_ratio(current: KernelState, proposed: KernelState, step_size: A
     s, s_new = current.evaluation.score, proposed.evaluation.score
     moved = pytree.axpy(-1.0, current.position, proposed.position)
     along_path = pytree.vdot(moved, pytree.axpy(1.0, s, s_new))
-    return -0.5 * along_path + 0.25 * h * (pytree.squared_norm(s) - pytree.squared_norm(s_new))
+    here, there = (pytree.squared_norm(metric.back(score)) for score in (s, s_new))
+    return -0.5 * along_path + 0.25 * h * (here - there)

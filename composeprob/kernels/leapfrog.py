@@ -10,6 +10,7 @@ from jax import Array
 
 from composeprob import pytree
 from composeprob.density.evaluation import Evaluation, Position, Target
+from composeprob.kernels.metric import EUCLIDEAN, Metric
 from composeprob.kernels.step_size import match_precision
 
 Point = tuple[Position, Position, Evaluation]
@@ -17,33 +18,47 @@ Point = tuple[Position, Position, Evaluation]
 
 
 def leapfrog(
-    position: Position, momentum: Position, evaluation: Evaluation, target: Target, step_size: Array, num_steps: int
+    position: Position,
+    momentum: Position,
+    evaluation: Evaluation,
+    target: Target,
+    step_size: Array,
+    num_steps: int,
+    metric: Metric = EUCLIDEAN,
 ) -> Point:
     r"""`num_steps` leapfrog steps of Hamilton's equations for $H(x, v) = -\log\pi(x) + \tfrac12\|v\|^2$.
 
-    Each step is $v \leftarrow v + \tfrac h2\nabla\log\pi(x)$, $x \leftarrow x + hv$,
-    $v \leftarrow v + \tfrac h2\nabla\log\pi(x)$. The map preserves volume, is reversed by flipping the momentum, and
-    errs in H by O(h²).
+    Each step is $v \leftarrow v + \tfrac h2 L^\top\nabla\log\pi(x)$, $x \leftarrow x + hLv$,
+    $v \leftarrow v + \tfrac h2 L^\top\nabla\log\pi(x)$: the leapfrog in the coordinates $L^{-1}x$, that is with the
+    inverse mass matrix $LL^\top$ and a momentum measured so that it is N(0, I). The map preserves volume, is reversed
+    by flipping the momentum, and errs in H by O(h²).
 
     Args:
         position, momentum: pytrees of one structure.
         evaluation: the target at `position`; its score starts the first step, so that L steps cost L evaluations.
         target: position → `Evaluation`.
         step_size: h, a scalar; negative runs back in time.
-        num_steps: L. The loop is traced once whatever L.
+        num_steps: their number. The loop is traced once whatever it is.
+        metric: gives L.
 
     Returns:
         Position, momentum and evaluation at the end.
     """
-    one_step = _step(target, match_precision(step_size, position))
+    one_step = _step(target, match_precision(step_size, position), metric)
     return jax.lax.fori_loop(0, num_steps, lambda _, point: one_step(point), (position, momentum, evaluation))
 
 
 def leapfrog_nodes(
-    position: Position, momentum: Position, evaluation: Evaluation, target: Target, step_size: Array, num_steps: int
+    position: Position,
+    momentum: Position,
+    evaluation: Evaluation,
+    target: Target,
+    step_size: Array,
+    num_steps: int,
+    metric: Metric = EUCLIDEAN,
 ) -> tuple[Point, tuple[Position, Position]]:
     """`leapfrog` that also returns the way: positions and scores at its L + 1 nodes, stacked on a leading axis."""
-    one_step = _step(target, match_precision(step_size, position))
+    one_step = _step(target, match_precision(step_size, position), metric)
 
     def step(point: Point, _: None) -> tuple[Point, tuple[Position, Position]]:
         point = one_step(point)
@@ -54,15 +69,15 @@ def leapfrog_nodes(
     return end, jax.tree.map(lambda a, rest: jnp.concatenate([jnp.asarray(a)[None], rest]), first, way)
 
 
-def _step(target: Target, h: Array) -> Callable[[Point], Point]:
+def _step(target: Target, h: Array, metric: Metric) -> Callable[[Point], Point]:
     """One leapfrog step of length h, one evaluation."""
 
     def one_step(point: Point) -> Point:
         x, v, at_x = point
-        v = pytree.axpy(h / 2, at_x.score, v)
-        x = pytree.axpy(h, v, x)
+        v = pytree.axpy(h / 2, metric.back(at_x.score), v)
+        x = pytree.axpy(h, metric.forth(v), x)
         at_x = target(x)
-        v = pytree.axpy(h / 2, at_x.score, v)
+        v = pytree.axpy(h / 2, metric.back(at_x.score), v)
         return x, v, at_x
 
     return one_step

@@ -13,7 +13,7 @@ from jax import Array
 from composeprob import pytree
 from composeprob.density.evaluation import Position, Target
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.kernels.base import KernelState
+from composeprob.kernels.base import Kernel, KernelState
 from composeprob.kernels.step_size import check_count
 
 ORDERS = {"trapezoid": 2, "simpson": 4}
@@ -123,6 +123,11 @@ class LineIntegral:
         elif self.rule == "simpson":
             error = jnp.abs(fine - trapezoid(positions, scores))
         return jnp.where(jnp.isfinite(fine), fine, jnp.nan), error
+
+
+def integrates_score(kernel: Kernel) -> bool:
+    """Whether a kernel's accept test integrates the score, which means something only where that is a gradient."""
+    return isinstance(getattr(kernel, "log_ratio", None), LineIntegral)
 
 
 LogRatio = Literal["exact"] | LineIntegral

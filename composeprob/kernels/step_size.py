@@ -242,6 +242,8 @@ def describe(value: Any) -> str:
         return getattr(value.function, "__qualname__", repr(value.function))
     if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
         return f"{float(value):.6g}" if value.ndim == 0 else f"array{value.shape}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return repr(value)
 
 

@@ -22,6 +22,7 @@ class UHMC(Hamiltonian):
             Not `Adaptive`: nothing is rejected, so there is nothing to adapt to.
         num_leapfrog: L ≥ 1, evaluations per transition.
         damping: γ in [0, 1), the part of the momentum that is kept.
+        metric: the inverse mass matrix, as of `HMC`.
 
     Raises:
         InvalidValueError: for a step size that is not positive and finite, L < 1, or γ outside [0, 1).

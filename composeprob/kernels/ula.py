@@ -7,11 +7,12 @@ from jax import Array
 from composeprob.density.evaluation import Target
 from composeprob.kernels.base import Info, KernelState
 from composeprob.kernels.langevin import Langevin, log_proposal_ratio
+from composeprob.kernels.metric import in_force
 from composeprob.kernels.metropolis import unadjusted
 
 
 class ULA(Langevin):
-    r"""Unadjusted Langevin: $x' = x + h\nabla\log\pi(x) + \sqrt{2h}\,\xi$, never rejected.
+    r"""Unadjusted Langevin: $x' = x + h\,C\nabla\log\pi(x) + \sqrt{2h}\,L\,\xi$ with $C = LL^\top$, never rejected.
 
     Needs scores only and leaves π invariant up to an error of order h: on N(0, s²) its stationary variance is
     s²/(1 − h/(2s²)), and for h ≥ 2s² it diverges.
@@ -19,9 +20,10 @@ class ULA(Langevin):
     Args:
         step_size: h > 0, a squared length: a number, one per level (K,), or a rule such as
             ``lambda s: 0.1 * s.sigma**2``. Not `Adaptive`: nothing is rejected, so there is nothing to adapt to.
+        metric: C, as of `MALA`.
 
     Raises:
-        InvalidValueError: for a step size that is not positive and finite.
+        InvalidValueError: for a step size that is not positive and finite, or a metric that is not positive definite.
         CapabilityError: for an `Adaptive` step size.
 
     Example:
@@ -41,4 +43,4 @@ class ULA(Langevin):
 
     def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
         proposed = self.propose(key, state, target, step_size)
-        return unadjusted(proposed, state, log_proposal_ratio(state, proposed, step_size))
+        return unadjusted(proposed, state, log_proposal_ratio(state, proposed, step_size, in_force(self.metric)))

@@ -21,8 +21,9 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
-from composeprob.kernels import Kernel, KernelState
+from composeprob.kernels import Estimated, Gibbs, Kernel, KernelState
 from composeprob.kernels.base import log_density_of
+from composeprob.kernels.gibbs import parts_of, with_field, with_parts
 from composeprob.pytree import normal_like
 from composeprob.runtime.arguments import not_a_sampler
 from composeprob.samplers.base import REVERSE, Sampler
@@ -36,7 +37,7 @@ class Path(eqx.Module):
 
     Attributes:
         kernel: the kernel; None where there are no transitions.
-        steps: its step size at each level, (K,), or (K, B) for a kernel of B blocks.
+        steps: the step size of its blocks at each level, (K, B).
         count: transitions a level.
         reverse: whether a reverse step leads from each level to the next.
         leaning: whether that step follows what `SMC`'s does and not the score.
@@ -45,7 +46,7 @@ class Path(eqx.Module):
         pull, spread: how a reversal goes up, `upward`; per site, (K − 1, …).
     """
 
-    kernel: Kernel | None
+    kernel: Gibbs | None
     steps: Array
     count: int = eqx.field(static=True)
     reverse: bool = eqx.field(static=True)
@@ -61,7 +62,7 @@ class Path(eqx.Module):
         route, moves = sampler.route(), sampler.moves
         weights = route.weights if weighted else None
         up = upward(density, mixed=moves is not None or weights is not None, weighted=weights == "feynman_kac")
-        steps = jnp.zeros((density.num_levels,)) if moves is None else moves.steps()
+        steps = jnp.zeros((density.num_levels, 1)) if moves is None else moves.steps()
         kernel, count = (None, 0) if moves is None else (moves.kernel, moves.count)
         first = sampler.first_level(density)
         return cls(kernel, steps, count, route.reverse, route.leaning, weights, first, *up)
@@ -98,17 +99,23 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
     check_capabilities(sampler, density)
     prepared = sampler.prepare(density)
     moves = prepared.moves
+    if moves is not None and any(isinstance(getattr(part, "metric", None), Estimated) for part in moves.kernel.kernels):
+        raise CapabilityError(
+            "The kernel's metric is estimated from all chains, so that no chain has a law of its own.",
+            fix='give it a kernel with a fixed metric, such as cp.MALA(cp.Adaptive(), metric="none").',
+        )
     if moves is None or not any(moves.adaptive):
         return prepared
     if step_size is None:
         raise CapabilityError(
-            f"{type(moves.kernel).__name__}'s step size is Adaptive: it depends on all chains, so that no chain has a "
-            "law of its own.",
+            "A step size that is Adaptive depends on all chains, so that no chain has a law of its own.",
             fix="take the steps that a run came to: step_size=result.step_size.",
         )
-    blocks = (len(moves.kernel.blocks),) if moves.kernel.blocks else ()
-    steps = filled(step_size, (density.num_levels, *blocks))
-    kernel = moves.kernel.with_steps(tuple(steps.T) if blocks else (steps,))
+    blocks = (len(prepared.blocks),) if prepared.blocks else ()
+    steps = filled(step_size, (density.num_levels, *blocks)).reshape(density.num_levels, -1)
+    assert prepared.kernel is not None
+    stepped = [with_field(part, "step_size", own) for part, own in zip(parts_of(prepared.kernel), steps.T, strict=True)]
+    kernel = with_parts(prepared.kernel, stepped)
     # Transitions that adapted moved the chains too.
     return sampler.with_moves(kernel, moves.total).prepare(density)
 

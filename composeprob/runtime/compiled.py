@@ -96,7 +96,7 @@ def draw(
 ) -> tuple[Run, dict[str, Array]]:
     """Go on at level 0: ``thin`` transitions of the kernel for each of the draws ``begin`` … ``end`` − 1.
 
-    Step sizes no longer change once they have settled, so that these transitions leave π_0 invariant.
+    Step sizes and metrics no longer change once they have settled, so that these transitions leave π_0 invariant.
 
     Args:
         sampler: prepared, with a kernel.
@@ -120,17 +120,17 @@ def draw(
             return spread.map(lambda state: density.to_samples(state.position), states)
 
         def one(i: Array, carry: Any) -> Any:
-            states, log_scale, records, kept = carry
-            states, log_scale, tally = moves.draw(spread, keys, states, target, density.schedule, log_scale, i, thin)
-            records = moves.recorded(spread, records, density.schedule, log_scale, tally, i * thin, thin)
+            states, tuning, records, kept = carry
+            states, tuning, tally = moves.draw(spread, keys, states, target, density.schedule, tuning, i, thin)
+            records = moves.recorded(spread, records, density.schedule, tuning, tally, i * thin, thin)
             put = lambda all_, new: all_.at[:, i - begin].set(new)  # noqa: E731
-            return states, log_scale, records, jax.tree.map(put, kept, values(states))
+            return states, tuning, records, jax.tree.map(put, kept, values(states))
 
         shapes = jax.eval_shape(values, run.chains)
         blank = {name: jnp.zeros((s.shape[0], most, *s.shape[1:]), s.dtype) for name, s in shapes.items()}
-        start = (run.chains, run.log_scale, run.records, blank)
-        states, log_scale, records, kept = jax.lax.fori_loop(begin, end, one, start)
-        return dataclasses.replace(run, chains=states, log_scale=log_scale, records=records), kept
+        start = (run.chains, run.tuning, run.records, blank)
+        states, tuning, records, kept = jax.lax.fori_loop(begin, end, one, start)
+        return dataclasses.replace(run, chains=states, tuning=tuning, records=records), kept
 
     arguments = (sampler, run, density, begin, end, thin)
     specs = (everywhere, Run.places(), places(density), *(everywhere,) * 3)

@@ -49,6 +49,11 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
     proposals = np.full(density.num_levels, max(sampler.proposals(), 1) * num_chains)
     proposals[0] += drawn * per_transition[1] * num_chains
     log_weights, ancestors = host(run.log_weights), np.asarray(run.ancestors)
+
+    def by_block(values: Any) -> np.ndarray:
+        """(K, B), or (K,) of a kernel that moves all sites together."""
+        return np.asarray(values) if sampler.blocks else np.asarray(values)[:, 0]
+
     found = diagnose(
         np.asarray(records.acceptance),
         np.asarray(records.non_finite),
@@ -81,13 +86,13 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         log_evidence=evidence if math.isfinite(evidence) else None,
         log_evidence_error=None if not math.isfinite(evidence) else math.nan if status.withholds else error,
         evaluations=sampler.evaluations(first, completed) + drawn * per_transition[0] + int(run.stayed) * LEAPFROGS,
-        acceptance=np.asarray(records.acceptance),
-        step_size=np.asarray(records.step_size),
+        acceptance=by_block(records.acceptance),
+        step_size=by_block(records.step_size),
         ess=np.asarray(records.ess),
         ancestors=np.asarray(records.ancestors),
         first_ancestors=ancestors,
         non_finite=np.asarray(records.non_finite),
-        quadrature_error=np.asarray(records.quadrature_error),
+        quadrature_error=by_block(records.quadrature_error),
         curl=ended.curl,
         status=status,
         seconds=seconds,

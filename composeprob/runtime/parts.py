@@ -16,6 +16,7 @@ from numpyro.distributions import Distribution
 from composeprob.density.annealed import AnnealedDensity, Evaluates
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.kernels import BlackJAX
 from composeprob.samplers.base import Sampler
 from composeprob.samplers.spread import AXES, Spread, everywhere
 
@@ -156,8 +157,8 @@ def check_parts(above: Any, mesh: Any, sampler: Sampler) -> None:
             fix="pass mesh=jax.make_mesh((2, 4), ('chains', 'model')): each array is in parts on 4 devices.",
         )
     moves = sampler.moves
-    for part in moves.kernel.parts if moves is not None else ():
-        if not part.steady:
+    for part in moves.kernel.kernels if moves is not None else ():
+        if isinstance(part, BlackJAX):  # a NUTS tree ends where it ends; of other algorithms nothing is known
             raise CapabilityError(
                 f"{part!r} may evaluate some chains more often than others, and devices that share networks out must "
                 "evaluate equally often.",

@@ -1,4 +1,4 @@
-"""A stay at level 0: all sites are moved together, in steps that suit each, until the population stops drifting.
+"""A stay at level 0: all sites are moved together, in a metric that suits them, until the population stops drifting.
 
 On the way down a chain makes a few transitions a level, which is enough to follow a density that changes little from
 one level to the next. Latents in a hierarchy need more: how wide they are has nothing to do with the noise, and a scale
@@ -15,12 +15,13 @@ import numpy as np
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import unknown
-from composeprob.kernels import HMC, Adaptive, Kernel, Scaled
+from composeprob.kernels import HMC, Adaptive
+from composeprob.kernels.gibbs import GibbsState
 from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.runtime.compiled import draw
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.annealed_mcmc import AnnealedMCMC
-from composeprob.samplers.base import Records, Run, level_keys
+from composeprob.samplers.base import Run, level_keys
 from composeprob.samplers.spread import everywhere, host
 from composeprob.samplers.transitions import SETTLING
 
@@ -38,7 +39,7 @@ STAY = 2**30
 def stay(run: Run, density: AnnealedDensity, progress: bool) -> Run:
     """HMC on all sites at level 0, until a block of transitions changes neither means nor standard deviations.
 
-    Before each block every coordinate's unit of length becomes its standard deviation in the population.
+    Before each block every coordinate's inverse mass becomes its variance in the population.
 
     Args:
         run: placed, at level 0, with the states of an exact kernel.
@@ -72,31 +73,28 @@ def _block(run: Run, density: AnnealedDensity, block: int) -> Run:
     """One block of transitions of every chain."""
     sigma = float(density.schedule.sigma[0])
 
-    def unit(name: str, deviation: np.ndarray) -> np.ndarray:
+    def inverse_mass(name: str, deviation: np.ndarray) -> np.ndarray:
         # Steps follow the level's noise at noised sites; chains that are all in one place say nothing of a scale.
         own = sigma if density.sites[name].kind == "noised" else 1.0
-        return np.where(deviation > 0, deviation, own).astype(np.float32) / own
+        return (np.where(deviation > 0, deviation, own).astype(np.float32) / own) ** 2
 
-    units = {name: unit(name, deviation) for name, (_, deviation) in moments(run).items()}
-    mover = AnnealedMCMC(mover_of(units), 1).prepare(density)
+    metric = {name: inverse_mass(name, deviation) for name, (_, deviation) in moments(run).items()}
+    kernel = HMC(Adaptive(initial=0.3), num_leapfrog=LEAPFROGS, damping=0.0, jitter=0.3, metric=metric)
+    mover = AnnealedMCMC(kernel, 1).prepare(density)  # full refreshment and jitter, so that no direction is missed
     assert mover.moves is not None
-    momentum = jax.tree.map(jnp.zeros_like, run.chains.position)  # drawn anew by every transition
-    states = HamiltonianState(run.chains.position, run.chains.evaluation.alone, momentum)
-    fresh = Records.empty(density.num_levels)
-    own = dataclasses.replace(run, chains=states, keys=level_keys(run.keys, STAY + block), records=fresh)
+    position = run.chains.position
+    momentum = jax.tree.map(jnp.zeros_like, position)  # drawn anew by every transition
+    inner = HamiltonianState(position=None, evaluation=None, momentum=momentum)  # type: ignore[arg-type]
+    states = GibbsState(position, run.chains.evaluation.alone, (inner,))
+    own = dataclasses.replace(run, chains=states, keys=level_keys(run.keys, STAY + block))
     begin, end, thin = map(run.spread.number, (0, 1, TRANSITIONS))
-    own, _ = draw(mover, mover.moves.begin(own), density, begin, end, thin, 1)
+    own, _ = draw(mover, mover.moves.begin(own, position), density, begin, end, thin, 1)
     # The kernel that came down goes on from there; its momenta, independent of where the chains are, are as good.
     seen, parts = own.chains.evaluation, run.chains.evaluation.parts
     parts = None if parts is None else unknown(parts)  # of where the chains were; nobody weighs them any more
     evaluation = dataclasses.replace(seen, parts=parts)
     chains = dataclasses.replace(run.chains, position=own.chains.position, evaluation=evaluation)
     return dataclasses.replace(run, chains=chains)
-
-
-def mover_of(units: dict[str, np.ndarray]) -> Kernel:
-    """The kernel of a stay: full refreshment, and steps of different length, so that no direction is missed."""
-    return Scaled(HMC(Adaptive(initial=0.3), num_leapfrog=LEAPFROGS, damping=0.0, jitter=0.3), units)
 
 
 def _drift(

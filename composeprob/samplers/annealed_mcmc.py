@@ -14,7 +14,8 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
-from composeprob.kernels import Holding, Kernel, KernelState
+from composeprob.kernels import Kernel, KernelState
+from composeprob.kernels.gibbs import parts_of
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.base import REVERSE, Route, Run, Sampler, draw_initial, level_keys
 from composeprob.samplers.reverse import reverse_step
@@ -66,13 +67,10 @@ class AnnealedMCMC(Sampler):
         return needs(self.kernel)
 
     def prepare(self, density: AnnealedDensity) -> AnnealedMCMC:
-        held = frozenset(name for name, site in density.sites.items() if site.kind == "held")
-        kernel = Holding(self.kernel, held) if held else self.kernel
         if self.stay:
             check_stay(density, True)
-        moves = Transitions.resolved(kernel, self.steps_per_level, density)
-        where = lambda s: (s.kernel, s.moves)  # noqa: E731
-        return eqx.tree_at(where, self, (kernel, moves), is_leaf=lambda n: n is None or isinstance(n, Kernel))
+        moves = Transitions.resolved(self.kernel, self.steps_per_level, density)
+        return eqx.tree_at(lambda s: s.moves, self, moves, is_leaf=lambda node: node is None)
 
     def route(self) -> Route:
         return Route(self.reverse_step)
@@ -96,9 +94,9 @@ class AnnealedMCMC(Sampler):
         assert self.moves is not None
         positions = draw_initial(run, density, level) if self.moves.noised else likely_initial(run, density, level)
         keys = level_keys(run.keys, density.num_levels + 1)
-        init = partial(self.kernel.init, target=unevaluated(self.target(density, level)))
+        init = partial(self.moves.kernel.init, target=unevaluated(self.target(density, level)))
         states = run.spread.map(init, keys, positions)
-        return dataclasses.replace(self.moves.begin(run), chains=states)
+        return dataclasses.replace(self.moves.begin(run, positions), chains=states)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
         assert self.moves is not None
@@ -108,11 +106,11 @@ class AnnealedMCMC(Sampler):
         if self.reverse_step:
             fall = partial(descend, density=density, level=level, above=above)
             states, bad = run.spread.map(fall, keys, states)
-        states = run.spread.map(partial(self.kernel.relevel, target=target), states)
-        states, log_scale, records = self.moves.run(
-            run.spread, keys, states, target, density.schedule, level, run.log_scale, run.records, bad
+        states = run.spread.map(partial(self.moves.kernel.relevel, target=target), states)
+        states, tuning, records = self.moves.run(
+            run.spread, keys, states, target, density.schedule, level, run.tuning, run.records, bad
         )
-        return dataclasses.replace(run, chains=states, log_scale=log_scale, records=records)
+        return dataclasses.replace(run, chains=states, tuning=tuning, records=records)
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains.position
@@ -181,7 +179,7 @@ def likely_initial(run: Run, density: AnnealedDensity, level: int) -> dict[str, 
 def needs(kernel: Kernel) -> dict[str, frozenset[str]]:
     """What a density must offer, by the name of the kernel (or of the block's) that needs it."""
     found: dict[str, frozenset[str]] = {}
-    for part in kernel.parts:
+    for part in parts_of(kernel):
         name = type(part).__name__
         found[name] = found.get(name, frozenset()) | part.requires
     return found

@@ -14,10 +14,12 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Target
 from composeprob.errors import CapabilityError
+from composeprob.kernels import Gibbs, Kernel
+from composeprob.kernels.gibbs import parts_of
+from composeprob.kernels.line_integral import integrates_score
 from composeprob.samplers.spread import Spread, chains, everywhere
 
 if TYPE_CHECKING:
-    from composeprob.kernels import Kernel
     from composeprob.samplers.transitions import Transitions
 
 REVERSE = 2**31 - 1
@@ -25,9 +27,10 @@ REVERSE = 2**31 - 1
 
 
 class Records(eqx.Module):
-    """What is recorded of each level, every field of shape (K,); NaN where a level has no such number.
+    """What is recorded of each level, every field of shape (K,), or (K, B) for the B blocks of a kernel; NaN where a
+    level has no such number.
 
-    Of a kernel with B blocks `acceptance`, `step_size` and `quadrature_error` have shape (K, B). `ess` is taken before
+    `acceptance`, `step_size` and `quadrature_error` are those of blocks. `ess` is taken before
     resampling, `ancestors`, the number of first chains that have descendants, after it.
     `quadrature_error` is the mean over accepted moves: what a path that is refused anyway is off by does no harm.
     """
@@ -40,9 +43,8 @@ class Records(eqx.Module):
     quadrature_error: Array
 
     @classmethod
-    def empty(cls, num_levels: int, num_blocks: int | None = None) -> Records:
-        nan = jnp.full((num_levels,), jnp.nan)
-        own = nan if num_blocks is None else jnp.full((num_levels, num_blocks), jnp.nan)
+    def empty(cls, num_levels: int, num_blocks: int = 1) -> Records:
+        nan, own = jnp.full((num_levels,), jnp.nan), jnp.full((num_levels, num_blocks), jnp.nan)
         return cls(own, own, nan, nan, jnp.zeros((num_levels,), jnp.int32), own)
 
 
@@ -60,7 +62,7 @@ class Run(eqx.Module):
         log_evidence: log of the estimated ∫π, a scalar.
         evidence_variance: the relative variance of that estimate, a scalar.
         ancestors: the first chain that each chain descends from, (N,) of 0 … N − 1.
-        log_scale: log c of an adaptive step size, a scalar; of a kernel with B blocks (B,).
+        tuning: what adapts of each block of the kernel: `tuning.Tuning`.
         records: what happened at each level.
         stayed: transitions that were made in a stay at level 0, a scalar, and ``drift``, what that still found to move.
         spread: which chains are where, and how many are evaluated at once.
@@ -73,7 +75,7 @@ class Run(eqx.Module):
     log_evidence: Array
     evidence_variance: Array
     ancestors: Array
-    log_scale: Array
+    tuning: tuple[Any, ...]
     records: Records
     stayed: Array
     drift: Array
@@ -132,13 +134,13 @@ class Sampler(eqx.Module):
     @property
     def adjusted(self) -> tuple[bool, ...]:
         """Whether a Metropolis test decides, so that its acceptance means something, for each of the kernel's parts."""
-        parts = () if self.kernel is None else self.kernel.parts
+        parts = () if self.kernel is None else parts_of(self.kernel)
         return tuple(part.optimal_acceptance is not None for part in parts) or (False,)
 
     @property
     def blocks(self) -> tuple[str, ...]:
         """Names of the kernel's blocks, where it has any, such as ``("x", "mu, sigma")``."""
-        return () if self.kernel is None else tuple(", ".join(sites) for sites in self.kernel.blocks)
+        return tuple(", ".join(sites) for sites in self.kernel.sites) if isinstance(self.kernel, Gibbs) else ()
 
     @property
     def check_order(self) -> int | None:
@@ -149,7 +151,7 @@ class Sampler(eqx.Module):
     @property
     def integrates_score(self) -> bool:
         """Whether an accept test integrates the score, which means something only where that is a gradient."""
-        return self.kernel is not None and self.kernel.integrates_score
+        return self.kernel is not None and any(map(integrates_score, parts_of(self.kernel)))
 
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         """Whether `Run.log_evidence` estimates log ∫π_0."""
@@ -226,13 +228,13 @@ def begin(key: Array, num_chains: int, num_levels: int, spread: Spread = Spread(
     own = jnp.arange(num_chains, dtype=jnp.int32)
     log_weights, records = jnp.zeros((num_chains,)), Records.empty(num_levels)
     none = jnp.zeros((), jnp.int32)
-    return Run(None, keys[1:], keys[0], log_weights, zero, zero, own, zero, records, none, zero, spread)
+    return Run(None, keys[1:], keys[0], log_weights, zero, zero, own, (), records, none, zero, spread)
 
 
 def placed(run: Run, spread: Spread) -> Run:
     """The same run of N chains, spread so."""
     own, keys, log_weights = spread.place(spread.padded((run.chains, run.keys, run.log_weights)), chains)
-    common = (run.shared, run.log_evidence, run.evidence_variance, run.ancestors, run.log_scale, run.records)
+    common = (run.shared, run.log_evidence, run.evidence_variance, run.ancestors, run.tuning, run.records)
     shared, *rest = spread.place((*common, run.stayed, run.drift, spread), everywhere)
     return Run(own, keys, shared, log_weights, *rest)
 

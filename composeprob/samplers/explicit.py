@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import equinox as eqx
 import jax
 from jax import Array
 
@@ -23,7 +22,7 @@ class Explicit(Integrator):
     Where levels are Δλ apart in log-SNR it is unstable for products of n factors from n·Δλ ≈ 2 on.
     """
 
-    control: bool = eqx.field(static=True)
+    name = "explicit"
 
     def look(self, spread: Spread, density: AnnealedDensity, level: Array, chains: Any, log_weights: Array) -> Any:
         return None
@@ -40,9 +39,7 @@ class Explicit(Integrator):
         drift = began.parts.drift
         followed = leaning(position, drift, began.score, density, above, level)
         moved = reverse_step(jax.random.fold_in(key, REVERSE), position, followed, density, above, below=level)
-        return Departure(
-            moved, None, log_ratio_of_leaning(position, drift, followed, moved, density, above, level)
-        )
+        return Departure(moved, None, log_ratio_of_leaning(position, drift, followed, moved, density, above, level))
 
     def settle(
         self,

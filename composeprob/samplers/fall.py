@@ -65,19 +65,15 @@ def fall(
         position, _, met = carry
         evaluation = spread.map(sampler.target(density, level), position)
 
-        def settle(
-            half: Array, departure: Departure, state: KernelState, x: Position, ended: Evaluation, met: Any
-        ) -> Position:
-            began = steered(state.evaluation, state.position, half, seen, above)
-            ended = steered(ended, x, half, met, level)
-            return step.settle(departure, ended, state.position, began, (seen, met), density, *levels)
-
         def meet() -> tuple[Position, Any]:
             met = look(level, position, evaluation)
-            if not twice:
-                return position, met
-            chains = (half, departures, states, position, evaluation)
-            return spread.map(lambda *chain: settle(*chain, met), *chains), met
+
+            def settle(half: Array, departure: Departure, state: KernelState, x: Position, e: Evaluation) -> Position:
+                began = steered(state.evaluation, state.position, half, seen, above)
+                ended = steered(e, x, half, met, level)
+                return step.settle(departure, ended, state.position, began, (seen, met), density, *levels)
+
+            return spread.map(settle, half, departures, states, position, evaluation) if twice else position, met
 
         first = falls & (i == 0) if twice else falls
         position, met = jax.lax.cond(first, meet, lambda: (position, met))
@@ -92,8 +88,8 @@ def fall(
     ) -> tuple[KernelState, Array]:
         before, came = steered(state.evaluation, state.position, half, seen, above), state.position
         state = dataclasses.replace(state, position=x, evaluation=evaluation)
-        if sampler.kernel is not None:
-            state = sampler.kernel.relevel(state, lambda _: evaluation)
+        if sampler.moves is not None:
+            state = sampler.moves.kernel.relevel(state, lambda _: evaluation)  # type: ignore[arg-type]
 
         def gained() -> Array:
             if moves:

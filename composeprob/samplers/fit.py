@@ -100,7 +100,7 @@ def row(evaluation: Evaluation, rate: Array, position: Position, density: Anneal
 def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
     r"""The affine fits over a weighted cloud of N chains.
 
-    The slope is that of least squares, B = Cov(S, y)·Cov(y)⁻¹, which for a Gaussian is the Hessian of log F wherever the
+    The slope is that of least squares, B = Cov(S, y)·Cov(y)⁻¹, which for a Gaussian is the Hessian of log F wherever
     chains are. Along each eigenvector of B it counts as much as it explains of the variance of S there, R², and −P/s,
     the slope of P factors whose data are points, counts for the rest: narrow modes far apart have a flat B, and a step
     that took S for flat would throw chains out of them.

@@ -64,10 +64,11 @@ class Flow(eqx.Module):
             s1, s0: σ²/α² at both ends.
             power: how many, (d,).
         """
-        one, other, basis = first, last, None
+        basis, one, other = None, first, last
         if first.ndim == 2:
             _, basis = jnp.linalg.eigh(first if last is None else 0.5 * (first + last))
-            one, other = (None if m is None else jnp.sum(basis * (m @ basis), axis=0) for m in (first, last))
+            one = jnp.sum(basis * (first @ basis), axis=0)
+            other = None if last is None else jnp.sum(basis * (last @ basis), axis=0)
             power = (basis**2).T @ power
         h, fall = s1 - s0, s0 / s1
         n1 = -1 / jnp.minimum(one, -LEAST / s1)
@@ -95,7 +96,7 @@ class Fitted(Integrator):
     step leads, and the step is made once more with the same noise: Heun's method for what is not linear.
     """
 
-    control: bool = eqx.field(static=True)
+    name = "fitted"
 
     def look(self, spread: Spread, density: AnnealedDensity, level: Array, chains: Any, log_weights: Array) -> Fit:
         noise = density.schedule.at(level)
@@ -137,7 +138,9 @@ class Fitted(Integrator):
         # Data and user energies shift the step by at most half the length √d of its noise, as in `leaning`.
         lean = (1 - flow.decay) * flow.first * lean / flow.noise
         length = jnp.sum(lean**2)
-        share = jnp.where(jnp.isfinite(length), jnp.minimum(1.0, LEAN * jnp.sqrt(y.size / jnp.maximum(length, 1e-30))), 0)
+        share = jnp.where(
+            jnp.isfinite(length), jnp.minimum(1.0, LEAN * jnp.sqrt(y.size / jnp.maximum(length, 1e-30))), 0
+        )
         noise = z + jnp.where(share > 0, share * lean, 0.0)
         ended = flow.decay * y + (1 - flow.decay) * (y + flow.first * drift) + flow.noise * noise
         moved = unflat(below * flow.out(ended), position, density)
@@ -156,8 +159,8 @@ class Fitted(Integrator):
         *levels: Array,
     ) -> Position:
         (alpha, s1), (below, s0) = (_scales(density, level) for level in levels)
-        slopes = [fit.along(self._gain(density, level)) for fit, level in zip(seen, levels, strict=True)]
-        flow = Flow.between(*slopes, s1, s0, power(density))
+        first, last = (fit.along(self._gain(density, level)) for fit, level in zip(seen, levels, strict=True))
+        flow = Flow.between(first, last, s1, s0, power(density))
         y, drift = flow.into(flat(position, density) / alpha), flow.into(alpha * flat(began.parts.drift, density))
         there = flow.into(flat(departure.moved, density) / below)
         goal = there + flow.last * flow.into(below * flat(ended.parts.drift, density))

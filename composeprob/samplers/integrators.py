@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 from jax import Array
@@ -33,7 +33,13 @@ class Integrator(eqx.Module):
 
     The step follows S + u, the score of F and a control, and weights have ∇·u + ⟨u, S⟩ added to the rate; so they stay
     exact for every u that is the same function for all chains.
+
+    Attributes:
+        control: whether it has one.
     """
+
+    control: bool = eqx.field(static=True)
+    name: ClassVar[str]
 
     @abc.abstractmethod
     def look(self, spread: Spread, density: AnnealedDensity, level: Array, chains: Any, log_weights: Array) -> Any:

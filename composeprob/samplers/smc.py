@@ -30,7 +30,7 @@ from composeprob.samplers.transitions import Transitions
 from composeprob.samplers.weights import first_evidence
 
 WEIGHTS = ("feynman_kac", "density")
-INTEGRATORS = {"fitted": Fitted, "explicit": Explicit}
+INTEGRATORS: dict[str, type[Integrator]] = {kind.name: kind for kind in (Fitted, Explicit)}
 LITTLE_SIGNAL = -4.6
 """log-SNR below which a level says nothing of the data: α/σ < 0.1."""
 FAR_APART = 0.7
@@ -61,8 +61,9 @@ class SMC(Sampler):
     independent ones (`AnnealedMCMC`) are better.
 
     Args:
-        kernel: any kernel; left out, ``MALA(Adaptive())`` where the density has an energy, else no transitions. A
-            program with latents has one for the noised sites and another for the latents, in turn, as a `Gibbs`.
+        kernel: any kernel; left out, ``MALA(Adaptive(), metric="auto")`` where the density has an energy, else no
+            transitions. A program with latents has one for the noised sites and another for the latents, in turn, as
+            a `Gibbs`.
         steps_per_level: transitions at each level.
         weights: ``"feynman_kac"`` or ``"density"``.
         resample_threshold: resample where ESS/N falls below it, in (0, 1].
@@ -146,7 +147,7 @@ class SMC(Sampler):
     def prepare(self, density: AnnealedDensity) -> SMC:
         kernel = self.kernel
         if kernel is None and "energy" in density.capabilities:
-            kernel = by_kind(lambda: MALA(Adaptive()), density)
+            kernel = by_kind(lambda: MALA(Adaptive(), metric="auto"), density)
         static = any(site.kind == "static" for site in density.sites.values())
         if kernel is None and static:
             raise CapabilityError(
@@ -161,7 +162,7 @@ class SMC(Sampler):
         return eqx.tree_at(where, self, (kernel, moves), is_leaf=lambda n: n is None or isinstance(n, Kernel))
 
     def route(self) -> Route:
-        if self.second_order or self.control != "none" or not isinstance(self.integrator, Explicit):
+        if self.second_order or self.control != "none" or self.integrator.name != "explicit":
             raise CapabilityError(
                 "A reverse step of second order has no density that could be written down, and one that is fitted, or "
                 "has a control, is not known to the way back.",
@@ -170,10 +171,9 @@ class SMC(Sampler):
         return Route(self.weights == "feynman_kac", leaning=True, weights=self.weights)
 
     def with_moves(self, kernel: Kernel, steps_per_level: int) -> SMC:
-        other = SMC(kernel, steps_per_level, self.weights, stay=self.stay)
-        names = ("resample_threshold", "second_order", "control", "integrator", "check_levels")
-        where = lambda s: [getattr(s, name) for name in names]  # noqa: E731
-        return eqx.tree_at(where, other, where(self))
+        threshold, order, name = float(self.resample_threshold), self.second_order, self.integrator.name
+        checks = self.check_levels
+        return SMC(kernel, steps_per_level, self.weights, threshold, order, self.control, self.stay, checks, name)
 
     def first_level(self, density: AnnealedDensity) -> int:
         """The noisiest level, or a few below it: where levels carry no signal but are far apart (the first ones of
@@ -195,12 +195,12 @@ class SMC(Sampler):
         positions = draw_initial(run, density, level)
         keys = level_keys(run.keys, density.num_levels + 1)
         target = unevaluated(self.target(density, level))
-        if self.kernel is None:
+        if self.moves is None:
             states = run.spread.map(lambda x: KernelState(x, target(x)), positions)
         else:
-            states = run.spread.map(partial(self.kernel.init, target=target), keys, positions)
+            states = run.spread.map(partial(self.moves.kernel.init, target=target), keys, positions)
         log_evidence = first_evidence(density, level)
-        run = self.moves.begin(run) if self.moves else run
+        run = self.moves.begin(run, positions) if self.moves else run
         return dataclasses.replace(run, chains=states, log_evidence=log_evidence)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
@@ -233,10 +233,10 @@ class SMC(Sampler):
             run.records,
             (run.records.ess.at[level].set(ess), run.records.ancestors.at[level].set(left)),
         )
-        log_scale = run.log_scale
+        tuning = run.tuning
         if self.moves is not None:
-            states, log_scale, records = self.moves.run(
-                spread, keys, states, target, density.schedule, level, log_scale, records
+            states, tuning, records = self.moves.run(
+                spread, keys, states, target, density.schedule, level, tuning, records
             )
         return dataclasses.replace(
             run,
@@ -245,7 +245,7 @@ class SMC(Sampler):
             log_evidence=log_evidence,
             evidence_variance=variance,
             ancestors=ancestors,
-            log_scale=log_scale,
+            tuning=tuning,
             records=records,
         )
 
@@ -258,7 +258,9 @@ class SMC(Sampler):
     def describe(self) -> str:
         kernel = "no kernel" if self.kernel is None else f"{self.kernel!r}, {self.steps_per_level} steps a level"
         order = ", second_order=False" if self.weights == "feynman_kac" and not self.second_order else ""
-        order += ", integrator='explicit'" if self.second_order and isinstance(self.integrator, Explicit) else ""
+        order += (
+            f", integrator={self.integrator.name!r}" if (self.integrator.name == "fitted") != self.second_order else ""
+        )
         order += ", control='none'" if self.weights == "feynman_kac" and self.control == "none" else ""
         stay = ", stay at level 0" if self.stay else ""
         threshold = f"{float(self.resample_threshold):.3g}"

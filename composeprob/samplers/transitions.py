@@ -1,4 +1,4 @@
-"""Kernel transitions of all chains at one level, with step sizes (of each block, if any) adapted across chains."""
+"""Kernel transitions of all chains at one level, with step sizes and metrics of each block adapted across chains."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Target
-from composeprob.kernels import Adaptive, Info, Kernel, KernelState, adapt, mean_acceptance, resolve, scaled_step
-from composeprob.kernels.scaled import in_units, target_in_units
+from composeprob.kernels import Adaptive, Estimated, Gibbs, Kernel, adapt, mean_acceptance, resolve, scaled_step
+from composeprob.kernels.gibbs import GibbsState, in_blocks, with_field, with_parts
+from composeprob.kernels.line_integral import integrates_score
 from composeprob.samplers.base import Records, Run
 from composeprob.samplers.spread import Spread
+from composeprob.samplers.tally import Tally
+from composeprob.samplers.tuning import Tunings, in_metrics, log_scales, untuned, with_log_scales, with_metrics
 from composeprob.schedule import Schedule
 
 FEW = 16
@@ -25,53 +28,20 @@ SETTLING = 50
 """Transitions at level 0 that adapt step sizes before draws are taken."""
 
 
-class Tally(eqx.Module):
-    """What the transitions of each chain add up to: sums over them, (n,), or (n, B) for a kernel of B blocks.
-
-    Attributes:
-        acceptance: of the acceptance probabilities.
-        error: of acceptance × quadrature error: over all transitions that is the mean over accepted moves, without
-            the noise of which were accepted.
-        non_finite: number of moves, (n,).
-    """
-
-    acceptance: Array
-    error: Array
-    non_finite: Array
-
-    def adding(self, info: Info, counted: Array) -> Tally:
-        """One chain's tally after one more transition; those not ``counted`` can only be non-finite."""
-        error = jnp.where(info.acceptance > 0, info.acceptance * info.quadrature_error, 0.0)
-        return Tally(
-            self.acceptance + jnp.where(counted, info.acceptance, 0.0),
-            self.error + jnp.where(counted, error, 0.0),
-            self.non_finite + jnp.sum(info.non_finite, dtype=jnp.int32),
-        )
-
-    def over(self, spread: Spread, count: Array | int, num_chains: int, errors: bool) -> tuple[Array, Array, Array]:
-        """Over all chains and ``count`` transitions: mean acceptance, mean error of accepted moves (0 unless there are
-        ``errors``), number of non-finite moves."""
-        acceptance = mean_acceptance(self.acceptance / count, spread.total, num_chains)
-        error = jnp.mean(spread.gather(self.error), axis=0) / count if errors else jnp.zeros_like(acceptance)
-        return acceptance, error / acceptance, spread.total(self.non_finite)
-
-
 class Transitions(eqx.Module):
     """A kernel with its number of transitions a level; numbers resolved for one schedule.
 
-    A kernel of B blocks has B step sizes, log c and acceptances, in arrays of shape (B,); one without blocks has
-    scalars.
-
     Attributes:
-        kernel: the kernel, the step size of each part an array (K,) or `Adaptive`.
+        kernel: blocks of sites with a kernel each, whose step size is an array (K,) or `Adaptive`; one block of all
+            sites unless the user gave a `Gibbs`. Sites that must be held are in no block.
         count: transitions a level whose acceptance is recorded.
         static: static sites whose step does not shrink with the level's noise while that of others in their block
-            does; empty where the user gave step sizes.
-        follows: for each part, whether its adaptive step shrinks with the level's noise.
+            does; none where the user gave both step sizes and metric.
+        follows: for each block, whether its adaptive step shrinks with the level's noise.
         noised: whether any site is.
     """
 
-    kernel: Kernel
+    kernel: Gibbs
     count: int = eqx.field(static=True)
     static: frozenset[str] = eqx.field(static=True)
     follows: tuple[bool, ...] = eqx.field(static=True)
@@ -80,23 +50,25 @@ class Transitions(eqx.Module):
     @classmethod
     def resolved(cls, kernel: Kernel, count: int, density: AnnealedDensity) -> Transitions:
         """Check the sites and the step sizes against the density, before anything is compiled."""
-        kernel.check_sites(density.sites)
-        rules, static, follows = [], set(), []
-        for part, block in zip(kernel.parts, kernel.blocks or (tuple(density.sites),), strict=True):
+        blocks = in_blocks(kernel, [name for name, site in density.sites.items() if site.kind != "held"])
+        parts, static, follows = [], set(), []
+        for part, block in zip(blocks.kernels, blocks.sites, strict=True):
             steps = resolve(part.step_size, density.schedule, part)
             adaptive = isinstance(part.step_size, Adaptive)
-            rules.append(part.step_size if adaptive else steps)
+            parts.append(part if adaptive else with_field(part, "step_size", steps))
             still = {name for name in block if density.sites[name].kind == "static"}
-            follows.append(not kernel.blocks or still != set(block))
-            if adaptive and follows[-1]:
+            follows.append(still != set(block))
+            if follows[-1] and (adaptive or isinstance(getattr(part, "metric", None), Estimated)):
                 static |= still
         noised = any(site.kind == "noised" for site in density.sites.values())
-        return cls(kernel.with_steps(rules), count, frozenset(static), tuple(follows), noised)
+        moved = with_parts(blocks, parts)
+        assert isinstance(moved, Gibbs)
+        return cls(moved, count, frozenset(static), tuple(follows), noised)
 
     @property
     def adaptive(self) -> tuple[Adaptive | None, ...]:
-        """For each part how its step size adapts; None where it is given."""
-        rules = (part.step_size for part in self.kernel.parts)
+        """For each block how its step size adapts; None where it is given."""
+        rules = (part.step_size for part in self.kernel.kernels)
         return tuple(rule if isinstance(rule, Adaptive) else None for rule in rules)
 
     @property
@@ -114,30 +86,28 @@ class Transitions(eqx.Module):
         """Moves a level and chain that can turn out non-finite."""
         return self.total * len(self.follows)
 
-    def begin(self, run: Run) -> Run:
-        """The run with log c where it starts, and records of the shape that this kernel has."""
-        log_scale = self._joined([rule.log_scale if rule else jnp.zeros(()) for rule in self.adaptive])
-        records = run.records
-        if self.kernel.blocks:
-            records = Records.empty(records.ess.shape[0], len(self.follows))
-        return dataclasses.replace(run, log_scale=log_scale, records=records)
+    def begin(self, run: Run, positions: dict[str, Any]) -> Run:
+        """The run of chains at these positions before anything has adapted, and records of this kernel's shape."""
+        tuning = untuned(self.kernel, positions, len(run.ancestors))
+        records = Records.empty(run.records.ess.shape[0], len(self.follows))
+        return dataclasses.replace(run, tuning=tuning, records=records)
 
     def steps(self) -> Array:
-        """Step sizes at each level where all are given: (K,), or (K, B) for a kernel of B blocks."""
-        return self._joined([part.step_size for part in self.kernel.parts])
+        """Step sizes at each level where all are given, (K, B)."""
+        return jnp.stack([jnp.asarray(part.step_size) for part in self.kernel.kernels], axis=-1)
 
     def run(
         self,
         spread: Spread,
         keys: Array,
-        states: KernelState,
+        states: GibbsState,
         target: Target,
         schedule: Schedule,
         level: Array,
-        log_scale: Array,
+        tuning: Tunings,
         records: Records,
         bad: Array | None = None,
-    ) -> tuple[KernelState, Array, Records]:
+    ) -> tuple[GibbsState, Tunings, Records]:
         """All transitions of one level.
 
         Args:
@@ -146,26 +116,25 @@ class Transitions(eqx.Module):
             states: every chain's state, evaluated under ``target``.
             target: the level's density.
             schedule, level: where we are.
-            log_scale: log c as the neighbouring level left it.
+            tuning: log c and metrics as the neighbouring level left them.
             records: written at ``level``.
             bad: whether each chain's move to this level was non-finite, (n,).
         """
         sigma, warmup = schedule.at(level).sigma, self.total - self.count
-        units, back = self.units(sigma)
-        scaled_target, num_chains = target_in_units(target, units), spread.number_of(keys)
+        num_chains, kernel, began = spread.number_of(keys), self._in_force(tuning, sigma), states
 
         def transition(i: Array, carry: Any) -> Any:
             states, log_scale, tally, steps = carry
             step_size, counted = self._step_size(log_scale, sigma, level), i >= warmup
-            states, tally, acceptance = self._move(spread, keys, i, states, scaled_target, step_size, tally, counted)
+            states, tally, acceptance = self._move(kernel, spread, keys, i, states, target, step_size, tally, counted)
             if any(self.adaptive):
                 mean = mean_acceptance(acceptance, spread.total, num_chains)
                 log_scale = self._adapted(log_scale, mean, num_chains, counted)
-            return states, log_scale, tally, steps + jnp.where(counted, step_size, 0.0)
+            return states, log_scale, tally, steps + jnp.where(counted, jnp.stack(step_size), 0.0)
 
-        start = (in_units(states, units), log_scale, self.blank_tally(keys, bad), jnp.zeros_like(log_scale))
+        start = (states, log_scales(tuning), self.blank_tally(keys, bad), jnp.zeros(len(self.follows)))
         states, log_scale, tally, steps = jax.lax.fori_loop(0, self.total, transition, start)
-        acceptance, error, non_finite = tally.over(spread, self.count, num_chains, self.kernel.integrates_score)
+        acceptance, error, non_finite = tally.over(spread, self.count, num_chains, self.integrates_score)
         records = Records(
             records.acceptance.at[level].set(acceptance),
             records.step_size.at[level].set(steps / self.count),
@@ -174,21 +143,27 @@ class Transitions(eqx.Module):
             records.non_finite.at[level].add(non_finite),
             records.quadrature_error.at[level].set(error),
         )
-        return in_units(states, back), log_scale, records
+        follows = {name: yes for sites, yes in zip(self.kernel.sites, self.follows, strict=True) for name in sites}
+        scale = {n: sigma if yes and n not in self.static else jnp.ones_like(sigma) for n, yes in follows.items()}
+        tuning = with_metrics(with_log_scales(tuning, log_scale), self.kernel, spread, began, states, scale)
+        return states, tuning, records
 
-    def units(self, sigma: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Units that static sites are measured in at a level of noise σ while its transitions last, and their inverse.
+    def _in_force(self, tuning: Tunings, sigma: Array) -> Gibbs:
+        """The kernel in the metrics of a level of noise σ.
 
         Noised sites live at the level's scale σ_k, static ones at a scale that does not change with the level: a step
         h_k ∝ σ_k^p suits both when static sites are measured in units of 1/σ_k.
         """
-        unit = 1.0 / sigma
-        return dict.fromkeys(self.static, unit), dict.fromkeys(self.static, 1.0 / unit)
+        return in_metrics(self.kernel, tuning, dict.fromkeys(self.static, 1.0 / sigma))
+
+    @property
+    def integrates_score(self) -> bool:
+        """Whether the accept test of a block integrates the score."""
+        return any(map(integrates_score, self.kernel.kernels))
 
     def blank_tally(self, keys: Array, bad: Array | None = None) -> Tally:
         """Nothing counted yet of the chains of these keys."""
-        shape = (len(keys), len(self.follows)) if self.kernel.blocks else (len(keys),)
-        zero = jnp.zeros(shape)
+        zero = jnp.zeros((len(keys), len(self.follows)))
         return Tally(zero, zero, jnp.zeros(keys.shape, jnp.int32) if bad is None else bad.astype(jnp.int32))
 
     @property
@@ -201,68 +176,69 @@ class Transitions(eqx.Module):
         self,
         spread: Spread,
         keys: Array,
-        states: KernelState,
+        states: GibbsState,
         target: Target,
         schedule: Schedule,
-        log_scale: Array,
+        tuning: Tunings,
         i: Array,
         thin: Array,
-    ) -> tuple[KernelState, Array, Tally]:
+    ) -> tuple[GibbsState, Tunings, Tally]:
         """The transitions that lead to draw i at level 0: ``thin`` of them, before the first one `settling` ones too.
 
         Args:
             spread, keys, schedule: as for `run`; the keys are others than those of a level.
             states: every chain's state, evaluated under ``target``.
             target: of level 0.
-            log_scale: log c, which no longer changes once it has settled.
+            tuning: log c, which no longer changes once it has settled, and metrics, which do not change.
             i, thin: numbers at run time.
 
         Returns:
-            The states, log c, and the tally of the ``thin`` transitions.
+            The states, what adapts, and the tally of the ``thin`` transitions.
         """
         sigma, num_chains, settled = schedule.at(0).sigma, spread.number_of(keys), jnp.int32(self.settling)
-        units, back = self.units(sigma)
-        scaled = target_in_units(target, units)
+        kernel = self._in_force(tuning, sigma)
 
         def transition(t: Array, carry: Any) -> Any:
             states, log_scale, recent, tally = carry
             step_size, counted = self._step_size(log_scale, sigma, jnp.int32(0)), t >= settled
-            states, tally, acceptance = self._move(spread, keys, t, states, scaled, step_size, tally, counted)
+            states, tally, acceptance = self._move(kernel, spread, keys, t, states, target, step_size, tally, counted)
             if not self.settling:
                 return states, log_scale, recent, tally
 
-            def adapt_once(log_c: Array, recent: Array) -> tuple[Array, Array]:
+            def adapt_once(log_c: list[Array], recent: list[Array]) -> tuple[list[Array], list[Array]]:
                 mean = mean_acceptance(acceptance, spread.total, num_chains)
                 log_c = self._adapted(log_c, mean, num_chains, jnp.asarray(False))
-                recent = recent + jnp.where(2 * t >= settled, log_c, 0.0)
+                recent = [sum_ + jnp.where(2 * t >= settled, new, 0.0) for sum_, new in zip(recent, log_c, strict=True)]
                 # What it is left at is the mean of the second half: less noise than the last one has.
-                return jnp.where(t == settled - 1, recent / (settled - settled // 2), log_c), recent
+                mean_of = [sum_ / (settled - settled // 2) for sum_ in recent]
+                return [jnp.where(t == settled - 1, m, c) for m, c in zip(mean_of, log_c, strict=True)], recent
 
             log_scale, recent = jax.lax.cond(counted, lambda *same: same, adapt_once, log_scale, recent)
             return states, log_scale, recent, tally
 
         begin = jnp.where(i == 0, 0, settled + i * thin)
-        start = (in_units(states, units), log_scale, jnp.zeros_like(log_scale), self.blank_tally(keys))
+        log_scale = log_scales(tuning)
+        start = (states, log_scale, [jnp.zeros_like(c) for c in log_scale], self.blank_tally(keys))
         states, log_scale, _, tally = jax.lax.fori_loop(begin, settled + (i + 1) * thin, transition, start)
-        return in_units(states, back), log_scale, tally
+        return states, with_log_scales(tuning, log_scale), tally
 
     def recorded(
         self,
         spread: Spread,
         records: Records,
         schedule: Schedule,
-        log_scale: Array,
+        tuning: Tunings,
         tally: Tally,
         before: Array,
         count: Array,
     ) -> Records:
         """Level 0's records with ``count`` transitions of `draw` more, after those of the level and ``before``."""
         num_chains = spread.number_of(tally.non_finite)
-        acceptance, error, non_finite = tally.over(spread, count, num_chains, self.kernel.integrates_score)
+        acceptance, error, non_finite = tally.over(spread, count, num_chains, self.integrates_score)
         share = count / (self.count + before + count)
         old, new = (1 - share) * records.acceptance[0], share * acceptance
         errors = jnp.where(old > 0, old * records.quadrature_error[0], 0.0) + jnp.where(new > 0, new * error, 0.0)
-        step_size = self._step_size(log_scale, schedule.at(0).sigma, jnp.int32(0))
+        step_size = jnp.stack(self._step_size(log_scales(tuning), schedule.at(0).sigma, jnp.int32(0)))
         return Records(
             records.acceptance.at[0].set(old + new),
             records.step_size.at[0].set((1 - share) * records.step_size[0] + share * step_size),
@@ -274,35 +250,36 @@ class Transitions(eqx.Module):
 
     def _move(
         self,
+        kernel: Gibbs,
         spread: Spread,
         keys: Array,
         i: Array,
-        states: KernelState,
+        states: GibbsState,
         target: Target,
-        step_size: Array,
+        step_size: list[Array],
         tally: Tally,
         counted: Array,
-    ) -> tuple[KernelState, Tally, Array]:
+    ) -> tuple[GibbsState, Tally, Array]:
         """Transition i of every chain, with the acceptance of each."""
 
-        def one(key: Array, state: KernelState, tally: Tally) -> tuple[KernelState, Tally, Array]:
-            state, info = self.kernel.step(jax.random.fold_in(key, i), state, target, step_size)
+        def one(key: Array, state: GibbsState, tally: Tally) -> tuple[GibbsState, Tally, Array]:
+            state, info = kernel.step(jax.random.fold_in(key, i), state, target, step_size)
             return state, tally.adding(info, counted), info.acceptance
 
         return spread.map(one, keys, states, tally)
 
-    def _step_size(self, log_scale: Array, sigma: Array, level: Array) -> Array:
-        """The step size in force."""
+    def _step_size(self, log_scale: list[Array], sigma: Array, level: Array) -> list[Array]:
+        """The step size in force, of each block."""
 
         def of(part: Any, log_c: Array, follows: bool) -> Array:
             if not isinstance(part.step_size, Adaptive):
                 return part.step_size[level]
             return scaled_step(log_c, sigma if follows else jnp.ones_like(sigma), part)
 
-        return self._joined(list(map(of, self.kernel.parts, self._split(log_scale), self.follows)))
+        return list(map(of, self.kernel.kernels, log_scale, self.follows))
 
-    def _adapted(self, log_scale: Array, mean: Array, n: int, counted: Array) -> Array:
-        """log c after a transition of n chains with this mean acceptance; ends a warm-up if ``counted``."""
+    def _adapted(self, log_scale: list[Array], mean: Array, n: int, counted: Array) -> list[Array]:
+        """log c after a transition of n chains with this mean acceptance, (B,); ends a warm-up if ``counted``."""
 
         def of(part: Any, log_c: Array, own_mean: Array) -> Array:
             rule = part.step_size
@@ -312,10 +289,4 @@ class Transitions(eqx.Module):
             moved = adapt(log_c, own_mean, rule.target(part), gain)
             return jnp.where(counted, log_c, moved) if rule.warmup else moved
 
-        return self._joined(list(map(of, self.kernel.parts, self._split(log_scale), self._split(mean))))
-
-    def _split(self, joined: Array) -> list[Array]:
-        return [joined[..., b] for b in range(len(self.follows))] if self.kernel.blocks else [joined]
-
-    def _joined(self, parts: list[Any]) -> Array:
-        return jnp.stack(parts, axis=-1) if self.kernel.blocks else parts[0]
+        return list(map(of, self.kernel.kernels, log_scale, list(mean)))

@@ -13,7 +13,7 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.errors import InvalidValueError
-from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Holding
+from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs
 from composeprob.metrics.paths import Path, climb, descend, frozen
 from kernel_chains import from_exact_draws, start, steps_of, transitions
 from kernels.test_transitions import Counting
@@ -42,7 +42,7 @@ def test_the_target_stays_invariant():
     [
         Gibbs({"a": BlackJAX(blackjax.nuts, 0.5, max_num_doublings=3), ("b", "c"): HMC(0.6, damping=0.9)}),
         Gibbs({"a": MALA(0.3), "b": HMC(0.6), "c": MALA(0.2)}, backwards=True),
-        Holding(Gibbs({"a": MALA(0.3), "b": HMC(0.6)}), frozenset({"c"})),
+        Gibbs({"a": MALA(0.3), "b": HMC(0.6, metric={"b": 1.5})}),  # what no block moves is held
     ],
     ids=repr,
 )
@@ -118,8 +118,8 @@ def test_one_block_of_all_sites_is_its_kernel():
     kernel = Gibbs({("a", "b", "c"): alone})
     state = kernel.init(jax.random.key(0), SITES, target)
     moved, info = kernel.step(jax.random.key(1), state, target, jnp.array([0.4]))
-    own = alone.init(jax.random.fold_in(jax.random.key(0), 0), SITES, target)
-    expected, own_info = alone.step(jax.random.fold_in(jax.random.key(1), 0), own, target, 0.4)
+    own = alone.init(jax.random.key(0), SITES, target)
+    expected, own_info = alone.step(jax.random.key(1), own, target, 0.4)
     for name, x in expected.position.items():
         np.testing.assert_allclose(moved.position[name], x, rtol=1e-6)
     assert info.acceptance[0] == own_info.acceptance
@@ -129,15 +129,18 @@ def test_what_a_block_needs():
     kernel = Gibbs({"a": ULA(0.1), "b": HMC(0.1)})
     assert kernel.requires == {"score", "energy"}
     assert Gibbs({"a": ULA(0.1), "b": UHMC(0.1)}).requires == {"score"}
-    assert Gibbs({"a": MALA(0.1, log_ratio=cp.LineIntegral(3)), "b": ULA(0.1)}).integrates_score
+    assert cp.AnnealedMCMC(Gibbs({"a": MALA(0.1, log_ratio=cp.LineIntegral(3)), "b": ULA(0.1)}), 1).integrates_score
     assert repr(kernel.reversal).endswith("backwards=True)")
     assert kernel.reversal.reversal.backwards is False
 
 
-def test_positions_are_checked_without_a_program():
-    kernel = Gibbs({"a": MALA(0.1)})
-    with pytest.raises(InvalidValueError, match="no block of Gibbs moves 'b', 'c'"):
-        kernel.init(jax.random.key(0), SITES, evaluate(LAW.log_density))
+def test_sites_of_no_block_stay_where_they_are():
+    kernel, target = Gibbs({"a": MALA(0.1)}), evaluate(LAW.log_density)
+    state = kernel.init(jax.random.key(0), SITES, target)
+    moved, _ = jax.jit(lambda s: kernel.step(jax.random.key(1), s, target, [0.1]))(state)
+    assert moved.position["a"] != state.position["a"]
+    assert moved.position["b"] == state.position["b"]
+    np.testing.assert_allclose(moved.evaluation.score["b"], target(moved.position).score["b"], rtol=1e-5)
 
 
 # ── the reversal: what RAISE needs to know of a scan, which is not reversible ────────────────────────────────────────

@@ -9,6 +9,7 @@ import pytest
 from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX
+from composeprob.kernels.gibbs import parts_of, with_field, with_parts
 from kernel_chains import start, steps_of, transitions
 from registry import KERNELS
 from targets import NESTED, evaluate, nested, two_modes
@@ -75,7 +76,8 @@ def test_another_step_size_does_not_compile_again(name):
 
     step(kernel, state)
     traces = target.traces
-    moved, info = step(kernel.with_steps([2 * part.step_size for part in kernel.parts]), state)
+    longer = [with_field(part, "step_size", 2 * part.step_size) for part in parts_of(kernel)]
+    moved, info = step(with_parts(kernel, longer), state)
     assert target.traces == traces
     moved_before, info_before = step(kernel, state)  # where both proposals were refused, their acceptances differ
     same = np.allclose(moved.position["b"], moved_before.position["b"])
@@ -162,7 +164,7 @@ def test_every_chain_decides_for_itself(name):
         for site, x in alone.position.items():
             np.testing.assert_allclose(x, batch.position[site][i], rtol=1e-5, atol=1e-6)
         assert np.all(alone_info.accepted == info.accepted[i])
-    if kernel.parts[0].optimal_acceptance is not None:
+    if parts_of(kernel)[0].optimal_acceptance is not None:
         assert 0 < np.mean(info.accepted) < 1
         assert len(np.unique(info.acceptance)) > 20
 

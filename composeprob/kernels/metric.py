@@ -1,0 +1,198 @@
+"""Metrics: the inverse mass matrix that a kernel moves in, given or estimated from all chains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from composeprob.density.evaluation import Position
+from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
+from composeprob.kernels.step_size import as_numbers, check_range, match_precision
+
+T = TypeVar("T")
+
+KINDS = ("auto", "diagonal", "low_rank", "full")
+"""Of metrics that are estimated."""
+
+
+class Metric(eqx.Module):
+    r"""An inverse mass matrix $C = L L^\top$ over the numbers of a position, by its root $L = D\,M$.
+
+    A kernel in this metric is the same kernel on the density of $u = L^{-1}x$, whose score is $L^\top\nabla\log\pi$:
+    noise is N(0, I) and momentum too, whatever C is. So a metric may change from level to level under a chain that
+    keeps its momentum.
+
+    Attributes:
+        unit: D, for each site a number or an array of the site's shape; 1 at sites that are not named.
+        dense: M as a matrix over the flattened position, (d, d), sites in alphabetical order; None for the identity.
+        basis, stretch: M = I + U·diag(stretch − 1)·Uᵀ with orthonormal columns U = basis, (d, r); None for the
+            identity. Not both this and ``dense``.
+    """
+
+    unit: dict[str, Array]
+    dense: Array | None = None
+    basis: Array | None = None
+    stretch: Array | None = None
+
+    def __repr__(self) -> str:
+        if self.dense is not None:
+            return f"array{self.dense.shape}"
+        if not self.unit:
+            return "'none'"
+        return f"{{{', '.join(f'{name!r}: {_shown(unit)}' for name, unit in self.unit.items())}}}"
+
+    def forth(self, u: T) -> T:
+        """L·u, from the coordinates of unit mass to those of positions."""
+        return self._in_units(self._mixed(u, transposed=False))
+
+    def back(self, score: T) -> T:
+        """Lᵀ·s, from scores of positions to those of the coordinates of unit mass."""
+        return self._mixed(self._in_units(score), transposed=True)
+
+    def scaled(self, units: Mapping[str, Array]) -> Metric:
+        """The metric with L multiplied by a number at some sites."""
+        return Metric({**self.unit, **{n: self.unit.get(n, 1.0) * u for n, u in units.items()}}, *self._rest)
+
+    def inverse_mass_matrix(self, position: Position) -> Array:
+        """C over the flattened position: its diagonal, (d,), where that is all, else the matrix, (d, d)."""
+        ones = jax.tree.map(jnp.ones_like, position)
+        if self.dense is None and self.basis is None:
+            return ravel_pytree(self._in_units(ones))[0] ** 2
+        flat, unflatten = ravel_pytree(ones)
+        root = jax.vmap(lambda row: ravel_pytree(self.back(unflatten(row)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
+        return root @ root.T
+
+    def check(self, position: Position, owner: str) -> None:
+        """Raises unless the metric fits the sites of a position."""
+        for name, unit in self.unit.items():
+            if name not in position:
+                raise InvalidValueError(
+                    f"the metric of {owner} names the site {name!r}, which it does not move",
+                    fix=f"its sites are {', '.join(map(repr, position))}",
+                )
+            for shape in map(jnp.shape, jax.tree.leaves(position[name])):
+                ends = shape[len(shape) - unit.ndim :]
+                if unit.ndim > len(shape) or any(n not in (1, m) for n, m in zip(unit.shape, ends, strict=True)):
+                    raise ShapeError(
+                        f"the metric of {owner} has shape {unit.shape} at {name!r}, whose shape is {shape}",
+                        fix="give one number, or an array that broadcasts to the site's shape",
+                    )
+        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(position))
+        if self.dense is not None and len(self.dense) != size:
+            raise ShapeError(
+                f"the metric of {owner} has shape {self.dense.shape}, but it moves {size} numbers",
+                fix=f"give a matrix of shape ({size}, {size}), sites in alphabetical order",
+            )
+
+    @property
+    def _rest(self) -> tuple[Array | None, Array | None, Array | None]:
+        return self.dense, self.basis, self.stretch
+
+    def _in_units(self, tree: T) -> T:
+        """D·u, which is Dᵀ·u."""
+        if not self.unit:
+            return tree
+        return {name: _times(self.unit.get(name), values) for name, values in tree.items()}  # type: ignore[attr-defined, return-value]
+
+    def _mixed(self, tree: T, transposed: bool) -> T:
+        """M·u or Mᵀ·u."""
+        if self.dense is None and self.basis is None:
+            return tree
+        flat, unflatten = ravel_pytree(tree)
+        if self.dense is not None:
+            matrix = match_precision(self.dense, flat)
+            return unflatten(flat @ matrix if transposed else matrix @ flat)
+        assert self.basis is not None
+        assert self.stretch is not None
+        basis, more = match_precision(self.basis, flat), match_precision(self.stretch - 1.0, flat)
+        return unflatten(flat + basis @ (more * (flat @ basis)))
+
+
+EUCLIDEAN = Metric({})
+"""C = I."""
+
+
+class Estimated(eqx.Module):
+    """A metric that samplers estimate from all chains when these arrive at a level, and put in its place."""
+
+    kind: str = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        return repr(self.kind)
+
+
+MetricLike = Metric | Estimated | str | Mapping[str, Any] | Array
+"""What may be given as a metric; after construction a kernel's is a `Metric` or `Estimated`."""
+
+
+def as_metric(value: Any) -> Metric | Estimated:
+    """Brings what a user may give as a metric into one of two forms.
+
+    Args:
+        value: ``"none"``, one of `KINDS`, ``{site: inverse mass}`` with numbers or arrays > 0, or a symmetric positive
+            definite matrix (d, d) over the flattened position, sites in alphabetical order.
+
+    Raises:
+        WrongTypeError: anything else.
+        InvalidValueError: an unknown word, an inverse mass that is not positive and finite, or a matrix that is not
+            positive definite.
+        ShapeError: an array that is no square matrix.
+    """
+    if isinstance(value, Metric | Estimated):
+        return value
+    if isinstance(value, str):
+        if value == "none":
+            return EUCLIDEAN
+        if value not in KINDS:
+            raise InvalidValueError(f"Unknown metric {value!r}.", fix=f"use one of: none, {', '.join(KINDS)}.")
+        return Estimated(value)
+    what = "an inverse mass matrix"
+    if isinstance(value, Mapping):
+        masses = {name: as_numbers(mass, f"the metric of {name!r}", "a number > 0") for name, mass in value.items()}
+        for name, mass in masses.items():
+            check_range(mass, f"the metric of {name!r}", 0.0, np.inf, fix="positive, finite numbers")
+        return Metric({name: jnp.sqrt(mass) for name, mass in masses.items()})
+    matrix = as_numbers(value, what, 'one of the words, {"mu": 0.01}, or a matrix of shape (d, d)')
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ShapeError(
+            f"{what} has shape {matrix.shape}", fix="give a matrix of shape (d, d), or numbers by site: {'mu': 0.01}"
+        )
+    root = jnp.linalg.cholesky(matrix)
+    if not isinstance(matrix, jax.core.Tracer) and not (np.isfinite(root).all() and np.allclose(matrix, matrix.T)):
+        raise InvalidValueError(
+            f"{what} of shape {matrix.shape} is not symmetric and positive definite", fix="give a covariance matrix"
+        )
+    return Metric({}, root)
+
+
+def in_force(metric: MetricLike) -> Metric:
+    """The metric that a transition uses.
+
+    Raises:
+        CapabilityError: it is still to be estimated; raised while tracing.
+    """
+    if not isinstance(metric, Metric):
+        raise CapabilityError(
+            f"the metric {metric!r} is estimated from all chains of a run, and there is no run here",
+            fix="run the kernel through cp.infer, or give it a fixed metric",
+        )
+    return metric
+
+
+def _times(unit: Array | None, values: Any) -> Any:
+    if unit is None:
+        return values
+    return jax.tree.map(lambda leaf: match_precision(unit, leaf) * leaf, values)
+
+
+def _shown(unit: Any) -> str:
+    if isinstance(unit, jax.core.Tracer) or jnp.ndim(unit):
+        return f"array{jnp.shape(unit)}"
+    return f"{float(unit) ** 2:.6g}"

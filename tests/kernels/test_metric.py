@@ -1,0 +1,264 @@
+"""Metrics: the same chain in other coordinates, and what is estimated of a cloud of chains."""
+
+import dataclasses
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob import pytree
+from composeprob.errors import CapabilityError, ShapeError
+from composeprob.kernels import HMC, MALA, UHMC, ULA, LineIntegral, Metric
+from composeprob.kernels.base import log_density_of
+from composeprob.kernels.langevin import log_proposal_ratio
+from composeprob.kernels.metropolis import metropolis
+from composeprob.samplers.cloud import mean_and_covariance, shares
+from composeprob.samplers.preconditioning import kind_of, measured, unmeasured
+from kernel_chains import from_exact_draws, start, steps_of, transitions
+from sampling_cases import normal, run, single
+from targets import Law, evaluate, two_modes
+from zscores import assert_agrees, assert_disagrees, z_scores
+
+SDS = {"thin": 0.01, "wide": 100.0}
+VARIANCES = {name: sd**2 for name, sd in SDS.items()}
+
+
+def log_density(position):
+    return sum(jnp.sum(jax.scipy.stats.norm.logpdf(position[name], scale=sd)) for name, sd in SDS.items())
+
+
+def statistics(position):
+    units = {name: position[name] / sd for name, sd in SDS.items()}
+    values = {name: jnp.mean(u) for name, u in units.items()} | {f"{n}²": jnp.mean(u**2) for n, u in units.items()}
+    return values | {"both": jnp.mean(units["thin"] * units["wide"])}
+
+
+EXPECTED = {"thin": 0.0, "wide": 0.0, "thin²": 1.0, "wide²": 1.0, "both": 0.0}
+LAW = Law(
+    "two widths",
+    log_density,
+    lambda key, n: {
+        name: sd * jax.random.normal(k, (n, 3))
+        for k, (name, sd) in zip(jax.random.split(key), SDS.items(), strict=True)
+    },
+    statistics,
+    EXPECTED,
+    3 * sum(sd**2 for sd in SDS.values()),
+)
+
+
+@pytest.mark.parametrize("kernel", [MALA, pytest.param(HMC, marks=pytest.mark.slow)])
+def test_widths_of_a_hundredth_and_a_hundred(kernel):
+    run = from_exact_draws(kernel(0.7, metric=VARIANCES), LAW, num_chains=5_000, num_transitions=40, num_draws=10)
+    assert_agrees(run.scores)
+    assert run.moved > 0.4  # the wide site; the thin one:
+    assert 0.3 < run.acceptance < 0.98
+
+
+@pytest.mark.slow
+def test_without_a_metric_the_thin_site_holds_up_the_wide_one():
+    """The negative control: one step for both either hardly moves the wide site or is always rejected."""
+    for h, check in ((0.5 * 0.01**2, lambda run: run.moved < 1e-4), (0.5, lambda run: run.acceptance < 1e-3)):
+        assert check(from_exact_draws(MALA(h), LAW, num_chains=500, num_transitions=20, num_draws=2))
+
+
+MIXED = np.array([[1.0, 0.7, 0.2], [0.7, 0.8, -0.1], [0.2, -0.1, 0.5]])
+ROOT = np.linalg.cholesky(MIXED)
+KERNELS = [ULA(0.1), UHMC(0.4), HMC(0.9), MALA(0.5, log_ratio=LineIntegral(3)), HMC(0.9, log_ratio=LineIntegral(None))]
+LOW_RANK = Metric({"a": jnp.array([0.5, 2.0]), "b": jnp.asarray(3.0)}, None, jnp.eye(3)[:, :1], jnp.array([0.2]))
+
+
+@pytest.mark.parametrize("kernel", [MALA(0.5), *(pytest.param(k, marks=pytest.mark.slow) for k in KERNELS)], ids=repr)
+@pytest.mark.parametrize("metric", [MIXED, LOW_RANK], ids=["matrix", "low rank"])
+def test_it_is_the_kernel_on_the_density_of_other_coordinates(kernel, metric):
+    """Number for number: acceptance, moves, and how likely they are reversed."""
+    plain = kernel
+    kernel = dataclasses.replace(kernel, metric=metric)
+    names = {"a": jnp.zeros(2), "b": jnp.zeros(())}
+    root = np.stack([np.concatenate([e["a"], e["b"][None]]) for e in map(kernel.metric.forth, _units())], axis=1)
+    assert kernel.metric.inverse_mass_matrix(names) == pytest.approx(root @ root.T, rel=1e-5, abs=1e-6)
+    law = two_modes(3, sds=(0.8, 0.7))
+
+    def of_x(position):
+        return law.log_density(jnp.asarray(np.linalg.inv(root)) @ jnp.append(position["a"], position["b"]))
+
+    u = law.draw(jax.random.key(0), 500)
+    x = u @ root.T
+    ends = []
+    for k, target, positions in (
+        (plain, evaluate(law.log_density), u),
+        (kernel, evaluate(of_x), {"a": x[:, :2], "b": x[:, 2]}),
+    ):
+        states = start(k, target, jax.random.key(1), positions)
+        ends.append(transitions(k, target, jax.random.key(2), states, steps_of(k), 10))
+    (states, info), (others, other_info) = ends
+    found = np.concatenate([others.position["a"], others.position["b"][:, None]], axis=1)
+    close = np.isclose(found, states.position @ root.T, rtol=1e-3, atol=1e-3).all(1)
+    assert close.mean() > 0.99  # rounding turns an accept test now and then
+    np.testing.assert_allclose(other_info.acceptance[0], info.acceptance[0], atol=2e-3)
+    np.testing.assert_allclose(other_info.log_reversal[0][close], info.log_reversal[0][close], atol=5e-3)
+    assert kernel.evaluations_per_step == plain.evaluations_per_step
+
+
+def _units():
+    return [{"a": jnp.asarray(e[:2]), "b": jnp.asarray(e[2])} for e in np.eye(3, dtype=np.float32)]
+
+
+class HalfMetricMALA(MALA):
+    """Proposes in a metric and accepts as if there were none."""
+
+    def step(self, key, state, target, step_size):
+        key_propose, key_accept = jax.random.split(key)
+        new = self.propose(key_propose, state, target, step_size)
+        log_ratio = log_density_of(new.evaluation) - log_density_of(state.evaluation)
+        return metropolis(key_accept, log_ratio + log_proposal_ratio(state, new, step_size), new, state)
+
+
+class DriftMetricMALA(MALA):
+    """Takes the metric for the drift and not for the noise."""
+
+    def propose(self, key, state, target, step_size):
+        metric, noise = self.metric, pytree.normal_like(key, state.position)
+        drifted = state.position + step_size * metric.forth(metric.back(state.evaluation.score))
+        position = drifted + jnp.sqrt(2 * step_size) * noise
+        return dataclasses.replace(state, position=position, evaluation=target(position))
+
+
+def test_a_matrix_leaves_the_target_invariant_and_mutants_do_not():
+    matrix = np.array([[1.5, 0.8], [0.8, 0.7]])
+    check = lambda kernel: from_exact_draws(kernel, two_modes(2), num_chains=5_000, num_transitions=40, num_draws=10)
+    for kernel in (MALA(0.2, metric=matrix), HMC(0.6, metric=matrix)):
+        found = check(kernel)
+        assert_agrees(found.scores)
+        assert 0.3 < found.acceptance < 0.95
+    assert_disagrees(check(HalfMetricMALA(0.2, metric=matrix)).scores)
+    assert_disagrees(check(DriftMetricMALA(0.2, metric=matrix)).scores)
+
+
+def test_arrays_are_inverse_masses_of_their_entries_and_must_fit():
+    kernel = MALA(0.5, metric={"a": jnp.array([0.01, 100.0])})
+    assert repr(kernel) == "MALA(step_size=0.5, metric={'a': array(2,)})"
+    assert repr(MALA(0.5)) == "MALA(step_size=0.5)"
+    target = evaluate(lambda p: -0.5 * jnp.sum(p["a"] ** 2))
+    kernel.init(jax.random.key(0), {"a": jnp.zeros(2)}, target)
+    with pytest.raises(ShapeError, match=r"shape \(2,\) at 'a'"):
+        kernel.init(jax.random.key(0), {"a": jnp.zeros(3)}, target)
+    with pytest.raises(ShapeError, match="it moves 3 numbers"):
+        MALA(0.5, metric=np.eye(2)).init(jax.random.key(0), {"a": jnp.zeros(3)}, target)
+    state = MALA(0.5).init(jax.random.key(0), {"a": jnp.zeros(2)}, target)
+    with pytest.raises(CapabilityError, match="estimated from all chains"):
+        MALA(0.5, metric="full").step(jax.random.key(0), state, target, 0.5)
+
+
+# ── estimates ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+AXES = np.linalg.qr(np.random.default_rng(0).normal(size=(10, 10)))[0]
+COVARIANCE = AXES @ np.diag(np.logspace(-4, 0, 10)) @ AXES.T
+LIKE = {"a": jnp.zeros(4), "b": jnp.zeros((2, 3))}
+PRECISION = jnp.asarray(np.linalg.inv(COVARIANCE))
+
+
+def widths_found(kind, noise, score_of, covariance, times=1):
+    """Eigenvalues of s²·C·Σ⁻¹, all 1 where C is the covariance, after so many moves of all chains."""
+    scale = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), LIKE)
+    unflatten = jax.flatten_util.ravel_pytree(LIKE)[1]
+
+    @jax.jit
+    def again(metric, noise):
+        moved = jax.vmap(lambda row: jax.flatten_util.ravel_pytree(metric.forth(unflatten(row)))[0])(noise)
+        return measured(kind, metric, scale, moved, score_of(moved))
+
+    metric = unmeasured(kind, LIKE)
+    for _ in range(times):
+        metric = again(metric, noise)
+    matrix = 0.1**2 * np.asarray(metric.inverse_mass_matrix(LIKE), float)
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance))
+    return np.linalg.eigvalsh(whiten @ (matrix if matrix.ndim == 2 else np.diag(matrix)) @ whiten.T)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "low_rank", "full"])
+def test_moves_tell_the_covariance_of_a_gaussian_wherever_they_start(kind):
+    """Moves of any length, some of them not made and one not finite."""
+    moved = 0.01 * jax.random.normal(jax.random.key(0), (200, 10))
+    moved = jnp.where(jnp.arange(200)[:, None] % 3 == 0, 0.0, moved).at[1].set(jnp.nan)
+    found = widths_found(kind, moved, lambda x: -x @ PRECISION, COVARIANCE, times=5)
+    if kind == "diagonal":  # does not see how coordinates hang together
+        assert found[-1] / found[0] > 300
+    else:
+        np.testing.assert_allclose(found, 1.0, atol=0.35)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "low_rank", "full"])
+def test_few_moves_and_none_give_a_metric_all_the_same(kind):
+    moved = 0.01 * jax.random.normal(jax.random.key(0), (200, 10))
+    of_three = moved[jnp.arange(200) % 3] * (jnp.arange(200) < 3)[:, None]
+    one_still = moved.at[:, 0].set(0.0)
+    for steps in (of_three, one_still, 0 * moved):
+        for slope in (-PRECISION, 0 * PRECISION, PRECISION):
+            values = widths_found(kind, steps, lambda x, slope=slope: x @ slope, COVARIANCE)
+            assert np.all(np.isfinite(values))
+            assert np.all(values > 0)
+    known = widths_found(kind, 0 * moved, lambda x: x, 0.01 * np.eye(10))
+    np.testing.assert_allclose(known, 1.0, rtol=1e-5)
+
+
+def test_what_auto_is():
+    assert [kind_of("auto", *case) for case in ((10, 100), (10, 99), (10, 49), (65, 10**4), (10**6, 100))] == [
+        "full", "diagonal", "none", "diagonal", "none",
+    ]  # fmt: skip
+    assert kind_of("full", 10, 2) == "full"
+
+
+def test_mean_and_covariance_of_a_weighted_cloud():
+    x = jax.random.normal(jax.random.key(1), (200, 10)) @ jnp.asarray(np.linalg.cholesky(COVARIANCE).T)
+    weights = shares(jnp.where(jnp.arange(200) < 150, 0.0, -jnp.inf))
+    mean, covariance = mean_and_covariance(x, weights)
+    np.testing.assert_allclose(mean, x[:150].mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(covariance, np.cov(x[:150].T, bias=True), rtol=0.02, atol=1e-3)
+    assert shares(jnp.full(4, -jnp.inf)) == pytest.approx(0.25)
+
+
+# ── in a run ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SHORT = cp.Schedule.log_snr(12)
+
+
+@cp.program
+def three_widths(f):
+    x = cp.sample("x", f)
+    wide = cp.sample("wide", dist.Normal(0.0, 30.0))
+    cp.observe("y", dist.Normal(x[0] + wide, 0.5), 1.0)
+
+
+@pytest.mark.parametrize("kernel", [MALA(metric="full"), HMC(metric={"wide": 900.0})], ids=repr)
+def test_one_kernel_moves_latents_and_noised_sites_of_other_widths(kernel):
+    """x ~ N(0, (0.05², 1)), wide ~ N(0, 30²), and their sum is measured; steps adapt, and chains stay at level 0."""
+    density = cp.compile(three_widths, normal([0.0, 0.0], [0.05, 1.0], SHORT))
+    result = run(density, chains=1000, sampler=cp.AnnealedMCMC(kernel, 3), draws=20)
+    last = {"x0": result["x"][:, -1, 0] / 0.05, "x1": result["x"][:, -1, 1], "w": result["wide"][:, -1]}
+    law = np.array([[0.05**2, 0.0], [0.0, 900.0]])
+    gain = law.sum(1) / (law.sum() + 0.25)
+    mean, covariance = gain * 1.0, law - np.outer(gain, law.sum(0))
+    values = last | {f"{name}²": v**2 for name, v in last.items()}
+    expected = {"x0": mean[0] / 0.05, "x1": 0.0, "w": mean[1], "x0²": (covariance[0, 0] + mean[0] ** 2) / 0.05**2,
+                "x1²": 1.0, "w²": covariance[1, 1] + mean[1] ** 2}  # fmt: skip
+    assert_agrees(z_scores({name: np.asarray(v) for name, v in values.items()}, expected))
+    assert abs(result.acceptance[0] - kernel.optimal_acceptance) < 0.1
+
+
+def test_smc_measures_its_metric_unless_chains_are_few():
+    density = cp.compile(single, normal(jnp.zeros(2), jnp.array([1.0, 0.02]), SHORT))
+    result = run(density, chains=512, sampler=cp.SMC(steps_per_level=2, check_levels=False))
+    assert "metric='auto'" in result.sampler
+    np.testing.assert_allclose(result["x"].std(0), [1.0, 0.02], rtol=0.1)
+    c = np.asarray(result.step_size / SHORT.sigma**2)
+    assert np.ptp(np.log(c[2:-3])) < 0.7  # one c suits all levels
+    few = {
+        name: run(density, chains=16, sampler=cp.SMC(cp.MALA(metric=name), check_levels=False))
+        for name in ("auto", "none")
+    }
+    np.testing.assert_array_equal(few["auto"]["x"], few["none"]["x"])

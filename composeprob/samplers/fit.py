@@ -27,6 +27,8 @@ FEWEST = 64
 """Chains below which nothing is fitted."""
 MOST = 2**26
 """Numbers N·d above which nothing is fitted, as every device would have to hold all of them."""
+WORTH = 0.9
+"""The share of the potential's variance that a control may leave at most."""
 RIDGE = 1e-6
 """What least squares are damped by, of features of unit size."""
 
@@ -107,8 +109,8 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
 
     The control (A, a), A symmetric, makes the potential r + ∇·u + ⟨u, S⟩ as nearly constant as least squares can; for
     Gaussians that is constant. Each half of the chains takes what was fitted over the other half, which knows nothing
-    of it: a fit to a chain's own potential would take from its weight what belongs there. One that does not even out
-    the potentials of the half that takes it is left out.
+    of it: a fit to a chain's own potential would take from its weight what belongs there. One that hardly evens out the
+    potentials of the half that takes it is left out.
 
     Args:
         rows: (N, 2d + 1), each a `row`.
@@ -184,7 +186,7 @@ def _control(
 ) -> tuple[Array, Array]:
     """A and a of least squares over chains of the weights ``taught``; A is (d, d) if ``dense``, else its diagonal.
 
-    Both are 0 where they do not lower the potential's variance over chains of the weights ``judged``.
+    Both are 0 where they leave more than `WORTH` of the potential's variance over chains of the weights ``judged``.
     """
     dims = away.shape[1]
     i, j = jnp.triu_indices(dims) if kind == "dense" else (jnp.arange(dims),) * 2
@@ -210,7 +212,7 @@ def _control(
         found = found - jax.scipy.linalg.cho_solve(factor, seen.T @ (wanted + seen @ found))
     found = found / unit
     others, theirs = centred(judged)
-    better = jnp.sum((theirs + others @ found) ** 2) < jnp.sum(theirs**2)  # false where anything is NaN
+    better = jnp.sum((theirs + others @ found) ** 2) < WORTH * jnp.sum(theirs**2)  # false where anything is NaN
     found = jnp.where(better, found, 0.0)
     if kind == "scalar":
         return jnp.full((dims,), found[0]), jnp.zeros((dims,))

@@ -20,7 +20,7 @@ from composeprob.samplers.integrators import Departure, Integrator
 from composeprob.samplers.reverse import LEAN
 from composeprob.samplers.spread import Spread
 
-LEAST = 0.05
+LEAST = 0.01
 """The least slope, in units of 1/s, that is integrated exactly."""
 MOST_CHANGE = 16.0
 """How much faster than s the time scale of a direction may change in one step."""

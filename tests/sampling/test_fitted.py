@@ -1,0 +1,174 @@
+"""Fitted reverse steps and controls: exact for products of Gaussians, however stiff and however far levels are apart."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.kernels import KernelState
+from composeprob.samplers.base import begin
+from composeprob.samplers.fall import fall
+from composeprob.samplers.fit import Fit, fit
+from composeprob.samplers.fitted import Fitted, Flow
+
+SCHEDULE = cp.Schedule.log_snr(9, min=-8.0, max=8.0)
+CHAINS, FACTORS = 4000, 40.0
+ROTATION = np.array([[0.8, -0.6], [0.6, 0.8]])
+COVARIANCE = ROTATION @ np.diag([0.01, 4.0]) @ ROTATION.T
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 90.0])
+@pytest.mark.parametrize("width", [1e-6, 1.0])
+def test_a_flow_takes_a_gaussian_product_from_level_to_level(power, width):
+    """K²·V₁ + Q = V₀ for V = (c + s)/P, under the slope −(P + 1)/2(c + s) of score and control."""
+    s1, s0 = jnp.asarray(3.0), jnp.asarray(0.02)
+    slopes = [-0.5 * (power + 1) / (width + s) * jnp.ones(1) for s in (s1, s0)]
+    flow = Flow.between(*slopes, s1, s0, power * jnp.ones(1))
+    np.testing.assert_allclose(flow.decay**2 * (width + s1) / power + flow.noise**2, (width + s0) / power, rtol=1e-9)
+    guessed = Flow.between(slopes[0], None, s1, s0, power * jnp.ones(1))  # of equal Gaussians the end follows
+    np.testing.assert_allclose(guessed.decay, flow.decay, rtol=1e-6)
+    assert flow.decay < flow.mean < 1
+
+
+def test_one_point_has_ddpms_step():
+    """n = s: K = s₀/s₁, Q = s₀·(s₁ − s₀)/s₁."""
+    s1, s0 = jnp.asarray(3.0), jnp.asarray(0.5)
+    flow = Flow.between(-1 / s1 * jnp.ones(2), -1 / s0 * jnp.ones(2), s1, s0, jnp.ones(2))
+    np.testing.assert_allclose(flow.decay, s0 / s1, rtol=1e-12)
+    np.testing.assert_allclose(flow.noise**2, s0 * (s1 - s0) / s1, rtol=1e-12)
+
+
+def cloud(noise=0.0):
+    """Rows of a Gaussian whose score is −P·(y − m), at points of ANOTHER law, with a quadratic potential."""
+    rng = np.random.default_rng(0)
+    precision = np.linalg.inv(COVARIANCE)
+    y = rng.standard_normal((400, 2)) * [3.0, 0.5] + [1.0, 2.0]
+    score = -(y - [0.3, -0.2]) @ precision
+    potential = np.sum((y @ np.array([[2.0, 0.3], [0.3, -1.0]])) * y, axis=1) + y @ [1.0, -1.0]
+    potential = (1 - bool(noise)) * potential + noise * rng.standard_normal(400)
+    return jnp.asarray(np.column_stack([y, score, potential])), jnp.asarray(rng.standard_normal(400))
+
+
+def controlled(rows, found: Fit):
+    """The potential with ∇·u + ⟨u, S⟩ of the control that each chain takes."""
+    half = (jnp.arange(len(rows)) >= len(rows) // 2).astype(jnp.int32)
+    u, divergence = jax.vmap(found.control)(rows[:, :2], half)
+    return rows[:, -1] + divergence + jnp.sum(u * rows[:, 2:4], axis=1)
+
+
+def test_an_affine_score_is_found_wherever_the_chains_are():
+    rows, log_weights = cloud()
+    found = fit(rows, log_weights, 7.0 * jnp.ones(2), control=True)
+    np.testing.assert_allclose(found.slope, -np.linalg.inv(COVARIANCE), rtol=1e-6)
+    np.testing.assert_allclose(found.gain, jnp.swapaxes(found.gain, 1, 2), rtol=1e-9)
+    assert np.std(controlled(rows, found)) < 1e-4 * np.std(rows[:, -1])
+
+
+def test_chains_take_no_control_that_was_fitted_to_their_own_potentials():
+    """Of a potential that is noise nothing may be taken: it belongs to the weights."""
+    rows, log_weights = cloud(noise=1.0)
+    weights = jax.nn.softmax(log_weights)
+    spread = lambda values: float(weights @ (values - weights @ values) ** 2)
+    left = controlled(rows, fit(rows, log_weights, jnp.ones(2), control=True))
+    assert spread(left) > (1 - 1e-6) * spread(rows[:, -1])
+
+
+def test_narrow_modes_far_apart_are_points_to_a_step():
+    """Their score has a flat regression on y, which explains nothing: −P/s stands for it."""
+    rng = np.random.default_rng(1)
+    mode, base = rng.choice([-5.0, 5.0], 4000), 400.0 * jnp.ones(1)
+    y = mode + 0.05 * rng.standard_normal(4000)
+    rows = jnp.asarray(np.column_stack([y, -(y - mode) / 0.05**2, 0 * y]))
+    assert float(fit(rows, jnp.zeros(4000), base, control=False).slope[0, 0]) < -390
+    broken = fit(rows.at[:, 1].set(jnp.nan), jnp.zeros(4000), base, control=True)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(broken))
+
+
+@cp.program
+def stiff(f, g):
+    cp.sample("x", f**FACTORS * g ** (1 - FACTORS))
+
+
+def level_step(level):
+    """(draws, gains) of the step from the level above, from exact draws there, and (mean, covariance) here."""
+    f = cp.Analytic(dist.MultivariateNormal(jnp.array([1.0, -2.0]), jnp.asarray(COVARIANCE)), SCHEDULE)
+    g = cp.Analytic(dist.Normal(jnp.zeros(2), 5.0).to_event(1), SCHEDULE)
+    density = cp.compile(stiff, f, g)
+
+    def law(level):
+        noise = SCHEDULE.at(level)
+        alpha, variance = float(noise.alpha), float(noise.sigma) ** 2
+        own = np.linalg.inv(alpha**2 * COVARIANCE + variance * np.eye(2))
+        precision = FACTORS * own + (1 - FACTORS) / (25 * alpha**2 + variance) * np.eye(2)
+        return np.linalg.solve(precision, FACTORS * own @ (alpha * np.array([1.0, -2.0]))), np.linalg.inv(precision)
+
+    mean, covariance = law(level + 1)
+    x = jnp.asarray(np.random.default_rng(level).multivariate_normal(mean, covariance, CHAINS))
+    sampler = eqx.tree_at(lambda s: s.moves, cp.SMC().prepare(density), None)
+    run = begin(jax.random.key(3), CHAINS, SCHEDULE.num_levels)
+
+    @jax.jit
+    def one(x):
+        states = jax.vmap(lambda x: KernelState({"x": x}, density.evaluator({"x": x}, level + 1)))(x)
+        there = dataclasses.replace(run, chains=states)
+        return fall(sampler, there, run.keys, density, jnp.asarray(level), jnp.asarray(level + 1))
+
+    states, gains = one(x)
+    return np.asarray(states.position["x"]), np.asarray(gains), law(level)
+
+
+def misfit(level):
+    """How far draws are from the law, in standard errors; and the spread of what weights gained."""
+    x, gains, (mean, covariance) = level_step(level)
+    white = np.linalg.solve(np.linalg.cholesky(covariance), (x - mean).T)
+    second = np.array([white[0] ** 2 - 1, white[1] ** 2 - 1, white[0] * white[1]]) / np.sqrt([[2], [2], [1]])
+    return np.abs(np.concatenate([white, second]).mean(axis=1)).max() * np.sqrt(CHAINS), gains.std()
+
+
+@pytest.mark.parametrize("level", [5, 3, 0])
+def test_one_level_is_exact_for_gaussians(level):
+    """Δλ = 2 and 40 factors, n·Δλ = 80, from exact draws: exact draws, all of one weight."""
+    far, spread = misfit(level)
+    assert far < 4.5
+    assert spread < 2e-3
+
+
+def wrong_sign(old):
+    def steered(self, evaluation, position, half, seen, density, level):
+        there = dataclasses.replace(seen, push=-seen.push, gain=-seen.gain)
+        return old(self, evaluation, position, half, there, density, level)
+
+    return steered
+
+
+def stale(old):
+    def settle(self, departure, ended, position, began, seen, density, *levels):
+        return old(self, departure, ended, position, began, (seen[0], seen[0]), density, *levels)
+
+    return settle
+
+
+@pytest.mark.parametrize(("method", "mutant"), [("steered", wrong_sign), ("settle", stale)])
+def test_a_wrong_control_or_slope_is_seen(monkeypatch, method, mutant):
+    """Negative controls: u of the other sign, and the slope of the level above in the place of this one's."""
+    monkeypatch.setattr(Fitted, method, mutant(getattr(Fitted, method)))
+    far, spread = misfit(3)
+    assert far > 6 or spread > 0.05
+
+
+def test_an_integrator_of_another_name_is_refused():
+    with pytest.raises(cp.errors.InvalidValueError, match="Unknown integrator 'heun'"):
+        cp.SMC(integrator="heun")
+    assert "integrator='explicit'" in cp.SMC(integrator="explicit").describe()
+    assert "integrator" not in cp.SMC(second_order=False).describe()

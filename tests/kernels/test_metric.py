@@ -150,11 +150,11 @@ def test_arrays_are_inverse_masses_of_their_entries_and_must_fit():
     with pytest.raises(ShapeError, match="it moves 3 numbers"):
         MALA(0.5, metric=np.eye(2)).init(jax.random.key(0), {"a": jnp.zeros(3)}, target)
     state = MALA(0.5).init(jax.random.key(0), {"a": jnp.zeros(2)}, target)
-    with pytest.raises(CapabilityError, match="estimated from all chains"):
+    with pytest.raises(CapabilityError, match="measured from all chains"):
         MALA(0.5, metric="full").step(jax.random.key(0), state, target, 0.5)
 
 
-# ── estimates ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── measured ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 AXES = np.linalg.qr(np.random.default_rng(0).normal(size=(10, 10)))[0]
 COVARIANCE = AXES @ np.diag(np.logspace(-4, 0, 10)) @ AXES.T

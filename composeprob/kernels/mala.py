@@ -35,8 +35,8 @@ class MALA(Langevin):
             where sites have other widths (variances are good ones), or a matrix (d, d) over the flattened position,
             sites in alphabetical order; or what is measured as chains go down the levels, ``"diagonal"``,
             ``"low_rank"``, ``"full"`` or, by the numbers of chains and of coordinates, ``"auto"``. A measured metric is
-            a property of all chains, like `Adaptive` steps: what that does to each of them vanishes with many chains, and at
-            level 0 it changes no more. One that is given leaves π as invariant as none does.
+            a property of all chains, like `Adaptive` steps: what that does to each of them vanishes with many chains,
+            and at level 0 it changes no more. One that is given leaves π as invariant as none does.
 
     Raises:
         InvalidValueError: for a step size that is not positive and finite, a metric that is not positive definite, or a

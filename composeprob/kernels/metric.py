@@ -1,4 +1,4 @@
-"""Metrics: the inverse mass matrix that a kernel moves in, given or estimated from all chains."""
+"""Metrics: the inverse mass matrix that a kernel moves in, given or measured from all chains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from composeprob.kernels.step_size import as_numbers, check_range, match_precisi
 T = TypeVar("T")
 
 KINDS = ("auto", "diagonal", "low_rank", "full")
-"""Of metrics that are estimated."""
+"""Of metrics that are measured."""
 
 
 class Metric(eqx.Module):
@@ -120,7 +120,7 @@ EUCLIDEAN = Metric({})
 
 
 class Estimated(eqx.Module):
-    """A metric that samplers estimate from all chains when these arrive at a level, and put in its place."""
+    """A metric that samplers measure from the moves of all chains, level by level, and put in its place."""
 
     kind: str = eqx.field(static=True)
 
@@ -176,11 +176,11 @@ def in_force(metric: MetricLike) -> Metric:
     """The metric that a transition uses.
 
     Raises:
-        CapabilityError: it is still to be estimated; raised while tracing.
+        CapabilityError: it is still to be measured; raised while tracing.
     """
     if not isinstance(metric, Metric):
         raise CapabilityError(
-            f"the metric {metric!r} is estimated from all chains of a run, and there is no run here",
+            f"the metric {metric!r} is measured from all chains of a run, and there is no run here",
             fix="run the kernel through cp.infer, or give it a fixed metric",
         )
     return metric

@@ -101,7 +101,7 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
     moves = prepared.moves
     if moves is not None and any(isinstance(getattr(part, "metric", None), Estimated) for part in moves.kernel.kernels):
         raise CapabilityError(
-            "The kernel's metric is estimated from all chains, so that no chain has a law of its own.",
+            "The kernel's metric is measured from all chains, so that no chain has a law of its own.",
             fix='give it a kernel with a fixed metric, such as cp.MALA(cp.Adaptive(), metric="none").',
         )
     if moves is None or not any(moves.adaptive):

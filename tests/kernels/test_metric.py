@@ -150,11 +150,11 @@ def test_arrays_are_inverse_masses_of_their_entries_and_must_fit():
     with pytest.raises(ShapeError, match="it moves 3 numbers"):
         MALA(0.5, metric=np.eye(2)).init(jax.random.key(0), {"a": jnp.zeros(3)}, target)
     state = MALA(0.5).init(jax.random.key(0), {"a": jnp.zeros(2)}, target)
-    with pytest.raises(CapabilityError, match="estimated from all chains"):
+    with pytest.raises(CapabilityError, match="measured from all chains"):
         MALA(0.5, metric="full").step(jax.random.key(0), state, target, 0.5)
 
 
-# ── estimates ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── measured ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 AXES = np.linalg.qr(np.random.default_rng(0).normal(size=(10, 10)))[0]
 COVARIANCE = AXES @ np.diag(np.logspace(-4, 0, 10)) @ AXES.T
@@ -234,9 +234,9 @@ def three_widths(f):
     cp.observe("y", dist.Normal(x[0] + wide, 0.5), 1.0)
 
 
-@pytest.mark.parametrize("kernel", [MALA(metric="full"), HMC(metric={"wide": 900.0})], ids=repr)
+@pytest.mark.parametrize("kernel", [MALA(metric="full"), HMC(metric={"wide": 0.25})], ids=repr)
 def test_one_kernel_moves_latents_and_noised_sites_of_other_widths(kernel):
-    """x ~ N(0, (0.05², 1)), wide ~ N(0, 30²), and their sum is measured; steps adapt, and chains stay at level 0."""
+    """x ~ N(0, (0.05², 1)), wide ~ N(0, 30²), and their sum is measured to 0.5."""
     density = cp.compile(three_widths, normal([0.0, 0.0], [0.05, 1.0], SHORT))
     result = run(density, chains=1000, sampler=cp.AnnealedMCMC(kernel, 3), draws=20)
     last = {"x0": result["x"][:, -1, 0] / 0.05, "x1": result["x"][:, -1, 1], "w": result["wide"][:, -1]}

@@ -280,7 +280,7 @@ def test_in_batches_of_any_size():
     "sampler",
     [
         cp.AnnealedMCMC(cp.MALA(), 2),
-        cp.SMC(second_order=False, control="none"),
+        cp.SMC(cp.MALA(), second_order=False, control="none"),
         cp.AnnealedMCMC(cp.MALA(cp.Adaptive(warmup=3)), 1, reverse_step=True),
     ],
     ids=["online", "SMC", "warm-up"],
@@ -290,9 +290,14 @@ def test_adaptive_steps_are_those_of_a_run(mixture, sampler):
         cp.metrics.raise_log_likelihood(mixture, np.array([0.9]), jax.random.key(0), sampler=sampler)
     steps = np.array([0.1, 0.2, 0.3, 0.4, 0.5, np.nan])  # the level where SMC did not begin takes its neighbour's
     path = Path.of(frozen(sampler, mixture, steps), mixture)
-    assert np.asarray(path.steps) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5])
+    assert np.asarray(path.steps[:, 0]) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5])
     assert path.count == sampler.prepare(mixture).moves.total  # transitions that adapted moved the chains too
     assert path.reverse == (not isinstance(sampler, cp.AnnealedMCMC) or sampler.reverse_step)
+
+
+def test_a_metric_that_is_measured_has_no_law_of_one_chain(mixture):
+    with pytest.raises(cp.errors.CapabilityError, match="measured from all chains"):
+        frozen(cp.SMC(second_order=False, control="none"), mixture, np.full(6, 0.1))
 
 
 def test_score_only_factors_have_the_same_likelihood():

@@ -34,7 +34,7 @@ density = cp.compile(both, learned, normal([0.3, -0.2], [0.5, 1.0], SCHEDULE))
 samplers = {
     "Ancestral": cp.Ancestral(),
     "AnnealedMCMC": cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), num_leapfrog=2), 2, reverse_step=True),
-    "SMC": cp.SMC(cp.MALA(cp.Adaptive(), metric="full")),
+    "SMC": cp.SMC(cp.MALA(cp.Adaptive())),
 }
 independent = cp.AnnealedMCMC(cp.MALA(0.01), 2)
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from composeprob.errors import AlignmentError, WrongTypeError
-from composeprob.ir.nodes import Graph, Leaf, Site, leaves, rewrite_leaves
+from composeprob.factors.nodes import rewrite_leaves
+from composeprob.ir.nodes import Graph, Leaf, Site, leaves
 from composeprob.schedule import Noise, Schedule
 
 TOLERANCE = 1e-3
@@ -115,7 +116,7 @@ def _discrete(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
 
 def _subset(leaf: Leaf, levels: int) -> str:
     """A schedule of levels that the leaf knows, about as many as were wanted."""
-    own, name = leaf.factor.schedule, leaf.name.rpartition("(x")[0]
+    own, name = leaf.factor.schedule, leaf.label
     step = min(max(1, round(own.num_levels / levels)), max(own.num_levels - 1, 1))
     others = "Other levels need a factor that is trained with time='log_snr'."
     if step == 1:

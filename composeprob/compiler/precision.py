@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from composeprob.factors.nodes import rewrite_leaves
 from composeprob.factors.precision import in_precision
-from composeprob.ir.nodes import Graph, Leaf, rewrite_leaves
+from composeprob.ir.nodes import Graph, Leaf
 
 
 def round_networks(graph: Graph, precision: str | None) -> Graph:

@@ -8,7 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from composeprob.ir.nodes import Graph, Group, Leaf, Member, Node, Site, rewrite_leaves, same_network, spread
+from composeprob.factors.base import Factor
+from composeprob.factors.nodes import rewrite_leaves
+from composeprob.ir.nodes import Graph, Group, Leaf, Member, Site, same_network, spread
 from composeprob.schedule import Noise
 
 
@@ -27,10 +29,10 @@ def share(graph: Graph) -> Graph:
                     return g, m
             groups[g] = replace(group, members=(*group.members, member))
             return g, len(group.members)
-        groups.append(Group(leaf.factor, leaf.own_noise, (member,), leaf.name.rpartition("(x")[0], leaf.latent))
+        groups.append(Group(leaf.factor, leaf.own_noise, (member,), leaf.label, leaf.latent))
         return len(groups) - 1, 0
 
-    def rewrite(root: Node, site: Site) -> Node:
+    def rewrite(root: Factor, site: Site) -> Factor:
         return rewrite_leaves(root, lambda leaf: replace(leaf, slot=slot_of(leaf, site)))
 
     shared = graph.map_roots(rewrite)

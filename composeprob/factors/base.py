@@ -6,7 +6,7 @@ import math
 import operator
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeGuard
 
 import equinox as eqx
 import jax
@@ -37,6 +37,33 @@ class Factor(eqx.Module):
         """The factors that it combines."""
         return ()
 
+    def with_children(self, children: tuple[Factor, ...]) -> Factor:
+        """The same node of an expression over other factors."""
+        return self
+
+    def split(self) -> list[tuple[Factor, float]]:
+        """The factor as a product, outermost: (factor, power) pairs. A product over data is one factor of its own."""
+        return [(self, 1.0)]
+
+    def raised(self, power: float) -> tuple[Factor, float]:
+        """The factor raised to a power as a pair like those of `split`."""
+        return self, power
+
+    @property
+    def uncalibrated(self) -> Factor:
+        """The factor without constants that `calibrate` has found for it."""
+        return self
+
+    @property
+    def divides(self) -> bool:
+        """Whether one of its own powers is negative."""
+        return False
+
+    @property
+    def sealed(self) -> bool:
+        """Whether its factors must stay as they are: with other constants of theirs it would be another one."""
+        return False
+
     @property
     def normalised(self) -> bool:
         """Whether it integrates to 1 at every level."""
@@ -60,12 +87,12 @@ class Factor(eqx.Module):
     def __mul__(self, other: Factor) -> Factor:
         from composeprob.factors.algebra import product
 
-        return product(self, other) if isinstance(other, Factor) else refuse("*", self, other)
+        return product(self, other) if is_factor(other) else refuse("*", self, other)
 
     def __truediv__(self, other: Factor) -> Factor:
         from composeprob.factors.algebra import power, product
 
-        return product(self, power(other, -1.0)) if isinstance(other, Factor) else refuse("/", self, other)
+        return product(self, power(other, -1.0)) if is_factor(other) else refuse("/", self, other)
 
     def __pow__(self, exponent: float) -> Factor:
         from composeprob.factors.algebra import power
@@ -144,6 +171,16 @@ class LeafFactor(Factor):
         """Whether the factor depends on the level alone."""
         return False
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is the user's own function of x, which costs no network."""
+        return False
+
+    @property
+    def core(self) -> LeafFactor:
+        """The leaf itself, or what it is made around."""
+        return self
+
     def growth(self, noise: Noise) -> Array:
         """∂ log f/∂λ of a factor that depends on the log-SNR λ alone; 0 for a density that follows the diffusion."""
         return jnp.zeros((), noise.sigma.dtype)
@@ -211,6 +248,10 @@ class AroundLeaf(LeafFactor):
     base: eqx.AbstractVar[LeafFactor]
 
     @property
+    def core(self) -> LeafFactor:
+        return self.base.core
+
+    @property
     def top_power(self) -> float:
         return self.base.top_power
 
@@ -229,6 +270,11 @@ class AroundLeaf(LeafFactor):
     @property
     def level_free(self) -> bool:
         return self.base.level_free
+
+
+def is_factor(value: object) -> TypeGuard[Factor]:
+    """Whether what a user has passed is a factor."""
+    return isinstance(value, Factor)
 
 
 def check_conditions(leaf: LeafFactor, conditions: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,8 +112,19 @@ class CalibratedExpression(Factor):
     def children(self) -> tuple[Factor, ...]:
         return (self.factor,)
 
+    def with_children(self, children: tuple[Factor, ...]) -> Factor:
+        return dataclasses.replace(self, factor=children[0])
+
     @property
     def normalised(self) -> bool:
+        return True
+
+    @property
+    def uncalibrated(self) -> Factor:
+        return self.factor
+
+    @property
+    def sealed(self) -> bool:
         return True
 
     @property

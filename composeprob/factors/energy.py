@@ -87,6 +87,10 @@ class Energy(LeafFactor):
             )
 
     @property
+    def plain(self) -> bool:
+        return True
+
+    @property
     def capabilities(self) -> frozenset[str]:
         return frozenset({"score", "energy", "conservative", "mode_depth"})
 

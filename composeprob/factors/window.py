@@ -9,7 +9,7 @@ import equinox as eqx
 
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.factors import show
-from composeprob.factors.algebra import _check_factors
+from composeprob.factors.algebra import check_factors
 from composeprob.factors.base import Factor, check_shape
 
 
@@ -35,6 +35,9 @@ class Window(Factor):
     @property
     def normalised(self) -> bool:  # one that leaves entries free has no finite integral
         return self.event_shape == self.factor.event_shape and self.factor.normalised
+
+    def with_children(self, children: tuple[Factor, ...]) -> Factor:
+        return dataclasses.replace(self, factor=children[0])
 
     def given(self, **conditions: Any) -> Factor:
         return dataclasses.replace(self, factor=self.factor.given(**conditions))
@@ -64,7 +67,7 @@ def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...
     References:
         Du et al. 2023, section 5.4 (tapestries).
     """
-    _check_factors("A window", (factor,))
+    check_factors("A window", (factor,))
     canvas, event = check_shape("canvas_shape", canvas_shape), factor.event_shape
     offset = check_shape("offset", offset)
     if len(canvas) != len(event):

@@ -94,7 +94,7 @@ def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: in
     _check(factor, key, num_chains, repeats)
     factor = factor.uncalibrated
     if not factor.children:
-        return _leaf(factor, key, num_chains, repeats)
+        return _leaf(leaves(factor)[0], key, num_chains, repeats)
     degree = degree_of(factor)
     leaf_key, key = jax.random.split(key)
     normal = _normalised_leaves(factor, [], leaf_key, num_chains, repeats)
@@ -111,7 +111,7 @@ def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: in
     )
 
 
-def _leaf(factor: Any, key: Array, num_chains: int, repeats: int) -> Calibrated:
+def _leaf(factor: LeafFactor, key: Array, num_chains: int, repeats: int) -> Calibrated:
     schedule = _knots(factor)
     density = compile(alone, factor, schedule=schedule)
     samples = None
@@ -193,17 +193,13 @@ def _normalised_leaves(factor: Factor, known: Known, key: Array, num_chains: int
         return factor
     if factor.children:
         return factor.with_children(tuple(map(again, factor.children)))
-    return _normalised_leaf(factor, known, key, num_chains, repeats)
-
-
-def _normalised_leaf(factor: Any, known: Known, key: Array, num_chains: int, repeats: int) -> Factor:
-    if "normalised" in factor.capabilities or "exact_marginals" not in factor.capabilities:
-        return factor
-    for raw, done in known:
-        if same_factor(raw, factor):
-            return done
-    done = _leaf(factor, key, num_chains, repeats)
-    known.append((factor, done))
+    (leaf,) = leaves(factor)
+    if "normalised" in leaf.capabilities or "exact_marginals" not in leaf.capabilities:
+        return leaf
+    done = next((done for raw, done in known if same_factor(raw, leaf)), None)
+    if done is None:
+        done = _leaf(leaf, key, num_chains, repeats)
+        known.append((leaf, done))
     return done
 
 

@@ -158,19 +158,6 @@ class Place:
     plates: tuple[Plate, ...]
     names: Names
 
-    def leaf(
-        self, factor: LeafFactor, label: str, conditions: tuple[str, ...] = (), plates: tuple[Plate, ...] = ()
-    ) -> Leaf:
-        """A leaf factor there."""
-        return Leaf(
-            factor=factor,
-            event_shape=self.shape,
-            region=self.region,
-            label=label,
-            conditions=conditions,
-            plates=plates,
-        )
-
 
 placed_of = Pass[Factor]("placed")
 """Rules (node, `Place`) for the node with every leaf at its place."""
@@ -189,7 +176,7 @@ def _leaf(factor: LeafFactor, at: Place) -> Leaf:
     conditions = {name: short(value) for name, value in factor.fixed.items() if name in factor.condition_names}
     running = {name: f"{name}_{index(depth)}" for depth, plate in enumerate(at.plates) for name in plate.names}
     given = tuple(f"{name}={running.get(name, value)}" for name, value in conditions.items())
-    return at.leaf(factor, label, given, own)
+    return Leaf(factor=factor, event_shape=at.shape, region=at.region, label=label, conditions=given, plates=own)
 
 
 @placed_of.rule(Combination)
@@ -200,8 +187,7 @@ def _combination(node: Combination, at: Place) -> Factor:
 
 @placed_of.rule(CalibratedExpression)
 def _calibrated(node: CalibratedExpression, at: Place) -> Product:
-    constant = Normaliser(node)
-    factors = placed(node.factor, at), at.leaf(constant, constant.label)
+    factors = placed(node.factor, at), placed(Normaliser(node), at)
     return Product(factors=factors, numbers=(1.0, 1.0), event_shape=at.shape, calibrated=True)
 
 

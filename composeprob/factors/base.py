@@ -45,10 +45,6 @@ class Factor(eqx.Module):
         """The factor as a product, outermost: (factor, power) pairs. A product over data is one factor of its own."""
         return [(self, 1.0)]
 
-    def raised(self, power: float) -> tuple[Factor, float]:
-        """The factor raised to a power as a pair like those of `split`."""
-        return self, power
-
     @property
     def uncalibrated(self) -> Factor:
         """The factor without constants that `calibrate` has found for it."""
@@ -70,7 +66,7 @@ class Factor(eqx.Module):
         return False
 
     @abstractmethod
-    def given(self, **conditions: Any) -> Factor:
+    def given(self, **conditions: object) -> Factor:
         """The same factor with conditions fixed: f(x | c).
 
         Raises:
@@ -228,7 +224,7 @@ class LeafFactor(Factor):
             conditions: as returned by `call_conditions`, possibly with other values.
         """
 
-    def given(self, **conditions: Any) -> LeafFactor:
+    def given(self, **conditions: object) -> LeafFactor:
         check_conditions(self, conditions)
         merged = {**self.fixed, **{name: as_condition(name, value) for name, value in conditions.items()}}
         return self.holding(merged)

@@ -69,7 +69,7 @@ class Calibrated(AroundLeaf):
     def capabilities(self) -> frozenset[str]:
         return self.base.capabilities | {"normalised"}
 
-    def given(self, **conditions: Any) -> LeafFactor:
+    def given(self, **conditions: object) -> LeafFactor:
         check_conditions(self, conditions)
         raise _too_late(self.label, conditions)
 
@@ -143,7 +143,7 @@ class CalibratedExpression(Factor):
         """Standard errors of `log_normaliser`, shape (K,); for a quadrature, what a refinement changed."""
         return _at_levels(self.schedule, self.fixed[KNOTS], self.fixed[ERROR])
 
-    def given(self, **conditions: Any) -> Factor:
+    def given(self, **conditions: object) -> Factor:
         raise _too_late("expression", conditions)
 
     def terms(self) -> list[tuple[str, float]]:

@@ -114,7 +114,7 @@ class Classifier(LeafFactor):
     def level_bound(self) -> bool:
         return self.time == "level"
 
-    def given(self, **conditions: Any) -> LeafFactor:
+    def given(self, **conditions: object) -> LeafFactor:
         if self.event_shape is None:
             raise ShapeError(
                 f"Classifier '{self.label}' does not say for which events it is.",

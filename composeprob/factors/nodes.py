@@ -6,7 +6,7 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ class Combination(Factor):
         """Each number with its factor's value, that of a plate repeated."""
         return list(zip(self.numbers, [*values] * (self.plate.count if self.plate else 1), strict=True))
 
-    def given(self, **conditions: Any) -> Factor:
+    def given(self, **conditions: object) -> Factor:
         """Conditions go to every leaf that has them; a name that no leaf has is refused by the first leaf."""
         own = [{name for leaf in leaves(factor) for name in leaf.condition_names} for factor in self.factors]
         unknown = {name: value for name, value in conditions.items() if name not in set().union(*own)}
@@ -87,7 +87,7 @@ class Combination(Factor):
             return leaf.holding({name: value for name, value in leaf.fixed.items() if name not in names})
 
         inner = show.clipped(show.formula(rewrite_leaves(self.factors[0], without).terms()), 80)
-        numbers = "".join(f", {part}" for part in (self._shown(),) if part)
+        numbers = ", " * bool(self._shown()) + self._shown()
         block = "" if self.plate.block is None else f", block={self.plate.block}"
         return [(f"cp.{type(self).__name__.lower()}({inner}, over={{{shapes}}}{numbers}{block})", 1.0)]
 
@@ -124,10 +124,6 @@ class Product(Combination):
 
     def split(self) -> list[tuple[Factor, float]]:
         return [(self, 1.0)] if self.plate else list(zip(self.factors, self.numbers, strict=True))
-
-    def raised(self, power: float) -> tuple[Factor, float]:
-        """A product over data is raised by its own powers."""
-        return dataclasses.replace(self, numbers=(power,) * len(self.numbers)), 1.0
 
     def _terms(self) -> list[tuple[str, float]]:
         return [(name, w * inner) for w, factor in self.each(self.factors) for name, inner in factor.terms()]

@@ -62,7 +62,7 @@ class Weighted(AroundLeaf):
     def call_conditions(self) -> dict[str, Array]:
         return {**self.base.call_conditions(), **self.fixed}
 
-    def given(self, **conditions: Any) -> LeafFactor:
+    def given(self, **conditions: object) -> LeafFactor:
         check_conditions(self, conditions)
         given: Any = self.base.given(**self._conditions(self.fixed)).given(**conditions)
         return Weighted(given, self.fixed[WEIGHTS])

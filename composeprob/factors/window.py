@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 
@@ -39,7 +38,7 @@ class Window(Factor):
     def with_children(self, children: tuple[Factor, ...]) -> Factor:
         return dataclasses.replace(self, factor=children[0])
 
-    def given(self, **conditions: Any) -> Factor:
+    def given(self, **conditions: object) -> Factor:
         return dataclasses.replace(self, factor=self.factor.given(**conditions))
 
     def terms(self) -> list[tuple[str, float]]:

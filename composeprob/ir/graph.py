@@ -68,11 +68,6 @@ def _edges(node: Combination) -> list[str]:
     return [node.edge(number) for number in numbers]
 
 
-def dot(graph: Graph) -> str:
-    """Graphviz source."""
-    return digraph(graph).source
-
-
 def html(graph: Graph) -> str:
     """An SVG where Graphviz is installed, else nested boxes."""
     try:

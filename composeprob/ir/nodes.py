@@ -90,7 +90,7 @@ class Leaf(Factor):
         """The factor under the first values of its plates."""
         return self.factor.holding(first(self.factor.fixed, self.plates))
 
-    def given(self, **conditions: Any) -> Leaf:
+    def given(self, **conditions: object) -> Leaf:
         return replace(self, factor=self.factor.given(**conditions))
 
 
@@ -206,9 +206,9 @@ class Graph:
 
     def dot(self) -> str:
         """Graphviz source of the program."""
-        from composeprob.ir.graph import dot
+        from composeprob.ir.graph import digraph
 
-        return dot(self)
+        return digraph(self).source
 
     def _repr_html_(self) -> str:
         from composeprob.ir.graph import html

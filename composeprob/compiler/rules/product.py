@@ -44,13 +44,18 @@ def _normal(node: Product) -> Factor | None:
                 break
         else:
             terms.append((child, power))
-    terms = [child.raised(power) for child, power in terms if abs(power) > 1e-12]
+    terms = [_raised(child, power) for child, power in terms if abs(power) > 1e-12]
     if not terms:
         return None
     if len(terms) == 1 and terms[0][1] == 1.0:
         return terms[0][0]
     children, powers = zip(*terms, strict=True)
     return replace(node, factors=children, numbers=powers, plate=None)
+
+
+def _raised(node: Factor, power: float) -> tuple[Factor, float]:
+    """The power of a product over data is the product over data of powers."""
+    return (replace(node, numbers=(power,) * len(node.numbers)), 1.0) if isinstance(node, Product) else (node, power)
 
 
 @factors_of.rule(Product)

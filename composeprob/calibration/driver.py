@@ -19,7 +19,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, ConditionError, ShapeError, WrongTypeError
 from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated, CalibratedExpression
-from composeprob.factors.nodes import Combination, Product, leaves, walk
+from composeprob.factors.nodes import Combination, Product, leaves, plate_of, walk
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import same_factor
@@ -144,7 +144,7 @@ def _reversible(factor: LeafFactor, schedule: Schedule) -> bool:
     return "exact_marginals" in factor.capabilities and bool(np.all(-np.diff(log_snr)[shaped] < 1.0))
 
 
-def _tables(schedule: Schedule, log_normaliser: np.ndarray, error: np.ndarray) -> dict[str, np.ndarray]:
+def _tables(schedule: Schedule, log_normaliser: np.ndarray, error: np.ndarray) -> dict[str, Any]:
     """By increasing log-SNR, as interpolation wants them."""
     alpha, sigma = (np.asarray(a, np.float64) for a in (schedule.alpha, schedule.sigma))
     tables = {KNOTS: 2 * (np.log(alpha) - np.log(sigma)), LOG_NORMALISER: log_normaliser, ERROR: error}
@@ -233,12 +233,12 @@ def _of_sum(factor: Factor, degrees: list[float]) -> float:
     return degrees[0]
 
 
-def _check(factor: Any, key: Any, num_chains: Any, repeats: Any) -> None:
+def _check(factor: object, key: object, num_chains: object, repeats: object) -> None:
     if not is_factor(factor):
         raise WrongTypeError(
             f"calibrate takes a factor; got {type(factor).__name__}.", fix="pass cp.load('ring2d'), or f * g."
         )
-    if any(getattr(part, "plate", None) for part in walk(factor)):
+    if any(map(plate_of, walk(factor))):
         raise CapabilityError(
             f"The normaliser of a product or mixture over data is not calibrated: {factor!r}.",
             fix="calibrate what has no data in it, and multiply afterwards; or write the data out: "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -127,9 +126,9 @@ def _subset(leaf: Leaf, levels: int) -> str:
     )
 
 
-def _noise(index: Any, alpha: Any, sigma: Any) -> Noise:
+def _noise(*host: np.ndarray) -> Noise:
     """Host arrays, in double precision until the density is lowered."""
-    return Noise(index, alpha, sigma)
+    return Noise(*host)  # type: ignore[arg-type]
 
 
 def _log_snr(schedule: Schedule) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Set
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from composeprob.factors.gaussians import Gaussians, components
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Leaf
 
+T = TypeVar("T")
 LARGEST = 2**16
 """A joint mixture of more numbers than this is not built: components times entries, or times squared measurements."""
 
@@ -95,11 +96,11 @@ def alike(part: Gaussians) -> bool:
     return bool(np.all(part.covariances == part.covariances[:1]))
 
 
-def connected(members: Sequence[set[Any]]) -> list[list[int]]:
+def connected(members: Sequence[Set[T]]) -> list[list[int]]:
     """Indices of sets, those that share elements together, in order of their first."""
-    groups: list[tuple[set[Any], list[int]]] = []
+    groups: list[tuple[Set[T], list[int]]] = []
     for i, own in enumerate(members):
         touching = [g for g in groups if g[0] & own]
-        merged = (own.union(*[g[0] for g in touching]), sorted([i, *[j for g in touching for j in g[1]]]))
+        merged = (frozenset().union(own, *[g[0] for g in touching]), sorted([i, *[j for g in touching for j in g[1]]]))
         groups = [g for g in groups if not g[0] & own] + [merged]
     return sorted((g[1] for g in groups), key=lambda group: group[0])

@@ -42,7 +42,7 @@ def _normal(node: Factor) -> Factor | None:
 def each_normal(node: Any) -> Any:
     """A combination with each of its factors in normal form."""
     children = tuple(map(_normal, node.children))
-    if None in children:
+    if any(child is None for child in children):
         kind = type(node).__name__.lower()
         raise ImproperError(
             f"A component of a {kind} cancels to a constant, which is no density.",

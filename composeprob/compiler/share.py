@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +59,7 @@ def _same_noise(a: Noise | None, b: Noise | None) -> bool:
     return np.array_equal(a.index, b.index) and np.array_equal(a.alpha, b.alpha) and np.array_equal(a.sigma, b.sigma)
 
 
-def _signature(member: Member) -> dict[str, Any]:
+def _signature(member: Member) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     axes = len(member.plates)
     return {name: (jnp.shape(value)[axes:], jnp.result_type(value)) for name, value in member.conditions.items()}
 

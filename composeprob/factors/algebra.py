@@ -160,7 +160,7 @@ class Shares(NamedTuple):
     total: float
 
 
-def shares_of(factors: Sequence[Factor], count: int, weights: Any, log_weights: Any, calibrated: str) -> Shares:
+def shares_of(factors: Sequence[Factor], count: int, weights: object, log_weights: object, calibrated: str) -> Shares:
     """The weights of a mixture of ``count`` parts, which are made of ``factors``; refuses what cannot be mixed so.
     ``calibrated`` is how to write the parts with known normalisers."""
     for factor in factors:
@@ -198,7 +198,7 @@ def shares_of(factors: Sequence[Factor], count: int, weights: Any, log_weights: 
     return Shares(logs, True, 1.0 if weights is None else float(given.sum()))
 
 
-def _numbers(what: str, values: Any) -> np.ndarray:
+def _numbers(what: str, values: object) -> np.ndarray:
     try:
         return np.asarray(values, np.float64)
     except Exception as error:  # what an array type raises here is its own affair

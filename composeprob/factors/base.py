@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import operator
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, NoReturn, Self, TypeGuard
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn, Self, SupportsIndex, TypeGuard, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from composeprob.errors import ConditionError, InvalidValueError, WrongTypeError
 from composeprob.factors import show
 from composeprob.factors.refusal import refuse, refused
 from composeprob.schedule import Noise, Schedule
+
+T = TypeVar("T")
 
 
 class Factor(eqx.Module):
@@ -116,7 +119,7 @@ class LeafFactor(Factor):
     """
 
     schedule: eqx.AbstractVar[Schedule]
-    fixed: eqx.AbstractVar[Mapping[str, Any]]
+    fixed: eqx.AbstractVar[Mapping[str, Array]]
     label: eqx.AbstractVar[str]
 
     @property
@@ -148,7 +151,7 @@ class LeafFactor(Factor):
         return 1.0
 
     @property
-    def entry_powers(self) -> Any:
+    def entry_powers(self) -> ArrayLike:
         """`top_power` for each entry of the event, where entries count differently."""
         return self.top_power
 
@@ -229,7 +232,7 @@ class LeafFactor(Factor):
         merged = {**self.fixed, **{name: as_condition(name, value) for name, value in conditions.items()}}
         return self.holding(merged)
 
-    def holding(self, fixed: Mapping[str, Any]) -> Self:
+    def holding(self, fixed: Mapping[str, Array]) -> Self:
         """The same factor with ``fixed`` in the place of the conditions that it holds."""
         return eqx.tree_at(lambda f: f.fixed, self, fixed, is_leaf=lambda node: node is self.fixed)
 
@@ -273,7 +276,7 @@ def is_factor(value: object) -> TypeGuard[Factor]:
     return isinstance(value, Factor)
 
 
-def check_conditions(leaf: LeafFactor, conditions: Mapping[str, Any]) -> None:
+def check_conditions(leaf: LeafFactor, conditions: Mapping[str, object]) -> None:
     """Refuse names that the leaf does not have, and conditions given twice."""
     for name in conditions:
         if name not in leaf.condition_names:
@@ -289,7 +292,7 @@ def check_conditions(leaf: LeafFactor, conditions: Mapping[str, Any]) -> None:
             )
 
 
-def check_leaf(schedule: Any, event_shape: Any) -> tuple[int, ...]:
+def check_leaf(schedule: object, event_shape: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """The event's shape as a tuple of ints; refuses what is no shape, and a schedule that is none."""
     if not isinstance(schedule, Schedule):
         raise WrongTypeError(
@@ -299,7 +302,7 @@ def check_leaf(schedule: Any, event_shape: Any) -> tuple[int, ...]:
     return check_shape("event_shape", event_shape)
 
 
-def check_shape(what: str, shape: Any) -> tuple[int, ...]:
+def check_shape(what: str, shape: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """A shape or an offset as a tuple of ints, or a `WrongTypeError`."""
     try:
         return tuple(operator.index(n) for n in shape)
@@ -321,7 +324,7 @@ def as_condition(name: str, value: Any) -> Array:
     return check_finite(array, f"Condition {name!r}")
 
 
-def check_finite(value: Any, what: str) -> Any:
+def check_finite(value: T, what: str) -> T:
     """``value`` itself, or an `InvalidValueError` that names ``what`` where a concrete float is NaN or infinite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if isinstance(leaf, jax.core.Tracer) or not eqx.is_inexact_array_like(leaf):

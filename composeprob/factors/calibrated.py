@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from composeprob.errors import ConditionError
 from composeprob.factors import show
@@ -37,13 +37,14 @@ class Calibrated(AroundLeaf):
     base: LeafFactor
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
-    def __init__(self, factor: LeafFactor, tables: Mapping[str, Any]):
+    def __init__(self, factor: LeafFactor, tables: Mapping[str, ArrayLike]):
         self.base = factor.holding({})
         self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
-        self.fixed = {**factor.fixed, **{name: np.asarray(table, np.float64) for name, table in tables.items()}}
+        own = {name: np.asarray(table, np.float64) for name, table in tables.items()}
+        self.fixed = {**factor.fixed, **own}  # type: ignore[dict-item]
 
     @property
     def uncalibrated(self) -> LeafFactor:
@@ -104,7 +105,7 @@ class CalibratedExpression(Factor):
 
     factor: Factor
     schedule: Schedule
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     degree: float = eqx.field(static=True)
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
@@ -150,13 +151,13 @@ class CalibratedExpression(Factor):
         return [(f"calibrated({show.formula(self.factor.terms())}; {_constants(self)})", 1.0)]
 
 
-def _at_levels(schedule: Schedule, knots: Any, values: Any) -> np.ndarray:
+def _at_levels(schedule: Schedule, knots: Array, values: Array) -> np.ndarray:
     """The table's entries at the schedule's levels, which are among its knots."""
     log_snr = 2 * (np.log(np.asarray(schedule.alpha, np.float64)) - np.log(np.asarray(schedule.sigma, np.float64)))
     return np.interp(log_snr, np.asarray(knots), np.asarray(values))
 
 
-def _too_late(label: str, conditions: Mapping[str, Any]) -> ConditionError:
+def _too_late(label: str, conditions: Mapping[str, object]) -> ConditionError:
     names = ", ".join(f"{name}=…" for name in conditions)
     return ConditionError(
         f"The calibrated {label} has the normaliser of the conditions that it was calibrated with; {names} would "
@@ -165,7 +166,7 @@ def _too_late(label: str, conditions: Mapping[str, Any]) -> ConditionError:
     )
 
 
-def _constants(factor: Any) -> str:
+def _constants(factor: Calibrated | CalibratedExpression) -> str:
     """The log-normaliser at the ends of the schedule, with its standard error."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((factor.fixed, factor.schedule))):
         return "log Z traced"

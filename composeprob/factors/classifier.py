@@ -40,7 +40,7 @@ class Classifier(LeafFactor):
     event_shape: tuple[int, ...] = eqx.field(static=True)
     time: str = eqx.field(static=True)
     num_classes: int = eqx.field(static=True)
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
     def __init__(

@@ -77,7 +77,7 @@ class Diffusion(LeafFactor):
     time: str = eqx.field(static=True)
     names: tuple[str, ...] = eqx.field(static=True)
     defaults: dict[str, Any]
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
     trained: tuple[float, float] | None = eqx.field(static=True)
     mode_depth: bool = eqx.field(static=True)

@@ -43,7 +43,7 @@ class Energy(LeafFactor):
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
     power_at_top: float = eqx.field(static=True)
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
     def __init__(

@@ -175,6 +175,11 @@ def joined(terms: Sequence[tuple[Factor, float]]) -> Factor | None:
     return Product(factors=factors, numbers=powers, event_shape=factors[0].event_shape)
 
 
+def plate_of(node: Factor) -> Plate | None:
+    """The data that a node runs over; None where it runs over none."""
+    return getattr(node, "plate", None)
+
+
 def walk(node: Factor) -> Iterator[Factor]:
     """A node and everything below it, left to right."""
     yield node

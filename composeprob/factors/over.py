@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from composeprob.arguments import check_number
 from composeprob.errors import ConditionError, InvalidValueError, ShapeError, WrongTypeError
@@ -15,8 +16,11 @@ from composeprob.factors.algebra import common_shape, mixture, shares_of
 from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.nodes import Mixture, Plate, Product, leaves, rewrite_leaves, walk
 
+Columns = dict[str, Any]
+"""Values of conditions along a leading axis: arrays, or pytrees of them."""
 
-def product_over(factor: Factor, values: Any, block: Any) -> Factor:
+
+def product_over(factor: Factor, values: object, block: int | None) -> Factor:
     """See `product`."""
     columns, count = _columns("cp.product", factor, values, block)
     if count == 1:
@@ -26,7 +30,7 @@ def product_over(factor: Factor, values: Any, block: Any) -> Factor:
     return Product(factors=(whole,), numbers=(1.0,) * count, event_shape=whole.event_shape, plate=plate)
 
 
-def mixture_over(factor: Any, values: Any, block: Any, weights: Any, log_weights: Any) -> Factor:
+def mixture_over(factor: object, values: object, block: int | None, weights: object, log_weights: object) -> Factor:
     """See `mixture`; values without a share are left out."""
     if not is_factor(factor):
         raise WrongTypeError(
@@ -56,7 +60,7 @@ def mixture_over(factor: Any, values: Any, block: Any, weights: Any, log_weights
     )
 
 
-def _given_all(factor: Factor, columns: dict[str, Any], count: int) -> Factor:
+def _given_all(factor: Factor, columns: Columns, count: int) -> Factor:
     """The factor with all values of the conditions that run."""
     for part in walk(factor):
         own = {name: columns[name] for leaf in leaves(part) for name in leaf.condition_names if name in columns}
@@ -65,11 +69,11 @@ def _given_all(factor: Factor, columns: dict[str, Any], count: int) -> Factor:
     return rewrite_leaves(factor, lambda leaf: _given_each(leaf, columns, count))
 
 
-def _first(factor: Factor, columns: dict[str, Any]) -> Factor:
+def _first(factor: Factor, columns: Columns) -> Factor:
     return factor.given(**_row(columns, 0))
 
 
-def _given_each(leaf: LeafFactor, columns: dict[str, Any], count: int) -> LeafFactor:
+def _given_each(leaf: LeafFactor, columns: Columns, count: int) -> LeafFactor:
     """The leaf with all values of those conditions that it has, each as `given` takes it."""
     own = {name: column for name, column in columns.items() if name in leaf.condition_names}
     if not own:
@@ -83,7 +87,7 @@ def _given_each(leaf: LeafFactor, columns: dict[str, Any], count: int) -> LeafFa
     return first.holding({**first.fixed, **values})
 
 
-def _stack(name: str, rows: list[Any]) -> Any:
+def _stack(name: str, rows: list[Array]) -> Array:
     shapes = {jnp.shape(row) for row in rows}
     if len(shapes) > 1:
         raise ShapeError(
@@ -93,11 +97,11 @@ def _stack(name: str, rows: list[Any]) -> Any:
     return jnp.asarray(np.stack([np.asarray(row) for row in rows]))
 
 
-def _row(columns: dict[str, Any], i: int) -> dict[str, Any]:
+def _row(columns: Columns, i: int) -> Columns:
     return jax.tree.map(lambda column: column[i], columns)
 
 
-def _columns(what: str, factor: Factor, values: Any, block: Any) -> tuple[dict[str, Any], int]:
+def _columns(what: str, factor: Factor, values: object, block: int | None) -> tuple[Columns, int]:
     """The values as arrays of one leading axis, and its length n; refuses what is no data for this factor."""
     if values is None:
         raise InvalidValueError(f"{what} got a block but no data.", fix='pass over={"x": xs}, or leave block= out.')

@@ -9,6 +9,7 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from composeprob.errors import CapabilityError, WrongTypeError
 from composeprob.factors.algebra import common_shape
@@ -38,13 +39,13 @@ class Weighted(AroundLeaf):
     base: Diffusion
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
-    def __init__(self, factor: Diffusion, weights: np.ndarray):
+    def __init__(self, factor: Diffusion, weights: ArrayLike):
         self.base = factor.holding({})
         self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
-        self.fixed = {**factor.fixed, WEIGHTS: np.asarray(weights, np.float32)}
+        self.fixed = {**factor.fixed, WEIGHTS: np.asarray(weights, np.float32)}  # type: ignore[dict-item]
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -53,7 +54,7 @@ class Weighted(AroundLeaf):
         return self.base.capabilities & kept
 
     @property
-    def entry_powers(self) -> Any:
+    def entry_powers(self) -> ArrayLike:
         return self.fixed.get(WEIGHTS, 1.0)
 
     def check_network(self) -> None:
@@ -71,7 +72,7 @@ class Weighted(AroundLeaf):
         return self.base.evaluate(x, noise, self._conditions(conditions), conditions[WEIGHTS])
 
     @staticmethod
-    def _conditions(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    def _conditions(conditions: Mapping[str, Array]) -> dict[str, Array]:
         return {name: value for name, value in conditions.items() if name != WEIGHTS}
 
 
@@ -119,7 +120,7 @@ def tapestry(*windows: Factor) -> Factor:
                 fix="cp.window(factor, canvas_shape, offset); multiply factors over the whole canvas with its result.",
             )
     canvas = common_shape("A tapestry", windows)
-    count = np.zeros(canvas, np.float32)
+    count: np.ndarray = np.zeros(canvas, np.float32)
     for factor in windows:
         count[_region(factor)] += 1
     weights = 1 / np.maximum(count, 1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.tree_util import PyTreeDef
 
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.nodes import Plate, walk
@@ -154,7 +155,7 @@ class Member:
 
     site: str
     region: Region | None
-    conditions: dict[str, Any]
+    conditions: dict[str, Array]
     plates: tuple[Plate, ...]
 
 
@@ -234,7 +235,7 @@ def same_network(a: LeafFactor, b: LeafFactor) -> bool:
     return a is b or _identity(a) == _identity(b)
 
 
-def _identity(factor: LeafFactor) -> tuple[Any, tuple[int, ...]]:
+def _identity(factor: LeafFactor) -> tuple[PyTreeDef, tuple[int, ...]]:
     arrays, treedef = jax.tree.flatten(factor.holding({}))
     return treedef, tuple(id(array) for array in arrays)
 
@@ -254,17 +255,17 @@ def same_factor(a: LeafFactor, b: LeafFactor) -> bool:
     return mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
-def first(conditions: Mapping[str, Any], plates: tuple[Plate, ...]) -> dict[str, Any]:
+def first(conditions: Mapping[str, Array], plates: tuple[Plate, ...]) -> dict[str, Array]:
     """The conditions with those that run over a plate at their first value."""
     running = {name for plate in plates for name in plate.names}
     return {name: value[0] if name in running else value for name, value in conditions.items()}
 
 
-def spread(conditions: Mapping[str, Any], plates: tuple[Plate, ...]) -> dict[str, Any]:
+def spread(conditions: Mapping[str, Array], plates: tuple[Plate, ...]) -> dict[str, Array]:
     """The conditions with an axis for every plate in front, also those that do not run over it."""
     counts = tuple(plate.count for plate in plates)
 
-    def whole(name: str, value: Any) -> Any:
+    def whole(name: str, value: Array) -> Array:
         runs = [name in plate.names for plate in plates]
         event = jnp.shape(value)[sum(runs) :]
         own = tuple(count if running else 1 for count, running in zip(counts, runs, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from composeprob.factors.base import Factor
+from composeprob.factors.nodes import plate_of
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Graph, Leaf, Observation, Site
 
@@ -15,7 +16,7 @@ formula_of = Pass[str]("formula")
 
 def formula(node: Factor, site: str, depth: int = 0) -> str:
     """An expression inside of ``depth`` plates in the usual notation, such as ``ring(x)·bar(x)^0.5``."""
-    inner = depth + (getattr(node, "plate", None) is not None)
+    inner = depth + (plate_of(node) is not None)
     return formula_of.of(node)(node, [formula(child, site, inner) for child in node.children], site, index(depth))
 
 

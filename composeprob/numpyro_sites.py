@@ -16,7 +16,7 @@ from composeprob.compiler.pipeline import compile
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, DoublyIntractableError, WrongTypeError
 from composeprob.factors.analytic import Analytic
-from composeprob.factors.base import Factor
+from composeprob.factors.base import Factor, is_factor
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.language.program import program
 from composeprob.language.statements import sample
@@ -72,7 +72,7 @@ def as_distribution(
         ...     x = numpyro.sample("x", prior)
         ...     numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
     """
-    if not isinstance(factor, Factor):
+    if not is_factor(factor):
         raise WrongTypeError(
             f"as_distribution takes a factor; got {type(factor).__name__}.",
             fix="wrap a network in cp.Diffusion, a log-density in cp.Energy; NumPyro's own distributions need nothing.",

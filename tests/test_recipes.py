@@ -11,7 +11,7 @@ import registry
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("page", ["kernel", "metric", "pass", "sampler"])
+@pytest.mark.parametrize("page", ["combinator", "kernel", "metric", "pass", "sampler"])
 def test_the_page_runs(page, monkeypatch):
     text = (DOCS / f"add-a-{page}.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^ *```python\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)

@@ -17,12 +17,12 @@ from composeprob.calibration.quadrature import integrals
 from composeprob.compiler.pipeline import compile
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, ConditionError, ShapeError, WrongTypeError
-from composeprob.factors.algebra import Mixture, Product, leaves, parts
-from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated, CalibratedExpression
-from composeprob.factors.over import Over
+from composeprob.factors.nodes import Combination, Product, leaves, plate_of, walk
+from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
-from composeprob.ir.nodes import Leaf, same_leaf
+from composeprob.ir.nodes import same_factor
 from composeprob.language.program import program
 from composeprob.language.statements import sample
 from composeprob.runtime.infer import infer
@@ -35,6 +35,10 @@ REVERSE = 0.2
 """Widest gap of the reverse diffusion that tells where events can be."""
 MANY = 128
 """Schedules of more levels are calibrated at as many values of log-SNR."""
+
+
+Known = list[tuple[LeafFactor, Calibrated]]
+"""Leaves and what became of them."""
 
 
 @program
@@ -88,11 +92,10 @@ def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: in
         True
     """
     _check(factor, key, num_chains, repeats)
-    if isinstance(factor, CalibratedExpression):
-        factor = factor.factor
-    if isinstance(factor, LeafFactor):
-        return _leaf(factor, key, num_chains, repeats)
-    degree = _degree(factor)
+    factor = factor.uncalibrated
+    if not factor.children:
+        return _leaf(leaves(factor)[0], key, num_chains, repeats)
+    degree = degree_of(factor)
     leaf_key, key = jax.random.split(key)
     normal = _normalised_leaves(factor, [], leaf_key, num_chains, repeats)
     schedule = _knots(normal)
@@ -109,8 +112,6 @@ def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: in
 
 
 def _leaf(factor: LeafFactor, key: Array, num_chains: int, repeats: int) -> Calibrated:
-    if isinstance(factor, Calibrated):
-        factor = factor.uncalibrated
     schedule = _knots(factor)
     density = compile(alone, factor, schedule=schedule)
     samples = None
@@ -143,7 +144,7 @@ def _reversible(factor: LeafFactor, schedule: Schedule) -> bool:
     return "exact_marginals" in factor.capabilities and bool(np.all(-np.diff(log_snr)[shaped] < 1.0))
 
 
-def _tables(schedule: Schedule, log_normaliser: np.ndarray, error: np.ndarray) -> dict[str, np.ndarray]:
+def _tables(schedule: Schedule, log_normaliser: np.ndarray, error: np.ndarray) -> dict[str, Any]:
     """By increasing log-SNR, as interpolation wants them."""
     alpha, sigma = (np.asarray(a, np.float64) for a in (schedule.alpha, schedule.sigma))
     tables = {KNOTS: 2 * (np.log(alpha) - np.log(sigma)), LOG_NORMALISER: log_normaliser, ERROR: error}
@@ -179,9 +180,7 @@ def _levels(factor: Factor, widest: float, *, wide: bool) -> Schedule:
     return Schedule.from_arrays(alpha, alpha * np.exp(-0.5 * knots))
 
 
-def _normalised_leaves(
-    factor: Factor, known: list[tuple[LeafFactor, LeafFactor]], key: Array, num_chains: int, repeats: int
-) -> Factor:
+def _normalised_leaves(factor: Factor, known: Known, key: Array, num_chains: int, repeats: int) -> Factor:
     """The same expression with its noised marginals normalised, equal ones once.
 
     A mixture with raw multipliers is left as it is: normalised parts would get other shares.
@@ -190,59 +189,56 @@ def _normalised_leaves(
     def again(child: Factor) -> Factor:
         return _normalised_leaves(child, known, jax.random.fold_in(key, len(known)), num_chains, repeats)
 
-    if isinstance(factor, LeafFactor):
-        if "normalised" in factor.capabilities or "exact_marginals" not in factor.capabilities:
-            return factor
-        for raw, done in known:
-            if same_leaf(Leaf(raw, None, ""), Leaf(factor, None, "")):
-                return done
-        done = _leaf(factor, key, num_chains, repeats)
-        known.append((factor, done))
-        return done
-    if isinstance(factor, Product):
-        parts = tuple(map(again, factor.factors))
-        return Product(factors=parts, powers=factor.powers, event_shape=factor.event_shape)
-    if isinstance(factor, Mixture) and factor.calibrated:
-        return Mixture(
-            factors=tuple(map(again, factor.factors)),
-            log_weights=factor.log_weights,
-            calibrated=True,
-            event_shape=factor.event_shape,
-        )
-    if isinstance(factor, Window):
-        return Window(
-            factor=again(factor.factor), event_shape=factor.event_shape, offset=factor.offset, block=factor.block
-        )
-    return factor
+    if factor.sealed:
+        return factor
+    if factor.children:
+        return factor.with_children(tuple(map(again, factor.children)))
+    (leaf,) = leaves(factor)
+    if "normalised" in leaf.capabilities or "exact_marginals" not in leaf.capabilities:
+        return leaf
+    done = next((done for raw, done in known if same_factor(raw, leaf)), None)
+    if done is None:
+        done = _leaf(leaf, key, num_chains, repeats)
+        known.append((leaf, done))
+    return done
 
 
-def _degree(factor: Factor) -> float:
-    """Σ powers × dimensions: how a factor scales with its events, (1/c)^degree where they grow by c."""
-    if isinstance(factor, LeafFactor):
-        return factor.top_power * math.prod(factor.event_shape)
-    if isinstance(factor, CalibratedExpression):
-        return float(math.prod(factor.event_shape))
-    if isinstance(factor, Product):
-        return sum(w * _degree(f) for w, f in zip(factor.powers, factor.factors, strict=True))
-    if isinstance(factor, Window):
-        return _degree(factor.factor)
-    assert isinstance(factor, Mixture)
-    degrees = [_degree(f) for f in factor.factors]
+degree_of = Pass[float]("degree")
+"""Σ powers × dimensions: how a factor scales with its events, (1/c)^degree where they grow by c."""
+
+
+@degree_of.rule(LeafFactor)
+def _of_leaf(factor: LeafFactor, _: list[float]) -> float:
+    return factor.top_power * math.prod(factor.event_shape)
+
+
+@degree_of.rule(CalibratedExpression)
+def _of_density(factor: Factor, _: list[float]) -> float:
+    return float(math.prod(factor.event_shape))
+
+
+@degree_of.rule(Product)
+def _of_product(factor: Product, degrees: list[float]) -> float:
+    return sum(w * degree for w, degree in factor.each(degrees))
+
+
+@degree_of.rule(Window, Combination)
+def _of_sum(factor: Factor, degrees: list[float]) -> float:
     if not np.allclose(degrees, degrees[0]):
         raise CapabilityError(
-            "A mixture of parts that scale differently (products of different numbers of factors) has no normaliser "
-            "of its own: its shares depend on the schedule.",
+            f"A {type(factor).__name__.lower()} of parts that scale differently (products of different numbers of "
+            "factors) has no normaliser of its own: its shares depend on the schedule.",
             fix="calibrate its parts, and mix them by shares: cp.mixture([cp.calibrate(f * g, key), h], weights=…).",
         )
     return degrees[0]
 
 
-def _check(factor: Any, key: Any, num_chains: Any, repeats: Any) -> None:
-    if not isinstance(factor, Factor):
+def _check(factor: object, key: object, num_chains: object, repeats: object) -> None:
+    if not is_factor(factor):
         raise WrongTypeError(
             f"calibrate takes a factor; got {type(factor).__name__}.", fix="pass cp.load('ring2d'), or f * g."
         )
-    if any(isinstance(part, Over) for part in parts(factor)):
+    if any(map(plate_of, walk(factor))):
         raise CapabilityError(
             f"The normaliser of a product or mixture over data is not calibrated: {factor!r}.",
             fix="calibrate what has no data in it, and multiply afterwards; or write the data out: "

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from composeprob.errors import AlignmentError, WrongTypeError
-from composeprob.ir.nodes import Graph, Leaf, Site, leaves, rewrite_leaves
+from composeprob.factors.nodes import rewrite_leaves
+from composeprob.ir.nodes import Graph, Leaf, Site, leaves
 from composeprob.schedule import Noise, Schedule
 
 TOLERANCE = 1e-3
@@ -115,7 +115,7 @@ def _discrete(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
 
 def _subset(leaf: Leaf, levels: int) -> str:
     """A schedule of levels that the leaf knows, about as many as were wanted."""
-    own, name = leaf.factor.schedule, leaf.name.rpartition("(x")[0]
+    own, name = leaf.factor.schedule, leaf.label
     step = min(max(1, round(own.num_levels / levels)), max(own.num_levels - 1, 1))
     others = "Other levels need a factor that is trained with time='log_snr'."
     if step == 1:
@@ -126,9 +126,9 @@ def _subset(leaf: Leaf, levels: int) -> str:
     )
 
 
-def _noise(index: Any, alpha: Any, sigma: Any) -> Noise:
+def _noise(*host: np.ndarray) -> Noise:
     """Host arrays, in double precision until the density is lowered."""
-    return Noise(index, alpha, sigma)
+    return Noise(*host)  # type: ignore[arg-type]
 
 
 def _log_snr(schedule: Schedule) -> np.ndarray:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.factors.base import LeafFactor
-from composeprob.ir.nodes import Group, Plate, Region, total_count
+from composeprob.factors.nodes import Plate
+from composeprob.ir.nodes import Group, Region, total_count
 from composeprob.schedule import Noise
 
 

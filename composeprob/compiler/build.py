@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,27 +15,14 @@ from composeprob.compiler.coordinates import bijection_of, located
 from composeprob.compiler.latents import ancestors, held_for
 from composeprob.compiler.trace import Traced, trace
 from composeprob.errors import ProgramError
-from composeprob.factors import algebra
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
-from composeprob.factors.over import Over
+from composeprob.factors.nodes import Combination, Plate, Product, rewrite_leaves, walk
+from composeprob.factors.nodes import leaves as factor_leaves
+from composeprob.factors.passes import Pass
 from composeprob.factors.show import short
 from composeprob.factors.window import Window
-from composeprob.ir.nodes import (
-    Graph,
-    Leaf,
-    Mixture,
-    Node,
-    Observation,
-    Plate,
-    Product,
-    Region,
-    Site,
-    Static,
-    rewrite_leaves,
-    same_network,
-    walk,
-)
+from composeprob.ir.nodes import Graph, Leaf, Observation, Region, Site, Static, same_network
 from composeprob.ir.normaliser import Normaliser
 from composeprob.ir.render import index
 from composeprob.language.checks import check_draw
@@ -131,59 +118,83 @@ def describe(distribution: Any) -> str:
 
 def _normalised_weights(site: Site) -> list[str]:
     """What to say of mixtures whose weights did not sum to 1."""
-    totals = {node.total: None for node in walk(site.root) if isinstance(node, Mixture)}
+    totals = dict.fromkeys(getattr(node, "total", 1.0) for node in walk(site.root))
     off = [total for total in totals if abs(total - 1.0) > 1e-6]
     return [f"weights of a mixture at {site.name} sum to {total:.6g}; divided by that to be shares" for total in off]
 
 
-def _site_root(statement: Statement, names: Names) -> Node:
+def _site_root(statement: Statement, names: Names) -> Factor:
     """The site's expression; inside plates, one independent copy of the factor for each index."""
-    factor = statement.factor
+    factor, shape = statement.factor, tuple(statement.distribution.shape())
     batch = statement.distribution.batch_shape
     if not batch:
-        return _node(factor, None, names)
+        return placed(factor, Place(shape, None, (), names))
     ones = (1,) * len(batch)
     copies = []
     for place in np.ndindex(*batch):
         offset = place + (0,) * len(factor.event_shape)
         region = Region(offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape))
-        copies.append(_node(factor, region, names))
-    return Product(tuple(copies), (1.0,) * len(copies))
+        copies.append(placed(factor, Place(shape, region, (), names)))
+    return Product(factors=tuple(copies), numbers=(1.0,) * len(copies), event_shape=shape)
 
 
-def _from_latents(root: Node, statement: Statement, parents: frozenset[str]) -> Node:
+def _from_latents(root: Factor, statement: Statement, parents: frozenset[str]) -> Factor:
     """The same expression, its leaves numbered as in the statement's factor (anew for each copy in a plate)."""
-    count, given = itertools.count(), ", ".join(sorted(parents))
-    size = len(algebra.leaves(statement.factor))
+    count, size = itertools.count(), len(factor_leaves(statement.factor))
 
     def number(leaf: Leaf) -> Leaf:
-        name = f"{leaf.name.rpartition('(x')[0]}(x | {given})"
-        return replace(leaf, name=name, latent=(statement.name, next(count) % size))
+        return replace(leaf, conditions=tuple(sorted(parents)), latent=(statement.name, next(count) % size))
 
     return rewrite_leaves(root, number)
 
 
-def _node(factor: Factor, region: Region | None, names: Names, plates: tuple[Plate, ...] = ()) -> Node:
-    if isinstance(factor, LeafFactor):
-        own = tuple(plate for plate in plates if set(plate.names) & set(factor.condition_names))
-        return Leaf(factor, region, _name(factor, names, plates), plates=own)
-    if isinstance(factor, Window):
-        whole = factor.event_shape == factor.factor.event_shape  # a window over the whole canvas changes nothing
-        return _node(factor.factor, region if whole else _inside(region, factor), names, plates)
-    if isinstance(factor, Over):
-        plate = Plate(factor.names, factor.count, factor.block)
-        part = (_node(factor.factor, region, names, (*plates, plate)),)
-        if factor.shares is None:
-            return Product(part, (1.0,) * factor.count, plate=plate)
-        return Mixture(part, factor.shares.log_weights, factor.shares.total, plate)
-    parts = tuple(_node(part, region, names, plates) for part in factor.children)
-    if isinstance(factor, CalibratedExpression):
-        constant = Normaliser(factor)
-        return Product((*parts, Leaf(constant, region, f"{constant.label}(x)")), (1.0, 1.0), normalised=True)
-    if isinstance(factor, algebra.Mixture):
-        return Mixture(parts, factor.log_weights, factor.total)
-    assert isinstance(factor, algebra.Product)
-    return Product(parts, factor.powers)
+@dataclass(frozen=True)
+class Place:
+    """Where a node stands: its site's shape, the region that it sees (None for all of it), the plates that it stands
+    in, and the names of the author's variables."""
+
+    shape: tuple[int, ...]
+    region: Region | None
+    plates: tuple[Plate, ...]
+    names: Names
+
+
+placed_of = Pass[Factor]("placed")
+"""Rules (node, `Place`) for the node with every leaf at its place."""
+
+
+def placed(node: Factor, at: Place) -> Factor:
+    """A user's expression at its place in a site."""
+    return placed_of.of(node)(node, at)
+
+
+@placed_of.rule(LeafFactor)
+def _leaf(factor: LeafFactor, at: Place) -> Leaf:
+    own = tuple(plate for plate in at.plates if set(plate.names) & set(factor.condition_names))
+    # The author's variable name (of the factor before `given`, which makes a new one), else the factor's label.
+    label = next((name for known, name in at.names if same_network(known, factor)), factor.label)
+    conditions = {name: short(value) for name, value in factor.fixed.items() if name in factor.condition_names}
+    running = {name: f"{name}_{index(depth)}" for depth, plate in enumerate(at.plates) for name in plate.names}
+    given = tuple(f"{name}={running.get(name, value)}" for name, value in conditions.items())
+    return Leaf(factor=factor, event_shape=at.shape, region=at.region, label=label, conditions=given, plates=own)
+
+
+@placed_of.rule(Combination)
+def _combination(node: Combination, at: Place) -> Factor:
+    inner = replace(at, plates=(*at.plates, node.plate)) if node.plate else at
+    return replace(node, factors=tuple(placed(part, inner) for part in node.factors), event_shape=at.shape)
+
+
+@placed_of.rule(CalibratedExpression)
+def _calibrated(node: CalibratedExpression, at: Place) -> Product:
+    factors = placed(node.factor, at), placed(Normaliser(node), at)
+    return Product(factors=factors, numbers=(1.0, 1.0), event_shape=at.shape, calibrated=True)
+
+
+@placed_of.rule(Window)
+def _window(node: Window, at: Place) -> Factor:
+    whole = node.event_shape == node.factor.event_shape  # a window over the whole canvas changes nothing
+    return placed(node.factor, at if whole else replace(at, region=_inside(at.region, node)))
 
 
 def _inside(outer: Region | None, window: Window) -> Region:
@@ -198,12 +209,3 @@ def _inside(outer: Region | None, window: Window) -> Region:
     scaled = tuple(e * b for e, b in zip(extent, outer.block[lead:], strict=True))
     block = tuple(w * b for w, b in zip(window.block, outer.block[lead:], strict=True))
     return Region(offset, outer.extent[:lead] + scaled, outer.block[:lead] + block)
-
-
-def _name(factor: LeafFactor, names: Names, plates: tuple[Plate, ...]) -> str:
-    """The author's variable name (of the factor before `given`, which makes a new one), else the factor's label."""
-    base = next((name for known, name in names if same_network(known, factor)), factor.label)
-    conditions = {name: short(value) for name, value in factor.fixed.items() if name in factor.condition_names}
-    running = {name: f"{name}_{index(depth)}" for depth, plate in enumerate(plates) for name in plate.names}
-    given = ", ".join(f"{name}={running.get(name, value)}" for name, value in conditions.items())
-    return f"{base}(x | {given})" if given else f"{base}(x)"

@@ -6,8 +6,11 @@ from composeprob.compiler.plausible import check_plausible
 from composeprob.compiler.proper import check_tails
 from composeprob.compiler.signal import check_signal
 from composeprob.compiler.top import check_proper, top_of
-from composeprob.errors import CapabilityError, ComposeProbError
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, fold, leaves
+from composeprob.errors import ComposeProbError
+from composeprob.factors.base import Factor
+from composeprob.factors.nodes import joined
+from composeprob.factors.passes import Pass
+from composeprob.ir.nodes import Graph, Leaf, leaves
 
 
 def check(graph: Graph, networks: bool = True) -> Graph:
@@ -59,66 +62,32 @@ def capabilities(graph: Graph) -> frozenset[str]:
     return joined - {"normalised", "exact_marginals"} if graph.observations or graph.statics else joined
 
 
-def node_capabilities(node: Node) -> frozenset[str]:
-    """What an expression offers, from what its leaves offer.
-
-    A product keeps ``score``, ``energy``, ``conservative`` and ``mode_depth`` if every part has them, but its
-    normaliser is unknown (unless it was calibrated) and its level-k density is not a noised marginal. A mixture of
-    normalised parts with shares keeps everything.
-    """
-    return fold(node, _of_leaf, _of_product, _of_mixture)
+node_capabilities = Pass[frozenset[str]]("offers")
+"""What an expression offers, from what its leaves offer."""
+has_rate = Pass[bool]("rate", lambda *_: False)
+"""Whether the Feynman–Kac rate of an expression follows from its scores, for which every leaf must be a noised
+marginal."""
 
 
-def _of_leaf(leaf: Leaf) -> frozenset[str]:
+@node_capabilities.rule(Leaf)
+def _of_leaf(leaf: Leaf, _: list[frozenset[str]]) -> frozenset[str]:
     whole = leaf.region is None or leaf.region.averaged == 1
     return leaf.factor.capabilities if whole else leaf.factor.capabilities - {"normalised"}
 
 
-def _of_product(node: Product, parts: list[frozenset[str]]) -> frozenset[str]:
-    offered = frozenset.intersection(*parts) - {"normalised", "exact_marginals"}
-    return offered | {"normalised"} if node.normalised else offered
+@has_rate.rule(Leaf)
+def _marginal(leaf: Leaf, _: list[bool]) -> bool:
+    return "exact_marginals" in leaf.factor.capabilities
 
 
-def _of_mixture(node: Mixture, parts: list[frozenset[str]]) -> frozenset[str]:
-    common = frozenset.intersection(*parts)
-    if "energy" not in common:
-        raise CapabilityError(
-            f"A mixture needs the log-density of its parts, but one of {', '.join(leaf.name for leaf in leaves(node))} "
-            "offers only its score.",
-            fix="use a model trained with an energy parameterization.",
-        )
-    return common if "normalised" in common else common - {"exact_marginals"}
-
-
-def has_rate(node: Node) -> bool:
-    """Whether the Feynman–Kac rate of an expression follows from its scores.
-
-    Every leaf must be a noised marginal. Inside a mixture they must be normalised too: with unknown constants that
-    change from level to level the mixture's shares would drift, and no rate describes that.
-    """
-    return fold(
-        node,
-        lambda leaf: "exact_marginals" in leaf.factor.capabilities,
-        lambda _, parts: all(parts),
-        lambda node, parts: all(parts) and all("normalised" in leaf.factor.capabilities for leaf in leaves(node)),
-    )
-
-
-def site_parts(root: Node) -> tuple[Node | None, Node | None]:
+def site_parts(root: Factor) -> tuple[Factor | None, Factor | None]:
     """Split a site's expression into F, made of noised marginals, and the potential G: everything else.
 
     A user's energy or a classifier has no rate, but its values are known: it enters the weights between levels as a
     ratio instead. Only factors of the outermost product can be split off.
     """
-    terms = [(root, 1.0)] if not isinstance(root, Product) else root.terms
-    marginal = [has_rate(child) for child, _ in terms]
-
-    def part(keep: bool) -> Node | None:
-        chosen = [term for term, m in zip(terms, marginal, strict=True) if m is keep]
-        if not chosen:
-            return None
-        if len(chosen) == 1 and chosen[0][1] == 1.0:
-            return chosen[0][0]
-        return Product(tuple(c for c, _ in chosen), tuple(w for _, w in chosen))
-
-    return part(True), part(False)
+    marginal: list[tuple[Factor, float]] = []
+    rest: list[tuple[Factor, float]] = []
+    for factor, power in root.split():
+        (marginal if has_rate(factor) else rest).append((factor, power))
+    return joined(marginal), joined(rest)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Set
+from typing import TypeVar
 
 import jax
 import numpy as np
 
 from composeprob.factors.analytic import Analytic
-from composeprob.factors.gaussians import Gaussians, components, joint, product
-from composeprob.ir.nodes import Leaf, Mixture, Node
+from composeprob.factors.base import Factor
+from composeprob.factors.gaussians import Gaussians, components
+from composeprob.factors.passes import Pass
+from composeprob.ir.nodes import Leaf
 
+T = TypeVar("T")
 LARGEST = 2**16
 """A joint mixture of more numbers than this is not built: components times entries, or times squared measurements."""
 
@@ -36,96 +39,41 @@ class Prior:
     marginal: bool
 
 
-def prior_of(node: Node, shape: tuple[int, ...]) -> Prior:
-    """The law of x₀ that an expression over a site of this shape declares.
-
-    Raises:
-        NotGaussian: with the reason.
-    """
-    if isinstance(node, Leaf):
-        return Prior(_of_leaf(node, shape), True)
-    children = [(c, w) for c, w in _pairs(node) if not (isinstance(c, Leaf) and c.factor.constant)]
-    priors = [(prior_of(child, shape), w) for child, w in children]
-    if isinstance(node, Mixture):
-        return _mixed(priors)
-    # Parts that share entries multiply to one mixture; the others stay apart.
-    pending = [(part, power) for prior, power in priors for part in prior.parts]
-    marginal = all(prior.marginal for prior, _ in priors)
-    parts: list[Gaussians] = []
-    for group in connected([set(part.entries.tolist()) for part, _ in pending]):
-        members = [pending[i] for i in group]
-        if len(members) == 1 and members[0][1] == 1.0:
-            parts.append(members[0][0])
-            continue
-        marginal = False
-        check_size([p for p, _ in members])
-        found = product(members)
-        if found is None:
-            raise NotGaussian("a power of a mixture, or a product with points or of negative precision, is none")
-        parts.append(found)
-    if getattr(node, "normalised", False):
-        parts = [part.normalised() for part in parts]
-    return Prior(parts, marginal)
+def _refuse(node: Factor, *_: object) -> Prior:
+    raise NotGaussian(f"{_a(type(node).__name__.lower())} is none")
 
 
-def _pairs(node: Node) -> list[tuple[Node, float]]:
-    assert not isinstance(node, Leaf)
-    if node.plate is not None:
+prior_of = Pass[Prior]("prior", _refuse)
+"""The law of x₀ that an expression over a site of this shape declares. It raises `NotGaussian` with the reason."""
+
+
+@prior_of.rule(Leaf)
+def _of_leaf(leaf: Leaf, _: list[Prior], shape: tuple[int, ...]) -> Prior:
+    factor, name = leaf.factor, leaf.label
+    if factor.constant:
+        return Prior([], True)
+    if leaf.plates:
         raise NotGaussian("a factor over data is a network")
-    return list(zip(node.children, node.log_weights if isinstance(node, Mixture) else node.powers, strict=True))
-
-
-def _of_leaf(leaf: Leaf, shape: tuple[int, ...]) -> list[Gaussians]:
-    name = leaf.name.rpartition("(x")[0]
-    if not isinstance(leaf.factor, Analytic):
-        raise NotGaussian(f"factor '{name}' is {_a(type(leaf.factor).__name__)}, not a cp.Analytic")
+    if not isinstance(factor, Analytic):
+        raise NotGaussian(f"factor '{name}' is {_a(type(factor).__name__)}, not a cp.Analytic")
     if leaf.latent is not None:
         raise NotGaussian(f"the numbers of factor '{name}' are latents")
-    distribution = leaf.factor.distribution
+    distribution = factor.distribution
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(distribution)):
         raise NotGaussian(f"the numbers of factor '{name}' are not known when the program is compiled")
     found = components(distribution)
     if found is None:
         raise NotGaussian(f"factor '{name}' is {_a(type(distribution).__name__)}, not a mixture of Gaussians")
     if leaf.region is None:
-        return found
+        return Prior(found, True)
     if leaf.region.averaged > 1:
         raise NotGaussian(f"factor '{name}' sees averages of the site")
     places = np.arange(math.prod(shape)).reshape(shape)[leaf.region.slices].ravel()
-    return [dataclasses.replace(part, entries=places[part.entries]) for part in found]
+    return Prior([dataclasses.replace(part, entries=places[part.entries]) for part in found], True)
 
 
 def _a(noun: str) -> str:
     return f"a{'n' if noun[0] in 'AEIO' else ''} {noun}"
-
-
-def _mixed(priors: list[tuple[Prior, float]]) -> Prior:
-    """A mixture of whole priors: their components side by side."""
-    for prior, _ in priors:
-        check_size(prior.parts)
-    whole = [(_sorted(joint(prior.parts)), log_weight) for prior, log_weight in priors]
-    entries = whole[0][0].entries
-    if any(not np.array_equal(part.entries, entries) for part, _ in whole):
-        raise NotGaussian("the parts of a mixture see different entries of the site")
-    diagonal = all(part.covariances.ndim == 2 for part, _ in whole)
-    return Prior(
-        [
-            Gaussians(
-                entries,
-                np.concatenate([log_weight + part.log_weights for part, log_weight in whole]),
-                np.concatenate([part.means for part, _ in whole]),
-                np.concatenate([part.covariances if diagonal else part.full for part, _ in whole]),
-            )
-        ],
-        all(prior.marginal for prior, _ in priors),
-    )
-
-
-def _sorted(part: Gaussians) -> Gaussians:
-    order = np.argsort(part.entries)
-    covariances = part.covariances[:, order]
-    covariances = covariances[:, :, order] if covariances.ndim == 3 else covariances
-    return Gaussians(part.entries[order], part.log_weights, part.means[:, order], covariances)
 
 
 def check_size(parts: Sequence[Gaussians], measurements: int = 1) -> None:
@@ -148,11 +96,11 @@ def alike(part: Gaussians) -> bool:
     return bool(np.all(part.covariances == part.covariances[:1]))
 
 
-def connected(members: Sequence[set[Any]]) -> list[list[int]]:
+def connected(members: Sequence[Set[T]]) -> list[list[int]]:
     """Indices of sets, those that share elements together, in order of their first."""
-    groups: list[tuple[set[Any], list[int]]] = []
+    groups: list[tuple[Set[T], list[int]]] = []
     for i, own in enumerate(members):
         touching = [g for g in groups if g[0] & own]
-        merged = (own.union(*[g[0] for g in touching]), sorted([i, *[j for g in touching for j in g[1]]]))
+        merged = (frozenset().union(own, *[g[0] for g in touching]), sorted([i, *[j for g in touching for j in g[1]]]))
         groups = [g for g in groups if not g[0] & own] + [merged]
     return sorted((g[1] for g in groups), key=lambda group: group[0])

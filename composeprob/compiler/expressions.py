@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.ir.nodes import Leaf, Mixture, Node, Product, fold, leaves
+from composeprob.factors.nodes import Combination
+from composeprob.factors.passes import Pass
+from composeprob.ir.nodes import Leaf, leaves
 
 
 class NodeValue(eqx.Module):
@@ -95,65 +97,20 @@ def _stack(values: list[Array | None]) -> Array | None:
     return jnp.stack(known) if len(known) == len(values) else None
 
 
-class ProductExpression(Expression):
-    """Π_i part_i^{w_i}; the powers, of a plate one for all, are arrays, so other powers reuse the compiled code."""
-
-    parts: Parts
-    powers: Array
-    size: int = eqx.field(static=True)
-
-    def __call__(self, outputs: Outputs) -> NodeValue:
-        def term(value: NodeValue, i: int) -> NodeValue:
-            w, squared = self.powers[i], jnp.sum(value.score**2)
-            log_density = None if value.log_density is None else w * value.log_density
-            rate = None if value.rate is None else w * (value.rate - 0.5 * squared)
-            return NodeValue(log_density, w * value.score, rate, w * (value.excess + self.size))
-
-        total: NodeValue = jax.tree.map(lambda terms: jnp.sum(terms, axis=0), self.parts(outputs, term))
-        rate = None if total.rate is None else total.rate + 0.5 * jnp.sum(total.score**2)
-        return NodeValue(total.log_density, total.score, rate, total.excess - self.size)
+def parts_of(node: Combination, parts: list[Expression]) -> Parts:
+    """What an expression combines, with the slots of what stands in its plate."""
+    if node.plate is None:
+        return Parts(tuple(parts), None)
+    slots = {leaf.slot: node.plate in leaf.plates for leaf in leaves(node) if leaf.slot is not None}
+    return Parts(tuple(parts), tuple(slots.items()))
 
 
-class MixtureExpression(Expression):
-    """Σ_i exp(l_i)·part_i: score and rate are averages under the responsibilities."""
-
-    parts: Parts
-    log_weights: Array
-
-    def __call__(self, outputs: Outputs) -> NodeValue:
-        values = self.parts(outputs, lambda value, _: value)
-        assert values.log_density is not None
-        joint = self.log_weights + values.log_density
-        responsibilities = jax.nn.softmax(joint)
-
-        def mean(values: Array) -> Array:
-            return jnp.tensordot(responsibilities, values, axes=1, precision="highest")
-
-        rate = None if values.rate is None else mean(values.rate)
-        return NodeValue(jax.nn.logsumexp(joint), mean(values.score), rate, mean(values.excess))
+lower_expression = Pass[Expression]("lower")
+"""The executable form of a node over a site of this shape."""
 
 
-def lower_expression(node: Node, site_shape: tuple[int, ...]) -> Expression:
-    """The executable form of a node of the IR."""
-    size, float_ = math.prod(site_shape), jnp.result_type(float)
-
-    def leaf(node: Leaf) -> Expression:
-        assert node.slot is not None
-        marginal = "exact_marginals" in node.factor.capabilities
-        return LeafExpression(node.slot, size - node.factor.dimension, marginal)
-
-    def parts(node: Product | Mixture, children: list[Expression]) -> Parts:
-        if node.plate is None:
-            return Parts(tuple(children), None)
-        slots = {leaf.slot: node.plate in leaf.plates for leaf in leaves(node) if leaf.slot is not None}
-        return Parts(tuple(children[:1]), tuple(slots.items()))
-
-    def powers(node: Product) -> Array:
-        return jnp.asarray(node.powers[:1] if node.plate else node.powers, float_)
-
-    return fold(
-        node,
-        leaf,
-        lambda node, children: ProductExpression(parts(node, children), powers(node), size),
-        lambda node, children: MixtureExpression(parts(node, children), jnp.asarray(node.log_weights, float_)),
-    )
+@lower_expression.rule(Leaf)
+def _leaf(leaf: Leaf, _: list[Expression], site_shape: tuple[int, ...]) -> Expression:
+    assert leaf.slot is not None
+    marginal = "exact_marginals" in leaf.factor.capabilities
+    return LeafExpression(leaf.slot, math.prod(site_shape) - leaf.factor.dimension, marginal)

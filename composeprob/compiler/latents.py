@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from composeprob.errors import DoublyIntractableError, ProgramError
-from composeprob.factors import algebra
 from composeprob.factors.analytic import Analytic
-from composeprob.factors.base import Factor
+from composeprob.factors.passes import Pass
 from composeprob.language.interpret import Statement
 
 Statements = Mapping[str, Statement]
@@ -45,11 +44,9 @@ def held_for(site: Statement, statements: Statements, dependencies: Dependencies
     return frozenset() if known else frozenset(above)
 
 
-def stays_normalised(factor: Factor) -> bool:
-    """Whether the factor is a density whatever its parameters are."""
-    if isinstance(factor, algebra.Mixture):
-        return factor.calibrated and all(map(stays_normalised, factor.factors))
-    return isinstance(factor, Analytic)
+stays_normalised = Pass[bool]("stays normalised", lambda factor, parts: False)
+"""Whether a factor is a density whatever its parameters are."""
+stays_normalised.rule(Analytic)(lambda factor, parts: True)
 
 
 def _check_ancestral(site: Statement, others: str, statements: Statements, dependencies: Dependencies) -> None:

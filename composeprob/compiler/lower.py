@@ -18,10 +18,11 @@ from composeprob.compiler.expressions import Expression, NodeValue, lower_expres
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation, Parts, Wall
-from composeprob.factors.algebra import leaves as factor_leaves
-from composeprob.factors.energy import Energy
+from composeprob.factors.base import Factor
+from composeprob.factors.nodes import joined
+from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.precision import in_precision
-from composeprob.ir.nodes import Graph, Node, Product, leaves, spread
+from composeprob.ir.nodes import Graph, leaves, spread
 from composeprob.schedule import Noise, Schedule
 
 
@@ -231,14 +232,6 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
     )
 
 
-def _energies(potential: Node) -> Node | None:
+def _energies(potential: Factor) -> Factor | None:
     """What of a potential is the user's own energies."""
-
-    def own(node: Node) -> bool:
-        return all(isinstance(leaf.factor, Energy) for leaf in leaves(node))
-
-    if not isinstance(potential, Product) or potential.plate:
-        return potential if own(potential) else None
-    kept = [(c, w) for c, w in potential.terms if own(c)]
-    children, powers = tuple(c for c, _ in kept), tuple(w for _, w in kept)
-    return dataclasses.replace(potential, children=children, powers=powers) if kept else None
+    return joined([(f, w) for f, w in potential.split() if all(leaf.factor.plain for leaf in leaves(f))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -15,13 +16,13 @@ from composeprob.compiler.check import capabilities, check, node_capabilities
 from composeprob.compiler.likelihood import likelihood_of
 from composeprob.compiler.lower import lower
 from composeprob.compiler.normalise import normalise
-from composeprob.compiler.precision import round_networks
 from composeprob.compiler.share import share
 from composeprob.compiler.top import Top, top_of
 from composeprob.density.annealed import AnnealedDensity, Described, SiteInfo, TopLaw
 from composeprob.errors import WrongTypeError
-from composeprob.factors.precision import check_precision
-from composeprob.ir.nodes import Graph, leaves
+from composeprob.factors.nodes import rewrite_leaves
+from composeprob.factors.precision import check_precision, in_precision
+from composeprob.ir.nodes import Graph, Leaf, leaves
 from composeprob.ir.render import describe
 from composeprob.ir.verify import verify
 from composeprob.language.program import Program
@@ -82,7 +83,7 @@ def lowered(
     program.check_arguments(args, kwargs)
     check_precision(precision)
     graph, traced = build(program, args, kwargs)
-    graph = verify(round_networks(graph, precision), "build")
+    graph = verify(_rounded(graph, precision), "build")
     graph = verify(normalise(graph), "normalise")
     graph = verify(align(graph, schedule), "align")
     graph = verify(share(graph), "share")
@@ -100,6 +101,18 @@ def lowered(
     law = _top_law(tops, all("normalised" in capabilities for *_, capabilities in offers))
     density = AnnealedDensity(graph.schedule, evaluator, law, sites, offered, described)
     return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
+
+
+def _rounded(graph: Graph, precision: str | None) -> Graph:
+    """Before the passes, where it is asked for: networks with rounded products take the place of the program's own."""
+    if precision is None:
+        return graph
+
+    def rewrite(leaf: Leaf) -> Leaf:
+        return dataclasses.replace(leaf, factor=in_precision(leaf.factor, precision))
+
+    rounded = graph.map_roots(lambda root, site: rewrite_leaves(root, rewrite))
+    return rounded.noted("precision", f"networks multiply in {precision}")
 
 
 def _offers(graph: Graph) -> tuple[tuple[str, str, frozenset[str]], ...]:

@@ -15,7 +15,6 @@ import numpy as np
 
 from composeprob.compiler.outputs import CLEAN, Outputs
 from composeprob.errors import InvalidValueError, NetworkError
-from composeprob.factors.base import LeafFactor
 from composeprob.factors.diffusion import Diffusion
 from composeprob.ir.nodes import Graph, Site
 from composeprob.schedule import Noise, Schedule
@@ -49,8 +48,8 @@ def check_plausible(graph: Graph) -> Graph:
     levels = Noise(*host)
     doubts = []
     for group in graph.groups:
-        factor = _diffusion(group.factor)
-        if factor is None or group.latent is not None:
+        factor = group.factor.core
+        if not isinstance(factor, Diffusion) or group.latent is not None:
             continue
         own = levels if group.own_noise is None else group.own_noise
         site = next(site for site in graph.sites if site.name == group.members[0].site)
@@ -70,14 +69,6 @@ def _check_top(schedule: Schedule, where: str) -> None:
             fix="end the schedule at a log-SNR of −6 or less. Of a list of betas, α is sqrt(alphas_cumprod) with "
             "alphas_cumprod = cumprod(1 − betas), and σ is sqrt(1 − alphas_cumprod).",
         )
-
-
-def _diffusion(factor: LeafFactor) -> Diffusion | None:
-    """The diffusion model in a leaf, which may be calibrated or weighted; None where there is none."""
-    inner: Any = factor
-    while not isinstance(inner, Diffusion) and hasattr(inner, "base"):
-        inner = inner.base
-    return inner if isinstance(inner, Diffusion) else None
 
 
 def _check_network(factor: Diffusion, given: dict[str, Any], own: Noise, site: Site) -> str | None:

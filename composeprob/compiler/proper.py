@@ -14,7 +14,8 @@ import numpy as np
 from composeprob.compiler.tails import Tail, Undecided, known_parts, square, tail_of
 from composeprob.compiler.top import top_of
 from composeprob.errors import ImproperError
-from composeprob.ir.nodes import Graph, Product, Site, leaves, walk
+from composeprob.factors.nodes import walk
+from composeprob.ir.nodes import Graph, Site, leaves
 from composeprob.schedule import Schedule
 
 LEVELS = 9
@@ -34,13 +35,13 @@ def check_tails(graph: Graph) -> None:
     assert graph.schedule is not None
     observed = frozenset[str]().union(*(o.depends_on for o in graph.observations))
     for site in graph.sites:
-        divides = any(isinstance(node, Product) and min(node.powers) < 0 for node in walk(site.root))
+        divides = any(node.divides for node in walk(site.root))
         if divides and site.name not in observed:
             _check_site(site, graph.schedule)
 
 
 def _check_site(site: Site, schedule: Schedule) -> None:
-    known = {leaf: known_parts(leaf) for leaf in leaves(site.root)}
+    known = {id(leaf): known_parts(leaf) for leaf in leaves(site.root)}
     parts = {leaf: found for leaf, found in known.items() if found is not None}
     if len(parts) < len(known):
         return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from composeprob.ir.nodes import Graph, Group, Leaf, Member, Node, Site, rewrite_leaves, same_network, spread
+from composeprob.factors.base import Factor
+from composeprob.factors.nodes import rewrite_leaves
+from composeprob.ir.nodes import Graph, Group, Leaf, Member, Site, same_network, spread
 from composeprob.schedule import Noise
 
 
@@ -27,10 +28,10 @@ def share(graph: Graph) -> Graph:
                     return g, m
             groups[g] = replace(group, members=(*group.members, member))
             return g, len(group.members)
-        groups.append(Group(leaf.factor, leaf.own_noise, (member,), leaf.name.rpartition("(x")[0], leaf.latent))
+        groups.append(Group(leaf.factor, leaf.own_noise, (member,), leaf.label, leaf.latent))
         return len(groups) - 1, 0
 
-    def rewrite(root: Node, site: Site) -> Node:
+    def rewrite(root: Factor, site: Site) -> Factor:
         return rewrite_leaves(root, lambda leaf: replace(leaf, slot=slot_of(leaf, site)))
 
     shared = graph.map_roots(rewrite)
@@ -58,7 +59,7 @@ def _same_noise(a: Noise | None, b: Noise | None) -> bool:
     return np.array_equal(a.index, b.index) and np.array_equal(a.alpha, b.alpha) and np.array_equal(a.sigma, b.sigma)
 
 
-def _signature(member: Member) -> dict[str, Any]:
+def _signature(member: Member) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     axes = len(member.plates)
     return {name: (jnp.shape(value)[axes:], jnp.result_type(value)) for name, value in member.conditions.items()}
 

@@ -7,9 +7,7 @@ that component's precision. A product adds its factors' precisions times their p
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +16,8 @@ import numpyro.distributions as dist
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.gaussians import Gaussians, components
-from composeprob.ir.nodes import Leaf, Node, Product, Region, fold
+from composeprob.factors.passes import Pass
+from composeprob.ir.nodes import Leaf, Region
 from composeprob.schedule import Schedule
 
 LARGEST = 1024
@@ -52,9 +51,9 @@ class Tail:
         """P(u), a diagonal or a whole matrix."""
         total = self.matrix
         for power, tail in self.terms:
-            total = _add(total, power * tail.along(u))
+            total = add(total, power * tail.along(u))
         if self.choices:
-            total = _add(total, min((tail.along(u) for tail in self.choices), key=lambda p: square(p, u)))
+            total = add(total, min((tail.along(u) for tail in self.choices), key=lambda p: square(p, u)))
         return total
 
 
@@ -63,39 +62,31 @@ def square(matrix: np.ndarray, u: np.ndarray) -> float:
     return float(u @ (matrix * u if matrix.ndim == 1 else matrix @ u))
 
 
-def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The sum of diagonals or whole matrices."""
     if a.ndim == b.ndim:
         return a + b
     return (np.diag(a) if a.ndim == 1 else a) + (np.diag(b) if b.ndim == 1 else b)
 
 
-Parts = dict[Leaf, list[Gaussians]]
-"""What each leaf is without noise, as `known_parts` found it."""
+Parts = dict[int, list[Gaussians]]
+"""What each leaf is without noise, as `known_parts` found it, by its identity."""
 
 
-def tail_of(node: Node, parts: Parts, shape: tuple[int, ...], schedule: Schedule, level: int) -> Tail:
-    """The tail of an expression over a site of this shape.
-
-    Raises:
-        Undecided: a matrix would be too large.
-    """
-    nothing = np.zeros(math.prod(shape))
-
-    def product(node: Product, tails: list[Tail]) -> Tail:
-        pairs = list(zip(node.powers, tails, strict=True))
-        fixed = [power * tail.matrix for power, tail in pairs if tail.fixed]
-        return Tail(functools.reduce(_add, fixed, nothing), tuple(pair for pair in pairs if not pair[1].fixed))
-
-    return fold(
-        node,
-        lambda leaf: _of_leaf(leaf, parts[leaf], shape, schedule, level),
-        product,
-        lambda _, tails: Tail(nothing, choices=tuple(tails)),
-    )
+def _undecided(*_: object) -> Tail:
+    raise Undecided
 
 
-def _of_leaf(leaf: Leaf, parts: list[Gaussians], shape: tuple[int, ...], schedule: Schedule, level: int) -> Tail:
-    size = math.prod(shape)
+tail_of = Pass[Tail]("tail", _undecided)
+"""The tail of an expression, from the parts of its leaves, over a site of this shape, under a schedule, at a level.
+
+It raises `Undecided` where a matrix would be too large.
+"""
+
+
+@tail_of.rule(Leaf)
+def _of_leaf(leaf: Leaf, _: list[Tail], known: Parts, shape: tuple[int, ...], schedule: Schedule, level: int) -> Tail:
+    parts, size = known[id(leaf)], math.prod(shape)
     own = schedule if leaf.own_noise is None else leaf.own_noise
     alpha, sigma = float(own.alpha[level]), float(own.sigma[level])
     ratio = alpha / float(schedule.alpha[level])
@@ -143,18 +134,27 @@ def known_parts(leaf: Leaf) -> list[Gaussians] | None:
     """The mixtures of Gaussians over different entries that a leaf is without noise; None where it is none, or where
     its numbers are not known. A box counts as a point: its noised tails are those of the noise. A constant, and
     logits, which grow no faster than x, have no entries."""
-    if leaf.factor.constant or isinstance(leaf.factor, Classifier):
-        return []
-    if not isinstance(leaf.factor, Analytic) or leaf.latent is not None:
+    return None if leaf.latent else law_of.of(leaf.factor)(leaf.factor)
+
+
+law_of = Pass[list[Gaussians] | None]("law", lambda factor: [] if factor.constant else None)
+"""Rules (leaf factor) for `known_parts`."""
+
+
+@law_of.rule(Classifier)
+def _bounded(factor: Classifier) -> list[Gaussians]:
+    return []
+
+
+@law_of.rule(Analytic)
+def _law(factor: Analytic) -> list[Gaussians] | None:
+    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(factor.distribution)):
         return None
-    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(leaf.factor.distribution)):
-        return None
-    distribution: Any = leaf.factor.distribution
-    inner = distribution
+    inner = factor.distribution
     while isinstance(inner, (dist.Independent, dist.ExpandedDistribution)):
         inner = inner.base_dist
     if isinstance(inner, dist.Uniform):
-        n = math.prod(leaf.factor.event_shape)
-        middle = np.broadcast_to((np.asarray(inner.low) + np.asarray(inner.high)) / 2, leaf.factor.event_shape)
+        n = math.prod(factor.event_shape)
+        middle = np.broadcast_to((np.asarray(inner.low) + np.asarray(inner.high)) / 2, factor.event_shape)
         return [Gaussians(np.arange(n), np.zeros(1), middle.reshape(1, n), np.zeros((1, n)))]
-    return components(distribution)
+    return components(factor.distribution)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from composeprob.errors import ImproperError
-from composeprob.ir.nodes import Leaf, Mixture, Node, Product, Site, fold, leaves
+from composeprob.factors.passes import Pass
+from composeprob.ir.nodes import Leaf, Site, leaves
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Top:
     exact: bool
 
 
-def top_of(node: Node, shape: tuple[int, ...]) -> Top:
-    """The form of a node at the noisiest levels, built from its leaves."""
-    return fold(node, lambda leaf: _of_leaf(leaf, shape), lambda n, tops: _of_product(n, tops, shape), _of_mixture)
+top_of = Pass[Top]("top")
+"""The form of a node over a site of this shape at the noisiest levels, built from its leaves."""
 
 
-def _of_leaf(leaf: Leaf, shape: tuple[int, ...]) -> Top:
+@top_of.rule(Leaf)
+def _of_leaf(leaf: Leaf, _: list[Top], shape: tuple[int, ...]) -> Top:
     power = np.zeros(shape)
     averaged = leaf.region.averaged if leaf.region else 1
     if averaged == 1:  # block averages constrain only means: they make no entry proper
@@ -46,20 +47,6 @@ def _of_leaf(leaf: Leaf, shape: tuple[int, ...]) -> Top:
         degree = 0.0  # a bounded potential is no density: it changes nothing where there is no signal
     # A user's energy only promises to be close to its power of N(0, σ²I).
     return Top(power, degree, leaf.factor.top_constant, averaged == 1 and (marginal or bounded))
-
-
-def _of_product(node: Product, tops: list[Top], shape: tuple[int, ...]) -> Top:
-    pairs = list(zip(node.powers, tops, strict=True))
-    power = sum((w * top.power for w, top in pairs), np.zeros(shape))
-    degree, constant = sum(w * top.degree for w, top in pairs), sum(w * top.constant for w, top in pairs)
-    return Top(power, degree, constant, all(top.exact for top in tops))
-
-
-def _of_mixture(node: Mixture, tops: list[Top]) -> Top:
-    exact = all(top.exact and np.allclose(top.power, tops[0].power) for top in tops)
-    degree = tops[0].degree if exact and all(top.degree == tops[0].degree for top in tops) else math.nan
-    constant = np.logaddexp.reduce([w + top.constant for w, top in zip(node.log_weights, tops, strict=True)])
-    return Top(np.min([top.power for top in tops], axis=0), degree, float(constant), exact)
 
 
 def check_proper(top: Top, site: Site) -> None:

@@ -23,7 +23,7 @@ from composeprob.compiler.arguments import Concrete, is_data, join, name_of
 from composeprob.compiler.influence import influences
 from composeprob.compiler.linear_gaussian import moments
 from composeprob.errors import ProgramError
-from composeprob.factors.base import Factor
+from composeprob.factors.base import is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, asked, asked_by_library
 from composeprob.factors.precision import rebind
 from composeprob.language.interpret import Provide, Redraw, Statement, masked, run, unwrap
@@ -153,7 +153,7 @@ def trace(
     function = program.function
     paths, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs))
     arrays = [i for i, (_, leaf) in enumerate(paths) if is_data(leaf)]
-    factors = [f for f in jax.tree.leaves((args, kwargs), is_leaf=_is_factor) if _is_factor(f)]
+    factors = [f for f in jax.tree.leaves((args, kwargs), is_leaf=is_factor) if is_factor(f)]
     inside = {id(array) for array in jax.tree.leaves(factors)}
     outside = {i for i in arrays if id(paths[i][1]) not in inside}
     concrete, eager, asks = set[int](), False, list[str]()
@@ -229,10 +229,6 @@ def _with_arrays(arguments: Any, arrays: list[Array]) -> Any:
     """The arguments with others in the places of their arrays."""
     others = iter(arrays)
     return jax.tree.map(lambda leaf: next(others) if is_data(leaf) else leaf, arguments)
-
-
-def _is_factor(node: object) -> bool:
-    return isinstance(node, Factor)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,79 +1,16 @@
-"""Products, powers and mixtures of factors. They record what is combined; the compiler evaluates."""
+"""Makes products, powers and mixtures of factors. They record what is combined; the compiler evaluates."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import numpy as np
 
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
-from composeprob.factors import show
-from composeprob.factors.base import Factor, LeafFactor
-
-
-class Product(Factor):
-    """Π_i f_i(x)^{w_i}.
-
-    Attributes:
-        factors: the f_i.
-        powers: the w_i, floats; negative ones divide.
-    """
-
-    factors: tuple[Factor, ...]
-    powers: tuple[float, ...] = eqx.field(static=True)
-    event_shape: tuple[int, ...] = eqx.field(static=True)
-
-    @property
-    def children(self) -> tuple[Factor, ...]:
-        return self.factors
-
-    @property
-    def normalised(self) -> bool:
-        return self.powers == (1.0,) and self.factors[0].normalised
-
-    def given(self, **conditions: Any) -> Factor:
-        return dataclasses.replace(self, factors=_given(self.factors, conditions))
-
-    def terms(self) -> list[tuple[str, float]]:
-        pairs = zip(self.factors, self.powers, strict=True)
-        return [(name, w * inner) for factor, w in pairs for name, inner in factor.terms()]
-
-
-class Mixture(Factor):
-    """Σ_i exp(log_weight_i)·f_i(x).
-
-    Attributes:
-        factors: the f_i.
-        log_weights: one number per factor.
-        calibrated: whether the weights are shares of normalised factors (``weights=``), not raw multipliers.
-        total: what shares summed to as they were given.
-    """
-
-    factors: tuple[Factor, ...]
-    log_weights: tuple[float, ...] = eqx.field(static=True)
-    calibrated: bool = eqx.field(static=True)
-    event_shape: tuple[int, ...] = eqx.field(static=True)
-    total: float = eqx.field(static=True, default=1.0)
-
-    @property
-    def children(self) -> tuple[Factor, ...]:
-        return self.factors
-
-    @property
-    def normalised(self) -> bool:
-        return self.calibrated
-
-    def given(self, **conditions: Any) -> Factor:
-        return dataclasses.replace(self, factors=_given(self.factors, conditions))
-
-    def terms(self) -> list[tuple[str, float]]:
-        parts = [show.formula(factor.terms()) for factor in self.factors]
-        shares = Shares(self.log_weights, self.calibrated, self.total)
-        return [(show.mixture(parts, shares.shown()), 1.0)]
+from composeprob.factors.base import Factor, is_factor
+from composeprob.factors.nodes import Mixture, Product, leaves
 
 
 def product(*factors: Factor, over: Mapping[str, Any] | None = None, block: int | None = None) -> Factor:
@@ -116,13 +53,13 @@ def product(*factors: Factor, over: Mapping[str, Any] | None = None, block: int 
         >>> print(cp.product(f / prior, over={"y": jnp.ones(90)}))
         cp.product(posterior / Normal, over={'y': (90,)})
     """
-    if len(factors) == 1 and not isinstance(factors[0], Factor) and isinstance(factors[0], Iterable):
+    if len(factors) == 1 and isinstance(factors[0], Iterable):
         raise WrongTypeError(
             f"cp.product takes factors one by one; got one {type(factors[0]).__name__}.",
             fix="write cp.product(f, g), or cp.product(*factors) of a list.",
         )
-    shape = _common_shape("A product", factors)
-    whole = Product(factors=factors, powers=(1.0,) * len(factors), event_shape=shape)
+    shape = common_shape("A product", factors)
+    whole = Product(factors=factors, numbers=(1.0,) * len(factors), event_shape=shape)
     if over is None and block is None:
         return whole
     from composeprob.factors.over import product_over
@@ -136,7 +73,7 @@ def power(factor: Factor, exponent: float) -> Factor:
     Raises:
         InvalidValueError: w is NaN or infinite.
     """
-    _check_factors("A power", (factor,))
+    check_factors("A power", (factor,))
     try:
         if isinstance(exponent, (str, bytes)):
             raise TypeError("text")
@@ -148,7 +85,7 @@ def power(factor: Factor, exponent: float) -> Factor:
         ) from error
     if not math.isfinite(exponent):
         raise InvalidValueError(f"A power must be finite; got {exponent}.", fix="pass a finite float.")
-    return Product(factors=(factor,), powers=(exponent,), event_shape=factor.event_shape)
+    return Product(factors=(factor,), numbers=(exponent,), event_shape=factor.event_shape)
 
 
 def mixture(
@@ -196,20 +133,20 @@ def mixture(
         from composeprob.factors.over import mixture_over
 
         return mixture_over(factors, over, block, weights, log_weights)
-    if isinstance(factors, Factor) or not isinstance(factors, Iterable):
+    if not isinstance(factors, Iterable):
         raise WrongTypeError(
             f"cp.mixture takes a list of factors; got {type(factors).__name__}.",
             fix="write cp.mixture([f, g], weights=[0.7, 0.3]).",
         )
     factors = tuple(factors)
-    shape = _common_shape("A mixture", factors)
+    shape = common_shape("A mixture", factors)
     shares = shares_of(factors, len(factors), weights, log_weights, "cp.calibrate(factor, key)")
     kept = [(f, w) for f, w in zip(factors, shares.log_weights, strict=True) if w > -math.inf]
     return Mixture(
         factors=tuple(f for f, _ in kept),
-        log_weights=tuple(w for _, w in kept),
-        calibrated=shares.calibrated,
+        numbers=tuple(w for _, w in kept),
         event_shape=shape,
+        calibrated=shares.calibrated,
         total=shares.total,
     )
 
@@ -222,13 +159,8 @@ class Shares(NamedTuple):
     calibrated: bool
     total: float
 
-    def shown(self) -> str:
-        """As print-outs show them."""
-        weights = [math.exp(w) for w in self.log_weights] if self.calibrated else self.log_weights
-        return show.weights("weights" if self.calibrated else "log_weights", weights)
 
-
-def shares_of(factors: Sequence[Factor], count: int, weights: Any, log_weights: Any, calibrated: str) -> Shares:
+def shares_of(factors: Sequence[Factor], count: int, weights: object, log_weights: object, calibrated: str) -> Shares:
     """The weights of a mixture of ``count`` parts, which are made of ``factors``; refuses what cannot be mixed so.
     ``calibrated`` is how to write the parts with known normalisers."""
     for factor in factors:
@@ -266,17 +198,7 @@ def shares_of(factors: Sequence[Factor], count: int, weights: Any, log_weights: 
     return Shares(logs, True, 1.0 if weights is None else float(given.sum()))
 
 
-def leaves(factor: Factor) -> list[LeafFactor]:
-    """Every leaf of an expression, left to right."""
-    return [part for part in parts(factor) if isinstance(part, LeafFactor)]
-
-
-def parts(factor: Factor) -> list[Factor]:
-    """A factor and everything that it is made of, left to right."""
-    return [factor, *(part for child in factor.children for part in parts(child))]
-
-
-def _numbers(what: str, values: Any) -> np.ndarray:
+def _numbers(what: str, values: object) -> np.ndarray:
     try:
         return np.asarray(values, np.float64)
     except Exception as error:  # what an array type raises here is its own affair
@@ -286,31 +208,21 @@ def _numbers(what: str, values: Any) -> np.ndarray:
         ) from error
 
 
-def _given(factors: tuple[Factor, ...], conditions: dict[str, Any]) -> tuple[Factor, ...]:
-    """Conditions go to every leaf that has them; a name that no leaf has is refused by the first leaf."""
-    names = {name for factor in factors for leaf in leaves(factor) for name in leaf.condition_names}
-    unknown = {name: value for name, value in conditions.items() if name not in names}
-    if unknown:
-        leaves(factors[0])[0].given(**unknown)
-    own = [{n for leaf in leaves(f) for n in leaf.condition_names} for f in factors]
-    return tuple(
-        f.given(**{n: v for n, v in conditions.items() if n in has}) for f, has in zip(factors, own, strict=True)
-    )
-
-
-def _check_factors(what: str, factors: tuple[Any, ...]) -> None:
+def check_factors(what: str, factors: tuple[Any, ...]) -> None:
+    """Refuse what is no factor, and to combine none."""
     if not factors:
         raise InvalidValueError(f"{what} needs at least one factor; got none.", fix="pass the factors to combine.")
     for factor in factors:
-        if not isinstance(factor, Factor):
+        if not is_factor(factor):
             raise WrongTypeError(
                 f"{what} combines factors; got {type(factor).__name__}.",
                 fix="wrap it: cp.Diffusion for a network, cp.Analytic for a distribution, cp.Energy for a function.",
             )
 
 
-def _common_shape(what: str, factors: tuple[Any, ...]) -> tuple[int, ...]:
-    _check_factors(what, factors)
+def common_shape(what: str, factors: tuple[Any, ...]) -> tuple[int, ...]:
+    """The shape of the events of all of these factors; refuses factors over others."""
+    check_factors(what, factors)
     for factor in factors:
         if factor.event_shape is None:
             raise ShapeError(

@@ -41,7 +41,7 @@ class Analytic(LeafFactor):
     distribution: Any
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
     def __init__(self, distribution: Any, schedule: Schedule, *, label: str = ""):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import operator
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, NoReturn, Self
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn, Self, SupportsIndex, TypeGuard, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from composeprob.errors import ConditionError, InvalidValueError, WrongTypeError
 from composeprob.factors import show
 from composeprob.factors.refusal import refuse, refused
 from composeprob.schedule import Noise, Schedule
+
+T = TypeVar("T")
 
 
 class Factor(eqx.Module):
@@ -37,13 +40,36 @@ class Factor(eqx.Module):
         """The factors that it combines."""
         return ()
 
+    def with_children(self, children: tuple[Factor, ...]) -> Factor:
+        """The same node of an expression over other factors."""
+        return self
+
+    def split(self) -> list[tuple[Factor, float]]:
+        """The factor as a product, outermost: (factor, power) pairs. A product over data is one factor of its own."""
+        return [(self, 1.0)]
+
+    @property
+    def uncalibrated(self) -> Factor:
+        """The factor without constants that `calibrate` has found for it."""
+        return self
+
+    @property
+    def divides(self) -> bool:
+        """Whether one of its own powers is negative."""
+        return False
+
+    @property
+    def sealed(self) -> bool:
+        """Whether its factors must stay as they are: with other constants of theirs it would be another one."""
+        return False
+
     @property
     def normalised(self) -> bool:
         """Whether it integrates to 1 at every level."""
         return False
 
     @abstractmethod
-    def given(self, **conditions: Any) -> Factor:
+    def given(self, **conditions: object) -> Factor:
         """The same factor with conditions fixed: f(x | c).
 
         Raises:
@@ -60,12 +86,12 @@ class Factor(eqx.Module):
     def __mul__(self, other: Factor) -> Factor:
         from composeprob.factors.algebra import product
 
-        return product(self, other) if isinstance(other, Factor) else refuse("*", self, other)
+        return product(self, other) if is_factor(other) else refuse("*", self, other)
 
     def __truediv__(self, other: Factor) -> Factor:
         from composeprob.factors.algebra import power, product
 
-        return product(self, power(other, -1.0)) if isinstance(other, Factor) else refuse("/", self, other)
+        return product(self, power(other, -1.0)) if is_factor(other) else refuse("/", self, other)
 
     def __pow__(self, exponent: float) -> Factor:
         from composeprob.factors.algebra import power
@@ -93,7 +119,7 @@ class LeafFactor(Factor):
     """
 
     schedule: eqx.AbstractVar[Schedule]
-    fixed: eqx.AbstractVar[Mapping[str, Any]]
+    fixed: eqx.AbstractVar[Mapping[str, Array]]
     label: eqx.AbstractVar[str]
 
     @property
@@ -125,7 +151,7 @@ class LeafFactor(Factor):
         return 1.0
 
     @property
-    def entry_powers(self) -> Any:
+    def entry_powers(self) -> ArrayLike:
         """`top_power` for each entry of the event, where entries count differently."""
         return self.top_power
 
@@ -143,6 +169,16 @@ class LeafFactor(Factor):
     def constant(self) -> bool:
         """Whether the factor depends on the level alone."""
         return False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the user's own function of x, which costs no network."""
+        return False
+
+    @property
+    def core(self) -> LeafFactor:
+        """The leaf itself, or what it is made around."""
+        return self
 
     def growth(self, noise: Noise) -> Array:
         """∂ log f/∂λ of a factor that depends on the log-SNR λ alone; 0 for a density that follows the diffusion."""
@@ -191,12 +227,12 @@ class LeafFactor(Factor):
             conditions: as returned by `call_conditions`, possibly with other values.
         """
 
-    def given(self, **conditions: Any) -> LeafFactor:
+    def given(self, **conditions: object) -> LeafFactor:
         check_conditions(self, conditions)
         merged = {**self.fixed, **{name: as_condition(name, value) for name, value in conditions.items()}}
         return self.holding(merged)
 
-    def holding(self, fixed: Mapping[str, Any]) -> Self:
+    def holding(self, fixed: Mapping[str, Array]) -> Self:
         """The same factor with ``fixed`` in the place of the conditions that it holds."""
         return eqx.tree_at(lambda f: f.fixed, self, fixed, is_leaf=lambda node: node is self.fixed)
 
@@ -209,6 +245,10 @@ class AroundLeaf(LeafFactor):
     """
 
     base: eqx.AbstractVar[LeafFactor]
+
+    @property
+    def core(self) -> LeafFactor:
+        return self.base.core
 
     @property
     def top_power(self) -> float:
@@ -231,7 +271,12 @@ class AroundLeaf(LeafFactor):
         return self.base.level_free
 
 
-def check_conditions(leaf: LeafFactor, conditions: Mapping[str, Any]) -> None:
+def is_factor(value: object) -> TypeGuard[Factor]:
+    """Whether what a user has passed is a factor."""
+    return isinstance(value, Factor)
+
+
+def check_conditions(leaf: LeafFactor, conditions: Mapping[str, object]) -> None:
     """Refuse names that the leaf does not have, and conditions given twice."""
     for name in conditions:
         if name not in leaf.condition_names:
@@ -247,7 +292,7 @@ def check_conditions(leaf: LeafFactor, conditions: Mapping[str, Any]) -> None:
             )
 
 
-def check_leaf(schedule: Any, event_shape: Any) -> tuple[int, ...]:
+def check_leaf(schedule: object, event_shape: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """The event's shape as a tuple of ints; refuses what is no shape, and a schedule that is none."""
     if not isinstance(schedule, Schedule):
         raise WrongTypeError(
@@ -257,7 +302,7 @@ def check_leaf(schedule: Any, event_shape: Any) -> tuple[int, ...]:
     return check_shape("event_shape", event_shape)
 
 
-def check_shape(what: str, shape: Any) -> tuple[int, ...]:
+def check_shape(what: str, shape: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """A shape or an offset as a tuple of ints, or a `WrongTypeError`."""
     try:
         return tuple(operator.index(n) for n in shape)
@@ -279,7 +324,7 @@ def as_condition(name: str, value: Any) -> Array:
     return check_finite(array, f"Condition {name!r}")
 
 
-def check_finite(value: Any, what: str) -> Any:
+def check_finite(value: T, what: str) -> T:
     """``value`` itself, or an `InvalidValueError` that names ``what`` where a concrete float is NaN or infinite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if isinstance(leaf, jax.core.Tracer) or not eqx.is_inexact_array_like(leaf):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from composeprob.errors import ConditionError
 from composeprob.factors import show
@@ -36,13 +37,14 @@ class Calibrated(AroundLeaf):
     base: LeafFactor
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
-    def __init__(self, factor: LeafFactor, tables: Mapping[str, Any]):
+    def __init__(self, factor: LeafFactor, tables: Mapping[str, ArrayLike]):
         self.base = factor.holding({})
         self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
-        self.fixed = {**factor.fixed, **{name: np.asarray(table, np.float64) for name, table in tables.items()}}
+        own = {name: np.asarray(table, np.float64) for name, table in tables.items()}
+        self.fixed = {**factor.fixed, **own}  # type: ignore[dict-item]
 
     @property
     def uncalibrated(self) -> LeafFactor:
@@ -68,7 +70,7 @@ class Calibrated(AroundLeaf):
     def capabilities(self) -> frozenset[str]:
         return self.base.capabilities | {"normalised"}
 
-    def given(self, **conditions: Any) -> LeafFactor:
+    def given(self, **conditions: object) -> LeafFactor:
         check_conditions(self, conditions)
         raise _too_late(self.label, conditions)
 
@@ -103,7 +105,7 @@ class CalibratedExpression(Factor):
 
     factor: Factor
     schedule: Schedule
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     degree: float = eqx.field(static=True)
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
@@ -111,8 +113,19 @@ class CalibratedExpression(Factor):
     def children(self) -> tuple[Factor, ...]:
         return (self.factor,)
 
+    def with_children(self, children: tuple[Factor, ...]) -> Factor:
+        return dataclasses.replace(self, factor=children[0])
+
     @property
     def normalised(self) -> bool:
+        return True
+
+    @property
+    def uncalibrated(self) -> Factor:
+        return self.factor
+
+    @property
+    def sealed(self) -> bool:
         return True
 
     @property
@@ -131,20 +144,20 @@ class CalibratedExpression(Factor):
         """Standard errors of `log_normaliser`, shape (K,); for a quadrature, what a refinement changed."""
         return _at_levels(self.schedule, self.fixed[KNOTS], self.fixed[ERROR])
 
-    def given(self, **conditions: Any) -> Factor:
+    def given(self, **conditions: object) -> Factor:
         raise _too_late("expression", conditions)
 
     def terms(self) -> list[tuple[str, float]]:
         return [(f"calibrated({show.formula(self.factor.terms())}; {_constants(self)})", 1.0)]
 
 
-def _at_levels(schedule: Schedule, knots: Any, values: Any) -> np.ndarray:
+def _at_levels(schedule: Schedule, knots: Array, values: Array) -> np.ndarray:
     """The table's entries at the schedule's levels, which are among its knots."""
     log_snr = 2 * (np.log(np.asarray(schedule.alpha, np.float64)) - np.log(np.asarray(schedule.sigma, np.float64)))
     return np.interp(log_snr, np.asarray(knots), np.asarray(values))
 
 
-def _too_late(label: str, conditions: Mapping[str, Any]) -> ConditionError:
+def _too_late(label: str, conditions: Mapping[str, object]) -> ConditionError:
     names = ", ".join(f"{name}=…" for name in conditions)
     return ConditionError(
         f"The calibrated {label} has the normaliser of the conditions that it was calibrated with; {names} would "
@@ -153,7 +166,7 @@ def _too_late(label: str, conditions: Mapping[str, Any]) -> ConditionError:
     )
 
 
-def _constants(factor: Any) -> str:
+def _constants(factor: Calibrated | CalibratedExpression) -> str:
     """The log-normaliser at the ends of the schedule, with its standard error."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((factor.fixed, factor.schedule))):
         return "log Z traced"

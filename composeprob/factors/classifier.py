@@ -40,7 +40,7 @@ class Classifier(LeafFactor):
     event_shape: tuple[int, ...] = eqx.field(static=True)
     time: str = eqx.field(static=True)
     num_classes: int = eqx.field(static=True)
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
     def __init__(
@@ -114,7 +114,7 @@ class Classifier(LeafFactor):
     def level_bound(self) -> bool:
         return self.time == "level"
 
-    def given(self, **conditions: Any) -> LeafFactor:
+    def given(self, **conditions: object) -> LeafFactor:
         if self.event_shape is None:
             raise ShapeError(
                 f"Classifier '{self.label}' does not say for which events it is.",

@@ -77,7 +77,7 @@ class Diffusion(LeafFactor):
     time: str = eqx.field(static=True)
     names: tuple[str, ...] = eqx.field(static=True)
     defaults: dict[str, Any]
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
     trained: tuple[float, float] | None = eqx.field(static=True)
     mode_depth: bool = eqx.field(static=True)
@@ -148,7 +148,7 @@ class Diffusion(LeafFactor):
     def call_conditions(self) -> dict[str, Array]:
         return {**self.defaults, **self.fixed}
 
-    def given(self, **conditions: Any) -> LeafFactor:
+    def given(self, **conditions: object) -> LeafFactor:
         for name, encode in self.encoders:
             if name in conditions and name not in self.fixed and not self._is_array(name, conditions[name]):
                 conditions[name] = encode(conditions[name])

@@ -43,7 +43,7 @@ class Energy(LeafFactor):
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
     power_at_top: float = eqx.field(static=True)
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
     def __init__(
@@ -85,6 +85,10 @@ class Energy(LeafFactor):
             raise NetworkError(
                 f"The energy '{self.label}' returned shape {shape} instead of a scalar.", fix="sum over the event."
             )
+
+    @property
+    def plain(self) -> bool:
+        return True
 
     @property
     def capabilities(self) -> frozenset[str]:

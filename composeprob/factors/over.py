@@ -2,73 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from composeprob.arguments import check_number
 from composeprob.errors import ConditionError, InvalidValueError, ShapeError, WrongTypeError
-from composeprob.factors import show
-from composeprob.factors.algebra import Shares, _common_shape, leaves, mixture, parts, shares_of
-from composeprob.factors.base import Factor, LeafFactor
-from composeprob.factors.calibrated import CalibratedExpression
+from composeprob.factors.algebra import common_shape, mixture, shares_of
+from composeprob.factors.base import Factor, LeafFactor, is_factor
+from composeprob.factors.nodes import Mixture, Plate, Product, leaves, rewrite_leaves, walk
+
+Columns = dict[str, Any]
+"""Values of conditions along a leading axis: arrays, or pytrees of them."""
 
 
-class Over(Factor):
-    """Π_i f(x | c_i), or Σ_i exp(log_weight_i)·f(x | c_i), for i = 1 … n.
-
-    Attributes:
-        factor: f; each of its leaves that has the conditions holds all n values of them, along a leading axis.
-        names: the conditions that run.
-        count: n, at least 2.
-        shares: the weights of a mixture; None of a product.
-        block: how many of the n are evaluated at once; None for all.
-    """
-
-    factor: Factor
-    names: tuple[str, ...] = eqx.field(static=True)
-    count: int = eqx.field(static=True)
-    shares: Shares | None = eqx.field(static=True)
-    block: int | None = eqx.field(static=True)
-    event_shape: tuple[int, ...] = eqx.field(static=True)
-
-    @property
-    def children(self) -> tuple[Factor, ...]:
-        return (self.factor,)
-
-    @property
-    def normalised(self) -> bool:
-        return self.shares is not None and self.shares.calibrated
-
-    def given(self, **conditions: Any) -> Factor:
-        return dataclasses.replace(self, factor=self.factor.given(**conditions))
-
-    def terms(self) -> list[tuple[str, float]]:
-        values = {name: value for leaf in leaves(self.factor) for name, value in leaf.fixed.items()}
-        shapes = ", ".join(f"{name!r}: {jnp.shape(values[name])}" for name in self.names)
-        inner = show.formula(_map_leaves(self.factor, self._open).terms())
-        what, shares = ("product", "") if self.shares is None else ("mixture", f", {self.shares.shown()}")
-        block = "" if self.block is None else f", block={self.block}"
-        return [(f"cp.{what}({show.clipped(inner, 80)}, over={{{shapes}}}{shares}{block})", 1.0)]
-
-    def _open(self, leaf: LeafFactor) -> LeafFactor:
-        return leaf.holding({name: value for name, value in leaf.fixed.items() if name not in self.names})
-
-
-def product_over(factor: Factor, values: Any, block: Any) -> Factor:
+def product_over(factor: Factor, values: object, block: int | None) -> Factor:
     """See `product`."""
     columns, count = _columns("cp.product", factor, values, block)
-    return _over(factor, columns, count, None, block)
+    if count == 1:
+        return _first(factor, columns)
+    whole = _given_all(factor, columns, count)
+    plate = Plate(tuple(columns), count, block)
+    return Product(factors=(whole,), numbers=(1.0,) * count, event_shape=whole.event_shape, plate=plate)
 
 
-def mixture_over(factor: Any, values: Any, block: Any, weights: Any, log_weights: Any) -> Factor:
+def mixture_over(factor: object, values: object, block: int | None, weights: object, log_weights: object) -> Factor:
     """See `mixture`; values without a share are left out."""
-    if not isinstance(factor, Factor):
+    if not is_factor(factor):
         raise WrongTypeError(
             f"cp.mixture over data takes one factor; got {type(factor).__name__}.",
             fix='write cp.mixture(f, over={"label": labels}, weights=[…]).',
@@ -78,32 +42,38 @@ def mixture_over(factor: Any, values: Any, block: Any, weights: Any, log_weights
     each = f"cp.mixture([cp.calibrate(f.given({name}=v), key) for v in values], weights=[…])"
     shares = shares_of((factor,), count, weights, log_weights, each)
     kept = np.flatnonzero(np.isfinite(shares.log_weights))
+    common_shape("A mixture over data", (factor,))
     if len(kept) < count:
         columns = jax.tree.map(lambda column: column[kept], columns)
-    shares = shares._replace(log_weights=tuple(shares.log_weights[i] for i in kept))
-    if len(kept) == 1 and not shares.calibrated:
-        return mixture([_first(factor, columns)], log_weights=shares.log_weights)
-    return _over(factor, columns, len(kept), shares, block)
+    log_weights = tuple(shares.log_weights[i] for i in kept)
+    if len(kept) == 1:
+        only = _first(factor, columns)
+        return only if shares.calibrated else mixture([only], log_weights=log_weights)
+    whole = _given_all(factor, columns, len(kept))
+    return Mixture(
+        factors=(whole,),
+        numbers=log_weights,
+        event_shape=whole.event_shape,
+        plate=Plate(tuple(columns), len(kept), block),
+        calibrated=shares.calibrated,
+        total=shares.total,
+    )
 
 
-def _over(factor: Factor, columns: dict[str, Any], count: int, shares: Shares | None, block: Any) -> Factor:
-    shape = _common_shape("A product or mixture over data", (factor,))
-    if count == 1:
-        return _first(factor, columns)
-    for part in parts(factor):
-        if isinstance(part, CalibratedExpression):  # refuses what would change its normaliser
-            open_names = {name for leaf in leaves(part) for name in leaf.condition_names}
-            if open_names & columns.keys():
-                part.given(**columns)
-    whole = _map_leaves(factor, lambda leaf: _given_each(leaf, columns, count))
-    return Over(factor=whole, names=tuple(columns), count=count, shares=shares, block=block, event_shape=shape)
+def _given_all(factor: Factor, columns: Columns, count: int) -> Factor:
+    """The factor with all values of the conditions that run."""
+    for part in walk(factor):
+        own = {name: columns[name] for leaf in leaves(part) for name in leaf.condition_names if name in columns}
+        if part.sealed and own:
+            part.given(**_row(own, 0))  # refuses what would change its normaliser
+    return rewrite_leaves(factor, lambda leaf: _given_each(leaf, columns, count))
 
 
-def _first(factor: Factor, columns: dict[str, Any]) -> Factor:
+def _first(factor: Factor, columns: Columns) -> Factor:
     return factor.given(**_row(columns, 0))
 
 
-def _given_each(leaf: LeafFactor, columns: dict[str, Any], count: int) -> LeafFactor:
+def _given_each(leaf: LeafFactor, columns: Columns, count: int) -> LeafFactor:
     """The leaf with all values of those conditions that it has, each as `given` takes it."""
     own = {name: column for name, column in columns.items() if name in leaf.condition_names}
     if not own:
@@ -117,7 +87,7 @@ def _given_each(leaf: LeafFactor, columns: dict[str, Any], count: int) -> LeafFa
     return first.holding({**first.fixed, **values})
 
 
-def _stack(name: str, rows: list[Any]) -> Any:
+def _stack(name: str, rows: list[Array]) -> Array:
     shapes = {jnp.shape(row) for row in rows}
     if len(shapes) > 1:
         raise ShapeError(
@@ -127,11 +97,11 @@ def _stack(name: str, rows: list[Any]) -> Any:
     return jnp.asarray(np.stack([np.asarray(row) for row in rows]))
 
 
-def _row(columns: dict[str, Any], i: int) -> dict[str, Any]:
+def _row(columns: Columns, i: int) -> Columns:
     return jax.tree.map(lambda column: column[i], columns)
 
 
-def _columns(what: str, factor: Factor, values: Any, block: Any) -> tuple[dict[str, Any], int]:
+def _columns(what: str, factor: Factor, values: object, block: int | None) -> tuple[Columns, int]:
     """The values as arrays of one leading axis, and its length n; refuses what is no data for this factor."""
     if values is None:
         raise InvalidValueError(f"{what} got a block but no data.", fix='pass over={"x": xs}, or leave block= out.')
@@ -185,12 +155,3 @@ def _column(value: Any) -> Any:
             column[:] = value
             return column
     return jax.tree.map(lambda a: a if isinstance(a, jax.core.Tracer) else np.asarray(a), value)
-
-
-def _map_leaves(factor: Factor, rewrite: Callable[[LeafFactor], LeafFactor]) -> Factor:
-    """The same expression with every leaf rewritten."""
-
-    def one(node: Any) -> Any:
-        return rewrite(node) if isinstance(node, LeafFactor) else node
-
-    return jax.tree.map(one, factor, is_leaf=lambda node: isinstance(node, LeafFactor))

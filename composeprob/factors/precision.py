@@ -41,14 +41,17 @@ def in_precision(factor: Any, precision: str | None) -> Any:
     if precision is None:
         return factor
 
+    def has_network(node: object) -> bool:
+        return isinstance(node, Diffusion | Classifier)
+
     def rounded(node: Any) -> Any:
-        if not isinstance(node, Diffusion | Classifier):
+        if not has_network(node):
             return node
         return eqx.tree_at(
             lambda f: f.network, node, Rounded(node.network, precision), is_leaf=lambda n: n is node.network
         )
 
-    return jax.tree.map(rounded, factor, is_leaf=lambda node: isinstance(node, Diffusion | Classifier))
+    return jax.tree.map(rounded, factor, is_leaf=has_network)
 
 
 class Rounded(eqx.Module):

@@ -9,14 +9,16 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from composeprob.errors import CapabilityError, WrongTypeError
-from composeprob.factors.algebra import Product, _common_shape
+from composeprob.factors.algebra import common_shape
 from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, check_conditions
 from composeprob.factors.calibrated import Calibrated
 from composeprob.factors.diffusion import Diffusion
-from composeprob.factors.over import Over
+from composeprob.factors.nodes import Product
 from composeprob.factors.parameterizations import ENTRYWISE
+from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
 from composeprob.schedule import Noise, Schedule
 
@@ -37,13 +39,13 @@ class Weighted(AroundLeaf):
     base: Diffusion
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
-    def __init__(self, factor: Diffusion, weights: np.ndarray):
+    def __init__(self, factor: Diffusion, weights: ArrayLike):
         self.base = factor.holding({})
         self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
-        self.fixed = {**factor.fixed, WEIGHTS: np.asarray(weights, np.float32)}
+        self.fixed = {**factor.fixed, WEIGHTS: np.asarray(weights, np.float32)}  # type: ignore[dict-item]
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -52,7 +54,7 @@ class Weighted(AroundLeaf):
         return self.base.capabilities & kept
 
     @property
-    def entry_powers(self) -> Any:
+    def entry_powers(self) -> ArrayLike:
         return self.fixed.get(WEIGHTS, 1.0)
 
     def check_network(self) -> None:
@@ -61,17 +63,16 @@ class Weighted(AroundLeaf):
     def call_conditions(self) -> dict[str, Array]:
         return {**self.base.call_conditions(), **self.fixed}
 
-    def given(self, **conditions: Any) -> LeafFactor:
+    def given(self, **conditions: object) -> LeafFactor:
         check_conditions(self, conditions)
-        given = self.base.given(**self._conditions(self.fixed)).given(**conditions)
-        assert isinstance(given, Diffusion)
+        given: Any = self.base.given(**self._conditions(self.fixed)).given(**conditions)
         return Weighted(given, self.fixed[WEIGHTS])
 
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
         return self.base.evaluate(x, noise, self._conditions(conditions), conditions[WEIGHTS])
 
     @staticmethod
-    def _conditions(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    def _conditions(conditions: Mapping[str, Array]) -> dict[str, Array]:
         return {name: value for name, value in conditions.items() if name != WEIGHTS}
 
 
@@ -118,41 +119,58 @@ def tapestry(*windows: Factor) -> Factor:
                 f"A tapestry is made of windows; got {type(factor).__name__}.",
                 fix="cp.window(factor, canvas_shape, offset); multiply factors over the whole canvas with its result.",
             )
-    canvas = _common_shape("A tapestry", windows)
-    count: Any = np.zeros(canvas, np.float32)
+    canvas = common_shape("A tapestry", windows)
+    count: np.ndarray = np.zeros(canvas, np.float32)
     for factor in windows:
-        assert isinstance(factor, Window)
         count[_region(factor)] += 1
     weights = 1 / np.maximum(count, 1)
     return Product(
-        factors=tuple(_weigh(factor, weights) for factor in windows), powers=(1.0,) * len(windows), event_shape=canvas
+        factors=tuple(_weigh(factor, weights) for factor in windows), numbers=(1.0,) * len(windows), event_shape=canvas
     )
 
 
-def _region(window: Window) -> tuple[slice, ...]:
+def _region(window: Any) -> tuple[slice, ...]:
     spans = zip(window.offset, window.factor.event_shape, window.block, strict=True)
     return tuple(slice(o, o + size * b) for o, size, b in spans)
 
 
 def _weigh(factor: Factor, weights: np.ndarray) -> Factor:
     """The same expression, the entries of its events weighed."""
-    if isinstance(factor, Window):
-        pairs = zip(factor.factor.event_shape, factor.block, strict=True)
-        blocks = weights[_region(factor)].reshape([n for pair in pairs for n in pair])
-        inner = _weigh(factor.factor, blocks.mean(axis=tuple(range(1, 2 * weights.ndim, 2))))
-        return Window(factor=inner, event_shape=factor.event_shape, offset=factor.offset, block=factor.block)
-    if isinstance(factor, Product):
-        parts = tuple(_weigh(part, weights) for part in factor.factors)
-        return Product(factors=parts, powers=factor.powers, event_shape=factor.event_shape)
-    if isinstance(factor, Over) and factor.shares is None:
-        return dataclasses.replace(factor, factor=_weigh(factor.factor, weights))
-    if isinstance(factor, Calibrated):
-        return _weigh(factor.uncalibrated, weights)  # its constants would not hold
-    if isinstance(factor, Diffusion) and factor.parameterization in ENTRYWISE:
-        return Weighted(factor, weights)
-    what = f"'{factor.label}'" if isinstance(factor, LeafFactor) else f"a {type(factor).__name__.lower()}"
+    return weighed.of(factor)(factor, weights)
+
+
+def _refuse(factor: Factor, weights: np.ndarray) -> Factor:
+    label = getattr(factor, "label", None)
+    what = f"a {type(factor).__name__.lower()}" if label is None else f"'{label}'"
     raise CapabilityError(
         f"A tapestry weighs the entries of what its windows show, and {what} is no sum over entries.",
         fix="use diffusion models of the energy_residual form, or score-only ones, and their products and powers; "
         "multiply anything else with the tapestry: cp.tapestry(…) * cp.window(f, canvas_shape, offset).",
     )
+
+
+weighed = Pass[Factor]("weighed", _refuse)
+"""Rules (factor, weights) for the same expression with the entries of its events weighed."""
+
+
+@weighed.rule(Window)
+def _window(window: Window, weights: np.ndarray) -> Factor:
+    pairs = zip(window.factor.event_shape, window.block, strict=True)
+    blocks = weights[_region(window)].reshape([n for pair in pairs for n in pair])
+    inner = blocks.mean(axis=tuple(range(1, 2 * weights.ndim, 2)))
+    return dataclasses.replace(window, factor=_weigh(window.factor, inner))
+
+
+@weighed.rule(Product)
+def _product(product: Product, weights: np.ndarray) -> Factor:
+    return product.with_children(tuple(_weigh(part, weights) for part in product.factors))
+
+
+@weighed.rule(Calibrated)
+def _calibrated(factor: Calibrated, weights: np.ndarray) -> Factor:
+    return _weigh(factor.uncalibrated, weights)  # its constants would not hold
+
+
+@weighed.rule(Diffusion)
+def _diffusion(factor: Diffusion, weights: np.ndarray) -> Factor:
+    return Weighted(factor, weights) if factor.parameterization in ENTRYWISE else _refuse(factor, weights)

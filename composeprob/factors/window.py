@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.factors import show
-from composeprob.factors.algebra import _check_factors
+from composeprob.factors.algebra import check_factors
 from composeprob.factors.base import Factor, check_shape
 
 
@@ -36,7 +35,10 @@ class Window(Factor):
     def normalised(self) -> bool:  # one that leaves entries free has no finite integral
         return self.event_shape == self.factor.event_shape and self.factor.normalised
 
-    def given(self, **conditions: Any) -> Factor:
+    def with_children(self, children: tuple[Factor, ...]) -> Factor:
+        return dataclasses.replace(self, factor=children[0])
+
+    def given(self, **conditions: object) -> Factor:
         return dataclasses.replace(self, factor=self.factor.given(**conditions))
 
     def terms(self) -> list[tuple[str, float]]:
@@ -64,7 +66,7 @@ def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...
     References:
         Du et al. 2023, section 5.4 (tapestries).
     """
-    _check_factors("A window", (factor,))
+    check_factors("A window", (factor,))
     canvas, event = check_shape("canvas_shape", canvas_shape), factor.event_shape
     offset = check_shape("offset", offset)
     if len(canvas) != len(event):

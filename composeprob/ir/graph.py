@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from html import escape
+from typing import Any
 
 import graphviz
 
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product
+from composeprob.factors.nodes import Combination, Plate
+from composeprob.ir.nodes import Graph, Leaf
 from composeprob.ir.render import formula
 
 
@@ -29,28 +31,26 @@ def digraph(graph: Graph) -> graphviz.Digraph:
     return drawing
 
 
-def _draw(drawing: graphviz.Digraph, node: Node, graph: Graph, numbers: Iterator[int]) -> str:
+def _draw(drawing: graphviz.Digraph, node: Any, graph: Graph, numbers: Iterator[int]) -> str:
     """Draw a node and all below it; returns its name."""
     own = f"n{next(numbers)}"
-    if isinstance(node, Leaf):
+    if not node.children:
         drawing.node(own, node.name + _shared(node, graph), shape="box", style="rounded")
-    else:
-        mixture = isinstance(node, Mixture)
-        drawing.node(own, "+" if mixture else "×", shape="diamond" if mixture else "square")
-        for child, weight in zip(node.children, _weights(node), strict=True):
-            if node.plate is None:
-                name = _draw(drawing, child, graph, numbers)
-            else:
-                with drawing.subgraph(name=f"cluster {own}") as plate:
-                    plate.attr(label=_plate(node), labeljust="r", labelloc="b")
-                    name = _draw(plate, child, graph, numbers)
-            drawing.edge(name, own, label=weight)
+        return own
+    drawing.node(own, node.sign, shape="square" if node.sign == "×" else "diamond")
+    for child, label in zip(node.children, _edges(node), strict=True):
+        if node.plate is None:
+            name = _draw(drawing, child, graph, numbers)
+        else:
+            with drawing.subgraph(name=f"cluster {own}") as plate:
+                plate.attr(label=_plate(node.plate), labeljust="r", labelloc="b")
+                name = _draw(plate, child, graph, numbers)
+        drawing.edge(name, own, label=label)
     return own
 
 
-def _plate(node: Product | Mixture) -> str:
-    assert node.plate is not None
-    return f"{node.plate.count} × {', '.join(node.plate.names)}"
+def _plate(plate: Plate) -> str:
+    return f"{plate.count} × {', '.join(plate.names)}"
 
 
 def _shared(leaf: Leaf, graph: Graph) -> str:
@@ -60,20 +60,12 @@ def _shared(leaf: Leaf, graph: Graph) -> str:
     return f"\nrow {leaf.slot[1] + 1} of {len(graph.groups[leaf.slot[0]].members)}, one batch"
 
 
-def _weights(node: Node) -> list[str]:
-    """What stands at each edge: powers of a product, log-weights of a mixture; once for what stands in a plate."""
-    if isinstance(node, Leaf):
-        return []
-    numbers = node.log_weights if isinstance(node, Mixture) else node.powers
-    numbers = tuple(dict.fromkeys(numbers)) if node.plate else numbers
+def _edges(node: Combination) -> list[str]:
+    """What stands at each edge; once for what stands in a plate."""
+    numbers = sorted(set(node.numbers)) if node.plate else node.numbers
     if node.plate and len(numbers) > 1:
-        return [f"log w = {min(numbers):.3g} … {max(numbers):.3g}"]
-    return [f"log w = {w:.3g}" if isinstance(node, Mixture) else "" if w == 1.0 else f"^{w:.3g}" for w in numbers]
-
-
-def dot(graph: Graph) -> str:
-    """Graphviz source."""
-    return digraph(graph).source
+        return [f"{node.edge(numbers[0])} … {numbers[-1]:.3g}"]
+    return [node.edge(number) for number in numbers]
 
 
 def html(graph: Graph) -> str:
@@ -97,14 +89,13 @@ def _boxes(graph: Graph) -> str:
     return "<div>" + "".join(f"<div style='margin:4px'>{row}</div>" for row in rows) + "</div>"
 
 
-def _box(node: Node, site: str, graph: Graph) -> str:
-    if isinstance(node, Leaf):
+def _box(node: Any, site: str, graph: Graph) -> str:
+    if not node.children:
         shared = _shared(node, graph).replace("\n", "<br>")
         return f"<span style='{_BOX}'>{escape(formula(node, site))}<small>{shared}</small></span>"
-    sign = " + " if isinstance(node, Mixture) else " × "
     parts = [
-        _box(child, site, graph) + f"<sup>{escape(weight.lstrip('^'))}</sup>"
-        for child, weight in zip(node.children, _weights(node), strict=True)
+        _box(child, site, graph) + f"<sup>{escape(label.lstrip('^'))}</sup>"
+        for child, label in zip(node.children, _edges(node), strict=True)
     ]
-    plate = f"<small>{escape(_plate(node))}</small>" if node.plate else ""
-    return f"<span style='{_BOX}'>{sign.join(parts)}{plate}</span>"
+    plate = f"<small>{escape(_plate(node.plate))}</small>" if node.plate else ""
+    return f"<span style='{_BOX}'>{f' {node.sign} '.join(parts)}{plate}</span>"

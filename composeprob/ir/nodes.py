@@ -1,17 +1,20 @@
-"""Expressions over leaves, and the program that holds them. Immutable; passes return new ones."""
+"""Leaves of expressions at their places, and the program that holds them. Immutable; passes return new ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.tree_util import PyTreeDef
 
-from composeprob.factors.base import LeafFactor
+from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.nodes import Plate, walk
 from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
 
@@ -40,34 +43,20 @@ class Region:
         return tuple(slice(o, o + e) for o, e in zip(self.offset, self.extent, strict=True))
 
 
-@dataclass(frozen=True)
-class Plate:
-    """n values of conditions, such as n observations: what stands in it, stands for n of its kind.
-
-    Attributes:
-        names: the conditions.
-        count: n.
-        block: how many of the n are evaluated at once; None for all.
-    """
-
-    names: tuple[str, ...]
-    count: int
-    block: int | None = None
-
-
 def total_count(plates: tuple[Plate, ...]) -> int:
     """How many values all of these plates have together."""
     return math.prod(plate.count for plate in plates)
 
 
-@dataclass(frozen=True, eq=False)
-class Leaf:
-    """One factor at one place.
+class Leaf(Factor):
+    """A leaf factor at its place in a site.
 
     Attributes:
         factor: the leaf factor, with its conditions; those of a plate have its n values along a leading axis.
+        event_shape: the site's.
         region: which part of the site it sees; None for all of it.
-        name: how it is printed.
+        label: how the factor is called in print-outs.
+        conditions: what is given to it, as print-outs show it: ``label=3``, or the latents that it depends on.
         own_noise: the noise of its own schedule at each of the program's levels, fields of shape (K,); None where
             the program's own levels apply. Set by `align`.
         slot: (group, member) of the batched evaluation that computes it. Set by `share`.
@@ -78,56 +67,32 @@ class Leaf:
     """
 
     factor: LeafFactor
-    region: Region | None
-    name: str
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    region: Region | None = eqx.field(static=True, default=None)
+    label: str = eqx.field(static=True, default="")
+    conditions: tuple[str, ...] = eqx.field(static=True, default=())
     own_noise: Noise | None = None
-    slot: tuple[int, int] | None = None
-    latent: tuple[str, int] | None = None
-    plates: tuple[Plate, ...] = ()
+    slot: tuple[int, int] | None = eqx.field(static=True, default=None)
+    latent: tuple[str, int] | None = eqx.field(static=True, default=None)
+    plates: tuple[Plate, ...] = eqx.field(static=True, default=())
 
     @property
-    def children(self) -> tuple[Node, ...]:
-        return ()
+    def name(self) -> str:
+        """How it is printed: ``digits(x | label=3)``."""
+        return self.seen_at("x")
+
+    def seen_at(self, place: str) -> str:
+        """How it is printed with this in the place of x."""
+        given = f" | {', '.join(self.conditions)}" if self.conditions else ""
+        return f"{self.label}({place}{given})"
 
     @property
     def first(self) -> LeafFactor:
         """The factor under the first values of its plates."""
         return self.factor.holding(first(self.factor.fixed, self.plates))
 
-
-@dataclass(frozen=True, eq=False)
-class Product:
-    """Π_i child_i^{power_i}.
-
-    Attributes:
-        normalised: whether it integrates to 1 at every level, because a `Normaliser` among its children says so.
-        plate: where it runs over data: its one child stands for as many as there are powers, which are equal.
-    """
-
-    children: tuple[Node, ...]
-    powers: tuple[float, ...]
-    normalised: bool = False
-    plate: Plate | None = None
-
-    @property
-    def terms(self) -> list[tuple[Node, float]]:
-        """(factor, power) pairs: a product over data is one factor of its own."""
-        return [(self, 1.0)] if self.plate else list(zip(self.children, self.powers, strict=True))
-
-
-@dataclass(frozen=True, eq=False)
-class Mixture:
-    """Σ_i exp(log_weight_i)·child_i; ``total`` is what shares summed to before they were normalised, ``plate`` as for
-    `Product`."""
-
-    children: tuple[Node, ...]
-    log_weights: tuple[float, ...]
-    total: float = 1.0
-    plate: Plate | None = None
-
-
-Node = Leaf | Product | Mixture
-V = TypeVar("V")
+    def given(self, **conditions: object) -> Leaf:
+        return replace(self, factor=self.factor.given(**conditions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +101,7 @@ class Site:
     depends on latents that are held because its normaliser is unknown."""
 
     name: str
-    root: Node
+    root: Factor
     shape: tuple[int, ...]
     where: str
     ancestral: bool = False
@@ -190,7 +155,7 @@ class Member:
 
     site: str
     region: Region | None
-    conditions: dict[str, Any]
+    conditions: dict[str, Array]
     plates: tuple[Plate, ...]
 
 
@@ -242,16 +207,16 @@ class Graph:
 
     def dot(self) -> str:
         """Graphviz source of the program."""
-        from composeprob.ir.graph import dot
+        from composeprob.ir.graph import digraph
 
-        return dot(self)
+        return digraph(self).source
 
     def _repr_html_(self) -> str:
         from composeprob.ir.graph import html
 
         return html(self)
 
-    def map_roots(self, rewrite: Callable[[Node, Site], Node]) -> Graph:
+    def map_roots(self, rewrite: Callable[[Factor, Site], Factor]) -> Graph:
         """Rewrite the expression of every noised site."""
         return replace(self, sites=tuple(replace(site, root=rewrite(site.root, site)) for site in self.sites))
 
@@ -260,35 +225,9 @@ class Graph:
         return replace(self, notes=(*self.notes, (pass_name, sentence)))
 
 
-def walk(node: Node) -> Iterator[Node]:
-    """The node and everything below it."""
-    yield node
-    for child in node.children:
-        yield from walk(child)
-
-
-def leaves(node: Node) -> list[Leaf]:
+def leaves(node: Factor) -> list[Leaf]:
     """The leaves below a node, left to right."""
-    return [n for n in walk(node) if isinstance(n, Leaf)]
-
-
-def fold(
-    node: Node, leaf: Callable[[Leaf], V], product: Callable[[Product, list[V]], V],
-    mixture: Callable[[Mixture, list[V]], V],
-) -> V:  # fmt: skip
-    """What an expression is worth, from what its parts are worth; what stands in a plate is worth the same n times."""
-    if isinstance(node, Leaf):
-        return leaf(node)
-    values = [fold(child, leaf, product, mixture) for child in node.children]
-    values *= 1 if node.plate is None else node.plate.count
-    return product(node, values) if isinstance(node, Product) else mixture(node, values)
-
-
-def rewrite_leaves(node: Node, rewrite: Callable[[Leaf], Leaf]) -> Node:
-    """The same expression with every leaf replaced."""
-    if isinstance(node, Leaf):
-        return rewrite(node)
-    return replace(node, children=tuple(rewrite_leaves(child, rewrite) for child in node.children))
+    return [found for found in walk(node) if isinstance(found, Leaf)]
 
 
 def same_network(a: LeafFactor, b: LeafFactor) -> bool:
@@ -296,30 +235,37 @@ def same_network(a: LeafFactor, b: LeafFactor) -> bool:
     return a is b or _identity(a) == _identity(b)
 
 
-def _identity(factor: LeafFactor) -> tuple[Any, tuple[int, ...]]:
+def _identity(factor: LeafFactor) -> tuple[PyTreeDef, tuple[int, ...]]:
     arrays, treedef = jax.tree.flatten(factor.holding({}))
     return treedef, tuple(id(array) for array in arrays)
 
 
 def same_leaf(a: Leaf, b: Leaf) -> bool:
     """Whether two leaves are the same function of the same site."""
-    if (a.region, a.latent, a.plates) != (b.region, b.latent, b.plates) or not same_network(a.factor, b.factor):
+    if (a.region, a.latent, a.plates) != (b.region, b.latent, b.plates):
         return False  # conditions that are latents may be equal by chance
-    mine, theirs = a.factor.call_conditions(), b.factor.call_conditions()
+    return same_factor(a.factor, b.factor)
+
+
+def same_factor(a: LeafFactor, b: LeafFactor) -> bool:
+    """Whether two leaf factors are the same function: one network under the same conditions."""
+    if not same_network(a, b):
+        return False
+    mine, theirs = a.call_conditions(), b.call_conditions()
     return mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
-def first(conditions: Mapping[str, Any], plates: tuple[Plate, ...]) -> dict[str, Any]:
+def first(conditions: Mapping[str, Array], plates: tuple[Plate, ...]) -> dict[str, Array]:
     """The conditions with those that run over a plate at their first value."""
     running = {name for plate in plates for name in plate.names}
     return {name: value[0] if name in running else value for name, value in conditions.items()}
 
 
-def spread(conditions: Mapping[str, Any], plates: tuple[Plate, ...]) -> dict[str, Any]:
+def spread(conditions: Mapping[str, Array], plates: tuple[Plate, ...]) -> dict[str, Array]:
     """The conditions with an axis for every plate in front, also those that do not run over it."""
     counts = tuple(plate.count for plate in plates)
 
-    def whole(name: str, value: Any) -> Any:
+    def whole(name: str, value: Array) -> Array:
         runs = [name in plate.names for plate in plates]
         event = jnp.shape(value)[sum(runs) :]
         own = tuple(count if running else 1 for count, running in zip(counts, runs, strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -26,11 +25,11 @@ class Normaliser(LeafFactor):
     """
 
     schedule: Schedule
-    knots: Any
-    log_normaliser: Any
+    knots: Array
+    log_normaliser: Array
     event_shape: tuple[int, ...] = eqx.field(static=True)
     excess: float = eqx.field(static=True)
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
     def __init__(self, of: CalibratedExpression):

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import math
-
-from composeprob.ir.nodes import Graph, Leaf, Node, Observation, Product, Site, fold
+from composeprob.factors.base import Factor
+from composeprob.factors.nodes import plate_of
+from composeprob.factors.passes import Pass
+from composeprob.ir.nodes import Graph, Leaf, Observation, Site
 
 _SUPERSCRIPT = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
 
 
-def formula(node: Node, site: str) -> str:
-    """An expression in the usual notation, such as ``ring(x)·bar(x)^0.5``."""
-    return _formula(node, site, 0)
+formula_of = Pass[str]("formula")
+"""Rules (node, the children's formulas, site, index of a plate) for an expression in the usual notation."""
 
 
-def _formula(node: Node, site: str, depth: int) -> str:
-    """An expression inside of ``depth`` plates."""
-    if isinstance(node, Leaf):
-        return _leaf(node, site)
-    letter, plate = index(depth), node.plate
-    parts = [_formula(child, site, depth + (plate is not None)) for child in node.children]
-    runs = f"_{{{letter}=1}}^{{{plate.count}}} " if plate else ""
-    if isinstance(node, Product):
-        factors = "·".join(map(_factor, node.children, parts, node.powers))  # in a plate there is one part
-        return f"Π{runs}{factors}" if plate else factors
-    if plate is None:
-        return "[" + " + ".join(map(_share, parts, node.log_weights)) + "]"
-    equal = len(set(node.log_weights)) == 1
-    share = _share(parts[0], node.log_weights[0]) if equal else f"w_{letter}·{parts[0]}"
-    return f"[Σ{runs}{share}]"
+def formula(node: Factor, site: str, depth: int = 0) -> str:
+    """An expression inside of ``depth`` plates in the usual notation, such as ``ring(x)·bar(x)^0.5``."""
+    inner = depth + (plate_of(node) is not None)
+    return formula_of.of(node)(node, [formula(child, site, inner) for child in node.children], site, index(depth))
 
 
 def index(depth: int) -> str:
@@ -36,27 +25,19 @@ def index(depth: int) -> str:
     return "ijklmn"[depth % 6]
 
 
-def _factor(node: Node, part: str, power: float) -> str:
-    """A factor of a product: one over data in brackets, with its power."""
-    return _power(f"({part})" if isinstance(node, Product) else part, power)
-
-
-def _leaf(leaf: Leaf, site: str) -> str:
+@formula_of.rule(Leaf)
+def _leaf(leaf: Leaf, _: list[str], site: str, letter: str) -> str:
     if leaf.factor.constant:
         return leaf.factor.label
     seen = site
     if leaf.region is not None:
         spans = ", ".join(f"{o}:{o + e}" for o, e in zip(leaf.region.offset, leaf.region.extent, strict=True))
         seen = f"{site}[{spans}]" + (f"↓{max(leaf.region.block)}" if leaf.region.averaged > 1 else "")
-    base, _, given = leaf.name.rpartition("(x")  # "name(x)" or "name(x | conditions)"
-    return f"{base}({seen}{given}"
+    return leaf.seen_at(seen)
 
 
-def _share(part: str, log_weight: float) -> str:
-    return f"{math.exp(log_weight):.3g}·{part}"
-
-
-def _power(base: str, exponent: float) -> str:
+def raised(base: str, exponent: float) -> str:
+    """A base with its exponent."""
     if exponent == 1.0:
         return base
     text = f"{exponent:.3g}"
@@ -100,5 +81,5 @@ def _evidence_term(observation: Observation, annealed: bool) -> str:
 
 
 def _site_line(site: Site) -> str:
-    kind = fold(site.root, lambda _: "factor", lambda *_: "product", lambda *_: "mixture")
+    kind = type(site.root).__name__.lower() if site.root.children else "factor"
     return f"{site.name}: noised {site.shape}, a {kind}, at {site.where}"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from composeprob.errors import VerificationError
-from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Site, leaves, walk
+from composeprob.factors.nodes import Combination, Product, walk
+from composeprob.factors.passes import Pass
+from composeprob.ir.nodes import Graph, Leaf, Site, leaves
 
+Rule = Callable[[bool, str], None]
 STAGES = ("build", "normalise", "align", "share", "check", "anneal")
 
 
@@ -35,25 +39,24 @@ def verify(graph: Graph, stage: str) -> Graph:
     used: set[tuple[int, int]] = set()
     for site in graph.sites:
         for node in walk(site.root):
-            rule(isinstance(node, (Leaf, Product, Mixture)), f"an unknown node {type(node).__name__}")
-            _shape_rules(node, site, rule)
-            if reached >= 1 and isinstance(node, Product):
-                held = [c for c in node.children if isinstance(c, Product)]
-                rule(all(c.plate for c in held), "a product holds a product that is none over data")
-                rule(0.0 not in node.powers, "a product holds a zero power")
-                rule(node.powers != (1.0,), "a product is a single child to the power 1")
-            if reached >= 2 and isinstance(node, Leaf) and node.own_noise is not None:
+            if isinstance(node, Combination):
+                _combination(node, reached, rule)
+            else:
+                rule(isinstance(node, Leaf), f"an unknown node {type(node).__name__}")
+        for leaf in leaves(site.root):
+            _region(leaf, site, rule)
+            if reached >= 2 and leaf.own_noise is not None:
                 levels = graph.schedule.num_levels if graph.schedule else 0
-                rule(node.own_noise.alpha.shape == (levels,), f"leaf {node.name} is not aligned to {levels} levels")
-            if reached >= 3 and isinstance(node, Leaf):
-                rule(node.slot is not None, f"leaf {node.name} has no slot")
-                group, member = node.slot or (0, 0)
+                rule(leaf.own_noise.alpha.shape == (levels,), f"leaf {leaf.name} is not aligned to {levels} levels")
+            if reached >= 3:
+                rule(leaf.slot is not None, f"leaf {leaf.name} has no slot")
+                group, member = leaf.slot or (0, 0)
                 exists = 0 <= group < len(graph.groups) and 0 <= member < len(graph.groups[group].members)
-                rule(exists, f"slot {node.slot} does not exist")
+                rule(exists, f"slot {leaf.slot} does not exist")
                 use = graph.groups[group].members[member]
                 rule(
-                    (use.site, use.region, use.plates) == (site.name, node.region, node.plates),
-                    f"slot {node.slot} of leaf {node.name} reads another place",
+                    (use.site, use.region, use.plates) == (site.name, leaf.region, leaf.plates),
+                    f"slot {leaf.slot} of leaf {leaf.name} reads another place",
                 )
                 used.add((group, member))
     for o in graph.observations:
@@ -64,28 +67,43 @@ def verify(graph: Graph, stage: str) -> Graph:
     return graph
 
 
-def _shape_rules(node: Node, site: Site, rule) -> None:  # type: ignore[no-untyped-def]
-    if isinstance(node, Leaf):
-        if node.region is None:
-            rule(node.factor.event_shape == site.shape, f"events of {node.name} have another shape than {site.name}")
-            return
-        region = node.region
-        axes = {len(region.offset), len(region.extent), len(region.block), len(site.shape)}
-        rule(len(axes) == 1, f"the region of {node.name} has other axes than site {site.name}")
-        inside = all(
-            o >= 0 and o + e <= s and b > 0 and e % b == 0
-            for o, e, b, s in zip(region.offset, region.extent, region.block, site.shape, strict=True)
-        )
-        rule(inside, f"the region of {node.name} leaves site {site.name}")
-        holds = math.prod(region.extent) == math.prod(node.factor.event_shape) * region.averaged
-        rule(holds, f"the region of {node.name} does not hold one event of shape {node.factor.event_shape}")
+def _region(leaf: Leaf, site: Site, rule: Rule) -> None:
+    region, event = leaf.region, leaf.factor.event_shape
+    if region is None:
+        rule(event == site.shape, f"events of {leaf.name} have another shape than {site.name}")
         return
-    numbers = node.powers if isinstance(node, Product) else node.log_weights
-    rule(len(node.children) > 0, f"an empty {type(node).__name__}")
+    axes = {len(region.offset), len(region.extent), len(region.block), len(site.shape)}
+    rule(len(axes) == 1, f"the region of {leaf.name} has other axes than site {site.name}")
+    inside = all(
+        o >= 0 and o + e <= s and b > 0 and e % b == 0
+        for o, e, b, s in zip(region.offset, region.extent, region.block, site.shape, strict=True)
+    )
+    rule(inside, f"the region of {leaf.name} leaves site {site.name}")
+    holds = math.prod(region.extent) == math.prod(event) * region.averaged
+    rule(holds, f"the region of {leaf.name} does not hold one event of shape {event}")
+
+
+def _combination(node: Combination, reached: int, rule: Rule) -> None:
+    numbers, kind = node.numbers, type(node).__name__
+    rule(len(node.children) > 0, f"an empty {kind}")
     if node.plate is not None:
         rule(len(node.children) == 1, "a plate over more than one child")
         rule(any(node.plate in leaf.plates for leaf in leaves(node)), "a plate that nothing runs over")
-        rule(isinstance(node, Mixture) or len(set(numbers)) == 1, "a product over data with different powers")
     counted = len(node.children) if node.plate is None else node.plate.count
-    rule(len(numbers) == counted, f"a {type(node).__name__} with {len(numbers)} numbers for its children")
-    rule(all(math.isfinite(n) for n in numbers), f"a {type(node).__name__} with a number that is not finite")
+    rule(len(numbers) == counted, f"a {kind} with {len(numbers)} numbers for its children")
+    rule(all(math.isfinite(n) for n in numbers), f"a {kind} with a number that is not finite")
+    rules_of.of(node)(node, reached >= 1, rule)
+
+
+rules_of = Pass[None]("rules", lambda node, normal, rule: None)
+"""Further rules of a combination (node, whether it is in normal form, how to say that a rule holds)."""
+
+
+@rules_of.rule(Product)
+def _product(node: Product, normal: bool, rule: Rule) -> None:
+    rule(node.plate is None or len(set(node.powers)) == 1, "a product over data with different powers")
+    if normal:
+        flat = all(term is child for child in node.children for term, _ in child.split())
+        rule(flat, "a product holds a product that is none over data")
+        rule(0.0 not in node.powers, "a product holds a zero power")
+        rule(node.powers != (1.0,), "a product is a single child to the power 1")

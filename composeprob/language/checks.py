@@ -15,7 +15,7 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import biject_to
 
 from composeprob.errors import ImproperError, InvalidValueError, ProgramError, ShapeError, WrongTypeError, caller
-from composeprob.factors.base import Factor, check_finite
+from composeprob.factors.base import check_finite, is_factor
 
 
 def check_latent(name: str, distribution: Distribution, base: Distribution) -> None:
@@ -131,7 +131,7 @@ def sampled_factor(error: Exception) -> WrongTypeError | None:
     """What to say where ``numpyro.sample`` was given a factor, which is no distribution; None for any other error."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         values = frame.f_locals
-        if frame.f_code is numpyro.sample.__code__ and isinstance(values.get("fn"), Factor):
+        if frame.f_code is numpyro.sample.__code__ and is_factor(values.get("fn")):
             name, observed = values["name"], values.get("obs") is not None
             return WrongTypeError(
                 f"numpyro.sample({name!r}, …) takes a NumPyro distribution; got a factor, "

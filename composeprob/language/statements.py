@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger, apply_stack
 
 from composeprob.errors import InvalidValueError, ProgramError, ShapeError, WrongTypeError
-from composeprob.factors.base import Factor, check_finite
+from composeprob.factors.base import check_finite, is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, asked
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.language.policies import POLICIES, Policy, as_policy
@@ -34,7 +34,7 @@ def sample(name: str, factor_or_distribution: Any) -> Any:
         ProgramError: the name is taken, or the statement stands outside a compiled program.
         WrongTypeError: neither a factor nor a distribution.
     """
-    if isinstance(factor_or_distribution, Factor):
+    if is_factor(factor_or_distribution):
         return numpyro.sample(name, FactorDistribution(factor_or_distribution))
     if isinstance(factor_or_distribution, dist.Distribution):
         return numpyro.sample(name, factor_or_distribution)

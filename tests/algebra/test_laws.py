@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import composeprob as cp
-from composeprob.factors.algebra import Mixture, leaves
+from composeprob.factors.nodes import Mixture, leaves
 
 LEVELS = 8
 laws = settings(max_examples=4, deadline=None, derandomize=True, database=None)

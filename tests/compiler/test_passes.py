@@ -15,7 +15,8 @@ from composeprob.compiler.check import capabilities, check
 from composeprob.compiler.normalise import normalise
 from composeprob.compiler.share import share
 from composeprob.errors import AlignmentError, NetworkError, WrongTypeError
-from composeprob.ir.nodes import Leaf, Mixture, Product, leaves
+from composeprob.factors.nodes import Mixture, Product
+from composeprob.ir.nodes import Leaf, leaves
 
 SCHEDULE = cp.Schedule.log_snr(12, min=-6.0, max=8.0)
 F, G, H = (

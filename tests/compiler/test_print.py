@@ -123,7 +123,7 @@ def test_soft_evidence_is_called_so(monkeypatch):
     boxes = density.graph._repr_html_()
     monkeypatch.undo()
     assert "<b>small</b> soft evidence of m" in boxes
-    for shown in (text, boxes, drawing.dot(density.graph)):
+    for shown in (text, boxes, density.graph.dot()):
         assert "soft evidence" in shown
         assert "Unit" not in shown
 

@@ -49,6 +49,6 @@ def test_data_are_encoded_one_by_one():
         encoders={"place": lambda name: np.float32(PLACES[name])},
     )
     over = cp.product(factor, over={"place": ["left", "right", "left"]})
-    np.testing.assert_array_equal(over.factor.fixed["place"], np.float32([(0.2, 0.5), (0.8, 0.5), (0.2, 0.5)]))
+    np.testing.assert_array_equal(over.factors[0].fixed["place"], np.float32([(0.2, 0.5), (0.8, 0.5), (0.2, 0.5)]))
     alone = cp.product(factor, over={"place": ("right",)})
     np.testing.assert_array_equal(alone.fixed["place"], np.float32(PLACES["right"]))

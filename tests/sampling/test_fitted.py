@@ -1,4 +1,4 @@
-"""Fitted reverse steps and controls: exact for products of Gaussians, however stiff and however far levels are apart."""
+"""Fitted reverse steps and controls: exact for products of Gaussians, however stiff, on levels of any distance."""
 
 import dataclasses
 

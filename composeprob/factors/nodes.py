@@ -1,0 +1,199 @@
+"""The nodes of expressions that combine factors, for the user's expressions and for the compiler's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from composeprob.factors import show
+from composeprob.factors.base import Factor, LeafFactor
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plate:
+    """n values of conditions, such as n observations: what stands in it, stands for n of its kind.
+
+    Attributes:
+        names: the conditions.
+        count: n.
+        block: how many of the n are evaluated at once; None for all.
+    """
+
+    names: tuple[str, ...]
+    count: int
+    block: int | None = None
+
+
+class Combination(Factor):
+    """Factors with a number for each, such as its power.
+
+    Attributes:
+        factors: the f_i; over data one factor, each leaf of which that has the conditions holds all n values of them,
+            along a leading axis.
+        numbers: floats, one for each f_i, over data one for each of the n.
+        plate: the data that it runs over; None where it runs over none.
+        calibrated: whether it integrates to 1 at every level, by a mixture's shares or a product's normaliser.
+    """
+
+    factors: tuple[Factor, ...]
+    numbers: tuple[float, ...] = eqx.field(static=True)
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    plate: Plate | None = eqx.field(static=True, default=None)
+    calibrated: bool = eqx.field(static=True, default=False)
+
+    sign: ClassVar[str]
+    """What stands between the factors where the expression is drawn."""
+
+    @property
+    def children(self) -> tuple[Factor, ...]:
+        return self.factors
+
+    def with_children(self, children: tuple[Factor, ...]) -> Factor:
+        return dataclasses.replace(self, factors=children)
+
+    @property
+    def normalised(self) -> bool:
+        return self.calibrated
+
+    def each(self, values: Sequence[T]) -> list[tuple[float, T]]:
+        """Each number with its factor's value, that of a plate repeated."""
+        return list(zip(self.numbers, [*values] * (self.plate.count if self.plate else 1), strict=True))
+
+    def given(self, **conditions: object) -> Factor:
+        """Conditions go to every leaf that has them; a name that no leaf has is refused by the first leaf."""
+        own = [{name for leaf in leaves(factor) for name in leaf.condition_names} for factor in self.factors]
+        unknown = {name: value for name, value in conditions.items() if name not in set().union(*own)}
+        if unknown:
+            leaves(self)[0].given(**unknown)
+        chosen = [{name: value for name, value in conditions.items() if name in names} for names in own]
+        return self.with_children(tuple(f.given(**c) for f, c in zip(self.factors, chosen, strict=True)))
+
+    def terms(self) -> list[tuple[str, float]]:
+        if self.plate is None:
+            return self._terms()
+        names = self.plate.names
+        values = {name: value for leaf in leaves(self) for name, value in leaf.fixed.items()}
+        shapes = ", ".join(f"{name!r}: {jnp.shape(values[name])}" for name in names)
+
+        def without(leaf: LeafFactor) -> LeafFactor:
+            return leaf.holding({name: value for name, value in leaf.fixed.items() if name not in names})
+
+        inner = show.clipped(show.formula(rewrite_leaves(self.factors[0], without).terms()), 80)
+        numbers = ", " * bool(self._shown()) + self._shown()
+        block = "" if self.plate.block is None else f", block={self.plate.block}"
+        return [(f"cp.{type(self).__name__.lower()}({inner}, over={{{shapes}}}{numbers}{block})", 1.0)]
+
+    @abstractmethod
+    def _terms(self) -> list[tuple[str, float]]:
+        """`terms` where it does not run over data."""
+
+    def _shown(self) -> str:
+        """The numbers, where they are printed apart from the factors."""
+        return ""
+
+    @abstractmethod
+    def edge(self, number: float) -> str:
+        """What is drawn at a factor with this number."""
+
+
+class Product(Combination):
+    """Π_i f_i(x)^{w_i}, the numbers its powers; negative ones divide."""
+
+    sign: ClassVar[str] = "×"
+
+    @property
+    def powers(self) -> tuple[float, ...]:
+        """The w_i."""
+        return self.numbers
+
+    @property
+    def normalised(self) -> bool:
+        return self.calibrated or (self.numbers == (1.0,) and self.factors[0].normalised)
+
+    @property
+    def divides(self) -> bool:
+        return min(self.numbers) < 0
+
+    def split(self) -> list[tuple[Factor, float]]:
+        return [(self, 1.0)] if self.plate else list(zip(self.factors, self.numbers, strict=True))
+
+    def _terms(self) -> list[tuple[str, float]]:
+        return [(name, w * inner) for w, factor in self.each(self.factors) for name, inner in factor.terms()]
+
+    def edge(self, number: float) -> str:
+        return "" if number == 1.0 else f"^{number:.3g}"
+
+
+class Mixture(Combination):
+    """Σ_i exp(l_i)·f_i(x), the numbers its log-weights.
+
+    Attributes:
+        total: what shares summed to as they were given.
+    """
+
+    total: float = eqx.field(static=True, default=1.0)
+
+    sign: ClassVar[str] = "+"
+
+    @property
+    def log_weights(self) -> tuple[float, ...]:
+        """The l_i."""
+        return self.numbers
+
+    @property
+    def sealed(self) -> bool:
+        return not self.calibrated
+
+    def _terms(self) -> list[tuple[str, float]]:
+        parts = [show.formula(factor.terms()) for factor in self.factors]
+        return [(show.mixture(parts, self._shown()), 1.0)]
+
+    def _shown(self) -> str:
+        if self.calibrated:
+            return show.weights("weights", [math.exp(w) for w in self.numbers])
+        return show.weights("log_weights", self.numbers)
+
+    def edge(self, number: float) -> str:
+        return f"log w = {number:.3g}"
+
+
+def joined(terms: Sequence[tuple[Factor, float]]) -> Factor | None:
+    """The product of these (factor, power) pairs; None of none."""
+    if not terms:
+        return None
+    if len(terms) == 1 and terms[0][1] == 1.0:
+        return terms[0][0]
+    factors, powers = zip(*terms, strict=True)
+    return Product(factors=factors, numbers=powers, event_shape=factors[0].event_shape)
+
+
+def plate_of(node: Factor) -> Plate | None:
+    """The data that a node runs over; None where it runs over none."""
+    return getattr(node, "plate", None)
+
+
+def walk(node: Factor) -> Iterator[Factor]:
+    """A node and everything below it, left to right."""
+    yield node
+    for child in node.children:
+        yield from walk(child)
+
+
+def leaves(factor: Factor) -> list[LeafFactor]:
+    """Every leaf of an expression, left to right."""
+    return [node for node in walk(factor) if isinstance(node, LeafFactor)]
+
+
+def rewrite_leaves(node: Factor, rewrite: Callable[..., Factor]) -> Factor:
+    """The same expression with every leaf replaced."""
+    if not node.children:
+        return rewrite(node)
+    return node.with_children(tuple(rewrite_leaves(child, rewrite) for child in node.children))

@@ -131,6 +131,8 @@ def samplers() -> dict[str, Callable[[cp.Schedule], Row]]:
         Row("SMC density, MALA tuned, log-SNR 60", smc("density"), grid),
         Row("SMC Feynman–Kac, MALA tuned, log-SNR 60", smc("feynman_kac"), grid),
         Row("SMC Feynman–Kac, MALA tuned, cosine 100", smc("feynman_kac"), cosine),
+        Row("SMC by default, log-SNR 20", cp.SMC(), cp.Schedule.log_snr(20)),
+        Row("SMC by default, log-SNR 60", cp.SMC(), grid),
     ]
     return {row.name: row for row in rows}
 

@@ -1,4 +1,4 @@
-"""The chains of a run as one weighted cloud of points: flattened positions, weights, mean and covariance."""
+"""The chains of a run as one weighted cloud of points: flattened positions, weights, a safe covariance."""
 
 from __future__ import annotations
 
@@ -34,27 +34,6 @@ def shares(log_weights: Array) -> Array:
     weights = relative_weights(log_weights)
     total = jnp.sum(weights)
     return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 1.0 / len(weights))
-
-
-def mean_and_deviations(points: Array, weights: Array) -> tuple[Array, Array]:
-    """The weighted mean, (d,), and √w·(x − mean) of every point, (N, d), whose products are the covariance."""
-    mean = weights @ points
-    return mean, jnp.sqrt(weights)[:, None] * (points - mean)
-
-
-def mean_and_covariance(points: Array, weights: Array) -> tuple[Array, Array]:
-    """The weighted mean and a covariance that can be inverted.
-
-    Args:
-        points: (N, d), on every device the same: a sum over chains depends on its order, so gather them first
-            (`Spread.gather`) and call this through `Spread.alone`.
-        weights: (N,), which add up to 1.
-
-    Returns:
-        The mean, (d,), and the covariance, (d, d), `regularised`.
-    """
-    mean, deviations = mean_and_deviations(points, weights)
-    return mean, regularised(deviations.T @ deviations, 1.0 / jnp.sum(weights**2))
 
 
 def regularised(covariance: Array, count: Array | float) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -20,6 +21,7 @@ from composeprob.errors import CapabilityError, ConditionError, ShapeError, Wron
 from composeprob.factors.algebra import Mixture, Product, leaves, parts
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated, CalibratedExpression
+from composeprob.factors.cells import CellWindow
 from composeprob.factors.over import Over
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import Leaf, same_leaf
@@ -209,10 +211,8 @@ def _normalised_leaves(
             calibrated=True,
             event_shape=factor.event_shape,
         )
-    if isinstance(factor, Window):
-        return Window(
-            factor=again(factor.factor), event_shape=factor.event_shape, offset=factor.offset, block=factor.block
-        )
+    if isinstance(factor, (Window, CellWindow)):
+        return dataclasses.replace(factor, factor=again(factor.factor))
     return factor
 
 
@@ -226,6 +226,8 @@ def _degree(factor: Factor) -> float:
         return sum(w * _degree(f) for w, f in zip(factor.powers, factor.factors, strict=True))
     if isinstance(factor, Window):
         return _degree(factor.factor)
+    if isinstance(factor, CellWindow):
+        return (factor.count or 1) * _degree(factor.factor)
     assert isinstance(factor, Mixture)
     degrees = [_degree(f) for f in factor.factors]
     if not np.allclose(degrees, degrees[0]):

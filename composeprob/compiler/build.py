@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +19,13 @@ from composeprob.errors import ProgramError
 from composeprob.factors import algebra
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
+from composeprob.factors.cells import CellWindow, Indices
 from composeprob.factors.over import Over
 from composeprob.factors.show import short
 from composeprob.factors.window import Window
+from composeprob.ir.cells import Cells, listed
 from composeprob.ir.nodes import (
+    SETS,
     Graph,
     Leaf,
     Mixture,
@@ -141,13 +145,13 @@ def _site_root(statement: Statement, names: Names) -> Node:
     factor = statement.factor
     batch = statement.distribution.batch_shape
     if not batch:
-        return _node(factor, None, names)
+        return _node(factor, None, names, factor.event_shape)
     ones = (1,) * len(batch)
     copies = []
     for place in np.ndindex(*batch):
         offset = place + (0,) * len(factor.event_shape)
         region = Region(offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape))
-        copies.append(_node(factor, region, names))
+        copies.append(_node(factor, region, names, batch + factor.event_shape))
     return Product(tuple(copies), (1.0,) * len(copies))
 
 
@@ -163,34 +167,59 @@ def _from_latents(root: Node, statement: Statement, parents: frozenset[str]) -> 
     return rewrite_leaves(root, number)
 
 
-def _node(factor: Factor, region: Region | None, names: Names, plates: tuple[Plate, ...] = ()) -> Node:
+def _node(
+    factor: Factor, region: Region | Cells | None, names: Names, shape: tuple[int, ...], plates: tuple[Plate, ...] = ()
+) -> Node:
+    """The node of a factor that sees a region of a site of this shape, inside of plates."""
     if isinstance(factor, LeafFactor):
-        own = tuple(plate for plate in plates if set(plate.names) & set(factor.condition_names))
+        own = tuple(plate for plate in plates if plate.cells or set(plate.names) & set(factor.condition_names))
         return Leaf(factor, region, _name(factor, names, plates), plates=own)
     if isinstance(factor, Window):
         whole = factor.event_shape == factor.factor.event_shape  # a window over the whole canvas changes nothing
-        return _node(factor.factor, region if whole else _inside(region, factor), names, plates)
+        return _node(factor.factor, region if whole else _inside(region, factor), names, shape, plates)
+    if isinstance(factor, CellWindow):
+        return _of_cells(factor, region, names, shape, plates)
     if isinstance(factor, Over):
         plate = Plate(factor.names, factor.count, factor.block)
-        part = (_node(factor.factor, region, names, (*plates, plate)),)
+        part = (_node(factor.factor, region, names, shape, (*plates, plate)),)
         if factor.shares is None:
             return Product(part, (1.0,) * factor.count, plate=plate)
         return Mixture(part, factor.shares.log_weights, factor.shares.total, plate)
-    parts = tuple(_node(part, region, names, plates) for part in factor.children)
+    parts = tuple(_node(part, region, names, shape, plates) for part in factor.children)
     if isinstance(factor, CalibratedExpression):
         constant = Normaliser(factor)
-        return Product((*parts, Leaf(constant, region, f"{constant.label}(x)")), (1.0, 1.0), normalised=True)
+        own = tuple(plate for plate in plates if plate.cells)
+        leaf = Leaf(constant, region, f"{constant.label}(x)", plates=own)
+        return Product((*parts, leaf), (1.0, 1.0), normalised=True)
     if isinstance(factor, algebra.Mixture):
         return Mixture(parts, factor.log_weights, factor.total)
     assert isinstance(factor, algebra.Product)
     return Product(parts, factor.powers)
 
 
-def _inside(outer: Region | None, window: Window) -> Region:
+def _of_cells(
+    window: CellWindow, outer: Region | Cells | None, names: Names, shape: tuple[int, ...], plates: tuple[Plate, ...]
+) -> Node:
+    cells, depth = window.cells.array, sum(plate.cells for plate in plates)
+    shown = listed(cells) if window.count is None and not depth else f"cells_{index(len(plates))}"
+    if not isinstance(outer, Cells):
+        seen = np.arange(math.prod(shape)) if outer is None else outer.entries(shape)
+        outer = Cells(Indices.of(seen), "")
+    inner = outer.pick(cells, shown)
+    if window.count is None:
+        return _node(window.factor, inner, names, shape, plates)
+    plate = Plate((f"{SETS} {depth + 1}" if depth else SETS, *window.running), window.count)
+    part = (_node(window.factor, inner, names, shape, (*plates, plate)),)
+    return Product(part, (1.0,) * window.count, plate=plate)
+
+
+def _inside(outer: Region | Cells | None, window: Window) -> Region | Cells:
     """The region of a window that itself sits in a region: offsets and blocks compose."""
     extent = tuple(e * b for e, b in zip(window.factor.event_shape, window.block, strict=True))
     if outer is None:
         return Region(window.offset, extent, window.block)
+    if isinstance(outer, Cells):
+        return outer.pick(Region(window.offset, extent, window.block).entries(window.event_shape), outer.shown)
     lead = len(outer.offset) - len(extent)  # axes of plates, in front of the event's
     offset = outer.offset[:lead] + tuple(
         o + w * b for o, w, b in zip(outer.offset[lead:], window.offset, outer.block[lead:], strict=True)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from composeprob.compiler.unroll import unrolled
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.gaussians import Gaussians, components, joint, product
 from composeprob.ir.nodes import Leaf, Mixture, Node
@@ -44,6 +45,7 @@ def prior_of(node: Node, shape: tuple[int, ...]) -> Prior:
     """
     if isinstance(node, Leaf):
         return Prior(_of_leaf(node, shape), True)
+    node = unrolled(node)
     children = [(c, w) for c, w in _pairs(node) if not (isinstance(c, Leaf) and c.factor.constant)]
     priors = [(prior_of(child, shape), w) for child, w in children]
     if isinstance(node, Mixture):
@@ -91,7 +93,7 @@ def _of_leaf(leaf: Leaf, shape: tuple[int, ...]) -> list[Gaussians]:
         return found
     if leaf.region.averaged > 1:
         raise NotGaussian(f"factor '{name}' sees averages of the site")
-    places = np.arange(math.prod(shape)).reshape(shape)[leaf.region.slices].ravel()
+    places = leaf.region.entries(shape)
     return [dataclasses.replace(part, entries=places[part.entries]) for part in found]
 
 

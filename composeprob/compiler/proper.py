@@ -13,6 +13,7 @@ import numpy as np
 
 from composeprob.compiler.tails import Tail, Undecided, known_parts, square, tail_of
 from composeprob.compiler.top import top_of
+from composeprob.compiler.unroll import unrolled
 from composeprob.errors import ImproperError
 from composeprob.ir.nodes import Graph, Product, Site, leaves, walk
 from composeprob.schedule import Schedule
@@ -40,14 +41,15 @@ def check_tails(graph: Graph) -> None:
 
 
 def _check_site(site: Site, schedule: Schedule) -> None:
-    known = {leaf: known_parts(leaf) for leaf in leaves(site.root)}
+    root = unrolled(site.root)
+    known = {leaf: known_parts(leaf) for leaf in leaves(root)}
     parts = {leaf: found for leaf, found in known.items() if found is not None}
     if len(parts) < len(known):
         return
     last, size = schedule.num_levels - 1, math.prod(site.shape)
     for level in np.unique(np.linspace(0, last, LEVELS).round().astype(int)):
         try:
-            worst = least(tail_of(site.root, parts, site.shape, schedule, int(level)), size)
+            worst = least(tail_of(root, parts, site.shape, schedule, int(level)), size)
         except Undecided:
             return
         if worst <= 0:

@@ -14,6 +14,7 @@ from composeprob.errors import CapabilityError, WrongTypeError
 from composeprob.factors.algebra import Product, _common_shape
 from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, check_conditions
 from composeprob.factors.calibrated import Calibrated
+from composeprob.factors.cells import CellWindow
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.over import Over
 from composeprob.factors.parameterizations import ENTRYWISE
@@ -89,7 +90,7 @@ def tapestry(*windows: Factor) -> Factor:
     noised marginal, so there are no Feynman–Kac weights.
 
     Args:
-        windows: made by `window`, of diffusion models, their products, powers and guidance.
+        windows: made by `window`, boxes or cells, of diffusion models, their products, powers and guidance.
 
     Returns:
         A factor over the canvas. A window of scale s leaves the differences within its blocks free: where no other
@@ -113,7 +114,7 @@ def tapestry(*windows: Factor) -> Factor:
         (32, 48, 3)
     """
     for factor in windows:
-        if not isinstance(factor, Window):
+        if not isinstance(factor, (Window, CellWindow)):
             raise WrongTypeError(
                 f"A tapestry is made of windows; got {type(factor).__name__}.",
                 fix="cp.window(factor, canvas_shape, offset); multiply factors over the whole canvas with its result.",
@@ -121,6 +122,9 @@ def tapestry(*windows: Factor) -> Factor:
     canvas = _common_shape("A tapestry", windows)
     count: Any = np.zeros(canvas, np.float32)
     for factor in windows:
+        if isinstance(factor, CellWindow):
+            np.add.at(count.reshape(-1), factor.cells.array, 1)
+            continue
         assert isinstance(factor, Window)
         count[_region(factor)] += 1
     weights = 1 / np.maximum(count, 1)
@@ -137,10 +141,17 @@ def _region(window: Window) -> tuple[slice, ...]:
 def _weigh(factor: Factor, weights: np.ndarray) -> Factor:
     """The same expression, the entries of its events weighed."""
     if isinstance(factor, Window):
+        lead = weights.shape[: weights.ndim - len(factor.event_shape)]  # axes of sets of cells
         pairs = zip(factor.factor.event_shape, factor.block, strict=True)
-        blocks = weights[_region(factor)].reshape([n for pair in pairs for n in pair])
-        inner = _weigh(factor.factor, blocks.mean(axis=tuple(range(1, 2 * weights.ndim, 2))))
+        blocks = weights[(slice(None),) * len(lead) + _region(factor)]
+        blocks = blocks.reshape([*lead, *(n for pair in pairs for n in pair)])
+        inner = _weigh(factor.factor, blocks.mean(axis=tuple(range(len(lead) + 1, blocks.ndim, 2))))
         return Window(factor=inner, event_shape=factor.event_shape, offset=factor.offset, block=factor.block)
+    if isinstance(factor, CellWindow):
+        event = factor.factor.event_shape
+        seen = weights.reshape(*weights.shape[: weights.ndim - len(factor.event_shape)], -1)[..., factor.cells.array]
+        inner = _weigh(factor.factor, seen.reshape(*seen.shape[:-1], *event))
+        return dataclasses.replace(factor, factor=inner, running=(WEIGHTS,) if factor.count else ())
     if isinstance(factor, Product):
         parts = tuple(_weigh(part, weights) for part in factor.factors)
         return Product(factors=parts, powers=factor.powers, event_shape=factor.event_shape)

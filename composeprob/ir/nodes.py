@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from composeprob.factors.base import LeafFactor
+from composeprob.ir.cells import Cells
 from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
 
@@ -36,8 +37,19 @@ class Region:
         return math.prod(self.block)
 
     @property
+    def shown(self) -> str:
+        return ", ".join(f"{o}:{o + e}" for o, e in zip(self.offset, self.extent, strict=True))
+
+    @property
     def slices(self) -> tuple[slice, ...]:
         return tuple(slice(o, o + e) for o, e in zip(self.offset, self.extent, strict=True))
+
+    def entries(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Which entries of a flattened site of this shape the box covers."""
+        return np.arange(math.prod(shape)).reshape(shape)[self.slices].ravel()
+
+
+SETS = "sets of cells"
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class Plate:
     """n values of conditions, such as n observations: what stands in it, stands for n of its kind.
 
     Attributes:
-        names: the conditions.
+        names: the conditions; first `SETS` where what stands in it sees n sets of cells.
         count: n.
         block: how many of the n are evaluated at once; None for all.
     """
@@ -53,6 +65,11 @@ class Plate:
     names: tuple[str, ...]
     count: int
     block: int | None = None
+
+    @property
+    def cells(self) -> bool:
+        """Whether it runs over sets of cells."""
+        return self.names[0].startswith(SETS)
 
 
 def total_count(plates: tuple[Plate, ...]) -> int:
@@ -78,7 +95,7 @@ class Leaf:
     """
 
     factor: LeafFactor
-    region: Region | None
+    region: Region | Cells | None
     name: str
     own_noise: Noise | None = None
     slot: tuple[int, int] | None = None
@@ -189,7 +206,7 @@ class Member:
     of these in front."""
 
     site: str
-    region: Region | None
+    region: Region | Cells | None
     conditions: dict[str, Any]
     plates: tuple[Plate, ...]
 
@@ -311,8 +328,8 @@ def same_leaf(a: Leaf, b: Leaf) -> bool:
 
 def first(conditions: Mapping[str, Any], plates: tuple[Plate, ...]) -> dict[str, Any]:
     """The conditions with those that run over a plate at their first value."""
-    running = {name for plate in plates for name in plate.names}
-    return {name: value[0] if name in running else value for name, value in conditions.items()}
+    depth = {name: sum(name in plate.names for plate in plates) for name in conditions}
+    return {name: value[(0,) * depth[name]] if depth[name] else value for name, value in conditions.items()}
 
 
 def spread(conditions: Mapping[str, Any], plates: tuple[Plate, ...]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from composeprob.ir.nodes import Graph, Leaf, Node, Observation, Product, Site, fold
+from composeprob.ir.nodes import Graph, Leaf, Node, Observation, Product, Region, Site, fold
 
 _SUPERSCRIPT = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
 
@@ -46,8 +46,9 @@ def _leaf(leaf: Leaf, site: str) -> str:
         return leaf.factor.label
     seen = site
     if leaf.region is not None:
-        spans = ", ".join(f"{o}:{o + e}" for o, e in zip(leaf.region.offset, leaf.region.extent, strict=True))
-        seen = f"{site}[{spans}]" + (f"↓{max(leaf.region.block)}" if leaf.region.averaged > 1 else "")
+        seen = f"{site}[{leaf.region.shown}]"
+    if isinstance(leaf.region, Region) and leaf.region.averaged > 1:
+        seen += f"↓{max(leaf.region.block)}"
     base, _, given = leaf.name.rpartition("(x")  # "name(x)" or "name(x | conditions)"
     return f"{base}({seen}{given}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from composeprob.errors import VerificationError
+from composeprob.ir.cells import Cells
 from composeprob.ir.nodes import Graph, Leaf, Mixture, Node, Product, Site, leaves, walk
 
 STAGES = ("build", "normalise", "align", "share", "check", "anneal")
@@ -15,7 +16,8 @@ def verify(graph: Graph, stage: str) -> Graph:
 
     Rules from ``build`` on: one finite power per child of a product and one finite log-weight per child of a mixture,
     neither empty; over a plate one child, some leaf of which runs over it, and a number for each of its values, in a
-    product the same; regions lie inside their site and hold one event of their leaf; sites have different names. From
+    product the same; regions lie inside their site and hold one event of their leaf, cells
+    one for each of the plates over sets; sites have different names. From
     ``normalise`` on: no product holds a product or a zero power, no product is a single child to the power 1. From
     ``align`` on: a schedule, and each leaf's own noise has one entry per level. From ``share`` on: each leaf has a
     slot that exists and reads the leaf's site and region, and each slot is used. From ``anneal`` on: every observation
@@ -70,6 +72,12 @@ def _shape_rules(node: Node, site: Site, rule) -> None:  # type: ignore[no-untyp
             rule(node.factor.event_shape == site.shape, f"events of {node.name} have another shape than {site.name}")
             return
         region = node.region
+        if isinstance(region, Cells):
+            sets = [plate.count for plate in node.plates if plate.cells]
+            seen, event = region.indices.array, math.prod(node.factor.event_shape)
+            rule(seen.shape == (*sets, event), f"the cells of {node.name} are no events of its plates")
+            rule(seen.min() >= 0 and seen.max() < math.prod(site.shape), f"cells of {node.name} leave site {site.name}")
+            return
         axes = {len(region.offset), len(region.extent), len(region.block), len(site.shape)}
         rule(len(axes) == 1, f"the region of {node.name} has other axes than site {site.name}")
         inside = all(

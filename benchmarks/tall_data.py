@@ -190,7 +190,7 @@ def main() -> int:
     every = cells()
     if not options.table:
         for name, cell in every.items():
-            if any(name.startswith(text) for text in options.cells):
+            if any(text in ("", name) or name.startswith(f"{text} ") for text in options.cells):
                 run_cell(name, cell, options)
     found = {name: cell for name in every if (cell := kept().get(name))}
     columns = [

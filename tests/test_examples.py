@@ -81,6 +81,18 @@ def check_own_network(module, result):
     near(np.mean(np.linalg.norm(x - CENTRE, axis=1)), 0.7, 0.05)
 
 
+def check_tall_posterior(module, result):
+    theta = result.unweighted()["theta"]
+    near(theta.mean(0), [0.54, -0.31], 0.1)  # the posterior on a grid: standard deviations 0.08 and 0.075
+    assert np.all(theta.std(0) < 0.15)
+
+
+def check_bayesflow_estimator(module, result):
+    xs, theta = module.observations(), result.unweighted()["theta"]
+    near(theta.mean(0), xs.sum(0) / (len(xs) + module.NOISE**2), 0.25)  # the network's own error, three times over
+    near(theta.std(0), np.sqrt(module.NOISE**2 / (len(xs) + module.NOISE**2)), 0.1)
+
+
 def check_own_energy(module, result):
     x = result.unweighted()["x"]
     near(x.prod(1).mean(), 0.1, 0.02)
@@ -150,12 +162,16 @@ def test_examples_are_short_and_say_how_to_run_them(path):
     assert f"python examples/{path.name}" in text or f"make {path.stem}" in text
 
 
+OPTIONAL = {"bayesflow_estimator": "bayesflow"}
+"""Examples of packages that are not among the development dependencies."""
 QUICK = ("observation", "own_energy")
 """The others compose learned networks, calibrate, or train one: slow tests."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CHECKS])
 def test_example(name, tmp_path):
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name])
     module = load(name)
     result = module.main(num_chains=FEW.get(name, CHAINS), out=tmp_path)
     assert result.status.ok, result.status

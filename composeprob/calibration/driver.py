@@ -19,6 +19,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, ConditionError, ShapeError, WrongTypeError
 from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated, CalibratedExpression
+from composeprob.factors.cells import CellWindow
 from composeprob.factors.nodes import Combination, Product, leaves, plate_of, walk
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
@@ -220,6 +221,11 @@ def _of_density(factor: Factor, _: list[float]) -> float:
 @degree_of.rule(Product)
 def _of_product(factor: Product, degrees: list[float]) -> float:
     return sum(w * degree for w, degree in factor.each(degrees))
+
+
+@degree_of.rule(CellWindow)
+def _of_cells(factor: CellWindow, degrees: list[float]) -> float:
+    return (factor.count or 1) * degrees[0]
 
 
 @degree_of.rule(Window, Combination)

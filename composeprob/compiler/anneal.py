@@ -18,6 +18,7 @@ from composeprob.compiler.linear_gaussian import Exact, Stack, measure, stack_of
 from composeprob.compiler.once import once
 from composeprob.compiler.tempering import tempering
 from composeprob.compiler.trace import Traced
+from composeprob.compiler.unroll import unrolled
 from composeprob.errors import CapabilityError
 from composeprob.factors.gaussians import Gaussians, joint
 from composeprob.ir.nodes import Graph, Observation, Site
@@ -106,7 +107,7 @@ def _prior(site: Site) -> Prior | str:
     try:
         if marginal is None:
             raise NotGaussian("it has no prior with noised marginals")
-        prior = prior_of(marginal, site.shape)
+        prior = prior_of(unrolled(marginal), site.shape)
         if sum(len(part.entries) for part in prior.parts) < np.prod(site.shape, dtype=int):
             raise NotGaussian("its prior leaves entries free")
     except NotGaussian as reason:

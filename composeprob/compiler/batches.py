@@ -14,6 +14,7 @@ from jax import Array
 
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.nodes import Plate
+from composeprob.ir.cells import Cells
 from composeprob.ir.nodes import Group, Region, total_count
 from composeprob.schedule import Noise
 
@@ -32,7 +33,7 @@ class Batch(eqx.Module):
     factor: LeafFactor
     own_noise: Noise | None
     conditions: dict[str, Array]
-    places: tuple[tuple[str, Region | None, tuple[Plate, ...]], ...] = eqx.field(static=True)
+    places: tuple[tuple[str, Region | Cells | None, tuple[Plate, ...]], ...] = eqx.field(static=True)
     latent: tuple[str, int] | None = eqx.field(static=True)
 
     def __call__(self, xs: dict[str, Array], noise: Noise) -> list[tuple[Array | None, Array, Array]]:
@@ -43,16 +44,17 @@ class Batch(eqx.Module):
         shape = self.factor.event_shape
         events = [ratio * project(xs[site], region, shape) for site, region, _ in self.places]
         sizes = [total_count(plates) for *_, plates in self.places]
+        sets = any(plate.cells for *_, plates in self.places for plate in plates)
         if sum(sizes) == 1:
             conditions = {name: values[0] for name, values in self.conditions.items()}
             log_f, score = self.factor.evaluate(events[0], own, conditions)
             log_f, score = None if log_f is None else log_f[None], score[None]
-        elif all(place[:2] == self.places[0][:2] for place in self.places):
+        elif not sets and all(place[:2] == self.places[0][:2] for place in self.places):
             # One x for all rows: what depends on x alone is computed once.
             rows = partial(self.factor.evaluate, events[0], own)
             log_f, score = in_blocks(rows, self.conditions, sum(sizes), self.block)
         else:
-            x = jnp.concatenate([jnp.broadcast_to(e, (n, *shape)) for e, n in zip(events, sizes, strict=True)])
+            x = jnp.concatenate([in_rows(e, place[2], shape) for e, place in zip(events, self.places, strict=True)])
             log_f, score = in_blocks(
                 lambda row: self.factor.evaluate(row[0], own, row[1]), (x, self.conditions), sum(sizes), self.block
             )
@@ -64,10 +66,11 @@ class Batch(eqx.Module):
             value = None if log_f is None else in_plates(log_f[start : start + size], plates) + jacobian
             own_score = ratio * in_plates(score[start : start + size], plates)
             place = partial(embed, region=region, site_shape=xs[site].shape)
-            for _ in plates:
-                place = jax.vmap(place)
+            for plate in reversed(plates):
+                place = jax.vmap(place, in_axes=(0, 0 if plate.cells else None))
+            cells = jnp.asarray(region.indices.array) if isinstance(region, Cells) else None
             axes = tuple(plate.count for plate in plates)
-            outputs.append((value, place(own_score), jnp.broadcast_to(rate, axes)))
+            outputs.append((value, place(own_score, cells), jnp.broadcast_to(rate, axes)))
             start += size
         return outputs
 
@@ -85,6 +88,13 @@ def in_plates(rows: Array, plates: tuple[Plate, ...]) -> Array:
     return rows.reshape(*(plate.count for plate in plates), *rows.shape[1:])
 
 
+def in_rows(events: Array, plates: tuple[Plate, ...], shape: tuple[int, ...]) -> Array:
+    """A row for each value of a member's plates, of its events with an axis for each of those over sets of cells."""
+    own = tuple(plate.count if plate.cells else 1 for plate in plates)
+    counts = tuple(plate.count for plate in plates)
+    return jnp.broadcast_to(events.reshape(own + shape), counts + shape).reshape(-1, *shape)
+
+
 def in_blocks(function: Callable[[Any], Any], rows: Any, size: int, block: int | None) -> Any:
     """The function of every row, traced once: of all rows at once, or block after block. The last block is filled up
     with rows that are computed again."""
@@ -97,10 +107,13 @@ def in_blocks(function: Callable[[Any], Any], rows: Any, size: int, block: int |
     return jax.tree.map(lambda a: a.reshape(number * width, *a.shape[2:])[:size], values)
 
 
-def project(x: Array, region: Region | None, event_shape: tuple[int, ...]) -> Array:
-    """P x: the leaf's event."""
+def project(x: Array, region: Region | Cells | None, event_shape: tuple[int, ...]) -> Array:
+    """P x: the leaf's event; of cells with an axis for each of the plates over their sets in front."""
     if region is None:
         return x
+    if isinstance(region, Cells):
+        cells = region.indices.array
+        return x.ravel()[cells].reshape(cells.shape[:-1] + event_shape)
     cut = x[region.slices]
     if region.averaged > 1:
         pairs = zip(region.extent, region.block, strict=True)
@@ -108,10 +121,13 @@ def project(x: Array, region: Region | None, event_shape: tuple[int, ...]) -> Ar
     return cut.reshape(event_shape)
 
 
-def embed(score: Array, region: Region | None, site_shape: tuple[int, ...]) -> Array:
-    """Pᵀ s: the leaf's score as a function of the whole site."""
+def embed(score: Array, cells: Array | None, region: Region | Cells | None, site_shape: tuple[int, ...]) -> Array:
+    """Pᵀ s: the leaf's score as a function of the whole site; ``cells`` are those of one set."""
     if region is None:
         return score
+    if isinstance(region, Cells):
+        whole = jnp.zeros(math.prod(site_shape), score.dtype)
+        return whole.at[cells].set(score.ravel(), unique_indices=True).reshape(site_shape)
     score = score.reshape([e // b for e, b in zip(region.extent, region.block, strict=True)]) / region.averaged
     for axis, b in enumerate(region.block):
         score = jnp.repeat(score, b, axis=axis) if b > 1 else score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +18,13 @@ from composeprob.compiler.trace import Traced, trace
 from composeprob.errors import ProgramError
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
-from composeprob.factors.nodes import Combination, Plate, Product, rewrite_leaves, walk
+from composeprob.factors.cells import CellWindow, Indices
+from composeprob.factors.nodes import SETS, Combination, Plate, Product, rewrite_leaves, walk
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.passes import Pass
 from composeprob.factors.show import short
 from composeprob.factors.window import Window
+from composeprob.ir.cells import Cells, listed
 from composeprob.ir.nodes import Graph, Leaf, Observation, Region, Site, Static, same_network
 from composeprob.ir.normaliser import Normaliser
 from composeprob.ir.render import index
@@ -154,7 +157,7 @@ class Place:
     in, and the names of the author's variables."""
 
     shape: tuple[int, ...]
-    region: Region | None
+    region: Region | Cells | None
     plates: tuple[Plate, ...]
     names: Names
 
@@ -170,7 +173,7 @@ def placed(node: Factor, at: Place) -> Factor:
 
 @placed_of.rule(LeafFactor)
 def _leaf(factor: LeafFactor, at: Place) -> Leaf:
-    own = tuple(plate for plate in at.plates if set(plate.names) & set(factor.condition_names))
+    own = tuple(plate for plate in at.plates if plate.cells or set(plate.names) & set(factor.condition_names))
     # The author's variable name (of the factor before `given`, which makes a new one), else the factor's label.
     label = next((name for known, name in at.names if same_network(known, factor)), factor.label)
     conditions = {name: short(value) for name, value in factor.fixed.items() if name in factor.condition_names}
@@ -197,11 +200,29 @@ def _window(node: Window, at: Place) -> Factor:
     return placed(node.factor, at if whole else replace(at, region=_inside(at.region, node)))
 
 
-def _inside(outer: Region | None, window: Window) -> Region:
+@placed_of.rule(CellWindow)
+def _cells(node: CellWindow, at: Place) -> Factor:
+    cells, depth = node.cells.array, sum(plate.cells for plate in at.plates)
+    shown = listed(cells) if node.count is None and not depth else f"cells_{index(len(at.plates))}"
+    outer = at.region
+    if not isinstance(outer, Cells):
+        seen = np.arange(math.prod(at.shape)) if outer is None else outer.entries(at.shape)
+        outer = Cells(Indices.of(seen), "")
+    inner = replace(at, region=outer.pick(cells, shown))
+    if node.count is None:
+        return placed(node.factor, inner)
+    plate = Plate((f"{SETS} {depth + 1}" if depth else SETS, *node.running), node.count)
+    part = placed(node.factor, replace(inner, plates=(*at.plates, plate)))
+    return Product(factors=(part,), numbers=(1.0,) * node.count, event_shape=at.shape, plate=plate)
+
+
+def _inside(outer: Region | Cells | None, window: Window) -> Region | Cells:
     """The region of a window that itself sits in a region: offsets and blocks compose."""
     extent = tuple(e * b for e, b in zip(window.factor.event_shape, window.block, strict=True))
     if outer is None:
         return Region(window.offset, extent, window.block)
+    if isinstance(outer, Cells):
+        return outer.pick(Region(window.offset, extent, window.block).entries(window.event_shape), outer.shown)
     lead = len(outer.offset) - len(extent)  # axes of plates, in front of the event's
     offset = outer.offset[:lead] + tuple(
         o + w * b for o, w, b in zip(outer.offset[lead:], window.offset, outer.block[lead:], strict=True)

@@ -6,6 +6,7 @@ from composeprob.compiler.plausible import check_plausible
 from composeprob.compiler.proper import check_tails
 from composeprob.compiler.signal import check_signal
 from composeprob.compiler.top import check_proper, top_of
+from composeprob.compiler.unroll import unrolled
 from composeprob.errors import ComposeProbError
 from composeprob.factors.base import Factor
 from composeprob.factors.nodes import joined
@@ -28,7 +29,7 @@ def check(graph: Graph, networks: bool = True) -> Graph:
         ConditionError: a condition that is missing.
     """
     for site in graph.sites:
-        check_proper(top_of(site.root, site.shape), site)
+        check_proper(top_of(unrolled(site.root), site.shape), site)
         for leaf in leaves(site.root):
             try:
                 leaf.first.check_network()

@@ -68,7 +68,7 @@ def _of_leaf(leaf: Leaf, _: list[Prior], shape: tuple[int, ...]) -> Prior:
         return Prior(found, True)
     if leaf.region.averaged > 1:
         raise NotGaussian(f"factor '{name}' sees averages of the site")
-    places = np.arange(math.prod(shape)).reshape(shape)[leaf.region.slices].ravel()
+    places = leaf.region.entries(shape)
     return Prior([dataclasses.replace(part, entries=places[part.entries]) for part in found], True)
 
 

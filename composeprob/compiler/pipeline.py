@@ -18,6 +18,7 @@ from composeprob.compiler.lower import lower
 from composeprob.compiler.normalise import normalise
 from composeprob.compiler.share import share
 from composeprob.compiler.top import Top, top_of
+from composeprob.compiler.unroll import unrolled
 from composeprob.density.annealed import AnnealedDensity, Described, SiteInfo, TopLaw
 from composeprob.errors import WrongTypeError
 from composeprob.factors.nodes import rewrite_leaves
@@ -90,7 +91,7 @@ def lowered(
     graph = verify(check(graph, networks), "check")
     graph, likelihood = anneal(graph, likelihood_of(graph, traced.source), traced)
     verify(graph, "anneal")
-    tops = {site.name: top_of(site.root, site.shape) for site in graph.sites}
+    tops = {site.name: top_of(unrolled(site.root), site.shape) for site in graph.sites}
     evaluator = lower(graph, likelihood, precision)
     assert graph.schedule is not None
     sites = {site.name: SiteInfo("noised", site.shape) for site in graph.sites}

@@ -13,6 +13,7 @@ import numpy as np
 
 from composeprob.compiler.tails import Tail, Undecided, known_parts, square, tail_of
 from composeprob.compiler.top import top_of
+from composeprob.compiler.unroll import unrolled
 from composeprob.errors import ImproperError
 from composeprob.factors.nodes import walk
 from composeprob.ir.nodes import Graph, Site, leaves
@@ -41,14 +42,15 @@ def check_tails(graph: Graph) -> None:
 
 
 def _check_site(site: Site, schedule: Schedule) -> None:
-    known = {id(leaf): known_parts(leaf) for leaf in leaves(site.root)}
+    root = unrolled(site.root)
+    known = {id(leaf): known_parts(leaf) for leaf in leaves(root)}
     parts = {leaf: found for leaf, found in known.items() if found is not None}
     if len(parts) < len(known):
         return
     last, size = schedule.num_levels - 1, math.prod(site.shape)
     for level in np.unique(np.linspace(0, last, LEVELS).round().astype(int)):
         try:
-            worst = least(tail_of(site.root, parts, site.shape, schedule, int(level)), size)
+            worst = least(tail_of(root, parts, site.shape, schedule, int(level)), size)
         except Undecided:
             return
         if worst <= 0:
@@ -59,7 +61,7 @@ def _check_site(site: Site, schedule: Schedule) -> None:
                 fix="what divides must be wider than what it divides: N(0, s²) ** v / N(0, t²) ** w needs v/s² > w/t². "
                 "Make the negative powers smaller, or multiply a narrower factor.",
             )
-        power = float(top_of(site.root, site.shape).power.min())
+        power = float(top_of(root, site.shape).power.min())
         sd = float(schedule.alpha[0]) / math.sqrt(worst)
         noise = float(schedule.sigma[last]) / float(schedule.alpha[last]) / math.sqrt(power)
         if level == 0 and sd > 0.5 * noise:

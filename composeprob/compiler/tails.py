@@ -95,8 +95,8 @@ def _of_leaf(leaf: Leaf, _: list[Tail], known: Parts, shape: tuple[int, ...], sc
     whole = averages or any(part.covariances.ndim == 3 for part in parts)
     if whole and size > LARGEST:
         raise Undecided
-    to_event = _averages(leaf.region, places) if averages else None
-    seen = (places if leaf.region is None else places[leaf.region.slices]).ravel()
+    to_event = _averages(leaf.region, places) if isinstance(leaf.region, Region) and averages else None
+    seen = places.ravel() if leaf.region is None else leaf.region.entries(shape)
     total, terms = np.zeros((size, size) if whole else size), []
     for part in parts:
         rows = part.entries if averages else seen[part.entries]
@@ -118,9 +118,8 @@ def _of_leaf(leaf: Leaf, _: list[Tail], known: Parts, shape: tuple[int, ...], sc
     return Tail(total, tuple(terms))
 
 
-def _averages(region: Region | None, places: np.ndarray) -> np.ndarray:
+def _averages(region: Region, places: np.ndarray) -> np.ndarray:
     """The matrix that takes the flattened site to the flattened event, whose entries are averages of blocks."""
-    assert region is not None
     pairs = zip(region.extent, region.block, strict=True)
     grid = places[region.slices].reshape([n for e, b in pairs for n in (e // b, b)])
     lead = [*range(0, grid.ndim, 2), *range(1, grid.ndim, 2)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from composeprob.compiler.unroll import unrolled
 from composeprob.errors import ImproperError
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Leaf, Site, leaves
@@ -39,8 +40,8 @@ def _of_leaf(leaf: Leaf, _: list[Top], shape: tuple[int, ...]) -> Top:
     power = np.zeros(shape)
     averaged = leaf.region.averaged if leaf.region else 1
     if averaged == 1:  # block averages constrain only means: they make no entry proper
-        here = leaf.region.slices if leaf.region else ...
-        power[here] = np.broadcast_to(leaf.factor.entry_powers, leaf.factor.event_shape).reshape(power[here].shape)
+        here = leaf.region.entries(shape) if leaf.region else ...
+        power.reshape(-1)[here] = np.broadcast_to(leaf.factor.entry_powers, leaf.factor.event_shape).ravel()
     marginal, bounded = "exact_marginals" in leaf.factor.capabilities, leaf.factor.top_power == 0
     degree = leaf.factor.dimension if marginal and averaged == 1 else math.nan
     if not marginal and bounded:
@@ -59,8 +60,8 @@ def check_proper(top: Top, site: Site) -> None:
         return
     index = tuple(int(i) for i in np.unravel_index(int(np.argmin(top.power)), top.power.shape))
     covered = np.zeros(site.shape, bool)
-    for leaf in leaves(site.root):
-        covered[leaf.region.slices if leaf.region else ...] = True
+    for leaf in leaves(unrolled(site.root)):
+        covered.reshape(-1)[leaf.region.entries(site.shape) if leaf.region else ...] = True
     if not covered[index]:
         raise ImproperError(
             f"The canvas of site {site.name!r} is not covered: no window reaches entry {index}.",

@@ -18,17 +18,21 @@ from composeprob.schedule import Noise, Schedule
 
 
 class Analytic(LeafFactor):
-    """A distribution whose noised marginals have a closed form: log f(x, k) = log p(α_k·X + σ_k·ε = x), normalised.
+    """A distribution whose noised marginals are known: log f(x, k) = log p(α_k·X + σ_k·ε = x), normalised.
 
     Args:
-        distribution: a NumPyro ``Normal``, ``MultivariateNormal``, ``Uniform`` (a box), a mixture of them, or an array
-            of points, shape (n, \\*event_shape), for their empirical distribution. Batch dimensions count as
-            dimensions of the event: ``Normal(zeros(2), 1)`` is one event of shape (2,). Boxes mix by `cp.mixture`.
+        distribution: a NumPyro ``Normal``, ``MultivariateNormal``, ``Uniform`` (a box), ``HalfNormal`` or
+            ``TruncatedNormal``, a mixture of them, or an array of points, shape (n, \\*event_shape), for their
+            empirical distribution: these have closed forms. Of a ``LogNormal``, ``Gamma``, ``Exponential``,
+            ``InverseGamma``, ``Weibull``, ``HalfCauchy`` or ``Beta`` the noised density is computed by quadrature, to
+            the precision of floating-point numbers. All of them may be moved and scaled by an ``AffineTransform``.
+            Batch dimensions count as dimensions of the event: ``Normal(zeros(2), 1)`` is one event of shape (2,).
+            Boxes mix by `cp.mixture`.
         schedule: the levels to offer. The factor is exact at any α and σ, so it fits every schedule.
         label: the name to show.
 
     Raises:
-        WrongTypeError: a distribution whose noised marginal has no closed form here.
+        WrongTypeError: a distribution whose noised marginal is not known here.
         InvalidValueError: NaN among its parameters or points.
 
     Example:
@@ -55,7 +59,7 @@ class Analytic(LeafFactor):
         self.schedule = schedule
         self.event_shape = distribution.batch_shape + distribution.event_shape
         self.fixed = {}
-        noised(distribution, schedule.at(0))  # refuses what has no closed form, now rather than at compile time
+        noised(distribution, schedule.at(0))  # refuses what is not known, now rather than at compile time
 
     @property
     def capabilities(self) -> frozenset[str]:

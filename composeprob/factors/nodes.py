@@ -15,6 +15,7 @@ from composeprob.factors import show
 from composeprob.factors.base import Factor, LeafFactor
 
 T = TypeVar("T")
+SETS = "sets of cells"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Plate:
     """n values of conditions, such as n observations: what stands in it, stands for n of its kind.
 
     Attributes:
-        names: the conditions.
+        names: the conditions; first `SETS` where what stands in it sees n sets of cells.
         count: n.
         block: how many of the n are evaluated at once; None for all.
     """
@@ -30,6 +31,11 @@ class Plate:
     names: tuple[str, ...]
     count: int
     block: int | None = None
+
+    @property
+    def cells(self) -> bool:
+        """Whether it runs over sets of cells."""
+        return self.names[0].startswith(SETS)
 
 
 class Combination(Factor):
@@ -79,8 +85,8 @@ class Combination(Factor):
     def terms(self) -> list[tuple[str, float]]:
         if self.plate is None:
             return self._terms()
-        names = self.plate.names
         values = {name: value for leaf in leaves(self) for name, value in leaf.fixed.items()}
+        names = [name for name in self.plate.names if name in values]  # sets of cells are no condition
         shapes = ", ".join(f"{name!r}: {jnp.shape(values[name])}" for name in names)
 
         def without(leaf: LeafFactor) -> LeafFactor:

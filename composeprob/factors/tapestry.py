@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import numpy as np
@@ -15,6 +15,7 @@ from composeprob.errors import CapabilityError, WrongTypeError
 from composeprob.factors.algebra import common_shape
 from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, check_conditions
 from composeprob.factors.calibrated import Calibrated
+from composeprob.factors.cells import CellWindow
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.nodes import Product
 from composeprob.factors.parameterizations import ENTRYWISE
@@ -90,7 +91,7 @@ def tapestry(*windows: Factor) -> Factor:
     noised marginal, so there are no Feynman–Kac weights.
 
     Args:
-        windows: made by `window`, of diffusion models, their products, powers and guidance.
+        windows: made by `window`, boxes or cells, of diffusion models, their products, powers and guidance.
 
     Returns:
         A factor over the canvas. A window of scale s leaves the differences within its blocks free: where no other
@@ -114,24 +115,19 @@ def tapestry(*windows: Factor) -> Factor:
         (32, 48, 3)
     """
     for factor in windows:
-        if not isinstance(factor, Window):
+        if not isinstance(factor, (Window, CellWindow)):
             raise WrongTypeError(
                 f"A tapestry is made of windows; got {type(factor).__name__}.",
                 fix="cp.window(factor, canvas_shape, offset); multiply factors over the whole canvas with its result.",
             )
     canvas = common_shape("A tapestry", windows)
     count: np.ndarray = np.zeros(canvas, np.float32)
-    for factor in windows:
-        count[_region(factor)] += 1
+    for window in cast("tuple[Window | CellWindow, ...]", windows):
+        window.tally(count)
     weights = 1 / np.maximum(count, 1)
     return Product(
         factors=tuple(_weigh(factor, weights) for factor in windows), numbers=(1.0,) * len(windows), event_shape=canvas
     )
-
-
-def _region(window: Any) -> tuple[slice, ...]:
-    spans = zip(window.offset, window.factor.event_shape, window.block, strict=True)
-    return tuple(slice(o, o + size * b) for o, size, b in spans)
 
 
 def _weigh(factor: Factor, weights: np.ndarray) -> Factor:
@@ -155,10 +151,20 @@ weighed = Pass[Factor]("weighed", _refuse)
 
 @weighed.rule(Window)
 def _window(window: Window, weights: np.ndarray) -> Factor:
+    lead = weights.shape[: weights.ndim - len(window.event_shape)]  # axes of sets of cells
     pairs = zip(window.factor.event_shape, window.block, strict=True)
-    blocks = weights[_region(window)].reshape([n for pair in pairs for n in pair])
-    inner = blocks.mean(axis=tuple(range(1, 2 * weights.ndim, 2)))
+    blocks = weights[(slice(None),) * len(lead) + window.slices]
+    blocks = blocks.reshape([*lead, *(n for pair in pairs for n in pair)])
+    inner = blocks.mean(axis=tuple(range(len(lead) + 1, blocks.ndim, 2)))
     return dataclasses.replace(window, factor=_weigh(window.factor, inner))
+
+
+@weighed.rule(CellWindow)
+def _cells(window: CellWindow, weights: np.ndarray) -> Factor:
+    event = window.factor.event_shape
+    seen = weights.reshape(*weights.shape[: weights.ndim - len(window.event_shape)], -1)[..., window.cells.array]
+    inner = _weigh(window.factor, seen.reshape(*seen.shape[:-1], *event))
+    return dataclasses.replace(window, factor=inner, running=(WEIGHTS,) if window.count else ())
 
 
 @weighed.rule(Product)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import equinox as eqx
+import numpy as np
+from jax.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.factors import show
 from composeprob.factors.algebra import check_factors
 from composeprob.factors.base import Factor, check_shape
+from composeprob.factors.cells import CellWindow, cell_window
+from composeprob.factors.nodes import walk
 
 
 class Window(Factor):
@@ -38,6 +43,16 @@ class Window(Factor):
     def with_children(self, children: tuple[Factor, ...]) -> Factor:
         return dataclasses.replace(self, factor=children[0])
 
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The box."""
+        spans = zip(self.offset, self.factor.event_shape, self.block, strict=True)
+        return tuple(slice(o, o + size * b) for o, size, b in spans)
+
+    def tally(self, count: np.ndarray) -> None:
+        """Adds 1 at every entry of the canvas that it sees."""
+        count[self.slices] += 1
+
     def given(self, **conditions: object) -> Factor:
         return dataclasses.replace(self, factor=self.factor.given(**conditions))
 
@@ -47,27 +62,66 @@ class Window(Factor):
         return [(f"window({show.clipped(inner, 80)}; {canvas}, offset {self.offset}{scale})", 1.0)]
 
 
-def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...], scale: int = 1) -> Factor:
-    """f acting on a region of a larger canvas.
+def window(
+    factor: Factor,
+    canvas_shape: tuple[int, ...],
+    offset: tuple[int, ...] | None = None,
+    scale: int = 1,
+    *,
+    index: ArrayLike | None = None,
+    over: ArrayLike | Sequence[ArrayLike] | None = None,
+) -> Factor:
+    """f acting on a part of a larger canvas: a box, any set of entries, or many sets at once.
 
-    With ``scale`` s > 1 the region is s times as large as f's event and f sees its block averages. Averages of s^n
-    noisy entries carry s^n times less noise variance, so f is evaluated at the matching, higher log-SNR.
+    With ``offset`` the part is a box. With ``scale`` s > 1 the box is s times as large as f's event and f sees its
+    block averages. Averages of s^n noisy entries carry s^n times less noise variance, so f is evaluated at the
+    matching, higher log-SNR.
+
+    With ``index`` the part is any set of cells, such as a row, a diagonal or every third entry: f(x[index]). With
+    ``over`` it is the product Π_i f(x[over_i]) over n sets: one network at n places, which is one batched evaluation.
+    Sets may share cells, which then count once for each set.
 
     Args:
         factor: f, over events of shape (h, w, …).
-        canvas_shape: the canvas, with as many axes as f's events.
-        offset: where the region starts; axes that are left out at the end start at 0.
+        canvas_shape: the canvas; for a box, with as many axes as f's events.
+        offset: where the box starts; axes that are left out at the end start at 0.
         scale: s, a whole number; applied to every axis, except the last one (channels) of 3-axis events.
+        index: flat indices into the canvas in C order, of the shape of f's events, each cell once.
+        over: n such sets, shape (n, \\*event_shape).
 
     Raises:
-        ShapeError: the region leaves the canvas, or the number of axes differs.
-        InvalidValueError, WrongTypeError: a scale below 1, shapes or offsets that are no whole numbers.
+        ShapeError: the box leaves the canvas, or a number of axes or a shape differs.
+        InvalidValueError, WrongTypeError: a scale below 1; shapes, offsets or cells that are no whole numbers; cells
+            outside the canvas, or twice in one set.
 
     References:
         Du et al. 2023, section 5.4 (tapestries).
+
+    Example:
+        >>> import composeprob as cp, numpy as np, numpyro.distributions as dist
+        >>> f = cp.Analytic(dist.Normal(0.0, 1.0).expand([3]), cp.Schedule.cosine(100), label="f")
+        >>> grid = np.arange(9).reshape(3, 3)
+        >>> cp.window(f, (3, 3), over=[*grid, *grid.T, grid.diagonal()])
+        window(f; 3×3, 7 sets of cells)
     """
     check_factors("A window", (factor,))
     canvas, event = check_shape("canvas_shape", canvas_shape), factor.event_shape
+    if sum(given is not None for given in (offset, index, over)) != 1:
+        raise InvalidValueError(
+            "A window needs one of offset, index and over.",
+            fix="offset= places a box, index= names the cells of one set, over= those of n sets.",
+        )
+    if offset is None:
+        if scale != 1:
+            raise InvalidValueError(
+                f"A window of cells averages nothing; got scale {scale!r}.", fix="leave it out, or use offset=."
+            )
+        if any(max(getattr(part, "block", (1,))) > 1 for part in walk(factor)):
+            raise InvalidValueError(
+                "A window of cells holds a window with scale > 1, whose averages are of neighbours.",
+                fix="leave its scale out, or use a window with an offset here.",
+            )
+        return cell_window(factor, canvas, index, over)
     offset = check_shape("offset", offset)
     if len(canvas) != len(event):
         raise ShapeError(
@@ -91,4 +145,9 @@ def window(factor: Factor, canvas_shape: tuple[int, ...], offset: tuple[int, ...
                 f"The window leaves the canvas on axis {axis}: it covers {o} to {o + size * b} of {total}.",
                 fix=f"choose an offset between 0 and {total - size * b} there, or a larger canvas.",
             )
+    if scale > 1 and any(isinstance(part, CellWindow) for part in walk(factor)):
+        raise InvalidValueError(
+            f"A window with scale {scale} holds a window of cells, whose neighbours it would average.",
+            fix="leave the scale out, or put the window of cells outside.",
+        )
     return Window(factor=factor, event_shape=canvas, offset=start, block=block)

@@ -15,6 +15,7 @@ from jax.tree_util import PyTreeDef
 
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.nodes import Plate, walk
+from composeprob.ir.cells import Cells
 from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
 
@@ -39,8 +40,16 @@ class Region:
         return math.prod(self.block)
 
     @property
+    def shown(self) -> str:
+        return ", ".join(f"{o}:{o + e}" for o, e in zip(self.offset, self.extent, strict=True))
+
+    @property
     def slices(self) -> tuple[slice, ...]:
         return tuple(slice(o, o + e) for o, e in zip(self.offset, self.extent, strict=True))
+
+    def entries(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Which entries of a flattened site of this shape the box covers."""
+        return np.arange(math.prod(shape)).reshape(shape)[self.slices].ravel()
 
 
 def total_count(plates: tuple[Plate, ...]) -> int:
@@ -68,7 +77,7 @@ class Leaf(Factor):
 
     factor: LeafFactor
     event_shape: tuple[int, ...] = eqx.field(static=True)
-    region: Region | None = eqx.field(static=True, default=None)
+    region: Region | Cells | None = eqx.field(static=True, default=None)
     label: str = eqx.field(static=True, default="")
     conditions: tuple[str, ...] = eqx.field(static=True, default=())
     own_noise: Noise | None = None
@@ -154,7 +163,7 @@ class Member:
     of these in front."""
 
     site: str
-    region: Region | None
+    region: Region | Cells | None
     conditions: dict[str, Array]
     plates: tuple[Plate, ...]
 
@@ -257,8 +266,8 @@ def same_factor(a: LeafFactor, b: LeafFactor) -> bool:
 
 def first(conditions: Mapping[str, Array], plates: tuple[Plate, ...]) -> dict[str, Array]:
     """The conditions with those that run over a plate at their first value."""
-    running = {name for plate in plates for name in plate.names}
-    return {name: value[0] if name in running else value for name, value in conditions.items()}
+    depth = {name: sum(name in plate.names for plate in plates) for name in conditions}
+    return {name: value[(0,) * depth[name]] if depth[name] else value for name, value in conditions.items()}
 
 
 def spread(conditions: Mapping[str, Array], plates: tuple[Plate, ...]) -> dict[str, Array]:

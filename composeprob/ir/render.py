@@ -5,7 +5,7 @@ from __future__ import annotations
 from composeprob.factors.base import Factor
 from composeprob.factors.nodes import plate_of
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Graph, Leaf, Observation, Site
+from composeprob.ir.nodes import Graph, Leaf, Observation, Region, Site
 
 _SUPERSCRIPT = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
 
@@ -31,8 +31,9 @@ def _leaf(leaf: Leaf, _: list[str], site: str, letter: str) -> str:
         return leaf.factor.label
     seen = site
     if leaf.region is not None:
-        spans = ", ".join(f"{o}:{o + e}" for o, e in zip(leaf.region.offset, leaf.region.extent, strict=True))
-        seen = f"{site}[{spans}]" + (f"↓{max(leaf.region.block)}" if leaf.region.averaged > 1 else "")
+        seen = f"{site}[{leaf.region.shown}]"
+    if isinstance(leaf.region, Region) and leaf.region.averaged > 1:
+        seen += f"↓{max(leaf.region.block)}"
     return leaf.seen_at(seen)
 
 

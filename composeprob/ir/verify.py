@@ -8,6 +8,7 @@ from collections.abc import Callable
 from composeprob.errors import VerificationError
 from composeprob.factors.nodes import Combination, Product, walk
 from composeprob.factors.passes import Pass
+from composeprob.ir.cells import Cells
 from composeprob.ir.nodes import Graph, Leaf, Site, leaves
 
 Rule = Callable[[bool, str], None]
@@ -19,7 +20,8 @@ def verify(graph: Graph, stage: str) -> Graph:
 
     Rules from ``build`` on: one finite power per child of a product and one finite log-weight per child of a mixture,
     neither empty; over a plate one child, some leaf of which runs over it, and a number for each of its values, in a
-    product the same; regions lie inside their site and hold one event of their leaf; sites have different names. From
+    product the same; regions lie inside their site and hold one event of their leaf, cells one for each of
+    the plates over sets; sites have different names. From
     ``normalise`` on: no product holds a product or a zero power, no product is a single child to the power 1. From
     ``align`` on: a schedule, and each leaf's own noise has one entry per level. From ``share`` on: each leaf has a
     slot that exists and reads the leaf's site and region, and each slot is used. From ``anneal`` on: every observation
@@ -71,6 +73,12 @@ def _region(leaf: Leaf, site: Site, rule: Rule) -> None:
     region, event = leaf.region, leaf.factor.event_shape
     if region is None:
         rule(event == site.shape, f"events of {leaf.name} have another shape than {site.name}")
+        return
+    if isinstance(region, Cells):
+        sets = tuple(plate.count for plate in leaf.plates if plate.cells)
+        cells = region.indices.array
+        rule(cells.shape == (*sets, math.prod(event)), f"the cells of {leaf.name} are no events of its plates")
+        rule(cells.min() >= 0 and cells.max() < math.prod(site.shape), f"cells of {leaf.name} leave site {site.name}")
         return
     axes = {len(region.offset), len(region.extent), len(region.block), len(site.shape)}
     rule(len(axes) == 1, f"the region of {leaf.name} has other axes than site {site.name}")

@@ -1,0 +1,1 @@
+"""Posteriors from many observations: instances, exact draws, methods restated from papers, distances."""

@@ -1,0 +1,214 @@
+"""Posteriors of many observations from scores of single ones: two toys of known law, and SLCP with a learned network.
+
+    composeprob bench tall-data [--cells TEXT …] [--methods NAME …] [--seeds 5] [--chains 1000] [--projections 3000]
+
+Cells are run one by one and kept in benchmarks/results/tall_data.json: what a cell has of a method and a seed is not
+run again, so that the same command goes on where it was stopped. `--cells "gaussian m=10 n=8" "slcp"` runs the cells
+whose names begin so, `--again` those that are there as well, and `--table` only writes the tables anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from report import CODE, RESULTS, STAMP, publish
+from tall import exact, instances, ours, rivals, slcp
+
+FILE = "tall_data"
+PUBLISHED = json.loads((Path(__file__).parent / "tall" / "published.json").read_text())
+COUNTS, ERRORS = (2, 4, 8, 16, 32, 64, 90), (0.0, 1e-3, 1e-2, 1e-1)
+TOYS = {"gaussian": (2, 4, 8, 10, 16, 32), "mixture": (10,)}
+SLCP_COUNTS = (1, 8, 14, 22, 30)
+OURS, FLOOR = "composeprob", "floor"
+METHODS = (OURS, *rivals.RIVALS)
+REPEATS = 5
+"""Sets of exact draws that every set of draws is compared with."""
+RATIO = 1.3
+"""The most that the distance of our draws may be of the floor, where scores are exact."""
+
+NOTES = """Toys: the mean over seeds of the max-sliced Wasserstein distance (p = 2, {projections} directions) of
+{chains} draws from as many exact ones, itself a mean over {repeats} sets of these; the floor is that of exact draws.
+Instances are drawn by NumPy from the recipe of Linhart et al. (TMLR, arXiv 2404.07593), whose own are PyTorch's.
+GAUSS, JAC, Langevin and reverse are restated from the papers, with the settings that they print, and run here on the
+same instances, in double precision; ε is how wrong the individual scores are, for all methods alike, and wrong by n·ε
+is then what is composed. Where ε = 0 composeprob is given the individual posteriors' energies, else their scores. The
+published columns are means of the numbers in the authors' repository (JuliaLinhart/diffusions-for-sbi, commit
+2cf52ee8): other instances, a single set of exact draws, and for the mixture a reference by MALA that is imprecise at n
+≥ 64. Of the mixture exact draws are of the law written out up to n = {enumerated}, and above by Gibbs sampling of
+which component each observation is of. SLCP: C2ST (0.5 where nothing tells the sets apart) of {chains} draws by the
+zoo's `slcp-posterior` from NUTS on the true likelihood, mean over seeds."""
+
+
+def cells() -> dict[str, dict[str, Any]]:
+    """Every cell by its name."""
+    toys = {
+        f"{toy} m={m} n={n} eps={error:g}": {"toy": toy, "m": m, "n": n, "eps": error}
+        for toy, sizes in TOYS.items()
+        for m in sizes
+        for error in ERRORS
+        for n in COUNTS
+    }
+    return toys | {f"slcp n={n}": {"toy": "slcp", "n": n} for n in SLCP_COUNTS}
+
+
+def kept() -> dict[str, dict[str, Any]]:
+    """What is in the file now."""
+    file = RESULTS / f"{FILE}.json"
+    return json.loads(file.read_text(encoding="utf-8"))["cells"] if file.exists() else {}
+
+
+def run_cell(name: str, cell: dict[str, Any], options: argparse.Namespace) -> None:
+    """Runs what a cell lacks, and keeps it after each method and seed."""
+    for seed in range(options.seeds):
+        wanted = [FLOOR, *options.methods] if cell["toy"] != "slcp" else [FLOOR, OURS]
+        found = kept().get(name, {}).get("methods", {})
+        missing = [m for m in wanted if options.again or str(seed) not in found.get(m, {})]
+        if not missing:
+            continue
+        measure = _slcp(cell, seed, options) if cell["toy"] == "slcp" else _toy(cell, seed, options)
+        for method in missing:
+            started = time.monotonic()
+            value, status = measure(method)
+            row = {"value": round(value, 5), "seconds": round(time.monotonic() - started, 1), "status": status}
+            _keep(name, cell, method, seed, row)
+            print(f"{name} seed {seed}: {method} {value:.4f} {status} {row['seconds']} s", flush=True)
+
+
+def _keep(name: str, cell: dict[str, Any], method: str, seed: int, row: dict[str, Any]) -> None:
+    all_cells = kept()
+    own = all_cells.setdefault(name, {**cell, "methods": {}})
+    own["methods"].setdefault(method, {})[str(seed)] = row
+    own[STAMP] = CODE.stamp()
+    (RESULTS / f"{FILE}.json").write_text(json.dumps({"cells": all_cells}, indent=1) + "\n", encoding="utf-8")
+
+
+Measure = Callable[[str], tuple[float, str]]
+
+
+def _toy(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measure:
+    instance = instances.TOYS[cell["toy"]](cell["m"], cell["n"], cell["eps"], seed)
+    rng, count = np.random.default_rng([seed, 7]), options.chains
+    references = [exact.exact_draws(instance, rng, count) for _ in range(REPEATS)]
+
+    def far(draws: np.ndarray) -> float:
+        return float(np.mean([exact.max_sliced(draws, r, options.projections, i) for i, r in enumerate(references)]))
+
+    def measure(method: str) -> tuple[float, str]:
+        if method == FLOOR:
+            return far(exact.exact_draws(instance, rng, count)), ""
+        if method == OURS:
+            draws, status = ours.draw(cell["toy"], instance, seed, count)
+            return far(draws), status
+        return far(rivals.draw(method, instance, seed, count)), ""
+
+    return measure
+
+
+def _slcp(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measure:
+    xs = slcp.data(seed, cell["n"])
+    known = slcp.reference(xs, seed, options.chains)
+
+    def measure(method: str) -> tuple[float, str]:
+        if method == FLOOR:
+            return slcp.c2st(known, slcp.reference(xs, seed + 1000, options.chains)), ""
+        draws, status = slcp.draw(xs, seed, options.chains)
+        return slcp.c2st(known, draws), status
+
+    return measure
+
+
+def mean_of(cell: dict[str, Any], method: str) -> float | None:
+    """The mean over seeds; None where the method was not run."""
+    rows = cell["methods"].get(method)
+    return float(np.mean([row["value"] for row in rows.values()])) if rows else None
+
+
+def shown(value: float | None) -> str:
+    return "" if value is None else "NaN" if np.isnan(value) else f"{value:.3f}"
+
+
+def row_of(name: str, cell: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    means = [mean_of(cell, method) for method in METHODS]
+    floor, mine = mean_of(cell, FLOOR), means[0]
+    ratio = "" if not floor or mine is None else f"{mine / floor:.2f}"
+    published = PUBLISHED.get(name, {})
+    printed = [shown(published.get(method)) for method in ("GAUSS", "JAC", "Langevin", "floor")]
+    seeds = str(max(len(rows) for rows in cell["methods"].values()))
+    return [name, shown(floor), shown(mine), ratio, *map(shown, means[1:]), seeds, " / ".join(printed).strip(" /")]
+
+
+def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
+    """What must hold of the cells that were run."""
+    toys = {name: cell for name, cell in found.items() if cell["toy"] != "slcp" and mean_of(cell, OURS) is not None}
+    exact_ones = {name: cell for name, cell in toys.items() if cell["eps"] == 0}
+    ratios = {name: mean_of(cell, OURS) / mean_of(cell, FLOOR) for name, cell in exact_ones.items()}  # type: ignore[operator]
+    compared = {name: cell for name, cell in toys.items() if all(mean_of(cell, m) is not None for m in METHODS)}
+    best = {name: _best(cell) for name, cell in compared.items()}
+    checks = {"no draw of composeprob is NaN": not any(np.isnan(mean_of(cell, OURS)) for cell in toys.values())}  # type: ignore[arg-type]
+    if ratios:
+        worst = max(ratios, key=lambda name: ratios[name])
+        text = f"at most {RATIO} × the floor where scores are exact (worst: {ratios[worst]:.2f}, {worst})"
+        checks[text] = all(ratio <= RATIO for ratio in ratios.values())
+    if best:
+        clean = [won for name, won in best.items() if compared[name]["eps"] == 0]
+        wrong = [won for name, won in best.items() if compared[name]["eps"] > 0]
+        if clean:
+            checks[f"the best of all methods in each cell of exact scores ({sum(clean)} of {len(clean)})"] = all(clean)
+        if wrong:
+            text = (
+                f"the best of all methods in three quarters of the cells of wrong scores ({sum(wrong)} of {len(wrong)})"
+            )
+            checks[text] = sum(wrong) >= 0.75 * len(wrong)
+    return checks
+
+
+def _best(cell: dict[str, Any]) -> bool:
+    """Whether ours is at most as far as any other, to within what chance does to a mean over the seeds."""
+    mine = mean_of(cell, OURS)
+    others = [mean for m in rivals.RIVALS if (mean := mean_of(cell, m)) is not None and not np.isnan(mean)]
+    return mine is not None and not np.isnan(mine) and mine <= min(others) + 0.02 * (mean_of(cell, FLOOR) or 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", nargs="+", default=[""], help="run the cells whose names begin so")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--chains", type=int, default=1000)
+    parser.add_argument("--projections", type=int, default=3000)
+    parser.add_argument("--again", action="store_true", help="run also what is there")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
+    options = parser.parse_args()
+    every = cells()
+    if not options.table:
+        for name, cell in every.items():
+            if any(text in ("", name) or name.startswith(f"{text} ") for text in options.cells):
+                run_cell(name, cell, options)
+    found = {name: cell for name in every if (cell := kept().get(name))}
+    columns = [
+        "cell",
+        "floor",
+        "ours",
+        "ours/floor",
+        *rivals.RIVALS,
+        "seeds",
+        "published: GAUSS / JAC / Langevin / floor",
+    ]
+    notes = NOTES.format(
+        projections=options.projections, chains=options.chains, repeats=REPEATS, enumerated=exact.ENUMERATED
+    )
+    rows = [row_of(name, cell) for name, cell in found.items()]
+    title_text = "Posteriors of many observations"
+    return publish(FILE, title_text, columns, rows, checks_of(found), {"cells": found}, notes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

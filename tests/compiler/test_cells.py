@@ -1,0 +1,242 @@
+"""Windows over any cells of a canvas, and over many sets of them: meaning, rates, cost, refusals."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from compiler.networks import Counter
+from composeprob.compiler.top import top_of
+from composeprob.compiler.unroll import unrolled
+from composeprob.errors import ImproperError, InvalidValueError, ShapeError, WrongTypeError
+
+SCHEDULE = cp.Schedule.log_snr(24, min=-9.0, max=9.0)
+CANVAS = (4, 3)
+GRID = np.arange(12).reshape(CANVAS)
+DIAGONALS = [[0, 4, 8], [3, 7, 11], [2, 4, 6], [9, 7, 5]]
+SETS = np.array([*GRID, *DIAGONALS, [10, 0, 5]])
+"""Rows, diagonals and scattered cells, the last in no order; cells 9 to 11 and others lie in several."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+class Ordered(eqx.Module):
+    """A score, or an energy, that tells the entries of its event apart; counted."""
+
+    form: str = eqx.field(static=True)
+    counter: Counter = eqx.field(static=True)
+
+    def __call__(self, x, log_snr, c):
+        self.counter.traces += 1
+        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        away = x - alpha * c * jnp.array([1.0, -0.5, 0.3])
+        variance = alpha**2 * jnp.array([0.2, 0.5, 0.9]) + sigma**2
+        return sigma * 0.5 * jnp.sum(away**2 / variance) if self.form == "energy" else -away / variance
+
+
+def ordered(form="score"):
+    counter = Counter()
+    f = cp.Diffusion(
+        Ordered(form, counter), SCHEDULE, event_shape=(3,), parameterization=form, time="log_snr",
+        conditions={"c": 1.0}, label="f",
+    )  # fmt: skip
+    return f, counter
+
+
+def canvas_prior(shape=CANVAS):
+    return cp.Analytic(dist.Normal(jnp.zeros(shape), 1.3), SCHEDULE, label="prior")
+
+
+@cp.program
+def single(f):
+    cp.sample("x", f)
+
+
+X = {"x": jax.random.normal(jax.random.key(0), CANVAS)}
+
+
+def agree(f, g, x=X, levels=(11,)):
+    one, other = cp.compile(single, f), cp.compile(single, g)
+    assert one.capabilities == other.capabilities
+    for level in levels:
+        found, wanted = everything_at(one, x, level), everything_at(other, x, level)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    return one
+
+
+@eqx.filter_jit
+def everything_at(density, x, level):
+    """Log-density, score and rate."""
+    return density.evaluate(x, level)
+
+
+def several(f, sets=SETS, shape=CANVAS):
+    return cp.product(*[cp.window(f, shape, index=cells) for cells in sets])
+
+
+def test_many_sets_are_the_product_of_windows():
+    """Also under the leaf's conditions, a power, and beside another use of the network, all of which is one batch."""
+    f, counter = ordered()
+    over = cp.window(f, CANVAS, over=SETS)
+    other = cp.window(f.given(c=0.4), CANVAS, index=[1, 4, 7])
+    density = agree(canvas_prior() * over.given(c=-0.3) ** 0.7 * other,
+                    canvas_prior() * several(f.given(c=-0.3)) ** 0.7 * other)  # fmt: skip
+    assert "Π_{i=1}^{9} f(x[cells_i] | c=-0.3)" in str(density)
+    assert "f(x[1, 4, 7] | c=0.4)" in str(density)
+    assert "10 × f as one" in str(density)
+    few = cp.compile(single, canvas_prior() * cp.window(f, CANVAS, over=SETS[:2]).given(c=-0.3) ** 0.7 * other)
+    sizes = []
+    for made in (few, density):
+        before = counter.traces
+        jaxpr = jax.make_jaxpr(lambda x, made=made: made.score_and_rate(x, 3))(X)
+        assert counter.traces == before + 1
+        sizes.append(len(jaxpr.jaxpr.eqns))
+    assert sizes[0] == sizes[1]  # the code does not depend on the number of sets
+
+
+def test_a_window_of_cells_written_out():
+    """f(x[cells]) by hand, and its rate, (f/g²)·(d' − d) for entries that it does not see."""
+    f, _ = ordered("energy")
+    cells = np.array([7, 2, 10])
+    prior = canvas_prior()
+    density, alone = cp.compile(single, prior * cp.window(f, CANVAS, index=cells)), cp.compile(single, f)
+    noise = cp.compile(single, prior)
+    inner = cp.compile(single, f * canvas_prior((3,)))
+    seen = {"x": X["x"].ravel()[cells]}
+    for level in (0, 11):
+        part, rest, found = (everything_at(*at, level) for at in ((alone, seen), (noise, X), (density, X)))
+        whole = jnp.zeros(12).at[cells].set(part.score["x"]).reshape(CANVAS)
+        np.testing.assert_allclose(found.log_density, part.log_density + rest.log_density, rtol=1e-9)
+        np.testing.assert_allclose(found.score["x"], whole + rest.score["x"], rtol=1e-9)
+        # The other cells are the prior's alone, so the rate is that of the product over these cells.
+        np.testing.assert_allclose(found.parts.rate, everything_at(inner, seen, level).parts.rate, rtol=1e-8)
+
+
+def test_boxes_are_a_case_of_cells():
+    f = canvas_prior((2, 2))
+    offsets = [(i, j) for i in range(3) for j in range(2)]
+    sets = [GRID[i : i + 2, j : j + 2] for i, j in offsets]
+    density = agree(cp.window(f, CANVAS, over=sets), cp.product(*[cp.window(f, CANVAS, offset) for offset in offsets]))
+    np.testing.assert_allclose(density.top.power["x"], [[1, 2, 1], [2, 4, 2], [2, 4, 2], [1, 2, 1]])
+
+
+def test_windows_inside_windows_plates_and_data():
+    f, _ = ordered("energy")
+    block, values = GRID[1:, :], [0.2, -0.4]
+    lines = np.array([[0, 1, 2], [2, 4, 6]])
+    nested = cp.window(f, (3, 3), over=lines)
+    cut = cp.window(f, (5,), (1,))
+    found = [
+        cp.window(nested, CANVAS, over=[block, block[::-1]]),  # sets of sets
+        cp.window(nested, CANVAS, (1, 0)),  # sets in a box
+        cp.window(cut, CANVAS, over=[[0, 1, 2, 3, 4], [11, 9, 7, 5, 3]]),  # boxes in sets
+        cp.product(cp.window(f, CANVAS, over=SETS[:2]), over={"c": values}, block=3),  # each set under each value
+        cp.window(cp.mixture(f, log_weights=[0.0, 0.3], over={"c": values}), CANVAS, over=SETS[2:4]),
+    ]
+    mixed = cp.mixture([f.given(c=c) for c in values], log_weights=[0.0, 0.3])
+    wanted = [
+        several(f, [b.ravel()[line] for b in (block, block[::-1]) for line in lines]),
+        several(f, [block.ravel()[line] for line in lines]),
+        several(f, [[1, 2, 3], [9, 7, 5]]),
+        cp.product(*[several(f.given(c=c), SETS[:2]) for c in values]),
+        several(mixed, SETS[2:4]),
+    ]
+    powers = [1.0, 0.5, 0.7, 0.3, 1.1]
+
+    @cp.program
+    def copies(parts):
+        with numpyro.plate("copies", 2):
+            cp.sample("x", cp.product(canvas_prior(), *[g**w for g, w in zip(parts, powers, strict=True)]))
+
+    x = {"x": jax.random.normal(jax.random.key(2), (2, *CANVAS))}
+    one, other = (everything_at(cp.compile(copies, parts), x, 7) for parts in (found, wanted))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_a_tapestry_of_sets():
+    """Every entry counts once: as in a tapestry of one window a set, beside a box."""
+
+    def model(shape):
+        return cp.Diffusion(
+            lambda x, t: jnp.tanh(x + 0.5 * jnp.roll(x.ravel(), 1).reshape(shape)), SCHEDULE, event_shape=shape,
+            parameterization="energy_residual", time="log_snr", label="m",
+        )  # fmt: skip
+
+    f = model((3,))
+    box = cp.window(model((3, 2)), CANVAS, (0, 1))
+    one = agree(cp.tapestry(cp.window(f, CANVAS, over=SETS), box),
+                cp.tapestry(*[cp.window(f, CANVAS, index=cells) for cells in SETS], box))  # fmt: skip
+    np.testing.assert_allclose(one.top.power["x"], 1.0, rtol=1e-6)
+
+
+def test_what_is_known_of_every_entry():
+    """Powers at the top, coverage, exact observations and the tails of quotients see each set by itself."""
+    f = canvas_prior((3,))
+    with pytest.raises(ImproperError, match=r"no window reaches entry \(3, 0\)"):
+        cp.compile(single, cp.window(f, CANVAS, over=GRID[:3]))
+    wide = cp.Analytic(dist.Normal(jnp.zeros(CANVAS), 0.5), SCHEDULE)
+    with pytest.raises(ImproperError, match="improper at level"):  # cell 11 is divided by twice
+        cp.compile(single, cp.window(f, CANVAS, over=SETS) ** 1.2 / wide)
+
+    @cp.program
+    def observed(g):
+        x = cp.sample("x", g)
+        cp.observe("y", dist.Normal(x[1, 1], 0.3), jnp.array(0.7))
+
+    rows = cp.compile(observed, cp.window(f, CANVAS, over=GRID))
+    assert "annealed 'exact'" in str(rows)
+    score = everything_at(rows, X, 0).score["x"]
+    np.testing.assert_allclose(score[1, 1], -X["x"][1, 1] / 1.3**2 + (0.7 - X["x"][1, 1]) / 0.3**2, rtol=0.01)
+    assert top_of(unrolled(rows.graph.sites[0].root), CANVAS).power.min() == 1.0
+
+
+def test_one_set_is_a_window_of_its_cells():
+    f = canvas_prior((3,))
+    assert eqx.tree_equal(cp.window(f, CANVAS, over=[SETS[0]]), cp.window(f, CANVAS, index=SETS[0]))
+    assert cp.window(canvas_prior((12,)), CANVAS, index=GRID.ravel()[::-1]).normalised
+    assert not cp.window(f, CANVAS, index=SETS[0]).normalised
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "found"),
+    [
+        ({"index": [0, 1, 12]}, InvalidValueError, "leaves the canvas: cell 12 of 12"),
+        ({"index": [0, 1, -1]}, InvalidValueError, "leaves the canvas: cell -1"),
+        ({"over": [[0, 1, 2], [3, 4, 3]]}, InvalidValueError, "Set 1 of a window names cell 3 2 times"),
+        ({"index": [0, 1]}, ShapeError, r"needs the shape \(3,\)"),
+        ({"index": [[0, 1, 2]]}, ShapeError, "one cell for each entry"),
+        ({"over": [0, 1, 2]}, ShapeError, r"needs the shape \(n, 3\)"),
+        ({"over": [[0, 1, 2], [3, 4]]}, WrongTypeError, "is no array"),
+        ({"over": np.zeros((0, 3), int)}, InvalidValueError, "no cells"),
+        ({"index": [0.0, 1.0, 2.0]}, WrongTypeError, "must hold whole numbers; got float64"),
+        ({"index": [True, False, True]}, WrongTypeError, "must hold whole numbers; got bool"),
+        ({"index": [0, 1, 2], "scale": 2}, InvalidValueError, "averages nothing"),
+        ({"index": [0, 1, 2], "over": SETS}, InvalidValueError, "one of offset, index and over"),
+        ({}, InvalidValueError, "one of offset, index and over"),
+    ],
+)
+def test_refusals(arguments, error, found):
+    with pytest.raises(error, match=found):
+        cp.window(canvas_prior((3,)), CANVAS, **arguments)
+
+
+def test_averages_and_cells_do_not_mix():
+    f = canvas_prior((2, 2))
+    with pytest.raises(InvalidValueError, match="averages are of neighbours"):
+        cp.window(cp.window(f, (4, 4), (0, 0), 2), (5, 5), index=np.arange(16).reshape(4, 4))
+    with pytest.raises(InvalidValueError, match="whose neighbours it would average"):
+        cp.window(cp.window(canvas_prior((3,)), (2, 2), index=[0, 1, 2]), (4, 4), (0, 0), 2)
+    with pytest.raises(WrongTypeError, match="traced by JAX"):
+        jax.jit(lambda cells: cp.window(f, CANVAS, index=cells))(jnp.arange(4).reshape(2, 2))

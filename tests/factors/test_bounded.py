@@ -1,0 +1,139 @@
+"""Bounded priors: noised half-lines and intervals against brute-force convolutions, near and far."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+import composeprob as cp
+
+SCHEDULES = (cp.Schedule.log_snr(9, min=-8.0, max=11.0), cp.Schedule.edm(9, sigma_min=0.005, sigma_max=10.0))
+LEVELS = [(SCHEDULES[0], 0), (SCHEDULES[0], 4), (SCHEDULES[0], 8), (SCHEDULES[1], 0), (SCHEDULES[1], 5)]
+LAWS = {
+    "half-normal": (dist.HalfNormal(0.7), stats.halfnorm(scale=0.7)),
+    "left-truncated": (dist.TruncatedNormal(0.4, 0.6, low=-0.5), stats.truncnorm(-1.5, np.inf, 0.4, 0.6)),
+    "right-truncated": (dist.TruncatedNormal(0.4, 0.6, high=-0.2), stats.truncnorm(-np.inf, -1.0, 0.4, 0.6)),
+    "truncated": (dist.TruncatedNormal(2.0, 0.5, low=-1.0, high=1.0), stats.truncnorm(-6.0, -2.0, 2.0, 0.5)),
+    "log-normal": (dist.LogNormal(-0.3, 0.8), stats.lognorm(0.8, scale=np.exp(-0.3))),
+    "gamma without a top": (dist.Gamma(0.4, 2.0), stats.gamma(0.4, scale=0.5)),
+    "narrow gamma": (dist.Gamma(900.0, 700.0), stats.gamma(900.0, scale=1 / 700)),
+    "inverse gamma": (dist.InverseGamma(3.0, 2.0), stats.invgamma(3.0, scale=2.0)),
+    "Weibull": (dist.Weibull(0.7, 1.6), stats.weibull_min(1.6, scale=0.7)),
+    "half-Cauchy": (dist.HalfCauchy(0.7), stats.halfcauchy(scale=0.7)),
+    "arcsine": (dist.Beta(0.5, 0.5), stats.beta(0.5, 0.5)),
+    "moved beta": (
+        dist.TransformedDistribution(dist.Beta(2.0, 0.8), dist.transforms.AffineTransform(1.0, -3.0)),
+        stats.beta(0.8, 2.0, loc=-2.0, scale=3.0),
+    ),
+}
+
+
+@pytest.fixture
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def points(alpha, sigma):
+    """Inside, at a wall, and outside of it by a few and by many standard deviations of the noise."""
+    return np.concatenate([alpha * np.array([0.02, 0.3, 1.4, 4.0, -0.4]), sigma * np.array([-3.0, -12.0, 1.0, 9.0])])
+
+
+def convolution(law, x, alpha, sigma):
+    """log f and its slope at one x, by 20-point Gauss–Legendre on very many pieces."""
+    low, high = law.support()
+    scale = min(law.std(), 10.0) if np.isfinite(law.std()) else 1.0
+    steps = np.geomspace(1e-14, 60.0, 160) * scale
+    near = x / alpha + sigma / alpha * np.linspace(-12.0, 12.0, 49)
+    middle = law.median()
+    edges = [middle + steps, middle - steps, near]
+    edges += [low + steps] if np.isfinite(low) else []
+    edges += [high - steps] if np.isfinite(high) else []
+    edges += [[low + 1e4 * scale]] if not np.isfinite(high) and np.isfinite(low) else []
+    edges = np.unique(np.clip(np.concatenate(edges), max(low, middle - 60 * scale), min(high, middle + 1e4 * scale)))
+    z, w = np.polynomial.legendre.leggauss(20)
+    half, centre = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
+    u, weights = (centre + half * z).ravel(), (half * w).ravel()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        joint = np.log(weights) + law.logpdf(u) - 0.5 * ((x - alpha * u) / sigma) ** 2
+    u, joint = u[np.isfinite(joint)], joint[np.isfinite(joint)]  # not at the very walls
+    top = joint.max()
+    shares = np.exp(joint - top)
+    value = top + np.log(shares.sum()) - np.log(sigma) - 0.5 * np.log(2 * np.pi)
+    return value, np.sum(shares * (alpha * u - x)) / shares.sum() / sigma**2
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_noised_densities_are_convolutions(name, double_precision):
+    """The density and the score, from which the Tweedie mean (x + σ²·score)/α follows."""
+    made, law = LAWS[name]
+    made = jax.tree.map(lambda a: jnp.asarray(a, float) if isinstance(a, float) else a, made)
+    evaluate = jax.jit(jax.vmap(lambda x, noise: cp.Analytic(made, SCHEDULES[0]).evaluate(x, noise, {}), (0, None)))
+    for schedule, level in LEVELS:
+        noise = schedule.at(level)
+        alpha, sigma = float(noise.alpha), float(noise.sigma)
+        x = points(alpha, sigma)
+        value, score = evaluate(x, noise)
+        wanted = np.array([convolution(law, at, alpha, sigma) for at in x]).T
+        likely = wanted[0] > -80
+        np.testing.assert_allclose(value[likely], wanted[0][likely], rtol=1e-5, atol=2e-6)
+        np.testing.assert_allclose(score[likely] * sigma, wanted[1][likely] * sigma, rtol=1e-4, atol=2e-5)
+        np.testing.assert_array_equal(np.sign(score[~likely]), np.sign(wanted[1][~likely]))  # elsewhere it leads back
+
+
+def test_the_posterior_of_ninety_observations_under_a_box_is_finite_everywhere():
+    """Each posterior is a truncated normal; in single precision, at all levels, inside and far outside of the box."""
+    schedule = cp.Schedule.log_snr(40, min=-12.0, max=12.0)
+    means = jnp.linspace(-1.5, 1.5, 90)
+    each = cp.Analytic(dist.TruncatedNormal(means, 0.3, low=-1.0, high=1.0), schedule)
+    prior = cp.Analytic(dist.Uniform(-1.0, 1.0), schedule)
+
+    @jax.jit
+    @jax.vmap
+    def composed(x, noise):
+        def log_density(x):
+            posteriors = each.at(noise).log_prob(jnp.full(90, x))
+            return jnp.sum(posteriors) - 89 * prior.at(noise).log_prob(x)
+
+        return jax.value_and_grad(log_density)(x)
+
+    sigma, alpha = np.asarray(schedule.sigma), np.asarray(schedule.alpha)
+    for x in (0.3 * alpha, -alpha, 40 * sigma, -200 * sigma, alpha + 8 * sigma, np.full(40, 30.0)):
+        for found in composed(x, schedule.levels):
+            assert np.all(np.isfinite(found))
+
+
+@pytest.mark.parametrize("name", ["half-normal", "truncated", "log-normal", "gamma without a top", "arcsine"])
+def test_far_away_nothing_is_nan(name):
+    """In single precision."""
+    f = cp.Analytic(LAWS[name][0], SCHEDULES[0])
+    levels = SCHEDULES[0].levels
+    evaluate = jax.jit(jax.vmap(lambda x, noise: f.evaluate(x, noise, {})))
+    for x in (-1e4 * levels.sigma, 1e4 * levels.sigma, -60 * levels.sigma, jnp.full(9, 50.0), jnp.zeros(9)):
+        for found in evaluate(x, levels):
+            assert np.all(np.isfinite(found))
+
+
+def test_draws_are_of_the_noised_law():
+    noise = SCHEDULES[0].at(4)
+    for name in ("truncated", "moved beta"):
+        made, law = LAWS[name]
+        draws = cp.Analytic(made, SCHEDULES[0]).at(noise).sample(jax.random.key(0), (20_000,))
+        alpha, sigma = float(noise.alpha), float(noise.sigma)
+        expected = alpha * law.mean(), np.sqrt(alpha**2 * law.var() + sigma**2)
+        assert abs(float(draws.mean()) - expected[0]) < 4.5 * expected[1] / np.sqrt(20_000)
+        np.testing.assert_allclose(draws.std(), expected[1], rtol=0.03)
+
+
+def test_a_prior_of_several_entries_is_one_event():
+    law = dist.Independent(dist.Beta(jnp.array([2.0, 3.0]), 1.5), 1)
+    f = cp.Analytic(law, SCHEDULES[0])
+    each = [cp.Analytic(dist.Beta(a, 1.5), SCHEDULES[0]) for a in (2.0, 3.0)]
+    noise, x = SCHEDULES[0].at(4), jnp.array([0.3, 0.8])
+    assert f.event_shape == (2,)
+    whole, *parts = jax.jit(lambda: [g.at(noise).log_prob(at) for g, at in [(f, x), *zip(each, x, strict=True)]])()
+    np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)

@@ -232,7 +232,7 @@ def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_look
     sampler = cp.SMC(cp.ULA(0.1), second_order=False).prepare(density)
     at = {"x": jnp.asarray(0.3), "z": jnp.asarray(2.5)}
     level = 3
-    state = sampler.kernel.init(jax.random.key(1), at, lambda x: density.evaluate(x, level + 1))
+    state = sampler.moves.kernel.init(jax.random.key(1), at, lambda x: density.evaluate(x, level + 1))
     after, gain = fallen(sampler, state, density, level)
 
     def prior(position, k):
@@ -268,9 +268,9 @@ class Remembering(cp.ULA):
 def test_smc_refreshes_whatever_a_kernel_caches(weights):
     density = cp.compile(single, normal([0.0]))
     sampler = cp.SMC(Remembering(0.1), weights=weights).prepare(density)
-    state = sampler.kernel.init(jax.random.key(0), {"x": jnp.ones(1)}, lambda x: density.evaluate(x, 20))
+    state = sampler.moves.kernel.init(jax.random.key(0), {"x": jnp.ones(1)}, lambda x: density.evaluate(x, 20))
     after, _ = fallen(sampler, state, density, 19)
-    np.testing.assert_array_equal(after.seen, density.log_density(after.position, 19))
+    np.testing.assert_array_equal(after.inner[0].seen, density.log_density(after.position, 19))
 
 
 def mixture_score(x, t):

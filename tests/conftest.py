@@ -1,4 +1,4 @@
-"""What keeps one process that runs many tests alive, and checks of shapes that signatures promise."""
+"""What keeps one process that runs many tests alive and cheap, and checks of shapes that signatures promise."""
 
 from pathlib import Path
 
@@ -14,6 +14,13 @@ install_import_hook(SHAPES, "typechecked.typechecked")
 MAPS = 40_000
 """Memory maps (Linux allows 65,530) from which on compiled code is let go: every executable of XLA's CPU backend holds
 some, and a process that runs out of them dies."""
+
+
+@pytest.fixture(autouse=True)
+def _compile_in_haste(request: pytest.FixtureRequest):
+    """Quick tests compile more than they compute: they go without LLVM's optimisations, which slow tests, examples and
+    subprocesses have. XLA's passes over the program as a whole are the same."""
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -109,8 +109,8 @@ class Fitted(Integrator):
             before = steered(evaluation, position, density, level) if self.control else evaluation
             return row(evaluation, before.parts.rate, position, density, level)
 
-        rows, logs = spread.gather(spread.map(seen, *chains)), spread.gather(log_weights)
-        return spread.alone(lambda rows, logs: fit(rows, logs, base, self.control), rows, logs)
+        table = spread.gather(jnp.concatenate([spread.map(seen, *chains), log_weights[:, None]], axis=1))
+        return spread.alone(lambda table: fit(table[:, :-1], table[:, -1], base, self.control), table)
 
     def steered(
         self, evaluation: Evaluation, position: Position, half: Array, seen: Fit, density: AnnealedDensity, level: Array

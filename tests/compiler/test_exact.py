@@ -101,7 +101,7 @@ def evaluate(density, position, level):
 def by_quadrature(name):
     """log ∫ L(x₀)·p(x₀ | x_k) dx₀ on a grid, and its slopes in x_k and log sd, from definitions alone."""
     log_prior = PRIORS[name][1]
-    axis = np.linspace(-4.5, 4.5, 361)
+    axis = np.linspace(-4.5, 4.5, 181)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
     away = Y - grid @ A.T - B
     second = np.zeros(len(grid))

@@ -82,9 +82,15 @@ def agree(found, wanted):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@eqx.filter_jit
 def everything(density, level):
     value = density.log_density(X, level) if "energy" in density.capabilities else 0.0
     return value, density.score(X, level)["x"], *density.score_and_rate(X, level), density.evaluate(X, level).parts
+
+
+@eqx.filter_jit
+def value_and_score(density, level):
+    return density.value_and_score(X, level)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +108,11 @@ def test_it_is_the_product_written_out(form, n, block):
     f, _ = posterior(form)
     one, other = cp.compile(single, tall(f, data(n), block=block)), cp.compile(single, written_out(f, data(n)))
     assert one.capabilities == other.capabilities
-    for level in (0, 11, 23):
+    for level in map(jnp.asarray, (0, 11, 23)):
         agree(everything(one, level), everything(other, level))
 
 
-@pytest.mark.parametrize(("sampler", "form"), [("smc", "score"), ("annealed", "score"), ("annealed", "energy")])
+@pytest.mark.parametrize(("sampler", "form"), [("smc", "score"), ("annealed", "energy")])
 def test_samples_are_those_of_the_product_written_out(sampler, form):
     f, ys = posterior(form)[0], data(3)
     kernel = cp.MALA(0.1) if form == "energy" else cp.ULA(0.05)
@@ -244,10 +250,7 @@ def test_mixtures_over_data(block):
     logs = [0.0, 0.4, -1.0, 0.2]
     made = cp.mixture(f, log_weights=logs, over={"y": ys}, block=block)
     wanted = cp.mixture([f.given(y=y) for y in ys], log_weights=logs)
-    for a, b in zip(
-        *(jax.tree.leaves(cp.compile(single, g).value_and_score(X, 9)) for g in (made, wanted)), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-9)
+    agree(*(value_and_score(cp.compile(single, g), 9) for g in (made, wanted)))
 
 
 def test_shares_of_a_mixture_over_data():
@@ -259,7 +262,7 @@ def test_shares_of_a_mixture_over_data():
     assert made.plate.count == 3  # what has no share is left out
     one, other = cp.compile(single, made), cp.compile(single, wanted)
     assert one.capabilities == other.capabilities
-    agree(everything(one, 9), everything(other, 9))
+    agree(everything(one, jnp.asarray(9)), everything(other, jnp.asarray(9)))
     assert "weights of a mixture at x sum to 10" in str(one)
     alone = cp.mixture(f, [0.0, 0.0, 1.0, 0.0], over={"c": cs})
     assert eqx.tree_equal(alone, f.given(c=np.float64(0.7)))
@@ -274,10 +277,7 @@ def test_nested_plates_are_every_pair():
     made = cp.product(cp.mixture(f, log_weights=[0.0, 0.5], over={"b": b}, block=1), over={"a": a})
     wanted = cp.product(*[cp.mixture([f.given(a=u, b=v) for v in b], log_weights=[0.0, 0.5]) for u in a])
     one, other = cp.compile(single, made), cp.compile(single, wanted)
-    for x, y in zip(
-        jax.tree.leaves(one.value_and_score(X, 5)), jax.tree.leaves(other.value_and_score(X, 5)), strict=True
-    ):
-        np.testing.assert_allclose(x, y, rtol=1e-9)
+    agree(value_and_score(one, 5), value_and_score(other, 5))
     assert "Π_{i=1}^{3} [Σ_{j=1}^{2} w_j·f(x | a=a_i, b=b_j)]" in str(one)
     both = cp.compile(single, cp.product(cp.product(f, over={"a": a}), over={"b": b}))
     wanted = cp.compile(single, cp.product(*[f.given(a=u, b=v) for u in a for v in b]))
@@ -311,7 +311,7 @@ def test_plates_and_windows_of_programs():
 
     one, other = cp.compile(model, tall(f, ys)), cp.compile(model, written_out(f, ys))
     x = {"x": jnp.asarray(data(2, 5)), "z": jnp.array([0.1, 0.5, -0.3])}
-    agree(one.score_and_rate(x, 7), other.score_and_rate(x, 7))
+    agree(*(jax.jit(density.score_and_rate)(x, 7) for density in (one, other)))
 
 
 def test_a_classifier_over_labels():
@@ -320,10 +320,7 @@ def test_a_classifier_over_labels():
     )
     made = cp.compile(single, prior() * cp.product(classifier, over={"label": [0, 2, 2]}))
     wanted = cp.compile(single, prior() * classifier.given(label=0) * classifier.given(label=2) ** 2)
-    for a, b in zip(
-        jax.tree.leaves(made.value_and_score(X, 5)), jax.tree.leaves(wanted.value_and_score(X, 5)), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-9)
+    agree(value_and_score(made, 5), value_and_score(wanted, 5))
 
 
 def test_a_held_latent_beside_data():

@@ -104,9 +104,9 @@ def test_a_program_is_run_twice(name):
 
     density = cp.compile(cp.program(counted), *arguments)
     assert runs <= 2
-    position = density.initial(jax.random.key(0))
+    position = jax.jit(density.initial)(jax.random.key(0))
     assert {name: site.shape for name, site in density.sites.items()} == jax.tree.map(jnp.shape, position)
-    assert jnp.isfinite(density.log_density(position, 0))
+    assert jnp.isfinite(jax.jit(density.log_density)(position, 0))
 
 
 def line(function, words):

@@ -122,7 +122,8 @@ def test_new_data_reuse_compiled_code():
     @cp.program
     def counted(f, y):
         runs.append(y)
-        return five_models.function(f, y)
+        x, m = cp.sample("x", f), cp.sample("m", dist.Normal(0.5, 0.8))
+        cp.observe("y", dist.Normal(x + m, SD), y)
 
     sampler = cp.AnnealedMCMC(cp.MALA(0.1), 1)
     cp.infer(

@@ -12,6 +12,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.samplers import smc
+from composeprob.samplers.fall import fall
 from sampling_cases import SCHEDULE, normal
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -53,25 +54,29 @@ def test_the_evidence_is_that_of_the_data(weights, levels, latent):
 
 
 class Forgets(cp.SMC):
-    """Moves as SMC does, but takes no likelihood ratio between levels into its weights."""
-
-    def _descend(self, key, state, density, level):
-        state, gain = super()._descend(key, state, density, level)
-        return state, jnp.zeros_like(gain)
+    """A type of its own, so that nothing compiled of `SMC` is taken for it."""
 
 
 @pytest.mark.slow
-def test_without_the_ratios_between_levels_the_evidence_is_wrong():
+def test_without_the_ratios_between_levels_the_evidence_is_wrong(monkeypatch):
+    def forgetful(sampler, run, keys, density, level, above):
+        states, gain = fall(sampler, run, keys, density, level, above)
+        return states, jnp.where(level < above, 0.0, gain)
+
+    monkeypatch.setattr(smc, "fall", forgetful)
     found = estimates(Forgets(cp.MALA(), 1), False, SCHEDULE)
     assert_disagrees(z_scores(found, {"Z": evidence(False, SCHEDULE)}))
 
 
-@pytest.mark.slow
-def test_without_the_ratio_of_leaning_the_evidence_is_wrong(monkeypatch):
-    monkeypatch.setattr(smc, "log_ratio_of_leaning", lambda *args: jnp.zeros(()))
-    found = estimates(Unmended(cp.MALA(), 1), False, SCHEDULE)
-    assert_disagrees(z_scores(found, {"Z": evidence(False, SCHEDULE)}))
-
-
 class Unmended(cp.SMC):
-    """A type of its own, so that nothing compiled of `SMC` is taken for it."""
+    """Another one."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("integrator", smc.INTEGRATORS)
+def test_without_the_ratio_of_leaning_the_evidence_is_wrong(monkeypatch, integrator):
+    kind = smc.INTEGRATORS[integrator]
+    depart = kind.depart
+    monkeypatch.setattr(kind, "depart", lambda *given: depart(*given)._replace(log_ratio=jnp.zeros(())))
+    found = estimates(Unmended(cp.MALA(), 1, integrator=integrator), False, SCHEDULE)
+    assert_disagrees(z_scores(found, {"Z": evidence(False, SCHEDULE)}))

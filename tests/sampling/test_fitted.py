@@ -100,46 +100,56 @@ def stiff(f, g):
     cp.sample("x", f**FACTORS * g ** (1 - FACTORS))
 
 
-def level_step(level):
-    """(draws, gains) of the step from the level above, from exact draws there, and (mean, covariance) here."""
+def law(level):
+    """(mean, covariance) of the product at a level."""
+    noise = SCHEDULE.at(level)
+    alpha, variance = float(noise.alpha), float(noise.sigma) ** 2
+    own = np.linalg.inv(alpha**2 * COVARIANCE + variance * np.eye(2))
+    precision = FACTORS * own + (1 - FACTORS) / (25 * alpha**2 + variance) * np.eye(2)
+    return np.linalg.solve(precision, FACTORS * own @ (alpha * np.array([1.0, -2.0]))), np.linalg.inv(precision)
+
+
+@pytest.fixture(scope="module")
+def density():
     f = cp.Analytic(dist.MultivariateNormal(jnp.array([1.0, -2.0]), jnp.asarray(COVARIANCE)), SCHEDULE)
     g = cp.Analytic(dist.Normal(jnp.zeros(2), 5.0).to_event(1), SCHEDULE)
-    density = cp.compile(stiff, f, g)
+    return cp.compile(stiff, f, g)
 
-    def law(level):
-        noise = SCHEDULE.at(level)
-        alpha, variance = float(noise.alpha), float(noise.sigma) ** 2
-        own = np.linalg.inv(alpha**2 * COVARIANCE + variance * np.eye(2))
-        precision = FACTORS * own + (1 - FACTORS) / (25 * alpha**2 + variance) * np.eye(2)
-        return np.linalg.solve(precision, FACTORS * own @ (alpha * np.array([1.0, -2.0]))), np.linalg.inv(precision)
 
-    mean, covariance = law(level + 1)
-    x = jnp.asarray(np.random.default_rng(level).multivariate_normal(mean, covariance, CHAINS))
+def step(density):
+    """(draws, gains) of the step to a level, from draws at the level above: compiled once for all levels."""
     sampler = eqx.tree_at(lambda s: s.moves, cp.SMC().prepare(density), None)
     run = begin(jax.random.key(3), CHAINS, SCHEDULE.num_levels)
 
     @jax.jit
-    def one(x):
+    def stepped(x, level):
         states = jax.vmap(lambda x: KernelState({"x": x}, density.evaluator({"x": x}, level + 1)))(x)
         there = dataclasses.replace(run, chains=states)
-        return fall(sampler, there, run.keys, density, jnp.asarray(level), jnp.asarray(level + 1))
+        states, gains = fall(sampler, there, run.keys, density, level, level + 1)
+        return states.position["x"], gains
 
-    states, gains = one(x)
-    return np.asarray(states.position["x"]), np.asarray(gains), law(level)
+    return stepped
 
 
-def misfit(level):
-    """How far draws are from the law, in standard errors; and the spread of what weights gained."""
-    x, gains, (mean, covariance) = level_step(level)
+@pytest.fixture(scope="module")
+def stepped(density):
+    return step(density)
+
+
+def misfit(stepped, level):
+    """From exact draws above: how far draws are from the law, in standard errors; the spread of what weights gained."""
+    drawn = np.random.default_rng(level).multivariate_normal(*law(level + 1), CHAINS)
+    x, gains = map(np.asarray, stepped(jnp.asarray(drawn), jnp.asarray(level)))
+    mean, covariance = law(level)
     white = np.linalg.solve(np.linalg.cholesky(covariance), (x - mean).T)
     second = np.array([white[0] ** 2 - 1, white[1] ** 2 - 1, white[0] * white[1]]) / np.sqrt([[2], [2], [1]])
     return np.abs(np.concatenate([white, second]).mean(axis=1)).max() * np.sqrt(CHAINS), gains.std()
 
 
 @pytest.mark.parametrize("level", [5, 3, 0])
-def test_one_level_is_exact_for_gaussians(level):
+def test_one_level_is_exact_for_gaussians(stepped, level):
     """Δλ = 2 and 40 factors, n·Δλ = 80, from exact draws: exact draws, all of one weight."""
-    far, spread = misfit(level)
+    far, spread = misfit(stepped, level)
     assert far < 4.5
     assert spread < 2e-3
 
@@ -160,10 +170,10 @@ def stale(old):
 
 
 @pytest.mark.parametrize(("method", "mutant"), [("steered", wrong_sign), ("settle", stale)])
-def test_a_wrong_control_or_slope_is_seen(monkeypatch, method, mutant):
+def test_a_wrong_control_or_slope_is_seen(density, monkeypatch, method, mutant):
     """Negative controls: u of the other sign, and the slope of the level above in the place of this one's."""
     monkeypatch.setattr(Fitted, method, mutant(getattr(Fitted, method)))
-    far, spread = misfit(3)
+    far, spread = misfit(step(density), 3)
     assert far > 6 or spread > 0.05
 
 

@@ -1,5 +1,6 @@
 """Every sampler on Gaussian targets whose law at level 0 is known, and what SMC estimates."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 import composeprob as cp
 from composeprob.kernels import KernelState
 from composeprob.samplers.base import begin
+from composeprob.samplers.fall import fall
 from composeprob.samplers.reverse import leaning, log_ratio_of_leaning
 from composeprob.samplers.weights import first_weight
 from sampling_cases import SCHEDULE, N, both, moments, normal, single
@@ -187,6 +189,14 @@ def test_where_levels_say_nothing_but_are_far_apart_smc_starts_below_them():
     assert result.status.ok
 
 
+def fallen(sampler, state, density, level):
+    """One chain on its way to a level from the one above, and what it gains."""
+    run = begin(jax.random.key(2), 1, density.num_levels)
+    run = dataclasses.replace(run, chains=jax.tree.map(lambda leaf: leaf[None], state))
+    after = fall(sampler, run, run.keys, density, jnp.int32(level), jnp.int32(level + 1))
+    return jax.tree.map(lambda leaf: leaf[0], after)
+
+
 def first_weights(density, chains=20_000):
     sampler = cp.SMC(cp.MALA()).prepare(density)
     level = density.num_levels - 1
@@ -222,8 +232,8 @@ def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_look
     sampler = cp.SMC(cp.ULA(0.1), second_order=False).prepare(density)
     at = {"x": jnp.asarray(0.3), "z": jnp.asarray(2.5)}
     level = 3
-    state = sampler.kernel.init(jax.random.key(1), at, lambda x: density.evaluate(x, level + 1))
-    after, gain = sampler._descend(jax.random.key(2), state, density, jnp.int32(level), jnp.int32(level + 1))
+    state = sampler.moves.kernel.init(jax.random.key(1), at, lambda x: density.evaluate(x, level + 1))
+    after, gain = fallen(sampler, state, density, level)
 
     def prior(position, k):
         mean = position["x"] / density.schedule.alpha[k]
@@ -258,9 +268,9 @@ class Remembering(cp.ULA):
 def test_smc_refreshes_whatever_a_kernel_caches(weights):
     density = cp.compile(single, normal([0.0]))
     sampler = cp.SMC(Remembering(0.1), weights=weights).prepare(density)
-    state = sampler.kernel.init(jax.random.key(0), {"x": jnp.ones(1)}, lambda x: density.evaluate(x, 20))
-    after, _ = sampler._fall(jax.random.key(1), state, density, jnp.int32(19), jnp.int32(20))
-    np.testing.assert_array_equal(after.seen, density.log_density(after.position, 19))
+    state = sampler.moves.kernel.init(jax.random.key(0), {"x": jnp.ones(1)}, lambda x: density.evaluate(x, 20))
+    after, _ = fallen(sampler, state, density, 19)
+    np.testing.assert_array_equal(after.inner[0].seen, density.log_density(after.position, 19))
 
 
 def mixture_score(x, t):

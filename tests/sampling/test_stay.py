@@ -47,10 +47,11 @@ def exact_tau():
 def test_centred_and_non_centred_are_one_density():
     """At every level the same position has the same density: a centred latent is measured from where its prior is."""
     one, other = cp.compile(centred, normal(0.0, 1.0, SHORT)), cp.compile(non_centred, normal(0.0, 1.0, SHORT))
+    initial, values = jax.jit(other.initial), [jax.jit(density.log_density) for density in (one, other)]
     for seed, level in ((0, 0), (1, 5), (2, 11)):
-        position = other.initial(jax.random.key(seed), level)
+        position = initial(jax.random.key(seed), level)
         same = {"x": position["x"], "tau": position["tau"], "theta": position["z"]}
-        np.testing.assert_allclose(one.log_density(same, level), other.log_density(position, level), rtol=1e-4)
+        np.testing.assert_allclose(values[0](same, level), values[1](position, level), rtol=1e-4)
         theta = one.to_samples(same)["theta"]
         alpha = float(one.schedule.alpha[0])
         expected = position["x"] / alpha + jnp.exp(position["tau"]) * position["z"]
@@ -74,16 +75,19 @@ def test_a_log_normal_that_follows_a_noised_site_is_standardised_too():
     density.log_density(position, 3)
 
 
-def test_the_default_finds_the_scale_of_a_hierarchy():
-    """Within 0.3 posterior standard deviations, both ways of writing it; the weights are of latents too."""
+@pytest.mark.parametrize(
+    "program", [centred, pytest.param(non_centred, marks=pytest.mark.slow)], ids=["centred", "non-centred"]
+)
+def test_the_default_finds_the_scale_of_a_hierarchy(program):
+    """Within 0.3 posterior standard deviations; the weights are of latents too. Written the other way it is the same
+    density in the same coordinates, as the test above shows."""
     mean, sd = exact_tau()
-    for program in (centred, non_centred):
-        result = run(cp.compile(program, normal(0.0, 1.0, SHORT)), chains=256, sampler=None)
-        assert "stay at level 0" in result.sampler
-        tau = result.mean(lambda s: s["tau"])
-        assert abs(tau.value - mean) < 0.3 * sd
-        assert abs(tau.value - mean) < 4 * tau.error
-        assert abs(np.std(result["tau"]) - sd) < 0.25 * sd
+    result = run(cp.compile(program, normal(0.0, 1.0, SHORT)), chains=256, sampler=None)
+    assert "stay at level 0" in result.sampler
+    tau = result.mean(lambda s: s["tau"])
+    assert abs(tau.value - mean) < 0.3 * sd
+    assert abs(tau.value - mean) < 4 * tau.error
+    assert abs(np.std(result["tau"]) - sd) < 0.25 * sd
 
 
 def test_a_stay_moves_a_population_that_is_not_there_yet():
@@ -153,7 +157,13 @@ class TestGivingUp:
     coarse = cp.Schedule.log_snr(8)
 
     def density(self):
-        return cp.compile(both, normal(jnp.zeros(6), 1.0, self.coarse), normal(jnp.full(6, 2.0), 0.05, self.coarse))
+        """64 narrow modes under a Gaussian to one side of them: nothing that a fit could even out."""
+        mixing, modes = (
+            dist.Categorical(jnp.full((6, 2), 0.5)),
+            dist.Normal(jnp.tile(jnp.array([-1.0, 1.0]), (6, 1)), 0.1),
+        )
+        factor = cp.Analytic(dist.MixtureSameFamily(mixing, modes), self.coarse)
+        return cp.compile(both, factor, normal(jnp.full(6, 0.5), 0.3, self.coarse))
 
     def test_independent_chains_take_its_place(self, tmp_path):
         density = self.density()

@@ -122,7 +122,7 @@ class SMC(Sampler):
         if control not in CONTROLS:
             raise InvalidValueError(f"Unknown control {control!r}.", fix=f"use one of: {', '.join(CONTROLS)}.")
         self.control = control if weights == "feynman_kac" else "none"
-        name = ("fitted" if second_order else "explicit") if integrator is None else integrator
+        name = ("fitted" if self.second_order else "explicit") if integrator is None else integrator
         if name not in INTEGRATORS:
             raise InvalidValueError(f"Unknown integrator {name!r}.", fix=f"use one of: {', '.join(INTEGRATORS)}.")
         self.integrator = INTEGRATORS[name](self.control != "none")

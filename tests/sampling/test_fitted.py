@@ -11,13 +11,15 @@ import pytest
 
 import composeprob as cp
 from composeprob.kernels import KernelState
+from composeprob.samplers import fit as fits
 from composeprob.samplers.base import begin
 from composeprob.samplers.fall import fall
-from composeprob.samplers.fit import Fit, fit
+from composeprob.samplers.fit import Fit
 from composeprob.samplers.fitted import Fitted, Flow
 
 SCHEDULE = cp.Schedule.log_snr(9, min=-8.0, max=8.0)
 CHAINS, FACTORS = 4000, 40.0
+fit = jax.jit(fits.fit, static_argnames="control")
 ROTATION = np.array([[0.8, -0.6], [0.6, 0.8]])
 COVARIANCE = ROTATION @ np.diag([0.01, 4.0]) @ ROTATION.T
 

@@ -102,7 +102,8 @@ if task["resumes"]:
     told["resumed"] = run(name, few, checkpoint_dir=folder, resume=True)[0] == run(name, few)[0]
     stopped_on(few, name, folder + "again")
     told["spread"] = run(name, 8, checkpoint_dir=folder + "again", resume=True)[0] == run(name, few)[0]
-for name, sampler in (("explicit", samplers["SMC, explicit"]), ("fitted", cp.SMC(cp.MALA(0.01))), ("chains", independent)):
+kinds = {"explicit": samplers["SMC, explicit"], "fitted": cp.SMC(cp.MALA(0.01)), "chains": independent}
+for name, sampler in kinds.items():
     if task["collectives"]:
         told[name] = compile_ahead(density, sampler, N, jax.devices(), diagnostics=False).collectives
 if task["collectives"]:

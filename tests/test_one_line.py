@@ -99,6 +99,7 @@ ALGEBRA = {
         image("digits").given(digit=3), (28, 56, 1), (0, 28)
     ),
     "window(digits; 56×56×1, offset (0, 0, 0), scale 2)": cp.window(image("digits"), (56, 56, 1), (0, 0), 2),
+    "window(a; 2×2, 2 sets of cells)": cp.window(A, (2, 2), over=[[0, 1], [2, 3]]),
     "a * a * a * a * a * a … (40 factors)": math.prod([A] * 39, start=A),
     "mixture(a, a, a, a, a, a … (7 parts); weights 0.143, 0.143, 0.143, 0.143, 0.143, 0.143, …)": cp.mixture(
         [A] * 7, weights=[1, 1, 1, 1, 1, 1, 1.0001]

@@ -1,4 +1,4 @@
-"""One network, ninety observations: a posterior of many data from a network that was trained on single ones.
+"""One network, 32 observations: a posterior of many data from a network that was trained on single ones.
 
 The simulator draws θ from a box, and one number x ~ N(θ₁, exp θ₂). The network learns p(θ | x) for one x. Then
 p(θ | x₁ … x_n) is p(θ)·Π_i p(θ | x_i)/p(θ), one batched evaluation of that network, whatever n is.
@@ -51,7 +51,7 @@ recipe = cp.training.Recipe(
     network=lambda key: Network(eqx.nn.MLP(8, 2, width_size=96, depth=3, activation=jax.nn.swish, key=key)),
     data=pairs, event_shape=(2,), schedule=schedule, conditions=("x",), log_snr=(-12.0, 10.0), focus=(-4.0, 8.0),
     antithetic=True, decay="cosine", learning_rate=3e-3, batch_size=512, iterations=4000, ema=0.99,
-    weight=lambda log_snr: 1 / jnp.sqrt(jax.nn.sigmoid(-log_snr) + 1e-3),  # errors add up ninety times
+    weight=lambda log_snr: 1 / jnp.sqrt(jax.nn.sigmoid(-log_snr) + 1e-3),  # errors add up over observations
 )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def tall(posterior, prior, xs):
 
 def main(num_chains=1000, out="out"):
     posterior = cp.training.train(recipe, jax.random.key(0), label="posterior").factor
-    xs = simulate(jax.random.key(3), jnp.tile(TRUTH, (90, 1)))
+    xs = simulate(jax.random.key(3), jnp.tile(TRUTH, (32, 1)))
     result = cp.infer(cp.compile(tall, posterior, prior, xs), jax.random.key(1), num_chains=num_chains)
     print(result.summary(), f"\ntruth {np.round(TRUTH, 2)}")
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,14 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
+from composeprob.schedule import Noise
 
 CONTROLS = ("affine", "none")
+
+
+def fixed_gain(power: Array, noise: Noise) -> Array:
+    """a of u = a·x, (P − 1)/2(α² + σ²), in the shape of P."""
+    return 0.5 * (power - 1.0) / (noise.alpha**2 + noise.sigma**2)
 
 
 def steered(evaluation: Evaluation, position: Position, density: AnnealedDensity, level: Array) -> Evaluation:
@@ -41,7 +47,7 @@ def steered(evaluation: Evaluation, position: Position, density: AnnealedDensity
     parts, score = evaluation.parts, dict(evaluation.score)
     drift, rate = dict(parts.drift), parts.rate
     for name, power in density.top.power.items():
-        gain = 0.5 * (power - 1.0) / (noise.alpha**2 + noise.sigma**2)
+        gain = fixed_gain(power, noise)
         x, s = position[name], parts.drift[name]
         drift[name], score[name] = s + gain * x, evaluation.score[name] + gain * x
         rate = rate + jnp.sum(gain * (1.0 + x * s))

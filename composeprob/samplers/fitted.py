@@ -14,7 +14,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.base import REVERSE
-from composeprob.samplers.control import steered
+from composeprob.samplers.control import fixed_gain, steered
 from composeprob.samplers.fit import FEWEST, MOST, Fit, dimensions, fit, flat, power, row, unfitted, unflat
 from composeprob.samplers.integrators import Departure, Integrator
 from composeprob.samplers.reverse import LEAN
@@ -173,7 +173,7 @@ class Fitted(Integrator):
     def _gain(self, density: AnnealedDensity, level: Array) -> Array:
         """The slope of the fixed control in y, (d,)."""
         noise = density.schedule.at(level)
-        gain = 0.5 * (power(density) - 1.0) * noise.alpha**2 / (noise.alpha**2 + noise.sigma**2)
+        gain = noise.alpha**2 * fixed_gain(power(density), noise)
         return gain if self.control else jnp.zeros_like(gain)
 
 

@@ -156,6 +156,28 @@ def test_one_level_is_exact_for_gaussians(stepped, level):
     assert spread < 2e-3
 
 
+def test_the_rate_gains_the_divergence_of_what_the_drift_gains():
+    """∇·u + ⟨u, S⟩, with u the difference of the drifts and its divergence by differentiation."""
+    f = cp.Analytic(dist.MultivariateNormal(jnp.array([1.0, -2.0]), jnp.asarray(COVARIANCE)), SCHEDULE)
+    density = cp.compile(stiff, f, cp.Analytic(dist.Normal(jnp.zeros(2), 5.0).to_event(1), SCHEDULE))
+    gain = jnp.array([[[0.7, 0.2], [0.2, -0.1]], [[0.3, -0.4], [-0.4, 0.9]]])
+    seen = Fit(jnp.array([0.1, 0.4]), -jnp.eye(2), gain, jnp.array([[0.5, -1.0], [0.2, 0.3]]))
+
+    @jax.jit
+    def one(x):
+        plain = density.evaluator({"x": x}, 3)
+        there = Fitted(True).steered(plain, {"x": x}, jnp.asarray(1), seen, density, jnp.asarray(3))
+        return (
+            there.parts.drift["x"] - plain.parts.drift["x"],
+            plain.parts.drift["x"],
+            there.parts.rate - plain.parts.rate,
+        )
+
+    x = jnp.array([0.4, -0.8])
+    u, score, gained = one(x)
+    np.testing.assert_allclose(gained, jnp.trace(jax.jacfwd(lambda x: one(x)[0])(x)) + u @ score, rtol=1e-9)
+
+
 def wrong_sign(old):
     def steered(self, evaluation, position, half, seen, density, level):
         there = dataclasses.replace(seen, push=-seen.push, gain=-seen.gain)

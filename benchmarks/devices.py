@@ -24,6 +24,7 @@ import composeprob as cp
 from composeprob.runtime.compiled import advance, start
 from composeprob.samplers.base import begin, placed
 from composeprob.samplers.spread import Spread, everywhere
+from composeprob.samplers.visits import Visits
 
 CHAINS, REPEATS, LEVELS = 2000, 9, 3
 CASES = [(1, None), (1, 1000), (1, 250), (1, 125), (8, None), (8, 250), (8, 125)]
@@ -44,22 +45,21 @@ def main() -> int:
     def prepared(devices: int, chunk: int | None) -> Any:
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("chains",)) if devices > 1 else None
         spread = Spread.of(mesh, chunk, CHAINS)
-        run = placed(begin(jax.random.key(0), CHAINS, density.num_levels, spread), spread)
+        run = placed(begin(jax.random.key(0), CHAINS, Visits.every(first, density.num_levels), spread), spread)
         placed_sampler, placed_density = spread.place((sampler, density), everywhere)
         run = start(placed_sampler, run, placed_density, first)
 
-        def levels(begin: int, end: int) -> float:
+        def levels(end: int) -> float:
             nonlocal run
             began = time.process_time()
-            bounds = spread.number(begin), spread.number(end)
-            run = jax.block_until_ready(advance(placed_sampler, run, placed_density, *bounds, first))
+            run = jax.block_until_ready(advance(placed_sampler, run, placed_density, spread.number(end)))
             return time.process_time() - began
 
-        levels(0, 1)  # compiled
+        levels(1)  # compiled
         return levels
 
     runs = {case: prepared(*case) for case in CASES}
-    seconds = np.array([[run(1 + r * LEVELS, 1 + (r + 1) * LEVELS) for run in runs.values()] for r in range(REPEATS)])
+    seconds = np.array([[run(1 + (r + 1) * LEVELS) for run in runs.values()] for r in range(REPEATS)])
     ratios = np.median(seconds / seconds[:, :1], axis=0)
     rows = [
         [str(devices), "all that a device has" if chunk is None else str(chunk), f"{s:.2f}", f"{ratio:.3f}"]

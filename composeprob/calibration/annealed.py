@@ -17,6 +17,7 @@ from composeprob.kernels import HMC, Adaptive
 from composeprob.samplers.base import Run, begin
 from composeprob.samplers.resampling import log_mean_weight
 from composeprob.samplers.smc import SMC
+from composeprob.samplers.visits import Visits
 from composeprob.samplers.weights import first_weight
 
 STEPS_PER_LEVEL = 4
@@ -49,7 +50,7 @@ def annealed(density: AnnealedDensity, key: Array, num_chains: int, repeats: int
 def _repeat(sampler: SMC, density: AnnealedDensity, key: Array, num_chains: int) -> Array:
     """One population's estimates of log ∫F_k, (K,)."""
     first = density.num_levels - 1
-    run = sampler.start(begin(key, num_chains, density.num_levels), density, first)
+    run = sampler.start(begin(key, num_chains, Visits.every(first, density.num_levels)), density, first)
     position, target = run.chains.position, partial(density.evaluator, level=first)
     chains = dataclasses.replace(run.chains, evaluation=jax.vmap(target)(position))
     value = chains.evaluation.log_density

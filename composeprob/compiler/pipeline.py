@@ -101,7 +101,10 @@ def lowered(
     described = Described(graph, describe(graph, sorted(offered)), graph.where, offers)
     law = _top_law(tops, all("normalised" in capabilities for *_, capabilities in offers))
     density = AnnealedDensity(graph.schedule, evaluator, law, sites, offered, described)
-    return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
+    density = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
+    # No field: a copy with other arrays must not have it.
+    object.__setattr__(density, "_anew", lambda other: lowered(program, args, kwargs, other, precision, networks))
+    return density
 
 
 def _rounded(graph: Graph, precision: str | None) -> Graph:

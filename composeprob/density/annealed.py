@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -158,6 +158,23 @@ class AnnealedDensity(eqx.Module):
     def num_levels(self) -> int:
         """K."""
         return self.schedule.num_levels
+
+    def on(self, schedule: Schedule) -> AnnealedDensity:
+        """Returns the same program on other levels, as ``cp.compile(program, …, schedule=schedule)`` does.
+
+        Raises:
+            AlignmentError: a factor does not know one of these levels.
+            CapabilityError: this is not what `cp.compile` returned, but a copy with other arrays.
+        """
+        anew: Callable[[Schedule], AnnealedDensity] | None = getattr(self, "_anew", None)
+        if anew is None:
+            raise CapabilityError(
+                "Only a density as cp.compile returned it can go to other levels: the arrays of this copy may differ "
+                "from those of its program.",
+                where=self.described.where,
+                fix="compile on these levels: cp.compile(program, …, schedule=cp.Schedule.log_snr(60)).",
+            )
+        return anew(schedule)
 
     def evaluate(self, position: Position, level: Array | int) -> Evaluation:
         """Everything that one evaluation gives; each network is called once.

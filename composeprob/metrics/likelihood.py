@@ -18,6 +18,7 @@ from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
 from composeprob.metrics.paths import Path, climb, frozen, start_constant
 from composeprob.runtime.compiled import descent
 from composeprob.samplers.base import Run, Sampler, begin
+from composeprob.samplers.visits import Visits
 
 CHAINS_AT_ONCE = 8192
 NUMBERS_AT_ONCE = 2**20
@@ -207,9 +208,10 @@ def estimate_evidence(sampler: Sampler, density: AnnealedDensity, key: Array) ->
 @eqx.filter_jit
 def _evidences(sampler: Sampler, density: AnnealedDensity, keys: Array, first: int) -> Array:
     def one(key: Array) -> Array:
-        run: Run = sampler.start(begin(key, EVIDENCE_CHAINS, density.num_levels), density, first)
+        visits = Visits.every(first, density.num_levels)
+        run: Run = sampler.start(begin(key, EVIDENCE_CHAINS, visits), density, first)
         run = eqx.tree_at(lambda r: r.log_evidence, run, start_constant(run.log_evidence))
-        return descent(sampler, run, density, 0, first + 1, first, 1).log_evidence
+        return descent(sampler, run, density, first + 1).log_evidence
 
     return jax.lax.map(one, keys)
 

@@ -21,6 +21,7 @@ from composeprob.runtime.parts import in_parts, places
 from composeprob.samplers.base import Run, Sampler, begin, placed
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.spread import Spread, everywhere, plain
+from composeprob.samplers.visits import Visits
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -74,7 +75,7 @@ def compile_ahead(
     mesh = plain(devices)
     spread = Spread.of(mesh, chunk, num_chains)
     here = dataclasses.replace(spread, mesh=None)  # where the devices are not
-    run = placed(begin(jax.random.key(0), num_chains, density.num_levels), here)
+    run = placed(begin(jax.random.key(0), num_chains, Visits.every(first, density.num_levels)), here)
     run = dataclasses.replace(run, spread=spread)
     density = in_parts(density, spread, shard_above)
     arrays, static = eqx.partition((sampler, run, density), eqx.is_array)
@@ -86,7 +87,7 @@ def compile_ahead(
     def whole(arrays: Any) -> Any:
         sampler, run, density = eqx.combine(arrays, static)
         run = start(sampler, run, density, first)
-        run = advance(sampler, run, density, jnp.int32(0), jnp.int32(first + 1), jnp.int32(1), first)
+        run = advance(sampler, run, density, jnp.int32(first + 1))
         return sampler.positions(run), run.log_weights, (run.log_evidence, run.records) if diagnostics else ()
 
     where = (everywhere, Run.places(), places(density))

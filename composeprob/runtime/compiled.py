@@ -61,33 +61,21 @@ def start(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> R
     return on_devices(run.spread, own, (sampler, run, density), specs, Run.places())
 
 
-def descent(
-    sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array | int, end: Array | int, first: int, stride: Any
-) -> Run:
-    """The visits ``begin`` … ``end`` − 1 of a way down from the first level; traced.
+def descent(sampler: Sampler, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
+    """Goes on with the run's visits until ``end`` are made, or level 0 is reached; traced."""
 
-    Visit 0 is of the first level, and the last, number ⌈first/stride⌉, of level 0; those between are of every level
-    that is a multiple of the stride.
-    """
-    steps = -(-first // stride)
+    def visit(run: Run) -> Run:
+        moved = sampler.visit(run, density, *run.visits.now)
+        return dataclasses.replace(moved, visits=run.visits.onwards(density.schedule, moved.records))
 
-    def level_of(i: Array | int) -> Array:
-        return jnp.where(i <= 0, first, stride * (steps - i))
-
-    return jax.lax.fori_loop(begin, end, lambda i, r: sampler.visit(r, density, level_of(i), level_of(i - 1)), run)
+    return jax.lax.while_loop(lambda run: (run.visits.made < end) & ~run.visits.arrived, visit, run)
 
 
 @executable
-def advance(
-    sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, end: Array, stride: Array, first: int
-) -> Run:
-    """`descent` on every device; bounds and stride are arrays: every stretch is one executable."""
-
-    def own(sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, end: Array, stride: Array) -> Run:
-        return descent(sampler, run, density, begin, end, first, stride)
-
-    specs = (everywhere, Run.places(), places(density), everywhere, everywhere, everywhere)
-    return on_devices(run.spread, own, (sampler, run, density, begin, end, stride), specs, Run.places())
+def advance(sampler: Sampler, run: Run, density: AnnealedDensity, end: Array) -> Run:
+    """`descent` on every device; ``end`` is an array: every stretch is one executable."""
+    specs = (everywhere, Run.places(), places(density), everywhere)
+    return on_devices(run.spread, descent, (sampler, run, density, end), specs, Run.places())
 
 
 @executable

@@ -13,6 +13,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.runtime.compiled import descent
 from composeprob.samplers.base import Sampler, begin
 from composeprob.samplers.choose import check_capabilities, choose
+from composeprob.samplers.visits import Visits
 
 SHARED, MORE, ORDER = 2**31 - 3, 2**31 - 4, 2**31 - 5
 """Folded into the first chain's key for what the chains share, for the keys of further chains, for their order."""
@@ -49,8 +50,9 @@ def _draw(density: AnnealedDensity, sampler: Sampler, keys: Array, num_chains: i
     n, key = keys.shape[0], keys[0]
     if num_chains > n:
         keys = jnp.concatenate([keys, jax.random.split(jax.random.fold_in(key, MORE), num_chains - n)])
-    run = dataclasses.replace(begin(jax.random.fold_in(key, SHARED), num_chains, density.num_levels), keys=keys)
+    visits = Visits.every(first, density.num_levels)
+    run = dataclasses.replace(begin(jax.random.fold_in(key, SHARED), num_chains, visits), keys=keys)
     run = sampler.start(run, density, first)
-    run = descent(sampler, run, density, 0, first + 1, first, 1)
+    run = descent(sampler, run, density, first + 1)
     chosen = jax.random.permutation(jax.random.fold_in(key, ORDER), num_chains)[:n]
     return jax.tree.map(lambda values: values[chosen], jax.vmap(density.to_samples)(sampler.positions(run)))

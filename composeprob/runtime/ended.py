@@ -23,7 +23,6 @@ class Ended(NamedTuple):
         run: as it ended.
         samples: every site's samples, ``{name: (N, …)}``.
         first: the level where it started.
-        completed: visits made.
         drawn: transitions between draws.
         coarse: log-evidence over every other level, None without it.
         curl: relative curl of each factor whose score a line integral relied on.
@@ -32,7 +31,6 @@ class Ended(NamedTuple):
     run: Run
     samples: dict[str, Any]
     first: int
-    completed: int
     drawn: int
     coarse: float | None
     curl: dict[str, float]
@@ -40,28 +38,29 @@ class Ended(NamedTuple):
 
 def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: str, seconds: float) -> Result:
     """The result of a run."""
-    run, first, completed = ended.run.whole, ended.first, ended.completed
+    run, first = ended.run.whole, ended.first
     records, num_chains = run.records, run.log_weights.shape[0]
-    skipped, arrived = density.num_levels - 1 - first, completed == first + 1
+    visited, arrived = run.visits.visited(), bool(run.visits.arrived)
+    told = _told(visited, arrived, density)
     moves = sampler.moves
     per_transition = (moves.kernel.evaluations_per_step, len(moves.follows)) if moves else (0, 0)
     drawn = ended.drawn + (moves.settling if moves and ended.drawn else 0)
-    proposals = np.full(density.num_levels, max(sampler.proposals(), 1) * num_chains)
+    proposals = np.full(len(told), max(sampler.proposals(), 1) * num_chains)
     proposals[0] += drawn * per_transition[1] * num_chains
     log_weights, ancestors = host(run.log_weights), np.asarray(run.ancestors)
 
     def by_block(values: Any) -> np.ndarray:
-        """(K, B), or (K,) of a kernel that moves all sites together."""
-        return np.asarray(values) if sampler.blocks else np.asarray(values)[:, 0]
+        """(levels, B), or (levels,) of a kernel that moves all sites together."""
+        return np.asarray(values)[told] if sampler.blocks else np.asarray(values)[told, 0]
 
     found = diagnose(
-        np.asarray(records.acceptance),
-        np.asarray(records.non_finite),
+        np.asarray(records.acceptance)[told],
+        np.asarray(records.non_finite)[told],
         proposals,
-        np.asarray(records.ess),
+        np.asarray(records.ess)[told],
         num_chains,
-        completed + skipped,
-        density.num_levels,
+        len(told) if arrived else density.num_levels - int(min(visited, default=density.num_levels)),
+        len(told),
         sampler.adjusted,
         ended.curl,
         sampler.blocks,
@@ -85,25 +84,32 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         log_weights=log_weights,
         log_evidence=evidence if math.isfinite(evidence) else None,
         log_evidence_error=None if not math.isfinite(evidence) else math.nan if status.withholds else error,
-        evaluations=sampler.evaluations(first, completed) + drawn * per_transition[0] + int(run.stayed) * LEAPFROGS,
+        evaluations=sampler.evaluations(first, len(visited)) + drawn * per_transition[0] + int(run.stayed) * LEAPFROGS,
         acceptance=by_block(records.acceptance),
         step_size=by_block(records.step_size),
-        ess=np.asarray(records.ess),
-        ancestors=np.asarray(records.ancestors),
+        ess=np.asarray(records.ess)[told],
+        ancestors=np.asarray(records.ancestors)[told],
         first_ancestors=ancestors,
-        non_finite=np.asarray(records.non_finite),
+        non_finite=np.asarray(records.non_finite)[told],
         quadrature_error=by_block(records.quadrature_error),
         curl=ended.curl,
         status=status,
         seconds=seconds,
         sampler=sampler.describe(),
         reason=reason,
-        log_snr=np.asarray(density.schedule.log_snr),
+        log_snr=np.asarray(density.schedule.log_snr)[told],
         dims=dict(density.graph.dims),
         blocks=sampler.blocks,
         devices=ended.run.spread.devices,
         density=density,
     )
+
+
+def _told(visited: np.ndarray, arrived: bool, density: AnnealedDensity) -> np.ndarray:
+    """The levels that a result tells of: all, or, of a run that chose its own and arrived, those that it visited."""
+    every = np.arange(density.num_levels)
+    chose = arrived and len(visited) <= int(visited[0])
+    return visited[::-1] if chose else every
 
 
 def _doubts(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[Code, str]]:

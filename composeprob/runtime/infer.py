@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.results.result import Result
 from composeprob.runtime.arguments import by_name, not_a_sampler
 from composeprob.runtime.job import Asked, FewAncestors, Job
+from composeprob.runtime.levels import chosen
 from composeprob.samplers.base import Sampler
 from composeprob.samplers.choose import choose, independent
 from composeprob.samplers.spread import Spread, every_device
@@ -40,6 +42,7 @@ def infer(
     thin: int = 1,
     store: str | Path | None = None,
     shard_above: int | None = None,
+    levels: str | ArrayLike | None = None,
 ) -> Result:
     """Sample a compiled program.
 
@@ -77,21 +80,28 @@ def infer(
             ('chains', 'model'))``, wherever a length of theirs divides. For networks that leave no room else: each
             evaluation takes one all-gather of each such array that it uses, which is forgotten again after it. The
             samples are those of networks that are whole. Left out, every device has everything.
+        levels: where the chains stop on their way down. ``"adaptive"``: wherever the weights' variance and the error of
+            the last step say (`SMC` only), on a grid between the density's levels where its factors know any
+            log-SNR, else on those levels; the same key gives the same ones, and what a `Result` tells by level it
+            tells of them. An array of log-SNR: these, in any order, which every factor must know. Left out, all levels
+            of the density.
 
     Returns:
         The samples with their diagnostics; look at ``result.status`` first.
 
     Raises:
         InvalidValueError, WrongTypeError: a bad argument; a ``checkpoint_dir`` or ``store`` that cannot be written to.
-        CapabilityError: the sampler needs what a factor does not offer, has no kernel to take draws with, or has one
-            (`BlackJAX`) that devices with networks in parts cannot run in step.
+        CapabilityError: the sampler needs what a factor does not offer, cannot choose its levels, has no kernel to take
+            draws with, or has one (`BlackJAX`) that devices with networks in parts cannot run in step.
+        AlignmentError: a factor does not know one of the ``levels``.
         LoadError: the checkpoint belongs to another run, or is damaged.
     """
     _check_arguments(density, key, num_chains, sampler)
     _check_resume(checkpoint_dir, resume)
     num_chains = int(num_chains)
+    original, (density, pace) = density, chosen(density, levels)
     spread = Spread.of(every_device(num_chains, chunk) if mesh is None else mesh, chunk, num_chains)
-    asked = Asked(density, key, num_chains, spread, mesh, progress, resume, draws, thin, store, shard_above)
+    asked = Asked(density, key, num_chains, spread, mesh, progress, resume, draws, thin, store, shard_above, pace)
     if sampler is not None:
         return _carried_out(asked, sampler, "chosen by the user", checkpoint_dir)
     sampler, reason = choose(density, num_chains)
@@ -100,7 +110,8 @@ def infer(
     except FewAncestors as few:
         why = f"SMC's {num_chains} chains had come to descend from {few} at level {few.level}"
         folder = None if checkpoint_dir is None else Path(checkpoint_dir) / INSTEAD
-        return _carried_out(asked, *independent(density, why), folder)
+        instead = asked._replace(density=original if pace else density, pace=None)
+        return _carried_out(instead, *independent(density, why), folder)
 
 
 def _carried_out(

@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.curl import curl
+from composeprob.errors import CapabilityError
 from composeprob.results.result import Result
 from composeprob.results.status import fewest_families
 from composeprob.runtime import parts
 from composeprob.runtime.compiled import read, sample_shapes, start
-from composeprob.runtime.descend import descend, visits
+from composeprob.runtime.descend import descend
 from composeprob.runtime.ended import Ended, summed_up
 from composeprob.runtime.resume import Saves, blank_like, fingerprint
 from composeprob.runtime.stay import stay
@@ -27,6 +28,7 @@ from composeprob.runtime.stream import Kept, NotKept, check_draws, stream
 from composeprob.samplers.base import Run, Sampler, begin, placed
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.spread import Spread, everywhere, host
+from composeprob.samplers.visits import Pace, Visits
 
 CURL = 2**31 - 2
 """Folded into the run's key for the directions along which curl is measured."""
@@ -52,6 +54,7 @@ class Asked(NamedTuple):
     thin: int
     store: str | Path | None
     shard_above: int | None
+    pace: Pace | None
 
 
 class FewAncestors(Exception):
@@ -78,14 +81,15 @@ class Job:
         density = asked.density
         self.asked, self.began = asked, time.monotonic()
         check_capabilities(sampler, density)
+        _check_pace(asked.pace, sampler, density)
         self.sampler = sampler.prepare(density)
         check_draws(asked.draws, asked.thin, asked.store, self.sampler, density.described.where)
         parts.check_parts(asked.shard_above, asked.mesh, self.sampler)
         self.first = self.sampler.first_level(density)
         self.saves: Saves | None = None
-        self.completed, self.done = 0, 0
+        self.done = 0
         alone = dataclasses.replace(asked.spread, mesh=None, copies=0)
-        run = begin(asked.key, asked.num_chains, density.num_levels, alone)
+        run = begin(asked.key, asked.num_chains, self._visits(), alone)
         if folder is not None:
             run = self._resumed(run, folder)
         self.run = placed(run, asked.spread)
@@ -97,10 +101,15 @@ class Job:
         self.turning: dict[str, float] = {}
         self.lost: str | None = None
 
+    def _visits(self) -> Visits:
+        """What the run visits, none of it yet."""
+        levels, pace = self.asked.density.num_levels, self.asked.pace
+        return Visits.every(self.first, levels) if pace is None else Visits.paced(self.first, levels, pace)
+
     @property
     def arrived(self) -> bool:
         """Whether the chains are at level 0."""
-        return self.completed == self.first + 1
+        return bool(self.run.visits.arrived)
 
     @property
     def seconds(self) -> float:
@@ -114,19 +123,17 @@ class Job:
             FewAncestors: if it shall be given up where too few of the first chains have descendants.
         """
 
-        def judge(run: Run, completed: int) -> None:
-            few = _few_ancestors(run, self.first + 1 - completed) if give_up and completed else None
+        def judge(run: Run) -> None:
+            few = _few_ancestors(run) if give_up and int(run.visits.made) else None
             if few is not None:
                 if self.saves is not None:
-                    self.saves.finish(run, completed, 0, self.seconds)
+                    self.saves.finish(run, 0, self.seconds)
                 raise few
 
-        judge(self.run, self.completed)
-        self.run, self.completed = descend(
-            self.ready, self.run, self.first, self.completed, self.asked.progress, self._save, judge
-        )
-        if self.completed and self.sampler.integrates_score:
-            self.turning = self._curl(self.first + 1 - self.completed)
+        judge(self.run)
+        self.run = descend(self.ready, self.run, self.first, self.asked.progress, self._save, judge)
+        if int(self.run.visits.made) and self.sampler.integrates_score:
+            self.turning = self._curl(int(self.run.visits.visited()[-1]))
 
     def stay(self) -> None:
         """Let the chains settle at level 0, if the sampler says so. Ctrl-C leaves them as they came down: a run that
@@ -141,14 +148,13 @@ class Job:
         """Take the draws, write the last checkpoint, and estimate what the levels' distance does to the evidence."""
         if self.asked.draws is not None and self.arrived and not self.interrupted:
             assert self.kept is not None
-            keep = lambda run, drawn: self._save(run, self.completed, drawn)  # noqa: E731
             sampler, density = self.ready
             self.run, self.done, self.lost = stream(
-                sampler, self.run, density, self.kept, self.done, self.asked.thin, self.asked.progress, keep
+                sampler, self.run, density, self.kept, self.done, self.asked.thin, self.asked.progress, self._save
             )
         self.unsaved: str | None = None
         if self.saves is not None and self.lost is None:  # else the last checkpoint is the one whose draws are there
-            self.unsaved = self.saves.finish(self.run, self.completed, self.done, self.seconds)
+            self.unsaved = self.saves.finish(self.run, self.done, self.seconds)
         checked = self.sampler.check_order is not None and self.sampler.estimates_evidence(self.asked.density)
         if checked and self.arrived and not self.interrupted:
             self.coarse = self._coarse()
@@ -159,7 +165,7 @@ class Job:
         samples, failed = self._samples(shown)
         if asked.store is None:
             samples = {name: np.asarray(values) for name, values in samples.items()}
-        ended = Ended(self.run, samples, self.first, self.completed, self.done * asked.thin, self.coarse, self.turning)
+        ended = Ended(self.run, samples, self.first, self.done * asked.thin, self.coarse, self.turning)
         result = summed_up(self.sampler, asked.density, ended, reason, self.seconds)
         status = result.status.unstayed() if self.interrupted else result.status
         if asked.draws is not None:
@@ -182,7 +188,7 @@ class Job:
         known = fingerprint(asked.density, self.sampler, asked.key, self.first, apart, blank)
         self.saves = Saves(folder, asked.resume, known, blank)
         if (saved := self.saves.run()) is not None:
-            run, self.completed, self.done, earlier = saved
+            run, self.done, earlier = saved
             self.began -= earlier
         return run
 
@@ -197,18 +203,18 @@ class Job:
         run_id = "" if self.saves is None else self.saves.run_id
         return Kept(names, asked.draws, path, asked.spread, run_id, self.done)
 
-    def _save(self, run: Run, completed: int, drawn: int = 0) -> None:
+    def _save(self, run: Run, drawn: int = 0) -> None:
         if self.saves is not None:
             flush = None if self.kept is None or not drawn else self.kept.flush
-            self.saves.offer(run, completed, drawn, self.seconds, flush)
+            self.saves.offer(run, drawn, self.seconds, flush)
 
     def _coarse(self) -> float | None:
         """The log-evidence over every other level; None where it was interrupted."""
         asked = self.asked
         key = jax.random.fold_in(asked.key, COARSE)
-        blank = placed(begin(key, asked.num_chains, asked.density.num_levels), asked.spread)
-        run, completed = descend(self.ready, blank, self.first, 0, asked.progress, stride=2)
-        return float(np.asarray(run.log_evidence)) if completed == visits(self.first, 2) else None
+        blank = placed(begin(key, asked.num_chains, self.run.visits.coarser()), asked.spread)
+        run = descend(self.ready, blank, self.first, asked.progress, name="error of the evidence")
+        return float(np.asarray(run.log_evidence)) if bool(run.visits.arrived) else None
 
     def _samples(self, done: int) -> tuple[dict[str, Any], str | None]:
         """Every site's samples, and what went wrong with keeping them on disk."""
@@ -240,8 +246,18 @@ class Job:
             return {name: np.nan for name, _, offered in density.described.offers if "conservative" not in offered}
 
 
-def _few_ancestors(run: Run, level: int) -> FewAncestors | None:
-    """Whether too few of the first chains have descendants at a level above 0 or there."""
+def _check_pace(pace: Pace | None, sampler: Sampler, density: AnnealedDensity) -> None:
+    if pace is not None and not sampler.paces:
+        raise CapabilityError(
+            f"levels='adaptive' reads how weights vary, and {type(sampler).__name__} has none.",
+            where=density.described.where,
+            fix="pass sampler=cp.SMC(), or 256 chains or more, or an array of log-SNR as levels.",
+        )
+
+
+def _few_ancestors(run: Run) -> FewAncestors | None:
+    """Whether too few of the first chains have descendants where the run is."""
+    level = int(run.visits.visited()[-1])
     n, variance = len(run.ancestors), float(run.evidence_variance)
     effective = 1.0 / (variance * (n - 1) / n + 1 / n)
     if effective >= fewest_families(n):

@@ -48,7 +48,7 @@ class Saves:
         self.store = Checkpoints(directory, fingerprint, in_background=True)
         if resume is False:
             self.store.clear()
-        self.restored = self.store.restore(_state(blank, 0, 0, 0.0))
+        self.restored = self.store.restore(_state(blank, 0, 0.0))
         if resume and self.restored is None:
             raise LoadError(
                 f"There is no checkpoint in {self.store.directory} to resume from.",
@@ -63,19 +63,16 @@ class Saves:
         """What tells this run from others, in one word."""
         return digest(repr(sorted(self.store.fingerprint.items())))
 
-    def run(self) -> tuple[Run, int, int, float] | None:
-        """The run as it was saved, how many levels it had completed, how many draws it had taken, and the seconds that
-        these had taken."""
+    def run(self) -> tuple[Run, int, float] | None:
+        """The run as it was saved, how many draws it had taken, and the seconds that it had taken."""
         if self.restored is None:
             return None
-        arrays, completed, drawn, seconds = self.restored
+        arrays, drawn, seconds = self.restored
         blank = dataclasses.replace(self.blank, spread=Spread())
         whole = eqx.combine(arrays, eqx.filter(blank, eqx.is_array, inverse=True))
-        return whole, int(completed), int(drawn), float(seconds)
+        return whole, int(drawn), float(seconds)
 
-    def offer(
-        self, run: Run, completed: int, drawn: int, seconds: float, flush: Callable[[int], None] | None = None
-    ) -> None:
+    def offer(self, run: Run, drawn: int, seconds: float, flush: Callable[[int], None] | None = None) -> None:
         """Write if it is time to, after the draws that belong to it. The writing itself goes on beside the run."""
         (now,) = agreed(int(time.monotonic() >= self.due and not self.store.writing))
         if not now:
@@ -84,19 +81,19 @@ class Saves:
             flush(drawn)
         began = time.monotonic()
         try:
-            self.store.save(completed + drawn, _state(run, completed, drawn, seconds))
+            self.store.save(int(run.visits.made) + drawn, _state(run, drawn, seconds))
         except Exception as error:  # of many kinds: Orbax's, TensorStore's, the file system's
             if self.failure is None:
                 warnings.warn(f"No checkpoint could be written: {first_line(error)}. The run goes on.", stacklevel=3)
             self.failure = error
         self.due = time.monotonic() + max(SECONDS, (time.monotonic() - began) / SHARE)
 
-    def finish(self, run: Run, completed: int, drawn: int, seconds: float) -> str | None:
+    def finish(self, run: Run, drawn: int, seconds: float) -> str | None:
         """Write the run as it ended and wait for it; says what went wrong."""
         self.failure = None
         for _ in range(2):  # the first may only raise what an earlier one came to
             try:
-                self.store.save(completed + drawn, _state(run, completed, drawn, seconds))
+                self.store.save(int(run.visits.made) + drawn, _state(run, drawn, seconds))
                 self.store.wait()
             except Exception as error:
                 self.failure = error
@@ -130,7 +127,7 @@ def fingerprint(
         "random key": f"{jax.random.key_impl(key)} {np.asarray(jax.random.key_data(key)).tolist()}",
         "sampler": sampler.describe(),
         "program": formula,
-        "levels": repr(density.schedule),
+        "levels": repr(density.schedule) + (", chosen by the run" if blank.visits.pace else ""),
         **data,
         "the numbers of the schedule": digest(density.schedule),
         "the numbers of the sampler (step sizes)": digest(sampler),
@@ -191,6 +188,6 @@ def blank_like(shapes: Any) -> Any:
     return jax.tree.map(blank, shapes, is_leaf=lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
 
-def _state(run: Run, completed: int, drawn: int, seconds: float) -> Any:
+def _state(run: Run, drawn: int, seconds: float) -> Any:
     arrays = eqx.filter(run.whole, eqx.is_array)  # another spread may go on
-    return arrays, np.asarray(completed), np.asarray(drawn), np.asarray(seconds)
+    return arrays, np.asarray(drawn), np.asarray(seconds)

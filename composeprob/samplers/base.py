@@ -18,6 +18,7 @@ from composeprob.kernels import Gibbs, Kernel
 from composeprob.kernels.gibbs import parts_of
 from composeprob.kernels.line_integral import integrates_score
 from composeprob.samplers.spread import Spread, chains, everywhere
+from composeprob.samplers.visits import Visits
 
 if TYPE_CHECKING:
     from composeprob.samplers.transitions import Transitions
@@ -33,6 +34,8 @@ class Records(eqx.Module):
     `acceptance`, `step_size` and `quadrature_error` are those of blocks. `ess` is taken before
     resampling, `ancestors`, the number of first chains that have descendants, after it.
     `quadrature_error` is the mean over accepted moves: what a path that is refused anyway is off by does no harm.
+    `weight_variance` is the relative variance of the weights that the step to this level gave, and `step_error` how far
+    chains were moved when its end was taken into account, in units of the noise.
     """
 
     acceptance: Array
@@ -41,11 +44,13 @@ class Records(eqx.Module):
     ancestors: Array
     non_finite: Array
     quadrature_error: Array
+    weight_variance: Array
+    step_error: Array
 
     @classmethod
     def empty(cls, num_levels: int, num_blocks: int = 1) -> Records:
         nan, own = jnp.full((num_levels,), jnp.nan), jnp.full((num_levels, num_blocks), jnp.nan)
-        return cls(own, own, nan, nan, jnp.zeros((num_levels,), jnp.int32), own)
+        return cls(own, own, nan, nan, jnp.zeros((num_levels,), jnp.int32), own, nan, nan)
 
 
 class Run(eqx.Module):
@@ -65,6 +70,7 @@ class Run(eqx.Module):
         tuning: what adapts of each block of the kernel: `tuning.Tuning`.
         records: what happened at each level.
         stayed: transitions that were made in a stay at level 0, a scalar, and ``drift``, what that still found to move.
+        visits: the levels that it visits, and how many it has visited.
         spread: which chains are where, and how many are evaluated at once.
     """
 
@@ -79,12 +85,13 @@ class Run(eqx.Module):
     records: Records
     stayed: Array
     drift: Array
+    visits: Visits
     spread: Spread = Spread()
 
     @classmethod
     def places(cls) -> Run:
         """Where each part of a run is, as `jax.shard_map` wants it."""
-        return cls(chains, chains, everywhere, chains, *(everywhere,) * 8)  # type: ignore[arg-type]
+        return cls(chains, chains, everywhere, chains, *(everywhere,) * 9)  # type: ignore[arg-type]
 
     @property
     def whole(self) -> Run:
@@ -130,6 +137,11 @@ class Sampler(eqx.Module):
     @abc.abstractmethod
     def requires(self) -> dict[str, frozenset[str]]:
         """What the density must offer, by who needs it: ``{"HMC": {"energy", "score"}}``."""
+
+    @property
+    def paces(self) -> bool:
+        """Whether it records what a `Pace` reads, so that runs can choose their levels."""
+        return False
 
     @property
     def adjusted(self) -> tuple[bool, ...]:
@@ -221,21 +233,26 @@ class Sampler(eqx.Module):
         return self.describe()
 
 
-def begin(key: Array, num_chains: int, num_levels: int, spread: Spread = Spread()) -> Run:  # noqa: B008 - immutable
+def begin(
+    key: Array,
+    num_chains: int,
+    visits: Visits,
+    spread: Spread = Spread(),  # noqa: B008 - immutable
+) -> Run:
     """A run without chains: keys, equal weights, empty records."""
     keys = jax.random.split(key, num_chains + 1)
     zero = jnp.zeros(())
     own = jnp.arange(num_chains, dtype=jnp.int32)
-    log_weights, records = jnp.zeros((num_chains,)), Records.empty(num_levels)
+    log_weights, records = jnp.zeros((num_chains,)), Records.empty(len(visits.order))
     none = jnp.zeros((), jnp.int32)
-    return Run(None, keys[1:], keys[0], log_weights, zero, zero, own, (), records, none, zero, spread)
+    return Run(None, keys[1:], keys[0], log_weights, zero, zero, own, (), records, none, zero, visits, spread)
 
 
 def placed(run: Run, spread: Spread) -> Run:
     """The same run of N chains, spread so."""
     own, keys, log_weights = spread.place(spread.padded((run.chains, run.keys, run.log_weights)), chains)
     common = (run.shared, run.log_evidence, run.evidence_variance, run.ancestors, run.tuning, run.records)
-    shared, *rest = spread.place((*common, run.stayed, run.drift, spread), everywhere)
+    shared, *rest = spread.place((*common, run.stayed, run.drift, run.visits, spread), everywhere)
     return Run(own, keys, shared, log_weights, *rest)
 
 

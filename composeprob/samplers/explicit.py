@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
@@ -50,5 +51,9 @@ class Explicit(Integrator):
         seen: tuple[Any, Any],
         density: AnnealedDensity,
         *levels: Array,
-    ) -> Position:
-        return second_order(departure.moved, ended.parts.drift, position, began.parts.drift, density, *levels)
+    ) -> tuple[Position, Array]:
+        moved = departure.moved
+        settled = second_order(moved, ended.parts.drift, position, began.parts.drift, density, *levels)
+        sigma = density.schedule.at(levels[1]).sigma
+        squares = [power * ((settled[name] - moved[name]) / sigma) ** 2 for name, power in density.top.power.items()]
+        return settled, jnp.mean(jnp.concatenate([each.reshape(-1) for each in squares]))

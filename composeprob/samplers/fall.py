@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 def fall(
     sampler: SMC, run: Run, keys: Array, density: AnnealedDensity, level: Array, above: Array
-) -> tuple[KernelState, Array]:
+) -> tuple[KernelState, Array, Array]:
     """The chains at this level, and what each one's log-weight gains: −∞ where the density is 0, NaN where that or the
-    score is not finite. One evaluation, two of second order.
+    score is not finite. Then by how much the second order moved each one, as
+    `Integrator.settle` says. One evaluation, two of second order.
 
     At the first level, which is ``above`` itself, they stay where they were drawn, and are evaluated for the first
     time. Under density weights they stay at every level.
@@ -61,27 +62,31 @@ def fall(
 
     departures, position = spread.map(depart, keys, half, states)
 
-    def arrive(i: Array, carry: tuple[Position, Evaluation, Any]) -> tuple[Position, Evaluation, Any]:
-        position, _, met = carry
+    def arrive(i: Array, carry: tuple[Position, Evaluation, Any, Array]) -> tuple[Position, Evaluation, Any, Array]:
+        position, _, met, error = carry
         evaluation = spread.map(sampler.target(density, level), position)
 
-        def meet() -> tuple[Position, Any]:
+        def meet() -> tuple[Position, Any, Array]:
             met = look(level, position, evaluation)
 
-            def settle(half: Array, departure: Departure, state: KernelState, x: Position, e: Evaluation) -> Position:
+            def settle(half: Array, departure: Departure, state: KernelState, x: Position, e: Evaluation) -> Any:
                 began = steered(state.evaluation, state.position, half, seen, above)
                 ended = steered(e, x, half, met, level)
                 return step.settle(departure, ended, state.position, began, (seen, met), density, *levels)
 
-            return spread.map(settle, half, departures, states, position, evaluation) if twice else position, met
+            if not twice:
+                return position, met, error
+            settled, by = spread.map(settle, half, departures, states, position, evaluation)
+            return settled, met, by
 
         first = falls & (i == 0) if twice else falls
-        position, met = jax.lax.cond(first, meet, lambda: (position, met))
-        return position, evaluation, met
+        position, met, error = jax.lax.cond(first, meet, lambda: (position, met, error))
+        return position, evaluation, met, error
 
     # A loop, so that the networks are there once for both evaluations.
     begin = jnp.where(falls, 0, 1) if twice else 1
-    position, evaluation, met = jax.lax.fori_loop(begin, 2, arrive, (position, states.evaluation, seen))
+    still = (position, states.evaluation, seen, jnp.zeros(keys.shape))
+    position, evaluation, met, error = jax.lax.fori_loop(begin, 2, arrive, still)
 
     def weigh(
         key: Array, half: Array, departure: Departure, state: KernelState, x: Position, evaluation: Evaluation
@@ -105,4 +110,5 @@ def fall(
 
         return state, jax.lax.cond(falls, gained, lambda: first_weight(state, density, level))
 
-    return spread.map(weigh, keys, half, departures, states, position, evaluation)
+    states, gain = spread.map(weigh, keys, half, departures, states, position, evaluation)
+    return states, gain, error

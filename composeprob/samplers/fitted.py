@@ -157,7 +157,7 @@ class Fitted(Integrator):
         seen: tuple[Fit, Fit],
         density: AnnealedDensity,
         *levels: Array,
-    ) -> Position:
+    ) -> tuple[Position, Array]:
         (alpha, s1), (below, s0) = (_scales(density, level) for level in levels)
         first, last = (fit.along(self._gain(density, level)) for fit, level in zip(seen, levels, strict=True))
         flow = Flow.between(first, last, s1, s0, power(density))
@@ -167,8 +167,12 @@ class Fitted(Integrator):
         start = y + flow.first * drift
         settled = flow.decay * y + (flow.mean - flow.decay) * start + (1 - flow.mean) * goal
         settled = settled + flow.noise * flow.into(departure.noise)
-        moved = unflat(below * flow.out(settled), position, density)
-        return where(all_finite(moved), moved, departure.moved)
+        moved, error = (
+            unflat(below * flow.out(settled), position, density),
+            jnp.mean((settled - there) ** 2 / flow.last),
+        )
+        fine = all_finite(moved)
+        return where(fine, moved, departure.moved), jnp.where(fine, error, jnp.inf)
 
     def _gain(self, density: AnnealedDensity, level: Array) -> Array:
         """The slope of the fixed control in y, (d,)."""

@@ -89,8 +89,9 @@ class Integrator(eqx.Module):
         seen: tuple[Any, Any],
         density: AnnealedDensity,
         *levels: Array,
-    ) -> Position:
-        """The step once more, by what is known at both ends.
+    ) -> tuple[Position, Array]:
+        """The step once more, by what is known at both ends; and by how much that moved the chain, squared, in units of
+        the density's width there, as a mean over entries.
 
         Args:
             departure: of `depart`.

@@ -87,6 +87,26 @@ def evidence_variance(log_weights: Array, ancestors: Array) -> Array:
     return jnp.sum((shares - 1 / n) ** 2) * (n / max(n - 1, 1))
 
 
+def step_taken(log_weights: Array, gains: Array, moved: Array) -> tuple[Array, Array]:
+    """What a step to a level did to the weights and to the chains, two scalars.
+
+    Args:
+        log_weights: before it, (N,).
+        gains: what it added to them, (N,); NaN counts as −∞.
+        moved: how far its second order moved each chain, (N,).
+
+    Returns:
+        The relative variance of e^gain under the weights, Σ W·Σ W·w²/(Σ W·w)² − 1 = 1/CESS − 1, infinite where no chain
+        is left; and the weighted mean of ``moved``, of those chains where it is finite.
+    """
+    weights, gains = relative_weights(log_weights), jnp.where(jnp.isnan(gains), -jnp.inf, gains)
+    growth = relative_weights(jnp.where(weights > 0, gains, -jnp.inf))
+    variance = jnp.sum(weights) * jnp.sum(weights * growth**2) / jnp.sum(weights * growth) ** 2 - 1
+    fine = jnp.isfinite(moved)
+    mean = jnp.sum(jnp.where(fine, weights * moved, 0.0)) / jnp.maximum(jnp.sum(weights * fine), 1e-30)
+    return jnp.where(jnp.isnan(variance), jnp.inf, jnp.maximum(variance, 0.0)), mean
+
+
 def distinct(ancestors: Array) -> Array:
     """How many different first chains are left, a scalar."""
     return jnp.sum(jnp.zeros((ancestors.shape[0],), jnp.int32).at[ancestors].max(1))

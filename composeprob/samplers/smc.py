@@ -25,7 +25,14 @@ from composeprob.samplers.explicit import Explicit
 from composeprob.samplers.fall import fall
 from composeprob.samplers.fitted import Fitted
 from composeprob.samplers.integrators import Integrator
-from composeprob.samplers.resampling import distinct, evidence_variance, log_mean_weight, relative_ess, systematic
+from composeprob.samplers.resampling import (
+    distinct,
+    evidence_variance,
+    log_mean_weight,
+    relative_ess,
+    step_taken,
+    systematic,
+)
 from composeprob.samplers.transitions import Transitions
 from composeprob.samplers.weights import first_evidence
 
@@ -140,6 +147,10 @@ class SMC(Sampler):
     def check_order(self) -> int | None:
         return (2 if self.second_order else 1) if self.check_levels else None
 
+    @property
+    def paces(self) -> bool:
+        return True
+
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         # Density weights carry each level's own constant: they tell the evidence only if there is none.
         return self.weights == "feynman_kac" or density.top.normalised
@@ -206,15 +217,18 @@ class SMC(Sampler):
     def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
         spread, keys = run.spread, level_keys(run.keys, level)
         target = self.target(density, level)
-        states, own = fall(self, run, keys, density, level, above)
-        usable = ~jnp.isnan(own)
-        own = run.log_weights + own
+        states, gain, moved = fall(self, run, keys, density, level, above)
+        own = run.log_weights + gain
         own = jnp.where(jnp.isfinite(own), own, -jnp.inf)
-        log_weights, counted = spread.gather(jnp.stack([own, usable], axis=1)).T
+        table = jnp.stack([own, ~jnp.isnan(gain), run.log_weights, gain, moved], axis=1)
+        log_weights, counted, *step = spread.gather(table).T
         run = run.counting(level, jnp.sum(counted == 0, dtype=jnp.int32))
-        ess, log_mean, variance = spread.alone(
-            lambda w, a: (relative_ess(w), log_mean_weight(w), evidence_variance(w, a)), log_weights, run.ancestors
-        )
+
+        def together(log_weights: Array, ancestors: Array, *step: Array) -> tuple[Array, ...]:
+            told = relative_ess(log_weights), log_mean_weight(log_weights), evidence_variance(log_weights, ancestors)
+            return *told, *step_taken(*step)
+
+        ess, log_mean, variance, *step = spread.alone(together, log_weights, run.ancestors, *step)
 
         def resample(states: Any) -> Any:
             chosen = spread.alone(partial(systematic, jax.random.fold_in(run.shared, level)), log_weights)
@@ -228,10 +242,9 @@ class SMC(Sampler):
             states,
         )
         left = distinct(ancestors).astype(ess.dtype)
-        records = eqx.tree_at(
-            lambda r: (r.ess, r.ancestors),
-            run.records,
-            (run.records.ess.at[level].set(ess), run.records.ancestors.at[level].set(left)),
+        numbers = {"ess": ess, "ancestors": left, "weight_variance": step[0], "step_error": step[1]}
+        records = dataclasses.replace(
+            run.records, **{name: getattr(run.records, name).at[level].set(value) for name, value in numbers.items()}
         )
         tuning = run.tuning
         if self.moves is not None:

@@ -135,13 +135,12 @@ class Transitions(eqx.Module):
         start = (states, log_scales(tuning), self.blank_tally(keys, bad), jnp.zeros(len(self.follows)))
         states, log_scale, tally, steps = jax.lax.fori_loop(0, self.total, transition, start)
         acceptance, error, non_finite = tally.over(spread, self.count, num_chains, self.integrates_score)
-        records = Records(
-            records.acceptance.at[level].set(acceptance),
-            records.step_size.at[level].set(steps / self.count),
-            records.ess,
-            records.ancestors,
-            records.non_finite.at[level].add(non_finite),
-            records.quadrature_error.at[level].set(error),
+        records = dataclasses.replace(
+            records,
+            acceptance=records.acceptance.at[level].set(acceptance),
+            step_size=records.step_size.at[level].set(steps / self.count),
+            non_finite=records.non_finite.at[level].add(non_finite),
+            quadrature_error=records.quadrature_error.at[level].set(error),
         )
         follows = {name: yes for sites, yes in zip(self.kernel.sites, self.follows, strict=True) for name in sites}
         scale = {n: sigma if yes and n not in self.static else jnp.ones_like(sigma) for n, yes in follows.items()}
@@ -239,13 +238,12 @@ class Transitions(eqx.Module):
         old, new = (1 - share) * records.acceptance[0], share * acceptance
         errors = jnp.where(old > 0, old * records.quadrature_error[0], 0.0) + jnp.where(new > 0, new * error, 0.0)
         step_size = jnp.stack(self._step_size(log_scales(tuning), schedule.at(0).sigma, jnp.int32(0)))
-        return Records(
-            records.acceptance.at[0].set(old + new),
-            records.step_size.at[0].set((1 - share) * records.step_size[0] + share * step_size),
-            records.ess,
-            records.ancestors,
-            records.non_finite.at[0].add(non_finite),
-            records.quadrature_error.at[0].set(errors / (old + new)),
+        return dataclasses.replace(
+            records,
+            acceptance=records.acceptance.at[0].set(old + new),
+            step_size=records.step_size.at[0].set((1 - share) * records.step_size[0] + share * step_size),
+            non_finite=records.non_finite.at[0].add(non_finite),
+            quadrature_error=records.quadrature_error.at[0].set(errors / (old + new)),
         )
 
     def _move(

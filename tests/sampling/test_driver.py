@@ -12,6 +12,7 @@ from composeprob.results.status import Code
 from composeprob.runtime import descend
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.base import begin
+from composeprob.samplers.visits import Visits
 from sampling_cases import SAMPLER, SCHEDULE, Calls, run, single, unit_energy
 
 
@@ -87,7 +88,8 @@ def test_starting_chains_evaluates_nothing(sampler):
     calls.reset()
     sampler = sampler.prepare(density)
     first = sampler.first_level(density)
-    run = jax.jit(lambda run: sampler.start(run, density, first))(begin(jax.random.key(0), 2, density.num_levels))
+    blank = begin(jax.random.key(0), 2, Visits.every(first, density.num_levels))
+    run = jax.jit(lambda run: sampler.start(run, density, first))(blank)
     jax.effects_barrier()
     assert calls.run == 0
     assert np.isfinite(run.chains.position["x"]).all()
@@ -108,7 +110,7 @@ def test_a_level_of_smc_has_the_networks_twice(second_order):
     factor = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization="energy")
     density = cp.compile(single, factor)
     sampler = cp.SMC(cp.MALA(0.01), second_order=second_order).prepare(density)
-    run = sampler.start(begin(jax.random.key(0), 2, density.num_levels), density, 3)
+    run = sampler.start(begin(jax.random.key(0), 2, Visits.every(3, density.num_levels)), density, 3)
     level = jnp.int32(2)
     traces = 0
     density.evaluator({"x": jnp.zeros(2)}, level)

@@ -16,6 +16,7 @@ from composeprob.samplers.base import begin
 from composeprob.samplers.fall import fall
 from composeprob.samplers.fit import Fit
 from composeprob.samplers.fitted import Fitted, Flow
+from composeprob.samplers.visits import Visits
 
 SCHEDULE = cp.Schedule.log_snr(9, min=-8.0, max=8.0)
 CHAINS, FACTORS = 4000, 40.0
@@ -121,13 +122,13 @@ def density():
 def step(density):
     """(draws, gains) of the step to a level, from draws at the level above: compiled once for all levels."""
     sampler = eqx.tree_at(lambda s: s.moves, cp.SMC().prepare(density), None)
-    run = begin(jax.random.key(3), CHAINS, SCHEDULE.num_levels)
+    run = begin(jax.random.key(3), CHAINS, Visits.every(SCHEDULE.num_levels - 1, SCHEDULE.num_levels))
 
     @jax.jit
     def stepped(x, level):
         states = jax.vmap(lambda x: KernelState({"x": x}, density.evaluator({"x": x}, level + 1)))(x)
         there = dataclasses.replace(run, chains=states)
-        states, gains = fall(sampler, there, run.keys, density, level, level + 1)
+        states, gains, _ = fall(sampler, there, run.keys, density, level, level + 1)
         return states.position["x"], gains
 
     return stepped

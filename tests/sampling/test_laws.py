@@ -14,6 +14,7 @@ from composeprob.kernels import KernelState
 from composeprob.samplers.base import begin
 from composeprob.samplers.fall import fall
 from composeprob.samplers.reverse import leaning, log_ratio_of_leaning
+from composeprob.samplers.visits import Visits
 from composeprob.samplers.weights import first_weight
 from sampling_cases import SCHEDULE, N, both, moments, normal, single
 from zscores import LIMIT, assert_agrees, z_scores
@@ -191,16 +192,16 @@ def test_where_levels_say_nothing_but_are_far_apart_smc_starts_below_them():
 
 def fallen(sampler, state, density, level):
     """One chain on its way to a level from the one above, and what it gains."""
-    run = begin(jax.random.key(2), 1, density.num_levels)
+    run = begin(jax.random.key(2), 1, Visits.every(level, density.num_levels))
     run = dataclasses.replace(run, chains=jax.tree.map(lambda leaf: leaf[None], state))
-    after = fall(sampler, run, run.keys, density, jnp.int32(level), jnp.int32(level + 1))
+    after = fall(sampler, run, run.keys, density, jnp.int32(level), jnp.int32(level + 1))[:2]
     return jax.tree.map(lambda leaf: leaf[0], after)
 
 
 def first_weights(density, chains=20_000):
     sampler = cp.SMC(cp.MALA()).prepare(density)
     level = density.num_levels - 1
-    run = sampler.start(begin(jax.random.key(0), chains, density.num_levels), density, level)
+    run = sampler.start(begin(jax.random.key(0), chains, Visits.every(level, density.num_levels)), density, level)
     weights = jax.vmap(partial(first_weight, density=density, level=level))(run.chains)
     return run.chains.position, np.asarray(jax.nn.softmax(weights), np.float64)
 

@@ -1,0 +1,118 @@
+"""Which levels a run visits: all of them, those that it is given, or those that it chooses as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.schedule import Schedule
+
+if TYPE_CHECKING:
+    from composeprob.samplers.base import Records
+
+FIRST = 0.25
+"""The first step of a run that chooses its levels, in log-SNR."""
+LONGEST = 1.0
+"""The longest, in log-SNR: what a step shows of its own error says little of a step that leads far beyond it."""
+FASTER, SLOWER = 1.5, 0.3
+"""What a step may be longer, or shorter, than the one before."""
+
+
+class Pace(eqx.Module):
+    """How long the steps of a run are that chooses its levels: as long as the last one says that they may be.
+
+    A step of Δλ in log-SNR had weights of relative variance v = 1/CESS − 1, which grows as Δλ², and was moved, in
+    units of the density's width, when its end was taken into account too; e is the mean square, which grows as Δλ⁴. The
+    next one is Δλ·min(√(V/v), (E/e)^¼) long, as step sizes of integrators with an embedded error are chosen.
+
+    Attributes:
+        variance: V.
+        error: E.
+
+    References:
+        Zhou, Johansen and Aston 2016, *Toward automatic model comparison*, for the conditional effective sample size,
+        CESS. Hairer, Nørsett and Wanner 1993, *Solving ordinary differential equations I*, II.4, for step sizes.
+    """
+
+    variance: Array
+    error: Array
+
+    @classmethod
+    def default(cls) -> Pace:
+        """The one of ``levels="adaptive"``."""
+        return cls(jnp.float32(0.04), jnp.float32(0.04))
+
+    def after(self, schedule: Schedule, records: Records, level: Array, above: Array) -> Array:
+        """The level that follows, at least one below, and no cleaner than the step's length allows."""
+        log_snr = jnp.asarray(schedule.log_snr)
+        step = log_snr[level] - log_snr[above]
+        by_weight = jnp.sqrt(self.variance / jnp.maximum(records.weight_variance[level], 1e-12))
+        by_error = (self.error / jnp.maximum(records.step_error[level], 1e-12)) ** 0.25
+        ratio = jnp.minimum(by_weight, by_error)
+        ratio = jnp.clip(jnp.where(jnp.isnan(ratio), SLOWER, ratio), SLOWER, FASTER)
+        goal = log_snr[level] + jnp.where(level == above, FIRST, jnp.minimum(step * ratio, LONGEST))
+        return jnp.clip(jnp.sum(log_snr > goal + 1e-6), 0, jnp.maximum(level - 1, 0)).astype(jnp.int32)
+
+
+class Visits(eqx.Module):
+    """The levels of a run, in the order in which it visits them.
+
+    Attributes:
+        order: from the first level down to 0, (K,); 0 behind that, and where they are not chosen yet.
+        made: how many of them have been visited, a scalar.
+        pace: how the run chooses them; None where they are given.
+    """
+
+    order: Array
+    made: Array
+    pace: Pace | None = None
+
+    @classmethod
+    def of(cls, levels: Sequence[int] | np.ndarray, num_levels: int) -> Visits:
+        """Visits of these levels, the noisiest first, of which the last is 0."""
+        order = np.zeros(num_levels, np.int32)
+        order[: len(levels)] = levels
+        return cls(jnp.asarray(order), jnp.int32(0))
+
+    @classmethod
+    def every(cls, first: int, num_levels: int) -> Visits:
+        """Visits of every level from the first one down."""
+        return cls.of(np.arange(first, -1, -1), num_levels)
+
+    @classmethod
+    def paced(cls, first: int, num_levels: int, pace: Pace) -> Visits:
+        """Visits of levels that the run chooses, from the first one on."""
+        alone = cls.of([first], num_levels)
+        return cls(alone.order, alone.made, pace)
+
+    @property
+    def arrived(self) -> Array:
+        """Whether level 0 was visited, a boolean."""
+        return (self.made > 0) & (self.order[jnp.maximum(self.made - 1, 0)] == 0)
+
+    @property
+    def now(self) -> tuple[Array, Array]:
+        """The level of the next visit, and the one above it, which is the same at the first."""
+        return self.order[self.made], self.order[jnp.maximum(self.made - 1, 0)]
+
+    def onwards(self, schedule: Schedule, records: Records) -> Visits:
+        """One visit more was made, and is recorded."""
+        order = self.order
+        if self.pace is not None:
+            following = self.pace.after(schedule, records, *self.now)
+            order = order.at[self.made + 1].set(following)  # beyond the end nothing is written
+        return Visits(order, self.made + 1, self.pace)
+
+    def visited(self) -> np.ndarray:
+        """The levels that were visited, in order."""
+        return np.asarray(self.order)[: int(self.made)]
+
+    def coarser(self) -> Visits:
+        """Every other one of the levels that were visited, the first and level 0 among them; nothing is visited yet."""
+        levels = self.visited()
+        return Visits.of(np.append(levels[:-1:2], levels[-1]), len(self.order))

@@ -109,6 +109,13 @@ class Families:
         return Estimate(mean, error) if np.ndim(mean) else Estimate(float(mean), float(error))
 
 
+def island_variance(log_evidence: Float[np.ndarray, " i"]) -> float:
+    """Returns the relative variance of the mean of I independent estimates, Σ (W_i − 1/I)²·I/(I − 1)."""
+    shares = np.exp(log_evidence - log_evidence.max())
+    shares, count = shares / shares.sum(), len(shares)
+    return float(np.sum((shares - 1 / count) ** 2)) * count / (count - 1)
+
+
 def systematic(weights: Float[np.ndarray, " m"], n: int) -> Int[np.ndarray, " {n}"]:
     """Returns the indices of n samples of equal weight, by systematic resampling with offset ½ (no random number)."""
     return np.minimum(np.searchsorted(np.cumsum(weights), (np.arange(n) + 0.5) / n), len(weights) - 1)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
 
 PER_LEVEL = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "log_snr")
-ARRAYS = ("log_weights", "first_ancestors", *PER_LEVEL)
+ARRAYS = ("log_weights", "first_ancestors", "islands", *PER_LEVEL)
 FACTS = (
     "log_evidence",
     "log_evidence_error",
@@ -64,6 +64,8 @@ class Result:
         ess: effective sample size relative to N, before resampling, shape (K,).
         ancestors: how many of the first chains have descendants, after resampling, shape (K,); NaN without resampling.
         first_ancestors: the first chain that each chain descends from, shape (N,); its own number without resampling.
+        islands: for each island of `SMC` the log-evidence that its own chains tell, and how many of its first chains
+            have descendants, shape (I, 2); (0, 2) of a run without islands.
         non_finite: number of proposals, over all chains, whose density, score or position was not finite, shape (K,).
         status: what went wrong, at which levels, and what to try.
         seconds: wall-clock time, compilation included.
@@ -101,6 +103,7 @@ class Result:
     quadrature_error: np.ndarray | None = None
     ancestors: np.ndarray | None = None
     first_ancestors: np.ndarray | None = None
+    islands: np.ndarray | None = None
     log_evidence_error: float | None = None
     curl: dict[str, float] = field(default_factory=dict)
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
@@ -120,6 +123,8 @@ class Result:
             put(self, "quadrature_error", np.full(np.shape(self.acceptance), np.nan))
         if self.ancestors is None:
             put(self, "ancestors", np.full(np.shape(self.log_snr), np.nan))
+        if self.islands is None:
+            put(self, "islands", np.zeros((0, 2)))
         if self.first_ancestors is None:
             put(self, "first_ancestors", np.arange(np.shape(self.log_weights)[0]))
         for name in ARRAYS:

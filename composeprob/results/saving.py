@@ -17,7 +17,7 @@ from composeprob.results.store import Store
 from composeprob.results.summary import COLUMNS
 
 FORMAT = "composeprob.results.result"
-VERSION = 3
+VERSION = 4
 
 
 def save(result: Result, path: str | os.PathLike) -> Path:

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.results.estimates import Families
+from composeprob.results.estimates import Families, island_variance
 from composeprob.results.result import Result
 from composeprob.results.status import Code, diagnose, diverged, few_ancestors, few_levels, unsettled
 from composeprob.runtime.stay import LEAPFROGS
 from composeprob.samplers.base import Run, Sampler
 from composeprob.samplers.spread import host
+
+ENOUGH = 8
+"""Islands from which on the variance of the evidence is what theirs shows."""
 
 
 class Ended(NamedTuple):
@@ -78,7 +81,9 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         *unsettled(float(run.drift)),
         *few_levels(of_levels),
     )
-    error = math.hypot(math.sqrt(float(run.evidence_variance)), of_levels)
+    apart = np.asarray(run.islands, np.float64)
+    variance = float(run.evidence_variance) if len(apart) < ENOUGH else island_variance(apart)
+    error = math.hypot(math.sqrt(variance), of_levels)
     return Result(
         samples=ended.samples,
         log_weights=log_weights,
@@ -90,6 +95,7 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         ess=np.asarray(records.ess)[told],
         ancestors=np.asarray(records.ancestors)[told],
         first_ancestors=ancestors,
+        islands=_islands(apart + evidence, ancestors) if arrived and len(apart) > 1 else None,
         non_finite=np.asarray(records.non_finite)[told],
         quadrature_error=by_block(records.quadrature_error),
         curl=ended.curl,
@@ -103,6 +109,12 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         devices=ended.run.spread.devices,
         density=density,
     )
+
+
+def _islands(log_evidence: np.ndarray, ancestors: np.ndarray) -> np.ndarray:
+    """What a result tells of each island, (I, 2)."""
+    left, size = np.unique(ancestors), len(ancestors) // len(log_evidence)
+    return np.stack([log_evidence, np.bincount(left // size, minlength=len(log_evidence))], axis=1)
 
 
 def _told(visited: np.ndarray, arrived: bool, density: AnnealedDensity) -> np.ndarray:

@@ -70,6 +70,7 @@ class Run(eqx.Module):
         tuning: what adapts of each block of the kernel: `tuning.Tuning`.
         records: what happened at each level.
         stayed: transitions that were made in a stay at level 0, a scalar, and ``drift``, what that still found to move.
+        islands: log of what the weights of each island of `SMC` say of ∫π over what all of them say, (I,), at level 0.
         visits: the levels that it visits, and how many it has visited.
         spread: which chains are where, and how many are evaluated at once.
     """
@@ -85,13 +86,14 @@ class Run(eqx.Module):
     records: Records
     stayed: Array
     drift: Array
+    islands: Array
     visits: Visits
     spread: Spread = Spread()
 
     @classmethod
     def places(cls) -> Run:
         """Where each part of a run is, as `jax.shard_map` wants it."""
-        return cls(chains, chains, everywhere, chains, *(everywhere,) * 9)  # type: ignore[arg-type]
+        return cls(chains, chains, everywhere, chains, *(everywhere,) * 10)  # type: ignore[arg-type]
 
     @property
     def whole(self) -> Run:
@@ -245,14 +247,16 @@ def begin(
     own = jnp.arange(num_chains, dtype=jnp.int32)
     log_weights, records = jnp.zeros((num_chains,)), Records.empty(len(visits.order))
     none = jnp.zeros((), jnp.int32)
-    return Run(None, keys[1:], keys[0], log_weights, zero, zero, own, (), records, none, zero, visits, spread)
+    return Run(
+        None, keys[1:], keys[0], log_weights, zero, zero, own, (), records, none, zero, jnp.zeros((1,)), visits, spread
+    )
 
 
 def placed(run: Run, spread: Spread) -> Run:
     """The same run of N chains, spread so."""
     own, keys, log_weights = spread.place(spread.padded((run.chains, run.keys, run.log_weights)), chains)
     common = (run.shared, run.log_evidence, run.evidence_variance, run.ancestors, run.tuning, run.records)
-    shared, *rest = spread.place((*common, run.stayed, run.drift, run.visits, spread), everywhere)
+    shared, *rest = spread.place((*common, run.stayed, run.drift, run.islands, run.visits, spread), everywhere)
     return Run(own, keys, shared, log_weights, *rest)
 
 

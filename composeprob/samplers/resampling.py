@@ -50,6 +50,34 @@ def systematic(key: Array, log_weights: Array) -> Array:
     return jnp.searchsorted(jnp.where(last, n, below), jnp.arange(n), side="right")
 
 
+def by_islands(key: Array, log_weights: Array, islands: int, threshold: Array) -> tuple[Array, Array]:
+    """Resamples within each of I islands, N/I chains in a row, whose relative effective sample size is too small.
+
+    An island's chains share what its weights were on average, so that islands keep their own evidence.
+
+    Args:
+        key: for all of them.
+        log_weights: (N,).
+        islands: I.
+        threshold: islands below it are resampled.
+
+    Returns:
+        The indices of the chains that take their places, (N,), and their log-weights less the log of the mean of all.
+
+    References:
+        Vergé, Dubarry, Del Moral and Moulines 2015, *On parallel implementation of sequential Monte Carlo methods: the
+        island particle model*.
+    """
+    rows = log_weights.reshape(islands, -1)
+    size = rows.shape[1]
+    chosen = jax.vmap(systematic)(jax.random.split(key, islands), rows) + size * jnp.arange(islands)[:, None]
+    poor = (jax.vmap(relative_ess)(rows) < threshold)[:, None]
+    means = jax.vmap(log_mean_weight)(rows)[:, None]
+    chosen = jnp.where(poor, chosen, jnp.arange(islands * size).reshape(rows.shape)).reshape(-1)
+    left = jnp.where(poor, means, rows).reshape(-1) - log_mean_weight(log_weights)
+    return chosen, jnp.where(jnp.isnan(left), -jnp.inf, left)
+
+
 def cumulated(whole: Array, parts: Array) -> tuple[Array, Array]:
     """Cumulative sums of whole + parts/2³², exact: (parts, whole), each unsigned of 32 bits."""
     parts_sum = jnp.cumsum(parts, dtype=jnp.uint32)

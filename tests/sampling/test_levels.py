@@ -1,0 +1,191 @@
+"""Runs that choose their levels, or go to those that they are given."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.errors import AlignmentError, CapabilityError, InvalidValueError
+from composeprob.runtime import descend
+from composeprob.runtime import resume as resume_module
+from composeprob.runtime.progress import Progress
+from composeprob.samplers.base import Records
+from composeprob.samplers.visits import FASTER, FIRST, LONGEST, SLOWER, Pace, Visits
+from sampling_cases import SCHEDULE, both, normal, single
+from zscores import LIMIT
+
+CHAINS = 512
+NARROW, SHARES = 0.1, (0.25, 0.75)
+MEANS = np.array([-1.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def density():
+    """Two narrow modes times a Gaussian: exact shares and evidence by completing squares."""
+    modes = dist.MixtureSameFamily(dist.Categorical(jnp.array(SHARES)), dist.Normal(jnp.array(MEANS), NARROW))
+    return cp.compile(both, cp.Analytic(modes, SCHEDULE), normal(0.5, 1.0))
+
+
+def exact():
+    """log Z and the share of the right mode."""
+    variance = NARROW**2 + 1.0
+    parts = np.array(SHARES) * np.exp(-0.5 * (MEANS - 0.5) ** 2 / variance) / np.sqrt(2 * np.pi * variance)
+    return np.log(parts.sum()), parts[1] / parts.sum()
+
+
+def adaptive(density, seed=0, **options):
+    options = {"sampler": cp.SMC(cp.MALA(cp.Adaptive())), "levels": "adaptive", "progress": False} | options
+    return cp.infer(density, jax.random.key(seed), num_chains=CHAINS, **options)
+
+
+@pytest.fixture(scope="module")
+def chosen(density):
+    return adaptive(density)
+
+
+def test_a_run_that_chooses_its_levels_is_right(chosen):
+    log_evidence, share = exact()
+    assert chosen.status.ok
+    found = chosen.mean(lambda s: s["x"] > 0)
+    assert abs(found.value - share) < LIMIT * found.error
+    assert abs(chosen.log_evidence - log_evidence) < LIMIT * chosen.log_evidence_error
+
+
+def test_what_it_tells_by_level_it_tells_of_the_levels_that_it_visited(chosen, density):
+    log_snr, own = chosen.log_snr, np.asarray(density.schedule.log_snr)
+    assert len(log_snr) < 45  # of the 1,024 steps that it may make
+    np.testing.assert_allclose(log_snr[[0, -1]], own[[0, -1]], atol=1e-4)
+    steps = -np.diff(log_snr)
+    assert np.all(steps > 0)
+    assert steps.max() < LONGEST + 1e-3
+    assert np.all(np.isfinite(chosen.acceptance))
+    assert chosen.evaluations == 3 * len(log_snr) - 1
+    assert f"{len(log_snr)}, log-SNR" in str(chosen.summary())
+
+
+def test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing(density, tmp_path, monkeypatch):
+    whole = adaptive(density)
+    monkeypatch.setattr(descend, "REFRESH_SECONDS", 1e-9)
+    monkeypatch.setattr(resume_module, "SECONDS", 0.0)
+    monkeypatch.setattr(resume_module, "SHARE", 1e9)
+    with monkeypatch.context() as patch:
+        update = Progress.update
+
+        def stopping(self, done, **facts):
+            update(self, done, **facts)
+            if done > 300:
+                raise KeyboardInterrupt
+
+        patch.setattr(Progress, "update", stopping)
+        part = adaptive(density, checkpoint_dir=tmp_path)
+    assert part.status.has("interrupted")
+    assert len(part.log_snr) > 1000  # where it would have gone is not known: every level that it may visit
+    resumed = adaptive(density, checkpoint_dir=tmp_path, resume=True)
+    np.testing.assert_array_equal(resumed["x"], whole["x"])
+    np.testing.assert_array_equal(resumed.log_snr, whole.log_snr)
+    assert resumed.log_evidence == whole.log_evidence
+
+
+def test_levels_that_are_given_are_those_of_a_program_compiled_on_them(density):
+    wanted = np.linspace(-6.0, 8.0, 12)
+    sampler = cp.SMC(cp.MALA(0.05), check_levels=False)
+    there = cp.infer(density, jax.random.key(1), num_chains=64, levels=wanted, sampler=sampler, progress=False)
+    np.testing.assert_allclose(there.log_snr, wanted[::-1], atol=1e-4)
+    compiled = density.on(cp.Schedule.log_snr(12, min=-6.0, max=8.0))
+    other = cp.infer(compiled, jax.random.key(1), num_chains=64, sampler=sampler, progress=False)
+    np.testing.assert_array_equal(there["x"], other["x"])
+
+
+def network(x, t):
+    return x
+
+
+def test_a_network_that_knows_its_own_levels_only_is_run_on_some_of_them():
+    """The score of N(0, 1) for variance-preserving levels, trained on 400 of them."""
+    own = cp.Schedule.linear(400)
+    f = cp.Diffusion(lambda x, t: own_sigma(own, t) * x, own, event_shape=(2,), parameterization="epsilon")
+    density = cp.compile(single, f)
+    result = cp.infer(density, jax.random.key(0), num_chains=256, sampler=cp.SMC(), levels="adaptive", progress=False)
+    known = np.asarray(own.log_snr, np.float32)
+    assert 5 < len(result.log_snr) < 60
+    assert np.all(np.isin(result.log_snr, np.asarray(density.schedule.log_snr)))
+    assert result.log_snr[0] == known[0] or np.isclose(result.log_snr[0], known[0], atol=1e-3)
+    assert abs(np.var(result["x"]) - 1.0) < 0.25
+    with pytest.raises(AlignmentError, match="knows only the 400 levels"):
+        cp.infer(density, jax.random.key(0), num_chains=256, levels=[-3.0, 0.1, 4.0], progress=False)
+
+
+def own_sigma(schedule, t):
+    return jnp.asarray(schedule.sigma, jnp.float32)[t]
+
+
+def test_refusals(density):
+    for levels, words in {
+        "fast": "Unknown levels 'fast'",
+        (1.0, np.inf): "numbers that are not finite",
+        (): r"an array of shape \(0,\)",
+        ((1.0, 2.0),): r"an array of shape \(1, 2\)",
+        (1.0, 1.0): "Levels must go from clean to noisy",
+    }.items():
+        with pytest.raises(InvalidValueError, match=words):
+            cp.infer(density, jax.random.key(0), num_chains=8, levels=levels)
+    with pytest.raises(CapabilityError, match="AnnealedMCMC has none"):
+        adaptive(density, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
+    copy = eqx.tree_at(lambda d: d.schedule.sigma, density, density.schedule.sigma)
+    with pytest.raises(CapabilityError, match=r"Only a density as cp\.compile returned it"):
+        adaptive(copy)
+
+
+def pace_after(level, above, variance, error, pace=None):
+    schedule = cp.Schedule.log_snr(1001, min=-10.0, max=10.0)  # steps of 0.02
+    records = Records.empty(1001)
+    records = dataclasses.replace(
+        records,
+        weight_variance=records.weight_variance.at[level].set(variance),
+        step_error=records.step_error.at[level].set(error),
+    )
+    pace = Pace(jnp.float32(0.04), jnp.float32(0.04)) if pace is None else pace
+    below = pace.after(schedule, records, jnp.int32(level), jnp.int32(above))
+    return float(schedule.log_snr[int(below)] - schedule.log_snr[level]), int(below)
+
+
+@pytest.mark.parametrize(
+    ("variance", "error", "ratio"),
+    [
+        (0.04, 0.04, 1.0),
+        (0.16, 0.0, 0.5),  # weights vary as the square of the step
+        (0.0, 0.64, 0.5),  # the error's square as its fourth power
+        (0.16, 0.64, 0.5),
+        (0.0, 0.0, FASTER),
+        (np.inf, 0.0, SLOWER),
+        (np.nan, 0.0, SLOWER),
+    ],
+)
+def test_a_step_is_as_long_as_the_last_one_says(variance, error, ratio):
+    step, _ = pace_after(500, 520, variance, error)
+    assert step == pytest.approx(0.4 * ratio, abs=0.021)
+    assert step <= 0.4 * ratio + 1e-3
+
+
+def test_the_first_step_the_longest_and_the_last():
+    assert pace_after(1000, 1000, 0.0, 0.0)[0] == pytest.approx(FIRST, abs=0.021)
+    assert pace_after(500, 545, 0.0, 0.0)[0] == pytest.approx(LONGEST, abs=0.021)
+    assert pace_after(500, 501, 1e6, 1e6)[1] == 499  # one level at least
+    assert pace_after(10, 60, 0.0, 0.0)[1] == 0
+    assert pace_after(0, 1, 0.0, 0.0)[1] == 0
+
+
+def test_every_other_level_of_a_way_has_its_ends():
+    def made(levels):
+        visits = Visits.of(levels, 9)
+        return dataclasses.replace(visits, made=jnp.int32(len(levels)))
+
+    for levels, some in {(8, 5, 3, 0): (8, 3, 0), (8, 5, 0): (8, 0), (4, 0): (4, 0), (0,): (0,)}.items():
+        coarser = made(levels).coarser()
+        assert tuple(np.asarray(coarser.order)[: len(some)]) == some
+        assert int(coarser.made) == 0

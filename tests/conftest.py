@@ -15,6 +15,8 @@ MAPS = 40_000
 """Memory maps (Linux allows 65,530) from which on compiled code is let go: every executable of XLA's CPU backend holds
 some, and a process that runs out of them dies."""
 
+jax.config.update("jax_disable_most_optimizations", True)  # for fixtures of modules, which come before the next one
+
 
 @pytest.fixture(autouse=True)
 def _compile_in_haste(request: pytest.FixtureRequest):

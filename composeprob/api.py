@@ -27,6 +27,7 @@ from composeprob.runtime.infer import infer
 from composeprob.samplers.ancestral import Ancestral
 from composeprob.samplers.annealed_mcmc import AnnealedMCMC
 from composeprob.samplers.base import Sampler
+from composeprob.samplers.replica_exchange import ReplicaExchange
 from composeprob.samplers.smc import SMC
 from composeprob.schedule import Schedule
 
@@ -50,6 +51,7 @@ __all__ = [
     "Kernel",
     "LineIntegral",
     "Policy",
+    "ReplicaExchange",
     "Result",
     "Sampler",
     "Schedule",

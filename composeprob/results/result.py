@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from composeprob.density.annealed import AnnealedDensity
 
-PER_LEVEL = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "log_snr")
+PER_LEVEL = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "log_snr", "swaps")
 ARRAYS = ("log_weights", "first_ancestors", "islands", *PER_LEVEL)
 FACTS = (
     "log_evidence",
@@ -37,6 +37,7 @@ FACTS = (
     "draws",
     "thin",
     "devices",
+    "round_trips",
 )
 
 
@@ -66,6 +67,9 @@ class Result:
         first_ancestors: the first chain that each chain descends from, shape (N,); its own number without resampling.
         islands: for each island of `SMC` the log-evidence that its own chains tell, and how many of its first chains
             have descendants, shape (I, 2); (0, 2) of a run without islands.
+        swaps: mean probability of swaps with the next noisier level, shape (K,); NaN without `ReplicaExchange`.
+        round_trips: how many replicas came from the noisiest level to level 0 in the draws of one chain, on average;
+            None without replicas.
         non_finite: number of proposals, over all chains, whose density, score or position was not finite, shape (K,).
         status: what went wrong, at which levels, and what to try.
         seconds: wall-clock time, compilation included.
@@ -104,6 +108,8 @@ class Result:
     ancestors: np.ndarray | None = None
     first_ancestors: np.ndarray | None = None
     islands: np.ndarray | None = None
+    swaps: np.ndarray | None = None
+    round_trips: float | None = None
     log_evidence_error: float | None = None
     curl: dict[str, float] = field(default_factory=dict)
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
@@ -123,6 +129,8 @@ class Result:
             put(self, "quadrature_error", np.full(np.shape(self.acceptance), np.nan))
         if self.ancestors is None:
             put(self, "ancestors", np.full(np.shape(self.log_snr), np.nan))
+        if self.swaps is None:
+            put(self, "swaps", np.full(np.shape(self.log_snr), np.nan))
         if self.islands is None:
             put(self, "islands", np.zeros((0, 2)))
         if self.first_ancestors is None:

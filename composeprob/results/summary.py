@@ -125,12 +125,14 @@ def _facts(result: Result) -> dict[str, str]:
         facts["ancestors"] = (
             f"{copies:,} of the first chains have descendants ({result.families.effective:,.0f} effective)"
         )
-    if len(result.islands):
+    if result.islands is not None and len(result.islands):
         evidence, left = result.islands.T
         facts["islands"] = (
             f"{len(left)}, log evidence {evidence.min():.3g} … {evidence.max():.3g}, "
             f"{left.min():.0f} … {left.max():.0f} first chains left in each"
         )
+    if result.round_trips is not None:
+        facts["swaps"] = f"{_range(result.swaps)}; {result.round_trips:.3g} round trips of each chain's replicas"
     if result.draws is not None:
         facts["draws"] = f"{result.draws:,} of each chain, {result.thin} transitions apart"
     facts["levels"] = f"{num_levels}, log-SNR {result.log_snr[-1]:.3g} … {result.log_snr[0]:.3g}"

@@ -14,7 +14,7 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.runtime.parts import places
-from composeprob.samplers.base import Run, Sampler, level_keys
+from composeprob.samplers.base import Run, Sampler
 from composeprob.samplers.spread import Spread, chains, everywhere
 
 P = ParamSpec("P")
@@ -66,7 +66,7 @@ def descent(sampler: Sampler, run: Run, density: AnnealedDensity, end: Array | i
 
     def visit(run: Run) -> Run:
         moved = sampler.visit(run, density, *run.visits.now)
-        return dataclasses.replace(moved, visits=run.visits.onwards(density.schedule, moved.records))
+        return dataclasses.replace(moved, visits=moved.visits.onwards(density.schedule, moved.records))
 
     return jax.lax.while_loop(lambda run: (run.visits.made < end) & ~run.visits.arrived, visit, run)
 
@@ -98,27 +98,19 @@ def draw(
     """
 
     def own(
-        sampler: Any, run: Run, density: AnnealedDensity, begin: Array, end: Array, thin: Array
+        sampler: Sampler, run: Run, density: AnnealedDensity, begin: Array, end: Array, thin: Array
     ) -> tuple[Run, dict[str, Array]]:
-        moves, spread = sampler.moves, run.spread
-        keys = level_keys(run.keys, density.num_levels + 2)  # after those of the first draws and states
-        target = sampler.target(density, jnp.int32(0))
+        def values(run: Run) -> dict[str, Array]:
+            return run.spread.map(density.to_samples, sampler.positions(run))
 
-        def values(states: Any) -> dict[str, Array]:
-            return spread.map(lambda state: density.to_samples(state.position), states)
-
-        def one(i: Array, carry: Any) -> Any:
-            states, tuning, records, kept = carry
-            states, tuning, tally = moves.draw(spread, keys, states, target, density.schedule, tuning, i, thin)
-            records = moves.recorded(spread, records, density.schedule, tuning, tally, i * thin, thin)
+        def one(i: Array, carry: tuple[Run, dict[str, Array]]) -> tuple[Run, dict[str, Array]]:
+            run = sampler.draw(carry[0], density, i, thin)
             put = lambda all_, new: all_.at[:, i - begin].set(new)  # noqa: E731
-            return states, tuning, records, jax.tree.map(put, kept, values(states))
+            return run, jax.tree.map(put, carry[1], values(run))
 
-        shapes = jax.eval_shape(values, run.chains)
+        shapes = jax.eval_shape(values, run)
         blank = {name: jnp.zeros((s.shape[0], most, *s.shape[1:]), s.dtype) for name, s in shapes.items()}
-        start = (run.chains, run.tuning, run.records, blank)
-        states, tuning, records, kept = jax.lax.fori_loop(begin, end, one, start)
-        return dataclasses.replace(run, chains=states, tuning=tuning, records=records), kept
+        return jax.lax.fori_loop(begin, end, one, (run, blank))
 
     arguments = (sampler, run, density, begin, end, thin)
     specs = (everywhere, Run.places(), places(density), *(everywhere,) * 3)
@@ -139,7 +131,7 @@ def sample_shapes(sampler: Sampler, run: Run, density: AnnealedDensity, first: i
     """Shape and dtype of every site's samples, all chains together; compiles nothing."""
     alone = dataclasses.replace(run, spread=Spread())
     started = alone if run.chains is not None else eqx.filter_eval_shape(start, sampler, alone, density, first)
-    return jax.eval_shape(lambda x: jax.vmap(density.to_samples)(x), sampler.positions(started))
+    return eqx.filter_eval_shape(lambda run: jax.vmap(density.to_samples)(sampler.positions(run)), started)
 
 
 def on_devices(

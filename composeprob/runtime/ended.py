@@ -45,9 +45,8 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
     records, num_chains = run.records, run.log_weights.shape[0]
     visited, arrived = run.visits.visited(), bool(run.visits.arrived)
     told = _told(visited, arrived, density)
-    moves = sampler.moves
-    per_transition = (moves.kernel.evaluations_per_step, len(moves.follows)) if moves else (0, 0)
-    drawn = ended.drawn + (moves.settling if moves and ended.drawn else 0)
+    *per_transition, settling = sampler.drawing
+    drawn = ended.drawn + (settling if ended.drawn else 0)
     proposals = np.full(len(told), max(sampler.proposals(), 1) * num_chains)
     proposals[0] += drawn * per_transition[1] * num_chains
     log_weights, ancestors = host(run.log_weights), np.asarray(run.ancestors)
@@ -96,6 +95,8 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         ancestors=np.asarray(records.ancestors)[told],
         first_ancestors=ancestors,
         islands=_islands(apart + evidence, ancestors) if arrived and len(apart) > 1 else None,
+        swaps=np.asarray(records.swaps)[told],
+        round_trips=sampler.round_trips(run) if arrived else None,
         non_finite=np.asarray(records.non_finite)[told],
         quadrature_error=by_block(records.quadrature_error),
         curl=ended.curl,

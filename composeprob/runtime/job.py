@@ -28,7 +28,7 @@ from composeprob.runtime.stream import Kept, NotKept, check_draws, stream
 from composeprob.samplers.base import Run, Sampler, begin, placed
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.spread import Spread, everywhere, host
-from composeprob.samplers.visits import Pace, Visits
+from composeprob.samplers.visits import Pace
 
 CURL = 2**31 - 2
 """Folded into the run's key for the directions along which curl is measured."""
@@ -89,7 +89,7 @@ class Job:
         self.saves: Saves | None = None
         self.done = 0
         alone = dataclasses.replace(asked.spread, mesh=None, copies=0)
-        run = begin(asked.key, asked.num_chains, self._visits(), alone)
+        run = begin(asked.key, asked.num_chains, self.sampler.visits(density, asked.pace), alone)
         if folder is not None:
             run = self._resumed(run, folder)
         self.run = placed(run, asked.spread)
@@ -100,11 +100,6 @@ class Job:
         self.coarse: float | None = None
         self.turning: dict[str, float] = {}
         self.lost: str | None = None
-
-    def _visits(self) -> Visits:
-        """What the run visits, none of it yet."""
-        levels, pace = self.asked.density.num_levels, self.asked.pace
-        return Visits.every(self.first, levels) if pace is None else Visits.paced(self.first, levels, pace)
 
     @property
     def arrived(self) -> bool:

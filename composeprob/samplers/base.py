@@ -18,7 +18,7 @@ from composeprob.kernels import Gibbs, Kernel
 from composeprob.kernels.gibbs import parts_of
 from composeprob.kernels.line_integral import integrates_score
 from composeprob.samplers.spread import Spread, chains, everywhere
-from composeprob.samplers.visits import Visits
+from composeprob.samplers.visits import Pace, Visits
 
 if TYPE_CHECKING:
     from composeprob.samplers.transitions import Transitions
@@ -36,6 +36,7 @@ class Records(eqx.Module):
     `quadrature_error` is the mean over accepted moves: what a path that is refused anyway is off by does no harm.
     `weight_variance` is the relative variance of the weights that the step to this level gave, and `step_error` how far
     chains were moved when its end was taken into account, in units of the noise.
+    `swaps` is the mean probability of swaps with the next noisier rung of `ReplicaExchange`.
     """
 
     acceptance: Array
@@ -46,11 +47,12 @@ class Records(eqx.Module):
     quadrature_error: Array
     weight_variance: Array
     step_error: Array
+    swaps: Array
 
     @classmethod
     def empty(cls, num_levels: int, num_blocks: int = 1) -> Records:
         nan, own = jnp.full((num_levels,), jnp.nan), jnp.full((num_levels, num_blocks), jnp.nan)
-        return cls(own, own, nan, nan, jnp.zeros((num_levels,), jnp.int32), own, nan, nan)
+        return cls(own, own, nan, nan, jnp.zeros((num_levels,), jnp.int32), own, nan, nan, nan)
 
 
 class Run(eqx.Module):
@@ -218,6 +220,28 @@ class Sampler(eqx.Module):
         Called from the first level, where both are the same, down to 0.
         """
 
+    def visits(self, density: AnnealedDensity, pace: Pace | None) -> Visits:
+        """The levels that it visits: all from the first on, or those that a `Pace` chooses."""
+        first, levels = self.first_level(density), density.num_levels
+        return Visits.every(first, levels) if pace is None else Visits.paced(first, levels, pace)
+
+    def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:
+        """Makes the ``thin`` transitions at level 0 that lead to draw i, before the first one `settling` ones too."""
+        assert self.moves is not None
+        keys = level_keys(run.keys, density.num_levels + 2)  # after those of the first draws and states
+        spread, schedule, target = run.spread, density.schedule, self.target(density, jnp.int32(0))
+        states, tuning, tally = self.moves.draw(spread, keys, run.chains, target, schedule, run.tuning, i, thin)
+        records = self.moves.recorded(spread, run.records, schedule, tuning, tally, i * thin, thin)
+        return dataclasses.replace(run, chains=states, tuning=tuning, records=records)
+
+    @property
+    def drawing(self) -> tuple[int, int, int]:
+        """Evaluations of one transition of `draw`, the moves in it that can turn out non-finite, and how many of them
+        are made before the first draw."""
+        if self.moves is None:
+            return 0, 0, 0
+        return self.moves.kernel.evaluations_per_step, len(self.moves.follows), self.moves.settling
+
     def target(self, density: AnnealedDensity, level: Array | int) -> Target:
         """A level's density as this sampler's kernel sees it. Of chains that nobody weighs, what only weights read is
         not computed."""
@@ -226,6 +250,10 @@ class Sampler(eqx.Module):
     @abc.abstractmethod
     def positions(self, run: Run) -> Any:
         """The chains' positions, each leaf of shape (N, …)."""
+
+    def round_trips(self, run: Run) -> float | None:
+        """How many replicas of a chain came from the noisiest level to level 0 in its draws; None without replicas."""
+        return None
 
     @abc.abstractmethod
     def describe(self) -> str:

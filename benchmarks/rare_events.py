@@ -139,7 +139,7 @@ def main() -> int:
     ]
     notes = (
         f"{CHAINS} chains, keys 0 to {KEYS - 1}; the ratio's own standard error is the variation over √{KEYS}. "
-        f"Counting among N exact draws of the law has a variation of √(1/NP): {np.sqrt(1 / CHAINS / exact(7.0)):.2f} at "
+        f"Counting among N exact draws has a variation of √(1/NP): {np.sqrt(1 / CHAINS / exact(7.0)):.2f} at "
         f"τ = 7, {np.sqrt(1 / CHAINS / exact(10.0)):.1f} at τ = 10. Published rows soften the event over .01."
     )
     details = {"rows": [dataclasses.asdict(row) for row in rows]}

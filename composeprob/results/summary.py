@@ -132,7 +132,9 @@ def _facts(result: Result) -> dict[str, str]:
             f"{left.min():.0f} … {left.max():.0f} first chains left in each"
         )
     if result.round_trips is not None:
-        facts["swaps"] = f"{_range(result.swaps)}; {result.round_trips:.3g} round trips of each chain's replicas"
+        facts["swaps"] = (
+            f"{_range(np.asarray(result.swaps))}; {result.round_trips:.3g} round trips of each chain's replicas"
+        )
     if result.draws is not None:
         facts["draws"] = f"{result.draws:,} of each chain, {result.thin} transitions apart"
     facts["levels"] = f"{num_levels}, log-SNR {result.log_snr[-1]:.3g} … {result.log_snr[0]:.3g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -282,12 +283,7 @@ class ReplicaExchange(Sampler):
         def replica(key: Array, state: GibbsState, level: Array, log_scale: Array) -> tuple[GibbsState, Array]:
             sigma = density.schedule.at(level).sigma
             kernel = in_metrics(moves.kernel, plain, dict.fromkeys(moves.static, 1.0 / sigma))
-            steps = [
-                scaled_step(c, sigma if follows else jnp.ones_like(sigma), part)
-                if isinstance(part.step_size, Adaptive)
-                else part.step_size[level]
-                for part, c, follows in zip(moves.kernel.kernels, log_scale, moves.follows, strict=True)
-            ]
+            steps = self._steps(log_scale, sigma, level)
             state, info = kernel.step(key, state, swap.target(density, level), steps)
             return state, info.acceptance
 
@@ -377,17 +373,23 @@ class ReplicaExchange(Sampler):
             columns.append(c)
         return jnp.stack(columns, axis=1)
 
+    def _steps(self, log_scale: Array, sigma: Array, level: Array) -> list[Array]:
+        """The step size of each block at one level, or at several: log c is (…, B), σ and levels are (…)."""
+        assert self.moves is not None
+
+        def of(b: int, part: Any, follows: bool) -> Array:
+            if not isinstance(part.step_size, Adaptive):
+                return part.step_size[level]
+            return scaled_step(log_scale[..., b], sigma if follows else jnp.ones_like(sigma), part)
+
+        return [of(b, *each) for b, each in enumerate(zip(self.moves.kernel.kernels, self.moves.follows, strict=True))]
+
     def _recorded(self, run: Run, density: AnnealedDensity) -> Run:
         """The run with what its rungs say in its records."""
         assert self.moves is not None
         (rungs,), records = run.tuning, run.records
         sigma = density.schedule.levels.sigma[rungs.levels]
-        steps = [
-            scaled_step(rungs.log_scale[:, b], sigma if follows else jnp.ones_like(sigma), part)
-            if isinstance(part.step_size, Adaptive)
-            else jnp.asarray(part.step_size)[rungs.levels]
-            for b, (part, follows) in enumerate(zip(self.moves.kernel.kernels, self.moves.follows, strict=True))
-        ]
+        steps = self._steps(rungs.log_scale, sigma, rungs.levels)
         records = dataclasses.replace(
             records,
             acceptance=records.acceptance.at[rungs.levels].set(rungs.acceptance),

@@ -209,6 +209,11 @@ class LeafFactor(Factor):
         return False
 
     @property
+    def level_real(self) -> bool:
+        """Whether the factor takes a level between two of its own, as a real number in `Noise.index`."""
+        return False
+
+    @property
     def level_free(self) -> bool:
         """Whether the factor is exact at any α and σ, so that no schedule needs aligning."""
         return False
@@ -265,6 +270,10 @@ class AroundLeaf(LeafFactor):
     @property
     def level_bound(self) -> bool:
         return self.base.level_bound
+
+    @property
+    def level_real(self) -> bool:
+        return self.base.level_real
 
     @property
     def level_free(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, Self, SupportsIndex, TypeGuard, TypeVar
 
 import equinox as eqx
@@ -179,6 +179,11 @@ class LeafFactor(Factor):
     def core(self) -> LeafFactor:
         """The leaf itself, or what it is made around."""
         return self
+
+    @property
+    def pictures(self) -> Callable[[object], np.ndarray] | None:
+        """Makes images with values from 0 to 1 of a stack of events; None for events of which no such are known."""
+        return None
 
     def growth(self, noise: Noise) -> Array:
         """∂ log f/∂λ of a factor that depends on the log-SNR λ alone; 0 for a density that follows the diffusion."""

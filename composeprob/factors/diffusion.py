@@ -43,8 +43,8 @@ class Diffusion(LeafFactor):
             on many levels). With the last three the factor can be evaluated on any schedule inside the log-SNR range
             that it was trained on.
         conditions: names of the network's conditions. A mapping ``{name: value}`` also says which value means
-            "no condition" (as trained with dropout of the condition); with plain names the network's own default
-            is used where a condition is not given.
+            "no condition" (as trained with dropout of the condition); with plain names, or the value None, the
+            network's own default is used where a condition is not given.
         log_snr_range: (least, greatest) log-SNR that the network was trained on, where that is more than the range of
             ``schedule``; only for a continuous ``time``, and a variance-preserving or -exploding schedule.
         mode_depth: the energy tells the relative height of separated modes. Matching scores does not teach that; a
@@ -123,7 +123,7 @@ class Diffusion(LeafFactor):
         self.parameterization, self.time, self.mode_depth = parameterization, time, mode_depth
         self.trained = None if log_snr_range is None else self._check_range(log_snr_range)
         self.names = tuple(conditions)
-        self.defaults = {name: as_condition(name, value) for name, value in defaults.items()}
+        self.defaults = {name: as_condition(name, value) for name, value in defaults.items() if value is not None}
         self.fixed = {}
         self.encoders = tuple((encoders or {}).items())
         if set(self.names) == set(self.defaults):  # callable without further conditions: check it at once

@@ -138,8 +138,12 @@ class LeafFactor(Factor):
         return "energy" if "energy" in self.capabilities else "score", show.shape(self.event_shape)
 
     def terms(self) -> list[tuple[str, float]]:
-        given = {name: value for name, value in self.fixed.items() if name in self.condition_names}
+        given = {name: self.shown(name, value) for name, value in self.fixed.items() if name in self.condition_names}
         return [(show.named(self.label, given), 1.0)]
+
+    def shown(self, name: str, value: Array) -> str:
+        """A condition's value as it is printed."""
+        return show.short(value)
 
     def __repr__(self) -> str:
         return show.clipped(f"{self.terms()[0][0]} ({', '.join(self.about)})")

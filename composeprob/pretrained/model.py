@@ -14,7 +14,7 @@ from jax import Array
 
 from composeprob.errors import CapabilityError, ShapeError
 from composeprob.factors.diffusion import Diffusion
-from composeprob.pretrained.text import TextEncoder
+from composeprob.pretrained.text import Prompts, TextEncoder
 
 
 class Parts:
@@ -66,6 +66,12 @@ class Pretrained(Diffusion):
     @property
     def pictures(self) -> Callable[[object], np.ndarray]:
         return self.parts.pictures
+
+    def shown(self, name: str, value: Array) -> str:
+        for said, encoder in self.encoders:
+            if said == name and isinstance(encoder, Prompts) and (text := encoder.text_of(value)) is not None:
+                return repr(text)
+        return super().shown(name, value)
 
     @property
     def text_encoder(self) -> TextEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import equinox as eqx
@@ -86,6 +87,12 @@ class Prompts:
 
     def __init__(self, encoders: tuple[TextEncoder, ...], shape: tuple[int, ...], pooled: int | None):
         self.encoders, self.width, self.pooled = encoders, shape[-1], pooled
+        self._texts: dict[bytes, str] = {}
+
+    def text_of(self, value: Any) -> str | None:
+        """The text that an encoded prompt was made of; None where that is not known."""
+        known = not isinstance(value, jax.core.Tracer) and jnp.shape(value)[-1:] == (self.width,)
+        return self._texts.get(_digest(value)) if known else None
 
     def __call__(self, prompt: Any) -> Array:
         """The prompt of a text, of token ids or of hidden states, (length, width); a last row holds the pooled vector
@@ -116,13 +123,22 @@ class Prompts:
                 f"The prompt {prompt!r} needs a text encoder, and the model's folder has none that is supported.",
                 fix=f"pass hidden states of shape (length, {self.width}).",
             )
-        ids = [e.tokens(prompt) if isinstance(prompt, str) else prompt for e in self.encoders]
+        found = self._encoded([e.tokens(prompt) if isinstance(prompt, str) else prompt for e in self.encoders])
+        if isinstance(prompt, str):
+            self._texts[_digest(found)] = prompt
+        return found
+
+    def _encoded(self, ids: list[Any]) -> Array:
         if self.pooled is None:
             return self.encoders[0](ids[0])
         pairs = list(zip(self.encoders, ids, strict=True))
         hidden = jnp.concatenate([encoder.states(i, -2) for encoder, i in pairs], axis=-1)
         vector = pairs[-1][0].pooled(pairs[-1][1])
         return with_pooled(hidden, vector)
+
+
+def _digest(value: Any) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest()
 
 
 def with_pooled(hidden: Array, vector: Array) -> Array:

@@ -120,14 +120,14 @@ def build(config: Mapping[str, Any], where: str) -> Network:
             only_cross[block],
         )  # fmt: skip
 
-    def attention(kind: str, block: int, depth: Any, count: int) -> Attend | None:
+    def attention(kind: str, block: int, depth: Any, count: int, head: Any) -> Attend | None:
         if kind.startswith("CrossAttn"):
             return cross(block, per_block(depth, count, "transformer_layers_per_block", where))
         if not kind.startswith("Attn"):
             return None
 
         def plain(channels: int) -> Attention:
-            size = heads[block] or channels
+            size = head or channels
             return Attention(
                 channels, channels // size, size, bias=True, groups=o.norm_num_groups, eps=o.norm_eps, residual=True
             )
@@ -141,7 +141,7 @@ def build(config: Mapping[str, Any], where: str) -> Network:
         by_resnet = kind == "ResnetDownsampleBlock2D"
         own = style(o.resnet_out_scale_factor, o.resnet_skip_time_act) if by_resnet else style()
         shrink = ("resnet" if by_resnet else "conv") if i < n - 1 else None
-        attend = attention(kind, i, depths[i], layers[i])
+        attend = attention(kind, i, depths[i], layers[i], heads[i])
         down.append(
             down_stage(channels, widths[i], layers[i], own, attend, shrink=shrink, padding=o.downsample_padding)
         )
@@ -164,7 +164,9 @@ def build(config: Mapping[str, Any], where: str) -> Network:
         own = style(o.resnet_out_scale_factor, o.resnet_skip_time_act) if by_resnet else style()
         inputs = skip_inputs(channels, widths[j], widths[max(j - 1, 0)], count)
         grow = ("resnet" if by_resnet else "conv") if i < n - 1 else None
-        up.append(up_stage(inputs, widths[j], own, attention(kind, j, depths_up[i], count), grow=grow))
+        # The original has the sizes of plain attention's heads in the order of the way down, also on the way up.
+        attend = attention(kind, j, depths_up[i], count, heads[i])
+        up.append(up_stage(inputs, widths[j], own, attend, grow=grow))
         channels = widths[j]
 
     time_proj: Any = Sinusoids(widths[0], o.flip_sin_to_cos, o.freq_shift)

@@ -1,0 +1,102 @@
+"""Programs over someone else's models: prompts multiply, samplers run, images come out, results are saved."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.schedule import Noise
+from pretrained.test_goldens import golden, model
+
+SCHEDULE = cp.Schedule.log_snr(6, min=-12.0, max=6.0)
+
+
+@cp.program
+def scene(cat, dog, anything):
+    return cp.sample("x", cat * dog / anything)
+
+
+@cp.program
+def single(factor):
+    return cp.sample("x", factor)
+
+
+@pytest.fixture(scope="module")
+def density():
+    pytest.importorskip("tokenizers")
+    factor = model("sd")
+    return cp.compile(scene, factor.given(prompt="a cat"), factor.given(prompt="a dog"), factor, schedule=SCHEDULE)
+
+
+def score_at(density, level):
+    return jax.jit(lambda density, x: density.score({"x": x}, level)["x"])(density, golden("sd")["x"][0])
+
+
+def alone(level):
+    """The score of the model at one of the program's levels, by its prompt."""
+    factor, x = model("sd"), golden("sd")["x"][0]
+    own = factor.schedule.level_at(np.asarray(SCHEDULE.log_snr[level], np.float64))
+    noise = Noise(np.float32(own), np.float32(SCHEDULE.alpha[level]), np.float32(SCHEDULE.sigma[level]))
+    score = jax.jit(lambda f, prompt: f.evaluate(x, noise, {"prompt": prompt})[1])
+    return lambda text: score(factor, factor.given(prompt=text).fixed["prompt"])
+
+
+def test_three_prompts_are_one_evaluation(density):
+    """The sum of the factors' scores; the text says which prompts, and that there is no energy."""
+    text = str(density)
+    assert "cat(x | prompt='a cat')·cat(x | prompt='a dog')·cat(x)⁻¹" in text, "one network, by its first name"
+    assert "3 evaluations in 1 batches" in text
+    assert "offers  feynman_kac, score; no log-density: Metropolis tests need cp.LineIntegral" in text
+    of = alone(3)
+    wanted = of("a cat") + of("a dog") - of("")
+    np.testing.assert_allclose(score_at(density, 3), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_reverse_diffusion_and_images(density, tmp_path):
+    """Images of the samples as the autoencoder decodes them; a saved result is the same, bit for bit."""
+    result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
+    images = result.images()
+    assert images.shape == (2, 16, 16, 3)
+    decoded = np.asarray(model("sd").decode(result["x"]))
+    np.testing.assert_allclose(images, np.clip(decoded / 2 + 0.5, 0, 1), atol=1e-6)
+    assert 0 <= images.min() < images.max() <= 1
+    loaded = cp.Result.load(result.save(tmp_path / "scene"))
+    np.testing.assert_array_equal(loaded["x"], result["x"])
+    np.testing.assert_array_equal(model("sd").decode(loaded["x"]), decoded)
+    with pytest.raises(cp.errors.InvalidValueError, match=r"(?s)loaded from a file.*model.decode"):
+        loaded.images()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sampler",
+    [cp.SMC(), cp.SMC(cp.ULA(0.02)), cp.AnnealedMCMC(cp.MALA(0.02, log_ratio=cp.LineIntegral(2)), steps_per_level=1)],
+    ids=["SMC", "SMC with ULA", "MALA"],
+)
+def test_samplers(density, sampler, tmp_path):
+    runs = [cp.infer(density, jax.random.key(1), num_chains=4, sampler=sampler, progress=False) for _ in range(2)]
+    np.testing.assert_array_equal(runs[0]["x"], runs[1]["x"])
+    assert np.isfinite(runs[0]["x"]).all()
+    assert runs[0].images().shape == (4, 16, 16, 3)
+    np.testing.assert_array_equal(cp.Result.load(runs[0].save(tmp_path / "run"))["x"], runs[0]["x"])
+
+
+def test_models_of_pixels_have_images_without_an_autoencoder():
+    density = cp.compile(
+        cp.program(lambda f: cp.sample("x", f)), model("ddpm"), schedule=model("ddpm").schedule.every(250)
+    )
+    result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
+    np.testing.assert_allclose(result.images("x"), np.clip(result["x"] / 2 + 0.5, 0, 1), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_prompts_over_one_axis_and_guidance():
+    """One leaf for all prompts, in blocks; guidance by the empty prompt, f(x | c)^s · f(x)^(1−s)."""
+    pytest.importorskip("tokenizers")
+    factor, of = model("sd"), alone(3)
+    over = cp.compile(single, cp.product(factor, over={"prompt": ["a cat", "a dog"]}, block=1), schedule=SCHEDULE)
+    np.testing.assert_allclose(score_at(over, 3), of("a cat") + of("a dog"), rtol=1e-4, atol=1e-4)
+    guided = cp.compile(single, cp.guide(factor, 4.0, prompt="a cat"), schedule=SCHEDULE)
+    np.testing.assert_allclose(score_at(guided, 3), 4 * of("a cat") - 3 * of(""), rtol=1e-4, atol=1e-3)

@@ -8,7 +8,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.schedule import Noise
-from pretrained.test_goldens import golden, model
+from pretrained.test_goldens import DATA, golden, model
 
 SCHEDULE = cp.Schedule.log_snr(6, min=-12.0, max=6.0)
 
@@ -100,3 +100,21 @@ def test_prompts_over_one_axis_and_guidance():
     np.testing.assert_allclose(score_at(over, 3), of("a cat") + of("a dog"), rtol=1e-4, atol=1e-4)
     guided = cp.compile(single, cp.guide(factor, 4.0, prompt="a cat"), schedule=SCHEDULE)
     np.testing.assert_allclose(score_at(guided, 3), 4 * of("a cat") - 3 * of(""), rtol=1e-4, atol=1e-3)
+
+
+def test_the_command_line_gives_a_folder_to_the_program(tmp_path):
+    """`--model FOLDER` is the value of the parameter `model`, and nothing for a program without one."""
+    from typer.testing import CliRunner
+
+    from composeprob.cli import app
+
+    file = tmp_path / "pictures.py"
+    text = "import composeprob as cp\n\n@cp.program\ndef picture(model):\n    return cp.sample('x', model)\n"
+    file.write_text(text + "\n@cp.program\ndef other(x=1):\n    return x\n")
+    arguments = ["--model", str(DATA / "ddpm"), "--levels", "3", "--chains", "2", "--sampler", "ancestral"]
+    done = CliRunner().invoke(app, ["run", f"{file}:picture", *arguments, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "x: noised (8, 8, 3)" in done.output
+    refused = CliRunner().invoke(app, ["run", f"{file}:other", *arguments, "--out", str(tmp_path / "out")])
+    assert refused.exit_code == 2
+    assert "--model was given, but program 'other' has no parameter" in " ".join(refused.output.split())

@@ -96,7 +96,7 @@ def _check_network(factor: Diffusion, given: dict[str, Any], own: Noise, site: S
         f"level (log-SNR {float(top.noise.log_snr):.3g}) its score {what}."
     )
     looks = top.alternatives(declared)
-    if not looks:
+    if not looks or factor.declared:
         return f"{found} {DOUBT}"
     fix = f"the network looks like {', or '.join(looks)}."
     raise NetworkError(found, where=site.where, fix=fix)

@@ -137,6 +137,11 @@ class Diffusion(LeafFactor):
         return frozenset({"score", "exact_marginals"})
 
     @property
+    def declared(self) -> bool:
+        """Whether the files of its training say what its output means: then doubts about that are told, not refused."""
+        return False
+
+    @property
     def condition_names(self) -> tuple[str, ...]:
         return self.names
 

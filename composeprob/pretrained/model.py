@@ -64,6 +64,10 @@ class Pretrained(Diffusion):
         super().__init__(network, **options)
 
     @property
+    def declared(self) -> bool:
+        return True
+
+    @property
     def pictures(self) -> Callable[[object], np.ndarray]:
         return self.parts.pictures
 

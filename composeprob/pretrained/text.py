@@ -105,6 +105,9 @@ class Prompts:
         """
         if not isinstance(prompt, str):
             array = jnp.asarray(prompt)
+            whole = 1 if jnp.issubdtype(array.dtype, jnp.integer) else 2
+            if array.ndim == whole + 1 and array.shape[0] == 1:  # as tokenizers and encoders return one prompt
+                array = array[0]
             if not jnp.issubdtype(array.dtype, jnp.integer):
                 if array.ndim != 2 or array.shape[-1] != self.width:
                     row = f", its last row the pooled vector's {self.pooled} numbers and zeros" if self.pooled else ""
@@ -118,6 +121,7 @@ class Prompts:
                     f"A prompt's token ids have shape (length,); got {array.shape}.",
                     fix='give one prompt at a time, or run over several: cp.product(model, over={"prompt": all_ids}).',
                 )
+            prompt = array
         if not self.encoders:
             raise ConditionError(
                 f"The prompt {prompt!r} needs a text encoder, and the model's folder has none that is supported.",

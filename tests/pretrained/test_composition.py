@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -81,6 +86,46 @@ def test_samplers(density, sampler, tmp_path):
     assert np.isfinite(runs[0]["x"]).all()
     assert runs[0].images().shape == (4, 16, 16, 3)
     np.testing.assert_array_equal(cp.Result.load(runs[0].save(tmp_path / "run"))["x"], runs[0]["x"])
+
+
+def test_a_folder_that_says_what_its_output_means_is_believed():
+    """A network that returns next to nothing looks like one of x₀; its scheduler says ε: a doubt, no refusal."""
+    factor, schedule = model("ddpm"), model("ddpm").schedule.every(250)
+    weak = eqx.tree_at(lambda f: f.network.conv_out.weight, factor, replace_fn=lambda w: 1e-3 * w)
+    (doubt,) = cp.compile(single, weak, schedule=schedule).graph.doubts
+    assert "does not do what parameterization='epsilon' says" in doubt
+    own = cp.Diffusion(weak.network, factor.schedule, event_shape=factor.event_shape, time="real_level")
+    with pytest.raises(cp.errors.NetworkError, match="looks like parameterization='x0'"):
+        cp.compile(single, own, schedule=schedule)
+
+
+ON_DEVICES = """
+import jax, numpy as np, composeprob as cp
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+model = cp.from_diffusers("FOLDER")
+ids = np.arange(16)
+one, two = model.given(prompt=ids), model.given(prompt=ids[::-1].copy())
+program = cp.program(lambda model: cp.sample("x", one * two / model))
+density = cp.compile(program, model, schedule=cp.Schedule.log_snr(4, min=-12.0, max=6.0))
+runs = []
+for count in (2, 8):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("chains",))
+    how = dict(num_chains=8, sampler=cp.Ancestral(), mesh=mesh, chunk=1, progress=False)
+    runs.append(cp.infer(density, jax.random.key(0), **how))
+assert [run.devices for run in runs] == [2, 8]
+np.testing.assert_array_equal(runs[0]["x"], runs[1]["x"])
+np.testing.assert_array_equal(runs[0].images(), runs[1].images())
+"""
+
+
+@pytest.mark.slow
+def test_the_same_bits_on_two_devices_and_on_eight():
+    pytest.importorskip("tokenizers")
+    flags = "--xla_force_host_platform_device_count=8"
+    script = ON_DEVICES.replace("FOLDER", str(DATA / "sd"))
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_models_of_pixels_have_images_without_an_autoencoder():

@@ -131,6 +131,8 @@ def test_text_encoders_and_tokenizers():
     np.testing.assert_array_equal(
         factor.given(prompt=g["ids"][1]).fixed["prompt"], factor.given(prompt=PROMPTS[1]).fixed["prompt"]
     )
+    one = g["ids"][1:2]  # as tokenizers return it
+    np.testing.assert_array_equal(factor.given(prompt=one).fixed["prompt"], factor.given(prompt=one[0]).fixed["prompt"])
     assert error(factor.call_conditions()["prompt"], g["hidden"][0]) < MOST, "without a prompt, the empty one"
 
 

@@ -62,7 +62,8 @@ def test_every_import_is_a_declared_dependency(folder, extras):
         for line in requires("composeprob") or []
         if "extra ==" not in line or any(re.search(rf"extra == .{extra}.$", line) for extra in extras)
     ]
-    declared = {re.split(r"[^\w-]", line)[0] for line in required}
+    declared = {re.split(r"[^\w-]", line)[0].replace("_", "-") for line in required}
     providers = packages_distributions()
-    undeclared = {name for name in imported if not declared & set(providers.get(name, []))}
+    by = lambda name: {provider.replace("_", "-") for provider in providers.get(name, [])}
+    undeclared = {name for name in imported if not declared & by(name)}
     assert not undeclared, "declare these in pyproject.toml, and say why in docs/dependencies.md"

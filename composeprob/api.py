@@ -21,6 +21,7 @@ from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
 from composeprob.model_zoo import load, zoo
 from composeprob.numpyro_sites import as_distribution
+from composeprob.pretrained.load import from_diffusers
 from composeprob.results.result import Result
 from composeprob.results.status import Status
 from composeprob.runtime.infer import infer
@@ -64,6 +65,7 @@ __all__ = [
     "condition",
     "errors",
     "factor",
+    "from_diffusers",
     "guide",
     "infer",
     "load",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -26,6 +27,11 @@ def normal_like(key: Array, tree: T) -> T:
         for leaf, size, end in zip(leaves, sizes, ends, strict=True)
     ]
     return jax.tree.unflatten(treedef, noise)
+
+
+def is_array(leaf: object) -> bool:
+    """Whether a leaf is an array, or the shape of one that is not there."""
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def axpy(a: Array | float, x: T, y: T) -> T:

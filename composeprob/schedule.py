@@ -25,7 +25,7 @@ class Noise(eqx.Module):
     """A `Noise` holds α and σ of one level, or of every level at once (arrays instead of scalars).
 
     Attributes:
-        index: the level's index, an integer.
+        index: the level's index, an integer; a real number where a factor is evaluated between two levels of its own.
         alpha: α, the factor of the signal.
         sigma: σ, the standard deviation of the noise.
     """
@@ -63,7 +63,7 @@ class Schedule(eqx.Module):
         alpha: α, shape (K,).
         sigma: σ, shape (K,).
         drift_ratio: f/g² of the forward diffusion dx = f·x dt + g dW, shape (K,): −½ for variance-preserving
-            schedules, 0 for variance-exploding ones. Feynman–Kac rates need it.
+            schedules, 0 for variance-exploding ones, −1/(2σ) for flow matching. Feynman–Kac rates need it.
 
     Example:
         >>> import composeprob as cp
@@ -149,6 +149,25 @@ class Schedule(eqx.Module):
         ramp = np.linspace(0.0, 1.0, _count(num_levels))
         sigma = (sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))) ** rho
         return cls.from_arrays(np.ones_like(sigma), sigma)
+
+    @classmethod
+    def flow(cls, num_levels: int, shift: float = 1.0) -> Schedule:
+        """Makes the straight levels of flow matching, α = 1 − t and σ = t, at t = s·u/(1 + (s−1)·u).
+
+        u is evenly spaced from 10⁻³ to 1 − 10⁻³: at t = 0 there is no noise, at t = 1 no signal. A shift s above 1
+        puts more levels where noise is strong, as models of large images want it.
+
+        References:
+            Lipman et al. 2023, *Flow matching*; Esser et al. 2024, *Scaling rectified flow transformers*.
+        """
+        if not shift > 0 or not np.isfinite(shift):
+            raise InvalidValueError(
+                f"The shift of flow-matching levels must be positive; got {shift!r}.",
+                fix="1 for evenly spaced times, 3 as Stable Diffusion 3 has it.",
+            )
+        u = np.linspace(1e-3, 1 - 1e-3, _count(num_levels))
+        scale = 1 + (shift - 1) * u
+        return cls.from_arrays((1 - u) / scale, shift * u / scale)  # 1 − t without a difference of nearly equal numbers
 
     log_snr: ClassVar[Any] = _LogSNR()
     """On a schedule, λ_k of every level, shape (K,). On the class, the constructor
@@ -246,14 +265,21 @@ class Schedule(eqx.Module):
         return all(close)
 
     def alpha_at(self, log_snr: np.ndarray) -> np.ndarray:
-        """Returns α of the schedule's family at any log-SNR, exact for VP and VE, else interpolated in log α."""
+        """Returns α of the schedule's family at any log-SNR, exact for VP, VE and flow, else interpolated in log α."""
         alpha, sigma = np.asarray(self.alpha, np.float64), np.asarray(self.sigma, np.float64)
         if _is_vp(alpha, sigma):
             return _vp(log_snr)[0]
         if _is_ve(alpha):
             return np.full_like(log_snr, alpha[0])
+        if _is_flow(alpha, sigma):
+            return 1 / (1 + np.exp(-np.asarray(log_snr) / 2))
         own = 2 * (np.log(alpha) - np.log(sigma))
         return np.exp(np.interp(log_snr, own[::-1], np.log(alpha)[::-1]))
+
+    def level_at(self, log_snr: np.ndarray) -> np.ndarray:
+        """Returns the level at any log-SNR as a real number, interpolated between those of the schedule in log-SNR."""
+        own = 2 * (np.log(np.asarray(self.alpha, np.float64)) - np.log(np.asarray(self.sigma, np.float64)))
+        return np.interp(log_snr, own[::-1], np.arange(self.num_levels, dtype=np.float64)[::-1])
 
     def __repr__(self) -> str:
         if isinstance(self.alpha, jax.core.Tracer):
@@ -278,12 +304,18 @@ def _is_ve(alpha: np.ndarray) -> bool:
     return bool(np.allclose(alpha, alpha[0], rtol=1e-9, atol=0))
 
 
+def _is_flow(alpha: np.ndarray, sigma: np.ndarray) -> bool:
+    return bool(np.allclose(alpha + sigma, 1.0, rtol=1e-6, atol=0))
+
+
 def _drift_ratio(alpha: np.ndarray, sigma: np.ndarray, log_snr: np.ndarray) -> np.ndarray:
-    """f/g² = (d log α/dλ)/(−σ²): in closed form for the VP and VE families, by differences for others."""
+    """f/g² = (d log α/dλ)/(−σ²): in closed form for the VP, VE and flow families, by differences for others."""
     if _is_vp(alpha, sigma):
         return np.full_like(alpha, -0.5)
     if _is_ve(alpha):
         return np.zeros_like(alpha)
+    if _is_flow(alpha, sigma):
+        return -0.5 / sigma  # λ = 2·log((1−t)/t), so d log α/dλ = t/2
     return np.gradient(np.log(alpha), log_snr) / -(sigma**2)
 
 

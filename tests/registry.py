@@ -42,6 +42,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "cosine": lambda: Schedule.cosine(40),
     "vp": lambda: Schedule.vp(40, beta_min=0.1, beta_max=15.0),
     "edm": lambda: Schedule.edm(40, sigma_min=0.01, sigma_max=40.0),
+    "flow": lambda: Schedule.flow(40, shift=2.0),
     "log_snr": lambda: Schedule.log_snr(40, min=-7.0, max=9.0),
     "from_arrays": lambda: Schedule.from_arrays(np.linspace(0.95, 0.1, 40), np.linspace(0.05, 1.5, 40)),
 }

@@ -13,7 +13,7 @@ from composeprob.models.worlds import captions, detector, digits
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAINS = 600
 CENTRE = np.array([0.0, -0.35])  # of the arc that own_network learns
-FEW = {"scene": 6, "captions": 6, "tapestry": 1, "two_scales": 1}
+FEW = {"scene": 6, "captions": 6, "tapestry": 1, "two_scales": 1, "text_to_image": 4}
 """Chains of examples whose models are large."""
 NOISE = 4 * 0.5 / np.sqrt(CHAINS / 4)  # four standard errors of a share, with a quarter of the chains effective
 
@@ -133,6 +133,10 @@ def check_two_scales(module, result):
     inside = slice(module.EDGE, module.EDGE + module.LARGE)
     blocks = result["x"][:, inside, inside].reshape(-1, 32, module.SCALE, 32, module.SCALE, 3)
     assert captions.true_of("a yellow triangle in the middle", detector.detect(blocks.mean((2, 4)))).all()
+
+
+def check_text_to_image(module, result):
+    assert result.images().shape == (FEW["text_to_image"], 16, 16, 3)
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}

@@ -92,6 +92,21 @@ def test_edm_is_karras():
     np.testing.assert_allclose(schedule.drift_ratio, 0.0)
 
 
+def test_flow_is_a_straight_line():
+    """α = 1 − t, σ = t; the shift is t ↦ s·t/(1 + (s−1)·t); f/g² is d log α/dt / (dσ²/dt − 2σ²·d log α/dt)."""
+    plain, shifted = cp.Schedule.flow(41), cp.Schedule.flow(41, shift=3.0)
+    t = np.linspace(1e-3, 0.999, 41)
+    np.testing.assert_allclose(plain.sigma, t, rtol=1e-12)
+    np.testing.assert_allclose(shifted.sigma, 3 * t / (1 + 2 * t), rtol=1e-12)
+    for schedule in (plain, shifted):
+        np.testing.assert_allclose(schedule.alpha + schedule.sigma, 1.0, rtol=1e-12)
+        s = schedule.sigma
+        np.testing.assert_allclose(schedule.drift_ratio, (-1 / (1 - s)) / (2 * s + 2 * s**2 / (1 - s)), rtol=1e-10)
+    np.testing.assert_allclose(
+        plain.alpha_at(np.array([-3.0, 0.0, 5.0])), 1 / (1 + np.exp([1.5, 0.0, -2.5])), rtol=1e-12
+    )
+
+
 def test_log_snr_is_evenly_spaced_and_an_array_on_instances():
     schedule = cp.Schedule.log_snr(21, min=-4.0, max=16.0)
     np.testing.assert_allclose(schedule.log_snr, np.linspace(16.0, -4.0, 21), atol=2e-5)
@@ -145,6 +160,7 @@ def test_some_of_the_levels(name, step, kept):
         (lambda: cp.Schedule.edm(5, sigma_min=2.0, sigma_max=1.0), InvalidValueError, "sigma_min < sigma_max"),
         (lambda: cp.Schedule.edm(5, rho=0.0), InvalidValueError, "rho > 0"),
         (lambda: cp.Schedule.vp(5, beta_min=-1.0), InvalidValueError, "β must be positive"),
+        (lambda: cp.Schedule.flow(5, shift=0.0), InvalidValueError, "shift .* must be positive; got 0.0"),
         (
             lambda: cp.Schedule.from_arrays([0.99, 0.01], [0.01, 0.02]),
             InvalidValueError,

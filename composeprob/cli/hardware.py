@@ -157,7 +157,10 @@ def ahead(
         table.add_row(f"memory for {name}", readable(getattr(compiled, name)))
     table.add_row("floating-point operations, loops once", f"{compiled.flops:.3g}")
     table.add_row("bytes moved, loops once", readable(compiled.bytes_accessed))
-    table.add_row("the compiler's estimate of time, loops once", f"{compiled.seconds:.3g} s")
+    table.add_row(
+        "the compiler's estimate of time, loops once",
+        "unknown" if np.isnan(compiled.seconds) else f"{compiled.seconds:.3g} s",
+    )
     kinds = ", ".join(f"{number} {kind}" for kind, number in compiled.collectives.items())
     table.add_row("collectives in the program", kinds or "0")
     table.caption = f"Compiled, not run: {sampler.prepare(density).describe()}"
@@ -202,6 +205,25 @@ def program(target: str | None, precision: str | None = None) -> AnnealedDensity
         return api.sample("x", ring * bar)
 
     return api.compile(product, api.load("ring2d"), api.load("bar2d"), precision=precision)
+
+
+def two_prompts(name: str) -> AnnealedDensity:
+    """Compiles a product of two prompts under a network of a known size, whose weights are not there.
+
+    Raises:
+        InvalidValueError: no such size.
+    """
+    from composeprob import api
+    from composeprob.pretrained.sizes import of_size
+
+    model, prompt = of_size(name)
+
+    @api.program
+    def both(model: Any) -> Any:
+        first, second = (model.given(prompt=np.full(prompt, value, np.float32)) for value in (0.0, 1.0))
+        return api.sample("x", first * second)
+
+    return api.compile(both, model, schedule=model.schedule.every(20))
 
 
 def readable(size: float) -> str:

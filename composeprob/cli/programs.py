@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -66,15 +67,34 @@ def load_program(target: str) -> tuple[Program, ModuleType]:
     return next(iter(candidates.values())), module
 
 
-def arguments(program: Program, module: ModuleType) -> dict[str, Any]:
+def arguments(
+    program: Program, module: ModuleType, given: Mapping[str, Callable[[], Any]] | None = None
+) -> dict[str, Any]:
     """Finds values for the parameters without a default: the module's variables of the same names.
 
+    Args:
+        program: whose parameters.
+        module: its file.
+        given: what makes the values of parameters that the command says.
+
     Raises:
+        InvalidValueError: the program has no parameter that the command says.
         ProgramError: a parameter with neither a default nor a variable of its name, or one that has the name of an
             argument of `compile`.
     """
-    values: dict[str, Any] = {}
-    for name, parameter in inspect.signature(program.function).parameters.items():
+    parameters = inspect.signature(program.function).parameters
+    given = given or {}
+    for name in given:
+        if name not in parameters:
+            raise InvalidValueError(
+                f"--{name} was given, but program '{program.name}' has no parameter {name!r}.",
+                where=program.where,
+                fix=f"name the parameter that it should be {name}, or leave --{name} out.",
+            )
+    values: dict[str, Any] = {name: make() for name, make in given.items()}
+    for name, parameter in parameters.items():
+        if name in given:
+            continue
         if parameter.default is not parameter.empty or parameter.kind in (
             parameter.VAR_POSITIONAL,
             parameter.VAR_KEYWORD,

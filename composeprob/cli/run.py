@@ -23,6 +23,14 @@ def run(
         str,
         typer.Argument(metavar="FILE[:PROGRAM]", help="A Python file, and which of its programs if it has several."),
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A diffusers folder, or owner/name on the hub: the value of the program's parameter [b]model[/b].",
+            show_default=False,
+        ),
+    ] = None,
     sampler: Annotated[
         SamplerName,
         typer.Option(
@@ -167,6 +175,8 @@ def run(
         srun composeprob run scene.py --distributed --chains 100000 --chunk 250
 
         composeprob run scene.py --mesh 2x4 --shard-above 1000000
+
+        composeprob run examples/text_to_image.py:both --model FOLDER
     """
     import jax
 
@@ -185,7 +195,7 @@ def run(
         )
     devices = table_of(jax.devices(), mesh, shard_above)
     program, module = load_program(target)
-    args = arguments(program, module)
+    args = arguments(program, module, {} if model is None else {"model": lambda: api.from_diffusers(model)})
     chosen = make_sampler(sampler, kernel, steps_per_level, step_size, num_leapfrog, damping, log_ratio, num_points)
     own_sampler, own_chains = presets(module)
     chosen, chains = chosen or own_sampler, own_chains if chains is None else chains

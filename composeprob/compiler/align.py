@@ -77,8 +77,10 @@ def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
             where=site.where,
             fix=_schedule_inside(leaf, low, high, wanted),
         )
-    alpha = leaf.factor.schedule.alpha_at(wanted)
-    return _noise(np.arange(len(wanted)), alpha, alpha * np.exp(-wanted / 2))
+    own = leaf.factor.schedule
+    alpha = own.alpha_at(wanted)
+    index = own.level_at(wanted) if leaf.factor.level_real else np.arange(len(wanted))
+    return _noise(index, alpha, alpha * np.exp(-wanted / 2))
 
 
 def _schedule_inside(leaf: Leaf, low: float, high: float, wanted: np.ndarray) -> str:

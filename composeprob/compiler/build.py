@@ -22,7 +22,6 @@ from composeprob.factors.cells import CellWindow, Indices
 from composeprob.factors.nodes import SETS, Combination, Plate, Product, rewrite_leaves, walk
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.passes import Pass
-from composeprob.factors.show import short
 from composeprob.factors.window import Window
 from composeprob.ir.cells import Cells, listed
 from composeprob.ir.nodes import Graph, Leaf, Observation, Region, Site, Static, same_network
@@ -176,7 +175,9 @@ def _leaf(factor: LeafFactor, at: Place) -> Leaf:
     own = tuple(plate for plate in at.plates if plate.cells or set(plate.names) & set(factor.condition_names))
     # The author's variable name (of the factor before `given`, which makes a new one), else the factor's label.
     label = next((name for known, name in at.names if same_network(known, factor)), factor.label)
-    conditions = {name: short(value) for name, value in factor.fixed.items() if name in factor.condition_names}
+    conditions = {
+        name: factor.shown(name, value) for name, value in factor.fixed.items() if name in factor.condition_names
+    }
     running = {name: f"{name}_{index(depth)}" for depth, plate in enumerate(at.plates) for name in plate.names}
     given = tuple(f"{name}={running.get(name, value)}" for name, value in conditions.items())
     return Leaf(factor=factor, event_shape=at.shape, region=at.region, label=label, conditions=given, plates=own)

@@ -20,6 +20,8 @@ TOLERANCE = 0.25
 """Relative error of the score of noise up to which a network fits: ten times the greatest of the zoo."""
 CLEAN = ("x0", "v")
 """Parameterizations whose output is small beside the noise at the noisiest level."""
+NOISE = {"flow": "epsilon"}
+"""What shows the sign of an output whose score there is −x/σ² whatever it is."""
 STEADY = 0.05
 """Standard deviation from draw to draw of an x₀ or a v of a right network at the noisiest level, with its errors."""
 NUMBERS = 256
@@ -40,7 +42,8 @@ class Outputs:
     def of(cls, factor: Diffusion, conditions: dict[str, Any], own: Noise, level: int) -> Outputs:
         """One evaluation of a factor's network, at a level of its own noise."""
         dtype = np.dtype(jnp.result_type(float))
-        index = np.dtype(jnp.result_type(int)).type(own.index[level])
+        real = np.issubdtype(np.asarray(own.index).dtype, np.floating)
+        index = np.dtype(jnp.result_type(float if real else int)).type(own.index[level])
         host: Any = (index, dtype.type(own.alpha[level]), dtype.type(own.sigma[level]))
         noise = Noise(*host)
         count = min(max(NUMBERS // max(math.prod(factor.event_shape), 1), FEWEST), MOST)
@@ -69,13 +72,15 @@ class Outputs:
     def alternatives(self, declared: str) -> list[str]:
         """What the network looks like if it is not what was declared."""
         # Whatever is small beside x/σ² fits these forms, also a network that was never trained: but that is not steady.
-        unsaid = () if self.is_steady else (*CLEAN, "energy_residual") if self.is_small else CLEAN
+        unsaid: tuple[str, ...] = () if self.is_steady else (*CLEAN, "energy_residual") if self.is_small else CLEAN
+        if not self.is_noise:
+            unsaid += ("flow",)  # α·u is small beside x whatever u is: there any output fits
         forms = [n for n in SCORES if n != declared and n not in unsaid and self.fits(n)]
         # For a score energies are not tried: they fit many fields, such as x turned about the origin.
         if (declared in ENERGIES or self.is_steady) and not (self.is_noise and forms):
             forms += [n for n in ENERGIES if n != declared and n not in unsaid and self.fits(n)]
         looks = [f"parameterization={name!r}" for name in forms]
-        if declared not in CLEAN and self.fits(declared, -1.0):
+        if declared not in CLEAN and self.fits(NOISE.get(declared, declared), -1.0):
             looks.append("this parameterization with the opposite sign")
         return looks
 

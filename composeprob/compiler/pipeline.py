@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from composeprob.compiler.normalise import normalise
 from composeprob.compiler.share import share
 from composeprob.compiler.top import Top, top_of
 from composeprob.compiler.unroll import unrolled
-from composeprob.density.annealed import AnnealedDensity, Described, SiteInfo, TopLaw
+from composeprob.density.annealed import AnnealedDensity, SiteInfo, TopLaw
+from composeprob.density.described import Described
 from composeprob.errors import WrongTypeError
 from composeprob.factors.nodes import rewrite_leaves
 from composeprob.factors.precision import check_precision, in_precision
@@ -98,7 +100,7 @@ def lowered(
     sites |= {s.name: SiteInfo("held" if s.name in graph.held else "static", s.coordinate) for s in graph.statics}
     offered = capabilities(graph)
     offers = _offers(graph)
-    described = Described(graph, describe(graph, sorted(offered)), graph.where, offers)
+    described = Described(graph, describe(graph, sorted(offered)), graph.where, offers, _pictures(graph))
     law = _top_law(tops, all("normalised" in capabilities for *_, capabilities in offers))
     density = AnnealedDensity(graph.schedule, evaluator, law, sites, offered, described)
     density = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
@@ -122,6 +124,14 @@ def _rounded(graph: Graph, precision: str | None) -> Graph:
 def _offers(graph: Graph) -> tuple[tuple[str, str, frozenset[str]], ...]:
     """For each leaf its name, its site's place and what it offers, so that a sampler can name what it misses."""
     return tuple((leaf.name, s.where, node_capabilities(leaf)) for s in graph.sites for leaf in leaves(s.root))
+
+
+def _pictures(graph: Graph) -> dict[str, Callable[[Any], np.ndarray]]:
+    """What makes images of each site whose factors agree on it; a factor that knows of none has no say."""
+    found = {
+        s.name: {p for leaf in leaves(s.root) if (p := leaf.factor.core.pictures) is not None} for s in graph.sites
+    }
+    return {name: next(iter(ways)) for name, ways in found.items() if len(ways) == 1}
 
 
 def _top_law(tops: dict[str, Top], normalised: bool) -> TopLaw:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from composeprob.compiler.outputs import CLEAN, Outputs
+from composeprob.compiler.outputs import CLEAN, NOISE, Outputs
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors.diffusion import Diffusion
 from composeprob.ir.nodes import Graph, Site
@@ -80,6 +80,9 @@ def _check_network(factor: Diffusion, given: dict[str, Any], own: Noise, site: S
     declared, top = factor.parameterization, Outputs.of(factor, conditions, own, -1)
     mistaken = not top.fits(declared)
     what = f"is off by {top.error(declared):.0%} of that of noise, −x/σ²"
+    if declared in NOISE and top.fits(NOISE[declared], -1.0):
+        mistaken = True
+        what = "is that of noise, −x/σ², only by the levels: the network returns the noise with the opposite sign"
     if declared in CLEAN and top.is_noise:
         # An x₀ or a velocity is small there; that of wide data may be as large as the noise, but not at two levels.
         log_snr = 2 * np.log(own.alpha / own.sigma)
@@ -93,7 +96,7 @@ def _check_network(factor: Diffusion, given: dict[str, Any], own: Noise, site: S
         f"level (log-SNR {float(top.noise.log_snr):.3g}) its score {what}."
     )
     looks = top.alternatives(declared)
-    if not looks:
+    if not looks or factor.declared:
         return f"{found} {DOUBT}"
     fix = f"the network looks like {', or '.join(looks)}."
     raise NetworkError(found, where=site.where, fix=fix)

@@ -7,7 +7,8 @@ import dataclasses
 from composeprob.compiler.check import capabilities
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.compiler.lower import Evaluator
-from composeprob.density.annealed import AnnealedDensity, Described
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.described import Described
 from composeprob.ir.render import describe
 
 
@@ -44,5 +45,5 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     silent = dataclasses.replace(evaluator, likelihood=Likelihood(likelihood.source, {}))
     offered = capabilities(without)
     text = describe(without, sorted(offered))
-    described = Described(without, text, density.described.where, density.described.offers)
+    described = Described(without, text, density.described.where, density.described.offers, density.described.pictures)
     return dataclasses.replace(density, evaluator=silent, capabilities=offered, described=described)

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from composeprob.density import prediction
+from composeprob.density.described import Described
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.density.potential import NumPyroPotential
 from composeprob.errors import CapabilityError, DoublyIntractableError, ShapeError
@@ -68,26 +69,6 @@ class Evaluates(eqx.Module):
     @abc.abstractmethod
     def log_likelihood(self, values: dict[str, Array]) -> dict[str, Array]:
         """log p of every observed number at level 0, given the latents' values as `read` shows them."""
-
-
-class Described:
-    """The program's IR, for people. All are equal, so that other numbers share compiled code; no trace may read it.
-
-    Attributes:
-        graph: the IR; renders in notebooks.
-        text: the program as mathematics, with what each pass did.
-        where: the place of the program's definition.
-        offers: (name, place, capabilities) of every leaf.
-    """
-
-    def __init__(self, graph: Any, text: str, where: str, offers: tuple[tuple[str, str, frozenset[str]], ...]):
-        self.graph, self.text, self.where, self.offers = graph, text, where, offers
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Described)
-
-    def __hash__(self) -> int:
-        return hash(Described)
 
 
 class TopLaw(eqx.Module):

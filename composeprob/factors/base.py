@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, Self, SupportsIndex, TypeGuard, TypeVar
 
 import equinox as eqx
@@ -138,8 +138,12 @@ class LeafFactor(Factor):
         return "energy" if "energy" in self.capabilities else "score", show.shape(self.event_shape)
 
     def terms(self) -> list[tuple[str, float]]:
-        given = {name: value for name, value in self.fixed.items() if name in self.condition_names}
+        given = {name: self.shown(name, value) for name, value in self.fixed.items() if name in self.condition_names}
         return [(show.named(self.label, given), 1.0)]
+
+    def shown(self, name: str, value: Array) -> str:
+        """A condition's value as it is printed."""
+        return show.short(value)
 
     def __repr__(self) -> str:
         return show.clipped(f"{self.terms()[0][0]} ({', '.join(self.about)})")
@@ -180,6 +184,11 @@ class LeafFactor(Factor):
         """The leaf itself, or what it is made around."""
         return self
 
+    @property
+    def pictures(self) -> Callable[[object], np.ndarray] | None:
+        """Makes images with values from 0 to 1 of a stack of events; None for events of which no such are known."""
+        return None
+
     def growth(self, noise: Noise) -> Array:
         """∂ log f/∂λ of a factor that depends on the log-SNR λ alone; 0 for a density that follows the diffusion."""
         return jnp.zeros((), noise.sigma.dtype)
@@ -206,6 +215,11 @@ class LeafFactor(Factor):
     @property
     def level_bound(self) -> bool:
         """Whether the factor knows only the levels of its own schedule (a discrete time embedding)."""
+        return False
+
+    @property
+    def level_real(self) -> bool:
+        """Whether the factor takes a level between two of its own, as a real number in `Noise.index`."""
         return False
 
     @property
@@ -265,6 +279,10 @@ class AroundLeaf(LeafFactor):
     @property
     def level_bound(self) -> bool:
         return self.base.level_bound
+
+    @property
+    def level_real(self) -> bool:
+        return self.base.level_real
 
     @property
     def level_free(self) -> bool:

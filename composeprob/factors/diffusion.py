@@ -19,7 +19,7 @@ from composeprob.factors.networks import as_network
 from composeprob.factors.randomness import check_deterministic
 from composeprob.schedule import Noise, Schedule
 
-TIMES = ("level", "log_snr", "sigma")
+TIMES = ("level", "log_snr", "sigma", "real_level")
 Encoder = Callable[[Any], Any]
 """Turns what a user gives as a condition into an array, or raises where it means nothing."""
 
@@ -36,13 +36,15 @@ class Diffusion(LeafFactor):
         event_shape: shape of one event.
         parameterization: what the output means. Energies: ``"energy"`` (a scalar E), ``"energy_residual"``
             (½‖x−s‖²), ``"energy_norm"`` (½‖s‖²), ``"energy_inner"`` (⟨x, s⟩), each with ∇ₓE matched to the noise ε.
-            Score-only: ``"epsilon"``, ``"x0"``, ``"v"``, ``"score"``.
+            Score-only: ``"epsilon"``, ``"x0"``, ``"v"``, ``"flow"`` (u = ε − x_0), ``"score"``.
         time: what the network receives as ``t``: ``"level"``, the level's index in ``schedule`` (an integer);
-            ``"log_snr"``, λ = log(α²/σ²); ``"sigma"``, σ/α. With the last two the factor can be evaluated on any
-            schedule inside the log-SNR range that it was trained on.
+            ``"log_snr"``, λ = log(α²/σ²); ``"sigma"``, σ/α; ``"real_level"``, the level as a real number, interpolated
+            in log-SNR between the schedule's levels, for an embedding that is smooth in it (sines and cosines, trained
+            on many levels). With the last three the factor can be evaluated on any schedule inside the log-SNR range
+            that it was trained on.
         conditions: names of the network's conditions. A mapping ``{name: value}`` also says which value means
-            "no condition" (as trained with dropout of the condition); with plain names the network's own default
-            is used where a condition is not given.
+            "no condition" (as trained with dropout of the condition); with plain names, or the value None, the
+            network's own default is used where a condition is not given.
         log_snr_range: (least, greatest) log-SNR that the network was trained on, where that is more than the range of
             ``schedule``; only for a continuous ``time``, and a variance-preserving or -exploding schedule.
         mode_depth: the energy tells the relative height of separated modes. Matching scores does not teach that; a
@@ -58,7 +60,8 @@ class Diffusion(LeafFactor):
         NetworkError: a network that cannot be called so, or returns something of another shape.
 
     References:
-        Du et al. 2023, *Reduce, Reuse, Recycle*, section 4. Salimans & Ho 2022 for ``"v"``.
+        Du et al. 2023, *Reduce, Reuse, Recycle*, section 4. Salimans & Ho 2022 for ``"v"``, Lipman et
+        al. 2023 for ``"flow"``.
 
     Example:
         >>> import composeprob as cp
@@ -120,7 +123,7 @@ class Diffusion(LeafFactor):
         self.parameterization, self.time, self.mode_depth = parameterization, time, mode_depth
         self.trained = None if log_snr_range is None else self._check_range(log_snr_range)
         self.names = tuple(conditions)
-        self.defaults = {name: as_condition(name, value) for name, value in defaults.items()}
+        self.defaults = {name: as_condition(name, value) for name, value in defaults.items() if value is not None}
         self.fixed = {}
         self.encoders = tuple((encoders or {}).items())
         if set(self.names) == set(self.defaults):  # callable without further conditions: check it at once
@@ -134,6 +137,11 @@ class Diffusion(LeafFactor):
         return frozenset({"score", "exact_marginals"})
 
     @property
+    def declared(self) -> bool:
+        """Whether the files of its training say what its output means: then doubts about that are told, not refused."""
+        return False
+
+    @property
     def condition_names(self) -> tuple[str, ...]:
         return self.names
 
@@ -144,6 +152,10 @@ class Diffusion(LeafFactor):
     @property
     def level_bound(self) -> bool:
         return self.time == "level"
+
+    @property
+    def level_real(self) -> bool:
+        return self.time == "real_level"
 
     def call_conditions(self) -> dict[str, Array]:
         return {**self.defaults, **self.fixed}
@@ -168,9 +180,9 @@ class Diffusion(LeafFactor):
                 f"log_snr_range {(low, high)} does not hold the schedule's levels, {own_low:.3g} to {own_high:.3g}.",
                 fix="the network must have been trained on every level that it offers.",
             )
-        if self.time == "level":
+        if self.time in ("level", "real_level"):
             raise InvalidValueError(
-                "log_snr_range is given with time='level': such a network knows only its own levels.",
+                f"log_snr_range is given with time={self.time!r}: such a network knows only the range of its levels.",
                 fix="leave it out, or train the network with time='log_snr'.",
             )
         return low, high
@@ -229,4 +241,6 @@ class Diffusion(LeafFactor):
         """What the network receives as t."""
         if self.time == "level":
             return noise.index
+        if self.time == "real_level":
+            return jnp.asarray(noise.index, noise.sigma.dtype)
         return noise.log_snr if self.time == "log_snr" else noise.sigma / noise.alpha

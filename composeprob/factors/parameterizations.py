@@ -55,6 +55,11 @@ def v(output: Array, x: Array, noise: Noise) -> Array:
     return -(noise.sigma * x + noise.alpha * jnp.sqrt(squared) * output) / (squared * noise.sigma)
 
 
+def flow(output: Array, x: Array, noise: Noise) -> Array:
+    """The output is the velocity u = ε − x_0 of flow matching (Lipman et al. 2023): ε̂ = (x + α·u)/(α + σ)."""
+    return -(x + noise.alpha * output) / ((noise.alpha + noise.sigma) * noise.sigma)
+
+
 def score(output: Array, x: Array, noise: Noise) -> Array:
     """The output is the score itself."""
     return output
@@ -66,7 +71,13 @@ ENERGIES: dict[str, Callable[[Array, Array], Array]] = {
     "energy_norm": norm,
     "energy_inner": inner,
 }
-SCORES: dict[str, Callable[[Array, Array, Noise], Array]] = {"epsilon": epsilon, "x0": x0, "v": v, "score": score}
+SCORES: dict[str, Callable[[Array, Array, Noise], Array]] = {
+    "epsilon": epsilon,
+    "x0": x0,
+    "v": v,
+    "flow": flow,
+    "score": score,
+}
 
 
 def with_number(output: Any) -> tuple[Any, Any]:

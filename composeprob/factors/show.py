@@ -33,9 +33,9 @@ def weights(what: str, weights: Sequence[float]) -> str:
     return f"equal {what}" if len(set(weights)) == 1 else f"{what} {numbers}"
 
 
-def named(label: str, conditions: dict[str, Any]) -> str:
-    """A leaf with the conditions given to it: ``digits(label=3)``."""
-    given = ", ".join(f"{name}={short(value)}" for name, value in conditions.items())
+def named(label: str, conditions: dict[str, str]) -> str:
+    """A leaf with the conditions given to it, as they are shown: ``digits(label=3)``."""
+    given = ", ".join(f"{name}={value}" for name, value in conditions.items())
     return clipped(" ".join(label.split()), 60) + (f"({clipped(given, 60)})" if given else "")
 
 

@@ -70,7 +70,8 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
         lines.append(f"  levels  {graph.schedule!r}")
     lines.append("  passes")
     lines += [f"    {name}: {sentence}" for name, sentence in graph.notes if name != "check"]
-    lines.append(f"  offers  {', '.join(capabilities)}")
+    alone = "" if "energy" in capabilities else "; no log-density: Metropolis tests need cp.LineIntegral"
+    lines.append(f"  offers  {', '.join(capabilities)}{alone}")
     return "\n".join(lines)
 
 

@@ -246,6 +246,24 @@ class Result:
 
         return plot_result(self)
 
+    def images(self, site: str | None = None) -> np.ndarray:
+        """Makes images of a site's equally weighted samples (`unweighted`), as its models decode them.
+
+        Args:
+            site: whose; left out, the only one that has images.
+
+        Returns:
+            (N, height, width, channels), values from 0 to 1.
+
+        Raises:
+            InvalidValueError: the result was loaded from a file, which holds no models.
+            CapabilityError: no model of the program says how images are made, or two say it differently.
+            UnknownSiteError: no such site.
+        """
+        from composeprob.results.images import images
+
+        return images(self, site)
+
     def predictive(self, key: Any) -> dict[str, np.ndarray]:
         """Draws data from the program under these samples.
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.pytree import is_array
 from composeprob.runtime.compiled import advance, compiler_options, start
 from composeprob.runtime.parts import in_parts, places
 from composeprob.samplers.base import Run, Sampler, begin, placed
@@ -57,7 +58,7 @@ def compile_ahead(
     """Compile a run with its chains spread over ``devices``.
 
     Args:
-        density: from `compile`.
+        density: from `compile`; the arrays of its networks may be shapes (`jax.ShapeDtypeStruct`).
         sampler: how chains travel.
         num_chains: N, at least the number of devices.
         devices: such as ``jax.experimental.topologies.get_topology_desc(…).devices``; a table of them for
@@ -78,7 +79,7 @@ def compile_ahead(
     run = placed(begin(jax.random.key(0), num_chains, Visits.every(first, density.num_levels)), here)
     run = dataclasses.replace(run, spread=spread)
     density = in_parts(density, spread, shard_above)
-    arrays, static = eqx.partition((sampler, run, density), eqx.is_array)
+    arrays, static = eqx.partition((sampler, run, density), is_array)
 
     def struct(place: PartitionSpec, part: Any) -> Any:
         sharding = NamedSharding(mesh, place)
@@ -104,7 +105,7 @@ def measured(compiled: Any) -> Compiled:
         memory.temp_size_in_bytes,
         cost.get("flops", math.nan),
         cost.get("bytes accessed", math.nan),
-        cost.get("optimal_seconds", math.nan),
+        seconds if (seconds := cost.get("optimal_seconds", math.nan)) > 0 else math.nan,  # of large programs below 0
         collectives(compiled.as_text()),
     )
 

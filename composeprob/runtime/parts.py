@@ -17,6 +17,7 @@ from composeprob.density.annealed import AnnealedDensity, Evaluates
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import BlackJAX
+from composeprob.pytree import is_array
 from composeprob.samplers.base import Sampler
 from composeprob.samplers.spread import AXES, Spread, everywhere
 
@@ -103,7 +104,9 @@ def in_parts(density: AnnealedDensity, spread: Spread, above: int | None) -> Ann
     number = spread.mesh.shape[AXES[1]]
 
     def cut(leaf: Any) -> Any:
-        if not eqx.is_array(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or leaf.nbytes <= above:
+        if not is_array(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        if leaf.size * leaf.dtype.itemsize <= above:
             return leaf
         even = [axis for axis, length in enumerate(leaf.shape) if length % number == 0]
         return Part(leaf, max(even, key=lambda axis: leaf.shape[axis])) if even else leaf
@@ -114,7 +117,7 @@ def in_parts(density: AnnealedDensity, spread: Spread, above: int | None) -> Ann
 
 def places(density: AnnealedDensity) -> Any:
     """Where a density's arrays are, as `on_devices` wants it."""
-    arrays = eqx.filter(density, eqx.is_array)
+    arrays = eqx.filter(density, is_array)
     return jax.tree.map(lambda leaf: leaf.place if _is_part(leaf) else everywhere, arrays, is_leaf=_is_part)
 
 

@@ -168,6 +168,7 @@ def returning(what, sign=1.0, schedule=SCHEDULE):
         clean = MEAN + a * VARIANCE / (a**2 * VARIANCE + s**2) * (x - a * MEAN)
         epsilon = (x - a * clean) / s
         outputs = {"epsilon": epsilon, "x0": clean, "score": -epsilon / s, "v": a * epsilon - s * clean}
+        outputs["flow"] = epsilon - clean
         outputs["energy_norm"] = jnp.sqrt(s / (a**2 * VARIANCE + s**2)) * (x - a * MEAN)
         outputs["energy"] = s * 0.5 * jnp.sum((x - a * MEAN) ** 2) / (a**2 * VARIANCE + s**2)
         return sign * outputs[what]
@@ -183,7 +184,7 @@ WIDE = cp.Schedule.edm(12, sigma_min=0.02, sigma_max=40.0)
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, WIDE], ids=["VP", "VE"])
-@pytest.mark.parametrize("right", ["epsilon", "x0", "v", "score", "energy_norm", "energy"])
+@pytest.mark.parametrize("right", ["epsilon", "x0", "v", "flow", "score", "energy_norm", "energy"])
 def test_a_right_network_passes(right, schedule):
     if right == "v" and schedule is WIDE:
         pytest.skip("this velocity is the one of variance preserving levels")
@@ -207,6 +208,12 @@ def test_another_parameterization_is_named(right, declared):
 def test_the_wrong_sign_is_named(declared):
     with pytest.raises(NetworkError, match="opposite sign"):
         compiled(returning(declared, sign=-1.0), declared)
+
+
+def test_the_wrong_sign_of_a_flow_is_named():
+    """At the noisiest level any output gives the score of noise, so the output itself is looked at: it is the noise."""
+    with pytest.raises(NetworkError, match="opposite sign"):
+        compiled(lambda x, t: -x / SCHEDULE.at(t).sigma, "flow")
 
 
 def test_the_data_of_a_wide_law_are_not_taken_for_noise():

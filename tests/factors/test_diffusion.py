@@ -10,7 +10,7 @@ import pytest
 from flax import linen, nnx
 
 import composeprob as cp
-from composeprob.errors import ConditionError, InvalidValueError, NetworkError, WrongTypeError
+from composeprob.errors import AlignmentError, ConditionError, InvalidValueError, NetworkError, WrongTypeError
 from composeprob.factors.networks import as_network
 
 MEAN, VARIANCE = np.array([0.4, -0.7, 0.2]), 0.3
@@ -51,6 +51,7 @@ def network_of(parameterization, schedule):
             "epsilon": noise,
             "x0": clean,
             "v": (a * noise - s * clean) / jnp.sqrt(a**2 + s**2),
+            "flow": noise - clean,
             "score": score,
         }[parameterization]
 
@@ -58,7 +59,7 @@ def network_of(parameterization, schedule):
 
 
 ENERGIES = ["energy", "energy_residual", "energy_norm", "energy_inner"]
-SCORES = ["epsilon", "x0", "v", "score"]
+SCORES = ["epsilon", "x0", "v", "flow", "score"]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -161,6 +162,7 @@ def test_what_the_network_is_told_of_time(kind):
         "level": np.arange(20),
         "log_snr": np.asarray(schedule.log_snr),
         "sigma": np.asarray(schedule.sigma) / np.asarray(schedule.alpha),
+        "real_level": np.arange(20.0),
     }
     for time, values in expected.items():
         told = lambda x, t: jnp.asarray(t, float) - 100 * x  # something of a score, or it would be refused
@@ -168,6 +170,55 @@ def test_what_the_network_is_told_of_time(kind):
         density = cp.compile(single, f)
         found = [density.score({"x": 0.0}, k)["x"] for k in (0, 5, 19)]
         np.testing.assert_allclose(found, values[[0, 5, 19]], rtol=1e-4, atol=1e-4)
+
+
+def test_a_level_between_two():
+    """It is where the log-SNR is: halfway between two levels, halfway between their log-SNR."""
+    schedule = cp.Schedule.log_snr(21, min=-8.0, max=12.0)
+    f = cp.Diffusion(lambda x, t: t - 100 * x, schedule, event_shape=(), parameterization="score", time="real_level")
+    density = cp.compile(single, f, schedule=cp.Schedule.log_snr(4, min=-7.5, max=11.25))
+    found = [density.score({"x": 0.0}, k)["x"] for k in range(4)]
+    np.testing.assert_allclose(found, [0.75, 7.0, 13.25, 19.5], rtol=1e-6)
+    with pytest.raises(AlignmentError, match="trained for log-SNR -8 to 12"):
+        cp.compile(single, f, schedule=cp.Schedule.log_snr(4, min=-9.0, max=5.0))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_composes_with_other_schedules(shift):
+    """A flow model times a VP and a VE model of Gaussians: at each log-SNR, in α and σ of the program, the sum of the
+    exact scores."""
+    trained = {
+        "flow": cp.Schedule.flow(50, shift=shift),
+        "x0": cp.Schedule.log_snr(50, min=-17.0, max=17.0),
+        "epsilon": cp.Schedule.edm(50, sigma_min=1e-4, sigma_max=5000.0),
+    }
+    names = {"flow": "x", "x0": "y", "epsilon": "z"}
+
+    def network_at(form):
+        def network(x, ratio):  # σ/α, of which α follows in the family
+            alpha = {"flow": 1 / (1 + ratio), "x0": 1 / jnp.sqrt(1 + ratio**2), "epsilon": 1.0}[form]
+            _, _, clean, noise = parts(x, alpha, alpha * ratio)
+            return {"flow": noise - clean, "x0": clean, "epsilon": noise}[form]
+
+        return network
+
+    factors = [
+        cp.Diffusion(network_at(form), own, event_shape=(3,), parameterization=form, time="sigma", label=names[form])
+        for form, own in trained.items()
+    ]
+    x = jnp.array([0.5, -1.0, 2.0])
+    for schedule in (
+        cp.Schedule.flow(20, shift=shift),
+        cp.Schedule.log_snr(20, min=-12.0, max=10.0),
+        cp.Schedule.edm(20, 0.01, 80.0),
+    ):
+        density = cp.compile(single, cp.product(*factors), schedule=schedule)
+        score = jax.jit(density.score)
+        for k in (0, 9, 19):
+            sigma = schedule.sigma[k]
+            _, wanted, _, _ = parts(x, schedule.alpha[k], sigma)
+            # x rounded in its seventh digit, over σ²
+            np.testing.assert_allclose(score({"x": x}, k)["x"], 3 * wanted, rtol=1e-4, atol=1e-6 / sigma**2)
 
 
 def test_the_level_is_an_integer():

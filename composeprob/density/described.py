@@ -1,0 +1,37 @@
+"""What people are shown of a compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class Described:
+    """The program's IR, for people. All are equal, so that other numbers share compiled code; no trace may read it.
+
+    Attributes:
+        graph: the IR; renders in notebooks.
+        text: the program as mathematics, with what each pass did.
+        where: the place of the program's definition.
+        offers: (name, place, capabilities) of every leaf.
+        pictures: what makes images of a stack of a site's values, by the site's name, where its factors know that.
+    """
+
+    def __init__(
+        self,
+        graph: Any,
+        text: str,
+        where: str,
+        offers: tuple[tuple[str, str, frozenset[str]], ...],
+        pictures: Mapping[str, Callable[[Any], np.ndarray]] | None = None,
+    ):
+        self.graph, self.text, self.where, self.offers = graph, text, where, offers
+        self.pictures = dict(pictures or {})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Described)
+
+    def __hash__(self) -> int:
+        return hash(Described)

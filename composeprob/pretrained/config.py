@@ -1,0 +1,96 @@
+"""The options of a network or scheduler, from its JSON file: every one is known, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from composeprob.errors import LoadError
+
+OLD_NAMES = {"num_train_steps": "num_train_timesteps"}
+NOTES = frozenset({"architectures", "dtype", "model_type", "name_or_path", "torch_dtype", "transformers_version"})
+"""What a file notes of its own history, and no network reads."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads one JSON object.
+
+    Raises:
+        LoadError: no such file, or it holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LoadError(
+            f"There is no {path}.", fix="give a folder as diffusers' save_pretrained writes it, with all of its files."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise LoadError(
+            f"{path} cannot be read as JSON: {error}", fix="fetch the file again: it is damaged or cut short."
+        ) from error
+    if not isinstance(found, dict):
+        raise LoadError(
+            f"{path} holds {type(found).__name__} and not an object.", fix="fetch the file again: it is another one."
+        )
+    return found
+
+
+def options(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> SimpleNamespace:
+    """Returns every option of a network, the original's default where the file does not say.
+
+    Args:
+        config: the file's object; names that begin with an underscore are notes.
+        defaults: all options that the network has, with the original's defaults.
+        where: the file, for errors.
+
+    Raises:
+        LoadError: an option that the network does not have.
+    """
+    given = {OLD_NAMES.get(name, name): value for name, value in config.items() if not name.startswith("_")}
+    unknown = sorted(set(given) - set(defaults) - NOTES)
+    if unknown:
+        raise LoadError(
+            f"{where} has the option{'s' * (len(unknown) > 1)} {', '.join(unknown)}, which this network is not known "
+            "to have: it would compute something else than was trained.",
+            fix="load a model without it; if the option says nothing of the network, delete it from the file.",
+        )
+    return SimpleNamespace(**{**defaults, **{name: value for name, value in given.items() if name in defaults}})
+
+
+def check(found: SimpleNamespace, supported: Mapping[str, tuple[Any, ...]], where: str) -> None:
+    """Refuses the first option whose value is not among those that are supported.
+
+    Raises:
+        LoadError: it names the option, its value and those supported.
+    """
+    for name, values in supported.items():
+        value = getattr(found, name)
+        if not any(value is v or (type(value) is type(v) and value == v) for v in values):
+            unsupported(where, name, value, values)
+
+
+def unsupported(where: str, name: str, value: object, supported: tuple[Any, ...]) -> NoReturn:
+    """Refuses an option's value."""
+    raise LoadError(
+        f"{where} says {name}={value!r}, which is not supported.",
+        fix=f"{name} may be {', '.join(map(repr, supported))}; wrap another network yourself: cp.Diffusion(…).",
+    )
+
+
+def per_block(value: Any, count: int, name: str, where: str) -> list[Any]:
+    """An option that is given once, or once for each block, as a list of one value a block.
+
+    Raises:
+        LoadError: a list of another length.
+    """
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise LoadError(
+            f"{where} has {len(value)} values of {name} for {count} blocks.",
+            fix="give one value for all blocks, or one for each.",
+        )
+    return list(value)

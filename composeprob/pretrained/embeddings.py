@@ -1,0 +1,90 @@
+"""Embeddings of times, numbers and places."""
+
+from __future__ import annotations
+
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.pretrained.layers import ACTIVATIONS, Linear, parameter
+
+
+class Sinusoids(eqx.Module):
+    """sin(ω_i·t) and cos(ω_i·t) of one number, ω_i = 10000^(−i/(w/2 − shift)); shape (w,).
+
+    Attributes:
+        width: w.
+        cosine_first: whether the cosines come before the sines.
+        shift: of the exponent's denominator.
+    """
+
+    width: int = eqx.field(static=True)
+    cosine_first: bool = eqx.field(static=True)
+    shift: float = eqx.field(static=True)
+
+    def __call__(self, t: Array) -> Array:
+        half = self.width // 2
+        # In single precision as the networks were trained with: at t = 999 the seventh digit of ω shows in the sine.
+        exponent = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half - self.shift)
+        angle = jnp.asarray(t, jnp.float32) * np.exp(exponent, dtype=np.float32)
+        parts = [jnp.sin(angle), jnp.cos(angle)]
+        embedding = jnp.concatenate(parts[::-1] if self.cosine_first else parts)
+        return jnp.pad(embedding, (0, self.width % 2))
+
+
+class Fourier(eqx.Module):
+    """sin(2π·w_i·t) and cos(2π·w_i·t) with given w, t the logarithm of the number where ``log``; shape (2·len(w),)."""
+
+    weight: Array
+    log: bool = eqx.field(static=True)
+    cosine_first: bool = eqx.field(static=True)
+
+    def __init__(self, count: int, log: bool, cosine_first: bool):
+        self.weight, self.log, self.cosine_first = parameter(count), log, cosine_first
+
+    def __call__(self, t: Array) -> Array:
+        t = jnp.asarray(t, jnp.float32)
+        angle = (jnp.log(t) if self.log else t) * self.weight * 2 * np.pi
+        parts = [jnp.sin(angle), jnp.cos(angle)]
+        return jnp.concatenate(parts[::-1] if self.cosine_first else parts)
+
+
+class EmbeddingMLP(eqx.Module):
+    """Two linear layers with an activation between them, and one after them where a network has that."""
+
+    linear_1: Linear
+    linear_2: Linear
+    activation: str = eqx.field(static=True)
+    last: str = eqx.field(static=True)
+
+    def __init__(self, inputs: int, outputs: int, activation: str = "silu", last: str | None = None):
+        self.linear_1, self.linear_2 = Linear(inputs, outputs), Linear(outputs, outputs)
+        self.activation, self.last = activation, last or "identity"
+
+    def __call__(self, x: Array) -> Array:
+        hidden = ACTIVATIONS[self.activation](self.linear_1(x.astype(self.linear_1.weight.dtype)))
+        return ACTIVATIONS[self.last](self.linear_2(hidden))
+
+
+def grid_sinusoids(width: int, rows: int, columns: int, base: float, scale: float = 1.0) -> np.ndarray:
+    """Fixed embeddings of a grid's places, (rows·columns, width): half of each for the column, half for the row.
+
+    Args:
+        width: a multiple of 4.
+        rows, columns: of the grid, whose places run from 0 to ``base``/``scale``.
+        base: the grid's size at which the network was trained.
+        scale: by which places are divided.
+    """
+    omega = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
+
+    def waves(places: np.ndarray) -> np.ndarray:
+        angle = places.reshape(-1, 1) * omega
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+    row = np.arange(rows, dtype=np.float32) / np.float32(rows / base) / np.float32(scale)
+    column = np.arange(columns, dtype=np.float32) / np.float32(columns / base) / np.float32(scale)
+    across, down = np.meshgrid(column, row)
+    return np.concatenate([waves(across), waves(down)], axis=1).astype(np.float32)

@@ -1,0 +1,287 @@
+"""`from_diffusers`: a folder of diffusers' as a factor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
+from composeprob.factors.base import as_condition
+from composeprob.pretrained import (
+    autoencoder,
+    clip,
+    dit,
+    folder,
+    schedulers,
+    sd3,
+    tensors,
+    tiny,
+    unet_2d,
+    unet_condition,
+)
+from composeprob.pretrained.adapted import Adapted, Preconditioned
+from composeprob.pretrained.config import read_json, unsupported
+from composeprob.pretrained.model import Parts, Pretrained
+from composeprob.pretrained.network import Network
+from composeprob.pretrained.text import Prompts, TextEncoder
+from composeprob.pretrained.tokenizer import Tokenizer
+from composeprob.schedule import Schedule
+
+NETWORKS: dict[str, Callable[[Mapping[str, Any], str], Network]] = {
+    "UNet2DModel": unet_2d.build,
+    "UNet2DConditionModel": unet_condition.build,
+    "DiTTransformer2DModel": dit.build,
+    "SD3Transformer2DModel": sd3.build,
+}
+AUTOENCODERS: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
+    "AutoencoderKL": autoencoder.build,
+    "AutoencoderTiny": tiny.build,
+}
+TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+IGNORED = ("pos_embed.pos_embed", "embeddings.position_ids")
+"""Tables that old files have and networks make themselves."""
+
+
+def from_diffusers(
+    path_or_repo_id: str | os.PathLike[str],
+    component: str | None = None,
+    dtype: Any = None,
+    schedule: Schedule | None = None,
+) -> Pretrained:
+    """Loads a model that diffusers saved, as a factor over images or latents (height, width, channels).
+
+    The network is evaluated in JAX; torch is not needed. Its levels are those that its scheduler trained it on, often
+    1,000: at level k its score is −ε̂/σ_k with ε̂ the original's output at timestep k. On any other schedule it is
+    evaluated where the log-SNR is the same, at a real-valued timestep between two trained ones
+    (``time="real_level"``): its sinusoidal embedding is smooth, and neighbouring timesteps differ little. Networks of
+    flow matching and those told σ are evaluated at the noise itself. A last level without any signal is given as much
+    as single precision tells from none. Clipping and thresholding that samplers of a scheduler add are left out: they
+    are no part of the model.
+
+    Known are `UNet2DModel`, `UNet2DConditionModel` (Stable Diffusion 1, 2, XL), `DiTTransformer2DModel`,
+    `SD3Transformer2DModel`, with `AutoencoderKL`, `AutoencoderTiny` and CLIP's text encoders. A learned variance is not
+    used.
+
+    Args:
+        path_or_repo_id: a folder with model_index.json (a pipeline) or config.json (one network), or ``owner/name`` on
+            the hub, which the package `huggingface_hub` fetches into its cache (extra ``hub``).
+        component: which folder of a pipeline is the network; left out, ``unet`` or ``transformer``.
+        dtype: of the weights and of what is computed with them: ``"float32"``, ``"bfloat16"`` or ``"float16"``; left
+            out, float32. Events, scores and norms stay in float32.
+        schedule: the levels that the factor offers; left out, those of the training. Where the folder has no
+            scheduler, they must be those of the training, level k being timestep k.
+
+    Returns:
+        A `Diffusion`, which has a score and no energy. Its conditions: ``prompt`` (a text, token ids, or hidden states
+        (length, width), with the pooled vector as a last row where the network is told one), ``label``, ``size`` (of
+        Stable Diffusion XL, six numbers). Without a prompt it is told the empty one; where a transformer knows "no
+        label", that. It can ``decode(latents)``, ``encode(images)`` and has its ``text_encoder``.
+
+    Raises:
+        LoadError: no folder, a file that is missing, damaged or pickled, a class or option that is not supported, or
+            weights that are not those of the network; all of it before a weight is read.
+        InvalidValueError, WrongTypeError: an unknown dtype or component, or what is no schedule.
+
+    Example:
+        >>> import composeprob as cp
+        >>> model = cp.from_diffusers("google/ddpm-cat-256")  # doctest: +SKIP
+        >>> cat = model.given(prompt="a cat on the left")  # of a text-to-image folder  # doctest: +SKIP
+    """
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise WrongTypeError(
+            f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
+            fix="for example cp.Schedule.log_snr(60).",
+        )
+    kind = _dtype(dtype)
+    place = folder.find(path_or_repo_id)
+    name = _component(place, component)
+    where = place.of(name)
+    config = read_json(where / "config.json")
+    network = _built(config, NETWORKS, str(where / "config.json"))
+    learned = _trained(place, schedule)
+    shape = _event_shape(network, str(where / "config.json"))
+    # Everything that can be refused is looked at before the first weight is read.
+    beside = _beside(place, kind)
+    module = tensors.fill(
+        network.module, tensors.weights(where), str(where), kind, rename=tensors.current, ignored=IGNORED
+    )
+    parts = Parts(place.path.name, *beside())
+    adapted, options = _adapted(module, network, learned, schedule)
+    options |= _conditions(network, parts, shape)
+    return Pretrained(adapted, parts, event_shape=shape, label=place.path.name, **options)
+
+
+def _dtype(dtype: Any) -> Any:
+    if dtype is None:
+        return jnp.float32
+    try:
+        name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name not in DTYPES:
+        raise InvalidValueError(f"Unknown dtype {name!r}.", fix=f"use one of: {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _component(place: folder.Folder, component: str | None) -> str:
+    """The name of the component that is the network."""
+    if not place.components:
+        if component is not None:
+            raise InvalidValueError(
+                f"component={component!r} is given, but {place.path} holds one network.", fix="leave component out."
+            )
+        return ""
+    networks = [name for name, kind in place.components.items() if kind in NETWORKS]
+    if component is None:
+        found = [name for name in ("unet", "transformer") if name in place.components] or networks
+        if found:
+            return found[0]
+    elif component in place.components:
+        return component
+    has = ", ".join(f"{name} ({kind})" for name, kind in place.components.items())
+    raise InvalidValueError(
+        f"{place.path} has no component {component!r}; it has: {has}."
+        if component
+        else f"{place.path} has no network of diffusion; it has: {has}.",
+        fix=f"use component={networks[0]!r}." if networks else f"known are {', '.join(NETWORKS)}.",
+    )
+
+
+def _built(config: Mapping[str, Any], known: Mapping[str, Callable[[Mapping[str, Any], str], Any]], where: str) -> Any:
+    kind = config.get("_class_name")
+    if not isinstance(kind, str) or kind not in known:
+        unsupported(where, "_class_name", kind, tuple(known))
+    return known[kind](config, where)
+
+
+def _trained(place: folder.Folder, schedule: Schedule | None) -> schedulers.Trained:
+    file = place.path / "scheduler" / "scheduler_config.json"
+    if not place.components and not file.exists():
+        file = place.path / "scheduler_config.json"
+    if not file.exists() and schedule is None:
+        raise LoadError(
+            f"{place.path} has no scheduler, so nothing says which levels its network was trained on.",
+            fix="give the folder of the whole pipeline, or schedule=cp.Schedule.linear(1000), with the levels of its "
+            "training.",
+        )
+    if not file.exists():
+        assert schedule is not None
+        return schedulers.Trained(schedule, "epsilon")
+    return schedulers.trained(read_json(file), str(file))
+
+
+def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
+    size = network.sample_size
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(isinstance(n, int) and n > 0 and n % network.multiple == 0 for n in sides):
+        raise LoadError(
+            f"{where} says sample_size={size!r}, which gives no shape of events.",
+            fix=f'write the height and width there, multiples of {network.multiple}: "sample_size": [64, 64].',
+        )
+    if network.outputs not in (network.channels, 2 * network.channels):
+        raise LoadError(
+            f"The network of {where} takes {network.channels} channels and gives {network.outputs}: what it gives is "
+            "no score of what it takes.",
+            fix="load a model of whole images: networks that fill in or enlarge an image take it as further channels.",
+        )
+    return sides[0], sides[1], network.channels
+
+
+def _beside(place: folder.Folder, dtype: Any) -> Callable[[], tuple[Any, tuple[TextEncoder, ...]]]:
+    """Checks the autoencoder and the text encoders of a pipeline; returns what reads them."""
+    readers: list[Callable[[], Any]] = []
+    for name in ("vae", "vqvae"):
+        if name in place.components:
+            where = place.of(name)
+            skeleton = _built(read_json(where / "config.json"), AUTOENCODERS, str(where / "config.json"))
+            readers.append(_reader(skeleton, where, dtype))
+    texts: list[tuple[Callable[[], Any], Tokenizer | None]] = []
+    for suffix in ("", "_2"):
+        name = f"text_encoder{suffix}"
+        if place.components.get(name) in TEXT_ENCODERS:
+            where = place.of(name)
+            config = {"architectures": [place.components[name]], **read_json(where / "config.json")}
+            skeleton = clip.build(config, str(where / "config.json"))
+            files = place.path / f"tokenizer{suffix}"
+            tokenizer = Tokenizer(files, skeleton.length) if files.is_dir() else None
+            texts.append((_reader(skeleton, where, dtype), tokenizer))
+    if "text_encoder_3" in place.components:
+        texts = []  # a prompt is told by all three, and T5 is not among those that are known
+
+    def read() -> tuple[Any, tuple[TextEncoder, ...]]:
+        autoencoder = readers[0]() if readers else None
+        return autoencoder, tuple(TextEncoder(reader(), tokenizer) for reader, tokenizer in texts)
+
+    return read
+
+
+def _reader(skeleton: Any, where: Path, dtype: Any) -> Callable[[], Any]:
+    stored = tensors.weights(where)
+    rename = lambda name: tensors.current(name.removeprefix("text_model."))  # noqa: E731
+    arguments = skeleton, stored, str(where), dtype
+    tensors.check(skeleton, stored, str(where), rename=rename, ignored=IGNORED)
+    return partial(tensors.fill, *arguments, rename=rename, ignored=IGNORED)
+
+
+def _adapted(
+    module: Any, network: Network, learned: schedulers.Trained, schedule: Schedule | None
+) -> tuple[Any, dict[str, Any]]:
+    """The network as the factor calls it, with the factor's levels, time and parameterization."""
+    own = learned.schedule
+    time = learned.time or network.time
+    pooled = network.conditions["pooled"][0] if "pooled" in network.conditions else None
+    flow = 1000.0 if learned.parameterization == "flow" else None
+    options = {"schedule": own, "parameterization": learned.parameterization, "time": time}
+    if learned.sigma_data is not None:
+        sign = 1.0 if learned.parameterization == "edm" else -1.0
+        module = Preconditioned(module, learned.sigma_data, sign)
+        options["parameterization"] = "x0"
+    known = None
+    if schedule is not None and not schedule.same_levels(own):
+        options["schedule"] = schedule
+        if time == "real_level":
+            log_snr = 2 * (np.log(own.alpha) - np.log(own.sigma))
+            known, options["time"] = jnp.asarray(log_snr[::-1], jnp.float32), "log_snr"
+            options["log_snr_range"] = (float(log_snr[-1]), float(log_snr[0]))
+    if known is not None or flow is not None or pooled is not None or network.outputs != network.channels:
+        module = Adapted(module, known, network.channels, pooled, flow)
+    return module, options
+
+
+def _conditions(network: Network, parts: Parts, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The factor's conditions, the value of each that means "none", and what encodes them."""
+    values: dict[str, Any] = {}
+    encoders: dict[str, Any] = {}
+    if "prompt" in network.conditions:
+        pooled = network.conditions["pooled"][0] if "pooled" in network.conditions else None
+        prompts = Prompts(parts.text_encoders, network.conditions["prompt"], pooled)
+        readable = bool(parts.text_encoders) and all(e.tokenizer is not None for e in parts.text_encoders)
+        values["prompt"], encoders["prompt"] = prompts("") if readable else None, prompts
+    if "size" in network.conditions:
+        scale = 1 if parts.autoencoder is None else parts.autoencoder.shrinks
+        height, width = (side * scale for side in shape[:2])
+        values["size"] = np.asarray([height, width, 0, 0, height, width], np.float32)
+    if "label" in network.conditions:
+        values["label"] = network.null_label
+        if network.classes is not None:
+            encoders["label"] = partial(_label, network.classes + (network.null_label is not None))
+    return {"conditions": values, "encoders": encoders}
+
+
+def _label(count: int, label: Any) -> Any:
+    """A label as it is, refused where the table of labels has no such row: gathering would take the last."""
+    array = np.asarray(as_condition("label", label))
+    whole = np.issubdtype(array.dtype, np.integer) and array.ndim == 0
+    if not whole or not 0 <= array.item() < count:
+        raise InvalidValueError(
+            f"A label of this model is a whole number from 0 to {count - 1}; got {label!r}.",
+            fix="pass the class's index.",
+        )
+    return array

@@ -1,0 +1,171 @@
+"""The factor that `from_diffusers` makes: a `Diffusion` that can also encode, decode and read prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.errors import CapabilityError, ShapeError
+from composeprob.factors.diffusion import Diffusion
+from composeprob.pretrained.text import Prompts, TextEncoder
+
+
+class Parts:
+    """What lies beside a network in its folder. Every folder that is read has its own, equal to no other.
+
+    Attributes:
+        name: of the folder.
+        autoencoder: of latents; None for models of pixels.
+        text_encoders: none, one or two.
+    """
+
+    def __init__(self, name: str, autoencoder: Any, text_encoders: tuple[TextEncoder, ...]):
+        self.name, self.autoencoder, self.text_encoders = name, autoencoder, text_encoders
+
+    def __repr__(self) -> str:
+        return f"Parts({self.name})"
+
+    def pictures(self, events: Any) -> np.ndarray:
+        """Images of events (…, height, width, channels), their values from 0 to 1."""
+        found = events if self.autoencoder is None else self.decode(events)
+        return np.clip(np.asarray(found, np.float32) / 2 + 0.5, 0.0, 1.0)
+
+    def decode(self, latents: Any) -> Array:
+        """Images of latents, (…, height, width, channels)."""
+        latent = jnp.asarray(latents, jnp.result_type(float))
+        _check_image(latent, self.autoencoder.latents, 1, "Latents")
+        return _each(_decode, self.autoencoder, latent)
+
+    def encode(self, images: Any) -> Array:
+        """Latents of images, (…, height, width, channels)."""
+        image = jnp.asarray(images, jnp.result_type(float))
+        _check_image(image, self.autoencoder.channels, self.autoencoder.shrinks, "Images")
+        return _each(_encode, self.autoencoder, image)
+
+
+class Pretrained(Diffusion):
+    """A `Pretrained` is a diffusion model from a folder of someone else's; made by `from_diffusers`.
+
+    Attributes:
+        parts: the autoencoder and text encoders beside the network, which no density is made of: they are no leaves.
+    """
+
+    parts: Parts = eqx.field(static=True)
+
+    def __init__(self, network: Any, parts: Parts, **options: Any):
+        self.parts = parts
+        super().__init__(network, **options)
+
+    @property
+    def declared(self) -> bool:
+        return True
+
+    @property
+    def pictures(self) -> Callable[[object], np.ndarray]:
+        return self.parts.pictures
+
+    def shown(self, name: str, value: Array) -> str:
+        for said, encoder in self.encoders:
+            if said == name and isinstance(encoder, Prompts) and (text := encoder.text_of(value)) is not None:
+                return repr(text)
+        return super().shown(name, value)
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder: ``model.text_encoder(token_ids)`` gives hidden states (length, width).
+
+        Raises:
+            CapabilityError: the model has none.
+        """
+        if not self.parts.text_encoders:
+            raise CapabilityError(
+                f"The model '{self.label}' has no text encoder.",
+                fix="use a text-to-image folder, with text_encoder/ in it.",
+            )
+        return self.parts.text_encoders[0]
+
+    @property
+    def text_encoder_2(self) -> TextEncoder:
+        """The second text encoder of two.
+
+        Raises:
+            CapabilityError: the model has no second one.
+        """
+        if len(self.parts.text_encoders) < 2:
+            raise CapabilityError(
+                f"The model '{self.label}' has no second text encoder.",
+                fix="use model.text_encoder, or another folder.",
+            )
+        return self.parts.text_encoders[1]
+
+    def decode(self, latents: Any) -> Array:
+        """Makes images of latents.
+
+        Args:
+            latents: (…, height, width, channels), such as ``result["x"]``.
+
+        Returns:
+            Images (…, height, width, channels), their values from about −1 to 1; `Result.images` has them from 0 to 1.
+
+        Raises:
+            CapabilityError: the model is one of pixels.
+            ShapeError: no latents of this model.
+        """
+        self._check_latent()
+        return self.parts.decode(latents)
+
+    def encode(self, images: Any) -> Array:
+        """Makes latents of images: the mean of the encoder's law, scaled as the network was trained.
+
+        Args:
+            images: (…, height, width, channels), their values from −1 to 1.
+
+        Returns:
+            Latents (…, height, width, channels).
+
+        Raises:
+            CapabilityError: the model is one of pixels.
+            ShapeError: no images of this model, or sides that the encoder cannot halve as often as it does.
+        """
+        self._check_latent()
+        return self.parts.encode(images)
+
+    def _check_latent(self) -> None:
+        if self.parts.autoencoder is None:
+            raise CapabilityError(
+                f"The model '{self.label}' has no autoencoder: its events {self.event_shape} are images themselves.",
+                fix="use the events as they are; their values go from −1 to 1.",
+            )
+
+
+def _check_image(x: Array, channels: int, multiple: int, what: str) -> None:
+    if x.ndim < 3 or x.shape[-1] != channels or any(side % multiple or not side for side in x.shape[-3:-1]):
+        sides = f", sides multiples of {multiple}" if multiple > 1 else ""
+        raise ShapeError(
+            f"{what} of this model have shape (…, height, width, {channels}){sides}; got {x.shape}.",
+            fix="channels come last; crop or scale the sides." if multiple > 1 else "channels come last.",
+        )
+
+
+def _each(function: Any, network: Any, x: Array) -> Array:
+    """The function of every image of a stack."""
+    stack = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
+    found = function(network, stack if len(stack) else jnp.zeros((1, *x.shape[-3:]), x.dtype))[: len(stack)]
+    return found.reshape(*x.shape[:-3], *found.shape[1:])
+
+
+@eqx.filter_jit
+def _decode(network: Any, latents: Array) -> Array:
+    return jax.lax.map(network.decode, latents, batch_size=4)
+
+
+@eqx.filter_jit
+def _encode(network: Any, images: Array) -> Array:
+    return jax.lax.map(network.encode, images, batch_size=4)

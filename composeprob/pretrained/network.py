@@ -1,0 +1,34 @@
+"""What a folder's network is to a factor: its skeleton, the events and conditions it takes, what it is told of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network's skeleton with what must be known to call it.
+
+    Attributes:
+        module: called as ``module(x, t, **conditions)`` on one event; its arrays are `layers.Parameter`s.
+        sample_size: height and width of events, or one number for both; None where the file does not say.
+        channels: of events.
+        outputs: channels of the output; twice ``channels`` where the variance is learned too.
+        multiple: height and width must be multiples of it.
+        time: what it is told of the noise, as `Diffusion`'s ``time``.
+        conditions: the shape of each condition.
+        classes: how many labels there are; None where labels are not numbered.
+        null_label: the label that means "no label"; None where there is none.
+    """
+
+    module: Any
+    sample_size: Any
+    channels: int
+    outputs: int
+    multiple: int
+    time: str = "real_level"
+    conditions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    classes: int | None = None
+    null_label: int | None = None

@@ -1,0 +1,137 @@
+"""The levels that a network was trained on, and what its output means, from a scheduler_config.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from composeprob.errors import LoadError
+from composeprob.pretrained.config import unsupported
+from composeprob.schedule import Schedule
+
+DIFFUSION = frozenset(
+    {
+        "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
+        "DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler",
+        "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler", "HeunDiscreteScheduler", "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler",
+        "UniPCMultistepScheduler",
+    }
+)  # fmt: skip
+"""Ways to sample from levels that betas give: of them only the betas matter here."""
+FLOW = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"})
+EDM = frozenset({"EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"})
+VE = frozenset({"ScoreSdeVeScheduler"})
+KNOWN = (*sorted(DIFFUSION), *sorted(FLOW), *sorted(EDM), *sorted(VE))
+PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
+BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+LEAST_SIGNAL = 1e-5
+"""α of a last level that has none: it must have some."""
+LEAST_OF_FLOW = 1e-7
+"""The same where a network is told σ/(σ + α), which is 1 there in single precision."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a network was trained for.
+
+    Attributes:
+        schedule: its levels; level k is the timestep k.
+        parameterization: as of `Diffusion`.
+        learned_variance: whether the output has the variance beside.
+        sigma_data: standard deviation of the data where the network is preconditioned for it (Karras et al. 2022).
+        time: what a network is told instead of the level; None for the level.
+    """
+
+    schedule: Schedule
+    parameterization: str
+    learned_variance: bool = False
+    sigma_data: float | None = None
+    time: str | None = None
+
+
+def trained(config: Mapping[str, Any], where: str) -> Trained:
+    """Reads a scheduler's configuration.
+
+    Raises:
+        LoadError: a scheduler, kind of betas or of prediction that is not known.
+    """
+    kind = config.get("_class_name")
+    if kind not in KNOWN:
+        unsupported(where, "_class_name", kind, KNOWN)
+    levels = config.get("num_train_timesteps", 2000 if kind in VE else 1000)
+    if not isinstance(levels, int) or levels < 2:
+        unsupported(where, "num_train_timesteps", levels, ("a whole number from 2",))
+    if kind in FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return _flow(config, levels)
+    if kind in EDM:
+        return _edm(config, levels, where)
+    if kind in VE:
+        sigma = np.geomspace(config.get("sigma_min", 0.01), config.get("sigma_max", 1348.0), levels)
+        return Trained(Schedule.from_arrays(np.ones(levels), sigma), "score", time="sigma")
+    prediction = config.get("prediction_type", "epsilon")
+    if config.get("predict_epsilon") is False:  # of the first releases
+        prediction = "sample"
+    if prediction not in PREDICTIONS:
+        unsupported(where, "prediction_type", prediction, (*PREDICTIONS, "flow_prediction"))
+    signal = np.cumprod(1 - _betas(config, levels, where), dtype=np.float64)
+    if config.get("rescale_betas_zero_snr"):
+        root = np.sqrt(signal)
+        signal = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    # Rounded as the network's own training rounds it: of σ² = 1 − α² at the first levels the seventh digit counts.
+    signal = np.maximum(signal.astype(np.float32).astype(np.float64), LEAST_SIGNAL**2)
+    schedule = Schedule.from_arrays(np.sqrt(signal), np.sqrt(1 - signal))
+    learned = str(config.get("variance_type", "")).startswith("learned")
+    return Trained(schedule, PREDICTIONS[prediction], learned)
+
+
+def _betas(config: Mapping[str, Any], levels: int, where: str) -> np.ndarray:
+    """β of every level, in single precision as the originals have it."""
+    given = config.get("trained_betas")
+    if given is not None:
+        if len(given) != levels:
+            raise LoadError(
+                f"{where} has {len(given)} trained_betas for num_train_timesteps={levels}.",
+                fix="the two must agree: one β for each timestep.",
+            )
+        return np.asarray(given, np.float32)
+    low, high = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    kind = config.get("beta_schedule", "linear")
+    if kind == "linear":
+        return np.linspace(low, high, levels, dtype=np.float32)
+    if kind == "scaled_linear":
+        return np.linspace(low**0.5, high**0.5, levels, dtype=np.float32) ** 2
+    if kind == "sigmoid":
+        return (1 / (1 + np.exp(-np.linspace(-6, 6, levels))) * (high - low) + low).astype(np.float32)
+    if kind == "squaredcos_cap_v2":
+        bar = [math.cos((t / levels + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(levels + 1)]
+        return np.asarray([min(1 - bar[t + 1] / bar[t], 0.999) for t in range(levels)], np.float32)
+    return unsupported(where, "beta_schedule", kind, BETAS)
+
+
+def _flow(config: Mapping[str, Any], levels: int) -> Trained:
+    """t = (k + 1)/K shifted, the last of them, all noise, with the least signal."""
+    shift = 1.0 if config.get("use_dynamic_shifting") else float(config.get("shift", config.get("flow_shift", 1.0)))
+    t = np.arange(1, levels + 1) / levels
+    sigma = shift * t / (1 + (shift - 1) * t)
+    alpha = np.maximum((1 - t) / (1 + (shift - 1) * t), LEAST_OF_FLOW)
+    return Trained(Schedule.from_arrays(alpha, sigma), "flow", time="sigma")
+
+
+def _edm(config: Mapping[str, Any], levels: int, where: str) -> Trained:
+    """Karras's levels from σ_min to σ_max; the preconditioned network gives x_0."""
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        unsupported(where, "prediction_type", prediction, ("epsilon", "v_prediction"))
+    rho, low, high = config.get("rho", 7.0), config.get("sigma_min", 0.002), config.get("sigma_max", 80.0)
+    if config.get("sigma_schedule", "karras") == "exponential":
+        schedule = Schedule.from_arrays(np.ones(levels), np.geomspace(low, high, levels))
+    else:
+        schedule = Schedule.edm(levels, low, high, rho)
+    form = "edm" if prediction == "epsilon" else "edm_v"
+    return Trained(schedule, form, sigma_data=float(config.get("sigma_data", 0.5)), time="sigma")

@@ -1,0 +1,288 @@
+"""Folders that cannot be loaded, and values that a loaded model does not take."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import sys
+
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.errors import (
+    CapabilityError,
+    ConditionError,
+    InvalidValueError,
+    LoadError,
+    NetworkError,
+    ShapeError,
+    UnknownSiteError,
+    WrongTypeError,
+)
+from pretrained.test_goldens import DATA, golden, model
+
+WEIGHTS = "unet/diffusion_pytorch_model.fp16.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "sd"
+    shutil.copytree(DATA / "sd", place)
+    return place
+
+
+def edit(name, **changes):
+    """Changes entries of a JSON file; the value … deletes one."""
+
+    def change(folder):
+        file = folder / name
+        found = json.loads(file.read_text())
+        found |= {key: value for key, value in changes.items() if value is not ...}
+        file.write_text(json.dumps({k: v for k, v in found.items() if changes.get(k) is not ...}))
+
+    return change
+
+
+def remove(name):
+    def change(folder):
+        place = folder / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+    return change
+
+
+def cut(name, keep):
+    return lambda folder: os.truncate(folder / name, keep)
+
+
+def pickled(folder):
+    (folder / WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
+
+
+def retensor(rename=lambda n: n, drop=(), add=(), **header):
+    """Changes names in the header of the weights, byte for byte."""
+
+    def change(folder):
+        file = folder / WEIGHTS
+        data = file.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        entries = json.loads(data[8 : 8 + length])
+        entries = {
+            rename(k): v | header.get("entry", {}) if k != "__metadata__" else v
+            for k, v in entries.items()
+            if k not in drop
+        }
+        entries |= {name: next(iter(v for k, v in entries.items() if k != "__metadata__")) for name in add}
+        new = json.dumps(entries).encode()
+        file.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
+
+    return change
+
+
+def index_without_file(folder):
+    (folder / WEIGHTS).unlink()
+    names = {"weight_map": {"conv_in.weight": "diffusion_pytorch_model-00001-of-00002.safetensors"}}
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(names))
+
+
+def two_files(folder):
+    for name in ("a", "b"):
+        shutil.copy(folder / WEIGHTS, folder / f"unet/{name}.safetensors")
+    (folder / WEIGHTS).unlink()
+
+
+FOLDERS = {
+    "no index": (remove("model_index.json"), "neither model_index.json nor config.json"),
+    "broken index": (lambda f: (f / "model_index.json").write_text("{"), "cannot be read as JSON"),
+    "index of a list": (lambda f: (f / "model_index.json").write_text("[]"), "holds list and not an object"),
+    "no configuration": (remove("unet/config.json"), "There is no .*unet/config.json"),
+    "unknown class": (
+        edit("unet/config.json", _class_name="UNet3DModel"),
+        "_class_name='UNet3DModel', which is not supp",
+    ),
+    "no class": (edit("unet/config.json", _class_name=...), "_class_name=None"),
+    "unknown option": (
+        edit("unet/config.json", brand_new=3),
+        "option brand_new, which this network is not known to have",
+    ),
+    "dual attention": (
+        edit("unet/config.json", dual_cross_attention=True),
+        "dual_cross_attention=True, which is not supp",
+    ),
+    "gated attention": (edit("unet/config.json", attention_type="gated"), "attention_type='gated'"),
+    "distilled guidance": (edit("unet/config.json", time_cond_proj_dim=256), "time_cond_proj_dim=256"),
+    "unknown block": (
+        edit("unet/config.json", down_block_types=["CrossAttnDownBlock2D", "KDownBlock2D"]),
+        r"down_block_types\[1\]='KDownBlock2D'",
+    ),
+    "activation": (edit("unet/config.json", act_fn="selu"), "act_fn='selu'"),
+    "number of blocks": (
+        edit("unet/config.json", up_block_types=["UpBlock2D"]),
+        "1 values of up_block_types for 2 blocks",
+    ),
+    "no size": (edit("unet/config.json", sample_size=None), "sample_size=None, which gives no shape"),
+    "inpainting": (edit("unet/config.json", in_channels=9), "takes 9 channels and gives 4"),
+    "no weights": (remove(WEIGHTS), "no weights in .*unet"),
+    "pickle": (pickled, r"(?s)\.bin are a pickle.*torch.load\('.*\.bin', weights_only=True"),
+    "two files": (two_files, "too many: a.safetensors, b.safetensors"),
+    "cut short": (cut(WEIGHTS, 40_000), "no whole safetensors file: tensor .* lies at bytes"),
+    "cut in the header": (cut(WEIGHTS, 100), "no whole safetensors file: its header"),
+    "empty file": (cut(WEIGHTS, 0), "no whole safetensors file"),
+    "unknown dtype": (retensor(entry={"dtype": "F8_E4M3"}), "has the dtype F8_E4M3"),
+    "a missing file of several": (index_without_file, "There is no .*-00001-of-00002.safetensors"),
+    "a missing tensor": (retensor(drop=("conv_in.bias",)), "it lacks conv_in.bias"),
+    "a tensor too many": (retensor(add=("lora.weight",)), "it has lora.weight beside"),
+    "another shape": (edit("unet/config.json", cross_attention_dim=16), r"has shape \[8, 12\]; .* should be \[8, 16\]"),
+    "no scheduler": (remove("scheduler"), "has no scheduler"),
+    "unknown scheduler": (
+        edit("scheduler/scheduler_config.json", _class_name="LCMScheduler"), "_class_name='LCMScheduler'"
+    ),
+    "unknown betas": (edit("scheduler/scheduler_config.json", beta_schedule="laplace"), "beta_schedule='laplace'"),
+    "unknown prediction": (edit("scheduler/scheduler_config.json", prediction_type="x"), "prediction_type='x'"),
+    "trained betas": (edit("scheduler/scheduler_config.json", trained_betas=[0.1]), "1 trained_betas for num_train_"),
+    "autoencoder's class": (
+        edit("vae/config.json", _class_name="VQModel"),
+        "vae/config.json says _class_name='VQModel'",
+    ),
+    "autoencoder's shape": (edit("vae/config.json", latent_channels=8), "should be"),
+    "text encoder's weights": (remove("text_encoder"), "There is no .*text_encoder/config.json"),
+    "empty tokenizer": (remove("tokenizer/merges.txt"), "no tokenizer in"),
+    "broken tokenizer": (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "tokenizer in .* cannot be read"),
+    "tokenizer without its end": (edit("tokenizer/tokenizer_config.json", pad_token="<pad>"), "has no token '<pad>'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folders_that_cannot_be_loaded(case, folder):
+    if "tokenizer" in case:
+        pytest.importorskip("tokenizers")
+    change, told = FOLDERS[case]
+    change(folder)
+    with pytest.raises(LoadError, match=told) as raised:
+        cp.from_diffusers(folder)
+    assert raised.value.fix, "how to fix it"
+
+
+def test_nothing_is_read_before_everything_is_checked(folder, monkeypatch):
+    """A wrong text encoder is refused although the network, whose weights are read first, is right."""
+    edit("text_encoder/config.json", hidden_size=16)(folder)
+    monkeypatch.setattr("composeprob.pretrained.tensors.Stored.read", lambda self: pytest.fail("a weight was read"))
+    with pytest.raises(LoadError, match=r"text_encoder has shape"):
+        cp.from_diffusers(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "told"),
+    [
+        ({"component": "vae"}, LoadError, "vae/config.json says _class_name='AutoencoderKL'"),
+        ({"component": "decoder"}, InvalidValueError, r"(?s)no component 'decoder'; it has: .*component='unet'"),
+        ({"dtype": "int8"}, InvalidValueError, "Unknown dtype 'int8'"),
+        ({"dtype": object()}, InvalidValueError, "Unknown dtype"),
+        ({"schedule": 60}, WrongTypeError, "must be a cp.Schedule; got int"),
+    ],
+)
+def test_bad_arguments(arguments, error, told):
+    with pytest.raises(error, match=told):
+        cp.from_diffusers(DATA / "sd", **arguments)
+
+
+def test_places_that_hold_no_model(tmp_path, monkeypatch):
+    with pytest.raises(LoadError, match=r"There is no folder"):
+        cp.from_diffusers(tmp_path / "nothing")
+    with pytest.raises(LoadError, match=r"is a file"):
+        cp.from_diffusers(DATA / "sd" / "model_index.json")
+    (tmp_path / "model.ckpt").write_bytes(b"")
+    with pytest.raises(LoadError, match=r"(?s)model.ckpt are a pickle.*model.safetensors"):
+        cp.from_diffusers(tmp_path / "model.ckpt")
+    with pytest.raises(InvalidValueError, match=r"component=.unet. is given, but .* holds one network"):
+        cp.from_diffusers(DATA / "ddpm" / "unet", component="unet")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(LoadError, match=r"(?s)package huggingface_hub is missing.*composeprob\[hub\]"):
+        cp.from_diffusers("someone/some-model")
+
+
+def test_names_on_the_hub(monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(DATA / "ddpm")
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert cp.from_diffusers("someone/some-model").event_shape == (8, 8, 3)
+    assert asked[0][0] == "someone/some-model"
+    assert not any("bin" in pattern or pattern == "*" for pattern in asked[0][1]), "pickles stay where they are"
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("offline")))
+    with pytest.raises(LoadError, match=r"(?s)the hub gives no model of that name: offline.*HF_HUB_OFFLINE"):
+        cp.from_diffusers("someone/some-model")
+
+
+CONDITIONS = [
+    ("sd", {"prompt": np.arange(99)}, InvalidValueError, "takes 1 to 16 tokens; got 99"),
+    ("sd", {"prompt": np.array([3, 10_000])}, InvalidValueError, "go from 3 to 10000, but"),
+    ("sd", {"prompt": np.zeros((2, 16), int)}, ShapeError, r"token ids have shape \(length,\); got \(2, 16\)"),
+    ("sd", {"prompt": np.zeros((16, 7))}, ShapeError, r"shape \(length, 12\); got \(16, 7\)"),
+    ("sd1", {"prompt": "a cat"}, ConditionError, "needs a text encoder, and the model's folder has none"),
+    ("sdxl", {"prompt": np.zeros((16, 7))}, ShapeError, "its last row the pooled vector's 10 numbers"),
+    ("dit", {"label": 7}, InvalidValueError, "from 0 to 6; got 7"),
+    ("dit", {"label": -1}, InvalidValueError, "from 0 to 6; got -1"),
+    ("labels", {"label": 5}, InvalidValueError, "from 0 to 4; got 5"),
+    ("labels", {"label": 1.5}, InvalidValueError, "from 0 to 4; got 1.5"),
+    ("dit", {"prompt": "a cat"}, ConditionError, "has no condition 'prompt'; its conditions are: 'label'"),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "error", "told"), CONDITIONS)
+def test_conditions_that_a_model_does_not_take(name, given, error, told):
+    with pytest.raises(error, match=told):
+        model(name).given(**given)
+
+
+def test_a_prompt_without_a_tokenizer(folder):
+    """A text is refused; token ids and hidden states are not; without any, the network cannot be called."""
+    shutil.rmtree(folder / "tokenizer")
+    factor = cp.from_diffusers(folder)
+    with pytest.raises(
+        ConditionError, match=r"(?s)'a cat' is a text, but the model's folder has no tokenizer.*token ids"
+    ):
+        factor.given(prompt="a cat")
+    assert factor.given(prompt=golden("sd")["ids"][0]).fixed["prompt"].shape == (16, 12)
+    with pytest.raises(NetworkError, match=r"(?s)cannot be called.*factor.given\(prompt=…\)"):
+        cp.compile(cp.program(lambda f: cp.sample("x", f)), factor)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "told"),
+    [
+        (lambda: model("sd").decode(np.zeros((8, 8, 3))), ShapeError, r"Latents .* 4\); got \(8, 8, 3\)"),
+        (lambda: model("sd").decode(np.zeros((8, 4))), ShapeError, "Latents"),
+        (lambda: model("sd").encode(np.zeros((15, 16, 3))), ShapeError, r"sides multiples of 2; got \(15, 16, 3\)"),
+        (lambda: model("sd").encode(np.zeros((3, 16, 16))), ShapeError, "channels come last"),
+        (lambda: model("ddpm").encode(np.zeros((8, 8, 3))), CapabilityError, "has no autoencoder"),
+        (lambda: model("ddpm").text_encoder, CapabilityError, "has no text encoder"),
+        (lambda: model("sd").text_encoder_2, CapabilityError, "no second text encoder"),
+        (lambda: model("sd").text_encoder(np.zeros(3)), InvalidValueError, "Token ids are whole numbers"),
+    ],
+)
+def test_images_and_latents_of_the_wrong_kind(call, error, told):
+    with pytest.raises(error, match=told):
+        call()
+
+
+def test_results_without_images():
+    import jax
+    import numpyro.distributions as dist
+
+    f = cp.Analytic(dist.Normal(np.zeros(2), 1.0).to_event(1), cp.Schedule.log_snr(5))
+    density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
+    result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
+    with pytest.raises(CapabilityError, match="Which site's images is not said"):
+        result.images()
+    with pytest.raises(CapabilityError, match="Of the samples of 'x' no images are known"):
+        result.images("x")
+    with pytest.raises(UnknownSiteError):
+        result.images("y")

@@ -1,0 +1,165 @@
+"""Programs over someone else's models: prompts multiply, samplers run, images come out, results are saved."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.schedule import Noise
+from pretrained.test_goldens import DATA, golden, model
+
+SCHEDULE = cp.Schedule.log_snr(6, min=-12.0, max=6.0)
+
+
+@cp.program
+def scene(cat, dog, anything):
+    return cp.sample("x", cat * dog / anything)
+
+
+@cp.program
+def single(factor):
+    return cp.sample("x", factor)
+
+
+@pytest.fixture(scope="module")
+def density():
+    pytest.importorskip("tokenizers")
+    factor = model("sd")
+    return cp.compile(scene, factor.given(prompt="a cat"), factor.given(prompt="a dog"), factor, schedule=SCHEDULE)
+
+
+def score_at(density, level):
+    return jax.jit(lambda density, x: density.score({"x": x}, level)["x"])(density, golden("sd")["x"][0])
+
+
+def alone(level):
+    """The score of the model at one of the program's levels, by its prompt."""
+    factor, x = model("sd"), golden("sd")["x"][0]
+    own = factor.schedule.level_at(np.asarray(SCHEDULE.log_snr[level], np.float64))
+    noise = Noise(np.float32(own), np.float32(SCHEDULE.alpha[level]), np.float32(SCHEDULE.sigma[level]))
+    score = jax.jit(lambda f, prompt: f.evaluate(x, noise, {"prompt": prompt})[1])
+    return lambda text: score(factor, factor.given(prompt=text).fixed["prompt"])
+
+
+def test_three_prompts_are_one_evaluation(density):
+    """The sum of the factors' scores; the text says which prompts, and that there is no energy."""
+    text = str(density)
+    assert "cat(x | prompt='a cat')·cat(x | prompt='a dog')·cat(x)⁻¹" in text, "one network, by its first name"
+    assert "3 evaluations in 1 batches" in text
+    assert "offers  feynman_kac, score; no log-density: Metropolis tests need cp.LineIntegral" in text
+    of = alone(3)
+    wanted = of("a cat") + of("a dog") - of("")
+    np.testing.assert_allclose(score_at(density, 3), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_reverse_diffusion_and_images(density, tmp_path):
+    """Images of the samples as the autoencoder decodes them; a saved result is the same, bit for bit."""
+    result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
+    images = result.images()
+    assert images.shape == (2, 16, 16, 3)
+    decoded = np.asarray(model("sd").decode(result["x"]))
+    np.testing.assert_allclose(images, np.clip(decoded / 2 + 0.5, 0, 1), atol=1e-6)
+    assert 0 <= images.min() < images.max() <= 1
+    loaded = cp.Result.load(result.save(tmp_path / "scene"))
+    np.testing.assert_array_equal(loaded["x"], result["x"])
+    np.testing.assert_array_equal(model("sd").decode(loaded["x"]), decoded)
+    with pytest.raises(cp.errors.InvalidValueError, match=r"(?s)loaded from a file.*model.decode"):
+        loaded.images()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sampler",
+    [cp.SMC(), cp.SMC(cp.ULA(0.02)), cp.AnnealedMCMC(cp.MALA(0.02, log_ratio=cp.LineIntegral(2)), steps_per_level=1)],
+    ids=["SMC", "SMC with ULA", "MALA"],
+)
+def test_samplers(density, sampler, tmp_path):
+    runs = [cp.infer(density, jax.random.key(1), num_chains=4, sampler=sampler, progress=False) for _ in range(2)]
+    np.testing.assert_array_equal(runs[0]["x"], runs[1]["x"])
+    assert np.isfinite(runs[0]["x"]).all()
+    assert runs[0].images().shape == (4, 16, 16, 3)
+    np.testing.assert_array_equal(cp.Result.load(runs[0].save(tmp_path / "run"))["x"], runs[0]["x"])
+
+
+def test_a_folder_that_says_what_its_output_means_is_believed():
+    """A network that returns next to nothing looks like one of x₀; its scheduler says ε: a doubt, no refusal."""
+    factor, schedule = model("ddpm"), model("ddpm").schedule.every(250)
+    weak = eqx.tree_at(lambda f: f.network.conv_out.weight, factor, replace_fn=lambda w: 1e-3 * w)
+    (doubt,) = cp.compile(single, weak, schedule=schedule).graph.doubts
+    assert "does not do what parameterization='epsilon' says" in doubt
+    own = cp.Diffusion(weak.network, factor.schedule, event_shape=factor.event_shape, time="real_level")
+    with pytest.raises(cp.errors.NetworkError, match="looks like parameterization='x0'"):
+        cp.compile(single, own, schedule=schedule)
+
+
+ON_DEVICES = """
+import jax, numpy as np, composeprob as cp
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+model = cp.from_diffusers("FOLDER")
+ids = np.arange(16)
+one, two = model.given(prompt=ids), model.given(prompt=ids[::-1].copy())
+program = cp.program(lambda model: cp.sample("x", one * two / model))
+density = cp.compile(program, model, schedule=cp.Schedule.log_snr(4, min=-12.0, max=6.0))
+runs = []
+for count in (2, 8):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("chains",))
+    how = dict(num_chains=8, sampler=cp.Ancestral(), mesh=mesh, chunk=1, progress=False)
+    runs.append(cp.infer(density, jax.random.key(0), **how))
+assert [run.devices for run in runs] == [2, 8]
+np.testing.assert_array_equal(runs[0]["x"], runs[1]["x"])
+np.testing.assert_array_equal(runs[0].images(), runs[1].images())
+"""
+
+
+@pytest.mark.slow
+def test_the_same_bits_on_two_devices_and_on_eight():
+    pytest.importorskip("tokenizers")
+    flags = "--xla_force_host_platform_device_count=8"
+    script = ON_DEVICES.replace("FOLDER", str(DATA / "sd"))
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_models_of_pixels_have_images_without_an_autoencoder():
+    density = cp.compile(
+        cp.program(lambda f: cp.sample("x", f)), model("ddpm"), schedule=model("ddpm").schedule.every(250)
+    )
+    result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
+    np.testing.assert_allclose(result.images("x"), np.clip(result["x"] / 2 + 0.5, 0, 1), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_prompts_over_one_axis_and_guidance():
+    """One leaf for all prompts, in blocks; guidance by the empty prompt, f(x | c)^s · f(x)^(1−s)."""
+    pytest.importorskip("tokenizers")
+    factor, of = model("sd"), alone(3)
+    over = cp.compile(single, cp.product(factor, over={"prompt": ["a cat", "a dog"]}, block=1), schedule=SCHEDULE)
+    np.testing.assert_allclose(score_at(over, 3), of("a cat") + of("a dog"), rtol=1e-4, atol=1e-4)
+    guided = cp.compile(single, cp.guide(factor, 4.0, prompt="a cat"), schedule=SCHEDULE)
+    np.testing.assert_allclose(score_at(guided, 3), 4 * of("a cat") - 3 * of(""), rtol=1e-4, atol=1e-3)
+
+
+def test_the_command_line_gives_a_folder_to_the_program(tmp_path):
+    """`--model FOLDER` is the value of the parameter `model`, and nothing for a program without one."""
+    from typer.testing import CliRunner
+
+    from composeprob.cli import app
+
+    file = tmp_path / "pictures.py"
+    text = "import composeprob as cp\n\n@cp.program\ndef picture(model):\n    return cp.sample('x', model)\n"
+    file.write_text(text + "\n@cp.program\ndef other(x=1):\n    return x\n")
+    arguments = ["--model", str(DATA / "ddpm"), "--levels", "3", "--chains", "2", "--sampler", "ancestral"]
+    done = CliRunner().invoke(app, ["run", f"{file}:picture", *arguments, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "x: noised (8, 8, 3)" in done.output
+    refused = CliRunner().invoke(app, ["run", f"{file}:other", *arguments, "--out", str(tmp_path / "out")])
+    assert refused.exit_code == 2
+    assert "--model was given, but program 'other' has no parameter" in " ".join(refused.output.split())

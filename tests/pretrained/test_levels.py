@@ -1,0 +1,102 @@
+"""Schedulers' levels, other schedules by log-SNR, and the precision of weights."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.pretrained.schedulers import trained
+from pretrained.test_goldens import DATA, error, golden, model
+
+
+@cp.program
+def single(factor):
+    return cp.sample("x", factor)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "labels", "sd", "sd1", "dit"])
+def test_levels_are_the_originals(name):
+    """α² of the original's table, in which a last level without signal has a little."""
+    alpha = np.asarray(model(name).schedule.alpha, np.float64)
+    np.testing.assert_allclose(alpha**2, golden(name)["alphas_cumprod"], rtol=2e-6, atol=2e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "form"),
+    [
+        ({"beta_schedule": "sigmoid"}, "epsilon"),
+        ({"trained_betas": list(np.linspace(1e-3, 0.5, 20)), "num_train_timesteps": 20}, "epsilon"),
+        ({"predict_epsilon": False}, "x0"),
+        ({"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}, "flow"),
+    ],
+)
+def test_kinds_of_levels(options, form):
+    found = trained({"_class_name": "DDPMScheduler", **options}, "scheduler_config.json")
+    assert found.parameterization == form
+    alpha, sigma = found.schedule.alpha, found.schedule.sigma
+    if form == "flow":
+        t = np.arange(1, 1001) / 1000
+        np.testing.assert_allclose(sigma, 2 * t / (1 + t), rtol=1e-12)
+    elif "trained_betas" in options:
+        np.testing.assert_allclose(alpha**2, np.cumprod(1 - np.float32(options["trained_betas"])), rtol=1e-5)
+    elif options.get("beta_schedule") == "sigmoid":
+        beta = 1e-4 + (0.02 - 1e-4) / (1 + np.exp(-np.linspace(-6, 6, 1000)))
+        np.testing.assert_allclose(alpha**2, np.cumprod(1 - beta), rtol=1e-5)
+
+
+def test_other_levels_lie_between_those_of_the_training():
+    """Halfway in log-SNR between levels 400 and 401 the network is told 400.5; at a level of its own, that level; and a
+    schedule that is given at once is the same as one that the program is compiled with."""
+    factor = model("ddpm")
+    x = jnp.asarray(golden("ddpm")["x"][0])
+    own = np.asarray(factor.schedule.log_snr, np.float64)
+    log_snr = np.array([own[3], (own[400] + own[401]) / 2, own[999]])
+    schedule = cp.Schedule.from_arrays(1 / np.sqrt(1 + np.exp(-log_snr)), 1 / np.sqrt(1 + np.exp(log_snr)))
+    score = jax.jit(cp.compile(single, factor, schedule=schedule).score)
+    network = jax.jit(lambda x, t: factor.network(x, t))
+    given = cp.from_diffusers(DATA / "ddpm", schedule=schedule)
+    assert given.schedule.same_levels(schedule)
+    at_once = jax.jit(cp.compile(single, given).score)
+    for k, level in enumerate((3.0, 400.5, 999.0)):
+        wanted = -network(x, jnp.float32(level)) / schedule.sigma[k]
+        assert error(score({"x": x}, k)["x"], np.asarray(wanted)) < 1e-4
+        assert error(at_once({"x": x}, k)["x"], np.asarray(wanted)) < 1e-4
+    some = cp.compile(single, factor, schedule=cp.Schedule.log_snr(60, min=-9.0, max=9.0))
+    assert some.num_levels == 60
+    assert "score" in some.capabilities
+    assert "energy" not in some.capabilities
+    assert "score" in str(some)
+
+
+def test_a_folder_of_one_network_needs_levels(tmp_path):
+    """Those of the training: level k is timestep k."""
+    factor = cp.from_diffusers(DATA / "ddpm" / "unet", schedule=cp.Schedule.linear(1000))
+    assert factor.time == "real_level"
+    assert factor.event_shape == model("ddpm").event_shape
+    np.testing.assert_array_equal(factor.schedule.alpha, cp.Schedule.linear(1000).alpha)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "sd", "sd3"])
+def test_weights_in_bfloat16(name):
+    """All of them; events and scores stay in float32, and the output is what eight bits leave of it."""
+    exact, rounded = model(name), cp.from_diffusers(DATA / name, dtype="bfloat16")
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(rounded.network) if eqx.is_inexact_array(leaf)}
+    assert kinds == {jnp.dtype(jnp.bfloat16)}
+    if name == "ddpm":
+        x = jnp.asarray(golden("ddpm")["x"][0])
+        found, wanted = (jax.jit(lambda n, x: n(x, jnp.float32(500)))(f.network, x) for f in (rounded, exact))
+        assert found.dtype == jnp.float32
+        assert 1e-4 < error(found, np.asarray(wanted)) < 0.05
+
+
+def test_weights_are_leaves():
+    """Other weights reuse compiled code; nothing of the network is a constant."""
+    factor = model("ddpm")
+    network, x = factor.network, jnp.asarray(golden("ddpm")["x"][0])
+    jaxpr = jax.make_jaxpr(lambda n, x, t: n(x, t))(network, x, jnp.float32(3))
+    assert sum(np.size(c) for c in jaxpr.consts) < 100  # the frequencies of the time's embedding
+    assert len(jax.tree.leaves(network)) == len(jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)))

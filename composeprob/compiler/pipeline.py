@@ -126,5 +126,6 @@ def _top_law(tops: dict[str, Top], normalised: bool) -> TopLaw:
     power: Any = {name: np.asarray(top.power, float_) for name, top in tops.items()}
     degree: Any = np.asarray(sum(top.degree for top in tops.values()), float_)
     constant: Any = np.asarray(sum(top.constant for top in tops.values()), float_)
+    entries: Any = np.asarray(sum(top.entries for top in tops.values()), float_)
     exact = all(top.exact for top in tops.values())
-    return TopLaw(power, degree, constant, exact, normalised)
+    return TopLaw(power, degree, constant, entries, exact, normalised)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,6 +98,7 @@ class TopLaw(eqx.Module):
         power: total power at each entry, ``{site: array}``.
         degree: powers times dimensions, factors counted as normalised; NaN where a constant is unknown.
         constant: what mixture weights add.
+        entries: Σ |power|·dimensions over the factors.
         exact: whether F has this form; where not, kernels and weights move the first draws to it.
         normalised: whether every factor's log-density is normalised, so that the values of F tell ∫F too.
     """
@@ -104,6 +106,7 @@ class TopLaw(eqx.Module):
     power: dict[str, Array]
     degree: Array
     constant: Array
+    entries: Array
     exact: bool = eqx.field(static=True)
     normalised: bool = eqx.field(static=True)
 
@@ -124,6 +127,11 @@ class TopLaw(eqx.Module):
         """log ∫F; NaN where a factor's constant is unknown."""
         logs = [jnp.sum(0.5 * jnp.log(2 * jnp.pi * sigma**2 / power)) for power in self.power.values()]
         return self.constant - 0.5 * self.degree * jnp.log(2 * jnp.pi * sigma**2) + sum(logs, jnp.zeros(()))
+
+    def signal(self, log_snr: float) -> float:
+        """About how far ``log_normaliser`` is off, as data of unit size are not quite gone at this log-SNR: each factor
+        N(α·m, σ²) with m of order 1 is taken for N(0, σ²)."""
+        return 0.5 * float(np.asarray(self.entries)) * math.exp(log_snr)
 
 
 class AnnealedDensity(eqx.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from composeprob.errors import InvalidValueError, UnknownSiteError
-from composeprob.results.estimates import Estimate, Families, effective_chains, evaluated, of_chains, systematic
+from composeprob.results.estimates import Estimate, Families, effective_chains, of_chains, pareto_k, systematic
+from composeprob.results.estimation import Estimating
 from composeprob.results.status import Status
 from composeprob.results.store import Stored
 from composeprob.results.summary import Summary
@@ -41,7 +42,7 @@ FACTS = (
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Result:
+class Result(Estimating):
     """A `Result` holds N weighted samples of a program, and the diagnostics of the run that made them, level by level.
 
     Arrays over levels have K entries, entry k belonging to level k; a level that was not visited, or a quantity that
@@ -54,9 +55,10 @@ class Result:
         log_weights: log of each chain's weight, up to a constant, shape (N,). All equal except after `SMC`.
         log_evidence: estimate of log Z of the program, for samplers that give one. Where a factor's constant is
             unknown (a learned energy) it is relative to that constant.
-        log_evidence_error: its standard error: that of the weights, from the genealogy of the chains, with that of the
-            levels' distance, a third of what leaving out every other level changes (unless ``check_levels=False``);
-            NaN where the status withholds it.
+        log_evidence_error: its standard error: that of the weights, from the genealogy of the chains; that of the
+            levels' distance, a third of what leaving out every other level changes (unless ``check_levels=False``); and
+            what data of unit size leave at the noisiest level, where a run takes noise for all there is. NaN where the
+            status withholds it.
         evaluations: evaluations of the composed density per chain, warm-up included. One evaluation is one
             value-and-score of every factor.
         acceptance: mean acceptance probability, shape (K,).
@@ -162,30 +164,22 @@ class Result:
         """
         return effective_chains(self.families, [of_chains(self[name], self.draws) for name in self.samples])
 
-    def mean(self, fn: Callable[[dict[str, Any]], Any]) -> Estimate:
-        """Estimates the mean of a function of one sample, with its standard error.
+    @property
+    def pareto_k(self) -> float:
+        """Pareto k̂ of the weights that the first chains have come to have, with those of all their descendants.
 
-        Args:
-            fn: takes ONE sample, ``{site: value}``, without an axis of chains; returns a number, a truth value or an
-                array.
-
-        Returns:
-            ``.value`` and ``.error``. The error is that of the sampling, from the genealogy of the chains; NaN where
-            the status withholds it, and where three independent ancestors or fewer are left.
-
-        Raises:
-            WrongTypeError, InvalidValueError: no function of one sample.
-
-        Example:
-            >>> import composeprob as cp, jax, jax.numpy as jnp, numpyro.distributions as dist
-            >>> f = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), cp.Schedule.log_snr(10))
-            >>> density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
-            >>> result = cp.infer(density, jax.random.key(0), num_chains=500, progress=False)
-            >>> right = result.mean(lambda s: s["x"][0] > 0)
-            >>> abs(right.value - 0.5) < 4 * right.error
-            True
+        Above 0.7 a few of them decide, and errors are too small. By ArviZ (Vehtari et al. 2024); NaN where all weigh
+        the same.
         """
-        return self.families.mean(evaluated(fn, self.samples, self.draws), self.status.withholds)
+        return pareto_k(self.families, self.num_chains)
+
+    def log_evidence_interval(self, level: float = 0.9) -> tuple[float, float]:
+        """Returns the ends of an interval of the log-evidence; see `Estimate.interval`. NaN where there is no error."""
+        known = self.log_evidence is not None and self.log_evidence_error is not None
+        low, high = Estimate(*(self.log_evidence, self.log_evidence_error) if known else (math.nan,) * 2).interval(
+            level
+        )
+        return float(low), float(high)
 
     def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns one site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).
@@ -302,11 +296,11 @@ class Result:
 
         return to_arviz(self, dict(dims or {}), dict(coords or {}), predictive)
 
-    def report(self) -> dict[str, Any]:
+    def numbers(self) -> dict[str, Any]:
         """Returns every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
-        from composeprob.results.saving import report
+        from composeprob.results.saving import numbers
 
-        return report(self)
+        return numbers(self)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes everything except ``density`` to one safetensors file; returns its path, which ends in

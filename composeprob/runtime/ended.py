@@ -79,7 +79,8 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         *unsettled(float(run.drift)),
         *few_levels(of_levels),
     )
-    error = math.hypot(math.sqrt(float(run.evidence_variance)), of_levels)
+    of_top = density.top.signal(float(np.asarray(density.schedule.log_snr)[first]))
+    error = math.hypot(math.sqrt(float(run.evidence_variance)), of_levels, of_top)
     return Result(
         samples=ended.samples,
         log_weights=log_weights,

@@ -73,7 +73,8 @@ def _top(node: Mixture, tops: list[Top], shape: tuple[int, ...]) -> Top:
     exact = all(top.exact and np.allclose(top.power, tops[0].power) for top in tops)
     degree = tops[0].degree if exact and all(top.degree == tops[0].degree for top in tops) else math.nan
     constant = np.logaddexp.reduce([w + top.constant for w, top in node.each(tops)])
-    return Top(np.min([top.power for top in tops], axis=0), degree, float(constant), exact)
+    entries = max(top.entries for top in tops)
+    return Top(np.min([top.power for top in tops], axis=0), degree, float(constant), entries, exact)
 
 
 @tail_of.rule(Mixture)

@@ -93,7 +93,8 @@ def _top(node: Product, tops: list[Top], shape: tuple[int, ...]) -> Top:
     pairs = node.each(tops)
     power = sum((w * top.power for w, top in pairs), np.zeros(shape))
     degree, constant = sum(w * top.degree for w, top in pairs), sum(w * top.constant for w, top in pairs)
-    return Top(power, degree, constant, all(top.exact for top in tops))
+    entries = sum(abs(w) * top.entries for w, top in pairs)
+    return Top(power, degree, constant, entries, all(top.exact for top in tops))
 
 
 @tail_of.rule(Product)

@@ -13,13 +13,15 @@ from composeprob.compiler.align import align
 from composeprob.compiler.anneal import anneal
 from composeprob.compiler.build import build
 from composeprob.compiler.check import capabilities, check, node_capabilities
+from composeprob.compiler.experts import experts
 from composeprob.compiler.likelihood import likelihood_of
 from composeprob.compiler.lower import lower
 from composeprob.compiler.normalise import normalise
 from composeprob.compiler.share import share
 from composeprob.compiler.top import Top, top_of
 from composeprob.compiler.unroll import unrolled
-from composeprob.density.annealed import AnnealedDensity, Described, SiteInfo, TopLaw
+from composeprob.density.annealed import AnnealedDensity, Described, SiteInfo
+from composeprob.density.top import TopLaw
 from composeprob.errors import WrongTypeError
 from composeprob.factors.nodes import rewrite_leaves
 from composeprob.factors.precision import check_precision, in_precision
@@ -98,7 +100,7 @@ def lowered(
     sites |= {s.name: SiteInfo("held" if s.name in graph.held else "static", s.coordinate) for s in graph.statics}
     offered = capabilities(graph)
     offers = _offers(graph)
-    described = Described(graph, describe(graph, sorted(offered)), graph.where, offers)
+    described = Described(graph, describe(graph, sorted(offered)), graph.where, offers, experts(graph)[0])
     law = _top_law(tops, all("normalised" in capabilities for *_, capabilities in offers))
     density = AnnealedDensity(graph.schedule, evaluator, law, sites, offered, described)
     return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)

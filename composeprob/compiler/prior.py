@@ -44,5 +44,5 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     silent = dataclasses.replace(evaluator, likelihood=Likelihood(likelihood.source, {}))
     offered = capabilities(without)
     text = describe(without, sorted(offered))
-    described = Described(without, text, density.described.where, density.described.offers)
+    described = Described(without, text, density.described.where, density.described.offers, density.described.experts)
     return dataclasses.replace(density, evaluator=silent, capabilities=offered, described=described)

@@ -12,6 +12,7 @@ from jax import Array
 
 from composeprob.compiler.check import has_rate, node_capabilities
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, prior_of
+from composeprob.compiler.experts import Raised, expert, experts_of
 from composeprob.compiler.expressions import Expression, NodeValue, Outputs, Parts, lower_expression, parts_of
 from composeprob.compiler.latents import stays_normalised
 from composeprob.compiler.normalise import each_normal, normal_of, runs
@@ -59,6 +60,12 @@ def _offers(node: Mixture, parts: list[frozenset[str]]) -> frozenset[str]:
             fix="use a model trained with an energy parameterization.",
         )
     return common if "normalised" in common else common - {"exact_marginals"}
+
+
+@experts_of.rule(Mixture)
+def _experts(node: Mixture, parts: list[list[Raised]]) -> list[Raised]:
+    """One part that says little of a sample is what mixtures are for: they are asked as a whole."""
+    return expert(node) if all(parts) else []
 
 
 @has_rate.rule(Mixture)

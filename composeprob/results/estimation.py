@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeError
-from composeprob.results.estimates import FEWEST, Estimate, Families, student
+from composeprob.results.estimates import FEWEST, Estimate, Families, effective_chains, of_chains, pareto_k, student
 from composeprob.results.status import FEWEST_FAMILIES, Status
 
 FEWEST_DRAWS = 4
@@ -92,11 +92,38 @@ class Estimating:
     samples: dict[str, Any]
     draws: int | None
     status: Status
+    log_evidence: float | None
+    log_evidence_error: float | None
 
     @property
     @abstractmethod
     def families(self) -> Families:
         """Groups of chains that are independent of each other."""
+
+    @property
+    def effective_chains(self) -> float:
+        """The number of independent chains whose means would have the same errors, at most N.
+
+        The least, over the sites, of sd²/V̂ with V̂ the variance of the site's mean that the genealogy shows (Lee and
+        Whiteley 2018). N for samplers that never copy a chain.
+        """
+        return effective_chains(self.families, [of_chains(values, self.draws) for values in self.samples.values()])
+
+    @property
+    def pareto_k(self) -> float:
+        """Pareto k̂ of the weights that the first chains have come to have, with those of all their descendants.
+
+        Above 0.7 a few of them decide, and errors are too small. By ArviZ (Vehtari et al. 2024); NaN where all weigh
+        the same.
+        """
+        return pareto_k(self.families, len(self.families.weights))
+
+    def log_evidence_interval(self, level: float = 0.9) -> tuple[float, float]:
+        """Returns the ends of an interval of the log-evidence; see `Estimate.interval`. NaN where there is no error."""
+        value, error = self.log_evidence, self.log_evidence_error
+        known = value is not None and error is not None
+        low, high = Estimate(value, error).interval(level) if known else (math.nan, math.nan)
+        return float(low), float(high)
 
     def mean(self, fn: Callable[[dict[str, Any]], Any]) -> Estimate:
         """Estimates the mean of a function of one sample, with its standard error.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from composeprob.errors import InvalidValueError, UnknownSiteError
-from composeprob.results.estimates import Estimate, Families, effective_chains, of_chains, pareto_k, systematic
+from composeprob.results.estimates import Families, systematic
 from composeprob.results.estimation import Estimating
 from composeprob.results.status import Status
 from composeprob.results.store import Stored
@@ -38,6 +38,8 @@ FACTS = (
     "draws",
     "thin",
     "devices",
+    "key",
+    "versions",
 )
 
 
@@ -84,6 +86,8 @@ class Result(Estimating):
         devices: how many devices the chains were spread over.
         dims: the plates along the axes of each statement's value, ``{name: (plate or None, …)}``, without N.
         blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu, sigma")``; empty elsewhere.
+        key: the random key of the run, as code.
+        versions: of what it ran on, ``{name: version}``.
         density: the compiled density; None after `load`.
     """
 
@@ -110,6 +114,8 @@ class Result(Estimating):
     draws: int | None = None
     thin: int = 1
     devices: int = 1
+    key: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
@@ -154,32 +160,6 @@ class Result(Estimating):
         """Groups the chains by the first chain that they descend from; groups are independent of each other."""
         assert self.first_ancestors is not None  # filled in where it was left out
         return Families.of(self.weights, self.first_ancestors)
-
-    @property
-    def effective_chains(self) -> float:
-        """The number of independent chains whose means would have the same errors, at most N.
-
-        The least, over the sites, of sd²/V̂ with V̂ the variance of the site's mean that the genealogy shows (Lee and
-        Whiteley 2018). N for samplers that never copy a chain.
-        """
-        return effective_chains(self.families, [of_chains(self[name], self.draws) for name in self.samples])
-
-    @property
-    def pareto_k(self) -> float:
-        """Pareto k̂ of the weights that the first chains have come to have, with those of all their descendants.
-
-        Above 0.7 a few of them decide, and errors are too small. By ArviZ (Vehtari et al. 2024); NaN where all weigh
-        the same.
-        """
-        return pareto_k(self.families, self.num_chains)
-
-    def log_evidence_interval(self, level: float = 0.9) -> tuple[float, float]:
-        """Returns the ends of an interval of the log-evidence; see `Estimate.interval`. NaN where there is no error."""
-        known = self.log_evidence is not None and self.log_evidence_error is not None
-        low, high = Estimate(*(self.log_evidence, self.log_evidence_error) if known else (math.nan,) * 2).interval(
-            level
-        )
-        return float(low), float(high)
 
     def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns one site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).
@@ -295,6 +275,22 @@ class Result(Estimating):
         from composeprob.results.arviz_data import to_arviz
 
         return to_arviz(self, dict(dims or {}), dict(coords or {}), predictive)
+
+    def report(self, path: str | os.PathLike) -> Path:
+        """Writes one HTML file that says what was sampled, how well, and what to do next.
+
+        It holds the program, estimates with intervals, samples, diagnostics by level, findings with what to try, the
+        cost, the random key and versions, and needs no network.
+
+        Args:
+            path: of the file, such as ``"run.html"``.
+
+        Returns:
+            The path.
+        """
+        from composeprob.results.html_report import write
+
+        return write(self, path)
 
     def numbers(self) -> dict[str, Any]:
         """Returns every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""

@@ -133,7 +133,7 @@ def _facts(result: Result) -> dict[str, str]:
         )
     if not math.isnan(k := result.pareto_k):
         doubt = f", above {LARGEST_K}: a few chains decide, and errors are too small" if k > LARGEST_K else ""
-        facts["Pareto k̂"] = f"{k:.2f}{doubt}"
+        facts["Pareto k̂"] = f"{k:.2f}{doubt}" if k > 0 else "below 0: no chain has much more weight than others"
     if result.draws is not None:
         facts["draws"] = f"{result.draws:,} of each chain, {result.thin} transitions apart"
         facts |= _mixing(result)

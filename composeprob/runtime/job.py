@@ -22,6 +22,7 @@ from composeprob.runtime import parts
 from composeprob.runtime.compiled import read, sample_shapes, start
 from composeprob.runtime.descend import descend, visits
 from composeprob.runtime.ended import Ended, summed_up
+from composeprob.runtime.origin import as_code, versions
 from composeprob.runtime.resume import Saves, blank_like, fingerprint
 from composeprob.runtime.stay import stay
 from composeprob.runtime.stream import Kept, NotKept, check_draws, stream
@@ -175,7 +176,7 @@ class Job:
             result = dataclasses.replace(result, draws=max(shown, 1), thin=asked.thin)
         if self.saves is not None and self.lost is None:
             status = status.saved(self.unsaved)
-        result = dataclasses.replace(result, status=status)
+        result = dataclasses.replace(result, status=status, key=as_code(asked.key), versions=versions())
         lost = self.lost or failed
         if self.kept is not None and asked.store is not None and lost is None:
             lost = self.kept.finish(*result.parts())

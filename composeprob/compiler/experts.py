@@ -9,7 +9,7 @@ from composeprob.compiler.expressions import Expression, lower_expression
 from composeprob.density.experts import Expert
 from composeprob.factors.base import Factor
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Graph, Leaf, Region, leaves
+from composeprob.ir.nodes import Graph, Leaf, Region, leaves, total_count
 from composeprob.ir.render import formula
 
 
@@ -44,7 +44,9 @@ def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, float, E
             below = leaves(raised.node)
             trained = not all(leaf.factor.core.level_free for leaf in below)
             name = formula(raised.node, site.name)
-            known.append(Expert(name, site.name, raised.power, below[0].factor.dimension, trained))
+            known.append(
+                Expert(name, site.name, raised.power, below[0].factor.dimension, trained, total_count(below[0].plates))
+            )
             region = below[0].region
             averaged = float(region.averaged) if isinstance(region, Region) else 1.0
             lowered.append((site.name, averaged, lower_expression(raised.node, site.shape)))

@@ -17,6 +17,7 @@ class Expert(NamedTuple):
         power: the power that it has in the program; negative where it divides.
         dimension: how many entries it is a density of, d.
         trained: whether it was learned; a closed form is right everywhere.
+        rows: how many conditions in plates it stands for.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Expert(NamedTuple):
     power: float
     dimension: float
     trained: bool
+    rows: int = 1
 
 
 class Noticed(eqx.Module):

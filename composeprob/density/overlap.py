@@ -61,11 +61,20 @@ class Finding(NamedTuple):
 
 def check(density: AnnealedDensity, key: Array, num_chains: int) -> tuple[Finding, ...]:
     """See `AnnealedDensity.check`."""
-    if not density.described.experts or density.num_levels < 2:
+    if not in_question(density):
         return ()
     first, second = jax.random.split(key)
     levels = np.unique(np.linspace(0, density.num_levels - 1, PILOT_LEVELS).round().astype(int))[::-1]
     return agreement(density, _pilot(density, jax.random.split(first, num_chains), jnp.asarray(levels)), second)
+
+
+def in_question(density: AnnealedDensity) -> bool:
+    """Whether there is something to agree on: more than one factor of power 1 that nothing else looks at."""
+    experts = density.described.experts
+    lonely = len({expert.site for expert in experts}) == len(experts) and all(
+        expert.power == 1 and expert.rows == 1 for expert in experts
+    )
+    return density.num_levels > 1 and bool(experts) and not (lonely and not density.graph.observations)
 
 
 def agreement(
@@ -155,14 +164,13 @@ def _apart(experts: tuple[Expert, ...], noticed: tuple[Noticed, ...], levels: np
     found: dict[str, Finding] = {}
     for expert, seen in zip(experts, noticed, strict=True):
         others = [e.name for e in experts if e.site == expert.site and e.name != expert.name]
-        rows = seen.energy.shape[-1]
-        if expert.power <= 0 or not (others or rows > 1):
+        if expert.power <= 0 or not (others or expert.rows > 1):
             continue
         shares = _share(expert, seen)
         if shares.max() < MOST:
             continue
         at = int(shares.argmax())
-        beside = ", ".join(dict.fromkeys(others)) or f"its own {rows} conditions"
+        beside = ", ".join(dict.fromkeys(others)) or f"its own {expert.rows} conditions"
         text = (
             f"The factors agree nowhere: {shares[at]:.0%} of the samples of {expert.site!r} lie where {expert.name} "
             f"has next to nothing, at level {levels[at]} (beside {beside}). A product of factors that exclude each "

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from composeprob.density.annealed import AnnealedDensity
+    from composeprob.results.comparison import Comparison
 
 PER_LEVEL = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "log_snr")
 ARRAYS = ("log_weights", "first_ancestors", *PER_LEVEL)
@@ -275,6 +276,27 @@ class Result(Estimating):
         from composeprob.results.arviz_data import to_arviz
 
         return to_arviz(self, dict(dims or {}), dict(coords or {}), predictive)
+
+    def compare(self, other: Result) -> Comparison:
+        """Compares with a run of the same program under another key: has either missed a mode that the other found?
+
+        One run cannot tell what it has never seen, and two that miss the same mode cannot either. Of each sample the
+        nearest ones in both runs are looked at, without its own family: a sample whose neighbours are all of its own
+        run is where the other has nothing. Shares of such samples are held against those under random labels.
+
+        Returns:
+            The shares, with a ``.status`` that has the finding `modes_missing` where one is above a twentieth, and
+            above what chance shows in one of 100 cases.
+
+        Raises:
+            WrongTypeError, ShapeError, InvalidValueError: no result, one of another program, or too few samples.
+
+        References:
+            Schilling 1986, *Multivariate two-sample tests based on nearest neighbors*.
+        """
+        from composeprob.results.comparison import compare
+
+        return compare(self, other)
 
     def report(self, path: str | os.PathLike) -> Path:
         """Writes one HTML file that says what was sampled, how well, and what to do next.

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.curl import curl
-from composeprob.density.overlap import LEVELS, Finding, agreement
+from composeprob.density.overlap import LEVELS, Finding, agreement, in_question
 from composeprob.results.result import Result
 from composeprob.results.status import fewest_families
 from composeprob.runtime import parts
@@ -240,7 +240,7 @@ class Job:
         """Whether factors agree where the chains are: asked of some, over the chains, for a small share of what the run
         has taken; not where they ended at what is no number."""
         density, n = self.asked.density, self.asked.num_chains
-        if not density.described.experts or density.num_levels < 2:
+        if not in_question(density):
             return ()
         most = AGREEMENT * n * self.sampler.evaluations(self.first, self.completed)
         levels = int(np.clip(most // min(n, LOOKED_AT), 2, LEVELS))

@@ -162,8 +162,8 @@ def _share(expert: Expert, noticed: Noticed) -> np.ndarray:
 def _apart(experts: tuple[Expert, ...], noticed: tuple[Noticed, ...], levels: np.ndarray) -> list[Finding]:
     """Factors that are multiplied and have nothing where the samples are."""
     found: dict[str, Finding] = {}
-    for expert, seen in zip(experts, noticed, strict=True):
-        others = [e.name for e in experts if e.site == expert.site and e.name != expert.name]
+    for i, (expert, seen) in enumerate(zip(experts, noticed, strict=True)):
+        others = [e.name for j, e in enumerate(experts) if e.site == expert.site and j != i]
         if expert.power <= 0 or not (others or expert.rows > 1):
             continue
         shares = _share(expert, seen)

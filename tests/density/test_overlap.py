@@ -102,5 +102,11 @@ def test_conditions_in_a_plate_that_contradict_one_another():
         assert all("its own 2 conditions" in f.message for f in findings)
 
 
+def test_factors_of_one_name_are_two():
+    one, two = (box([a, -1.0], [a + 0.5, 1.0], "box") for a in (-1.0, 0.5))
+    (finding,) = agreement(cp.compile(single, one * two), {"x": jnp.zeros((16, 2))}, jax.random.key(0))
+    assert finding.factor == "box(x)"
+
+
 def test_one_factor_by_itself_is_not_asked():
     assert cp.compile(single, LEFT).check(jax.random.key(0)) == ()

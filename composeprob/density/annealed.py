@@ -279,8 +279,8 @@ class AnnealedDensity(eqx.Module):
             >>> import composeprob as cp, jax, jax.numpy as jnp, numpyro.distributions as dist
             >>> left, right = (cp.Analytic(dist.Uniform(a, a + 0.5), cp.Schedule.log_snr(40)) for a in (-1.0, 0.5))
             >>> both = cp.compile(cp.program(lambda f, g: cp.sample("x", f * g)), left, right)
-            >>> [finding.code for finding in both.check(jax.random.key(0))]
-            ['no_overlap']
+            >>> [(finding.code, finding.factor) for finding in both.check(jax.random.key(0))][:1]
+            [('no_overlap', 'Uniform(x)')]
         """
         return check(self, key, num_chains)
 

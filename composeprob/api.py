@@ -1,7 +1,7 @@
 """The public names, in one place: the only module where both halves of the hourglass meet."""
 
 from composeprob import errors, metrics, training
-from composeprob.calibration import calibrate
+from composeprob.calibration import calibrate, calibrated
 from composeprob.compiler.pipeline import compile
 from composeprob.compiler.prior import prior
 from composeprob.density.annealed import AnnealedDensity
@@ -61,6 +61,7 @@ __all__ = [
     "as_distribution",
     "batched_linear",
     "calibrate",
+    "calibrated",
     "compile",
     "condition",
     "errors",

@@ -60,7 +60,7 @@ def main(num_chains=1000, out="out", samplers=SAMPLERS):
         for ax, (name, sampler) in zip(axes[3:], samplers.items(), strict=True):
             result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=sampler)
             tv, height = judge(x := result.unweighted()["x"])
-            rows[name] = {"mode_tv": tv, "mean_log_density": height, **result.report()}
+            rows[name] = {"mode_tv": tv, "mean_log_density": height, **result.numbers()}
             print(f"{name:18}{tv:10.3f}{height:13.2f}{result.evaluations:13,}{result.seconds:9.1f}")
             plot_points(ax, x, f"{name}\nmode TV {tv:.3f}", log_density, WINDOW)
         sets = np.array([judge(x) for x in draws])

@@ -259,7 +259,7 @@ def test_imported_programs_do_not_make_a_choice_necessary(write):
     assert program.name == "whole"
 
 
-@pytest.mark.parametrize("name", ["run", "zoo", "train", "calibrate"])
+@pytest.mark.parametrize("name", ["run", "trust", "zoo", "train", "calibrate"])
 def test_help_has_examples(name):
     text = command(name, "--help").output
     assert "Examples" in text

@@ -105,7 +105,7 @@ def test_blocks_have_columns_of_their_own(tmp_path):
     lines = result.plot().axes[1].get_legend().get_texts()
     assert [line.get_text() for line in lines] == ["effective sample size", "x", "mu, sigma"]
     plt.close("all")
-    assert result.report()["levels"]["acceptance"][0] == [0.5, 0.7]
+    assert result.numbers()["levels"]["acceptance"][0] == [0.5, 0.7]
     loaded = Result.load(result.save(tmp_path / "run"))
     assert loaded.blocks == ("x", "mu, sigma")
     np.testing.assert_array_equal(loaded.acceptance, both)

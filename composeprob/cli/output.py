@@ -42,5 +42,5 @@ def write(result: Result, folder: Path, about: dict[str, Any], store: Path | Non
     plt.close(figure)
     summary, numbers = folder / "summary.txt", folder / "results.json"
     summary.write_text(f"{result.summary()}\n", encoding="utf-8")
-    numbers.write_text(json.dumps({**about, **result.report()}, indent=1) + "\n", encoding="utf-8")
+    numbers.write_text(json.dumps({**about, **result.numbers()}, indent=1) + "\n", encoding="utf-8")
     return [samples, picture, summary, numbers]

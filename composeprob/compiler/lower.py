@@ -14,10 +14,12 @@ from composeprob.compiler import predictive
 from composeprob.compiler.batches import Batch, OnDemand, batch_of, stacked
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.closed_form import closed_form
+from composeprob.compiler.experts import experts
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation, Parts, Wall
+from composeprob.density.experts import Noticed
 from composeprob.factors.base import Factor
 from composeprob.factors.nodes import joined
 from composeprob.factors.nodes import leaves as factor_leaves
@@ -40,6 +42,7 @@ class Evaluator(Evaluates):
         shapes: the noised sites' shapes.
         ancestral: the noised sites whose factors depend on static sites that are held.
         held: these static sites; their scores are 0.
+        experts: the site, the entries that blocks average and the expression of every expert.
         precision: of the networks, also of those that the program makes of latents.
     """
 
@@ -49,6 +52,7 @@ class Evaluator(Evaluates):
     potential: dict[str, Expression | None]
     energies: dict[str, Expression | None]
     likelihood: Likelihood | None
+    experts: tuple[tuple[str, float, Expression], ...]
     places: tuple[tuple[str, tuple[int, int]], ...] = eqx.field(static=True)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
     ancestral: frozenset[str] = eqx.field(static=True)
@@ -159,6 +163,19 @@ class Evaluator(Evaluates):
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
         return tuple({site: jnp.sum(outputs[slot][1].reshape(-1, *xs[site].shape), 0)} for site, slot in self.places)
 
+    def noticed(self, position: dict[str, Array], level: Array | int) -> tuple[Noticed, ...]:
+        noise, xs, zs = self._seen(position, level)
+        outputs = OnDemand(self._batches(zs, noise), xs, noise)
+        found = []
+        for site, averaged, expression in self.experts:
+            value = expression(outputs)
+            scores = value.score.reshape(-1, xs[site].size)
+            log_density = jnp.nan if value.log_density is None else value.log_density
+            rows = jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])
+            # The mean of b entries has their noise over √b, but is taken for one with all of it.
+            found.append(Noticed(averaged * noise.sigma**2 * jnp.sum(scores**2, axis=1), rows))
+        return tuple(found)
+
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         return {} if self.likelihood is None else self.likelihood.draw(key, xs)
 
@@ -224,6 +241,7 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
         potential,
         energies,
         likelihood,
+        experts(graph)[1],
         places,
         tuple(shapes.items()),
         ancestral,

@@ -14,14 +14,16 @@ from composeprob.compiler.align import align
 from composeprob.compiler.anneal import anneal
 from composeprob.compiler.build import build
 from composeprob.compiler.check import capabilities, check, node_capabilities
+from composeprob.compiler.experts import experts
 from composeprob.compiler.likelihood import likelihood_of
 from composeprob.compiler.lower import lower
 from composeprob.compiler.normalise import normalise
 from composeprob.compiler.share import share
 from composeprob.compiler.top import Top, top_of
 from composeprob.compiler.unroll import unrolled
-from composeprob.density.annealed import AnnealedDensity, SiteInfo, TopLaw
+from composeprob.density.annealed import AnnealedDensity, SiteInfo
 from composeprob.density.described import Described
+from composeprob.density.top import TopLaw
 from composeprob.errors import WrongTypeError
 from composeprob.factors.nodes import rewrite_leaves
 from composeprob.factors.precision import check_precision, in_precision
@@ -100,7 +102,9 @@ def lowered(
     sites |= {s.name: SiteInfo("held" if s.name in graph.held else "static", s.coordinate) for s in graph.statics}
     offered = capabilities(graph)
     offers = _offers(graph)
-    described = Described(graph, describe(graph, sorted(offered)), graph.where, offers, _pictures(graph))
+    described = Described(
+        graph, describe(graph, sorted(offered)), graph.where, offers, _pictures(graph), experts(graph)[0]
+    )
     law = _top_law(tops, all("normalised" in capabilities for *_, capabilities in offers))
     density = AnnealedDensity(graph.schedule, evaluator, law, sites, offered, described)
     density = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
@@ -139,5 +143,6 @@ def _top_law(tops: dict[str, Top], normalised: bool) -> TopLaw:
     power: Any = {name: np.asarray(top.power, float_) for name, top in tops.items()}
     degree: Any = np.asarray(sum(top.degree for top in tops.values()), float_)
     constant: Any = np.asarray(sum(top.constant for top in tops.values()), float_)
+    entries: Any = np.asarray(sum(top.entries for top in tops.values()), float_)
     exact = all(top.exact for top in tops.values())
-    return TopLaw(power, degree, constant, exact, normalised)
+    return TopLaw(power, degree, constant, entries, exact, normalised)

@@ -45,5 +45,6 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     silent = dataclasses.replace(evaluator, likelihood=Likelihood(likelihood.source, {}))
     offered = capabilities(without)
     text = describe(without, sorted(offered))
-    described = Described(without, text, density.described.where, density.described.offers, density.described.pictures)
+    old = density.described
+    described = Described(without, text, old.where, old.offers, old.pictures, old.experts)
     return dataclasses.replace(density, evaluator=silent, capabilities=offered, described=described)

@@ -21,6 +21,7 @@ class Top:
         power: the total power at each entry of the site, an array of the site's shape.
         degree: Σ w_i·d_i over the leaves of d_i entries, counted as normalised; NaN where a constant is unknown.
         constant: what mixture weights and normalisers add.
+        entries: Σ |w_i|·d_i, to which what is left of the data at these levels is proportional.
         exact: whether the node really has this form (no mixture of different widths, no block averages, no energy of
             the user's that promises a power).
     """
@@ -28,6 +29,7 @@ class Top:
     power: np.ndarray
     degree: float
     constant: float
+    entries: float
     exact: bool
 
 
@@ -47,7 +49,8 @@ def _of_leaf(leaf: Leaf, _: list[Top], shape: tuple[int, ...]) -> Top:
     if not marginal and bounded:
         degree = 0.0  # a bounded potential is no density: it changes nothing where there is no signal
     # A user's energy only promises to be close to its power of N(0, σ²I).
-    return Top(power, degree, leaf.factor.top_constant, averaged == 1 and (marginal or bounded))
+    entries = float(np.abs(power).sum())
+    return Top(power, degree, leaf.factor.top_constant, entries, averaged == 1 and (marginal or bounded))
 
 
 def check_proper(top: Top, site: Site) -> None:

@@ -15,9 +15,11 @@ from jax import Array
 from composeprob.density import prediction
 from composeprob.density.described import Described
 from composeprob.density.evaluation import Evaluation, Position
+from composeprob.density.experts import Noticed
+from composeprob.density.overlap import Finding, check
 from composeprob.density.potential import NumPyroPotential
+from composeprob.density.top import TopLaw
 from composeprob.errors import CapabilityError, DoublyIntractableError, ShapeError
-from composeprob.pytree import normal_like
 from composeprob.schedule import Schedule
 
 
@@ -51,6 +53,10 @@ class Evaluates(eqx.Module):
         """``{site: ∇ log f}`` of every leaf, in the order of `Described.offers`; each network called once."""
 
     @abc.abstractmethod
+    def noticed(self, position: Position, level: Array | int) -> tuple[Noticed, ...]:
+        """What every expert says of the position, in the order of `Described.experts`; each network called once."""
+
+    @abc.abstractmethod
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         """The static sites drawn from their priors given x/α of the noised ones, unconstrained."""
 
@@ -71,40 +77,6 @@ class Evaluates(eqx.Module):
         """log p of every observed number at level 0, given the latents' values as `read` shows them."""
 
 
-class TopLaw(eqx.Module):
-    """The law of the noisiest levels: F = exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
-
-    Attributes:
-        power: total power at each entry, ``{site: array}``.
-        degree: powers times dimensions, factors counted as normalised; NaN where a constant is unknown.
-        constant: what mixture weights add.
-        exact: whether F has this form; where not, kernels and weights move the first draws to it.
-        normalised: whether every factor's log-density is normalised, so that the values of F tell ∫F too.
-    """
-
-    power: dict[str, Array]
-    degree: Array
-    constant: Array
-    exact: bool = eqx.field(static=True)
-    normalised: bool = eqx.field(static=True)
-
-    def draw(self, key: Array, sigma: Array) -> dict[str, Array]:
-        """One draw of N(0, σ²/power) at each noised site."""
-        noise = normal_like(key, self.power)
-        return {name: sigma * noise[name] / jnp.sqrt(power) for name, power in self.power.items()}
-
-    def log_density(self, xs: dict[str, Array], sigma: Array) -> Array:
-        """The log-density that `draw` has, a scalar."""
-        terms = [
-            jnp.sum(0.5 * jnp.log(power / (2 * jnp.pi * sigma**2)) - 0.5 * power * (xs[name] / sigma) ** 2)
-            for name, power in self.power.items()
-        ]
-        return sum(terms, jnp.zeros(()))
-
-    def log_normaliser(self, sigma: Array) -> Array:
-        """log ∫F; NaN where a factor's constant is unknown."""
-        logs = [jnp.sum(0.5 * jnp.log(2 * jnp.pi * sigma**2 / power)) for power in self.power.values()]
-        return self.constant - 0.5 * self.degree * jnp.log(2 * jnp.pi * sigma**2) + sum(logs, jnp.zeros(()))
 
 
 class AnnealedDensity(eqx.Module):
@@ -280,6 +252,29 @@ class AnnealedDensity(eqx.Module):
             ShapeError, CapabilityError: as for `predict`.
         """
         return prediction.log_likelihood(self, samples)
+
+    def check(self, key: Array, num_chains: int = 16) -> tuple[Finding, ...]:
+        """Looks, before a run, whether the factors agree anywhere; see `composeprob.density.overlap`.
+
+        A few chains go down the levels by unadjusted Langevin steps under the diffusion factors alone, which takes
+        about 100 evaluations each. `cp.infer` asks the same of its own samples.
+
+        Args:
+            key: a typed random key.
+            num_chains: how many.
+
+        Returns:
+            Findings, each with ``.code``, ``"no_overlap"`` or ``"out_of_training"``, ``.factor``, ``.level``,
+            ``.share`` and ``.message``; none where nothing was found.
+
+        Example:
+            >>> import composeprob as cp, jax, jax.numpy as jnp, numpyro.distributions as dist
+            >>> left, right = (cp.Analytic(dist.Uniform(a, a + 0.5), cp.Schedule.log_snr(40)) for a in (-1.0, 0.5))
+            >>> both = cp.compile(cp.program(lambda f, g: cp.sample("x", f * g)), left, right)
+            >>> [(finding.code, finding.factor) for finding in both.check(jax.random.key(0))][:1]
+            [('no_overlap', 'Uniform(x)')]
+        """
+        return check(self, key, num_chains)
 
     def to_numpyro(self, level: int = 0) -> NumPyroPotential:
         """One level as a target for NumPyro's `HMC` and `NUTS`: a potential, a start, and the way back.

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from composeprob.density.experts import Expert
+
 
 class Described:
     """The program's IR, for people. All are equal, so that other numbers share compiled code; no trace may read it.
@@ -17,6 +19,7 @@ class Described:
         where: the place of the program's definition.
         offers: (name, place, capabilities) of every leaf.
         pictures: what makes images of a stack of a site's values, by the site's name, where its factors know that.
+        experts: what is said of every expert, in the order of `Evaluates.noticed`.
     """
 
     def __init__(
@@ -26,9 +29,10 @@ class Described:
         where: str,
         offers: tuple[tuple[str, str, frozenset[str]], ...],
         pictures: Mapping[str, Callable[[Any], np.ndarray]] | None = None,
+        experts: tuple[Expert, ...] = (),
     ):
         self.graph, self.text, self.where, self.offers = graph, text, where, offers
-        self.pictures = dict(pictures or {})
+        self.pictures, self.experts = dict(pictures or {}), experts
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Described)

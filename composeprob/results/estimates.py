@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
+from scipy import stats
 
-from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeError
+from composeprob.errors import InvalidValueError
 
 FEWEST = 3.0
-"""Independent ancestors that an error takes, at least: under it the variance of an error is infinite."""
+"""Independent ancestors that an error takes, more than: Student's t with fewer degrees of freedom has no variance."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +24,55 @@ class Estimate:
     Args:
         value: the estimate.
         error: its standard error, of the same shape; NaN where it is withheld.
+        degrees: degrees of freedom that the error is estimated with, ν: the estimate's distribution is Student's t with
+            this standard deviation. Infinite for a normal distribution.
 
     Example:
         >>> from composeprob.results.estimates import Estimate
-        >>> print(Estimate(0.3123, 0.014))
+        >>> found = Estimate(0.3123, 0.014)
+        >>> print(found)
         0.312 ± 0.014
+        >>> [round(float(end), 3) for end in found.interval(0.9)]
+        [0.289, 0.335]
     """
 
     value: Any
     error: Any
+    degrees: float = math.inf
+
+    def interval(self, level: float = 0.9) -> tuple[Any, Any]:
+        """Returns the ends of an interval that holds the true value in a share ``level`` of all runs.
+
+        It is value ± t·error·√((ν − 2)/ν), with t the quantile of Student's t with ν degrees of freedom. Ends have the
+        shape of the value; NaN where the error is withheld.
+
+        Args:
+            level: of confidence, between 0 and 1.
+
+        Raises:
+            InvalidValueError: a level outside of (0, 1).
+        """
+        half = student(level, self.degrees) * np.asarray(self.error)
+        half = half * (1.0 if math.isinf(self.degrees) else math.sqrt(max(self.degrees - 2, 0.0) / self.degrees))
+        return np.asarray(self.value)[()] - half[()], np.asarray(self.value)[()] + half[()]
 
     def __str__(self) -> str:
         if np.ndim(self.value):
             return "\n".join(str(Estimate(v, e)) for v, e in zip(self.value, self.error, strict=True))
         return with_error(float(self.value), float(self.error))
+
+
+def student(level: float, degrees: float) -> float:
+    """Returns t such that Student's t with these degrees of freedom is within ±t in a share ``level`` of all cases.
+
+    Raises:
+        InvalidValueError: a level outside of (0, 1).
+    """
+    if not (np.ndim(level) == 0 and 0 < level < 1):
+        raise InvalidValueError(
+            f"A level of confidence lies between 0 and 1; got {level!r}.", fix="for 90 % pass 0.9: interval(0.9)."
+        )
+    return float(stats.norm.ppf(0.5 + level / 2) if math.isinf(degrees) else stats.t.ppf(0.5 + level / 2, degrees))
 
 
 def with_error(value: float, error: float) -> str:
@@ -92,22 +126,6 @@ class Families:
         np.add.at(total, self.index, deviations)
         return (total**2).sum(0).reshape(np.shape(values)[1:])
 
-    def error(self, values: Shaped[np.ndarray, " n *event"]) -> Float[np.ndarray, "*event"]:
-        """Estimates the standard error of the weighted mean, √(V̂·E/(E − 3)) with E `effective`.
-
-        That is the standard deviation of Student's t at so many families; NaN for three or fewer.
-        """
-        e = self.effective
-        if e <= FEWEST:
-            return np.full(np.shape(values)[1:], np.nan)
-        return np.asarray(np.sqrt(self.variance(values) * e / (e - FEWEST)))
-
-    def mean(self, values: Shaped[np.ndarray, " n *event"], withheld: bool) -> Estimate:
-        """Returns the weighted mean of values, (N, …), and its error unless that is withheld."""
-        error = np.where(withheld, np.nan, self.error(values))
-        mean = np.tensordot(self.weights, values, 1)
-        return Estimate(mean, error) if np.ndim(mean) else Estimate(float(mean), float(error))
-
 
 def island_variance(log_evidence: Float[np.ndarray, " i"]) -> float:
     """Returns the relative variance of the mean of I independent estimates, Σ (W_i − 1/I)²·I/(I − 1)."""
@@ -121,19 +139,23 @@ def systematic(weights: Float[np.ndarray, " m"], n: int) -> Int[np.ndarray, " {n
     return np.minimum(np.searchsorted(np.cumsum(weights), (np.arange(n) + 0.5) / n), len(weights) - 1)
 
 
-def of_chains(values: Any, draws: int | None, most: int | None = None) -> np.ndarray:
-    """Returns one value of a site for every chain, (N, …): its sample, or the mean of its draws.
+def of_samples(values: Any, draws: int | None, most: int | None = None) -> np.ndarray:
+    """Returns a site's values, (N, …), or (N, draws, …) with draws.
 
     Args:
-        values: (N, …), or (N, draws, …), which may be on disk.
+        values: of every sample; may be on disk.
         draws: their number; None without draws.
         most: read no more than about so many numbers: every k-th draw.
     """
     if draws is None:
         return np.asarray(values)
-    size = math.prod(values.shape)
-    step = 1 if most is None else min(max(1, -(-size // most)), draws)
-    return np.asarray(values[:, ::step]).mean(1)
+    step = 1 if most is None else min(max(1, -(-math.prod(values.shape) // most)), draws)
+    return np.asarray(values[:, ::step])
+
+
+def of_chains(values: Any, draws: int | None) -> np.ndarray:
+    """Returns one value of a site for every chain, (N, …): its sample, or the mean of its draws."""
+    return of_samples(values, draws) if draws is None else of_samples(values, draws).mean(1)
 
 
 def effective_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) -> float:
@@ -161,42 +183,15 @@ def effective_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."
     return found
 
 
-def evaluated(fn: Any, samples: Mapping[str, Any], draws: int | None) -> np.ndarray:
-    """Evaluates ``fn`` on every sample, (N, …); a chain with draws gets the mean over them.
+def pareto_k(families: Families, num_chains: int) -> float:
+    """Returns Pareto k̂ of the families' weights, those without descendants among them; NaN where too few differ."""
+    import arviz
 
-    Args:
-        fn: takes one sample, ``{site: value}``.
-        samples: ``{site: (N, …)}``, or ``(N, draws, …)``.
-        draws: their number; None without draws.
-
-    Raises:
-        WrongTypeError: no function.
-        InvalidValueError: a function that fails on one sample.
-    """
-    if not callable(fn):
-        raise WrongTypeError(
-            f"mean takes a function of one sample; got {fn!r}.", fix="for example result.mean(lambda s: s['x'][0])."
-        )
-    whole = {name: np.asarray(value) for name, value in samples.items()}
-    if draws is not None:
-        whole = {name: value.reshape(-1, *value.shape[2:]) for name, value in whole.items()}
-    first = {name: value[0] for name, value in whole.items()}
-    try:
-        fn(first)
-    except ComposeProbError:
-        raise
-    except Exception as error:
-        raise InvalidValueError(
-            f"The function failed on one sample, a dict of {', '.join(whole)}: {type(error).__name__}: {error}",
-            fix="write it for ONE sample, without an axis of chains: lambda s: s['x'][0] > 0.",
-        ) from error
-    values = np.asarray(_over_all(fn, whole)).astype(np.float64)
-    return values if draws is None else values.reshape(-1, draws, *values.shape[1:]).mean(1)
-
-
-def _over_all(fn: Callable[[Any], Any], samples: Mapping[str, np.ndarray]) -> Any:
-    try:
-        return jax.jit(jax.vmap(fn))(dict(samples))
-    except (jax.errors.JAXTypeError, TypeError, ValueError):  # NumPy or Python's `if` in it: one sample after another
-        count = len(next(iter(samples.values())))
-        return np.stack([np.asarray(fn({name: value[i] for name, value in samples.items()})) for i in range(count)])
+    weights = np.zeros(num_chains)
+    of_each = np.bincount(families.index, families.weights)
+    weights[: len(of_each)] = of_each
+    if np.ptp(of_each) < 1e-9 * of_each.max() and len(of_each) == num_chains:
+        return math.nan
+    with np.errstate(divide="ignore"):
+        k = float(arviz.psislw(np.log(weights))[1])
+    return k if math.isfinite(k) else math.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from composeprob.errors import InvalidValueError, UnknownSiteError
-from composeprob.results.estimates import Estimate, Families, effective_chains, evaluated, of_chains, systematic
+from composeprob.results.estimates import Families, systematic
+from composeprob.results.estimation import Estimating
 from composeprob.results.status import Status
 from composeprob.results.store import Stored
 from composeprob.results.summary import Summary
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from composeprob.density.annealed import AnnealedDensity
+    from composeprob.results.comparison import Comparison
 
 PER_LEVEL = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "log_snr", "swaps")
 ARRAYS = ("log_weights", "first_ancestors", "islands", *PER_LEVEL)
@@ -38,11 +40,13 @@ FACTS = (
     "thin",
     "devices",
     "round_trips",
+    "key",
+    "versions",
 )
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Result:
+class Result(Estimating):
     """A `Result` holds N weighted samples of a program, and the diagnostics of the run that made them, level by level.
 
     Arrays over levels have K entries, entry k belonging to level k; a level that was not visited, or a quantity that
@@ -55,9 +59,10 @@ class Result:
         log_weights: log of each chain's weight, up to a constant, shape (N,). All equal except after `SMC`.
         log_evidence: estimate of log Z of the program, for samplers that give one. Where a factor's constant is
             unknown (a learned energy) it is relative to that constant.
-        log_evidence_error: its standard error: that of the weights, from the genealogy of the chains, with that of the
-            levels' distance, a third of what leaving out every other level changes (unless ``check_levels=False``);
-            NaN where the status withholds it.
+        log_evidence_error: its standard error: that of the weights, from the genealogy of the chains; that of the
+            levels' distance, a third of what leaving out every other level changes (unless ``check_levels=False``); and
+            what data of unit size leave at the noisiest level, where a run takes noise for all there is. NaN where the
+            status withholds it.
         evaluations: evaluations of the composed density per chain, warm-up included. One evaluation is one
             value-and-score of every factor.
         acceptance: mean acceptance probability, shape (K,).
@@ -88,6 +93,8 @@ class Result:
         devices: how many devices the chains were spread over.
         dims: the plates along the axes of each statement's value, ``{name: (plate or None, …)}``, without N.
         blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu, sigma")``; empty elsewhere.
+        key: the random key of the run, as code.
+        versions: of what it ran on, ``{name: version}``.
         density: the compiled density; None after `load`.
     """
 
@@ -117,6 +124,8 @@ class Result:
     draws: int | None = None
     thin: int = 1
     devices: int = 1
+    key: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
@@ -165,40 +174,6 @@ class Result:
         """Groups the chains by the first chain that they descend from; groups are independent of each other."""
         assert self.first_ancestors is not None  # filled in where it was left out
         return Families.of(self.weights, self.first_ancestors)
-
-    @property
-    def effective_chains(self) -> float:
-        """The number of independent chains whose means would have the same errors, at most N.
-
-        The least, over the sites, of sd²/V̂ with V̂ the variance of the site's mean that the genealogy shows (Lee and
-        Whiteley 2018). N for samplers that never copy a chain.
-        """
-        return effective_chains(self.families, [of_chains(self[name], self.draws) for name in self.samples])
-
-    def mean(self, fn: Callable[[dict[str, Any]], Any]) -> Estimate:
-        """Estimates the mean of a function of one sample, with its standard error.
-
-        Args:
-            fn: takes ONE sample, ``{site: value}``, without an axis of chains; returns a number, a truth value or an
-                array.
-
-        Returns:
-            ``.value`` and ``.error``. The error is that of the sampling, from the genealogy of the chains; NaN where
-            the status withholds it, and where three independent ancestors or fewer are left.
-
-        Raises:
-            WrongTypeError, InvalidValueError: no function of one sample.
-
-        Example:
-            >>> import composeprob as cp, jax, jax.numpy as jnp, numpyro.distributions as dist
-            >>> f = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), cp.Schedule.log_snr(10))
-            >>> density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
-            >>> result = cp.infer(density, jax.random.key(0), num_chains=500, progress=False)
-            >>> right = result.mean(lambda s: s["x"][0] > 0)
-            >>> abs(right.value - 0.5) < 4 * right.error
-            True
-        """
-        return self.families.mean(evaluated(fn, self.samples, self.draws), self.status.withholds)
 
     def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns one site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).
@@ -333,11 +308,48 @@ class Result:
 
         return to_arviz(self, dict(dims or {}), dict(coords or {}), predictive)
 
-    def report(self) -> dict[str, Any]:
-        """Returns every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
-        from composeprob.results.saving import report
+    def compare(self, other: Result) -> Comparison:
+        """Compares with a run of the same program under another key: has either missed a mode that the other found?
 
-        return report(self)
+        One run cannot tell what it has never seen, and two that miss the same mode cannot either. Of each sample the
+        nearest ones in both runs are looked at, without its own family: a sample whose neighbours are all of its own
+        run is where the other has nothing. Shares of such samples are held against those under random labels.
+
+        Returns:
+            The shares, with a ``.status`` that has the finding `modes_missing` where one is above a twentieth, and
+            above what chance shows in one of 100 cases.
+
+        Raises:
+            WrongTypeError, ShapeError, InvalidValueError: no result, one of another program, or too few samples.
+
+        References:
+            Schilling 1986, *Multivariate two-sample tests based on nearest neighbors*.
+        """
+        from composeprob.results.comparison import compare
+
+        return compare(self, other)
+
+    def report(self, path: str | os.PathLike) -> Path:
+        """Writes one HTML file that says what was sampled, how well, and what to do next.
+
+        It holds the program, estimates with intervals, samples, diagnostics by level, findings with what to try, the
+        cost, the random key and versions, and needs no network.
+
+        Args:
+            path: of the file, such as ``"run.html"``.
+
+        Returns:
+            The path.
+        """
+        from composeprob.results.html_report import write
+
+        return write(self, path)
+
+    def numbers(self) -> dict[str, Any]:
+        """Returns every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
+        from composeprob.results.saving import numbers
+
+        return numbers(self)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes everything except ``density`` to one safetensors file; returns its path, which ends in

@@ -93,8 +93,8 @@ def _with_suffix(path: str | os.PathLike) -> Path:
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
-def report(result: Result) -> dict[str, Any]:
-    """See `Result.report`."""
+def numbers(result: Result) -> dict[str, Any]:
+    """See `Result.numbers`."""
 
     def plain(values: Any) -> Any:
         values = np.asarray(values, float)
@@ -108,6 +108,7 @@ def report(result: Result) -> dict[str, Any]:
         **facts,
         "num_chains": result.num_chains,
         "effective_chains": plain(result.effective_chains),
+        "pareto_k": plain(result.pareto_k),
         "status": result.status.code.value,
         "message": result.status.message,
         "summary": {label: dict(zip(COLUMNS, plain(row), strict=True)) for label, row in result.summary().rows.items()},

@@ -33,16 +33,27 @@ class Code(enum.StrEnum):
     NON_FINITE = "non_finite"
     NOT_CONSERVATIVE = "not_conservative"
     NETWORK_DOUBTED = "network_doubted"
+    NO_OVERLAP = "no_overlap"
+    OUT_OF_TRAINING = "out_of_training"
     ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
     WEIGHTS_COLLAPSED = "weights_collapsed"
     ANCESTORS_COLLAPSED = "ancestors_collapsed"
+    MODES_MISSING = "modes_missing"
     UNSETTLED = "unsettled"
     LEVELS_TOO_FEW = "levels_too_few"
     NOT_SAVED = "not_saved"
 
 
-WITHHOLDING = frozenset(Code) - {Code.OK, Code.NON_FINITE, Code.LEVELS_TOO_FEW, Code.NOT_SAVED}
-"""Findings under which the chains' spread says nothing of how far off their means are."""
+WITHHOLDING = frozenset(Code) - {
+    Code.OK,
+    Code.NON_FINITE,
+    Code.NO_OVERLAP,
+    Code.OUT_OF_TRAINING,
+    Code.LEVELS_TOO_FEW,
+    Code.NOT_SAVED,
+}
+"""Findings under which the chains' spread says nothing of how far off their means are. What factors say where they do
+not agree is the model's affair, not the sampler's."""
 
 
 @dataclass(frozen=True)

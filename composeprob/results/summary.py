@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from composeprob.results.estimates import of_chains, with_error
+from composeprob.results.estimates import of_samples, with_error
+from composeprob.results.estimation import FEWEST_DRAWS
 
 if TYPE_CHECKING:
     from composeprob.results.result import Result
@@ -18,6 +19,10 @@ QUANTILES = (0.05, 0.5, 0.95)
 COLUMNS = ("mean", "±", "sd", "5%", "50%", "95%")
 MOST = 10_000_000
 """Numbers of one site that are read: of a longer run every k-th draw."""
+LARGEST_K = 0.7
+"""Pareto k̂ above which means under the weights cannot be trusted (Vehtari et al. 2024)."""
+LARGEST_RHAT = 1.05
+"""R̂ above which draws depend on where their chain began."""
 MAX_ELEMENTS = 16
 """Sites with more numbers than this (images) get one row, over all their numbers together."""
 
@@ -41,10 +46,11 @@ class Summary:
         rows: dict[str, tuple[float, ...]] = {}
         for name in result.samples:
             values, weights = result.pooled(name, MOST)
-            of_each = of_chains(result[name], result.draws, MOST).reshape(result.num_chains, -1)
-            if of_each.shape[1] > MAX_ELEMENTS:
-                of_each = of_each.mean(1, keepdims=True)
-            errors = result.families.mean(of_each, result.status.withholds).error.tolist()
+            of_each = of_samples(result[name], result.draws, MOST)
+            of_each = of_each.reshape(*of_each.shape[: 1 if result.draws is None else 2], -1)
+            if of_each.shape[-1] > MAX_ELEMENTS:
+                of_each = of_each.mean(-1, keepdims=True)
+            errors = result.mean_of(of_each).error.tolist()
             for (label, column, w), error in zip(_elements(name, values, weights), errors, strict=True):
                 mean, *others = weighted_statistics(column, w)
                 rows[label] = (mean, error, *others)
@@ -135,8 +141,12 @@ def _facts(result: Result) -> dict[str, str]:
         facts["swaps"] = (
             f"{_range(np.asarray(result.swaps))}; {result.round_trips:.3g} round trips of each chain's replicas"
         )
+    if not math.isnan(k := result.pareto_k):
+        doubt = f", above {LARGEST_K}: a few chains decide, and errors are too small" if k > LARGEST_K else ""
+        facts["Pareto k̂"] = f"{k:.2f}{doubt}" if k > 0 else "below 0: no chain has much more weight than others"
     if result.draws is not None:
         facts["draws"] = f"{result.draws:,} of each chain, {result.thin} transitions apart"
+        facts |= _mixing(result)
     facts["levels"] = f"{num_levels}, log-SNR {result.log_snr[-1]:.3g} … {result.log_snr[0]:.3g}"
     facts["evaluations"] = f"{result.evaluations:,} of the composed density per chain"
     for name, values in (("acceptance", result.acceptance), ("step size", result.step_size), ("ESS", result.ess)):
@@ -151,9 +161,33 @@ def _facts(result: Result) -> dict[str, str]:
     if result.log_evidence is not None:
         error = math.nan if result.log_evidence_error is None else result.log_evidence_error
         facts["log evidence"] = with_error(result.log_evidence, error)
+        if math.isfinite(error):
+            low, high = result.log_evidence_interval(0.9)
+            facts["log evidence"] += f" (90 % interval {low:.4g} … {high:.4g})"
     facts["time"] = f"{result.seconds:.2f} s"
     facts["status"] = str(result.status)
     return facts
+
+
+def _mixing(result: Result) -> dict[str, str]:
+    """R̂ between the chains of a run with draws, the greatest over all numbers; by ArviZ."""
+    import arviz
+
+    if result.num_chains < 2 or (result.draws or 0) < FEWEST_DRAWS:
+        return {}
+    worst, where = -math.inf, ""
+    for name in result.samples:
+        values = of_samples(result[name], result.draws, MOST)
+        flat = values.reshape(*values.shape[:2], -1)
+        if flat.shape[-1] > MAX_ELEMENTS:
+            flat = flat.mean(-1, keepdims=True)
+        for column in np.moveaxis(flat, -1, 0):
+            found = float(arviz.rhat(column)) if np.isfinite(column).all() and np.ptp(column) > 0 else -math.inf
+            worst, where = max((worst, where), (found, name))
+    if not math.isfinite(worst):
+        return {}
+    doubt = f", above {LARGEST_RHAT}: chains remember where they began" if worst > LARGEST_RHAT else ""
+    return {"R̂": f"at most {worst:.3f} ({where}){doubt}"}
 
 
 def _columns(name: str, values: Any, blocks: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.overlap import Finding
 from composeprob.results.estimates import Families, island_variance
 from composeprob.results.result import Result
 from composeprob.results.status import Code, diagnose, diverged, few_ancestors, few_levels, unsettled
@@ -28,6 +29,7 @@ class Ended(NamedTuple):
         first: the level where it started.
         drawn: transitions between draws.
         coarse: log-evidence over every other level, None without it.
+        apart: what is wrong with how the factors agree at the samples.
         curl: relative curl of each factor whose score a line integral relied on.
     """
 
@@ -36,6 +38,7 @@ class Ended(NamedTuple):
     first: int
     drawn: int
     coarse: float | None
+    apart: tuple[Finding, ...]
     curl: dict[str, float]
 
 
@@ -76,13 +79,15 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         of_levels = math.nan if ended.coarse is None else abs(ended.coarse - evidence) / (2**sampler.check_order - 1)
     status = found.with_findings(
         *_doubts(run, sampler, density),
+        *((Code(finding.code), finding.message) for finding in ended.apart),
         *few_ancestors(families.effective, len(np.unique(ancestors)), num_chains, arrived),
         *unsettled(float(run.drift)),
         *few_levels(of_levels),
     )
     apart = np.asarray(run.islands, np.float64)
     variance = float(run.evidence_variance) if len(apart) < ENOUGH else island_variance(apart)
-    error = math.hypot(math.sqrt(variance), of_levels)
+    of_top = density.top.signal(float(np.asarray(density.schedule.log_snr)[first]))
+    error = math.hypot(math.sqrt(variance), of_levels, of_top)
     return Result(
         samples=ended.samples,
         log_weights=log_weights,

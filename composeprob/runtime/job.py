@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.curl import curl
+from composeprob.density.overlap import LEVELS, Finding, agreement, in_question
 from composeprob.errors import CapabilityError
 from composeprob.results.result import Result
 from composeprob.results.status import fewest_families
@@ -22,6 +23,7 @@ from composeprob.runtime import parts
 from composeprob.runtime.compiled import read, sample_shapes, start
 from composeprob.runtime.descend import descend
 from composeprob.runtime.ended import Ended, summed_up
+from composeprob.runtime.origin import as_code, versions
 from composeprob.runtime.resume import Saves, blank_like, fingerprint
 from composeprob.runtime.stay import stay
 from composeprob.runtime.stream import Kept, NotKept, check_draws, stream
@@ -34,10 +36,14 @@ CURL = 2**31 - 2
 """Folded into the run's key for the directions along which curl is measured."""
 COARSE = 2**31 - 6
 """Folded into the run's key for the run over every other level."""
+APART = 2**31 - 7
+"""Folded into the run's key for the noise that samples get where factors are asked whether they agree."""
+AGREEMENT = 0.05
+"""The share of a run's evaluations that this may take."""
 DRAWS = "draws.zarr"
 """In a folder of checkpoints: the draws of a run without a store of its own."""
 LOOKED_AT = 64
-"""Chains at whose positions curl is measured."""
+"""Chains at whose positions curl is measured, and factors are asked whether they agree."""
 
 
 class Asked(NamedTuple):
@@ -160,7 +166,9 @@ class Job:
         samples, failed = self._samples(shown)
         if asked.store is None:
             samples = {name: np.asarray(values) for name, values in samples.items()}
-        ended = Ended(self.run, samples, self.first, self.done * asked.thin, self.coarse, self.turning)
+        drawn = self.done * asked.thin
+        apart = self._apart() if self.arrived else ()
+        ended = Ended(self.run, samples, self.first, drawn, self.coarse, apart, self.turning)
         result = summed_up(self.sampler, asked.density, ended, reason, self.seconds)
         status = result.status.unstayed() if self.interrupted else result.status
         if asked.draws is not None:
@@ -169,7 +177,7 @@ class Job:
             result = dataclasses.replace(result, draws=max(shown, 1), thin=asked.thin)
         if self.saves is not None and self.lost is None:
             status = status.saved(self.unsaved)
-        result = dataclasses.replace(result, status=status)
+        result = dataclasses.replace(result, status=status, key=as_code(asked.key), versions=versions())
         lost = self.lost or failed
         if self.kept is not None and asked.store is not None and lost is None:
             lost = self.kept.finish(*result.parts())
@@ -228,6 +236,20 @@ class Job:
         except NotKept as error:
             return spread.cut(host(values)), str(error)
         return kept.samples(1), None
+
+    def _apart(self) -> tuple[Finding, ...]:
+        """Whether factors agree where the chains are: asked of some, over the chains, for a small share of what the run
+        has taken; not where they ended at what is no number."""
+        density, n = self.asked.density, self.asked.num_chains
+        if not in_question(density):
+            return ()
+        most = AGREEMENT * n * self.sampler.evaluations(self.first, int(self.run.visits.made))
+        levels = int(np.clip(most // min(n, LOOKED_AT), 2, LEVELS))
+        some = np.unique(np.linspace(0, n - 1, int(np.clip(most // levels, 1, LOOKED_AT))).astype(int))
+        positions = host(jax.tree.map(lambda leaf: leaf[some], self.sampler.positions(self.run)))
+        if not all(np.isfinite(x).all() for x in positions.values()):
+            return ()
+        return agreement(density, positions, jax.random.fold_in(self.asked.key, APART), levels)
 
     def _curl(self, level: int) -> dict[str, float]:
         """The curl of what a line integral relied on; NaN where a network cannot be differentiated, which no run is

@@ -15,6 +15,7 @@ from numpyro.distributions import Distribution
 
 from composeprob.density.annealed import AnnealedDensity, Evaluates
 from composeprob.density.evaluation import Evaluation, Position
+from composeprob.density.experts import Noticed
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import BlackJAX
 from composeprob.pytree import is_array
@@ -74,6 +75,9 @@ class InParts(Evaluates):
 
     def leaf_scores(self, position: Position, level: Array | int) -> tuple[dict[str, Array], ...]:
         return self.whole(position).leaf_scores(position, level)
+
+    def noticed(self, position: Position, level: Array | int) -> tuple[Noticed, ...]:
+        return self.whole(position).noticed(position, level)
 
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         return self.whole(xs).draw_static(key, xs)

@@ -26,7 +26,6 @@ def test_copies_count_as_one():
     families = Families.of(np.ones(200), np.repeat(np.arange(10), 20))
     assert families.variance(np.repeat(ten, 20)) == pytest.approx(ten.var() / 10)
     assert families.effective == pytest.approx(10)
-    assert np.isnan(Families.of(np.ones(9), np.repeat(np.arange(3), 3)).error(np.arange(9.0)))
 
 
 def test_stated_errors_are_the_spread_over_keys():

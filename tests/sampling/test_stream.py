@@ -88,7 +88,7 @@ def test_a_store_holds_the_same_and_opens_lazily(product, whole, tmp_path):
     ):
         np.testing.assert_array_equal(x[index], whole["x"][index])
     assert str(opened.summary()).split("time")[0] == str(whole.summary()).split("time")[0]
-    assert opened.report()["draws"] == DRAWS
+    assert opened.numbers()["draws"] == DRAWS
     np.testing.assert_array_equal(opened.acceptance, whole.acceptance)
     np.testing.assert_array_equal(cp.Result.load(opened.save(tmp_path / "all"))["x"], whole["x"])
     again = drawn(product, seed=1, store=tmp_path / "a" / "draws.zarr")  # in place of the earlier one

@@ -12,6 +12,7 @@ from jax import Array
 
 from composeprob.compiler.check import has_rate, node_capabilities
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, prior_of
+from composeprob.compiler.experts import Raised, expert, experts_of
 from composeprob.compiler.expressions import Expression, NodeValue, Outputs, Parts, lower_expression, parts_of
 from composeprob.compiler.latents import stays_normalised
 from composeprob.compiler.normalise import each_normal, normal_of, runs
@@ -61,6 +62,12 @@ def _offers(node: Mixture, parts: list[frozenset[str]]) -> frozenset[str]:
     return common if "normalised" in common else common - {"exact_marginals"}
 
 
+@experts_of.rule(Mixture)
+def _experts(node: Mixture, parts: list[list[Raised]]) -> list[Raised]:
+    """One part that says little of a sample is what mixtures are for: they are asked as a whole."""
+    return expert(node) if all(parts) else []
+
+
 @has_rate.rule(Mixture)
 def _rate(node: Mixture, parts: list[bool]) -> bool:
     """Its parts must be normalised: with unknown constants that change from level to level its shares would drift, and
@@ -73,7 +80,8 @@ def _top(node: Mixture, tops: list[Top], shape: tuple[int, ...]) -> Top:
     exact = all(top.exact and np.allclose(top.power, tops[0].power) for top in tops)
     degree = tops[0].degree if exact and all(top.degree == tops[0].degree for top in tops) else math.nan
     constant = np.logaddexp.reduce([w + top.constant for w, top in node.each(tops)])
-    return Top(np.min([top.power for top in tops], axis=0), degree, float(constant), exact)
+    entries = max(top.entries for top in tops)
+    return Top(np.min([top.power for top in tops], axis=0), degree, float(constant), entries, exact)
 
 
 @tail_of.rule(Mixture)

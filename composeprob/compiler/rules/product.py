@@ -14,6 +14,7 @@ from jax import Array
 
 from composeprob.compiler.check import has_rate, node_capabilities
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected, prior_of
+from composeprob.compiler.experts import Raised, experts_of
 from composeprob.compiler.expressions import Expression, NodeValue, Outputs, Parts, lower_expression, parts_of
 from composeprob.compiler.normalise import factors_of, normal_of, runs, same, same_of
 from composeprob.compiler.tails import Tail, add, tail_of
@@ -83,6 +84,14 @@ def _offers(node: Product, parts: list[frozenset[str]]) -> frozenset[str]:
     return offered | {"normalised"} if node.calibrated else offered
 
 
+@experts_of.rule(Product)
+def _experts(node: Product, parts: list[list[Raised]]) -> list[Raised]:
+    """In a plate there is one factor, and the powers of its n uses are equal; mixtures in it are not looked at."""
+    pairs = zip(parts, node.powers, strict=False)
+    found = [replace(raised, power=w * raised.power) for part, w in pairs for raised in part]
+    return [raised for raised in found if node.plate is None or not raised.node.children]
+
+
 @has_rate.rule(Product)
 def _rate(node: Product, parts: list[bool]) -> bool:
     return all(parts)
@@ -93,7 +102,8 @@ def _top(node: Product, tops: list[Top], shape: tuple[int, ...]) -> Top:
     pairs = node.each(tops)
     power = sum((w * top.power for w, top in pairs), np.zeros(shape))
     degree, constant = sum(w * top.degree for w, top in pairs), sum(w * top.constant for w, top in pairs)
-    return Top(power, degree, constant, all(top.exact for top in tops))
+    entries = sum(abs(w) * top.entries for w, top in pairs)
+    return Top(power, degree, constant, entries, all(top.exact for top in tops))
 
 
 @tail_of.rule(Product)

@@ -1,0 +1,53 @@
+"""The experts of a program: its factors that are true noised marginals, each with the power that it has."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from composeprob.compiler.check import node_capabilities
+from composeprob.compiler.expressions import Expression, lower_expression
+from composeprob.density.experts import Expert
+from composeprob.factors.base import Factor
+from composeprob.factors.passes import Pass
+from composeprob.ir.nodes import Graph, Leaf, Region, leaves, total_count
+from composeprob.ir.render import formula
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Raised:
+    """A node that is an expert, with the product of the powers above it."""
+
+    node: Factor
+    power: float = 1.0
+
+
+experts_of = Pass[list[Raised]]("experts", lambda *_: [])
+"""The experts of an expression. What a product is made of counts one by one, a mixture of experts as one."""
+
+
+def expert(node: Factor) -> list[Raised]:
+    """The node itself, where its density at every level is that of its noised draws."""
+    return [Raised(node)] if "exact_marginals" in node_capabilities(node) else []
+
+
+@experts_of.rule(Leaf)
+def _leaf(leaf: Leaf, _: list[list[Raised]]) -> list[Raised]:
+    return [] if leaf.factor.constant else expert(leaf)
+
+
+def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, float, Expression], ...]]:
+    """What is said of each expert, and how it is evaluated: its site, how many entries its blocks average, and its
+    expression."""
+    known, lowered = [], []
+    for site in graph.sites:
+        for raised in experts_of(site.root):
+            below = leaves(raised.node)
+            trained = not all(leaf.factor.core.level_free for leaf in below)
+            name = formula(raised.node, site.name)
+            known.append(
+                Expert(name, site.name, raised.power, below[0].factor.dimension, trained, total_count(below[0].plates))
+            )
+            region = below[0].region
+            averaged = float(region.averaged) if isinstance(region, Region) else 1.0
+            lowered.append((site.name, averaged, lower_expression(raised.node, site.shape)))
+    return tuple(known), tuple(lowered)

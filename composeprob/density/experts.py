@@ -1,0 +1,40 @@
+"""What a density says of each of its experts: factors whose density at a level is that of their own noised draws."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import equinox as eqx
+from jax import Array
+
+
+class Expert(NamedTuple):
+    """An expert f of a program, for people.
+
+    Attributes:
+        name: how it is printed.
+        site: the noised site that it is a density of.
+        power: the power that it has in the program; negative where it divides.
+        dimension: how many entries it is a density of, d.
+        trained: whether it was learned; a closed form is right everywhere.
+        rows: how many conditions in plates it stands for.
+    """
+
+    name: str
+    site: str
+    power: float
+    dimension: float
+    trained: bool
+    rows: int = 1
+
+
+class Noticed(eqx.Module):
+    """What an expert says of one position at one level, a row for each of its conditions in plates.
+
+    Attributes:
+        energy: σ²·‖∇ log f‖², (rows,): the squared length of the noise that it sees there.
+        log_density: log f, (rows,); NaN of a factor that offers only its score.
+    """
+
+    energy: Array
+    log_density: Array

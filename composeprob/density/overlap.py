@@ -1,0 +1,226 @@
+r"""Whether the factors of a program agree where its samples are: `no_overlap` and `out_of_training`.
+
+The score of a factor's noised marginal is $-E[\varepsilon \mid x]/\sigma$, with ε the noise in x. By Jensen's
+inequality $E\,e^{\lambda\sigma^2\|s(x)\|^2} \le E\,e^{\lambda\|\varepsilon\|^2}$ over the factor's own noised
+draws, and so, by Chernoff's bound, $\sigma^2\|s(x)\|^2$ exceeds
+
+$$t: \quad \tfrac12\big(t - d - d\log(t/d)\big) = -\log p$$
+
+with a probability of p at most, whatever the factor. Samples are noised to a few levels, and each factor evaluated
+there: a sample that is far beyond t is where the factor's own noised draws never are. No draws of the factor are
+needed.
+
+* `no_overlap`: that holds for half of the samples, under a factor that is multiplied with others; or a negation has
+  nothing left to take away from: the samples lie where what it divides by is as flat as the inside of a box.
+* `out_of_training`: that holds for a tenth of the samples under a factor that was trained. A closed form is right
+  everywhere, and a factor that divides is meant to be asked elsewhere: these are not looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy.optimize import brentq
+
+from composeprob.density.evaluation import Position
+from composeprob.density.experts import Expert, Noticed
+from composeprob.pytree import normal_like
+
+if TYPE_CHECKING:
+    from composeprob.density.annealed import AnnealedDensity
+
+RARE = 1e-6
+"""The probability p of the bound."""
+SLACK = 2.0
+"""So many times the bound is far: learned scores are off by a few percent of it."""
+MOST, SOME = 0.5, 0.1
+"""Shares of samples that make the two findings."""
+FLAT = 0.05
+"""Standard deviation of log g^w over samples, in nats, under which dividing by g^w changes next to nothing."""
+LEVELS, PILOT_LEVELS, PILOT_STEPS = 8, 24, 4
+"""How many levels samples are noised to; those of a pilot run, and its steps at each."""
+FEWEST = 8
+"""Samples that a spread is told of."""
+
+
+class Finding(NamedTuple):
+    """A `Finding` says what is wrong and what to try, with which factor, at which level, for which share of samples."""
+
+    code: str
+    message: str
+    factor: str
+    level: int
+    share: float
+
+
+def check(density: AnnealedDensity, key: Array, num_chains: int) -> tuple[Finding, ...]:
+    """See `AnnealedDensity.check`."""
+    if not in_question(density):
+        return ()
+    first, second = jax.random.split(key)
+    levels = np.unique(np.linspace(0, density.num_levels - 1, PILOT_LEVELS).round().astype(int))[::-1]
+    return agreement(density, _pilot(density, jax.random.split(first, num_chains), jnp.asarray(levels)), second)
+
+
+def in_question(density: AnnealedDensity) -> bool:
+    """Whether there is something to agree on: more than one factor of power 1 that nothing else looks at."""
+    experts = density.described.experts
+    lonely = len({expert.site for expert in experts}) == len(experts) and all(
+        expert.power == 1 and expert.rows == 1 for expert in experts
+    )
+    return density.num_levels > 1 and bool(experts) and not (lonely and not density.graph.observations)
+
+
+def agreement(
+    density: AnnealedDensity, positions: Position, key: Array, num_levels: int = LEVELS
+) -> tuple[Finding, ...]:
+    """Says what is wrong with how the factors agree at samples of level 0.
+
+    Args:
+        density: from `compile`.
+        positions: ``{site: (N, …)}`` of level 0.
+        key: for the noise that is added to them.
+        num_levels: how many levels they are noised to; each costs an evaluation of every sample.
+    """
+    experts = density.described.experts
+    last = density.num_levels - 1
+    levels = np.unique(np.linspace(0, last, num_levels, endpoint=False).round().astype(int))
+    noticed = jax.tree.map(np.asarray, _noticed(density, positions, jnp.asarray(levels), key))
+    findings = [
+        *_apart(experts, noticed, levels),
+        *_nothing_left(density, noticed),
+    ]
+    named = {finding.factor for finding in findings}
+    return (*findings, *(f for f in _untrained(experts, noticed, levels) if f.factor not in named))
+
+
+def bound(dimension: float, p: float = RARE) -> float:
+    """Returns t, which σ²‖s‖² of a noised marginal in d dimensions exceeds with a probability of at most p."""
+    d, nats = dimension, -math.log(p)
+    return float(brentq(lambda t: 0.5 * (t - d - d * math.log(t / d)) - nats, d, 4 * d + 8 * nats))
+
+
+@eqx.filter_jit
+def _noticed(density: AnnealedDensity, positions: Position, levels: Array, key: Array) -> tuple[Noticed, ...]:
+    """What every expert says, (levels, chains, rows), of samples that are noised from level 0 to each level."""
+    clean = density.schedule.at(0)
+    noised = [name for name, site in density.sites.items() if site.kind == "noised"]
+
+    def at(level: Array) -> tuple[Noticed, ...]:
+        noise = density.schedule.at(level)
+        ratio = noise.alpha / clean.alpha
+        added = jnp.sqrt(jnp.maximum(noise.sigma**2 - (ratio * clean.sigma) ** 2, 0.0))
+        xs = {name: positions[name] for name in noised}
+        fresh = normal_like(jax.random.fold_in(key, level), xs)
+        moved = {**positions, **{name: ratio * x + added * fresh[name] for name, x in xs.items()}}
+        return jax.vmap(lambda position: density.evaluator.noticed(position, level))(moved)
+
+    return jax.lax.map(at, levels)
+
+
+@eqx.filter_jit
+def _pilot(density: AnnealedDensity, keys: Array, levels: Array) -> Position:
+    """Chains at level 0, led there by unadjusted Langevin steps of σ²/Σ|w|, which no product of factors makes unstable
+    (the score of a noised marginal falls no faster than x/σ²), tamed where something else does."""
+    noised = [name for name, site in density.sites.items() if site.kind == "noised"]
+    size = sum(math.prod(density.sites[name].shape) for name in noised)
+    power = jnp.maximum(density.top.entries / size, 1.0)
+
+    def step(position: Position, at: tuple[Array, Array]) -> tuple[Position, None]:
+        key, level = at
+        h = density.schedule.at(level).sigma ** 2 / power
+        drift = density.evaluator(position, level).parts.drift
+        fresh = normal_like(key, {name: position[name] for name in noised})
+
+        def move(name: str, x: Array) -> Array:
+            pull = h * jnp.nan_to_num(drift[name])
+            tamed = pull / (1 + jnp.abs(pull) / (10 * jnp.sqrt(h)))
+            return x + tamed + jnp.sqrt(2 * h) * fresh[name]
+
+        return {**position, **{name: move(name, position[name]) for name in noised}}, None
+
+    def chain(key: Array) -> Position:
+        start, rest = jax.random.split(key)
+        visits = jnp.repeat(levels, PILOT_STEPS)
+        return jax.lax.scan(step, density.initial(start), (jax.random.split(rest, visits.shape[0]), visits))[0]
+
+    return jax.vmap(chain)(keys)
+
+
+def _share(expert: Expert, noticed: Noticed) -> np.ndarray:
+    """The share of samples that are beyond the bound, at each level, under whichever of its rows is worst."""
+    worst = np.where(np.isfinite(noticed.energy), noticed.energy, 0.0).max(-1)
+    return np.asarray((worst > SLACK * bound(expert.dimension)).mean(1))
+
+
+def _apart(experts: tuple[Expert, ...], noticed: tuple[Noticed, ...], levels: np.ndarray) -> list[Finding]:
+    """Factors that are multiplied and have nothing where the samples are."""
+    found: dict[str, Finding] = {}
+    for i, (expert, seen) in enumerate(zip(experts, noticed, strict=True)):
+        others = [e.name for j, e in enumerate(experts) if e.site == expert.site and j != i]
+        if expert.power <= 0 or not (others or expert.rows > 1):
+            continue
+        shares = _share(expert, seen)
+        if shares.max() < MOST:
+            continue
+        at = int(shares.argmax())
+        beside = ", ".join(dict.fromkeys(others)) or f"its own {expert.rows} conditions"
+        text = (
+            f"The factors agree nowhere: {shares[at]:.0%} of the samples of {expert.site!r} lie where {expert.name} "
+            f"has next to nothing, at level {levels[at]} (beside {beside}). A product of factors that exclude each "
+            "other has samples, at the edges of its factors, but they mean nothing. Look at samples of each factor "
+            "alone; soften one of them by a power below 1, or use cp.mixture where either is meant."
+        )
+        found.setdefault(expert.name, Finding("no_overlap", text, expert.name, int(levels[at]), float(shares[at])))
+    return list(found.values())
+
+
+def _nothing_left(density: AnnealedDensity, noticed: tuple[Noticed, ...]) -> list[Finding]:
+    """Factors that are divided by and are flat where the samples are: what they exclude is all there is.
+
+    Where the powers of a site sum to 1 a quotient is read as Bayes' rule or as guidance, whose denominator holds
+    everything by design.
+    """
+    found: dict[str, Finding] = {}
+    for expert, seen in zip(density.described.experts, noticed, strict=True):
+        total = float(np.mean(density.top.power[expert.site]))
+        values = seen.log_density[0]  # level 0
+        usual = bool((_share(expert, seen)[:1] == 0).all())
+        if expert.power >= 0 or abs(total - 1) < 0.01 or len(values) < FEWEST or not usual:
+            continue
+        spread = abs(expert.power) * np.std(values, axis=0)
+        if not np.isfinite(spread).all() or spread.max() > FLAT:
+            continue
+        text = (
+            f"The negation leaves nothing: all samples of {expert.site!r} lie inside of {expert.name}, which the "
+            f"program divides by, and there {expert.name}^{abs(expert.power):.3g} varies by {spread.max():.2g} nats. "
+            "What it was to take away is still there. Divide by something that holds less, or leave it out."
+        )
+        found.setdefault(expert.name, Finding("no_overlap", text, expert.name, 0, 1.0))
+    return list(found.values())
+
+
+def _untrained(experts: tuple[Expert, ...], noticed: tuple[Noticed, ...], levels: np.ndarray) -> list[Finding]:
+    """Trained factors that are asked where their own noised draws never are."""
+    found: dict[str, Finding] = {}
+    for expert, seen in zip(experts, noticed, strict=True):
+        if expert.power <= 0 or not expert.trained:
+            continue
+        shares = _share(expert, seen)
+        if shares.max() < SOME:
+            continue
+        at = int(shares.argmax())
+        text = (
+            f"{expert.name} is asked where it was never trained: {shares[at]:.0%} of the samples of {expert.site!r}, "
+            f"noised to level {levels[at]}, lie where its own noised draws are less than once in a million. What a "
+            "network says there is a guess. Look at observations that contradict it, at powers below 1, and at data "
+            "of another scale than those of the training."
+        )
+        found.setdefault(expert.name, Finding("out_of_training", text, expert.name, int(levels[at]), float(shares[at])))
+    return list(found.values())

@@ -1,0 +1,167 @@
+"""Whether two runs found the same modes, each of which alone would not tell that it has missed one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
+from composeprob.results.status import Code, Status
+
+if TYPE_CHECKING:
+    from composeprob.results.result import Result
+
+MOST = 2000
+"""Samples of each run that are compared."""
+FEWEST = 16
+"""Samples that a comparison takes, at least."""
+PERMUTATIONS, CHANCE = 500, 0.01
+"""How often labels are drawn anew, and the share of these that may show as much."""
+DIRECTIONS = 6
+"""Principal components that are kept of samples with more numbers."""
+LEAST = 0.05
+"""Share of samples that is worth a finding."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A `Comparison` says which share of each of two runs' samples the other has nothing near to.
+
+    Args:
+        missing_here: share of the other run's samples that this one has nothing near to.
+        missing_there: share of this run's samples that the other has nothing near to.
+        p_value: how often runs of one law show as much, by permutation.
+        status: the run's status, with the finding `modes_missing` where there is one.
+    """
+
+    missing_here: float
+    missing_there: float
+    p_value: float
+    status: Status
+
+    def __str__(self) -> str:
+        shares = f"missing here {self.missing_here:.1%}, there {self.missing_there:.1%}, p = {self.p_value:.3g}"
+        return f"{shares}\n{self.status}"
+
+
+def compare(result: Result, other: Result, seed: int = 0) -> Comparison:
+    """See `Result.compare`."""
+    if not hasattr(other, "unweighted"):
+        raise WrongTypeError(
+            f"compare takes another result; got {type(other).__name__}.",
+            fix="run the program under another key: result.compare(cp.infer(density, jax.random.key(1), …)).",
+        )
+    rng = np.random.default_rng(seed)
+    (points, families), (others, their_families) = (_rows(r, rng) for r in (result, other))
+    if points.shape[1:] != others.shape[1:] or result.samples.keys() != other.samples.keys():
+        raise ShapeError(
+            f"The runs have other sites: {sorted(result.samples)} and {sorted(other.samples)}.",
+            fix="compare two runs of one program.",
+        )
+    n = min(len(points), len(others), MOST)
+    if n < FEWEST:
+        raise InvalidValueError(
+            f"A comparison takes {FEWEST} samples or more of either run; there are {n}.", fix="use more chains."
+        )
+    points, families = _some(points, families, n, rng)
+    others, their_families = _some(others, their_families, n, rng)
+    both = np.concatenate([points, others])
+    together = np.concatenate([families, their_families + families.max() + 1])
+    mine = np.arange(2 * n) < n
+    near = _neighbours(_scaled(both, _sizes(result)), together, neighbours(n))
+    there, here = isolated(near, mine)
+    chance = np.array([max(isolated(near, _shuffled(together, n, rng))) for _ in range(PERMUTATIONS)])
+    p_value = float((1 + np.sum(chance >= max(here, there))) / (1 + PERMUTATIONS))
+    found = _findings(here, there, n) if p_value < CHANCE else []
+    return Comparison(here, there, p_value, result.status.with_findings(*found))
+
+
+def neighbours(n: int) -> int:
+    """How many of the nearest samples are looked at, among n of either run: few enough for a small mode."""
+    return int(np.clip(n // 20, 8, 25))
+
+
+def isolated(near: Int[np.ndarray, "m k"], mine: np.ndarray) -> tuple[float, float]:
+    """Returns the shares of my samples, and of the others', whose neighbours, all but a twelfth, are of their run."""
+    of_mine = mine[near].sum(1)
+    k = near.shape[1]
+    alone = np.where(mine, of_mine, k - of_mine) >= k - k // 12
+    return float(alone[mine].mean()), float(alone[~mine].mean())
+
+
+def _rows(result: Result, rng: np.random.Generator) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
+    """Samples of equal weight, all sites in one row, and the family of each; draws of a chain are one family."""
+    lead = 1 if result.draws is None else 2
+    sites = [np.asarray(result.samples[name], float) for name in sorted(result.samples)]
+    rows = np.concatenate([site.reshape(*site.shape[:lead], -1) for site in sites], -1)
+    families = result.families.index
+    if result.draws is None:
+        chosen = rng.choice(len(rows), len(rows), p=result.weights) if np.ptp(result.log_weights) > 0 else ...
+        return rows[chosen], families[chosen]
+    return rows.reshape(-1, rows.shape[-1]), np.repeat(families, result.draws)
+
+
+def _sizes(result: Result) -> list[int]:
+    """How many numbers each site has, in the order of `_rows`."""
+    lead = 1 if result.draws is None else 2
+    return [math.prod(np.shape(result.samples[name])[lead:]) for name in sorted(result.samples)]
+
+
+def _some(
+    rows: np.ndarray, families: np.ndarray, n: int, rng: np.random.Generator
+) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
+    chosen = rng.permutation(len(rows))[:n]
+    return rows[chosen], families[chosen]
+
+
+def _scaled(rows: np.ndarray, sizes: list[int]) -> np.ndarray:
+    """The directions in which the runs together vary most, with sites in units of their spread.
+
+    Entries of one site keep their proportions: what holds modes apart is what varies more than the rest.
+    """
+    ends = np.cumsum(sizes)
+    spreads = [np.sqrt(np.mean(rows[:, end - size : end].var(0))) for size, end in zip(sizes, ends, strict=True)]
+    rows = (rows - rows.mean(0)) / np.repeat([spread if spread > 0 else 1.0 for spread in spreads], sizes)
+    if rows.shape[1] <= DIRECTIONS:
+        return rows
+    return np.asarray(rows @ np.linalg.svd(rows, full_matrices=False)[2][:DIRECTIONS].T)
+
+
+def _neighbours(rows: np.ndarray, families: np.ndarray, k: int) -> Int[np.ndarray, "m k"]:
+    """The k nearest rows of each, without those of its own family, which are near for another reason."""
+    from scipy.spatial.distance import cdist
+
+    found = np.empty((len(rows), k), int)
+    for i in range(0, len(rows), 512):
+        distances = cdist(rows[i : i + 512], rows)
+        distances[families[i : i + 512, None] == families[None, :]] = math.inf
+        found[i : i + 512] = np.argpartition(distances, k - 1, axis=1)[:, :k]
+    return found
+
+
+def _shuffled(families: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Which samples are taken for mine where whole families are dealt out at random, about n."""
+    order = rng.permutation(int(families.max()) + 1)
+    sizes = np.bincount(families, minlength=len(order))
+    dealt = np.zeros(len(order), bool)
+    dealt[order] = np.cumsum(sizes[order]) <= n
+    return dealt[families]
+
+
+def _findings(here: float, there: float, n: int) -> list[tuple[Code, str]]:
+    found = []
+    for share, whose, whom in ((here, "the other run's", "this one"), (there, "this run's", "the other")):
+        if share < LEAST:
+            continue
+        error = math.sqrt(share * (1 - share) / n)
+        text = (
+            f"{share:.0%} ± {error:.0%} of {whose} samples lie where {whom} has next to none: it has missed a mode, or "
+            "modes, of about that share. Shares of modes are wrong in at least one of them. Try more chains, more "
+            "levels, cp.SMC, whose weights keep shares right, and compare a third run."
+        )
+        found.append((Code.MODES_MISSING, text))
+    return found

@@ -1,0 +1,168 @@
+"""One HTML file that says what a run sampled, how well, and what to do next; it needs no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from composeprob.results.curves import curves
+from composeprob.results.estimates import Estimate
+from composeprob.results.plotting import is_image, new_figure, plot_site, style
+from composeprob.results.summary import MOST
+
+if TYPE_CHECKING:
+    from composeprob.results.result import Result
+
+ABOUT = {
+    "program": ("levels", "sampler", "why"),
+    "samples": ("chains", "ancestors", "Pareto k̂", "draws", "R̂", "curl", "non-finite"),
+}
+"""Facts of the summary that are told in words, by section; what belongs to single levels is drawn."""
+
+
+def write(result: Result, path: str | os.PathLike) -> Path:
+    """See `Result.report`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html(result), encoding="utf-8")
+    return path
+
+
+def html(result: Result) -> str:
+    """Returns the page."""
+    css = resources.files("composeprob.results").joinpath("report.css").read_text(encoding="utf-8")
+    name = "a run" if result.density is None else result.density.graph.name
+    sections = [
+        _verdict(result),
+        _program(result),
+        _estimates(result),
+        _samples(result),
+        _levels(result),
+        _cost(result),
+    ]
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'><link rel='icon' href='data:,'>"
+        f"<title>{escape(name)}</title><style>{css}</style></head><body><main>"
+        f"<h1>{result.num_chains:,} samples of {escape(name)}</h1>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _section(title: str, body: str, kind: str = "") -> str:
+    return f"<section class='{kind}'><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _facts(pairs: dict[str, str]) -> str:
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in pairs.items())
+    return f"<table class='facts'>{rows}</table>"
+
+
+def _told(result: Result, section: str) -> dict[str, str]:
+    facts = result.summary().facts
+    return {name: facts[name] for name in ABOUT[section] if name in facts}
+
+
+def _verdict(result: Result) -> str:
+    """What was found, and what to try; or how to make the errors smaller."""
+    if result.status.ok:
+        text = (
+            "<p>No problem was found. The errors below are those of sampling; four times the chains halve them. What "
+            "is wrong with a model is not in them, and neither is a mode that no chain has found: compare two runs "
+            "under different keys, <code>result.compare(other)</code>.</p>"
+        )
+        return _section("Status: ok", text, "verdict")
+    items = "".join(f"<li><b>{code}</b>: {escape(text)}</li>" for code, text in result.status.findings)
+    withheld = "Standard errors are withheld: they would mislead." if result.status.withholds else ""
+    count = len(result.status.findings)
+    title = f"Status: {count} finding{'s' * (count > 1)}, the gravest first"
+    return _section(title, f"<ul>{items}</ul><p>{withheld}</p>", "verdict bad")
+
+
+def _program(result: Result) -> str:
+    if result.density is None:
+        return _section("What was sampled", _facts(_told(result, "program")) + _note("The program is not in the file."))
+    text = f"<div class='scroll'><pre>{escape(result.density.described.text)}</pre></div>"
+    drawing = result.density.graph._repr_html_()
+    drawing = drawing[max(drawing.find("<svg"), 0) :]  # without the declaration that an SVG file begins with
+    graph = f"<div class='scroll graph'>{drawing}</div>"
+    return _section("What was sampled", text + graph + _facts(_told(result, "program")))
+
+
+def _note(text: str) -> str:
+    return f"<p class='note'>{escape(text)}</p>"
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def _estimates(result: Result) -> str:
+    summary = result.summary()
+    head = "".join(f"<th>{name}</th>" for name in ("", "mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %"))
+    rows = []
+    degrees = max(result.families.effective - 1, 1.0)
+    for label, (mean, error, *others) in summary.rows.items():
+        rows.append(_row(label, Estimate(mean, error, degrees), others))
+    if result.log_evidence is not None:
+        error = math.nan if result.log_evidence_error is None else result.log_evidence_error
+        rows.append(_row("log evidence", Estimate(result.log_evidence, error), []))
+    table = f"<div class='scroll'><table class='estimates'><tr>{head}</tr>{''.join(rows)}</table></div>"
+    note = (
+        "± is the standard error of the mean; the interval holds the exact mean in nine of ten runs. A dash: withheld."
+    )
+    return _section("Estimates", table + _note(note) + _facts(_told(result, "samples")))
+
+
+def _row(label: str, estimate: Estimate, others: list[float]) -> str:
+    low, high = estimate.interval(0.9)
+    interval = "–" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
+    cells = [_number(estimate.value), _number(estimate.error), interval, *map(_number, others)]
+    return f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _samples(result: Result) -> str:
+    panels = []
+    for name, values in result.unweighted(most=MOST).items():
+        kind = "pictures" if is_image(values.shape[1:]) else "chart"
+        with style():
+            figure = new_figure(4.4, 3.6)
+            plot_site(figure.subplots(), name, values, result.density)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=140, transparent=True)
+            plt.close(figure)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        shown = f"samples of {escape(name)}"
+        image = f"<img class='{kind}' alt='{shown}' src='data:image/png;base64,{data}'>"
+        panels.append(f"<figure>{image}</figure>")
+    return _section("Samples", f"<div class='panels'>{''.join(panels)}</div>")
+
+
+def _levels(result: Result) -> str:
+    drawn = curves(result)
+    if not drawn:
+        return ""
+    panels = "".join(f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>" for title, svg in drawn.items())
+    note = "From the noisiest level, on the left, to level 0, by log-SNR."
+    return _section("Diagnostics by level", f"<div class='panels'>{panels}</div>{_note(note)}")
+
+
+def _cost(result: Result) -> str:
+    total = result.evaluations * result.num_chains
+    pairs = {
+        "evaluations": f"{result.evaluations:,} of the composed density per chain, {total:,} in all",
+        "time": f"{result.seconds:.2f} s, compilation included",
+        "devices": f"{result.devices}",
+        "random key": result.key or "not recorded",
+        "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()) or "not recorded",
+    }
+    shape = {name: f"samples {np.shape(values)}" for name, values in result.samples.items()}
+    return _section("Cost, and how to repeat it", _facts(pairs | shape))

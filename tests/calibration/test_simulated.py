@@ -1,0 +1,76 @@
+"""`cp.calibrated`: ranks of a right program are uniform, those of a wrong kernel are not; runs are resumed."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.calibration.simulated import Calibration, uniformity
+from composeprob.errors import CapabilityError, InvalidValueError, LoadError
+
+KEY = jax.random.key(0)
+
+
+@cp.program
+def weigh(f, y):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(x, 0.5), y)
+
+
+F = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(12))
+
+
+def ranked(kernel, **options):
+    options = {
+        "num": 40,
+        "num_chains": 32,
+        "key": KEY,
+        "sampler": cp.AnnealedMCMC(kernel, 3),
+        "progress": False,
+    } | options
+    return cp.calibrated(weigh, F, 0.25, **options)
+
+
+@pytest.mark.slow
+def test_right_and_wrong_kernels_and_resumption(tmp_path):
+    right = ranked(cp.MALA(0.3), checkpoint_dir=tmp_path)
+    assert right.calibrated, str(right)
+    assert set(right.ranks) == {"x", "log-likelihood"}
+    assert "not told from uniform" in str(right)
+    kept = tmp_path / "ranks.json"
+    saved = json.loads(kept.read_text())
+    kept.write_text(json.dumps(saved | {"rows": saved["rows"][:-1]}))  # as if stopped before the last
+    np.testing.assert_array_equal(ranked(cp.MALA(0.3), checkpoint_dir=tmp_path).ranks["x"], right.ranks["x"])
+    with pytest.raises(LoadError, match="ranks of another call"):
+        ranked(cp.ULA(0.3), checkpoint_dir=tmp_path)
+    wrong = ranked(cp.ULA(0.3))  # without a test the posterior is four times as wide
+    assert not wrong.calibrated
+    assert "NOT uniform" in str(wrong)
+    assert len(wrong.plot().axes) == 2
+
+
+def test_uniformity():
+    rng = np.random.default_rng(0)
+    p = [uniformity(rng.uniform(size=100)) for _ in range(400)]
+    assert 0.02 < np.mean(np.array(p) < 0.1) < 0.15
+    assert uniformity(rng.beta(3, 3, size=100)) < 0.01
+    assert not Calibration({"x": rng.beta(3, 3, 100)}, {"x": 1e-5}).calibrated
+
+
+def test_what_is_refused():
+    with pytest.raises(InvalidValueError, match="tell nothing of ranks"):
+        ranked(cp.MALA(0.3), num=5)
+    with pytest.raises(CapabilityError, match="observes nothing"):
+        cp.calibrated(cp.program(lambda f: cp.sample("x", f)), F, key=KEY)
+
+    @cp.program
+    def moved(f, y):
+        x = cp.sample("x", f)
+        cp.observe("y", dist.Normal(x, 0.5), 2.0 * y)
+
+    with pytest.raises(InvalidValueError, match="name the argument"):
+        cp.calibrated(moved, F, jnp.array(0.25), key=KEY)

@@ -1,0 +1,112 @@
+"""`density.check` and the findings of runs: factors that agree nowhere are named, those that agree are not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.density.overlap import agreement, bound
+from sampling_cases import normal, single
+
+COARSE = cp.Schedule.log_snr(24)
+
+
+def box(low, high, label):
+    return cp.Analytic(dist.Uniform(jnp.array(low), jnp.array(high)).to_event(1), COARSE, label=label)
+
+
+LEFT, RIGHT, OVER = (
+    box([-1.0, -1.0], [-0.5, 1.0], "left"),
+    box([0.5, -1.0], [1.0, 1.0], "right"),
+    box([-0.8, -1.0], [0.8, 1.0], "over"),
+)
+WHOLE, INNER = box([-1.0, -1.0], [1.0, 1.0], "whole"), box([-0.5, -0.5], [0.5, 0.5], "inner")
+
+
+def test_the_bound_holds_for_noise_itself_and_for_narrow_and_wide_factors():
+    rng = np.random.default_rng(0)
+    for d in (1, 2, 64):
+        noise = rng.normal(size=(20_000, d))
+        assert np.mean((noise**2).sum(1) > bound(d, 0.01)) < 0.01
+        assert bound(d, 1e-6) > bound(d, 0.01) > d
+
+
+def test_boxes_that_do_not_meet_are_named_with_the_level():
+    density = cp.compile(single, LEFT * RIGHT)
+    findings = density.check(jax.random.key(0))
+    assert [(f.code, f.factor) for f in findings] == [("no_overlap", "left(x)"), ("no_overlap", "right(x)")]
+    assert findings[0].share == 1.0
+    assert f"at level {findings[0].level}" in findings[0].message
+    sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 1)
+    result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=sampler, progress=False)
+    assert result.status.has("no_overlap")
+    assert "right(x)" in result.status.message
+    meeting = cp.compile(single, LEFT * OVER)
+    assert not meeting.check(jax.random.key(0))
+    assert cp.infer(meeting, jax.random.key(0), num_chains=64, sampler=sampler, progress=False).status.ok
+
+
+def test_a_negation_that_takes_everything_away():
+    inner = {"x": jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (64, 2)), float)}
+    key = jax.random.key(1)
+    (finding,) = agreement(cp.compile(single, INNER / WHOLE**0.5), inner, key)
+    assert finding.code == "no_overlap"
+    assert "The negation leaves nothing" in finding.message
+    around = {"x": inner["x"] + jnp.where(inner["x"] > 0, 0.5, -0.5)}
+    floor = cp.mixture([INNER, normal([0.0, 0.0], schedule=COARSE)], weights=[0.9, 0.1])
+    assert not agreement(cp.compile(single, WHOLE / floor**0.5), around, key)
+    # Powers that sum to 1 are Bayes' rule or guidance: the denominator holds everything by design.
+    assert not agreement(cp.compile(single, INNER**2 / WHOLE), inner, key)
+
+
+def away(x, log_snr, c):
+    """The score of N(c, 1), noised."""
+    return -(x - jnp.sqrt(jax.nn.sigmoid(log_snr)) * c)
+
+
+def learned(c):
+    f = cp.Diffusion(
+        away, COARSE, event_shape=(2,), parameterization="score", time="log_snr", conditions=("c",), label="net"
+    )
+    return f.given(c=c)
+
+
+@pytest.mark.parametrize(("far", "found"), [(2.0, False), (40.0, True)])
+def test_data_far_from_a_trained_prior(far, found):
+    @cp.program
+    def measured(f, y):
+        x = cp.sample("x", f)
+        cp.observe("y", dist.Normal(x, 0.1), y)
+
+    density = cp.compile(measured, learned(0.0), jnp.full(2, far))
+    at = {"x": jnp.full((32, 2), 0.99 * far)}
+    findings = agreement(density, at, jax.random.key(0))
+    assert [f.code for f in findings] == (["out_of_training"] if found else [])
+    assert not found or "asked where it was never trained" in findings[0].message
+    exact = cp.compile(measured, normal([0.0, 0.0], schedule=COARSE), jnp.full(2, far))
+    assert not agreement(exact, at, jax.random.key(0))  # a closed form is right everywhere
+
+
+def test_conditions_in_a_plate_that_contradict_one_another():
+    near, apart = (jnp.stack([jnp.zeros(2), jnp.full(2, c)]) for c in (1.0, 60.0))
+    for values, count in ((near, 0), (apart, 1)):
+        factor = cp.Diffusion(
+            away, COARSE, event_shape=(2,), parameterization="score", time="log_snr", conditions=("c",), label="net"
+        )
+        density = cp.compile(single, cp.product(factor, over={"c": values}))
+        at = {"x": jnp.broadcast_to(values.mean(0), (16, 2))}
+        findings = agreement(density, at, jax.random.key(0))
+        assert len(findings) == count
+        assert all("its own 2 conditions" in f.message for f in findings)
+
+
+def test_factors_of_one_name_are_two():
+    one, two = (box([a, -1.0], [a + 0.5, 1.0], "box") for a in (-1.0, 0.5))
+    (finding,) = agreement(cp.compile(single, one * two), {"x": jnp.zeros((16, 2))}, jax.random.key(0))
+    assert finding.factor == "box(x)"
+
+
+def test_one_factor_by_itself_is_not_asked():
+    assert cp.compile(single, LEFT).check(jax.random.key(0)) == ()

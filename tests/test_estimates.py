@@ -1,0 +1,151 @@
+"""Means, probabilities and quantiles of a result: their errors and intervals, against many made-up results."""
+
+import numpy as np
+import pytest
+
+from composeprob.errors import InvalidValueError, WrongTypeError
+from composeprob.results.estimates import Estimate, Families, pareto_k
+from composeprob.results.estimation import Estimating
+from composeprob.results.status import Code, Status
+
+LEVEL = 0.9
+REPEATS = 200
+NARROWEST = 0.85
+"""Of 200 intervals that cover with 90 % each, fewer than this share do in one case of 60."""
+
+
+class Made(Estimating):
+    """Samples without a run."""
+
+    def __init__(self, values, ancestors=None, draws=None, status=Status(), weights=None):  # noqa: B008 - immutable
+        self.samples, self.draws, self.status = {"x": values}, draws, status
+        n = len(values)
+        weights = np.ones(n) if weights is None else weights
+        self._families = Families.of(weights, np.arange(n) if ancestors is None else ancestors)
+
+    @property
+    def families(self):
+        return self._families
+
+
+def independent(rng):
+    return Made(rng.normal(size=200))
+
+
+def copied(rng):
+    """200 chains that descend from 60, half of what they are from there: of four copies each one is worth 1.6."""
+    ancestors = np.sort(rng.integers(0, 60, 200))
+    own = rng.normal(size=60)[ancestors]
+    return Made(np.sqrt(0.5) * own + np.sqrt(0.5) * rng.normal(size=200), ancestors)
+
+
+def few_chains(rng):
+    """Four chains of 400 draws, whose autocorrelation is 0.8 from one to the next."""
+    x = np.empty((4, 400))
+    x[:, 0] = rng.normal(size=4)
+    for i in range(1, 400):
+        x[:, i] = 0.8 * x[:, i - 1] + 0.6 * rng.normal(size=4)
+    return Made(x, draws=400)
+
+
+def many_chains(rng):
+    return Made(rng.normal(size=(100, 1)) * 0.7 + rng.normal(size=(100, 5)) * np.sqrt(0.51), draws=5)
+
+
+@pytest.mark.parametrize("make", [independent, copied, few_chains, many_chains])
+def test_intervals_cover(make, monkeypatch):
+    monkeypatch.setattr("composeprob.results.estimation._over_all", lambda fn, whole: fn(whole))  # compiles nothing
+    rng, covered = np.random.default_rng(5), []
+    truths = (0.0, 0.5, 0.0668, 0.6745)
+    for _ in range(REPEATS):
+        made = make(rng)
+        estimates = (
+            made.mean(lambda s: s["x"]),
+            made.probability(lambda s: s["x"] > 0),
+            made.probability(lambda s: s["x"] > 1.5),
+            made.quantile(lambda s: s["x"], 0.75),
+        )
+        intervals = [e.interval(LEVEL) for e in estimates]
+        covered.append([low <= truth <= high for truth, (low, high) in zip(truths, intervals, strict=True)])
+        assert all(0 <= end <= 1 for end in intervals[2])
+    shares = np.mean(covered, axis=0)
+    assert (shares >= NARROWEST).all(), shares
+    assert (shares[[0, 1, 3]] <= 0.96).all(), shares  # and they are not all of the line
+    assert shares[2] <= 0.99
+
+
+def test_copies_widen_intervals():
+    rng = np.random.default_rng(0)
+    made = copied(rng)
+    alone = Made(made.samples["x"])
+    for ask in (lambda r: r.mean(lambda s: s["x"]), lambda r: r.quantile(lambda s: s["x"], 0.5)):
+        assert ask(made).error > 1.2 * ask(alone).error
+        assert np.diff(ask(made).interval()) > 1.2 * np.diff(ask(alone).interval())
+
+
+def test_what_was_never_seen_has_an_interval():
+    never = Made(np.zeros(100)).probability(lambda s: s["x"] > 0)
+    assert never.value == 0
+    assert 0 < never.error < 0.02
+    low, high = never.interval(0.9)
+    assert low == 0
+    assert high == pytest.approx(1.66**2 / (100 + 1.66**2), rel=0.01)  # Wilson: t²/(n + t²)
+
+
+def test_arrays_of_quantiles_and_probabilities():
+    made = Made(np.random.default_rng(2).normal(size=(300, 3)))
+    median = made.quantile(lambda s: s["x"], 0.5)
+    assert median.value.shape == median.error.shape == (3,)
+    low, high = median.interval(0.9)
+    assert (low < median.value).all()
+    assert (median.value < high).all()
+    np.testing.assert_allclose(median.value, np.sort(made.samples["x"], 0)[149], rtol=1e-6)
+    assert made.probability(lambda s: s["x"] > 0).interval()[0].shape == (3,)
+
+
+def test_weighted_quantiles():
+    values = np.repeat([0.0, 1.0], 50)
+    made = Made(values, weights=np.where(values == 1, 3.0, 1.0))
+    assert made.quantile(lambda s: s["x"], 0.2).value == 0
+    assert made.quantile(lambda s: s["x"], 0.3).value == 1
+
+
+def test_a_quantile_that_too_few_samples_reach_has_no_end():
+    low, high = Made(np.arange(50.0)).quantile(lambda s: s["x"], 0.99).interval(0.9)
+    assert high == np.inf
+    assert 40 < low < 49
+
+
+def test_errors_are_withheld_with_their_intervals():
+    status = Status(((Code.UNSETTLED, "It drifts."),))
+    made = Made(np.arange(100.0), status=status)
+    for estimate in (
+        made.mean(lambda s: s["x"]),
+        made.probability(lambda s: s["x"] > 5),
+        made.quantile(lambda s: s["x"], 0.5),
+    ):
+        assert np.isnan(estimate.error)
+        assert np.isnan(estimate.interval(0.9)).all()
+        assert np.isfinite(estimate.value)
+    assert np.isnan(Made(np.arange(3.0)).mean(lambda s: s["x"]).error)
+    assert np.isnan(Made(np.ones((3, 2)), draws=2).mean(lambda s: s["x"]).error)
+
+
+def test_what_is_refused():
+    made = Made(np.arange(10.0))
+    with pytest.raises(InvalidValueError, match="An event is true or false"):
+        made.probability(lambda s: s["x"])
+    with pytest.raises(InvalidValueError, match=r"between 0 and 1; got 1\.5"):
+        made.quantile(lambda s: s["x"], 1.5)
+    with pytest.raises(InvalidValueError, match=r"pass 0\.9"):
+        Estimate(0.0, 1.0).interval(90)
+    with pytest.raises(WrongTypeError, match="quantile takes a function of one sample"):
+        made.quantile("x", 0.5)
+
+
+def test_pareto_k_tells_heavy_weights():
+    rng = np.random.default_rng(3)
+    light, heavy = rng.exponential(size=1000), rng.pareto(1.0, 1000)
+    assert pareto_k(Families.of(light, np.arange(1000)), 1000) < 0.5
+    assert pareto_k(Families.of(heavy, np.arange(1000)), 1000) > 0.7
+    assert np.isnan(pareto_k(Families.of(np.ones(100), np.arange(100)), 100))

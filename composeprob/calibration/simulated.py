@@ -7,25 +7,25 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax import Array
-from matplotlib.figure import Figure
-from scipy import stats
 
 from composeprob.compiler.pipeline import compile
 from composeprob.compiler.prior import prior
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
 from composeprob.language.program import Program
-from composeprob.results.plotting import SECOND, new_figure, style
 from composeprob.runtime.infer import infer
 from composeprob.runtime.origin import as_code
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.base import Sampler
 from composeprob.samplers.choose import independent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS, REJECTED = 8, 0.01
 """Bins of the ranks, and the p-value, over all numbers together, below which they are not uniform."""
@@ -52,6 +52,10 @@ class Calibration:
 
     def plot(self) -> Figure:
         """Draws a histogram of every number's ranks, with where bars of uniform ranks are in 99 of 100 cases."""
+        from scipy import stats
+
+        from composeprob.results.plotting import SECOND, new_figure, style
+
         columns = min(3, len(self.ranks))
         rows = -(-len(self.ranks) // columns)
         with style():
@@ -138,6 +142,8 @@ def calibrated(
 
 def uniformity(ranks: np.ndarray) -> float:
     """Returns the p-value of ranks in (0, 1) being uniform: by χ² over bins, and by the distribution function."""
+    from scipy import stats  # takes a while to import
+
     counts = np.histogram(ranks, bins=np.linspace(0, 1, BINS + 1))[0]
     return min(1.0, 2 * float(min(stats.chisquare(counts).pvalue, stats.kstest(ranks, "uniform").pvalue)))
 

@@ -272,7 +272,7 @@ class AnnealedDensity(eqx.Module):
             >>> left, right = (cp.Analytic(dist.Uniform(a, a + 0.5), cp.Schedule.log_snr(40)) for a in (-1.0, 0.5))
             >>> both = cp.compile(cp.program(lambda f, g: cp.sample("x", f * g)), left, right)
             >>> [(finding.code, finding.factor) for finding in both.check(jax.random.key(0))][:1]
-            [('no_overlap', 'Uniform(x)')]
+            [('no_overlap', 'f(x)')]
         """
         return check(self, key, num_chains)
 

@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.optimize import brentq
 
 from composeprob.density.evaluation import Position
 from composeprob.density.experts import Expert, Noticed
@@ -102,6 +101,8 @@ def agreement(
 
 def bound(dimension: float, p: float = RARE) -> float:
     """Returns t, which σ²‖s‖² of a noised marginal in d dimensions exceeds with a probability of at most p."""
+    from scipy.optimize import brentq  # takes a while to import
+
     d, nats = dimension, -math.log(p)
     return float(brentq(lambda t: 0.5 * (t - d - d * math.log(t / d)) - nats, d, 4 * d + 8 * nats))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from composeprob.errors import InvalidValueError
 
@@ -72,7 +72,8 @@ def student(level: float, degrees: float) -> float:
         raise InvalidValueError(
             f"A level of confidence lies between 0 and 1; got {level!r}.", fix="for 90 % pass 0.9: interval(0.9)."
         )
-    return float(stats.norm.ppf(0.5 + level / 2) if math.isinf(degrees) else stats.t.ppf(0.5 + level / 2, degrees))
+    share = 0.5 + level / 2
+    return float(special.ndtri(share) if math.isinf(degrees) else special.stdtrit(degrees, share))
 
 
 def with_error(value: float, error: float) -> str:

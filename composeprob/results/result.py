@@ -311,13 +311,12 @@ class Result(Estimating):
     def compare(self, other: Result) -> Comparison:
         """Compares with a run of the same program under another key: has either missed a mode that the other found?
 
-        One run cannot tell what it has never seen, and two that miss the same mode cannot either. Of each sample the
-        nearest ones in both runs are looked at, without its own family: a sample whose neighbours are all of its own
-        run is where the other has nothing. Shares of such samples are held against those under random labels.
+        Two that miss the same mode cannot tell. A sample whose nearest ones in both runs, its own family left out, are
+        all of its own run is where the other has nothing. Shares of such samples are held against random labels'.
 
         Returns:
-            The shares, with a ``.status`` that has the finding `modes_missing` where one is above a twentieth, and
-            above what chance shows in one of 100 cases.
+            The shares, with a ``.status`` that has the finding `modes_missing` where one is above 0.05, and by chance
+            in fewer than one of 100 cases.
 
         Raises:
             WrongTypeError, ShapeError, InvalidValueError: no result, one of another program, or too few samples.
@@ -333,13 +332,7 @@ class Result(Estimating):
         """Writes one HTML file that says what was sampled, how well, and what to do next.
 
         It holds the program, estimates with intervals, samples, diagnostics by level, findings with what to try, the
-        cost, the random key and versions, and needs no network.
-
-        Args:
-            path: of the file, such as ``"run.html"``.
-
-        Returns:
-            The path.
+        cost, the random key and versions, and needs no network. Returns its path, such as ``"run.html"``.
         """
         from composeprob.results.html_report import write
 

@@ -77,8 +77,6 @@ class Evaluates(eqx.Module):
         """log p of every observed number at level 0, given the latents' values as `read` shows them."""
 
 
-
-
 class AnnealedDensity(eqx.Module):
     """π_k(x, z) ∝ p(z)·F_k(x)·G_k(x, z) for k = K−1 … 0, made by `cp.compile`.
 

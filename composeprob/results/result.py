@@ -320,7 +320,6 @@ class Result(Estimating):
 
         Raises:
             WrongTypeError, ShapeError, InvalidValueError: no result, one of another program, or too few samples.
-
         References:
             Schilling 1986, *Multivariate two-sample tests based on nearest neighbors*.
         """

@@ -19,49 +19,17 @@ from composeprob.kernels.gibbs import GibbsState, parts_of
 from composeprob.samplers.annealed_mcmc import check_kernel, needs
 from composeprob.samplers.base import Run, Sampler, level_keys
 from composeprob.samplers.blocks import by_kind
+from composeprob.samplers.rungs import Ensemble, Rungs, apart, evened
 from composeprob.samplers.spread import Spread, host
-from composeprob.samplers.swaps import Swap, swapped
+from composeprob.samplers.swaps import NEEDS, Swap, best, swapped
 from composeprob.samplers.transitions import Transitions
 from composeprob.samplers.tuning import in_metrics, untuned
 from composeprob.samplers.visits import Pace, Visits
 
-SWAPS = ("energy", "feynman_kac")
 DEFAULT = 24
 """Rungs, or as many levels as there are."""
 ROUNDS = 4
 """After each of which, but the last, the rungs are placed anew."""
-
-
-class Rungs(eqx.Module):
-    """What all ensembles share.
-
-    Attributes:
-        levels: of the rungs, (L,), rung 0 the cleanest.
-        log_scale: log c of the step sizes there, (L, B).
-        sweeps: made since the chains arrived, a scalar.
-        chance: mean probability of each rung's swap with the one above it, over ``sweeps``, (L − 1,).
-        acceptance: of transitions, (L, B).
-    """
-
-    levels: Array
-    log_scale: Array
-    sweeps: Array
-    chance: Array
-    acceptance: Array
-
-
-class Ensemble(eqx.Module):
-    """One chain of the sampler: a replica on every rung.
-
-    Attributes:
-        states: of replicas, each leaf of shape (L, …).
-        from_top: whether each replica was on the top rung since it last was on rung 0, (L,).
-        trips: how many replicas came from the top to rung 0, a scalar.
-    """
-
-    states: GibbsState
-    from_top: Array
-    trips: Array
 
 
 class ReplicaExchange(Sampler):
@@ -115,8 +83,8 @@ class ReplicaExchange(Sampler):
                 raise InvalidValueError(
                     "ReplicaExchange does not measure metrics.", fix="leave metric out, or pass one that is given."
                 )
-        if swap is not None and swap not in SWAPS:
-            raise InvalidValueError(f"Unknown swap {swap!r}.", fix=f"use one of: {', '.join(SWAPS)}.")
+        if swap is not None and swap not in NEEDS:
+            raise InvalidValueError(f"Unknown swap {swap!r}.", fix=f"use one of: {', '.join(NEEDS)}.")
         for name, value, least in (("num_levels", num_levels, 2), ("sweeps", sweeps, ROUNDS)):
             whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
             if value is not None and not (whole and value >= least):
@@ -128,27 +96,17 @@ class ReplicaExchange(Sampler):
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
-        own = {"energy": {"score", "energy", "mode_depth"}, "feynman_kac": {"score", "feynman_kac"}}
-        swapping = {} if self.swap is None else {f"ReplicaExchange(swap='{self.swap}')": frozenset(own[self.swap])}
+        swapping = {} if self.swap is None else {f"ReplicaExchange(swap='{self.swap}')": NEEDS[self.swap]}
         return swapping if self.kernel is None else {**swapping, **needs(self.kernel)}
 
     def prepare(self, density: AnnealedDensity) -> ReplicaExchange:
-        where, swap, kernel = density.described.where, self.swap, self.kernel
+        where, swap, kernel = density.described.where, self.swap or best(density), self.kernel
         if any(site.kind == "held" for site in density.sites.values()):
             raise CapabilityError(
                 "ReplicaExchange would carry a held latent from level to level.",
                 where=where,
                 fix="use cp.AnnealedMCMC, whose chains are independent.",
             )
-        if swap is None:
-            swap = "energy" if {"energy", "mode_depth"} <= density.capabilities else "feynman_kac"
-            if swap == "feynman_kac" and swap not in density.capabilities:
-                raise CapabilityError(
-                    "Swaps need log-densities that can be trusted between modes, or a Feynman–Kac rate, and this "
-                    "program has neither.",
-                    where=where,
-                    fix="use cp.AnnealedMCMC, or calibrate the factors with cp.calibrate.",
-                )
         if kernel is None:
             if "energy" not in density.capabilities:
                 raise CapabilityError(
@@ -347,15 +305,8 @@ class ReplicaExchange(Sampler):
 
     def _replaced(self, run: Run, density: AnnealedDensity, r: Array) -> Run:
         """The rungs where neighbours would swap equally often, and the replicas on them."""
-        (rungs,), count = run.tuning, self.num_levels
-        assert count is not None
-        apart_by = jnp.maximum(1 - rungs.chance, 0.02)
-        if not self._swap.energies:  # path weights have an error of their own, which follows from the distance
-            distance = -jnp.diff(jnp.asarray(density.schedule.log_snr)[rungs.levels])
-            apart_by = apart_by / jnp.sum(apart_by) + 2 * distance / jnp.sum(distance)
-        barrier = jnp.concatenate([jnp.zeros(1), jnp.cumsum(apart_by)])
-        wanted = jnp.interp(jnp.linspace(0, barrier[-1], count), barrier, rungs.levels.astype(barrier.dtype))
-        levels = apart(jnp.round(wanted).astype(jnp.int32), density.num_levels)
+        (rungs,) = run.tuning
+        levels = evened(rungs, density, self._swap.energies)
         keys = level_keys(run.keys, density.num_levels + 3 + r)
         chains = self._placed(run.spread, keys, run.chains, density, rungs.levels, levels)
         scale = jax.vmap(lambda c: jnp.interp(levels, rungs.levels, c), 1, 1)(rungs.log_scale)
@@ -397,11 +348,3 @@ class ReplicaExchange(Sampler):
             swaps=records.swaps.at[rungs.levels[:-1]].set(rungs.chance),
         )
         return dataclasses.replace(run, records=records)
-
-
-def apart(levels: Array, num_levels: int) -> Array:
-    """Rising levels moved as little as it takes to be L different ones from 0 to K − 1, these two among them."""
-    index = jnp.arange(len(levels))
-    levels = index + jax.lax.cummax(levels - index)  # each above the one below it
-    top = num_levels - len(levels) + index  # and none so high that those above it have no room
-    return jnp.minimum(levels, top).at[0].set(0).at[-1].set(num_levels - 1).astype(jnp.int32)

@@ -12,11 +12,32 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position, Target
+from composeprob.errors import CapabilityError
 from composeprob.kernels.base import log_density_of
 from composeprob.kernels.gibbs import GibbsState
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.fit import flat, power, unflat
 from composeprob.samplers.weights import gain_between
+
+NEEDS = {"energy": frozenset({"score", "energy", "mode_depth"}), "feynman_kac": frozenset({"score", "feynman_kac"})}
+"""What each kind of swap asks of a density."""
+
+
+def best(density: AnnealedDensity) -> str:
+    """Returns the kind of swap to make where none is asked for: by energies, if they can be trusted.
+
+    Raises:
+        CapabilityError: the density offers what neither needs.
+    """
+    for kind, needed in NEEDS.items():
+        if needed <= density.capabilities:
+            return kind
+    raise CapabilityError(
+        "Swaps need log-densities that can be trusted between modes, or a Feynman–Kac rate, and this program has "
+        "neither.",
+        where=density.described.where,
+        fix="use cp.AnnealedMCMC, or calibrate the factors with cp.calibrate.",
+    )
 
 
 class Hop(eqx.Module):

@@ -9,7 +9,7 @@ import pytest
 import composeprob as cp
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels.gibbs import GibbsState
-from composeprob.samplers.replica_exchange import apart
+from composeprob.samplers.rungs import apart
 from composeprob.samplers.swaps import Hop, Swap, swapped
 from sampling_cases import SCHEDULE, both, normal
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores

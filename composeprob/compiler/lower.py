@@ -42,7 +42,8 @@ class Evaluator(Evaluates):
         shapes: the noised sites' shapes.
         ancestral: the noised sites whose factors depend on static sites that are held.
         held: these static sites; their scores are 0.
-        experts: the site, the entries that blocks average and the expression of every expert.
+        experts: the expression of every expert.
+        asked: for each of them its site and how many entries its blocks average.
         precision: of the networks, also of those that the program makes of latents.
     """
 
@@ -52,7 +53,8 @@ class Evaluator(Evaluates):
     potential: dict[str, Expression | None]
     energies: dict[str, Expression | None]
     likelihood: Likelihood | None
-    experts: tuple[tuple[str, float, Expression], ...]
+    experts: tuple[Expression, ...]
+    asked: tuple[tuple[str, float], ...] = eqx.field(static=True)
     places: tuple[tuple[str, tuple[int, int]], ...] = eqx.field(static=True)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
     ancestral: frozenset[str] = eqx.field(static=True)
@@ -167,7 +169,7 @@ class Evaluator(Evaluates):
         noise, xs, zs = self._seen(position, level)
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
         found = []
-        for site, averaged, expression in self.experts:
+        for (site, averaged), expression in zip(self.asked, self.experts, strict=True):
             value = expression(outputs)
             scores = value.score.reshape(-1, xs[site].size)
             log_density = jnp.nan if value.log_density is None else value.log_density
@@ -234,6 +236,7 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
     places = tuple((s.name, leaf.slot) for s in graph.sites for leaf in leaves(s.root) if leaf.slot is not None)
     batches = tuple(map(batch_of, graph.groups))
     ancestral = frozenset(site.name for site in graph.sites if site.ancestral)
+    _, lowered = experts(graph)
     return Evaluator(
         graph.schedule,
         batches,
@@ -241,7 +244,8 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
         potential,
         energies,
         likelihood,
-        experts(graph)[1],
+        tuple(expression for *_, expression in lowered),
+        tuple((site, averaged) for site, averaged, _ in lowered),
         places,
         tuple(shapes.items()),
         ancestral,

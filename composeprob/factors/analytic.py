@@ -12,8 +12,9 @@ import numpyro.distributions as dist
 from jax import Array
 
 from composeprob.errors import ShapeError, WrongTypeError
-from composeprob.factors.base import LeafFactor, check_finite, check_leaf
+from composeprob.factors.base import LeafFactor, check_leaf
 from composeprob.factors.marginals import SUPPORTED, noised
+from composeprob.factors.values import check_finite
 from composeprob.schedule import Noise, Schedule
 
 

@@ -6,21 +6,19 @@ import math
 import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn, Self, SupportsIndex, TypeGuard, TypeVar
+from typing import NoReturn, Self, SupportsIndex, TypeGuard
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from composeprob.errors import ConditionError, InvalidValueError, WrongTypeError
+from composeprob.errors import ConditionError, WrongTypeError
 from composeprob.factors import show
 from composeprob.factors.refusal import refuse, refused
+from composeprob.factors.values import as_condition
 from composeprob.schedule import Noise, Schedule
-
-T = TypeVar("T")
 
 
 class Factor(eqx.Module):
@@ -328,29 +326,3 @@ def check_shape(what: str, shape: Iterable[SupportsIndex]) -> tuple[int, ...]:
         raise WrongTypeError(
             f"{what} must be a tuple of whole numbers; got {shape!r}.", fix="one number per axis, such as (2,)."
         ) from error
-
-
-def as_condition(name: str, value: Any) -> Array:
-    """A condition as an array, or a `WrongTypeError`; NaN is refused."""
-    try:
-        array = jax.numpy.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise WrongTypeError(
-            f"Condition {name!r} must be a number or an array; got {type(value).__name__}.",
-            fix="encode it first (an index, a one-hot vector, an embedding).",
-        ) from error
-    return check_finite(array, f"Condition {name!r}")
-
-
-def check_finite(value: T, what: str) -> T:
-    """``value`` itself, or an `InvalidValueError` that names ``what`` where a concrete float is NaN or infinite."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        if isinstance(leaf, jax.core.Tracer) or not eqx.is_inexact_array_like(leaf):
-            continue
-        if not np.all(np.isfinite(np.asarray(leaf))):  # NumPy: this may run inside a trace
-            place = jax.tree_util.keystr(path)
-            raise InvalidValueError(
-                f"{what} holds NaN or infinite numbers" + (f" at {place}." if place else "."),
-                fix="check where it was computed or loaded; numpy.isfinite finds the entries.",
-            )
-    return value

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.errors import ConditionError, InvalidValueError, NetworkError, ShapeError
-from composeprob.factors.base import LeafFactor, as_condition, check_finite, check_leaf
+from composeprob.factors.base import LeafFactor, check_leaf
 from composeprob.factors.concrete import NOT_CONCRETE, network_error
 from composeprob.factors.diffusion import TIMES
 from composeprob.factors.networks import as_network
 from composeprob.factors.randomness import check_deterministic
+from composeprob.factors.values import as_condition, check_finite
 from composeprob.schedule import Noise, Schedule
 
 

@@ -13,10 +13,11 @@ from jax import Array
 
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors import parameterizations
-from composeprob.factors.base import LeafFactor, as_condition, check_finite, check_leaf
+from composeprob.factors.base import LeafFactor, check_leaf
 from composeprob.factors.concrete import NOT_CONCRETE, network_error
 from composeprob.factors.networks import as_network
 from composeprob.factors.randomness import check_deterministic
+from composeprob.factors.values import as_condition, check_finite
 from composeprob.schedule import Noise, Schedule
 
 TIMES = ("level", "log_snr", "sigma", "real_level")

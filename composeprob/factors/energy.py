@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.errors import NetworkError, WrongTypeError
-from composeprob.factors.base import LeafFactor, check_finite, check_leaf
+from composeprob.factors.base import LeafFactor, check_leaf
 from composeprob.factors.concrete import NOT_CONCRETE, network_error
+from composeprob.factors.values import check_finite
 from composeprob.schedule import Noise, Schedule
 
 

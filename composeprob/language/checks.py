@@ -15,7 +15,8 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import biject_to
 
 from composeprob.errors import ImproperError, InvalidValueError, ProgramError, ShapeError, WrongTypeError, caller
-from composeprob.factors.base import check_finite, is_factor
+from composeprob.factors.base import is_factor
+from composeprob.factors.values import check_finite
 
 
 def check_latent(name: str, distribution: Distribution, base: Distribution) -> None:

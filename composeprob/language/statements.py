@@ -11,9 +11,10 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger, apply_stack
 
 from composeprob.errors import InvalidValueError, ProgramError, ShapeError, WrongTypeError
-from composeprob.factors.base import check_finite, is_factor
+from composeprob.factors.base import is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, asked
 from composeprob.factors.distribution import FactorDistribution
+from composeprob.factors.values import check_finite
 from composeprob.language.policies import POLICIES, Policy, as_policy
 
 LEVEL = "composeprob.level"

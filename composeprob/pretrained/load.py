@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
-from composeprob.factors.base import as_condition
+from composeprob.factors.values import as_condition
 from composeprob.pretrained import (
     autoencoder,
     clip,

@@ -1,0 +1,40 @@
+"""Checks of the numbers that users hand in: conditions, parameters, data."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax import Array
+
+from composeprob.errors import InvalidValueError, WrongTypeError
+
+T = TypeVar("T")
+
+
+def as_condition(name: str, value: Any) -> Array:
+    """A condition as an array, or a `WrongTypeError`; NaN is refused."""
+    try:
+        array = jax.numpy.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise WrongTypeError(
+            f"Condition {name!r} must be a number or an array; got {type(value).__name__}.",
+            fix="encode it first (an index, a one-hot vector, an embedding).",
+        ) from error
+    return check_finite(array, f"Condition {name!r}")
+
+
+def check_finite(value: T, what: str) -> T:
+    """``value`` itself, or an `InvalidValueError` that names ``what`` where a concrete float is NaN or infinite."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if isinstance(leaf, jax.core.Tracer) or not eqx.is_inexact_array_like(leaf):
+            continue
+        if not np.all(np.isfinite(np.asarray(leaf))):  # NumPy: this may run inside a trace
+            place = jax.tree_util.keystr(path)
+            raise InvalidValueError(
+                f"{what} holds NaN or infinite numbers" + (f" at {place}." if place else "."),
+                fix="check where it was computed or loaded; numpy.isfinite finds the entries.",
+            )
+    return value

@@ -185,15 +185,15 @@ def _apart(experts: tuple[Expert, ...], noticed: tuple[Noticed, ...], levels: np
 def _nothing_left(density: AnnealedDensity, noticed: tuple[Noticed, ...]) -> list[Finding]:
     """Factors that are divided by and are flat where the samples are: what they exclude is all there is.
 
-    Where the powers of a site sum to 1 a quotient is read as Bayes' rule or as guidance, whose denominator holds
-    everything by design.
+    Where the powers of a site sum to 1 or more a quotient is read as Bayes' rule or as guidance, whose denominator
+    holds everything by design: a wide prior that is divided out is right, however flat it is.
     """
     found: dict[str, Finding] = {}
     for expert, seen in zip(density.described.experts, noticed, strict=True):
         total = float(np.mean(density.top.power[expert.site]))
         values = seen.log_density[0]  # level 0
         usual = bool((_share(expert, seen)[:1] == 0).all())
-        if expert.power >= 0 or abs(total - 1) < 0.01 or len(values) < FEWEST or not usual:
+        if expert.power >= 0 or total > 0.99 or len(values) < FEWEST or not usual:
             continue
         spread = abs(expert.power) * np.std(values, axis=0)
         if not np.isfinite(spread).all() or spread.max() > FLAT:

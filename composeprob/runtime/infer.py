@@ -99,7 +99,7 @@ def infer(
     _check_arguments(density, key, num_chains, sampler)
     _check_resume(checkpoint_dir, resume)
     num_chains = int(num_chains)
-    original, (density, pace) = density, chosen(density, levels)
+    original, (density, pace) = density, chosen(density, levels, num_chains)
     spread = Spread.of(every_device(num_chains, chunk) if mesh is None else mesh, chunk, num_chains)
     asked = Asked(density, key, num_chains, spread, mesh, progress, resume, draws, thin, store, shard_above, pace)
     if sampler is not None:

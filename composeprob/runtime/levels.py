@@ -15,8 +15,10 @@ FINE = 1000
 """Levels, at least, among which a run chooses where factors know any log-SNR."""
 
 
-def chosen(density: AnnealedDensity, levels: str | ArrayLike | None) -> tuple[AnnealedDensity, Pace | None]:
-    """The density on the levels that a run may visit, and how it chooses among them; None where it visits all.
+def chosen(
+    density: AnnealedDensity, levels: str | ArrayLike | None, num_chains: int
+) -> tuple[AnnealedDensity, Pace | None]:
+    """The density on the levels that N chains may visit, and how they choose among them; None where they visit all.
 
     Raises:
         InvalidValueError: no such levels.
@@ -29,7 +31,7 @@ def chosen(density: AnnealedDensity, levels: str | ArrayLike | None) -> tuple[An
             raise InvalidValueError(
                 f"Unknown levels {levels!r}.", fix=f"pass {ADAPTIVE!r}, an array of log-SNR, or leave levels out."
             )
-        return _finer(density), Pace.default()
+        return _finer(density), Pace.default(num_chains)
     return density.on(_at(density.schedule, _checked(levels))), None
 
 

@@ -16,7 +16,7 @@ from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Estimated, Kernel, adapt, mean_acceptance, scaled_step
 from composeprob.kernels.gibbs import GibbsState, parts_of
-from composeprob.samplers.annealed_mcmc import check_kernel, needs
+from composeprob.samplers.annealed_mcmc import check_kernel, needs, unevaluated
 from composeprob.samplers.base import Run, Sampler, level_keys
 from composeprob.samplers.blocks import by_kind
 from composeprob.samplers.rungs import Ensemble, Rungs, apart, evened
@@ -156,7 +156,8 @@ class ReplicaExchange(Sampler):
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         assert self.moves is not None
         assert self.num_levels is not None
-        count, kernel, target = self.num_levels, self.moves.kernel, self._swap.target(density, jnp.int32(level))
+        count, kernel, swap = self.num_levels, self.moves.kernel, self._swap
+        target = unevaluated(swap.target(density, jnp.int32(level)))
 
         def one(key: Array) -> Ensemble:
             def replica(key: Array) -> GibbsState:
@@ -299,7 +300,7 @@ class ReplicaExchange(Sampler):
         run = jax.lax.fori_loop(0, ROUNDS, round_, run)
         (rungs,) = run.tuning
         order = jnp.zeros_like(run.visits.order).at[: len(rungs.levels)].set(rungs.levels[::-1])
-        chains = dataclasses.replace(run.chains, trips=jnp.zeros_like(run.chains.trips))
+        chains = dataclasses.replace(run.chains, trips=0 * run.chains.trips)
         run = dataclasses.replace(run, chains=chains, visits=dataclasses.replace(run.visits, order=order))
         return self._recorded(run, density)
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 FIRST = 0.25
 """The first step of a run that chooses its levels, in log-SNR."""
+TOLERANCE, FEW = 0.04, 1000
+"""V and E up to so many chains; with more E falls as 1/N and V as 1/√N, so that steps are shorter by N^¼, the
+longest one too."""
 LONGEST = 1.0
 """The longest, in log-SNR: what a step shows of its own error says little of a step that leads far beyond it."""
 FASTER, SLOWER = 1.5, 0.3
@@ -33,6 +36,7 @@ class Pace(eqx.Module):
     Attributes:
         variance: V.
         error: E.
+        longest: the longest step.
 
     References:
         Zhou, Johansen and Aston 2016, *Toward automatic model comparison*, for the conditional effective sample size,
@@ -41,11 +45,13 @@ class Pace(eqx.Module):
 
     variance: Array
     error: Array
+    longest: Array
 
     @classmethod
-    def default(cls) -> Pace:
-        """The one of ``levels="adaptive"``."""
-        return cls(jnp.float32(0.04), jnp.float32(0.04))
+    def default(cls, num_chains: int) -> Pace:
+        """The one of ``levels="adaptive"``: what steps do wrong grows as Δλ², and shrinks with the ± of N chains."""
+        share = min(1.0, FEW / num_chains)
+        return cls(*map(jnp.float32, (TOLERANCE * share**0.5, TOLERANCE * share, LONGEST * share**0.25)))
 
     def after(self, schedule: Schedule, records: Records, level: Array, above: Array) -> Array:
         """The level that follows, at least one below, and no cleaner than the step's length allows."""
@@ -55,7 +61,7 @@ class Pace(eqx.Module):
         by_error = (self.error / jnp.maximum(records.step_error[level], 1e-12)) ** 0.25
         ratio = jnp.minimum(by_weight, by_error)
         ratio = jnp.clip(jnp.where(jnp.isnan(ratio), SLOWER, ratio), SLOWER, FASTER)
-        goal = log_snr[level] + jnp.where(level == above, FIRST, jnp.minimum(step * ratio, LONGEST))
+        goal = log_snr[level] + jnp.where(level == above, FIRST, jnp.minimum(step * ratio, self.longest))
         return jnp.clip(jnp.sum(log_snr > goal + 1e-6), 0, jnp.maximum(level - 1, 0)).astype(jnp.int32)
 
 

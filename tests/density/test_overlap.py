@@ -57,8 +57,9 @@ def test_a_negation_that_takes_everything_away():
     around = {"x": inner["x"] + jnp.where(inner["x"] > 0, 0.5, -0.5)}
     floor = cp.mixture([INNER, normal([0.0, 0.0], schedule=COARSE)], weights=[0.9, 0.1])
     assert not agreement(cp.compile(single, WHOLE / floor**0.5), around, key)
-    # Powers that sum to 1 are Bayes' rule or guidance: the denominator holds everything by design.
+    # Powers that sum to 1 or more are Bayes' rule or guidance: the denominator holds everything by design.
     assert not agreement(cp.compile(single, INNER**2 / WHOLE), inner, key)
+    assert not agreement(cp.compile(single, INNER**3 / WHOLE), inner, key)
 
 
 def away(x, log_snr, c):

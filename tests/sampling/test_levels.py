@@ -149,7 +149,7 @@ def pace_after(level, above, variance, error, pace=None):
         weight_variance=records.weight_variance.at[level].set(variance),
         step_error=records.step_error.at[level].set(error),
     )
-    pace = Pace(jnp.float32(0.04), jnp.float32(0.04)) if pace is None else pace
+    pace = Pace.default(1000) if pace is None else pace
     below = pace.after(schedule, records, jnp.int32(level), jnp.int32(above))
     return float(schedule.log_snr[int(below)] - schedule.log_snr[level]), int(below)
 
@@ -178,6 +178,15 @@ def test_the_first_step_the_longest_and_the_last():
     assert pace_after(500, 501, 1e6, 1e6)[1] == 499  # one level at least
     assert pace_after(10, 60, 0.0, 0.0)[1] == 0
     assert pace_after(0, 1, 0.0, 0.0)[1] == 0
+
+
+def test_more_chains_make_shorter_steps():
+    """What a step does wrong grows as its square, and must shrink as 1/√N: 16 times the chains, half the step."""
+    few, many = (pace_after(500, 520, 0.04, 0.04, Pace.default(n))[0] for n in (1000, 16_000))
+    assert few == pytest.approx(0.4, abs=0.021)
+    assert many == pytest.approx(0.2, abs=0.021)
+    assert pace_after(500, 545, 0.0, 0.0, Pace.default(16_000))[0] == pytest.approx(LONGEST / 2, abs=0.021)
+    assert pace_after(500, 520, 0.04, 0.04, Pace.default(10))[0] == few
 
 
 def test_every_other_level_of_a_way_has_its_ends():

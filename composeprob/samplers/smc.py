@@ -244,10 +244,15 @@ class SMC(Sampler):
         run = run.counting(level, jnp.sum(counted == 0, dtype=jnp.int32))
 
         def together(log_weights: Array, ancestors: Array, *step: Array) -> tuple[Array, ...]:
-            told = relative_ess(log_weights), log_mean_weight(log_weights), evidence_variance(log_weights, ancestors)
-            return *told, *step_taken(*step)
+            ess, log_mean = relative_ess(log_weights), log_mean_weight(log_weights)
+            variance, poorest, apart = evidence_variance(log_weights, ancestors), ess, jnp.zeros((1,))
+            if self.islands > 1:
+                rows = log_weights.reshape(self.islands, -1)
+                poorest, apart = jnp.min(jax.vmap(relative_ess)(rows)), jax.vmap(log_mean_weight)(rows) - log_mean
+            return ess, log_mean, variance, poorest, apart, *step_taken(*step)
 
-        ess, log_mean, variance, *step = spread.alone(together, log_weights, run.ancestors, *step)
+        told = spread.alone(together, log_weights, run.ancestors, *step)
+        ess, log_mean, variance, poorest, apart, *step = told
 
         def surviving(log_weights: Array) -> tuple[Array, Array]:
             key, blank = jax.random.fold_in(run.shared, level), jnp.zeros_like(log_weights)
@@ -261,10 +266,8 @@ class SMC(Sampler):
             mine = left[spread.numbers(keys) % len(left)]
             return spread.exchange(states, chosen), mine, run.log_evidence + log_mean, run.ancestors[chosen]
 
-        poor = jnp.min(jax.vmap(relative_ess)(log_weights.reshape(self.islands, -1))) if self.islands > 1 else ess
-        apart = jax.vmap(log_mean_weight)(log_weights.reshape(self.islands, -1)) - log_mean
         states, own, log_evidence, ancestors = jax.lax.cond(
-            (poor < self.resample_threshold) | (level == 0),
+            (poorest < self.resample_threshold) | (level == 0),
             resample,
             lambda states: (states, own, run.log_evidence, run.ancestors),
             states,

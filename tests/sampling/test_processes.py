@@ -20,7 +20,7 @@ import composeprob as cp
 schedule = cp.Schedule.log_snr(24, min=-6.0, max=6.0)
 f = cp.Analytic(dist.Normal(jnp.array([0.0, 1.0]), 0.5), schedule)
 g = cp.Analytic(dist.Normal(jnp.array([0.5, 0.0]), 1.0), schedule)
-sampler = cp.SMC(cp.MALA(cp.Adaptive()))
+sampler = cp.SMC(cp.MALA(cp.Adaptive()), integrator="explicit")  # the one with the same bits on one device
 
 
 @cp.program
@@ -66,7 +66,7 @@ one, other = jax.random.split(jax.random.key(0))
 network = Network(jax.random.normal(one, (32, 2)), jax.random.normal(other, (32, 32)) / 32**0.5)
 schedule = cp.Schedule.log_snr(12, min=-6.0, max=4.0)
 f = cp.Diffusion(network, schedule, event_shape=(2,), parameterization="energy", time="sigma")
-sampler = cp.SMC(cp.MALA(0.1))
+sampler = cp.SMC(cp.MALA(0.1), integrator="explicit")
 
 
 @cp.program

@@ -18,6 +18,7 @@ import composeprob as cp
 ROOT = Path(__file__).parents[1]
 PAGES = [page.read_text(encoding="utf-8") for page in (ROOT / "docs/reference").glob("*.md")]
 DIRECTIVE = re.compile(r"\.\. auto(?:class|function|module|data)::[ ]+([\w.]+)")
+IMPORT = re.compile(r"^[ >]*from (composeprob[\w.]*) import (.+)$", re.MULTILINE)
 CURRENT = re.compile(r"\.\. currentmodule::[ ]+([\w.]+)")
 
 
@@ -53,6 +54,16 @@ def test_public_name_is_documented(name):
 def test_reference_lists_only_what_exists():
     for name in DOCUMENTED:
         pkgutil.resolve_name(name)
+
+
+def test_imports_of_the_pages_exist():
+    """Executed pages would find it too, a quarter of an hour later."""
+    written = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
+    lines = {line for page in written for line in IMPORT.findall(page.read_text(encoding="utf-8"))}
+    assert lines, "no page imports anything from composeprob"
+    for module, names in lines:
+        for name in re.findall(r"(\w+)(?: as \w+)?(?:,|$)", names.partition("#")[0].strip("() ")):
+            pkgutil.resolve_name(f"{module}.{name}")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -81,13 +81,21 @@ def trained(config: Mapping[str, Any], where: str) -> Trained:
         unsupported(where, "prediction_type", prediction, (*PREDICTIONS, "flow_prediction"))
     signal = np.cumprod(1 - _betas(config, levels, where), dtype=np.float64)
     if config.get("rescale_betas_zero_snr"):
-        root = np.sqrt(signal)
-        signal = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        signal = _without_signal_at_the_end(signal.astype(np.float32))
     # Rounded as the network's own training rounds it: of σ² = 1 − α² at the first levels the seventh digit counts.
     signal = np.maximum(signal.astype(np.float32).astype(np.float64), LEAST_SIGNAL**2)
     schedule = Schedule.from_arrays(np.sqrt(signal), np.sqrt(1 - signal))
     learned = str(config.get("variance_type", "")).startswith("learned")
     return Trained(schedule, PREDICTIONS[prediction], learned)
+
+
+def _without_signal_at_the_end(signal: np.ndarray) -> np.ndarray:
+    """ᾱ shifted and scaled in its root such that the last is 0, step by step in the original's single precision: where
+    the first β is 10⁻⁴ the rounding of ᾱ moves the first σ by 6·10⁻⁴ of it."""
+    root = np.sqrt(signal)
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    ratios = np.concatenate([root[:1] ** 2, root[1:] ** 2 / root[:-1] ** 2])
+    return np.cumprod(1 - (1 - ratios), dtype=np.float64)
 
 
 def _betas(config: Mapping[str, Any], levels: int, where: str) -> np.ndarray:

@@ -48,6 +48,13 @@ def test_kinds_of_levels(options, form):
         np.testing.assert_allclose(alpha**2, np.cumprod(1 - beta), rtol=1e-5)
 
 
+def test_levels_without_signal_at_the_end_are_rounded_as_the_originals():
+    """diffusers' DDPMScheduler gives this first σ, which single precision moves from .0100 by 6·10⁻⁴ of it."""
+    config = {"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True}
+    found = trained({**config, "prediction_type": "v_prediction"}, "scheduler_config.json").schedule
+    np.testing.assert_allclose(found.sigma[0], 0.009994867915263047, rtol=1e-6)
+
+
 def test_other_levels_lie_between_those_of_the_training():
     """Halfway in log-SNR between levels 400 and 401 the network is told 400.5; at a level of its own, that level; and a
     schedule that is given at once is the same as one that the program is compiled with."""

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from composeprob.results.status import Code, Status, diagnose, diverged
+from composeprob.results.status import Code, Status, diagnose, diverged, erratic_weights
 from composeprob.runtime.progress import Progress
 
 K, N = 20, 100
@@ -104,6 +104,14 @@ def test_few_chains_are_judged_by_their_number():
     assert not diagnose(**HEALTHY | few | {"ess": at([3], 0.2, 0.8)}).ok  # 1.6 chains
     assert diagnose(**HEALTHY | few | {"ess": at([3], 0.4, 0.8)}).ok
     assert diagnose(**HEALTHY | {"num_chains": 1, "proposals": 1, "ess": np.ones(K)}).ok
+
+
+def test_weights_that_a_single_step_throws_about():
+    calm = np.full(K, 2.5)
+    assert erratic_weights(calm) == erratic_weights(np.full(K, np.nan)) == []
+    ((code, text),) = erratic_weights(np.where(np.arange(K) == 7, 4e3, calm))
+    assert code is Code.WEIGHTS_COLLAPSED
+    assert "4e+03, at level 7" in text
 
 
 def test_several_problems_come_gravest_first():

@@ -303,6 +303,25 @@ def few_ancestors(effective: float, distinct: float, num_chains: int, ends: bool
     return [(Code.ANCESTORS_COLLAPSED, text + fix)]
 
 
+def erratic_weights(variance: np.ndarray) -> list[tuple[Code, str]]:
+    """The finding that one step multiplied weights by numbers that differ too much, if it did.
+
+    Args:
+        variance: v, relative variance of what the step to each level multiplied the weights by, shape (K,), NaN where
+            there was none. 1/(1 + v) is the conditional effective sample size (Zhou, Johansen and Aston 2016).
+    """
+    wild = 1 / (1 + np.asarray(variance, float)) < ESS_FLOOR
+    if not wild.any():
+        return []
+    text = (
+        f"A single step multiplied the weights by numbers whose relative variance is {np.nanmax(variance):.3g}, at "
+        f"{_levels(wild)}: they rise and fall by more than they can be followed, and the log-evidence comes out too "
+        "low. A factor changes over a shorter distance than a step is long. Compile with many more levels, widen what "
+        "is sharp, or try anneal='tempered'."
+    )
+    return [(Code.WEIGHTS_COLLAPSED, text)]
+
+
 def unsettled(drift: float) -> list[tuple[Code, str]]:
     """The finding that the stay at level 0 ended while the chains still drifted, if it did."""
     if drift == 0.0:

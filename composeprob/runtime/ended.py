@@ -11,7 +11,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import Finding
 from composeprob.results.estimates import Families, island_variance
 from composeprob.results.result import Result
-from composeprob.results.status import Code, diagnose, diverged, few_ancestors, few_levels, unsettled
+from composeprob.results.status import Code, diagnose, diverged, erratic_weights, few_ancestors, few_levels, unsettled
 from composeprob.runtime.stay import LEAPFROGS
 from composeprob.samplers.base import Run, Sampler
 from composeprob.samplers.spread import host
@@ -80,6 +80,7 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
     status = found.with_findings(
         *_doubts(run, sampler, density),
         *((Code(finding.code), finding.message) for finding in ended.apart),
+        *([] if found.has(Code.WEIGHTS_COLLAPSED) else erratic_weights(np.asarray(records.weight_variance)[told])),
         *few_ancestors(families.effective, len(np.unique(ancestors)), num_chains, arrived),
         *unsettled(float(run.drift)),
         *few_levels(of_levels),

@@ -33,19 +33,18 @@ def zoo(
     from composeprob import api
 
     if name is None:
-        table = Table("model", "event", "offers", "trained", "score error", "what it is")
+        from composeprob.model_zoo import TRAINED
+
+        table = Table("model", "event", "offers", "weights", "score error", "what it is")
         table.columns[0].no_wrap = True  # a name is there to be copied
         for card in api.zoo().values():
             offers = "energy" if "energy" in card.capabilities else "score only"
             error = f"{card.quality['score_error']:.2g}" if "score_error" in card.quality else ""
-            trained = f"{len(card.retrainings)}×"
-            table.add_row(card.name, str(card.event_shape), offers, trained, error, card.title)
+            table.add_row(card.name, str(card.event_shape), offers, card.trained, error, card.title)
         console.print(table)
         console.print("score error: mean of σ²·|score − exact score|², where the exact one is known.", highlight=False)
         console.print('composeprob zoo NAME shows one; cp.load("NAME") loads it.', highlight=False)
-        console.print(
-            'trained: how many times, with other random keys; cp.load("NAME", retraining=1).', highlight=False
-        )
+        console.print(f"{TRAINED}.", highlight=False)
         return
     console.print(Markdown(api.zoo(name).text))
 

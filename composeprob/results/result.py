@@ -18,7 +18,6 @@ from composeprob.results.summary import Summary
 from composeprob.results.weighted import Weighted
 
 if TYPE_CHECKING:
-    import arviz
     from matplotlib.figure import Figure
 
     from composeprob.density.annealed import AnnealedDensity
@@ -209,8 +208,10 @@ class Result(Weighted, Estimating):
         dims: Mapping[str, Sequence[str | None]] | None = None,
         coords: Mapping[str, Any] | None = None,
         predictive: Any = None,
-    ) -> arviz.InferenceData:
-        """Converts the result to `arviz.InferenceData`: (chain=1, draw=N, …), or with draws (chain=N, draw=draws, …).
+    ) -> Any:
+        """Converts to ArviZ's groups of arrays: (chain=1, draw=N, …), or with draws (chain=N, draw=draws, …).
+
+        That is an `arviz.InferenceData`, and with ArviZ 1.0 and later an `xarray.DataTree`.
 
         Without draws the chains of an annealed sampler are one draw each, independent or exchangeable, and not N long
         chains: ArviZ therefore sees one chain of N draws, and its R-hat between chains does not apply. ArviZ knows no

@@ -23,12 +23,8 @@ def grouped(groups: Groups, dims: Dims, coords: Mapping[str, Any], attributes: d
     if not BEFORE_1:
         return arviz.from_dict(groups, dims=named, coords=coords, attrs={"/": attributes})
     pointwise = groups.get("log_likelihood", {})
-    whole = arviz.from_dict(
-        **{name: group for name, group in groups.items() if name != "log_likelihood"},
-        dims=named,
-        coords=coords,
-        attrs=attributes,
-    )
+    others: dict[str, Any] = {name: group for name, group in groups.items() if name != "log_likelihood"}
+    whole = arviz.from_dict(**others, dims=named, coords=coords, attrs=attributes)
     if pointwise:
         batch = {name: named.get(name, [])[: value.ndim - 2] for name, value in pointwise.items()}
         whole.extend(arviz.from_dict(log_likelihood=pointwise, dims=batch, coords=coords))

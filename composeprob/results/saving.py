@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from composeprob.errors import LoadError
+from composeprob.results.descent import Descent
 from composeprob.results.result import ARRAYS, FACTS, PER_LEVEL, Result
 from composeprob.results.status import Code, Status
 from composeprob.results.store import Store
@@ -85,7 +86,7 @@ def _of(samples: dict[str, Any], arrays: Mapping[str, np.ndarray], facts: dict[s
     facts["dims"] = {name: tuple(dims) for name, dims in facts.get("dims", {}).items()}
     facts["blocks"] = tuple(facts.get("blocks", ()))
     facts |= {name: arrays[name] for name in ARRAYS}
-    return Result(samples=samples, status=status, **facts)
+    return Result(samples=samples, status=status, path=Descent.of(arrays), **facts)
 
 
 def _with_suffix(path: str | os.PathLike) -> Path:

@@ -222,7 +222,9 @@ def devices(
         console.print(hardware.here())
         return
     if model is not None and target is not None:
-        raise InvalidValueError(f"{target} and --model {model} were given.", fix="compile one of them.")
+        raise InvalidValueError(
+            f"Both {target} and --model {model} were given, and one program is compiled.", fix="leave one out."
+        )
     hardware.prepare_tpu_compiler()
     chosen = make_sampler(sampler, kernel, None, step_size, 3, 0.5)
     density = hardware.program(target, precision) if model is None else hardware.two_prompts(model)

@@ -58,7 +58,7 @@ def load(path: str | os.PathLike) -> Result:
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
         found = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
         raise LoadError(
-            f"{path} is no saved result of this version of composeprob ({found}; expected {FORMAT!r}, "
+            f"{path} is not a saved result of this version of composeprob ({found}; expected {FORMAT!r}, "
             f"version '{VERSION}').",
             fix="pass a file written by result.save; weights of a model are read by cp.load.",
         )

@@ -271,7 +271,7 @@ class Job:
 def _check_pace(pace: Pace | None, sampler: Sampler, density: AnnealedDensity) -> None:
     if pace is not None and not sampler.paces:
         raise CapabilityError(
-            f"levels='adaptive' reads how weights vary, and {type(sampler).__name__} has none.",
+            f"levels='adaptive' goes by the variance of weights, and {type(sampler).__name__} has no weights.",
             where=density.described.where,
             fix="pass sampler=cp.SMC(), or 256 chains or more, or an array of log-SNR as levels.",
         )

@@ -3,14 +3,16 @@
 #   make test      the quick tests            make test-all   every test, the slow ones too
 #   make lint      style, types, layers       make docs       the site, executed, warnings fatal -> docs/_build/html
 #   make env       only the environment       make train      retrain a zoo model into out/: make train MODEL=ring2d
-#   make dist      wheel and sdist            make clean      remove what was built, and out/ (not .venv)
+#   make dist      wheels and sdist           make clean      remove what was built, and out/ (not .venv)
+#   make release-check   build, then install and run the wheel in an empty environment of every Python that is here
 #   make tpu       fetch the TPU compiler (213 MB), for `composeprob devices --compile` and its test
 # Settings: PYTHON=python3.12 (when VENV is made)  VENV=.venv  EXTRAS=dev,docs  (EXTRAS=dev,docs,cuda13 on a machine with an NVIDIA GPU)
 #           WORKERS=2 (test processes)  PYTEST_ARGS="-k product"  MODEL=ring2d
 #           TRAIN_ARGS="--out models/ring2d --replace"  (into the zoo of this checkout)
+#           CHECK_ARGS="--python PATH --only 3.14"  (of release-check)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-all lint format docs train dist tpu clean
+.PHONY: help env demo test test-all lint format docs train dist release-check tpu clean
 
 VENV    ?= .venv
 PYTHON  ?=
@@ -19,6 +21,7 @@ WORKERS ?= 2
 MODEL   ?= ring2d
 PYTEST_ARGS ?=
 TRAIN_ARGS ?=
+CHECK_ARGS ?=
 
 comma := ,
 PY    := $(VENV)/bin/python
@@ -85,6 +88,10 @@ train: env
 
 dist: env
 	"$(PY)" -m build --no-isolation
+	"$(PY)" -m build --no-isolation --wheel --outdir dist models
+
+release-check: env
+	PATH="$(abspath $(VENV))/bin:$$PATH" "$(PY)" tools/check_release.py $(CHECK_ARGS)
 
 # Beside the environment's packages: where JAX can import libtpu, it looks for a TPU in every process, and says so.
 tpu: env

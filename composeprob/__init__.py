@@ -8,24 +8,23 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from composeprob.api import *  # noqa: F403
     from composeprob.api import __all__ as __all__
+else:  # a type checker that saw this would believe in every name
 
-__version__ = "0.1.0"
+    def __getattr__(name: str) -> Any:
+        """Loads the public names when the first of them is asked for: ``composeprob --help`` starts without JAX."""
+        if find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
+        if name == "__all__" or not name.startswith("__"):
+            api = import_module(f"{__name__}.api")
+            globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-
-def __getattr__(name: str) -> Any:
-    """Loads the public names when the first of them is asked for: ``composeprob --help`` starts without JAX."""
-    if find_spec(f"{__name__}.{name}") is not None:
-        return import_module(f"{__name__}.{name}")
-    if name == "__all__" or not name.startswith("__"):
-        api = import_module(f"{__name__}.api")
-        globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)
-        if name in globals():
-            return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

@@ -3,7 +3,8 @@
 A model is a folder with ``train.py`` (its ``RECIPE``, and ``reference()`` where the exact distribution is known),
 ``weights.safetensors``, ``card.md`` and ``metrics.json``; retrainings with other random keys lie beside as
 ``weights-1.safetensors`` and so on. Nothing is unpickled: a network is built by its recipe, and
-filled with plain arrays.
+filled with plain arrays. The distribution composeprob holds the weights of a few models, composeprob-zoo all others,
+which it installs into the same folders.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from composeprob.factors.show import clipped, shape
 from composeprob.training.recipe import Recipe
 from composeprob.training.weights import load_weights, weights_file
 
+TRAINED = "weights: trained how many times, see load(retraining=); not installed ones are those of composeprob[zoo]"
 _SCORE_ERROR = "score error: mean of σ²·|score − exact score|² over events and log-SNR"
 
 
@@ -47,7 +49,8 @@ class Card:
         training: settings and seconds, as recorded when it was trained.
         quality: measured against the exact distribution; empty where that is unknown.
         folder: where the model lies.
-        retrainings: what `load` takes for ``retraining``: 0, and those with other random keys.
+        retrainings: what `load` takes for ``retraining``: 0, and those with other random keys; empty where the weights
+            are not installed.
     """
 
     name: str
@@ -61,9 +64,15 @@ class Card:
     folder: Path
     retrainings: tuple[int, ...] = (0,)
 
+    @property
+    def trained(self) -> str:
+        """How many times it was trained, or that its weights are not installed."""
+        count = len(self.retrainings)
+        return "not installed" if not count else f"trained {count} times" if count > 1 else "trained once"
+
     def __repr__(self) -> str:
         offers = "energy" if "energy" in self.capabilities else "score"
-        trained = "" if len(self.retrainings) == 1 else f", trained {len(self.retrainings)} times"
+        trained = "" if len(self.retrainings) == 1 else f", {self.trained}"
         return clipped(f"{self.name} ({offers}, {shape(self.event_shape)}{trained}): {self.title}")
 
 
@@ -83,14 +92,14 @@ class Zoo(Mapping[str, Card]):
         return len(self._cards)
 
     def __repr__(self) -> str:
-        rows = [("model", "event", "parameterization", "iterations", "trained", "score error", "what it is")]
+        rows = [("model", "event", "parameterization", "iterations", "weights", "score error", "what it is")]
         rows += [
             (
                 card.name,
                 str(card.event_shape),
                 card.parameterization,
                 str(card.training.get("iterations", "")),
-                f"{len(card.retrainings)}×",
+                card.trained,
                 f"{card.quality['score_error']:.2g}" if "score_error" in card.quality else "",
                 card.title,
             )
@@ -98,7 +107,7 @@ class Zoo(Mapping[str, Card]):
         ]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, "trained: how many times, see load(retraining=). " + _SCORE_ERROR])
+        return "\n".join([*lines, f"{TRAINED}. {_SCORE_ERROR}"])
 
 
 def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **conditions: Any) -> LeafFactor:
@@ -114,8 +123,8 @@ def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **
             them: where it is stored for these values, ``load("digits", label=3)``, the factor has it.
 
     Raises:
-        LoadError: no such model or retraining, or its weights do not fit its network; or its calibration is of other
-            weights.
+        LoadError: no such model or retraining, its weights are not installed or do not fit its network; or its
+            calibration is of other weights.
         ConditionError: the model has no such condition.
 
     Example:
@@ -158,7 +167,13 @@ def calibration_file(weights: Path, conditions: Mapping[str, Any] | None = None)
 
 def _weights(name: str, retraining: int, folder: str | Path | None) -> Path:
     recipe(name)  # refuses what is no model
-    folder = models_folder() / name if folder is None else Path(folder)
+    own = models_folder() / name
+    if folder is None and (own / "metrics.json").exists() and not retrainings(own):
+        raise LoadError(
+            f"The weights of model '{name}' are not installed: composeprob itself brings those of a few models.",
+            fix="pip install 'composeprob[zoo]' brings them all.",
+        )
+    folder = own if folder is None else Path(folder)
     weights = folder / weights_file(retraining)
     if retraining != 0 and not weights.exists():
         has = ", ".join(map(str, retrainings(folder))) or "none"

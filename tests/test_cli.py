@@ -1,7 +1,11 @@
 """The command `composeprob`: what it runs, what it writes, and how it refuses."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -159,12 +163,12 @@ def test_error_in_the_users_own_file_keeps_its_traceback(write):
     ("options", "words"),
     [
         (["--sampler", "ancestral", "--kernel", "hmc"], "runs no kernel, but --kernel"),
-        (["--steps-per-level", "3"], "no kernel that it is meant for"),
+        (["--steps-per-level", "3"], "without the kernel that it is for"),
         (["--kernel", "mala", "--step-size", "small"], "--step-size is 'small'"),
         (["--kernel", "ula", "--step-size", "adaptive"], "ULA cannot use an Adaptive step size"),
         (["--kernel", "mala", "--step-size", "-1"], "-1"),
-        (["--kernel", "ula", "--log-ratio", "line-integral"], "--kernel ula tests nothing, but --log-ratio"),
-        (["--kernel", "uhmc", "--num-points", "3"], "--kernel uhmc tests nothing, but --num-points"),
+        (["--kernel", "ula", "--log-ratio", "line-integral"], "--kernel ula has no accept test, but --log-ratio"),
+        (["--kernel", "uhmc", "--num-points", "3"], "--kernel uhmc has no accept test, but --num-points"),
         (["--kernel", "mala", "--num-points", "3"], "add --log-ratio line-integral"),
         (["--kernel", "mala", "--log-ratio", "line-integral", "--num-points", "1"], "at least 2"),
         (["--sampler", "ancestral", "--log-ratio", "exact"], "runs no kernel, but --log-ratio"),
@@ -259,7 +263,29 @@ def test_imported_programs_do_not_make_a_choice_necessary(write):
     assert program.name == "whole"
 
 
-@pytest.mark.parametrize("name", ["run", "trust", "zoo", "train", "calibrate"])
+def test_new_writes_a_project_and_no_file_over_another(tmp_path):
+    folder = tmp_path / "mine"
+    made = command("new", folder)
+    assert made.exit_code == 0, made.output
+    names = ["README.md", "network.py", "program.py", "test_program.py"]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    assert (folder / "README.md").read_text().startswith("# mine\n")
+    assert "composeprob run program.py" in made.output
+    assert "exists and is not an empty folder" in refused("new", folder)
+
+
+@pytest.mark.slow
+def test_a_new_project_runs_with_one_command_and_passes_its_test(tmp_path, monkeypatch):
+    command("new", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    shell = ["-c", "from composeprob.cli import app; app()"]
+    for line in ([*shell, "run", "program.py", "--chains", "100"], ["-m", "pytest", "-q"]):
+        environment = {**os.environ, "PYTHONPATH": str(Path(cp.__file__).parents[1])}
+        subprocess.run([sys.executable, *line], env=environment, check=True, timeout=600)
+    assert (tmp_path / "mine" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["new", "run", "trust", "zoo", "train", "calibrate"])
 def test_help_has_examples(name):
     text = command(name, "--help").output
     assert "Examples" in text

@@ -9,6 +9,12 @@ import sys
 
 import pytest
 
+RESULTS = """
+import composeprob as cp, jax, numpyro.distributions as dist
+f = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(4))
+density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
+result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.Ancestral(), progress=False)
+"""
 CELLS = {
     "picture()": 1,
     "picture();": 1,  # the semicolon hides a cell's value, and not what pyplot shows
@@ -64,21 +70,42 @@ for cell in json.loads(sys.argv[1]):
     shown.clear()
     shell.run_cell(cell, store_history=True).raise_error()
     counts[cell] = sum("image/png" in data for data in shown)
+shell.run_cell(sys.argv[3]).raise_error()
+pages = []
+for cell in ("density", "result"):
+    shown.clear()
+    shell.run_cell(cell, store_history=True).raise_error()
+    pages.append([data.get("text/html", "") for data in shown])
 print()
-print(json.dumps(counts))
+print(json.dumps([counts, pages]))
 """
 
 
-def test_a_picture_is_shown_once(tmp_path):
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """(Pictures of each cell, what is displayed of a density and of a result)."""
     pytest.importorskip("IPython")
     pytest.importorskip("matplotlib_inline")
+    folder = tmp_path_factory.mktemp("notebook")
     run = subprocess.run(
-        [sys.executable, "-c", SHELL, json.dumps(list(CELLS)), FIRST],
-        cwd=tmp_path,
-        env={**os.environ, "IPYTHONDIR": str(tmp_path), "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        [sys.executable, "-c", SHELL, json.dumps(list(CELLS)), FIRST, RESULTS],
+        cwd=folder,
+        env={**os.environ, "IPYTHONDIR": str(folder), "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout.splitlines()[-1]) == CELLS
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_a_picture_is_shown_once(notebook):
+    assert notebook[0] == CELLS
+
+
+def test_densities_and_results_are_pages(notebook):
+    (density,), (result,) = notebook[1]  # one output each: no picture beside
+    assert "π<sub>k</sub>(x) ∝ f(x)" in density
+    assert "<svg" in density or "<b>x</b> ∼" in density
+    assert "data:image/png;base64," in result
+    assert "f(x)" in result

@@ -11,19 +11,63 @@ from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
+
+from tools.dependencies import closure, compatible
+from tools.dependencies import main as dependencies
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_wheel_holds_the_zoo_and_nothing_else(tmp_path):
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+def built(project: Path, folder: Path) -> tuple[Path, set[str]]:
+    """The wheel of a project and the names of its files."""
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(project)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    weights = {path.relative_to(ROOT / "models") for path in (ROOT / "models").glob("*/*.safetensors")}
-    assert {f"composeprob/models/{path.as_posix()}" for path in weights} <= names
+    (wheel,) = folder.glob("*.whl")
+    return wheel, set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_wheels_hold_every_model_and_nothing_else(tmp_path):
+    wheel, names = built(ROOT, tmp_path / "library")
+    _, zoo = built(ROOT / "models", tmp_path / "zoo")
+    weights = {
+        file.relative_to(ROOT / "models").as_posix() for file in (ROOT / "models").glob("*/weights*.safetensors")
+    }
+    of = lambda files: {
+        name.removeprefix("composeprob/models/")
+        for name in files
+        if name.endswith(".safetensors") and "/weights" in name
+    }
+    assert of(names) | of(zoo) == weights
+    assert not names & zoo  # both are installed into one folder
+    assert {"ring2d/weights.safetensors", "bar2d/weights.safetensors"} <= of(names)  # README's program
+    assert wheel.stat().st_size <= 25_000_000
     assert {name.split("/")[0] for name in names} == {"composeprob", f"composeprob-{version('composeprob')}.dist-info"}
-    assert not [name for name in names if "checkpoints" in name or "__pycache__" in name]
+    others = {file.relative_to(ROOT / "models").as_posix() for file in (ROOT / "models").glob("*/*.*")} - weights
+    assert {f"composeprob/models/{file}" for file in others} <= names  # cards, recipes, calibrations
+    assert {"composeprob/py.typed", "composeprob/cli/template/program.py"} <= names
+    assert not [name for name in names if re.search(r"checkpoints|__pycache__|pyproject", name)]
+    assert {name for name in zoo if "/weights" not in name and ".dist-info/" not in name} == {
+        "composeprob/models/LICENSE"
+    }
+
+
+def test_everything_is_of_one_version():
+    own = version("composeprob")
+    assert f"version: {own}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{own}]" in (ROOT / "CHANGELOG.md").read_text()
+    for project, other in ((ROOT, "composeprob-zoo"), (ROOT / "models", "composeprob")):
+        bounds = re.search(rf'"{other}([<>=.,0-9]+)"', (project / "pyproject.toml").read_text())[1]
+        assert own in SpecifierSet(bounds)
+
+
+def test_what_comes_along_is_named_and_free():
+    """`pip install composeprob` brings nothing that docs/dependencies.md gives no reason for."""
+    assert {"jaxlib", "numpyro", "xarray"} <= set(closure("composeprob"))
+    assert dependencies("composeprob") == 0
+    for licence in ("GPL-3.0-only", "MIT AND LGPL-2.1", "not stated", "Proprietary"):
+        assert not compatible(licence)
+    assert compatible("(MIT OR GPL-2.0) AND 0BSD")
 
 
 def test_make_names_the_python_it_cannot_use(tmp_path):
@@ -50,13 +94,16 @@ def test_every_import_is_a_declared_dependency(folder, extras):
 
     What only the training of a model needs, an extra brings.
     """
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / folder).rglob("*.py")]
+    files = [file for file in (ROOT / folder).rglob("*.py") if file.parent.name != "template"]  # of a project by itself
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module}
     imported = (
-        {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"composeprob", "IPython"}
-    )  # IPython: only inside a notebook
+        {module.split(".")[0] for module in modules}
+        - sys.stdlib_module_names
+        - {"composeprob", "IPython", "arviz_stats"}
+    )  # IPython: only inside a notebook; arviz_stats: a part of ArviZ 1.0
     required = [
         line
         for line in requires("composeprob") or []

@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +157,22 @@ def test_progress_shows_levels_and_facts():
     assert "sampling" in buffer.getvalue()
     assert "10/10" in buffer.getvalue()  # the last update is drawn although it came within the refresh interval
     assert "acceptance 0.5" in buffer.getvalue()
+
+
+def test_progress_in_a_notebook_is_one_bar_that_moves(monkeypatch):
+    pytest.importorskip("IPython")
+    shown = []
+    handle = SimpleNamespace(update=lambda page, raw: shown.append(page))
+    monkeypatch.setattr("IPython.display.display", lambda page, raw, display_id: shown.append(page) or handle)
+    bar = Progress(10, description="a < b")
+    bar._kind = "notebook"
+    with bar:
+        bar.update(10, acceptance=np.float32(0.5))
+    assert [re.search(r"<progress value='(\d+)' max='10'", page["text/html"])[1] for page in shown[:1]] == ["0"]
+    assert "<progress value='10' max='10'" in shown[-1]["text/html"]
+    assert "a &lt; b" in shown[-1]["text/html"]
+    assert "10/10 · acceptance 0.5" in shown[-1]["text/html"]
+    assert "a < b" in shown[-1]["text/plain"]
 
 
 def test_progress_is_throttled_and_facts_are_lazy():

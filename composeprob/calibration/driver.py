@@ -232,8 +232,8 @@ def _of_cells(factor: CellWindow, degrees: list[float]) -> float:
 def _of_sum(factor: Factor, degrees: list[float]) -> float:
     if not np.allclose(degrees, degrees[0]):
         raise CapabilityError(
-            f"A {type(factor).__name__.lower()} of parts that scale differently (products of different numbers of "
-            "factors) has no normaliser of its own: its shares depend on the schedule.",
+            f"A {type(factor).__name__.lower()} whose parts are products of different numbers of factors has no "
+            "normaliser of its own: the shares of its parts depend on the schedule.",
             fix="calibrate its parts, and mix them by shares: cp.mixture([cp.calibrate(f * g, key), h], weights=…).",
         )
     return degrees[0]
@@ -246,8 +246,8 @@ def _check(factor: object, key: object, num_chains: object, repeats: object) -> 
         )
     if any(map(plate_of, walk(factor))):
         raise CapabilityError(
-            f"The normaliser of a product or mixture over data is not calibrated: {factor!r}.",
-            fix="calibrate what has no data in it, and multiply afterwards; or write the data out: "
+            f"A product or mixture over data (over=) cannot be calibrated: {factor!r}.",
+            fix="calibrate the factor without data and multiply afterwards; or write the data out: "
             "cp.product(*[f.given(x=x) for x in xs]).",
         )
     check_key(key)
@@ -255,8 +255,7 @@ def _check(factor: object, key: object, num_chains: object, repeats: object) -> 
     check_number(repeats, "repeats", least=2)
     if factor.event_shape is None:
         raise ShapeError(
-            f"Factor '{getattr(factor, 'label', '')}' does not say for which events it is, so nothing can be "
-            "integrated.",
+            f"Factor '{getattr(factor, 'label', '')}' has no event shape, so there is nothing to integrate over.",
             fix="pass event_shape= to it.",
         )
     for leaf in leaves(factor):

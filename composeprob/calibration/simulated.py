@@ -116,7 +116,9 @@ def calibrated(
         2023, on the log-likelihood as a number to rank.
     """
     if num < 2.5 * BINS:
-        raise InvalidValueError(f"num={num} data sets tell nothing of ranks.", fix="ask for 100, or for 20 at least.")
+        raise InvalidValueError(
+            f"num={num} data sets are too few to judge ranks by.", fix="ask for 100, or for 20 at least."
+        )
     density = compile(program, *args, **kwargs)
     bound = inspect.signature(program.function).bind(*args, **kwargs)
     names = dict(data) if data is not None else _arguments(density, bound.arguments)
@@ -161,10 +163,11 @@ def _arguments(density: AnnealedDensity, given: Mapping[str, Any]) -> dict[str, 
     for site, value in observed.items():
         same = [name for name, arg in given.items() if _is(arg, value)]
         if len(same) != 1:
+            several = f"the arguments {' and '.join(same)}" if same else "no argument"
             raise InvalidValueError(
-                f"The value of the observed site {site!r} is {' and '.join(same) or 'none'} of the arguments.",
+                f"Which argument holds the data of {site!r} is not clear: its value is that of {several}.",
                 where=density.described.where,
-                fix=f"name the argument, data={{{site!r}: 'name'}}; what is computed of data takes one of its own.",
+                fix=f"name the argument, data={{{site!r}: 'name'}}; what the program computes of it must be one too.",
             )
         found[site] = same[0]
     return found
@@ -217,7 +220,10 @@ class _Kept:
         if self.path is not None and self.path.is_file():
             saved = json.loads(self.path.read_text(encoding="utf-8"))
             if saved["call"] != call:
-                raise LoadError(f"{self.path} holds the ranks of another call.", fix="choose another checkpoint_dir.")
+                raise LoadError(
+                    f"{self.path} holds the ranks of another call of cp.calibrated.",
+                    fix="choose another checkpoint_dir.",
+                )
             self.rows = saved["rows"]
 
     def add(self, row: dict[str, float]) -> None:

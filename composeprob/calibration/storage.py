@@ -49,7 +49,9 @@ def load_calibration(factor: LeafFactor, path: str | Path, *, weights: str | Pat
     if set(tables) != set(TABLES) or len(shapes) != 1 or len(shapes.pop()) != 1:
         raise LoadError(f"The calibration {path} does not fit factor '{factor.label}'.", fix=fix)
     if weights is not None and about.get("weights") != _digest(weights):
-        raise LoadError(f"The calibration {path} is of other weights than {Path(weights).name}.", fix=fix)
+        raise LoadError(
+            f"The calibration {path} was made for other weights than those in {Path(weights).name}.", fix=fix
+        )
     return Calibrated(factor, tables)
 
 

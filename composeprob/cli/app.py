@@ -1,4 +1,4 @@
-"""The commands `zoo`, `train`, `calibrate`, `bench` and `devices`, beside `run`."""
+"""The commands `zoo`, `train`, `calibrate`, `bench` and `devices`, beside `new`, `run` and `trust`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.markdown import Markdown
 from rich.table import Table
 
-from composeprob.cli import run, trust  # noqa: F401 - join the application
+from composeprob.cli import new, run, trust  # noqa: F401 - join the application
 from composeprob.cli.benchmarks import benchmarks, oldest_first, run_benchmark, table_of_ages, title
 from composeprob.cli.programs import condition
 from composeprob.cli.samplers import KernelName, SamplerName, make_sampler
@@ -33,19 +33,18 @@ def zoo(
     from composeprob import api
 
     if name is None:
-        table = Table("model", "event", "offers", "trained", "score error", "what it is")
+        from composeprob.model_zoo import TRAINED
+
+        table = Table("model", "event", "offers", "weights", "score error", "what it is")
         table.columns[0].no_wrap = True  # a name is there to be copied
         for card in api.zoo().values():
             offers = "energy" if "energy" in card.capabilities else "score only"
             error = f"{card.quality['score_error']:.2g}" if "score_error" in card.quality else ""
-            trained = f"{len(card.retrainings)}×"
-            table.add_row(card.name, str(card.event_shape), offers, trained, error, card.title)
+            table.add_row(card.name, str(card.event_shape), offers, card.trained, error, card.title)
         console.print(table)
         console.print("score error: mean of σ²·|score − exact score|², where the exact one is known.", highlight=False)
         console.print('composeprob zoo NAME shows one; cp.load("NAME") loads it.', highlight=False)
-        console.print(
-            'trained: how many times, with other random keys; cp.load("NAME", retraining=1).', highlight=False
-        )
+        console.print(f"{TRAINED}.", highlight=False)
         return
     console.print(Markdown(api.zoo(name).text))
 
@@ -223,7 +222,9 @@ def devices(
         console.print(hardware.here())
         return
     if model is not None and target is not None:
-        raise InvalidValueError(f"{target} and --model {model} were given.", fix="compile one of them.")
+        raise InvalidValueError(
+            f"Both {target} and --model {model} were given, and one program is compiled.", fix="leave one out."
+        )
     hardware.prepare_tpu_compiler()
     chosen = make_sampler(sampler, kernel, None, step_size, 3, 0.5)
     density = hardware.program(target, precision) if model is None else hardware.two_prompts(model)

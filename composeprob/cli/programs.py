@@ -39,7 +39,7 @@ def load_program(target: str) -> tuple[Program, ModuleType]:
         )
     spec = importlib.util.spec_from_file_location(f"composeprob_run_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise LoadError(f"{file!r} is no Python file.", fix="its name must end in .py.")
+        raise LoadError(f"{file!r} is not a Python file.", fix="its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickled functions look their module up by name
     sys.path.insert(0, str(path.resolve().parent))  # the file may import its neighbours, as `python FILE` lets it
@@ -110,7 +110,7 @@ def arguments(
             raise ProgramError(
                 f"Program '{program.name}' has a parameter {name!r}, which is what cp.compile calls one of its own.",
                 where=program.where,
-                fix="rename it.",
+                fix="rename the parameter.",
             )
         values[name] = getattr(module, name)
     return values
@@ -148,5 +148,5 @@ def condition(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError as error:
         raise InvalidValueError(
-            f"--given {text} is no condition with its value.", fix="write it as --given label=3."
+            f"--given {text} is not a condition and its value.", fix="write it as --given label=3."
         ) from error

@@ -72,7 +72,7 @@ def make_sampler(
             return None
         if kernel is None:
             raise InvalidValueError(
-                f"{tuned[0]} was given, but no kernel that it is meant for.", fix="add --kernel mala, for example."
+                f"{tuned[0]} was given without the kernel that it is for.", fix="add --kernel mala, for example."
             )
     ratio = _log_ratio(kernel or KernelName.mala, log_ratio, num_points)
     moves = _kernel(kernel or KernelName.mala, step_size, num_leapfrog, damping, ratio)
@@ -88,7 +88,7 @@ def _log_ratio(kernel: KernelName, log_ratio: LogRatioName | None, num_points: i
     if kernel.value not in ADJUSTED and (log_ratio is not None or num_points is not None):
         option = "--num-points" if log_ratio is None else "--log-ratio"
         raise InvalidValueError(
-            f"--kernel {kernel.value} tests nothing, but {option} was given.",
+            f"--kernel {kernel.value} has no accept test, but {option} was given.",
             fix=f"leave {option} out, or choose --kernel {' or '.join(ADJUSTED)}.",
         )
     if log_ratio is LogRatioName.line_integral:
@@ -96,7 +96,7 @@ def _log_ratio(kernel: KernelName, log_ratio: LogRatioName | None, num_points: i
         return api.LineIntegral(points, rule="simpson" if points % 2 and points > 1 else "trapezoid")
     if num_points is not None:
         raise InvalidValueError(
-            "--num-points was given, but the ratio is exact and no integral.", fix="add --log-ratio line-integral."
+            "--num-points was given, but the exact log-ratio takes no points.", fix="add --log-ratio line-integral."
         )
     return "exact"
 

@@ -66,8 +66,8 @@ def _check_site(site: Site, schedule: Schedule) -> None:
         noise = float(schedule.sigma[last]) / float(schedule.alpha[last]) / math.sqrt(power)
         if level == 0 and sd > 0.5 * noise:
             raise ImproperError(
-                f"Site {site.name!r} is hardly proper: its standard deviation is {sd:.3g} along some direction, which "
-                f"the noisiest level, of standard deviation {noise:.3g} in the data's units, does not hide.",
+                f"Site {site.name!r} is almost improper: its standard deviation is {sd:.3g} along some direction, "
+                f"which the noisiest level, of standard deviation {noise:.3g} in the data's units, does not hide.",
                 where=site.where,
                 fix="make the negative powers smaller, or use a schedule with a noisier last level: a lower min= in "
                 "cp.Schedule.log_snr, a larger sigma_max= in cp.Schedule.edm.",

@@ -338,3 +338,6 @@ class AnnealedDensity(eqx.Module):
 
     def __repr__(self) -> str:
         return self.described.text
+
+    def _repr_html_(self) -> str:
+        return self.described.html()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,19 @@ class Described:
     ):
         self.graph, self.text, self.where, self.offers = graph, text, where, offers
         self.pictures, self.experts = dict(pictures or {}), experts
+
+    def html(self) -> str:
+        """The program for notebooks: its density, its graph, and behind a click what the compiler did."""
+        density = escape(self.graph.formula)
+        density = re.sub(r"_(\w)\b", r"<sub>\1</sub>", density)
+        density = re.sub(r"\^(-?[\d.]+(?:e[-+]?\d+)?)", r"<sup>\1</sup>", density)
+        return (
+            f"<div><div><b>{escape(self.graph.name)}</b> <small>({escape(self.where)})</small></div>"
+            f"<div style='font-family:serif;font-size:1.2em;margin:6px 0'>{density}</div>"
+            f"<div style='overflow-x:auto'>{self.graph._repr_html_()}</div>"
+            "<details><summary>sites, levels, and what the compiler did</summary>"
+            f"<pre style='white-space:pre-wrap'>{escape(self.text)}</pre></details></div>"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Described)

@@ -63,7 +63,7 @@ def _latents(density: AnnealedDensity, samples: Mapping[str, Any]) -> Values:
     latents = {name: jnp.asarray(samples[name]) for name in density.sites}
     if len({values.shape[:1] for values in latents.values()}) > 1 or () in {v.shape for v in latents.values()}:
         raise ShapeError(
-            f"Samples have one leading axis, of one length; got shapes {[v.shape for v in latents.values()]}.",
+            f"All samples must have the same leading axis; got the shapes {[v.shape for v in latents.values()]}.",
             fix="of several chains, flatten the first two axes.",
         )
     return latents

@@ -177,7 +177,7 @@ def shares_of(factors: Sequence[Factor], count: int, weights: object, log_weight
         if raw.shape != (count,) or not np.all(np.isfinite(raw)):
             raise InvalidValueError(
                 f"log_weights must be {count} finite numbers, one per factor; got {log_weights!r}.",
-                fix="leave out what shall have no share, as log 0 is no number.",
+                fix="leave out a component whose share is 0.",
             )
         return Shares(tuple(raw.tolist()), False, 1.0)
     for factor in factors:
@@ -226,7 +226,7 @@ def common_shape(what: str, factors: tuple[Any, ...]) -> tuple[int, ...]:
     for factor in factors:
         if factor.event_shape is None:
             raise ShapeError(
-                f"{what} does not know for which events '{factor.label}' is.",
+                f"{what} needs to know the event shape of '{factor.label}', which has none.",
                 fix="use cp.condition(f, classifier, label), or pass event_shape= to cp.Classifier.",
             )
     shapes = {factor.event_shape for factor in factors}

@@ -118,7 +118,7 @@ class Classifier(LeafFactor):
     def given(self, **conditions: object) -> LeafFactor:
         if self.event_shape is None:
             raise ShapeError(
-                f"Classifier '{self.label}' does not say for which events it is.",
+                f"Classifier '{self.label}' has no event shape.",
                 fix="use cp.condition(f, classifier, label), or pass event_shape= to cp.Classifier.",
             )
         label = as_condition("label", conditions.get("label", 0))
@@ -134,7 +134,7 @@ class Classifier(LeafFactor):
     def check_network(self) -> None:
         if "label" not in self.fixed:
             raise ConditionError(
-                f"Classifier '{self.label}' has no label: log p(label | x) is of no class.",
+                f"Classifier '{self.label}' has no label, so log p(label | x) is not defined.",
                 fix="use cp.condition(f, classifier, label), or classifier.given(label=…).",
             )
 

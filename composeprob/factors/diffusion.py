@@ -110,7 +110,7 @@ class Diffusion(LeafFactor):
             raise InvalidValueError(f"Unknown time {time!r}.", fix=f"use one of: {', '.join(TIMES)}.")
         if mode_depth and parameterization not in parameterizations.ENERGIES:
             raise InvalidValueError(
-                f"mode_depth is claimed for parameterization {parameterization!r}, which has no energy.",
+                f"mode_depth=True was given with parameterization {parameterization!r}, which has no energy.",
                 fix="leave it out: a score does not tell the heights of modes.",
             )
         if isinstance(conditions, str):

@@ -74,7 +74,7 @@ def noised(distribution: Any, noise: Noise) -> Any:
             return _moved(distribution, noise)
         case _:
             raise WrongTypeError(
-                f"The law of a noised {type(distribution).__name__} is not known.",
+                f"A noised {type(distribution).__name__} has no closed form here.",
                 fix=f"use {SUPPORTED}, or an array of points (n, *event_shape) for their empirical distribution.",
             )
 

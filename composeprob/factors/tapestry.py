@@ -139,7 +139,7 @@ def _refuse(factor: Factor, weights: np.ndarray) -> Factor:
     label = getattr(factor, "label", None)
     what = f"a {type(factor).__name__.lower()}" if label is None else f"'{label}'"
     raise CapabilityError(
-        f"A tapestry weighs the entries of what its windows show, and {what} is no sum over entries.",
+        f"A tapestry weighs the entries of what its windows show, and {what} is not a sum over entries.",
         fix="use diffusion models of the energy_residual form, or score-only ones, and their products and powers; "
         "multiply anything else with the tapestry: cp.tapestry(…) * cp.window(f, canvas_shape, offset).",
     )

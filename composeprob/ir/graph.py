@@ -13,19 +13,29 @@ from composeprob.factors.nodes import Combination, Plate
 from composeprob.ir.nodes import Graph, Leaf
 from composeprob.ir.render import formula
 
+CLOSE = {"nodesep": "0.2", "ranksep": "0.28"}
+SMALL = {
+    "fontname": "Helvetica",
+    "fontsize": "11",
+    "arrowsize": "0.7",
+    "height": "0.3",
+    "width": "0.3",
+    "margin": "0.08,0.04",
+}
+
 
 def digraph(graph: Graph) -> graphviz.Digraph:
     """Factors point to the site that they shape, sites to the observations that look at them."""
-    drawing = graphviz.Digraph(graph.name, node_attr={"fontname": "Helvetica"})
+    drawing = graphviz.Digraph(graph.name, graph_attr=CLOSE, node_attr=SMALL, edge_attr=SMALL)
     numbers = itertools.count()
     for site in graph.sites:
         drawing.node(f"site {site.name}", site.name, shape="circle")
         drawing.edge(_draw(drawing, site.root, graph, numbers), f"site {site.name}", label="")
     for static in graph.statics:
-        drawing.node(f"site {static.name}", f"{static.name}\n{static.distribution}", shape="circle", style="dashed")
+        drawing.node(f"site {static.name}", f"{static.name}\n{static.distribution}", shape="ellipse", style="dashed")
     for o in graph.observations:
         label = f"{o.name}\n{o.kind if o.soft else o.distribution}" + (f"\n{o.anneal}" if o.looks_at else "")
-        drawing.node(f"site {o.name}", label, shape="circle", style="filled", fillcolor="lightgrey")
+        drawing.node(f"site {o.name}", label, shape="ellipse", style="filled", fillcolor="lightgrey")
         for name in sorted(o.depends_on):
             drawing.edge(f"site {name}", f"site {o.name}")
     return drawing
@@ -71,7 +81,8 @@ def _edges(node: Combination) -> list[str]:
 def html(graph: Graph) -> str:
     """An SVG where Graphviz is installed, else nested boxes."""
     try:
-        return digraph(graph).pipe(format="svg", encoding="utf-8")
+        drawing = digraph(graph).pipe(format="svg", encoding="utf-8")
+        return drawing[max(drawing.find("<svg"), 0) :]  # without the declaration that an SVG file begins with
     except graphviz.ExecutableNotFound:
         return _boxes(graph)
 

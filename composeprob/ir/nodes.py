@@ -214,6 +214,13 @@ class Graph:
     held: frozenset[str] = frozenset()
     doubts: tuple[str, ...] = ()
 
+    @property
+    def formula(self) -> str:
+        """The density at level k, such as ``π_k(x) ∝ ring(x)·bar(x)``."""
+        from composeprob.ir.render import headline
+
+        return headline(self)
+
     def dot(self) -> str:
         """Graphviz source of the program."""
         from composeprob.ir.graph import digraph

@@ -45,16 +45,20 @@ def raised(base: str, exponent: float) -> str:
     return base + (text.translate(_SUPERSCRIPT) if "e" not in text and "." not in text else f"^{text}")
 
 
-def describe(graph: Graph, capabilities: list[str]) -> str:
-    """The whole program: its density, its sites, its levels, and what each pass did."""
-    noised = [site.name for site in graph.sites]
-    statics = [s.name for s in graph.statics]
+def headline(graph: Graph) -> str:
+    """The density at level k as one formula, such as ``π_k(x, z) ∝ p(z) · ring(x) · L_k(y | x, z)``."""
+    names = [*(site.name for site in graph.sites), *(s.name for s in graph.statics)]
     terms = [f"p({s.name})" for s in graph.statics]
     terms += [formula(site.root, site.name) for site in graph.sites]
     terms += [_evidence_term(o, bool(graph.sites)) for o in graph.observations]
+    return f"π_k({', '.join(names)}) ∝ {' · '.join(terms)}"
+
+
+def describe(graph: Graph, capabilities: list[str]) -> str:
+    """The whole program: its density, its sites, its levels, and what each pass did."""
     lines = [
         f"AnnealedDensity of program '{graph.name}' ({graph.where})",
-        f"  π_k({', '.join(noised + statics)}) ∝ {' · '.join(terms)}",
+        f"  {headline(graph)}",
         "  sites",
     ]
     lines += [f"    {_site_line(site)}" for site in graph.sites]

@@ -101,14 +101,14 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
     moves = prepared.moves
     if moves is not None and any(isinstance(getattr(part, "metric", None), Estimated) for part in moves.kernel.kernels):
         raise CapabilityError(
-            "The kernel's metric is measured from all chains, so that no chain has a law of its own.",
+            "The kernel's metric is measured from all chains, so the likelihood of a single chain's path is not known.",
             fix='give it a kernel with a fixed metric, such as cp.MALA(cp.Adaptive(), metric="none").',
         )
     if moves is None or not any(moves.adaptive):
         return prepared
     if step_size is None:
         raise CapabilityError(
-            "A step size that is Adaptive depends on all chains, so that no chain has a law of its own.",
+            "An Adaptive step size depends on all chains, so the likelihood of a single chain's path is not known.",
             fix="take the steps that a run came to: step_size=result.step_size.",
         )
     blocks = (len(prepared.blocks),) if prepared.blocks else ()

@@ -1,4 +1,4 @@
-"""A result as ArviZ's `InferenceData`."""
+"""A result as ArviZ's groups of arrays."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from composeprob.errors import InvalidValueError
 from composeprob.results.result import FACTS, PER_LEVEL
 
 if TYPE_CHECKING:
-    import arviz
-
     from composeprob.results.result import Result
 
 Dims = dict[str, Sequence[str | None]]
 
 
-def to_arviz(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: Any) -> arviz.InferenceData:
+def to_arviz(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: Any) -> Any:
     """See `Result.to_arviz`."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "More chains", UserWarning)  # those are no mistake of axes here
-        return _inference_data(result, dims, coords, predictive)
+        # neither is a mistake of axes here
+        warnings.filterwarnings("ignore", "(More chains|Found chain dimension to be longer)", UserWarning)
+        return _grouped(result, dims, coords, predictive)
 
 
-def _inference_data(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: Any) -> arviz.InferenceData:
-    import arviz
+def _grouped(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: Any) -> Any:
+    from composeprob.results.arviz_versions import grouped
 
     samples, density = result.unweighted(), result.density
     data: dict[str, np.ndarray] = {}
@@ -37,28 +36,21 @@ def _inference_data(result: Result, dims: Dims, coords: Mapping[str, Any], predi
     if data:
         assert density is not None
         pointwise = {name: np.asarray(value) for name, value in density.log_likelihood(samples).items()}
-    drawn = None if predictive is None else _chains(result, result.predictive(predictive))
-
     shapes = {**{name: v.shape[1:] for name, v in samples.items()}, **{name: v.shape for name, v in data.items()}}
     named = {**_plates(result, shapes), **dims}
     _check(named, shapes, coords)
     facts = {name: getattr(result, name) for name in FACTS if name != "curl" and getattr(result, name) is not None}
     attributes = {**facts, "curl": str(result.curl), "status": str(result.status), "inference_library": "composeprob"}
     levels = {name: ["level"] for name in PER_LEVEL}
-    whole = arviz.from_dict(
-        posterior=_chains(result, samples),
-        posterior_predictive=drawn,
-        sample_stats={"log_weight": _chains(result, {"": np.repeat(result.log_weights, result.draws or 1)})[""]},
-        observed_data=data or None,
-        constant_data={name: getattr(result, name) for name in PER_LEVEL},
-        dims={**levels, **{name: list(axes) for name, axes in named.items()}},
-        coords=coords,
-        attrs=attributes,
-    )
-    if pointwise:  # by itself: axes that are one event are missing here
-        batch = {name: list(named.get(name, ()))[: v.ndim - 1] for name, v in pointwise.items()}
-        whole.extend(arviz.from_dict(log_likelihood=_chains(result, pointwise), dims=batch, coords=coords))
-    return whole
+    groups = {
+        "posterior": _chains(result, samples),
+        "sample_stats": {"log_weight": _chains(result, {"": np.repeat(result.log_weights, result.draws or 1)})[""]},
+        "posterior_predictive": {} if predictive is None else _chains(result, result.predictive(predictive)),
+        "observed_data": data,
+        "constant_data": {name: getattr(result, name) for name in PER_LEVEL},
+        "log_likelihood": _chains(result, pointwise),
+    }
+    return grouped({name: group for name, group in groups.items() if group}, {**levels, **named}, coords, attributes)
 
 
 def _chains(result: Result, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -186,7 +186,7 @@ def effective_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."
 
 def pareto_k(families: Families, num_chains: int) -> float:
     """Returns Pareto k̂ of the families' weights, those without descendants among them; NaN where too few differ."""
-    import arviz
+    from composeprob.results import arviz_versions
 
     weights = np.zeros(num_chains)
     of_each = np.bincount(families.index, families.weights)
@@ -194,5 +194,5 @@ def pareto_k(families: Families, num_chains: int) -> float:
     if np.ptp(of_each) < 1e-9 * of_each.max() and len(of_each) == num_chains:
         return math.nan
     with np.errstate(divide="ignore"):
-        k = float(arviz.psislw(np.log(weights))[1])
+        k = arviz_versions.pareto_k(np.log(weights))
     return k if math.isfinite(k) else math.nan

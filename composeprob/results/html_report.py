@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
 from html import escape
@@ -11,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from composeprob.results.curves import curves
 from composeprob.results.estimates import Estimate
+from composeprob.results.notebook import png
 from composeprob.results.plotting import is_image, new_figure, plot_site, style
 from composeprob.results.summary import MOST
 
@@ -91,9 +89,7 @@ def _program(result: Result) -> str:
     if result.density is None:
         return _section("What was sampled", _facts(_told(result, "program")) + _note("The program is not in the file."))
     text = f"<div class='scroll'><pre>{escape(result.density.described.text)}</pre></div>"
-    drawing = result.density.graph._repr_html_()
-    drawing = drawing[max(drawing.find("<svg"), 0) :]  # without the declaration that an SVG file begins with
-    graph = f"<div class='scroll graph'>{drawing}</div>"
+    graph = f"<div class='scroll graph'>{result.density.graph._repr_html_()}</div>"
     return _section("What was sampled", text + graph + _facts(_told(result, "program")))
 
 
@@ -136,12 +132,7 @@ def _samples(result: Result) -> str:
         with style():
             figure = new_figure(4.4, 3.6)
             plot_site(figure.subplots(), name, values, result.density)
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=140, transparent=True)
-            plt.close(figure)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        shown = f"samples of {escape(name)}"
-        image = f"<img class='{kind}' alt='{shown}' src='data:image/png;base64,{data}'>"
+            image = png(figure, f"samples of {escape(name)}", 140, kind, transparent=True)
         panels.append(f"<figure>{image}</figure>")
     return _section("Samples", f"<div class='panels'>{''.join(panels)}</div>")
 

@@ -17,7 +17,7 @@ def images(result: Result, site: str | None) -> np.ndarray:
     if result.density is None:
         raise InvalidValueError(
             "A result that was loaded from a file has no models to make images with.",
-            fix="of latents, model.decode(result.unweighted()[site]) makes them.",
+            fix="load the model, and call model.decode(result.unweighted()[site]).",
         )
     ways = result.density.described.pictures
     if site is not None:
@@ -26,9 +26,11 @@ def images(result: Result, site: str | None) -> np.ndarray:
     if name is None or name not in ways:
         has = ", ".join(map(repr, ways))
         raise CapabilityError(
-            f"Of the samples of {name!r} no images are known." if name else "Which site's images is not said.",
+            f"No model says how to make images of {name!r}."
+            if name
+            else "Which site is meant is not clear: not exactly one of this program has images.",
             fix=f"name one of {has}: result.images(site)."
             if has
-            else "images come of models from cp.from_diffusers; other samples are shown by result.plot().",
+            else "models from cp.from_diffusers have images; result.plot() shows other samples.",
         )
     return ways[name](result.unweighted()[name])

@@ -1,7 +1,9 @@
-"""Pictures of a result: samples over their density, image grids, histograms, and the diagnostics by level."""
+"""The panels of a picture: samples over their density, image grids, histograms, and the diagnostics by level."""
 
 from __future__ import annotations
 
+import functools
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,16 +14,18 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from composeprob.results.summary import MOST
-
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
     from composeprob.results.result import Result
 
 INK, ACCENT, SECOND, FAINT = "#22313f", "#c8553d", "#2a6f97", "#b8c4cf"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Told apart by the colour-blind too (Okabe and Ito 2008); where lines share a panel their dashes differ as well."""
 SHADE = LinearSegmentedColormap.from_list("shade", ["#ffffff", "#d6e2ec", "#9dbbd3", "#5b8db3"])
 MAX_POINTS, MAX_IMAGES, MAX_HISTOGRAMS = 3000, 16, 6
 DASHES = ("-", "--", ":", "-.")
+ASIDE = 0.17
+"""Of a panel's side: the height of the histograms beside it."""
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -38,6 +42,7 @@ STYLE = {
     "savefig.dpi": 160,
 }
 PANEL = 3.4  # inches
+TOWARDS = "log-SNR (noisy → clean)"
 
 
 @contextmanager
@@ -53,25 +58,6 @@ def style() -> Iterator[None]:
         yield
     finally:
         plt.rcParams.update(before)
-
-
-def plot_result(result: Result) -> Figure:
-    """Draws what `Result.plot` shows: one panel for each site and one for the run."""
-    draws = result.unweighted(most=MOST)
-    has_levels = any(np.isfinite(values).any() for values in (result.acceptance, result.step_size, result.ess))
-    count = len(draws) + has_levels
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    with style():
-        figure = new_figure(PANEL * columns + 0.6, PANEL * rows)
-        axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
-        for ax, (name, values) in zip(axes, draws.items(), strict=False):
-            plot_site(ax, name, values, result.density)
-        if has_levels:
-            plot_levels(axes[len(draws)], result)
-        for ax in axes[count:]:
-            ax.set_axis_off()
-    return figure
 
 
 class Picture(Figure):
@@ -93,18 +79,29 @@ def new_figure(width: float, height: float) -> Figure:
     return plt.figure(figsize=(width, height), layout="constrained", FigureClass=Picture)
 
 
-def plot_site(ax: Axes, name: str, values: np.ndarray, density: AnnealedDensity | None = None) -> None:
-    """Draws the panel of one site, as suits the shape of its event."""
+def plot_site(
+    ax: Axes, name: str, values: np.ndarray, density: AnnealedDensity | None = None, aside: bool = True
+) -> None:
+    """Draws the panel of one site, as suits the shape of its event; points of the plane with marginals or without."""
     shape = values.shape[1:]
     if shape == (2,):
-        plot_points(ax, values, name, log_density=level_zero(density, name))
+        plot_points(ax, values, name, log_density=log_density_at(density, name, 0), aside=aside)
+        ax.set(xlabel=f"{name}[0]", ylabel=f"{name}[1]")
     elif is_image(shape):
         plot_images(ax, values, name)
     else:
         plot_histograms(ax, values, name)
 
 
-def plot_points(ax: Axes, points: np.ndarray, title: str = "", log_density: Any = None, window: Any = None) -> None:
+def plot_points(
+    ax: Axes,
+    points: np.ndarray,
+    title: str = "",
+    log_density: Any = None,
+    window: Any = None,
+    aside: bool = False,
+    resolution: int = 140,
+) -> None:
     """Draws points of the plane over the density that they should follow.
 
     Args:
@@ -113,21 +110,48 @@ def plot_points(ax: Axes, points: np.ndarray, title: str = "", log_density: Any 
         title: the panel's title.
         log_density: maps points of shape (M, 2) to log-densities (M,), or None for no density.
         window: (x_min, x_max, y_min, y_max); by default what holds 99 % of the points, and a margin.
+        aside: whether to draw the marginals too, above and to the right: of the points as histograms, of the density,
+            as far as the window shows it, as lines.
+        resolution: points along a side of the grid that the density is evaluated on.
     """
     points = np.asarray(points, float)
     points = points[np.isfinite(points).all(1)]
     if window is None:
         window = _window(points)
-    if log_density is not None:
-        plot_density(ax, log_density, window)
+    relative = None if log_density is None else plot_density(ax, log_density, window, resolution)
     shown = points[:: max(1, len(points) // MAX_POINTS)]
     alpha = float(np.clip(600 / max(len(shown), 1), 0.35, 0.9))
     ax.scatter(shown[:, 0], shown[:, 1], s=3.5, c=ACCENT, alpha=alpha, linewidths=0, rasterized=True)
-    ax.set(xlim=window[:2], ylim=window[2:], aspect="equal", title=title)
+    ax.set(xlim=window[:2], ylim=window[2:], aspect="equal")
+    ax.set_title(wrapped(title), y=1.05 + ASIDE if aside else None)
+    if aside and len(points):
+        _plot_marginals(ax, points, relative, window)
 
 
-def plot_density(ax: Axes, log_density: Any, window: Any, resolution: int = 140) -> None:
-    """Shades a density over a window of the plane, relative to its highest value there."""
+def _plot_marginals(ax: Axes, points: np.ndarray, relative: np.ndarray | None, window: Any) -> None:
+    """Draws the marginals of points, and those of the density on a grid."""
+    above, right = ax.inset_axes((0, 1.02, 1, ASIDE)), ax.inset_axes((1.02, 0, ASIDE, 1))
+    for axes, j, ends, turned in ((above, 0, window[:2], "vertical"), (right, 1, window[2:], "horizontal")):
+        axes.hist(
+            points[:, j],
+            bins=np.linspace(ends[0], ends[1], 41),
+            density=True,
+            color=ACCENT,
+            alpha=0.55,
+            orientation=turned,
+        )
+        if relative is not None:
+            grid = np.linspace(ends[0], ends[1], relative.shape[j])
+            marginal = relative.sum(axis=j)  # rows are y
+            marginal = marginal / (marginal.sum() * (grid[1] - grid[0]))
+            axes.plot(*((grid, marginal) if j == 0 else (marginal, grid)), color=SECOND, linewidth=1.1)
+        axes.set_axis_off()
+    above.set_xlim(window[:2])
+    right.set_ylim(window[2:])
+
+
+def plot_density(ax: Axes, log_density: Any, window: Any, resolution: int = 140) -> np.ndarray:
+    """Shades a density over a window of the plane, relative to its highest value there, which it returns (y, x)."""
     x = np.linspace(window[0], window[1], resolution)
     y = np.linspace(window[2], window[3], resolution)
     grid = np.stack(np.meshgrid(x, y), -1)
@@ -137,6 +161,7 @@ def plot_density(ax: Axes, log_density: Any, window: Any, resolution: int = 140)
     ax.imshow(relative, cmap=SHADE, extent=window, origin="lower", vmin=0, vmax=1, interpolation="bilinear", zorder=0)
     # contours where a Gaussian has 1, 2 and 3 standard deviations
     ax.contour(x, y, relative, levels=np.exp([-4.5, -2.0, -0.5]), colors=INK, linewidths=0.45, alpha=0.55, zorder=1)
+    return relative
 
 
 def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
@@ -158,7 +183,7 @@ def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
         top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
         mosaic[top : top + height, left : left + width] = image
     ax.imshow(mosaic.squeeze(-1) if channels == 1 else mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    ax.set(title=title)
+    ax.set(title=wrapped(title))
     ax.set_axis_off()
 
 
@@ -169,7 +194,6 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
     finite = flat[np.isfinite(flat)]
     low, high = np.quantile(finite, [0.001, 0.999]) if finite.size else (0.0, 1.0)
     bins = np.linspace(low, high if high > low else low + 1, 41)
-    colors = [SECOND, ACCENT, "#6a994e", "#8d6a9f", "#d4a373", INK]
     for j in range(min(flat.shape[1], MAX_HISTOGRAMS)):
         label = f"[{', '.join(str(i) for i in np.unravel_index(j, shape))}]" if shape else None
         column = flat[np.isfinite(flat[:, j]), j]
@@ -178,35 +202,43 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
         if flat.shape[1] == 1:
             ax.hist(column, bins=bins, density=True, color=SECOND, alpha=0.75)
         else:
-            ax.hist(column, bins=bins, density=True, histtype="step", color=colors[j], label=label, linewidth=1.2)
+            look = {"color": COLOURS[j], "linestyle": DASHES[j % len(DASHES)], "linewidth": 1.3}
+            ax.hist(column, bins=bins, density=True, histtype="step", label=label, **look)
     if flat.shape[1] > 1 and ax.patches:
         ax.legend(fontsize=8, loc="upper right")
     more = f" (first {MAX_HISTOGRAMS} of {flat.shape[1]})" if flat.shape[1] > MAX_HISTOGRAMS else ""
-    ax.set(title=title + more, ylabel="density")
+    ax.set(title=wrapped(title + more), xlabel="value", ylabel="density of samples")
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def plot_levels(ax: Axes, result: Result) -> None:
     """Acceptance and effective sample size (left axis), step size (right axis, logarithmic) by log-SNR; of a kernel
     with blocks one line for each."""
+    blocks = [f" of {block}" for block in result.blocks] or [""]
     if np.isfinite(result.ess).any():
         ax.plot(result.log_snr, result.ess, color=FAINT, linewidth=1.2, label="effective sample size")
     for b, column in enumerate(result.acceptance.reshape(len(result.log_snr), -1).T):
-        label = result.blocks[b] if result.blocks else None
         if np.isfinite(column).any():
-            ax.plot(result.log_snr, column, color=ACCENT, linewidth=1.4, linestyle=DASHES[b % len(DASHES)], label=label)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=8, loc="lower center")
-    ax.set(ylim=(0, 1.02), xlabel="log-SNR (noisy → clean)", title="run")
-    ax.set_ylabel("acceptance", color=ACCENT)
+            look = {"color": ACCENT, "linewidth": 1.4, "linestyle": DASHES[b % len(DASHES)]}
+            ax.plot(result.log_snr, column, label=wrapped(f"acceptance{blocks[b]}"), **look)
+    ax.set(ylim=(0, 1.02), xlabel=TOWARDS, ylabel="share", title="run")
     ax.spines["top"].set_visible(False)
     if (np.isfinite(result.step_size) & (result.step_size > 0)).any():
         right = ax.twinx()
         for b, column in enumerate(result.step_size.reshape(len(result.log_snr), -1).T):
-            right.plot(result.log_snr, column, color=SECOND, linewidth=1.4, linestyle=DASHES[b % len(DASHES)])
+            look = {"color": SECOND, "linewidth": 1.4, "linestyle": DASHES[b % len(DASHES)]}
+            right.plot(result.log_snr, column, **look)
+            ax.plot([], [], label=wrapped(f"step size{blocks[b]} (right)"), **look)
         right.set_yscale("log")
         right.set_ylabel("step size", color=SECOND)
         right.spines["top"].set_visible(False)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=8, loc="lower left")
+
+
+def wrapped(text: str, width: int = 44) -> str:
+    """A line of text in lines of this many characters at most."""
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
@@ -223,15 +255,26 @@ def _window(points: np.ndarray) -> tuple[float, float, float, float]:
     return (center[0] - half, center[0] + half, center[1] - half, center[1] + half)
 
 
-def level_zero(density: AnnealedDensity | None, name: str) -> Any:
-    """Returns the log-density at level 0 as a function of values (M, …) of the only site; None where others exist."""
+def log_density_at(density: AnnealedDensity | None, name: str, level: int) -> Any:
+    """Returns the log-density at a level as a function of values (M, …) of the only site; None where others exist."""
     if density is None or "energy" not in density.capabilities:
         return None
     if set(density.sites) != {name} or density.sites[name].kind != "noised":
         return None  # a slice through other sites, or unconstrained coordinates, would not be the samples' density
+    return lambda points: _evaluate()(density, name, np.asarray(points, np.float32), np.int32(level))
+
+
+@functools.cache
+def _evaluate() -> Any:
+    """Compiles once for all levels; the density is an argument, so that its weights are no constants of the code."""
     import equinox as eqx
     import jax
 
-    # the density is an argument, so that its weights are no constants of the compiled function
-    evaluate = eqx.filter_jit(lambda d, xs: jax.vmap(lambda x: d.log_density({name: x}, 0))(xs))
-    return lambda points: evaluate(density, np.asarray(points, np.float32))
+    return eqx.filter_jit(
+        lambda density, name, xs, level: jax.vmap(lambda x: density.log_density({name: x}, level))(xs)
+    )
+
+
+def level_zero(density: AnnealedDensity | None, name: str) -> Any:
+    """`log_density_at` of level 0."""
+    return log_density_at(density, name, 0)

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from composeprob.errors import InvalidValueError
+from composeprob.results.descent import Descent
 from composeprob.results.estimation import Estimating
+from composeprob.results.shown import Shown
 from composeprob.results.status import Status
 from composeprob.results.store import Stored
-from composeprob.results.summary import Summary
 from composeprob.results.weighted import Weighted
 
 if TYPE_CHECKING:
-    import arviz
-    from matplotlib.figure import Figure
-
     from composeprob.density.annealed import AnnealedDensity
     from composeprob.results.comparison import Comparison
 
@@ -45,7 +43,7 @@ FACTS = (
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Result(Weighted, Estimating):
+class Result(Weighted, Estimating, Shown):
     """A `Result` holds N weighted samples of a program, and the diagnostics of the run that made them, level by level.
 
     Arrays over levels have K entries, entry k belonging to level k; a level that was not visited, or a quantity that
@@ -94,6 +92,7 @@ class Result(Weighted, Estimating):
         blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu, sigma")``; empty elsewhere.
         key: the random key of the run, as code.
         versions: of what it ran on, ``{name: version}``.
+        path: where the chains were on their way, of a run with ``keep_path``; see `descent`.
         density: the compiled density; None after `load`.
     """
 
@@ -125,6 +124,7 @@ class Result(Weighted, Estimating):
     devices: int = 1
     key: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    path: Descent | None = None
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
@@ -145,38 +145,6 @@ class Result(Weighted, Estimating):
             put(self, "first_ancestors", np.arange(np.shape(self.log_weights)[0]))
         for name in ARRAYS:
             put(self, name, np.asarray(getattr(self, name)))
-
-    def summary(self) -> Summary:
-        """Makes a table of weighted means, standard deviations and quantiles, and of how the run went; print it."""
-        return Summary.of(self)
-
-    def plot(self) -> Figure:
-        """Draws one panel for each site, and one with acceptance and step size by level.
-
-        A site of two numbers is shown over the density of level 0 (where the density has a log-density), images as a
-        grid, anything else as histograms.
-        """
-        from composeprob.results.plotting import plot_result
-
-        return plot_result(self)
-
-    def images(self, site: str | None = None) -> np.ndarray:
-        """Makes images of a site's equally weighted samples (`unweighted`), as its models decode them.
-
-        Args:
-            site: whose; left out, the only one that has images.
-
-        Returns:
-            (N, height, width, channels), values from 0 to 1.
-
-        Raises:
-            InvalidValueError: the result was loaded from a file, which holds no models.
-            CapabilityError: no model of the program says how images are made, or two say it differently.
-            UnknownSiteError: no such site.
-        """
-        from composeprob.results.images import images
-
-        return images(self, site)
 
     def predictive(self, key: Any) -> dict[str, np.ndarray]:
         """Draws data from the program under these samples.
@@ -209,8 +177,10 @@ class Result(Weighted, Estimating):
         dims: Mapping[str, Sequence[str | None]] | None = None,
         coords: Mapping[str, Any] | None = None,
         predictive: Any = None,
-    ) -> arviz.InferenceData:
-        """Converts the result to `arviz.InferenceData`: (chain=1, draw=N, …), or with draws (chain=N, draw=draws, …).
+    ) -> Any:
+        """Converts to ArviZ's groups of arrays: (chain=1, draw=N, …), or with draws (chain=N, draw=draws, …).
+
+        That is an `arviz.InferenceData`, and with ArviZ 1.0 and later an `xarray.DataTree`.
 
         Without draws the chains of an annealed sampler are one draw each, independent or exchangeable, and not N long
         chains: ArviZ therefore sees one chain of N draws, and its R-hat between chains does not apply. ArviZ knows no
@@ -266,16 +236,6 @@ class Result(Weighted, Estimating):
 
         return compare(self, other)
 
-    def report(self, path: str | os.PathLike) -> Path:
-        """Writes one HTML file that says what was sampled, how well, and what to do next.
-
-        It holds the program, estimates with intervals, samples, diagnostics by level, findings with what to try, the
-        cost, the random key and versions, and needs no network. Returns its path, such as ``"run.html"``.
-        """
-        from composeprob.results.html_report import write
-
-        return write(self, path)
-
     def numbers(self) -> dict[str, Any]:
         """Returns every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
         from composeprob.results.saving import numbers
@@ -295,7 +255,8 @@ class Result(Weighted, Estimating):
         facts["sites"] = list(self.samples)  # safetensors sorts by name
         facts["dims"] = self.dims
         facts["status"] = [(code.value, message) for code, message in self.status.findings]
-        return {name: getattr(self, name) for name in ARRAYS}, facts
+        kept = {} if self.path is None else self.path.arrays()
+        return {**{name: getattr(self, name) for name in ARRAYS}, **kept}, facts
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Result:
@@ -315,6 +276,3 @@ class Result(Weighted, Estimating):
             f"Result({sites}; {self.sampler}; {self.evaluations} evaluations per chain; "
             f"status {self.status.code.name}; {self.seconds:.1f} s)"
         )
-
-    def _repr_html_(self) -> str:
-        return self.summary()._repr_html_()

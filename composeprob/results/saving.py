@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from composeprob.errors import LoadError
+from composeprob.results.descent import Descent
 from composeprob.results.result import ARRAYS, FACTS, PER_LEVEL, Result
 from composeprob.results.status import Code, Status
 from composeprob.results.store import Store
@@ -57,7 +58,7 @@ def load(path: str | os.PathLike) -> Result:
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
         found = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
         raise LoadError(
-            f"{path} is no saved result of this version of composeprob ({found}; expected {FORMAT!r}, "
+            f"{path} is not a saved result of this version of composeprob ({found}; expected {FORMAT!r}, "
             f"version '{VERSION}').",
             fix="pass a file written by result.save; weights of a model are read by cp.load.",
         )
@@ -85,7 +86,7 @@ def _of(samples: dict[str, Any], arrays: Mapping[str, np.ndarray], facts: dict[s
     facts["dims"] = {name: tuple(dims) for name, dims in facts.get("dims", {}).items()}
     facts["blocks"] = tuple(facts.get("blocks", ()))
     facts |= {name: arrays[name] for name in ARRAYS}
-    return Result(samples=samples, status=status, **facts)
+    return Result(samples=samples, status=status, path=Descent.of(arrays), **facts)
 
 
 def _with_suffix(path: str | os.PathLike) -> Path:

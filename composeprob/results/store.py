@@ -93,8 +93,8 @@ class Store:
         """
         if self.path.exists() and not (self.path.is_dir() and (self.is_store() or not any(self.path.iterdir()))):
             raise InvalidValueError(
-                f"store={str(self.path)!r} exists, and is no result that could be written anew.",
-                fix="choose another folder, which need not exist.",
+                f"store={str(self.path)!r} exists and is not a stored result, so it is not overwritten.",
+                fix="choose another folder; it need not exist.",
             )
         try:
             if self.path.exists():

@@ -12,6 +12,7 @@ import numpy as np
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.runtime.compiled import advance, start
 from composeprob.runtime.progress import REFRESH_SECONDS, Progress
+from composeprob.runtime.trail import Trail
 from composeprob.samplers.base import Records, Run, Sampler
 from composeprob.samplers.spread import agreed
 
@@ -28,6 +29,7 @@ def descend(
     save: Callable[[Run], None] = nothing,
     judge: Callable[[Run], None] = nothing,
     name: str | None = None,
+    trail: Trail | None = None,
 ) -> Run:
     """Visit what is left of the run's levels; Ctrl-C ends it early, once there are chains.
 
@@ -40,14 +42,18 @@ def descend(
         judge: called likewise; may raise.
         name: what the bar is called, of a second run; the sampler's name if left out. A second run that is interrupted
             before it has chains comes back without them.
+        trail: keeps where the chains are.
     """
     sampler, density = ready
     with Progress(first + 1, progress, name or type(sampler).__name__) as bar:
         try:
             if run.chains is None:
                 run = start(sampler, run, density, first)
+            if trail is not None:
+                trail.add(run, sampler, density, first)
             size, tick, made = 1, time.monotonic(), int(run.visits.made)
             while not bool(run.visits.arrived):
+                size = size if trail is None else trail.at_most(size, made)
                 before, end = made, run.spread.number(made + size)
                 run = jax.block_until_ready(advance(sampler, run, density, end))
                 made = int(run.visits.made)
@@ -58,6 +64,8 @@ def descend(
                 bar.update(first + 1 - level, **_facts(run.records, level))
                 save(run)
                 judge(run)
+                if trail is not None:
+                    trail.add(run, sampler, density, first)
         except KeyboardInterrupt:
             if run.chains is None and name is None:
                 raise

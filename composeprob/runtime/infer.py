@@ -43,6 +43,7 @@ def infer(
     store: str | Path | None = None,
     shard_above: int | None = None,
     levels: str | ArrayLike | None = None,
+    keep_path: int | None = None,
 ) -> Result:
     """Sample a compiled program.
 
@@ -85,6 +86,9 @@ def infer(
             log-SNR, else on those levels; the same key gives the same ones, and what a `Result` tells by level it
             tells of them. An array of log-SNR: these, in any order, which every factor must know. Left out, all levels
             of the density.
+        keep_path: keep where the chains are after every so many levels, in memory: ``result.descent``, of which
+            ``result.plot(kind="descent")`` and ``result.animate("run.gif")`` make pictures. Of a run that goes on from
+            a checkpoint these are the levels since then. The samples are the same with it and without.
 
     Returns:
         The samples with their diagnostics; look at ``result.status`` first.
@@ -101,7 +105,9 @@ def infer(
     num_chains = int(num_chains)
     original, (density, pace) = density, chosen(density, levels, num_chains)
     spread = Spread.of(every_device(num_chains, chunk) if mesh is None else mesh, chunk, num_chains)
-    asked = Asked(density, key, num_chains, spread, mesh, progress, resume, draws, thin, store, shard_above, pace)
+    asked = Asked(
+        density, key, num_chains, spread, mesh, progress, resume, draws, thin, store, shard_above, pace, keep_path
+    )
     if sampler is not None:
         return _carried_out(asked, sampler, "chosen by the user", checkpoint_dir)
     sampler, reason = choose(density, num_chains)

@@ -27,6 +27,7 @@ from composeprob.runtime.origin import as_code, versions
 from composeprob.runtime.resume import Saves, blank_like, fingerprint
 from composeprob.runtime.stay import stay
 from composeprob.runtime.stream import Kept, NotKept, check_draws, stream
+from composeprob.runtime.trail import Trail
 from composeprob.samplers.base import Run, Sampler, begin, placed
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.spread import Spread, everywhere, host
@@ -61,6 +62,7 @@ class Asked(NamedTuple):
     store: str | Path | None
     shard_above: int | None
     pace: Pace | None
+    keep_path: int | None
 
 
 class FewAncestors(Exception):
@@ -92,6 +94,7 @@ class Job:
         check_draws(asked.draws, asked.thin, asked.store, self.sampler, density.described.where)
         parts.check_parts(asked.shard_above, asked.mesh, self.sampler)
         self.first = self.sampler.first_level(density)
+        self.trail = None if asked.keep_path is None else Trail(asked.keep_path)
         self.saves: Saves | None = None
         self.done = 0
         alone = dataclasses.replace(asked.spread, mesh=None, copies=0)
@@ -132,7 +135,8 @@ class Job:
                 raise few
 
         judge(self.run)
-        self.run = descend(self.ready, self.run, self.first, self.asked.progress, self._save, judge)
+        show = self.asked.progress
+        self.run = descend(self.ready, self.run, self.first, show, self._save, judge, trail=self.trail)
         if int(self.run.visits.made) and self.sampler.integrates_score:
             self.turning = self._curl(int(self.run.visits.visited()[-1]))
 
@@ -177,7 +181,8 @@ class Job:
             result = dataclasses.replace(result, draws=max(shown, 1), thin=asked.thin)
         if self.saves is not None and self.lost is None:
             status = status.saved(self.unsaved)
-        result = dataclasses.replace(result, status=status, key=as_code(asked.key), versions=versions())
+        path = None if self.trail is None else self.trail.descent(np.asarray(asked.density.schedule.log_snr))
+        result = dataclasses.replace(result, status=status, key=as_code(asked.key), versions=versions(), path=path)
         lost = self.lost or failed
         if self.kept is not None and asked.store is not None and lost is None:
             lost = self.kept.finish(*result.parts())
@@ -266,7 +271,7 @@ class Job:
 def _check_pace(pace: Pace | None, sampler: Sampler, density: AnnealedDensity) -> None:
     if pace is not None and not sampler.paces:
         raise CapabilityError(
-            f"levels='adaptive' reads how weights vary, and {type(sampler).__name__} has none.",
+            f"levels='adaptive' goes by the variance of weights, and {type(sampler).__name__} has no weights.",
             where=density.described.where,
             fix="pass sampler=cp.SMC(), or 256 chains or more, or an array of log-SNR as levels.",
         )

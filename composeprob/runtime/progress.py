@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from html import escape
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +15,7 @@ REFRESH_SECONDS = 0.25
 
 
 class Progress:
-    """A bar in a terminal, a line of text in a notebook, nothing in a pipe or a log file.
+    """A bar in a terminal or a notebook, nothing in a pipe or a log file.
 
     Facts are formatted only when the bar is redrawn, at most every quarter of a second, so they may be device arrays:
     `update` itself costs about a microsecond.
@@ -63,7 +64,7 @@ class Progress:
         elif self._kind == "notebook":
             from IPython.display import display
 
-            self._handle = display({"text/plain": self._line(0, {})}, raw=True, display_id=True)
+            self._handle = display(self._page(0, {}), raw=True, display_id=True)
         return self
 
     def update(self, done: int, **facts: Any) -> None:
@@ -89,7 +90,15 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, facts=_text(facts), refresh=True)
         elif self._handle is not None:
-            self._handle.update({"text/plain": self._line(done, facts)}, raw=True)
+            self._handle.update(self._page(done, facts), raw=True)
+
+    def _page(self, done: int, facts: dict[str, Any]) -> dict[str, str]:
+        """What a notebook shows: a bar of the browser's, or where there is none a line of text."""
+        parts = [f"{done}/{self.total}", _text(facts), f"{time.monotonic() - self._started:.1f} s"]
+        words = escape(" · ".join(part for part in parts if part))
+        bar = f"<progress value='{done}' max='{self.total}' style='width:20em;vertical-align:middle'></progress>"
+        page = f"<div>{escape(self.description)} {bar} <small>{words}</small></div>"
+        return {"text/plain": self._line(done, facts), "text/html": page}
 
     def _line(self, done: int, facts: dict[str, Any]) -> str:
         filled = round(20 * done / max(self.total, 1))

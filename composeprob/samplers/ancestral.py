@@ -56,7 +56,7 @@ class Ancestral(Sampler):
     def route(self) -> Route:
         if float(self.eta) != 1.0:
             raise InvalidValueError(
-                f"Ancestral(eta={float(self.eta):.3g}) has no reversal that is a law of its own.",
+                f"Ancestral(eta={float(self.eta):.3g}) has no likelihood that is known; eta=1 has.",
                 fix="use cp.Ancestral(eta=1.0): its steps are DDPM's, whose reversal adds noise.",
             )
         return Route(reverse=True)

@@ -188,7 +188,7 @@ class Sampler(eqx.Module):
             ComposeProbError: its steps have no reversal that can be written down.
         """
         raise CapabilityError(
-            f"The path of {type(self).__name__} cannot be walked backwards.",
+            f"The likelihood of {type(self).__name__} is not known: its path cannot be reversed.",
             fix="use cp.Ancestral(), cp.AnnealedMCMC(kernel, steps_per_level) or cp.SMC(kernel).",
         )
 

@@ -81,7 +81,7 @@ class ReplicaExchange(Sampler):
             check_kernel(kernel, 1)
             if any(isinstance(getattr(part, "metric", None), Estimated) for part in parts_of(kernel)):
                 raise InvalidValueError(
-                    "ReplicaExchange does not measure metrics.", fix="leave metric out, or pass one that is given."
+                    "ReplicaExchange cannot measure a metric.", fix="leave metric out, or pass one that is given."
                 )
         if swap is not None and swap not in NEEDS:
             raise InvalidValueError(f"Unknown swap {swap!r}.", fix=f"use one of: {', '.join(NEEDS)}.")
@@ -103,7 +103,7 @@ class ReplicaExchange(Sampler):
         where, swap, kernel = density.described.where, self.swap or best(density), self.kernel
         if any(site.kind == "held" for site in density.sites.values()):
             raise CapabilityError(
-                "ReplicaExchange would carry a held latent from level to level.",
+                "ReplicaExchange moves chains from level to level, but a latent here must stay at its prior draw.",
                 where=where,
                 fix="use cp.AnnealedMCMC, whose chains are independent.",
             )
@@ -118,7 +118,7 @@ class ReplicaExchange(Sampler):
         count = min(DEFAULT, density.num_levels) if self.num_levels is None else self.num_levels
         if not 2 <= count <= density.num_levels:
             raise InvalidValueError(
-                f"{count} rungs cannot stand on {density.num_levels} levels.",
+                f"{count} rungs do not fit on {density.num_levels} levels.",
                 where=where,
                 fix="compile with more levels (schedule=), or pass a smaller num_levels.",
             )

@@ -189,9 +189,9 @@ class SMC(Sampler):
     def route(self) -> Route:
         if self.second_order or self.control != "none" or self.integrator.name != "explicit":
             raise CapabilityError(
-                "A reverse step of second order has no density that could be written down, and one that is fitted, or "
-                "has a control, is not known to the way back.",
-                fix="ask for the likelihood of cp.SMC(..., second_order=False, control='none'), whose step is DDPM's.",
+                "The likelihood of SMC's samples is known only where its reverse steps are DDPM's; these are of second "
+                "order, fitted, or have a control.",
+                fix="ask for the likelihood of cp.SMC(..., second_order=False, control='none').",
             )
         return Route(self.weights == "feynman_kac", leaning=True, weights=self.weights)
 
@@ -219,7 +219,7 @@ class SMC(Sampler):
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         if len(run.ancestors) % self.islands:
             raise InvalidValueError(
-                f"{len(run.ancestors)} chains cannot live on {self.islands} islands of one size.",
+                f"{len(run.ancestors)} chains cannot be split into {self.islands} islands of equal size.",
                 fix="pass a num_chains that is a multiple of the islands.",
             )
         positions = draw_initial(run, density, level)

@@ -62,7 +62,7 @@ def test_uniformity():
 
 
 def test_what_is_refused():
-    with pytest.raises(InvalidValueError, match="tell nothing of ranks"):
+    with pytest.raises(InvalidValueError, match="too few to judge ranks"):
         ranked(cp.MALA(0.3), num=5)
     with pytest.raises(CapabilityError, match="observes nothing"):
         cp.calibrated(cp.program(lambda f: cp.sample("x", f)), F, key=KEY)

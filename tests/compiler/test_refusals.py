@@ -85,7 +85,7 @@ def test_what_has_one_is_not(name):
 
 
 def test_what_is_as_good_as_improper_is_refused_too():
-    with pytest.raises(ImproperError, match="hardly proper"):
+    with pytest.raises(ImproperError, match="almost improper"):
         cp.compile(single, normal(2.0) / normal(1.0) ** 0.25)  # level 0's noise alone makes it proper
 
 

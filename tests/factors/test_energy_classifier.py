@@ -100,8 +100,8 @@ def test_on_other_levels_an_energy_is_rescaled_as_the_density_that_it_is(top_pow
         (lambda: cp.condition(PRIOR, classifier(), -1), InvalidValueError, "Label -1 does not exist"),
         (lambda: cp.condition(PRIOR, classifier(), 1.5), InvalidValueError, "Label 1.5 does not exist"),
         (lambda: cp.condition(PRIOR, classifier(), "cat"), WrongTypeError, "Condition 'label' must be a number"),
-        (lambda: classifier().given(label=1), ShapeError, "does not say for which events"),
-        (lambda: PRIOR * classifier(), ShapeError, "does not know for which events 'function' is"),
+        (lambda: classifier().given(label=1), ShapeError, "has no event shape"),
+        (lambda: PRIOR * classifier(), ShapeError, "needs to know the event shape of 'function'"),
         (lambda: cp.condition(PRIOR, classifier(event_shape=(3,)), 1), NetworkError, "cannot be called"),
     ],
 )

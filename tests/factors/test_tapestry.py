@@ -149,9 +149,9 @@ def test_what_a_tapestry_refuses():
         cp.tapestry(f)
     with pytest.raises(ShapeError, match="events of one shape"):
         cp.tapestry(cp.window(f, (4, 5), (0, 0)), cp.window(f, (5, 5), (0, 0)))
-    with pytest.raises(CapabilityError, match="'m' is no sum over entries"):
+    with pytest.raises(CapabilityError, match="'m' is not a sum over entries"):
         cp.tapestry(*windows(scalar))
-    with pytest.raises(CapabilityError, match="'normal' is no sum over entries"):
+    with pytest.raises(CapabilityError, match="'normal' is not a sum over entries"):
         cp.tapestry(*windows(normal))
     with pytest.raises(ShapeError, match="leaves the canvas on axis 1"):
         cp.window(f, CANVAS, (0, 3))

@@ -91,5 +91,5 @@ def test_islands_are_counted_by_a_whole_number(islands):
 
 def test_islands_have_one_size():
     density = cp.compile(tail, normal())
-    with pytest.raises(InvalidValueError, match="100 chains cannot live on 16 islands"):
+    with pytest.raises(InvalidValueError, match="100 chains cannot be split into 16 islands"):
         cp.infer(density, jax.random.key(0), num_chains=100, sampler=cp.SMC(islands=16))

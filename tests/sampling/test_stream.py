@@ -170,7 +170,7 @@ def test_refusals(product, tmp_path):
         ("more than 2147483647", InvalidValueError, {"draws": 2**20, "thin": 2**12}),
         ("store must be a folder's path", WrongTypeError, {"store": 3}),
         ("Ancestral without a kernel cannot go on", CapabilityError, {"sampler": cp.Ancestral()}),
-        ("is no result that could be written anew", InvalidValueError, {"store": tmp_path / "mine"}),
+        ("is not a stored result", InvalidValueError, {"store": tmp_path / "mine"}),
         ("Nothing can be written to store", InvalidValueError, {"store": tmp_path / "file" / "s"}),
     ]:
         with pytest.raises(error, match=words):

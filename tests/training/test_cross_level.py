@@ -122,7 +122,7 @@ def test_what_cannot_work_is_refused(changes, told):
 
 
 def test_a_score_cannot_claim_mode_depth():
-    with pytest.raises(InvalidValueError, match="mode_depth is claimed for parameterization 'score'"):
+    with pytest.raises(InvalidValueError, match="mode_depth=True was given with parameterization 'score'"):
         cp.Diffusion(
             lambda x, t: -x, cp.Schedule.cosine(5), event_shape=(2,), parameterization="score", mode_depth=True
         )

@@ -114,9 +114,10 @@ def test_every_retraining_is_as_good_as_the_card_says(name, retraining):
 
 def test_all_models_are_trained_and_small():
     assert set(NAMES) >= {"ring2d", "bar2d", "ring2d-score", "bar2d-score", "ring2d-paper"}
+    kinds = {".py", ".md", ".json", ".safetensors", ".png", ".toml"}
     for file in MODELS.rglob("*"):
         if file.is_file() and "__pycache__" not in file.parts:
-            assert file.suffix in {".py", ".md", ".json", ".safetensors", ".png"}, f"{file}: no pickles, no checkpoints"
+            assert file.suffix in kinds, f"{file}: no pickles, no checkpoints"
             assert file.stat().st_size < 8_000_000
 
 
@@ -191,6 +192,16 @@ def test_a_broken_model_is_explained(installed):
     (installed / "tiny" / "metrics.json").write_text("{}")
     with pytest.raises(LoadError, match="card of model 'tiny' cannot be read"):
         zoo.zoo()
+
+
+def test_weights_that_are_in_the_other_distribution(installed):
+    """As after ``pip install composeprob``: recipe, card and measurements are there, and the weights are not."""
+    for file in ("metrics.json", "card.md"):
+        shutil.copy(MODELS / "box2d" / file, installed / "tiny")
+    with pytest.raises(LoadError, match=r"weights of model 'tiny' are not installed.*\n.*composeprob\[zoo\]"):
+        zoo.load("tiny")
+    assert "not installed" in repr(zoo.zoo("tiny"))
+    assert "not installed" in repr(zoo.zoo())
 
 
 def test_no_zoo_at_all(monkeypatch, tmp_path):

@@ -1,0 +1,44 @@
+"""The calls of ArviZ that its releases before 1.0 and since 1.0 (Python 3.12 and later) spell differently."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import arviz
+import numpy as np
+
+BEFORE_1 = int(arviz.__version__.partition(".")[0]) < 1
+Groups = dict[str, dict[str, np.ndarray]]
+Dims = Mapping[str, Sequence[str | None]]
+
+
+def grouped(groups: Groups, dims: Dims, coords: Mapping[str, Any], attributes: dict[str, Any]) -> Any:
+    """Returns arrays by group and name as ArviZ keeps them: `arviz.InferenceData`, since 1.0 an `xarray.DataTree`.
+
+    Pointwise values of ``log_likelihood`` lack the axes over which a distribution is one event, the last ones of dims.
+    """
+    named = {name: list(axes) for name, axes in dims.items()}
+    if not BEFORE_1:
+        return arviz.from_dict(groups, dims=named, coords=coords, attrs={"/": attributes})
+    pointwise = groups.get("log_likelihood", {})
+    others: dict[str, Any] = {name: group for name, group in groups.items() if name != "log_likelihood"}
+    whole = arviz.from_dict(**others, dims=named, coords=coords, attrs=attributes)
+    if pointwise:
+        batch = {name: named.get(name, [])[: value.ndim - 2] for name, value in pointwise.items()}
+        whole.extend(arviz.from_dict(log_likelihood=pointwise, dims=batch, coords=coords))
+    return whole
+
+
+def pareto_k(log_weights: np.ndarray) -> float:
+    """Returns the shape of the generalised Pareto distribution fitted to the largest weights; not finite where these
+    are all the same."""
+    if BEFORE_1:
+        return float(arviz.psislw(log_weights)[1])
+    from arviz_stats.base import array_stats
+
+    try:
+        return float(array_stats.psislw(-log_weights)[1])  # it takes log-likelihoods, whose weights are 1/likelihood
+    except ValueError:  # "All tail values are the same"
+        return math.nan

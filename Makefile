@@ -91,4 +91,4 @@ tpu: env
 	"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --upgrade --target "$(VENV)/libtpu" libtpu
 
 clean:
-	rm -rf build dist out docs/_build docs/jupyter_execute docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .jax_cache
+	rm -rf build dist out docs/_build docs/gallery docs/tutorials/pictures docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .jax_cache

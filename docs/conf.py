@@ -21,6 +21,7 @@ from changed import library_hash  # noqa: E402
 
 extensions = [
     "accessible",
+    "counted",
     "gallery",
     "mathml",
     "measured",
@@ -37,6 +38,9 @@ exclude_patterns = ["_build", "README.md", "Thumbs.db"]
 html_theme = "furo"
 html_title = "composeprob"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
+html_theme_options = {"top_of_page_buttons": []}
+templates_path = ["_templates"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 copybutton_exclude = ".linenos, .gp, .go"  # a console's prompt and output are not copied

@@ -166,7 +166,7 @@ def _write(file: Path, content: str | bytes) -> None:
 def build(app: Any) -> None:
     """Runs what changed and writes the pages."""
     examples = [Example(path) for path in sorted((ROOT / "examples").glob("*.py"))]
-    executed = app.config.nb_execution_mode != "off"
+    executed = app.config.gallery_run and app.config.nb_execution_mode != "off"
     found = {}
     for example in examples:
         if executed and not (example.kept / "run.json").is_file():
@@ -184,5 +184,6 @@ def build(app: Any) -> None:
 
 def setup(app: Any) -> dict[str, Any]:
     """Make the pages before Sphinx looks for them."""
+    app.add_config_value("gallery_run", True, "env", bool)
     app.connect("builder-inited", build)
     return {"parallel_read_safe": True}

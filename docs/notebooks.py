@@ -50,7 +50,9 @@ def _keep_picture(app: Any, doctree: nodes.document) -> None:
     docname = getattr(env, "current_document", env).docname
     if not docname.startswith("tutorials/") or docname == "tutorials/index":
         return
-    shown = [Path(app.srcdir, node["uri"].lstrip("/")) for node in doctree.findall(nodes.image) if EXECUTED in node["uri"]]
+    shown = [
+        Path(app.srcdir, node["uri"].lstrip("/")) for node in doctree.findall(nodes.image) if EXECUTED in node["uri"]
+    ]
     if shown:
         which = int(env.metadata[docname].get("picture", 0)) - 1
         target = MADE / f"{Path(docname).name}.png"

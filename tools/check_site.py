@@ -42,7 +42,9 @@ CUT_OFF = """() => {
     if (image.checkVisibility() && image.complete && !image.naturalWidth) found.push(`not drawn: ${image.src}`);
   return found;
 }"""
-DRAWN = "() => { for (const image of document.images) image.loading = 'eager'; return document.fonts.ready.then(() => 1) }"
+DRAWN = (
+    "() => { for (const image of document.images) image.loading = 'eager'; return document.fonts.ready.then(() => 1) }"
+)
 
 
 class Links(HTMLParser):
@@ -72,7 +74,9 @@ def dead_links(site: Path) -> dict[str, list[str]]:
             if parts.netloc != "site" or parts.scheme != "http":
                 continue
             path = unquote(parts.path).lstrip("/") or "index.html"
-            missing = not (site / path).is_file() or (place and path in pages and unquote(place) not in pages[path].places)
+            missing = not (site / path).is_file() or (
+                place and path in pages and unquote(place) not in pages[path].places
+            )
             if missing:
                 found.setdefault(name, []).append(f"link that leads nowhere: {link}")
     return found

@@ -12,7 +12,7 @@ SUFFIXES = {".py", ".json", ".safetensors", ".css", ".txt", ".md"}
 
 @cache
 def library_hash() -> str:
-    """Twelve hexadecimal digits that change with composeprob/, models/, constraints.txt, or the tests that pages run."""
+    """Twelve hexadecimal digits of composeprob/, models/, constraints.txt and the tests that pages run."""
     run = ("kernel_chains.py", "targets.py", "zscores.py", "kernels/test_mutants.py")
     tests = [ROOT / "tests" / file for file in run]
     return hash_of(ROOT / "composeprob", ROOT / "models", ROOT / "constraints.txt", *tests)

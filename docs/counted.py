@@ -1,4 +1,4 @@
-"""How many tests there are, counted in their source when the site is built: {counted}`WHAT`, with WHAT a key of `COUNTS`."""
+"""How many tests there are, counted in their source when the site is built: {counted}`WHAT`, a key of `COUNTS`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The gallery: every file of examples/ is run when the site is built, and gets a page with its picture and its time.
 
-A file takes part by being there. Its docstring's first sentence is its title and what is learned, the rest is the page's
-text; ``main(out=folder)`` makes the pictures. What a run leaves (``_build/gallery/``) is kept until the example, the
-library or a model changes. An example of a package that is not installed gets a page that says so.
+A file takes part by being there. Its docstring's first sentence is its title and what is learned, the rest is the
+page's text; ``main(out=folder)`` makes the pictures. What a run leaves (``_build/gallery/``) is kept until the
+example, the library or a model changes. An example of a package that is not installed gets a page that says so.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from changed import ROOT, hash_of, library_hash
+from PIL import Image
 from sphinx.errors import ExtensionError
 from sphinx.util.logging import getLogger
 
@@ -104,7 +105,7 @@ def run(example: Example) -> dict[str, Any]:
 def page(example: Example, found: dict[str, Any] | None) -> str:
     """The Markdown of an example's page."""
     name = example.path.stem
-    parts = [f"# {example.title}", example.learned and example.learned[0].upper() + example.learned[1:], example.body]
+    parts = [f"# {example.title}", _sentence(example.learned), example.body]
     if found is None:
         parts.append("*The examples were not run for this build.*")
     elif found["needs"]:
@@ -112,7 +113,7 @@ def page(example: Example, found: dict[str, Any] | None) -> str:
     else:
         parts += [f"![{example.title}: {example.learned}](pictures/{picture.name})" for picture in pictures(example)]
         parts.append(
-            f"It ran for {found['seconds']:.0f} s on {found['cores']} processor cores, compilation included "
+            f"With at most 500 chains it ran {found['seconds']:.0f} s on {found['cores']} cores, compilation included "
             f"({found['processor']:.0f} s of processor time)."
         )
     parts.append(f"{{download}}`Download {name}.py <../../examples/{name}.py>`")
@@ -130,13 +131,26 @@ def pictures(example: Example) -> list[Path]:
 def card(example: Example, found: dict[str, Any] | None) -> str:
     """The Markdown of an example's card."""
     shown = pictures(example)
-    options = [f":link: {example.path.stem}", ":link-type: doc", ":class-card: example"]
+    options = [f":link: {example.path.stem}", ":link-type: doc"]
     if shown:
+        wide = " wide" if _is_wide(shown[0]) else ""
         options += [f":img-top: pictures/{shown[0].name}", f":img-alt: What {example.path.name} draws"]
-    words = example.learned or example.body.partition("\n\n")[0]
-    time = f"\n+++\n{found['seconds']:.0f} s" if found and not found["needs"] else ""
-    needs = f"\n+++\nneeds {found['needs']}" if found and found["needs"] else ""
-    return "\n".join([f":::{{grid-item-card}} {example.title}", *options, "", words + time + needs, ":::"])
+        options.append(f":class-card: example{wide}")
+    words = _sentence(example.learned) or example.body.partition("\n\n")[0]
+    told = f"{found['seconds']:.0f} s" if found and not found["needs"] else ""
+    told = f"needs {found['needs']}" if found and found["needs"] else told
+    footer = ["", ":::{card-footer}", told, ":::"] if told else []
+    return "\n".join([f"::::{{grid-item-card}} {example.title}", *options, "", words, *footer, "::::"])
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _is_wide(picture: Path) -> bool:
+    """Of panels in a row, as results draw themselves: a card has room for the first."""
+    width, height = Image.open(picture).size
+    return width > 2.1 * height
 
 
 def index(cards: list[str], names: list[str]) -> str:
@@ -144,12 +158,12 @@ def index(cards: list[str], names: list[str]) -> str:
     return "\n\n".join(
         [
             "# Gallery",
-            "One short file an idea. Each ran when this site was built, with the pictures and times that you see; open "
-            "one for its code. In a checkout they are in `examples/`: `python examples/product.py`, or "
-            "`composeprob run examples/product.py --help` for other samplers, chains and levels.",
-            "::::{grid} 1 2 2 3\n:gutter: 3",
+            "One short file an idea. Each ran when this site was built, with at most 500 chains; times include "
+            "compilation. Open one for its code. In a checkout they are in `examples/`: `python examples/product.py`, "
+            "or `composeprob run examples/product.py --help` for other samplers, chains and levels.",
+            ":::::{grid} 1 2 2 3\n:gutter: 3",
             *cards,
-            "::::",
+            ":::::",
             "```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```",
         ]
     )
@@ -176,6 +190,7 @@ def build(app: Any) -> None:
         for picture in pictures(example):
             _write(PAGES / "pictures" / picture.name, picture.read_bytes())
         _write(PAGES / f"{example.path.stem}.md", page(example, found[example]))
+    examples.sort(key=lambda example: not pictures(example))  # what was not run goes last
     names = [example.path.stem for example in examples]
     for old in {file.stem for file in PAGES.glob("*.md")} - {*names, "index"}:
         (PAGES / f"{old}.md").unlink()

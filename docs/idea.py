@@ -1,7 +1,7 @@
 """python docs/idea.py: the picture of the home page and of README, docs/_static/idea-light.png and idea-dark.png.
 
-Above, what two models of the zoo learned from. Below, what adding their scores along the reverse diffusion gives, and their
-product by `cp.SMC`. The line holds 99 % of the exact product; samples outside of it are marked, and their share is counted.
+Above, what two models of the zoo learned from. Below, what adding their scores along the reverse diffusion gives, and
+their product by `cp.SMC`. The line holds 99 % of the exact product; samples outside of it are marked and counted.
 """
 
 from pathlib import Path

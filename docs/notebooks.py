@@ -1,8 +1,8 @@
 """Every tutorial as a notebook to download, and its picture for the cards that lead to it.
 
-A page is executed once. Its cells with their outputs become an `.ipynb` beside the page that runs in a plain Jupyter: what
-only Sphinx understands is turned into plain Markdown. ``picture:`` at the head of a page says which of its pictures
-stands for it (1 is the first); without it the last does.
+A page is executed once. Its cells with their outputs become an `.ipynb` beside the page that runs in a plain Jupyter:
+what only Sphinx understands is turned into plain Markdown. ``picture:`` at the head of a page says which of its
+pictures stands for it (1 is the first); without it the last does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """python tools/check_site.py [FOLDER] [--screenshots OUT]: looks at every page of the built site in a real browser.
 
-Each page of docs/_build/html (`make docs`) is opened at 1280 and 400 pixels, in light and dark. A finding is: an error in
+Each page of docs/_build/html (`make docs`) is opened at 1280 and at 400 pixels, and in dark. A finding is: an error in
 the console, a file that does not arrive, a link within the site that leads nowhere, something that is cut off on the
 right, a picture that was not drawn, or a violation that axe-core names. Needs Chromium (apt install chromium) and
 `pip install playwright axe-playwright-python`; the site is served from this machine and nothing else is asked for.
@@ -21,7 +21,8 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 SITE = Path(__file__).parents[1] / "docs" / "_build" / "html"
-WIDTHS, SCHEMES = (1280, 400), ("light", "dark")
+VIEWS = ((1280, "light", None), (400, "light", None), (1280, "dark", ["color-contrast"]))
+"""Width, colours, and which of axe's rules are asked: all, or what the colours change."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]  # fmt: skip
@@ -110,41 +111,42 @@ def browser_path() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-def look(site: Path, screenshots: Path | None = None, only: str = "") -> dict[str, list[str]]:
-    """By page, everything that was found. ``only`` takes pages whose names hold it."""
+def look(site: Path, screenshots: Path | None = None, only: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Page by page, its name and everything that was found. ``only`` takes pages whose names hold it."""
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright
 
-    found = {name: texts for name, texts in dead_links(site).items() if only in name}
+    dead = dead_links(site)
+    names = [file.relative_to(site).as_posix() for file in pages_of(site)]
     with served(site) as address, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=browser_path(), args=FLAGS)
-        for width in WIDTHS:
-            for scheme in SCHEMES:
-                page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-                said: list[str] = []
-                page.on("console", lambda told, said=said: told.type in ("error", "warning") and said.append(told.text))
-                page.on("pageerror", lambda error, said=said: said.append(str(error)))
-                page.on("requestfailed", lambda asked, said=said: said.append(f"did not arrive: {asked.url}"))
-                for file in pages_of(site):
-                    name = file.relative_to(site).as_posix()
-                    if only not in name:
-                        continue
-                    said.clear()
-                    page.goto(address + name, wait_until="load")
-                    page.evaluate(DRAWN)
-                    page.wait_for_load_state("networkidle")
-                    told = [*said, *page.evaluate(CUT_OFF)]
-                    for rule in Axe().run(page).response["violations"]:
-                        first = rule["nodes"][0]
-                        where = f"{' '.join(map(str, first['target']))} ({len(rule['nodes'])} in all)"
-                        told.append(f"axe {rule['id']}: {rule['help']}: {where}: {first['html'][:120]}")
-                    found.setdefault(name, []).extend(f"{width} {scheme}: {text}" for text in told)
-                    if screenshots is not None:
-                        screenshots.mkdir(parents=True, exist_ok=True)
-                        shot = f"{name.removesuffix('.html').replace('/', '-')}-{width}-{scheme}.png"
-                        page.screenshot(path=screenshots / shot, full_page=True)
+        said: list[str] = []
+        pages = []
+        for width, scheme, rules in VIEWS:
+            page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+            page.on("console", lambda told: told.type in ("error", "warning") and said.append(told.text))
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.on("requestfailed", lambda asked: said.append(f"did not arrive: {asked.url}"))
+            pages.append((f"{width} {scheme}", page, rules))
+        for name in (name for name in names if only in name):
+            found = dead.get(name, [])
+            for view, page, rules in pages:
+                said.clear()
+                page.goto(address + name, wait_until="load")
+                page.evaluate(DRAWN)
+                told = [*said, *page.evaluate(CUT_OFF)]
+                options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+                for rule in Axe().run(page, options=options).response["violations"]:
+                    first = rule["nodes"][0]
+                    where = f"{' '.join(map(str, first['target']))} ({len(rule['nodes'])} in all)"
+                    told.append(f"axe {rule['id']}: {rule['help']}: {where}: {first['html'][:120]}")
+                found = found + [f"{view}: {text}" for text in told]
+                if screenshots is not None:
+                    screenshots.mkdir(parents=True, exist_ok=True)
+                    shot = f"{name.removesuffix('.html').replace('/', '-')}-{view.replace(' ', '-')}.png"
+                    page.screenshot(path=screenshots / shot, full_page=True)
+            yield name, found
         browser.close()
-    return {name: texts for name, texts in found.items() if texts}
 
 
 def main() -> int:
@@ -154,11 +156,13 @@ def main() -> int:
     parser.add_argument("--screenshots", type=Path)
     parser.add_argument("--only", default="", help="pages whose names hold this")
     options = parser.parse_args()
-    found = look(options.folder, options.screenshots, options.only)
-    for name, texts in found.items():
-        print(name, *texts, sep="\n    ")
-    print(f"{len(pages_of(options.folder))} pages, {sum(map(len, found.values()))} findings")
-    return bool(found)
+    pages = findings = 0
+    for name, texts in look(options.folder, options.screenshots, options.only):
+        pages, findings = pages + 1, findings + len(texts)
+        if texts:
+            print(name, *texts, sep="\n    ", flush=True)
+    print(f"{pages} pages, {findings} findings")
+    return bool(findings)
 
 
 if __name__ == "__main__":

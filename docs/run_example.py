@@ -26,6 +26,8 @@ def main(file: str, folder: str) -> None:
             spec.loader.exec_module(module)
         except ModuleNotFoundError as error:
             needs = (error.name or "").partition(".")[0]
+            if importlib.util.find_spec(needs):
+                raise  # the package is here, and lacks a module of its own
         else:
             given = inspect.signature(module.main).parameters
             chains = {"num_chains": min(given["num_chains"].default, CHAINS)} if "num_chains" in given else {}

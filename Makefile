@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "Making $(VENV) with $$($$python --version)"; \
 	  "$$python" -m venv --clear "$(VENV)"; \
 	fi
-	"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling
+	"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling hatch-fancy-pypi-readme
 	"$(PY)" -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch "$@"
 

@@ -24,6 +24,11 @@ def test_wheel_holds_the_zoo_and_nothing_else(tmp_path):
     assert {f"composeprob/models/{path.as_posix()}" for path in weights} <= names
     assert {name.split("/")[0] for name in names} == {"composeprob", f"composeprob-{version('composeprob')}.dist-info"}
     assert not [name for name in names if "checkpoints" in name or "__pycache__" in name]
+    (told,) = [name for name in names if name.endswith("dist-info/METADATA")]
+    shown = zipfile.ZipFile(wheel).read(told).decode()
+    assert "pip install composeprob" in shown
+    assert "_static" not in shown  # the picture, which is nowhere but in the repository
+    assert not re.search(r"\]\((?!https?:)", shown)
 
 
 def test_make_names_the_python_it_cannot_use(tmp_path):

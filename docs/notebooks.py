@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from docutils import nodes
+from jupyter_cache import get_cache
 from measured import measured
 
 MADE = Path(__file__).parent / "tutorials" / "pictures"
@@ -28,9 +30,12 @@ def plain(markdown: str) -> str:
     return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"*\1*", markdown)
 
 
-def notebook(executed: Path) -> nbformat.NotebookNode:
-    """The notebook that a reader gets."""
+def notebook(executed: Path, kept: Path | None = None) -> nbformat.NotebookNode:
+    """The notebook that a reader gets; MyST-NB leaves outputs that it found in its cache, ``kept``, out of its file."""
     read = nbformat.read(executed, as_version=4)
+    if kept is not None:
+        with suppress(KeyError):  # executed without a cache
+            _, read = get_cache(kept).merge_match_into_notebook(read)
     for cell in read.cells:
         if cell.cell_type == "markdown":
             cell.source = plain(cell.source)
@@ -64,9 +69,10 @@ def _keep_picture(app: Any, doctree: nodes.document) -> None:
 def _write_notebooks(app: Any, error: Exception | None) -> None:
     if error is not None or app.builder.name != "html":
         return
+    kept = Path(app.config.nb_execution_cache_path)
     for executed in sorted(Path(app.outdir).parent.glob(f"{EXECUTED}/tutorials/*.ipynb")):
         if f"tutorials/{executed.stem}" in app.env.found_docs:
-            nbformat.write(notebook(executed), Path(app.outdir, "tutorials", executed.name))
+            nbformat.write(notebook(executed, kept), Path(app.outdir, "tutorials", executed.name))
 
 
 def _offer(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:

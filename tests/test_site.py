@@ -122,6 +122,12 @@ def test_a_notebook_for_readers_is_plain_markdown(tmp_path):
     made = notebooks.notebook(tmp_path / "t.ipynb")
     assert re.fullmatch(r"# T\nlevel, \*a page\*, name, \[out\]\(https://a.b\), [\d.]+", made.cells[0].source)
     assert "pip install" in made.cells[1].source
+    assert not made.cells[-1].outputs
+    cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text="2")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "ran.ipynb")
+    notebooks.get_cache(tmp_path / "kept").cache_notebook_file(tmp_path / "ran.ipynb", check_validity=False)
+    again = notebooks.notebook(tmp_path / "t.ipynb", tmp_path / "kept")  # outputs that MyST-NB took from its cache
+    assert again.cells[-1].outputs[0].text == "2"
     assert json.loads(nbformat.writes(made))["metadata"]["kernelspec"]["name"] == "python3"
 
 

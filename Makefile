@@ -51,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "Making $(VENV) with $$($$python --version)"; \
 	  "$$python" -m venv --clear "$(VENV)"; \
 	fi
-	"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling
+	"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling hatch-fancy-pypi-readme
 	"$(PY)" -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch "$@"
 
@@ -98,4 +98,4 @@ tpu: env
 	"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --upgrade --target "$(VENV)/libtpu" libtpu
 
 clean:
-	rm -rf build dist out docs/_build docs/jupyter_execute docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .jax_cache
+	rm -rf build dist out docs/_build docs/gallery docs/tutorials/pictures docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .jax_cache

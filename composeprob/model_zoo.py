@@ -207,6 +207,11 @@ def zoo(name: str | None = None) -> Any:
 
     Raises:
         LoadError: no such model.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.zoo("bar2d").name, "bar2d" in cp.zoo()
+        ('bar2d', True)
     """
     if name is not None:
         return _card(_folder(name))

@@ -71,6 +71,9 @@ def as_distribution(
         >>> def model(y):
         ...     x = numpyro.sample("x", prior)
         ...     numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
+        >>> value, _ = numpyro.infer.util.log_density(model, (1.0,), {}, {"x": 1.0})
+        >>> round(float(value - prior.log_prob(1.0)), 2)
+        -0.23
     """
     if not is_factor(factor):
         raise WrongTypeError(

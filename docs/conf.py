@@ -16,25 +16,42 @@ author = "the composeprob authors"
 project_copyright = author
 version = release = installed_version("composeprob")
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `measured`
+sys.path.insert(0, str(Path(__file__).parent))  # for the extensions of this folder
+from changed import library_hash  # noqa: E402
+
 extensions = [
+    "accessible",
+    "counted",
+    "gallery",
+    "mathml",
     "measured",
+    "notebooks",
     "myst_nb",
+    "sphinx_copybutton",
+    "sphinx_design",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "jupyter_execute", "README.md", "Thumbs.db"]
+exclude_patterns = ["_build", "README.md", "Thumbs.db"]
 
 html_theme = "furo"
 html_title = "composeprob"
+html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
+html_theme_options = {"top_of_page_buttons": []}
+templates_path = ["_templates"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+copybutton_exclude = ".linenos, .gp, .go"  # a console's prompt and output are not copied
 
 # ── pages and notebooks ──────────────────────────────────────────────────────────────────────────────────────────────
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 os.environ.pop("MPLBACKEND", None)  # notebooks draw inline; another backend would leave the pages without pictures
-nb_execution_mode = "force"  # a cache would not notice that the library changed under an unchanged notebook
+# Outputs are kept by a page's cells, under a name that changes with the library: a page runs again when either does.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(Path(__file__).parent / "_build" / "notebooks" / library_hash())
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_execution_timeout = 300

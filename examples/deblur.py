@@ -64,7 +64,9 @@ def main(num_chains=2000, out="out"):
     print(f"mean of the noise {draws['noise'].mean():.4f}, exactly {noise:.4f}")
 
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    axis.plot(place, draws["x"][:50].T, color="tab:blue", alpha=0.15)
+    low, middle, high = np.quantile(draws["x"], [0.05, 0.5, 0.95], axis=0)
+    axis.fill_between(place, low, high, color="tab:blue", alpha=0.25, label="90 % of the posterior")
+    axis.plot(place, middle, color="tab:blue", label="median")
     axis.plot(place, truth, "k", label="truth")
     axis.plot(place, blurred, ".", color="tab:red", label="blurred and noisy")
     axis.legend()

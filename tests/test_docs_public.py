@@ -66,6 +66,14 @@ def test_imports_of_the_pages_exist():
             pkgutil.resolve_name(f"{module}.{name}")
 
 
+@pytest.mark.parametrize("name", PUBLIC)
+def test_an_example_shows_what_comes_out(name):
+    public = functools.reduce(getattr, name.split(".")[1:], cp)
+    for shown in [public, *(vars(public).values() if inspect.isclass(public) else ())]:
+        for test in doctest.DocTestFinder(recurse=False).find(shown, name) if inspect.getdoc(shown) else ():
+            assert not test.examples or test.examples[-1].want, f"{name}: an example that ends without output"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -50,6 +50,11 @@ def test_the_wheels_hold_every_model_and_nothing_else(tmp_path):
     assert {name for name in zoo if "/weights" not in name and ".dist-info/" not in name} == {
         "composeprob/models/LICENSE"
     }
+    (told,) = [name for name in names if name.endswith("dist-info/METADATA")]
+    shown = zipfile.ZipFile(wheel).read(told).decode()
+    assert "pip install composeprob" in shown
+    assert "_static" not in shown  # the picture, which is nowhere but in the repository
+    assert not re.search(r"\]\((?!https?:)", shown)
 
 
 def test_everything_is_of_one_version():

@@ -175,6 +175,18 @@ def test_progress_in_a_notebook_is_one_bar_that_moves(monkeypatch):
     assert "a < b" in shown[-1]["text/plain"]
 
 
+def test_progress_says_what_is_compiled_before_the_first_level():
+    bar = Progress(10, description="SMC")
+    buffer = on_a_terminal(bar)
+    with bar:
+        bar.doing("compiling a level of SMC with MALA")
+        bar.doing("compiling HMC at level 0")
+        assert "0/10 compiling a level of SMC with MALA" in buffer.getvalue()
+        assert "0/10 compiling HMC at level 0" in buffer.getvalue()  # not held back until the next refresh is due
+        bar.update(10, acceptance=0.5)
+    assert "10/10 acceptance 0.5" in buffer.getvalue()
+
+
 def test_progress_is_throttled_and_facts_are_lazy():
     class Fact:
         reads = 0

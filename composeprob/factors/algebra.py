@@ -72,6 +72,11 @@ def power(factor: Factor, exponent: float) -> Factor:
 
     Raises:
         InvalidValueError: w is NaN or infinite.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.load("ring2d") * cp.power(cp.load("bar2d"), 0.5)
+        ring2d * bar2d ** 0.5
     """
     check_factors("A power", (factor,))
     try:

@@ -37,7 +37,10 @@ class Energy(LeafFactor):
         >>> import composeprob as cp, jax.numpy as jnp
         >>> schedule = cp.Schedule.cosine(50)
         >>> upper_half = cp.Energy(lambda x, level: -jnp.logaddexp(0.0, -20 * x[1]), schedule,
-        ...                        event_shape=(2,), top_power=0.0)
+        ...                        event_shape=(2,), top_power=0.0, label="up")
+        >>> ring = cp.load("ring2d")
+        >>> ring * upper_half
+        ring2d * up
     """
 
     fn: Callable[..., Any]

@@ -23,6 +23,11 @@ def guide(factor: Factor, scale: float, **conditions: Any) -> Factor:
     Raises:
         ConditionError: no condition, or one that the factor does not have.
 
+    Example:
+        >>> import composeprob as cp
+        >>> cp.guide(cp.load("digits"), 2.0, label=3)
+        digits(label=3) ** 2 / digits
+
     References:
         Ho & Salimans 2022, *Classifier-Free Diffusion Guidance* (their w is s − 1).
     """
@@ -45,6 +50,11 @@ def condition(factor: Factor, classifier: Classifier, label: Any, scale: float =
         classifier: a noise-conditioned `Classifier` of events of the same shape.
         label: the class's index.
         scale: the guidance scale s; 1 is Bayes' rule.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.condition(cp.load("digits"), cp.load("digits-classifier"), label=3, scale=8.0)
+        digits * digits-classifier(label=3) ** 8
 
     References:
         Dhariwal & Nichol 2021, *Diffusion Models Beat GANs on Image Synthesis*, section 4.

@@ -91,8 +91,11 @@ def from_diffusers(
 
     Example:
         >>> import composeprob as cp
-        >>> model = cp.from_diffusers("google/ddpm-cat-256")  # doctest: +SKIP
-        >>> cat = model.given(prompt="a cat on the left")  # of a text-to-image folder  # doctest: +SKIP
+        >>> model = cp.from_diffusers("tests/pretrained/data/sd")  # any folder; or owner/name on the hub
+        >>> model.event_shape, model.schedule.num_levels
+        ((8, 8, 4), 1000)
+        >>> model.given(prompt="a cat") * model.given(prompt="a dog") / model
+        sd(prompt='a cat') * sd(prompt='a dog') / sd
     """
     if schedule is not None and not isinstance(schedule, Schedule):
         raise WrongTypeError(

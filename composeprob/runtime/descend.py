@@ -48,9 +48,11 @@ def descend(
     with Progress(first + 1, progress, name or type(sampler).__name__) as bar:
         try:
             if run.chains is None:
+                bar.doing("compiling the first draws")
                 run = start(sampler, run, density, first)
             if trail is not None:
                 trail.add(run, sampler, density, first)
+            bar.doing(f"compiling {_loop(sampler)}")
             size, tick, made = 1, time.monotonic(), int(run.visits.made)
             while not bool(run.visits.arrived):
                 size = size if trail is None else trail.at_most(size, made)
@@ -70,6 +72,13 @@ def descend(
             if run.chains is None and name is None:
                 raise
     return run
+
+
+def _loop(sampler: Sampler) -> str:
+    """What one visit of a level is made of."""
+    if sampler.kernel is None:
+        return f"a level of {type(sampler).__name__}"
+    return f"a level of {type(sampler).__name__} with {type(sampler.kernel).__name__}"
 
 
 def _facts(records: Records, level: int) -> dict[str, Any]:

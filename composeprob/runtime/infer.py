@@ -99,6 +99,18 @@ def infer(
             draws with, or has one (`BlackJAX`) that devices with networks in parts cannot run in step.
         AlignmentError: a factor does not know one of the ``levels``.
         LoadError: the checkpoint belongs to another run, or is damaged.
+
+    Example:
+        >>> import composeprob as cp, jax, numpyro.distributions as dist
+        >>> @cp.program
+        ... def alone(f):
+        ...     return cp.sample("x", f)
+        >>> f = cp.Analytic(dist.Normal(1.0, 0.5), cp.Schedule.log_snr(20))
+        >>> result = cp.infer(cp.compile(alone, f), jax.random.key(0), num_chains=1000, sampler=cp.Ancestral())
+        >>> result["x"].shape, round(float(result["x"].mean()), 1)
+        ((1000,), 1.0)
+        >>> print(result.status)
+        OK
     """
     _check_arguments(density, key, num_chains, sampler)
     _check_resume(checkpoint_dir, resume)

@@ -75,6 +75,12 @@ class Progress:
         if time.monotonic() - self._drawn >= REFRESH_SECONDS:
             self._draw()
 
+    def doing(self, what: str) -> None:
+        """Say at once what comes before the first update, such as what is compiled."""
+        if self._kind != "off":
+            self._last = (0 if self._last is None else self._last[0], {what: ""})
+            self._draw()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -115,5 +121,5 @@ def _text(facts: dict[str, Any]) -> str:
             value = f"{float(value):.3g}"
         except (TypeError, ValueError):
             value = str(value)
-        words.append(f"{name.replace('_', ' ')} {value}")
+        words.append(f"{name.replace('_', ' ')} {value}".rstrip())
     return " · ".join(words)

@@ -52,6 +52,7 @@ def stay(run: Run, density: AnnealedDensity, progress: bool) -> Run:
     """
     moved = run
     with Progress(BLOCKS, progress, "at level 0") as bar:
+        bar.doing("compiling HMC at level 0")
         for block in range(BLOCKS):
             before = moments(moved)
             moved = _block(moved, density, block)

@@ -1,0 +1,20 @@
+"""What the theme leaves out for those who use a keyboard or a screen reader."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _reach(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """What can be scrolled sideways, output and wide tables, can be reached by the keyboard."""
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+    if "body" in context:
+        body = context["body"].replace("<pre>", '<pre tabindex="0">')
+        context["body"] = body.replace('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper')
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """After the page is written."""
+    app.connect("html-page-context", _reach, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

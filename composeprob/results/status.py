@@ -39,6 +39,7 @@ class Code(enum.StrEnum):
     WEIGHTS_COLLAPSED = "weights_collapsed"
     ANCESTORS_COLLAPSED = "ancestors_collapsed"
     MODES_MISSING = "modes_missing"
+    SHARES_FROZEN = "shares_frozen"
     UNSETTLED = "unsettled"
     LEVELS_TOO_FEW = "levels_too_few"
     NOT_SAVED = "not_saved"

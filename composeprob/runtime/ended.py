@@ -11,6 +11,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import Finding
 from composeprob.results.estimates import Families, island_variance
 from composeprob.results.result import Result
+from composeprob.results.shares import frozen_shares
 from composeprob.results.status import Code, diagnose, diverged, erratic_weights, few_ancestors, few_levels, unsettled
 from composeprob.runtime.stay import LEAPFROGS
 from composeprob.samplers.base import Run, Sampler
@@ -82,6 +83,7 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         *((Code(finding.code), finding.message) for finding in ended.apart),
         *([] if found.has(Code.WEIGHTS_COLLAPSED) else erratic_weights(np.asarray(records.weight_variance)[told])),
         *few_ancestors(families.effective, len(np.unique(ancestors)), num_chains, arrived),
+        *(_frozen(run, sampler, density) if arrived else ()),
         *unsettled(float(run.drift)),
         *few_levels(of_levels),
     )
@@ -139,6 +141,17 @@ def _doubts(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[
     doubts = [(Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts]
     far = diverged(noised, float(top.alpha), float(top.sigma)) if density.num_levels > 1 else []
     return [*far, *doubts]
+
+
+def _frozen(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[Code, str]]:
+    """What is wrong with the modes' shares, of chains that do not weigh one another: asked where log-densities can be
+    compared between modes."""
+    evaluation = getattr(run.chains, "evaluation", None)
+    if sampler.route().weights is not None or not {"energy", "mode_depth"} <= density.capabilities:
+        return []
+    if evaluation is None or np.shape(evaluation.log_density) != np.shape(run.log_weights):  # replicas have several
+        return []
+    return frozen_shares(host(sampler.positions(run)), np.asarray(host(evaluation.log_density)))
 
 
 def _outside(run: Run) -> float:

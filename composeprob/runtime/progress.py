@@ -50,7 +50,7 @@ class Progress:
         if self._kind == "terminal":
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(20),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[facts]}"),
                 TimeElapsedColumn(),

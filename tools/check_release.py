@@ -1,7 +1,7 @@
 """Checks a release: builds it, and installs and runs it in an empty environment of every Python that is found here.
 
     make release-check                                        # or: python tools/check_release.py
-    python tools/check_release.py --python /opt/py/bin/python3.14 --only 3.14 --only lowest
+    python tools/check_release.py --python PATH --only 3.14 --only lowest
 
 For each Python of `PYTHONS` it installs the wheel and runs `inside` (README's program, the command line, a project of
 `composeprob new`, what an absent model says), then the zoo's wheel and one of its models, and lists what was pulled in

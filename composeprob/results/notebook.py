@@ -46,4 +46,5 @@ def png(figure: Figure, alt: str, dpi: int, kind: str = "", transparent: bool = 
     figure.savefig(buffer, format="png", dpi=dpi, transparent=transparent)
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f"<img class='{kind}' alt='{alt}' style='max-width:100%' src='data:image/png;base64,{data}'>"
+    look = f"class='{kind}'" if kind else "style='max-width:100%'"  # of a class the page's own style speaks
+    return f"<img {look} alt='{alt}' src='data:image/png;base64,{data}'>"

@@ -147,7 +147,8 @@ def _frozen(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[
     """What is wrong with the modes' shares, of chains that do not weigh one another: asked where log-densities can be
     compared between modes."""
     evaluation = getattr(run.chains, "evaluation", None)
-    if sampler.route().weights is not None or not {"energy", "mode_depth"} <= density.capabilities:
+    weighed = np.isfinite(np.asarray(run.records.ess)).any()
+    if weighed or not {"energy", "mode_depth"} <= density.capabilities:
         return []
     if evaluation is None or np.shape(evaluation.log_density) != np.shape(run.log_weights):  # replicas have several
         return []

@@ -20,6 +20,7 @@ FEW = {
     "two_scales": 1,
     "text_to_image": 4,
     "queens": 16,
+    "planning": 4,
     "separation": 100,
 }
 """Chains of examples whose models are large."""
@@ -141,6 +142,11 @@ def check_two_scales(module, result):
     inside = slice(module.EDGE, module.EDGE + module.LARGE)
     blocks = result["x"][:, inside, inside].reshape(-1, 32, module.SCALE, 32, module.SCALE, 3)
     assert captions.true_of("a yellow triangle in the middle", detector.detect(blocks.mean((2, 4)))).all()
+
+
+def check_planning(module, result):
+    good = module.rooms.succeeds(result["x"], module.doors, module.start, module.goal)
+    assert good.sum() >= 3  # of 4; benchmarks/planning.py counts more
 
 
 def check_queens(module, result):

@@ -60,8 +60,9 @@ def main(num_chains=num_chains, out="out", animate=False):
     for axis, (name, way) in zip(axes, {"summed scores": cp.Ancestral(), "composed": sampler}.items(), strict=True):
         result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=way, levels=levels)
         good = rooms.succeeds(result["x"], doors, start, goal)
-        print(f"{name}: {good.sum()} of {num_chains} plans reach the goal and touch no wall")
-        axis.set_title(name)
+        told = f"{name}: {good.sum()} of {num_chains} plans reach the goal and touch no wall"
+        print(told)
+        axis.set_title(told)
         draw(axis, result["x"], good)
     print(result.summary())
 
@@ -69,9 +70,8 @@ def main(num_chains=num_chains, out="out", animate=False):
     figure.savefig(Path(out, "planning.png"))
     if animate:
         walker, plan = axes[1].plot([], [], "o", color="k")[0], np.asarray(result["x"][np.argmax(good)])
-        FuncAnimation(figure, lambda i: walker.set_data(plan[i : i + 1].T), LENGTH).save(
-            Path(out, "planning.gif"), fps=20
-        )
+        walking = FuncAnimation(figure, lambda i: walker.set_data(plan[i : i + 1].T), LENGTH)
+        walking.save(Path(out, "planning.gif"), fps=20, writer="pillow")
     return result
 
 

@@ -67,10 +67,10 @@ def main(num_chains=num_chains, out="out"):
     figure, axes = plt.subplots(2, 6, figsize=(9, 3.4), layout="constrained")
     shown = np.linspace(0, len(boards) - 1, axes.size).astype(int)
     for axis, board, good in zip(axes.flat, boards[shown], right[shown], strict=True):
-        axis.imshow(board.reshape(N, N), cmap="gray_r", vmin=0, vmax=1)
-        axis.set(xticks=[], yticks=[], title="" if good else "wrong")
+        axis.pcolormesh(board.reshape(N, N), cmap="gray_r", vmin=0, vmax=1, edgecolors="0.8")
+        axis.set(xticks=[], yticks=[], title="" if good else "wrong", aspect="equal")
     Path(out).mkdir(parents=True, exist_ok=True)
-    figure.savefig(Path(out, "queens.png"))
+    figure.savefig(Path(out, "queens.png"), dpi=150)
     return result
 
 

@@ -13,7 +13,16 @@ from composeprob.models.worlds import captions, detector, digits
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAINS = 600
 CENTRE = np.array([0.0, -0.35])  # of the arc that own_network learns
-FEW = {"scene": 6, "captions": 6, "tapestry": 1, "two_scales": 1, "text_to_image": 4}
+FEW = {
+    "scene": 6,
+    "captions": 6,
+    "tapestry": 1,
+    "two_scales": 1,
+    "text_to_image": 4,
+    "queens": 16,
+    "planning": 4,
+    "separation": 100,
+}
 """Chains of examples whose models are large."""
 NOISE = 4 * 0.5 / np.sqrt(CHAINS / 4)  # four standard errors of a share, with a quarter of the chains effective
 
@@ -133,6 +142,33 @@ def check_two_scales(module, result):
     inside = slice(module.EDGE, module.EDGE + module.LARGE)
     blocks = result["x"][:, inside, inside].reshape(-1, 32, module.SCALE, 32, module.SCALE, 3)
     assert captions.true_of("a yellow triangle in the middle", detector.detect(blocks.mean((2, 4)))).all()
+
+
+def check_planning(module, result):
+    good = module.rooms.succeeds(result["x"], module.doors, module.start, module.goal)
+    assert good.sum() >= 3  # of 4; benchmarks/planning.py counts more
+
+
+def check_queens(module, result):
+    boards = np.asarray(result["x"])
+    right = module.solved(boards)
+    assert right.mean() > 0.95
+    assert len(np.unique(boards[right].round().astype(int), axis=0)) == module.SOLUTIONS
+
+
+def check_separation(module, result):
+    for name, true in module.truth.items():
+        draws = result.unweighted()[name]
+        off, blind = (np.sqrt(np.mean((guess - true) ** 2)) for guess in (draws.mean(0), module.mixed / 2))
+        assert off < 0.75 * blind
+        near(np.std(draws, axis=0).mean(), off, 0.5 * off)  # error bars of the size of the error
+
+
+def check_rare_event(module, result):
+    exact = module.exact(module.THRESHOLDS[-1])
+    assert 1e-7 < exact < 2e-6
+    near(result.log_evidence, np.log(exact), 4 * result.log_evidence_error)
+    assert result.log_evidence_error < 0.2
 
 
 def check_text_to_image(module, result):

@@ -1,0 +1,39 @@
+"""Walks of 24 points through a row of rooms, given the doors, as a score."""
+
+from __future__ import annotations
+
+import jax
+from jax import Array
+
+import composeprob as cp
+
+from ..networks.walker import Walker
+from ..worlds import rooms
+
+
+def data(key: Array, n: int) -> tuple[Array, dict[str, Array]]:
+    """Walks, each in rooms of its own."""
+    doors_key, walk_key = jax.random.split(key)
+    doors = jax.vmap(rooms.doors)(jax.random.split(doors_key, n))
+    return jax.vmap(rooms.walk)(jax.random.split(walk_key, n), doors), {"doors": doors}
+
+
+def network(key: Array) -> Walker:
+    """The covariance that it starts from is that of 20,000 walks."""
+    return Walker(rooms.POINTS, data(jax.random.key(0), 20_000)[0], hidden=128, blocks=3, key=key)
+
+
+RECIPE = cp.training.Recipe(
+    network=network,
+    data=data,
+    event_shape=(rooms.POINTS, 2),
+    parameterization="epsilon",
+    conditions=("doors",),
+    schedule=cp.Schedule.log_snr(100, -9.0, 10.5),  # σ is 0.005 at level 0, a hundredth of a door
+    log_snr=(-12.0, 12.0),
+    focus=(-3.0, 9.0),
+    antithetic=True,
+    decay="cosine",
+    batch_size=256,
+    iterations=25_000,
+)

@@ -144,7 +144,8 @@ def card(example: Example, found: dict[str, Any] | None) -> str:
 
 
 def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]
+    """Begins with a capital, unless it begins with a formula."""
+    return words[:1].upper() + words[1:] if words[:2].replace(" ", "a").isalpha() else words
 
 
 def _is_wide(picture: Path) -> bool:

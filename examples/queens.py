@@ -52,10 +52,8 @@ def solved(x):
 def main(num_chains=num_chains, out="out"):
     density = cp.compile(queens)
     print(density)
-    for name, way, more in (
-        ("reverse diffusion", cp.Ancestral(), {}),
-        ("replica exchange", sampler, {"draws": 8, "thin": 20}),
-    ):
+    ways = (("reverse diffusion", cp.Ancestral(), {}), ("replica exchange", sampler, {"draws": 8, "thin": 20}))
+    for name, way, more in ways:
         result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=way, **more)
         boards = np.asarray(result["x"]).reshape(-1, N * N)
         right = solved(boards)
@@ -64,11 +62,13 @@ def main(num_chains=num_chains, out="out"):
         print(f"{name}: {share}, {different} of {SOLUTIONS} different ones")
     print(result.summary())
 
-    figure, axes = plt.subplots(2, 6, figsize=(9, 3.4), layout="constrained")
+    figure, axes = plt.subplots(3, 8, figsize=(10, 4.4), layout="constrained")
     shown = np.linspace(0, len(boards) - 1, axes.size).astype(int)
     for axis, board, good in zip(axes.flat, boards[shown], right[shown], strict=True):
         axis.pcolormesh(board.reshape(N, N), cmap="gray_r", vmin=0, vmax=1, edgecolors="0.8")
-        axis.set(xticks=[], yticks=[], title="" if good else "wrong", aspect="equal")
+        rows = " ".join(map(str, 1 + board.reshape(N, N).argmax(0)))  # of the queens, column by column
+        axis.set_title(rows if good else f"{rows}, wrong", fontsize=9)
+        axis.set(xticks=[], yticks=[], aspect="equal")
     Path(out).mkdir(parents=True, exist_ok=True)
     figure.savefig(Path(out, "queens.png"), dpi=150)
     return result

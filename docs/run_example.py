@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-CHAINS = 500
+CHAINS = 300
 """At most so many, that the site is built in minutes; an example's own number may be greater."""
 
 

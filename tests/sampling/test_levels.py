@@ -134,7 +134,7 @@ def test_refusals(density):
     }.items():
         with pytest.raises(InvalidValueError, match=words):
             cp.infer(density, jax.random.key(0), num_chains=8, levels=levels)
-    with pytest.raises(CapabilityError, match="AnnealedMCMC has none"):
+    with pytest.raises(CapabilityError, match="AnnealedMCMC has no weights"):
         adaptive(density, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
     copy = eqx.tree_at(lambda d: d.schedule.sigma, density, density.schedule.sigma)
     with pytest.raises(CapabilityError, match=r"Only a density as cp\.compile returned it"):

@@ -21,6 +21,7 @@ from typing import Any
 
 from changed import ROOT, hash_of, library_hash
 from PIL import Image
+from run_example import CHAINS
 from sphinx.errors import ExtensionError
 from sphinx.util.logging import getLogger
 
@@ -113,8 +114,8 @@ def page(example: Example, found: dict[str, Any] | None) -> str:
     else:
         parts += [f"![{example.title}: {example.learned}](pictures/{picture.name})" for picture in pictures(example)]
         parts.append(
-            f"With at most 500 chains it ran {found['seconds']:.0f} s on {found['cores']} cores, compilation included "
-            f"({found['processor']:.0f} s of processor time)."
+            f"With at most {CHAINS} chains it ran {found['seconds']:.0f} s on {found['cores']} cores, compilation "
+            f"included ({found['processor']:.0f} s of processor time)."
         )
     parts.append(f"{{download}}`Download {name}.py <../../examples/{name}.py>`")
     parts += ["## The code", f"```python\n{example.text}```"]
@@ -159,7 +160,7 @@ def index(cards: list[str], names: list[str]) -> str:
     return "\n\n".join(
         [
             "# Gallery",
-            "One short file an idea. Each ran when this site was built, with at most 500 chains; times include "
+            f"One short file an idea. Each ran when this site was built, with at most {CHAINS} chains; times include "
             "compilation. Open one for its code. In a checkout they are in `examples/`: `python examples/product.py`, "
             "or `composeprob run examples/product.py --help` for other samplers, chains and levels.",
             ":::::{grid} 1 2 2 3\n:gutter: 3",

@@ -12,7 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 import composeprob as cp
-from composeprob.results.plotting import level_zero, new_figure, plot_density, plot_points, style
+from composeprob.results.plotting import log_density_at, new_figure, plot_density, plot_points, style
 
 MODES = 0.5 * jnp.stack([jnp.cos(jnp.arange(8) * jnp.pi / 4), jnp.sin(jnp.arange(8) * jnp.pi / 4)], -1)
 RING = dist.MixtureSameFamily(dist.Categorical(jnp.ones(8) / 8), dist.Normal(MODES, 0.075).to_event(1))
@@ -32,7 +32,8 @@ def product(*factors):
 
 def exact_product(schedule, shape):
     """By quadrature on a grid at level 0: the exact product's log-density, its mode weights, and draws from it."""
-    unnormalised = level_zero(cp.compile(product, cp.Analytic(RING, schedule), cp.Analytic(BAR, schedule)), "x")
+    exact = cp.compile(product, cp.Analytic(RING, schedule), cp.Analytic(BAR, schedule))
+    unnormalised = log_density_at(exact, "x", 0)
     grid = np.stack(np.meshgrid(*2 * [np.linspace(-1.2, 1.2, 601, dtype=np.float32)]), -1).reshape(-1, 2)
     values = np.asarray(unnormalised(grid), np.float64)
     log_sum = np.logaddexp.reduce(values)
@@ -55,7 +56,7 @@ def main(num_chains=1000, out="out", samplers=SAMPLERS):
     with style():
         axes = new_figure(9.6, 7).subplots(2, 3).ravel()
         for ax, (name, factor) in zip(axes, inputs.items(), strict=False):
-            plot_density(ax, level_zero(cp.compile(product, factor), "x"), WINDOW)
+            plot_density(ax, log_density_at(cp.compile(product, factor), "x", 0), WINDOW)
             ax.set_title(f"{name}\na model of the zoo")
         for ax, (name, sampler) in zip(axes[3:], samplers.items(), strict=True):
             result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=sampler)

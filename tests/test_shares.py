@@ -12,7 +12,7 @@ import pytest
 from scipy.special import logsumexp
 
 import composeprob as cp
-from composeprob.results.shares import frozen_shares
+from composeprob.results.shares import SLACK, _log_density, frozen_shares
 
 KEYS = 20
 RING = 3 * np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], axis=1)
@@ -37,11 +37,40 @@ def test_right_shares_are_not_named(means, sds, n):
     assert not any(frozen_shares(*drawn(rng, means, sds, equal, n)) for _ in range(KEYS))
 
 
+@pytest.mark.parametrize("d", [1, 2, 3, 6, 10])
+def test_log_z_of_modes_of_any_shape_is_off_by_less_than_the_slack(d):
+    rng = np.random.default_rng(0)
+    laws = {
+        "Gaussian": (rng.normal, lambda x: -0.5 * (x**2).sum(1) - 0.5 * d * np.log(2 * np.pi)),
+        "exponential": (rng.exponential, lambda x: -x.sum(1)),
+        "uniform": (rng.uniform, lambda x: 0.0),
+    }
+    for n in (max(20, 5 * d), 500):
+        found = []
+        for draw, log_density in laws.values():
+            x = draw(size=(n, d))
+            found.append(np.mean(log_density(x) - _log_density(x)))
+        noise = 4 * np.sqrt(2 * (0.6 + 0.5 * d) / n)
+        assert max(found) - min(found) < SLACK * d + noise
+
+
 def test_one_mode_is_not_named():
     rng = np.random.default_rng(0)
     for d in (1, 2, 20):
         x = rng.normal(size=(500, d)) ** 3
         assert not frozen_shares({"x": x, "y": x[:, 0]}, rng.normal(size=500))
+
+
+def test_a_share_that_is_wrong_by_little_is_named_where_chains_are_many():
+    """73 % held by what has half: 1 nat."""
+    rng, means = np.random.default_rng(0), np.array([[-2.0], [2.0]])
+    for _ in range(KEYS):
+        assert frozen_shares(*drawn(rng, means, np.array([0.3, 0.1]), [0.73, 0.27], 1000))
+
+
+def test_chains_that_stand_still_are_not_judged():
+    x = np.repeat([[-1.0], [1.0]], 50, axis=0)
+    assert not frozen_shares({"x": x}, x[:, 0])
 
 
 @pytest.mark.parametrize("n", [64, 1000])

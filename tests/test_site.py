@@ -96,7 +96,8 @@ def main(num_chains=2000, out="out"):
     path.write_text(source)
     for _ in range(2):
         found = gallery.run(gallery.Example(path))
-    assert found["printed"] == "300 out\n"
+    assert found["printed"] == f"{gallery.CHAINS} out\n"
+    assert f"With at most {gallery.CHAINS} chains" in gallery.page(gallery.Example(path), found)
     assert counter.read_text() == "x"
     path.write_text(source.replace("idea", "other idea"))
     gallery.run(gallery.Example(path))

@@ -72,7 +72,7 @@ def compare(result: Result, other: Result, seed: int = 0) -> Comparison:
     both = np.concatenate([points, others])
     together = np.concatenate([families, their_families + families.max() + 1])
     mine = np.arange(2 * n) < n
-    near = nearest(scaled(both, _sizes(result)), together, neighbours(n))
+    near = _neighbours(scaled(both, _sizes(result)), together, neighbours(n))
     there, here = isolated(near, mine)
     chance = np.array([max(isolated(near, _shuffled(together, n, rng))) for _ in range(PERMUTATIONS)])
     p_value = float((1 + np.sum(chance >= max(here, there))) / (1 + PERMUTATIONS))
@@ -131,7 +131,7 @@ def scaled(rows: np.ndarray, sizes: list[int]) -> np.ndarray:
     return np.asarray(rows @ np.linalg.svd(rows, full_matrices=False)[2][:DIRECTIONS].T)
 
 
-def nearest(rows: np.ndarray, families: np.ndarray, k: int) -> Int[np.ndarray, "m k"]:
+def _neighbours(rows: np.ndarray, families: np.ndarray, k: int) -> Int[np.ndarray, "m k"]:
     """The k nearest rows of each, without those of its own family, which are near for another reason."""
     from scipy.spatial.distance import cdist
 

@@ -273,8 +273,3 @@ def _evaluate() -> Any:
     return eqx.filter_jit(
         lambda density, name, xs, level: jax.vmap(lambda x: density.log_density({name: x}, level))(xs)
     )
-
-
-def level_zero(density: AnnealedDensity | None, name: str) -> Any:
-    """`log_density_at` of level 0."""
-    return log_density_at(density, name, 0)

@@ -311,14 +311,14 @@ def erratic_weights(variance: np.ndarray) -> list[tuple[Code, str]]:
         variance: v, relative variance of what the step to each level multiplied the weights by, shape (K,), NaN where
             there was none. 1/(1 + v) is the conditional effective sample size (Zhou, Johansen and Aston 2016).
     """
-    wild = 1 / (1 + np.asarray(variance, float)) < ESS_FLOOR
+    worth = 1 / (1 + np.asarray(variance, float))
+    wild = worth < ESS_FLOOR
     if not wild.any():
         return []
     text = (
-        f"A single step multiplied the weights by numbers whose relative variance is {np.nanmax(variance):.3g}, at "
-        f"{_levels(wild)}: they rise and fall by more than they can be followed, and the log-evidence comes out too "
-        "low. A factor changes over a shorter distance than a step is long. Compile with many more levels, widen what "
-        "is sharp, or try anneal='tempered'."
+        f"A single step multiplied the weights by numbers that differ so much that only {np.nanmin(worth):.2g} of the "
+        f"chains count, at {_levels(wild)}: a factor changes over a shorter distance than a step is long, and the "
+        "log-evidence comes out too low. Compile with many more levels, widen what is sharp, or try anneal='tempered'."
     )
     return [(Code.WEIGHTS_COLLAPSED, text)]
 

@@ -198,3 +198,19 @@ def test_every_other_level_of_a_way_has_its_ends():
         coarser = made(levels).coarser()
         assert tuple(np.asarray(coarser.order)[: len(some)]) == some
         assert int(coarser.made) == 0
+
+
+@pytest.mark.parametrize(("width", "steady"), [(0.3, True), (0.01, False)])
+def test_steps_that_are_too_long_for_a_sharp_event_are_named(width, steady):
+    """P(x ≥ 4) of a normal law: softened over .01 the weights rise and fall within single steps, though the effective
+    sample size stays above its floor."""
+
+    @cp.program
+    def event(law, width):
+        x = cp.sample("x", law)
+        cp.factor("beyond", jax.scipy.special.log_ndtr((x - 4.0) / width), anneal="denoised")
+
+    target = cp.compile(event, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40, max=8.0)), jnp.float32(width))
+    result = cp.infer(target, jax.random.key(0), num_chains=CHAINS, sampler=cp.SMC(), progress=False)
+    assert np.nanmin(result.ess) > 0.05
+    assert result.status.has("weights_collapsed") != steady

@@ -171,13 +171,12 @@ class ReplicaExchange(Sampler):
         blank = self.moves.begin(run, jax.tree.map(lambda leaf: leaf[:, 0], chains.states.position))
         rules = [part.step_size for part in kernel.kernels]
         scales = jnp.stack([r.log_scale if isinstance(r, Adaptive) else jnp.zeros(()) for r in rules])
-        blocks = len(rules)
         rungs = Rungs(
             run.visits.order[count - 1 :: -1][:count],
             jnp.tile(scales, (count, 1)),
             jnp.int32(0),
             jnp.zeros(count - 1),
-            jnp.zeros((count, blocks)),
+            jnp.zeros((count, len(rules))),
         )
         return dataclasses.replace(blank, chains=chains, tuning=(rungs,))
 

@@ -32,8 +32,7 @@ def product(*factors):
 
 def exact_product(schedule, shape):
     """By quadrature on a grid at level 0: the exact product's log-density, its mode weights, and draws from it."""
-    exact = cp.compile(product, cp.Analytic(RING, schedule), cp.Analytic(BAR, schedule))
-    unnormalised = log_density_at(exact, "x", 0)
+    unnormalised = log_density_at(cp.compile(product, *(cp.Analytic(law, schedule) for law in (RING, BAR))), "x", 0)
     grid = np.stack(np.meshgrid(*2 * [np.linspace(-1.2, 1.2, 601, dtype=np.float32)]), -1).reshape(-1, 2)
     values = np.asarray(unnormalised(grid), np.float64)
     log_sum = np.logaddexp.reduce(values)

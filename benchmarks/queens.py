@@ -136,7 +136,7 @@ def measured(
 
 def main() -> int:
     rows = []
-    for n, sweeps, thin, rungs in ((4, 400, 20, 16), (8, 2000, 200, 32)):
+    for n, sweeps, thin, rungs in ((4, 400, 20, 16), (8, 6000, 100, 32)):
         target = density(n)
         exchange = cp.ReplicaExchange(num_levels=rungs, sweeps=sweeps)
         rows += [

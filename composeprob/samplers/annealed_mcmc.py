@@ -33,7 +33,8 @@ class AnnealedMCMC(Sampler):
 
     Cost: one evaluation a level to refresh what the kernel caches, and the kernel's own for each transition. What
     chains cannot do is cross between modes once these have parted: the share of each mode is frozen at the level where
-    that happens, and no number of chains mends it. `SMC` does.
+    that happens, and no number of chains mends it. `SMC` does. With ``reverse_step=True`` the status says so
+    (``shares_frozen``) where the Feynman–Kac weights of the chains' paths tell.
 
     In a program without noised sites nothing leads from the prior to the data in small steps: there each chain starts
     at one of 16 draws of the prior, chosen by their likelihood, for 16 evaluations more.

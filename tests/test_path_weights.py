@@ -93,6 +93,16 @@ def test_weights_that_know_nothing_of_where_chains_are_name_nothing():
                 assert not uneven_paths(sites, spread * rng.normal(size=n) ** 3)
 
 
+@pytest.mark.parametrize("scale", [1.0, 4.0, 20.0])
+def test_weights_that_scatter_more_in_places_name_nothing(scale):
+    """E[W | x] = 1 everywhere, and log W falls with x as its variance grows: by half of it."""
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        x = rng.normal(size=2000)
+        variance = scale / (1 + np.exp(-x))
+        assert not uneven_paths({"x": x}, rng.normal(-0.5 * variance, np.sqrt(variance)))
+
+
 @pytest.mark.parametrize("d", [1, 30])
 def test_what_weights_would_move_is_told(d):
     """log W adds up over entries, and says of each that its mean is off by 0.6 of its spread."""
@@ -123,3 +133,32 @@ def test_few_or_broken_weights_are_not_judged():
     assert not uneven_paths({"x": np.zeros(500)}, x)
     assert not uneven_paths({"x": x}, np.zeros(500))
     assert not uneven_paths({"x": np.where(x > 3, np.nan, x), "y": np.full(500, np.inf)}, x)
+
+
+def test_summed_scores_are_named(monkeypatch):
+    """Two Gaussians, of which reverse diffusion gives a mean that is off by a third of a spread, and the weights of its
+    paths say so; their mean is the evidence over the product of two N(0, 1), where paths begin."""
+    f, g = (cp.Analytic(dist.Normal(*numbers), LEVELS) for numbers in ((1.0, 0.5), (-1.0, 1.0)))
+    result, log_weights = ended(monkeypatch, cp.compile(product, f, g), cp.Ancestral(), num_chains=2000)
+    mean, spread = 0.6, np.sqrt(0.2)
+    off = (mean - float(np.mean(result["x"]))) / spread
+    assert abs(off) > 0.3
+    exact = norm.logpdf(2, 0, np.sqrt(1.25)) - norm.logpdf(0, 0, np.sqrt(2))
+    assert abs(logsumexp(log_weights) - np.log(len(log_weights)) - exact) < 0.2
+    assert result.status.has("shares_frozen")
+    told = float(re.search(r"would move by ([+-][\d.]+) of", result.status.message)[1])
+    assert told * off > 0
+
+
+@cp.program
+def alone(f):
+    return cp.sample("x", f)
+
+
+def test_reverse_diffusion_of_one_model_is_not_named(monkeypatch):
+    result, log_weights = ended(
+        monkeypatch, cp.compile(alone, two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3])), cp.Ancestral()
+    )
+    assert result.status.ok
+    assert np.ptp(log_weights) == 0
+    assert not np.isnan(result.mean(lambda x: x["x"]).error)

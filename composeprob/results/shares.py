@@ -7,9 +7,11 @@ level 0 only where noise changes none of them. Two things tell, and neither take
 under π (annealed importance sampling: Neal 2001; Jarzynski 1997). Where chains forget, W has nothing to do with where
 they end; else their mean of f is off, to first order, by
 
-$$E_\pi[f] - E[f] \approx \mathrm{Cov}(f, \log W),$$
+$$E_\pi[f] - E[f] \approx \mathrm{Cov}(f, \log W + \tfrac12 (\log W - E[\log W \mid x])^2),$$
 
-which is told well where W itself is a few chains' (log W that adds up over many coordinates, say).
+which is told well where W itself is a few chains' (log W that adds up over many coordinates, say). The square is there
+for chains that forget: E[W | x] is the same for all x then, and E[log W | x] is less by half of its variance, which is
+larger at some x than at others.
 
 *Log-densities that can be compared between modes.* At level 0, where chains are in equilibrium inside of each mode m,
 
@@ -45,12 +47,23 @@ TAIL = 0.01
 """The share of log-weights, at either end, that are taken for no farther out than the next one."""
 
 
-def uneven_paths(sites: dict[str, np.ndarray], path_weights: np.ndarray) -> list[tuple[Code, str]]:
+FROZEN = (
+    "They kept shares that noisier levels decided, as chains do that cannot cross between modes any more. Try cp.SMC "
+    "with more chains or more levels, or cp.ReplicaExchange, whose chains move between modes."
+)
+SUMMED = (
+    "Reverse diffusion follows the composed score, whose law at noisier levels is not the program's with noise. Use "
+    "cp.SMC(), or leave sampler= out."
+)
+
+
+def uneven_paths(sites: dict[str, np.ndarray], path_weights: np.ndarray, why: str = FROZEN) -> list[tuple[Code, str]]:
     """The finding that chains whose paths weigh more lie elsewhere, if they do.
 
     Args:
         sites: positions at level 0 in the coordinates of the density, ``{site: (N, …)}``.
         path_weights: log W of each, (N,), up to a constant.
+        why: what it comes from, and what to do about it.
     """
     from scipy.stats import chi2
 
@@ -72,16 +85,17 @@ def uneven_paths(sites: dict[str, np.ndarray], path_weights: np.ndarray) -> list
     columns = [axes[:, spread > 1e-6 * spread[0]][:, : n // FEWEST], (inside - inside.mean(0))[:, : n // FEWEST]]
     basis, sizes, _ = np.linalg.svd(np.concatenate(columns, axis=1), full_matrices=False)
     basis = basis[:, sizes > 1e-6 * sizes[0]]
-    explained = float(((basis.T @ gain) ** 2).sum())
-    noise = (float(gain @ gain) - explained) / (n - basis.shape[1] - 1)
-    shift = math.sqrt(max(0.0, (explained - basis.shape[1] * noise) / n))
-    if shift < SHIFT or chi2.sf(explained / noise, basis.shape[1]) > BY_CHANCE:
+    rest = gain - basis @ (basis.T @ gain)
+    corrected = gain + 0.5 * (rest**2 - np.mean(rest**2))
+    for each in (gain, corrected):
+        explained = float(((basis.T @ each) ** 2).sum())
+        noise = (float(each @ each) - explained) / (n - basis.shape[1] - 1)
+        if explained == 0 or chi2.sf(explained / noise, basis.shape[1]) > BY_CHANCE:
+            return []
+    if explained / n - basis.shape[1] * noise / n < SHIFT**2:
         return []
-    text = (
-        f"Where the chains ended depends on what their ways there weigh: {_most_moved(sites, points, inside, gain)}. "
-        "They kept shares that noisier levels decided, as chains do that cannot cross between modes any more. Try "
-        "cp.SMC with more chains or more levels, or cp.ReplicaExchange, whose chains move between modes."
-    )
+    moved = _most_moved(sites, points, inside, corrected)
+    text = f"Where chains ended depends on what their paths weigh: {moved}. {why}"
     return [(Code.SHARES_FROZEN, text)]
 
 

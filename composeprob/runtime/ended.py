@@ -11,7 +11,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import Finding
 from composeprob.results.estimates import Families, island_variance
 from composeprob.results.result import Result
-from composeprob.results.shares import frozen_shares, uneven_paths
+from composeprob.results.shares import FROZEN, SUMMED, frozen_shares, uneven_paths
 from composeprob.results.status import Code, diagnose, diverged, erratic_weights, few_ancestors, few_levels, unsettled
 from composeprob.runtime.stay import LEAPFROGS
 from composeprob.samplers.base import Run, Sampler
@@ -150,7 +150,7 @@ def _frozen(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[
     if np.isfinite(np.asarray(run.records.ess)).any():
         return []
     positions = host(sampler.positions(run))
-    uneven = uneven_paths(positions, paths) if np.any(paths != 0) else []
+    uneven = uneven_paths(positions, paths, SUMMED if sampler.kernel is None else FROZEN) if paths.any() else []
     if uneven or not {"energy", "mode_depth"} <= density.capabilities:
         return uneven
     if evaluation is None or np.shape(evaluation.log_density) != np.shape(paths):  # replicas have several

@@ -59,6 +59,8 @@ $(STAMP): pyproject.toml constraints.txt
 test test-all docs: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.jax_cache
 test test-all docs: export JAX_COMPILATION_CACHE_MAX_SIZE = 1073741824
 test test-all docs: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
+# Of each worker: on cores that are all busy the threads of NumPy's LAPACK wait for one another.
+test test-all docs: export OPENBLAS_NUM_THREADS = 1
 
 demo: env
 	"$(PY)" examples/demo.py

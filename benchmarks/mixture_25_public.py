@@ -177,11 +177,11 @@ def main() -> int:
         named[name] = named.get(name, 0) + 1
     notes = (
         f"Sliced Wasserstein distance of order 1 (10,000 directions) of {options.chains} samples from as many exact "
-        f"draws, mean over seeds {', '.join(map(str, SEEDS[: options.seeds]))}; ours against three sets of exact draws, "
-        "the floor three pairs of such sets. Ours: `cp.infer` with its defaults on log-SNR from −14 to 9, "
-        f"{max(cell.evaluations for cell in cells)} evaluations a chain, key = seed. Published columns: 1,000 DDPM steps "
-        "and 1,000 particles, one set of exact draws; MCGDiff is the authors' own port, which they say not to trust. "
-        f"Findings in {len(cells) * options.seeds} runs: {named or 'none'}."
+        f"draws, mean over seeds {', '.join(map(str, SEEDS[: options.seeds]))}; ours against three sets of exact "
+        "draws, the floor three pairs of such sets. Ours: `cp.infer` with its defaults on log-SNR from −14 to 9, "
+        f"{max(cell.evaluations for cell in cells)} evaluations a chain, key = seed. Published columns: 1,000 DDPM "
+        "steps and 1,000 particles, one set of exact draws; MCGDiff is the authors' own port, which they say not to "
+        f"trust. Findings in {len(cells) * options.seeds} runs: {named or 'none'}."
     )
     details: dict[str, Any] = {"num_chains": options.chains, "rows": [dataclasses.asdict(cell) for cell in cells]}
     title = "25 Gaussians through random operators: the public problems of SMCDiffOpt"

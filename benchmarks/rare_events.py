@@ -89,9 +89,7 @@ def program(policy: str) -> Program:
     return event
 
 
-def measured(
-    method: str, policy: str, levels: str | None, first_key: int, threshold: float, law: cp.Analytic
-) -> Row:
+def measured(method: str, policy: str, levels: str | None, first_key: int, threshold: float, law: cp.Analytic) -> Row:
     """All keys of one row."""
     target, truth = cp.compile(program(policy), law, jnp.float32(threshold)), exact(threshold)
     logs, errors, seconds, evaluations = [], [], [], 0
@@ -146,7 +144,8 @@ def main() -> int:
     ]
     notes = (
         f"{CHAINS} chains, keys 0 to {KEYS - 1} where no others are told, log-SNR from {LEVELS[0]:g} to {LEVELS[1]:g}. "
-        f"The range of levels was chosen on the first keys, the row of the next {KEYS} confirms it. The ratio's own standard error is the variation over √{KEYS}. "
+        f"The range of levels was chosen on the first keys, the row of the next {KEYS} confirms it. The ratio's own "
+        f"standard error is the variation over √{KEYS}. "
         f"Counting among N exact draws has a variation of √(1/NP): {np.sqrt(1 / CHAINS / exact(7.0)):.2f} at "
         f"τ = 7, {np.sqrt(1 / CHAINS / exact(10.0)):.1f} at τ = 10. Published rows soften the event over .01."
     )

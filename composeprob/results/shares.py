@@ -1,7 +1,19 @@
 r"""Whether independent chains lie in the modes in the shares that their densities have.
 
 Chains that no longer cross from mode to mode keep the shares of the level at which they parted, which are those of
-level 0 only where noise changes none of them. At level 0, where chains are in equilibrium inside of each mode m,
+level 0 only where noise changes none of them. Two things tell, and neither takes an evaluation.
+
+*What their paths weigh.* With the Feynman–Kac weights W of the ways that they came, E[W·f]/E[W] is the mean of any f
+under π (annealed importance sampling: Neal 2001; Jarzynski 1997). Where chains forget, W has nothing to do with where
+they end; else their mean of f is off, to first order, by
+
+$$E_\pi[f] - E[f] \approx \mathrm{Cov}(f, \log W + \tfrac12 (\log W - E[\log W \mid x])^2),$$
+
+which is told well where W itself is a few chains' (log W that adds up over many coordinates, say). The square is there
+for chains that forget: E[W | x] is the same for all x then, and E[log W | x] is less by half of its variance, which is
+larger at some x than at others.
+
+*Log-densities that can be compared between modes.* At level 0, where chains are in equilibrium inside of each mode m,
 
 $$\log Z_m = E_m[\log \pi - \log p_m],$$
 
@@ -25,6 +37,83 @@ NEIGHBOURS = 4
 """k of the estimate."""
 MOST = 1000
 """Chains that are looked at."""
+SHIFT = 0.1
+"""By how many standard deviations weights must move a mean, in the direction in which they move it most."""
+BY_CHANCE = 1e-6
+"""How often paths of right chains may seem uneven."""
+FEWEST = 20
+"""Chains for each direction or group that is looked at."""
+TAIL = 0.01
+"""The share of log-weights, at either end, that are taken for no farther out than the next one."""
+
+
+FROZEN = (
+    "They kept shares that noisier levels decided, as chains do that cannot cross between modes any more. Try cp.SMC "
+    "with more chains or more levels, or cp.ReplicaExchange, whose chains move between modes."
+)
+SUMMED = (
+    "Reverse diffusion follows the composed score, whose law at noisier levels is not the program's with noise. Use "
+    "cp.SMC(), or leave sampler= out."
+)
+
+
+def uneven_paths(sites: dict[str, np.ndarray], path_weights: np.ndarray, why: str = FROZEN) -> list[tuple[Code, str]]:
+    """The finding that chains whose paths weigh more lie elsewhere, if they do.
+
+    Args:
+        sites: positions at level 0 in the coordinates of the density, ``{site: (N, …)}``.
+        path_weights: log W of each, (N,), up to a constant.
+        why: what it comes from, and what to do about it.
+    """
+    from scipy.stats import chi2
+
+    finite = np.flatnonzero(np.isfinite(path_weights))
+    if len(finite) < 0.95 * len(path_weights) or len(finite) < 40:
+        return []
+    some = finite[np.unique(np.linspace(0, len(finite) - 1, min(4 * MOST, len(finite))).astype(int))]
+    n = len(some)
+    parts = [np.asarray(x, float)[some].reshape(n, -1) for x in sites.values()]
+    points, gain = np.concatenate(parts, axis=1), path_weights[some]
+    if not np.isfinite(points).all() or not points.std(0).any():
+        return []
+    gain = np.clip(gain, *np.quantile(gain, [TAIL, 1 - TAIL]))
+    gain, width = gain - gain.mean(), points.std(0)
+    points = (points - points.mean(0)) / np.where(width > 0, width, 1.0)
+    axes, spread, _ = np.linalg.svd(points, full_matrices=False)
+    groups = _modes(scaled(points, [part.shape[1] for part in parts]))
+    inside = groups[:, None] == np.flatnonzero(np.bincount(groups) >= FEWEST)
+    columns = [axes[:, spread > 1e-6 * spread[0]][:, : n // FEWEST], (inside - inside.mean(0))[:, : n // FEWEST]]
+    basis, sizes, _ = np.linalg.svd(np.concatenate(columns, axis=1), full_matrices=False)
+    basis = basis[:, sizes > 1e-6 * sizes[0]]
+    rest = gain - basis @ (basis.T @ gain)
+    corrected = gain + 0.5 * (rest**2 - np.mean(rest**2))
+    for each in (gain, corrected):
+        explained = float(((basis.T @ each) ** 2).sum())
+        noise = (float(each @ each) - explained) / (n - basis.shape[1] - 1)
+        if explained == 0 or chi2.sf(explained / noise, basis.shape[1]) > BY_CHANCE:
+            return []
+    if explained / n - basis.shape[1] * noise / n < SHIFT**2:
+        return []
+    moved = _most_moved(sites, points, inside, corrected)
+    text = f"Where chains ended depends on what their paths weigh: {moved}. {why}"
+    return [(Code.SHARES_FROZEN, text)]
+
+
+def _most_moved(sites: dict[str, np.ndarray], points: np.ndarray, inside: np.ndarray, gain: np.ndarray) -> str:
+    """What weights would change most, in words: the mean of an entry, or the share of a group."""
+    by, n = points.T @ gain / len(gain), len(gain)
+    most, share = int(np.argmax(np.abs(by))), inside.mean(0)
+    if inside.shape[1] > 1:
+        # What is inside gains so much more than what is outside, in logarithms.
+        odds = share / (1 - share) * np.exp(gain @ inside / n / (share * (1 - share)))
+        weighed = odds / (1 + odds)
+        group = int(np.argmax(np.abs(weighed - share)))
+        if abs(weighed[group] - share[group]) > abs(by[most]):
+            return f"one group of them holds {share[group]:.1%}, and weighed it would hold about {weighed[group]:.1%}"
+    entries = [(name, index) for name, x in sites.items() for index in np.ndindex(np.shape(x)[1:])]
+    name, index = entries[most]
+    entry = f"{name}[{', '.join(map(str, index))}]" if index else name
+    return f"weighed, the mean of {entry} would move by {by[most]:+.2f} of its standard deviations"
 
 
 def frozen_shares(sites: dict[str, np.ndarray], log_density: np.ndarray) -> list[tuple[Code, str]]:

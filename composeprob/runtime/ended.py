@@ -11,7 +11,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import Finding
 from composeprob.results.estimates import Families, island_variance
 from composeprob.results.result import Result
-from composeprob.results.shares import frozen_shares
+from composeprob.results.shares import FROZEN, SUMMED, frozen_shares, uneven_paths
 from composeprob.results.status import Code, diagnose, diverged, erratic_weights, few_ancestors, few_levels, unsettled
 from composeprob.runtime.stay import LEAPFROGS
 from composeprob.samplers.base import Run, Sampler
@@ -144,15 +144,18 @@ def _doubts(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[
 
 
 def _frozen(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[Code, str]]:
-    """What is wrong with the modes' shares, of chains that do not weigh one another: asked where log-densities can be
-    compared between modes."""
-    evaluation = getattr(run.chains, "evaluation", None)
-    weighed = np.isfinite(np.asarray(run.records.ess)).any()
-    if weighed or not {"energy", "mode_depth"} <= density.capabilities:
+    """What is wrong with the modes' shares, of chains that do not weigh one another: by the ways that they came, and
+    where log-densities can be compared between modes, by these."""
+    evaluation, paths = getattr(run.chains, "evaluation", None), host(run.path_weights)
+    if np.isfinite(np.asarray(run.records.ess)).any():
         return []
-    if evaluation is None or np.shape(evaluation.log_density) != np.shape(run.log_weights):  # replicas have several
+    positions = host(sampler.positions(run))
+    uneven = uneven_paths(positions, paths, SUMMED if sampler.kernel is None else FROZEN) if paths.any() else []
+    if uneven or not {"energy", "mode_depth"} <= density.capabilities:
+        return uneven
+    if evaluation is None or np.shape(evaluation.log_density) != np.shape(paths):  # replicas have several
         return []
-    return frozen_shares(host(sampler.positions(run)), np.asarray(host(evaluation.log_density)))
+    return frozen_shares(positions, np.asarray(host(evaluation.log_density)))
 
 
 def _outside(run: Run) -> float:

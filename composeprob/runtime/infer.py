@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
+from threadpoolctl import threadpool_limits
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, WrongTypeError
@@ -140,11 +141,13 @@ def _carried_out(
     Raises:
         FewAncestors: if it is to be given up where too few of the first chains have descendants.
     """
-    job = Job(asked, sampler, folder)
-    job.levels(give_up)
-    job.stay()
-    job.draw()
-    return job.result(reason)
+    # LAPACK's matrices are small here: its threads would wait for one another longer than they work.
+    with threadpool_limits(1, user_api="blas"):
+        job = Job(asked, sampler, folder)
+        job.levels(give_up)
+        job.stay()
+        job.draw()
+        return job.result(reason)
 
 
 def _check_resume(checkpoint_dir: Any, resume: Any) -> None:

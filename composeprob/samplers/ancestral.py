@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import equinox as eqx
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels.step_size import as_scalar
 from composeprob.pytree import all_finite
 from composeprob.samplers.base import Route, Run, Sampler, draw_initial, level_keys
-from composeprob.samplers.reverse import reverse_step
+from composeprob.samplers.reverse import log_ratio_of_leaning, reverse_step
+from composeprob.samplers.weights import feynman_kac_weight
 
 
 class Ancestral(Sampler):
@@ -74,21 +77,41 @@ class Ancestral(Sampler):
         return eqx.tree_at(lambda r: r.chains, run, draw_initial(run, density, level), is_leaf=lambda x: x is None)
 
     def visit(self, run: Run, density: AnnealedDensity, level: Array, above: Array) -> Run:
-        def move(key: Array, position: dict[str, Array]) -> tuple[dict[str, Array], Array]:
-            score = density.evaluator(position, above).score
-            return reverse_step(key, position, score, density, above, self.eta, level), ~all_finite(score)
+        def move(key: Array, position: dict[str, Array]) -> tuple[dict[str, Array], Array, Array]:
+            evaluation = density.evaluator(position, above)
+            moved = reverse_step(key, position, evaluation.score, density, above, self.eta, level)
+            gain = path_gain(position, evaluation, moved, density, level, above) if weighs else jnp.zeros(())
+            return moved, gain, ~all_finite(evaluation.score)
 
-        moved, bad = jax.lax.cond(  # the first level is where the draws already are
+        weighs = "feynman_kac" in density.capabilities
+        moved, gain, bad = jax.lax.cond(  # the first level is where the draws already are
             level < above,
             lambda positions: run.spread.map(move, level_keys(run.keys, level), positions),
-            lambda positions: (positions, jnp.zeros(run.keys.shape, bool)),
+            lambda positions: (positions, jnp.zeros(run.keys.shape), jnp.zeros(run.keys.shape, bool)),
             run.chains,
         )
-        bad = run.spread.total(bad.astype(jnp.int32))
-        return eqx.tree_at(lambda r: r.chains, run, moved).counting(level, bad)
+        gain = jnp.where(self.eta == 1, gain, 0.0)  # the weights are those of DDPM's steps
+        run = dataclasses.replace(run, chains=moved, path_weights=run.path_weights + gain)
+        return run.counting(level, run.spread.total(bad.astype(jnp.int32)))
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains
 
     def describe(self) -> str:
         return f"Ancestral(eta={float(self.eta):.3g})"
+
+
+def path_gain(
+    position: Position, evaluation: Evaluation, moved: Position, density: AnnealedDensity, level: Array, above: Array
+) -> Array:
+    """What one chain's log-weight gains by its step along ∇log π from the level above to level, a scalar.
+
+    `SMC`'s Feynman–Kac weight, but that the rate is taken for that of the level above on the whole way, as nothing is
+    evaluated where a step ends; of the potential G only what it is at both ends of the path is left.
+    """
+    parts = evaluation.parts
+    gain = feynman_kac_weight(parts, parts, density.schedule, above, level)
+    gain = gain + log_ratio_of_leaning(position, parts.drift, evaluation.score, moved, density, above, level)
+    potential = parts.log_potential + parts.log_prior
+    last, first = level == 0, above == density.num_levels - 1
+    return gain + jnp.where(last, potential, 0.0) - jnp.where(first, potential, 0.0)

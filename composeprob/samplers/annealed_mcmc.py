@@ -18,8 +18,9 @@ from composeprob.kernels import Kernel, KernelState
 from composeprob.kernels.gibbs import parts_of
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.base import REVERSE, Route, Run, Sampler, draw_initial, level_keys
-from composeprob.samplers.reverse import reverse_step
+from composeprob.samplers.reverse import log_ratio_of_leaning, reverse_step
 from composeprob.samplers.transitions import Transitions
+from composeprob.samplers.weights import first_weight, gain_between
 
 NOTHING = {"f": np.nan, "b": False}
 """What stands for a number that is not known yet."""
@@ -32,7 +33,8 @@ class AnnealedMCMC(Sampler):
 
     Cost: one evaluation a level to refresh what the kernel caches, and the kernel's own for each transition. What
     chains cannot do is cross between modes once these have parted: the share of each mode is frozen at the level where
-    that happens, and no number of chains mends it. `SMC` does.
+    that happens, and no number of chains mends it. `SMC` does. With ``reverse_step=True`` the status says so
+    (``shares_frozen``) where the Feynman–Kac weights of the chains' paths tell.
 
     In a program without noised sites nothing leads from the prior to the data in small steps: there each chain starts
     at one of 16 draws of the prior, chosen by their likelihood, for 16 evaluations more.
@@ -102,15 +104,26 @@ class AnnealedMCMC(Sampler):
         assert self.moves is not None
         keys = level_keys(run.keys, level)
         target = self.target(density, level)
-        states, bad = run.chains, jnp.zeros(keys.shape, bool)
+        came, states, bad = run.chains, run.chains, jnp.zeros(keys.shape, bool)
         if self.reverse_step:
             fall = partial(descend, density=density, level=level, above=above)
             states, bad = run.spread.map(fall, keys, states)
         states = run.spread.map(partial(self.moves.kernel.relevel, target=target), states)
+        if self.weighs(density):
+            gain = run.spread.map(partial(path_gain, density=density, level=level, above=above), came, states)
+            run = dataclasses.replace(run, path_weights=run.path_weights + gain)
         states, tuning, records = self.moves.run(
             run.spread, keys, states, target, density.schedule, level, run.tuning, run.records, bad
         )
         return dataclasses.replace(run, chains=states, tuning=tuning, records=records)
+
+    def target(self, density: AnnealedDensity, level: Array | int) -> Target:
+        return partial(density.evaluator, level=level) if self.weighs(density) else super().target(density, level)
+
+    def weighs(self, density: AnnealedDensity) -> bool:
+        """Whether `Run.path_weights` are kept, for what `results.shares` says of them: they cost no evaluation."""
+        noised = self.moves is not None and self.moves.noised
+        return bool(noised) and self.reverse_step and "feynman_kac" in density.capabilities
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains.position
@@ -150,6 +163,21 @@ def descend(
         stayed = {name: ratio * x if name in noised else x for name, x in state.position.items()}
         moved = where(through, stayed, moved)
     return dataclasses.replace(state, position=where(falls, moved, state.position)), falls & ~all_finite(score)
+
+
+def path_gain(came: KernelState, state: KernelState, density: AnnealedDensity, level: Array, above: Array) -> Array:
+    """What one chain's log-weight gains by its reverse step along ∇log π from the level above, or by its first draw, a
+    scalar: `SMC`'s Feynman–Kac weight. Not finite where the density is 0 or a score is not finite.
+
+    Args:
+        came, state: before the step and after it, under their levels' densities.
+        density, level, above: as of `descend`.
+    """
+    before, after = came.evaluation, state.evaluation
+    path = (came.position, before.parts.drift, before.score, state.position)
+    gain = log_ratio_of_leaning(*path, density, above, level)
+    gain = gain + gain_between(before.parts, after.parts, density, level, above)
+    return jnp.where(level < above, gain, first_weight(state, density, level))
 
 
 def likely_initial(run: Run, density: AnnealedDensity, level: int) -> dict[str, Array]:

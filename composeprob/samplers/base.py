@@ -66,6 +66,8 @@ class Run(eqx.Module):
         keys: a random key for every chain, (N,): chain i's noise depends on nothing but its key and the level.
         shared: the key for what chains decide together (resampling).
         log_weights: log-weights, (N,).
+        path_weights: what independent chains would weigh by the way that they came, in logarithms and up to a constant,
+            (N,): `shares.uneven_paths` looks at them, and nothing else does.
         log_evidence: log of the estimated ∫π, a scalar.
         evidence_variance: the relative variance of that estimate, a scalar.
         ancestors: the first chain that each chain descends from, (N,) of 0 … N − 1.
@@ -81,6 +83,7 @@ class Run(eqx.Module):
     keys: Array
     shared: Array
     log_weights: Array
+    path_weights: Array
     log_evidence: Array
     evidence_variance: Array
     ancestors: Array
@@ -95,13 +98,14 @@ class Run(eqx.Module):
     @classmethod
     def places(cls) -> Run:
         """Where each part of a run is, as `jax.shard_map` wants it."""
-        return cls(chains, chains, everywhere, chains, *(everywhere,) * 10)  # type: ignore[arg-type]
+        return cls(chains, chains, everywhere, chains, chains, *(everywhere,) * 10)  # type: ignore[arg-type]
 
     @property
     def whole(self) -> Run:
         """The same run without copies of chains, as `placed` takes it."""
-        own, keys, log_weights = self.spread.cut((self.chains, self.keys, self.log_weights))
-        return dataclasses.replace(self, chains=own, keys=keys, log_weights=log_weights, spread=Spread())
+        own, keys, *weights = self.spread.cut((self.chains, self.keys, self.log_weights, self.path_weights))
+        whole = dataclasses.replace(self, chains=own, keys=keys, spread=Spread())
+        return dataclasses.replace(whole, log_weights=weights[0], path_weights=weights[1])
 
     def counting(self, level: Array, bad: Array) -> Run:
         """The same run with so many moves of the level, over all chains, counted as non-finite."""
@@ -275,17 +279,17 @@ def begin(
     own = jnp.arange(num_chains, dtype=jnp.int32)
     log_weights, records = jnp.zeros((num_chains,)), Records.empty(len(visits.order))
     none = jnp.zeros((), jnp.int32)
-    return Run(
-        None, keys[1:], keys[0], log_weights, zero, zero, own, (), records, none, zero, jnp.zeros((1,)), visits, spread
-    )
+    weights, apart = (log_weights, jnp.zeros((num_chains,))), jnp.zeros((1,))
+    return Run(None, keys[1:], keys[0], *weights, zero, zero, own, (), records, none, zero, apart, visits, spread)
 
 
 def placed(run: Run, spread: Spread) -> Run:
     """The same run of N chains, spread so."""
-    own, keys, log_weights = spread.place(spread.padded((run.chains, run.keys, run.log_weights)), chains)
+    by_chain = (run.chains, run.keys, run.log_weights, run.path_weights)
+    own, keys, *weights = spread.place(spread.padded(by_chain), chains)
     common = (run.shared, run.log_evidence, run.evidence_variance, run.ancestors, run.tuning, run.records)
     shared, *rest = spread.place((*common, run.stayed, run.drift, run.islands, run.visits, spread), everywhere)
-    return Run(own, keys, shared, log_weights, *rest)
+    return Run(own, keys, shared, *weights, *rest)
 
 
 def draw_initial(run: Run, density: AnnealedDensity, level: int) -> Any:

@@ -55,8 +55,9 @@ class Fit(eqx.Module):
 
     def control(self, y: Array, half: Array) -> tuple[Array, Array]:
         """u at y for a chain of this half, (d,), and ∇·u, a scalar."""
-        gain, push, away = self.gain[half], self.push[half], y - self.centre
-        return times(gain, away) + push, trace(gain)
+        # Of both halves, as one product of all chains with each matrix, and not a copy of a matrix for every chain.
+        both = jax.vmap(times, (0, None))(self.gain, y - self.centre) + self.push
+        return both[half], jax.vmap(trace)(self.gain)[half]
 
 
 def noised(density: AnnealedDensity) -> list[str]:

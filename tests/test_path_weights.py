@@ -1,0 +1,164 @@
+"""What the ways weigh that independent chains came: annealed importance sampling, and a finding where it disagrees."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy.integrate import quad
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+import composeprob as cp
+from composeprob.results.shares import uneven_paths
+from composeprob.runtime import job
+
+LEVELS = cp.Schedule.log_snr(100)
+CHAINS = 500
+
+
+def ended(monkeypatch, density, sampler, key=0, num_chains=CHAINS):
+    """A result, and log W of its chains' paths."""
+    seen, summed_up = [], job.summed_up
+    monkeypatch.setattr(job, "summed_up", lambda s, d, end, *rest: (seen.append(end), summed_up(s, d, end, *rest))[1])
+    result = cp.infer(density, jax.random.key(key), num_chains=num_chains, sampler=sampler, progress=False)
+    return result, np.asarray(seen[-1].run.whole.path_weights)
+
+
+def two_modes(shares, means, sds):
+    law = dist.MixtureSameFamily(dist.Categorical(jnp.array(shares)), dist.Normal(jnp.array(means), jnp.array(sds)))
+    return cp.Analytic(law, LEVELS)
+
+
+@cp.program
+def product_seen_through_a_sine(f, g, y):
+    x = cp.sample("x", f * g)
+    cp.observe("y", dist.Normal(jnp.sin(x), 0.2), y)
+
+
+@pytest.mark.parametrize(
+    "kernel", [cp.HMC(cp.Adaptive()), cp.MALA(0.05, log_ratio=cp.LineIntegral())], ids=["hmc", "line"]
+)
+def test_the_mean_weight_is_the_evidence(monkeypatch, kernel):
+    f, g = (cp.Analytic(dist.Normal(*numbers), LEVELS) for numbers in ((1.0, 0.5), (0.0, 1.0)))
+    density = cp.compile(product_seen_through_a_sine, f, g, jnp.float32(0.0))
+    sampler = cp.AnnealedMCMC(kernel, 1, reverse_step=True)
+    _, log_weights = ended(monkeypatch, density, sampler, num_chains=2000)
+    exact = quad(lambda x: norm.pdf(x, 1, 0.5) * norm.pdf(x) * norm.pdf(0.0, np.sin(x), 0.2), -2, 5, limit=200)[0]
+    # Its standard error is 0.03; the levels' distance is worth 0.2, and the wrong sign of the step's ratio 2.5.
+    assert abs(logsumexp(log_weights) - np.log(len(log_weights)) - np.log(exact)) < 0.3
+    assert 0.8 < log_weights.std() < 1.6
+
+
+@cp.program
+def product(f, g):
+    return cp.sample("x", f * g)
+
+
+def test_frozen_shares_are_named_where_no_energy_is_known(monkeypatch):
+    """Modes at ±3, which a second factor weighs anew; above level 0 it weighs them otherwise."""
+    f, g = two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3]), cp.Analytic(dist.Normal(1.0, 2.0), LEVELS)
+    density = cp.compile(product, f, g)
+    only_scores = cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral())
+    result, _ = ended(monkeypatch, density, cp.AnnealedMCMC(only_scores, 1, reverse_step=True), num_chains=1000)
+    held = 0.7 * np.exp(-0.5) / (0.7 * np.exp(-0.5) + 0.3 * np.exp(-2))
+    assert abs(np.mean(np.asarray(result["x"]) > 0) - held) > 0.05
+    assert result.status.has("shares_frozen")
+    assert "weighed" in result.status.message
+    assert np.isnan(result.mean(lambda x: x["x"]).error)
+
+
+def test_chains_that_forget_are_not_named(monkeypatch):
+    """The paths' weights differ as much, but where chains end has nothing to do with them."""
+    f, g = two_modes([0.3, 0.7], [-1.0, 1.0], [0.6, 0.6]), cp.Analytic(dist.Normal(1.0, 2.0), LEVELS)
+    density = cp.compile(product, f, g)
+    for key in range(3):
+        sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
+        result, log_weights = ended(monkeypatch, density, sampler, key)
+        assert result.status.ok
+        assert log_weights.std() > 0.2
+
+
+def test_weights_that_know_nothing_of_where_chains_are_name_nothing():
+    rng = np.random.default_rng(0)
+    for d in (1, 3, 40, 800):
+        for n in (64, 500):
+            modes = rng.integers(0, 2, (n, 1)) * 8
+            for spread in (0.5, 8.0):
+                sites = {"x": rng.normal(size=(n, d)) + modes, "s": rng.exponential(size=n)}
+                assert not uneven_paths(sites, spread * rng.normal(size=n) ** 3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0, 20.0])
+def test_weights_that_scatter_more_in_places_name_nothing(scale):
+    """E[W | x] = 1 everywhere, and log W falls with x as its variance grows: by half of it."""
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        x = rng.normal(size=2000)
+        variance = scale / (1 + np.exp(-x))
+        assert not uneven_paths({"x": x}, rng.normal(-0.5 * variance, np.sqrt(variance)))
+
+
+@pytest.mark.parametrize("d", [1, 30])
+def test_what_weights_would_move_is_told(d):
+    """log W adds up over entries, and says of each that its mean is off by 0.6 of its spread."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1000, d))
+    ((code, text),) = uneven_paths({"x": x}, 0.6 * x.sum(1) + rng.normal(size=1000))
+    assert code == "shares_frozen"
+    assert 0.45 < float(re.search(r"would move by \+([\d.]+) of", text)[1]) < 0.85
+
+
+def test_a_group_whose_mean_is_that_of_the_rest_is_told():
+    """Four corners, of which two opposite ones weigh e² times as much: no mean moves."""
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 2, (1000, 2))
+    x = 4.0 * corners + 0.1 * rng.normal(size=(1000, 2))
+    gain = 2.0 * (corners[:, 0] == corners[:, 1]) + 0.3 * rng.normal(size=1000)
+    ((_, text),) = uneven_paths({"x": x}, gain)
+    held, should = (float(part) for part in re.findall(r"([\d.]+)%", text))
+    assert abs(held - 25) < 5
+    assert should > 35 or should < 15
+
+
+def test_few_or_broken_weights_are_not_judged():
+    x = np.random.default_rng(0).normal(size=500)
+    assert uneven_paths({"x": x}, x)
+    assert not uneven_paths({"x": x[:30]}, x[:30])
+    assert not uneven_paths({"x": x}, np.where(np.arange(500) % 10 == 0, -np.inf, x))
+    assert not uneven_paths({"x": np.zeros(500)}, x)
+    assert not uneven_paths({"x": x}, np.zeros(500))
+    assert not uneven_paths({"x": np.where(x > 3, np.nan, x), "y": np.full(500, np.inf)}, x)
+
+
+def test_summed_scores_are_named(monkeypatch):
+    """Two Gaussians, of which reverse diffusion gives a mean that is off by a third of a spread, and the weights of its
+    paths say so; their mean is the evidence over the product of two N(0, 1), where paths begin."""
+    f, g = (cp.Analytic(dist.Normal(*numbers), LEVELS) for numbers in ((1.0, 0.5), (-1.0, 1.0)))
+    result, log_weights = ended(monkeypatch, cp.compile(product, f, g), cp.Ancestral(), num_chains=2000)
+    mean, spread = 0.6, np.sqrt(0.2)
+    off = (mean - float(np.mean(result["x"]))) / spread
+    assert abs(off) > 0.3
+    exact = norm.logpdf(2, 0, np.sqrt(1.25)) - norm.logpdf(0, 0, np.sqrt(2))
+    assert abs(logsumexp(log_weights) - np.log(len(log_weights)) - exact) < 0.2
+    assert result.status.has("shares_frozen")
+    told = float(re.search(r"would move by ([+-][\d.]+) of", result.status.message)[1])
+    assert told * off > 0
+
+
+@cp.program
+def alone(f):
+    return cp.sample("x", f)
+
+
+def test_reverse_diffusion_of_one_model_is_not_named(monkeypatch):
+    result, log_weights = ended(
+        monkeypatch, cp.compile(alone, two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3])), cp.Ancestral()
+    )
+    assert result.status.ok
+    assert np.ptp(log_weights) == 0
+    assert not np.isnan(result.mean(lambda x: x["x"]).error)

@@ -14,6 +14,7 @@ import numpy as np
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.factors.values import as_condition
 from composeprob.pretrained import (
+    adm,
     autoencoder,
     clip,
     dit,
@@ -38,6 +39,7 @@ NETWORKS: dict[str, Callable[[Mapping[str, Any], str], Network]] = {
     "UNet2DConditionModel": unet_condition.build,
     "DiTTransformer2DModel": dit.build,
     "SD3Transformer2DModel": sd3.build,
+    adm.NAME: adm.build,
 }
 AUTOENCODERS: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
     "AutoencoderKL": autoencoder.build,
@@ -66,8 +68,8 @@ def from_diffusers(
     are no part of the model.
 
     Known are `UNet2DModel`, `UNet2DConditionModel` (Stable Diffusion 1, 2, XL), `DiTTransformer2DModel`,
-    `SD3Transformer2DModel`, with `AutoencoderKL`, `AutoencoderTiny` and CLIP's text encoders. A learned variance is not
-    used.
+    `SD3Transformer2DModel`, with `AutoencoderKL`, `AutoencoderTiny` and CLIP's text encoders; and what ``composeprob
+    convert`` made of guided-diffusion's weights. A learned variance is not used.
 
     Args:
         path_or_repo_id: a folder with model_index.json (a pipeline) or config.json (one network), or ``owner/name`` on

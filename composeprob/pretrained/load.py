@@ -27,7 +27,7 @@ from composeprob.pretrained import (
     unet_condition,
 )
 from composeprob.pretrained.adapted import Adapted, Preconditioned
-from composeprob.pretrained.config import read_json, unsupported
+from composeprob.pretrained.config import made, read_json, unsupported
 from composeprob.pretrained.model import Parts, Pretrained
 from composeprob.pretrained.network import Network
 from composeprob.pretrained.text import Prompts, TextEncoder
@@ -163,7 +163,7 @@ def _built(config: Mapping[str, Any], known: Mapping[str, Callable[[Mapping[str,
     kind = config.get("_class_name")
     if not isinstance(kind, str) or kind not in known:
         unsupported(where, "_class_name", kind, tuple(known))
-    return known[kind](config, where)
+    return made(known[kind], config, where)
 
 
 def _trained(place: folder.Folder, schedule: Schedule | None) -> schedulers.Trained:
@@ -179,7 +179,7 @@ def _trained(place: folder.Folder, schedule: Schedule | None) -> schedulers.Trai
     if not file.exists():
         assert schedule is not None
         return schedulers.Trained(schedule, "epsilon")
-    return schedulers.trained(read_json(file), str(file))
+    return made(schedulers.trained, read_json(file), str(file))
 
 
 def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
@@ -213,7 +213,7 @@ def _beside(place: folder.Folder, dtype: Any) -> Callable[[], tuple[Any, tuple[T
         if place.components.get(name) in TEXT_ENCODERS:
             where = place.of(name)
             config = {"architectures": [place.components[name]], **read_json(where / "config.json")}
-            skeleton = clip.build(config, str(where / "config.json"))
+            skeleton = made(clip.build, config, str(where / "config.json"))
             files = place.path / f"tokenizer{suffix}"
             tokenizer = Tokenizer(files, skeleton.length) if files.is_dir() else None
             texts.append((_reader(skeleton, where, dtype), tokenizer))

@@ -83,7 +83,13 @@ def trained(config: Mapping[str, Any], where: str) -> Trained:
         prediction = "sample"
     if prediction not in PREDICTIONS:
         unsupported(where, "prediction_type", prediction, (*PREDICTIONS, "flow_prediction"))
-    signal = np.cumprod(1 - _betas(config, levels, where), dtype=np.float64)
+    betas = _betas(config, levels, where)
+    if not np.all((betas > 0) & (betas < 1)):
+        raise LoadError(
+            f"{where} gives β from {betas.min():g} to {betas.max():g}; a level adds noise only with 0 < β < 1.",
+            fix="correct beta_start, beta_end or trained_betas.",
+        )
+    signal = np.cumprod(1 - betas, dtype=np.float64)
     if config.get("rescale_betas_zero_snr"):
         signal = _without_signal_at_the_end(signal.astype(np.float32))
     # Rounded as the network's own training rounds it: of σ² = 1 − α² at the first levels the seventh digit counts.

@@ -56,6 +56,7 @@ def from_diffusers(
     component: str | None = None,
     dtype: Any = None,
     schedule: Schedule | None = None,
+    remat: bool = False,
 ) -> Pretrained:
     """Loads a model that diffusers saved, as a factor over images or latents (height, width, channels).
 
@@ -79,6 +80,7 @@ def from_diffusers(
             out, float32. Events, scores and norms stay in float32.
         schedule: the levels that the factor offers; left out, those of the training. Where the folder has no
             scheduler, they must be those of the training, level k being timestep k.
+        remat: as of `Diffusion`: gradients through the network, of denoised observations, take less memory.
 
     Returns:
         A `Diffusion`, which has a score and no energy. Its conditions: ``prompt`` (a text, token ids, or hidden states
@@ -120,7 +122,7 @@ def from_diffusers(
     parts = Parts(place.path.name, *beside())
     adapted, options = _adapted(module, network, learned, schedule)
     options |= _conditions(network, parts, shape)
-    return Pretrained(adapted, parts, event_shape=shape, label=place.path.name, **options)
+    return Pretrained(adapted, parts, event_shape=shape, label=place.path.name, remat=remat, **options)
 
 
 def _dtype(dtype: Any) -> Any:

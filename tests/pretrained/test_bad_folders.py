@@ -178,7 +178,7 @@ def test_weights_that_are_no_numbers(folder):
     data = bytearray(file.read_bytes())
     data[-2:] = struct.pack("<e", float("nan"))
     file.write_bytes(data)
-    with pytest.raises(InvalidValueError, match="(?i)nan|not finite"):
+    with pytest.raises(InvalidValueError, match=r"(?i)nan|not finite"):
         cp.from_diffusers(folder)
 
 

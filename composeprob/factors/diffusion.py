@@ -26,7 +26,7 @@ Encoder = Callable[[Any], Any]
 
 
 def costly(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """Which results are stored for a gradient, and not computed again: attention's weights, products in batches, are."""
+    """Which results are stored for a gradient. The others are computed again, products in batches (attention) too."""
     if primitive.name == "dot_general":
         return not parameters["dimension_numbers"][1][0]
     return primitive.name == "conv_general_dilated"

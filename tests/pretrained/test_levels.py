@@ -100,9 +100,9 @@ def test_weights_in_bfloat16(name):
         assert 1e-4 < error(found, np.asarray(wanted)) < 0.05
 
 
+@pytest.mark.slow
 def test_energies_of_score_networks_store_less_with_remat():
-    """⟨x, s⟩ of a loaded network: the same values and gradients, with less stored for the gradient, and less memory of the
-    compiled program."""
+    """⟨x, s⟩ of a loaded network: the same values and gradients, less stored, and less memory of the compiled program."""
     loaded, x = model("ddpm"), jnp.asarray(golden("ddpm")["x"][0])
 
     def energy(remat):

@@ -102,7 +102,7 @@ def test_weights_in_bfloat16(name):
 
 @pytest.mark.slow
 def test_energies_of_score_networks_store_less_with_remat():
-    """⟨x, s⟩ of a loaded network: the same values and gradients, less stored, and less memory of the compiled program."""
+    """⟨x, s⟩ of a loaded network: the same values and gradients, less stored, less memory of the compiled program."""
     loaded, x = model("ddpm"), jnp.asarray(golden("ddpm")["x"][0])
 
     def energy(remat):

@@ -1,4 +1,4 @@
-"""The commands `zoo`, `train`, `calibrate`, `bench` and `devices`, beside `new`, `run` and `trust`."""
+"""The commands `zoo`, `train`, `calibrate`, `bench` and `devices`, beside `new`, `run`, `trust` and `convert`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.markdown import Markdown
 from rich.table import Table
 
-from composeprob.cli import new, run, trust  # noqa: F401 - join the application
+from composeprob.cli import convert, new, run, trust  # noqa: F401 - join the application
 from composeprob.cli.benchmarks import benchmarks, oldest_first, run_benchmark, table_of_ages, title
 from composeprob.cli.programs import condition
 from composeprob.cli.samplers import KernelName, SamplerName, make_sampler

@@ -173,7 +173,9 @@ def shares_of(factors: Sequence[Factor], count: int, weights: object, log_weight
             if "energy" not in leaf.capabilities:
                 raise CapabilityError(
                     f"A mixture needs the log-density of its parts, but factor '{leaf.label}' offers only its score.",
-                    fix="use a model trained with an energy parameterization.",
+                    fix="scores do not tell how the heights of two modes compare: use a model trained with an energy "
+                    "parameterization. Where the mixture is a whole site, run each of its parts alone, for its share "
+                    "of the chains.",
                 )
     if log_weights is not None:
         if weights is not None:

@@ -25,6 +25,13 @@ Encoder = Callable[[Any], Any]
 """Turns what a user gives as a condition into an array, or raises where it means nothing."""
 
 
+def costly(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Which results are stored for a gradient. The others are computed again, products in batches (attention) too."""
+    if primitive.name == "dot_general":
+        return not parameters["dimension_numbers"][1][0]
+    return primitive.name == "conv_general_dilated"
+
+
 class Diffusion(LeafFactor):
     """A trained diffusion model: log f(x, k) = −E_θ(x, t_k)/σ_k, or only its score.
 
@@ -50,6 +57,9 @@ class Diffusion(LeafFactor):
             ``schedule``; only for a continuous ``time``, and a variance-preserving or -exploding schedule.
         mode_depth: the energy tells the relative height of separated modes. Matching scores does not teach that; a
             cross-level loss does (``cp.training.Recipe(cross_level=…)``).
+        remat: whether gradients of what the network returns, which energies and denoised observations take, store only
+            what its layers and convolutions return, and compute again what lies between them and within attention. The
+            values are the same up to rounding; of a UNet a fifth is stored, for a little more time.
         label: the name to show; a compiled program shows the user's variable name instead where it finds one.
         encoders: ``{condition: function}``; `given` passes a condition's value through the function, which makes an
             array of it (text becomes tokens) or refuses it (a position outside of the image). The value that means "no
@@ -85,6 +95,7 @@ class Diffusion(LeafFactor):
     label: str = eqx.field(static=True)
     trained: tuple[float, float] | None = eqx.field(static=True)
     mode_depth: bool = eqx.field(static=True)
+    remat: bool = eqx.field(static=True)
     encoders: tuple[tuple[str, Encoder], ...] = eqx.field(static=True)
 
     def __init__(
@@ -98,6 +109,7 @@ class Diffusion(LeafFactor):
         conditions: tuple[str, ...] | Mapping[str, Any] = (),
         log_snr_range: tuple[float, float] | None = None,
         mode_depth: bool = False,
+        remat: bool = False,
         label: str = "",
         encoders: Mapping[str, Encoder] | None = None,
     ):
@@ -122,6 +134,7 @@ class Diffusion(LeafFactor):
         self.schedule = schedule
         self.event_shape = check_leaf(schedule, event_shape)
         self.parameterization, self.time, self.mode_depth = parameterization, time, mode_depth
+        self.remat = bool(remat)
         self.trained = None if log_snr_range is None else self._check_range(log_snr_range)
         self.names = tuple(conditions)
         self.defaults = {name: as_condition(name, value) for name, value in defaults.items() if value is not None}
@@ -236,7 +249,8 @@ class Diffusion(LeafFactor):
 
     def output(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> Any:
         """What the network returns for one event at this noise."""
-        return self.network(x, self.time_at(noise), **conditions)
+        network = eqx.filter_checkpoint(self.network, policy=costly) if self.remat else self.network
+        return network(x, self.time_at(noise), **conditions)
 
     def time_at(self, noise: Noise) -> Array:
         """What the network receives as t."""

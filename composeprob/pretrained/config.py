@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
 
 from composeprob.errors import LoadError
 
+T = TypeVar("T")
 OLD_NAMES = {"num_train_steps": "num_train_timesteps"}
 NOTES = frozenset({"architectures", "dtype", "model_type", "name_or_path", "torch_dtype", "transformers_version"})
 """What a file notes of its own history, and no network reads."""
@@ -78,6 +81,42 @@ def unsupported(where: str, name: str, value: object, supported: tuple[Any, ...]
         f"{where} says {name}={value!r}, which is not supported.",
         fix=f"{name} may be {', '.join(map(repr, supported))}; wrap another network yourself: cp.Diffusion(…).",
     )
+
+
+def made(build: Callable[[Mapping[str, Any], str], T], config: Mapping[str, Any], where: str) -> T:
+    """Returns ``build(config, where)``; a value of a kind that cannot be meant is refused by the option's name.
+
+    Raises:
+        LoadError: of ``build`` itself, or whatever it stumbled over.
+    """
+    try:
+        with np.errstate(divide="raise", invalid="raise", over="raise"):
+            return build(config, where)
+    except LoadError:
+        raise
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
+        name = _culprit(build, config, where, of_kind=isinstance(error, TypeError | AttributeError))
+        told = "holds options" if name is None else f"says {name}={config[name]!r}"
+        raise LoadError(
+            f"{where} {told} of which nothing can be made: {type(error).__name__}: {str(error).splitlines()[0]}",
+            fix="fetch the file again, from where the weights are; or correct the value.",
+        ) from error
+
+
+def _culprit(
+    build: Callable[[Mapping[str, Any], str], Any], config: Mapping[str, Any], where: str, of_kind: bool
+) -> str | None:
+    """The option without which the rest can be built; for values ``of_kind``, or is refused in words of its own."""
+    refused = None
+    for name in config:
+        try:
+            build({other: value for other, value in config.items() if other != name}, where)
+            return name
+        except LoadError:
+            refused = refused or name
+        except Exception:
+            continue  # another option is at fault
+    return refused if of_kind else None
 
 
 def per_block(value: Any, count: int, name: str, where: str) -> list[Any]:

@@ -13,23 +13,25 @@ from composeprob.pretrained.layers import ACTIVATIONS, Linear, parameter
 
 
 class Sinusoids(eqx.Module):
-    """sin(ω_i·t) and cos(ω_i·t) of one number, ω_i = 10000^(−i/(w/2 − shift)); shape (w,).
+    """sin(ω_i·s·t) and cos(ω_i·s·t) of one number, ω_i = 10000^(−i/(w/2 − shift)); shape (w,).
 
     Attributes:
         width: w.
         cosine_first: whether the cosines come before the sines.
         shift: of the exponent's denominator.
+        scale: s.
     """
 
     width: int = eqx.field(static=True)
     cosine_first: bool = eqx.field(static=True)
     shift: float = eqx.field(static=True)
+    scale: float = eqx.field(static=True, default=1.0)
 
     def __call__(self, t: Array) -> Array:
         half = self.width // 2
         # In single precision as the networks were trained with: at t = 999 the seventh digit of ω shows in the sine.
         exponent = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half - self.shift)
-        angle = jnp.asarray(t, jnp.float32) * np.exp(exponent, dtype=np.float32)
+        angle = jnp.asarray(t, jnp.float32) * np.float32(self.scale) * np.exp(exponent, dtype=np.float32)
         parts = [jnp.sin(angle), jnp.cos(angle)]
         embedding = jnp.concatenate(parts[::-1] if self.cosine_first else parts)
         return jnp.pad(embedding, (0, self.width % 2))

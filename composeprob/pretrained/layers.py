@@ -131,6 +131,8 @@ class GroupNorm(eqx.Module):
     eps: float = eqx.field(static=True)
 
     def __init__(self, groups: int, channels: int, eps: float):
+        if groups < 1 or channels % groups:
+            raise ValueError(f"{channels} channels cannot be split into {groups} groups.")
         self.weight, self.bias = parameter(channels), parameter(channels)
         self.groups, self.eps = groups, float(eps)
 

@@ -14,6 +14,7 @@ import numpy as np
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.factors.values import as_condition
 from composeprob.pretrained import (
+    adm,
     autoencoder,
     clip,
     dit,
@@ -26,7 +27,7 @@ from composeprob.pretrained import (
     unet_condition,
 )
 from composeprob.pretrained.adapted import Adapted, Preconditioned
-from composeprob.pretrained.config import read_json, unsupported
+from composeprob.pretrained.config import made, read_json, unsupported
 from composeprob.pretrained.model import Parts, Pretrained
 from composeprob.pretrained.network import Network
 from composeprob.pretrained.text import Prompts, TextEncoder
@@ -38,6 +39,7 @@ NETWORKS: dict[str, Callable[[Mapping[str, Any], str], Network]] = {
     "UNet2DConditionModel": unet_condition.build,
     "DiTTransformer2DModel": dit.build,
     "SD3Transformer2DModel": sd3.build,
+    adm.NAME: adm.build,
 }
 AUTOENCODERS: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
     "AutoencoderKL": autoencoder.build,
@@ -54,6 +56,7 @@ def from_diffusers(
     component: str | None = None,
     dtype: Any = None,
     schedule: Schedule | None = None,
+    remat: bool = False,
 ) -> Pretrained:
     """Loads a model that diffusers saved, as a factor over images or latents (height, width, channels).
 
@@ -66,8 +69,8 @@ def from_diffusers(
     are no part of the model.
 
     Known are `UNet2DModel`, `UNet2DConditionModel` (Stable Diffusion 1, 2, XL), `DiTTransformer2DModel`,
-    `SD3Transformer2DModel`, with `AutoencoderKL`, `AutoencoderTiny` and CLIP's text encoders. A learned variance is not
-    used.
+    `SD3Transformer2DModel`, with `AutoencoderKL`, `AutoencoderTiny` and CLIP's text encoders; and what ``composeprob
+    convert`` made of guided-diffusion's weights. A learned variance is not used.
 
     Args:
         path_or_repo_id: a folder with model_index.json (a pipeline) or config.json (one network), or ``owner/name`` on
@@ -77,6 +80,7 @@ def from_diffusers(
             out, float32. Events, scores and norms stay in float32.
         schedule: the levels that the factor offers; left out, those of the training. Where the folder has no
             scheduler, they must be those of the training, level k being timestep k.
+        remat: as of `Diffusion`: gradients through the network, of denoised observations, take less memory.
 
     Returns:
         A `Diffusion`, which has a score and no energy. Its conditions: ``prompt`` (a text, token ids, or hidden states
@@ -118,7 +122,7 @@ def from_diffusers(
     parts = Parts(place.path.name, *beside())
     adapted, options = _adapted(module, network, learned, schedule)
     options |= _conditions(network, parts, shape)
-    return Pretrained(adapted, parts, event_shape=shape, label=place.path.name, **options)
+    return Pretrained(adapted, parts, event_shape=shape, label=place.path.name, remat=remat, **options)
 
 
 def _dtype(dtype: Any) -> Any:
@@ -161,7 +165,7 @@ def _built(config: Mapping[str, Any], known: Mapping[str, Callable[[Mapping[str,
     kind = config.get("_class_name")
     if not isinstance(kind, str) or kind not in known:
         unsupported(where, "_class_name", kind, tuple(known))
-    return known[kind](config, where)
+    return made(known[kind], config, where)
 
 
 def _trained(place: folder.Folder, schedule: Schedule | None) -> schedulers.Trained:
@@ -177,7 +181,7 @@ def _trained(place: folder.Folder, schedule: Schedule | None) -> schedulers.Trai
     if not file.exists():
         assert schedule is not None
         return schedulers.Trained(schedule, "epsilon")
-    return schedulers.trained(read_json(file), str(file))
+    return made(schedulers.trained, read_json(file), str(file))
 
 
 def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
@@ -211,7 +215,7 @@ def _beside(place: folder.Folder, dtype: Any) -> Callable[[], tuple[Any, tuple[T
         if place.components.get(name) in TEXT_ENCODERS:
             where = place.of(name)
             config = {"architectures": [place.components[name]], **read_json(where / "config.json")}
-            skeleton = clip.build(config, str(where / "config.json"))
+            skeleton = made(clip.build, config, str(where / "config.json"))
             files = place.path / f"tokenizer{suffix}"
             tokenizer = Tokenizer(files, skeleton.length) if files.is_dir() else None
             texts.append((_reader(skeleton, where, dtype), tokenizer))

@@ -27,7 +27,9 @@ DIFFUSION = frozenset(
 FLOW = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"})
 EDM = frozenset({"EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"})
 VE = frozenset({"ScoreSdeVeScheduler"})
-KNOWN = (*sorted(DIFFUSION), *sorted(FLOW), *sorted(EDM), *sorted(VE))
+GUIDED = "GuidedDiffusionScheduler"
+"""Of a folder that `convert` wrote: guided-diffusion's own options."""
+KNOWN = (*sorted(DIFFUSION), *sorted(FLOW), *sorted(EDM), *sorted(VE), GUIDED)
 PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 LEAST_SIGNAL = 1e-5
@@ -64,6 +66,8 @@ def trained(config: Mapping[str, Any], where: str) -> Trained:
     kind = config.get("_class_name")
     if kind not in KNOWN:
         unsupported(where, "_class_name", kind, KNOWN)
+    if kind == GUIDED:
+        return _guided(config, where)
     levels = config.get("num_train_timesteps", 2000 if kind in VE else 1000)
     if not isinstance(levels, int) or levels < 2:
         unsupported(where, "num_train_timesteps", levels, ("a whole number from 2",))
@@ -79,7 +83,13 @@ def trained(config: Mapping[str, Any], where: str) -> Trained:
         prediction = "sample"
     if prediction not in PREDICTIONS:
         unsupported(where, "prediction_type", prediction, (*PREDICTIONS, "flow_prediction"))
-    signal = np.cumprod(1 - _betas(config, levels, where), dtype=np.float64)
+    betas = _betas(config, levels, where)
+    if not np.all((betas > 0) & (betas < 1)):
+        raise LoadError(
+            f"{where} gives β from {betas.min():g} to {betas.max():g}; a level adds noise only with 0 < β < 1.",
+            fix="correct beta_start, beta_end or trained_betas.",
+        )
+    signal = np.cumprod(1 - betas, dtype=np.float64)
     if config.get("rescale_betas_zero_snr"):
         signal = _without_signal_at_the_end(signal.astype(np.float32))
     # Rounded as the network's own training rounds it: of σ² = 1 − α² at the first levels the seventh digit counts.
@@ -117,9 +127,32 @@ def _betas(config: Mapping[str, Any], levels: int, where: str) -> np.ndarray:
     if kind == "sigmoid":
         return (1 / (1 + np.exp(-np.linspace(-6, 6, levels))) * (high - low) + low).astype(np.float32)
     if kind == "squaredcos_cap_v2":
-        bar = [math.cos((t / levels + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(levels + 1)]
-        return np.asarray([min(1 - bar[t + 1] / bar[t], 0.999) for t in range(levels)], np.float32)
+        return _cosine(levels).astype(np.float32)
     return unsupported(where, "beta_schedule", kind, BETAS)
+
+
+def _guided(config: Mapping[str, Any], where: str) -> Trained:
+    """The linear and the cosine levels for any number of steps, in double precision as guided-diffusion has them."""
+    steps, kind = config.get("diffusion_steps", 1000), config.get("noise_schedule", "linear")
+    if not isinstance(steps, int) or steps < 2:
+        unsupported(where, "diffusion_steps", steps, ("a whole number from 2",))
+    if kind == "linear":
+        betas = np.linspace(0.1 / steps, 20 / steps, steps)
+    elif kind == "cosine":
+        betas = _cosine(steps)
+    else:
+        unsupported(where, "noise_schedule", kind, ("linear", "cosine"))
+    if betas[-1] >= 1:
+        unsupported(where, "diffusion_steps", steps, ("a whole number from 21 with noise_schedule='linear'",))
+    signal = np.cumprod(1 - betas)
+    form = "x0" if config.get("predict_xstart") else "epsilon"
+    return Trained(Schedule.from_arrays(np.sqrt(signal), np.sqrt(1 - signal)), form)
+
+
+def _cosine(levels: int) -> np.ndarray:
+    """β of Nichol and Dhariwal's levels (2021), at most 0.999."""
+    bar = [math.cos((t / levels + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(levels + 1)]
+    return np.asarray([min(1 - bar[t + 1] / bar[t], 0.999) for t in range(levels)])
 
 
 def _flow(config: Mapping[str, Any], levels: int) -> Trained:

@@ -150,6 +150,21 @@ def _sharded(index: Path) -> dict[str, Stored]:
     return found
 
 
+def write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file, one array after the other: none has to fit into memory beside the others."""
+    codes = {np.dtype(kind): code for code, kind in DTYPES.items()}
+    entries, end = {}, 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        entries[name] = {"dtype": codes[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
+    told = json.dumps(entries).encode()
+    told += b" " * (-len(told) % 8)  # arrays begin at multiples of 8 bytes, as the format asks
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(told)) + told)
+        for array in arrays.values():
+            np.ascontiguousarray(array).tofile(stream)
+
+
 def fill(
     skeleton: Any,
     stored: Mapping[str, Stored],

@@ -133,6 +133,12 @@ FOLDERS = {
     "empty file": (cut(WEIGHTS, 0), "no whole safetensors file"),
     "unknown dtype": (retensor(entry={"dtype": "F8_E4M3"}), "has the dtype F8_E4M3"),
     "a missing file of several": (index_without_file, "There is no .*-00001-of-00002.safetensors"),
+    "an index that is none": (
+        lambda f: (f / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}"),
+        "is no index of weights: KeyError",
+    ),
+    "a value of another kind": (edit("unet/config.json", layers_per_block="1"), "says layers_per_block='1' of which"),
+    "a scheduler's value": (edit("scheduler/scheduler_config.json", beta_end=2.0), "gives β from"),
     "a missing tensor": (retensor(drop=("conv_in.bias",)), "it lacks conv_in.bias"),
     "a tensor too many": (retensor(add=("lora.weight",)), "it has lora.weight beside"),
     "another shape": (edit("unet/config.json", cross_attention_dim=16), r"has shape \[8, 12\]; .* should be \[8, 16\]"),
@@ -164,6 +170,16 @@ def test_folders_that_cannot_be_loaded(case, folder):
     with pytest.raises(LoadError, match=told) as raised:
         cp.from_diffusers(folder)
     assert raised.value.fix, "how to fix it"
+
+
+def test_weights_that_are_no_numbers(folder):
+    """A NaN in the network's file is found when it is loaded, and the array named."""
+    file = folder / WEIGHTS
+    data = bytearray(file.read_bytes())
+    data[-2:] = struct.pack("<e", float("nan"))
+    file.write_bytes(data)
+    with pytest.raises(InvalidValueError, match=r"(?i)nan|not finite"):
+        cp.from_diffusers(folder)
 
 
 def test_nothing_is_read_before_everything_is_checked(folder, monkeypatch):

@@ -59,6 +59,21 @@ def test_three_prompts_are_one_evaluation(density):
     np.testing.assert_allclose(score_at(density, 3), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_prompts_cannot_be_mixed():
+    """OR needs log-densities: refused as soon as it is written, with what to do instead (examples/text_to_image.py)."""
+    factor = model("sd1")
+    prompts = [np.float32(np.eye(5, 12)), np.float32(np.eye(5, 12, 3))]
+    one, two = (factor.given(prompt=prompt) for prompt in prompts)
+    label = {"label": 1}
+    for mixed in (
+        lambda: cp.mixture([one.given(**label), two.given(**label)], weights=[0.5, 0.5]),
+        lambda: cp.mixture([cp.guide(one, 2.0, **label), two], log_weights=[0.0, 0.0]),
+        lambda: cp.mixture(factor, over={"prompt": np.stack(prompts)}),
+    ):
+        with pytest.raises(cp.errors.CapabilityError, match=r"(?s)'sd1' offers only its score.*run each of its parts"):
+            mixed()
+
+
 def test_reverse_diffusion_and_images(density, tmp_path):
     """Images of the samples as the autoencoder decodes them; a saved result is the same, bit for bit."""
     result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
@@ -100,29 +115,45 @@ def test_a_folder_that_says_what_its_output_means_is_believed():
 
 
 ON_DEVICES = """
-import jax, numpy as np, composeprob as cp
+import jax, numpy as np, composeprob as cp, pathlib, sys
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 model = cp.from_diffusers("FOLDER")
 ids = np.arange(16)
 one, two = model.given(prompt=ids), model.given(prompt=ids[::-1].copy())
 program = cp.program(lambda model: cp.sample("x", one * two / model))
 density = cp.compile(program, model, schedule=cp.Schedule.log_snr(4, min=-12.0, max=6.0))
-runs = []
-for count in (2, 8):
+mala = cp.MALA(0.02, log_ratio=cp.LineIntegral(2))
+samplers = {"reverse": cp.Ancestral(), "SMC": cp.SMC(), "MALA": cp.AnnealedMCMC(mala, steps_per_level=1)}
+
+def run(sampler, count, chains, chunk):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("chains",))
-    how = dict(num_chains=8, sampler=cp.Ancestral(), mesh=mesh, chunk=1, progress=False)
-    runs.append(cp.infer(density, jax.random.key(0), **how))
-assert [run.devices for run in runs] == [2, 8]
-np.testing.assert_array_equal(runs[0]["x"], runs[1]["x"])
-np.testing.assert_array_equal(runs[0].images(), runs[1].images())
+    how = dict(num_chains=chains, sampler=sampler, mesh=mesh, chunk=chunk, progress=False)
+    result = cp.infer(density, jax.random.key(0), **how)
+    assert result.devices == count
+    return result
+
+def same(a, b):
+    for name in ("log_weights", "acceptance", "ess"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    np.testing.assert_array_equal(a["x"], b["x"])
+
+for name, sampler in samplers.items():
+    runs = [run(sampler, count, 8, 1) for count in (1, 2, 8)]
+    for other in runs[1:]:
+        same(runs[0], other)
+        np.testing.assert_array_equal(runs[0].images(), other.images())
+    loaded = cp.Result.load(runs[0].save(pathlib.Path("PLACE", name)))
+    same(runs[2], loaded)
+    np.testing.assert_array_equal(model.decode(loaded["x"]), model.decode(runs[2]["x"]))
+same(*[run(cp.SMC(), count, 64, 8) for count in (2, 8)])  # from 64 chains on steps are fitted over them: not so on one
 """
 
 
 @pytest.mark.slow
-def test_the_same_bits_on_two_devices_and_on_eight():
+def test_the_same_bits_on_one_device_and_on_eight_and_after_loading(tmp_path):
     pytest.importorskip("tokenizers")
     flags = "--xla_force_host_platform_device_count=8"
-    script = ON_DEVICES.replace("FOLDER", str(DATA / "sd"))
+    script = ON_DEVICES.replace("FOLDER", str(DATA / "sd")).replace("PLACE", str(tmp_path))
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

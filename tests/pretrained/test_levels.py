@@ -100,6 +100,34 @@ def test_weights_in_bfloat16(name):
         assert 1e-4 < error(found, np.asarray(wanted)) < 0.05
 
 
+@pytest.mark.slow
+def test_energies_of_score_networks_store_less_with_remat():
+    """⟨x, s⟩ of a loaded network: the same values and gradients, less stored, less memory of the compiled program."""
+    loaded, x = model("ddpm"), jnp.asarray(golden("ddpm")["x"][0])
+
+    def energy(remat):
+        options = {"event_shape": loaded.event_shape, "parameterization": "energy_inner", "time": "real_level"}
+        return cp.Diffusion(loaded.network, loaded.schedule, remat=remat, **options)
+
+    def stored(factor):
+        noise = factor.schedule.at(500)
+        residuals = jax.eval_shape(lambda x: jax.vjp(lambda x: factor.output(x, noise, {}), x)[1], x)
+        return sum(leaf.size for leaf in jax.tree.leaves(residuals)) - weights
+
+    weights = sum(leaf.size for leaf in jax.tree.leaves(loaded.network))
+    evaluate = jax.jit(jax.vmap(lambda f, x: f.evaluate(x, f.schedule.at(500), {}), (None, 0)))
+    factors = [energy(remat) for remat in (False, True)]
+    assert stored(factors[1]) < 0.25 * stored(factors[0])
+    compiled = [evaluate.lower(f, jnp.stack([x] * 32)).compile() for f in factors]
+    sizes = [c.memory_analysis().temp_size_in_bytes for c in compiled]
+    assert sizes[1] < 0.9 * sizes[0]
+    plain, less = (c(f, jnp.stack([x] * 32)) for c, f in zip(compiled, factors, strict=True))
+    for a, b in zip(plain, less, strict=True):
+        assert error(b, np.asarray(a)) < 1e-5
+    assert cp.from_diffusers(DATA / "ddpm", remat=True).remat
+    assert not loaded.remat
+
+
 def test_weights_are_leaves():
     """Other weights reuse compiled code; nothing of the network is a constant."""
     factor = model("ddpm")

@@ -1,0 +1,203 @@
+"""`composeprob convert`: networks of guided-diffusion against what the originals compute.
+
+tools/guided_diffusion_goldens.py makes the files again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+import composeprob as cp
+from composeprob.cli import app
+from composeprob.errors import InvalidValueError, LoadError
+from composeprob.pretrained import tensors
+from composeprob.pretrained.convert import Told, convert
+from pretrained.drawn import weights
+from pretrained.test_goldens import DATA, error, noise_of
+
+FLAGS = {
+    "adm": ["--num-head-channels", "16", "--use-new-attention-order", "--noise-schedule", "cosine"],
+    "legacy": ["--num-heads", "4"],
+    "improved": [
+        "--num-heads", "4", "--num-heads-upsample", "2", "--diffusion-steps", "4000", "--rescale-timesteps",
+        "--predict-xstart", "--noise-schedule", "cosine",
+    ],
+    "wide": ["--num-head-channels", "32"],
+}  # fmt: skip
+MOST = 1e-5
+
+
+@functools.cache
+def original(name):
+    """What the original computed, and its state dict."""
+    with safe_open(DATA / "guided_diffusion" / f"{name}.safetensors", "numpy") as file:
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        told = file.metadata()
+    return arrays, weights(json.loads(told["shapes"]), int(told["seed"]))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where the state dict of a case lies."""
+
+    @functools.cache
+    def write(name):
+        file = tmp_path_factory.mktemp(name) / f"{name}.safetensors"
+        save_file(original(name)[1], file)
+        return file
+
+    return write
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+
+def outputs(factor, given, xs, times):
+    @jax.jit
+    def all_times(network, xs, times, given):
+        return jax.lax.map(lambda t: jax.vmap(lambda x, g: network(x, t, **g))(xs, given), times)
+
+    return all_times(factor.network, xs, times, given)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_converted_networks_give_the_originals_output(name, place, tmp_path):
+    """Converted by the command and loaded, at every timestep, under labels; the levels are the original's too."""
+    g = original(name)[0]
+    done = command(place(name), tmp_path / name, "--image-size", 8, *FLAGS[name])
+    assert done.exit_code == 0, done.output
+    factor = cp.from_diffusers(tmp_path / name)
+    assert factor.event_shape == (8, 8, 3)
+    given = {"label": jnp.asarray(g["y"])} if "y" in g else {}
+    assert set(factor.names) == set(given)
+    found = outputs(factor, given, jnp.asarray(g["x"]), jnp.asarray(g["times"], jnp.float32))
+    assert error(found, g["outputs"][..., :3]) < MOST
+    for of in ("alpha", "sigma"):
+        np.testing.assert_allclose(getattr(factor.schedule, of)[g["times"]], g[of], rtol=1e-6)
+
+
+def test_the_score_at_level_k_is_that_of_timestep_k(place, tmp_path):
+    """x̂₀ of a network trained with rescaled timesteps on 4,000 levels, as a score; other levels by log-SNR."""
+    g = original("improved")[0]
+    told = Told(8, 4, None, 2, False, "cosine", 4000, predict_xstart=True, rescale_timesteps=True)
+    convert(place("improved"), tmp_path / "out", told)
+    factor = cp.from_diffusers(tmp_path / "out")
+    score = jax.jit(lambda f, x, k: f.evaluate(x, f.schedule.at(k), {})[1])
+    for i in (1, 3, 5):
+        x, k = g["x"][0], int(g["times"][i])
+        wanted = -noise_of(g["outputs"][i][0], x, g["alpha"][i], g["sigma"][i], "x0") / g["sigma"][i]
+        assert error(score(factor, x, k), wanted) < 1e-4
+    density = cp.compile(cp.program(lambda f: cp.sample("x", f)), factor, schedule=cp.Schedule.log_snr(5, -8.0, 4.0))
+    assert np.isfinite(jax.jit(density.score)({"x": jnp.asarray(g["x"][0])}, 3)["x"]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("adm", ["--num-head-channels", "16", "--noise-schedule", "cosine"]),  # the old order
+        ("legacy", ["--num-heads", "2"]),
+        ("improved", ["--num-heads", "4", "--diffusion-steps", "4000", "--rescale-timesteps"]),  # heads on the way up
+        ("improved", ["--num-heads", "4", "--num-heads-upsample", "2", "--diffusion-steps", "4000"]),
+    ],
+)
+def test_what_weights_do_not_tell_matters(name, wrong, place, tmp_path):
+    """Every option that has to be said changes the output by far more than the first test lets pass."""
+    g = original(name)[0]
+    assert command(place(name), tmp_path / "out", "--image-size", 8, *wrong).exit_code == 0
+    given = {"label": jnp.asarray(g["y"])} if "y" in g else {}
+    factor = cp.from_diffusers(tmp_path / "out")
+    found = outputs(factor, given, jnp.asarray(g["x"]), jnp.asarray(g["times"], jnp.float32))
+    assert error(found, g["outputs"][..., :3]) > 100 * MOST
+
+
+def test_precisions_of_files_are_kept(tmp_path):
+    """Half precision stays what it is, bfloat16 too, and everything is read back bit for bit."""
+    arrays = {"a": np.arange(3, dtype=np.float16), "b": np.asarray(jnp.ones((2, 5), jnp.bfloat16)), "c": np.float32(7)}
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    tensors.write(tmp_path / "some.safetensors", arrays)
+    for name, entry in tensors.header(tmp_path / "some.safetensors").items():
+        assert entry.dtype == arrays[name].dtype
+        np.testing.assert_array_equal(np.asarray(entry.read()), arrays[name])
+
+
+def change(**changes):
+    """A state dict of the case "legacy" in which some arrays have another name, another shape, or are missing."""
+    arrays = dict(original("legacy")[1])
+    for name, new in changes.items():
+        array = arrays.pop(name.replace("__", "."))
+        if isinstance(new, str):
+            arrays[new] = array
+        elif new is not None:
+            arrays[name.replace("__", ".")] = np.zeros(new, np.float32)
+    return arrays
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+REFUSED = {
+    "no heads": ({}, Told(8), LoadError, r"(?s)attention over 32 channels.*num_heads=None.*weights do not tell"),
+    "heads that do not fit": ({}, Told(8, 5), LoadError, "num_heads=5 cannot split"),
+    "channels that do not fit": ({}, Told(8, None, 48), LoadError, "num_head_channels=48 cannot split"),
+    "size": ({}, Told(10, 4), InvalidValueError, "image_size=10 cannot be halved .* 2 times"),
+    "no size": ({}, Told(0, 4), InvalidValueError, "image_size=0"),
+    "steps": ({}, Told(8, 4, diffusion_steps=1), LoadError, "diffusion_steps=1, which is not supported"),
+    "steps of a linear schedule": ({}, Told(8, 4, diffusion_steps=20), LoadError, "from 21 with noise_schedule"),
+    "another layout": ({"time_embed.0.weight": "time_embedding.linear_1.weight"}, Told(8, 4), LoadError, "no time_emb"),
+    "a part": ({"middle_block.2.in_layers.2.bias": None}, Told(8, 4), LoadError, "mid_block.resnets.1.conv1.bias"),
+    "Stable Diffusion": (
+        {"middle_block.1.proj_out.bias": "middle_block.1.transformer_blocks.0.norm1.bias"},
+        Told(8, 4), LoadError, "has middle_block.1.transformer_blocks.0.norm1.bias, which",
+    ),
+    "another shape": ({"input_blocks.1.0.in_layers.2.weight": (32, 32, 1, 1)}, Told(8, 4), LoadError, "ask for"),
+    "super-resolution": ({"input_blocks.0.0.weight": (32, 6, 3, 3)}, Told(8, 4), LoadError, "takes 6 channels"),
+    "classifier": ({"out.2.weight": (1000, 32, 1, 1)}, Told(8, 4), LoadError, "takes 3 channels and gives 1000"),
+    "blocks": ({"output_blocks.1.1.in_layers.0.weight": None, "output_blocks.1.1.in_layers.0.bias": None,
+                "output_blocks.1.1.in_layers.2.weight": None, "output_blocks.1.1.in_layers.2.bias": None},
+               Told(8, 4), LoadError, "output_blocks of .* are not those"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_state_dicts_that_cannot_be_converted(case, tmp_path):
+    """Refused before anything is written."""
+    changes, told, kind, match = REFUSED[case]
+    file = tmp_path / "weights.safetensors"
+    save_file(change(**changes), file)
+    with pytest.raises(kind, match=match) as raised:
+        convert(file, tmp_path / "out", told)
+    assert raised.value.fix
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_cannot_be_converted(place, tmp_path):
+    told = Told(8, 4)
+    with pytest.raises(LoadError, match=r"There is no .*nothing\.safetensors"):
+        convert(tmp_path / "nothing.safetensors", tmp_path / "out", told)
+    (tmp_path / "adm.pt").write_bytes(b"")
+    with pytest.raises(LoadError, match=r"(?s)adm\.pt are a pickle.*torch\.load\('.*adm\.pt', weights_only=True"):
+        convert(tmp_path / "adm.pt", tmp_path / "out", told)
+    save_file(original("legacy")[1], tmp_path / "cut.safetensors")
+    cut(tmp_path / "cut.safetensors")
+    with pytest.raises(LoadError, match="no whole safetensors file"):
+        convert(tmp_path / "cut.safetensors", tmp_path / "out", told)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    refused = command(place("legacy"), tmp_path / "out", "--image-size", 8, "--num-heads", 4)
+    assert refused.exit_code == 2
+    assert "is there already" in " ".join(refused.output.split())
+    assert "--replace" in refused.output
+    done = command(place("legacy"), tmp_path / "out", "--image-size", 8, "--num-heads", 4, "--replace")
+    assert done.exit_code == 0, done.output
+    assert "a learned variance, which is not used" in " ".join(done.output.split())

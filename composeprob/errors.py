@@ -121,6 +121,11 @@ _LIBRARIES = frozenset(
 _COMMAND_LINE = "composeprob.cli"
 
 
+def a_kind(value: object) -> str:
+    """What a value is, in a message: ``an array`` whatever library made it, else the name of its type."""
+    return "an array" if hasattr(value, "dtype") and hasattr(value, "shape") else type(value).__name__
+
+
 def is_library(module: str) -> bool:
     """Whether a module belongs to a library that programs are written with, other than this one."""
     return module.split(".")[0] in _LIBRARIES

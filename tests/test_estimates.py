@@ -88,6 +88,7 @@ def test_what_was_never_seen_has_an_interval():
     assert never.value == 0
     assert 0 < never.error < 0.02
     low, high = never.interval(0.9)
+    assert type(low) is float  # not NumPy's, which would print itself
     assert low == 0
     assert high == pytest.approx(1.66**2 / (100 + 1.66**2), rel=0.01)  # Wilson: t²/(n + t²)
 

@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.primitives import Messenger, apply_stack
 
-from composeprob.errors import InvalidValueError, ProgramError, ShapeError, WrongTypeError
+from composeprob.errors import InvalidValueError, ProgramError, ShapeError, WrongTypeError, a_kind
 from composeprob.factors.base import is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, asked
 from composeprob.factors.distribution import FactorDistribution
@@ -51,7 +51,7 @@ def sample(name: str, factor_or_distribution: Any) -> Any:
     if isinstance(factor_or_distribution, dist.Distribution):
         return numpyro.sample(name, factor_or_distribution)
     raise WrongTypeError(
-        f"Site {name!r} needs a factor or a NumPyro distribution; got {type(factor_or_distribution).__name__}.",
+        f"Site {name!r} needs a factor or a NumPyro distribution; got {a_kind(factor_or_distribution)}.",
         fix="wrap a network in cp.Diffusion, a log-density in cp.Energy.",
     )
 
@@ -109,7 +109,7 @@ def observe(
         distribution = _at_level(name, distribution, anneal)
     if not isinstance(distribution, dist.Distribution):
         raise WrongTypeError(
-            f"Observation {name!r} needs a NumPyro distribution; got {type(distribution).__name__}.",
+            f"Observation {name!r} needs a NumPyro distribution; got {a_kind(distribution)}.",
             fix="for example dist.Normal(prediction, sigma), with numpyro.distributions as dist.",
         )
     value = check_finite(_as_array(name, value), f"The observed value of {name!r}")

@@ -32,7 +32,7 @@ class Estimate:
         >>> found = Estimate(0.3123, 0.014)
         >>> print(found)
         0.312 ± 0.014
-        >>> [round(float(end), 3) for end in found.interval(0.9)]
+        >>> [round(end, 3) for end in found.interval(0.9)]
         [0.289, 0.335]
     """
 
@@ -54,7 +54,8 @@ class Estimate:
         """
         half = student(level, self.degrees) * np.asarray(self.error)
         half = half * (1.0 if math.isinf(self.degrees) else math.sqrt(max(self.degrees - 2, 0.0) / self.degrees))
-        return np.asarray(self.value)[()] - half[()], np.asarray(self.value)[()] + half[()]
+        low, high = np.asarray(self.value) - half, np.asarray(self.value) + half
+        return (low, high) if low.ndim else (float(low), float(high))
 
     def __str__(self) -> str:
         if np.ndim(self.value):

@@ -140,6 +140,11 @@ class SMC(Sampler):
         name = ("fitted" if self.second_order else "explicit") if integrator is None else integrator
         if name not in INTEGRATORS:
             raise InvalidValueError(f"Unknown integrator {name!r}.", fix=f"use one of: {', '.join(INTEGRATORS)}.")
+        if weights == "density" and name == "fitted":
+            raise InvalidValueError(
+                "SMC(weights='density') makes no reverse step that integrator='fitted' could take.",
+                fix="leave integrator= out, or weights=, whose default steps from level to level.",
+            )
         self.integrator = INTEGRATORS[name](self.control != "none")
         whole = isinstance(islands, (int, np.integer)) and not isinstance(islands, bool)
         if islands is not None and not (whole and islands >= 1):

@@ -205,5 +205,7 @@ def test_a_wrong_control_or_slope_is_seen(density, monkeypatch, method, mutant):
 def test_an_integrator_of_another_name_is_refused():
     with pytest.raises(cp.errors.InvalidValueError, match="Unknown integrator 'heun'"):
         cp.SMC(integrator="heun")
+    with pytest.raises(cp.errors.InvalidValueError, match="makes no reverse step"):
+        cp.SMC(weights="density", integrator="fitted")
     assert "integrator='explicit'" in cp.SMC(integrator="explicit").describe()
     assert "integrator" not in cp.SMC(second_order=False).describe()

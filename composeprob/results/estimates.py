@@ -54,13 +54,17 @@ class Estimate:
         """
         half = student(level, self.degrees) * np.asarray(self.error)
         half = half * (1.0 if math.isinf(self.degrees) else math.sqrt(max(self.degrees - 2, 0.0) / self.degrees))
-        low, high = np.asarray(self.value) - half, np.asarray(self.value) + half
-        return (low, high) if low.ndim else (float(low), float(high))
+        return plain(np.asarray(self.value) - half), plain(np.asarray(self.value) + half)
 
     def __str__(self) -> str:
         if np.ndim(self.value):
             return "\n".join(str(Estimate(v, e)) for v, e in zip(self.value, self.error, strict=True))
         return with_error(float(self.value), float(self.error))
+
+
+def plain(end: Any) -> Any:
+    """A number of Python's, which prints as it is, where there is one alone."""
+    return end if np.ndim(end) else float(end)
 
 
 def student(level: float, degrees: float) -> float:

@@ -13,7 +13,16 @@ import jax
 import numpy as np
 
 from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeError
-from composeprob.results.estimates import FEWEST, Estimate, Families, effective_chains, of_chains, pareto_k, student
+from composeprob.results.estimates import (
+    FEWEST,
+    Estimate,
+    Families,
+    effective_chains,
+    of_chains,
+    pareto_k,
+    plain,
+    student,
+)
 from composeprob.results.status import FEWEST_FAMILIES, Status
 
 FEWEST_DRAWS = 4
@@ -37,7 +46,7 @@ class Probability(Estimate):
         """Returns the ends of Wilson's interval for `size` independent samples; see `Estimate.interval`."""
         low, high = wilson(np.asarray(self.value), np.asarray(self.size), student(level, self.degrees))
         known = np.isfinite(self.error)
-        return np.where(known, low, np.nan)[()], np.where(known, high, np.nan)[()]
+        return plain(np.where(known, low, np.nan)), plain(np.where(known, high, np.nan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +78,8 @@ class Quantile(Estimate):
             below = -math.inf if low * size < 0.5 else quantile(*column, low)
             above = math.inf if (1 - high) * size < 0.5 else quantile(*column, high)
             ends.append((below, above) if told else (math.nan, math.nan))
-        low_ends, high_ends = (np.reshape(end, np.shape(self.value))[()] for end in zip(*ends, strict=True))
-        return low_ends, high_ends
+        lows, highs = (plain(np.reshape(end, np.shape(self.value))) for end in zip(*ends, strict=True))
+        return lows, highs
 
 
 def wilson(share: np.ndarray, size: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:

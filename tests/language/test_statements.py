@@ -311,5 +311,5 @@ def test_scores_under_a_policy_are_gradients():
 @pytest.mark.parametrize("array", [np.zeros(2), jnp.zeros(2)], ids=["numpy", "jax"])
 def test_an_array_in_the_place_of_a_distribution_is_called_an_array(array):
     for statement in (lambda: cp.sample("x", array), lambda: cp.observe("x", array, 1.0)):
-        with pytest.raises(cp.errors.WrongTypeError, match="needs a .*; got an array"):
+        with pytest.raises(cp.errors.WrongTypeError, match=r"needs a .*; got an array"):
             statement()

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from plane.nine import NINE, single
 from report import publish
 
 import composeprob as cp
@@ -24,57 +24,12 @@ import composeprob as cp
 KEYS, FEWER, SETS = 100, 40, 100
 SCHEDULE = cp.Schedule.linear(50)
 FINE = cp.Schedule.log_snr(30)
-EMPTY = ("product c", "negation c")
+EMPTY = [name for name, scenario in NINE.items() if scenario.empty]
 CENTRES, SHARES = np.array([[0.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [4.0, 0.0]]), np.array([0.4, 0.3, 0.1, 0.2])
 
 
 STEP = 0.3
 """Of both kernels: without a test the posterior, of variance 0.2, becomes 0.2/(1 − 0.3/0.4), four times as wide."""
-
-
-def box(low: list[float], high: list[float]) -> cp.Analytic:
-    return cp.Analytic(dist.Uniform(jnp.array(low), jnp.array(high)).to_event(1), SCHEDULE, label="box")
-
-
-def gaussians(centres: Any) -> cp.Analytic:
-    centres = jnp.asarray(centres)
-    parts = dist.Normal(centres, 0.03).to_event(1)
-    return cp.Analytic(dist.MixtureSameFamily(dist.Categorical(jnp.ones(len(centres)) / len(centres)), parts), SCHEDULE)
-
-
-def circle(x: float) -> cp.Analytic:
-    angle = np.linspace(0, 2 * np.pi, 400, endpoint=False)
-    return cp.Analytic(np.stack([np.cos(angle) + x, np.sin(angle)], 1), SCHEDULE, label="circle")
-
-
-def bounded(f: cp.Factor) -> cp.Factor:
-    """What divides, as a learned energy is: it does not fall without end outside of its box."""
-    wide = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), SCHEDULE, label="floor")
-    return cp.mixture([f, wide], weights=[0.9, 0.1])
-
-
-def nine() -> dict[str, cp.Factor]:
-    angle = 2 * np.pi * np.arange(8) / 8
-    ring = gaussians(0.5 * np.stack([np.cos(angle), np.sin(angle)], 1))
-    left, right = box([-1.0, -1.0], [-0.5, 1.0]), box([0.5, -1.0], [1.0, 1.0])
-    sides = [gaussians([[x, 0.5], [x, 0.0], [x, -0.5]]) for x in (-0.25, 0.25)]
-    whole, inner, strip = (box([-x, -y], [x, y]) for x, y in ((1.0, 1.0), (0.5, 0.5), (0.5, 2.0)))
-    return {
-        "product a": ring * box([-0.1, -1.0], [0.1, 1.0]),
-        "product b": circle(-0.5) * circle(0.5),
-        "product c": left * right,
-        "summation a": cp.mixture(sides),
-        "summation b": cp.mixture([left, right]),
-        "summation c": cp.mixture([circle(-0.5), circle(0.5)]),
-        "negation a": whole / bounded(inner) ** 0.5,
-        "negation b": whole / bounded(strip) ** 0.5,
-        "negation c": inner / bounded(whole) ** 0.5,
-    }
-
-
-@cp.program
-def single(f):
-    cp.sample("x", f)
 
 
 @cp.program
@@ -86,8 +41,8 @@ def measured(f, y):
 def overlap(keys: int) -> dict[str, int]:
     """How often each of the nine has a finding."""
     found = {}
-    for name, factor in nine().items():
-        density = cp.compile(single, factor)
+    for name, scenario in NINE.items():
+        density = cp.compile(single, scenario.factor(SCHEDULE))
         found[name] = sum(bool(density.check(jax.random.key(k))) for k in range(keys))
         print(name, found[name], flush=True)
     return found

@@ -42,8 +42,8 @@ MOST, SOME = 0.5, 0.1
 """Shares of samples that make the two findings."""
 FLAT = 0.05
 """Standard deviation of log g^w over samples, in nats, under which dividing by g^w changes next to nothing."""
-LEVELS, PILOT_LEVELS, PILOT_STEPS = 8, 24, 4
-"""How many levels samples are noised to; those of a pilot run, and its steps at each."""
+LEVELS, PILOT_LEVELS, PILOT_STEPS, PILOTS = 8, 24, 4, 16
+"""How many levels samples are noised to; those of a pilot run, its steps at each, and its chains."""
 FEWEST = 8
 """Samples that a spread is told of."""
 
@@ -63,8 +63,19 @@ def check(density: AnnealedDensity, key: Array, num_chains: int) -> tuple[Findin
     if not in_question(density):
         return ()
     first, second = jax.random.split(key)
-    levels = np.unique(np.linspace(0, density.num_levels - 1, PILOT_LEVELS).round().astype(int))[::-1]
-    return agreement(density, _pilot(density, jax.random.split(first, num_chains), jnp.asarray(levels)), second)
+    levels = jnp.asarray(_some(density, PILOT_LEVELS)[::-1])
+    return agreement(density, _pilot(density, jax.random.split(first, num_chains), levels), second)
+
+
+def check_evaluations(density: AnnealedDensity, num_chains: int = PILOTS) -> int:
+    """How often `check` evaluates the factors, over all of its chains."""
+    return num_chains * (PILOT_STEPS * len(_some(density, PILOT_LEVELS)) + len(_some(density, LEVELS, False)))
+
+
+def _some(density: AnnealedDensity, number: int, noisiest: bool = True) -> np.ndarray:
+    """So many of the levels, even in their index, from level 0 on, and with the noisiest or without it."""
+    levels = np.linspace(0, density.num_levels - 1, number, endpoint=noisiest)
+    return np.unique(levels.round().astype(int))
 
 
 def in_question(density: AnnealedDensity) -> bool:
@@ -88,8 +99,7 @@ def agreement(
         num_levels: how many levels they are noised to; each costs an evaluation of every sample.
     """
     experts = density.described.experts
-    last = density.num_levels - 1
-    levels = np.unique(np.linspace(0, last, num_levels, endpoint=False).round().astype(int))
+    levels = _some(density, num_levels, noisiest=False)
     noticed = jax.tree.map(np.asarray, _noticed(density, positions, jnp.asarray(levels), key))
     findings = [
         *_apart(experts, noticed, levels),

@@ -22,6 +22,7 @@ from composeprob.results.status import fewest_families
 from composeprob.runtime import parts
 from composeprob.runtime.compiled import read, sample_shapes, start
 from composeprob.runtime.descend import descend
+from composeprob.runtime.early import Early
 from composeprob.runtime.ended import Ended, summed_up
 from composeprob.runtime.origin import as_code, versions
 from composeprob.runtime.resume import Saves, blank_like, fingerprint
@@ -127,6 +128,10 @@ class Job:
             FewAncestors: if it shall be given up where too few of the first chains have descendants.
         """
 
+        asked = self.asked
+        whole = asked.num_chains * self.sampler.evaluations(self.first, self.first + 1)
+        early = Early(asked.density, asked.key, self.first, whole, AGREEMENT)
+
         def judge(run: Run) -> None:
             few = _few_ancestors(run) if give_up and int(run.visits.made) else None
             if few is not None:
@@ -134,9 +139,12 @@ class Job:
                     self.saves.finish(run, 0, self.seconds)
                 raise few
 
+        def after(run: Run) -> None:
+            judge(run)
+            early(run)
+
         judge(self.run)
-        show = self.asked.progress
-        self.run = descend(self.ready, self.run, self.first, show, self._save, judge, trail=self.trail)
+        self.run = descend(self.ready, self.run, self.first, asked.progress, self._save, after, trail=self.trail)
         if int(self.run.visits.made) and self.sampler.integrates_score:
             self.turning = self._curl(int(self.run.visits.visited()[-1]))
 

@@ -102,7 +102,7 @@ def scattered(rng: np.random.Generator, n: int, centres: np.ndarray) -> np.ndarr
 
 def uniform(rng: np.random.Generator, n: int, *boxes: Any) -> np.ndarray:
     """Draws of the uniform law on boxes of one size."""
-    low, high = (np.array([b[i] for b in boxes])[rng.integers(len(boxes), size=n)] for i in (0, 1))
+    low, high = np.array(boxes)[rng.integers(len(boxes), size=n)].swapaxes(0, 1)
     return np.asarray(rng.uniform(low, high))
 
 

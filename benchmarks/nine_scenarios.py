@@ -5,14 +5,15 @@
 Every composition has exact noised factors (`plane/nine.py`), so that what is missed is the sampler's error. Beside a
 default run stand the baselines of Yu and Gao 2025 at their settings (`plane/restated.py`), exact draws of the composed
 law, which are what a perfect sampler would give, and draws of the target. Judged as there: the share of samples inside
-of the target, and the Chamfer distance of 8,000 samples from 8,000 draws of it. ``--keys N`` writes nothing.
+of the target, and the Chamfer distance of 8,000 samples from 8,000 draws of it. Finished compositions are kept in out/,
+so that the same command goes on where it was stopped. ``--keys N`` writes no results.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 from plane import restated
 from plane.nine import NINE, Scenario, chamfer, single
 from plane.truth import truth_of
-from report import publish
+from report import kept, publish
 
 import composeprob as cp
 from composeprob.density.overlap import check_evaluations
@@ -45,33 +46,30 @@ def judged(scenario: Scenario, samples: np.ndarray, key: int) -> tuple[float, fl
     return float(right), chamfer(samples[finite], draws) if finite.any() else float("nan")
 
 
-def compositions(keys: int) -> dict[str, dict[str, Any]]:
-    """What every composition came to."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, scenario in NINE.items():
-        began = time.monotonic()
-        density = cp.compile(single, scenario.factor(LEVELS))
-        checked = [sorted({f.code for f in density.check(jax.random.key(k))}) for k in range(keys)]
-        results = [cp.infer(density, jax.random.key(k), num_chains=N, progress=False) for k in range(keys)]
-        codes = [sorted(str(code) for code, _ in result.status.findings) for result in results]
-        share = check_evaluations(density) / (N * results[0].evaluations)
-        found[name] = {"checked": checked, "status": codes, "share": share, "evaluations": results[0].evaluations}
-        if scenario.draw is not None:
-            law = truth_of(density, HALF_WIDTH, np.zeros((1, 2)))
-            on_theirs = cp.compile(single, scenario.factor(restated.LEVELS))
-            rows: Judged = {}
-            for k, result in enumerate(results):
-                samples = {
-                    FLOOR: scenario.draw(np.random.default_rng((k, 1)), N),
-                    EXACT: law.draw(jax.random.key(k), N),
-                    OURS: np.asarray(result["x"], np.float64),
-                }
-                samples |= {row: restated.run(row, on_theirs, jax.random.key(k), N) for row in restated.BASELINES}
-                for row, x in samples.items():
-                    rows.setdefault(row, []).append(judged(scenario, x, k))
-            found[name]["rows"] = rows
-        jax.clear_caches()
-        print(f"{name}: {found[name]} ({time.monotonic() - began:.0f} s)", flush=True)
+def composition(name: str, keys: int) -> dict[str, Any]:
+    """What one composition came to."""
+    scenario = NINE[name]
+    density = cp.compile(single, scenario.factor(LEVELS))
+    checked = [sorted({f.code for f in density.check(jax.random.key(k))}) for k in range(keys)]
+    results = [cp.infer(density, jax.random.key(k), num_chains=N, progress=False) for k in range(keys)]
+    codes = [sorted(str(code) for code, _ in result.status.findings) for result in results]
+    share = check_evaluations(density) / (N * results[0].evaluations)
+    found = {"checked": checked, "status": codes, "share": share, "evaluations": results[0].evaluations}
+    if scenario.draw is not None:
+        law = truth_of(density, HALF_WIDTH, np.zeros((1, 2)))
+        on_theirs = cp.compile(single, scenario.factor(restated.LEVELS))
+        rows: Judged = {}
+        for k, result in enumerate(results):
+            samples = {
+                FLOOR: scenario.draw(np.random.default_rng((k, 1)), N),
+                EXACT: law.draw(jax.random.key(k), N),
+                OURS: np.asarray(result["x"], np.float64),
+            }
+            samples |= {row: restated.run(row, on_theirs, jax.random.key(k), N) for row in restated.BASELINES}
+            for row, x in samples.items():
+                rows.setdefault(row, []).append(judged(scenario, x, k))
+        found["rows"] = rows
+    jax.clear_caches()
     return found
 
 
@@ -154,7 +152,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--keys", type=int, help="keys of each row; the numbers are not written")
     asked = parser.parse_args(arguments)
-    found = compositions(asked.keys or KEYS)
+    keys = asked.keys or KEYS
+    found = {name: kept(f"nine-{keys}", name, partial(composition, name, keys)) for name in NINE}
     columns = ["sampler", "accuracy", "Chamfer distance", "evaluations", "findings"]
     title = "CompLift's nine compositions in the plane, exact factors"
     return publish(

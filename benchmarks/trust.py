@@ -12,10 +12,8 @@ than 100, and writes no results.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,14 +22,13 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from plane.nine import NINE, single
-from report import publish
+from report import kept, publish
 
 import composeprob as cp
 from composeprob.density.overlap import noised
 from composeprob.kernels.metropolis import metropolis
 
 KEYS, SETS = 100, 75
-KEPT = Path("out/trust")
 SCHEDULE = cp.Schedule.linear(50)
 FINE, COARSE = cp.Schedule.log_snr(30), cp.Schedule.log_snr(12)
 FAR = ("data at 10.0 sd", "data at 20.0 sd", "data at 30.0 sd")
@@ -120,7 +117,6 @@ def untrained(keys: int) -> dict[str, int]:
         for far in (3.0, 10.0, 20.0, 30.0)
     }
     found["zoo: ring × bar"] = named(cp.compile(two, cp.load("ring2d-score"), cp.load("bar2d-score"), schedule=FINE))
-    print(found, flush=True)
     return found
 
 
@@ -161,18 +157,7 @@ def residuals() -> dict[str, float]:
 
     found = {"a right score": largest(learned(0.0)), "half of it": largest(learned(0.0, 0.5))}
     found |= {name: largest(cp.load(name)) for name in ZOO}
-    print(found, flush=True)
     return found
-
-
-def kept(part: str, keys: int, measure: Callable[[int], Any]) -> Any:
-    """What a part came to, from an earlier call with as many keys where there was one."""
-    file = KEPT / f"{part.replace(' ', '_')}-{keys}.json"
-    if not file.is_file():
-        KEPT.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(measure(keys)))
-        print(part, file.read_text(), flush=True)
-    return json.loads(file.read_text())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,10 +165,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keys", type=int, help="keys of each row; the numbers are not written")
     asked = parser.parse_args(arguments)
     keys = asked.keys or KEYS
-    of_nine = kept("nine", keys, overlap)
-    far = kept("untrained", keys, untrained)
-    named, alarms = kept("modes", keys, modes)
-    scores = kept("scores", keys, lambda _: residuals())
+    part = partial(kept, f"trust-{keys}")
+    of_nine = part("nine", partial(overlap, keys))
+    far = part("untrained", partial(untrained, keys))
+    named, alarms = part("modes", partial(modes, keys))
+    scores = part("scores", residuals)
     told = {
         name: kept(name, keys, lambda keys, kernel=kernel: ranked(keys, kernel)) for name, kernel in KERNELS.items()
     }

@@ -255,7 +255,7 @@ class AnnealedDensity(eqx.Module):
         """Looks, before a run, whether the factors agree anywhere; see `composeprob.density.overlap`.
 
         A few chains go down the levels by unadjusted Langevin steps under the diffusion factors alone, which takes
-        about 100 evaluations each. `cp.infer` asks the same of its own samples.
+        about 100 evaluations each. `cp.infer` asks the same of its own samples, and this early in a long run.
 
         Args:
             key: a typed random key.

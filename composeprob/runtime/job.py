@@ -42,6 +42,8 @@ APART = 2**31 - 7
 """Folded into the run's key for the noise that samples get where factors are asked whether they agree."""
 AGREEMENT = 0.05
 """The share of a run's evaluations that this may take."""
+FEWEST_CHOSEN = 24
+"""About as few levels does a run visit that chooses its own."""
 DRAWS = "draws.zarr"
 """In a folder of checkpoints: the draws of a run without a store of its own."""
 LOOKED_AT = 64
@@ -129,7 +131,8 @@ class Job:
         """
 
         asked = self.asked
-        whole = asked.num_chains * self.sampler.evaluations(self.first, self.first + 1)
+        visits = self.first + 1 if asked.pace is None else min(self.first + 1, FEWEST_CHOSEN)
+        whole = asked.num_chains * self.sampler.evaluations(self.first, visits)
         early = Early(asked.density, asked.key, self.first, whole, AGREEMENT)
 
         def judge(run: Run) -> None:

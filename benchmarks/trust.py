@@ -170,9 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     far = part("untrained", partial(untrained, keys))
     named, alarms = part("modes", partial(modes, keys))
     scores = part("scores", residuals)
-    told = {
-        name: kept(name, keys, lambda keys, kernel=kernel: ranked(keys, kernel)) for name, kernel in KERNELS.items()
-    }
+    told = {name: part(name, partial(ranked, keys, kernel)) for name, kernel in KERNELS.items()}
     wrong, right = ({name: n for name, n in told.items() if name.startswith(start)} for start in ("a ", "the "))
 
     def row(what: str, finding: str, fired: int, should: bool) -> list[str]:

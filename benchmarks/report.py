@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,17 @@ def machine() -> dict[str, Any]:
 def command() -> str:
     """The command that runs now."""
     return shlex.join(["composeprob", "bench", Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
+
+
+def kept(folder: str, part: str, measure: Callable[[], Any]) -> Any:
+    """What a part of a long benchmark came to, kept in out/, so that the same command goes on where it was stopped."""
+    file = Path("out") / folder / f"{part.replace(' ', '_')}.json"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(measure())
+        file.write_text(text)
+        print(f"{part}: {text}", flush=True)
+    return json.loads(file.read_text())
 
 
 def publish(

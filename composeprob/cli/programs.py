@@ -137,6 +137,37 @@ def presets(module: ModuleType) -> tuple[Any, int]:
     return sampler, chains
 
 
+def reference_draws(module: ModuleType, file: Path | None, key: Any, num: int, sites: list[str]) -> Any:
+    """Draws of what a program's samples should be, ``{site: (M, …)}``, from a file or the module's ``reference(key,
+    num)``; None without either.
+
+    Raises:
+        LoadError: the file has no arrays.
+        WrongTypeError: the module's variable ``reference`` is no function.
+        ShapeError: one array, where the program has several sites.
+    """
+    import numpy as np
+
+    from composeprob.cli.whose_error import as_draws
+
+    if file is not None:
+        try:
+            return as_draws(np.load(file), sites)
+        except (OSError, ValueError) as error:
+            raise LoadError(
+                f"{str(file)!r} has no arrays: {error}", fix="write it by np.save, or by np.savez for several sites."
+            ) from error
+    make = getattr(module, "reference", None)
+    if make is None:
+        return None
+    if not callable(make):
+        raise WrongTypeError(
+            f"The file's variable reference, which composeprob trust uses, is of type {type(make).__name__}.",
+            fix="make it a function reference(key, num) that returns draws, or rename it.",
+        )
+    return as_draws(make(key, num), sites)
+
+
 def condition(text: str) -> tuple[str, Any]:
     """Reads ``"label=3"`` as a name and a number or list.
 

@@ -1,4 +1,4 @@
-"""The command `trust`: a run beside finer ones, for the sampler's error, and the curl of scores, for the model's."""
+"""The command `trust`: a run beside finer ones and a reference, for whose error it is."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Column, Table
 
-from composeprob.cli.programs import arguments, load_program, presets
+from composeprob.cli.programs import arguments, load_program, presets, reference_draws
 from composeprob.cli.shell import app, clean_errors, console
 
 if TYPE_CHECKING:
+    from composeprob.density.annealed import AnnealedDensity
     from composeprob.results.result import Result
 
-DOUBT = 3.0
-"""Standard errors beyond which a refined run differs by more than chance."""
+LOOKED_AT, LEVELS = 64, 5
+"""Samples at which scores are looked at, and levels to which they are noised for that."""
 
 
 @app.command()
@@ -30,55 +30,80 @@ def trust(
         int | None, typer.Option(help="Number of chains of each run; left out, FILE's num_chains, or 1000.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draws of what the samples should be, .npy of the only site or .npz of several: held-out data. Left "
+            "out, FILE's function reference(key, num), if it has one.",
+            dir_okay=False,
+            exists=True,
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the first run's report to this HTML file.", dir_okay=False)
     ] = None,
 ) -> None:
     """Say how far to trust the samples of a program, and whose error it is.
 
-    Runs the program four times: as `composeprob run` does, under another key, with twice the levels, and with twice the
-    transitions at each level. What changes by more than chance with levels or transitions is the sampler's error;
-    what another key changes by more than chance is an error that the standard errors do not know of. Curl of scores,
-    and factors that are asked where they were never trained, are the model's. Exits with 1 if anything was found.
+    Runs the program several times: as `composeprob run` does, under another key, with twice the levels, with twice the
+    transitions at each level, and, where the kernel's law depends on its step, with half of it. What changes by more
+    than chance with levels, transitions or steps is the sampler's error; what another key changes by more than chance
+    is an error that the standard errors do not know of. Curl of scores, their Fokker-Planck residual, and factors that
+    are asked where they were never trained, are the model's. Where there are draws of what the samples should be, the
+    error is split: up to the finest run it is the sampler's, from there on the model's. Exits with 1 if anything was
+    found.
 
     [b]Examples[/b]
 
         composeprob trust examples/product.py
 
-        composeprob trust scene.py:two_cubes --chains 500 --out out/trust.html
+        composeprob trust scene.py:two_cubes --chains 500 --reference held_out.npy --out out/trust.html
     """
     import jax
 
     from composeprob import api
+    from composeprob.cli import refinements
+    from composeprob.cli.whose_error import DOUBT, compared, moments, of_draws, split
 
     program, module = load_program(target)
     args = arguments(program, module)
     sampler, own_chains = presets(module)
     number = own_chains if chains is None else chains
     density = api.compile(program, **args)
-    log_snr = density.schedule.log_snr
-    finer = api.compile(
-        program,
-        **args,
-        schedule=api.Schedule.log_snr(2 * density.num_levels, min=float(log_snr[-1]), max=float(log_snr[0])),
-    )
-    chosen, longer = _twice(density, sampler, number)
+    chosen = refinements.resolved(density, sampler, number)
     key, other = jax.random.split(jax.random.key(seed))
-    first = api.infer(density, key, num_chains=number, sampler=chosen)
-    again = {
-        "another key": api.infer(density, other, num_chains=number, sampler=chosen),
-        "2 × levels": api.infer(finer, other, num_chains=number, sampler=chosen),
-    }
-    if longer is not None:
-        again["2 × transitions"] = api.infer(density, other, num_chains=number, sampler=longer)
-    table, largest = _compared(first, again)
+
+    def run(density: AnnealedDensity, sampler: Any, key: Any = other) -> Result:
+        return api.infer(density, key, num_chains=number, sampler=sampler)
+
+    first = run(density, chosen, key)
+    draws = reference_draws(module, reference, jax.random.fold_in(key, 1), number, list(first.samples))
+    expected = None if draws is None else of_draws(first, draws)  # refuses what does not fit, before other runs
+    again = {"another key": run(density, chosen)}
+    name, relevelled = refinements.twice_the_levels(density)
+    if refinements.fits(relevelled, chosen):
+        again[name] = run(relevelled, chosen)
+    else:
+        console.print("The sampler has one step for each level: no other number of levels was tried.")
+    if (longer := refinements.longer(density, chosen)) is not None:
+        again[refinements.TRANSITIONS] = run(density, longer)
+    if (shorter := refinements.shorter_steps(density, chosen, first)) is not None:
+        again[refinements.STEP] = run(density, shorter)
+    rows = {label: moments(result) for label, result in again.items()}
+    table, largest = compared(moments(first), rows)
     console.print(table)
+    if refinements.COARSER in largest:  # an error of order p is 1/(2^p − 1) of what half the levels change
+        largest[refinements.COARSER] /= 2 ** (chosen.check_order or 1) - 1
     found = [f"{name}: a difference of {size:.1f} standard errors" for name, size in largest.items() if size > DOUBT]
-    compared = first.compare(again["another key"]).status if number >= 16 else first.status
-    found += [f"{code}: {text}" for code, text in compared.findings]
-    curl = _curl(density, first, key)
-    for name, value in curl.items():
-        console.print(f"curl of {name}: {value:.2g} (a gradient has 0)", highlight=False)
+    if expected is not None:
+        finest = _finest(run, density, chosen, again, name, relevelled)
+        table, whose = split(moments(first), moments(finest), expected)
+        console.print(table)
+        found += [f"The {who}'s error: {size:.1f} standard errors" for who, size in whose.items() if size > DOUBT]
+    compared_runs = first.compare(again["another key"]).status if number >= 16 else first.status
+    found += [f"{code}: {text}" for code, text in compared_runs.findings]
+    for text in _of_scores(density, first, key):
+        console.print(text, highlight=False)
     for text in found or ["Nothing was found: the runs agree within their errors."]:
         console.print(text, highlight=False)
     if out is not None:
@@ -86,51 +111,45 @@ def trust(
     raise typer.Exit(int(bool(found)))
 
 
-def _twice(density: Any, sampler: Any, chains: int) -> tuple[Any, Any]:
-    """The sampler of the runs, and the same with twice the transitions; None where it makes none."""
-    from composeprob.samplers.choose import choose
+def _finest(
+    run: Any, density: AnnealedDensity, chosen: Any, again: dict[str, Result], name: str, relevelled: AnnealedDensity
+) -> Result:
+    """The finest run: twice the levels, twice the transitions, half the step, as far as each is possible."""
+    from composeprob.cli import refinements
 
-    chosen = choose(density, chains)[0] if sampler is None else sampler
-    moves = chosen.prepare(density).moves
-    if moves is None:
-        return chosen, None
-    kernel = chosen.kernel or moves.kernel
-    return chosen, chosen.with_moves(kernel, 2 * moves.count)
-
-
-def _rows(result: Result) -> dict[str, tuple[float, float]]:
-    """Means and their errors; the log-evidence too."""
-    rows = {label: (row[0], row[1]) for label, row in result.summary().rows.items()}
-    if result.log_evidence is not None and result.log_evidence_error is not None:
-        rows["log evidence"] = result.log_evidence, result.log_evidence_error
-    return rows
+    if name != refinements.LEVELS or name not in again:
+        order = (refinements.STEP, refinements.TRANSITIONS, "another key")
+        return next(again[label] for label in order if label in again)
+    shorter = refinements.shorter_steps(relevelled, chosen, again[name])
+    finest = shorter or refinements.longer(relevelled, chosen)
+    result: Result = again[name] if finest is None else run(relevelled, finest)
+    return result
 
 
-def _compared(first: Result, again: dict[str, Result]) -> tuple[Table, dict[str, float]]:
-    """A table of differences in their standard errors, and the largest of each run, for how many there are."""
-    table = Table("", "mean", "±", *(Column(name, justify="right") for name in again))
-    mine, theirs = _rows(first), {name: _rows(result) for name, result in again.items()}
-    largest = dict.fromkeys(again, 0.0)
-    allowed = math.sqrt(2 * math.log(max(len(mine), 1)))  # what the largest of so many has by chance
-    for label, (mean, error) in mine.items():
-        cells = []
-        for name, rows in theirs.items():
-            other, its = rows.get(label, (math.nan, math.nan))
-            size = abs(other - mean) / math.hypot(error, its) if math.hypot(error, its) > 0 else math.nan
-            largest[name] = max(largest[name], 0.0 if math.isnan(size) else size - allowed)
-            cells.append("–" if math.isnan(size) else f"{other - mean:+.3g} ({size:.1f} ±)")
-        table.add_row(label, f"{mean:.4g}", "–" if math.isnan(error) else f"{error:.2g}", *cells)
-    return table, largest
-
-
-def _curl(density: Any, result: Result, key: Any) -> dict[str, float]:
-    """The curl of scores at the samples, where the program's latents are all noised sites."""
+def _of_scores(density: AnnealedDensity, result: Result, key: Any) -> list[str]:
+    """What scores at the samples say of the model, where the program's latents are all noised sites."""
     import jax
+    import numpy as np
 
     from composeprob import api
+    from composeprob.density.overlap import noised
 
     if any(site.kind != "noised" for site in density.sites.values()):
-        return {}
-    positions = {name: jax.numpy.asarray(result.unweighted()[name][:64]) for name in density.sites}
-    found: dict[str, float] = api.metrics.curl(density, positions, 0, key)
-    return found
+        return []
+    positions = {name: jax.numpy.asarray(result.unweighted()[name][:LOOKED_AT]) for name in density.sites}
+    curls = api.metrics.curl(density, positions, 0, key)
+    said = [f"curl of {name}: {value:.2g} (a gradient has 0)" for name, value in curls.items()]
+    learned = {expert.name for expert in density.described.experts if expert.trained}
+    worst: dict[str, tuple[float, int]] = {}
+    for level in np.unique(np.linspace(0, density.num_levels - 1, LEVELS).round().astype(int)) if learned else ():
+        at = noised(density, positions, int(level), jax.random.fold_in(key, int(level)))
+        try:
+            residuals = api.metrics.fokker_planck(density, at, int(level), key)
+        except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
+            return [*said, "Fokker–Planck residual: a network cannot be differentiated so often."]
+        for name in learned & residuals.keys():
+            if not math.isnan(residuals[name]):
+                worst[name] = max(worst.get(name, (0.0, 0)), (residuals[name], int(level)))
+    for name, (value, level) in worst.items():
+        said.append(f"Fokker–Planck residual of {name}: at most {value:.2g}, at level {level} (a noised law has 0)")
+    return said

@@ -35,19 +35,18 @@ def _leaf(leaf: Leaf, _: list[list[Raised]]) -> list[Raised]:
     return [] if leaf.factor.constant else expert(leaf)
 
 
-def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, float, Expression], ...]]:
-    """What is said of each expert, and how it is evaluated: its site, how many entries its blocks average, and its
-    expression."""
+def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, Expression], ...]]:
+    """What is said of each expert, and how it is evaluated: its site and its expression."""
     known, lowered = [], []
     for site in graph.sites:
         for raised in experts_of(site.root):
             below = leaves(raised.node)
             trained = not all(leaf.factor.core.level_free for leaf in below)
             name = formula(raised.node, site.name)
-            known.append(
-                Expert(name, site.name, raised.power, below[0].factor.dimension, trained, total_count(below[0].plates))
-            )
             region = below[0].region
             averaged = float(region.averaged) if isinstance(region, Region) else 1.0
-            lowered.append((site.name, averaged, lower_expression(raised.node, site.shape)))
+            rows = total_count(below[0].plates)
+            dimension = below[0].factor.dimension
+            known.append(Expert(name, site.name, raised.power, dimension, trained, rows, averaged))
+            lowered.append((site.name, lower_expression(raised.node, site.shape)))
     return tuple(known), tuple(lowered)

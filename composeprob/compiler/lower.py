@@ -43,7 +43,7 @@ class Evaluator(Evaluates):
         ancestral: the noised sites whose factors depend on static sites that are held.
         held: these static sites; their scores are 0.
         experts: the expression of every expert.
-        asked: for each of them its site and how many entries its blocks average.
+        asked: the site of each of them.
         precision: of the networks, also of those that the program makes of latents.
     """
 
@@ -54,7 +54,7 @@ class Evaluator(Evaluates):
     energies: dict[str, Expression | None]
     likelihood: Likelihood | None
     experts: tuple[Expression, ...]
-    asked: tuple[tuple[str, float], ...] = eqx.field(static=True)
+    asked: tuple[str, ...] = eqx.field(static=True)
     places: tuple[tuple[str, tuple[int, int]], ...] = eqx.field(static=True)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
     ancestral: frozenset[str] = eqx.field(static=True)
@@ -169,13 +169,11 @@ class Evaluator(Evaluates):
         noise, xs, zs = self._seen(position, level)
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
         found = []
-        for (site, averaged), expression in zip(self.asked, self.experts, strict=True):
+        for site, expression in zip(self.asked, self.experts, strict=True):
             value = expression(outputs)
             scores = value.score.reshape(-1, xs[site].size)
             log_density = jnp.nan if value.log_density is None else value.log_density
-            rows = jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])
-            # The mean of b entries has their noise over √b, but is taken for one with all of it.
-            found.append(Noticed(averaged * noise.sigma**2 * jnp.sum(scores**2, axis=1), rows))
+            found.append(Noticed(scores, jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])))
         return tuple(found)
 
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
@@ -244,8 +242,8 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
         potential,
         energies,
         likelihood,
-        tuple(expression for *_, expression in lowered),
-        tuple((site, averaged) for site, averaged, _ in lowered),
+        tuple(expression for _, expression in lowered),
+        tuple(site for site, _ in lowered),
         places,
         tuple(shapes.items()),
         ancestral,

@@ -16,7 +16,7 @@ from composeprob.density import prediction
 from composeprob.density.described import Described
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.density.experts import Noticed
-from composeprob.density.overlap import Finding, check
+from composeprob.density.overlap import PILOTS, Finding, check
 from composeprob.density.potential import NumPyroPotential
 from composeprob.density.top import TopLaw
 from composeprob.errors import CapabilityError, DoublyIntractableError, ShapeError
@@ -251,11 +251,11 @@ class AnnealedDensity(eqx.Module):
         """
         return prediction.log_likelihood(self, samples)
 
-    def check(self, key: Array, num_chains: int = 16) -> tuple[Finding, ...]:
+    def check(self, key: Array, num_chains: int = PILOTS) -> tuple[Finding, ...]:
         """Looks, before a run, whether the factors agree anywhere; see `composeprob.density.overlap`.
 
         A few chains go down the levels by unadjusted Langevin steps under the diffusion factors alone, which takes
-        about 100 evaluations each. `cp.infer` asks the same of its own samples.
+        about 100 evaluations each. `cp.infer` asks the same of its own samples, and this early in a long run.
 
         Args:
             key: a typed random key.

@@ -18,6 +18,7 @@ class Expert(NamedTuple):
         dimension: how many entries it is a density of, d.
         trained: whether it was learned; a closed form is right everywhere.
         rows: how many conditions in plates it stands for.
+        averaged: how many entries of the site each entry of its event is the mean of.
     """
 
     name: str
@@ -26,15 +27,16 @@ class Expert(NamedTuple):
     dimension: float
     trained: bool
     rows: int = 1
+    averaged: float = 1.0
 
 
 class Noticed(eqx.Module):
     """What an expert says of one position at one level, a row for each of its conditions in plates.
 
     Attributes:
-        energy: σ²·‖∇ log f‖², (rows,): the squared length of the noise that it sees there.
+        score: ∇ log f over the entries of its site, (rows, entries).
         log_density: log f, (rows,); NaN of a factor that offers only its score.
     """
 
-    energy: Array
+    score: Array
     log_density: Array

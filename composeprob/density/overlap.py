@@ -28,7 +28,7 @@ import numpy as np
 from jax import Array
 
 from composeprob.density.evaluation import Position
-from composeprob.density.experts import Expert, Noticed
+from composeprob.density.experts import Expert
 from composeprob.pytree import normal_like
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ MOST, SOME = 0.5, 0.1
 """Shares of samples that make the two findings."""
 FLAT = 0.05
 """Standard deviation of log g^w over samples, in nats, under which dividing by g^w changes next to nothing."""
-LEVELS, PILOT_LEVELS, PILOT_STEPS = 8, 24, 4
-"""How many levels samples are noised to; those of a pilot run, and its steps at each."""
+LEVELS, PILOT_LEVELS, PILOT_STEPS, PILOTS = 8, 24, 4, 16
+"""How many levels samples are noised to; those of a pilot run, its steps at each, and its chains."""
 FEWEST = 8
 """Samples that a spread is told of."""
 
@@ -63,8 +63,19 @@ def check(density: AnnealedDensity, key: Array, num_chains: int) -> tuple[Findin
     if not in_question(density):
         return ()
     first, second = jax.random.split(key)
-    levels = np.unique(np.linspace(0, density.num_levels - 1, PILOT_LEVELS).round().astype(int))[::-1]
-    return agreement(density, _pilot(density, jax.random.split(first, num_chains), jnp.asarray(levels)), second)
+    levels = jnp.asarray(_some(density, PILOT_LEVELS)[::-1])
+    return agreement(density, _pilot(density, jax.random.split(first, num_chains), levels), second)
+
+
+def check_evaluations(density: AnnealedDensity, num_chains: int = PILOTS) -> int:
+    """How often `check` evaluates the factors, over all of its chains."""
+    return num_chains * (PILOT_STEPS * len(_some(density, PILOT_LEVELS)) + len(_some(density, LEVELS, False)))
+
+
+def _some(density: AnnealedDensity, number: int, noisiest: bool = True) -> np.ndarray:
+    """So many of the levels, even in their index, from level 0 on, and with the noisiest or without it."""
+    levels = np.linspace(0, density.num_levels - 1, number, endpoint=noisiest)
+    return np.unique(levels.round().astype(int))
 
 
 def in_question(density: AnnealedDensity) -> bool:
@@ -88,15 +99,14 @@ def agreement(
         num_levels: how many levels they are noised to; each costs an evaluation of every sample.
     """
     experts = density.described.experts
-    last = density.num_levels - 1
-    levels = np.unique(np.linspace(0, last, num_levels, endpoint=False).round().astype(int))
-    noticed = jax.tree.map(np.asarray, _noticed(density, positions, jnp.asarray(levels), key))
+    levels = _some(density, num_levels, noisiest=False)
+    seen = jax.tree.map(np.asarray, _seen(density, positions, jnp.asarray(levels), key))
     findings = [
-        *_apart(experts, noticed, levels),
-        *_nothing_left(density, noticed),
+        *_apart(experts, seen, levels),
+        *_nothing_left(density, seen),
     ]
     named = {finding.factor for finding in findings}
-    return (*findings, *(f for f in _untrained(experts, noticed, levels) if f.factor not in named))
+    return (*findings, *(f for f in _untrained(experts, seen, levels) if f.factor not in named))
 
 
 def bound(dimension: float, p: float = RARE) -> float:
@@ -107,22 +117,43 @@ def bound(dimension: float, p: float = RARE) -> float:
     return float(brentq(lambda t: 0.5 * (t - d - d * math.log(t / d)) - nats, d, 4 * d + 8 * nats))
 
 
-@eqx.filter_jit
-def _noticed(density: AnnealedDensity, positions: Position, levels: Array, key: Array) -> tuple[Noticed, ...]:
-    """What every expert says, (levels, chains, rows), of samples that are noised from level 0 to each level."""
-    clean = density.schedule.at(0)
-    noised = [name for name, site in density.sites.items() if site.kind == "noised"]
+class Seen(NamedTuple):
+    """What an expert says of samples at a few levels, each (levels, chains, rows).
 
-    def at(level: Array) -> tuple[Noticed, ...]:
-        noise = density.schedule.at(level)
-        ratio = noise.alpha / clean.alpha
-        added = jnp.sqrt(jnp.maximum(noise.sigma**2 - (ratio * clean.sigma) ** 2, 0.0))
-        xs = {name: positions[name] for name in noised}
-        fresh = normal_like(jax.random.fold_in(key, level), xs)
-        moved = {**positions, **{name: ratio * x + added * fresh[name] for name, x in xs.items()}}
-        return jax.vmap(lambda position: density.evaluator.noticed(position, level))(moved)
+    Attributes:
+        energy: σ²·‖∇ log f‖²: the squared length of the noise that it sees there.
+        log_density: log f; NaN of a factor that offers only its score.
+    """
+
+    energy: Array
+    log_density: Array
+
+
+@eqx.filter_jit
+def _seen(density: AnnealedDensity, positions: Position, levels: Array, key: Array) -> tuple[Seen, ...]:
+    """What every expert says of samples that are noised from level 0 to each level."""
+
+    def at(level: Array) -> tuple[Seen, ...]:
+        moved = noised(density, positions, level, jax.random.fold_in(key, level))
+        variance = density.schedule.at(level).sigma ** 2
+
+        def one(position: Position) -> tuple[Seen, ...]:
+            noticed = density.evaluator.noticed(position, level)
+            return tuple(Seen(variance * jnp.sum(each.score**2, axis=1), each.log_density) for each in noticed)
+
+        return jax.vmap(one)(moved)
 
     return jax.lax.map(at, levels)
+
+
+def noised(density: AnnealedDensity, positions: Position, level: Array | int, key: Array) -> Position:
+    """Samples of level 0, chains lead, with the noise that takes them to another level."""
+    clean, noise = density.schedule.at(0), density.schedule.at(level)
+    ratio = noise.alpha / clean.alpha
+    added = jnp.sqrt(jnp.maximum(noise.sigma**2 - (ratio * clean.sigma) ** 2, 0.0))
+    xs = {name: positions[name] for name, site in density.sites.items() if site.kind == "noised"}
+    fresh = normal_like(key, xs)
+    return {**positions, **{name: ratio * x + added * fresh[name] for name, x in xs.items()}}
 
 
 @eqx.filter_jit
@@ -154,20 +185,21 @@ def _pilot(density: AnnealedDensity, keys: Array, levels: Array) -> Position:
     return jax.vmap(chain)(keys)
 
 
-def _share(expert: Expert, noticed: Noticed) -> np.ndarray:
+def _share(expert: Expert, seen: Seen) -> np.ndarray:
     """The share of samples that are beyond the bound, at each level, under whichever of its rows is worst."""
-    worst = np.where(np.isfinite(noticed.energy), noticed.energy, 0.0).max(-1)
+    # The mean of b entries has their noise over √b, but is taken for one with all of it.
+    worst = expert.averaged * np.where(np.isfinite(seen.energy), seen.energy, 0.0).max(-1)
     return np.asarray((worst > SLACK * bound(expert.dimension)).mean(1))
 
 
-def _apart(experts: tuple[Expert, ...], noticed: tuple[Noticed, ...], levels: np.ndarray) -> list[Finding]:
+def _apart(experts: tuple[Expert, ...], seen: tuple[Seen, ...], levels: np.ndarray) -> list[Finding]:
     """Factors that are multiplied and have nothing where the samples are."""
     found: dict[str, Finding] = {}
-    for i, (expert, seen) in enumerate(zip(experts, noticed, strict=True)):
+    for i, (expert, of) in enumerate(zip(experts, seen, strict=True)):
         others = [e.name for j, e in enumerate(experts) if e.site == expert.site and j != i]
         if expert.power <= 0 or not (others or expert.rows > 1):
             continue
-        shares = _share(expert, seen)
+        shares = _share(expert, of)
         if shares.max() < MOST:
             continue
         at = int(shares.argmax())
@@ -182,17 +214,17 @@ def _apart(experts: tuple[Expert, ...], noticed: tuple[Noticed, ...], levels: np
     return list(found.values())
 
 
-def _nothing_left(density: AnnealedDensity, noticed: tuple[Noticed, ...]) -> list[Finding]:
+def _nothing_left(density: AnnealedDensity, seen: tuple[Seen, ...]) -> list[Finding]:
     """Factors that are divided by and are flat where the samples are: what they exclude is all there is.
 
     Where the powers of a site sum to 1 or more a quotient is read as Bayes' rule or as guidance, whose denominator
     holds everything by design: a wide prior that is divided out is right, however flat it is.
     """
     found: dict[str, Finding] = {}
-    for expert, seen in zip(density.described.experts, noticed, strict=True):
+    for expert, of in zip(density.described.experts, seen, strict=True):
         total = float(np.mean(density.top.power[expert.site]))
-        values = seen.log_density[0]  # level 0
-        usual = bool((_share(expert, seen)[:1] == 0).all())
+        values = of.log_density[0]  # level 0
+        usual = bool((_share(expert, of)[:1] == 0).all())
         if expert.power >= 0 or total > 0.99 or len(values) < FEWEST or not usual:
             continue
         spread = abs(expert.power) * np.std(values, axis=0)
@@ -207,13 +239,13 @@ def _nothing_left(density: AnnealedDensity, noticed: tuple[Noticed, ...]) -> lis
     return list(found.values())
 
 
-def _untrained(experts: tuple[Expert, ...], noticed: tuple[Noticed, ...], levels: np.ndarray) -> list[Finding]:
+def _untrained(experts: tuple[Expert, ...], seen: tuple[Seen, ...], levels: np.ndarray) -> list[Finding]:
     """Trained factors that are asked where their own noised draws never are."""
     found: dict[str, Finding] = {}
-    for expert, seen in zip(experts, noticed, strict=True):
+    for expert, of in zip(experts, seen, strict=True):
         if expert.power <= 0 or not expert.trained:
             continue
-        shares = _share(expert, seen)
+        shares = _share(expert, of)
         if shares.max() < SOME:
             continue
         at = int(shares.argmax())

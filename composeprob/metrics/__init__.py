@@ -5,6 +5,7 @@ Distances (`distances`, `covariance`, `mode_weights`) work on arrays. `likelihoo
 """
 
 from composeprob.density.curl import curl
+from composeprob.density.fokker_planck import fokker_planck
 from composeprob.metrics.convergence import nested_rhat
 from composeprob.metrics.covariance import covariance_error
 from composeprob.metrics.distances import mmd, wasserstein
@@ -19,6 +20,7 @@ __all__ = [
     "covariance_error",
     "curl",
     "evidence_bounds",
+    "fokker_planck",
     "ksd",
     "mmd",
     "mode_weights",

@@ -22,6 +22,7 @@ from composeprob.results.status import fewest_families
 from composeprob.runtime import parts
 from composeprob.runtime.compiled import read, sample_shapes, start
 from composeprob.runtime.descend import descend
+from composeprob.runtime.early import Early
 from composeprob.runtime.ended import Ended, summed_up
 from composeprob.runtime.origin import as_code, versions
 from composeprob.runtime.resume import Saves, blank_like, fingerprint
@@ -41,6 +42,8 @@ APART = 2**31 - 7
 """Folded into the run's key for the noise that samples get where factors are asked whether they agree."""
 AGREEMENT = 0.05
 """The share of a run's evaluations that this may take."""
+FEWEST_CHOSEN = 24
+"""About as few levels does a run visit that chooses its own."""
 DRAWS = "draws.zarr"
 """In a folder of checkpoints: the draws of a run without a store of its own."""
 LOOKED_AT = 64
@@ -127,6 +130,11 @@ class Job:
             FewAncestors: if it shall be given up where too few of the first chains have descendants.
         """
 
+        asked = self.asked
+        visits = self.first + 1 if asked.pace is None else min(self.first + 1, FEWEST_CHOSEN)
+        whole = asked.num_chains * self.sampler.evaluations(self.first, visits)
+        early = Early(asked.density, asked.key, self.first, whole, AGREEMENT)
+
         def judge(run: Run) -> None:
             few = _few_ancestors(run) if give_up and int(run.visits.made) else None
             if few is not None:
@@ -134,9 +142,12 @@ class Job:
                     self.saves.finish(run, 0, self.seconds)
                 raise few
 
+        def after(run: Run) -> None:
+            judge(run)
+            early(run)
+
         judge(self.run)
-        show = self.asked.progress
-        self.run = descend(self.ready, self.run, self.first, show, self._save, judge, trail=self.trail)
+        self.run = descend(self.ready, self.run, self.first, asked.progress, self._save, after, trail=self.trail)
         if int(self.run.visits.made) and self.sampler.integrates_score:
             self.turning = self._curl(int(self.run.visits.visited()[-1]))
 

@@ -1,0 +1,138 @@
+"""Whose error it is: moments of a run beside those of finer ones, and of a reference, in their standard errors."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Column, Table
+
+from composeprob.errors import ShapeError
+from composeprob.results.summary import MAX_ELEMENTS
+
+if TYPE_CHECKING:
+    from composeprob.results.result import Result
+
+DOUBT = 3.0
+"""Standard errors beyond which a refined run differs by more than chance."""
+
+Moments = dict[str, tuple[float, float]]
+"""``{label: (mean, its standard error)}``; NaN where the error is withheld."""
+
+
+def moments(result: Result) -> Moments:
+    """Means of all numbers of a result and of their squares, and the log-evidence; large sites have two rows."""
+    lead = 1 if result.draws is None else 2
+    rows: Moments = {}
+    for name in result.samples:
+        values = np.asarray(result[name], np.float64)
+        for labels, columns in _columns(name, values, lead):
+            found = result.mean_of(columns)
+            rows |= dict(zip(labels, zip(found.value, found.error, strict=True), strict=True))
+    if result.log_evidence is not None and result.log_evidence_error is not None:
+        rows["log evidence"] = result.log_evidence, result.log_evidence_error
+    return rows
+
+
+def of_draws(result: Result, draws: dict[str, np.ndarray]) -> Moments:
+    """The same of independent draws, ``{site: (M, …)}``.
+
+    Raises:
+        ShapeError: a site that the result does not have, or events of another shape.
+    """
+    lead = 1 if result.draws is None else 2
+    rows: Moments = {}
+    for name, values in draws.items():
+        shape = np.shape(result.samples[name])[lead:] if name in result.samples else None
+        if shape is None or np.shape(values)[1:] != shape or len(values) < 2:
+            known = ", ".join(f"{n!r} {np.shape(x)[lead:]}" for n, x in result.samples.items())
+            raise ShapeError(
+                f"The reference has draws of {name!r} of shape {np.shape(values)}; the program's sites are {known}.",
+                fix="give it two draws or more, along the first axis, of one of these sites.",
+            )
+        for labels, columns in _columns(name, np.asarray(values, np.float64), 1):
+            errors = columns.std(0, ddof=1) / math.sqrt(len(columns))
+            rows |= dict(zip(labels, zip(columns.mean(0), errors, strict=True), strict=True))
+    return rows
+
+
+def _columns(name: str, values: np.ndarray, lead: int) -> list[tuple[list[str], np.ndarray]]:
+    """Labels and columns of a site's numbers, and of their squares."""
+    shape = values.shape[lead:]
+    flat = values.reshape(*values.shape[:lead], -1)
+    if flat.shape[-1] > MAX_ELEMENTS:
+        labels = [f"{name} ({'×'.join(map(str, shape))}, pooled)"]
+        flat, squares = flat.mean(-1, keepdims=True), (flat**2).mean(-1, keepdims=True)
+    else:
+        labels = [name + (f"[{', '.join(map(str, i))}]" if i else "") for i in np.ndindex(shape)]
+        squares = flat**2
+    return [(labels, flat), ([f"{label}²" for label in labels], squares)]
+
+
+def compared(first: Moments, again: dict[str, Moments]) -> tuple[Table, dict[str, float]]:
+    """A table of differences in their standard errors, and the largest of each run, for how many there are."""
+    table = Table("", "mean", "±", *(Column(name, justify="right") for name in again))
+    largest = dict.fromkeys(again, 0.0)
+    for label, (mean, error) in first.items():
+        cells = []
+        for name, rows in again.items():
+            size, cell = _difference(rows.get(label), (mean, error))
+            largest[name] = max(largest[name], size - _allowed(first))
+            cells.append(cell)
+        table.add_row(label, f"{mean:.4g}", "–" if math.isnan(error) else f"{error:.2g}", *cells)
+    return table, largest
+
+
+def split(first: Moments, finest: Moments, reference: Moments) -> tuple[Table, dict[str, float]]:
+    """What a run is off by, split at the finest run: up to it the sampler's error, from there on the model's.
+
+    Returns:
+        A table, and the largest of either in standard errors, for how many there are.
+    """
+    table = Table(
+        "", "reference", *(Column(name, justify="right") for name in ("off by", "the sampler's", "the model's"))
+    )
+    largest = {"sampler": 0.0, "model": 0.0}
+    for label, its in reference.items():
+        if label not in first or label not in finest:
+            continue
+        _, whole = _difference(first[label], its)
+        sampler, of_sampler = _difference(first[label], finest[label])
+        model, of_model = _difference(finest[label], its)
+        largest["sampler"] = max(largest["sampler"], sampler - _allowed(reference))
+        largest["model"] = max(largest["model"], model - _allowed(reference))
+        table.add_row(label, f"{its[0]:.4g}", whole, of_sampler, of_model)
+    return table, largest
+
+
+def _allowed(rows: Moments) -> float:
+    """What the largest of so many differences has by chance, about."""
+    return math.sqrt(2 * math.log(max(len(rows), 1)))
+
+
+def _difference(one: tuple[float, float] | None, other: tuple[float, float]) -> tuple[float, str]:
+    """one − other in standard errors, 0 where these are not known, and as text."""
+    if one is None:
+        return 0.0, "–"
+    error = math.hypot(one[1], other[1])
+    if not error > 0 or not math.isfinite(one[0] - other[0]):
+        return 0.0, "–"
+    size = abs(one[0] - other[0]) / error
+    return size, f"{one[0] - other[0]:+.3g} ({size:.1f} ±)"
+
+
+def as_draws(given: Any, sites: list[str]) -> dict[str, np.ndarray]:
+    """A reference as ``{site: (M, …)}``: an array is of the only site.
+
+    Raises:
+        ShapeError: an array, where the program has several sites.
+    """
+    if hasattr(given, "keys"):
+        return {name: np.asarray(given[name]) for name in given.keys()}  # noqa: SIM118 - files of NumPy's have keys
+    if len(sites) != 1:
+        raise ShapeError(
+            f"The reference is one array, but the program has the sites {', '.join(sites)}.",
+            fix="name them: np.savez('reference.npz', x=…, z=…), or return a dictionary.",
+        )
+    return {sites[0]: np.asarray(given)}

@@ -21,7 +21,7 @@ from typing import Any
 
 from changed import ROOT, hash_of, library_hash
 from PIL import Image
-from run_example import CHAINS
+from run_example import CHAINS, MORE
 from sphinx.errors import ExtensionError
 from sphinx.util.logging import getLogger
 
@@ -114,8 +114,8 @@ def page(example: Example, found: dict[str, Any] | None) -> str:
     else:
         parts += [f"![{example.title}: {example.learned}](pictures/{picture.name})" for picture in pictures(example)]
         parts.append(
-            f"With at most {CHAINS} chains it ran {found['seconds']:.0f} s on {found['cores']} cores, compilation "
-            f"included ({found['processor']:.0f} s of processor time)."
+            f"With at most {MORE.get(name, CHAINS)} chains it ran {found['seconds']:.0f} s on {found['cores']} cores, "
+            f"compilation included ({found['processor']:.0f} s of processor time)."
         )
     parts.append(f"{{download}}`Download {name}.py <../../examples/{name}.py>`")
     parts += ["## The code", f"```python\n{example.text}```"]
@@ -160,8 +160,8 @@ def index(cards: list[str], names: list[str]) -> str:
     return "\n\n".join(
         [
             "# Gallery",
-            f"One short file an idea. Each ran when this site was built, with at most {CHAINS} chains; times include "
-            "compilation. Open one for its code. In a checkout they are in `examples/`: `python examples/product.py`, "
+            f"One short file an idea. Each ran when this site was built, most with at most {CHAINS} chains; times "
+            "include compilation. Open one for its code. In a checkout they are in `examples/`: `python examples/product.py`, "
             "or `composeprob run examples/product.py --help` for other samplers, chains and levels.",
             ":::::{grid} 1 2 2 3\n:gutter: 3",
             *cards,

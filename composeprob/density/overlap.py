@@ -200,9 +200,13 @@ def _apart(experts: tuple[Expert, ...], seen: tuple[Seen, ...], levels: np.ndarr
         if expert.power <= 0 or not (others or expert.rows > 1):
             continue
         shares = _share(expert, of)
-        if shares.max() < MOST:
-            continue
         at = int(shares.argmax())
+        # Of a quotient both parts may be narrow, and say nothing together of where samples lie.
+        divided = (
+            _share(e, s)[at] for e, s in zip(experts, seen, strict=True) if e.site == expert.site and e.power < 0
+        )
+        if shares[at] < MOST or any(share >= MOST for share in divided):
+            continue
         beside = ", ".join(dict.fromkeys(others)) or f"its own {expert.rows} conditions"
         text = (
             f"The factors agree nowhere: {shares[at]:.0%} of the samples of {expert.site!r} lie where {expert.name} "

@@ -111,3 +111,15 @@ def test_factors_of_one_name_are_two():
 
 def test_one_factor_by_itself_is_not_asked():
     assert cp.compile(single, LEFT).check(jax.random.key(0)) == ()
+
+
+def test_a_quotient_of_narrow_factors_excludes_nothing():
+    """Samples 20 widths from either part, which together are flat there; from the one without the other they are far."""
+    here, narrow, divided = (
+        cp.Analytic(dist.Normal(jnp.array([mean]), sd).to_event(1), COARSE, label=label)
+        for mean, sd, label in ((1.0, 0.1, "here"), (0.0, 0.05, "narrow"), (0.0, 0.0501, "divided"))
+    )
+    x = 1 + 0.1 * jax.random.normal(jax.random.key(0), (64, 1))
+    assert not agreement(cp.compile(single, here * narrow / divided), {"x": x}, jax.random.key(1))
+    named = agreement(cp.compile(single, here * narrow), {"x": x}, jax.random.key(1))
+    assert [(f.code, f.factor) for f in named] == [("no_overlap", "narrow(x)")]

@@ -114,7 +114,7 @@ def test_one_factor_by_itself_is_not_asked():
 
 
 def test_a_quotient_of_narrow_factors_excludes_nothing():
-    """Samples 20 widths from either part, which together are flat there; from the one without the other they are far."""
+    """Samples 20 widths from both parts, which together are flat there; of one part alone they are far."""
     here, narrow, divided = (
         cp.Analytic(dist.Normal(jnp.array([mean]), sd).to_event(1), COARSE, label=label)
         for mean, sd, label in ((1.0, 0.1, "here"), (0.0, 0.05, "narrow"), (0.0, 0.0501, "divided"))

@@ -36,9 +36,10 @@ EMPTY = [name for name, scenario in NINE.items() if scenario.empty]
 CENTRES, SHARES = np.array([[0.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [4.0, 0.0]]), np.array([0.4, 0.3, 0.1, 0.2])
 
 
-STEP, SHORT = 0.3, 0.1
-"""Without a test the posterior's variance, 0.2, becomes 0.2/(1 − 0.3/0.4) = 0.8. Without Hastings' ratio, at the second
-step, x' = x/2 + √0.2·ξ, which is reversible for N(0, 0.267), leaves the product of that and the posterior: 0.114."""
+STEP, LONG = 0.1, 0.3
+"""Without a test the posterior's variance, 0.2, becomes 0.2/(1 − 0.1/0.4) = 0.267, with the longer step 0.8. Without
+Hastings' ratio the proposal x' = x/2 + √0.2·ξ, which is reversible for N(0, 0.267), leaves the product of that and the
+posterior: 0.114."""
 ZOO = ("ring2d", "ring2d-score", "bar2d-score")
 """Learned models whose samples the other benchmarks found good."""
 
@@ -121,10 +122,10 @@ def untrained(keys: int) -> dict[str, int]:
 
 
 KERNELS: dict[str, cp.Kernel] = {
-    "a kernel without its test": cp.ULA(STEP),
-    "the same kernel with it": cp.MALA(STEP),
-    "a kernel without Hastings' ratio": NoHastings(SHORT),
-    "the same kernel with that": cp.MALA(SHORT),
+    "a kernel without its test": cp.ULA(LONG),
+    "without its test, variance a third too large": cp.ULA(STEP),
+    "a kernel without Hastings' ratio": NoHastings(STEP),
+    "the right kernel": cp.MALA(STEP),
 }
 
 
@@ -180,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows += [row(name, "out_of_training", n, name in FAR) for name, n in far.items()]
     rows += [row("a mode of 20 % missing", "modes_missing", named, True)]
     rows += [row("two right runs", "modes_missing", alarms, False)]
-    rows += [row(name, "ranks", n, name in wrong) for name, n in told.items()]
+    rows += [row(name, "ranks", n, name not in right) for name, n in told.items()]
     rows += [[name, "fokker_planck", f"{value:.2g}", "a number"] for name, value in scores.items()]
     few, many = 0.05 * keys, 0.95 * keys
     checks = {
@@ -192,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
         "a missing mode is named in 95 % of the keys, and at most 5 % are false alarms": (
             named >= many and alarms <= few
         ),
-        "wrong kernels are told in 95 % of the keys, the right one in at most 5 %": (
+        "kernels wrong by a factor of 0.57 or 4 are told in 95 % of the keys, the right one in at most 5 %": (
             min(wrong.values()) >= many and max(right.values()) <= few
         ),
         "a right score has a Fokker–Planck residual below 0.01": scores["a right score"] < 0.01,

@@ -27,7 +27,7 @@ import math
 
 import numpy as np
 
-from composeprob.results.comparison import scaled
+from composeprob.results.comparison import DIRECTIONS, scaled
 from composeprob.results.status import Code
 
 SLACK = 0.35
@@ -41,6 +41,9 @@ SHIFT = 0.1
 """By how many standard deviations weights must move a mean, in the direction in which they move it most."""
 BY_CHANCE = 1e-6
 """How often paths of right chains may seem uneven."""
+GROUPS = 20
+"""Groups of neighbours, by k-means, whose mean log W is told apart: where it is no linear function of x, what is left
+of it would pass for variance."""
 FEWEST = 20
 """Chains for each direction or group that is looked at."""
 TAIL = 0.01
@@ -65,7 +68,7 @@ def uneven_paths(sites: dict[str, np.ndarray], path_weights: np.ndarray, why: st
         path_weights: log W of each, (N,), up to a constant.
         why: what it comes from, and what to do about it.
     """
-    from scipy.stats import chi2
+    from scipy.cluster.vq import kmeans2
 
     finite = np.flatnonzero(np.isfinite(path_weights))
     if len(finite) < 0.95 * len(path_weights) or len(finite) < 40:
@@ -80,10 +83,24 @@ def uneven_paths(sites: dict[str, np.ndarray], path_weights: np.ndarray, why: st
     gain, width = gain - gain.mean(), points.std(0)
     points = (points - points.mean(0)) / np.where(width > 0, width, 1.0)
     axes, spread, _ = np.linalg.svd(points, full_matrices=False)
-    groups = _modes(scaled(points, [part.shape[1] for part in parts]))
-    inside = groups[:, None] == np.flatnonzero(np.bincount(groups) >= FEWEST)
-    columns = [axes[:, spread > 1e-6 * spread[0]][:, : n // FEWEST], (inside - inside.mean(0))[:, : n // FEWEST]]
-    basis, sizes, _ = np.linalg.svd(np.concatenate(columns, axis=1), full_matrices=False)
+    axes = axes[:, spread > 1e-6 * spread[0]][:, : n // FEWEST]
+    near = kmeans2(axes[:, :DIRECTIONS] * math.sqrt(n), min(GROUPS, n // FEWEST), minit="++", seed=0)[1]
+    inside = near[:, None] == np.flatnonzero(np.bincount(near) >= FEWEST)
+    both = np.concatenate([axes, inside - inside.mean(0)], axis=1)
+    told = next((each for each in (_told(axes, gain), _told(both, gain)) if each is not None), None)
+    if told is None:
+        return []
+    moved = _most_moved(sites, points, inside, told)
+    text = f"Where chains ended depends on what their paths weigh: {moved}. {why}"
+    return [(Code.SHARES_FROZEN, text)]
+
+
+def _told(columns: np.ndarray, gain: np.ndarray) -> np.ndarray | None:
+    """log W with the square of what the columns leave of it, if these columns tell where it is large, else None."""
+    from scipy.stats import chi2
+
+    n = len(gain)
+    basis, sizes, _ = np.linalg.svd(columns, full_matrices=False)
     basis = basis[:, sizes > 1e-6 * sizes[0]]
     rest = gain - basis @ (basis.T @ gain)
     corrected = gain + 0.5 * (rest**2 - np.mean(rest**2))
@@ -91,12 +108,8 @@ def uneven_paths(sites: dict[str, np.ndarray], path_weights: np.ndarray, why: st
         explained = float(((basis.T @ each) ** 2).sum())
         noise = (float(each @ each) - explained) / (n - basis.shape[1] - 1)
         if explained == 0 or chi2.sf(explained / noise, basis.shape[1]) > BY_CHANCE:
-            return []
-    if explained / n - basis.shape[1] * noise / n < SHIFT**2:
-        return []
-    moved = _most_moved(sites, points, inside, corrected)
-    text = f"Where chains ended depends on what their paths weigh: {moved}. {why}"
-    return [(Code.SHARES_FROZEN, text)]
+            return None
+    return corrected if explained / n - basis.shape[1] * noise / n >= SHIFT**2 else None
 
 
 def _most_moved(sites: dict[str, np.ndarray], points: np.ndarray, inside: np.ndarray, gain: np.ndarray) -> str:

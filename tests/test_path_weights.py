@@ -12,6 +12,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.special import logsumexp
 from scipy.stats import norm
+from threadpoolctl import threadpool_info
 
 import composeprob as cp
 from composeprob.results.shares import uneven_paths
@@ -169,3 +170,24 @@ def test_reverse_diffusion_of_learned_scores_is_named(monkeypatch):
     result, _ = ended(monkeypatch, density, cp.Ancestral(), num_chains=1000)
     assert result.status.has("shares_frozen")
     assert "cp.SMC()" in result.status.message
+
+
+def test_blas_has_one_thread_in_a_run(monkeypatch):
+    seen, levels = [], job.Job.levels
+    monkeypatch.setattr(job.Job, "levels", lambda *given: (seen.append(threadpool_info()), levels(*given))[1])
+    ended(monkeypatch, cp.compile(alone, two_modes([0.5, 0.5], [-1.0, 1.0], [1.0, 1.0])), cp.Ancestral(), num_chains=50)
+    assert {library["num_threads"] for library in seen[0] if library["user_api"] == "blas"} <= {1}
+
+
+@cp.program
+def beyond_a_wall(f):
+    x = cp.sample("x", f)
+    cp.factor("side", jnp.where(x > 0.2, 0.0, -jnp.inf))
+
+
+def test_a_step_through_a_wall_weighs_nothing_that_is_known(monkeypatch):
+    """It is not made: such a chain has no weight, and where many have none nothing is said."""
+    density = cp.compile(beyond_a_wall, cp.Analytic(dist.Normal(0.0, 1.0), LEVELS))
+    result, log_weights = ended(monkeypatch, density, cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True))
+    assert np.isnan(log_weights).mean() > 0.05
+    assert result.status.ok

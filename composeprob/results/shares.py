@@ -44,6 +44,8 @@ BY_CHANCE = 1e-6
 GROUPS = 20
 """Groups of neighbours, by k-means, whose mean log W is told apart: where it is no linear function of x, what is left
 of it would pass for variance."""
+ENTRIES = 4_000_000
+"""Numbers in all, of the chains that are looked at: of images fewer chains are."""
 FEWEST = 20
 """Chains for each direction or group that is looked at."""
 TAIL = 0.01
@@ -73,7 +75,9 @@ def uneven_paths(sites: dict[str, np.ndarray], path_weights: np.ndarray, why: st
     finite = np.flatnonzero(np.isfinite(path_weights))
     if len(finite) < 0.95 * len(path_weights) or len(finite) < 40:
         return []
-    some = finite[np.unique(np.linspace(0, len(finite) - 1, min(4 * MOST, len(finite))).astype(int))]
+    entries = sum(np.size(x) // len(path_weights) for x in sites.values())
+    most = min(4 * MOST, max(ENTRIES // entries, MOST // 4), len(finite))
+    some = finite[np.unique(np.linspace(0, len(finite) - 1, most).astype(int))]
     n = len(some)
     parts = [np.asarray(x, float)[some].reshape(n, -1) for x in sites.values()]
     points, gain = np.concatenate(parts, axis=1), path_weights[some]

@@ -149,13 +149,13 @@ def _frozen(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[
     evaluation, paths = getattr(run.chains, "evaluation", None), host(run.path_weights)
     if np.isfinite(np.asarray(run.records.ess)).any():
         return []
-    positions = host(sampler.positions(run))
-    uneven = uneven_paths(positions, paths, SUMMED if sampler.kernel is None else FROZEN) if paths.any() else []
+    why = SUMMED if sampler.kernel is None else FROZEN
+    uneven = uneven_paths(host(sampler.positions(run)), paths, why) if paths.any() else []
     if uneven or not {"energy", "mode_depth"} <= density.capabilities:
         return uneven
     if evaluation is None or np.shape(evaluation.log_density) != np.shape(paths):  # replicas have several
         return []
-    return frozen_shares(positions, np.asarray(host(evaluation.log_density)))
+    return frozen_shares(host(sampler.positions(run)), np.asarray(host(evaluation.log_density)))
 
 
 def _outside(run: Run) -> float:

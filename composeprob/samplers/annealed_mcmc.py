@@ -104,13 +104,14 @@ class AnnealedMCMC(Sampler):
         assert self.moves is not None
         keys = level_keys(run.keys, level)
         target = self.target(density, level)
-        came, states, bad = run.chains, run.chains, jnp.zeros(keys.shape, bool)
+        came, states, bad, stays = run.chains, run.chains, *(jnp.zeros(keys.shape, bool),) * 2
         if self.reverse_step:
             fall = partial(descend, density=density, level=level, above=above)
-            states, bad = run.spread.map(fall, keys, states)
+            states, bad, stays = run.spread.map(fall, keys, states)
         states = run.spread.map(partial(self.moves.kernel.relevel, target=target), states)
         if self.weighs(density):
             gain = run.spread.map(partial(path_gain, density=density, level=level, above=above), came, states)
+            gain = jnp.where(stays, jnp.nan, gain)  # a step that was not made has no probability to go by
             run = dataclasses.replace(run, path_weights=run.path_weights + gain)
         states, tuning, records = self.moves.run(
             run.spread, keys, states, target, density.schedule, level, run.tuning, run.records, bad
@@ -149,12 +150,12 @@ def unevaluated(target: Target) -> Target:
 
 def descend(
     key: Array, state: KernelState, density: AnnealedDensity, level: Array, above: Array
-) -> tuple[KernelState, Array]:
-    """One chain's reverse step from the level above to level, and whether its score was not finite.
+) -> tuple[KernelState, Array, Array]:
+    """One chain's reverse step from the level above to level, whether its score was not finite, and whether it stayed.
 
     A step through a wall, to where the density is 0, is not made: the chain stays at the same x/α.
     """
-    score, falls = state.evaluation.score, level < above
+    score, falls, through = state.evaluation.score, level < above, jnp.asarray(False)
     moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, score, density, above, below=level)
     if density.evaluator.plain:
         through = jnp.isneginf(density.evaluator.plain_potential(moved, level)) & ~state.evaluation.zero
@@ -162,7 +163,8 @@ def descend(
         noised = {name for name, site in density.sites.items() if site.kind == "noised"}
         stayed = {name: ratio * x if name in noised else x for name, x in state.position.items()}
         moved = where(through, stayed, moved)
-    return dataclasses.replace(state, position=where(falls, moved, state.position)), falls & ~all_finite(score)
+    fallen = dataclasses.replace(state, position=where(falls, moved, state.position))
+    return fallen, falls & ~all_finite(score), falls & through
 
 
 def path_gain(came: KernelState, state: KernelState, density: AnnealedDensity, level: Array, above: Array) -> Array:

@@ -27,7 +27,7 @@ from report import publish
 
 import composeprob as cp
 
-IMAGES, TIME, PAIRS = 8, 500, 15
+IMAGES, TIME, PAIRS = 8, 500, 45
 ORIGINAL = """
 import json, os, sys, time
 import diffusers, numpy, torch

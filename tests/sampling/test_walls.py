@@ -13,7 +13,7 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.results.status import Code
-from composeprob.samplers import potentials
+from composeprob.samplers import turned
 
 SCHEDULE = cp.Schedule.log_snr(40)
 UNIT = cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)
@@ -142,8 +142,27 @@ def test_a_network_is_no_plain_potential(monkeypatch):
         cp.sample("x", f)
 
     guided, alone = (cp.compile(single, f) for f in (cp.condition(UNIT, classifier, 1), UNIT))
-    position = {"x": jnp.array(0.3)}
     monkeypatch.setattr(type(alone.evaluator), "plain_potential", never)
+    monkeypatch.setattr(turned.Turned, "between", never)
     for density in (guided, alone):
-        seen = jnp.array(-1.5)
-        assert potentials.averaged_potential(jax.random.key(0), position, position, seen, density, 3) is seen
+        result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.SMC(), progress=False)
+        assert np.all(np.isfinite(result["x"]))
+
+
+@cp.program
+def walled_product(f, g, edge):
+    x = cp.sample("x", f**2 * g**2)
+    cp.factor("wall", allowed(x > edge))
+
+
+def test_noise_turned_round_has_the_control_in_it():
+    """Points that noise would lead back to without the drift −u lose 0.9 of the log-evidence here, 0.2 if both factors
+    have power 1; with one step of Heun's method for all of the way 0.3."""
+    schedule = cp.Schedule.log_snr(40)
+    unit, wide = (cp.Analytic(dist.Normal(loc, scale), schedule) for loc, scale in ((0.0, 1.0), (1.0, 1.5)))
+    density = cp.compile(walled_product, unit, wide, jnp.asarray(0.2))
+    result = cp.infer(density, jax.random.key(0), num_chains=4000, sampler=cp.SMC(check_levels=False), progress=False)
+    x = np.linspace(0.2, 12.0, 10_001)
+    truth = np.log(np.trapezoid((stats.norm.pdf(x) * stats.norm.pdf(x, 1.0, 1.5)) ** 2, x))
+    assert abs(result.log_evidence - truth) < 0.24
+    assert 0.05 < result.log_evidence_error < 0.08  # three of which are the bound

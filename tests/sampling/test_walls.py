@@ -3,6 +3,8 @@
 Each program's posterior is that of a normal or a mixture cut off somewhere, so evidence and means are known.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from scipy import stats
 import composeprob as cp
 from composeprob.results.status import Code
 from composeprob.samplers import turned
+from composeprob.samplers.annealed_mcmc import descend
 
 SCHEDULE = cp.Schedule.log_snr(40)
 UNIT = cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)
@@ -166,3 +169,22 @@ def test_noise_turned_round_has_the_control_in_it():
     truth = np.log(np.trapezoid((stats.norm.pdf(x) * stats.norm.pdf(x, 1.0, 1.5)) ** 2, x))
     assert abs(result.log_evidence - truth) < 0.24
     assert 0.05 < result.log_evidence_error < 0.08  # three of which are the bound
+
+
+@cp.program
+def sharp(f, y):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(x, 1e-3), y, anneal="tempered")
+
+
+def test_a_sharp_observation_throws_no_chain_far_off():
+    """One reverse step of an independent chain, which the observation's gradient would take from −2 to 19."""
+    density = cp.compile(sharp, UNIT, jnp.float32(1.0))
+    above, level, x = jnp.asarray(10), jnp.asarray(9), {"x": jnp.asarray(-2.0)}
+    state = cp.MALA(0.1).init(jax.random.key(0), x, partial(density.evaluator, level=above))
+    thrown, led = (descend(jax.random.key(1), state, density, level, above, leans=leans) for leans in (False, True))
+    noise = float(density.schedule.at(above).sigma)  # 0.05
+    assert float(thrown[0].position["x"]) > 15
+    assert abs(float(led[0].position["x"]) + 2) < 4 * noise
+    assert not led[1]
+    assert not led[2]

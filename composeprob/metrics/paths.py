@@ -40,7 +40,7 @@ class Path(eqx.Module):
         steps: the step size of its blocks at each level, (K, B).
         count: transitions a level.
         reverse: whether a reverse step leads from each level to the next.
-        leaning: whether that step follows what `SMC`'s does and not the score.
+        leaning: whether that step follows `leaning` and not the score.
         weights: how `SMC` weighs its chains; None for samplers without weights.
         first: the level where chains start.
         pull, spread: how a reversal goes up, `upward`; per site, (K − 1, …).
@@ -59,7 +59,7 @@ class Path(eqx.Module):
     @classmethod
     def of(cls, sampler: Sampler, density: AnnealedDensity, weighted: bool = True) -> Path:
         """The path of a sampler whose step sizes are numbers, as `frozen` makes it; with or without its weights."""
-        route, moves = sampler.route(), sampler.moves
+        route, moves = sampler.route(density), sampler.moves
         weights = route.weights if weighted else None
         up = upward(density, mixed=moves is not None or weights is not None, weighted=weights == "feynman_kac")
         steps = jnp.zeros((density.num_levels, 1)) if moves is None else moves.steps()
@@ -88,7 +88,7 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sample
         )
     if not isinstance(sampler, Sampler):
         raise not_a_sampler(sampler)
-    sampler.route()
+    sampler.route(density)
     static = [name for name, site in density.sites.items() if site.kind != "noised"]
     if static:
         raise CapabilityError(

@@ -56,7 +56,7 @@ class Ancestral(Sampler):
             )
         return self
 
-    def route(self) -> Route:
+    def route(self, density: AnnealedDensity) -> Route:
         if float(self.eta) != 1.0:
             raise InvalidValueError(
                 f"Ancestral(eta={float(self.eta):.3g}) has no likelihood that is known; eta=1 has.",

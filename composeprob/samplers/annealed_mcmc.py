@@ -18,7 +18,7 @@ from composeprob.kernels import Kernel, KernelState
 from composeprob.kernels.gibbs import parts_of
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.base import REVERSE, Route, Run, Sampler, draw_initial, level_keys
-from composeprob.samplers.reverse import log_ratio_of_leaning, reverse_step
+from composeprob.samplers.reverse import leaning, log_ratio_of_leaning, reverse_step
 from composeprob.samplers.transitions import Transitions
 from composeprob.samplers.weights import first_weight, gain_between
 
@@ -43,7 +43,8 @@ class AnnealedMCMC(Sampler):
         kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``.
         steps_per_level: transitions at each level, ≥ 1.
         reverse_step: whether one step of the reverse process takes the chains from each level to the next, as a
-            better start for the kernel.
+            better start for the kernel. Observations and user energies shift it by at most half the length of its
+            noise, so that a sharp one does not throw chains far off.
         stay: whether HMC moves all sites at level 0 until the population stops drifting, for programs with latents.
 
     References:
@@ -74,8 +75,8 @@ class AnnealedMCMC(Sampler):
         moves = Transitions.resolved(self.kernel, self.steps_per_level, density)
         return eqx.tree_at(lambda s: s.moves, self, moves, is_leaf=lambda node: node is None)
 
-    def route(self) -> Route:
-        return Route(self.reverse_step)
+    def route(self, density: AnnealedDensity) -> Route:
+        return Route(self.reverse_step, leaning=self.leans(density))
 
     def with_moves(self, kernel: Kernel, steps_per_level: int) -> AnnealedMCMC:
         return AnnealedMCMC(kernel, steps_per_level, self.reverse_step, self.stay)
@@ -106,7 +107,7 @@ class AnnealedMCMC(Sampler):
         target = self.target(density, level)
         came, states, bad, stays = run.chains, run.chains, *(jnp.zeros(keys.shape, bool),) * 2
         if self.reverse_step:
-            fall = partial(descend, density=density, level=level, above=above)
+            fall = partial(descend, density=density, level=level, above=above, leans=self.weighs(density))
             states, bad, stays = run.spread.map(fall, keys, states)
         states = run.spread.map(partial(self.moves.kernel.relevel, target=target), states)
         if self.weighs(density):
@@ -123,8 +124,11 @@ class AnnealedMCMC(Sampler):
 
     def weighs(self, density: AnnealedDensity) -> bool:
         """Whether `Run.path_weights` are kept, for what `results.shares` says of them: they cost no evaluation."""
-        noised = self.moves is not None and self.moves.noised
-        return bool(noised) and self.reverse_step and "feynman_kac" in density.capabilities
+        return self.moves is not None and bool(self.moves.noised) and self.leans(density)
+
+    def leans(self, density: AnnealedDensity) -> bool:
+        """Whether the reverse step follows `leaning`: where the scores of F and G are known apart."""
+        return self.reverse_step and "feynman_kac" in density.capabilities
 
     def positions(self, run: Run) -> dict[str, Array]:
         return run.chains.position
@@ -149,14 +153,20 @@ def unevaluated(target: Target) -> Target:
 
 
 def descend(
-    key: Array, state: KernelState, density: AnnealedDensity, level: Array, above: Array
+    key: Array, state: KernelState, density: AnnealedDensity, level: Array, above: Array, leans: bool
 ) -> tuple[KernelState, Array, Array]:
     """One chain's reverse step from the level above to level, whether its score was not finite, and whether it stayed.
 
     A step through a wall, to where the density is 0, is not made: the chain stays at the same x/α.
+
+    Args:
+        leans: whether the step follows `leaning`, for which the evaluation has its parts; else ∇log π.
     """
     score, falls, through = state.evaluation.score, level < above, jnp.asarray(False)
-    moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, score, density, above, below=level)
+    followed = score
+    if leans:
+        followed = leaning(state.position, state.evaluation.parts.drift, score, density, above, level)
+    moved = reverse_step(jax.random.fold_in(key, REVERSE), state.position, followed, density, above, below=level)
     if density.evaluator.plain:
         through = jnp.isneginf(density.evaluator.plain_potential(moved, level)) & ~state.evaluation.zero
         ratio = density.schedule.at(level).alpha / density.schedule.at(above).alpha
@@ -168,7 +178,7 @@ def descend(
 
 
 def path_gain(came: KernelState, state: KernelState, density: AnnealedDensity, level: Array, above: Array) -> Array:
-    """What one chain's log-weight gains by its reverse step along ∇log π from the level above, or by its first draw, a
+    """What one chain's log-weight gains by its reverse step from the level above, or by its first draw, a
     scalar: `SMC`'s Feynman–Kac weight. Not finite where the density is 0 or a score is not finite.
 
     Args:
@@ -176,7 +186,8 @@ def path_gain(came: KernelState, state: KernelState, density: AnnealedDensity, l
         density, level, above: as of `descend`.
     """
     before, after = came.evaluation, state.evaluation
-    path = (came.position, before.parts.drift, before.score, state.position)
+    followed = leaning(came.position, before.parts.drift, before.score, density, above, level)
+    path = (came.position, before.parts.drift, followed, state.position)
     gain = log_ratio_of_leaning(*path, density, above, level)
     gain = gain + gain_between(before.parts, after.parts, density, level, above)
     return jnp.where(level < above, gain, first_weight(state, density, level))

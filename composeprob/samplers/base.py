@@ -185,7 +185,7 @@ class Sampler(eqx.Module):
             ComposeProbError: it cannot be used with this density.
         """
 
-    def route(self) -> Route:
+    def route(self, density: AnnealedDensity) -> Route:
         """How chains come from level to level, for likelihoods that walk this way backwards.
 
         Raises:

@@ -15,6 +15,7 @@ from composeprob.samplers.control import steered
 from composeprob.samplers.integrators import Departure, Integrator
 from composeprob.samplers.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
 from composeprob.samplers.spread import Spread
+from composeprob.samplers.turned import Turned
 
 
 class Explicit(Integrator):
@@ -57,3 +58,7 @@ class Explicit(Integrator):
         sigma = density.schedule.at(levels[1]).sigma
         squares = [power * ((settled[name] - moved[name]) / sigma) ** 2 for name, power in density.top.power.items()]
         return settled, jnp.mean(jnp.concatenate([each.reshape(-1) for each in squares]))
+
+    def turned(self, seen: tuple[Any, Any], density: AnnealedDensity, *levels: Array) -> Turned:
+        level, below = levels
+        return Turned.between(density, level, below, None, self.control)

@@ -88,6 +88,8 @@ def fall(
     still = (position, states.evaluation, seen, jnp.zeros(keys.shape))
     position, evaluation, met, error = jax.lax.fori_loop(begin, 2, arrive, still)
 
+    turned = step.turned((seen, met), density, *levels) if moves and density.evaluator.plain else None
+
     def weigh(
         key: Array, half: Array, departure: Departure, state: KernelState, x: Position, evaluation: Evaluation
     ) -> tuple[KernelState, Array]:
@@ -98,7 +100,7 @@ def fall(
 
         def gained() -> Array:
             if moves:
-                potential = averaged_potential(key, x, came, before.parts.log_potential, density, above, level)
+                potential = averaged_potential(key, half, x, came, before.parts.log_potential, density, levels, turned)
                 left = dataclasses.replace(before.parts, log_potential=potential)
                 after = steered(evaluation, x, half, met, level).parts
                 total = departure.log_ratio + gain_between(left, after, density, level, above)

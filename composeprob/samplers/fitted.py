@@ -19,6 +19,7 @@ from composeprob.samplers.fit import FEWEST, MOST, Fit, dimensions, fit, flat, p
 from composeprob.samplers.integrators import Departure, Integrator
 from composeprob.samplers.reverse import LEAN
 from composeprob.samplers.spread import Spread
+from composeprob.samplers.turned import Turned, scale
 
 LEAST = 0.01
 """The least slope, in units of 1/s, that is integrated exactly."""
@@ -130,7 +131,7 @@ class Fitted(Integrator):
     def depart(
         self, key: Array, position: Position, began: Evaluation, seen: Fit, density: AnnealedDensity, *levels: Array
     ) -> Departure:
-        (alpha, s1), (below, s0) = (_scales(density, level) for level in levels)
+        (alpha, s1), (below, s0) = (scale(density, level) for level in levels)
         flow = Flow.between(seen.along(self._gain(density, levels[0])), None, s1, s0, power(density))
         y, drift = flow.into(flat(position, density) / alpha), flow.into(alpha * flat(began.parts.drift, density))
         lean = flow.into(alpha * flat(began.score, density)) - drift
@@ -158,7 +159,7 @@ class Fitted(Integrator):
         density: AnnealedDensity,
         *levels: Array,
     ) -> tuple[Position, Array]:
-        (alpha, s1), (below, s0) = (_scales(density, level) for level in levels)
+        (alpha, s1), (below, s0) = (scale(density, level) for level in levels)
         first, last = (fit.along(self._gain(density, level)) for fit, level in zip(seen, levels, strict=True))
         flow = Flow.between(first, last, s1, s0, power(density))
         y, drift = flow.into(flat(position, density) / alpha), flow.into(alpha * flat(began.parts.drift, density))
@@ -174,17 +175,15 @@ class Fitted(Integrator):
         fine = all_finite(moved)
         return where(fine, moved, departure.moved), jnp.where(fine, error, jnp.inf)
 
+    def turned(self, seen: tuple[Fit, Fit], density: AnnealedDensity, *levels: Array) -> Turned:
+        level, below = levels
+        return Turned.between(density, level, below, seen, self.control)
+
     def _gain(self, density: AnnealedDensity, level: Array) -> Array:
         """The slope of the fixed control in y, (d,)."""
         noise = density.schedule.at(level)
         gain = noise.alpha**2 * fixed_gain(power(density), noise)
         return gain if self.control else jnp.zeros_like(gain)
-
-
-def _scales(density: AnnealedDensity, level: Array) -> tuple[Array, Array]:
-    """α and s = σ²/α² of a level."""
-    noise = density.schedule.at(level)
-    return noise.alpha, (noise.sigma / noise.alpha) ** 2
 
 
 def relative_exponential(x: Array) -> Array:

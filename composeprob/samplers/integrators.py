@@ -11,6 +11,7 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.samplers.spread import Spread
+from composeprob.samplers.turned import Turned
 
 
 class Departure(NamedTuple):
@@ -97,6 +98,15 @@ class Integrator(eqx.Module):
             departure: of `depart`.
             ended: `steered`, where that led.
             position, began: where the step started.
+            seen: what `look` said of both levels.
+            density, levels: as of `depart`.
+        """
+
+    @abc.abstractmethod
+    def turned(self, seen: tuple[Any, Any], density: AnnealedDensity, *levels: Array) -> Turned:
+        """Where noise leads back to from where the step ends, for `averaged_potential`.
+
+        Args:
             seen: what `look` said of both levels.
             density, levels: as of `depart`.
         """

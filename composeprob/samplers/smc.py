@@ -191,7 +191,7 @@ class SMC(Sampler):
         where = lambda s: (s.kernel, s.moves)  # noqa: E731
         return eqx.tree_at(where, self, (kernel, moves), is_leaf=lambda n: n is None or isinstance(n, Kernel))
 
-    def route(self) -> Route:
+    def route(self, density: AnnealedDensity) -> Route:
         if self.second_order or self.control != "none" or self.integrator.name != "explicit":
             raise CapabilityError(
                 "The likelihood of SMC's samples is known only where its reverse steps are DDPM's; these are of second "

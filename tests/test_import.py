@@ -1,5 +1,6 @@
 """What `import composeprob` and the command line load: nothing that only some programs need."""
 
+import os
 import subprocess
 import sys
 
@@ -24,6 +25,15 @@ def test_modules_that_are_not_loaded(statement, unwanted):
     code = f"import sys; {statement}; print([name for name in {unwanted} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_arviz_has_no_word_of_its_own_in_a_first_run(tmp_path):
+    """It keeps the day that it last spoke in the user's cache, which a stranger's does not have."""
+    code = "import composeprob.results.arviz_versions"
+    home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-W", "default", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=home)
+    assert "ArviZ" not in done.stderr
 
 
 def test_unknown_names():

@@ -14,7 +14,7 @@ from PIL import Image
 import composeprob as cp
 from composeprob.errors import InvalidValueError, UnknownSiteError
 from composeprob.results.descent import Descent
-from composeprob.results.plotting import ACCENT, COLOURS, SECOND, wrapped
+from composeprob.results.plotting import ACCENT, COLOURS, SECOND, SHARP, wrapped
 from composeprob.results.status import Code, Status
 from sampling_cases import both, normal, run
 from test_result import Density, K, N, make
@@ -60,6 +60,20 @@ def test_every_kind_draws(moved, kind):
         "descent": "x at log-SNR",
     }
     assert any(expected[kind] in text for text in shown), shown
+
+
+def test_a_saved_picture_is_sharp_unless_something_else_is_asked_for(moved, tmp_path):
+    figure = moved.plot("levels")
+
+    def pixels_an_inch(**options):
+        figure.savefig(tmp_path / "picture.png", **options)
+        with Image.open(tmp_path / "picture.png") as image:
+            return image.width / figure.get_figwidth()
+
+    assert pixels_an_inch() == pytest.approx(SHARP, abs=1)
+    assert pixels_an_inch(dpi=50) == pytest.approx(50, abs=1)
+    with plt.rc_context({"savefig.dpi": 80}):
+        assert pixels_an_inch() == pytest.approx(80, abs=1)
 
 
 def test_kinds_that_cannot_be_drawn_say_why(moved):

@@ -14,6 +14,7 @@ from PIL import Image
 import composeprob as cp
 from composeprob.errors import InvalidValueError, UnknownSiteError
 from composeprob.results.descent import Descent
+from composeprob.results.figures import MOST_LINES
 from composeprob.results.plotting import ACCENT, COLOURS, SECOND, SHARP, wrapped
 from composeprob.results.status import Code, Status
 from sampling_cases import both, normal, run
@@ -107,9 +108,11 @@ def test_the_program_stands_above_in_lines_that_fit():
     figure = make(density=Long()).plot()
     title = figure.get_suptitle()
     assert "π(x) ∝ factor0(x)" in title
-    assert title.count("\n") >= 3
+    assert title.count("\n") == MOST_LINES - 1
+    assert title.endswith(" …")
     figure.canvas.draw()
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
+    assert figure.axes[0].get_window_extent().height > 0.4 * figure.bbox.height  # the panels keep their room
     assert wrapped("a b", 1) == "a\nb"
 
 

@@ -242,9 +242,10 @@ def plot_levels(ax: Axes, result: Result) -> None:
         ax.legend(fontsize=8, loc="lower left")
 
 
-def wrapped(text: str, width: int = 44) -> str:
-    """A line of text in lines of this many characters at most."""
-    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
+def wrapped(text: str, width: int = 44, most: int | None = None) -> str:
+    """A line of text in lines of this many characters at most; of more lines than ``most`` the rest is left out."""
+    fill = functools.partial(textwrap.fill, width=width, max_lines=most, placeholder=" …")
+    return "\n".join(map(fill, text.splitlines()))
 
 
 def is_image(shape: tuple[int, ...]) -> bool:

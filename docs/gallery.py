@@ -21,7 +21,7 @@ from typing import Any
 
 from changed import ROOT, hash_of, library_hash
 from PIL import Image
-from run_example import CHAINS, MORE
+from run_example import CHAINS
 from sphinx.errors import ExtensionError
 from sphinx.util.logging import getLogger
 
@@ -114,7 +114,7 @@ def page(example: Example, found: dict[str, Any] | None) -> str:
     else:
         parts += [f"![{example.title}: {example.learned}](pictures/{picture.name})" for picture in pictures(example)]
         parts.append(
-            f"With at most {MORE.get(name, CHAINS)} chains it ran {found['seconds']:.0f} s on {found['cores']} cores, "
+            f"With at most {CHAINS} chains it ran {found['seconds']:.0f} s on {found['cores']} cores, "
             f"compilation included ({found['processor']:.0f} s of processor time)."
         )
     parts.append(f"{{download}}`Download {name}.py <../../examples/{name}.py>`")

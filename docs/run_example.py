@@ -14,10 +14,6 @@ import matplotlib.pyplot as plt
 
 CHAINS = 300
 """At most so many, that the site is built in minutes; an example's own number may be greater."""
-MORE = {"hierarchy": 1000}
-"""Examples that need more: where this one has few, SMC gives way to independent chains, of which some diverge."""
-
-
 SHARP = 160
 """Pixels an inch: pages show pictures on fine screens too."""
 
@@ -39,8 +35,7 @@ def main(file: str, folder: str) -> None:
                 raise  # the package is here, and lacks a module of its own
         else:
             given = inspect.signature(module.main).parameters
-            most = MORE.get(Path(file).stem, CHAINS)
-            chains = {"num_chains": min(given["num_chains"].default, most)} if "num_chains" in given else {}
+            chains = {"num_chains": min(given["num_chains"].default, CHAINS)} if "num_chains" in given else {}
             module.main(out=folder, **chains)
     told = {
         "printed": printed.getvalue().replace(folder, "out"),

@@ -218,6 +218,26 @@ def test_checkpoints_add_no_trace(tmp_path):
     assert again <= 2 * traced
 
 
+@pytest.mark.usefixtures("every_level")
+def test_a_run_that_goes_on_compiles_nothing(tmp_path, monkeypatch):
+    calls = Calls()
+
+    def log_density(x, level):
+        calls()
+        return -0.5 * jax.numpy.sum(x**2)
+
+    density = cp.compile(single, cp.Energy(log_density, SCHEDULE, event_shape=(2,)))
+    options = {"chains": 2, "sampler": cp.AnnealedMCMC(cp.MALA(0.01), 1), "checkpoint_dir": tmp_path}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        run(density, **options)
+    calls.reset()
+    run(density, **options, resume=True)
+    jax.effects_barrier()
+    assert calls.run > 0
+    assert calls.traced == 2  # of one level: `fingerprint` looks at its code
+
+
 SCRIPT = """
 import sys
 import jax, numpy as np, composeprob as cp

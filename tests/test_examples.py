@@ -204,7 +204,7 @@ def test_examples_are_short_and_say_how_to_run_them(path):
 
 OPTIONAL = {"bayesflow_estimator": "bayesflow"}
 """Examples of packages that are not among the development dependencies."""
-QUICK = ("observation", "own_energy")
+QUICK = ("observation",)
 """The others compose learned networks, calibrate, or train one: slow tests."""
 
 

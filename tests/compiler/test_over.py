@@ -112,7 +112,9 @@ def test_it_is_the_product_written_out(form, n, block):
         agree(everything(one, level), everything(other, level))
 
 
-@pytest.mark.parametrize(("sampler", "form"), [("smc", "score"), ("annealed", "energy")])
+@pytest.mark.parametrize(
+    ("sampler", "form"), [pytest.param("smc", "score", marks=pytest.mark.slow), ("annealed", "energy")]
+)
 def test_samples_are_those_of_the_product_written_out(sampler, form):
     f, ys = posterior(form)[0], data(3)
     kernel = cp.MALA(0.1) if form == "energy" else cp.ULA(0.05)

@@ -107,10 +107,10 @@ def test_refusals(product, whole, tmp_path):
         r"its number of chains is 64, not 32": {"chains": 32},
         r"its random key is .*0\]', not .*1\]'": {"seed": 1},
         r"its sampler is .SMC.*threshold=0.5.*threshold=0.6": {
-            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.6)
+            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.6, integrator="explicit")
         },
         r"it differs in: the numbers of the sampler": {
-            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.50001)
+            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.50001, integrator="explicit")
         },
     }.items():
         with pytest.raises(LoadError, match=f"belongs to another run: {words}.*\n.*resume=False"):
@@ -243,11 +243,11 @@ import sys
 import jax, numpy as np, composeprob as cp
 from composeprob.runtime import descend
 from composeprob.runtime import resume
-from sampling_cases import both, normal
+from sampling_cases import SAMPLER, both, normal
 descend.REFRESH_SECONDS, resume.SECONDS, resume.SHARE = 1e-9, 0.0, 1e9
 density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
 print("ready", flush=True)
-result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=cp.SMC(cp.MALA(cp.Adaptive())), progress=False,
+result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=SAMPLER, progress=False,
                   checkpoint_dir=sys.argv[1])
 np.save(sys.argv[2], result["x"])
 """

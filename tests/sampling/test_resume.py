@@ -254,8 +254,9 @@ np.save(sys.argv[2], result["x"])
 
 
 @pytest.mark.slow
-def test_kill_and_resume(whole, tmp_path):
+def test_kill_and_resume(product, tmp_path):
     """`kill -9` when some checkpoint is there, at whatever level that is; then the same command again."""
+    whole = run(product)  # compiled as in the other process, and not in haste as fixtures may be
     tests = Path(__file__).resolve().parents[1]
     path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
     arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "checkpoints"), str(tmp_path / "x.npy")]

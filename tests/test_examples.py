@@ -206,7 +206,7 @@ OPTIONAL = {"bayesflow_estimator": "bayesflow"}
 """Examples of packages that are not among the development dependencies."""
 FOUND = {"text_to_image": {"out_of_training"}}
 """Findings that are true of an example: what a network of random weights says of products is a guess."""
-QUICK = ("observation", "own_energy")
+QUICK = ("observation",)
 """The others compose learned networks, calibrate, or train one: slow tests."""
 
 

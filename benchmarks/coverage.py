@@ -1,8 +1,8 @@
-"""Whether the ± of a default run is what its estimates are off by: twelve programs with known posteriors.
+"""Whether the ± of a default run is what its estimates are off by: thirteen programs with known posteriors.
 
     composeprob bench coverage
 
-`cp.infer(density, key, num_chains=1000)` and nothing else, 20 keys each, and 100 of the five programs of which the
+`cp.infer(density, key, num_chains=1000)` and nothing else, 20 keys each, and 100 of the six programs of which the
 share of nominal 90 % intervals that hold the exact value is judged. Exact values are sums over a grid, or of Gaussians.
 Exits with 1 if more than 2 % of all estimates are more than three of their own standard errors off, if estimates of
 any quantity spread more than 1.3 times (with what chance does to a spread over so many keys) as far as they say, or if
@@ -27,7 +27,7 @@ import composeprob as cp
 
 N, KEYS, MANY = 1000, 20, 100
 LEVEL, LEAST = 0.9, 0.85
-JUDGED = ("f AND g", "f OR g", "y = x² + ε", "8 observations", "soft tail")
+JUDGED = ("f AND g", "f AND g, x > 0.3", "f OR g", "y = x² + ε", "8 observations", "soft tail")
 SCHEDULE = cp.Schedule.log_snr(60)
 WEIGHTS, CENTRES, WIDTH = np.array([0.25, 0.45, 0.3]), np.array([-2.0, 0.5, 2.5]), 0.4
 GRID = np.linspace(-8.0, 8.0, 160_001)
@@ -124,6 +124,7 @@ def cases() -> dict[str, Case]:
         "y = x² + ε": on_line(cp.compile(squared, f, 3.0), seen),
         "y = x² + ε, denoised": on_line(cp.compile(squared, f, 3.0, "denoised"), seen),
         "x > 0.3": on_line(cp.compile(walled, g), q * (GRID > 0.3), beyond=1.5),
+        "f AND g, x > 0.3": on_line(cp.compile(walled, f * g), p * q * (GRID > 0.3), beyond=1.5),
         "unknown scale": with_scale(f),
         "8 dimensions, f AND g": in_eight(),
         "f OR g": on_line(cp.compile(single, either), 0.3 * p + 0.7 * q),

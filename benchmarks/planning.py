@@ -2,8 +2,9 @@
 
     composeprob bench planning
 
-The model (`rooms` of the zoo) knows walks of 24 points, none longer than a third of the row of rooms. A plan of 216
-points is made of 13 windows. Each of 100 tasks has doors, a start in the first room and a goal in the last of its own.
+The program is that of examples/planning.py: the model (`rooms` of the zoo) knows walks of 24 points, none longer than a
+third of the row of rooms, and a plan of 216 points is made of 13 windows. Each of 100 tasks has doors, a start in the
+first room and a goal in the last of its own.
 A plan succeeds if it ends within 0.1 of start and goal, if none of its steps is longer than the longest that a walk
 can make, and if it touches no wall at any of 20 places between each two of its points. Exits with 1 if a threshold is
 missed.
@@ -14,22 +15,29 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from report import publish
 
 import composeprob as cp
+from composeprob.cli.programs import load_program
 from composeprob.models.rooms.train import data
 from composeprob.models.worlds import rooms
 
 TASKS = 100
-WINDOWS, STRIDE = 13, 16
-FIRST = STRIDE * np.arange(WINDOWS)
-LENGTH = int(FIRST[-1]) + rooms.POINTS
-STRETCHES = np.arange(2 * LENGTH).reshape(LENGTH, 2)[FIRST[:, None] + np.arange(rooms.POINTS)]
+plan, example = load_program(str(Path(__file__).resolve().parents[1] / "examples" / "planning.py"))
+LEVELS = example.levels
+"""log-SNR: most of them are where the plan takes shape."""
+FINE = np.interp(np.linspace(0, len(LEVELS) - 1, 100 * len(LEVELS)), np.arange(len(LEVELS)), LEVELS)
+"""As many levels as the composed plan takes evaluations."""
+WAYS = {
+    "composed: 100 steps of UHMC a level": (example.sampler, LEVELS),
+    "summed scores: reverse diffusion": (cp.Ancestral(), LEVELS),
+    "summed scores: reverse diffusion, as many evaluations": (cp.Ancestral(), FINE),
+}
 COLUMNS = (
     "method",
     "tasks",
@@ -39,18 +47,6 @@ COLUMNS = (
     "evaluations",
     "seconds a plan",
 )
-LEVELS = np.concatenate(
-    [np.arange(-6.0, -2.0, 0.4), np.linspace(-2.0, 4.0, 72, endpoint=False), np.linspace(4.0, 10.5, 13)]
-)
-"""log-SNR: most of them are where the plan takes shape."""
-FINE = np.interp(np.linspace(0, len(LEVELS) - 1, 100 * len(LEVELS)), np.arange(len(LEVELS)), LEVELS)
-"""As many levels as the composed plan takes evaluations."""
-KERNEL = cp.UHMC(lambda levels: 0.5 * levels.sigma, num_leapfrog=1, damping=0.85)
-WAYS = {
-    "composed: 100 steps of UHMC a level": (cp.AnnealedMCMC(KERNEL, 100, reverse_step=True), LEVELS),
-    "summed scores: reverse diffusion": (cp.Ancestral(), LEVELS),
-    "summed scores: reverse diffusion, as many evaluations": (cp.Ancestral(), FINE),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +68,6 @@ class Row:
 
 
 @cp.program
-def plan(walk, doors, start, goal):
-    """Windows over time, every point counted once."""
-    x = cp.sample("x", cp.tapestry(cp.window(walk.given(doors=doors), (LENGTH, 2), over=STRETCHES)))
-    cp.observe("start", dist.Normal(x[0], 0.02), start)
-    cp.observe("goal", dist.Normal(x[-1], 0.02), goal)
-
-
-@cp.program
 def stretch(walk, doors):
     """One walk of the model."""
     return cp.sample("x", walk.given(doors=doors))
@@ -96,7 +84,7 @@ def judged(method: str, plans: np.ndarray, tasks: list, evaluations: int, second
     """A row from plans (tasks, points, 2); short walks have no goal, and are judged by where they end themselves."""
     good, free = [], []
     for x, (doors, start, goal) in zip(plans, tasks, strict=True):
-        ends = (start, goal) if len(x) == LENGTH else (x[0], x[-1])
+        ends = (start, goal) if len(x) == example.LENGTH else (x[0], x[-1])
         good.append(rooms.succeeds(x, doors, *ends))
         free.append(not rooms.touches(x, doors))
     steps = np.linalg.norm(np.diff(plans, axis=1), axis=-1).max(-1) <= rooms.LONGEST
@@ -119,7 +107,7 @@ def drawn(method: str, tasks: list, walk: cp.Factor, sampler: cp.Sampler, levels
 
 
 def main() -> int:
-    walk, tasks = cp.load("rooms"), [task(number) for number in range(TASKS)]
+    walk, tasks = example.walk, [task(number) for number in range(TASKS)]
     keys = jax.random.split(jax.random.key(TASKS), TASKS)
     known = np.asarray(jax.vmap(rooms.walk)(keys, jnp.stack([doors for doors, *_ in tasks])))
     rows = [
@@ -136,9 +124,10 @@ def main() -> int:
         "the row of rooms is three times as long as any of 10,000 walks of training": 3 * longest <= rooms.ROOMS,
     }
     notes = (
-        f"One plan a task. An evaluation of the program is one of the network for each of its {WINDOWS} windows. "
-        "Seconds are without compilation. Walks of training and of the model alone have no goal: walls and steps judge "
-        f"them. The longest of 10,000 walks of training is {longest:.2f} long, the row of rooms {rooms.ROOMS}."
+        f"One plan a task. An evaluation of the program is one of the network for each of its {example.WINDOWS} "
+        "windows. Seconds are without compilation. Walks of training and of the model alone have no goal: walls and "
+        f"steps judge them. The longest of 10,000 walks of training is {longest:.2f} long, the row of rooms "
+        f"{rooms.ROOMS}."
     )
     details = {"longest walk": longest, "rows": [dataclasses.asdict(row) for row in rows]}
     title = "Plans from short walks: how many reach the goal without touching a wall"

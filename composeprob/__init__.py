@@ -4,6 +4,7 @@ A program states which densities multiply, mix and condition; `compile` turns it
 log-density; `infer` moves chains along it.
 """
 
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,10 @@ else:  # a type checker that saw this would believe in every name
         if find_spec(f"{__name__}.{name}") is not None:
             return import_module(f"{__name__}.{name}")
         if name == "__all__" or not name.startswith("__"):
-            api = import_module(f"{__name__}.api")
+            with warnings.catch_warnings():
+                # In a notebook without ipywidgets NumPyro's bars say so when it is imported; composeprob needs none.
+                warnings.filterwarnings("ignore", "IProgress not found")
+                api = import_module(f"{__name__}.api")
             globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)
             if name in globals():
                 return globals()[name]

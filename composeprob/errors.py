@@ -131,8 +131,15 @@ def is_library(module: str) -> bool:
     return module.split(".")[0] in _LIBRARIES
 
 
+def place(file: str, line: int) -> str:
+    """``"file.py:line"``; of a notebook's cell, whose file has a number for a name, ``"In[3], line 2"``."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    label = getattr(getattr(shell, "compile", None), "format_code_name", lambda name: None)(file)
+    return f"{label[1]}, line {line}" if label else f"{Path(file).name}:{line}"
+
+
 def caller(inside: FrameType | None = None) -> str | None:
-    """``"file.py:line"`` of the innermost frame outside of libraries; None where there is only the command line.
+    """The `place` of the innermost frame outside of libraries; None where there is only the command line.
 
     Args:
         inside: where to start looking outwards; left out, where this is called.
@@ -143,6 +150,6 @@ def caller(inside: FrameType | None = None) -> str | None:
         if module.startswith(_COMMAND_LINE):
             return None
         if module.split(".")[0] != "composeprob" and not is_library(module):
-            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            return place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]
     return None

@@ -54,7 +54,7 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(Path(__file__).parent / "_build" / "notebooks" / library_hash())
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
-nb_execution_timeout = 300
+nb_execution_timeout = 1800  # of a cell, as of an example: a machine may be busy with other things too
 nb_merge_streams = True
 nb_output_stderr = "remove"  # tqdm and JAX tell notebooks about missing widgets and accelerators
 

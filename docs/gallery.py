@@ -21,7 +21,7 @@ from typing import Any
 
 from changed import ROOT, hash_of, library_hash
 from PIL import Image
-from run_example import CHAINS, MORE
+from run_example import CHAINS
 from sphinx.errors import ExtensionError
 from sphinx.util.logging import getLogger
 
@@ -114,7 +114,7 @@ def page(example: Example, found: dict[str, Any] | None) -> str:
     else:
         parts += [f"![{example.title}: {example.learned}](pictures/{picture.name})" for picture in pictures(example)]
         parts.append(
-            f"With at most {MORE.get(name, CHAINS)} chains it ran {found['seconds']:.0f} s on {found['cores']} cores, "
+            f"With at most {CHAINS} chains it ran {found['seconds']:.0f} s on {found['cores']} cores, "
             f"compilation included ({found['processor']:.0f} s of processor time)."
         )
     parts.append(f"{{download}}`Download {name}.py <../../examples/{name}.py>`")
@@ -146,13 +146,14 @@ def card(example: Example, found: dict[str, Any] | None) -> str:
 
 def _sentence(words: str) -> str:
     """Begins with a capital, unless it begins with a formula."""
-    return words[:1].upper() + words[1:] if words[:2].replace(" ", "a").isalpha() else words
+    first = words.partition(" ")[0]
+    return words[:1].upper() + words[1:] if first[:2].isalpha() and (len(first) > 1 or first == "a") else words
 
 
 def _is_wide(picture: Path) -> bool:
     """Of panels in a row, as results draw themselves: a card has room for the first."""
     width, height = Image.open(picture).size
-    return width > 2.1 * height
+    return width > 2.04 * height  # two panels of a result are 7.4 by 3.6 inches
 
 
 def index(cards: list[str], names: list[str]) -> str:

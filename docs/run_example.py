@@ -10,15 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+
 CHAINS = 300
 """At most so many, that the site is built in minutes; an example's own number may be greater."""
-MORE = {"hierarchy": 1000}
-"""Examples that need more: where this one has few, SMC gives way to independent chains, of which some diverge."""
+SHARP = 160
+"""Pixels an inch: pages show pictures on fine screens too."""
 
 
 def main(file: str, folder: str) -> None:
     """`needs` names a package that is not installed; nothing else that goes wrong is forgiven."""
     printed, needs, started = io.StringIO(), "", time.monotonic()
+    plt.rcParams["savefig.dpi"] = SHARP
     with contextlib.redirect_stdout(printed):
         spec = importlib.util.spec_from_file_location(Path(file).stem, file)
         assert spec is not None
@@ -32,8 +35,7 @@ def main(file: str, folder: str) -> None:
                 raise  # the package is here, and lacks a module of its own
         else:
             given = inspect.signature(module.main).parameters
-            most = MORE.get(Path(file).stem, CHAINS)
-            chains = {"num_chains": min(given["num_chains"].default, most)} if "num_chains" in given else {}
+            chains = {"num_chains": min(given["num_chains"].default, CHAINS)} if "num_chains" in given else {}
             module.main(out=folder, **chains)
     told = {
         "printed": printed.getvalue().replace(folder, "out"),

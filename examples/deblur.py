@@ -63,7 +63,7 @@ def main(num_chains=2000, out="out"):
     print("most likely place of the step:", PLACES[shares.argmax()], f"exactly, with share {shares.max():.2f}")
     print(f"mean of the noise {draws['noise'].mean():.4f}, exactly {noise:.4f}")
 
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained", subplot_kw={"xlabel": "place", "ylabel": "value"})
     low, middle, high = np.quantile(draws["x"], [0.05, 0.5, 0.95], axis=0)
     axis.fill_between(place, low, high, color="tab:blue", alpha=0.25, label="90 % of the posterior")
     axis.plot(place, middle, color="tab:blue", label="median")

@@ -53,7 +53,7 @@ def main(num_chains=1000, out="out", samplers=SAMPLERS):
     print(f"{density}\n\n{'':18}{'mode TV':>10}{'log-density':>13}{'evaluations':>13}{'seconds':>9}")
     rows = {}
     with style():
-        axes = new_figure(9.6, 7).subplots(2, 3).ravel()
+        axes = new_figure(9.6, 7).subplots(2, 3, subplot_kw={"xticks": (-0.5, 0, 0.5)}).ravel()
         for ax, (name, factor) in zip(axes, inputs.items(), strict=False):
             plot_density(ax, log_density_at(cp.compile(product, factor), "x", 0), WINDOW)
             ax.set_title(f"{name}\na model of the zoo")

@@ -66,7 +66,7 @@ def main(num_chains=1000, out="out"):
         axes[0].scatter(*np.asarray(readings[j]).T / GAIN, marker="x", color=f"C{j}", label=f"readings {j} / gain")
         axes[0].scatter(*places[j], marker="*", s=120, color=f"C{j}", edgecolor="k")
     axes[0].set(aspect="equal", xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), title="places (stars: the truth)")
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=8, loc="upper left")
     axes[1].scatter(draws["gain"], draws["noise"], s=3, alpha=0.5)
     axes[1].plot(GAIN, NOISE, "k*", markersize=12)
     axes[1].set(xlabel="gain", ylabel="noise", title="what they share")

@@ -57,11 +57,12 @@ def main(num_chains=1000, out="out"):
             f"P(x₁ > {threshold:g}): {found:.2e} ± {100 * error:.0f} %, exactly {exact(threshold):.2e}; {hits} of 2,000"
         )
         curve.errorbar(threshold, found, found * error, fmt="o", color="tab:red")
+    curve.plot([], [], "o", color="tab:red", label=f"found with {num_chains:,} chains")
     print(result.summary())
 
     plane.plot(*result.unweighted()["x"].T, ".", ms=2, color="tab:red", label=f"given that x₁ > {threshold:g}")
     plane.set(xlabel="x₁", ylabel="x₂")
-    plane.legend(loc="lower left")
+    plane.legend(loc="lower left", markerscale=4)
     line = np.linspace(THRESHOLDS[0], THRESHOLDS[-1])
     curve.plot(line, [exact(threshold) for threshold in line], "k", lw=0.8, label="exact")
     curve.set(yscale="log", xlabel="τ", ylabel="P(x₁ > τ)")

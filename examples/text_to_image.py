@@ -15,16 +15,15 @@ import jax
 import numpy as np
 
 import composeprob as cp
+from composeprob.results.plotting import new_figure, plot_images
 
-TINY = Path(__file__).parents[1] / "tests" / "pretrained" / "data" / "sd"
-model = cp.from_diffusers(TINY)
-STRENGTH = 7.5
+model = cp.from_diffusers(Path(__file__).parents[1] / "tests" / "pretrained" / "data" / "sd")
 sampler = cp.Ancestral()  # where a chain costs minutes; cp.SMC() is exact, and wants many chains
 num_chains = 4
 
 
-def said(model, prompt):
-    return cp.guide(model, STRENGTH, prompt=prompt)
+def said(model, prompt, scale=7.5):
+    return cp.guide(model, scale, prompt=prompt)
 
 
 @cp.program
@@ -49,8 +48,7 @@ def wide(model, prompts=("a cat", "a tree", "a dog")):
     """A tapestry: windows that overlap by half, each with its prompt, every entry counted once."""
     height, width, channels = model.event_shape
     canvas = (height, width * (len(prompts) + 1) // 2, channels)
-    places = [(0, i * width // 2) for i in range(len(prompts))]
-    windows = [cp.window(said(model, p), canvas, at) for p, at in zip(prompts, places, strict=True)]
+    windows = [cp.window(said(model, p), canvas, (0, i * width // 2)) for i, p in enumerate(prompts)]
     return cp.sample("x", cp.tapestry(*windows))
 
 
@@ -70,7 +68,9 @@ def main(folder=None, num_chains=num_chains, levels=20, out="out"):
         result = cp.infer(cp.compile(program, loaded, schedule=schedule), key, num_chains=num_chains, sampler=sampler)
         pictures[name] = result.images()
     Path(out).mkdir(parents=True, exist_ok=True)
-    result.plot().savefig(Path(out, "text_to_image.png"))
+    for axis, (name, images) in zip(new_figure(10, 3).subplots(1, 4), pictures.items(), strict=True):
+        plot_images(axis, images, name)
+    axis.figure.savefig(Path(out, "text_to_image.png"))
     np.savez(Path(out, "text_to_image.npz"), **pictures)
     return result
 

@@ -62,7 +62,7 @@ def main(num_chains=2000, out="out"):
     found = [float(draws[name].mean()) for name in ("noise_everywhere", "noise_some")]
     print("means of the noises", np.round(found, 3), "exactly", np.round(exact_noises(), 3))
 
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained", subplot_kw={"xlabel": "time", "ylabel": "signal"})
     low, middle, high = np.quantile(draws["x"], [0.05, 0.5, 0.95], axis=0)
     axis.fill_between(time, low, high, alpha=0.3, label="posterior, 90 %")
     axis.plot(time, middle)

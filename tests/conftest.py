@@ -1,5 +1,6 @@
 """What keeps one process that runs many tests alive and cheap, and checks of shapes that signatures promise."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -15,7 +16,17 @@ MAPS = 40_000
 """Memory maps (Linux allows 65,530) from which on compiled code is let go: every executable of XLA's CPU backend holds
 some, and a process that runs out of them dies."""
 
+HASTE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+"""XLA compiles for a processor in half the time so, by LLVM directly instead of MLIR first, in one piece."""
+
 jax.config.update("jax_disable_most_optimizations", True)  # for fixtures of modules, which come before the next one
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where only quick tests run, XLA compiles in haste in this process and in those that tests start; `make test-all`
+    runs the same tests with the code that users get."""
+    if config.option.markexpr == "not slow":
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HASTE}"
 
 
 @pytest.fixture(autouse=True)

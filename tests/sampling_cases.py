@@ -37,7 +37,7 @@ def unit_energy(x: jax.Array, t: jax.Array) -> jax.Array:
     return 0.5 * jnp.sum(x**2) * t / jnp.sqrt(1 + t**2)
 
 
-SAMPLER = cp.SMC(cp.MALA(cp.Adaptive()), check_levels=False)
+SAMPLER = cp.SMC(cp.MALA(cp.Adaptive()), check_levels=False, integrator="explicit")  # compiles in half the time
 
 
 def run(density: Any, seed: int = 0, chains: int = 64, **options: Any) -> cp.Result:

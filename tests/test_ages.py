@@ -80,6 +80,20 @@ def test_models_count_where_they_were_used(checkout, monkeypatch):
     assert len(checkout.age().later) == 1
 
 
+def test_an_example_counts_where_its_program_was_run(checkout, monkeypatch):
+    for name in ("used", "beside"):
+        checkout.write(f"examples/{name}.py")
+    checkout.commit("examples")
+    used = types.ModuleType("composeprob_run_used")
+    used.__file__ = str(checkout.root / "examples/used.py")
+    monkeypatch.setitem(sys.modules, used.__name__, used)
+    checkout.result(made_at=ages.Code.now(checkout.root).stamp())
+    checkout.change("examples/beside.py")
+    assert not checkout.age().stale
+    checkout.change("examples/used.py")
+    assert len(checkout.age().later) == 1
+
+
 def test_what_no_commit_had_is_said(checkout):
     checkout.write(LIBRARY, "tried\n")
     checkout.write(COMMANDS, "tried\n")

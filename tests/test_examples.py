@@ -204,7 +204,9 @@ def test_examples_are_short_and_say_how_to_run_them(path):
 
 OPTIONAL = {"bayesflow_estimator": "bayesflow"}
 """Examples of packages that are not among the development dependencies."""
-QUICK = ("observation", "own_energy")
+FOUND = {"text_to_image": {"out_of_training"}}
+"""Findings that are true of an example: what a network of random weights says of products is a guess."""
+QUICK = ("observation",)
 """The others compose learned networks, calibrate, or train one: slow tests."""
 
 
@@ -214,6 +216,6 @@ def test_example(name, tmp_path):
         pytest.importorskip(OPTIONAL[name])
     module = load(name)
     result = module.main(num_chains=FEW.get(name, CHAINS), out=tmp_path)
-    assert result.status.ok, result.status
+    assert {str(code) for code, _ in result.status.findings} <= FOUND.get(name, set()), result.status
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     CHECKS[name](module, result)

@@ -1,5 +1,6 @@
 """What `import composeprob` and the command line load: nothing that only some programs need."""
 
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,11 @@ from jaxtyping import TypeCheckError
 import composeprob
 from composeprob.results.estimates import Families
 
+USED = "import composeprob; composeprob.program"
+KERNEL = """import sys, types
+shell = types.SimpleNamespace(config={'IPKernelApp': 1})
+sys.modules.update({'ipywidgets': None, 'ipykernel.zmqshell': types.ModuleType('zmqshell')})
+sys.modules['IPython'] = types.SimpleNamespace(get_ipython=lambda: shell)"""
 HEAVY = ["arviz", "blackjax", "flax", "matplotlib", "optax", "orbax", "scipy.optimize", "scipy.spatial", "tensorstore"]
 
 
@@ -17,13 +23,29 @@ HEAVY = ["arviz", "blackjax", "flax", "matplotlib", "optax", "orbax", "scipy.opt
     ("statement", "unwanted"),
     [
         ("import composeprob.cli", ["jax", "numpy"]),
-        ("import composeprob; composeprob.program", HEAVY),
+        (USED, HEAVY),
     ],
 )
 def test_modules_that_are_not_loaded(statement, unwanted):
     code = f"import sys; {statement}; print([name for name in {unwanted} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_arviz_has_no_word_of_its_own_in_a_first_run(tmp_path):
+    """It keeps the day that it last spoke in the user's cache, which a stranger's does not have."""
+    code = "import composeprob.results.arviz_versions"
+    home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-W", "default", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=home)
+    assert "ArviZ" not in done.stderr
+
+
+@pytest.mark.parametrize(("statement", "heard"), [("import tqdm.auto", True), (USED, False)])
+def test_a_notebook_without_widgets_hears_nothing_of_them(statement, heard):
+    code = f"{KERNEL}; {statement}"
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True)
+    assert ("IProgress not found" in done.stderr) == heard
 
 
 def test_unknown_names():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -109,3 +110,4 @@ def test_densities_and_results_are_pages(notebook):
     assert "<svg" in density or "<b>x</b> ∼" in density
     assert "data:image/png;base64," in result
     assert "f(x)" in result
+    assert re.search(r"\(In\[\d+\], line 3\)", density), density  # a cell's file has a number for a name

@@ -14,7 +14,8 @@ from PIL import Image
 import composeprob as cp
 from composeprob.errors import InvalidValueError, UnknownSiteError
 from composeprob.results.descent import Descent
-from composeprob.results.plotting import ACCENT, COLOURS, SECOND, wrapped
+from composeprob.results.figures import MOST_LINES
+from composeprob.results.plotting import ACCENT, COLOURS, SECOND, SHARP, wrapped
 from composeprob.results.status import Code, Status
 from sampling_cases import both, normal, run
 from test_result import Density, K, N, make
@@ -62,6 +63,20 @@ def test_every_kind_draws(moved, kind):
     assert any(expected[kind] in text for text in shown), shown
 
 
+def test_a_saved_picture_is_sharp_unless_something_else_is_asked_for(moved, tmp_path):
+    figure = moved.plot("levels")
+
+    def pixels_an_inch(**options):
+        figure.savefig(tmp_path / "picture.png", **options)
+        with Image.open(tmp_path / "picture.png") as image:
+            return image.width / figure.get_figwidth()
+
+    assert pixels_an_inch() == pytest.approx(SHARP, abs=1)
+    assert pixels_an_inch(dpi=50) == pytest.approx(50, abs=1)
+    with plt.rc_context({"savefig.dpi": 80}):
+        assert pixels_an_inch() == pytest.approx(80, abs=1)
+
+
 def test_kinds_that_cannot_be_drawn_say_why(moved):
     with pytest.raises(InvalidValueError, match=r"no kind of picture 'corner'.*\n.*overview, samples, pairs"):
         moved.plot("corner")
@@ -93,9 +108,11 @@ def test_the_program_stands_above_in_lines_that_fit():
     figure = make(density=Long()).plot()
     title = figure.get_suptitle()
     assert "π(x) ∝ factor0(x)" in title
-    assert title.count("\n") >= 3
+    assert title.count("\n") == MOST_LINES - 1
+    assert title.endswith(" …")
     figure.canvas.draw()
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
+    assert figure.axes[0].get_window_extent().height > 0.4 * figure.bbox.height  # the panels keep their room
     assert wrapped("a b", 1) == "a\nb"
 
 

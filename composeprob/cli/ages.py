@@ -16,8 +16,10 @@ EXCEPT = ":(exclude)"
 LIBRARY = ("composeprob", f"{EXCEPT}composeprob/cli")
 """What every benchmark measures, as git's paths."""
 MODELS = "models"
+SCRIPTS = ("benchmarks", "examples")
+"""Folders of what measures: a benchmark may run an example's program."""
 BESIDE = frozenset({"report.py"})
-"""Scripts of the folder that no number depends on."""
+"""Scripts of those folders that no number depends on."""
 STAMP = "made_at"
 """Where a results file, or one of its cells, says what it was made of."""
 
@@ -50,11 +52,11 @@ class Code:
         """Returns what a result says of its code: the commit, the paths that it needs, and which of them changed."""
         if self.commit is None:
             return None
-        folder = self.root / "benchmarks"
+        folders = {self.root / name for name in SCRIPTS}
         modules = {getattr(module, "__file__", None) for module in list(sys.modules.values())} | {sys.argv[0]}
         files = {Path(file).resolve() for file in modules if file}
-        scripts = {file.relative_to(self.root) for file in files if folder in file.parents and file.name not in BESIDE}
-        paths = sorted(str(script) for script in scripts)
+        used = [file for file in files if folders & set(file.parents) and file.name not in BESIDE]
+        paths = sorted(str(file.relative_to(self.root)) for file in used)
         if any(name.startswith("composeprob.models.") for name in list(sys.modules)):
             paths.append(MODELS)
         paths = [*LIBRARY, *paths]

@@ -38,7 +38,7 @@ def write(result: Result, folder: Path, about: dict[str, Any], store: Path | Non
     folder.mkdir(parents=True, exist_ok=True)
     samples, picture = store or result.save(folder / "samples.safetensors"), folder / "samples.png"
     figure = result.plot()
-    figure.savefig(picture, dpi=150)
+    figure.savefig(picture)
     plt.close(figure)
     summary, numbers = folder / "summary.txt", folder / "results.json"
     summary.write_text(f"{result.summary()}\n", encoding="utf-8")

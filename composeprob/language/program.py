@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpyro
 
-from composeprob.errors import ProgramError, WrongTypeError
+from composeprob.errors import ProgramError, WrongTypeError, place
 from composeprob.factors.base import LeafFactor
 
 
@@ -20,7 +19,7 @@ class Program:
     Attributes:
         function: the decorated function.
         name: its name.
-        where: the place of its definition, ``"file.py:line"``.
+        where: the place of its definition, ``"file.py:line"`` or ``"In[3], line 2"``.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -33,7 +32,7 @@ class Program:
         self.function = function
         self.name: str = getattr(function, "__name__", "program")
         code = getattr(function, "__code__", None)
-        self.where = f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else "unknown place"
+        self.where = place(code.co_filename, code.co_firstlineno) if code else "unknown place"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the statements as part of the program that is being compiled.

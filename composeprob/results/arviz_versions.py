@@ -1,13 +1,18 @@
-"""The calls of ArviZ that its releases before 1.0 and since 1.0 (Python 3.12 and later) spell differently."""
+"""ArviZ as composeprob uses it: quiet when imported, and the same before its 1.0 and since (Python 3.12 and later)."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import arviz
 import numpy as np
+
+with warnings.catch_warnings():
+    # Once a day ArviZ tells who imports it that 1.0 differs: whoever asked for a summary cannot act on that.
+    warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
+    import arviz
 
 BEFORE_1 = int(arviz.__version__.partition(".")[0]) < 1
 Groups = dict[str, dict[str, np.ndarray]]
@@ -29,6 +34,11 @@ def grouped(groups: Groups, dims: Dims, coords: Mapping[str, Any], attributes: d
         batch = {name: named.get(name, [])[: value.ndim - 2] for name, value in pointwise.items()}
         whole.extend(arviz.from_dict(log_likelihood=pointwise, dims=batch, coords=coords))
     return whole
+
+
+def mean_error(values: np.ndarray) -> float:
+    """Returns the Monte Carlo standard error of the mean of values (chains, draws)."""
+    return float(arviz.mcse(values, method="mean"))
 
 
 def pareto_k(log_weights: np.ndarray) -> float:

@@ -251,10 +251,10 @@ class Estimating:
             return families.variance(of_chains) * e / (e - 1), e - 1
         if self.draws < FEWEST_DRAWS:
             return np.full(values.shape[2:], np.nan), 1.0
-        import arviz
+        from composeprob.results.arviz_versions import mean_error
 
         flat = values.reshape(*values.shape[:2], -1)
-        errors = [0.0 if np.ptp(c) == 0 else float(arviz.mcse(c, method="mean")) for c in np.moveaxis(flat, -1, 0)]
+        errors = [0.0 if np.ptp(c) == 0 else mean_error(c) for c in np.moveaxis(flat, -1, 0)]
         return np.reshape(errors, values.shape[2:]) ** 2, math.inf
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 COARSE = 60
 """Points along a side of the grid that a density is evaluated on in a frame, of which a film has many."""
+MOST_LINES = 4
+"""Of the formula above a figure: the panels need the room, and ``print(density)`` shows all of it."""
 MOST_NUMBERS, MOST_FRAMES = 6, 5
 """Rows of a figure of pairs; columns of one of the descent."""
 
@@ -50,7 +52,7 @@ def plot_result(result: Result, kind: str) -> Figure:
         figure = KINDS[kind](result)
         if result.density is not None:
             clean = result.density.graph.formula.replace("_k(", "(")  # the samples are those of level 0
-            formula = wrapped(clean, int(14 * figure.get_figwidth()))
+            formula = wrapped(clean, int(14 * figure.get_figwidth()), MOST_LINES)
             figure.suptitle(formula, x=0.01, ha="left", fontsize=9)
     return figure
 

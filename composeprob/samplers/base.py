@@ -51,7 +51,8 @@ class Records(eqx.Module):
 
     @classmethod
     def empty(cls, num_levels: int, num_blocks: int = 1) -> Records:
-        nan, own = jnp.full((num_levels,), jnp.nan), jnp.full((num_levels, num_blocks), jnp.nan)
+        # Not weakly typed, as nothing is that comes from a checkpoint: a run that goes on would be compiled again.
+        nan, own = (jnp.full(shape, jnp.nan, float) for shape in ((num_levels,), (num_levels, num_blocks)))
         return cls(own, own, nan, nan, jnp.zeros((num_levels,), jnp.int32), own, nan, nan, nan)
 
 

@@ -18,7 +18,7 @@ import references as ref
 from composeprob.errors import ImproperError
 from composeprob.factors.base import Factor
 
-DEPTH, COMPONENTS, PROGRAMS, QUICK = 4, 3, 200, 60
+DEPTH, COMPONENTS, PROGRAMS, QUICK = 4, 3, 200, 28
 
 
 @pytest.fixture(scope="module", autouse=True)

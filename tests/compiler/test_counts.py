@@ -52,7 +52,7 @@ EXPRESSIONS = {
 }
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.slow), True], ids=["eager", "jit"])
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_one_network_is_evaluated_once(name, jit):
     """Log-density, score and rate of any number of conditions come from ONE batched evaluation."""

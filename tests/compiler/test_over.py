@@ -96,12 +96,12 @@ def value_and_score(density, level):
 @pytest.mark.parametrize(
     ("form", "n", "block"),
     [
-        ("score", 2, None),
+        pytest.param("score", 2, None, marks=pytest.mark.slow),
         ("score", 8, 3),
-        ("epsilon", 8, None),
+        pytest.param("epsilon", 8, None, marks=pytest.mark.slow),
         ("energy", 2, 1),
         ("energy", 8, None),
-        ("energy", 8, 8),
+        pytest.param("energy", 8, 8, marks=pytest.mark.slow),
     ],
 )
 def test_it_is_the_product_written_out(form, n, block):
@@ -112,7 +112,9 @@ def test_it_is_the_product_written_out(form, n, block):
         agree(everything(one, level), everything(other, level))
 
 
-@pytest.mark.parametrize(("sampler", "form"), [("smc", "score"), ("annealed", "energy")])
+@pytest.mark.parametrize(
+    ("sampler", "form"), [pytest.param("smc", "score", marks=pytest.mark.slow), ("annealed", "energy")]
+)
 def test_samples_are_those_of_the_product_written_out(sampler, form):
     f, ys = posterior(form)[0], data(3)
     kernel = cp.MALA(0.1) if form == "energy" else cp.ULA(0.05)
@@ -145,7 +147,7 @@ def _is_jaxpr(node):
     return isinstance(node, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
 
 
-@pytest.mark.parametrize(("fewest", "block"), [(2, None), (4, 2), (5, 4)])
+@pytest.mark.parametrize(("fewest", "block"), [(2, None), pytest.param(4, 2, marks=pytest.mark.slow), (5, 4)])
 @pytest.mark.parametrize("form", ["score", "energy"])
 def test_its_code_does_not_depend_on_the_number_of_data(form, fewest, block):
     """Nor does the number of calls of the network: one when it is traced, and few when the density is made."""

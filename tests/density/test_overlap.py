@@ -20,7 +20,7 @@ def box(low, high, label):
 LEFT, RIGHT, OVER = (
     box([-1.0, -1.0], [-0.5, 1.0], "left"),
     box([0.5, -1.0], [1.0, 1.0], "right"),
-    box([-0.8, -1.0], [0.8, 1.0], "over"),
+    box([-0.8, -1.0], [0.8, 1.0], "right"),
 )
 WHOLE, INNER = box([-1.0, -1.0], [1.0, 1.0], "whole"), box([-0.5, -0.5], [0.5, 0.5], "inner")
 

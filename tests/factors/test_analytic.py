@@ -68,7 +68,7 @@ def nodes_between(breaks):
     return tuple(np.concatenate(p) for p in zip(*pieces, strict=True))
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("kind", ["VP", pytest.param("VE", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", UNIVARIATE)
 def test_univariate_marginals_are_convolutions(name, kind):
     make, pdf, (low, high) = UNIVARIATE[name]

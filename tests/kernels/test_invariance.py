@@ -16,7 +16,7 @@ STEPS = {
     "HMC": {"1d": 0.7, "2d": 0.65, "10d": 0.5, "nested": 0.5},
 }
 CASES = [(name, law) for name in STEPS for law in LAWS]
-SLOW = ("10d", "nested")
+SLOW = ("1d", "10d", "nested")
 """Laws that the quick tests leave out."""
 
 
@@ -74,7 +74,10 @@ def test_other_blackjax_algorithms_leave_the_target_invariant(kernel):
 
 @pytest.mark.parametrize(
     "kernel",
-    [MALA(0.25, log_ratio=LineIntegral(9, "simpson")), HMC(0.65, log_ratio=LineIntegral(17, "simpson"))],
+    [
+        pytest.param(MALA(0.25, log_ratio=LineIntegral(9, "simpson")), marks=pytest.mark.slow),
+        HMC(0.65, log_ratio=LineIntegral(17, "simpson")),
+    ],
     ids=repr,
 )
 def test_a_fine_line_integral_leaves_the_target_invariant(kernel):
@@ -101,7 +104,7 @@ def test_ula_has_its_known_variance(h):
     assert_disagrees(z_scores(run.values, target.expected))  # not the target's own variance
 
 
-@pytest.mark.parametrize(("num_leapfrog", "damping"), [(1, 0.9), (3, 0.0)])
+@pytest.mark.parametrize(("num_leapfrog", "damping"), [(1, 0.9), pytest.param(3, 0.0, marks=pytest.mark.slow)])
 def test_uhmc_has_the_variance_of_the_leapfrogs_own_gaussian(num_leapfrog, damping):
     # On N(0, s²) the leapfrog map conserves v²/2 + (1 − h²/4s²)·x²/2s² exactly, for every number of steps.
     h = 0.6

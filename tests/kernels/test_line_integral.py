@@ -57,7 +57,14 @@ def test_error_along_the_trajectory_has_the_order_of_its_rule(rule, expected):
     assert abs(order(errors, refinements) - expected) < 0.1 * expected, errors
 
 
-@pytest.mark.parametrize(("points", "rule"), [(9, "trapezoid"), (10, "trapezoid"), (31, "simpson"), (33, "simpson")])
+@pytest.mark.parametrize(
+    ("points", "rule"),
+    [
+        (10, "trapezoid"),
+        (31, "simpson"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((9, "trapezoid"), (33, "simpson"))),
+    ],
+)
 def test_the_reported_error_is_the_error(points, rule):
     """Where moves are small beside the curvature of the target, as those are that get accepted."""
     with jax.enable_x64(True):
@@ -87,7 +94,7 @@ def test_errors_that_cannot_be_estimated():
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("points", [3, 5, 9])
+@pytest.mark.parametrize("points", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 9))])
 def test_antisymmetric(points, rule):
     line = LineIntegral(points, rule)
     with jax.enable_x64(True):

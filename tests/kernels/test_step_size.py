@@ -148,7 +148,13 @@ def test_mean_acceptance_does_not_depend_on_the_order_of_chains():
 
 
 @pytest.mark.parametrize(
-    ("kernel", "dimension", "initial"), [(MALA(), 2, 0.003), (MALA(), 200, 30.0), (HMC(), 2, 30.0), (HMC(), 200, 0.003)]
+    ("kernel", "dimension", "initial"),
+    [
+        (MALA(), 2, 0.003),
+        pytest.param(MALA(), 200, 30.0, marks=pytest.mark.slow),
+        (HMC(), 2, 30.0),
+        pytest.param(HMC(), 200, 0.003, marks=pytest.mark.slow),
+    ],
 )
 def test_adaptation_reaches_its_target(kernel, dimension, initial):
     target = evaluate(lambda x: -0.5 * jnp.sum(x**2) / 0.01)

@@ -41,7 +41,10 @@ def test_powers_of_a_gaussian_lose_no_chain_and_have_the_right_evidence():
     assert np.nanmin(without.ancestors) < 32
 
 
-@pytest.mark.parametrize("options", [("affine", "fitted"), ("affine", "explicit"), ("none", "explicit")])
+@pytest.mark.parametrize(
+    "options",
+    [("affine", "fitted"), *(pytest.param((name, "explicit"), marks=pytest.mark.slow) for name in ("affine", "none"))],
+)
 def test_the_law_is_the_same_with_and_without(options):
     """Mean 0.8 and 0, variances 1/(1 + 1/0.25) of a product of two Gaussians; no kernel repairs anything."""
     density = cp.compile(both, normal([0.0, 0.0], 1.0), normal([1.0, 0.0], 0.5))

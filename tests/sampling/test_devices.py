@@ -128,9 +128,10 @@ def told(haste=False, **task):
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_eight_devices_give_the_samples_of_two_and_speak_as_little_as_can_be():
-    found = told(haste=True, samplers=["SMC"], devices=[2, 8], collectives=True, resumes=True)
-    assert found.pop("SMC") == {"8": True}
+@pytest.mark.parametrize("name", ["SMC, explicit", pytest.param("SMC", marks=pytest.mark.slow)])
+def test_eight_devices_give_the_samples_of_two_and_speak_as_little_as_can_be(name):
+    found = told(haste=True, samplers=[name], devices=[2, 8], collectives=True, resumes=True)
+    assert found.pop(name) == {"8": True}
     # A run that was stopped on eight goes on on two, and the other way round.
     assert found.pop("resumed")
     assert found.pop("spread")

@@ -61,10 +61,12 @@ COUNTED = {
     "SMC, no kernel": (cp.SMC(check_levels=False), "epsilon"),
     "SMC, first order": (cp.SMC(second_order=False, check_levels=False), "epsilon"),
 }
+SLOW = ("MALA", "UHMC", "HMC, reverse", "SMC, first order")
+"""Rows like another one."""
 PER_LEVEL = {"ULA": 3, "MALA": 3, "MALA, reverse": 3, "UHMC": 7, "HMC, reverse": 7, "HMC, warm-up": 10, "SMC": 3}
 
 
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in COUNTED])
 def test_evaluations_are_what_the_result_says(name):
     sampler, parameterization = COUNTED[name]
     calls = Calls()

@@ -64,7 +64,7 @@ def test_independent_chains_are_as_good_as_they_are_many():
 
 
 def test_what_a_mean_takes_and_gives():
-    result = run(cp.compile(single, normal([0.0, 0.0])))
+    result = run(cp.compile(single, normal([0.0, 0.0])), sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
     x = result["x"]
     whole = result.mean(lambda s: s["x"])
     np.testing.assert_allclose(whole.value, x.mean(0), rtol=1e-5)

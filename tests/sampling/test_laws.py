@@ -154,6 +154,7 @@ def test_feynman_kac_evidence_converges_with_the_number_of_levels():
     assert errors[1] < 0.08
 
 
+@pytest.mark.slow
 def test_smc_without_a_kernel_is_weighted_reverse_diffusion():
     """What weights alone do, from scores alone."""
     scores = [

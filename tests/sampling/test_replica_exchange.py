@@ -117,7 +117,7 @@ def test_what_it_tells(result):
     assert "round trips of each chain's replicas" in str(result.summary())
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [pytest.param(i, marks=pytest.mark.slow if i >= 4 else []) for i in range(20)])
 def test_rungs_are_different_levels_with_both_ends_among_them(seed):
     rng = np.random.default_rng(seed)
     count, levels = int(rng.integers(2, 12)), int(rng.integers(12, 40))

@@ -107,10 +107,10 @@ def test_refusals(product, whole, tmp_path):
         r"its number of chains is 64, not 32": {"chains": 32},
         r"its random key is .*0\]', not .*1\]'": {"seed": 1},
         r"its sampler is .SMC.*threshold=0.5.*threshold=0.6": {
-            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.6)
+            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.6, integrator="explicit")
         },
         r"it differs in: the numbers of the sampler": {
-            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.50001)
+            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.50001, integrator="explicit")
         },
     }.items():
         with pytest.raises(LoadError, match=f"belongs to another run: {words}.*\n.*resume=False"):
@@ -218,24 +218,45 @@ def test_checkpoints_add_no_trace(tmp_path):
     assert again <= 2 * traced
 
 
+@pytest.mark.usefixtures("every_level")
+def test_a_run_that_goes_on_compiles_nothing(tmp_path, monkeypatch):
+    calls = Calls()
+
+    def log_density(x, level):
+        calls()
+        return -0.5 * jax.numpy.sum(x**2)
+
+    density = cp.compile(single, cp.Energy(log_density, SCHEDULE, event_shape=(2,)))
+    options = {"chains": 2, "sampler": cp.AnnealedMCMC(cp.MALA(0.01), 1), "checkpoint_dir": tmp_path}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        run(density, **options)
+    calls.reset()
+    run(density, **options, resume=True)
+    jax.effects_barrier()
+    assert calls.run > 0
+    assert calls.traced == 2  # of one level: `fingerprint` looks at its code
+
+
 SCRIPT = """
 import sys
 import jax, numpy as np, composeprob as cp
 from composeprob.runtime import descend
 from composeprob.runtime import resume
-from sampling_cases import both, normal
+from sampling_cases import SAMPLER, both, normal
 descend.REFRESH_SECONDS, resume.SECONDS, resume.SHARE = 1e-9, 0.0, 1e9
 density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
 print("ready", flush=True)
-result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=cp.SMC(cp.MALA(cp.Adaptive())), progress=False,
+result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=SAMPLER, progress=False,
                   checkpoint_dir=sys.argv[1])
 np.save(sys.argv[2], result["x"])
 """
 
 
 @pytest.mark.slow
-def test_kill_and_resume(whole, tmp_path):
+def test_kill_and_resume(product, tmp_path):
     """`kill -9` when some checkpoint is there, at whatever level that is; then the same command again."""
+    whole = run(product)  # compiled as in the other process, and not in haste as fixtures may be
     tests = Path(__file__).resolve().parents[1]
     path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
     arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "checkpoints"), str(tmp_path / "x.npy")]

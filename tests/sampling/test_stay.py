@@ -75,9 +75,8 @@ def test_a_log_normal_that_follows_a_noised_site_is_standardised_too():
     density.log_density(position, 3)
 
 
-@pytest.mark.parametrize(
-    "program", [centred, pytest.param(non_centred, marks=pytest.mark.slow)], ids=["centred", "non-centred"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [centred, non_centred], ids=["centred", "non-centred"])
 def test_the_default_finds_the_scale_of_a_hierarchy(program):
     """Within 0.3 posterior standard deviations; the weights are of latents too. Written the other way it is the same
     density in the same coordinates, as the test above shows."""
@@ -105,7 +104,7 @@ def test_a_stay_moves_a_population_that_is_not_there_yet():
     np.testing.assert_array_equal(result["x"], again["x"])
 
 
-@pytest.mark.parametrize("draws", [None, 3])
+@pytest.mark.parametrize("draws", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_interrupted_stay_keeps_what_came_down_and_goes_on_to_the_same_end(monkeypatch, tmp_path, draws):
     density = cp.compile(non_centred, normal(0.0, 1.0, SHORT))
     sampler = cp.AnnealedMCMC(cp.HMC(0.05), 1, stay=True)

@@ -1,5 +1,7 @@
 """The cross-condition loss: least at the true log-densities of conditions, "no condition" included."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -43,10 +45,13 @@ def energy_network(key):
     return Conditioned(eqx.nn.MLP(4, "scalar", 8, 1, jnp.tanh, key=key))
 
 
-def slope_scores(recipe, tilted, tilt, shares=SHARES):
-    """Whether the mean loss has a slope in a constant of one condition's log f, at the exact log f but for ``tilt``."""
+@functools.cache
+def slope(shares=(0.7, 0.3), **changes):
+    """Of the loss of every event in a constant a of one condition's log f, as a function of a; compiled once."""
+    shares = jnp.array(shares)
+    recipe = told_apart(shares, **changes)
 
-    def slopes(a):
+    def slopes(a, tilted):
         def energy(x, log_snr, part):
             alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
             spread = jnp.sqrt((alpha * PARTS.base_dist.scale) ** 2 + sigma**2)
@@ -59,14 +64,19 @@ def slope_scores(recipe, tilted, tilt, shares=SHARES):
         )
         return losses(factor, draw_batch(recipe, KEY, 20_000)).cross_condition
 
-    slope = jax.jit(jax.jacfwd(slopes))(jnp.float32(tilt)).reshape(1000, 20)  # neighbours share a condition
-    return z_scores({"slope": slope}, {"slope": 0.0})
+    return jax.jit(jax.jacfwd(slopes))
+
+
+def slope_scores(tilted, tilt, **case):
+    """Whether the mean loss has a slope there, at the exact log f but for ``tilt``."""
+    of_groups = slope(**case)(jnp.float32(tilt), tilted).reshape(1000, 20)  # neighbours share a condition
+    return z_scores({"slope": of_groups}, {"slope": 0.0})
 
 
 @pytest.mark.parametrize("tilt", [0.0, 0.2, -0.2])
 @pytest.mark.parametrize(("tilted", "others"), [(NONE, 1), (1, 1), (1, 4)])
 def test_the_loss_is_least_at_the_true_ratios(tilt, tilted, others):
-    scores = slope_scores(told_apart(cross_condition_others=others), tilted, tilt)
+    scores = slope_scores(tilted, tilt, cross_condition_others=others)
     if tilt:
         assert_disagrees(scores)
         assert np.sign(scores["slope"]) == np.sign(tilt)
@@ -79,10 +89,10 @@ def other_part(key, conditions):
 
 
 def test_close_conditions_keep_the_optimum_where_they_lead_to_one_another_equally_often():
-    even = jnp.array([0.5, 0.5])
-    assert_agrees(slope_scores(told_apart(even, vary=other_part), 1, 0.0, even))
-    assert_disagrees(slope_scores(told_apart(even, vary=other_part), 1, 0.2, even))
-    assert_disagrees(slope_scores(told_apart(vary=other_part), 1, 0.0))  # from 0 to 1 more often than back
+    even = {"shares": (0.5, 0.5), "vary": other_part}
+    assert_agrees(slope_scores(1, 0.0, **even))
+    assert_disagrees(slope_scores(1, 0.2, **even))
+    assert_disagrees(slope_scores(1, 0.0, vary=other_part))  # from 0 to 1 more often than back
     batch = draw_batch(told_apart(vary=other_part), KEY, 16)
     np.testing.assert_array_equal(batch.variant["part"][:, 0], other_part(KEY, batch.conditions)["part"])
 

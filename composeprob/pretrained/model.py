@@ -32,10 +32,9 @@ class Parts:
     def __repr__(self) -> str:
         return f"Parts({self.name})"
 
-    def pictures(self, events: Any) -> np.ndarray:
-        """Images of events (…, height, width, channels), their values from 0 to 1."""
-        found = events if self.autoencoder is None else self.decode(events)
-        return np.clip(np.asarray(found, np.float32) / 2 + 0.5, 0.0, 1.0)
+    def pictures(self, latents: Any) -> np.ndarray:
+        """Images of latents (…, height, width, channels), their values from 0 to 1."""
+        return pixels(self.decode(latents))
 
     def decode(self, latents: Any) -> Array:
         """Images of latents, (…, height, width, channels)."""
@@ -48,6 +47,11 @@ class Parts:
         image = jnp.asarray(images, jnp.result_type(float))
         _check_image(image, self.autoencoder.channels, self.autoencoder.shrinks, "Images")
         return _each(_encode, self.autoencoder, image)
+
+
+def pixels(images: Any) -> np.ndarray:
+    """Images (…, height, width, channels) with values from −1 to 1, brought to 0 to 1: all models of pixels agree."""
+    return np.clip(np.asarray(images, np.float32) / 2 + 0.5, 0.0, 1.0)
 
 
 class Pretrained(Diffusion):
@@ -69,7 +73,7 @@ class Pretrained(Diffusion):
 
     @property
     def pictures(self) -> Callable[[object], np.ndarray]:
-        return self.parts.pictures
+        return pixels if self.parts.autoencoder is None else self.parts.pictures
 
     def shown(self, name: str, value: Array) -> str:
         for said, encoder in self.encoders:

@@ -28,9 +28,10 @@ def images(result: Result, site: str | None) -> np.ndarray:
         raise CapabilityError(
             f"No model says how to make images of {name!r}."
             if name
-            else "Which site is meant is not clear: not exactly one of this program has images.",
+            else "Which site is meant is not clear: not exactly one has images that its models share.",
             fix=f"name one of {has}: result.images(site)."
             if has
-            else "models from cp.from_diffusers have images; result.plot() shows other samples.",
+            else "models from cp.from_diffusers make images where those of a site have one autoencoder, as a model has "
+            "that is loaded once; of several, call model.decode(result[site]). result.plot() shows other samples.",
         )
     return ways[name](result.unweighted()[name])

@@ -296,7 +296,7 @@ def test_results_without_images():
     f = cp.Analytic(dist.Normal(np.zeros(2), 1.0).to_event(1), cp.Schedule.log_snr(5))
     density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
     result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
-    with pytest.raises(CapabilityError, match="not exactly one of this program has images"):
+    with pytest.raises(CapabilityError, match="not exactly one has images"):
         result.images()
     with pytest.raises(CapabilityError, match="No model says how to make images of 'x'"):
         result.images("x")

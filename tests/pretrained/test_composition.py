@@ -89,6 +89,15 @@ def test_reverse_diffusion_and_images(density, tmp_path):
         loaded.images()
 
 
+@pytest.mark.parametrize(("name", "agree"), [("ddpm", True), ("sd", False)])
+def test_models_of_pixels_agree_on_images_and_autoencoders_that_are_loaded_twice_do_not(name, agree):
+    one, other = (cp.from_diffusers(DATA / name) for _ in range(2))
+    density = cp.compile(cp.program(lambda f, g: cp.sample("x", f * g)), one, other)
+    assert ("x" in density.described.pictures) == agree
+    if agree:
+        np.testing.assert_array_equal(density.described.pictures["x"](np.array([-1.0, 0.0, 3.0])), [0.0, 0.5, 1.0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",

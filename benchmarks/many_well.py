@@ -1,6 +1,6 @@
 """Densities without any diffusion model in them: log Z of double wells in 5 to 50 dimensions, and of a funnel.
 
-    composeprob bench many-well [--keys 5] [--chains 2000]
+    composeprob bench many-well [--keys 12] [--chains 2000]
 
 A Gaussian stands in the place of a diffusion model, and the target over it is a user's energy: log Z is the evidence.
 Nothing else is said of the targets, not even which entries are Gaussian. The targets are those of papers on learned
@@ -157,7 +157,7 @@ def measured(name: str, way: str, keys: int, num_chains: int) -> Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keys", type=int, default=5)
+    parser.add_argument("--keys", type=int, default=12)
     parser.add_argument("--chains", type=int, default=2000)
     options = parser.parse_args()
     rows = [measured(name, way, options.keys, options.chains) for name in TARGETS for way in WAYS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import equinox as eqx
@@ -19,6 +20,17 @@ from composeprob.samplers.spread import Spread, chains, everywhere
 
 P = ParamSpec("P")
 T = TypeVar("T")
+MAPS = 50_000
+"""Memory maps from which on compiled code is let go. Linux allows a process 65,530, every executable of XLA's for
+processors holds some, and a process that runs out of them dies."""
+
+
+def make_room(most: int = MAPS) -> None:
+    """Lets go of all compiled code where this process has more memory maps than ``most``: what is used again is
+    compiled again."""
+    maps = Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > most:
+        jax.clear_caches()
 
 
 def compiler_options(spread: Spread) -> dict[str, str | bool]:

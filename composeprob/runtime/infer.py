@@ -17,6 +17,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.results.result import Result
 from composeprob.runtime.arguments import by_name, not_a_sampler
+from composeprob.runtime.compiled import make_room
 from composeprob.runtime.job import Asked, FewAncestors, Job
 from composeprob.runtime.levels import chosen
 from composeprob.samplers.base import Sampler
@@ -141,6 +142,7 @@ def _carried_out(
     Raises:
         FewAncestors: if it is to be given up where too few of the first chains have descendants.
     """
+    make_room()
     # LAPACK's matrices are small here: its threads would wait for one another longer than they work.
     with threadpool_limits(1, user_api="blas"):
         job = Job(asked, sampler, folder)

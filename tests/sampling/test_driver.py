@@ -1,5 +1,7 @@
 """The driver: one trace, the stated number of evaluations, and samples that depend on nothing but key and N."""
 
+import importlib
+import os
 import signal
 
 import jax
@@ -9,11 +11,13 @@ import pytest
 
 import composeprob as cp
 from composeprob.results.status import Code
-from composeprob.runtime import descend
+from composeprob.runtime import compiled, descend
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.base import begin
 from composeprob.samplers.visits import Visits
 from sampling_cases import SAMPLER, SCHEDULE, Calls, run, single, unit_energy
+
+infer_module = importlib.import_module("composeprob.runtime.infer")
 
 
 def energy_factor(calls, schedule):
@@ -199,3 +203,20 @@ def test_ctrl_c_before_there_are_chains_is_not_swallowed(product, monkeypatch):
     monkeypatch.setattr(descend, "start", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(product)
+
+
+def test_compiled_code_is_let_go_before_a_process_has_no_memory_maps_left(monkeypatch):
+    double = jax.jit(lambda x: 2 * x)
+    double(1.0)
+    compiled.make_room(10**9)
+    assert double._cache_size() == 1
+    if not os.path.exists("/proc/self/maps"):
+        pytest.skip("this system does not say how many there are")
+    compiled.make_room(0)
+    assert double._cache_size() == 0
+    assert double(2.0) == 4.0
+    asked = []
+    monkeypatch.setattr(infer_module, "make_room", lambda: asked.append(1))
+    density = cp.compile(single, energy_factor(Calls(), SCHEDULE))
+    cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.AnnealedMCMC(cp.MALA(0.01), 1), progress=False)
+    assert asked == [1]

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from report import CODE, RESULTS, STAMP, publish
 from tall import exact, instances, ours, rivals, slcp
+
+from composeprob.runtime.compiled import make_room
 
 FILE = "tall_data"
 PUBLISHED = json.loads((Path(__file__).parent / "tall" / "published.json").read_text())
@@ -193,7 +194,7 @@ def main() -> int:
         for name, cell in every.items():
             if any(text in ("", name) or name.startswith(f"{text} ") for text in options.cells):
                 run_cell(name, cell, options)
-                jax.clear_caches()  # each executable holds memory maps, and a process may have 65,530 of them
+                make_room()  # the rivals compile outside of `cp.infer`, which sees to that
     found = {name: cell for name in every if (cell := kept().get(name))}
     columns = [
         "cell",

@@ -1,4 +1,5 @@
-"""Image models: objects at several places, logic of captions, tapestries, guidance of digits, mixtures of classes.
+"""Image models: objects at several places, logic of captions, tapestries, guidance of digits, mixtures of
+classes, and their shares under a measurement.
 
     composeprob bench images [--only TEXT] [--scenes 100] [--strength 2] [--chains 100] [--canvases 8]
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pictures import captioned, guided, placed, tapestries, told
+from pictures import captioned, guided, placed, shares, tapestries, told
 from pictures.cells import Cell, Kept, as_text
 from report import RESULTS, publish
 
@@ -86,6 +87,10 @@ def row(cell: dict[str, Any]) -> list[str]:
         what = f"{cell['by']}, scale {cell['scale']:g}"
         also = f"Fréchet distance {cell['distance']:.3g}, {cell['images']} images"
         return ["guided", what, cell["sampler"], as_text(cell["recognised"]), also, f"{cell['seconds']}"]
+    if cell["part"] == "shares":
+        what = f"3 (0.2) or 8 (0.8), {cell['ink']}"
+        also = f"{cell['images']} images, {cell['evaluations']} evaluations"
+        return ["shares", what, cell["sampler"], as_text(cell["first"]), also, f"{cell['seconds']}"]
     what = f"share of the first of {cell['classes']} (0.2)"
     also = f"neither {cell['neither']:.3f}, {cell['images']} images"
     return ["mixed", what, cell["sampler"], as_text(cell["first"]), also, f"{cell['seconds']}"]
@@ -104,6 +109,7 @@ def title(cell: dict[str, Any]) -> str:
         "tapestry": lambda: (f"counted {cell['counted']}", "satisfied"),
         "guided": lambda: (f"{cell['by']}, {cell['scale']:g}", "recognised"),
         "mixed": lambda: (cell["classes"], "first"),
+        "shares": lambda: (cell["ink"], "first"),
     }[cell["part"]]()
     return f"{what}, {cell['sampler']}: {cell[found]['share']:.2f}"
 
@@ -162,7 +168,7 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
         if c["part"] == "mixed" and c["sampler"] in ("SMC", "MALA"):
             text = f"mixture of {c['classes']}, {c['sampler']}: share within 0.04 of 0.2"
             out[text] = abs(c["first"]["share"] - guided.SHARE) <= 0.04
-    return out
+    return out | shares.checks(found)
 
 
 def main() -> int:
@@ -181,6 +187,7 @@ def main() -> int:
         *captioned.cells(options.scenes),
         *tapestries.cells(options.canvases),
         *guided.cells(options.chains),
+        *shares.cells(),
     ]
     for cell in planned:
         if cell.name.startswith(options.only) and (options.again or cell not in kept):

@@ -138,7 +138,7 @@ def measure(ink: str, sampler: str) -> tuple[dict[str, Any], np.ndarray]:
         "images": len(every),
         "first": between([part.mean() for part in by_run]) if how is None else share(np.concatenate(by_run)),
         "neither": 1 - sum(map(len, by_run)) / len(every),
-        "ink": float(every.mean()),
+        "mean_ink": float(every.mean()),
         "evaluations": run.evaluations,
         "findings": sorted(found),
         "seconds": round(time.monotonic() - start, 1),

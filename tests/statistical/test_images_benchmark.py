@@ -103,8 +103,8 @@ def test_a_known_share_of_two_gaussians_under_a_measurement():
     # Of classes in equal shares, or without the measurement, it would be another number.
     assert abs(shares.ratio(pairs, (0.5, 0.5))[0] - exact) > 10 * error
     assert abs(0.2 * norm.cdf(0.5) + 0.8 * norm.cdf(-0.5) - exact) > 10 * error
-    several = [shares.ratio([part[i::50] for part in pairs], (0.2, 0.8)) for i in range(50)]
-    assert 0.7 < np.std([value for value, _ in several]) / np.mean([error for _, error in several]) < 1.4
+    several = [shares.ratio([part[i::500] for part in pairs], (0.2, 0.8)) for i in range(500)]
+    assert 0.88 < np.std([value for value, _ in several]) / np.mean([error for _, error in several]) < 1.12
 
 
 def test_the_interval_of_several_runs_is_students():

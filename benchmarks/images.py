@@ -53,7 +53,11 @@ replaced; 0.5 is guessing. Each cell of these is of 300 scenes, less those where
 a canvas, each asked for one object in its middle; a seam of 1 is none. Digits: as many images of each of ten
 classes, judged by a support-vector machine that is right on 0.987 of real images; the Fréchet distance is in its ten
 decision values, and is {floor:.3g} between the two halves of the real images. Intervals are exact for independent
-trials; SMC's chains are not quite so. Cells of other numbers of scenes or other w than 100 and 2 were run with
+trials; SMC's chains are not quite so. Shares: a measured mean of the pixels of {inks} says
+"thin" and "bold", and the judge's share of 3 among images of a 3 or an 8 is known from images of each class alone; samplers drew
+in {runs} runs of {chains} chains, and the interval of "SMC", which is what `cp.infer` chooses by itself, is by the
+spread of these runs. "default" is what it chooses for fewer chains than 256: they are independent, and one of a scene is
+judged. Cells of other numbers of scenes or other w than 100 and 2 were run with
 `--scenes` and `--strength`; seconds are of a machine that was busy with other work."""
 
 
@@ -198,8 +202,10 @@ def main() -> int:
     names = sorted(cells, key=lambda name: order.get(name, len(order)))
     found = [cells[name] for name in names]
     pictures(kept, names)
+    shares.picture(found, RESULTS / f"{FILE}-shares.png")
     details = {"cells": cells}
-    notes = NOTES.format(floor=guided.floor())
+    inks = " and ".join(f"{ink:g} ± {error:g}" for ink, error in shares.INK.values())
+    notes = NOTES.format(floor=guided.floor(), inks=inks, runs=shares.RUNS, chains=shares.CHAINS)
     table, holds = [row(cell) for cell in found], checks(found)
     # Whatever cells were run last, without options the command runs what is missing.
     return publish(FILE, "Image models", COLUMNS, table, holds, details, notes, made_by="composeprob bench images")

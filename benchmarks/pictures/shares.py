@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.models.worlds import digits as world
+from composeprob.results.plotting import new_figure, style
 
 from .cells import Cell, share
 
@@ -32,7 +34,7 @@ WEIGHTS = (0.2, 0.8)
 INK = {"thin": (-0.5, 0.02), "bold": (-0.3, 0.02)}
 """The measured mean of the pixels and its error; a 3 has −0.41 ± 0.06, an 8 −0.37 ± 0.07."""
 ALONE = "each class alone"
-RUNS, CHAINS = 8, 256
+RUNS, CHAINS = 16, 256
 """Runs of every sampler, each of so many chains: as few as `cp.infer` resamples by itself."""
 DRAWS, BATCH = 16_000, 2_000
 """Images of each class alone."""
@@ -167,6 +169,29 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
                     apart = not overlap(at[name], at[ALONE]) and not overlap(at[name], at["SMC"])
                     out[f"3 or 8, {ink}: {name}: apart from both, so the summed scores are measurably wrong"] = apart
     return out
+
+
+def picture(found: list[dict[str, Any]], file: Path) -> None:
+    """Every sampler's share with its interval, beside the band of what is known."""
+    shown = {ink: [c for c in found if c["part"] == "shares" and c["ink"] == ink] for ink in INK}
+    shown = {ink: cells for ink, cells in shown.items() if len(cells) > 1 and cells[0]["sampler"] == ALONE}
+    if not shown:
+        return
+    with style():
+        figure = new_figure(7, 2.6 * len(shown))
+        for ax, (ink, (band, *others)) in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown.items(), strict=True):
+            names = [c["sampler"] if c["sampler"] != "SMC" else "cp.infer's choice (SMC)" for c in others]
+            ax.axvspan(*band["first"]["interval"], color="0.8", lw=0, label="known, from each class alone")
+            ax.axvline(WEIGHTS[0], color="0.5", ls=":", lw=1, label=f"the mixture's weight, {WEIGHTS[0]:g}")
+            for row, cell in enumerate(others):
+                ours = cell["sampler"] == "SMC"
+                ax.plot(cell["first"]["interval"], [row, row], color="tab:red" if ours else "tab:blue", lw=2)
+                ax.plot(cell["first"]["share"], row, "o", color="tab:red" if ours else "tab:blue")
+            ax.set_yticks(range(len(names)), names)
+            ax.invert_yaxis()
+            ax.set_xlabel(f"share of 3 among {ink} images of a 3 or an 8 (95 % intervals)")
+            ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=8)
+    figure.savefig(file, dpi=110)
 
 
 def overlap(one: Any, other: Any) -> bool:

@@ -53,12 +53,12 @@ replaced; 0.5 is guessing. Each cell of these is of 300 scenes, less those where
 a canvas, each asked for one object in its middle; a seam of 1 is none. Digits: as many images of each of ten
 classes, judged by a support-vector machine that is right on 0.987 of real images; the Fréchet distance is in its ten
 decision values, and is {floor:.3g} between the two halves of the real images. Intervals are exact for independent
-trials; SMC's chains are not quite so. Shares: a measured mean of the pixels of {inks} says
-"thin" and "bold", and the judge's share of 3 among images of a 3 or an 8 is known from images of each class alone; samplers drew
-in {runs} runs of {chains} chains, and the interval of "SMC", which is what `cp.infer` chooses by itself, is by the
-spread of these runs. "default" is what it chooses for fewer chains than 256: they are independent, and one of a scene is
-judged. Cells of other numbers of scenes or other w than 100 and 2 were run with
-`--scenes` and `--strength`; seconds are of a machine that was busy with other work."""
+trials; SMC's chains are not quite so. Shares: "thin" is a measured mean of the pixels
+of {ink:g} ± {error:g}, and the judge's share of 3 among images of a 3 or an 8 is known from images of each class alone;
+samplers drew in {runs} runs of {chains} chains, and the interval of "SMC", which is what `cp.infer` chooses by itself,
+is by the spread of these runs. Placed by "default", what it chooses below 256 chains: they are independent, and one of
+a scene is judged. Cells of other numbers of scenes or other w than 100 and 2 were run with `--scenes` and
+`--strength`; seconds are of a machine that was busy with other work."""
 
 
 def row(cell: dict[str, Any]) -> list[str]:
@@ -80,8 +80,15 @@ def row(cell: dict[str, Any]) -> list[str]:
             f"{cell['seconds_a_scene']} a scene",
         ]
     if cell["part"] == "told":
-        shares = ", ".join(f"{found['share']:.2f} at {name}" for name, found in cell["by_log_snr"].items())
-        return ["told", f"a true caption from one of wrong {cell['wrong']}", "", shares, f"{cell['scenes']} scenes", ""]
+        by_level = ", ".join(f"{found['share']:.2f} at {name}" for name, found in cell["by_log_snr"].items())
+        return [
+            "told",
+            f"a true caption from one of wrong {cell['wrong']}",
+            "",
+            by_level,
+            f"{cell['scenes']} scenes",
+            "",
+        ]
     if cell["part"] == "tapestry":
         what = f"counted {cell['counted']}, w = {cell['w']:g}"
         also = f"seam {cell['seam']:.2f}, {cell['canvases']} canvases of 16 windows"
@@ -94,6 +101,10 @@ def row(cell: dict[str, Any]) -> list[str]:
     if cell["part"] == "shares":
         what = f"3 (0.2) or 8 (0.8), {cell['ink']}"
         also = f"{cell['images']} images, {cell['evaluations']} evaluations"
+        if cell["sampler"] == shares.ALONE:
+            also = f"{cell['images']} images of each, {cell['evaluations']} evaluations"
+        else:
+            also = ", ".join([f"neither {cell['neither']:.3f}", also, *(f"found: {name}" for name in cell["findings"])])
         return ["shares", what, cell["sampler"], as_text(cell["first"]), also, f"{cell['seconds']}"]
     what = f"share of the first of {cell['classes']} (0.2)"
     also = f"neither {cell['neither']:.3f}, {cell['images']} images"
@@ -154,6 +165,10 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
         if name in JUDGED and reverse is not None:
             text = f"{objects} objects, w = {w:g}: {name} is not worse than reverse diffusion beyond chance"
             out[text] = c["all_placed"]["interval"][1] >= reverse["all_placed"]["share"]
+        tested = at.get((objects, "MALA", w))
+        if name == placed.DEFAULT and tested is not None:
+            text = f"{objects} objects, w = {w:g}: what cp.infer chooses is not worse than MALA beyond chance"
+            out[text] = c["all_placed"]["interval"][1] >= tested["all_placed"]["share"]
     guides = [c for c in found if c["part"] == "guided"]
     for kind in dict.fromkeys(c["by"] for c in guides):
         best = max(c["recognised"]["share"] for c in guides if c["by"] == kind)
@@ -204,8 +219,8 @@ def main() -> int:
     pictures(kept, names)
     shares.picture(found, RESULTS / f"{FILE}-shares.png")
     details = {"cells": cells}
-    inks = " and ".join(f"{ink:g} ± {error:g}" for ink, error in shares.INK.values())
-    notes = NOTES.format(floor=guided.floor(), inks=inks, runs=shares.RUNS, chains=shares.CHAINS)
+    (ink, error), runs, chains = shares.INK["thin"], shares.RUNS, shares.CHAINS
+    notes = NOTES.format(floor=guided.floor(), ink=ink, error=error, runs=runs, chains=chains)
     table, holds = [row(cell) for cell in found], checks(found)
     # Whatever cells were run last, without options the command runs what is missing.
     return publish(FILE, "Image models", COLUMNS, table, holds, details, notes, made_by="composeprob bench images")

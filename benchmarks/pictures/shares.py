@@ -31,7 +31,7 @@ from .cells import Cell, share
 
 CLASSES = (3, 8)
 WEIGHTS = (0.2, 0.8)
-INK = {"thin": (-0.5, 0.02), "bold": (-0.3, 0.02)}
+INK = {"thin": (-0.5, 0.02)}
 """The measured mean of the pixels and its error; a 3 has −0.41 ± 0.06, an 8 −0.37 ± 0.07."""
 ALONE = "each class alone"
 RUNS, CHAINS = 16, 256
@@ -179,7 +179,9 @@ def picture(found: list[dict[str, Any]], file: Path) -> None:
         return
     with style():
         figure = new_figure(7, 2.6 * len(shown))
-        for ax, (ink, (band, *others)) in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown.items(), strict=True):
+        for ax, (ink, (band, *others)) in zip(
+            figure.subplots(len(shown), squeeze=False)[:, 0], shown.items(), strict=True
+        ):
             names = [c["sampler"] if c["sampler"] != "SMC" else "cp.infer's choice (SMC)" for c in others]
             ax.axvspan(*band["first"]["interval"], color="0.8", lw=0, label="known, from each class alone")
             ax.axvline(WEIGHTS[0], color="0.5", ls=":", lw=1, label=f"the mixture's weight, {WEIGHTS[0]:g}")

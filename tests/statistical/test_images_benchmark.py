@@ -58,6 +58,9 @@ def test_checks_fail_where_they_should():
     assert [holds for text, holds in few.items() if "at least" in text] == [False]
     worse = images.checks([placed(3, "reverse", 99), placed(3, "HMC", 86)])
     assert [holds for text, holds in worse.items() if "not worse" in text] == [False]
+    for successes in (20, 30):
+        chosen = images.checks([placed(5, "MALA", 97), placed(5, "default", successes, trials=30)])
+        assert [holds for text, holds in chosen.items() if "chooses" in text] == [successes == 30]
     mixed = {"part": "mixed", "classes": "3 and 8", "sampler": "SMC", "first": share(np.arange(1000) < 250)}
     assert list(images.checks([mixed]).values()) == [False]
     for successes in (90, 97):
@@ -70,6 +73,16 @@ def test_panels_say_what_they_show():
     told = {"sampler": "SMC", "satisfied": share([True, False])}
     assert images.title({"part": "captions", "formula": "AND", **told}) == "AND, SMC: 0.50"
     assert images.title({"part": "tapestry", "counted": "once", **told}) == "counted once, SMC: 0.50"
+
+
+def test_a_line_says_how_many_images_and_what_was_found():
+    first = {"share": 0.3343, "interval": [0.319, 0.35]}
+    cell = {"part": "shares", "ink": "thin", "first": first, "images": 4096, "evaluations": 59, "seconds": 112.6}
+    what = ["shares", "3 (0.2) or 8 (0.8), thin"]
+    alone = images.row(cell | {"sampler": shares.ALONE})
+    assert alone == [*what, shares.ALONE, "0.334 (0.32–0.35)", "4096 images of each, 59 evaluations", "112.6"]
+    drawn = images.row(cell | {"sampler": "SMC", "neither": 0.114, "findings": ["shares_frozen"]})
+    assert drawn[4] == "neither 0.114, 4096 images, 59 evaluations, found: shares_frozen"
 
 
 def test_one_image_of_each_density():

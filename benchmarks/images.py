@@ -80,7 +80,7 @@ def row(cell: dict[str, Any]) -> list[str]:
             f"{cell['seconds_a_scene']} a scene",
         ]
     if cell["part"] == "told":
-        by_level = ", ".join(f"{found['share']:.2f} at {name}" for name, found in cell["by_log_snr"].items())
+        shown = ", ".join(f"{found['share']:.2f} at {name}" for name, found in cell["by_log_snr"].items())
         return [
             "told",
             f"a true caption from one of wrong {cell['wrong']}",

@@ -81,14 +81,8 @@ def row(cell: dict[str, Any]) -> list[str]:
         ]
     if cell["part"] == "told":
         shown = ", ".join(f"{found['share']:.2f} at {name}" for name, found in cell["by_log_snr"].items())
-        return [
-            "told",
-            f"a true caption from one of wrong {cell['wrong']}",
-            "",
-            by_level,
-            f"{cell['scenes']} scenes",
-            "",
-        ]
+        what = f"a true caption from one of wrong {cell['wrong']}"
+        return ["told", what, "", shown, f"{cell['scenes']} scenes", ""]
     if cell["part"] == "tapestry":
         what = f"counted {cell['counted']}, w = {cell['w']:g}"
         also = f"seam {cell['seam']:.2f}, {cell['canvases']} canvases of 16 windows"

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from plane.nine import NINE, single
+from plane.nine import NINE, exact, single
 from report import kept, publish
 
 import composeprob as cp
@@ -68,7 +68,7 @@ def overlap(keys: int) -> dict[str, int]:
     """How often each of the nine has a finding."""
     found = {}
     for name, scenario in NINE.items():
-        density = cp.compile(single, scenario.factor(SCHEDULE))
+        density = cp.compile(single, scenario.factor(exact(SCHEDULE)))
         found[name] = sum(bool(density.check(jax.random.key(k))) for k in range(keys))
         print(name, found[name], flush=True)
     return found

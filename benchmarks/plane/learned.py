@@ -1,4 +1,4 @@
-"""The laws of CompLift's nine compositions, learned: an energy of each, and of what products are made of a score too.
+"""The laws of CompLift's nine compositions, learned: as energies, or as scores.
 
 Their size: 128 wide, four layers deep, batches of 128 at a rate of 10⁻³, half as many steps as they make (30,000; that
 is 480 epochs of 8,000 points), and a quarter for six Gaussians and circles: a minute or two of a processor each. What

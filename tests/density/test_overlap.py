@@ -123,6 +123,19 @@ def test_a_narrow_law_of_many_numbers_is_asked_where_it_is():
     assert cp.compile(measured, point).check(jax.random.key(0)) == ()
 
 
+def test_the_floor_around_what_is_taken_away_is_not_its_inside():
+    """Samples around a box, on its flat floor: as flat as inside, and where a negation wants them."""
+    rng = np.random.default_rng(0)
+    around = rng.uniform(-0.8, 0.8, (200, 2))
+    around = {"x": jnp.asarray(around[(np.abs(around) > 0.52).any(1)][:64], float)}
+    within = {"x": 0.5 * around["x"]}
+    frame, floor = box([-0.8, -0.8], [0.8, 0.8], "frame"), box([-1.1, -1.1], [1.1, 1.1], "floor")
+    density = cp.compile(single, frame / cp.mixture([INNER, floor], weights=[0.99, 0.01]) ** 0.5)
+    assert not agreement(density, around, jax.random.key(0))
+    (finding,) = agreement(density, within, jax.random.key(0))
+    assert "The negation leaves nothing" in finding.message
+
+
 def away(x, log_snr, c):
     """The score of N(c, 1), noised."""
     return -(x - jnp.sqrt(jax.nn.sigmoid(log_snr)) * c)

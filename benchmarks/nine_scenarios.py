@@ -3,7 +3,7 @@
     composeprob bench nine-scenarios [--learned] [--keys 3]
 
 Every composition has exact noised factors (`plane/nine.py`), so that what is missed is the sampler's error; with
-``--learned`` it has energies that were learned (`plane/learned.py`), and one stands there of scores too. Beside a
+``--learned`` it has energies that were learned (`plane/learned.py`), a minute or two of training each. Beside a
 default run stand exact draws of the composed law at its level 0, which are what a perfect sampler would give, draws of
 the target, and the baselines of Yu and Gao 2025 at their settings (`plane/restated.py`) with the same factors. Judged
 as there: the share of samples inside of the target, and the Chamfer distance of the samples from as many draws of it.
@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from plane import restated
-from plane.learned import SCORE, learned
+from plane.learned import learned
 from plane.nine import NINE, Named, Scenario, chamfer, exact, single
 from plane.truth import truth_of
 from report import kept, publish
@@ -34,9 +34,6 @@ KEYS = 3
 LEVELS = cp.Schedule.log_snr(60)
 """As the library has them: down to σ = 0.004. The baselines' level 0 has 0.01, which the last reverse step removes."""
 OURS, EXACT, FLOOR = "cp.infer", "exact draws of the composed law", "draws of the target"
-SCORES = "of scores alone"
-SCORED = "product c"
-"""What is asked of learned scores too."""
 AGREE = {"no_overlap", "out_of_training"}
 HALF_WIDTH = 1.6
 """Of the square that holds every composed law."""
@@ -56,7 +53,6 @@ class Table:
         points: of the grid, along each axis, on which the composed law is known: as fine as level 0's noise.
         within: by how much accuracies may differ by chance.
         baselines: the rows of `restated.BASELINES`.
-        quiet: what must hold of the findings of the seven that are not empty.
         notes: what a reader must know.
     """
 
@@ -67,7 +63,6 @@ class Table:
     points: int
     within: float
     baselines: tuple[str, ...]
-    quiet: str
     notes: str
 
 
@@ -103,12 +98,6 @@ def ours(table: Table, name: str, keys: int) -> dict[str, Any]:
         }
     jax.clear_caches()
     return found
-
-
-def of_scores(table: Table, keys: int) -> dict[str, Any]:
-    """What is said of an empty product of learned scores."""
-    density = cp.compile(single, NINE[SCORED].factor(learned(LEVELS, SCORE)))
-    return asked(density, keys, table.n)[0]
 
 
 def theirs(table: Table, name: str, keys: int) -> Judged:
@@ -153,7 +142,7 @@ def mean(of: dict[str, Any], row: str, column: int) -> float:
     return float(np.nan_to_num(np.mean([values[column] for values in of["rows"][row]]), nan=np.inf))
 
 
-def checks(table: Table, found: dict[str, dict[str, Any]], scores: dict[str, Any]) -> dict[str, bool]:
+def checks(table: Table, found: dict[str, dict[str, Any]]) -> dict[str, bool]:
     empty = {name: of for name, of in found.items() if NINE[name].empty}
     full = {name: of for name, of in found.items() if not NINE[name].empty}
     best = {name: [max(mean(of, row, 0) for row in table.baselines)] for name, of in full.items()}
@@ -161,11 +150,11 @@ def checks(table: Table, found: dict[str, dict[str, Any]], scores: dict[str, Any
         best[name].append(min(mean(of, row, 1) for row in table.baselines))
     both = ("checked", "status")
     others = [codes for of in full.values() for how in both for codes in of[how]]
-    holds = {
+    return {
         "both empty compositions are named by density.check and in the status of the run, under every key": all(
             AGREE.intersection(codes) for of in empty.values() for how in both for codes in of[how]
         ),
-        table.quiet: not any(AGREE.intersection(codes) if scores else codes for codes in others),
+        "of the seven others none is, by either": not any(others),
         "density.check takes at most 5 % of a run's evaluations": all(of["share"] <= 0.05 for of in found.values()),
         f"cp.infer's accuracy is within {table.within} of exact draws' in all seven": all(
             abs(mean(of, OURS, 0) - mean(of, EXACT, 0)) <= table.within for of in full.values()
@@ -180,11 +169,6 @@ def checks(table: Table, found: dict[str, dict[str, Any]], scores: dict[str, Any
             mean(of, OURS, 1) <= 1.1 * best[name][1] for name, of in full.items()
         ),
     }
-    if scores:
-        holds["of scores alone the empty product is named under every key by both"] = all(
-            AGREE.intersection(codes) for how in both for codes in scores[how]
-        )
-    return holds
 
 
 NOTES = """8,000 samples a row, mean ± standard deviation over keys; evaluations are those of one chain.
@@ -219,7 +203,6 @@ EXACT_TABLE = Table(
     points=1500,
     within=0.01,
     baselines=tuple(restated.BASELINES),
-    quiet="of the seven others none is, by either",
     notes=NOTES,
 )
 LEARNED_TABLE = Table(
@@ -230,7 +213,6 @@ LEARNED_TABLE = Table(
     points=800,
     within=0.02,
     baselines=("Summed scores, reverse diffusion", "MALA 0.001, 10 a level"),
-    quiet="of the seven others none is, by either: no_overlap, out_of_training",
     notes=LEARNED_NOTES,
 )
 
@@ -246,13 +228,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name, of in found.items():
         if not NINE[name].empty:
             of["rows"] |= part(f"{name} baselines", partial(theirs, table, name, keys))
-    scores = part(f"{SCORED} {SCORES}", partial(of_scores, table, keys)) if options.learned else {}
     rows = [row for name, of in found.items() for row in lines(f"{name}: {NINE[name].says}", of)]
-    rows += lines(f"scores alone: {NINE[SCORED].says}", scores) if scores else []
     columns = ["sampler", "accuracy", "Chamfer distance", "evaluations", "findings"]
-    details = {"nine": found} | ({"scores": scores} if scores else {})
-    holds, write = checks(table, found, scores), options.keys is None
-    return publish(table.name, table.title, columns, rows, holds, details, table.notes, write)
+    holds, write = checks(table, found), options.keys is None
+    return publish(table.name, table.title, columns, rows, holds, {"nine": found}, table.notes, write)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The laws of CompLift's nine compositions, learned: as energies, or as scores.
+"""The laws of CompLift's nine compositions, learned as energies.
 
 Their size: 128 wide, four layers deep, batches of 128 at a rate of 10⁻³, half as many steps as they make (30,000; that
 is 480 epochs of 8,000 points), and a quarter for six Gaussians and circles: a minute or two of a processor each. What
@@ -25,7 +25,7 @@ from composeprob.training.weights import load_weights, save_weights
 
 from .nine import BOXES, CIRCLES, DEVIATION, GAUSSIANS, LAWS, Named
 
-ENERGY, SCORE = "energy_norm", "epsilon"
+ENERGY = "energy_norm"
 OUT = Path("out", "nine-networks")
 SETTINGS = two_dimensional.SHARP | {"batch_size": 128, "chunk": 128}
 ITERATIONS = dict.fromkeys(LAWS, 15_000) | dict.fromkeys((*BOXES, "eight"), 30_000)
@@ -44,10 +44,10 @@ def draw(name: str, key: Array, n: int) -> Array:
     return centres[jax.random.randint(key, (n,), 0, len(centres))] + DEVIATION * jax.random.normal(other, (n, 2))
 
 
-def recipe(name: str, form: str) -> cp.training.Recipe:
-    """How a law is learned, as an energy or as a score."""
+def recipe(name: str) -> cp.training.Recipe:
+    """How a law is learned."""
     deviation = float(jnp.sqrt(jnp.mean(draw(name, jax.random.key(0), 10_000) ** 2)))
-    scale = OutputScale(form, deviation, DEVIATION if name in GAUSSIANS else 0.0)
+    scale = OutputScale(ENERGY, deviation, DEVIATION if name in GAUSSIANS else 0.0)
 
     def network(key: Array) -> ResidualMLP:
         return ResidualMLP(2, hidden=128, widen=1, blocks=1, output_scale=scale, key=key)
@@ -55,38 +55,37 @@ def recipe(name: str, form: str) -> cp.training.Recipe:
     def data(key: Array, n: int) -> Array:
         return draw(name, key, n)
 
-    settings = SETTINGS | {"parameterization": form, "iterations": ITERATIONS[name]}
+    settings = SETTINGS | {"parameterization": ENERGY, "iterations": ITERATIONS[name]}
     return cp.training.Recipe(network=network, data=data, event_shape=(2,), **settings)
 
 
+def weights_of(name: str) -> Path:
+    return OUT / f"{name.replace(' ', '-')}-{ENERGY}.safetensors"
+
+
 @cache
-def network(name: str, form: str) -> ResidualMLP:
+def network(name: str) -> ResidualMLP:
     """The trained network of a law."""
-    file = OUT / f"{name.replace(' ', '-')}-{form}.safetensors"
-    chosen = recipe(name, form)
+    file = weights_of(name)
+    chosen = recipe(name)
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         key = jax.random.key(LAWS.index(name))
         run = cp.training.train(chosen, key, progress=False)
         save_weights(run.factor.network, file)
-        print(f"{name} ({form}): trained in {run.seconds:.0f} s, loss {run.loss[-1000:].mean():.4f}", flush=True)
+        print(f"{name}: trained in {run.seconds:.0f} s, loss {run.loss[-1000:].mean():.4f}", flush=True)
     return load_weights(chosen.untrained(jax.random.key(0)), file)
 
 
-def learned(schedule: cp.Schedule, form: str = ENERGY) -> Named:
-    """Each law as it was learned; energies with their log-normaliser, so that shares of mixtures are what they say."""
+def learned(schedule: cp.Schedule) -> Named:
+    """Each law as it was learned, with its log-normaliser, so that shares of mixtures are what they say."""
 
     def factor(name: str) -> cp.Factor:
-        made = dataclasses.replace(recipe(name, form), schedule=schedule).factor(network(name, form), name)
-        return made if form == SCORE else calibrated(made)
+        made = dataclasses.replace(recipe(name), schedule=schedule).factor(network(name), name)
+        file = OUT / f"{name.replace(' ', '-')}-calibration.safetensors"
+        if not file.is_file():
+            save_calibration(cp.calibrate(made, jax.random.key(0)), file, weights=weights_of(name))
+            print(f"{name}: calibrated", flush=True)
+        return load_calibration(made, file, weights=weights_of(name))
 
     return factor
-
-
-def calibrated(f: cp.Diffusion) -> cp.Factor:
-    file = OUT / f"{f.label.replace(' ', '-')}-calibration.safetensors"
-    weights = OUT / f"{f.label.replace(' ', '-')}-{ENERGY}.safetensors"
-    if not file.is_file():
-        save_calibration(cp.calibrate(f, jax.random.key(0)), file, weights=weights)
-        print(f"{f.label}: calibrated", flush=True)
-    return load_calibration(f, file, weights=weights)

@@ -189,9 +189,11 @@ LEARNED_NOTES = """2,000 samples a row, mean ± standard deviation over keys; ev
   beside a divisor is a network of 128 by four layers, trained here. Against draws of the target, exact draws of the
   composed law show the error of the networks, and what a sampler's row differs from these is the sampler's.
 - Networks that learn scores know how mass is spread along a circle, or over parts that lie apart, by their noisier
-  levels; their energy at level 0, of which exact draws are, is off by nats there. A default run weighs chains along the
-  levels, from scores, and is nearer to the target: where the two differ by more than chance, a check fails.
-- Findings are all that a run says of itself.
+  levels; their energy at level 0, of which exact draws are, is off by nats there: that of the right circle has most of
+  its mass on a fourth of it. A default run weighs chains along the levels, from scores, and is nearer to the target:
+  where the two differ by more than chance, a check fails.
+- Findings are all that a run says of itself: where nothing is left to weigh, the empty product's chains go on one by
+  one, and `shares_frozen` is said of them too.
 - The other baselines are left out for time: ULA is MALA without its test, and the Hamiltonian ones take four times as
   many evaluations. No published number is repeated here."""
 

@@ -130,10 +130,9 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
     shape = (2, dims, dims) if full else (2, dims)
     gain, push = jnp.zeros(shape), jnp.zeros((2, dims))
     if control:
-        kind, first = _kind(count // 2, dims, full), jnp.arange(count) < count // 2
+        kind = _kind(count // 2, dims, full)
         turned = (away, score) if basis is None else (away @ basis, score @ basis)
-        halves = [_control(*turned, potential, weights * own, weights * ~own, kind) for own in (~first, first)]
-        gain, push = (jnp.stack(part) for part in zip(*halves, strict=True))
+        gain, push = _controls(*(_halves(part) for part in (*turned, potential, weights)), kind=kind)
         if basis is not None:
             gain = gain if kind == "dense" else jax.vmap(jnp.diag)(gain)
             gain, push = basis @ gain @ basis.T, push @ basis.T
@@ -182,46 +181,57 @@ def _kind(count: int, dims: int, full: bool) -> str:
     return "diagonal" if count >= PER_FEATURE * 2 * dims else "scalar"
 
 
-def _control(
-    away: Array, score: Array, potential: Array, taught: Array, judged: Array, kind: str
-) -> tuple[Array, Array]:
-    """A and a of least squares over chains of the weights ``taught``; A is (d, d) if ``dense``, else its diagonal.
+def _halves(table: Array) -> Array:
+    """The first ⌊N/2⌋ chains and the others, (2, ⌈N/2⌉, …); zeros fill up what is missing of the first."""
+    first, second = jnp.split(table, [table.shape[0] // 2])
+    return jnp.stack([jnp.pad(first, [(0, table.shape[0] % 2), *[(0, 0)] * (table.ndim - 1)]), second])
 
-    Both are 0 where they leave more than `WORTH` of the potential's variance over chains of the weights ``judged``.
+
+def _controls(away: Array, score: Array, potential: Array, weights: Array, *, kind: str) -> tuple[Array, Array]:
+    """A and a for each half of the chains, by least squares over the other; A is (d, d) if ``dense``, else a diagonal.
+
+    Both are 0 where they leave more than `WORTH` of the potential's variance over the half that takes them.
+
+    Args:
+        away, score, potential, weights: of either half, (2, M, …).
     """
-    dims = away.shape[1]
+    dims = away.shape[-1]
     i, j = jnp.triu_indices(dims) if kind == "dense" else (jnp.arange(dims),) * 2
-    features = away[:, i] * score[:, j]
+    features = away[..., i] * score[..., j]
     if kind == "dense":  # A_ij = A_ji multiplies both
-        features = features + jnp.where(i == j, 0.0, away[:, j] * score[:, i])
+        features = features + jnp.where(i == j, 0.0, away[..., j] * score[..., i])
     if kind == "scalar":
-        features = jnp.sum(features, axis=1, keepdims=True)
+        features = jnp.sum(features, axis=-1, keepdims=True)
     else:
-        features = jnp.concatenate([features, score], axis=1)
+        features = jnp.concatenate([features, score], axis=-1)
 
-    def centred(weights: Array) -> tuple[Array, Array]:
+    def centred(features: Array, potential: Array, weights: Array) -> tuple[Array, Array]:
         weights = weights / jnp.maximum(jnp.sum(weights), 1e-30)
         root = jnp.sqrt(weights)
         return root[:, None] * (features - weights @ features), root * (potential - weights @ potential)
 
-    seen, wanted = centred(taught)
-    unit = jnp.sqrt(jnp.maximum(jnp.sum(seen**2, axis=0), 1e-30))
-    seen = seen / unit
-    factor = jax.scipy.linalg.cho_factor(seen.T @ seen + RIDGE * jnp.eye(len(unit)))
-    found = jnp.zeros_like(unit)
-    for _ in range(3):  # normal equations square the condition number; each round wins back digits
-        found = found - jax.scipy.linalg.cho_solve(factor, seen.T @ (wanted + seen @ found))
-    found = found / unit
-    others, theirs = centred(judged)
-    better = jnp.sum((theirs + others @ found) ** 2) < WORTH * jnp.sum(theirs**2)  # false where anything is NaN
-    found = jnp.where(better, found, 0.0)
-    if kind == "scalar":
-        return jnp.full((dims,), found[0]), jnp.zeros((dims,))
-    gain, push = found[:-dims], found[-dims:]
-    if kind == "dense":
-        upper = jnp.zeros((dims, dims)).at[i, j].set(gain)
-        gain = upper + upper.T - jnp.diag(jnp.diag(upper))
-    return gain, push
+    def solved(seen: Array, wanted: Array) -> Array:
+        unit = jnp.sqrt(jnp.maximum(jnp.sum(seen**2, axis=0), 1e-30))
+        seen = seen / unit
+        factor = jax.scipy.linalg.cho_factor(seen.T @ seen + RIDGE * jnp.eye(len(unit)))
+        found = jnp.zeros_like(unit)
+        for _ in range(3):  # normal equations square the condition number; each round wins back digits
+            found = found - jax.scipy.linalg.cho_solve(factor, seen.T @ (wanted + seen @ found))
+        return found / unit
+
+    def kept(found: Array, others: Array, theirs: Array) -> tuple[Array, Array]:
+        better = jnp.sum((theirs + others @ found) ** 2) < WORTH * jnp.sum(theirs**2)  # false where anything is NaN
+        found = jnp.where(better, found, 0.0)
+        if kind == "scalar":
+            return jnp.full((dims,), found[0]), jnp.zeros((dims,))
+        gain, push = found[:-dims], found[-dims:]
+        if kind == "dense":
+            upper = jnp.zeros((dims, dims)).at[i, j].set(gain)
+            gain = upper + upper.T - jnp.diag(jnp.diag(upper))
+        return gain, push
+
+    seen, wanted = jax.vmap(centred)(features, potential, weights)
+    return jax.vmap(kept)(jax.vmap(solved)(seen, wanted)[::-1], seen, wanted)
 
 
 def times(matrix: Array, vector: Array) -> Array:

@@ -75,7 +75,8 @@ class Kept:
         together("store")
         store.open(self.names)
         if self.draws is not None:
-            extents = [a.chunk_layout.write_chunk.shape[0] for a in store.arrays.values()]
+            layouts = [array.chunk_layout.write_chunk.shape for array in store.arrays.values()]
+            extents = [shape[0] for shape in layouts if shape is not None and shape[0] is not None]
             if jax.process_count() > 1 and any(self.rows % extent for extent in extents):
                 raise InvalidValueError(
                     f"The draws in {store.path} are laid out in {extents[0]} chains each, and here each device has "

@@ -49,8 +49,8 @@ def in_precision(factor: T, precision: str | None) -> T:
     def has_network(node: object) -> bool:
         return isinstance(node, Diffusion | Classifier)
 
-    def rounded(node: T) -> T:
-        if not isinstance(node, Diffusion | Classifier):
+    def rounded(node: Any) -> Any:
+        if not has_network(node):
             return node
         return eqx.tree_at(
             lambda f: f.network, node, Rounded(node.network, precision), is_leaf=lambda n: n is node.network

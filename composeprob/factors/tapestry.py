@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import equinox as eqx
 import numpy as np
@@ -66,8 +66,7 @@ class Weighted(AroundLeaf):
 
     def given(self, **conditions: object) -> LeafFactor:
         check_conditions(self, conditions)
-        given = self.base.given(**self._conditions(self.fixed)).given(**conditions)
-        assert isinstance(given, Diffusion)
+        given: Any = self.base.given(**self._conditions(self.fixed)).given(**conditions)
         return Weighted(given, self.fixed[WEIGHTS])
 
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:

@@ -14,6 +14,7 @@ from jax import Array
 from composeprob.checkpoint import first_line
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError, WrongTypeError
+from composeprob.json_data import JSONObject
 from composeprob.results.store import BLOCK_BYTES, Store
 from composeprob.runtime.compiled import draw
 from composeprob.runtime.progress import REFRESH_SECONDS, Progress
@@ -174,7 +175,7 @@ class Kept:
             if first < self.number:
                 yield name, first, values[: self.number - first]
 
-    def finish(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> str | None:
+    def finish(self, arrays: dict[str, np.ndarray], facts: JSONObject) -> str | None:
         """Write what else belongs to a result; says what went wrong."""
         assert self.store is not None
         failure = None
@@ -193,7 +194,7 @@ class NotKept(Exception):
 
 
 def stream(
-    sampler: Any,
+    sampler: Sampler,
     run: Run,
     density: AnnealedDensity,
     kept: Kept,
@@ -240,7 +241,7 @@ def stream(
     return run, done, None
 
 
-def check_draws(draws: Any, thin: Any, store: Any, sampler: Sampler, where: str) -> None:
+def check_draws(draws: Any, thin: Any, store: object, sampler: Sampler, where: str) -> None:
     """Refuse numbers of draws and transitions that mean nothing, and samplers that cannot go on at level 0.
 
     Raises:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.density.evaluation import Position
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
@@ -33,7 +34,7 @@ class Levels(Protocol):
 class Rule(eqx.Module):
     """A step size per level computed from the schedule; made from any function given as a `step_size`."""
 
-    function: Callable[[Any], Any] = eqx.field(static=True)
+    function: Callable[[Levels], ArrayLike] = eqx.field(static=True)
 
 
 class Adaptive(eqx.Module):

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
 from composeprob.density.annealed import AnnealedDensity
@@ -19,10 +20,6 @@ from composeprob.density.evaluation import Position
 from composeprob.runtime.parts import places
 from composeprob.samplers.base import Run, Sampler
 from composeprob.samplers.spread import Spread, chains, everywhere
-
-if TYPE_CHECKING:
-    from jax.sharding import PartitionSpec
-
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -30,6 +30,7 @@ result = cp.infer(density, jax.random.key(0), num_chains=100, sampler=cp.SMC(cp.
 if result.status.ok:
     print(result.summary(), result.mean(lambda sample: sample["x"]).interval(0.9))
 result.plot().savefig("samples.png")
+kernels = [cp.MALA(0.1), cp.ULA(lambda levels: 0.1 * levels.sigma**2), cp.HMC(metric={"x": 0.1})]
 """
 WRONG = {
     'cp.infer(density, jax.random.key(0), num_chains="many")': "arg-type",
@@ -38,6 +39,8 @@ WRONG = {
     "cp.smc()": "attr-defined",
     "result.plott()": "attr-defined",
     'cp.Schedule.cosine("100")': "arg-type",
+    'cp.MALA({"x": 0.1})': "arg-type",
+    'cp.zoo("bar2d").sigma': "attr-defined",
 }
 ANY = 85
 """Lines of the package that say `Any`: less is better, more needs a reason."""

@@ -113,6 +113,8 @@ class Adaptive(eqx.Module):
 
 StepSize = Array | Rule | Adaptive
 """A kernel's `step_size` after construction: a scalar or (K,) array, a rule, or adaptation."""
+StepSizeLike = StepSize | ArrayLike | Callable[[Levels], ArrayLike]
+"""What may be given as one."""
 
 
 def as_step_size(value: object) -> StepSize:

@@ -14,7 +14,7 @@ from composeprob.density.evaluation import Target
 from composeprob.kernels import Adaptive, Estimated, Gibbs, Kernel, adapt, mean_acceptance, resolve, scaled_step
 from composeprob.kernels.gibbs import GibbsState, in_blocks, with_field, with_parts
 from composeprob.kernels.line_integral import integrates_score
-from composeprob.kernels.step_size import Rule
+from composeprob.kernels.step_size import as_step_size
 from composeprob.samplers.base import Records, Run
 from composeprob.samplers.spread import Spread
 from composeprob.samplers.tally import Tally
@@ -53,7 +53,7 @@ class Transitions(eqx.Module):
         blocks = in_blocks(kernel, [name for name, site in density.sites.items() if site.kind != "held"])
         parts, static, follows = [], set(), []
         for part, block in zip(blocks.kernels, blocks.sites, strict=True):
-            steps = resolve(part.step_size, density.schedule, part)
+            steps = resolve(as_step_size(part.step_size), density.schedule, part)
             adaptive = isinstance(part.step_size, Adaptive)
             parts.append(part if adaptive else with_field(part, "step_size", steps))
             still = {name for name in block if density.sites[name].kind == "static"}
@@ -275,7 +275,7 @@ class Transitions(eqx.Module):
 
         def of(part: Kernel, log_c: Array, follows: bool) -> Array:
             if not isinstance(part.step_size, Adaptive):
-                assert not isinstance(part.step_size, Rule)
+                assert isinstance(part.step_size, Array)
                 return part.step_size[level]
             return scaled_step(log_c, sigma if follows else jnp.ones_like(sigma), part)
 

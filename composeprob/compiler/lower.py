@@ -210,8 +210,8 @@ def _one(x: Array) -> NodeValue:
 
 
 def _known(value: Array | None) -> Array:
-    """A scalar, NaN where it is not known."""
-    return jnp.asarray(jnp.nan) if value is None else value
+    """A scalar, NaN where it is not known; of a strong type, as a run's second stretch would be compiled anew else."""
+    return jnp.full((), jnp.nan, jnp.result_type(float)) if value is None else value
 
 
 def _total(terms: list[Array | None]) -> Array | None:

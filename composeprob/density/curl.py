@@ -84,25 +84,28 @@ def _squared_norms(
     key: Array,
     num_probes: int,
 ) -> list[tuple[Array, Array]]:
-    """‖(J − Jᵀ)/2‖² and ‖J‖² of each factor and, last, of the whole score, averaged over finite positions."""
+    """‖(J − Jᵀ)/2‖² and ‖J‖² of each factor, averaged over finite positions, and last, beside a 0, ‖H‖²."""
     noised = [name for name, site in density.sites.items() if site.kind == "noised"]
 
     def norms(position: Position, signs: Position) -> list[tuple[Array, Array]]:
         xs = {name: position[name] for name in noised}
 
         def fields(xs: Position) -> list[Position]:
-            here = {**position, **xs}
-            scores, whole = density.evaluator.leaf_scores(here, level), density.evaluator(here, level).score
+            scores = density.evaluator.leaf_scores({**position, **xs}, level)
 
             def own(indices: tuple[int, ...]) -> Position:
                 return {n: sum((scores[i].get(n, 0.0) for i in indices), jnp.zeros_like(x)) for n, x in xs.items()}
 
-            return [*map(own, uses), {n: whole[n] for n in xs}]
+            return list(map(own, uses))
 
-        # One forward product gives those of all fields; the reverse ones are one batch, each of one field's signs.
-        count = len(uses) + 1
-        forward = jax.jvp(fields, (xs,), (signs,))[1]
-        pull = jax.vjp(fields, xs)[1]
+        def whole(xs: Position) -> Position:
+            score = density.evaluator({**position, **xs}, level).score
+            return {n: score[n] for n in xs}
+
+        # One forward product gives those of all fields; the reverse ones are one batch, each of one field's signs. Of
+        # the whole score the forward one is enough.
+        (forward, of_whole) = jax.jvp(lambda xs: (fields(xs), whole(xs)), (xs,), (signs,))[1]
+        pull, count = jax.vjp(fields, xs)[1], len(uses)
         each = [
             jax.tree.map(lambda s, i=i: jnp.zeros((count, *s.shape), s.dtype).at[i].set(s), signs) for i in range(count)
         ]
@@ -111,7 +114,7 @@ def _squared_norms(
         for i, product in enumerate(forward):
             turning = axpy(-1.0, jax.tree.map(lambda a, i=i: a[i], backward), product)
             found.append((0.25 * squared_norm(turning), squared_norm(product)))
-        return found
+        return [*found, (jnp.zeros(()), squared_norm(of_whole))]
 
     def probe(key: Array) -> list[tuple[Array, Array]]:
         xs = {name: positions[name] for name in noised}

@@ -1,4 +1,5 @@
-"""Image models: objects at several places, logic of captions, tapestries, guidance of digits, mixtures of classes.
+"""Image models: objects at several places, logic of captions, tapestries, guidance of digits, mixtures of
+classes, and their shares under a measurement.
 
     composeprob bench images [--only TEXT] [--scenes 100] [--strength 2] [--chains 100] [--canvases 8]
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pictures import captioned, guided, placed, tapestries, told
+from pictures import captioned, guided, placed, shares, tapestries, told
 from pictures.cells import Cell, Kept, as_text
 from report import RESULTS, publish
 
@@ -52,8 +53,12 @@ replaced; 0.5 is guessing. Each cell of these is of 300 scenes, less those where
 a canvas, each asked for one object in its middle; a seam of 1 is none. Digits: as many images of each of ten
 classes, judged by a support-vector machine that is right on 0.987 of real images; the Fréchet distance is in its ten
 decision values, and is {floor:.3g} between the two halves of the real images. Intervals are exact for independent
-trials; SMC's chains are not quite so. Cells of other numbers of scenes or other w than 100 and 2 were run with
-`--scenes` and `--strength`; seconds are of a machine that was busy with other work."""
+trials; SMC's chains are not quite so. Shares: "thin" is a measured mean of the pixels
+of {ink:g} ± {error:g}, and the judge's share of 3 among images of a 3 or an 8 is known from images of each class alone;
+samplers drew in {runs} runs of {chains} chains, and the interval of "SMC", which is what `cp.infer` chooses by itself,
+is by the spread of these runs. Placed by "default", what it chooses below 256 chains: they are independent, and one of
+a scene is judged. Cells of other numbers of scenes or other w than 100 and 2 were run with `--scenes` and
+`--strength`; seconds are of a machine that was busy with other work."""
 
 
 def row(cell: dict[str, Any]) -> list[str]:
@@ -75,8 +80,9 @@ def row(cell: dict[str, Any]) -> list[str]:
             f"{cell['seconds_a_scene']} a scene",
         ]
     if cell["part"] == "told":
-        shares = ", ".join(f"{found['share']:.2f} at {name}" for name, found in cell["by_log_snr"].items())
-        return ["told", f"a true caption from one of wrong {cell['wrong']}", "", shares, f"{cell['scenes']} scenes", ""]
+        shown = ", ".join(f"{found['share']:.2f} at {name}" for name, found in cell["by_log_snr"].items())
+        what = f"a true caption from one of wrong {cell['wrong']}"
+        return ["told", what, "", shown, f"{cell['scenes']} scenes", ""]
     if cell["part"] == "tapestry":
         what = f"counted {cell['counted']}, w = {cell['w']:g}"
         also = f"seam {cell['seam']:.2f}, {cell['canvases']} canvases of 16 windows"
@@ -86,6 +92,14 @@ def row(cell: dict[str, Any]) -> list[str]:
         what = f"{cell['by']}, scale {cell['scale']:g}"
         also = f"Fréchet distance {cell['distance']:.3g}, {cell['images']} images"
         return ["guided", what, cell["sampler"], as_text(cell["recognised"]), also, f"{cell['seconds']}"]
+    if cell["part"] == "shares":
+        what = f"3 (0.2) or 8 (0.8), {cell['ink']}"
+        also = f"{cell['images']} images, {cell['evaluations']} evaluations"
+        if cell["sampler"] == shares.ALONE:
+            also = f"{cell['images']} images of each, {cell['evaluations']} evaluations"
+        else:
+            also = ", ".join([f"neither {cell['neither']:.3f}", also, *(f"found: {name}" for name in cell["findings"])])
+        return ["shares", what, cell["sampler"], as_text(cell["first"]), also, f"{cell['seconds']}"]
     what = f"share of the first of {cell['classes']} (0.2)"
     also = f"neither {cell['neither']:.3f}, {cell['images']} images"
     return ["mixed", what, cell["sampler"], as_text(cell["first"]), also, f"{cell['seconds']}"]
@@ -104,6 +118,7 @@ def title(cell: dict[str, Any]) -> str:
         "tapestry": lambda: (f"counted {cell['counted']}", "satisfied"),
         "guided": lambda: (f"{cell['by']}, {cell['scale']:g}", "recognised"),
         "mixed": lambda: (cell["classes"], "first"),
+        "shares": lambda: (cell["ink"], "first"),
     }[cell["part"]]()
     return f"{what}, {cell['sampler']}: {cell[found]['share']:.2f}"
 
@@ -144,6 +159,10 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
         if name in JUDGED and reverse is not None:
             text = f"{objects} objects, w = {w:g}: {name} is not worse than reverse diffusion beyond chance"
             out[text] = c["all_placed"]["interval"][1] >= reverse["all_placed"]["share"]
+        tested = at.get((objects, "MALA", w))
+        if name == placed.DEFAULT and tested is not None:
+            text = f"{objects} objects, w = {w:g}: what cp.infer chooses is not worse than MALA beyond chance"
+            out[text] = c["all_placed"]["interval"][1] >= tested["all_placed"]["share"]
     guides = [c for c in found if c["part"] == "guided"]
     for kind in dict.fromkeys(c["by"] for c in guides):
         best = max(c["recognised"]["share"] for c in guides if c["by"] == kind)
@@ -162,7 +181,7 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
         if c["part"] == "mixed" and c["sampler"] in ("SMC", "MALA"):
             text = f"mixture of {c['classes']}, {c['sampler']}: share within 0.04 of 0.2"
             out[text] = abs(c["first"]["share"] - guided.SHARE) <= 0.04
-    return out
+    return out | shares.checks(found)
 
 
 def main() -> int:
@@ -181,6 +200,7 @@ def main() -> int:
         *captioned.cells(options.scenes),
         *tapestries.cells(options.canvases),
         *guided.cells(options.chains),
+        *shares.cells(),
     ]
     for cell in planned:
         if cell.name.startswith(options.only) and (options.again or cell not in kept):
@@ -191,8 +211,10 @@ def main() -> int:
     names = sorted(cells, key=lambda name: order.get(name, len(order)))
     found = [cells[name] for name in names]
     pictures(kept, names)
+    shares.picture(found, RESULTS / f"{FILE}-shares.png")
     details = {"cells": cells}
-    notes = NOTES.format(floor=guided.floor())
+    (ink, error), runs, chains = shares.INK["thin"], shares.RUNS, shares.CHAINS
+    notes = NOTES.format(floor=guided.floor(), ink=ink, error=error, runs=runs, chains=chains)
     table, holds = [row(cell) for cell in found], checks(found)
     # Whatever cells were run last, without options the command runs what is missing.
     return publish(FILE, "Image models", COLUMNS, table, holds, details, notes, made_by="composeprob bench images")

@@ -1,23 +1,32 @@
-"""Learned posteriors of one observation: are they calibrated, and are they told from the true ones?
+"""Learned posteriors of one observation, and of eight: are they calibrated, and are they told from the true ones?
 
     composeprob bench learned-posteriors [--replicates 300] [--draws 99] [--tests 10]
+    composeprob bench learned-posteriors --eight
 
 Simulation-based calibration: θ is drawn from the prior and x from the simulator, and the rank of θ among draws from the
 model's p(θ | x) is uniform where the model is calibrated. C2ST is how often a classifier tells 1,000 draws from as many
 exact ones, for several x: 0.5 where they are alike.
+
+``--eight`` asks the first question of SLCP's posterior given eight observations, composed of eight of one, by a default
+run and by reverse diffusion of the summed scores, and writes results of its own. Replicates are kept in out/, so that
+the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from report import publish
 from scipy import stats
+from tall.ours import tall
 from tall.slcp import c2st, reference
 
 import composeprob as cp
@@ -45,6 +54,50 @@ def pairs(world: ModuleType, count: int, key: Any) -> tuple[Any, Any]:
     theta_key, x_key = jax.random.split(key)
     theta = world.prior().sample(theta_key, (count,))
     return theta, world.simulate(x_key, theta)
+
+
+EIGHT, EIGHT_REPLICATES = 8, 200
+BY = {"cp.infer, its own choice": None, "reverse diffusion of the summed scores": cp.Ancestral()}
+KEPT = Path("out") / "slcp_eight.json"
+
+
+def eight(count: int) -> int:
+    """Ranks of the true θ among draws of its posterior given eight observations, by the ways of `BY`."""
+    posterior: Any = cp.load("slcp-posterior")
+    prior = cp.Analytic(slcp.prior(), posterior.schedule, label="prior")
+    theta_key, x_key = jax.random.split(jax.random.key(3))
+    thetas = slcp.prior().sample(theta_key, (EIGHT_REPLICATES,))
+    xs = jax.vmap(lambda key, theta: slcp.simulate(key, jnp.repeat(theta[None], EIGHT, axis=0)))(
+        jax.random.split(x_key, EIGHT_REPLICATES), thetas
+    )
+    found: dict[str, list[Any]] = json.loads(KEPT.read_text()) if KEPT.exists() else {by: [] for by in BY}
+    KEPT.parent.mkdir(exist_ok=True)
+    for by, sampler in BY.items():
+        for i in range(len(found[by]), EIGHT_REPLICATES):
+            density = cp.compile(tall, posterior, prior, {"x": xs[i]})
+            result = cp.infer(density, jax.random.key(i), num_chains=count, sampler=sampler, progress=False)
+            below = (np.asarray(result["theta"]) < np.asarray(thetas[i])).sum(0)
+            found[by].append([*below.tolist(), str(result.status.code)])
+            KEPT.write_text(json.dumps(found))
+            if i % 20 == 0:
+                print(f"{by}: {i + 1} of {EIGHT_REPLICATES}, {result.status.code}, {result.reason}", flush=True)
+    rows, least = [], {}
+    for by, lines in found.items():
+        shares = (np.array([line[:-1] for line in lines], float) + 0.5) / (count + 1)
+        least[by] = min(stats.kstest(column, "uniform").pvalue for column in shares.T)
+        inside = [float(((shares > (1 - level) / 2) & (shares < (1 + level) / 2)).mean()) for level in (0.5, 0.9)]
+        named = float(np.mean([line[-1] != "ok" for line in lines]))
+        rows.append([by, f"{least[by]:.2g}", *(f"{share:.3f}" for share in inside), f"{named:.0%}"])
+    ours, theirs = BY
+    limit = REJECTED / shares.shape[1]
+    checks = {
+        f"ranks by cp.infer are not told from uniform ones (p > {REJECTED}/{shares.shape[1]})": least[ours] > limit,
+        "those of summed scores are": least[theirs] < limit,
+    }
+    columns = ["by", "least p of the ranks", "in the central 50 %", "in the central 90 %", "runs with a finding"]
+    notes = f"{EIGHT_REPLICATES} replicates: θ from the prior, {EIGHT} observations of it, {count} chains each."
+    title = "SLCP's learned posterior given eight observations"
+    return publish("learned_posteriors_eight", title, columns, rows, checks, {"ranks": found}, notes)
 
 
 def ranks(posterior: Any, world: ModuleType, replicates: int, count: int) -> np.ndarray:
@@ -78,7 +131,10 @@ def main() -> int:
     parser.add_argument("--replicates", type=int, default=300)
     parser.add_argument("--draws", type=int, default=99)
     parser.add_argument("--tests", type=int, default=10)
+    parser.add_argument("--eight", action="store_true", help="SLCP given eight observations")
     options = parser.parse_args()
+    if options.eight:
+        return eight(options.draws)
     rows, checks, details = [], {}, {}
     for name in options.models:
         world, posterior = MODELS[name], cp.load(name)

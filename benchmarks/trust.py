@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from plane.nine import NINE, single
+from plane.nine import NINE, exact, single
 from report import kept, publish
 
 import composeprob as cp
@@ -68,7 +68,7 @@ def overlap(keys: int) -> dict[str, int]:
     """How often each of the nine has a finding."""
     found = {}
     for name, scenario in NINE.items():
-        density = cp.compile(single, scenario.factor(SCHEDULE))
+        density = cp.compile(single, scenario.factor(exact(SCHEDULE)))
         found[name] = sum(bool(density.check(jax.random.key(k))) for k in range(keys))
         print(name, found[name], flush=True)
     return found
@@ -187,7 +187,9 @@ def main(arguments: list[str] | None = None) -> int:
     checks = {
         "both empty compositions are named under every key": all(of_nine[name] == keys for name in EMPTY),
         "of the seven others at most 5 % are": all(n <= few for m, n in of_nine.items() if m not in EMPTY),
-        "data at 30 sd of a learned prior are named in 95 % of the keys": far["data at 30.0 sd"] >= many,
+        "data at 20 and 30 sd of a learned prior are named in 95 % of the keys": (
+            min(far["data at 20.0 sd"], far["data at 30.0 sd"]) >= many
+        ),
         "data at 3 sd, and products of the zoo, in at most 5 %": max(far["data at 3.0 sd"], far["zoo: ring × bar"])
         <= few,
         "a missing mode is named in 95 % of the keys, and at most 5 % are false alarms": (

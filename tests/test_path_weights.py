@@ -15,7 +15,7 @@ from scipy.stats import norm
 from threadpoolctl import threadpool_info
 
 import composeprob as cp
-from composeprob.results.shares import uneven_paths
+from composeprob.results.shares import _most_moved, uneven_paths
 from composeprob.runtime import job
 
 LEVELS = cp.Schedule.log_snr(100)
@@ -191,3 +191,11 @@ def test_a_step_through_a_wall_weighs_nothing_that_is_known(monkeypatch):
     result, log_weights = ended(monkeypatch, density, cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True))
     assert np.isnan(log_weights).mean() > 0.05
     assert result.status.ok
+
+
+def test_what_weights_move_is_told_without_overflow():
+    """Warnings are errors here: the ratio of weights of two groups can be too large for a number."""
+    left = np.arange(400) % 2 == 0
+    x = np.where(left, -1.0, 1.0)
+    text = _most_moved({"x": x}, x[:, None], np.stack([left, ~left], 1), np.where(left, -2000.0, 2000.0))
+    assert "the mean of x would move by +2000.00" in text

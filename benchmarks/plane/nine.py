@@ -1,8 +1,9 @@
-"""CompLift's nine compositions in the plane, with exact noised factors, their targets, and their judges.
+"""CompLift's nine compositions in the plane, of exact noised factors or any others, their targets, and their judges.
 
 Setup and judges are those of Yu and Gao 2025 (arXiv 2505.13740, code `rainorangelemon/complift-2d-and-clevr`): three
 products, three mixtures and three negations of boxes, circles and Gaussians, of which one product and one negation are
-empty. What divides is an exact box with a tenth of N(0, I) beside it, as a learned energy does not fall without end.
+empty. What divides is a box with a tenth of N(0, I) beside it: where both parts of a quotient of boxes have nothing,
+the edges that they have by level 0's noise would be all there is.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from jax import Array
 import composeprob as cp
 from composeprob.factors.base import LeafFactor
 
-Factors = dict[str, cp.Factor]
-RADIUS, WIDTH = 0.1, 3 * 0.03
+Named = Callable[[str], cp.Factor]
+"""The factor of each of the laws that compositions are made of, by name."""
+DEVIATION = 0.03
+"""Of each Gaussian."""
+RADIUS, WIDTH = 0.1, 3 * DEVIATION
 """How far from an intersection or a circle, and from a Gaussian's centre along each axis, a sample counts as right."""
 NEGATED = 0.5
 """The power of what is negated: their temperature."""
@@ -32,6 +36,11 @@ TWO = np.array([[0.0, 0.5], [0.0, -0.5]])
 MEETING = np.array([[0.0, 0.5], [0.0, -0.5]]) * np.sqrt(3)
 LEFT, RIGHT = ([-1.0, -1.0], [-0.5, 1.0]), ([0.5, -1.0], [1.0, 1.0])
 WHOLE, INNER, STRIP, BAR = (([-x, -y], [x, y]) for x, y in ((1.0, 1.0), (0.5, 0.5), (0.5, 2.0), (0.1, 1.0)))
+BOXES = {"left": LEFT, "right": RIGHT, "whole": WHOLE, "inner": INNER, "strip": STRIP, "bar": BAR}
+GAUSSIANS = {"eight": EIGHT, "left three": SIX[0], "right three": SIX[1]}
+CIRCLES = {"left circle": [-0.5, 0.0], "right circle": [0.5, 0.0]}
+LAWS = (*BOXES, *GAUSSIANS, *CIRCLES)
+"""What compositions are made of: uniform on boxes, equally many of each Gaussian, uniform on circles of radius 1."""
 
 
 class Circle(LeafFactor):
@@ -44,9 +53,9 @@ class Circle(LeafFactor):
     fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
-    def __init__(self, centre: Any, schedule: cp.Schedule):
+    def __init__(self, centre: Any, schedule: cp.Schedule, label: str):
         self.centre, self.schedule = jnp.asarray(centre), schedule
-        self.event_shape, self.fixed, self.label = (2,), {}, "circle"
+        self.event_shape, self.fixed, self.label = (2,), {}, label
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -65,20 +74,26 @@ class Circle(LeafFactor):
         return jax.value_and_grad(log_density)(x)
 
 
-def box(corners: Any, schedule: cp.Schedule) -> cp.Factor:
-    low, high = (jnp.array(corner) for corner in corners)
-    return cp.Analytic(dist.Uniform(low, high).to_event(1), schedule, label="box")
+def exact(schedule: cp.Schedule) -> Named:
+    """Each law, noised exactly."""
+
+    def factor(name: str) -> cp.Factor:
+        if name in CIRCLES:
+            return Circle(CIRCLES[name], schedule, name)
+        if name in BOXES:
+            low, high = (jnp.array(corner) for corner in BOXES[name])
+            return cp.Analytic(dist.Uniform(low, high).to_event(1), schedule, label=name)
+        centres = jnp.asarray(GAUSSIANS[name])
+        shares = dist.Categorical(jnp.full(len(centres), 1 / len(centres)))
+        parts = dist.Normal(centres, DEVIATION).to_event(1)
+        return cp.Analytic(dist.MixtureSameFamily(shares, parts), schedule, label=name)
+
+    return factor
 
 
-def bounded(f: cp.Factor, schedule: cp.Schedule) -> cp.Factor:
-    wide = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), schedule, label="floor")
+def bounded(f: cp.Factor) -> cp.Factor:
+    wide = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), f.schedule, label="floor")
     return cp.mixture([f, wide], weights=[0.9, 0.1])
-
-
-def gaussians(centres: np.ndarray, schedule: cp.Schedule) -> cp.Factor:
-    parts = dist.Normal(jnp.asarray(centres), 0.03).to_event(1)
-    shares = dist.Categorical(jnp.full(len(centres), 1 / len(centres)))
-    return cp.Analytic(dist.MixtureSameFamily(shares, parts), schedule, label="gaussians")
 
 
 def inside(x: np.ndarray, corners: Any) -> np.ndarray:
@@ -97,7 +112,7 @@ def ring(rng: np.random.Generator, n: int, x: float) -> np.ndarray:
 
 
 def scattered(rng: np.random.Generator, n: int, centres: np.ndarray) -> np.ndarray:
-    return np.asarray(centres[rng.integers(len(centres), size=n)] + 0.03 * rng.normal(size=(n, 2)))
+    return np.asarray(centres[rng.integers(len(centres), size=n)] + DEVIATION * rng.normal(size=(n, 2)))
 
 
 def uniform(rng: np.random.Generator, n: int, *boxes: Any) -> np.ndarray:
@@ -120,13 +135,13 @@ class Scenario:
 
     Attributes:
         says: for the table.
-        factor: the composed factor on a schedule.
+        factor: the composed factor, of those that a function gives by name.
         right: which samples (n, 2) lie where the target does; None where it is empty.
         draw: ``draw(rng, n)``, draws of the target; None where it is empty.
     """
 
     says: str
-    factor: Callable[[cp.Schedule], cp.Factor]
+    factor: Callable[[Named], cp.Factor]
     right: Callable[[np.ndarray], np.ndarray] | None = None
     draw: Callable[[np.random.Generator, int], np.ndarray] | None = None
 
@@ -143,50 +158,48 @@ def on_circles(x: np.ndarray) -> np.ndarray:
 NINE = {
     "product a": Scenario(
         "ring of 8 Gaussians × bar",
-        lambda s: gaussians(EIGHT, s) * box(BAR, s),
+        lambda f: f("eight") * f("bar"),
         lambda x: near(x, TWO),
         lambda rng, n: scattered(rng, n, TWO),
     ),
     "product b": Scenario(
         "circle × circle",
-        lambda s: Circle([-0.5, 0.0], s) * Circle([0.5, 0.0], s),
+        lambda f: f("left circle") * f("right circle"),
         lambda x: np.linalg.norm(x[:, None] - MEETING, axis=-1).min(1) <= RADIUS,
         lambda rng, n: MEETING[rng.integers(2, size=n)],
     ),
-    "product c": Scenario("box × box, disjoint: empty", lambda s: box(LEFT, s) * box(RIGHT, s)),
+    "product c": Scenario("box × box, disjoint: empty", lambda f: f("left") * f("right")),
     "summation a": Scenario(
         "3 Gaussians or 3 Gaussians",
-        lambda s: cp.mixture([gaussians(side, s) for side in SIX]),
+        lambda f: cp.mixture([f("left three"), f("right three")]),
         lambda x: near(x, np.concatenate(SIX)),
         lambda rng, n: scattered(rng, n, np.concatenate(SIX)),
     ),
     "summation b": Scenario(
         "box or box",
-        lambda s: cp.mixture([box(LEFT, s), box(RIGHT, s)]),
+        lambda f: cp.mixture([f("left"), f("right")]),
         lambda x: inside(x, LEFT) | inside(x, RIGHT),
         lambda rng, n: uniform(rng, n, LEFT, RIGHT),
     ),
     "summation c": Scenario(
         "circle or circle",
-        lambda s: cp.mixture([Circle([-0.5, 0.0], s), Circle([0.5, 0.0], s)]),
+        lambda f: cp.mixture([f("left circle"), f("right circle")]),
         on_circles,
         lambda rng, n: np.concatenate([ring(rng, n // 2, -0.5), ring(rng, n - n // 2, 0.5)]),
     ),
     "negation a": Scenario(
         "box, not the box inside",
-        lambda s: box(WHOLE, s) / bounded(box(INNER, s), s) ** NEGATED,
+        lambda f: f("whole") / bounded(f("inner")) ** NEGATED,
         lambda x: np.any([inside(x, part) for part in FRAME], axis=0),
         lambda rng, n: uniform(rng, n, *FRAME),
     ),
     "negation b": Scenario(
         "box, not the strip",
-        lambda s: box(WHOLE, s) / bounded(box(STRIP, s), s) ** NEGATED,
+        lambda f: f("whole") / bounded(f("strip")) ** NEGATED,
         lambda x: inside(x, LEFT) | inside(x, RIGHT),
         lambda rng, n: uniform(rng, n, LEFT, RIGHT),
     ),
-    "negation c": Scenario(
-        "box, not the box around it: empty", lambda s: box(INNER, s) / bounded(box(WHOLE, s), s) ** NEGATED
-    ),
+    "negation c": Scenario("box, not the box around it: empty", lambda f: f("inner") / bounded(f("whole")) ** NEGATED),
 }
 
 

@@ -27,8 +27,8 @@ class Truth:
 
     Attributes:
         log_density: normalised log p of points (n, 2) → (n,).
-        grid: the grid's points (POINTS², 2).
-        mass: what each of them holds, (POINTS²,), summing to 1.
+        grid: the grid's points (points², 2).
+        mass: what each of them holds, (points²,), summing to 1.
         spacing: of the grid.
         centres: a mode is all that is nearest to one of these, (M, 2).
         shares: the mass of each mode, (M,).
@@ -71,9 +71,9 @@ class Truth:
         return float(np.mean(np.asarray(errors)[heavy]))
 
 
-def truth_of(density: Any, half_width: float, centres: np.ndarray) -> Truth:
-    """The level-0 law of a density that was compiled from exact factors on the levels `CLEAN`."""
-    side = (np.arange(POINTS) + 0.5) / POINTS * 2 * half_width - half_width
+def truth_of(density: Any, half_width: float, centres: np.ndarray, points: int = POINTS) -> Truth:
+    """The level-0 law of a density, on a grid of ``points`` along each axis."""
+    side = (np.arange(points) + 0.5) / points * 2 * half_width - half_width
     grid = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
 
     @jax.jit

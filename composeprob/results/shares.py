@@ -118,12 +118,13 @@ def _told(columns: np.ndarray, gain: np.ndarray) -> np.ndarray | None:
 
 def _most_moved(sites: dict[str, np.ndarray], points: np.ndarray, inside: np.ndarray, gain: np.ndarray) -> str:
     """What weights would change most, in words: the mean of an entry, or the share of a group."""
+    from scipy.special import expit, logit
+
     by, n = points.T @ gain / len(gain), len(gain)
     most, share = int(np.argmax(np.abs(by))), inside.mean(0)
     if inside.shape[1] > 1:
         # What is inside gains so much more than what is outside, in logarithms.
-        odds = share / (1 - share) * np.exp(gain @ inside / n / (share * (1 - share)))
-        weighed = odds / (1 + odds)
+        weighed = expit(logit(share) + gain @ inside / n / (share * (1 - share)))
         group = int(np.argmax(np.abs(weighed - share)))
         if abs(weighed[group] - share[group]) > abs(by[most]):
             return f"one group of them holds {share[group]:.1%}, and weighed it would hold about {weighed[group]:.1%}"

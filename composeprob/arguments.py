@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ import numpy as np
 from composeprob.errors import InvalidValueError, WrongTypeError
 
 
-def check_key(key: Any) -> None:
+def check_key(key: object) -> None:
     """Refuses what is not one typed random key.
 
     Raises:
@@ -23,7 +21,7 @@ def check_key(key: Any) -> None:
         )
 
 
-def check_number(value: Any, what: str, least: int = 1) -> int:
+def check_number(value: object, what: str, least: int = 1) -> int:
     """Returns the value as an int.
 
     Raises:

@@ -6,15 +6,22 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax import Array
+from jaxtyping import PyTree
+from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, LoadError
+from composeprob.json_data import JSONObject
 
 DIGEST = "sha256:"
 """What entries of a fingerprint begin with that only a machine can read."""
+
+
+T = TypeVar("T")
 
 
 class Checkpoints:
@@ -30,7 +37,7 @@ class Checkpoints:
         InvalidValueError: the directory cannot be made or written to.
     """
 
-    def __init__(self, directory: str | Path, fingerprint: dict[str, Any], in_background: bool = False):
+    def __init__(self, directory: str | Path, fingerprint: JSONObject, in_background: bool = False):
         self.directory = Path(directory).absolute()
         self.fingerprint = fingerprint
         try:  # now, and not after an hour
@@ -59,7 +66,7 @@ class Checkpoints:
         for step in self.manager.all_steps():
             self.manager.delete(step)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: PyTree[Array]) -> None:
         """Write ``state``, a pytree of arrays and random keys, as of ``step``; one that exists already is kept."""
         if step in self.manager.all_steps():
             return
@@ -73,7 +80,7 @@ class Checkpoints:
         """Whether a save goes on in the background."""
         return self.manager.is_saving_in_progress()
 
-    def restore(self, like: Any) -> Any | None:
+    def restore(self, like: T) -> T | None:
         """The last state that can be read, in the structure of ``like``; None when there is none.
 
         A damaged checkpoint is passed over with a warning where the one before it can be read.
@@ -115,7 +122,7 @@ class Checkpoints:
         """Wait for what is being written, and release Orbax's threads."""
         self.manager.close()
 
-    def _check(self, found: dict[str, Any]) -> None:
+    def _check(self, found: JSONObject) -> None:
         different = [name for name in self.fingerprint if found.get(name) != self.fingerprint[name]]
         if not different:
             return
@@ -129,7 +136,7 @@ class Checkpoints:
             fix="choose another checkpoint_dir, or pass resume=False to start again.",
         )
 
-    def _read(self, step: int, like: Any) -> Any:
+    def _read(self, step: int, like: T) -> T:
         named = _named(like)
         target = {name: np.asarray(leaf) for name, leaf in named.items()}
         restored = self.manager.restore(step, args=self.args.Composite(state=self.args.StandardRestore(target)))
@@ -137,7 +144,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def _named(tree: PyTree[Array]) -> dict[str, Array]:
     """The leaves by their key paths, random keys as the numbers that they are made of."""
     return {
         jax.tree_util.keystr(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf
@@ -145,7 +152,7 @@ def _named(tree: Any) -> dict[str, Any]:
     }
 
 
-def _as(value: Any, leaf: Any) -> Any:
+def _as(value: ArrayLike, leaf: Array | np.ndarray) -> Array | np.ndarray:
     """A restored value as what ``leaf`` is: what was a NumPy array comes back as one, since histories are written to in
     place."""
     if isinstance(leaf, np.ndarray):
@@ -155,7 +162,7 @@ def _as(value: Any, leaf: Any) -> Any:
     return jax.numpy.asarray(value)
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: object) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, overload
 
 import equinox as eqx
 import jax
@@ -30,8 +30,13 @@ from composeprob.factors.base import LeafFactor
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.show import clipped, shape
+from composeprob.json_data import JSONObject
 from composeprob.training.recipe import Recipe
 from composeprob.training.weights import load_weights, weights_file
+
+if TYPE_CHECKING:
+    from numpyro.distributions import Distribution
+
 
 TRAINED = "weights: trained how many times, see load(retraining=); not installed ones are those of composeprob[zoo]"
 _SCORE_ERROR = "score error: mean of σ²·|score − exact score|² over events and log-SNR"
@@ -59,8 +64,8 @@ class Card:
     event_shape: tuple[int, ...]
     parameterization: str
     capabilities: frozenset[str]
-    training: Mapping[str, Any]
-    quality: Mapping[str, Any]
+    training: JSONObject
+    quality: JSONObject
     folder: Path
     retrainings: tuple[int, ...] = (0,)
 
@@ -110,7 +115,7 @@ class Zoo(Mapping[str, Card]):
         return "\n".join([*lines, f"{TRAINED}. {_SCORE_ERROR}"])
 
 
-def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **conditions: Any) -> LeafFactor:
+def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **conditions: object) -> LeafFactor:
     """Loads a pretrained model as a factor: a `Diffusion` or a `Classifier`, normalised where that is stored.
 
     Args:
@@ -158,7 +163,7 @@ def uncalibrated(
     return model.factor(load_weights(shapes, weights), label=name), weights
 
 
-def calibration_file(weights: Path, conditions: Mapping[str, Any] | None = None) -> Path:
+def calibration_file(weights: Path, conditions: Mapping[str, object] | None = None) -> Path:
     """Returns the file of a calibration: beside the weights, with their number, named by the conditions' values."""
     values = "".join(f".{name}-{np.asarray(value).tolist()}" for name, value in sorted((conditions or {}).items()))
     name = weights.name.replace("weights", "calibration", 1)
@@ -202,7 +207,15 @@ def retrainings(folder: Path) -> tuple[int, ...]:
     return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
 
-def zoo(name: str | None = None) -> Any:
+@overload
+def zoo(name: str) -> Card: ...
+
+
+@overload
+def zoo(name: None = None) -> Zoo: ...
+
+
+def zoo(name: str | None = None) -> Card | Zoo:
     """Returns the cards of all models by name, or the card of one.
 
     Raises:
@@ -232,7 +245,7 @@ def recipe(name: str) -> Recipe:
     return found
 
 
-def reference(name: str) -> Any | None:
+def reference(name: str) -> Distribution | None:
     """Returns the exact NumPyro distribution that a model learned; None where it is unknown.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ SITE = "x"
 
 
 @program
-def alone(factor: Factor) -> Any:
+def alone(factor: Factor) -> Array:
     """The factor and nothing else."""
     return sample(SITE, factor)
 

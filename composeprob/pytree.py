@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 T = TypeVar("T")
 
@@ -44,13 +45,13 @@ def scale(a: Array | float, x: T) -> T:
     return jax.tree.map(lambda xi: a * xi, x)
 
 
-def vdot(x: Any, y: Any) -> Array:
+def vdot(x: PyTree[Array], y: PyTree[Array]) -> Array:
     """The inner product ⟨x, y⟩ over all leaves, a scalar."""
     products = jax.tree.map(lambda xi, yi: jnp.sum(xi * yi), x, y)
     return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
 
 
-def squared_norm(x: Any) -> Array:
+def squared_norm(x: PyTree[Array]) -> Array:
     """‖x‖² over all leaves, a scalar."""
     return vdot(x, x)
 
@@ -58,13 +59,13 @@ def squared_norm(x: Any) -> Array:
 def where(condition: Array, x: T, y: T) -> T:
     """x where the scalar condition holds, else y: a selection, so a NaN in the branch not taken is harmless."""
 
-    def select(xi: Any, yi: Any) -> Any:
+    def select(xi: Array, yi: Array) -> Array:
         return jnp.where(condition, xi, yi)
 
     return jax.tree.map(select, x, y)
 
 
-def all_finite(tree: Any) -> Array:
+def all_finite(tree: PyTree[Array]) -> Array:
     """Whether every element of every leaf is finite, a scalar bool."""
     flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(flags)) if flags else jnp.array(True)

@@ -74,9 +74,9 @@ class Schedule(eqx.Module):
         0.0041
     """
 
-    alpha: Any
-    sigma: Any
-    drift_ratio: Any
+    alpha: Array
+    sigma: Array
+    drift_ratio: Array
 
     @classmethod
     def from_arrays(cls, alpha: ArrayLike, sigma: ArrayLike) -> Schedule:
@@ -109,7 +109,8 @@ class Schedule(eqx.Module):
                 fix="of DDPM's betas and alphas_cumprod = cumprod(1 − betas), α is sqrt(alphas_cumprod) and σ is "
                 "sqrt(1 − alphas_cumprod).",
             )
-        return cls(alpha, sigma, _drift_ratio(alpha, sigma, log_snr))
+        host: Any = (alpha, sigma, _drift_ratio(alpha, sigma, log_snr))  # on the host until it is traced
+        return cls(*host)
 
     @classmethod
     def linear(cls, num_levels: int) -> Schedule:

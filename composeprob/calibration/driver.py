@@ -43,7 +43,7 @@ Known = list[tuple[LeafFactor, Calibrated]]
 
 
 @program
-def alone(factor: Factor) -> Any:
+def alone(factor: Factor) -> Array:
     """The factor and nothing else."""
     return sample("x", factor)
 

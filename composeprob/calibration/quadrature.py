@@ -8,7 +8,7 @@ features, hence halving h until nothing changes is cheap, and what the last halv
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -88,7 +88,11 @@ class Support:
         return np.isfinite(self.tree.query(points, distance_upper_bound=REACH * sigma + self.margin)[0])
 
 
-def _level(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[float, float, np.ndarray, float]:
+LogDensity = Callable[[np.ndarray, float], np.ndarray]
+"""(cells (n, d), step) → log f at the middles of these cells, (n,)."""
+
+
+def _level(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tuple[float, float, np.ndarray, float]:
     """One level: the log-integral, its error, and the cells and step that the next level starts with."""
     dimension = cells.shape[1]
     cells, values = _spread(log_f, cells, step, level)
@@ -109,7 +113,7 @@ def _level(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[floa
         total = finer
 
 
-def _spread(log_f: Any, cells: np.ndarray, step: float, level: int) -> tuple[np.ndarray, np.ndarray]:
+def _spread(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tuple[np.ndarray, np.ndarray]:
     """Adds cells until those at the border do not matter."""
     values = _finite(log_f(cells, step), level)
     if not np.any(np.isfinite(values)):

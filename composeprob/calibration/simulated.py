@@ -17,6 +17,7 @@ from composeprob.compiler.pipeline import compile
 from composeprob.compiler.prior import prior
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
+from composeprob.json_data import JSON
 from composeprob.language.program import Program
 from composeprob.runtime.infer import infer
 from composeprob.runtime.origin import as_code
@@ -78,7 +79,7 @@ class Calibration:
 
 def calibrated(
     program: Program,
-    *args: Any,
+    *args: object,
     key: Array,
     num: int = 100,
     num_chains: int = 64,
@@ -150,7 +151,7 @@ def uniformity(ranks: np.ndarray) -> float:
     return min(1.0, 2 * float(min(stats.chisquare(counts).pvalue, stats.kstest(ranks, "uniform").pvalue)))
 
 
-def _arguments(density: AnnealedDensity, given: Mapping[str, Any]) -> dict[str, str]:
+def _arguments(density: AnnealedDensity, given: Mapping[str, object]) -> dict[str, str]:
     """The argument that each observed site's value is."""
     observed = {name: np.asarray(value) for name, value in density.observed().items()}
     if not observed:
@@ -214,7 +215,7 @@ def _ranks(
 class _Kept:
     """The ranks so far, in memory and, where there is a folder, on disk after each data set."""
 
-    def __init__(self, folder: str | Path | None, call: list[Any]):
+    def __init__(self, folder: str | Path | None, call: list[JSON]):
         self.path = None if folder is None else Path(folder) / "ranks.json"
         self.call, self.rows = call, list[dict[str, float]]()
         if self.path is not None and self.path.is_file():

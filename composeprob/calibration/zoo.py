@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -21,7 +20,7 @@ def calibrate_model(
     *,
     retraining: int = 0,
     out: str | Path | None = None,
-    conditions: Mapping[str, Any] | None = None,
+    conditions: Mapping[str, object] | None = None,
     num_chains: int = 1000,
     replace: bool = False,
 ) -> Calibrated:

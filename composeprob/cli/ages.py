@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from composeprob.errors import LoadError
+from composeprob.json_data import JSONObject
 
 EXCEPT = ":(exclude)"
 LIBRARY = ("composeprob", f"{EXCEPT}composeprob/cli")
@@ -48,7 +48,7 @@ class Code:
             return cls(root, None)
         return cls(root, commit, tuple(line[3:] for line in lines))
 
-    def stamp(self) -> dict[str, Any] | None:
+    def stamp(self) -> JSONObject | None:
         """Returns what a result says of its code: the commit, the paths that it needs, and which of them changed."""
         if self.commit is None:
             return None
@@ -127,7 +127,7 @@ def _age(root: Path, file: Path) -> Age:
     return Age(file.name, command, commit, tuple(later), why)
 
 
-def _stamps(record: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
+def _stamps(record: JSONObject) -> Iterator[JSONObject | None]:
     """Of a file as a whole, or of what it is made of where that was run part by part."""
     rows = record.get("rows", [])
     kept = list(record.get("cells", {}).values()) or [row for row in rows if STAMP in row]

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
@@ -17,7 +17,13 @@ from composeprob.cli.programs import arguments, load_program
 from composeprob.errors import InvalidValueError, LoadError
 
 if TYPE_CHECKING:
+    import jax
+    from jax import Array
+
     from composeprob.density.annealed import AnnealedDensity
+    from composeprob.factors.base import LeafFactor
+    from composeprob.factors.diffusion import Diffusion
+    from composeprob.samplers.base import Sampler
 
 MEGACORE = "v4"
 """Its chips' two cores work as one device only if asked to."""
@@ -70,7 +76,7 @@ def join() -> None:
         ) from error
 
 
-def table_of(devices: Sequence[Any], mesh: str | None, shard_above: int | None) -> np.ndarray | None:
+def table_of(devices: Sequence[jax.Device], mesh: str | None, shard_above: int | None) -> np.ndarray | None:
     """Arranges the devices in rows as ``--mesh`` says, such as ``2x4``; None where it is left out.
 
     Raises:
@@ -130,7 +136,7 @@ def ahead(
     topology: str,
     density: AnnealedDensity,
     chains_per_chip: int,
-    sampler: Any,
+    sampler: Sampler | None,
     diagnostics: bool,
     mesh: str | None = None,
     shard_above: int | None = None,
@@ -143,9 +149,9 @@ def ahead(
     from composeprob.runtime.ahead import compile_ahead
     from composeprob.samplers.choose import choose
 
-    chips: Any = tpu_chips(topology)
-    table_of_chips = table_of(chips, mesh, shard_above)
-    chips = chips if table_of_chips is None else table_of_chips
+    listed = tpu_chips(topology)
+    table_of_chips = table_of(listed, mesh, shard_above)
+    chips = listed if table_of_chips is None else table_of_chips
     num_chains = chains_per_chip * np.size(chips)
     if sampler is None:
         sampler, _ = choose(density, num_chains)
@@ -167,7 +173,7 @@ def ahead(
     return table
 
 
-def tpu_chips(topology: str) -> list[Any]:
+def tpu_chips(topology: str) -> list[jax.Device]:
     """Returns the devices of a TPU topology, one for each chip.
 
     Raises:
@@ -201,7 +207,7 @@ def program(target: str | None, precision: str | None = None) -> AnnealedDensity
         return api.compile(found, **arguments(found, module), precision=precision)
 
     @api.program
-    def product(ring: Any, bar: Any) -> Any:
+    def product(ring: LeafFactor, bar: LeafFactor) -> Array:
         return api.sample("x", ring * bar)
 
     return api.compile(product, api.load("ring2d"), api.load("bar2d"), precision=precision)
@@ -219,7 +225,7 @@ def two_prompts(name: str) -> AnnealedDensity:
     model, prompt = of_size(name)
 
     @api.program
-    def both(model: Any) -> Any:
+    def both(model: Diffusion) -> Array:
         first, second = (model.given(prompt=np.full(prompt, value, np.float32)) for value in (0.0, 1.0))
         return api.sample("x", first * second)
 

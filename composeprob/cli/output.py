@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from composeprob.json_data import JSONObject
 
 if TYPE_CHECKING:
     from composeprob.results.result import Result
@@ -27,7 +29,7 @@ def in_options(text: str) -> str:
     return text
 
 
-def write(result: Result, folder: Path, about: dict[str, Any], store: Path | None = None) -> list[Path]:
+def write(result: Result, folder: Path, about: JSONObject, store: Path | None = None) -> list[Path]:
     """Writes samples (unless they are in a ``store``), picture, summary and numbers of a result into ``folder``.
 
     Returns:

@@ -12,9 +12,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from composeprob.errors import InvalidValueError, LoadError, ProgramError, WrongTypeError
+from composeprob.json_data import JSON
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jax import Array
+
     from composeprob.language.program import Program
+    from composeprob.samplers.base import Sampler
 
 COMPILES = ("schedule", "precision")
 """Arguments that `compile` takes for itself."""
@@ -68,7 +73,7 @@ def load_program(target: str) -> tuple[Program, ModuleType]:
 
 
 def arguments(
-    program: Program, module: ModuleType, given: Mapping[str, Callable[[], Any]] | None = None
+    program: Program, module: ModuleType, given: Mapping[str, Callable[[], object]] | None = None
 ) -> dict[str, Any]:
     """Finds values for the parameters without a default: the module's variables of the same names.
 
@@ -116,7 +121,7 @@ def arguments(
     return values
 
 
-def presets(module: ModuleType) -> tuple[Any, int]:
+def presets(module: ModuleType) -> tuple[Sampler | None, int]:
     """Finds the module's own sampler (None leaves the choice to `infer`) and number of chains.
 
     Raises:
@@ -137,7 +142,9 @@ def presets(module: ModuleType) -> tuple[Any, int]:
     return sampler, chains
 
 
-def reference_draws(module: ModuleType, file: Path | None, key: Any, num: int, sites: list[str]) -> Any:
+def reference_draws(
+    module: ModuleType, file: Path | None, key: Array, num: int, sites: list[str]
+) -> dict[str, np.ndarray] | None:
     """Draws of what a program's samples should be, ``{site: (M, …)}``, from a file or the module's ``reference(key,
     num)``; None without either.
 
@@ -168,7 +175,7 @@ def reference_draws(module: ModuleType, file: Path | None, key: Any, num: int, s
     return as_draws(make(key, num), sites)
 
 
-def condition(text: str) -> tuple[str, Any]:
+def condition(text: str) -> tuple[str, JSON]:
     """Reads ``"label=3"`` as a name and a number or list.
 
     Raises:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from composeprob.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from composeprob.kernels.base import Kernel
+    from composeprob.kernels.line_integral import LogRatio
+    from composeprob.samplers.base import Sampler
+
 
 RULES = {"ula": "0.1·σ²", "uhmc": "0.2·σ"}
 """Default step sizes of the kernels that have no acceptance to adapt to."""
@@ -48,7 +54,7 @@ def make_sampler(
     damping: float,
     log_ratio: LogRatioName | None = None,
     num_points: int | None = None,
-) -> Any:
+) -> Sampler | None:
     """Makes the sampler that the options describe; None leaves the choice to `infer`."""
     from composeprob import api
 
@@ -81,7 +87,7 @@ def make_sampler(
     return api.AnnealedMCMC(moves, steps_per_level=3 if steps_per_level is None else steps_per_level)
 
 
-def _log_ratio(kernel: KernelName, log_ratio: LogRatioName | None, num_points: int | None) -> Any:
+def _log_ratio(kernel: KernelName, log_ratio: LogRatioName | None, num_points: int | None) -> LogRatio:
     """``"exact"``, or the line integral with Simpson's rule where it fits on that many points."""
     from composeprob import api
 
@@ -101,7 +107,7 @@ def _log_ratio(kernel: KernelName, log_ratio: LogRatioName | None, num_points: i
     return "exact"
 
 
-def _kernel(name: KernelName, step_size: str | None, num_leapfrog: int, damping: float, log_ratio: Any) -> Any:
+def _kernel(name: KernelName, step_size: str | None, num_leapfrog: int, damping: float, log_ratio: LogRatio) -> Kernel:
     from composeprob import api
 
     step: Any

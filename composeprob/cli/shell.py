@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -44,7 +44,7 @@ def clean_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Makes a command print the library's deliberate errors without a traceback, and exit with 2."""
 
     @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
+    def wrapped(*args: object, **kwargs: object) -> None:
         try:
             command(*args, **kwargs)
         except ComposeProbError as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +13,11 @@ from composeprob.cli.programs import arguments, load_program, presets, reference
 from composeprob.cli.shell import app, clean_errors, console
 
 if TYPE_CHECKING:
+    from jax import Array
+
     from composeprob.density.annealed import AnnealedDensity
     from composeprob.results.result import Result
+    from composeprob.samplers.base import Sampler
 
 LOOKED_AT, LEVELS = 64, 5
 """Samples at which scores are looked at, and levels to which they are noised for that."""
@@ -73,7 +77,7 @@ def trust(
     chosen = refinements.resolved(density, sampler, number)
     key, other = jax.random.split(jax.random.key(seed))
 
-    def run(density: AnnealedDensity, sampler: Any, key: Any = other) -> Result:
+    def run(density: AnnealedDensity, sampler: Sampler, key: Array = other) -> Result:
         return api.infer(density, key, num_chains=number, sampler=sampler)
 
     first = run(density, chosen, key)
@@ -112,7 +116,12 @@ def trust(
 
 
 def _finest(
-    run: Any, density: AnnealedDensity, chosen: Any, again: dict[str, Result], name: str, relevelled: AnnealedDensity
+    run: Callable[[AnnealedDensity, Sampler], Result],
+    density: AnnealedDensity,
+    chosen: Sampler,
+    again: dict[str, Result],
+    name: str,
+    relevelled: AnnealedDensity,
 ) -> Result:
     """The finest run: twice the levels, twice the transitions, half the step, as far as each is possible."""
     from composeprob.cli import refinements
@@ -126,7 +135,7 @@ def _finest(
     return result
 
 
-def _of_scores(density: AnnealedDensity, result: Result, key: Any) -> list[str]:
+def _of_scores(density: AnnealedDensity, result: Result, key: Array) -> list[str]:
     """What scores at the samples say of the model, where the program's latents are all noised sites."""
     import jax
     import numpy as np

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import PyTree
 
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected, prior_of
@@ -115,7 +116,7 @@ def _prior(site: Site) -> Prior | str:
     return prior
 
 
-def _not_linear(traced: Traced, names: list[str], shapes: Shapes, latents: dict[str, Any]) -> str | None:
+def _not_linear(traced: Traced, names: list[str], shapes: Shapes, latents: dict[str, Array]) -> str | None:
     """Why some of these measurements are not A·x + b + noise with A and the noise free of x."""
 
     def at(flat: Array, which: int) -> list[Array]:
@@ -133,7 +134,7 @@ def _not_linear(traced: Traced, names: list[str], shapes: Shapes, latents: dict[
     return None
 
 
-def _depends(function: Callable[[Array], Any], x: np.ndarray) -> bool:
+def _depends(function: Callable[[Array], PyTree[Array]], x: np.ndarray) -> bool:
     """Whether a function's value depends on its argument, read off its trace: `jax.vmap` refuses to give ONE value."""
     jax.eval_shape(jax.vmap(function), np.stack([x, x]))  # another error than that one shows itself here
     try:
@@ -166,7 +167,7 @@ def _groups(
     traced: Traced,
     names: tuple[str, ...],
     shapes: Shapes,
-    priors: dict[str, Any],
+    priors: Mapping[str, Prior | str],
     xs: dict[str, Any],
     bridged: bool,
     reasons: dict[str, str],
@@ -183,8 +184,8 @@ def _groups(
     parts = [
         replace(part, entries=part.entries + offsets[name])
         for name, _ in shapes
-        if isinstance(priors[name], Prior)
-        for part in priors[name].parts
+        if isinstance(prior := priors[name], Prior)
+        for part in prior.parts
     ]
     looks, correlated = np.any(slopes != 0, 0), np.any(covariances != 0, 0)
     count = len(owner)
@@ -207,6 +208,5 @@ def _groups(
         whole = joint(own) if own else Gaussians(np.zeros(0, int), np.zeros(1), np.zeros((1, 0)), np.zeros((1, 0)))
         inside[np.ix_(np.array(rows), whole.entries)] = True
         groups.append(stack_of(whole, np.array(rows), whole.entries))
-    looked_at = {name for name, prior in priors.items() if isinstance(prior, Prior)}
-    marginal = all(priors[name].marginal for name in looked_at)
+    marginal = all(prior.marginal for prior in priors.values() if isinstance(prior, Prior))
     return Exact(stacked(groups), inside, names, shapes, marginal, bridged)

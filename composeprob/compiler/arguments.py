@@ -15,12 +15,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
+
+Arguments = tuple[tuple[object, ...], dict[str, object]]
+"""``(args, kwargs)`` of a program."""
 
 
 class Concrete:
     """An array argument that stays a NumPy array in compiled code; another value compiles anew."""
 
-    def __init__(self, array: Any):
+    def __init__(self, array: ArrayLike):
         self.array = np.asarray(array)
         self._key = (self.array.shape, self.array.dtype.str, self.array.tobytes())
 
@@ -31,17 +35,17 @@ class Concrete:
         return hash(self._key)
 
 
-def join(arguments: Any) -> Any:
+def join(arguments: Arguments) -> Arguments:
     """``(args, kwargs)`` as the program's function takes them."""
     return jax.tree.map(lambda leaf: leaf.array if isinstance(leaf, Concrete) else leaf, arguments)
 
 
-def is_data(leaf: Any) -> bool:
+def is_data(leaf: object) -> bool:
     """Whether a leaf of the arguments is an array."""
     return eqx.is_array(leaf) or isinstance(leaf, np.ndarray)
 
 
-def name_of(function: Callable[..., Any], path: tuple[Any, ...]) -> str:
+def name_of(function: Callable[..., object], path: tuple[Any, ...]) -> str:
     """The parameter of ``function`` that holds a leaf, by the leaf's path in ``(args, kwargs)``."""
     where, which = path[0].idx, path[1]
     if where == 1:

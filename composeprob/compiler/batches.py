@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -88,6 +88,10 @@ def in_plates(rows: Array, plates: tuple[Plate, ...]) -> Array:
     return rows.reshape(*(plate.count for plate in plates), *rows.shape[1:])
 
 
+Rows = TypeVar("Rows")
+Values = TypeVar("Values")
+
+
 def in_rows(events: Array, plates: tuple[Plate, ...], shape: tuple[int, ...]) -> Array:
     """A row for each value of a member's plates, of its events with an axis for each of those over sets of cells."""
     own = tuple(plate.count if plate.cells else 1 for plate in plates)
@@ -95,7 +99,7 @@ def in_rows(events: Array, plates: tuple[Plate, ...], shape: tuple[int, ...]) ->
     return jnp.broadcast_to(events.reshape(own + shape), counts + shape).reshape(-1, *shape)
 
 
-def in_blocks(function: Callable[[Any], Any], rows: Any, size: int, block: int | None) -> Any:
+def in_blocks(function: Callable[[Rows], Values], rows: Rows, size: int, block: int | None) -> Values:
     """The function of every row, traced once: of all rows at once, or block after block. The last block is filled up
     with rows that are computed again."""
     if block is None or block >= size:
@@ -134,14 +138,14 @@ def embed(score: Array, cells: Array | None, region: Region | Cells | None, site
     return jnp.zeros(site_shape, score.dtype).at[region.slices].set(score)
 
 
-class OnDemand(dict[tuple[int, int], Any]):
+class OnDemand(dict[tuple[int, int], tuple[Array | None, Array, Array]]):
     """The outputs of the batches by (batch, member), each batch evaluated when one of them is first read."""
 
     def __init__(self, batches: tuple[Batch, ...], xs: dict[str, Array], noise: Noise):
         super().__init__()
         self.evaluate = lambda b: batches[b](xs, noise)
 
-    def __missing__(self, slot: tuple[int, int]) -> Any:
+    def __missing__(self, slot: tuple[int, int]) -> tuple[Array | None, Array, Array]:
         self.update({(slot[0], m): output for m, output in enumerate(self.evaluate(slot[0]))})
         return self[slot]
 
@@ -153,10 +157,10 @@ def batch_of(group: Group) -> Batch:
     return Batch(group.factor.holding({}), group.own_noise, conditions, places, group.latent)
 
 
-def stacked(conditions: Sequence[dict[str, Any]], plates: Sequence[tuple[Plate, ...]]) -> dict[str, Array]:
+def stacked(conditions: Sequence[Mapping[str, Array]], plates: Sequence[tuple[Plate, ...]]) -> dict[str, Array]:
     """The conditions of members as rows: the axes of their plates, then the members, become one axis."""
 
-    def rows(value: Any, own: tuple[Plate, ...]) -> Array:
+    def rows(value: Array, own: tuple[Plate, ...]) -> Array:
         return jnp.reshape(value, (total_count(own), *jnp.shape(value)[len(own) :]))
 
     return {

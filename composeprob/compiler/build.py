@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +32,14 @@ from composeprob.language.interpret import Provide, Statement, run, unwrap
 from composeprob.language.policies import Unannealed
 from composeprob.language.program import Program
 
+if TYPE_CHECKING:
+    from numpyro.distributions import Distribution
+
+
 Names = list[tuple[LeafFactor, str]]
 
 
-def build(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Traced]:
+def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Graph, Traced]:
     """The program as written, not yet simplified, and its trace. The program is run with numbers, and traced.
 
     Raises:
@@ -103,7 +107,7 @@ def draw() -> Provide:
     """Noised sites get standard normals, static ones a draw of their prior."""
     rng, count = np.random.default_rng(0), itertools.count()
 
-    def provide(kind: str, name: str, distribution: Any) -> Array:
+    def provide(kind: str, name: str, distribution: Distribution) -> Array:
         if kind == "noised":
             return jnp.asarray(rng.standard_normal(distribution.shape()), jnp.result_type(float))
         value = distribution.sample(jax.random.fold_in(jax.random.key(0), next(count)))
@@ -113,7 +117,7 @@ def draw() -> Provide:
     return provide
 
 
-def describe(distribution: Any) -> str:
+def describe(distribution: Distribution) -> str:
     """The name of a distribution, without plates and masks."""
     return type(unwrap(distribution)).__name__
 

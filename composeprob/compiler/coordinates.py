@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpyro.distributions as dist
-from numpyro.distributions import biject_to
-from numpyro.distributions.transforms import AffineTransform, ComposeTransform
+from numpyro.distributions import Distribution, biject_to
+from numpyro.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
 LOCATED = (dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic, dist.Normal, dist.StudentT)
 """Distributions on the real line that a location and a scale shift and stretch."""
 
 
-def bijection_of(distribution: Any, standardised: bool) -> Any:
+def bijection_of(distribution: Distribution, standardised: bool) -> Transform:
     r"""The map from a static site's coordinate u, any real numbers, to its value.
 
     Standardised it is $z = g(\mu + s\,u)$, with μ and s the location and the scale that the prior has given the other
@@ -33,14 +31,14 @@ def bijection_of(distribution: Any, standardised: bool) -> Any:
     return ComposeTransform([AffineTransform(base.loc, base.scale), *transforms])
 
 
-def located(distribution: Any) -> bool:
+def located(distribution: Distribution) -> bool:
     """Whether a prior has a location and a scale, so that `bijection_of` can use them."""
     return isinstance(_base(distribution)[0], LOCATED)
 
 
-def _base(distribution: Any) -> tuple[Any, list[Any]]:
+def _base(distribution: Distribution) -> tuple[Distribution, list[Transform]]:
     """The distribution inside plates' expansions, masks and transforms, and these transforms."""
-    transforms: list[Any] = []
+    transforms: list[Transform] = []
     while not isinstance(distribution, LOCATED):
         if isinstance(distribution, dist.TransformedDistribution):
             transforms = [*distribution.transforms, *transforms]

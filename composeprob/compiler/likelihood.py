@@ -6,7 +6,7 @@ in use, because a policy decides what the observations see of a noised site.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -21,6 +21,9 @@ from composeprob.ir.nodes import Graph
 from composeprob.language.interpret import Statement
 from composeprob.language.policies import Policy, Rising, Unannealed
 from composeprob.schedule import Noise, Schedule
+
+if TYPE_CHECKING:
+    from numpyro.distributions import Distribution
 
 
 class Likelihood(eqx.Module):
@@ -92,11 +95,13 @@ class Likelihood(eqx.Module):
 
         return self.exact(xs, seen, noise)
 
-    def replay(self, xs: dict[str, Array], zs: dict[str, Array], level: Any) -> tuple[dict[str, Statement], Array]:
+    def replay(
+        self, xs: dict[str, Array], zs: dict[str, Array], level: Array | int
+    ) -> tuple[dict[str, Statement], Array]:
         """Every statement with these values, and Σ log|dz/du| of the static sites' bijections."""
         log_jacobian = jnp.zeros((), jnp.result_type(float))
 
-        def provide(kind: str, name: str, distribution: Any) -> Array:
+        def provide(kind: str, name: str, distribution: Distribution) -> Array:
             nonlocal log_jacobian
             if kind == "noised":
                 return xs[name]
@@ -111,7 +116,7 @@ class Likelihood(eqx.Module):
         """Static sites drawn from their priors given the noised sites in the data's units, unconstrained."""
         drawn: dict[str, Array] = {}
 
-        def provide(kind: str, name: str, distribution: Any) -> Array:
+        def provide(kind: str, name: str, distribution: Distribution) -> Array:
             if kind == "noised":
                 return xs[name]
             value = distribution.sample(jax.random.fold_in(key, len(drawn)))

@@ -46,15 +46,15 @@ class Stack(eqx.Module):
         widths: eigenvalues of C, (B, J, n) or (B, 1, n).
     """
 
-    rows: Any
-    columns: Any
-    log_weights: Any
-    means: Any
-    basis: Any
-    widths: Any
+    rows: Array
+    columns: Array
+    log_weights: Array
+    means: Array
+    basis: Array | None
+    widths: Array
 
     @property
-    def signature(self) -> tuple[Any, ...]:
+    def signature(self) -> tuple[tuple[int, ...] | None, ...]:
         """Shapes of one group; groups of one signature can stand in one stack."""
         return tuple(None if a is None else a.shape[1:] for a in (self.rows, self.means, self.basis, self.widths))
 
@@ -97,7 +97,7 @@ class Exact(eqx.Module):
     """
 
     stacks: tuple[Stack, ...]
-    inside: Any
+    inside: Array | np.ndarray
     names: tuple[str, ...] = eqx.field(static=True)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
     marginal: bool = eqx.field(static=True)
@@ -161,12 +161,13 @@ def stack_of(part: Gaussians, rows: np.ndarray, columns: np.ndarray) -> Stack:
         widths, basis = np.linalg.eigh(covariances)
         widths = np.maximum(widths, 0.0)
     to = lambda a: None if a is None else np.asarray(a, np.dtype(jnp.result_type(float)))[None]  # noqa: E731
-    return Stack(rows[None], columns[None], to(part.log_weights), to(part.means), to(basis), to(widths))
+    host: Any = (rows[None], columns[None], *map(to, (part.log_weights, part.means, basis, widths)))
+    return Stack(*host)
 
 
 def stacked(groups: list[Stack]) -> tuple[Stack, ...]:
     """Groups of one signature joined."""
-    kinds: dict[tuple[Any, ...], list[Stack]] = {}
+    kinds: dict[tuple[tuple[int, ...] | None, ...], list[Stack]] = {}
     for group in groups:
         kinds.setdefault(group.signature, []).append(group)
     return tuple(jax.tree.map(lambda *arrays: np.concatenate(arrays), *kind) for kind in kinds.values())

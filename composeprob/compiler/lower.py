@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -80,7 +79,9 @@ class Evaluator(Evaluates):
         else:
             likelihood = self.likelihood
 
-            def annotated(xs: Any, zs: Any) -> Any:
+            def annotated(
+                xs: dict[str, Array], zs: dict[str, Array]
+            ) -> tuple[Array, tuple[dict[str, NodeValue], dict[str, NodeValue], Array, Array]]:
                 marginal, potential = factors(xs, zs)
                 means = {n: (x + noise.sigma**2 * marginal[n].score) / noise.alpha for n, x in xs.items()}
                 log_prior, log_likelihood = likelihood(xs, means, zs, self.schedule, noise)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 def once(function: Callable[P, R]) -> Callable[P, R]:
     """`equinox.filter_jit` with little optimisation, or as usual where this version of XLA does not know an option."""
-    quick: Any = eqx.filter_jit(function, compiler_options=QUICK)  # type: ignore[call-overload]
+    quick: Callable[P, R] = eqx.filter_jit(function, compiler_options=QUICK)  # type: ignore[call-overload]
     usual = eqx.filter_jit(function)
 
     @functools.wraps(function)

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import PyTree
 
 from composeprob.compiler.once import once
 from composeprob.factors.diffusion import Diffusion
@@ -39,7 +41,7 @@ class Outputs:
     noise: Noise
 
     @classmethod
-    def of(cls, factor: Diffusion, conditions: dict[str, Any], own: Noise, level: int) -> Outputs:
+    def of(cls, factor: Diffusion, conditions: dict[str, Array], own: Noise, level: int) -> Outputs:
         """One evaluation of a factor's network, at a level of its own noise."""
         dtype = np.dtype(jnp.result_type(float))
         real = np.issubdtype(np.asarray(own.index).dtype, np.floating)
@@ -119,7 +121,7 @@ class Outputs:
 
 
 @once
-def _evaluate(factor: Diffusion, x: Any, noise: Noise, conditions: dict[str, Any]) -> Any:
+def _evaluate(factor: Diffusion, x: Array, noise: Noise, conditions: dict[str, Array]) -> PyTree[Array]:
     # Rounded products are not what is looked at, and no processor but an accelerator may have them.
     network = factor.network.network if isinstance(factor.network, Rounded) else factor.network
     return jax.vmap(lambda event: network(event, factor.time_at(noise), **conditions))(x)

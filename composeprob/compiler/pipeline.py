@@ -35,7 +35,7 @@ from composeprob.schedule import Schedule
 
 
 def compile(
-    program: Program, *args: Any, schedule: Schedule | None = None, precision: str | None = None, **kwargs: Any
+    program: Program, *args: object, schedule: Schedule | None = None, precision: str | None = None, **kwargs: object
 ) -> AnnealedDensity:
     """Lower a program to one time-annealed unnormalised density.
 
@@ -73,8 +73,8 @@ def compile(
 
 def lowered(
     program: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     schedule: Schedule | None = None,
     precision: str | None = None,
     networks: bool = True,
@@ -130,7 +130,7 @@ def _offers(graph: Graph) -> tuple[tuple[str, str, frozenset[str]], ...]:
     return tuple((leaf.name, s.where, node_capabilities(leaf)) for s in graph.sites for leaf in leaves(s.root))
 
 
-def _pictures(graph: Graph) -> dict[str, Callable[[Any], np.ndarray]]:
+def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
     """What makes images of each site whose factors agree on it; a factor that knows of none has no say."""
     found = {
         s.name: {p for leaf in leaves(s.root) if (p := leaf.factor.core.pictures) is not None} for s in graph.sites

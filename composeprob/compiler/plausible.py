@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from composeprob.compiler.outputs import CLEAN, NOISE, Outputs
 from composeprob.errors import InvalidValueError, NetworkError
@@ -71,7 +72,7 @@ def _check_top(schedule: Schedule, where: str) -> None:
         )
 
 
-def _check_network(factor: Diffusion, given: dict[str, Any], own: Noise, site: Site) -> str | None:
+def _check_network(factor: Diffusion, given: dict[str, Array], own: Noise, site: Site) -> str | None:
     """What is doubted of a network; None where it fits, or cannot be evaluated yet."""
     conditions = {name: given[name] for name in factor.names if name in given}
     arrays = [a for a in jax.tree.leaves((factor.network, conditions)) if hasattr(a, "shape")]

@@ -5,8 +5,6 @@ Latents are given as the program's statements see them: constrained, noised site
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -26,7 +24,7 @@ def predict(likelihood: Likelihood, key: Array, values: dict[str, Array]) -> dic
     """The observed sites drawn in the program's order, each seen by the statements after it."""
     count = 0
 
-    def redraw(name: str, distribution: Any, value: Any) -> Any:
+    def redraw(name: str, distribution: dist.Distribution, value: Array) -> Array:
         nonlocal count
         if soft(distribution):
             return value
@@ -43,7 +41,7 @@ def log_likelihood(likelihood: Likelihood, values: dict[str, Array]) -> dict[str
     return {s.name: s.distribution.log_prob(s.value) for s in _observed(likelihood, _given(values))}
 
 
-def soft(distribution: Any) -> bool:
+def soft(distribution: dist.Distribution) -> bool:
     """Whether an observed statement is soft evidence (`factor`) and no data."""
     return isinstance(unwrap(distribution), dist.Unit)
 

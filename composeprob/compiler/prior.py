@@ -9,6 +9,7 @@ from composeprob.compiler.likelihood import Likelihood
 from composeprob.compiler.lower import Evaluator
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.described import Described
+from composeprob.ir.nodes import Graph
 from composeprob.ir.render import describe
 
 
@@ -35,6 +36,7 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
         [7.0, -1.0]
     """
     graph, evaluator = density.graph, density.evaluator
+    assert isinstance(graph, Graph)
     if not graph.observations:
         return density
     notes = tuple(note for note in graph.notes if note[0] != "anneal")  # of observations alone

@@ -7,7 +7,7 @@ them from that trace.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal, Var
 from numpyro.distributions import Distribution
 
-from composeprob.compiler.arguments import Concrete, is_data, join, name_of
+from composeprob.compiler.arguments import Arguments, Concrete, is_data, join, name_of
 from composeprob.compiler.influence import influences
 from composeprob.compiler.linear_gaussian import moments
 from composeprob.errors import ProgramError
@@ -39,8 +39,8 @@ class Source(eqx.Module):
         eager: whether what depends on no data and no latent is computed at once, as the program asks for its value.
     """
 
-    function: Callable[..., Any] = eqx.field(static=True)
-    arguments: Any
+    function: Callable[..., object] = eqx.field(static=True)
+    arguments: Arguments
     eager: bool = eqx.field(static=True)
 
     def run(self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None) -> dict[str, Statement]:
@@ -56,7 +56,7 @@ class _Code:
     def __init__(self, jaxpr: ClosedJaxpr, shapes: Says, latents: list[str], reasons: dict[str, str | None]):
         self.jaxpr, self.shapes, self.latents, self.reasons = jaxpr, shapes, latents, reasons
 
-    def outputs(self, flat: list[Any]) -> Any:
+    def outputs(self, flat: Sequence[object]) -> Any:
         """What the trace's outputs are, in the form of `Says`."""
         return jax.tree.unflatten(jax.tree.structure(self.shapes), flat)
 
@@ -141,7 +141,7 @@ class Traced(eqx.Module):
 
 
 def trace(
-    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], latents: dict[str, Array]
+    program: Program, args: tuple[object, ...], kwargs: dict[str, object], latents: dict[str, Array]
 ) -> tuple[Traced, list[str]]:
     """The trace of a program, and what its Python has asked of its data, as sentences.
 
@@ -221,11 +221,11 @@ def not_gaussian(statement: Statement) -> str | None:
     return None
 
 
-def _arrays(arguments: Any) -> list[Array]:
+def _arrays(arguments: Arguments) -> list[Array]:
     return [leaf for leaf in jax.tree.leaves(arguments) if is_data(leaf)]
 
 
-def _with_arrays(arguments: Any, arrays: list[Array]) -> Any:
+def _with_arrays(arguments: Arguments, arrays: list[Array]) -> Arguments:
     """The arguments with others in the places of their arrays."""
     others = iter(arrays)
     return jax.tree.map(lambda leaf: next(others) if is_data(leaf) else leaf, arguments)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.density import prediction
-from composeprob.density.described import Described
+from composeprob.density.described import Described, Diagram
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.density.experts import Noticed
 from composeprob.density.overlap import PILOTS, Finding, check
@@ -101,7 +101,7 @@ class AnnealedDensity(eqx.Module):
     described: Described = eqx.field(static=True)
 
     @property
-    def graph(self) -> Any:
+    def graph(self) -> Diagram:
         """The program's IR: draws itself in notebooks; ``graph.dot()`` is its Graphviz source."""
         return self.described.graph
 
@@ -217,7 +217,7 @@ class AnnealedDensity(eqx.Module):
         """The observed values, ``{site: array}``; soft evidence (`factor`) is none."""
         return prediction.observed(self)
 
-    def predict(self, key: Array, samples: Mapping[str, Any]) -> dict[str, Array]:
+    def predict(self, key: Array, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """Data that the program's statements would give: the observed sites drawn anew for each sample.
 
         An observation that later statements look at is replaced there too. Observations are those of level 0;
@@ -237,7 +237,7 @@ class AnnealedDensity(eqx.Module):
         """
         return prediction.predict(self, key, samples)
 
-    def log_likelihood(self, samples: Mapping[str, Any]) -> dict[str, Array]:
+    def log_likelihood(self, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """log p(y | sample) at level 0 for every observed number y by itself, as leave-one-out estimates need it.
 
         Args:

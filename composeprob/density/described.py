@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from composeprob.density.experts import Expert
+
+
+class Diagram(Protocol):
+    """What is shown of a program's IR, and asked of it by those who know no IR."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dims(self) -> Mapping[str, tuple[str | None, ...]]: ...
+
+    @property
+    def doubts(self) -> tuple[str, ...]: ...
+
+    @property
+    def observations(self) -> Sequence[object]: ...
+
+    @property
+    def formula(self) -> str: ...
+
+    def dot(self) -> str: ...
+
+    def _repr_html_(self) -> str: ...
 
 
 class Described:
@@ -26,11 +49,11 @@ class Described:
 
     def __init__(
         self,
-        graph: Any,
+        graph: Diagram,
         text: str,
         where: str,
         offers: tuple[tuple[str, str, frozenset[str]], ...],
-        pictures: Mapping[str, Callable[[Any], np.ndarray]] | None = None,
+        pictures: Mapping[str, Callable[[object], np.ndarray]] | None = None,
         experts: tuple[Expert, ...] = (),
     ):
         self.graph, self.text, self.where, self.offers = graph, text, where, offers

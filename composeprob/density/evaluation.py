@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
-Position = Any
+Position: TypeAlias = PyTree[Array]
 """A pytree of floating arrays for ONE chain: ``{site: array}``, no chain axis."""
+
+
+T = TypeVar("T")
 
 
 class Wall(eqx.Module):
@@ -85,7 +89,7 @@ class Evaluation(eqx.Module):
         return Evaluation(self.log_density, self.score, self.wall)
 
 
-def unknown(tree: Any) -> Any:
+def unknown(tree: T) -> T:
     """NaN in the place of every number."""
     return jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), tree)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.errors import CapabilityError, ShapeError
 
@@ -24,14 +25,14 @@ def observed(density: AnnealedDensity) -> Values:
     return density.evaluator.data()
 
 
-def predict(density: AnnealedDensity, key: Array, samples: Mapping[str, Any]) -> Values:
+def predict(density: AnnealedDensity, key: Array, samples: Mapping[str, ArrayLike]) -> Values:
     """See `AnnealedDensity.predict`."""
     latents = _latents(density, samples)
     num_samples = next(iter(latents.values())).shape[0]
     return _predict(density, jax.random.split(key, num_samples), latents)
 
 
-def log_likelihood(density: AnnealedDensity, samples: Mapping[str, Any]) -> Values:
+def log_likelihood(density: AnnealedDensity, samples: Mapping[str, ArrayLike]) -> Values:
     """See `AnnealedDensity.log_likelihood`."""
     return _log_likelihood(density, _latents(density, samples))
 
@@ -46,7 +47,7 @@ def _log_likelihood(density: AnnealedDensity, samples: Values) -> Values:
     return jax.vmap(density.evaluator.log_likelihood)(samples)
 
 
-def _latents(density: AnnealedDensity, samples: Mapping[str, Any]) -> Values:
+def _latents(density: AnnealedDensity, samples: Mapping[str, ArrayLike]) -> Values:
     """The latents among the samples, checked."""
     if not observed(density):
         raise CapabilityError(

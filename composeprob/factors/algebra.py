@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from composeprob.factors.base import Factor, is_factor
 from composeprob.factors.nodes import Mixture, Product, leaves
 
 
-def product(*factors: Factor, over: Mapping[str, Any] | None = None, block: int | None = None) -> Factor:
+def product(*factors: Factor, over: Mapping[str, object] | None = None, block: int | None = None) -> Factor:
     """The product Π_i f_i(x): "this AND that"; with ``over`` the product over data, Π_i f(x | c_i).
 
     At the levels above 0 it is the product of the noised factors, which is not the noised product; only level 0 is
@@ -98,7 +98,7 @@ def mixture(
     weights: Sequence[float] | None = None,
     *,
     log_weights: Sequence[float] | None = None,
-    over: Mapping[str, Any] | None = None,
+    over: Mapping[str, object] | None = None,
     block: int | None = None,
 ) -> Factor:
     """The mixture Σ_i w_i·f_i(x): "this OR that"; with ``over`` the mixture over data, Σ_i w_i·f(x | c_i).
@@ -215,7 +215,7 @@ def _numbers(what: str, values: object) -> np.ndarray:
         ) from error
 
 
-def check_factors(what: str, factors: tuple[Any, ...]) -> None:
+def check_factors(what: str, factors: tuple[object, ...]) -> None:
     """Refuse what is no factor, and to combine none."""
     if not factors:
         raise InvalidValueError(f"{what} needs at least one factor; got none.", fix="pass the factors to combine.")
@@ -227,7 +227,7 @@ def check_factors(what: str, factors: tuple[Any, ...]) -> None:
             )
 
 
-def common_shape(what: str, factors: tuple[Any, ...]) -> tuple[int, ...]:
+def common_shape(what: str, factors: tuple[Factor, ...]) -> tuple[int, ...]:
     """The shape of the events of all of these factors; refuses factors over others."""
     check_factors(what, factors)
     for factor in factors:

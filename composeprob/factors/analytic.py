@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.errors import ShapeError, WrongTypeError
 from composeprob.factors.base import LeafFactor, check_leaf
@@ -43,13 +43,13 @@ class Analytic(LeafFactor):
         ((), True)
     """
 
-    distribution: Any
+    distribution: dist.Distribution
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
     fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
-    def __init__(self, distribution: Any, schedule: Schedule, *, label: str = ""):
+    def __init__(self, distribution: dist.Distribution | ArrayLike, schedule: Schedule, *, label: str = ""):
         check_leaf(schedule, ())
         self.label = label or (
             "points" if not isinstance(distribution, dist.Distribution) else type(distribution).__name__
@@ -70,7 +70,7 @@ class Analytic(LeafFactor):
     def level_free(self) -> bool:
         return True
 
-    def at(self, noise: Noise) -> Any:
+    def at(self, noise: Noise) -> dist.Distribution:
         """The noised marginal as a NumPyro distribution over one event: exact draws, exact log-density."""
         marginal = noised(self.distribution, noise)
         return marginal.to_event(len(marginal.batch_shape))
@@ -79,7 +79,7 @@ class Analytic(LeafFactor):
         return jax.value_and_grad(self.at(noise).log_prob)(x)
 
 
-def _empirical(points: Any) -> Any:
+def _empirical(points: ArrayLike) -> dist.Distribution:
     try:
         points = jnp.asarray(points, jnp.result_type(float))
     except (TypeError, ValueError) as error:
@@ -100,5 +100,5 @@ def _empirical(points: Any) -> Any:
 class _Points(dist.Normal):
     """Point masses, written as Normals of scale 0 so that mixtures of them stay in one family."""
 
-    def __init__(self, loc: Any, *, validate_args: bool | None = None):
+    def __init__(self, loc: ArrayLike, *, validate_args: bool | None = None):
         super().__init__(loc, jnp.zeros(()), validate_args=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -67,7 +66,7 @@ class CellWindow(Factor):
     def with_children(self, children: tuple[Factor, ...]) -> Factor:
         return dataclasses.replace(self, factor=children[0])
 
-    def given(self, **conditions: Any) -> Factor:
+    def given(self, **conditions: object) -> Factor:
         return dataclasses.replace(self, factor=self.factor.given(**conditions))
 
     def terms(self) -> list[tuple[str, float]]:
@@ -76,7 +75,7 @@ class CellWindow(Factor):
         return [(f"window({show.clipped(inner, 80)}; {canvas}, {sets})", 1.0)]
 
 
-def cell_window(factor: Factor, canvas: tuple[int, ...], index: Any, over: Any) -> CellWindow:
+def cell_window(factor: Factor, canvas: tuple[int, ...], index: object, over: object) -> CellWindow:
     """See `window`; one of ``index`` and ``over`` is given."""
     name, given = ("index", index) if over is None else ("over", over)
     cells = _whole_numbers(name, given)
@@ -109,11 +108,11 @@ def cell_window(factor: Factor, canvas: tuple[int, ...], index: Any, over: Any) 
     return CellWindow(factor=factor, event_shape=canvas, cells=Indices.of(sets[0] if len(sets) == 1 else sets))
 
 
-def _place(over: Any, i: int) -> str:
+def _place(over: object, i: int) -> str:
     return "The index" if over is None else f"Set {i}"
 
 
-def _whole_numbers(name: str, value: Any) -> np.ndarray:
+def _whole_numbers(name: str, value: object) -> np.ndarray:
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(value)):
         raise WrongTypeError(
             f"A window's {name} is traced by JAX; which cells a factor sees must be known before compilation.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,7 +13,7 @@ from composeprob.errors import ConditionError, InvalidValueError, NetworkError, 
 from composeprob.factors.base import LeafFactor, check_leaf
 from composeprob.factors.concrete import NOT_CONCRETE, network_error
 from composeprob.factors.diffusion import TIMES
-from composeprob.factors.networks import as_network
+from composeprob.factors.networks import Network, as_network
 from composeprob.factors.randomness import check_deterministic
 from composeprob.factors.values import as_condition, check_finite
 from composeprob.schedule import Noise, Schedule
@@ -36,7 +35,7 @@ class Classifier(LeafFactor):
         Dhariwal & Nichol 2021, section 4.
     """
 
-    network: Any
+    network: Network
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
     time: str = eqx.field(static=True)
@@ -46,7 +45,7 @@ class Classifier(LeafFactor):
 
     def __init__(
         self,
-        network: Any,
+        network: object,
         schedule: Schedule,
         *,
         event_shape: tuple[int, ...] | None = None,

@@ -10,22 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import Primitive
+from jaxtyping import PyTree
+from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors import parameterizations
 from composeprob.factors.base import LeafFactor, check_leaf
 from composeprob.factors.concrete import NOT_CONCRETE, network_error
-from composeprob.factors.networks import as_network
+from composeprob.factors.networks import Network, as_network
 from composeprob.factors.randomness import check_deterministic
 from composeprob.factors.values import as_condition, check_finite
 from composeprob.schedule import Noise, Schedule
 
 TIMES = ("level", "log_snr", "sigma", "real_level")
-Encoder = Callable[[Any], Any]
+Encoder = Callable[[Any], ArrayLike]
 """Turns what a user gives as a condition into an array, or raises where it means nothing."""
 
 
-def costly(primitive: Any, *_: Any, **parameters: Any) -> bool:
+def costly(primitive: Primitive, *_: object, **parameters: Any) -> bool:
     """Which results are stored for a gradient. The others are computed again, products in batches (attention) too."""
     if primitive.name == "dot_general":
         return not parameters["dimension_numbers"][1][0]
@@ -84,13 +87,13 @@ class Diffusion(LeafFactor):
         ['exact_marginals', 'score']
     """
 
-    network: Any
+    network: Network
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
     parameterization: str = eqx.field(static=True)
     time: str = eqx.field(static=True)
     names: tuple[str, ...] = eqx.field(static=True)
-    defaults: dict[str, Any]
+    defaults: dict[str, Array]
     fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
     trained: tuple[float, float] | None = eqx.field(static=True)
@@ -100,13 +103,13 @@ class Diffusion(LeafFactor):
 
     def __init__(
         self,
-        network: Any,
+        network: object,
         schedule: Schedule,
         *,
         event_shape: tuple[int, ...],
         parameterization: str = "epsilon",
         time: str = "level",
-        conditions: tuple[str, ...] | Mapping[str, Any] = (),
+        conditions: tuple[str, ...] | Mapping[str, object] = (),
         log_snr_range: tuple[float, float] | None = None,
         mode_depth: bool = False,
         remat: bool = False,
@@ -180,7 +183,7 @@ class Diffusion(LeafFactor):
                 conditions[name] = encode(conditions[name])
         return super().given(**conditions)
 
-    def _is_array(self, name: str, value: Any) -> bool:
+    def _is_array(self, name: str, value: object) -> bool:
         """Whether a condition's value needs no encoding: it is traced, or means "no condition"."""
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
             return True
@@ -247,7 +250,7 @@ class Diffusion(LeafFactor):
             self.parameterization, lambda point: self.output(point, noise, conditions), x, noise, weights
         )
 
-    def output(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> Any:
+    def output(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> PyTree[Array]:
         """What the network returns for one event at this noise."""
         network = eqx.filter_checkpoint(self.network, policy=costly) if self.remat else self.network
         return network(x, self.time_at(noise), **conditions)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpyro.distributions as dist
+from jax import Array
 
 from composeprob.errors import ProgramError
 from composeprob.factors.base import Factor
@@ -13,7 +12,7 @@ from composeprob.factors.base import Factor
 class FactorDistribution(dist.Distribution):
     """What `cp.sample` hands to NumPyro. It carries the factor; it neither draws nor has a normalised density."""
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - NumPyro's own class-level convention
+    arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012 - NumPyro's own class-level convention
     pytree_data_fields: tuple[str, ...] = ("factor",)
 
     def __init__(self, factor: Factor, *, validate_args: bool | None = None):
@@ -21,16 +20,16 @@ class FactorDistribution(dist.Distribution):
         super().__init__(event_shape=factor.event_shape, validate_args=validate_args)
 
     @property
-    def support(self) -> Any:
+    def support(self) -> dist.constraints.Constraint:
         return dist.constraints.independent(dist.constraints.real, len(self.event_shape))
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         raise ProgramError(
             "cp.sample of a factor was called outside a compiled program, where there is no value for it.",
             fix="decorate the function with @cp.program and pass it to cp.compile.",
         )
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Array) -> Array:
         raise ProgramError(
             "A factor has no normalised log-density.", fix="compile the program and use density.log_density."
         )

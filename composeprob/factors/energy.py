@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.errors import NetworkError, WrongTypeError
 from composeprob.factors.base import LeafFactor, check_leaf
 from composeprob.factors.concrete import NOT_CONCRETE, network_error
 from composeprob.factors.values import check_finite
 from composeprob.schedule import Noise, Schedule
+
+LogDensity = Callable[[Array, Array], ArrayLike]
+"""(x, level) → log f up to a constant, a scalar."""
 
 
 class Energy(LeafFactor):
@@ -43,7 +46,7 @@ class Energy(LeafFactor):
         ring2d * up
     """
 
-    fn: Callable[..., Any]
+    fn: LogDensity
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
     power_at_top: float = eqx.field(static=True)
@@ -52,7 +55,7 @@ class Energy(LeafFactor):
 
     def __init__(
         self,
-        fn: Callable[..., Any],
+        fn: LogDensity,
         schedule: Schedule,
         *,
         event_shape: tuple[int, ...],
@@ -111,7 +114,7 @@ class Energy(LeafFactor):
 
 
 class _Static(eqx.Module):
-    fn: Callable[..., Any] = eqx.field(static=True)
+    fn: LogDensity = eqx.field(static=True)
 
-    def __call__(self, x: Array, level: Array) -> Array:
+    def __call__(self, x: Array, level: Array) -> ArrayLike:
         return self.fn(x, level)

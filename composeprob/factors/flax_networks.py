@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 from flax import linen, nnx
+from jax import Array
+from jaxtyping import PyTree
 
 from composeprob.errors import NetworkError, WrongTypeError
 from composeprob.factors.randomness import IN_TRAINING
@@ -14,10 +17,10 @@ from composeprob.factors.randomness import IN_TRAINING
 class NNXNetwork(eqx.Module):
     """A Flax NNX module, split into its static graph and its arrays."""
 
-    graphdef: Any = eqx.field(static=True)
-    state: Any
+    graphdef: nnx.GraphDef[nnx.Module] = eqx.field(static=True)
+    state: PyTree[Array]
 
-    def __call__(self, x: Any, t: Any, /, **conditions: Any) -> Any:
+    def __call__(self, x: Array, t: Array, /, **conditions: Array) -> PyTree[Array]:
         return nnx.merge(self.graphdef, self.state)(x, t, **conditions)
 
 
@@ -25,13 +28,13 @@ class LinenNetwork(eqx.Module):
     """A Flax Linen module with its variables."""
 
     module: linen.Module = eqx.field(static=True)
-    variables: Any
+    variables: Mapping[str, Any]
 
-    def __call__(self, x: Any, t: Any, /, **conditions: Any) -> Any:
+    def __call__(self, x: Array, t: Array, /, **conditions: Any) -> PyTree[Array]:
         return self.module.apply(self.variables, x, t, **conditions)
 
 
-def adapt(network: Any) -> eqx.Module | None:
+def adapt(network: object) -> NNXNetwork | LinenNetwork | None:
     """An NNX module, or a Linen ``(module, variables)`` pair, as an Equinox module; None for anything else.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpyro.distributions as dist
@@ -40,7 +39,7 @@ class Gaussians:
         return Gaussians(self.entries, log_weights, self.means, self.covariances)
 
 
-def components(distribution: Any) -> list[Gaussians] | None:
+def components(distribution: dist.Distribution) -> list[Gaussians] | None:
     """A distribution's density as a product of Gaussian mixtures over different entries of its flattened event.
 
     Batch dimensions count as dimensions of the event, as `Analytic` counts them. None for another distribution.
@@ -50,13 +49,13 @@ def components(distribution: Any) -> list[Gaussians] | None:
     return _split(distribution, entries)
 
 
-def _split(distribution: Any, entries: np.ndarray) -> list[Gaussians] | None:
+def _split(distribution: dist.Distribution, entries: np.ndarray) -> list[Gaussians] | None:
     while isinstance(distribution, (dist.Independent, dist.ExpandedDistribution)):
         distribution = distribution.base_dist
     batch, event = np.split(np.array(entries.shape, int), [entries.ndim - distribution.event_dim])
     n = int(np.prod(event))
-    weights: Any = np.ones(1)
-    parts: list[Any]
+    weights: np.ndarray = np.ones(1)
+    parts: list[tuple[np.ndarray, np.ndarray] | None]
     match distribution:
         case dist.MixtureSameFamily():
             weights = np.asarray(distribution.mixing_distribution.probs, np.float64)
@@ -81,7 +80,7 @@ def _split(distribution: Any, entries: np.ndarray) -> list[Gaussians] | None:
     return [Gaussians(own, np.log(w[w > 0]), m[w > 0], c[w > 0]) for own, w, m, c in rows]
 
 
-def _moments(distribution: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+def _moments(distribution: dist.Distribution, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
     """Mean, of ``shape``, and variances of that shape, or covariances ``(*shape, m)``; None if it is no Gaussian."""
     while isinstance(distribution, (dist.Independent, dist.ExpandedDistribution)):
         distribution = distribution.base_dist

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from numpy.typing import ArrayLike
 
 from composeprob.errors import ConditionError, WrongTypeError
 from composeprob.factors.algebra import leaves, power, product
@@ -10,7 +10,7 @@ from composeprob.factors.base import Factor
 from composeprob.factors.classifier import Classifier
 
 
-def guide(factor: Factor, scale: float, **conditions: Any) -> Factor:
+def guide(factor: Factor, scale: float, **conditions: object) -> Factor:
     """Classifier-free guidance, f(x | c)^s · f(x)^{1−s}.
 
     s = 1 is the conditional model, s > 1 sharpens what the condition says; the total power stays 1.
@@ -42,7 +42,7 @@ def guide(factor: Factor, scale: float, **conditions: Any) -> Factor:
     return product(power(factor.given(**conditions), scale), power(factor, 1.0 - scale))
 
 
-def condition(factor: Factor, classifier: Classifier, label: Any, scale: float = 1.0) -> Factor:
+def condition(factor: Factor, classifier: Classifier, label: ArrayLike, scale: float = 1.0) -> Factor:
     """Classifier guidance, f(x)·p(label | x)^s.
 
     Args:

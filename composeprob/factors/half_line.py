@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.special import betaln, gammaln
+from jax.typing import ArrayLike
 
 from composeprob.factors.truncated import noised_sample
 
@@ -52,10 +53,12 @@ class NoisedByQuadrature(dist.Distribution):
     below that it stays finite, and leads back.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - NumPyro's own class-level convention
+    arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012 - NumPyro's own class-level convention
     support = dist.constraints.real
 
-    def __init__(self, clean: Any, alpha: Any, sigma: Any, *, validate_args: bool | None = None):
+    def __init__(
+        self, clean: dist.Distribution, alpha: ArrayLike, sigma: ArrayLike, *, validate_args: bool | None = None
+    ):
         batch_shape = jnp.broadcast_shapes(clean.batch_shape, jnp.shape(alpha), jnp.shape(sigma))
         self.clean = clean.expand(batch_shape) if clean.batch_shape != batch_shape else clean
         self.alpha, self.sigma = (jnp.broadcast_to(jnp.asarray(a), batch_shape) for a in (alpha, sigma))
@@ -92,13 +95,13 @@ def _nodes(own: Coordinate, x: Array, width: Array) -> tuple[Array, Array]:
     return z.reshape(*z.shape[:-2], -1), log_weights.reshape(*z.shape[:-2], -1)
 
 
-def coordinate(distribution: Any) -> Coordinate | None:
+def coordinate(distribution: dist.Distribution) -> Coordinate | None:
     """The coordinate of a distribution, its parameters with one more axis at the end; None if none is known here."""
     shape = distribution.batch_shape
     while isinstance(distribution, dist.ExpandedDistribution):
         distribution = distribution.base_dist
 
-    def own(parameter: Any) -> Array:
+    def own(parameter: ArrayLike) -> Array:
         return jnp.broadcast_to(jnp.asarray(parameter, jnp.result_type(float)), shape)[..., None]
 
     match distribution:

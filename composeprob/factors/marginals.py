@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
@@ -28,7 +26,7 @@ TRUNCATED = (LeftTruncatedDistribution, RightTruncatedDistribution, TwoSidedTrun
 """What NumPyro's function ``TruncatedNormal`` returns."""
 
 
-def noised(distribution: Any, noise: Noise) -> Any:
+def noised(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
     """The distribution of α·X + σ·ε with ε ~ N(0, I), X ~ ``distribution``.
 
     Raises:
@@ -87,7 +85,7 @@ class WhitenedNormal(dist.MultivariateNormal):
         return log_normal(value - self.loc, self.covariance_matrix)
 
 
-def _moved(distribution: Any, noise: Noise) -> Any:
+def _moved(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
     """The noised law of loc + scale·Y: noised Y with as much noise for a signal of another strength, moved."""
     loc, scale = jnp.zeros(()), jnp.ones(())
     for transform in distribution.transforms:

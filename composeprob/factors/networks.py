@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from composeprob.errors import WrongTypeError
 from composeprob.factors.randomness import check_inference
 
-Network = TypeVar("Network", bound=eqx.Module)
+T = TypeVar("T", bound=eqx.Module)
+Network = Callable[..., PyTree[Array]]
+"""Called on one event as ``network(x, t, **conditions)``."""
 
 
 class FunctionNetwork(eqx.Module):
     """A plain function. Arrays that it closes over are constants of the program: pass a module to keep them out."""
 
-    function: Callable[..., Any] = eqx.field(static=True)
+    function: Callable[..., PyTree[Array]] = eqx.field(static=True)
 
-    def __call__(self, x: Array, t: Array, /, **conditions: Array) -> Any:
+    def __call__(self, x: Array, t: Array, /, **conditions: Array) -> PyTree[Array]:
         return self.function(x, t, **conditions)
 
 
@@ -39,7 +42,7 @@ class BatchedLinear(eqx.nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def batched_linear(network: Network) -> Network:
+def batched_linear(network: T) -> T:
     """Returns the Equinox module with every `equinox.nn.Linear` in it multiplying x·Wᵀ in place of W·x.
 
     Both are the same up to rounding, and the weights are the same arrays. Mapped over conditions and chains, W·x is an
@@ -60,7 +63,7 @@ def batched_linear(network: Network) -> Network:
     return jax.tree.map(lambda node: BatchedLinear(node) if plain(node) else node, network, is_leaf=plain)
 
 
-def as_network(network: Any) -> eqx.Module:
+def as_network(network: object) -> Network:
     """Adapt an Equinox module, a Flax NNX module, a Flax Linen ``(module, variables)`` pair or a function.
 
     Raises:
@@ -83,7 +86,7 @@ def as_network(network: Any) -> eqx.Module:
     )
 
 
-def _of_flax(network: Any) -> bool:
+def _of_flax(network: object) -> bool:
     """Whether a network, or the first of a pair, is of a class of Flax; told by names, without importing Flax."""
     module = network[0] if isinstance(network, tuple) and network else network
     return any(base.__module__.startswith("flax.") for base in type(module).__mro__)

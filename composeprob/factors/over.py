@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import PyTree
 
 from composeprob.arguments import check_number
 from composeprob.errors import ConditionError, InvalidValueError, ShapeError, WrongTypeError
@@ -16,7 +16,7 @@ from composeprob.factors.algebra import common_shape, mixture, shares_of
 from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.nodes import Mixture, Plate, Product, leaves, rewrite_leaves, walk
 
-Columns = dict[str, Any]
+Columns = dict[str, PyTree[Array]]
 """Values of conditions along a leading axis: arrays, or pytrees of them."""
 
 
@@ -145,7 +145,7 @@ def _columns(what: str, factor: Factor, values: object, block: int | None) -> tu
     return columns, count
 
 
-def _column(value: Any) -> Any:
+def _column(value: object) -> PyTree[Array]:
     """Values that can be indexed along one leading axis: lists as arrays, of objects (such as texts) if need be."""
     if isinstance(value, list | tuple):
         try:

@@ -7,7 +7,6 @@ With x = α·x_0 + σ·ε, and ε̂ the network's estimate of the noise, the sco
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +79,7 @@ SCORES: dict[str, Callable[[Array, Array, Noise], Array]] = {
 }
 
 
-def with_number(output: Any) -> tuple[Any, Any]:
+def with_number(output: Array | tuple[Array, Array]) -> tuple[Array, Array | float]:
     """What an energy is made of, and the number beside it: 0 unless the network returns a pair."""
     return output if isinstance(output, tuple) and len(output) == 2 else (output, 0.0)
 

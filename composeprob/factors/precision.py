@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.networks import Network
 
 PRECISIONS = ("bfloat16",)
 PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
@@ -27,6 +29,9 @@ DERIVED = frozenset({"custom_jvp_call", "custom_vjp_call"})
 """Functions that bring derivatives of their own: a product inside would no longer be what these are derivatives of."""
 
 
+T = TypeVar("T")
+
+
 def check_precision(precision: str | None) -> None:
     """Refuse what is no precision."""
     if precision is not None and precision not in PRECISIONS:
@@ -36,7 +41,7 @@ def check_precision(precision: str | None) -> None:
         )
 
 
-def in_precision(factor: Any, precision: str | None) -> Any:
+def in_precision(factor: T, precision: str | None) -> T:
     """The factor with every network in it `Rounded`; itself where ``precision`` is None."""
     if precision is None:
         return factor
@@ -61,10 +66,10 @@ class Rounded(eqx.Module):
     the network has it, and so do its weights and what it returns. A gradient's products are rounded likewise.
     """
 
-    network: Any
+    network: Network
     precision: str = eqx.field(static=True)
 
-    def __call__(self, x: Array, t: Array, /, **conditions: Array) -> Any:
+    def __call__(self, x: Array, t: Array, /, **conditions: Array) -> PyTree[Array]:
         arguments = (x, t, conditions)
         traced, shapes = jax.make_jaxpr(lambda x, t, c: self.network(x, t, **c), return_shape=True)(*arguments)
         outputs = _evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(arguments), jnp.dtype(self.precision))
@@ -119,7 +124,7 @@ def _product(
     def product(*operands: Array) -> Array:
         return rounded(*operands, preferred_element_type=out)
 
-    def tangent(primals: Any, tangents: Any) -> Any:
+    def tangent(primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Any]:
         (a, b), (da, db) = primals, tangents
         terms = [(da, b)] * (not _is_zero(da)) + [(a, db)] * (not _is_zero(db))
         return product(a, b), sum(rounded(*each, preferred_element_type=dtype) for each in terms)
@@ -128,7 +133,7 @@ def _product(
     return product(*operands)
 
 
-def _is_zero(tangent: Any) -> bool:
+def _is_zero(tangent: object) -> bool:
     return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
@@ -152,7 +157,7 @@ def _is_product(eqn: JaxprEqn) -> bool:
     return math.prod(operands[0].shape[axis] for axis in summed) >= SHORT
 
 
-def _has_products(param: Any) -> bool:
+def _has_products(param: object) -> bool:
     """Whether a parameter of a primitive holds a function that multiplies matrices."""
     if isinstance(param, tuple):
         return any(map(_has_products, param))

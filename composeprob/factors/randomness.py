@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import equinox as eqx
 import jax
@@ -58,7 +58,7 @@ def draws(jaxpr: Jaxpr) -> bool:
     )
 
 
-def _inside(values: Any) -> list[Jaxpr]:
+def _inside(values: Iterable[object]) -> list[Jaxpr]:
     """The traced functions among the parameters of an equation."""
     found: list[Jaxpr] = []
     for value in values:

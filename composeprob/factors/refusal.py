@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ _NUMBER = (
 )
 
 
-def refuse(symbol: str, factor: Any, other: Any, *, reflected: bool = False) -> NoReturn:
+def refuse(symbol: str, factor: object, other: object, *, reflected: bool = False) -> NoReturn:
     """The error for ``factor symbol other``, or ``other symbol factor`` where that is reflected, or ``-factor`` where
     there is no other.
 
@@ -48,15 +48,15 @@ def refuse(symbol: str, factor: Any, other: Any, *, reflected: bool = False) -> 
     raise WrongTypeError(f"{said} means nothing here: factors have only f * g, f / g and f ** w.", fix=f"{fix}.")
 
 
-def refused(symbol: str, *, reflected: bool = False) -> Callable[[Any, Any], NoReturn]:
+def refused(symbol: str, *, reflected: bool = False) -> Callable[[object, object], NoReturn]:
     """A method for an operator that factors do not have."""
 
-    def method(self: Any, other: Any) -> NoReturn:
+    def method(self: object, other: object) -> NoReturn:
         refuse(symbol, self, other, reflected=reflected)
 
     return method
 
 
-def _called(other: Any) -> str:
+def _called(other: object) -> str:
     plain = isinstance(other, (int, float)) and not isinstance(other, np.generic)
     return repr(other) if plain else type(other).__name__

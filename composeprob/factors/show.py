@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 LONGEST, MOST = 160, 6
 """Characters of a line, and entries of a product or mixture that are shown before it says how many there are."""
@@ -46,7 +46,7 @@ def shape(event: tuple[int, ...] | None) -> str:
     return "×".join(map(str, event)) or "a number"
 
 
-def short(value: Any) -> str:
+def short(value: Array) -> str:
     """A condition's value: a few numbers as they are, an array by its shape."""
     if isinstance(value, jax.core.Tracer) or jnp.size(value) > 4:
         return "array" + str(list(jnp.shape(value)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.special import log_ndtr
+from jax.typing import ArrayLike
 
 
 class NoisedUniform(dist.Distribution):
@@ -24,7 +24,9 @@ class NoisedUniform(dist.Distribution):
     }
     support = dist.constraints.real
 
-    def __init__(self, low: Any, high: Any, alpha: Any, sigma: Any, *, validate_args: bool | None = None):
+    def __init__(
+        self, low: ArrayLike, high: ArrayLike, alpha: ArrayLike, sigma: ArrayLike, *, validate_args: bool | None = None
+    ):
         batch_shape = jnp.broadcast_shapes(jnp.shape(low), jnp.shape(high), jnp.shape(alpha), jnp.shape(sigma))
         self.low, self.high = (jnp.broadcast_to(jnp.asarray(a), batch_shape) for a in (low, high))
         self.alpha, self.sigma = (jnp.broadcast_to(jnp.asarray(a), batch_shape) for a in (alpha, sigma))
@@ -51,12 +53,12 @@ class NoisedTruncatedNormal(dist.Distribution):
     N(x; α·loc, v²)·P(low < N(m, s²) < high)/P(low < N(loc, scale²) < high).
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - NumPyro's own class-level convention
+    arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012 - NumPyro's own class-level convention
     support = dist.constraints.real
 
     def __init__(
-        self, clean: Any, loc: Any, scale: Any, low: Any, high: Any, alpha: Any, sigma: Any,
-        *, validate_args: bool | None = None,
+        self, clean: dist.Distribution, loc: ArrayLike, scale: ArrayLike, low: Array | float | None,
+        high: Array | float | None, alpha: ArrayLike, sigma: ArrayLike, *, validate_args: bool | None = None,
     ):  # fmt: skip
         batch_shape = jnp.broadcast_shapes(clean.batch_shape, jnp.shape(alpha), jnp.shape(sigma))
         self.clean = clean
@@ -80,14 +82,18 @@ class NoisedTruncatedNormal(dist.Distribution):
 
     def _log_inside(self, mean: Array, deviation: Array) -> Array:
         """log P(low < N(mean, deviation²) < high)."""
-        if self.low is not None and self.high is not None:
-            lower, upper = (self.low - mean) / deviation, (self.high - mean) / deviation
-            return log_normal_mass(lower, upper, (self.high - self.low) / deviation)
-        inside = (mean - self.low) if self.low is not None else (self.high - mean)
-        return log_tail(inside / deviation)
+        if self.high is None:
+            assert self.low is not None
+            return log_tail((mean - self.low) / deviation)
+        if self.low is None:
+            return log_tail((self.high - mean) / deviation)
+        lower, upper = (self.low - mean) / deviation, (self.high - mean) / deviation
+        return log_normal_mass(lower, upper, (self.high - self.low) / deviation)
 
 
-def noised_sample(noised: Any, clean: Any, key: Array, sample_shape: tuple[int, ...]) -> Array:
+def noised_sample(
+    noised: dist.Distribution, clean: dist.Distribution, key: Array, sample_shape: tuple[int, ...]
+) -> Array:
     """Draws α·X + σ·ε from draws of X."""
     clean_key, normal_key = jax.random.split(key)
     shape = sample_shape + noised.batch_shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from composeprob.errors import InvalidValueError, WrongTypeError
 T = TypeVar("T")
 
 
-def as_condition(name: str, value: Any) -> Array:
+def as_condition(name: str, value: object) -> Array:
     """A condition as an array, or a `WrongTypeError`; NaN is refused."""
     try:
         array = jax.numpy.asarray(value)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import graphviz
 
 from composeprob.factors.nodes import Combination, Plate
 from composeprob.ir.nodes import Graph, Leaf
 from composeprob.ir.render import formula
+
+if TYPE_CHECKING:
+    pass
+
 
 CLOSE = {"nodesep": "0.2", "ranksep": "0.28"}
 SMALL = {

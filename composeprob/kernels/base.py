@@ -11,7 +11,7 @@ from jax import Array
 
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import CapabilityError
-from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size, check_step_size, describe
+from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_step_size, check_step_size, describe
 
 State = TypeVar("State", bound="KernelState")
 
@@ -75,7 +75,7 @@ class Kernel(eqx.Module, Generic[State]):
         scale_exponent: p in h_k = c·σ_k^p: 2 where h is a squared length (Langevin), 1 where it is a length.
     """
 
-    step_size: StepSize = eqx.field(converter=as_step_size)
+    step_size: StepSizeLike = eqx.field(converter=as_step_size)
 
     def __check_init__(self) -> None:
         name = type(self).__name__
@@ -87,7 +87,7 @@ class Kernel(eqx.Module, Generic[State]):
                 fix=f"give {name} a number, one step per level, or a rule such as `lambda s: 0.1 * s.sigma"
                 f"{'**2' if self.scale_exponent == 2 else ''}`; or use MALA or HMC with Adaptive",
             )
-        check_step_size(self.step_size, name)
+        check_step_size(as_step_size(self.step_size), name)
 
     def __repr__(self) -> str:
         fields = {f: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import PyTree
 
 from composeprob import pytree
 from composeprob.density.evaluation import Position, Target
 from composeprob.errors import CapabilityError, ConditionError
 from composeprob.kernels.base import Info, Kernel, KernelState, log_density_of
-from composeprob.kernels.metric import EUCLIDEAN, Estimated, Metric, as_metric, in_force
+from composeprob.kernels.metric import EUCLIDEAN, Estimated, Metric, MetricLike, as_metric, in_force
 from composeprob.kernels.metropolis import unadjusted
 from composeprob.kernels.step_size import Adaptive, as_step_size, check_count, match_precision
+
+if TYPE_CHECKING:
+    from blackjax.base import SamplingAlgorithm
+
 
 NUTS_GUESS = 15
 """Evaluations that a NUTS transition is taken to need where nobody says: a tree of depth 4."""
@@ -31,7 +36,7 @@ class BlackJAXState(KernelState):
         inner: what BlackJAX carries; its position, log-density and score are overwritten with ours before each step.
     """
 
-    inner: Any
+    inner: PyTree[Array]
 
 
 class BlackJAX(Kernel[BlackJAXState]):
@@ -74,9 +79,9 @@ class BlackJAX(Kernel[BlackJAXState]):
         Cabezas et al. (2024), BlackJAX: composable Bayesian inference in JAX.
     """
 
-    algorithm: Callable[..., Any] = eqx.field(static=True)
-    arrays: dict[str, Any]
-    options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+    algorithm: Callable[..., SamplingAlgorithm] = eqx.field(static=True)
+    arrays: dict[str, PyTree[Array]]
+    options: tuple[tuple[str, object], ...] = eqx.field(static=True)
     evaluations: int = eqx.field(static=True)
     metric: Metric | Estimated
 
@@ -84,11 +89,11 @@ class BlackJAX(Kernel[BlackJAXState]):
 
     def __init__(
         self,
-        algorithm: Callable[..., Any],
-        step_size: Any = None,
+        algorithm: Callable[..., SamplingAlgorithm],
+        step_size: object = None,
         *,
         evaluations: int | None = None,
-        metric: Any = "none",
+        metric: MetricLike = "none",
         **parameters: Any,
     ):
         _check_parameters(algorithm, step_size, parameters)
@@ -154,7 +159,9 @@ class BlackJAX(Kernel[BlackJAXState]):
         log_reversal = log_density_of(before_evaluation) - log_density_of(chosen.evaluation)
         return state, Info(probability.astype(info.acceptance.dtype), accepted, non_finite, log_reversal)
 
-    def _build(self, target: Target, step_size: Array, position: Position, metric: Metric | Estimated) -> Any:
+    def _build(
+        self, target: Target, step_size: Array, position: Position, metric: Metric | Estimated
+    ) -> SamplingAlgorithm:
         takes = _signature(self.algorithm)
         parameters = dict(self.options) | _match_floats(self.arrays, position)
         if "step_size" in takes:
@@ -180,7 +187,7 @@ def _differentiable(target: Target) -> Callable[[Position], Array]:
     return log_density
 
 
-def _refreshed(state: BlackJAXState) -> Any:
+def _refreshed(state: BlackJAXState) -> PyTree[Array]:
     """BlackJAX's state with our position, log-density and score in it: right after a change of level, at no cost."""
     ours = {
         "position": state.position,
@@ -197,19 +204,19 @@ def _refreshed(state: BlackJAXState) -> Any:
     return state.inner._replace(**{name: value for name, value in ours.items() if name in fields})
 
 
-def _signature(algorithm: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _signature(algorithm: Callable[..., SamplingAlgorithm]) -> dict[str, inspect.Parameter]:
     """Parameters of the algorithm by name, without the log-density, which comes first."""
     parameters = inspect.signature(getattr(algorithm, "differentiable", algorithm)).parameters
     return dict(list(parameters.items())[1:])
 
 
-def _name(algorithm: Callable[..., Any]) -> str:
+def _name(algorithm: Callable[..., SamplingAlgorithm]) -> str:
     """The algorithm's name in BlackJAX: that of the module which defines it, such as ``nuts``."""
     function = getattr(algorithm, "differentiable", algorithm)
     return getattr(function, "func", function).__module__.rsplit(".", 1)[-1]
 
 
-def _check_parameters(algorithm: Callable[..., Any], step_size: Any, given: dict[str, Any]) -> None:
+def _check_parameters(algorithm: Callable[..., SamplingAlgorithm], step_size: object, given: dict[str, object]) -> None:
     known, name = _signature(algorithm), _name(algorithm)
     if step_size is not None and "step_size" not in known:
         raise ConditionError(f"{name} of BlackJAX takes no step_size", fix=f"its parameters are {', '.join(known)}")
@@ -228,20 +235,20 @@ def _check_parameters(algorithm: Callable[..., Any], step_size: Any, given: dict
         )
 
 
-def _guess_evaluations(algorithm: Callable[..., Any], parameters: dict[str, Any]) -> int:
+def _guess_evaluations(algorithm: Callable[..., SamplingAlgorithm], parameters: dict[str, Any]) -> int:
     if _name(algorithm) == "nuts":
         return min(NUTS_GUESS, 2 ** parameters.get("max_num_doublings", 10) - 1)
     steps = parameters.get("num_integration_steps", 1)
     return steps if isinstance(steps, int) else 1
 
 
-def _is_numeric(value: Any) -> bool:
+def _is_numeric(value: object) -> bool:
     """Whether a parameter is made of arrays and floats, which may be traced; the rest is part of the program."""
     leaves = jax.tree.leaves(value)
     return bool(leaves) and all(isinstance(leaf, float | np.ndarray | Array) for leaf in leaves)
 
 
-def _match_floats(parameters: dict[str, Any], position: Position) -> dict[str, Any]:
+def _match_floats(parameters: dict[str, PyTree[Array]], position: Position) -> dict[str, PyTree[Array]]:
     def match(leaf: Array) -> Array:
         return match_precision(leaf, position) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -19,6 +19,9 @@ from composeprob.kernels.base import Info, Kernel, KernelState
 Sites = tuple[str, ...]
 
 
+T = TypeVar("T")
+
+
 class GibbsState(KernelState):
     """A chain with what the blocks' kernels carry.
 
@@ -27,7 +30,7 @@ class GibbsState(KernelState):
             parts of the chain's.
     """
 
-    inner: tuple[Any, ...]
+    inner: tuple[KernelState, ...]
 
 
 class Gibbs(Kernel[GibbsState]):
@@ -137,7 +140,7 @@ class Gibbs(Kernel[GibbsState]):
         """Block b's key. One block alone does what its kernel does."""
         return jax.random.fold_in(key, b) if len(self.kernels) > 1 else key
 
-    def _own(self, b: int, state: GibbsState) -> Any:
+    def _own(self, b: int, state: GibbsState) -> KernelState:
         """Block b's state where the chain is now. What other blocks did is to it another level: whatever its kernel
         caches is refreshed, from an evaluation that is at hand."""
         position = _restricted(state.position, self.sites[b])
@@ -157,7 +160,7 @@ def with_parts(kernel: Kernel, parts: Sequence[Kernel]) -> Kernel:
     return Gibbs(dict(zip(kernel.sites, parts, strict=True)), backwards=kernel.backwards)
 
 
-def with_field(kernel: Kernel, field: str, value: Any) -> Kernel:
+def with_field(kernel: Kernel, field: str, value: object) -> Kernel:
     """The kernel with another step size or metric, which is not checked again."""
     old = getattr(kernel, field)
     return eqx.tree_at(lambda node: getattr(node, field), kernel, value, is_leaf=lambda node: node is old)
@@ -201,7 +204,7 @@ def _names(sites: Any) -> Sites:
     return names
 
 
-def _check(sites: tuple[Sites, ...], kernels: tuple[Any, ...]) -> None:
+def _check(sites: tuple[Sites, ...], kernels: tuple[object, ...]) -> None:
     if not sites:
         raise InvalidValueError("Gibbs has no blocks: {}", fix='give each site a kernel, such as {"x": cp.HMC()}')
     for block, kernel in zip(sites, kernels, strict=True):
@@ -219,7 +222,7 @@ def _check(sites: tuple[Sites, ...], kernels: tuple[Any, ...]) -> None:
             )
 
 
-def _restricted(tree: dict[str, Any], sites: Sites) -> dict[str, Any]:
+def _restricted(tree: dict[str, T], sites: Sites) -> dict[str, T]:
     return {name: tree[name] for name in sites}
 
 

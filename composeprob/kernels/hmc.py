@@ -16,7 +16,7 @@ from composeprob.kernels.base import Info
 from composeprob.kernels.hamiltonian import Hamiltonian, HamiltonianState, flip, log_joint
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metropolis import metropolis
-from composeprob.kernels.step_size import Adaptive, StepSize, as_scalar, as_step_size, check_range, match_precision
+from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_scalar, as_step_size, check_range, match_precision
 from composeprob.kernels.walls import comparable
 
 JITTER = 3
@@ -63,7 +63,7 @@ class HMC(Hamiltonian):
         tuning of hybrid Monte Carlo; Sjöberg et al. (2023) for the line integral.
     """
 
-    step_size: StepSize = eqx.field(default_factory=Adaptive, converter=as_step_size)
+    step_size: StepSizeLike = eqx.field(default_factory=Adaptive, converter=as_step_size)
     jitter: Array | float = eqx.field(default=0.0, converter=partial(as_scalar, what="jitter"), repr=False)
     log_ratio: LogRatio = eqx.field(default="exact", static=True, repr=False)
 

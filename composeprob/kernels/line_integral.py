@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +134,7 @@ LogRatio = Literal["exact"] | LineIntegral
 """How a kernel gets log π(x') − log π(x): from the density's own values, or from its scores."""
 
 
-def check_log_ratio(log_ratio: Any, owner: str) -> None:
+def check_log_ratio(log_ratio: object, owner: str) -> None:
     """Raises unless `log_ratio` is ``"exact"`` or a `LineIntegral`."""
     if isinstance(log_ratio, LineIntegral) or (isinstance(log_ratio, str) and log_ratio == "exact"):
         return

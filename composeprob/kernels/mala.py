@@ -13,7 +13,7 @@ from composeprob.kernels.langevin import Langevin, log_proposal_ratio
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metric import in_force
 from composeprob.kernels.metropolis import metropolis
-from composeprob.kernels.step_size import Adaptive, StepSize, as_step_size
+from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_step_size
 from composeprob.kernels.walls import comparable
 
 
@@ -57,7 +57,7 @@ class MALA(Langevin):
         (2023) for the line integral; Titsias (2023), *Optimal preconditioning and Fisher adaptive Langevin sampling*.
     """
 
-    step_size: StepSize = eqx.field(default_factory=Adaptive, converter=as_step_size)
+    step_size: StepSizeLike = eqx.field(default_factory=Adaptive, converter=as_step_size)
     log_ratio: LogRatio = eqx.field(default="exact", static=True, repr=False)
 
     optimal_acceptance = 0.574

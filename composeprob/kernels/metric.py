@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
+from numpy.typing import ArrayLike
 
 from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
@@ -128,11 +129,11 @@ class Estimated(eqx.Module):
         return repr(self.kind)
 
 
-MetricLike = Metric | Estimated | str | Mapping[str, Any] | Array
+MetricLike = Metric | Estimated | str | Mapping[str, ArrayLike] | Array
 """What may be given as a metric; after construction a kernel's is a `Metric` or `Estimated`."""
 
 
-def as_metric(value: Any) -> Metric | Estimated:
+def as_metric(value: object) -> Metric | Estimated:
     """Brings what a user may give as a metric into one of two forms.
 
     Args:
@@ -186,13 +187,13 @@ def in_force(metric: MetricLike) -> Metric:
     return metric
 
 
-def _times(unit: Array | None, values: Any) -> Any:
+def _times(unit: Array | None, values: T) -> T:
     if unit is None:
         return values
     return jax.tree.map(lambda leaf: match_precision(unit, leaf) * leaf, values)
 
 
-def _shown(unit: Any) -> str:
+def _shown(unit: Array | float) -> str:
     if isinstance(unit, jax.core.Tracer) or jnp.ndim(unit):
         return f"array{jnp.shape(unit)}"
     return f"{float(unit) ** 2:.6g}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
+from composeprob.density.evaluation import Position
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class Levels(Protocol):
 class Rule(eqx.Module):
     """A step size per level computed from the schedule; made from any function given as a `step_size`."""
 
-    function: Callable[[Any], Any] = eqx.field(static=True)
+    function: Callable[[Levels], ArrayLike] = eqx.field(static=True)
 
 
 class Adaptive(eqx.Module):
@@ -111,9 +113,11 @@ class Adaptive(eqx.Module):
 
 StepSize = Array | Rule | Adaptive
 """A kernel's `step_size` after construction: a scalar or (K,) array, a rule, or adaptation."""
+StepSizeLike = StepSize | ArrayLike | Callable[[Levels], ArrayLike]
+"""What may be given as one."""
 
 
-def as_step_size(value: Any) -> StepSize:
+def as_step_size(value: object) -> StepSize:
     """Brings what a user may give as a step size into one of three forms.
 
     Raises:
@@ -202,7 +206,7 @@ def mean_acceptance(
     return units.astype(jnp.result_type(float)) / (ACCEPTANCE_UNITS * (num_chains or acceptance.shape[0]))
 
 
-def match_precision(number: Array | float, position: Any) -> Array:
+def match_precision(number: Array | float, position: Position) -> Array:
     """A scalar in the precision of the position, so that a float64 step never promotes a float32 chain."""
     return jnp.asarray(number, jnp.result_type(*jax.tree.leaves(position)))
 
@@ -220,7 +224,7 @@ def check_range(
         raise InvalidValueError(f"{what} is {found:.6g}", fix=f"give {fix}")
 
 
-def check_count(value: Any, what: str, *, minimum: int) -> None:
+def check_count(value: object, what: str, *, minimum: int) -> None:
     """Raises unless `value` is a Python integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise WrongTypeError(f"{what} is {value!r}, of type {type(value).__name__}", fix="give an integer")
@@ -228,7 +232,7 @@ def check_count(value: Any, what: str, *, minimum: int) -> None:
         raise InvalidValueError(f"{what} is {value}", fix=f"give an integer of at least {minimum}")
 
 
-def as_scalar(value: Any, what: str) -> Array:
+def as_scalar(value: object, what: str) -> Array:
     """A number as a scalar array of the default precision; raises for anything else."""
     number = as_numbers(value, what, "a number")
     if number.ndim:
@@ -236,7 +240,7 @@ def as_scalar(value: Any, what: str) -> Array:
     return number
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """A hyper-parameter as short text: numbers as numbers, arrays by their shape."""
     if isinstance(value, Rule):
         return getattr(value.function, "__qualname__", repr(value.function))
@@ -247,7 +251,7 @@ def describe(value: Any) -> str:
     return repr(value)
 
 
-def as_numbers(value: Any, what: str, expected: str) -> Array:
+def as_numbers(value: object, what: str, expected: str) -> Array:
     """Numbers as an array of the default precision; raises for anything else."""
     try:
         numbers = jnp.asarray(value)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jax import Array
+from jax.typing import DTypeLike
 from numpyro.distributions import Distribution
 from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import biject_to
+from numpyro.primitives import CondIndepStackFrame
 
 from composeprob.errors import ImproperError, InvalidValueError, ProgramError, ShapeError, WrongTypeError, caller
 from composeprob.factors.base import is_factor
@@ -60,7 +63,7 @@ def check_latent(name: str, distribution: Distribution, base: Distribution) -> N
         )
 
 
-def check_draw(name: str, value: Any) -> None:
+def check_draw(name: str, value: Array) -> None:
     """Refuse a latent whose prior draws no finite number, such as Uniform(0, ∞)."""
     if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(value))):
         raise ImproperError(
@@ -69,7 +72,9 @@ def check_draw(name: str, value: Any) -> None:
         )
 
 
-def check_observed(name: str, distribution: Distribution, base: Distribution, value: Any, stack: Any) -> None:
+def check_observed(
+    name: str, distribution: Distribution, base: Distribution, value: Array, stack: Sequence[CondIndepStackFrame] | None
+) -> None:
     """Refuse data that do not fit their distribution.
 
     Args:
@@ -115,7 +120,7 @@ def check_observed(name: str, distribution: Distribution, base: Distribution, va
             fix="reshape the data, or the distribution's parameters, so that they match.",
         ) from error
     # A support that depends on parameters may depend on latents, and these may come to allow for the value.
-    support: Any = getattr(type(base), "support", None)
+    support: Constraint = getattr(type(base), "support", None)
     fixed = isinstance(support, Constraint) and not isinstance(support, type(dist.constraints.dependent))
     if fixed and not isinstance(value, jax.core.Tracer):
         with jax.ensure_compile_time_eval():
@@ -159,5 +164,5 @@ def plate_mismatch(error: Exception) -> ShapeError | None:
     return None
 
 
-def _floating(dtype: Any) -> bool:
+def _floating(dtype: DTypeLike) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))

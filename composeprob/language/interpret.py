@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -17,7 +16,7 @@ from composeprob.factors.base import Factor
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.language.checks import check_latent, check_observed, plate_mismatch, sampled_factor
 from composeprob.language.policies import Policy, as_policy
-from composeprob.language.statements import LEVEL
+from composeprob.language.statements import LEVEL, Message
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +36,11 @@ class Statement:
 
     kind: str
     name: str
-    distribution: Any
-    value: Any
+    distribution: Distribution
+    value: Array
     anneal: Policy | None
     where: str
-    scale: Any
+    scale: Array | float | None
     dims: tuple[str | None, ...]
 
     @property
@@ -55,8 +54,6 @@ class Statement:
         return total if self.scale is None else self.scale * total
 
 
-Message = dict[str, Any]
-"""NumPyro's message of one statement."""
 Provide = Callable[[str, str, Distribution], Array]
 """(kind, name, distribution) → the value of a latent site."""
 Redraw = Callable[[str, Distribution, Array], Array]
@@ -134,9 +131,9 @@ class _Interpreter(Messenger):
 
 
 def run(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    function: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     provide: Provide,
     level: Array | int = 0,
     redraw: Redraw | None = None,
@@ -179,7 +176,7 @@ def kind_of(distribution: Distribution) -> str:
     return "noised" if isinstance(unwrap(distribution), FactorDistribution) else "static"
 
 
-def unwrap(distribution: Any) -> Any:
+def unwrap(distribution: Distribution) -> Distribution:
     """The distribution inside plates' expansions and masks."""
     while isinstance(distribution, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
         distribution = distribution.base_dist

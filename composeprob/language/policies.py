@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -41,7 +41,7 @@ class Policy:
         """
         return x / noise.alpha
 
-    def power(self, schedule: Schedule, noise: Noise) -> Any:
+    def power(self, schedule: Schedule, noise: Noise) -> Array | float:
         """The power of the likelihood above level 0; by default 1."""
         return 1.0
 

@@ -22,7 +22,7 @@ class Program:
         where: the place of its definition, ``"file.py:line"`` or ``"In[3], line 2"``.
     """
 
-    def __init__(self, function: Callable[..., Any]):
+    def __init__(self, function: Callable[..., object]):
         if not callable(function) or isinstance(function, type):
             raise WrongTypeError(
                 f"@cp.program decorates a function; got {type(function).__name__}.",
@@ -34,7 +34,7 @@ class Program:
         code = getattr(function, "__code__", None)
         self.where = place(code.co_filename, code.co_firstlineno) if code else "unknown place"
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         """Run the statements as part of the program that is being compiled.
 
         Raises:
@@ -48,7 +48,7 @@ class Program:
             )
         return self.function(*args, **kwargs)
 
-    def check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def check_arguments(self, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Refuse arguments that the function does not take.
 
         Raises:
@@ -63,7 +63,7 @@ class Program:
                 f"{inspect.signature(self.function)}.",
             ) from None
 
-    def names_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[LeafFactor, str]]:
+    def names_of(self, args: tuple[object, ...], kwargs: dict[str, object]) -> list[tuple[LeafFactor, str]]:
         """The leaf factors that the program's author holds in variables, with the variables' names."""
         known = inspect.getclosurevars(self.function)
         bound = inspect.signature(self.function).bind_partial(*args, **kwargs)
@@ -75,7 +75,7 @@ class Program:
         return f"<program {self.name} ({self.where})>"
 
 
-def program(function: Callable[..., Any]) -> Program:
+def program(function: Callable[..., object]) -> Program:
     """Declare a function to be a program.
 
     Its statements say which densities multiply, mix and condition::

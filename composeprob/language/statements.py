@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from jax import Array
+from numpy.typing import ArrayLike
 from numpyro.primitives import Messenger, apply_stack
 
 from composeprob.errors import InvalidValueError, ProgramError, ShapeError, WrongTypeError, a_kind
-from composeprob.factors.base import is_factor
+from composeprob.factors.base import Factor, is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, asked
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.factors.values import check_finite
 from composeprob.language.policies import POLICIES, Policy, as_policy
 
 LEVEL = "composeprob.level"
+Message = dict[str, Any]
+"""NumPyro's message of one statement."""
+T = TypeVar("T")
 
 
-def sample(name: str, factor_or_distribution: Any) -> Any:
+def sample(name: str, factor_or_distribution: Factor | dist.Distribution) -> Array:
     """A random choice of the program.
 
     Args:
@@ -58,10 +63,10 @@ def sample(name: str, factor_or_distribution: Any) -> Any:
 
 def observe(
     name: str,
-    distribution: dist.Distribution | Callable[[Any], dist.Distribution],
-    value: Any,
+    distribution: dist.Distribution | Callable[[Array], dist.Distribution],
+    value: object,
     anneal: str | Policy | None = None,
-) -> Any:
+) -> Array:
     """A measurement: multiplies the likelihood of ``value`` into the program's density.
 
     An observation that looks at a noised site is annealed. Level 0 is the same exact posterior under each policy:
@@ -125,7 +130,7 @@ def observe(
     return numpyro.sample(name, distribution, obs=value, infer=infer)
 
 
-def factor(name: str, log_weight: Any, anneal: str | Policy | None = None) -> None:
+def factor(name: str, log_weight: ArrayLike | Callable[[Array], ArrayLike], anneal: str | Policy | None = None) -> None:
     """Soft evidence: multiplies exp(log_weight) into the program's density.
 
     Args:
@@ -174,13 +179,13 @@ class annealed(Messenger):
         self.policy = as_policy("annealed", policy)
         super().__init__()
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         concerned = msg["type"] == LEVEL or (msg["type"] == "sample" and msg["is_observed"])
         if concerned and msg["infer"].get("anneal") is None:
             msg["infer"] = {**msg["infer"], "anneal": self.policy}
 
 
-def _as_array(name: str, value: Any) -> Any:
+def _as_array(name: str, value: object) -> Array:
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError) as error:
@@ -190,9 +195,9 @@ def _as_array(name: str, value: Any) -> Any:
         ) from error
 
 
-def _at_level(name: str, function: Callable[[Any], Any], anneal: str | Policy | None) -> Any:
+def _at_level(name: str, function: Callable[[Array], T], anneal: str | Policy | None) -> T:
     """What a function of the level returns; the policy in force must take such."""
-    message: dict[str, Any] = {"type": LEVEL, "name": name, "fn": lambda: 0, "args": (), "kwargs": {}, "value": None}
+    message: Message = {"type": LEVEL, "name": name, "fn": lambda: 0, "args": (), "kwargs": {}, "value": None}
     message["infer"] = {"anneal": as_policy(name, anneal)}  # an enclosing block fills in its own policy
     apply_stack(message)
     policy = message["infer"]["anneal"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.arguments import check_key, check_number
 from composeprob.density.annealed import AnnealedDensity
@@ -66,12 +67,12 @@ class EvidenceBounds:
 
 def evidence_bounds(
     density: AnnealedDensity,
-    exact_points: Any,
+    exact_points: ArrayLike | Mapping[str, ArrayLike],
     key: Array,
     *,
     sampler: Sampler,
     num_chains: int = 16,
-    step_size: Any = None,
+    step_size: ArrayLike | None = None,
     chunk: int | None = None,
 ) -> EvidenceBounds:
     r"""Bounds log Z = log ∫f₀, with f₀ = exp(density.log_density(·, 0)), from below and from above.
@@ -142,7 +143,7 @@ def evidence_bounds(
 
 @eqx.filter_jit
 def _both_ways(
-    path: Path, density: AnnealedDensity, key: Array, points: Any, count: int, at_once: int
+    path: Path, density: AnnealedDensity, key: Array, points: dict[str, Array], count: int, at_once: int
 ) -> tuple[Array, Array, Array]:
     n = jax.tree.leaves(points)[0].shape[0]
     down_key, up_key = jax.random.split(key)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.arguments import check_key, check_number
 from composeprob.density.annealed import AnnealedDensity
@@ -77,13 +78,13 @@ class LogLikelihood:
 
 def raise_log_likelihood(
     density: AnnealedDensity,
-    points: Any,
+    points: ArrayLike | Mapping[str, ArrayLike],
     key: Array,
     *,
     sampler: Sampler,
     num_chains: int = 64,
     log_evidence: float | None = None,
-    step_size: Any = None,
+    step_size: ArrayLike | None = None,
     chunk: int | None = None,
 ) -> LogLikelihood:
     r"""Estimates the log-likelihood of held-out points under the law of a sampler's output (RAISE).
@@ -181,14 +182,16 @@ def reduced(logs: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 @eqx.filter_jit
-def _climbs(path: Path, density: AnnealedDensity, key: Array, points: Any, count: int, at_once: int) -> Array:
+def _climbs(
+    path: Path, density: AnnealedDensity, key: Array, points: dict[str, Array], count: int, at_once: int
+) -> Array:
     def one(i: Array) -> Array:
         return climb(path, density, jax.random.fold_in(key, i), jax.tree.map(lambda x: x[i // count], points))
 
     return in_batches(one, jax.tree.leaves(points)[0].shape[0] * count, at_once)
 
 
-def in_batches(one: Any, total: int, at_once: int) -> Array:
+def in_batches(one: Callable[[Array], Array], total: int, at_once: int) -> Array:
     """one(0), …, one(total − 1), so many at a time; traced once."""
     size = min(total, at_once)
     batches = -(-total // size)
@@ -216,7 +219,7 @@ def _evidences(sampler: Sampler, density: AnnealedDensity, keys: Array, first: i
     return jax.lax.map(one, keys)
 
 
-def chains_at_once(density: AnnealedDensity, chunk: Any) -> int:
+def chains_at_once(density: AnnealedDensity, chunk: object) -> int:
     """How many chains are evaluated at once."""
     if chunk is not None:
         return check_number(chunk, "chunk")
@@ -224,7 +227,7 @@ def chains_at_once(density: AnnealedDensity, chunk: Any) -> int:
     return min(CHAINS_AT_ONCE, max(1, NUMBERS_AT_ONCE // max(size, 1)))
 
 
-def as_positions(points: Any, density: AnnealedDensity) -> dict[str, Array]:
+def as_positions(points: object, density: AnnealedDensity) -> dict[str, Array]:
     """Points as ``{site: (n, …)}``.
 
     Raises:

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import Estimated, Gibbs, Kernel, KernelState
 from composeprob.kernels.base import log_density_of
-from composeprob.kernels.gibbs import parts_of, with_field, with_parts
+from composeprob.kernels.gibbs import GibbsState, parts_of, with_field, with_parts
 from composeprob.pytree import normal_like
 from composeprob.runtime.arguments import not_a_sampler
 from composeprob.samplers.base import REVERSE, Sampler
@@ -68,7 +68,7 @@ class Path(eqx.Module):
         return cls(kernel, steps, count, route.reverse, route.leaning, weights, first, *up)
 
 
-def frozen(sampler: Sampler, density: AnnealedDensity, step_size: Any) -> Sampler:
+def frozen(sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | None) -> Sampler:
     """The sampler, prepared for the density, with adaptive step sizes replaced by those that a run came to.
 
     Args:
@@ -160,7 +160,7 @@ def upward(density: AnnealedDensity, mixed: bool, weighted: bool = False) -> tup
     return pull, spread
 
 
-def filled(step_size: Any, shape: tuple[int, ...]) -> Array:
+def filled(step_size: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Steps of a run, (K,) or (K, B), with NaN at levels that it skipped replaced by the step of the nearest level."""
     steps, num_levels = np.asarray(step_size, float), shape[0]
     finite = np.isfinite(steps).reshape(len(steps), -1).all(1) if steps.shape == shape else np.zeros(0, bool)
@@ -193,7 +193,7 @@ def climb(path: Path, density: AnnealedDensity, key: Array, position: Position) 
     state = _start(path, density, jax.random.fold_in(key, density.num_levels), position, 0)
     backwards = None if path.kernel is None else path.kernel.reversal
 
-    def rise(k: Array, state: Any) -> tuple[Any, Array]:
+    def rise(k: Array, state: KernelState) -> tuple[KernelState, Array]:
         after, x = state.evaluation, state.position
         log_ratio = jnp.zeros(())
         if path.reverse:
@@ -211,7 +211,7 @@ def climb(path: Path, density: AnnealedDensity, key: Array, position: Position) 
                 log_ratio = log_ratio + log_ratio_of_leaning(state.position, drift, followed, x, density, k + 1)
         return state, log_ratio
 
-    def level(k: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+    def level(k: Array, carry: tuple[KernelState, Array]) -> tuple[KernelState, Array]:
         state, total = carry
         state, moved = _transitions(path, backwards, density, jax.random.fold_in(key, k), state, k)
         state, risen = jax.lax.cond(k < path.first, partial(rise, k), lambda s: (s, jnp.zeros(())), state)
@@ -235,7 +235,7 @@ def descend(path: Path, density: AnnealedDensity, key: Array) -> Array:
     total = -density.top.log_density(position, density.schedule.at(path.first).sigma)
     state = _start(path, density, jax.random.fold_in(start_key, 1), position, path.first)
 
-    def fall(k: Array, state: Any) -> tuple[Any, Array]:
+    def fall(k: Array, state: KernelState) -> tuple[KernelState, Array]:
         log_ratio = jnp.zeros(())
         if path.reverse:
             step_key = jax.random.fold_in(jax.random.fold_in(key, k), REVERSE)
@@ -248,7 +248,7 @@ def descend(path: Path, density: AnnealedDensity, key: Array) -> Array:
             log_ratio = log_ratio + _log_normal(above, *_upward_law(path, density, state, k))
         return state, log_ratio
 
-    def level(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+    def level(i: Array, carry: tuple[KernelState, Array]) -> tuple[KernelState, Array]:
         state, total = carry
         k = path.first - i
         state, fallen = jax.lax.cond(i > 0, partial(fall, k), lambda s: (s, jnp.zeros(())), state)
@@ -265,29 +265,30 @@ def start_constant(log_evidence: Array) -> Array:
     return jnp.where(jnp.isfinite(log_evidence), log_evidence, 0.0)
 
 
-def _start(path: Path, density: AnnealedDensity, key: Array, position: Position, level: int) -> Any:
+def _start(path: Path, density: AnnealedDensity, key: Array, position: Position, level: int) -> KernelState:
     target = partial(density.evaluator, level=level)
     if path.kernel is None:
         return KernelState(position, target(position))
     return path.kernel.init(key, position, target)
 
 
-def _relevel(path: Path, state: Any, density: AnnealedDensity, level: Array) -> Any:
+def _relevel(path: Path, state: KernelState, density: AnnealedDensity, level: Array) -> KernelState:
     target = partial(density.evaluator, level=level)
     if path.kernel is None:
         return dataclasses.replace(state, evaluation=target(state.position))
+    assert isinstance(state, GibbsState)
     return path.kernel.relevel(state, target)
 
 
 def _transitions(
-    path: Path, kernel: Kernel | None, density: AnnealedDensity, key: Array, state: Any, level: Array
-) -> tuple[Any, Array]:
+    path: Path, kernel: Kernel | None, density: AnnealedDensity, key: Array, state: KernelState, level: Array
+) -> tuple[KernelState, Array]:
     """The level's transitions, by the path's kernel or its reversal, and Σ log-ratio of the way back."""
     target = partial(density.evaluator, level=level)
     if kernel is None:
         return state, jnp.zeros(())
 
-    def step(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+    def step(i: Array, carry: tuple[KernelState, Array]) -> tuple[KernelState, Array]:
         state, total = carry
         state, info = kernel.step(jax.random.fold_in(key, i), state, target, path.steps[level])
         return state, total + jnp.sum(info.log_reversal)
@@ -295,7 +296,7 @@ def _transitions(
     return jax.lax.fori_loop(0, path.count, step, (state, jnp.zeros(())))
 
 
-def _followed(path: Path, density: AnnealedDensity, state: Any, level: Array) -> Position:
+def _followed(path: Path, density: AnnealedDensity, state: KernelState, level: Array) -> Position:
     """What the reverse step from a state at this level follows."""
     e = state.evaluation
     return leaning(state.position, e.parts.drift, e.score, density, level) if path.leaning else e.score
@@ -308,13 +309,13 @@ def _gain(path: Path, before: Evaluation, after: Evaluation, density: AnnealedDe
     return gain_between(before.parts, after.parts, density, level)
 
 
-def _log_reverse(path: Path, density: AnnealedDensity, state: Any, x: Position, level: Array) -> Array:
+def _log_reverse(path: Path, density: AnnealedDensity, state: KernelState, x: Position, level: Array) -> Array:
     """log N(x; the reverse step from the state at level + 1)."""
     mean, variance = reverse_law(state.position, _followed(path, density, state, level + 1), density, level + 1)
     return _log_normal(x, mean, jax.tree.map(lambda _: variance, mean))
 
 
-def _upward_law(path: Path, density: AnnealedDensity, state: Any, level: Array) -> tuple[Position, Position]:
+def _upward_law(path: Path, density: AnnealedDensity, state: KernelState, level: Array) -> tuple[Position, Position]:
     """Mean and variances of `upward` from a state at level k < K − 1."""
     here, there = density.schedule.at(level), density.schedule.at(level + 1)
     s = state.evaluation.parts.drift if path.leaning else state.evaluation.score

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ class Adapted(eqx.Module):
         flow: times of flow matching: this number times σ/(σ + α); None for others.
     """
 
-    network: Any
+    network: Callable[..., Array]
     known: Array | None
     channels: int = eqx.field(static=True)
     pooled: int | None = eqx.field(static=True)
@@ -53,7 +53,7 @@ class Preconditioned(eqx.Module):
         Karras et al. 2022, *Elucidating the design space*, table 1.
     """
 
-    network: Any
+    network: Callable[..., Array]
     scale: float = eqx.field(static=True)
     sign: float = eqx.field(static=True, default=1.0)
 

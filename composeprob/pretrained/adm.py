@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from composeprob.errors import LoadError
+from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained.attention import Attention
 from composeprob.pretrained.blocks import Middle, Stage, Style, down_stage, skip_inputs, up_stage
 from composeprob.pretrained.config import check, options, per_block
@@ -17,7 +15,7 @@ from composeprob.pretrained.unet import UNet
 NAME = "GuidedDiffusionUNet"
 GROUPS, EPS = 32, 1e-5
 """Of every norm of the original."""
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, JSON] = {
     "image_size": None,
     "in_channels": 3,
     "out_channels": 3,
@@ -33,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "resblock_updown": False,
     "time_scale": 1.0,
 }
-SUPPORTED: dict[str, tuple[Any, ...]] = {"use_scale_shift_norm": (True, False), "resblock_updown": (True, False)}
+SUPPORTED: dict[str, tuple[JSON, ...]] = {"use_scale_shift_norm": (True, False), "resblock_updown": (True, False)}
 
 
 def heads(width: int, number: int | None, channels: int | None, where: str) -> int:
@@ -53,7 +51,7 @@ def heads(width: int, number: int | None, channels: int | None, where: str) -> i
     return found
 
 
-def build(config: Mapping[str, Any], where: str) -> Network:
+def build(config: JSONObject, where: str) -> Network:
     """The skeleton of a UNet of guided-diffusion.
 
     Args:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained.attention import Attention
 from composeprob.pretrained.blocks import Middle, Stage, Style, down_stage, up_stage
 from composeprob.pretrained.config import check, options, per_block, unsupported
 from composeprob.pretrained.layers import ACTIVATIONS, Conv, GroupNorm
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, JSON] = {
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ("DownEncoderBlock2D",),
@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "mid_block_add_attention": True,
 }
 DOWN, UP = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
-SUPPORTED: dict[str, tuple[Any, ...]] = {"act_fn": tuple(ACTIVATIONS)}
+SUPPORTED: dict[str, tuple[JSON, ...]] = {"act_fn": tuple(ACTIVATIONS)}
 
 
 class Encoder(eqx.Module):
@@ -106,7 +106,7 @@ class Autoencoder(eqx.Module):
         return self.decoder(raw).astype(z.dtype)
 
 
-def build(config: Mapping[str, Any], where: str) -> Autoencoder:
+def build(config: JSONObject, where: str) -> Autoencoder:
     """The skeleton of an `AutoencoderKL` from its config.json.
 
     Raises:
@@ -156,7 +156,7 @@ def build(config: Mapping[str, Any], where: str) -> Autoencoder:
     )  # fmt: skip
 
 
-def latent_scale(o: Any, latents: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def latent_scale(o: SimpleNamespace, latents: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean and scale of (z − mean)·scale, one number for each channel of the latents."""
     factor = float(o.scaling_factor)
     if o.latents_mean is not None and o.latents_std is not None:

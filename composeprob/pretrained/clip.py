@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError
+from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained.attention import attend
 from composeprob.pretrained.config import check, options
 from composeprob.pretrained.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, JSON] = {
     "vocab_size": 49408,
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -32,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "bos_token_id": 49406,
     "eos_token_id": 49407,
 }
-SUPPORTED: dict[str, tuple[Any, ...]] = {"hidden_act": tuple(ACTIVATIONS)}
+SUPPORTED: dict[str, tuple[JSON, ...]] = {"hidden_act": tuple(ACTIVATIONS)}
 WRONG_END = 2
 """Old files have this in the place of the end token's id; there the end is the greatest id of a sequence."""
 
@@ -128,7 +127,7 @@ class CLIPText(eqx.Module):
         found = self.last(ids)[place]
         return found if self.text_projection is None else self.text_projection(found)
 
-    def check(self, ids: Any) -> Array:
+    def check(self, ids: ArrayLike) -> Array:
         """Token ids as an array.
 
         Raises:
@@ -154,7 +153,7 @@ class CLIPText(eqx.Module):
         return array
 
 
-def build(config: Mapping[str, Any], where: str) -> CLIPText:
+def build(config: JSONObject, where: str) -> CLIPText:
     """The skeleton of a CLIP text encoder from its config.json, with a projection where its class says so.
 
     Raises:

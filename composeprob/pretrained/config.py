@@ -6,19 +6,22 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
 from composeprob.errors import LoadError
+from composeprob.json_data import JSON, JSONObject
 
 T = TypeVar("T")
+Build = Callable[[JSONObject, str], T]
+"""Makes a network's skeleton, or levels, of a file's options; the second argument is the file, for errors."""
 OLD_NAMES = {"num_train_steps": "num_train_timesteps"}
 NOTES = frozenset({"architectures", "dtype", "model_type", "name_or_path", "torch_dtype", "transformers_version"})
 """What a file notes of its own history, and no network reads."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JSONObject:
     """Reads one JSON object.
 
     Raises:
@@ -41,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def options(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> SimpleNamespace:
+def options(config: JSONObject, defaults: Mapping[str, JSON], where: str) -> SimpleNamespace:
     """Returns every option of a network, the original's default where the file does not say.
 
     Args:
@@ -63,7 +66,7 @@ def options(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) 
     return SimpleNamespace(**{**defaults, **{name: value for name, value in given.items() if name in defaults}})
 
 
-def check(found: SimpleNamespace, supported: Mapping[str, tuple[Any, ...]], where: str) -> None:
+def check(found: SimpleNamespace, supported: Mapping[str, tuple[JSON, ...]], where: str) -> None:
     """Refuses the first option whose value is not among those that are supported.
 
     Raises:
@@ -75,7 +78,7 @@ def check(found: SimpleNamespace, supported: Mapping[str, tuple[Any, ...]], wher
             unsupported(where, name, value, values)
 
 
-def unsupported(where: str, name: str, value: object, supported: tuple[Any, ...]) -> NoReturn:
+def unsupported(where: str, name: str, value: object, supported: tuple[JSON, ...]) -> NoReturn:
     """Refuses an option's value."""
     raise LoadError(
         f"{where} says {name}={value!r}, which is not supported.",
@@ -83,7 +86,7 @@ def unsupported(where: str, name: str, value: object, supported: tuple[Any, ...]
     )
 
 
-def made(build: Callable[[Mapping[str, Any], str], T], config: Mapping[str, Any], where: str) -> T:
+def made(build: Build[T], config: JSONObject, where: str) -> T:
     """Returns ``build(config, where)``; a value of a kind that cannot be meant is refused by the option's name.
 
     Raises:
@@ -103,9 +106,7 @@ def made(build: Callable[[Mapping[str, Any], str], T], config: Mapping[str, Any]
         ) from error
 
 
-def _culprit(
-    build: Callable[[Mapping[str, Any], str], Any], config: Mapping[str, Any], where: str, of_kind: bool
-) -> str | None:
+def _culprit(build: Build[object], config: JSONObject, where: str, of_kind: bool) -> str | None:
     """The option without which the rest can be built; for values ``of_kind``, or is refused in words of its own."""
     refused = None
     for name in config:
@@ -119,7 +120,7 @@ def _culprit(
     return refused if of_kind else None
 
 
-def per_block(value: Any, count: int, name: str, where: str) -> list[Any]:
+def per_block(value: T | list[T] | tuple[T, ...], count: int, name: str, where: str) -> list[T]:
     """An option that is given once, or once for each block, as a list of one value a block.
 
     Raises:

@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError, LoadError
+from composeprob.json_data import JSONObject
 from composeprob.pretrained import adm, schedulers, tensors
+from composeprob.pretrained.layers import Parameter
 from composeprob.pretrained.tensors import Stored
 
 RESNET = {
@@ -68,7 +70,7 @@ class Told:
     rescale_timesteps: bool = False
 
 
-def convert(weights: Path, out: Path, told: Told, *, replace: bool = False) -> dict[str, Any]:
+def convert(weights: Path, out: Path, told: Told, *, replace: bool = False) -> JSONObject:
     """Writes a folder with config.json, the weights and scheduler_config.json; returns the network's configuration.
 
     Args:
@@ -109,7 +111,7 @@ def convert(weights: Path, out: Path, told: Told, *, replace: bool = False) -> d
     return config
 
 
-def configuration(stored: Mapping[str, Stored], told: Told, where: str) -> dict[str, Any]:
+def configuration(stored: Mapping[str, Stored], told: Told, where: str) -> JSONObject:
     """The network's options, as `adm.build` takes them.
 
     Raises:
@@ -161,7 +163,7 @@ def _indices(names: Mapping[str, Stored], pattern: str) -> Iterator[str]:
 
 
 def _renamed(
-    stored: Mapping[str, Stored], config: Mapping[str, Any], told: Told, where: str
+    stored: Mapping[str, Stored], config: JSONObject, told: Told, where: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Every array by its name here, queries, keys and values apart."""
     for name, entry in stored.items():
@@ -220,7 +222,7 @@ def _place(layer: str, layers: int) -> tuple[str | None, str]:
     return (f"{resnet}.{RESNET[inner]}" if inner in RESNET else None), ""
 
 
-def _check(skeleton: Any, arrays: Mapping[str, np.ndarray], where: str) -> None:
+def _check(skeleton: PyTree[Parameter], arrays: Mapping[str, np.ndarray], where: str) -> None:
     """Refuses arrays that are not those of the skeleton.
 
     Raises:

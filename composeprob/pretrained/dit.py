@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained.attention import FEED_FORWARD, Attention, FeedForward
 from composeprob.pretrained.config import check, options
 from composeprob.pretrained.embeddings import EmbeddingMLP, Sinusoids, grid_sinusoids
 from composeprob.pretrained.layers import Conv, Embedding, LayerNorm, Linear
 from composeprob.pretrained.network import Network
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, JSON] = {
     "num_attention_heads": 16,
     "attention_head_dim": 72,
     "in_channels": 4,
@@ -34,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
-SUPPORTED: dict[str, tuple[Any, ...]] = {"activation_fn": tuple(FEED_FORWARD), "norm_type": ("ada_norm_zero",)}
+SUPPORTED: dict[str, tuple[JSON, ...]] = {"activation_fn": tuple(FEED_FORWARD), "norm_type": ("ada_norm_zero",)}
 
 
 class Patches(eqx.Module):
@@ -143,7 +141,7 @@ def unpatched(sequence: Array, height: int, width: int, size: int) -> Array:
     return patches.transpose(0, 2, 1, 3, 4).reshape(height, width, -1)
 
 
-def build(config: Mapping[str, Any], where: str) -> Network:
+def build(config: JSONObject, where: str) -> Network:
     """The skeleton of a `DiTTransformer2DModel` from its config.json.
 
     Raises:

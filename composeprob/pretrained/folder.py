@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from composeprob.errors import LoadError
+from composeprob.json_data import JSON
 from composeprob.pretrained.config import read_json
 from composeprob.pretrained.tensors import refuse_pickles
 
@@ -63,7 +63,7 @@ def find(path: str | os.PathLike[str]) -> Folder:
     )
 
 
-def _is_component(entry: Any) -> bool:
+def _is_component(entry: JSON) -> bool:
     """Whether an entry of the index is a (library, class) pair of a component that is there."""
     return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
 

@@ -37,7 +37,7 @@ class Parameter:
 
 
 def parameter(*shape: int, axes: tuple[int, ...] | None = None) -> Any:
-    """A `Parameter`, in the place of an array."""
+    """A `Parameter`, in the place of an array, which its layer takes it for."""
     return Parameter(shape, tuple(range(len(shape))) if axes is None else axes)
 
 

@@ -6,13 +6,18 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
+from composeprob.factors.diffusion import Encoder
 from composeprob.factors.values import as_condition
+from composeprob.json_data import JSONObject
 from composeprob.pretrained import (
     adm,
     autoencoder,
@@ -27,24 +32,26 @@ from composeprob.pretrained import (
     unet_condition,
 )
 from composeprob.pretrained.adapted import Adapted, Preconditioned
-from composeprob.pretrained.config import made, read_json, unsupported
-from composeprob.pretrained.model import Parts, Pretrained
+from composeprob.pretrained.clip import CLIPText
+from composeprob.pretrained.config import Build, made, read_json, unsupported
+from composeprob.pretrained.model import Coder, Parts, Pretrained
 from composeprob.pretrained.network import Network
 from composeprob.pretrained.text import Prompts, TextEncoder
 from composeprob.pretrained.tokenizer import Tokenizer
 from composeprob.schedule import Schedule
 
-NETWORKS: dict[str, Callable[[Mapping[str, Any], str], Network]] = {
+NETWORKS: dict[str, Build[Network]] = {
     "UNet2DModel": unet_2d.build,
     "UNet2DConditionModel": unet_condition.build,
     "DiTTransformer2DModel": dit.build,
     "SD3Transformer2DModel": sd3.build,
     adm.NAME: adm.build,
 }
-AUTOENCODERS: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
+AUTOENCODERS: dict[str, Build[Coder]] = {
     "AutoencoderKL": autoencoder.build,
     "AutoencoderTiny": tiny.build,
 }
+T = TypeVar("T")
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 IGNORED = ("pos_embed.pos_embed", "embeddings.position_ids")
@@ -54,7 +61,7 @@ IGNORED = ("pos_embed.pos_embed", "embeddings.position_ids")
 def from_diffusers(
     path_or_repo_id: str | os.PathLike[str],
     component: str | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     schedule: Schedule | None = None,
     remat: bool = False,
 ) -> Pretrained:
@@ -125,7 +132,7 @@ def from_diffusers(
     return Pretrained(adapted, parts, event_shape=shape, label=place.path.name, remat=remat, **options)
 
 
-def _dtype(dtype: Any) -> Any:
+def _dtype(dtype: DTypeLike | None) -> DTypeLike:
     if dtype is None:
         return jnp.float32
     try:
@@ -161,7 +168,7 @@ def _component(place: folder.Folder, component: str | None) -> str:
     )
 
 
-def _built(config: Mapping[str, Any], known: Mapping[str, Callable[[Mapping[str, Any], str], Any]], where: str) -> Any:
+def _built(config: JSONObject, known: Mapping[str, Build[T]], where: str) -> T:
     kind = config.get("_class_name")
     if not isinstance(kind, str) or kind not in known:
         unsupported(where, "_class_name", kind, tuple(known))
@@ -201,15 +208,15 @@ def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
     return sides[0], sides[1], network.channels
 
 
-def _beside(place: folder.Folder, dtype: Any) -> Callable[[], tuple[Any, tuple[TextEncoder, ...]]]:
+def _beside(place: folder.Folder, dtype: DTypeLike) -> Callable[[], tuple[Coder | None, tuple[TextEncoder, ...]]]:
     """Checks the autoencoder and the text encoders of a pipeline; returns what reads them."""
-    readers: list[Callable[[], Any]] = []
+    readers: list[Callable[[], Coder]] = []
     for name in ("vae", "vqvae"):
         if name in place.components:
             where = place.of(name)
-            skeleton = _built(read_json(where / "config.json"), AUTOENCODERS, str(where / "config.json"))
-            readers.append(_reader(skeleton, where, dtype))
-    texts: list[tuple[Callable[[], Any], Tokenizer | None]] = []
+            coder = _built(read_json(where / "config.json"), AUTOENCODERS, str(where / "config.json"))
+            readers.append(_reader(coder, where, dtype))
+    texts: list[tuple[Callable[[], CLIPText], Tokenizer | None]] = []
     for suffix in ("", "_2"):
         name = f"text_encoder{suffix}"
         if place.components.get(name) in TEXT_ENCODERS:
@@ -222,14 +229,13 @@ def _beside(place: folder.Folder, dtype: Any) -> Callable[[], tuple[Any, tuple[T
     if "text_encoder_3" in place.components:
         texts = []  # a prompt is told by all three, and T5 is not among those that are known
 
-    def read() -> tuple[Any, tuple[TextEncoder, ...]]:
-        autoencoder = readers[0]() if readers else None
-        return autoencoder, tuple(TextEncoder(reader(), tokenizer) for reader, tokenizer in texts)
+    def read() -> tuple[Coder | None, tuple[TextEncoder, ...]]:
+        return readers[0]() if readers else None, tuple(TextEncoder(reader(), tokenizer) for reader, tokenizer in texts)
 
     return read
 
 
-def _reader(skeleton: Any, where: Path, dtype: Any) -> Callable[[], Any]:
+def _reader(skeleton: T, where: Path, dtype: DTypeLike) -> Callable[[], T]:
     stored = tensors.weights(where)
     rename = lambda name: tensors.current(name.removeprefix("text_model."))  # noqa: E731
     arguments = skeleton, stored, str(where), dtype
@@ -238,8 +244,8 @@ def _reader(skeleton: Any, where: Path, dtype: Any) -> Callable[[], Any]:
 
 
 def _adapted(
-    module: Any, network: Network, learned: schedulers.Trained, schedule: Schedule | None
-) -> tuple[Any, dict[str, Any]]:
+    module: Callable[..., Array], network: Network, learned: schedulers.Trained, schedule: Schedule | None
+) -> tuple[Callable[..., Array], dict[str, Any]]:
     """The network as the factor calls it, with the factor's levels, time and parameterization."""
     own = learned.schedule
     time = learned.time or network.time
@@ -262,10 +268,10 @@ def _adapted(
     return module, options
 
 
-def _conditions(network: Network, parts: Parts, shape: tuple[int, ...]) -> dict[str, Any]:
+def _conditions(network: Network, parts: Parts, shape: tuple[int, ...]) -> dict[str, Mapping[str, object]]:
     """The factor's conditions, the value of each that means "none", and what encodes them."""
-    values: dict[str, Any] = {}
-    encoders: dict[str, Any] = {}
+    values: dict[str, ArrayLike | None] = {}
+    encoders: dict[str, Encoder] = {}
     if "prompt" in network.conditions:
         pooled = network.conditions["pooled"][0] if "pooled" in network.conditions else None
         prompts = Prompts(parts.text_encoders, network.conditions["prompt"], pooled)
@@ -282,7 +288,7 @@ def _conditions(network: Network, parts: Parts, shape: tuple[int, ...]) -> dict[
     return {"conditions": values, "encoders": encoders}
 
 
-def _label(count: int, label: Any) -> Any:
+def _label(count: int, label: ArrayLike) -> np.ndarray:
     """A label as it is, refused where the table of labels has no such row: gathering would take the last."""
     array = np.asarray(as_condition("label", label))
     whole = np.issubdtype(array.dtype, np.integer) and array.ndim == 0

@@ -11,10 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.errors import CapabilityError, ShapeError
 from composeprob.factors.diffusion import Diffusion
+from composeprob.pretrained.autoencoder import Autoencoder
 from composeprob.pretrained.text import Prompts, TextEncoder
+from composeprob.pretrained.tiny import TinyAutoencoder
+
+Coder = Autoencoder | TinyAutoencoder
 
 
 class Parts:
@@ -26,30 +31,32 @@ class Parts:
         text_encoders: none, one or two.
     """
 
-    def __init__(self, name: str, autoencoder: Any, text_encoders: tuple[TextEncoder, ...]):
+    def __init__(self, name: str, autoencoder: Coder | None, text_encoders: tuple[TextEncoder, ...]):
         self.name, self.autoencoder, self.text_encoders = name, autoencoder, text_encoders
 
     def __repr__(self) -> str:
         return f"Parts({self.name})"
 
-    def pictures(self, latents: Any) -> np.ndarray:
+    def pictures(self, latents: object) -> np.ndarray:
         """Images of latents (…, height, width, channels), their values from 0 to 1."""
         return pixels(self.decode(latents))
 
-    def decode(self, latents: Any) -> Array:
+    def decode(self, latents: object) -> Array:
         """Images of latents, (…, height, width, channels)."""
+        assert self.autoencoder is not None
         latent = jnp.asarray(latents, jnp.result_type(float))
         _check_image(latent, self.autoencoder.latents, 1, "Latents")
         return _each(_decode, self.autoencoder, latent)
 
-    def encode(self, images: Any) -> Array:
+    def encode(self, images: ArrayLike) -> Array:
         """Latents of images, (…, height, width, channels)."""
+        assert self.autoencoder is not None
         image = jnp.asarray(images, jnp.result_type(float))
         _check_image(image, self.autoencoder.channels, self.autoencoder.shrinks, "Images")
         return _each(_encode, self.autoencoder, image)
 
 
-def pixels(images: Any) -> np.ndarray:
+def pixels(images: object) -> np.ndarray:
     """Images (…, height, width, channels) with values from −1 to 1, brought to 0 to 1: all models of pixels agree."""
     return np.clip(np.asarray(images, np.float32) / 2 + 0.5, 0.0, 1.0)
 
@@ -63,7 +70,7 @@ class Pretrained(Diffusion):
 
     parts: Parts = eqx.field(static=True)
 
-    def __init__(self, network: Any, parts: Parts, **options: Any):
+    def __init__(self, network: Callable[..., Array], parts: Parts, **options: Any):
         self.parts = parts
         super().__init__(network, **options)
 
@@ -109,7 +116,7 @@ class Pretrained(Diffusion):
             )
         return self.parts.text_encoders[1]
 
-    def decode(self, latents: Any) -> Array:
+    def decode(self, latents: ArrayLike) -> Array:
         """Makes images of latents.
 
         Args:
@@ -125,7 +132,7 @@ class Pretrained(Diffusion):
         self._check_latent()
         return self.parts.decode(latents)
 
-    def encode(self, images: Any) -> Array:
+    def encode(self, images: ArrayLike) -> Array:
         """Makes latents of images: the mean of the encoder's law, scaled as the network was trained.
 
         Args:
@@ -158,7 +165,7 @@ def _check_image(x: Array, channels: int, multiple: int, what: str) -> None:
         )
 
 
-def _each(function: Any, network: Any, x: Array) -> Array:
+def _each(function: Callable[[Coder, Array], Array], network: Coder, x: Array) -> Array:
     """The function of every image of a stack."""
     stack = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
     found = function(network, stack if len(stack) else jnp.zeros((1, *x.shape[-3:]), x.dtype))[: len(stack)]
@@ -166,10 +173,10 @@ def _each(function: Any, network: Any, x: Array) -> Array:
 
 
 @eqx.filter_jit
-def _decode(network: Any, latents: Array) -> Array:
+def _decode(network: Coder, latents: Array) -> Array:
     return jax.lax.map(network.decode, latents, batch_size=4)
 
 
 @eqx.filter_jit
-def _encode(network: Any, images: Array) -> Array:
+def _encode(network: Coder, images: Array) -> Array:
     return jax.lax.map(network.encode, images, batch_size=4)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from jax import Array
+
+from composeprob.json_data import JSON
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Network:
         null_label: the label that means "no label"; None where there is none.
     """
 
-    module: Any
-    sample_size: Any
+    module: Callable[..., Array]
+    sample_size: JSON
     channels: int
     outputs: int
     multiple: int

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from composeprob.errors import LoadError
+from composeprob.json_data import JSONObject
 from composeprob.pretrained.config import unsupported
 from composeprob.schedule import Schedule
 
@@ -57,7 +56,7 @@ class Trained:
     time: str | None = None
 
 
-def trained(config: Mapping[str, Any], where: str) -> Trained:
+def trained(config: JSONObject, where: str) -> Trained:
     """Reads a scheduler's configuration.
 
     Raises:
@@ -108,7 +107,7 @@ def _without_signal_at_the_end(signal: np.ndarray) -> np.ndarray:
     return np.cumprod(1 - (1 - ratios), dtype=np.float64)
 
 
-def _betas(config: Mapping[str, Any], levels: int, where: str) -> np.ndarray:
+def _betas(config: JSONObject, levels: int, where: str) -> np.ndarray:
     """β of every level, in single precision as the originals have it."""
     given = config.get("trained_betas")
     if given is not None:
@@ -131,7 +130,7 @@ def _betas(config: Mapping[str, Any], levels: int, where: str) -> np.ndarray:
     return unsupported(where, "beta_schedule", kind, BETAS)
 
 
-def _guided(config: Mapping[str, Any], where: str) -> Trained:
+def _guided(config: JSONObject, where: str) -> Trained:
     """The linear and the cosine levels for any number of steps, in double precision as guided-diffusion has them."""
     steps, kind = config.get("diffusion_steps", 1000), config.get("noise_schedule", "linear")
     if not isinstance(steps, int) or steps < 2:
@@ -155,16 +154,17 @@ def _cosine(levels: int) -> np.ndarray:
     return np.asarray([min(1 - bar[t + 1] / bar[t], 0.999) for t in range(levels)])
 
 
-def _flow(config: Mapping[str, Any], levels: int) -> Trained:
+def _flow(config: JSONObject, levels: int) -> Trained:
     """t = (k + 1)/K shifted, the last of them, all noise, with the least signal."""
-    shift = 1.0 if config.get("use_dynamic_shifting") else float(config.get("shift", config.get("flow_shift", 1.0)))
+    given = config["shift"] if "shift" in config else config.get("flow_shift", 1.0)
+    shift = 1.0 if config.get("use_dynamic_shifting") else float(given)
     t = np.arange(1, levels + 1) / levels
     sigma = shift * t / (1 + (shift - 1) * t)
     alpha = np.maximum((1 - t) / (1 + (shift - 1) * t), LEAST_OF_FLOW)
     return Trained(Schedule.from_arrays(alpha, sigma), "flow", time="sigma")
 
 
-def _edm(config: Mapping[str, Any], levels: int, where: str) -> Trained:
+def _edm(config: JSONObject, levels: int, where: str) -> Trained:
     """Karras's levels from σ_min to σ_max; the preconditioned network gives x_0."""
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):

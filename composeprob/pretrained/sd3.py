@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained.attention import FeedForward
 from composeprob.pretrained.config import check, options
 from composeprob.pretrained.dit import AdaptiveNorm, plain_norm, unpatched
@@ -17,7 +15,7 @@ from composeprob.pretrained.embeddings import EmbeddingMLP, Sinusoids
 from composeprob.pretrained.layers import Conv, Linear, RMSNorm, parameter
 from composeprob.pretrained.network import Network
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, JSON] = {
     "sample_size": 128,
     "patch_size": 2,
     "in_channels": 16,
@@ -32,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "dual_attention_layers": (),
     "qk_norm": None,
 }
-SUPPORTED: dict[str, tuple[Any, ...]] = {"qk_norm": (None, "rms_norm")}
+SUPPORTED: dict[str, tuple[JSON, ...]] = {"qk_norm": (None, "rms_norm")}
 
 
 class Patches(eqx.Module):
@@ -173,7 +171,7 @@ class SD3(eqx.Module):
         return unpatched(output, x.shape[0], x.shape[1], self.pos_embed.size).astype(x.dtype)
 
 
-def build(config: Mapping[str, Any], where: str) -> Network:
+def build(config: JSONObject, where: str) -> Network:
     """The skeleton of an `SD3Transformer2DModel` from its config.json.
 
     Raises:

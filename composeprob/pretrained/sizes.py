@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
 
 from composeprob.errors import InvalidValueError
 from composeprob.factors.diffusion import Diffusion
+from composeprob.json_data import JSONObject
 from composeprob.pretrained import schedulers, unet_condition
 from composeprob.pretrained.adapted import Adapted
 from composeprob.pretrained.tensors import abstract
 
 TOKENS = 77
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, JSONObject] = {
     "sd15": {
         "sample_size": 64,
         "cross_attention_dim": 768,
@@ -42,7 +43,7 @@ TRAINED = {
 }
 
 
-def of_size(name: str, dtype: Any = jnp.bfloat16) -> tuple[Diffusion, tuple[int, int]]:
+def of_size(name: str, dtype: DTypeLike = jnp.bfloat16) -> tuple[Diffusion, tuple[int, int]]:
     """A factor whose network has the shapes of a known one, and no weights; with the shape of a prompt.
 
     Args:
@@ -55,9 +56,9 @@ def of_size(name: str, dtype: Any = jnp.bfloat16) -> tuple[Diffusion, tuple[int,
     if name not in SIZES:
         raise InvalidValueError(f"No size {name!r} is known.", fix=f"use one of: {', '.join(SIZES)}.")
     network = unet_condition.build(SIZES[name], name)
-    size, (_, width) = network.sample_size, network.conditions["prompt"]
-    module: Any = abstract(network.module, dtype)
-    conditions: dict[str, Any] = {"prompt": None}
+    size, (_, width) = SIZES[name]["sample_size"], network.conditions["prompt"]
+    module = abstract(network.module, dtype)
+    conditions: dict[str, Array | None] = {"prompt": None}
     rows = TOKENS
     if "pooled" in network.conditions:
         module = Adapted(module, None, network.channels, network.conditions["pooled"][0], None)

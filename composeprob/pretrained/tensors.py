@@ -7,11 +7,13 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from composeprob.errors import LoadError
 from composeprob.pretrained.layers import Parameter
@@ -36,6 +38,7 @@ CONVERT = (
     "s.save_file({{k: v.contiguous() for k, v in torch.load('{path}', weights_only=True).items()}}, '{new}')\"; "
     "a whole folder, from_pretrained(…).save_pretrained(…, safe_serialization=True)."
 )
+Skeleton = TypeVar("Skeleton")
 MOST_HEADER = 100_000_000
 """Bytes of a header that the format allows."""
 
@@ -45,7 +48,7 @@ class Stored:
     """One array of a file: where it lies, its dtype and shape."""
 
     file: Path
-    dtype: Any
+    dtype: np.dtype
     shape: tuple[int, ...]
     start: int
 
@@ -166,14 +169,14 @@ def write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def fill(
-    skeleton: Any,
+    skeleton: Skeleton,
     stored: Mapping[str, Stored],
     where: str,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     *,
     rename: Callable[[str], str] = lambda name: name,
     ignored: Iterable[str] = (),
-) -> Any:
+) -> Skeleton:
     """The skeleton with the arrays of a file in the place of its parameters.
 
     Args:
@@ -197,7 +200,7 @@ def fill(
 
 
 def check(
-    skeleton: Any,
+    skeleton: PyTree[Parameter],
     stored: Mapping[str, Stored],
     where: str,
     *,
@@ -228,12 +231,12 @@ def check(
     return found
 
 
-def abstract(skeleton: Any, dtype: Any = jnp.float32) -> Any:
+def abstract(skeleton: Skeleton, dtype: DTypeLike = jnp.float32) -> Skeleton:
     """The skeleton with shapes for arrays, as `jax.eval_shape` gives them: it can be compiled, and takes no memory."""
     return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), skeleton)
 
 
-def named(skeleton: Any) -> list[tuple[str, Parameter]]:
+def named(skeleton: PyTree[Parameter]) -> list[tuple[str, Parameter]]:
     """The parameters of a skeleton by their names in files, such as ``down_blocks.0.resnets.1.conv1.weight``."""
     leaves = jax.tree_util.tree_leaves_with_path(skeleton)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.errors import ConditionError, ShapeError
 from composeprob.pretrained.clip import CLIPText
@@ -27,7 +27,7 @@ class TextEncoder:
     def __init__(self, network: CLIPText, tokenizer: Tokenizer | None):
         self.network, self.tokenizer = network, tokenizer
 
-    def __call__(self, token_ids: Any) -> Array:
+    def __call__(self, token_ids: ArrayLike) -> Array:
         """The last hidden states, after the last norm.
 
         Args:
@@ -41,11 +41,11 @@ class TextEncoder:
         """
         return self._mapped("last", token_ids)
 
-    def pooled(self, token_ids: Any) -> Array:
+    def pooled(self, token_ids: ArrayLike) -> Array:
         """The state of the end token, projected where the encoder has a projection: (width,) or (n, width)."""
         return self._mapped("pooled", token_ids)
 
-    def states(self, token_ids: Any, layer: int = -1) -> Array:
+    def states(self, token_ids: ArrayLike, layer: int = -1) -> Array:
         """The hidden states after a layer, before the last norm; −2 is the one that Stable Diffusion XL is told."""
         return self._mapped("states", token_ids, layer)
 
@@ -62,7 +62,7 @@ class TextEncoder:
             )
         return self.tokenizer(text)
 
-    def _mapped(self, what: str, token_ids: Any, layer: int | None = None) -> Array:
+    def _mapped(self, what: str, token_ids: ArrayLike, layer: int | None = None) -> Array:
         ids = self.network.check(token_ids)
         return _encoded(self.network, ids, what, layer)
 
@@ -89,12 +89,12 @@ class Prompts:
         self.encoders, self.width, self.pooled = encoders, shape[-1], pooled
         self._texts: dict[bytes, str] = {}
 
-    def text_of(self, value: Any) -> str | None:
+    def text_of(self, value: Array | np.ndarray) -> str | None:
         """The text that an encoded prompt was made of; None where that is not known."""
         known = not isinstance(value, jax.core.Tracer) and jnp.shape(value)[-1:] == (self.width,)
         return self._texts.get(_digest(value)) if known else None
 
-    def __call__(self, prompt: Any) -> Array:
+    def __call__(self, prompt: str | ArrayLike) -> Array:
         """The prompt of a text, of token ids or of hidden states, (length, width); a last row holds the pooled vector
         where the network has one.
 
@@ -132,7 +132,7 @@ class Prompts:
             self._texts[_digest(found)] = prompt
         return found
 
-    def _encoded(self, ids: list[Any]) -> Array:
+    def _encoded(self, ids: list[ArrayLike]) -> Array:
         if self.pooled is None:
             return self.encoders[0](ids[0])
         pairs = list(zip(self.encoders, ids, strict=True))
@@ -141,7 +141,7 @@ class Prompts:
         return with_pooled(hidden, vector)
 
 
-def _digest(value: Any) -> bytes:
+def _digest(value: ArrayLike) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest()
 
 

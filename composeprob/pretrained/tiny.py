@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained.config import check, options, per_block
 from composeprob.pretrained.layers import ACTIVATIONS, Conv
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, JSON] = {
     "in_channels": 3,
     "out_channels": 3,
     "encoder_block_out_channels": (64, 64, 64, 64),
@@ -31,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "scaling_factor": 1.0,
     "shift_factor": 0.0,
 }
-SUPPORTED: dict[str, tuple[Any, ...]] = {"act_fn": tuple(ACTIVATIONS), "upsample_fn": ("nearest",)}
+SUPPORTED: dict[str, tuple[JSON, ...]] = {"act_fn": tuple(ACTIVATIONS), "upsample_fn": ("nearest",)}
 
 
 class Activation(eqx.Module):
@@ -68,10 +66,19 @@ class Residual(eqx.Module):
         return jax.nn.relu(hidden + x)
 
 
+Layer = Conv | Activation | Residual | Grow
+
+
 class Chain(eqx.Module):
     """Layers, one after the other."""
 
-    layers: tuple[Any, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """In which it is evaluated, that of the first convolution."""
+        assert isinstance(self.layers[0], Conv)
+        return self.layers[0].weight.dtype
 
     def __call__(self, x: Array) -> Array:
         for layer in self.layers:
@@ -92,16 +99,16 @@ class TinyAutoencoder(eqx.Module):
 
     def encode(self, x: Array) -> Array:
         """The latents of one image (height, width, channels)."""
-        found = self.encoder(((x + 1) / 2).astype(self.encoder.layers[0].weight.dtype))
+        found = self.encoder(((x + 1) / 2).astype(self.encoder.dtype))
         return (found.astype(x.dtype) - self.mean) * self.scale
 
     def decode(self, z: Array) -> Array:
         """The image of one event of latents."""
         raw = 3 * jnp.tanh((z / self.scale + self.mean) / 3)
-        return 2 * self.decoder(raw.astype(self.decoder.layers[0].weight.dtype)).astype(z.dtype) - 1
+        return 2 * self.decoder(raw.astype(self.decoder.dtype)).astype(z.dtype) - 1
 
 
-def build(config: Mapping[str, Any], where: str) -> TinyAutoencoder:
+def build(config: JSONObject, where: str) -> TinyAutoencoder:
     """The skeleton of an `AutoencoderTiny` from its config.json.
 
     Raises:
@@ -111,14 +118,14 @@ def build(config: Mapping[str, Any], where: str) -> TinyAutoencoder:
     check(o, SUPPORTED, where)
     stages = len(o.num_encoder_blocks)
     inward = per_block(o.encoder_block_out_channels, stages, "encoder_block_out_channels", where)
-    encoder: list[Any] = []
+    encoder: list[Layer] = []
     for i, (blocks, channels) in enumerate(zip(o.num_encoder_blocks, inward, strict=True)):
         encoder.append(Conv(channels, channels, stride=2, bias=False) if i else Conv(o.in_channels, channels))
         encoder += [Residual(channels, o.act_fn) for _ in range(blocks)]
     encoder.append(Conv(inward[-1], o.latent_channels))
     last = len(o.num_decoder_blocks) - 1
     outward = per_block(o.decoder_block_out_channels, last + 1, "decoder_block_out_channels", where)
-    decoder: list[Any] = [Conv(o.latent_channels, outward[0]), Activation(o.act_fn)]
+    decoder: list[Layer] = [Conv(o.latent_channels, outward[0]), Activation(o.act_fn)]
     for i, (blocks, channels) in enumerate(zip(o.num_decoder_blocks, outward, strict=True)):
         decoder += [Residual(channels, o.act_fn) for _ in range(blocks)]
         if i < last:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from composeprob.errors import LoadError
+from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained.config import read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Tokenizers
+
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -29,7 +34,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path, length: int):
         self.length = length
-        notes: dict[str, Any] = {}
+        notes: JSONObject = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             if (folder / name).exists():
                 notes |= read_json(folder / name)
@@ -53,14 +58,14 @@ class Tokenizer:
         return int(found)
 
 
-def _text(token: Any, default: str) -> str:
+def _text(token: JSON, default: str) -> str:
     """A token in either way that files write it."""
     if isinstance(token, dict):
         return str(token.get("content", default))
     return default if token is None else str(token)
 
 
-def _read(folder: Path, start: str, end: str) -> Any:
+def _read(folder: Path, start: str, end: str) -> Tokenizers:
     try:
         import tokenizers
         from tokenizers import Regex, models, normalizers, pre_tokenizers, processors

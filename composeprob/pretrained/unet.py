@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -102,7 +101,9 @@ class UNet(eqx.Module):
         return jnp.concatenate([embedding, told]) if self.concatenated else embedding + told
 
 
-def label_embedding(o: SimpleNamespace, width: int, inputs: int, where: str) -> Any:
+def label_embedding(
+    o: SimpleNamespace, width: int, inputs: int, where: str
+) -> Embedding | EmbeddingMLP | Linear | None:
     """The layer that embeds labels; None where there are none, or a label is an embedding itself."""
     if o.class_embed_type is None:
         return None if o.num_class_embeds is None else Embedding(o.num_class_embeds, width)

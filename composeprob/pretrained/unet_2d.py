@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained.attention import Attention
 from composeprob.pretrained.blocks import Middle, Stage, Style, down_stage, skip_inputs, up_stage
 from composeprob.pretrained.config import check, options, per_block, unsupported
@@ -13,7 +11,7 @@ from composeprob.pretrained.layers import ACTIVATIONS, Conv, Embedding, GroupNor
 from composeprob.pretrained.network import Network
 from composeprob.pretrained.unet import LABELS, UNet, label_embedding, label_kind
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, JSON] = {
     "sample_size": None,
     "in_channels": 3,
     "out_channels": 3,
@@ -45,7 +43,7 @@ DEFAULTS: dict[str, Any] = {
 }
 DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
-SUPPORTED: dict[str, tuple[Any, ...]] = {
+SUPPORTED: dict[str, tuple[JSON, ...]] = {
     "time_embedding_type": ("positional", "fourier", "learned"),
     "mid_block_type": ("UNetMidBlock2D", None),
     "downsample_type": ("conv", "resnet"),
@@ -57,7 +55,7 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def build(config: Mapping[str, Any], where: str) -> Network:
+def build(config: JSONObject, where: str) -> Network:
     """The skeleton of a `UNet2DModel` from its config.json.
 
     Raises:
@@ -112,7 +110,7 @@ def build(config: Mapping[str, Any], where: str) -> Network:
 
     fourier = o.time_embedding_type == "fourier"
     inputs_of_time = 2 * widths[0] if fourier else widths[0]
-    time_proj: Any = Sinusoids(widths[0], o.flip_sin_to_cos, o.freq_shift)
+    time_proj: Sinusoids | Fourier | Embedding = Sinusoids(widths[0], o.flip_sin_to_cos, o.freq_shift)
     if fourier:
         time_proj = Fourier(widths[0], log=True, cosine_first=False)
     elif o.time_embedding_type == "learned":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained.attention import Attention, SpatialTransformer
 from composeprob.pretrained.blocks import Attend, Middle, Stage, Style, down_stage, skip_inputs, up_stage
 from composeprob.pretrained.config import check, options, per_block, unsupported
@@ -13,7 +11,7 @@ from composeprob.pretrained.layers import ACTIVATIONS, Conv, GroupNorm, Linear
 from composeprob.pretrained.network import Network
 from composeprob.pretrained.unet import LABELS, UNet, label_embedding, label_kind
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, JSON] = {
     "sample_size": None,
     "in_channels": 4,
     "out_channels": 4,
@@ -65,7 +63,7 @@ DEFAULTS: dict[str, Any] = {
 }
 DOWN = ("CrossAttnDownBlock2D", "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP = ("CrossAttnUpBlock2D", "UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
-SUPPORTED: dict[str, tuple[Any, ...]] = {
+SUPPORTED: dict[str, tuple[JSON, ...]] = {
     "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None),
     "downsample_padding": (0, 1),
     "act_fn": tuple(ACTIVATIONS),
@@ -86,7 +84,7 @@ SIZES = 6
 """Numbers that tell SDXL of the image: its height and width, the crop's top and left, the target's height and width."""
 
 
-def build(config: Mapping[str, Any], where: str) -> Network:
+def build(config: JSONObject, where: str) -> Network:
     """The skeleton of a `UNet2DConditionModel` from its config.json.
 
     Raises:
@@ -120,7 +118,7 @@ def build(config: Mapping[str, Any], where: str) -> Network:
             only_cross[block],
         )  # fmt: skip
 
-    def attention(kind: str, block: int, depth: Any, count: int, head: Any) -> Attend | None:
+    def attention(kind: str, block: int, depth: int | list[int], count: int, head: int | None) -> Attend | None:
         if kind.startswith("CrossAttn"):
             return cross(block, per_block(depth, count, "transformer_layers_per_block", where))
         if not kind.startswith("Attn"):
@@ -169,7 +167,7 @@ def build(config: Mapping[str, Any], where: str) -> Network:
         up.append(up_stage(inputs, widths[j], own, attend, grow=grow))
         channels = widths[j]
 
-    time_proj: Any = Sinusoids(widths[0], o.flip_sin_to_cos, o.freq_shift)
+    time_proj: Sinusoids | Fourier = Sinusoids(widths[0], o.flip_sin_to_cos, o.freq_shift)
     if fourier:
         time_proj = Fourier(embedding // 2, log=False, cosine_first=o.flip_sin_to_cos)
     text_time = o.addition_embed_type == "text_time"

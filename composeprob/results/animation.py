@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib import animation
 
 from composeprob.errors import InvalidValueError
 from composeprob.results.figures import plot_frame
-from composeprob.results.plotting import PANEL, new_figure, style
+from composeprob.results.plotting import PANEL, Window, new_figure, style
 
 if TYPE_CHECKING:
     from composeprob.results.result import Result
@@ -57,7 +57,7 @@ def animate(result: Result, path: str | os.PathLike, site: str | None, seconds: 
     return path
 
 
-def _windows(points: np.ndarray) -> list[tuple[Any, ...]]:
+def _windows(points: np.ndarray) -> list[Window]:
     """A window for each frame of points (F, N, 2) around where they end; never wider than the one before."""
     last = points[-1][np.isfinite(points[-1]).all(1)]
     center = np.quantile(last, [0.005, 0.995], axis=0).mean(0) if len(last) else np.zeros(2)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jax import Array
 
 from composeprob.errors import InvalidValueError
 from composeprob.results.result import FACTS, PER_LEVEL
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 Dims = dict[str, Sequence[str | None]]
 
 
-def to_arviz(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: Any) -> Any:
+def to_arviz(
+    result: Result, dims: Dims, coords: Mapping[str, Sequence[object] | np.ndarray], predictive: Array | None
+) -> Any:
     """See `Result.to_arviz`."""
     with warnings.catch_warnings():
         # neither is a mistake of axes here
@@ -25,7 +28,9 @@ def to_arviz(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: 
         return _grouped(result, dims, coords, predictive)
 
 
-def _grouped(result: Result, dims: Dims, coords: Mapping[str, Any], predictive: Any) -> Any:
+def _grouped(
+    result: Result, dims: Dims, coords: Mapping[str, Sequence[object] | np.ndarray], predictive: Array | None
+) -> Any:
     from composeprob.results.arviz_versions import grouped
 
     samples, density = result.unweighted(), result.density
@@ -68,7 +73,7 @@ def _plates(result: Result, shapes: dict[str, tuple[int, ...]]) -> Dims:
     }
 
 
-def _check(dims: Dims, shapes: dict[str, tuple[int, ...]], coords: Mapping[str, Any]) -> None:
+def _check(dims: Dims, shapes: dict[str, tuple[int, ...]], coords: Mapping[str, Sequence[object] | np.ndarray]) -> None:
     for name, axes in dims.items():
         if name not in shapes:
             raise InvalidValueError(

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from composeprob.json_data import JSONObject
+
 with warnings.catch_warnings():
     # Once a day ArviZ tells who imports it that 1.0 differs: whoever asked for a summary cannot act on that.
     warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
@@ -19,7 +21,9 @@ Groups = dict[str, dict[str, np.ndarray]]
 Dims = Mapping[str, Sequence[str | None]]
 
 
-def grouped(groups: Groups, dims: Dims, coords: Mapping[str, Any], attributes: dict[str, Any]) -> Any:
+def grouped(
+    groups: Groups, dims: Dims, coords: Mapping[str, Sequence[object] | np.ndarray], attributes: JSONObject
+) -> Any:
     """Returns arrays by group and name as ArviZ keeps them: `arviz.InferenceData`, since 1.0 an `xarray.DataTree`.
 
     Pointwise values of ``log_likelihood`` lack the axes over which a distribution is one event, the last ones of dims.

@@ -62,7 +62,7 @@ class Estimate:
         return with_error(float(self.value), float(self.error))
 
 
-def plain(end: Any) -> Any:
+def plain(end: float | np.ndarray) -> Any:
     """A number of Python's, which prints as it is, where there is one alone."""
     return end if np.ndim(end) else float(end)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
+from numpy.typing import ArrayLike
 
 from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeError
 from composeprob.results.estimates import (
@@ -40,7 +42,7 @@ class Probability(Estimate):
         Wilson 1927, *Probable inference, the law of succession, and statistical inference*.
     """
 
-    size: Any = math.inf
+    size: float | np.ndarray = math.inf
 
     def interval(self, level: float = 0.9) -> tuple[Any, Any]:
         """Returns the ends of Wilson's interval for `size` independent samples; see `Estimate.interval`."""
@@ -66,7 +68,7 @@ class Quantile(Estimate):
     """
 
     q: float = 0.5
-    size: Any = math.inf
+    size: float | np.ndarray = math.inf
     columns: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
     def interval(self, level: float = 0.9) -> tuple[Any, Any]:
@@ -98,7 +100,7 @@ def quantile(values: np.ndarray, cumulative: np.ndarray, q: float) -> float:
 class Estimating:
     """`Estimating` is the part of a `Result` that estimates functions of a sample, with standard errors."""
 
-    samples: dict[str, Any]
+    samples: dict[str, np.ndarray]
     draws: int | None
     status: Status
     log_evidence: float | None
@@ -130,11 +132,12 @@ class Estimating:
     def log_evidence_interval(self, level: float = 0.9) -> tuple[float, float]:
         """Returns the ends of an interval of the log-evidence; see `Estimate.interval`. NaN where there is no error."""
         value, error = self.log_evidence, self.log_evidence_error
-        known = value is not None and error is not None
-        low, high = Estimate(value, error).interval(level) if known else (math.nan, math.nan)
+        if value is None or error is None:
+            return math.nan, math.nan
+        low, high = Estimate(value, error).interval(level)
         return float(low), float(high)
 
-    def mean(self, fn: Callable[[dict[str, Any]], Any]) -> Estimate:
+    def mean(self, fn: Callable[[dict[str, Array]], ArrayLike]) -> Estimate:
         """Estimates the mean of a function of one sample, with its standard error.
 
         Args:
@@ -170,7 +173,7 @@ class Estimating:
         error = np.where(self.status.withholds, np.nan, error)
         return Estimate(_plain(mean), _plain(error), degrees)
 
-    def probability(self, event: Callable[[dict[str, Any]], Any]) -> Probability:
+    def probability(self, event: Callable[[dict[str, Array]], ArrayLike]) -> Probability:
         """Estimates the probability of an event, with its standard error.
 
         Args:
@@ -198,7 +201,7 @@ class Estimating:
         error = np.where(np.asarray(mean.error) == 0, np.sqrt(seen * (1 - seen) / (size + 2)), mean.error)
         return Probability(_plain(share), _plain(error), mean.degrees, _plain(size))
 
-    def quantile(self, fn: Callable[[dict[str, Any]], Any], q: float) -> Quantile:
+    def quantile(self, fn: Callable[[dict[str, Array]], ArrayLike], q: float) -> Quantile:
         """Estimates a quantile of a function of one sample: the least value that a share q of samples does not exceed.
 
         Args:
@@ -258,12 +261,14 @@ class Estimating:
         return np.reshape(errors, values.shape[2:]) ** 2, math.inf
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: np.ndarray | float) -> Any:
     """A number as Python's, an array as it is."""
     return np.asarray(value) if np.ndim(value) else float(value)
 
 
-def evaluated(name: str, fn: Any, samples: Mapping[str, Any], draws: int | None) -> np.ndarray:
+def evaluated(
+    name: str, fn: Callable[[dict[str, Array]], ArrayLike], samples: Mapping[str, np.ndarray], draws: int | None
+) -> np.ndarray:
     """Evaluates ``fn`` on every sample: (N, …), or (N, draws, …) with draws.
 
     Args:
@@ -298,7 +303,7 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, Any], draws: int | None)
     return values if draws is None else values.reshape(-1, draws, *values.shape[1:])
 
 
-def _over_all(fn: Callable[[Any], Any], samples: Mapping[str, np.ndarray]) -> Any:
+def _over_all(fn: Callable[[dict[str, Array]], ArrayLike], samples: Mapping[str, np.ndarray]) -> ArrayLike:
     try:
         return jax.jit(jax.vmap(fn))(dict(samples))
     except (jax.errors.JAXTypeError, TypeError, ValueError):  # NumPy or Python's `if` in it: one sample after another

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ from composeprob.results.plotting import (
     PANEL,
     SECOND,
     TOWARDS,
+    Window,
     is_image,
     log_density_at,
     new_figure,
@@ -128,7 +129,7 @@ def _pair(ax: Axes, numbers: np.ndarray, i: int, j: int) -> None:
 def _levels(result: Result) -> Figure:
     """A panel for each diagnostic."""
     n = result.num_chains
-    drawn: dict[str, tuple[Any, dict[str, Any]]] = {
+    drawn: dict[str, tuple[np.ndarray | None, dict[str, object]]] = {
         "acceptance": (result.acceptance, {"ylim": (0, 1.02), "ylabel": "share of moves"}),
         "step size": (result.step_size, {"yscale": "log"}),
         "effective sample size": (result.ess, {"ylim": (0, 1.02), "ylabel": "share of chains"}),
@@ -164,7 +165,7 @@ def _descent(result: Result) -> Figure:
     return figure
 
 
-def plot_frame(ax: Axes, result: Result, name: str, frame: int, window: Any = None) -> None:
+def plot_frame(ax: Axes, result: Result, name: str, frame: int, window: Window | None = None) -> None:
     """Draws where the chains of a site were at one frame of the path that was kept."""
     path = result.descent
     values, log_snr = path.unweighted(name, frame), float(path.log_snr[frame])

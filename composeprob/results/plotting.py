@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
@@ -61,6 +64,12 @@ def style() -> Iterator[None]:
         plt.rcParams.update(before)
 
 
+LogDensity = Callable[[np.ndarray], ArrayLike]
+"""Log-densities (M,) of points (M, 2)."""
+Window = tuple[float, float, float, float]
+"""x_min, x_max, y_min, y_max."""
+
+
 class Picture(Figure):
     """A `Picture` is a figure that a notebook shows once, and that is sharp where it is saved.
 
@@ -68,12 +77,12 @@ class Picture(Figure):
     makes and returns is shown twice, and one that is kept from pyplot is not shown after ``result.plot();``.
     """
 
-    def savefig(self, fname: Any, **options: Any) -> None:
+    def savefig(self, fname: str | os.PathLike[str] | IO[bytes], **options: Any) -> None:
         """Saves as any figure does; with `SHARP` unless the call or Matplotlib's settings say another resolution."""
         asked = plt.rcParams["savefig.dpi"]
         super().savefig(fname, **{"dpi": SHARP if asked == "figure" else asked, **options})
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
         """Called as the notebook is about to show the cell's value, which its own formatters then do."""
         if "inline" in plt.get_backend().lower():
             plt.close(self)  # pyplot forgets it, so that it is not shown again
@@ -103,8 +112,8 @@ def plot_points(
     ax: Axes,
     points: np.ndarray,
     title: str = "",
-    log_density: Any = None,
-    window: Any = None,
+    log_density: LogDensity | None = None,
+    window: Window | None = None,
     aside: bool = False,
     resolution: int = 140,
 ) -> None:
@@ -134,7 +143,7 @@ def plot_points(
         _plot_marginals(ax, points, relative, window)
 
 
-def _plot_marginals(ax: Axes, points: np.ndarray, relative: np.ndarray | None, window: Any) -> None:
+def _plot_marginals(ax: Axes, points: np.ndarray, relative: np.ndarray | None, window: Window) -> None:
     """Draws the marginals of points, and those of the density on a grid."""
     above, right = ax.inset_axes((0, 1.02, 1, ASIDE)), ax.inset_axes((1.02, 0, ASIDE, 1))
     for axes, j, ends, turned in ((above, 0, window[:2], "vertical"), (right, 1, window[2:], "horizontal")):
@@ -156,7 +165,7 @@ def _plot_marginals(ax: Axes, points: np.ndarray, relative: np.ndarray | None, w
     right.set_ylim(window[2:])
 
 
-def plot_density(ax: Axes, log_density: Any, window: Any, resolution: int = 140) -> np.ndarray:
+def plot_density(ax: Axes, log_density: LogDensity, window: Window, resolution: int = 140) -> np.ndarray:
     """Shades a density over a window of the plane, relative to its highest value there, which it returns (y, x)."""
     x = np.linspace(window[0], window[1], resolution)
     y = np.linspace(window[2], window[3], resolution)
@@ -253,7 +262,7 @@ def is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) in (2, 3) and min(shape[:2]) >= 6 and (len(shape) == 2 or shape[2] in (1, 3))
 
 
-def _window(points: np.ndarray) -> tuple[float, float, float, float]:
+def _window(points: np.ndarray) -> Window:
     """Returns a square around 99 % of the points."""
     if len(points) == 0:
         return (-1.0, 1.0, -1.0, 1.0)
@@ -262,7 +271,7 @@ def _window(points: np.ndarray) -> tuple[float, float, float, float]:
     return (center[0] - half, center[0] + half, center[1] - half, center[1] + half)
 
 
-def log_density_at(density: AnnealedDensity | None, name: str, level: int) -> Any:
+def log_density_at(density: AnnealedDensity | None, name: str, level: int) -> LogDensity | None:
     """Returns the log-density at a level as a function of values (M, …) of the only site; None where others exist."""
     if density is None or "energy" not in density.capabilities:
         return None
@@ -272,7 +281,7 @@ def log_density_at(density: AnnealedDensity | None, name: str, level: int) -> An
 
 
 @functools.cache
-def _evaluate() -> Any:
+def _evaluate() -> Callable[[AnnealedDensity, str, np.ndarray, np.int32], Array]:
     """Compiles once for all levels; the density is an argument, so that its weights are no constants of the code."""
     import equinox as eqx
     import jax

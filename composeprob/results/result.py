@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jax import Array
 
 from composeprob.errors import InvalidValueError
+from composeprob.json_data import JSONObject
 from composeprob.results.descent import Descent
 from composeprob.results.estimation import Estimating
 from composeprob.results.shown import Shown
@@ -96,7 +98,7 @@ class Result(Weighted, Estimating, Shown):
         density: the compiled density; None after `load`.
     """
 
-    samples: dict[str, Any]
+    samples: dict[str, np.ndarray]
     log_weights: np.ndarray
     log_evidence: float | None
     evaluations: int
@@ -146,7 +148,7 @@ class Result(Weighted, Estimating, Shown):
         for name in ARRAYS:
             put(self, name, np.asarray(getattr(self, name)))
 
-    def predictive(self, key: Any) -> dict[str, np.ndarray]:
+    def predictive(self, key: Array) -> dict[str, np.ndarray]:
         """Draws data from the program under these samples.
 
         That is the posterior predictive, or for a result on `prior(density)` the prior predictive.
@@ -175,8 +177,8 @@ class Result(Weighted, Estimating, Shown):
         self,
         *,
         dims: Mapping[str, Sequence[str | None]] | None = None,
-        coords: Mapping[str, Any] | None = None,
-        predictive: Any = None,
+        coords: Mapping[str, Sequence[object] | np.ndarray] | None = None,
+        predictive: Array | None = None,
     ) -> Any:
         """Converts to ArviZ's groups of arrays: (chain=1, draw=N, …), or with draws (chain=N, draw=draws, …).
 
@@ -236,7 +238,7 @@ class Result(Weighted, Estimating, Shown):
 
         return compare(self, other)
 
-    def numbers(self) -> dict[str, Any]:
+    def numbers(self) -> JSONObject:
         """Returns every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
         from composeprob.results.saving import numbers
 
@@ -249,9 +251,9 @@ class Result(Weighted, Estimating, Shown):
 
         return save(self, path)
 
-    def parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def parts(self) -> tuple[dict[str, np.ndarray], JSONObject]:
         """Returns all but the samples and the density, as they are written to disk: arrays, and what JSON can hold."""
-        facts: dict[str, Any] = {name: getattr(self, name) for name in FACTS}
+        facts: JSONObject = {name: getattr(self, name) for name in FACTS}
         facts["sites"] = list(self.samples)  # safetensors sorts by name
         facts["dims"] = self.dims
         facts["status"] = [(code.value, message) for code, message in self.status.findings]

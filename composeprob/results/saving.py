@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from composeprob.errors import LoadError
+from composeprob.json_data import JSONObject
 from composeprob.results.descent import Descent
 from composeprob.results.result import ARRAYS, FACTS, PER_LEVEL, Result
 from composeprob.results.status import Code, Status
@@ -62,7 +64,7 @@ def load(path: str | os.PathLike) -> Result:
             f"version '{VERSION}').",
             fix="pass a file written by result.save; weights of a model are read by cp.load.",
         )
-    facts: dict[str, Any] = json.loads(metadata["facts"])
+    facts: JSONObject = json.loads(metadata["facts"])
     samples = {name: arrays[f"samples/{name}"] for name in facts["sites"]}
     return _of(samples, arrays, facts)
 
@@ -76,11 +78,11 @@ def _opened(store: Store) -> Result:
         )
     facts = about["facts"]
     store.open(facts["sites"])
-    samples = {name: store.stored(name, facts["draws"]) for name in facts["sites"]}
+    samples: dict[str, Any] = {name: store.stored(name, facts["draws"]) for name in facts["sites"]}
     return _of(samples, store.rest(about["arrays"]), facts)
 
 
-def _of(samples: dict[str, Any], arrays: Mapping[str, np.ndarray], facts: dict[str, Any]) -> Result:
+def _of(samples: dict[str, np.ndarray], arrays: Mapping[str, np.ndarray], facts: JSONObject) -> Result:
     status = Status(tuple((Code(code), message) for code, message in facts.pop("status")))
     del facts["sites"]
     facts["dims"] = {name: tuple(dims) for name, dims in facts.get("dims", {}).items()}
@@ -94,10 +96,10 @@ def _with_suffix(path: str | os.PathLike) -> Path:
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
-def numbers(result: Result) -> dict[str, Any]:
+def numbers(result: Result) -> JSONObject:
     """See `Result.numbers`."""
 
-    def plain(values: Any) -> Any:
+    def plain(values: ArrayLike | None) -> Any:
         values = np.asarray(values, float)
         if values.ndim == 0:
             return float(values) if np.isfinite(values) else None

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from composeprob.errors import InvalidValueError, LoadError
+from composeprob.json_data import JSON, JSONObject
+
+if TYPE_CHECKING:
+    from tensorstore import TensorStore, WriteFutures
+
 
 FORMAT = "composeprob.draws"
 VERSION = 1
@@ -26,7 +32,7 @@ class Stored:
         shape, ndim, dtype: as of a NumPy array.
     """
 
-    def __init__(self, array: Any):
+    def __init__(self, array: TensorStore):
         self._array = array
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype: np.dtype = array.dtype.numpy_dtype
@@ -42,7 +48,7 @@ class Stored:
         """The part that integers and slices name; the axes after them are read whole, whatever indexes them."""
         given = index if isinstance(index, tuple) else (index,)
         read: list[slice] = []
-        rest: list[Any] = []
+        rest: list[int | slice] = []
         for entry, size in zip(given, self.shape, strict=False):
             if isinstance(entry, slice):
                 start, stop, step = entry.indices(size)
@@ -58,7 +64,7 @@ class Stored:
         found = np.asarray(self._array[tuple(read)].read().result()) if read else np.asarray(self)
         return found[(*rest, *given[len(read) :])]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("A stored array is read from disk, which is a copy.")
         return np.asarray(self._array.read().result(), dtype)
@@ -79,7 +85,7 @@ class Store:
 
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()
-        self.arrays: dict[str, Any] = {}
+        self.arrays: dict[str, TensorStore] = {}
 
     def create(self, names: Mapping[str, tuple[tuple[int, ...], np.dtype, tuple[int, ...]]], draws: bool) -> None:
         """Make the folder, empty, in place of an earlier result; by one process.
@@ -111,7 +117,7 @@ class Store:
                 fix="choose a folder that you may write to, on a disk with room.",
             ) from error
 
-    def open(self, names: Any) -> None:
+    def open(self, names: Iterable[str]) -> None:
         """Open the arrays of these sites.
 
         Raises:
@@ -136,7 +142,7 @@ class Store:
                 size = [array.shape[0], draws, *array.shape[2:]]
                 self.arrays[name] = array.resize(exclusive_max=size).result()
 
-    def put(self, name: str, index: tuple[slice, ...], values: np.ndarray) -> Any:
+    def put(self, name: str, index: tuple[slice, ...], values: np.ndarray) -> WriteFutures:
         """Begin to write; wait for it with ``.result()``."""
         return self.arrays[name][index].write(values)
 
@@ -145,18 +151,18 @@ class Store:
         array = self.arrays[name]
         return Stored(array if draws is None else array[:, :draws])
 
-    def write_rest(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
+    def write_rest(self, arrays: Mapping[str, np.ndarray], attributes: JSONObject) -> None:
         """Write what else belongs to a result; by one process."""
         for name, values in arrays.items():
             self._make(name, values.shape, values.dtype, values.shape, []).write(values).result()
         self.write_attributes(attributes)
 
-    def write_attributes(self, attributes: Mapping[str, Any]) -> None:
+    def write_attributes(self, attributes: JSONObject) -> None:
         """Say what the folder holds."""
         about = {"format": FORMAT, "version": VERSION, **attributes}
         _write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": about})
 
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> JSONObject:
         """What `write_attributes` wrote.
 
         Raises:
@@ -180,13 +186,15 @@ class Store:
         except LoadError:
             return False
 
-    def rest(self, names: Any) -> dict[str, np.ndarray]:
+    def rest(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Read what `write_rest` wrote."""
         import tensorstore
 
         return {n: np.asarray(tensorstore.open(self._spec(n), open=True).result().read().result()) for n in names}
 
-    def _make(self, name: str, shape: Any, dtype: Any, block: Any, axes: list[str]) -> Any:
+    def _make(
+        self, name: str, shape: Sequence[int], dtype: DTypeLike, block: Sequence[int], axes: list[str]
+    ) -> TensorStore:
         import tensorstore
 
         metadata = {
@@ -199,7 +207,7 @@ class Store:
         spec = {**self._spec(name), "metadata": metadata}
         return tensorstore.open(spec, create=True, delete_existing=True).result()
 
-    def _spec(self, name: str) -> dict[str, Any]:
+    def _spec(self, name: str) -> JSONObject:
         return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.path / name)}}
 
 
@@ -210,7 +218,7 @@ def _quoted(name: str) -> str:
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: JSON) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")  # a reader never sees half of it
     partial.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -151,7 +151,7 @@ def _facts(result: Result) -> dict[str, str]:
     facts["evaluations"] = f"{result.evaluations:,} of the composed density per chain"
     for name, values in (("acceptance", result.acceptance), ("step size", result.step_size), ("ESS", result.ess)):
         facts |= {label: _range(column) for label, column in _columns(name, values, result.blocks)}
-    for label, column in _columns("quadrature", result.quadrature_error, result.blocks):
+    for label, column in _columns("quadrature", np.asarray(result.quadrature_error), result.blocks):
         if np.nansum(column) > 0:
             facts[label] = f"error of log-ratios {_range(column)}"
     if result.curl:
@@ -190,7 +190,7 @@ def _mixing(result: Result) -> dict[str, str]:
     return {"R̂": f"at most {worst:.3f} ({where}){doubt}"}
 
 
-def _columns(name: str, values: Any, blocks: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
+def _columns(name: str, values: np.ndarray, blocks: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
     """Lists (label, values by level), one for each block where there are any, without those that are all NaN."""
     if values.ndim == 1:
         columns = [(name, values)]

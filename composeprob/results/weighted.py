@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -21,12 +20,12 @@ class Weighted:
         draws: of each chain; None without draws.
     """
 
-    samples: dict[str, Any]
+    samples: dict[str, np.ndarray]
     log_weights: np.ndarray
     first_ancestors: np.ndarray | None
     draws: int | None
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> np.ndarray:
         """Returns the samples of one site, shape (N, …), or (N, draws, …).
 
         Raises:

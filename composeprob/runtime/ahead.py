@@ -13,7 +13,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.pytree import is_array
@@ -50,7 +52,7 @@ def compile_ahead(
     density: AnnealedDensity,
     sampler: Sampler,
     num_chains: int,
-    devices: Sequence[Any] | np.ndarray,
+    devices: Sequence[jax.Device] | np.ndarray,
     diagnostics: bool = True,
     chunk: int | None = None,
     shard_above: int | None = None,
@@ -85,7 +87,7 @@ def compile_ahead(
         sharding = NamedSharding(mesh, place)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
 
-    def whole(arrays: Any) -> Any:
+    def whole(arrays: PyTree[Array]) -> PyTree[Array]:
         sampler, run, density = eqx.combine(arrays, static)
         run = start(sampler, run, density, first)
         run = advance(sampler, run, density, jnp.int32(first + 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from composeprob.errors import WrongTypeError
 from composeprob.kernels.base import Kernel
@@ -44,7 +44,7 @@ def by_name(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def not_a_sampler(given: Any) -> WrongTypeError:
+def not_a_sampler(given: object) -> WrongTypeError:
     """The error for what was passed as ``sampler``."""
     if isinstance(given, type) and issubclass(given, Sampler):
         found = f"the class {given.__name__}"

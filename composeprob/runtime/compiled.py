@@ -6,14 +6,17 @@ import dataclasses
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
+from jaxtyping import PyTree
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Position
 from composeprob.runtime.parts import places
 from composeprob.samplers.base import Run, Sampler
 from composeprob.samplers.spread import Spread, chains, everywhere
@@ -130,10 +133,10 @@ def draw(
 
 
 @executable
-def read(spread: Spread, density: AnnealedDensity, positions: Any) -> dict[str, Array]:
+def read(spread: Spread, density: AnnealedDensity, positions: Position) -> dict[str, Array]:
     """What positions mean to the program's author, ``{name: (N, …)}``."""
 
-    def own(spread: Spread, density: AnnealedDensity, positions: Any) -> dict[str, Array]:
+    def own(spread: Spread, density: AnnealedDensity, positions: Position) -> dict[str, Array]:
         return spread.map(density.to_samples, positions)
 
     return on_devices(spread, own, (spread, density, positions), (everywhere, places(density), chains), chains)
@@ -146,9 +149,13 @@ def sample_shapes(sampler: Sampler, run: Run, density: AnnealedDensity, first: i
     return eqx.filter_eval_shape(lambda run: jax.vmap(density.to_samples)(sampler.positions(run)), started)
 
 
+Specs: TypeAlias = PyTree[PartitionSpec]
+"""Where arrays are: `chains`, `everywhere`, or a pytree of these."""
+
+
 def on_devices(
-    spread: Spread, function: Callable[..., Any], arguments: tuple[Any, ...], specs: Any, out_specs: Any
-) -> Any:
+    spread: Spread, function: Callable[..., T], arguments: tuple[object, ...], specs: Specs, out_specs: Specs
+) -> T:
     """Call a function on every device of a spread, with that device's share of each argument.
 
     Args:
@@ -162,7 +169,7 @@ def on_devices(
         return function(*arguments)
     arrays, static = eqx.partition(arguments, eqx.is_array)
 
-    def own(arrays: tuple[Any, ...]) -> Any:
+    def own(arrays: tuple[PyTree[Array], ...]) -> T:
         return function(*eqx.combine(arrays, static))
 
     mapped = jax.shard_map(own, mesh=spread.mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import SupportsFloat
 
 import jax
 import numpy as np
@@ -81,7 +81,7 @@ def _loop(sampler: Sampler) -> str:
     return f"a level of {type(sampler).__name__} with {type(sampler.kernel).__name__}"
 
 
-def _facts(records: Records, level: int) -> dict[str, Any]:
+def _facts(records: Records, level: int) -> dict[str, SupportsFloat | str]:
     facts = {
         "acceptance": np.mean(np.asarray(records.acceptance)[level]),
         "ESS": np.asarray(records.ess)[level],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import Finding
@@ -35,7 +36,7 @@ class Ended(NamedTuple):
     """
 
     run: Run
-    samples: dict[str, Any]
+    samples: dict[str, np.ndarray]
     first: int
     drawn: int
     coarse: float | None
@@ -55,7 +56,7 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
     proposals[0] += drawn * per_transition[1] * num_chains
     log_weights, ancestors = host(run.log_weights), np.asarray(run.ancestors)
 
-    def by_block(values: Any) -> np.ndarray:
+    def by_block(values: Array) -> np.ndarray:
         """(levels, B), or (levels,) of a kernel that moves all sites together."""
         return np.asarray(values)[told] if sampler.blocks else np.asarray(values)[told, 0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -152,7 +151,7 @@ def _carried_out(
         return job.result(reason)
 
 
-def _check_resume(checkpoint_dir: Any, resume: Any) -> None:
+def _check_resume(checkpoint_dir: object, resume: object) -> None:
     if checkpoint_dir is not None and not isinstance(checkpoint_dir, (str, Path)):
         raise WrongTypeError(
             f"checkpoint_dir must be a folder's path; got {checkpoint_dir!r}.", fix="pass a str or a pathlib.Path."
@@ -164,7 +163,7 @@ def _check_resume(checkpoint_dir: Any, resume: Any) -> None:
         )
 
 
-def _check_arguments(density: Any, key: Any, num_chains: Any, sampler: Any) -> None:
+def _check_arguments(density: object, key: object, num_chains: object, sampler: object) -> None:
     if not isinstance(density, AnnealedDensity):
         raise WrongTypeError(
             f"infer takes a compiled density; got {type(density).__name__}.", fix="call cp.compile(program, …) first."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -235,7 +235,7 @@ class Job:
         run = descend(self.ready, blank, self.first, asked.progress, name="error of the evidence")
         return float(np.asarray(run.log_evidence)) if bool(run.visits.arrived) else None
 
-    def _samples(self, done: int) -> tuple[dict[str, Any], str | None]:
+    def _samples(self, done: int) -> tuple[dict[str, np.ndarray], str | None]:
         """Every site's samples, and what went wrong with keeping them on disk."""
         kept = self.kept
         if kept is not None and kept.draws is not None and done:

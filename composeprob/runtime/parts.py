@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import PyTree
 from numpyro.distributions import Distribution
 
 from composeprob.density.annealed import AnnealedDensity, Evaluates
@@ -39,7 +40,7 @@ class Part(eqx.Module):
         """Where the parts are."""
         return PartitionSpec(*[None] * self.axis, AXES[1])
 
-    def whole(self, after: Any) -> Array:
+    def whole(self, after: PyTree[Array]) -> Array:
         """The array, from all of its parts: one all-gather, which does not begin before the values ``after`` are there.
 
         Else a loop would gather once and for all what does not change in it, and keep it.
@@ -59,7 +60,7 @@ class InParts(Evaluates):
 
     cut: Evaluates
 
-    def whole(self, after: Any) -> Evaluates:
+    def whole(self, after: PyTree[Array]) -> Evaluates:
         """The evaluator itself. An array that its caller makes no use of is not gathered: the compiler drops it."""
         return jax.tree.map(lambda leaf: leaf.whole(after) if _is_part(leaf) else leaf, self.cut, is_leaf=_is_part)
 
@@ -119,7 +120,7 @@ def in_parts(density: AnnealedDensity, spread: Spread, above: int | None) -> Ann
     return dataclasses.replace(density, evaluator=InParts(marked))
 
 
-def places(density: AnnealedDensity) -> Any:
+def places(density: AnnealedDensity) -> PyTree[PartitionSpec]:
     """Where a density's arrays are, as `on_devices` wants it."""
     arrays = eqx.filter(density, is_array)
     return jax.tree.map(lambda leaf: leaf.place if _is_part(leaf) else everywhere, arrays, is_leaf=_is_part)
@@ -128,7 +129,7 @@ def places(density: AnnealedDensity) -> Any:
 def placed(density: AnnealedDensity, spread: Spread) -> AnnealedDensity:
     """The density on the devices of a spread. What it holds twice (a network in a factor, and again among the arguments
     of a program that is run again) is there once."""
-    known: dict[tuple[int, PartitionSpec], Any] = {}
+    known: dict[tuple[int, PartitionSpec], Array] = {}
 
     def put(leaf: Any) -> Any:
         array, place = (leaf.array, leaf.place) if _is_part(leaf) else (leaf, everywhere)
@@ -140,7 +141,7 @@ def placed(density: AnnealedDensity, spread: Spread) -> AnnealedDensity:
     return jax.tree.map(put, density, is_leaf=_is_part)
 
 
-def check_parts(above: Any, mesh: Any, sampler: Sampler) -> None:
+def check_parts(above: object, mesh: Mesh | None, sampler: Sampler) -> None:
     """Refuse a size that is none, a mesh that leaves open which devices share an array, and kernels that would leave
     devices waiting for one another.
 
@@ -173,5 +174,5 @@ def check_parts(above: Any, mesh: Any, sampler: Sampler) -> None:
             )
 
 
-def _is_part(node: Any) -> bool:
+def _is_part(node: object) -> bool:
     return isinstance(node, Part)

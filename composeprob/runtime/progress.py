@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from html import escape
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, SupportsFloat
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
+
 
 REFRESH_SECONDS = 0.25
 
@@ -41,9 +46,9 @@ class Progress:
             self._kind = "terminal"
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
-        self._handle: Any = None
+        self._handle: DisplayHandle | None = None
         self._started = self._drawn = 0.0
-        self._last: tuple[int, dict[str, Any]] | None = None
+        self._last: tuple[int, Mapping[str, SupportsFloat | str]] | None = None
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()
@@ -67,7 +72,7 @@ class Progress:
             self._handle = display(self._page(0, {}), raw=True, display_id=True)
         return self
 
-    def update(self, done: int, **facts: Any) -> None:
+    def update(self, done: int, **facts: SupportsFloat | str) -> None:
         """Say that ``done`` of the ``total`` are finished, with numbers worth watching."""
         if self._kind == "off":
             return
@@ -98,7 +103,7 @@ class Progress:
         elif self._handle is not None:
             self._handle.update(self._page(done, facts), raw=True)
 
-    def _page(self, done: int, facts: dict[str, Any]) -> dict[str, str]:
+    def _page(self, done: int, facts: Mapping[str, SupportsFloat | str]) -> dict[str, str]:
         """What a notebook shows: a bar of the browser's, or where there is none a line of text."""
         parts = [f"{done}/{self.total}", _text(facts), f"{time.monotonic() - self._started:.1f} s"]
         words = escape(" · ".join(part for part in parts if part))
@@ -106,14 +111,14 @@ class Progress:
         page = f"<div>{escape(self.description)} {bar} <small>{words}</small></div>"
         return {"text/plain": self._line(done, facts), "text/html": page}
 
-    def _line(self, done: int, facts: dict[str, Any]) -> str:
+    def _line(self, done: int, facts: Mapping[str, SupportsFloat | str]) -> str:
         filled = round(20 * done / max(self.total, 1))
         seconds = time.monotonic() - self._started
         parts = [self.description, "━" * filled + "─" * (20 - filled), f"{done}/{self.total}", _text(facts)]
         return "  ".join([*(part for part in parts if part), f"{seconds:.1f} s"])
 
 
-def _text(facts: dict[str, Any]) -> str:
+def _text(facts: Mapping[str, SupportsFloat | str]) -> str:
     """``acceptance 0.57 · ESS 0.8`` for the facts of one update."""
     words = []
     for name, value in facts.items():

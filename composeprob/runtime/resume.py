@@ -9,18 +9,19 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import PyTree
 from numpyro.distributions import Distribution
 
 from composeprob.checkpoint import DIGEST, Checkpoints, first_line
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import LoadError
+from composeprob.json_data import JSONObject
 from composeprob.samplers.base import Run, Sampler
 from composeprob.samplers.spread import Spread, agreed, zeros
 
@@ -44,7 +45,7 @@ class Saves:
         LoadError: the directory belongs to another run, cannot be read, or is empty though ``resume`` is True.
     """
 
-    def __init__(self, directory: str | Path, resume: bool | None, fingerprint: dict[str, Any], blank: Run):
+    def __init__(self, directory: str | Path, resume: bool | None, fingerprint: JSONObject, blank: Run):
         self.store = Checkpoints(directory, fingerprint, in_background=True)
         if resume is False:
             self.store.clear()
@@ -142,7 +143,7 @@ def code(density: AnnealedDensity, sampler: Sampler, first_level: int, blank: Ru
     arrays, static = eqx.partition((sampler, blank, density), eqx.is_array)
     names = [name for name, _ in named(arrays)]
 
-    def visit(by_name: dict[str, Array], level: Array) -> Any:
+    def visit(by_name: dict[str, Array], level: Array) -> PyTree[Array]:
         leaves = jax.tree.unflatten(jax.tree.structure(arrays), [by_name[name] for name in names])
         sampler, run, density = eqx.combine(leaves, static)
         return eqx.filter(sampler.visit(run, density, level, level + 1), eqx.is_array)
@@ -151,7 +152,7 @@ def code(density: AnnealedDensity, sampler: Sampler, first_level: int, blank: Ru
     return re.sub(r'backend_config = "\d+"|index = \d+', "", text)  # callbacks are numbered anew in every process
 
 
-def digest(tree: Any) -> str:
+def digest(tree: PyTree[Array] | str) -> str:
     """SHA-256 over every array of a tree, or over a text."""
     whole = hashlib.sha256(tree.encode() if isinstance(tree, str) else b"")
     for name, leaf in sorted(named(eqx.filter(tree, eqx.is_array)), key=lambda pair: pair[0]):
@@ -161,7 +162,7 @@ def digest(tree: Any) -> str:
     return DIGEST + whole.hexdigest()
 
 
-def named(tree: Any, above: str = "") -> list[tuple[str, Any]]:
+def named(tree: PyTree[Array], above: str = "") -> list[tuple[str, Array]]:
     """The leaves in `jax.tree.leaves`' order, with names that are the same in every process.
 
     NumPyro flattens a distribution in the order of a set of strings, which differs from process to process, and its
@@ -172,22 +173,22 @@ def named(tree: Any, above: str = "") -> list[tuple[str, Any]]:
         return [
             pair for field, child in zip(fields, children, strict=True) for pair in named(child, f"{above}.{field}")
         ]
-    found = []
+    found: list[tuple[str, Array]] = []
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, Distribution)):
         name = above + jax.tree_util.keystr(path)
         found += named(node, name) if isinstance(node, Distribution) else [(name, node)]
     return found
 
 
-def blank_like(shapes: Any) -> Any:
+def blank_like(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
     """Zeros where `eqx.filter_eval_shape` says that arrays are."""
 
-    def blank(leaf: Any) -> Any:
+    def blank(leaf: object) -> object:
         return zeros(leaf, leaf.shape) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
     return jax.tree.map(blank, shapes, is_leaf=lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
 
-def _state(run: Run, drawn: int, seconds: float) -> Any:
+def _state(run: Run, drawn: int, seconds: float) -> tuple[PyTree[Array], np.ndarray, np.ndarray]:
     arrays = eqx.filter(run.whole, eqx.is_array)  # another spread may go on
     return arrays, np.asarray(drawn), np.asarray(seconds)

@@ -14,6 +14,7 @@ from jax import Array
 from composeprob.checkpoint import first_line
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError, WrongTypeError
+from composeprob.json_data import JSONObject
 from composeprob.results.store import BLOCK_BYTES, Store
 from composeprob.runtime.compiled import draw
 from composeprob.runtime.progress import REFRESH_SECONDS, Progress
@@ -75,7 +76,8 @@ class Kept:
         together("store")
         store.open(self.names)
         if self.draws is not None:
-            extents = [a.chunk_layout.write_chunk.shape[0] for a in store.arrays.values()]
+            layouts = [array.chunk_layout.write_chunk.shape for array in store.arrays.values()]
+            extents = [shape[0] for shape in layouts if shape is not None and shape[0] is not None]
             if jax.process_count() > 1 and any(self.rows % extent for extent in extents):
                 raise InvalidValueError(
                     f"The draws in {store.path} are laid out in {extents[0]} chains each, and here each device has "
@@ -173,7 +175,7 @@ class Kept:
             if first < self.number:
                 yield name, first, values[: self.number - first]
 
-    def finish(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> str | None:
+    def finish(self, arrays: dict[str, np.ndarray], facts: JSONObject) -> str | None:
         """Write what else belongs to a result; says what went wrong."""
         assert self.store is not None
         failure = None
@@ -192,7 +194,7 @@ class NotKept(Exception):
 
 
 def stream(
-    sampler: Any,
+    sampler: Sampler,
     run: Run,
     density: AnnealedDensity,
     kept: Kept,
@@ -239,7 +241,7 @@ def stream(
     return run, done, None
 
 
-def check_draws(draws: Any, thin: Any, store: Any, sampler: Sampler, where: str) -> None:
+def check_draws(draws: Any, thin: Any, store: object, sampler: Sampler, where: str) -> None:
     """Refuse numbers of draws and transitions that mean nothing, and samplers that cannot go on at level 0.
 
     Raises:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from composeprob.density.annealed import AnnealedDensity
@@ -24,7 +22,7 @@ class Trail:
         InvalidValueError: no whole number of at least 1.
     """
 
-    def __init__(self, every: Any):
+    def __init__(self, every: object):
         if not isinstance(every, (int, np.integer)) or isinstance(every, bool) or every < 1:
             raise InvalidValueError(
                 f"keep_path must be a whole number of levels, at least 1; got {every!r}.",

@@ -10,9 +10,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Target
+from composeprob.density.evaluation import Position, Target
 from composeprob.errors import CapabilityError
 from composeprob.kernels import Gibbs, Kernel
 from composeprob.kernels.gibbs import parts_of
@@ -80,7 +81,7 @@ class Run(eqx.Module):
         spread: which chains are where, and how many are evaluated at once.
     """
 
-    chains: Any
+    chains: PyTree[Array]
     keys: Array
     shared: Array
     log_weights: Array
@@ -88,7 +89,7 @@ class Run(eqx.Module):
     log_evidence: Array
     evidence_variance: Array
     ancestors: Array
-    tuning: tuple[Any, ...]
+    tuning: tuple[PyTree[Array], ...]
     records: Records
     stayed: Array
     drift: Array
@@ -253,7 +254,7 @@ class Sampler(eqx.Module):
         return lambda position: density.evaluator(position, level).alone
 
     @abc.abstractmethod
-    def positions(self, run: Run) -> Any:
+    def positions(self, run: Run) -> Position:
         """The chains' positions, each leaf of shape (N, …)."""
 
     def round_trips(self, run: Run) -> float | None:
@@ -287,13 +288,15 @@ def begin(
 def placed(run: Run, spread: Spread) -> Run:
     """The same run of N chains, spread so."""
     by_chain = (run.chains, run.keys, run.log_weights, run.path_weights)
-    own, keys, *weights = spread.place(spread.padded(by_chain), chains)
-    common = (run.shared, run.log_evidence, run.evidence_variance, run.ancestors, run.tuning, run.records)
-    shared, *rest = spread.place((*common, run.stayed, run.drift, run.islands, run.visits, spread), everywhere)
-    return Run(own, keys, shared, *weights, *rest)
+    own, keys, log_weights, path_weights = spread.place(spread.padded(by_chain), chains)
+    common = (run.log_evidence, run.evidence_variance, run.ancestors, run.tuning, run.records)
+    rest: Any = (*common, run.stayed, run.drift, run.islands, run.visits, spread)
+    return Run(
+        own, keys, spread.place(run.shared, everywhere), log_weights, path_weights, *spread.place(rest, everywhere)
+    )
 
 
-def draw_initial(run: Run, density: AnnealedDensity, level: int) -> Any:
+def draw_initial(run: Run, density: AnnealedDensity, level: int) -> Position:
     """Independent draws of the first level's law, one a chain."""
     keys = level_keys(run.keys, density.num_levels)
     return run.spread.map(lambda key: density.initial(key, level), keys)

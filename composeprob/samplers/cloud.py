@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from composeprob.samplers.resampling import relative_weights
 
+T = TypeVar("T")
 SMALLEST = 1e-6
 """The least eigenvalue of a regularised correlation matrix: what float32 still inverts."""
 
 
-def flattened(tree: Any) -> Array:
+def flattened(tree: PyTree[Array]) -> Array:
     """Every chain's numbers in one row, (N, d): leaves of shape (N, …) side by side, sites in alphabetical order."""
     leaves = jax.tree.leaves(tree)
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
 
 
-def unflattened(row: Array, like: Any) -> Any:
+def unflattened(row: Array, like: T) -> T:
     """One chain's numbers, (d,), in the shapes of ``like``, a position without an axis of chains."""
     leaves, treedef = jax.tree.flatten(like)
     sizes = [leaf.size for leaf in leaves]

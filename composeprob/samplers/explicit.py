@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -12,7 +10,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.samplers.base import REVERSE
 from composeprob.samplers.control import steered
-from composeprob.samplers.integrators import Departure, Integrator
+from composeprob.samplers.integrators import Departure, Integrator, Seen
 from composeprob.samplers.reverse import leaning, log_ratio_of_leaning, reverse_step, second_order
 from composeprob.samplers.spread import Spread
 from composeprob.samplers.turned import Turned
@@ -26,16 +24,29 @@ class Explicit(Integrator):
 
     name = "explicit"
 
-    def look(self, spread: Spread, density: AnnealedDensity, level: Array, chains: Any, log_weights: Array) -> Any:
+    def look(
+        self,
+        spread: Spread,
+        density: AnnealedDensity,
+        level: Array,
+        chains: tuple[Position, Evaluation],
+        log_weights: Array,
+    ) -> None:
         return None
 
     def steered(
-        self, evaluation: Evaluation, position: Position, half: Array, seen: Any, density: AnnealedDensity, level: Array
+        self,
+        evaluation: Evaluation,
+        position: Position,
+        half: Array,
+        seen: Seen,
+        density: AnnealedDensity,
+        level: Array,
     ) -> Evaluation:
         return steered(evaluation, position, density, level) if self.control else evaluation
 
     def depart(
-        self, key: Array, position: Position, began: Evaluation, seen: Any, density: AnnealedDensity, *levels: Array
+        self, key: Array, position: Position, began: Evaluation, seen: Seen, density: AnnealedDensity, *levels: Array
     ) -> Departure:
         above, level = levels
         drift = began.parts.drift
@@ -49,7 +60,7 @@ class Explicit(Integrator):
         ended: Evaluation,
         position: Position,
         began: Evaluation,
-        seen: tuple[Any, Any],
+        seen: tuple[Seen, Seen],
         density: AnnealedDensity,
         *levels: Array,
     ) -> tuple[Position, Array]:
@@ -59,6 +70,6 @@ class Explicit(Integrator):
         squares = [power * ((settled[name] - moved[name]) / sigma) ** 2 for name, power in density.top.power.items()]
         return settled, jnp.mean(jnp.concatenate([each.reshape(-1) for each in squares]))
 
-    def turned(self, seen: tuple[Any, Any], density: AnnealedDensity, *levels: Array) -> Turned:
+    def turned(self, seen: tuple[Seen, Seen], density: AnnealedDensity, *levels: Array) -> Turned:
         level, below = levels
         return Turned.between(density, level, below, None, self.control)

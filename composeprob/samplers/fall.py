@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from composeprob.kernels import KernelState
 from composeprob.kernels.base import log_density_of
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.base import Run
-from composeprob.samplers.integrators import Departure
+from composeprob.samplers.integrators import Departure, Seen
 from composeprob.samplers.potentials import averaged_potential
 from composeprob.samplers.weights import first_weight, gain_between
 
@@ -44,10 +44,10 @@ def fall(
     twice = moves and sampler.second_order
     half = (spread.numbers(keys) >= spread.number_of(keys) // 2).astype(jnp.int32)
 
-    def look(at: Array, position: Position, evaluation: Evaluation) -> Any:
+    def look(at: Array, position: Position, evaluation: Evaluation) -> Seen:
         return step.look(spread, density, at, (position, evaluation), run.log_weights) if moves else None
 
-    def steered(evaluation: Evaluation, x: Position, half: Array, seen: Any, at: Array) -> Evaluation:
+    def steered(evaluation: Evaluation, x: Position, half: Array, seen: Seen, at: Array) -> Evaluation:
         return step.steered(evaluation, x, half, seen, density, at) if moves else evaluation
 
     seen = look(above, states.position, states.evaluation)
@@ -62,14 +62,16 @@ def fall(
 
     departures, position = spread.map(depart, keys, half, states)
 
-    def arrive(i: Array, carry: tuple[Position, Evaluation, Any, Array]) -> tuple[Position, Evaluation, Any, Array]:
+    def arrive(i: Array, carry: tuple[Position, Evaluation, Seen, Array]) -> tuple[Position, Evaluation, Seen, Array]:
         position, _, met, error = carry
         evaluation = spread.map(sampler.target(density, level), position)
 
-        def meet() -> tuple[Position, Any, Array]:
+        def meet() -> tuple[Position, Seen, Array]:
             met = look(level, position, evaluation)
 
-            def settle(half: Array, departure: Departure, state: KernelState, x: Position, e: Evaluation) -> Any:
+            def settle(
+                half: Array, departure: Departure, state: KernelState, x: Position, e: Evaluation
+            ) -> tuple[Position, Array]:
                 began = steered(state.evaluation, state.position, half, seen, above)
                 ended = steered(e, x, half, met, level)
                 return step.settle(departure, ended, state.position, began, (seen, met), density, *levels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -99,7 +98,14 @@ class Fitted(Integrator):
 
     name = "fitted"
 
-    def look(self, spread: Spread, density: AnnealedDensity, level: Array, chains: Any, log_weights: Array) -> Fit:
+    def look(
+        self,
+        spread: Spread,
+        density: AnnealedDensity,
+        level: Array,
+        chains: tuple[Position, Evaluation],
+        log_weights: Array,
+    ) -> Fit:
         noise = density.schedule.at(level)
         base = power(density) * (noise.alpha / noise.sigma) ** 2
         count, size = spread.number_of(log_weights), dimensions(density)

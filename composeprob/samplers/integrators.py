@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import equinox as eqx
 from jax import Array
+from jaxtyping import PyTree
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.samplers.spread import Spread
 from composeprob.samplers.turned import Turned
+
+Seen: TypeAlias = PyTree[Array]
+"""What all chains together say of a level; None where nobody asks."""
 
 
 class Departure(NamedTuple):
@@ -25,7 +29,7 @@ class Departure(NamedTuple):
     """
 
     moved: Position
-    noise: Any
+    noise: PyTree[Array]
     log_ratio: Array
 
 
@@ -43,7 +47,14 @@ class Integrator(eqx.Module):
     name: ClassVar[str]
 
     @abc.abstractmethod
-    def look(self, spread: Spread, density: AnnealedDensity, level: Array, chains: Any, log_weights: Array) -> Any:
+    def look(
+        self,
+        spread: Spread,
+        density: AnnealedDensity,
+        level: Array,
+        chains: tuple[Position, Evaluation],
+        log_weights: Array,
+    ) -> Seen:
         """What all chains together say of a level, the same on every device; None where nobody asks.
 
         Args:
@@ -55,7 +66,13 @@ class Integrator(eqx.Module):
 
     @abc.abstractmethod
     def steered(
-        self, evaluation: Evaluation, position: Position, half: Array, seen: Any, density: AnnealedDensity, level: Array
+        self,
+        evaluation: Evaluation,
+        position: Position,
+        half: Array,
+        seen: Seen,
+        density: AnnealedDensity,
+        level: Array,
     ) -> Evaluation:
         """One chain's evaluation with u added to what a reverse step follows, and ∇·u + ⟨u, S⟩ to the rate.
 
@@ -67,7 +84,7 @@ class Integrator(eqx.Module):
 
     @abc.abstractmethod
     def depart(
-        self, key: Array, position: Position, began: Evaluation, seen: Any, density: AnnealedDensity, *levels: Array
+        self, key: Array, position: Position, began: Evaluation, seen: Seen, density: AnnealedDensity, *levels: Array
     ) -> Departure:
         """The step of one chain from the first of two levels to the second, by what is known at its start.
 
@@ -87,7 +104,7 @@ class Integrator(eqx.Module):
         ended: Evaluation,
         position: Position,
         began: Evaluation,
-        seen: tuple[Any, Any],
+        seen: tuple[Seen, Seen],
         density: AnnealedDensity,
         *levels: Array,
     ) -> tuple[Position, Array]:
@@ -103,7 +120,7 @@ class Integrator(eqx.Module):
         """
 
     @abc.abstractmethod
-    def turned(self, seen: tuple[Any, Any], density: AnnealedDensity, *levels: Array) -> Turned:
+    def turned(self, seen: tuple[Seen, Seen], density: AnnealedDensity, *levels: Array) -> Turned:
         """Where noise leads back to from where the step ends, for `averaged_potential`.
 
         Args:

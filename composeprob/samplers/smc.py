@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -266,7 +265,7 @@ class SMC(Sampler):
             apart = by_islands(key, log_weights, self.islands, self.resample_threshold)
             return jax.tree.map(partial(jnp.where, level == 0), (systematic(key, log_weights), blank), apart)
 
-        def resample(states: Any) -> Any:
+        def resample(states: KernelState) -> tuple[KernelState, Array, Array, Array]:
             chosen, left = spread.alone(surviving, log_weights)
             mine = left[spread.numbers(keys) % len(left)]
             return spread.exchange(states, chosen), mine, run.log_evidence + log_mean, run.ancestors[chosen]

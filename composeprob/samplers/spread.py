@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, WrongTypeError
 
+T = TypeVar("T")
 AXES = ("chains", "model")
 """Of a mesh: chains are spread over all of its devices, arrays that are kept in parts over those in a row."""
 WORD = np.dtype(np.uint32)
@@ -48,7 +51,7 @@ class Spread(eqx.Module):
     copies: int = eqx.field(static=True, default=0)
 
     @classmethod
-    def of(cls, mesh: Any, chunk: Any, num_chains: int) -> Spread:
+    def of(cls, mesh: object, chunk: object, num_chains: int) -> Spread:
         """A checked spread of N chains.
 
         Raises:
@@ -85,7 +88,7 @@ class Spread(eqx.Module):
         """D."""
         return 1 if self.mesh is None else self.mesh.size
 
-    def map(self, function: Callable[..., Any], *batch: Any) -> Any:
+    def map(self, function: Callable[..., T], *batch: PyTree[Array]) -> T:
         """``function`` of every chain of this device; each argument has their axis first, and so has what it returns.
 
         What all chains share is closed over.
@@ -96,11 +99,11 @@ class Spread(eqx.Module):
         size, evaluate = self.chunk, jax.vmap(function)
         own = jax.tree.leaves(batch)[0].shape[0]
 
-        def write(whole: Any, some: Any, i: Array) -> Any:
+        def write(whole: T, some: T, i: Array) -> T:
             put = lambda all_, part: jax.lax.dynamic_update_slice_in_dim(all_, part, i * size, 0)  # noqa: E731
             return jax.tree.map(put, whole, some)
 
-        def turn(i: Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        def turn(i: Array, carry: tuple[T, T, PyTree[Array]]) -> tuple[T, T, PyTree[Array]]:
             whole, last, batch_now = carry
             return write(whole, last, i - 1), evaluate(*batch_now), _rows(batch, (i + 1) * size, size)
 
@@ -112,13 +115,13 @@ class Spread(eqx.Module):
         whole, last, _ = jax.lax.fori_loop(0, self.rounds, turn, (whole, blank, first))
         return write(whole, last, self.rounds - 1)
 
-    def alone(self, function: Callable[..., Any], *values: Array) -> Any:
+    def alone(self, function: Callable[..., T], *values: Array) -> T:
         """``function`` of what every device has of all chains, arrays (N, …): as in `map`, nothing is fused with it."""
         if self.chunk is None:
             return function(*values)
         assert self.rounds is not None
 
-        def turn(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        def turn(i: Array, carry: tuple[T, tuple[Array, ...]]) -> tuple[T, tuple[Array, ...]]:
             now = carry[1]
             return function(*now), _rows(now, i * now[0].shape[0], now[0].shape[0])
 
@@ -147,11 +150,11 @@ class Spread(eqx.Module):
         own = len(values)
         return self._me() * own + jnp.arange(own)
 
-    def cut(self, tree: Any) -> Any:
+    def cut(self, tree: T) -> T:
         """The N chains themselves, of arrays that have copies at their end."""
         return jax.tree.map(lambda leaf: leaf[: len(leaf) - self.copies], tree) if self.copies else tree
 
-    def padded(self, tree: Any) -> Any:
+    def padded(self, tree: T) -> T:
         """Arrays of N chains with copies of the first ones at their end."""
         return _rows(tree, 0, jax.tree.leaves(tree)[0].shape[0] + self.copies) if self.copies else tree
 
@@ -159,7 +162,7 @@ class Spread(eqx.Module):
         """The number of this device."""
         return jnp.int32(0) if self.devices == 1 else jax.lax.axis_index(AXES)
 
-    def exchange(self, chains: Any, chosen: Array) -> Any:
+    def exchange(self, chains: T, chosen: Array) -> T:
         """Put chain ``chosen[i]`` in the place of chain i, for all N of them: one collective, whatever chains hold.
 
         Every device's chains go round all devices, each of which takes what it needs when they pass: D − 1 steps, in
@@ -190,7 +193,7 @@ class Spread(eqx.Module):
         pieces = jnp.split(taken, ends, axis=1)
         return jax.tree.unflatten(treedef, [_from_words(p, leaf) for p, leaf in zip(pieces, leaves, strict=True)])
 
-    def place(self, tree: Any, spec: PartitionSpec) -> Any:
+    def place(self, tree: T, spec: PartitionSpec) -> T:
         """Arrays of which every process has the whole, spread over the mesh."""
         if self.mesh is None:
             return tree
@@ -217,7 +220,7 @@ everywhere, chains = PartitionSpec(), PartitionSpec(AXES)
 """Placements: the whole on every device; a share of the chains on each."""
 
 
-def every_device(num_chains: int, chunk: Any) -> Mesh | None:
+def every_device(num_chains: int, chunk: object) -> Mesh | None:
     """All devices, or as many as have a chain, or a chunk of them, to evaluate; None for one.
 
     Where there are several processes all of their devices work, whatever N is.
@@ -231,13 +234,13 @@ def every_device(num_chains: int, chunk: Any) -> Mesh | None:
     return None if number == 1 else plain(devices[:number])
 
 
-def plain(devices: Any) -> Mesh:
+def plain(devices: Sequence[jax.Device] | np.ndarray) -> Mesh:
     """A row of devices, each a row by itself, or a table of them, as the mesh that the samplers know."""
     table = np.asarray(devices)
     return Mesh(table.reshape(len(table), -1), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def host(tree: Any) -> Any:
+def host(tree: PyTree[Array]) -> PyTree[np.ndarray]:
     """Arrays as NumPy's, whole in every process."""
 
     def read(leaf: Array) -> np.ndarray:
@@ -246,7 +249,7 @@ def host(tree: Any) -> Any:
     return jax.tree.map(read, tree)
 
 
-def everyones(rows: Any) -> np.ndarray:
+def everyones(rows: ArrayLike) -> np.ndarray:
     """The rows of all processes, in their order, in each of them."""
     if jax.process_count() == 1:
         return np.asarray(rows)
@@ -272,7 +275,7 @@ def together(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def _rows(tree: Any, start: Array | int, size: int) -> Any:
+def _rows(tree: T, start: Array | int, size: int) -> T:
     """Rows start … start + size − 1, cyclic; by index, as a slice of everything would be simplified away."""
     return jax.tree.map(lambda leaf: leaf[(start + jnp.arange(size)) % leaf.shape[0]], tree)
 

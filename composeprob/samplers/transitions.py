@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,6 +14,7 @@ from composeprob.density.evaluation import Target
 from composeprob.kernels import Adaptive, Estimated, Gibbs, Kernel, adapt, mean_acceptance, resolve, scaled_step
 from composeprob.kernels.gibbs import GibbsState, in_blocks, with_field, with_parts
 from composeprob.kernels.line_integral import integrates_score
+from composeprob.kernels.step_size import as_step_size
 from composeprob.samplers.base import Records, Run
 from composeprob.samplers.spread import Spread
 from composeprob.samplers.tally import Tally
@@ -53,7 +53,7 @@ class Transitions(eqx.Module):
         blocks = in_blocks(kernel, [name for name, site in density.sites.items() if site.kind != "held"])
         parts, static, follows = [], set(), []
         for part, block in zip(blocks.kernels, blocks.sites, strict=True):
-            steps = resolve(part.step_size, density.schedule, part)
+            steps = resolve(as_step_size(part.step_size), density.schedule, part)
             adaptive = isinstance(part.step_size, Adaptive)
             parts.append(part if adaptive else with_field(part, "step_size", steps))
             still = {name for name in block if density.sites[name].kind == "static"}
@@ -86,7 +86,7 @@ class Transitions(eqx.Module):
         """Moves a level and chain that can turn out non-finite."""
         return self.total * len(self.follows)
 
-    def begin(self, run: Run, positions: dict[str, Any]) -> Run:
+    def begin(self, run: Run, positions: dict[str, Array]) -> Run:
         """The run of chains at these positions before anything has adapted, and records of this kernel's shape."""
         tuning = untuned(self.kernel, positions, len(run.ancestors))
         records = Records.empty(run.records.ess.shape[0], len(self.follows))
@@ -123,7 +123,9 @@ class Transitions(eqx.Module):
         sigma, warmup = schedule.at(level).sigma, self.total - self.count
         num_chains, kernel, began = spread.number_of(keys), self._in_force(tuning, sigma), states
 
-        def transition(i: Array, carry: Any) -> Any:
+        def transition(
+            i: Array, carry: tuple[GibbsState, list[Array], Tally, Array]
+        ) -> tuple[GibbsState, list[Array], Tally, Array]:
             states, log_scale, tally, steps = carry
             step_size, counted = self._step_size(log_scale, sigma, level), i >= warmup
             states, tally, acceptance = self._move(kernel, spread, keys, i, states, target, step_size, tally, counted)
@@ -197,7 +199,9 @@ class Transitions(eqx.Module):
         sigma, num_chains, settled = schedule.at(0).sigma, spread.number_of(keys), jnp.int32(self.settling)
         kernel = self._in_force(tuning, sigma)
 
-        def transition(t: Array, carry: Any) -> Any:
+        def transition(
+            t: Array, carry: tuple[GibbsState, list[Array], list[Array], Tally]
+        ) -> tuple[GibbsState, list[Array], list[Array], Tally]:
             states, log_scale, recent, tally = carry
             step_size, counted = self._step_size(log_scale, sigma, jnp.int32(0)), t >= settled
             states, tally, acceptance = self._move(kernel, spread, keys, t, states, target, step_size, tally, counted)
@@ -269,8 +273,9 @@ class Transitions(eqx.Module):
     def _step_size(self, log_scale: list[Array], sigma: Array, level: Array) -> list[Array]:
         """The step size in force, of each block."""
 
-        def of(part: Any, log_c: Array, follows: bool) -> Array:
+        def of(part: Kernel, log_c: Array, follows: bool) -> Array:
             if not isinstance(part.step_size, Adaptive):
+                assert isinstance(part.step_size, Array)
                 return part.step_size[level]
             return scaled_step(log_c, sigma if follows else jnp.ones_like(sigma), part)
 
@@ -279,7 +284,7 @@ class Transitions(eqx.Module):
     def _adapted(self, log_scale: list[Array], mean: Array, n: int, counted: Array) -> list[Array]:
         """log c after a transition of n chains with this mean acceptance, (B,); ends a warm-up if ``counted``."""
 
-        def of(part: Any, log_c: Array, own_mean: Array) -> Array:
+        def of(part: Kernel, log_c: Array, own_mean: Array) -> Array:
             rule = part.step_size
             if not isinstance(rule, Adaptive):
                 return log_c

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -38,7 +37,7 @@ Tunings = tuple[Tuning, ...]
 """One for each block."""
 
 
-def untuned(kernel: Gibbs, positions: dict[str, Any], num_chains: int) -> Tunings:
+def untuned(kernel: Gibbs, positions: dict[str, Array], num_chains: int) -> Tunings:
     """log c where it starts, and no metric known, for N chains at these positions."""
 
     def of(part: Kernel, sites: Sites) -> Tuning:
@@ -69,7 +68,7 @@ def in_metrics(kernel: Gibbs, tuning: Tunings, units: dict[str, Array]) -> Gibbs
         units: lengths that some sites are measured in while the transitions of a level last.
     """
 
-    def of(part: Any, tuning: Tuning, sites: Sites) -> Kernel:
+    def of(part: Kernel, tuning: Tuning, sites: Sites) -> Kernel:
         given, own = getattr(part, "metric", None), {name: units[name] for name in sites if name in units}
         if given is None or (isinstance(given, Metric) and not own):
             return part
@@ -97,7 +96,7 @@ def with_metrics(
         if known.metric is None:
             return known
 
-        def gained(before: dict[str, Any], after: dict[str, Any]) -> Array:
+        def gained(before: dict[str, Array], after: dict[str, Array]) -> Array:
             old, new = (flattened({name: tree[name] for name in sites}) for tree in (before, after))
             return spread.gather(new - old)
 
@@ -111,13 +110,13 @@ def with_metrics(
     return tuple(map(of, tuning, kernel.kernels, kernel.sites))
 
 
-def _like(positions: dict[str, Any], sites: Sites) -> dict[str, Any]:
+def _like(positions: dict[str, Array], sites: Sites) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of one chain's position at some sites."""
     own = {name: positions[name] for name in sites}
     return jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), own)
 
 
-def _kind(part: Kernel, like: Any, num_chains: int) -> str:
+def _kind(part: Kernel, like: dict[str, jax.ShapeDtypeStruct], num_chains: int) -> str:
     """The metric that is measured for a block, ``"none"`` if none is."""
     given = getattr(part, "metric", None)
     if not isinstance(given, Estimated):

@@ -3,7 +3,7 @@ or conditions; and the cross-entropy of classifiers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -125,7 +125,9 @@ def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True)
     return jax.vmap(one)(batch)
 
 
-def _log_densities(at: Any, groups: Sequence[Any]) -> list[Array]:
+def _log_densities(
+    at: Callable[[dict[str, Array]], tuple[Any, Array]], groups: Sequence[dict[str, Array]]
+) -> list[Array]:
     """log f given each of a group's conditions, one array a group. All are asked for in one batch, so that what depends
     on x alone is computed once."""
     if not groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,10 +14,15 @@ from composeprob.calibration.zoo import calibrate_model
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
+from composeprob.json_data import JSONObject
 from composeprob.training.quality import losses_by_log_snr, sample_quality, score_errors
 from composeprob.training.recipe import Recipe
 from composeprob.training.run import TrainingRun, train
 from composeprob.training.weights import load_weights, save_weights, weights_file
+
+if TYPE_CHECKING:
+    from numpyro.distributions import Distribution
+
 
 SEED = 0
 METRICS = "metrics.json"
@@ -83,7 +88,7 @@ def train_model(
 
 
 def write_model(
-    folder: Path, own: Path, recipe: Recipe, run: TrainingRun, reference: Any | None, retraining: int = 0
+    folder: Path, own: Path, recipe: Recipe, run: TrainingRun, reference: Distribution | None, retraining: int = 0
 ) -> list[Path]:
     """Writes weights, measurements and card of a trained model into ``folder``; returns the files.
 
@@ -122,7 +127,7 @@ def write_model(
     return written
 
 
-def _measured(folder: Path) -> dict[str, Any]:
+def _measured(folder: Path) -> JSONObject:
     path = folder / METRICS
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -134,7 +139,7 @@ def _keep(folder: Path, retraining: int, resumable: bool) -> None:
         return
     measured = _measured(folder)
     rows = [measured.get("training", {}), *measured.get("retrainings", [])]
-    row: dict[str, Any] = next((row for row in rows if row.get("retraining", 0) == retraining), {})
+    row: JSONObject = next((row for row in rows if row.get("retraining", 0) == retraining), {})
     if not (resumable and row.get("finished") is False):
         raise InvalidValueError(
             f"{file} is there already, and training would replace it.",
@@ -142,10 +147,10 @@ def _keep(folder: Path, retraining: int, resumable: bool) -> None:
         )
 
 
-def measure(recipe: Recipe, run: TrainingRun, reference: Any | None) -> dict[str, Any]:
+def measure(recipe: Recipe, run: TrainingRun, reference: Distribution | None) -> JSONObject:
     """Measures a trained model; returns what is recorded of it, ready for JSON."""
     low, high = recipe.log_snr_range()
-    quality: dict[str, Any] = {}
+    quality: JSONObject = {}
     if reference is not None:
         key = jax.random.key(SEED + 1)
         rows = score_errors(run.factor, reference, key)
@@ -179,10 +184,10 @@ def measure(recipe: Recipe, run: TrainingRun, reference: Any | None) -> dict[str
 
 
 def measure_retraining(
-    run: TrainingRun, stored: Diffusion | Classifier, reference: Any | None, retraining: int
-) -> dict[str, Any]:
+    run: TrainingRun, stored: Diffusion | Classifier, reference: Distribution | None, retraining: int
+) -> JSONObject:
     """Measures a retraining; ``stored`` is its factor as the zoo loads it, rounded to half precision."""
-    row: dict[str, Any] = {
+    row: JSONObject = {
         "retraining": retraining,
         "iterations": len(run.loss),
         "finished": run.finished,
@@ -204,7 +209,7 @@ def _final_loss(run: TrainingRun) -> float:
     return float(f"{run.loss[-min(1000, len(run.loss)) :].mean():.5g}")
 
 
-def table(metrics: dict[str, Any]) -> str:
+def table(metrics: JSONObject) -> str:
     """Returns the measured part of a card, in Markdown."""
     training, quality = metrics["training"], metrics["quality"]
     lines = [
@@ -221,7 +226,7 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _quality_table(quality: dict[str, Any]) -> list[str]:
+def _quality_table(quality: JSONObject) -> list[str]:
     return [
         "",
         "| log-SNR | σ²·mean squared error of the score | relative to the score's size |",
@@ -246,7 +251,7 @@ def _losses_table(rows: list[dict[str, float]]) -> list[str]:
     ]
 
 
-def _retrainings_table(rows: list[dict[str, Any]]) -> list[str]:
+def _retrainings_table(rows: list[JSONObject]) -> list[str]:
     """Retrainings, one a line; those measured against the exact distribution with their errors."""
     columns = [name for name in rows[0] if name not in ("retraining", "finished", "mode_weights_tv_exact")]
     return [

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import PyTree
 
 from composeprob.training.loss import Batch, draw_batch, losses
 from composeprob.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from composeprob.factors.networks import Network
+
 
 STEPS_AT_ONCE = 256
 """Most steps in one call of the compiled loop."""
@@ -31,9 +36,9 @@ class State(NamedTuple):
     """
 
     step: Array
-    parameters: Any
-    average: Any
-    optimiser: Any
+    parameters: PyTree[Array]
+    average: PyTree[Array]
+    optimiser: PyTree[Array]
 
 
 class Record(NamedTuple):
@@ -44,20 +49,24 @@ class Record(NamedTuple):
     bin_count: Array
 
 
+Advance = Callable[[State, np.int32], tuple[State, Record]]
+"""(state, n) → the state n steps later, and what these report."""
+
+
 def bin_edges(recipe: Recipe) -> np.ndarray:
     """Returns the edges of the bins of log-SNR, shape (NUM_BINS + 1,)."""
     low, high = recipe.log_snr_range()
     return np.linspace(low, high, NUM_BINS + 1)
 
 
-def initial(recipe: Recipe, network: Any) -> State:
+def initial(recipe: Recipe, network: Network) -> State:
     """Makes the state before the first step; the average starts at the initial weights."""
     parameters = eqx.filter(network, eqx.is_inexact_array)
     copy = jax.tree.map(jnp.copy, parameters)
     return State(jnp.zeros((), jnp.int32), parameters, copy, recipe.optimiser().init(parameters))
 
 
-def make_advance(recipe: Recipe, network: Any, key: Array) -> Callable[[State, Any], tuple[State, Record]]:
+def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
     """Compiles ``advance(state, n)``, which does n ≤ STEPS_AT_ONCE steps; n is traced, so one compilation serves all.
 
     The randomness of step i comes from ``fold_in(key, i)`` alone: how steps are divided among calls, or resumed,
@@ -68,7 +77,7 @@ def make_advance(recipe: Recipe, network: Any, key: Array) -> Callable[[State, A
     optimiser = recipe.optimiser()
     edges = jnp.asarray(bin_edges(recipe))
 
-    def mean_loss(parameters: Any, batch: Batch) -> tuple[Array, Array]:
+    def mean_loss(parameters: PyTree[Array], batch: Batch) -> tuple[Array, Array]:
         trained = eqx.tree_at(lambda f: f.network, factor, eqx.combine(parameters, static))
         each = losses(trained, batch, recipe.denoising)
         weight = 1.0 if recipe.weight is None else jax.vmap(recipe.weight)(batch.noise.log_snr)
@@ -77,12 +86,12 @@ def make_advance(recipe: Recipe, network: Any, key: Array) -> Callable[[State, A
             return jnp.mean(weight * crossed), crossed
         return jnp.mean(weight * (each.denoising + crossed)), each.denoising
 
-    def gradient(parameters: Any, step_key: Array) -> tuple[Any, Array, Array]:
+    def gradient(parameters: PyTree[Array], step_key: Array) -> tuple[PyTree[Array], Array, Array]:
         """The mean gradient over the batch's chunks, and every event's loss and log-SNR."""
         size = recipe.chunk or recipe.batch_size
         parts = recipe.batch_size // size
 
-        def accumulate(total: Any, part: Array) -> tuple[Any, tuple[Array, Array]]:
+        def accumulate(total: PyTree[Array], part: Array) -> tuple[PyTree[Array], tuple[Array, Array]]:
             batch = draw_batch(recipe, jax.random.fold_in(step_key, part), size)
             grad, each = jax.grad(mean_loss, has_aux=True)(parameters, batch)
             return jax.tree.map(lambda t, g: t + g / parts, total, grad), (each, batch.noise.log_snr)
@@ -106,7 +115,7 @@ def make_advance(recipe: Recipe, network: Any, key: Array) -> Callable[[State, A
         return State(state.step + 1, parameters, average, optimiser_state), record
 
     @jax.jit
-    def advance(state: State, steps: Array) -> tuple[State, Record]:
+    def advance(state: State, steps: Array | np.int32) -> tuple[State, Record]:
         empty = Record(jnp.zeros(STEPS_AT_ONCE), jnp.zeros(NUM_BINS), jnp.zeros(NUM_BINS, jnp.int32))
         return jax.lax.fori_loop(0, steps, step, (state, empty))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +17,10 @@ from composeprob.results.plotting import ACCENT, FAINT, MAX_IMAGES, is_image, ne
 from composeprob.runtime.infer import infer
 from composeprob.samplers.ancestral import Ancestral
 from composeprob.training.run import TrainingRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 POINTS = 150
 """Of the loss of all steps, averaged over as many intervals."""
@@ -61,11 +65,11 @@ def _complete(factor: Diffusion) -> bool:
     return set(factor.condition_names) <= set(factor.call_conditions())
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 @program
-def _alone(factor: Diffusion) -> Any:
+def _alone(factor: Diffusion) -> Array:
     return sample("x", factor)

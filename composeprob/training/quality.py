@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -30,7 +29,9 @@ LOSS_INTERVALS = 6
 LOG_SNR = (-12.0, -8.0, -4.0, -2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.5)
 
 
-def score_errors(factor: LeafFactor, reference: Any, key: Array, *, num: int = 8000) -> list[dict[str, float]]:
+def score_errors(
+    factor: LeafFactor, reference: dist.Distribution, key: Array, *, num: int = 8000
+) -> list[dict[str, float]]:
     """Measures the score's error at several log-SNR, against the exact score of the noised reference.
 
     With x drawn from the noised reference, s its exact score and ŝ the factor's, ``error`` is σ²·E‖ŝ − s‖²/d: the
@@ -75,7 +76,9 @@ def _noises(factor: LeafFactor) -> list[Noise]:
     return [Noise(jnp.zeros((), int), jnp.float32(a), jnp.float32(s)) for a, s in zip(alpha, sigma, strict=True)]
 
 
-def sample_quality(factor: LeafFactor, reference: Any, key: Array, *, num: int = 10_000) -> dict[str, float]:
+def sample_quality(
+    factor: LeafFactor, reference: dist.Distribution, key: Array, *, num: int = 10_000
+) -> dict[str, float]:
     """Measures samples that `Ancestral` draws from the factor alone, over its own levels.
 
     Returns:
@@ -156,7 +159,7 @@ def _ones(batch: Batch) -> Batch:
     return jax.tree.map(lambda a: a[:, None], batch)
 
 
-def _modes(reference: Any) -> tuple[Array, Array] | None:
+def _modes(reference: dist.Distribution) -> tuple[Array, Array] | None:
     """Weights (M,) and means of a mixture's components; None where two means agree.
 
     A bar with a floor, for example, mixes two boxes around one centre.
@@ -170,5 +173,5 @@ def _modes(reference: Any) -> tuple[Array, Array] | None:
 
 
 @program
-def _alone(factor: LeafFactor) -> Any:
+def _alone(factor: LeafFactor) -> Array:
     return sample("x", factor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ from jax import Array
 from composeprob.errors import InvalidValueError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion, Encoder
-from composeprob.factors.networks import as_network
+from composeprob.factors.networks import Network, as_network
 from composeprob.factors.parameterizations import ENERGIES
 from composeprob.schedule import Noise, Schedule
 
 if TYPE_CHECKING:
     import optax
 
-Data = Callable[[Array, int], Any]
+Data = Callable[[Array, int], Array | tuple[Array, Mapping[str, Array]]]
 """``data(key, n)`` gives n events (n, *event_shape), or a pair (events, {condition: values (n, …)})."""
 
 CLASSIFIER = "classifier"
@@ -83,7 +83,7 @@ class Recipe:
         estimation*).
     """
 
-    network: Callable[[Array], Any]
+    network: Callable[[Array], object]
     data: Data
     event_shape: tuple[int, ...]
     schedule: Schedule
@@ -91,11 +91,11 @@ class Recipe:
     focus: tuple[float, float] | None = None
     parameterization: str = "epsilon"
     time: str = "log_snr"
-    conditions: tuple[str, ...] | Mapping[str, Any] = field(default_factory=dict)
+    conditions: tuple[str, ...] | Mapping[str, object] = field(default_factory=dict)
     condition_dropout: float = 0.0
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
     held_out: Data | None = None
-    start: Callable[[Any], Any] | None = None
+    start: Callable[[Network], Network] | None = None
     iterations: int = 15_000
     batch_size: int = 1000
     chunk: int | None = None
@@ -147,7 +147,7 @@ class Recipe:
         else:
             _check(self.focus is None, "focus is given without log_snr", "give the range log_snr as well.")
 
-    def factor(self, network: Any, label: str = "") -> Diffusion | Classifier:
+    def factor(self, network: object, label: str = "") -> Diffusion | Classifier:
         """Makes the factor of this recipe with a given network."""
         if self.parameterization == CLASSIFIER:
             return Classifier(network, self.schedule, event_shape=self.event_shape, time=self.time, label=label)
@@ -164,7 +164,7 @@ class Recipe:
             encoders=self.encoders,
         )
 
-    def untrained(self, key: Array) -> Any:
+    def untrained(self, key: Array) -> Network:
         """Makes the network before training, as an Equinox module."""
         return as_network(self.network(key))
 

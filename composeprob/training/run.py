@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,9 +20,16 @@ from composeprob.arguments import check_key
 from composeprob.checkpoint import Checkpoints
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
+from composeprob.json_data import JSONObject
 from composeprob.runtime.progress import Progress
-from composeprob.training.optimise import NUM_BINS, STEPS_AT_ONCE, State, bin_edges, initial, make_advance
+from composeprob.training.optimise import NUM_BINS, STEPS_AT_ONCE, Advance, State, bin_edges, initial, make_advance
 from composeprob.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from composeprob.factors.networks import Network
+
 
 SECONDS_PER_CALL = 1.0
 """How often the progress bar moves, and Ctrl-C is heard."""
@@ -132,7 +139,7 @@ def train(
     return _finish(recipe, network, now, label)
 
 
-def _blank(recipe: Recipe, network: Any) -> _Progressed:
+def _blank(recipe: Recipe, network: Network) -> _Progressed:
     slots = -(-recipe.iterations // STEPS_AT_ONCE)
     return _Progressed(
         initial(recipe, network),
@@ -143,7 +150,7 @@ def _blank(recipe: Recipe, network: Any) -> _Progressed:
     )
 
 
-def _after(now: _Progressed, advance: Any, steps: int, seconds: float) -> _Progressed:
+def _after(now: _Progressed, advance: Advance, steps: int, seconds: float) -> _Progressed:
     """Does ``steps`` more steps."""
     done = int(now.state.step)
     state, record = advance(now.state, np.int32(steps))
@@ -155,7 +162,7 @@ def _after(now: _Progressed, advance: Any, steps: int, seconds: float) -> _Progr
     return _Progressed(state, loss, bin_sum, bin_count, np.asarray(seconds))
 
 
-def _finish(recipe: Recipe, network: Any, now: _Progressed, label: str) -> TrainingRun:
+def _finish(recipe: Recipe, network: Network, now: _Progressed, label: str) -> TrainingRun:
     done = int(now.state.step)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
     factor = recipe.factor(eqx.combine(now.state.average, static), label)
@@ -166,9 +173,9 @@ def _finish(recipe: Recipe, network: Any, now: _Progressed, label: str) -> Train
     return TrainingRun(factor, now.loss[:done], bin_edges(recipe), by_bin, float(now.seconds), finished)
 
 
-def _fingerprint(recipe: Recipe, key: Array) -> dict[str, Any]:
+def _fingerprint(recipe: Recipe, key: Array) -> JSONObject:
     names = ("parameterization", "time", "iterations", "batch_size", "chunk", "learning_rate", "decay", "ema")
-    made_of: dict[str, Any] = {name: getattr(recipe, name) for name in (*names, "condition_dropout", "antithetic")}
+    made_of: JSONObject = {name: getattr(recipe, name) for name in (*names, "condition_dropout", "antithetic")}
     made_of["log_snr"] = [float(end) for end in recipe.log_snr_range()]
     made_of["focus"] = None if recipe.focus is None else [float(end) for end in recipe.focus]
     made_of["cross_level"] = [recipe.cross_level, recipe.cross_level_gap] if recipe.cross_level else None
@@ -185,7 +192,7 @@ def _interruptible() -> Iterator[threading.Event]:
         yield event  # signals reach the main thread only
         return
 
-    def heard(signum: int, frame: Any) -> None:
+    def heard(signum: int, frame: FrameType | None) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()

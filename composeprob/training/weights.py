@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import numpy as np
+from jax import Array
+from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from composeprob.errors import InvalidValueError, LoadError
 
+T = TypeVar("T")
 
-def tensor_names(network: Any) -> list[str]:
+
+def tensor_names(network: PyTree[Array]) -> list[str]:
     """Lists the name of every array of a network, in order, such as ``blocks.0.enter.weight``."""
     return [name for name, _ in _named(network)]
 
@@ -24,7 +28,7 @@ def weights_file(retraining: int) -> str:
     return f"weights-{retraining}.safetensors" if retraining else "weights.safetensors"
 
 
-def save_weights(network: Any, path: str | Path, *, half: bool = False) -> None:
+def save_weights(network: PyTree[Array], path: str | Path, *, half: bool = False) -> None:
     """Writes the arrays of ``network`` (as adapted by a factor, ``factor.network``) to ``path``.
 
     Args:
@@ -43,7 +47,7 @@ def save_weights(network: Any, path: str | Path, *, half: bool = False) -> None:
     Path(path).write_bytes(save(tensors))  # not save_file, whose files only their owner can read
 
 
-def load_weights(network: Any, path: str | Path) -> Any:
+def load_weights(network: T, path: str | Path) -> T:
     """Reads the arrays of ``network`` from ``path``; of its own only shapes and dtypes are used.
 
     Half precision is read as single precision where the network is in that.
@@ -94,18 +98,18 @@ def _halved(name: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.float16)
 
 
-def _widened(array: np.ndarray, wanted: Any) -> np.ndarray:
+def _widened(array: np.ndarray, wanted: np.dtype) -> np.ndarray:
     """A float16 array as float32 where more than half precision is wanted; any other array as it is."""
     stored_half = array.dtype == np.float16 and wanted in (np.float32, np.float64)
     return array.astype(np.float32) if stored_half else array
 
 
-def _named(network: Any) -> list[tuple[str, Any]]:
+def _named(network: PyTree[Array]) -> list[tuple[str, Array]]:
     leaves = jax.tree_util.tree_leaves_with_path(network)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves if _is_array(leaf)]
 
 
-def _is_array(leaf: Any) -> bool:
+def _is_array(leaf: object) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, jax.ShapeDtypeStruct))
 
 

@@ -1,4 +1,4 @@
-"""A run is made of stretches of one compiled loop: they are one executable only if no array of a run changes its type."""
+"""A run is made of stretches of one compiled loop: they are one executable only if no array changes its type."""
 
 import equinox as eqx
 import jax

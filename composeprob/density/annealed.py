@@ -255,7 +255,8 @@ class AnnealedDensity(eqx.Module):
         """Looks, before a run, whether the factors agree anywhere; see `composeprob.density.overlap`.
 
         A few chains go down the levels by unadjusted Langevin steps under the diffusion factors alone, which takes
-        about 100 evaluations each. `cp.infer` asks the same of its own samples, and this early in a long run.
+        about 100 evaluations each. They follow neither observations nor your energies: data that lie where a factor
+        was never trained are named by `cp.infer`, which asks the same of its own samples, early in a long run.
 
         Args:
             key: a typed random key.

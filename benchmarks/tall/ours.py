@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,29 +22,34 @@ def tall(posterior: Any, prior: Any, data: Any) -> Any:
     return cp.sample("theta", prior * cp.product(posterior / prior, over=data))
 
 
-def network(instance: Instance) -> tuple[Any, str]:
-    """ε̂(θ, λ; observation) and its parameterization: an energy where it is known, else the wrong noise.
+class Single(eqx.Module):
+    """ε̂(θ, λ; observation) of the individual posteriors: minus σ times their energy, or noise that is wrong.
 
-    What the individual posterior is, the network is told by its conditions, which every observation has its own of.
+    What a posterior is, the network is told by its conditions, which every observation has its own of. The rest are
+    arrays of a module, so that the problems of other seeds are not compiled again.
     """
 
-    def energy(theta: Any, log_snr: Any, log_weights: Any, means: Any, x: Any) -> Any:
+    instance: Instance
+
+    def energy(self, theta: Any, log_snr: Any, log_weights: Any, means: Any, x: Any) -> Any:
         amplitude, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
-        return -sigma * log_posterior(instance, theta, (log_weights, means), amplitude, sigma)
+        return -sigma * log_posterior(self.instance, theta, (log_weights, means), amplitude, sigma)
 
-    def noise(theta: Any, log_snr: Any, log_weights: Any, means: Any, x: Any) -> Any:
-        exact = jax.grad(energy)(theta, log_snr, log_weights, means, x)
-        return exact + mistake(instance, theta, x, time_of(log_snr))
-
-    return (noise, "epsilon") if instance.error else (energy, "energy")
+    def __call__(self, theta: Any, log_snr: Any, log_weights: Any, means: Any, x: Any) -> Any:
+        if not self.instance.error:
+            return self.energy(theta, log_snr, log_weights, means, x)
+        exact = jax.grad(self.energy)(theta, log_snr, log_weights, means, x)
+        return exact + mistake(self.instance, theta, x, time_of(log_snr))
 
 
 def density(toy: str, instance: Instance) -> cp.AnnealedDensity:
     """The compiled program."""
     schedule = SCHEDULES[toy]
-    function, form = network(instance)
+    arrays = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), instance._replace(error=0.0))
+    form = "epsilon" if instance.error else "energy"
     posterior = cp.Diffusion(
-        function, schedule, event_shape=(instance.size,), parameterization=form, time="log_snr",
+        Single(arrays._replace(error=instance.error)), schedule, event_shape=(instance.size,),
+        parameterization=form, time="log_snr",
         conditions=("log_weights", "means", "x"), log_snr_range=(-30.0, 30.0), label="posterior",
     )  # fmt: skip
     law = dist.Normal(jnp.asarray(instance.prior_mean), jnp.sqrt(jnp.asarray(instance.prior_variance))).to_event(1)

@@ -209,3 +209,22 @@ def test_an_integrator_of_another_name_is_refused():
         cp.SMC(weights="density", integrator="fitted")
     assert "integrator='explicit'" in cp.SMC(integrator="explicit").describe()
     assert "integrator" not in cp.SMC(second_order=False).describe()
+
+
+@pytest.mark.parametrize("count", [400, 401])
+def test_each_half_of_the_chains_takes_the_control_of_the_other(count):
+    """What a chain's own potential says must not come back in its weight; a row more or less changes nothing."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(count, 2))
+    score = -1.3 * y + 0.1 * rng.normal(size=(count, 2))
+    potential = 0.4 * (y * score).sum(1) + 0.1 * rng.normal(size=count)
+    first = np.arange(count) < count // 2
+
+    def fitted(potential):
+        rows = jnp.asarray(np.column_stack([y, score, potential]))
+        return fit(rows, jnp.zeros(count), jnp.ones(2), control=True)
+
+    one, other = fitted(potential), fitted(np.where(first, 1.2, 1.0) * potential)
+    assert float(jnp.abs(one.gain[0]).max()) > 0.3
+    np.testing.assert_allclose(one.gain[0], other.gain[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(1.2 * one.gain[1], other.gain[1], rtol=1e-4, atol=1e-5)

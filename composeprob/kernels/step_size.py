@@ -37,6 +37,12 @@ class Rule(eqx.Module):
     function: Callable[[Levels], ArrayLike] = eqx.field(static=True)
 
 
+LONGEST = 0.5
+"""Where c starts at most."""
+LENGTHS = {1: (1.6, 1 / 4), 2: (1.17, 1 / 6)}
+"""By p: ℓ and q of the steps of length ℓ·d^−q that a standard normal law of d numbers accepts as often as is best."""
+
+
 class Adaptive(eqx.Module):
     r"""A step size that follows the acceptance of all chains together, level by level.
 
@@ -50,7 +56,9 @@ class Adaptive(eqx.Module):
 
     Args:
         target_acceptance: a*, in (0, 1); None takes the kernel's own (MALA 0.574, HMC 0.75).
-        initial: c at the first level, > 0, without unit (in units of σ_k^p).
+        initial: c at the first level, > 0, without unit (in units of σ_k^p). Left out, at most 0.5 and what suits a
+            normal law of d numbers that a product of P factors has where noise is all there is, N(0, I·σ²/P):
+            1.36/(P·d^⅓) where p = 2, 1.6/(√P·d^¼) where p = 1.
         gain: > 0. The acceptance of MALA and HMC near its optimum falls by 0.3 to 0.6 when log h grows by 1, so
             gains of 1 to 2 remove most of an error in one transition and stay stable up to about 3. The average of N
             chains has an error of about 0.4/√N: below some thirty chains take a gain of 0.1 to 0.5.
@@ -72,21 +80,21 @@ class Adaptive(eqx.Module):
     """
 
     target_acceptance: Array | None
-    initial: Array
+    initial: Array | None
     gain: Array
     warmup: int = eqx.field(static=True)
 
     def __init__(
         self,
         target_acceptance: float | Array | None = None,
-        initial: float | Array = 0.5,
+        initial: float | Array | None = None,
         gain: float | Array = 1.5,
         warmup: int = 0,
     ):
         self.target_acceptance = (
             None if target_acceptance is None else as_scalar(target_acceptance, "Adaptive(target_acceptance=)")
         )
-        self.initial = as_scalar(initial, "Adaptive(initial=)")
+        self.initial = None if initial is None else as_scalar(initial, "Adaptive(initial=)")
         self.gain = as_scalar(gain, "Adaptive(gain=)")
         self.warmup = warmup
 
@@ -98,12 +106,21 @@ class Adaptive(eqx.Module):
 
     def __repr__(self) -> str:
         goal = "" if self.target_acceptance is None else f"target_acceptance={describe(self.target_acceptance)}, "
-        return f"Adaptive({goal}initial={describe(self.initial)}, gain={describe(self.gain)}, warmup={self.warmup})"
+        start = "" if self.initial is None else f"initial={describe(self.initial)}, "
+        return f"Adaptive({goal}{start}gain={describe(self.gain)}, warmup={self.warmup})"
 
     @property
     def log_scale(self) -> Array:
         """log c before any adaptation, a scalar."""
-        return jnp.log(self.initial)
+        return jnp.log(LONGEST if self.initial is None else self.initial)
+
+    def starting(self, kernel: Kernel, size: int, power: Array) -> Adaptive:
+        """The same, with a number for `initial`: the one given, or that for d numbers and P factors."""
+        if self.initial is not None:
+            return self
+        length, decay = LENGTHS[kernel.scale_exponent]
+        start = jnp.minimum(LONGEST, (length * size**-decay / jnp.sqrt(power)) ** kernel.scale_exponent)
+        return Adaptive(self.target_acceptance, start, self.gain, self.warmup)
 
     def target(self, kernel: Kernel) -> Array:
         """a*: the acceptance to aim for with this kernel, a scalar."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import equinox as eqx
 import jax
@@ -53,9 +54,13 @@ class Transitions(eqx.Module):
         blocks = in_blocks(kernel, [name for name, site in density.sites.items() if site.kind != "held"])
         parts, static, follows = [], set(), []
         for part, block in zip(blocks.kernels, blocks.sites, strict=True):
-            steps = resolve(as_step_size(part.step_size), density.schedule, part)
-            adaptive = isinstance(part.step_size, Adaptive)
-            parts.append(part if adaptive else with_field(part, "step_size", steps))
+            rule = as_step_size(part.step_size)
+            adaptive = isinstance(rule, Adaptive)
+            if isinstance(rule, Adaptive):
+                steps = rule.starting(part, *_extent(density, block))
+            else:
+                steps = resolve(rule, density.schedule, part)
+            parts.append(with_field(part, "step_size", steps))
             still = {name for name in block if density.sites[name].kind == "static"}
             follows.append(still != set(block))
             if follows[-1] and (adaptive or isinstance(getattr(part, "metric", None), Estimated)):
@@ -293,3 +298,10 @@ class Transitions(eqx.Module):
             return jnp.where(counted, log_c, moved) if rule.warmup else moved
 
         return list(map(of, self.kernel.kernels, log_scale, list(mean)))
+
+
+def _extent(density: AnnealedDensity, block: tuple[str, ...]) -> tuple[int, Array]:
+    """How many numbers these sites are, and the most factors, by their powers, that any of them is in."""
+    size = sum(math.prod(density.sites[name].shape) for name in block)
+    powers = [jnp.max(density.top.power[name]) for name in block if name in density.top.power]
+    return max(size, 1), jnp.max(jnp.stack([jnp.ones(()), *powers]))

@@ -56,10 +56,11 @@ class Transitions(eqx.Module):
         for part, block in zip(blocks.kernels, blocks.sites, strict=True):
             rule = as_step_size(part.step_size)
             adaptive = isinstance(rule, Adaptive)
-            if isinstance(rule, Adaptive):
-                steps = rule.starting(part, *_extent(density, block))
-            else:
-                steps = resolve(rule, density.schedule, part)
+            steps = (
+                rule.starting(part, *_extent(density, block))
+                if isinstance(rule, Adaptive)
+                else resolve(rule, density.schedule, part)
+            )
             parts.append(with_field(part, "step_size", steps))
             still = {name for name in block if density.sites[name].kind == "static"}
             follows.append(still != set(block))

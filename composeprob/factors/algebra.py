@@ -24,7 +24,9 @@ def product(*factors: Factor, over: Mapping[str, object] | None = None, block: i
         over: ``{condition: values}``, the values of n observations along a leading axis: the product then is
             Π_{i=1}^n of the factors with ``condition=values[i]``, from one batched evaluation of each network and
             compiled in a time that does not depend on n. A factor that has none of the conditions counts n times and
-            is evaluated once. New values of the same shape reuse compiled code.
+            is evaluated once. New values of the same shape reuse compiled code. In a `numpyro.plate` every copy of the
+            site has all n observations; groups with data of their own are sites of a Python loop, evaluated in one
+            batch all the same.
         block: how many of the n are evaluated at once, where memory does not hold n times the number of chains.
 
     Returns:

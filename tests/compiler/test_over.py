@@ -316,6 +316,17 @@ def test_plates_and_windows_of_programs():
     agree(*(jax.jit(density.score_and_rate)(x, 7) for density in (one, other)))
 
 
+def test_groups_with_data_of_their_own_are_one_batch():
+    (f, counter), groups = posterior(), [data(3, seed) for seed in (0, 1)]
+    made = cp.compile(cp.program(lambda *each: [cp.sample(f"x{g}", one) for g, one in enumerate(each)]),
+                      *(tall(f, ys) for ys in groups))  # fmt: skip
+    counter.traces = 0
+    found = made.score({"x0": X["x"], "x1": -X["x"]}, 5)
+    assert counter.traces == 1
+    for name, ys, x in (("x0", groups[0], X["x"]), ("x1", groups[1], -X["x"])):
+        np.testing.assert_allclose(found[name], cp.compile(single, tall(f, ys)).score({"x": x}, 5)["x"], rtol=1e-9)
+
+
 def test_a_classifier_over_labels():
     classifier = cp.Classifier(
         lambda x, t: jnp.stack([x[0], x[1], x[0] * x[1]]), SCHEDULE, event_shape=(2,), time="log_snr"

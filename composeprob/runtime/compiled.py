@@ -58,9 +58,11 @@ def executable(function: Callable[P, T]) -> Callable[P, T]:
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         (spread,) = (a.spread if isinstance(a, Run) else a for a in args if isinstance(a, Run | Spread))
+        if spread.chunk is None:
+            return plain(*args, **kwargs)
         # Inside of other compiled code the options are those of the whole, and JAX takes none here.
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
-        return (plain if spread.chunk is None or traced else by_chunk)(*args, **kwargs)
+        return (plain if traced else by_chunk)(*args, **kwargs)
 
     return call
 

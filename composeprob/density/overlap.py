@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import equinox as eqx
@@ -119,6 +120,7 @@ def agreement(
     return (*findings, *(f for f in _untrained(experts, seen, levels) if f.factor not in named))
 
 
+@cache
 def bound(dimension: float, p: float = RARE) -> float:
     """Returns t, which σ²‖s‖² of a noised marginal in d dimensions exceeds with a probability of at most p."""
     from scipy.stats import chi2  # takes a while to import
@@ -279,8 +281,7 @@ def _nothing_left(
     """
     found: dict[str, Finding] = {}
     for i, (expert, of) in enumerate(zip(density.described.experts, seen, strict=True)):
-        total = float(np.mean(density.top.power[expert.site]))
-        if expert.power >= 0 or total > 0.99 or of.energy.shape[1] < FEWEST:
+        if expert.power >= 0 or of.energy.shape[1] < FEWEST or np.mean(density.top.power[expert.site]) > 0.99:
             continue
         spread = abs(expert.power) * np.std(of.log_density, axis=1).max(-1)
         nearby = np.sqrt(expert.averaged * np.mean(of.energy, axis=1)).max(-1)

@@ -49,7 +49,8 @@ def metropolis(
     if log_target_ratio is None:
         there, here = comparable(proposed, rejected)
         log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)
-    return _choose(accepted, probability, usable, -log_target_ratio, quadrature_error, proposed, rejected)
+    info = _info(accepted, probability, usable, -log_target_ratio, quadrature_error)
+    return pytree.where(accepted, proposed, rejected), info
 
 
 def unadjusted(proposed: S, rejected: S, log_reversal: Array | None = None) -> tuple[S, Info]:
@@ -66,24 +67,17 @@ def unadjusted(proposed: S, rejected: S, log_reversal: Array | None = None) -> t
     leaves = proposed.evaluation.zero & ~rejected.evaluation.zero
     taken = usable & ~leaves
     log_reversal = jnp.asarray(jnp.nan) if log_reversal is None else log_reversal
-    return _choose(taken, taken, usable, log_reversal, 0.0, proposed, rejected)
+    return pytree.where(taken, proposed, rejected), _info(taken, taken, usable, log_reversal, 0.0)
 
 
-def _choose(
-    accepted: Array,
-    probability: Array,
-    usable: Array,
-    log_reversal: Array,
-    quadrature_error: Array | float,
-    proposed: S,
-    rejected: S,
-) -> tuple[S, Info]:
+def _info(
+    accepted: Array, probability: Array, usable: Array, log_reversal: Array, quadrature_error: Array | float
+) -> Info:
     precision = jnp.result_type(float)
-    info = Info(
+    return Info(
         acceptance=probability.astype(precision),
         accepted=accepted,
         non_finite=~usable,
         log_reversal=jnp.where(accepted, log_reversal, 0.0),
         quadrature_error=jnp.where(usable, quadrature_error, jnp.nan).astype(precision),
     )
-    return pytree.where(accepted, proposed, rejected), info

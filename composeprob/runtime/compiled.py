@@ -58,9 +58,11 @@ def executable(function: Callable[P, T]) -> Callable[P, T]:
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         (spread,) = (a.spread if isinstance(a, Run) else a for a in args if isinstance(a, Run | Spread))
+        if spread.chunk is None:
+            return plain(*args, **kwargs)
         # Inside of other compiled code the options are those of the whole, and JAX takes none here.
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
-        return (plain if spread.chunk is None or traced else by_chunk)(*args, **kwargs)
+        return (plain if traced else by_chunk)(*args, **kwargs)
 
     return call
 
@@ -73,7 +75,7 @@ def start(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> R
         return sampler.start(run, density, first)
 
     specs = (everywhere, Run.places(), places(density))
-    return on_devices(run.spread, own, (sampler, run, density), specs, Run.places())
+    return on_devices(run.spread, own, specs, Run.places())(sampler, run, density)
 
 
 def descent(sampler: Sampler, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
@@ -90,7 +92,7 @@ def descent(sampler: Sampler, run: Run, density: AnnealedDensity, end: Array | i
 def advance(sampler: Sampler, run: Run, density: AnnealedDensity, end: Array) -> Run:
     """`descent` on every device; ``end`` is an array: every stretch is one executable."""
     specs = (everywhere, Run.places(), places(density), everywhere)
-    return on_devices(run.spread, descent, (sampler, run, density, end), specs, Run.places())
+    return on_devices(run.spread, descent, specs, Run.places())(sampler, run, density, end)
 
 
 @executable
@@ -127,9 +129,8 @@ def draw(
         blank = {name: jnp.zeros((s.shape[0], most, *s.shape[1:]), s.dtype) for name, s in shapes.items()}
         return jax.lax.fori_loop(begin, end, one, (run, blank))
 
-    arguments = (sampler, run, density, begin, end, thin)
     specs = (everywhere, Run.places(), places(density), *(everywhere,) * 3)
-    return on_devices(run.spread, own, arguments, specs, (Run.places(), chains))
+    return on_devices(run.spread, own, specs, (Run.places(), chains))(sampler, run, density, begin, end, thin)
 
 
 @executable
@@ -139,7 +140,7 @@ def read(spread: Spread, density: AnnealedDensity, positions: Position) -> dict[
     def own(spread: Spread, density: AnnealedDensity, positions: Position) -> dict[str, Array]:
         return spread.map(density.to_samples, positions)
 
-    return on_devices(spread, own, (spread, density, positions), (everywhere, places(density), chains), chains)
+    return on_devices(spread, own, (everywhere, places(density), chains), chains)(spread, density, positions)
 
 
 def sample_shapes(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -153,24 +154,25 @@ Specs: TypeAlias = PyTree[PartitionSpec]
 """Where arrays are: `chains`, `everywhere`, or a pytree of these."""
 
 
-def on_devices(
-    spread: Spread, function: Callable[..., T], arguments: tuple[object, ...], specs: Specs, out_specs: Specs
-) -> T:
-    """Call a function on every device of a spread, with that device's share of each argument.
+def on_devices(spread: Spread, function: Callable[..., T], specs: Specs, out_specs: Specs) -> Callable[..., T]:
+    """A function on every device of a spread, with that device's share of each argument.
 
     Args:
         spread: over which devices.
-        function: returns a pytree of arrays.
-        arguments: pytrees of arrays and of what is the same everywhere.
+        function: of pytrees of arrays and of what is the same everywhere; returns a pytree of arrays.
         specs: where each argument is: `chains`, `everywhere`, or a pytree of these that its own begins with.
         out_specs: likewise for what the function returns.
     """
     if spread.mesh is None:
-        return function(*arguments)
-    arrays, static = eqx.partition(arguments, eqx.is_array)
+        return function
 
-    def own(arrays: tuple[PyTree[Array], ...]) -> T:
-        return function(*eqx.combine(arrays, static))
+    def spread_out(*arguments: object) -> T:
+        arrays, static = eqx.partition(arguments, eqx.is_array)
 
-    mapped = jax.shard_map(own, mesh=spread.mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)
-    return mapped(arrays)
+        def own(arrays: tuple[PyTree[Array], ...]) -> T:
+            return function(*eqx.combine(arrays, static))
+
+        mapped = jax.shard_map(own, mesh=spread.mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)
+        return mapped(arrays)
+
+    return spread_out

@@ -11,10 +11,10 @@ import numpy as np
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.runtime.compiled import advance, start
-from composeprob.runtime.progress import REFRESH_SECONDS, Progress
+from composeprob.runtime.progress import Progress
 from composeprob.runtime.trail import Trail
 from composeprob.samplers.base import Records, Run, Sampler
-from composeprob.samplers.spread import agreed
+from composeprob.samplers.spread import agreed, host
 
 
 def nothing(run: Run) -> None:
@@ -53,16 +53,16 @@ def descend(
             if trail is not None:
                 trail.add(run, sampler, density, first)
             bar.doing(f"compiling {_loop(sampler)}")
-            size, tick, made = 1, time.monotonic(), int(run.visits.made)
-            while not bool(run.visits.arrived):
-                size = size if trail is None else trail.at_most(size, made)
-                before, end = made, run.spread.number(made + size)
-                run = jax.block_until_ready(advance(sampler, run, density, end))
-                made = int(run.visits.made)
+            size, tick, visits = 1, time.monotonic(), host(run.visits)
+            while not visits.arrived:
+                before = int(visits.made)
+                size = size if trail is None else trail.at_most(size, before)
+                run = jax.block_until_ready(advance(sampler, run, density, run.spread.number(before + size)))
+                visits = host(run.visits)
                 seconds, tick = max(time.monotonic() - tick, 1e-6), time.monotonic()
-                # As many levels in a row as fit between two refreshes of the bar.
-                (size,) = agreed(max(1, min(4 * size, int((made - before) * REFRESH_SECONDS / seconds))))
-                level = int(run.visits.visited()[-1])
+                # As many levels in a row as fit between two updates of the bar.
+                (size,) = agreed(max(1, min(4 * size, int((int(visits.made) - before) * bar.pause / seconds))))
+                level = int(visits.visited()[-1])
                 bar.update(first + 1 - level, **_facts(run.records, level))
                 save(run)
                 judge(run)

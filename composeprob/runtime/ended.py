@@ -48,7 +48,8 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
     """The result of a run."""
     run, first = ended.run.whole, ended.first
     records, num_chains = run.records, run.log_weights.shape[0]
-    visited, arrived = run.visits.visited(), bool(run.visits.arrived)
+    visits, log_snr = host(run.visits), np.asarray(density.schedule.log_snr)
+    visited, arrived = visits.visited(), bool(visits.arrived)
     told = _told(visited, arrived, density)
     *per_transition, settling = sampler.drawing
     drawn = ended.drawn + (settling if ended.drawn else 0)
@@ -90,7 +91,7 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
     )
     apart = np.asarray(run.islands, np.float64)
     variance = float(run.evidence_variance) if len(apart) < ENOUGH else island_variance(apart)
-    of_top = density.top.signal(float(np.asarray(density.schedule.log_snr)[first]))
+    of_top = density.top.signal(float(log_snr[first]))
     error = math.hypot(math.sqrt(variance), of_levels, of_top)
     return Result(
         samples=ended.samples,
@@ -113,7 +114,7 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         seconds=seconds,
         sampler=sampler.describe(),
         reason=reason,
-        log_snr=np.asarray(density.schedule.log_snr)[told],
+        log_snr=log_snr[told],
         dims=dict(density.graph.dims),
         blocks=sampler.blocks,
         devices=ended.run.spread.devices,
@@ -138,9 +139,9 @@ def _doubts(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[
     """What is wrong with where chains ended, and what the compiler found strange."""
     positions = host(sampler.positions(run))
     noised = {name: x for name, x in positions.items() if density.sites[name].kind == "noised"}
-    top = density.schedule.at(density.num_levels - 1)
+    alpha, sigma = (float(np.asarray(each)[-1]) for each in (density.schedule.alpha, density.schedule.sigma))
     doubts = [(Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts]
-    far = diverged(noised, float(top.alpha), float(top.sigma)) if density.num_levels > 1 else []
+    far = diverged(noised, alpha, sigma) if density.num_levels > 1 else []
     return [*far, *doubts]
 
 

@@ -116,7 +116,7 @@ class Job:
     @property
     def arrived(self) -> bool:
         """Whether the chains are at level 0."""
-        return bool(self.run.visits.arrived)
+        return bool(host(self.run.visits).arrived)
 
     @property
     def seconds(self) -> float:
@@ -233,7 +233,7 @@ class Job:
         key = jax.random.fold_in(asked.key, COARSE)
         blank = placed(begin(key, asked.num_chains, self.run.visits.coarser()), asked.spread)
         run = descend(self.ready, blank, self.first, asked.progress, name="error of the evidence")
-        return float(np.asarray(run.log_evidence)) if bool(run.visits.arrived) else None
+        return float(np.asarray(run.log_evidence)) if bool(host(run.visits).arrived) else None
 
     def _samples(self, done: int) -> tuple[dict[str, np.ndarray], str | None]:
         """Every site's samples, and what went wrong with keeping them on disk."""
@@ -262,7 +262,7 @@ class Job:
         most = AGREEMENT * n * self.sampler.evaluations(self.first, int(self.run.visits.made))
         levels = int(np.clip(most // min(n, LOOKED_AT), 2, LEVELS))
         some = np.unique(np.linspace(0, n - 1, int(np.clip(most // levels, 1, LOOKED_AT))).astype(int))
-        positions = host(jax.tree.map(lambda leaf: leaf[some], self.sampler.positions(self.run)))
+        positions = jax.tree.map(lambda leaf: leaf[some], host(self.sampler.positions(self.run)))
         if not all(np.isfinite(x).all() for x in positions.values()):
             return ()
         return agreement(density, positions, jax.random.fold_in(self.asked.key, APART), levels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import jax
@@ -24,10 +25,16 @@ def as_code(key: Array) -> str:
 
 def versions() -> dict[str, str]:
     """Returns the versions of this library and of what it computes with, of Python, and the kind of device."""
-    found = {"python": platform.python_version()}
+    return {"python": platform.python_version(), **_installed(), "device": jax.devices()[0].device_kind}
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """The version of each package, read from its metadata once in a process."""
+    found = {}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # run from a folder that is not installed
             found[name] = "not installed"
-    return {**found, "device": jax.devices()[0].device_kind}
+    return found

@@ -129,6 +129,8 @@ def places(density: AnnealedDensity) -> PyTree[PartitionSpec]:
 def placed(density: AnnealedDensity, spread: Spread) -> AnnealedDensity:
     """The density on the devices of a spread. What it holds twice (a network in a factor, and again among the arguments
     of a program that is run again) is there once."""
+    if spread.mesh is None:
+        return density
     known: dict[tuple[int, PartitionSpec], Array] = {}
 
     def put(leaf: Any) -> Any:

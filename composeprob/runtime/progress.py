@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from IPython.display import DisplayHandle
 
 
-REFRESH_SECONDS = 0.25
+REFRESH_SECONDS, UNSEEN_SECONDS = 0.25, 1.0
+"""How long work may go on without a look at it: where a bar is shown, and where none is. Compiled code is left and
+entered again for each, whose memory the system then has to give anew."""
 
 
 class Progress:
@@ -49,6 +51,11 @@ class Progress:
         self._handle: DisplayHandle | None = None
         self._started = self._drawn = 0.0
         self._last: tuple[int, Mapping[str, SupportsFloat | str]] | None = None
+
+    @property
+    def pause(self) -> float:
+        """Seconds that may pass between two updates."""
+        return UNSEEN_SECONDS if self._kind == "off" else REFRESH_SECONDS
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()

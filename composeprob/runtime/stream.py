@@ -17,7 +17,7 @@ from composeprob.errors import CapabilityError, InvalidValueError, LoadError, Wr
 from composeprob.json_data import JSONObject
 from composeprob.results.store import BLOCK_BYTES, Store
 from composeprob.runtime.compiled import draw
-from composeprob.runtime.progress import REFRESH_SECONDS, Progress
+from composeprob.runtime.progress import Progress
 from composeprob.samplers.base import Run, Sampler
 from composeprob.samplers.spread import Spread, agreed, everyones, together
 
@@ -227,7 +227,7 @@ def stream(
                 kept.add(done, stop, values)
                 number, (run, done) = stop - done, (ahead, stop)
                 seconds, tick = max(time.monotonic() - tick, 1e-6), time.monotonic()
-                (size,) = agreed(min(max(1, int(number * REFRESH_SECONDS / seconds)), kept.at_once))
+                (size,) = agreed(min(max(1, int(number * bar.pause / seconds)), kept.at_once))
                 bar.update(done, acceptance=np.mean(np.asarray(run.records.acceptance)[0]))
                 save(run, done)
         except KeyboardInterrupt:

@@ -37,10 +37,11 @@ class Trail:
 
     def add(self, run: Run, sampler: Sampler, density: AnnealedDensity, first: int) -> None:
         """Keeps a frame, where one is due."""
-        made = int(run.visits.made)
-        if made % self.every and not bool(run.visits.arrived):
+        visits = host(run.visits)
+        made = int(visits.made)
+        if made % self.every and not visits.arrived:
             return
-        level = int(run.visits.visited()[-1]) if made else first
+        level = int(visits.visited()[-1]) if made else first
         values = run.spread.cut(host(read(run.spread, density, sampler.positions(run))))
         self.frames.append((level, run.spread.cut(host(run.log_weights)), values))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -276,13 +277,17 @@ def begin(
     spread: Spread = Spread(),  # noqa: B008 - immutable
 ) -> Run:
     """A run without chains: keys, equal weights, empty records."""
+    return dataclasses.replace(_begin(key, num_chains, visits), spread=spread)
+
+
+@partial(jax.jit, static_argnums=1)
+def _begin(key: Array, num_chains: int, visits: Visits) -> Run:
+    """`begin` on one device, which is called once for all arrays."""
     keys = jax.random.split(key, num_chains + 1)
-    zero = jnp.zeros(())
-    own = jnp.arange(num_chains, dtype=jnp.int32)
-    log_weights, records = jnp.zeros((num_chains,)), Records.empty(len(visits.order))
-    none = jnp.zeros((), jnp.int32)
-    weights, apart = (log_weights, jnp.zeros((num_chains,))), jnp.zeros((1,))
-    return Run(None, keys[1:], keys[0], *weights, zero, zero, own, (), records, none, zero, apart, visits, spread)
+    zero, weights = jnp.zeros(()), jnp.zeros((num_chains,))
+    own, none = jnp.arange(num_chains, dtype=jnp.int32), jnp.zeros((), jnp.int32)
+    records, apart = Records.empty(len(visits.order)), jnp.zeros((1,))
+    return Run(None, keys[1:], keys[0], weights, weights, zero, zero, own, (), records, none, zero, apart, visits)
 
 
 def placed(run: Run, spread: Spread) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -134,7 +135,8 @@ class Transitions(eqx.Module):
         ) -> tuple[GibbsState, list[Array], Tally, Array]:
             states, log_scale, tally, steps = carry
             step_size, counted = self._step_size(log_scale, sigma, level), i >= warmup
-            states, tally, acceptance = self._move(kernel, spread, keys, i, states, target, step_size, tally, counted)
+            move = partial(self._move, kernel, i, target, step_size, counted)
+            states, tally, acceptance = spread.map(move, keys, states, tally)
             if any(self.adaptive):
                 mean = mean_acceptance(acceptance, spread.total, num_chains)
                 log_scale = self._adapted(log_scale, mean, num_chains, counted)
@@ -210,7 +212,8 @@ class Transitions(eqx.Module):
         ) -> tuple[GibbsState, list[Array], list[Array], Tally]:
             states, log_scale, recent, tally = carry
             step_size, counted = self._step_size(log_scale, sigma, jnp.int32(0)), t >= settled
-            states, tally, acceptance = self._move(kernel, spread, keys, t, states, target, step_size, tally, counted)
+            move = partial(self._move, kernel, t, target, step_size, counted)
+            states, tally, acceptance = spread.map(move, keys, states, tally)
             if not self.settling:
                 return states, log_scale, recent, tally
 
@@ -259,22 +262,17 @@ class Transitions(eqx.Module):
     def _move(
         self,
         kernel: Gibbs,
-        spread: Spread,
-        keys: Array,
         i: Array,
-        states: GibbsState,
         target: Target,
         step_size: list[Array],
-        tally: Tally,
         counted: Array,
+        key: Array,
+        state: GibbsState,
+        tally: Tally,
     ) -> tuple[GibbsState, Tally, Array]:
-        """Transition i of every chain, with the acceptance of each."""
-
-        def one(key: Array, state: GibbsState, tally: Tally) -> tuple[GibbsState, Tally, Array]:
-            state, info = kernel.step(jax.random.fold_in(key, i), state, target, step_size)
-            return state, tally.adding(info, counted), info.acceptance
-
-        return spread.map(one, keys, states, tally)
+        """Transition i of one chain, with its acceptance."""
+        state, info = kernel.step(jax.random.fold_in(key, i), state, target, step_size)
+        return state, tally.adding(info, counted), info.acceptance
 
     def _step_size(self, log_scale: list[Array], sigma: Array, level: Array) -> list[Array]:
         """The step size in force, of each block."""

@@ -98,8 +98,8 @@ class Visits(eqx.Module):
 
     @property
     def arrived(self) -> Array:
-        """Whether level 0 was visited, a boolean."""
-        return (self.made > 0) & (self.order[jnp.maximum(self.made - 1, 0)] == 0)
+        """Whether level 0 was visited, a boolean; NumPy's of visits that are on the host."""
+        return (self.made > 0) & (self.order[self.made - 1] == 0)
 
     @property
     def now(self) -> tuple[Array, Array]:

@@ -92,7 +92,7 @@ def stopped_on(devices, name, folder):
     def stop(self, done, **facts):
         if done >= 3:
             raise KeyboardInterrupt
-    Progress.update, descend.REFRESH_SECONDS = stop, 1e-9
+    Progress.update, Progress.pause = stop, 1e-9
     assert run(name, devices, checkpoint_dir=folder)[1].status.has("interrupted")
     Progress.update = update
 

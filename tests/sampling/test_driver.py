@@ -137,7 +137,7 @@ def test_density_weights_cost_one_evaluation_a_level():
 
 def test_samples_depend_on_key_and_number_of_chains_only(product, monkeypatch):
     reference = run(product)
-    monkeypatch.setattr(descend, "REFRESH_SECONDS", 1e-9)  # level by level instead of many at once
+    monkeypatch.setattr(Progress, "pause", 1e-9)  # level by level instead of many at once
     assert np.array_equal(run(product)["x"], reference["x"])
     assert np.array_equal(run(product, progress=True)["x"], reference["x"])
     assert not np.array_equal(run(product, seed=1)["x"], reference["x"])
@@ -179,7 +179,7 @@ def interrupt_after(monkeypatch, levels):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Progress, "update", update)
-    monkeypatch.setattr(descend, "REFRESH_SECONDS", 1e-9)
+    monkeypatch.setattr(Progress, "pause", 1e-9)
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -11,10 +11,10 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import AlignmentError, CapabilityError, InvalidValueError
-from composeprob.runtime import descend
 from composeprob.runtime import resume as resume_module
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.base import Records
+from composeprob.samplers.spread import host
 from composeprob.samplers.visits import FASTER, FIRST, LONGEST, SLOWER, Pace, Visits
 from sampling_cases import SCHEDULE, both, normal, single
 from zscores import LIMIT
@@ -70,7 +70,7 @@ def test_what_it_tells_by_level_it_tells_of_the_levels_that_it_visited(chosen, d
 
 def test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing(density, tmp_path, monkeypatch):
     whole = adaptive(density)
-    monkeypatch.setattr(descend, "REFRESH_SECONDS", 1e-9)
+    monkeypatch.setattr(Progress, "pause", 1e-9)
     monkeypatch.setattr(resume_module, "SECONDS", 0.0)
     monkeypatch.setattr(resume_module, "SHARE", 1e9)
     with monkeypatch.context() as patch:
@@ -198,6 +198,14 @@ def test_every_other_level_of_a_way_has_its_ends():
         coarser = made(levels).coarser()
         assert tuple(np.asarray(coarser.order)[: len(some)]) == some
         assert int(coarser.made) == 0
+
+
+@pytest.mark.parametrize("place", [jax.jit(lambda visits: visits.arrived), lambda visits: host(visits).arrived])
+def test_visits_have_arrived_where_level_0_was_visited_in_compiled_code_and_on_the_host(place):
+    levels = (4, 2, 0)
+    told = [bool(place(Visits(Visits.of(levels, 6).order, jnp.int32(made)))) for made in range(len(levels) + 1)]
+    assert told == [False, False, False, True]
+    assert [bool(place(Visits(jnp.zeros(1, jnp.int32), jnp.int32(made)))) for made in range(2)] == [False, True]
 
 
 @pytest.mark.parametrize(("width", "steady"), [(0.3, True), (0.01, False)])

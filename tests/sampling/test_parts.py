@@ -95,7 +95,7 @@ if task["resumes"]:
     def stop(self, done, **facts):
         if done >= 3:
             raise KeyboardInterrupt
-    Progress.update, descend.REFRESH_SECONDS = stop, 1e-9
+    Progress.update, Progress.pause = stop, 1e-9
     run("product", "MALA", "parts", checkpoint_dir=folder)
     Progress.update = update
     reference = run("product", "MALA", "whole")

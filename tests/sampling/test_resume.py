@@ -19,7 +19,6 @@ import composeprob as cp
 from composeprob.checkpoint import Checkpoints
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.results.status import Code
-from composeprob.runtime import descend
 from composeprob.runtime import resume as resume_module
 from composeprob.runtime.progress import Progress
 from sampling_cases import SCHEDULE, Calls, both, normal, run, single
@@ -35,7 +34,7 @@ def whole(product):
 @pytest.fixture
 def every_level(monkeypatch):
     """A checkpoint after each level."""
-    monkeypatch.setattr(descend, "REFRESH_SECONDS", 1e-9)
+    monkeypatch.setattr(Progress, "pause", 1e-9)
     monkeypatch.setattr(resume_module, "SECONDS", 0.0)
     monkeypatch.setattr(resume_module, "SHARE", 1e9)
 
@@ -241,10 +240,10 @@ def test_a_run_that_goes_on_compiles_nothing(tmp_path, monkeypatch):
 SCRIPT = """
 import sys
 import jax, numpy as np, composeprob as cp
-from composeprob.runtime import descend
+from composeprob.runtime.progress import Progress
 from composeprob.runtime import resume
 from sampling_cases import SAMPLER, both, normal
-descend.REFRESH_SECONDS, resume.SECONDS, resume.SHARE = 1e-9, 0.0, 1e9
+Progress.pause, resume.SECONDS, resume.SHARE = 1e-9, 0.0, 1e9
 density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
 print("ready", flush=True)
 result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=SAMPLER, progress=False,

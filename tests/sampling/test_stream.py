@@ -13,7 +13,6 @@ import composeprob as cp
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError, WrongTypeError
 from composeprob.results.status import Code
 from composeprob.results.store import Store
-from composeprob.runtime import descend
 from composeprob.runtime import stream as stream_module
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.transitions import SETTLING
@@ -112,8 +111,7 @@ def stop_after(patch, draws):
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_stopped_run_goes_on_with_the_same_draws(product, whole, tmp_path, monkeypatch, stored):
     options = {"checkpoint_dir": tmp_path / "c"} | ({"store": tmp_path / "s"} if stored else {})
-    monkeypatch.setattr(descend, "REFRESH_SECONDS", 1e-9)
-    monkeypatch.setattr(stream_module, "REFRESH_SECONDS", 1e-9)
+    monkeypatch.setattr(Progress, "pause", 1e-9)
     for draws in (3, 8):
         with monkeypatch.context() as patch:
             stop_after(patch, draws)

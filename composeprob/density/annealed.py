@@ -77,6 +77,12 @@ class Evaluates(eqx.Module):
         """log p of every observed number at level 0, given the latents' values as `read` shows them."""
 
 
+@eqx.filter_jit
+def _at_once(evaluator: Evaluates, position: Position, level: Array) -> Evaluation:
+    """One evaluation, outside of compiled code: there every operation would be compiled and called by itself."""
+    return evaluator(position, level)
+
+
 class AnnealedDensity(eqx.Module):
     """π_k(x, z) ∝ p(z)·F_k(x)·G_k(x, z) for k = K−1 … 0, made by `cp.compile`.
 
@@ -130,6 +136,9 @@ class AnnealedDensity(eqx.Module):
     def evaluate(self, position: Position, level: Array | int) -> Evaluation:
         """Everything that one evaluation gives; each network is called once.
 
+        Called by hand, outside of `jax.jit`, `jax.vmap` and `jax.grad`, it is compiled at the first call and serves all
+        positions and levels; so are the methods below.
+
         Args:
             position: ``{site: array}``, no chain axis.
             level: 0 … K−1, may be traced.
@@ -140,7 +149,10 @@ class AnnealedDensity(eqx.Module):
         """
         self._check(position)
         self.schedule.check_level(level)
-        return self.evaluator(jax.tree.map(jnp.asarray, position), level)
+        position = jax.tree.map(jnp.asarray, position)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((self.evaluator, position, level))):
+            return self.evaluator(position, level)
+        return _at_once(self.evaluator, position, jnp.asarray(level))
 
     def log_density(self, position: Position, level: Array | int) -> Array:
         """log π_k(position) up to a constant of the level, a scalar.

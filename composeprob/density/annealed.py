@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from composeprob.density import prediction
 from composeprob.density.described import Described, Diagram
-from composeprob.density.evaluation import Evaluation, Position
+from composeprob.density.evaluation import Evaluation, Position, at_once
 from composeprob.density.experts import Noticed
 from composeprob.density.overlap import PILOTS, Finding, check
 from composeprob.density.potential import NumPyroPotential
@@ -75,12 +75,6 @@ class Evaluates(eqx.Module):
     @abc.abstractmethod
     def log_likelihood(self, values: dict[str, Array]) -> dict[str, Array]:
         """log p of every observed number at level 0, given the latents' values as `read` shows them."""
-
-
-@eqx.filter_jit
-def _at_once(evaluator: Evaluates, position: Position, level: Array) -> Evaluation:
-    """One evaluation, outside of compiled code: there every operation would be compiled and called by itself."""
-    return evaluator(position, level)
 
 
 class AnnealedDensity(eqx.Module):
@@ -149,10 +143,7 @@ class AnnealedDensity(eqx.Module):
         """
         self._check(position)
         self.schedule.check_level(level)
-        position = jax.tree.map(jnp.asarray, position)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((self.evaluator, position, level))):
-            return self.evaluator(position, level)
-        return _at_once(self.evaluator, position, jnp.asarray(level))
+        return at_once(self.evaluator, jax.tree.map(jnp.asarray, position), level)
 
     def log_density(self, position: Position, level: Array | int) -> Array:
         """log π_k(position) up to a constant of the level, a scalar.

@@ -65,7 +65,7 @@ def test_the_program_does_not_grow_with_the_number_of_points():
         counts = set()
         for n in (13, 101):
             kernel = make(n)
-            begin = kernel.init(jax.random.key(0), jnp.zeros(2), TARGET)
+            begin = jax.eval_shape(lambda x, k=kernel: k.init(jax.random.key(0), x, TARGET), jnp.zeros(2))
             traces.clear()
             jax.make_jaxpr(lambda s, kernel=kernel: kernel.step(jax.random.key(0), s, counting, 0.1)[0])(begin)
             counts.add(len(traces))

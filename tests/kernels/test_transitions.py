@@ -85,7 +85,7 @@ def test_another_step_size_does_not_compile_again(name):
 
 def test_the_program_does_not_grow_with_the_number_of_leapfrogs():
     target = evaluate(two_modes(2).log_density)
-    state = HMC(0.1).init(jax.random.key(0), jnp.zeros(2), target)
+    state = jax.eval_shape(lambda x: HMC(0.1).init(jax.random.key(0), x, target), jnp.zeros(2))
     lines = {
         num: len(str(jax.make_jaxpr(lambda s, n=num: HMC(0.1, n).step(jax.random.key(0), s, target, 0.1)[0])(state)))
         for num in (11, 99)
@@ -176,8 +176,12 @@ def test_elements_get_noise_of_their_own():
     flat = evaluate(lambda x: 0.0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(x)))
     position = {"a": jnp.zeros(500), "b": jnp.zeros(500)}
     for kernel in (ULA(0.1), MALA(0.1), UHMC(0.1), HMC(0.1)):
-        state = kernel.init(jax.random.key(0), position, flat)
-        moved, _ = kernel.step(jax.random.key(1), state, flat, kernel.step_size)
+
+        @jax.jit
+        def step(x, kernel=kernel):
+            return kernel.step(jax.random.key(1), kernel.init(jax.random.key(0), x, flat), flat, kernel.step_size)
+
+        moved, _ = step(position)
         noise = np.concatenate([moved.position["a"], moved.position["b"]])
         assert len(np.unique(noise)) > 990
         assert abs(np.corrcoef(moved.position["a"], moved.position["b"])[0, 1]) < 0.2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -57,6 +59,18 @@ def start(kernel: Kernel, target: Target, key: Array, positions: Any) -> KernelS
     return jax.vmap(lambda k, x: kernel.init(k, x, target))(jax.random.split(key, num_chains), positions)
 
 
+@functools.cache
+def _drawing(draw: Callable[[Array, int], Any]) -> Callable[[Array, int], Any]:
+    """Draws of a law, compiled once for all kernels that are tried on it."""
+    return jax.jit(draw, static_argnums=1)
+
+
+@functools.cache
+def _measuring(statistics: Callable[[Any], dict[str, Array]]) -> Callable[[Any], dict[str, Array]]:
+    """A law's statistics of every chain, likewise."""
+    return jax.jit(jax.vmap(statistics))
+
+
 def from_exact_draws(
     kernel: Kernel,
     law: Law,
@@ -79,9 +93,9 @@ def from_exact_draws(
     stationary = started_from or law
     target = evaluate(law.log_density)
     key_draw, key_init, key_run = jax.random.split(jax.random.key(seed), 3)
-    origin = stationary.draw(key_draw, num_chains)
+    origin = _drawing(stationary.draw)(key_draw, num_chains)
     states = start(kernel, target, key_init, origin)
-    measure = jax.jit(jax.vmap(law.statistics))
+    measure = _measuring(law.statistics)
     values, acceptance = [], []
     for key in jax.random.split(key_run, num_draws):
         states, info = transitions(kernel, target, key, states, steps_of(kernel), num_transitions // num_draws)

@@ -74,7 +74,8 @@ def refused(*arguments):
 
 def test_run_prints_and_writes(write, tmp_path):
     out = tmp_path / "out"
-    own = "\nnum_chains, sampler = 300, cp.SMC(cp.MALA(0.1))\n"  # the file's settings, as the command names none
+    # the file's settings, as the command names none
+    own = "\nnum_chains, sampler = 300, cp.SMC(cp.MALA(0.1), check_levels=False, integrator='explicit')\n"
     result = command("run", write(NORMAL + own), "--seed", 3, "--out", out)
     assert result.exit_code == 0, result.output
     for part in ("AnnealedDensity of program 'first'", "x[0]", "SMC", "evaluations", "OK", "results.json"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -77,15 +78,44 @@ def tempering(
     """
     rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
     xs: dict[str, Any] = {name: _drawn(rng, priors[name], shape).astype(float_) for name, shape in shapes.items()}
-    return _measure(traced, names, xs, schedule)
+    # Three pieces, of which the program is in one alone: the others are compiled once for all programs of these sizes.
+    scales = _scales(schedule)
+    values, curvatures = _look(traced, names, xs, scales, _noise(sum(math.prod(shape) for shape in shapes.values())))
+    power, held = _settle(values, curvatures, scales, schedule)
+    return Tempering(power, dict(zip(names, held, strict=True)))
+
+
+class _Noise(NamedTuple):
+    """What is random of each look: a key for the latents, the noise ξ, and the way along which slopes begin."""
+
+    keys: Array
+    noise: Array
+    ways: Array
 
 
 @once
-def _measure(traced: Traced, names: tuple[str, ...], xs: dict[str, Array], schedule: Schedule) -> Tempering:
+def _noise(size: int) -> _Noise:
+    """For positions of so many numbers, (LOOKS, …) each."""
+
+    def one(key: Array) -> _Noise:
+        draw_key, noise_key, way_key = jax.random.split(key, 3)
+        return _Noise(draw_key, jax.random.normal(noise_key, (size,)), jax.random.normal(way_key, (size,)))
+
+    return jax.vmap(one)(jax.random.split(jax.random.key(0), LOOKS))
+
+
+@once
+def _scales(schedule: Schedule) -> Array:
+    """The sizes of noise, (SCALES,)."""
     blur = schedule.levels.sigma / schedule.levels.alpha
-    scales = jnp.exp(jnp.linspace(jnp.log(blur[0]), jnp.log(blur[-1]), SCALES))
-    values, curvatures = _look(traced, names, xs, scales, jax.random.key(0))
-    return Tempering(_powers(curvatures, scales, blur), _stand_ins(names, values, scales, blur))
+    return jnp.exp(jnp.linspace(jnp.log(blur[0]), jnp.log(blur[-1]), SCALES))
+
+
+@once
+def _settle(values: Array, curvatures: Array, scales: Array, schedule: Schedule) -> tuple[Array, list[Array]]:
+    """γ, (K,), and what stands in for −∞ of each observation, (K,)."""
+    blur = schedule.levels.sigma / schedule.levels.alpha
+    return _powers(curvatures, scales, blur), list(_stand_ins(values, scales, blur).T)
 
 
 def _powers(curvatures: Array, scales: Array, blur: Array) -> Array:
@@ -97,40 +127,39 @@ def _powers(curvatures: Array, scales: Array, blur: Array) -> Array:
     return jax.lax.cummin(inverse[0] / inverse)
 
 
-def _stand_ins(names: tuple[str, ...], values: Array, scales: Array, blur: Array) -> dict[str, Array]:
+def _stand_ins(values: Array, scales: Array, blur: Array) -> Array:
     """What stands in for −∞ at each level, from log-likelihoods under each scale, (SCALES, LOOKS, observations)."""
     through = jnp.mean(~jnp.isneginf(values), axis=1)
     wide = through >= ENTRY * jnp.max(through, axis=0)
     entry = jnp.max(jnp.where(wide, scales[:, None], 0.0), axis=0)
     typical = jnp.nan_to_num(jnp.nanmedian(jnp.where(jnp.isfinite(values), values, jnp.nan), axis=(0, 1)))
-    held = jnp.where(blur[:, None] > entry * (1 + 1e-5), typical, -jnp.inf)
-    return {name: held[:, i] for i, name in enumerate(names)}
+    return jnp.where(blur[:, None] > entry * (1 + 1e-5), typical, -jnp.inf)
 
 
+@once
 def _look(
-    traced: Traced, names: tuple[str, ...], xs: dict[str, Array], scales: Array, key: Array
+    traced: Traced, names: tuple[str, ...], xs: dict[str, Array], scales: Array, random: _Noise
 ) -> tuple[Array, Array]:
     """Under each scale: log L of every observation at every draw, and the largest curvature of their sum at some."""
 
     def under(scale: Array) -> tuple[Array, Array]:
-        def at(key: Array, x: dict[str, Array]) -> tuple[Callable[[Array], Array], Array, Array]:
+        def at(random: _Noise, x: dict[str, Array]) -> tuple[Callable[[Array], Array], Array]:
             flat, back = ravel_pytree(x)
-            draw_key, noise_key, way_key = jax.random.split(key, 3)
-            flat = flat + scale * jax.random.normal(noise_key, flat.shape)
-            latents = traced.draw(draw_key, back(flat))
+            flat = flat + scale * random.noise
+            latents = traced.draw(random.keys, back(flat))
 
             def log_likelihoods(flat: Array) -> Array:
-                said = traced.says({**latents, **back(flat)}, draw_key).log_likelihoods
+                said = traced.says({**latents, **back(flat)}, random.keys).log_likelihoods
                 return jnp.stack([said[name] for name in names])
 
-            return log_likelihoods, flat, way_key
+            return log_likelihoods, flat
 
-        def value(key: Array, x: dict[str, Array]) -> Array:
-            log_likelihoods, flat, _ = at(key, x)
+        def value(random: _Noise, x: dict[str, Array]) -> Array:
+            log_likelihoods, flat = at(random, x)
             return log_likelihoods(flat)
 
-        def curvature(key: Array, x: dict[str, Array]) -> Array:
-            log_likelihoods, flat, way_key = at(key, x)
+        def curvature(random: _Noise, x: dict[str, Array]) -> Array:
+            log_likelihoods, flat = at(random, x)
             slope = jax.grad(lambda flat: jnp.sum(log_likelihoods(flat)))
             step = SECANT * scale
 
@@ -140,12 +169,11 @@ def _look(
                 here = slope(flat + jnp.where(i == 0, 0.0, step / jnp.linalg.norm(way)) * way)
                 return jnp.where(i == 0, here, start), jnp.where(i == 0, way, (here - start) / step)
 
-            _, way = jax.lax.fori_loop(0, 3, turn, (flat, jax.random.normal(way_key, flat.shape)))
+            _, way = jax.lax.fori_loop(0, 3, turn, (flat, random.ways))
             return jnp.linalg.norm(way)
 
-        keys = jax.random.split(key, LOOKS)
-        some = jax.tree.map(lambda x: x[:SLOPES], xs)
-        return jax.vmap(value)(keys, xs), jax.vmap(curvature)(keys[:SLOPES], some)
+        some = jax.tree.map(lambda leaf: leaf[:SLOPES], (random, xs))
+        return jax.vmap(value)(random, xs), jax.vmap(curvature)(*some)
 
     return jax.lax.map(under, scales)
 

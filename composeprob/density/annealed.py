@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from composeprob.density import prediction
 from composeprob.density.described import Described, Diagram
-from composeprob.density.evaluation import Evaluation, Position
+from composeprob.density.evaluation import Evaluation, Position, at_once
 from composeprob.density.experts import Noticed
 from composeprob.density.overlap import PILOTS, Finding, check
 from composeprob.density.potential import NumPyroPotential
@@ -130,6 +130,9 @@ class AnnealedDensity(eqx.Module):
     def evaluate(self, position: Position, level: Array | int) -> Evaluation:
         """Everything that one evaluation gives; each network is called once.
 
+        Called by hand, outside of `jax.jit`, `jax.vmap` and `jax.grad`, it is compiled at the first call and serves all
+        positions and levels; so are the methods below.
+
         Args:
             position: ``{site: array}``, no chain axis.
             level: 0 … K−1, may be traced.
@@ -140,7 +143,7 @@ class AnnealedDensity(eqx.Module):
         """
         self._check(position)
         self.schedule.check_level(level)
-        return self.evaluator(jax.tree.map(jnp.asarray, position), level)
+        return at_once(self.evaluator, jax.tree.map(jnp.asarray, position), level)
 
     def log_density(self, position: Position, level: Array | int) -> Array:
         """log π_k(position) up to a constant of the level, a scalar.

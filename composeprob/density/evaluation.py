@@ -96,3 +96,18 @@ def unknown(tree: T) -> T:
 
 Target = Callable[[Position], Evaluation]
 """The density at one fixed level, as kernels see it."""
+
+
+def at_once(
+    evaluate: Callable[[Position, Array | int], Evaluation], position: Position, level: Array | int
+) -> Evaluation:
+    """``evaluate(position, level)``; compiled as one where nothing is traced, since else every operation would be
+    compiled and called by itself. ``evaluate`` is a pytree."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((evaluate, position, level))):
+        return evaluate(position, level)
+    return _compiled(evaluate, position, jnp.asarray(level))
+
+
+@eqx.filter_jit
+def _compiled(evaluate: Callable[[Position, Array], Evaluation], position: Position, level: Array) -> Evaluation:
+    return evaluate(position, level)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -213,6 +215,13 @@ def count(parts):
 
 
 def random_program(seed) -> tuple[Random, tuple[int, ...], np.random.Generator]:
+    """The same one again, where it has been made before: so what is compiled of it serves several tests."""
+    made, shape, rng = _random_program(seed)
+    return made, shape, copy.deepcopy(rng)
+
+
+@functools.cache
+def _random_program(seed) -> tuple[Random, tuple[int, ...], np.random.Generator]:
     rng = np.random.default_rng(seed)
     shape = [(1,), (2,), (4,), (2, 2)][seed % 4]
     made = expression(rng, shape, DEPTH)

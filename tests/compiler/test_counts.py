@@ -196,6 +196,18 @@ def test_new_numbers_reuse_compiled_code():
     assert len({tuple(np.asarray(v).tolist()) for v in values}) == len(values)
 
 
+def test_what_is_evaluated_by_hand_is_compiled_once():
+    f, counter = model()
+    density = cp.compile(observed, f, jnp.array(0.2))
+    first = density.score(X, 2)["x"]
+    traces = counter.traces
+    again = density.score({"x": 2 * X["x"]}, 3)["x"]
+    density.log_density(X, 4)
+    assert counter.traces == traces
+    np.testing.assert_allclose(first, jax.jit(density.score)(X, 2)["x"], rtol=1e-5)
+    np.testing.assert_allclose(again, jax.jit(density.score)({"x": 2 * X["x"]}, 3)["x"], rtol=1e-5)
+
+
 def test_new_powers_and_shares_reuse_compiled_code():
     f, _ = model()
 

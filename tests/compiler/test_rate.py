@@ -10,6 +10,7 @@ The density's levels are replaced by functions α(t), σ(t) of a time that is di
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
@@ -53,7 +54,12 @@ class Diffusion:
         return jax.grad(lambda t: self.sigma(t) ** 2)(t) - 2 * self.drift(t) * self.sigma(t) ** 2
 
     def schedule(self):
-        return cp.Schedule.from_arrays(jax.vmap(self.alpha)(TIMES), jax.vmap(self.sigma)(TIMES))
+        return schedule_of(self)
+
+
+@functools.cache
+def schedule_of(diffusion):
+    return cp.Schedule.from_arrays(*jax.jit(jax.vmap(lambda t: (diffusion.alpha(t), diffusion.sigma(t))))(TIMES))
 
 
 def log_alpha(t):
@@ -285,7 +291,7 @@ def test_rate_of_what_is_annealed_exactly(name):
 @pytest.mark.parametrize("diffusion", DIFFUSIONS, ids=lambda d: d.name)
 def test_schedules_know_their_drift(diffusion):
     """f/g² from the levels: exact for VP and VE, by differences for others."""
-    exact = jax.vmap(lambda t: diffusion.drift(t) / diffusion.squared_noise(t))(TIMES)
+    exact = jax.jit(jax.vmap(lambda t: diffusion.drift(t) / diffusion.squared_noise(t)))(TIMES)
     found = diffusion.schedule().drift_ratio
     np.testing.assert_allclose(found[1:-1], exact[1:-1], rtol=2e-3 if diffusion is OTHER else 1e-9, atol=1e-12)
 
@@ -303,9 +309,9 @@ def test_aligned_models_have_the_rate_of_their_own_density(diffusion):
     exact = cp.Analytic(dist.Normal(jnp.zeros(2), 0.5), wide)
     schedule = diffusion.schedule()
     x = {"x": jnp.array([0.4, -1.1])}
+    densities = [cp.compile(single, f * leaf(1) ** 0.5, schedule=schedule) for f in (learned, exact)]
     for level in (0, 200, 399):
-        one = cp.compile(single, learned * leaf(1) ** 0.5, schedule=schedule).evaluate(x, level)
-        other = cp.compile(single, exact * leaf(1) ** 0.5, schedule=schedule).evaluate(x, level)
+        one, other = (density.evaluate(x, level) for density in densities)
         np.testing.assert_allclose(one.parts.rate, other.parts.rate, rtol=1e-8)
         np.testing.assert_allclose(one.parts.drift["x"], other.parts.drift["x"], rtol=1e-8)
 

@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob.compiler import tempering as module
 
 SCHEDULE = cp.Schedule.log_snr(30)
 BLUR = np.asarray(SCHEDULE.sigma) / np.asarray(SCHEDULE.alpha)
@@ -56,6 +57,15 @@ def test_a_small_hole_opens_where_chains_can_be_in_it():
     np.testing.assert_allclose(
         found.of("w", jnp.asarray(-jnp.inf), noise), found.of("w", jnp.asarray(offset), noise), rtol=1e-6
     )
+
+
+def test_only_the_look_at_a_program_is_compiled_for_that_program(monkeypatch):
+    traces, powers = [], module._powers
+    monkeypatch.setattr(module, "_powers", lambda *given: traces.append(1) or powers(*given))
+    tempering(lambda x: -(x**2))
+    traces.clear()
+    tempering(lambda x: -(x**4))
+    assert not traces
 
 
 def test_new_data_reuse_compiled_code():

@@ -33,7 +33,7 @@ def test_against_the_whole_jacobian():
     network = lambda x, t: jnp.tanh(a @ x) * (1 + x[0] ** 2)
     f = cp.Diffusion(network, SCHEDULE, event_shape=(3,), parameterization="score", time="sigma")
     density, x = cp.compile(single, f), points((3,))
-    jacobians = jax.vmap(jax.jacobian(lambda x: density.score({"x": x}, 0)["x"]))(x["x"])
+    jacobians = jax.jit(jax.vmap(jax.jacobian(lambda x: density.score({"x": x}, 0)["x"])))(x["x"])
     turning = 0.5 * (jacobians - jacobians.transpose(0, 2, 1))
     exact = np.sqrt((turning**2).sum() / (jacobians**2).sum())
     found = curl(density, x, 0, jax.random.key(2), num_probes=200)

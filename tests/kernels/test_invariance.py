@@ -28,14 +28,14 @@ def adjusted(name, law):
     ("name", "law"), [pytest.param(*case, marks=pytest.mark.slow if case[1] in SLOW else []) for case in CASES]
 )
 def test_target_stays_invariant(name, law):
-    run = from_exact_draws(adjusted(name, law), LAWS[law])
+    run = from_exact_draws(adjusted(name, law), LAWS[law], num_transitions=300 if law in SLOW else 100)
     assert_agrees(run.scores)
     assert run.moved > 0.4
     assert 0.3 < run.acceptance < 0.95
 
 
 def test_momentum_that_is_mostly_kept_leaves_the_target_invariant():
-    run = from_exact_draws(HMC(0.65, num_leapfrog=1, damping=0.9), LAWS["2d"])
+    run = from_exact_draws(HMC(0.65, num_leapfrog=1, damping=0.9), LAWS["2d"], num_transitions=100)
     assert_agrees(run.scores)
     assert run.moved > 0.4
 

@@ -86,9 +86,9 @@ def test_the_coarse_rule():
 def test_errors_that_cannot_be_estimated():
     with jax.enable_x64(True):
         x, y = LAW.draw(jax.random.key(0), 2).astype(float)
-        _, none = LineIntegral(2).straight(state(x), state(y), TARGET)
-        found, estimate = LineIntegral(3, "simpson").straight(state(x), state(y), TARGET)
-        trapezoid, _ = LineIntegral(3).straight(state(x), state(y), TARGET)
+        lines = LineIntegral(2), LineIntegral(3, "simpson"), LineIntegral(3)
+        each = jax.jit(lambda a, b: [line.straight(state(a), state(b), TARGET) for line in lines])
+        (_, none), (found, estimate), (trapezoid, _) = each(x, y)
         assert np.isnan(none)
         np.testing.assert_allclose(estimate, abs(found - trapezoid), rtol=1e-10)
 
@@ -127,10 +127,16 @@ def test_exact_where_it_must_be():
     quartic = evaluate(lambda p: -0.25 * sum(jnp.sum(leaf**4) for leaf in jax.tree.leaves(p)))
     with jax.enable_x64(True):
         x, y = (jax.tree.map(lambda a: a[0].astype(float), nested().draw(jax.random.key(k), 1)) for k in (0, 1))
-        for target, line in ((gaussian, LineIntegral(2)), (quartic, LineIntegral(3, "simpson"))):
-            found, _ = line.straight(state(x, target), state(y, target), target)
-            np.testing.assert_allclose(found, target(y).log_density - target(x).log_density, rtol=1e-12)
-        (end, *_), way = leapfrog_nodes(x, y, gaussian(x), gaussian, 0.4, 4)
-        for rule in RULES:
-            found, _ = LineIntegral(None, rule).along(*way)
-            np.testing.assert_allclose(found, gaussian(end).log_density - gaussian(x).log_density, rtol=1e-12)
+
+        @jax.jit
+        def found_and_true(x, y):
+            difference = lambda target, end: target(end).log_density - target(x).log_density
+            pairs = [
+                (line.straight(state(x, target), state(y, target), target)[0], difference(target, y))
+                for target, line in ((gaussian, LineIntegral(2)), (quartic, LineIntegral(3, "simpson")))
+            ]
+            (end, *_), way = leapfrog_nodes(x, y, gaussian(x), gaussian, 0.4, 4)
+            return pairs + [(LineIntegral(None, rule).along(*way)[0], difference(gaussian, end)) for rule in RULES]
+
+        for found, true in found_and_true(x, y):
+            np.testing.assert_allclose(found, true, rtol=1e-12)

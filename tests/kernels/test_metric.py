@@ -1,6 +1,7 @@
 """Metrics: the same chain in other coordinates, and what is estimated of a cloud of chains."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.flatten_util
@@ -162,19 +163,20 @@ LIKE = {"a": jnp.zeros(4), "b": jnp.zeros((2, 3))}
 PRECISION = jnp.asarray(np.linalg.inv(COVARIANCE))
 
 
-def widths_found(kind, noise, score_of, covariance, times=1):
-    """Eigenvalues of s²·C·Σ⁻¹, all 1 where C is the covariance, after so many moves of all chains."""
+@partial(jax.jit, static_argnums=0)
+def measured_again(kind, metric, noise, slope):
+    """The metric after moves along ``noise``, which had the scores x·``slope``."""
     scale = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), LIKE)
     unflatten = jax.flatten_util.ravel_pytree(LIKE)[1]
+    moved = jax.vmap(lambda row: jax.flatten_util.ravel_pytree(metric.forth(unflatten(row)))[0])(noise)
+    return measured(kind, metric, scale, moved, moved @ slope)
 
-    @jax.jit
-    def again(metric, noise):
-        moved = jax.vmap(lambda row: jax.flatten_util.ravel_pytree(metric.forth(unflatten(row)))[0])(noise)
-        return measured(kind, metric, scale, moved, score_of(moved))
 
+def widths_found(kind, noise, slope, covariance, times=1):
+    """Eigenvalues of s²·C·Σ⁻¹, all 1 where C is the covariance, after so many moves of all chains."""
     metric = unmeasured(kind, LIKE)
     for _ in range(times):
-        metric = again(metric, noise)
+        metric = measured_again(kind, metric, noise, slope)
     matrix = 0.1**2 * np.asarray(metric.inverse_mass_matrix(LIKE), float)
     whiten = np.linalg.inv(np.linalg.cholesky(covariance))
     return np.linalg.eigvalsh(whiten @ (matrix if matrix.ndim == 2 else np.diag(matrix)) @ whiten.T)
@@ -185,7 +187,7 @@ def test_moves_tell_the_covariance_of_a_gaussian_wherever_they_start(kind):
     """Moves of any length, some of them not made and one not finite."""
     moved = 0.01 * jax.random.normal(jax.random.key(0), (200, 10))
     moved = jnp.where(jnp.arange(200)[:, None] % 3 == 0, 0.0, moved).at[1].set(jnp.nan)
-    found = widths_found(kind, moved, lambda x: -x @ PRECISION, COVARIANCE, times=5)
+    found = widths_found(kind, moved, -PRECISION, COVARIANCE, times=5)
     if kind == "diagonal":  # does not see how coordinates hang together
         assert found[-1] / found[0] > 300
     else:
@@ -199,10 +201,10 @@ def test_few_moves_and_none_give_a_metric_all_the_same(kind):
     one_still = moved.at[:, 0].set(0.0)
     for steps in (of_three, one_still, 0 * moved):
         for slope in (-PRECISION, 0 * PRECISION, PRECISION):
-            values = widths_found(kind, steps, lambda x, slope=slope: x @ slope, COVARIANCE)
+            values = widths_found(kind, steps, slope, COVARIANCE)
             assert np.all(np.isfinite(values))
             assert np.all(values > 0)
-    known = widths_found(kind, 0 * moved, lambda x: x, 0.01 * np.eye(10))
+    known = widths_found(kind, 0 * moved, jnp.eye(10), 0.01 * np.eye(10))
     np.testing.assert_allclose(known, 1.0, rtol=1e-5)
 
 

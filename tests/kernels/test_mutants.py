@@ -124,7 +124,7 @@ def relevelled(kernel):
     states = start(kernel, wide, key_init, LAW.draw(key_draw, 10_000))
     states = jax.jit(jax.vmap(lambda state: kernel.relevel(state, narrow)))(states)
     states, _ = transitions(kernel, narrow, key_run, states, kernel.step_size, 2)
-    return z_scores(jax.vmap(LAW.statistics)(states.position), LAW.expected)
+    return z_scores(jax.jit(jax.vmap(LAW.statistics))(states.position), LAW.expected)
 
 
 @pytest.mark.parametrize(

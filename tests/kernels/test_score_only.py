@@ -65,7 +65,7 @@ def test_the_program_does_not_grow_with_the_number_of_points():
         counts = set()
         for n in (13, 101):
             kernel = make(n)
-            begin = kernel.init(jax.random.key(0), jnp.zeros(2), TARGET)
+            begin = jax.eval_shape(lambda x, k=kernel: k.init(jax.random.key(0), x, TARGET), jnp.zeros(2))
             traces.clear()
             jax.make_jaxpr(lambda s, kernel=kernel: kernel.step(jax.random.key(0), s, counting, 0.1)[0])(begin)
             counts.add(len(traces))
@@ -74,10 +74,15 @@ def test_the_program_does_not_grow_with_the_number_of_points():
 
 def test_the_reversal_is_the_estimate():
     kernel = MALA(0.1, log_ratio=LineIntegral(3))
-    first = state(jnp.array([0.3, 0.2]))
-    after, info = kernel.step(jax.random.key(3), first, TARGET, jnp.asarray(0.1))
+
+    @jax.jit
+    def step(x):
+        first = state(x)
+        after, info = kernel.step(jax.random.key(3), first, TARGET, jnp.asarray(0.1))
+        return info, kernel.log_ratio.straight(first, after, TARGET)
+
+    info, (estimate, error) = step(jnp.array([0.3, 0.2]))
     assert info.accepted
-    estimate, error = kernel.log_ratio.straight(first, after, TARGET)
     np.testing.assert_allclose(info.log_reversal, -estimate, rtol=1e-5)
     np.testing.assert_allclose(info.quadrature_error, error, rtol=1e-4)
 
@@ -89,11 +94,11 @@ def hole(x):
 
 
 def test_a_path_over_a_broken_place_is_not_taken():
-    here, there = state(jnp.array(-1.0), hole), state(jnp.array(1.0), hole)
-    assert np.isnan(LineIntegral(5).straight(here, there, hole)[0])  # nodes at ±0.5
-    assert np.isfinite(LineIntegral(3).straight(here, there, hole)[0])  # a node at 0 only
-    one_side = LineIntegral(3).straight(state(jnp.array(-1.0), hole), state(jnp.array(0.0), hole), hole)[0]
-    assert np.isnan(one_side)  # an infinite score does not make a move infinitely good
+    over = lambda points: jax.jit(lambda a, b: LineIntegral(points).straight(state(a, hole), state(b, hole), hole)[0])
+    three, five = over(3), over(5)
+    assert np.isnan(five(-1.0, 1.0))  # nodes at ±0.5
+    assert np.isfinite(three(-1.0, 1.0))  # a node at 0 only
+    assert np.isnan(three(-1.0, 0.0))  # an infinite score does not make a move infinitely good
 
 
 def test_what_cannot_work_is_refused_when_it_is_written():
@@ -168,7 +173,7 @@ def test_a_step_recorded_by_a_run():
 def test_nested_positions_move():
     target = score_only(evaluate(nested().log_density))
     for kernel in (MALA(0.1, log_ratio=LineIntegral(3)), HMC(0.1, 2, log_ratio=LineIntegral(None, "simpson"))):
-        begin = kernel.init(jax.random.key(0), NESTED, target)
+        begin = jax.jit(lambda x, kernel=kernel: kernel.init(jax.random.key(0), x, target))(NESTED)
         step = jax.jit(lambda s, kernel=kernel: kernel.step(jax.random.key(1), s, target, kernel.step_size))
         after, info = step(begin)
         assert jax.tree.structure(after) == jax.tree.structure(begin)

@@ -34,13 +34,6 @@ class Counting:
     def _ran(self):
         self.runs += 1
 
-    def runs_of(self, thunk):
-        jax.effects_barrier()
-        before = self.runs
-        result = jax.block_until_ready(thunk())
-        jax.effects_barrier()
-        return result, self.runs - before
-
 
 @pytest.mark.parametrize(
     ("kernel", "cost"),
@@ -49,20 +42,24 @@ class Counting:
     ids=repr,
 )  # fmt: skip
 def test_cost_of_a_transition(kernel, cost):
-    target = Counting(two_modes(3).log_density)
-    key = jax.random.key(0)
-    state, runs = target.runs_of(lambda: kernel.init(key, jnp.zeros(3), target))
-    assert runs == 1
     assert kernel.evaluations_per_step == cost
+    assert runs_of_start_ten_and_change(kernel, two_modes(3).log_density, jnp.zeros(3)) == [1, 10 * cost, 1]
 
-    def ten(state):
-        step = lambda s, k: (kernel.step(k, s, target, kernel.step_size)[0], None)
-        return jax.lax.scan(step, state, jax.random.split(key, 10))[0]
 
-    state, runs = target.runs_of(lambda: jax.jit(ten)(state))
-    assert runs == 10 * cost
-    state, runs = target.runs_of(lambda: jax.jit(lambda s: kernel.relevel(s, target))(state))
-    assert runs == 1
+def runs_of_start_ten_and_change(kernel, log_density, position):
+    """How often a density is evaluated by `init`, by ten transitions and by a change of level."""
+    first, then, last = targets = [Counting(log_density) for _ in range(3)]
+    key = jax.random.key(0)
+
+    @jax.jit
+    def run(position):
+        step = lambda s, k: (kernel.step(k, s, then, steps_of(kernel))[0], None)
+        moved = jax.lax.scan(step, kernel.init(key, position, first), jax.random.split(key, 10))[0]
+        return kernel.relevel(moved, last)
+
+    jax.block_until_ready(run(position))
+    jax.effects_barrier()
+    return [target.runs for target in targets]
 
 
 @ROWS
@@ -70,25 +67,25 @@ def test_another_step_size_does_not_compile_again(name):
     law = two_modes(2)
     target = Counting(lambda position: law.log_density(jnp.stack([position["a"], position["b"]])))
     kernel = KERNELS[name]()
-    state = kernel.init(jax.random.key(0), {"a": jnp.zeros(()), "b": jnp.zeros(())}, target)
 
     @jax.jit
-    def step(kernel, state):
+    def step(kernel):
+        state = kernel.init(jax.random.key(0), {"a": jnp.zeros(()), "b": jnp.zeros(())}, target)
         return kernel.step(jax.random.key(1), state, target, steps_of(kernel))
 
-    step(kernel, state)
+    moved_before, info_before = step(kernel)
     traces = target.traces
     longer = [with_field(part, "step_size", 2 * part.step_size) for part in parts_of(kernel)]
-    moved, info = step(with_parts(kernel, longer), state)
+    moved, info = step(with_parts(kernel, longer))
     assert target.traces == traces
-    moved_before, info_before = step(kernel, state)  # where both proposals were refused, their acceptances differ
+    # Where both proposals were refused, their acceptances differ.
     same = np.allclose(moved.position["b"], moved_before.position["b"])
     assert not same or not np.allclose(info.acceptance, info_before.acceptance)
 
 
 def test_the_program_does_not_grow_with_the_number_of_leapfrogs():
     target = evaluate(two_modes(2).log_density)
-    state = HMC(0.1).init(jax.random.key(0), jnp.zeros(2), target)
+    state = jax.eval_shape(lambda x: HMC(0.1).init(jax.random.key(0), x, target), jnp.zeros(2))
     lines = {
         num: len(str(jax.make_jaxpr(lambda s, n=num: HMC(0.1, n).step(jax.random.key(0), s, target, 0.1)[0])(state)))
         for num in (11, 99)
@@ -100,15 +97,19 @@ def test_the_program_does_not_grow_with_the_number_of_leapfrogs():
 def test_state_keeps_its_structure_and_its_cache(name):
     law, kernel = nested(), KERNELS[name]()
     target = evaluate(law.log_density)
-    state = kernel.init(jax.random.key(0), NESTED, target)
-    after, info = kernel.step(jax.random.key(1), state, target, steps_of(kernel))
+
+    @jax.jit
+    def step(x):
+        state = kernel.init(jax.random.key(0), x, target)
+        after, info = kernel.step(jax.random.key(1), state, target, steps_of(kernel))
+        return state, after, info, target(after.position)
+
+    state, after, info, fresh = step(NESTED)
     described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
     assert described(after) == described(state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     # A cached value comes from inside a compiled loop, a fresh one need not: they agree to rounding.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), after.evaluation, target(after.position)
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), after.evaluation, fresh)
     assert info.acceptance.shape == info.accepted.shape == info.non_finite.shape == steps_of(kernel).shape
     assert np.all((info.acceptance >= 0) & (info.acceptance <= 1))
     assert kernel.requires <= {"score", "energy"}
@@ -121,8 +122,8 @@ def test_a_step_in_double_precision_does_not_promote_a_float32_chain(name):
     position = {"a": jnp.ones(2, jnp.float32), "b": jnp.ones(1, jnp.float32)}
     with jax.enable_x64(True):
         step_size = jnp.asarray(steps_of(kernel), jnp.float64)
-        state = kernel.init(jax.random.key(0), position, target)
-        after, _ = kernel.step(jax.random.key(1), state, target, step_size)
+        step = lambda x, h: kernel.step(jax.random.key(1), kernel.init(jax.random.key(0), x, target), target, h)[0]
+        after = jax.eval_shape(step, position, step_size)
     assert {leaf.dtype for leaf in jax.tree.leaves(after.position)} == {jnp.dtype(jnp.float32)}
     assert jax.tree.leaves(after.evaluation.score)[0].dtype == jnp.float32
 
@@ -175,8 +176,12 @@ def test_elements_get_noise_of_their_own():
     flat = evaluate(lambda x: 0.0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(x)))
     position = {"a": jnp.zeros(500), "b": jnp.zeros(500)}
     for kernel in (ULA(0.1), MALA(0.1), UHMC(0.1), HMC(0.1)):
-        state = kernel.init(jax.random.key(0), position, flat)
-        moved, _ = kernel.step(jax.random.key(1), state, flat, kernel.step_size)
+
+        @jax.jit
+        def step(x, kernel=kernel):
+            return kernel.step(jax.random.key(1), kernel.init(jax.random.key(0), x, flat), flat, kernel.step_size)
+
+        moved, _ = step(position)
         noise = np.concatenate([moved.position["a"], moved.position["b"]])
         assert len(np.unique(noise)) > 990
         assert abs(np.corrcoef(moved.position["a"], moved.position["b"])[0, 1]) < 0.2

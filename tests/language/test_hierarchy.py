@@ -54,6 +54,9 @@ def untold(level):
     return 0.0
 
 
+EXACT = jax.jit(jax.value_and_grad(exact), static_argnums=2)
+
+
 @pytest.mark.parametrize("level", [0, 13, 31])
 def test_density_and_scores_are_the_models(density, level):
     position = {
@@ -62,12 +65,12 @@ def test_density_and_scores_are_the_models(density, level):
         "m": jnp.array(-0.6),
         "s": jnp.array(0.5),
     }
-    evaluation = jax.jit(density.evaluate)(position, level)
-    value, score = jax.jit(jax.value_and_grad(exact), static_argnums=2)(position, level, tempering)
+    evaluation = density.evaluate(position, level)
+    value, score = EXACT(position, level, tempering)
     np.testing.assert_allclose(evaluation.log_density, value, rtol=2e-5)
     for name in position:
         np.testing.assert_allclose(evaluation.score[name], score[name], rtol=1e-4, atol=1e-4)
-    alone = jax.jit(jax.grad(exact), static_argnums=2)(position, level, untold)["x"]
+    alone = EXACT(position, level, untold)[1]["x"]
     np.testing.assert_allclose(evaluation.parts.drift["x"], alone, rtol=1e-4, atol=1e-4)
     assert evaluation.parts.rate == 0  # conditional on m and s each is a noised marginal
     leaves = jax.eval_shape(density.leaf_scores, position, level)

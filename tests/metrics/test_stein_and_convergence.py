@@ -25,7 +25,7 @@ def by_definition(x, score, beta, length, w):
         s, t = score(a), score(b)
         return mixed + jax.grad(kernel, 0)(a, b) @ t + jax.grad(kernel, 1)(a, b) @ s + kernel(a, b) * (s @ t)
 
-    matrix = jax.vmap(lambda a: jax.vmap(lambda b: stein_kernel(a, b))(x))(x)
+    matrix = jax.jit(jax.vmap(jax.vmap(stein_kernel, (None, 0)), (0, None)))(x, x)
     return float(jnp.sqrt(w @ matrix @ w))
 
 

@@ -51,7 +51,7 @@ def test_copies_are_rounded_weights(weights, seed):
 def test_copies_are_unbiased():
     weights = jnp.log(jnp.array([0.05, 0.3, 0.02, 0.25, 0.38]))
     keys = jax.random.split(jax.random.key(0), 20_000)
-    chosen = jax.vmap(systematic, (0, None))(keys, weights)
+    chosen = jax.jit(jax.vmap(systematic, (0, None)))(keys, weights)
     copies = {str(i): np.asarray((chosen == i).sum(1), float) for i in range(5)}
     assert_agrees(z_scores(copies, {str(i): float(5 * jnp.exp(w)) for i, w in enumerate(weights)}))
 

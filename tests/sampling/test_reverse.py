@@ -44,7 +44,7 @@ def test_is_ddpm_and_ddim(density, level):
     assert np.isclose(float(ddim), a_next / a * (x + s**2 * score) - s_next * s * score, rtol=1e-4)
 
     beta = 1 - (a / a_next) ** 2
-    draws = jax.vmap(lambda seed: step(seed, 1.0)["x"])(jnp.arange(20_000))
+    draws = jax.jit(jax.vmap(lambda seed: step(seed, 1.0)["x"]))(jnp.arange(20_000))
     mean = (x + beta * score) / np.sqrt(1 - beta)  # Ho et al. 2020, equations 7 and 11
     variance = beta * s_next**2 / s**2
     assert_agrees(z_scores({"mean": draws, "variance": (draws - mean) ** 2}, {"mean": mean, "variance": variance}))

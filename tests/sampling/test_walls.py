@@ -5,6 +5,7 @@ Each program's posterior is that of a normal or a mixture cut off somewhere, so 
 
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,8 @@ import composeprob as cp
 from composeprob.results.status import Code
 from composeprob.samplers import turned
 from composeprob.samplers.annealed_mcmc import descend
+from composeprob.samplers.base import begin
+from composeprob.samplers.visits import Visits
 
 SCHEDULE = cp.Schedule.log_snr(40)
 UNIT = cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)
@@ -145,11 +148,23 @@ def test_a_network_is_no_plain_potential(monkeypatch):
         cp.sample("x", f)
 
     guided, alone = (cp.compile(single, f) for f in (cp.condition(UNIT, classifier, 1), UNIT))
-    monkeypatch.setattr(type(alone.evaluator), "plain_potential", never)
-    monkeypatch.setattr(turned.Turned, "between", never)
-    for density in (guided, alone):
-        result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.SMC(), progress=False)
-        assert np.all(np.isfinite(result["x"]))
+    top = SCHEDULE.num_levels - 1
+
+    def traced(density):
+        """One level of SMC; what it evaluates, it evaluates when it is traced too."""
+        sampler = cp.SMC().prepare(density)
+        run = begin(jax.random.key(0), 4, Visits.every(top, SCHEDULE.num_levels))
+        level = jnp.int32(top)
+        return eqx.filter_eval_shape(
+            lambda run: sampler.visit(sampler.start(run, density, top), density, level - 1, level).log_weights, run
+        )
+
+    for method, owner in (("plain_potential", type(alone.evaluator)), ("between", turned.Turned)):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, method, never)
+            assert [traced(density).shape for density in (guided, alone)] == [(4,)] * 2
+            with pytest.raises(AssertionError, match="evaluated"):
+                traced(walls())
 
 
 @cp.program

@@ -114,12 +114,12 @@ class Adaptive(eqx.Module):
         """log c before any adaptation, a scalar."""
         return jnp.log(LONGEST if self.initial is None else self.initial)
 
-    def starting(self, kernel: Kernel, size: int, power: Array) -> Adaptive:
+    def starting(self, kernel: Kernel, size: int, power: float) -> Adaptive:
         """The same, with a number for `initial`: the one given, or that for d numbers and P factors."""
         if self.initial is not None:
             return self
         length, decay = LENGTHS[kernel.scale_exponent]
-        start = jnp.minimum(LONGEST, (length * size**-decay / jnp.sqrt(power)) ** kernel.scale_exponent)
+        start = min(LONGEST, (length * size**-decay / np.sqrt(power)) ** kernel.scale_exponent)
         return Adaptive(self.target_acceptance, start, self.gain, self.warmup)
 
     def target(self, kernel: Kernel) -> Array:

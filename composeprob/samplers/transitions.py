@@ -9,6 +9,7 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
@@ -299,8 +300,8 @@ class Transitions(eqx.Module):
         return list(map(of, self.kernel.kernels, log_scale, list(mean)))
 
 
-def _extent(density: AnnealedDensity, block: tuple[str, ...]) -> tuple[int, Array]:
+def _extent(density: AnnealedDensity, block: tuple[str, ...]) -> tuple[int, float]:
     """How many numbers these sites are, and the most factors, by their powers, that any of them is in."""
     size = sum(math.prod(density.sites[name].shape) for name in block)
-    powers = [jnp.max(density.top.power[name]) for name in block if name in density.top.power]
-    return max(size, 1), jnp.max(jnp.stack([jnp.ones(()), *powers]))
+    powers = [np.max(density.top.power[name]) for name in block if name in density.top.power]
+    return max(size, 1), float(max(1.0, *powers)) if powers else 1.0

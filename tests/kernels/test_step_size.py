@@ -174,15 +174,13 @@ def test_adaptation_reaches_its_target(kernel, dimension, initial):
 @pytest.mark.parametrize(("size", "power"), [(64, 3.0), (1024, 1.0)])
 def test_the_first_step_suits_a_normal_law_of_any_size_and_power(kernel, size, power):
     target = evaluate(lambda x: -0.5 * power * jnp.sum(x**2))
-    adaptive = kernel.step_size.starting(kernel, size, jnp.float32(power))
+    adaptive = kernel.step_size.starting(kernel, size, power)
     states = start(kernel, target, jax.random.key(0), jax.random.normal(jax.random.key(1), (200, size)) / power**0.5)
     _, info = transitions(kernel, target, jax.random.key(2), states, jnp.exp(adaptive.log_scale), 4)
     assert info.acceptance.mean() == pytest.approx(float(adaptive.target(kernel)), abs=0.12)
 
 
 def test_a_first_step_that_is_given_stays_and_one_of_few_numbers_is_a_half():
-    assert Adaptive(initial=2.0).starting(MALA(), 64, jnp.float32(3)).initial == 2
-    assert (
-        Adaptive().starting(MALA(), 2, jnp.float32(2)).initial == Adaptive().starting(HMC(), 2, jnp.float32(1)).initial
-    )
+    assert Adaptive(initial=2.0).starting(MALA(), 64, 3.0).initial == 2
+    assert Adaptive().starting(MALA(), 2, 2.0).initial == Adaptive().starting(HMC(), 2, 1.0).initial
     assert jnp.exp(Adaptive().log_scale) == 0.5

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.kernels.gibbs import parts_of
 from composeprob.runtime.compiled import advance, start
 from composeprob.runtime.progress import Progress
 from composeprob.runtime.trail import Trail
@@ -78,7 +79,9 @@ def _loop(sampler: Sampler) -> str:
     """What one visit of a level is made of."""
     if sampler.kernel is None:
         return f"a level of {type(sampler).__name__}"
-    return f"a level of {type(sampler).__name__} with {type(sampler.kernel).__name__}"
+    parts = parts_of(sampler.kernel)
+    kernel = parts[0] if len(parts) == 1 else sampler.kernel
+    return f"a level of {type(sampler).__name__} with {type(kernel).__name__}"
 
 
 def _facts(records: Records, level: int) -> dict[str, SupportsFloat | str]:

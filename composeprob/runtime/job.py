@@ -106,7 +106,7 @@ class Job:
             run = self._resumed(run, folder)
         self.run = placed(run, asked.spread)
         whole = parts.in_parts(density, asked.spread, asked.shard_above)
-        self.ready = asked.spread.place(self.sampler, everywhere), parts.placed(whole, asked.spread)
+        self.ready = asked.spread.place(self.sampler.in_numbers(), everywhere), parts.placed(whole, asked.spread)
         self.kept = self._kept(folder)
         self.interrupted = False
         self.coarse: float | None = None

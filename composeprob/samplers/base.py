@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import equinox as eqx
 import jax
@@ -164,6 +164,13 @@ class Sampler(eqx.Module):
     def blocks(self) -> tuple[str, ...]:
         """Names of the kernel's blocks, where it has any, such as ``("x", "mu, sigma")``."""
         return tuple(", ".join(sites) for sites in self.kernel.sites) if isinstance(self.kernel, Gibbs) else ()
+
+    def in_numbers(self) -> Self:
+        """The same, once prepared, with the steps that rules gave in the place of the rules: these are functions, and
+        one that is written again, as a notebook's cell does, would be compiled again."""
+        if self.kernel is None or self.moves is None:
+            return self
+        return eqx.tree_at(lambda sampler: sampler.kernel, self, self.moves.kernel)
 
     @property
     def check_order(self) -> int | None:

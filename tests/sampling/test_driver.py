@@ -43,6 +43,21 @@ def test_one_trace_for_ten_or_a_thousand_levels():
     assert traces[0] == traces[1]
 
 
+def test_a_rule_that_is_written_again_is_not_compiled_again():
+    calls = Calls()
+    density = cp.compile(single, energy_factor(calls, cp.Schedule.log_snr(5)))
+
+    def traced(factor):
+        calls.reset()
+        sampler = cp.AnnealedMCMC(cp.MALA(lambda schedule: factor * schedule.sigma**2), 1)
+        result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=sampler, progress=False)
+        assert "<lambda>" in result.sampler
+        return calls.traced
+
+    assert traced(0.1) > 0
+    assert traced(0.2) == 0
+
+
 def network_factor(calls, parameterization):
     def network(x, t):
         calls()

@@ -32,7 +32,7 @@ OURS, FLOOR = "composeprob", "floor"
 METHODS = (OURS, *rivals.RIVALS)
 REPEATS = 5
 """Sets of exact draws that every set of draws is compared with."""
-SETS = 4
+SETS = 16
 """Sets of draws, each of a key of its own, of composeprob and of the floor where scores are exact, in each seed."""
 RATIOS = {"mixture": 1.05, "gaussian": 1.05, "gaussian m=32": 1.15}
 """The most that the distance of our draws may be of the floor, where scores are exact; the longest name counts."""

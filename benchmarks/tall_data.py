@@ -32,15 +32,15 @@ OURS, FLOOR = "composeprob", "floor"
 METHODS = (OURS, *rivals.RIVALS)
 REPEATS = 5
 """Sets of exact draws that every set of draws is compared with."""
-SETS = 4
+SETS = 16
 """Sets of draws, each of a key of its own, of composeprob and of the floor where scores are exact, in each seed."""
 RATIOS = {"mixture": 1.05, "gaussian": 1.05, "gaussian m=32": 1.15}
 """The most that the distance of our draws may be of the floor, where scores are exact; the longest name counts."""
 
 NOTES = """Toys: the mean over seeds of the max-sliced Wasserstein distance (p = 2, {projections} directions) of
 {chains} draws from as many exact ones, itself a mean over {repeats} sets of these; the floor is that of exact draws.
-Where scores are exact both are means over {sets} sets of draws of every instance or more (8 in some cells), and ± is
-one standard error of the ratio over these.
+Where scores are exact both are means over sets of draws of every instance, as many as stand behind the seeds (4 to 8 of
+the cells where no number does), and ± is one standard error of the ratio over these.
 Instances are drawn by NumPy from the recipe of Linhart et al. (TMLR, arXiv 2404.07593), whose own are PyTorch's.
 GAUSS, JAC, Langevin and reverse are restated from the papers, with the settings that they print, and run here on the
 same instances, in double precision; ε is how wrong the individual scores are, for all methods alike, and wrong by n·ε
@@ -85,7 +85,7 @@ def run_cell(name: str, cell: dict[str, Any], options: argparse.Namespace) -> No
             value = float(np.mean(values))
             row = {"value": round(value, 5), "seconds": round(time.monotonic() - started, 1), "status": status}
             if len(values) > 1:
-                row["error"] = round(float(np.std(values, ddof=1)) / np.sqrt(len(values)), 5)
+                row |= {"error": round(float(np.std(values, ddof=1)) / np.sqrt(len(values)), 5), "sets": len(values)}
             _keep(name, cell, method, seed, row)
             print(f"{name} seed {seed}: {method} {value:.4f} {status} {row['seconds']} s", flush=True)
 
@@ -170,6 +170,8 @@ def row_of(name: str, cell: dict[str, Any]) -> list[str]:
     published = PUBLISHED.get(name, {})
     printed = [shown(published.get(method)) for method in ("GAUSS", "JAC", "Langevin", "floor")]
     seeds = str(max(len(rows) for rows in cell["methods"].values()))
+    sets = {row.get("sets") for row in cell["methods"].get(OURS, {}).values()} - {None}
+    seeds += f" × {min(sets)}" if sets else ""
     return [name, shown(floor), shown(mine), ratio, *map(shown, means[1:]), seeds, " / ".join(printed).strip(" /")]
 
 
@@ -219,7 +221,8 @@ def _best(cell: dict[str, Any]) -> bool:
         ours_, other = (float(np.mean([rows[seed]["value"] for seed in seeds])) for rows in (mine, theirs))
         granted = 0.02 * float(np.mean([floor[seed]["value"] for seed in seeds]))
         if all("error" in rows[seed] for rows in (mine, floor) for seed in seeds):
-            spread = [np.hypot(mine[seed]["error"], np.sqrt(SETS) * floor[seed]["error"]) for seed in seeds]
+            one = {seed: floor[seed]["error"] * np.sqrt(floor[seed].get("sets", 4)) for seed in seeds}  # set of draws
+            spread = [np.hypot(mine[seed]["error"], one[seed]) for seed in seeds]
             granted = 2 * float(np.linalg.norm(spread)) / len(seeds)
         if np.isnan(ours_) or (not np.isnan(other) and ours_ > other + granted):
             return False
@@ -253,7 +256,7 @@ def main() -> int:
         "published: GAUSS / JAC / Langevin / floor",
     ]
     notes = NOTES.format(
-        projections=options.projections, chains=options.chains, repeats=REPEATS, sets=SETS, enumerated=exact.ENUMERATED
+        projections=options.projections, chains=options.chains, repeats=REPEATS, enumerated=exact.ENUMERATED
     )
     rows = [row_of(name, cell) for name, cell in found.items()]
     title_text = "Posteriors of many observations"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -115,11 +116,14 @@ class Adaptive(eqx.Module):
         return jnp.log(LONGEST if self.initial is None else self.initial)
 
     def starting(self, kernel: Kernel, size: int, power: float) -> Adaptive:
-        """The same, with a number for `initial`: the one given, or that for d numbers and P factors."""
+        """The same, with a number for `initial`: the one given, or that for d numbers and P factors.
+
+        Of a kernel with another p nothing is known: it starts at `LONGEST`.
+        """
         if self.initial is not None:
             return self
-        length, decay = LENGTHS[kernel.scale_exponent]
-        start = min(LONGEST, (length * size**-decay / np.sqrt(power)) ** kernel.scale_exponent)
+        length, decay = LENGTHS.get(kernel.scale_exponent, (math.inf, 0.0))
+        start = min(LONGEST, (length * size**-decay / math.sqrt(power)) ** kernel.scale_exponent)
         return Adaptive(self.target_acceptance, start, self.gain, self.warmup)
 
     def target(self, kernel: Kernel) -> Array:

@@ -40,7 +40,7 @@ def draw(density: AnnealedDensity, keys: Array, sampler: Sampler | None = None, 
         if sampler is None:
             sampler, _ = choose(density, num_chains)
         check_capabilities(sampler, density)
-        sampler = sampler.prepare(density)
+        sampler = sampler.prepare(density).in_numbers()
         first = sampler.first_level(density)
     return _draw(density, sampler, keys, num_chains, first)
 

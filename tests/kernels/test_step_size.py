@@ -184,3 +184,5 @@ def test_a_first_step_that_is_given_stays_and_one_of_few_numbers_is_a_half():
     assert Adaptive(initial=2.0).starting(MALA(), 64, 3.0).initial == 2
     assert Adaptive().starting(MALA(), 2, 2.0).initial == Adaptive().starting(HMC(), 2, 1.0).initial
     assert jnp.exp(Adaptive().log_scale) == 0.5
+    cubed = types.SimpleNamespace(scale_exponent=3)  # a kernel of somebody's own
+    assert Adaptive().starting(cubed, 64, 3.0).initial == 0.5

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
@@ -89,3 +90,17 @@ def test_a_score_that_is_never_finite_stops_ancestral_sampling_where_it_is():
     smc = cp.infer(density, jax.random.key(0), num_chains=8, sampler=cp.SMC(), progress=False)
     assert smc.status.has(Code.WEIGHTS_COLLAPSED)
     assert np.all(np.isfinite(smc["x"]))
+
+
+def test_a_run_starts_with_the_step_for_its_numbers_and_factors():
+    """Of each block: 64 numbers under two factors, and a latent, which is in none."""
+
+    @cp.program
+    def program(f):
+        cp.sample("x", f * f)
+        cp.sample("z", dist.Normal(0.0, 1.0))
+
+    density = cp.compile(program, cp.Analytic(dist.Normal(jnp.zeros(64), 1.0).to_event(1), SCHEDULE))
+    kernel = cp.Gibbs({"x": cp.MALA(cp.Adaptive()), "z": cp.HMC(cp.Adaptive())})
+    steps = [part.step_size.initial for part in cp.AnnealedMCMC(kernel, 1).prepare(density).moves.kernel.kernels]
+    np.testing.assert_allclose(steps, [1.17**2 / (2 * 64 ** (1 / 3)), 0.5], rtol=1e-6)

@@ -39,8 +39,8 @@ RATIOS = {"mixture": 1.05, "gaussian": 1.05, "gaussian m=32": 1.15}
 
 NOTES = """Toys: the mean over seeds of the max-sliced Wasserstein distance (p = 2, {projections} directions) of
 {chains} draws from as many exact ones, itself a mean over {repeats} sets of these; the floor is that of exact draws.
-Where scores are exact both are means over sets of draws of every instance, as many as stand behind the seeds (4 to 8 of
-the cells where no number does), and ± is one standard error of the ratio over these.
+Where scores are exact both are means over several sets of draws of every instance, and ± is one standard error of the
+ratio over these: the number after × in the column of seeds says how many, and where there is none it was 4 to 8.
 Instances are drawn by NumPy from the recipe of Linhart et al. (TMLR, arXiv 2404.07593), whose own are PyTorch's.
 GAUSS, JAC, Langevin and reverse are restated from the papers, with the settings that they print, and run here on the
 same instances, in double precision; ε is how wrong the individual scores are, for all methods alike, and wrong by n·ε

@@ -24,6 +24,8 @@ LONGEST = 1.0
 """The longest, in log-SNR: what a step shows of its own error says little of a step that leads far beyond it."""
 FASTER, SLOWER = 1.5, 0.3
 """What a step may be longer, or shorter, than the one before."""
+OPEN = -1
+"""In the place of a level that the run has yet to choose."""
 
 
 class Pace(eqx.Module):
@@ -69,9 +71,9 @@ class Visits(eqx.Module):
     """The levels of a run, in the order in which it visits them.
 
     Attributes:
-        order: from the first level down to 0, (K,); 0 behind that, and where they are not chosen yet.
+        order: from the first level down to 0, (K,); 0 behind that, and `OPEN` where they are not chosen yet.
         made: how many of them have been visited, a scalar.
-        pace: how the run chooses them; None where they are given.
+        pace: how the run chooses those that are open; None where all are given.
     """
 
     order: Array
@@ -93,8 +95,9 @@ class Visits(eqx.Module):
     @classmethod
     def paced(cls, first: int, num_levels: int, pace: Pace) -> Visits:
         """Visits of levels that the run chooses, from the first one on."""
-        alone = cls.of([first], num_levels)
-        return cls(alone.order, alone.made, pace)
+        order = np.full(num_levels, OPEN, np.int32)
+        order[0] = first
+        return cls(jnp.asarray(order), jnp.int32(0), pace)
 
     @property
     def arrived(self) -> Array:
@@ -110,7 +113,8 @@ class Visits(eqx.Module):
         """One visit more was made, and is recorded."""
         order = self.order
         if self.pace is not None:
-            following = self.pace.after(schedule, records, *self.now)
+            given = order.at[self.made + 1].get(mode="fill", fill_value=0)
+            following = jnp.where(given == OPEN, self.pace.after(schedule, records, *self.now), given)
             order = order.at[self.made + 1].set(following)  # beyond the end nothing is written
         return Visits(order, self.made + 1, self.pace)
 
@@ -121,4 +125,6 @@ class Visits(eqx.Module):
     def coarser(self) -> Visits:
         """Every other one of the levels that were visited, the first and level 0 among them; nothing is visited yet."""
         levels = self.visited()
-        return Visits.of(np.append(levels[:-1:2], levels[-1]), len(self.order))
+        given = Visits.of(np.append(levels[:-1:2], levels[-1]), len(self.order))
+        # The pace is of no use, but without it the same loop would be compiled a second time.
+        return Visits(given.order, given.made, self.pace)

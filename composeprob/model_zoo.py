@@ -31,6 +31,7 @@ from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.show import clipped, shape
 from composeprob.json_data import JSONObject
+from composeprob.settings import usual
 from composeprob.training.recipe import Recipe
 from composeprob.training.weights import load_weights, weights_file
 
@@ -138,12 +139,13 @@ def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **
         >>> ring.event_shape, sorted(ring.capabilities)
         ((2,), ['conservative', 'energy', 'exact_marginals', 'normalised', 'score'])
     """
-    weights = _weights(name, retraining, folder)
-    plain, calibration = calibration_file(weights), calibration_file(weights, conditions)
-    if not conditions:
-        return _load(name, weights, _written(weights), plain, _written(plain))
-    factor = _load(name, weights, _written(weights), plain, 0).given(**conditions)  # the same for all conditions
-    return load_calibration(factor, calibration, weights=weights) if calibration.exists() else factor
+    with usual():
+        weights = _weights(name, retraining, folder)
+        plain, calibration = calibration_file(weights), calibration_file(weights, conditions)
+        if not conditions:
+            return _load(name, weights, _written(weights), plain, _written(plain))
+        factor = _load(name, weights, _written(weights), plain, 0).given(**conditions)  # the same for all conditions
+        return load_calibration(factor, calibration, weights=weights) if calibration.exists() else factor
 
 
 def uncalibrated(

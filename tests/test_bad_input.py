@@ -343,6 +343,11 @@ CASES = {
     "many keys": (lambda: infer(key=jax.random.split(KEY)), errors.WrongTypeError, "one typed random key"),
     "a kernel as a sampler": (lambda: infer(sampler=cp.MALA(0.1)), errors.WrongTypeError, "got MALA"),
     "no density": (lambda: cp.infer(F, KEY, num_chains=4), errors.WrongTypeError, "compiled density"),
+    "a program and what it takes": (
+        lambda: cp.infer(single, F, key=KEY, num_chains=4),
+        errors.WrongTypeError,
+        "compiled density; got Program",
+    ),
     "no mesh": (lambda: infer(mesh=8), errors.WrongTypeError, "got int"),
     "no kernel": (lambda: cp.AnnealedMCMC("MALA", 3), errors.WrongTypeError, "needs a kernel"),
     "no steps": (lambda: cp.AnnealedMCMC(cp.MALA(0.1), 0), errors.InvalidValueError, "steps_per_level"),

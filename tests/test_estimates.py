@@ -140,7 +140,7 @@ def test_what_is_refused():
         made.quantile(lambda s: s["x"], 1.5)
     with pytest.raises(InvalidValueError, match=r"pass 0\.9"):
         Estimate(0.0, 1.0).interval(90)
-    with pytest.raises(WrongTypeError, match="quantile takes a function of one sample"):
+    with pytest.raises(WrongTypeError, match=r"(?s)quantile takes a function of one sample.*lambda s: s\['x'\]\)"):
         made.quantile("x", 0.5)
 
 

@@ -32,6 +32,7 @@ from composeprob.ir.render import describe
 from composeprob.ir.verify import verify
 from composeprob.language.program import Program
 from composeprob.schedule import Schedule
+from composeprob.settings import usual
 
 
 def compile(
@@ -68,7 +69,8 @@ def compile(
         >>> round(float(density.score({"x": 1.0}, 0)["x"]), 3)
         -2.0
     """
-    return lowered(program, args, kwargs, schedule, precision)
+    with usual():
+        return lowered(program, args, kwargs, schedule, precision)
 
 
 def lowered(

@@ -282,9 +282,10 @@ def evaluated(
         InvalidValueError: a function that fails on one sample.
     """
     if not callable(fn):
+        site = fn if isinstance(fn, str) and fn in samples else next(iter(samples))
         raise WrongTypeError(
             f"{name} takes a function of one sample; got {fn!r}.",
-            fix=f"for example result.{name}(lambda s: s['x'][0]).",
+            fix=f"for example result.{name}(lambda s: s[{site!r}]).",
         )
     whole = {site: np.asarray(value) for site, value in samples.items()}
     if draws is not None:

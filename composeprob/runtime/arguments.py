@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import WrongTypeError
 from composeprob.kernels.base import Kernel
 from composeprob.samplers.base import Sampler
@@ -18,10 +19,11 @@ SAMPLERS = "cp.SMC(), cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.Ances
 
 
 def by_name(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator for functions with arguments that must be named: refuses others with an example of the call.
+    """A decorator for functions of a density, with arguments that must be named: refuses others with an example.
 
     Raises:
-        WrongTypeError: an argument is missing, unknown or not named.
+        WrongTypeError: an argument is missing, unknown or not named; or the first one is a program, say, with whose
+            arguments the call would be a mistake of another kind.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -32,6 +34,8 @@ def by_name(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             try:
                 signature.bind(*args, **kwargs)
             except TypeError as error:
+                if args and not isinstance(args[0], AnnealedDensity):
+                    raise not_compiled(args[0]) from None
                 name = function.__name__
                 raise WrongTypeError(
                     f"{name} cannot be called with these arguments: {error}.",
@@ -42,6 +46,14 @@ def by_name(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return checked
 
     return decorate
+
+
+def not_compiled(given: object) -> WrongTypeError:
+    """The error for what was passed as ``density``."""
+    return WrongTypeError(
+        f"infer takes a compiled density; got {type(given).__name__}.",
+        fix="call cp.compile(program, …) first, with what the program takes, and pass what that returns.",
+    )
 
 
 def not_a_sampler(given: object) -> WrongTypeError:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
+from composeprob.arguments import check_key
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.results.result import Result
-from composeprob.runtime.arguments import by_name, not_a_sampler
+from composeprob.runtime.arguments import by_name, not_a_sampler, not_compiled
 from composeprob.runtime.compiled import make_room
 from composeprob.runtime.job import Asked, FewAncestors, Job
 from composeprob.runtime.levels import chosen
 from composeprob.samplers.base import Sampler
 from composeprob.samplers.choose import choose, independent
 from composeprob.samplers.spread import Spread, every_device
+from composeprob.settings import usual
 
 INSTEAD = "instead"
 """In a folder of checkpoints: those of the sampler that takes the place of one that was given up."""
@@ -143,7 +143,7 @@ def _carried_out(
     """
     make_room()
     # LAPACK's matrices are small here: its threads would wait for one another longer than they work.
-    with threadpool_limits(1, user_api="blas"):
+    with threadpool_limits(1, user_api="blas"), usual():
         job = Job(asked, sampler, folder)
         job.levels(give_up)
         job.stay()
@@ -165,18 +165,13 @@ def _check_resume(checkpoint_dir: object, resume: object) -> None:
 
 def _check_arguments(density: object, key: object, num_chains: object, sampler: object) -> None:
     if not isinstance(density, AnnealedDensity):
-        raise WrongTypeError(
-            f"infer takes a compiled density; got {type(density).__name__}.", fix="call cp.compile(program, …) first."
-        )
+        raise not_compiled(density)
     if not isinstance(num_chains, (int, np.integer)) or isinstance(num_chains, bool):
         raise WrongTypeError(
             f"num_chains must be a whole number; got {num_chains!r}.", fix="pass an int, such as 1000."
         )
     if num_chains < 1:
         raise InvalidValueError(f"num_chains must be at least 1; got {num_chains}.", fix="ask for one chain or more.")
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
-        raise WrongTypeError(
-            f"key must be one typed random key; got {type(key).__name__}.", fix="pass jax.random.key(0), not PRNGKey."
-        )
+    check_key(key)
     if sampler is not None and not isinstance(sampler, Sampler):
         raise not_a_sampler(sampler)

@@ -44,13 +44,14 @@ ratio over these: the number after × in the column of seeds says how many, and 
 Instances are drawn by NumPy from the recipe of Linhart et al. (TMLR, arXiv 2404.07593), whose own are PyTorch's.
 GAUSS, JAC, Langevin and reverse are restated from the papers, with the settings that they print, and run here on the
 same instances, in double precision; ε is how wrong the individual scores are, for all methods alike, and wrong by n·ε
-is then what is composed. Where ε = 0 composeprob is given the individual posteriors' energies, else their scores. Of the
-others there is one set of draws for each instance, of the same random numbers at every n, of JAC on the Gaussians there
-are 8. The published columns are means of the numbers in the authors' repository (JuliaLinhart/diffusions-for-sbi,
-commit 2cf52ee8): other instances, a single set of exact draws, and for the mixture a reference by MALA that is imprecise at n
-≥ 64. Of the mixture exact draws are of the law written out up to n = {enumerated}, and above by Gibbs sampling of
-which component each observation is of. SLCP: C2ST (0.5 where nothing tells the sets apart) of {chains} draws by the
-zoo's `slcp-posterior` from NUTS on the true likelihood, mean over seeds."""
+is then what is composed. Where ε = 0 composeprob is given the individual posteriors' energies, else their scores. Of
+the others there is one set of draws for each instance, of the same random numbers at every n, of JAC on the Gaussians
+there are 8. The published columns are means of the numbers in the authors' repository
+(JuliaLinhart/diffusions-for-sbi, commit 2cf52ee8): other instances, a single set of exact draws, and for the mixture a
+reference by MALA that is imprecise at n ≥ 64. Of the mixture exact draws are of the law written out up to n =
+{enumerated}, and above by Gibbs sampling of which component each observation is of. SLCP: C2ST (0.5 where nothing
+tells the sets apart) of {chains} draws by the zoo's `slcp-posterior` from NUTS on the true likelihood, mean over
+seeds."""
 
 
 def cells() -> dict[str, dict[str, Any]]:
@@ -240,9 +241,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--chains", type=int, default=1000)
     parser.add_argument("--projections", type=int, default=3000)
-    parser.add_argument(
-        "--sets", type=int, default=1, help="sets of draws of each of the others where scores are exact"
-    )
+    parser.add_argument("--sets", type=int, default=1, help="sets of draws of the others where scores are exact")
     parser.add_argument("--again", action="store_true", help="run also what is there")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
     options = parser.parse_args()

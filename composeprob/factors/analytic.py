@@ -28,7 +28,8 @@ class Analytic(LeafFactor):
             ``InverseGamma``, ``Weibull``, ``HalfCauchy`` or ``Beta`` the noised density is computed by quadrature, to
             the precision of floating-point numbers. All of them may be moved and scaled by an ``AffineTransform``.
             Batch dimensions count as dimensions of the event: ``Normal(zeros(2), 1)`` is one event of shape (2,).
-            Boxes mix by `cp.mixture`.
+            Boxes mix by `cp.mixture`. Samples are of the marginal at level 0: where the distribution has a bound, some
+            lie beyond it, by about σ_0/α_0.
         schedule: the levels to offer. The factor is exact at any α and σ, so it fits every schedule.
         label: the name to show.
 

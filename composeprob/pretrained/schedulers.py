@@ -44,14 +44,12 @@ class Trained:
     Attributes:
         schedule: its levels; level k is the timestep k.
         parameterization: as of `Diffusion`.
-        learned_variance: whether the output has the variance beside.
         sigma_data: standard deviation of the data where the network is preconditioned for it (Karras et al. 2022).
         time: what a network is told instead of the level; None for the level.
     """
 
     schedule: Schedule
     parameterization: str
-    learned_variance: bool = False
     sigma_data: float | None = None
     time: str | None = None
 
@@ -94,8 +92,7 @@ def trained(config: JSONObject, where: str) -> Trained:
     # Rounded as the network's own training rounds it: of σ² = 1 − α² at the first levels the seventh digit counts.
     signal = np.maximum(signal.astype(np.float32).astype(np.float64), LEAST_SIGNAL**2)
     schedule = Schedule.from_arrays(np.sqrt(signal), np.sqrt(1 - signal))
-    learned = str(config.get("variance_type", "")).startswith("learned")
-    return Trained(schedule, PREDICTIONS[prediction], learned)
+    return Trained(schedule, PREDICTIONS[prediction])
 
 
 def _without_signal_at_the_end(signal: np.ndarray) -> np.ndarray:

@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.pretrained.layers import ACTIVATIONS, Conv, GroupNorm, LayerNorm, Linear, RMSNorm, exact_gelu
-
-QKNorm = LayerNorm | RMSNorm
+from composeprob.pretrained.layers import ACTIVATIONS, Conv, GroupNorm, LayerNorm, Linear, exact_gelu
 
 
 def attend(query: Array, key: Array, value: Array, heads: int, *, causal: bool = False) -> Array:

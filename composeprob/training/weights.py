@@ -18,11 +18,6 @@ from composeprob.errors import InvalidValueError, LoadError
 T = TypeVar("T")
 
 
-def tensor_names(network: PyTree[Array]) -> list[str]:
-    """Lists the name of every array of a network, in order, such as ``blocks.0.enter.weight``."""
-    return [name for name, _ in _named(network)]
-
-
 def weights_file(retraining: int) -> str:
     """Returns the name of the file with a retraining's weights."""
     return f"weights-{retraining}.safetensors" if retraining else "weights.safetensors"

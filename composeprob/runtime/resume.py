@@ -128,7 +128,7 @@ def fingerprint(
         "random key": f"{jax.random.key_impl(key)} {np.asarray(jax.random.key_data(key)).tolist()}",
         "sampler": sampler.describe(),
         "program": formula,
-        "levels": repr(density.schedule) + (", chosen by the run" if blank.visits.pace else ""),
+        "levels": repr(density.schedule) + (", which the run chooses" if blank.visits.pace else ""),
         **data,
         "the numbers of the schedule": digest(density.schedule),
         "the numbers of the sampler (step sizes)": digest(sampler),

@@ -215,14 +215,17 @@ class Diffusion(LeafFactor):
             raise network_error(f"The network of factor '{self.label}'", error) from error
         except Exception as error:
             given = "".join(f", {name}=…" for name in conditions)
+            shapes = "".join(f", {name} {jax.tree.map(jnp.shape, value)}" for name, value in conditions.items())
             missing = ", ".join(f"{name}=…" for name in self.names if name not in conditions)
             raise NetworkError(
                 f"The network of factor '{self.label}' cannot be called as network(x, t{given}) with x of shape "
-                f"{self.event_shape} and a scalar t: {type(error).__name__}: {error}",
+                f"{self.event_shape}, a scalar t"
+                + (f" and conditions of shapes{shapes[1:]}" if shapes else "")
+                + f": {type(error).__name__}: {error}",
                 fix=f"give the conditions that are missing: factor.given({missing})."
                 if missing
-                else "it must accept ONE event (no batch axis) and the conditions by name; a condition that may be "
-                "left out needs a default.",
+                else "it must accept ONE event (no batch axis) and the conditions by name, each of one value, as over= "
+                "gives them in turn; a condition that may be left out needs a default.",
             ) from error
         check_deterministic(traced.jaxpr, self.label)
         if self.parameterization in parameterizations.ENERGIES:

@@ -27,6 +27,8 @@ FEWEST = 64
 """Chains below which nothing is fitted."""
 MOST = 2**26
 """Numbers N·d above which nothing is fitted, as every device would have to hold all of them."""
+ENOUGH = 1024
+"""Chains above which fits take evenly spaced ones, if these are twice as many as a matrix of controls asks for."""
 WORTH = 0.9
 """The share of the potential's variance that a control may leave at most."""
 RIDGE = 1e-6
@@ -101,7 +103,7 @@ def row(evaluation: Evaluation, rate: Array, position: Position, density: Anneal
 
 
 def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
-    r"""The affine fits over a weighted cloud of N chains.
+    r"""The affine fits over a weighted cloud of N chains, or over some of them where that tells as much.
 
     The slope is that of least squares, B = Cov(S, y)·Cov(y)⁻¹, which for a Gaussian is the Hessian of log F wherever
     chains are. Along each eigenvector of B it counts as much as it explains of the variance of S there, R², and −P/s,
@@ -119,7 +121,9 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
         base: P/s, (d,).
         control: whether to fit one; it is 0 if not.
     """
-    count, dims = rows.shape[0], base.size
+    dims = base.size
+    rows, log_weights = (_some(of, dims) for of in (rows, log_weights))
+    count = rows.shape[0]
     usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(log_weights)
     rows = jnp.where(usable[:, None], rows, 0.0)
     weights = shares(jnp.where(usable, log_weights, -jnp.inf))
@@ -137,6 +141,13 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
             gain = gain if kind == "dense" else jax.vmap(jnp.diag)(gain)
             gain, push = basis @ gain @ basis.T, push @ basis.T
     return Fit(centre, slope, gain, push)
+
+
+def _some(of: Array, dims: int) -> Array:
+    """Evenly spaced ones of either half of the chains, of the first with one fewer or as many, to make fits over."""
+    count = of.shape[0]
+    step = -(-count // max(ENOUGH, 2 * PER_FEATURE * dims * (dims + 3)))
+    return jnp.concatenate([of[: count // 2 : step], of[count // 2 :: step]])
 
 
 def unfitted(base: Array) -> Fit:

@@ -211,7 +211,18 @@ def test_an_integrator_of_another_name_is_refused():
     assert "integrator" not in cp.SMC(second_order=False).describe()
 
 
-@pytest.mark.parametrize("count", [400, 401])
+def test_a_fit_is_made_over_no_more_chains_than_it_needs():
+    """Beyond, it would grow with the chains though it tells no more: every third of 3,000, in the plane; all in 64."""
+    y = np.random.default_rng(0).normal(size=(3000, 2))
+    rows = np.column_stack([y, -y, 0.3 * (y * y).sum(1)])
+    unseen = np.where((np.arange(3000) % 3 == 0)[:, None], rows, np.nan)
+    one, other = (fit(jnp.asarray(table), jnp.zeros(3000), jnp.ones(2), control=True) for table in (rows, unseen))
+    for of, by in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(of, by)
+    assert fits._some(jnp.arange(3000), 64).tolist() == list(range(3000))
+
+
+@pytest.mark.parametrize("count", [400, 401, 4002, 4003, 6005])
 def test_each_half_of_the_chains_takes_the_control_of_the_other(count):
     """What a chain's own potential says must not come back in its weight; a row more or less changes nothing."""
     rng = np.random.default_rng(0)

@@ -18,6 +18,11 @@ def product():
     return cp.compile(both, cp.Analytic(law, LEVELS), cp.Analytic(dist.Normal(mean[0], ones[0]), LEVELS))
 
 
+@cp.program
+def observed(f, y):
+    cp.observe("y", dist.Normal(cp.sample("x", f), 0.5), y)
+
+
 def ran(density):
     result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=SAMPLER, progress=False)
     return result["x"]
@@ -31,6 +36,7 @@ def test_a_run_is_the_same_under_settings_that_look_for_mistakes():
         density = product()
         np.testing.assert_array_equal(ran(density), expected)
         assert density.log_density(at, 0) == log_density
+        cp.compile(observed, cp.Analytic(dist.Uniform(-3.0, 3.0), LEVELS), jnp.float32(1.0))
         assert cp.load("ring2d").event_shape == (2,)
 
 

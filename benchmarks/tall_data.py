@@ -49,8 +49,9 @@ Instances are drawn by NumPy from the recipe of Linhart et al. (TMLR, arXiv 2404
 GAUSS, JAC, Langevin and reverse are restated from the papers, with the settings that they print, and run here on the
 same instances, in double precision; ε is how wrong the individual scores are, for all methods alike, and wrong by n·ε
 is then what is composed. Where ε = 0 composeprob is given the individual posteriors' energies, else their scores. Of
-the others there is one set of draws for each instance, of the same random numbers at every n, of JAC on the Gaussians
-there are 4 or 8. The published columns are means of the numbers in the authors' repository
+the others, and of all where scores are wrong, there is one set of draws for each instance, of the same random numbers
+at every n; of JAC on the Gaussians there are 4 or 8, where ε = 0, and 4 of it and of composeprob in most cells where
+ε ≤ .01. The published columns are means of the numbers in the authors' repository
 (JuliaLinhart/diffusions-for-sbi, commit 2cf52ee8): other instances, a single set of exact draws, and for the mixture a
 reference by MALA that is imprecise at n ≥ 64. Of the mixture exact draws are of the law written out up to n =
 {enumerated}, and above by Gibbs sampling of which component each observation is of. SLCP: C2ST (0.5 where nothing
@@ -116,8 +117,7 @@ def _toy(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measur
     def far(draws: np.ndarray) -> float:
         return float(np.mean([exact.max_sliced(draws, r, options.projections, i) for i, r in enumerate(references)]))
 
-    sets = SETS if instance.error == 0 else 1
-    theirs = options.sets if instance.error == 0 else 1
+    sets = SETS if instance.error == 0 else options.sets
 
     def measure(method: str) -> tuple[list[float], str]:
         if method == FLOOR:
@@ -125,7 +125,7 @@ def _toy(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measur
         if method in CHAINS:
             runs = [ours.draw(cell["toy"], instance, SETS * seed + i, count, CHAINS[method]) for i in range(sets)]
             return [far(draws) for draws, _ in runs], ", ".join(sorted({status for _, status in runs}))
-        keys = (seed + 1000 * i for i in range(theirs))
+        keys = (seed + 1000 * i for i in range(options.sets))
         return [far(rivals.draw(method, instance, key, count)) for key in keys], ""
 
     return measure
@@ -270,7 +270,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--chains", type=int, default=1000)
     parser.add_argument("--projections", type=int, default=3000)
-    parser.add_argument("--sets", type=int, default=1, help="sets of draws of the others where scores are exact")
+    parser.add_argument(
+        "--sets", type=int, default=1, help="sets of draws of the others; where scores are wrong, of all"
+    )
     parser.add_argument("--again", action="store_true", help="run also what is there of the methods that are named")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
     options = parser.parse_args()

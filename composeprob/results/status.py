@@ -236,8 +236,8 @@ def diagnose(
                 f"Up to {np.nanmax(share[bad]):.1%} of the proposals had a NaN or infinite density or score at "
                 f"{_levels(bad)}; they were rejected, so the chains cannot enter that region, and what it holds is "
                 "missing from the samples and the evidence. Evaluate density.log_density there to find the factor that "
-                "overflows; try smaller steps (step_size=cp.Adaptive() for MALA and HMC). A factor that is meant to be "
-                "0 there must say so by -jnp.inf with a finite gradient: jnp.where(inside, log_weight, -jnp.inf).",
+                "overflows; where the step size is fixed, try step_size=cp.Adaptive(). A factor that is meant to be 0 "
+                "there must say so by -jnp.inf with a finite gradient: jnp.where(inside, log_weight, -jnp.inf).",
             )
         )
     turning = {name: value for name, value in (curl or {}).items() if value > CURL_CEILING}
@@ -260,8 +260,8 @@ def diagnose(
             (
                 Code.ACCEPTANCE_COLLAPSED,
                 f"Acceptance{whose} fell to {np.nanmin(accepted[still, b]):.2g} at {_levels(still)}: the chains hardly "
-                "moved there. Try step_size=cp.Adaptive(), smaller steps where the noise is small (h ∝ σ² for MALA, "
-                "h ∝ σ for HMC), or more levels.",
+                "moved there. Where the step size is fixed, try step_size=cp.Adaptive(), or smaller at little noise "
+                "(h ∝ σ² for MALA, h ∝ σ for HMC); where it adapts, cp.Adaptive(warmup=50), or more levels.",
             )
         )
     if thin.any():

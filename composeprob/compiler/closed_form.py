@@ -16,13 +16,20 @@ Sites = dict[str, Array]
 
 
 class ClosedForm(NamedTuple):
-    """log E and ∇log E, the correction (a log-potential) and its gradient, and what the rate gains."""
+    """log E and ∇log E; what the density has of it and the gradient of that, a power of E or, at level 0, the
+    likelihood; and what the rate gains. Where E is tiny that power is no sum of log E and a correction: to rounding
+    they would cancel."""
 
     log_exact: Array
     of_exact: Sites
-    correction: Array
-    of_correction: Sites
+    annealed: Array
+    of_annealed: Sites
     crossed: Array
+
+    @property
+    def correction(self) -> Array:
+        """The log-potential that makes of E what the density has of it."""
+        return self.annealed - self.log_exact
 
 
 def closed_form(
@@ -55,9 +62,9 @@ def closed_form(
     of_exact, of_clean = gradient(1.0, 0.0, 0.0), gradient(0.0, 1.0, 0.0)
     last = noise.index == 0
     power = bridge(schedule, noise) if exact.bridged else jnp.ones_like(terms[0])
-    correction = jnp.where(last, terms[1] - terms[0], (power - 1.0) * terms[0])
-    of_correction = {n: jnp.where(last, of_clean[n], power * s) - s for n, s in of_exact.items()}
+    annealed = jnp.where(last, terms[1], power * terms[0])
+    of_annealed = {n: jnp.where(last, of_clean[n], power * s) for n, s in of_exact.items()}
     if not exact.marginal:
         of_prior = gradient(0.0, 0.0, 1.0)
         zero = sum((jnp.sum((drift[n] - of_prior[n]) * of_exact[n]) for n, _ in exact.shapes), zero)
-    return ClosedForm(terms[0], of_exact, correction, of_correction, zero)
+    return ClosedForm(terms[0], of_exact, annealed, of_annealed, zero)

@@ -23,7 +23,7 @@ from jax import Array
 from jax.scipy.linalg import block_diag
 
 from composeprob.factors.gaussians import Gaussians
-from composeprob.factors.whitening import log_normal
+from composeprob.factors.whitening import log_normal_of_sum, whitener
 from composeprob.language.interpret import Statement, unwrap
 from composeprob.schedule import Noise
 
@@ -76,9 +76,10 @@ class Stack(eqx.Module):
             back = gain * turned
             back = back if own.basis is None else jnp.einsum("...ik,...k->...i", own.basis, back)
             seen = a if own.basis is None else a @ own.basis
-            blurred = covariance + squared * jnp.einsum("...ak,...k,...bk->...ab", seen, gain, seen)
-            of_y = log_normal(y - (own.means + alpha * back) @ a.T, blurred)
-            clean = log_normal((y - a @ (x / alpha))[None], covariance[None])[0]
+            instrument = whitener(covariance)
+            blur = noise.sigma * seen * jnp.sqrt(gain)[..., None, :]
+            of_y = log_normal_of_sum(y - (own.means + alpha * back) @ a.T, instrument, blur)
+            clean = log_normal_of_sum(y - a @ (x / alpha), instrument, jnp.zeros_like(y)[:, None])
             return jnp.stack([jax.nn.logsumexp(jax.nn.log_softmax(of_x) + of_y), clean, jax.nn.logsumexp(of_x)])
 
         return jnp.sum(jax.vmap(one)(self, x, y, a, covariance), 0)

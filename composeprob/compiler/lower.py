@@ -99,8 +99,9 @@ class Evaluator(Evaluates):
         score = {n: beside[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
         closed = closed_form(self.likelihood, xs, zs, self.schedule, noise, drift)
         drift = {n: drift[n] + closed.of_exact[n] if n in xs else drift[n] for n in position}
-        score = {n: score[n] + closed.of_exact[n] + closed.of_correction[n] for n in position}
-        log_potential = _total([log_likelihood + closed.correction, *(v.log_density for v in potential.values())])
+        score = {n: score[n] + closed.of_annealed[n] for n in position}
+        potentials = [v.log_density for v in potential.values()]
+        log_potential = _total([log_likelihood + closed.correction, *potentials])
         log_marginal = _total([zero, *(v.log_density for v in marginal.values())])
         rate = _total([closed.crossed, *(v.rate for v in marginal.values())])
         parts = Parts(
@@ -112,9 +113,9 @@ class Evaluator(Evaluates):
             log_marginal=_known(log_marginal),
             log_exact=closed.log_exact,
         )
-        log_open = _total([log_prior, log_marginal, closed.log_exact])
-        wall = Wall(jnp.isneginf(parts.log_potential), log_open)
-        return Evaluation(_total([log_open, log_potential]), score, wall, parts)
+        wall = Wall(jnp.isneginf(parts.log_potential), _total([log_prior, log_marginal, closed.log_exact]))
+        log_density = _total([log_prior, log_marginal, closed.annealed, log_likelihood, *potentials])
+        return Evaluation(log_density, score, wall, parts)
 
     def _seen(self, position: dict[str, Array], level: Array | int) -> tuple[Noise, dict[str, Array], dict[str, Array]]:
         """The level's noise, the noised sites, the static ones."""

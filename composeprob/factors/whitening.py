@@ -16,9 +16,30 @@ def log_normal(residual: Array, covariance: Array) -> Array:
     """log N(residual; 0, covariance), residuals (…, m) and covariances (…, m, m) that broadcast."""
     m = residual.shape[-1]
     whiten = whitener(covariance)
-    white = (whiten @ residual[..., None])[..., 0]
+    white = _times(whiten, residual)
     log_det = -jnp.sum(jnp.log(jnp.diagonal(whiten, axis1=-2, axis2=-1)), -1)
     return -0.5 * jnp.sum(white**2, -1) - log_det - 0.5 * m * math.log(2 * math.pi)
+
+
+def log_normal_of_sum(residual: Array, noise: Array, loadings: Array) -> Array:
+    """log N(residual; 0, Σ + B·Bᵀ), residuals (…, m), L⁻¹ = ``noise`` of Σ = L·Lᵀ, (m, m), loadings B (…, m, n).
+
+    As r = B·z + ε with z ~ N(0, I): rᵀ(Σ + B·Bᵀ)⁻¹r is the least of |L⁻¹(r − B·z)|² + |z|² over z, which is flat in z
+    there. So a small Σ beside B, under which Σ + B·Bᵀ is singular to rounding, costs little accuracy; nor does δ·I,
+    which is added where I alone would drown: log det M = log det(M + δ·I) − δ·tr(M + δ·I)⁻¹ − ½δ²·tr(M + δ·I)⁻² − ….
+    """
+    m, n = loadings.shape[-2:]
+    white, seen = _times(noise, residual), noise @ loadings
+    small = seen @ _transposed(seen) if m <= n else _transposed(seen) @ seen
+    added = 4 * jnp.finfo(small.dtype).eps * jnp.trace(small, axis1=-2, axis2=-1)
+    whiten = whitener(small + (1 + added)[..., None, None] * jnp.eye(min(m, n), dtype=small.dtype))
+    inverse = _transposed(whiten) @ whiten
+    solved = _times(inverse, white if m <= n else _times(_transposed(seen), white))
+    latent = _times(_transposed(seen), solved) if m <= n else solved
+    left = white - _times(seen, latent)
+    log_det = -sum(jnp.sum(jnp.log(jnp.diagonal(w, axis1=-2, axis2=-1)), -1) for w in (whiten, noise))
+    log_det -= 0.5 * added * jnp.trace(inverse, axis1=-2, axis2=-1) + 0.25 * added**2 * jnp.sum(inverse**2, (-2, -1))
+    return -0.5 * (jnp.sum(left**2, -1) + jnp.sum(latent**2, -1)) - log_det - 0.5 * m * math.log(2 * math.pi)
 
 
 @jax.custom_jvp
@@ -50,6 +71,10 @@ def _eliminated(covariance: Array) -> Array:
         return (both - column[..., None] * row[..., None, :]).at[..., i, :].set(row)
 
     return jax.lax.fori_loop(0, m, eliminate, jnp.concatenate([covariance, one], -1))[..., m:]
+
+
+def _times(a: Array, x: Array) -> Array:
+    return (a @ x[..., None])[..., 0]
 
 
 def _transposed(a: Array) -> Array:

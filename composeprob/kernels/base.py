@@ -39,7 +39,7 @@ class Info(eqx.Module):
         accepted: whether it was.
         non_finite: whether the proposal (its position, log-density, score, …) had a NaN or an infinity; it was then
             rejected, by unadjusted kernels too. A log-density of −∞ does not count: there the density is 0, and the
-            proposal is rejected like any other.
+            proposal is rejected like any other. Neither does a trajectory that diverged, see `metropolis`.
         log_reversal: log T(x|x') − log T(x'|x) of the move from x to x' that was made, 0 where the chain stayed: how
             much likelier the kernel (of a `Gibbs`, its `reversal`) goes back than it went. Under detailed balance that
             is log π(x) − log π(x').

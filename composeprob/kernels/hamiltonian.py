@@ -12,7 +12,7 @@ from jax import Array
 from composeprob import pytree
 from composeprob.density.evaluation import Position, Target
 from composeprob.kernels.base import Kernel, KernelState, log_density_of
-from composeprob.kernels.leapfrog import leapfrog, leapfrog_nodes
+from composeprob.kernels.leapfrog import leapfrog_and_kick, leapfrog_nodes
 from composeprob.kernels.metric import Metric, MetricLike, as_metric, in_force
 from composeprob.kernels.step_size import as_scalar, check_count, check_range, match_precision
 
@@ -69,9 +69,9 @@ class Hamiltonian(Kernel[HamiltonianState]):
         momentum = pytree.axpy(kept, state.momentum, pytree.scale(jnp.sqrt(1 - kept**2), noise))
         return HamiltonianState(state.position, state.evaluation, momentum)
 
-    def integrate(self, state: HamiltonianState, target: Target, step_size: Array) -> HamiltonianState:
-        """The end of the trajectory from `state`; L evaluations."""
-        position, momentum, evaluation = leapfrog(
+    def integrate(self, state: HamiltonianState, target: Target, step_size: Array) -> tuple[HamiltonianState, Array]:
+        """The end of the trajectory from `state`, and the greatest `kick` on it; L evaluations."""
+        (position, momentum, evaluation), kick = leapfrog_and_kick(
             state.position,
             state.momentum,
             state.evaluation,
@@ -80,7 +80,7 @@ class Hamiltonian(Kernel[HamiltonianState]):
             self.num_leapfrog,
             in_force(self.metric),
         )
-        return HamiltonianState(position, evaluation, momentum)
+        return HamiltonianState(position, evaluation, momentum), kick
 
     def trajectory(
         self, state: HamiltonianState, target: Target, step_size: Array

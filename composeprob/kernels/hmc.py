@@ -14,7 +14,9 @@ from composeprob.density.evaluation import Target
 from composeprob.errors import InvalidValueError
 from composeprob.kernels.base import Info
 from composeprob.kernels.hamiltonian import Hamiltonian, HamiltonianState, flip, log_joint
+from composeprob.kernels.leapfrog import kick
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
+from composeprob.kernels.metric import in_force
 from composeprob.kernels.metropolis import metropolis
 from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_scalar, as_step_size, check_range, match_precision
 from composeprob.kernels.walls import comparable
@@ -96,15 +98,17 @@ class HMC(Hamiltonian):
         drawn = jax.random.uniform(jax.random.fold_in(key, JITTER), (), jnp.result_type(step_size), -1.0, 1.0)
         step_size = step_size * (1.0 + match_precision(self.jitter, state.position) * drawn)
         if not isinstance(self.log_ratio, LineIntegral):
-            proposed = self.integrate(refreshed, target, step_size)
+            proposed, pushed = self.integrate(refreshed, target, step_size)
             there, here = comparable(proposed, refreshed)
             log_ratio = log_joint(there) - log_joint(here)
-            return metropolis(key_accept, log_ratio, proposed, flip(refreshed))
+            return metropolis(key_accept, log_ratio, proposed, flip(refreshed), pushed=pushed)
         if self.log_ratio.num_points is None:
             proposed, nodes, scores = self.trajectory(refreshed, target, step_size)
+            pushed = kick(refreshed.evaluation.score, step_size, in_force(self.metric))
             log_target_ratio, error = self.log_ratio.along(nodes, scores)
         else:
-            proposed = self.integrate(refreshed, target, step_size)
+            proposed, pushed = self.integrate(refreshed, target, step_size)
             log_target_ratio, error = self.log_ratio.straight(refreshed, proposed, target)
         kinetic = 0.5 * (pytree.squared_norm(refreshed.momentum) - pytree.squared_norm(proposed.momentum))
-        return metropolis(key_accept, log_target_ratio + kinetic, proposed, flip(refreshed), log_target_ratio, error)
+        log_ratio = log_target_ratio + kinetic
+        return metropolis(key_accept, log_ratio, proposed, flip(refreshed), log_target_ratio, error, pushed)

@@ -44,8 +44,26 @@ def leapfrog(
     Returns:
         Position, momentum and evaluation at the end.
     """
+    return leapfrog_and_kick(position, momentum, evaluation, target, step_size, num_steps, metric)[0]
+
+
+def leapfrog_and_kick(
+    position: Position,
+    momentum: Position,
+    evaluation: Evaluation,
+    target: Target,
+    step_size: Array,
+    num_steps: int,
+    metric: Metric = EUCLIDEAN,
+) -> tuple[Point, Array]:
+    """`leapfrog`, and the greatest `kick` on the way, a scalar; what is not finite is no kick."""
     one_step = _step(target, match_precision(step_size, position), metric)
-    return jax.lax.fori_loop(0, num_steps, lambda _, point: one_step(point), (position, momentum, evaluation))
+
+    def step(_: int, carry: tuple[Point, Array]) -> tuple[Point, Array]:
+        point, greatest = carry
+        return one_step(point), jnp.fmax(greatest, kick(point[2].score, step_size, metric))
+
+    return jax.lax.fori_loop(0, num_steps, step, ((position, momentum, evaluation), jnp.zeros(())))
 
 
 def leapfrog_nodes(
@@ -67,6 +85,11 @@ def leapfrog_nodes(
     end, way = jax.lax.scan(step, (position, momentum, evaluation), None, length=num_steps)
     first = (position, evaluation.score)
     return end, jax.tree.map(lambda a, rest: jnp.concatenate([jnp.asarray(a)[None], rest]), first, way)
+
+
+def kick(score: Position, step_size: Array, metric: Metric) -> Array:
+    """½‖h/2·Lᵀ∇log π‖², the energy that half a leapfrog step of length h gives to a chain at rest, a scalar in nats."""
+    return (step_size**2 / 8 * pytree.squared_norm(metric.back(score))).astype(jnp.result_type(float))
 
 
 def _step(target: Target, h: Array, metric: Metric) -> Callable[[Point], Point]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from composeprob.density.evaluation import Target
 from composeprob.errors import InvalidValueError
 from composeprob.kernels.base import Info, KernelState, log_density_of
 from composeprob.kernels.langevin import Langevin, log_proposal_ratio
+from composeprob.kernels.leapfrog import kick
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metric import in_force
 from composeprob.kernels.metropolis import metropolis
@@ -88,4 +90,5 @@ class MALA(Langevin):
             there, here = comparable(proposed, state)
             log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)
         log_ratio = log_target_ratio + log_proposal_ratio(state, proposed, step_size, in_force(self.metric))
-        return metropolis(key_accept, log_ratio, proposed, state, log_target_ratio, error)
+        pushed = kick(state.evaluation.score, jnp.sqrt(2 * step_size), in_force(self.metric))
+        return metropolis(key_accept, log_ratio, proposed, state, log_target_ratio, error, pushed)

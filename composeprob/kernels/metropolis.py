@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import TypeVar
 
 import jax
@@ -13,6 +15,9 @@ from composeprob.kernels.base import Info, KernelState, log_density_of
 from composeprob.kernels.walls import comparable, finite
 
 S = TypeVar("S", bound=KernelState)
+DIVERGED = 100.0
+"""Nats, and √d more for d numbers, beyond which the kick of a step is that of one far too long: chains in equilibrium
+that accept most moves are given about √d/3."""
 
 
 def metropolis(
@@ -22,6 +27,7 @@ def metropolis(
     rejected: S,
     log_target_ratio: Array | None = None,
     quadrature_error: Array | float = 0.0,
+    pushed: Array | float = 0.0,
 ) -> tuple[S, Info]:
     """Accepts `proposed` with probability min(1, exp(log_ratio)), else goes to `rejected`.
 
@@ -35,6 +41,8 @@ def metropolis(
         rejected: the state after a rejection: the current one, with its momentum flipped where there is one.
         log_target_ratio: log π(x') − log π(x), a scalar; left out, that of the two states' evaluations.
         quadrature_error: an estimate of the error of `log_ratio` where that is a quadrature.
+        pushed: the greatest `kick` on the way. Over `DIVERGED` the step was far too long for where it began, and what
+            is not finite where it ended says nothing of the density: rejected, but not flagged.
 
     Returns:
         The next state and its `Info`.
@@ -50,6 +58,8 @@ def metropolis(
         there, here = comparable(proposed, rejected)
         log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)
     info = _info(accepted, probability, usable, -log_target_ratio, quadrature_error)
+    size = sum(x.size for x in jax.tree.leaves(proposed.position))
+    info = dataclasses.replace(info, non_finite=info.non_finite & ~(pushed > DIVERGED + math.sqrt(size)))
     return pytree.where(accepted, proposed, rejected), info
 
 

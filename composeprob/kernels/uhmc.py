@@ -47,7 +47,7 @@ class UHMC(Hamiltonian):
         self, key: Array, state: HamiltonianState, target: Target, step_size: Array
     ) -> tuple[HamiltonianState, Info]:
         refreshed = self.refresh(key, state)
-        proposed = self.integrate(refreshed, target, step_size)
+        proposed, _ = self.integrate(refreshed, target, step_size)
         # The leapfrog preserves volume and is its own reverse: only the law of momenta tells the directions apart.
         log_reversal = 0.5 * (pytree.squared_norm(refreshed.momentum) - pytree.squared_norm(proposed.momentum))
         return unadjusted(proposed, flip(refreshed), log_reversal)

@@ -103,15 +103,16 @@ FULL = -2.0
 
 
 def bridge(schedule: Schedule, noise: Noise) -> Array:
-    """The power of p(y | x_k, z) where static sites have a say: u² with u going from 0 at the noisiest level to 1 at
+    """The power of p(y | x_k, z) where static sites have a say: u⁴ with u going from 0 at the noisiest level to 1 at
     log-SNR −2, and 1 from there on.
 
     Where no signal is left p(y | x_k, z) is p(y | z): without a power, static sites would meet all of the data at the
-    first level, far from where their priors put them.
+    first level, far from where their priors put them. It starts as slowly as that so that chains whose scales their
+    priors made tiny, where log p is −10⁵, are led away before it is too steep for their steps.
     """
     top = schedule.log_snr[-1]
     way = jnp.where(top < FULL, (noise.log_snr - top) / jnp.where(top < FULL, FULL - top, 1.0), 1.0)
-    return jnp.clip(way, 0.0, 1.0) ** 2
+    return jnp.clip(way, 0.0, 1.0) ** 4
 
 
 def as_policy(name: str, policy: str | Policy | None) -> Policy | None:

@@ -77,7 +77,8 @@ def _block(run: Run, density: AnnealedDensity, block: int) -> Run:
     def inverse_mass(name: str, deviation: np.ndarray) -> np.ndarray:
         # Steps follow the level's noise at noised sites; chains that are all in one place say nothing of a scale.
         own = sigma if density.sites[name].kind == "noised" else 1.0
-        return (np.where(deviation > 0, deviation, own).astype(np.float32) / own) ** 2
+        known = (deviation > 0) & (deviation < 1e18)  # its square is a number: of chains that diverged it says nothing
+        return (np.where(known, deviation, own).astype(np.float32) / own) ** 2
 
     metric = {name: inverse_mass(name, deviation) for name, (_, deviation) in moments(run).items()}
     kernel = HMC(Adaptive(initial=0.3), num_leapfrog=LEAPFROGS, damping=0.0, jitter=0.3, metric=metric)

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import logsumexp
 
 import composeprob as cp
-from composeprob.factors.whitening import whitener
+from composeprob.factors.whitening import log_normal, log_normal_of_sum, whitener
 from sampling_cases import SCHEDULE, normal
 
 LEVEL = 13  # log-SNR 2.6: neither the prior nor x decides alone
@@ -317,6 +317,47 @@ def test_the_whitener_is_the_inverse_of_the_cholesky_factor(size):
     change = jax.jit(lambda f, c, m: jax.jvp(f, (c,), (m,))[1], static_argnums=0)
     found, wanted = (change(f, covariance, moved) for f in (whitener, differently))
     np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("m", "n"), [(5, 1), (2, 3), (20, 20)])
+@pytest.mark.parametrize("sd", [1.0, 2e-3])
+def test_the_density_of_a_sum_stands_noise_that_is_small_beside_it(m, n, sd):
+    """Against double precision; with one covariance for the sum, rounding took hundreds of nats."""
+    rng = np.random.default_rng(0)
+    loadings = rng.normal(size=(m, min(n, 3))) @ rng.normal(size=(min(n, 3), n))  # of rank 3 at most
+    residual, noise = rng.normal(size=(4, m)), sd**2 * np.diag(rng.uniform(0.5, 2.0, m))
+    whole = noise + loadings @ loadings.T
+    solved = np.einsum("ia,ab,ib->i", residual, np.linalg.inv(whole), residual)
+    exact = -0.5 * (solved + np.linalg.slogdet(2 * np.pi * whole)[1])
+    found = log_normal_of_sum(jnp.asarray(residual), whitener(jnp.asarray(noise)), jnp.asarray(loadings))
+    singular = sd < 1 and m > 3  # to rounding
+    np.testing.assert_allclose(found, exact, rtol=5e-3 if singular and m <= n else 3e-5, atol=1e-4)
+    naive = log_normal(jnp.asarray(residual), jnp.asarray(whole))
+    assert bool(np.all(np.abs(naive - exact) < 1)) is not singular  # a negative control
+
+
+@cp.program
+def spread(f, y):
+    x, s = cp.sample("x", f), cp.sample("s", dist.HalfCauchy(1.0))
+    cp.observe("y", dist.Normal(x, s).expand([5]).to_event(1), y)
+
+
+def test_a_tiny_scale_of_the_noise_costs_no_accuracy():
+    """log p(y | x_k, s) of one entry that is seen five times, written out: −10⁵ and −10¹⁷, which no power may leave a
+    rest of where it is 0."""
+    density = cp.compile(spread, analytic(dist.Normal(0.2, 0.6)), jnp.array([1.2, 0.7, 1.9, 1.4, 0.2]))
+    y = np.array([1.2, 0.7, 1.9, 1.4, 0.2])
+    for log_sd, level in ((-6.0, LEVEL), (-6.0, SCHEDULE.num_levels - 1), (-20.0, SCHEDULE.num_levels - 1)):
+        found = evaluate(density, {"x": jnp.asarray(0.3), "s": jnp.asarray(log_sd)}, level)
+        alpha, sigma, noise = (float(a) for a in (SCHEDULE.alpha[level], SCHEDULE.sigma[level], np.exp(2 * log_sd)))
+        whole = alpha**2 * 0.36 + sigma**2
+        blur, r = sigma**2 * 0.36 / whole, y - 0.2 - alpha * 0.36 / whole * (0.3 - alpha * 0.2)
+        solved = (np.sum((r - r.mean()) ** 2) + 5 * r.mean() ** 2 / (1 + 5 * blur / noise)) / noise
+        exact = -0.5 * (solved + 8 * log_sd + np.log(noise + 5 * blur) + 5 * np.log(2 * np.pi))
+        np.testing.assert_allclose(found.parts.log_exact, exact, rtol=1e-6)
+        if level == SCHEDULE.num_levels - 1:
+            assert found.log_density == found.parts.log_marginal + found.parts.log_prior
+            np.testing.assert_allclose(found.score["s"], 1.0, atol=1e-3)  # the prior's, in log s
 
 
 def test_no_routine_of_lapack_is_called_for_a_batch_of_chains(density):

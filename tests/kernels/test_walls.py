@@ -41,3 +41,28 @@ def test_the_walk_outside_is_that_of_the_rest():
     states, info = transitions(kernel, never, jax.random.key(1), states, steps_of(kernel), 20)
     assert 0.5 < np.mean(info.accepted) < 0.99
     assert abs(np.var(states.position["a"]) - 1.0) < 0.1  # accepted without a test: variance 2 at this step
+
+
+@pytest.mark.parametrize("kernel", [cp.MALA(1.0), cp.HMC(1.0, 3)], ids=lambda k: type(k).__name__)
+def test_a_step_far_too_long_is_not_taken_for_a_density_that_is_no_number(kernel):
+    """In log s, where s = 1e-3 is far too small: the kick is of 10¹¹ nats, and e to where it ends overflows."""
+
+    def scale(position):
+        def log_density(u):
+            return 5 * u - 5 * u - 0.5 * jnp.exp(-2 * u) - 0.5 * jnp.exp(2 * u) + jnp.where(u > 80.0, jnp.nan, 0.0)
+
+        value, slope = jax.value_and_grad(log_density)(position["a"])
+        return Evaluation(value, {"a": slope})
+
+    def share(u):
+        states = start(kernel, scale, jax.random.key(0), {"a": jnp.full(200, u)})
+        states, info = transitions(kernel, scale, jax.random.key(1), states, steps_of(kernel), 1)
+        return np.mean(info.non_finite), states.position["a"]
+
+    found, stayed = share(-7.0)
+    assert found == 0
+    np.testing.assert_array_equal(stayed, -7.0)
+    beyond = lambda position: Evaluation(jnp.where(jnp.abs(position["a"]) > 0.1, jnp.nan, 0.0), {"a": jnp.zeros(())})
+    states = start(kernel, beyond, jax.random.key(0), {"a": jnp.zeros(200)})
+    _, info = transitions(kernel, beyond, jax.random.key(1), states, steps_of(kernel), 1)
+    assert np.mean(info.non_finite) > 0.5  # a negative control: no kick explains these

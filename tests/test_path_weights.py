@@ -56,6 +56,28 @@ def test_the_mean_weight_is_the_evidence(monkeypatch, kernel):
 
 
 @cp.program
+def latent_with_two_modes(sign):
+    """|b| is seen well, b itself hardly."""
+    modes = dist.Normal(jnp.array([-3.0, 3.0]), 0.5)
+    b = cp.sample("b", dist.MixtureSameFamily(dist.Categorical(jnp.array([0.3, 0.7])), modes))
+    cp.observe("size", dist.Normal(jnp.abs(b), 0.05), 3.0)
+    cp.observe("side", dist.Normal(b, 3.0), 3.0 * sign)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_latents_alone_are_weighed_by_where_they_began(monkeypatch, sign):
+    """Each chain begins at one of 16 draws of the prior, so at a side by other shares than those of the posterior."""
+    result, log_weights = ended(monkeypatch, cp.compile(latent_with_two_modes, jnp.float32(sign)), None, 0, 2000)
+    seen = 0.5 * (norm.pdf(3, 3, np.hypot(0.5, 0.05)) + norm.pdf(3, 3, np.hypot(0.5, 0.05)))
+    left, right = (w * seen * norm.pdf(3 * sign, 3 * m, np.hypot(3, 0.05)) for w, m in ((0.3, -1), (0.7, 1)))
+    assert abs(logsumexp(log_weights) - np.log(len(log_weights)) - np.log(left + right)) < 0.1
+    found = float(np.mean(result["b"] < 0))
+    weighed = np.exp(log_weights - logsumexp(log_weights)) @ (np.asarray(result["b"]) < 0)
+    assert abs(weighed - left / (left + right)) < 0.06
+    assert result.status.has("shares_frozen") == (abs(found - left / (left + right)) > 0.05)
+
+
+@cp.program
 def product(f, g):
     return cp.sample("x", f * g)
 

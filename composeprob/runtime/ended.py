@@ -12,7 +12,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import Finding
 from composeprob.results.estimates import Families, island_variance
 from composeprob.results.result import Result
-from composeprob.results.shares import FROZEN, SUMMED, frozen_shares, uneven_paths
+from composeprob.results.shares import FROZEN, STARTED, SUMMED, frozen_shares, uneven_paths
 from composeprob.results.status import Code, diagnose, diverged, erratic_weights, few_ancestors, few_levels, unsettled
 from composeprob.runtime.stay import LEAPFROGS
 from composeprob.samplers.base import Run, Sampler
@@ -151,7 +151,7 @@ def _frozen(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[
     evaluation, paths = getattr(run.chains, "evaluation", None), host(run.path_weights)
     if np.isfinite(np.asarray(run.records.ess)).any():
         return []
-    why = SUMMED if sampler.kernel is None else FROZEN
+    why = SUMMED if sampler.kernel is None else STARTED if density.num_levels == 1 else FROZEN
     uneven = uneven_paths(host(sampler.positions(run)), paths, why) if paths.any() else []
     if uneven or not {"energy", "mode_depth"} <= density.capabilities:
         return uneven

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 
 import equinox as eqx
@@ -95,7 +96,11 @@ class AnnealedMCMC(Sampler):
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         assert self.moves is not None
-        positions = draw_initial(run, density, level) if self.moves.noised else likely_initial(run, density, level)
+        if self.moves.noised:
+            positions = draw_initial(run, density, level)
+        else:
+            positions, weighs = likely_initial(run, density, level)
+            run = dataclasses.replace(run, path_weights=weighs)
         keys = level_keys(run.keys, density.num_levels + 1)
         init = partial(self.moves.kernel.init, target=unevaluated(self.target(density, level)))
         states = run.spread.map(init, keys, positions)
@@ -193,26 +198,31 @@ def path_gain(came: KernelState, state: KernelState, density: AnnealedDensity, l
     return jnp.where(level < above, gain, first_weight(state, density, level))
 
 
-def likely_initial(run: Run, density: AnnealedDensity, level: int) -> dict[str, Array]:
-    """One of `STARTS` draws of the prior for each chain, with probabilities in proportion to their likelihood.
+def likely_initial(run: Run, density: AnnealedDensity, level: int) -> tuple[dict[str, Array], Array]:
+    """One of `STARTS` draws of the prior for each chain, with probabilities in proportion to their likelihood, and what
+    it weighs: log of the mean of these likelihoods, under which such draws have the posterior's law.
 
     A chain that starts far out in a heavy tail would stay there: the step size that suits the others is too long for
     it. Chains remain independent.
     """
 
-    def one(key: Array) -> dict[str, Array]:
-        def draw(i: Array) -> tuple[dict[str, Array], Array]:
+    def one(key: Array) -> tuple[dict[str, Array], Array]:
+        def draw(i: Array) -> tuple[dict[str, Array], Array, Array]:
             draw_key, race_key = jax.random.split(jax.random.fold_in(key, i))
             position = density.initial(draw_key, level)
             log_weight = density.evaluator(position, level).parts.log_potential
-            return position, jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight) + jax.random.gumbel(race_key)
+            log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+            return position, log_weight + jax.random.gumbel(race_key), log_weight
 
-        def race(i: Array, best: tuple[dict[str, Array], Array]) -> tuple[dict[str, Array], Array]:
+        def race(i: Array, best: tuple[dict[str, Array], Array, Array]) -> tuple[dict[str, Array], Array, Array]:
             other = draw(i)
-            return where(other[1] >= best[1], other, best)
+            position, score = where(other[1] >= best[1], other[:2], best[:2])
+            return position, score, jnp.logaddexp(best[2], other[2])
 
-        nobody = jax.tree.map(jnp.zeros_like, density.initial(key, level)), jnp.asarray(-jnp.inf)
-        return jax.lax.fori_loop(0, STARTS, race, nobody)[0]
+        none = jnp.asarray(-jnp.inf)
+        nobody = jax.tree.map(jnp.zeros_like, density.initial(key, level)), none, none
+        position, _, total = jax.lax.fori_loop(0, STARTS, race, nobody)
+        return position, total - math.log(STARTS)
 
     return run.spread.map(one, level_keys(run.keys, density.num_levels))
 

@@ -84,11 +84,11 @@ SUMS = (
     *("broadcast_in_dim", "split", "stack", "unstack", "tile"),
 )
 """Primitives that are linear in all operands together."""
-PRODUCTS = frozenset({"mul", "dot_general", "conv_general_dilated"})
+PRODUCTS = frozenset({"mul", "dot_general", "conv_general_dilated", "bcoo_dot_general"})
 """Primitives that are linear in either operand."""
 TERMS: Mapping[str, slice] = {
     **dict.fromkeys(SUMS, slice(None)),
-    **dict.fromkeys(("div", "gather", "dynamic_slice"), slice(0, 1)),
+    **dict.fromkeys(("div", "gather", "dynamic_slice", "scatter-mul"), slice(0, 1)),
     "dynamic_update_slice": slice(0, 2),
     **dict.fromkeys(("scatter", "scatter-add", "scatter-sub"), slice(0, 3, 2)),
     "select_n": slice(1, None),
@@ -162,6 +162,8 @@ class Linearity:
         if kind == Kind.LINEAR and name == "cond":
             each = [self._inner(branch, given[1:]) for branch in eqn.params["branches"]]
             return [self._either(cases, aval) for cases, aval in zip(zip(*each, strict=True), avals, strict=True)]
+        if name == "cholesky" and kind == Kind.LATENT:
+            return [Value(kind, array) for array in rebind(eqn, [self._any_covariance(given[0].array)])]
         terms = _terms(eqn, given)
         if terms is None or any(v.kind == Kind.LINEAR for i, v in enumerate(given) if i not in terms):
             return [self.any_latent(a) if kind == Kind.LATENT else Value(Kind.OTHER, why=name) for a in avals]
@@ -190,6 +192,13 @@ class Linearity:
         for _, index in self.loops:
             array = array[index]
         return array
+
+    def _any_covariance(self, like: Array) -> Array:
+        """A random positive definite matrix whose entries are 0 where those of ``like`` are."""
+        there = (like != 0) | (jnp.swapaxes(like, -1, -2) != 0)
+        drawn = self._random(like)
+        drawn = jnp.where(there, drawn + jnp.conj(jnp.swapaxes(drawn, -1, -2)), 0.0)
+        return drawn + 4.0 * like.shape[-1] * jnp.eye(like.shape[-1], dtype=like.dtype)
 
     def _either(self, cases: Sequence[Value], like: Any) -> Value:
         """One of several values, and it depends on latents which."""
@@ -308,6 +317,8 @@ def _terms(eqn: JaxprEqn, given: Sequence[Value]) -> set[int] | None:
         return set(linear[:1])
     if name == "custom_linear_solve":
         return set(places[sum(eqn.params["const_lengths"]) :])
+    if name == "integer_pow" and eqn.params["y"] == 1:
+        return {0}
     if name == "convert_element_type" and not _holds(eqn.params["new_dtype"]):
         return None
     return set(places[TERMS[name]]) if name in TERMS else None

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO
 
 from composeprob.compiler.linearity import Kind, Linearity, entries, value_of
 
@@ -11,6 +12,8 @@ SIZE = 6
 RNG = np.random.default_rng(0)
 M = jnp.asarray(RNG.normal(size=(SIZE, SIZE)) + 3 * np.eye(SIZE), float)
 T = jnp.tril(M)
+BLOCKS = jnp.kron(jnp.eye(3), jnp.array([[2.0, 1.0], [1.0, 2.0]]))
+SPARSE_T = BCOO.fromdense(T)
 LATENTS = [-40.0, -1.0, 0.3, 1.0, 2.5, 3.5, 5.0, 35.0]  # draws of N(0, 1) show few of these
 
 
@@ -49,10 +52,13 @@ SPARSE = {  # the pattern is known entry by entry
     "map": lambda x, z: jax.lax.map(lambda a: a * z, x),
     "cancelled": lambda x, z: z * x - z * x + x[::-1],
     "places": lambda x, z: x.at[2].set(z).at[0].add(z)[jnp.array([0, 2, 4])],
+    "scaled places": lambda x, z: x.at[jnp.array([1, 1, 3])].multiply(z) ** 1,
+    "sparse": lambda x, z: SPARSE_T @ (x * z),
     "segments": lambda x, z: jax.ops.segment_sum(x, jnp.array([0, 0, 1, 1, 2, 2]), 3),
     "convolution": lambda x, z: jnp.convolve(x, jnp.stack([1.0, z]), "same"),
     "averages": lambda x, z: jax.lax.reduce_window(x, 0.0, jax.lax.add, (2,), (1,), "VALID"),
     "blocks": lambda x, z: jnp.kron(jnp.eye(2), jnp.stack([1.0, z, 0.0, 1.0]).reshape(2, 2)) @ x[:4],
+    "blocks of a root": lambda x, z: jnp.linalg.cholesky(jnp.exp(z / 9) * BLOCKS) @ x,
     "triangular": lambda x, z: jax.scipy.linalg.solve_triangular(T * jnp.exp(z), x, lower=True),
     "resized": lambda x, z: jax.image.resize(x.reshape(2, 3), (4, 6), "linear").ravel(),
     "grid": lambda x, z: jnp.interp(jnp.array([0.3, 2.5]), jnp.arange(6.0), x),

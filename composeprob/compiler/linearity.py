@@ -56,32 +56,9 @@ class Value:
 KEPT = frozenset({"optimization_barrier", "device_put", "copy", "copy_p", "sharding_constraint"})
 """Primitives that return what they are given."""
 SUMS = (
-    *(
-        "add",
-        "sub",
-        "add_any",
-        "neg",
-        "real",
-        "imag",
-        "complex",
-        "conj",
-        "convert_element_type",
-        "reduce_sum",
-        "cumsum",
-    ),
-    *(
-        "reduce_window_sum",
-        "fft",
-        "concatenate",
-        "pad",
-        "reshape",
-        "squeeze",
-        "expand_dims",
-        "transpose",
-        "rev",
-        "slice",
-    ),
-    *("broadcast_in_dim", "split", "stack", "unstack", "tile"),
+    *("add", "sub", "add_any", "neg", "real", "imag", "complex", "conj", "convert_element_type"),
+    *("reduce_sum", "cumsum", "reduce_window_sum", "fft", "concatenate", "pad", "reshape", "squeeze"),
+    *("expand_dims", "transpose", "rev", "slice", "broadcast_in_dim", "split", "stack", "unstack", "tile"),
 )
 """Primitives that are linear in all operands together."""
 PRODUCTS = frozenset({"mul", "dot_general", "conv_general_dilated", "bcoo_dot_general"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import PyTree
+from jax.scipy.linalg import block_diag
 
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected, prior_of
 from composeprob.compiler.likelihood import Likelihood, policies_of
-from composeprob.compiler.linear_gaussian import Exact, Stack, measure, stack_of, stacked, unravel
+from composeprob.compiler.linear_gaussian import Exact, Stack, measure, stack_of, stacked
+from composeprob.compiler.linearity import WITHOUT_DERIVATIVE, Kind, Value
 from composeprob.compiler.once import once
 from composeprob.compiler.tempering import tempering
 from composeprob.compiler.trace import Traced
@@ -26,7 +27,8 @@ from composeprob.ir.nodes import Graph, Observation, Site
 from composeprob.language.policies import POLICIES
 
 DRAWS = 4
-"""How many draws of the program's latents show which measurement looks at which entry."""
+"""At how many draws of the program's latents A·x + b is compared with what the program says."""
+NOT_LINEAR = "its mean is not a linear function of what it measures"
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -35,8 +37,8 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     """Settle the policy of every observation that left it open: ``exact`` where that is possible, else ``tempered``.
 
     It is possible for y = A·x + b + noise, A, b and the noise's covariance constant or functions of static sites,
-    under a prior that is a mixture of Gaussians. That A does not depend on x is read off the program's own trace (its
-    Jacobian must not depend on x), not off numbers.
+    under a prior that is a mixture of Gaussians. That the mean is linear in x, and which entries of A and of the
+    covariance can be other than zero, is read off the program's own trace, not off numbers.
 
     Raises:
         CapabilityError: an observation asks for ``exact``, and it is not possible.
@@ -52,17 +54,13 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     priors = {name: _prior(site) for name, site in sites.items() if name in looked_at}
     rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
     xs = {name: rng.standard_normal(site.shape).astype(float_) for name, site in sites.items()}
-    placed = [static for static in graph.statics if not static.standardised]
-    latents = {static.name: np.zeros(static.shape, float_) for static in placed} | xs
     reasons: dict[str, str] = {}
     for o in asking:
         known = [priors[name] for name in sorted(o.looks_at)]
         reason = next((p for p in known if isinstance(p, str)), None) or traced.code.reasons[o.name]
         reasons |= {o.name: reason} if reason else {}
     hopeful = [o.name for o in asking if o.name not in reasons]
-    if hopeful and _not_linear(traced, hopeful, shapes, latents):  # all at once, and only then each by itself
-        found = {name: _not_linear(traced, [name], shapes, latents) for name in hopeful}
-        reasons |= {name: reason for name, reason in found.items() if reason}
+    reasons |= _not_linear(traced, hopeful, shapes) if hopeful else {}
     exact = None
     while (names := tuple(o.name for o in asking if o.name not in reasons)) and exact is None:
         bridged = any(o.depends_on - sites.keys() for o in asking if o.name in names)
@@ -116,37 +114,26 @@ def _prior(site: Site) -> Prior | str:
     return prior
 
 
-def _not_linear(traced: Traced, names: list[str], shapes: Shapes, latents: dict[str, Array]) -> str | None:
-    """Why some of these measurements are not A·x + b + noise with A and the noise free of x."""
-
-    def at(flat: Array, which: int) -> list[Array]:
-        said = traced.says({**latents, **unravel(flat, shapes)}).moments
-        return [said[name][which] for name in names]
-
-    flat = np.concatenate([np.ravel(latents[n]) for n, _ in shapes])
-    try:
-        if _depends(lambda x: at(x, 1), flat):
-            return "the spread of its noise depends on what it measures"
-        if _depends(jax.jacfwd(lambda x: at(x, 0)), flat):
-            return "its mean is not a linear function of what it measures"
-    except Exception as error:  # a function without a forward derivative: JAX has no one type of error for it
-        return f"the derivative of its mean cannot be taken ({type(error).__name__})"
-    return None
-
-
-def _depends(function: Callable[[Array], PyTree[Array]], x: np.ndarray) -> bool:
-    """Whether a function's value depends on its argument, read off its trace: `jax.vmap` refuses to give ONE value."""
-    jax.eval_shape(jax.vmap(function), np.stack([x, x]))  # another error than that one shows itself here
-    try:
-        jax.eval_shape(jax.vmap(function, out_axes=None), np.stack([x, x]))
-    except ValueError:
-        return True
-    return False
+def _not_linear(traced: Traced, names: list[str], shapes: Shapes) -> dict[str, str]:
+    """Why measurements are not A·x + b + noise with A, b and the noise free of x, by name."""
+    found: dict[str, tuple[Value, Value]] = {}
+    jax.eval_shape(lambda: found.update(traced.linearity(shapes)))  # kinds are known without numbers
+    reasons = {}
+    for name in names:
+        mean, noise = found[name]
+        if noise.kind > Kind.LATENT:
+            reasons[name] = "the spread of its noise depends on what it measures"
+        elif mean.why == WITHOUT_DERIVATIVE:
+            reasons[name] = f"the derivative of its mean cannot be taken (JAX's `{mean.why}`)"
+        elif mean.kind == Kind.OTHER:
+            reasons[name] = f"{NOT_LINEAR} (JAX's `{mean.why}`)"
+    return reasons
 
 
 @once
 def _look(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]) -> tuple[Array, Array, Array]:
-    """For some draws of the static sites: A (DRAWS, M, D), Σ (DRAWS, M, M), and the error of A·x + b at x."""
+    """Which entries of A, (M, D), and of Σ, (M, M), can be other than zero; for some draws of the static sites the
+    error of A·x + b at x, (DRAWS, M)."""
 
     def one(key: Array) -> tuple[Array, Array, Array]:
         latents = traced.draw(key, xs)
@@ -160,7 +147,13 @@ def _look(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, 
         flat = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in shapes])
         return a, covariance, (y - a @ flat - there) / (1.0 + jnp.abs(y) + jnp.abs(a) @ jnp.abs(flat))
 
-    return jax.vmap(one)(jax.random.split(jax.random.key(0), DRAWS))
+    slopes, covariances, errors = jax.vmap(one)(jax.random.split(jax.random.key(0), DRAWS))
+    found, size = traced.linearity(shapes), slopes.shape[-1]
+    pairs = [found[name] for name in names]
+    looks = [m.array.T if m.kind == Kind.LINEAR else jnp.zeros((len(noise.array), size)) for m, noise in pairs]
+    looked = (jnp.concatenate(looks) != 0) | jnp.any(slopes != 0, 0)
+    correlated = (block_diag(*[noise.array for _, noise in pairs]) != 0) | jnp.any(covariances != 0, 0)
+    return looked, correlated, errors
 
 
 def _groups(
@@ -173,12 +166,12 @@ def _groups(
     reasons: dict[str, str],
 ) -> Exact | None:
     """The measurements sorted into groups that share nothing; None after a reason against some was added."""
-    slopes, covariances, errors = (np.asarray(a) for a in _look(traced, names, shapes, xs))
+    looks, correlated, errors = (np.asarray(a) for a in _look(traced, names, shapes, xs))
     sizes = [traced.code.shapes.moments[name][0].size for name in names]
     owner = np.repeat(np.arange(len(names)), sizes)  # the observation that each row of the measurement belongs to
     off = {names[i] for i in owner[np.abs(errors).max(0) > 1e-3]}
     if off:  # a derivative that was stopped or replaced
-        reasons |= dict.fromkeys(off, "its mean is not a linear function of what it measures")
+        reasons |= dict.fromkeys(off, NOT_LINEAR)
         return None
     offsets = dict(zip((n for n, _ in shapes), np.cumsum([0] + [int(np.prod(s)) for _, s in shapes[:-1]]), strict=True))
     parts = [
@@ -187,7 +180,6 @@ def _groups(
         if isinstance(prior := priors[name], Prior)
         for part in prior.parts
     ]
-    looks, correlated = np.any(slopes != 0, 0), np.any(covariances != 0, 0)
     count = len(owner)
     # What a row holds together: itself, the rows that its noise is correlated with, the parts that it looks at.
     members = [

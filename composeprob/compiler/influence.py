@@ -8,7 +8,9 @@ from typing import Any
 from jax.extend.core import Jaxpr, Literal
 
 Names = frozenset[str]
-CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint"})
+CALLS = frozenset(
+    {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
+)
 """Primitives whose one inner function has their inputs and outputs."""
 
 

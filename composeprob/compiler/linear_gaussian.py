@@ -90,7 +90,7 @@ class Exact(eqx.Module):
 
     Attributes:
         stacks: the groups.
-        inside: which entries of A the groups read, (M, D); were another one not zero, the density is NaN.
+        inside: which entries of A the groups read, (M, D); were another one more than rounding, the density is NaN.
         names: the observations.
         shapes: the noised sites that they look at, ``(site, shape)``.
         marginal: whether the sites' densities are the noised marginals of the prior that the groups hold.
@@ -115,7 +115,8 @@ class Exact(eqx.Module):
         y, a, covariance = measure(self.shapes, seen, {n: jnp.zeros_like(x) for n, x in xs.items()})
         x = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in self.shapes])
         total = sum((stack(x, (y, a, covariance), noise) for stack in self.stacks), jnp.zeros(3))
-        return jnp.where(jnp.any((a != 0) & ~self.inside), jnp.nan, total)
+        away = jnp.where(self.inside, 0.0, jnp.abs(a)) > 1e-4 * jnp.max(jnp.abs(a), -1, keepdims=True)
+        return jnp.where(jnp.any(away), jnp.nan, total)
 
 
 def measure(shapes: tuple[tuple[str, tuple[int, ...]], ...], seen: Seen, at: dict[str, Array]) -> Measurement:

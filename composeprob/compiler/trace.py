@@ -6,6 +6,8 @@ them from that trace.
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -14,6 +16,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal, Var
@@ -22,6 +25,7 @@ from numpyro.distributions import Distribution
 from composeprob.compiler.arguments import Arguments, Concrete, is_data, join, name_of
 from composeprob.compiler.influence import influences
 from composeprob.compiler.linear_gaussian import moments
+from composeprob.compiler.linearity import Kind, Linearity, Value, entries, value_of
 from composeprob.errors import ProgramError
 from composeprob.factors.base import is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, asked, asked_by_library
@@ -119,6 +123,26 @@ class Traced(eqx.Module):
         inputs = [none] * len(_arrays(self.source.arguments)) + [frozenset({name}) for name in self.code.latents]
         found = self.code.outputs(influences(self.code.jaxpr.jaxpr, [*inputs, none]))
         return {name: none.union(*parts) for name, parts in found.parts.items()}
+
+    def linearity(self, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[Value, Value]]:
+        """For each observation whose noise is Gaussian, what its residual and covariance are of the entries of these
+        sites. Static sites whose coordinate is `standardised` are what they are at a fixed coordinate, as in `says`."""
+        jaxpr, names = self.code.jaxpr.jaxpr, self.code.latents
+        ends = dict(zip((n for n, _ in shapes), itertools.accumulate(math.prod(s) for _, s in shapes), strict=True))
+        size = max(ends.values())
+        found = Linearity(size, np.random.default_rng(0))
+        places = dict(zip(names, jaxpr.invars[-1 - len(names) : -1], strict=True))
+        latents = {name: found.any_latent(v.aval) for name, v in places.items()}
+        latents |= {n: entries(places[n].aval, end - math.prod(places[n].aval.shape), size) for n, end in ends.items()}
+        outputs = self.code.outputs(jaxpr.outvars)
+        copies = {variable: places[n] for n, variable in outputs.draws.items() if n in self.standardised}
+        inputs = [
+            *(Value(Kind.KNOWN, array) for array in _arrays(self.source.arguments)),
+            *(None if n in self.standardised else latents[n] for n in names),
+            Value(Kind.LATENT),
+        ]
+        known = found.evaluate(jaxpr, self.code.jaxpr.consts, inputs, copies)
+        return {n: (value_of(known, mean), value_of(known, noise)) for n, (mean, noise) in outputs.moments.items()}
 
     def _evaluate(self, latents: dict[str, Array], key: Array) -> Says:
         """The equations of the trace in order. A latent that is not given becomes its draw as soon as that is known."""

@@ -209,20 +209,59 @@ def test_objects_that_share_no_measurement_stay_apart():
 
 
 @cp.program
-def two_sites(f, g, y):
-    """Sources that are seen together: the second only where z is far out, which no draw of the compiler's shows."""
+def two_sites(f, g, y, mixed):
+    """Sources that are seen together, or under noise that they share, where z is far out: no draw shows it."""
     x, w = cp.sample("x", f), cp.sample("w", g)
     z = cp.sample("z", dist.Normal(0.0, 1.0))
-    cp.observe("mixed", dist.Normal(x + jnp.maximum(z - 30.0, 0.0) * w, 0.3), y)
-    cp.observe("both", dist.MultivariateNormal(jnp.stack([x, w]), 0.1 * jnp.eye(2)), jnp.array([y, y]))
+    if mixed:
+        cp.observe("mixed", dist.Normal(x + jnp.maximum(z - 30.0, 0.0) * w, 0.3), y)
+    root = jnp.eye(2) + jnp.where(z > 30.0, 0.8, 0.0) * jnp.array([[0.0, 0.0], [1.0, 0.0]])
+    cp.observe("both", dist.MultivariateNormal(jnp.stack([x, w]), scale_tril=root), jnp.array([y, y]))
 
 
-def test_a_measurement_that_looks_elsewhere_than_it_did_is_no_silent_error():
-    two = analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.5, 0.5])), dist.Normal([-1.0, 1.0], 0.3)))
-    density = cp.compile(two_sites, two, two, 0.4)
-    at = {"x": jnp.array(0.2), "w": jnp.array(-0.1), "z": jnp.array(0.0)}
-    assert np.isfinite(evaluate(density, at, LEVEL).log_density)
-    assert np.isnan(evaluate(density, {**at, "z": jnp.array(31.0)}, LEVEL).log_density)
+@pytest.mark.parametrize(("z", "mixed"), [(0.0, True), (31.0, True), (31.0, False)])
+def test_a_measurement_that_looks_elsewhere_than_it_did_is_seen(z, mixed):
+    clean = dist.MixtureSameFamily(
+        dist.Categorical(probs=jnp.array([0.5, 0.5])), dist.Normal(jnp.array([-1.0, 1.0]), 0.3)
+    )
+    density = cp.compile(two_sites, analytic(clean), analytic(clean), 0.4, mixed)
+    assert f"anneal: {'mixed exact; ' * mixed}both exact\n" in str(density)
+    x, far = np.array([0.2, -0.1]), float(z > 30)
+    at = {"x": jnp.array(x[0]), "w": jnp.array(x[1]), "z": jnp.array(z)}
+    found = evaluate(density, at, LEVEL)
+    axis = np.linspace(-3.0, 3.0, 601)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    away, covariance = 0.4 - grid, np.array([[1.0, 0.8 * far], [0.8 * far, 1.0 + 0.64 * far]])
+    noise = -0.5 * np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away) - np.log(2 * np.pi)  # |Σ| = 1
+    noise += mixed * (-0.5 * ((0.4 - grid @ [1.0, far]) / 0.3) ** 2 - np.log(0.3) - 0.5 * np.log(2 * np.pi))
+    prior = np.logaddexp(*(-0.5 * ((grid - m) / 0.3) ** 2 for m in (-1.0, 1.0))).sum(1)
+    joint = prior - 0.5 * ((x - ALPHA * grid) ** 2).sum(1) / SIGMA**2
+    np.testing.assert_allclose(found.parts.log_exact, logsumexp(joint + noise) - logsumexp(joint), rtol=1e-4)
+    blind = eqx.tree_at(lambda d: d.evaluator.likelihood.exact.inside, density, np.zeros((2 + mixed, 2), bool))
+    assert np.isnan(evaluate(blind, at, LEVEL).log_density)  # an entry of A that nobody looks at is no silent error
+
+
+@cp.program
+def steps(f, y):
+    """Means whose derivative is 0, or the same, wherever it is taken."""
+    x = cp.sample("x", f)
+    cp.observe("where", dist.Normal(jnp.where(x > 0.5, 2.0, 0.0), 0.7), y)
+    cp.observe("round", dist.Normal(jnp.round(x), 0.7), y)
+    cp.observe("rest", dist.Normal(jnp.fmod(x, 1.0), 0.7), y)
+    cp.observe("int", dist.Normal(1.0 * x.astype(int), 0.7), y)
+    cp.observe("line", dist.Normal(2.0 * x, 0.7), y)
+
+
+def test_a_step_is_no_constant():
+    x, y = np.linspace(-1.6, 2.4, 9), 1.3
+    density = cp.compile(steps, normal(), y)
+    assert all(f"{name} tempered, since its mean is not" in str(density) for name in ("where", "round", "rest", "int"))
+    assert "line exact" in str(density)
+    alpha, sigma = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
+    found = jax.jit(jax.vmap(lambda x: density.evaluate({"x": x}, 0).log_density))(jnp.asarray(alpha * x))
+    means = [np.where(x > 0.5, 2.0, 0.0), np.round(x), np.fmod(x, 1.0), np.trunc(x), 2 * x]
+    exact = -0.5 * (alpha * x) ** 2 / (alpha**2 + sigma**2) - sum(0.5 * ((y - mean) / 0.7) ** 2 for mean in means)
+    np.testing.assert_allclose(found - found[0], exact - exact[0], rtol=1e-4, atol=1e-4)
 
 
 NOT_EXACT = {

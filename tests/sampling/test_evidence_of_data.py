@@ -60,8 +60,8 @@ class Forgets(cp.SMC):
 @pytest.mark.slow
 def test_without_the_ratios_between_levels_the_evidence_is_wrong(monkeypatch):
     def forgetful(sampler, run, keys, density, level, above):
-        states, gain, _ = fall(sampler, run, keys, density, level, above)
-        return states, jnp.where(level < above, 0.0, gain)
+        states, gain, moved = fall(sampler, run, keys, density, level, above)
+        return states, jnp.where(level < above, 0.0, gain), moved
 
     monkeypatch.setattr(smc, "fall", forgetful)
     found = estimates(Forgets(cp.MALA(), 1), False, SCHEDULE)

@@ -43,6 +43,9 @@ def compile(
 ) -> AnnealedDensity:
     """Lower a program to one time-annealed unnormalised density.
 
+    What the program and its factors' functions read beside their arguments (globals, variables around them) counts as
+    it is at this call. After it has changed, compile again: this density keeps to the old values, or is refused.
+
     Args:
         program: a function decorated with `program`.
         args, kwargs: the program's arguments: factors, data, settings. Arrays are data: they become leaves of the
@@ -126,9 +129,10 @@ def lowered(
 
 def _read(density: AnnealedDensity) -> set[str]:
     """What the program and its functions read beside their arguments, as digests."""
-    found = {fingerprint(function.code, function.constants) for function in closures(density.evaluator)}
+    functions = closures(density.evaluator)
+    found = {fingerprint(function.code.jaxpr, function.constants, objects=False) for function in functions}
     likelihood = getattr(density.evaluator, "likelihood", None)
-    return found | ({likelihood.source.reads.fingerprint} if likelihood is not None else set())
+    return found | ({likelihood.source.reads.traced.fingerprint(objects=False)} if likelihood is not None else set())
 
 
 def _rounded(graph: Graph, precision: str | None) -> Graph:

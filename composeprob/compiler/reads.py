@@ -7,6 +7,7 @@ among the density's arrays: it is part of what is compiled, and must be what it 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +16,26 @@ from composeprob.errors import ProgramError
 from composeprob.settings import once_a_call, usual
 
 
+class Trace(Protocol):
+    """A program's trace."""
+
+    def fingerprint(self, objects: bool = True) -> str:
+        """Its digest; see `composeprob.factors.fingerprint`."""
+
+
 class Reads:
     """A digest of the program's trace with all that is read in it; equal to another of the same program and values.
 
     Args:
-        fingerprint: the digest when the program was compiled.
-        again: takes it anew.
+        traced: the trace when the program was compiled.
+        again: traces it anew.
         program: the program's name.
         where: its place.
     """
 
-    def __init__(self, fingerprint: str, again: Callable[[], str], program: str, where: str):
-        self.fingerprint, self.again, self.program, self.where = fingerprint, again, program, where
-        self.settings = _settings()
+    def __init__(self, traced: Trace, again: Callable[[], Trace], program: str, where: str):
+        self.traced, self.again, self.program, self.where = traced, again, program, where
+        self.fingerprint, self.settings = traced.fingerprint(), _settings()
 
     def check(self) -> None:
         """Refuse to run a program that reads something else by now.
@@ -38,7 +46,7 @@ class Reads:
         if self.settings != _settings() or not once_a_call(self):  # another precision traces everything otherwise
             return
         with usual():
-            changed = self.again() != self.fingerprint
+            changed = self.again().fingerprint(objects=False) != self.traced.fingerprint(objects=False)
         if changed:
             raise changed_since(self.program, self.where)
 

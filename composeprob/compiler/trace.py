@@ -69,8 +69,11 @@ class _Code:
     def __init__(
         self, jaxpr: ClosedJaxpr, shapes: Says, latents: list[str], reasons: dict[str, str | None], fixed: list[object]
     ):
-        self.jaxpr, self.shapes, self.latents, self.reasons = jaxpr, shapes, latents, reasons
-        self.fingerprint = fingerprint(jaxpr, fixed)
+        self.jaxpr, self.shapes, self.latents, self.reasons, self.fixed = jaxpr, shapes, latents, reasons, fixed
+
+    def fingerprint(self, objects: bool = True) -> str:
+        """A digest of it and of all that was read in it."""
+        return fingerprint(self.jaxpr, self.fixed, objects=objects)
 
     def outputs(self, flat: Sequence[object]) -> Any:
         """What the trace's outputs are, in the form of `Says`."""
@@ -199,7 +202,7 @@ def _reads(program: Program, source: Source, latents: dict[str, Array], code: _C
         return jax.typeof(leaf) if is_data(leaf) else leaf
 
     bare, values = jax.tree.map(shape, (source, latents))
-    return Reads(code.fingerprint, lambda: _code(bare, values, values).fingerprint, program.name, program.where)
+    return Reads(code, lambda: _code(bare, values, values), program.name, program.where)
 
 
 def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _Code:
@@ -245,7 +248,7 @@ def _parts(statement: Statement) -> list[object]:
         leaves = closed_leaves(statement.factor)
     except ComposeProbError as error:
         raise type(error)(error.found, where=error.where or statement.where, fix=error.fix) from error
-    codes = [function.code for function in closures(leaves)]
+    codes = [function.code.jaxpr for function in closures(leaves)]
     return [*jax.tree.leaves((statement.distribution, leaves)), *codes]
 
 
@@ -255,7 +258,7 @@ def _fixed(statement: Statement, parts: list[object]) -> list[object]:
         return []  # a factor of no latent is not asked of the program again
     if statement.kind == "static":
         statement.log_prob()  # now its equations are in the trace
-    return [*parts, statement.value]
+    return [str(jax.typeof(p)) if _is_traced(p) else p for p in [*parts, statement.value]]
 
 
 def _is_traced(leaf: object) -> TypeGuard[Array]:

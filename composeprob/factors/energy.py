@@ -26,7 +26,8 @@ class Energy(LeafFactor):
 
     Args:
         fn: ``fn(x, level)``, x of shape ``event_shape``, level an integer index into ``schedule``; returns a scalar.
-            A function, or an Equinox module whose arrays then are leaves of the factor.
+            A function, which reads what is outside of it as that is when a program is compiled, or an Equinox module
+            whose arrays then are leaves of the factor.
         schedule: the levels that ``level`` counts.
         event_shape: shape of one event.
         top_power: at the noisiest level f must be close to N(0, σ²I) raised to this power. 1 for a density that is

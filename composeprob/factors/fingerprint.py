@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import jax
@@ -16,19 +16,25 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 PLAIN = (str, int, float, complex, bool, bytes, np.dtype, type(None))
 
 
-def fingerprint(*values: object) -> str:
+def fingerprint(*values: object, objects: bool = True) -> str:
     """A digest of computations, arrays, numbers, and containers of these; equal where they compute the same.
 
-    Traced arrays count by their shapes. Of functions, such as those that are called back, counts their code, and of
-    other objects that hold no numbers only the type. Precisions count nothing: they are a setting of JAX's own.
+    Traced arrays count by their shapes. Of functions counts their code, and of other objects that hold no numbers only
+    the type. Precisions count nothing: they are a setting of JAX's own.
+
+    Args:
+        values: what to tell.
+        objects: whether functions that are called back when the computation runs (`jax.debug.callback`) must be the
+            same objects, as compiled code holds them, and not only of the same code.
     """
-    reader = _Reader()
+    reader = _Reader(objects)
     reader.read(values)
     return reader.digest.hexdigest()
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, objects: bool) -> None:
+        self.objects = objects
         self.digest = hashlib.blake2b(digest_size=16)
         self.names: dict[Var, int] = {}
 
@@ -80,8 +86,21 @@ class _Reader:
             self.say(eqn.primitive.name)
             self.variables(eqn.invars)
             self.read({name: value for name, value in eqn.params.items() if name != "precision"})
+            if self.objects and "callback" in eqn.primitive.name:
+                self.called(eqn.params["callback"])
             self.say(*map(self.bound, eqn.outvars))
         self.variables(jaxpr.outvars)
+
+    def called(self, value: Any) -> None:
+        """The user's function in JAX's wrappers around it, which are new in every trace."""
+        if dataclasses.is_dataclass(value):
+            for field in dataclasses.fields(value):
+                self.called(getattr(value, field.name))
+        elif isinstance(value, FunctionType) and value.__module__.partition(".")[0] == "jax":
+            for cell in value.__closure__ or ():
+                self.called(cell.cell_contents)
+        elif callable(value):
+            self.say(id(getattr(value, "__self__", value)), id(getattr(value, "__func__", value)))
 
     def variables(self, variables: Iterable[Any]) -> None:
         for variable in variables:

@@ -56,6 +56,16 @@ def reads_in_a_prior(f):
     cp.observe("y", dist.Normal(cp.sample("x", f), 0.4), m)
 
 
+class Tilted(dist.Normal):
+    def log_prob(self, value):
+        return super().log_prob(value) + number * value / 0.3**2
+
+
+def reads_in_the_density_of_a_prior(f):
+    m = cp.sample("m", Tilted(0.0, 0.3))
+    cp.observe("y", dist.Normal(cp.sample("x", f), 0.4), m)
+
+
 def put(value):
     """Every way in which a value outside of a program becomes another."""
     global number
@@ -84,11 +94,12 @@ def test_a_program_compiled_again_reads_what_is_there_now(function, kind):
         np.testing.assert_allclose(density.score(X, 0)["x"], wanted, rtol=1e-4)
 
 
-def test_priors_read_what_is_there_now():
+@pytest.mark.parametrize("function", [reads_in_a_prior, reads_in_the_density_of_a_prior])
+def test_priors_read_what_is_there_now(function):
     score = eqx.filter_jit(lambda density, m: density.score({**X, "m": m}, 0)["m"])
     for value in (0.0, 2.0):
         put(value)
-        density = cp.compile(cp.program(reads_in_a_prior), NORMAL)
+        density = cp.compile(cp.program(function), NORMAL)
         wanted = -(0.2 - value) / 0.3**2 - (0.2 - 0.5 / ALPHA) / 0.4**2
         np.testing.assert_allclose(score(density, jnp.float32(0.2)), wanted, rtol=1e-4)
 
@@ -274,6 +285,31 @@ def test_ancestral_order_follows_what_a_function_closes_over():
     for c in (0.0, 2.0):
         found = density.score({**X, "c": jnp.float32(c)}, 0)
         np.testing.assert_allclose([found["x"], found["c"]], [-0.5 - 4 * (0.5 - c), 0.0], rtol=1e-5)
+
+
+def test_functions_that_are_called_back_are_those_of_the_density():
+    """Compiled code holds them; a program that makes one anew whenever it is run is not another program."""
+    seen = {"first": [], "second": []}
+
+    def calling_back(append):
+        def energy(x, level):
+            jax.debug.callback(lambda x: append(float(x)), x)
+            return -2.0 * x**2
+
+        def program(f):
+            x = cp.sample("x", f * cp.Energy(energy, LEVELS, event_shape=(), top_power=0.0))
+            jax.debug.callback(lambda x: append(0.0), x)
+            cp.observe("y", dist.Normal(x, 0.5), 0.0, anneal="tempered")
+
+        return cp.compile(cp.program(program), NORMAL)
+
+    for name, found in seen.items():
+        density = calling_back(found.append)
+        jax.effects_barrier()
+        found.clear()
+        jax.block_until_ready((at_once(density, X), density.on(LEVELS).score(X, 0)))
+        jax.effects_barrier()
+        assert {0.0, 0.5} <= set(found), name
 
 
 def test_fingerprints_tell_numbers_and_not_objects():

@@ -14,7 +14,6 @@ from typing import Any, TypeGuard
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal, Var
@@ -136,15 +135,15 @@ class Traced(eqx.Module):
         """For each statement, the latents that its distribution depends on."""
         none = frozenset[str]()
         inputs = [none] * len(_arrays(self.source.arguments)) + [frozenset({name}) for name in self.code.latents]
-        found = self.code.outputs(influences(self.code.jaxpr.jaxpr, [*inputs, none, none]))
+        found = self.code.outputs(influences(self.code.jaxpr.jaxpr, [*inputs, none]))
         return {name: none.union(*parts) for name, parts in found.parts.items()}
 
     def _evaluate(self, latents: dict[str, Array], key: Array) -> Says:
         """The equations of the trace in order. A latent that is not given becomes its draw as soon as that is known."""
         jaxpr, names = self.code.jaxpr.jaxpr, self.code.latents
-        inputs = [*_arrays(self.source.arguments), *(latents.get(name) for name in names), key, jnp.int32(0)]
+        inputs = [*_arrays(self.source.arguments), *(latents.get(name) for name in names), key]
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*self.code.jaxpr.consts, *inputs), strict=True))
-        places = dict(zip(names, jaxpr.invars[-2 - len(names) : -2], strict=True))
+        places = dict(zip(names, jaxpr.invars[-1 - len(names) : -1], strict=True))
         outputs = self.code.outputs(jaxpr.outvars)
         draws = {variable: name for name, variable in outputs.draws.items() if name not in latents}
 
@@ -206,12 +205,12 @@ def _reads(program: Program, source: Source, latents: dict[str, Array], code: _C
 
 
 def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _Code:
-    """The trace with the latents ``traced`` as inputs, and the level, which functions of it must take as it comes."""
+    """The trace with the latents ``traced`` as inputs."""
     reasons: dict[str, str | None] = {}
     names = sorted(traced)
     fixed: list[object] = []
 
-    def call(arrays: list[Array], values: list[Array], key: Array, level: Array) -> Says:
+    def call(arrays: list[Array], values: list[Array], key: Array) -> Says:
         given = {**latents, **dict(zip(names, values, strict=True))}
         draws: dict[str, Array] = {}
 
@@ -221,7 +220,7 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
                 draws[name] = jax.lax.optimization_barrier(drawn)  # a value of its own, also where that is a constant
             return given[name]
 
-        statements = replace(source, arguments=_with_arrays(source.arguments, arrays)).run(provide, level)
+        statements = replace(source, arguments=_with_arrays(source.arguments, arrays)).run(provide)
         observed = {s.name: s for s in statements.values() if s.kind == "observed"}
         reasons.update({name: not_gaussian(s) for name, s in observed.items()})
         parts = {s.name: _parts(s) for s in statements.values()}
@@ -233,7 +232,7 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
             {name: list(filter(_is_traced, leaves)) for name, leaves in parts.items()},
         )
 
-    inputs = _arrays(source.arguments), [latents[name] for name in names], jax.random.key(0), jnp.int32(0)
+    inputs = _arrays(source.arguments), [latents[name] for name in names], jax.random.key(0)
     jaxpr, shapes = jax.make_jaxpr(call, return_shape=True)(*inputs)
     return _Code(jaxpr, shapes, names, reasons, fixed)
 

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -197,15 +198,21 @@ def test_a_folder_that_goes_away_stops_nothing(product, whole, tmp_path, monkeyp
             assert not thread.is_alive(), thread.name
 
 
+class Counted(eqx.Module):
+    """log N(x; 0, I); a module, as a function is not called again once a program with it is compiled."""
+
+    calls: Calls = eqx.field(static=True)
+
+    def __call__(self, x, level):
+        self.calls()
+        return -0.5 * jax.numpy.sum(x**2)
+
+
 def test_checkpoints_add_no_trace(tmp_path):
     def traces(**options):
         calls = Calls()
 
-        def log_density(x, level):
-            calls()
-            return -0.5 * jax.numpy.sum(x**2)
-
-        density = cp.compile(single, cp.Energy(log_density, SCHEDULE, event_shape=(2,)))
+        density = cp.compile(single, cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,)))
         calls.reset()
         run(density, chains=2, sampler=cp.AnnealedMCMC(cp.MALA(0.01), 1), **options)
         jax.effects_barrier()
@@ -221,11 +228,7 @@ def test_checkpoints_add_no_trace(tmp_path):
 def test_a_run_that_goes_on_compiles_nothing(tmp_path, monkeypatch):
     calls = Calls()
 
-    def log_density(x, level):
-        calls()
-        return -0.5 * jax.numpy.sum(x**2)
-
-    density = cp.compile(single, cp.Energy(log_density, SCHEDULE, event_shape=(2,)))
+    density = cp.compile(single, cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,)))
     options = {"chains": 2, "sampler": cp.AnnealedMCMC(cp.MALA(0.01), 1), "checkpoint_dir": tmp_path}
     with monkeypatch.context() as patch:
         stop_after(patch, 7)

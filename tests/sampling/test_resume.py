@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.results.status import Code
 from composeprob.runtime import resume as resume_module
 from composeprob.runtime.progress import Progress
-from sampling_cases import SCHEDULE, Calls, both, normal, run, single
+from sampling_cases import SCHEDULE, Calls, Counted, both, normal, run, single
 
 PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite")
 
@@ -196,16 +195,6 @@ def test_a_folder_that_goes_away_stops_nothing(product, whole, tmp_path, monkeyp
         if not thread.daemon:
             thread.join(timeout=20)
             assert not thread.is_alive(), thread.name
-
-
-class Counted(eqx.Module):
-    """log N(x; 0, I); a module, as a function is not called again once a program with it is compiled."""
-
-    calls: Calls = eqx.field(static=True)
-
-    def __call__(self, x, level):
-        self.calls()
-        return -0.5 * jax.numpy.sum(x**2)
 
 
 def test_checkpoints_add_no_trace(tmp_path):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
+
+_seen: ContextVar[set[object] | None] = ContextVar("seen", default=None)
 
 
 @contextmanager
@@ -15,6 +18,17 @@ def usual() -> Iterator[None]:
     With ``jax_debug_nans``, ``jax_numpy_rank_promotion="raise"`` or ``jax_numpy_dtype_promotion="strict"`` users look
     for mistakes in code of their own; where a network gives a NaN in a run, `Result.status` says so.
     """
+    seen = _seen.set(set()) if _seen.get() is None else None
+    try:
+        with _promoting():
+            yield
+    finally:
+        if seen is not None:
+            _seen.reset(seen)
+
+
+@contextmanager
+def _promoting() -> Iterator[None]:
     with (
         jax.numpy_rank_promotion("allow"),
         jax.numpy_dtype_promotion("standard"),
@@ -22,3 +36,13 @@ def usual() -> Iterator[None]:
         jax.debug_infs(False),
     ):
         yield
+
+
+def once_a_call(thing: object) -> bool:
+    """Whether it is the first time that this is asked of a thing within one `usual`; outside of it always."""
+    seen = _seen.get()
+    if seen is None:
+        return True
+    known = thing in seen
+    seen.add(thing)
+    return not known

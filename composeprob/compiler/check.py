@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from composeprob.compiler.close import close
 from composeprob.compiler.plausible import check_plausible
 from composeprob.compiler.proper import check_tails
 from composeprob.compiler.signal import check_signal
@@ -37,6 +38,7 @@ def check(graph: Graph, networks: bool = True) -> Graph:
                 raise type(error)(error.found, where=site.where, fix=error.fix) from error
     check_tails(graph)
     check_signal(graph)
+    graph = close(graph)  # functions can be called, and are from here on what they are now
     graph = check_plausible(graph) if networks else graph
     for doubt in graph.doubts:
         graph = graph.noted("doubt", doubt)

@@ -306,7 +306,11 @@ def _holds(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
 
 
-def entries(site: Any, before: int, size: int) -> Value:
-    """A site as a linear function of x, of whose ``size`` entries its own are those after the first ``before``."""
-    slopes = jnp.eye(size, math.prod(site.shape), -before, site.dtype)
-    return Value(Kind.LINEAR, slopes.reshape(size, *site.shape))
+def entries(shapes: Sequence[tuple[str, tuple[int, ...]]], avals: Mapping[str, Any]) -> tuple[int, dict[str, Value]]:
+    """The size of x, all entries of these sites one after another, and each site as a linear function of it."""
+    size, before, found = sum(math.prod(shape) for _, shape in shapes), 0, {}
+    for name, shape in shapes:
+        slopes = jnp.eye(size, math.prod(shape), -before, avals[name].dtype)
+        found[name] = Value(Kind.LINEAR, slopes.reshape(size, *shape))
+        before += math.prod(shape)
+    return size, found

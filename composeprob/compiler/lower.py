@@ -20,6 +20,7 @@ from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation, Parts, Wall
 from composeprob.density.experts import Noticed
 from composeprob.factors.base import Factor
+from composeprob.factors.functions import closed
 from composeprob.factors.nodes import joined
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.precision import in_precision
@@ -143,7 +144,9 @@ class Evaluator(Evaluates):
             factor = in_precision(factor_leaves(statements[site].factor)[index], self.precision)
             plates = [own for *_, own in batch.places]
             conditions = [spread(factor.call_conditions(), own) for own in plates]
-            return dataclasses.replace(batch, factor=factor.holding({}), conditions=stacked(conditions, plates))
+            rows = stacked(conditions, plates)
+            factor = closed(factor, {name: values[0] for name, values in rows.items()})
+            return dataclasses.replace(batch, factor=factor.holding({}), conditions=rows)
 
         return tuple(map(current, self.batches))
 

@@ -18,6 +18,7 @@ from composeprob.compiler.experts import experts
 from composeprob.compiler.likelihood import likelihood_of
 from composeprob.compiler.lower import lower
 from composeprob.compiler.normalise import normalise
+from composeprob.compiler.reads import changed_since
 from composeprob.compiler.share import share
 from composeprob.compiler.top import Top, top_of
 from composeprob.compiler.unroll import unrolled
@@ -25,6 +26,8 @@ from composeprob.density.annealed import AnnealedDensity, SiteInfo
 from composeprob.density.described import Described
 from composeprob.density.top import TopLaw
 from composeprob.errors import WrongTypeError
+from composeprob.factors.fingerprint import fingerprint
+from composeprob.factors.functions import closures
 from composeprob.factors.nodes import rewrite_leaves
 from composeprob.factors.precision import check_precision, in_precision
 from composeprob.ir.nodes import Graph, Leaf, leaves
@@ -39,6 +42,9 @@ def compile(
     program: Program, *args: object, schedule: Schedule | None = None, precision: str | None = None, **kwargs: object
 ) -> AnnealedDensity:
     """Lower a program to one time-annealed unnormalised density.
+
+    What the program and its factors' functions read beside their arguments (globals, variables around them) counts as
+    it is at this call. After it has changed, compile again: this density keeps to the old values, or is refused.
 
     Args:
         program: a function decorated with `program`.
@@ -110,9 +116,23 @@ def lowered(
     law = _top_law(tops, all("normalised" in capabilities for *_, capabilities in offers))
     density = AnnealedDensity(graph.schedule, evaluator, law, sites, offered, described)
     density = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
-    # No field: a copy with other arrays must not have it.
-    object.__setattr__(density, "_anew", lambda other: lowered(program, args, kwargs, other, precision, networks))
+
+    def anew(other: Schedule) -> AnnealedDensity:
+        again = lowered(program, args, kwargs, other, precision, networks)
+        if _read(again) != _read(density):
+            raise changed_since(program.name, program.where)
+        return again
+
+    object.__setattr__(density, "_anew", anew)  # no field: a copy with other arrays must not have it
     return density
+
+
+def _read(density: AnnealedDensity) -> set[str]:
+    """What the program and its functions read beside their arguments, as digests."""
+    functions = closures(density.evaluator)
+    found = {fingerprint(function.code.jaxpr, function.constants, objects=False) for function in functions}
+    likelihood = getattr(density.evaluator, "likelihood", None)
+    return found | ({likelihood.source.reads.traced.fingerprint(objects=False)} if likelihood is not None else set())
 
 
 def _rounded(graph: Graph, precision: str | None) -> Graph:

@@ -6,13 +6,11 @@ them from that trace.
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import equinox as eqx
 import jax
@@ -23,12 +21,16 @@ from jax.extend.core import ClosedJaxpr, Literal, Var
 from numpyro.distributions import Distribution
 
 from composeprob.compiler.arguments import Arguments, Concrete, is_data, join, name_of
+from composeprob.compiler.close import closed_leaves
 from composeprob.compiler.influence import influences
 from composeprob.compiler.linear_gaussian import moments
 from composeprob.compiler.linearity import Kind, Linearity, Value, entries, value_of
-from composeprob.errors import ProgramError
+from composeprob.compiler.reads import Reads
+from composeprob.errors import ComposeProbError, ProgramError
 from composeprob.factors.base import is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, asked, asked_by_library
+from composeprob.factors.fingerprint import fingerprint
+from composeprob.factors.functions import closures
 from composeprob.factors.precision import rebind
 from composeprob.language.interpret import Provide, Redraw, Statement, masked, run, unwrap
 from composeprob.language.program import Program
@@ -41,14 +43,22 @@ class Source(eqx.Module):
         function: the program's function.
         arguments: ``(args, kwargs)``; arrays are leaves but for those wrapped in `Concrete`.
         eager: whether what depends on no data and no latent is computed at once, as the program asks for its value.
+        reads: what it reads beside its arguments; None while that is being found out.
     """
 
     function: Callable[..., object] = eqx.field(static=True)
     arguments: Arguments
     eager: bool = eqx.field(static=True)
+    reads: Reads | None = eqx.field(static=True, default=None)
 
     def run(self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None) -> dict[str, Statement]:
-        """Its statements; see `interpret.run`."""
+        """Its statements; see `interpret.run`.
+
+        Raises:
+            ProgramError: it reads something else than when it was compiled.
+        """
+        if self.reads is not None:
+            self.reads.check()
         args, kwargs = join(self.arguments)
         with jax.ensure_compile_time_eval() if self.eager else nullcontext():
             return run(self.function, args, kwargs, provide, level, redraw)
@@ -57,8 +67,14 @@ class Source(eqx.Module):
 class _Code:
     """A trace, and what of it are not arrays. All are equal: a `Traced` has beside it what the trace was made of."""
 
-    def __init__(self, jaxpr: ClosedJaxpr, shapes: Says, latents: list[str], reasons: dict[str, str | None]):
-        self.jaxpr, self.shapes, self.latents, self.reasons = jaxpr, shapes, latents, reasons
+    def __init__(
+        self, jaxpr: ClosedJaxpr, shapes: Says, latents: list[str], reasons: dict[str, str | None], fixed: list[object]
+    ):
+        self.jaxpr, self.shapes, self.latents, self.reasons, self.fixed = jaxpr, shapes, latents, reasons, fixed
+
+    def fingerprint(self, objects: bool = True) -> str:
+        """A digest of it and of all that was read in it."""
+        return fingerprint(self.jaxpr, self.fixed, objects=objects)
 
     def outputs(self, flat: Sequence[object]) -> Any:
         """What the trace's outputs are, in the form of `Says`."""
@@ -128,19 +144,14 @@ class Traced(eqx.Module):
         """For each observation whose noise is Gaussian, what its residual and covariance are of the entries of these
         sites. Static sites whose coordinate is `standardised` are what they are at a fixed coordinate, as in `says`."""
         jaxpr, names = self.code.jaxpr.jaxpr, self.code.latents
-        ends = dict(zip((n for n, _ in shapes), itertools.accumulate(math.prod(s) for _, s in shapes), strict=True))
-        size = max(ends.values())
-        found = Linearity(size, np.random.default_rng(0))
         places = dict(zip(names, jaxpr.invars[-1 - len(names) : -1], strict=True))
-        latents = {name: found.any_latent(v.aval) for name, v in places.items()}
-        latents |= {n: entries(places[n].aval, end - math.prod(places[n].aval.shape), size) for n, end in ends.items()}
+        size, seen = entries(shapes, {name: variable.aval for name, variable in places.items()})
+        found = Linearity(size, np.random.default_rng(0))
+        latents = {name: found.any_latent(v.aval) for name, v in places.items()} | seen
         outputs = self.code.outputs(jaxpr.outvars)
         copies = {variable: places[n] for n, variable in outputs.draws.items() if n in self.standardised}
-        inputs = [
-            *(Value(Kind.KNOWN, array) for array in _arrays(self.source.arguments)),
-            *(None if n in self.standardised else latents[n] for n in names),
-            Value(Kind.LATENT),
-        ]
+        data = [Value(Kind.KNOWN, array) for array in _arrays(self.source.arguments)]
+        inputs = [*data, *(None if n in self.standardised else latents[n] for n in names), Value(Kind.LATENT)]
         known = found.evaluate(jaxpr, self.code.jaxpr.consts, inputs, copies)
         return {n: (value_of(known, mean), value_of(known, noise)) for n, (mean, noise) in outputs.moments.items()}
 
@@ -185,7 +196,8 @@ def trace(
         wrapped = [Concrete(leaf) if i in concrete else leaf for i, (_, leaf) in enumerate(paths)]
         source = Source(function, jax.tree.unflatten(treedef, wrapped), eager)
         try:
-            return Traced(source, _code(source, latents, latents)), asks
+            code = _code(source, latents, latents)
+            return Traced(replace(source, reads=_reads(program, source, latents, code)), code), asks
         except Exception as error:  # the program has run with numbers: what fails now fails because of a tracer
             abstract = [i for i in arrays if i not in concrete]
             named = {abstract[i] for i in _named(error)}
@@ -199,10 +211,21 @@ def trace(
             asks += _asks(error, sorted({name_of(function, paths[i][0]) for i in named}))
 
 
+def _reads(program: Program, source: Source, latents: dict[str, Array], code: _Code) -> Reads:
+    """What a program reads beside its arguments, told by its trace."""
+
+    def shape(leaf: Any) -> Any:
+        return jax.typeof(leaf) if is_data(leaf) else leaf
+
+    bare, values = jax.tree.map(shape, (source, latents))
+    return Reads(code, lambda: _code(bare, values, values), program.name, program.where)
+
+
 def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _Code:
     """The trace with the latents ``traced`` as inputs."""
     reasons: dict[str, str | None] = {}
     names = sorted(traced)
+    fixed: list[object] = []
 
     def call(arrays: list[Array], values: list[Array], key: Array) -> Says:
         given = {**latents, **dict(zip(names, values, strict=True))}
@@ -217,20 +240,45 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
         statements = replace(source, arguments=_with_arrays(source.arguments, arrays)).run(provide)
         observed = {s.name: s for s in statements.values() if s.kind == "observed"}
         reasons.update({name: not_gaussian(s) for name, s in observed.items()})
-        parts = {
-            s.name: jax.tree.leaves((s.distribution, s.value if s.name in observed else None))
-            for s in statements.values()
-        }
+        parts = {s.name: _parts(s) for s in statements.values()}
+        fixed.extend(_fixed(s, parts[s.name]) for s in statements.values())
         return Says(
             draws,
             {name: s.log_prob() for name, s in observed.items()},
             {name: moments(s) for name, s in observed.items() if reasons[name] is None},
-            {name: [a for a in leaves if isinstance(a, jax.core.Tracer)] for name, leaves in parts.items()},
+            {name: list(filter(_is_traced, leaves)) for name, leaves in parts.items()},
         )
 
     inputs = _arrays(source.arguments), [latents[name] for name in names], jax.random.key(0)
     jaxpr, shapes = jax.make_jaxpr(call, return_shape=True)(*inputs)
-    return _Code(jaxpr, shapes, names, reasons)
+    return _Code(jaxpr, shapes, names, reasons, fixed)
+
+
+def _parts(statement: Statement) -> list[object]:
+    """The leaves of its distribution, of an observation's value, and of a factor's leaves with functions closed."""
+    if statement.kind == "observed":
+        return jax.tree.leaves((statement.distribution, statement.value))
+    if statement.kind != "noised":
+        return jax.tree.leaves(statement.distribution)
+    try:
+        leaves = closed_leaves(statement.factor)
+    except ComposeProbError as error:
+        raise type(error)(error.found, where=error.where or statement.where, fix=error.fix) from error
+    codes = [function.code.jaxpr for function in closures(leaves)]
+    return [*jax.tree.leaves((statement.distribution, leaves)), *codes]
+
+
+def _fixed(statement: Statement, parts: list[object]) -> list[object]:
+    """What of a statement shows in no equation of the trace, and yet when the program is run again."""
+    if statement.kind == "noised" and not any(map(_is_traced, parts)):
+        return []  # a factor of no latent is not asked of the program again
+    if statement.kind == "static":
+        statement.log_prob()  # now its equations are in the trace
+    return [str(jax.typeof(p)) if _is_traced(p) else p for p in [*parts, statement.value]]
+
+
+def _is_traced(leaf: object) -> TypeGuard[Array]:
+    return isinstance(leaf, jax.core.Tracer)
 
 
 def not_gaussian(statement: Statement) -> str | None:
@@ -246,13 +294,18 @@ def not_gaussian(statement: Statement) -> str | None:
 
 
 def _arrays(arguments: Arguments) -> list[Array]:
-    return [leaf for leaf in jax.tree.leaves(arguments) if is_data(leaf)]
+    return [leaf for leaf in jax.tree.leaves(arguments) if _is_input(leaf)]
+
+
+def _is_input(leaf: object) -> bool:
+    """Whether a leaf of the arguments is traced: an array, or the shape of one."""
+    return is_data(leaf) or isinstance(leaf, jax.core.ShapedArray)
 
 
 def _with_arrays(arguments: Arguments, arrays: list[Array]) -> Arguments:
     """The arguments with others in the places of their arrays."""
     others = iter(arrays)
-    return jax.tree.map(lambda leaf: next(others) if is_data(leaf) else leaf, arguments)
+    return jax.tree.map(lambda leaf: next(others) if _is_input(leaf) else leaf, arguments)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -56,6 +56,10 @@ class CellWindow(Factor):
         return self.cells.shape[0] if len(self.cells.shape) == 2 else None
 
     @property
+    def runs(self) -> tuple[str, ...]:
+        return self.running if self.count is not None else ()
+
+    @property
     def normalised(self) -> bool:  # a window that leaves entries free has no finite integral
         return self.count is None and self.cells.shape[0] == np.prod(self.event_shape) and self.factor.normalised
 

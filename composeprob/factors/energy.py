@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from composeprob.errors import NetworkError, WrongTypeError
 from composeprob.factors.base import LeafFactor, check_leaf
 from composeprob.factors.concrete import NOT_CONCRETE, network_error
+from composeprob.factors.functions import PlainFunction
 from composeprob.factors.values import check_finite
 from composeprob.schedule import Noise, Schedule
 
@@ -25,7 +26,8 @@ class Energy(LeafFactor):
 
     Args:
         fn: ``fn(x, level)``, x of shape ``event_shape``, level an integer index into ``schedule``; returns a scalar.
-            A function, or an Equinox module whose arrays then are leaves of the factor.
+            A function, which reads what is outside of it as that is when a program is compiled, or an Equinox module
+            whose arrays then are leaves of the factor.
         schedule: the levels that ``level`` counts.
         event_shape: shape of one event.
         top_power: at the noisiest level f must be close to N(0, σ²I) raised to this power. 1 for a density that is
@@ -69,7 +71,9 @@ class Energy(LeafFactor):
             )
         self.label = label or getattr(fn, "__name__", type(fn).__name__).strip("<>")
         self.fn = (
-            check_finite(fn, f"The function of factor '{self.label}'") if isinstance(fn, eqx.Module) else _Static(fn)
+            check_finite(fn, f"The function of factor '{self.label}'")
+            if isinstance(fn, eqx.Module)
+            else PlainFunction(fn)
         )
         self.schedule, self.event_shape = schedule, check_leaf(schedule, event_shape)
         self.power_at_top, self.fixed = float(top_power), {}
@@ -111,10 +115,3 @@ class Energy(LeafFactor):
 
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
         return jax.value_and_grad(lambda point: jnp.asarray(self.fn(point, noise.index)).reshape(()))(x)
-
-
-class _Static(eqx.Module):
-    fn: LogDensity = eqx.field(static=True)
-
-    def __call__(self, x: Array, level: Array) -> ArrayLike:
-        return self.fn(x, level)

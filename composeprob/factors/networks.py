@@ -12,20 +12,12 @@ from jax import Array
 from jaxtyping import PyTree
 
 from composeprob.errors import WrongTypeError
+from composeprob.factors.functions import PlainFunction
 from composeprob.factors.randomness import check_inference
 
 T = TypeVar("T", bound=eqx.Module)
 Network = Callable[..., PyTree[Array]]
 """Called on one event as ``network(x, t, **conditions)``."""
-
-
-class FunctionNetwork(eqx.Module):
-    """A plain function. Arrays that it closes over are constants of the program: pass a module to keep them out."""
-
-    function: Callable[..., PyTree[Array]] = eqx.field(static=True)
-
-    def __call__(self, x: Array, t: Array, /, **conditions: Array) -> PyTree[Array]:
-        return self.function(x, t, **conditions)
 
 
 class BatchedLinear(eqx.nn.Linear):
@@ -79,7 +71,7 @@ def as_network(network: object) -> Network:
         check_inference(network)
         return network
     if callable(network):
-        return FunctionNetwork(network)
+        return PlainFunction(network)
     raise WrongTypeError(
         f"A network is called as network(x, t, **conditions); got {type(network).__name__}, which cannot be called.",
         fix="pass an Equinox module, a Flax NNX module, a Flax Linen (module, variables) pair, or a function.",

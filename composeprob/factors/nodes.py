@@ -66,6 +66,10 @@ class Combination(Factor):
         return dataclasses.replace(self, factors=children)
 
     @property
+    def runs(self) -> tuple[str, ...]:
+        return () if self.plate is None else self.plate.names
+
+    @property
     def normalised(self) -> bool:
         return self.calibrated
 

@@ -1,5 +1,6 @@
 """Curl: against Jacobians in full, and named by a run that relied on a gradient."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,11 +104,12 @@ def test_other_conditions_are_not_compiled_again():
     """Whatever the order of their names is: here 0.3 and −0.5, then −0.5 and 0.3."""
     traces = []
 
-    def network(x, level, c):
-        traces.append(c)
-        return -x + c * jnp.asarray([[0.0, -1.0], [1.0, 0.0]]) @ x
+    class Network(eqx.Module):
+        def __call__(self, x, level, c):
+            traces.append(c)
+            return -x + c * jnp.asarray([[0.0, -1.0], [1.0, 0.0]]) @ x
 
-    f = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization="score", conditions={"c": 0.0})
+    f = cp.Diffusion(Network(), SCHEDULE, event_shape=(2,), parameterization="score", conditions={"c": 0.0})
     found, counts = [], []
     for one, other in ((0.3, -0.5), (-0.5, 0.3)):
         density = cp.compile(both, f.given(c=one), f.given(c=other))

@@ -15,17 +15,13 @@ from composeprob.runtime import compiled, descend
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.base import begin
 from composeprob.samplers.visits import Visits
-from sampling_cases import SAMPLER, SCHEDULE, Calls, run, single, unit_energy
+from sampling_cases import SAMPLER, SCHEDULE, Calls, Counted, run, single, unit_energy
 
 infer_module = importlib.import_module("composeprob.runtime.infer")
 
 
 def energy_factor(calls, schedule):
-    def log_density(x, level):
-        calls()
-        return -0.5 * jnp.sum(x**2)
-
-    return cp.Energy(log_density, schedule, event_shape=(2,))
+    return cp.Energy(Counted(calls), schedule, event_shape=(2,))
 
 
 def test_one_trace_for_ten_or_a_thousand_levels():

@@ -21,7 +21,7 @@ from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.results.status import Code
 from composeprob.runtime import resume as resume_module
 from composeprob.runtime.progress import Progress
-from sampling_cases import SCHEDULE, Calls, both, normal, run, single
+from sampling_cases import SCHEDULE, Calls, Counted, both, normal, run, single
 
 PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite")
 
@@ -201,11 +201,7 @@ def test_checkpoints_add_no_trace(tmp_path):
     def traces(**options):
         calls = Calls()
 
-        def log_density(x, level):
-            calls()
-            return -0.5 * jax.numpy.sum(x**2)
-
-        density = cp.compile(single, cp.Energy(log_density, SCHEDULE, event_shape=(2,)))
+        density = cp.compile(single, cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,)))
         calls.reset()
         run(density, chains=2, sampler=cp.AnnealedMCMC(cp.MALA(0.01), 1), **options)
         jax.effects_barrier()
@@ -221,11 +217,7 @@ def test_checkpoints_add_no_trace(tmp_path):
 def test_a_run_that_goes_on_compiles_nothing(tmp_path, monkeypatch):
     calls = Calls()
 
-    def log_density(x, level):
-        calls()
-        return -0.5 * jax.numpy.sum(x**2)
-
-    density = cp.compile(single, cp.Energy(log_density, SCHEDULE, event_shape=(2,)))
+    density = cp.compile(single, cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,)))
     options = {"chains": 2, "sampler": cp.AnnealedMCMC(cp.MALA(0.01), 1), "checkpoint_dir": tmp_path}
     with monkeypatch.context() as patch:
         stop_after(patch, 7)

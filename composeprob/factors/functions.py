@@ -1,0 +1,132 @@
+"""Plain functions of users inside of factors, and what becomes of them when a program is compiled.
+
+A Python function may read anything: arrays of the module around it, variables of the function that it was made in.
+JAX cannot see that these have changed. So compiled code never holds the function itself: `closed` traces it once, and
+what it reads become leaves like a network's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jaxtyping import PyTree
+
+from composeprob.factors.base import LeafFactor
+from composeprob.factors.fingerprint import fingerprint
+
+L = TypeVar("L", bound=LeafFactor)
+
+
+class PlainFunction(eqx.Module):
+    """A function of the user's, which reads what it reads whenever it is called."""
+
+    function: Callable[..., Any] = eqx.field(static=True)
+
+    def __call__(self, *args: Array, **kwargs: Array) -> Any:
+        return self.function(*args, **kwargs)
+
+
+class Code:
+    """A traced function without its constants; equal to another of the same equations."""
+
+    def __init__(self, traced: ClosedJaxpr, takes: PyTree[jax.ShapeDtypeStruct], returns: PyTree[Any]):
+        self.jaxpr, self.takes = traced.jaxpr, takes
+        self.returns = jax.tree.structure(returns)
+        self.key = fingerprint(self.jaxpr), jax.tree.structure(takes), self.returns
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Code) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class Closed(eqx.Module):
+    """A function as it was when it was traced.
+
+    Attributes:
+        constants: the arrays that it reads beside its arguments.
+        code: its equations, for arguments of certain shapes.
+    """
+
+    constants: list[Array]
+    code: Code = eqx.field(static=True)
+
+    def __call__(self, *args: Array, **kwargs: Array) -> Any:
+        takes, tree = jax.tree.flatten(self.code.takes)
+        given, found = jax.tree.flatten((args, kwargs))
+        if (found, *(jnp.shape(value) for value in given)) != (tree, *(shape.shape for shape in takes)):
+            raise TypeError(f"A function that was compiled for {self.code.takes} was called with {(args, kwargs)}.")
+        cast = [jnp.asarray(value, shape.dtype) for value, shape in zip(given, takes, strict=True)]
+        outputs = jaxpr_as_fun(ClosedJaxpr(self.code.jaxpr, self.constants))(*cast)
+        return jax.tree.unflatten(self.code.returns, outputs)
+
+
+class _Record:
+    """Traces a function where it is called first."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self.closed: Closed | None = None
+
+    def __call__(self, args: tuple[Array, ...], kwargs: dict[str, Array]) -> Any:
+        if self.closed is None:
+            takes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (args, kwargs))
+            call = lambda args, kwargs: self.function(*args, **kwargs)  # noqa: E731  # new, or JAX knows its trace
+            traced, returns = jax.make_jaxpr(call, return_shape=True)(*takes)
+            constants: list[Any] = [c if isinstance(c, jax.Array) else np.asarray(c) for c in traced.consts]
+            self.closed = Closed(constants, Code(traced, takes, returns))
+        return self.closed(*args, **kwargs)
+
+
+class _Recorded(eqx.Module):
+    record: _Record = eqx.field(static=True)
+
+    def __call__(self, *args: Array, **kwargs: Array) -> Any:
+        return self.record(args, kwargs)
+
+
+def has_functions(leaf: LeafFactor) -> bool:
+    """Whether a plain function is in it."""
+    return any(map(_is_plain, jax.tree.leaves(leaf, is_leaf=_is_plain)))
+
+
+def closed(leaf: L, conditions: Mapping[str, Array]) -> L:
+    """The leaf with every plain function in it `Closed`; what these read have the values of now.
+
+    Args:
+        leaf: itself, where it has none.
+        conditions: those of one evaluation; only their shapes count.
+    """
+    if not has_functions(leaf):
+        return leaf
+    recorded = jax.tree.map(lambda n: _Recorded(_Record(n.function)) if _is_plain(n) else n, leaf, is_leaf=_is_plain)
+    x = jax.ShapeDtypeStruct(leaf.event_shape, jnp.result_type(float))
+    noise = jax.eval_shape(leaf.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int)))
+    eqx.filter_eval_shape(lambda f, x, n, c: f.evaluate(x, n, c), recorded, x, noise, dict(conditions))
+
+    def traced(node: Any) -> Any:
+        if not isinstance(node, _Recorded):
+            return node
+        assert node.record.closed is not None  # a leaf evaluates all that it has
+        return node.record.closed
+
+    done: L = jax.tree.map(traced, recorded, is_leaf=lambda node: isinstance(node, _Recorded))
+    return done
+
+
+def closures(tree: PyTree[Any]) -> list[Closed]:
+    """Every function that was closed in a tree."""
+    found = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Closed))
+    return [node for node in found if isinstance(node, Closed)]
+
+
+def _is_plain(node: object) -> bool:
+    return isinstance(node, PlainFunction)

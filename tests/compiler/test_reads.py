@@ -1,0 +1,326 @@
+"""What programs and functions read beside their arguments: it counts as it is at `cp.compile`, and is never stale."""
+
+from __future__ import annotations
+
+import types
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.errors import DoublyIntractableError, ProgramError
+from composeprob.factors.fingerprint import fingerprint
+
+LEVELS = cp.Schedule.log_snr(10)
+NORMAL = cp.Analytic(dist.Normal(0.0, 1.0), LEVELS)
+ALPHA = float(LEVELS.alpha[0])
+X = {"x": jnp.float32(0.5)}
+at_once = eqx.filter_jit(lambda density, x: density.score(x, 0)["x"])
+"""The score at level 0; one cache of compiled code for all tests."""
+
+number = 0.0
+holder = types.SimpleNamespace(value=0.0)
+table = {"y": np.zeros(1)}
+
+
+def by_helper():
+    return number
+
+
+def reads_global(f):
+    cp.observe("y", dist.Normal(cp.sample("x", f), 0.5), number)
+
+
+def reads_helper(f):
+    cp.observe("y", dist.Normal(cp.sample("x", f) - by_helper(), 0.5), 0.0)
+
+
+def reads_attribute(f):
+    cp.observe("y", dist.Normal(cp.sample("x", f), 0.5), holder.value)
+
+
+def reads_in_place(f):
+    cp.observe("y", dist.Normal(cp.sample("x", f), 0.5), table["y"].sum())
+
+
+def reads_in_soft_evidence(f):
+    cp.factor("y", -2.0 * (cp.sample("x", f) - number) ** 2)
+
+
+def reads_in_a_prior(f):
+    m = cp.sample("m", dist.Normal(number, 0.3))
+    cp.observe("y", dist.Normal(cp.sample("x", f), 0.4), m)
+
+
+class Tilted(dist.Normal):
+    def log_prob(self, value):
+        return super().log_prob(value) + number * value / 0.3**2
+
+
+def reads_in_the_density_of_a_prior(f):
+    m = cp.sample("m", Tilted(0.0, 0.3))
+    cp.observe("y", dist.Normal(cp.sample("x", f), 0.4), m)
+
+
+def put(value):
+    """Every way in which a value outside of a program becomes another."""
+    global number
+    number = holder.value = value
+    table["y"][:] = np.asarray(value)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (reads_global, float),
+        (reads_global, np.array),
+        (reads_helper, jnp.float32),
+        (reads_attribute, jnp.float32),
+        (reads_in_place, float),
+        (reads_in_soft_evidence, jnp.float32),
+    ],
+)
+def test_a_program_compiled_again_reads_what_is_there_now(function, kind):
+    """x ~ N(0, 1), y | x ~ N(x, 0.5²): the score at x is −x − 4·(x − y)."""
+    for value in (1.0, -1.5):
+        put(kind(value))
+        density = cp.compile(cp.program(function), NORMAL)
+        wanted = -0.5 - 4 * (0.5 / ALPHA - value) / ALPHA
+        np.testing.assert_allclose(at_once(density, X), wanted, rtol=1e-4)
+        np.testing.assert_allclose(density.score(X, 0)["x"], wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("function", [reads_in_a_prior, reads_in_the_density_of_a_prior])
+def test_priors_read_what_is_there_now(function):
+    score = eqx.filter_jit(lambda density, m: density.score({**X, "m": m}, 0)["m"])
+    for value in (0.0, 2.0):
+        put(value)
+        density = cp.compile(cp.program(function), NORMAL)
+        wanted = -(0.2 - value) / 0.3**2 - (0.2 - 0.5 / ALPHA) / 0.4**2
+        np.testing.assert_allclose(score(density, jnp.float32(0.2)), wanted, rtol=1e-4)
+
+
+def test_a_table_that_a_function_of_the_level_reads():
+    weights = np.zeros(10, np.float32)
+
+    def leveled(f):
+        x = cp.sample("x", f)
+        cp.factor("w", lambda level: jnp.where(level == 4, float(weights[4]), 0.0) * x, anneal="noised")
+
+    slope = eqx.filter_jit(lambda density: density.score(X, 4)["x"] + 0.5)
+    for value in (1.0, 3.0):
+        weights[4] = value
+        np.testing.assert_allclose(slope(cp.compile(cp.program(leveled), NORMAL)), value, rtol=1e-5)
+
+
+def test_a_program_that_reads_something_else_by_now_is_refused():
+    put(1.0)
+    density = cp.compile(cp.program(reads_global), NORMAL)
+    before = at_once(density, X)
+    put(2.0)
+    assert at_once(density, X) == before  # compiled code has the values of then
+    for run in (
+        lambda: jax.jit(density.score)(X, 0),
+        lambda: density.on(cp.Schedule.log_snr(5)),
+        density.observed,
+        lambda: cp.infer(density, jax.random.key(0), num_chains=7, progress=False),
+    ):
+        with pytest.raises(ProgramError, match=r"changed since cp\.compile"):
+            run()
+    put(1.0)
+    np.testing.assert_allclose(jax.jit(density.score)(X, 0)["x"], before, rtol=1e-5)
+
+
+def test_a_program_of_random_numbers_is_refused():
+    rng = np.random.default_rng(0)
+
+    def noisy(f):
+        cp.observe("y", dist.Normal(cp.sample("x", f), 0.5), rng.normal())
+
+    with pytest.raises(ProgramError, match="random numbers"):
+        cp.compile(cp.program(noisy), NORMAL).score(X, 0)
+
+
+def energy(x, level):
+    return -2.0 * (x - number) ** 2
+
+
+def score(x, t):
+    return -4.0 * (x - number)
+
+
+def logits(x, t):
+    return jnp.stack([-2.0 * (x - number) ** 2, 0.0 * x])
+
+
+def of_energy():
+    return cp.Energy(energy, LEVELS, event_shape=(), top_power=0.0)
+
+
+def of_score():
+    return cp.Diffusion(score, LEVELS, event_shape=(), parameterization="score")
+
+
+def of_conditioned_score():
+    ways = cp.Diffusion(
+        lambda x, t, c: score(x, t) - c, LEVELS, event_shape=(), parameterization="score", conditions=("c",)
+    )
+    return ways.given(c=0.0)
+
+
+def of_classifier():
+    return cp.Classifier(logits, LEVELS, event_shape=()).given(label=0)
+
+
+@cp.program
+def product(f, g):
+    cp.sample("x", f * g)
+
+
+FUNCTIONS = {
+    "energy": (of_energy, lambda v: -4 * (0.5 - v)),
+    "score": (of_score, lambda v: -4 * (0.5 - v)),
+    "score with a condition": (of_conditioned_score, lambda v: -4 * (0.5 - v)),
+    "classifier": (of_classifier, lambda v: -4 * (0.5 - v) / (1 + np.exp(-2 * (0.5 - v) ** 2))),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_factor_reads_what_is_there_when_the_program_is_compiled(name):
+    """Arrays that its function reads are leaves: others of that shape reuse compiled code."""
+    make, of_x = FUNCTIONS[name]
+    traces = 0
+
+    @eqx.filter_jit
+    def scored(density):
+        nonlocal traces
+        traces += 1
+        return density.score(X, 0)["x"]
+
+    put(jnp.float32(1.0))
+    factor, found = make(), []
+    for value in (1.0, -1.0, 1.0):
+        put(jnp.float32(value))
+        density = cp.compile(product, NORMAL, factor)
+        put(jnp.float32(7.0))  # no longer looked at
+        found.append(float(scored(density)))
+        np.testing.assert_allclose(density.score(X, 0)["x"], found[-1], rtol=1e-5)
+    np.testing.assert_allclose(found, [-0.5 + of_x(value) for value in (1.0, -1.0, 1.0)], rtol=1e-5)
+    assert traces == 1
+
+
+def test_levels_of_a_density_whose_functions_read_something_else_by_now():
+    put(jnp.float32(1.0))
+    density = cp.compile(product, NORMAL, of_energy())
+    fewer = LEVELS.every(2)
+    np.testing.assert_allclose(density.on(fewer).score(X, 0)["x"], density.score(X, 0)["x"])
+    put(jnp.float32(2.0))
+    with pytest.raises(ProgramError, match="changed since"):
+        density.on(fewer)
+
+
+def closing_over(make):
+    def closes(f, y):
+        c = cp.sample("c", dist.Normal(0.0, 1.0))
+        cp.observe("y", dist.Normal(cp.sample("x", f * make(c)), 0.3), y)
+
+    return cp.program(closes)
+
+
+def energy_of(c):
+    return cp.Energy(lambda x, level: -2.0 * (x - c) ** 2, LEVELS, event_shape=(), top_power=0.0, label="e")
+
+
+CLOSING = {
+    "energy": energy_of,
+    "score": lambda c: cp.Diffusion(lambda x, t: c - x, LEVELS, event_shape=(), parameterization="score"),
+    "score under conditions": lambda c: cp.product(
+        cp.Diffusion(lambda x, t, *, d: c - x - d, LEVELS, event_shape=(), parameterization="score", conditions=("d",)),
+        over={"d": jnp.zeros(3)},
+    ),
+    "classifier": lambda c: cp.Classifier(lambda x, t: jnp.stack([x, c]), LEVELS, event_shape=()).given(label=0),
+    "in a mixture": lambda c: cp.mixture([NORMAL, energy_of(c)], log_weights=[0.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("name", CLOSING)
+def test_a_function_that_closes_over_a_latent_is_refused(name):
+    with pytest.raises(DoublyIntractableError, match="depends on the unobserved latent 'c'"):
+        cp.compile(closing_over(CLOSING[name]), NORMAL, 2.0)
+
+
+def test_a_function_that_closes_over_data_is_not():
+    """New data reuse compiled code there too."""
+    traces = 0
+
+    @eqx.filter_jit
+    def scored(density):
+        nonlocal traces
+        traces += 1
+        return density.score(X, 0)["x"]
+
+    def closes(f, y):
+        cp.sample("x", f * energy_of(y))
+
+    for y in (1.0, 2.0):
+        density = cp.compile(cp.program(closes), NORMAL, jnp.float32(y))
+        np.testing.assert_allclose(scored(density), -0.5 - 4 * (0.5 - y), rtol=1e-5)
+    assert traces == 1
+
+
+def test_ancestral_order_follows_what_a_function_closes_over():
+    """Nothing looks at x: c keeps its draw of the prior, and x is drawn given that c."""
+
+    def closes(f):
+        c = cp.sample("c", dist.Normal(0.0, 1.0))
+        cp.sample("x", f * energy_of(c))
+
+    density = cp.compile(cp.program(closes), NORMAL)
+    assert density.sites["c"].kind == "held"
+    for c in (0.0, 2.0):
+        found = density.score({**X, "c": jnp.float32(c)}, 0)
+        np.testing.assert_allclose([found["x"], found["c"]], [-0.5 - 4 * (0.5 - c), 0.0], rtol=1e-5)
+
+
+def test_functions_that_are_called_back_are_those_of_the_density():
+    """Two energies of the same equations: compiled code holds the function that it calls back."""
+
+    def calling_back(append):
+        def energy(x, level):
+            jax.debug.callback(append, x)
+            return -2.0 * x**2
+
+        return cp.compile(product, NORMAL, cp.Energy(energy, LEVELS, event_shape=(), top_power=0.0))
+
+    for found in [], []:
+        density = calling_back(found.append)
+        jax.block_until_ready(at_once(density, X))
+        jax.effects_barrier()
+        assert found == [0.5]
+
+
+def test_a_program_that_makes_its_callback_anew_is_no_other_program():
+    def calls_back(f):
+        x = cp.sample("x", f)
+        jax.debug.callback(lambda x: None, x)
+        cp.observe("y", dist.Normal(x, 0.5), 0.0)
+
+    density = cp.compile(cp.program(calls_back), NORMAL)
+    np.testing.assert_allclose(density.score(X, 0)["x"], -0.5 - 2.0 / ALPHA**2, rtol=1e-4)
+
+
+def test_fingerprints_tell_numbers_and_not_objects():
+    def told(a, b=0.1):
+        def step(x):
+            return jax.nn.relu(x) * a + jax.jit(lambda y: y + b)(x)
+
+        return fingerprint(jax.make_jaxpr(jax.checkpoint(step))(jnp.ones(2)))
+
+    assert told(jnp.arange(2.0)) == told(np.arange(2.0, dtype=np.float32))
+    others = [told(jnp.arange(2.0)), told(jnp.arange(1.0, 3.0)), told(jnp.arange(2.0), 0.2), told(2.0), told(3.0)]
+    assert len(set(others)) == len(others)

@@ -114,26 +114,27 @@ def test_starting_chains_evaluates_nothing(sampler):
     assert (run.chains.evaluation.parts is None) == isinstance(sampler, cp.AnnealedMCMC)  # only those who weigh read it
 
 
+class Network(Counted):
+    """An energy."""
+
+    def __call__(self, x, t):
+        return -super().__call__(x, t)
+
+
 @pytest.mark.parametrize("second_order", [True, False])
 def test_a_level_of_smc_has_the_networks_twice(second_order):
     """For what leads to the level and for the kernel's moves there: what compiling takes grows with every copy."""
-    traces = 0
-
-    def network(x, t):
-        nonlocal traces
-        traces += 1
-        return -jnp.sum(x**2)
-
-    factor = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization="energy")
+    calls = Calls()
+    factor = cp.Diffusion(Network(calls), SCHEDULE, event_shape=(2,), parameterization="energy")
     density = cp.compile(single, factor)
     sampler = cp.SMC(cp.MALA(0.01), second_order=second_order).prepare(density)
     run = sampler.start(begin(jax.random.key(0), 2, Visits.every(3, density.num_levels)), density, 3)
     level = jnp.int32(2)
-    traces = 0
+    began = calls.traced
     density.evaluator({"x": jnp.zeros(2)}, level)
-    once, traces = traces, 0
+    once = calls.traced - began
     jax.eval_shape(lambda run: sampler.visit(run, density, level, level + 1).log_weights, run)
-    assert traces == 2 * once > 0
+    assert calls.traced - began == 3 * once > 0
 
 
 def test_density_weights_cost_one_evaluation_a_level():

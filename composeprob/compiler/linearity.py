@@ -15,16 +15,18 @@ import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jaxtyping import PyTree
 
 from composeprob.compiler.influence import CALLS
 from composeprob.factors.precision import rebind
+
+Aval = jax.ShapeDtypeStruct
 
 
 class Kind(enum.IntEnum):
@@ -49,7 +51,7 @@ class Value:
     """
 
     kind: Kind
-    array: Any = None
+    array: PyTree = None
     why: str = ""
 
 
@@ -89,7 +91,7 @@ class Linearity:
     def __init__(self, size: int, rng: np.random.Generator, loops: tuple[tuple[int, Array], ...] = ()):
         self.size, self.rng, self.loops = size, rng, loops
 
-    def any_latent(self, like: Any) -> Value:
+    def any_latent(self, like: Aval) -> Value:
         """A function of latents with random numbers for its values, others in every pass of a loop."""
         if not jnp.issubdtype(like.dtype, jnp.inexact):
             return Value(Kind.LATENT)
@@ -98,10 +100,10 @@ class Linearity:
     def evaluate(
         self,
         jaxpr: Jaxpr,
-        consts: Sequence[Any],
+        consts: Sequence[Array],
         given: Sequence[Value | None],
-        copies: Mapping[Any, Any] | None = None,
-    ) -> dict[Any, Value]:
+        copies: Mapping[Var, Var] | None = None,
+    ) -> dict[Var, Value]:
         """The value of every variable.
 
         Args:
@@ -109,7 +111,7 @@ class Linearity:
             given: the values of its inputs; None for one that is a copy.
             copies: variables whose values are those of inputs, ``{variable: input}``.
         """
-        known: dict[Any, Value] = dict(zip(jaxpr.constvars, (Value(Kind.KNOWN, c) for c in consts), strict=True))
+        known: dict[Var, Value] = dict(zip(jaxpr.constvars, (Value(Kind.KNOWN, c) for c in consts), strict=True))
         known |= {v: value for v, value in zip(jaxpr.invars, given, strict=True) if value is not None}
         for eqn in jaxpr.eqns:
             found = self._equation(eqn, [value_of(known, v) for v in eqn.invars])
@@ -117,7 +119,7 @@ class Linearity:
             known.update({copies[v]: known[v] for v in eqn.outvars if v in copies} if copies else {})
         return known
 
-    def _inner(self, closed: Any, given: Sequence[Value]) -> list[Value]:
+    def _inner(self, closed: PyTree, given: Sequence[Value]) -> list[Value]:
         jaxpr = getattr(closed, "jaxpr", closed)
         known = self.evaluate(jaxpr, getattr(closed, "consts", ()), given)
         return [value_of(known, v) for v in jaxpr.outvars]
@@ -161,7 +163,7 @@ class Linearity:
 
         return [Value(kind, array) for array in jax.vmap(along)(slopes)]
 
-    def _random(self, like: Any) -> Array:
+    def _random(self, like: Aval | Array) -> Array:
         shape = (*(length for length, _ in self.loops), *like.shape)
         drawn = self.rng.uniform(0.5, 1.5, shape) * self.rng.choice([-1.0, 1.0], shape)
         turned = np.exp(1j * drawn) if jnp.issubdtype(like.dtype, jnp.complexfloating) else 1.0
@@ -177,7 +179,7 @@ class Linearity:
         drawn = jnp.where(there, drawn + jnp.conj(jnp.swapaxes(drawn, -1, -2)), 0.0)
         return drawn + 4.0 * like.shape[-1] * jnp.eye(like.shape[-1], dtype=like.dtype)
 
-    def _either(self, cases: Sequence[Value], like: Any) -> Value:
+    def _either(self, cases: Sequence[Value], like: Aval) -> Value:
         """One of several values, and it depends on latents which."""
         kind = max(v.kind for v in cases)
         if kind == Kind.OTHER:
@@ -189,14 +191,14 @@ class Linearity:
             return Value(Kind.LATENT)
         return Value(max(kind, Kind.LATENT), sum(self._random(like) * a for a in arrays))
 
-    def _anywhere(self, given: Sequence[Value], like: Any) -> Value:
+    def _anywhere(self, given: Sequence[Value], like: Aval) -> Value:
         """A linear function of what is given, which may look at any entry of it."""
         slopes = [v.array for v in given if v.kind == Kind.LINEAR and v.array is not None]
         looks = sum(jnp.any(a.reshape(self.size, -1) != 0, 1) for a in slopes)
         looks = jnp.asarray(looks, like.dtype).reshape(self.size, *[1] * len(like.shape))
         return Value(Kind.LINEAR, looks * self._random(like))
 
-    def _raised(self, value: Value, to: Value, like: Any) -> Value:
+    def _raised(self, value: Value, to: Value, like: Aval) -> Value:
         """A value as one of a kind that is not simpler."""
         if value.kind == to.kind:
             return value
@@ -206,7 +208,9 @@ class Linearity:
             return Value(to.kind, jnp.zeros((self.size, *like.shape), like.dtype))
         return Value(to.kind, why=to.why)
 
-    def _settled(self, step: Callable[[list[Value]], list[Value]], carry: list[Value], avals: list[Any]) -> list[Value]:
+    def _settled(
+        self, step: Callable[[list[Value]], list[Value]], carry: list[Value], avals: list[Aval]
+    ) -> list[Value]:
         """What a loop carries, of the kinds that it keeps. ``step`` may return more than what is carried."""
         while True:
             found: list[Value] = []
@@ -239,7 +243,9 @@ class Linearity:
         carry = self._settled(lambda carry: step(carry, *start), given[first:end], avals)
         out: list[Value] = []
 
-        def once(arrays: list[Array | None], row: tuple[Array, list[Array | None]]) -> tuple[list[Any], list[Any]]:
+        def once(
+            arrays: list[Array | None], row: tuple[Array, list[Array | None]]
+        ) -> tuple[list[PyTree], list[PyTree]]:
             found = step(_with(carry, arrays), *row)
             kept = [self._raised(v, to, a) for v, to, a in zip(found, carry, avals, strict=False)]
             out[:] = [*kept, *found[len(kept) :]]
@@ -269,7 +275,7 @@ class Linearity:
         return [v if v.kind == Kind.OTHER else simple[v.kind](a) for v, a in zip(carry, avals, strict=True)]
 
 
-def value_of(known: Mapping[Any, Value], variable: Any) -> Value:
+def value_of(known: Mapping[Var, Value], variable: Var | Literal) -> Value:
     """The value of a variable or a literal."""
     if isinstance(variable, Literal):
         return Value(Kind.KNOWN, jnp.asarray(variable.val, variable.aval.dtype))  # type: ignore[attr-defined]
@@ -281,9 +287,9 @@ def _with(values: Sequence[Value], arrays: Sequence[Array | None]) -> list[Value
     return [Value(v.kind, a, v.why) for v, a in zip(values, arrays, strict=True)]
 
 
-def _avals(eqn: JaxprEqn) -> list[Any]:
+def _avals(eqn: JaxprEqn) -> list[Aval]:
     """The shapes and types of an equation's outputs."""
-    return [v.aval for v in eqn.outvars]
+    return [v.aval for v in eqn.outvars]  # type: ignore[misc]
 
 
 def _terms(eqn: JaxprEqn, given: Sequence[Value]) -> set[int] | None:
@@ -301,12 +307,12 @@ def _terms(eqn: JaxprEqn, given: Sequence[Value]) -> set[int] | None:
     return set(places[TERMS[name]]) if name in TERMS else None
 
 
-def _holds(dtype: Any) -> bool:
+def _holds(dtype: np.dtype) -> bool:
     """Whether numbers of a type are those of a line but for rounding: no integers, and none of fewer than 16 bits."""
     return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
 
 
-def entries(shapes: Sequence[tuple[str, tuple[int, ...]]], avals: Mapping[str, Any]) -> tuple[int, dict[str, Value]]:
+def entries(shapes: Sequence[tuple[str, tuple[int, ...]]], avals: Mapping[str, Aval]) -> tuple[int, dict[str, Value]]:
     """The size of x, all entries of these sites one after another, and each site as a linear function of it."""
     size, before, found = sum(math.prod(shape) for _, shape in shapes), 0, {}
     for name, shape in shapes:

@@ -214,7 +214,7 @@ def trace(
 def _reads(program: Program, source: Source, latents: dict[str, Array], code: _Code) -> Reads:
     """What a program reads beside its arguments, told by its trace."""
 
-    def shape(leaf: Any) -> Any:
+    def shape(leaf: object) -> object:
         return jax.typeof(leaf) if is_data(leaf) else leaf
 
     bare, values = jax.tree.map(shape, (source, latents))

@@ -6,12 +6,12 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from types import CodeType, FunctionType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jaxtyping import PyTree
 
 PLAIN = (str, int, float, complex, bool, bytes, np.dtype, type(None))
 
@@ -41,7 +41,7 @@ class _Reader:
     def say(self, *words: object) -> None:
         self.digest.update("\0".join(map(str, words)).encode() + b"\1")
 
-    def read(self, value: Any) -> None:
+    def read(self, value: PyTree) -> None:
         if isinstance(value, ClosedJaxpr):
             self.jaxpr(value.jaxpr)
             self.read(value.consts)
@@ -56,7 +56,7 @@ class _Reader:
         elif isinstance(value, Mapping):
             self.read(sorted(value.items(), key=lambda item: str(item[0])))
         elif isinstance(value, tuple | list | frozenset | set):
-            entries: Iterable[Any] = sorted(value, key=str) if isinstance(value, frozenset | set) else value
+            entries: Iterable[PyTree] = sorted(value, key=str) if isinstance(value, frozenset | set) else value
             self.say("(")
             for entry in entries:
                 self.read(entry)
@@ -73,7 +73,7 @@ class _Reader:
         else:
             self.say(type(value).__qualname__)
 
-    def array(self, value: Any) -> None:
+    def array(self, value: PyTree) -> None:
         if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             value = jax.random.key_data(value)
         array = np.asarray(value)
@@ -91,7 +91,7 @@ class _Reader:
             self.say(*map(self.bound, eqn.outvars))
         self.variables(jaxpr.outvars)
 
-    def called(self, value: Any) -> None:
+    def called(self, value: PyTree) -> None:
         """The user's function in JAX's wrappers around it, which are new in every trace."""
         if dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
@@ -102,7 +102,7 @@ class _Reader:
         elif callable(value):
             self.say(id(getattr(value, "__self__", value)), id(getattr(value, "__func__", value)))
 
-    def variables(self, variables: Iterable[Any]) -> None:
+    def variables(self, variables: Iterable[PyTree]) -> None:
         for variable in variables:
             if isinstance(variable, Literal):
                 self.read(variable.val)

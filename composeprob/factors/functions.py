@@ -8,7 +8,7 @@ what it reads become leaves like a network's weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -27,16 +27,16 @@ L = TypeVar("L", bound=LeafFactor)
 class PlainFunction(eqx.Module):
     """A function of the user's, which reads what it reads whenever it is called."""
 
-    function: Callable[..., Any] = eqx.field(static=True)
+    function: Callable[..., PyTree] = eqx.field(static=True)
 
-    def __call__(self, *args: Array, **kwargs: Array) -> Any:
+    def __call__(self, *args: Array, **kwargs: Array) -> PyTree:
         return self.function(*args, **kwargs)
 
 
 class Code:
     """A traced function without its constants; equal to another of the same equations."""
 
-    def __init__(self, traced: ClosedJaxpr, takes: PyTree[jax.ShapeDtypeStruct], returns: PyTree[Any]):
+    def __init__(self, traced: ClosedJaxpr, takes: PyTree[jax.ShapeDtypeStruct], returns: PyTree):
         self.jaxpr, self.takes = traced.jaxpr, takes
         self.returns = jax.tree.structure(returns)
         self.key = fingerprint(self.jaxpr), jax.tree.structure(takes), self.returns
@@ -59,7 +59,7 @@ class Closed(eqx.Module):
     constants: list[Array]
     code: Code = eqx.field(static=True)
 
-    def __call__(self, *args: Array, **kwargs: Array) -> Any:
+    def __call__(self, *args: Array, **kwargs: Array) -> PyTree:
         takes, tree = jax.tree.flatten(self.code.takes)
         given, found = jax.tree.flatten((args, kwargs))
         if (found, *(jnp.shape(value) for value in given)) != (tree, *(shape.shape for shape in takes)):
@@ -72,16 +72,16 @@ class Closed(eqx.Module):
 class _Record:
     """Traces a function where it is called first."""
 
-    def __init__(self, function: Callable[..., Any]):
+    def __init__(self, function: Callable[..., PyTree]):
         self.function = function
         self.closed: Closed | None = None
 
-    def __call__(self, args: tuple[Array, ...], kwargs: dict[str, Array]) -> Any:
+    def __call__(self, args: tuple[Array, ...], kwargs: dict[str, Array]) -> PyTree:
         if self.closed is None:
             takes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (args, kwargs))
             call = lambda args, kwargs: self.function(*args, **kwargs)  # noqa: E731  # new, or JAX knows its trace
             traced, returns = jax.make_jaxpr(call, return_shape=True)(*takes)
-            constants: list[Any] = [c if isinstance(c, jax.Array) else np.asarray(c) for c in traced.consts]
+            constants: list[PyTree] = [c if isinstance(c, jax.Array) else np.asarray(c) for c in traced.consts]
             self.closed = Closed(constants, Code(traced, takes, returns))
         return self.closed(*args, **kwargs)
 
@@ -89,7 +89,7 @@ class _Record:
 class _Recorded(eqx.Module):
     record: _Record = eqx.field(static=True)
 
-    def __call__(self, *args: Array, **kwargs: Array) -> Any:
+    def __call__(self, *args: Array, **kwargs: Array) -> PyTree:
         return self.record(args, kwargs)
 
 
@@ -112,7 +112,7 @@ def closed(leaf: L, conditions: Mapping[str, Array]) -> L:
     noise = jax.eval_shape(leaf.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int)))
     eqx.filter_eval_shape(lambda f, x, n, c: f.evaluate(x, n, c), recorded, x, noise, dict(conditions))
 
-    def traced(node: Any) -> Any:
+    def traced(node: PyTree) -> PyTree:
         if not isinstance(node, _Recorded):
             return node
         assert node.record.closed is not None  # a leaf evaluates all that it has
@@ -122,7 +122,7 @@ def closed(leaf: L, conditions: Mapping[str, Array]) -> L:
     return done
 
 
-def closures(tree: PyTree[Any]) -> list[Closed]:
+def closures(tree: PyTree) -> list[Closed]:
     """Every function that was closed in a tree."""
     found = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Closed))
     return [node for node in found if isinstance(node, Closed)]

@@ -59,7 +59,7 @@ def metropolis(
         log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)
     info = _info(accepted, probability, usable, -log_target_ratio, quadrature_error)
     size = sum(x.size for x in jax.tree.leaves(proposed.position))
-    info = dataclasses.replace(info, non_finite=info.non_finite & ~(pushed > DIVERGED + math.sqrt(size)))
+    info = dataclasses.replace(info, non_finite=info.non_finite & ~(jnp.asarray(pushed) > DIVERGED + math.sqrt(size)))
     return pytree.where(accepted, proposed, rejected), info
 
 

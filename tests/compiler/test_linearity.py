@@ -122,7 +122,8 @@ def value(function):
     jaxpr = jax.make_jaxpr(function)(jnp.zeros(SIZE), jnp.zeros(()))
     found = Linearity(SIZE, np.random.default_rng(0))
     x, z = jaxpr.in_avals
-    known = found.evaluate(jaxpr.jaxpr, jaxpr.consts, [entries(x, 0, SIZE), found.any_latent(z)])
+    _, sites = entries([("x", (SIZE,))], {"x": x})
+    known = found.evaluate(jaxpr.jaxpr, jaxpr.consts, [sites["x"], found.any_latent(z)])
     return value_of(known, jaxpr.jaxpr.outvars[0])
 
 

@@ -94,6 +94,8 @@ def run_cell(name: str, cell: dict[str, Any], options: argparse.Namespace) -> No
             values, status = measure(method)
             value = float(np.mean(values))
             row = {"value": round(value, 5), "seconds": round(time.monotonic() - started, 1), "status": status}
+            if cell["toy"] == "gaussian" and cell["eps"] == 0:
+                row["variance"] = round(float(np.mean(measure.variances)), 4)
             if len(values) > 1:
                 row |= {"error": round(float(np.std(values, ddof=1)) / np.sqrt(len(values)), 5), "sets": len(values)}
             _keep(name, cell, method, seed, row)

@@ -73,6 +73,12 @@ def _gibbs(instance: Instance, rng: np.random.Generator, count: int) -> np.ndarr
     return theta
 
 
+def whitened_variance(instance: Instance, draws: np.ndarray) -> float:
+    """The mean variance of draws in coordinates in which the exact law, one Gaussian, has 1."""
+    precision = _natural(instance, np.zeros((1, len(instance.xs)), int))[0][0]
+    return float(np.var(draws @ np.linalg.cholesky(precision), axis=0, ddof=1).mean())
+
+
 def max_sliced(a: np.ndarray, b: np.ndarray, projections: int, seed: int = 0) -> float:
     """The greatest Wasserstein-2 distance of as many draws over random directions; NaN where a draw is no number."""
     if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):

@@ -98,13 +98,13 @@ class Evaluator(Evaluates):
         drift = {n: marginal[n].score if n in marginal else jnp.zeros_like(position[n]) for n in position}
         beside = {n: 0.0 if n in self.moved else drift[n] for n in position}  # where it is in the gradient already
         score = {n: beside[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
-        closed = closed_form(self.likelihood, xs, zs, self.schedule, noise, drift)
-        drift = {n: drift[n] + closed.of_exact[n] if n in xs else drift[n] for n in position}
-        score = {n: score[n] + closed.of_annealed[n] for n in position}
+        exact = closed_form(self.likelihood, xs, zs, self.schedule, noise, drift)
+        drift = {n: drift[n] + exact.of_exact[n] if n in xs else drift[n] for n in position}
+        score = {n: score[n] + exact.of_annealed[n] for n in position}
         potentials = [v.log_density for v in potential.values()]
-        log_potential = _total([log_likelihood + closed.correction, *potentials])
+        log_potential = _total([log_likelihood + exact.correction, *potentials])
         log_marginal = _total([zero, *(v.log_density for v in marginal.values())])
-        rate = _total([closed.crossed, *(v.rate for v in marginal.values())])
+        rate = _total([exact.crossed, *(v.rate for v in marginal.values())])
         parts = Parts(
             drift=drift,
             rate=_known(rate),
@@ -112,10 +112,10 @@ class Evaluator(Evaluates):
             log_potential=_known(log_potential),
             log_prior=log_prior,
             log_marginal=_known(log_marginal),
-            log_exact=closed.log_exact,
+            log_exact=exact.log_exact,
         )
-        wall = Wall(jnp.isneginf(parts.log_potential), _total([log_prior, log_marginal, closed.log_exact]))
-        log_density = _total([log_prior, log_marginal, closed.annealed, log_likelihood, *potentials])
+        wall = Wall(jnp.isneginf(parts.log_potential), _total([log_prior, log_marginal, exact.log_exact]))
+        log_density = _total([log_prior, log_marginal, exact.annealed, log_likelihood, *potentials])
         return Evaluation(log_density, score, wall, parts)
 
     def _seen(self, position: dict[str, Array], level: Array | int) -> tuple[Noise, dict[str, Array], dict[str, Array]]:

@@ -71,15 +71,9 @@ class Hamiltonian(Kernel[HamiltonianState]):
 
     def integrate(self, state: HamiltonianState, target: Target, step_size: Array) -> tuple[HamiltonianState, Array]:
         """The end of the trajectory from `state`, and the greatest `kick` on it; L evaluations."""
-        (position, momentum, evaluation), kick = leapfrog_and_kick(
-            state.position,
-            state.momentum,
-            state.evaluation,
-            target,
-            step_size,
-            self.num_leapfrog,
-            in_force(self.metric),
-        )
+        start = state.position, state.momentum, state.evaluation
+        end, kick = leapfrog_and_kick(start, target, step_size, self.num_leapfrog, in_force(self.metric))
+        position, momentum, evaluation = end
         return HamiltonianState(position, evaluation, momentum), kick
 
     def trajectory(

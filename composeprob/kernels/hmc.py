@@ -104,7 +104,7 @@ class HMC(Hamiltonian):
             return metropolis(key_accept, log_ratio, proposed, flip(refreshed), pushed=pushed)
         if self.log_ratio.num_points is None:
             proposed, nodes, scores = self.trajectory(refreshed, target, step_size)
-            pushed = kick(refreshed.evaluation.score, step_size, in_force(self.metric))
+            pushed = jnp.nanmax(jax.vmap(lambda score: kick(score, step_size, in_force(self.metric)))(scores))
             log_target_ratio, error = self.log_ratio.along(nodes, scores)
         else:
             proposed, pushed = self.integrate(refreshed, target, step_size)

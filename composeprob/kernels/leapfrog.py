@@ -44,26 +44,20 @@ def leapfrog(
     Returns:
         Position, momentum and evaluation at the end.
     """
-    return leapfrog_and_kick(position, momentum, evaluation, target, step_size, num_steps, metric)[0]
+    return leapfrog_and_kick((position, momentum, evaluation), target, step_size, num_steps, metric)[0]
 
 
 def leapfrog_and_kick(
-    position: Position,
-    momentum: Position,
-    evaluation: Evaluation,
-    target: Target,
-    step_size: Array,
-    num_steps: int,
-    metric: Metric = EUCLIDEAN,
+    start: Point, target: Target, step_size: Array, num_steps: int, metric: Metric
 ) -> tuple[Point, Array]:
-    """`leapfrog`, and the greatest `kick` on the way, a scalar; what is not finite is no kick."""
-    one_step = _step(target, match_precision(step_size, position), metric)
+    """`leapfrog`, and the greatest `kick` on the way, a scalar; NaN is none."""
+    one_step = _step(target, match_precision(step_size, start[0]), metric)
 
     def step(_: int, carry: tuple[Point, Array]) -> tuple[Point, Array]:
         point, greatest = carry
         return one_step(point), jnp.fmax(greatest, kick(point[2].score, step_size, metric))
 
-    return jax.lax.fori_loop(0, num_steps, step, ((position, momentum, evaluation), jnp.zeros(())))
+    return jax.lax.fori_loop(0, num_steps, step, (start, jnp.zeros(())))
 
 
 def leapfrog_nodes(

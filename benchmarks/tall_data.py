@@ -32,6 +32,8 @@ OURS, THREE, FLOOR = "composeprob", "3 chains a draw", "floor"
 METHODS = (OURS, *rivals.RIVALS)
 CHAINS = {OURS: 1, THREE: 3}
 """How many chains run for each draw: at 80 levels, and one evaluation at each, 80 or 240 evaluations a draw."""
+NARROW = "gaussian m=32 n=4 eps=0"
+"""The cell whose variances the notes tell."""
 REPEATS = 5
 """Sets of exact draws that every set of draws is compared with."""
 SETS = 16
@@ -51,9 +53,8 @@ same instances, in double precision; ε is how wrong the individual scores are, 
 is then what is composed. Where ε = 0 composeprob is given the individual posteriors' energies, else their scores. Of
 the others, and of all where scores are wrong, there is one set of draws for each instance, of the same random numbers
 at every n; of JAC on the Gaussians there are 4 or 8, where ε = 0, and 4 of it and of composeprob in most cells where
-ε ≤ .01. Where JAC is below the floor it is too narrow: of 4,000 of its draws at m = 32, n = 4, whitened by the exact
-law, the variance is 0.947 ± 0.004 (composeprob's 1.004, exact draws' 0.992), and to a set of exact draws a law a little
-too narrow is nearer than another such set. The published columns are means of the numbers in the authors' repository
+ε ≤ .01. Where JAC is below the floor it is too narrow: {widths}, and to a set of exact draws a law that is a little too
+narrow is nearer than another such set. The published columns are means of the numbers in the authors' repository
 (JuliaLinhart/diffusions-for-sbi, commit 2cf52ee8): other instances, a single set of exact draws, and for the mixture a
 reference by MALA that is imprecise at n ≥ 64. Of the mixture exact draws are of the law written out up to n =
 {enumerated}, and above by Gibbs sampling of which component each observation is of. SLCP: C2ST (0.5 where nothing
@@ -91,11 +92,9 @@ def run_cell(name: str, cell: dict[str, Any], options: argparse.Namespace) -> No
         measure = _slcp(cell, seed, options) if cell["toy"] == "slcp" else _toy(cell, seed, options)
         for method in missing:
             started = time.monotonic()
-            values, status = measure(method)
+            values, status, more = measure(method)
             value = float(np.mean(values))
-            row = {"value": round(value, 5), "seconds": round(time.monotonic() - started, 1), "status": status}
-            if cell["toy"] == "gaussian" and cell["eps"] == 0:
-                row["variance"] = round(float(np.mean(measure.variances)), 4)
+            row = {"value": round(value, 5), "seconds": round(time.monotonic() - started, 1), "status": status, **more}
             if len(values) > 1:
                 row |= {"error": round(float(np.std(values, ddof=1)) / np.sqrt(len(values)), 5), "sets": len(values)}
             _keep(name, cell, method, seed, row)
@@ -110,7 +109,8 @@ def _keep(name: str, cell: dict[str, Any], method: str, seed: int, row: dict[str
     (RESULTS / f"{FILE}.json").write_text(json.dumps({"cells": all_cells}, indent=1) + "\n", encoding="utf-8")
 
 
-Measure = Callable[[str], tuple[list[float], str]]
+Measure = Callable[[str], tuple[list[float], str, dict[str, float]]]
+"""Of a method: a distance for each set of draws, what the run says of itself, and other numbers."""
 
 
 def _toy(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measure:
@@ -123,14 +123,19 @@ def _toy(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measur
 
     sets = SETS if instance.error == 0 else options.sets
 
-    def measure(method: str) -> tuple[list[float], str]:
+    def drawn(method: str) -> list[tuple[np.ndarray, str]]:
         if method == FLOOR:
-            return [far(exact.exact_draws(instance, rng, count)) for _ in range(sets)], ""
+            return [(exact.exact_draws(instance, rng, count), "") for _ in range(sets)]
         if method in CHAINS:
-            runs = [ours.draw(cell["toy"], instance, SETS * seed + i, count, CHAINS[method]) for i in range(sets)]
-            return [far(draws) for draws, _ in runs], ", ".join(sorted({status for _, status in runs}))
-        keys = (seed + 1000 * i for i in range(options.sets))
-        return [far(rivals.draw(method, instance, key, count)) for key in keys], ""
+            return [ours.draw(cell["toy"], instance, SETS * seed + i, count, CHAINS[method]) for i in range(sets)]
+        return [(rivals.draw(method, instance, seed + 1000 * i, count), "") for i in range(options.sets)]
+
+    def measure(method: str) -> tuple[list[float], str, dict[str, float]]:
+        each = drawn(method)
+        more = {}
+        if cell["toy"] == "gaussian" and instance.error == 0:
+            more["variance"] = round(float(np.mean([exact.whitened_variance(instance, d) for d, _ in each])), 4)
+        return [far(draws) for draws, _ in each], ", ".join(sorted({status for _, status in each})), more
 
     return measure
 
@@ -139,11 +144,11 @@ def _slcp(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measu
     xs = slcp.data(seed, cell["n"])
     known = slcp.reference(xs, seed, options.chains)
 
-    def measure(method: str) -> tuple[list[float], str]:
+    def measure(method: str) -> tuple[list[float], str, dict[str, float]]:
         if method == FLOOR:
-            return [slcp.c2st(known, slcp.reference(xs, seed + 1000, options.chains))], ""
+            return [slcp.c2st(known, slcp.reference(xs, seed + 1000, options.chains))], "", {}
         draws, status = slcp.draw(xs, seed, options.chains)
-        return [slcp.c2st(known, draws)], status
+        return [slcp.c2st(known, draws)], status, {}
 
     return measure
 
@@ -152,6 +157,13 @@ def mean_of(cell: dict[str, Any], method: str) -> float | None:
     """The mean over seeds; None where the method was not run."""
     rows = cell["methods"].get(method)
     return float(np.mean([row["value"] for row in rows.values()])) if rows else None
+
+
+def widths(cell: dict[str, Any]) -> str:
+    """What is known of the variances of draws in a cell, in words."""
+    known = {name: [r["variance"] for r in rows.values() if "variance" in r] for name, rows in cell["methods"].items()}
+    each = ", ".join(f"{np.mean(values):.3f} of {name}" for name, values in known.items() if values)
+    return f"in coordinates in which the exact law has variance 1, that of the draws at {NARROW} is {each}"
 
 
 def shown(value: float | None) -> str:
@@ -298,7 +310,11 @@ def main() -> int:
         "published: GAUSS / JAC / Langevin / floor",
     ]
     notes = NOTES.format(
-        projections=options.projections, chains=options.chains, repeats=REPEATS, enumerated=exact.ENUMERATED
+        projections=options.projections,
+        chains=options.chains,
+        repeats=REPEATS,
+        enumerated=exact.ENUMERATED,
+        widths=widths(found[NARROW]) if NARROW in found else "",
     )
     rows = [row_of(name, cell) for name, cell in found.items()]
     title_text = "Posteriors of many observations"

@@ -39,6 +39,7 @@ FACTS = (
     "thin",
     "devices",
     "round_trips",
+    "global_acceptance",
     "key",
     "versions",
 )
@@ -68,12 +69,14 @@ class Result(Weighted, Estimating, Shown):
         step_size: step size, averaged over the steps of the level, shape (K,).
         ess: effective sample size relative to N, before resampling, shape (K,).
         ancestors: how many of the first chains have descendants, after resampling, shape (K,); NaN without resampling.
-        first_ancestors: the first chain that each chain descends from, shape (N,); its own number without resampling.
+        first_ancestors: the first chain that each chain descends from, shape (N,); its own number without
+            resampling, and after global moves.
         islands: for each island of `SMC` the log-evidence that its own chains tell, and how many of its first chains
             have descendants, shape (I, 2); (0, 2) of a run without islands.
         swaps: mean probability of swaps with the next noisier level, shape (K,); NaN without `ReplicaExchange`.
         round_trips: how many replicas came from the noisiest level to level 0 in the draws of one chain, on average;
             None without replicas.
+        global_acceptance: mean probability with which global moves were accepted; None of a run that made none.
         non_finite: number of proposals, over all chains, whose density, score or position was not finite, shape (K,).
         status: what went wrong, at which levels, and what to try.
         seconds: wall-clock time, compilation included.
@@ -117,6 +120,7 @@ class Result(Weighted, Estimating, Shown):
     islands: np.ndarray | None = None
     swaps: np.ndarray | None = None
     round_trips: float | None = None
+    global_acceptance: float | None = None
     log_evidence_error: float | None = None
     curl: dict[str, float] = field(default_factory=dict)
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)

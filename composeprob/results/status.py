@@ -119,9 +119,10 @@ class Status:
         return Status(((Code.INTERRUPTED, text), *self.findings))
 
     def unstayed(self) -> Status:
-        """The same outcome of a run that was stopped while HMC moved its chains at level 0."""
+        """The same outcome of a run that was stopped in its global moves or its stay at level 0."""
         text = (
-            "Stopped in the stay at level 0; the samples are as the levels left them, and latents may not have settled."
+            "Stopped in what ends it at level 0; the samples are as the levels left them, and latents may not have "
+            "settled."
         )
         return Status(((Code.INTERRUPTED, text), *self.findings))
 

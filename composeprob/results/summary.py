@@ -137,6 +137,8 @@ def _facts(result: Result) -> dict[str, str]:
             f"{len(left)}, log evidence {evidence.min():.3g} … {evidence.max():.3g}, "
             f"{left.min():.0f} … {left.max():.0f} first chains left in each"
         )
+    if result.global_acceptance is not None:
+        facts["global moves"] = f"{result.global_acceptance:.2g} of the proposals accepted"
     if result.round_trips is not None:
         facts["swaps"] = (
             f"{_range(np.asarray(result.swaps))}; {result.round_trips:.3g} round trips of each chain's replicas"

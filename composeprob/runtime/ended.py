@@ -89,6 +89,9 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         *unsettled(float(run.drift)),
         *few_levels(of_levels),
     )
+    shared = float(run.global_acceptance)
+    evaluations = sampler.evaluations(first, len(visited)) + int(run.stayed) * LEAPFROGS
+    evaluations += int(sampler.global_moves) if math.isfinite(shared) else 0
     apart = np.asarray(run.islands, np.float64)
     variance = float(run.evidence_variance) if len(apart) < ENOUGH else island_variance(apart)
     of_top = density.top.signal(float(log_snr[first]))
@@ -98,13 +101,14 @@ def summed_up(sampler: Sampler, density: AnnealedDensity, ended: Ended, reason: 
         log_weights=log_weights,
         log_evidence=evidence if math.isfinite(evidence) else None,
         log_evidence_error=None if not math.isfinite(evidence) else math.nan if status.withholds else error,
-        evaluations=sampler.evaluations(first, len(visited)) + drawn * per_transition[0] + int(run.stayed) * LEAPFROGS,
+        evaluations=evaluations + drawn * per_transition[0],
         acceptance=by_block(records.acceptance),
         step_size=by_block(records.step_size),
         ess=np.asarray(records.ess)[told],
         ancestors=np.asarray(records.ancestors)[told],
         first_ancestors=ancestors,
         islands=_islands(apart + evidence, ancestors) if arrived and len(apart) > 1 else None,
+        global_acceptance=shared if math.isfinite(shared) else None,
         swaps=np.asarray(records.swaps)[told],
         round_trips=sampler.round_trips(run) if arrived else None,
         non_finite=np.asarray(records.non_finite)[told],

@@ -136,7 +136,7 @@ def infer(
 def _carried_out(
     asked: Asked, sampler: Sampler, reason: str, folder: str | Path | None, give_up: bool = False
 ) -> Result:
-    """Prepare, levels, stay, draws, result.
+    """Prepare, levels, global moves, stay, draws, result.
 
     Raises:
         FewAncestors: if it is to be given up where too few of the first chains have descendants.
@@ -146,6 +146,7 @@ def _carried_out(
     with threadpool_limits(1, user_api="blas"), usual():
         job = Job(asked, sampler, folder)
         job.levels(give_up)
+        job.global_moves()
         job.stay()
         job.draw()
         return job.result(reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from composeprob.runtime.compiled import read, sample_shapes, start
 from composeprob.runtime.descend import descend
 from composeprob.runtime.early import Early
 from composeprob.runtime.ended import Ended, summed_up
+from composeprob.runtime.global_moves import check_enough, global_moves
 from composeprob.runtime.origin import as_code, versions
 from composeprob.runtime.resume import Saves, blank_like, fingerprint
 from composeprob.runtime.stay import stay
@@ -77,7 +79,7 @@ class FewAncestors(Exception):
 
 
 class Job:
-    """What one sampler does of a call of `infer`: call `levels`, `stay`, `draw`, and `result` in this order.
+    """What one sampler does of a call of `infer`: `levels`, `global_moves`, `stay`, `draw` and `result`, in this order.
 
     Args:
         asked: the call.
@@ -94,6 +96,8 @@ class Job:
         check_capabilities(sampler, density)
         _check_pace(asked.pace, sampler, density)
         self.sampler = sampler.prepare(density)
+        if int(self.sampler.global_moves):
+            check_enough(asked.num_chains, density)
         check_draws(asked.draws, asked.thin, asked.store, self.sampler, density.described.where)
         parts.check_parts(asked.shard_above, asked.mesh, self.sampler)
         self.first = self.sampler.first_level(density)
@@ -154,9 +158,18 @@ class Job:
     def stay(self) -> None:
         """Let the chains settle at level 0, if the sampler says so. Ctrl-C leaves them as they came down: a run that
         goes on from its checkpoint begins the stay again."""
-        if self.sampler.stay and self.arrived and int(self.run.stayed) == 0:
+        if self.sampler.stay and self.arrived and int(self.run.stayed) == 0 and not self.interrupted:
             try:
                 self.run = stay(self.run, self.ready[1], self.asked.progress)
+            except KeyboardInterrupt:
+                self.interrupted = True
+
+    def global_moves(self) -> None:
+        """Propose places from anywhere to the chains, if the sampler says so. Ctrl-C leaves them as they came down."""
+        count, made = int(self.sampler.global_moves), math.isfinite(float(self.run.global_acceptance))
+        if count and self.arrived and not made and not self.interrupted:
+            try:
+                self.run = global_moves(self.run, self.ready[1], count, self.asked.progress)
             except KeyboardInterrupt:
                 self.interrupted = True
 

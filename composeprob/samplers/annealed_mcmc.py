@@ -14,11 +14,12 @@ from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position, Target
-from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels import Kernel, KernelState
 from composeprob.kernels.gibbs import parts_of
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.base import REVERSE, Route, Run, Sampler, draw_initial, level_keys
+from composeprob.samplers.ends import check_global_moves, check_stay, ending, needs_global
 from composeprob.samplers.reverse import leaning, log_ratio_of_leaning, reverse_step
 from composeprob.samplers.transitions import Transitions
 from composeprob.samplers.weights import first_weight, gain_between
@@ -47,6 +48,8 @@ class AnnealedMCMC(Sampler):
             better start for the kernel. Observations and user energies shift it by at most half the length of its
             noise, so that a sharp one does not throw chains far off.
         stay: whether HMC moves all sites at level 0 until the population stops drifting, for programs with latents.
+        global_moves: so many proposals to each chain at level 0 that have nothing to do with where it is, as `SMC` has
+            them. They give modes their shares, whatever these were before.
 
     References:
         Du et al. 2023, Algorithm 1. Song and Ermon 2019 for annealed Langevin dynamics.
@@ -61,14 +64,21 @@ class AnnealedMCMC(Sampler):
     steps_per_level: int = eqx.field(static=True)
     reverse_step: bool = eqx.field(static=True)
 
-    def __init__(self, kernel: Kernel, steps_per_level: int, reverse_step: bool = False, stay: bool = False):
+    def __init__(
+        self,
+        kernel: Kernel,
+        steps_per_level: int,
+        reverse_step: bool = False,
+        stay: bool = False,
+        global_moves: int = 0,
+    ):
         check_kernel(kernel, steps_per_level)
         self.kernel, self.steps_per_level, self.reverse_step = kernel, int(steps_per_level), bool(reverse_step)
-        self.stay, self.moves = bool(stay), None
+        self.stay, self.moves, self.global_moves = bool(stay), None, check_global_moves(global_moves)
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
-        return needs(self.kernel)
+        return {**needs(self.kernel), **needs_global(self.global_moves)}
 
     def prepare(self, density: AnnealedDensity) -> AnnealedMCMC:
         if self.stay:
@@ -80,7 +90,7 @@ class AnnealedMCMC(Sampler):
         return Route(self.reverse_step, leaning=self.leans(density))
 
     def with_moves(self, kernel: Kernel, steps_per_level: int) -> AnnealedMCMC:
-        return AnnealedMCMC(kernel, steps_per_level, self.reverse_step, self.stay)
+        return AnnealedMCMC(kernel, steps_per_level, self.reverse_step, self.stay, int(self.global_moves))
 
     def first_level(self, density: AnnealedDensity) -> int:
         return density.num_levels - 1
@@ -140,8 +150,7 @@ class AnnealedMCMC(Sampler):
 
     def describe(self) -> str:
         reverse = ", reverse step between levels" if self.reverse_step else ""
-        stay = ", stay at level 0" if self.stay else ""
-        return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse}{stay})"
+        return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse}{ending(self)})"
 
 
 def unevaluated(target: Target) -> Target:
@@ -245,23 +254,6 @@ def check_kernel(kernel: object, steps_per_level: object) -> None:
             fix="make one, for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3).",
         )
     check_steps(steps_per_level)
-
-
-def check_stay(density: AnnealedDensity, has_kernel: bool) -> None:
-    """Refuse a stay at level 0 where HMC cannot move all sites."""
-    if "energy" not in density.capabilities or not has_kernel:
-        raise CapabilityError(
-            "stay=True takes HMC on all sites, but a factor of this program offers only its score.",
-            where=density.described.where,
-            fix="leave stay out; or use models trained with an energy parameterization.",
-        )
-    held = [name for name, site in density.sites.items() if site.kind == "held"]
-    if held:
-        raise CapabilityError(
-            f"stay=True would move {', '.join(map(repr, held))}, which a factor's unknown normaliser depends on.",
-            where=density.described.where,
-            fix="leave stay out.",
-        )
 
 
 def check_steps(steps_per_level: object) -> None:

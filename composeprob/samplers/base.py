@@ -77,6 +77,7 @@ class Run(eqx.Module):
         tuning: what adapts of each block of the kernel: `tuning.Tuning`.
         records: what happened at each level.
         stayed: transitions that were made in a stay at level 0, a scalar, and ``drift``, what that still found to move.
+        global_acceptance: mean probability with which global moves were accepted, a scalar; NaN before there were any.
         islands: log of what the weights of each island of `SMC` say of ∫π over what all of them say, (I,), at level 0.
         visits: the levels that it visits, and how many it has visited.
         spread: which chains are where, and how many are evaluated at once.
@@ -94,6 +95,7 @@ class Run(eqx.Module):
     records: Records
     stayed: Array
     drift: Array
+    global_acceptance: Array
     islands: Array
     visits: Visits
     spread: Spread = Spread()
@@ -101,7 +103,7 @@ class Run(eqx.Module):
     @classmethod
     def places(cls) -> Run:
         """Where each part of a run is, as `jax.shard_map` wants it."""
-        return cls(chains, chains, everywhere, chains, chains, *(everywhere,) * 10)  # type: ignore[arg-type]
+        return cls(chains, chains, everywhere, chains, chains, *(everywhere,) * 11)  # type: ignore[arg-type]
 
     @property
     def whole(self) -> Run:
@@ -138,11 +140,13 @@ class Sampler(eqx.Module):
         kernel: what moves chains at a level; None where nothing does.
         moves: its transitions at each level, once `prepare` has resolved them.
         stay: whether HMC moves all sites at level 0 after the last visit, until the population stops drifting.
+        global_moves: proposals to each chain there, before that, from what is fitted to other chains.
     """
 
     kernel: Kernel | None = eqx.field(default=None, init=False, repr=False)
     moves: Transitions | None = eqx.field(default=None, init=False, repr=False)
     stay: bool = eqx.field(default=False, init=False, repr=False, static=True)
+    global_moves: Array | int = eqx.field(default=0, init=False, repr=False)
 
     @property
     @abc.abstractmethod
@@ -294,7 +298,9 @@ def _begin(key: Array, num_chains: int, visits: Visits) -> Run:
     zero, weights = jnp.zeros(()), jnp.zeros((num_chains,))
     own, none = jnp.arange(num_chains, dtype=jnp.int32), jnp.zeros((), jnp.int32)
     records, apart = Records.empty(len(visits.order)), jnp.zeros((1,))
-    return Run(None, keys[1:], keys[0], weights, weights, zero, zero, own, (), records, none, zero, apart, visits)
+    unknown = jnp.full((), jnp.nan)
+    state = records, none, zero, unknown, apart, visits
+    return Run(None, keys[1:], keys[0], weights, weights, zero, zero, own, (), *state)
 
 
 def placed(run: Run, spread: Spread) -> Run:
@@ -302,7 +308,7 @@ def placed(run: Run, spread: Spread) -> Run:
     by_chain = (run.chains, run.keys, run.log_weights, run.path_weights)
     own, keys, log_weights, path_weights = spread.place(spread.padded(by_chain), chains)
     common = (run.log_evidence, run.evidence_variance, run.ancestors, run.tuning, run.records)
-    rest: Any = (*common, run.stayed, run.drift, run.islands, run.visits, spread)
+    rest: Any = (*common, run.stayed, run.drift, run.global_acceptance, run.islands, run.visits, spread)
     return Run(
         own, keys, spread.place(run.shared, everywhere), log_weights, path_weights, *spread.place(rest, everywhere)
     )

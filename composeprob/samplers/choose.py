@@ -8,6 +8,7 @@ from composeprob.kernels import HMC, MALA, Adaptive, LineIntegral
 from composeprob.samplers.annealed_mcmc import AnnealedMCMC
 from composeprob.samplers.base import Sampler
 from composeprob.samplers.blocks import by_kind
+from composeprob.samplers.ends import GLOBAL_MOVES
 from composeprob.samplers.smc import SMC
 
 MANY_CHAINS = 256
@@ -20,6 +21,8 @@ ADVICE = {
     "mode_depth": "use weights='feynman_kac', which needs scores only: energies learned by score matching do not know "
     "how high separated modes are.",
     "score": "every factor needs a score.",
+    GLOBAL_MOVES: "leave global_moves out, as they compare densities between modes; or make the factor one that can be "
+    "compared: cp.calibrate, or mode_depth=True if it is.",
 }
 
 
@@ -94,4 +97,4 @@ def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:
                 name, where, offered = lacking[0] if lacking else ("?", density.described.where, frozenset())
                 has = ", ".join(f"`{c}`" for c in sorted(offered & {"score", "energy"}))
                 found = f"{who} needs `{capability}`, but factor '{name}' offers only {has}"
-            raise CapabilityError(f"{found}.", where=where, fix=ADVICE.get(capability))
+            raise CapabilityError(f"{found}.", where=where, fix=ADVICE.get(who, ADVICE.get(capability)))

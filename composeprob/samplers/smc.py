@@ -16,10 +16,11 @@ from composeprob.density.evaluation import Target
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.step_size import as_scalar, check_range
-from composeprob.samplers.annealed_mcmc import check_kernel, check_stay, check_steps, needs, unevaluated
+from composeprob.samplers.annealed_mcmc import check_kernel, check_steps, needs, unevaluated
 from composeprob.samplers.base import Route, Run, Sampler, draw_initial, level_keys
 from composeprob.samplers.blocks import by_kind
 from composeprob.samplers.control import CONTROLS
+from composeprob.samplers.ends import check_global_moves, check_stay, ending, needs_global
 from composeprob.samplers.explicit import Explicit
 from composeprob.samplers.fall import fall
 from composeprob.samplers.fitted import Fitted
@@ -84,11 +85,15 @@ class SMC(Sampler):
         stay: whether HMC moves all sites at level 0 until the population stops drifting, for programs with latents.
         check_levels: whether Feynman–Kac weights are computed once more over every other level, for half the
             evaluations, as an estimate of what the levels' distance does to the log-evidence.
-
         islands: I, a divisor of N. Chains are resampled within groups of N/I in a row, which keep their weights until
             level 0, so that a lucky chain takes over no more than its island. Islands are independent, apart from what
             is fitted and tuned over all chains: from 8 on the error of the log-evidence comes from how much theirs
             differ, `Result.islands`. Left out, one.
+        global_moves: at level 0 each chain is proposed so many places that have nothing to do with its own, drawn from
+            a Gaussian mixture fitted to the other half of the chains, and accepts them as Metropolis and Hastings say;
+            one evaluation each. Where positions have few numbers (up to about 20) 20 of them make chains independent
+            of one another again, however few first ones they descend from. For log-densities that can be compared
+            between modes: analytic or calibrated factors. 0 for none.
 
     Result:
         ``result.log_evidence`` estimates log ∫π_0, with diffusion factors counted as normalised. Under Feynman–Kac
@@ -122,6 +127,7 @@ class SMC(Sampler):
         check_levels: bool = True,
         integrator: str | None = None,
         islands: int | None = None,
+        global_moves: int = 0,
     ):
         if kernel is not None:
             check_kernel(kernel, steps_per_level)
@@ -151,6 +157,7 @@ class SMC(Sampler):
                 f"islands must be a whole number ≥ 1; got {islands!r}.", fix="for example islands=8."
             )
         self.islands = 1 if islands is None else int(islands)
+        self.global_moves = check_global_moves(global_moves)
         self.stay, self.check_levels = bool(stay), bool(check_levels) and weights == "feynman_kac"
 
     @property
@@ -158,7 +165,7 @@ class SMC(Sampler):
         own = frozenset(
             {"score", "feynman_kac"} if self.weights == "feynman_kac" else {"score", "energy", "mode_depth"}
         )
-        weighing = {f"SMC(weights='{self.weights}')": own}
+        weighing = {f"SMC(weights='{self.weights}')": own, **needs_global(self.global_moves)}
         return weighing if self.kernel is None else {**weighing, **needs(self.kernel)}
 
     @property
@@ -202,7 +209,7 @@ class SMC(Sampler):
     def with_moves(self, kernel: Kernel, steps_per_level: int) -> SMC:
         threshold, order, name = float(self.resample_threshold), self.second_order, self.integrator.name
         settings = (threshold, order, self.control, self.stay, self.check_levels, name, self.islands)
-        return SMC(kernel, steps_per_level, self.weights, *settings)
+        return SMC(kernel, steps_per_level, self.weights, *settings, int(self.global_moves))
 
     def first_level(self, density: AnnealedDensity) -> int:
         """The noisiest level, or a few below it: where levels carry no signal but are far apart (the first ones of
@@ -311,6 +318,6 @@ class SMC(Sampler):
             f", integrator={self.integrator.name!r}" if (self.integrator.name == "fitted") != self.second_order else ""
         )
         order += ", control='none'" if self.weights == "feynman_kac" and self.control == "none" else ""
-        stay = (f", {self.islands} islands" if self.islands > 1 else "") + (", stay at level 0" if self.stay else "")
+        then = (f", {self.islands} islands" if self.islands > 1 else "") + ending(self)
         threshold = f"{float(self.resample_threshold):.3g}"
-        return f"SMC({kernel}, weights='{self.weights}', resample_threshold={threshold}{order}{stay})"
+        return f"SMC({kernel}, weights='{self.weights}', resample_threshold={threshold}{order}{then})"

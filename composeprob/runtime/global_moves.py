@@ -1,0 +1,154 @@
+r"""Global moves at level 0: proposals from anywhere, under which modes get their shares whatever chains did before.
+
+Chains are split in two halves. A Gaussian mixture q is fitted to each, and is what the other half's proposals are drawn
+from, whatever a chain's own position is:
+
+$$x' \sim q, \qquad a = \min\Big(1, \frac{\pi(x')\,q(x)}{\pi(x)\,q(x')}\Big).$$
+
+A chain that has accepted one is where its past does not matter: what it descends from tells nothing of it any more.
+
+References:
+    Tierney (1994), *Markov chains for exploring posterior distributions*, for independence chains; South, Pettitt and
+    Drovandi (2019), *Sequential Monte Carlo samplers with independent Markov chain Monte Carlo proposals*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Evaluation, Position, unknown
+from composeprob.errors import InvalidValueError
+from composeprob.kernels import KernelState
+from composeprob.kernels.base import log_density_of
+from composeprob.kernels.metropolis import metropolis
+from composeprob.kernels.walls import comparable
+from composeprob.runtime.compiled import executable, on_devices
+from composeprob.runtime.parts import places
+from composeprob.runtime.progress import Progress
+from composeprob.samplers.base import Run, level_keys
+from composeprob.samplers.cloud import flattened, unflattened
+from composeprob.samplers.gaussian_mixture import PER_NUMBER, GaussianMixture
+from composeprob.samplers.spread import chains as spread_out
+from composeprob.samplers.spread import everywhere, host
+
+GLOBAL = 2**30 - 1
+"""Folded into chains' keys."""
+MOST_STUCK = 0.1
+"""Share of chains that accepted no proposal, up to which those that did count as independent of one another. Where more
+did not, they are in a mode that the fit does not know, and its share is still what it was."""
+
+Moving = tuple[KernelState, Array, Array]
+"""A chain, the sum of its probabilities of acceptance, and whether it has accepted."""
+
+
+def check_enough(num_chains: int, density: AnnealedDensity) -> None:
+    """Refuse to fit anything to too few chains.
+
+    Raises:
+        InvalidValueError: fewer than 4 for each number of a position in each half.
+    """
+    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(density.initial, jax.random.key(0), 0)))
+    least = 2 * PER_NUMBER * size
+    if num_chains < least:
+        raise InvalidValueError(
+            f"global_moves= fits a Gaussian mixture to each half of the chains, and {num_chains} are too few for "
+            f"positions of {size} numbers.",
+            fix=f"use {least} chains or more, or leave global_moves out.",
+        )
+
+
+def global_moves(run: Run, density: AnnealedDensity, count: int, progress: bool) -> Run:
+    """So many proposals to each chain at level 0.
+
+    Args:
+        run: placed, at level 0, with the states of a kernel.
+        density: with a log-density that can be compared between modes.
+        count: proposals to each chain, one evaluation each.
+        progress: whether to show what is being done.
+
+    Returns:
+        The run, whose chains have moved, with the mean probability at which they accepted.
+    """
+    with Progress(count, progress, "global moves") as bar:
+        bar.doing("fitting Gaussian mixtures to the chains")
+        points = np.asarray(flattened(host(run.whole.chains.position)))
+        halves = points[: len(points) // 2], points[len(points) // 2 :]
+        fits = GaussianMixture.fitted(*halves[::-1]), GaussianMixture.fitted(*halves)  # each half has the other's
+        fits = run.spread.place(fits, everywhere)
+        bar.doing("compiling global moves")
+        moved, probability, went = _moved(run, density, *fits, run.spread.number(count))
+        probability, went = host((run.spread.cut(probability), run.spread.cut(went)))
+        bar.update(count, acceptance=probability.mean())
+    if 1 - went.mean() <= MOST_STUCK:
+        ancestors = jnp.asarray(renewed(np.asarray(moved.ancestors), went))
+        ancestors = run.spread.place(ancestors, everywhere)
+        moved = dataclasses.replace(moved, ancestors=ancestors, path_weights=jnp.zeros_like(moved.path_weights))
+    acceptance = run.spread.place(jnp.asarray(probability.mean(), float), everywhere)
+    return dataclasses.replace(moved, global_acceptance=acceptance)
+
+
+@executable
+def _moved(
+    run: Run, density: AnnealedDensity, first: GaussianMixture, second: GaussianMixture, count: Array
+) -> tuple[Run, Array, Array]:
+    """The run after ``count`` proposals; of each chain the mean probability of acceptance, and whether it went."""
+
+    def own(
+        run: Run, density: AnnealedDensity, first: GaussianMixture, second: GaussianMixture, count: Array
+    ) -> tuple[Run, Array, Array]:
+        keys, spread = level_keys(run.keys, GLOBAL), run.spread
+        late = spread.numbers(keys) >= spread.number_of(keys) // 2
+
+        def one(
+            key: Array, position: Position, evaluation: Evaluation, late: Array
+        ) -> tuple[KernelState, Array, Array]:
+            def propose(i: Array, carry: Moving) -> Moving:
+                state, total, went = carry
+                draw_key, accept_key = jax.random.split(jax.random.fold_in(key, i))
+                row = jnp.where(late, second.draw(draw_key), first.draw(draw_key))
+                there = unflattened(row, position)
+                proposed = KernelState(there, density.evaluator(there, 0).alone)
+                ratio = log_ratio(proposed, state) + told(ravel_pytree(state.position)[0]) - told(row)
+                state, info = metropolis(accept_key, ratio, proposed, state)
+                return state, total + info.acceptance, went | info.accepted
+
+            def told(row: Array) -> Array:
+                return jnp.where(late, second.log_prob(row), first.log_prob(row))
+
+            start = KernelState(position, evaluation.alone), jnp.zeros(()), jnp.asarray(False)
+            return jax.lax.fori_loop(0, count, propose, start)
+
+        states, total, went = spread.map(one, keys, run.chains.position, run.chains.evaluation, late)
+        parts = run.chains.evaluation.parts
+        parts = None if parts is None else unknown(parts)  # of where the chains were; nobody weighs them any more
+        evaluation = dataclasses.replace(states.evaluation, parts=parts)
+        chains = dataclasses.replace(run.chains, position=states.position, evaluation=evaluation)
+        return dataclasses.replace(run, chains=chains), total / count, went
+
+    specs = (Run.places(), places(density), *(everywhere,) * 3)
+    out_specs = (Run.places(), spread_out, spread_out)
+    return on_devices(run.spread, own, specs, out_specs)(run, density, first, second, count)
+
+
+def log_ratio(proposed: KernelState, state: KernelState) -> Array:
+    """log π(x') − log π(x), a scalar."""
+    there, here = comparable(proposed, state)
+    return log_density_of(there.evaluation) - log_density_of(here.evaluation)
+
+
+def renewed(ancestors: np.ndarray, went: np.ndarray) -> np.ndarray:
+    """Whom chains descend from, (N,) of 0 … N − 1, after those that ``went`` have become their own ancestors.
+
+    Families of others are called after the first of them that is left, a number that none of those has.
+    """
+    numbers = np.arange(len(ancestors))
+    names = np.full(len(ancestors), len(ancestors))
+    np.minimum.at(names, ancestors[~went], numbers[~went])
+    return np.where(went, numbers, names[ancestors]).astype(ancestors.dtype)

@@ -1,0 +1,95 @@
+"""Gaussian mixtures fitted to half of the chains: what the other half's independent proposals are drawn from."""
+
+from __future__ import annotations
+
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Numbers of components that are tried, in this order."""
+ROOM = (8, COMPONENTS[-1])
+"""Components of a mixture's arrays."""
+PATIENCE = 2
+"""Numbers in a row that say no more of points left out, after which no other is tried."""
+MOST_POINTS = 2048
+"""That a mixture is fitted to, evenly spaced among those there are."""
+PER_NUMBER = 4
+"""Points for each number of a position that a fit takes at least."""
+
+
+class GaussianMixture(eqx.Module):
+    """q(y) = Σ_j w_j·N(y; m_j, L_j·L_jᵀ) over flattened positions of d numbers.
+
+    Attributes:
+        log_weights: log w_j, (J,); −∞ of components that only fill up.
+        means: m_j, (J, d).
+        roots: L_j, (J, d, d), and ``inverses``, L_j⁻¹.
+    """
+
+    log_weights: Array
+    means: Array
+    roots: Array
+    inverses: Array
+
+    def draw(self, key: Array) -> Array:
+        """One draw, (d,)."""
+        which, noise = jax.random.split(key)
+        j = jax.random.categorical(which, self.log_weights)
+        return self.means[j] + self.roots[j] @ jax.random.normal(noise, self.means.shape[1:], self.means.dtype)
+
+    def log_prob(self, row: Array) -> Array:
+        """log q at one row (d,)."""
+        z = jnp.einsum("jab,jb->ja", self.inverses, row - self.means)
+        size = jnp.sum(jnp.log(jnp.diagonal(self.inverses, axis1=1, axis2=2)), axis=1)
+        own = self.log_weights - 0.5 * jnp.sum(z**2, axis=1) + size
+        return jax.nn.logsumexp(own) - 0.5 * len(row) * jnp.log(2 * jnp.pi)
+
+    @classmethod
+    def fitted(cls, points: np.ndarray, others: np.ndarray) -> GaussianMixture:
+        """The mixture that maximises the likelihood of points, of as many components as tell most of other points.
+
+        Args:
+            points: (M, d).
+            others: (M', d), of the same law: what the number of components is chosen by.
+
+        References:
+            Dempster, Laird and Rubin 1977, *Maximum likelihood from incomplete data via the EM algorithm*.
+        """
+        from sklearn.mixture import GaussianMixture as Fit  # takes a second to import, and most runs never fit one
+
+        points, others = (each[np.isfinite(each).all(1)].astype(np.float64) for each in (points, others))
+        points, others = (each[np.linspace(0, len(each) - 1, min(len(each), MOST_POINTS)).astype(int)]
+                          for each in (points, others))  # fmt: skip
+        center, width = points.mean(0), points.std(0)
+        width = np.where(width > 0, width, 1.0)
+        best, told, worse = None, -np.inf, 0
+        for count in COMPONENTS:
+            if count > 1 and count * (points.shape[1] + 1) > len(points):
+                break
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a fit that has not converged, or of few distinct points, will do
+                found = Fit(count, random_state=0).fit((points - center) / width)
+            tells = found.score((others - center) / width)
+            if tells > told:
+                best, told, worse = found, tells, 0
+            else:
+                worse += 1
+            if worse == PATIENCE:
+                break
+        assert best is not None
+        roots = width[:, None] * np.linalg.cholesky(best.covariances_)
+        return cls._filled_up(np.log(best.weights_), center + width * best.means_, roots)
+
+    @classmethod
+    def _filled_up(cls, log_weights: np.ndarray, means: np.ndarray, roots: np.ndarray) -> GaussianMixture:
+        """With components of no weight up to one of `ROOM`, so that two numbers of them are all that is compiled."""
+        more = next(room for room in ROOM if room >= len(means)) - len(means)
+        log_weights = np.concatenate([log_weights, np.full(more, -np.inf)])
+        means, roots = (np.concatenate([each, np.repeat(each[:1], more, axis=0)]) for each in (means, roots))
+        arrays = log_weights, means, roots, np.linalg.inv(roots)
+        return cls(*(jnp.asarray(each, jnp.result_type(float)) for each in arrays))

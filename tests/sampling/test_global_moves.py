@@ -1,0 +1,178 @@
+"""Global moves at level 0: what they leave invariant, what they mend, what is said of them, and what they cost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+import composeprob as cp
+from composeprob.results.status import Code
+from composeprob.runtime import global_moves
+from composeprob.runtime.global_moves import renewed
+from composeprob.samplers.gaussian_mixture import GaussianMixture
+from sampling_cases import Calls, Counted, normal, run, single
+from zscores import assert_agrees, assert_disagrees, z_scores
+
+SHORT = cp.Schedule.log_snr(6, -4.0, 6.0)
+MEANS, SDS, SHARES = (
+    np.array([[-2.0, 1.0], [2.0, 0.0], [1.0, -3.0]]),
+    np.array([0.3, 0.8, 0.5]),
+    np.array([0.5, 0.2, 0.3]),
+)
+
+
+def three_modes(schedule=SHORT):
+    parts = dist.Normal(jnp.asarray(MEANS), jnp.asarray(SDS)[:, None]).to_event(1)
+    return cp.Analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(SHARES)), parts), schedule)
+
+
+def mode(x):
+    return np.argmin(np.linalg.norm((x[:, None] - MEANS) / SDS[:, None], axis=2), axis=1)
+
+
+def test_a_mixture_fits_what_points_come_from():
+    rng = np.random.default_rng(0)
+    which = rng.choice(3, 2000, p=SHARES)
+    points = MEANS[which] + SDS[which, None] * rng.standard_normal((2000, 2))
+    fit = GaussianMixture.fitted(points[:1000], points[1000:])
+    found = np.exp(np.asarray(fit.log_weights))
+    order = np.argsort(-found)[:3]
+    np.testing.assert_allclose(found[order], [0.5, 0.3, 0.2], atol=0.05)
+    np.testing.assert_allclose(np.asarray(fit.means)[order], MEANS[[0, 2, 1]], atol=0.2)
+    law = [
+        stats.multivariate_normal(m, r @ r.T) for m, r in zip(np.asarray(fit.means), np.asarray(fit.roots), strict=True)
+    ]
+    exact = np.log(sum(w * each.pdf(points[:5]) for w, each in zip(found, law, strict=True)))
+    np.testing.assert_allclose(jax.vmap(fit.log_prob)(jnp.asarray(points[:5], jnp.float32)), exact, rtol=1e-4)
+    draws = np.asarray(jax.vmap(fit.draw)(jax.random.split(jax.random.key(0), 4000)))
+    share = np.bincount(mode(draws), minlength=3) / 4000
+    np.testing.assert_allclose(share, np.bincount(mode(points), minlength=3) / 2000, atol=0.04)
+
+
+def test_points_that_are_no_numbers_are_left_out():
+    points = np.random.default_rng(0).standard_normal((60, 2))
+    points[::7] = np.nan
+    fit = GaussianMixture.fitted(points, points)
+    assert np.isfinite(np.asarray(fit.means)).all()
+
+
+def frozen(density, seed, **options):
+    """Chains that are too few levels apart to have the modes' shares, under kernels that never cross."""
+    return run(density, seed, chains=400, sampler=cp.AnnealedMCMC(cp.MALA(), 1, **options))
+
+
+def shares(results):
+    """Each run's share of each mode, by name."""
+    all_ = np.array([np.bincount(mode(r["x"]), minlength=3) / len(r["x"]) for r in results])
+    return {str(j): all_[:, j] for j in range(3)}
+
+
+def test_modes_get_their_shares_and_without_global_moves_they_do_not():
+    density = cp.compile(single, three_modes())
+    exact = {str(j): share for j, share in enumerate(SHARES)}
+    moved = [frozen(density, seed, global_moves=20) for seed in range(8)]
+    assert_agrees(z_scores(shares(moved), exact))
+    assert_disagrees(z_scores(shares([frozen(density, seed) for seed in range(8)]), exact))
+    assert all(result.global_acceptance > 0.3 for result in moved)
+    spread = np.std(shares(moved)["0"]) / np.sqrt(0.25 / 400)
+    assert 0.4 < spread < 1.8  # of 8 runs; chains are as good as independent ones
+
+
+def test_a_proposal_whose_own_density_is_left_out_is_found_out(monkeypatch):
+    monkeypatch.setattr(global_moves.GaussianMixture, "log_prob", lambda self, row: jnp.zeros(()))
+    density = cp.compile(single, three_modes(cp.Schedule.log_snr(5, -4.0, 6.0)))  # another shape: compiled anew
+    moved = [frozen(density, seed, global_moves=20) for seed in range(8)]
+    assert_disagrees(z_scores(shares(moved), {str(j): share for j, share in enumerate(SHARES)}))
+
+
+def test_what_chains_descend_from():
+    ancestors, went = np.array([3, 3, 3, 0, 0, 5]), np.array([True, False, False, True, False, True])
+    assert renewed(ancestors, went).tolist() == [0, 1, 1, 3, 4, 5]
+    assert renewed(ancestors, np.zeros(6, bool)).tolist() == [1 - 1, 0, 0, 3, 3, 5]
+    assert renewed(ancestors, np.ones(6, bool)).tolist() == list(range(6))
+
+
+def test_chains_are_independent_again_only_where_nearly_all_went():
+    """Where one move takes four fifths elsewhere the others still tell what few first chains there were."""
+    density = cp.compile(single, three_modes())
+    sampler = lambda count: cp.SMC(steps_per_level=1, weights="density", global_moves=count)
+    none, one, many = (run(density, 1, chains=400, sampler=sampler(count)) for count in (0, 1, 20))
+    assert none.global_acceptance is None
+    assert len(np.unique(none.first_ancestors)) < 200
+    assert 0.3 < one.global_acceptance < 0.9
+    np.testing.assert_array_equal(one.first_ancestors, none.first_ancestors)
+    assert none.effective_chains < 100
+    assert many.effective_chains > 380
+    assert many.log_evidence == none.log_evidence
+    assert many.log_evidence_error == none.log_evidence_error
+    assert many.evaluations == none.evaluations + 20
+    assert "global moves" in str(many.summary())
+    assert "20 global moves" in many.sampler
+
+
+def test_they_cost_one_evaluation_each():
+    calls = Calls()
+    density = cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT) * cp.Energy(Counted(calls), SHORT, event_shape=(2,)))
+    counts = []
+    for count in (0, 7):
+        calls.reset()
+        result = run(density, chains=16, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1, global_moves=count))
+        jax.effects_barrier()
+        counts.append((calls.run, result.evaluations))
+    assert counts[1][0] - counts[0][0] == 7  # of all chains at once
+    assert counts[1][1] - counts[0][1] == 7
+
+
+def test_latents_alone_in_two_modes():
+    """The shares of chains that start at their prior are what few levels make them; these moves compare the modes."""
+
+    @cp.program
+    def folded():
+        z = cp.sample("z", dist.Normal(0.5, 1.0))
+        cp.observe("y", dist.Normal(z**2, 0.3), 2.0)
+
+    density = cp.compile(folded)
+    grid = np.linspace(-4, 4, 20001)
+    weight = stats.norm.pdf(grid, 0.5, 1) * stats.norm.pdf(grid**2, 2.0, 0.3)
+    exact = weight[grid > 0].sum() / weight.sum()
+    results = [
+        run(density, seed, chains=400, sampler=cp.AnnealedMCMC(cp.HMC(), 20, global_moves=20)) for seed in range(8)
+    ]
+    assert_agrees(z_scores({"z": np.stack([np.mean(r["z"] > 0) for r in results])}, {"z": exact}))
+    assert not any(result.status.has(Code.SHARES_FROZEN) for result in results)
+
+
+def test_a_run_that_goes_on_does_not_make_them_twice(tmp_path):
+    density = cp.compile(single, three_modes())
+    options = {"chains": 400, "sampler": cp.AnnealedMCMC(cp.MALA(), 1, global_moves=5)}
+    whole = run(density, draws=6, **options)
+    run(density, draws=3, checkpoint_dir=tmp_path, **options)
+    again = run(density, draws=6, checkpoint_dir=tmp_path, **options)
+    np.testing.assert_array_equal(again["x"], whole["x"])
+    assert again.global_acceptance == whole.global_acceptance
+    assert again.evaluations == whole.evaluations
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, True, "many"])
+def test_they_are_counted_by_a_whole_number(count):
+    with pytest.raises(cp.errors.InvalidValueError, match="global_moves must be a whole number"):
+        cp.SMC(global_moves=count)
+    with pytest.raises(cp.errors.InvalidValueError, match="global_moves must be a whole number"):
+        cp.AnnealedMCMC(cp.MALA(), 1, global_moves=count)
+
+
+def test_what_they_need():
+    density = cp.compile(single, three_modes())
+    with pytest.raises(cp.errors.InvalidValueError, match="positions of 2 numbers") as raised:
+        run(density, chains=15, sampler=cp.SMC(global_moves=20))
+    assert "16 chains or more" in str(raised.value)
+
+    def network(x, t):
+        return 0.5 * jnp.sum(x**2)
+
+    learned = cp.Diffusion(network, SHORT, event_shape=(2,), parameterization="energy", time="sigma", label="learned")
+    with pytest.raises(cp.errors.CapabilityError, match="needs `mode_depth`, but factor") as refused:
+        run(cp.compile(single, learned), chains=400, sampler=cp.SMC(global_moves=20))
+    assert "leave global_moves out" in str(refused.value)

@@ -21,6 +21,7 @@ import numpy as np
 from report import CODE, RESULTS, STAMP, publish
 from tall import exact, instances, ours, rivals, slcp
 
+import composeprob as cp
 from composeprob.runtime.compiled import make_room
 
 FILE = "tall_data"
@@ -28,10 +29,10 @@ PUBLISHED = json.loads((Path(__file__).parent / "tall" / "published.json").read_
 COUNTS, ERRORS = (2, 4, 8, 16, 32, 64, 90), (0.0, 1e-3, 1e-2, 1e-1)
 TOYS = {"gaussian": (2, 4, 8, 10, 16, 32), "mixture": (10,)}
 SLCP_COUNTS = (1, 8, 14, 22, 30)
-OURS, THREE, FLOOR = "composeprob", "3 chains a draw", "floor"
+OURS, MOVED, FLOOR = "composeprob", "10 global moves", "floor"
 METHODS = (OURS, *rivals.RIVALS)
-CHAINS = {OURS: 1, THREE: 3}
-"""How many chains run for each draw: at 80 levels, and one evaluation at each, 80 or 240 evaluations a draw."""
+SAMPLERS = {OURS: None, MOVED: cp.SMC(global_moves=10)}
+"""Of our own runs: the default, and with moves at level 0 that compare modes, for exact scores."""
 NARROW = "gaussian m=32 n=4 eps=0"
 """The cell whose variances the notes tell."""
 REPEATS = 5
@@ -45,8 +46,8 @@ NOTES = """Toys: the mean over seeds of the max-sliced Wasserstein distance (p =
 {chains} draws from as many exact ones, itself a mean over {repeats} sets of these; the floor is that of exact draws.
 Where scores are exact both are means over several sets of draws of every instance, and ± is one standard error of the
 ratio over these: the number after × in the column of seeds says how many, and where there is none it was 4 to 8.
-Composeprob's is its default run of as many chains as draws, 80 levels and one evaluation at each; of 3 chains a draw,
-240 evaluations, every third sample of equal weight is a draw.
+Composeprob's is its default run of as many chains as draws, 80 levels and {evaluations} evaluations a chain; with 10
+global moves (`cp.SMC(global_moves=10)`), which compare modes by the exact energies, {moved}.
 Instances are drawn by NumPy from the recipe of Linhart et al. (TMLR, arXiv 2404.07593), whose own are PyTorch's.
 GAUSS, JAC, Langevin and reverse are restated from the papers, with the settings that they print, and run here on the
 same instances, in double precision; ε is how wrong the individual scores are, for all methods alike, and wrong by n·ε
@@ -123,19 +124,20 @@ def _toy(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measur
 
     sets = SETS if instance.error == 0 else options.sets
 
-    def drawn(method: str) -> list[tuple[np.ndarray, str]]:
+    def drawn(method: str) -> list[tuple[np.ndarray, str, int]]:
         if method == FLOOR:
-            return [(exact.exact_draws(instance, rng, count), "") for _ in range(sets)]
-        if method in CHAINS:
-            return [ours.draw(cell["toy"], instance, SETS * seed + i, count, CHAINS[method]) for i in range(sets)]
-        return [(rivals.draw(method, instance, seed + 1000 * i, count), "") for i in range(options.sets)]
+            return [(exact.exact_draws(instance, rng, count), "", 0) for _ in range(sets)]
+        if method in SAMPLERS:
+            return [ours.draw(cell["toy"], instance, SETS * seed + i, count, SAMPLERS[method]) for i in range(sets)]
+        return [(rivals.draw(method, instance, seed + 1000 * i, count), "", 0) for i in range(options.sets)]
 
     def measure(method: str) -> tuple[list[float], str, dict[str, float]]:
         each = drawn(method)
-        more = {}
+        draws, statuses, evaluations = zip(*each, strict=True)
+        more: dict[str, float] = {"evaluations": max(evaluations)} if max(evaluations) else {}
         if cell["toy"] == "gaussian" and instance.error == 0:
-            more["variance"] = round(float(np.mean([exact.whitened_variance(instance, d) for d, _ in each])), 4)
-        return [far(draws) for draws, _ in each], ", ".join(sorted({status for _, status in each})), more
+            more["variance"] = round(float(np.mean([exact.whitened_variance(instance, d) for d in draws])), 4)
+        return [far(d) for d in draws], ", ".join(sorted(set(statuses))), more
 
     return measure
 
@@ -164,6 +166,12 @@ def widths(cell: dict[str, Any]) -> str:
     known = {name: [r["variance"] for r in rows.values() if "variance" in r] for name, rows in cell["methods"].items()}
     each = ", ".join(f"{np.mean(values):.3f} of {name}" for name, values in known.items() if values)
     return f"in coordinates in which the exact law has variance 1, that of the draws at {NARROW} is {each}"
+
+
+def evaluations_of(found: dict[str, dict[str, Any]], method: str) -> str:
+    """How many evaluations a chain of the toys took, as the runs told."""
+    rows = (row for cell in found.values() for row in cell["methods"].get(method, {}).values())
+    return " or ".join(map(str, sorted({row["evaluations"] for row in rows if "evaluations" in row})))
 
 
 def shown(value: float | None) -> str:
@@ -207,7 +215,7 @@ def row_of(name: str, cell: dict[str, Any]) -> list[str]:
     seeds = str(max(len(rows) for rows in cell["methods"].values()))
     sets = {row.get("sets") for row in cell["methods"].get(OURS, {}).values()} - {None}
     seeds += f" × {min(sets)}" if sets else ""
-    mine = [shown(means[0]), shown_ratio(cell), shown_ratio(cell, THREE)]
+    mine = [shown(means[0]), shown_ratio(cell), shown_ratio(cell, MOVED)]
     published_ones = " / ".join(printed).strip(" /")
     return [name, shown(mean_of(cell, FLOOR)), *mine, *map(shown, means[1:]), seeds, published_ones]
 
@@ -230,9 +238,9 @@ def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
         checks[
             f"beyond it by no more than two standard errors: {len(ratios) - len(beyond)} of {len(ratios)}"
         ] = not beyond
-        left = [name for name in over if not ratio(exact_ones[name], THREE) <= limit_of(name)]
+        left = [name for name in over if not ratio(exact_ones[name], MOVED) <= limit_of(name)]
         if over:
-            text = "with three chains a draw, 240 evaluations, where one is not enough"
+            text = f"with 10 global moves, {evaluations_of(found, MOVED)} evaluations, where the default is not enough"
             checks[f"{text}: {len(over) - len(left)} of {len(over)}"] = not left
     clean = [error for name, (_, error) in behind.items() if compared[name]["eps"] == 0]
     wrong = [each for name, each in behind.items() if compared[name]["eps"] > 0]
@@ -282,7 +290,7 @@ def behind_by(cell: dict[str, Any], clean: dict[str, Any]) -> tuple[float, float
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", default=[""], help="run the cells whose names begin so")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=(*METHODS, THREE, FLOOR))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=(*METHODS, MOVED, FLOOR))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--chains", type=int, default=1000)
     parser.add_argument("--projections", type=int, default=3000)
@@ -304,7 +312,7 @@ def main() -> int:
         "floor",
         "ours",
         "ours/floor",
-        "the same of 3 chains a draw",
+        "the same with 10 global moves",
         *rivals.RIVALS,
         "seeds",
         "published: GAUSS / JAC / Langevin / floor",
@@ -314,6 +322,8 @@ def main() -> int:
         chains=options.chains,
         repeats=REPEATS,
         enumerated=exact.ENUMERATED,
+        evaluations=evaluations_of(found, OURS),
+        moved=evaluations_of(found, MOVED),
         widths=widths(found[NARROW]) if NARROW in found else "",
     )
     rows = [row_of(name, cell) for name, cell in found.items()]

@@ -49,7 +49,7 @@ def density(toy: str, instance: Instance) -> cp.AnnealedDensity:
     form = "epsilon" if instance.error else "energy"
     posterior = cp.Diffusion(
         Single(arrays._replace(error=instance.error)), schedule, event_shape=(instance.size,),
-        parameterization=form, time="log_snr",
+        parameterization=form, time="log_snr", mode_depth=not instance.error,
         conditions=("log_weights", "means", "x"), log_snr_range=(-30.0, 30.0), label="posterior",
     )  # fmt: skip
     law = dist.Normal(jnp.asarray(instance.prior_mean), jnp.sqrt(jnp.asarray(instance.prior_variance))).to_event(1)
@@ -58,7 +58,9 @@ def density(toy: str, instance: Instance) -> cp.AnnealedDensity:
     return cp.compile(tall, posterior, prior, jax.tree.map(lambda a: np.asarray(a, np.float32), data))
 
 
-def draw(toy: str, instance: Instance, seed: int, count: int, chains: int = 1) -> tuple[np.ndarray, str]:
-    """Draws (count, m) of the default run with so many chains for each, and what its status says."""
-    result = cp.infer(density(toy, instance), jax.random.key(seed), num_chains=count * chains, progress=False)
-    return result.unweighted()["theta"][::chains], str(result.status.code)  # copies stand beside each other
+def draw(
+    toy: str, instance: Instance, seed: int, count: int, sampler: cp.Sampler | None = None
+) -> tuple[np.ndarray, str, int]:
+    """Draws (count, m) of a run, the default one unless told otherwise, what its status says, and evaluations."""
+    result = cp.infer(density(toy, instance), jax.random.key(seed), count, sampler=sampler, progress=False)
+    return result.unweighted()["theta"], str(result.status.code), result.evaluations

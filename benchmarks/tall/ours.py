@@ -62,5 +62,5 @@ def draw(
     toy: str, instance: Instance, seed: int, count: int, sampler: cp.Sampler | None = None
 ) -> tuple[np.ndarray, str, int]:
     """Draws (count, m) of a run, the default one unless told otherwise, what its status says, and evaluations."""
-    result = cp.infer(density(toy, instance), jax.random.key(seed), count, sampler=sampler, progress=False)
+    result = cp.infer(density(toy, instance), jax.random.key(seed), num_chains=count, sampler=sampler, progress=False)
     return result.unweighted()["theta"], str(result.status.code), result.evaluations

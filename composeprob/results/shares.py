@@ -54,11 +54,13 @@ TAIL = 0.01
 
 FROZEN = (
     "They kept shares that noisier levels decided, as chains do that cannot cross between modes any more. Try cp.SMC "
-    "with more chains or more levels, or cp.ReplicaExchange, whose chains move between modes."
+    "with more chains or more levels, cp.ReplicaExchange, whose chains move between modes, or, for positions of few "
+    "numbers under analytic or calibrated factors, global_moves=20."
 )
 STARTED = (
-    "They kept shares that their starts decided, as chains do that cannot cross between modes. Let noise carry them: "
-    "give the latent that has modes a prior such as cp.Analytic(distribution, cp.Schedule.log_snr(60))."
+    "They kept shares that their starts decided, as chains do that cannot cross between modes. Take more "
+    "chains, of which global moves then know the modes better, or let noise carry them: give the latent that has modes "
+    "a prior such as cp.Analytic(distribution, cp.Schedule.log_snr(60))."
 )
 SUMMED = (
     "Reverse diffusion follows the composed score, whose law at noisier levels is not the program's with noise. Use "

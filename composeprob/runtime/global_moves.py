@@ -24,7 +24,6 @@ from jax.flatten_util import ravel_pytree
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position, unknown
-from composeprob.errors import InvalidValueError
 from composeprob.kernels import KernelState
 from composeprob.kernels.base import log_density_of
 from composeprob.kernels.metropolis import metropolis
@@ -34,7 +33,7 @@ from composeprob.runtime.parts import places
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.base import Run, level_keys
 from composeprob.samplers.cloud import flattened, unflattened
-from composeprob.samplers.gaussian_mixture import PER_NUMBER, GaussianMixture
+from composeprob.samplers.gaussian_mixture import GaussianMixture
 from composeprob.samplers.spread import chains as spread_out
 from composeprob.samplers.spread import everywhere, host
 
@@ -46,22 +45,6 @@ did not, they are in a mode that the fit does not know, and its share is still w
 
 Moving = tuple[KernelState, Array, Array]
 """A chain, the sum of its probabilities of acceptance, and whether it has accepted."""
-
-
-def check_enough(num_chains: int, density: AnnealedDensity) -> None:
-    """Refuse to fit anything to too few chains.
-
-    Raises:
-        InvalidValueError: fewer than 4 for each number of a position in each half.
-    """
-    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(density.initial, jax.random.key(0), 0)))
-    least = 2 * PER_NUMBER * size
-    if num_chains < least:
-        raise InvalidValueError(
-            f"global_moves= fits a Gaussian mixture to each half of the chains, and {num_chains} are too few for "
-            f"positions of {size} numbers.",
-            fix=f"use {least} chains or more, or leave global_moves out.",
-        )
 
 
 def global_moves(run: Run, density: AnnealedDensity, count: int, progress: bool) -> Run:

@@ -25,7 +25,7 @@ from composeprob.runtime.compiled import read, sample_shapes, start
 from composeprob.runtime.descend import descend
 from composeprob.runtime.early import Early
 from composeprob.runtime.ended import Ended, summed_up
-from composeprob.runtime.global_moves import check_enough, global_moves
+from composeprob.runtime.global_moves import global_moves
 from composeprob.runtime.origin import as_code, versions
 from composeprob.runtime.resume import Saves, blank_like, fingerprint
 from composeprob.runtime.stay import stay
@@ -33,6 +33,7 @@ from composeprob.runtime.stream import Kept, NotKept, check_draws, stream
 from composeprob.runtime.trail import Trail
 from composeprob.samplers.base import Run, Sampler, begin, placed
 from composeprob.samplers.choose import check_capabilities
+from composeprob.samplers.ends import check_enough
 from composeprob.samplers.spread import Spread, everywhere, host
 from composeprob.samplers.visits import Pace
 

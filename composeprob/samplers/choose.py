@@ -8,11 +8,13 @@ from composeprob.kernels import HMC, MALA, Adaptive, LineIntegral
 from composeprob.samplers.annealed_mcmc import AnnealedMCMC
 from composeprob.samplers.base import Sampler
 from composeprob.samplers.blocks import by_kind
-from composeprob.samplers.ends import GLOBAL_MOVES
+from composeprob.samplers.ends import GLOBAL_MOVES, enough, numbers
 from composeprob.samplers.smc import SMC
 
 MANY_CHAINS = 256
 """From so many chains on resampling does not degenerate."""
+FIT_MOVES, FIT_NUMBERS = 20, 20
+"""Global moves of a default run where nothing anneals, and the numbers of a position up to which it has them."""
 
 ADVICE = {
     "energy": "use MALA or HMC with log_ratio=cp.LineIntegral() if that score is a gradient field, a kernel without a "
@@ -34,8 +36,10 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
     """
     energy = "energy" in density.capabilities
     if energy and density.num_levels == 1:
-        sampler = AnnealedMCMC(HMC(Adaptive(warmup=200), num_leapfrog=8), 100, stay=stays(density))
-        return sampler, "one level only, so nothing anneals: HMC from the prior, tuned in a warm-up"
+        moves = FIT_MOVES if fits(density, num_chains) else 0
+        sampler = AnnealedMCMC(HMC(Adaptive(warmup=200), num_leapfrog=8), 100, stay=stays(density), global_moves=moves)
+        then = ", then global moves between modes" if moves else ""
+        return sampler, f"one level only, so nothing anneals: HMC from the prior, tuned in a warm-up{then}"
     then = "; then HMC at level 0, as there are latents" if stays(density) else ""
     if num_chains >= MANY_CHAINS and "feynman_kac" in density.capabilities:
         kernel = "tuned MALA moves" if energy else "no kernel, since a factor offers only its score"
@@ -49,6 +53,12 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
     return independent(
         density, f"fewer than {MANY_CHAINS} chains" if num_chains < MANY_CHAINS else "no weights can be trusted here"
     )
+
+
+def fits(density: AnnealedDensity, num_chains: int) -> bool:
+    """Whether a Gaussian mixture fitted to the chains is likely to propose what others accept."""
+    size = numbers(density)
+    return {"energy", "mode_depth"} <= density.capabilities and size <= FIT_NUMBERS and num_chains >= enough(size)
 
 
 def stays(density: AnnealedDensity) -> bool:

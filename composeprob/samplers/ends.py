@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -10,6 +11,8 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.samplers.base import Sampler
 
+PER_NUMBER = 4
+"""Points for each number of a position that a fit takes at least."""
 GLOBAL_MOVES = "global_moves="
 """What needs capabilities on their account, in messages."""
 
@@ -31,6 +34,32 @@ def check_global_moves(count: object) -> Array:
 def needs_global(count: Array | int) -> dict[str, frozenset[str]]:
     """What a density must offer for so many global moves: they compare densities between modes."""
     return {GLOBAL_MOVES: frozenset({"energy", "mode_depth"})} if count else {}
+
+
+def numbers(density: AnnealedDensity) -> int:
+    """How many numbers a position has."""
+    shapes = jax.eval_shape(density.initial, jax.random.key(0), 0)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def enough(size: int) -> int:
+    """Chains from which on mixtures over so many numbers are fitted to each half of them."""
+    return 2 * PER_NUMBER * size
+
+
+def check_enough(num_chains: int, density: AnnealedDensity) -> None:
+    """Refuse to fit anything to too few chains.
+
+    Raises:
+        InvalidValueError: fewer than `enough`.
+    """
+    size = numbers(density)
+    if num_chains < enough(size):
+        raise InvalidValueError(
+            f"global_moves= fits a Gaussian mixture to each half of the chains, and {num_chains} are too few for "
+            f"positions of {size} numbers.",
+            fix=f"use {enough(size)} chains or more, or leave global_moves out.",
+        )
 
 
 def check_stay(density: AnnealedDensity, has_kernel: bool) -> None:

@@ -18,8 +18,6 @@ PATIENCE = 2
 """Numbers in a row that say no more of points left out, after which no other is tried."""
 MOST_POINTS = 2048
 """That a mixture is fitted to, evenly spaced among those there are."""
-PER_NUMBER = 4
-"""Points for each number of a position that a fit takes at least."""
 
 
 class GaussianMixture(eqx.Module):

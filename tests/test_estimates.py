@@ -104,6 +104,17 @@ def test_arrays_of_quantiles_and_probabilities():
     assert made.probability(lambda s: s["x"] > 0).interval()[0].shape == (3,)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_where_all_samples_agree_the_error_is_that_of_the_next_one(inside):
+    """Weights add up to 1 but for rounding, which is no error of theirs."""
+    weights = np.random.default_rng(3).uniform(0.5, 1.5, 300)
+    made = Made(np.ones(300) if inside else np.zeros(300), weights=weights)
+    found = made.probability(lambda s: s["x"] > 0.5)
+    assert found.value == inside
+    size = made.families.effective
+    assert found.error == pytest.approx(np.sqrt((size + 1) / (size + 2) ** 2 / (size + 2)))
+
+
 def test_weighted_quantiles():
     values = np.repeat([0.0, 1.0], 50)
     made = Made(values, weights=np.where(values == 1, 3.0, 1.0))

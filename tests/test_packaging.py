@@ -93,7 +93,7 @@ def test_constraints_are_versions_only():
     assert all(line.count("==") == 1 and "/" not in line and " " not in line for line in lines)
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("composeprob", ("hub", "text")), ("models", ("digits",))])
+@pytest.mark.parametrize(("folder", "extras"), [("composeprob", ("hub", "text")), ("models", ())])
 def test_every_import_is_a_declared_dependency(folder, extras):
     """A package that only the development environment brings would be missing for someone who installs the wheel.
 

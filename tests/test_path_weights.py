@@ -67,7 +67,9 @@ def latent_with_two_modes(sign):
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_latents_alone_are_weighed_by_where_they_began(monkeypatch, sign):
     """Each chain begins at one of 16 draws of the prior, so at a side by other shares than those of the posterior."""
-    result, log_weights = ended(monkeypatch, cp.compile(latent_with_two_modes, jnp.float32(sign)), None, 0, 2000)
+    density = cp.compile(latent_with_two_modes, jnp.float32(sign))
+    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive(warmup=200), num_leapfrog=8), 100)
+    result, log_weights = ended(monkeypatch, density, sampler, 0, 2000)
     seen = 0.5 * (norm.pdf(3, 3, np.hypot(0.5, 0.05)) + norm.pdf(3, 3, np.hypot(0.5, 0.05)))
     left, right = (w * seen * norm.pdf(3 * sign, 3 * m, np.hypot(3, 0.05)) for w, m in ((0.3, -1), (0.7, 1)))
     assert abs(logsumexp(log_weights) - np.log(len(log_weights)) - np.log(left + right)) < 0.1
@@ -75,6 +77,9 @@ def test_latents_alone_are_weighed_by_where_they_began(monkeypatch, sign):
     weighed = np.exp(log_weights - logsumexp(log_weights)) @ (np.asarray(result["b"]) < 0)
     assert abs(weighed - left / (left + right)) < 0.06
     assert result.status.has("shares_frozen") == (abs(found - left / (left + right)) > 0.05)
+    moved = cp.infer(density, jax.random.key(0), num_chains=2000, progress=False)
+    assert moved.status.ok
+    assert abs(np.mean(moved["b"] < 0) - left / (left + right)) < 0.04
 
 
 @cp.program

@@ -194,11 +194,14 @@ class Estimating:
                 "result.mean(fn).",
             )
         mean = self.mean_of(values)
-        share = np.clip(mean.value, 0.0, 1.0)  # weights add up to 1 but for rounding
+        axes = (0,) if self.draws is None else (0, 1)
+        least, most = values.min(axes), values.max(axes)
+        share = np.clip(mean.value, least, most)  # weights add up to 1 but for rounding
         size = self._size(values, share)
         # Where no sample, or every one, is in the event, the spread over chains is 0: by the rule of succession.
         seen = (share * size + 1) / (size + 2)
-        error = np.where(np.asarray(mean.error) == 0, np.sqrt(seen * (1 - seen) / (size + 2)), mean.error)
+        agreed = (least == most) & np.isfinite(mean.error)
+        error = np.where(agreed, np.sqrt(seen * (1 - seen) / (size + 2)), mean.error)
         return Probability(_plain(share), _plain(error), mean.degrees, _plain(size))
 
     def quantile(self, fn: Callable[[dict[str, Array]], ArrayLike], q: float) -> Quantile:

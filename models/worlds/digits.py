@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from composeprob.errors import LoadError
-
 SIZE = 8
 """Pixels per side."""
 CLASSES = 10
@@ -42,17 +40,9 @@ class Digits(NamedTuple):
 
 @functools.cache
 def split() -> tuple[Digits, Digits]:
-    """What models learn from, and what the judge learns from and models are tested on: a fixed random split.
+    """What models learn from, and what the judge learns from and models are tested on: a fixed random split."""
+    from sklearn.datasets import load_digits
 
-    Raises:
-        LoadError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise LoadError(
-            "The digits come with scikit-learn, which is not installed.", fix="pip install 'composeprob[digits]'"
-        ) from error
     found = load_digits()
     order = np.random.default_rng(0).permutation(len(found.target))
     images, labels = found.images[order].astype(np.float32), found.target[order].astype(np.int32)

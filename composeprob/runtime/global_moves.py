@@ -34,7 +34,6 @@ from composeprob.runtime.progress import Progress
 from composeprob.samplers.base import Run, level_keys
 from composeprob.samplers.cloud import flattened, unflattened
 from composeprob.samplers.gaussian_mixture import GaussianMixture
-from composeprob.samplers.spread import chains as spread_out
 from composeprob.samplers.spread import everywhere, host
 
 GLOBAL = 2**30 - 1
@@ -66,32 +65,20 @@ def global_moves(run: Run, density: AnnealedDensity, count: int, progress: bool)
         fits = GaussianMixture.fitted(*halves[::-1]), GaussianMixture.fitted(*halves)  # each half has the other's
         fits = run.spread.place(fits, everywhere)
         bar.doing("compiling global moves")
-        moved, probability, went = _moved(run, density, *fits, run.spread.number(count))
-        probability, went = host((run.spread.cut(probability), run.spread.cut(went)))
-        bar.update(count, acceptance=probability.mean())
-    if 1 - went.mean() <= MOST_STUCK:
-        ancestors = jnp.asarray(renewed(np.asarray(moved.ancestors), went))
-        ancestors = run.spread.place(ancestors, everywhere)
-        moved = dataclasses.replace(moved, ancestors=ancestors, path_weights=jnp.zeros_like(moved.path_weights))
-    acceptance = run.spread.place(jnp.asarray(probability.mean(), float), everywhere)
-    return dataclasses.replace(moved, global_acceptance=acceptance)
+        moved = _moved(run, density, *fits, run.spread.number(count))
+        bar.update(count, acceptance=float(moved.global_acceptance))
+    return moved
 
 
 @executable
-def _moved(
-    run: Run, density: AnnealedDensity, first: GaussianMixture, second: GaussianMixture, count: Array
-) -> tuple[Run, Array, Array]:
-    """The run after ``count`` proposals; of each chain the mean probability of acceptance, and whether it went."""
+def _moved(run: Run, density: AnnealedDensity, first: GaussianMixture, second: GaussianMixture, count: Array) -> Run:
+    """The run after ``count`` proposals to each chain: from ``first`` to those of the first half, else ``second``."""
 
-    def own(
-        run: Run, density: AnnealedDensity, first: GaussianMixture, second: GaussianMixture, count: Array
-    ) -> tuple[Run, Array, Array]:
+    def own(run: Run, density: AnnealedDensity, first: GaussianMixture, second: GaussianMixture, count: Array) -> Run:
         keys, spread = level_keys(run.keys, GLOBAL), run.spread
         late = spread.numbers(keys) >= spread.number_of(keys) // 2
 
-        def one(
-            key: Array, position: Position, evaluation: Evaluation, late: Array
-        ) -> tuple[KernelState, Array, Array]:
+        def one(key: Array, position: Position, evaluation: Evaluation, late: Array) -> Moving:
             def propose(i: Array, carry: Moving) -> Moving:
                 state, total, went = carry
                 draw_key, accept_key = jax.random.split(jax.random.fold_in(key, i))
@@ -113,11 +100,21 @@ def _moved(
         parts = None if parts is None else unknown(parts)  # of where the chains were; nobody weighs them any more
         evaluation = dataclasses.replace(states.evaluation, parts=parts)
         chains = dataclasses.replace(run.chains, position=states.position, evaluation=evaluation)
-        return dataclasses.replace(run, chains=chains), total / count, went
+        went_all, probability = spread.gather(jnp.stack([went, total / count], axis=1)).T
+        ancestors, acceptance, enough = spread.alone(together, went_all, probability, run.ancestors)
+        paths = jnp.where(enough, 0.0, run.path_weights)
+        return dataclasses.replace(
+            run, chains=chains, ancestors=ancestors, path_weights=paths, global_acceptance=acceptance
+        )
 
     specs = (Run.places(), places(density), *(everywhere,) * 3)
-    out_specs = (Run.places(), spread_out, spread_out)
-    return on_devices(run.spread, own, specs, out_specs)(run, density, first, second, count)
+    return on_devices(run.spread, own, specs, Run.places())(run, density, first, second, count)
+
+
+def together(went: Array, probability: Array, ancestors: Array) -> tuple[Array, Array, Array]:
+    """Whom all chains descend from now, the mean acceptance, and whether what chains did before counts no more."""
+    enough = jnp.mean(went) >= 1 - MOST_STUCK
+    return jnp.where(enough, renewed(ancestors, went > 0), ancestors), jnp.mean(probability), enough
 
 
 def log_ratio(proposed: KernelState, state: KernelState) -> Array:
@@ -126,12 +123,11 @@ def log_ratio(proposed: KernelState, state: KernelState) -> Array:
     return log_density_of(there.evaluation) - log_density_of(here.evaluation)
 
 
-def renewed(ancestors: np.ndarray, went: np.ndarray) -> np.ndarray:
+def renewed(ancestors: Array, went: Array) -> Array:
     """Whom chains descend from, (N,) of 0 … N − 1, after those that ``went`` have become their own ancestors.
 
     Families of others are called after the first of them that is left, a number that none of those has.
     """
-    numbers = np.arange(len(ancestors))
-    names = np.full(len(ancestors), len(ancestors))
-    np.minimum.at(names, ancestors[~went], numbers[~went])
-    return np.where(went, numbers, names[ancestors]).astype(ancestors.dtype)
+    numbers = jnp.arange(len(ancestors), dtype=ancestors.dtype)
+    names = jnp.full_like(ancestors, len(ancestors)).at[ancestors].min(jnp.where(went, len(ancestors), numbers))
+    return jnp.where(went, numbers, names[ancestors])

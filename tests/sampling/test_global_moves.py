@@ -88,10 +88,10 @@ def test_a_proposal_whose_own_density_is_left_out_is_found_out(monkeypatch):
 
 
 def test_what_chains_descend_from():
-    ancestors, went = np.array([3, 3, 3, 0, 0, 5]), np.array([True, False, False, True, False, True])
+    ancestors, went = jnp.array([3, 3, 3, 0, 0, 5]), jnp.array([True, False, False, True, False, True])
     assert renewed(ancestors, went).tolist() == [0, 1, 1, 3, 4, 5]
-    assert renewed(ancestors, np.zeros(6, bool)).tolist() == [1 - 1, 0, 0, 3, 3, 5]
-    assert renewed(ancestors, np.ones(6, bool)).tolist() == list(range(6))
+    assert renewed(ancestors, jnp.zeros(6, bool)).tolist() == [0, 0, 0, 3, 3, 5]
+    assert renewed(ancestors, jnp.ones(6, bool)).tolist() == list(range(6))
 
 
 def test_chains_are_independent_again_only_where_nearly_all_went():

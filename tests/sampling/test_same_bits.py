@@ -45,5 +45,5 @@ def test_every_factor(rows):
 
 @pytest.mark.slow
 def test_every_kernel_and_what_is_annealed_exactly():
-    cases = [*KERNELS, "observed", "SMC, metric: mixture of Normal"]
+    cases = [*KERNELS, "observed", "SMC, metric: mixture of Normal", "global moves: mixture of Normal"]
     assert found(cases, [2, 8]) == {case: [True] for case in cases}

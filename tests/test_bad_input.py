@@ -186,6 +186,16 @@ CASES = {
     "total power zero": (compiled(single, F / normal([1.0, 0.0])), errors.ImproperError, "total power"),
     "total power negative": (compiled(single, F**-0.3), errors.ImproperError, "total power"),
     "a factor over itself": (compiled(single, F / F), errors.ImproperError, "cancels"),
+    "an event without entries": (
+        lambda: cp.Analytic(dist.Normal(jnp.zeros(0), 1.0).to_event(1), SCHEDULE),
+        errors.ShapeError,
+        "no entries",
+    ),
+    "a network's event without entries": (
+        lambda: cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(3, 0), parameterization="epsilon"),
+        errors.ShapeError,
+        "no entries",
+    ),
     "events of different shape": (lambda: F * BAR, errors.ShapeError, "one shape"),
     "power NaN": (lambda: F ** float("nan"), errors.InvalidValueError, "finite"),
     "weights of the wrong number": (lambda: cp.mixture([F, F], weights=[1.0]), errors.InvalidValueError, "weights"),

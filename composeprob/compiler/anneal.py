@@ -28,6 +28,7 @@ from composeprob.language.policies import POLICIES
 
 DRAWS = 4
 """At how many draws of the program's latents A·x + b is compared with what the program says."""
+FAST = "tempered observations fall faster than any power of x/α, so they see x/α drawn towards the prior's mean"
 NOT_LINEAR = "its mean is not a linear function of what it measures"
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -47,7 +48,7 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     if likelihood is None:
         return graph, likelihood
     if not asking:
-        return graph, _tempered(graph, likelihood, traced)
+        return _tempered(graph, likelihood, traced)
     sites = {site.name: site for site in graph.sites}
     looked_at = {name for o in asking for name in o.looks_at}
     shapes = tuple((name, site.shape) for name, site in sites.items() if name in looked_at)
@@ -77,19 +78,22 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     sentence = "; ".join(text for o, text in zip(graph.observations, sentences, strict=True) if o.anneal is None)
     graph = replace(graph, observations=settled)
     graph = graph.noted("anneal", sentence) if sentence else graph
-    return graph, _tempered(graph, replace(likelihood, policies=policies_of(graph), exact=exact), traced)
+    return _tempered(graph, replace(likelihood, policies=policies_of(graph), exact=exact), traced)
 
 
-def _tempered(graph: Graph, likelihood: Likelihood, traced: Traced) -> Likelihood:
-    """The likelihood with the powers of what is raised to one."""
+def _tempered(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Graph, Likelihood]:
+    """The likelihood with the powers of what is raised to one, and the graph with what was found of it."""
     names = tuple(name for name, policy in likelihood.policies.items() if policy.measured)
     if not names:
-        return likelihood
+        return graph, likelihood
     assert graph.schedule is not None
     shapes = {site.name: site.shape for site in graph.sites}
-    found = {site.name: _prior(site) for site in graph.sites}
-    priors = {name: prior if isinstance(prior, Prior) else None for name, prior in found.items()}
-    return replace(likelihood, tempering=tempering(traced, names, priors, shapes, graph.schedule))
+    laws = {site.name: _prior(site) for site in graph.sites}
+    priors = {name: prior if isinstance(prior, Prior) else None for name, prior in laws.items()}
+    found = tempering(traced, names, priors, shapes, graph.schedule)
+    if found.near is not None and any(likelihood.policies[name].plain for name in names):
+        graph = graph.noted("temper", FAST)
+    return graph, replace(likelihood, tempering=found)
 
 
 def _settled(o: Observation, reasons: dict[str, str]) -> Observation:

@@ -60,17 +60,32 @@ class Likelihood(eqx.Module):
         log_prior = sum((s.log_prob() for s in clearly.values() if s.kind == "static"), log_jacobian)
         log_likelihood = jnp.zeros((), jnp.result_type(float))
         for policy in dict.fromkeys(p for p in self.policies.values() if not p.closed_form):
-            seen = {name: _seen(policy, x, means[name], noise) for name, x in xs.items()}
-            statements = clearly if policy.sees_clean else self.replay(seen, zs, noise.index)[0]
+            seen = self._seen(policy, xs, means, noise)
+            statements = clearly if seen is None else self.replay(seen, zs, noise.index)[0]
             log_likelihood = log_likelihood + self._annealed(policy, statements, schedule, noise)
         return log_prior, log_likelihood
 
     def plain(self, xs: dict[str, Array], zs: dict[str, Array], schedule: Schedule, noise: Noise) -> Array:
         """Σ_j γ_k·log L_j of the observations that are plain functions of x, a scalar."""
-        statements, _ = self.replay({name: x / noise.alpha for name, x in xs.items()}, zs, noise.index)
-        plain = dict.fromkeys(p for p in self.policies.values() if p.plain)
-        terms = [self._annealed(policy, statements, schedule, noise) for policy in plain]
-        return sum(terms, jnp.zeros((), jnp.result_type(float)))
+        clean = {name: x / noise.alpha for name, x in xs.items()}
+        total = jnp.zeros((), jnp.result_type(float))
+        for policy in dict.fromkeys(p for p in self.policies.values() if p.plain):
+            seen = self._seen(policy, xs, {}, noise)
+            statements, _ = self.replay(clean if seen is None else seen, zs, noise.index)
+            total = total + self._annealed(policy, statements, schedule, noise)
+        return total
+
+    def _seen(
+        self, policy: Policy, xs: dict[str, Array], means: dict[str, Array], noise: Noise
+    ) -> dict[str, Array] | None:
+        """What the program sees of the noised sites under a policy; None for x/α."""
+        if policy.measured and policy.plain and self.tempering is not None and self.tempering.near is not None:
+            clean = {name: x / noise.alpha for name, x in xs.items()}
+            near = self.tempering.near(clean, noise.sigma / noise.alpha)
+            return {name: jnp.where(noise.index == 0, x, near[name]) for name, x in clean.items()}
+        if policy.sees_clean:
+            return None
+        return {name: _seen(policy, x, means[name], noise) for name, x in xs.items()}
 
     def _annealed(self, policy: Policy, statements: dict[str, Statement], schedule: Schedule, noise: Noise) -> Array:
         """Σ_j log L_j of the observations under one policy, each to its power."""

@@ -30,6 +30,31 @@ SECANT = 0.03
 """The length over which a curvature is measured, in units of the noise."""
 ENTRY = 0.5
 """A wall stands where the share of draws that it lets through is at least so much of the largest at any level."""
+FAR = 1e4
+"""So many nats below the median, to the level's power, are more than powers of x fall by: x⁶ by 10, x¹⁰ by 1,000."""
+SOME = 1 / 16
+"""The share of draws that must be as far as that."""
+
+
+class Near(eqx.Module):
+    r"""Where observations look that fall faster than any power of x, such as Poisson counts of mean exp(x).
+
+    At x/α, which noise of variance r² = σ²/α² carries far from all data, these are exp(−10³⁰) or overflow, and no power
+    γ mends that. In the place of x/α they see m + v·(x/α − m)/(v + r²), which is the mean of x₀ given x under a prior
+    N(m, v), entry by entry. It stays where the prior is, and tends to x/α as the noise vanishes.
+
+    Attributes:
+        mean: m of each noised site: of its prior where that is a mixture of Gaussians, else 0.
+        variance: v, or 1.
+    """
+
+    mean: dict[str, Array]
+    variance: dict[str, Array]
+
+    def __call__(self, clean: dict[str, Array], blur: Array) -> dict[str, Array]:
+        """What is seen of sites that are ``clean`` = x/α at noise of this r."""
+        pulled = {name: v / (v + blur**2) for name, v in self.variance.items()}
+        return {name: self.mean[name] + pulled[name] * (x - self.mean[name]) for name, x in clean.items()}
 
 
 class Tempering(eqx.Module):
@@ -52,10 +77,12 @@ class Tempering(eqx.Module):
     Attributes:
         power: γ, (K,).
         stand_in: ``{observation: (K,)}``; −∞ where the wall stands.
+        near: where tempered observations look; None for x/α.
     """
 
     power: Array
     stand_in: dict[str, Array]
+    near: Near | None = None
 
     def of(self, name: str, log_likelihood: Array, noise: Noise) -> Array:
         """log L to the level's power, a scalar."""
@@ -80,9 +107,28 @@ def tempering(
     xs: dict[str, Any] = {name: _drawn(rng, priors[name], shape).astype(float_) for name, shape in shapes.items()}
     # Three pieces, of which the program is in one alone: the others are compiled once for all programs of these sizes.
     scales = _scales(schedule)
-    values, curvatures = _look(traced, names, xs, scales, _noise(sum(math.prod(shape) for shape in shapes.values())))
+    noise = _noise(sum(math.prod(shape) for shape in shapes.values()))
+    near: Near | None = None
+    values, curvatures = _look(traced, names, xs, scales, noise, near)
+    if _far(values, curvatures, scales):
+        near = _near(priors, shapes)
+        values, curvatures = _look(traced, names, xs, scales, noise, near)
     power, held = _settle(values, curvatures, scales, schedule)
-    return Tempering(power, dict(zip(names, held, strict=True)))
+    return Tempering(power, dict(zip(names, held, strict=True)), near)
+
+
+def _near(priors: dict[str, Prior | None], shapes: dict[str, tuple[int, ...]]) -> Near:
+    mean, variance = {}, {}
+    for name, shape in shapes.items():
+        m, v = np.zeros(math.prod(shape)), np.ones(math.prod(shape))
+        prior = priors[name]
+        for part in [] if prior is None else prior.parts:
+            weights = np.exp(part.normalised().log_weights)
+            m[part.entries] = weights @ part.means
+            squares = np.diagonal(part.full, axis1=1, axis2=2) + part.means**2
+            v[part.entries] = weights @ squares - m[part.entries] ** 2
+        mean[name], variance[name] = (jnp.asarray(a.reshape(shape), jnp.result_type(float)) for a in (m, v))
+    return Near(mean, variance)
 
 
 class _Noise(NamedTuple):
@@ -118,10 +164,25 @@ def _settle(values: Array, curvatures: Array, scales: Array, schedule: Schedule)
     return _powers(curvatures, scales, blur), list(_stand_ins(values, scales, blur).T)
 
 
+@once
+def _far(values: Array, curvatures: Array, scales: Array) -> Array:
+    """Whether noise takes log L of some observation lower than powers can mend, or makes it NaN, a boolean."""
+    power = 1.0 / (1.0 + scales**2 * _sharp(curvatures))
+    finite = jnp.where(jnp.isfinite(values), values, jnp.nan)
+    below = power[:, None, None] * (jnp.nanmedian(finite, axis=1, keepdims=True) - values)
+    far = jnp.mean(jnp.isnan(values) | ((below > FAR) & jnp.isfinite(values)), axis=1)
+    return jnp.any(far - far[0] >= SOME)
+
+
+def _sharp(curvatures: Array) -> Array:
+    """H under each scale, (SCALES,), from the curvatures at draws, (SCALES, SLOPES)."""
+    sharp = jnp.nanmedian(curvatures, axis=1)
+    return jnp.clip(jnp.where(jnp.isnan(sharp), 0.0, sharp), BLUNTEST, 1e30)
+
+
 def _powers(curvatures: Array, scales: Array, blur: Array) -> Array:
     """γ, (K,), from the curvatures at draws under each scale, (SCALES, SLOPES)."""
-    sharp = jnp.nanmedian(curvatures, axis=1)
-    sharp = jnp.clip(jnp.where(jnp.isnan(sharp), 0.0, sharp), BLUNTEST, 1e30)
+    sharp = _sharp(curvatures)
     here = jnp.exp(jnp.interp(jnp.log(blur), jnp.log(scales), jnp.log(sharp)))
     inverse = 1.0 + blur**2 * here
     return jax.lax.cummin(inverse[0] / inverse)
@@ -138,7 +199,7 @@ def _stand_ins(values: Array, scales: Array, blur: Array) -> Array:
 
 @once
 def _look(
-    traced: Traced, names: tuple[str, ...], xs: dict[str, Array], scales: Array, random: _Noise
+    traced: Traced, names: tuple[str, ...], xs: dict[str, Array], scales: Array, random: _Noise, near: Near | None
 ) -> tuple[Array, Array]:
     """Under each scale: log L of every observation at every draw, and the largest curvature of their sum at some."""
 
@@ -146,10 +207,11 @@ def _look(
         def at(random: _Noise, x: dict[str, Array]) -> tuple[Callable[[Array], Array], Array]:
             flat, back = ravel_pytree(x)
             flat = flat + scale * random.noise
-            latents = traced.draw(random.keys, back(flat))
+            latents = traced.draw(random.keys, back(flat) if near is None else near(back(flat), scale))
 
             def log_likelihoods(flat: Array) -> Array:
-                said = traced.says({**latents, **back(flat)}, random.keys).log_likelihoods
+                seen = back(flat) if near is None else near(back(flat), scale)
+                said = traced.says({**latents, **seen}, random.keys).log_likelihoods
                 return jnp.stack([said[name] for name in names])
 
             return log_likelihoods, flat

@@ -51,7 +51,6 @@ class Analytic(LeafFactor):
     label: str = eqx.field(static=True)
 
     def __init__(self, distribution: dist.Distribution | ArrayLike, schedule: Schedule, *, label: str = ""):
-        check_leaf(schedule, ())
         self.label = label or (
             "points" if not isinstance(distribution, dist.Distribution) else type(distribution).__name__
         )
@@ -59,7 +58,7 @@ class Analytic(LeafFactor):
             distribution = _empirical(distribution)
         self.distribution = check_finite(distribution, f"The distribution of factor '{self.label}'")
         self.schedule = schedule
-        self.event_shape = distribution.batch_shape + distribution.event_shape
+        self.event_shape = check_leaf(schedule, distribution.batch_shape + distribution.event_shape)
         self.fixed = {}
         noised(distribution, schedule.at(0))  # refuses what is not known, now rather than at compile time
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from composeprob.errors import ConditionError, WrongTypeError
+from composeprob.errors import ConditionError, ShapeError, WrongTypeError
 from composeprob.factors import show
 from composeprob.factors.refusal import refuse, refused
 from composeprob.factors.values import as_condition
@@ -320,7 +320,13 @@ def check_leaf(schedule: object, event_shape: Iterable[SupportsIndex]) -> tuple[
             f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
             fix="for example cp.Schedule.cosine(100), with the levels that the factor was trained on.",
         )
-    return check_shape("event_shape", event_shape)
+    shape = check_shape("event_shape", event_shape)
+    if 0 in shape:
+        raise ShapeError(
+            f"An event of shape {shape} has no entries, so there is nothing to sample.",
+            fix="leave the factor out where it has no entries.",
+        )
+    return shape
 
 
 def check_shape(what: str, shape: Iterable[SupportsIndex]) -> tuple[int, ...]:

@@ -56,7 +56,10 @@ class Policy:
 
 
 class Tempered(Policy):
-    """The program sees x/α, and the power suits how sharp the likelihood is."""
+    """The program sees x/α, and the power suits how sharp the likelihood is.
+
+    Where log L falls faster than any power of x/α, the compiler draws x/α towards the prior's mean (`tempering.Near`).
+    """
 
     measured = plain = True
 

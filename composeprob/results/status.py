@@ -195,7 +195,7 @@ def diagnose(
         adjusted: whether the kernel (each block's) has a Metropolis test, so that its acceptance means something.
         curl: relative curl of the factors whose score a line integral relied on, ``{factor: value}``.
         blocks: the names of the kernel's blocks.
-        outside: share of the chains that are where the density is 0.
+        outside: share of the chains that are where the density is 0 or NaN.
     """
     visited = np.arange(num_levels) >= num_levels - completed_levels
     findings: list[tuple[Code, str]] = []
@@ -215,10 +215,10 @@ def diagnose(
         findings.append(
             (
                 Code.ZERO_DENSITY,
-                f"{outside:.2%} of the chains are where the density is 0 (log-density -inf), outside of the walls that "
-                "hold the posterior: they did not find the way in. Their samples belong to no posterior; leave them "
-                "out. Try cp.SMC, which weighs such chains out, with more chains, or give the wall a slope, such as "
-                "jax.nn.log_sigmoid(distance / width).",
+                f"{outside:.2%} of the chains are where the density is 0 or NaN, outside of the "
+                "walls that hold the posterior: they did not find the way in. Their samples belong to no posterior; "
+                "leave them out. Try cp.SMC, which weighs such chains out, with more chains, or give the wall a slope, "
+                "such as jax.nn.log_sigmoid(distance / width).",
             )
         )
 

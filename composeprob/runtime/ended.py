@@ -165,8 +165,9 @@ def _frozen(run: Run, sampler: Sampler, density: AnnealedDensity) -> list[tuple[
 
 
 def _outside(run: Run) -> float:
-    """The share of chains that are where the density is 0, as far as their last evaluation has its value."""
+    """The share of chains that are where the density is 0 or NaN, as far as their last evaluation has its value."""
     evaluation = getattr(run.chains, "evaluation", None)
     if evaluation is None or evaluation.log_density is None:
         return 0.0
-    return float(np.mean(np.isneginf(host(evaluation.log_density))))
+    value = host(evaluation.log_density)
+    return float(np.mean(np.isneginf(value) | np.isnan(value)))

@@ -76,3 +76,32 @@ def test_new_data_reuse_compiled_code():
     f = cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)
     one, two = (jax.tree.structure(cp.compile(model, f, jnp.asarray(y))) for y in (0.1, 3.0))
     assert one == two
+
+
+def test_what_falls_as_an_exponential_sees_points_near_the_prior():
+    """Poisson counts of mean exp(2x) are exp(−10¹⁸) at x/α = 20, which no power mends."""
+    rate = lambda x: dist.Poisson(jnp.exp(2 * x)).log_prob(7.0)
+    found = tempering(rate, sd=0.8, mean=0.3)
+    assert found.near is not None
+    for blur in (0.0, 1.0, 1e3):
+        expected = 0.3 + 0.64 * (5.0 - 0.3) / (0.64 + blur**2)  # the mean of x₀ under N(0.3, 0.8²), seen with that blur
+        np.testing.assert_allclose(found.near({"x": jnp.asarray(5.0)}, jnp.asarray(blur))["x"], expected, rtol=1e-5)
+    density = cp.compile(weighed, cp.Analytic(dist.Normal(0.3, 0.8), SCHEDULE), rate)
+    assert "drawn towards the prior's mean" in str(density)
+    for level in (0, 15, 29):
+        values = jax.vmap(lambda x, k=level: density.log_density({"x": x}, k))(jnp.linspace(-4.0, 4.0, 9))
+        assert np.all(np.asarray(values) > -1e6)
+    at = jnp.asarray(0.9)  # level 0 is the posterior at x/α, as ever
+    expected = dist.Normal(0.3, 0.8).log_prob(at) + rate(at)
+    density = density.on(cp.Schedule.log_snr(30, max=14.0))
+    np.testing.assert_allclose(density.log_density({"x": at * density.schedule.alpha[0]}, 0), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("power", [2, 4, 6])
+def test_what_falls_as_a_power_sees_x_itself(power):
+    assert tempering(lambda x: -((x / 0.1) ** power)).near is None
+
+
+def test_walls_are_not_far():
+    assert tempering(lambda x: jnp.where(x > 0, 0.0, -jnp.inf)).near is None
+    assert tempering(lambda x: jnp.where((x > 0) & (x < 1), 0.0, -jnp.inf)).near is None

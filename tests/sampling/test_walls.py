@@ -135,6 +135,19 @@ def test_chains_that_never_come_in_are_named():
     assert "expected" not in result.status.message.lower()
 
 
+@cp.program
+def scaled(f):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(0.0, x), 1.0)  # no density where x < 0
+
+
+def test_chains_that_stay_where_there_is_no_density_are_named():
+    result = independent(cp.compile(scaled, UNIT))
+    assert 0 < np.mean(result["x"] < 0) < 1
+    assert result.status.has(Code.ZERO_DENSITY)
+    assert np.isnan(result.mean(lambda s: s["x"]).error)
+
+
 def test_a_network_is_no_plain_potential(monkeypatch):
     """A program without user functions of x, or with networks only, pays for no further points."""
 

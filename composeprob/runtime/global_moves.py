@@ -33,7 +33,7 @@ from composeprob.runtime.parts import places
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.base import Run, level_keys
 from composeprob.samplers.cloud import flattened, unflattened
-from composeprob.samplers.gaussian_mixture import GaussianMixture
+from composeprob.samplers.gaussian_mixture import GaussianMixture, finite
 from composeprob.samplers.spread import everywhere, host
 
 GLOBAL = 2**30 - 1
@@ -41,6 +41,8 @@ GLOBAL = 2**30 - 1
 MOST_STUCK = 0.1
 """Share of chains that accepted no proposal, up to which those that did count as independent of one another. Where more
 did not, they are in a mode that the fit does not know, and its share is still what it was."""
+FEWEST = 2
+"""Chains of a half that are where numbers are, below which there is nothing to fit."""
 
 Moving = tuple[KernelState, Array, Array]
 """A chain, the sum of its probabilities of acceptance, and whether it has accepted."""
@@ -61,7 +63,9 @@ def global_moves(run: Run, density: AnnealedDensity, count: int, progress: bool)
     with Progress(count, progress, "global moves") as bar:
         bar.doing("fitting Gaussian mixtures to the chains")
         points = np.asarray(flattened(host(run.whole.chains.position)))
-        halves = points[: len(points) // 2], points[len(points) // 2 :]
+        halves = finite(points[: len(points) // 2]), finite(points[len(points) // 2 :])
+        if min(map(len, halves)) < FEWEST:
+            return run  # the status says why
         fits = GaussianMixture.fitted(*halves[::-1]), GaussianMixture.fitted(*halves)  # each half has the other's
         fits = run.spread.place(fits, everywhere)
         bar.doing("compiling global moves")

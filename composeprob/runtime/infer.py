@@ -130,7 +130,7 @@ def infer(
         why = f"SMC's {num_chains} chains had come to descend from {few} at level {few.level}"
         folder = None if checkpoint_dir is None else Path(checkpoint_dir) / INSTEAD
         instead = asked._replace(density=original if pace else density, pace=None)
-        return _carried_out(instead, *independent(density, why), folder)
+        return _carried_out(instead, *independent(density, why, num_chains), folder)
 
 
 def _carried_out(

@@ -14,7 +14,8 @@ from composeprob.samplers.smc import SMC
 MANY_CHAINS = 256
 """From so many chains on resampling does not degenerate."""
 FIT_MOVES, FIT_NUMBERS = 20, 20
-"""Global moves of a default run where nothing anneals, and the numbers of a position up to which it has them."""
+"""Global moves of default runs whose chains are not weighed, and the numbers of a position up to which they have them.
+Of a mixture at ±3 times a normal 100 chains had .85 in a mode of .91, over ten keys; with these moves .90."""
 
 ADVICE = {
     "energy": "use MALA or HMC with log_ratio=cp.LineIntegral() if that score is a gradient field, a kernel without a "
@@ -50,9 +51,8 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
     if num_chains >= MANY_CHAINS and {"energy", "mode_depth"} <= density.capabilities:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
         return SMC(weights="density", stay=stays(density)), f"{num_chains} chains are enough to resample; {why}{then}"
-    return independent(
-        density, f"fewer than {MANY_CHAINS} chains" if num_chains < MANY_CHAINS else "no weights can be trusted here"
-    )
+    why = f"fewer than {MANY_CHAINS} chains" if num_chains < MANY_CHAINS else "no weights can be trusted here"
+    return independent(density, why, num_chains)
 
 
 def fits(density: AnnealedDensity, num_chains: int) -> bool:
@@ -67,14 +67,16 @@ def stays(density: AnnealedDensity) -> bool:
     return "energy" in density.capabilities and "static" in kinds and "held" not in kinds
 
 
-def independent(density: AnnealedDensity, why: str) -> tuple[Sampler, str]:
-    """Chains that never weigh one another, and why these were chosen."""
+def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tuple[Sampler, str]:
+    """Chains that never weigh one another, and why these were chosen; with global moves, where so many can fit them."""
     if "energy" in density.capabilities:
         # Step sizes as unequal as that: a chain whose latents lie where the density is steep would never leave, as the
         # step that suits the others is too long for it. Of 1,000 with a half-normal scale 25 stayed; 0 to 2 do now.
         moves = by_kind(lambda: HMC(Adaptive()), density, lambda: HMC(Adaptive(), jitter=0.9))
-        then = "; then HMC at level 0, as there are latents" if stays(density) else ""
-        sampler = AnnealedMCMC(moves, 5, reverse_step=True, stay=stays(density))
+        shared = FIT_MOVES if fits(density, num_chains) else 0
+        then = "; then global moves, which give modes their shares" if shared else ""
+        then += "; then HMC at level 0, as there are latents" if stays(density) else ""
+        sampler = AnnealedMCMC(moves, 5, reverse_step=True, stay=stays(density), global_moves=shared)
         return sampler, f"{why}: independent chains, corrected by HMC{then}"
     # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 for these 7 evaluations a level, 0.14 for the 6 of
     # five steps of ULA(0.1·σ²). On exact scores 0.02 and 0.10; with 2 points, or along HMC's own trajectory, over 0.15.

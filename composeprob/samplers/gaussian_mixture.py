@@ -52,7 +52,7 @@ class GaussianMixture(eqx.Module):
         """The mixture that maximises the likelihood of points, of as many components as tell most of other points.
 
         Args:
-            points: (M, d).
+            points: (M, d), all of them numbers.
             others: (M', d), of the same law: what the number of components is chosen by.
 
         References:
@@ -60,9 +60,7 @@ class GaussianMixture(eqx.Module):
         """
         from sklearn.mixture import GaussianMixture as Fit  # takes a second to import, and most runs never fit one
 
-        points, others = (each[np.isfinite(each).all(1)].astype(np.float64) for each in (points, others))
-        points, others = (each[np.linspace(0, len(each) - 1, min(len(each), MOST_POINTS)).astype(int)]
-                          for each in (points, others))  # fmt: skip
+        points, others = _some(points), _some(others)
         center, width = points.mean(0), points.std(0)
         width = np.where(width > 0, width, 1.0)
         best, told, worse = None, -np.inf, 0
@@ -91,3 +89,14 @@ class GaussianMixture(eqx.Module):
         means, roots = (np.concatenate([each, np.repeat(each[:1], more, axis=0)]) for each in (means, roots))
         arrays = log_weights, means, roots, np.linalg.inv(roots)
         return cls(*(jnp.asarray(each, jnp.result_type(float)) for each in arrays))
+
+
+def finite(points: np.ndarray) -> np.ndarray:
+    """The rows that are numbers throughout."""
+    return points[np.isfinite(points).all(1)]
+
+
+def _some(points: np.ndarray) -> np.ndarray:
+    """At most `MOST_POINTS` of the rows, in double precision."""
+    chosen = np.linspace(0, len(points) - 1, min(len(points), MOST_POINTS)).astype(int)
+    return points[chosen].astype(np.float64)

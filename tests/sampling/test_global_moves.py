@@ -11,7 +11,8 @@ import composeprob as cp
 from composeprob.results.status import Code
 from composeprob.runtime import global_moves
 from composeprob.runtime.global_moves import renewed
-from composeprob.samplers.gaussian_mixture import GaussianMixture
+from composeprob.samplers.choose import independent
+from composeprob.samplers.gaussian_mixture import GaussianMixture, finite
 from sampling_cases import Calls, Counted, normal, run, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -30,6 +31,11 @@ def three_modes(schedule=SHORT):
 
 def mode(x):
     return np.argmin(np.linalg.norm((x[:, None] - MEANS) / SDS[:, None], axis=2), axis=1)
+
+
+@cp.program
+def both(f, g):
+    return cp.sample("x", f * g)
 
 
 def test_a_mixture_fits_what_points_come_from():
@@ -51,11 +57,16 @@ def test_a_mixture_fits_what_points_come_from():
     np.testing.assert_allclose(share, np.bincount(mode(points), minlength=3) / 2000, atol=0.04)
 
 
-def test_points_that_are_no_numbers_are_left_out():
+def test_chains_that_are_at_no_number_are_not_fitted(monkeypatch):
+    """Nor is anything where there are no others: the run ends as its levels left it."""
     points = np.random.default_rng(0).standard_normal((60, 2))
-    points[::7] = np.nan
-    fit = GaussianMixture.fitted(points, points)
-    assert np.isfinite(np.asarray(fit.means)).all()
+    points[::7, 0] = np.nan
+    assert len(finite(points)) == 51
+    monkeypatch.setattr(global_moves, "finite", lambda points: points[:1])
+    result, plain = (frozen(cp.compile(single, three_modes()), 0, global_moves=count) for count in (5, 0))
+    assert result.global_acceptance is None
+    np.testing.assert_array_equal(result["x"], plain["x"])
+    assert result.evaluations == plain.evaluations
 
 
 def frozen(density, seed, **options):
@@ -123,6 +134,22 @@ def test_they_cost_one_evaluation_each():
         counts.append((calls.run, result.evaluations))
     assert counts[1][0] - counts[0][0] == 7  # of all chains at once
     assert counts[1][1] - counts[0][1] == 7
+
+
+def test_few_chains_have_the_modes_shares_by_default():
+    """A second factor weighs the modes anew, and at noisier levels otherwise."""
+    levels = cp.Schedule.log_snr(20)
+    law = dist.MixtureSameFamily(dist.Categorical(jnp.array([0.3, 0.7])), dist.Normal(jnp.array([-3.0, 3.0]), 0.3))
+    density = cp.compile(both, cp.Analytic(law, levels), cp.Analytic(dist.Normal(1.0, 2.0), levels))
+    one, other = (w * stats.norm.pdf(m, 1.0, np.hypot(2.0, 0.3)) for w, m in ((0.7, 3.0), (0.3, -3.0)))
+    exact = {"x": one / (one + other)}
+
+    def right(seed, sampler=None):
+        return np.mean(run(density, seed, chains=100, sampler=sampler)["x"] > 0)
+
+    assert_agrees(z_scores({"x": np.array([right(seed) for seed in range(16)])}, exact))
+    without, _ = independent(density, "few chains")
+    assert_disagrees(z_scores({"x": np.array([right(seed, without) for seed in range(16)])}, exact))
 
 
 def test_latents_alone_in_two_modes():

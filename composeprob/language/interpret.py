@@ -81,6 +81,14 @@ class _Interpreter(Messenger):
                 "NumPyro's scan and cond hide their sites from the program.",
                 fix="write a Python loop over sites with names of their own, or a numpyro.plate.",
             )
+        if msg["type"] == "plate" and msg["value"] is None and msg["args"][0] != msg["args"][1]:
+            size, part = msg["args"]
+            raise ProgramError(
+                f"Plate {msg['name']!r} takes {part} of {size} at random, and chains need the same data always.",
+                where=caller(),
+                fix="leave subsample_size out; or pass some of the data to a plate of their own size, in "
+                f"numpyro.handlers.scale(scale={size} / {part}).",
+            )
         if msg["type"] not in ("sample", "deterministic"):
             return
         name = msg["name"]

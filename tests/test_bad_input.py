@@ -108,6 +108,13 @@ def in_plate(size, y, batch=()):
 
 
 @cp.program
+def in_part(y):
+    m = cp.sample("m", dist.Normal(0.0, 1.0))
+    with numpyro.plate("i", 100, subsample_size=4):
+        numpyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+
+@cp.program
 def counts(y):
     rate = cp.sample("rate", dist.Gamma(1.0, 1.0))
     numpyro.sample("y", dist.Poisson(rate), obs=y)
@@ -186,6 +193,7 @@ CASES = {
     "total power zero": (compiled(single, F / normal([1.0, 0.0])), errors.ImproperError, "total power"),
     "total power negative": (compiled(single, F**-0.3), errors.ImproperError, "total power"),
     "a factor over itself": (compiled(single, F / F), errors.ImproperError, "cancels"),
+    "a plate that draws some of its data": (compiled(in_part, jnp.zeros(4)), errors.ProgramError, "takes 4 of 100"),
     "an event without entries": (
         lambda: cp.Analytic(dist.Normal(jnp.zeros(0), 1.0).to_event(1), SCHEDULE),
         errors.ShapeError,

@@ -75,7 +75,7 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             coordinate = jax.eval_shape(inverse, s.value).shape
             kind = describe(s.distribution)
             statics.append(Static(s.name, jnp.shape(s.value), coordinate, kind, s.where, standardised))
-        elif s.kind == "observed":
+        elif s.kind == "observed" and (dependencies[s.name] or not s.substituted):
             following = {static.name for static in statics if static.standardised}
             passed = {n: own if n in following else frozenset() for n, own in dependencies.items()}
             seen = frozenset(ancestors(s.name, {**passed, s.name: dependencies[s.name]}))

@@ -52,4 +52,4 @@ def _given(values: dict[str, Array]) -> Provide:
 
 def _observed(likelihood: Likelihood, provide: Provide, redraw: Redraw | None = None) -> list[Statement]:
     statements = likelihood.source.run(provide, 0, redraw)
-    return [s for s in statements.values() if s.kind == "observed" and not soft(s.distribution)]
+    return [s for s in statements.values() if s.kind == "observed" and not (s.substituted or soft(s.distribution))]

@@ -191,9 +191,10 @@ def shares_of(factors: Sequence[Factor], count: int, weights: object, log_weight
         return Shares(tuple(raw.tolist()), False, 1.0)
     for factor in factors:
         if not factor.normalised:
-            names = ", ".join(f"'{leaf.label}'" for leaf in leaves(factor))
+            parts = leaves(factor)
+            what = f"'{parts[0].label}'" if parts == [factor] else f"the part {factor}"
             raise CapabilityError(
-                f"Mixture weights are shares only of normalised densities, and the normaliser of {names} is unknown.",
+                f"Mixture weights are shares only of normalised densities, and the normaliser of {what} is unknown.",
                 fix=f"find it first: {calibrated}; or give raw multipliers with log_weights=[…] and accept that the "
                 "shares follow from the unknown normalisers.",
             )

@@ -32,6 +32,7 @@ class Statement:
         where: ``"file.py:line"``.
         scale: what its log-probability is multiplied by (``handlers.scale``, subsampled plates).
         dims: the plate that each axis of the value runs over, None where it is no plate's.
+        substituted: whether ``handlers.substitute`` gave the value of an observation, so that it is no data.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Statement:
     where: str
     scale: Array | float | None
     dims: tuple[str | None, ...]
+    substituted: bool = False
 
     @property
     def factor(self) -> Factor:
@@ -79,6 +81,14 @@ class _Interpreter(Messenger):
                 "NumPyro's scan and cond hide their sites from the program.",
                 fix="write a Python loop over sites with names of their own, or a numpyro.plate.",
             )
+        if msg["type"] == "plate" and msg["value"] is None and msg["args"][0] != msg["args"][1]:
+            size, part = msg["args"]
+            raise ProgramError(
+                f"Plate {msg['name']!r} takes {part} of {size} at random, and chains need the same data always.",
+                where=caller(),
+                fix="leave subsample_size out; or pass some of the data to a plate of their own size, in "
+                f"numpyro.handlers.scale(scale={size} / {part}).",
+            )
         if msg["type"] not in ("sample", "deterministic"):
             return
         name = msg["name"]
@@ -91,25 +101,23 @@ class _Interpreter(Messenger):
         msg["composeprob.kind"] = "deterministic" if msg["type"] == "deterministic" else self._kind(msg)
         if msg["composeprob.kind"] in ("noised", "static"):
             msg["value"] = self.provide(msg["composeprob.kind"], name, msg["fn"])
-        if msg["composeprob.kind"] == "observed" and self.redraw is not None:
+        if msg["composeprob.kind"] == "observed" and msg["is_observed"] and self.redraw is not None:
             msg["value"] = self.redraw(name, msg["fn"], msg["value"])
 
     def _kind(self, msg: Message) -> str:
         """The kind of a sample statement; what NumPyro's handlers made of it has been done by now."""
         kind, name = kind_of(msg["fn"]), msg["name"]
         changed = msg.get("scale") is not None or masked(msg["fn"])
-        if kind == "noised" and (changed or msg["is_observed"]):
+        if kind == "noised" and (changed or msg["value"] is not None):
             what = "is masked or scaled" if changed else "is given a value"
             raise ProgramError(
                 f"The factor at site {name!r} {what} by a handler, which factors cannot be.",
                 fix="write f ** w for a scaled factor, leave a masked one out, and let data act through cp.observe.",
             )
-        if msg["is_observed"]:
+        if msg["value"] is not None:  # data, or what handlers.substitute has put in a latent's place
             if not masked(msg["fn"]):
                 check_observed(name, msg["fn"], unwrap(msg["fn"]), msg["value"], msg.get("cond_indep_stack"))
             return "observed"
-        if msg["value"] is not None:  # handlers.substitute has put a number in the latent's place
-            return "deterministic"
         if kind == "static":
             check_latent(name, msg["fn"], unwrap(msg["fn"]))
         return kind
@@ -127,6 +135,7 @@ class _Interpreter(Messenger):
             where=msg["composeprob.where"],
             scale=msg.get("scale"),
             dims=_dims(msg),
+            substituted=kind == "observed" and not msg["is_observed"],
         )
 
 

@@ -94,8 +94,9 @@ def test_handlers_scale_and_mask_observations_and_priors():
         numpyro.handlers.scale(scale=2.0),
         numpyro.handlers.mask(mask=False),
         numpyro.handlers.condition(data={"x": jnp.array(0.3)}),
+        numpyro.handlers.substitute(data={"x": jnp.array(0.3)}),
     ],
-    ids=["scale", "mask", "condition"],
+    ids=["scale", "mask", "condition", "substitute"],
 )
 def test_handlers_that_a_factor_cannot_follow_are_refused_not_ignored(handler):
     @cp.program
@@ -120,6 +121,24 @@ def test_substitute_and_do_put_a_number_in_the_place_of_a_latent():
     density = cp.compile(model, F)
     assert "m" not in density.sites
     assert float(density.to_samples({"x": jnp.array(0.0), **_rest(density)})["seen"]) == pytest.approx(5.0)
+
+
+def test_the_prior_of_a_substituted_latent_counts():
+    """As in NumPyro's log-density: x is told of by m, although nothing else looks at m."""
+
+    @cp.program
+    def model(f):
+        x = cp.sample("x", f)
+        with numpyro.handlers.substitute(data={"m": 2.0}):
+            cp.sample("m", dist.Normal(x, 0.5))
+
+    density = cp.compile(model, F)
+    alpha = float(SCHEDULE.alpha[0])
+    moved = log_density(density, x=alpha) - log_density(density, x=0.0)
+    expected = dist.Normal(1.0, 0.5).log_prob(2.0) - dist.Normal(0.0, 0.5).log_prob(2.0)
+    expected += cp.compile(cp.program(lambda: cp.sample("x", F))).log_density({"x": jnp.array(alpha)}, 0)
+    expected -= cp.compile(cp.program(lambda: cp.sample("x", F))).log_density({"x": jnp.array(0.0)}, 0)
+    assert moved == pytest.approx(float(expected), abs=1e-3)
 
 
 def _rest(density):

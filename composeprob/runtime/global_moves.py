@@ -87,7 +87,7 @@ def _moved(run: Run, density: AnnealedDensity, first: GaussianMixture, second: G
                 state, total, went = carry
                 draw_key, accept_key = jax.random.split(jax.random.fold_in(key, i))
                 row = jnp.where(late, second.draw(draw_key), first.draw(draw_key))
-                there = unflattened(row, position)
+                there = jax.tree.map(lambda new, old: new.astype(old.dtype), unflattened(row, position), position)
                 proposed = KernelState(there, density.evaluator(there, 0).alone)
                 ratio = log_ratio(proposed, state) + told(ravel_pytree(state.position)[0]) - told(row)
                 state, info = metropolis(accept_key, ratio, proposed, state)

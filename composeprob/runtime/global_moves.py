@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +45,8 @@ did not, they are in a mode that the fit does not know, and its share is still w
 FEWEST = 2
 """Chains of a half that are where numbers are, below which there is nothing to fit."""
 
-Moving = tuple[KernelState, Array, Array]
-"""A chain, the sum of its probabilities of acceptance, and whether it has accepted."""
+Moving = tuple[KernelState, Array, Array, Array]
+"""A chain, log q where it is, the sum of its probabilities of acceptance, and whether it has accepted."""
 
 
 def global_moves(run: Run, density: AnnealedDensity, count: int, progress: bool) -> Run:
@@ -66,40 +67,43 @@ def global_moves(run: Run, density: AnnealedDensity, count: int, progress: bool)
         halves = finite(points[: len(points) // 2]), finite(points[len(points) // 2 :])
         if min(map(len, halves)) < FEWEST:
             return run  # the status says why
-        fits = GaussianMixture.fitted(*halves[::-1]), GaussianMixture.fitted(*halves)  # each half has the other's
-        fits = run.spread.place(fits, everywhere)
+        others = GaussianMixture.fitted(*halves[::-1]), GaussianMixture.fitted(*halves)  # each half has the other's
+        fits = run.spread.place(GaussianMixture.beside(*others), everywhere)
         bar.doing("compiling global moves")
-        moved = _moved(run, density, *fits, run.spread.number(count))
+        moved = _moved(run, density, fits, run.spread.number(count))
         bar.update(count, acceptance=float(moved.global_acceptance))
     return moved
 
 
 @executable
-def _moved(run: Run, density: AnnealedDensity, first: GaussianMixture, second: GaussianMixture, count: Array) -> Run:
-    """The run after ``count`` proposals to each chain: from ``first`` to those of the first half, else ``second``."""
+def _moved(run: Run, density: AnnealedDensity, fits: GaussianMixture, count: Array) -> Run:
+    """The run after ``count`` proposals to each chain; those of the first half are from the first of the fits."""
 
-    def own(run: Run, density: AnnealedDensity, first: GaussianMixture, second: GaussianMixture, count: Array) -> Run:
+    def own(run: Run, density: AnnealedDensity, fits: GaussianMixture, count: Array) -> Run:
         keys, spread = level_keys(run.keys, GLOBAL), run.spread
-        late = spread.numbers(keys) >= spread.number_of(keys) // 2
+        halves = (spread.numbers(keys) >= spread.number_of(keys) // 2).astype(jnp.int32)
 
-        def one(key: Array, position: Position, evaluation: Evaluation, late: Array) -> Moving:
+        def one(key: Array, position: Position, evaluation: Evaluation, half: Array) -> Moving:
             def propose(i: Array, carry: Moving) -> Moving:
-                state, total, went = carry
-                draw_key, accept_key = jax.random.split(jax.random.fold_in(key, i))
-                row = jnp.where(late, second.draw(draw_key), first.draw(draw_key))
+                state, here, total, went = carry
+                draw_key, accept_key = jax.vmap(partial(jax.random.fold_in, key))(2 * i + jnp.arange(2))
+                noise = jax.random.normal(draw_key, (fits.means.shape[-1] + 1,), fits.means.dtype)
+                row = jax.vmap(lambda fit: fit.draw(noise))(fits)[half]
                 there = jax.tree.map(lambda new, old: new.astype(old.dtype), unflattened(row, position), position)
                 proposed = KernelState(there, density.evaluator(there, 0).alone)
-                ratio = log_ratio(proposed, state) + told(ravel_pytree(state.position)[0]) - told(row)
+                log_q = told(row)
+                ratio = log_ratio(proposed, state) + here - log_q
                 state, info = metropolis(accept_key, ratio, proposed, state)
-                return state, total + info.acceptance, went | info.accepted
+                here = jnp.where(info.accepted, log_q, here)
+                return state, here, total + info.acceptance, went | info.accepted
 
             def told(row: Array) -> Array:
-                return jnp.where(late, second.log_prob(row), first.log_prob(row))
+                return jax.vmap(lambda fit: fit.log_prob(row))(fits)[half]
 
-            start = KernelState(position, evaluation.alone), jnp.zeros(()), jnp.asarray(False)
-            return jax.lax.fori_loop(0, count, propose, start)
+            state, here = KernelState(position, evaluation.alone), told(ravel_pytree(position)[0])
+            return jax.lax.fori_loop(0, count, propose, (state, here, jnp.zeros(()), jnp.asarray(False)))
 
-        states, total, went = spread.map(one, keys, run.chains.position, run.chains.evaluation, late)
+        states, _, total, went = spread.map(one, keys, run.chains.position, run.chains.evaluation, halves)
         parts = run.chains.evaluation.parts
         parts = None if parts is None else unknown(parts)  # of where the chains were; nobody weighs them any more
         evaluation = dataclasses.replace(states.evaluation, parts=parts)
@@ -111,8 +115,8 @@ def _moved(run: Run, density: AnnealedDensity, first: GaussianMixture, second: G
             run, chains=chains, ancestors=ancestors, path_weights=paths, global_acceptance=acceptance
         )
 
-    specs = (Run.places(), places(density), *(everywhere,) * 3)
-    return on_devices(run.spread, own, specs, Run.places())(run, density, first, second, count)
+    specs = (Run.places(), places(density), everywhere, everywhere)
+    return on_devices(run.spread, own, specs, Run.places())(run, density, fits, count)
 
 
 def together(went: Array, probability: Array, ancestors: Array) -> tuple[Array, Array, Array]:

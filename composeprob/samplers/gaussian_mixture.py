@@ -34,11 +34,14 @@ class GaussianMixture(eqx.Module):
     roots: Array
     inverses: Array
 
-    def draw(self, key: Array) -> Array:
-        """One draw, (d,)."""
-        which, noise = jax.random.split(key)
-        j = jax.random.categorical(which, self.log_weights)
-        return self.means[j] + self.roots[j] @ jax.random.normal(noise, self.means.shape[1:], self.means.dtype)
+    def draw(self, noise: Array) -> Array:
+        """The draw that d + 1 independent normal numbers make, (d,): the first says which component.
+
+        Numbers and not a key, as most of the time to compile a draw is that of random numbers.
+        """
+        below = jnp.cumsum(jnp.exp(self.log_weights))
+        j = jnp.minimum(jnp.sum(jax.scipy.special.ndtr(noise[0]) > below), len(below) - 1)
+        return self.means[j] + self.roots[j] @ noise[1:]
 
     def log_prob(self, row: Array) -> Array:
         """log q at one row (d,)."""
@@ -79,16 +82,24 @@ class GaussianMixture(eqx.Module):
                 break
         assert best is not None
         roots = width[:, None] * np.linalg.cholesky(best.covariances_)
-        return cls._filled_up(np.log(best.weights_), center + width * best.means_, roots)
+        arrays = np.log(best.weights_), center + width * best.means_, roots, np.linalg.inv(roots)
+        return cls(*(jnp.asarray(each, jnp.result_type(float)) for each in arrays))
 
     @classmethod
-    def _filled_up(cls, log_weights: np.ndarray, means: np.ndarray, roots: np.ndarray) -> GaussianMixture:
-        """With components of no weight up to one of `ROOM`, so that two numbers of them are all that is compiled."""
-        more = next(room for room in ROOM if room >= len(means)) - len(means)
-        log_weights = np.concatenate([log_weights, np.full(more, -np.inf)])
-        means, roots = (np.concatenate([each, np.repeat(each[:1], more, axis=0)]) for each in (means, roots))
-        arrays = log_weights, means, roots, np.linalg.inv(roots)
-        return cls(*(jnp.asarray(each, jnp.result_type(float)) for each in arrays))
+    def beside(cls, *mixtures: GaussianMixture) -> GaussianMixture:
+        """Several mixtures as one, whose arrays have an axis for them in front.
+
+        All have as many components as the largest, up to one of `ROOM`, so that two numbers of them are all that is
+        compiled; those that fill up have no weight.
+        """
+        most = max(len(mixture.means) for mixture in mixtures)
+        room = next(room for room in ROOM if room >= most)
+
+        def filled(array: Array) -> np.ndarray:
+            more = np.repeat(np.asarray(array)[:1], room - len(array), axis=0)
+            return np.concatenate([array, more if array.ndim > 1 else np.full_like(more, -np.inf)])
+
+        return jax.tree.map(lambda *arrays: jnp.stack([jnp.asarray(filled(a)) for a in arrays]), *mixtures)
 
 
 def finite(points: np.ndarray) -> np.ndarray:

@@ -189,7 +189,8 @@ class Evaluator(Evaluates):
             return dict(position)
         noise, xs, zs = self._seen(position, 0)
         statements, _ = self.likelihood.replay({name: x / noise.alpha for name, x in xs.items()}, zs, noise.index)
-        shown = {s.name: jnp.asarray(s.value) for s in statements.values() if s.kind in ("static", "deterministic")}
+        kinds = ("static", "deterministic")
+        shown = {s.name: jnp.asarray(s.value) for s in statements.values() if s.kind in kinds or s.substituted}
         return {**xs, **shown}
 
     def data(self) -> dict[str, Array]:

@@ -228,3 +228,23 @@ def test_evidence_and_posterior_under_an_unknown_spread(policy):
         "sd": np.array([run["sd"].mean() for run in runs]),
     }
     assert_agrees(z_scores(values, by_quadrature()))
+
+
+@cp.program
+def counted(f, y):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Poisson(jnp.exp(2 * x)), y)
+
+
+@pytest.mark.slow
+def test_counts_by_an_exponential():
+    """At x/α their log-likelihood is −10¹⁸ where noise is large: the status was non_finite, log Z off by −1.7."""
+    y, x = jnp.array([7, 4]), jnp.linspace(-6.0, 6.0, 24001)
+    log_joint = dist.Normal(0.0, 1.0).log_prob(x) + dist.Poisson(jnp.exp(2 * x)[:, None]).log_prob(y).sum(1)
+    evidence = float(jax.nn.logsumexp(log_joint)) + np.log(12.0 / 24000)
+    mean = float(jnp.sum(jax.nn.softmax(log_joint) * x))
+    result = cp.infer(cp.compile(counted, normal(0.0), y), jax.random.key(0), num_chains=1000, progress=False)
+    assert result.status.ok
+    found = result.mean(lambda s: s["x"])
+    off = (result.log_evidence - evidence) / result.log_evidence_error
+    assert_agrees({"mean": (found.value - mean) / found.error, "evidence": off})

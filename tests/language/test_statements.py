@@ -120,7 +120,8 @@ def test_substitute_and_do_put_a_number_in_the_place_of_a_latent():
 
     density = cp.compile(model, F)
     assert "m" not in density.sites
-    assert float(density.to_samples({"x": jnp.array(0.0), **_rest(density)})["seen"]) == pytest.approx(5.0)
+    samples = density.to_samples({"x": jnp.array(0.0), **_rest(density)})
+    assert {name: float(samples[name]) for name in ("m", "seen")} == pytest.approx({"m": 2.0, "seen": 5.0})
 
 
 def test_the_prior_of_a_substituted_latent_counts():

@@ -16,6 +16,9 @@ ROOM = (8, COMPONENTS[-1])
 """Components of a mixture's arrays."""
 PATIENCE = 2
 """Numbers in a row that say no more of points left out, after which no other is tried."""
+MOST_LOST = 10.0
+"""Nats below what one Gaussian says of a point, as which a worse number counts: a chain that was left behind somewhere
+would forbid any mixture that does not reach there."""
 MOST_POINTS = 2048
 """That a mixture is fitted to, evenly spaced among those there are."""
 
@@ -66,14 +69,16 @@ class GaussianMixture(eqx.Module):
         points, others = _some(points), _some(others)
         center, width = points.mean(0), points.std(0)
         width = np.where(width > 0, width, 1.0)
-        best, told, worse = None, -np.inf, 0
+        best, told, worse, alone = None, -np.inf, 0, np.zeros(0)
         for count in COMPONENTS:
             if count > 1 and count * (points.shape[1] + 1) > len(points):
                 break
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a fit that has not converged, or of few distinct points, will do
                 found = Fit(count, random_state=0).fit((points - center) / width)
-            tells = found.score((others - center) / width)
+            says = found.score_samples((others - center) / width)
+            alone = says if count == 1 else alone
+            tells = np.mean(np.maximum(says, alone - MOST_LOST))
             if tells > told:
                 best, told, worse = found, tells, 0
             else:

@@ -57,6 +57,15 @@ def test_a_mixture_fits_what_points_come_from():
     np.testing.assert_allclose(share, np.bincount(mode(points), minlength=3) / 2000, atol=0.04)
 
 
+def test_a_chain_that_was_left_behind_forbids_no_mixture():
+    points = np.repeat([-0.4, 1.0], 150)[:, None] + 1e-3 * np.random.default_rng(0).standard_normal((300, 1))
+    other = points.copy()
+    other[0] = -1.9
+    for pair in ((points, other), (other, points)):
+        fit = GaussianMixture.fitted(*pair)
+        assert np.exp(np.asarray(jax.vmap(fit.log_prob)(jnp.asarray(points, jnp.float32)))).min() > 1
+
+
 def test_chains_that_are_at_no_number_are_not_fitted(monkeypatch):
     """Nor is anything where there are no others: the run ends as its levels left it."""
     points = np.random.default_rng(0).standard_normal((60, 2))

@@ -5,4 +5,4 @@ from __future__ import annotations
 from .. import simulated
 from ..worlds import slcp
 
-RECIPE = simulated.posterior(slcp, simulated.slcp_network, iterations=30_000, weight=simulated.even)
+RECIPE = simulated.posterior(slcp, simulated.slcp_network, iterations=240_000, weight=simulated.even)

@@ -79,7 +79,7 @@ class GaussianMixture(eqx.Module):
             says = found.score_samples((others - center) / width)
             alone = says if count == 1 else alone
             tells = np.mean(np.maximum(says, alone - MOST_LOST))
-            if tells > told:
+            if best is None or tells > told:
                 best, told, worse = found, tells, 0
             else:
                 worse += 1
@@ -108,8 +108,9 @@ class GaussianMixture(eqx.Module):
 
 
 def finite(points: np.ndarray) -> np.ndarray:
-    """The rows that are numbers throughout."""
-    return points[np.isfinite(points).all(1)]
+    """The rows that are numbers throughout, as their squares are."""
+    with np.errstate(over="ignore"):
+        return points[np.isfinite(np.square(points, dtype=np.float64)).all(1)]
 
 
 def _some(points: np.ndarray) -> np.ndarray:

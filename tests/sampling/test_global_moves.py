@@ -69,8 +69,9 @@ def test_a_chain_that_was_left_behind_forbids_no_mixture():
 def test_chains_that_are_at_no_number_are_not_fitted(monkeypatch):
     """Nor is anything where there are no others: the run ends as its levels left it."""
     points = np.random.default_rng(0).standard_normal((60, 2))
-    points[::7, 0] = np.nan
-    assert len(finite(points)) == 51
+    points[::7, 0], points[1, 1], points[2, 0] = np.nan, 1e200, 1e30
+    assert len(finite(points)) == 50
+    assert np.isfinite(np.asarray(GaussianMixture.fitted(finite(points), finite(points)).means)).all()
     monkeypatch.setattr(global_moves, "finite", lambda points: points[:1])
     result, plain = (frozen(cp.compile(single, three_modes()), 0, global_moves=count) for count in (5, 0))
     assert result.global_acceptance is None

@@ -29,8 +29,8 @@ class Code(enum.StrEnum):
     OK = "ok"
     INTERRUPTED = "interrupted"
     SAMPLES_DIVERGED = "samples_diverged"
-    ZERO_DENSITY = "zero_density"
     NON_FINITE = "non_finite"
+    ZERO_DENSITY = "zero_density"
     NOT_CONSERVATIVE = "not_conservative"
     NETWORK_DOUBTED = "network_doubted"
     NO_OVERLAP = "no_overlap"
@@ -211,17 +211,6 @@ def diagnose(
             )
         )
 
-    if outside > 0:
-        findings.append(
-            (
-                Code.ZERO_DENSITY,
-                f"{outside:.2%} of the chains are where the density is 0 or NaN, outside of the "
-                "walls that hold the posterior: they did not find the way in. Their samples belong to no posterior; "
-                "leave them out. Try cp.SMC, which weighs such chains out, with more chains, or give the wall a slope, "
-                "such as jax.nn.log_sigmoid(distance / width).",
-            )
-        )
-
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.asarray(non_finite, float) / np.broadcast_to(np.asarray(proposals, float), (num_levels,))
         bad = visited & (share > NON_FINITE_CEILING)
@@ -239,6 +228,16 @@ def diagnose(
                 "missing from the samples and the evidence. Evaluate density.log_density there to find the factor that "
                 "overflows; where the step size is fixed, try step_size=cp.Adaptive(). A factor that is meant to be 0 "
                 "there must say so by -jnp.inf with a finite gradient: jnp.where(inside, log_weight, -jnp.inf).",
+            )
+        )
+    if outside > 0:
+        findings.append(
+            (
+                Code.ZERO_DENSITY,
+                f"{outside:.2%} of the chains are where the density is 0 or NaN, outside of the "
+                "walls that hold the posterior: they did not find the way in. Their samples belong to no posterior; "
+                "leave them out. Try cp.SMC, which weighs such chains out, with more chains, or give the wall a slope, "
+                "such as jax.nn.log_sigmoid(distance / width).",
             )
         )
     turning = {name: value for name, value in (curl or {}).items() if value > CURL_CEILING}

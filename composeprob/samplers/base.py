@@ -298,7 +298,7 @@ def _begin(key: Array, num_chains: int, visits: Visits) -> Run:
     zero, weights = jnp.zeros(()), jnp.zeros((num_chains,))
     own, none = jnp.arange(num_chains, dtype=jnp.int32), jnp.zeros((), jnp.int32)
     records, apart = Records.empty(len(visits.order)), jnp.zeros((1,))
-    unknown = jnp.full((), jnp.nan)
+    unknown = jnp.full((), jnp.nan, float)  # not weakly typed, as in `Records.empty`
     state = records, none, zero, unknown, apart, visits
     return Run(None, keys[1:], keys[0], weights, weights, zero, zero, own, (), *state)
 

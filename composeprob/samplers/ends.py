@@ -57,7 +57,7 @@ def check_enough(num_chains: int, density: AnnealedDensity) -> None:
     if num_chains < enough(size):
         raise InvalidValueError(
             f"global_moves= fits a Gaussian mixture to each half of the chains, and {num_chains} are too few for "
-            f"positions of {size} numbers.",
+            f"positions of {size} number{'s' * (size != 1)}.",
             fix=f"use {enough(size)} chains or more, or leave global_moves out.",
         )
 

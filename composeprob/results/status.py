@@ -121,8 +121,8 @@ class Status:
     def unstayed(self) -> Status:
         """The same outcome of a run that was stopped in its global moves or its stay at level 0."""
         text = (
-            "Stopped in what ends it at level 0; the samples are as the levels left them, and latents may not have "
-            "settled."
+            "Stopped at level 0, before its global moves or its stay there had ended; the samples are as they were "
+            "then, and latents may not have settled."
         )
         return Status(((Code.INTERRUPTED, text), *self.findings))
 

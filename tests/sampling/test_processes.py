@@ -20,7 +20,7 @@ import composeprob as cp
 schedule = cp.Schedule.log_snr(24, min=-6.0, max=6.0)
 f = cp.Analytic(dist.Normal(jnp.array([0.0, 1.0]), 0.5), schedule)
 g = cp.Analytic(dist.Normal(jnp.array([0.5, 0.0]), 1.0), schedule)
-sampler = cp.SMC(cp.MALA(cp.Adaptive()), integrator="explicit")  # the one with the same bits on one device
+sampler = cp.SMC(cp.MALA(cp.Adaptive()), integrator="explicit", global_moves=3)  # the same bits on one device
 
 
 @cp.program

@@ -22,7 +22,7 @@ from report import publish
 
 import composeprob as cp
 from composeprob.runtime.compiled import advance, start
-from composeprob.samplers.base import begin, placed
+from composeprob.samplers.run import begin, placed
 from composeprob.samplers.spread import Spread, everywhere
 from composeprob.samplers.visits import Visits
 
@@ -44,7 +44,7 @@ def main() -> int:
 
     def prepared(devices: int, chunk: int | None) -> Any:
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("chains",)) if devices > 1 else None
-        spread = Spread.of(mesh, chunk, CHAINS)
+        spread = Spread.checked(mesh, chunk, CHAINS)
         run = placed(begin(jax.random.key(0), CHAINS, Visits.every(first, density.num_levels), spread), spread)
         placed_sampler, placed_density = spread.place((sampler, density), everywhere)
         run = start(placed_sampler, run, placed_density, first)

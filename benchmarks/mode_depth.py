@@ -17,7 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from mode_weights import COLUMNS, SPREAD, Gaussians, Measured, Problem, Row, as_text, measure, nearest, ring_product
+from mode_weights import (
+    COLUMNS,
+    SPREAD,
+    Gaussians,
+    Measured,
+    Problem,
+    Row,
+    as_text,
+    measure,
+    nearest,
+    ring_product,
+    smc,
+)
 from mode_weights import total_variation as variation
 from report import publish
 
@@ -117,8 +129,7 @@ def main() -> int:
         for target, problem in problems(ring).items():
             for weights in ("density",) if target == "ring" else ("density", "feynman_kac"):
                 label = f"{name}, {target}, {weights}"
-                sampler = cp.SMC(cp.MALA(cp.Adaptive()), weights=weights, second_order=False)
-                rows[label] = measure(problem, Row(label, sampler, ring.schedule), CHAINS, KEYS)
+                rows[label] = measure(problem, Row(label, smc(weights), ring.schedule), CHAINS, KEYS)
                 print("  ".join(as_text(rows[label])), flush=True)
         quadrature[name] = [(level, *by_quadrature(ring, level)) for level in LOG_SNR]
     notes = (

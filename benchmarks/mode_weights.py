@@ -113,12 +113,17 @@ def floor(mass: np.ndarray, draws: int) -> float:
     return float(sum(0.5 * stats.binom(draws, q).expect(lambda k, q=q: np.abs(k / draws - q)) for q in mass))
 
 
+def smc(weights: str) -> cp.SMC:
+    """SMC with tuned moves; its reverse step, where weights are of steps, is of first order: one evaluation a level."""
+    step = cp.ReverseStep(order=1) if weights == "feynman_kac" else None
+    return cp.SMC(cp.MALA(cp.Adaptive()), weights=weights, step=step)
+
+
 def samplers() -> dict[str, Callable[[cp.Schedule], Row]]:
     """Every row of the table by name; a function, since samplers hold arrays."""
     grid, cosine = cp.Schedule.log_snr(60), cp.Schedule.cosine(100)
     mcmc = cp.AnnealedMCMC
     tuned_hmc = lambda steps: mcmc(cp.HMC(cp.Adaptive(), num_leapfrog=3), steps)
-    smc = lambda weights: cp.SMC(cp.MALA(cp.Adaptive()), weights=weights, second_order=False)
     rows = [
         Row("exact draws", None, cosine),
         Row("Ancestral", cp.Ancestral(), cosine),

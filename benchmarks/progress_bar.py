@@ -27,14 +27,14 @@ PAIRS, CHAINS = 15, 4000
 class Terminal(bar.Progress):
     """A bar that draws as on a terminal, into memory."""
 
-    def __init__(self, total: int, enabled: bool = True, description: str = ""):
+    def __init__(self, total: int = 0, enabled: bool = True, description: str = ""):
         super().__init__(total, enabled, description)
         if enabled:
             self._console, self._kind = Console(file=io.StringIO(), force_terminal=True, width=100), "terminal"
 
 
 def main() -> int:
-    from composeprob.runtime import descend as driver
+    from composeprob.runtime import stages as driver
 
     driver.Progress = Terminal  # type: ignore[misc]
     density = ring_product().compile(cp.Schedule.log_snr(200))

@@ -31,7 +31,7 @@ TOYS = {"gaussian": (2, 4, 8, 10, 16, 32), "mixture": (10,)}
 SLCP_COUNTS = (1, 8, 14, 22, 30)
 OURS, MOVED, FLOOR = "composeprob", "10 global moves", "floor"
 METHODS = (OURS, *rivals.RIVALS)
-SAMPLERS = {OURS: None, MOVED: cp.SMC(global_moves=10)}
+SAMPLERS = {OURS: None, MOVED: cp.SMC(then=cp.GlobalMoves(10))}
 """Of our own runs: the default, and with moves at level 0 that compare modes, for exact scores."""
 NARROW = "gaussian m=32 n=4 eps=0"
 """The cell whose variances the notes tell."""
@@ -47,7 +47,7 @@ NOTES = """Toys: the mean over seeds of the max-sliced Wasserstein distance (p =
 Where scores are exact both are means over several sets of draws of every instance, and ± is one standard error of the
 ratio over these: the number after × in the column of seeds says how many, and where there is none it was 4 to 8.
 Composeprob's is its default run of as many chains as draws, 80 levels and {evaluations} evaluations a chain; with 10
-global moves (`cp.SMC(global_moves=10)`), which compare modes by the exact energies, {moved}.
+global moves (`cp.SMC(then=cp.GlobalMoves(10))`), which compare modes by the exact energies, {moved}.
 Instances are drawn by NumPy from the recipe of Linhart et al. (TMLR, arXiv 2404.07593), whose own are PyTorch's.
 GAUSS, JAC, Langevin and reverse are restated from the papers, with the settings that they print, and run here on the
 same instances, in double precision; ε is how wrong the individual scores are, for all methods alike, and wrong by n·ε

@@ -21,11 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
+from jax.scipy.special import log_ndtr
 from plane.nine import NINE, exact, single
 from report import kept, publish
 
 import composeprob as cp
 from composeprob.density.overlap import noised
+from composeprob.kernels import KernelState
 from composeprob.kernels.metropolis import metropolis
 
 KEYS, SETS = 100, 75
@@ -47,10 +49,10 @@ ZOO = ("ring2d", "ring2d-score", "bar2d-score")
 class NoHastings(cp.MALA):
     """A wrong kernel: it compares densities, and forgets that its proposal does not go back as it came."""
 
-    def step(self, key: Array, state: Any, target: Any, step_size: Array) -> Any:
-        key_propose, key_accept = jax.random.split(key)
-        proposed = self.propose(key_propose, state, target, step_size)
-        return metropolis(key_accept, proposed.evaluation.log_density - state.evaluation.log_density, proposed, state)
+    def finish(self, trajectory: Any, evaluation: Any) -> Any:
+        state, proposed = trajectory.start, KernelState(trajectory.position, evaluation)
+        log_ratio = proposed.evaluation.log_density - state.evaluation.log_density
+        return metropolis(log_ndtr(trajectory.spare_noise[0]), log_ratio, proposed, state)
 
 
 @cp.program

@@ -22,7 +22,7 @@ else:  # a type checker that saw this would believe in every name
             return import_module(f"{__name__}.{name}")
         if name == "__all__" or not name.startswith("__"):
             with warnings.catch_warnings():
-                # In a notebook without ipywidgets NumPyro's bars say so when it is imported; composeprob needs none.
+                # In a notebook without ipywidgets NumPyro's bars warn when it is imported; composeprob needs none.
                 warnings.filterwarnings("ignore", "IProgress not found")
                 api = import_module(f"{__name__}.api")
             globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)

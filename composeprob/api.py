@@ -24,12 +24,15 @@ from composeprob.numpyro_sites import as_distribution
 from composeprob.pretrained.load import from_diffusers
 from composeprob.results.result import Result
 from composeprob.results.status import Status
-from composeprob.runtime.infer import infer
+from composeprob.runtime.infer import Checkpoint, Draws, infer
 from composeprob.samplers.ancestral import Ancestral
 from composeprob.samplers.annealed_mcmc import AnnealedMCMC
-from composeprob.samplers.base import Sampler
+from composeprob.samplers.closing import GlobalMoves, WarmUp
+from composeprob.samplers.meet import Meet, Resample
 from composeprob.samplers.replica_exchange import ReplicaExchange
+from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.smc import SMC
+from composeprob.samplers.step import ReverseStep
 from composeprob.schedule import Schedule
 
 __all__ = [
@@ -44,19 +47,26 @@ __all__ = [
     "AnnealedDensity",
     "AnnealedMCMC",
     "BlackJAX",
+    "Checkpoint",
     "Classifier",
     "Diffusion",
+    "Draws",
     "Energy",
     "Factor",
     "Gibbs",
+    "GlobalMoves",
     "Kernel",
     "LineIntegral",
+    "Meet",
     "Policy",
     "ReplicaExchange",
+    "Resample",
     "Result",
+    "ReverseStep",
     "Sampler",
     "Schedule",
     "Status",
+    "WarmUp",
     "annealed",
     "as_distribution",
     "batched_linear",

@@ -32,3 +32,17 @@ def check_number(value: object, what: str, least: int = 1) -> int:
             f"{what} must be a whole number ≥ {least}; got {value!r}.", fix="pass an int, such as 64."
         )
     return int(value)
+
+
+def check_count(value: object, name: str) -> int:
+    """Returns a number of chains, draws or transitions as an int.
+
+    Raises:
+        WrongTypeError: it is no whole number.
+        InvalidValueError: it is below 1.
+    """
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise WrongTypeError(f"{name} must be a whole number; got {value!r}.", fix="pass an int, such as 1000.")
+    if value < 1:
+        raise InvalidValueError(f"{name} must be at least 1; got {value}.", fix="ask for one or more.")
+    return int(value)

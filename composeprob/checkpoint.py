@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: arrays under their key paths, beside a text that says what they belong to."""
+"""Checkpoints by Orbax: arrays under their key paths, beside a text of what they belong to."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ DIGEST = "sha256:"
 """What entries of a fingerprint begin with that only a machine can read."""
 
 
-T = TypeVar("T")
+Tree = TypeVar("Tree")
 
 
-class Checkpoints:
-    """`Checkpoints` keeps the last two checkpoints of one run (of training or of sampling) in a directory.
+class CheckpointFolder:
+    """`CheckpointFolder` keeps the last two checkpoints of one run (of training or of sampling) in a directory.
 
     Args:
         directory: made when missing.
         fingerprint: what the run is, ``{what: value}``. A directory with another one is refused.
-        in_background: whether `save` returns as soon as the arrays are copied, and the writing goes on beside the run;
+        in_background: whether `save` returns as soon as the arrays are copied, and the writing runs beside it;
             its errors are raised by a later `save`, or by `wait`.
 
     Raises:
@@ -38,11 +38,11 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, fingerprint: JSONObject, in_background: bool = False):
-        self.directory = Path(directory).absolute()
+        self.path = Path(directory).absolute()
         self.fingerprint = fingerprint
         try:  # now, and not after an hour
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.directory, prefix=".writable-") as file:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.path, prefix=".writable-") as file:
                 file.write(b"\0")
         except OSError as error:
             raise InvalidValueError(
@@ -59,7 +59,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, create=True, enable_async_checkpointing=in_background, async_options=at_once
         )
-        self.manager = ocp.CheckpointManager(self.directory, options=options)
+        self.manager = ocp.CheckpointManager(self.path, options=options)
 
     def clear(self) -> None:
         """Delete what is there."""
@@ -71,16 +71,16 @@ class Checkpoints:
         if step in self.manager.all_steps():
             return
         items = self.args.Composite(
-            state=self.args.StandardSave(_named(state)), run=self.args.JsonSave(self.fingerprint)
+            state=self.args.StandardSave(_by_path(state)), run=self.args.JsonSave(self.fingerprint)
         )
         self.manager.save(step, args=items)
 
     @property
     def writing(self) -> bool:
-        """Whether a save goes on in the background."""
+        """Whether a save runs in the background."""
         return self.manager.is_saving_in_progress()
 
-    def restore(self, like: T) -> T | None:
+    def restore(self, like: Tree) -> Tree | None:
         """The last state that can be read, in the structure of ``like``; None when there is none.
 
         A damaged checkpoint is passed over with a warning where the one before it can be read.
@@ -101,7 +101,7 @@ class Checkpoints:
                 continue
             for bad, why in damaged:
                 warnings.warn(
-                    f"Checkpoint {bad} in {self.directory} cannot be read ({first_line(why)}); going on from "
+                    f"Checkpoint {bad} in {self.path} cannot be read ({first_line(why)}); going on from "
                     f"checkpoint {step}.",
                     stacklevel=4,
                 )
@@ -109,8 +109,8 @@ class Checkpoints:
         if damaged:
             step, why = damaged[0]
             raise LoadError(
-                f"The checkpoint {step} in {self.directory} cannot be read: {first_line(why)}",
-                fix="it is damaged: delete the folder or choose another, or pass resume=False to start again.",
+                f"The checkpoint {step} in {self.path} cannot be read: {first_line(why)}",
+                fix="it is damaged: choose another folder, or start again: cp.Checkpoint(folder, resume=False).",
             ) from why
         return None
 
@@ -132,19 +132,19 @@ class Checkpoints:
         else:
             difference = f"its {name} is {found.get(name)!r}, not {self.fingerprint[name]!r}"
         raise LoadError(
-            f"The checkpoint in {self.directory} belongs to another run: {difference}.",
-            fix="choose another checkpoint_dir, or pass resume=False to start again.",
+            f"The checkpoint in {self.path} belongs to another run: {difference}.",
+            fix="choose another checkpoint_dir, or start again: cp.Checkpoint(folder, resume=False).",
         )
 
-    def _read(self, step: int, like: T) -> T:
-        named = _named(like)
+    def _read(self, step: int, like: Tree) -> Tree:
+        named = _by_path(like)
         target = {name: np.asarray(leaf) for name, leaf in named.items()}
         restored = self.manager.restore(step, args=self.args.Composite(state=self.args.StandardRestore(target)))
         leaves = [_as(restored["state"][name], leaf) for name, leaf in zip(named, jax.tree.leaves(like), strict=True)]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _named(tree: PyTree[Array]) -> dict[str, Array]:
+def _by_path(tree: PyTree[Array]) -> dict[str, Array]:
     """The leaves by their key paths, random keys as the numbers that they are made of."""
     return {
         jax.tree_util.keystr(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf

@@ -1,6 +1,6 @@
 """Every exception that composeprob raises on purpose.
 
-Each says what was found, where in the user's program, and how to fix it. All derive from
+Each states what was found, where in the user's program, and how to fix it. All derive from
 `ComposeProbError`; each also derives from `ValueError` or `TypeError`, so that generic handlers keep working.
 """
 
@@ -72,7 +72,7 @@ class ConditionError(ComposeProbError, ValueError):
 
 
 class NetworkError(ComposeProbError, ValueError):
-    """A network cannot be called as its factor says, or returns something of the wrong shape."""
+    """A network cannot be called as its factor declares, or returns something of the wrong shape."""
 
 
 class AlignmentError(ComposeProbError, ValueError):
@@ -105,22 +105,6 @@ class VerificationError(ComposeProbError, ValueError):
     """The intermediate representation broke one of its own rules: a defect of composeprob, not of the program."""
 
 
-_LIBRARIES = frozenset(
-    {
-        "contextlib",
-        "equinox",
-        "flax",
-        "jax",
-        "jaxlib",
-        "jaxtyping",
-        "numpy",
-        "numpyro",
-        "scipy",
-    }
-)
-_COMMAND_LINE = "composeprob.cli"
-
-
 def a_kind(value: object) -> str:
     """What a value is, in a message: ``an array`` whatever library made it, else the name of its type."""
     return "an array" if hasattr(value, "dtype") and hasattr(value, "shape") else type(value).__name__
@@ -128,7 +112,8 @@ def a_kind(value: object) -> str:
 
 def is_library(module: str) -> bool:
     """Whether a module belongs to a library that programs are written with, other than this one."""
-    return module.split(".")[0] in _LIBRARIES
+    name = module.split(".")[0]
+    return name in {"contextlib", "equinox", "flax", "jax", "jaxlib", "jaxtyping", "numpy", "numpyro", "scipy"}
 
 
 def place(file: str, line: int) -> str:
@@ -147,7 +132,7 @@ def caller(inside: FrameType | None = None) -> str | None:
     frame = sys._getframe(1) if inside is None else inside
     while frame is not None:
         module = frame.f_globals.get("__name__") or ""
-        if module.startswith(_COMMAND_LINE):
+        if module.startswith("composeprob.cli"):
             return None
         if module.split(".")[0] != "composeprob" and not is_library(module):
             return place(frame.f_code.co_filename, frame.f_lineno)

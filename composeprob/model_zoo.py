@@ -39,13 +39,9 @@ if TYPE_CHECKING:
     from numpyro.distributions import Distribution
 
 
-TRAINED = "weights: trained how many times, see load(retraining=); not installed ones are those of composeprob[zoo]"
-_SCORE_ERROR = "score error: mean of σ²·|score − exact score|² over events and log-SNR"
-
-
 @dataclass(frozen=True, repr=False)
 class Card:
-    """A `Card` says what one model is, how it was trained and how good it is.
+    """A `Card` states what one model is, how it was trained and how good it is.
 
     Attributes:
         name: what `load` takes.
@@ -97,6 +93,14 @@ class Zoo(Mapping[str, Card]):
     def __len__(self) -> int:
         return len(self._cards)
 
+    @property
+    def legend(self) -> str:
+        """What the columns mean."""
+        return (
+            "weights: trained how many times, see load(retraining=); not installed ones are those of composeprob[zoo]. "
+            "score error: mean of σ²·|score − exact score|² over events and log-SNR"
+        )
+
     def __repr__(self) -> str:
         rows = [("model", "event", "parameterization", "iterations", "weights", "score error", "what it is")]
         rows += [
@@ -113,7 +117,7 @@ class Zoo(Mapping[str, Card]):
         ]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, f"{TRAINED}. {_SCORE_ERROR}"])
+        return "\n".join([*lines, self.legend])
 
 
 def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **conditions: object) -> LeafFactor:
@@ -174,13 +178,13 @@ def calibration_file(weights: Path, conditions: Mapping[str, object] | None = No
 
 def _weights(name: str, retraining: int, folder: str | Path | None) -> Path:
     recipe(name)  # refuses what is no model
-    own = models_folder() / name
-    if folder is None and (own / "metrics.json").exists() and not retrainings(own):
+    installed = models_folder() / name
+    if folder is None and (installed / "metrics.json").exists() and not retrainings(installed):
         raise LoadError(
             f"The weights of model '{name}' are not installed: composeprob itself brings those of a few models.",
             fix="pip install 'composeprob[zoo]' brings them all.",
         )
-    folder = own if folder is None else Path(folder)
+    folder = installed if folder is None else Path(folder)
     weights = folder / weights_file(retraining)
     if retraining != 0 and not weights.exists():
         has = ", ".join(map(str, retrainings(folder))) or "none"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -17,19 +19,16 @@ from composeprob.errors import CapabilityError, DoublyIntractableError, WrongTyp
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor, is_factor
 from composeprob.factors.distribution import FactorDistribution
-from composeprob.language.program import program
-from composeprob.language.statements import sample
-from composeprob.runtime.draw import draw
-from composeprob.samplers.base import Sampler
+from composeprob.language.single import single
+from composeprob.samplers.choose import check_capabilities, choose
+from composeprob.samplers.random import key_of
+from composeprob.samplers.run import begin
+from composeprob.samplers.sampler import Sampler
+from composeprob.samplers.visits import Visits
 from composeprob.schedule import Schedule
 
-SITE = "x"
-
-
-@program
-def alone(factor: Factor) -> Array:
-    """The factor and nothing else."""
-    return sample(SITE, factor)
+ORDER = 2**32 - 100
+"""Of the first chain's random numbers: for the order of draws."""
 
 
 def as_distribution(
@@ -50,7 +49,7 @@ def as_distribution(
         factor: the factor; events have its shape.
         schedule: the levels to sample along; left out, those of the factor.
         sampler: how chains travel; left out, chosen by the number of draws, as in `infer`.
-        num_chains: run at least so many chains, of which the draws are a random part: for a sampler that needs a
+        num_chains: run at least this many chains, of which the draws are a random part: for a sampler that needs a
             population, such as `SMC`.
 
     Returns:
@@ -90,29 +89,29 @@ def as_distribution(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(factor)):
         raise DoublyIntractableError(
             "The factor depends on a latent of the model (or on an argument of a compiled function): its normaliser, "
-            "which nobody knows, would depend on it too.",
+            "which is not known, would depend on it too.",
             fix="make the distribution outside of the model; only cp.Analytic factors may depend on latents.",
         )
     # Neither the handlers of an enclosing model nor its tracing have a part in this.
     with numpyro.handlers.block(), jax.ensure_compile_time_eval():
-        density = compile(alone, factor, schedule=schedule)
+        density = compile(single, factor, schedule=schedule)
     return SampledFactor(factor, density, sampler, num_chains)
 
 
 class ClosedFactor(FactorDistribution):
-    """An `Analytic` factor: its exact law at level 0, which its parameters may move."""
+    """An `Analytic` factor: its exact distribution at level 0, which its parameters may move."""
 
-    pytree_data_fields = ("law",)
+    pytree_data_fields = ("exact",)
 
     def __init__(self, factor: Analytic, schedule: Schedule, *, validate_args: bool | None = None):
         super().__init__(factor, validate_args=validate_args)
-        self.law = factor.at(schedule.at(0))
+        self.exact = factor.at(schedule.at(0))
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        return self.law.sample(key, sample_shape)
+        return self.exact.sample(key, sample_shape)
 
     def log_prob(self, value: Array) -> Array:
-        return self.law.log_prob(value)
+        return self.exact.log_prob(value)
 
 
 class SampledFactor(FactorDistribution):
@@ -142,10 +141,10 @@ class SampledFactor(FactorDistribution):
 
         @custom_vmap
         def draws(keys: Array) -> Array:
-            return draw(self.density, keys, self.sampler, self.num_chains)[SITE]
+            return traced_draws(self.density, keys, self.sampler, self.num_chains)["x"]
 
         @draws.def_vmap
-        def together(size: int, batched: list[bool], keys: Array) -> tuple[Array, bool]:
+        def batched_draws(size: int, batched: list[bool], keys: Array) -> tuple[Array, bool]:
             found = draws(keys.reshape(-1))
             return found.reshape(*keys.shape, *self.event_shape), True
 
@@ -158,7 +157,48 @@ class SampledFactor(FactorDistribution):
                 fix="use a model trained with an energy parameterization, or write a cp.program for cp.infer.",
             )
         value = jnp.asarray(value)
-        log_density = lambda x: self.density.log_density({SITE: x}, 0)  # noqa: E731
+        log_density = lambda x: self.density.log_density({"x": x}, 0)  # noqa: E731
         for _ in range(value.ndim - self.event_dim):
             log_density = jax.vmap(log_density)
         return log_density(value)
+
+
+def traced_draws(
+    density: AnnealedDensity, keys: Array, sampler: Sampler | None = None, least: int = 1
+) -> dict[str, Array]:
+    """One draw for each key, from chains that travel together; may be traced and mapped, as `infer` may not.
+
+    Args:
+        density: a compiled program; its arrays must be concrete.
+        keys: typed random keys, (n,).
+        sampler: how chains travel; left out, chosen as `infer` does.
+        least: run at least so many chains, and return n of them.
+
+    Returns:
+        ``{name: (n, …)}``, in random order: resampling leaves copies of one chain side by side.
+
+    Raises:
+        CapabilityError: the sampler needs what a factor does not offer.
+    """
+    n = keys.shape[0]
+    num_chains = max(n, least)
+    with jax.ensure_compile_time_eval():  # what is decided by the density's numbers is decided now
+        if sampler is None:
+            sampler, _ = choose(density, num_chains)
+        check_capabilities(sampler, density)
+        sampler = sampler.prepare(density).in_numbers()
+        first = sampler.first_level(density)
+    return _draw(density, sampler, keys, num_chains, first)
+
+
+@eqx.filter_jit
+def _draw(density: AnnealedDensity, sampler: Sampler, keys: Array, num_chains: int, first: int) -> dict[str, Array]:
+    n = keys.shape[0]
+    words = jax.random.key_data(keys).reshape(n, -1)[:, -2:]
+    run = begin(keys[0], num_chains, Visits.every(first, density.num_levels))
+    run = dataclasses.replace(run, words=jnp.concatenate([words, run.words[n:]]))
+    run = sampler.start(run, density, first)
+    run = sampler.advance(run, density, first + 1)
+    chosen = jax.random.permutation(key_of(words[0], ORDER), num_chains)[:n]
+    drawn = jax.vmap(density.to_samples)(sampler.positions(run, density))
+    return jax.tree.map(lambda values: values[chosen], drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 from typing import TypeVar
 
@@ -11,23 +12,32 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
-T = TypeVar("T")
+Tree = TypeVar("Tree")
 
 
-def normal_like(key: Array, tree: T) -> T:
+def normal_like(key: Array, tree: Tree) -> Tree:
     """Independent standard normals for every element of every leaf.
 
     They are cut from one draw: every use of a random key costs the compiler more than most densities do.
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    sizes = [jnp.size(leaf) for leaf in leaves]
-    drawn = jax.random.normal(key, (sum(sizes),), jnp.result_type(float, *leaves) if leaves else None)
-    ends = list(accumulate(sizes))
-    noise = [
-        drawn[end - size : end].reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
-        for leaf, size, end in zip(leaves, sizes, ends, strict=True)
+    leaves = jax.tree.leaves(tree)
+    return unravel(jax.random.normal(key, (size(tree),), jnp.result_type(float, *leaves) if leaves else None), tree)
+
+
+def size(tree: PyTree[Array]) -> int:
+    """d, the number of elements of all leaves."""
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def unravel(flat: Array, like: Tree) -> Tree:
+    """Numbers, (d,), in the structure, the shapes and the precision of ``like``."""
+    leaves, treedef = jax.tree.flatten(like)
+    ends = accumulate(jnp.size(leaf) for leaf in leaves)
+    pieces = [
+        flat[end - jnp.size(leaf) : end].reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
+        for leaf, end in zip(leaves, ends, strict=True)
     ]
-    return jax.tree.unflatten(treedef, noise)
+    return jax.tree.unflatten(treedef, pieces)
 
 
 def is_array(leaf: object) -> bool:
@@ -35,12 +45,12 @@ def is_array(leaf: object) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def axpy(a: Array | float, x: T, y: T) -> T:
+def axpy(a: Array | float, x: Tree, y: Tree) -> Tree:
     """a·x + y, leaf by leaf."""
     return jax.tree.map(lambda xi, yi: a * xi + yi, x, y)
 
 
-def scale(a: Array | float, x: T) -> T:
+def scale(a: Array | float, x: Tree) -> Tree:
     """a·x, leaf by leaf."""
     return jax.tree.map(lambda xi: a * xi, x)
 
@@ -56,7 +66,7 @@ def squared_norm(x: PyTree[Array]) -> Array:
     return vdot(x, x)
 
 
-def where(condition: Array, x: T, y: T) -> T:
+def where(condition: Array, x: Tree, y: Tree) -> Tree:
     """x where the scalar condition holds, else y: a selection, so a NaN in the branch not taken is harmless."""
 
     def select(xi: Array, yi: Array) -> Array:

@@ -1,6 +1,6 @@
 """Noise schedules: K levels x_k = α_k·x_0 + σ_k·ε, level 0 the cleanest, level K−1 the noisiest.
 
-Everything that depends on how much noise a level carries is said in log-SNR, λ_k = log(α_k²/σ_k²), because that
+Everything that depends on how much noise a level carries is given in log-SNR, λ_k = log(α_k²/σ_k²), because that
 is what two schedules can agree on.
 """
 
@@ -16,9 +16,6 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, LevelError, ShapeError
-
-SHRINKS = 0.25
-"""By this factor √(α² + σ²) may fall: variance preserving levels keep it, straight ones lose a third on their way."""
 
 
 class Noise(eqx.Module):
@@ -38,6 +35,11 @@ class Noise(eqx.Module):
     def log_snr(self) -> Array:
         """λ = log(α²/σ²)."""
         return 2.0 * (jnp.log(self.alpha) - jnp.log(self.sigma))
+
+    @property
+    def variance(self) -> Array:
+        """s = σ²/α², the variance of the noise in y = x/α."""
+        return (self.sigma / self.alpha) ** 2
 
 
 class _LogSNR:
@@ -101,7 +103,8 @@ class Schedule(eqx.Module):
                 fix="sort the levels by decreasing α/σ and drop repeated ones.",
             )
         size = np.sqrt(alpha**2 + sigma**2)
-        if size.min() < SHRINKS * size[0]:
+        # Variance preserving levels keep √(α² + σ²), straight ones lose a third on their way.
+        if size.min() < 0.25 * size[0]:
             k = int(size.argmin())
             raise InvalidValueError(
                 f"√(α² + σ²) falls from {size[0]:.3g} at level 0 to {size[k]:.3g} at level {k}: signal would go "
@@ -257,7 +260,7 @@ class Schedule(eqx.Module):
             )
 
     def same_levels(self, other: Schedule) -> bool:
-        """Says whether both schedules have the same α and σ at every level (host arrays only)."""
+        """Returns whether both schedules have the same α and σ at every level (host arrays only)."""
         if self.num_levels != other.num_levels:
             return False
         close = [
@@ -274,13 +277,13 @@ class Schedule(eqx.Module):
             return np.full_like(log_snr, alpha[0])
         if _is_flow(alpha, sigma):
             return 1 / (1 + np.exp(-np.asarray(log_snr) / 2))
-        own = 2 * (np.log(alpha) - np.log(sigma))
-        return np.exp(np.interp(log_snr, own[::-1], np.log(alpha)[::-1]))
+        knots = 2 * (np.log(alpha) - np.log(sigma))
+        return np.exp(np.interp(log_snr, knots[::-1], np.log(alpha)[::-1]))
 
     def level_at(self, log_snr: np.ndarray) -> np.ndarray:
         """Returns the level at any log-SNR as a real number, interpolated between those of the schedule in log-SNR."""
-        own = 2 * (np.log(np.asarray(self.alpha, np.float64)) - np.log(np.asarray(self.sigma, np.float64)))
-        return np.interp(log_snr, own[::-1], np.arange(self.num_levels, dtype=np.float64)[::-1])
+        knots = 2 * (np.log(np.asarray(self.alpha, np.float64)) - np.log(np.asarray(self.sigma, np.float64)))
+        return np.interp(log_snr, knots[::-1], np.arange(self.num_levels, dtype=np.float64)[::-1])
 
     def __repr__(self) -> str:
         if isinstance(self.alpha, jax.core.Tracer):

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import jax
 
-_seen: ContextVar[set[object] | None] = ContextVar("seen", default=None)
+_warned: ContextVar[set[object] | None] = ContextVar("seen", default=None)
 
 
 @contextmanager
@@ -16,15 +16,15 @@ def usual() -> Iterator[None]:
     """Types and ranks are promoted, and neither NaN, here for what is not known, nor infinity, here for log 0, raises.
 
     With ``jax_debug_nans``, ``jax_numpy_rank_promotion="raise"`` or ``jax_numpy_dtype_promotion="strict"`` users look
-    for mistakes in code of their own; where a network gives a NaN in a run, `Result.status` says so.
+    for mistakes in code of their own; where a network gives a NaN in a run, `Result.status` reports it.
     """
-    seen = _seen.set(set()) if _seen.get() is None else None
+    warned = _warned.set(set()) if _warned.get() is None else None
     try:
         with _promoting():
             yield
     finally:
-        if seen is not None:
-            _seen.reset(seen)
+        if warned is not None:
+            _warned.reset(warned)
 
 
 @contextmanager
@@ -40,9 +40,9 @@ def _promoting() -> Iterator[None]:
 
 def once_a_call(thing: object) -> bool:
     """Whether it is the first time that this is asked of a thing within one `usual`; outside of it always."""
-    seen = _seen.get()
-    if seen is None:
+    warned = _warned.get()
+    if warned is None:
         return True
-    known = thing in seen
-    seen.add(thing)
+    known = thing in warned
+    warned.add(thing)
     return not known

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from composeprob.results.plotting import SHARP
+from composeprob.results.plotting import SIZES
 
 CHAINS = 300
 """At most so many, that the site is built in minutes; an example's own number may be greater."""
@@ -21,7 +21,7 @@ CHAINS = 300
 def main(file: str, folder: str) -> None:
     """`needs` names a package that is not installed; nothing else that goes wrong is forgiven."""
     printed, needs, started = io.StringIO(), "", time.monotonic()
-    plt.rcParams["savefig.dpi"] = SHARP  # as of the library's own pictures
+    plt.rcParams["savefig.dpi"] = SIZES.pixels_an_inch  # as of the library's own pictures
     with contextlib.redirect_stdout(printed):
         spec = importlib.util.spec_from_file_location(Path(file).stem, file)
         assert spec is not None

@@ -38,6 +38,22 @@ def steps_of(kernel: Kernel, factor: float = 1.0) -> Array:
     return jnp.stack(sizes) if isinstance(kernel, Gibbs) else sizes[0]
 
 
+def driven(
+    kernel: Kernel,
+    noise: Array,
+    state: KernelState,
+    target: Target,
+    step_size: Array | float,
+    evaluations: Array | int | None = None,
+) -> tuple[KernelState, Info]:
+    """One transition of given noise, evaluation by evaluation: as many as the kernel has, or ``evaluations``."""
+    last = (kernel.evaluations_per_step if evaluations is None else evaluations) - 1
+    trajectory, position = jax.lax.fori_loop(
+        0, last, lambda i, way: kernel.advance(i, way[0], target(way[1])), kernel.begin(noise, state, step_size)
+    )
+    return kernel.finish(trajectory, target(position))
+
+
 @partial(jax.jit, static_argnums=(1, 5))
 def transitions(
     kernel: Kernel, target: Target, key: Array, states: KernelState, step_size: Array, count: int

@@ -85,7 +85,7 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     "Ancestral": cp.Ancestral,
     "MALA": lambda: mcmc(cp.MALA(0.05)),
     "SMC": lambda: cp.SMC(cp.HMC(cp.Adaptive(), num_leapfrog=2)),
-    "global moves": lambda: cp.AnnealedMCMC(cp.MALA(0.05), 1, reverse_step=True, global_moves=3),
+    "global moves": lambda: cp.AnnealedMCMC(cp.MALA(0.05), 1, reverse_step=True, then=cp.GlobalMoves(3)),
     "SMC, metric": lambda: cp.SMC(cp.MALA(metric="full")),
 }
 

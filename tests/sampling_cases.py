@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,10 @@ import numpy as np
 import numpyro.distributions as dist
 
 import composeprob as cp
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.meet import Meet
+from composeprob.samplers.run import Run, begin
+from composeprob.samplers.visits import Visits
 
 SCHEDULE = cp.Schedule.log_snr(32)  # steps of 0.65 in log-SNR
 N = 2048
@@ -38,13 +43,47 @@ def unit_energy(x: jax.Array, t: jax.Array) -> jax.Array:
     return 0.5 * jnp.sum(x**2) * t / jnp.sqrt(1 + t**2)
 
 
-SAMPLER = cp.SMC(cp.MALA(cp.Adaptive()), check_levels=False, integrator="explicit")  # compiles in half the time
+SAMPLER = cp.SMC(cp.MALA(cp.Adaptive()), check_levels=False, step=cp.ReverseStep(order=1))  # compiles in half the time
 
 
 def run(density: Any, seed: int = 0, chains: int = 64, **options: Any) -> cp.Result:
     """A small run, by `SAMPLER` unless told otherwise."""
     options = {"sampler": SAMPLER, "progress": False} | options
     return cp.infer(density, jax.random.key(seed), num_chains=chains, **options)
+
+
+class Never(Meet):
+    """No chain takes the place of another, so that log-weights stay with the chains that gained them."""
+
+    def due(self, ess: jax.Array, level: jax.Array) -> jax.Array:
+        return jnp.asarray(False)
+
+    def survivors(self, words: jax.Array, log_weights: jax.Array) -> jax.Array:
+        return jnp.arange(len(log_weights))
+
+
+def visited(sampler: Any, density: Any, points: Any, level: Any, above: Any = None, seed: int = 2) -> Run:
+    """The run of chains at these points v of the level above, (n, D), after their visit of a level; traceable.
+
+    They are evaluated there, and weigh the same; what their log-weights are afterwards is what they gained.
+    """
+
+    @eqx.filter_jit  # traced anew each time, so that mutants are seen
+    def visit(sampler: Any, density: Any, points: jax.Array, level: jax.Array, above: jax.Array) -> Run:
+        layout, parts = Layout.of_density(density), sampler.needs_parts(density)
+        run = begin(jax.random.key(seed), len(points), Visits.given([0], density.num_levels))
+        run = sampler.start(run, density, density.num_levels - 1)
+
+        def particle(words: jax.Array, v: jax.Array) -> Any:
+            return sampler.initial_particle(layout.evaluate(density, v, above, parts), words, v)
+
+        order = run.visits.order.at[0].set(above).at[1].set(level)
+        chains, zero = jax.vmap(particle)(run.words, points), jnp.zeros(len(points), points.dtype)
+        run = dataclasses.replace(run, chains=chains, visits=Visits(order, jnp.int32(1)), log_weights=zero)
+        return sampler.advance(dataclasses.replace(run, path_weights=zero), density, jnp.int32(2))
+
+    above = level + 1 if above is None else above
+    return visit(sampler, density, jnp.asarray(points), jnp.asarray(level), jnp.asarray(above))
 
 
 class Calls:

@@ -18,7 +18,7 @@ from flax import linen, nnx
 
 import composeprob as cp
 from composeprob import errors
-from composeprob.runtime import descend, job
+from composeprob.runtime import compiled as driver
 from sampling_cases import SCHEDULE, both, normal, single
 
 KEY = jax.random.key(0)
@@ -29,8 +29,8 @@ def nothing_is_compiled(monkeypatch):
     def compiled(*_):
         raise AssertionError("the driver was compiled")
 
-    for module, name in ((descend, "start"), (descend, "advance"), (job, "read")):
-        monkeypatch.setattr(module, name, compiled)
+    for name in ("start", "advance", "read"):
+        monkeypatch.setattr(driver, name, compiled)
 
 
 def network(parameterization="epsilon", **options):
@@ -371,8 +371,20 @@ CASES = {
     "no steps": (lambda: cp.AnnealedMCMC(cp.MALA(0.1), 0), errors.InvalidValueError, "steps_per_level"),
     "no steps of a default kernel": (smc(steps_per_level=0), errors.InvalidValueError, "steps_per_level"),
     "unknown weights": (smc(weights="energy"), errors.InvalidValueError, "'energy'"),
-    "a threshold of zero": (smc(resample_threshold=0.0), errors.InvalidValueError, "resample_threshold"),
-    "a threshold in words": (smc(resample_threshold="half"), errors.WrongTypeError, "resample_threshold"),
+    "a threshold of zero": (smc(resample=0.0), errors.InvalidValueError, "threshold"),
+    "a threshold in words": (smc(resample="half"), errors.WrongTypeError, "threshold"),
+    "a step in words": (smc(step="first"), errors.WrongTypeError, "step must be a cp.ReverseStep; got 'first'"),
+    "a step that density weights do not make": (
+        smc(weights="density", step=cp.ReverseStep()),
+        errors.InvalidValueError,
+        "makes no reverse step",
+    ),
+    "a step that is not DDPM's": (smc(step=cp.ReverseStep(order=1, eta=0.5)), errors.InvalidValueError, "eta=1"),
+    "a twist without limit": (smc(step=cp.ReverseStep(twist=None)), errors.InvalidValueError, "a twist"),
+    "a twist below zero": (lambda: cp.ReverseStep(twist=-1.0), errors.InvalidValueError, "twist"),
+    "an order of three": (lambda: cp.ReverseStep(order=3), errors.InvalidValueError, "1 or 2; got 3"),
+    "unknown control": (lambda: cp.ReverseStep(control="linear"), errors.InvalidValueError, "'linear'"),
+    "no closing": (smc(then="warm-up"), errors.WrongTypeError, "then= takes what closes a run"),
     "eta above 1": (lambda: cp.Ancestral(eta=1.5), errors.InvalidValueError, "1.5"),
     "eta in words": (lambda: cp.Ancestral(eta="ddim"), errors.WrongTypeError, "eta"),
     "a step size of zero": (lambda: cp.MALA(0.0), errors.InvalidValueError, "step_size"),

@@ -75,7 +75,7 @@ def refused(*arguments):
 def test_run_prints_and_writes(write, tmp_path):
     out = tmp_path / "out"
     # the file's settings, as the command names none
-    own = "\nnum_chains, sampler = 300, cp.SMC(cp.MALA(0.1), check_levels=False, integrator='explicit')\n"
+    own = "\nnum_chains, sampler = 300, cp.SMC(cp.MALA(0.1), check_levels=False, step=cp.ReverseStep(order=1))\n"
     result = command("run", write(NORMAL + own), "--seed", 3, "--out", out)
     assert result.exit_code == 0, result.output
     for part in ("AnnealedDensity of program 'first'", "x[0]", "SMC", "evaluations", "OK", "results.json"):
@@ -102,7 +102,7 @@ def test_run_prints_and_writes(write, tmp_path):
 def test_run_with_kernel_and_levels(write, tmp_path):
     result = command(
         "run", write(NORMAL + SECOND) + ":second", "--kernel", "hmc", "--num-leapfrog", 2, "--steps-per-level", 2,
-        "--levels", 6, "--chains", 50, "--out", tmp_path, "--mesh", "1x1", "--shard-above", 0,
+        "--levels", 6, "--chains", 50, "--out", tmp_path, "--mesh", "1x1",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     saved = cp.Result.load(tmp_path / "samples.safetensors")
@@ -140,7 +140,6 @@ def test_meshes_that_are_none(write):
     file = write(NORMAL)
     assert "'8' is no mesh of ROWSxCOLUMNS devices" in refused("run", file, "--mesh", "8")
     assert "A mesh of 9x100 needs 900 devices" in refused("run", file, "--mesh", "9x100")
-    assert "not which devices share an array" in refused("run", file, "--shard-above", 1000)
 
 
 def test_no_such_file(tmp_path, write):
@@ -196,7 +195,7 @@ def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(write,
     (tmp_path / "b").mkdir()
     other = refused("run", write(NORMAL), *options, "--seed", 1, "--out", tmp_path / "a")
     assert "belongs to another run" in other
-    assert "choose another --checkpoint-dir, or pass --no-resume to start again" in other
+    assert "choose another --checkpoint-dir, or start again: --no-resume" in other
     (tmp_path / "b" / "samples.png").mkdir()  # what is to be a file cannot be written
     again = command("run", write(NORMAL), *options, "--resume", "--out", tmp_path / "b")
     assert again.exit_code == 1, again.output

@@ -97,6 +97,7 @@ import json
 from composeprob.cli import hardware
 hardware.prepare_tpu_compiler()
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np, composeprob as cp
+from composeprob import tuning
 from composeprob.runtime.ahead import compile_ahead
 from sampling_cases import both, normal
 schedule = cp.Schedule.log_snr(8, min=-6.0, max=4.0)
@@ -115,8 +116,9 @@ learned = cp.Diffusion(Network(squares), schedule, event_shape=(2,), parameteriz
 density = cp.compile(both, learned, normal([1.0, -1.0], [0.5, 1.0], schedule))
 chips = np.array(hardware.tpu_chips("v5e:2x4")).reshape(2, 4)
 sampler, told = cp.AnnealedMCMC(cp.MALA(0.01), 2), {}
-for above in (None, 2**20):
-    c = compile_ahead(density, sampler, 256, chips, diagnostics=False, shard_above=above)
+for above in (2**30, 2**20):
+    tuning.ROOM = tuning.ROOM._replace(parts_bytes=above)
+    c = compile_ahead(density, sampler, 256, chips, diagnostics=False)
     told[str(above)] = [c.arguments, c.arguments + c.outputs + c.temporaries, c.collectives]
 print(json.dumps(told))
 """
@@ -156,7 +158,7 @@ def test_tpus_that_are_not_here():
 def test_networks_in_parts_leave_room_on_tpus():
     """32 MiB of weights: a quarter of them on each of the four chips in a row, and no more for long."""
     told = told_by(PARTS)
-    (whole, all_whole, none), (parts, all_parts, kinds) = told["None"], told[str(2**20)]
+    (whole, all_whole, none), (parts, all_parts, kinds) = told[str(2**30)], told[str(2**20)]
     assert none == {}
     assert set(kinds) == {"all-gather"}
     assert whole - parts == 3 * 2**25 // 4

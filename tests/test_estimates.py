@@ -21,7 +21,7 @@ class Made(Estimating):
         self.samples, self.draws, self.status = {"x": values}, draws, status
         n = len(values)
         weights = np.ones(n) if weights is None else weights
-        self._families = Families.of(weights, np.arange(n) if ancestors is None else ancestors)
+        self._families = Families.from_ancestors(weights, np.arange(n) if ancestors is None else ancestors)
 
     @property
     def families(self):
@@ -158,6 +158,6 @@ def test_what_is_refused():
 def test_pareto_k_tells_heavy_weights():
     rng = np.random.default_rng(3)
     light, heavy = rng.exponential(size=1000), rng.pareto(1.0, 1000)
-    assert pareto_k(Families.of(light, np.arange(1000)), 1000) < 0.5
-    assert pareto_k(Families.of(heavy, np.arange(1000)), 1000) > 0.7
-    assert np.isnan(pareto_k(Families.of(np.ones(100), np.arange(100)), 100))
+    assert pareto_k(Families.from_ancestors(light, np.arange(1000)), 1000) < 0.5
+    assert pareto_k(Families.from_ancestors(heavy, np.arange(1000)), 1000) > 0.7
+    assert np.isnan(pareto_k(Families.from_ancestors(np.ones(100), np.arange(100)), 100))

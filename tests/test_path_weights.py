@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 
 import composeprob as cp
 from composeprob.results.shares import _most_moved, uneven_paths
-from composeprob.runtime import job
+from composeprob.runtime import stages
 
 LEVELS = cp.Schedule.log_snr(100)
 CHAINS = 500
@@ -24,10 +24,10 @@ CHAINS = 500
 
 def ended(monkeypatch, density, sampler, key=0, num_chains=CHAINS):
     """A result, and log W of its chains' paths."""
-    seen, summed_up = [], job.summed_up
-    monkeypatch.setattr(job, "summed_up", lambda s, d, end, *rest: (seen.append(end), summed_up(s, d, end, *rest))[1])
+    seen, summarised = [], stages.summarised
+    monkeypatch.setattr(stages, "summarised", lambda state, *rest: (seen.append(state), summarised(state, *rest))[1])
     result = cp.infer(density, jax.random.key(key), num_chains=num_chains, sampler=sampler, progress=False)
-    return result, np.asarray(seen[-1].run.whole.path_weights)
+    return result, np.asarray(seen[-1].run.without_copies.path_weights)
 
 
 def two_modes(shares, means, sds):
@@ -166,7 +166,7 @@ def test_summed_scores_are_named(monkeypatch):
     """Two Gaussians, of which reverse diffusion gives a mean that is off by a third of a spread, and the weights of its
     paths say so; their mean is the evidence over the product of two N(0, 1), where paths begin."""
     f, g = (cp.Analytic(dist.Normal(*numbers), LEVELS) for numbers in ((1.0, 0.5), (-1.0, 1.0)))
-    result, log_weights = ended(monkeypatch, cp.compile(product, f, g), cp.Ancestral(), num_chains=2000)
+    result, log_weights = ended(monkeypatch, cp.compile(product, f, g), cp.Ancestral(), num_chains=100_000)
     mean, spread = 0.6, np.sqrt(0.2)
     off = (mean - float(np.mean(result["x"]))) / spread
     assert abs(off) > 0.3
@@ -200,8 +200,8 @@ def test_reverse_diffusion_of_learned_scores_is_named(monkeypatch):
 
 
 def test_blas_has_one_thread_in_a_run(monkeypatch):
-    seen, levels = [], job.Job.levels
-    monkeypatch.setattr(job.Job, "levels", lambda *given: (seen.append(threadpool_info()), levels(*given))[1])
+    seen = []
+    monkeypatch.setattr(stages, "STAGES", [lambda _: seen.append(threadpool_info()), *stages.STAGES])
     ended(monkeypatch, cp.compile(alone, two_modes([0.5, 0.5], [-1.0, 1.0], [1.0, 1.0])), cp.Ancestral(), num_chains=50)
     assert {library["num_threads"] for library in seen[0] if library["user_api"] == "blas"} <= {1}
 

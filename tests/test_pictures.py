@@ -1,4 +1,4 @@
-"""Figures of a result by kind, films of its descent, and what a notebook displays of it."""
+"""Figures of a result by kind, and what a notebook displays of it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ import re
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib import animation
 from matplotlib.colors import to_rgb
 from PIL import Image
 
 import composeprob as cp
-from composeprob.errors import InvalidValueError, UnknownSiteError
-from composeprob.results.descent import Descent
-from composeprob.results.figures import MOST_LINES
-from composeprob.results.plotting import ACCENT, COLOURS, SECOND, SHARP, wrapped
+from composeprob.errors import InvalidValueError
+from composeprob.results.plotting import PALETTE, SIZES, wrapped
 from composeprob.results.status import Code, Status
 from sampling_cases import both, normal, run
 from test_result import Density, K, N, make
-
-FRAMES = 4
 
 
 @pytest.fixture(autouse=True)
@@ -35,22 +30,13 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(plt.Text) if text.get_text() and text.get_visible()]
 
 
-def with_path(samples):
-    """A result that has kept its path: noise that shrinks towards the samples."""
-    noise = np.linspace(3.0, 0.0, FRAMES)
-    shapes = {name: (FRAMES, *(1,) * x.ndim) for name, x in samples.items()}
-    path = {name: x + noise.reshape(shapes[name]) for name, x in samples.items()}
-    levels = np.linspace(K - 1, 0, FRAMES).round().astype(int)
-    return make(samples, path=Descent(levels, np.linspace(-5.0, 5.0, FRAMES), np.zeros((FRAMES, N)), path))
-
-
 @pytest.fixture
 def moved():
     rng = np.random.default_rng(0)
-    return with_path({"x": rng.normal(size=(N, 2)), "image": rng.uniform(size=(N, 8, 8)), "z": rng.normal(size=N)})
+    return make({"x": rng.normal(size=(N, 2)), "image": rng.uniform(size=(N, 8, 8)), "z": rng.normal(size=N)})
 
 
-@pytest.mark.parametrize("kind", ["overview", "samples", "pairs", "levels", "descent"])
+@pytest.mark.parametrize("kind", ["overview", "samples", "pairs", "levels"])
 def test_every_kind_draws(moved, kind):
     shown = texts(moved.plot(kind))
     expected = {
@@ -58,7 +44,6 @@ def test_every_kind_draws(moved, kind):
         "samples": "image",
         "pairs": "x[0]",
         "levels": "acceptance",
-        "descent": "x at log-SNR",
     }
     assert any(expected[kind] in text for text in shown), shown
 
@@ -71,7 +56,7 @@ def test_a_saved_picture_is_sharp_unless_something_else_is_asked_for(moved, tmp_
         with Image.open(tmp_path / "picture.png") as image:
             return image.width / figure.get_figwidth()
 
-    assert pixels_an_inch() == pytest.approx(SHARP, abs=1)
+    assert pixels_an_inch() == pytest.approx(SIZES.pixels_an_inch, abs=1)
     assert pixels_an_inch(dpi=50) == pytest.approx(50, abs=1)
     with plt.rc_context({"savefig.dpi": 80}):
         assert pixels_an_inch() == pytest.approx(80, abs=1)
@@ -80,8 +65,6 @@ def test_a_saved_picture_is_sharp_unless_something_else_is_asked_for(moved, tmp_
 def test_kinds_that_cannot_be_drawn_say_why(moved):
     with pytest.raises(InvalidValueError, match=r"no kind of picture 'corner'.*\n.*overview, samples, pairs"):
         moved.plot("corner")
-    with pytest.raises(InvalidValueError, match=r"did not keep its chains' path.*\n.*keep_path=1"):
-        make().plot("descent")
     with pytest.raises(InvalidValueError, match="every site is an image"):
         make({"x": np.zeros((N, 8, 8))}).plot("pairs")
     nan = np.full(K, np.nan)
@@ -108,7 +91,7 @@ def test_the_program_stands_above_in_lines_that_fit():
     figure = make(density=Long()).plot()
     title = figure.get_suptitle()
     assert "π(x) ∝ factor0(x)" in title
-    assert title.count("\n") == MOST_LINES - 1
+    assert title.count("\n") == SIZES.formula_lines - 1
     assert title.endswith(" …")
     figure.canvas.draw()
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
@@ -122,40 +105,12 @@ def test_colours_differ_for_the_colour_blind():
         "protan": [[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]],
         "deutan": [[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]],
     }
-    for palette in (COLOURS, (ACCENT, SECOND)):
+    for palette in (PALETTE.lines, (PALETTE.accent, PALETTE.second)):
         light = np.array([to_rgb(colour) for colour in palette]) ** 2.2
         for matrix in sees.values():
             seen = np.clip(light @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
             apart = np.linalg.norm(seen[:, None] - seen, axis=-1)[np.triu_indices(len(seen), 1)]
             assert apart.min() > 0.1
-
-
-def test_films(moved, tmp_path, monkeypatch):
-    path = moved.animate(tmp_path / "new" / "run.gif", seconds=1.0)
-    with Image.open(path) as film:
-        assert film.n_frames >= FRAMES  # the last one stays for a moment
-        first = np.asarray(film.convert("L"), float)
-        film.seek(film.n_frames - 1)
-        last = np.asarray(film.convert("L"), float)
-    assert np.abs(first - last).mean() > 1
-    assert plt.get_fignums() == []
-    with pytest.raises(InvalidValueError, match=r"a \.gif or an \.mp4; got 'run\.png'"):
-        moved.animate("run.png")
-    with pytest.raises(UnknownSiteError, match="'nope'"):
-        moved.animate("run.gif", site="nope")
-    monkeypatch.setattr(animation.writers, "is_available", lambda name: name != "ffmpeg")
-    with pytest.raises(InvalidValueError, match=r"ffmpeg, which is not installed.*\n.*write a \.gif"):
-        moved.animate("run.mp4")
-
-
-def test_a_path_is_saved_and_weighted(moved, tmp_path):
-    loaded = cp.Result.load(moved.save(tmp_path / "run"))
-    for name, values in moved.descent.samples.items():
-        np.testing.assert_array_equal(loaded.descent.samples[name], values)
-    np.testing.assert_array_equal(loaded.descent.levels, moved.descent.levels)
-    weighted = Descent(np.zeros(1), np.zeros(1), np.log([[1.0, 9.0]]), {"x": np.array([[0.0, 1.0]])})
-    np.testing.assert_array_equal(weighted.unweighted("x", 0), [1.0, 1.0])
-    assert cp.Result.load(make().save(tmp_path / "other")).path is None
 
 
 def test_notebooks_show_findings_picture_numbers_and_program():
@@ -169,20 +124,6 @@ def test_notebooks_show_findings_picture_numbers_and_program():
 
 
 @pytest.mark.slow
-def test_a_kept_path_changes_no_sample():
-    density = cp.compile(both, normal([0.0, 0.0]), normal([0.3, 0.0]))
-    plain, kept = run(density), run(density, keep_path=3)
-    np.testing.assert_array_equal(plain["x"], kept["x"])
-    path, num_levels = kept.descent, density.num_levels
-    assert path.levels.tolist() == [
-        num_levels - 1,
-        *range(num_levels - 3, 0, -3),
-        *([0] if num_levels % 3 != 1 else []),
-    ]
-    np.testing.assert_array_equal(path.samples["x"][-1], kept["x"])
-    np.testing.assert_array_equal(path.log_snr, density.schedule.log_snr[path.levels])
-    assert plain.path is None
-    page = kept._repr_html_()
+def test_a_notebook_shows_the_program():
+    page = run(cp.compile(both, normal([0.0, 0.0]), normal([0.3, 0.0])))._repr_html_()
     assert re.search(r"π<sub>k</sub>\(x\) ∝ f\(x\)·g\(x\)", page)
-    with pytest.raises(InvalidValueError, match="keep_path must be a whole number"):
-        run(density, keep_path=0)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import registry
+from zscores import LIMIT
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -23,4 +24,8 @@ def test_the_page_runs(page, monkeypatch):
     if page == "kernel":
         assert "RandomWalk" in registry.KERNELS
     if page == "sampler":
-        assert namespace["off"](namespace["PredictorCorrector"]()) < namespace["off"](namespace["cp"].Ancestral())
+        score, result = namespace["score"], namespace["result"]
+        assert score(namespace["Residual"]()) < LIMIT < score(namespace["Heaviest"]())
+        right = namespace["right"]
+        assert abs(right.value - namespace["exact"]) < LIMIT * right.error
+        assert result.status.ok

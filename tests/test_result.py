@@ -258,3 +258,25 @@ def test_of_many_draws_only_every_kth_is_read():
     np.testing.assert_allclose(weights, 1 / len(values))
     assert len(result.pooled("x")[0]) == N * 30
     assert len(result.pooled("x", most=1)[0]) == N  # one draw of each chain at least
+
+
+def test_what_is_computed_later_is_computed_once_and_kept(tmp_path):
+    calls = []
+    late = {
+        "curl": lambda result: calls.append("curl") or {"f": 0.3},
+        "status": lambda result: calls.append("status") or Status(((Code.NOT_CONSERVATIVE, str(result.curl["f"])),)),
+        "log_evidence_error": lambda result: np.nan if result.status.withholds else 0.1,
+    }
+    result = make(**late)
+    assert calls == []
+    assert np.isnan(result.log_evidence_error)
+    assert result.status.message == "0.3"
+    assert calls == ["status", "curl"]
+    same = dataclasses.replace(result, seconds=1.0)
+    assert (same.status, same.curl) == (result.status, result.curl)
+    assert make(**late).numbers()["curl"] == {"f": 0.3}
+    assert Result.load(make(**late).save(tmp_path / "late")).status == result.status
+    assert calls == ["status", "curl"] * 3
+    with pytest.raises(TypeError, match="status"):
+        Result(**{name: value for name, value in vars(make()).items() if name not in ("status", "path")})
+    assert make().curl == {}

@@ -12,7 +12,8 @@ import pytest
 from scipy.special import logsumexp
 
 import composeprob as cp
-from composeprob.results.shares import SLACK, _log_density, frozen_shares
+from composeprob import tuning
+from composeprob.results.shares import _log_density, frozen_shares
 
 KEYS = 20
 RING = 3 * np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], axis=1)
@@ -51,7 +52,7 @@ def test_log_z_of_modes_of_any_shape_is_off_by_less_than_the_slack(d):
             x = draw(size=(n, d))
             found.append(np.mean(log_density(x) - _log_density(x)))
         noise = 4 * np.sqrt(2 * (0.6 + 0.5 * d) / n)
-        assert max(found) - min(found) < SLACK * d + noise
+        assert max(found) - min(found) < tuning.SHARES.slack * d + noise
 
 
 def test_one_mode_is_not_named():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from composeprob.results.status import Code, Status, diagnose, diverged, erratic_weights
+from composeprob.results.status import Code, Status, diagnose, diverged, erratic_weights, not_conservative
 from composeprob.runtime.progress import Progress
 
 K, N = 20, 100
@@ -49,11 +49,6 @@ def test_nan_means_not_applicable():
         ({"completed_levels": 5}, Code.INTERRUPTED, "after 5 of 20 levels"),
         ({"outside": 0.005}, Code.ZERO_DENSITY, "0.50% of the chains .* Try cp.SMC"),
         ({"non_finite": at([3], 40, 0)}, Code.NON_FINITE, "40.0% .* at level 3;"),
-        (
-            {"curl": {"f(x)": 0.3, "g(x)": 0.01}},
-            Code.NOT_CONSERVATIVE,
-            r"score of f\(x\) \(relative curl 0.3\); up to 0.1",
-        ),
         ({"acceptance": at([0, 1, 2, 7], 0.01, 0.6)}, Code.ACCEPTANCE_COLLAPSED, "0.01 at levels 0–2, 7:"),
         ({"ess": at([19], 0.01, 0.8)}, Code.WEIGHTS_COLLAPSED, r"1\.0 of 100 chains .* at level 19"),
     ],
@@ -71,8 +66,11 @@ def test_thresholds_are_the_documented_ones():
     assert not diagnose(**HEALTHY | {"acceptance": at([4], 0.04, 0.6)}).ok
     assert diagnose(**HEALTHY | {"non_finite": at([4], 1, 0)}).ok  # 1 %
     assert not diagnose(**HEALTHY | {"non_finite": at([4], 2, 0)}).ok
-    assert diagnose(**HEALTHY | {"curl": {"f(x)": 0.09, "g(x)": np.nan}}).ok  # NaN: could not be measured
-    assert not diagnose(**HEALTHY | {"curl": {"f(x)": 0.11}}).ok
+    assert not not_conservative({"f(x)": 0.09, "g(x)": np.nan})  # NaN: could not be measured
+    ((code, text),) = not_conservative({"f(x)": 0.3, "g(x)": 0.01, "h(x)": 0.11})
+    assert code is Code.NOT_CONSERVATIVE
+    assert "score of f(x) (relative curl 0.3), h(x) (relative curl 0.11); up to 0.1" in text
+    assert "Train" in text
 
 
 def test_proposals_are_totals_over_all_chains():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import composeprob as cp
+from composeprob import tuning
 from composeprob.cli import refinements
 from composeprob.cli.programs import reference_draws
-from composeprob.cli.whose_error import DOUBT, as_draws, compared, moments, of_draws, split
+from composeprob.cli.whose_error import as_draws, compared, draws_moments, moments, split
 from sampling_cases import both, normal, run
 
 ERROR = 0.01
@@ -37,7 +38,7 @@ def test_an_error_is_split_at_the_finest_run():
 )
 def test_only_who_errs_is_named(finest, reference, sampler, model):
     _, largest = split(rows(a=1.5), rows(a=finest), rows(a=reference))
-    assert (largest["sampler"] > DOUBT, largest["model"] > DOUBT) == (sampler, model)
+    assert (largest["sampler"] > tuning.REFINED_ERRORS, largest["model"] > tuning.REFINED_ERRORS) == (sampler, model)
 
 
 def test_errors_that_are_withheld_name_nobody():
@@ -56,12 +57,12 @@ def test_moments_of_a_run_and_of_draws_are_of_the_same_numbers(density):
     assert set(found) == {"x", "x²", "log evidence"}
     x = np.asarray(result["x"], np.float64)
     assert found["x²"][0] == pytest.approx((x**2).mean(), rel=1e-5)
-    reference = of_draws(result, {"x": x})
+    reference = draws_moments(result, {"x": x})
     assert reference["x"] == pytest.approx((x.mean(), x.std(ddof=1) / 16), rel=1e-6)
     with pytest.raises(cp.errors.ShapeError, match="the program's sites are 'x'"):
-        of_draws(result, {"y": x})
+        draws_moments(result, {"y": x})
     with pytest.raises(cp.errors.ShapeError, match="of shape"):
-        of_draws(result, {"x": np.zeros((10, 3))})
+        draws_moments(result, {"x": np.zeros((10, 3))})
 
 
 def test_what_is_refined(density):

@@ -51,7 +51,7 @@ def samplers(form: str) -> dict[str, Any]:
     tested = {
         "MALA": annealed(cp.MALA(langevin, **test)),
         "HMC": annealed(cp.HMC(leapfrog, 3, **test)),
-        "SMC": cp.SMC(moves, second_order=False),
+        "SMC": cp.SMC(moves, step=cp.ReverseStep(order=1)),
     }
     untested = {"reverse": cp.Ancestral(), "ULA": annealed(cp.ULA(langevin)), "U-HMC": annealed(cp.UHMC(leapfrog, 3))}
     return untested | tested | {DEFAULT: None} if form == "energy" else tested

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import equinox as eqx
 import jax
@@ -11,16 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError
 from composeprob.kernels import HMC, Adaptive
-from composeprob.samplers.base import Run, begin
-from composeprob.samplers.resampling import log_mean_weight
+from composeprob.kernels.base import log_density_of
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.meet import log_mean_weight
+from composeprob.samplers.run import Run, begin
+from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.smc import SMC
 from composeprob.samplers.visits import Visits
 from composeprob.samplers.weights import first_weight
-
-STEPS_PER_LEVEL = 4
 
 
 def annealed(density: AnnealedDensity, key: Array, num_chains: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +34,7 @@ def annealed(density: AnnealedDensity, key: Array, num_chains: int, repeats: int
     Raises:
         InvalidValueError: no chain has a finite energy.
     """
-    sampler = SMC(HMC(Adaptive(), num_leapfrog=3), STEPS_PER_LEVEL, weights="density").prepare(density)
+    sampler = SMC(HMC(Adaptive(), num_leapfrog=3), tuning.ANNEALED_MOVES, weights="density").prepare(density)
     found = np.stack([np.asarray(_repeat(sampler, density, k, num_chains)) for k in jax.random.split(key, repeats)])
     if not np.all(np.isfinite(found)):
         level = int(np.flatnonzero(~np.isfinite(found).all(0))[-1])
@@ -47,23 +48,25 @@ def annealed(density: AnnealedDensity, key: Array, num_chains: int, repeats: int
 
 
 @eqx.filter_jit
-def _repeat(sampler: SMC, density: AnnealedDensity, key: Array, num_chains: int) -> Array:
+def _repeat(sampler: Sampler, density: AnnealedDensity, key: Array, num_chains: int) -> Array:
     """One population's estimates of log ∫F_k, (K,)."""
-    first = density.num_levels - 1
+    first, layout = density.num_levels - 1, Layout.of_density(density)
     run = sampler.start(begin(key, num_chains, Visits.every(first, density.num_levels)), density, first)
-    position, target = run.chains.position, partial(density.evaluator, level=first)
-    chains = dataclasses.replace(run.chains, evaluation=jax.vmap(target)(position))
-    value = chains.evaluation.log_density
-    assert value is not None
-    # The sampler counts diffusion factors as normalised; here their own values tell the constant.
-    drawn = jax.vmap(density.top.log_density, (0, None))(position, density.schedule.at(first).sigma)
-    counted = jax.vmap(partial(first_weight, density=density, level=first))(chains)  # added at the first visit
-    weights = jnp.where(jnp.isfinite(value), value - drawn - counted, -jnp.inf)
-    run = dataclasses.replace(run, log_weights=weights, log_evidence=jnp.zeros(()))
+    noise = density.schedule.at(first)
 
-    def visit(run: Run, level: Array) -> tuple[Run, Array]:
-        moved = sampler.visit(run, density, level, jnp.minimum(level + 1, first))
-        return moved, moved.log_evidence + log_mean_weight(moved.log_weights)
+    def correction(v: Array) -> Array:
+        """What one draw weighs by the values of F, less what the sampler counts at its first visit."""
+        found, position = layout.evaluate(density, v, first), layout.position(v, noise.alpha)
+        value, drawn = log_density_of(found), density.top.log_density(position, noise.sigma)
+        counted = first_weight(layout, density, v, found, first)
+        return jnp.where(jnp.isfinite(value), value - drawn - counted, -jnp.inf)
 
-    _, log_z = jax.lax.scan(visit, run, jnp.arange(first, -1, -1))
+    # The sampler counts diffusion factors as normalised; here their own values give the constant.
+    run = dataclasses.replace(run, log_weights=jax.vmap(correction)(run.chains.points), log_evidence=jnp.zeros(()))
+
+    def visit(run: Run, made: Array) -> tuple[Run, Array]:
+        run = sampler.advance(run, density, made + 1)
+        return run, run.log_evidence + log_mean_weight(run.log_weights)
+
+    _, log_z = jax.lax.scan(visit, run, jnp.arange(density.num_levels))
     return log_z[::-1]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from composeprob import tuning
 from composeprob.arguments import check_key, check_number
 from composeprob.calibration.annealed import annealed
 from composeprob.calibration.quadrature import integrals
@@ -24,28 +25,13 @@ from composeprob.factors.nodes import Combination, Product, leaves, plate_of, wa
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import same_factor
-from composeprob.language.program import program
-from composeprob.language.statements import sample
+from composeprob.language.single import single
 from composeprob.runtime.infer import infer
 from composeprob.samplers.ancestral import Ancestral
 from composeprob.schedule import Schedule
 
-WIDEST = {"quadrature": 0.4, "annealed": 0.25}
-"""Widest gap in log-SNR between two levels of a calibration: the curve between them, or the weights, must bear it."""
-REVERSE = 0.2
-"""Widest gap of the reverse diffusion that tells where events can be."""
-MANY = 128
-"""Schedules of more levels are calibrated at as many values of log-SNR."""
-
-
 Known = list[tuple[LeafFactor, Calibrated]]
 """Leaves and what became of them."""
-
-
-@program
-def alone(factor: Factor) -> Array:
-    """The factor and nothing else."""
-    return sample("x", factor)
 
 
 def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: int = 8) -> Factor:
@@ -75,7 +61,7 @@ def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: in
         ConditionError: a condition is left open.
         InvalidValueError: an energy is NaN, or no number.
         ImproperError: the factor cannot be normalised, as a classifier alone.
-        ShapeError: a leaf does not say for which events it is.
+        ShapeError: a leaf does not state for which events it is.
 
     References:
         Du, Mordatch, Song et al. 2023, section 4, for why constants are free. Neal 2001, *Annealed importance
@@ -100,13 +86,13 @@ def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: in
     leaf_key, key = jax.random.split(key)
     normal = _normalised_leaves(factor, [], leaf_key, num_chains, repeats)
     schedule = _knots(normal)
-    density = compile(alone, normal, schedule=schedule)
+    density = compile(single, normal, schedule=schedule)
     log_z, error = _log_normaliser(density, key, num_chains, repeats)
     excess = degree - math.prod(factor.event_shape)
     in_units_of_alpha = log_z + excess * np.log(np.asarray(schedule.alpha, np.float64))
-    own = compile(alone, normal).schedule
+    native = compile(single, normal).schedule
     tables = _tables(schedule, in_units_of_alpha, error)
-    host = Schedule.from_arrays(own.alpha, own.sigma)
+    host = Schedule.from_arrays(native.alpha, native.sigma)
     return CalibratedExpression(
         factor=normal, schedule=host, fixed=tables, degree=degree, event_shape=factor.event_shape
     )
@@ -114,10 +100,11 @@ def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: in
 
 def _leaf(factor: LeafFactor, key: Array, num_chains: int, repeats: int) -> Calibrated:
     schedule = _knots(factor)
-    density = compile(alone, factor, schedule=schedule)
+    density = compile(single, factor, schedule=schedule)
     samples = None
     if math.prod(factor.event_shape) <= 2:
-        fine = compile(alone, factor, schedule=_levels(factor, REVERSE, wide=False))
+        # Reverse diffusion over close levels finds where events can be.
+        fine = compile(single, factor, schedule=_levels(factor, 0.2, wide=False))
         samples = _clean_samples(fine, key, 4 * num_chains) if _reversible(factor, fine.schedule) else None
     return Calibrated(factor, _tables(schedule, *_log_normaliser(density, key, num_chains, repeats, samples)))
 
@@ -138,7 +125,7 @@ def _log_normaliser(
 
 
 def _reversible(factor: LeafFactor, schedule: Schedule) -> bool:
-    """Whether the factor's reverse diffusion can tell where its events are: levels close to each other where it shapes
+    """Whether the factor's reverse diffusion can find where its events are: levels close to each other where it shapes
     them."""
     log_snr = np.asarray(schedule.log_snr)
     shaped = log_snr[:-1] > -3.0
@@ -154,20 +141,21 @@ def _tables(schedule: Schedule, log_normaliser: np.ndarray, error: np.ndarray) -
 
 def _knots(factor: Factor) -> Schedule:
     """The levels to calibrate at."""
-    return _levels(factor, WIDEST["quadrature" if math.prod(factor.event_shape) <= 2 else "annealed"], wide=True)
+    gap = tuning.QUADRATURE_GAP if math.prod(factor.event_shape) <= 2 else tuning.ANNEALED_GAP
+    return _levels(factor, gap, wide=True)
 
 
 def _levels(factor: Factor, widest: float, *, wide: bool) -> Schedule:
     """The factor's own levels with gaps filled where it knows more than those; if ``wide``, as far as it does."""
-    own = compile(alone, factor).schedule
-    alpha, sigma = np.asarray(own.alpha, np.float64), np.asarray(own.sigma, np.float64)
-    own = Schedule.from_arrays(alpha, sigma)
+    native = compile(single, factor).schedule
+    alpha, sigma = np.asarray(native.alpha, np.float64), np.asarray(native.sigma, np.float64)
+    native = Schedule.from_arrays(alpha, sigma)
     found = leaves(factor)
     if any(leaf.level_bound for leaf in found):
-        return own
+        return native
     log_snr = 2 * (np.log(alpha) - np.log(sigma))[::-1]
-    if len(log_snr) > MANY:
-        log_snr = np.linspace(log_snr[0], log_snr[-1], MANY)
+    if len(log_snr) > tuning.CALIBRATED_LEVELS:
+        log_snr = np.linspace(log_snr[0], log_snr[-1], tuning.CALIBRATED_LEVELS)
     ranges = [leaf.log_snr_range for leaf in found if not leaf.level_free]
     low, high = max((r[0] for r in ranges), default=-np.inf), min((r[1] for r in ranges), default=np.inf)
     low, high = (low if np.isfinite(low) else log_snr[0]), (high if np.isfinite(high) else log_snr[-1])
@@ -177,7 +165,7 @@ def _levels(factor: Factor, widest: float, *, wide: bool) -> Schedule:
     ends = [*below, *log_snr, *above]
     gaps = [np.linspace(a, b, max(1, math.ceil((b - a) / widest)), endpoint=False) for a, b in itertools.pairwise(ends)]
     knots = np.concatenate([*gaps, [ends[-1]]])[::-1]
-    alpha = own.alpha_at(knots)
+    alpha = native.alpha_at(knots)
     return Schedule.from_arrays(alpha, alpha * np.exp(-0.5 * knots))
 
 
@@ -187,13 +175,13 @@ def _normalised_leaves(factor: Factor, known: Known, key: Array, num_chains: int
     A mixture with raw multipliers is left as it is: normalised parts would get other shares.
     """
 
-    def again(child: Factor) -> Factor:
+    def normalised(child: Factor) -> Factor:
         return _normalised_leaves(child, known, jax.random.fold_in(key, len(known)), num_chains, repeats)
 
     if factor.sealed:
         return factor
     if factor.children:
-        return factor.with_children(tuple(map(again, factor.children)))
+        return factor.with_children(tuple(map(normalised, factor.children)))
     (leaf,) = leaves(factor)
     if "normalised" in leaf.capabilities or "exact_marginals" not in leaf.capabilities:
         return leaf
@@ -209,27 +197,27 @@ degree_of = Pass[float]("degree")
 
 
 @degree_of.rule(LeafFactor)
-def _of_leaf(factor: LeafFactor, _: list[float]) -> float:
+def _leaf_degree(factor: LeafFactor, _: list[float]) -> float:
     return factor.top_power * math.prod(factor.event_shape)
 
 
 @degree_of.rule(CalibratedExpression)
-def _of_density(factor: Factor, _: list[float]) -> float:
+def _density_degree(factor: Factor, _: list[float]) -> float:
     return float(math.prod(factor.event_shape))
 
 
 @degree_of.rule(Product)
-def _of_product(factor: Product, degrees: list[float]) -> float:
+def _product_degree(factor: Product, degrees: list[float]) -> float:
     return sum(w * degree for w, degree in factor.each(degrees))
 
 
 @degree_of.rule(CellWindow)
-def _of_cells(factor: CellWindow, degrees: list[float]) -> float:
+def _cells_degree(factor: CellWindow, degrees: list[float]) -> float:
     return (factor.count or 1) * degrees[0]
 
 
 @degree_of.rule(Window, Combination)
-def _of_sum(factor: Factor, degrees: list[float]) -> float:
+def _sum_degree(factor: Factor, degrees: list[float]) -> float:
     if not np.allclose(degrees, degrees[0]):
         raise CapabilityError(
             f"A {type(factor).__name__.lower()} whose parts are products of different numbers of factors has no "

@@ -19,18 +19,6 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import ImproperError, InvalidValueError
 
-TOLERANCE = 1e-5
-"""Change of log Z, in nats, at which halving ends."""
-NEGLIGIBLE = 30.0
-"""Cells whose log-density lies this far below the greatest are left as they are: e^−30 of it."""
-MAX_POINTS = 400_000
-"""Points at one level at which refinement ends, whatever it changes."""
-ROUNDS = 100
-"""How often the region may grow by a ring of cells at one level."""
-REACH = 6.0
-"""Standard deviations of noise beyond which nothing is noised to."""
-CHUNK = 4096
-
 
 def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Finds log ∫F_k at every level.
@@ -71,10 +59,10 @@ def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = 
 
 
 class Support:
-    """`Support` says where noised draws of a distribution can lie.
+    """`Support` holds where noised draws of a distribution can lie.
 
-    That is within `REACH` standard deviations of the noise around one of the draws at hand, and half a standard
-    deviation of the draws more, since there are only so many.
+    That is within 6 standard deviations of the noise around one of the draws at hand, and half a standard
+    deviation of the draws more, since their number is finite.
     """
 
     def __init__(self, samples: np.ndarray):
@@ -84,16 +72,26 @@ class Support:
         self.margin = 0.5 * float(np.sqrt(samples.var(0).mean()))
 
     def holds(self, points: np.ndarray, sigma: float) -> np.ndarray:
-        """Says of each point, shape (n, d), whether it can be a noised draw."""
-        return np.isfinite(self.tree.query(points, distance_upper_bound=REACH * sigma + self.margin)[0])
+        """Returns of each point, shape (n, d), whether it can be a noised draw."""
+        return np.isfinite(self.tree.query(points, distance_upper_bound=6.0 * sigma + self.margin)[0])
 
 
 LogDensity = Callable[[np.ndarray, float], np.ndarray]
 """(cells (n, d), step) → log f at the middles of these cells, (n,)."""
 
 
-def _level(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tuple[float, float, np.ndarray, float]:
-    """One level: the log-integral, its error, and the cells and step that the next level starts with."""
+def _level(
+    log_f: LogDensity,
+    cells: np.ndarray,
+    step: float,
+    level: int,
+    tolerance: float = 1e-5,
+    max_points: int = 400_000,
+) -> tuple[float, float, np.ndarray, float]:
+    """One level: the log-integral, its error, and the cells and step that the next level starts with.
+
+    Halving ends where log Z changes by less than ``tolerance`` nats, or with ``max_points`` cells.
+    """
     dimension = cells.shape[1]
     cells, values = _spread(log_f, cells, step, level)
     kept = -np.inf  # log of the mass of cells that are not refined any further
@@ -108,7 +106,7 @@ def _level(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tup
         values = _finite(log_f(cells, step), level)
         finer = np.logaddexp(kept, _log_sum(values, dimension, step))
         change = abs(finer - total)
-        if change < TOLERANCE or len(cells) * 2**dimension > MAX_POINTS:
+        if change < tolerance or len(cells) * 2**dimension > max_points:
             return float(finer), float(change), *coarse
         total = finer
 
@@ -119,8 +117,8 @@ def _spread(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tu
     if not np.any(np.isfinite(values)):
         raise _not_finite(values, level)
     fresh = np.ones(len(cells), bool)  # the others' neighbours are there already
-    for _ in range(ROUNDS):
-        missing = _missing_neighbours(cells, fresh & (values > values.max() - NEGLIGIBLE))
+    for _ in range(100):  # rings of cells, by which the region may grow at one level
+        missing = _missing_neighbours(cells, fresh & _heavy(values))
         if not len(missing):
             return cells, values
         fresh = np.concatenate([np.zeros(len(cells), bool), np.ones(len(missing), bool)])
@@ -134,10 +132,15 @@ def _spread(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tu
 
 
 def _important(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Says which cells matter, or touch one that does."""
-    heavy = values > values.max() - NEGLIGIBLE
+    """Returns which cells matter, or touch one that does."""
+    heavy = _heavy(values)
     around = _neighbours(cells[heavy])
     return heavy | np.isin(_code(cells), _code(around))
+
+
+def _heavy(values: np.ndarray) -> np.ndarray:
+    """Returns which cells have more than e^−30 of the greatest density: others are refined no further."""
+    return values > values.max() - 30.0
 
 
 def _missing_neighbours(cells: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -176,12 +179,14 @@ def _not_finite(values: np.ndarray, level: int) -> InvalidValueError:
     )
 
 
-def log_densities(density: AnnealedDensity, site: str, points: np.ndarray, level: int) -> np.ndarray:
+def log_densities(
+    density: AnnealedDensity, site: str, points: np.ndarray, level: int, chunk_size: int = 4096
+) -> np.ndarray:
     """log F_k at points of shape (n, \\*event), evaluated in chunks of one size: all levels share one executable."""
     values = [np.zeros(0)]
-    for start in range(0, len(points), CHUNK):
-        chunk = points[start : start + CHUNK]
-        padded = np.concatenate([chunk, np.repeat(chunk[-1:], CHUNK - len(chunk), axis=0)])
+    for start in range(0, len(points), chunk_size):
+        chunk = points[start : start + chunk_size]
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], chunk_size - len(chunk), axis=0)])
         value = _log_densities(density, site, jnp.asarray(padded, jnp.result_type(float)), jnp.asarray(level))
         values.append(np.asarray(value, np.float64)[: len(chunk)])
     return np.concatenate(values)
@@ -189,9 +194,9 @@ def log_densities(density: AnnealedDensity, site: str, points: np.ndarray, level
 
 @eqx.filter_jit
 def _log_densities(density: AnnealedDensity, site: str, points: Array, level: Array) -> Array:
-    def one(x: Array) -> Array:
+    def log_density(x: Array) -> Array:
         value = density.evaluator({site: x}, level).log_density
         assert value is not None  # only factors with an energy are calibrated
         return value
 
-    return jax.vmap(one)(points)
+    return jax.vmap(log_density)(points)

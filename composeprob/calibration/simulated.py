@@ -13,25 +13,21 @@ import jax
 import numpy as np
 from jax import Array
 
+from composeprob import tuning
 from composeprob.compiler.pipeline import compile
 from composeprob.compiler.prior import prior
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
 from composeprob.json_data import JSON
 from composeprob.language.program import Program
+from composeprob.results.origin import as_code
 from composeprob.runtime.infer import infer
-from composeprob.runtime.origin import as_code
 from composeprob.runtime.progress import Progress
-from composeprob.samplers.base import Sampler
 from composeprob.samplers.choose import independent
+from composeprob.samplers.sampler import Sampler
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-BINS, REJECTED = 8, 0.01
-"""Bins of the ranks, and the p-value, over all numbers together, below which they are not uniform."""
-MOST_ENTRIES, MOST_RANKED = 8, 63
-"""Numbers of a site that are ranked one by one, and posterior draws that a truth is ranked among."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +44,14 @@ class Calibration:
 
     @property
     def calibrated(self) -> bool:
-        """Whether no number's ranks are told from uniform ones; a right program fails once in a hundred cases."""
-        return min(self.p_values.values()) >= REJECTED / len(self.p_values)
+        """Whether all ranks are consistent with uniform ones; a right program fails once in a hundred cases."""
+        return min(self.p_values.values()) >= 0.01 / len(self.p_values)
 
     def plot(self) -> Figure:
         """Draws a histogram of every number's ranks, with where bars of uniform ranks are in 99 of 100 cases."""
         from scipy import stats
 
-        from composeprob.results.plotting import SECOND, new_figure, style
+        from composeprob.results.plotting import PALETTE, new_figure, style
 
         columns = min(3, len(self.ranks))
         rows = -(-len(self.ranks) // columns)
@@ -63,8 +59,8 @@ class Calibration:
             figure = new_figure(3.4 * columns, 2.6 * rows)
             axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
             for ax, (name, ranks) in zip(axes, self.ranks.items(), strict=False):
-                ax.axhspan(*stats.binom.interval(0.99, len(ranks), 1 / BINS), color="#d6e2ec")
-                ax.hist(ranks, bins=np.linspace(0, 1, BINS + 1), color=SECOND, alpha=0.75)
+                ax.axhspan(*stats.binom.interval(0.99, len(ranks), 1 / tuning.RANK_BINS), color="#d6e2ec")
+                ax.hist(ranks, bins=np.linspace(0, 1, tuning.RANK_BINS + 1), color=PALETTE.second, alpha=0.75)
                 ax.set(title=name, xlabel=f"rank (p = {self.p_values[name]:.2g})", xlim=(0, 1))
             for ax in axes[len(self.ranks) :]:
                 ax.set_axis_off()
@@ -72,7 +68,7 @@ class Calibration:
 
     def __str__(self) -> str:
         count = len(next(iter(self.ranks.values())))
-        verdict = "not told from uniform" if self.calibrated else "NOT uniform: posteriors are wrong"
+        verdict = "consistent with uniform" if self.calibrated else "NOT uniform: posteriors are wrong"
         lines = [f"{name}: p = {p:.3g}" for name, p in self.p_values.items()]
         return "\n".join([f"Ranks over {count} data sets: {verdict}.", *lines])
 
@@ -98,7 +94,7 @@ def calibrated(
 
     Args:
         program: with at least one observation.
-        args, kwargs: as for `compile`; the data among them only say which shape they have.
+        args, kwargs: as for `compile`; the data among them only give their shape.
         key: a typed random key.
         num: data sets.
         num_chains: chains of each posterior.
@@ -116,7 +112,7 @@ def calibrated(
         Talts et al. 2018, *Validating Bayesian inference algorithms with simulation-based calibration*; Modrák et al.
         2023, on the log-likelihood as a number to rank.
     """
-    if num < 2.5 * BINS:
+    if num < 2.5 * tuning.RANK_BINS:
         raise InvalidValueError(
             f"num={num} data sets are too few to judge ranks by.", fix="ask for 100, or for 20 at least."
         )
@@ -127,17 +123,23 @@ def calibrated(
     unseen = prior(density)
     truths = infer(unseen, seeds[0], num_chains=num, sampler=independent(unseen, "")[0], progress=False).samples
     drawn = {name: np.asarray(values) for name, values in density.predict(seeds[1], truths).items()}
-    known = _Kept(checkpoint_dir, [as_code(key), num, num_chains, repr(sampler), density.described.text])
+    known = _RankStore(checkpoint_dir, [as_code(key), num, num_chains, repr(sampler), density.described.text])
     with Progress(num, progress, "calibration") as bar:
         for i in range(len(known.rows), num):
             arguments = dict(bound.arguments) | {names[site]: drawn[site][i] for site in names}
             replaced = inspect.BoundArguments(bound.signature, arguments)
-            one = compile(program, *replaced.args, **replaced.kwargs)
-            result = infer(one, jax.random.fold_in(seeds[2], i), num_chains=num_chains, sampler=sampler, progress=False)
+            replaced_density = compile(program, *replaced.args, **replaced.kwargs)
+            result = infer(
+                replaced_density,
+                jax.random.fold_in(seeds[2], i),
+                num_chains=num_chains,
+                sampler=sampler,
+                progress=False,
+            )
             rng = np.random.default_rng([i, *np.asarray(jax.random.key_data(seeds[3])).tolist()])
             chosen = _unrelated(result.unweighted(), result.families.index, rng)
             truth = {name: np.asarray(value)[i : i + 1] for name, value in truths.items()}
-            known.add(_ranks(one, truth, chosen, rng))
+            known.add(_ranks(replaced_density, truth, chosen, rng))
             bar.update(i + 1)
     ranks = {name: np.array([row[name] for row in known.rows]) for name in known.rows[0]}
     return Calibration(ranks, {name: uniformity(values) for name, values in ranks.items()})
@@ -147,7 +149,7 @@ def uniformity(ranks: np.ndarray) -> float:
     """Returns the p-value of ranks in (0, 1) being uniform: by χ² over bins, and by the distribution function."""
     from scipy import stats  # takes a while to import
 
-    counts = np.histogram(ranks, bins=np.linspace(0, 1, BINS + 1))[0]
+    counts = np.histogram(ranks, bins=np.linspace(0, 1, tuning.RANK_BINS + 1))[0]
     return min(1.0, 2 * float(min(stats.chisquare(counts).pvalue, stats.kstest(ranks, "uniform").pvalue)))
 
 
@@ -184,7 +186,9 @@ def _unrelated(
 ) -> dict[str, np.ndarray]:
     """Some samples no two of which descend from one chain."""
     order = rng.permutation(len(families))
-    first = order[np.sort(np.unique(families[order], return_index=True)[1])][:MOST_RANKED]
+    first = order[np.sort(np.unique(families[order], return_index=True)[1])][
+        :63
+    ]  # with the truth 64 ranks, a multiple of the bins
     return {name: np.asarray(values)[first] for name, values in samples.items()}
 
 
@@ -195,7 +199,7 @@ def _ranks(
     numbers: dict[str, tuple[np.ndarray, float]] = {}
     for site, values in drawn.items():
         flat, true = values.reshape(len(values), -1), truth[site].ravel()
-        if flat.shape[1] > MOST_ENTRIES:
+        if flat.shape[1] > 8:  # too many to be ranked one by one
             numbers[f"mean of {site}"] = flat.mean(1), float(true.mean())
             numbers[f"size of {site}"] = np.linalg.norm(flat, axis=1), float(np.linalg.norm(true))
         else:
@@ -212,7 +216,7 @@ def _ranks(
     return found
 
 
-class _Kept:
+class _RankStore:
     """The ranks so far, in memory and, where there is a folder, on disk after each data set."""
 
     def __init__(self, folder: str | Path | None, call: list[JSON]):

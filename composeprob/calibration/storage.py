@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from composeprob.errors import LoadError
 from composeprob.factors.base import LeafFactor
-from composeprob.factors.calibrated import PREFIX, TABLES, Calibrated
+from composeprob.factors.calibrated import TABLES, Calibrated
 
 
 def save_calibration(factor: Calibrated, path: str | Path, *, weights: str | Path | None = None) -> None:
@@ -23,7 +23,7 @@ def save_calibration(factor: Calibrated, path: str | Path, *, weights: str | Pat
         weights: the file of the network's weights, by whose digest `load_calibration` knows it again.
     """
     about = None if weights is None else {"weights": _digest(weights)}
-    tables = {name.removeprefix(PREFIX): np.ascontiguousarray(table) for name, table in factor.tables.items()}
+    tables = {name.removeprefix("calibration "): np.ascontiguousarray(table) for name, table in factor.tables.items()}
     Path(path).write_bytes(save(tables, about))
 
 
@@ -42,7 +42,7 @@ def load_calibration(factor: LeafFactor, path: str | Path, *, weights: str | Pat
     try:
         with safe_open(path, "numpy") as file:
             about = file.metadata() or {}
-            tables = {PREFIX + name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            tables = {f"calibration {name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise LoadError(f"The calibration {path} cannot be read: {error}", fix=fix) from error
     shapes = {table.shape for table in tables.values()}

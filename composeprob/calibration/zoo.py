@@ -12,8 +12,6 @@ from composeprob.calibration.storage import save_calibration
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.factors.calibrated import Calibrated
 
-SEED = 0
-
 
 def calibrate_model(
     name: str,
@@ -55,14 +53,14 @@ def calibrate_model(
         needed = " ".join(f"--given {each}=…" for each in factor.condition_names)
         raise InvalidValueError(
             f"Model '{name}' has conditions, and one normaliser for each of their values.",
-            fix=f"say which: composeprob calibrate {name} {needed}",
+            fix=f"give one: composeprob calibrate {name} {needed}",
         )
     file = zoo.calibration_file(weights, conditions)
     if file.exists() and not replace:
         raise InvalidValueError(
             f"{file} is there already.", fix="calibrate again with --replace (replace=True in Python)."
         )
-    found = calibrate(factor.given(**conditions), jax.random.key(SEED), num_chains=num_chains)
+    found = calibrate(factor.given(**conditions), jax.random.key(0), num_chains=num_chains)
     assert isinstance(found, Calibrated)
     save_calibration(found, file, weights=weights)
     return found

@@ -12,16 +12,10 @@ from pathlib import Path
 from composeprob.errors import LoadError
 from composeprob.json_data import JSONObject
 
-EXCEPT = ":(exclude)"
-LIBRARY = ("composeprob", f"{EXCEPT}composeprob/cli")
+LIBRARY = ("composeprob", ":(exclude)composeprob/cli")
 """What every benchmark measures, as git's paths."""
-MODELS = "models"
-SCRIPTS = ("benchmarks", "examples")
-"""Folders of what measures: a benchmark may run an example's program."""
-BESIDE = frozenset({"report.py"})
-"""Scripts of those folders that no number depends on."""
 STAMP = "made_at"
-"""Where a results file, or one of its cells, says what it was made of."""
+"""Where a results file, or one of its cells, has what it was made of."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +43,16 @@ class Code:
         return cls(root, commit, tuple(line[3:] for line in lines))
 
     def stamp(self) -> JSONObject | None:
-        """Returns what a result says of its code: the commit, the paths that it needs, and which of them changed."""
+        """Returns what a result stores about its code: the commit, its paths, and which of them changed."""
         if self.commit is None:
             return None
-        folders = {self.root / name for name in SCRIPTS}
+        folders = {self.root / "benchmarks", self.root / "examples"}  # a benchmark may run an example's program
         modules = {getattr(module, "__file__", None) for module in list(sys.modules.values())} | {sys.argv[0]}
         files = {Path(file).resolve() for file in modules if file}
-        used = [file for file in files if folders & set(file.parents) and file.name not in BESIDE]
+        used = [file for file in files if folders & set(file.parents) and file.name != "report.py"]
         paths = sorted(str(file.relative_to(self.root)) for file in used)
         if any(name.startswith("composeprob.models.") for name in list(sys.modules)):
-            paths.append(MODELS)
+            paths.append("models")
         paths = [*LIBRARY, *paths]
         changed = [file for file in self.changed if _within(file, paths)]
         return {"commit": self.commit, "paths": paths, "changed": changed}
@@ -66,8 +60,8 @@ class Code:
 
 def _within(file: str, paths: list[str]) -> bool:
     """Whether git's paths, in which ``:(exclude)`` takes some out, have a file in them."""
-    under = [path for path in paths if f"{file}/".startswith(f"{path.removeprefix(EXCEPT)}/")]
-    return bool(under) and not any(path.startswith(EXCEPT) for path in under)
+    under = [path for path in paths if f"{file}/".startswith(f"{path.removeprefix(':(exclude)')}/")]
+    return bool(under) and not any(path.startswith(":(exclude)") for path in under)
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ def _age(root: Path, file: Path) -> Age:
         return Age(file.name, command, None, tuple(later), part)
     found: list[tuple[str, list[str]]] = []
     for stamp in {json.dumps(stamp): stamp for stamp in stamps}.values():
-        if not _known(root, stamp["commit"]):
+        if not _in_history(root, stamp["commit"]):
             why = f"commit {stamp['commit'][:9]} is not in this history"
             return Age(file.name, command, stamp["commit"], (), why)
         found.append((stamp["commit"], _since(root, stamp["commit"], stamp["paths"])))
@@ -147,7 +141,7 @@ def _since(root: Path, commit: str, paths: list[str]) -> list[str]:
     return log.splitlines()
 
 
-def _known(root: Path, commit: str) -> bool:
+def _in_history(root: Path, commit: str) -> bool:
     try:
         git(root, "merge-base", "--is-ancestor", commit, "HEAD")
     except LoadError:
@@ -156,7 +150,7 @@ def _known(root: Path, commit: str) -> bool:
 
 
 def git(root: Path, *arguments: str) -> str:
-    """What git says.
+    """The output of git.
 
     Raises:
         LoadError: there is no git, the folder is no checkout, or git refuses.
@@ -168,6 +162,6 @@ def git(root: Path, *arguments: str) -> str:
     except OSError as error:
         raise LoadError("git cannot be started, and ages are counted in commits.", fix="install git.") from error
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise LoadError(f"git found no history in {root}: {said[0] if said else 'it gave no reason'}.", fix=fix)
+        lines = done.stderr.strip().splitlines()
+        raise LoadError(f"git found no history in {root}: {lines[0] if lines else 'it gave no reason'}.", fix=fix)
     return done.stdout

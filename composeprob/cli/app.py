@@ -33,18 +33,16 @@ def zoo(
     from composeprob import api
 
     if name is None:
-        from composeprob.model_zoo import TRAINED
-
         table = Table("model", "event", "offers", "weights", "score error", "what it is")
         table.columns[0].no_wrap = True  # a name is there to be copied
-        for card in api.zoo().values():
+        zoo = api.zoo()
+        for card in zoo.values():
             offers = "energy" if "energy" in card.capabilities else "score only"
             error = f"{card.quality['score_error']:.2g}" if "score_error" in card.quality else ""
             table.add_row(card.name, str(card.event_shape), offers, card.trained, error, card.title)
         console.print(table)
-        console.print("score error: mean of σ²·|score − exact score|², where the exact one is known.", highlight=False)
         console.print('composeprob zoo NAME shows one; cp.load("NAME") loads it.', highlight=False)
-        console.print(f"{TRAINED}.", highlight=False)
+        console.print(zoo.legend, highlight=False)
         return
     console.print(Markdown(api.zoo(name).text))
 
@@ -196,7 +194,6 @@ def devices(
         bool, typer.Option(help="Include the means over all chains that a result reports of each level.")
     ] = True,
     mesh: Annotated[str | None, typer.Option(metavar="ROWSxCOLUMNS", help="As for run.")] = None,
-    shard_above: Annotated[int | None, typer.Option(metavar="BYTES", help="As for run.", min=0)] = None,
     precision: Annotated[str | None, typer.Option(metavar="bfloat16", help="As for run.", show_default=False)] = None,
 ) -> None:
     """Show what programs would run on here; with --compile, what a run would take on TPUs that are not here.
@@ -219,7 +216,7 @@ def devices(
     if compile_for is None:
         if (what := target or model) is not None:
             raise InvalidValueError(f"{what} was given, but nothing to compile it for.", fix="add --compile v5e:4x4.")
-        console.print(hardware.here())
+        console.print(hardware.devices_table())
         return
     if model is not None and target is not None:
         raise InvalidValueError(
@@ -228,4 +225,4 @@ def devices(
     hardware.prepare_tpu_compiler()
     chosen = make_sampler(sampler, kernel, None, step_size, 3, 0.5)
     density = hardware.program(target, precision) if model is None else hardware.two_prompts(model)
-    console.print(hardware.ahead(compile_for, density, chains_per_chip, chosen, diagnostics, mesh, shard_above))
+    console.print(hardware.ahead(compile_for, density, chains_per_chip, chosen, diagnostics, mesh))

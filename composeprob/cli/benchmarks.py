@@ -13,9 +13,6 @@ from rich.table import Column, Table
 from composeprob.cli.ages import Age, ages
 from composeprob.errors import LoadError
 
-LIBRARY = frozenset({"report", "mode_weights"})
-"""Modules in the folder that benchmarks share."""
-
 
 def benchmarks() -> dict[str, Path]:
     """Finds the script of every benchmark by name, such as ``paper-2d``.
@@ -29,7 +26,8 @@ def benchmarks() -> dict[str, Path]:
             "The benchmarks are not installed: a wheel leaves them out.",
             fix="clone the repository, and run composeprob bench there.",
         )
-    scripts = [path for path in sorted(folder.glob("*.py")) if path.stem not in LIBRARY]
+    shared = ("report", "mode_weights")
+    scripts = [path for path in sorted(folder.glob("*.py")) if path.stem not in shared]
     return {path.stem.replace("_", "-"): path for path in scripts}
 
 
@@ -55,8 +53,8 @@ def table_of_ages(known: list[Age]) -> Table:
     for age in known:
         number = len(age.later)
         behind = "none" if not age.stale else f"at least {number}" if age.commit is None else str(number)
-        said = [*age.later[:1], *([f"({age.why})"] if age.why else [])]
-        table.add_row(age.file, (age.commit or "unknown")[:9], behind, "\n".join(said), age.command)
+        notes = [*age.later[:1], *([f"({age.why})"] if age.why else [])]
+        table.add_row(age.file, (age.commit or "unknown")[:9], behind, "\n".join(notes), age.command)
     return table
 
 

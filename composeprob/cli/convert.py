@@ -47,10 +47,10 @@ def convert(
     """Convert the weights of guided-diffusion (ADM) or improved-diffusion into a folder for cp.from_diffusers.
 
     The options have the names, the meaning and the defaults of guided-diffusion's own flags; channels, blocks, labels
-    and a learned variance are read from the weights. Heads must be said, for no weight tells how many there are; a
+    and a learned variance are read from the weights. The number of heads must be given, as no weight contains it; a
     wrong number, or order, gives no error and another network.
 
-    Its own files are pickles, which are not read: given one, the error says what makes safetensors of it.
+    Its own files are pickles, which are not read: given one, the error names what makes safetensors of it.
 
     [b]Examples[/b]
 
@@ -59,14 +59,14 @@ def convert(
 
         composeprob convert lsun_bedroom.safetensors models/bedroom --image-size 256 --num-head-channels 64
     """
-    from composeprob.pretrained.convert import Told
+    from composeprob.pretrained.convert import Supplied
     from composeprob.pretrained.convert import convert as write
 
-    told = Told(
+    supplied = Supplied(
         image_size, num_heads, num_head_channels, num_heads_upsample, use_new_attention_order, noise_schedule.value,
         diffusion_steps, predict_xstart, rescale_timesteps,
     )  # fmt: skip
-    config = write(weights, out, told, replace=replace)
+    config = write(weights, out, supplied, replace=replace)
     labels = f", {config['num_classes']} labels" if config["num_classes"] else ""
     variance = ", a learned variance, which is not used" if config["out_channels"] != config["in_channels"] else ""
     order = "new" if use_new_attention_order else "old"

@@ -23,22 +23,10 @@ if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
     from composeprob.factors.base import LeafFactor
     from composeprob.factors.diffusion import Diffusion
-    from composeprob.samplers.base import Sampler
-
-MEGACORE = "v4"
-"""Its chips' two cores work as one device only if asked to."""
-COMPILE_ONLY = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # nobody's TPU is touched
-    "JAX_PLATFORMS": "cpu",
-    "TPU_ACCELERATOR_TYPE": "none",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-}
-"""Without these the TPU compiler looks for a cloud around it, and JAX for a TPU."""
+    from composeprob.samplers.sampler import Sampler
 
 
-def here() -> Table:
+def devices_table() -> Table:
     """Makes a table of JAX's devices, their memory, and the precision that numbers have on them."""
     import jax
 
@@ -58,7 +46,7 @@ def here() -> Table:
 
 
 def join() -> None:
-    """Joins the devices of all processes of this run, as JAX finds them or the environment says.
+    """Joins the devices of all processes of this run, as JAX finds them or the environment gives them.
 
     Raises:
         InvalidValueError: no other processes are found, or they cannot be reached.
@@ -76,18 +64,13 @@ def join() -> None:
         ) from error
 
 
-def table_of(devices: Sequence[jax.Device], mesh: str | None, shard_above: int | None) -> np.ndarray | None:
+def arranged_devices(devices: Sequence[jax.Device], mesh: str | None) -> np.ndarray | None:
     """Arranges the devices in rows as ``--mesh`` says, such as ``2x4``; None where it is left out.
 
     Raises:
-        InvalidValueError: it is no such text, there are fewer devices, or ``shard_above`` is given without it.
+        InvalidValueError: it is no such text, there are fewer devices.
     """
     if mesh is None:
-        if shard_above is not None:
-            raise InvalidValueError(
-                "--shard-above was given, but not which devices share an array.",
-                fix="add --mesh ROWSxCOLUMNS, such as 2x4: each array is in parts on the 4 devices of a row.",
-            )
         return None
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", mesh)
     if not found:
@@ -102,7 +85,7 @@ def table_of(devices: Sequence[jax.Device], mesh: str | None, shard_above: int |
 
 
 def main_memory() -> int | None:
-    """Returns the bytes of main memory, None where the system does not say."""
+    """Returns the bytes of main memory, None where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -128,7 +111,16 @@ def prepare_tpu_compiler() -> None:
     if library is None:
         raise LoadError("The TPU compiler, libtpu, is not installed.", fix="pip install 'composeprob[tpu]'.")
     os.environ["TPU_LIBRARY_PATH"] = str(library)
-    for name, value in COMPILE_ONLY.items():
+    # Without these the TPU compiler looks for a cloud around it, and JAX for a TPU.
+    settings = {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # no TPU is touched
+        "JAX_PLATFORMS": "cpu",
+        "TPU_ACCELERATOR_TYPE": "none",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+    }
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
 
 
@@ -139,23 +131,22 @@ def ahead(
     sampler: Sampler | None,
     diagnostics: bool,
     mesh: str | None = None,
-    shard_above: int | None = None,
 ) -> Table:
-    """Compiles a program's run for TPUs, and tabulates what the compiler says of each chip.
+    """Compiles a program's run for TPUs, and tabulates what the compiler reports of each chip.
 
     Raises:
-        InvalidValueError: no such topology, or not so many chips in it.
+        InvalidValueError: no such topology, or fewer chips in it.
     """
     from composeprob.runtime.ahead import compile_ahead
     from composeprob.samplers.choose import choose
 
     listed = tpu_chips(topology)
-    table_of_chips = table_of(listed, mesh, shard_above)
+    table_of_chips = arranged_devices(listed, mesh)
     chips = listed if table_of_chips is None else table_of_chips
     num_chains = chains_per_chip * np.size(chips)
     if sampler is None:
         sampler, _ = choose(density, num_chains)
-    compiled = compile_ahead(density, sampler, num_chains, chips, diagnostics, shard_above=shard_above)
+    compiled = compile_ahead(density, sampler, num_chains, chips, diagnostics)
     table = Table(
         "on each chip", "", title=f"{topology}: {np.size(chips)} chips × {chains_per_chip} chains", title_justify="left"
     )
@@ -182,17 +173,18 @@ def tpu_chips(topology: str) -> list[jax.Device]:
     """
     from jax.experimental import topologies
 
-    options = {"chip_config_name": "megacore"} if topology.startswith(f"{MEGACORE}:") else {}
+    # The two cores of a v4 work as one device only if asked to.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # of many kinds
-        said = str(error).splitlines()[0]
-        if not said.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
+        message = str(error).splitlines()[0]
+        if not message.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
             raise LoadError(
-                f"The TPU compiler does not start: {said}", fix="install the libtpu that jax[tpu] asks for."
+                f"The TPU compiler does not start: {message}", fix="install the libtpu that jax[tpu] asks for."
             ) from error
         raise InvalidValueError(
-            f"The TPU compiler knows no topology {topology!r}: {said}",
+            f"The TPU compiler knows no topology {topology!r}: {message}",
             fix="for example v5e:4x4, v6e:16x16, v4:4x4x4 or v5p:8x8x4: the grid of chips, in whole hosts of 2x2.",
         ) from error
     return list(found.devices)

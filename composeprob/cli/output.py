@@ -11,20 +11,18 @@ from composeprob.json_data import JSONObject
 if TYPE_CHECKING:
     from composeprob.results.result import Result
 
-OPTIONS = {
-    "resume=False": "--no-resume",
-    "resume=True": "--resume",
-    "checkpoint_dir": "--checkpoint-dir",
-    "store=": "--store ",
-    "draws=": "--draws ",
-    "thin=": "--thin ",
-}
-"""What errors call arguments of `infer`, and what the command calls them."""
-
 
 def in_options(text: str) -> str:
     """Returns an error's text, with the arguments of `infer` that it names as options of the command."""
-    for argument, option in OPTIONS.items():
+    options = {
+        "cp.Checkpoint(folder, resume=False)": "--no-resume",
+        "resume=True": "--resume",
+        "checkpoint_dir": "--checkpoint-dir",
+        "store=": "--store ",
+        "draws=": "--draws ",
+        "thin=": "--thin ",
+    }
+    for argument, option in options.items():
         text = text.replace(argument, option)
     return text
 

@@ -19,12 +19,7 @@ if TYPE_CHECKING:
     from jax import Array
 
     from composeprob.language.program import Program
-    from composeprob.samplers.base import Sampler
-
-COMPILES = ("schedule", "precision")
-"""Arguments that `compile` takes for itself."""
-CHAINS = 1000
-"""Chains of a run where neither the command nor the file says how many."""
+    from composeprob.samplers.sampler import Sampler
 
 
 def load_program(target: str) -> tuple[Program, ModuleType]:
@@ -53,7 +48,7 @@ def load_program(target: str) -> tuple[Program, ModuleType]:
     finally:
         sys.path.remove(str(path.resolve().parent))
     programs = {key: value for key, value in vars(module).items() if isinstance(value, Program)}
-    own = {key: p for key, p in programs.items() if getattr(p.function, "__module__", None) == spec.name}
+    defined = {key: p for key, p in programs.items() if getattr(p.function, "__module__", None) == spec.name}
     if name:
         if name not in programs:
             has = ", ".join(programs) or "none"
@@ -63,11 +58,11 @@ def load_program(target: str) -> tuple[Program, ModuleType]:
         raise ProgramError(
             f"{file} has no program.", fix="decorate a function with @cp.program, at the top level of the file."
         )
-    candidates = own or programs
+    candidates = defined or programs
     if len(candidates) > 1:
         raise ProgramError(
             f"{file} has {len(candidates)} programs: {', '.join(candidates)}.",
-            fix=f"say which: composeprob run {file}:{next(iter(candidates))}",
+            fix=f"name one: composeprob run {file}:{next(iter(candidates))}",
         )
     return next(iter(candidates.values())), module
 
@@ -80,10 +75,10 @@ def arguments(
     Args:
         program: whose parameters.
         module: its file.
-        given: what makes the values of parameters that the command says.
+        given: what makes the values of parameters that the command gives.
 
     Raises:
-        InvalidValueError: the program has no parameter that the command says.
+        InvalidValueError: the program has no parameter that the command gives.
         ProgramError: a parameter with neither a default nor a variable of its name, or one that has the name of an
             argument of `compile`.
     """
@@ -111,7 +106,7 @@ def arguments(
                 where=program.where,
                 fix=f"give it a default, or define a variable {name} at the top level of the file.",
             )
-        if name in COMPILES:
+        if name in ("schedule", "precision"):
             raise ProgramError(
                 f"Program '{program.name}' has a parameter {name!r}, which is what cp.compile calls one of its own.",
                 where=program.where,
@@ -127,9 +122,9 @@ def presets(module: ModuleType) -> tuple[Sampler | None, int]:
     Raises:
         WrongTypeError: its variable ``sampler`` or ``num_chains`` is something else.
     """
-    from composeprob.samplers.base import Sampler
+    from composeprob.samplers.sampler import Sampler
 
-    sampler, chains = getattr(module, "sampler", None), getattr(module, "num_chains", CHAINS)
+    sampler, chains = getattr(module, "sampler", None), getattr(module, "num_chains", 1000)
     for name, value, fits, what in (
         ("sampler", sampler, sampler is None or isinstance(sampler, Sampler), "a sampler such as cp.SMC()"),
         ("num_chains", chains, isinstance(chains, int), "a whole number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +12,14 @@ from composeprob.errors import AlignmentError, ShapeError
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
     from composeprob.results.result import Result
-    from composeprob.samplers.base import Sampler
+    from composeprob.samplers.sampler import Sampler
 
-LEVELS, COARSER = "2 × levels", "½ × levels"
-TRANSITIONS, STEP = "2 × transitions", "½ step, 2 × transitions"
+
+class Refinement(StrEnum):
+    """What is finer, or coarser, in a run that is compared with the first."""
+
+    LEVELS, COARSER = "2 × levels", "½ × levels"
+    TRANSITIONS, STEP = "2 × transitions", "½ step, 2 × transitions"
 
 
 def resolved(density: AnnealedDensity, sampler: Sampler | None, num_chains: int) -> Sampler:
@@ -31,10 +36,10 @@ def longer(density: AnnealedDensity, sampler: Sampler) -> Sampler | None:
 
 
 def shorter_steps(density: AnnealedDensity, sampler: Sampler, first: Result) -> Sampler | None:
-    """The same sampler with half the steps that the first run came to, and twice as many of them.
+    """The same sampler with half the steps that the first run adapted, and twice as many of them.
 
-    Only of kernels whose law depends on the step, those without a Metropolis test and those whose test is a quadrature;
-    others keep theirs. None where there is no such kernel.
+    Only of kernels whose distribution depends on the step, those without a Metropolis test and those whose test is a
+    quadrature; others keep theirs. None where there is no such kernel.
     """
     import jax.numpy as jnp
 
@@ -53,22 +58,22 @@ def shorter_steps(density: AnnealedDensity, sampler: Sampler, first: Result) -> 
     shape = (density.num_levels, len(parts)) if sampler.prepare(density).blocks else (density.num_levels,)
     steps = np.asarray(filled(first.step_size, shape), float).reshape(density.num_levels, -1)
     halved = [
-        with_field(part, "step_size", jnp.asarray(0.5 * own, jnp.result_type(float))) if wrong else part
-        for part, own, wrong in zip(parts, steps.T, biased, strict=True)
+        with_field(part, "step_size", jnp.asarray(0.5 * steps_of_part, jnp.result_type(float))) if wrong else part
+        for part, steps_of_part, wrong in zip(parts, steps.T, biased, strict=True)
     ]
     return sampler.with_moves(with_parts(kernel, halved), 2 * moves.count)
 
 
 def twice_the_levels(density: AnnealedDensity) -> tuple[str, AnnealedDensity]:
     """The program with a level between any two; with every other level where a factor knows only its own."""
-    from composeprob.runtime.levels import chosen
+    from composeprob.runtime.infer import on_levels
 
     log_snr = np.asarray(density.schedule.log_snr, np.float64)
     finer = np.interp(np.arange(2 * len(log_snr) - 1) / 2, np.arange(len(log_snr)), log_snr)
     try:
-        return LEVELS, chosen(density, finer, 1)[0]
+        return Refinement.LEVELS, on_levels(density, finer, 1)[0]
     except AlignmentError:
-        return COARSER, density.on(density.schedule.every(2))
+        return Refinement.COARSER, density.on(density.schedule.every(2))
 
 
 def fits(density: AnnealedDensity, sampler: Sampler) -> bool:

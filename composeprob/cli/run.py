@@ -34,7 +34,7 @@ def run(
     sampler: Annotated[
         SamplerName,
         typer.Option(
-            help="[b]auto[/b] chooses by what the program's factors can do, and says why; [b]smc[/b]: sequential Monte "
+            help="[b]auto[/b] chooses by what the program's factors can do; [b]smc[/b]: sequential Monte "
             "Carlo; [b]annealed[/b]: independent MCMC chains; [b]ancestral[/b]: plain reverse diffusion, which is "
             "biased for products."
         ),
@@ -102,7 +102,7 @@ def run(
         ),
     ] = None,
     draws: Annotated[
-        int | None, typer.Option(help="Go on at level 0 and keep so many draws of each chain.", show_default=False)
+        int | None, typer.Option(help="Go on at level 0 and keep this many draws of each chain.", show_default=False)
     ] = None,
     thin: Annotated[int, typer.Option(help="Kernel steps between two draws.")] = 1,
     store: Annotated[
@@ -124,17 +124,9 @@ def run(
         str | None,
         typer.Option(
             metavar="ROWSxCOLUMNS",
-            help="Run on so many devices; left out, on as many as the chains can be spread over.",
-        ),
-    ] = None,
-    shard_above: Annotated[
-        int | None,
-        typer.Option(
-            metavar="BYTES",
-            min=0,
-            help="Keep larger arrays of the networks in parts, one on each device of a row of --mesh, and gather them "
-            "for each evaluation: for networks that leave no room else.",
-            show_default=False,
+            help="Run on so many devices; left out, on as many as the chains can be spread over. With COLUMNS above 1 "
+            "arrays of the networks of more than 1 MiB are in parts, one on each device of a row, gathered for each "
+            "evaluation: for networks that leave no room else.",
         ),
     ] = None,
     distributed: Annotated[
@@ -174,14 +166,14 @@ def run(
 
         srun composeprob run scene.py --distributed --chains 100000 --chunk 250
 
-        composeprob run scene.py --mesh 2x4 --shard-above 1000000
+        composeprob run scene.py --mesh 2x4
 
         composeprob run examples/text_to_image.py:both --model FOLDER
     """
     import jax
 
     from composeprob import api
-    from composeprob.cli.hardware import join, table_of
+    from composeprob.cli.hardware import arranged_devices, join
 
     if distributed:
         join()  # before anything looks for devices
@@ -193,7 +185,7 @@ def run(
             f"{'--resume' if resume else '--no-resume'} was given, but no folder of checkpoints.",
             fix="add --checkpoint-dir FOLDER.",
         )
-    devices = table_of(jax.devices(), mesh, shard_above)
+    devices = arranged_devices(jax.devices(), mesh)
     program, module = load_program(target)
     args = arguments(program, module, {} if model is None else {"model": lambda: api.from_diffusers(model)})
     chosen = make_sampler(sampler, kernel, steps_per_level, step_size, num_leapfrog, damping, log_ratio, num_points)
@@ -201,8 +193,8 @@ def run(
     chosen, chains = chosen or own_sampler, own_chains if chains is None else chains
     density = api.compile(program, **args, precision=precision)
     if levels is not None:
-        own = density.schedule.log_snr
-        schedule = api.Schedule.log_snr(levels, min=float(own[-1]), max=float(own[0]))
+        native = density.schedule.log_snr
+        schedule = api.Schedule.log_snr(levels, min=float(native[-1]), max=float(native[0]))
         density = api.compile(program, **args, schedule=schedule, precision=precision)
     if leads:
         print(density)
@@ -214,12 +206,8 @@ def run(
         mesh=None if devices is None else jax.sharding.Mesh(devices, ("chains", "model")),
         chunk=chunk,
         progress=leads,
-        checkpoint_dir=checkpoint_dir,
-        resume=resume,
-        draws=draws,
-        thin=thin,
-        store=store,
-        shard_above=shard_above,
+        checkpoint_dir=None if checkpoint_dir is None else api.Checkpoint(checkpoint_dir, resume),
+        draws=api.Draws(draws, thin, store),
     )
     if not leads:
         return

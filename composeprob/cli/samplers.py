@@ -10,14 +10,11 @@ from composeprob.errors import InvalidValueError
 if TYPE_CHECKING:
     from composeprob.kernels.base import Kernel
     from composeprob.kernels.line_integral import LogRatio
-    from composeprob.samplers.base import Sampler
+    from composeprob.samplers.sampler import Sampler
 
 
 RULES = {"ula": "0.1·σ²", "uhmc": "0.2·σ"}
 """Default step sizes of the kernels that have no acceptance to adapt to."""
-
-ADJUSTED = ("mala", "hmc")
-"""Kernels with a Metropolis test."""
 
 
 class KernelName(StrEnum):
@@ -91,11 +88,12 @@ def _log_ratio(kernel: KernelName, log_ratio: LogRatioName | None, num_points: i
     """``"exact"``, or the line integral with Simpson's rule where it fits on that many points."""
     from composeprob import api
 
-    if kernel.value not in ADJUSTED and (log_ratio is not None or num_points is not None):
+    adjusted = ("mala", "hmc")  # kernels with a Metropolis test
+    if kernel.value not in adjusted and (log_ratio is not None or num_points is not None):
         option = "--num-points" if log_ratio is None else "--log-ratio"
         raise InvalidValueError(
             f"--kernel {kernel.value} has no accept test, but {option} was given.",
-            fix=f"leave {option} out, or choose --kernel {' or '.join(ADJUSTED)}.",
+            fix=f"leave {option} out, or choose --kernel {' or '.join(adjusted)}.",
         )
     if log_ratio is LogRatioName.line_integral:
         points = 3 if num_points is None else num_points

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
     from composeprob.density.annealed import AnnealedDensity
     from composeprob.results.result import Result
-    from composeprob.samplers.base import Sampler
-
-LOOKED_AT, LEVELS = 64, 5
-"""Samples at which scores are looked at, and levels to which they are noised for that."""
+    from composeprob.samplers.sampler import Sampler
 
 
 @app.command()
@@ -50,12 +47,12 @@ def trust(
     """Say how far to trust the samples of a program, and whose error it is.
 
     Runs the program several times: as `composeprob run` does, under another key, with twice the levels, with twice the
-    transitions at each level, and, where the kernel's law depends on its step, with half of it. What changes by more
-    than chance with levels, transitions or steps is the sampler's error; what another key changes by more than chance
-    is an error that the standard errors do not know of. Curl of scores, their Fokker-Planck residual, and factors that
-    are asked where they were never trained, are the model's. Where there are draws of what the samples should be, the
-    error is split: up to the finest run it is the sampler's, from there on the model's. Exits with 1 if anything was
-    found.
+    transitions at each level, and, where the kernel's distribution depends on its step, with half of it. What changes
+    by more than chance with levels, transitions or steps is the sampler's error; what another key changes by more than
+    chance is an error that the standard errors do not know of. Curl of scores, their Fokker-Planck residual, and
+    factors that are asked where they were never trained, are the model's. Where there are draws of what the samples
+    should be, the error is split: up to the finest run it is the sampler's, from there on the model's. Exits with 1 if
+    anything was found.
 
     [b]Examples[/b]
 
@@ -65,9 +62,9 @@ def trust(
     """
     import jax
 
-    from composeprob import api
+    from composeprob import api, tuning
     from composeprob.cli import refinements
-    from composeprob.cli.whose_error import DOUBT, compared, moments, of_draws, split
+    from composeprob.cli.whose_error import compared, draws_moments, moments, split
 
     program, module = load_program(target)
     args = arguments(program, module)
@@ -82,7 +79,7 @@ def trust(
 
     first = run(density, chosen, key)
     draws = reference_draws(module, reference, jax.random.fold_in(key, 1), number, list(first.samples))
-    expected = None if draws is None else of_draws(first, draws)  # refuses what does not fit, before other runs
+    expected = None if draws is None else draws_moments(first, draws)  # refuses what does not fit, before other runs
     again = {"another key": run(density, chosen)}
     name, relevelled = refinements.twice_the_levels(density)
     if refinements.fits(relevelled, chosen):
@@ -90,23 +87,31 @@ def trust(
     else:
         console.print("The sampler has one step for each level: no other number of levels was tried.")
     if (longer := refinements.longer(density, chosen)) is not None:
-        again[refinements.TRANSITIONS] = run(density, longer)
+        again[refinements.Refinement.TRANSITIONS] = run(density, longer)
     if (shorter := refinements.shorter_steps(density, chosen, first)) is not None:
-        again[refinements.STEP] = run(density, shorter)
+        again[refinements.Refinement.STEP] = run(density, shorter)
     rows = {label: moments(result) for label, result in again.items()}
     table, largest = compared(moments(first), rows)
     console.print(table)
-    if refinements.COARSER in largest:  # an error of order p is 1/(2^p − 1) of what half the levels change
-        largest[refinements.COARSER] /= 2 ** (chosen.check_order or 1) - 1
-    found = [f"{name}: a difference of {size:.1f} standard errors" for name, size in largest.items() if size > DOUBT]
+    if refinements.Refinement.COARSER in largest:  # an error of order p is 1/(2^p − 1) of what half the levels change
+        largest[refinements.Refinement.COARSER] /= 2 ** (chosen.check_order or 1) - 1
+    found = [
+        f"{name}: a difference of {size:.1f} standard errors"
+        for name, size in largest.items()
+        if size > tuning.REFINED_ERRORS
+    ]
     if expected is not None:
         finest = _finest(run, density, chosen, again, name, relevelled)
         table, whose = split(moments(first), moments(finest), expected)
         console.print(table)
-        found += [f"The {who}'s error: {size:.1f} standard errors" for who, size in whose.items() if size > DOUBT]
+        found += [
+            f"The {who}'s error: {size:.1f} standard errors"
+            for who, size in whose.items()
+            if size > tuning.REFINED_ERRORS
+        ]
     compared_runs = first.compare(again["another key"]).status if number >= 16 else first.status
     found += [f"{code}: {text}" for code, text in compared_runs.findings]
-    for text in _of_scores(density, first, key):
+    for text in _score_checks(density, first, key):
         console.print(text, highlight=False)
     for text in found or ["Nothing was found: the runs agree within their errors."]:
         console.print(text, highlight=False)
@@ -126,8 +131,8 @@ def _finest(
     """The finest run: twice the levels, twice the transitions, half the step, as far as each is possible."""
     from composeprob.cli import refinements
 
-    if name != refinements.LEVELS or name not in again:
-        order = (refinements.STEP, refinements.TRANSITIONS, "another key")
+    if name != refinements.Refinement.LEVELS or name not in again:
+        order = (refinements.Refinement.STEP, refinements.Refinement.TRANSITIONS, "another key")
         return next(again[label] for label in order if label in again)
     shorter = refinements.shorter_steps(relevelled, chosen, again[name])
     finest = shorter or refinements.longer(relevelled, chosen)
@@ -135,8 +140,8 @@ def _finest(
     return result
 
 
-def _of_scores(density: AnnealedDensity, result: Result, key: Array) -> list[str]:
-    """What scores at the samples say of the model, where the program's latents are all noised sites."""
+def _score_checks(density: AnnealedDensity, result: Result, key: Array) -> list[str]:
+    """Checks of the model by scores at the samples, where the program's latents are all noised sites."""
     import jax
     import numpy as np
 
@@ -145,20 +150,22 @@ def _of_scores(density: AnnealedDensity, result: Result, key: Array) -> list[str
 
     if any(site.kind != "noised" for site in density.sites.values()):
         return []
-    positions = {name: jax.numpy.asarray(result.unweighted()[name][:LOOKED_AT]) for name in density.sites}
+    positions = {name: jax.numpy.asarray(result.unweighted()[name][:64]) for name in density.sites}
     curls = api.metrics.curl(density, positions, 0, key)
-    said = [f"curl of {name}: {value:.2g} (a gradient has 0)" for name, value in curls.items()]
+    lines = [f"curl of {name}: {value:.2g} (a gradient has 0)" for name, value in curls.items()]
     learned = {expert.name for expert in density.described.experts if expert.trained}
     worst: dict[str, tuple[float, int]] = {}
-    for level in np.unique(np.linspace(0, density.num_levels - 1, LEVELS).round().astype(int)) if learned else ():
+    for level in np.unique(np.linspace(0, density.num_levels - 1, 5).round().astype(int)) if learned else ():
         at = noised(density, positions, int(level), jax.random.fold_in(key, int(level)))
         try:
             residuals = api.metrics.fokker_planck(density, at, int(level), key)
         except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
-            return [*said, "Fokker–Planck residual: a network cannot be differentiated so often."]
+            return [*lines, "Fokker–Planck residual: a network cannot be differentiated so often."]
         for name in learned & residuals.keys():
             if not math.isnan(residuals[name]):
                 worst[name] = max(worst.get(name, (0.0, 0)), (residuals[name], int(level)))
     for name, (value, level) in worst.items():
-        said.append(f"Fokker–Planck residual of {name}: at most {value:.2g}, at level {level} (a noised law has 0)")
-    return said
+        lines.append(
+            f"Fokker–Planck residual of {name}: at most {value:.2g}, at level {level} (a noised distribution has 0)"
+        )
+    return lines

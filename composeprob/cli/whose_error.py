@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Column, Table
 
+from composeprob import tuning
 from composeprob.errors import ShapeError
-from composeprob.results.summary import MAX_ELEMENTS
 
 if TYPE_CHECKING:
     from composeprob.results.result import Result
 
-DOUBT = 3.0
-"""Standard errors beyond which a refined run differs by more than chance."""
 
 Moments = dict[str, tuple[float, float]]
 """``{label: (mean, its standard error)}``; NaN where the error is withheld."""
@@ -35,7 +33,7 @@ def moments(result: Result) -> Moments:
     return rows
 
 
-def of_draws(result: Result, draws: dict[str, np.ndarray]) -> Moments:
+def draws_moments(result: Result, draws: dict[str, np.ndarray]) -> Moments:
     """The same of independent draws, ``{site: (M, …)}``.
 
     Raises:
@@ -61,7 +59,7 @@ def _columns(name: str, values: np.ndarray, lead: int) -> list[tuple[list[str], 
     """Labels and columns of a site's numbers, and of their squares."""
     shape = values.shape[lead:]
     flat = values.reshape(*values.shape[:lead], -1)
-    if flat.shape[-1] > MAX_ELEMENTS:
+    if flat.shape[-1] > tuning.SUMMARY.most_rows:
         labels = [f"{name} ({'×'.join(map(str, shape))}, pooled)"]
         flat, squares = flat.mean(-1, keepdims=True), (flat**2).mean(-1, keepdims=True)
     else:
@@ -85,7 +83,7 @@ def compared(first: Moments, again: dict[str, Moments]) -> tuple[Table, dict[str
 
 
 def split(first: Moments, finest: Moments, reference: Moments) -> tuple[Table, dict[str, float]]:
-    """What a run is off by, split at the finest run: up to it the sampler's error, from there on the model's.
+    """The error of a run, split at the finest run: up to it the sampler's error, from there on the model's.
 
     Returns:
         A table, and the largest of either in standard errors, for how many there are.
@@ -107,19 +105,19 @@ def split(first: Moments, finest: Moments, reference: Moments) -> tuple[Table, d
 
 
 def _allowed(rows: Moments) -> float:
-    """What the largest of so many differences has by chance, about."""
+    """About the largest of this many differences that arises by chance."""
     return math.sqrt(2 * math.log(max(len(rows), 1)))
 
 
-def _difference(one: tuple[float, float] | None, other: tuple[float, float]) -> tuple[float, str]:
+def _difference(first: tuple[float, float] | None, second: tuple[float, float]) -> tuple[float, str]:
     """one − other in standard errors, 0 where these are not known, and as text."""
-    if one is None:
+    if first is None:
         return 0.0, "–"
-    error = math.hypot(one[1], other[1])
-    if not error > 0 or not math.isfinite(one[0] - other[0]):
+    error = math.hypot(first[1], second[1])
+    if not error > 0 or not math.isfinite(first[0] - second[0]):
         return 0.0, "–"
-    size = abs(one[0] - other[0]) / error
-    return size, f"{one[0] - other[0]:+.3g} ({size:.1f} ±)"
+    size = abs(first[0] - second[0]) / error
+    return size, f"{first[0] - second[0]:+.3g} ({size:.1f} ±)"
 
 
 def as_draws(given: Any, sites: list[str]) -> dict[str, np.ndarray]:

@@ -11,13 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from composeprob import tuning
 from composeprob.errors import AlignmentError, WrongTypeError
 from composeprob.factors.nodes import rewrite_leaves
 from composeprob.ir.nodes import Graph, Leaf, Site, leaves
 from composeprob.schedule import Noise, Schedule
-
-TOLERANCE = 1e-3
-"""Log-SNR may differ by this much and still count as one level."""
 
 
 def align(graph: Graph, schedule: Schedule | None = None) -> Graph:
@@ -53,9 +51,9 @@ def _default(graph: Graph) -> Schedule:
 
 
 def _leaf(leaf: Leaf, schedule: Schedule, site: Site) -> Leaf:
-    own = leaf.factor.schedule
+    trained = leaf.factor.schedule
     averaged = leaf.region.averaged if leaf.region else 1
-    if averaged == 1 and (leaf.factor.level_free or own.same_levels(schedule)):
+    if averaged == 1 and (leaf.factor.level_free or trained.same_levels(schedule)):
         return leaf
     # Averaging n entries divides the noise variance by n: the event's log-SNR is higher by log n.
     wanted = _log_snr(schedule) + math.log(averaged)
@@ -68,7 +66,7 @@ def _leaf(leaf: Leaf, schedule: Schedule, site: Site) -> Leaf:
 
 def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
     low, high = leaf.factor.log_snr_range
-    outside = (wanted > high + TOLERANCE) | (wanted < low - TOLERANCE)
+    outside = (wanted > high + tuning.SAME_LOG_SNR) | (wanted < low - tuning.SAME_LOG_SNR)
     if np.any(outside):
         k = int(np.argmax(outside))
         raise AlignmentError(
@@ -77,9 +75,9 @@ def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
             where=site.where,
             fix=_schedule_inside(leaf, low, high, wanted),
         )
-    own = leaf.factor.schedule
-    alpha = own.alpha_at(wanted)
-    index = own.level_at(wanted) if leaf.factor.level_real else np.arange(len(wanted))
+    trained = leaf.factor.schedule
+    alpha = trained.alpha_at(wanted)
+    index = trained.level_at(wanted) if leaf.factor.level_real else np.arange(len(wanted))
     return _noise(index, alpha, alpha * np.exp(-wanted / 2))
 
 
@@ -97,34 +95,35 @@ def _schedule_inside(leaf: Leaf, low: float, high: float, wanted: np.ndarray) ->
 
 
 def _discrete(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
-    own = leaf.factor.schedule
-    known = _log_snr(own)
+    trained = leaf.factor.schedule
+    known = _log_snr(trained)
     nearest = np.abs(known[None, :] - wanted[:, None]).argmin(axis=1)
-    apart = np.abs(known[nearest] - wanted)
-    if np.any(apart > TOLERANCE):
-        k = int(np.argmax(apart > TOLERANCE))
+    distance = np.abs(known[nearest] - wanted)
+    if np.any(distance > tuning.SAME_LOG_SNR):
+        k = int(np.argmax(distance > tuning.SAME_LOG_SNR))
         raise AlignmentError(
-            f"Factor '{leaf.name}' at site {site.name!r} knows only the {own.num_levels} levels it was trained on, and "
-            f"none has the log-SNR {wanted[k]:.4g} of the program's level {k}; its nearest is level {nearest[k]} with "
-            f"{known[nearest[k]]:.4g}.",
+            f"Factor '{leaf.name}' at site {site.name!r} knows only the {trained.num_levels} levels of its training, "
+            f"and none has the log-SNR {wanted[k]:.4g} of the program's level {k}; its nearest is level {nearest[k]} "
+            f"with {known[nearest[k]]:.4g}.",
             where=site.where,
             fix="use a factor trained with time='log_snr': a window that averages needs other levels than the canvas."
             if leaf.region is not None and leaf.region.averaged > 1
             else _subset(leaf, len(wanted)),
         )
-    return _noise(nearest, np.asarray(own.alpha)[nearest], np.asarray(own.sigma)[nearest])
+    return _noise(nearest, np.asarray(trained.alpha)[nearest], np.asarray(trained.sigma)[nearest])
 
 
 def _subset(leaf: Leaf, levels: int) -> str:
     """A schedule of levels that the leaf knows, about as many as were wanted."""
-    own, name = leaf.factor.schedule, leaf.label
-    step = min(max(1, round(own.num_levels / levels)), max(own.num_levels - 1, 1))
+    trained, name = leaf.factor.schedule, leaf.label
+    step = min(max(1, round(trained.num_levels / levels)), max(trained.num_levels - 1, 1))
     others = "Other levels need a factor that is trained with time='log_snr'."
     if step == 1:
         return f"compile with the levels that '{name}' knows: schedule=factor.schedule. {others}"
     return (
         f"compile with some of the levels that '{name}' knows, cp.compile(program, …, "
-        f"schedule=factor.schedule.every({step})): {own.every(step).num_levels} of its {own.num_levels}. {others}"
+        f"schedule=factor.schedule.every({step})): {trained.every(step).num_levels} of its {trained.num_levels}. "
+        f"{others}"
     )
 
 

@@ -16,7 +16,7 @@ from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected, prior_of
 from composeprob.compiler.likelihood import Likelihood, policies_of
 from composeprob.compiler.linear_gaussian import Exact, Stack, measure, stack_of, stacked
-from composeprob.compiler.linearity import WITHOUT_DERIVATIVE, Kind, Value
+from composeprob.compiler.linearity import Kind, Value
 from composeprob.compiler.once import once
 from composeprob.compiler.tempering import tempering
 from composeprob.compiler.trace import Traced
@@ -25,11 +25,6 @@ from composeprob.errors import CapabilityError
 from composeprob.factors.gaussians import Gaussians, joint
 from composeprob.ir.nodes import Graph, Observation, Site
 from composeprob.language.policies import POLICIES
-
-DRAWS = 4
-"""At how many draws of the program's latents A·x + b is compared with what the program says."""
-FAST = "tempered observations fall faster than any power of x/α, so they see x/α drawn towards the prior's mean"
-NOT_LINEAR = "its mean is not a linear function of what it measures"
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -73,10 +68,12 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
                 where=o.where,
                 fix="leave anneal= out, or use anneal='tempered' or 'denoised'.",
             )
-    settled = tuple(_settled(o, reasons) if o in asking else o for o in graph.observations)
-    sentences = [f"{o.name} {s.anneal}{_since(o, reasons)}" for o, s in zip(graph.observations, settled, strict=True)]
+    observations = tuple(_with_policy(o, reasons) if o in asking else o for o in graph.observations)
+    sentences = [
+        f"{o.name} {s.anneal}{_since(o, reasons)}" for o, s in zip(graph.observations, observations, strict=True)
+    ]
     sentence = "; ".join(text for o, text in zip(graph.observations, sentences, strict=True) if o.anneal is None)
-    graph = replace(graph, observations=settled)
+    graph = replace(graph, observations=observations)
     graph = graph.noted("anneal", sentence) if sentence else graph
     return _tempered(graph, replace(likelihood, policies=policies_of(graph), exact=exact), traced)
 
@@ -88,15 +85,16 @@ def _tempered(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Gra
         return graph, likelihood
     assert graph.schedule is not None
     shapes = {site.name: site.shape for site in graph.sites}
-    laws = {site.name: _prior(site) for site in graph.sites}
-    priors = {name: prior if isinstance(prior, Prior) else None for name, prior in laws.items()}
+    declared = {site.name: _prior(site) for site in graph.sites}
+    priors = {name: prior if isinstance(prior, Prior) else None for name, prior in declared.items()}
     found = tempering(traced, names, priors, shapes, graph.schedule)
     if found.near is not None and any(likelihood.policies[name].plain for name in names):
-        graph = graph.noted("temper", FAST)
+        why = "tempered observations fall faster than any power of x/α, so they see x/α drawn towards the prior's mean"
+        graph = graph.noted("temper", why)
     return graph, replace(likelihood, tempering=found)
 
 
-def _settled(o: Observation, reasons: dict[str, str]) -> Observation:
+def _with_policy(o: Observation, reasons: dict[str, str]) -> Observation:
     return replace(o, anneal=POLICIES["tempered" if o.name in reasons else "exact"])
 
 
@@ -127,37 +125,41 @@ def _not_linear(traced: Traced, names: list[str], shapes: Shapes) -> dict[str, s
         mean, noise = found[name]
         if noise.kind > Kind.LATENT:
             reasons[name] = "the spread of its noise depends on what it measures"
-        elif mean.why == WITHOUT_DERIVATIVE:
+        elif mean.why == "custom_vjp_call":
             reasons[name] = f"the derivative of its mean cannot be taken (JAX's `{mean.why}`)"
         elif mean.kind == Kind.OTHER:
-            reasons[name] = f"{NOT_LINEAR} (JAX's `{mean.why}`)"
+            reasons[name] = f"its mean is not a linear function of what it measures (JAX's `{mean.why}`)"
     return reasons
 
 
 @once
-def _look(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]) -> tuple[Array, Array, Array]:
+def _measurements(
+    traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]
+) -> tuple[Array, Array, Array]:
     """Which entries of A, (M, D), and of Σ, (M, M), can be other than zero; for some draws of the static sites the
-    error of A·x + b at x, (DRAWS, M)."""
+    error of A·x + b at x, (4, M)."""
 
-    def one(key: Array) -> tuple[Array, Array, Array]:
+    def at_draw(key: Array) -> tuple[Array, Array, Array]:
         latents = traced.draw(key, xs)
 
-        def seen(at: dict[str, Array]) -> list[tuple[Array, Array]]:
-            said = traced.says({**latents, **at}, key).moments
-            return [said[name] for name in names]
+        def moments_at(at: dict[str, Array]) -> list[tuple[Array, Array]]:
+            found = traced.statements_at({**latents, **at}, key).moments
+            return [found[name] for name in names]
 
-        y, a, covariance = measure(shapes, seen, jax.tree.map(jnp.zeros_like, xs))
-        there, _, _ = measure(shapes, seen, xs)
+        y, a, covariance = measure(shapes, moments_at, jax.tree.map(jnp.zeros_like, xs))
+        there, _, _ = measure(shapes, moments_at, xs)
         flat = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in shapes])
         return a, covariance, (y - a @ flat - there) / (1.0 + jnp.abs(y) + jnp.abs(a) @ jnp.abs(flat))
 
-    slopes, covariances, errors = jax.vmap(one)(jax.random.split(jax.random.key(0), DRAWS))
+    slopes, covariances, errors = jax.vmap(at_draw)(jax.random.split(jax.random.key(0), 4))
     found, size = traced.linearity(shapes), slopes.shape[-1]
     pairs = [found[name] for name in names]
-    looks = [m.array.T if m.kind == Kind.LINEAR else jnp.zeros((len(noise.array), size)) for m, noise in pairs]
-    looked = (jnp.concatenate(looks) != 0) | jnp.any(slopes != 0, 0)
+    slopes_of_means = [
+        m.array.T if m.kind == Kind.LINEAR else jnp.zeros((len(noise.array), size)) for m, noise in pairs
+    ]
+    depends = (jnp.concatenate(slopes_of_means) != 0) | jnp.any(slopes != 0, 0)
     correlated = (block_diag(*[noise.array for _, noise in pairs]) != 0) | jnp.any(covariances != 0, 0)
-    return looked, correlated, errors
+    return depends, correlated, errors
 
 
 def _groups(
@@ -170,12 +172,12 @@ def _groups(
     reasons: dict[str, str],
 ) -> Exact | None:
     """The measurements sorted into groups that share nothing; None after a reason against some was added."""
-    looks, correlated, errors = (np.asarray(a) for a in _look(traced, names, shapes, xs))
+    depends, correlated, errors = (np.asarray(a) for a in _measurements(traced, names, shapes, xs))
     sizes = [traced.code.shapes.moments[name][0].size for name in names]
     owner = np.repeat(np.arange(len(names)), sizes)  # the observation that each row of the measurement belongs to
     off = {names[i] for i in owner[np.abs(errors).max(0) > 1e-3]}
     if off:  # a derivative that was stopped or replaced
-        reasons |= dict.fromkeys(off, NOT_LINEAR)
+        reasons |= dict.fromkeys(off, "its mean is not a linear function of what it measures")
         return None
     offsets = dict(zip((n for n, _ in shapes), np.cumsum([0] + [int(np.prod(s)) for _, s in shapes[:-1]]), strict=True))
     parts = [
@@ -185,23 +187,27 @@ def _groups(
         for part in prior.parts
     ]
     count = len(owner)
-    # What a row holds together: itself, the rows that its noise is correlated with, the parts that it looks at.
+    # What a row holds together: itself, the rows that its noise is correlated with, the parts that it depends on.
     members = [
         {("row", int(j)) for j in np.flatnonzero(correlated[i])} | {("row", i)}
-        | {("part", p) for p, part in enumerate(parts) if looks[i, part.entries].any()}
+        | {("part", p) for p, part in enumerate(parts) if depends[i, part.entries].any()}
         for i in range(count)
     ]  # fmt: skip
-    inside, groups = np.zeros(looks.shape, bool), list[Stack]()
+    inside, groups = np.zeros(depends.shape, bool), list[Stack]()
     for rows in connected(members):
         chosen = sorted({p for i in rows for kind, p in members[i] if kind == "part"})
-        own = [parts[p] for p in chosen]
+        chosen_parts = [parts[p] for p in chosen]
         try:
-            check_size(own, len(rows))
+            check_size(chosen_parts, len(rows))
         except NotGaussian as reason:  # without the observation that joins most, the others may do
             widest = max(rows, key=lambda i: len(members[i]))
             reasons[names[owner[widest]]] = str(reason)
             return None
-        whole = joint(own) if own else Gaussians(np.zeros(0, int), np.zeros(1), np.zeros((1, 0)), np.zeros((1, 0)))
+        whole = (
+            joint(chosen_parts)
+            if chosen_parts
+            else Gaussians(np.zeros(0, int), np.zeros(1), np.zeros((1, 0)), np.zeros((1, 0)))
+        )
         inside[np.ix_(np.array(rows), whole.entries)] = True
         groups.append(stack_of(whole, np.array(rows), whole.entries))
     marginal = all(prior.marginal for prior in priors.values() if isinstance(prior, Prior))

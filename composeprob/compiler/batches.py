@@ -39,28 +39,33 @@ class Batch(eqx.Module):
     def __call__(self, xs: dict[str, Array], noise: Noise) -> list[tuple[Array | None, Array, Array]]:
         """(log f, ∇ log f in the site's coordinates, the rate of a constant) of every member, with an axis for each of
         its plates in front."""
-        own = noise if self.own_noise is None else jax.tree.map(lambda a: jnp.asarray(a)[noise.index], self.own_noise)
-        ratio = own.alpha / noise.alpha
+        noise_of_leaf = (
+            noise if self.own_noise is None else jax.tree.map(lambda a: jnp.asarray(a)[noise.index], self.own_noise)
+        )
+        ratio = noise_of_leaf.alpha / noise.alpha
         shape = self.factor.event_shape
         events = [ratio * project(xs[site], region, shape) for site, region, _ in self.places]
         sizes = [total_count(plates) for *_, plates in self.places]
         sets = any(plate.cells for *_, plates in self.places for plate in plates)
         if sum(sizes) == 1:
             conditions = {name: values[0] for name, values in self.conditions.items()}
-            log_f, score = self.factor.evaluate(events[0], own, conditions)
+            log_f, score = self.factor.evaluate(events[0], noise_of_leaf, conditions)
             log_f, score = None if log_f is None else log_f[None], score[None]
         elif not sets and all(place[:2] == self.places[0][:2] for place in self.places):
             # One x for all rows: what depends on x alone is computed once.
-            rows = partial(self.factor.evaluate, events[0], own)
+            rows = partial(self.factor.evaluate, events[0], noise_of_leaf)
             log_f, score = in_blocks(rows, self.conditions, sum(sizes), self.block)
         else:
             x = jnp.concatenate([in_rows(e, place[2], shape) for e, place in zip(events, self.places, strict=True)])
             log_f, score = in_blocks(
-                lambda row: self.factor.evaluate(row[0], own, row[1]), (x, self.conditions), sum(sizes), self.block
+                lambda row: self.factor.evaluate(row[0], noise_of_leaf, row[1]),
+                (x, self.conditions),
+                sum(sizes),
+                self.block,
             )
         # A density of x is rescaled with x; a bounded potential (top power 0) is a function of x and is not.
         jacobian = self.factor.top_power * math.prod(shape) * jnp.log(ratio)
-        rate = self.factor.growth(own) / noise.sigma**2
+        rate = self.factor.growth(noise_of_leaf) / noise.sigma**2
         outputs, start = [], 0
         for (site, region, plates), size in zip(self.places, sizes, strict=True):
             value = None if log_f is None else in_plates(log_f[start : start + size], plates) + jacobian
@@ -94,9 +99,9 @@ Values = TypeVar("Values")
 
 def in_rows(events: Array, plates: tuple[Plate, ...], shape: tuple[int, ...]) -> Array:
     """A row for each value of a member's plates, of its events with an axis for each of those over sets of cells."""
-    own = tuple(plate.count if plate.cells else 1 for plate in plates)
+    leading = tuple(plate.count if plate.cells else 1 for plate in plates)
     counts = tuple(plate.count for plate in plates)
-    return jnp.broadcast_to(events.reshape(own + shape), counts + shape).reshape(-1, *shape)
+    return jnp.broadcast_to(events.reshape(leading + shape), counts + shape).reshape(-1, *shape)
 
 
 def in_blocks(function: Callable[[Rows], Values], rows: Rows, size: int, block: int | None) -> Values:
@@ -160,10 +165,10 @@ def batch_of(group: Group) -> Batch:
 def stacked(conditions: Sequence[Mapping[str, Array]], plates: Sequence[tuple[Plate, ...]]) -> dict[str, Array]:
     """The conditions of members as rows: the axes of their plates, then the members, become one axis."""
 
-    def rows(value: Array, own: tuple[Plate, ...]) -> Array:
-        return jnp.reshape(value, (total_count(own), *jnp.shape(value)[len(own) :]))
+    def rows(value: Array, plates: tuple[Plate, ...]) -> Array:
+        return jnp.reshape(value, (total_count(plates), *jnp.shape(value)[len(plates) :]))
 
     return {
-        name: jnp.concatenate([rows(c[name], own) for c, own in zip(conditions, plates, strict=True)])
+        name: jnp.concatenate([rows(c[name], each) for c, each in zip(conditions, plates, strict=True)])
         for name in conditions[0]
     }

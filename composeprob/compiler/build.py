@@ -45,7 +45,7 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
     Raises:
         ProgramError: the program has no latent site, or asks for the number of one (by ``if``, ``float`` or NumPy).
         DoublyIntractableError: a factor that may not be normalised depends on a latent, and ancestral order is not
-            the program's law.
+            the program's distribution.
     """
     statements = run(program.function, args, kwargs, draw())
     latents = {s.name: s for s in statements.values() if s.kind in ("noised", "static")}
@@ -62,12 +62,12 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
     held: frozenset[str] = frozenset()
     for s in statements.values():
         if s.kind == "noised":
-            root, own = _site_root(s, names), frozenset[str]()
+            root, held_here = _site_root(s, names), frozenset[str]()
             if dependencies[s.name]:
-                own = held_for(s, statements, dependencies)
+                held_here = held_for(s, statements, dependencies)
                 root = _from_latents(root, s, dependencies[s.name])
-            held |= own
-            sites.append(Site(s.name, root, tuple(s.distribution.shape()), s.where, ancestral=bool(own)))
+            held |= held_here
+            sites.append(Site(s.name, root, tuple(s.distribution.shape()), s.where, ancestral=bool(held_here)))
         elif s.kind == "static":
             follows = any(latents[n].kind == "noised" for n in ancestors(s.name, dependencies))
             standardised = follows and located(s.distribution)
@@ -77,9 +77,9 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             statics.append(Static(s.name, jnp.shape(s.value), coordinate, kind, s.where, standardised))
         elif s.kind == "observed" and (dependencies[s.name] or not s.substituted):
             following = {static.name for static in statics if static.standardised}
-            passed = {n: own if n in following else frozenset() for n, own in dependencies.items()}
-            seen = frozenset(ancestors(s.name, {**passed, s.name: dependencies[s.name]}))
-            looks_at = frozenset(n for n in seen if latents[n].kind == "noised")
+            passed = {n: parents if n in following else frozenset() for n, parents in dependencies.items()}
+            parents = frozenset(ancestors(s.name, {**passed, s.name: dependencies[s.name]}))
+            looks_at = frozenset(n for n in parents if latents[n].kind == "noised")
             policy, kind = s.anneal if looks_at else Unannealed(), describe(s.distribution)
             observations.append(Observation(s.name, policy, dependencies[s.name], looks_at, kind, s.where))
     for o in observations:
@@ -123,7 +123,7 @@ def describe(distribution: Distribution) -> str:
 
 
 def _normalised_weights(site: Site) -> list[str]:
-    """What to say of mixtures whose weights did not sum to 1."""
+    """The note about mixtures whose weights did not sum to 1."""
     totals = dict.fromkeys(getattr(node, "total", 1.0) for node in walk(site.root))
     off = [total for total in totals if abs(total - 1.0) > 1e-6]
     return [f"weights of a mixture at {site.name} sum to {total:.6g}; divided by that to be shares" for total in off]
@@ -171,12 +171,12 @@ placed_of = Pass[Factor]("placed")
 
 def placed(node: Factor, at: Place) -> Factor:
     """A user's expression at its place in a site."""
-    return placed_of.of(node)(node, at)
+    return placed_of.rule_for(node)(node, at)
 
 
 @placed_of.rule(LeafFactor)
 def _leaf(factor: LeafFactor, at: Place) -> Leaf:
-    own = tuple(plate for plate in at.plates if plate.cells or set(plate.names) & set(factor.condition_names))
+    plates = tuple(plate for plate in at.plates if plate.cells or set(plate.names) & set(factor.condition_names))
     # The author's variable name (of the factor before `given`, which makes a new one), else the factor's label.
     label = next((name for known, name in at.names if same_network(known, factor)), factor.label)
     conditions = {
@@ -184,7 +184,7 @@ def _leaf(factor: LeafFactor, at: Place) -> Leaf:
     }
     running = {name: f"{name}_{index(depth)}" for depth, plate in enumerate(at.plates) for name in plate.names}
     given = tuple(f"{name}={running.get(name, value)}" for name, value in conditions.items())
-    return Leaf(factor=factor, event_shape=at.shape, region=at.region, label=label, conditions=given, plates=own)
+    return Leaf(factor=factor, event_shape=at.shape, region=at.region, label=label, conditions=given, plates=plates)
 
 
 @placed_of.rule(Combination)
@@ -211,8 +211,8 @@ def _cells(node: CellWindow, at: Place) -> Factor:
     shown = listed(cells) if node.count is None and not depth else f"cells_{index(len(at.plates))}"
     outer = at.region
     if not isinstance(outer, Cells):
-        seen = np.arange(math.prod(at.shape)) if outer is None else outer.entries(at.shape)
-        outer = Cells(Indices.of(seen), "")
+        entries = np.arange(math.prod(at.shape)) if outer is None else outer.entries(at.shape)
+        outer = Cells(Indices.from_array(entries), "")
     inner = replace(at, region=outer.pick(cells, shown))
     if node.count is None:
         return placed(node.factor, inner)

@@ -20,7 +20,7 @@ def check(graph: Graph, networks: bool = True) -> Graph:
 
     Args:
         graph: a program whose leaves have slots.
-        networks: whether what networks return is looked at too.
+        networks: whether what networks return is examined too.
 
     Raises:
         ImproperError: a level that cannot be normalised, or a noisiest one that is not noise alone.
@@ -73,7 +73,7 @@ marginal."""
 
 
 @node_capabilities.rule(Leaf)
-def _of_leaf(leaf: Leaf, _: list[frozenset[str]]) -> frozenset[str]:
+def _leaf_capabilities(leaf: Leaf, _: list[frozenset[str]]) -> frozenset[str]:
     whole = leaf.region is None or leaf.region.averaged == 1
     return leaf.factor.capabilities if whole else leaf.factor.capabilities - {"normalised"}
 

@@ -44,5 +44,5 @@ def closed_leaves(node: Factor, runs: tuple[str, ...] = ()) -> list[LeafFactor]:
     try:
         return [closed(first, first.call_conditions())]
     except Exception:
-        first.check_network()  # says it better
+        first.check_network()  # has the better message
         raise

@@ -10,15 +10,14 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from composeprob import tuning
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor
 from composeprob.factors.gaussians import Gaussians, components
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Leaf
 
-T = TypeVar("T")
-LARGEST = 2**16
-"""A joint mixture of more numbers than this is not built: components times entries, or times squared measurements."""
+Member = TypeVar("Member")
 
 
 class NotGaussian(Exception):
@@ -44,11 +43,11 @@ def _refuse(node: Factor, *_: object) -> Prior:
 
 
 prior_of = Pass[Prior]("prior", _refuse)
-"""The law of x₀ that an expression over a site of this shape declares. It raises `NotGaussian` with the reason."""
+"""The distribution of x₀ that an expression over a site of this shape declares; `NotGaussian` with the reason."""
 
 
 @prior_of.rule(Leaf)
-def _of_leaf(leaf: Leaf, _: list[Prior], shape: tuple[int, ...]) -> Prior:
+def _leaf_prior(leaf: Leaf, _: list[Prior], shape: tuple[int, ...]) -> Prior:
     factor, name = leaf.factor, leaf.label
     if factor.constant:
         return Prior([], True)
@@ -83,11 +82,11 @@ def check_size(parts: Sequence[Gaussians], measurements: int = 1) -> None:
         NotGaussian: with their number.
     """
     count = math.prod(len(p.log_weights) for p in parts)
-    if len(parts) > 1 and count * sum(len(p.entries) for p in parts) > LARGEST:
+    if len(parts) > 1 and count * sum(len(p.entries) for p in parts) > tuning.LARGEST_JOINT_MIXTURE:
         raise NotGaussian(f"together its mixtures have {count:,} components")
     widths = max((len(p.log_weights) for p in parts if len(p.log_weights) > 1 and not alike(p)), default=1)
     widths = count if len(parts) > 1 and widths > 1 else widths
-    if widths * measurements**2 > LARGEST:
+    if widths * measurements**2 > tuning.LARGEST_JOINT_MIXTURE:
         raise NotGaussian(f"{widths:,} components of different width under {measurements} measurements are too many")
 
 
@@ -96,11 +95,14 @@ def alike(part: Gaussians) -> bool:
     return bool(np.all(part.covariances == part.covariances[:1]))
 
 
-def connected(members: Sequence[Set[T]]) -> list[list[int]]:
+def connected(members: Sequence[Set[Member]]) -> list[list[int]]:
     """Indices of sets, those that share elements together, in order of their first."""
-    groups: list[tuple[Set[T], list[int]]] = []
-    for i, own in enumerate(members):
-        touching = [g for g in groups if g[0] & own]
-        merged = (frozenset().union(own, *[g[0] for g in touching]), sorted([i, *[j for g in touching for j in g[1]]]))
-        groups = [g for g in groups if not g[0] & own] + [merged]
+    groups: list[tuple[Set[Member], list[int]]] = []
+    for i, member in enumerate(members):
+        touching = [g for g in groups if g[0] & member]
+        merged = (
+            frozenset().union(member, *[g[0] for g in touching]),
+            sorted([i, *[j for g in touching for j in g[1]]]),
+        )
+        groups = [g for g in groups if not g[0] & member] + [merged]
     return sorted((g[1] for g in groups), key=lambda group: group[0])

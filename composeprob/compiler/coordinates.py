@@ -6,9 +6,6 @@ import numpyro.distributions as dist
 from numpyro.distributions import Distribution, biject_to
 from numpyro.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
-LOCATED = (dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic, dist.Normal, dist.StudentT)
-"""Distributions on the real line that a location and a scale shift and stretch."""
-
 
 def bijection_of(distribution: Distribution, standardised: bool) -> Transform:
     r"""The map from a static site's coordinate u, any real numbers, to its value.
@@ -33,13 +30,19 @@ def bijection_of(distribution: Distribution, standardised: bool) -> Transform:
 
 def located(distribution: Distribution) -> bool:
     """Whether a prior has a location and a scale, so that `bijection_of` can use them."""
-    return isinstance(_base(distribution)[0], LOCATED)
+    return _has_location(_base(distribution)[0])
+
+
+def _has_location(distribution: Distribution) -> bool:
+    """Whether it is one of those on the real line that a location and a scale shift and stretch."""
+    kinds = (dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic, dist.Normal, dist.StudentT)
+    return isinstance(distribution, kinds)
 
 
 def _base(distribution: Distribution) -> tuple[Distribution, list[Transform]]:
     """The distribution inside plates' expansions, masks and transforms, and these transforms."""
     transforms: list[Transform] = []
-    while not isinstance(distribution, LOCATED):
+    while not _has_location(distribution):
         if isinstance(distribution, dist.TransformedDistribution):
             transforms = [*distribution.transforms, *transforms]
         elif not isinstance(distribution, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):

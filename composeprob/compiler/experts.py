@@ -36,7 +36,7 @@ def _leaf(leaf: Leaf, _: list[list[Raised]]) -> list[Raised]:
 
 
 def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, Expression], ...]]:
-    """What is said of each expert, and how it is evaluated: its site and its expression."""
+    """A description of each expert, and how it is evaluated: its site and its expression."""
     known, lowered = [], []
     for site in graph.sites:
         for raised in experts_of(site.root):

@@ -18,7 +18,7 @@ def held_for(site: Statement, statements: Statements, dependencies: Dependencies
 
     A factor that is a density whatever its parameters are (`stays_normalised`) needs none. For any other f(x; c) the
     program means p(c)·f(x; c)/Z(c) with Z unknown: no chain can move c. Ancestral order needs no Z: c is drawn from
-    its prior and held while x is annealed. That is right where nothing else depends on x, and no data tell of c.
+    its prior and held while x is annealed. That is right where nothing else depends on x, and no data depend on c.
 
     Args:
         site: a noised site whose factor depends on latents.
@@ -26,7 +26,7 @@ def held_for(site: Statement, statements: Statements, dependencies: Dependencies
         dependencies: for each statement the latents that it depends on directly.
 
     Raises:
-        DoublyIntractableError: the normaliser is unknown, and ancestral order is not the program's law.
+        DoublyIntractableError: the normaliser is unknown, and ancestral order is not the program's distribution.
         ProgramError: the factor depends on a noised site.
     """
     direct = sorted(dependencies[site.name])
@@ -50,16 +50,16 @@ stays_normalised.rule(Analytic)(lambda factor, parts: True)
 
 
 def _check_ancestral(site: Statement, others: str, statements: Statements, dependencies: Dependencies) -> None:
-    """Refuse a factor of unknown normaliser where drawing its parents from their priors is not the program's law."""
+    """Refuse a factor of unknown normaliser where its parents' priors are not their distribution in the program."""
     found = (
-        f"The factor at site {site.name!r} depends on the unobserved latent {others}: its normaliser, which nobody "
-        "knows, would depend on it too"
+        f"The factor at site {site.name!r} depends on the unobserved latent {others}: its normaliser, which is not "
+        "known, would depend on it too"
     )
     kinds = {name: s.kind for name, s in statements.items() if s.kind != "deterministic"}
     below = [name for name in kinds if site.name in dependencies[name]]
     if below:
         raise DoublyIntractableError(
-            f"{found}, and {below[0]!r} looks at {site.name!r}.",
+            f"{found}, and {below[0]!r} depends on {site.name!r}.",
             where=site.where,
             fix=f"observe {others}; or calibrate over it (a cp.mixture of the factor calibrated under each of its "
             "values); or let it act through a classifier, cp.observe or cp.factor. Only cp.Analytic factors, and "
@@ -68,7 +68,7 @@ def _check_ancestral(site: Statement, others: str, statements: Statements, depen
     data = [name for name in _connected(site.name, kinds, dependencies) if kinds[name] == "observed"]
     if data:
         raise DoublyIntractableError(
-            f"{found}, and {data[0]!r} tells of {others}.",
+            f"{found}, and {data[0]!r} depends on {others}.",
             where=site.where,
             fix=f"as nothing else depends on {site.name!r}, ancestral order is exact: infer {others} by a program "
             "without it, then draw it for each value by cp.as_distribution(factor.given(…)).sample(key).",
@@ -80,10 +80,10 @@ def ancestors(name: str, dependencies: Dependencies) -> list[str]:
     found: list[str] = []
     pending = sorted(dependencies[name])
     while pending:
-        own = pending.pop(0)
-        if own not in found:
-            found.append(own)
-            pending += sorted(dependencies[own])
+        current = pending.pop(0)
+        if current not in found:
+            found.append(current)
+            pending += sorted(dependencies[current])
     return found
 
 
@@ -91,8 +91,8 @@ def _connected(name: str, kinds: Mapping[str, str], dependencies: Dependencies) 
     """Every statement that hangs together with one, whichever way the arrows point."""
     found, pending = [], [name]
     while pending:
-        own = pending.pop()
-        if own not in found:
-            found.append(own)
-            pending += [n for n in kinds if n in dependencies[own] or own in dependencies[n]]
+        current = pending.pop()
+        if current not in found:
+            found.append(current)
+            pending += [n for n in kinds if n in dependencies[current] or current in dependencies[n]]
     return [n for n in kinds if n in found]

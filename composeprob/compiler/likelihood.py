@@ -60,8 +60,8 @@ class Likelihood(eqx.Module):
         log_prior = sum((s.log_prob() for s in clearly.values() if s.kind == "static"), log_jacobian)
         log_likelihood = jnp.zeros((), jnp.result_type(float))
         for policy in dict.fromkeys(p for p in self.policies.values() if not p.closed_form):
-            seen = self._seen(policy, xs, means, noise)
-            statements = clearly if seen is None else self.replay(seen, zs, noise.index)[0]
+            inputs = self._program_inputs(policy, xs, means, noise)
+            statements = clearly if inputs is None else self.replay(inputs, zs, noise.index)[0]
             log_likelihood = log_likelihood + self._annealed(policy, statements, schedule, noise)
         return log_prior, log_likelihood
 
@@ -70,22 +70,22 @@ class Likelihood(eqx.Module):
         clean = {name: x / noise.alpha for name, x in xs.items()}
         total = jnp.zeros((), jnp.result_type(float))
         for policy in dict.fromkeys(p for p in self.policies.values() if p.plain):
-            seen = self._seen(policy, xs, {}, noise)
-            statements, _ = self.replay(clean if seen is None else seen, zs, noise.index)
+            inputs = self._program_inputs(policy, xs, {}, noise)
+            statements, _ = self.replay(clean if inputs is None else inputs, zs, noise.index)
             total = total + self._annealed(policy, statements, schedule, noise)
         return total
 
-    def _seen(
+    def _program_inputs(
         self, policy: Policy, xs: dict[str, Array], means: dict[str, Array], noise: Noise
     ) -> dict[str, Array] | None:
-        """What the program sees of the noised sites under a policy; None for x/α."""
+        """The noised sites as the program takes them under a policy; None for x/α."""
         if policy.measured and policy.plain and self.tempering is not None and self.tempering.near is not None:
             clean = {name: x / noise.alpha for name, x in xs.items()}
             near = self.tempering.near(clean, noise.sigma / noise.alpha)
             return {name: jnp.where(noise.index == 0, x, near[name]) for name, x in clean.items()}
         if policy.sees_clean:
             return None
-        return {name: _seen(policy, x, means[name], noise) for name, x in xs.items()}
+        return {name: _program_input(policy, x, means[name], noise) for name, x in xs.items()}
 
     def _annealed(self, policy: Policy, statements: dict[str, Statement], schedule: Schedule, noise: Noise) -> Array:
         """Σ_j log L_j of the observations under one policy, each to its power."""
@@ -94,7 +94,7 @@ class Likelihood(eqx.Module):
             log_likelihood = statements[name].log_prob()
             if policy.measured:
                 assert self.tempering is not None
-                total = total + self.tempering.of(name, log_likelihood, noise)
+                total = total + self.tempering.log_likelihood(name, log_likelihood, noise)
             else:
                 total = total + jnp.where(noise.index == 0, 1.0, policy.power(schedule, noise)) * log_likelihood
         return total
@@ -104,11 +104,11 @@ class Likelihood(eqx.Module):
         assert self.exact is not None
         names = self.exact.names
 
-        def seen(at: dict[str, Array]) -> list[tuple[Array, Array]]:
+        def moments_at(at: dict[str, Array]) -> list[tuple[Array, Array]]:
             statements, _ = self.replay(at, zs, noise.index)
             return [moments(statements[name]) for name in names]
 
-        return self.exact(xs, seen, noise)
+        return self.exact(xs, moments_at, noise)
 
     def replay(
         self, xs: dict[str, Array], zs: dict[str, Array], level: Array | int
@@ -142,15 +142,15 @@ class Likelihood(eqx.Module):
         return drawn
 
 
-def _seen(policy: Policy, x: Array, mean: Array, noise: Noise) -> Array:
-    """What the program sees of a noised site: at level 0 x/α, where each policy is the posterior that is promised."""
+def _program_input(policy: Policy, x: Array, mean: Array, noise: Noise) -> Array:
+    """A noised site as the program takes it: at level 0 x/α, where each policy is the posterior that is promised."""
     if policy.takes_levels:
         return policy.seen(x, mean, noise)
     return jnp.where(noise.index == 0, x / noise.alpha, policy.seen(x, mean, noise))
 
 
 def policies_of(graph: Graph) -> dict[str, Policy]:
-    """The policy of every observation that has one; those that look at no noised site rise where there are some."""
+    """The policy of every observation that has one; those that depend on no noised site rise where there are some."""
     rising: Policy = Rising() if graph.sites else Unannealed()
     return {o.name: o.anneal if o.looks_at else rising for o in graph.observations if o.anneal is not None}
 

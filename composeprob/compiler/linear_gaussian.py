@@ -1,6 +1,6 @@
 r"""p(y | x_k) in closed form: y = A·x₀ + b + N(0, Σ) under a prior Σ_j w_j·N(μ_j, C_j) of x₀.
 
-With x = x_k = α·x₀ + σ·ε, S_j = α²·C_j + σ²·I and K_j = C_j·S_j⁻¹, component j says of x and of y given x
+With x = x_k = α·x₀ + σ·ε, S_j = α²·C_j + σ²·I and K_j = C_j·S_j⁻¹, component j states of x and of y given x
 
     N(x; α·μ_j, S_j)    and    N(y; A·m_j + b, Σ + σ²·A·K_j·Aᵀ),    m_j = μ_j + α·K_j·(x − α·μ_j),
 
@@ -30,7 +30,7 @@ from composeprob.schedule import Noise
 Measurement = tuple[Array, Array, Array]
 """(y − b of shape (M,), A of shape (M, D), Σ of shape (M, M)) with every measurement and every noised entry."""
 
-Seen = Callable[[dict[str, Array]], list[tuple[Array, Array]]]
+Moments = Callable[[dict[str, Array]], list[tuple[Array, Array]]]
 """(residual, covariance) of every observation, given the noised sites."""
 
 
@@ -39,7 +39,7 @@ class Stack(eqx.Module):
 
     Attributes:
         rows: the measurements of each group, (B, m).
-        columns: the entries that they look at, (B, n).
+        columns: the entries that they depend on, (B, n).
         log_weights: (B, J).
         means: μ, (B, J, n).
         basis: U, (B, J, n, n), or (B, 1, n, n) where components are alike; None where every C is diagonal.
@@ -66,23 +66,23 @@ class Stack(eqx.Module):
         covariance = covariance[self.rows[:, :, None], self.rows[:, None, :]]
         alpha, squared = noise.alpha, noise.sigma**2
 
-        def one(own: Stack, x: Array, y: Array, a: Array, covariance: Array) -> Array:
-            away = x - alpha * own.means
-            turned = away if own.basis is None else jnp.einsum("...ik,...i->...k", own.basis, away)
-            spread = alpha**2 * own.widths + squared
+        def log_densities(stack: Stack, x: Array, y: Array, a: Array, covariance: Array) -> Array:
+            away = x - alpha * stack.means
+            rotated = away if stack.basis is None else jnp.einsum("...ik,...i->...k", stack.basis, away)
+            spread = alpha**2 * stack.widths + squared
             size = x.shape[-1] * math.log(2 * math.pi)
-            of_x = own.log_weights - 0.5 * jnp.sum(turned**2 / spread + jnp.log(spread), -1) - 0.5 * size
-            gain = own.widths / spread
-            back = gain * turned
-            back = back if own.basis is None else jnp.einsum("...ik,...k->...i", own.basis, back)
-            seen = a if own.basis is None else a @ own.basis
+            of_x = stack.log_weights - 0.5 * jnp.sum(rotated**2 / spread + jnp.log(spread), -1) - 0.5 * size
+            gain = stack.widths / spread
+            back = gain * rotated
+            back = back if stack.basis is None else jnp.einsum("...ik,...k->...i", stack.basis, back)
+            loadings = a if stack.basis is None else a @ stack.basis
             instrument = whitener(covariance)
-            blur = noise.sigma * seen * jnp.sqrt(gain)[..., None, :]
-            of_y = log_normal_of_sum(y - (own.means + alpha * back) @ a.T, instrument, blur)
+            blur = noise.sigma * loadings * jnp.sqrt(gain)[..., None, :]
+            of_y = log_normal_of_sum(y - (stack.means + alpha * back) @ a.T, instrument, blur)
             clean = log_normal_of_sum(y - a @ (x / alpha), instrument, jnp.zeros_like(y)[:, None])
             return jnp.stack([jax.nn.logsumexp(jax.nn.log_softmax(of_x) + of_y), clean, jax.nn.logsumexp(of_x)])
 
-        return jnp.sum(jax.vmap(one)(self, x, y, a, covariance), 0)
+        return jnp.sum(jax.vmap(log_densities)(self, x, y, a, covariance), 0)
 
 
 class Exact(eqx.Module):
@@ -92,9 +92,9 @@ class Exact(eqx.Module):
         stacks: the groups.
         inside: which entries of A the groups read, (M, D); were another one more than rounding, the density is NaN.
         names: the observations.
-        shapes: the noised sites that they look at, ``(site, shape)``.
+        shapes: the noised sites that they depend on, ``(site, shape)``.
         marginal: whether the sites' densities are the noised marginals of the prior that the groups hold.
-        bridged: whether static sites have a say in them, which then meet the data level by level.
+        bridged: whether they depend on static sites, which then meet the data level by level.
     """
 
     stacks: tuple[Stack, ...]
@@ -104,26 +104,26 @@ class Exact(eqx.Module):
     marginal: bool = eqx.field(static=True)
     bridged: bool = eqx.field(static=True)
 
-    def __call__(self, xs: dict[str, Array], seen: Seen, noise: Noise) -> Array:
+    def __call__(self, xs: dict[str, Array], moments_at: Moments, noise: Noise) -> Array:
         """(log p(y | x), log p(y | x₀ = x/α), log p(x)), shape (3,).
 
         Args:
             xs: the noised sites at this level.
-            seen: the observations' residuals and covariances, given what they see of the noised sites.
+            moments_at: the observations' residuals and covariances, given the noised sites as they take them.
             noise: this level's noise.
         """
-        y, a, covariance = measure(self.shapes, seen, {n: jnp.zeros_like(x) for n, x in xs.items()})
+        y, a, covariance = measure(self.shapes, moments_at, {n: jnp.zeros_like(x) for n, x in xs.items()})
         x = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in self.shapes])
         total = sum((stack(x, (y, a, covariance), noise) for stack in self.stacks), jnp.zeros(3))
         away = jnp.where(self.inside, 0.0, jnp.abs(a)) > 1e-4 * jnp.max(jnp.abs(a), -1, keepdims=True)
         return jnp.where(jnp.any(away), jnp.nan, total)
 
 
-def measure(shapes: tuple[tuple[str, tuple[int, ...]], ...], seen: Seen, at: dict[str, Array]) -> Measurement:
-    """What observations say of noised sites to first order about ``at``: the residual there, its slope, its noise."""
+def measure(shapes: tuple[tuple[str, tuple[int, ...]], ...], moments_at: Moments, at: dict[str, Array]) -> Measurement:
+    """Observations of noised sites to first order about ``at``: the residual there, its slope, its noise."""
 
     def residuals(flat: Array) -> tuple[Array, Array]:
-        pairs = seen({**at, **unravel(flat, shapes)})
+        pairs = moments_at({**at, **unravel(flat, shapes)})
         return jnp.concatenate([r for r, _ in pairs]), block_diag(*[c for _, c in pairs])
 
     def twice(flat: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -154,7 +154,7 @@ def moments(statement: Statement) -> tuple[Array, Array]:
 
 
 def stack_of(part: Gaussians, rows: np.ndarray, columns: np.ndarray) -> Stack:
-    """One group: a mixture over entries, and the measurements that look at them. ``columns`` place the entries."""
+    """One group: a mixture over entries, and the measurements that depend on them. ``columns`` place the entries."""
     covariances = part.covariances
     if len(covariances) and np.all(covariances == covariances[:1]):
         covariances = covariances[:1]

@@ -1,6 +1,6 @@
 """What a traced function is of some of its inputs, x: free of it, linear, or neither; and which slopes can be non-zero.
 
-Both are read off the function's equations. Numbers cannot tell: the derivative of a step is 0 wherever it is taken, and
+Both are read off the function's equations. Numbers cannot show them: the derivative of a step is 0 everywhere, and
 ``where(z > 3, x, 0)`` depends on x at few draws of z only.
 
 The slopes of a linear function are polynomials, or quotients of such, in values that depend on latents. Here each
@@ -55,18 +55,11 @@ class Value:
     why: str = ""
 
 
-KEPT = frozenset({"optimization_barrier", "device_put", "copy", "copy_p", "sharding_constraint"})
-"""Primitives that return what they are given."""
-SUMS = (
-    *("add", "sub", "add_any", "neg", "real", "imag", "complex", "conj", "convert_element_type"),
-    *("reduce_sum", "cumsum", "reduce_window_sum", "fft", "concatenate", "pad", "reshape", "squeeze"),
-    *("expand_dims", "transpose", "rev", "slice", "broadcast_in_dim", "split", "stack", "unstack", "tile"),
-)
-"""Primitives that are linear in all operands together."""
-PRODUCTS = frozenset({"mul", "dot_general", "conv_general_dilated", "bcoo_dot_general"})
-"""Primitives that are linear in either operand."""
 TERMS: Mapping[str, slice] = {
-    **dict.fromkeys(SUMS, slice(None)),
+    **dict.fromkeys(("add", "sub", "add_any", "neg", "real", "imag", "complex", "conj"), slice(None)),
+    **dict.fromkeys(("convert_element_type", "reduce_sum", "cumsum", "reduce_window_sum", "fft"), slice(None)),
+    **dict.fromkeys(("concatenate", "pad", "reshape", "squeeze", "expand_dims", "transpose", "rev"), slice(None)),
+    **dict.fromkeys(("slice", "broadcast_in_dim", "split", "stack", "unstack", "tile"), slice(None)),
     **dict.fromkeys(("div", "gather", "dynamic_slice", "scatter-mul"), slice(0, 1)),
     "dynamic_update_slice": slice(0, 2),
     **dict.fromkeys(("scatter", "scatter-add", "scatter-sub"), slice(0, 3, 2)),
@@ -75,8 +68,6 @@ TERMS: Mapping[str, slice] = {
     "tridiagonal_solve": slice(3, 4),
 }
 """Of primitives that are linear in some operands together, given the others: in which ones."""
-WITHOUT_DERIVATIVE = "custom_vjp_call"
-"""The primitive that has no forward derivative."""
 
 
 class Linearity:
@@ -129,10 +120,11 @@ class Linearity:
         kind = max((v.kind for v in given), default=Kind.KNOWN)
         if kind == Kind.KNOWN:
             return [Value(kind, array) for array in rebind(eqn, [v.array for v in given])]
-        if name in KEPT:
+        if name in ("optimization_barrier", "device_put", "copy", "copy_p", "sharding_constraint"):
             return given
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        if name in CALLS and inner is not None and not (name == WITHOUT_DERIVATIVE and kind > Kind.LATENT):
+        no_derivative = name == "custom_vjp_call" and kind > Kind.LATENT
+        if name in CALLS and inner is not None and not no_derivative:
             return self._inner(inner, given)
         if kind > Kind.LATENT and name in ("scan", "while"):
             return self._scan(eqn, given) if name == "scan" else self._while(eqn, given)
@@ -166,8 +158,8 @@ class Linearity:
     def _random(self, like: Aval | Array) -> Array:
         shape = (*(length for length, _ in self.loops), *like.shape)
         drawn = self.rng.uniform(0.5, 1.5, shape) * self.rng.choice([-1.0, 1.0], shape)
-        turned = np.exp(1j * drawn) if jnp.issubdtype(like.dtype, jnp.complexfloating) else 1.0
-        array = jnp.asarray(drawn * turned, like.dtype)
+        phase = np.exp(1j * drawn) if jnp.issubdtype(like.dtype, jnp.complexfloating) else 1.0
+        array = jnp.asarray(drawn * phase, like.dtype)
         for _, index in self.loops:
             array = array[index]
         return array
@@ -192,11 +184,11 @@ class Linearity:
         return Value(max(kind, Kind.LATENT), sum(self._random(like) * a for a in arrays))
 
     def _anywhere(self, given: Sequence[Value], like: Aval) -> Value:
-        """A linear function of what is given, which may look at any entry of it."""
+        """A linear function of what is given, which may depend on any entry of it."""
         slopes = [v.array for v in given if v.kind == Kind.LINEAR and v.array is not None]
-        looks = sum(jnp.any(a.reshape(self.size, -1) != 0, 1) for a in slopes)
-        looks = jnp.asarray(looks, like.dtype).reshape(self.size, *[1] * len(like.shape))
-        return Value(Kind.LINEAR, looks * self._random(like))
+        mask = sum(jnp.any(a.reshape(self.size, -1) != 0, 1) for a in slopes)
+        mask = jnp.asarray(mask, like.dtype).reshape(self.size, *[1] * len(like.shape))
+        return Value(Kind.LINEAR, mask * self._random(like))
 
     def _raised(self, value: Value, to: Value, like: Aval) -> Value:
         """A value as one of a kind that is not simpler."""
@@ -208,7 +200,7 @@ class Linearity:
             return Value(to.kind, jnp.zeros((self.size, *like.shape), like.dtype))
         return Value(to.kind, why=to.why)
 
-    def _settled(
+    def _fixed_point(
         self, step: Callable[[list[Value]], list[Value]], carry: list[Value], avals: list[Aval]
     ) -> list[Value]:
         """What a loop carries, of the kinds that it keeps. ``step`` may return more than what is carried."""
@@ -236,11 +228,11 @@ class Linearity:
         leading = [jnp.moveaxis(v.array, 1, 0) if v.kind == Kind.LINEAR else v.array for v in rows]
 
         def step(carry: list[Value], index: Array, arrays: list[Array | None]) -> list[Value]:
-            own = Linearity(self.size, self.rng, (*self.loops, (length, index)))
-            return own._inner(body, [*consts, *carry, *_with(rows, arrays)])
+            nested = Linearity(self.size, self.rng, (*self.loops, (length, index)))
+            return nested._inner(body, [*consts, *carry, *_with(rows, arrays)])
 
         start = jnp.zeros((), int), [None if a is None else a[0] for a in leading]
-        carry = self._settled(lambda carry: step(carry, *start), given[first:end], avals)
+        carry = self._fixed_point(lambda carry: step(carry, *start), given[first:end], avals)
         out: list[Value] = []
 
         def once(
@@ -260,10 +252,10 @@ class Linearity:
         return _with(out, [*last, *stacked])
 
     def _while(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
-        """The number of passes is not asked for: what is linear may look at whatever the loop is given."""
+        """The number of passes is not asked for: what is linear may depend on whatever the loop is given."""
         first, end = eqn.params["cond_nconsts"], eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
         avals, body = _avals(eqn), eqn.params["body_jaxpr"]
-        carry = self._settled(lambda carry: self._inner(body, [*given[first:end], *carry]), given[end:], avals)
+        carry = self._fixed_point(lambda carry: self._inner(body, [*given[first:end], *carry]), given[end:], avals)
         (going,) = self._inner(eqn.params["cond_jaxpr"], [*given[:first], *carry])
         if going.kind > Kind.LATENT:
             return [Value(Kind.OTHER, why="while")] * len(avals)
@@ -295,7 +287,7 @@ def _avals(eqn: JaxprEqn) -> list[Aval]:
 def _terms(eqn: JaxprEqn, given: Sequence[Value]) -> set[int] | None:
     """Which operands an equation is linear in together; None where it is not, or is not known to be."""
     name, places = eqn.primitive.name, range(len(given))
-    if name in PRODUCTS:
+    if name in ("mul", "dot_general", "conv_general_dilated", "bcoo_dot_general"):  # linear in either
         linear = [i for i, v in enumerate(given) if v.kind == Kind.LINEAR]
         return set(linear[:1])
     if name == "custom_linear_solve":

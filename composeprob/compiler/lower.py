@@ -18,7 +18,7 @@ from composeprob.compiler.expressions import Expression, NodeValue, lower_expres
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation, Parts, Wall
-from composeprob.density.experts import Noticed
+from composeprob.density.experts import ExpertValue
 from composeprob.factors.base import Factor
 from composeprob.factors.functions import closed
 from composeprob.factors.nodes import joined
@@ -62,14 +62,14 @@ class Evaluator(Evaluates):
     precision: str | None = eqx.field(static=True)
 
     def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
-        noise, xs, zs = self._seen(position, level)
+        noise, xs, zs = self._split(position, level)
 
         def factors(xs: dict[str, Array], zs: dict[str, Array]) -> tuple[dict[str, NodeValue], dict[str, NodeValue]]:
             outputs = OnDemand(self._batches(zs, noise), xs, noise)
             sides = []
             for expressions in (self.marginal, self.potential):
                 values = {n: None if e is None else e(outputs) for n, e in expressions.items()}
-                sides.append({n: _one(xs[n]) if v is None else v for n, v in values.items()})
+                sides.append({n: _unit(xs[n]) if v is None else v for n, v in values.items()})
             return sides[0], sides[1]
 
         zero = jnp.zeros((), jnp.result_type(float))
@@ -107,18 +107,20 @@ class Evaluator(Evaluates):
         rate = _total([exact.crossed, *(v.rate for v in marginal.values())])
         parts = Parts(
             drift=drift,
-            rate=_known(rate),
+            rate=_or_nan(rate),
             excess=sum((v.excess for v in marginal.values()), zero),
-            log_potential=_known(log_potential),
+            log_potential=_or_nan(log_potential),
             log_prior=log_prior,
-            log_marginal=_known(log_marginal),
+            log_marginal=_or_nan(log_marginal),
             log_exact=exact.log_exact,
         )
         wall = Wall(jnp.isneginf(parts.log_potential), _total([log_prior, log_marginal, exact.log_exact]))
         log_density = _total([log_prior, log_marginal, exact.annealed, log_likelihood, *potentials])
         return Evaluation(log_density, score, wall, parts)
 
-    def _seen(self, position: dict[str, Array], level: Array | int) -> tuple[Noise, dict[str, Array], dict[str, Array]]:
+    def _split(
+        self, position: dict[str, Array], level: Array | int
+    ) -> tuple[Noise, dict[str, Array], dict[str, Array]]:
         """The level's noise, the noised sites, the static ones."""
         zs = {name: value for name, value in position.items() if name not in self.marginal}
         return self.schedule.at(level), {name: position[name] for name in self.marginal}, zs
@@ -133,7 +135,7 @@ class Evaluator(Evaluates):
         if all(batch.latent is None for batch in self.batches):
             return self.batches
         assert self.likelihood is not None
-        # Such a factor looks at no noised site, so what those are does not matter here.
+        # Such a factor depends on no noised site, so what those are does not matter here.
         xs = {name: jnp.zeros(shape) for name, shape in self.shapes}
         statements, _ = self.likelihood.replay(xs, zs, noise.index)
 
@@ -142,8 +144,8 @@ class Evaluator(Evaluates):
                 return batch
             site, index = batch.latent
             factor = in_precision(factor_leaves(statements[site].factor)[index], self.precision)
-            plates = [own for *_, own in batch.places]
-            conditions = [spread(factor.call_conditions(), own) for own in plates]
+            plates = [plates_of_leaf for *_, plates_of_leaf in batch.places]
+            conditions = [spread(factor.call_conditions(), each) for each in plates]
             rows = stacked(conditions, plates)
             factor = closed(factor, {name: values[0] for name, values in rows.items()})
             return dataclasses.replace(batch, factor=factor.holding({}), conditions=rows)
@@ -156,7 +158,7 @@ class Evaluator(Evaluates):
         return plain or any(energy is not None for energy in self.energies.values())
 
     def plain_potential(self, position: dict[str, Array], level: Array | int) -> Array:
-        noise, xs, zs = self._seen(position, level)
+        noise, xs, zs = self._split(position, level)
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
         terms = [energy(outputs).log_density for energy in self.energies.values() if energy is not None]
         if self.likelihood is not None:
@@ -166,19 +168,19 @@ class Evaluator(Evaluates):
         return total
 
     def leaf_scores(self, position: dict[str, Array], level: Array | int) -> tuple[dict[str, Array], ...]:
-        noise, xs, zs = self._seen(position, level)
+        noise, xs, zs = self._split(position, level)
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
         return tuple({site: jnp.sum(outputs[slot][1].reshape(-1, *xs[site].shape), 0)} for site, slot in self.places)
 
-    def noticed(self, position: dict[str, Array], level: Array | int) -> tuple[Noticed, ...]:
-        noise, xs, zs = self._seen(position, level)
+    def expert_values(self, position: dict[str, Array], level: Array | int) -> tuple[ExpertValue, ...]:
+        noise, xs, zs = self._split(position, level)
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
         found = []
         for site, expression in zip(self.asked, self.experts, strict=True):
             value = expression(outputs)
             scores = value.score.reshape(-1, xs[site].size)
             log_density = jnp.nan if value.log_density is None else value.log_density
-            found.append(Noticed(scores, jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])))
+            found.append(ExpertValue(scores, jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])))
         return tuple(found)
 
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
@@ -187,7 +189,7 @@ class Evaluator(Evaluates):
     def read(self, position: dict[str, Array]) -> dict[str, Array]:
         if self.likelihood is None:
             return dict(position)
-        noise, xs, zs = self._seen(position, 0)
+        noise, xs, zs = self._split(position, 0)
         statements, _ = self.likelihood.replay({name: x / noise.alpha for name, x in xs.items()}, zs, noise.index)
         kinds = ("static", "deterministic")
         shown = {s.name: jnp.asarray(s.value) for s in statements.values() if s.kind in kinds or s.substituted}
@@ -208,13 +210,13 @@ class Evaluator(Evaluates):
         return {name: value / alpha if name in self.marginal else value for name, value in values.items()}
 
 
-def _one(x: Array) -> NodeValue:
+def _unit(x: Array) -> NodeValue:
     """The constant factor 1."""
     zero = jnp.zeros((), x.dtype)
     return NodeValue(zero, jnp.zeros_like(x), zero, zero)
 
 
-def _known(value: Array | None) -> Array:
+def _or_nan(value: Array | None) -> Array:
     """A scalar, NaN where it is not known; of a strong type, as a run's second stretch would be compiled anew else."""
     return jnp.full((), jnp.nan, jnp.result_type(float)) if value is None else value
 
@@ -235,8 +237,8 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
     shapes = {site.name: site.shape for site in graph.sites}
     marginal = {n: None if f is None else lower_expression(f, shapes[n]) for n, (f, _) in parts.items()}
     potential = {n: None if g is None else lower_expression(g, shapes[n]) for n, (_, g) in parts.items()}
-    own = {site: None if g is None else _energies(g) for site, (_, g) in parts.items()}
-    energies = {n: None if g is None else lower_expression(g, shapes[n]) for n, g in own.items()}
+    of_user = {site: None if g is None else _energies(g) for site, (_, g) in parts.items()}
+    energies = {n: None if g is None else lower_expression(g, shapes[n]) for n, g in of_user.items()}
     places = tuple((s.name, leaf.slot) for s in graph.sites for leaf in leaves(s.root) if leaf.slot is not None)
     batches = tuple(map(batch_of, graph.groups))
     ancestral = frozenset(site.name for site in graph.sites if site.ancestral)

@@ -36,7 +36,7 @@ def _site(root: Factor, site: Site) -> Factor:
 
 
 def _normal(node: Factor) -> Factor | None:
-    return normal_of.of(node)(node)
+    return normal_of.rule_for(node)(node)
 
 
 def each_normal(node: Any) -> Any:
@@ -51,14 +51,14 @@ def each_normal(node: Any) -> Any:
     return node.with_children(children)
 
 
-def _alone(node: Factor, power: float) -> list[tuple[Factor, float]]:
+def _single(node: Factor, power: float) -> list[tuple[Factor, float]]:
     normal = _normal(node)
     return [] if normal is None or power == 0.0 else [(normal, power)]
 
 
 normal_of = Pass[Factor | None]("normal", each_normal)
 """Rules (node) for its normal form; None where it is the constant 1."""
-factors_of = Pass[list[tuple[Factor, float]]]("factors", _alone)
+factors_of = Pass[list[tuple[Factor, float]]]("factors", _single)
 """Rules (node, power) for the (factor, power) pairs that node^power multiplies, each factor in normal form and no
 product, but for products over data."""
 same_of = Pass[bool]("same", lambda node, other: False)
@@ -67,7 +67,7 @@ same_of = Pass[bool]("same", lambda node, other: False)
 
 def same(a: Factor, b: Factor) -> bool:
     """Whether two factors are known to be the same: leaves, or products of the same leaf over the same data."""
-    return type(a) is type(b) and same_of.of(a)(a, b)
+    return type(a) is type(b) and same_of.rule_for(a)(a, b)
 
 
 def runs(node: Factor, plate: Plate) -> bool:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
 
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
-"""Options of XLA that make it compile in a third of the time."""
-P = ParamSpec("P")
-R = TypeVar("R")
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 
 
-def once(function: Callable[P, R]) -> Callable[P, R]:
+def once(
+    function: Callable[Arguments, Returned], options: Mapping[str, object] | None = None
+) -> Callable[Arguments, Returned]:
     """`equinox.filter_jit` with little optimisation, or as usual where this version of XLA does not know an option."""
-    quick: Callable[P, R] = eqx.filter_jit(function, compiler_options=QUICK)  # type: ignore[call-overload]
+    if options is None:  # of XLA, which compiles in a third of the time with these
+        options = {
+            "xla_backend_optimization_level": 0,
+            "xla_cpu_use_fusion_emitters": False,
+            "xla_cpu_parallel_codegen_split_count": 1,
+        }
+    quick: Callable[Arguments, Returned] = eqx.filter_jit(function, compiler_options=options)  # type: ignore[call-overload]
     usual = eqx.filter_jit(function)
 
     @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
         try:
-            found: R = quick(*args, **kwargs)
+            found: Returned = quick(*args, **kwargs)
         except jax.errors.JaxRuntimeError as error:
             if "compile option" not in str(error):
                 raise

@@ -51,7 +51,7 @@ def compile(
         args, kwargs: the program's arguments: factors, data, settings. Arrays are data: they become leaves of the
             density, and the same program with others of the same shapes reuses compiled code. Where the program's
             Python asks an array for its numbers (by ``if``, ``float`` or NumPy), these are compiled in, and the
-            printed density says so, with the line. Python's numbers, floats too, strings and booleans are settings:
+            printed density reports it, with the line. Python's numbers, floats too, strings and booleans are settings:
             they may decide what the program does, and another value compiles anew.
         schedule: the levels to use; left out, those of the program's factors. Factors trained on other levels are
             evaluated where the log-SNR is the same.
@@ -113,8 +113,8 @@ def lowered(
     described = Described(
         graph, describe(graph, sorted(offered)), graph.where, offers, _pictures(graph), experts(graph)[0]
     )
-    law = _top_law(tops, all("normalised" in capabilities for *_, capabilities in offers))
-    density = AnnealedDensity(graph.schedule, evaluator, law, sites, offered, described)
+    top = _top_law(tops, all("normalised" in capabilities for *_, capabilities in offers))
+    density = AnnealedDensity(graph.schedule, evaluator, top, sites, offered, described)
     density = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
 
     def anew(other: Schedule) -> AnnealedDensity:
@@ -153,7 +153,7 @@ def _offers(graph: Graph) -> tuple[tuple[str, str, frozenset[str]], ...]:
 
 
 def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
-    """What makes images of each site whose factors agree on it; a factor that knows of none has no say."""
+    """What makes images of each site whose factors agree on it; a factor that knows of none is left out."""
     found = {
         s.name: {p for leaf in leaves(s.root) if (p := leaf.factor.core.pictures) is not None} for s in graph.sites
     }

@@ -1,7 +1,8 @@
-"""Whether a network is what its factor says: at the noisiest level its score must be that of noise, −x/σ².
+"""Whether a network is what its factor declares: at the noisiest level its score must be that of noise, −x/σ².
 
-One evaluation at a few draws of N(0, σ²) tells. The zoo's networks are off by 0.0015 to 0.023 of that score's size; one
-that is plugged in wrongly by 1 (its output is small there: an x₀ or a velocity taken for the noise) or 2 (its sign).
+One evaluation at a few draws of N(0, σ²) shows it. The zoo's networks have an error of 0.0015 to 0.023 of that score;
+one that is plugged in wrongly by 1 (its output is small there: an x₀ or a velocity taken for the noise) or 2 (its
+sign).
 """
 
 from __future__ import annotations
@@ -14,24 +15,17 @@ import jax
 import numpy as np
 from jax import Array
 
-from composeprob.compiler.outputs import CLEAN, NOISE, Outputs
+from composeprob.compiler.outputs import Outputs
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors.diffusion import Diffusion
 from composeprob.ir.nodes import Graph, Site
 from composeprob.schedule import Noise, Schedule
 
-APART = 2.0
-"""How much log-SNR lies between the two levels that are looked at where one does not tell."""
-DOUBT = (
-    "Check its parameterization and time, that its schedule is the one of the training, and that trained weights were "
-    "loaded. At a log-SNR above −4 the data may show through the noise there: then end the schedule lower."
-)
-
 
 def check_plausible(graph: Graph) -> Graph:
     """Refuse levels that never reach noise, and networks that are plugged in wrongly where it is known how.
 
-    Networks whose weights are not known yet, and those that latents choose, are not looked at.
+    Networks whose weights are not known yet, and those that latents choose, are not examined.
 
     Returns:
         The graph, with doubts about networks whose score at the noisiest level is not that of noise, and of which it
@@ -52,11 +46,11 @@ def check_plausible(graph: Graph) -> Graph:
         factor = group.factor.core
         if not isinstance(factor, Diffusion) or group.latent is not None:
             continue
-        own = levels if group.own_noise is None else group.own_noise
+        noises = levels if group.own_noise is None else group.own_noise
         site = next(site for site in graph.sites if site.name == group.members[0].site)
         member = group.members[0]
         given = {name: value[(0,) * len(member.plates)] for name, value in member.conditions.items()}
-        doubts.append(_check_network(factor, given, own, site))
+        doubts.append(_check_network(factor, given, noises, site))
     return replace(graph, doubts=tuple(doubt for doubt in doubts if doubt))
 
 
@@ -72,32 +66,36 @@ def _check_top(schedule: Schedule, where: str) -> None:
         )
 
 
-def _check_network(factor: Diffusion, given: dict[str, Array], own: Noise, site: Site) -> str | None:
+def _check_network(factor: Diffusion, given: dict[str, Array], noises: Noise, site: Site) -> str | None:
     """What is doubted of a network; None where it fits, or cannot be evaluated yet."""
     conditions = {name: given[name] for name in factor.names if name in given}
     arrays = [a for a in jax.tree.leaves((factor.network, conditions)) if hasattr(a, "shape")]
     if any(isinstance(a, (jax.core.Tracer, jax.ShapeDtypeStruct)) for a in arrays):
         return None
-    declared, top = factor.parameterization, Outputs.of(factor, conditions, own, -1)
+    declared, top = factor.parameterization, Outputs.at_level(factor, conditions, noises, -1)
     mistaken = not top.fits(declared)
-    what = f"is off by {top.error(declared):.0%} of that of noise, −x/σ²"
-    if declared in NOISE and top.fits(NOISE[declared], -1.0):
+    what = f"differs by {top.error(declared):.0%} from that of noise, −x/σ²"
+    if declared == "flow" and top.fits("epsilon", -1.0):
         mistaken = True
         what = "is that of noise, −x/σ², only by the levels: the network returns the noise with the opposite sign"
-    if declared in CLEAN and top.is_noise:
+    if declared in ("x0", "v") and top.is_noise:
         # An x₀ or a velocity is small there; that of wide data may be as large as the noise, but not at two levels.
-        log_snr = 2 * np.log(own.alpha / own.sigma)
-        second = min(int(np.abs(log_snr - log_snr[-1] - APART).argmin()), len(log_snr) - 2)
-        mistaken = second >= 0 and Outputs.of(factor, conditions, own, second).is_noise
+        log_snr = 2 * np.log(noises.alpha / noises.sigma)
+        second = min(int(np.abs(log_snr - log_snr[-1] - 2.0).argmin()), len(log_snr) - 2)
+        mistaken = second >= 0 and Outputs.at_level(factor, conditions, noises, second).is_noise
         what = "has nothing of the data in it: the network returns the noise"
     if not mistaken:
         return None
     found = (
-        f"The network of factor '{factor.label}' does not do what parameterization={declared!r} says: at the noisiest "
-        f"level (log-SNR {float(top.noise.log_snr):.3g}) its score {what}."
+        f"The network of factor '{factor.label}' does not do what parameterization={declared!r} declares: at the "
+        f"noisiest level (log-SNR {float(top.noise.log_snr):.3g}) its score {what}."
     )
-    looks = top.alternatives(declared)
-    if not looks or factor.declared:
-        return f"{found} {DOUBT}"
-    fix = f"the network looks like {', or '.join(looks)}."
+    fitting = top.alternatives(declared)
+    if not fitting or factor.declared:
+        return (
+            f"{found} Check its parameterization and time, that its schedule is the one of the training, and that "
+            "trained weights were loaded. At a log-SNR above −4 the data may show through the noise there: then end "
+            "the schedule lower."
+        )
+    fix = f"the network looks like {', or '.join(fitting)}."
     raise NetworkError(found, where=site.where, fix=fix)

@@ -1,4 +1,4 @@
-"""What a program says about data: draws of its observed sites, and the log-likelihood of each observed number.
+"""What a program predicts about data: draws of its observed sites, and the log-likelihood of each observed number.
 
 Latents are given as the program's statements see them: constrained, noised sites in the data's units.
 """
@@ -33,12 +33,12 @@ def predict(likelihood: Likelihood, key: Array, values: dict[str, Array]) -> dic
         whole = distribution if distribution.batch_shape == batch else distribution.expand(batch)
         return whole.sample(jax.random.fold_in(key, count))
 
-    return {s.name: s.value for s in _observed(likelihood, _given(values), redraw)}
+    return {s.name: s.value for s in _observed(likelihood, _from_values(values), redraw)}
 
 
 def log_likelihood(likelihood: Likelihood, values: dict[str, Array]) -> dict[str, Array]:
     """log p of every observed number, of the batch shape of its site's distribution."""
-    return {s.name: s.distribution.log_prob(s.value) for s in _observed(likelihood, _given(values))}
+    return {s.name: s.distribution.log_prob(s.value) for s in _observed(likelihood, _from_values(values))}
 
 
 def soft(distribution: dist.Distribution) -> bool:
@@ -46,7 +46,7 @@ def soft(distribution: dist.Distribution) -> bool:
     return isinstance(unwrap(distribution), dist.Unit)
 
 
-def _given(values: dict[str, Array]) -> Provide:
+def _from_values(values: dict[str, Array]) -> Provide:
     return lambda kind, name, distribution: values[name]
 
 

@@ -19,16 +19,11 @@ from composeprob.factors.nodes import walk
 from composeprob.ir.nodes import Graph, Site, leaves
 from composeprob.schedule import Schedule
 
-LEVELS = 9
-"""How many levels are looked at, level 0 and the noisiest among them."""
-STARTS, TURNS = 6, 4
-"""Directions to start from where the precision depends on them, and how often each is improved."""
-
 
 def check_tails(graph: Graph) -> None:
     """Refuse a site that cannot be normalised at some level, as far as the tails of its factors are known.
 
-    Nothing is asked where no power is negative, nor where observations look at the site and may make it proper.
+    Nothing is asked where no power is negative, nor where observations depend on the site and may make it proper.
 
     Raises:
         ImproperError: with the level and the precision found there.
@@ -48,7 +43,7 @@ def _check_site(site: Site, schedule: Schedule) -> None:
     if len(parts) < len(known):
         return
     last, size = schedule.num_levels - 1, math.prod(site.shape)
-    for level in np.unique(np.linspace(0, last, LEVELS).round().astype(int)):
+    for level in np.unique(np.linspace(0, last, 9).round().astype(int)):
         try:
             worst = least(tail_of(root, parts, site.shape, schedule, int(level)), size)
         except Undecided:
@@ -76,7 +71,8 @@ def _check_site(site: Site, schedule: Schedule) -> None:
 
 def least(tail: Tail, size: int) -> float:
     """The least uᵀP(u)u that was found over unit vectors u."""
-    tries, turns = (1, 1) if tail.fixed else (STARTS, TURNS)
+    # Where the precision depends on u: directions to start from, and how often each is improved.
+    tries, turns = (1, 1) if tail.fixed else (6, 4)
     found = math.inf
     for u in np.random.default_rng(0).standard_normal((tries, size)):
         for _ in range(turns):

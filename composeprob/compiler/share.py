@@ -24,7 +24,7 @@ def share(graph: Graph) -> Graph:
             if not _joins(leaf, member, group):
                 continue
             for m, known in enumerate(group.members):
-                if _same(member, known):
+                if _equal(member, known):
                     return g, m
             groups[g] = replace(group, members=(*group.members, member))
             return g, len(group.members)
@@ -64,7 +64,7 @@ def _signature(member: Member) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     return {name: (jnp.shape(value)[axes:], jnp.result_type(value)) for name, value in member.conditions.items()}
 
 
-def _same(a: Member, b: Member) -> bool:
+def _equal(a: Member, b: Member) -> bool:
     if (a.site, a.region, a.plates) != (b.site, b.region, b.plates):
         return False
     return all(np.array_equal(a.conditions[name], b.conditions[name]) for name in a.conditions)

@@ -20,9 +20,6 @@ from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Leaf, Region
 from composeprob.schedule import Schedule
 
-LARGEST = 1024
-"""Entries of a site beyond which no matrix over it is made."""
-
 
 class Undecided(Exception):
     """The tails of an expression are not known."""
@@ -85,21 +82,21 @@ It raises `Undecided` where a matrix would be too large.
 
 
 @tail_of.rule(Leaf)
-def _of_leaf(leaf: Leaf, _: list[Tail], known: Parts, shape: tuple[int, ...], schedule: Schedule, level: int) -> Tail:
+def _leaf_tail(leaf: Leaf, _: list[Tail], known: Parts, shape: tuple[int, ...], schedule: Schedule, level: int) -> Tail:
     parts, size = known[id(leaf)], math.prod(shape)
-    own = schedule if leaf.own_noise is None else leaf.own_noise
-    alpha, sigma = float(own.alpha[level]), float(own.sigma[level])
+    noise = schedule if leaf.own_noise is None else leaf.own_noise
+    alpha, sigma = float(noise.alpha[level]), float(noise.sigma[level])
     ratio = alpha / float(schedule.alpha[level])
     places = np.arange(size).reshape(shape)
     averages = leaf.region is not None and leaf.region.averaged > 1
     whole = averages or any(part.covariances.ndim == 3 for part in parts)
-    if whole and size > LARGEST:
+    if whole and size > 1024:  # no matrix over so many entries is made
         raise Undecided
     to_event = _averages(leaf.region, places) if isinstance(leaf.region, Region) and averages else None
-    seen = places.ravel() if leaf.region is None else leaf.region.entries(shape)
+    entries = places.ravel() if leaf.region is None else leaf.region.entries(shape)
     total, terms = np.zeros((size, size) if whole else size), []
     for part in parts:
-        rows = part.entries if averages else seen[part.entries]
+        rows = part.entries if averages else entries[part.entries]
         options = []
         for covariance in np.unique(part.covariances, axis=0):
             if not whole:
@@ -133,7 +130,7 @@ def known_parts(leaf: Leaf) -> list[Gaussians] | None:
     """The mixtures of Gaussians over different entries that a leaf is without noise; None where it is none, or where
     its numbers are not known. A box counts as a point: its noised tails are those of the noise. A constant, and
     logits, which grow no faster than x, have no entries."""
-    return None if leaf.latent else law_of.of(leaf.factor)(leaf.factor)
+    return None if leaf.latent else law_of.rule_for(leaf.factor)(leaf.factor)
 
 
 law_of = Pass[list[Gaussians] | None]("law", lambda factor: [] if factor.constant else None)

@@ -13,27 +13,11 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from composeprob import tuning
 from composeprob.compiler.conjugate import Prior
 from composeprob.compiler.once import once
 from composeprob.compiler.trace import Traced
 from composeprob.schedule import Noise, Schedule
-
-BLUNTEST = np.exp(4.0)
-"""1/s² of the bluntest instrument that powers are made for: s = 0.14, in the data's units."""
-SCALES = 10
-"""How many sizes of noise the likelihood is looked at under, from the cleanest level's to the noisiest's."""
-LOOKS = 64
-"""Draws at which it is evaluated under each."""
-SLOPES = 16
-"""Those of them at which its curvature is measured."""
-SECANT = 0.03
-"""The length over which a curvature is measured, in units of the noise."""
-ENTRY = 0.5
-"""A wall stands where the share of draws that it lets through is at least so much of the largest at any level."""
-FAR = 1e4
-"""So many nats below the median, to the level's power, are more than powers of x fall by: x⁶ by 10, x¹⁰ by 1,000."""
-SOME = 1 / 16
-"""The share of draws that must be as far as that."""
 
 
 class Near(eqx.Module):
@@ -52,18 +36,18 @@ class Near(eqx.Module):
     variance: dict[str, Array]
 
     def __call__(self, clean: dict[str, Array], blur: Array) -> dict[str, Array]:
-        """What is seen of sites that are ``clean`` = x/α at noise of this r."""
+        """Where observations are evaluated, for sites that are ``clean`` = x/α at noise of this r."""
         pulled = {name: v / (v + blur**2) for name, v in self.variance.items()}
         return {name: self.mean[name] + pulled[name] * (x - self.mean[name]) for name, x in clean.items()}
 
 
 class Tempering(eqx.Module):
-    r"""The powers γ_k of the observations that are tempered or denoised, and what stands in for zeros of theirs.
+    r"""The powers γ_k of the observations that are tempered or denoised, and the values that replace their zeros.
 
-    Seen at x/α, an observation is blurred by noise of variance r_k² = σ_k²/α_k². An instrument of standard deviation s
-    is widened to that blur by the power s²/(s² + r²). Where it looks at x through a function, 1/s² is the curvature of
-    the log-likelihood, and depends on x: H_k is the median of its largest eigenvalue at draws x₀ + r_k·ξ of the prior,
-    at least e⁴ (s = 0.14), and
+    Evaluated at x/α, an observation is blurred by noise of variance r_k² = σ_k²/α_k². An instrument of standard
+    deviation s is widened to that blur by the power s²/(s² + r²). Where it depends on x through a function, 1/s² is the
+    curvature of the log-likelihood, and a function of x: H_k is the median of its largest eigenvalue at draws
+    x₀ + r_k·ξ of the prior, at least e⁴ (s = 0.14), and
 
         γ_k = min over levels j ≤ k of (1 + r_0²·H_0)/(1 + r_j²·H_j),    so γ_0 = 1.
 
@@ -84,7 +68,7 @@ class Tempering(eqx.Module):
     stand_in: dict[str, Array]
     near: Near | None = None
 
-    def of(self, name: str, log_likelihood: Array, noise: Noise) -> Array:
+    def log_likelihood(self, name: str, log_likelihood: Array, noise: Noise) -> Array:
         """log L to the level's power, a scalar."""
         held = self.stand_in[name][noise.index]
         return self.power[noise.index] * jnp.where(jnp.isneginf(log_likelihood), held, log_likelihood)
@@ -109,11 +93,11 @@ def tempering(
     scales = _scales(schedule)
     noise = _noise(sum(math.prod(shape) for shape in shapes.values()))
     near: Near | None = None
-    values, curvatures = _look(traced, names, xs, scales, noise, near)
+    values, curvatures = _measured(traced, names, xs, scales, noise, near)
     if _far(values, curvatures, scales):
         near = _near(priors, shapes)
-        values, curvatures = _look(traced, names, xs, scales, noise, near)
-    power, held = _settle(values, curvatures, scales, schedule)
+        values, curvatures = _measured(traced, names, xs, scales, noise, near)
+    power, held = _powers_and_stand_ins(values, curvatures, scales, schedule)
     return Tempering(power, dict(zip(names, held, strict=True)), near)
 
 
@@ -132,7 +116,7 @@ def _near(priors: dict[str, Prior | None], shapes: dict[str, tuple[int, ...]]) -
 
 
 class _Noise(NamedTuple):
-    """What is random of each look: a key for the latents, the noise ξ, and the way along which slopes begin."""
+    """Random numbers of each draw: a key for the latents, the noise ξ, and the direction along which slopes begin."""
 
     keys: Array
     noise: Array
@@ -141,25 +125,27 @@ class _Noise(NamedTuple):
 
 @once
 def _noise(size: int) -> _Noise:
-    """For positions of so many numbers, (LOOKS, …) each."""
+    """For positions of ``size`` numbers, (draws, …) each."""
 
-    def one(key: Array) -> _Noise:
+    def draw(key: Array) -> _Noise:
         draw_key, noise_key, way_key = jax.random.split(key, 3)
         return _Noise(draw_key, jax.random.normal(noise_key, (size,)), jax.random.normal(way_key, (size,)))
 
-    return jax.vmap(one)(jax.random.split(jax.random.key(0), LOOKS))
+    return jax.vmap(draw)(jax.random.split(jax.random.key(0), tuning.TEMPERING_DRAWS))
 
 
 @once
 def _scales(schedule: Schedule) -> Array:
-    """The sizes of noise, (SCALES,)."""
+    """The sizes of noise, (scales,): ten from the cleanest level's to the noisiest's."""
     blur = schedule.levels.sigma / schedule.levels.alpha
-    return jnp.exp(jnp.linspace(jnp.log(blur[0]), jnp.log(blur[-1]), SCALES))
+    return jnp.exp(jnp.linspace(jnp.log(blur[0]), jnp.log(blur[-1]), 10))
 
 
 @once
-def _settle(values: Array, curvatures: Array, scales: Array, schedule: Schedule) -> tuple[Array, list[Array]]:
-    """γ, (K,), and what stands in for −∞ of each observation, (K,)."""
+def _powers_and_stand_ins(
+    values: Array, curvatures: Array, scales: Array, schedule: Schedule
+) -> tuple[Array, list[Array]]:
+    """γ, (K,), and the value that replaces −∞ of each observation, (K,)."""
     blur = schedule.levels.sigma / schedule.levels.alpha
     return _powers(curvatures, scales, blur), list(_stand_ins(values, scales, blur).T)
 
@@ -170,18 +156,19 @@ def _far(values: Array, curvatures: Array, scales: Array) -> Array:
     power = 1.0 / (1.0 + scales**2 * _sharp(curvatures))
     finite = jnp.where(jnp.isfinite(values), values, jnp.nan)
     below = power[:, None, None] * (jnp.nanmedian(finite, axis=1, keepdims=True) - values)
-    far = jnp.mean(jnp.isnan(values) | ((below > FAR) & jnp.isfinite(values)), axis=1)
-    return jnp.any(far - far[0] >= SOME)
+    # Powers of x fall by less than 1e4 nats below the median: x⁶ by 10, x¹⁰ by 1,000.
+    far = jnp.mean(jnp.isnan(values) | ((below > 1e4) & jnp.isfinite(values)), axis=1)
+    return jnp.any(far - far[0] >= 1 / 16)  # of the draws
 
 
 def _sharp(curvatures: Array) -> Array:
-    """H under each scale, (SCALES,), from the curvatures at draws, (SCALES, SLOPES)."""
+    """H under each scale, (scales,), from the curvatures at draws, (scales, some)."""
     sharp = jnp.nanmedian(curvatures, axis=1)
-    return jnp.clip(jnp.where(jnp.isnan(sharp), 0.0, sharp), BLUNTEST, 1e30)
+    return jnp.clip(jnp.where(jnp.isnan(sharp), 0.0, sharp), tuning.TEMPERING_SHARPNESS, 1e30)
 
 
 def _powers(curvatures: Array, scales: Array, blur: Array) -> Array:
-    """γ, (K,), from the curvatures at draws under each scale, (SCALES, SLOPES)."""
+    """γ, (K,), from the curvatures at draws under each scale, (scales, some)."""
     sharp = _sharp(curvatures)
     here = jnp.exp(jnp.interp(jnp.log(blur), jnp.log(scales), jnp.log(sharp)))
     inverse = 1.0 + blur**2 * here
@@ -189,63 +176,63 @@ def _powers(curvatures: Array, scales: Array, blur: Array) -> Array:
 
 
 def _stand_ins(values: Array, scales: Array, blur: Array) -> Array:
-    """What stands in for −∞ at each level, from log-likelihoods under each scale, (SCALES, LOOKS, observations)."""
+    """The value that replaces −∞ at each level; log-likelihoods under each scale are (scales, draws, observations)."""
     through = jnp.mean(~jnp.isneginf(values), axis=1)
-    wide = through >= ENTRY * jnp.max(through, axis=0)
+    wide = through >= 0.5 * jnp.max(through, axis=0)
     entry = jnp.max(jnp.where(wide, scales[:, None], 0.0), axis=0)
     typical = jnp.nan_to_num(jnp.nanmedian(jnp.where(jnp.isfinite(values), values, jnp.nan), axis=(0, 1)))
     return jnp.where(blur[:, None] > entry * (1 + 1e-5), typical, -jnp.inf)
 
 
 @once
-def _look(
+def _measured(
     traced: Traced, names: tuple[str, ...], xs: dict[str, Array], scales: Array, random: _Noise, near: Near | None
 ) -> tuple[Array, Array]:
     """Under each scale: log L of every observation at every draw, and the largest curvature of their sum at some."""
 
-    def under(scale: Array) -> tuple[Array, Array]:
-        def at(random: _Noise, x: dict[str, Array]) -> tuple[Callable[[Array], Array], Array]:
+    def at_scale(scale: Array) -> tuple[Array, Array]:
+        def noised(random: _Noise, x: dict[str, Array]) -> tuple[Callable[[Array], Array], Array]:
             flat, back = ravel_pytree(x)
             flat = flat + scale * random.noise
             latents = traced.draw(random.keys, back(flat) if near is None else near(back(flat), scale))
 
             def log_likelihoods(flat: Array) -> Array:
-                seen = back(flat) if near is None else near(back(flat), scale)
-                said = traced.says({**latents, **seen}, random.keys).log_likelihoods
-                return jnp.stack([said[name] for name in names])
+                inputs = back(flat) if near is None else near(back(flat), scale)
+                found = traced.statements_at({**latents, **inputs}, random.keys).log_likelihoods
+                return jnp.stack([found[name] for name in names])
 
             return log_likelihoods, flat
 
         def value(random: _Noise, x: dict[str, Array]) -> Array:
-            log_likelihoods, flat = at(random, x)
+            log_likelihoods, flat = noised(random, x)
             return log_likelihoods(flat)
 
         def curvature(random: _Noise, x: dict[str, Array]) -> Array:
-            log_likelihoods, flat = at(random, x)
+            log_likelihoods, flat = noised(random, x)
             slope = jax.grad(lambda flat: jnp.sum(log_likelihoods(flat)))
-            step = SECANT * scale
+            step = 0.03 * scale  # the length of the secant
 
-            def turn(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-                """The slope at the start, then two turns of the power method; exact where one direction is measured."""
+            def power_iteration(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+                """The slope at the start, then two iterations of the power method; exact for one direction."""
                 start, way = carry
                 here = slope(flat + jnp.where(i == 0, 0.0, step / jnp.linalg.norm(way)) * way)
                 return jnp.where(i == 0, here, start), jnp.where(i == 0, way, (here - start) / step)
 
-            _, way = jax.lax.fori_loop(0, 3, turn, (flat, random.ways))
+            _, way = jax.lax.fori_loop(0, 3, power_iteration, (flat, random.ways))
             return jnp.linalg.norm(way)
 
-        some = jax.tree.map(lambda leaf: leaf[:SLOPES], (random, xs))
+        some = jax.tree.map(lambda leaf: leaf[:16], (random, xs))
         return jax.vmap(value)(random, xs), jax.vmap(curvature)(*some)
 
-    return jax.lax.map(under, scales)
+    return jax.lax.map(at_scale, scales)
 
 
 def _drawn(rng: np.random.Generator, prior: Prior | None, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws of a site, (LOOKS, *shape)."""
-    flat = rng.standard_normal((LOOKS, int(np.prod(shape))))
+    """Draws of a site, (draws, *shape)."""
+    flat = rng.standard_normal((tuning.TEMPERING_DRAWS, int(np.prod(shape))))
     for part in [] if prior is None else prior.parts:
         log_weights = part.normalised().log_weights
-        chosen = rng.choice(len(log_weights), LOOKS, p=np.exp(log_weights))
+        chosen = rng.choice(len(log_weights), tuning.TEMPERING_DRAWS, p=np.exp(log_weights))
         noise = flat[:, part.entries]
         if part.covariances.ndim == 2:
             away = np.sqrt(part.covariances[chosen]) * noise
@@ -254,4 +241,4 @@ def _drawn(rng: np.random.Generator, prior: Prior | None, shape: tuple[int, ...]
             roots = basis * np.sqrt(np.maximum(widths, 0.0))[:, None, :]
             away = np.einsum("lab,lb->la", roots[chosen], noise)
         flat[:, part.entries] = part.means[chosen] + away
-    return flat.reshape(LOOKS, *shape)
+    return flat.reshape(tuning.TEMPERING_DRAWS, *shape)

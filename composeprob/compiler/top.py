@@ -1,4 +1,4 @@
-"""The law of the noisiest level, where every diffusion factor is N(0, σ²I) raised to its power."""
+"""The distribution of the noisiest level, where every diffusion factor is N(0, σ²I) raised to its power."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ top_of = Pass[Top]("top")
 
 
 @top_of.rule(Leaf)
-def _of_leaf(leaf: Leaf, _: list[Top], shape: tuple[int, ...]) -> Top:
+def _leaf_top(leaf: Leaf, _: list[Top], shape: tuple[int, ...]) -> Top:
     power = np.zeros(shape)
     averaged = leaf.region.averaged if leaf.region else 1
     if averaged == 1:  # block averages constrain only means: they make no entry proper

@@ -1,4 +1,4 @@
-"""A program as one traced computation: what its statements say under any data and any values of its latents.
+"""A program as one traced computation: the values of its statements under any data and any values of its latents.
 
 The compiler asks many questions of a program. It runs the program once with numbers and once with tracers, and answers
 them from that trace.
@@ -28,7 +28,7 @@ from composeprob.compiler.linearity import Kind, Linearity, Value, entries, valu
 from composeprob.compiler.reads import Reads
 from composeprob.errors import ComposeProbError, ProgramError
 from composeprob.factors.base import is_factor
-from composeprob.factors.concrete import NOT_CONCRETE, asked, asked_by_library
+from composeprob.factors.concrete import NOT_CONCRETE, number_request, requested_by_library
 from composeprob.factors.fingerprint import fingerprint
 from composeprob.factors.functions import closures
 from composeprob.factors.precision import rebind
@@ -68,7 +68,12 @@ class _Code:
     """A trace, and what of it are not arrays. All are equal: a `Traced` has beside it what the trace was made of."""
 
     def __init__(
-        self, jaxpr: ClosedJaxpr, shapes: Says, latents: list[str], reasons: dict[str, str | None], fixed: list[object]
+        self,
+        jaxpr: ClosedJaxpr,
+        shapes: TracedStatements,
+        latents: list[str],
+        reasons: dict[str, str | None],
+        fixed: list[object],
     ):
         self.jaxpr, self.shapes, self.latents, self.reasons, self.fixed = jaxpr, shapes, latents, reasons, fixed
 
@@ -77,7 +82,7 @@ class _Code:
         return fingerprint(self.jaxpr, self.fixed, objects=objects)
 
     def outputs(self, flat: Sequence[object]) -> Any:
-        """What the trace's outputs are, in the form of `Says`."""
+        """What the trace's outputs are, in the form of `TracedStatements`."""
         return jax.tree.unflatten(jax.tree.structure(self.shapes), flat)
 
     def __eq__(self, other: object) -> bool:
@@ -87,8 +92,8 @@ class _Code:
         return hash(_Code)
 
 
-class Says(eqx.Module):
-    """What a program's statements say at given latents.
+class TracedStatements(eqx.Module):
+    """Values of a program's statements at given latents.
 
     Attributes:
         draws: of each static site a draw of its prior.
@@ -109,7 +114,7 @@ class Traced(eqx.Module):
     Attributes:
         source: the program.
         code: its trace, a function of the source's arrays, the latents and a key; and why each observation's noise is
-            not Gaussian, as far as its distribution tells, None where it is.
+            not Gaussian, as far as its distribution shows, None where it is.
         standardised: the static sites whose coordinate is relative to their prior's location and scale.
     """
 
@@ -117,8 +122,8 @@ class Traced(eqx.Module):
     code: _Code = eqx.field(static=True)
     standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
 
-    def says(self, latents: dict[str, Array], key: Array | None = None) -> Says:
-        """What the statements say at these latents: noised sites in the data's units, static ones constrained. Static
+    def statements_at(self, latents: dict[str, Array], key: Array | None = None) -> TracedStatements:
+        """Values of the statements at these latents: noised sites in the data's units, static ones constrained. Static
         ones that are left out are draws, as of `draw` with this key."""
         return self._evaluate(dict(latents), jax.random.key(0) if key is None else key)
 
@@ -126,8 +131,8 @@ class Traced(eqx.Module):
         """All latents but those whose coordinate is `standardised`: the noised ones as given, static ones drawn from
         their priors one after the other.
 
-        With the same key `says` draws those left out at the same coordinate, whatever the other latents are, as
-        z = μ + s·u with u from the key alone.
+        With the same key `statements_at` draws those left out at the same coordinate, whatever the other latents are,
+        as z = μ + s·u with u from the key alone.
         """
         latents = dict(xs)
         self._evaluate(latents, key)
@@ -142,12 +147,12 @@ class Traced(eqx.Module):
 
     def linearity(self, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[Value, Value]]:
         """For each observation whose noise is Gaussian, what its residual and covariance are of the entries of these
-        sites. Static sites whose coordinate is `standardised` are what they are at a fixed coordinate, as in `says`."""
+        sites. Static sites whose coordinate is `standardised` keep a fixed coordinate, as in `statements_at`."""
         jaxpr, names = self.code.jaxpr.jaxpr, self.code.latents
         places = dict(zip(names, jaxpr.invars[-1 - len(names) : -1], strict=True))
-        size, seen = entries(shapes, {name: variable.aval for name, variable in places.items()})
+        size, coordinates = entries(shapes, {name: variable.aval for name, variable in places.items()})
         found = Linearity(size, np.random.default_rng(0))
-        latents = {name: found.any_latent(v.aval) for name, v in places.items()} | seen
+        latents = {name: found.any_latent(v.aval) for name, v in places.items()} | coordinates
         outputs = self.code.outputs(jaxpr.outvars)
         copies = {variable: places[n] for n, variable in outputs.draws.items() if n in self.standardised}
         data = [Value(Kind.KNOWN, array) for array in _arrays(self.source.arguments)]
@@ -155,7 +160,7 @@ class Traced(eqx.Module):
         known = found.evaluate(jaxpr, self.code.jaxpr.consts, inputs, copies)
         return {n: (value_of(known, mean), value_of(known, noise)) for n, (mean, noise) in outputs.moments.items()}
 
-    def _evaluate(self, latents: dict[str, Array], key: Array) -> Says:
+    def _evaluate(self, latents: dict[str, Array], key: Array) -> TracedStatements:
         """The equations of the trace in order. A latent that is not given becomes its draw as soon as that is known."""
         jaxpr, names = self.code.jaxpr.jaxpr, self.code.latents
         inputs = [*_arrays(self.source.arguments), *(latents.get(name) for name in names), key]
@@ -202,17 +207,17 @@ def trace(
             abstract = [i for i in arrays if i not in concrete]
             named = {abstract[i] for i in _named(error)}
             by_mask = any(isinstance(e, jax.errors.NonConcreteBooleanIndexError) for e in _chain(error))
-            if not named and (eager or by_mask):  # JAX does not say which
+            if not named and (eager or by_mask):  # JAX does not report which
                 named = outside - concrete or set(abstract)
             if not named and eager:
-                better = _of_latent(error, program, source, latents)
+                better = _latent_error(error, program, source, latents)
                 raise better from (error if better is not error else error.__cause__)
             concrete, eager = concrete | named, True
             asks += _asks(error, sorted({name_of(function, paths[i][0]) for i in named}))
 
 
 def _reads(program: Program, source: Source, latents: dict[str, Array], code: _Code) -> Reads:
-    """What a program reads beside its arguments, told by its trace."""
+    """What a program reads beside its arguments, found in its trace."""
 
     def shape(leaf: object) -> object:
         return jax.typeof(leaf) if is_data(leaf) else leaf
@@ -227,7 +232,7 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
     names = sorted(traced)
     fixed: list[object] = []
 
-    def call(arrays: list[Array], values: list[Array], key: Array) -> Says:
+    def call(arrays: list[Array], values: list[Array], key: Array) -> TracedStatements:
         given = {**latents, **dict(zip(names, values, strict=True))}
         draws: dict[str, Array] = {}
 
@@ -242,14 +247,16 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
         reasons.update({name: not_gaussian(s) for name, s in observed.items()})
         parts = {s.name: _parts(s) for s in statements.values()}
         fixed.extend(_fixed(s, parts[s.name]) for s in statements.values())
-        return Says(
+        return TracedStatements(
             draws,
             {name: s.log_prob() for name, s in observed.items()},
             {name: moments(s) for name, s in observed.items() if reasons[name] is None},
             {name: list(filter(_is_traced, leaves)) for name, leaves in parts.items()},
         )
 
-    inputs = _arrays(source.arguments), [latents[name] for name in names], jax.random.key(0)
+    # The key's type alone: a key would be made in whatever code is traced while the program is checked.
+    key = jax.eval_shape(jax.random.key, 0)
+    inputs = _arrays(source.arguments), [latents[name] for name in names], key
     jaxpr, shapes = jax.make_jaxpr(call, return_shape=True)(*inputs)
     return _Code(jaxpr, shapes, names, reasons, fixed)
 
@@ -282,7 +289,7 @@ def _is_traced(leaf: object) -> TypeGuard[Array]:
 
 
 def not_gaussian(statement: Statement) -> str | None:
-    """Why an observation's noise is not Gaussian, as far as its distribution tells."""
+    """Why an observation's noise is not Gaussian, as far as its distribution shows."""
     if masked(statement.distribution) or statement.scale is not None:
         return "a handler masks or scales it"
     inner = unwrap(statement.distribution)
@@ -322,22 +329,22 @@ def _named(error: Exception) -> set[int]:
 
 
 def _asks(error: Exception, names: list[str]) -> list[str]:
-    """What to say of a program that asks for numbers of these arguments; nothing where the library asks, as for powers,
+    """The note about a program that asks for numbers of these arguments; nothing where the library asks, as for powers,
     which are numbers by their nature."""
     found = next((e for e in _chain(error) if isinstance(e, NOT_CONCRETE)), None)
-    if not names or not isinstance(found, Exception) or asked_by_library(found):
+    if not names or not isinstance(found, Exception) or requested_by_library(found):
         return []
-    does, _, where = asked(found)
+    does, _, where = number_request(found)
     return [f"{where} {does} {' and '.join(names)}: what it holds is compiled in as a constant"]
 
 
-def _of_latent(error: Exception, program: Program, source: Source, latents: dict[str, Array]) -> Exception:
+def _latent_error(error: Exception, program: Program, source: Source, latents: dict[str, Array]) -> Exception:
     """The error for a program that asks for the number of a latent, or the error itself where it is another."""
     for name in latents:
         try:
             _code(source, latents, [name])
         except NOT_CONCRETE as own:
-            does, fix, where = asked(own)
+            does, fix, where = number_request(own)
             return ProgramError(
                 f"Program '{program.name}' {does} a value that depends on the site {name!r}, which has many values at "
                 "once.",

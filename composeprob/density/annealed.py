@@ -12,11 +12,12 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from composeprob import tuning
 from composeprob.density import prediction
 from composeprob.density.described import Described, Diagram
 from composeprob.density.evaluation import Evaluation, Position, at_once
-from composeprob.density.experts import Noticed
-from composeprob.density.overlap import PILOTS, Finding, check
+from composeprob.density.experts import ExpertValue
+from composeprob.density.overlap import Finding, check
 from composeprob.density.potential import NumPyroPotential
 from composeprob.density.top import TopLaw
 from composeprob.errors import CapabilityError, DoublyIntractableError, ShapeError
@@ -53,8 +54,8 @@ class Evaluates(eqx.Module):
         """``{site: ∇ log f}`` of every leaf, in the order of `Described.offers`; each network called once."""
 
     @abc.abstractmethod
-    def noticed(self, position: Position, level: Array | int) -> tuple[Noticed, ...]:
-        """What every expert says of the position, in the order of `Described.experts`; each network called once."""
+    def expert_values(self, position: Position, level: Array | int) -> tuple[ExpertValue, ...]:
+        """Score and log-density of every expert, in the order of `Described.experts`; each network called once."""
 
     @abc.abstractmethod
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
@@ -194,7 +195,7 @@ class AnnealedDensity(eqx.Module):
         return parts.drift, parts.rate + drift_ratio * parts.excess
 
     def leaf_scores(self, position: Position, level: Array | int) -> dict[str, dict[str, Array]]:
-        """``{factor: {site: ∇ log f}}``, the score of every factor by itself; summed where one name stands for several
+        """``{factor: {site: ∇ log f}}``, the score of every single factor; summed where one name stands for several
         uses (in a plate, in windows)."""
         self._check(position)
         found: dict[str, dict[str, Array]] = {}
@@ -223,7 +224,7 @@ class AnnealedDensity(eqx.Module):
     def predict(self, key: Array, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """Data that the program's statements would give: the observed sites drawn anew for each sample.
 
-        An observation that later statements look at is replaced there too. Observations are those of level 0;
+        An observation that later statements depend on is replaced there too. Observations are those of level 0;
         soft evidence (`factor`) is no data and is left out.
 
         Args:
@@ -241,7 +242,7 @@ class AnnealedDensity(eqx.Module):
         return prediction.predict(self, key, samples)
 
     def log_likelihood(self, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
-        """log p(y | sample) at level 0 for every observed number y by itself, as leave-one-out estimates need it.
+        """log p(y | sample) at level 0 for every single observed number y, as leave-one-out estimates need it.
 
         Args:
             samples: as for `predict`.
@@ -254,7 +255,7 @@ class AnnealedDensity(eqx.Module):
         """
         return prediction.log_likelihood(self, samples)
 
-    def check(self, key: Array, num_chains: int = PILOTS) -> tuple[Finding, ...]:
+    def check(self, key: Array, num_chains: int = tuning.PILOT.chains) -> tuple[Finding, ...]:
         """Looks, before a run, whether the factors agree anywhere; see `composeprob.density.overlap`.
 
         A few chains go down the levels by unadjusted Langevin steps under the diffusion factors alone, which takes

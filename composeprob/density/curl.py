@@ -13,12 +13,9 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
 from composeprob.pytree import axpy, squared_norm
 
-PROBES = 8
-"""Random directions at each position."""
-
 
 def curl(
-    density: AnnealedDensity, positions: Position, level: Array | int, key: Array, *, num_probes: int = PROBES
+    density: AnnealedDensity, positions: Position, level: Array | int, key: Array, *, num_probes: int = 8
 ) -> dict[str, float]:
     r"""The relative curl of the score of every factor that does not promise that it is a gradient.
 
@@ -36,7 +33,7 @@ def curl(
 
     Args:
         density: from `compile`.
-        positions: ``{site: (N, …)}``, chains lead, static sites unconstrained; a few dozen say enough.
+        positions: ``{site: (N, …)}``, chains lead, static sites unconstrained; a few dozen are enough.
         level: where to look, 0 … K−1.
         key: a typed random key, for the directions.
         num_probes: directions at each position.
@@ -67,12 +64,12 @@ def curl(
     order = [name for name, *_ in offers]
     uses = tuple(tuple(i for i, other in enumerate(order) if other == name) for name in suspects)
     pairs = _squared_norms(density, uses, positions, jnp.asarray(level), key, num_probes)
-    *factors, (_, whole) = [(float(turning), float(all_)) for turning, all_ in pairs]
-    return {name: _ratio(turning, max(own, whole)) for name, (turning, own) in zip(suspects, factors, strict=True)}
+    *factors, (_, composed) = [(float(antisymmetric), float(total)) for antisymmetric, total in pairs]
+    return {name: _ratio(part, max(total, composed)) for name, (part, total) in zip(suspects, factors, strict=True)}
 
 
-def _ratio(turning: float, whole: float) -> float:
-    return 0.0 if whole == 0 else math.sqrt(turning / whole)  # a constant score is a gradient
+def _ratio(antisymmetric: float, total: float) -> float:
+    return 0.0 if total == 0 else math.sqrt(antisymmetric / total)  # a constant score is a gradient
 
 
 @eqx.filter_jit
@@ -93,18 +90,18 @@ def _squared_norms(
         def fields(xs: Position) -> list[Position]:
             scores = density.evaluator.leaf_scores({**position, **xs}, level)
 
-            def own(indices: tuple[int, ...]) -> Position:
+            def factor_score(indices: tuple[int, ...]) -> Position:
                 return {n: sum((scores[i].get(n, 0.0) for i in indices), jnp.zeros_like(x)) for n, x in xs.items()}
 
-            return list(map(own, uses))
+            return list(map(factor_score, uses))
 
-        def whole(xs: Position) -> Position:
+        def composed_score(xs: Position) -> Position:
             score = density.evaluator({**position, **xs}, level).score
             return {n: score[n] for n in xs}
 
         # One forward product gives those of all fields; the reverse ones are one batch, each of one field's signs. Of
         # the whole score the forward one is enough.
-        (forward, of_whole) = jax.jvp(lambda xs: (fields(xs), whole(xs)), (xs,), (signs,))[1]
+        (forward, composed) = jax.jvp(lambda xs: (fields(xs), composed_score(xs)), (xs,), (signs,))[1]
         pull, count = jax.vjp(fields, xs)[1], len(uses)
         each = [
             jax.tree.map(lambda s, i=i: jnp.zeros((count, *s.shape), s.dtype).at[i].set(s), signs) for i in range(count)
@@ -112,9 +109,9 @@ def _squared_norms(
         (backward,) = jax.vmap(pull)(each)
         found = []
         for i, product in enumerate(forward):
-            turning = axpy(-1.0, jax.tree.map(lambda a, i=i: a[i], backward), product)
-            found.append((0.25 * squared_norm(turning), squared_norm(product)))
-        return [*found, (jnp.zeros(()), squared_norm(of_whole))]
+            antisymmetric = axpy(-1.0, jax.tree.map(lambda a, i=i: a[i], backward), product)
+            found.append((0.25 * squared_norm(antisymmetric), squared_norm(product)))
+        return [*found, (jnp.zeros(()), squared_norm(composed))]
 
     def probe(key: Array) -> list[tuple[Array, Array]]:
         xs = {name: positions[name] for name in noised}
@@ -122,8 +119,8 @@ def _squared_norms(
         signs = {n: jax.random.rademacher(k, x.shape, x.dtype) for k, (n, x) in zip(keys, xs.items(), strict=True)}
         return jax.vmap(norms)(positions, signs)
 
-    def mean(turning: Array, whole: Array) -> tuple[Array, Array]:
-        usable = jnp.isfinite(turning) & jnp.isfinite(whole)
-        return jnp.mean(turning, where=usable), jnp.mean(whole, where=usable)
+    def mean(antisymmetric: Array, total: Array) -> tuple[Array, Array]:
+        usable = jnp.isfinite(antisymmetric) & jnp.isfinite(total)
+        return jnp.mean(antisymmetric, where=usable), jnp.mean(total, where=usable)
 
     return [mean(*pair) for pair in jax.lax.map(probe, jax.random.split(key, num_probes))]

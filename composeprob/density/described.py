@@ -44,7 +44,7 @@ class Described:
         where: the place of the program's definition.
         offers: (name, place, capabilities) of every leaf.
         pictures: what makes images of a stack of a site's values, by the site's name, where its factors know that.
-        experts: what is said of every expert, in the order of `Evaluates.noticed`.
+        experts: a description of every expert, in the order of `Evaluates.expert_values`.
     """
 
     def __init__(

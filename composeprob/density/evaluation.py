@@ -15,7 +15,7 @@ Position: TypeAlias = PyTree[Array]
 """A pytree of floating arrays for ONE chain: ``{site: array}``, no chain axis."""
 
 
-T = TypeVar("T")
+Tree = TypeVar("Tree")
 
 
 class Wall(eqx.Module):
@@ -43,7 +43,7 @@ class Parts(eqx.Module):
             dx = f·x dt + g dW, r = rate + (f/g²)·excess.
         excess: the part of r that comes from the drift, in units of f/g²: Σ w_i·d_i − d for a product.
         log_potential: log G_k, a scalar.
-        log_prior: log p(z), or log p(z | x) where a prior looks at a noised site, a scalar.
+        log_prior: log p(z), or log p(z | x) where a prior depends on a noised site, a scalar.
         log_marginal: log F_k up to a constant of the level, a scalar.
         log_exact: log E_k, a scalar.
     """
@@ -64,7 +64,7 @@ class Evaluation(eqx.Module):
         log_density: log π_k up to a constant of the level, a scalar; None where the density offers only its score.
         score: ∇ log π_k, structured like the position.
         wall: where π is 0; None of a density that is positive everywhere.
-        parts: what kernels hand on without looking at it: the `Parts` of a density, or None.
+        parts: the `Parts` of a density, which kernels pass on unread, or None.
     """
 
     log_density: Array | None
@@ -84,12 +84,12 @@ class Evaluation(eqx.Module):
         return self.log_density if self.wall is None else self.wall.log_open
 
     @property
-    def alone(self) -> Evaluation:
-        """The same without what travels with it, for chains that nobody weighs."""
+    def without_parts(self) -> Evaluation:
+        """The same without its parts, for chains that are not weighed."""
         return Evaluation(self.log_density, self.score, self.wall)
 
 
-def unknown(tree: T) -> T:
+def unknown(tree: Tree) -> Tree:
     """NaN in the place of every number."""
     return jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), tree)
 
@@ -102,7 +102,7 @@ def at_once(
     evaluate: Callable[[Position, Array | int], Evaluation], position: Position, level: Array | int
 ) -> Evaluation:
     """``evaluate(position, level)``; compiled as one where nothing is traced, since else every operation would be
-    compiled and called by itself. ``evaluate`` is a pytree."""
+    compiled and called separately. ``evaluate`` is a pytree."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((evaluate, position, level))):
         return evaluate(position, level)
     return _compiled(evaluate, position, jnp.asarray(level))

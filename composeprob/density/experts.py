@@ -1,4 +1,4 @@
-"""What a density says of each of its experts: factors whose density at a level is that of their own noised draws."""
+"""Experts of a density: factors whose density at a level is that of their own noised draws."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Expert(NamedTuple):
     averaged: float = 1.0
 
 
-class Noticed(eqx.Module):
-    """What an expert says of one position at one level, a row for each of its conditions in plates.
+class ExpertValue(eqx.Module):
+    """Score and log-density of an expert at one position and level, a row for each of its conditions in plates.
 
     Attributes:
         score: ∇ log f over the entries of its site, (rows, entries).

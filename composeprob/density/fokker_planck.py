@@ -1,4 +1,4 @@
-r"""Whether a learned score belongs to one law at all noise levels: the residual of the Fokker–Planck equation."""
+r"""Whether a learned score belongs to one distribution at all levels: the residual of the Fokker–Planck equation."""
 
 from __future__ import annotations
 
@@ -14,37 +14,26 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
 
-STENCIL = 5
-"""Levels whose noise predictions make one derivative."""
-FARTHEST = 0.5
-"""Distance in log(σ/α) between neighbouring levels beyond which that derivative is not what it is called."""
-EXACT, PROBES = 16, 8
-"""Entries up to which a divergence is a sum over them; beyond, it is estimated from so many pairs of random signs."""
-LEAST = 0.1
-"""A noise prediction below so many standard deviations counts as that."""
-ROWS = 4
-"""Conditions in plates that are looked at, of one factor."""
-
 
 def fokker_planck(
-    density: AnnealedDensity, positions: Position, level: int, key: Array, *, num_probes: int = PROBES
+    density: AnnealedDensity, positions: Position, level: int, key: Array, *, num_probes: int = 8
 ) -> dict[str, float]:
-    r"""The relative residual of the Fokker–Planck equation of every factor that claims to be a noised law.
+    r"""The relative residual of the Fokker–Planck equation of every factor that claims to be a noised distribution.
 
     Let $y = x/\alpha$, $\tau = \sigma/\alpha$ and $e = -\sigma\nabla_x\log f$, the noise that a factor sees in x. The
-    density of $x_0 + \tau\varepsilon$ obeys the heat equation, $\partial_\tau p = \tau\Delta p$, whose gradient says
+    density of $x_0 + \tau\varepsilon$ obeys the heat equation, $\partial_\tau p = \tau\Delta p$, whose gradient is
 
     $$\rho = \frac{\partial e}{\partial\log\tau} - e - \nabla_y\big(\tau^2\,\nabla_y\!\cdot e - \tau\|e\|^2\big) = 0,$$
 
-    for any law of $x_0$. A network that learned each level by itself, and not quite, has another ρ. Returned is
-    $\sqrt{\mathrm{med}\|\rho\|^2/\mathrm{med}\|e\|^2}$ over positions: which share of the noise prediction changes
+    for any distribution of $x_0$. A network that learned each level separately, with an error, has another ρ. Returned
+    is $\sqrt{\mathrm{med}\|\rho\|^2/\mathrm{med}\|e\|^2}$ over positions: which share of the noise prediction changes
     wrongly while σ/α grows by a factor of e. It is 0 of an exact factor, up to the finite difference that stands for
-    ∂/∂log τ: of 5 levels, about a thousandth where neighbours are 0.2 apart in log τ. It says nothing of a network that
-    has learned another law well.
+    ∂/∂log τ: of 5 levels, about a thousandth where neighbours are 0.2 apart in log τ. It does not find a network that
+    has learned another distribution well.
 
     Args:
         density: from `compile`.
-        positions: ``{site: (N, …)}`` at this level, chains lead, static sites unconstrained; a few dozen say enough.
+        positions: ``{site: (N, …)}`` at this level, chains lead, static sites unconstrained; a few dozen are enough.
         level: where to look, 0 … K−1.
         key: a typed random key, for random directions in more than 16 dimensions.
         num_probes: pairs of directions at each position, there.
@@ -82,7 +71,7 @@ def fokker_planck(
     found: dict[str, float] = {}
     for i in asked:
         residual, size = (np.asarray(values, float) for values in pairs[i])
-        least = LEAST**2 * experts[i].dimension
+        least = 0.1**2 * experts[i].dimension  # a prediction below 0.1 of a standard deviation counts as that
         worst = float(np.sqrt(np.maximum(residual, 0.0) / np.maximum(size, least)).max())
         found[experts[i].name] = max(worst, found.get(experts[i].name, 0.0))
     return found
@@ -90,14 +79,15 @@ def fokker_planck(
 
 def _stencil(density: AnnealedDensity, level: int) -> tuple[Array | None, np.ndarray]:
     """The levels around one, and the weights of the derivative by log(σ/α) of what is interpolated between them."""
-    first = min(max(level - STENCIL // 2, 0), density.num_levels - STENCIL)
+    number = 5  # of levels whose noise predictions make one derivative
+    first = min(max(level - number // 2, 0), density.num_levels - number)
     if first < 0:
         return None, np.empty(0)
-    levels = np.arange(first, first + STENCIL)
+    levels = np.arange(first, first + number)
     at = -0.5 * np.asarray(density.schedule.log_snr, np.float64)[levels]
-    if np.diff(at).max() > FARTHEST:
+    if np.diff(at).max() > 0.5:  # neighbours too far apart for a derivative
         return None, np.empty(0)
-    powers = np.arange(STENCIL)
+    powers = np.arange(number)
     offsets = at - at[level - first]
     return jnp.asarray(levels), np.linalg.solve(offsets[None, :] ** powers[:, None], (powers == 1).astype(float))
 
@@ -116,33 +106,35 @@ def _squares(
     """‖ρ‖² and ‖e‖² of each row of every expert that is asked: medians over finite positions."""
     noise = density.schedule.at(level)
 
-    def one(expert: int, site: str, position: Position, key: Array) -> tuple[Array, Array]:
+    def squared_norms(expert: int, site: str, position: Position, key: Array) -> tuple[Array, Array]:
         shape, size = position[site].shape, position[site].size
         x = position[site].ravel()
 
-        def seen(x: Array, level: Array) -> Array:
+        def predicted_noise(x: Array, level: Array) -> Array:
             """e of each row, (rows, entries)."""
-            noticed = density.evaluator.noticed({**position, site: x.reshape(shape)}, level)[expert]
-            return -density.schedule.at(level).sigma * noticed.score[:ROWS]
+            value = density.evaluator.expert_values({**position, site: x.reshape(shape)}, level)[expert]
+            return -density.schedule.at(level).sigma * value.score[:4]  # at most four conditions of a plate
 
-        def beside(level: Array) -> Array:
-            return seen(density.schedule.at(level).alpha / noise.alpha * x, level)
+        def predicted_at(level: Array) -> Array:
+            return predicted_noise(density.schedule.at(level).alpha / noise.alpha * x, level)
 
         def potential(x: Array, directions: Array) -> Array:
             """τ²∇·e − τ‖e‖² of each row, in units of α: ∇_y is α∇_x."""
-            e = seen(x, level)
-            turned = jax.vmap(lambda v: jax.jvp(lambda x: seen(x, level), (x,), (v,))[1] @ v)(directions)
-            divergence = jnp.sum(turned, 0) / repeats
+            e = predicted_noise(x, level)
+            pulled_back = jax.vmap(lambda v: jax.jvp(lambda x: predicted_noise(x, level), (x,), (v,))[1] @ v)(
+                directions
+            )
+            divergence = jnp.sum(pulled_back, 0) / repeats
             return noise.sigma**2 * divergence - noise.sigma * jnp.sum(e**2, 1)
 
         # Two independent estimates of a divergence, whose product has no bias; one where there is nothing to estimate.
-        if size > EXACT:
+        if size > 16:
             directions, repeats = jax.random.rademacher(key, (2, num_probes, size), x.dtype), num_probes
         else:
             directions, repeats = jnp.eye(size, dtype=x.dtype)[None], 1
-        e = seen(x, level)
-        grown = jnp.tensordot(weights.astype(x.dtype), jax.lax.map(beside, levels), 1)
-        pulled = jax.lax.map(lambda own: jax.jacrev(potential)(x, own), directions)
+        e = predicted_noise(x, level)
+        grown = jnp.tensordot(weights.astype(x.dtype), jax.lax.map(predicted_at, levels), 1)
+        pulled = jax.lax.map(lambda signs: jax.jacrev(potential)(x, signs), directions)
         residuals = grown - e - pulled
         return jnp.sum(residuals[0] * residuals[-1], 1), jnp.sum(e**2, 1)
 
@@ -151,4 +143,4 @@ def _squares(
 
     number = jax.tree.leaves(positions)[0].shape[0]
     keys = jax.random.split(key, number)
-    return [jax.tree.map(median, jax.vmap(partial(one, i, site))(positions, keys)) for i, site in asked]
+    return [jax.tree.map(median, jax.vmap(partial(squared_norms, i, site))(positions, keys)) for i, site in asked]

@@ -14,7 +14,7 @@ is far beyond t is where the factor's own noised draws never are. No draws of th
 * `no_overlap`: that holds for half of the samples, under a factor that is multiplied with others; or a negation has
   nothing left to take away from: the samples lie where what it divides by is as flat as the inside of a box.
 * `out_of_training`: that holds for a tenth of the samples under a factor that was trained. A closed form is right
-  everywhere, and a factor that divides is meant to be asked elsewhere: these are not looked at.
+  everywhere, and a factor that divides is meant to be asked elsewhere: these are not examined.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from composeprob import tuning
 from composeprob.density.evaluation import Position
 from composeprob.density.experts import Expert
 from composeprob.pytree import normal_like
@@ -37,26 +38,9 @@ from composeprob.pytree import normal_like
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
 
-RARE = 1e-6
-"""The probability p of the bound."""
-SLACK = 1.5
-"""So many times the bound is far: learned scores may be longer by a fifth, and samples of kernels without a test as far
-from where they should be."""
-MOST, SOME = 0.5, 0.1
-"""Shares of samples that make the two findings."""
-FLAT = 0.05
-"""Nats by which log g^w varies over samples (standard deviation), and log g within the reach of the noise (σ‖∇ log g‖,
-root mean square), where dividing by g^w changes next to nothing."""
-DENSER = math.log(2)
-"""Nats by which a factor's own draws are denser, in the median, where samples are on its floor and not inside of it."""
-LEVELS, PILOT_LEVELS, PILOT_STEPS, PILOTS = 8, 24, 4, 16
-"""How many levels samples are noised to; those of a pilot run, its steps at each, and its chains."""
-FEWEST = 8
-"""Samples that a spread is told of."""
-
 
 class Finding(NamedTuple):
-    """A `Finding` says what is wrong and what to try, with which factor, at which level, for which share of samples."""
+    """What is wrong with which factor, at which level, for which share of samples, and what to try."""
 
     code: str
     message: str
@@ -73,24 +57,25 @@ def check(density: AnnealedDensity, key: Array, num_chains: int) -> tuple[Findin
     return agreement(density, _pilot(density, jax.random.split(first, num_chains), _downwards(density)), second)
 
 
-def check_evaluations(density: AnnealedDensity, num_chains: int = PILOTS) -> int:
+def check_evaluations(density: AnnealedDensity, num_chains: int = tuning.PILOT.chains) -> int:
     """How often `check` evaluates the factors, over all of its chains."""
-    return num_chains * (PILOT_STEPS * len(_some(density, PILOT_LEVELS)) + len(_some(density, LEVELS, False)))
+    pilot = tuning.PILOT.steps * len(_spaced_levels(density, tuning.PILOT.levels))
+    return num_chains * (pilot + len(_spaced_levels(density, tuning.OVERLAP_LEVELS, False)))
 
 
-def _some(density: AnnealedDensity, number: int, noisiest: bool = True) -> np.ndarray:
-    """So many of the levels, even in their index, from level 0 on, and with the noisiest or without it."""
+def _spaced_levels(density: AnnealedDensity, number: int, noisiest: bool = True) -> np.ndarray:
+    """Levels that are evenly spaced in their index, from level 0 on, with the noisiest or without it."""
     levels = np.linspace(0, density.num_levels - 1, number, endpoint=noisiest)
     return np.unique(levels.round().astype(int))
 
 
 def _downwards(density: AnnealedDensity) -> Array:
     """The levels of a pilot."""
-    return jnp.asarray(_some(density, PILOT_LEVELS)[::-1])
+    return jnp.asarray(_spaced_levels(density, tuning.PILOT.levels)[::-1])
 
 
 def in_question(density: AnnealedDensity) -> bool:
-    """Whether there is something to agree on: more than one factor of power 1 that nothing else looks at."""
+    """Whether there is something to agree on: more than one factor of power 1 that nothing else depends on."""
     experts = density.described.experts
     lonely = len({expert.site for expert in experts}) == len(experts) and all(
         expert.power == 1 and expert.rows == 1 for expert in experts
@@ -99,9 +84,9 @@ def in_question(density: AnnealedDensity) -> bool:
 
 
 def agreement(
-    density: AnnealedDensity, positions: Position, key: Array, num_levels: int = LEVELS
+    density: AnnealedDensity, positions: Position, key: Array, num_levels: int = tuning.OVERLAP_LEVELS
 ) -> tuple[Finding, ...]:
-    """Says what is wrong with how the factors agree at samples of level 0.
+    """Finds where the factors disagree at samples of level 0.
 
     Args:
         density: from `compile`.
@@ -110,29 +95,29 @@ def agreement(
         num_levels: how many levels they are noised to; each costs an evaluation of every sample.
     """
     experts = density.described.experts
-    levels = _some(density, num_levels, noisiest=False)
-    seen = jax.tree.map(np.asarray, _seen(density, positions, jnp.asarray(levels), key))
+    levels = _spaced_levels(density, num_levels, noisiest=False)
+    statistics = jax.tree.map(np.asarray, _expert_statistics(density, positions, jnp.asarray(levels), key))
     findings = [
-        *_apart(experts, seen, levels),
-        *_nothing_left(density, seen, levels, positions, key),
+        *_disagreements(experts, statistics, levels),
+        *_empty_negations(density, statistics, levels, positions, key),
     ]
     named = {finding.factor for finding in findings}
-    return (*findings, *(f for f in _untrained(experts, seen, levels) if f.factor not in named))
+    return (*findings, *(f for f in _untrained_regions(experts, statistics, levels) if f.factor not in named))
 
 
 @cache
-def bound(dimension: float, p: float = RARE) -> float:
+def bound(dimension: float, p: float = 1e-6) -> float:
     """Returns t, which σ²‖s‖² of a noised marginal in d dimensions exceeds with a probability of at most p."""
     from scipy.stats import chi2  # takes a while to import
 
     return float(dimension * chi2.sf(chi2.isf(p, dimension), dimension + 2) / p)
 
 
-class Seen(NamedTuple):
-    """What an expert says of samples at a few levels, each (levels, chains, rows).
+class ExpertStatistics(NamedTuple):
+    """Statistics of an expert at samples of a few levels, each (levels, chains, rows).
 
     Attributes:
-        energy: σ²·‖∇ log f‖²: the squared length of the noise that it sees there.
+        energy: σ²·‖∇ log f‖²: the squared length of the noise that it predicts there.
         log_density: log f; NaN of a factor that offers only its score.
     """
 
@@ -141,20 +126,22 @@ class Seen(NamedTuple):
 
 
 @eqx.filter_jit
-def _seen(density: AnnealedDensity, positions: Position, levels: Array, key: Array) -> tuple[Seen, ...]:
-    """What every expert says of samples that are noised from level 0 to each level."""
+def _expert_statistics(
+    density: AnnealedDensity, positions: Position, levels: Array, key: Array
+) -> tuple[ExpertStatistics, ...]:
+    """Statistics of every expert at samples that are noised from level 0 to each level."""
 
-    def at(level: Array) -> tuple[Seen, ...]:
+    def level_statistics(level: Array) -> tuple[ExpertStatistics, ...]:
         moved = noised(density, positions, level, jax.random.fold_in(key, level))
         variance = density.schedule.at(level).sigma ** 2
 
-        def one(position: Position) -> tuple[Seen, ...]:
-            noticed = density.evaluator.noticed(position, level)
-            return tuple(Seen(variance * jnp.sum(each.score**2, axis=1), each.log_density) for each in noticed)
+        def chain_statistics(position: Position) -> tuple[ExpertStatistics, ...]:
+            values = density.evaluator.expert_values(position, level)
+            return tuple(ExpertStatistics(variance * jnp.sum(v.score**2, axis=1), v.log_density) for v in values)
 
-        return jax.vmap(one)(moved)
+        return jax.vmap(chain_statistics)(moved)
 
-    return jax.lax.map(at, levels)
+    return jax.lax.map(level_statistics, levels)
 
 
 def noised(density: AnnealedDensity, positions: Position, level: Array | int, key: Array) -> Position:
@@ -169,7 +156,7 @@ def noised(density: AnnealedDensity, positions: Position, level: Array | int, ke
 
 @eqx.filter_jit
 def _pilot(density: AnnealedDensity, keys: Array, levels: Array) -> Position:
-    """Chains at level 0, led there under the factors of all noised sites."""
+    """Chains at level 0, moved there by Langevin steps under the factors of all noised sites."""
     sites = [name for name, site in density.sites.items() if site.kind == "noised"]
     size = sum(math.prod(density.sites[name].shape) for name in sites)
     power = jnp.maximum(density.top.entries / size, 1.0)
@@ -186,13 +173,13 @@ def _pilot(density: AnnealedDensity, keys: Array, levels: Array) -> Position:
 
 
 @eqx.filter_jit
-def _own(density: AnnealedDensity, which: int, positions: Position, key: Array, levels: Array) -> Position:
-    """As many chains at level 0, led there under one expert alone; what its conditions are stays as it is."""
+def _expert_pilot(density: AnnealedDensity, which: int, positions: Position, key: Array, levels: Array) -> Position:
+    """As many chains at level 0, moved there under one expert only; its conditions stay as they are."""
     expert = density.described.experts[which]
     site = density.sites[expert.site]
 
     def drift(position: Position, level: Array) -> Position:
-        score = density.evaluator.noticed(position, level)[which].score.sum(0)
+        score = density.evaluator.expert_values(position, level)[which].score.sum(0)
         return {expert.site: score.reshape(site.shape)}
 
     def chain(position: Position, key: Array) -> Position:
@@ -228,32 +215,34 @@ def _descended(
 
         return {**position, **{name: move(name, position[name]) for name in pulls}}, None
 
-    visits = jnp.repeat(levels, PILOT_STEPS)
+    visits = jnp.repeat(levels, tuning.PILOT.steps)
     heat = jnp.full(visits.shape, 2.0).at[-1].set(1.0)
     return jax.lax.scan(step, start, (jax.random.split(key, len(visits)), visits, heat))[0]
 
 
-def _share(expert: Expert, seen: Seen) -> np.ndarray:
+def _share(expert: Expert, statistics: ExpertStatistics) -> np.ndarray:
     """The share of samples that are beyond the bound, at each level, under whichever of its rows is worst."""
     # The mean of b entries has their noise over √b, but is taken for one with all of it.
-    worst = expert.averaged * np.where(np.isfinite(seen.energy), seen.energy, 0.0).max(-1)
-    return np.asarray((worst > SLACK * bound(expert.dimension)).mean(1))
+    worst = expert.averaged * np.where(np.isfinite(statistics.energy), statistics.energy, 0.0).max(-1)
+    return np.asarray((worst > tuning.OVERLAP_SLACK * bound(expert.dimension)).mean(1))
 
 
-def _apart(experts: tuple[Expert, ...], seen: tuple[Seen, ...], levels: np.ndarray) -> list[Finding]:
+def _disagreements(
+    experts: tuple[Expert, ...], statistics: tuple[ExpertStatistics, ...], levels: np.ndarray
+) -> list[Finding]:
     """Factors that are multiplied and have nothing where the samples are."""
     found: dict[str, Finding] = {}
-    for i, (expert, of) in enumerate(zip(experts, seen, strict=True)):
+    for i, (expert, measured) in enumerate(zip(experts, statistics, strict=True)):
         others = [e.name for j, e in enumerate(experts) if e.site == expert.site and j != i]
         if expert.power <= 0 or not (others or expert.rows > 1):
             continue
-        shares = _share(expert, of)
+        shares = _share(expert, measured)
         at = int(shares.argmax())
-        # Of a quotient both parts may be narrow, and say nothing together of where samples lie.
+        # Of a quotient both parts may be narrow, while the quotient is not.
         divided = (
-            _share(e, s)[at] for e, s in zip(experts, seen, strict=True) if e.site == expert.site and e.power < 0
+            _share(e, s)[at] for e, s in zip(experts, statistics, strict=True) if e.site == expert.site and e.power < 0
         )
-        if shares[at] < MOST or any(share >= MOST for share in divided):
+        if shares[at] < tuning.NO_OVERLAP_SHARE or any(share >= tuning.NO_OVERLAP_SHARE for share in divided):
             continue
         beside = ", ".join(dict.fromkeys(others)) or f"its own {expert.rows} conditions"
         text = (
@@ -266,32 +255,41 @@ def _apart(experts: tuple[Expert, ...], seen: tuple[Seen, ...], levels: np.ndarr
     return list(found.values())
 
 
-def _nothing_left(
-    density: AnnealedDensity, seen: tuple[Seen, ...], levels: np.ndarray, positions: Position, key: Array
+def _empty_negations(
+    density: AnnealedDensity,
+    statistics: tuple[ExpertStatistics, ...],
+    levels: np.ndarray,
+    positions: Position,
+    key: Array,
 ) -> list[Finding]:
     """Factors that are divided by and are flat where the samples are: what they exclude is all there is.
 
-    Flat over all samples at one level, and at this and every cleaner one within the reach of the noise. Of a law that
-    varies a level shows what is coarser than its noise, and a cleaner one the rest; what a learned energy shows at
-    level 0 alone, where scores are hardest to learn, is its error. Flat is also the floor around a bump, where samples
-    lie that a negation did keep away: so what is flat is drawn from, and samples must be as dense as its own draws.
+    Flat over all samples at one level, and at this and every cleaner one within the reach of the noise. Of a
+    distribution that varies a level shows what is coarser than its noise, and a cleaner one the rest; what a learned
+    energy shows at level 0 alone, where scores are hardest to learn, is its error. Flat is also the floor around a
+    bump, where samples lie that a negation did keep away: so what is flat is drawn from, and samples must be as dense
+    as its draws.
 
     Where the powers of a site sum to 1 or more a quotient is read as Bayes' rule or as guidance, whose denominator
     holds everything by design: a wide prior that is divided out is right, however flat it is.
     """
     found: dict[str, Finding] = {}
-    for i, (expert, of) in enumerate(zip(density.described.experts, seen, strict=True)):
-        if expert.power >= 0 or of.energy.shape[1] < FEWEST or np.mean(density.top.power[expert.site]) > 0.99:
+    for i, (expert, measured) in enumerate(zip(density.described.experts, statistics, strict=True)):
+        if expert.power >= 0 or measured.energy.shape[1] < 8 or np.mean(density.top.power[expert.site]) > 0.99:
             continue
-        spread = abs(expert.power) * np.std(of.log_density, axis=1).max(-1)
-        nearby = np.sqrt(expert.averaged * np.mean(of.energy, axis=1)).max(-1)
-        flat = np.flatnonzero(np.logical_and.accumulate(nearby <= FLAT) & (spread <= FLAT))  # NaN is not flat
+        spread = abs(expert.power) * np.std(measured.log_density, axis=1).max(-1)
+        nearby = np.sqrt(expert.averaged * np.mean(measured.energy, axis=1)).max(-1)
+        flat_so_far = np.logical_and.accumulate(nearby <= tuning.FLAT_NATS)  # NaN is not flat
+        flat = np.flatnonzero(flat_so_far & (spread <= tuning.FLAT_NATS))
         if not flat.size:
             continue
         at = int(flat[0])
-        own = _own(density, i, positions, jax.random.fold_in(key, i), _downwards(density))
-        of_own = _seen(density, own, jnp.asarray(levels), key)[i].log_density
-        if np.median(of_own, axis=1)[at].max() - np.median(of.log_density, axis=1)[at].max() > DENSER:
+        pilot = _expert_pilot(density, i, positions, jax.random.fold_in(key, i), _downwards(density))
+        own_draws = _expert_statistics(density, pilot, jnp.asarray(levels), key)[i].log_density
+        if (
+            np.median(own_draws, axis=1)[at].max() - np.median(measured.log_density, axis=1)[at].max()
+            > tuning.FLOOR_NATS
+        ):
             continue
         text = (
             f"The negation leaves nothing: all samples of {expert.site!r} lie inside of {expert.name}, which the "
@@ -303,20 +301,22 @@ def _nothing_left(
     return list(found.values())
 
 
-def _untrained(experts: tuple[Expert, ...], seen: tuple[Seen, ...], levels: np.ndarray) -> list[Finding]:
+def _untrained_regions(
+    experts: tuple[Expert, ...], statistics: tuple[ExpertStatistics, ...], levels: np.ndarray
+) -> list[Finding]:
     """Trained factors that are asked where their own noised draws never are."""
     found: dict[str, Finding] = {}
-    for expert, of in zip(experts, seen, strict=True):
+    for expert, measured in zip(experts, statistics, strict=True):
         if expert.power <= 0 or not expert.trained:
             continue
-        shares = _share(expert, of)
-        if shares.max() < SOME:
+        shares = _share(expert, measured)
+        if shares.max() < tuning.OUT_OF_TRAINING_SHARE:
             continue
         at = int(shares.argmax())
         text = (
             f"{expert.name} is asked where it was never trained: {shares[at]:.0%} of the samples of {expert.site!r}, "
             f"noised to level {levels[at]}, lie where its own noised draws are less than once in a million. What a "
-            "network says there is a guess. Look at observations that contradict it, at powers below 1, and at data "
+            "network returns there is a guess. Check observations that contradict it, at powers below 1, and at data "
             "of another scale than those of the training."
         )
         found.setdefault(expert.name, Finding("out_of_training", text, expert.name, int(levels[at]), float(shares[at])))

@@ -1,4 +1,4 @@
-"""What a density says about data: the methods `observed`, `predict` and `log_likelihood` of `AnnealedDensity`."""
+"""What a density predicts about data: the methods `observed`, `predict` and `log_likelihood` of `AnnealedDensity`."""
 
 from __future__ import annotations
 

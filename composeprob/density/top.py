@@ -1,4 +1,4 @@
-"""The law of the noisiest levels, which chains are drawn from."""
+"""The distribution of the noisiest levels, which chains are drawn from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from composeprob.pytree import normal_like
 
 
 class TopLaw(eqx.Module):
-    """The law of the noisiest levels: F = exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
+    """The distribution of the noisiest levels: F = exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
 
     Attributes:
         power: total power at each entry, ``{site: array}``.
@@ -21,7 +21,7 @@ class TopLaw(eqx.Module):
         constant: what mixture weights add.
         entries: Σ |power|·dimensions over the factors.
         exact: whether F has this form; where not, kernels and weights move the first draws to it.
-        normalised: whether every factor's log-density is normalised, so that the values of F tell ∫F too.
+        normalised: whether every factor's log-density is normalised, so that the values of F determine ∫F too.
     """
 
     power: dict[str, Array]

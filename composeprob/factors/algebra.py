@@ -175,7 +175,7 @@ def shares_of(factors: Sequence[Factor], count: int, weights: object, log_weight
             if "energy" not in leaf.capabilities:
                 raise CapabilityError(
                     f"A mixture needs the log-density of its parts, but factor '{leaf.label}' offers only its score.",
-                    fix="scores do not tell how the heights of two modes compare: use a model trained with an energy "
+                    fix="scores do not contain the heights of two modes: use a model trained with an energy "
                     "parameterization. Where the mixture is a whole site, run each of its parts alone, for its share "
                     "of the chains.",
                 )
@@ -211,7 +211,7 @@ def shares_of(factors: Sequence[Factor], count: int, weights: object, log_weight
 def _numbers(what: str, values: object) -> np.ndarray:
     try:
         return np.asarray(values, np.float64)
-    except Exception as error:  # what an array type raises here is its own affair
+    except Exception as error:  # array types raise errors of every kind here
         raise WrongTypeError(
             f"{what} must be numbers known before compilation; got {type(values).__name__}.",
             fix="pass a list of floats; weights that are latents would make the normaliser depend on them.",

@@ -129,7 +129,7 @@ class LeafFactor(Factor):
     @abstractmethod
     def capabilities(self) -> frozenset[str]:
         """What the leaf offers, among ``score``, ``energy``, ``conservative``, ``normalised``, ``exact_marginals``,
-        ``mode_depth`` (its log-density tells the relative height of separated modes)."""
+        ``mode_depth`` (its log-density has the relative height of separated modes)."""
 
     @property
     def normalised(self) -> bool:

@@ -18,8 +18,7 @@ from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, check_condi
 from composeprob.factors.interpolation import interpolate
 from composeprob.schedule import Noise, Schedule
 
-PREFIX = "calibration "
-KNOTS, LOG_NORMALISER, ERROR = TABLES = (PREFIX + "log-SNR", PREFIX + "log Z", PREFIX + "error")
+KNOTS, LOG_NORMALISER, ERROR = TABLES = ("calibration log-SNR", "calibration log Z", "calibration error")
 """The tables of a calibration. They lie among the conditions, so that one network with several calibrations (one for
 each condition) stays one batched evaluation."""
 
@@ -43,8 +42,8 @@ class Calibrated(AroundLeaf):
     def __init__(self, factor: LeafFactor, tables: Mapping[str, ArrayLike]):
         self.base = factor.holding({})
         self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
-        own = {name: np.asarray(table, np.float64) for name, table in tables.items()}
-        self.fixed = {**factor.fixed, **own}  # type: ignore[dict-item]
+        arrays = {name: np.asarray(table, np.float64) for name, table in tables.items()}
+        self.fixed = {**factor.fixed, **arrays}  # type: ignore[dict-item]
 
     @property
     def uncalibrated(self) -> LeafFactor:
@@ -79,8 +78,8 @@ class Calibrated(AroundLeaf):
         return {**self.base.call_conditions(), **needed}
 
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
-        own = {name: value for name, value in conditions.items() if name not in TABLES}
-        log_f, score = self.base.evaluate(x, noise, own)
+        of_base = {name: value for name, value in conditions.items() if name not in TABLES}
+        log_f, score = self.base.evaluate(x, noise, of_base)
         knots, log_z = (jnp.asarray(conditions[name], x.dtype) for name in (KNOTS, LOG_NORMALISER))
         assert log_f is not None  # nothing else is calibrated
         return log_f - interpolate(knots, log_z, noise.log_snr), score

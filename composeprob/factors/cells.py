@@ -21,7 +21,7 @@ class Indices:
     data: bytes
 
     @classmethod
-    def of(cls, array: np.ndarray) -> Indices:
+    def from_array(cls, array: np.ndarray) -> Indices:
         """The indices of an array."""
         return cls(array.shape, np.ascontiguousarray(array, np.int64).tobytes())
 
@@ -109,7 +109,7 @@ def cell_window(factor: Factor, canvas: tuple[int, ...], index: object, over: ob
                 f"{_place(over, i)} of a window names cell {values[counts.argmax()]} {counts.max()} times.",
                 fix="give each entry of the event a cell of its own; different sets may share cells.",
             )
-    return CellWindow(factor=factor, event_shape=canvas, cells=Indices.of(sets[0] if len(sets) == 1 else sets))
+    return CellWindow(factor=factor, event_shape=canvas, cells=Indices.from_array(sets[0] if len(sets) == 1 else sets))
 
 
 def _place(over: object, i: int) -> str:

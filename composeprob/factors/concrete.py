@@ -1,4 +1,4 @@
-"""User code that wants a number where there is none yet: what JAX says of it, said in the user's terms."""
+"""User code that wants a number where there is none yet: JAX's error in the user's terms."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NOT_CONCRETE = (
 """What JAX raises where Python or NumPy asks a traced value for its number (by ``if``: a kind of the first)."""
 
 
-class Asked(NamedTuple):
-    """What the user's code did with a value that has no number yet.
+class NumberRequest(NamedTuple):
+    """Code of the user's that asks a traced value for its number.
 
     Attributes:
         found: a verb with its object, to be followed by the value.
@@ -32,8 +32,8 @@ class Asked(NamedTuple):
     where: str | None
 
 
-def asked(error: Exception) -> Asked:
-    """What lies behind one of the errors `NOT_CONCRETE`."""
+def number_request(error: Exception) -> NumberRequest:
+    """The request behind one of the errors `NOT_CONCRETE`."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -53,10 +53,10 @@ def asked(error: Exception) -> Asked:
             "leave it an array, which jax.numpy takes as it is; index an array, jnp.stack(items)[i], and not a list; "
             "choose by jnp.where, or between densities by cp.mixture; sizes must be known beforehand."
         )
-    return Asked(found, fix, where)
+    return NumberRequest(found, fix, where)
 
 
-def asked_by_library(error: Exception) -> bool:
+def requested_by_library(error: Exception) -> bool:
     """Whether it is this library's own code that wants the number, as for a power, and not the user's."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [module.startswith("composeprob.") for module in modules if not is_library(module)]
@@ -71,7 +71,7 @@ def network_error(who: str, error: Exception, advice: str = "") -> NetworkError:
         error: one of `NOT_CONCRETE`.
         advice: what else to write.
     """
-    found, fix, where = asked(error)
+    found, fix, where = number_request(error)
     return NetworkError(
         f"{who} {found} a value that is known only in compiled code: the event, the level or a condition.",
         where=where,

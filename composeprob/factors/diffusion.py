@@ -53,12 +53,12 @@ class Diffusion(LeafFactor):
             in log-SNR between the schedule's levels, for an embedding that is smooth in it (sines and cosines, trained
             on many levels). With the last three the factor can be evaluated on any schedule inside the log-SNR range
             that it was trained on.
-        conditions: names of the network's conditions. A mapping ``{name: value}`` also says which value means
+        conditions: names of the network's conditions. A mapping ``{name: value}`` also states which value means
             "no condition" (as trained with dropout of the condition); with plain names, or the value None, the
             network's own default is used where a condition is not given.
         log_snr_range: (least, greatest) log-SNR that the network was trained on, where that is more than the range of
             ``schedule``; only for a continuous ``time``, and a variance-preserving or -exploding schedule.
-        mode_depth: the energy tells the relative height of separated modes. Matching scores does not teach that; a
+        mode_depth: the energy has the relative height of separated modes. Matching scores does not teach that; a
             cross-level loss does (``cp.training.Recipe(cross_level=…)``).
         remat: whether gradients of what the network returns, which energies and denoised observations take, store only
             what its layers and convolutions return, and compute again what lies between them and within attention. The
@@ -126,7 +126,7 @@ class Diffusion(LeafFactor):
         if mode_depth and parameterization not in parameterizations.ENERGIES:
             raise InvalidValueError(
                 f"mode_depth=True was given with parameterization {parameterization!r}, which has no energy.",
-                fix="leave it out: a score does not tell the heights of modes.",
+                fix="leave it out: a score does not contain the heights of modes.",
             )
         if isinstance(conditions, str):
             conditions = (conditions,)
@@ -155,7 +155,7 @@ class Diffusion(LeafFactor):
 
     @property
     def declared(self) -> bool:
-        """Whether the files of its training say what its output means: then doubts about that are told, not refused."""
+        """Whether the files of its training state what its output means: then doubts are reported, not refused."""
         return False
 
     @property

@@ -1,4 +1,4 @@
-"""Networks written in Flax, NNX or Linen; imported for such a network only, so that nobody else waits for Flax."""
+"""Networks written in Flax, NNX or Linen; imported for such a network only, as Flax takes a while to import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from composeprob.errors import NetworkError, WrongTypeError
-from composeprob.factors.randomness import IN_TRAINING
+from composeprob.factors.randomness import in_training
 
 
 class NNXNetwork(eqx.Module):
@@ -45,9 +45,7 @@ def adapt(network: object) -> NNXNetwork | LinenNetwork | None:
         for _, layer in nnx.iter_graph(network):
             dropout = isinstance(layer, nnx.Dropout) and layer.rate > 0 and not layer.deterministic
             if dropout or (isinstance(layer, nnx.BatchNorm) and not layer.use_running_average):
-                raise NetworkError(
-                    IN_TRAINING.format(type(layer).__name__), fix="call network.eval() before it becomes a factor."
-                )
+                raise NetworkError(in_training(layer), fix="call network.eval() before it becomes a factor.")
         graphdef, state = nnx.split(network)
         return NNXNetwork(graphdef, nnx.to_pure_dict(state))
     if isinstance(network, linen.Module):

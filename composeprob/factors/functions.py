@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.fingerprint import fingerprint
 
-L = TypeVar("L", bound=LeafFactor)
+Leaf = TypeVar("Leaf", bound=LeafFactor)
 
 
 class PlainFunction(eqx.Module):
@@ -98,7 +98,7 @@ def has_functions(leaf: LeafFactor) -> bool:
     return any(map(_is_plain, jax.tree.leaves(leaf, is_leaf=_is_plain)))
 
 
-def closed(leaf: L, conditions: Mapping[str, Array]) -> L:
+def closed(leaf: Leaf, conditions: Mapping[str, Array]) -> Leaf:
     """The leaf with every plain function in it `Closed`; what these read have the values of now.
 
     Args:
@@ -118,7 +118,7 @@ def closed(leaf: L, conditions: Mapping[str, Array]) -> L:
         assert node.record.closed is not None  # a leaf evaluates all that it has
         return node.record.closed
 
-    done: L = jax.tree.map(traced, recorded, is_leaf=lambda node: isinstance(node, _Recorded))
+    done: Leaf = jax.tree.map(traced, recorded, is_leaf=lambda node: isinstance(node, _Recorded))
     return done
 
 

@@ -60,8 +60,8 @@ def _split(distribution: dist.Distribution, entries: np.ndarray) -> list[Gaussia
         case dist.MixtureSameFamily():
             weights = np.asarray(distribution.mixing_distribution.probs, np.float64)
             size = weights.shape[-1]
-            together = _moments(distribution.component_distribution, (*batch, size, *event))
-            parts = [together and tuple(a.take(j, len(batch)) for a in together) for j in range(size)]
+            stacked = _moments(distribution.component_distribution, (*batch, size, *event))
+            parts = [stacked and tuple(a.take(j, len(batch)) for a in stacked) for j in range(size)]
         case dist.MixtureGeneral():
             weights = np.asarray(distribution.mixing_distribution.probs, np.float64)
             parts = [_moments(part, entries.shape) for part in distribution.component_distributions]
@@ -77,7 +77,7 @@ def _split(distribution: dist.Distribution, entries: np.ndarray) -> list[Gaussia
     covariances = np.stack([_blocks(mean, covariance, n, diagonal) for mean, covariance in known], 1)
     weights = np.broadcast_to(weights, (*batch, len(parts))).reshape(-1, len(parts))[: len(means)]
     rows = zip(entries.reshape(-1, n), weights, means, covariances, strict=True)
-    return [Gaussians(own, np.log(w[w > 0]), m[w > 0], c[w > 0]) for own, w, m, c in rows]
+    return [Gaussians(entries, np.log(w[w > 0]), m[w > 0], c[w > 0]) for entries, w, m, c in rows]
 
 
 def _moments(distribution: dist.Distribution, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -144,7 +144,7 @@ def product(parts: Sequence[tuple[Gaussians, float]]) -> Gaussians | None:
     natural = []
     for p, power in parts:
         places = np.searchsorted(entries, p.entries)
-        own = []
+        terms = []
         for log_weight, mean, covariance in zip(p.log_weights, p.means, p.full, strict=True):
             sign, log_det = np.linalg.slogdet(2 * np.pi * covariance)
             if sign <= 0:
@@ -153,8 +153,8 @@ def product(parts: Sequence[tuple[Gaussians, float]]) -> Gaussians | None:
             precision, shift = np.zeros((n, n)), np.zeros(n)
             precision[np.ix_(places, places)] = power * inverse
             shift[places] = power * inverse @ mean
-            own.append((power * (log_weight - 0.5 * log_det - 0.5 * mean @ inverse @ mean), shift, precision))
-        natural.append(own)
+            terms.append((power * (log_weight - 0.5 * log_det - 0.5 * mean @ inverse @ mean), shift, precision))
+        natural.append(terms)
     log_weights, means, covariances = [], [], []
     for choice in itertools.product(*natural):
         constant, shift, precision = (sum(terms[1:], terms[0]) for terms in zip(*choice, strict=True))

@@ -19,15 +19,8 @@ from jax import Array
 from jax.scipy.special import betaln, gammaln
 from jax.typing import ArrayLike
 
+from composeprob import tuning
 from composeprob.factors.truncated import noised_sample
-
-NEGLIGIBLE = 34.0
-"""How far log q falls from its top to the ends of the range where its tails are straight: e⁻³⁴ is 2·10⁻¹⁵. Where they
-are parabolas the ends lie at four times that, as an x far outside of the support may follow from what is there."""
-PANELS, NODES = 20, 16
-"""Intervals over the range of q, and nodes of Gauss–Legendre quadrature on each."""
-AROUND = (-8.0, -5.0, -2.5, 0.0, 2.5, 5.0, 8.0)
-"""Further edges about x/α, in units of σ/α."""
 
 
 class Coordinate(NamedTuple):
@@ -68,27 +61,28 @@ class NoisedByQuadrature(dist.Distribution):
         return noised_sample(self, self.clean, key, sample_shape)
 
     def log_prob(self, value: Array) -> Array:
-        own = coordinate(self.clean)
-        assert own is not None
+        coordinates = coordinate(self.clean)
+        assert coordinates is not None
         alpha, sigma = self.alpha[..., None], self.sigma[..., None]
         x = jnp.asarray(value)[..., None]
         # Nodes depend on x, but the integral does not depend on the nodes: derivatives pass them by.
-        z, log_weights = jax.lax.stop_gradient(_nodes(own, x / alpha, sigma / alpha))
-        away = (x - alpha * own.value(z)) / sigma
-        log_joint = log_weights + own.log_density(z) - 0.5 * away**2
+        z, log_weights = jax.lax.stop_gradient(_nodes(coordinates, x / alpha, sigma / alpha))
+        away = (x - alpha * coordinates.value(z)) / sigma
+        log_joint = log_weights + coordinates.log_density(z) - 0.5 * away**2
         return jax.nn.logsumexp(log_joint, axis=-1) - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
 
 
-def _nodes(own: Coordinate, x: Array, width: Array) -> tuple[Array, Array]:
+def _nodes(coordinates: Coordinate, x: Array, width: Array) -> tuple[Array, Array]:
     """Nodes z (…, n) and their log-weights, for x/α and σ/α, (…, 1)."""
-    steps = jnp.linspace(0.0, 1.0, PANELS + 1, dtype=x.dtype)
-    even = own.low + (own.high - own.low) * steps
-    near = own.inverse(x + width * jnp.asarray(AROUND, x.dtype))
+    steps = jnp.linspace(0.0, 1.0, 20 + 1, dtype=x.dtype)
+    even = coordinates.low + (coordinates.high - coordinates.low) * steps
+    # Further edges about x/α, in units of σ/α.
+    near = coordinates.inverse(x + width * jnp.asarray((-8.0, -5.0, -2.5, 0.0, 2.5, 5.0, 8.0), x.dtype))
     shape = jnp.broadcast_shapes(even.shape[:-1], near.shape[:-1])
     edges = jnp.sort(
         jnp.concatenate([jnp.broadcast_to(e, shape + e.shape[-1:]) for e in (even, near)], axis=-1), axis=-1
     )
-    nodes, weights = (jnp.asarray(a, x.dtype) for a in np.polynomial.legendre.leggauss(NODES))
+    nodes, weights = (jnp.asarray(a, x.dtype) for a in np.polynomial.legendre.leggauss(16))
     half = 0.5 * (edges[..., 1:] - edges[..., :-1])[..., None]
     middle = 0.5 * (edges[..., 1:] + edges[..., :-1])[..., None]
     z, log_weights = middle + half * nodes, jnp.log(half) + jnp.log(weights)
@@ -101,13 +95,13 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
     while isinstance(distribution, dist.ExpandedDistribution):
         distribution = distribution.base_dist
 
-    def own(parameter: ArrayLike) -> Array:
+    def as_column(parameter: ArrayLike) -> Array:
         return jnp.broadcast_to(jnp.asarray(parameter, jnp.result_type(float)), shape)[..., None]
 
     match distribution:
         case dist.LogNormal():
-            loc, scale = own(distribution.loc), own(distribution.scale)
-            reach = jnp.full_like(loc, math.sqrt(8 * NEGLIGIBLE))
+            loc, scale = as_column(distribution.loc), as_column(distribution.scale)
+            reach = jnp.full_like(loc, math.sqrt(8 * tuning.HALF_LINE_NEGLIGIBLE))
             return Coordinate(
                 lambda z: jnp.exp(loc + scale * z),
                 lambda u: (_log(u) - loc) / scale,
@@ -116,22 +110,22 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
                 reach,
             )
         case dist.Gamma():
-            return _gamma(own(distribution.concentration), own(distribution.rate))
+            return _gamma(as_column(distribution.concentration), as_column(distribution.rate))
         case dist.Exponential():
-            return _gamma(jnp.ones_like(own(distribution.rate)), own(distribution.rate))
+            return _gamma(jnp.ones_like(as_column(distribution.rate)), as_column(distribution.rate))
         case dist.InverseGamma():
-            inverse = _gamma(own(distribution.concentration), own(distribution.rate))
+            inverse = _gamma(as_column(distribution.concentration), as_column(distribution.rate))
             return inverse._replace(
                 value=lambda z: 1 / inverse.value(z), inverse=lambda u: inverse.inverse(jnp.exp(-_log(u)))
             )
         case dist.Weibull():
-            scale, power = own(distribution.scale), own(distribution.concentration)
+            scale, power = as_column(distribution.scale), as_column(distribution.concentration)
             return _gamma(jnp.ones_like(scale), jnp.ones_like(scale))._replace(
                 value=lambda z: scale * jnp.exp(z / power), inverse=lambda u: power * (_log(u) - jnp.log(scale))
             )
         case dist.HalfCauchy():
-            scale = own(distribution.scale)
-            reach = jnp.full_like(scale, NEGLIGIBLE)
+            scale = as_column(distribution.scale)
+            reach = jnp.full_like(scale, tuning.HALF_LINE_NEGLIGIBLE)
             return Coordinate(
                 lambda z: scale * jnp.exp(z),
                 lambda u: _log(u) - jnp.log(scale),
@@ -140,25 +134,25 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
                 reach,
             )
         case dist.Beta():
-            return _beta(own(distribution.concentration1), own(distribution.concentration0))
+            return _beta(as_column(distribution.concentration1), as_column(distribution.concentration0))
     return None
 
 
 def _gamma(a: Array, rate: Array) -> Coordinate:
     """u = e^z/rate: q = a·z − e^z − log Γ(a), with its top and curvature at log a and a, and slope a on the left."""
-    top, reach = jnp.log(a), jnp.sqrt(8 * NEGLIGIBLE / a)
+    top, reach = jnp.log(a), jnp.sqrt(8 * tuning.HALF_LINE_NEGLIGIBLE / a)
     return Coordinate(
         lambda z: jnp.exp(z) / rate,
         lambda u: _log(u) + jnp.log(rate),
         lambda z: a * z - jnp.exp(z) - gammaln(a),
-        top - reach - NEGLIGIBLE / a,
-        top + jnp.minimum(reach, jnp.log1p(NEGLIGIBLE / a) + 2.0),
+        top - reach - tuning.HALF_LINE_NEGLIGIBLE / a,
+        top + jnp.minimum(reach, jnp.log1p(tuning.HALF_LINE_NEGLIGIBLE / a) + 2.0),
     )
 
 
 def _beta(a: Array, b: Array) -> Coordinate:
     """u = 1/(1 + e^{−z}): q = a·log u + b·log(1 − u) − log B(a, b), slopes a and −b at the ends."""
-    top, reach = jnp.log(a / b), jnp.sqrt(8 * NEGLIGIBLE * (a + b) / (a * b))
+    top, reach = jnp.log(a / b), jnp.sqrt(8 * tuning.HALF_LINE_NEGLIGIBLE * (a + b) / (a * b))
 
     def inverse(u: Array) -> Array:
         clear = jnp.finfo(u.dtype).eps
@@ -169,8 +163,8 @@ def _beta(a: Array, b: Array) -> Coordinate:
         jax.nn.sigmoid,
         inverse,
         lambda z: a * jax.nn.log_sigmoid(z) + b * jax.nn.log_sigmoid(-z) - betaln(a, b),
-        top - reach - NEGLIGIBLE / a,
-        top + reach + NEGLIGIBLE / b,
+        top - reach - tuning.HALF_LINE_NEGLIGIBLE / a,
+        top + reach + tuning.HALF_LINE_NEGLIGIBLE / b,
     )
 
 

@@ -1,4 +1,4 @@
-"""Noised marginals: the law of α·X + σ·ε for the distributions X where it is known, exactly."""
+"""Noised marginals: the distribution of α·X + σ·ε for the distributions X where it is known, exactly."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ SUPPORTED = (
     "InverseGamma, Weibull, HalfCauchy, Beta, these moved and scaled (AffineTransform), and mixtures "
     "(MixtureSameFamily, MixtureGeneral)"
 )
-TRUNCATED = (LeftTruncatedDistribution, RightTruncatedDistribution, TwoSidedTruncatedDistribution)
-"""What NumPyro's function ``TruncatedNormal`` returns."""
 
 
 def noised(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
     """The distribution of α·X + σ·ε with ε ~ N(0, I), X ~ ``distribution``.
 
     Raises:
-        WrongTypeError: its noised law is not known.
+        WrongTypeError: its noised distribution is not known.
     """
     alpha, sigma = noise.alpha, noise.sigma
     match distribution:
@@ -60,7 +58,9 @@ def noised(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
             return NoisedUniform(distribution.low, distribution.high, alpha, sigma)
         case dist.HalfNormal():
             return NoisedTruncatedNormal(distribution, 0.0, distribution.scale, 0.0, None, alpha, sigma)
-        case _ if isinstance(distribution, TRUNCATED) and isinstance(distribution.base_dist, dist.Normal):
+        case LeftTruncatedDistribution() | RightTruncatedDistribution() | TwoSidedTruncatedDistribution() if isinstance(
+            distribution.base_dist, dist.Normal
+        ):  # NumPyro's function ``TruncatedNormal`` returns these
             inner = distribution.base_dist
             low, high = (getattr(distribution, bound, None) for bound in ("low", "high"))
             return NoisedTruncatedNormal(distribution, inner.loc, inner.scale, low, high, alpha, sigma)
@@ -86,7 +86,7 @@ class WhitenedNormal(dist.MultivariateNormal):
 
 
 def _moved(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
-    """The noised law of loc + scale·Y: noised Y with as much noise for a signal of another strength, moved."""
+    """The noised distribution of loc + scale·Y: noised Y with as much noise for a signal of another strength, moved."""
     loc, scale = jnp.zeros(()), jnp.ones(())
     for transform in distribution.transforms:
         loc, scale = transform.loc + transform.scale * loc, transform.scale * scale

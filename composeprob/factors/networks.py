@@ -15,7 +15,7 @@ from composeprob.errors import WrongTypeError
 from composeprob.factors.functions import PlainFunction
 from composeprob.factors.randomness import check_inference
 
-T = TypeVar("T", bound=eqx.Module)
+Module = TypeVar("Module", bound=eqx.Module)
 Network = Callable[..., PyTree[Array]]
 """Called on one event as ``network(x, t, **conditions)``."""
 
@@ -34,7 +34,7 @@ class BatchedLinear(eqx.nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def batched_linear(network: T) -> T:
+def batched_linear(network: Module) -> Module:
     """Returns the Equinox module with every `equinox.nn.Linear` in it multiplying x·Wᵀ in place of W·x.
 
     Both are the same up to rounding, and the weights are the same arrays. Mapped over conditions and chains, W·x is an
@@ -62,7 +62,7 @@ def as_network(network: object) -> Network:
         WrongTypeError: anything else.
         NetworkError: one of its layers is in training mode.
     """
-    if _of_flax(network):
+    if _is_flax(network):
         from composeprob.factors.flax_networks import adapt
 
         if (adapted := adapt(network)) is not None:
@@ -78,7 +78,7 @@ def as_network(network: object) -> Network:
     )
 
 
-def _of_flax(network: object) -> bool:
-    """Whether a network, or the first of a pair, is of a class of Flax; told by names, without importing Flax."""
+def _is_flax(network: object) -> bool:
+    """Whether a network, or the first of a pair, is of a class of Flax; found by names, without importing Flax."""
     module = network[0] if isinstance(network, tuple) and network else network
     return any(base.__module__.startswith("flax.") for base in type(module).__mro__)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from composeprob.factors import show
 from composeprob.factors.base import Factor, LeafFactor
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 SETS = "sets of cells"
 
 
@@ -73,17 +73,19 @@ class Combination(Factor):
     def normalised(self) -> bool:
         return self.calibrated
 
-    def each(self, values: Sequence[T]) -> list[tuple[float, T]]:
+    def each(self, values: Sequence[Value]) -> list[tuple[float, Value]]:
         """Each number with its factor's value, that of a plate repeated."""
         return list(zip(self.numbers, [*values] * (self.plate.count if self.plate else 1), strict=True))
 
     def given(self, **conditions: object) -> Factor:
         """Conditions go to every leaf that has them; a name that no leaf has is refused by the first leaf."""
-        own = [{name for leaf in leaves(factor) for name in leaf.condition_names} for factor in self.factors]
-        unknown = {name: value for name, value in conditions.items() if name not in set().union(*own)}
+        names_of_factors = [
+            {name for leaf in leaves(factor) for name in leaf.condition_names} for factor in self.factors
+        ]
+        unknown = {name: value for name, value in conditions.items() if name not in set().union(*names_of_factors)}
         if unknown:
             leaves(self)[0].given(**unknown)
-        chosen = [{name: value for name, value in conditions.items() if name in names} for names in own]
+        chosen = [{name: value for name, value in conditions.items() if name in names} for names in names_of_factors]
         return self.with_children(tuple(f.given(**c) for f, c in zip(self.factors, chosen, strict=True)))
 
     def terms(self) -> list[tuple[str, float]]:

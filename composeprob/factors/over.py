@@ -63,9 +63,11 @@ def mixture_over(factor: object, values: object, block: int | None, weights: obj
 def _given_all(factor: Factor, columns: Columns, count: int) -> Factor:
     """The factor with all values of the conditions that run."""
     for part in walk(factor):
-        own = {name: columns[name] for leaf in leaves(part) for name in leaf.condition_names if name in columns}
-        if part.sealed and own:
-            part.given(**_row(own, 0))  # refuses what would change its normaliser
+        columns_of_leaf = {
+            name: columns[name] for leaf in leaves(part) for name in leaf.condition_names if name in columns
+        }
+        if part.sealed and columns_of_leaf:
+            part.given(**_row(columns_of_leaf, 0))  # refuses what would change its normaliser
     return rewrite_leaves(factor, lambda leaf: _given_each(leaf, columns, count))
 
 
@@ -75,15 +77,18 @@ def _first(factor: Factor, columns: Columns) -> Factor:
 
 def _given_each(leaf: LeafFactor, columns: Columns, count: int) -> LeafFactor:
     """The leaf with all values of those conditions that it has, each as `given` takes it."""
-    own = {name: column for name, column in columns.items() if name in leaf.condition_names}
-    if not own:
+    columns_of_leaf = {name: column for name, column in columns.items() if name in leaf.condition_names}
+    if not columns_of_leaf:
         return leaf
-    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(own)):
-        first, values = leaf.given(**_row(own, 0)), {name: jnp.asarray(column) for name, column in own.items()}
+    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(columns_of_leaf)):
+        first, values = (
+            leaf.given(**_row(columns_of_leaf, 0)),
+            {name: jnp.asarray(column) for name, column in columns_of_leaf.items()},
+        )
     else:
         with jax.ensure_compile_time_eval():
-            rows = [leaf.given(**_row(own, i)) for i in range(count)]
-            first, values = rows[0], {name: _stack(name, [row.fixed[name] for row in rows]) for name in own}
+            rows = [leaf.given(**_row(columns_of_leaf, i)) for i in range(count)]
+            first, values = rows[0], {name: _stack(name, [row.fixed[name] for row in rows]) for name in columns_of_leaf}
     return first.holding({**first.fixed, **values})
 
 
@@ -131,9 +136,9 @@ def _columns(what: str, factor: Factor, values: object, block: int | None) -> tu
             )
     lengths = {name: sorted({shape[0] for shape in found}) for name, found in shapes.items()}
     if len({n for found in lengths.values() for n in found}) > 1:
-        told = ", ".join(f"{name!r} has {' and '.join(map(str, found))}" for name, found in lengths.items())
+        shown = ", ".join(f"{name!r} has {' and '.join(map(str, found))}" for name, found in lengths.items())
         raise ShapeError(
-            f"{what} runs over values with leading axes of one length; {told}.",
+            f"{what} runs over values with leading axes of one length; {shown}.",
             fix="pass one value of each condition for each observation.",
         )
     count = next(iter(lengths.values()))[0]

@@ -84,10 +84,6 @@ def with_number(output: Array | tuple[Array, Array]) -> tuple[Array, Array | flo
     return output if isinstance(output, tuple) and len(output) == 2 else (output, 0.0)
 
 
-ENTRYWISE = frozenset({"energy_residual", "energy_norm", "energy_inner", *SCORES})
-"""Forms that can weigh the entries of an event: energies that are sums over them, and scores."""
-
-
 def evaluate(
     parameterization: str, call: Call, x: Array, noise: Noise, weights: Array | float = 1.0
 ) -> tuple[Array | None, Array]:

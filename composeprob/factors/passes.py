@@ -8,17 +8,17 @@ from typing import Generic, TypeVar
 from composeprob.errors import VerificationError
 from composeprob.factors.base import Factor
 
-V = TypeVar("V")
-R = TypeVar("R", bound=Callable[..., object])
+Value = TypeVar("Value")
+Rule = TypeVar("Rule", bound=Callable[..., object])
 PASSES: dict[str, Pass] = {}
 """Every pass by its name."""
 
 
-class Pass(Generic[V]):
+class Pass(Generic[Value]):
     """What an expression is worth, from the leaves up: ``rule(node, values of its children, *context)``.
 
-    Calling a pass folds an expression. Passes that go from the top down look their rules up with `of`, and say where
-    they are made what arguments their rules take.
+    Calling a pass folds an expression. Passes that go from the top down look their rules up with `rule_for`, and state
+    where they are made which arguments their rules take.
 
     Args:
         name: how the pass is called.
@@ -28,21 +28,21 @@ class Pass(Generic[V]):
         rules: the rules by kind of node. A kind without one has that of the class that it is derived from.
     """
 
-    def __init__(self, name: str, default: Callable[..., V] | None = None):
+    def __init__(self, name: str, default: Callable[..., Value] | None = None):
         self.name, self.default = name, default
-        self.rules: dict[type, Callable[..., V]] = {}
+        self.rules: dict[type, Callable[..., Value]] = {}
         PASSES[name] = self
 
-    def rule(self, *kinds: type) -> Callable[[R], R]:
+    def rule(self, *kinds: type) -> Callable[[Rule], Rule]:
         """Decorates the rule of these kinds of nodes."""
 
-        def register(rule: R) -> R:
+        def register(rule: Rule) -> Rule:
             self.rules.update(dict.fromkeys(kinds, rule))  # type: ignore[arg-type]
             return rule
 
         return register
 
-    def of(self, node: Factor) -> Callable[..., V]:
+    def rule_for(self, node: Factor) -> Callable[..., Value]:
         """The rule of a node.
 
         Raises:
@@ -58,5 +58,5 @@ class Pass(Generic[V]):
             )
         return found
 
-    def __call__(self, node: Factor, *context: object) -> V:
-        return self.of(node)(node, [self(child, *context) for child in node.children], *context)
+    def __call__(self, node: Factor, *context: object) -> Value:
+        return self.rule_for(node)(node, [self(child, *context) for child in node.children], *context)

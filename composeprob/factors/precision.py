@@ -19,29 +19,23 @@ from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.networks import Network
 
-PRECISIONS = ("bfloat16",)
-PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
-"""Primitives that a matrix unit carries out; one of a user's own is one if its attribute ``multiplies`` says so."""
-SHORT = 16
-"""Terms that a matrix unit of a GPU adds up at once (a TPU 128): sums of fewer gain nothing, and stay as they are.
-Positions of few entries enter networks through such."""
 DERIVED = frozenset({"custom_jvp_call", "custom_vjp_call"})
 """Functions that bring derivatives of their own: a product inside would no longer be what these are derivatives of."""
 
 
-T = TypeVar("T")
+Expression = TypeVar("Expression")
 
 
 def check_precision(precision: str | None) -> None:
     """Refuse what is no precision."""
-    if precision is not None and precision not in PRECISIONS:
+    if precision not in (None, "bfloat16"):
         raise InvalidValueError(
             f"Unknown precision {precision!r}.",
-            fix=f"use one of: {', '.join(PRECISIONS)}; leave it out to evaluate networks as they are.",
+            fix="use one of: bfloat16; leave it out to evaluate networks as they are.",
         )
 
 
-def in_precision(factor: T, precision: str | None) -> T:
+def in_precision(factor: Expression, precision: str | None) -> Expression:
     """The factor with every network in it `Rounded`; itself where ``precision`` is None."""
     if precision is None:
         return factor
@@ -117,7 +111,7 @@ def _product(
         factors = (_round(o, dtype).astype(dtype) for o in operands)
         return primitive.bind(*factors, **params | changed).astype(out)
 
-    if "preferred_element_type" not in params:  # it says itself how it sums
+    if "preferred_element_type" not in params:  # it defines how it sums
         return _round(rounded(*operands), dtype)
 
     @jax.custom_jvp
@@ -138,15 +132,17 @@ def _is_zero(tangent: object) -> bool:
 
 
 def _round(x: Array, dtype: DTypeLike) -> Array:
-    """Numbers that ``dtype`` holds. A compiler may drop a cast there and back, and then nobody knows which function is
-    evaluated; this it may not."""
+    """Numbers that ``dtype`` holds. A compiler may drop a cast there and back, and the evaluated function is then
+    unknown; it may not drop this."""
     info = jnp.finfo(dtype)
     return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
 def _is_product(eqn: JaxprEqn) -> bool:
     """Whether an equation is a product of floating-point matrices that a matrix unit would make faster."""
-    if eqn.primitive.name not in PRODUCTS and not getattr(eqn.primitive, "multiplies", False):
+    # A primitive of a user's own states it by an attribute ``multiplies``.
+    known = eqn.primitive.name in ("dot_general", "conv_general_dilated")
+    if not known and not getattr(eqn.primitive, "multiplies", False):
         return False
     operands: list[Any] = [v.aval for v in eqn.invars]
     if not all(jnp.issubdtype(operand.dtype, jnp.floating) for operand in operands):
@@ -154,7 +150,9 @@ def _is_product(eqn: JaxprEqn) -> bool:
     if eqn.primitive.name != "dot_general":
         return True
     (summed, _), _ = eqn.params["dimension_numbers"]
-    return math.prod(operands[0].shape[axis] for axis in summed) >= SHORT
+    # A matrix unit of a GPU adds up 16 terms at once (a TPU 128): sums of fewer gain nothing, and stay as they are.
+    # Positions of few entries enter networks through such.
+    return math.prod(operands[0].shape[axis] for axis in summed) >= 16
 
 
 def _has_products(param: object) -> bool:

@@ -10,15 +10,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from composeprob.errors import NetworkError
 
-RANDOM = frozenset({"random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform"})
-"""Primitives that make random numbers."""
-
-IN_TRAINING = "The network's {} layer is in training mode: it would make other values."
-ANY = (
-    "switch dropout off: eqx.nn.inference_mode(network), a Flax NNX module's .eval(), deterministic=True in a Flax "
-    "Linen module. Random features that are meant to stay: draw them once, outside of the network's call."
-)
-
 
 def check_inference(network: eqx.Module) -> None:
     """Refuse an Equinox network with a layer in training mode.
@@ -31,9 +22,14 @@ def check_inference(network: eqx.Module) -> None:
         dropout = isinstance(layer, eqx.nn.Dropout) and layer.p > 0 and not layer.inference
         if dropout or (isinstance(layer, eqx.nn.BatchNorm) and not layer.inference):
             raise NetworkError(
-                IN_TRAINING.format(type(layer).__name__),
+                in_training(layer),
                 fix="take the network in inference mode: cp.Diffusion(eqx.nn.inference_mode(network), …).",
             )
+
+
+def in_training(layer: object) -> str:
+    """The message about a layer in training mode."""
+    return f"The network's {type(layer).__name__} layer is in training mode: it would make other values."
 
 
 def check_deterministic(traced: Jaxpr, label: str) -> None:
@@ -46,14 +42,17 @@ def check_deterministic(traced: Jaxpr, label: str) -> None:
         raise NetworkError(
             f"The network of factor '{label}' draws random numbers while it is evaluated, the same ones at every call: "
             "a dropout that was left on keeps one mask for ever.",
-            fix=ANY,
+            fix="switch dropout off: eqx.nn.inference_mode(network), a Flax NNX module's .eval(), deterministic=True "
+            "in a Flax Linen module. Random features that are meant to stay: draw them once, outside of the network's "
+            "call.",
         )
 
 
 def draws(jaxpr: Jaxpr) -> bool:
     """Whether traced code makes random numbers, in itself or in what it calls."""
+    primitives = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
     return any(
-        equation.primitive.name in RANDOM or any(map(draws, _inside(equation.params.values())))
+        equation.primitive.name in primitives or any(map(draws, _inside(equation.params.values())))
         for equation in jaxpr.eqns
     )
 

@@ -1,4 +1,4 @@
-"""Python's operators that factors do not have: what each was probably meant to say, and how that is written."""
+"""Python's operators that factors do not have: what each was probably meant for, and how that is written."""
 
 from __future__ import annotations
 
@@ -12,17 +12,6 @@ import numpyro.distributions as dist
 
 from composeprob.errors import WrongTypeError
 
-_MEANT = {
-    "+": "for f or g write a mixture, cp.mixture([f, g], weights=[0.5, 0.5]); for f and g write f * g",
-    "-": "for f but not g write f / g, and for 1/f alone f ** -1.0",
-    "|": "for f or g write a mixture, cp.mixture([f, g], weights=[0.5, 0.5])",
-    "&": "for f and g write f * g",
-}
-_NUMBER = (
-    "leave the number out, as densities are known up to a constant; for a power write f ** 2.0, for shares "
-    "cp.mixture([f, g], weights=[0.7, 0.3]), for a weight that depends on latents cp.factor"
-)
-
 
 def refuse(symbol: str, factor: object, other: object, *, reflected: bool = False) -> NoReturn:
     """The error for ``factor symbol other``, or ``other symbol factor`` where that is reflected, or ``-factor`` where
@@ -31,21 +20,30 @@ def refuse(symbol: str, factor: object, other: object, *, reflected: bool = Fals
     Raises:
         WrongTypeError: always.
     """
+    meant = {
+        "+": "for f or g write a mixture, cp.mixture([f, g], weights=[0.5, 0.5]); for f and g write f * g",
+        "-": "for f but not g write f / g, and for 1/f alone f ** -1.0",
+        "|": "for f or g write a mixture, cp.mixture([f, g], weights=[0.5, 0.5])",
+        "&": "for f and g write f * g",
+    }
     pair = [type(factor).__name__, _called(other)]
     first, second = reversed(pair) if reflected else pair
-    said = f"{first} {symbol} {second}" if other is not None else f"{symbol}{first}"
+    expression = f"{first} {symbol} {second}" if other is not None else f"{symbol}{first}"
     is_number = isinstance(other, (numbers.Number, np.generic, np.ndarray, jax.Array))
     if isinstance(other, dist.Distribution):
         fix = f"make the distribution a factor: cp.Analytic(dist.{type(other).__name__}(…), schedule)"
-    elif symbol in _MEANT:
-        fix = _MEANT[symbol]
+    elif symbol in meant:
+        fix = meant[symbol]
     elif reflected and symbol in ("/", "**") and is_number:
         fix = "for 1/f write f ** -1.0, for a power f ** 2.0"
     elif is_number:
-        fix = _NUMBER
+        fix = (
+            "leave the number out, as densities are known up to a constant; for a power write f ** 2.0, for shares "
+            "cp.mixture([f, g], weights=[0.7, 0.3]), for a weight that depends on latents cp.factor"
+        )
     else:
         fix = "wrap it: cp.Diffusion for a network, cp.Analytic for a distribution, cp.Energy for a function"
-    raise WrongTypeError(f"{said} means nothing here: factors have only f * g, f / g and f ** w.", fix=f"{fix}.")
+    raise WrongTypeError(f"{expression} means nothing here: factors have only f * g, f / g and f ** w.", fix=f"{fix}.")
 
 
 def refused(symbol: str, *, reflected: bool = False) -> Callable[[object, object], NoReturn]:

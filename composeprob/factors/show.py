@@ -8,28 +8,28 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-LONGEST, MOST = 160, 6
-"""Characters of a line, and entries of a product or mixture that are shown before it says how many there are."""
+MAX_ENTRIES = 6
+"""Entries of a product or mixture that are shown; of more, their number is."""
 
 
 def formula(terms: Sequence[tuple[str, float]]) -> str:
     """A product of powers, given as what is multiplied and to which power: ``a ** 2 * b / c``."""
     text = ""
-    for name, w in terms[:MOST]:
+    for name, w in terms[:MAX_ENTRIES]:
         sign = "" if not text else " / " if w < 0 else " * "
         shown = abs(w) if text else w
         text += sign + name + ("" if shown == 1 else f" ** {shown:.3g}")
-    return clipped(text + _of(len(terms), "factors"))
+    return clipped(text + _count_note(len(terms), "factors"))
 
 
 def mixture(parts: Sequence[str], shares: str) -> str:
     """``mixture(a, b; weights 0.3, 0.7)``."""
-    return clipped(f"mixture({', '.join(parts[:MOST])}{_of(len(parts), 'parts')}; {shares})")
+    return clipped(f"mixture({', '.join(parts[:MAX_ENTRIES])}{_count_note(len(parts), 'parts')}; {shares})")
 
 
 def weights(what: str, weights: Sequence[float]) -> str:
     """``weights 0.3, 0.7``, or ``equal weights``."""
-    numbers = ", ".join(f"{w:.3g}" for w in weights[:MOST]) + (", …" if len(weights) > MOST else "")
+    numbers = ", ".join(f"{w:.3g}" for w in weights[:MAX_ENTRIES]) + (", …" if len(weights) > MAX_ENTRIES else "")
     return f"equal {what}" if len(set(weights)) == 1 else f"{what} {numbers}"
 
 
@@ -54,10 +54,10 @@ def short(value: Array) -> str:
     return numbers if jnp.ndim(value) == 0 else f"[{numbers}]"
 
 
-def clipped(text: str, longest: int = LONGEST) -> str:
+def clipped(text: str, longest: int = 160) -> str:
     """The text, or its beginning."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _of(count: int, what: str) -> str:
-    return "" if count <= MOST else f" … ({count} {what})"
+def _count_note(count: int, what: str) -> str:
+    return "" if count <= MAX_ENTRIES else f" … ({count} {what})"

@@ -18,7 +18,6 @@ from composeprob.factors.calibrated import Calibrated
 from composeprob.factors.cells import CellWindow
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.nodes import Product
-from composeprob.factors.parameterizations import ENTRYWISE
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
 from composeprob.schedule import Noise, Schedule
@@ -95,7 +94,7 @@ def tapestry(*windows: Factor) -> Factor:
 
     Returns:
         A factor over the canvas. A window of scale s leaves the differences within its blocks free: where no other
-        window lies, multiply a factor over the canvas that says what they are.
+        window lies, multiply a factor over the canvas for them.
 
     Raises:
         WrongTypeError: something that is no window.
@@ -132,7 +131,7 @@ def tapestry(*windows: Factor) -> Factor:
 
 def _weigh(factor: Factor, weights: np.ndarray) -> Factor:
     """The same expression, the entries of its events weighed."""
-    return weighed.of(factor)(factor, weights)
+    return weighed.rule_for(factor)(factor, weights)
 
 
 def _refuse(factor: Factor, weights: np.ndarray) -> Factor:
@@ -162,8 +161,8 @@ def _window(window: Window, weights: np.ndarray) -> Factor:
 @weighed.rule(CellWindow)
 def _cells(window: CellWindow, weights: np.ndarray) -> Factor:
     event = window.factor.event_shape
-    seen = weights.reshape(*weights.shape[: weights.ndim - len(window.event_shape)], -1)[..., window.cells.array]
-    inner = _weigh(window.factor, seen.reshape(*seen.shape[:-1], *event))
+    in_window = weights.reshape(*weights.shape[: weights.ndim - len(window.event_shape)], -1)[..., window.cells.array]
+    inner = _weigh(window.factor, in_window.reshape(*in_window.shape[:-1], *event))
     return dataclasses.replace(window, factor=inner, running=(WEIGHTS,) if window.count else ())
 
 
@@ -179,4 +178,5 @@ def _calibrated(factor: Calibrated, weights: np.ndarray) -> Factor:
 
 @weighed.rule(Diffusion)
 def _diffusion(factor: Diffusion, weights: np.ndarray) -> Factor:
-    return Weighted(factor, weights) if factor.parameterization in ENTRYWISE else _refuse(factor, weights)
+    # A scalar head is no sum over entries, so that they cannot be weighed; other energies and scores are.
+    return _refuse(factor, weights) if factor.parameterization == "energy" else Weighted(factor, weights)

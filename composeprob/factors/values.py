@@ -11,7 +11,7 @@ from jax import Array
 
 from composeprob.errors import InvalidValueError, WrongTypeError
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 
 def as_condition(name: str, value: object) -> Array:
@@ -26,7 +26,7 @@ def as_condition(name: str, value: object) -> Array:
     return check_finite(array, f"Condition {name!r}")
 
 
-def check_finite(value: T, what: str) -> T:
+def check_finite(value: Value, what: str) -> Value:
     """``value`` itself, or an `InvalidValueError` that names ``what`` where a concrete float is NaN or infinite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if isinstance(leaf, jax.core.Tracer) or not eqx.is_inexact_array_like(leaf):

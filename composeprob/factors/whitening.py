@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-SMALL = 16
-"""Matrices up to this size are eliminated row by row."""
-
 
 def log_normal(residual: Array, covariance: Array) -> Array:
     """log N(residual; 0, covariance), residuals (…, m) and covariances (…, m, m) that broadcast."""
@@ -29,14 +26,14 @@ def log_normal_of_sum(residual: Array, noise: Array, loadings: Array) -> Array:
     which is added where I alone would drown: log det M = log det(M + δ·I) − δ·tr(M + δ·I)⁻¹ − ½δ²·tr(M + δ·I)⁻² − ….
     """
     m, n = loadings.shape[-2:]
-    white, seen = _times(noise, residual), noise @ loadings
-    small = seen @ _transposed(seen) if m <= n else _transposed(seen) @ seen
+    white, whitened = _times(noise, residual), noise @ loadings
+    small = whitened @ _transposed(whitened) if m <= n else _transposed(whitened) @ whitened
     added = 4 * jnp.finfo(small.dtype).eps * jnp.trace(small, axis1=-2, axis2=-1)
     whiten = whitener(small + (1 + added)[..., None, None] * jnp.eye(min(m, n), dtype=small.dtype))
     inverse = _transposed(whiten) @ whiten
-    solved = _times(inverse, white if m <= n else _times(_transposed(seen), white))
-    latent = _times(_transposed(seen), solved) if m <= n else solved
-    left = white - _times(seen, latent)
+    solved = _times(inverse, white if m <= n else _times(_transposed(whitened), white))
+    latent = _times(_transposed(whitened), solved) if m <= n else solved
+    left = white - _times(whitened, latent)
     log_det = -sum(jnp.sum(jnp.log(jnp.diagonal(w, axis1=-2, axis2=-1)), -1) for w in (whiten, noise))
     log_det -= 0.5 * added * jnp.trace(inverse, axis1=-2, axis2=-1) + 0.25 * added**2 * jnp.sum(inverse**2, (-2, -1))
     return -0.5 * (jnp.sum(left**2, -1) + jnp.sum(latent**2, -1)) - log_det - 0.5 * m * math.log(2 * math.pi)
@@ -50,7 +47,7 @@ def whitener(covariance: Array) -> Array:
     ever: two of them occupy both threads of a pool that their parts wait for.
     """
     m = covariance.shape[-1]
-    if m <= SMALL:
+    if m <= 16:  # faster than LAPACK, row by row
         return _eliminated(covariance)
     h = m // 2
     first = whitener(covariance[..., :h, :h])
@@ -63,14 +60,14 @@ def whitener(covariance: Array) -> Array:
 def _eliminated(covariance: Array) -> Array:
     """`whitener` by elimination, which turns (C | I) into (Lᵀ | L⁻¹)."""
     m = covariance.shape[-1]
-    one = jnp.broadcast_to(jnp.eye(m, dtype=covariance.dtype), covariance.shape)
+    identity = jnp.broadcast_to(jnp.eye(m, dtype=covariance.dtype), covariance.shape)
 
     def eliminate(i: Array, both: Array) -> Array:
         row = both[..., i, :] / jnp.sqrt(both[..., i, i])[..., None]
         column = jnp.where(jnp.arange(m) > i, both[..., i] / jnp.sqrt(both[..., i, i])[..., None], 0.0)
         return (both - column[..., None] * row[..., None, :]).at[..., i, :].set(row)
 
-    return jax.lax.fori_loop(0, m, eliminate, jnp.concatenate([covariance, one], -1))[..., m:]
+    return jax.lax.fori_loop(0, m, eliminate, jnp.concatenate([covariance, identity], -1))[..., m:]
 
 
 def _times(a: Array, x: Array) -> Array:

@@ -35,11 +35,11 @@ class Cells:
 
     def row(self, i: int) -> Cells:
         """The cells of the outermost plate's set i."""
-        return Cells(Indices.of(self.indices.array[i]), listed(self.indices.array[i]))
+        return Cells(Indices.from_array(self.indices.array[i]), listed(self.indices.array[i]))
 
     def pick(self, cells: np.ndarray, shown: str) -> Cells:
         """The cells that a window (*counts, size) of the event sees."""
-        return Cells(Indices.of(self.indices.array[..., cells]), shown)
+        return Cells(Indices.from_array(self.indices.array[..., cells]), shown)
 
 
 def listed(cells: np.ndarray) -> str:

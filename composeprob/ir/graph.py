@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import graphviz
 
@@ -13,24 +13,12 @@ from composeprob.factors.nodes import Combination, Plate
 from composeprob.ir.nodes import Graph, Leaf
 from composeprob.ir.render import formula
 
-if TYPE_CHECKING:
-    pass
-
-
-CLOSE = {"nodesep": "0.2", "ranksep": "0.28"}
-SMALL = {
-    "fontname": "Helvetica",
-    "fontsize": "11",
-    "arrowsize": "0.7",
-    "height": "0.3",
-    "width": "0.3",
-    "margin": "0.08,0.04",
-}
-
 
 def digraph(graph: Graph) -> graphviz.Digraph:
-    """Factors point to the site that they shape, sites to the observations that look at them."""
-    drawing = graphviz.Digraph(graph.name, graph_attr=CLOSE, node_attr=SMALL, edge_attr=SMALL)
+    """Factors point to the site that they shape, sites to the observations that depend on them."""
+    close, small = {"nodesep": "0.2", "ranksep": "0.28"}, {"fontname": "Helvetica", "fontsize": "11"}
+    small |= {"arrowsize": "0.7", "height": "0.3", "width": "0.3", "margin": "0.08,0.04"}
+    drawing = graphviz.Digraph(graph.name, graph_attr=close, node_attr=small, edge_attr=small)
     numbers = itertools.count()
     for site in graph.sites:
         drawing.node(f"site {site.name}", site.name, shape="circle")
@@ -47,20 +35,20 @@ def digraph(graph: Graph) -> graphviz.Digraph:
 
 def _draw(drawing: graphviz.Digraph, node: Any, graph: Graph, numbers: Iterator[int]) -> str:
     """Draw a node and all below it; returns its name."""
-    own = f"n{next(numbers)}"
+    name_of_node = f"n{next(numbers)}"
     if not node.children:
-        drawing.node(own, node.name + _shared(node, graph), shape="box", style="rounded")
-        return own
-    drawing.node(own, node.sign, shape="square" if node.sign == "×" else "diamond")
+        drawing.node(name_of_node, node.name + _shared(node, graph), shape="box", style="rounded")
+        return name_of_node
+    drawing.node(name_of_node, node.sign, shape="square" if node.sign == "×" else "diamond")
     for child, label in zip(node.children, _edges(node), strict=True):
         if node.plate is None:
             name = _draw(drawing, child, graph, numbers)
         else:
-            with drawing.subgraph(name=f"cluster {own}") as plate:
+            with drawing.subgraph(name=f"cluster {name_of_node}") as plate:
                 plate.attr(label=_plate(node.plate), labeljust="r", labelloc="b")
                 name = _draw(plate, child, graph, numbers)
-        drawing.edge(name, own, label=label)
-    return own
+        drawing.edge(name, name_of_node, label=label)
+    return name_of_node
 
 
 def _plate(plate: Plate) -> str:
@@ -91,26 +79,28 @@ def html(graph: Graph) -> str:
         return _boxes(graph)
 
 
-_BOX = "display:inline-block;border:1px solid #999;border-radius:4px;padding:2px 8px;margin:2px;vertical-align:middle"
-
-
 def _boxes(graph: Graph) -> str:
     rows = [f"<b>{escape(site.name)}</b> ∼ {_box(site.root, site.name, graph)}" for site in graph.sites]
     rows += [f"<b>{escape(s.name)}</b> ∼ {escape(s.distribution)}" for s in graph.statics]
     for o in graph.observations:
         policy = f", annealed '{o.anneal}'" if o.looks_at else ""
-        seen = escape(", ".join(sorted(o.depends_on)))
-        rows.append(f"<b>{escape(o.name)}</b> {escape(o.kind)} of {seen}{escape(policy)}")
+        parents = escape(", ".join(sorted(o.depends_on)))
+        rows.append(f"<b>{escape(o.name)}</b> {escape(o.kind)} of {parents}{escape(policy)}")
     return "<div>" + "".join(f"<div style='margin:4px'>{row}</div>" for row in rows) + "</div>"
 
 
 def _box(node: Any, site: str, graph: Graph) -> str:
     if not node.children:
         shared = _shared(node, graph).replace("\n", "<br>")
-        return f"<span style='{_BOX}'>{escape(formula(node, site))}<small>{shared}</small></span>"
+        return _span(f"{escape(formula(node, site))}<small>{shared}</small>")
     parts = [
         _box(child, site, graph) + f"<sup>{escape(label.lstrip('^'))}</sup>"
         for child, label in zip(node.children, _edges(node), strict=True)
     ]
     plate = f"<small>{escape(_plate(node.plate))}</small>" if node.plate else ""
-    return f"<span style='{_BOX}'>{f' {node.sign} '.join(parts)}{plate}</span>"
+    return _span(f" {node.sign} ".join(parts) + plate)
+
+
+def _span(inside: str) -> str:
+    border = "display:inline-block;border:1px solid #999;border-radius:4px"
+    return f"<span style='{border};padding:2px 8px;margin:2px;vertical-align:middle'>{inside}</span>"

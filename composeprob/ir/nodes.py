@@ -88,9 +88,9 @@ class Leaf(Factor):
     @property
     def name(self) -> str:
         """How it is printed: ``digits(x | label=3)``."""
-        return self.seen_at("x")
+        return self.printed_at("x")
 
-    def seen_at(self, place: str) -> str:
+    def printed_at(self, place: str) -> str:
         """How it is printed with this in the place of x."""
         given = f" | {', '.join(self.conditions)}" if self.conditions else ""
         return f"{self.label}({place}{given})"
@@ -281,10 +281,10 @@ def spread(conditions: Mapping[str, Array], plates: tuple[Plate, ...]) -> dict[s
     """The conditions with an axis for every plate in front, also those that do not run over it."""
     counts = tuple(plate.count for plate in plates)
 
-    def whole(name: str, value: Array) -> Array:
+    def broadcast(name: str, value: Array) -> Array:
         runs = [name in plate.names for plate in plates]
         event = jnp.shape(value)[sum(runs) :]
-        own = tuple(count if running else 1 for count, running in zip(counts, runs, strict=True))
-        return jnp.broadcast_to(jnp.reshape(value, own + event), counts + event)
+        leading = tuple(count if running else 1 for count, running in zip(counts, runs, strict=True))
+        return jnp.broadcast_to(jnp.reshape(value, leading + event), counts + event)
 
-    return {name: whole(name, value) for name, value in conditions.items()} if plates else dict(conditions)
+    return {name: broadcast(name, value) for name, value in conditions.items()} if plates else dict(conditions)

@@ -32,9 +32,9 @@ class Normaliser(LeafFactor):
     fixed: Mapping[str, Array]
     label: str = eqx.field(static=True)
 
-    def __init__(self, of: CalibratedExpression):
-        self.schedule, self.event_shape, self.excess = of.schedule, of.event_shape, of.excess
-        self.knots, self.log_normaliser = of.fixed[KNOTS], of.fixed[LOG_NORMALISER]
+    def __init__(self, expression: CalibratedExpression):
+        self.schedule, self.event_shape, self.excess = expression.schedule, expression.event_shape, expression.excess
+        self.knots, self.log_normaliser = expression.fixed[KNOTS], expression.fixed[LOG_NORMALISER]
         self.fixed, self.label = {}, "Z⁻¹"
 
     @property

@@ -7,9 +7,6 @@ from composeprob.factors.nodes import plate_of
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Graph, Leaf, Observation, Region, Site
 
-_SUPERSCRIPT = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
-
-
 formula_of = Pass[str]("formula")
 """Rules (node, the children's formulas, site, index of a plate) for an expression in the usual notation."""
 
@@ -17,7 +14,7 @@ formula_of = Pass[str]("formula")
 def formula(node: Factor, site: str, depth: int = 0) -> str:
     """An expression inside of ``depth`` plates in the usual notation, such as ``ring(x)·bar(x)^0.5``."""
     inner = depth + (plate_of(node) is not None)
-    return formula_of.of(node)(node, [formula(child, site, inner) for child in node.children], site, index(depth))
+    return formula_of.rule_for(node)(node, [formula(child, site, inner) for child in node.children], site, index(depth))
 
 
 def index(depth: int) -> str:
@@ -29,12 +26,12 @@ def index(depth: int) -> str:
 def _leaf(leaf: Leaf, _: list[str], site: str, letter: str) -> str:
     if leaf.factor.constant:
         return leaf.factor.label
-    seen = site
+    place = site
     if leaf.region is not None:
-        seen = f"{site}[{leaf.region.shown}]"
+        place = f"{site}[{leaf.region.shown}]"
     if isinstance(leaf.region, Region) and leaf.region.averaged > 1:
-        seen += f"↓{max(leaf.region.block)}"
-    return leaf.seen_at(seen)
+        place += f"↓{max(leaf.region.block)}"
+    return leaf.printed_at(place)
 
 
 def raised(base: str, exponent: float) -> str:
@@ -42,7 +39,8 @@ def raised(base: str, exponent: float) -> str:
     if exponent == 1.0:
         return base
     text = f"{exponent:.3g}"
-    return base + (text.translate(_SUPERSCRIPT) if "e" not in text and "." not in text else f"^{text}")
+    superscript = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
+    return base + (text.translate(superscript) if "e" not in text and "." not in text else f"^{text}")
 
 
 def headline(graph: Graph) -> str:
@@ -74,8 +72,8 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
         lines.append(f"  levels  {graph.schedule!r}")
     lines.append("  passes")
     lines += [f"    {name}: {sentence}" for name, sentence in graph.notes if name != "check"]
-    alone = "" if "energy" in capabilities else "; no log-density: Metropolis tests need cp.LineIntegral"
-    lines.append(f"  offers  {', '.join(capabilities)}{alone}")
+    note = "" if "energy" in capabilities else "; no log-density: Metropolis tests need cp.LineIntegral"
+    lines.append(f"  offers  {', '.join(capabilities)}{note}")
     return "\n".join(lines)
 
 

@@ -100,11 +100,11 @@ def _combination(node: Combination, reached: int, rule: Rule) -> None:
     counted = len(node.children) if node.plate is None else node.plate.count
     rule(len(numbers) == counted, f"a {kind} with {len(numbers)} numbers for its children")
     rule(all(math.isfinite(n) for n in numbers), f"a {kind} with a number that is not finite")
-    rules_of.of(node)(node, reached >= 1, rule)
+    rules_of.rule_for(node)(node, reached >= 1, rule)
 
 
 rules_of = Pass[None]("rules", lambda node, normal, rule: None)
-"""Further rules of a combination (node, whether it is in normal form, how to say that a rule holds)."""
+"""Further rules of a combination (node, whether it is in normal form, how to assert a rule)."""
 
 
 @rules_of.rule(Product)

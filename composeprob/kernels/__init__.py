@@ -1,6 +1,6 @@
 """Kernels: Markov transitions that move chains of one level's density, one algorithm a file.
 
-`base.py` says what a kernel is, `metropolis.py` holds the only accept test, `leapfrog.py` the only integrator.
+`base.py` says what a kernel is, `metropolis.py` holds the only accept test, `hamiltonian.py` the only leapfrog.
 May import `density.evaluation`, `pytree` and `errors`: kernels know positions and `Evaluation`s, no factors.
 To add one, see docs/add-a-kernel.md.
 """

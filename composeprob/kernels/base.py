@@ -1,4 +1,4 @@
-"""What a kernel is: hyper-parameters with `init`, `relevel` and `step`, its state, and what it reports."""
+"""What a kernel is: hyper-parameters, its state, where a transition evaluates the density, and what it reports."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import dataclasses
 from typing import Generic, TypeVar
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
+from composeprob import pytree
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import CapabilityError
 from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_step_size, check_step_size, describe
@@ -29,6 +33,24 @@ class KernelState(eqx.Module):
 
     position: Position
     evaluation: Evaluation
+
+
+class Trajectory(eqx.Module, Generic[State]):
+    """A transition under way: arrays, whose structure, shapes and precisions stay the same from `begin` to `finish`.
+
+    Attributes:
+        start: the current state; with a momentum that is refreshed, after that.
+        position: x', where the transition leads, as far as is known.
+        step_size: h, in the position's precision.
+        spare_noise: the normals that have not been used.
+        path: the line integral from x to x', of kernels that have one.
+    """
+
+    start: State
+    position: Position
+    step_size: Array
+    spare_noise: Array
+    path: PyTree[Array]
 
 
 class Info(eqx.Module):
@@ -60,11 +82,21 @@ class Kernel(eqx.Module, Generic[State]):
     A kernel sees a level's density only as a `Target`, position → `Evaluation`, and works on ONE chain: the driver
     maps it over chains. Contract, for every target π and every step size h > 0:
 
-    - if `state` ~ π (with its cached evaluation, and momentum ~ N(0, I) where it has one), then `step(...)[0]` ~ π;
+    - if `state` ~ π (with its cached evaluation, and momentum ~ N(0, I) where it has one), then the next state ~ π;
       unadjusted kernels keep this only as h → 0;
     - `state.evaluation == target(state.position)` before and after every `step`;
     - `init` and `relevel` call `target` once, `step` calls it `evaluations_per_step` times;
     - numbers are pytree leaves, so another step size does not compile again.
+
+    A transition says where it needs the density and leaves the evaluating to its driver, so that a compiled loop holds
+    the networks of a density once, whatever kernels it runs:
+
+        trajectory, x = kernel.begin(noise, state, step_size)
+        for i in range(kernel.evaluations_per_step - 1):
+            trajectory, x = kernel.advance(i, trajectory, target(x))
+        state, info = kernel.finish(trajectory, target(x))
+
+    `step` is this loop. A kernel that cannot be cut at its evaluations overrides `step` instead.
 
     Attributes:
         step_size: h: a number, one per level (K,), a rule schedule → (K,), or `Adaptive`. It describes what to run;
@@ -131,9 +163,53 @@ class Kernel(eqx.Module, Generic[State]):
         """
         return dataclasses.replace(state, evaluation=target(state.position))
 
-    @abc.abstractmethod
+    @property
+    def resumable(self) -> bool:
+        """Whether `begin`, `advance` and `finish` may drive a transition: not where a class has a `step` of its own."""
+        return type(self).step is Kernel.step
+
+    def noise_size(self, position: Position) -> int:
+        """How many standard normals one transition from ``position`` needs: d, its numbers, if not overridden."""
+        return pytree.size(position)
+
+    def begin(self, noise: Array, state: State, step_size: Array) -> tuple[PyTree[Array], Position]:
+        """Starts a transition.
+
+        Args:
+            noise: independent standard normals, (noise_size,). All of a transition's randomness.
+            state: the chain, evaluated under the current level's density.
+            step_size: h, a scalar.
+
+        Returns:
+            The trajectory, a `Trajectory` or another pytree of arrays, and where the first evaluation is wanted.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither `begin` and `finish` nor a `step` of its own")
+
+    def advance(
+        self, i: Array | int, trajectory: PyTree[Array], evaluation: Evaluation
+    ) -> tuple[PyTree[Array], Position]:
+        """Goes on after an evaluation that is not the last; kernels of one evaluation have no use for it.
+
+        Args:
+            i: the evaluation's number, from 0 to `evaluations_per_step` − 2; may be traced.
+            trajectory: what `begin` or `advance` returned.
+            evaluation: the density where they wanted it.
+
+        Returns:
+            A trajectory of the same structure, shapes and precisions, and where the next evaluation is wanted.
+        """
+        raise NotImplementedError
+
+    def finish(self, trajectory: PyTree[Array], evaluation: Evaluation) -> tuple[State, Info]:
+        """Accepts or rejects after the last evaluation; arguments as of `advance`.
+
+        Returns:
+            The next state and its `Info`.
+        """
+        raise NotImplementedError
+
     def step(self, key: Array, state: State, target: Target, step_size: Array) -> tuple[State, Info]:
-        """One transition.
+        """One transition; the target is traced once.
 
         Args:
             key: typed random key.
@@ -144,6 +220,24 @@ class Kernel(eqx.Module, Generic[State]):
         Returns:
             The next state and its `Info`.
         """
+        precision = jnp.result_type(jnp.float32, *jax.tree.leaves(state.position))
+        noise = jax.random.normal(key, (self.noise_size(state.position),), precision)
+        trajectory, position = self.begin(noise, state, step_size)
+        last = self.evaluations_per_step - 1
+        if last == 0:
+            return self.finish(trajectory, target(position))
+
+        def evaluate(
+            i: Array, carry: tuple[PyTree[Array], Position, Evaluation]
+        ) -> tuple[PyTree[Array], Position, Evaluation]:
+            trajectory, position, _ = carry
+            evaluation = target(position)
+            # After the last evaluation the trajectory stays as it is, for `finish`: one loop, one trace of the target.
+            after = pytree.where(i < last, self.advance(i, trajectory, evaluation), (trajectory, position))
+            return *after, evaluation
+
+        trajectory, _, evaluation = jax.lax.fori_loop(0, last + 1, evaluate, (trajectory, position, state.evaluation))
+        return self.finish(trajectory, evaluation)
 
 
 def log_density_of(evaluation: Evaluation) -> Array:

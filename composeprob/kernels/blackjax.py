@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
-from composeprob import pytree
+from composeprob import pytree, tuning
 from composeprob.density.evaluation import Position, Target
 from composeprob.errors import CapabilityError, ConditionError
 from composeprob.kernels.base import Info, Kernel, KernelState, log_density_of
@@ -23,10 +23,6 @@ from composeprob.kernels.step_size import Adaptive, as_step_size, check_count, m
 
 if TYPE_CHECKING:
     from blackjax.base import SamplingAlgorithm
-
-
-NUTS_GUESS = 15
-"""Evaluations that a NUTS transition is taken to need where nobody says: a tree of depth 4."""
 
 
 class BlackJAXState(KernelState):
@@ -237,7 +233,7 @@ def _check_parameters(algorithm: Callable[..., SamplingAlgorithm], step_size: ob
 
 def _guess_evaluations(algorithm: Callable[..., SamplingAlgorithm], parameters: dict[str, Any]) -> int:
     if _name(algorithm) == "nuts":
-        return min(NUTS_GUESS, 2 ** parameters.get("max_num_doublings", 10) - 1)
+        return min(tuning.NUTS_EVALUATIONS, 2 ** parameters.get("max_num_doublings", 10) - 1)
     steps = parameters.get("num_integration_steps", 1)
     return steps if isinstance(steps, int) else 1
 

@@ -19,7 +19,7 @@ from composeprob.kernels.base import Info, Kernel, KernelState
 Sites = tuple[str, ...]
 
 
-T = TypeVar("T")
+Tree = TypeVar("Tree")
 
 
 class GibbsState(KernelState):
@@ -109,14 +109,16 @@ class Gibbs(Kernel[GibbsState]):
         whole = target(position)
         inner = []
         for b, (sites, kernel) in enumerate(self._pairs()):
-            own = kernel.init(self._key(key, b), _restricted(position, sites), _known(whole, sites))
-            inner.append(_stripped(own))
+            target = _constant(self.block_evaluation(b, whole))
+            block = kernel.init(self._key(key, b), _restricted(position, sites), target)
+            inner.append(_stripped(block))
         return GibbsState(position, whole, tuple(inner))
 
     def relevel(self, state: GibbsState, target: Target) -> GibbsState:
         whole = target(state.position)
         inner = tuple(
-            _stripped(self._own(b, dataclasses.replace(state, evaluation=whole))) for b in range(len(self.kernels))
+            _stripped(self.block_state(b, dataclasses.replace(state, evaluation=whole)))
+            for b in range(len(self.kernels))
         )
         return GibbsState(state.position, whole, inner)
 
@@ -127,11 +129,36 @@ class Gibbs(Kernel[GibbsState]):
         count = len(self.kernels)
         infos: list[Any] = [None] * count
         for b in reversed(range(count)) if self.backwards else range(count):
-            conditional = _conditional(target, state.position, self.sites[b])
-            own, infos[b] = self.kernels[b].step(self._key(key, b), self._own(b, state), conditional, step_size[b])
-            inner = (*state.inner[:b], _stripped(own), *state.inner[b + 1 :])
-            state = GibbsState({**state.position, **own.position}, _whole(own.evaluation), inner)
+            conditional = self._conditional(b, target, state.position)
+            block = self.block_state(b, state)
+            block, infos[b] = self.kernels[b].step(self._key(key, b), block, conditional, step_size[b])
+            state = self.merged(b, state, block)
         return state, jax.tree.map(lambda *entries: jnp.stack([jnp.asarray(e) for e in entries]), *infos)
+
+    def block_state(self, b: int, state: GibbsState) -> KernelState:
+        """Block b's state where the chain is now.
+
+        What other blocks did is to it another level: whatever its kernel caches is refreshed, from the chain's
+        evaluation.
+        """
+        block = dataclasses.replace(state.inner[b], position=_restricted(state.position, self.sites[b]))
+        return self.kernels[b].relevel(block, _constant(self.block_evaluation(b, state.evaluation)))
+
+    def merged(self, b: int, state: GibbsState, block: KernelState) -> GibbsState:
+        """The chain after block b has moved to the state ``block``, whose evaluation is one of `block_evaluation`."""
+        inner = (*state.inner[:b], _stripped(block), *state.inner[b + 1 :])
+        return GibbsState({**state.position, **block.position}, self.whole_evaluation(block.evaluation), inner)
+
+    def block_evaluation(self, b: int, whole: Evaluation) -> Evaluation:
+        """The part of an evaluation that concerns block b; the rest, which the next block needs, travels with it."""
+        sites = self.sites[b]
+        rest = {name: score for name, score in whole.score.items() if name not in sites}
+        return dataclasses.replace(whole, score=_restricted(whole.score, sites), parts=(rest, whole.parts))
+
+    def whole_evaluation(self, block: Evaluation) -> Evaluation:
+        """The evaluation that a `block_evaluation`, of any block, was made of."""
+        rest, parts = block.parts
+        return dataclasses.replace(block, score={**block.score, **rest}, parts=parts)
 
     def _pairs(self) -> tuple[tuple[Sites, Kernel], ...]:
         return tuple(zip(self.sites, self.kernels, strict=True))
@@ -140,12 +167,9 @@ class Gibbs(Kernel[GibbsState]):
         """Block b's key. One block alone does what its kernel does."""
         return jax.random.fold_in(key, b) if len(self.kernels) > 1 else key
 
-    def _own(self, b: int, state: GibbsState) -> KernelState:
-        """Block b's state where the chain is now. What other blocks did is to it another level: whatever its kernel
-        caches is refreshed, from an evaluation that is at hand."""
-        position = _restricted(state.position, self.sites[b])
-        own = dataclasses.replace(state.inner[b], position=position)
-        return self.kernels[b].relevel(own, _known(state.evaluation, self.sites[b]))
+    def _conditional(self, b: int, target: Target, position: Position) -> Target:
+        """Block b's position → what `target` gives with the other sites where they are."""
+        return lambda block: self.block_evaluation(b, target({**position, **block}))
 
 
 def parts_of(kernel: Kernel) -> tuple[Kernel, ...]:
@@ -172,19 +196,19 @@ def in_blocks(kernel: Kernel, names: Iterable[str]) -> Gibbs:
     Raises:
         InvalidValueError: a block has a site that is not among ``names``, or one of these is in no block.
     """
-    known = tuple(names)
+    sites = tuple(names)
     if not isinstance(kernel, Gibbs):
-        return Gibbs({known: kernel})
-    mine = [name for block in kernel.sites for name in block]
-    for name in mine:
-        if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.4)
+        return Gibbs({sites: kernel})
+    listed = [name for block in kernel.sites for name in block]
+    for name in listed:
+        if name not in sites:
+            near = get_close_matches(name, sites, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise InvalidValueError(
                 f"Gibbs has a block for the site {name!r}, which the program does not have",
-                fix=f"{hint}Its sites are {', '.join(map(repr, known))}",
+                fix=f"{hint}Its sites are {', '.join(map(repr, sites))}",
             )
-    missing = [name for name in known if name not in mine]
+    missing = [name for name in sites if name not in listed]
     if missing:
         raise InvalidValueError(
             f"no block of Gibbs moves {', '.join(map(repr, missing))}",
@@ -222,30 +246,13 @@ def _check(sites: tuple[Sites, ...], kernels: tuple[object, ...]) -> None:
             )
 
 
-def _restricted(tree: dict[str, T], sites: Sites) -> dict[str, T]:
+def _restricted(tree: dict[str, Tree], sites: Sites) -> dict[str, Tree]:
     return {name: tree[name] for name in sites}
 
 
-def _seen(whole: Evaluation, sites: Sites) -> Evaluation:
-    """What of an evaluation concerns a block; the rest of it, which the next block needs, travels with it."""
-    rest = {name: score for name, score in whole.score.items() if name not in sites}
-    return dataclasses.replace(whole, score=_restricted(whole.score, sites), parts=(rest, whole.parts))
-
-
-def _whole(seen: Evaluation) -> Evaluation:
-    """The evaluation that a block has `_seen` a part of."""
-    rest, parts = seen.parts
-    return dataclasses.replace(seen, score={**seen.score, **rest}, parts=parts)
-
-
-def _known(whole: Evaluation, sites: Sites) -> Target:
-    """A block's target at the one place that has been evaluated."""
-    return lambda _: _seen(whole, sites)
-
-
-def _conditional(target: Target, position: Position, sites: Sites) -> Target:
-    """A block's position → what `target` gives with the other sites where they are."""
-    return lambda own: _seen(target({**position, **own}), sites)
+def _constant(evaluation: Evaluation) -> Target:
+    """The target at the one place that has been evaluated."""
+    return lambda _: evaluation
 
 
 def _stripped(state: KernelState) -> KernelState:

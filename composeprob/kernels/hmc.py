@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import log_ndtr, ndtr
 
 from composeprob import pytree
-from composeprob.density.evaluation import Target
+from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import InvalidValueError
 from composeprob.kernels.base import Info
-from composeprob.kernels.hamiltonian import Hamiltonian, HamiltonianState, flip, log_joint
-from composeprob.kernels.leapfrog import kick
+from composeprob.kernels.hamiltonian import (
+    Hamiltonian,
+    HamiltonianState,
+    HamiltonianTrajectory,
+    flip,
+    log_joint,
+)
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
-from composeprob.kernels.metric import in_force
 from composeprob.kernels.metropolis import metropolis
 from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_scalar, as_step_size, check_range, match_precision
 from composeprob.kernels.walls import comparable
-
-JITTER = 3
-"""Folded into a transition's key for its own step size."""
 
 
 class HMC(Hamiltonian):
@@ -74,8 +76,8 @@ class HMC(Hamiltonian):
     def __check_init__(self) -> None:
         check_log_ratio(self.log_ratio, "HMC")
         check_range(self.jitter, "HMC(jitter=)", 0.0, 1.0, closed=True, fix="a number in [0, 1); 0 for equal steps")
-        own_nodes = isinstance(self.log_ratio, LineIntegral) and self.log_ratio.num_points is None
-        if own_nodes and self.log_ratio.rule == "simpson" and self.num_leapfrog % 2:  # type: ignore[union-attr]
+        along_trajectory = isinstance(self.log_ratio, LineIntegral) and self.log_ratio.num_points is None
+        if along_trajectory and self.log_ratio.rule == "simpson" and self.num_leapfrog % 2:  # type: ignore[union-attr]
             raise InvalidValueError(
                 f"Simpson's rule along the trajectory needs an even number of leapfrogs; got {self.num_leapfrog}",
                 fix=f"use num_leapfrog={self.num_leapfrog + 1}, or LineIntegral(None, rule='trapezoid')",
@@ -90,25 +92,41 @@ class HMC(Hamiltonian):
         extra = self.log_ratio.extra_evaluations if isinstance(self.log_ratio, LineIntegral) else 0
         return self.num_leapfrog + extra
 
-    def step(
-        self, key: Array, state: HamiltonianState, target: Target, step_size: Array
-    ) -> tuple[HamiltonianState, Info]:
-        key_refresh, key_accept = jax.random.split(key)
-        refreshed = self.refresh(key_refresh, state)
-        drawn = jax.random.uniform(jax.random.fold_in(key, JITTER), (), jnp.result_type(step_size), -1.0, 1.0)
-        step_size = step_size * (1.0 + match_precision(self.jitter, state.position) * drawn)
+    def noise_size(self, position: Position) -> int:
+        return super().noise_size(position) + 2  # for the accept test and the jitter
+
+    def begin(self, noise: Array, state: HamiltonianState, step_size: Array) -> tuple[HamiltonianTrajectory, Position]:
+        uniform = 2 * ndtr(noise[-1]) - 1
+        jittered = step_size * (1.0 + match_precision(self.jitter, state.position) * uniform)
+        trajectory, position = super().begin(noise, state, jittered)
+        if isinstance(self.log_ratio, LineIntegral):
+            path = self.log_ratio.begin(trajectory.start, self.num_leapfrog)
+            trajectory = dataclasses.replace(trajectory, path=path)
+        return trajectory, position
+
+    def advance(
+        self, i: Array | int, trajectory: HamiltonianTrajectory, evaluation: Evaluation
+    ) -> tuple[HamiltonianTrajectory, Position]:
+        start, point, length = trajectory.start, self.second_kick(trajectory, evaluation), self.num_leapfrog
+        if trajectory.path is None:
+            return self.kick_and_drift(trajectory, point)
+        assert isinstance(self.log_ratio, LineIntegral)
+        path = self.log_ratio.record(i, length, trajectory.path, start, point)
+        trajectory = dataclasses.replace(trajectory, path=path)
+        leapfrog = self.kick_and_drift(trajectory, point)
+        if not self.log_ratio.extra_evaluations:
+            return leapfrog
+        line = trajectory, self.log_ratio.node(i - (length - 1) + 1, path, start)
+        return pytree.where(jnp.asarray(i < length - 1), leapfrog, line)
+
+    def finish(self, trajectory: HamiltonianTrajectory, evaluation: Evaluation) -> tuple[HamiltonianState, Info]:
+        start, proposed = trajectory.start, self.second_kick(trajectory, evaluation)
+        log_uniform, kick = log_ndtr(trajectory.spare_noise[0]), trajectory.greatest_kick
         if not isinstance(self.log_ratio, LineIntegral):
-            proposed, pushed = self.integrate(refreshed, target, step_size)
-            there, here = comparable(proposed, refreshed)
+            there, here = comparable(proposed, start)
             log_ratio = log_joint(there) - log_joint(here)
-            return metropolis(key_accept, log_ratio, proposed, flip(refreshed), pushed=pushed)
-        if self.log_ratio.num_points is None:
-            proposed, nodes, scores = self.trajectory(refreshed, target, step_size)
-            pushed = jnp.nanmax(jax.vmap(lambda score: kick(score, step_size, in_force(self.metric)))(scores))
-            log_target_ratio, error = self.log_ratio.along(nodes, scores)
-        else:
-            proposed, pushed = self.integrate(refreshed, target, step_size)
-            log_target_ratio, error = self.log_ratio.straight(refreshed, proposed, target)
-        kinetic = 0.5 * (pytree.squared_norm(refreshed.momentum) - pytree.squared_norm(proposed.momentum))
+            return metropolis(log_uniform, log_ratio, proposed, flip(start), greatest_kick=kick)
+        proposed, log_target_ratio, error = self.log_ratio.finish(self.num_leapfrog, trajectory.path, start, proposed)
+        kinetic = 0.5 * (pytree.squared_norm(start.momentum) - pytree.squared_norm(proposed.momentum))
         log_ratio = log_target_ratio + kinetic
-        return metropolis(key_accept, log_ratio, proposed, flip(refreshed), log_target_ratio, error, pushed)
+        return metropolis(log_uniform, log_ratio, proposed, flip(start), log_target_ratio, error, kick)

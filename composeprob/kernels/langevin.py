@@ -8,7 +8,7 @@ from jax import Array
 
 from composeprob import pytree
 from composeprob.density.evaluation import Position, Target
-from composeprob.kernels.base import Kernel, KernelState
+from composeprob.kernels.base import Kernel, KernelState, Trajectory
 from composeprob.kernels.metric import EUCLIDEAN, Metric, MetricLike, as_metric, in_force
 from composeprob.kernels.step_size import match_precision
 
@@ -35,13 +35,16 @@ class Langevin(Kernel[KernelState]):
             self.metric.check(position, type(self).__name__)
         return KernelState(position, target(position))
 
-    def propose(self, key: Array, state: KernelState, target: Target, step_size: Array) -> KernelState:
-        """x' = x + h·C·∇ log π(x) + √(2h)·L·ξ with ξ ~ N(0, I) and C = L·Lᵀ, evaluated; one evaluation."""
-        h, metric = match_precision(step_size, state.position), in_force(self.metric)
-        noise = metric.forth(pytree.normal_like(key, state.position))
-        drifted = pytree.axpy(h, metric.forth(metric.back(state.evaluation.score)), state.position)
-        position = pytree.axpy(jnp.sqrt(2 * h), noise, drifted)
-        return KernelState(position, target(position))
+    def begin(self, noise: Array, state: KernelState, step_size: Array) -> tuple[Trajectory[KernelState], Position]:
+        h, size = match_precision(step_size, state.position), pytree.size(state.position)
+        position = self.propose(pytree.unravel(noise[:size], state.position), state, h)
+        return Trajectory(state, position, h, noise[size:], path=None), position
+
+    def propose(self, noise: Position, state: KernelState, step_size: Array) -> Position:
+        """x' = x + h·C·∇ log π(x) + √(2h)·L·ξ with C = L·Lᵀ and ξ = noise ~ N(0, I)."""
+        metric = in_force(self.metric)
+        drifted = pytree.axpy(step_size, metric.forth(metric.back(state.evaluation.score)), state.position)
+        return pytree.axpy(jnp.sqrt(2 * step_size), metric.forth(noise), drifted)
 
 
 def log_proposal_ratio(

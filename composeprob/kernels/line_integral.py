@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from composeprob import pytree
-from composeprob.density.evaluation import Position, Target
+from composeprob.density.evaluation import Position
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels.base import Kernel, KernelState
 from composeprob.kernels.step_size import check_count
 
-ORDERS = {"trapezoid": 2, "simpson": 4}
-"""Order p of each rule: its error falls as the p-th power of the distance between nodes."""
+StateT = TypeVar("StateT", bound=KernelState)
+
+
+class Path(eqx.Module, Generic[StateT]):
+    """The nodes of a line integral, as far as they have been evaluated, stacked on a leading axis of length n.
+
+    Attributes:
+        end: the proposal x' with its evaluation, once there is one, where the path is the straight line to it; None
+            where the path is the trajectory itself.
+        positions: of the nodes; on the straight line t, from 0 to 1.
+        scores: ∇ log π at each of them; on the straight line their slopes ⟨∇ log π, x' − x⟩.
+    """
+
+    end: StateT | None
+    positions: Position
+    scores: Position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +76,8 @@ class LineIntegral:
     rule: Literal["trapezoid", "simpson"] = "trapezoid"
 
     def __post_init__(self) -> None:
-        if self.rule not in ORDERS:
-            raise InvalidValueError(f"Unknown rule {self.rule!r}.", fix=f"use one of: {', '.join(ORDERS)}.")
+        if self.rule not in _RULES:
+            raise InvalidValueError(f"Unknown rule {self.rule!r}.", fix=f"use one of: {', '.join(_RULES)}.")
         if self.num_points is None:
             return
         check_count(self.num_points, "LineIntegral(num_points=)", minimum=2)
@@ -77,31 +92,55 @@ class LineIntegral:
         """Evaluations that one transition needs beside its own."""
         return 0 if self.num_points is None else self.num_points - 2
 
-    def straight(self, start: KernelState, end: KernelState, target: Target) -> tuple[Array, Array]:
-        """log π(end) − log π(start) along the straight line; n − 2 evaluations, one after the other.
+    def begin(self, start: StateT, length: int) -> Path[StateT]:
+        """The path of a proposal whose way has ``length`` evaluations, its end the last of them; only x is known."""
+        if self.num_points is not None:
+            t = jnp.asarray(np.arange(self.num_points) / (self.num_points - 1), jnp.result_type(float))
+            return Path(start, t, jnp.zeros_like(t))
+        nodes = jax.tree.map(
+            lambda x: jnp.zeros((length + 1, *jnp.shape(x)), jnp.result_type(x)).at[0].set(x),
+            (start.position, start.evaluation.score),
+        )
+        return Path(None, *nodes)
+
+    def record(self, i: Array | int, length: int, path: Path[StateT], start: StateT, point: StateT) -> Path[StateT]:
+        """The path with evaluation i of a transition, which found ``point``.
+
+        The first ``length`` evaluations lead to x', the others are at the inner nodes of the straight line: of those
+        only the evaluation of ``point`` is read.
+        """
+        if path.end is None:
+            nodes = jax.tree.map(
+                lambda stacked, x: stacked.at[i + 1].set(x),
+                (path.positions, path.scores),
+                (point.position, point.evaluation.score),
+            )
+            return Path(None, *nodes)
+        inner = i - (length - 1)
+        end = pytree.where(jnp.asarray(inner <= 0), point, path.end)
+        chord = pytree.axpy(-1.0, start.position, end.position)
+        last = len(path.scores) - 1
+        slopes = path.scores.at[0].set(pytree.vdot(start.evaluation.score, chord))
+        slopes = slopes.at[jnp.where(inner <= 0, last, inner)].set(pytree.vdot(point.evaluation.score, chord))
+        return Path(end, path.positions, slopes)
+
+    def node(self, j: Array | int, path: Path[StateT], start: StateT) -> Position:
+        """Node j of the straight line."""
+        assert path.end is not None
+        t = path.positions[j]
+        return jax.tree.map(lambda a, b: ((1 - t) * a + t * b).astype(a.dtype), start.position, path.end.position)
+
+    def finish(self, length: int, path: Path[StateT], start: StateT, point: StateT) -> tuple[StateT, Array, Array]:
+        """The proposal x' with its evaluation, log π(x') − log π(x), and the estimate of its error, both scalars.
 
         Args:
-            start, end: states whose evaluations belong to `target`.
-            target: the level's density.
-
-        Returns:
-            The difference, NaN where a score on the way is not finite, and the estimate of its error; scalars.
+            length: evaluations up to x'.
+            path: with all evaluations but the last.
+            start: at x.
+            point: what the last evaluation found.
         """
-        assert self.num_points is not None
-        moved = pytree.axpy(-1.0, start.position, end.position)
-        here, there = (pytree.vdot(state.evaluation.score, moved) for state in (start, end))
-        intervals = self.num_points - 1
-        t = jnp.asarray(np.arange(self.num_points) / intervals, here.dtype)
-
-        def slope(_: None, weight: Array) -> tuple[None, Array]:
-            between = jax.tree.map(
-                lambda a, b: ((1 - weight) * a + weight * b).astype(a.dtype), start.position, end.position
-            )
-            return None, pytree.vdot(target(between).score, moved)
-
-        inner = jax.lax.scan(slope, None, t[1:-1])[1] if intervals > 1 else t[1:-1]
-        slopes = jnp.concatenate([here[None], inner.astype(here.dtype), there[None]])
-        return self.along(t, slopes)
+        path = self.record(length - 1 + self.extra_evaluations, length, path, start, point)
+        return (point if path.end is None else path.end, *self.along(path.positions, path.scores))
 
     def along(self, positions: Position, scores: Position) -> tuple[Array, Array]:
         """log π(last) − log π(first) along a path given by its nodes, with scores at hand.
@@ -111,15 +150,16 @@ class LineIntegral:
             scores: ∇ log π at each of them.
 
         Returns:
-            As `straight`.
+            The difference, NaN where a score on the way is not finite, and the estimate of its error; scalars.
         """
         intervals = jax.tree.leaves(positions)[0].shape[0] - 1
-        fine = _RULES[self.rule](positions, scores)
+        integral, order = _RULES[self.rule]
+        fine = integral(positions, scores)
         error = jnp.full_like(fine, jnp.nan)
         stride = coarse_stride(self.rule, intervals)
         if stride is not None:
-            coarse = _RULES[self.rule](_every(positions, stride), _every(scores, stride))
-            error = jnp.abs(fine - coarse) / (stride ** ORDERS[self.rule] - 1)
+            coarse = integral(_thinned(positions, stride), _thinned(scores, stride))
+            error = jnp.abs(fine - coarse) / (stride**order - 1)
         elif self.rule == "simpson":
             error = jnp.abs(fine - trapezoid(positions, scores))
         return jnp.where(jnp.isfinite(fine), fine, jnp.nan), error
@@ -180,8 +220,9 @@ def simpson(x: Position, s: Position) -> Array:
     return pytree.vdot(jax.tree.map(panels, s), jax.tree.map(weighted, x))
 
 
-_RULES = {"trapezoid": trapezoid, "simpson": simpson}
+_RULES = {"trapezoid": (trapezoid, 2), "simpson": (simpson, 4)}
+"""Each rule and its order p: its error falls as the p-th power of the distance between nodes."""
 
 
-def _every(nodes: Position, stride: int) -> Position:
+def _thinned(nodes: Position, stride: int) -> Position:
     return jax.tree.map(lambda a: a[::stride], nodes)

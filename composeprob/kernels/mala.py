@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import log_ndtr
 
-from composeprob.density.evaluation import Target
+from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import InvalidValueError
-from composeprob.kernels.base import Info, KernelState, log_density_of
+from composeprob.kernels.base import Info, KernelState, Trajectory, log_density_of
 from composeprob.kernels.langevin import Langevin, log_proposal_ratio
-from composeprob.kernels.leapfrog import kick
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metric import in_force
-from composeprob.kernels.metropolis import metropolis
+from composeprob.kernels.metropolis import kick_energy, metropolis
 from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_step_size
 from composeprob.kernels.walls import comparable
 
@@ -35,10 +36,10 @@ class MALA(Langevin):
             offer nothing else: π is then left invariant up to the quadrature's error.
         metric: C = L·Lᵀ, the inverse mass matrix: ``"none"`` for I; ``{site: inverse mass}``, numbers or arrays > 0
             where sites have other widths (variances are good ones), or a matrix (d, d) over the flattened position,
-            sites in alphabetical order; or what is measured as chains go down the levels, ``"diagonal"``,
-            ``"low_rank"``, ``"full"`` or, by the numbers of chains and of coordinates, ``"auto"``. A measured metric is
-            a property of all chains, like `Adaptive` steps: what that does to each of them vanishes with many chains,
-            and at level 0 it changes no more. One that is given leaves π as invariant as none does.
+            sites in alphabetical order; or what is measured as chains go down the levels, ``"diagonal"``, ``"full"``
+            or, by the numbers of chains and of coordinates, ``"auto"``. A measured metric is a property of all chains,
+            like `Adaptive` steps: what that does to each of them vanishes with many chains, and at level 0 it changes
+            no more. One that is given leaves π as invariant as none does.
 
     Raises:
         InvalidValueError: for a step size that is not positive and finite, a metric that is not positive definite, or a
@@ -80,15 +81,31 @@ class MALA(Langevin):
     def evaluations_per_step(self) -> int:
         return 1 + (self.log_ratio.extra_evaluations if isinstance(self.log_ratio, LineIntegral) else 0)
 
-    def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
-        key_propose, key_accept = jax.random.split(key)
-        proposed = self.propose(key_propose, state, target, step_size)
-        error: Array | float = 0.0
+    def noise_size(self, position: Position) -> int:
+        return super().noise_size(position) + 1  # for the accept test
+
+    def begin(self, noise: Array, state: KernelState, step_size: Array) -> tuple[Trajectory[KernelState], Position]:
+        trajectory, position = super().begin(noise, state, step_size)
+        path = self.log_ratio.begin(state, 1) if isinstance(self.log_ratio, LineIntegral) else None
+        return dataclasses.replace(trajectory, path=path), position
+
+    def advance(
+        self, i: Array | int, trajectory: Trajectory[KernelState], evaluation: Evaluation
+    ) -> tuple[Trajectory[KernelState], Position]:
+        assert isinstance(self.log_ratio, LineIntegral)
+        point = KernelState(trajectory.position, evaluation)
+        path = self.log_ratio.record(i, 1, trajectory.path, trajectory.start, point)
+        return dataclasses.replace(trajectory, path=path), self.log_ratio.node(i + 1, path, trajectory.start)
+
+    def finish(self, trajectory: Trajectory[KernelState], evaluation: Evaluation) -> tuple[KernelState, Info]:
+        start, h, metric = trajectory.start, trajectory.step_size, in_force(self.metric)
+        proposed, error = KernelState(trajectory.position, evaluation), jnp.zeros(())
         if isinstance(self.log_ratio, LineIntegral):
-            log_target_ratio, error = self.log_ratio.straight(state, proposed, target)
+            proposed, log_target_ratio, error = self.log_ratio.finish(1, trajectory.path, start, proposed)
         else:
-            there, here = comparable(proposed, state)
+            there, here = comparable(proposed, start)
             log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)
-        log_ratio = log_target_ratio + log_proposal_ratio(state, proposed, step_size, in_force(self.metric))
-        pushed = kick(state.evaluation.score, jnp.sqrt(2 * step_size), in_force(self.metric))
-        return metropolis(key_accept, log_ratio, proposed, state, log_target_ratio, error, pushed)
+        log_ratio = log_target_ratio + log_proposal_ratio(start, proposed, h, metric)
+        kick = kick_energy(start.evaluation.score, jnp.sqrt(2 * h), metric)
+        log_uniform = log_ndtr(trajectory.spare_noise[0])
+        return metropolis(log_uniform, log_ratio, proposed, start, log_target_ratio, error, kick)

@@ -17,10 +17,7 @@ from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
 from composeprob.kernels.step_size import as_numbers, check_range, match_precision
 
-T = TypeVar("T")
-
-KINDS = ("auto", "diagonal", "low_rank", "full")
-"""Of metrics that are measured."""
+Tree = TypeVar("Tree")
 
 
 class Metric(eqx.Module):
@@ -33,39 +30,35 @@ class Metric(eqx.Module):
     Attributes:
         unit: D, for each site a number or an array of the site's shape; 1 at sites that are not named.
         dense: M as a matrix over the flattened position, (d, d), sites in alphabetical order; None for the identity.
-        basis, stretch: M = I + U·diag(stretch − 1)·Uᵀ with orthonormal columns U = basis, (d, r); None for the
-            identity. Not both this and ``dense``.
     """
 
     unit: dict[str, Array]
     dense: Array | None = None
-    basis: Array | None = None
-    stretch: Array | None = None
 
     def __repr__(self) -> str:
         if self.dense is not None:
             return f"array{self.dense.shape}"
         if not self.unit:
             return "'none'"
-        return f"{{{', '.join(f'{name!r}: {_shown(unit)}' for name, unit in self.unit.items())}}}"
+        return f"{{{', '.join(f'{name!r}: {_description(unit)}' for name, unit in self.unit.items())}}}"
 
-    def forth(self, u: T) -> T:
+    def forth(self, u: Tree) -> Tree:
         """L·u, from the coordinates of unit mass to those of positions."""
-        return self._in_units(self._mixed(u, transposed=False))
+        return self._unit_product(self._matrix_product(u, transposed=False))
 
-    def back(self, score: T) -> T:
+    def back(self, score: Tree) -> Tree:
         """Lᵀ·s, from scores of positions to those of the coordinates of unit mass."""
-        return self._mixed(self._in_units(score), transposed=True)
+        return self._matrix_product(self._unit_product(score), transposed=True)
 
     def scaled(self, units: Mapping[str, Array]) -> Metric:
         """The metric with L multiplied by a number at some sites."""
-        return Metric({**self.unit, **{n: self.unit.get(n, 1.0) * u for n, u in units.items()}}, *self._rest)
+        return Metric({**self.unit, **{n: self.unit.get(n, 1.0) * u for n, u in units.items()}}, self.dense)
 
     def inverse_mass_matrix(self, position: Position) -> Array:
         """C over the flattened position: its diagonal, (d,), where that is all, else the matrix, (d, d)."""
         ones = jax.tree.map(jnp.ones_like, position)
-        if self.dense is None and self.basis is None:
-            return ravel_pytree(self._in_units(ones))[0] ** 2
+        if self.dense is None:
+            return ravel_pytree(self._unit_product(ones))[0] ** 2
         flat, unflatten = ravel_pytree(ones)
         root = jax.vmap(lambda row: ravel_pytree(self.back(unflatten(row)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
         return root @ root.T
@@ -92,28 +85,19 @@ class Metric(eqx.Module):
                 fix=f"give a matrix of shape ({size}, {size}), sites in alphabetical order",
             )
 
-    @property
-    def _rest(self) -> tuple[Array | None, Array | None, Array | None]:
-        return self.dense, self.basis, self.stretch
-
-    def _in_units(self, tree: T) -> T:
+    def _unit_product(self, tree: Tree) -> Tree:
         """D·u, which is Dᵀ·u."""
         if not self.unit:
             return tree
-        return {name: _times(self.unit.get(name), values) for name, values in tree.items()}  # type: ignore[attr-defined, return-value]
+        return {name: _scaled(self.unit.get(name), values) for name, values in tree.items()}  # type: ignore[attr-defined, return-value]
 
-    def _mixed(self, tree: T, transposed: bool) -> T:
+    def _matrix_product(self, tree: Tree, transposed: bool) -> Tree:
         """M·u or Mᵀ·u."""
-        if self.dense is None and self.basis is None:
+        if self.dense is None:
             return tree
         flat, unflatten = ravel_pytree(tree)
-        if self.dense is not None:
-            matrix = match_precision(self.dense, flat)
-            return unflatten(flat @ matrix if transposed else matrix @ flat)
-        assert self.basis is not None
-        assert self.stretch is not None
-        basis, more = match_precision(self.basis, flat), match_precision(self.stretch - 1.0, flat)
-        return unflatten(flat + basis @ (more * (flat @ basis)))
+        matrix = match_precision(self.dense, flat)
+        return unflatten(flat @ matrix if transposed else matrix @ flat)
 
 
 EUCLIDEAN = Metric({})
@@ -137,8 +121,8 @@ def as_metric(value: object) -> Metric | Estimated:
     """Brings what a user may give as a metric into one of two forms.
 
     Args:
-        value: ``"none"``, one of `KINDS`, ``{site: inverse mass}`` with numbers or arrays > 0, or a symmetric positive
-            definite matrix (d, d) over the flattened position, sites in alphabetical order.
+        value: ``"none"``, ``"auto"``, ``"diagonal"``, ``"full"``, ``{site: inverse mass}`` with numbers or arrays > 0,
+            or a symmetric positive definite matrix (d, d) over the flattened position, sites in alphabetical order.
 
     Raises:
         WrongTypeError: anything else.
@@ -151,8 +135,9 @@ def as_metric(value: object) -> Metric | Estimated:
     if isinstance(value, str):
         if value == "none":
             return EUCLIDEAN
-        if value not in KINDS:
-            raise InvalidValueError(f"Unknown metric {value!r}.", fix=f"use one of: none, {', '.join(KINDS)}.")
+        kinds = ("auto", "diagonal", "full")
+        if value not in kinds:
+            raise InvalidValueError(f"Unknown metric {value!r}.", fix=f"use one of: none, {', '.join(kinds)}.")
         return Estimated(value)
     what = "an inverse mass matrix"
     if isinstance(value, Mapping):
@@ -187,13 +172,13 @@ def in_force(metric: MetricLike) -> Metric:
     return metric
 
 
-def _times(unit: Array | None, values: T) -> T:
+def _scaled(unit: Array | None, values: Tree) -> Tree:
     if unit is None:
         return values
     return jax.tree.map(lambda leaf: match_precision(unit, leaf) * leaf, values)
 
 
-def _shown(unit: Array | float) -> str:
+def _description(unit: Array | float) -> str:
     if isinstance(unit, jax.core.Tracer) or jnp.ndim(unit):
         return f"array{jnp.shape(unit)}"
     return f"{float(unit) ** 2:.6g}"

@@ -6,64 +6,65 @@ import dataclasses
 import math
 from typing import TypeVar
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob import pytree
+from composeprob import pytree, tuning
+from composeprob.density.evaluation import Position
 from composeprob.kernels.base import Info, KernelState, log_density_of
+from composeprob.kernels.metric import Metric
 from composeprob.kernels.walls import comparable, finite
 
-S = TypeVar("S", bound=KernelState)
-DIVERGED = 100.0
-"""Nats, and √d more for d numbers, beyond which the kick of a step is that of one far too long: chains in equilibrium
-that accept most moves are given about √d/3."""
+StateT = TypeVar("StateT", bound=KernelState)
+
+
+def kick_energy(score: Position, step_size: Array, metric: Metric) -> Array:
+    """½‖h/2·Lᵀ∇log π‖², the energy that half a leapfrog step of length h gives to a chain at rest, a scalar in nats."""
+    return (step_size**2 / 8 * pytree.squared_norm(metric.back(score))).astype(jnp.result_type(float))
 
 
 def metropolis(
-    key: Array,
+    log_uniform: Array,
     log_ratio: Array,
-    proposed: S,
-    rejected: S,
+    proposed: StateT,
+    rejected: StateT,
     log_target_ratio: Array | None = None,
     quadrature_error: Array | float = 0.0,
-    pushed: Array | float = 0.0,
-) -> tuple[S, Info]:
+    greatest_kick: Array | float = 0.0,
+) -> tuple[StateT, Info]:
     """Accepts `proposed` with probability min(1, exp(log_ratio)), else goes to `rejected`.
 
     The chosen state is selected, never blended: a·x' + (1−a)·x would carry a NaN of x' into the chain, as 0·NaN = NaN.
 
     Args:
-        key: typed random key.
+        log_uniform: log U of a uniform number, a scalar: `jax.scipy.special.log_ndtr` of a standard normal.
         log_ratio: log π(x')q(x|x') − log π(x)q(x'|x), a scalar, of `comparable` states; NaN rejects.
         proposed: the state at x'. If any part of it is non-finite it is rejected and flagged; a density of 0,
             log π = −∞, is no such part.
         rejected: the state after a rejection: the current one, with its momentum flipped where there is one.
         log_target_ratio: log π(x') − log π(x), a scalar; left out, that of the two states' evaluations.
         quadrature_error: an estimate of the error of `log_ratio` where that is a quadrature.
-        pushed: the greatest `kick` on the way. Over `DIVERGED` the step was far too long for where it began, and what
-            is not finite where it ended says nothing of the density: rejected, but not flagged.
+        greatest_kick: the greatest `kick_energy` on the way. Over `tuning.DIVERGED` the step was far too long for where
+            it began, and what is not finite where it ended says nothing of the density: rejected, but not flagged.
 
     Returns:
         The next state and its `Info`.
     """
-    leaves = proposed.evaluation.zero & ~rejected.evaluation.zero
-    log_ratio = jnp.where(leaves, -jnp.inf, log_ratio)  # a line integral of the score does not see a wall
+    leaving = proposed.evaluation.zero & ~rejected.evaluation.zero
+    log_ratio = jnp.where(leaving, -jnp.inf, log_ratio)  # a line integral of the score does not see a wall
     usable = finite(proposed) & ~jnp.isnan(log_ratio)
     probability = jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
-    # −Exponential(1) is the logarithm of a uniform number, and never −∞: a ratio of −∞ cannot be accepted.
-    log_uniform = -jax.random.exponential(key, dtype=jnp.result_type(log_ratio))
-    accepted = usable & (log_uniform <= log_ratio)
+    accepted = usable & (log_uniform <= log_ratio)  # log U is never −∞: a ratio of −∞ cannot be accepted
     if log_target_ratio is None:
         there, here = comparable(proposed, rejected)
         log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)
     info = _info(accepted, probability, usable, -log_target_ratio, quadrature_error)
-    size = sum(x.size for x in jax.tree.leaves(proposed.position))
-    info = dataclasses.replace(info, non_finite=info.non_finite & ~(jnp.asarray(pushed) > DIVERGED + math.sqrt(size)))
+    diverged = jnp.asarray(greatest_kick) > tuning.DIVERGED + math.sqrt(pytree.size(proposed.position))
+    info = dataclasses.replace(info, non_finite=info.non_finite & ~diverged)
     return pytree.where(accepted, proposed, rejected), info
 
 
-def unadjusted(proposed: S, rejected: S, log_reversal: Array | None = None) -> tuple[S, Info]:
+def unadjusted(proposed: StateT, rejected: StateT, log_reversal: Array | None = None) -> tuple[StateT, Info]:
     """Goes to `proposed` unless it is non-finite, or leads out of where the density is positive.
 
     That is what kernels without a Metropolis test do instead of it.
@@ -74,8 +75,8 @@ def unadjusted(proposed: S, rejected: S, log_reversal: Array | None = None) -> t
         log_reversal: log q(x|x') − log q(x'|x) of the proposal, a scalar; left out where unknown, and reported as NaN.
     """
     usable = finite(proposed)
-    leaves = proposed.evaluation.zero & ~rejected.evaluation.zero
-    taken = usable & ~leaves
+    leaving = proposed.evaluation.zero & ~rejected.evaluation.zero
+    taken = usable & ~leaving
     log_reversal = jnp.asarray(jnp.nan) if log_reversal is None else log_reversal
     return pytree.where(taken, proposed, rejected), _info(taken, taken, usable, log_reversal, 0.0)
 

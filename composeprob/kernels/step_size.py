@@ -13,14 +13,12 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from composeprob import tuning
 from composeprob.density.evaluation import Position
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 
 if TYPE_CHECKING:
     from composeprob.kernels.base import Kernel
-
-ACCEPTANCE_UNITS = 1024
-"""Acceptances are averaged in units of 1/1024, as integers."""
 
 
 class Levels(Protocol):
@@ -36,12 +34,6 @@ class Rule(eqx.Module):
     """A step size per level computed from the schedule; made from any function given as a `step_size`."""
 
     function: Callable[[Levels], ArrayLike] = eqx.field(static=True)
-
-
-LONGEST = 0.5
-"""Where c starts at most."""
-LENGTHS = {1: (1.6, 1 / 4), 2: (1.17, 1 / 6)}
-"""By p: ℓ and q of the steps of length ℓ·d^−q that a standard normal law of d numbers accepts as often as is best."""
 
 
 class Adaptive(eqx.Module):
@@ -113,17 +105,17 @@ class Adaptive(eqx.Module):
     @property
     def log_scale(self) -> Array:
         """log c before any adaptation, a scalar."""
-        return jnp.log(LONGEST if self.initial is None else self.initial)
+        return jnp.log(tuning.STEP_SIZE.longest if self.initial is None else self.initial)
 
     def starting(self, kernel: Kernel, size: int, power: float) -> Adaptive:
         """The same, with a number for `initial`: the one given, or that for d numbers and P factors.
 
-        Of a kernel with another p nothing is known: it starts at `LONGEST`.
+        Of a kernel with another p nothing is known: it starts at `tuning.STEP_SIZE.longest`.
         """
         if self.initial is not None:
             return self
-        length, decay = LENGTHS.get(kernel.scale_exponent, (math.inf, 0.0))
-        start = min(LONGEST, (length * size**-decay / math.sqrt(power)) ** kernel.scale_exponent)
+        length, decay = tuning.STEP_SIZE.lengths.get(kernel.scale_exponent, (math.inf, 0.0))
+        start = min(tuning.STEP_SIZE.longest, (length * size**-decay / math.sqrt(power)) ** kernel.scale_exponent)
         return Adaptive(self.target_acceptance, start, self.gain, self.warmup)
 
     def target(self, kernel: Kernel) -> Array:
@@ -223,8 +215,9 @@ def mean_acceptance(
         total: adds up integers over all chains, those of other devices too.
         num_chains: N over all devices, n if left out.
     """
-    units = total(jnp.round(acceptance * ACCEPTANCE_UNITS).astype(jnp.int32))
-    return units.astype(jnp.result_type(float)) / (ACCEPTANCE_UNITS * (num_chains or acceptance.shape[0]))
+    unit = tuning.STEP_SIZE.acceptance_units
+    units = total(jnp.round(acceptance * unit).astype(jnp.int32))
+    return units.astype(jnp.result_type(float)) / (unit * (num_chains or acceptance.shape[0]))
 
 
 def match_precision(number: Array | float, position: Position) -> Array:
@@ -275,10 +268,11 @@ def describe(value: object) -> str:
 def as_numbers(value: object, what: str, expected: str) -> Array:
     """Numbers as an array of the default precision; raises for anything else."""
     try:
-        numbers = jnp.asarray(value)
+        # Of what the user wrote the host makes an array, which compiles nothing.
+        numbers = jnp.asarray(value) if isinstance(value, jax.Array) else np.asarray(value)
         real = jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(numbers.dtype, jnp.integer)
     except (TypeError, ValueError):
         real = False
     if not real:
         raise WrongTypeError(f"{what} cannot be {value!r}, of type {type(value).__name__}", fix=f"give {expected}")
-    return numbers.astype(jnp.result_type(float))
+    return jnp.asarray(numbers.astype(jnp.result_type(float)))

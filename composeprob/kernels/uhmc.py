@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from jax import Array
-
 from composeprob import pytree
-from composeprob.density.evaluation import Target
+from composeprob.density.evaluation import Evaluation
 from composeprob.kernels.base import Info
-from composeprob.kernels.hamiltonian import Hamiltonian, HamiltonianState, flip
+from composeprob.kernels.hamiltonian import Hamiltonian, HamiltonianState, HamiltonianTrajectory, flip
 from composeprob.kernels.metropolis import unadjusted
 
 
@@ -43,11 +41,8 @@ class UHMC(Hamiltonian):
     def requires(self) -> frozenset[str]:
         return frozenset({"score"})
 
-    def step(
-        self, key: Array, state: HamiltonianState, target: Target, step_size: Array
-    ) -> tuple[HamiltonianState, Info]:
-        refreshed = self.refresh(key, state)
-        proposed, _ = self.integrate(refreshed, target, step_size)
-        # The leapfrog preserves volume and is its own reverse: only the law of momenta tells the directions apart.
-        log_reversal = 0.5 * (pytree.squared_norm(refreshed.momentum) - pytree.squared_norm(proposed.momentum))
-        return unadjusted(proposed, flip(refreshed), log_reversal)
+    def finish(self, trajectory: HamiltonianTrajectory, evaluation: Evaluation) -> tuple[HamiltonianState, Info]:
+        start, proposed = trajectory.start, self.second_kick(trajectory, evaluation)
+        # The leapfrog preserves volume and is its own reverse: the directions differ by the law of momenta only.
+        log_reversal = 0.5 * (pytree.squared_norm(start.momentum) - pytree.squared_norm(proposed.momentum))
+        return unadjusted(proposed, flip(start), log_reversal)

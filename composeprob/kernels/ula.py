@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from jax import Array
-
-from composeprob.density.evaluation import Target
-from composeprob.kernels.base import Info, KernelState
+from composeprob.density.evaluation import Evaluation
+from composeprob.kernels.base import Info, KernelState, Trajectory
 from composeprob.kernels.langevin import Langevin, log_proposal_ratio
 from composeprob.kernels.metric import in_force
 from composeprob.kernels.metropolis import unadjusted
@@ -41,6 +39,7 @@ class ULA(Langevin):
     def requires(self) -> frozenset[str]:
         return frozenset({"score"})
 
-    def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
-        proposed = self.propose(key, state, target, step_size)
-        return unadjusted(proposed, state, log_proposal_ratio(state, proposed, step_size, in_force(self.metric)))
+    def finish(self, trajectory: Trajectory[KernelState], evaluation: Evaluation) -> tuple[KernelState, Info]:
+        start, proposed = trajectory.start, KernelState(trajectory.position, evaluation)
+        log_reversal = log_proposal_ratio(start, proposed, trajectory.step_size, in_force(self.metric))
+        return unadjusted(proposed, start, log_reversal)

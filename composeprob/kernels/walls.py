@@ -12,10 +12,10 @@ from jax import Array
 from composeprob import pytree
 from composeprob.kernels.base import KernelState
 
-S = TypeVar("S", bound=KernelState)
+StateT = TypeVar("StateT", bound=KernelState)
 
 
-def comparable(proposed: S, current: S) -> tuple[S, S]:
+def comparable(proposed: StateT, current: StateT) -> tuple[StateT, StateT]:
     """Both states, with log-densities that can be compared where π is 0 at both: those without the wall.
 
     Else the ratio would be 0/0 and a chain that starts outside a wall would never move. So it moves as if there were no
@@ -24,16 +24,16 @@ def comparable(proposed: S, current: S) -> tuple[S, S]:
     """
     both = proposed.evaluation.zero & current.evaluation.zero
 
-    def seen(state: S) -> S:
+    def without_wall(state: StateT) -> StateT:
         value, log_open = state.evaluation.log_density, state.evaluation.log_open
         if value is None or log_open is None:
             return state
         return eqx.tree_at(lambda s: s.evaluation.log_density, state, jnp.where(both, log_open, value))
 
-    return seen(proposed), seen(current)
+    return without_wall(proposed), without_wall(current)
 
 
-def finite(state: S) -> Array:
+def finite(state: StateT) -> Array:
     """Whether every number that a kernel reads of a state is finite, a scalar bool; log 0 counts as a number."""
     value, zero = state.evaluation.log_density, state.evaluation.zero
     logs = [] if value is None else [jnp.where(zero & jnp.isneginf(value), 0.0, value)]

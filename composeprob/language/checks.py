@@ -1,4 +1,4 @@
-"""What the statements of a program may say: latents with a proper law and a place to move in, data that fit."""
+"""Checks of a program's statements: latents with a proper distribution and a support to move in, data that fit."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def check_latent(name: str, distribution: Distribution, base: Distribution) -> N
     kind = type(base).__name__
     if isinstance(base, dist.ImproperUniform):
         raise ImproperError(
-            f"Site {name!r} has the prior {kind}, which cannot be normalised: chains have no law to start from, and "
-            "the posterior may be none.",
+            f"Site {name!r} has the prior {kind}, which cannot be normalised: chains have no distribution to start "
+            "from, and the posterior may be none.",
             fix="give it a proper prior, however wide, such as dist.Normal(0.0, 10.0) or dist.HalfNormal(10.0).",
         )
     if isinstance(base, dist.Delta):
@@ -119,7 +119,7 @@ def check_observed(
             f"Observation {name!r} has shape {found}, but its distribution has shape {expected}.",
             fix="reshape the data, or the distribution's parameters, so that they match.",
         ) from error
-    # A support that depends on parameters may depend on latents, and these may come to allow for the value.
+    # A support that depends on parameters may depend on latents, and these may move to where the value is allowed.
     support: Constraint = getattr(type(base), "support", None)
     fixed = isinstance(support, Constraint) and not isinstance(support, type(dist.constraints.dependent))
     if fixed and not isinstance(value, jax.core.Tracer):
@@ -134,7 +134,7 @@ def check_observed(
 
 
 def sampled_factor(error: Exception) -> WrongTypeError | None:
-    """What to say where ``numpyro.sample`` was given a factor, which is no distribution; None for any other error."""
+    """The message where ``numpyro.sample`` was given a factor, which is no distribution; None for any other error."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         values = frame.f_locals
         if frame.f_code is numpyro.sample.__code__ and is_factor(values.get("fn")):
@@ -151,7 +151,7 @@ def sampled_factor(error: Exception) -> WrongTypeError | None:
 
 
 def plate_mismatch(error: Exception) -> ShapeError | None:
-    """What to say of an error that arose as a plate met a distribution of another size; None for any other error."""
+    """The message for an error that arose as a plate met a distribution of another size; None for any other error."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         plate, message = frame.f_locals.get("self"), frame.f_locals.get("msg")
         if frame.f_code.co_name == "process_message" and isinstance(plate, numpyro.plate) and message:

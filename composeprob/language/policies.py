@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob import tuning
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.schedule import Noise, Schedule
 
@@ -17,12 +18,12 @@ class Policy:
     """What an observation sees of a noised site at each level, and the power that its likelihood counts with.
 
     Derive a frozen dataclass from it, with settings as fields, and pass an object of it to `observe`, `factor` or
-    `annealed`. Whatever it says, level 0 is seen at x/α and counts in full.
+    `annealed`. Whatever it returns, level 0 is evaluated at x/α and counts in full.
 
     Attributes:
         measured: the power is the one that the compiler measures, as of ``"tempered"``; `power` is not asked.
         plain: the program sees x/α, and samplers may evaluate the likelihood at many x, as it takes no network.
-        takes_levels: the user gives a function of the level, which says what level 0 is too.
+        takes_levels: the user gives a function of the level, which defines level 0 too.
         closed_form: the density of the value given x_k itself takes the place of the likelihood.
     """
 
@@ -74,7 +75,7 @@ class Denoised(Policy):
 
 
 class Noised(Policy):
-    """The program sees x_k itself, at level 0 too, and the user's function of the level says how likely that is."""
+    """The program sees x_k itself, at level 0 too, and the user's function of the level returns how likely that is."""
 
     takes_levels = True
 
@@ -89,11 +90,11 @@ class Exact(Policy):
 
 
 class Unannealed(Policy):
-    """Of an observation that looks at no noised site."""
+    """Of an observation that depends on no noised site."""
 
 
 class Rising(Policy):
-    """Of one that looks at none while there are noised sites: it comes to its full power on the way down."""
+    """Of one that depends on none while there are noised sites: its power rises to 1 at level 0."""
 
     def power(self, schedule: Schedule, noise: Noise) -> Array:
         return bridge(schedule, noise)
@@ -101,12 +102,10 @@ class Rising(Policy):
 
 POLICIES = {"exact": Exact(), "tempered": Tempered(), "denoised": Denoised(), "noised": Noised()}
 """Policies by their short names."""
-FULL = -2.0
-"""log-SNR from which on observations that are annealed exactly count in full for static sites: α/σ = 0.37."""
 
 
 def bridge(schedule: Schedule, noise: Noise) -> Array:
-    """The power of p(y | x_k, z) where static sites have a say: u⁴ with u going from 0 at the noisiest level to 1 at
+    """The power of p(y | x_k, z) where static sites take part: u⁴ with u going from 0 at the noisiest level to 1 at
     log-SNR −2, and 1 from there on.
 
     Where no signal is left p(y | x_k, z) is p(y | z): without a power, static sites would meet all of the data at the
@@ -114,7 +113,11 @@ def bridge(schedule: Schedule, noise: Noise) -> Array:
     priors made tiny, where log p is −10⁵, are led away before it is too steep for their steps.
     """
     top = schedule.log_snr[-1]
-    way = jnp.where(top < FULL, (noise.log_snr - top) / jnp.where(top < FULL, FULL - top, 1.0), 1.0)
+    way = jnp.where(
+        top < tuning.STATIC_FULL_LOG_SNR,
+        (noise.log_snr - top) / jnp.where(top < tuning.STATIC_FULL_LOG_SNR, tuning.STATIC_FULL_LOG_SNR - top, 1.0),
+        1.0,
+    )
     return jnp.clip(way, 0.0, 1.0) ** 4
 
 

@@ -78,7 +78,7 @@ class Program:
 def program(function: Callable[..., object]) -> Program:
     """Declare a function to be a program.
 
-    Its statements say which densities multiply, mix and condition::
+    Its statements state which densities multiply, mix and condition::
 
         π_k(x, z) ∝ p(z) · F_k(x; z) · Π_j L_{j,k}(y_j | x, z)
 

@@ -14,7 +14,7 @@ from numpyro.primitives import Messenger, apply_stack
 
 from composeprob.errors import InvalidValueError, ProgramError, ShapeError, WrongTypeError, a_kind
 from composeprob.factors.base import Factor, is_factor
-from composeprob.factors.concrete import NOT_CONCRETE, asked
+from composeprob.factors.concrete import NOT_CONCRETE, number_request
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.factors.values import check_finite
 from composeprob.language.policies import POLICIES, Policy, as_policy
@@ -22,7 +22,7 @@ from composeprob.language.policies import POLICIES, Policy, as_policy
 LEVEL = "composeprob.level"
 Message = dict[str, Any]
 """NumPyro's message of one statement."""
-T = TypeVar("T")
+Weight = TypeVar("Weight")
 
 
 def sample(name: str, factor_or_distribution: Factor | dist.Distribution) -> Array:
@@ -69,7 +69,7 @@ def observe(
 ) -> Array:
     """A measurement: multiplies the likelihood of ``value`` into the program's density.
 
-    An observation that looks at a noised site is annealed. Level 0 is the same exact posterior under each policy:
+    An observation that depends on a noised site is annealed. Level 0 is the same exact posterior under each policy:
 
     * ``"exact"`` (default where it is possible): the density of the value given x_k itself, ∫ L(x₀)·p(x₀ | x_k) dx₀,
       in closed form, so that π_k is the noised posterior. It takes a `Normal` or `MultivariateNormal` whose mean is
@@ -78,13 +78,13 @@ def observe(
       log-SNR −2 it is raised to a power that goes from 0 at the noisiest level to 1;
     * ``"tempered"`` (default elsewhere): the program sees x/α_k, and the likelihood is raised to a power that is nearly
       0 at the noisiest levels and 1 at level 0: about s²/(s² + σ_k²/α_k²), where s, 0.14 or less, is how sharply the
-      observations tell x, which the compiler measures;
+      observations determine x, which the compiler measures;
     * ``"denoised"``: the program sees the Tweedie mean (x + σ_k²·∇log F_k(x))/α_k, and the likelihood is raised to the
       power of ``"tempered"``;
     * ``"noised"``: the program sees x itself; ``distribution`` may be a function of the level's index;
     * an object of a class of your own, derived from `Policy`.
 
-    An observation that looks at no noised site is never annealed.
+    An observation that depends on no noised site is never annealed.
 
     Args:
         name: the site's name.
@@ -92,7 +92,7 @@ def observe(
             function of the level that returns one.
         value: what was measured.
         anneal: the policy; left out, that of the enclosing `annealed` block, else ``"exact"`` or ``"tempered"``, as
-            the printed density says, with the reason.
+            the printed density reports it, with the reason.
 
     Raises:
         InvalidValueError: an unknown policy, or NaN in the value.
@@ -195,7 +195,7 @@ def _as_array(name: str, value: object) -> Array:
         ) from error
 
 
-def _at_level(name: str, function: Callable[[Array], T], anneal: str | Policy | None) -> T:
+def _at_level(name: str, function: Callable[[Array], Weight], anneal: str | Policy | None) -> Weight:
     """What a function of the level returns; the policy in force must take such."""
     message: Message = {"type": LEVEL, "name": name, "fn": lambda: 0, "args": (), "kwargs": {}, "value": None}
     message["infer"] = {"anneal": as_policy(name, anneal)}  # an enclosing block fills in its own policy
@@ -209,7 +209,7 @@ def _at_level(name: str, function: Callable[[Array], T], anneal: str | Policy | 
     try:
         return function(message["value"])
     except NOT_CONCRETE as error:
-        found, fix, where = asked(error)
+        found, fix, where = number_request(error)
         raise ProgramError(
             f"The function of the level at {name!r} {found} a value that is known only in compiled code: the level, or "
             "a site.",

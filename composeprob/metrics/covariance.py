@@ -56,7 +56,7 @@ def covariance_error(
         freedom = 1 - w @ w  # (n − 1)/n for equal weights
         if freedom < 1e-12:
             continue
-        apart = points[inside] - w @ points[inside]
-        found = (w[:, None] * apart).T @ apart / freedom
+        centred = points[inside] - w @ points[inside]
+        found = (w[:, None] * centred).T @ centred / freedom
         errors[m] = np.linalg.norm(found - truth[m]) / np.linalg.norm(truth[m])
     return errors

@@ -5,21 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.metrics.points import as_rows, as_weights, same_dimension
 from composeprob.results.estimates import systematic
-
-BLOCK = 2048
-"""Rows of a Gram matrix that are in memory at a time."""
 
 
 def mmd(x: ArrayLike, y: ArrayLike, bandwidth: float, log_weights: ArrayLike | None = None) -> float:
     r"""Estimates the squared maximum mean discrepancy, $\mathrm{MMD}^2 = E\,k(X, X') - 2\,E\,k(X, Y) + E\,k(Y, Y')$.
 
     With the Gaussian kernel $k(x, y) = \exp(-\|x - y\|^2 / (2h^2))$, and without the pairs of a sample with itself: the
-    U-statistic, whose expectation is exactly MMD². It is 0 on average where both laws agree, so it comes out slightly
-    negative half of the time then, and no root is taken. The bandwidth h is a fixed number by intention: a median of
-    the pooled distances jumps between the modes' width and their distance, and makes values incomparable.
+    U-statistic, whose expectation is exactly MMD². It is 0 on average where both distributions agree, so it comes out
+    slightly negative half of the time then, and no root is taken. The bandwidth h is a fixed number by intention: a
+    median of the pooled distances jumps between the modes' width and their distance, and makes values incomparable.
 
     Args:
         x: samples of shape (n, …), n ≥ 2.
@@ -56,19 +54,19 @@ def mmd(x: ArrayLike, y: ArrayLike, bandwidth: float, log_weights: ArrayLike | N
     def mean(a: np.ndarray, w: np.ndarray, b: np.ndarray, v: np.ndarray) -> float:
         """Σ wᵢ vⱼ k(aᵢ, bⱼ), in blocks of rows."""
         total = 0.0
-        for i in range(0, len(a), BLOCK):
-            gram = np.exp(cdist(a[i : i + BLOCK], b, "sqeuclidean") / (-2.0 * bandwidth**2))
-            total += float(w[i : i + BLOCK] @ gram @ v)
+        for i in range(0, len(a), tuning.GRAM_ROWS):
+            gram = np.exp(cdist(a[i : i + tuning.GRAM_ROWS], b, "sqeuclidean") / (-2.0 * bandwidth**2))
+            total += float(w[i : i + tuning.GRAM_ROWS] @ gram @ v)
         return total
 
     def between(a: np.ndarray, w: np.ndarray) -> float:
         """The same over pairs of different points: k(a, a) = 1 is taken out of the diagonal."""
-        own = float(w @ w)
-        if own > 1 - 1e-12:
+        self_weight = float(w @ w)
+        if self_weight > 1 - 1e-12:
             raise InvalidValueError(
                 "One sample has all the weight: there is no pair to compare.", fix="see result.status."
             )
-        return (mean(a, w, a, w) - own) / (1 - own)
+        return (mean(a, w, a, w) - self_weight) / (1 - self_weight)
 
     return between(points, weights) - 2 * mean(points, weights, others, equal) + between(others, equal)
 

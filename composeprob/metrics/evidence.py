@@ -15,14 +15,9 @@ from numpy.typing import ArrayLike
 from composeprob.arguments import check_key, check_number
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError
-from composeprob.metrics.likelihood import (
-    as_positions,
-    chains_at_once,
-    in_batches,
-    reduced,
-)
-from composeprob.metrics.paths import Path, climb, descend, frozen
-from composeprob.samplers.base import Sampler
+from composeprob.metrics.likelihood import as_positions, chains_at_once, in_batches, reduced
+from composeprob.metrics.paths import Path, forward_walk, frozen, reverse_walk
+from composeprob.samplers.sampler import Sampler
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -55,7 +50,7 @@ class EvidenceBounds:
         return self.upper - self.lower
 
     def contains(self, log_z: float, errors: float = 4.0) -> bool:
-        """Says whether log Z lies between the bounds, each given so many standard errors."""
+        """Returns whether log Z lies between the bounds, each widened by this many standard errors."""
         return bool(self.lower - errors * self.lower_error <= log_z <= self.upper + errors * self.upper_error)
 
     def __repr__(self) -> str:
@@ -85,7 +80,8 @@ def evidence_bounds(
 
     Args:
         density: with an energy; without static sites.
-        exact_points: independent draws of π₀, ``{site: (n, …)}`` or (n, …). From another law the upper bound is none.
+        exact_points: independent draws of π₀, ``{site: (n, …)}`` or (n, …). From another distribution the upper bound
+            is none.
         key: typed random key.
         sampler: whose path to take: `AnnealedMCMC`, `SMC`, or `Ancestral` (η = 1).
         num_chains: chains that each of the n forward runs, and each point, averages over; more close in from both
@@ -101,9 +97,9 @@ def evidence_bounds(
     Example:
         >>> import composeprob as cp, jax, numpyro.distributions as dist
         >>> @cp.program
-        ... def one(f):
+        ... def single(f):
         ...     return cp.sample("x", f)
-        >>> density = cp.compile(one, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40)))
+        >>> density = cp.compile(single, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40)))
         >>> points = jax.random.normal(jax.random.key(0), (500,))
         >>> sampler = cp.AnnealedMCMC(cp.MALA(lambda s: 0.5 * s.sigma**2), steps_per_level=2)
         >>> cp.metrics.evidence_bounds(density, points, jax.random.key(1), sampler=sampler).contains(0.0)
@@ -123,12 +119,12 @@ def evidence_bounds(
             fix="use raise_log_likelihood, which needs scores only, or models with an energy.",
         )
     points = as_positions(exact_points, density)
-    path = Path.of(sampler, density, weighted=False)
-    down, up, level0 = _both_ways(path, density, key, points, count, chains_at_once(density, chunk))
-    lower, _, _ = reduced(np.asarray(down, np.float64).reshape(-1, count), path)
-    below, _, _ = reduced(np.asarray(up, np.float64).reshape(-1, count), path)
+    path = Path.of_sampler(sampler, density, weighted=False)
+    down, up, level0 = _both_ways(path, key, points, count, chains_at_once(density, chunk))
+    lower, _, _ = reduced(np.asarray(down, np.float64).reshape(-1, count), sampler)
+    below, _, _ = reduced(np.asarray(up, np.float64).reshape(-1, count), sampler)
     upper = np.asarray(level0, np.float64) - below
-    pooled, pooled_error, _ = reduced(np.asarray(down, np.float64)[None], path)
+    pooled, pooled_error, _ = reduced(np.asarray(down, np.float64)[None], sampler)
     return EvidenceBounds(
         lower=float(lower.mean()),
         lower_error=_error(lower),
@@ -143,20 +139,20 @@ def evidence_bounds(
 
 @eqx.filter_jit
 def _both_ways(
-    path: Path, density: AnnealedDensity, key: Array, points: dict[str, Array], count: int, at_once: int
+    path: Path, key: Array, points: dict[str, Array], count: int, at_once: int
 ) -> tuple[Array, Array, Array]:
     n = jax.tree.leaves(points)[0].shape[0]
     down_key, up_key = jax.random.split(key)
 
     def down(i: Array) -> Array:
-        return descend(path, density, jax.random.fold_in(down_key, i))
+        return forward_walk(path, jax.random.fold_in(down_key, i))
 
     def up(i: Array) -> Array:
         point = jax.tree.map(lambda x: x[i // count], points)
-        return climb(path, density, jax.random.fold_in(up_key, i), point)
+        return reverse_walk(path, jax.random.fold_in(up_key, i), point)
 
     def log_density(i: Array) -> Array:
-        value = density.evaluator(jax.tree.map(lambda x: x[i], points), 0).log_density
+        value = path.density.evaluator(jax.tree.map(lambda x: x[i], points), 0).log_density
         assert value is not None
         return value
 

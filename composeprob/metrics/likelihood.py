@@ -1,4 +1,4 @@
-"""RAISE, the log-likelihood of held-out points under the law of a sampler's output."""
+"""RAISE, the log-likelihood of held-out points under the distribution of a sampler's output."""
 
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from composeprob import tuning
 from composeprob.arguments import check_key, check_number
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
-from composeprob.metrics.paths import Path, climb, frozen, start_constant
-from composeprob.runtime.compiled import descent
-from composeprob.samplers.base import Run, Sampler, begin
+from composeprob.metrics.paths import Path, frozen, reverse_walk, start_constant
+from composeprob.samplers.run import Run, begin
+from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.visits import Visits
-
-CHAINS_AT_ONCE = 8192
-NUMBERS_AT_ONCE = 2**20
-"""Chains that travel together: at most so many, and at most so many numbers in their positions."""
-EVIDENCE_RUNS, EVIDENCE_CHAINS = 4, 1024
-"""Runs of `SMC` that estimate its evidence, and the chains of each."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -87,7 +82,7 @@ def raise_log_likelihood(
     step_size: ArrayLike | None = None,
     chunk: int | None = None,
 ) -> LogLikelihood:
-    r"""Estimates the log-likelihood of held-out points under the law of a sampler's output (RAISE).
+    r"""Estimates the log-likelihood of held-out points under the distribution of a sampler's output (RAISE).
 
     From each point $x_0$ chains walk the sampler's path backwards, level 0 to the top, and
 
@@ -98,8 +93,9 @@ def raise_log_likelihood(
     kernels: what a histogram of infinitely many of them would show, biases included. log p̂, averaged over num_chains
     inside the logarithm, is therefore expected to lie below the truth and grows towards it with num_chains.
 
-    Under `SMC` the law is that of its weighted path, ∏G/Z: its output for infinitely many chains, so what resampling
-    does to a finite population is not seen. With ``weights="density"`` and adjusted kernels that is π₀/Z itself.
+    Under `SMC` the distribution is that of its weighted path, ∏G/Z: its output for infinitely many chains, so what
+    resampling does to a finite population is not seen. With ``weights="density"`` and adjusted kernels that is π₀/Z
+    itself.
 
     Points belong to level 0: they should carry its noise, as samples do.
 
@@ -125,9 +121,9 @@ def raise_log_likelihood(
     Example:
         >>> import composeprob as cp, jax, numpyro.distributions as dist
         >>> @cp.program
-        ... def one(f):
+        ... def single(f):
         ...     return cp.sample("x", f)
-        >>> density = cp.compile(one, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40)))
+        >>> density = cp.compile(single, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40)))
         >>> points = jax.random.normal(jax.random.key(0), (200,))
         >>> found = cp.metrics.raise_log_likelihood(density, points, jax.random.key(1), sampler=cp.Ancestral())
         >>> abs(found.mean + 1.42) < 0.2  # −½·log(2πe)
@@ -142,7 +138,7 @@ def raise_log_likelihood(
     count = check_number(num_chains, "num_chains")
     sampler = frozen(sampler, density, step_size)
     placed = as_positions(points, density)
-    path = Path.of(sampler, density)
+    path = Path.of_sampler(sampler, density)
     evidence, error = None, math.nan
     if path.weights is not None:
         key, evidence_key = jax.random.split(key)
@@ -151,22 +147,22 @@ def raise_log_likelihood(
             evidence, error = estimate_evidence(sampler, density, evidence_key)
         if not np.isfinite(evidence):
             raise InvalidValueError(f"The log-evidence is {evidence}.", fix="look at result.status of an SMC run.")
-    logs = _climbs(path, density, key, placed, count, chains_at_once(density, chunk))
-    found = reduced(np.asarray(logs, np.float64).reshape(-1, count), path)
+    logs = reverse_walks(path, key, placed, count, chains_at_once(density, chunk))
+    found = reduced(np.asarray(logs, np.float64).reshape(-1, count), sampler)
     shift = 0.0 if evidence is None else float(evidence)
     return LogLikelihood(found[0] - shift, found[1], found[2], count, evidence, error)
 
 
-def reduced(logs: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def reduced(logs: np.ndarray, sampler: Sampler) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of log-weights (n, c): the log of each row's mean, its standard error, the relative effective sample size.
 
     Raises:
         CapabilityError: nothing is finite.
     """
     if not np.isfinite(logs).any():
-        who = "the sampler" if path.kernel is None else f"{path.kernel!r}"
+        who = "the sampler" if sampler.kernel is None else f"{sampler.kernel!r}"
         raise CapabilityError(
-            f"No reversal has a finite probability: the points lie outside the support, or {who} does not say how "
+            f"No reversal has a finite probability: the points lie outside the support, or {who} does not report how "
             "likely its moves are reversed (`Info.log_reversal` is NaN for BlackJAX's unadjusted algorithms).",
             fix="check density.log_density at a point; use ULA, UHMC, MALA or HMC.",
         )
@@ -182,41 +178,38 @@ def reduced(logs: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 @eqx.filter_jit
-def _climbs(
-    path: Path, density: AnnealedDensity, key: Array, points: dict[str, Array], count: int, at_once: int
-) -> Array:
-    def one(i: Array) -> Array:
-        return climb(path, density, jax.random.fold_in(key, i), jax.tree.map(lambda x: x[i // count], points))
+def reverse_walks(path: Path, key: Array, points: dict[str, Array], count: int, at_once: int) -> Array:
+    """log p̂ of ``count`` reversals of each of n points, (n·count,)."""
 
-    return in_batches(one, jax.tree.leaves(points)[0].shape[0] * count, at_once)
+    def walk(i: Array) -> Array:
+        return reverse_walk(path, jax.random.fold_in(key, i), jax.tree.map(lambda x: x[i // count], points))
+
+    return in_batches(walk, jax.tree.leaves(points)[0].shape[0] * count, at_once)
 
 
-def in_batches(one: Callable[[Array], Array], total: int, at_once: int) -> Array:
-    """one(0), …, one(total − 1), so many at a time; traced once."""
+def in_batches(function: Callable[[Array], Array], total: int, at_once: int) -> Array:
+    """function(0), …, function(total − 1), ``at_once`` at a time; traced once."""
     size = min(total, at_once)
     batches = -(-total // size)
     index = jnp.minimum(jnp.arange(batches * size), total - 1).reshape(batches, size)
-    return jax.lax.map(jax.vmap(one), index).reshape(-1)[:total]
+    return jax.lax.map(jax.vmap(function), index).reshape(-1)[:total]
 
 
 def estimate_evidence(sampler: Sampler, density: AnnealedDensity, key: Array) -> tuple[float, float]:
     """The log-evidence of `SMC`'s path and its standard error, from independent runs."""
-    keys = jax.random.split(key, EVIDENCE_RUNS)
-    logs = np.asarray(_evidences(sampler, density, keys, sampler.first_level(density)), np.float64)
+    sampler, first = sampler.in_numbers(), sampler.first_level(density)
+    visits, keys = Visits.every(first, density.num_levels), jax.random.split(key, tuning.EVIDENCE_RUNS)
+    logs = np.array([float(_evidence(sampler, density, begin(k, tuning.EVIDENCE_CHAINS, visits), first)) for k in keys])
     relative = np.exp(logs - logs.max())
     error = relative.std(ddof=1) / relative.mean() / np.sqrt(len(logs))
     return float(logs.max() + np.log(relative.mean())), float(error)
 
 
 @eqx.filter_jit
-def _evidences(sampler: Sampler, density: AnnealedDensity, keys: Array, first: int) -> Array:
-    def one(key: Array) -> Array:
-        visits = Visits.every(first, density.num_levels)
-        run: Run = sampler.start(begin(key, EVIDENCE_CHAINS, visits), density, first)
-        run = eqx.tree_at(lambda r: r.log_evidence, run, start_constant(run.log_evidence))
-        return descent(sampler, run, density, first + 1).log_evidence
-
-    return jax.lax.map(one, keys)
+def _evidence(sampler: Sampler, density: AnnealedDensity, run: Run, first: int) -> Array:
+    run = sampler.start(run, density, first)
+    run = eqx.tree_at(lambda r: r.log_evidence, run, start_constant(run.log_evidence))
+    return sampler.advance(run, density, first + 1).log_evidence
 
 
 def chains_at_once(density: AnnealedDensity, chunk: object) -> int:
@@ -224,7 +217,7 @@ def chains_at_once(density: AnnealedDensity, chunk: object) -> int:
     if chunk is not None:
         return check_number(chunk, "chunk")
     size = sum(math.prod(site.shape) for site in density.sites.values())
-    return min(CHAINS_AT_ONCE, max(1, NUMBERS_AT_ONCE // max(size, 1)))
+    return min(8192, max(1, 2**20 // max(size, 1)))  # a million numbers in their positions at most
 
 
 def as_positions(points: object, density: AnnealedDensity) -> dict[str, Array]:

@@ -12,14 +12,13 @@ from jax import Array
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
+from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.metrics.points import as_rows, as_weights
 
 Sites = ArrayLike | Mapping[str, ArrayLike]
 """One site's values, or ``{site: values}``."""
-BLOCK = 1024
-"""Rows of the Stein kernel's matrix that are in memory at a time."""
 
 
 def ksd(
@@ -43,7 +42,7 @@ def ksd(
         samples: shape (n, …), or ``{site: (n, …)}``.
         score: s: a compiled density, whose level 0 counts; a function of ONE event; or the scores themselves, shaped
             like the samples.
-        beta: in (−1, 0): there KSD → 0 implies convergence in law, if the score grows linearly.
+        beta: in (−1, 0): there KSD → 0 implies convergence in distribution, if the score grows linearly.
         length: c > 0, in the samples' units.
         log_weights: of the samples, up to a constant, shape (n,).
 
@@ -69,14 +68,14 @@ def ksd(
         )
     points, scores = _with_scores(samples, score)
     weights, d = as_weights(log_weights, len(points)), points.shape[1]
-    own = (points * scores).sum(1)
+    inner = (points * scores).sum(1)
     total = 0.0
-    for i in range(0, len(points), BLOCK):
-        x, s, w = points[i : i + BLOCK], scores[i : i + BLOCK], weights[i : i + BLOCK]
+    for i in range(0, len(points), tuning.GRAM_ROWS):
+        x, s, w = points[i : i + tuning.GRAM_ROWS], scores[i : i + tuning.GRAM_ROWS], weights[i : i + tuning.GRAM_ROWS]
         square = cdist(x, points, "sqeuclidean")
         q = length**2 + square
         # ⟨x − y, s(y) − s(x)⟩, without an (n, n, d) array
-        along = x @ scores.T - own[None] - own[i : i + BLOCK, None] + s @ points.T
+        along = x @ scores.T - inner[None] - inner[i : i + tuning.GRAM_ROWS, None] + s @ points.T
         stein = q**beta * (s @ scores.T) + 2 * beta * q ** (beta - 1) * (along - d)
         stein -= 4 * beta * (beta - 1) * q ** (beta - 2) * square
         total += float(w @ stein @ weights)

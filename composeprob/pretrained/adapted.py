@@ -1,4 +1,4 @@
-"""A network of a folder as a factor calls it: told its own kind of time, its output only what a score is made of."""
+"""A network of a folder as a factor calls it: given its kind of time, its output only what a score is made of."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax import Array
 
 
 class Adapted(eqx.Module):
-    """A network whose output has the variance beside, or that is told another time than the factor's.
+    """A network whose output has the variance beside, or that takes another time than the factor's.
 
     Attributes:
         network: the network itself.

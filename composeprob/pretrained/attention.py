@@ -13,7 +13,7 @@ from composeprob.pretrained.layers import ACTIVATIONS, Conv, GroupNorm, LayerNor
 
 
 def attend(query: Array, key: Array, value: Array, heads: int, *, causal: bool = False) -> Array:
-    """softmax(q·kᵀ/√d)·v of sequences (length, heads·d), each head by itself; (query's length, heads·d)."""
+    """softmax(q·kᵀ/√d)·v of sequences (length, heads·d), each head separately; (query's length, heads·d)."""
 
     def split(x: Array) -> Array:
         return x.reshape(x.shape[0], heads, -1)
@@ -96,18 +96,22 @@ class Gated(eqx.Module):
     kind: str = eqx.field(static=True)
 
     def __init__(self, inputs: int, outputs: int, kind: str):
-        self.proj = Linear(inputs, outputs * (2 if kind in HALVES else 1))
         self.kind = kind
+        self.proj = Linear(inputs, outputs * (2 if self.has_gate else 1))
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether half of the projection multiplies the other half."""
+        return self.kind in ("geglu", "swiglu")
 
     def __call__(self, x: Array) -> Array:
         y = self.proj(x)
-        if self.kind not in HALVES:
+        if not self.has_gate:
             return FEED_FORWARD[self.kind](y)
         hidden, gate = jnp.split(y, 2, axis=-1)
         return hidden * FEED_FORWARD[self.kind](gate)
 
 
-HALVES = frozenset({"geglu", "swiglu"})
 FEED_FORWARD = {
     "gelu": exact_gelu,
     "gelu-approximate": jax.nn.gelu,

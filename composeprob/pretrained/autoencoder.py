@@ -9,34 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.json_data import JSON, JSONObject
+from composeprob.json_data import JSONObject
 from composeprob.pretrained.attention import Attention
 from composeprob.pretrained.blocks import Middle, Stage, Style, down_stage, up_stage
-from composeprob.pretrained.config import check, options, per_block, unsupported
+from composeprob.pretrained.config import check_block, options, per_block
 from composeprob.pretrained.layers import ACTIVATIONS, Conv, GroupNorm
-
-DEFAULTS: dict[str, JSON] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ("DownEncoderBlock2D",),
-    "up_block_types": ("UpDecoderBlock2D",),
-    "block_out_channels": (64,),
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "sample_size": 32,
-    "scaling_factor": 0.18215,
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "force_upcast": True,  # of half precision, in which nothing is evaluated here unless asked for
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
-}
-DOWN, UP = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
-SUPPORTED: dict[str, tuple[JSON, ...]] = {"act_fn": tuple(ACTIVATIONS)}
 
 
 class Encoder(eqx.Module):
@@ -91,7 +68,7 @@ class Autoencoder(eqx.Module):
     scale: tuple[float, ...] = eqx.field(static=True)
 
     def encode(self, x: Array) -> Array:
-        """The latents of one image (height, width, channels), the mean of their law."""
+        """The latents of one image (height, width, channels), the mean of their distribution."""
         found = self.encoder(x.astype(self.encoder.conv_in.weight.dtype))
         if self.quant_conv is not None:
             found = self.quant_conv(found)
@@ -106,14 +83,42 @@ class Autoencoder(eqx.Module):
         return self.decoder(raw).astype(z.dtype)
 
 
+def _options(config: JSONObject, where: str) -> SimpleNamespace:
+    """The options of an `AutoencoderKL`, with the original's defaults."""
+    return options(
+        config,
+        where,
+        defaults={
+            "in_channels": 3,
+            "out_channels": 3,
+            "down_block_types": ("DownEncoderBlock2D",),
+            "up_block_types": ("UpDecoderBlock2D",),
+            "block_out_channels": (64,),
+            "layers_per_block": 1,
+            "act_fn": "silu",
+            "latent_channels": 4,
+            "norm_num_groups": 32,
+            "sample_size": 32,
+            "scaling_factor": 0.18215,
+            "shift_factor": None,
+            "latents_mean": None,
+            "latents_std": None,
+            "force_upcast": True,  # of half precision, in which nothing is evaluated here unless asked for
+            "use_quant_conv": True,
+            "use_post_quant_conv": True,
+            "mid_block_add_attention": True,
+        },
+        supported={"act_fn": tuple(ACTIVATIONS)},
+    )
+
+
 def build(config: JSONObject, where: str) -> Autoencoder:
     """The skeleton of an `AutoencoderKL` from its config.json.
 
     Raises:
         LoadError: an option or block that is not supported.
     """
-    o = options(config, DEFAULTS, where)
-    check(o, SUPPORTED, where)
+    o = _options(config, where)
     widths, n = list(o.block_out_channels), len(o.block_out_channels)
     downs, ups = (per_block(getattr(o, f"{way}_block_types"), n, f"{way}_block_types", where) for way in ("down", "up"))
     style = Style(None, o.norm_num_groups, 1e-6, o.act_fn)
@@ -126,19 +131,17 @@ def build(config: JSONObject, where: str) -> Autoencoder:
 
     down, channels = [], widths[0]
     for i, kind in enumerate(downs):
-        if kind not in DOWN:
-            unsupported(where, f"down_block_types[{i}]", kind, DOWN)
-        own, shrink = attend if kind.startswith("Attn") else None, "conv" if i < n - 1 else None
-        down.append(down_stage(channels, widths[i], o.layers_per_block, style, own, shrink=shrink, padding=0))
+        check_block(where, f"down_block_types[{i}]", kind, ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"))
+        attention, shrink = attend if kind.startswith("Attn") else None, "conv" if i < n - 1 else None
+        down.append(down_stage(channels, widths[i], o.layers_per_block, style, attention, shrink=shrink, padding=0))
         channels = widths[i]
     up = []
     for i, kind in enumerate(ups):
-        if kind not in UP:
-            unsupported(where, f"up_block_types[{i}]", kind, UP)
+        check_block(where, f"up_block_types[{i}]", kind, ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"))
         outputs = widths[n - 1 - i]
         inputs = [channels, *[outputs] * o.layers_per_block]
-        own = attend if kind.startswith("Attn") else None
-        up.append(up_stage(inputs, outputs, style, own, grow="conv" if i < n - 1 else None))
+        attention = attend if kind.startswith("Attn") else None
+        up.append(up_stage(inputs, outputs, style, attention, grow="conv" if i < n - 1 else None))
         channels = outputs
     latents = o.latent_channels
     encoder = Encoder(

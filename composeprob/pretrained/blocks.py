@@ -14,7 +14,7 @@ from composeprob.pretrained.layers import ACTIVATIONS, Conv, GroupNorm, Linear
 
 Attends = Attention | SpatialTransformer
 Attend = Callable[[int], Attends]
-"""Makes the attention that follows a residual block of so many channels."""
+"""Makes the attention that follows a residual block, from its number of channels."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Resnet(eqx.Module):
         if self.time_emb_proj is None or embedding is None:
             hidden = self.norm2(hidden)
         else:
-            told = self.time_emb_proj(embedding if self.style.skip_activation else activation(embedding))
+            projected = self.time_emb_proj(embedding if self.style.skip_activation else activation(embedding))
             if self.style.scale_shift:
-                scale, shift = jnp.split(told, 2)
+                scale, shift = jnp.split(projected, 2)
                 hidden = self.norm2(hidden) * (1 + scale) + shift
             else:
-                hidden = self.norm2(hidden + told)
+                hidden = self.norm2(hidden + projected)
         hidden = self.conv2(activation(hidden))
         beside = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return (beside + hidden) / self.style.rescale
@@ -140,21 +140,21 @@ class Stage(eqx.Module):
 
     def down(self, x: Array, embedding: Array | None, context: Array | None) -> tuple[Array, list[Array]]:
         """The output, and everything that the way up will see again."""
-        seen = []
+        skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, embedding)
             if self.attentions:
                 x = attended(self.attentions[i], x, context)
-            seen.append(x)
+            skips.append(x)
         for layer in self.downsamplers:
             x = layer(x, embedding)
-            seen.append(x)
-        return x, seen
+            skips.append(x)
+        return x, skips
 
     def up(
         self, x: Array, skips: list[Array] | None, embedding: Array | None = None, context: Array | None = None
     ) -> Array:
-        """The output; ``skips`` loses its last entries, one for each residual block, and the next tells the size."""
+        """The output; ``skips`` loses its last entries, one for each residual block, and the next gives the size."""
         for i, resnet in enumerate(self.resnets):
             x = x if skips is None else jnp.concatenate([x, skips.pop()], axis=-1)
             x = resnet(x, embedding)
@@ -225,6 +225,6 @@ def skip_inputs(before: int, here: int, below: int, layers: int) -> list[int]:
         below: of the skip of its last block, which comes from a stage further out.
         layers: how many blocks.
     """
-    own = [before, *[here] * (layers - 1)]
+    widths = [before, *[here] * (layers - 1)]
     skips = [*[here] * (layers - 1), below]
-    return [a + b for a, b in zip(own, skips, strict=True)]
+    return [a + b for a, b in zip(widths, skips, strict=True)]

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError
-from composeprob.json_data import JSON, JSONObject
+from composeprob.json_data import JSONObject
 from composeprob.pretrained.attention import attend
-from composeprob.pretrained.config import check, options
+from composeprob.pretrained.config import options
 from composeprob.pretrained.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
-
-DEFAULTS: dict[str, JSON] = {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "projection_dim": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "attention_dropout": 0.0,
-    "dropout": 0.0,
-    "initializer_range": 0.02,
-    "initializer_factor": 1.0,
-    "pad_token_id": 1,
-    "bos_token_id": 49406,
-    "eos_token_id": 49407,
-}
-SUPPORTED: dict[str, tuple[JSON, ...]] = {"hidden_act": tuple(ACTIVATIONS)}
-WRONG_END = 2
-"""Old files have this in the place of the end token's id; there the end is the greatest id of a sequence."""
 
 
 class Tokens(eqx.Module):
@@ -123,7 +103,8 @@ class CLIPText(eqx.Module):
 
     def pooled(self, ids: Array) -> Array:
         """The state of the end token, projected where the network has a projection."""
-        place = jnp.argmax(ids) if self.end == WRONG_END else jnp.argmax(ids == self.end)
+        # Old files have 2 in the place of the end token's id: there the end is the greatest id of a sequence.
+        place = jnp.argmax(ids) if self.end == 2 else jnp.argmax(ids == self.end)
         found = self.last(ids)[place]
         return found if self.text_projection is None else self.text_projection(found)
 
@@ -153,15 +134,41 @@ class CLIPText(eqx.Module):
         return array
 
 
+def _options(config: JSONObject, where: str) -> SimpleNamespace:
+    """The options of a CLIP text encoder, with the original's defaults."""
+    return options(
+        config,
+        where,
+        defaults={
+            "vocab_size": 49408,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "projection_dim": 512,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+            "max_position_embeddings": 77,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+            "attention_dropout": 0.0,
+            "dropout": 0.0,
+            "initializer_range": 0.02,
+            "initializer_factor": 1.0,
+            "pad_token_id": 1,
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+        },
+        supported={"hidden_act": tuple(ACTIVATIONS)},
+        others=True,  # of generating text
+    )
+
+
 def build(config: JSONObject, where: str) -> CLIPText:
-    """The skeleton of a CLIP text encoder from its config.json, with a projection where its class says so.
+    """The skeleton of a CLIP text encoder from its config.json, with a projection where its class has one.
 
     Raises:
         LoadError: an option that is not supported.
     """
-    ours = {name: value for name, value in config.items() if name in DEFAULTS}  # the rest is of generating text
-    o = options(ours, DEFAULTS, where)
-    check(o, SUPPORTED, where)
+    o = _options(config, where)
     width, eps = o.hidden_size, o.layer_norm_eps
     layers = tuple(
         Layer(

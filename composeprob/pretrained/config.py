@@ -13,12 +13,10 @@ import numpy as np
 from composeprob.errors import LoadError
 from composeprob.json_data import JSON, JSONObject
 
-T = TypeVar("T")
-Build = Callable[[JSONObject, str], T]
+Made = TypeVar("Made")
+Value = TypeVar("Value")
+Build = Callable[[JSONObject, str], Made]
 """Makes a network's skeleton, or levels, of a file's options; the second argument is the file, for errors."""
-OLD_NAMES = {"num_train_steps": "num_train_timesteps"}
-NOTES = frozenset({"architectures", "dtype", "model_type", "name_or_path", "torch_dtype", "transformers_version"})
-"""What a file notes of its own history, and no network reads."""
 
 
 def read_json(path: Path) -> JSONObject:
@@ -44,26 +42,39 @@ def read_json(path: Path) -> JSONObject:
     return found
 
 
-def options(config: JSONObject, defaults: Mapping[str, JSON], where: str) -> SimpleNamespace:
-    """Returns every option of a network, the original's default where the file does not say.
+def options(
+    config: JSONObject,
+    where: str,
+    *,
+    defaults: Mapping[str, JSON],
+    supported: Mapping[str, tuple[JSON, ...]],
+    others: bool = False,
+) -> SimpleNamespace:
+    """Returns every option of a network, the original's default where the file gives none.
 
     Args:
         config: the file's object; names that begin with an underscore are notes.
-        defaults: all options that the network has, with the original's defaults.
         where: the file, for errors.
+        defaults: all options that the network has, with the original's defaults.
+        supported: the values that are supported, of options of which not all are.
+        others: whether the file may hold options of something else beside the network's.
 
     Raises:
-        LoadError: an option that the network does not have.
+        LoadError: an option that the network does not have, or a value that is not supported.
     """
-    given = {OLD_NAMES.get(name, name): value for name, value in config.items() if not name.startswith("_")}
-    unknown = sorted(set(given) - set(defaults) - NOTES)
-    if unknown:
+    old_names = {"num_train_steps": "num_train_timesteps"}
+    history = {"architectures", "dtype", "model_type", "name_or_path", "torch_dtype", "transformers_version"}
+    given = {old_names.get(name, name): value for name, value in config.items() if not name.startswith("_")}
+    unknown = sorted(set(given) - set(defaults) - history)
+    if unknown and not others:
         raise LoadError(
             f"{where} has the option{'s' * (len(unknown) > 1)} {', '.join(unknown)}, which this network is not known "
             "to have: it would compute something else than was trained.",
-            fix="load a model without it; if the option says nothing of the network, delete it from the file.",
+            fix="load a model without it; if the option does not concern the network, delete it from the file.",
         )
-    return SimpleNamespace(**{**defaults, **{name: value for name, value in given.items() if name in defaults}})
+    found = SimpleNamespace(**{**defaults, **{name: value for name, value in given.items() if name in defaults}})
+    check(found, supported, where)
+    return found
 
 
 def check(found: SimpleNamespace, supported: Mapping[str, tuple[JSON, ...]], where: str) -> None:
@@ -81,12 +92,18 @@ def check(found: SimpleNamespace, supported: Mapping[str, tuple[JSON, ...]], whe
 def unsupported(where: str, name: str, value: object, supported: tuple[JSON, ...]) -> NoReturn:
     """Refuses an option's value."""
     raise LoadError(
-        f"{where} says {name}={value!r}, which is not supported.",
+        f"{where} has {name}={value!r}, which is not supported.",
         fix=f"{name} may be {', '.join(map(repr, supported))}; wrap another network yourself: cp.Diffusion(…).",
     )
 
 
-def made(build: Build[T], config: JSONObject, where: str) -> T:
+def check_block(where: str, name: str, kind: str, supported: tuple[str, ...]) -> None:
+    """Refuses a block of a kind that is not supported."""
+    if kind not in supported:
+        unsupported(where, name, kind, supported)
+
+
+def built(build: Build[Made], config: JSONObject, where: str) -> Made:
     """Returns ``build(config, where)``; a value of a kind that cannot be meant is refused by the option's name.
 
     Raises:
@@ -99,9 +116,9 @@ def made(build: Build[T], config: JSONObject, where: str) -> T:
         raise
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
         name = _culprit(build, config, where, of_kind=isinstance(error, TypeError | AttributeError))
-        told = "holds options" if name is None else f"says {name}={config[name]!r}"
+        problem = "holds options" if name is None else f"has {name}={config[name]!r}"
         raise LoadError(
-            f"{where} {told} of which nothing can be made: {type(error).__name__}: {str(error).splitlines()[0]}",
+            f"{where} {problem} of which nothing can be made: {type(error).__name__}: {str(error).splitlines()[0]}",
             fix="fetch the file again, from where the weights are; or correct the value.",
         ) from error
 
@@ -120,7 +137,7 @@ def _culprit(build: Build[object], config: JSONObject, where: str, of_kind: bool
     return refused if of_kind else None
 
 
-def per_block(value: T | list[T] | tuple[T, ...], count: int, name: str, where: str) -> list[T]:
+def per_block(value: Value | list[Value] | tuple[Value, ...], count: int, name: str, where: str) -> list[Value]:
     """An option that is given once, or once for each block, as a list of one value a block.
 
     Raises:

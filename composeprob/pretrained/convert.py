@@ -1,7 +1,7 @@
 """A state dict of guided-diffusion's UNetModel as a folder that `from_diffusers` loads.
 
-What the shapes of the weights tell is read from them: channels, blocks, where there is attention, labels. What they do
-not tell, the caller says: the image's size, the heads and their order, the schedule.
+What the shapes of the weights contain is read from them: channels, blocks, where there is attention, labels. The
+caller supplies the rest: the image's size, the heads and their order, the schedule.
 """
 
 from __future__ import annotations
@@ -21,32 +21,10 @@ from composeprob.pretrained import adm, schedulers, tensors
 from composeprob.pretrained.layers import Parameter
 from composeprob.pretrained.tensors import Stored
 
-RESNET = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-TOP = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "label_emb": "class_embedding",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
-"""Names of guided-diffusion, and the names here."""
-FIX = (
-    "save the state_dict of a UNetModel of guided-diffusion or improved-diffusion; a model in diffusers' form needs no "
-    "conversion, and diffusers' from_single_file reads single files of Stable Diffusion."
-)
-
 
 @dataclass(frozen=True)
-class Told:
-    """What weights do not tell, by the names of guided-diffusion's own options.
+class Supplied:
+    """Options that cannot be read off the weights, by the names of guided-diffusion's own options.
 
     Attributes:
         image_size: height and width of the images.
@@ -56,7 +34,7 @@ class Told:
         noise_schedule: ``"linear"`` or ``"cosine"``.
         diffusion_steps: timesteps of the training.
         predict_xstart: whether the output is x̂₀, and not ε̂.
-        rescale_timesteps: whether the network is told timesteps as if there were 1,000.
+        rescale_timesteps: whether the network takes timesteps as if there were 1,000.
     """
 
     image_size: int
@@ -70,7 +48,7 @@ class Told:
     rescale_timesteps: bool = False
 
 
-def convert(weights: Path, out: Path, told: Told, *, replace: bool = False) -> JSONObject:
+def convert(weights: Path, out: Path, supplied: Supplied, *, replace: bool = False) -> JSONObject:
     """Writes a folder with config.json, the weights and scheduler_config.json; returns the network's configuration.
 
     Args:
@@ -90,28 +68,28 @@ def convert(weights: Path, out: Path, told: Told, *, replace: bool = False) -> J
             f"{out} is there already.", fix="write into another folder, or replace what is there with --replace."
         )
     stored = tensors.header(weights)
-    config = configuration(stored, told, str(weights))
-    if told.image_size < 1 or told.image_size % 2 ** (len(config["block_channels"]) - 1):
+    config = configuration(stored, supplied, str(weights))
+    if supplied.image_size < 1 or supplied.image_size % 2 ** (len(config["block_channels"]) - 1):
         raise InvalidValueError(
-            f"image_size={told.image_size} cannot be halved as often as this network does, "
+            f"image_size={supplied.image_size} cannot be halved as often as this network does, "
             f"{len(config['block_channels']) - 1} times.",
             fix="give the size of the images that it was trained on.",
         )
     scheduler = {
-        "_class_name": schedulers.GUIDED,
-        **{name: getattr(told, name) for name in ("noise_schedule", "diffusion_steps", "predict_xstart")},
+        "_class_name": schedulers.Family.GUIDED.value[0],
+        **{name: getattr(supplied, name) for name in ("noise_schedule", "diffusion_steps", "predict_xstart")},
     }
     schedulers.trained(scheduler, "the command")  # refused before anything is written
-    arrays = dict(_renamed(stored, config, told, str(weights)))
+    arrays = dict(_renamed(stored, config, supplied, str(weights)))
     _check(adm.build(config, str(weights)).module, arrays, str(weights))
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (out / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
-    tensors.write(out / f"{tensors.NAMES[0]}.safetensors", arrays)
+    tensors.write(out / "diffusion_pytorch_model.safetensors", arrays)
     return config
 
 
-def configuration(stored: Mapping[str, Stored], told: Told, where: str) -> JSONObject:
+def configuration(stored: Mapping[str, Stored], supplied: Supplied, where: str) -> JSONObject:
     """The network's options, as `adm.build` takes them.
 
     Raises:
@@ -120,7 +98,7 @@ def configuration(stored: Mapping[str, Stored], told: Told, where: str) -> JSONO
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in stored:
-            raise LoadError(f"{where} has no {name}, as a UNetModel of guided-diffusion has.", fix=FIX)
+            raise _foreign(f"{where} has no {name}, as a UNetModel of guided-diffusion has.")
         return stored[name].shape
 
     inputs, outputs = shape("input_blocks.0.0.weight")[1], shape("out.2.weight")[0]
@@ -134,14 +112,14 @@ def configuration(stored: Mapping[str, Stored], told: Told, where: str) -> JSONO
     grown = {int(j) for j in _indices(stored, r"output_blocks\.(\d+)\.(?:[12]\.in_layers|[12]\.conv)\.")}
     period = min(grown, default=count - 1) + 1  # blocks of one resolution on the way up, one more than on the way down
     if period < 2 or count % period or grown != set(range(period - 1, count - 1, period)):
-        raise LoadError(f"The output_blocks of {where} are not those of a UNetModel of guided-diffusion.", fix=FIX)
+        raise _foreign(f"The output_blocks of {where} are not those of a UNetModel of guided-diffusion.")
     first = [i * period for i in reversed(range(count // period))]  # of each resolution, the largest images first
     widths = [shape(f"output_blocks.{j}.0.out_layers.3.weight")[0] for j in first]
     channels = shape("time_embed.0.weight")[1]
-    steps = 1000 / told.diffusion_steps if told.rescale_timesteps and told.diffusion_steps > 0 else 1.0
+    steps = 1000 / supplied.diffusion_steps if supplied.rescale_timesteps and supplied.diffusion_steps > 0 else 1.0
     return {
         "_class_name": adm.NAME,
-        "image_size": told.image_size,
+        "image_size": supplied.image_size,
         "in_channels": inputs,
         "out_channels": outputs,
         "num_channels": channels,
@@ -149,13 +127,22 @@ def configuration(stored: Mapping[str, Stored], told: Told, where: str) -> JSONO
         "attention_blocks": [f"output_blocks.{j}.1.qkv.weight" in stored for j in first],
         "num_res_blocks": period - 1,
         "num_classes": shape("label_emb.weight")[0] if "label_emb.weight" in stored else None,
-        "num_heads": told.num_heads,
-        "num_head_channels": told.num_head_channels,
-        "num_heads_upsample": told.num_heads_upsample,
+        "num_heads": supplied.num_heads,
+        "num_head_channels": supplied.num_head_channels,
+        "num_heads_upsample": supplied.num_heads_upsample,
         "use_scale_shift_norm": shape("middle_block.0.emb_layers.1.weight")[0] == 2 * widths[-1],
         "resblock_updown": any(_indices(stored, r"output_blocks\.(\d+)\.[12]\.in_layers\.")),
         "time_scale": steps,
     }
+
+
+def _foreign(message: str) -> LoadError:
+    """The error of weights that are not guided-diffusion's."""
+    return LoadError(
+        message,
+        fix="save the state_dict of a UNetModel of guided-diffusion or improved-diffusion; a model in diffusers' form "
+        "needs no conversion, and diffusers' from_single_file reads single files of Stable Diffusion.",
+    )
 
 
 def _indices(names: Mapping[str, Stored], pattern: str) -> Iterator[str]:
@@ -163,7 +150,7 @@ def _indices(names: Mapping[str, Stored], pattern: str) -> Iterator[str]:
 
 
 def _renamed(
-    stored: Mapping[str, Stored], config: JSONObject, told: Told, where: str
+    stored: Mapping[str, Stored], config: JSONObject, supplied: Supplied, where: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Every array by its name here, queries, keys and values apart."""
     for name, entry in stored.items():
@@ -173,14 +160,14 @@ def _renamed(
         if inner == "qkv":
             width = entry.shape[0] // 3
             up = name.startswith("output_blocks")
-            number = (told.num_heads_upsample if up else None) or told.num_heads
-            count = adm.heads(width, number, told.num_head_channels, where)
-            for part, array_of in zip("qkv", _split(array, count, told.use_new_attention_order), strict=True):
+            number = (supplied.num_heads_upsample if up else None) or supplied.num_heads
+            count = adm.heads(width, number, supplied.num_head_channels, where)
+            for part, array_of in zip("qkv", _split(array, count, supplied.use_new_attention_order), strict=True):
                 yield f"{here}.to_{part}.{kind}", array_of
         elif inner == "proj_out":
             yield f"{here}.to_out.0.{kind}", array.reshape(array.shape[:2])
         elif here is None:
-            raise LoadError(f"{where} has {name}, which a UNetModel of guided-diffusion has not.", fix=FIX)
+            raise _foreign(f"{where} has {name}, which a UNetModel of guided-diffusion has not.")
         else:
             yield f"{here}.{kind}", array
 
@@ -190,14 +177,22 @@ def _split(array: np.ndarray, heads: int, new_order: bool) -> list[np.ndarray]:
     thirds of each head."""
     wide = array.reshape(array.shape[:2]) if array.ndim > 1 else array  # a convolution of one pixel
     width, rest = wide.shape[0] // 3, wide.shape[1:]
-    apart = wide.reshape(3, width, *rest) if new_order else wide.reshape(heads, 3, width // heads, *rest)
-    return [(apart[i] if new_order else apart[:, i]).reshape(width, *rest) for i in range(3)]
+    thirds = wide.reshape(3, width, *rest) if new_order else wide.reshape(heads, 3, width // heads, *rest)
+    return [(thirds[i] if new_order else thirds[:, i]).reshape(width, *rest) for i in range(3)]
 
 
 def _place(layer: str, layers: int) -> tuple[str | None, str]:
     """Where a layer of the original lies here, and its name within attention; None for one that is not known."""
-    if layer in TOP:
-        return TOP[layer], ""
+    outside = {
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "label_emb": "class_embedding",
+        "input_blocks.0.0": "conv_in",
+        "out.0": "conv_norm_out",
+        "out.2": "conv_out",
+    }
+    if layer in outside:
+        return outside[layer], ""
     found = re.fullmatch(r"(input_blocks|output_blocks)\.(\d+)\.(\d)\.(.+)|(middle_block)\.()(\d)\.(.+)", layer)
     if found is None:
         return None, ""
@@ -219,7 +214,15 @@ def _place(layer: str, layers: int) -> tuple[str | None, str]:
     if last and inner in ("op", "conv"):
         return f"{change}.conv", ""
     resnet = change if last else f"{stage}.resnets.{block}"
-    return (f"{resnet}.{RESNET[inner]}" if inner in RESNET else None), ""
+    names = {
+        "in_layers.0": "norm1",
+        "in_layers.2": "conv1",
+        "emb_layers.1": "time_emb_proj",
+        "out_layers.0": "norm2",
+        "out_layers.3": "conv2",
+        "skip_connection": "conv_shortcut",
+    }
+    return (f"{resnet}.{names[inner]}" if inner in names else None), ""
 
 
 def _check(skeleton: PyTree[Parameter], arrays: Mapping[str, np.ndarray], where: str) -> None:
@@ -233,8 +236,7 @@ def _check(skeleton: PyTree[Parameter], arrays: Mapping[str, np.ndarray], where:
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if wrong:
         name = wrong[0]
-        raise LoadError(
+        raise _foreign(
             f"The weights in {where} are not those of one UNetModel: for {name} the file has {found.get(name)}, and "
-            f"the other layers ask for {wanted.get(name)}" + (f"; {len(wrong) - 1} more." if len(wrong) > 1 else "."),
-            fix=FIX,
+            f"the other layers ask for {wanted.get(name)}" + (f"; {len(wrong) - 1} more." if len(wrong) > 1 else ".")
         )

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.json_data import JSON, JSONObject
+from composeprob.json_data import JSONObject
 from composeprob.pretrained.attention import FEED_FORWARD, Attention, FeedForward
-from composeprob.pretrained.config import check, options
+from composeprob.pretrained.config import options
 from composeprob.pretrained.embeddings import EmbeddingMLP, Sinusoids, grid_sinusoids
 from composeprob.pretrained.layers import Conv, Embedding, LayerNorm, Linear
 from composeprob.pretrained.network import Network
-
-DEFAULTS: dict[str, JSON] = {
-    "num_attention_heads": 16,
-    "attention_head_dim": 72,
-    "in_channels": 4,
-    "out_channels": None,
-    "num_layers": 28,
-    "dropout": 0.0,
-    "norm_num_groups": 32,  # the original has no group norm here either
-    "attention_bias": True,
-    "sample_size": 32,
-    "patch_size": 2,
-    "activation_fn": "gelu-approximate",
-    "num_embeds_ada_norm": 1000,
-    "upcast_attention": False,
-    "norm_type": "ada_norm_zero",
-    "norm_elementwise_affine": False,
-    "norm_eps": 1e-5,
-}
-SUPPORTED: dict[str, tuple[JSON, ...]] = {"activation_fn": tuple(FEED_FORWARD), "norm_type": ("ada_norm_zero",)}
 
 
 class Patches(eqx.Module):
@@ -89,7 +71,7 @@ class AdaptiveNorm(eqx.Module):
         self.linear = Linear(width, count * width)
 
     def parts(self, embedding: Array, count: int) -> list[Array]:
-        """The parts of what the embedding says."""
+        """The parts of the projected embedding."""
         return jnp.split(self.linear(jax.nn.silu(embedding)), count)
 
 
@@ -115,7 +97,7 @@ class Block(eqx.Module):
 
 
 class DiT(eqx.Module):
-    """A transformer over patches of latents, told a time and a label."""
+    """A transformer over patches of latents, given a time and a label."""
 
     pos_embed: Patches
     transformer_blocks: tuple[Block, ...]
@@ -141,14 +123,40 @@ def unpatched(sequence: Array, height: int, width: int, size: int) -> Array:
     return patches.transpose(0, 2, 1, 3, 4).reshape(height, width, -1)
 
 
+def _options(config: JSONObject, where: str) -> SimpleNamespace:
+    """The options of a `DiTTransformer2DModel`, with the original's defaults."""
+    return options(
+        config,
+        where,
+        defaults={
+            "num_attention_heads": 16,
+            "attention_head_dim": 72,
+            "in_channels": 4,
+            "out_channels": None,
+            "num_layers": 28,
+            "dropout": 0.0,
+            "norm_num_groups": 32,  # the original has no group norm here either
+            "attention_bias": True,
+            "sample_size": 32,
+            "patch_size": 2,
+            "activation_fn": "gelu-approximate",
+            "num_embeds_ada_norm": 1000,
+            "upcast_attention": False,
+            "norm_type": "ada_norm_zero",
+            "norm_elementwise_affine": False,
+            "norm_eps": 1e-5,
+        },
+        supported={"activation_fn": tuple(FEED_FORWARD), "norm_type": ("ada_norm_zero",)},
+    )
+
+
 def build(config: JSONObject, where: str) -> Network:
     """The skeleton of a `DiTTransformer2DModel` from its config.json.
 
     Raises:
         LoadError: an option that is not supported.
     """
-    o = options(config, DEFAULTS, where)
-    check(o, SUPPORTED, where)
+    o = _options(config, where)
     width = o.num_attention_heads * o.attention_head_dim
     outputs = o.in_channels if o.out_channels is None else o.out_channels
     blocks = tuple(

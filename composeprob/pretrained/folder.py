@@ -11,9 +11,6 @@ from composeprob.json_data import JSON
 from composeprob.pretrained.config import read_json
 from composeprob.pretrained.tensors import refuse_pickles
 
-INDEX = "model_index.json"
-WANTED = ("*.json", "*.safetensors", "*.txt", "*/*.json", "*/*.safetensors", "*/*.txt")
-
 
 @dataclass(frozen=True)
 class Folder:
@@ -27,7 +24,7 @@ class Folder:
     path: Path
     components: dict[str, str]
 
-    def of(self, component: str) -> Path:
+    def component_path(self, component: str) -> Path:
         """The folder of a component."""
         return self.path / component if self.components else self.path
 
@@ -50,15 +47,15 @@ def find(path: str | os.PathLike[str]) -> Folder:
         )
     if not place.is_dir():
         place = _from_hub(str(path))
-    if (place / INDEX).exists():
-        index = read_json(place / INDEX)
+    if (place / "model_index.json").exists():
+        index = read_json(place / "model_index.json")
         classes = {name: entry[1] for name, entry in index.items() if _is_component(entry)}
         return Folder(place, classes)
     if (place / "config.json").exists():
         return Folder(place, {})
     refuse_pickles(place)
     raise LoadError(
-        f"There is neither {INDEX} nor config.json in {place}.",
+        f"There is neither model_index.json nor config.json in {place}.",
         fix="give a folder as diffusers' save_pretrained writes it; its from_single_file reads single files.",
     )
 
@@ -80,7 +77,8 @@ def _from_hub(name: str) -> Path:
             fix="pip install 'composeprob[hub]', or check the path.",
         ) from error
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(WANTED)))
+        wanted = [f"{folder}*.{kind}" for folder in ("", "*/") for kind in ("json", "safetensors", "txt")]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # of many kinds: of the network, of the hub, of the cache
         raise LoadError(
             f"There is no folder {name}, and the hub gives no model of that name: {str(error).splitlines()[0]}",

@@ -1,6 +1,6 @@
 """Layers of other people's networks: images are (height, width, channels), sequences (length, channels), no batch axis.
 
-A network is first built as a skeleton, whose arrays are `Parameter`s that only say their shape; `tensors.fill` puts the
+A network is first built as a skeleton, whose arrays are `Parameter`s with a shape only; `tensors.fill` puts the
 arrays of a file in their place. The names of the fields are the names in the files.
 """
 
@@ -14,8 +14,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,9 @@ def parameter(*shape: int, axes: tuple[int, ...] | None = None) -> Any:
 
 def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Sequence[tuple[int, int]]) -> Array:
     """An image (height, width, in) with a kernel (height, width, in, out)."""
-    return jax.lax.conv_general_dilated(x[None], kernel, strides, padding, dimension_numbers=_LAYOUT)[0]
+    return jax.lax.conv_general_dilated(x[None], kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))[
+        0
+    ]
 
 
 class Conv(eqx.Module):
@@ -139,11 +139,11 @@ class GroupNorm(eqx.Module):
     def __call__(self, x: Array) -> Array:
         # Sums over places first, channel by channel: along the channels, groups of few are slow on every processor.
         pixels = x.astype(jnp.float32).reshape(-1, x.shape[-1])
-        mean = self._of_groups(pixels.mean(0))
-        scale = self.weight * jax.lax.rsqrt(self._of_groups(jnp.mean((pixels - mean) ** 2, 0)) + self.eps)
+        mean = self._group_means(pixels.mean(0))
+        scale = self.weight * jax.lax.rsqrt(self._group_means(jnp.mean((pixels - mean) ** 2, 0)) + self.eps)
         return (pixels * scale + (self.bias - mean * scale)).reshape(x.shape).astype(x.dtype)
 
-    def _of_groups(self, channels: Array) -> Array:
+    def _group_means(self, channels: Array) -> Array:
         """Each channel's mean over its group."""
         means = channels.reshape(self.groups, -1).mean(-1)
         return jnp.repeat(means, channels.shape[0] // self.groups)

@@ -33,7 +33,7 @@ from composeprob.pretrained import (
 )
 from composeprob.pretrained.adapted import Adapted, Preconditioned
 from composeprob.pretrained.clip import CLIPText
-from composeprob.pretrained.config import Build, made, read_json, unsupported
+from composeprob.pretrained.config import Build, built, read_json, unsupported
 from composeprob.pretrained.model import Coder, Parts, Pretrained
 from composeprob.pretrained.network import Network
 from composeprob.pretrained.text import Prompts, TextEncoder
@@ -51,9 +51,7 @@ AUTOENCODERS: dict[str, Build[Coder]] = {
     "AutoencoderKL": autoencoder.build,
     "AutoencoderTiny": tiny.build,
 }
-T = TypeVar("T")
-TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+Made = TypeVar("Made")
 IGNORED = ("pos_embed.pos_embed", "embeddings.position_ids")
 """Tables that old files have and networks make themselves."""
 
@@ -71,9 +69,9 @@ def from_diffusers(
     1,000: at level k its score is −ε̂/σ_k with ε̂ the original's output at timestep k. On any other schedule it is
     evaluated where the log-SNR is the same, at a real-valued timestep between two trained ones
     (``time="real_level"``): its sinusoidal embedding is smooth, and neighbouring timesteps differ little. Networks of
-    flow matching and those told σ are evaluated at the noise itself. A last level without any signal is given as much
-    as single precision tells from none. Clipping and thresholding that samplers of a scheduler add are left out: they
-    are no part of the model.
+    flow matching and those given σ are evaluated at the noise itself. A last level without any signal is given as much
+    as single precision distinguishes from none. Clipping and thresholding that samplers of a scheduler add are left
+    out: they are no part of the model.
 
     Known are `UNet2DModel`, `UNet2DConditionModel` (Stable Diffusion 1, 2, XL), `DiTTransformer2DModel`,
     `SD3Transformer2DModel`, with `AutoencoderKL`, `AutoencoderTiny` and CLIP's text encoders; and what ``composeprob
@@ -91,8 +89,8 @@ def from_diffusers(
 
     Returns:
         A `Diffusion`, which has a score and no energy. Its conditions: ``prompt`` (a text, token ids, or hidden states
-        (length, width), with the pooled vector as a last row where the network is told one), ``label``, ``size`` (of
-        Stable Diffusion XL, six numbers). Without a prompt it is told the empty one; where a transformer knows "no
+        (length, width), with the pooled vector as a last row where the network takes one), ``label``, ``size`` (of
+        Stable Diffusion XL, six numbers). Without a prompt it takes the empty one; where a transformer knows "no
         label", that. It can ``decode(latents)``, ``encode(images)`` and has its ``text_encoder``.
 
     Raises:
@@ -116,13 +114,13 @@ def from_diffusers(
     kind = _dtype(dtype)
     place = folder.find(path_or_repo_id)
     name = _component(place, component)
-    where = place.of(name)
+    where = place.component_path(name)
     config = read_json(where / "config.json")
     network = _built(config, NETWORKS, str(where / "config.json"))
     learned = _trained(place, schedule)
     shape = _event_shape(network, str(where / "config.json"))
-    # Everything that can be refused is looked at before the first weight is read.
-    beside = _beside(place, kind)
+    # Everything that can be refused is examined before the first weight is read.
+    beside = _encoders(place, kind)
     module = tensors.fill(
         network.module, tensors.weights(where), str(where), kind, rename=tensors.current, ignored=IGNORED
     )
@@ -139,9 +137,10 @@ def _dtype(dtype: DTypeLike | None) -> DTypeLike:
         name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     except TypeError:
         name = repr(dtype)
-    if name not in DTYPES:
-        raise InvalidValueError(f"Unknown dtype {name!r}.", fix=f"use one of: {', '.join(DTYPES)}.")
-    return DTYPES[name]
+    known = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+    if name not in known:
+        raise InvalidValueError(f"Unknown dtype {name!r}.", fix=f"use one of: {', '.join(known)}.")
+    return known[name]
 
 
 def _component(place: folder.Folder, component: str | None) -> str:
@@ -168,11 +167,11 @@ def _component(place: folder.Folder, component: str | None) -> str:
     )
 
 
-def _built(config: JSONObject, known: Mapping[str, Build[T]], where: str) -> T:
+def _built(config: JSONObject, known: Mapping[str, Build[Made]], where: str) -> Made:
     kind = config.get("_class_name")
     if not isinstance(kind, str) or kind not in known:
         unsupported(where, "_class_name", kind, tuple(known))
-    return made(known[kind], config, where)
+    return built(known[kind], config, where)
 
 
 def _trained(place: folder.Folder, schedule: Schedule | None) -> schedulers.Trained:
@@ -181,14 +180,14 @@ def _trained(place: folder.Folder, schedule: Schedule | None) -> schedulers.Trai
         file = place.path / "scheduler_config.json"
     if not file.exists() and schedule is None:
         raise LoadError(
-            f"{place.path} has no scheduler, so nothing says which levels its network was trained on.",
+            f"{place.path} has no scheduler, so nothing states which levels its network was trained on.",
             fix="give the folder of the whole pipeline, or schedule=cp.Schedule.linear(1000), with the levels of its "
             "training.",
         )
     if not file.exists():
         assert schedule is not None
         return schedulers.Trained(schedule, "epsilon")
-    return made(schedulers.trained, read_json(file), str(file))
+    return built(schedulers.trained, read_json(file), str(file))
 
 
 def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
@@ -196,7 +195,7 @@ def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(isinstance(n, int) and n > 0 and n % network.multiple == 0 for n in sides):
         raise LoadError(
-            f"{where} says sample_size={size!r}, which gives no shape of events.",
+            f"{where} has sample_size={size!r}, which gives no shape of events.",
             fix=f'write the height and width there, multiples of {network.multiple}: "sample_size": [64, 64].',
         )
     if network.outputs not in (network.channels, 2 * network.channels):
@@ -208,26 +207,26 @@ def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
     return sides[0], sides[1], network.channels
 
 
-def _beside(place: folder.Folder, dtype: DTypeLike) -> Callable[[], tuple[Coder | None, tuple[TextEncoder, ...]]]:
+def _encoders(place: folder.Folder, dtype: DTypeLike) -> Callable[[], tuple[Coder | None, tuple[TextEncoder, ...]]]:
     """Checks the autoencoder and the text encoders of a pipeline; returns what reads them."""
     readers: list[Callable[[], Coder]] = []
     for name in ("vae", "vqvae"):
         if name in place.components:
-            where = place.of(name)
+            where = place.component_path(name)
             coder = _built(read_json(where / "config.json"), AUTOENCODERS, str(where / "config.json"))
             readers.append(_reader(coder, where, dtype))
     texts: list[tuple[Callable[[], CLIPText], Tokenizer | None]] = []
     for suffix in ("", "_2"):
         name = f"text_encoder{suffix}"
-        if place.components.get(name) in TEXT_ENCODERS:
-            where = place.of(name)
+        if place.components.get(name) in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+            where = place.component_path(name)
             config = {"architectures": [place.components[name]], **read_json(where / "config.json")}
-            skeleton = made(clip.build, config, str(where / "config.json"))
+            skeleton = built(clip.build, config, str(where / "config.json"))
             files = place.path / f"tokenizer{suffix}"
             tokenizer = Tokenizer(files, skeleton.length) if files.is_dir() else None
             texts.append((_reader(skeleton, where, dtype), tokenizer))
     if "text_encoder_3" in place.components:
-        texts = []  # a prompt is told by all three, and T5 is not among those that are known
+        texts = []  # a prompt is encoded by all three, and T5 is not among those that are known
 
     def read() -> tuple[Coder | None, tuple[TextEncoder, ...]]:
         return readers[0]() if readers else None, tuple(TextEncoder(reader(), tokenizer) for reader, tokenizer in texts)
@@ -235,7 +234,7 @@ def _beside(place: folder.Folder, dtype: DTypeLike) -> Callable[[], tuple[Coder 
     return read
 
 
-def _reader(skeleton: T, where: Path, dtype: DTypeLike) -> Callable[[], T]:
+def _reader(skeleton: Made, where: Path, dtype: DTypeLike) -> Callable[[], Made]:
     stored = tensors.weights(where)
     rename = lambda name: tensors.current(name.removeprefix("text_model."))  # noqa: E731
     arguments = skeleton, stored, str(where), dtype
@@ -247,20 +246,20 @@ def _adapted(
     module: Callable[..., Array], network: Network, learned: schedulers.Trained, schedule: Schedule | None
 ) -> tuple[Callable[..., Array], dict[str, Any]]:
     """The network as the factor calls it, with the factor's levels, time and parameterization."""
-    own = learned.schedule
+    native = learned.schedule
     time = learned.time or network.time
     pooled = network.conditions["pooled"][0] if "pooled" in network.conditions else None
     flow = 1000.0 if learned.parameterization == "flow" else None
-    options = {"schedule": own, "parameterization": learned.parameterization, "time": time}
+    options = {"schedule": native, "parameterization": learned.parameterization, "time": time}
     if learned.sigma_data is not None:
         sign = 1.0 if learned.parameterization == "edm" else -1.0
         module = Preconditioned(module, learned.sigma_data, sign)
         options["parameterization"] = "x0"
     known = None
-    if schedule is not None and not schedule.same_levels(own):
+    if schedule is not None and not schedule.same_levels(native):
         options["schedule"] = schedule
         if time == "real_level":
-            log_snr = 2 * (np.log(own.alpha) - np.log(own.sigma))
+            log_snr = 2 * (np.log(native.alpha) - np.log(native.sigma))
             known, options["time"] = jnp.asarray(log_snr[::-1], jnp.float32), "log_snr"
             options["log_snr_range"] = (float(log_snr[-1]), float(log_snr[0]))
     if known is not None or flow is not None or pooled is not None or network.outputs != network.channels:

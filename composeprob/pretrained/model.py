@@ -46,14 +46,14 @@ class Parts:
         assert self.autoencoder is not None
         latent = jnp.asarray(latents, jnp.result_type(float))
         _check_image(latent, self.autoencoder.latents, 1, "Latents")
-        return _each(_decode, self.autoencoder, latent)
+        return _map_images(_decode, self.autoencoder, latent)
 
     def encode(self, images: ArrayLike) -> Array:
         """Latents of images, (…, height, width, channels)."""
         assert self.autoencoder is not None
         image = jnp.asarray(images, jnp.result_type(float))
         _check_image(image, self.autoencoder.channels, self.autoencoder.shrinks, "Images")
-        return _each(_encode, self.autoencoder, image)
+        return _map_images(_encode, self.autoencoder, image)
 
 
 def pixels(images: object) -> np.ndarray:
@@ -83,8 +83,8 @@ class Pretrained(Diffusion):
         return pixels if self.parts.autoencoder is None else self.parts.pictures
 
     def shown(self, name: str, value: Array) -> str:
-        for said, encoder in self.encoders:
-            if said == name and isinstance(encoder, Prompts) and (text := encoder.text_of(value)) is not None:
+        for condition, encoder in self.encoders:
+            if condition == name and isinstance(encoder, Prompts) and (text := encoder.text_of(value)) is not None:
                 return repr(text)
         return super().shown(name, value)
 
@@ -133,7 +133,7 @@ class Pretrained(Diffusion):
         return self.parts.decode(latents)
 
     def encode(self, images: ArrayLike) -> Array:
-        """Makes latents of images: the mean of the encoder's law, scaled as the network was trained.
+        """Makes latents of images: the mean of the encoder's distribution, scaled as the network was trained.
 
         Args:
             images: (…, height, width, channels), their values from −1 to 1.
@@ -165,7 +165,7 @@ def _check_image(x: Array, channels: int, multiple: int, what: str) -> None:
         )
 
 
-def _each(function: Callable[[Coder, Array], Array], network: Coder, x: Array) -> Array:
+def _map_images(function: Callable[[Coder, Array], Array], network: Coder, x: Array) -> Array:
     """The function of every image of a stack."""
     stack = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
     found = function(network, stack if len(stack) else jnp.zeros((1, *x.shape[-3:]), x.dtype))[: len(stack)]

@@ -1,4 +1,4 @@
-"""What a folder's network is to a factor: its skeleton, the events and conditions it takes, what it is told of time."""
+"""What a folder's network is to a factor: its skeleton, the events and conditions it takes, the time that it takes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Network:
 
     Attributes:
         module: called as ``module(x, t, **conditions)`` on one event; its arrays are `layers.Parameter`s.
-        sample_size: height and width of events, or one number for both; None where the file does not say.
+        sample_size: height and width of events, or one number for both; None where the file has none.
         channels: of events.
         outputs: channels of the output; twice ``channels`` where the variance is learned too.
         multiple: height and width must be multiples of it.
-        time: what it is told of the noise, as `Diffusion`'s ``time``.
+        time: what it takes of the noise, as `Diffusion`'s ``time``.
         conditions: the shape of each condition.
         classes: how many labels there are; None where labels are not numbered.
         null_label: the label that means "no label"; None where there is none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -12,29 +13,24 @@ from composeprob.json_data import JSONObject
 from composeprob.pretrained.config import unsupported
 from composeprob.schedule import Schedule
 
-DIFFUSION = frozenset(
-    {
+
+class Family(Enum):
+    """Classes of schedulers that have levels of one kind."""
+
+    BETAS = (
         "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
         "DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler",
         "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
         "EulerDiscreteScheduler", "HeunDiscreteScheduler", "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler",
         "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler",
         "UniPCMultistepScheduler",
-    }
-)  # fmt: skip
-"""Ways to sample from levels that betas give: of them only the betas matter here."""
-FLOW = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"})
-EDM = frozenset({"EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"})
-VE = frozenset({"ScoreSdeVeScheduler"})
-GUIDED = "GuidedDiffusionScheduler"
-"""Of a folder that `convert` wrote: guided-diffusion's own options."""
-KNOWN = (*sorted(DIFFUSION), *sorted(FLOW), *sorted(EDM), *sorted(VE), GUIDED)
-PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
-BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
-LEAST_SIGNAL = 1e-5
-"""α of a last level that has none: it must have some."""
-LEAST_OF_FLOW = 1e-7
-"""The same where a network is told σ/(σ + α), which is 1 there in single precision."""
+    )  # fmt: skip
+    """Ways to sample from levels that betas give: of them only the betas matter here."""
+    FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+    EDM = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
+    VE = ("ScoreSdeVeScheduler",)
+    GUIDED = ("GuidedDiffusionScheduler",)
+    """Of a folder that `convert` wrote: guided-diffusion's own options."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Trained:
         schedule: its levels; level k is the timestep k.
         parameterization: as of `Diffusion`.
         sigma_data: standard deviation of the data where the network is preconditioned for it (Karras et al. 2022).
-        time: what a network is told instead of the level; None for the level.
+        time: what a network takes instead of the level; None for the level.
     """
 
     schedule: Schedule
@@ -61,25 +57,27 @@ def trained(config: JSONObject, where: str) -> Trained:
         LoadError: a scheduler, kind of betas or of prediction that is not known.
     """
     kind = config.get("_class_name")
-    if kind not in KNOWN:
-        unsupported(where, "_class_name", kind, KNOWN)
-    if kind == GUIDED:
+    family = next((family for family in Family if kind in family.value), None)
+    if family is None:
+        unsupported(where, "_class_name", kind, tuple(name for family in Family for name in family.value))
+    if family is Family.GUIDED:
         return _guided(config, where)
-    levels = config.get("num_train_timesteps", 2000 if kind in VE else 1000)
+    levels = config.get("num_train_timesteps", 2000 if family is Family.VE else 1000)
     if not isinstance(levels, int) or levels < 2:
         unsupported(where, "num_train_timesteps", levels, ("a whole number from 2",))
-    if kind in FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+    if family is Family.FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return _flow(config, levels)
-    if kind in EDM:
+    if family is Family.EDM:
         return _edm(config, levels, where)
-    if kind in VE:
+    if family is Family.VE:
         sigma = np.geomspace(config.get("sigma_min", 0.01), config.get("sigma_max", 1348.0), levels)
         return Trained(Schedule.from_arrays(np.ones(levels), sigma), "score", time="sigma")
     prediction = config.get("prediction_type", "epsilon")
     if config.get("predict_epsilon") is False:  # of the first releases
         prediction = "sample"
-    if prediction not in PREDICTIONS:
-        unsupported(where, "prediction_type", prediction, (*PREDICTIONS, "flow_prediction"))
+    forms = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
+    if prediction not in forms:
+        unsupported(where, "prediction_type", prediction, (*forms, "flow_prediction"))
     betas = _betas(config, levels, where)
     if not np.all((betas > 0) & (betas < 1)):
         raise LoadError(
@@ -90,9 +88,10 @@ def trained(config: JSONObject, where: str) -> Trained:
     if config.get("rescale_betas_zero_snr"):
         signal = _without_signal_at_the_end(signal.astype(np.float32))
     # Rounded as the network's own training rounds it: of σ² = 1 − α² at the first levels the seventh digit counts.
-    signal = np.maximum(signal.astype(np.float32).astype(np.float64), LEAST_SIGNAL**2)
+    # A last level without any signal gets α = 1e-5: it must have some.
+    signal = np.maximum(signal.astype(np.float32).astype(np.float64), 1e-10)
     schedule = Schedule.from_arrays(np.sqrt(signal), np.sqrt(1 - signal))
-    return Trained(schedule, PREDICTIONS[prediction])
+    return Trained(schedule, forms[prediction])
 
 
 def _without_signal_at_the_end(signal: np.ndarray) -> np.ndarray:
@@ -124,7 +123,7 @@ def _betas(config: JSONObject, levels: int, where: str) -> np.ndarray:
         return (1 / (1 + np.exp(-np.linspace(-6, 6, levels))) * (high - low) + low).astype(np.float32)
     if kind == "squaredcos_cap_v2":
         return _cosine(levels).astype(np.float32)
-    return unsupported(where, "beta_schedule", kind, BETAS)
+    return unsupported(where, "beta_schedule", kind, ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
 
 
 def _guided(config: JSONObject, where: str) -> Trained:
@@ -157,7 +156,8 @@ def _flow(config: JSONObject, levels: int) -> Trained:
     shift = 1.0 if config.get("use_dynamic_shifting") else float(given)
     t = np.arange(1, levels + 1) / levels
     sigma = shift * t / (1 + (shift - 1) * t)
-    alpha = np.maximum((1 - t) / (1 + (shift - 1) * t), LEAST_OF_FLOW)
+    # The network takes σ/(σ + α), which is 1 in single precision where α is 1e-7.
+    alpha = np.maximum((1 - t) / (1 + (shift - 1) * t), 1e-7)
     return Trained(Schedule.from_arrays(alpha, sigma), "flow", time="sigma")
 
 

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.json_data import JSON, JSONObject
+from composeprob.json_data import JSONObject
 from composeprob.pretrained.attention import FeedForward
-from composeprob.pretrained.config import check, options
+from composeprob.pretrained.config import options
 from composeprob.pretrained.dit import AdaptiveNorm, plain_norm, unpatched
 from composeprob.pretrained.embeddings import EmbeddingMLP, Sinusoids
 from composeprob.pretrained.layers import Conv, Linear, RMSNorm, parameter
 from composeprob.pretrained.network import Network
-
-DEFAULTS: dict[str, JSON] = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "num_layers": 18,
-    "attention_head_dim": 64,
-    "num_attention_heads": 18,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1152,
-    "pooled_projection_dim": 2048,
-    "out_channels": 16,
-    "pos_embed_max_size": 96,
-    "dual_attention_layers": (),
-    "qk_norm": None,
-}
-SUPPORTED: dict[str, tuple[JSON, ...]] = {"qk_norm": (None, "rms_norm")}
 
 
 class Patches(eqx.Module):
@@ -130,13 +115,15 @@ class Block(eqx.Module):
         self.ff = FeedForward(width, "gelu-approximate")
         self.ff_context = None if last else FeedForward(width, "gelu-approximate")
 
-    def __call__(self, x: Array, context: Array, told: Array) -> tuple[Array, Array]:
-        shift, scale, gate, shift_ff, scale_ff, gate_ff, *second = self.norm1.parts(told, 9 if self.attn2 else 6)
+    def __call__(self, x: Array, context: Array, conditioning: Array) -> tuple[Array, Array]:
+        shift, scale, gate, shift_ff, scale_ff, gate_ff, *second = self.norm1.parts(
+            conditioning, 9 if self.attn2 else 6
+        )
         normed = plain_norm(x)
         if self.ff_context is None:
-            scale_c, shift_c = self.norm1_context.parts(told, 2)
+            scale_c, shift_c = self.norm1_context.parts(conditioning, 2)
         else:
-            shift_c, scale_c, gate_c, shift_cf, scale_cf, gate_cf = self.norm1_context.parts(told, 6)
+            shift_c, scale_c, gate_c, shift_cf, scale_cf, gate_cf = self.norm1_context.parts(conditioning, 6)
         found, beside = self.attn(normed * (1 + scale) + shift, plain_norm(context) * (1 + scale_c) + shift_c)
         x = x + gate * found
         if self.attn2 is not None:
@@ -162,13 +149,37 @@ class SD3(eqx.Module):
     def __call__(self, x: Array, t: Array, prompt: Array, pooled: Array) -> Array:
         """The velocity of latents x (height, width, channels), at time t from 0 to 1000."""
         dtype = self.proj_out.weight.dtype
-        told = self.time_text_embed(t, pooled)
+        conditioning = self.time_text_embed(t, pooled)
         hidden, context = self.pos_embed(x.astype(dtype)), self.context_embedder(prompt.astype(dtype))
         for block in self.transformer_blocks:
-            hidden, context = block(hidden, context, told)
-        scale, shift = self.norm_out.parts(told, 2)
+            hidden, context = block(hidden, context, conditioning)
+        scale, shift = self.norm_out.parts(conditioning, 2)
         output = self.proj_out(plain_norm(hidden) * (1 + scale) + shift)
         return unpatched(output, x.shape[0], x.shape[1], self.pos_embed.size).astype(x.dtype)
+
+
+def _options(config: JSONObject, where: str) -> SimpleNamespace:
+    """The options of an `SD3Transformer2DModel`, with the original's defaults."""
+    return options(
+        config,
+        where,
+        defaults={
+            "sample_size": 128,
+            "patch_size": 2,
+            "in_channels": 16,
+            "num_layers": 18,
+            "attention_head_dim": 64,
+            "num_attention_heads": 18,
+            "joint_attention_dim": 4096,
+            "caption_projection_dim": 1152,
+            "pooled_projection_dim": 2048,
+            "out_channels": 16,
+            "pos_embed_max_size": 96,
+            "dual_attention_layers": (),
+            "qk_norm": None,
+        },
+        supported={"qk_norm": (None, "rms_norm")},
+    )
 
 
 def build(config: JSONObject, where: str) -> Network:
@@ -177,8 +188,7 @@ def build(config: JSONObject, where: str) -> Network:
     Raises:
         LoadError: an option that is not supported.
     """
-    o = options(config, DEFAULTS, where)
-    check(o, SUPPORTED, where)
+    o = _options(config, where)
     width, outputs = o.num_attention_heads * o.attention_head_dim, o.out_channels or o.in_channels
     blocks = tuple(
         Block(

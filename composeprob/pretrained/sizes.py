@@ -13,7 +13,6 @@ from composeprob.pretrained import schedulers, unet_condition
 from composeprob.pretrained.adapted import Adapted
 from composeprob.pretrained.tensors import abstract
 
-TOKENS = 77
 SIZES: dict[str, JSONObject] = {
     "sd15": {
         "sample_size": 64,
@@ -35,12 +34,6 @@ SIZES: dict[str, JSONObject] = {
     },
 }
 """Options of the networks of Stable Diffusion 1.5 (0.86 billion weights) and XL (2.57 billion)."""
-TRAINED = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
 
 
 def of_size(name: str, dtype: DTypeLike = jnp.bfloat16) -> tuple[Diffusion, tuple[int, int]]:
@@ -59,11 +52,12 @@ def of_size(name: str, dtype: DTypeLike = jnp.bfloat16) -> tuple[Diffusion, tupl
     size, (_, width) = SIZES[name]["sample_size"], network.conditions["prompt"]
     module = abstract(network.module, dtype)
     conditions: dict[str, Array | None] = {"prompt": None}
-    rows = TOKENS
+    rows = 77  # of CLIP's tokens
     if "pooled" in network.conditions:
         module = Adapted(module, None, network.channels, network.conditions["pooled"][0], None)
-        conditions, rows = conditions | {"size": jnp.zeros(unet_condition.SIZES)}, TOKENS + 1
-    schedule = schedulers.trained(TRAINED, name).schedule
+        conditions, rows = conditions | {"size": jnp.zeros(unet_condition.SIZES)}, rows + 1
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    schedule = schedulers.trained({"_class_name": "DDIMScheduler", **betas}, name).schedule
     factor = Diffusion(
         module,
         schedule,

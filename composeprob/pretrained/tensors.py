@@ -29,18 +29,8 @@ DTYPES = {
     "BOOL": np.bool_,
 }
 """By the names in safetensors files."""
-NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
-"""Names of files, in the order in which they are looked for; ``.non_ema`` weights are those before averaging."""
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-CONVERT = (
-    'in an environment with torch, where you trust the file: python -c "import torch, safetensors.torch as s; '
-    "s.save_file({{k: v.contiguous() for k, v in torch.load('{path}', weights_only=True).items()}}, '{new}')\"; "
-    "a whole folder, from_pretrained(…).save_pretrained(…, safe_serialization=True)."
-)
 Skeleton = TypeVar("Skeleton")
-MOST_HEADER = 100_000_000
-"""Bytes of a header that the format allows."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +54,13 @@ def header(file: Path) -> dict[str, Stored]:
     """The arrays of a safetensors file by name, none of them read.
 
     Raises:
-        LoadError: the file is missing, no safetensors file, or shorter than its header says.
+        LoadError: the file is missing, no safetensors file, or shorter than its header states.
     """
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            if not 2 <= length <= min(size - 8, MOST_HEADER):
+            if not 2 <= length <= min(size - 8, 100_000_000):  # the most that the format allows
                 raise ValueError(f"its header of {length} bytes does not fit into its {size}")
             entries = json.loads(stream.read(length))
         found = {}
@@ -99,8 +89,8 @@ def weights(folder: Path) -> dict[str, Stored]:
     Raises:
         LoadError: no safetensors file, only pickles, or files that an index names are missing.
     """
-    for variant in VARIANTS:
-        for name in NAMES:
+    for variant in ("", ".fp32", ".fp16", ".bf16", ".non_ema"):  # the last: before averaging
+        for name in ("diffusion_pytorch_model", "model", "pytorch_model"):
             index = folder / f"{name}.safetensors.index{variant}.json"
             if index.exists():
                 return _sharded(index)
@@ -114,7 +104,7 @@ def weights(folder: Path) -> dict[str, Stored]:
     raise LoadError(
         f"There are no weights in {folder}"
         + (f", or too many: {', '.join(file.name for file in others)}." if others else "."),
-        fix=f"it needs {NAMES[0]}.safetensors, or model.safetensors for a text encoder.",
+        fix="it needs diffusion_pytorch_model.safetensors, or model.safetensors for a text encoder.",
     )
 
 
@@ -130,7 +120,11 @@ def refuse_pickles(folder: Path) -> None:
     if pickles:
         raise LoadError(
             f"The weights {pickles[0]} are a pickle, and reading one runs what its author put in.",
-            fix=CONVERT.format(path=pickles[0], new=pickles[0].with_suffix(".safetensors")),
+            fix="in an environment with torch, where you trust the file: "
+            'python -c "import torch, safetensors.torch as s; '
+            f"s.save_file({{k: v.contiguous() for k, v in torch.load('{pickles[0]}', weights_only=True).items()}}, "
+            f"'{pickles[0].with_suffix('.safetensors')}')\"; a whole folder, from_pretrained(…).save_pretrained(…, "
+            "safe_serialization=True).",
         )
 
 
@@ -148,7 +142,7 @@ def _sharded(index: Path) -> dict[str, Stored]:
     missing = sorted(set(places) - set(found))
     if missing:
         raise LoadError(
-            f"{index} names {some(missing)}, which its files do not have.", fix="fetch the whole folder again."
+            f"{index} names {first_three(missing)}, which its files do not have.", fix="fetch the whole folder again."
         )
     return found
 
@@ -160,10 +154,10 @@ def write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         start, end = end, end + array.nbytes
         entries[name] = {"dtype": codes[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
-    told = json.dumps(entries).encode()
-    told += b" " * (-len(told) % 8)  # arrays begin at multiples of 8 bytes, as the format asks
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)  # arrays begin at multiples of 8 bytes, as the format asks
     with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(told)) + told)
+        stream.write(struct.pack("<Q", len(header)) + header)
         for array in arrays.values():
             np.ascontiguousarray(array).tofile(stream)
 
@@ -216,9 +210,11 @@ def check(
     wanted = dict(named(skeleton))
     missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted) - set(ignored))
     if missing or unknown:
-        told = [f"it lacks {some(missing)}"] * bool(missing) + [f"it has {some(unknown)} beside"] * bool(unknown)
+        differences = [f"it lacks {first_three(missing)}"] * bool(missing) + [
+            f"it has {first_three(unknown)} beside"
+        ] * bool(unknown)
         raise LoadError(
-            f"The weights in {where} are not those of the network that its config.json describes: {'; '.join(told)}.",
+            f"The weights in {where} are not those of the network of its config.json: {'; '.join(differences)}.",
             fix="take both files from one source; a file of LoRA or ControlNet weights is no network by itself.",
         )
     for name, parameter in wanted.items():
@@ -242,17 +238,15 @@ def named(skeleton: PyTree[Parameter]) -> list[tuple[str, Parameter]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
 
 
-def some(names: list[str]) -> str:
+def first_three(names: list[str]) -> str:
     """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
 def current(name: str) -> str:
     """The name that an array has today: attention blocks had others in old files."""
+    today = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     parts = name.split(".")
-    if len(parts) > 2 and "attentions" in parts and parts[-2] in OLD_ATTENTION:
-        parts[-2] = OLD_ATTENTION[parts[-2]]
+    if len(parts) > 2 and "attentions" in parts and parts[-2] in today:
+        parts[-2] = today[parts[-2]]
     return ".".join(parts).replace(".downsamplers.0.Conv2d_0.", ".downsamplers.0.conv.")

@@ -1,4 +1,4 @@
-"""Text encoders with their tokenizers: a prompt to the array that a network is told."""
+"""Text encoders with their tokenizers: a prompt to the array that a network takes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TextEncoder:
         return self._mapped("pooled", token_ids)
 
     def states(self, token_ids: ArrayLike, layer: int = -1) -> Array:
-        """The hidden states after a layer, before the last norm; −2 is the one that Stable Diffusion XL is told."""
+        """The hidden states after a layer, before the last norm; −2 is the one that Stable Diffusion XL takes."""
         return self._mapped("states", token_ids, layer)
 
     def tokens(self, text: str) -> np.ndarray:
@@ -69,20 +69,20 @@ class TextEncoder:
 
 @eqx.filter_jit
 def _encoded(network: CLIPText, ids: Array, what: str, layer: int | None) -> Array:
-    def one(ids: Array) -> Array:
+    def states(ids: Array) -> Array:
         found = getattr(network, what)(ids)
         return (found if layer is None else found[layer]).astype(jnp.float32)
 
-    return one(ids) if ids.ndim == 1 else jax.vmap(one)(ids)
+    return states(ids) if ids.ndim == 1 else jax.vmap(states)(ids)
 
 
 class Prompts:
-    """`Prompts` makes of a prompt the one array that a network is told.
+    """`Prompts` makes of a prompt the one array that a network takes.
 
     Args:
         encoders: the text encoders, one or two.
         shape: of the network's hidden states, (0, width).
-        pooled: width of the pooled vector that it is told beside, as a last row; None without.
+        pooled: width of the pooled vector that it takes beside, as a last row; None without.
     """
 
     def __init__(self, encoders: tuple[TextEncoder, ...], shape: tuple[int, ...], pooled: int | None):

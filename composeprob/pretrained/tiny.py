@@ -1,35 +1,17 @@
-"""`AutoencoderTiny`: small autoencoders that are told to do what a large one does."""
+"""`AutoencoderTiny`: small autoencoders that were trained to do what a large one does."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.json_data import JSON, JSONObject
-from composeprob.pretrained.config import check, options, per_block
+from composeprob.json_data import JSONObject
+from composeprob.pretrained.config import options, per_block
 from composeprob.pretrained.layers import ACTIVATIONS, Conv
-
-DEFAULTS: dict[str, JSON] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "encoder_block_out_channels": (64, 64, 64, 64),
-    "decoder_block_out_channels": (64, 64, 64, 64),
-    "block_out_channels": None,  # noted by the original, and not read
-    "act_fn": "relu",
-    "upsample_fn": "nearest",
-    "latent_channels": 4,
-    "upsampling_scaling_factor": 2,
-    "num_encoder_blocks": (1, 3, 3, 3),
-    "num_decoder_blocks": (3, 3, 3, 1),
-    "latent_magnitude": 3,
-    "latent_shift": 0.5,
-    "force_upcast": False,
-    "scaling_factor": 1.0,
-    "shift_factor": 0.0,
-}
-SUPPORTED: dict[str, tuple[JSON, ...]] = {"act_fn": tuple(ACTIVATIONS), "upsample_fn": ("nearest",)}
 
 
 class Activation(eqx.Module):
@@ -108,14 +90,40 @@ class TinyAutoencoder(eqx.Module):
         return 2 * self.decoder(raw.astype(self.decoder.dtype)).astype(z.dtype) - 1
 
 
+def _options(config: JSONObject, where: str) -> SimpleNamespace:
+    """The options of an `AutoencoderTiny`, with the original's defaults."""
+    return options(
+        config,
+        where,
+        defaults={
+            "in_channels": 3,
+            "out_channels": 3,
+            "encoder_block_out_channels": (64, 64, 64, 64),
+            "decoder_block_out_channels": (64, 64, 64, 64),
+            "block_out_channels": None,  # noted by the original, and not read
+            "act_fn": "relu",
+            "upsample_fn": "nearest",
+            "latent_channels": 4,
+            "upsampling_scaling_factor": 2,
+            "num_encoder_blocks": (1, 3, 3, 3),
+            "num_decoder_blocks": (3, 3, 3, 1),
+            "latent_magnitude": 3,
+            "latent_shift": 0.5,
+            "force_upcast": False,
+            "scaling_factor": 1.0,
+            "shift_factor": 0.0,
+        },
+        supported={"act_fn": tuple(ACTIVATIONS), "upsample_fn": ("nearest",)},
+    )
+
+
 def build(config: JSONObject, where: str) -> TinyAutoencoder:
     """The skeleton of an `AutoencoderTiny` from its config.json.
 
     Raises:
         LoadError: an option that is not supported.
     """
-    o = options(config, DEFAULTS, where)
-    check(o, SUPPORTED, where)
+    o = _options(config, where)
     stages = len(o.num_encoder_blocks)
     inward = per_block(o.encoder_block_out_channels, stages, "encoder_block_out_channels", where)
     encoder: list[Layer] = []

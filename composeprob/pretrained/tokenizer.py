@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Tokenizers
 
 
-START, END = "<|startoftext|>", "<|endoftext|>"
-PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-"""What a text is cut into before its bytes are paired: endings, words, single digits, other signs."""
-
-
 class Tokenizer:
     """A `Tokenizer` makes token ids of a text: start, the text's own, end, and padding up to a fixed length.
 
@@ -38,9 +33,10 @@ class Tokenizer:
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             if (folder / name).exists():
                 notes |= read_json(folder / name)
-        self._tokenizer = _read(folder, _text(notes.get("bos_token"), START), _text(notes.get("eos_token"), END))
-        self.end = self._id(folder, _text(notes.get("eos_token"), END))
-        self.padding = self._id(folder, _text(notes.get("pad_token"), END))
+        start, end = _text(notes.get("bos_token"), "<|startoftext|>"), _text(notes.get("eos_token"), "<|endoftext|>")
+        self._tokenizer = _read(folder, start, end)
+        self.end = self._id(folder, end)
+        self.padding = self._id(folder, _text(notes.get("pad_token"), "<|endoftext|>"))
 
     def __call__(self, text: str) -> np.ndarray:
         """Token ids, shape (length,); a text that is too long loses its end."""
@@ -97,7 +93,9 @@ def _read(folder: Path, start: str, end: str) -> Tokenizers:
         ) from error
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     found.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
-    pieces = pre_tokenizers.Split(Regex(PIECES), "removed", invert=True)
+    # Cut, before bytes are paired, into endings, words, single digits and other signs.
+    pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
+    pieces = pre_tokenizers.Split(pattern, "removed", invert=True)
     found.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     if start in ids and end in ids:
         found.add_special_tokens([start, end])

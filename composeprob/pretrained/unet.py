@@ -14,15 +14,13 @@ from composeprob.pretrained.config import unsupported
 from composeprob.pretrained.embeddings import EmbeddingMLP, Fourier, Sinusoids
 from composeprob.pretrained.layers import ACTIVATIONS, Conv, Embedding, GroupNorm, Linear
 
-LABELS = (None, "timestep", "identity")
-
 
 class UNet(eqx.Module):
-    """A UNet over one image, told a time and conditions.
+    """A UNet over one image, given a time and conditions.
 
     Attributes:
         time_proj, time_embedding: make the embedding of the time.
-        class_embedding: of the label; ``class_embed_type`` says what a label is.
+        class_embedding: of the label; ``class_embed_type`` states what a label is.
         add_time_proj, add_embedding: of the pooled prompt and the image's sizes.
         encoder_hid_proj: applied to the prompt first.
         activation: after the last norm.
@@ -46,7 +44,7 @@ class UNet(eqx.Module):
     embedding_activation: str = eqx.field(static=True)
     activation: str = eqx.field(static=True)
     centred: bool = eqx.field(static=True)
-    told_sigma: bool = eqx.field(static=True)
+    takes_sigma: bool = eqx.field(static=True)
 
     def __call__(
         self,
@@ -83,22 +81,22 @@ class UNet(eqx.Module):
         hidden = self.conv_in((2 * x - 1.0 if self.centred else x).astype(dtype))
         skips = [hidden]
         for stage in self.down_blocks:
-            hidden, seen = stage.down(hidden, embedding, context)
-            skips += seen
+            hidden, stage_skips = stage.down(hidden, embedding, context)
+            skips += stage_skips
         if self.mid_block is not None:
             hidden = self.mid_block(hidden, embedding, context)
         for stage in self.up_blocks:
             hidden = stage.up(hidden, skips, embedding, context)
         output = self.conv_out(ACTIVATIONS[self.activation](self.conv_norm_out(hidden))).astype(x.dtype)
-        return output / t if self.told_sigma else output
+        return output / t if self.takes_sigma else output
 
     def _with_label(self, embedding: Array, label: Array) -> Array:
         if self.class_embed_type == "timestep":
             assert isinstance(self.time_proj, Sinusoids | Fourier)
             label = self.time_proj(label)
-        told = label if self.class_embedding is None else self.class_embedding(label)
-        told = told.astype(embedding.dtype)
-        return jnp.concatenate([embedding, told]) if self.concatenated else embedding + told
+        embedded = label if self.class_embedding is None else self.class_embedding(label)
+        embedded = embedded.astype(embedding.dtype)
+        return jnp.concatenate([embedding, embedded]) if self.concatenated else embedding + embedded
 
 
 def label_embedding(
@@ -116,7 +114,7 @@ def label_embedding(
         return EmbeddingMLP(projected, width)
     if projected is not None and o.class_embed_type == "simple_projection":
         return Linear(projected, width)
-    return unsupported(where, "class_embed_type", o.class_embed_type, LABELS)
+    return unsupported(where, "class_embed_type", o.class_embed_type, (None, "timestep", "identity"))
 
 
 def label_kind(o: SimpleNamespace) -> str | None:

@@ -2,57 +2,64 @@
 
 from __future__ import annotations
 
-from composeprob.json_data import JSON, JSONObject
+from types import SimpleNamespace
+
+from composeprob.json_data import JSONObject
 from composeprob.pretrained.attention import Attention
 from composeprob.pretrained.blocks import Middle, Stage, Style, down_stage, skip_inputs, up_stage
-from composeprob.pretrained.config import check, options, per_block, unsupported
+from composeprob.pretrained.config import check_block, options, per_block
 from composeprob.pretrained.embeddings import EmbeddingMLP, Fourier, Sinusoids
 from composeprob.pretrained.layers import ACTIVATIONS, Conv, Embedding, GroupNorm
 from composeprob.pretrained.network import Network
-from composeprob.pretrained.unet import LABELS, UNet, label_embedding, label_kind
+from composeprob.pretrained.unet import UNet, label_embedding, label_kind
 
-DEFAULTS: dict[str, JSON] = {
-    "sample_size": None,
-    "in_channels": 3,
-    "out_channels": 3,
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "mid_block_type": "UNetMidBlock2D",
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (224, 448, 672, 896),
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "downsample_padding": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "dropout": 0.0,
-    "act_fn": "silu",
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "attn_norm_num_groups": None,
-    "norm_eps": 1e-5,
-    "resnet_time_scale_shift": "default",
-    "add_attention": True,
-    "class_embed_type": None,
-    "num_class_embeds": None,
-    "num_train_timesteps": None,
-}
-DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
-UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
-SUPPORTED: dict[str, tuple[JSON, ...]] = {
-    "time_embedding_type": ("positional", "fourier", "learned"),
-    "mid_block_type": ("UNetMidBlock2D", None),
-    "downsample_type": ("conv", "resnet"),
-    "upsample_type": ("conv", "resnet"),
-    "downsample_padding": (0, 1),
-    "act_fn": tuple(ACTIVATIONS),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-    "class_embed_type": LABELS,
-}
+
+def _options(config: JSONObject, where: str) -> SimpleNamespace:
+    """The options of a `UNet2DModel`, with the original's defaults."""
+    return options(
+        config,
+        where,
+        defaults={
+            "sample_size": None,
+            "in_channels": 3,
+            "out_channels": 3,
+            "center_input_sample": False,
+            "time_embedding_type": "positional",
+            "time_embedding_dim": None,
+            "freq_shift": 0,
+            "flip_sin_to_cos": True,
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+            "mid_block_type": "UNetMidBlock2D",
+            "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            "block_out_channels": (224, 448, 672, 896),
+            "layers_per_block": 2,
+            "mid_block_scale_factor": 1,
+            "downsample_padding": 1,
+            "downsample_type": "conv",
+            "upsample_type": "conv",
+            "dropout": 0.0,
+            "act_fn": "silu",
+            "attention_head_dim": 8,
+            "norm_num_groups": 32,
+            "attn_norm_num_groups": None,
+            "norm_eps": 1e-5,
+            "resnet_time_scale_shift": "default",
+            "add_attention": True,
+            "class_embed_type": None,
+            "num_class_embeds": None,
+            "num_train_timesteps": None,
+        },
+        supported={
+            "time_embedding_type": ("positional", "fourier", "learned"),
+            "mid_block_type": ("UNetMidBlock2D", None),
+            "downsample_type": ("conv", "resnet"),
+            "upsample_type": ("conv", "resnet"),
+            "downsample_padding": (0, 1),
+            "act_fn": tuple(ACTIVATIONS),
+            "resnet_time_scale_shift": ("default", "scale_shift"),
+            "class_embed_type": (None, "timestep", "identity"),
+        },
+    )
 
 
 def build(config: JSONObject, where: str) -> Network:
@@ -61,8 +68,7 @@ def build(config: JSONObject, where: str) -> Network:
     Raises:
         LoadError: an option or block that is not supported.
     """
-    o = options(config, DEFAULTS, where)
-    check(o, SUPPORTED, where)
+    o = _options(config, where)
     widths = list(o.block_out_channels)
     downs = [
         kind.removeprefix("UNetRes") for kind in per_block(o.down_block_types, len(widths), "down_block_types", where)
@@ -78,10 +84,10 @@ def build(config: JSONObject, where: str) -> Network:
             channels, channels // size, size, bias=True, groups=groups, eps=o.norm_eps, residual=True, rescale=rescale
         )
 
+    known_down = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
     down, channels = [], widths[0]
     for i, kind in enumerate(downs):
-        if kind not in DOWN:
-            unsupported(where, f"down_block_types[{i}]", kind, DOWN)
+        check_block(where, f"down_block_types[{i}]", kind, known_down)
         how = {"DownBlock2D": "conv", "AttnDownBlock2D": o.downsample_type}.get(kind, "resnet")
         down.append(
             down_stage(
@@ -96,11 +102,11 @@ def build(config: JSONObject, where: str) -> Network:
         inside = Style(embedding, o.norm_num_groups, o.norm_eps, o.act_fn, scale_shift, rescale=rescale)
         groups = o.attn_norm_num_groups or (None if scale_shift else o.norm_num_groups)
         middle = Middle(channels, inside, (lambda c: attend(c, groups, rescale)) if o.add_attention else None)
+    known_up = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
     up: list[Stage] = []
     outward = widths[::-1]
     for i, kind in enumerate(ups):
-        if kind not in UP:
-            unsupported(where, f"up_block_types[{i}]", kind, UP)
+        check_block(where, f"up_block_types[{i}]", kind, known_up)
         below = outward[min(i + 1, len(outward) - 1)]
         inputs = skip_inputs(channels, outward[i], below, o.layers_per_block + 1)
         how = {"UpBlock2D": "conv", "AttnUpBlock2D": o.upsample_type}.get(kind, "resnet")
@@ -133,7 +139,7 @@ def build(config: JSONObject, where: str) -> Network:
         embedding_activation="identity",
         activation="silu",
         centred=o.center_input_sample,
-        told_sigma=fourier,
+        takes_sigma=fourier,
     )
     time = {"fourier": "sigma", "learned": "level"}.get(o.time_embedding_type, "real_level")
     label = label_kind(o)

@@ -16,9 +16,12 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
     import arviz
 
-BEFORE_1 = int(arviz.__version__.partition(".")[0]) < 1
 Groups = dict[str, dict[str, np.ndarray]]
 Dims = Mapping[str, Sequence[str | None]]
+
+
+def _before_1() -> bool:
+    return int(arviz.__version__.partition(".")[0]) < 1
 
 
 def grouped(
@@ -29,7 +32,7 @@ def grouped(
     Pointwise values of ``log_likelihood`` lack the axes over which a distribution is one event, the last ones of dims.
     """
     named = {name: list(axes) for name, axes in dims.items()}
-    if not BEFORE_1:
+    if not _before_1():
         return arviz.from_dict(groups, dims=named, coords=coords, attrs={"/": attributes})
     pointwise = groups.get("log_likelihood", {})
     others: dict[str, Any] = {name: group for name, group in groups.items() if name != "log_likelihood"}
@@ -48,7 +51,7 @@ def mean_error(values: np.ndarray) -> float:
 def pareto_k(log_weights: np.ndarray) -> float:
     """Returns the shape of the generalised Pareto distribution fitted to the largest weights; not finite where these
     are all the same."""
-    if BEFORE_1:
+    if _before_1():
         return float(arviz.psislw(log_weights)[1])
     from arviz_stats.base import array_stats
 

@@ -9,22 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
+from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.results.status import Code, Status
 
 if TYPE_CHECKING:
     from composeprob.results.result import Result
-
-MOST = 2000
-"""Samples of each run that are compared."""
-FEWEST = 16
-"""Samples that a comparison takes, at least."""
-PERMUTATIONS, CHANCE = 500, 0.01
-"""How often labels are drawn anew, and the share of these that may show as much."""
-DIRECTIONS = 6
-"""Principal components that are kept of samples with more numbers."""
-LEAST = 0.05
-"""Share of samples that is worth a finding."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +52,11 @@ def compare(result: Result, other: Result, seed: int = 0) -> Comparison:
             f"The runs have other sites: {sorted(result.samples)} and {sorted(other.samples)}.",
             fix="compare two runs of one program.",
         )
-    n = min(len(points), len(others), MOST)
-    if n < FEWEST:
+    n = min(len(points), len(others), tuning.COMPARISON.most)
+    if n < tuning.COMPARISON.fewest:
         raise InvalidValueError(
-            f"A comparison takes {FEWEST} samples or more of either run; there are {n}.", fix="use more chains."
+            f"A comparison takes {tuning.COMPARISON.fewest} samples or more of either run; there are {n}.",
+            fix="use more chains.",
         )
     points, families = _some(points, families, n, rng)
     others, their_families = _some(others, their_families, n, rng)
@@ -74,9 +65,9 @@ def compare(result: Result, other: Result, seed: int = 0) -> Comparison:
     mine = np.arange(2 * n) < n
     near = _neighbours(scaled(both, _sizes(result)), together, neighbours(n))
     there, here = isolated(near, mine)
-    chance = np.array([max(isolated(near, _shuffled(together, n, rng))) for _ in range(PERMUTATIONS)])
-    p_value = float((1 + np.sum(chance >= max(here, there))) / (1 + PERMUTATIONS))
-    found = _findings(here, there, n) if p_value < CHANCE else []
+    chance = np.array([max(isolated(near, _shuffled(together, n, rng))) for _ in range(tuning.COMPARISON.permutations)])
+    p_value = float((1 + np.sum(chance >= max(here, there))) / (1 + tuning.COMPARISON.permutations))
+    found = _findings(here, there, n) if p_value < tuning.COMPARISON.chance else []
     return Comparison(here, there, p_value, result.status.with_findings(*found))
 
 
@@ -126,9 +117,9 @@ def scaled(rows: np.ndarray, sizes: list[int]) -> np.ndarray:
     ends = np.cumsum(sizes)
     spreads = [np.sqrt(np.mean(rows[:, end - size : end].var(0))) for size, end in zip(sizes, ends, strict=True)]
     rows = (rows - rows.mean(0)) / np.repeat([spread if spread > 0 else 1.0 for spread in spreads], sizes)
-    if rows.shape[1] <= DIRECTIONS:
+    if rows.shape[1] <= tuning.COMPARISON.directions:
         return rows
-    return np.asarray(rows @ np.linalg.svd(rows, full_matrices=False)[2][:DIRECTIONS].T)
+    return np.asarray(rows @ np.linalg.svd(rows, full_matrices=False)[2][: tuning.COMPARISON.directions].T)
 
 
 def _neighbours(rows: np.ndarray, families: np.ndarray, k: int) -> Int[np.ndarray, "m k"]:
@@ -155,7 +146,7 @@ def _shuffled(families: np.ndarray, n: int, rng: np.random.Generator) -> np.ndar
 def _findings(here: float, there: float, n: int) -> list[tuple[Code, str]]:
     found = []
     for share, whose, whom in ((here, "the other run's", "this one"), (there, "this run's", "the other")):
-        if share < LEAST:
+        if share < tuning.COMPARISON.least:
             continue
         error = math.sqrt(share * (1 - share) / n)
         text = (

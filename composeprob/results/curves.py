@@ -11,9 +11,6 @@ import numpy as np
 if TYPE_CHECKING:
     from composeprob.results.result import Result
 
-WIDTH, HEIGHT = 320, 170
-LEFT, RIGHT, TOP, BOTTOM = 58, 8, 10, 26
-
 
 def curves(result: Result) -> dict[str, str]:
     """Returns ``{title: SVG}``, one for everything that the sampler has by level."""
@@ -51,20 +48,21 @@ def curve(x: np.ndarray, values: np.ndarray | None, limits: tuple[float, float] 
     scaled, low_, high_ = (np.log10(columns), math.log10(low), math.log10(high)) if log else (columns, low, high)
     if high_ <= low_:
         low_, high_ = low_ - 0.5, high_ + 0.5
+    width, height, margin_left, margin_right, margin_top, margin_bottom = 320, 170, 58, 8, 10, 26
     span = float(np.ptp(x)) or 1.0
-    across = LEFT + (np.asarray(x, float) - np.min(x)) / span * (WIDTH - LEFT - RIGHT)
-    down = TOP + (high_ - scaled) / (high_ - low_) * (HEIGHT - TOP - BOTTOM)
+    across = margin_left + (np.asarray(x, float) - np.min(x)) / span * (width - margin_left - margin_right)
+    down = margin_top + (high_ - scaled) / (high_ - low_) * (height - margin_top - margin_bottom)
     lines = []
     for column in down.T:
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, column, strict=True) if math.isfinite(b))
         lines.append(f"<polyline points='{points}'/>")
-    floor = HEIGHT - BOTTOM
+    floor = height - margin_bottom
     texts = [
-        (LEFT - 6, TOP + 4, "end", f"{high:.3g}"),
-        (LEFT - 6, floor + 4, "end", f"{low:.3g}"),
-        (LEFT, HEIGHT - 8, "start", f"log-SNR {np.min(x):.3g}"),
-        (WIDTH - RIGHT, HEIGHT - 8, "end", f"{np.max(x):.3g}"),
+        (margin_left - 6, margin_top + 4, "end", f"{high:.3g}"),
+        (margin_left - 6, floor + 4, "end", f"{low:.3g}"),
+        (margin_left, height - 8, "start", f"log-SNR {np.min(x):.3g}"),
+        (width - margin_right, height - 8, "end", f"{np.max(x):.3g}"),
     ]
     labels = "".join(f"<text x='{a}' y='{b}' text-anchor='{c}'>{escape(t)}</text>" for a, b, c, t in texts)
-    axis = f"<path class='axis' d='M{LEFT} {TOP}V{floor}H{WIDTH - RIGHT}'/>"
-    return f"<svg class='curve' viewBox='0 0 {WIDTH} {HEIGHT}' role='img'>{axis}{''.join(lines)}{labels}</svg>"
+    axis = f"<path class='axis' d='M{margin_left} {margin_top}V{floor}H{width - margin_right}'/>"
+    return f"<svg class='curve' viewBox='0 0 {width} {height}' role='img'>{axis}{''.join(lines)}{labels}</svg>"

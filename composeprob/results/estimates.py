@@ -13,9 +13,6 @@ from scipy import special
 
 from composeprob.errors import InvalidValueError
 
-FEWEST = 3.0
-"""Independent ancestors that an error takes, more than: Student's t with fewer degrees of freedom has no variance."""
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -104,7 +101,7 @@ class Families:
     index: Int[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, weights: ArrayLike, ancestors: ArrayLike) -> Families:
+    def from_ancestors(cls, weights: ArrayLike, ancestors: ArrayLike) -> Families:
         """Groups chains with these weights and first ancestors, both (N,)."""
         weights = np.asarray(weights, np.float64)
         return cls(weights / weights.sum(), np.unique(np.asarray(ancestors), return_inverse=True)[1])
@@ -131,13 +128,6 @@ class Families:
         total = np.zeros((int(self.index.max()) + 1, flat.shape[1]))
         np.add.at(total, self.index, deviations)
         return (total**2).sum(0).reshape(np.shape(values)[1:])
-
-
-def island_variance(log_evidence: Float[np.ndarray, " i"]) -> float:
-    """Returns the relative variance of the mean of I independent estimates, Σ (W_i − 1/I)²·I/(I − 1)."""
-    shares = np.exp(log_evidence - log_evidence.max())
-    shares, count = shares / shares.sum(), len(shares)
-    return float(np.sum((shares - 1 / count) ** 2)) * count / (count - 1)
 
 
 def systematic(weights: Float[np.ndarray, " m"], n: int) -> Int[np.ndarray, " {n}"]:

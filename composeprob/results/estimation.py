@@ -14,9 +14,9 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from composeprob import tuning
 from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeError
 from composeprob.results.estimates import (
-    FEWEST,
     Estimate,
     Families,
     effective_chains,
@@ -25,10 +25,7 @@ from composeprob.results.estimates import (
     plain,
     student,
 )
-from composeprob.results.status import FEWEST_FAMILIES, Status
-
-FEWEST_DRAWS = 4
-"""Draws of a chain that ArviZ's error of autocorrelated draws needs."""
+from composeprob.results.status import Status
 
 
 @dataclass(frozen=True)
@@ -250,12 +247,12 @@ class Estimating:
         """The variance of the mean of values of every sample, without bias, and its degrees of freedom."""
         families = self.families
         e = families.effective
-        if self.draws is None or e >= FEWEST_FAMILIES:
+        if self.draws is None or e >= tuning.ERRORS.fewest_families:
             of_chains = values if self.draws is None else values.mean(1)
-            if e <= FEWEST:
+            if e <= tuning.ERRORS.fewest_ancestors:
                 return np.full(of_chains.shape[1:], np.nan), max(e - 1, 0.5)
             return families.variance(of_chains) * e / (e - 1), e - 1
-        if self.draws < FEWEST_DRAWS:
+        if self.draws < tuning.ERRORS.fewest_draws:
             return np.full(values.shape[2:], np.nan), 1.0
         from composeprob.results.arviz_versions import mean_error
 

@@ -9,36 +9,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from composeprob import tuning
 from composeprob.errors import InvalidValueError
 from composeprob.results.plotting import (
-    ACCENT,
-    COLOURS,
-    DASHES,
-    PANEL,
-    SECOND,
+    PALETTE,
+    SIZES,
     TOWARDS,
-    Window,
     is_image,
-    log_density_at,
     new_figure,
-    plot_images,
     plot_levels,
-    plot_points,
     plot_site,
     style,
     wrapped,
 )
-from composeprob.results.summary import MOST
 
 if TYPE_CHECKING:
     from composeprob.results.result import Result
-
-COARSE = 60
-"""Points along a side of the grid that a density is evaluated on in a frame, of which a film has many."""
-MOST_LINES = 4
-"""Of the formula above a figure: the panels need the room, and ``print(density)`` shows all of it."""
-MOST_NUMBERS, MOST_FRAMES = 6, 5
-"""Rows of a figure of pairs; columns of one of the descent."""
 
 
 def plot_result(result: Result, kind: str) -> Figure:
@@ -53,7 +39,7 @@ def plot_result(result: Result, kind: str) -> Figure:
         figure = KINDS[kind](result)
         if result.density is not None:
             clean = result.density.graph.formula.replace("_k(", "(")  # the samples are those of level 0
-            formula = wrapped(clean, int(14 * figure.get_figwidth()), MOST_LINES)
+            formula = wrapped(clean, int(14 * figure.get_figwidth()), SIZES.formula_lines)
             figure.suptitle(formula, x=0.01, ha="left", fontsize=9)
     return figure
 
@@ -62,7 +48,7 @@ def _grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
     """A figure of so many panels, in rows."""
     columns = min(count, columns)
     rows = -(-count // columns)
-    figure = new_figure(PANEL * columns + 0.6, PANEL * rows + 0.2)
+    figure = new_figure(SIZES.panel * columns + 0.6, SIZES.panel * rows + 0.2)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[count:]:
         ax.set_axis_off()
@@ -70,7 +56,7 @@ def _grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
 
 
 def _overview(result: Result) -> Figure:
-    draws = result.unweighted(most=MOST)
+    draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
     has_levels = any(np.isfinite(values).any() for values in (result.acceptance, result.step_size, result.ess))
     figure, axes = _grid(len(draws) + has_levels)
     for ax, (name, values) in zip(axes, draws.items(), strict=False):
@@ -81,7 +67,7 @@ def _overview(result: Result) -> Figure:
 
 
 def _samples(result: Result) -> Figure:
-    draws = result.unweighted(most=MOST)
+    draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
     figure, axes = _grid(len(draws))
     for ax, (name, values) in zip(axes, draws.items(), strict=False):
         plot_site(ax, name, values, result.density)
@@ -90,11 +76,12 @@ def _samples(result: Result) -> Figure:
 
 def _pairs(result: Result) -> Figure:
     """Every number against every other, with its own histogram on the diagonal."""
-    draws = {name: x for name, x in result.unweighted(most=MOST).items() if not is_image(x.shape[1:])}
+    draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
+    draws = {name: x for name, x in draws.items() if not is_image(x.shape[1:])}
     labels = [name + ("" if not i else str(list(i))) for name, x in draws.items() for i in np.ndindex(x.shape[1:])]
     if not labels:
         raise InvalidValueError("There are no numbers to pair: every site is an image.", fix="leave kind= out.")
-    numbers = np.concatenate([x.reshape(len(x), -1) for x in draws.values()], axis=1)[:, :MOST_NUMBERS]
+    numbers = np.concatenate([x.reshape(len(x), -1) for x in draws.values()], axis=1)[:, : SIZES.pairs]
     numbers = numbers[np.isfinite(numbers).all(1)]
     count = numbers.shape[1]
     figure = new_figure(1.9 * count + 0.8, 1.9 * count + 0.8)
@@ -114,11 +101,11 @@ def _pair(ax: Axes, numbers: np.ndarray, i: int, j: int) -> None:
     if j > i:
         ax.set_axis_off()
     elif i == j:
-        ax.hist(numbers[:, i], bins=40, color=SECOND, alpha=0.75)
+        ax.hist(numbers[:, i], bins=40, color=PALETTE.second, alpha=0.75)
         ax.set_yticks([])
         ax.spines[["top", "right", "left"]].set_visible(False)
     else:
-        ax.scatter(numbers[:, j], numbers[:, i], s=2.5, c=ACCENT, alpha=0.4, linewidths=0, rasterized=True)
+        ax.scatter(numbers[:, j], numbers[:, i], s=2.5, c=PALETTE.accent, alpha=0.4, linewidths=0, rasterized=True)
         if j:
             ax.set_yticklabels([])
         if min(np.ptp(numbers[:, i]), np.ptp(numbers[:, j])) > 0:
@@ -144,7 +131,8 @@ def _levels(result: Result) -> Figure:
         columns = np.asarray(values, float).reshape(len(result.log_snr), -1)
         for b, column in enumerate(columns.T):
             label = wrapped(result.blocks[b], 24) if len(result.blocks) == columns.shape[1] else None
-            look = {"color": COLOURS[b % len(COLOURS)], "linestyle": DASHES[b % len(DASHES)]}
+            lines, dashes = PALETTE.lines, PALETTE.dashes
+            look = {"color": lines[b % len(lines)], "linestyle": dashes[b % len(dashes)]}
             ax.plot(result.log_snr, column, label=label, **look)
         ax.set(title=title, xlabel=TOWARDS, **limits)
         ax.spines[["top", "right"]].set_visible(False)
@@ -153,37 +141,9 @@ def _levels(result: Result) -> Figure:
     return figure
 
 
-def _descent(result: Result) -> Figure:
-    """A row for each site, a column for each of some levels that the path has."""
-    path = result.descent
-    frames = np.unique(np.linspace(0, len(path.log_snr) - 1, MOST_FRAMES).round().astype(int))
-    figure = new_figure(2.5 * len(frames), 2.6 * len(path.samples) + 0.3)
-    axes = figure.subplots(len(path.samples), len(frames), squeeze=False)
-    for row, name in zip(axes, path.samples, strict=True):
-        for ax, frame in zip(row, frames, strict=True):
-            plot_frame(ax, result, name, frame)
-    return figure
-
-
-def plot_frame(ax: Axes, result: Result, name: str, frame: int, window: Window | None = None) -> None:
-    """Draws where the chains of a site were at one frame of the path that was kept."""
-    path = result.descent
-    values, log_snr = path.unweighted(name, frame), float(path.log_snr[frame])
-    title = f"{name} at log-SNR {log_snr:.1f}"
-    shape = values.shape[1:]
-    if shape == (2,):
-        log_density = log_density_at(result.density, name, int(path.levels[frame]))
-        plot_points(ax, values, title, log_density, window, resolution=COARSE)
-    elif is_image(shape):
-        plot_images(ax, values, title)
-    else:
-        plot_site(ax, title, values)
-
-
 KINDS: dict[str, Callable[[Result], Figure]] = {
     "overview": _overview,
     "samples": _samples,
     "pairs": _pairs,
     "levels": _levels,
-    "descent": _descent,
 }

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from composeprob import tuning
 from composeprob.results.curves import curves
 from composeprob.results.estimates import Estimate
 from composeprob.results.notebook import png
 from composeprob.results.plotting import is_image, new_figure, plot_site, style
-from composeprob.results.summary import MOST
 
 if TYPE_CHECKING:
     from composeprob.results.result import Result
@@ -64,7 +64,7 @@ def _facts(pairs: dict[str, str]) -> str:
     return f"<table class='facts'>{rows}</table>"
 
 
-def _told(result: Result, section: str) -> dict[str, str]:
+def _numbers(result: Result, section: str) -> dict[str, str]:
     facts = result.summary().facts
     return {name: facts[name] for name in ABOUT[section] if name in facts}
 
@@ -87,10 +87,12 @@ def _verdict(result: Result) -> str:
 
 def _program(result: Result) -> str:
     if result.density is None:
-        return _section("What was sampled", _facts(_told(result, "program")) + _note("The program is not in the file."))
+        return _section(
+            "What was sampled", _facts(_numbers(result, "program")) + _note("The program is not in the file.")
+        )
     text = f"<div class='scroll'><pre>{escape(result.density.described.text)}</pre></div>"
     graph = f"<div class='scroll graph'>{result.density.graph._repr_html_()}</div>"
-    return _section("What was sampled", text + graph + _facts(_told(result, "program")))
+    return _section("What was sampled", text + graph + _facts(_numbers(result, "program")))
 
 
 def _note(text: str) -> str:
@@ -115,7 +117,7 @@ def _estimates(result: Result) -> str:
     note = (
         "± is the standard error of the mean; the interval holds the exact mean in nine of ten runs. A dash: withheld."
     )
-    return _section("Estimates", table + _note(note) + _facts(_told(result, "samples")))
+    return _section("Estimates", table + _note(note) + _facts(_numbers(result, "samples")))
 
 
 def _row(label: str, estimate: Estimate, others: list[float]) -> str:
@@ -127,7 +129,7 @@ def _row(label: str, estimate: Estimate, others: list[float]) -> str:
 
 def _samples(result: Result) -> str:
     panels = []
-    for name, values in result.unweighted(most=MOST).items():
+    for name, values in result.unweighted(most=tuning.SUMMARY.most_numbers).items():
         kind = "pictures" if is_image(values.shape[1:]) else "chart"
         with style():
             figure = new_figure(4.4, 3.6)

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from composeprob.results.result import Result
 
-WELL, ILL = "#2e7d4f", "#b5432b"
-
 
 def html(result: Result) -> str:
     """Returns what `Result` is displayed as."""
@@ -35,9 +33,9 @@ def html(result: Result) -> str:
 def findings(result: Result) -> str:
     """Returns a list of what was found, with what to try."""
     if result.status.ok:
-        return f"<div style='border-left:4px solid {WELL};padding-left:8px;margin:6px 0'>No problem was found.</div>"
+        return "<div style='border-left:4px solid #2e7d4f;padding-left:8px;margin:6px 0'>No problem was found.</div>"
     items = "".join(f"<li><b>{code}</b>: {escape(text)}</li>" for code, text in result.status.findings)
-    return f"<ul style='border-left:4px solid {ILL};margin:6px 0;padding-left:24px'>{items}</ul>"
+    return f"<ul style='border-left:4px solid #b5432b;margin:6px 0;padding-left:24px'>{items}</ul>"
 
 
 def png(figure: Figure, alt: str, dpi: int, kind: str = "", transparent: bool = False) -> str:

@@ -7,7 +7,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,31 +21,52 @@ if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
     from composeprob.results.result import Result
 
-INK, ACCENT, SECOND, FAINT = "#22313f", "#c8553d", "#2a6f97", "#b8c4cf"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Told apart by the colour-blind too (Okabe and Ito 2008); where lines share a panel their dashes differ as well."""
-SHADE = LinearSegmentedColormap.from_list("shade", ["#ffffff", "#d6e2ec", "#9dbbd3", "#5b8db3"])
-MAX_POINTS, MAX_IMAGES, MAX_HISTOGRAMS = 3000, 16, 6
-DASHES = ("-", "--", ":", "-.")
-ASIDE = 0.17
-"""Of a panel's side: the height of the histograms beside it."""
+
+class Palette(NamedTuple):
+    """Colours and dashes of pictures."""
+
+    ink: str = "#22313f"
+    accent: str = "#c8553d"
+    second: str = "#2a6f97"
+    faint: str = "#b8c4cf"
+    lines: tuple[str, ...] = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+    """Told apart by the colour-blind too (Okabe and Ito 2008); lines that share a panel differ in their dashes too."""
+    dashes: tuple[str, ...] = ("-", "--", ":", "-.")
+
+
+class Sizes(NamedTuple):
+    """How much a picture shows, and how large."""
+
+    points: int = 3000
+    images: int = 16
+    histograms: int = 6
+    aside: float = 0.17
+    """Of a panel's side: the height of the histograms beside it."""
+    panel: float = 3.4
+    """Inches."""
+    pixels_an_inch: int = 160
+    """Of a saved picture, where nothing else is asked for: on fine screens Matplotlib's 100 are blurred."""
+    formula_lines: int = 4
+    """Above a figure: the panels need the room, and ``print(density)`` shows all of it."""
+    pairs: int = 6
+    """Rows of a figure of pairs."""
+
+
+PALETTE, SIZES = Palette(), Sizes()
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
+    "axes.edgecolor": PALETTE.ink,
+    "axes.labelcolor": PALETTE.ink,
     "axes.linewidth": 0.7,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    "xtick.color": PALETTE.ink,
+    "ytick.color": PALETTE.ink,
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
     "legend.frameon": False,
 }
-PANEL = 3.4  # inches
-SHARP = 160
-"""Pixels an inch of a saved picture, where nothing else is asked for: on fine screens Matplotlib's 100 are blurred."""
 TOWARDS = "log-SNR (noisy → clean)"
 
 
@@ -78,9 +99,9 @@ class Picture(Figure):
     """
 
     def savefig(self, fname: str | os.PathLike[str] | IO[bytes], **options: Any) -> None:
-        """Saves as any figure does; with `SHARP` unless the call or Matplotlib's settings say another resolution."""
+        """Saves as any figure does; sharper unless the call or Matplotlib's settings say another resolution."""
         asked = plt.rcParams["savefig.dpi"]
-        super().savefig(fname, **{"dpi": SHARP if asked == "figure" else asked, **options})
+        super().savefig(fname, **{"dpi": SIZES.pixels_an_inch if asked == "figure" else asked, **options})
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
         """Called as the notebook is about to show the cell's value, which its own formatters then do."""
@@ -115,7 +136,6 @@ def plot_points(
     log_density: LogDensity | None = None,
     window: Window | None = None,
     aside: bool = False,
-    resolution: int = 140,
 ) -> None:
     """Draws points of the plane over the density that they should follow.
 
@@ -127,31 +147,30 @@ def plot_points(
         window: (x_min, x_max, y_min, y_max); by default what holds 99 % of the points, and a margin.
         aside: whether to draw the marginals too, above and to the right: of the points as histograms, of the density,
             as far as the window shows it, as lines.
-        resolution: points along a side of the grid that the density is evaluated on.
     """
     points = np.asarray(points, float)
     points = points[np.isfinite(points).all(1)]
     if window is None:
         window = _window(points)
-    relative = None if log_density is None else plot_density(ax, log_density, window, resolution)
-    shown = points[:: max(1, len(points) // MAX_POINTS)]
+    relative = None if log_density is None else plot_density(ax, log_density, window)
+    shown = points[:: max(1, len(points) // SIZES.points)]
     alpha = float(np.clip(600 / max(len(shown), 1), 0.35, 0.9))
-    ax.scatter(shown[:, 0], shown[:, 1], s=3.5, c=ACCENT, alpha=alpha, linewidths=0, rasterized=True)
+    ax.scatter(shown[:, 0], shown[:, 1], s=3.5, c=PALETTE.accent, alpha=alpha, linewidths=0, rasterized=True)
     ax.set(xlim=window[:2], ylim=window[2:], aspect="equal")
-    ax.set_title(wrapped(title), y=1.05 + ASIDE if aside else None)
+    ax.set_title(wrapped(title), y=1.05 + SIZES.aside if aside else None)
     if aside and len(points):
         _plot_marginals(ax, points, relative, window)
 
 
 def _plot_marginals(ax: Axes, points: np.ndarray, relative: np.ndarray | None, window: Window) -> None:
     """Draws the marginals of points, and those of the density on a grid."""
-    above, right = ax.inset_axes((0, 1.02, 1, ASIDE)), ax.inset_axes((1.02, 0, ASIDE, 1))
+    above, right = ax.inset_axes((0, 1.02, 1, SIZES.aside)), ax.inset_axes((1.02, 0, SIZES.aside, 1))
     for axes, j, ends, turned in ((above, 0, window[:2], "vertical"), (right, 1, window[2:], "horizontal")):
         axes.hist(
             points[:, j],
             bins=np.linspace(ends[0], ends[1], 41),
             density=True,
-            color=ACCENT,
+            color=PALETTE.accent,
             alpha=0.55,
             orientation=turned,
         )
@@ -159,7 +178,7 @@ def _plot_marginals(ax: Axes, points: np.ndarray, relative: np.ndarray | None, w
             grid = np.linspace(ends[0], ends[1], relative.shape[j])
             marginal = relative.sum(axis=j)  # rows are y
             marginal = marginal / (marginal.sum() * (grid[1] - grid[0]))
-            axes.plot(*((grid, marginal) if j == 0 else (marginal, grid)), color=SECOND, linewidth=1.1)
+            axes.plot(*((grid, marginal) if j == 0 else (marginal, grid)), color=PALETTE.second, linewidth=1.1)
         axes.set_axis_off()
     above.set_xlim(window[:2])
     right.set_ylim(window[2:])
@@ -173,15 +192,18 @@ def plot_density(ax: Axes, log_density: LogDensity, window: Window, resolution: 
     values = np.asarray(log_density(grid.reshape(-1, 2)), float).reshape(resolution, resolution)
     values = np.where(np.isfinite(values), values, -np.inf)
     relative = np.exp(values - values.max())
-    ax.imshow(relative, cmap=SHADE, extent=window, origin="lower", vmin=0, vmax=1, interpolation="bilinear", zorder=0)
+    shade = LinearSegmentedColormap.from_list("shade", ["#ffffff", "#d6e2ec", "#9dbbd3", "#5b8db3"])
+    ax.imshow(relative, cmap=shade, extent=window, origin="lower", vmin=0, vmax=1, interpolation="bilinear", zorder=0)
     # contours where a Gaussian has 1, 2 and 3 standard deviations
-    ax.contour(x, y, relative, levels=np.exp([-4.5, -2.0, -0.5]), colors=INK, linewidths=0.45, alpha=0.55, zorder=1)
+    ax.contour(
+        x, y, relative, levels=np.exp([-4.5, -2.0, -0.5]), colors=PALETTE.ink, linewidths=0.45, alpha=0.55, zorder=1
+    )
     return relative
 
 
 def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
     """Draws the first images as one mosaic; values in [0, 1] or [−1, 1] keep their meaning, others are stretched."""
-    images = np.nan_to_num(np.asarray(images[:MAX_IMAGES], float))
+    images = np.nan_to_num(np.asarray(images[: SIZES.images], float))
     if images.ndim == 3:
         images = images[..., None]
     low, high = (float(end) for end in np.quantile(images, [0.001, 0.999]))  # level 0 still carries some noise
@@ -209,19 +231,19 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
     finite = flat[np.isfinite(flat)]
     low, high = np.quantile(finite, [0.001, 0.999]) if finite.size else (0.0, 1.0)
     bins = np.linspace(low, high if high > low else low + 1, 41)
-    for j in range(min(flat.shape[1], MAX_HISTOGRAMS)):
+    for j in range(min(flat.shape[1], SIZES.histograms)):
         label = f"[{', '.join(str(i) for i in np.unravel_index(j, shape))}]" if shape else None
         column = flat[np.isfinite(flat[:, j]), j]
         if not column.size:
             continue
         if flat.shape[1] == 1:
-            ax.hist(column, bins=bins, density=True, color=SECOND, alpha=0.75)
+            ax.hist(column, bins=bins, density=True, color=PALETTE.second, alpha=0.75)
         else:
-            look = {"color": COLOURS[j], "linestyle": DASHES[j % len(DASHES)], "linewidth": 1.3}
+            look = {"color": PALETTE.lines[j], "linestyle": PALETTE.dashes[j % len(PALETTE.dashes)], "linewidth": 1.3}
             ax.hist(column, bins=bins, density=True, histtype="step", label=label, **look)
     if flat.shape[1] > 1 and ax.patches:
         ax.legend(fontsize=8, loc="upper right")
-    more = f" (first {MAX_HISTOGRAMS} of {flat.shape[1]})" if flat.shape[1] > MAX_HISTOGRAMS else ""
+    more = f" (first {SIZES.histograms} of {flat.shape[1]})" if flat.shape[1] > SIZES.histograms else ""
     ax.set(title=wrapped(title + more), xlabel="value", ylabel="density of samples")
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -231,21 +253,21 @@ def plot_levels(ax: Axes, result: Result) -> None:
     with blocks one line for each."""
     blocks = [f" of {block}" for block in result.blocks] or [""]
     if np.isfinite(result.ess).any():
-        ax.plot(result.log_snr, result.ess, color=FAINT, linewidth=1.2, label="effective sample size")
+        ax.plot(result.log_snr, result.ess, color=PALETTE.faint, linewidth=1.2, label="effective sample size")
     for b, column in enumerate(result.acceptance.reshape(len(result.log_snr), -1).T):
         if np.isfinite(column).any():
-            look = {"color": ACCENT, "linewidth": 1.4, "linestyle": DASHES[b % len(DASHES)]}
+            look = {"color": PALETTE.accent, "linewidth": 1.4, "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)]}
             ax.plot(result.log_snr, column, label=wrapped(f"acceptance{blocks[b]}"), **look)
     ax.set(ylim=(0, 1.02), xlabel=TOWARDS, ylabel="share", title="run")
     ax.spines["top"].set_visible(False)
     if (np.isfinite(result.step_size) & (result.step_size > 0)).any():
         right = ax.twinx()
         for b, column in enumerate(result.step_size.reshape(len(result.log_snr), -1).T):
-            look = {"color": SECOND, "linewidth": 1.4, "linestyle": DASHES[b % len(DASHES)]}
+            look = {"color": PALETTE.second, "linewidth": 1.4, "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)]}
             right.plot(result.log_snr, column, **look)
             ax.plot([], [], label=wrapped(f"step size{blocks[b]} (right)"), **look)
         right.set_yscale("log")
-        right.set_ylabel("step size", color=SECOND)
+        right.set_ylabel("step size", color=PALETTE.second)
         right.spines["top"].set_visible(False)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=8, loc="lower left")

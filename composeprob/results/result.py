@@ -13,8 +13,8 @@ from jax import Array
 
 from composeprob.errors import InvalidValueError
 from composeprob.json_data import JSONObject
-from composeprob.results.descent import Descent
 from composeprob.results.estimation import Estimating
+from composeprob.results.later import Later
 from composeprob.results.shown import Shown
 from composeprob.results.status import Status
 from composeprob.results.store import Stored
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from composeprob.results.comparison import Comparison
 
 PER_LEVEL = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "log_snr", "swaps")
-ARRAYS = ("log_weights", "first_ancestors", "islands", *PER_LEVEL)
+ARRAYS = ("log_weights", "first_ancestors", *PER_LEVEL)
 FACTS = (
     "log_evidence",
     "log_evidence_error",
@@ -45,13 +45,19 @@ FACTS = (
 )
 
 
+def _no_factor(result: Result) -> dict[str, float]:
+    """The curl of a run that relied on no score's being a gradient."""
+    return {}
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Result(Weighted, Estimating, Shown):
     """A `Result` holds N weighted samples of a program, and the diagnostics of the run that made them, level by level.
 
     Arrays over levels have K entries, entry k belonging to level k; a level that was not visited, or a quantity that
-    the sampler does not have, is NaN. Under a `Gibbs` kernel of B blocks acceptance, step size and quadrature error
-    have shape (K, B), with a column for each of ``blocks``.
+    the sampler does not have, is NaN. What takes a compilation of its own (``curl``, and what ``status`` says of
+    factors that do not agree) is computed when it is first asked for, and kept. Under a `Gibbs` kernel of B blocks
+    acceptance, step size and quadrature error have shape (K, B), with a column for each of ``blocks``.
 
     Args:
         samples: constrained values of every site and deterministic, ``{name: (N, …)}``: chains lead, draws follow where
@@ -71,8 +77,6 @@ class Result(Weighted, Estimating, Shown):
         ancestors: how many of the first chains have descendants, after resampling, shape (K,); NaN without resampling.
         first_ancestors: the first chain that each chain descends from, shape (N,); its own number without
             resampling, and after global moves.
-        islands: for each island of `SMC` the log-evidence that its own chains tell, and how many of its first chains
-            have descendants, shape (I, 2); (0, 2) of a run without islands.
         swaps: mean probability of swaps with the next noisier level, shape (K,); NaN without `ReplicaExchange`.
         round_trips: how many replicas came from the noisiest level to level 0 in the draws of one chain, on average;
             None without replicas.
@@ -97,7 +101,6 @@ class Result(Weighted, Estimating, Shown):
         blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu, sigma")``; empty elsewhere.
         key: the random key of the run, as code.
         versions: of what it ran on, ``{name: version}``.
-        path: where the chains were on their way, of a run with ``keep_path``; see `descent`.
         density: the compiled density; None after `load`.
     """
 
@@ -109,20 +112,19 @@ class Result(Weighted, Estimating, Shown):
     step_size: np.ndarray
     ess: np.ndarray
     non_finite: np.ndarray
-    status: Status
     seconds: float
     sampler: str
     reason: str
     log_snr: np.ndarray
+    status: Status = Later()  # type: ignore[assignment]  # noqa: RUF009 - a descriptor
     quadrature_error: np.ndarray | None = None
     ancestors: np.ndarray | None = None
     first_ancestors: np.ndarray | None = None
-    islands: np.ndarray | None = None
     swaps: np.ndarray | None = None
     round_trips: float | None = None
     global_acceptance: float | None = None
-    log_evidence_error: float | None = None
-    curl: dict[str, float] = field(default_factory=dict)
+    log_evidence_error: float | None = Later(None)  # type: ignore[assignment]
+    curl: dict[str, float] = Later(_no_factor)  # type: ignore[assignment]  # noqa: RUF009
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
     draws: int | None = None
@@ -130,7 +132,6 @@ class Result(Weighted, Estimating, Shown):
     devices: int = 1
     key: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
-    path: Descent | None = None
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
@@ -145,8 +146,6 @@ class Result(Weighted, Estimating, Shown):
             put(self, "ancestors", np.full(np.shape(self.log_snr), np.nan))
         if self.swaps is None:
             put(self, "swaps", np.full(np.shape(self.log_snr), np.nan))
-        if self.islands is None:
-            put(self, "islands", np.zeros((0, 2)))
         if self.first_ancestors is None:
             put(self, "first_ancestors", np.arange(np.shape(self.log_weights)[0]))
         for name in ARRAYS:
@@ -261,8 +260,7 @@ class Result(Weighted, Estimating, Shown):
         facts["sites"] = list(self.samples)  # safetensors sorts by name
         facts["dims"] = self.dims
         facts["status"] = [(code.value, message) for code, message in self.status.findings]
-        kept = {} if self.path is None else self.path.arrays()
-        return {**{name: getattr(self, name) for name in ARRAYS}, **kept}, facts
+        return {name: getattr(self, name) for name in ARRAYS}, facts
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Result:

@@ -13,14 +13,12 @@ from numpy.typing import ArrayLike
 
 from composeprob.errors import LoadError
 from composeprob.json_data import JSONObject
-from composeprob.results.descent import Descent
 from composeprob.results.result import ARRAYS, FACTS, PER_LEVEL, Result
 from composeprob.results.status import Code, Status
 from composeprob.results.store import Store
 from composeprob.results.summary import COLUMNS
 
-FORMAT = "composeprob.results.result"
-VERSION = 4
+FORMAT = {"format": "composeprob.results.result", "version": "4"}
 
 
 def save(result: Result, path: str | os.PathLike) -> Path:
@@ -34,7 +32,7 @@ def save(result: Result, path: str | os.PathLike) -> Path:
     partial = path.with_name(path.name + ".partial")  # a reader never sees half a file
     # safetensors writes the buffer as it lies in memory; 0-d arrays keep their shape.
     whole = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
-    metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
+    metadata = FORMAT | {"facts": json.dumps(facts)}
     partial.write_bytes(as_bytes(whole, metadata=metadata))  # save_file would leave a file for its owner's eyes only
     partial.replace(path)
     return path
@@ -57,16 +55,16 @@ def load(path: str | os.PathLike) -> Result:
         raise LoadError(
             f"{path} cannot be read as safetensors: {error}", fix="save the result again; the file is damaged."
         ) from error
-    if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
+    if {name: metadata.get(name) for name in FORMAT} != FORMAT:
         found = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
         raise LoadError(
-            f"{path} is not a saved result of this version of composeprob ({found}; expected {FORMAT!r}, "
-            f"version '{VERSION}').",
+            f"{path} is not a saved result of this version of composeprob ({found}; expected {FORMAT['format']!r}, "
+            f"version {FORMAT['version']!r}).",
             fix="pass a file written by result.save; weights of a model are read by cp.load.",
         )
     facts: JSONObject = json.loads(metadata["facts"])
     samples = {name: arrays[f"samples/{name}"] for name in facts["sites"]}
-    return _of(samples, arrays, facts)
+    return _assembled(samples, arrays, facts)
 
 
 def _opened(store: Store) -> Result:
@@ -79,16 +77,16 @@ def _opened(store: Store) -> Result:
     facts = about["facts"]
     store.open(facts["sites"])
     samples: dict[str, Any] = {name: store.stored(name, facts["draws"]) for name in facts["sites"]}
-    return _of(samples, store.rest(about["arrays"]), facts)
+    return _assembled(samples, store.rest(about["arrays"]), facts)
 
 
-def _of(samples: dict[str, np.ndarray], arrays: Mapping[str, np.ndarray], facts: JSONObject) -> Result:
+def _assembled(samples: dict[str, np.ndarray], arrays: Mapping[str, np.ndarray], facts: JSONObject) -> Result:
     status = Status(tuple((Code(code), message) for code, message in facts.pop("status")))
     del facts["sites"]
     facts["dims"] = {name: tuple(dims) for name, dims in facts.get("dims", {}).items()}
     facts["blocks"] = tuple(facts.get("blocks", ()))
     facts |= {name: arrays[name] for name in ARRAYS}
-    return Result(samples=samples, status=status, path=Descent.of(arrays), **facts)
+    return Result(samples=samples, status=status, **facts)
 
 
 def _with_suffix(path: str | os.PathLike) -> Path:

@@ -23,52 +23,38 @@ Leonenko 1987, *Sample estimate of the entropy of a random vector*). Shares of c
 
 from __future__ import annotations
 
+import enum
 import math
 
 import numpy as np
 
-from composeprob.results.comparison import DIRECTIONS, scaled
+from composeprob import tuning
+from composeprob.results.comparison import scaled
 from composeprob.results.status import Code
 
-SLACK = 0.35
-"""Nats for each number of a sample that log Z_m − log Z_n may be off by: for a Gaussian beside an exponential law the
-estimate is off by 0.1 in one dimension, 0.6 in three, 2.7 in ten."""
-NEIGHBOURS = 4
-"""k of the estimate."""
-MOST = 1000
-"""Chains that are looked at."""
-SHIFT = 0.1
-"""By how many standard deviations weights must move a mean, in the direction in which they move it most."""
-BY_CHANCE = 1e-6
-"""How often paths of right chains may seem uneven."""
-GROUPS = 20
-"""Groups of neighbours, by k-means, whose mean log W is told apart: where it is no linear function of x, what is left
-of it would pass for variance."""
-ENTRIES = 4_000_000
-"""Numbers in all, of the chains that are looked at: of images fewer chains are."""
-FEWEST = 20
-"""Chains for each direction or group that is looked at."""
-TAIL = 0.01
-"""The share of log-weights, at either end, that are taken for no farther out than the next one."""
+
+class Reason(enum.StrEnum):
+    """Why chains keep wrong shares, and what helps."""
+
+    FROZEN = (
+        "They kept shares that noisier levels decided, as chains do that cannot cross between modes any more. Try "
+        "cp.SMC with more chains or more levels, cp.ReplicaExchange, whose chains move between modes, or, for "
+        "positions of few numbers under analytic or calibrated factors, then=cp.GlobalMoves(20)."
+    )
+    STARTED = (
+        "They kept shares that their starts decided, as chains do that cannot cross between modes. Take more "
+        "chains, of which global moves then know the modes better, or let noise carry them: give the latent that has "
+        "modes a prior such as cp.Analytic(distribution, cp.Schedule.log_snr(60))."
+    )
+    SUMMED = (
+        "Reverse diffusion follows the composed score, whose law at noisier levels is not the program's with noise. "
+        "Use cp.SMC(), or leave sampler= out."
+    )
 
 
-FROZEN = (
-    "They kept shares that noisier levels decided, as chains do that cannot cross between modes any more. Try cp.SMC "
-    "with more chains or more levels, cp.ReplicaExchange, whose chains move between modes, or, for positions of few "
-    "numbers under analytic or calibrated factors, global_moves=20."
-)
-STARTED = (
-    "They kept shares that their starts decided, as chains do that cannot cross between modes. Take more "
-    "chains, of which global moves then know the modes better, or let noise carry them: give the latent that has modes "
-    "a prior such as cp.Analytic(distribution, cp.Schedule.log_snr(60))."
-)
-SUMMED = (
-    "Reverse diffusion follows the composed score, whose law at noisier levels is not the program's with noise. Use "
-    "cp.SMC(), or leave sampler= out."
-)
-
-
-def uneven_paths(sites: dict[str, np.ndarray], path_weights: np.ndarray, why: str = FROZEN) -> list[tuple[Code, str]]:
+def uneven_paths(
+    sites: dict[str, np.ndarray], path_weights: np.ndarray, why: str = Reason.FROZEN
+) -> list[tuple[Code, str]]:
     """The finding that chains whose paths weigh more lie elsewhere, if they do.
 
     Args:
@@ -82,22 +68,23 @@ def uneven_paths(sites: dict[str, np.ndarray], path_weights: np.ndarray, why: st
     if len(finite) < 0.95 * len(path_weights) or len(finite) < 40:
         return []
     entries = sum(np.size(x) // len(path_weights) for x in sites.values())
-    most = min(4 * MOST, max(ENTRIES // entries, MOST // 4), len(finite))
+    most = min(4 * tuning.SHARES.most, max(tuning.SHARES.entries // entries, tuning.SHARES.most // 4), len(finite))
     some = finite[np.unique(np.linspace(0, len(finite) - 1, most).astype(int))]
     n = len(some)
     parts = [np.asarray(x, float)[some].reshape(n, -1) for x in sites.values()]
     points, gain = np.concatenate(parts, axis=1), path_weights[some]
     if not np.isfinite(points).all() or not points.std(0).any():
         return []
-    gain = np.clip(gain, *np.quantile(gain, [TAIL, 1 - TAIL]))
+    gain = np.clip(gain, *np.quantile(gain, [tuning.SHARES.tail, 1 - tuning.SHARES.tail]))
     gain, width = gain - gain.mean(), points.std(0)
     points = (points - points.mean(0)) / np.where(width > 0, width, 1.0)
     axes, spread, _ = np.linalg.svd(points, full_matrices=False)
-    axes = axes[:, spread > 1e-6 * spread[0]][:, : n // FEWEST]
-    near = kmeans2(axes[:, :DIRECTIONS] * math.sqrt(n), min(GROUPS, n // FEWEST), minit="++", seed=0)[1]
-    inside = near[:, None] == np.flatnonzero(np.bincount(near) >= FEWEST)
+    axes = axes[:, spread > 1e-6 * spread[0]][:, : n // tuning.SHARES.fewest]
+    directions, groups = tuning.COMPARISON.directions, tuning.SHARES.groups
+    near = kmeans2(axes[:, :directions] * math.sqrt(n), min(groups, n // tuning.SHARES.fewest), minit="++", seed=0)[1]
+    inside = near[:, None] == np.flatnonzero(np.bincount(near) >= tuning.SHARES.fewest)
     both = np.concatenate([axes, inside - inside.mean(0)], axis=1)
-    told = next((each for each in (_told(axes, gain), _told(both, gain)) if each is not None), None)
+    told = next((each for each in (_explained(axes, gain), _explained(both, gain)) if each is not None), None)
     if told is None:
         return []
     moved = _most_moved(sites, points, inside, told)
@@ -105,7 +92,7 @@ def uneven_paths(sites: dict[str, np.ndarray], path_weights: np.ndarray, why: st
     return [(Code.SHARES_FROZEN, text)]
 
 
-def _told(columns: np.ndarray, gain: np.ndarray) -> np.ndarray | None:
+def _explained(columns: np.ndarray, gain: np.ndarray) -> np.ndarray | None:
     """log W with the square of what the columns leave of it, if these columns tell where it is large, else None."""
     from scipy.stats import chi2
 
@@ -117,9 +104,9 @@ def _told(columns: np.ndarray, gain: np.ndarray) -> np.ndarray | None:
     for each in (gain, corrected):
         explained = float(((basis.T @ each) ** 2).sum())
         noise = (float(each @ each) - explained) / (n - basis.shape[1] - 1)
-        if explained == 0 or chi2.sf(explained / noise, basis.shape[1]) > BY_CHANCE:
+        if explained == 0 or chi2.sf(explained / noise, basis.shape[1]) > tuning.SHARES.by_chance:
             return None
-    return corrected if explained / n - basis.shape[1] * noise / n >= SHIFT**2 else None
+    return corrected if explained / n - basis.shape[1] * noise / n >= tuning.SHARES.shift**2 else None
 
 
 def _most_moved(sites: dict[str, np.ndarray], points: np.ndarray, inside: np.ndarray, gain: np.ndarray) -> str:
@@ -147,7 +134,7 @@ def frozen_shares(sites: dict[str, np.ndarray], log_density: np.ndarray) -> list
         sites: positions at level 0 in the coordinates of the density, ``{site: (N, …)}``.
         log_density: log π of each, (N,), comparable between modes.
     """
-    some = np.unique(np.linspace(0, len(log_density) - 1, min(MOST, len(log_density))).astype(int))
+    some = np.unique(np.linspace(0, len(log_density) - 1, min(tuning.SHARES.most, len(log_density))).astype(int))
     parts, values = [np.asarray(x, float)[some].reshape(len(some), -1) for x in sites.values()], log_density[some]
     points = np.concatenate(parts, axis=1)
     if not np.isfinite(points).all() or not np.isfinite(values).all():
@@ -166,7 +153,7 @@ def frozen_shares(sites: dict[str, np.ndarray], log_density: np.ndarray) -> list
     off = log_z - np.log(sizes)
     low, high = int(np.argmin(off)), int(np.argmax(off))
     chance = 3 * math.sqrt(variance[high] + variance[low])
-    if off[high] - off[low] < SLACK * points.shape[1] + chance:
+    if off[high] - off[low] < tuning.SHARES.slack * points.shape[1] + chance:
         return []
     share = np.exp(log_z[high] - np.logaddexp.reduce(log_z))
     text = (
@@ -202,6 +189,6 @@ def _log_density(points: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         units = np.sqrt(variances)
         white = np.nan_to_num((points - points.mean(0)) @ axes / units)
-        radius = cKDTree(white).query(white, NEIGHBOURS + 1)[0][:, -1]
+        radius = cKDTree(white).query(white, tuning.SHARES.neighbours + 1)[0][:, -1]
         volume = d * np.log(radius) + 0.5 * d * math.log(math.pi) - gammaln(0.5 * d + 1) + np.log(units).sum()
-    return np.asarray(digamma(NEIGHBOURS) - digamma(n) - volume)
+    return np.asarray(digamma(tuning.SHARES.neighbours) - digamma(n) - volume)

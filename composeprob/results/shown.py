@@ -1,4 +1,4 @@
-"""What a result shows of itself: its summary, its pictures, a film, a report, and what a notebook displays."""
+"""What a result shows of itself: its summary, its pictures, a report, and what a notebook displays."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from composeprob.errors import InvalidValueError
-from composeprob.results.descent import Descent
 from composeprob.results.summary import Summary
 
 if TYPE_CHECKING:
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 class Shown:
     """`Shown` is what a result is to look at."""
 
-    path: Descent | None
-
     @property
     def _result(self) -> Result:
         """Itself, with all that a `Result` has."""
@@ -33,7 +29,7 @@ class Shown:
 
     def summary(self) -> Summary:
         """Makes a table of weighted means, standard deviations and quantiles, and of how the run went; print it."""
-        return Summary.of(self._result)
+        return Summary.of_result(self._result)
 
     def plot(self, kind: str = "overview") -> Figure:
         """Draws the result.
@@ -42,8 +38,7 @@ class Shown:
             kind: ``"overview"``, a panel for each site and one with acceptance and step size by level: a site of two
                 numbers is shown with its marginals over the density of level 0 (where the density has a
                 log-density), images as a grid, anything else as histograms; ``"samples"``, the sites alone;
-                ``"pairs"``, every number against every other; ``"levels"``, a panel for each diagnostic;
-                ``"descent"``, where the chains were on their way, of a run with ``keep_path``.
+                ``"pairs"``, every number against every other; ``"levels"``, a panel for each diagnostic.
 
         Raises:
             InvalidValueError: no such kind, or nothing of this kind to draw.
@@ -51,36 +46,6 @@ class Shown:
         from composeprob.results.figures import plot_result
 
         return plot_result(self._result, kind)
-
-    @property
-    def descent(self) -> Descent:
-        """Where the chains were on their way from the noisiest level to level 0.
-
-        Raises:
-            InvalidValueError: the run did not keep it.
-        """
-        if self.path is None:
-            raise InvalidValueError("This run did not keep its chains' path.", fix="cp.infer(…, keep_path=1).")
-        return self.path
-
-    def animate(self, path: str | os.PathLike, *, site: str | None = None, seconds: float = 6.0) -> Path:
-        """Makes a film of the chains on their way from noise to samples, for runs with ``keep_path``.
-
-        Args:
-            path: the file, ``"run.gif"`` or, where the program ffmpeg is installed, ``"run.mp4"``.
-            site: which one; left out, all of them side by side.
-            seconds: how long the way takes; the last picture stays for a moment more.
-
-        Returns:
-            The path.
-
-        Raises:
-            InvalidValueError: the run did not keep its path, another kind of file, or no ffmpeg for an .mp4.
-            UnknownSiteError: no such site.
-        """
-        from composeprob.results.animation import animate
-
-        return animate(self._result, path, site, seconds)
 
     def images(self, site: str | None = None) -> np.ndarray:
         """Makes images of a site's equally weighted samples (`unweighted`), as its models decode them.

@@ -8,19 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ACCEPTANCE_FLOOR = 0.05
-"""A Metropolis kernel that accepts less than this at a level has hardly moved there."""
-NON_FINITE_CEILING = 0.01
-"""Below this share, non-finite proposals are counted but not reported: adaptation overshoots now and then."""
-ESS_FLOOR = 0.05
-"""Relative effective sample size under which a level's weights rest on too few chains."""
-FEWEST_FAMILIES = 12.0
-"""Effective families of chains under which errors read off them say little; an eighth of N where N is small."""
-LEVELS_ERROR = 2.0
-"""Error of the log-evidence from the levels' distance, in nats, that is worth a finding beside the number."""
-CURL_CEILING = 0.1
-"""Relative curl above which a score counts as no gradient: twice what the zoo's score networks have at level 0 (0.01 to
-0.055), and that of a rotation a tenth as strong as the pull to the mode."""
+from composeprob import tuning
 
 
 class Code(enum.StrEnum):
@@ -43,18 +31,6 @@ class Code(enum.StrEnum):
     UNSETTLED = "unsettled"
     LEVELS_TOO_FEW = "levels_too_few"
     NOT_SAVED = "not_saved"
-
-
-WITHHOLDING = frozenset(Code) - {
-    Code.OK,
-    Code.NON_FINITE,
-    Code.NO_OVERLAP,
-    Code.OUT_OF_TRAINING,
-    Code.LEVELS_TOO_FEW,
-    Code.NOT_SAVED,
-}
-"""Findings under which the chains' spread says nothing of how far off their means are. What factors say where they do
-not agree is the model's affair, not the sampler's."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +63,16 @@ class Status:
     @property
     def withholds(self) -> bool:
         """Whether standard errors would mislead, so that none is given."""
-        return any(code in WITHHOLDING for code, _ in self.findings)
+        # What factors say where they do not agree is the model's affair, not the sampler's.
+        harmless = {
+            Code.OK,
+            Code.NON_FINITE,
+            Code.NO_OVERLAP,
+            Code.OUT_OF_TRAINING,
+            Code.LEVELS_TOO_FEW,
+            Code.NOT_SAVED,
+        }
+        return any(code not in harmless for code, _ in self.findings)
 
     @property
     def message(self) -> str:
@@ -118,11 +103,11 @@ class Status:
         text = f"Stopped after {done} of {draws} draws; these are of level 0. Run it again to the end, or with fewer."
         return Status(((Code.INTERRUPTED, text), *self.findings))
 
-    def unstayed(self) -> Status:
-        """The same outcome of a run that was stopped in its global moves or its stay at level 0."""
+    def stopped_at_target(self) -> Status:
+        """The same outcome of a run that was stopped in its global moves or its warm-up at level 0."""
         text = (
-            "Stopped at level 0, before its global moves or its stay there had ended; the samples are as they were "
-            "then, and latents may not have settled."
+            "Stopped at level 0, before its global moves or its warm-up there had ended; the samples are as they were "
+            "then, and latents may not have converged."
         )
         return Status(((Code.INTERRUPTED, text), *self.findings))
 
@@ -138,11 +123,6 @@ class Status:
         return "\n".join(f"{code.name}: {text}" for code, text in self.findings)
 
 
-FAR, FARTHEST, MANY = 1.0, 10.0, 0.01
-"""Signal over noise at the noisiest level: more than the first in more than this share of samples, or more than the
-second in any, and that level cannot have been noise alone."""
-
-
 def diverged(samples: Mapping[str, np.ndarray], alpha: float, sigma: float) -> list[tuple[Code, str]]:
     """What is wrong with the size of samples: a run starts from noise that is to hide them, α·‖x‖ < σ·√d.
 
@@ -156,7 +136,8 @@ def diverged(samples: Mapping[str, np.ndarray], alpha: float, sigma: float) -> l
         with np.errstate(over="ignore"):
             size = np.sqrt(np.mean(x**2, axis=1))
         signal = np.where(np.isfinite(size), size * alpha / sigma, np.inf)
-        if np.mean(signal > FAR) > MANY or np.any(signal > FARTHEST):
+        known = tuning.FINDINGS
+        if np.mean(signal > known.far_signal) > known.many or np.any(signal > known.farthest_signal):
             text = (
                 f"The samples of {name!r} are too large: up to {signal.max() * sigma / alpha:.3g} in root mean square, "
                 f"and the noise of the noisiest level hides nothing above {sigma / alpha:.3g}. Look for a network that "
@@ -176,7 +157,6 @@ def diagnose(
     completed_levels: int,
     num_levels: int,
     adjusted: bool | Sequence[bool],
-    curl: Mapping[str, float] | None = None,
     blocks: Sequence[str] = (),
     outside: float = 0.0,
 ) -> Status:
@@ -193,7 +173,6 @@ def diagnose(
         completed_levels: how many levels were finished, counted from the noisiest, K−1, downwards.
         num_levels: K.
         adjusted: whether the kernel (each block's) has a Metropolis test, so that its acceptance means something.
-        curl: relative curl of the factors whose score a line integral relied on, ``{factor: value}``.
         blocks: the names of the kernel's blocks.
         outside: share of the chains that are where the density is 0 or NaN.
     """
@@ -213,11 +192,11 @@ def diagnose(
 
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.asarray(non_finite, float) / np.broadcast_to(np.asarray(proposals, float), (num_levels,))
-        bad = visited & (share > NON_FINITE_CEILING)
+        bad = visited & (share > tuning.FINDINGS.non_finite_ceiling)
         accepted = np.asarray(acceptance, float).reshape(num_levels, -1)
-        stuck = visited[:, None] & (accepted < ACCEPTANCE_FLOOR) & np.asarray(adjusted)
+        stuck = visited[:, None] & (accepted < tuning.FINDINGS.acceptance_floor) & np.asarray(adjusted)
         # With few chains the share alone says little: fewer than two effective chains is a collapse at any N.
-        thin = visited & (np.asarray(ess, float) < max(ESS_FLOOR, min(2.0 / num_chains, 0.5)))
+        thin = visited & (np.asarray(ess, float) < max(tuning.FINDINGS.ess_floor, min(2.0 / num_chains, 0.5)))
 
     if bad.any():
         findings.append(
@@ -238,18 +217,6 @@ def diagnose(
                 "walls that hold the posterior: they did not find the way in. Their samples belong to no posterior; "
                 "leave them out. Try cp.SMC, which weighs such chains out, with more chains, or give the wall a slope, "
                 "such as jax.nn.log_sigmoid(distance / width).",
-            )
-        )
-    turning = {name: value for name, value in (curl or {}).items() if value > CURL_CEILING}
-    if turning:
-        named = ", ".join(f"{name} (relative curl {value:.2g})" for name, value in turning.items())
-        findings.append(
-            (
-                Code.NOT_CONSERVATIVE,
-                f"Not the gradient of any log-density: the score of {named}; up to {CURL_CEILING:g} passes for one. "
-                "A line integral of it depends on its path, so the Metropolis test aims at no law. Train that model "
-                "longer or with an energy parameterization, or use a kernel without a test: cp.ULA, cp.UHMC, or cp.SMC "
-                "with kernel=None.",
             )
         )
     for b, still in enumerate(stuck.T):
@@ -277,9 +244,28 @@ def diagnose(
     return Status(tuple(findings))
 
 
+def not_conservative(curl: Mapping[str, float]) -> list[tuple[Code, str]]:
+    """The finding that scores are no gradients, if any is not.
+
+    Args:
+        curl: relative curl of the factors whose score a line integral relied on, ``{factor: value}``.
+    """
+    turning = {name: value for name, value in curl.items() if value > tuning.FINDINGS.curl_ceiling}
+    if not turning:
+        return []
+    listed = ", ".join(f"{name} (relative curl {value:.2g})" for name, value in turning.items())
+    passes = tuning.FINDINGS.curl_ceiling
+    text = (
+        f"Not the gradient of any log-density: the score of {listed}; up to {passes:g} passes for one. A line "
+        "integral of it depends on its path, so the Metropolis test aims at no law. Train that model longer or with an "
+        "energy parameterization, or use a kernel without a test: cp.ULA, cp.UHMC, or cp.SMC with kernel=None."
+    )
+    return [(Code.NOT_CONSERVATIVE, text)]
+
+
 def fewest_families(num_chains: int) -> float:
     """Effective number of families under which a population of N chains has become copies of few."""
-    return min(FEWEST_FAMILIES, num_chains / 8)
+    return min(tuning.ERRORS.fewest_families, num_chains / 8)
 
 
 def few_ancestors(effective: float, distinct: float, num_chains: int, ends: bool) -> list[tuple[Code, str]]:
@@ -312,7 +298,7 @@ def erratic_weights(variance: np.ndarray) -> list[tuple[Code, str]]:
             there was none. 1/(1 + v) is the conditional effective sample size (Zhou, Johansen and Aston 2016).
     """
     worth = 1 / (1 + np.asarray(variance, float))
-    wild = worth < ESS_FLOOR
+    wild = worth < tuning.FINDINGS.ess_floor
     if not wild.any():
         return []
     text = (
@@ -323,18 +309,18 @@ def erratic_weights(variance: np.ndarray) -> list[tuple[Code, str]]:
     return [(Code.WEIGHTS_COLLAPSED, text)]
 
 
-def unsettled(drift: float) -> list[tuple[Code, str]]:
-    """The finding that the stay at level 0 ended while the chains still drifted, if it did."""
+def not_converged(drift: float) -> list[tuple[Code, str]]:
+    """The finding that the warm-up at level 0 ended while the chains still drifted, if it did."""
     if drift == 0.0:
         return []
-    text = f"At level 0 the population still drifted by {drift:.2g} standard deviations when the stay there ended. "
+    text = f"At level 0 the population still drifted by {drift:.2g} standard deviations when the warm-up there ended. "
     fix = "Go on with draws=, or try a smoother parameterization of the latents, such as a log-normal scale."
     return [(Code.UNSETTLED, text + fix)]
 
 
 def few_levels(error: float) -> list[tuple[Code, str]]:
     """The finding that the levels are too far apart for the evidence, if they are: its error from there, in nats."""
-    if not error > LEVELS_ERROR:
+    if not error > tuning.FINDINGS.levels_error:
         return []
     text = f"The levels' distance puts the log-evidence off by about {error:.2g}, as half of them show. "
     return [(Code.LEVELS_TOO_FEW, text + "Compile with more levels (schedule=).")]

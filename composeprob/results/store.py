@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -16,13 +16,6 @@ from composeprob.json_data import JSON, JSONObject
 
 if TYPE_CHECKING:
     from tensorstore import TensorStore, WriteFutures
-
-
-FORMAT = "composeprob.draws"
-VERSION = 1
-SAMPLES = "samples"
-BLOCK_BYTES = 2**24
-"""Size of the blocks of draws that are written at once, by each process."""
 
 
 class Stored:
@@ -83,6 +76,8 @@ class Store:
         path: the folder.
     """
 
+    format: ClassVar[JSONObject] = {"format": "composeprob.draws", "version": 1}
+
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()
         self.arrays: dict[str, TensorStore] = {}
@@ -107,10 +102,10 @@ class Store:
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True)
             self.write_attributes({})
-            _write_json(self.path / SAMPLES / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+            _write_json(self.path / "samples" / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
             for name, (shape, dtype, block) in names.items():
                 axes = ["chain", "draw"] if draws else ["chain"]
-                self._make(f"{SAMPLES}/{_quoted(name)}", shape, dtype, block, axes)
+                self._make(f"samples/{_quoted(name)}", shape, dtype, block, axes)
         except (OSError, ValueError) as error:
             raise InvalidValueError(
                 f"Nothing can be written to store={str(self.path)!r}: {str(error).splitlines()[0]}",
@@ -127,7 +122,7 @@ class Store:
 
         try:
             for name in names:
-                spec = self._spec(f"{SAMPLES}/{_quoted(name)}")
+                spec = self._spec(f"samples/{_quoted(name)}")
                 self.arrays[name] = tensorstore.open(spec, open=True).result()
         except ValueError as error:
             raise LoadError(
@@ -159,7 +154,7 @@ class Store:
 
     def write_attributes(self, attributes: JSONObject) -> None:
         """Say what the folder holds."""
-        about = {"format": FORMAT, "version": VERSION, **attributes}
+        about = {**self.format, **attributes}
         _write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": about})
 
     def attributes(self) -> JSONObject:
@@ -172,7 +167,7 @@ class Store:
             about = json.loads((self.path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LoadError(f"{self.path} is no stored result.", fix="check the path.") from error
-        if about.get("format") != FORMAT or about.get("version") != VERSION:
+        if {name: about.get(name) for name in self.format} != self.format:
             raise LoadError(
                 f"{self.path} is no stored result of this version of composeprob.",
                 fix="pass the folder that was given as store=.",

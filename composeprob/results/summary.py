@@ -9,22 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from composeprob import tuning
 from composeprob.results.estimates import of_samples, with_error
-from composeprob.results.estimation import FEWEST_DRAWS
 
 if TYPE_CHECKING:
     from composeprob.results.result import Result
 
-QUANTILES = (0.05, 0.5, 0.95)
 COLUMNS = ("mean", "±", "sd", "5%", "50%", "95%")
-MOST = 10_000_000
-"""Numbers of one site that are read: of a longer run every k-th draw."""
-LARGEST_K = 0.7
-"""Pareto k̂ above which means under the weights cannot be trusted (Vehtari et al. 2024)."""
-LARGEST_RHAT = 1.05
-"""R̂ above which draws depend on where their chain began."""
-MAX_ELEMENTS = 16
-"""Sites with more numbers than this (images) get one row, over all their numbers together."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +32,14 @@ class Summary:
     facts: dict[str, str]
 
     @classmethod
-    def of(cls, result: Result) -> Summary:
+    def of_result(cls, result: Result) -> Summary:
         """Makes the summary of one result."""
         rows: dict[str, tuple[float, ...]] = {}
         for name in result.samples:
-            values, weights = result.pooled(name, MOST)
-            of_each = of_samples(result[name], result.draws, MOST)
+            values, weights = result.pooled(name, tuning.SUMMARY.most_numbers)
+            of_each = of_samples(result[name], result.draws, tuning.SUMMARY.most_numbers)
             of_each = of_each.reshape(*of_each.shape[: 1 if result.draws is None else 2], -1)
-            if of_each.shape[-1] > MAX_ELEMENTS:
+            if of_each.shape[-1] > tuning.SUMMARY.most_rows:
                 of_each = of_each.mean(-1, keepdims=True)
             errors = result.mean_of(of_each).error.tolist()
             for (label, column, w), error in zip(_elements(name, values, weights), errors, strict=True):
@@ -103,7 +94,7 @@ def weighted_statistics(values: np.ndarray, weights: np.ndarray) -> tuple[float,
     sd = float(np.sqrt(weights @ (values - mean) ** 2))
     order = np.argsort(values)
     cumulative = np.cumsum(weights[order])
-    index = np.minimum(np.searchsorted(cumulative, np.array(QUANTILES) - 1e-12), len(values) - 1)
+    index = np.minimum(np.searchsorted(cumulative, np.array((0.05, 0.5, 0.95)) - 1e-12), len(values) - 1)
     return (mean, sd, *(float(v) for v in values[order][index]))
 
 
@@ -111,7 +102,7 @@ def _elements(name: str, values: np.ndarray, weights: np.ndarray) -> list[tuple[
     """(label, values, weights) for every number of a site, or one pooled entry for a large one."""
     n, shape = values.shape[0], values.shape[1:]
     flat = values.reshape(n, -1)
-    if flat.shape[1] > MAX_ELEMENTS:
+    if flat.shape[1] > tuning.SUMMARY.most_rows:
         shown = "×".join(str(s) for s in shape)
         return [(f"{name} ({shown}, pooled)", flat.ravel(), np.repeat(weights, flat.shape[1]))]
     labels = [name + (f"[{', '.join(str(i) for i in index)}]" if index else "") for index in np.ndindex(shape)]
@@ -131,12 +122,6 @@ def _facts(result: Result) -> dict[str, str]:
         facts["ancestors"] = (
             f"{copies:,} of the first chains have descendants ({result.families.effective:,.0f} effective)"
         )
-    if result.islands is not None and len(result.islands):
-        evidence, left = result.islands.T
-        facts["islands"] = (
-            f"{len(left)}, log evidence {evidence.min():.3g} … {evidence.max():.3g}, "
-            f"{left.min():.0f} … {left.max():.0f} first chains left in each"
-        )
     if result.global_acceptance is not None:
         facts["global moves"] = f"{result.global_acceptance:.2g} of the proposals accepted"
     if result.round_trips is not None:
@@ -144,7 +129,8 @@ def _facts(result: Result) -> dict[str, str]:
             f"{_range(np.asarray(result.swaps))}; {result.round_trips:.3g} round trips of each chain's replicas"
         )
     if not math.isnan(k := result.pareto_k):
-        doubt = f", above {LARGEST_K}: a few chains decide, and errors are too small" if k > LARGEST_K else ""
+        largest = tuning.SUMMARY.largest_k
+        doubt = f", above {largest}: a few chains decide, and errors are too small" if k > largest else ""
         facts["Pareto k̂"] = f"{k:.2f}{doubt}" if k > 0 else "below 0: no chain has much more weight than others"
     if result.draws is not None:
         facts["draws"] = f"{result.draws:,} of each chain, {result.thin} transitions apart"
@@ -175,20 +161,21 @@ def _mixing(result: Result) -> dict[str, str]:
     """R̂ between the chains of a run with draws, the greatest over all numbers; by ArviZ."""
     import arviz
 
-    if result.num_chains < 2 or (result.draws or 0) < FEWEST_DRAWS:
+    if result.num_chains < 2 or (result.draws or 0) < tuning.ERRORS.fewest_draws:
         return {}
     worst, where = -math.inf, ""
     for name in result.samples:
-        values = of_samples(result[name], result.draws, MOST)
+        values = of_samples(result[name], result.draws, tuning.SUMMARY.most_numbers)
         flat = values.reshape(*values.shape[:2], -1)
-        if flat.shape[-1] > MAX_ELEMENTS:
+        if flat.shape[-1] > tuning.SUMMARY.most_rows:
             flat = flat.mean(-1, keepdims=True)
         for column in np.moveaxis(flat, -1, 0):
             found = float(arviz.rhat(column)) if np.isfinite(column).all() and np.ptp(column) > 0 else -math.inf
             worst, where = max((worst, where), (found, name))
     if not math.isfinite(worst):
         return {}
-    doubt = f", above {LARGEST_RHAT}: chains remember where they began" if worst > LARGEST_RHAT else ""
+    largest = tuning.SUMMARY.largest_rhat
+    doubt = f", above {largest}: chains remember where they began" if worst > largest else ""
     return {"R̂": f"at most {worst:.3f} ({where}){doubt}"}
 
 

@@ -51,7 +51,7 @@ class Weighted:
     def families(self) -> Families:
         """Groups the chains by the first chain that they descend from; groups are independent of each other."""
         assert self.first_ancestors is not None  # filled in where it was left out
-        return Families.of(self.weights, self.first_ancestors)
+        return Families.from_ancestors(self.weights, self.first_ancestors)
 
     def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns one site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).

@@ -1,6 +1,7 @@
-"""What a call of `cp.infer` does around a sampler: `infer` checks it, a `Job` carries it out.
+"""What a call of `cp.infer` does around a sampler.
 
-`compiled` has the executables, `descend` the loop over levels, `stay` the one at level 0, `stream` the draws, `resume`
-the checkpoints, `progress` the bar, `parts` networks shared out over devices, `ended` what is said at the end. May
-import `samplers` and `results`.
+`infer` checks the call; `stages` has the run, five stages of one state; `watchers`, `resume` and `progress` get
+its reports; `at_target` moves chains at level 0; `writer` takes samples; `record` makes the result. `compiled` has the
+executables, `parts` networks shared out over devices, `ahead` a run compiled for devices that are not there. May import
+`samplers` and `results`.
 """

@@ -21,16 +21,15 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.pytree import is_array
 from composeprob.runtime.compiled import advance, compiler_options, start
 from composeprob.runtime.parts import in_parts, places
-from composeprob.samplers.base import Run, Sampler, begin, placed
 from composeprob.samplers.choose import check_capabilities
-from composeprob.samplers.spread import Spread, everywhere, plain
+from composeprob.samplers.run import NoRecords, Run, begin, placed
+from composeprob.samplers.sampler import Sampler
+from composeprob.samplers.spread import Spread, chain_mesh, everywhere
 from composeprob.samplers.visits import Visits
-
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 class Compiled(eqx.Module):
-    """What a compiler says of a whole run, start and every level, as one program. Sizes and costs are each chip's.
+    """What a compiler reports of a whole run, start and every level, as one program. Sizes and costs are each chip's.
 
     Attributes:
         arguments, outputs, temporaries: bytes of memory.
@@ -55,7 +54,6 @@ def compile_ahead(
     devices: Sequence[jax.Device] | np.ndarray,
     diagnostics: bool = True,
     chunk: int | None = None,
-    shard_above: int | None = None,
 ) -> Compiled:
     """Compile a run with its chains spread over ``devices``.
 
@@ -63,11 +61,11 @@ def compile_ahead(
         density: from `compile`; the arrays of its networks may be shapes (`jax.ShapeDtypeStruct`).
         sampler: how chains travel.
         num_chains: N, at least the number of devices.
-        devices: such as ``jax.experimental.topologies.get_topology_desc(…).devices``; a table of them for
-            ``shard_above``.
-        diagnostics: whether the program also gives what a `Result` says of each level: means over all chains, which
+        devices: such as ``jax.experimental.topologies.get_topology_desc(…).devices``; a table of them keeps large
+            arrays in parts along its rows, as a mesh of two axes does for `infer`.
+        diagnostics: whether the program also gives what a `Result` reports of each level: means over all chains, which
             take collectives even where the chains themselves need none.
-        chunk, shard_above: as for `infer`.
+        chunk: as for `infer`.
 
     Raises:
         CapabilityError: the sampler needs what a factor does not offer.
@@ -75,27 +73,28 @@ def compile_ahead(
     check_capabilities(sampler, density)
     sampler = sampler.prepare(density)
     first = sampler.first_level(density)
-    mesh = plain(devices)
-    spread = Spread.of(mesh, chunk, num_chains)
+    mesh = chain_mesh(devices)
+    spread = Spread.checked(mesh, chunk, num_chains)
     here = dataclasses.replace(spread, mesh=None)  # where the devices are not
     run = placed(begin(jax.random.key(0), num_chains, Visits.every(first, density.num_levels)), here)
-    run = dataclasses.replace(run, spread=spread)
-    density = in_parts(density, spread, shard_above)
+    records = run.records if diagnostics else NoRecords.empty(density.num_levels)
+    run = dataclasses.replace(run, records=records, spread=spread)
+    density = in_parts(density, spread, sampler)
     arrays, static = eqx.partition((sampler, run, density), is_array)
 
     def struct(place: PartitionSpec, part: Any) -> Any:
         sharding = NamedSharding(mesh, place)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
 
-    def whole(arrays: PyTree[Array]) -> PyTree[Array]:
+    def program(arrays: PyTree[Array]) -> PyTree[Array]:
         sampler, run, density = eqx.combine(arrays, static)
         run = start(sampler, run, density, first)
         run = advance(sampler, run, density, jnp.int32(first + 1))
-        return sampler.positions(run), run.log_weights, (run.log_evidence, run.records) if diagnostics else ()
+        return sampler.positions(run, density), run.log_weights, (run.log_evidence, run.records)
 
     where = (everywhere, Run.places(), places(density))
     structs = jax.tree.map(struct, where, arrays, is_leaf=lambda node: isinstance(node, PartitionSpec))
-    return measured(jax.jit(whole).lower(structs).compile(compiler_options(spread)))
+    return measured(jax.jit(program).lower(structs).compile(compiler_options(spread)))
 
 
 def measured(compiled: Any) -> Compiled:
@@ -115,5 +114,6 @@ def measured(compiled: Any) -> Compiled:
 def collectives(text: str) -> dict[str, int]:
     """The collective operations in the text of a compiled program, by kind; an asynchronous one counts where it
     starts."""
-    found = re.findall(rf"\s({'|'.join(COLLECTIVES)})(?:-start)?\(", text)
+    kinds = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+    found = re.findall(rf"\s({'|'.join(kinds)})(?:-start)?\(", text)
     return dict(sorted(Counter(found).items()))

@@ -1,33 +1,164 @@
-"""`infer`: drive a sampler over the levels, with one compilation, a progress bar, and nothing lost on interruption."""
+"""The public call: `infer`, what refines its arguments, and what they are checked for before anything is compiled."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
-from threadpoolctl import threadpool_limits
 
-from composeprob.arguments import check_key
+from composeprob import tuning
+from composeprob.arguments import check_count, check_key
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.errors import InvalidValueError, WrongTypeError
+from composeprob.errors import AlignmentError, InvalidValueError, WrongTypeError
+from composeprob.kernels.base import Kernel
 from composeprob.results.result import Result
-from composeprob.runtime.arguments import by_name, not_a_sampler, not_compiled
-from composeprob.runtime.compiled import make_room
-from composeprob.runtime.job import Asked, FewAncestors, Job
-from composeprob.runtime.levels import chosen
-from composeprob.samplers.base import Sampler
+from composeprob.runtime.stages import State, carry_out
+from composeprob.runtime.watchers import FewAncestors
 from composeprob.samplers.choose import choose, independent
+from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, every_device
-from composeprob.settings import usual
+from composeprob.samplers.visits import Pace
+from composeprob.schedule import Schedule
 
-INSTEAD = "instead"
-"""In a folder of checkpoints: those of the sampler that takes the place of one that was given up."""
+Params = ParamSpec("Params")
+Output = TypeVar("Output")
 
 
-@by_name("cp.infer(density, key, num_chains=100)")
+@dataclass(frozen=True)
+class Draws:
+    r"""`Draws` says how many draws of every chain a run keeps at level 0, how far apart, and where.
+
+    After the last level the sampler's kernel $P$, which leaves $\pi_0$ invariant, goes on there. Draw i of a chain is
+
+    $$x^{(i)} \sim P^{\text{thin}}(x^{(i-1)}, \cdot), \qquad x^{(0)} \text{ where the levels left it.}$$
+
+    `Adaptive` step sizes adapt in 50 transitions before the first draw, and are fixed then. All draws weigh the same:
+    `SMC` resamples at level 0, and the kernel keeps equal weights. A call that wants more of them than a finished run
+    has continues it from its checkpoint.
+
+    Args:
+        number: of each chain; samples then have shape ``(N, number, …)``. None for the chains' last positions only.
+        thin: transitions between two draws.
+        store: a folder for the samples, written block by block in zarr format (version 3) as the run goes on, so that
+            memory does not grow with their number; an earlier result there is replaced. ``result.samples`` are then
+            read from it where they are indexed, and `Result.load` opens it. Of several processes each writes its own
+            chains. Left out, samples are in memory.
+
+    Raises:
+        InvalidValueError: numbers below 1, more than 2³¹ − 1 transitions, or ``thin`` without draws.
+        WrongTypeError: numbers that are not whole, or a ``store`` that is no path.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.Draws(1000, thin=5)
+        Draws(number=1000, thin=5, store=None)
+    """
+
+    number: int | None
+    thin: int = 1
+    store: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        thin = check_count(self.thin, "thin")
+        most = 2**31 - 1  # transitions are counted in 32 bits
+        _check_path(self.store, "store", "draws.zarr")
+        if self.number is None:
+            if thin != 1:
+                raise InvalidValueError(f"thin={thin} was given, but no draws to thin.", fix="pass draws= too.")
+        elif check_count(self.number, "draws") * thin > most:
+            raise InvalidValueError(
+                f"{self.number} draws of {thin} transitions each are more than {most}.",
+                fix="ask for fewer.",
+            )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`Checkpoint` says where a run keeps its checkpoints, and whether it must continue from one.
+
+    They are written between levels and draws beside the run, at most every 10 seconds, and at its end. A call that
+    finds one of the same program, sampler, key and number of chains continues from it, and gives the samples, bit for
+    bit, that an uninterrupted run gives on the same machine. A write that fails stops nothing; the status reports it.
+
+    Args:
+        folder: made where it is missing.
+        resume: True refuses to start where there is no checkpoint, False starts again whatever there is; left out, the
+            run continues where there is one.
+
+    Raises:
+        WrongTypeError: a folder that is no path, or another ``resume``.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.Checkpoint("checkpoints", resume=True)
+        Checkpoint(folder='checkpoints', resume=True)
+    """
+
+    folder: str | Path
+    resume: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check_path(self.folder, "checkpoint_dir", "checkpoints", optional=False)
+        if self.resume is not None and not isinstance(self.resume, (bool, np.bool_)):
+            raise WrongTypeError(
+                f"resume must be True, False or None; got {self.resume!r}.",
+                fix="leave it out to continue where there is a checkpoint.",
+            )
+
+
+class Request(NamedTuple):
+    """A call of `infer`, checked.
+
+    Attributes:
+        density: on the levels that may be visited.
+        key, num_chains, progress: see `infer`.
+        spread: which chains are where.
+        pace: how the run chooses among the levels; None where it visits all.
+        draws: how many, and where they are kept.
+        checkpoint: None without.
+    """
+
+    density: AnnealedDensity
+    key: Array
+    num_chains: int
+    spread: Spread
+    pace: Pace | None
+    draws: Draws
+    checkpoint: Checkpoint | None
+    progress: bool
+
+
+def _checked(function: Callable[Params, Output]) -> Callable[Params, Output]:
+    """Refuses calls whose arguments do not fit, with an example of one that does."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: Params.args, **kwargs: Params.kwargs) -> Output:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            if args and not isinstance(args[0], AnnealedDensity):
+                raise _not_compiled(args[0]) from None
+            raise WrongTypeError(
+                f"infer cannot be called with these arguments: {error}.",
+                fix="name them: cp.infer(density, key, num_chains=100); the names are "
+                f"{', '.join(signature.parameters)}.",
+            ) from None
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@_checked
 def infer(
     density: AnnealedDensity,
     key: Array,
@@ -36,15 +167,11 @@ def infer(
     sampler: Sampler | None = None,
     mesh: Mesh | None = None,
     chunk: int | None = None,
-    progress: bool = True,
-    checkpoint_dir: str | Path | None = None,
-    resume: bool | None = None,
-    draws: int | None = None,
-    thin: int = 1,
-    store: str | Path | None = None,
-    shard_above: int | None = None,
     levels: str | ArrayLike | None = None,
-    keep_path: int | None = None,
+    draws: int | Draws | None = None,
+    thin: int = 1,
+    checkpoint_dir: str | Path | Checkpoint | None = None,
+    progress: bool = True,
 ) -> Result:
     """Sample a compiled program.
 
@@ -56,46 +183,32 @@ def infer(
         key: a typed random key, ``jax.random.key(0)``. Samples depend on it, on ``num_chains`` and on ``chunk`` only;
             without ``chunk`` those of other numbers of devices may differ by rounding.
         num_chains: N, chains that travel together.
-        sampler: how they travel; left out, chosen by what the density offers and by N, and said in ``result.reason``.
+        sampler: how they travel; left out, chosen by what the density offers and by N: ``result.reason``.
         mesh: spread the chains over all devices of this mesh, of one axis or two, which may be at most N. Left out,
             over all of `jax.devices`. Where N is no multiple of their number, the last of them evaluates a few chains
-            twice.
+            twice. With a second axis, as in ``jax.make_mesh((2, 4), ('chains', 'model'))``, arrays of the density (a
+            network's weights) of more than 1 MiB are not on every device whole, but in parts along that axis, wherever
+            a length of theirs divides: for networks that leave no room else. Each evaluation takes one all-gather of
+            each such array that it uses, which is forgotten again after it. The samples are those of whole networks.
         chunk: chains that a device evaluates at once. The same samples, bit for bit, then come out on two devices or
             more of a kind, and with most factors on one. Left out, each device evaluates all that it has.
-        progress: whether to show a progress bar.
-        checkpoint_dir: a folder for checkpoints, written between levels beside the run, at most every 10 seconds, and
-            at its end. A call that finds one there of the same program, sampler, key and number of chains goes on from
-            it, and gives the samples, bit for bit, that an uninterrupted run gives on the same machine. A write that
-            fails stops nothing; the status says so.
-        resume: True refuses to start where there is no checkpoint, False starts again whatever there is; left out, the
-            run goes on where there is one.
-        draws: after the last level go on at level 0 with the sampler's kernel, and keep so many draws of every chain:
-            samples then have shape ``(N, draws, …)``. `Adaptive` step sizes settle in 50 transitions before the first
-            draw, and stay. All draws weigh the same: `SMC` resamples at level 0, and the kernel keeps equal weights. A
-            run that is finished goes on from its checkpoint where more are asked for.
-        thin: transitions between two draws.
-        store: a folder for the samples, written block by block in zarr format (version 3) as the run goes on, so that
-            memory does not grow with ``draws``; an earlier result there is replaced. ``result.samples`` are then read
-            from it where they are indexed, and `Result.load` opens it. Of several processes each writes its own chains.
-        shard_above: bytes. Arrays of the density (a network's weights) that are larger are not on every device whole,
-            but in parts, one on each device along the second axis of a ``mesh`` such as ``jax.make_mesh((2, 4),
-            ('chains', 'model'))``, wherever a length of theirs divides. For networks that leave no room else: each
-            evaluation takes one all-gather of each such array that it uses, which is forgotten again after it. The
-            samples are those of networks that are whole. Left out, every device has everything.
         levels: where the chains stop on their way down. ``"adaptive"``: wherever the weights' variance and the error of
             the last step say (`SMC` only), on a grid between the density's levels where its factors know any
-            log-SNR, else on those levels; the same key gives the same ones, and what a `Result` tells by level it
-            tells of them. An array of log-SNR: these, in any order, which every factor must know. Left out, all levels
-            of the density.
-        keep_path: keep where the chains are after every so many levels, in memory: ``result.descent``, of which
-            ``result.plot(kind="descent")`` and ``result.animate("run.gif")`` make pictures. Of a run that goes on from
-            a checkpoint these are the levels since then. The samples are the same with it and without.
+            log-SNR, else on those levels; the same key gives the same ones, and what a `Result` reports by level it
+            reports of them. An array of log-SNR: these, in any order, which every factor must know. Left out, all
+            levels of the density.
+        draws: after the last level go on at level 0 with the sampler's kernel, and keep so many draws of every chain;
+            a `Draws` says where they are kept, too.
+        thin: transitions between two draws.
+        checkpoint_dir: a folder for checkpoints, from which the same call continues; a `Checkpoint` says whether it
+            must, or must not.
+        progress: whether to show a progress bar.
 
     Returns:
         The samples with their diagnostics; look at ``result.status`` first.
 
     Raises:
-        InvalidValueError, WrongTypeError: a bad argument; a ``checkpoint_dir`` or ``store`` that cannot be written to.
+        InvalidValueError, WrongTypeError: a bad argument; a folder that cannot be written to.
         CapabilityError: the sampler needs what a factor does not offer, cannot choose its levels, has no kernel to take
             draws with, or has one (`BlackJAX`) that devices with networks in parts cannot run in step.
         AlignmentError: a factor does not know one of the ``levels``.
@@ -104,75 +217,119 @@ def infer(
     Example:
         >>> import composeprob as cp, jax, numpyro.distributions as dist
         >>> @cp.program
-        ... def alone(f):
+        ... def single(f):
         ...     return cp.sample("x", f)
         >>> f = cp.Analytic(dist.Normal(1.0, 0.5), cp.Schedule.log_snr(20))
-        >>> result = cp.infer(cp.compile(alone, f), jax.random.key(0), num_chains=1000, sampler=cp.Ancestral())
+        >>> result = cp.infer(cp.compile(single, f), jax.random.key(0), num_chains=1000, sampler=cp.Ancestral())
         >>> result["x"].shape, round(float(result["x"].mean()), 1)
         ((1000,), 1.0)
         >>> print(result.status)
         OK
     """
-    _check_arguments(density, key, num_chains, sampler)
-    _check_resume(checkpoint_dir, resume)
-    num_chains = int(num_chains)
-    original, (density, pace) = density, chosen(density, levels, num_chains)
-    spread = Spread.of(every_device(num_chains, chunk) if mesh is None else mesh, chunk, num_chains)
-    asked = Asked(
-        density, key, num_chains, spread, mesh, progress, resume, draws, thin, store, shard_above, pace, keep_path
-    )
-    if sampler is not None:
-        return _carried_out(asked, sampler, "chosen by the user", checkpoint_dir)
-    sampler, reason = choose(density, num_chains)
-    try:
-        return _carried_out(asked, sampler, reason, checkpoint_dir, give_up=True)
-    except FewAncestors as few:
-        why = f"SMC's {num_chains} chains had come to descend from {few} at level {few.level}"
-        folder = None if checkpoint_dir is None else Path(checkpoint_dir) / INSTEAD
-        instead = asked._replace(density=original if pace else density, pace=None)
-        return _carried_out(instead, *independent(density, why, num_chains), folder)
-
-
-def _carried_out(
-    asked: Asked, sampler: Sampler, reason: str, folder: str | Path | None, give_up: bool = False
-) -> Result:
-    """Prepare, levels, global moves, stay, draws, result.
-
-    Raises:
-        FewAncestors: if it is to be given up where too few of the first chains have descendants.
-    """
-    make_room()
-    # LAPACK's matrices are small here: its threads would wait for one another longer than they work.
-    with threadpool_limits(1, user_api="blas"), usual():
-        job = Job(asked, sampler, folder)
-        job.levels(give_up)
-        job.global_moves()
-        job.stay()
-        job.draw()
-        return job.result(reason)
-
-
-def _check_resume(checkpoint_dir: object, resume: object) -> None:
-    if checkpoint_dir is not None and not isinstance(checkpoint_dir, (str, Path)):
-        raise WrongTypeError(
-            f"checkpoint_dir must be a folder's path; got {checkpoint_dir!r}.", fix="pass a str or a pathlib.Path."
-        )
-    if checkpoint_dir is None and resume is not None:
-        raise InvalidValueError(
-            f"resume={resume} was given, but no folder of checkpoints.",
-            fix="pass checkpoint_dir=, or leave resume out.",
-        )
-
-
-def _check_arguments(density: object, key: object, num_chains: object, sampler: object) -> None:
     if not isinstance(density, AnnealedDensity):
-        raise not_compiled(density)
-    if not isinstance(num_chains, (int, np.integer)) or isinstance(num_chains, bool):
-        raise WrongTypeError(
-            f"num_chains must be a whole number; got {num_chains!r}.", fix="pass an int, such as 1000."
-        )
-    if num_chains < 1:
-        raise InvalidValueError(f"num_chains must be at least 1; got {num_chains}.", fix="ask for one chain or more.")
+        raise _not_compiled(density)
+    num_chains = check_count(num_chains, "num_chains")
     check_key(key)
     if sampler is not None and not isinstance(sampler, Sampler):
         raise not_a_sampler(sampler)
+    if checkpoint_dir is not None and not isinstance(checkpoint_dir, Checkpoint):
+        checkpoint_dir = Checkpoint(checkpoint_dir)
+    chosen, pace = on_levels(density, levels, num_chains)
+    spread = Spread.checked(every_device(num_chains, chunk) if mesh is None else mesh, chunk, num_chains)
+    if isinstance(draws, Draws) and thin != 1:
+        raise InvalidValueError(
+            f"thin={thin} was given beside {draws}.", fix=f"say it once: cp.Draws({draws.number}, thin={thin})."
+        )
+    draws = draws if isinstance(draws, Draws) else Draws(draws, thin)
+    request = Request(chosen, key, num_chains, spread, pace, draws, checkpoint_dir, bool(progress))
+    if sampler is not None:
+        return carry_out(State(request, sampler, "chosen by the user"))
+    try:
+        return carry_out(State(request, *choose(chosen, num_chains), gives_up=True))
+    except FewAncestors as few:
+        why = f"SMC's {num_chains} chains had come to descend from {few} at level {few.level}"
+    if checkpoint_dir is not None:
+        # Of the sampler that takes the place of one that was given up.
+        checkpoint_dir = Checkpoint(Path(checkpoint_dir.folder) / "instead", checkpoint_dir.resume)
+    request = request._replace(density=density if pace else chosen, pace=None, checkpoint=checkpoint_dir)
+    return carry_out(State(request, *independent(chosen, why, num_chains)))
+
+
+def _not_compiled(given: object) -> WrongTypeError:
+    """The error for what was passed as ``density``."""
+    return WrongTypeError(
+        f"infer takes a compiled density; got {type(given).__name__}.",
+        fix="call cp.compile(program, …) first, with what the program takes, and pass what that returns.",
+    )
+
+
+def not_a_sampler(given: object) -> WrongTypeError:
+    """The error for what was passed as ``sampler``."""
+    samplers = "cp.SMC(), cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.Ancestral()"
+    if isinstance(given, type) and issubclass(given, Sampler):
+        found = f"the class {given.__name__}"
+        fix = f"make a sampler of it by calling it, with its settings if any: {samplers}"
+    elif isinstance(given, Kernel) or (isinstance(given, type) and issubclass(given, Kernel)):
+        found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        fix = "a kernel needs a driver around it: cp.AnnealedMCMC(kernel, steps_per_level=10) or cp.SMC(kernel)"
+    else:
+        found = repr(given) if isinstance(given, str) else type(given).__name__
+        fix = f"pass {samplers}, or leave it out, and one is chosen"
+    return WrongTypeError(f"sampler must be a sampler; got {found}.", fix=f"{fix}.")
+
+
+def on_levels(
+    density: AnnealedDensity, levels: str | ArrayLike | None, num_chains: int
+) -> tuple[AnnealedDensity, Pace | None]:
+    """The density on the levels that N chains may visit, and how they choose among them; None where they visit all.
+
+    Raises:
+        InvalidValueError: no such levels.
+        AlignmentError: a factor does not know one of them.
+    """
+    if levels is None:
+        return density, None
+    if isinstance(levels, str):
+        if levels != "adaptive":
+            raise InvalidValueError(
+                f"Unknown levels {levels!r}.", fix="pass 'adaptive', an array of log-SNR, or leave levels out."
+            )
+        return _refined(density), Pace.default(num_chains)
+    try:
+        log_snr = np.asarray(levels, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(
+            f"levels must be numbers, log-SNR; got {levels!r}.", fix="for example levels=np.linspace(10, -8, 60)."
+        ) from error
+    shaped = log_snr.ndim == 1 and log_snr.size > 0
+    if not shaped or not np.all(np.isfinite(log_snr)):
+        raise InvalidValueError(
+            f"levels must be one axis of finite log-SNR; got an array of shape {log_snr.shape}"
+            + (" with numbers that are not finite." if shaped else "."),
+            fix="for example levels=np.linspace(10, -8, 60).",
+        )
+    return density.on(_at(density.schedule, np.sort(log_snr)[::-1])), None
+
+
+def _at(schedule: Schedule, log_snr: np.ndarray) -> Schedule:
+    """The schedule's noise at other log-SNR: beyond its ends it continues as at them."""
+    alpha = schedule.alpha_at(log_snr)
+    return Schedule.from_arrays(alpha, alpha * np.exp(-log_snr / 2))
+
+
+def _refined(density: AnnealedDensity) -> AnnealedDensity:
+    """The density with levels between its levels, or itself where a factor knows only these."""
+    log_snr = np.asarray(density.schedule.log_snr, np.float64)
+    steps = -(-tuning.FINE_LEVELS // max(len(log_snr) - 1, 1))
+    between = np.interp(np.arange((len(log_snr) - 1) * steps + 1) / steps, np.arange(len(log_snr)), log_snr)
+    try:
+        return density.on(_at(density.schedule, between))
+    except AlignmentError:
+        return density
+
+
+def _check_path(path: object, name: str, example: str, optional: bool = True) -> None:
+    if not isinstance(path, (str, os.PathLike)) and not (optional and path is None):
+        raise WrongTypeError(
+            f"{name} must be a folder's path; got {path!r}.", fix=f"pass a str or a pathlib.Path, such as {example!r}."
+        )

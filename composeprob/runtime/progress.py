@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from html import escape
-from types import TracebackType
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import TYPE_CHECKING, NamedTuple, SupportsFloat
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,16 +15,31 @@ if TYPE_CHECKING:
     from IPython.display import DisplayHandle
 
 
-REFRESH_SECONDS, UNSEEN_SECONDS = 0.25, 1.0
-"""How long work may go on without a look at it: where a bar is shown, and where none is. Compiled code is left and
-entered again for each, whose memory the system then has to give anew."""
+from composeprob import tuning
+
+
+class Report(NamedTuple):
+    """What a stage of a run reports.
+
+    Attributes:
+        title: what is being done; a bar's name.
+        total, done: number of levels, draws or iterations, and how many are finished.
+        doing: what comes next, such as what is compiled; empty after a piece of work.
+        facts: numbers worth watching.
+    """
+
+    title: str
+    total: int
+    done: int = 0
+    doing: str = ""
+    facts: Mapping[str, SupportsFloat | str] = {}
 
 
 class Progress:
     """A bar in a terminal or a notebook, nothing in a pipe or a log file.
 
     Facts are formatted only when the bar is redrawn, at most every quarter of a second, so they may be device arrays:
-    `update` itself costs about a microsecond.
+    `update` itself costs about a microsecond. Called with the reports of a run it begins a bar for each title.
 
     Args:
         total: number of levels, draws or iterations.
@@ -38,7 +52,7 @@ class Progress:
         ...     bar.update(1, acceptance=0.57)
     """
 
-    def __init__(self, total: int, enabled: bool = True, description: str = ""):
+    def __init__(self, total: int = 0, enabled: bool = True, description: str = ""):
         self.total, self.description = total, description
         self._console = Console(stderr=True)
         self._kind = "off"
@@ -55,10 +69,10 @@ class Progress:
     @property
     def pause(self) -> float:
         """Seconds that may pass between two updates."""
-        return UNSEEN_SECONDS if self._kind == "off" else REFRESH_SECONDS
+        return tuning.REPORTS.unseen_seconds if self._kind == "off" else tuning.REPORTS.shown_seconds
 
     def __enter__(self) -> Progress:
-        self._started = time.monotonic()
+        self._started, self._drawn, self._last = time.monotonic(), 0.0, None
         if self._kind == "terminal":
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
@@ -79,12 +93,23 @@ class Progress:
             self._handle = display(self._page(0, {}), raw=True, display_id=True)
         return self
 
+    def __call__(self, state: object, report: Report) -> None:
+        """Shows a report; a new title ends the bar before it."""
+        if report.title != self.description:
+            self.close()
+            self.total, self.description = report.total, report.title
+            self.__enter__()
+        if report.doing:
+            self.doing(report.doing)
+        else:
+            self.update(report.done, **report.facts)
+
     def update(self, done: int, **facts: SupportsFloat | str) -> None:
         """Say that ``done`` of the ``total`` are finished, with numbers worth watching."""
         if self._kind == "off":
             return
         self._last = (done, facts)
-        if time.monotonic() - self._drawn >= REFRESH_SECONDS:
+        if time.monotonic() - self._drawn >= tuning.REPORTS.shown_seconds:
             self._draw()
 
     def doing(self, what: str) -> None:
@@ -93,9 +118,11 @@ class Progress:
             self._last = (0 if self._last is None else self._last[0], {what: ""})
             self._draw()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
         if self._kind != "off" and self._last is not None:
             self._draw()  # the last update may have been throttled
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run of `infer`: what makes two runs the same, when to write, and how one goes on."""
+"""Checkpoints of a run of `infer`: what makes two runs the same, when to write, and how one continues."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import hashlib
 import re
 import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -18,151 +17,151 @@ from jax import Array
 from jaxtyping import PyTree
 from numpyro.distributions import Distribution
 
-from composeprob.checkpoint import DIGEST, Checkpoints, first_line
+from composeprob import tuning
+from composeprob.checkpoint import DIGEST, CheckpointFolder, first_line
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import LoadError
-from composeprob.json_data import JSONObject
-from composeprob.samplers.base import Run, Sampler
-from composeprob.samplers.spread import Spread, agreed, zeros
+from composeprob.runtime.progress import Report
+from composeprob.samplers.run import Run
+from composeprob.samplers.sampler import Sampler
+from composeprob.samplers.spread import Spread, from_first_process, zeros
 
-SECONDS = 10.0
-"""Between two checkpoints, at least."""
-SHARE = 0.02
-"""Of the run's time that may pass in handing over what is to be written."""
+if TYPE_CHECKING:
+    from composeprob.runtime.infer import Request
+    from composeprob.runtime.stages import State
 
 
-class Saves:
-    """The checkpoints of one call of `infer`. What goes wrong while the run goes on is told, and never raised.
+class RunCheckpoints:
+    """The checkpoints of one run, written as it reports. What goes wrong meanwhile is reported, and never raised.
 
     Args:
-        directory: where they are kept.
-        resume: True demands a checkpoint to go on from, False starts again, None takes what is there.
-        fingerprint: from `fingerprint`.
+        request: with a `Checkpoint`.
+        sampler: prepared.
+        first: the level where chains start.
         blank: a run with the structure, shapes and dtypes of those to be written.
+
+    Attributes:
+        saved: the run as it was saved, how many draws it had taken, and in how many seconds; None without.
+        ended: whether the last checkpoint was written, or could not be.
 
     Raises:
         InvalidValueError: nothing can be written there.
-        LoadError: the directory belongs to another run, cannot be read, or is empty though ``resume`` is True.
+        LoadError: the folder belongs to another run, cannot be read, or is empty though the run must go on from one.
     """
 
-    def __init__(self, directory: str | Path, resume: bool | None, fingerprint: JSONObject, blank: Run):
-        self.store = Checkpoints(directory, fingerprint, in_background=True)
+    def __init__(self, request: Request, sampler: Sampler, first: int, blank: Run):
+        assert request.checkpoint is not None
+        known, resume = fingerprint(request, sampler, first, blank), request.checkpoint.resume
+        self.run_id = digest(repr(sorted(known.items())))
+        self.folder = CheckpointFolder(request.checkpoint.folder, known, in_background=True)
         if resume is False:
-            self.store.clear()
-        self.restored = self.store.restore(_state(blank, 0, 0.0))
-        if resume and self.restored is None:
+            self.folder.clear()
+        arrays, static = eqx.partition(dataclasses.replace(blank, spread=Spread()), eqx.is_array)
+        self.saved: tuple[Run, int, float] | None = None
+        if (found := self.folder.restore((arrays, np.asarray(0), np.asarray(0.0)))) is not None:
+            self.saved = eqx.combine(found[0], static), int(found[1]), float(found[2])
+        elif resume:
             raise LoadError(
-                f"There is no checkpoint in {self.store.directory} to resume from.",
-                fix="check the folder; without resume=True the run starts from the noisiest level.",
+                f"There is no checkpoint in {self.folder.path} to resume from.",
+                fix="check the folder; without resume=True a run starts from the noisiest level.",
             )
-        self.blank = blank
         self.failure: Exception | None = None
-        self.due = time.monotonic() + SECONDS
+        self.ended = False
+        self.due = time.monotonic() + tuning.CHECKPOINTS.seconds
 
-    @property
-    def run_id(self) -> str:
-        """What tells this run from others, in one word."""
-        return digest(repr(sorted(self.store.fingerprint.items())))
-
-    def run(self) -> tuple[Run, int, float] | None:
-        """The run as it was saved, how many draws it had taken, and the seconds that it had taken."""
-        if self.restored is None:
-            return None
-        arrays, drawn, seconds = self.restored
-        blank = dataclasses.replace(self.blank, spread=Spread())
-        whole = eqx.combine(arrays, eqx.filter(blank, eqx.is_array, inverse=True))
-        return whole, int(drawn), float(seconds)
-
-    def offer(self, run: Run, drawn: int, seconds: float, flush: Callable[[int], None] | None = None) -> None:
-        """Write if it is time to, after the draws that belong to it. The writing itself goes on beside the run."""
-        (now,) = agreed(int(time.monotonic() >= self.due and not self.store.writing))
+    def __call__(self, state: State, report: Report) -> None:
+        """Writes if it is time to, after the draws that belong to it. The writing itself runs beside it."""
+        if report.doing or self.ended:
+            return
+        (now,) = from_first_process(int(time.monotonic() >= self.due and not self.folder.writing))
         if not now:
             return
-        if flush is not None:
-            flush(drawn)
+        if state.writer is not None and state.drawn:
+            state.writer.flush(state.drawn)
         began = time.monotonic()
         try:
-            self.store.save(int(run.visits.made) + drawn, _state(run, drawn, seconds))
+            self._save(state)
         except Exception as error:  # of many kinds: Orbax's, TensorStore's, the file system's
             if self.failure is None:
                 warnings.warn(f"No checkpoint could be written: {first_line(error)}. The run goes on.", stacklevel=3)
             self.failure = error
-        self.due = time.monotonic() + max(SECONDS, (time.monotonic() - began) / SHARE)
+        seconds, share = tuning.CHECKPOINTS
+        self.due = time.monotonic() + max(seconds, (time.monotonic() - began) / share)
 
-    def finish(self, run: Run, drawn: int, seconds: float) -> str | None:
-        """Write the run as it ended and wait for it; says what went wrong."""
-        self.failure = None
-        for _ in range(2):  # the first may only raise what an earlier one came to
-            try:
-                self.store.save(int(run.visits.made) + drawn, _state(run, drawn, seconds))
-                self.store.wait()
-            except Exception as error:
-                self.failure = error
-            else:
-                self.failure = None
-                break
-        try:
-            self.store.close()
-        except Exception as error:
-            self.failure = self.failure or error
+    @property
+    def failed(self) -> str | None:
+        """Why the last one could not be written; None where it was."""
         return None if self.failure is None else first_line(self.failure)
 
+    def finish(self, state: State) -> None:
+        """Writes the run as it ended and waits for it."""
+        self.ended = True
+        for _ in range(2):  # the first may only raise what an earlier one came to
+            self.failure = None
+            try:
+                self._save(state)
+                self.folder.wait()
+                break
+            except Exception as error:
+                self.failure = error
+        try:
+            self.folder.close()
+        except Exception as error:
+            self.failure = self.failure or error
 
-def fingerprint(
-    density: AnnealedDensity, sampler: Sampler, key: Array, first_level: int, thin: int | None, blank: Run
-) -> dict[str, str | int]:
-    """What a run's samples follow from, in words where there are any, else as digests.
+    def _save(self, state: State) -> None:
+        arrays = eqx.filter(state.run.without_copies, eqx.is_array)  # another spread may go on
+        step = int(state.run.visits.made) + state.drawn
+        self.folder.save(step, (arrays, np.asarray(state.drawn), np.asarray(state.seconds)))
 
-    Args:
-        density, sampler, first_level: as `infer` runs them.
-        key: which the chains' keys come from.
-        thin: transitions between two draws; None for a run that takes none.
-        blank: a run with the shapes of this one.
-    """
+
+def fingerprint(request: Request, sampler: Sampler, first: int, blank: Run) -> dict[str, str | int]:
+    """What a run's samples follow from, in words where there are any, else as digests."""
+    density, key, draws = request.density, request.key, request.draws
     formula = next((line.strip() for line in density.described.text.splitlines() if "∝" in line), "")
     data = {f"data {name!r}": digest(value) for name, value in density.observed().items()}
     return {
-        "number of chains": len(blank.keys),
-        "number of chains evaluated at once": str(blank.spread.chunk),
-        "number of transitions between draws": "none" if thin is None else thin,
+        "number of chains": request.num_chains,
+        "number of chains evaluated at once": str(request.spread.chunk),
+        "number of transitions between draws": "none" if draws.number is None else int(draws.thin),
         "random key": f"{jax.random.key_impl(key)} {np.asarray(jax.random.key_data(key)).tolist()}",
         "sampler": sampler.describe(),
         "program": formula,
-        "levels": repr(density.schedule) + (", which the run chooses" if blank.visits.pace else ""),
+        "levels": repr(density.schedule) + (", which the run chooses" if request.pace else ""),
         **data,
         "the numbers of the schedule": digest(density.schedule),
         "the numbers of the sampler (step sizes)": digest(sampler),
         "the weights or parameters of its factors": digest(density),
         "version of JAX": jax.__version__,
-        "its code (a function in it, precision, or the platform)": digest(code(density, sampler, first_level, blank)),
+        "its code (a function in it, precision, or the platform)": digest(lowered(density, sampler, blank)),
     }
 
 
-def code(density: AnnealedDensity, sampler: Sampler, first_level: int, blank: Run) -> str:
+def lowered(density: AnnealedDensity, sampler: Sampler, blank: Run) -> str:
     """What one level does, before it is compiled: whatever is no array (functions, say) is in there."""
     arrays, static = eqx.partition((sampler, blank, density), eqx.is_array)
-    names = [name for name, _ in named(arrays)]
+    names = [name for name, _ in named_leaves(arrays)]
 
-    def visit(by_name: dict[str, Array], level: Array) -> PyTree[Array]:
-        leaves = jax.tree.unflatten(jax.tree.structure(arrays), [by_name[name] for name in names])
-        sampler, run, density = eqx.combine(leaves, static)
-        return eqx.filter(sampler.visit(run, density, level, level + 1), eqx.is_array)
+    def visit(leaves: dict[str, Array], end: Array) -> PyTree[Array]:
+        ordered = jax.tree.unflatten(jax.tree.structure(arrays), [leaves[name] for name in names])
+        sampler, run, density = eqx.combine(ordered, static)
+        return eqx.filter(sampler.advance(run, density, end), eqx.is_array)
 
-    text = jax.jit(visit).lower(dict(named(arrays)), jnp.int32(0)).as_text()
+    text = jax.jit(visit).lower(dict(named_leaves(arrays)), np.int32(1)).as_text()
     return re.sub(r'backend_config = "\d+"|index = \d+', "", text)  # callbacks are numbered anew in every process
 
 
 def digest(tree: PyTree[Array] | str) -> str:
     """SHA-256 over every array of a tree, or over a text."""
     whole = hashlib.sha256(tree.encode() if isinstance(tree, str) else b"")
-    for name, leaf in sorted(named(eqx.filter(tree, eqx.is_array)), key=lambda pair: pair[0]):
+    for name, leaf in sorted(named_leaves(eqx.filter(tree, eqx.is_array)), key=lambda pair: pair[0]):
         values = np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
         whole.update(f"{name} {values.dtype} {values.shape}".encode())
         whole.update(np.ascontiguousarray(values).tobytes())
     return DIGEST + whole.hexdigest()
 
 
-def named(tree: PyTree[Array], above: str = "") -> list[tuple[str, Array]]:
+def named_leaves(tree: PyTree[Array], above: str = "") -> list[tuple[str, Array]]:
     """The leaves in `jax.tree.leaves`' order, with names that are the same in every process.
 
     NumPyro flattens a distribution in the order of a set of strings, which differs from process to process, and its
@@ -170,25 +169,16 @@ def named(tree: PyTree[Array], above: str = "") -> list[tuple[str, Array]]:
     """
     if isinstance(tree, Distribution):
         fields, (children, _) = type(tree).gather_pytree_data_fields(), tree.tree_flatten()
-        return [
-            pair for field, child in zip(fields, children, strict=True) for pair in named(child, f"{above}.{field}")
-        ]
+        pairs = zip(fields, children, strict=True)
+        return [leaf for field, child in pairs for leaf in named_leaves(child, f"{above}.{field}")]
     found: list[tuple[str, Array]] = []
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, Distribution)):
         name = above + jax.tree_util.keystr(path)
-        found += named(node, name) if isinstance(node, Distribution) else [(name, node)]
+        found += named_leaves(node, name) if isinstance(node, Distribution) else [(name, node)]
     return found
 
 
 def blank_like(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
     """Zeros where `eqx.filter_eval_shape` says that arrays are."""
-
-    def blank(leaf: object) -> object:
-        return zeros(leaf, leaf.shape) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-
-    return jax.tree.map(blank, shapes, is_leaf=lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-
-
-def _state(run: Run, drawn: int, seconds: float) -> tuple[PyTree[Array], np.ndarray, np.ndarray]:
-    arrays = eqx.filter(run.whole, eqx.is_array)  # another spread may go on
-    return arrays, np.asarray(drawn), np.asarray(seconds)
+    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
+    return jax.tree.map(lambda leaf: zeros(leaf, leaf.shape) if is_shape(leaf) else leaf, shapes, is_leaf=is_shape)

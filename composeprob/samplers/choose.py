@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, LineIntegral
 from composeprob.samplers.annealed_mcmc import AnnealedMCMC
-from composeprob.samplers.base import Sampler
 from composeprob.samplers.blocks import by_kind
-from composeprob.samplers.ends import GLOBAL_MOVES, enough, numbers
+from composeprob.samplers.closing import Closing, GlobalMoves, WarmUp, fewest_chains, num_entries
+from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.smc import SMC
-
-MANY_CHAINS = 256
-"""From so many chains on resampling does not degenerate."""
-FIT_MOVES, FIT_NUMBERS = 20, 20
-"""Global moves of default runs whose chains are not weighed, and the numbers of a position up to which they have them.
-Of a mixture at ±3 times a normal 100 chains had .85 in a mode of .91, over ten keys; with these moves .90."""
 
 ADVICE = {
     "energy": "use MALA or HMC with log_ratio=cp.LineIntegral() if that score is a gradient field, a kernel without a "
@@ -24,8 +19,8 @@ ADVICE = {
     "mode_depth": "use weights='feynman_kac', which needs scores only: energies learned by score matching do not know "
     "how high separated modes are.",
     "score": "every factor needs a score.",
-    GLOBAL_MOVES: "leave global_moves out, as they compare densities between modes; or make the factor one that can be "
-    "compared: cp.calibrate, or mode_depth=True if it is.",
+    "GlobalMoves": "leave cp.GlobalMoves out, as they compare densities between modes; or make the factor one that can "
+    "be compared: cp.calibrate, or mode_depth=True if it is.",
 }
 
 
@@ -37,34 +32,37 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
     """
     energy = "energy" in density.capabilities
     if energy and density.num_levels == 1:
-        moves = FIT_MOVES if fits(density, num_chains) else 0
-        sampler = AnnealedMCMC(HMC(Adaptive(warmup=200), num_leapfrog=8), 100, stay=stays(density), global_moves=moves)
-        then = ", then global moves between modes" if moves else ""
+        closings, then = closed_by(density, num_chains)
+        sampler = AnnealedMCMC(HMC(Adaptive(warmup=200), num_leapfrog=8), 100, then=closings)
         return sampler, f"one level only, so nothing anneals: HMC from the prior, tuned in a warm-up{then}"
-    then = "; then HMC at level 0, as there are latents" if stays(density) else ""
-    if num_chains >= MANY_CHAINS and "feynman_kac" in density.capabilities:
+    closings, then = closed_by(density)
+    if num_chains >= tuning.MANY_CHAINS and "feynman_kac" in density.capabilities:
         kernel = "tuned MALA moves" if energy else "no kernel, since a factor offers only its score"
         static = any(site.kind == "static" for site in density.sites.values())
         if energy or not static:
             why = f"{num_chains} chains are enough to resample, which keeps the modes' shares right; {kernel}{then}"
-            return SMC(stay=stays(density)), why
-    if num_chains >= MANY_CHAINS and {"energy", "mode_depth"} <= density.capabilities:
+            return SMC(then=closings), why
+    if num_chains >= tuning.MANY_CHAINS and {"energy", "mode_depth"} <= density.capabilities:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
-        return SMC(weights="density", stay=stays(density)), f"{num_chains} chains are enough to resample; {why}{then}"
-    why = f"fewer than {MANY_CHAINS} chains" if num_chains < MANY_CHAINS else "no weights can be trusted here"
+        return SMC(weights="density", then=closings), f"{num_chains} chains are enough to resample; {why}{then}"
+    many = tuning.MANY_CHAINS
+    why = f"fewer than {many} chains" if num_chains < many else "no weights can be trusted here"
     return independent(density, why, num_chains)
 
 
-def fits(density: AnnealedDensity, num_chains: int) -> bool:
-    """Whether a Gaussian mixture fitted to the chains is likely to propose what others accept."""
-    size = numbers(density)
-    return {"energy", "mode_depth"} <= density.capabilities and size <= FIT_NUMBERS and num_chains >= enough(size)
-
-
-def stays(density: AnnealedDensity) -> bool:
-    """Whether a default run ends with HMC at level 0: where there are latents that it can move."""
-    kinds = {site.kind for site in density.sites.values()}
-    return "energy" in density.capabilities and "static" in kinds and "held" not in kinds
+def closed_by(density: AnnealedDensity, num_chains: int = 0) -> tuple[tuple[Closing, ...], str]:
+    """What closes a default run at level 0, and how its reason says so: global moves of chains that are not weighed,
+    where so many can fit what others accept; a warm-up at the target where there are latents that HMC can move."""
+    kinds, size = {site.kind for site in density.sites.values()}, num_entries(density)
+    comparable = {"energy", "mode_depth"} <= density.capabilities
+    closings: tuple[Closing, ...] = ()
+    then = ""
+    if comparable and size <= tuning.GLOBAL_MOVES.most_numbers and num_chains >= fewest_chains(size):
+        closings = (GlobalMoves(tuning.GLOBAL_MOVES.number),)
+        then = "; then global moves, which give modes their shares"
+    if "energy" in density.capabilities and "static" in kinds and "held" not in kinds:
+        closings, then = (*closings, WarmUp()), then + "; then a warm-up at level 0, as there are latents"
+    return closings, then
 
 
 def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tuple[Sampler, str]:
@@ -73,10 +71,8 @@ def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tupl
         # Step sizes as unequal as that: a chain whose latents lie where the density is steep would never leave, as the
         # step that suits the others is too long for it. Of 1,000 with a half-normal scale 25 stayed; 0 to 2 do now.
         moves = by_kind(lambda: HMC(Adaptive()), density, lambda: HMC(Adaptive(), jitter=0.9))
-        shared = FIT_MOVES if fits(density, num_chains) else 0
-        then = "; then global moves, which give modes their shares" if shared else ""
-        then += "; then HMC at level 0, as there are latents" if stays(density) else ""
-        sampler = AnnealedMCMC(moves, 5, reverse_step=True, stay=stays(density), global_moves=shared)
+        closings, then = closed_by(density, num_chains)
+        sampler = AnnealedMCMC(moves, 5, reverse_step=True, then=closings)
         return sampler, f"{why}: independent chains, corrected by HMC{then}"
     # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 for these 7 evaluations a level, 0.14 for the 6 of
     # five steps of ULA(0.1·σ²). On exact scores 0.02 and 0.10; with 2 points, or along HMC's own trajectory, over 0.15.

@@ -1,42 +1,24 @@
-"""What all chains of a level say together: an affine fit of their score, and a drift that evens out their weights.
+"""Population statistics of a level: an affine fit of the score, and the control that makes weights more equal.
 
-Everything here is in y = x/α. There the reverse process of every schedule is dy = S dτ + dW, with S the score in y and
-τ the variance that is taken away, from s = σ²/α² of one level to that of the next.
+Everything here is in y = x/α, where the reverse process is dy = S dτ + dW, and SMC weighs it by the potential r, the
+Feynman–Kac rate. With S + u followed in place of S, and r + ∇·u + ⟨u, S⟩ weighed in place of r, every F_k stays what it
+is: insert the drift into the equation ∂F = 𝓛F − g²·r·F that defines r.
 """
 
 from __future__ import annotations
-
-import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation, Position
-from composeprob.samplers.cloud import shares
-
-FULL = 256
-"""Dimensions up to which a slope is a matrix; beyond, one number for each entry."""
-PER_DIMENSION = 8
-"""Chains for each dimension that a matrix takes."""
-PER_FEATURE = 2
-"""Chains for each coefficient that a control takes, in either half."""
-FEWEST = 64
-"""Chains below which nothing is fitted."""
-MOST = 2**26
-"""Numbers N·d above which nothing is fitted, as every device would have to hold all of them."""
-ENOUGH = 1024
-"""Chains above which fits take evenly spaced ones, if these are twice as many as a matrix of controls asks for."""
-WORTH = 0.9
-"""The share of the potential's variance that a control may leave at most."""
-RIDGE = 1e-6
-"""What least squares are damped by, of features of unit size."""
+from composeprob import tuning
+from composeprob.samplers.meet import shares
+from composeprob.samplers.step import times
 
 
 class Fit(eqx.Module):
-    """A level's affine fits over the cloud of chains, in y = x/α.
+    """A level's affine fits over the population, in y.
 
     Attributes:
         centre: the weighted mean of y, (d,).
@@ -50,60 +32,43 @@ class Fit(eqx.Module):
     gain: Array
     push: Array
 
-    def along(self, gain: Array) -> Array:
-        """The slope of the score with the controls, the fixed one of this gain, (d,), and the mean of those fitted."""
-        whole = self.slope + jnp.mean(self.gain, axis=0)
-        return whole + (jnp.diag(gain) if whole.ndim == 2 else gain)
+    @classmethod
+    def none(cls, base: Array) -> Fit:
+        """What takes the place of a fit where chains are too few: the slope −P/s, and no control."""
+        zero = jnp.zeros((2, base.size))
+        return cls(jnp.zeros_like(base), -base, zero, zero)
+
+    def slope_with(self, fixed: Array) -> Array:
+        """The slope of the score with the controls: the fixed one, (d,), and the mean of those fitted."""
+        slope = self.slope + jnp.mean(self.gain, axis=0)
+        return slope + (jnp.diag(fixed) if slope.ndim == 2 else fixed)
 
     def control(self, y: Array, half: Array) -> tuple[Array, Array]:
         """u at y for a chain of this half, (d,), and ∇·u, a scalar."""
         # Of both halves, as one product of all chains with each matrix, and not a copy of a matrix for every chain.
         both = jax.vmap(times, (0, None))(self.gain, y - self.centre) + self.push
-        return both[half], jax.vmap(trace)(self.gain)[half]
+        return both[half], jax.vmap(_trace)(self.gain)[half]
 
 
-def noised(density: AnnealedDensity) -> list[str]:
-    """The sites that the reverse process moves, in the order in which they are flattened."""
-    return sorted(name for name, site in density.sites.items() if site.kind == "noised")
+def controlled(
+    y: Array, drift: Array, rate: Array, half: Array, fit: Fit | None, fixed: Array
+) -> tuple[Array, Array, Array]:
+    """u at y, (d,), S + u, (d,), and r + ∇·u + ⟨u, S⟩, a scalar, for a chain of this half.
 
-
-def flat(position: Position, density: AnnealedDensity) -> Array:
-    """The noised sites of one chain as one vector, (d,)."""
-    return jnp.concatenate([position[name].reshape(-1) for name in noised(density)])
-
-
-def unflat(vector: Array, like: Position, density: AnnealedDensity) -> Position:
-    """The position with its noised sites taken from a vector."""
-    position, begin = dict(like), 0
-    for name in noised(density):
-        leaf = like[name]
-        position[name] = vector[begin : begin + leaf.size].reshape(leaf.shape)
-        begin += leaf.size
-    return position
-
-
-def dimensions(density: AnnealedDensity) -> int:
-    """d, the number of noised entries."""
-    return sum(math.prod(density.sites[name].shape) for name in noised(density))
-
-
-def power(density: AnnealedDensity) -> Array:
-    """P, the total power of the factors at each entry, (d,)."""
-    shapes = {name: density.sites[name].shape for name in noised(density)}
-    return jnp.concatenate([jnp.broadcast_to(density.top.power[n], shape).reshape(-1) for n, shape in shapes.items()])
-
-
-def row(evaluation: Evaluation, rate: Array, position: Position, density: AnnealedDensity, level: Array) -> Array:
-    """One chain's y, S and potential per unit of τ, (2d + 1,); ``rate`` stands in the place of its own."""
-    noise, parts = density.schedule.at(level), evaluation.parts
-    drift_ratio = jnp.asarray(density.schedule.drift_ratio)[level]
-    potential = noise.alpha**2 * (rate + drift_ratio * parts.excess)
-    y, score = flat(position, density) / noise.alpha, noise.alpha * flat(parts.drift, density)
-    return jnp.concatenate([y, score, potential[None]])
+    Args:
+        y, drift, rate: y, S and r of one chain.
+        fit: of the population; None for the fixed control alone.
+        fixed: `fixed_control`, (d,).
+    """
+    u, divergence = fixed * y, jnp.sum(fixed)
+    if fit is not None:
+        found, its_divergence = fit.control(y, half)
+        u, divergence = u + found, divergence + its_divergence
+    return u, drift + u, rate + divergence + u @ drift
 
 
 def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
-    r"""The affine fits over a weighted cloud of N chains, or over some of them where that tells as much.
+    r"""The affine fits over a weighted population of N chains, or over some of them where those are as good.
 
     The slope is that of least squares, B = Cov(S, y)·Cov(y)⁻¹, which for a Gaussian is the Hessian of log F wherever
     chains are. Along each eigenvector of B it counts as much as it explains of the variance of S there, R², and −P/s,
@@ -112,48 +77,42 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
 
     The control (A, a), A symmetric, makes the potential r + ∇·u + ⟨u, S⟩ as nearly constant as least squares can; for
     Gaussians that is constant. Each half of the chains takes what was fitted over the other half, which knows nothing
-    of it: a fit to a chain's own potential would take from its weight what belongs there. One that hardly evens out the
-    potentials of the half that takes it is left out.
+    of it: a fit to a chain's own potential would take from its weight what belongs there. One that leaves most of the
+    variance of the potentials of the half that takes it is left out.
 
     Args:
-        rows: (N, 2d + 1), each a `row`.
+        rows: (N, 2d + 1), each y, S without any control, and the potential per unit of τ with the fixed one.
         log_weights: of the chains, (N,).
         base: P/s, (d,).
         control: whether to fit one; it is 0 if not.
     """
     dims = base.size
-    rows, log_weights = (_some(of, dims) for of in (rows, log_weights))
+    rows, log_weights = (_thinned(table, dims) for table in (rows, log_weights))
     count = rows.shape[0]
     usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(log_weights)
     rows = jnp.where(usable[:, None], rows, 0.0)
     weights = shares(jnp.where(usable, log_weights, -jnp.inf))
     y, score, potential = rows[:, :dims], rows[:, dims : 2 * dims], rows[:, -1]
     centre = weights @ y
-    away, full = y - centre, dims <= FULL and count >= PER_DIMENSION * dims
+    away, full = y - centre, dims <= tuning.FIT.full and count >= tuning.FIT.per_dimension * dims
     slope, basis = _slope(away, score, weights, base, full)
     shape = (2, dims, dims) if full else (2, dims)
     gain, push = jnp.zeros(shape), jnp.zeros((2, dims))
     if control:
         kind = _kind(count // 2, dims, full)
-        turned = (away, score) if basis is None else (away @ basis, score @ basis)
-        gain, push = _controls(*(_halves(part) for part in (*turned, potential, weights)), kind=kind)
+        rotated = (away, score) if basis is None else (away @ basis, score @ basis)
+        gain, push = _controls(*(_halves(part) for part in (*rotated, potential, weights)), kind=kind)
         if basis is not None:
             gain = gain if kind == "dense" else jax.vmap(jnp.diag)(gain)
             gain, push = basis @ gain @ basis.T, push @ basis.T
     return Fit(centre, slope, gain, push)
 
 
-def _some(of: Array, dims: int) -> Array:
+def _thinned(table: Array, dims: int) -> Array:
     """Evenly spaced ones of either half of the chains, of the first with one fewer or as many, to make fits over."""
-    count = of.shape[0]
-    step = -(-count // max(ENOUGH, 2 * PER_FEATURE * dims * (dims + 3)))
-    return jnp.concatenate([of[: count // 2 : step], of[count // 2 :: step]])
-
-
-def unfitted(base: Array) -> Fit:
-    """What takes the place of a fit where chains are too few: the slope −P/s, and no control."""
-    zero = jnp.zeros((2, base.size))
-    return Fit(jnp.zeros_like(base), -base, zero, zero)
+    count = table.shape[0]
+    step = -(-count // max(tuning.FIT.enough, 2 * tuning.FIT.per_feature * dims * (dims + 3)))
+    return jnp.concatenate([table[: count // 2 : step], table[count // 2 :: step]])
 
 
 def _slope(away: Array, score: Array, weights: Array, base: Array, full: bool) -> tuple[Array, Array | None]:
@@ -187,9 +146,9 @@ def _slope(away: Array, score: Array, weights: Array, base: Array, full: bool) -
 
 def _kind(count: int, dims: int, full: bool) -> str:
     """How many coefficients a control can take that is fitted over so many chains."""
-    if full and count >= PER_FEATURE * dims * (dims + 3) / 2:
+    if full and count >= tuning.FIT.per_feature * dims * (dims + 3) / 2:
         return "dense"
-    return "diagonal" if count >= PER_FEATURE * 2 * dims else "scalar"
+    return "diagonal" if count >= tuning.FIT.per_feature * 2 * dims else "scalar"
 
 
 def _halves(table: Array) -> Array:
@@ -201,7 +160,7 @@ def _halves(table: Array) -> Array:
 def _controls(away: Array, score: Array, potential: Array, weights: Array, *, kind: str) -> tuple[Array, Array]:
     """A and a for each half of the chains, by least squares over the other; A is (d, d) if ``dense``, else a diagonal.
 
-    Both are 0 where they leave more than `WORTH` of the potential's variance over the half that takes them.
+    Both are 0 where they leave more than `tuning.FIT.worth` of the potential's variance over the half that takes them.
 
     Args:
         away, score, potential, weights: of either half, (2, M, …).
@@ -221,17 +180,20 @@ def _controls(away: Array, score: Array, potential: Array, weights: Array, *, ki
         root = jnp.sqrt(weights)
         return root[:, None] * (features - weights @ features), root * (potential - weights @ potential)
 
-    def solved(seen: Array, wanted: Array) -> Array:
-        unit = jnp.sqrt(jnp.maximum(jnp.sum(seen**2, axis=0), 1e-30))
-        seen = seen / unit
-        factor = jax.scipy.linalg.cho_factor(seen.T @ seen + RIDGE * jnp.eye(len(unit)))
-        found = jnp.zeros_like(unit)
-        for _ in range(3):  # normal equations square the condition number; each round wins back digits
-            found = found - jax.scipy.linalg.cho_solve(factor, seen.T @ (wanted + seen @ found))
-        return found / unit
+    def solved(features: Array, wanted: Array) -> Array:
+        unit = jnp.sqrt(jnp.maximum(jnp.sum(features**2, axis=0), 1e-30))
+        features = features / unit
+        factor = jax.scipy.linalg.cho_factor(features.T @ features + tuning.FIT.ridge * jnp.eye(len(unit)))
+
+        def refine(_: int, found: Array) -> Array:
+            return found - jax.scipy.linalg.cho_solve(factor, features.T @ (wanted + features @ found))
+
+        # Normal equations square the condition number; each round wins back digits.
+        return jax.lax.fori_loop(0, 3, refine, jnp.zeros_like(unit)) / unit
 
     def kept(found: Array, others: Array, theirs: Array) -> tuple[Array, Array]:
-        better = jnp.sum((theirs + others @ found) ** 2) < WORTH * jnp.sum(theirs**2)  # false where anything is NaN
+        left = jnp.sum((theirs + others @ found) ** 2)
+        better = left < tuning.FIT.worth * jnp.sum(theirs**2)  # false where anything is NaN
         found = jnp.where(better, found, 0.0)
         if kind == "scalar":
             return jnp.full((dims,), found[0]), jnp.zeros((dims,))
@@ -241,15 +203,10 @@ def _controls(away: Array, score: Array, potential: Array, weights: Array, *, ki
             gain = upper + upper.T - jnp.diag(jnp.diag(upper))
         return gain, push
 
-    seen, wanted = jax.vmap(centred)(features, potential, weights)
-    return jax.vmap(kept)(jax.vmap(solved)(seen, wanted)[::-1], seen, wanted)
+    features, wanted = jax.vmap(centred)(features, potential, weights)
+    return jax.vmap(kept)(jax.vmap(solved)(features, wanted)[::-1], features, wanted)
 
 
-def times(matrix: Array, vector: Array) -> Array:
-    """A matrix, or a diagonal, times a vector."""
-    return matrix @ vector if matrix.ndim == 2 else matrix * vector
-
-
-def trace(matrix: Array) -> Array:
+def _trace(matrix: Array) -> Array:
     """The trace of a matrix, or of a diagonal."""
     return jnp.trace(matrix) if matrix.ndim == 2 else jnp.sum(matrix)

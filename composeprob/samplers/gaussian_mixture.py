@@ -10,17 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Numbers of components that are tried, in this order."""
-ROOM = (8, COMPONENTS[-1])
-"""Components of a mixture's arrays."""
-PATIENCE = 2
-"""Numbers in a row that say no more of points left out, after which no other is tried."""
-MOST_LOST = 10.0
-"""Nats below what one Gaussian says of a point, as which a worse number counts: a chain that was left behind somewhere
-would forbid any mixture that does not reach there."""
-MOST_POINTS = 2048
-"""That a mixture is fitted to, evenly spaced among those there are."""
+from composeprob import tuning
 
 
 class GaussianMixture(eqx.Module):
@@ -70,7 +60,7 @@ class GaussianMixture(eqx.Module):
         center, width = points.mean(0), points.std(0)
         width = np.where(width > 0, width, 1.0)
         best, told, worse, alone = None, -np.inf, 0, np.zeros(0)
-        for count in COMPONENTS:
+        for count in tuning.MIXTURE.components:
             if count > 1 and count * (points.shape[1] + 1) > len(points):
                 break
             with warnings.catch_warnings():
@@ -78,12 +68,12 @@ class GaussianMixture(eqx.Module):
                 found = Fit(count, random_state=0).fit((points - center) / width)
             says = found.score_samples((others - center) / width)
             alone = says if count == 1 else alone
-            tells = np.mean(np.maximum(says, alone - MOST_LOST))
+            tells = np.mean(np.maximum(says, alone - tuning.MIXTURE.most_lost))
             if best is None or tells > told:
                 best, told, worse = found, tells, 0
             else:
                 worse += 1
-            if worse == PATIENCE:
+            if worse == tuning.MIXTURE.patience:
                 break
         assert best is not None
         roots = width[:, None] * np.linalg.cholesky(best.covariances_)
@@ -94,11 +84,12 @@ class GaussianMixture(eqx.Module):
     def beside(cls, *mixtures: GaussianMixture) -> GaussianMixture:
         """Several mixtures as one, whose arrays have an axis for them in front.
 
-        All have as many components as the largest, up to one of `ROOM`, so that two numbers of them are all that is
-        compiled; those that fill up have no weight.
+        All have as many components as the largest, up to 8 or the most that are tried, so that two numbers of them
+        are all that is compiled; those that fill up have no weight.
         """
         most = max(len(mixture.means) for mixture in mixtures)
-        room = next(room for room in ROOM if room >= most)
+        rooms = (8, tuning.MIXTURE.components[-1])
+        room = next(room for room in rooms if room >= most)
 
         def filled(array: Array) -> np.ndarray:
             more = np.repeat(np.asarray(array)[:1], room - len(array), axis=0)
@@ -114,6 +105,6 @@ def finite(points: np.ndarray) -> np.ndarray:
 
 
 def _some(points: np.ndarray) -> np.ndarray:
-    """At most `MOST_POINTS` of the rows, in double precision."""
-    chosen = np.linspace(0, len(points) - 1, min(len(points), MOST_POINTS)).astype(int)
+    """At most `tuning.MIXTURE.most_points` of the rows, in double precision."""
+    chosen = np.linspace(0, len(points) - 1, min(len(points), tuning.MIXTURE.most_points)).astype(int)
     return points[chosen].astype(np.float64)

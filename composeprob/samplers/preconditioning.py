@@ -21,50 +21,34 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from composeprob import tuning
 from composeprob.density.evaluation import Position
 from composeprob.kernels import Metric
-from composeprob.samplers.cloud import SMALLEST, regularised, unflattened
-
-SOME = 50
-"""Chains from which on ``"auto"`` measures each coordinate's width."""
-PER_NUMBER = 10
-"""Chains for each number of a position, from which on it measures how they hang together."""
-MOST = 64
-"""Numbers of a position up to which it does."""
-ROOM = 2**25
-"""Numbers, of all chains together, up to which it measures anything: every device gets those of all."""
-RANK = 16
-"""Narrow directions of ``"low_rank"``."""
-SHRINKS, GROWS = 0.1, 3.0
-"""Factors by which a width may change from level to level: too long a step stops a chain, too short a one does not."""
 
 
 def kind_of(kind: str, size: int, num_chains: int) -> str:
     """What ``"auto"`` is for so many numbers a position and so many chains; other kinds are what they are."""
     if kind != "auto":
         return kind
-    if size <= MOST and num_chains >= PER_NUMBER * size:
+    if size <= tuning.METRIC.most_numbers and num_chains >= tuning.METRIC.chains_per_number * size:
         return "full"
-    return "diagonal" if num_chains >= SOME and num_chains * size <= ROOM else "none"
+    return (
+        "diagonal" if num_chains >= tuning.METRIC.chains and num_chains * size <= tuning.METRIC.most_of_all else "none"
+    )
 
 
 def unmeasured(kind: str, like: Position) -> Metric:
     """The identity, in the form that `measured` has."""
     unit = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), like)
     size = sum(leaf.size for leaf in jax.tree.leaves(like))
-    if kind == "diagonal":
-        return Metric(unit)
-    if kind == "full":
-        return Metric(unit, dense=jnp.eye(size))
-    rank = min(RANK, size)
-    return Metric(unit, basis=jnp.eye(size)[:, :rank], stretch=jnp.ones(rank))
+    return Metric(unit) if kind == "diagonal" else Metric(unit, dense=jnp.eye(size))
 
 
 def measured(kind: str, before: Metric, scale: Position, moved: Array, changed: Array) -> Metric:
     """The metric that moves tell, or what was known before where they tell nothing.
 
     Args:
-        kind: ``"diagonal"``, ``"low_rank"`` or ``"full"``.
+        kind: ``"diagonal"`` or ``"full"``.
         before: of the same kind.
         scale: s for every number of a position, in its shapes: the level's noise; 1 where steps do not follow that.
         moved, changed: Δx and Δs of all chains, (N, d), the same on every device. Chains that stayed, or are not finite
@@ -81,21 +65,14 @@ def measured(kind: str, before: Metric, scale: Position, moved: Array, changed: 
     told, units = (long > 0) & (steep > 0), ravel_pytree(scale)[0]
     known = ravel_pytree(before.unit)[0] * units
     width = jnp.sqrt(jnp.where(told, long, 1.0) / jnp.where(told, steep, 1.0))
-    width = jnp.where(told, jnp.clip(width, known * SHRINKS, known * GROWS), known)
-    unit = unflattened(width / units, scale)
+    width = jnp.where(told, jnp.clip(width, known * tuning.METRIC.shrinks, known * tuning.METRIC.grows), known)
+    unit = ravel_pytree(scale)[1](width / units)
     if kind == "diagonal":
         return Metric(unit)
     along, across = jnp.where(told, long / width, 1.0), jnp.where(told, steep * width, 1.0)
     largest = jnp.max(along * across) ** 0.5  # the same factor on both changes nothing, and keeps float32 in its range
     x, s = x / width / largest, s * width / largest
-    if kind == "full":
-        dense = _root(x.T @ x, s.T @ s, count)
-        return jax.tree.map(partial(jnp.where, count > 0), Metric(unit, dense), before)
-    basis = _steepest(s, min(RANK, x.shape[1]))
-    x, s = x @ basis, s @ basis
-    root = _root(x.T @ x, s.T @ s, count)
-    variances, vectors = jnp.linalg.eigh(root @ root.T)
-    found = Metric(unit, None, basis @ vectors, jnp.sqrt(jnp.maximum(variances, 0.0)))
+    found = Metric(unit, dense=_root(x.T @ x, s.T @ s, count))
     return jax.tree.map(partial(jnp.where, count > 0), found, before)
 
 
@@ -109,17 +86,26 @@ def _root(covariance: Array, slopes: Array, count: Array) -> Array:
     known = jnp.where(told[:, None] & told, 1.0, 0.0)
     root = jnp.linalg.cholesky(regularised(known * covariance, count) + one)
     values, vectors = jnp.linalg.eigh(root.T @ (regularised(known * slopes, count) + one) @ root)
-    return root @ vectors * jnp.maximum(values, SMALLEST * values[-1]) ** -0.25
+    return root @ vectors * jnp.maximum(values, tuning.METRIC.least_eigenvalue * values[-1]) ** -0.25
 
 
-def _steepest(s: Array, rank: int) -> Array:
-    """Orthonormal columns, (d, rank), along which scores change most, by subspace iteration: products with (N, d) only.
+def regularised(covariance: Array, count: Array | float) -> Array:
+    """A covariance that was estimated from so many independent points, made safely positive definite.
 
-    Other directions keep the diagonal's width.
+    Its correlations are shrunk by `shrinkage`.
+
+    Args:
+        covariance: (d, d), symmetric; 0 where all points agree, which stays as it is.
+        count: n.
     """
+    share = shrinkage(covariance.shape[0], count)
+    return covariance + share * (jnp.diag(jnp.diag(covariance)) - covariance)
 
-    def turn(_: int, basis: Array) -> Array:
-        return jnp.linalg.qr(s.T @ (s @ basis))[0]
 
-    first = jax.random.normal(jax.random.key(0), (s.shape[1], rank), s.dtype)
-    return jax.lax.fori_loop(0, 4, turn, jnp.linalg.qr(first)[0])
+def shrinkage(size: int, count: Array | float) -> Array:
+    """How far a covariance of d numbers from n independent points is taken towards its diagonal: 1/(1 + (n/d)⁴) + 10⁻⁶.
+
+    In the coordinates in which the true covariance is the identity, an estimate has eigenvalues between (1 ∓ √(d/n))²:
+    for n well above d it needs no shrinkage, however ill-conditioned it is, and for n ≤ d it is singular.
+    """
+    return jnp.minimum(1.0 / (1.0 + (jnp.asarray(count) / size) ** 4) + tuning.METRIC.least_eigenvalue, 1.0)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, WrongTypeError
 
-T = TypeVar("T")
+Tree = TypeVar("Tree")
 AXES = ("chains", "model")
 """Of a mesh: chains are spread over all of its devices, arrays that are kept in parts over those in a row."""
 WORD = np.dtype(np.uint32)
@@ -51,7 +51,7 @@ class Spread(eqx.Module):
     copies: int = eqx.field(static=True, default=0)
 
     @classmethod
-    def of(cls, mesh: object, chunk: object, num_chains: int) -> Spread:
+    def checked(cls, mesh: object, chunk: object, num_chains: int) -> Spread:
         """A checked spread of N chains.
 
         Raises:
@@ -63,7 +63,7 @@ class Spread(eqx.Module):
             raise WrongTypeError(
                 f"mesh must be a jax.sharding.Mesh of one axis or two; got {found}.",
                 fix="jax.make_mesh((jax.device_count(),), ('chains',)); two axes are for networks kept in parts, "
-                "jax.make_mesh((2, 4), ('chains', 'model')) with shard_above=.",
+                "jax.make_mesh((2, 4), ('chains', 'model')).",
             )
         if chunk is not None and (not isinstance(chunk, (int, np.integer)) or isinstance(chunk, bool) or chunk < 1):
             raise InvalidValueError(
@@ -77,7 +77,7 @@ class Spread(eqx.Module):
                 fix=f"use {devices} chains or more, or a mesh of fewer devices.",
             )
         own = -(-num_chains // devices)
-        over = None if mesh is None else plain(mesh.devices)
+        over = None if mesh is None else chain_mesh(mesh.devices)
         if chunk is None:
             return cls(over, copies=devices * own - num_chains)
         rounds = -(-own // int(chunk))
@@ -88,7 +88,7 @@ class Spread(eqx.Module):
         """D."""
         return 1 if self.mesh is None else self.mesh.size
 
-    def map(self, function: Callable[..., T], *batch: PyTree[Array]) -> T:
+    def map(self, function: Callable[..., Tree], *batch: PyTree[Array]) -> Tree:
         """``function`` of every chain of this device; each argument has their axis first, and so has what it returns.
 
         What all chains share is closed over.
@@ -99,34 +99,34 @@ class Spread(eqx.Module):
         size, evaluate = self.chunk, jax.vmap(function)
         own = jax.tree.leaves(batch)[0].shape[0]
 
-        def write(whole: T, some: T, i: Array) -> T:
+        def write(whole: Tree, some: Tree, i: Array) -> Tree:
             put = lambda all_, part: jax.lax.dynamic_update_slice_in_dim(all_, part, i * size, 0)  # noqa: E731
             return jax.tree.map(put, whole, some)
 
-        def turn(i: Array, carry: tuple[T, T, PyTree[Array]]) -> tuple[T, T, PyTree[Array]]:
+        def evaluate_chunk(i: Array, carry: tuple[Tree, Tree, PyTree[Array]]) -> tuple[Tree, Tree, PyTree[Array]]:
             whole, last, batch_now = carry
             return write(whole, last, i - 1), evaluate(*batch_now), _rows(batch, (i + 1) * size, size)
 
-        # What is evaluated comes from the turn before and is written in the one after: nothing is fused with it.
+        # What is evaluated comes from the round before and is written in the one after: nothing is fused with it.
         first = _rows(batch, 0, size)
         shapes = jax.eval_shape(lambda: evaluate(*first))
         blank = jax.tree.map(lambda leaf: zeros(leaf, leaf.shape), shapes)
         whole = jax.tree.map(lambda leaf: zeros(leaf, (own, *leaf.shape[1:])), shapes)
-        whole, last, _ = jax.lax.fori_loop(0, self.rounds, turn, (whole, blank, first))
+        whole, last, _ = jax.lax.fori_loop(0, self.rounds, evaluate_chunk, (whole, blank, first))
         return write(whole, last, self.rounds - 1)
 
-    def alone(self, function: Callable[..., T], *values: Array) -> T:
+    def on_population(self, function: Callable[..., Tree], *values: Array) -> Tree:
         """``function`` of what every device has of all chains, arrays (N, …): as in `map`, nothing is fused with it."""
         if self.chunk is None:
             return function(*values)
         assert self.rounds is not None
 
-        def turn(i: Array, carry: tuple[T, tuple[Array, ...]]) -> tuple[T, tuple[Array, ...]]:
+        def evaluate_once(i: Array, carry: tuple[Tree, tuple[Array, ...]]) -> tuple[Tree, tuple[Array, ...]]:
             now = carry[1]
             return function(*now), _rows(now, i * now[0].shape[0], now[0].shape[0])
 
         blank = jax.tree.map(lambda leaf: zeros(leaf, leaf.shape), jax.eval_shape(function, *values))
-        return jax.lax.fori_loop(0, jnp.minimum(self.rounds, 1), turn, (blank, values))[0]
+        return jax.lax.fori_loop(0, jnp.minimum(self.rounds, 1), evaluate_once, (blank, values))[0]
 
     def total(self, counts: Array) -> Array:
         """Σ over all N chains of integers that each has, (n, …) → (…): floats would depend on the order."""
@@ -148,21 +148,21 @@ class Spread(eqx.Module):
     def numbers(self, values: Array) -> Array:
         """The number of each of this device's chains, given what it has a row of for each; copies have one too."""
         own = len(values)
-        return self._me() * own + jnp.arange(own)
+        return self._device_number() * own + jnp.arange(own)
 
-    def cut(self, tree: T) -> T:
+    def cut(self, tree: Tree) -> Tree:
         """The N chains themselves, of arrays that have copies at their end."""
         return jax.tree.map(lambda leaf: leaf[: len(leaf) - self.copies], tree) if self.copies else tree
 
-    def padded(self, tree: T) -> T:
+    def padded(self, tree: Tree) -> Tree:
         """Arrays of N chains with copies of the first ones at their end."""
         return _rows(tree, 0, jax.tree.leaves(tree)[0].shape[0] + self.copies) if self.copies else tree
 
-    def _me(self) -> Array:
+    def _device_number(self) -> Array:
         """The number of this device."""
         return jnp.int32(0) if self.devices == 1 else jax.lax.axis_index(AXES)
 
-    def exchange(self, chains: T, chosen: Array) -> T:
+    def exchange(self, chains: Tree, chosen: Array) -> Tree:
         """Put chain ``chosen[i]`` in the place of chain i, for all N of them: one collective, whatever chains hold.
 
         Every device's chains go round all devices, each of which takes what it needs when they pass: D − 1 steps, in
@@ -174,7 +174,7 @@ class Spread(eqx.Module):
         leaves, treedef = jax.tree.flatten(chains)
         words = [_to_words(leaf) for leaf in leaves]
         packed = jnp.concatenate(words, axis=1)
-        own, me = len(packed), self._me()
+        own, me = len(packed), self._device_number()
         here = jax.lax.dynamic_slice_in_dim(chosen, me * own, own)
         ring = [(i, (i + 1) % self.devices) for i in range(self.devices)]
 
@@ -183,17 +183,17 @@ class Spread(eqx.Module):
             theirs = here // own == (me - k) % self.devices
             return jnp.where(theirs[:, None], passing[here % own], taken)
 
-        def turn(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        def pass_on(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             passing, taken = carry
             return jax.lax.ppermute(passing, AXES, ring), take(k, passing, taken)
 
-        passing, taken = jax.lax.fori_loop(0, self.devices - 1, turn, (packed, packed))
+        passing, taken = jax.lax.fori_loop(0, self.devices - 1, pass_on, (packed, packed))
         taken = take(self.devices - 1, passing, taken)
         ends = np.cumsum([w.shape[1] for w in words])[:-1]
         pieces = jnp.split(taken, ends, axis=1)
         return jax.tree.unflatten(treedef, [_from_words(p, leaf) for p, leaf in zip(pieces, leaves, strict=True)])
 
-    def place(self, tree: T, spec: PartitionSpec) -> T:
+    def place(self, tree: Tree, spec: PartitionSpec) -> Tree:
         """Arrays of which every process has the whole, spread over the mesh."""
         if self.mesh is None:
             return tree
@@ -211,9 +211,13 @@ class Spread(eqx.Module):
 
         return jax.tree.map(put, tree)
 
+    def replicated(self, value: np.ndarray | np.generic) -> Array:
+        """An array of the host's on every device."""
+        return self.place(jnp.asarray(value), everywhere)
+
     def number(self, value: int) -> Array:
         """A whole number on every device."""
-        return self.place(jnp.int32(value), everywhere)
+        return self.replicated(np.int32(value))
 
 
 everywhere, chains = PartitionSpec(), PartitionSpec(AXES)
@@ -228,13 +232,13 @@ def every_device(num_chains: int, chunk: object) -> Mesh | None:
     chosen = getattr(jax.config, "jax_default_device", None)
     devices = jax.devices() if chosen is None else [chosen]
     if jax.process_count() > 1:
-        return plain(devices)
+        return chain_mesh(devices)
     unit = chunk if isinstance(chunk, int) and chunk > 0 else 1
     number = min(len(devices), -(-num_chains // unit))
-    return None if number == 1 else plain(devices[:number])
+    return None if number == 1 else chain_mesh(devices[:number])
 
 
-def plain(devices: Sequence[jax.Device] | np.ndarray) -> Mesh:
+def chain_mesh(devices: Sequence[jax.Device] | np.ndarray) -> Mesh:
     """A row of devices, each a row by itself, or a table of them, as the mesh that the samplers know."""
     table = np.asarray(devices)
     return Mesh(table.reshape(len(table), -1), AXES, axis_types=(AxisType.Auto,) * 2)
@@ -244,12 +248,12 @@ def host(tree: PyTree[Array]) -> PyTree[np.ndarray]:
     """Arrays as NumPy's, whole in every process."""
 
     def read(leaf: Array) -> np.ndarray:
-        return np.asarray(leaf if leaf.is_fully_addressable or leaf.is_fully_replicated else everyones(leaf))
+        return np.asarray(leaf if leaf.is_fully_addressable or leaf.is_fully_replicated else gathered_rows(leaf))
 
     return jax.tree.map(read, tree)
 
 
-def everyones(rows: ArrayLike) -> np.ndarray:
+def gathered_rows(rows: ArrayLike) -> np.ndarray:
     """The rows of all processes, in their order, in each of them."""
     if jax.process_count() == 1:
         return np.asarray(rows)
@@ -258,7 +262,7 @@ def everyones(rows: ArrayLike) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
 
 
-def agreed(*numbers: int) -> tuple[int, ...]:
+def from_first_process(*numbers: int) -> tuple[int, ...]:
     """The first process's numbers, in every process: what depends on a clock must be the same in all."""
     if jax.process_count() == 1:
         return numbers
@@ -267,7 +271,7 @@ def agreed(*numbers: int) -> tuple[int, ...]:
     return tuple(int(n) for n in multihost_utils.broadcast_one_to_all(np.asarray(numbers)))
 
 
-def together(what: str) -> None:
+def barrier(what: str) -> None:
     """Wait until every process has come here."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -275,7 +279,7 @@ def together(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def _rows(tree: T, start: Array | int, size: int) -> T:
+def _rows(tree: Tree, start: Array | int, size: int) -> Tree:
     """Rows start … start + size − 1, cyclic; by index, as a slice of everything would be simplified away."""
     return jax.tree.map(lambda leaf: leaf[(start + jnp.arange(size)) % leaf.shape[0]], tree)
 

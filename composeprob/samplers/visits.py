@@ -6,26 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from composeprob import tuning
 from composeprob.schedule import Schedule
 
 if TYPE_CHECKING:
-    from composeprob.samplers.base import Records
-
-FIRST = 0.25
-"""The first step of a run that chooses its levels, in log-SNR."""
-TOLERANCE, FEW = 0.04, 1000
-"""V and E up to so many chains; with more E falls as 1/N and V as 1/√N, so that steps are shorter by N^¼, the
-longest one too."""
-LONGEST = 1.0
-"""The longest, in log-SNR: what a step shows of its own error says little of a step that leads far beyond it."""
-FASTER, SLOWER = 1.5, 0.3
-"""What a step may be longer, or shorter, than the one before."""
-OPEN = -1
-"""In the place of a level that the run has yet to choose."""
+    from composeprob.samplers.run import Records
 
 
 class Pace(eqx.Module):
@@ -52,8 +42,10 @@ class Pace(eqx.Module):
     @classmethod
     def default(cls, num_chains: int) -> Pace:
         """The one of ``levels="adaptive"``: what steps do wrong grows as Δλ², and shrinks with the ± of N chains."""
-        share = min(1.0, FEW / num_chains)
-        return cls(*map(jnp.float32, (TOLERANCE * share**0.5, TOLERANCE * share, LONGEST * share**0.25)))
+        pace = tuning.PACE
+        share = min(1.0, pace.few_chains / num_chains)
+        rules = pace.tolerance * share**0.5, pace.tolerance * share, pace.longest * share**0.25
+        return cls(*map(jnp.float32, rules))
 
     def after(self, schedule: Schedule, records: Records, level: Array, above: Array) -> Array:
         """The level that follows, at least one below, and no cleaner than the step's length allows."""
@@ -62,8 +54,8 @@ class Pace(eqx.Module):
         by_weight = jnp.sqrt(self.variance / jnp.maximum(records.weight_variance[level], 1e-12))
         by_error = (self.error / jnp.maximum(records.step_error[level], 1e-12)) ** 0.25
         ratio = jnp.minimum(by_weight, by_error)
-        ratio = jnp.clip(jnp.where(jnp.isnan(ratio), SLOWER, ratio), SLOWER, FASTER)
-        goal = log_snr[level] + jnp.where(level == above, FIRST, jnp.minimum(step * ratio, self.longest))
+        ratio = jnp.clip(jnp.where(jnp.isnan(ratio), tuning.PACE.slower, ratio), tuning.PACE.slower, tuning.PACE.faster)
+        goal = log_snr[level] + jnp.where(level == above, tuning.PACE.first, jnp.minimum(step * ratio, self.longest))
         return jnp.clip(jnp.sum(log_snr > goal + 1e-6), 0, jnp.maximum(level - 1, 0)).astype(jnp.int32)
 
 
@@ -76,26 +68,28 @@ class Visits(eqx.Module):
         pace: how the run chooses those that are open; None where all are given.
     """
 
+    OPEN = -1
+
     order: Array
     made: Array
     pace: Pace | None = None
 
     @classmethod
-    def of(cls, levels: Sequence[int] | np.ndarray, num_levels: int) -> Visits:
+    def given(cls, levels: Sequence[int] | np.ndarray, num_levels: int) -> Visits:
         """Visits of these levels, the noisiest first, of which the last is 0."""
         order = np.zeros(num_levels, np.int32)
         order[: len(levels)] = levels
-        return cls(jnp.asarray(order), jnp.int32(0))
+        return cls(jax.device_put(order), jax.device_put(np.int32(0)))
 
     @classmethod
     def every(cls, first: int, num_levels: int) -> Visits:
         """Visits of every level from the first one down."""
-        return cls.of(np.arange(first, -1, -1), num_levels)
+        return cls.given(np.arange(first, -1, -1), num_levels)
 
     @classmethod
     def paced(cls, first: int, num_levels: int, pace: Pace) -> Visits:
         """Visits of levels that the run chooses, from the first one on."""
-        order = np.full(num_levels, OPEN, np.int32)
+        order = np.full(num_levels, cls.OPEN, np.int32)
         order[0] = first
         return cls(jnp.asarray(order), jnp.int32(0), pace)
 
@@ -103,6 +97,15 @@ class Visits(eqx.Module):
     def arrived(self) -> Array:
         """Whether level 0 was visited, a boolean; NumPy's of visits that are on the host."""
         return (self.made > 0) & (self.order[self.made - 1] == 0)
+
+    def before(self, end: Array | int) -> Array:
+        """Whether fewer than ``end`` visits were made, and level 0 is not among them, a boolean."""
+        return (self.made < end) & ~self.arrived
+
+    @property
+    def level(self) -> Array:
+        """The level that was visited last; before the first visit the one where chains start."""
+        return self.order[jnp.maximum(self.made - 1, 0)]
 
     @property
     def now(self) -> tuple[Array, Array]:
@@ -114,7 +117,7 @@ class Visits(eqx.Module):
         order = self.order
         if self.pace is not None:
             given = order.at[self.made + 1].get(mode="fill", fill_value=0)
-            following = jnp.where(given == OPEN, self.pace.after(schedule, records, *self.now), given)
+            following = jnp.where(given == self.OPEN, self.pace.after(schedule, records, *self.now), given)
             order = order.at[self.made + 1].set(following)  # beyond the end nothing is written
         return Visits(order, self.made + 1, self.pace)
 
@@ -125,6 +128,6 @@ class Visits(eqx.Module):
     def coarser(self) -> Visits:
         """Every other one of the levels that were visited, the first and level 0 among them; nothing is visited yet."""
         levels = self.visited()
-        given = Visits.of(np.append(levels[:-1:2], levels[-1]), len(self.order))
+        given = Visits.given(np.append(levels[:-1:2], levels[-1]), len(self.order))
         # The pace is of no use, but without it the same loop would be compiled a second time.
         return Visits(given.order, given.made, self.pace)

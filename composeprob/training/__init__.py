@@ -1,6 +1,6 @@
 """Training: makes a diffusion factor from a sampler of data, by Optax.
 
-`Recipe` says what to train, `train` trains it (resumable, one compilation), `train_model` does so for a model of the
+`Recipe` states what to train, `train` trains it (resumable, one compilation), `train_model` does so for a model of the
 zoo and writes its weights. May import everything but `api` and `cli`; nothing imports it but those and the zoo.
 """
 

@@ -91,9 +91,9 @@ def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True)
     The cross-condition loss asks which of m + 1 conditions x came with, its own c or those of m other events:
     −log(f(x|c, λ)/Σ_j f(x|c_j, λ)). Its least value is reached where log f(x|c) − log f(x|c′) =
     log p_λ(x|c) − log p_λ(x|c′), constants included; with dropout "no condition" is one of them. What a vague condition
-    (a caption) tells of x hardly changes the denoising loss, and is all that this loss sees. A recipe's ``vary`` adds
-    the same loss against one condition that is close to c; as close conditions lead to one another equally often, its
-    least value is reached at the same log-densities.
+    (a caption) contains about x hardly changes the denoising loss, and is all that this loss depends on. A recipe's
+    ``vary`` adds the same loss against a condition that is close to c; as close conditions lead to one another
+    equally often, its least value is reached at the same log-densities.
 
     References:
         Gutmann and Hyvärinen 2012, *Noise-contrastive estimation*; van den Oord et al. 2018, *Contrastive predictive
@@ -101,7 +101,7 @@ def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True)
     """
     none = jnp.zeros(())
 
-    def one(event: Batch) -> Losses:
+    def event_losses(event: Batch) -> Losses:
         x = event.noise.alpha * event.events + event.noise.sigma * event.epsilon
         at = lambda given: factor.evaluate(x, event.noise, given)  # noqa: E731
         rivals = [conditions for conditions in (event.foreign, event.variant) if conditions is not None]
@@ -113,8 +113,8 @@ def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True)
             error = jnp.mean((event.epsilon + event.noise.sigma * score) ** 2) if denoising else none
             others = _log_densities(at, rivals)
         else:
-            own = jax.tree.map(lambda a: a[None], event.conditions)
-            (log_density,), *others = _log_densities(at, [own, *rivals])
+            true = jax.tree.map(lambda a: a[None], event.conditions)
+            (log_density,), *others = _log_densities(at, [true, *rivals])
             error = none
         level = none
         if event.other is not None:
@@ -122,7 +122,7 @@ def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True)
         condition = sum((_contrast(log_density, values) for values in others), none)
         return Losses(error, level, condition)
 
-    return jax.vmap(one)(batch)
+    return jax.vmap(event_losses)(batch)
 
 
 def _log_densities(
@@ -132,16 +132,16 @@ def _log_densities(
     on x alone is computed once."""
     if not groups:
         return []
-    together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *groups)
+    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *groups)
     ends = np.cumsum([len(jax.tree.leaves(group)[0]) for group in groups])
-    return jnp.split(jax.vmap(lambda given: at(given)[0])(together), ends[:-1])
+    return jnp.split(jax.vmap(lambda given: at(given)[0])(joined), ends[:-1])
 
 
-def _contrast(own: Array | None, others: Array | None) -> Array:
+def _contrast(true: Array | None, others: Array | None) -> Array:
     """−log(e^own/(e^own + Σ e^others)) of log-densities; a recipe with such a loss has an energy."""
-    assert own is not None
+    assert true is not None
     assert others is not None
-    return jax.nn.logsumexp(jnp.append(others, own)) - own
+    return jax.nn.logsumexp(jnp.append(others, true)) - true
 
 
 def _drop(recipe: Recipe, key: Array, conditions: Mapping[str, Array], n: int) -> dict[str, Array]:

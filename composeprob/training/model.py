@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 
 SEED = 0
-METRICS = "metrics.json"
-START, END = "<!-- measured -->", "<!-- /measured -->"
-"""Between these lines of a card, `train_model` writes what it measured."""
 
 
 def train_model(
@@ -56,7 +53,7 @@ def train_model(
         progress: show a progress bar.
         retraining: number of the training, which makes its random key. Number 0 is the one that `load` gives.
         replace: whether to replace weights that are there. Those of a run that Ctrl-C ended are replaced by the run
-            that goes on from its checkpoints, whatever this says.
+            that goes on from its checkpoints, whatever this is.
 
     Returns:
         The run, with the files that were written.
@@ -69,18 +66,18 @@ def train_model(
     from composeprob import model_zoo as zoo  # the zoo loads what training writes, and imports the recipe from here
 
     recipe = zoo.recipe(name)
-    own = zoo.models_folder() / name
+    source = zoo.models_folder() / name
     folder = Path("out", name) if out is None else Path(out)
     if not replace:
-        _keep(folder, retraining, resumable=checkpoint_dir is not None)
-    if retraining and not (own / METRICS).exists():
-        fix = f"train it first: composeprob train {name} --out {own}"
+        _check_replace(folder, retraining, resumable=checkpoint_dir is not None)
+    if retraining and not (source / "metrics.json").exists():
+        fix = f"train it first: composeprob train {name} --out {source}"
         raise LoadError(f"Model '{name}' has not been trained.", fix=fix)
     if iterations is not None:
         recipe = dataclasses.replace(recipe, iterations=iterations)
     run = train(recipe, jax.random.key(SEED + retraining), checkpoint_dir=checkpoint_dir, progress=progress, label=name)
     folder.mkdir(parents=True, exist_ok=True)
-    written = write_model(folder, own, recipe, run, zoo.reference(name), retraining)
+    written = write_model(folder, source, recipe, run, zoo.reference(name), retraining)
     if "energy" in run.factor.capabilities and not run.factor.condition_names:
         calibrate_model(name, retraining=retraining, out=folder, replace=True)
         written.append(zoo.calibration_file(folder / weights_file(retraining)))
@@ -88,21 +85,21 @@ def train_model(
 
 
 def write_model(
-    folder: Path, own: Path, recipe: Recipe, run: TrainingRun, reference: Distribution | None, retraining: int = 0
+    folder: Path, source: Path, recipe: Recipe, run: TrainingRun, reference: Distribution | None, retraining: int = 0
 ) -> list[Path]:
     """Writes weights, measurements and card of a trained model into ``folder``; returns the files.
 
     Args:
         folder: where to write; exists.
-        own: the model's folder in the zoo, with its card, and what was measured of other retrainings if ``folder``
-            does not tell.
+        source: the model's folder in the zoo, with its card, and what was measured of other retrainings if ``folder``
+            does not have it.
         recipe, run, reference: what was trained, the run, and the exact distribution where it is known.
         retraining: its number.
     """
-    measured = _measured(folder) or _measured(own)
+    measured = _measured(folder) or _measured(source)
     rows = [row for row in measured.get("retrainings", []) if row["retraining"] != retraining]
     file = folder / weights_file(retraining)
-    written = [file, folder / METRICS]
+    written = [file, folder / "metrics.json"]
     if retraining:
         save_weights(run.factor.network, file, half=True)
         stored = recipe.factor(load_weights(run.factor.network, file), run.factor.label)
@@ -115,24 +112,25 @@ def write_model(
 
             written += write_pictures(folder, run, jax.random.key(SEED + 1))
     metrics = measured | ({"retrainings": sorted(rows, key=lambda row: row["retraining"])} if rows else {})
-    (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    card = own / "card.md"
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    card = source / "card.md"
     if card.exists():
         text = card.read_text(encoding="utf-8")
-        head, _, rest = text.partition(START)
-        tail = rest.partition(END)[2] or "\n"
-        text = f"{head.rstrip()}\n\n{START}\n{table(metrics)}\n{END}{tail}"
+        start, end = "<!-- measured -->", "<!-- /measured -->"  # what is between them is written anew
+        head, _, rest = text.partition(start)
+        tail = rest.partition(end)[2] or "\n"
+        text = f"{head.rstrip()}\n\n{start}\n{table(metrics)}\n{end}{tail}"
         (folder / "card.md").write_text(text, encoding="utf-8")
         written.append(folder / "card.md")
     return written
 
 
 def _measured(folder: Path) -> JSONObject:
-    path = folder / METRICS
+    path = folder / "metrics.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _keep(folder: Path, retraining: int, resumable: bool) -> None:
+def _check_replace(folder: Path, retraining: int, resumable: bool) -> None:
     """Refuses to replace the weights in a folder, unless they are of a run that stopped and now goes on."""
     file = folder / weights_file(retraining)
     if not file.exists():

@@ -12,17 +12,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
+from composeprob import tuning
 from composeprob.training.loss import Batch, draw_batch, losses
 from composeprob.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from composeprob.factors.networks import Network
-
-
-STEPS_AT_ONCE = 256
-"""Most steps in one call of the compiled loop."""
-NUM_BINS = 16
-"""Bins of log-SNR in which the loss is recorded."""
 
 
 class State(NamedTuple):
@@ -54,9 +49,9 @@ Advance = Callable[[State, np.int32], tuple[State, Record]]
 
 
 def bin_edges(recipe: Recipe) -> np.ndarray:
-    """Returns the edges of the bins of log-SNR, shape (NUM_BINS + 1,)."""
+    """Returns the edges of the bins of log-SNR, shape (bins + 1,)."""
     low, high = recipe.log_snr_range()
-    return np.linspace(low, high, NUM_BINS + 1)
+    return np.linspace(low, high, tuning.TRAINING_BINS + 1)
 
 
 def initial(recipe: Recipe, network: Network) -> State:
@@ -67,7 +62,7 @@ def initial(recipe: Recipe, network: Network) -> State:
 
 
 def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
-    """Compiles ``advance(state, n)``, which does n ≤ STEPS_AT_ONCE steps; n is traced, so one compilation serves all.
+    """Compiles ``advance(state, n)``, of n ≤ `TRAINING_STEPS` steps; n is traced, so one compilation serves all.
 
     The randomness of step i comes from ``fold_in(key, i)`` alone: how steps are divided among calls, or resumed,
     changes nothing.
@@ -106,7 +101,7 @@ def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
         updates, optimiser_state = optimiser.update(grad, state.optimiser, state.parameters)
         parameters = eqx.apply_updates(state.parameters, updates)
         average = jax.tree.map(lambda a, p: recipe.ema * a + (1 - recipe.ema) * p, state.average, parameters)
-        place = jnp.clip(jnp.searchsorted(edges, log_snr, side="right") - 1, 0, NUM_BINS - 1)
+        place = jnp.clip(jnp.searchsorted(edges, log_snr, side="right") - 1, 0, tuning.TRAINING_BINS - 1)
         record = Record(
             record.loss.at[i].set(jnp.mean(each)),
             record.bin_sum.at[place].add(each),
@@ -116,7 +111,11 @@ def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
 
     @jax.jit
     def advance(state: State, steps: Array | np.int32) -> tuple[State, Record]:
-        empty = Record(jnp.zeros(STEPS_AT_ONCE), jnp.zeros(NUM_BINS), jnp.zeros(NUM_BINS, jnp.int32))
+        empty = Record(
+            jnp.zeros(tuning.TRAINING_STEPS),
+            jnp.zeros(tuning.TRAINING_BINS),
+            jnp.zeros(tuning.TRAINING_BINS, jnp.int32),
+        )
         return jax.lax.fori_loop(0, steps, step, (state, empty))
 
     return advance

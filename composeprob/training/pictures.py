@@ -11,19 +11,14 @@ from jax import Array
 
 from composeprob.compiler.pipeline import lowered
 from composeprob.factors.diffusion import Diffusion
-from composeprob.language.program import program
-from composeprob.language.statements import sample
-from composeprob.results.plotting import ACCENT, FAINT, MAX_IMAGES, is_image, new_figure, plot_images, style
+from composeprob.language.single import single
+from composeprob.results.plotting import PALETTE, SIZES, is_image, new_figure, plot_images, style
 from composeprob.runtime.infer import infer
 from composeprob.samplers.ancestral import Ancestral
 from composeprob.training.run import TrainingRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-POINTS = 150
-"""Of the loss of all steps, averaged over as many intervals."""
 
 
 def write_pictures(folder: Path, run: TrainingRun, key: Array) -> list[Path]:
@@ -36,19 +31,19 @@ def write_pictures(folder: Path, run: TrainingRun, key: Array) -> list[Path]:
     with style():
         figure = new_figure(4.2, 2.4)
         ax = figure.subplots()
-        parts = np.array_split(run.loss, min(POINTS, len(run.loss)))
+        parts = np.array_split(run.loss, min(150, len(run.loss)))
         ends = np.cumsum([len(part) for part in parts])
-        ax.plot(np.arange(1, len(run.loss) + 1), run.loss, color=FAINT, linewidth=0.3)
-        ax.plot(ends, [part.mean() for part in parts], color=ACCENT, linewidth=1.2)
+        ax.plot(np.arange(1, len(run.loss) + 1), run.loss, color=PALETTE.faint, linewidth=0.3)
+        ax.plot(ends, [part.mean() for part in parts], color=PALETTE.accent, linewidth=1.2)
         ax.set(xlabel="step", ylabel="loss", yscale="log", title="training")
         ax.spines[["top", "right"]].set_visible(False)
     _save(figure, written[0])
     factor = run.factor
     if isinstance(factor, Diffusion) and is_image(factor.event_shape) and _complete(factor):
         drawn = infer(
-            lowered(_alone, (factor,), {}, networks=False),
+            lowered(single, (factor,), {}, networks=False),
             key,
-            num_chains=MAX_IMAGES,
+            num_chains=SIZES.images,
             sampler=Ancestral(),
             progress=False,
         )
@@ -68,8 +63,3 @@ def _complete(factor: Diffusion) -> bool:
 def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-@program
-def _alone(factor: Diffusion) -> Array:
-    return sample("x", factor)

@@ -16,17 +16,13 @@ from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
-from composeprob.language.program import program
-from composeprob.language.statements import sample
+from composeprob.language.single import single
 from composeprob.metrics.mode_weights import mode_weights, total_variation
 from composeprob.runtime.infer import infer
 from composeprob.samplers.ancestral import Ancestral
 from composeprob.schedule import Noise
 from composeprob.training.loss import Batch, draw_batch, losses
 from composeprob.training.recipe import Data, Recipe
-
-LOSS_INTERVALS = 6
-LOG_SNR = (-12.0, -8.0, -4.0, -2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.5)
 
 
 def score_errors(
@@ -55,24 +51,24 @@ def score_errors(
 
 @eqx.filter_jit
 def _compare(factor: LeafFactor, exact: Analytic, noise: Noise, key: Array, num: int) -> tuple[Array, Array]:
-    def one(point: Array) -> tuple[Array, Array]:
+    def squared_errors(point: Array) -> tuple[Array, Array]:
         given, true = factor.evaluate(point, noise, factor.call_conditions())[1], exact.evaluate(point, noise, {})[1]
         return jnp.mean((given - true) ** 2), jnp.mean(true**2)
 
-    error, size = jax.vmap(one)(exact.at(noise).sample(key, (num,)))
+    error, size = jax.vmap(squared_errors)(exact.at(noise).sample(key, (num,)))
     return jnp.mean(error), jnp.mean(size)
 
 
 def _noises(factor: LeafFactor) -> list[Noise]:
     """The noises to look at: fixed log-SNR, or the levels nearest to them for a factor that knows only levels."""
+    wanted = np.array([-12.0, -8.0, -4.0, -2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.5])
     levels = factor.schedule.levels
     if factor.level_bound:
-        own = np.asarray(levels.log_snr)
-        nearest = sorted({int(np.abs(own - value).argmin()) for value in LOG_SNR}, reverse=True)
+        known = np.asarray(levels.log_snr)
+        nearest = sorted({int(np.abs(known - value).argmin()) for value in wanted}, reverse=True)
         return [factor.schedule.at(k) for k in nearest]
-    values = np.asarray(LOG_SNR, np.float64)
-    alpha = factor.schedule.alpha_at(values)
-    sigma = alpha * np.exp(-0.5 * values)
+    alpha = factor.schedule.alpha_at(wanted)
+    sigma = alpha * np.exp(-0.5 * wanted)
     return [Noise(jnp.zeros((), int), jnp.float32(a), jnp.float32(s)) for a, s in zip(alpha, sigma, strict=True)]
 
 
@@ -83,16 +79,16 @@ def sample_quality(
 
     Returns:
         ``log_density_gap``: mean log-density of exact draws minus that of the samples, in nats, both under the exact
-        law of level 0 (0 is perfect; samples that are too concentrated make it negative). ``mode_weights_tv``: total
-        variation of the mode weights, for a mixture of components with distinct means; ``mode_weights_tv_exact``: the
-        same for as many exact draws.
+        distribution of level 0 (0 is perfect; samples that are too concentrated make it negative). ``mode_weights_tv``:
+        total variation of the mode weights, for a mixture of components with distinct means; ``mode_weights_tv_exact``:
+        the same for as many exact draws.
     """
     exact = Analytic(reference, factor.schedule)
     draw_key, sample_key = jax.random.split(key)
     clean = exact.at(factor.schedule.at(0))
     draws = clean.sample(draw_key, (num,))
     samples = infer(
-        lowered(_alone, (factor,), {}, networks=False), sample_key, num_chains=num, sampler=Ancestral(), progress=False
+        lowered(single, (factor,), {}, networks=False), sample_key, num_chains=num, sampler=Ancestral(), progress=False
     )["x"]
     gap = jnp.mean(clean.log_prob(draws)) - jnp.mean(clean.log_prob(samples))
     found = {"log_density_gap": float(gap)}
@@ -104,7 +100,7 @@ def sample_quality(
 
 
 def losses_by_log_snr(
-    recipe: Recipe, factor: Diffusion | Classifier, key: Array, *, num: int = 8000
+    recipe: Recipe, factor: Diffusion | Classifier, key: Array, *, num: int = 8000, num_intervals: int = 6
 ) -> list[dict[str, float]]:
     """Measures the loss on the data of training and on the data held out, in intervals of log-SNR.
 
@@ -113,13 +109,14 @@ def losses_by_log_snr(
         factor: trained by it.
         key: for the draws.
         num: events of each kind, spread evenly over the log-SNR trained on.
+        num_intervals: how many of log-SNR.
 
     Returns:
         Rows with ``log_snr`` (the interval's middle), ``loss`` and ``held_out``; of a classifier also ``accuracy``, the
         share of noised events held out whose label it gives the greatest probability.
     """
     assert recipe.held_out is not None
-    edges = np.linspace(*recipe.log_snr_range(), LOSS_INTERVALS + 1)
+    edges = np.linspace(*recipe.log_snr_range(), num_intervals + 1)
     columns: dict[str, np.ndarray] = {}
     for name, data in (("loss", recipe.data), ("held_out", recipe.held_out)):
         log_snr, loss, right = map(np.asarray, _loss_on(recipe, factor, data, key, num))
@@ -128,7 +125,7 @@ def losses_by_log_snr(
         if isinstance(factor, Classifier):
             columns["accuracy"] = np.bincount(place, right) / np.bincount(place)
     columns = {"log_snr": (edges[1:] + edges[:-1]) / 2, **columns}
-    return [{name: float(f"{column[i]:.4g}") for name, column in columns.items()} for i in range(LOSS_INTERVALS)]
+    return [{name: float(f"{column[i]:.4g}") for name, column in columns.items()} for i in range(num_intervals)]
 
 
 def _loss_on(
@@ -140,8 +137,8 @@ def _loss_on(
     @eqx.filter_jit
     def run(factor: Diffusion | Classifier, key: Array) -> tuple[Array, Array, Array]:
         batch = draw_batch(recipe, key, num)
-        one = lambda event: jnp.squeeze(losses(factor, event).denoising)  # noqa: E731
-        loss = jax.lax.map(one, _ones(batch), batch_size=64)
+        denoising = lambda event: jnp.squeeze(losses(factor, event).denoising)  # noqa: E731
+        loss = jax.lax.map(denoising, _ones(batch), batch_size=64)
         right = jnp.zeros(num)
         if isinstance(factor, Classifier):
             x = jax.vmap(lambda a, x, s, e: a * x + s * e)(
@@ -168,10 +165,5 @@ def _modes(reference: dist.Distribution) -> tuple[Array, Array] | None:
         return None
     weights, means = reference.mixing_distribution.probs, reference.component_distribution.mean
     flat = np.asarray(means).reshape(len(weights), -1)
-    apart = np.linalg.norm(flat[:, None] - flat, axis=-1) + np.diag(np.full(len(flat), np.inf))
-    return (weights, means) if apart.min() > 1e-6 else None
-
-
-@program
-def _alone(factor: LeafFactor) -> Array:
-    return sample("x", factor)
+    distances = np.linalg.norm(flat[:, None] - flat, axis=-1) + np.diag(np.full(len(flat), np.inf))
+    return (weights, means) if distances.min() > 1e-6 else None

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 Data = Callable[[Array, int], Array | tuple[Array, Mapping[str, Array]]]
 """``data(key, n)`` gives n events (n, *event_shape), or a pair (events, {condition: values (n, …)})."""
 
-CLASSIFIER = "classifier"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -65,13 +63,13 @@ class Recipe:
             then offers ``mode_depth``. The network needs a free constant at each level.
         cross_level_gap: the two levels that are compared are at most this far from each other in log-SNR.
         cross_condition: weight of the cross-condition loss beside denoising, for energies; 0 leaves it out. It teaches
-            what vague conditions say of an event (captions), which the denoising loss hardly depends on, and how high
+            how vague conditions depend on an event (captions), which the denoising loss hardly depends on, and how high
             log f(x|c) and log f(x|c′) are above one another: a mixture of conditions of one model then has the shares
-            that its ``log_weights`` say.
+            that its ``log_weights`` give.
         cross_condition_others: how many other events of the chunk lend an event their conditions to compare with.
         vary: ``vary(key, conditions)`` gives for each of n conditions ``{name: (n, …)}`` one that is easily taken for
             it, to be compared as well. It must draw c′ from c as often as c from c′, weighed by how often data have
-            them: to replace a word by another at random, say, where data have both equally often.
+            them: to replace a word by another at random, for example, where data have both equally often.
         denoising: whether there is a denoising loss at all; without it a cross loss teaches what there is to learn.
 
     Raises:
@@ -134,7 +132,7 @@ class Recipe:
         _check(self.denoising or bool(crossed), "no loss is left", "keep denoising, or use a cross loss.")
         if self.cross_condition:
             self._check_cross_condition(part)
-        _check(self.parameterization != CLASSIFIER or not self.conditions, "a classifier has conditions",
+        _check(self.parameterization != "classifier" or not self.conditions, "a classifier has conditions",
                "leave conditions out: its one condition is the label.")  # fmt: skip
         if self.log_snr is not None:
             low, high = self.log_snr
@@ -149,7 +147,7 @@ class Recipe:
 
     def factor(self, network: object, label: str = "") -> Diffusion | Classifier:
         """Makes the factor of this recipe with a given network."""
-        if self.parameterization == CLASSIFIER:
+        if self.parameterization == "classifier":
             return Classifier(network, self.schedule, event_shape=self.event_shape, time=self.time, label=label)
         return Diffusion(
             network,
@@ -200,7 +198,7 @@ class Recipe:
         """Draws the noise of n events, n even, and for each the other noise that the cross-level loss compares.
 
         Events i and i + n/2 exchange theirs, so that either of a pair of levels has as many events as the other,
-        whatever the law of the pairs: a classifier of the two owes nothing to their prior odds.
+        whatever the distribution of the pairs: a classifier of the two owes nothing to their prior odds.
         """
         first_key, gap_key = jax.random.split(key)
         first = self.noise(first_key, n // 2)
@@ -226,12 +224,12 @@ class Recipe:
         Raises:
             InvalidValueError: a schedule that is neither variance preserving nor exploding.
         """
-        zero, one = (float(self.schedule.alpha_at(np.asarray([p]))[0]) for p in (0.0, 1.0))  # α tells the family
+        at_zero, at_one = (float(self.schedule.alpha_at(np.asarray([p]))[0]) for p in (0.0, 1.0))  # α shows which kind
         index = jnp.zeros(jnp.shape(log_snr), int)
-        if np.allclose([zero**2, one**2], [0.5, 1 / (1 + np.exp(-1.0))], rtol=1e-5):
+        if np.allclose([at_zero**2, at_one**2], [0.5, 1 / (1 + np.exp(-1.0))], rtol=1e-5):
             return Noise(index, jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr)))
-        if zero == one:
-            alpha = jnp.full(jnp.shape(log_snr), zero)
+        if at_zero == at_one:
+            alpha = jnp.full(jnp.shape(log_snr), at_zero)
             return Noise(index, alpha, alpha * jnp.exp(-0.5 * log_snr))
         raise InvalidValueError(
             "A range of log-SNR needs a schedule that is variance preserving or exploding; this one is neither.",

@@ -16,23 +16,20 @@ import jax
 import numpy as np
 from jax import Array
 
+from composeprob import tuning
 from composeprob.arguments import check_key
-from composeprob.checkpoint import Checkpoints
+from composeprob.checkpoint import CheckpointFolder
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.json_data import JSONObject
 from composeprob.runtime.progress import Progress
-from composeprob.training.optimise import NUM_BINS, STEPS_AT_ONCE, Advance, State, bin_edges, initial, make_advance
+from composeprob.training.optimise import Advance, State, bin_edges, initial, make_advance
 from composeprob.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from composeprob.factors.networks import Network
-
-
-SECONDS_PER_CALL = 1.0
-"""How often the progress bar moves, and Ctrl-C is heard."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def train(
         network = recipe.start(network)
     advance = make_advance(recipe, network, run_key)
     now = _blank(recipe, network)
-    checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, _fingerprint(recipe, key))
+    checkpoints = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir, _fingerprint(recipe, key))
     if checkpoints is not None:
         if not resume:
             checkpoints.clear()
@@ -119,12 +116,12 @@ def train(
     pace = 1
     with _interruptible() as interrupted, Progress(recipe.iterations, progress, "training") as bar:
         while (done := int(now.state.step)) < recipe.iterations and not interrupted.is_set():
-            steps = min(pace, recipe.iterations - done, STEPS_AT_ONCE)
+            steps = min(pace, recipe.iterations - done, tuning.TRAINING_STEPS)
             tick = time.monotonic()
             now = _after(now, advance, steps, before + tick - start)
             elapsed = time.monotonic() - tick
             if done or pace > 1:  # the first call was mostly compilation
-                pace = max(1, int(SECONDS_PER_CALL * steps / elapsed))
+                pace = max(1, int(steps / elapsed))  # a call a second: the bar moves, Ctrl-C is heard
             else:
                 pace = 2
             done = int(now.state.step)
@@ -140,12 +137,12 @@ def train(
 
 
 def _blank(recipe: Recipe, network: Network) -> _Progressed:
-    slots = -(-recipe.iterations // STEPS_AT_ONCE)
+    slots = -(-recipe.iterations // tuning.TRAINING_STEPS)
     return _Progressed(
         initial(recipe, network),
         np.zeros(recipe.iterations, np.float32),
-        np.zeros((slots, NUM_BINS), np.float32),
-        np.zeros((slots, NUM_BINS), np.int32),
+        np.zeros((slots, tuning.TRAINING_BINS), np.float32),
+        np.zeros((slots, tuning.TRAINING_BINS), np.int32),
         np.zeros(()),
     )
 
@@ -156,7 +153,9 @@ def _after(now: _Progressed, advance: Advance, steps: int, seconds: float) -> _P
     state, record = advance(now.state, np.int32(steps))
     loss, bin_sum, bin_count = now.loss.copy(), now.bin_sum.copy(), now.bin_count.copy()
     loss[done : done + steps] = np.asarray(record.loss)[:steps]
-    slot = (done + steps - 1) // STEPS_AT_ONCE  # of the last of these steps: the last slot then never stays empty
+    slot = (
+        done + steps - 1
+    ) // tuning.TRAINING_STEPS  # of the last of these steps: the last slot then never stays empty
     bin_sum[slot] += np.asarray(record.bin_sum)
     bin_count[slot] += np.asarray(record.bin_count)
     return _Progressed(state, loss, bin_sum, bin_count, np.asarray(seconds))
@@ -166,7 +165,7 @@ def _finish(recipe: Recipe, network: Network, now: _Progressed, label: str) -> T
     done = int(now.state.step)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
     factor = recipe.factor(eqx.combine(now.state.average, static), label)
-    since = int(0.9 * done) // STEPS_AT_ONCE
+    since = int(0.9 * done) // tuning.TRAINING_STEPS
     total, count = now.bin_sum[since:].sum(0), now.bin_count[since:].sum(0)
     by_bin = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     finished = done >= recipe.iterations

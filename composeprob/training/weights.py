@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save
 
 from composeprob.errors import InvalidValueError, LoadError
 
-T = TypeVar("T")
+Tree = TypeVar("Tree")
 
 
 def weights_file(retraining: int) -> str:
@@ -42,7 +42,7 @@ def save_weights(network: PyTree[Array], path: str | Path, *, half: bool = False
     Path(path).write_bytes(save(tensors))  # not save_file, whose files only their owner can read
 
 
-def load_weights(network: T, path: str | Path) -> T:
+def load_weights(network: Tree, path: str | Path) -> Tree:
     """Reads the arrays of ``network`` from ``path``; of its own only shapes and dtypes are used.
 
     Half precision is read as single precision where the network is in that.
@@ -60,8 +60,12 @@ def load_weights(network: T, path: str | Path) -> T:
     if missing or unknown:
         raise LoadError(
             f"The weights {path} are of another network"
-            + (f": it lacks {_some(missing)}" if missing else "")
-            + (f"{'; ' if missing else ': '}it has {_some(unknown)}, which the network has not" if unknown else "")
+            + (f": it lacks {_first_three(missing)}" if missing else "")
+            + (
+                f"{'; ' if missing else ': '}it has {_first_three(unknown)}, which the network has not"
+                if unknown
+                else ""
+            )
             + ".",
             fix="the network's definition changed since it was trained: restore it, or train again.",
         )
@@ -108,5 +112,5 @@ def _is_array(leaf: object) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, jax.ShapeDtypeStruct))
 
 
-def _some(names: list[str]) -> str:
+def _first_three(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -40,7 +40,7 @@ def test_right_and_wrong_kernels_and_resumption(tmp_path):
     right = ranked(cp.MALA(0.3), checkpoint_dir=tmp_path)
     assert right.calibrated, str(right)
     assert set(right.ranks) == {"x", "log-likelihood"}
-    assert "not told from uniform" in str(right)
+    assert "consistent with uniform" in str(right)
     kept = tmp_path / "ranks.json"
     saved = json.loads(kept.read_text())
     kept.write_text(json.dumps(saved | {"rows": saved["rows"][:-1]}))  # as if stopped before the last

@@ -135,6 +135,25 @@ def test_a_program_that_reads_something_else_by_now_is_refused():
     np.testing.assert_allclose(jax.jit(density.score)(X, 0)["x"], before, rtol=1e-5)
 
 
+def test_a_program_reads_the_same_on_a_mesh():
+    """Traced there, its own arrays are sharded over no axis of the mesh, which is no other program."""
+
+    @cp.program
+    def scene(f):
+        scale = cp.sample("scale", dist.HalfNormal(1.0))
+        cp.observe("y", dist.Normal(jnp.array([1.0, 2.0]) * cp.sample("x", f), scale), jnp.zeros(2))
+
+    density = cp.compile(scene, NORMAL)
+    at = jax.shard_map(
+        lambda x: density.evaluator({"x": x, "scale": x}, 0).log_density,
+        mesh=jax.make_mesh((1,), ("i",)),
+        in_specs=jax.sharding.PartitionSpec(),
+        out_specs=jax.sharding.PartitionSpec(),
+        check_vma=False,
+    )
+    assert np.isfinite(jax.jit(at)(X["x"]))
+
+
 def test_a_program_of_random_numbers_is_refused():
     rng = np.random.default_rng(0)
 

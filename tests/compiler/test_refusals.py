@@ -199,7 +199,7 @@ def test_a_right_network_passes(right, schedule):
     ],
 )  # fmt: skip
 def test_another_parameterization_is_named(right, declared):
-    with pytest.raises(NetworkError, match=f"does not do what parameterization='{declared}' says") as raised:
+    with pytest.raises(NetworkError, match=f"does not do what parameterization='{declared}' declares") as raised:
         compiled(returning(right), declared)
     assert f"parameterization='{right}'" in raised.value.fix
 
@@ -230,7 +230,7 @@ def test_the_data_of_a_wide_law_are_not_taken_for_noise():
 def test_a_network_that_fits_nothing_is_doubted_in_the_status():
     density = compiled(lambda x, t: 1.6 * x, "epsilon")
     (doubt,) = density.graph.doubts
-    assert "off by 60% of that of noise" in doubt
+    assert "differs by 60% from that of noise" in doubt
     assert f"doubt: {doubt}" in str(density)
     result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.Ancestral(), progress=False)
     assert result.status.has("network_doubted")

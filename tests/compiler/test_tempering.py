@@ -55,7 +55,9 @@ def test_a_small_hole_opens_where_chains_can_be_in_it():
     np.testing.assert_allclose(np.asarray(found.stand_in["w"])[~stands], offset)  # the walls are level with the hole
     noise = SCHEDULE.at(29)
     np.testing.assert_allclose(
-        found.of("w", jnp.asarray(-jnp.inf), noise), found.of("w", jnp.asarray(offset), noise), rtol=1e-6
+        found.log_likelihood("w", jnp.asarray(-jnp.inf), noise),
+        found.log_likelihood("w", jnp.asarray(offset), noise),
+        rtol=1e-6,
     )
 
 

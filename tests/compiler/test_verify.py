@@ -187,14 +187,14 @@ def test_a_node_without_a_rule_is_refused_by_every_pass_that_has_no_default():
     node = Sum(factors=(F_LEAF,), numbers=(0.0,), event_shape=(2,))
     for name in ("offers", "top", "lower", "formula"):
         with pytest.raises(VerificationError, match=f"The pass '{name}' has no rule for a Sum"):
-            PASSES[name].of(node)
+            PASSES[name].rule_for(node)
     with pytest.raises(VerificationError, match="has no rule for a Sum"):
         cp.compile(scene, Sum(factors=(F,), numbers=(0.0,), event_shape=(2,)))
 
 
 def test_every_pass_has_a_rule_for_products_and_mixtures():
     nodes = [kind(factors=(F_LEAF,), numbers=(1.0,), event_shape=(2,)) for kind in (Product, Mixture)]
-    assert all(callable(PASSES[name].of(node)) for name in PASSES for node in nodes if name != "weighed")
+    assert all(callable(PASSES[name].rule_for(node)) for name in PASSES for node in nodes if name != "weighed")
 
 
 def test_few_places_ask_a_node_what_it_is():

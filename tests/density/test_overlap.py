@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import chi2, norm
 
 import composeprob as cp
-from composeprob.density.overlap import SLACK, agreement, bound
+from composeprob import tuning
+from composeprob.density.overlap import agreement, bound
 from sampling_cases import normal, single
 
 COARSE = cp.Schedule.log_snr(24)
@@ -119,7 +120,7 @@ def test_a_narrow_law_of_many_numbers_is_asked_where_it_is():
     def measured(f):
         cp.observe("y", dist.Normal(cp.sample("x", f), 1.0).to_event(1), jnp.zeros(d))
 
-    assert 2 * d > SLACK * bound(d)
+    assert 2 * d > tuning.OVERLAP_SLACK * bound(d)
     assert cp.compile(measured, point).check(jax.random.key(0)) == ()
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from composeprob.kernels import ULA
+from composeprob.kernels import ULA, KernelState
 from composeprob.kernels.langevin import log_proposal_ratio
 from targets import evaluate, two_modes
 
@@ -16,7 +16,8 @@ def test_ratio_is_that_of_the_two_gaussian_densities():
         @jax.jit
         def ratios(x, h):
             current = ULA(0.3).init(jax.random.key(0), x, target)
-            proposed = ULA(0.3).propose(jax.random.key(1), current, target, h)
+            y = ULA(0.3).propose(jax.random.normal(jax.random.key(1), x.shape), current, h)
+            proposed = KernelState(y, target(y))
 
             def log_q(to, origin):
                 center = origin.position + h * origin.evaluation.score
@@ -32,7 +33,8 @@ def test_ratio_is_accurate_in_float32_for_small_steps():
     target = evaluate(lambda x: -0.5 * jnp.sum(x**2))
     x = jax.random.normal(jax.random.key(0), (10_000,))
     current = ULA(1e-6).init(jax.random.key(0), x, target)
-    proposed = ULA(1e-6).propose(jax.random.key(1), current, target, jnp.float32(1e-6))
+    y = ULA(1e-6).propose(jax.random.normal(jax.random.key(1), x.shape), current, jnp.float32(1e-6))
+    proposed = KernelState(y, target(y))
     exact = 0.5 * (np.sum(np.float64(proposed.position) ** 2) - np.sum(np.float64(x) ** 2))
     exact += 0.25e-6 * (np.sum(np.float64(x) ** 2) - np.sum(np.float64(proposed.position) ** 2))
     np.testing.assert_allclose(log_proposal_ratio(current, proposed, jnp.float32(1e-6)), exact, atol=1e-4)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.scipy.special import log_ndtr
 
-from composeprob import pytree
 from composeprob.kernels import HMC, MALA, KernelState
 from composeprob.kernels import hmc as hmc_module
 from composeprob.kernels.metropolis import metropolis
@@ -16,48 +16,44 @@ from zscores import assert_agrees, assert_disagrees, z_scores
 class WrongVarianceMALA(MALA):
     """The proposal's variance 2h taken for h² in the ratio: 2·ss² where 4·ss belongs."""
 
-    def step(self, key, state, target, step_size):
-        key_propose, key_accept = jax.random.split(key)
-        new = self.propose(key_propose, state, target, step_size)
+    def finish(self, trajectory, evaluation):
+        state, new, h = trajectory.start, KernelState(trajectory.position, evaluation), trajectory.step_size
         x, s, y, t = state.position, state.evaluation.score, new.position, new.evaluation.score
-        forth, back = jnp.sum((y - x - step_size * s) ** 2), jnp.sum((x - y - step_size * t) ** 2)
+        forth, back = jnp.sum((y - x - h * s) ** 2), jnp.sum((x - y - h * t) ** 2)
         log_ratio = new.evaluation.log_density - state.evaluation.log_density
-        return metropolis(key_accept, log_ratio + (forth - back) / (2 * step_size**2), new, state)
+        log_uniform = log_ndtr(trajectory.spare_noise[0])
+        return metropolis(log_uniform, log_ratio + (forth - back) / (2 * h**2), new, state)
 
 
 class NoHastingsMALA(MALA):
     """The target's ratio alone, as if the proposal were symmetric."""
 
-    def step(self, key, state, target, step_size):
-        key_propose, key_accept = jax.random.split(key)
-        new = self.propose(key_propose, state, target, step_size)
-        return metropolis(key_accept, new.evaluation.log_density - state.evaluation.log_density, new, state)
+    def finish(self, trajectory, evaluation):
+        state, new = trajectory.start, KernelState(trajectory.position, evaluation)
+        log_ratio = new.evaluation.log_density - state.evaluation.log_density
+        return metropolis(log_ndtr(trajectory.spare_noise[0]), log_ratio, new, state)
 
 
 class SharedNoiseMALA(MALA):
     """One scalar noise for the whole vector."""
 
-    def propose(self, key, state, target, step_size):
-        drifted = pytree.axpy(step_size, state.evaluation.score, state.position)
-        position = drifted + jnp.sqrt(2 * step_size) * jax.random.normal(key)
-        return KernelState(position, target(position))
+    def propose(self, noise, state, step_size):
+        return super().propose(jnp.full_like(noise, noise[0]), state, step_size)
 
 
 class DoubledNoiseMALA(MALA):
     """Noise of 2h where √(2h) belongs."""
 
-    def propose(self, key, state, target, step_size):
-        noise = pytree.normal_like(key, state.position)
-        position = state.position + step_size * state.evaluation.score + 2 * step_size * noise
-        return KernelState(position, target(position))
+    def propose(self, noise, state, step_size):
+        return state.position + step_size * state.evaluation.score + 2 * step_size * noise
 
 
 class UnadjustedMALA(MALA):
     """Accepts always: the ULA that calls itself MALA."""
 
-    def step(self, key, state, target, step_size):
-        key_propose, key_accept = jax.random.split(key)
-        return metropolis(key_accept, jnp.zeros(()), self.propose(key_propose, state, target, step_size), state)
+    def finish(self, trajectory, evaluation):
+        new = KernelState(trajectory.position, evaluation)
+        return metropolis(jnp.asarray(-1.0), jnp.zeros(()), new, trajectory.start)
 
 
 class StaleMALA(MALA):
@@ -110,11 +106,15 @@ def test_hmc_without_momentum_flip_fails(monkeypatch):
     assert_disagrees(check(kernel).scores)
 
 
-def test_hmc_with_one_noise_for_all_elements_fails(monkeypatch):
-    monkeypatch.setattr(
-        pytree, "normal_like", lambda key, x: jax.tree.map(lambda leaf: jax.random.normal(key) + 0 * leaf, x)
-    )
-    assert_disagrees(check(HMC(0.6)).scores)
+class SharedNoiseHMC(HMC):
+    """One scalar noise for the whole momentum."""
+
+    def begin(self, noise, state, step_size):
+        return super().begin(noise.at[:2].set(noise[0]), state, step_size)
+
+
+def test_hmc_with_one_noise_for_all_elements_fails():
+    assert_disagrees(check(SharedNoiseHMC(0.6)).scores)
 
 
 def relevelled(kernel):

@@ -10,7 +10,8 @@ import composeprob as cp
 from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import HMC, MALA, KernelState, LineIntegral
-from kernel_chains import start, transitions
+from kernel_chains import driven, start, transitions
+from kernels.test_line_integral import straight
 from sampling_cases import normal, single
 from targets import NESTED, evaluate, nested, score_only, two_modes
 
@@ -78,8 +79,9 @@ def test_the_reversal_is_the_estimate():
     @jax.jit
     def step(x):
         first = state(x)
-        after, info = kernel.step(jax.random.key(3), first, TARGET, jnp.asarray(0.1))
-        return info, kernel.log_ratio.straight(first, after, TARGET)
+        noise = jnp.array([0.4, -0.7, -8.0])  # log U = −35: it is accepted
+        after, info = driven(kernel, noise, first, TARGET, jnp.asarray(0.1))
+        return info, straight(kernel.log_ratio, x, after.position)
 
     info, (estimate, error) = step(jnp.array([0.3, 0.2]))
     assert info.accepted
@@ -94,7 +96,7 @@ def hole(x):
 
 
 def test_a_path_over_a_broken_place_is_not_taken():
-    over = lambda points: jax.jit(lambda a, b: LineIntegral(points).straight(state(a, hole), state(b, hole), hole)[0])
+    over = lambda points: jax.jit(lambda a, b: straight(LineIntegral(points), a, b, hole)[0])
     three, five = over(3), over(5)
     assert np.isnan(five(-1.0, 1.0))  # nodes at ±0.5
     assert np.isfinite(three(-1.0, 1.0))  # a node at 0 only

@@ -146,13 +146,13 @@ def after_a_noised_one():
 
 
 def test_where_the_prior_draw_would_be_wrong_the_program_is_refused():
-    with pytest.raises(DoublyIntractableError, match=r"'x' depends on the unobserved latent 'c'.*'y' looks at 'x'"):
+    with pytest.raises(DoublyIntractableError, match=r"'x' depends on the unobserved latent 'c'.*'y' depends on 'x'"):
         cp.compile(product, 0.3)
     with pytest.raises(DoublyIntractableError, match=r"observe 'c'; or calibrate[\s\S]*classifier"):
         cp.compile(product, 0.3)
     for where in ("c", "b"):
         with pytest.raises(
-            DoublyIntractableError, match=r"'y' tells of 'c'[\s\S]*test_ancestral[\s\S]*ancestral order"
+            DoublyIntractableError, match=r"'y' depends on 'c'[\s\S]*test_ancestral[\s\S]*ancestral order"
         ):
             cp.compile(told_of, where)
     with pytest.raises(ProgramError, match="depends on the noised site 'w'"):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.metrics import covariance_error, distances, mmd, mode_weights, wasserstein
+from composeprob import tuning
+from composeprob.metrics import covariance_error, mmd, mode_weights, wasserstein
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 RNG = np.random.default_rng
@@ -42,7 +43,7 @@ def test_mmd_is_the_u_statistic():
 def test_mmd_in_blocks(monkeypatch):
     x, y = RNG(0).normal(size=(2, 50, 2, 2))
     whole = mmd(x, y, 0.7)
-    monkeypatch.setattr(distances, "BLOCK", 7)
+    monkeypatch.setattr(tuning, "GRAM_ROWS", 7)
     assert mmd(x, y, 0.7) == pytest.approx(whole, abs=1e-12)
 
 

@@ -95,7 +95,8 @@ def test_more_chains_close_in_and_the_forward_estimate_is_near():
         pytest.param(cp.AnnealedMCMC(cp.ULA(lambda s: 0.2 * s.sigma**2), 1), marks=pytest.mark.slow),
         pytest.param(cp.Ancestral(), marks=pytest.mark.slow),
         pytest.param(
-            cp.SMC(cp.UHMC(lambda s: 0.5 * s.sigma), 1, second_order=False, control="none"), marks=pytest.mark.slow
+            cp.SMC(cp.UHMC(lambda s: 0.5 * s.sigma), 1, step=cp.ReverseStep(order=1, control="none")),
+            marks=pytest.mark.slow,
         ),
         pytest.param(cp.SMC(cp.MALA(lambda s: 0.5 * s.sigma**2), 1, weights="density"), marks=pytest.mark.slow),
     ],

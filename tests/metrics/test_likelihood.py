@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,11 +15,12 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.kernels.metropolis import unadjusted
-from composeprob.metrics.likelihood import _climbs, as_positions, in_batches
+from composeprob.metrics.likelihood import as_positions, in_batches, reverse_walks
 from composeprob.metrics.paths import Path, frozen
 from sampling_cases import both, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
 FEW = cp.Schedule.log_snr(6, min=-5.0, max=4.0)  # steps of 1.8 in log-SNR: every sampler is visibly wrong
 MEANS, SDS = (0.6, -0.4), (0.5, 0.8)
 MORE = cp.Schedule.log_snr(24, min=-5.0, max=4.0)
@@ -35,6 +37,13 @@ def two_modes(schedule: cp.Schedule = FEW) -> cp.Analytic:
     return cp.Analytic(mixture, schedule)
 
 
+@cp.program
+def observed(f: Any) -> Any:
+    x = cp.sample("x", f)
+    cp.observe("y", dist.StudentT(3.0, x, 0.3), 0.2, anneal="tempered")
+    return x
+
+
 @pytest.fixture(scope="module")
 def mixture():
     return cp.compile(single, two_modes())
@@ -42,9 +51,8 @@ def mixture():
 
 def chains(density: Any, points: Any, sampler: Any, count: int, seed: int = 0, step_size: Any = None) -> np.ndarray:
     """log p̂ of every chain, (points, count)."""
-    sampler = frozen(sampler, density, step_size)
-    path = Path.of(sampler, density)
-    logs = _climbs(path, density, jax.random.key(seed), as_positions(points, density), count, 100_000)
+    path = Path.of_sampler(frozen(sampler, density, step_size), density)
+    logs = reverse_walks(path, jax.random.key(seed), as_positions(points, density), count, 100_000)
     return np.asarray(logs, float).reshape(-1, count)
 
 
@@ -195,6 +203,17 @@ def test_p_hat_integrates_to_what_chains_do(mixture, name, reverse):
     assert_same_law(by_p_hat(mixture, sampler), np.asarray(x, float))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["ULA", "MALA"])
+def test_the_twist_of_a_step_towards_data_is_in_it(kernel):
+    density, sampler = cp.compile(observed, two_modes()), cp.AnnealedMCMC(KERNELS[kernel], 1, reverse_step=True)
+    x = cp.infer(density, jax.random.key(1), num_chains=20_000, sampler=sampler, progress=False)["x"]
+    assert_same_law(by_p_hat(density, sampler), np.asarray(x, float))
+    untwisted = dataclasses.replace(sampler.step, twist=0.0)
+    straight = eqx.tree_at(lambda s: s.step, sampler, untwisted)
+    assert_same_law(by_p_hat(density, straight), np.asarray(x, float), agree=False)
+
+
 class Forgetful(cp.MALA):
     """A mutant: reports no difference between a move and its reversal."""
 
@@ -212,10 +231,13 @@ def test_a_kernel_that_forgets_its_reversal_is_found_out(mixture):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["ULA", "MALA"])
-def test_under_smc_p_hat_is_the_law_of_the_weighted_path(kernel):
-    """Few, coarse levels: the weighted path is far from the target, and both ways to its law agree."""
-    density = cp.compile(both, two_modes(), gaussian(0.3, 0.8))
-    sampler = cp.SMC(KERNELS[kernel], 1, second_order=False, control="none")
+@pytest.mark.parametrize("program", ["product", "observation"])
+def test_under_smc_p_hat_is_the_law_of_the_weighted_path(kernel, program):
+    """Few, coarse levels: the weighted path is far from the target, and both ways to its law agree; with observations
+    that are averaged over where steps came from too."""
+    densities = {"product": (both, two_modes(), gaussian(0.3, 0.8)), "observation": (observed, two_modes())}
+    density = cp.compile(*densities[program])
+    sampler = cp.SMC(KERNELS[kernel], 1, step=FIRST_ORDER)
     found = by_p_hat(density, sampler, 2000)
     runs = [cp.infer(density, jax.random.key(i), num_chains=4000, sampler=sampler, progress=False) for i in range(10)]
     evidence = np.exp([run.log_evidence for run in runs])
@@ -280,7 +302,7 @@ def test_in_batches_of_any_size():
     "sampler",
     [
         cp.AnnealedMCMC(cp.MALA(), 2),
-        cp.SMC(cp.MALA(), second_order=False, control="none"),
+        cp.SMC(cp.MALA(), step=FIRST_ORDER),
         cp.AnnealedMCMC(cp.MALA(cp.Adaptive(warmup=3)), 1, reverse_step=True),
     ],
     ids=["online", "SMC", "warm-up"],
@@ -289,15 +311,14 @@ def test_adaptive_steps_are_those_of_a_run(mixture, sampler):
     with pytest.raises(cp.errors.CapabilityError, match=r"step_size=result\.step_size"):
         cp.metrics.raise_log_likelihood(mixture, np.array([0.9]), jax.random.key(0), sampler=sampler)
     steps = np.array([0.1, 0.2, 0.3, 0.4, 0.5, np.nan])  # the level where SMC did not begin takes its neighbour's
-    path = Path.of(frozen(sampler, mixture, steps), mixture)
-    assert np.asarray(path.steps[:, 0]) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5])
-    assert path.count == sampler.prepare(mixture).moves.total  # transitions that adapted moved the chains too
-    assert path.reverse == (not isinstance(sampler, cp.AnnealedMCMC) or sampler.reverse_step)
+    moves = frozen(sampler, mixture, steps).moves
+    assert np.asarray(moves.kernel.kernels[0].step_size) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5])
+    assert moves.count == sampler.prepare(mixture).moves.total  # transitions that adapted moved the chains too
 
 
 def test_a_metric_that_is_measured_has_no_law_of_one_chain(mixture):
     with pytest.raises(cp.errors.CapabilityError, match="measured from all chains"):
-        frozen(cp.SMC(second_order=False, control="none"), mixture, np.full(6, 0.1))
+        frozen(cp.SMC(step=FIRST_ORDER), mixture, np.full(6, 0.1))
 
 
 def test_score_only_factors_have_the_same_likelihood():
@@ -322,7 +343,7 @@ REFUSED = {
     "site": ({"points": {"y": np.zeros(3)}}, "['y']"),
     "nan": ({"points": np.array([np.nan])}, "not finite"),
     "evidence": (
-        {"sampler": cp.SMC(cp.ULA(0.1), second_order=False, control="none"), "log_evidence": np.nan},
+        {"sampler": cp.SMC(cp.ULA(0.1), step=FIRST_ORDER), "log_evidence": np.nan},
         "log-evidence is nan",
     ),
     "key": ({"key": 0}, "typed random key"),

@@ -9,7 +9,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.metrics import ksd, nested_rhat, stein
+from composeprob import tuning
+from composeprob.metrics import ksd, nested_rhat
 from sampling_cases import single
 from zscores import assert_agrees, z_scores
 
@@ -36,7 +37,7 @@ def test_ksd_is_its_definition(monkeypatch, beta, length):
     def score(x):
         return -(x**3) + jnp.sin(x[::-1])
 
-    monkeypatch.setattr(stein, "BLOCK", 5)
+    monkeypatch.setattr(tuning, "GRAM_ROWS", 5)
     log_weights = RNG(1).normal(size=12)
     w = jnp.asarray(np.exp(log_weights) / np.exp(log_weights).sum())
     found = ksd(x, score, beta, length, log_weights)

@@ -137,7 +137,7 @@ FOLDERS = {
         lambda f: (f / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}"),
         "is no index of weights: KeyError",
     ),
-    "a value of another kind": (edit("unet/config.json", layers_per_block="1"), "says layers_per_block='1' of which"),
+    "a value of another kind": (edit("unet/config.json", layers_per_block="1"), "has layers_per_block='1' of which"),
     "a scheduler's value": (edit("scheduler/scheduler_config.json", beta_end=2.0), "gives β from"),
     "a missing tensor": (retensor(drop=("conv_in.bias",)), "it lacks conv_in.bias"),
     "a tensor too many": (retensor(add=("lora.weight",)), "it has lora.weight beside"),
@@ -151,7 +151,7 @@ FOLDERS = {
     "trained betas": (edit("scheduler/scheduler_config.json", trained_betas=[0.1]), "1 trained_betas for num_train_"),
     "autoencoder's class": (
         edit("vae/config.json", _class_name="VQModel"),
-        "vae/config.json says _class_name='VQModel'",
+        "vae/config.json has _class_name='VQModel'",
     ),
     "autoencoder's shape": (edit("vae/config.json", latent_channels=8), "should be"),
     "text encoder's weights": (remove("text_encoder"), "There is no .*text_encoder/config.json"),
@@ -193,7 +193,7 @@ def test_nothing_is_read_before_everything_is_checked(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "error", "told"),
     [
-        ({"component": "vae"}, LoadError, "vae/config.json says _class_name='AutoencoderKL'"),
+        ({"component": "vae"}, LoadError, "vae/config.json has _class_name='AutoencoderKL'"),
         ({"component": "decoder"}, InvalidValueError, r"(?s)no component 'decoder'; it has: .*component='unet'"),
         ({"dtype": "int8"}, InvalidValueError, "Unknown dtype 'int8'"),
         ({"dtype": object()}, InvalidValueError, "Unknown dtype"),

@@ -8,7 +8,7 @@ import pytest
 
 from composeprob.errors import LoadError
 from composeprob.pretrained import autoencoder, clip, dit, schedulers, sd3, tensors, tiny, unet_2d, unet_condition
-from composeprob.pretrained.config import made
+from composeprob.pretrained.config import built
 from composeprob.pretrained.load import IGNORED
 from pretrained.test_goldens import DATA
 
@@ -48,7 +48,7 @@ def test_values_that_nobody_can_mean(name):
     for option in config:
         for value in VALUES:
             try:
-                found = made(build, {**config, option: value}, "config.json")
+                found = built(build, {**config, option: value}, "config.json")
                 if stored is not None:
                     tensors.check(getattr(found, "module", found), stored, "weights", rename=current, ignored=IGNORED)
             except LoadError as error:
@@ -60,22 +60,22 @@ def test_values_that_nobody_can_mean(name):
 @pytest.mark.parametrize(
     ("name", "option", "value", "told"),
     [
-        ("ddpm/unet", "layers_per_block", "2", r"says layers_per_block='2' of which nothing .* TypeError"),
-        ("ddpm/unet", "down_block_types", None, "says down_block_types=None of which nothing"),
+        ("ddpm/unet", "layers_per_block", "2", r"has layers_per_block='2' of which nothing .* TypeError"),
+        ("ddpm/unet", "down_block_types", None, "has down_block_types=None of which nothing"),
         (
             "ddpm/unet",
             "norm_num_groups",
             3,
             "of which nothing can be made: ValueError: 8 channels cannot be split into 3",
         ),
-        ("sd/unet", "attention_head_dim", 0, r"says attention_head_dim=0 of which .* ZeroDivisionError"),
-        ("sd/vae", "scaling_factor", None, "says scaling_factor=None of which"),
-        ("sd/text_encoder", "layer_norm_eps", [], r"says layer_norm_eps=\[\] of which"),
+        ("sd/unet", "attention_head_dim", 0, r"has attention_head_dim=0 of which .* ZeroDivisionError"),
+        ("sd/vae", "scaling_factor", None, "has scaling_factor=None of which"),
+        ("sd/text_encoder", "layer_norm_eps", [], r"has layer_norm_eps=\[\] of which"),
         ("sd/scheduler", "beta_end", 2.0, "gives β from 0.00085 to 2"),
         ("labels/scheduler", "num_train_timesteps", "1000", "num_train_timesteps='1000', which is not supported"),
-        ("fourier/scheduler", "sigma_max", -1, "says sigma_max=-1 of which"),
+        ("fourier/scheduler", "sigma_max", -1, "has sigma_max=-1 of which"),
     ],
 )
 def test_the_option_at_fault_is_named(name, option, value, told):
     with pytest.raises(LoadError, match=told):
-        made(FILES[name], {**read(name), option: value}, "config.json")
+        built(FILES[name], {**read(name), option: value}, "config.json")

@@ -117,7 +117,7 @@ def test_a_folder_that_says_what_its_output_means_is_believed():
     factor, schedule = model("ddpm"), model("ddpm").schedule.every(250)
     weak = eqx.tree_at(lambda f: f.network.conv_out.weight, factor, replace_fn=lambda w: 1e-3 * w)
     (doubt,) = cp.compile(single, weak, schedule=schedule).graph.doubts
-    assert "does not do what parameterization='epsilon' says" in doubt
+    assert "does not do what parameterization='epsilon' declares" in doubt
     own = cp.Diffusion(weak.network, factor.schedule, event_shape=factor.event_shape, time="real_level")
     with pytest.raises(cp.errors.NetworkError, match="looks like parameterization='x0'"):
         cp.compile(single, own, schedule=schedule)

@@ -20,7 +20,7 @@ import composeprob as cp
 from composeprob.cli import app
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.pretrained import tensors
-from composeprob.pretrained.convert import Told, convert
+from composeprob.pretrained.convert import Supplied, convert
 from pretrained.drawn import weights
 from pretrained.test_goldens import DATA, error, noise_of
 
@@ -89,7 +89,7 @@ def test_converted_networks_give_the_originals_output(name, place, tmp_path):
 def test_the_score_at_level_k_is_that_of_timestep_k(place, tmp_path):
     """x̂₀ of a network trained with rescaled timesteps on 4,000 levels, as a score; other levels by log-SNR."""
     g = original("improved")[0]
-    told = Told(8, 4, None, 2, False, "cosine", 4000, predict_xstart=True, rescale_timesteps=True)
+    told = Supplied(8, 4, None, 2, False, "cosine", 4000, predict_xstart=True, rescale_timesteps=True)
     convert(place("improved"), tmp_path / "out", told)
     factor = cp.from_diffusers(tmp_path / "out")
     score = jax.jit(lambda f, x, k: f.evaluate(x, f.schedule.at(k), {})[1])
@@ -147,25 +147,30 @@ def cut(file):
 
 
 REFUSED = {
-    "no heads": ({}, Told(8), LoadError, r"(?s)attention over 32 channels.*num_heads=None.*weights do not tell"),
-    "heads that do not fit": ({}, Told(8, 5), LoadError, "num_heads=5 cannot split"),
-    "channels that do not fit": ({}, Told(8, None, 48), LoadError, "num_head_channels=48 cannot split"),
-    "size": ({}, Told(10, 4), InvalidValueError, "image_size=10 cannot be halved .* 2 times"),
-    "no size": ({}, Told(0, 4), InvalidValueError, "image_size=0"),
-    "steps": ({}, Told(8, 4, diffusion_steps=1), LoadError, "diffusion_steps=1, which is not supported"),
-    "steps of a linear schedule": ({}, Told(8, 4, diffusion_steps=20), LoadError, "from 21 with noise_schedule"),
-    "another layout": ({"time_embed.0.weight": "time_embedding.linear_1.weight"}, Told(8, 4), LoadError, "no time_emb"),
-    "a part": ({"middle_block.2.in_layers.2.bias": None}, Told(8, 4), LoadError, "mid_block.resnets.1.conv1.bias"),
+    "no heads": ({}, Supplied(8), LoadError, r"(?s)attention over 32 channels.*num_heads=None.*weights do not tell"),
+    "heads that do not fit": ({}, Supplied(8, 5), LoadError, "num_heads=5 cannot split"),
+    "channels that do not fit": ({}, Supplied(8, None, 48), LoadError, "num_head_channels=48 cannot split"),
+    "size": ({}, Supplied(10, 4), InvalidValueError, "image_size=10 cannot be halved .* 2 times"),
+    "no size": ({}, Supplied(0, 4), InvalidValueError, "image_size=0"),
+    "steps": ({}, Supplied(8, 4, diffusion_steps=1), LoadError, "diffusion_steps=1, which is not supported"),
+    "steps of a linear schedule": ({}, Supplied(8, 4, diffusion_steps=20), LoadError, "from 21 with noise_schedule"),
+    "another layout": (
+        {"time_embed.0.weight": "time_embedding.linear_1.weight"},
+        Supplied(8, 4),
+        LoadError,
+        "no time_emb",
+    ),
+    "a part": ({"middle_block.2.in_layers.2.bias": None}, Supplied(8, 4), LoadError, "mid_block.resnets.1.conv1.bias"),
     "Stable Diffusion": (
         {"middle_block.1.proj_out.bias": "middle_block.1.transformer_blocks.0.norm1.bias"},
-        Told(8, 4), LoadError, "has middle_block.1.transformer_blocks.0.norm1.bias, which",
+        Supplied(8, 4), LoadError, "has middle_block.1.transformer_blocks.0.norm1.bias, which",
     ),
-    "another shape": ({"input_blocks.1.0.in_layers.2.weight": (32, 32, 1, 1)}, Told(8, 4), LoadError, "ask for"),
-    "super-resolution": ({"input_blocks.0.0.weight": (32, 6, 3, 3)}, Told(8, 4), LoadError, "takes 6 channels"),
-    "classifier": ({"out.2.weight": (1000, 32, 1, 1)}, Told(8, 4), LoadError, "takes 3 channels and gives 1000"),
+    "another shape": ({"input_blocks.1.0.in_layers.2.weight": (32, 32, 1, 1)}, Supplied(8, 4), LoadError, "ask for"),
+    "super-resolution": ({"input_blocks.0.0.weight": (32, 6, 3, 3)}, Supplied(8, 4), LoadError, "takes 6 channels"),
+    "classifier": ({"out.2.weight": (1000, 32, 1, 1)}, Supplied(8, 4), LoadError, "takes 3 channels and gives 1000"),
     "blocks": ({"output_blocks.1.1.in_layers.0.weight": None, "output_blocks.1.1.in_layers.0.bias": None,
                 "output_blocks.1.1.in_layers.2.weight": None, "output_blocks.1.1.in_layers.2.bias": None},
-               Told(8, 4), LoadError, "output_blocks of .* are not those"),
+               Supplied(8, 4), LoadError, "output_blocks of .* are not those"),
 }  # fmt: skip
 
 
@@ -182,7 +187,7 @@ def test_state_dicts_that_cannot_be_converted(case, tmp_path):
 
 
 def test_files_that_cannot_be_converted(place, tmp_path):
-    told = Told(8, 4)
+    told = Supplied(8, 4)
     with pytest.raises(LoadError, match=r"There is no .*nothing\.safetensors"):
         convert(tmp_path / "nothing.safetensors", tmp_path / "out", told)
     (tmp_path / "adm.pt").write_bytes(b"")

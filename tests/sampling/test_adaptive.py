@@ -16,9 +16,9 @@ def density():
     return cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
 
 
-def run(density, kernel, steps=4, chains=512):
+def run(density, kernel, steps=4, chains=512, seed=0):
     sampler = cp.AnnealedMCMC(kernel, steps)
-    return cp.infer(density, jax.random.key(0), num_chains=chains, sampler=sampler, progress=False)
+    return cp.infer(density, jax.random.key(seed), num_chains=chains, sampler=sampler, progress=False)
 
 
 @pytest.mark.parametrize("warmup", [0, pytest.param(4, marks=pytest.mark.slow)], ids=["online", "warm-up, then frozen"])
@@ -37,9 +37,10 @@ def test_acceptance_is_on_target_at_every_level(density, warmup):
 
 @pytest.mark.slow
 def test_a_frozen_step_is_one_number_a_level(density):
-    result = run(density, cp.HMC(cp.Adaptive(warmup=3), num_leapfrog=2), steps=1)
-    assert np.abs(result.acceptance[:-4].mean() - 0.75) < 0.05
-    assert np.all(result.step_size > 0)
+    """That is where three transitions left it, so that one run's mean is off by ± 0.04."""
+    results = [run(density, cp.HMC(cp.Adaptive(warmup=3), num_leapfrog=2), steps=1, seed=seed) for seed in range(8)]
+    assert np.abs(np.mean([result.acceptance[:-4] for result in results]) - 0.75) < 0.05
+    assert all(np.all(result.step_size > 0) for result in results)
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.samplers.choose import MANY_CHAINS, choose, independent
+from composeprob import tuning
+from composeprob.samplers.choose import choose, independent
 from sampling_cases import SCHEDULE, normal, single, unit_energy
 
 
@@ -31,11 +32,18 @@ def no_diffusion():
 
 
 CASES = [
-    ("many chains, a rate and an energy", single, network("energy"), MANY_CHAINS, cp.SMC, "tuned MALA"),
-    ("many chains, scores only", single, network("epsilon"), MANY_CHAINS, cp.SMC, "no kernel"),
+    ("many chains, a rate and an energy", single, network("energy"), tuning.MANY_CHAINS, cp.SMC, "tuned MALA"),
+    ("many chains, scores only", single, network("epsilon"), tuning.MANY_CHAINS, cp.SMC, "no kernel"),
     ("few chains, an energy", single, normal([0.0, 0.0]), 12, cp.AnnealedMCMC, "fewer than"),
     ("few chains, scores only", single, network("epsilon"), 12, cp.AnnealedMCMC, "only its score"),
-    ("scores only and a latent", with_latent, network("epsilon"), MANY_CHAINS, cp.AnnealedMCMC, "only its score"),
+    (
+        "scores only and a latent",
+        with_latent,
+        network("epsilon"),
+        tuning.MANY_CHAINS,
+        cp.AnnealedMCMC,
+        "only its score",
+    ),
 ]
 
 
@@ -52,14 +60,14 @@ def test_choice_and_reason(program, factor, chains, kind, why):
 
 def test_a_user_energy_is_weighted_by_its_density():
     factor = cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(2,))
-    sampler, reason = choose(cp.compile(single, factor), MANY_CHAINS)
+    sampler, reason = choose(cp.compile(single, factor), tuning.MANY_CHAINS)
     assert isinstance(sampler, cp.SMC)
     assert sampler.weights == "density"
     assert "trusted" in reason
 
 
 def test_a_program_without_factors_gets_chains():
-    sampler, reason = choose(cp.compile(no_diffusion), MANY_CHAINS)
+    sampler, reason = choose(cp.compile(no_diffusion), tuning.MANY_CHAINS)
     assert isinstance(sampler, cp.AnnealedMCMC)
     assert "one level only" in reason
 
@@ -88,7 +96,7 @@ def test_the_result_says_it():
 
 
 MIXED = {
-    "many chains": (normal([0.0, 0.0]), MANY_CHAINS, cp.MALA()),
+    "many chains": (normal([0.0, 0.0]), tuning.MANY_CHAINS, cp.MALA()),
     "few chains": (normal([0.0, 0.0]), 12, cp.HMC()),
     "scores only": (network("epsilon"), 12, cp.MALA(log_ratio=cp.LineIntegral(3, "simpson"))),
 }

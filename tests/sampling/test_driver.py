@@ -1,8 +1,11 @@
 """The driver: one trace, the stated number of evaluations, and samples that depend on nothing but key and N."""
 
-import importlib
+import ast
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +14,11 @@ import pytest
 
 import composeprob as cp
 from composeprob.results.status import Code
-from composeprob.runtime import compiled, descend
+from composeprob.runtime import compiled
 from composeprob.runtime.progress import Progress
-from composeprob.samplers.base import begin
+from composeprob.samplers.run import begin
 from composeprob.samplers.visits import Visits
 from sampling_cases import SAMPLER, SCHEDULE, Calls, Counted, run, single, unit_energy
-
-infer_module = importlib.import_module("composeprob.runtime.infer")
 
 
 def energy_factor(calls, schedule):
@@ -74,7 +75,7 @@ COUNTED = {
     "HMC, warm-up": (cp.AnnealedMCMC(cp.HMC(cp.Adaptive(warmup=2), num_leapfrog=3), 1), "energy"),
     "SMC": (cp.SMC(cp.MALA(cp.Adaptive()), 2, check_levels=False), "energy"),
     "SMC, no kernel": (cp.SMC(check_levels=False), "epsilon"),
-    "SMC, first order": (cp.SMC(second_order=False, check_levels=False), "epsilon"),
+    "SMC, first order": (cp.SMC(step=cp.ReverseStep(order=1), check_levels=False), "epsilon"),
 }
 SLOW = ("MALA", "UHMC", "HMC, reverse", "SMC, first order")
 """Rows like another one."""
@@ -109,32 +110,9 @@ def test_starting_chains_evaluates_nothing(sampler):
     run = jax.jit(lambda run: sampler.start(run, density, first))(blank)
     jax.effects_barrier()
     assert calls.run == 0
-    assert np.isfinite(run.chains.position["x"]).all()
-    assert np.isnan(run.chains.evaluation.score["x"]).all()
+    assert np.isfinite(run.chains.points).all()
+    assert np.isnan(run.chains.evaluation.score).all()
     assert (run.chains.evaluation.parts is None) == isinstance(sampler, cp.AnnealedMCMC)  # only those who weigh read it
-
-
-class Network(Counted):
-    """An energy."""
-
-    def __call__(self, x, t):
-        return -super().__call__(x, t)
-
-
-@pytest.mark.parametrize("second_order", [True, False])
-def test_a_level_of_smc_has_the_networks_twice(second_order):
-    """For what leads to the level and for the kernel's moves there: what compiling takes grows with every copy."""
-    calls = Calls()
-    factor = cp.Diffusion(Network(calls), SCHEDULE, event_shape=(2,), parameterization="energy")
-    density = cp.compile(single, factor)
-    sampler = cp.SMC(cp.MALA(0.01), second_order=second_order).prepare(density)
-    run = sampler.start(begin(jax.random.key(0), 2, Visits.every(3, density.num_levels)), density, 3)
-    level = jnp.int32(2)
-    began = calls.traced
-    density.evaluator({"x": jnp.zeros(2)}, level)
-    once = calls.traced - began
-    jax.eval_shape(lambda run: sampler.visit(run, density, level, level + 1).log_weights, run)
-    assert calls.traced - began == 3 * once > 0
 
 
 def test_density_weights_cost_one_evaluation_a_level():
@@ -202,17 +180,75 @@ def test_ctrl_c_returns_what_is_done(product, monkeypatch):
     assert "after 5 of 32 levels" in result.status.message
     assert np.all(np.isnan(result.acceptance[:27]))
     assert np.all(np.isfinite(result.acceptance[27:]))
-    assert result.evaluations == 5 * 2 + 4
+    assert result.evaluations == 5 * 2
     assert np.all(np.isfinite(result["x"]))
     assert result.log_evidence is None  # that of a noisy level is not the program's
     assert result["x"].std() > 0.5  # still at the noise of level 27
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(("draws", "words"), [(None, None), (3, "after 0 of 3 draws")])
+def test_ctrl_c_at_level_0_begins_nothing_more(product, monkeypatch, draws, words):
+    """Without draws, global moves or a warm-up the run has all that it was to have."""
+    interrupt_after(monkeypatch, product.num_levels)
+    result = run(product, draws=draws)
+    assert result.status.has(Code.INTERRUPTED) == (words is not None)
+    assert words is None or words in result.status.message
+    assert result["x"].shape == ((64, 2) if draws is None else (64, 1, 2))
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("then", [cp.GlobalMoves(5), cp.WarmUp()], ids=str)
+def test_ctrl_c_at_level_0_leaves_out_what_moves_chains_there(product, monkeypatch, then):
+    interrupt_after(monkeypatch, product.num_levels)
+    sampler = cp.AnnealedMCMC(cp.HMC(0.1), 1, then=then)
+    result = run(product, sampler=sampler, draws=2)
+    assert "before its global moves or its warm-up there had ended" in result.status.message
+    assert result.global_acceptance is None
+
+
+SCRIPT = """
+import re, logging, sys
+import jax, jax.numpy as jnp, numpyro.distributions as dist, composeprob as cp
+from sampling_cases import both, normal
+compiled = []
+class Names(logging.Handler):
+    def emit(self, record):
+        compiled.extend(re.findall(r"^Compiling (\\S+)", record.getMessage()))
+logger = logging.getLogger("jax._src.interpreters.pxla")
+logger.addHandler(Names())
+density = cp.compile(both, normal([0.0, 0.0]), normal([1.0, -1.0]))
+key, sampler = jax.random.key(0), cp.SMC(cp.MALA(cp.Adaptive()))
+jax.config.update("jax_log_compiles", True)
+result = cp.infer(density, key, num_chains=256, sampler=sampler, progress=False)
+first, compiled[:] = list(compiled), []
+result.summary()
+asked, compiled[:] = list(compiled), []
+assert result.status.ok and result.curl == {}
+print(first, asked, compiled, sep="\\n")
+"""
+
+
+def test_a_first_run_compiles_few_programs_and_leaves_questions_to_who_asks():
+    """A new process compiles what is there for the levels and what reads them, and next to no single operations."""
+    tests = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    command, environment = [sys.executable, "-c", SCRIPT], {**os.environ, "PYTHONPATH": path}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert ran.returncode == 0, ran.stderr
+    first, asked, again = map(ast.literal_eval, ran.stdout.splitlines()[-3:])
+    assert {"jit(start)", "jit(advance)", "jit(read)"} <= set(first)
+    assert len(first) < 15, first
+    assert "jit(_expert_statistics)" not in first
+    assert "jit(_expert_statistics)" in asked
+    assert again == []
 
 
 def test_ctrl_c_before_there_are_chains_is_not_swallowed(product, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(descend, "start", stopped)
+    monkeypatch.setattr(compiled, "start", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(product)
 
@@ -230,7 +266,7 @@ def test_compiled_code_is_let_go_before_a_process_has_no_memory_maps_left(monkey
     compiled.make_room(0)
     assert double(2.0) == 4.0
     assert len(traced) == 2
-    monkeypatch.setattr(infer_module, "make_room", lambda: asked.append(1))
+    monkeypatch.setattr(compiled, "make_room", lambda: asked.append(1))
     density = cp.compile(single, energy_factor(Calls(), SCHEDULE))
     cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.AnnealedMCMC(cp.MALA(0.01), 1), progress=False)
     assert asked == [1]

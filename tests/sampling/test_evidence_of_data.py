@@ -11,8 +11,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.samplers import smc
-from composeprob.samplers.fall import fall
+from composeprob.samplers.descent import Descent
+from composeprob.samplers.step import Step
 from sampling_cases import SCHEDULE, normal
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -59,11 +59,7 @@ class Forgets(cp.SMC):
 
 @pytest.mark.slow
 def test_without_the_ratios_between_levels_the_evidence_is_wrong(monkeypatch):
-    def forgetful(sampler, run, keys, density, level, above):
-        states, gain, moved = fall(sampler, run, keys, density, level, above)
-        return states, jnp.where(level < above, 0.0, gain), moved
-
-    monkeypatch.setattr(smc, "fall", forgetful)
+    monkeypatch.setattr(Descent, "gained", lambda *_: jnp.zeros(()))
     found = estimates(Forgets(cp.MALA(), 1), False, SCHEDULE)
     assert_disagrees(z_scores(found, {"Z": evidence(False, SCHEDULE)}))
 
@@ -73,10 +69,9 @@ class Unmended(cp.SMC):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("integrator", smc.INTEGRATORS)
-def test_without_the_ratio_of_leaning_the_evidence_is_wrong(monkeypatch, integrator):
-    kind = smc.INTEGRATORS[integrator]
-    depart = kind.depart
-    monkeypatch.setattr(kind, "depart", lambda *given: depart(*given)._replace(log_ratio=jnp.zeros(())))
-    found = estimates(Unmended(cp.MALA(), 1, integrator=integrator), False, SCHEDULE)
+@pytest.mark.parametrize("order", [1, 2])
+def test_without_the_ratio_of_the_twist_the_evidence_is_wrong(monkeypatch, order):
+    predict = Step.predict
+    monkeypatch.setattr(Step, "predict", lambda *given: (*predict(*given)[:2], jnp.zeros(())))
+    found = estimates(Unmended(cp.MALA(), 1, step=cp.ReverseStep(order=order)), False, SCHEDULE)
     assert_disagrees(z_scores(found, {"Z": evidence(False, SCHEDULE)}))

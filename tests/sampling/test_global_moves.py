@@ -9,9 +9,9 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.results.status import Code
-from composeprob.runtime import global_moves
-from composeprob.runtime.global_moves import renewed
+from composeprob.samplers import closing
 from composeprob.samplers.choose import independent
+from composeprob.samplers.closing import renewed
 from composeprob.samplers.gaussian_mixture import GaussianMixture, finite
 from sampling_cases import Calls, Counted, normal, run, single
 from zscores import assert_agrees, assert_disagrees, z_scores
@@ -72,16 +72,16 @@ def test_chains_that_are_at_no_number_are_not_fitted(monkeypatch):
     points[::7, 0], points[1, 1], points[2, 0] = np.nan, 1e200, 1e30
     assert len(finite(points)) == 50
     assert np.isfinite(np.asarray(GaussianMixture.fitted(finite(points), finite(points)).means)).all()
-    monkeypatch.setattr(global_moves, "finite", lambda points: points[:1])
-    result, plain = (frozen(cp.compile(single, three_modes()), 0, global_moves=count) for count in (5, 0))
+    monkeypatch.setattr(closing, "finite", lambda points: points[:1])
+    result, plain = (frozen(cp.compile(single, three_modes()), 0, then) for then in (cp.GlobalMoves(5), ()))
     assert result.global_acceptance is None
     np.testing.assert_array_equal(result["x"], plain["x"])
     assert result.evaluations == plain.evaluations
 
 
-def frozen(density, seed, **options):
+def frozen(density, seed, then=()):
     """Chains that are too few levels apart to have the modes' shares, under kernels that never cross."""
-    return run(density, seed, chains=400, sampler=cp.AnnealedMCMC(cp.MALA(), 1, **options))
+    return run(density, seed, chains=400, sampler=cp.AnnealedMCMC(cp.MALA(), 1, then=then))
 
 
 def shares(results):
@@ -93,7 +93,7 @@ def shares(results):
 def test_modes_get_their_shares_and_without_global_moves_they_do_not():
     density = cp.compile(single, three_modes())
     exact = {str(j): share for j, share in enumerate(SHARES)}
-    moved = [frozen(density, seed, global_moves=20) for seed in range(8)]
+    moved = [frozen(density, seed, cp.GlobalMoves()) for seed in range(8)]
     assert_agrees(z_scores(shares(moved), exact))
     assert_disagrees(z_scores(shares([frozen(density, seed) for seed in range(8)]), exact))
     assert all(result.global_acceptance > 0.3 for result in moved)
@@ -102,9 +102,9 @@ def test_modes_get_their_shares_and_without_global_moves_they_do_not():
 
 
 def test_a_proposal_whose_own_density_is_left_out_is_found_out(monkeypatch):
-    monkeypatch.setattr(global_moves.GaussianMixture, "log_prob", lambda self, row: jnp.zeros(()))
+    monkeypatch.setattr(GaussianMixture, "log_prob", lambda self, row: jnp.zeros(()))
     density = cp.compile(single, three_modes(cp.Schedule.log_snr(5, -4.0, 6.0)))  # another shape: compiled anew
-    moved = [frozen(density, seed, global_moves=20) for seed in range(8)]
+    moved = [frozen(density, seed, cp.GlobalMoves()) for seed in range(8)]
     assert_disagrees(z_scores(shares(moved), {str(j): share for j, share in enumerate(SHARES)}))
 
 
@@ -118,8 +118,9 @@ def test_what_chains_descend_from():
 def test_chains_are_independent_again_only_where_nearly_all_went():
     """Where one move takes four fifths elsewhere the others still tell what few first chains there were."""
     density = cp.compile(single, three_modes())
-    sampler = lambda count: cp.SMC(steps_per_level=1, weights="density", global_moves=count)
-    none, one, many = (run(density, 1, chains=400, sampler=sampler(count)) for count in (0, 1, 20))
+    sampler = lambda then: cp.SMC(steps_per_level=1, weights="density", then=then)
+    closings = (), cp.GlobalMoves(1), cp.GlobalMoves(20)
+    none, one, many = (run(density, 1, chains=400, sampler=sampler(then)) for then in closings)
     assert none.global_acceptance is None
     assert len(np.unique(none.first_ancestors)) < 200
     assert 0.3 < one.global_acceptance < 0.9
@@ -130,16 +131,16 @@ def test_chains_are_independent_again_only_where_nearly_all_went():
     assert many.log_evidence_error == none.log_evidence_error
     assert many.evaluations == none.evaluations + 20
     assert "global moves" in str(many.summary())
-    assert "20 global moves" in many.sampler
+    assert "then GlobalMoves(20)" in many.sampler
 
 
 def test_they_cost_one_evaluation_each():
     calls = Calls()
     density = cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT) * cp.Energy(Counted(calls), SHORT, event_shape=(2,)))
     counts = []
-    for count in (0, 7):
+    for then in ((), cp.GlobalMoves(7)):
         calls.reset()
-        result = run(density, chains=16, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1, global_moves=count))
+        result = run(density, chains=16, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1, then=then))
         jax.effects_barrier()
         counts.append((calls.run, result.evaluations))
     assert counts[1][0] - counts[0][0] == 7  # of all chains at once
@@ -174,16 +175,15 @@ def test_latents_alone_in_two_modes():
     grid = np.linspace(-4, 4, 20001)
     weight = stats.norm.pdf(grid, 0.5, 1) * stats.norm.pdf(grid**2, 2.0, 0.3)
     exact = weight[grid > 0].sum() / weight.sum()
-    results = [
-        run(density, seed, chains=400, sampler=cp.AnnealedMCMC(cp.HMC(), 20, global_moves=20)) for seed in range(8)
-    ]
+    sampler = cp.AnnealedMCMC(cp.HMC(), 20, then=cp.GlobalMoves())
+    results = [run(density, seed, chains=400, sampler=sampler) for seed in range(8)]
     assert_agrees(z_scores({"z": np.stack([np.mean(r["z"] > 0) for r in results])}, {"z": exact}))
     assert not any(result.status.has(Code.SHARES_FROZEN) for result in results)
 
 
 def test_a_run_that_goes_on_does_not_make_them_twice(tmp_path):
     density = cp.compile(single, three_modes())
-    options = {"chains": 400, "sampler": cp.AnnealedMCMC(cp.MALA(), 1, global_moves=5)}
+    options = {"chains": 400, "sampler": cp.AnnealedMCMC(cp.MALA(), 1, then=cp.GlobalMoves(5))}
     whole = run(density, draws=6, **options)
     run(density, draws=3, checkpoint_dir=tmp_path, **options)
     again = run(density, draws=6, checkpoint_dir=tmp_path, **options)
@@ -192,18 +192,24 @@ def test_a_run_that_goes_on_does_not_make_them_twice(tmp_path):
     assert again.evaluations == whole.evaluations
 
 
-@pytest.mark.parametrize("count", [-1, 2.5, True, "many"])
+@pytest.mark.parametrize("count", [-1, 0, 2.5, True, "many"])
 def test_they_are_counted_by_a_whole_number(count):
-    with pytest.raises(cp.errors.InvalidValueError, match="global_moves must be a whole number"):
-        cp.SMC(global_moves=count)
-    with pytest.raises(cp.errors.InvalidValueError, match="global_moves must be a whole number"):
-        cp.AnnealedMCMC(cp.MALA(), 1, global_moves=count)
+    with pytest.raises(cp.errors.InvalidValueError, match=r"cp.GlobalMoves takes a whole number ≥ 1; got"):
+        cp.GlobalMoves(count)
+
+
+@pytest.mark.parametrize("then", [20, None, cp.GlobalMoves, (cp.WarmUp(), "GlobalMoves")])
+def test_only_closings_close_a_run(then):
+    with pytest.raises(cp.errors.WrongTypeError, match=r"then= takes what closes a run at level 0"):
+        cp.SMC(then=then)
+    with pytest.raises(cp.errors.WrongTypeError, match=r"then= takes what closes a run at level 0"):
+        cp.AnnealedMCMC(cp.MALA(), 1, then=then)
 
 
 def test_what_they_need():
     density = cp.compile(single, three_modes())
     with pytest.raises(cp.errors.InvalidValueError, match="positions of 2 numbers") as raised:
-        run(density, chains=15, sampler=cp.SMC(global_moves=20))
+        run(density, chains=15, sampler=cp.SMC(then=cp.GlobalMoves()))
     assert "16 chains or more" in str(raised.value)
 
     def network(x, t):
@@ -211,5 +217,5 @@ def test_what_they_need():
 
     learned = cp.Diffusion(network, SHORT, event_shape=(2,), parameterization="energy", time="sigma", label="learned")
     with pytest.raises(cp.errors.CapabilityError, match="needs `mode_depth`, but factor") as refused:
-        run(cp.compile(single, learned), chains=400, sampler=cp.SMC(global_moves=20))
-    assert "leave global_moves out" in str(refused.value)
+        run(cp.compile(single, learned), chains=400, sampler=cp.SMC(then=cp.GlobalMoves()))
+    assert "leave cp.GlobalMoves out" in str(refused.value)

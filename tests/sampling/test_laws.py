@@ -1,7 +1,6 @@
 """Every sampler on Gaussian targets whose law at level 0 is known, and what SMC estimates."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,12 @@ import pytest
 
 import composeprob as cp
 from composeprob.kernels import KernelState
-from composeprob.samplers.base import begin
-from composeprob.samplers.fall import fall
-from composeprob.samplers.reverse import leaning, log_ratio_of_leaning
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.run import begin
+from composeprob.samplers.step import Step
 from composeprob.samplers.visits import Visits
 from composeprob.samplers.weights import first_weight
-from sampling_cases import SCHEDULE, N, both, moments, normal, single
+from sampling_cases import SCHEDULE, N, Never, both, moments, normal, single, visited
 from zscores import LIMIT, assert_agrees, z_scores
 
 MEANS = np.array([[0.5, -0.3], [0.2, 0.4]])
@@ -145,7 +144,8 @@ def test_density_weights_give_the_evidence(dimension):
 def test_feynman_kac_evidence_converges_with_the_number_of_levels():
     errors = []
     for levels in (32, 128):
-        sampler = cp.SMC(cp.MALA(cp.Adaptive()), control="none")  # which leaves the most to converge
+        # Without control, which leaves the most to converge.
+        sampler = cp.SMC(cp.MALA(cp.Adaptive()), step=cp.ReverseStep(control="none"))
         error, sd = evidence(2, cp.Schedule.log_snr(levels), sampler, 20)
         assert sd < 0.08
         errors.append(abs(error))
@@ -191,20 +191,18 @@ def test_where_levels_say_nothing_but_are_far_apart_smc_starts_below_them():
     assert result.status.ok
 
 
-def fallen(sampler, state, density, level):
-    """One chain on its way to a level from the one above, and what it gains."""
-    run = begin(jax.random.key(2), 1, Visits.every(level, density.num_levels))
-    run = dataclasses.replace(run, chains=jax.tree.map(lambda leaf: leaf[None], state))
-    after = fall(sampler, run, run.keys, density, jnp.int32(level), jnp.int32(level + 1))[:2]
-    return jax.tree.map(lambda leaf: leaf[0], after)
-
-
 def first_weights(density, chains=20_000):
-    sampler = cp.SMC(cp.MALA()).prepare(density)
-    level = density.num_levels - 1
-    run = sampler.start(begin(jax.random.key(0), chains, Visits.every(level, density.num_levels)), density, level)
-    weights = jax.vmap(partial(first_weight, density=density, level=level))(run.chains)
-    return run.chains.position, np.asarray(jax.nn.softmax(weights), np.float64)
+    """Positions of the first draws, and their weights."""
+    sampler, level, layout = cp.SMC(cp.MALA()).prepare(density), density.num_levels - 1, Layout.of_density(density)
+
+    @jax.jit
+    def drawn():
+        run = sampler.start(begin(jax.random.key(0), chains, Visits.every(level, density.num_levels)), density, level)
+        weigh = lambda v: first_weight(layout, density, v, layout.evaluate(density, v, level), level)
+        return sampler.positions(run, density), jax.vmap(weigh)(run.chains.points)
+
+    position, weights = drawn()
+    return position, np.asarray(jax.nn.softmax(weights), np.float64)
 
 
 @pytest.mark.slow
@@ -231,23 +229,25 @@ def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_look
     assert abs(apart.std() - 0.5) < 0.05
     np.testing.assert_allclose(weights, weights.mean(), rtol=1e-3)
 
-    sampler = cp.SMC(cp.ULA(0.1), second_order=False).prepare(density)
-    at = {"x": jnp.asarray(0.3), "z": jnp.asarray(2.5)}
-    level = 3
-    state = sampler.moves.kernel.init(jax.random.key(1), at, lambda x: density.evaluate(x, level + 1))
-    after, gain = fallen(sampler, state, density, level)
+    level, layout = 3, Layout.of_density(density)
+    sampler = cp.SMC(step=cp.ReverseStep(order=1), resample=Never())
+    schedule, at = density.schedule, {"x": jnp.asarray(0.3), "z": jnp.asarray(2.5)}
+    v = layout.vector(at, schedule.at(level + 1).alpha)
+    run = visited(sampler, density, v[None], level)
+    after = layout.position(run.chains.points[0], schedule.at(level).alpha)
 
     def prior(position, k):
-        mean = position["x"] / density.schedule.alpha[k]
-        return dist.Normal(mean, 0.5).log_prob(position["z"])
+        return dist.Normal(position["x"] / schedule.alpha[k], 0.5).log_prob(position["z"])
 
-    # One factor has the rate 0, so that the prior is all there is to weigh, and that the step leaned towards it.
-    expected = prior(after.position, level) - prior(at, level + 1)
-    followed = leaning(at, state.evaluation.parts.drift, state.evaluation.score, density, level + 1)
-    leaned = log_ratio_of_leaning(at, state.evaluation.parts.drift, followed, after.position, density, level + 1)
+    # One factor has the rate 0, so that the prior is all there is to weigh, and that the step was twisted towards it.
+    expected = prior(after, level) - prior(at, level + 1)
+    found = layout.evaluate(density, v, level + 1)
+    step, drift = Step.ddpm(*(schedule.at(k).variance for k in (level + 1, level))), found.parts.drift
+    way, shift = (run.chains.points[0, :1], v[:1], drift), step.shift(drift, found.score[:1], 0.5)
+    twisted = step.log_density(*way) - step.log_density(*way, shift)
     assert abs(float(expected)) > 0.01
-    assert abs(float(leaned)) > 0.01
-    np.testing.assert_allclose(gain, expected + leaned, rtol=1e-3)
+    assert abs(float(twisted)) > 0.01
+    np.testing.assert_allclose(run.log_weights[0], expected + twisted, rtol=1e-3)
 
 
 class Remembers(KernelState):
@@ -265,14 +265,23 @@ class Remembering(cp.ULA):
         evaluation = target(state.position)
         return Remembers(state.position, evaluation, evaluation.log_density)
 
+    def finish(self, trajectory, evaluation):
+        start = trajectory.start
+        plain = KernelState(start.position, start.evaluation)
+        state, info = super().finish(dataclasses.replace(trajectory, start=plain), evaluation)
+        return Remembers(state.position, state.evaluation, start.seen), info
+
 
 @pytest.mark.parametrize("weights", SMC)
 def test_smc_refreshes_whatever_a_kernel_caches(weights):
-    density = cp.compile(single, normal([0.0]))
-    sampler = cp.SMC(Remembering(0.1), weights=weights).prepare(density)
-    state = sampler.moves.kernel.init(jax.random.key(0), {"x": jnp.ones(1)}, lambda x: density.evaluate(x, 20))
-    after, _ = fallen(sampler, state, density, 19)
-    np.testing.assert_array_equal(after.inner[0].seen, density.log_density(after.position, 19))
+    """What it knew when its transition began, which moved it by next to nothing."""
+    density = cp.compile(single, normal([0.0], 0.1))
+    sampler = cp.SMC(Remembering(1e-16), weights=weights, resample=Never()).prepare(density)
+    after, layout = visited(sampler, density, jnp.ones((1, 1)), 19).chains, sampler.moves.layout
+    position = layout.position(after.points[0], density.schedule.at(19).alpha)
+    expected, stale = (float(density.log_density(position, level)) for level in (19, 20))
+    np.testing.assert_allclose(after.inner[0].seen[0], expected, rtol=1e-5)
+    assert abs(stale - expected) > 0.01
 
 
 def mixture_score(x, t):

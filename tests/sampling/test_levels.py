@@ -10,12 +10,12 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob import tuning
 from composeprob.errors import AlignmentError, CapabilityError, InvalidValueError
-from composeprob.runtime import resume as resume_module
 from composeprob.runtime.progress import Progress
-from composeprob.samplers.base import Records
+from composeprob.samplers.run import Records
 from composeprob.samplers.spread import host
-from composeprob.samplers.visits import FASTER, FIRST, LONGEST, SLOWER, Pace, Visits
+from composeprob.samplers.visits import Pace, Visits
 from sampling_cases import SCHEDULE, both, normal, single
 from zscores import LIMIT
 
@@ -62,7 +62,7 @@ def test_what_it_tells_by_level_it_tells_of_the_levels_that_it_visited(chosen, d
     np.testing.assert_allclose(log_snr[[0, -1]], own[[0, -1]], atol=1e-4)
     steps = -np.diff(log_snr)
     assert np.all(steps > 0)
-    assert steps.max() < LONGEST + 1e-3
+    assert steps.max() < tuning.PACE.longest + 1e-3
     assert np.all(np.isfinite(chosen.acceptance))
     assert chosen.evaluations == 3 * len(log_snr) - 1
     assert f"{len(log_snr)}, log-SNR" in str(chosen.summary())
@@ -71,8 +71,7 @@ def test_what_it_tells_by_level_it_tells_of_the_levels_that_it_visited(chosen, d
 def test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing(density, tmp_path, monkeypatch):
     whole = adaptive(density)
     monkeypatch.setattr(Progress, "pause", 1e-9)
-    monkeypatch.setattr(resume_module, "SECONDS", 0.0)
-    monkeypatch.setattr(resume_module, "SHARE", 1e9)
+    monkeypatch.setattr(tuning, "CHECKPOINTS", tuning.CHECKPOINTS._replace(seconds=0.0, share=1e9))
     with monkeypatch.context() as patch:
         update = Progress.update
 
@@ -85,7 +84,7 @@ def test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing(
         part = adaptive(density, checkpoint_dir=tmp_path)
     assert part.status.has("interrupted")
     assert len(part.log_snr) > 1000  # where it would have gone is not known: every level that it may visit
-    resumed = adaptive(density, checkpoint_dir=tmp_path, resume=True)
+    resumed = adaptive(density, checkpoint_dir=cp.Checkpoint(tmp_path, resume=True))
     np.testing.assert_array_equal(resumed["x"], whole["x"])
     np.testing.assert_array_equal(resumed.log_snr, whole.log_snr)
     assert resumed.log_evidence == whole.log_evidence
@@ -143,12 +142,8 @@ def test_refusals(density):
 
 def pace_after(level, above, variance, error, pace=None):
     schedule = cp.Schedule.log_snr(1001, min=-10.0, max=10.0)  # steps of 0.02
-    records = Records.empty(1001)
-    records = dataclasses.replace(
-        records,
-        weight_variance=records.weight_variance.at[level].set(variance),
-        step_error=records.step_error.at[level].set(error),
-    )
+    records = jax.tree.map(jnp.asarray, Records.empty(1001))
+    records = records.at(jnp.int32(level), weight_variance=variance, step_error=error)
     pace = Pace.default(1000) if pace is None else pace
     below = pace.after(schedule, records, jnp.int32(level), jnp.int32(above))
     return float(schedule.log_snr[int(below)] - schedule.log_snr[level]), int(below)
@@ -161,9 +156,9 @@ def pace_after(level, above, variance, error, pace=None):
         (0.16, 0.0, 0.5),  # weights vary as the square of the step
         (0.0, 0.64, 0.5),  # the error's square as its fourth power
         (0.16, 0.64, 0.5),
-        (0.0, 0.0, FASTER),
-        (np.inf, 0.0, SLOWER),
-        (np.nan, 0.0, SLOWER),
+        (0.0, 0.0, tuning.PACE.faster),
+        (np.inf, 0.0, tuning.PACE.slower),
+        (np.nan, 0.0, tuning.PACE.slower),
     ],
 )
 def test_a_step_is_as_long_as_the_last_one_says(variance, error, ratio):
@@ -173,8 +168,8 @@ def test_a_step_is_as_long_as_the_last_one_says(variance, error, ratio):
 
 
 def test_the_first_step_the_longest_and_the_last():
-    assert pace_after(1000, 1000, 0.0, 0.0)[0] == pytest.approx(FIRST, abs=0.021)
-    assert pace_after(500, 545, 0.0, 0.0)[0] == pytest.approx(LONGEST, abs=0.021)
+    assert pace_after(1000, 1000, 0.0, 0.0)[0] == pytest.approx(tuning.PACE.first, abs=0.021)
+    assert pace_after(500, 545, 0.0, 0.0)[0] == pytest.approx(tuning.PACE.longest, abs=0.021)
     assert pace_after(500, 501, 1e6, 1e6)[1] == 499  # one level at least
     assert pace_after(10, 60, 0.0, 0.0)[1] == 0
     assert pace_after(0, 1, 0.0, 0.0)[1] == 0
@@ -185,13 +180,13 @@ def test_more_chains_make_shorter_steps():
     few, many = (pace_after(500, 520, 0.04, 0.04, Pace.default(n))[0] for n in (1000, 16_000))
     assert few == pytest.approx(0.4, abs=0.021)
     assert many == pytest.approx(0.2, abs=0.021)
-    assert pace_after(500, 545, 0.0, 0.0, Pace.default(16_000))[0] == pytest.approx(LONGEST / 2, abs=0.021)
+    assert pace_after(500, 545, 0.0, 0.0, Pace.default(16_000))[0] == pytest.approx(tuning.PACE.longest / 2, abs=0.021)
     assert pace_after(500, 520, 0.04, 0.04, Pace.default(10))[0] == few
 
 
 def test_every_other_level_of_a_way_has_its_ends():
     def made(levels):
-        visits = Visits.of(levels, 9)
+        visits = Visits.given(levels, 9)
         return dataclasses.replace(visits, made=jnp.int32(len(levels)))
 
     for levels, some in {(8, 5, 3, 0): (8, 3, 0), (8, 5, 0): (8, 0), (4, 0): (4, 0), (0,): (0,)}.items():
@@ -216,7 +211,7 @@ def test_every_other_level_of_a_chosen_way_is_visited_by_the_code_that_chose_it(
 @pytest.mark.parametrize("place", [jax.jit(lambda visits: visits.arrived), lambda visits: host(visits).arrived])
 def test_visits_have_arrived_where_level_0_was_visited_in_compiled_code_and_on_the_host(place):
     levels = (4, 2, 0)
-    told = [bool(place(Visits(Visits.of(levels, 6).order, jnp.int32(made)))) for made in range(len(levels) + 1)]
+    told = [bool(place(Visits(Visits.given(levels, 6).order, jnp.int32(made)))) for made in range(len(levels) + 1)]
     assert told == [False, False, False, True]
     assert [bool(place(Visits(jnp.zeros(1, jnp.int32), jnp.int32(made)))) for made in range(2)] == [False, True]
 

@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.runtime.parts import in_parts, places
-from composeprob.samplers.spread import Spread, everywhere
+from composeprob import tuning
+from composeprob.runtime import parts
+from composeprob.samplers.spread import AXES, Spread, everywhere
 from sampling_cases import both, normal
 
 SCRIPT = """
 import json, re, sys, tempfile
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, composeprob as cp
+from composeprob import tuning
 from composeprob.runtime import ahead
-from composeprob.runtime import descend
+from composeprob.runtime import compiled
 from composeprob.runtime import parts
 from composeprob.runtime.progress import Progress
 from sampling_cases import both, normal
@@ -56,21 +58,22 @@ densities = {"product": cp.compile(both, learned, normal([0.3, -0.2], [0.5, 1.0]
              "seen": cp.compile(seen, learned, 1.0)}
 samplers = {"SMC": cp.SMC(cp.MALA(cp.Adaptive())), "HMC": cp.AnnealedMCMC(cp.HMC(0.1, num_leapfrog=2), 2),
             "MALA": cp.AnnealedMCMC(cp.MALA(0.01), 2)}
-meshes = {"whole": (jax.make_mesh((8,), ("i",)), None), "parts": (jax.make_mesh((2, 4), ("i", "j")), ABOVE),
+meshes = {"whole": (jax.make_mesh((8,), ("i",)), 0), "parts": (jax.make_mesh((2, 4), ("i", "j")), ABOVE),
           "all": (jax.make_mesh((1, 8), ("i", "j")), 0)}
 
 def run(density, sampler, how, **options):
     mesh, above = meshes[how]
+    tuning.ROOM = tuning.ROOM._replace(parts_bytes=above)
     result = cp.infer(densities[density], jax.random.key(3), num_chains=N, sampler=samplers[sampler], mesh=mesh,
-                      shard_above=above, chunk=4, progress=False, **options)
+                      chunk=4, progress=False, **options)
     numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.ess, result.non_finite]
     return b"".join(np.ascontiguousarray(a).tobytes() for a in numbers)
 
-seen_densities, visit = [], descend.advance
+seen_densities, visit = [], compiled.advance
 def advance(sampler, run, density, *rest):
     seen_densities.append(density)
     return visit(sampler, run, density, *rest)
-descend.advance = advance
+compiled.advance = advance
 
 def cut():
     found = [p for p in jax.tree.leaves(seen_densities[-1], is_leaf=parts._is_part) if parts._is_part(p)]
@@ -85,10 +88,10 @@ for density, sampler, hows, options in task["runs"]:
     for how in hows:
         told[f"{density} {sampler} {how}"] = [run(density, sampler, how, **options) == reference, cut()]
 if task["broken"]:
-    whole, parts.Part.whole = parts.Part.whole, one_device_for_all
+    whole, parts.Part.gathered = parts.Part.gathered, one_device_for_all
     jax.clear_caches()
     told["broken"] = run("product", "MALA", "parts") == run("product", "MALA", "whole")
-    parts.Part.whole = whole
+    parts.Part.gathered = whole
     jax.clear_caches()
 if task["resumes"]:
     folder, update = tempfile.mkdtemp(), Progress.update
@@ -99,23 +102,24 @@ if task["resumes"]:
     run("product", "MALA", "parts", checkpoint_dir=folder)
     Progress.update = update
     reference = run("product", "MALA", "whole")
-    told["resumed"] = run("product", "MALA", "whole", checkpoint_dir=folder, resume=True) == reference
+    told["resumed"] = run("product", "MALA", "whole", checkpoint_dir=cp.Checkpoint(folder, resume=True)) == reference
 
-def compiled(above):
+def compiled_ahead(above):
     texts = []
     count, ahead.collectives = ahead.collectives, lambda text: (texts.append(text), count(text))[1]
     devices = np.array(jax.devices()).reshape(2, 4)
     what = densities["product"], samplers["MALA"], N, devices
-    result = ahead.compile_ahead(*what, diagnostics=False, shard_above=above)
+    tuning.ROOM = tuning.ROOM._replace(parts_bytes=above)
+    result = ahead.compile_ahead(*what, diagnostics=False)
     ahead.collectives = count
     (entry,) = [c for c in re.split(r"\\n\\n", texts[0]) if c.lstrip().startswith("ENTRY")]
     return result.collectives, count(entry), result.arguments
 
 if task["compiles"]:
-    told["compiled"] = [compiled(ABOVE), compiled(None)]
+    told["compiled"] = [compiled_ahead(ABOVE), compiled_ahead(2**30)]
     parts.jax.lax.optimization_barrier = lambda values: values
     jax.clear_caches()
-    told["without barrier"] = compiled(ABOVE)
+    told["without barrier"] = compiled_ahead(ABOVE)
 print(json.dumps(told))
 """
 
@@ -136,15 +140,19 @@ SQUARE = [[32, 32], [[8, 32]]]
 """A matrix and the parts of it that four devices have."""
 
 
-def test_on_one_device_everything_is_one_part():
+def test_on_one_device_everything_is_one_part(monkeypatch):
     density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
     sampler, mesh = cp.AnnealedMCMC(cp.MALA(0.01), 1), jax.make_mesh((1, 1), ("i", "j"))
-    cut = in_parts(density, Spread.of(mesh, None, 4), 0)
-    assert any(place != everywhere for place in jax.tree.leaves(places(cut)))
-    runs = [
-        cp.infer(density, jax.random.key(0), num_chains=4, sampler=sampler, chunk=4, progress=False, **options)
-        for options in ({}, {"mesh": mesh, "shard_above": 0})
-    ]
+    one = parts.partitioned(density, 1, 0)
+    assert any(place != everywhere for place in jax.tree.leaves(parts.places(one)))
+    assert (
+        parts.in_parts(density, Spread.checked(mesh, None, 4), sampler) is density
+    )  # a second axis of 1 shares nothing
+    runs = []
+    for cut in (lambda density, *_: density, lambda *_: one):
+        monkeypatch.setattr(parts, "in_parts", cut)
+        options = {"mesh": mesh, "chunk": 4, "progress": False}
+        runs.append(cp.infer(density, jax.random.key(0), num_chains=4, sampler=sampler, **options))
     np.testing.assert_array_equal(runs[0]["x"], runs[1]["x"])
 
 
@@ -171,31 +179,29 @@ def test_every_sampler_in_parts_and_going_on_with_whole_networks():
 def test_arrays_are_whole_only_while_they_are_used():
     found = told(compiles=True)
     (kinds, outside, arguments), (none, _, all_arguments) = found["compiled"]
-    # Two matrices, at the evaluation that a level begins with and at that of a transition; none before the loops.
-    assert kinds == {"all-gather": 4}
+    # Two matrices, at the one place where a level evaluates; none before the loops.
+    assert kinds == {"all-gather": 2}
     assert outside == {}
     assert none == {}
     assert all_arguments - arguments == 2 * (32 * 32 * 4) * 3 // 4
     assert found["without barrier"][1] == {"all-gather": 2}  # gathered for the whole run: what the barrier is for
 
 
-def test_refusals():
+class AbstractRow:
+    """Where chains are spread over rows of so many devices, which need not be there."""
+
+    def __init__(self, columns):
+        self.mesh = jax.sharding.AbstractMesh((1, columns), AXES)
+
+
+def test_refusals(monkeypatch):
     density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
-    sampler = cp.AnnealedMCMC(cp.MALA(0.01), 1)
-
-    def infer(axes, above, sampler=sampler):
-        mesh = None if axes is None else jax.make_mesh((1,) * axes, tuple("abc")[:axes])
-        cp.infer(density, jax.random.key(0), num_chains=4, sampler=sampler, mesh=mesh, shard_above=above)
-
+    mesh = jax.make_mesh((1, 1, 1), tuple("abc"))
     with pytest.raises(cp.errors.WrongTypeError, match="one axis or two; got one with the axes"):
-        infer(3, None)
-    with pytest.raises(cp.errors.WrongTypeError, match=r"whole number of bytes; got 1\.5"):
-        infer(2, 1.5)
-    with pytest.raises(cp.errors.InvalidValueError, match="at least 0 bytes; got -1"):
-        infer(2, -1)
-    with pytest.raises(cp.errors.InvalidValueError, match="given with no mesh"):
-        infer(None, 100)
-    with pytest.raises(cp.errors.InvalidValueError, match="a mesh with the one axis 'a'"):
-        infer(1, 100)
+        cp.infer(density, jax.random.key(0), num_chains=4, mesh=mesh)
+    table = AbstractRow(2)
+    nuts = cp.AnnealedMCMC(cp.BlackJAX(blackjax.nuts, 0.1), 1).prepare(density)
+    assert parts.in_parts(density, table, nuts) is density  # whose arrays are all small
+    monkeypatch.setattr(tuning, "ROOM", tuning.ROOM._replace(parts_bytes=0))
     with pytest.raises(cp.errors.CapabilityError, match="may evaluate some chains more often"):
-        infer(2, 100, cp.AnnealedMCMC(cp.BlackJAX(blackjax.nuts, 0.1), 1))
+        parts.in_parts(density, table, nuts)

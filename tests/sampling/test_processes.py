@@ -20,7 +20,8 @@ import composeprob as cp
 schedule = cp.Schedule.log_snr(24, min=-6.0, max=6.0)
 f = cp.Analytic(dist.Normal(jnp.array([0.0, 1.0]), 0.5), schedule)
 g = cp.Analytic(dist.Normal(jnp.array([0.5, 0.0]), 1.0), schedule)
-sampler = cp.SMC(cp.MALA(cp.Adaptive()), integrator="explicit", global_moves=3)  # the same bits on one device
+step = cp.ReverseStep(order=1, control="none")  # the same bits on one device
+sampler = cp.SMC(cp.MALA(cp.Adaptive()), step=step, then=cp.GlobalMoves(3))
 
 
 @cp.program
@@ -50,6 +51,8 @@ def ended(process):
 
 
 NETWORK = """
+from composeprob import tuning
+tuning.ROOM = tuning.ROOM._replace(parts_bytes=1000)
 import equinox as eqx, jax, jax.numpy as jnp, composeprob as cp
 
 
@@ -66,7 +69,7 @@ one, other = jax.random.split(jax.random.key(0))
 network = Network(jax.random.normal(one, (32, 2)), jax.random.normal(other, (32, 32)) / 32**0.5)
 schedule = cp.Schedule.log_snr(12, min=-6.0, max=4.0)
 f = cp.Diffusion(network, schedule, event_shape=(2,), parameterization="energy", time="sigma")
-sampler = cp.SMC(cp.MALA(0.1), integrator="explicit")
+sampler = cp.SMC(cp.MALA(0.1), step=cp.ReverseStep(order=1, control="none"))
 
 
 @cp.program
@@ -90,7 +93,7 @@ def test_two_processes_hold_a_network_in_parts_and_round_alike(tmp_path):
     """4 KiB of weights in two halves, a process with each; what networks multiply is rounded to bfloat16."""
     (tmp_path / "scene.py").write_text(NETWORK)
     rounded = ("--precision", "bfloat16")
-    together(tmp_path, *rounded, "--mesh", "1x2", "--shard-above", 1000)
+    together(tmp_path, *rounded, "--mesh", "1x2")
     ended(start(tmp_path, "one", *rounded, "--store", tmp_path / "one.zarr"))
     ended(start(tmp_path, "exact", "--store", tmp_path / "exact.zarr"))
     two, one = cp.Result.load(tmp_path / "two" / "samples.zarr"), cp.Result.load(tmp_path / "one.zarr")

@@ -1,5 +1,9 @@
 """Replica exchange: swaps leave every level's law what it is, and modes come down in their proportions."""
 
+import dataclasses
+
+import blackjax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,15 +12,22 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
-from composeprob.kernels.gibbs import GibbsState
-from composeprob.samplers.rungs import apart
-from composeprob.samplers.swaps import Hop, Swap, swapped
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.replica_exchange import Turn
+from composeprob.samplers.run import begin
+from composeprob.samplers.step import Step
+from composeprob.samplers.swap import Swap, distinct_levels
 from sampling_cases import SCHEDULE, both, normal
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
 
 CHAINS = 4096
 LEVELS = np.array([3, 9, 12, 20])
 MEAN, VARIANCE, OTHER = 1.2, 0.3, 2.0
+KERNELS = {
+    "MALA": cp.MALA(lambda s: 0.2 * s.sigma**2),
+    "HMC": cp.HMC(lambda s: 0.5 * s.sigma, num_leapfrog=3),
+    "BlackJAX": cp.BlackJAX(blackjax.mala, lambda s: 0.2 * s.sigma**2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +43,46 @@ def law(level):
     return alpha * MEAN * precisions[0] / precisions.sum(), 1 / precisions.sum()
 
 
-def after_a_swap(density, odd, energies, levels=LEVELS):
-    """x/sd of every rung's replica, (chains, L), after one swap from exact draws, and the chances of its swaps."""
-    swap = Swap(energies)
+def sweep(sampler, density, run, transits=True):
+    """The run after one sweep, compiled anew each time: laws in it are replaced by wrong ones."""
+
+    def turn(sampler, density, run, transits):
+        return Turn(sampler, density, run, run.tuning[0].levels, jnp.asarray(True)).made(jnp.asarray(False), transits)
+
+    return eqx.filter_jit(turn)(sampler, density, run, jnp.asarray(transits))
+
+
+def standard(run, density):
+    """x/sd of every rung's replica, (chains, L)."""
+    levels = np.asarray(run.tuning[0].levels)
     means, variances = np.array([law(level) for level in levels]).T
-    rungs = jnp.asarray(levels)
+    x = np.asarray(run.chains.replicas.points)[:, :, 0] * np.asarray(SCHEDULE.alpha)[levels]
+    return (x - means) / np.sqrt(variances)
 
-    def one(key):
-        first, other = jax.random.split(key)
-        x = means + np.sqrt(variances) * jax.random.normal(first, (len(levels),))
-        evaluation = jax.vmap(lambda x, level: swap.target(density, level)({"x": x}))(x, rungs)
-        states, came, chance = swapped(other, GibbsState({"x": x}, evaluation, ()), rungs, odd, swap, density)
-        return states.position["x"], came, chance
 
-    x, came, chance = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), CHAINS))
-    return (np.asarray(x) - means) / np.sqrt(variances), np.asarray(came), np.asarray(chance)
+def exact(density, sampler, odd=0, levels=LEVELS):
+    """A run whose replicas are exact draws of the levels, with its next sweep even or odd; its sampler."""
+    sampler = sampler.prepare(density)
+    run = sampler.start(
+        begin(jax.random.key(1), CHAINS, sampler.visits(density, None)), density, len(SCHEDULE.alpha) - 1
+    )
+    means, variances = np.array([law(level) for level in levels]).T
+    x = means + np.sqrt(variances) * np.random.default_rng(2).normal(size=(CHAINS, len(levels)))
+    points, rungs = jnp.asarray(x / np.asarray(SCHEDULE.alpha)[levels])[:, :, None], jnp.asarray(levels)
+    layout, parts = Layout.of_density(density), sampler.needs_parts(density)
+    found = jax.jit(jax.vmap(jax.vmap(lambda v, k: layout.evaluate(density, v, k, parts)), (0, None)))(points, rungs)
+    replicas = dataclasses.replace(run.chains.replicas, points=points, evaluation=found)
+    chains = dataclasses.replace(run.chains, replicas=replicas)
+    known = dataclasses.replace(run.tuning[0], levels=rungs, sweeps=jnp.int32(odd))
+    return sampler, dataclasses.replace(run, chains=chains, tuning=(known,))
+
+
+def after_a_swap(density, odd, swap, levels=LEVELS):
+    """`standard` after one swap from exact draws, which replicas swapped, (chains, L), and the chances of swaps."""
+    sampler, run = exact(density, cp.ReplicaExchange(KERNELS["MALA"], len(levels), swap), odd, levels)
+    after = sweep(sampler, density, run, False)
+    swapped = standard(after, density) != standard(run, density)
+    return standard(after, density), swapped, np.asarray(after.tuning[0].probability)[:, 0]
 
 
 def moments(z):
@@ -60,34 +96,84 @@ def moments(z):
 
 @pytest.mark.parametrize("odd", [0, 1])
 def test_swaps_by_energies_leave_every_level_what_it_is(density, odd):
-    z, came, chance = after_a_swap(density, odd, True)
+    z, swapped, chance = after_a_swap(density, odd, "energy")
     assert_agrees(moments(z))
     pairs = [(0, 1), (2, 3)] if odd == 0 else [(1, 2)]
     for low, high in pairs:
-        assert np.all((came[:, low] == high) == (came[:, high] == low))
-        assert np.mean(came[:, low] == high) == pytest.approx(np.mean(chance[:, low]), abs=0.05)
-        assert np.mean(chance[:, low]) > 0.1
-    assert np.all(np.isnan(chance[:, [j for j in range(4) if (j, j + 1) not in pairs]]))
+        assert np.all(swapped[:, low] == swapped[:, high])
+        assert np.mean(swapped[:, low]) == pytest.approx(chance[low], abs=0.05)
+        assert chance[low] > 0.1
+    others = [j for j in range(4) if (j, j + 1) not in pairs]
+    assert np.all(chance[others] == 0)
+    if odd:
+        assert not np.any(swapped[:, [0, 3]])
 
 
-def test_without_the_law_of_the_hop_a_swap_is_wrong(density, monkeypatch):
-    monkeypatch.setattr(Hop, "log_density", lambda self, x, density, end: jnp.zeros(()))
-    assert_disagrees(moments(after_a_swap(density, 0, True)[0]))
+def test_without_the_law_of_the_bridge_a_swap_is_wrong(density, monkeypatch):
+    monkeypatch.setattr(Step, "log_density", lambda self, moved, y, g: jnp.zeros(()))
+    assert_disagrees(moments(after_a_swap(density, 0, "energy")[0]))
 
 
 def test_swaps_by_path_weights_are_right_where_levels_are_near(density):
-    near = np.array([9, 10, 11, 12])
-    z, _, chance = after_a_swap(density, 0, False, near)
+    z, _, chance = after_a_swap(density, 0, "feynman_kac", np.array([9, 10, 11, 12]))
     assert np.abs(z.mean(0)).max() < 0.08
     assert np.abs(z.var(0) - 1).max() < 0.12
-    assert np.nanmean(chance) > 0.8
+    assert np.mean(chance[[0, 2]]) > 0.8
 
 
 def test_path_weights_of_the_wrong_sign_are_found_out(density, monkeypatch):
     half = Swap.half
     monkeypatch.setattr(Swap, "half", lambda self, *rest: -3 * half(self, *rest))
-    z, *_ = after_a_swap(density, 0, False, np.array([9, 12, 14, 17]))
+    z, *_ = after_a_swap(density, 0, "feynman_kac", np.array([9, 12, 14, 17]))
     assert max(np.abs(z.mean(0)).max(), np.abs(z.var(0) - 1).max()) > 0.12
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_sweeps_leave_every_level_what_it_is(density, kernel):
+    sampler, run = exact(density, cp.ReplicaExchange(kernel, len(LEVELS), "energy"))
+    before = standard(run, density)
+    for _ in range(3):
+        run = sweep(sampler, density, run)
+    z = standard(run, density)
+    assert_agrees(moments(z))
+    assert np.all(np.mean(z != before, axis=0) > 0.5)
+    assert np.all(np.asarray(run.tuning[0].means[1]) > 0.3)
+    found, rungs = run.chains.replicas.evaluation.log_density, run.tuning[0].levels
+    positions = {"x": run.chains.replicas.points[..., 0] * SCHEDULE.alpha[rungs]}
+    want = jax.vmap(jax.vmap(density.log_density), (0, None))(positions, rungs)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-3)
+
+
+def test_trips_of_replicas(density):
+    """A replica has come from the top once it is at level 0 and was on the top rung since it last was there."""
+    sampler, run = exact(density, cp.ReplicaExchange(KERNELS["MALA"], len(LEVELS), "energy"))
+    flags = jnp.tile(jnp.array([False, True, False, True]), (CHAINS, 1))
+    run = dataclasses.replace(run, chains=dataclasses.replace(run.chains, from_top=flags))
+    after = sweep(sampler, density, run, False)
+    swapped, new = standard(after, density) != standard(run, density), np.asarray(after.chains.from_top)
+    np.testing.assert_array_equal(np.asarray(after.chains.trips), swapped[:, 0])
+    np.testing.assert_array_equal(new[:, 1], ~swapped[:, 0])
+    np.testing.assert_array_equal(new[:, 2], swapped[:, 2])
+    assert not np.any(new[:, 0])
+    assert np.all(new[:, 3])
+
+
+@pytest.mark.parametrize("kernel", ["MALA", "HMC", "blocks"])
+def test_the_density_is_evaluated_in_one_place(kernel):
+    """Way down, sweeps and kernels are a loop around one evaluation, however many blocks there are."""
+    energy = cp.Energy(lambda x, k: -0.5 * x**2 - 1e-6 * jax.lax.lgamma(x + 9.0), SCHEDULE, event_shape=())
+
+    @cp.program
+    def pair():
+        return cp.sample("x", energy), cp.sample("y", normal())
+
+    density = cp.compile(pair)
+    kernels = {**KERNELS, "blocks": cp.Gibbs({"x": KERNELS["HMC"], "y": KERNELS["MALA"]})}
+    sampler = cp.ReplicaExchange(kernels[kernel], 4, "feynman_kac", sweeps=8).prepare(density)
+    run = begin(jax.random.key(0), 8, sampler.visits(density, None))
+    run = sampler.start(run, density, len(SCHEDULE.alpha) - 1)
+    traced = jax.make_jaxpr(lambda run: sampler.advance(run, density, 32))(run)
+    assert str(traced).count("digamma") == 1
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +192,7 @@ def test_shares_of_modes(result):
     assert result.status.ok
 
 
-def test_what_it_tells(result):
+def test_what_is_recorded(result):
     assert result["x"].shape == (64, 60)
     assert result.log_snr.shape == result.swaps.shape == result.acceptance.shape == (8,)
     np.testing.assert_allclose(result.log_snr[[0, -1]], np.asarray(SCHEDULE.log_snr)[[0, -1]], atol=1e-4)
@@ -122,7 +208,7 @@ def test_rungs_are_different_levels_with_both_ends_among_them(seed):
     rng = np.random.default_rng(seed)
     count, levels = int(rng.integers(2, 12)), int(rng.integers(12, 40))
     wanted = np.sort(rng.integers(0, levels, count))
-    found = np.asarray(apart(jnp.asarray(wanted, jnp.int32), levels))
+    found = np.asarray(distinct_levels(jnp.asarray(wanted, jnp.int32), levels))
     assert found[0] == 0
     assert found[-1] == levels - 1
     assert np.all(np.diff(found) > 0)

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import composeprob as cp
-from composeprob.samplers import smc
-from composeprob.samplers.resampling import (
-    cumulated,
-    distinct,
+from composeprob.samplers.meet import (
+    Resample,
     evidence_variance,
     log_mean_weight,
+    num_distinct,
     relative_ess,
+    relative_weights,
     systematic,
 )
 from sampling_cases import both, normal, run
@@ -23,7 +23,29 @@ from zscores import assert_agrees, z_scores
 SIZE = 12
 log_weights = st.lists(st.floats(-30, 30), min_size=SIZE, max_size=SIZE).map(np.array)
 shifts = st.floats(-50, 50)
-ess, mean, indices = jax.jit(relative_ess), jax.jit(log_mean_weight), jax.jit(systematic)
+bits = st.integers(0, 2**32 - 1)
+ess, mean = jax.jit(relative_ess), jax.jit(log_mean_weight)
+chosen_by = jax.jit(systematic)
+
+
+def indices(number, weights):
+    """The survivors by these 32 bits."""
+    return np.asarray(chosen_by(jnp.uint32(number), jnp.asarray(weights)))
+
+
+def by_whole_numbers(number, weights):
+    """The same by Python's integers: copies rounded down to multiples of 2⁻³², and a tick at j + u."""
+    n = len(weights)
+    relative = np.asarray(relative_weights(jnp.asarray(weights)), np.float32)
+    halves = [int(float(w) * 2**31) for w in relative]  # so that all digits are behind the point
+    digits = (sum(w >> 21 for w in halves), sum(w >> 10 & 0x7FF for w in halves), sum(w & 0x3FF for w in halves))
+    high, middle, low = map(np.float32, digits)
+    total = 2 * (high * np.float32(2**-11) + middle * np.float32(2**-22) + low * np.float32(2**-32))
+    copies = [int(float(w) * 2**32) for w in relative * (np.float32(n) / total)]
+    sums = np.cumsum(np.asarray(copies, object))
+    below = np.asarray([total // 2**32 + (number < total % 2**32) for total in sums], int)
+    below[sums == sums[-1]] = n
+    return np.searchsorted(below, np.arange(n), side="right"), sums, total
 
 
 @given(log_weights, shifts)
@@ -36,10 +58,10 @@ def test_ess_is_the_formula_and_ignores_constants(weights, shift):
     assert np.isclose(float(mean(jnp.asarray(weights))), np.log(np.mean(np.exp(weights))), atol=1e-4)
 
 
-@given(log_weights, st.integers(0, 2**31 - 1))
+@given(log_weights, bits)
 @settings(deadline=None, max_examples=60)
-def test_copies_are_rounded_weights(weights, seed):
-    chosen = np.asarray(indices(jax.random.key(seed), jnp.asarray(weights)))
+def test_copies_are_rounded_weights(weights, number):
+    chosen = indices(number, weights)
     copies = np.bincount(chosen, minlength=SIZE)
     shares = SIZE * np.exp(weights - weights.max()) / np.exp(weights - weights.max()).sum()
     assert copies.sum() == SIZE
@@ -50,34 +72,36 @@ def test_copies_are_rounded_weights(weights, seed):
 
 def test_copies_are_unbiased():
     weights = jnp.log(jnp.array([0.05, 0.3, 0.02, 0.25, 0.38]))
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    chosen = jax.jit(jax.vmap(systematic, (0, None)))(keys, weights)
+    numbers = jax.random.bits(jax.random.key(0), (20_000,), jnp.uint32)
+    chosen = jax.jit(jax.vmap(systematic, (0, None)))(numbers, weights)
     copies = {str(i): np.asarray((chosen == i).sum(1), float) for i in range(5)}
     assert_agrees(z_scores(copies, {str(i): float(5 * jnp.exp(w)) for i, w in enumerate(weights)}))
 
 
-def test_equal_weights_keep_every_chain():
-    assert np.array_equal(indices(jax.random.key(3), jnp.full(SIZE, -7.0)), np.arange(SIZE))
+@pytest.mark.parametrize("number", [0, 3, 2**31, 2**32 - 1])
+def test_equal_weights_keep_every_chain(number):
+    assert np.array_equal(indices(number, np.full(SIZE, -7.0)), np.arange(SIZE))
     assert float(ess(jnp.full(SIZE, -7.0))) == 1.0
 
 
-def test_chains_of_weight_zero_die_and_a_population_of_them_does_not():
-    some = jnp.where(jnp.arange(SIZE) < 3, 0.0, -jnp.inf)
-    assert set(np.asarray(indices(jax.random.key(0), some)).tolist()) == {0, 1, 2}
-    none = jnp.full(SIZE, -jnp.inf)
-    assert np.array_equal(indices(jax.random.key(0), none), np.arange(SIZE))
-    assert float(ess(none)) == 0.0  # a collapse, which the status reports; NaN would say nothing
+@pytest.mark.parametrize("number", [0, 5, 2**31, 2**32 - 1])
+def test_chains_of_weight_zero_die_and_a_population_of_them_does_not(number):
+    for alive in ([0, 1, 2], [9, 10, 11], [4], [0], [SIZE - 1]):
+        some = np.where(np.isin(np.arange(SIZE), alive), 0.0, -np.inf)
+        assert set(indices(number, some).tolist()) == set(alive)
+    none = np.full(SIZE, -np.inf)
+    assert np.array_equal(indices(number, none), np.arange(SIZE))
+    assert float(ess(jnp.asarray(none))) == 0.0  # a collapse, which the status reports; NaN would say nothing
 
 
-@pytest.mark.parametrize("n", [1_000, 131_072])
+@pytest.mark.parametrize("n", [1_000, 100_000, 131_072])
 def test_no_dead_chain_is_copied_however_many_there_are(n):
     """A cumulative sum of floats, computed in blocks, falls now and then: ticks between such entries copied chains of
     weight 0 in 95 of 100 resamplings of 131,072."""
-    alive = jax.jit(lambda key: jax.random.bernoulli(key, 0.5, (n,)))
-    for seed in range(10):
-        key = jax.random.key(seed)
-        weights = jnp.where(alive(jax.random.fold_in(key, 1)), jax.random.normal(key, (n,)), -jnp.inf)
-        chosen = np.asarray(indices(key, weights))
+    rng = np.random.default_rng(0)
+    for number in rng.integers(0, 2**32, 10):
+        weights = np.where(rng.random(n) < 0.5, rng.normal(size=n), -np.inf).astype(np.float32)
+        chosen = indices(number, weights)
         copies = np.bincount(chosen, minlength=n)
         shares = np.exp(np.asarray(weights, np.float64))
         shares *= n / shares.sum()
@@ -89,27 +113,33 @@ def test_no_dead_chain_is_copied_however_many_there_are(n):
         assert np.all(copies <= np.ceil(shares + 2e-2))
 
 
-def test_sums_of_64_bits_are_exact():
-    rng = np.random.default_rng(0)
-    whole, parts = rng.integers(0, 5, 4_000), rng.integers(0, 2**32, 4_000)
-    low, high = cumulated(jnp.asarray(whole, jnp.uint32), jnp.asarray(parts, jnp.uint32))
-    exact = np.cumsum(whole.astype(object) * 2**32 + parts.astype(object))
-    assert [int(h) * 2**32 + int(l) for h, l in zip(np.asarray(high), np.asarray(low), strict=True)] == list(exact)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 8.0], ids=["equal", "unequal", "one rules"])
+@pytest.mark.parametrize("n", [1, 7, 4_000, 100_000])
+def test_sums_are_exact(n, scale):
+    """Survivors are those of the same sums in Python's integers, whatever the size and the order of the chains."""
+    rng = np.random.default_rng(n)
+    weights = np.where(rng.random(n) < 0.9, scale * rng.normal(size=n), -np.inf).astype(np.float32)
+    weights[0] = 0.0
+    for number in (0, 2**32 - 1, *map(int, rng.integers(0, 2**32, 3))):
+        expected, sums, total = by_whole_numbers(number, weights)
+        relative = np.asarray(relative_weights(jnp.asarray(weights)), np.float64)
+        assert abs(float(total) / relative.sum() - 1) < 1e-6
+        assert abs(float(sums[-1]) / 2**32 / n - 1) < 2e-6
+        np.testing.assert_array_equal(indices(number, weights), expected)
 
 
-def test_every_level_draws_its_own_uniform_number(monkeypatch):
+def test_every_level_draws_its_own_uniform_number():
     """The mutant that repeats one number at every level moves the same ticks again and again: a bias that averages
     over levels do not show."""
     used = []
 
-    def watched(key, weights):
-        jax.debug.callback(lambda data: used.append(tuple(np.asarray(data).tolist())), jax.random.key_data(key))
-        return systematic(key, weights)
+    class Watched(Resample):
+        def survivors(self, words, log_weights):
+            jax.debug.callback(lambda words: used.append(tuple(np.asarray(words).tolist())), words)
+            return super().survivors(words, log_weights)
 
-    monkeypatch.setattr(smc, "systematic", watched)
     density = cp.compile(both, normal([0.0, 0.0]), normal([1.0, 0.0]))
-    sampler = cp.SMC(cp.MALA(0.1), resample_threshold=1.0, check_levels=False)
-    run(density, chains=10, sampler=sampler)
+    run(density, chains=10, sampler=cp.SMC(cp.MALA(0.1), resample=Watched(1.0), check_levels=False))
     jax.effects_barrier()
     assert len(set(used)) == len(used) > 10
 
@@ -122,4 +152,4 @@ def test_the_variance_of_the_evidence_follows_families():
     found = float(evidence_variance(weights, ancestors))
     np.testing.assert_allclose(found, np.sum((shares - 1 / 8) ** 2) * 8 / 7, rtol=1e-5)
     assert float(evidence_variance(jnp.zeros(8), jnp.arange(8))) == 0.0
-    assert int(distinct(ancestors)) == 4
+    assert int(num_distinct(ancestors)) == 4

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.checkpoint import Checkpoints
+from composeprob import tuning
+from composeprob.checkpoint import CheckpointFolder
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.results.status import Code
-from composeprob.runtime import resume as resume_module
 from composeprob.runtime.progress import Progress
 from sampling_cases import SCHEDULE, Calls, Counted, both, normal, run, single
 
@@ -35,8 +35,7 @@ def whole(product):
 def every_level(monkeypatch):
     """A checkpoint after each level."""
     monkeypatch.setattr(Progress, "pause", 1e-9)
-    monkeypatch.setattr(resume_module, "SECONDS", 0.0)
-    monkeypatch.setattr(resume_module, "SHARE", 1e9)
+    monkeypatch.setattr(tuning, "CHECKPOINTS", tuning.CHECKPOINTS._replace(seconds=0.0, share=1e9))
 
 
 def stop_after(monkeypatch, levels):
@@ -70,7 +69,7 @@ def test_a_resumed_run_gives_the_same_samples(product, whole, tmp_path, monkeypa
     with monkeypatch.context() as patch:  # and once more, from the middle
         stop_after(patch, 19)
         run(product, checkpoint_dir=tmp_path)
-    resumed = run(product, checkpoint_dir=tmp_path, resume=True)
+    resumed = run(product, checkpoint_dir=cp.Checkpoint(tmp_path, resume=True))
     same(resumed, whole)
     assert resumed.status.ok
     assert resumed.seconds > part.seconds  # the sum over all sittings
@@ -105,11 +104,11 @@ def test_refusals(product, whole, tmp_path):
     for words, change in {
         r"its number of chains is 64, not 32": {"chains": 32},
         r"its random key is .*0\]', not .*1\]'": {"seed": 1},
-        r"its sampler is .SMC.*threshold=0.5.*threshold=0.6": {
-            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.6, integrator="explicit")
+        r"its sampler is .SMC.*resample=0.5.*resample=0.6": {
+            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample=0.6, step=cp.ReverseStep(order=1))
         },
         r"it differs in: the numbers of the sampler": {
-            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample_threshold=0.50001, integrator="explicit")
+            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample=0.50001, step=cp.ReverseStep(order=1))
         },
     }.items():
         with pytest.raises(LoadError, match=f"belongs to another run: {words}.*\n.*resume=False"):
@@ -119,18 +118,18 @@ def test_refusals(product, whole, tmp_path):
     with pytest.raises(LoadError, match=r"its program is .*f\(x\)·g\(x\).*not "):
         run(cp.compile(single, normal([0.0, 0.0])), checkpoint_dir=a)
     with pytest.raises(LoadError, match=r"no checkpoint in .*b to resume from.*\n.*check the folder"):
-        run(product, checkpoint_dir=tmp_path / "b", resume=True)
+        run(product, checkpoint_dir=cp.Checkpoint(tmp_path / "b", resume=True))
     (checkpoint,) = (p for p in a.iterdir() if p.name.isdigit())
     truncate(checkpoint)
     with pytest.raises(LoadError, match=r"checkpoint 32 in .* cannot be read.*\n.*damaged"):
         run(product, checkpoint_dir=a)
-    same(run(product, checkpoint_dir=a, resume=False), whole)
+    same(run(product, checkpoint_dir=cp.Checkpoint(a, resume=False)), whole)
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(InvalidValueError, match=r"No checkpoint can be written to .*\n.*may write to"):
         run(product, checkpoint_dir=file / "c")
-    with pytest.raises(InvalidValueError, match="no folder of checkpoints"):
-        run(product, resume=True)
+    with pytest.raises(WrongTypeError, match="resume must be True, False or None; got 'yes'"):
+        cp.Checkpoint(a, resume="yes")
     with pytest.raises(WrongTypeError, match="a folder's path; got 3"):
         run(product, checkpoint_dir=3)
 
@@ -142,14 +141,16 @@ def test_another_function_with_the_same_numbers_is_another_program(tmp_path):
         return cp.compile(single, factor)
 
     run(density(1), chains=4, sampler=cp.Ancestral(), checkpoint_dir=tmp_path)
-    run(density(1), chains=4, sampler=cp.Ancestral(), checkpoint_dir=tmp_path, resume=True)  # an equal one goes on
+    run(
+        density(1), chains=4, sampler=cp.Ancestral(), checkpoint_dir=cp.Checkpoint(tmp_path, resume=True)
+    )  # an equal one goes on
     with pytest.raises(LoadError, match="differs in: its code"):
         run(density(2), chains=4, sampler=cp.Ancestral(), checkpoint_dir=tmp_path)
 
 
 @pytest.mark.usefixtures("every_level")
 def test_a_full_disk_stops_nothing(product, whole, tmp_path, monkeypatch):
-    save = Checkpoints.save
+    save = CheckpointFolder.save
 
     def full(self, step, state):
         if step > 3:
@@ -157,8 +158,8 @@ def test_a_full_disk_stops_nothing(product, whole, tmp_path, monkeypatch):
         save(self, step, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", full)
-        patch.setattr(Checkpoints, "writing", False)
+        patch.setattr(CheckpointFolder, "save", full)
+        patch.setattr(CheckpointFolder, "writing", False)
         with pytest.warns(
             UserWarning, match="No checkpoint could be written: .*No space left .* The run goes on"
         ) as told:
@@ -168,7 +169,7 @@ def test_a_full_disk_stops_nothing(product, whole, tmp_path, monkeypatch):
     assert result.status.code is Code.NOT_SAVED
     assert "No space left" in result.status.message
     assert "save them with result.save" in result.status.message
-    same(run(product, checkpoint_dir=tmp_path, resume=True), whole)  # with room again, from level 3
+    same(run(product, checkpoint_dir=cp.Checkpoint(tmp_path, resume=True)), whole)  # with room again, from level 3
 
 
 @pytest.mark.filterwarnings("ignore:No checkpoint could be written")
@@ -223,19 +224,19 @@ def test_a_run_that_goes_on_compiles_nothing(tmp_path, monkeypatch):
         stop_after(patch, 7)
         run(density, **options)
     calls.reset()
-    run(density, **options, resume=True)
+    run(density, **options | {"checkpoint_dir": cp.Checkpoint(tmp_path, resume=True)})
     jax.effects_barrier()
     assert calls.run > 0
-    assert calls.traced == 2  # of one level: `fingerprint` looks at its code
+    assert calls.traced == 1  # of one level: `fingerprint` looks at its code
 
 
 SCRIPT = """
 import sys
 import jax, numpy as np, composeprob as cp
 from composeprob.runtime.progress import Progress
-from composeprob.runtime import resume
+from composeprob import tuning
 from sampling_cases import SAMPLER, both, normal
-Progress.pause, resume.SECONDS, resume.SHARE = 1e-9, 0.0, 1e9
+Progress.pause, tuning.CHECKPOINTS = 1e-9, tuning.CHECKPOINTS._replace(seconds=0.0, share=1e9)
 density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
 print("ready", flush=True)
 result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=SAMPLER, progress=False,

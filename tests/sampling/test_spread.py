@@ -9,7 +9,7 @@ from composeprob.samplers.spread import Spread
 
 @pytest.mark.parametrize(("number", "chunk", "copies"), [(10, 4, 2), (12, 4, 0), (3, 4, 1), (10, None, 0)])
 def test_copies_fill_the_last_chunk_and_count_nowhere(number, chunk, copies):
-    spread = Spread.of(None, chunk, number)
+    spread = Spread.checked(None, chunk, number)
     chains = {"x": jnp.arange(number) + 1, "y": jnp.arange(2.0 * number).reshape(number, 2)}
     padded = spread.padded(chains)
     assert spread.copies == copies

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 import composeprob as cp
+from composeprob import tuning
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError, WrongTypeError
 from composeprob.results.status import Code
 from composeprob.results.store import Store
-from composeprob.runtime import stream as stream_module
 from composeprob.runtime.progress import Progress
-from composeprob.samplers.transitions import SETTLING
 from sampling_cases import run
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -29,12 +28,14 @@ VARIANCE = 1 / sum(PRECISIONS)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Five draws a block, so that a run has several and ends within one; at most two of them a call."""
-    monkeypatch.setattr(stream_module, "BLOCK_BYTES", 5 * CHAINS * 8)
-    monkeypatch.setattr(stream_module, "AT_ONCE_BYTES", 2 * CHAINS * 8)
+    room = tuning.ROOM._replace(block_bytes=5 * CHAINS * 8, draws_bytes=2 * CHAINS * 8)
+    monkeypatch.setattr(tuning, "ROOM", room)
 
 
-def drawn(density, **options):
-    return run(density, **({"chains": CHAINS, "draws": DRAWS, "thin": THIN} | options))
+def drawn(density, draws=DRAWS, thin=THIN, store=None, resume=None, **options):
+    if resume is not None:
+        options["checkpoint_dir"] = cp.Checkpoint(options["checkpoint_dir"], resume)
+    return run(density, **{"chains": CHAINS, "draws": cp.Draws(draws, thin, store)} | options)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_draws_are_an_axis_that_arviz_sees(product, whole):
     plain = run(product, chains=CHAINS)
     assert whole["x"].shape == (CHAINS, DRAWS, 2)
     assert (whole.draws, whole.thin, plain.draws) == (DRAWS, THIN, None)
-    assert whole.evaluations == plain.evaluations + SETTLING + DRAWS * THIN
+    assert whole.evaluations == plain.evaluations + tuning.WARM_UP.settling + DRAWS * THIN
     assert whole.log_evidence == plain.log_evidence
     np.testing.assert_array_equal(whole.step_size[1:], plain.step_size[1:])
     np.testing.assert_array_equal(whole.acceptance[1:], plain.acceptance[1:])
@@ -92,7 +93,7 @@ def test_a_store_holds_the_same_and_opens_lazily(product, whole, tmp_path):
     np.testing.assert_array_equal(cp.Result.load(opened.save(tmp_path / "all"))["x"], whole["x"])
     again = drawn(product, seed=1, store=tmp_path / "a" / "draws.zarr")  # in place of the earlier one
     assert not np.array_equal(np.asarray(again["x"]), whole["x"])
-    last = run(product, chains=CHAINS, store=tmp_path / "last")
+    last = run(product, chains=CHAINS, draws=cp.Draws(None, store=tmp_path / "last"))
     assert last["x"].shape == (CHAINS, 2)
     np.testing.assert_array_equal(np.asarray(last["x"]), run(product, chains=CHAINS)["x"])
 
@@ -200,13 +201,12 @@ def test_draws_follow_the_law(product):
 SCRIPT = """
 import resource, sys
 import jax, composeprob as cp
-from composeprob.runtime import stream
 from sampling_cases import both, normal
 density = cp.compile(both, normal([0.0] * 64, 1.0), normal([1.0] * 64, 0.5))
 sampler = cp.AnnealedMCMC(cp.ULA(0.01), 1)
 def run(draws):
-    result = cp.infer(density, jax.random.key(0), num_chains=256, sampler=sampler, progress=False, draws=draws, thin=2,
-                      store=sys.argv[2])
+    result = cp.infer(density, jax.random.key(0), num_chains=256, sampler=sampler, progress=False,
+                      draws=cp.Draws(draws, thin=2, store=sys.argv[2]))
     assert result["x"].shape == (256, draws, 64) and result["x"][0, -1].std() > 0
 run(int(sys.argv[1]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

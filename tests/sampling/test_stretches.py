@@ -8,8 +8,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.runtime.compiled import descent
-from composeprob.samplers.base import begin, placed
+from composeprob.runtime.compiled import advance
+from composeprob.samplers.run import begin, placed
 from composeprob.samplers.spread import Spread
 from composeprob.samplers.visits import Pace, Visits
 from sampling_cases import both, normal, single
@@ -66,11 +66,11 @@ def test_a_stretch_leaves_all_types_as_they_are(name, by, adaptive):
     visits = Visits.every(first, density.num_levels)
     if adaptive:
         visits = Visits.paced(first, density.num_levels, Pace.default(8))
-    run = placed(begin(jax.random.key(0), 8, visits), Spread.of(None, None, 8))
+    run = placed(begin(jax.random.key(0), 8, visits), Spread.checked(None, None, 8))
 
     def stretches(sampler, run, density):
         begun = sampler.start(run, density, first)
-        return begun, descent(sampler, begun, density, jnp.int32(2))
+        return begun, advance(sampler, begun, density, jnp.int32(2))
 
     begun, later = eqx.filter_eval_shape(stretches, sampler, run, density)
     assert types(begun) == types(later)

@@ -3,8 +3,6 @@
 Each program's posterior is that of a normal or a mixture cut off somewhere, so evidence and means are known.
 """
 
-from functools import partial
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,10 +14,11 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.results.status import Code
-from composeprob.samplers import turned
-from composeprob.samplers.annealed_mcmc import descend
-from composeprob.samplers.base import begin
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.run import begin
+from composeprob.samplers.step import Backward, Step
 from composeprob.samplers.visits import Visits
+from sampling_cases import single, visited
 
 SCHEDULE = cp.Schedule.log_snr(40)
 UNIT = cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)
@@ -156,10 +155,6 @@ def test_a_network_is_no_plain_potential(monkeypatch):
 
     classifier = cp.Classifier(lambda x, t: jnp.stack([x, -x]), SCHEDULE, event_shape=())
 
-    @cp.program
-    def single(f):
-        cp.sample("x", f)
-
     guided, alone = (cp.compile(single, f) for f in (cp.condition(UNIT, classifier, 1), UNIT))
     top = SCHEDULE.num_levels - 1
 
@@ -167,12 +162,10 @@ def test_a_network_is_no_plain_potential(monkeypatch):
         """One level of SMC; what it evaluates, it evaluates when it is traced too."""
         sampler = cp.SMC().prepare(density)
         run = begin(jax.random.key(0), 4, Visits.every(top, SCHEDULE.num_levels))
-        level = jnp.int32(top)
-        return eqx.filter_eval_shape(
-            lambda run: sampler.visit(sampler.start(run, density, top), density, level - 1, level).log_weights, run
-        )
+        after = lambda run: sampler.advance(sampler.start(run, density, top), density, 2).log_weights
+        return eqx.filter_eval_shape(after, run)
 
-    for method, owner in (("plain_potential", type(alone.evaluator)), ("between", turned.Turned)):
+    for method, owner in (("plain_potential", type(alone.evaluator)), ("of_step", Backward)):
         with monkeypatch.context() as patch:
             patch.setattr(owner, method, never)
             assert [traced(density).shape for density in (guided, alone)] == [(4,)] * 2
@@ -208,11 +201,14 @@ def sharp(f, y):
 def test_a_sharp_observation_throws_no_chain_far_off():
     """One reverse step of an independent chain, which the observation's gradient would take from −2 to 19."""
     density = cp.compile(sharp, UNIT, jnp.float32(1.0))
-    above, level, x = jnp.asarray(10), jnp.asarray(9), {"x": jnp.asarray(-2.0)}
-    state = cp.MALA(0.1).init(jax.random.key(0), x, partial(density.evaluator, level=above))
-    thrown, led = (descend(jax.random.key(1), state, density, level, above, leans=leans) for leans in (False, True))
-    noise = float(density.schedule.at(above).sigma)  # 0.05
-    assert float(thrown[0].position["x"]) > 15
-    assert abs(float(led[0].position["x"]) + 2) < 4 * noise
-    assert not led[1]
-    assert not led[2]
+    layout, (start, end) = Layout.of_density(density), (SCHEDULE.at(k) for k in (10, 9))
+    v = jnp.array([-2.0]) / start.alpha
+    found = jax.jit(lambda v: layout.evaluate(density, v, 10))(v)
+    step = Step.ddpm(start.variance, end.variance)
+    thrown, _, _ = step.predict(v, found.parts.drift, found.score, jnp.ones(1), None)
+    sampler = cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=True).prepare(density)
+    led = visited(sampler, density, v[None], 9)
+    assert float(end.alpha * thrown[0]) > 15
+    assert abs(float(end.alpha * led.chains.points[0, 0]) + 2) < 4 * float(start.sigma)  # 0.05
+    assert int(led.records.non_finite[9]) == 0
+    assert np.isfinite(led.path_weights[0])  # not so of a step that is not made

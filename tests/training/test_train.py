@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.checkpoint import Checkpoints
+from composeprob.checkpoint import CheckpointFolder
 from composeprob.errors import InvalidValueError, LoadError, NetworkError, WrongTypeError
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import run as run_module
@@ -99,8 +99,8 @@ def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path
 
 def test_a_checkpoint_of_another_run_is_refused_unless_cleared(tmp_path):
     state = {"weights": jnp.arange(3.0)}
-    Checkpoints(tmp_path, {"learning_rate": 3e-3}).save(2, state)
-    other = Checkpoints(tmp_path, {"learning_rate": 1e-2})
+    CheckpointFolder(tmp_path, {"learning_rate": 3e-3}).save(2, state)
+    other = CheckpointFolder(tmp_path, {"learning_rate": 1e-2})
     with pytest.raises(LoadError, match=r"its learning_rate is 0.003, not 0.01.*\n.*resume=False"):
         other.restore(state)
     other.clear()

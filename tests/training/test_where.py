@@ -42,7 +42,7 @@ def trained(folder, number=0, finished=True):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS[number]).touch()
     row = {"retraining": number, "finished": finished}
-    (folder / model.METRICS).write_text(json.dumps({"retrainings": [row]} if number else {"training": row}))
+    (folder / "metrics.json").write_text(json.dumps({"retrainings": [row]} if number else {"training": row}))
 
 
 def test_by_default_it_writes_beside_and_not_into_the_zoo(written):

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import composeprob as cp
 
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
-FREQUENCIES = 0.25 * 2.0 ** jnp.arange(4)
 
 
 def data(key, n):
@@ -30,11 +29,11 @@ class Network(eqx.Module):
     layers: eqx.nn.MLP
 
     def __init__(self, key):
-        self.layers = eqx.nn.MLP(2 + 2 * len(FREQUENCIES), 2, 128, 3, jax.nn.silu, key=key)
+        self.layers = eqx.nn.MLP(2 + 2 * 4, 2, 128, 3, jax.nn.silu, key=key)
 
     def __call__(self, x, log_snr):
         """Returns s, shape (2,)."""
-        waves = FREQUENCIES * log_snr
+        waves = 0.25 * 2.0 ** jnp.arange(4) * log_snr
         return self.layers(jnp.concatenate([x, jnp.sin(waves), jnp.cos(waves)]))
 
 

@@ -64,7 +64,7 @@ def _offers(node: Mixture, parts: list[frozenset[str]]) -> frozenset[str]:
 
 @experts_of.rule(Mixture)
 def _experts(node: Mixture, parts: list[list[Raised]]) -> list[Raised]:
-    """One part that says little of a sample is what mixtures are for: they are asked as a whole."""
+    """A part that is improbable at a sample is what mixtures are for: they are evaluated as a whole."""
     return expert(node) if all(parts) else []
 
 

@@ -36,9 +36,9 @@ def _formula(node: Product, parts: list[str], site: str, letter: str) -> str:
 @normal_of.rule(Product)
 def _normal(node: Product) -> Factor | None:
     if node.powers == (1.0,):
-        return normal_of.of(node.factors[0])(node.factors[0])
+        return normal_of.rule_for(node.factors[0])(node.factors[0])
     terms: list[tuple[Factor, float]] = []
-    for child, power in factors_of.of(node)(node, 1.0):
+    for child, power in factors_of.rule_for(node)(node, 1.0):
         for i, (known, known_power) in enumerate(terms):
             if same(child, known):
                 terms[i] = (known, known_power + power)
@@ -63,12 +63,13 @@ def _raised(node: Factor, power: float) -> tuple[Factor, float]:
 def _factors(node: Product, power: float) -> list[tuple[Factor, float]]:
     """Products over data are taken apart: Π_i f(x | c_i)^v·g(x)^w = (Π_i f(x | c_i))^v·g(x)^{n·w}."""
     pairs = zip(node.factors, node.powers, strict=False)  # in a plate there is one factor, and equal powers
-    inner = [pair for child, own in pairs for pair in factors_of.of(child)(child, power * own)]
+    inner = [pair for child, exponent in pairs for pair in factors_of.rule_for(child)(child, power * exponent)]
     if (plate := node.plate) is None:
         return inner
-    one = replace(node, numbers=(1.0,) * plate.count)
+    bare = replace(node, numbers=(1.0,) * plate.count)
     return [
-        (one.with_children((child,)), own) if runs(child, plate) else (child, plate.count * own) for child, own in inner
+        (bare.with_children((child,)), exponent) if runs(child, plate) else (child, plate.count * exponent)
+        for child, exponent in inner
     ]
 
 
@@ -86,7 +87,7 @@ def _offers(node: Product, parts: list[frozenset[str]]) -> frozenset[str]:
 
 @experts_of.rule(Product)
 def _experts(node: Product, parts: list[list[Raised]]) -> list[Raised]:
-    """In a plate there is one factor, and the powers of its n uses are equal; mixtures in it are not looked at."""
+    """In a plate there is one factor, and the powers of its n uses are equal; mixtures in it are not examined."""
     pairs = zip(parts, node.powers, strict=False)
     found = [replace(raised, power=w * raised.power) for part, w in pairs for raised in part]
     return [raised for raised in found if node.plate is None or not raised.node.children]

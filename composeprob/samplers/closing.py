@@ -1,0 +1,331 @@
+"""What closes a run at level 0, passed as ``then=``: a warm-up at the target, and global moves."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import PyTree
+
+from composeprob import tuning
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Evaluation, unknown
+from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.kernels import HMC, Adaptive, KernelState
+from composeprob.kernels.base import log_density_of
+from composeprob.kernels.metropolis import metropolis
+from composeprob.kernels.walls import comparable
+from composeprob.samplers.gaussian_mixture import GaussianMixture, finite
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.moves import Particles, Transitions
+from composeprob.samplers.random import Stream, key_of, normals, stream
+from composeprob.samplers.run import Run
+
+
+class Closing(eqx.Module):
+    """A kernel for chains at level 0 that adapts to their population: what samplers take as ``then=``.
+
+    In each of at most ``rounds`` rounds `adapt` fits, on the host, what `move` takes; this is traced and runs on every
+    device. After a round `drift` says whether another one follows.
+
+    Attributes:
+        title: of its progress bar.
+        rounds: at most.
+    """
+
+    title = "at level 0"
+    rounds = 1
+
+    @property
+    @abc.abstractmethod
+    def requires(self) -> dict[str, frozenset[str]]:
+        """What the density must offer, by the name of what needs it."""
+
+    @abc.abstractmethod
+    def check(self, density: AnnealedDensity) -> None:
+        """Raises where it cannot be used with this density."""
+
+    def check_chains(self, num_chains: int, density: AnnealedDensity) -> None:
+        """Raises where there are too few chains for it."""
+
+    @abc.abstractmethod
+    def done(self, run: Run) -> bool:
+        """Whether the run has been closed by it before."""
+
+    @abc.abstractmethod
+    def adapt(self, points: np.ndarray, density: AnnealedDensity) -> PyTree[Array] | None:
+        """What is fitted to the population's points v, (N, D); None where nothing can be."""
+
+    @abc.abstractmethod
+    def move(self, run: Run, density: AnnealedDensity, fitted: PyTree[Array], number: Array) -> Run:
+        """The run whose chains have moved by what was fitted, in the round of this number; traced."""
+
+    def drift(self, before: np.ndarray, after: np.ndarray) -> float:
+        """By how much a round moved the population's points, (N, D); 0 where chance may have done it."""
+        return 0.0
+
+    def closed(self, run: Run, rounds: int, drift: float) -> Run:
+        """The run with a note of what was done, in so many rounds, the last of which drifted so much."""
+        return run
+
+    @abc.abstractmethod
+    def evaluations(self, run: Run) -> int:
+        """That it took of each chain of a run that it closed."""
+
+
+class WarmUp(Closing):
+    """HMC on all sites at the target until the population stops drifting, for programs with latents.
+
+    On the way down a chain makes a few transitions a level, which is enough to follow a density that changes little
+    from one level to the next. Latents in a hierarchy need more: how wide they are has nothing to do with the noise,
+    and a scale and what it scales hold each other back. Blocks of HMC in the metric of the population's variances
+    follow until one changes neither means nor standard deviations.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.SMC(then=cp.WarmUp()).then
+        (WarmUp(),)
+    """
+
+    rounds = tuning.WARM_UP.blocks
+
+    @property
+    def requires(self) -> dict[str, frozenset[str]]:
+        return {}
+
+    def check(self, density: AnnealedDensity) -> None:
+        if "energy" not in density.capabilities:
+            raise CapabilityError(
+                "cp.WarmUp takes HMC on all sites, but a factor of this program offers only its score.",
+                where=density.described.where,
+                fix="leave it out; or use models trained with an energy parameterization.",
+            )
+        held = [name for name, site in density.sites.items() if site.kind == "held"]
+        if held:
+            raise CapabilityError(
+                f"cp.WarmUp would move {', '.join(map(repr, held))}, which a factor's unknown normaliser depends on.",
+                where=density.described.where,
+                fix="leave it out.",
+            )
+
+    def done(self, run: Run) -> bool:
+        return bool(int(run.stayed))
+
+    def adapt(self, points: np.ndarray, density: AnnealedDensity) -> Transitions:
+        """HMC whose inverse masses are the population's variances, in units of the noise at noised entries."""
+        layout, noise = Layout.of_density(density), density.schedule.sigma[0] / density.schedule.alpha[0]
+        units = np.where(np.arange(points.shape[1]) < layout.dims, float(noise), 1.0)
+        deviation = points.std(0, dtype=np.float64)
+        # Its square is a number; chains that are all in one place, or have diverged, give no scale.
+        known = (deviation > 0) & (deviation < 1e18)
+        mass = (np.where(known, deviation, units).astype(np.float32) / units.astype(np.float32)) ** 2
+        metric = layout.position(jnp.asarray(mass), 1.0)
+        # Full refreshment and jitter, so that no direction is missed.
+        kernel = HMC(
+            Adaptive(initial=0.3), num_leapfrog=tuning.WARM_UP.leapfrogs, damping=0.0, jitter=0.3, metric=metric
+        )
+        return Transitions.resolved(kernel, 1, density)
+
+    def move(self, run: Run, density: AnnealedDensity, fitted: Transitions, number: Array) -> Run:
+        spread, num_chains = run.spread, len(run.ancestors)
+
+        def fresh(words: Array, particle: Particles) -> Particles:
+            found = particle.evaluation.without_parts
+            state = fitted.kernel.init(
+                key_of(words, 0), fitted.split(particle.points), lambda _: fitted.view(found)
+            )  # its momentum is drawn anew by every transition
+            return Particles(particle.points, found, state.inner)
+
+        words = spread.map(lambda words: stream(stream(words, Stream.CLOSING), number), run.words)
+        chains = spread.map(fresh, words, run.chains)
+        noise, untuned, steps = density.schedule.at(0), fitted.untuned(num_chains), tuning.WARM_UP.transitions
+        chains, _, _ = fitted.settled(spread, words, chains, density, untuned, noise, 0, jnp.int32(steps), False)
+        # The kernel that came down goes on from there; its momenta, independent of where the chains are, are as good.
+        return moved_to(run, chains.points, chains.evaluation)
+
+    def drift(self, before: np.ndarray, after: np.ndarray) -> float:
+        """The greatest change of a mean, in standard deviations, or of the logarithm of one."""
+        means, deviations = zip(
+            *((x.mean(0, dtype=float), x.std(0, dtype=float)) for x in (before, after)), strict=True
+        )
+        wide = np.maximum(np.maximum(*deviations), 1e-30)
+        ratio = np.maximum(deviations[1], 1e-30) / np.maximum(deviations[0], 1e-30)
+        changes = [np.abs(means[1] - means[0]) / wide, np.abs(np.log(ratio))]
+        greatest = float(np.max(np.concatenate(changes), initial=0.0))
+        return greatest if greatest > tuning.WARM_UP.drift + 4.0 * math.sqrt(2.0 / len(after)) else 0.0
+
+    def closed(self, run: Run, rounds: int, drift: float) -> Run:
+        made = run.spread.number(rounds * (tuning.WARM_UP.settling + tuning.WARM_UP.transitions))
+        return dataclasses.replace(run, stayed=made, drift=run.spread.replicated(np.float32(drift)))
+
+    def evaluations(self, run: Run) -> int:
+        return int(run.stayed) * tuning.WARM_UP.leapfrogs
+
+
+class GlobalMoves(Closing):
+    r"""Proposals from anywhere, under which modes get their shares whatever the chains did before.
+
+    Chains are split in two halves. A Gaussian mixture q is fitted to each, and is what the other half's proposals are
+    drawn from, whatever a chain's own position is:
+
+    $$x' \sim q, \qquad a = \min\Big(1, \frac{\pi(x')\,q(x)}{\pi(x)\,q(x')}\Big).$$
+
+    Where positions have few numbers (up to about 20) 20 of them make chains independent of one another, however few
+    ancestors they had. For log-densities that can be compared between modes: analytic or calibrated factors.
+
+    Args:
+        number: proposals to each chain, one evaluation each.
+
+    Raises:
+        InvalidValueError: no whole number ≥ 1.
+
+    References:
+        Tierney (1994), *Markov chains for exploring posterior distributions*, for independence chains; South, Pettitt
+        and Drovandi (2019), *Sequential Monte Carlo samplers with independent Markov chain Monte Carlo proposals*.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.GlobalMoves(20)
+        GlobalMoves(20)
+    """
+
+    number: int = eqx.field(default=20, static=True)
+
+    title = "global moves"
+
+    def __check_init__(self) -> None:
+        integer = isinstance(self.number, (int, np.integer)) and not isinstance(self.number, bool)
+        if not integer or self.number < 1:
+            raise InvalidValueError(
+                f"cp.GlobalMoves takes a whole number ≥ 1; got {self.number!r}.", fix="for example cp.GlobalMoves(20)."
+            )
+
+    @property
+    def requires(self) -> dict[str, frozenset[str]]:
+        return {"GlobalMoves": frozenset({"energy", "mode_depth"})}
+
+    def check(self, density: AnnealedDensity) -> None:
+        pass
+
+    def check_chains(self, num_chains: int, density: AnnealedDensity) -> None:
+        size = num_entries(density)
+        if num_chains < fewest_chains(size):
+            raise InvalidValueError(
+                f"cp.GlobalMoves fits a Gaussian mixture to each half of the chains, and {num_chains} are too few for "
+                f"positions of {size} number{'s' * (size != 1)}.",
+                fix=f"use {fewest_chains(size)} chains or more, or leave it out.",
+            )
+
+    def __repr__(self) -> str:
+        return f"GlobalMoves({self.number})"
+
+    def done(self, run: Run) -> bool:
+        return math.isfinite(float(run.global_acceptance))
+
+    def adapt(self, points: np.ndarray, density: AnnealedDensity) -> GaussianMixture | None:
+        """The mixtures that each half's proposals are drawn from, which are fitted to the other half."""
+        halves = finite(points[: len(points) // 2]), finite(points[len(points) // 2 :])
+        if min(map(len, halves)) < tuning.MIXTURE.fewest_points:
+            return None  # the status says why
+        others = GaussianMixture.fitted(*halves[::-1]), GaussianMixture.fitted(*halves)
+        return GaussianMixture.beside(*others)
+
+    def move(self, run: Run, density: AnnealedDensity, fitted: GaussianMixture, number: Array) -> Run:
+        spread, layout, size = run.spread, Layout.of_density(density), run.chains.points.shape[1]
+        halves = (spread.numbers(run.words) >= len(run.ancestors) // 2).astype(jnp.int32)
+
+        def chain(words: Array, v: Array, found: Evaluation, half: Array) -> tuple[Array, Evaluation, Array, Array]:
+            words = stream(words, Stream.CLOSING)
+
+            def log_q(v: Array) -> Array:
+                return jax.vmap(lambda fit: fit.log_prob(v))(fitted)[half]
+
+            def propose(
+                i: Array, carry: tuple[KernelState, Array, Array, Array]
+            ) -> tuple[KernelState, Array, Array, Array]:
+                state, here, total, moved = carry
+                noise = normals(words, i, size + 2, v.dtype)
+                there = jax.vmap(lambda fit: fit.draw(noise[:-1]))(fitted)[half].astype(v.dtype)
+                proposed = KernelState(there, layout.evaluate(density, there, 0, parts=False))
+                log_q_there = log_q(there)
+                ratio = log_ratio(proposed, state) + here - log_q_there
+                state, info = metropolis(jax.scipy.special.log_ndtr(noise[-1]), ratio, proposed, state)
+                here = jnp.where(info.accepted, log_q_there, here)
+                return state, here, total + info.acceptance, moved | info.accepted
+
+            start = (KernelState(v, found.without_parts), log_q(v), jnp.zeros(()), jnp.asarray(False))
+            state, _, total, moved = jax.lax.fori_loop(0, self.number, propose, start)
+            return state.position, state.evaluation, total / self.number, moved
+
+        points, found, acceptance, moved = spread.map(
+            chain, run.words, run.chains.points, run.chains.evaluation, halves
+        )
+
+        def genealogy(moved: Array, acceptance: Array, ancestors: Array) -> tuple[Array, Array, Array]:
+            enough = jnp.mean(moved) >= 1 - tuning.GLOBAL_MOVES.most_stuck
+            return jnp.where(enough, renewed(ancestors, moved > 0), ancestors), jnp.mean(acceptance), enough
+
+        table = spread.gather(jnp.stack([moved, acceptance], axis=1))
+        ancestors, mean, enough = spread.on_population(genealogy, table[:, 0], table[:, 1], run.ancestors)
+        paths = jnp.where(enough, 0.0, run.path_weights)
+        run = moved_to(run, points, found)
+        return dataclasses.replace(run, ancestors=ancestors, path_weights=paths, global_acceptance=mean)
+
+    def evaluations(self, run: Run) -> int:
+        return self.number if self.done(run) else 0
+
+
+def closings(then: object) -> tuple[Closing, ...]:
+    """What was passed as ``then=``, as a tuple.
+
+    Raises:
+        WrongTypeError: something else is in it.
+    """
+    found = then if isinstance(then, (tuple, list)) else (then,)
+    for each in found:
+        if not isinstance(each, Closing):
+            shown = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
+            raise WrongTypeError(
+                f"then= takes what closes a run at level 0; got {shown}.",
+                fix="pass cp.WarmUp(), cp.GlobalMoves(20), or both in a tuple.",
+            )
+    return tuple(found)
+
+
+def num_entries(density: AnnealedDensity) -> int:
+    """How many numbers a position has."""
+    return Layout.of_density(density).size
+
+
+def fewest_chains(size: int) -> int:
+    """Chains from which on mixtures over so many numbers are fitted to each half of them."""
+    return 2 * tuning.MIXTURE.points_per_number * size
+
+
+def moved_to(run: Run, points: Array, found: Evaluation) -> Run:
+    """The run with chains elsewhere at level 0. What only weights read belongs to where they were, and is unknown."""
+    parts = run.chains.evaluation.parts
+    found = dataclasses.replace(found, parts=None if parts is None else unknown(parts))
+    return dataclasses.replace(run, chains=Particles(points, found, run.chains.inner))
+
+
+def log_ratio(proposed: KernelState, state: KernelState) -> Array:
+    """log π(x') − log π(x), a scalar."""
+    there, here = comparable(proposed, state)
+    return log_density_of(there.evaluation) - log_density_of(here.evaluation)
+
+
+def renewed(ancestors: Array, moved: Array) -> Array:
+    """Whom chains descend from, (N,) of 0 … N − 1, after those that moved have become their own ancestors.
+
+    Descendants of others are named after the first of them that is left, a number that none of those has.
+    """
+    numbers = jnp.arange(len(ancestors), dtype=ancestors.dtype)
+    names = jnp.full_like(ancestors, len(ancestors)).at[ancestors].min(jnp.where(moved, len(ancestors), numbers))
+    return jnp.where(moved, numbers, names[ancestors])

@@ -1,0 +1,100 @@
+"""Positions as flat vectors: the noised entries in y = x/α, then the static ones in unconstrained space."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Evaluation, Position
+
+
+class Layout(eqx.Module):
+    """Where each site's entries are in the vector v = (y, z) of one chain, of D = d + m numbers.
+
+    In y = x/α the reverse process of every schedule is dy = S dτ + dW, with S the score in y and τ the variance that is
+    taken away from s = σ²/α². So steps, fits, weights and kernels need no schedule but s, and know no sites.
+
+    Attributes:
+        noised, static: ``(name, shape)`` of the sites of each kind, in alphabetical order; sites that are held are
+            static.
+    """
+
+    noised: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
+    static: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
+
+    @classmethod
+    def of_density(cls, density: AnnealedDensity) -> Layout:
+        shapes = sorted((name, site.kind == "noised", site.shape) for name, site in density.sites.items())
+        return cls(
+            *(tuple((name, shape) for name, noised, shape in shapes if noised is kind) for kind in (True, False))
+        )
+
+    @property
+    def dims(self) -> int:
+        """d, the number of noised entries."""
+        return sum(math.prod(shape) for _, shape in self.noised)
+
+    @property
+    def size(self) -> int:
+        """D, the number of all entries."""
+        return self.dims + sum(math.prod(shape) for _, shape in self.static)
+
+    def entries(self, names: tuple[str, ...]) -> np.ndarray:
+        """Indices of the entries of some sites, the sites in alphabetical order, as matrices over them are."""
+        ends = np.cumsum([0, *(math.prod(shape) for _, shape in (*self.noised, *self.static))])
+        where = {name: (ends[i], ends[i + 1]) for i, (name, _) in enumerate((*self.noised, *self.static))}
+        return np.concatenate([np.arange(*where[name]) for name in sorted(names)] or [np.arange(0)])
+
+    def position(self, v: Array, alpha: Array | float) -> Position:
+        """The position {site: array} of a vector (D,) at a level of this α; leading axes (…, D) stay in front."""
+        position, begin, lead = {}, 0, v.shape[:-1]
+        for sites, scale in ((self.noised, alpha), (self.static, None)):
+            for name, shape in sites:
+                end = begin + math.prod(shape)
+                entries = v[..., begin:end].reshape((*lead, *shape))
+                position[name], begin = entries if scale is None else scale * entries, end
+        return position
+
+    def vector(self, position: Position, alpha: Array | float) -> Array:
+        """The vector (D,) of a position."""
+        parts = [position[name].reshape(-1) / alpha for name, _ in self.noised]
+        parts += [position[name].reshape(-1) for name, _ in self.static]
+        return jnp.concatenate(parts) if parts else jnp.zeros((0,))
+
+    def gradient(self, score: Position, alpha: Array | float) -> Array:
+        """∇ with respect to the vector, (D,), of what has the gradient ``score`` with respect to the position."""
+        parts = [alpha * score[name].reshape(-1) for name, _ in self.noised]
+        parts += [score[name].reshape(-1) for name, _ in self.static]
+        return jnp.concatenate(parts) if parts else jnp.zeros((0,))
+
+    def power(self, density: AnnealedDensity) -> Array:
+        """P, the total power of the factors at each noised entry, (d,)."""
+        powers = [jnp.broadcast_to(density.top.power[name], shape).reshape(-1) for name, shape in self.noised]
+        return jnp.concatenate(powers) if powers else jnp.zeros((0,))
+
+    def evaluate(self, density: AnnealedDensity, v: Array, level: Array | int, parts: bool = True) -> Evaluation:
+        """π_k at the vector of one chain: its ``score`` is that of the vector, (D,), and where ``parts`` are wanted
+        their ``drift`` is S, (d,), and their ``rate`` that per unit of τ, α² times the one of x."""
+        alpha = density.schedule.at(level).alpha
+        found = density.evaluator(self.position(v, alpha), level)
+        flat = Evaluation(found.log_density, self.gradient(found.score, alpha), found.wall)
+        if not parts:
+            return flat
+        drift = self.gradient({**found.score, **found.parts.drift}, alpha)[: self.dims]
+        known = dataclasses.replace(found.parts, drift=drift, rate=alpha**2 * found.parts.rate)
+        return dataclasses.replace(flat, parts=known)
+
+    def unevaluated(self, density: AnnealedDensity, parts: bool = True) -> Evaluation:
+        """An evaluation of one chain that is NaN throughout, for chains that were not evaluated yet: so one executable,
+        that of the levels, has the networks in it, and not a second one that only starts the chains."""
+        blank = jnp.zeros((self.size,))
+        shapes = jax.eval_shape(lambda v: self.evaluate(density, v, 0, parts), blank)
+        blank_of = {"f": np.nan, "b": False}
+        return jax.tree.map(lambda leaf: jnp.full(leaf.shape, blank_of[leaf.dtype.kind], leaf.dtype), shapes)

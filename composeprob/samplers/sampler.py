@@ -1,0 +1,347 @@
+"""The one sampler: N chains go down the levels by a step, weights, a meeting and moves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+from typing import Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob import tuning
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Evaluation, Position
+from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.kernels import Gibbs, Kernel
+from composeprob.kernels.gibbs import parts_of
+from composeprob.kernels.line_integral import integrates_score
+from composeprob.pytree import where
+from composeprob.samplers.closing import Closing
+from composeprob.samplers.descent import Descent, summed
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.meet import Meet
+from composeprob.samplers.moves import Particles, Tally, Transitions, Tuning
+from composeprob.samplers.random import Stream, key_of, normals, stream
+from composeprob.samplers.run import Run
+from composeprob.samplers.step import ReverseStep
+from composeprob.samplers.visits import Pace, Visits
+from composeprob.samplers.weights import first_evidence
+
+
+class Sampler(eqx.Module):
+    """How chains travel from the noisiest level to level 0: what `infer` takes as ``sampler=``.
+
+    `SMC`, `AnnealedMCMC` and `Ancestral` make it of other parts. Hyper-parameters only; numbers are leaves, so other
+    numbers reuse compiled code.
+
+    Attributes:
+        kernel: what moves chains at a level; None where nothing does.
+        steps_per_level: transitions at each level.
+        step: what leads chains from a level to the next; None where they stay.
+        weights: ``"feynman_kac"`` from scores and the compiler's rate, ``"density"`` from π_{k−1}/π_k, or None.
+        meet: how chains that are weighed exchange places.
+        then: what closes the run at level 0.
+        check_levels: whether Feynman–Kac weights are computed once more over every other level.
+        moves: the transitions, once `prepare` has resolved them.
+    """
+
+    kernel: Kernel | None
+    steps_per_level: int = eqx.field(static=True)
+    step: ReverseStep | None
+    weights: str | None = eqx.field(static=True)
+    meet: Meet | None
+    then: tuple[Closing, ...]
+    check_levels: bool = eqx.field(static=True)
+    moves: Transitions | None
+
+    # What it needs, and what it is
+
+    @property
+    def requires(self) -> dict[str, frozenset[str]]:
+        """What the density must offer, by who needs it: ``{"HMC": {"energy", "score"}}``."""
+        needed = self._needs_of_weights()
+        for closing in self.then:
+            needed |= closing.requires
+        return needed if self.kernel is None else {**needed, **needs(self.kernel)}
+
+    def _needs_of_weights(self) -> dict[str, frozenset[str]]:
+        if self.weights is None:
+            return {} if self.kernel is not None else {type(self).__name__: frozenset({"score"})}
+        own = {"score", "feynman_kac"} if self.weights == "feynman_kac" else {"score", "energy", "mode_depth"}
+        return {f"SMC(weights='{self.weights}')": frozenset(own)}
+
+    @property
+    def paces(self) -> bool:
+        """Whether it records what a `Pace` reads, so that runs can choose their levels."""
+        return self.weights is not None
+
+    @property
+    def adjusted(self) -> tuple[bool, ...]:
+        """Whether a Metropolis test decides, so that acceptance means something, for each of the kernel's blocks."""
+        parts = () if self.kernel is None else parts_of(self.kernel)
+        return tuple(part.optimal_acceptance is not None for part in parts) or (False,)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the kernel's blocks, where it has any, such as ``("x", "mu, sigma")``."""
+        return tuple(", ".join(sites) for sites in self.kernel.sites) if isinstance(self.kernel, Gibbs) else ()
+
+    @property
+    def check_order(self) -> int | None:
+        """The order p at which the error of `Run.log_evidence` vanishes with the levels' distance, where it is to be
+        estimated; None where it has none, or nobody asks."""
+        checked = self.check_levels and self.weights == "feynman_kac" and self.step is not None
+        return self.step.order if checked and self.step is not None else None
+
+    @property
+    def integrates_score(self) -> bool:
+        """Whether an accept test integrates the score, which means something only where that is a gradient."""
+        return self.kernel is not None and any(map(integrates_score, parts_of(self.kernel)))
+
+    def estimates_evidence(self, density: AnnealedDensity) -> bool:
+        """Whether `Run.log_evidence` estimates log ∫π_0."""
+        # Density weights carry each level's own constant: they give the evidence only if there is none.
+        return self.weights == "feynman_kac" or (self.weights == "density" and density.top.normalised)
+
+    def needs_parts(self, density: AnnealedDensity) -> bool:
+        """Whether evaluations are to have their parts: of chains that are weighed, or whose path weights are kept."""
+        noised = any(site.kind == "noised" for site in density.sites.values())
+        return self.weights is not None or (self.step is not None and noised and "feynman_kac" in density.capabilities)
+
+    def in_numbers(self) -> Self:
+        """The same, once prepared, with the steps that rules gave in the place of the rules: these are functions, and
+        one that is written again, as a notebook's cell does, would be compiled again."""
+        if self.kernel is None or self.moves is None:
+            return self
+        return eqx.tree_at(lambda sampler: sampler.kernel, self, self.moves.kernel)
+
+    def prepare(self, density: AnnealedDensity) -> Sampler:
+        """The same sampler with everything resolved that depends on the density: step sizes per level, defaults.
+
+        Raises:
+            ComposeProbError: it cannot be used with this density.
+        """
+        for closing in self.then:
+            if self.kernel is None:
+                raise CapabilityError(
+                    f"then={closing!r} moves chains at level 0, but {type(self).__name__} has no kernel here.",
+                    where=density.described.where,
+                    fix="pass a kernel, or leave then out.",
+                )
+            closing.check(density)
+        static = [name for name, site in density.sites.items() if site.kind == "static"]
+        if self.kernel is None and static:
+            raise CapabilityError(
+                f"{type(self).__name__} without a kernel leaves NumPyro's latents where their priors put them: "
+                f"{', '.join(map(repr, static))}.",
+                where=density.described.where,
+                fix="pass a kernel, such as cp.UHMC(step_size=…) for score-only factors.",
+            )
+        if self.kernel is None:
+            return self
+        moves = Transitions.resolved(self.kernel, self.steps_per_level, density)
+        return eqx.tree_at(lambda sampler: sampler.moves, self, moves, is_leaf=lambda node: node is None)
+
+    def with_moves(self, kernel: Kernel, steps_per_level: int) -> Self:
+        """The same sampler, not yet prepared, with other transitions."""
+        new = kernel, int(steps_per_level), None
+        found = object.__new__(type(self))
+        for field in dataclasses.fields(self):
+            object.__setattr__(found, field.name, getattr(self, field.name))
+        for name, value in zip(("kernel", "steps_per_level", "moves"), new, strict=True):
+            object.__setattr__(found, name, value)
+        return found
+
+    # What it costs
+
+    def first_level(self, density: AnnealedDensity) -> int:
+        """The level where chains start: the noisiest, or a few below it for chains that are weighed, where levels carry
+        no signal but are far from one another (the first ones of cosine schedules): a step between them would only
+        spoil the weights."""
+        level = density.num_levels - 1
+        if self.weights is None:
+            return level
+        alpha, sigma = (np.asarray(values, np.float64) for values in (density.schedule.alpha, density.schedule.sigma))
+        log_snr = 2 * np.log(alpha / sigma)
+        little, far = tuning.START.little_signal, tuning.START.far_apart
+        while level > 0 and log_snr[level - 1] < little and log_snr[level - 1] - log_snr[level] > far:
+            level -= 1
+        return level
+
+    def evaluations(self, first_level: int, completed: int) -> int:
+        """Evaluations of the composed density per chain in ``completed`` levels, counted from ``first_level`` down."""
+        descents = max(completed - 1, 0)
+        if self.weights is None and self.moves is None:
+            return descents
+        moves = self.moves.evaluations if self.moves else 0
+        starts = 0 if self.moves is None or self.moves.noised or self.weights is not None else tuning.START.draws
+        return starts + completed * (1 + moves) + (descents if self.step is not None and self.step.order == 2 else 0)
+
+    def proposals(self) -> int:
+        """Moves of one chain at one level that can turn out non-finite: transitions, adapting ones included, and the
+        reverse step."""
+        stepped = self.weights is not None or self.step is not None
+        return stepped + (self.moves.proposals if self.moves else 0)
+
+    @property
+    def drawing(self) -> tuple[int, int, int]:
+        """Evaluations of one transition of `draw`, the moves in it that can turn out non-finite, and how many of them
+        are made before the first draw."""
+        if self.moves is None:
+            return 0, 0, 0
+        return self.moves.kernel.evaluations_per_step, len(self.moves.blocks), self.moves.settling
+
+    def visits(self, density: AnnealedDensity, pace: Pace | None) -> Visits:
+        """The levels that it visits: all from the first on, or those that a `Pace` chooses."""
+        first, levels = self.first_level(density), density.num_levels
+        return Visits.every(first, levels) if pace is None else Visits.paced(first, levels, pace)
+
+    # What it does
+
+    def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
+        """Fill in the chains' states (and first weights) at the first level, before any transition there."""
+        layout, moves, spread = Layout.of_density(density), self.moves, run.spread
+        blank, paths = layout.unevaluated(density, self.needs_parts(density)), run.path_weights
+        if layout.dims or self.weights is not None:
+            points = spread.map(partial(initial_point, layout, density, level), run.words)
+        else:
+            points, paths = spread.map(partial(likely_start, layout, density, level), run.words)
+
+        chains, records = spread.map(partial(self.initial_particle, blank), run.words, points), run.records
+        tuning: tuple[Tuning, ...] = ()
+        if moves is not None:
+            tuning = moves.untuned(len(run.ancestors))
+            records = type(records).empty(records.ess.shape[0], len(moves.blocks))
+        evidence = run.log_evidence if self.weights is None else first_evidence(density, level)
+        run = dataclasses.replace(run, chains=chains, tuning=tuning, records=records)
+        return dataclasses.replace(run, log_evidence=evidence, path_weights=paths)
+
+    def initial_particle(self, blank: Evaluation, words: Array, v: Array) -> Particles:
+        """One chain at v, (D,), not evaluated yet."""
+        if (moves := self.moves) is None:
+            return Particles(v, blank)
+        return moves.start(words, v, blank)
+
+    def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
+        """Goes on with the run's visits until ``end`` are made, or level 0 is reached; traced once for all levels."""
+        way = Descent(self, density, run)
+        if way.late:
+            return jax.lax.while_loop(lambda run: run.visits.before(end), way.reverse, run)
+        carry = run, way.blank(run)
+        return jax.lax.while_loop(lambda carry: carry[0].visits.before(end), way.phase, carry)[0]
+
+    def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:
+        """Makes the ``thin`` transitions at level 0 that lead to draw i, before the first one `settling` ones too.
+
+        Step sizes settle in these; then, as metrics do, they no longer change.
+        """
+        moves, spread = self.moves, run.spread
+        assert moves is not None
+        words = spread.map(lambda words: stream(words, Stream.DRAWS), run.words)
+        settings = run.chains, density, run.tuning, density.schedule.at(0)
+        chains, tuning, tally = moves.settled(spread, words, *settings, i, thin, self.needs_parts(density))
+        run = dataclasses.replace(run, chains=chains, tuning=tuning)
+        return self._recorded(run, tally, i * thin, thin)
+
+    def _recorded(self, run: Run, tally: Tally, before: Array, count: Array) -> Run:
+        """The run whose records of level 0 have ``count`` transitions more, after those of the level and ``before``."""
+        moves, records = self.moves, run.records
+        assert moves is not None
+        acceptance, error, bad = summed(tally, run.spread, count, len(run.ancestors), moves.integrates_score)
+        share = count / (moves.count + before + count)
+        old, new = (1 - share) * records.acceptance[0], share * acceptance
+        errors = jnp.where(old > 0, old * records.quadrature_error[0], 0.0) + jnp.where(new > 0, new * error, 0.0)
+        step_size = (1 - share) * records.step_size[0] + share * tally.steps / count
+        records = records.counting(jnp.int32(0), bad).at(
+            jnp.int32(0), acceptance=old + new, step_size=step_size, quadrature_error=errors / (old + new)
+        )
+        return dataclasses.replace(run, records=records)
+
+    def positions(self, run: Run, density: AnnealedDensity) -> Position:
+        """The chains' positions, each leaf of shape (N, …)."""
+        alpha = density.schedule.at(run.visits.level).alpha
+        return Layout.of_density(density).position(run.chains.points, alpha)
+
+    def log_densities(self, run: Run) -> Array | None:
+        """log π of each chain where it is, (N,), as last evaluated; None where it is not known."""
+        return None if self.moves is None and self.weights is None else run.chains.evaluation.log_density
+
+    def round_trips(self, run: Run) -> float | None:
+        """How many replicas of a chain came from the noisiest level to level 0 in its draws; None without replicas."""
+        return None
+
+    def describe(self) -> str:
+        """One line: the sampler and its settings."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self.describe()
+
+
+def initial_point(layout: Layout, density: AnnealedDensity, level: int, words: Array) -> Array:
+    """N(0, s/P) at noised entries, the prior at static ones, (D,)."""
+    deviation = jnp.sqrt(density.schedule.at(level).variance / layout.power(density))
+    y = deviation * normals(words, Stream.INITIAL, layout.dims)
+    if layout.size == layout.dims:
+        return y
+    v = jnp.concatenate([y, jnp.zeros((layout.size - layout.dims,))])
+    xs = {name: layout.position(v, 1.0)[name] for name, _ in layout.noised}  # x/α, as the priors see it
+    return layout.vector({**xs, **density.evaluator.draw_static(key_of(words, Stream.STATIC), xs)}, 1.0)
+
+
+def likely_start(layout: Layout, density: AnnealedDensity, level: int, words: Array) -> tuple[Array, Array]:
+    """One of `tuning.START.draws` draws of the prior, with probabilities in proportion to their likelihood, and what it
+    weighs: log of the mean of these likelihoods, under which such draws have the posterior's distribution.
+
+    A chain that starts far out in a heavy tail would stay there: the step size that suits the others is too long for
+    it. Chains remain independent.
+    """
+    alpha, key = density.schedule.at(level).alpha, key_of(words, Stream.INITIAL)
+
+    def race(i: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        draw_key, race_key = jax.random.split(jax.random.fold_in(key, i))
+        position = density.initial(draw_key, level)
+        log_weight = density.evaluator(position, level).parts.log_potential
+        log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+        rival = layout.vector(position, alpha), log_weight + jax.random.gumbel(race_key)
+        v, score = where(rival[1] >= best[1], rival, best[:2])
+        return v, score, jnp.logaddexp(best[2], log_weight)
+
+    none = jnp.asarray(-jnp.inf)
+    v, _, total = jax.lax.fori_loop(0, tuning.START.draws, race, (jnp.zeros((layout.size,)), none, none))
+    return v, total - math.log(tuning.START.draws)
+
+
+def needs(kernel: Kernel) -> dict[str, frozenset[str]]:
+    """What a density must offer, by the name of the kernel (or of the block's) that needs it."""
+    found: dict[str, frozenset[str]] = {}
+    for part in parts_of(kernel):
+        name = type(part).__name__
+        found[name] = found.get(name, frozenset()) | part.requires
+    return found
+
+
+def check_kernel(kernel: object, steps_per_level: object) -> None:
+    """Refuse what is no kernel, and a number of transitions below 1."""
+    if not isinstance(kernel, Kernel):
+        found = f"the class {kernel.__name__}" if isinstance(kernel, type) else repr(kernel)
+        raise WrongTypeError(
+            f"A sampler needs a kernel; got {found}.",
+            fix="make one, for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3).",
+        )
+    check_steps(steps_per_level)
+
+
+def check_steps(steps_per_level: object) -> None:
+    """Refuse a number of transitions below 1."""
+    whole = isinstance(steps_per_level, (int, np.integer)) and not isinstance(steps_per_level, bool)
+    if not whole or steps_per_level < 1:  # type: ignore[operator]
+        raise InvalidValueError(
+            f"steps_per_level must be a whole number ≥ 1; got {steps_per_level!r}.",
+            fix="pass 1 or more.",
+        )

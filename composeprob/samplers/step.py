@@ -1,0 +1,390 @@
+r"""The one Gaussian law that leads from a level to another.
+
+In y = x/α the reverse process of every schedule is dy = (S + u) dτ + dW, from s₁ = σ²/α² of a level to s₀ of the next,
+h = s₁ − s₀ of the variance being taken away. A `Step` is a Gaussian law for it,
+
+$$y' = y + U\,G\,U^\top g + U\,Q^{1/2}\,z,$$
+
+with g the drift that is followed and z ~ N(0, I). DDPM's step at any η, the step that integrates a fitted slope
+exactly, replica exchange's bridge between two rungs and RAISE's upward walk are this law with other G, Q and U.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from composeprob import tuning
+from composeprob.errors import InvalidValueError
+from composeprob.kernels.step_size import as_scalar, check_range
+
+if TYPE_CHECKING:
+    from composeprob.samplers.fit import Fit
+
+
+class ReverseStep(eqx.Module):
+    """How chains go from a level to the next one: what `SMC` takes as ``step=``.
+
+    Args:
+        order: 2 fits what is linear in the drift over the population, integrates it exactly, and corrects each step by
+            the score where it ended, as in Heun's method, for one evaluation more a level: stable for products of any
+            number of factors. 1 is DDPM's step, whose variance is too small, and which is unstable for products of n
+            factors from n·Δλ ≈ 2 on, Δλ the distance of levels in log-SNR.
+        control: ``"affine"`` adds a drift under which Feynman–Kac weights differ less, fitted over the population, and
+            takes it into account in the weights, which stay exact; ``"none"`` leaves it out.
+        twist: how far data and user energies may shift a step, in units of its noise; None for as far as they will.
+        eta: η in [0, 1] of order 1: 1 is DDPM's ancestral step, 0 the deterministic DDIM step.
+
+    Raises:
+        InvalidValueError: a value out of its range.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.ReverseStep(order=1, control="none")
+        ReverseStep(order=1, control='none')
+
+    References:
+        Kloeden and Platen (1992), chapter 15, for the weak order of Heun's method under additive noise; *DriftLite*
+        (ICLR 2026, arXiv 2509.21655) for controls; Wu et al. (2023) for twisted proposals; Ho et al. 2020.
+    """
+
+    order: int = eqx.field(default=2, static=True)
+    control: str = eqx.field(default="affine", static=True)
+    twist: float | None = eqx.field(default=0.5, static=True)
+    eta: Array | float = eqx.field(default=1.0, converter=partial(as_scalar, what="ReverseStep(eta=)"))
+
+    def __check_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise InvalidValueError(f"The order of a step is 1 or 2; got {self.order!r}.", fix="leave order out for 2.")
+        controls = ("affine", "none")
+        if self.control not in controls:
+            raise InvalidValueError(f"Unknown control {self.control!r}.", fix=f"use one of: {', '.join(controls)}.")
+        if self.twist is not None:
+            number = isinstance(self.twist, (int, float)) and not isinstance(self.twist, bool)
+            if not number or not 0 <= self.twist < math.inf:
+                raise InvalidValueError(
+                    f"twist must be a number ≥ 0; got {self.twist!r}.", fix="for example twist=0.5."
+                )
+        check_range(self.eta, "ReverseStep(eta=)", 0.0, 1.0 + 1e-6, closed=True, fix="a number in [0, 1]")
+
+    def __repr__(self) -> str:
+        shown = [f"order={self.order}"] if self.order != 2 else []
+        shown += [f"control={self.control!r}"] if self.control != "affine" else []
+        shown += [f"twist={self.twist}"] if self.twist != 0.5 else []
+        known = not isinstance(self.eta, jax.core.Tracer)
+        shown += [f"eta={float(self.eta):.3g}"] if known and float(self.eta) != 1.0 else []
+        return f"ReverseStep({', '.join(shown)})"
+
+
+class Step(eqx.Module):
+    r"""y' ~ N(y + U·G·Uᵀg, U·Q·Uᵀ), and what `correct` needs of both of its ends.
+
+    Attributes:
+        basis: U, columns of length 1, (d, d); None for the coordinate axes.
+        gain: G, (d,).
+        noise: √Q, (d,).
+        decay, mean: K and J/h of `fitted`, (d,); of steps that are not corrected they mean nothing.
+        first, last: n₁ and n₀ of `fitted`, (d,).
+    """
+
+    basis: Array | None
+    gain: Array
+    noise: Array
+    decay: Array
+    mean: Array
+    first: Array
+    last: Array
+
+    @classmethod
+    def plain(cls, gain: Array, variance: Array) -> Step:
+        """The step of this G and Q, along the coordinate axes; of first order only."""
+        gain, noise = jnp.broadcast_arrays(gain, jnp.sqrt(variance))
+        return cls(None, gain, noise, *(jnp.zeros_like(gain),) * 4)
+
+    @classmethod
+    def ddpm(cls, s1: Array, s0: Array, eta: Array | float = 1.0, power: Array | float = 1.0) -> Step:
+        """DDPM's ancestral step at η = 1, DDIM's deterministic one at η = 0; of P factors whose data are points where
+        a power P is given.
+
+        In x this is x' = α'·x̂₀ + √(σ'² − v)·ε̂ + √v·ξ with v = η²·β·σ'²/σ²; in y, Q = η²·s₀·h/s₁ and
+        G = s₁ − √(s₁·(s₀ − Q)), both divided by P.
+
+        References:
+            Ho et al. 2020; Song, Meng and Ermon 2021, equation 12.
+        """
+        variance = eta**2 * s0 * (s1 - s0) / s1
+        gain = s1 - jnp.sqrt(s1 * jnp.maximum(s0 - variance, 0.0))
+        return cls.plain(gain / power, variance / power)
+
+    @classmethod
+    def bridge(cls, start: Array, end: Array, power: Array) -> Step:
+        """Between two rungs of replica exchange: down `ddpm` of P factors, up the noise whose reversal that is, of
+        variance h/P."""
+        down, up = cls.ddpm(start, jnp.minimum(end, start), 1.0, power), (end - start) / power
+        # A step to its own level is never made; the variance keeps its density a number.
+        variance = jnp.where(end < start, down.noise**2, jnp.where(end > start, up, start / power))
+        return cls.plain(jnp.where(end < start, down.gain, 0.0), variance)
+
+    @classmethod
+    def upward(cls, s1: Array, s0: Array, power: Array, mixed: bool, weights: str | None) -> Step:
+        """From s₀ up to s₁, as `ddpm` is undone where there is only noise: what RAISE walks by.
+
+        For one factor it is the forward diffusion, of gain 0. Scores of a product sum to P times those of noise, and a
+        reverse step then draws chains together P times as strongly, which noise alone would not undo: the weights of
+        walks would degenerate. With y ~ N(0, V) at s₁ and S = −P·y/s at both ends, y at s₁ is Gaussian given y at s₀.
+        Where there is signal the gain vanishes beside y.
+
+        Args:
+            s1, s0: σ²/α² at both ends, where `ddpm` starts and where it ends.
+            power: P, (d,).
+            mixed: whether kernels or weights bring chains to π_k, so that V = s₁/P; steps alone make it s₁/(2P − 1).
+            weights: Feynman–Kac weights ½(P² − P)·y²/s per unit of log-SNR widen V; it is kept away from an improper
+                density.
+        """
+        precision = power if mixed else jnp.maximum(2 * power - 1, power)
+        if weights == "feynman_kac":  # half of a trapezoid's weight falls to the upper end
+            precision = jnp.maximum(power - 0.25 * jnp.log(s1 / s0) * (power**2 - power), 0.5 * power)
+        start, added, slope = s1 / precision, s0 * (s1 - s0) / s1, 1 - (s1 - s0) * power / s1
+        variance = slope**2 * start + added
+        return cls.plain((1 - slope * start / variance) * s0 / power, jnp.maximum(start / variance, 1.0) * added)
+
+    @classmethod
+    def fitted(cls, first: Array, last: Array, s1: Array, s0: Array, power: Array, both: Array | bool) -> Step:
+        r"""Integrates a linear drift exactly: stable however stiff the density is.
+
+        In each direction of U the drift is −(y − μ)/n, where n goes linearly from n₁ to n₀, and μ from μ₁ to μ₀, while
+        h is taken away. With ρ = log(n₁/n₀), m = (n₁ − n₀)/ρ and E(x) = (eˣ − 1)/x,
+
+            y' = K·y + (J/h − K)·μ₁ + (1 − J/h)·μ₀ + √Q·z,
+            K = exp(−h/m),    J = h·(n₀/m)·E(ρ − h/m),    Q = h·(n₀/m)·E(ρ − 2h/m);
+
+        by what is known at its start, μ₀ = μ₁ and G = (1 − K)·n₁. A factor whose data are points has n = s: then
+        K = s₀/s₁ and Q = s₀·h/s₁, DDPM's step. A Gaussian of variance c has n = c + s, a product of P of them with its
+        control 2(c + s)/(P + 1): exact for any h and P.
+
+        The basis is that of the mean slope's eigenvectors; what is not diagonal in it counts as not linear.
+
+        Args:
+            first, last: the slopes at both ends, (d, d) or (d,).
+            s1, s0: σ²/α² at both ends.
+            power: P, (d,).
+            both: whether the second slope is known; else it is what a product of P equal Gaussians has there, and
+                ``last`` must be the first one.
+        """
+        basis, slope, end_slope = None, first, last
+        if first.ndim == 2:
+            _, basis = jnp.linalg.eigh(0.5 * (first + last))
+            slope, end_slope = (jnp.sum(basis * (matrix @ basis), axis=0) for matrix in (first, last))
+            power = (basis**2).T @ power
+        h, ratio = s1 - s0, s0 / s1
+        n1 = -1 / jnp.minimum(slope, -tuning.STEP.least_slope / s1)
+        equal = jnp.maximum(n1 - 2 * h / (1 + power), n1 * ratio)
+        n0 = jnp.where(both, -1 / jnp.minimum(end_slope, -tuning.STEP.least_slope / s0), equal)
+        n0 = jnp.clip(n0, n1 * ratio / tuning.STEP.most_change, n1 * tuning.STEP.most_change)
+        rho = jnp.log(n1 / n0)
+        m = n0 * relative_exponential(rho)
+        noise = jnp.sqrt(h * (n0 / m) * relative_exponential(rho - 2 * h / m))
+        decay = jnp.exp(-h / m)
+        mean = (n0 / m) * relative_exponential(rho - h / m)
+        return cls(basis, (1 - decay) * n1, noise, decay, mean, n1, n0)
+
+    def predict(
+        self, y: Array, drift: Array, score: Array, noise: Array, twist: float | None
+    ) -> tuple[Array, Array, Array]:
+        """One chain's step by what is known at its start, towards data as far as the twist allows.
+
+        What follows ∇log(F·E) + u only leaves it to the weights to pick the chains that found the data by chance. So
+        ∇log G shifts the step too, by at most ``twist`` times the length √d of its noise: where G is much narrower than
+        the level's noise, its whole gradient would throw chains far off.
+
+        Args:
+            y: (d,).
+            drift: S + u, (d,).
+            score: the same and ∇_y log G, (d,).
+            noise: z, (d,), standard normal.
+            twist: None for no limit.
+
+        Returns:
+            y', (d,); the noise in it, z and the shift, in the coordinates of y, (d,); and log p(y')/q(y'), with p the
+            law along the drift and q the one that was drawn from, a scalar.
+
+        References:
+            Wu, Trippe, Naesseth, Blei and Cunningham (2023), *Practical and asymptotically exact conditional sampling
+            in diffusion models*: the twisted proposal.
+        """
+        z, shift = self._into(noise), self.shift(drift, score, twist)
+        twisted = z + shift
+        if twist is None:
+            moved = self.draw(y, score, noise)
+        else:
+            moved = y + self._out(self.gain * self._into(drift) + self.noise * twisted)
+        # (z − twisted)·(z + twisted), as a product: exactly zero where there is no twist.
+        return moved, self._out(twisted), 0.5 * jnp.sum((z - twisted) * (z + twisted))
+
+    def shift(self, drift: Array, score: Array, twist: float | None) -> Array:
+        """How far the twist moves the step, in units of its noise and coordinates of U, (d,); arguments as of
+        `predict`."""
+        pull = self.gain * self._into(score - drift) / self.noise
+        if twist is None:
+            return pull
+        length = jnp.sum(pull**2)
+        longest = jnp.minimum(1.0, twist * jnp.sqrt(drift.size / jnp.maximum(length, 1e-30)))
+        share = jnp.where(jnp.isfinite(length), longest, 0.0)
+        # Entry by entry, before the product: chosen after it, by chain, some compilers round a sum with it once and
+        # others twice, and samples depend on the number of devices.
+        return share * jnp.where(jnp.isfinite(pull), pull, 0.0)
+
+    def correct(
+        self, start: Array, drift: Array, predicted: Array, end_drift: Array, noise: Array
+    ) -> tuple[Array, Array]:
+        """The step once more with the same noise, by what is known at both ends: Heun's method for what is not linear.
+
+        Args:
+            start, drift: y and S + u there, (d,).
+            predicted, end_drift: where `predict` led, and S + u there, (d,).
+            noise: that of `predict`, (d,).
+
+        Returns:
+            y', (d,), and the mean square of how far it is from the predicted one, in units of the density's width.
+        """
+        y, there = self._into(start), self._into(predicted)
+        mu1, mu0 = y + self.first * self._into(drift), there + self.last * self._into(end_drift)
+        corrected = self.decay * y + (self.mean - self.decay) * mu1 + (1 - self.mean) * mu0
+        corrected = corrected + self.noise * self._into(noise)
+        return self._out(corrected), jnp.mean((corrected - there) ** 2 / self.last)
+
+    def draw(self, y: Array, g: Array, noise: Array) -> Array:
+        """y' of one chain that follows g, (d,)."""
+        return y + self._out(self.gain * self._into(g) + self.noise * self._into(noise))
+
+    def log_density(self, moved: Array, y: Array, g: Array, shift: Array | float = 0.0) -> Array:
+        """log of the law's density at y', a scalar; of the twisted law where a `shift` is given."""
+        z = (self._into(moved - y) - self.gain * self._into(g)) / self.noise - shift
+        return -0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi) + 2 * jnp.log(self.noise))
+
+    def _into(self, vector: Array) -> Array:
+        """Coordinates of a vector in the basis."""
+        return vector if self.basis is None else self.basis.T @ vector
+
+    def _out(self, vector: Array) -> Array:
+        """The vector of such coordinates."""
+        return vector if self.basis is None else self.basis @ vector
+
+
+class Backward(eqx.Module):
+    r"""The step's backward kernel, N(R·y' + b, C) of y given y', for either half of the chains.
+
+    Where F weighs what starts at the noisier level, F' what ends at the cleaner one, and the paths are those of
+    dy = (S + u) dτ + dW with u = A·y + a, the same paths seen from their ends are those of
+
+        dy = −(A·y + a) ds + dW,    s from s₀ to s₁,
+
+    whatever S is: noise as it enters anyway, N(y', h), but for the control. It is integrated by the implicit midpoint
+    rule, which is stable for any A ≥ 0 and has the variance of equal Gaussians' products right. Between the levels s·A
+    of what was fitted is taken for linear in s, as it nearly is for Gaussians of any width.
+
+    Attributes:
+        decay: R, (2, d, d) or (2, d) for a diagonal.
+        shift: b, (2, d).
+        root: a root of C, structured like R.
+
+    References:
+        Anderson (1982), *Reverse-time diffusion equation models*, for the drift that turns round; Hairer and Wanner
+        (1996), *Solving ordinary differential equations II*, for the rule.
+    """
+
+    decay: Array
+    shift: Array
+    root: Array
+
+    @classmethod
+    def of_step(cls, s1: Array, s0: Array, power: Array, fits: tuple[Fit, Fit] | None, control: bool) -> Backward:
+        """The backward kernel of one step.
+
+        Args:
+            s1, s0: σ²/α² where it starts and where it ends.
+            power: P, (d,).
+            fits: of the population at both ends; None without.
+            control: whether there is one.
+        """
+        blank = jnp.zeros((2, power.size))
+        gains = [blank, blank] if fits is None else [fit.gain for fit in fits]
+        ones = jnp.broadcast_to(_identity(gains[0][0]), gains[0].shape)
+        still = cls(ones, blank, ones * jnp.sqrt(s1 - s0))
+        if not control:
+            return still
+        pushes = [blank, blank]
+        if fits is not None:
+            pushes = [fit.push - jax.vmap(times, (0, None))(fit.gain, fit.centre) for fit in fits]
+        step = (s1 - s0) / tuning.STEP.midpoints
+
+        def advance(i: Array, law: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            decay, shift, variance = law
+            share = (i + 0.5) / tuning.STEP.midpoints
+            s = s0 + share * (s1 - s0)
+            gain, push = (((1 - share) * s0 * last + share * s1 * first) / s for first, last in (gains, pushes))
+            fixed = fixed_control(power, s)
+            gain = gain + (jnp.diag(fixed) if gain.ndim == 3 else fixed)
+            half = _inverse(ones + 0.5 * step * gain)
+            middle = 2 * half - ones
+            variance = step * _product(half, half) + _product(_product(middle, variance), middle)
+            shift = jax.vmap(times)(middle, shift) - step * jax.vmap(times)(half, push)
+            return _product(middle, decay), shift, variance
+
+        decay, shift, variance = jax.lax.fori_loop(
+            0, tuning.STEP.midpoints, advance, (ones, blank, jnp.zeros_like(ones))
+        )
+        law = cls(decay, shift, jnp.linalg.cholesky(variance) if variance.ndim == 3 else jnp.sqrt(variance))
+        fine = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(law)]))
+        return jax.tree.map(lambda found, other: jnp.where(fine, found, other), law, still)
+
+    def draw(self, moved: Array, noise: Array, half: Array) -> Array:
+        """y of one chain of this half that ended at y', (d,), given standard normal noise."""
+        both = jax.vmap(times, (0, None))
+        return (both(self.decay, moved) + self.shift + both(self.root, noise))[half]
+
+
+def fixed_control(power: Array, s: Array) -> Array:
+    """a of the control u = a·y that needs no fit, (P − 1)/2(1 + s), (d,).
+
+    Where no signal is left F is N(0, s/P), and the Feynman–Kac rate ½(P² − P)·‖y‖²/s² differs from chain to chain: that
+    costs a product half of its chains before anything is decided. With u = (P − 1)·y/2s the rate is a constant, and so
+    it is for powers of one Gaussian at every level, with c + s in the place of s; c = 1 stands for all.
+
+    References:
+        *DriftLite* (ICLR 2026, arXiv 2509.21655), for controls that reduce the variance of Feynman–Kac weights.
+    """
+    return 0.5 * (power - 1.0) / (1.0 + s)
+
+
+def relative_exponential(x: Array) -> Array:
+    """(eˣ − 1)/x."""
+    small = jnp.abs(x) < 1e-3
+    safe = jnp.where(small, 1.0, x)
+    return jnp.where(small, 1 + x / 2 + x**2 / 6, jnp.expm1(safe) / safe)
+
+
+def times(matrix: Array, vector: Array) -> Array:
+    """A matrix, or a diagonal, times a vector."""
+    return matrix @ vector if matrix.ndim == 2 else matrix * vector
+
+
+def _identity(like: Array) -> Array:
+    """The unit matrix, or its diagonal."""
+    return jnp.eye(len(like)) if like.ndim == 2 else jnp.ones_like(like)
+
+
+def _product(left: Array, right: Array) -> Array:
+    """Products of matrices, or of diagonals, of both halves; the matrices are symmetric or powers of one another."""
+    return left @ right if left.ndim == 3 else left * right
+
+
+def _inverse(matrix: Array) -> Array:
+    """Of the matrix, or the diagonal, of each half."""
+    return jnp.linalg.inv(matrix) if matrix.ndim == 3 else 1 / matrix

@@ -1,0 +1,428 @@
+"""Numbers that tune what happens by default: docs/decisions.md states why each is what it is, and what measured it.
+
+Modules read them as ``tuning.NAME``, so that an experiment (or a test) can set one without touching code. Numbers that
+belong together are one `NamedTuple`, read as ``tuning.NAME.field``. This module may import nothing of the library, and
+everything may import it.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+# ── the compiler ─────────────────────────────────────────────────────────────────────────────────────────────────────
+SAME_LOG_SNR = 1e-3
+"""Largest difference in log-SNR between two levels that count as one."""
+LARGEST_JOINT_MIXTURE = 2**16
+"""Most numbers of a joint Gaussian mixture: components times entries, or times squared measurements."""
+OUTPUT_ERROR = 0.25
+"""Largest relative error of the score of noise at which a network fits a parameterization."""
+OUTPUT_SPREAD = 0.05
+"""Largest standard deviation from draw to draw of an x₀ or a v at the noisiest level, of a right network."""
+
+
+class _Signal(NamedTuple):
+    share: float = 0.02
+    """Largest error of a component's share."""
+    mean: float = 0.05
+    """Largest error of a mean, in standard deviations."""
+    variance: float = 0.1
+    """Largest relative error of a variance."""
+    hidden: float = 0.1
+    """Signal over noise below which the level needs no closer test."""
+
+
+SIGNAL = _Signal()
+"""What the noisiest level may still contain of the data."""
+TEMPERING_SHARPNESS = math.exp(4.0)
+"""1/s² of the bluntest instrument that powers are made for: s = 0.14 in the data's units."""
+TEMPERING_DRAWS = 64
+"""Draws of the prior at which a likelihood is evaluated, under each size of noise."""
+STATIC_FULL_LOG_SNR = -2.0
+"""Log-SNR from which on exact observations count in full for static sites."""
+
+# ── factors ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+HALF_LINE_NEGLIGIBLE = 34.0
+"""Nats by which the integrand of a bounded prior falls from its top to the ends of the quadrature's range."""
+
+# ── agreement of factors: no_overlap, out_of_training ────────────────────────────────────────────────────────────────
+OVERLAP_SLACK = 1.5
+"""How many times its bound σ²‖s‖² must exceed to count as far."""
+NO_OVERLAP_SHARE = 0.5
+"""Share of samples that must be far for `no_overlap`."""
+OUT_OF_TRAINING_SHARE = 0.1
+"""Share of samples that must be far for `out_of_training`."""
+FLAT_NATS = 0.05
+"""Nats by which a factor that is divided by may vary over samples, and within the reach of noise, and count as flat."""
+FLOOR_NATS = math.log(2)
+"""Nats by which a factor's draws are denser, in the median, where samples are on its floor."""
+OVERLAP_LEVELS = 8
+"""Levels to which samples are noised for these findings."""
+
+
+class _Pilot(NamedTuple):
+    levels: int = 24
+    """That it visits."""
+    steps: int = 4
+    """At each level."""
+    chains: int = 16
+    """That it has."""
+
+
+PILOT = _Pilot()
+"""The pilot run of `density.check`."""
+
+# ── the sampler that is chosen, and where it starts ──────────────────────────────────────────────────────────────────
+MANY_CHAINS = 256
+"""From so many chains on resampling does not degenerate."""
+
+
+class _GlobalMoves(NamedTuple):
+    number: int = 20
+    """Of default runs whose chains are not weighed."""
+    most_numbers: int = 20
+    """Numbers of a position up to which they have them."""
+    most_stuck: float = 0.1
+    """Share of chains that accepted none, up to which the others count as independent of one another."""
+
+
+GLOBAL_MOVES = _GlobalMoves()
+"""Global moves at level 0."""
+
+
+class _Mixture(NamedTuple):
+    components: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+    """Numbers of components that are tried, in this order."""
+    patience: int = 2
+    """Numbers in a row that say no more of points left out, after which no other is tried."""
+    most_lost: float = 10.0
+    """Nats below what one Gaussian says of a point, as which a worse number counts."""
+    most_points: int = 2048
+    """That a mixture is fitted to, evenly spaced among those there are."""
+    points_per_number: int = 4
+    """Points for each number of a position that a fit takes at least."""
+    fewest_points: int = 2
+    """Chains of a half that are where numbers are, below which there is nothing to fit."""
+
+
+MIXTURE = _Mixture()
+"""The Gaussian mixtures that global moves are proposed from."""
+
+
+class _Start(NamedTuple):
+    little_signal: float = -4.6
+    """log-SNR below which a level tells nothing of the data: α/σ < 0.1."""
+    far_apart: float = 0.7
+    """Levels whose log-SNR differ by more are too distant for one reverse step: β > 0.5."""
+    draws: int = 16
+    """Draws of the prior that a chain chooses its start from where no level is noisy."""
+
+
+START = _Start()
+"""Where a run starts."""
+
+
+class _Rungs(NamedTuple):
+    default: int = 24
+    """Rungs, or as many levels as there are."""
+    rounds: int = 4
+    """Of sweeps; after each but the last the rungs are placed anew."""
+    least_rejection: float = 0.02
+    """What neighbours count as refusing at least, where rungs are placed anew."""
+
+
+RUNGS = _Rungs()
+"""The rungs of replica exchange."""
+
+
+# ── reverse steps and their fits ─────────────────────────────────────────────────────────────────────────────────────
+class _Fit(NamedTuple):
+    full: int = 256
+    """Dimensions up to which a slope is a matrix; beyond, one number for each entry."""
+    per_dimension: int = 8
+    """Chains for each dimension that a matrix takes."""
+    per_feature: int = 2
+    """Chains for each coefficient that a control takes, in either half."""
+    fewest: int = 64
+    """Chains below which nothing is fitted."""
+    most: int = 2**26
+    """Numbers N·d above which nothing is fitted, as every device would have to hold all of them."""
+    enough: int = 1024
+    """Chains above which fits take evenly spaced ones, if these are twice what a matrix of controls asks for."""
+    worth: float = 0.9
+    """The share of the potential's variance that a control may leave at most."""
+    ridge: float = 1e-6
+    """What least squares are damped by, of features of unit size."""
+
+
+FIT = _Fit()
+"""The affine fits of a population."""
+
+
+class _Step(NamedTuple):
+    least_slope: float = 0.01
+    """The least slope, in units of 1/s, that is integrated exactly."""
+    most_change: float = 16.0
+    """How much faster than s the time scale of a direction may change in one step."""
+    midpoints: int = 8
+    """Of the implicit midpoint rule of a backward kernel: 2e-4 of error where the control moves chains by half of y."""
+
+
+STEP = _Step()
+"""The closed form of a fitted step."""
+POTENTIAL_POINTS = 8
+"""M, the points at which a potential is averaged. What a hard wall loses falls as 2^−M."""
+
+
+class _Pace(NamedTuple):
+    first: float = 0.25
+    """The first step, in log-SNR."""
+    longest: float = 1.0
+    """The longest, in log-SNR: a step's own error says little of a step that leads far beyond it."""
+    tolerance: float = 0.04
+    """V and E up to `few_chains`; with more E falls as 1/N and V as 1/√N, and the longest step as N^−¼."""
+    few_chains: int = 1000
+    """Chains up to which the tolerance is what it is."""
+    faster: float = 1.5
+    """How much longer than the one before a step may be."""
+    slower: float = 0.3
+    """How much shorter."""
+
+
+PACE = _Pace()
+"""The steps of a run that chooses its levels."""
+
+
+# ── step sizes, metrics and moves ────────────────────────────────────────────────────────────────────────────────────
+class _StepSize(NamedTuple):
+    longest: float = 0.5
+    """Where c starts at most."""
+    lengths: Mapping[int, tuple[float, float]] = {1: (1.6, 1 / 4), 2: (1.17, 1 / 6)}
+    """By p: ℓ and q of steps ℓ·d^−q that a standard normal law of d numbers accepts as often as is best."""
+    acceptance_units: int = 1024
+    """Acceptances are averaged in units of 1/1024, as integers."""
+    few_chains: int = 16
+    """Chains at which the gain of adaptation is halved."""
+
+
+STEP_SIZE = _StepSize()
+"""Adaptive step sizes."""
+DIVERGED = 100.0
+"""Nats, and √d more for d numbers, beyond which the kick of a step is that of one far too long."""
+NUTS_EVALUATIONS = 15
+"""That a NUTS transition is taken to need where nobody says: a tree of depth 4."""
+
+
+class _Metric(NamedTuple):
+    least_eigenvalue: float = 1e-6
+    """Of a regularised correlation matrix: what float32 still inverts."""
+    chains: int = 50
+    """From which on ``"auto"`` measures each coordinate's width."""
+    chains_per_number: int = 10
+    """From which on it measures correlations."""
+    most_numbers: int = 64
+    """Numbers of a position up to which it does."""
+    most_of_all: int = 2**25
+    """Numbers of all chains together, up to which it measures anything: every device gets those of all."""
+    shrinks: float = 0.1
+    """Factor by which a width may fall from level to level: too short a step does not stop a chain."""
+    grows: float = 3.0
+    """Factor by which it may grow: too long a step does."""
+
+
+METRIC = _Metric()
+"""Metrics that are measured."""
+
+
+class _WarmUp(NamedTuple):
+    settling: int = 50
+    """Transitions at level 0 that adapt step sizes before draws are taken, and in each block of a warm-up."""
+    leapfrogs: int = 8
+    """Of a transition."""
+    transitions: int = 10
+    """Of one block, after those that adapt the step size."""
+    blocks: int = 12
+    """At most; two at least."""
+    drift: float = 0.05
+    """Change of a mean, in standard deviations, or of the logarithm of a standard deviation, that is no drift."""
+
+
+WARM_UP = _WarmUp()
+"""Transitions at level 0 before draws, and of `WarmUp`."""
+
+# ── runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+FINE_LEVELS = 1000
+"""Levels, at least, among which a run chooses where factors know any log-SNR."""
+
+
+class _Checkpoints(NamedTuple):
+    seconds: float = 10.0
+    """Between two, at least."""
+    share: float = 0.02
+    """Of the run's time that may pass in handing over what is to be written."""
+
+
+CHECKPOINTS = _Checkpoints()
+"""How often a run is written."""
+
+
+class _Reports(NamedTuple):
+    shown_seconds: float = 0.25
+    """Between two reports where a bar is shown: compiled code is left and entered again for each."""
+    unseen_seconds: float = 1.0
+    """Where none is."""
+
+
+REPORTS = _Reports()
+"""How often the compiled loop is left."""
+
+
+class _Room(NamedTuple):
+    draws_bytes: int = 2**22
+    """On each device, for the draws of one call."""
+    block_bytes: int = 2**24
+    """Of a block of draws that is written at once, by each process."""
+    parts_bytes: int = 2**20
+    """Of an array from which on it is kept in parts."""
+    memory_maps: int = 50_000
+    """From which on compiled code is let go: Linux allows a process 65,530, and one that runs out of them dies."""
+
+
+ROOM = _Room()
+"""Bounds on memory."""
+
+
+class _Checks(NamedTuple):
+    share: float = 0.05
+    """Of a run's evaluations that asking factors whether they agree may take."""
+    most_chains: int = 64
+    """At whose positions curl is measured, and factors are asked whether they agree."""
+    long_seconds: float = 60.0
+    """That a run must have before it, for its user to be better warned now than at its end."""
+    fewest_chosen: int = 24
+    """About as few levels does a run visit that chooses its own."""
+
+
+CHECKS = _Checks()
+"""What a run finds out about itself."""
+
+# ── calibration ──────────────────────────────────────────────────────────────────────────────────────────────────────
+QUADRATURE_GAP = 0.4
+"""Widest gap in log-SNR between levels that are calibrated by quadrature: the curve between them is interpolated."""
+ANNEALED_GAP = 0.25
+"""Widest gap in log-SNR between levels that are calibrated by sequential Monte Carlo: its weights cross it."""
+ANNEALED_MOVES = 4
+"""Transitions of HMC at each level of such a calibration."""
+CALIBRATED_LEVELS = 128
+"""Most levels of a schedule that are calibrated one by one."""
+RANK_BINS = 8
+"""Bins of the ranks of simulation-based calibration."""
+
+
+# ── what a result reports ────────────────────────────────────────────────────────────────────────────────────────────
+class _Errors(NamedTuple):
+    fewest_ancestors: float = 3.0
+    """Independent ancestors that an error takes, more than: Student's t with fewer has no variance."""
+    fewest_families: float = 12.0
+    """Effective families of chains under which errors read off them say little; an eighth of N where N is small."""
+    fewest_draws: int = 4
+    """Draws of a chain that ArviZ's error of autocorrelated draws needs."""
+
+
+ERRORS = _Errors()
+"""What standard errors take."""
+
+
+class _Findings(NamedTuple):
+    acceptance_floor: float = 0.05
+    """A Metropolis kernel that accepts less than this at a level has hardly moved there."""
+    ess_floor: float = 0.05
+    """Relative effective sample size under which a level's weights rest on too few chains."""
+    non_finite_ceiling: float = 0.01
+    """Below this share, non-finite proposals are counted but not reported: adaptation overshoots now and then."""
+    levels_error: float = 2.0
+    """Error of the log-evidence from the levels' distance, in nats, that is worth a finding beside the number."""
+    curl_ceiling: float = 0.1
+    """Relative curl above which a score counts as no gradient."""
+    far_signal: float = 1.0
+    """Signal over noise at the noisiest level that more than `many` samples may not exceed."""
+    farthest_signal: float = 10.0
+    """That none may exceed: else that level cannot have been noise alone."""
+    many: float = 0.01
+    """A share of the samples."""
+
+
+FINDINGS = _Findings()
+"""What a status reports."""
+
+
+class _Shares(NamedTuple):
+    slack: float = 0.35
+    """Nats for each number of a sample that log Z_m − log Z_n may be off by."""
+    neighbours: int = 4
+    """k of the estimate."""
+    most: int = 1000
+    """Chains that are looked at."""
+    entries: int = 4_000_000
+    """Numbers in all, of the chains that are looked at: of images fewer chains are."""
+    shift: float = 0.1
+    """By how many standard deviations weights must move a mean, in the direction in which they move it most."""
+    by_chance: float = 1e-6
+    """How often paths of right chains may seem uneven."""
+    groups: int = 20
+    """Groups of neighbours, by k-means, whose mean log W is estimated: it need not be a linear function of x."""
+    fewest: int = 20
+    """Chains for each direction or group that is looked at."""
+    tail: float = 0.01
+    """The share of log-weights, at either end, that are taken for no farther out than the next one."""
+
+
+SHARES = _Shares()
+"""Whether independent chains lie in the modes in the right shares."""
+
+
+class _Comparison(NamedTuple):
+    most: int = 2000
+    """Samples of each run that are compared."""
+    fewest: int = 16
+    """Samples that a comparison takes, at least."""
+    permutations: int = 500
+    """How often labels are drawn anew."""
+    chance: float = 0.01
+    """The share of these that may show as much."""
+    directions: int = 6
+    """Principal components that are kept of samples with more numbers."""
+    least: float = 0.05
+    """Share of samples that is worth a finding."""
+
+
+COMPARISON = _Comparison()
+"""Comparisons of two runs."""
+
+
+class _Summary(NamedTuple):
+    most_numbers: int = 10_000_000
+    """Numbers of one site that are read: of a longer run every k-th draw."""
+    most_rows: int = 16
+    """Sites with more numbers than this (images) get one row, over all their numbers together."""
+    largest_k: float = 0.7
+    """Pareto k̂ above which means under the weights cannot be trusted."""
+    largest_rhat: float = 1.05
+    """R̂ above which draws depend on where their chain began."""
+
+
+SUMMARY = _Summary()
+"""The table of a result."""
+REFINED_ERRORS = 3.0
+"""Standard errors beyond which a refined run differs by more than chance, in `composeprob trust`."""
+
+# ── metrics and training ─────────────────────────────────────────────────────────────────────────────────────────────
+GRAM_ROWS = 1024
+"""Rows of a kernel's matrix (MMD, KSD) that are in memory at a time."""
+EVIDENCE_RUNS = 4
+"""Independent runs of `SMC` that `raise_log_likelihood` takes for a density's evidence."""
+EVIDENCE_CHAINS = 1024
+"""Chains of each of them."""
+TRAINING_STEPS = 256
+"""Most steps of training in one call of the compiled loop."""
+TRAINING_BINS = 16
+"""Bins of log-SNR in which the training loss is recorded."""

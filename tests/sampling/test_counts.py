@@ -1,0 +1,119 @@
+"""Networks are in the compiled loop once, and are evaluated as often as the result says."""
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.samplers.run import begin
+from sampling_cases import Calls, Counted, single, unit_energy
+
+SCHEDULE = cp.Schedule.log_snr(6)
+
+
+@cp.program
+def with_latents(f):
+    x = cp.sample("x", f)
+    m = numpyro.sample("m", dist.Normal(0.0, 1.0))
+    cp.observe("y", dist.Normal(x[0] + m, 1.0), 0.3)
+
+
+ENERGIES = {
+    "SMC": cp.SMC(check_levels=False),
+    "SMC, order 1": cp.SMC(step=cp.ReverseStep(order=1), check_levels=False),
+    "SMC, HMC": cp.SMC(cp.HMC(0.01, num_leapfrog=3), 2, check_levels=False),
+    "SMC, density": cp.SMC(cp.MALA(0.01), weights="density"),
+    "MALA": cp.AnnealedMCMC(cp.MALA(0.01), 2),
+    "MALA, reverse": cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=True),
+    "HMC": cp.AnnealedMCMC(cp.HMC(0.01, num_leapfrog=3), 2, reverse_step=True),
+    "Ancestral": cp.Ancestral(),
+    "line integral": cp.AnnealedMCMC(cp.MALA(0.01, log_ratio=cp.LineIntegral(3)), 2, reverse_step=True),
+    "replicas": cp.ReplicaExchange(cp.HMC(0.01, num_leapfrog=2), num_levels=3, sweeps=8),
+    "replicas, feynman_kac": cp.ReplicaExchange(cp.MALA(), num_levels=3, swap="feynman_kac", sweeps=8),
+}
+BLOCKS = {
+    "SMC, latents": cp.SMC(check_levels=False),
+    "Gibbs": cp.AnnealedMCMC(cp.Gibbs({"x": cp.MALA(0.01), "m": cp.HMC(0.1, num_leapfrog=2)}), 2, reverse_step=True),
+    "Gibbs, backwards": cp.AnnealedMCMC(cp.Gibbs({"x": cp.HMC(0.1), "m": cp.MALA(0.1)}, backwards=True), 1),
+}
+
+
+def counted(name):
+    """A sampler, a density, and the counter of its network's calls."""
+    calls = Calls()
+
+    def network(x, t):
+        calls()
+        return unit_energy(x, t)
+
+    factor = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma", label="counted")
+    if name == "SMC, density":
+        factor = cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,))
+    sampler, program = {**ENERGIES, **BLOCKS, "BlackJAX": OPAQUE}[name], with_latents if name in BLOCKS else single
+    return sampler, cp.compile(program, factor), calls
+
+
+OPAQUE = cp.AnnealedMCMC(cp.BlackJAX(blackjax.mala, 0.01), 2, reverse_step=True)
+
+
+def places(jaxpr, depth=0):
+    """Of every call of the counter in a traced function: in how many loops it is."""
+    found = []
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        found += [depth] if name == "debug_callback" else []
+        inner = [jaxpr for value in equation.params.values() for jaxpr in jaxprs(value)]
+        for each in inner:
+            found += places(each, depth + (name in ("while", "scan")))
+    return found
+
+
+def jaxprs(value):
+    """Those in a parameter of an equation."""
+    if isinstance(value, (tuple, list)):
+        return [jaxpr for each in value for jaxpr in jaxprs(each)]
+    value = getattr(value, "jaxpr", value)
+    return [value] if hasattr(value, "eqns") else []
+
+
+def traced(name):
+    """In how many loops each place is where a network is evaluated: at the start, on the way down, and for a draw."""
+    sampler, density, _ = counted(name)
+    sampler = sampler.prepare(density)
+    first = sampler.first_level(density)
+    blank = begin(jax.random.key(0), 4, sampler.visits(density, None))
+    start = lambda run: sampler.start(run, density, first)
+    run = jax.eval_shape(start, blank)
+    ways = [lambda run: sampler.advance(run, density, jnp.int32(2))]
+    if sampler.moves is not None:
+        ways.append(lambda run: sampler.draw(run, density, jnp.int32(0), jnp.int32(1)))
+    return [places(jax.make_jaxpr(way)(state).jaxpr) for way, state in ((start, blank), *((w, run) for w in ways))]
+
+
+@pytest.mark.parametrize("name", [*ENERGIES, *BLOCKS])
+def test_a_loop_has_the_network_once(name):
+    """Whatever steps to a level, corrects the step and moves there: what compiling takes grows with every copy."""
+    start, way, *_ = traced(name)
+    assert start == []
+    assert len(way) == 1
+    assert way[0] >= 1
+
+
+def test_a_kernel_that_calls_the_density_itself_has_places_of_its_own():
+    """Which shows that places are counted."""
+    start, way, draw = traced("BlackJAX")
+    assert len(start) == 0
+    assert len(way) == 1 + len(draw) > 1
+
+
+@pytest.mark.parametrize("name", ["SMC", "line integral", "replicas", "replicas, feynman_kac", *BLOCKS, "BlackJAX"])
+def test_evaluations_are_what_the_result_says(name):
+    sampler, density, calls = counted(name)
+    calls.reset()
+    result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=sampler, progress=False)
+    jax.effects_barrier()
+    replicas = sampler.num_levels if isinstance(sampler, cp.ReplicaExchange) else 1
+    assert replicas * calls.run == result.evaluations > 0  # a call serves all chains at once, and all of their replicas

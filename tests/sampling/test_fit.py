@@ -1,0 +1,200 @@
+"""Fitted slopes and controls: exact for products of Gaussians, however stiff, on levels of any distance."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.samplers import descent
+from composeprob.samplers import fit as fits
+from composeprob.samplers.fit import Fit, controlled
+from sampling_cases import Never, visited
+
+SCHEDULE = cp.Schedule.log_snr(9, min=-8.0, max=8.0)
+CHAINS, FACTORS = 4000, 40.0
+fit = jax.jit(fits.fit, static_argnames="control")
+ROTATION = np.array([[0.8, -0.6], [0.6, 0.8]])
+COVARIANCE = ROTATION @ np.diag([0.01, 4.0]) @ ROTATION.T
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def cloud(noise=0.0):
+    """Rows of a Gaussian whose score is −P·(y − m), at points of ANOTHER law, with a quadratic potential."""
+    rng = np.random.default_rng(0)
+    precision = np.linalg.inv(COVARIANCE)
+    y = rng.standard_normal((400, 2)) * [3.0, 0.5] + [1.0, 2.0]
+    score = -(y - [0.3, -0.2]) @ precision
+    potential = np.sum((y @ np.array([[2.0, 0.3], [0.3, -1.0]])) * y, axis=1) + y @ [1.0, -1.0]
+    potential = (1 - bool(noise)) * potential + noise * rng.standard_normal(400)
+    return jnp.asarray(np.column_stack([y, score, potential])), jnp.asarray(rng.standard_normal(400))
+
+
+@jax.jit
+def under_control(rows, found: Fit):
+    """The potential with ∇·u + ⟨u, S⟩ of the control that each chain takes."""
+    half = (jnp.arange(len(rows)) >= len(rows) // 2).astype(jnp.int32)
+    take = lambda row, half: controlled(row[:2], row[2:4], row[-1], half, found, jnp.zeros(2))[2]
+    return jax.vmap(take)(rows, half)
+
+
+def test_an_affine_score_is_found_wherever_the_chains_are():
+    rows, log_weights = cloud()
+    found = fit(rows, log_weights, 7.0 * jnp.ones(2), control=True)
+    np.testing.assert_allclose(found.slope, -np.linalg.inv(COVARIANCE), rtol=1e-6)
+    np.testing.assert_allclose(found.gain, jnp.swapaxes(found.gain, 1, 2), rtol=1e-9)
+    assert np.std(under_control(rows, found)) < 1e-4 * np.std(rows[:, -1])
+
+
+def test_chains_take_no_control_that_was_fitted_to_their_own_potentials():
+    """Of a potential that is noise nothing may be taken: it belongs to the weights."""
+    rows, log_weights = cloud(noise=1.0)
+    weights = jax.nn.softmax(log_weights)
+    spread = lambda values: float(weights @ (values - weights @ values) ** 2)
+    left = under_control(rows, fit(rows, log_weights, jnp.ones(2), control=True))
+    assert spread(left) > (1 - 1e-6) * spread(rows[:, -1])
+
+
+def test_narrow_modes_far_apart_are_points_to_a_step():
+    """Their score has a flat regression on y, which explains nothing: −P/s stands for it."""
+    rng = np.random.default_rng(1)
+    mode, base = rng.choice([-5.0, 5.0], 4000), 400.0 * jnp.ones(1)
+    y = mode + 0.05 * rng.standard_normal(4000)
+    rows = jnp.asarray(np.column_stack([y, -(y - mode) / 0.05**2, 0 * y]))
+    assert float(fit(rows, jnp.zeros(4000), base, control=False).slope[0, 0]) < -390
+    broken = fit(rows.at[:, 1].set(jnp.nan), jnp.zeros(4000), base, control=True)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(broken))
+
+
+@cp.program
+def stiff(f, g, power):
+    cp.sample("x", f**FACTORS * g**power)
+
+
+def law(level, power):
+    """(mean, covariance) of the product at a level, in y."""
+    s = float(SCHEDULE.at(level).variance)
+    precision = FACTORS * np.linalg.inv(COVARIANCE + s * np.eye(2)) + power / (25 + s) * np.eye(2)
+    pull = FACTORS * np.linalg.solve(COVARIANCE + s * np.eye(2), np.array([1.0, -2.0]))
+    return np.linalg.solve(precision, pull), np.linalg.inv(precision)
+
+
+F = cp.Analytic(dist.MultivariateNormal(jnp.array([1.0, -2.0]), jnp.asarray(COVARIANCE)), SCHEDULE)
+G = cp.Analytic(dist.Normal(jnp.zeros(2), 5.0).to_event(1), SCHEDULE)
+
+
+@pytest.fixture(scope="module")
+def density():
+    return cp.compile(stiff, F, G, 1 - FACTORS)
+
+
+def stepping(density):
+    """(points, gains) after the step to a level, from points at the level above: compiled once for all levels."""
+
+    @jax.jit
+    def stepped(points, level):
+        run = visited(cp.SMC(resample=Never()), density, points, level, seed=3)
+        return run.chains.points, run.log_weights
+
+    return stepped
+
+
+@pytest.fixture(scope="module", params=[1 - FACTORS, 2.0], ids=["all powers 1", "all powers 42"])
+def stepped(request):
+    """With and without a control that needs no fit."""
+    return stepping(cp.compile(stiff, F, G, request.param)), request.param
+
+
+def misfit(stepped, level, power):
+    """From exact draws above: how far draws are from the law, in standard errors; the spread of what weights gained."""
+    drawn = np.random.default_rng(level).multivariate_normal(*law(level + 1, power), CHAINS)
+    y, gains = map(np.asarray, stepped(jnp.asarray(drawn), jnp.asarray(level)))
+    mean, covariance = law(level, power)
+    white = np.linalg.solve(np.linalg.cholesky(covariance), (y - mean).T)
+    second = np.array([white[0] ** 2 - 1, white[1] ** 2 - 1, white[0] * white[1]]) / np.sqrt([[2], [2], [1]])
+    return np.abs(np.concatenate([white, second]).mean(axis=1)).max() * np.sqrt(CHAINS), gains.std()
+
+
+@pytest.mark.parametrize("level", [5, 3, 0])
+def test_one_level_is_exact_for_gaussians(stepped, level):
+    """Δλ = 2 and 40 factors, n·Δλ = 80, from exact draws: exact draws, all of one weight."""
+    far, spread = misfit(*stepped[:1], level, stepped[1])
+    assert far < 4.5
+    assert spread < 1e-9
+
+
+def test_the_rate_gains_the_divergence_of_what_the_drift_gains(density):
+    """∇·u + ⟨u, S⟩, with u the difference of the drifts and its divergence by differentiation."""
+    gain = jnp.array([[[0.7, 0.2], [0.2, -0.1]], [[0.3, -0.4], [-0.4, 0.9]]])
+    known = Fit(jnp.array([0.1, 0.4]), -jnp.eye(2), gain, jnp.array([[0.5, -1.0], [0.2, 0.3]]))
+    layout, fixed = descent.Layout.of_density(density), jnp.array([0.3, 0.7])
+
+    def one(y):
+        parts = layout.evaluate(density, y, 3).parts
+        u, drift, rate = controlled(y, parts.drift, parts.rate, jnp.asarray(1), known, fixed)
+        return drift - parts.drift, u, parts.drift, rate - parts.rate
+
+    y = jnp.array([0.4, -0.8])
+    (gained, u, score, rate), slopes = jax.jit(lambda y: (one(y), jax.jacfwd(lambda y: one(y)[1])(y)))(y)
+    np.testing.assert_allclose(gained, u, rtol=1e-9)
+    np.testing.assert_allclose(rate, jnp.trace(slopes) + u @ score, rtol=1e-9)
+
+
+def wrong_sign(old):
+    def controlled(y, drift, rate, half, fit, fixed):
+        fit = None if fit is None else dataclasses.replace(fit, push=-fit.push, gain=-fit.gain)
+        return old(y, drift, rate, half, fit, fixed)
+
+    return controlled
+
+
+def stale(old):
+    return lambda way, run, above, here, both: old(way, run, above, above, both)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "mutant"), [(descent, "controlled", wrong_sign), (descent.Descent, "law", stale)]
+)
+def test_a_wrong_control_or_slope_is_seen(density, monkeypatch, owner, name, mutant):
+    """Negative controls: u of the other sign, and the slope of the level above in the place of this one's."""
+    monkeypatch.setattr(owner, name, mutant(getattr(owner, name)))
+    far, spread = misfit(stepping(density), 3, 1 - FACTORS)
+    assert far > 6 or spread > 0.05
+
+
+def test_a_fit_is_made_over_no_more_chains_than_it_needs():
+    """Beyond, it would grow with the chains though it tells no more: every third of 3,000, in the plane; all in 64."""
+    y = np.random.default_rng(0).normal(size=(3000, 2))
+    rows = np.column_stack([y, -y, 0.3 * (y * y).sum(1)])
+    unseen = np.where((np.arange(3000) % 3 == 0)[:, None], rows, np.nan)
+    one, other = (fit(jnp.asarray(table), jnp.zeros(3000), jnp.ones(2), control=True) for table in (rows, unseen))
+    for found, by_fewer in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(found, by_fewer)
+    assert fits._thinned(jnp.arange(3000), 64).tolist() == list(range(3000))
+
+
+@pytest.mark.parametrize("count", [400, 401, 4002, 4003, 6005])
+def test_each_half_of_the_chains_takes_the_control_of_the_other(count):
+    """What a chain's own potential says must not come back in its weight; a row more or less changes nothing."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(count, 2))
+    score = -1.3 * y + 0.1 * rng.normal(size=(count, 2))
+    potential = 0.4 * (y * score).sum(1) + 0.1 * rng.normal(size=count)
+    first = np.arange(count) < count // 2
+
+    def fitted(potential):
+        rows = jnp.asarray(np.column_stack([y, score, potential]))
+        return fit(rows, jnp.zeros(count), jnp.ones(2), control=True)
+
+    one, other = fitted(potential), fitted(np.where(first, 1.2, 1.0) * potential)
+    assert float(jnp.abs(one.gain[0]).max()) > 0.3
+    np.testing.assert_allclose(one.gain[0], other.gain[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(1.2 * one.gain[1], other.gain[1], rtol=1e-4, atol=1e-5)

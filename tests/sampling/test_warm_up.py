@@ -1,0 +1,190 @@
+"""`cp.WarmUp` at level 0, latents that follow a noised site, and SMC that gives way to independent chains."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.results.status import Code
+from composeprob.runtime import compiled, stages
+from composeprob.samplers.choose import choose, independent
+from sampling_cases import both, normal, run, single
+
+SHORT = cp.Schedule.log_snr(12)
+Y = jnp.array([0.9, 1.3, 1.1, 0.8])
+
+
+@cp.program
+def centred(f):
+    x = cp.sample("x", f)
+    tau = cp.sample("tau", dist.HalfNormal(0.5))
+    theta = cp.sample("theta", dist.Normal(x, tau).expand([4]).to_event(1))
+    cp.observe("y", dist.Normal(theta, 0.2).to_event(1), Y)
+
+
+@cp.program
+def non_centred(f):
+    x = cp.sample("x", f)
+    tau = cp.sample("tau", dist.HalfNormal(0.5))
+    z = cp.sample("z", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    cp.observe("y", dist.Normal(x + tau * z, 0.2).to_event(1), Y)
+
+
+def exact_tau():
+    """(Mean, sd) of tau by quadrature: y given tau is normal, its entries sharing x ~ N(0, 1)."""
+    taus = np.linspace(1e-3, 2.5, 2500)
+    covariance = np.ones((4, 4)) + (0.2**2 + taus[:, None, None] ** 2) * np.eye(4)
+    fit = -0.5 * np.linalg.slogdet(covariance)[1]
+    fit -= 0.5 * np.einsum("i,kij,j->k", np.asarray(Y), np.linalg.inv(covariance), np.asarray(Y))
+    weight = np.exp(fit - 0.5 * (taus / 0.5) ** 2)
+    weight /= weight.sum()
+    mean = weight @ taus
+    return mean, np.sqrt(weight @ (taus - mean) ** 2)
+
+
+def test_centred_and_non_centred_are_one_density():
+    """At every level the same position has the same density: a centred latent is measured from where its prior is."""
+    one, other = cp.compile(centred, normal(0.0, 1.0, SHORT)), cp.compile(non_centred, normal(0.0, 1.0, SHORT))
+    initial, values = jax.jit(other.initial), [jax.jit(density.log_density) for density in (one, other)]
+    for seed, level in ((0, 0), (1, 5), (2, 11)):
+        position = initial(jax.random.key(seed), level)
+        same = {"x": position["x"], "tau": position["tau"], "theta": position["z"]}
+        np.testing.assert_allclose(values[0](same, level), values[1](position, level), rtol=1e-4)
+        theta = one.to_samples(same)["theta"]
+        alpha = float(one.schedule.alpha[0])
+        expected = position["x"] / alpha + jnp.exp(position["tau"]) * position["z"]
+        np.testing.assert_allclose(theta, expected, rtol=1e-4)
+    assert "theta: static (4,), Normal prior, its coordinate standardised by that" in str(one)
+    assert "standardised" not in str(other)
+    assert "y exact" in str(one)
+
+
+def test_a_log_normal_that_follows_a_noised_site_is_standardised_too():
+    @cp.program
+    def program(f):
+        x = cp.sample("x", f)
+        scale = cp.sample("scale", dist.LogNormal(x, 0.3))
+        cp.observe("y", dist.Normal(0.0, scale), 1.0)
+
+    density = cp.compile(program, normal(0.0, 1.0, SHORT))
+    position = {"x": jnp.float32(0.4), "scale": jnp.float32(-1.2)}
+    alpha = float(density.schedule.alpha[0])
+    np.testing.assert_allclose(density.to_samples(position)["scale"], np.exp(0.4 / alpha - 0.3 * 1.2), rtol=1e-5)
+    density.log_density(position, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [centred, non_centred], ids=["centred", "non-centred"])
+def test_the_default_finds_the_scale_of_a_hierarchy(program):
+    """Within 0.3 posterior standard deviations; the weights are of latents too. Written the other way it is the same
+    density in the same coordinates, as the test above shows."""
+    mean, sd = exact_tau()
+    result = run(cp.compile(program, normal(0.0, 1.0, SHORT)), chains=256, sampler=None)
+    assert "then WarmUp()" in result.sampler
+    tau = result.mean(lambda s: s["tau"])
+    assert abs(tau.value - mean) < 0.3 * sd
+    assert abs(tau.value - mean) < 4 * tau.error
+    assert abs(np.std(result["tau"]) - sd) < 0.25 * sd
+
+
+def test_a_warm_up_moves_a_population_that_is_not_there_yet():
+    """A kernel with steps of nothing leaves chains where the noise of the levels had them; a warm-up in units of what
+    they spread to brings both coordinates to their widths."""
+    density = cp.compile(single, normal(jnp.zeros(2), jnp.array([1.0, 5.0]), SHORT))
+    sampler = cp.AnnealedMCMC(cp.HMC(1e-4), 1, then=cp.WarmUp())
+    result = run(density, chains=200, sampler=sampler)
+    assert result.status.ok
+    np.testing.assert_allclose(result["x"].std(0), [1.0, 5.0], rtol=0.2)
+    per_block = 8 * (50 + 10)
+    assert (result.evaluations - 12 * 4) % per_block == 0
+    assert result.evaluations >= 12 * 4 + 2 * per_block
+    again = run(density, chains=200, sampler=sampler)
+    np.testing.assert_array_equal(result["x"], again["x"])
+
+
+@pytest.mark.parametrize("draws", [None, pytest.param(3, marks=pytest.mark.slow)])
+def test_an_interrupted_warm_up_keeps_what_came_down_and_goes_on_to_the_same_end(monkeypatch, tmp_path, draws):
+    density = cp.compile(non_centred, normal(0.0, 1.0, SHORT))
+    sampler = cp.AnnealedMCMC(cp.HMC(0.05), 1, then=cp.WarmUp())
+    options = {"chains": 32, "sampler": sampler, "draws": draws, "checkpoint_dir": tmp_path / "stopped"}
+
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "close", pressed)
+        stopped = run(density, **options)
+    assert stopped.status.code is Code.INTERRUPTED
+    assert "goes on from its checkpoint" in stopped.status.message
+    assert np.isfinite(stopped["tau"]).all()
+    assert stopped.mean(lambda s: s["tau"]).error is None or np.isnan(stopped.mean(lambda s: s["tau"]).error)
+    whole = run(density, **options | {"checkpoint_dir": tmp_path / "whole"})
+    np.testing.assert_array_equal(run(density, **options)["tau"], whole["tau"])
+    assert not whole.status.has(Code.INTERRUPTED)
+
+
+def test_what_weights_read_is_not_known_after_a_warm_up(monkeypatch):
+    """It belonged to where the chains were before."""
+    ended = []
+    summarised = stages.summarised
+    monkeypatch.setattr(stages, "summarised", lambda *given: ended.append(given[0]) or summarised(*given))
+    run(cp.compile(non_centred, normal(0.0, 1.0, SHORT)), chains=32, sampler=cp.SMC(cp.MALA(0.05), then=cp.WarmUp()))
+    evaluation = ended[0].run.chains.evaluation
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(evaluation.parts))
+    assert np.isfinite(evaluation.log_density).all()
+
+
+def test_a_warm_up_is_refused_where_it_cannot_be():
+    def network(x, t):
+        return x
+
+    f = cp.Diffusion(network, SHORT, event_shape=(2,), parameterization="epsilon", time="sigma")
+    with pytest.raises(cp.errors.CapabilityError, match="only its score"):
+        run(cp.compile(single, f), sampler=cp.AnnealedMCMC(cp.ULA(0.1), 1, then=cp.WarmUp()))
+
+
+def test_jitter_is_checked():
+    with pytest.raises(cp.errors.InvalidValueError, match=r"jitter"):
+        cp.HMC(0.1, jitter=1.0)
+
+
+class TestGivingUp:
+    """Weights so uneven that the default cannot be SMC."""
+
+    coarse = cp.Schedule.log_snr(8)
+
+    def density(self):
+        """64 narrow modes under a Gaussian to one side of them: nothing that a fit could even out."""
+        mixing, modes = (
+            dist.Categorical(jnp.full((6, 2), 0.5)),
+            dist.Normal(jnp.tile(jnp.array([-1.0, 1.0]), (6, 1)), 0.1),
+        )
+        factor = cp.Analytic(dist.MixtureSameFamily(mixing, modes), self.coarse)
+        return cp.compile(both, factor, normal(jnp.full(6, 0.5), 0.3, self.coarse))
+
+    def test_independent_chains_take_its_place(self, tmp_path):
+        density = self.density()
+        result = run(density, chains=256, sampler=None, checkpoint_dir=tmp_path)
+        assert result.sampler.startswith("AnnealedMCMC")
+        assert "SMC's 256 chains had come to descend from" in result.reason
+        assert "worth" in result.reason
+        assert result.effective_chains == pytest.approx(256)
+        assert not result.status.has(Code.ANCESTORS_COLLAPSED)
+        again = run(density, chains=256, sampler=None, checkpoint_dir=tmp_path)  # from both checkpoints
+        np.testing.assert_array_equal(result["x"], again["x"])
+        assert again.reason == result.reason
+
+    def test_a_sampler_that_was_asked_for_is_kept_and_its_end_reported(self):
+        result = run(self.density(), chains=256, sampler=cp.SMC())
+        assert result.sampler.startswith("SMC")
+        assert result.status.has(Code.ANCESTORS_COLLAPSED)
+
+
+def test_programs_with_latents_warm_up_by_default():
+    hierarchy = cp.compile(centred, normal(0.0, 1.0, SHORT))
+    sampler, reason = independent(hierarchy, "because")
+    assert sampler.then == choose(hierarchy, 1000)[0].then == (cp.WarmUp(),)
+    assert reason.startswith("because: independent chains")
+    assert choose(cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT)), 1000)[0].then == ()

@@ -89,7 +89,7 @@ class Kernel(eqx.Module, Generic[State]):
     - numbers are pytree leaves, so another step size does not compile again.
 
     A transition says where it needs the density and leaves the evaluating to its driver, so that a compiled loop holds
-    the networks of a density once, whatever kernels it runs:
+    the networks of a density once, whatever kernels it runs::
 
         trajectory, x = kernel.begin(noise, state, step_size)
         for i in range(kernel.evaluations_per_step - 1):

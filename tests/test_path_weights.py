@@ -182,10 +182,10 @@ def alone(f):
     return cp.sample("x", f)
 
 
-def test_reverse_diffusion_of_one_model_is_not_named(monkeypatch):
-    result, log_weights = ended(
-        monkeypatch, cp.compile(alone, two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3])), cp.Ancestral()
-    )
+@pytest.mark.parametrize("eta", [1.0, 0.0])
+def test_reverse_diffusion_of_one_model_is_not_named(monkeypatch, eta):
+    density = cp.compile(alone, two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3]))
+    result, log_weights = ended(monkeypatch, density, cp.Ancestral(eta))
     assert result.status.ok
     assert np.ptp(log_weights) == 0
     assert not np.isnan(result.mean(lambda x: x["x"]).error)

@@ -1,7 +1,6 @@
 """What a call of `cp.infer` does around a sampler.
 
 `infer` checks the call; `stages` has the run, five stages of one state; `watchers`, `resume` and `progress` get
-its reports; `at_target` moves chains at level 0; `writer` takes samples; `record` makes the result. `compiled` has the
-executables, `parts` networks shared out over devices, `ahead` a run compiled for devices that are not there. May import
-`samplers` and `results`.
+its reports; `writer` takes samples; `record` makes the result. `compiled` has the executables, `parts` networks shared
+out over devices, `ahead` a run compiled for devices that are not there. May import `samplers` and `results`.
 """

@@ -1,6 +1,8 @@
-"""How chains travel from the noisiest level to level 0: `Ancestral`, `AnnealedMCMC`, `SMC`, one a file.
+"""How chains travel from the noisiest level to level 0.
 
-`base` says what a sampler is, `choose` which one a run gets, `transitions` moves chains at one level, `reverse` from
-one level to the next; `weights`, `control`, `potentials` and `resampling` are `SMC`'s. `spread` alone knows of devices.
-May import `kernels` and `density`; knows no factor and no file.
+`sampler` has the one sampler, of which `smc`, `annealed_mcmc` and `ancestral` are constructors; `descent` its phases
+around one place of evaluation, on flat vectors by `layout`. `step` and `fit` lead from level to level, `weights` weigh,
+`meet` resamples, `moves` make transitions, `closing` ends a run; `replica_exchange` and `swap` are chains at all levels
+at once. `choose` has the defaults, `spread` alone knows of devices. May import `kernels` and `density`; knows no factor
+and no file.
 """

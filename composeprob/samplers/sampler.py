@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from functools import partial
@@ -275,9 +276,9 @@ class Sampler(eqx.Module):
         """How many replicas of a chain came from the noisiest level to level 0 in its draws; None without replicas."""
         return None
 
+    @abc.abstractmethod
     def describe(self) -> str:
         """One line: the sampler and its settings."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return self.describe()

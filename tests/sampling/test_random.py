@@ -55,7 +55,7 @@ def test_extreme_words_give_numbers(monkeypatch):
     assert 6 < np.abs(drawn).max() < 7
 
 
-def test_nothing_is_told_by_neighbours():
+def test_neighbouring_numbers_are_not_correlated():
     """Chains i and i + 1, numbers i and i + 1, entries j and j + 1, and the bits of equal names: no correlation."""
     words, shared = words_of(jax.random.key(0), 1000)
     drawn, following = (np.asarray(DRAW(jnp.asarray(words), number, SIZE), float) for number in (4, 5))

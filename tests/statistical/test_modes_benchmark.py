@@ -1,0 +1,142 @@
+"""Benchmark `modes`: what it takes for exact is, what counts as wrong or named, and that a stopped run goes on."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import logsumexp
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import modes
+from exact import axis, constraints, grids, measure, right
+from exact.case import Answer, schedule
+from exact.measure import Outcome
+
+import composeprob as cp
+
+
+def level_0():
+    return float(schedule().alpha[0]), float(schedule().sigma[0])
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3, 10])
+def test_a_grid_of_two_numbers_gives_the_square_of_a_mixture(dims):
+    """Squares of mixtures are sums over pairs of components, in closed form."""
+    (alpha, sigma), terms = level_0(), axis.squared_mixture(dims)
+    mixture = terms[0][0]
+    variance = (alpha * np.array(mixture.widths)) ** 2 + sigma**2
+    logs = [
+        np.log(mixture.weights[i] * mixture.weights[j])
+        - 0.5 * alpha**2 * (mixture.centres[i] - mixture.centres[j]) ** 2 / (variance[i] + variance[j])
+        - 0.5 * dims * np.log(2 * np.pi * (variance[i] + variance[j]))
+        for i, j in itertools.product(range(2), repeat=2)
+    ]
+    found = axis.exact(terms, dims, 0.0)
+    assert found.log_evidence == pytest.approx(float(logsumexp(logs)), abs=3e-4)
+    if dims == 10:  # the modes are far enough apart that each is on its side of the cut
+        assert found.value == pytest.approx(float(np.exp(logs[0] - logsumexp(logs))), rel=1e-3)
+
+
+def test_a_product_of_one_hot_mixtures_has_the_evidence_of_all_its_corners():
+    """3 × 3 permutations: the sum over all 3⁶ choices of corners, each a product of Gaussians."""
+    puzzle, (alpha, sigma) = constraints.permutations(3), level_0()
+    v, corners = (alpha * constraints.WIDTH) ** 2 + sigma**2, np.eye(3)
+    chosen = np.array(list(itertools.product(range(3), repeat=6)))
+    rows, columns = corners[chosen[:, :3]], corners[chosen[:, 3:]].transpose(0, 2, 1)
+    apart = alpha**2 * ((rows - columns) ** 2).sum((1, 2))  # ∫ N(x; a, v)·N(x; b, v) dx = N(a; b, 2v), entry by entry
+    logs = -apart / (4 * v) - 4.5 * np.log(4 * np.pi * v) - 6 * np.log(3)
+    assert puzzle.exact().log_evidence == pytest.approx(float(logsumexp(logs)), abs=1e-5)
+
+
+def test_solutions_are_counted():
+    """Against numbers that are known: Petersen's graph has 120 colourings, six queens 4 places."""
+    assert [constraints.petersen().solutions, constraints.queens().solutions] == [120, 4]
+    every = jnp.asarray(list(itertools.product((0.0, 1.0), repeat=12)))
+    clauses = constraints.satisfiability()
+    assert int(jax.vmap(clauses.valid)(every).sum()) == clauses.solutions
+
+
+def test_a_hill_on_a_gaussian():
+    found = grids.bump_answer(1, gain=4.0, centre=1.5, width=0.05, sd=1.0, reach=0.3)
+    x = np.linspace(-8, 8, 1_600_001)
+    mass = stats.norm.pdf(x) * (1 + np.exp(4.0 - 0.5 * ((x - 1.5) / 0.05) ** 2))
+    assert found.log_evidence == pytest.approx(np.log(mass.sum() * (x[1] - x[0])), abs=1e-5)
+    assert found.value == pytest.approx(mass[np.abs(x - 1.5) < 0.3].sum() / mass.sum(), abs=1e-5)
+
+
+def row(value, error, codes=(), exact=0.3, chains=1000, **more):
+    return {
+        "exact": [exact, None],
+        "estimates": [value, None],
+        "errors": [error, None],
+        "codes": list(codes),
+        "chains": chains,
+        "improper": False,
+    } | more
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (row(0.33, 0.01), Outcome.RIGHT),
+        (row(0.35, 0.01), Outcome.DEFECT),
+        (row(0.35, 0.01, ["levels_too_few"]), Outcome.NAMED),
+        (row(0.30, 0.01, ["levels_too_few"]), Outcome.FALSE_ALARM),
+        (row(0.90, None, ["shares_frozen"]), Outcome.NAMED),
+        (row(0.31, None, ["shares_frozen"]), Outcome.FALSE_ALARM),
+        (row(0.3, 0.01, improper=True), Outcome.DEFECT),
+        (row(0.3, 0.01, ["samples_diverged"], improper=True), Outcome.NAMED),
+        (row(0.3, 0.01, exact=None), Outcome.RIGHT),
+        (row(0.3, 0.01, ["shares_frozen"], exact=None), Outcome.FALSE_ALARM),
+        (row(0.3, 0.01) | {"exact": [0.3, 1.0], "estimates": [0.3, 1.5], "errors": [0.01, 0.1]}, Outcome.DEFECT),
+    ],
+)
+def test_what_a_run_is(run, expected):
+    assert measure.outcome(run) is expected
+
+
+def test_a_right_run_is_right_and_the_same_run_against_another_answer_is_not(tmp_path, monkeypatch):
+    """One Gaussian by reverse diffusion alone, which is exact there; then a wrong answer; then the file is enough."""
+    case = axis.along("tiny", "a Gaussian", ((right.gaussian(0.4, 0.7), 1.0),), cut=0.2, sampler=cp.Ancestral)
+    density, answer = case.compile(), case.exact()
+    assert answer.value == pytest.approx(stats.norm(0.4, 0.7).cdf(0.2), abs=1e-4)
+    wrong = measure.measured(case, lambda: density, Answer(0.9), 0, 64)
+    assert wrong["outcome"] == Outcome.DEFECT
+    file = tmp_path / "rows.jsonl"
+    (first,) = modes.measure([case], {64: 1}, file)
+    assert first["outcome"] == Outcome.RIGHT
+    assert first["estimates"] == wrong["estimates"]  # of the same key
+    file.write_text('{"program": "a Gau' + file.read_text())  # before it, a write that was interrupted
+    monkeypatch.setattr(modes, "measured", lambda *_: pytest.fail("made again"))
+    assert list(modes.measure([case], {64: 1}, file)) == [first]
+
+
+def test_a_program_that_is_refused_is_named():
+    def refused():
+        raise cp.errors.ImproperError("It rises without bound.")
+
+    case = grids.improper_case()
+    row = measure.measured(case, refused, case.exact(), 0, 64)
+    assert row["outcome"] == Outcome.NAMED
+    assert "rises without bound" in row["reason"]
+
+
+def test_a_defect_fails_the_benchmark():
+    fine = {"family": "right: one mode", "program": "p", "z": [1.0, None], "outcome": Outcome.RIGHT}
+    rows = [row(0.3, 0.01) | fine for _ in range(40)]
+    assert all(modes.checks(rows).values())
+    for outcome, codes in ((Outcome.DEFECT, []), (Outcome.FALSE_ALARM, ["shares_frozen"])):
+        bad = [*rows, *({**rows[0], "outcome": outcome, "codes": codes} for _ in range(3))]
+        assert not all(modes.checks(bad).values())
+
+
+def test_there_are_thirty_easy_programs_and_names_are_unique():
+    cases = modes.cases()
+    assert sum(case.family.startswith("right") for case in cases) == 30
+    assert len({case.name for case in cases}) == len(cases)

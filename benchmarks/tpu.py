@@ -20,7 +20,7 @@ hardware.prepare_tpu_compiler()  # before JAX starts
 from report import publish  # noqa: E402
 
 import composeprob as cp  # noqa: E402
-from composeprob.runtime.ahead import Compiled, compile_ahead  # noqa: E402
+from composeprob.runtime.compiled import Compiled, compile_ahead  # noqa: E402
 from composeprob.samplers.choose import choose  # noqa: E402
 
 PLANE = ("2x2", "4x4", "8x8", "16x16")

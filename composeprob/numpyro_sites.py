@@ -24,7 +24,6 @@ from composeprob.samplers.choose import check_capabilities, choose
 from composeprob.samplers.random import key_of
 from composeprob.samplers.run import begin
 from composeprob.samplers.sampler import Sampler
-from composeprob.samplers.visits import Visits
 from composeprob.schedule import Schedule
 
 ORDER = 2**32 - 100
@@ -195,10 +194,10 @@ def traced_draws(
 def _draw(density: AnnealedDensity, sampler: Sampler, keys: Array, num_chains: int, first: int) -> dict[str, Array]:
     n = keys.shape[0]
     words = jax.random.key_data(keys).reshape(n, -1)[:, -2:]
-    run = begin(keys[0], num_chains, Visits.every(first, density.num_levels))
+    run = begin(keys[0], num_chains, sampler.visits(density, None))
     run = dataclasses.replace(run, words=jnp.concatenate([words, run.words[n:]]))
     run = sampler.start(run, density, first)
-    run = sampler.advance(run, density, first + 1)
+    run = sampler.advance(run, density, density.num_levels)
     chosen = jax.random.permutation(key_of(words[0], ORDER), num_chains)[:n]
     drawn = jax.vmap(density.to_samples)(sampler.positions(run, density))
     return jax.tree.map(lambda values: values[chosen], drawn)

@@ -29,6 +29,8 @@ class _Signal(NamedTuple):
     """Largest relative error of a variance."""
     hidden: float = 0.1
     """Signal over noise below which the level needs no closer test."""
+    radii: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    """Distances, in units of its noise, over which a log-density that rises all the way is improper."""
 
 
 SIGNAL = _Signal()
@@ -44,19 +46,29 @@ STATIC_FULL_LOG_SNR = -2.0
 HALF_LINE_NEGLIGIBLE = 34.0
 """Nats by which the integrand of a bounded prior falls from its top to the ends of the quadrature's range."""
 
+
 # ── agreement of factors: no_overlap, out_of_training ────────────────────────────────────────────────────────────────
-OVERLAP_SLACK = 1.5
-"""How many times its bound σ²‖s‖² must exceed to count as far."""
-NO_OVERLAP_SHARE = 0.5
-"""Share of samples that must be far for `no_overlap`."""
-OUT_OF_TRAINING_SHARE = 0.1
-"""Share of samples that must be far for `out_of_training`."""
-FLAT_NATS = 0.05
-"""Nats by which a factor that is divided by may vary over samples, and within the reach of noise, and count as flat."""
-FLOOR_NATS = math.log(2)
-"""Nats by which a factor's draws are denser, in the median, where samples are on its floor."""
-OVERLAP_LEVELS = 8
-"""Levels to which samples are noised for these findings."""
+class _Overlap(NamedTuple):
+    slack: float = 1.5
+    """How many times its bound σ²‖s‖² must exceed to count as far."""
+    empty_share: float = 0.5
+    """Share of samples that must be far for `no_overlap`."""
+    untrained_share: float = 0.1
+    """Share of samples that must be far for `out_of_training`."""
+    flat: float = 0.05
+    """Nats by which a divisor may vary over samples, and within the reach of noise, and count as flat."""
+    floor: float = math.log(2)
+    """Nats by which a factor's draws are denser, in the median, where samples are on its floor."""
+    levels: int = 8
+    """Levels to which samples are noised for these findings."""
+    draws_slack: float = 1.5
+    """How many times as far as any draw of a divisor from its nearest one a sample must be to count as far."""
+    rounds: int = 4
+    """Of draws of a divisor, as many as samples in each, that are taken before anything is found."""
+
+
+OVERLAP = _Overlap()
+"""Whether factors agree where samples are."""
 
 
 class _Pilot(NamedTuple):
@@ -79,6 +91,8 @@ MANY_CHAINS = 256
 class _GlobalMoves(NamedTuple):
     number: int = 20
     """Of default runs whose chains are not weighed."""
+    of_weighed: int = 8
+    """Of those whose chains are."""
     most_numbers: int = 20
     """Numbers of a position up to which they have them."""
     most_stuck: float = 0.1
@@ -360,6 +374,10 @@ class _Shares(NamedTuple):
     """Nats for each number of a sample that log Z_m − log Z_n may be off by."""
     neighbours: int = 4
     """k of the estimate."""
+    linked: int = 10
+    """Nearest neighbours that a chain hangs together with."""
+    numbers: int = 10
+    """Numbers of a sample up to which the distance to neighbours tells a density."""
     most: int = 1000
     """Chains that are looked at."""
     entries: int = 4_000_000
@@ -374,10 +392,51 @@ class _Shares(NamedTuple):
     """Chains for each direction or group that is looked at."""
     tail: float = 0.01
     """The share of log-weights, at either end, that are taken for no farther out than the next one."""
+    barrier: float = 5.0
+    """By how much log π is lower between two chains that are apart."""
+    apart: float = 0.1
+    """Of the pairs of chains that are apart, above which shares of modes take something to rest on."""
+    pairs: int = 64
+    """That are looked at."""
+    bridges: int = 4
+    """Of each chain, over which groups may hang together, beside the shortest tree."""
+    support: float = 0.1
+    """Relative effective sample size of the paths' weights, from which on shares rest on them."""
+    alike: float = 2.0
+    """Standard deviation of the logarithms of these weights, up to which they do too."""
+    crossing: float = 0.5
+    """Times as many barriers between where chains came and where they ended as between pairs, and moves have mixed."""
+    block: int = 256
+    """Positions that are evaluated in one call."""
+    at_once: int = 64
+    """Positions that are evaluated together."""
 
 
 SHARES = _Shares()
-"""Whether independent chains lie in the modes in the right shares."""
+"""Whether chains lie in the modes in the right shares, whether they are apart, and what shares rest on."""
+
+
+class _Scouts(NamedTuple):
+    most: int = 2048
+    """Draws of the program's factors, at most."""
+    block: int = 256
+    """That are evaluated at once, and the least number; also how many chains and scouts are asked for neighbours."""
+    far: float = 0.9
+    """Quantile of the chains' distances to their nearest ones, beyond which a scout's is far."""
+    barrier: float = 3.0
+    """Nats by which log π₀ falls between what is apart."""
+    errors: float = 5.0
+    """Standard errors by which shares must differ."""
+    least: float = 0.02
+    """Difference of shares that is worth a finding."""
+    fewest: float = 50.0
+    """Effective number of scouts below which they say nothing of shares."""
+    cells: int = 12
+    """Regions by k-means, whose shares are compared."""
+
+
+SCOUTS = _Scouts()
+"""Draws of the program's factors that are sent where no chain may be."""
 
 
 class _Comparison(NamedTuple):

@@ -79,7 +79,7 @@ def visited(sampler: Any, density: Any, points: Any, level: Any, above: Any = No
 
         order = run.visits.order.at[0].set(above).at[1].set(level)
         chains, zero = jax.vmap(particle)(run.words, points), jnp.zeros(len(points), points.dtype)
-        run = dataclasses.replace(run, chains=chains, visits=Visits(order, jnp.int32(1)), log_weights=zero)
+        run = dataclasses.replace(run, chains=chains, visits=Visits(order, jnp.int32(1), None), log_weights=zero)
         return sampler.advance(dataclasses.replace(run, path_weights=zero), density, jnp.int32(2))
 
     above = level + 1 if above is None else above

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import composeprob as cp
 from composeprob.cli import app, hardware
-from composeprob.runtime.ahead import collectives, compile_ahead
+from composeprob.runtime.compiled import collectives, compile_ahead
 from sampling_cases import both, normal
 
 INDEPENDENT = cp.AnnealedMCMC(cp.MALA(0.01), 2)
@@ -70,7 +70,7 @@ from composeprob.cli import hardware
 hardware.prepare_tpu_compiler()
 import composeprob as cp
 from composeprob.errors import InvalidValueError
-from composeprob.runtime.ahead import compile_ahead
+from composeprob.runtime.compiled import compile_ahead
 from sampling_cases import both, normal
 density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
 samplers = {"independent": cp.AnnealedMCMC(cp.MALA(0.01), 2), "smc": cp.SMC(cp.MALA(0.01), weights="density")}
@@ -98,7 +98,7 @@ from composeprob.cli import hardware
 hardware.prepare_tpu_compiler()
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np, composeprob as cp
 from composeprob import tuning
-from composeprob.runtime.ahead import compile_ahead
+from composeprob.runtime.compiled import compile_ahead
 from sampling_cases import both, normal
 schedule = cp.Schedule.log_snr(8, min=-6.0, max=4.0)
 

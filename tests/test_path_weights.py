@@ -76,7 +76,10 @@ def test_latents_alone_are_weighed_by_where_they_began(monkeypatch, sign):
     found = float(np.mean(result["b"] < 0))
     weighed = np.exp(log_weights - logsumexp(log_weights)) @ (np.asarray(result["b"]) < 0)
     assert abs(weighed - left / (left + right)) < 0.06
-    assert result.status.has("shares_frozen") == (abs(found - left / (left + right)) > 0.05)
+    assert abs(found - left / (left + right)) > 0.05  # so these weights mend the shares
+    assert result.status.ok
+    assert "mend the shares" in result.reason
+    np.testing.assert_allclose(result.weights @ (np.asarray(result["b"]) < 0), weighed, rtol=1e-5)
     moved = cp.infer(density, jax.random.key(0), num_chains=2000, progress=False)
     assert moved.status.ok
     assert abs(np.mean(moved["b"] < 0) - left / (left + right)) < 0.04
@@ -87,17 +90,24 @@ def product(f, g):
     return cp.sample("x", f * g)
 
 
-def test_frozen_shares_are_named_where_no_energy_is_known(monkeypatch):
+def test_weights_of_paths_mend_frozen_shares_where_no_energy_is_known(monkeypatch):
     """Modes at ±3, which a second factor weighs anew; above level 0 it weighs them otherwise."""
     f, g = two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3]), cp.Analytic(dist.Normal(1.0, 2.0), LEVELS)
     density = cp.compile(product, f, g)
     only_scores = cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral())
-    result, _ = ended(monkeypatch, density, cp.AnnealedMCMC(only_scores, 1, reverse_step=True), num_chains=1000)
+    sampler = cp.AnnealedMCMC(only_scores, 1, reverse_step=True)
+    result, _ = ended(monkeypatch, density, sampler, num_chains=1000)
     held = 0.7 * np.exp(-0.5) / (0.7 * np.exp(-0.5) + 0.3 * np.exp(-2))
     assert abs(np.mean(np.asarray(result["x"]) > 0) - held) > 0.05
-    assert result.status.has("shares_frozen")
-    assert "weighed" in result.status.message
-    assert np.isnan(result.mean(lambda x: x["x"]).error)
+    assert result.status.ok
+    assert "mend the shares" in result.reason
+    mended = result.probability(lambda x: x["x"] > 0)
+    assert abs(mended.value - held) < 4 * mended.error
+    assert mended.error < 0.05
+    drawn = cp.infer(density, jax.random.key(0), num_chains=1000, sampler=sampler, draws=1, progress=False)
+    assert drawn.status.has("shares_frozen")  # draws all weigh the same
+    assert "weighed" in drawn.status.message
+    assert np.isnan(drawn.mean(lambda x: x["x"]).error)
 
 
 def test_chains_that_forget_are_not_named(monkeypatch):

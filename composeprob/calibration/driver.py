@@ -15,7 +15,7 @@ from composeprob import tuning
 from composeprob.arguments import check_key, check_number
 from composeprob.calibration.annealed import annealed
 from composeprob.calibration.quadrature import integrals
-from composeprob.compiler.pipeline import compile
+from composeprob.compiler.pipeline import compile, lowered
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, ConditionError, ShapeError, WrongTypeError
 from composeprob.factors.base import Factor, LeafFactor, is_factor
@@ -29,6 +29,7 @@ from composeprob.language.single import single
 from composeprob.runtime.infer import infer
 from composeprob.samplers.ancestral import Ancestral
 from composeprob.schedule import Schedule
+from composeprob.settings import usual
 
 Known = list[tuple[LeafFactor, Calibrated]]
 """Leaves and what became of them."""
@@ -86,7 +87,8 @@ def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: in
     leaf_key, key = jax.random.split(key)
     normal = _normalised_leaves(factor, [], leaf_key, num_chains, repeats)
     schedule = _knots(normal)
-    density = compile(single, normal, schedule=schedule)
+    with usual():
+        density = lowered(single, (normal,), {}, schedule, growing=False)
     log_z, error = _log_normaliser(density, key, num_chains, repeats)
     excess = degree - math.prod(factor.event_shape)
     in_units_of_alpha = log_z + excess * np.log(np.asarray(schedule.alpha, np.float64))

@@ -137,7 +137,7 @@ def ahead(
     Raises:
         InvalidValueError: no such topology, or fewer chips in it.
     """
-    from composeprob.runtime.ahead import compile_ahead
+    from composeprob.runtime.compiled import compile_ahead
     from composeprob.samplers.choose import choose
 
     listed = tpu_chips(topology)

@@ -39,9 +39,7 @@ class Batch(eqx.Module):
     def __call__(self, xs: dict[str, Array], noise: Noise) -> list[tuple[Array | None, Array, Array]]:
         """(log f, ∇ log f in the site's coordinates, the rate of a constant) of every member, with an axis for each of
         its plates in front."""
-        noise_of_leaf = (
-            noise if self.own_noise is None else jax.tree.map(lambda a: jnp.asarray(a)[noise.index], self.own_noise)
-        )
+        noise_of_leaf = self.noise_at(noise)
         ratio = noise_of_leaf.alpha / noise.alpha
         shape = self.factor.event_shape
         events = [ratio * project(xs[site], region, shape) for site, region, _ in self.places]
@@ -78,6 +76,12 @@ class Batch(eqx.Module):
             outputs.append((value, place(own_score, cells), jnp.broadcast_to(rate, axes)))
             start += size
         return outputs
+
+    def noise_at(self, noise: Noise) -> Noise:
+        """The factor's own noise at a level of the program."""
+        if self.own_noise is None:
+            return noise
+        return jax.tree.map(lambda a: jnp.asarray(a)[noise.index], self.own_noise)
 
     @property
     def block(self) -> int | None:

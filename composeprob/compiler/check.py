@@ -10,7 +10,7 @@ from composeprob.compiler.top import check_proper, top_of
 from composeprob.compiler.unroll import unrolled
 from composeprob.errors import ComposeProbError
 from composeprob.factors.base import Factor
-from composeprob.factors.nodes import joined
+from composeprob.factors.nodes import part
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Graph, Leaf, leaves
 
@@ -89,8 +89,5 @@ def site_parts(root: Factor) -> tuple[Factor | None, Factor | None]:
     A user's energy or a classifier has no rate, but its values are known: it enters the weights between levels as a
     ratio instead. Only factors of the outermost product can be split off.
     """
-    marginal: list[tuple[Factor, float]] = []
-    rest: list[tuple[Factor, float]] = []
-    for factor, power in root.split():
-        (marginal if has_rate(factor) else rest).append((factor, power))
-    return joined(marginal), joined(rest)
+    marginal = [has_rate(factor) for factor, _ in root.split()]
+    return part(root, marginal), part(root, [not here for here in marginal])

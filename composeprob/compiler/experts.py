@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from composeprob.compiler.check import node_capabilities
+from composeprob.compiler.draws import Draw, draw_of
 from composeprob.compiler.expressions import Expression, lower_expression
 from composeprob.density.experts import Expert
 from composeprob.factors.base import Factor
@@ -35,8 +36,9 @@ def _leaf(leaf: Leaf, _: list[list[Raised]]) -> list[Raised]:
     return [] if leaf.factor.constant else expert(leaf)
 
 
-def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, Expression], ...]]:
-    """A description of each expert, and how it is evaluated: its site and its expression."""
+def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, Expression, Draw | None], ...]]:
+    """A description of each expert, and how it is evaluated: its site, its expression, and what draws from it, where
+    the program does not divide by it."""
     known, lowered = [], []
     for site in graph.sites:
         for raised in experts_of(site.root):
@@ -48,5 +50,6 @@ def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, Expressi
             rows = total_count(below[0].plates)
             dimension = below[0].factor.dimension
             known.append(Expert(name, site.name, raised.power, dimension, trained, rows, averaged))
-            lowered.append((site.name, lower_expression(raised.node, site.shape)))
+            draw = draw_of(raised.node) if raised.power > 0 else None
+            lowered.append((site.name, lower_expression(raised.node, site.shape), draw))
     return tuple(known), tuple(lowered)

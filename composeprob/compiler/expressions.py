@@ -5,7 +5,8 @@ forward Fokker–Planck operator (Skreta et al. 2025, arXiv 2503.02819). On a si
 
 * a noised marginal of all d entries has r = 0; one that sees only d' of them has r = (f/g²)·(d' − d);
 * a constant c that depends on the level alone has r = ∂_λ log c/σ² − (f/g²)·d, with λ the log-SNR;
-* a product with powers w_i has r = Σ w_i·r_i + ½(‖S‖² − Σ w_i·‖S_i‖²) + (f/g²)·d·(Σ w_i − 1);
+* a product with powers w_i has r = Σ w_i·r_i + ½(‖S‖² − Σ w_i·‖S_i‖²) + (f/g²)·d·(Σ w_i − 1); where they depend on
+  s = σ²/α², which grows by g²/α² a unit of time, less Σ (dw_i/ds)·log f_i/α²;
 * a mixture has the average of r_i under the responsibilities.
 """
 
@@ -23,6 +24,7 @@ from jax import Array
 from composeprob.factors.nodes import Combination
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Leaf, leaves
+from composeprob.schedule import Noise
 
 
 class NodeValue(eqx.Module):
@@ -49,8 +51,8 @@ class Expression(eqx.Module):
     """A lowered node."""
 
     @abc.abstractmethod
-    def __call__(self, outputs: Outputs) -> NodeValue:
-        """Its value, given the leaves' outputs."""
+    def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
+        """Its value, given the leaves' outputs and the level's noise."""
 
 
 class LeafExpression(Expression):
@@ -60,7 +62,7 @@ class LeafExpression(Expression):
     unseen: float = eqx.field(static=True)
     marginal: bool = eqx.field(static=True)
 
-    def __call__(self, outputs: Outputs) -> NodeValue:
+    def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
         log_density, score, rate = outputs[self.slot]
         excess = jnp.zeros((), score.dtype) - self.unseen
         return NodeValue(log_density, score, rate if self.marginal else None, excess)
@@ -77,13 +79,13 @@ class Parts(eqx.Module):
     parts: tuple[Expression, ...]
     plate: tuple[tuple[tuple[int, int], bool], ...] | None = eqx.field(static=True)
 
-    def __call__(self, outputs: Outputs, term: Callable[[NodeValue, int], NodeValue]) -> NodeValue:
+    def __call__(self, outputs: Outputs, noise: Noise, term: Callable[[NodeValue, int], NodeValue]) -> NodeValue:
         """What ``term`` makes of the value and index of every part, along a leading axis; None where one has none."""
         if self.plate is not None:
             rows = {slot: outputs[slot] for slot, runs in self.plate if runs}
             others = {slot: outputs[slot] for slot, runs in self.plate if not runs}
-            return jax.vmap(lambda row: term(self.parts[0]({**others, **row}), 0))(rows)
-        terms = [term(part(outputs), i) for i, part in enumerate(self.parts)]
+            return jax.vmap(lambda row: term(self.parts[0]({**others, **row}, noise), 0))(rows)
+        terms = [term(part(outputs, noise), i) for i, part in enumerate(self.parts)]
         return NodeValue(
             _stack([t.log_density for t in terms]),
             jnp.stack([t.score for t in terms]),

@@ -13,6 +13,7 @@ from composeprob.compiler import predictive
 from composeprob.compiler.batches import Batch, OnDemand, batch_of, stacked
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.closed_form import closed_form
+from composeprob.compiler.draws import Draw, chosen
 from composeprob.compiler.experts import experts
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
 from composeprob.compiler.likelihood import Likelihood
@@ -21,8 +22,8 @@ from composeprob.density.evaluation import Evaluation, Parts, Wall
 from composeprob.density.experts import ExpertValue
 from composeprob.factors.base import Factor
 from composeprob.factors.functions import closed
-from composeprob.factors.nodes import joined
 from composeprob.factors.nodes import leaves as factor_leaves
+from composeprob.factors.nodes import part
 from composeprob.factors.precision import in_precision
 from composeprob.ir.nodes import Graph, leaves, spread
 from composeprob.schedule import Noise, Schedule
@@ -43,6 +44,7 @@ class Evaluator(Evaluates):
         ancestral: the noised sites whose factors depend on static sites that are held.
         held: these static sites; their scores are 0.
         experts: the expression of every expert.
+        draws: what draws from each of them; None where nothing does.
         asked: the site of each of them.
         precision: of the networks, also of those that the program makes of latents.
     """
@@ -54,6 +56,7 @@ class Evaluator(Evaluates):
     energies: dict[str, Expression | None]
     likelihood: Likelihood | None
     experts: tuple[Expression, ...]
+    draws: tuple[Draw | None, ...]
     asked: tuple[str, ...] = eqx.field(static=True)
     places: tuple[tuple[str, tuple[int, int]], ...] = eqx.field(static=True)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
@@ -68,7 +71,7 @@ class Evaluator(Evaluates):
             outputs = OnDemand(self._batches(zs, noise), xs, noise)
             sides = []
             for expressions in (self.marginal, self.potential):
-                values = {n: None if e is None else e(outputs) for n, e in expressions.items()}
+                values = {n: None if e is None else e(outputs, noise) for n, e in expressions.items()}
                 sides.append({n: _unit(xs[n]) if v is None else v for n, v in values.items()})
             return sides[0], sides[1]
 
@@ -160,7 +163,7 @@ class Evaluator(Evaluates):
     def plain_potential(self, position: dict[str, Array], level: Array | int) -> Array:
         noise, xs, zs = self._split(position, level)
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
-        terms = [energy(outputs).log_density for energy in self.energies.values() if energy is not None]
+        terms = [energy(outputs, noise).log_density for energy in self.energies.values() if energy is not None]
         if self.likelihood is not None:
             terms.append(self.likelihood.plain(xs, zs, self.schedule, noise))
         total = _total(terms)
@@ -177,11 +180,46 @@ class Evaluator(Evaluates):
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
         found = []
         for site, expression in zip(self.asked, self.experts, strict=True):
-            value = expression(outputs)
+            value = expression(outputs, noise)
             scores = value.score.reshape(-1, xs[site].size)
             log_density = jnp.nan if value.log_density is None else value.log_density
             found.append(ExpertValue(scores, jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])))
         return tuple(found)
+
+    @property
+    def drawable(self) -> bool:
+        drawn = {site for site, draw in zip(self.asked, self.draws, strict=True) if draw is not None}
+        return drawn == self.marginal.keys() and not self.held
+
+    def draw(self, key: Array) -> dict[str, Array]:
+        noise = self.schedule.at(0)
+        of_xs, of_zs = jax.random.split(key)
+        xs = {name: jnp.zeros(shape) for name, shape in self.shapes}
+        # What depends on latents follows these, and latents follow noised sites: with the same numbers anew, in each
+        # round what depends on the rounds before alone is as it will stay.
+        for _ in range(len(xs) if self.moved else 1):
+            zs = self.draw_static(of_zs, self._clean(xs))
+            batches = self._batches(zs, noise)
+            for i, name in enumerate(xs):
+                choice, rest = jax.random.split(jax.random.fold_in(of_xs, i))
+                draws = self._draws(name)
+                which = jax.random.randint(choice, (), 0, len(draws))
+                xs[name] = chosen(which, tuple(draw for _, draw in draws), rest, batches, noise)
+        return {**xs, **self.draw_static(of_zs, self._clean(xs))}
+
+    def importance(self, position: dict[str, Array]) -> tuple[Array, Array]:
+        evaluation, values = self(position, 0), self.expert_values(position, 0)
+        log_q = evaluation.parts.log_prior
+        for name, _ in self.shapes:
+            each = jnp.stack([values[i].log_density[0] for i, _ in self._draws(name)])
+            log_q = log_q + jax.nn.logsumexp(each) - jnp.log(len(each))
+        log_density = _or_nan(evaluation.log_density)
+        return log_density, log_density - log_q
+
+    def _draws(self, name: str) -> list[tuple[int, Draw]]:
+        """The numbers of the site's experts that can be drawn from, with what does it."""
+        each = enumerate(zip(self.asked, self.draws, strict=True))
+        return [(i, draw) for i, (site, draw) in each if site == name and draw is not None]
 
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         return {} if self.likelihood is None else self.likelihood.draw(key, xs)
@@ -250,8 +288,9 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
         potential,
         energies,
         likelihood,
-        tuple(expression for _, expression in lowered),
-        tuple(site for site, _ in lowered),
+        tuple(expression for _, expression, _ in lowered),
+        tuple(draw for *_, draw in lowered),
+        tuple(site for site, *_ in lowered),
         places,
         tuple(shapes.items()),
         ancestral,
@@ -262,4 +301,4 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
 
 def _energies(potential: Factor) -> Factor | None:
     """What of a potential is the user's own energies."""
-    return joined([(f, w) for f, w in potential.split() if all(leaf.factor.plain for leaf in leaves(f))])
+    return part(potential, [all(leaf.factor.plain for leaf in leaves(f)) for f, _ in potential.split()])

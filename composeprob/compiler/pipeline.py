@@ -15,12 +15,14 @@ from composeprob.compiler.anneal import anneal
 from composeprob.compiler.build import build
 from composeprob.compiler.check import capabilities, check, node_capabilities
 from composeprob.compiler.experts import experts
+from composeprob.compiler.grow import grow, grows
 from composeprob.compiler.likelihood import likelihood_of
 from composeprob.compiler.lower import lower
 from composeprob.compiler.normalise import normalise
+from composeprob.compiler.proper import check_growth
 from composeprob.compiler.reads import changed_since
 from composeprob.compiler.share import share
-from composeprob.compiler.top import Top, top_of
+from composeprob.compiler.top import top_of
 from composeprob.compiler.unroll import unrolled
 from composeprob.density.annealed import AnnealedDensity, SiteInfo
 from composeprob.density.described import Described
@@ -28,7 +30,7 @@ from composeprob.density.top import TopLaw
 from composeprob.errors import WrongTypeError
 from composeprob.factors.fingerprint import fingerprint
 from composeprob.factors.functions import closures
-from composeprob.factors.nodes import rewrite_leaves
+from composeprob.factors.nodes import at_noise, rewrite_leaves
 from composeprob.factors.precision import check_precision, in_precision
 from composeprob.ir.nodes import Graph, Leaf, leaves
 from composeprob.ir.render import describe
@@ -86,8 +88,10 @@ def lowered(
     schedule: Schedule | None = None,
     precision: str | None = None,
     networks: bool = True,
+    growing: bool = True,
 ) -> AnnealedDensity:
-    """`compile`, with what networks return looked at or, as for those that are still being trained, not."""
+    """`compile`, with what networks return looked at or, as for those that are still being trained, not; and with
+    exponents that grow as noise falls or, as for the normalisers of an expression, constant ones."""
     if not isinstance(program, Program):
         raise WrongTypeError(
             f"compile takes a program; got {type(program).__name__}.",
@@ -100,10 +104,10 @@ def lowered(
     graph = verify(normalise(graph), "normalise")
     graph = verify(align(graph, schedule), "align")
     graph = verify(share(graph), "share")
+    graph = verify(grow(graph) if growing else graph, "grow")
     graph = verify(check(graph, networks), "check")
     graph, likelihood = anneal(graph, likelihood_of(graph, traced.source), traced)
     verify(graph, "anneal")
-    tops = {site.name: top_of(unrolled(site.root), site.shape) for site in graph.sites}
     evaluator = lower(graph, likelihood, precision)
     assert graph.schedule is not None
     sites = {site.name: SiteInfo("noised", site.shape) for site in graph.sites}
@@ -113,16 +117,18 @@ def lowered(
     described = Described(
         graph, describe(graph, sorted(offered)), graph.where, offers, _pictures(graph), experts(graph)[0]
     )
-    top = _top_law(tops, all("normalised" in capabilities for *_, capabilities in offers))
+    top = _top_law(graph, all("normalised" in capabilities for *_, capabilities in offers))
     density = AnnealedDensity(graph.schedule, evaluator, top, sites, offered, described)
     density = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
 
     def anew(other: Schedule) -> AnnealedDensity:
-        again = lowered(program, args, kwargs, other, precision, networks)
+        again = lowered(program, args, kwargs, other, precision, networks, growing)
         if _read(again) != _read(density):
             raise changed_since(program.name, program.where)
         return again
 
+    if networks:
+        check_growth(density, graph)
     object.__setattr__(density, "_anew", anew)  # no field: a copy with other arrays must not have it
     return density
 
@@ -160,11 +166,24 @@ def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
     return {name: next(iter(ways)) for name, ways in found.items() if len(ways) == 1}
 
 
-def _top_law(tops: dict[str, Top], normalised: bool) -> TopLaw:
+def _top_law(graph: Graph, normalised: bool) -> TopLaw:
+    """The distribution of the levels that are noise alone; of every level where exponents grow from one to the next."""
+    assert graph.schedule is not None
     float_ = np.dtype(jnp.result_type(float))
-    power: Any = {name: np.asarray(top.power, float_) for name, top in tops.items()}
-    degree: Any = np.asarray(sum(top.degree for top in tops.values()), float_)
-    constant: Any = np.asarray(sum(top.constant for top in tops.values()), float_)
-    entries: Any = np.asarray(sum(top.entries for top in tops.values()), float_)
-    exact = all(top.exact for top in tops.values())
-    return TopLaw(power, degree, constant, entries, exact, normalised)
+    noise = (np.asarray(graph.schedule.sigma, np.float64) / np.asarray(graph.schedule.alpha, np.float64)) ** 2
+
+    def law(variance: float) -> TopLaw:
+        tops = {s.name: top_of(unrolled(at_noise(s.root, variance)), s.shape) for s in graph.sites}
+        power: Any = {name: np.asarray(top.power, float_) for name, top in tops.items()}
+        degree: Any = np.asarray(sum(top.degree for top in tops.values()), float_)
+        constant: Any = np.asarray(sum(top.constant for top in tops.values()), float_)
+        entries: Any = np.asarray(sum(top.entries for top in tops.values()), float_)
+        return TopLaw(power, degree, constant, entries, all(top.exact for top in tops.values()), normalised)
+
+    if not any(grows(site.root) for site in graph.sites):
+        return law(noise[-1])
+    laws = [law(variance) for variance in noise]
+    exact = all(each.exact for each in laws)  # a mixture's parts may have equal powers at level 0 alone
+    laws = [dataclasses.replace(each, exact=exact) for each in laws]
+    stacked: TopLaw = jax.tree.map(lambda *levels: np.stack(levels), *laws)
+    return dataclasses.replace(stacked, stacked=True)

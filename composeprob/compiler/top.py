@@ -1,4 +1,4 @@
-"""The distribution of the noisiest level, where every diffusion factor is N(0, σ²I) raised to its power."""
+"""The distribution of a level that is noise alone: every diffusion factor is N(0, σ²I) raised to its power there."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def check_proper(top: Top, site: Site) -> None:
         )
     at = "" if np.ptp(top.power) == 0 else f" at entry {index}"
     raise ImproperError(
-        f"Site {site.name!r} is improper: the total power of its factors is {top.power[index]:.4g}{at}, and at the "
-        "noisiest level it would be a Gaussian of negative or infinite variance.",
+        f"Site {site.name!r} is improper: the total power of its factors is {top.power[index]:.4g}{at}, and where they "
+        "are all alike, as at noisy levels, it would be a Gaussian of negative or infinite variance.",
         where=site.where,
         fix="make the powers of the diffusion factors sum to more than 0 (classifiers and bounded energies count 0).",
     )

@@ -57,6 +57,20 @@ class Evaluates(eqx.Module):
     def expert_values(self, position: Position, level: Array | int) -> tuple[ExpertValue, ...]:
         """Score and log-density of every expert, in the order of `Described.experts`; each network called once."""
 
+    @property
+    @abc.abstractmethod
+    def drawable(self) -> bool:
+        """Whether every noised site has a factor, not divided by, that exact draws can be taken from."""
+
+    @abc.abstractmethod
+    def draw(self, key: Array) -> Position:
+        """A draw of level 0 from q: each noised site from any of its factors that can be drawn from, all of these being
+        equally probable; static sites from their priors given these."""
+
+    @abc.abstractmethod
+    def importance(self, position: Position) -> tuple[Array, Array]:
+        """log π₀ and log π₀/q, scalars."""
+
     @abc.abstractmethod
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         """The static sites drawn from their priors given x/α of the noised ones, unconstrained."""
@@ -208,8 +222,9 @@ class AnnealedDensity(eqx.Module):
         """One draw from a noisy level (the noisiest, K−1, if left out): N(0, σ²/power) at noised sites, the prior at
         static ones. Levels below K−1 are meant only where no signal is left: α ≪ σ."""
         noised_key, static_key = jax.random.split(key)
-        noise = self.schedule.at(self.num_levels - 1 if level is None else level)
-        xs = self.top.draw(noised_key, noise.sigma)
+        level = self.num_levels - 1 if level is None else level
+        noise = self.schedule.at(level)
+        xs = self.top.at(level).draw(noised_key, noise.sigma)
         clean = {name: x / noise.alpha for name, x in xs.items()}  # as the priors see them
         return {**xs, **self.evaluator.draw_static(static_key, clean)}
 

@@ -14,7 +14,12 @@ is far beyond t is where the factor's own noised draws never are. No draws of th
 * `no_overlap`: that holds for half of the samples, under a factor that is multiplied with others; or a negation has
   nothing left to take away from: the samples lie where what it divides by is as flat as the inside of a box.
 * `out_of_training`: that holds for a tenth of the samples under a factor that was trained. A closed form is right
-  everywhere, and a factor that divides is meant to be asked elsewhere: these are not examined.
+  everywhere, and is not examined.
+
+A trained factor that divides pushes samples to where it was never trained, and what its network returns there may be
+small: the bound sees nothing. Its draws are compared with the samples instead. A tenth of these that are farther from
+all of its draws than any draw is from the others, by a half, is `out_of_training` too. Weights and steps take the
+divisor for a noised marginal, which it is nowhere but there, so the errors of such a run are withheld.
 """
 
 from __future__ import annotations
@@ -40,13 +45,15 @@ if TYPE_CHECKING:
 
 
 class Finding(NamedTuple):
-    """What is wrong with which factor, at which level, for which share of samples, and what to try."""
+    """What is wrong with which factor, at which level, for which share of samples, and what to try; and whether the
+    program divides by that factor."""
 
     code: str
     message: str
     factor: str
     level: int
     share: float
+    divides: bool = False
 
 
 def check(density: AnnealedDensity, key: Array, num_chains: int) -> tuple[Finding, ...]:
@@ -60,7 +67,7 @@ def check(density: AnnealedDensity, key: Array, num_chains: int) -> tuple[Findin
 def check_evaluations(density: AnnealedDensity, num_chains: int = tuning.PILOT.chains) -> int:
     """How often `check` evaluates the factors, over all of its chains."""
     pilot = tuning.PILOT.steps * len(_spaced_levels(density, tuning.PILOT.levels))
-    return num_chains * (pilot + len(_spaced_levels(density, tuning.OVERLAP_LEVELS, False)))
+    return num_chains * (pilot + len(_spaced_levels(density, tuning.OVERLAP.levels, False)))
 
 
 def _spaced_levels(density: AnnealedDensity, number: int, noisiest: bool = True) -> np.ndarray:
@@ -84,7 +91,7 @@ def in_question(density: AnnealedDensity) -> bool:
 
 
 def agreement(
-    density: AnnealedDensity, positions: Position, key: Array, num_levels: int = tuning.OVERLAP_LEVELS
+    density: AnnealedDensity, positions: Position, key: Array, num_levels: int = tuning.OVERLAP.levels
 ) -> tuple[Finding, ...]:
     """Finds where the factors disagree at samples of level 0.
 
@@ -102,7 +109,8 @@ def agreement(
         *_empty_negations(density, statistics, levels, positions, key),
     ]
     named = {finding.factor for finding in findings}
-    return (*findings, *(f for f in _untrained_regions(experts, statistics, levels) if f.factor not in named))
+    untrained = _untrained_regions(experts, statistics, levels) + _untrained_divisors(density, positions, key)
+    return (*findings, *(f for f in untrained if f.factor not in named))
 
 
 @cache
@@ -159,7 +167,7 @@ def _pilot(density: AnnealedDensity, keys: Array, levels: Array) -> Position:
     """Chains at level 0, moved there by Langevin steps under the factors of all noised sites."""
     sites = [name for name, site in density.sites.items() if site.kind == "noised"]
     size = sum(math.prod(density.sites[name].shape) for name in sites)
-    power = jnp.maximum(density.top.entries / size, 1.0)
+    power = jnp.maximum(jnp.max(density.top.entries) / size, 1.0)
 
     def drift(position: Position, level: Array) -> Position:
         found = density.evaluator(position, level).parts.drift
@@ -224,7 +232,7 @@ def _share(expert: Expert, statistics: ExpertStatistics) -> np.ndarray:
     """The share of samples that are beyond the bound, at each level, under whichever of its rows is worst."""
     # The mean of b entries has their noise over √b, but is taken for one with all of it.
     worst = expert.averaged * np.where(np.isfinite(statistics.energy), statistics.energy, 0.0).max(-1)
-    return np.asarray((worst > tuning.OVERLAP_SLACK * bound(expert.dimension)).mean(1))
+    return np.asarray((worst > tuning.OVERLAP.slack * bound(expert.dimension)).mean(1))
 
 
 def _disagreements(
@@ -242,7 +250,7 @@ def _disagreements(
         divided = (
             _share(e, s)[at] for e, s in zip(experts, statistics, strict=True) if e.site == expert.site and e.power < 0
         )
-        if shares[at] < tuning.NO_OVERLAP_SHARE or any(share >= tuning.NO_OVERLAP_SHARE for share in divided):
+        if shares[at] < tuning.OVERLAP.empty_share or any(share >= tuning.OVERLAP.empty_share for share in divided):
             continue
         beside = ", ".join(dict.fromkeys(others)) or f"its own {expert.rows} conditions"
         text = (
@@ -275,12 +283,13 @@ def _empty_negations(
     """
     found: dict[str, Finding] = {}
     for i, (expert, measured) in enumerate(zip(density.described.experts, statistics, strict=True)):
-        if expert.power >= 0 or measured.energy.shape[1] < 8 or np.mean(density.top.power[expert.site]) > 0.99:
+        total = np.mean(density.top.at(0).power[expert.site])
+        if expert.power >= 0 or measured.energy.shape[1] < 8 or total > 0.99:
             continue
         spread = abs(expert.power) * np.std(measured.log_density, axis=1).max(-1)
         nearby = np.sqrt(expert.averaged * np.mean(measured.energy, axis=1)).max(-1)
-        flat_so_far = np.logical_and.accumulate(nearby <= tuning.FLAT_NATS)  # NaN is not flat
-        flat = np.flatnonzero(flat_so_far & (spread <= tuning.FLAT_NATS))
+        flat_so_far = np.logical_and.accumulate(nearby <= tuning.OVERLAP.flat)  # NaN is not flat
+        flat = np.flatnonzero(flat_so_far & (spread <= tuning.OVERLAP.flat))
         if not flat.size:
             continue
         at = int(flat[0])
@@ -288,7 +297,7 @@ def _empty_negations(
         own_draws = _expert_statistics(density, pilot, jnp.asarray(levels), key)[i].log_density
         if (
             np.median(own_draws, axis=1)[at].max() - np.median(measured.log_density, axis=1)[at].max()
-            > tuning.FLOOR_NATS
+            > tuning.OVERLAP.floor
         ):
             continue
         text = (
@@ -310,7 +319,7 @@ def _untrained_regions(
         if expert.power <= 0 or not expert.trained:
             continue
         shares = _share(expert, measured)
-        if shares.max() < tuning.OUT_OF_TRAINING_SHARE:
+        if shares.max() < tuning.OVERLAP.untrained_share:
             continue
         at = int(shares.argmax())
         text = (
@@ -321,3 +330,49 @@ def _untrained_regions(
         )
         found.setdefault(expert.name, Finding("out_of_training", text, expert.name, int(levels[at]), float(shares[at])))
     return list(found.values())
+
+
+def _untrained_divisors(density: AnnealedDensity, positions: Position, key: Array) -> list[Finding]:
+    """Trained factors that are divided by, and asked at level 0 where their draws are not."""
+    found: dict[str, Finding] = {}
+    for i, expert in enumerate(density.described.experts):
+        size = math.prod(density.sites[expert.site].shape)
+        if expert.power >= 0 or not expert.trained or (expert.dimension, expert.rows) != (size, 1):
+            continue
+        samples = np.asarray(positions[expert.site]).reshape(-1, size)
+        if len(samples) < 8:
+            continue
+        share = _far_from_draws(density, i, samples, positions, jax.random.fold_in(key, i))
+        if share < tuning.OVERLAP.untrained_share:
+            continue
+        text = (
+            f"The program divides by {expert.name} where it was never trained: {share:.0%} of the samples of "
+            f"{expert.site!r} are farther from all of its draws than these are from one another. What a network "
+            "returns there is a guess. Divide by a model that was trained on a floor of points from all over the place "
+            "too, as examples/negation.py does, or by a lower power."
+        )
+        found.setdefault(expert.name, Finding("out_of_training", text, expert.name, 0, share, divides=True))
+    return list(found.values())
+
+
+def _far_from_draws(
+    density: AnnealedDensity, which: int, samples: np.ndarray, positions: Position, key: Array
+) -> float:
+    """The share of samples, (n, d), that are far from all draws of an expert. A part that holds few of its draws may
+    be all that the program keeps: before it is taken for missing, more are taken."""
+    from scipy.spatial.distance import cdist
+
+    draws, share = np.empty((0, samples.shape[1])), 0.0
+    for round_key in jax.random.split(key, tuning.OVERLAP.rounds):
+        fresh = _expert_pilot(density, which, positions, round_key, _downwards(density))
+        fresh = np.asarray(fresh[density.described.experts[which].site]).reshape(samples.shape)
+        draws = np.concatenate([draws, fresh[np.isfinite(fresh).all(1)]])
+        if len(draws) < 8:
+            return 0.0
+        between = cdist(draws, draws)
+        np.fill_diagonal(between, math.inf)
+        far = tuning.OVERLAP.draws_slack * between.min(1).max()
+        share = float(np.mean(cdist(samples, draws).min(1) > far))
+        if share < tuning.OVERLAP.untrained_share:
+            break
+    return share

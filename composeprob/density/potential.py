@@ -69,7 +69,7 @@ class NumPyroPotential:
         @jax.jit
         def start(key: Array) -> Position:
             noised_key, static_key = jax.random.split(key)
-            xs = self.density.top.draw(noised_key, jnp.ones(()))
+            xs = self.density.top.at(self.level).draw(noised_key, jnp.ones(()))
             alpha = self.density.schedule.at(self.level).alpha
             clean = {name: x / alpha for name, x in xs.items()}
             return {**xs, **self.density.evaluator.draw_static(static_key, clean)}

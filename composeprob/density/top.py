@@ -1,10 +1,12 @@
-"""The distribution of the noisiest levels, which chains are drawn from."""
+"""The distribution of levels that are noise alone, which chains are drawn from."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -13,7 +15,7 @@ from composeprob.pytree import normal_like
 
 
 class TopLaw(eqx.Module):
-    """The distribution of the noisiest levels: F = exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
+    """The distribution of a level that is noise alone: F = exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
 
     Attributes:
         power: total power at each entry, ``{site: array}``.
@@ -22,6 +24,8 @@ class TopLaw(eqx.Module):
         entries: Σ |power|·dimensions over the factors.
         exact: whether F has this form; where not, kernels and weights move the first draws to it.
         normalised: whether every factor's log-density is normalised, so that the values of F determine ∫F too.
+        stacked: whether the arrays have an axis of all K levels in front, as exponents grow from level to level; `at`
+            takes one of them. Elsewhere they are the same at all levels.
     """
 
     power: dict[str, Array]
@@ -30,6 +34,13 @@ class TopLaw(eqx.Module):
     entries: Array
     exact: bool = eqx.field(static=True)
     normalised: bool = eqx.field(static=True)
+    stacked: bool = eqx.field(static=True, default=False)
+
+    def at(self, level: Array | int) -> TopLaw:
+        """That of one level, which may be traced."""
+        if not self.stacked:
+            return self
+        return dataclasses.replace(jax.tree.map(lambda a: a[level], self), stacked=False)
 
     def draw(self, key: Array, sigma: Array) -> dict[str, Array]:
         """One draw of N(0, σ²/power) at each noised site."""

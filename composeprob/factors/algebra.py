@@ -17,7 +17,7 @@ def product(*factors: Factor, over: Mapping[str, object] | None = None, block: i
     """The product Π_i f_i(x): "this AND that"; with ``over`` the product over data, Π_i f(x | c_i).
 
     At the levels above 0 it is the product of the noised factors, which is not the noised product; only level 0 is
-    the promise, the levels above are the path that leads there.
+    the promise, the levels above are the path that leads there. Exponents other than 1 may grow along it (`power`).
 
     Args:
         factors: at least one factor, all of one event shape.
@@ -71,6 +71,11 @@ def product(*factors: Factor, over: Mapping[str, object] | None = None, block: i
 
 def power(factor: Factor, exponent: float) -> Factor:
     """f(x)^w, for any real w: w > 1 sharpens, 0 < w < 1 flattens, w < 0 divides ("but NOT that").
+
+    That is level 0. Where log f is known with its constants and its modes' heights, as of closed forms, the exponent
+    grows as noise falls: alone from 1, as w(1 + s)/(1 + w·s) with s = σ²/α² of the level less that of level 0, which is
+    the exact path of a Gaussian of variance 1; of what divides, as in guidance or a negation, from 0. Elsewhere it is w
+    at every level. ``print(density)`` shows which exponents grow.
 
     Raises:
         InvalidValueError: w is NaN or infinite.

@@ -13,7 +13,8 @@ from composeprob.factors.classifier import Classifier
 def guide(factor: Factor, scale: float, **conditions: object) -> Factor:
     """Classifier-free guidance, f(x | c)^s · f(x)^{1−s}.
 
-    s = 1 is the conditional model, s > 1 sharpens it; the total power stays 1.
+    s = 1 is the conditional model, s > 1 sharpens it; the total power stays 1. Exponents grow as noise falls where they
+    can (`power`): the noisiest level is then the conditional model's.
 
     Args:
         factor: a factor with conditions, able to run without them (dropout of the condition in training).

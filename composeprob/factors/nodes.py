@@ -6,10 +6,12 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
 from composeprob.factors import show
 from composeprob.factors.base import Factor, LeafFactor
@@ -116,8 +118,49 @@ class Combination(Factor):
         """What is drawn at a factor with this number."""
 
 
+class Growth(eqx.Module):
+    r"""Exponents that grow as noise falls,
+
+    $$w_k = e + \frac{w - e}{1 + \kappa\,s_k},$$
+
+    with s_k = σ²/α² of level k less that of level 0, where they are w. With e = 1 and κ = w this is
+    w(c + s)/(c + w·s) at c = 1: for a Gaussian f of variance c the power f_k^{w_k} is the noised power f^w. As in
+    `fixed_control` c = 1 stands for all data.
+
+    Attributes:
+        start: e, (n,), where there is only noise.
+        power: w, (n,).
+        sharpness: κ, (n,).
+        clean: σ²/α² of level 0, a scalar.
+        growing: which factors have e ≠ w.
+    """
+
+    start: Array | np.ndarray
+    power: Array | np.ndarray
+    sharpness: Array | np.ndarray
+    clean: Array | np.ndarray
+    growing: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, variance: Array | np.ndarray) -> Array | np.ndarray:
+        """w_k at σ²/α² of the level, (n,)."""
+        noisy = self.sharpness * (variance - self.clean)
+        return self.power + (self.start - self.power) * (noisy / (1 + noisy))
+
+    def at(self, places: list[int]) -> Growth | None:
+        """Of some of the factors; None where the exponents of none of them grow."""
+        growing = tuple(j for j, i in enumerate(places) if i in self.growing)
+        start, power, sharpness = (a[np.array(places)] for a in (self.start, self.power, self.sharpness))
+        return Growth(start, power, sharpness, self.clean, growing) if growing else None
+
+
 class Product(Combination):
-    """Π_i f_i(x)^{w_i}, the numbers its powers; negative ones divide."""
+    """Π_i f_i(x)^{w_i}, the numbers its powers; negative ones divide.
+
+    Attributes:
+        growth: how the exponents come to be the powers; None where they are the powers at every level. Set by `grow`.
+    """
+
+    growth: Growth | None = None
 
     sign: ClassVar[str] = "×"
 
@@ -185,6 +228,37 @@ def joined(terms: Sequence[tuple[Factor, float]]) -> Factor | None:
         return terms[0][0]
     factors, powers = zip(*terms, strict=True)
     return Product(factors=factors, numbers=powers, event_shape=factors[0].event_shape)
+
+
+def part(node: Factor, chosen: Sequence[bool]) -> Factor | None:
+    """The product of those (factor, power) pairs of `Factor.split` that are chosen; None of none."""
+    if all(chosen):
+        return node
+    places = [i for i, wanted in enumerate(chosen) if wanted]
+    if not places:
+        return None
+    node = cast(Product, node)  # nothing else is split
+    factors, powers = tuple(node.factors[i] for i in places), tuple(node.powers[i] for i in places)
+    growth = None if node.growth is None else node.growth.at(places)
+    if growth is None:
+        return joined(list(zip(factors, powers, strict=True)))
+    return dataclasses.replace(node, factors=factors, numbers=powers, growth=growth)
+
+
+def at_noise(node: Factor, variance: float) -> Factor:
+    """The expression as it stands at a level of this σ²/α²: with the exponents that it has there."""
+    if not node.children:
+        return node
+    node = node.with_children(tuple(at_noise(child, variance) for child in node.children))
+    growth = growth_of(node)
+    if growth is None:
+        return node
+    return dataclasses.replace(cast(Product, node), numbers=tuple(growth(np.asarray(variance)).tolist()), growth=None)
+
+
+def growth_of(node: Factor) -> Growth | None:
+    """How a node's exponents grow; None where they do not."""
+    return getattr(node, "growth", None)
 
 
 def plate_of(node: Factor) -> Plate | None:

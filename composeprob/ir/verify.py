@@ -12,7 +12,7 @@ from composeprob.ir.cells import Cells
 from composeprob.ir.nodes import Graph, Leaf, Site, leaves
 
 Rule = Callable[[bool, str], None]
-STAGES = ("build", "normalise", "align", "share", "check", "anneal")
+STAGES = ("build", "normalise", "align", "share", "grow", "check", "anneal")
 
 
 def verify(graph: Graph, stage: str) -> Graph:
@@ -24,7 +24,8 @@ def verify(graph: Graph, stage: str) -> Graph:
     the plates over sets; sites have different names. From
     ``normalise`` on: no product holds a product or a zero power, no product is a single child to the power 1. From
     ``align`` on: a schedule, and each leaf's own noise has one entry per level. From ``share`` on: each leaf has a
-    slot that exists and reads the leaf's site and region, and each slot is used. From ``anneal`` on: every observation
+    slot that exists and reads the leaf's site and region, and each slot is used. From ``grow`` on: exponents that grow
+    are the powers at level 0. From ``anneal`` on: every observation
     has a policy.
     """
     reached = STAGES.index(stage)
@@ -62,7 +63,7 @@ def verify(graph: Graph, stage: str) -> Graph:
                 )
                 used.add((group, member))
     for o in graph.observations:
-        rule(reached < 5 or o.anneal is not None, f"observation {o.name} has no policy")
+        rule(reached < STAGES.index("anneal") or o.anneal is not None, f"observation {o.name} has no policy")
     if reached >= 3:
         slots = {(g, m) for g, group in enumerate(graph.groups) for m in range(len(group.members))}
         rule(used == slots, f"slots {sorted(slots - used)} are evaluated but not used")
@@ -110,6 +111,9 @@ rules_of = Pass[None]("rules", lambda node, normal, rule: None)
 @rules_of.rule(Product)
 def _product(node: Product, normal: bool, rule: Rule) -> None:
     rule(node.plate is None or len(set(node.powers)) == 1, "a product over data with different powers")
+    if (growth := node.growth) is not None:
+        clean = growth(growth.clean).tolist()
+        rule(node.plate is None and tuple(clean) == node.powers, "exponents grow to others than the powers")
     if normal:
         flat = all(term is child for child in node.children for term, _ in child.split())
         rule(flat, "a product holds a product that is none over data")

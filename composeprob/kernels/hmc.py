@@ -8,7 +8,7 @@ from functools import partial
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import log_ndtr, ndtr
+from jax.scipy.special import ndtr
 
 from composeprob import pytree
 from composeprob.density.evaluation import Evaluation, Position
@@ -22,7 +22,7 @@ from composeprob.kernels.hamiltonian import (
     log_joint,
 )
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
-from composeprob.kernels.metropolis import metropolis
+from composeprob.kernels.metropolis import log_uniform, metropolis
 from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_scalar, as_step_size, check_range, match_precision
 from composeprob.kernels.walls import comparable
 
@@ -121,12 +121,12 @@ class HMC(Hamiltonian):
 
     def finish(self, trajectory: HamiltonianTrajectory, evaluation: Evaluation) -> tuple[HamiltonianState, Info]:
         start, proposed = trajectory.start, self.second_kick(trajectory, evaluation)
-        log_uniform, kick = log_ndtr(trajectory.spare_noise[0]), trajectory.greatest_kick
+        log_u, kick = log_uniform(trajectory.spare_noise[0]), trajectory.greatest_kick
         if not isinstance(self.log_ratio, LineIntegral):
             there, here = comparable(proposed, start)
             log_ratio = log_joint(there) - log_joint(here)
-            return metropolis(log_uniform, log_ratio, proposed, flip(start), greatest_kick=kick)
+            return metropolis(log_u, log_ratio, proposed, flip(start), greatest_kick=kick)
         proposed, log_target_ratio, error = self.log_ratio.finish(self.num_leapfrog, trajectory.path, start, proposed)
         kinetic = 0.5 * (pytree.squared_norm(start.momentum) - pytree.squared_norm(proposed.momentum))
         log_ratio = log_target_ratio + kinetic
-        return metropolis(log_uniform, log_ratio, proposed, flip(start), log_target_ratio, error, kick)
+        return metropolis(log_u, log_ratio, proposed, flip(start), log_target_ratio, error, kick)

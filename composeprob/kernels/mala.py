@@ -7,7 +7,6 @@ import dataclasses
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import log_ndtr
 
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import InvalidValueError
@@ -15,7 +14,7 @@ from composeprob.kernels.base import Info, KernelState, Trajectory, log_density_
 from composeprob.kernels.langevin import Langevin, log_proposal_ratio
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metric import in_force
-from composeprob.kernels.metropolis import kick_energy, metropolis
+from composeprob.kernels.metropolis import kick_energy, log_uniform, metropolis
 from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_step_size
 from composeprob.kernels.walls import comparable
 
@@ -107,5 +106,5 @@ class MALA(Langevin):
             log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)
         log_ratio = log_target_ratio + log_proposal_ratio(start, proposed, h, metric)
         kick = kick_energy(start.evaluation.score, jnp.sqrt(2 * h), metric)
-        log_uniform = log_ndtr(trajectory.spare_noise[0])
-        return metropolis(log_uniform, log_ratio, proposed, start, log_target_ratio, error, kick)
+        log_u = log_uniform(trajectory.spare_noise[0])
+        return metropolis(log_u, log_ratio, proposed, start, log_target_ratio, error, kick)

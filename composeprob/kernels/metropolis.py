@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import erfc
 
 from composeprob import pytree, tuning
 from composeprob.density.evaluation import Position
@@ -23,8 +24,17 @@ def kick_energy(score: Position, step_size: Array, metric: Metric) -> Array:
     return (step_size**2 / 8 * pytree.squared_norm(metric.back(score))).astype(jnp.result_type(float))
 
 
+def log_uniform(normal: Array) -> Array:
+    """log U of the uniform number U = Φ(z) that a standard normal number makes; finite for |z| up to 12.
+
+    `jax.scipy.special.log_ndtr` is right beyond, where no draw of a normal comes, and takes the compiler four times as
+    much.
+    """
+    return jnp.log(0.5 * erfc(-math.sqrt(0.5) * normal))
+
+
 def metropolis(
-    log_uniform: Array,
+    log_u: Array,
     log_ratio: Array,
     proposed: StateT,
     rejected: StateT,
@@ -37,7 +47,7 @@ def metropolis(
     The chosen state is selected, never blended: a·x' + (1−a)·x would carry a NaN of x' into the chain, as 0·NaN = NaN.
 
     Args:
-        log_uniform: log U of a uniform number, a scalar: `jax.scipy.special.log_ndtr` of a standard normal.
+        log_u: log U of a uniform number, a scalar, such as `log_uniform` makes.
         log_ratio: log π(x')q(x|x') − log π(x)q(x'|x), a scalar, of `comparable` states; NaN rejects.
         proposed: the state at x'. If any part of it is non-finite it is rejected and flagged; a density of 0,
             log π = −∞, is no such part.
@@ -54,7 +64,7 @@ def metropolis(
     log_ratio = jnp.where(leaving, -jnp.inf, log_ratio)  # a line integral of the score does not see a wall
     usable = finite(proposed) & ~jnp.isnan(log_ratio)
     probability = jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
-    accepted = usable & (log_uniform <= log_ratio)  # log U is never −∞: a ratio of −∞ cannot be accepted
+    accepted = usable & (log_u <= log_ratio)  # log U is never −∞: a ratio of −∞ cannot be accepted
     if log_target_ratio is None:
         there, here = comparable(proposed, rejected)
         log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)

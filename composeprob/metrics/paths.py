@@ -30,19 +30,12 @@ from composeprob.samplers.moves import Particles
 from composeprob.samplers.random import Stream, key_of, normals
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.step import Backward, Step
-from composeprob.samplers.weights import averaged_potential, first_evidence, first_weight, incremental_log_weight
+from composeprob.samplers.weights import Weight, first_evidence, first_weight
 from composeprob.schedule import Noise
 
 
 class Path(eqx.Module):
-    """What one chain of a sampler does.
-
-    Attributes:
-        sampler, density: as `frozen` prepares the one for the other.
-        layout: of the density.
-        first: the level where chains start.
-        weights: how `SMC` weighs its chains; None where they are not weighed, or not to be.
-    """
+    """What one chain of a sampler, as `frozen` prepares it, does from the level ``first`` on, with its ``weights``."""
 
     sampler: Sampler
     density: AnnealedDensity
@@ -60,22 +53,14 @@ class Path(eqx.Module):
         """N(0, s/P), which first draws have, as a step from 0; and log |dx/dy| of the y that stands for x₀."""
         noise, schedule = self.density.schedule.at(self.first), self.density.schedule
         alpha = noise.alpha if self.sampler.step is None else schedule.at(0).alpha
-        variance = noise.variance / self.layout.power(self.density)
+        variance = noise.variance / self.layout.power(self.density, self.first)
         return Step.plain(jnp.zeros_like(variance), variance), self.layout.dims * jnp.log(alpha)
 
     def walk(self, words: Array, y: Array, reverse: bool) -> tuple[Particles, Array]:
-        """One chain from the first level to level 0, or in reverse.
-
-        Args:
-            words: random ones of the chain, (2,).
-            y: where it starts, (d,).
-
-        Returns:
-            The chain, and Σ log of the probability of each way back over that of the way there; in reverse with what
-            the way back gains in weight.
-        """
+        """One chain from y at the first level to level 0, or in reverse, and Σ log of the probability of each way back
+        over that of the way there; in reverse with what the way back gains in weight."""
         density, layout, move, moves = self.density, self.layout, self.sampler.step, self.sampler.moves
-        parts, power, mixed = self.sampler.needs_parts(density), layout.power(density), moves is not None
+        parts, mixed = self.sampler.needs_parts(density), moves is not None
         twist = move.twist if move is not None and parts else None
         if moves is not None and reverse:
             moves = dataclasses.replace(moves, kernel=moves.kernel.reversal)
@@ -84,11 +69,21 @@ class Path(eqx.Module):
         def drift(chain: Particles) -> Array:
             return chain.evaluation.parts.drift if parts else chain.evaluation.score
 
+        def gain(above: Particles, below: Particles, noise: Noise, end: Noise) -> Array:
+            if self.weights is None:
+                return jnp.zeros(())
+            backward = None
+            if density.evaluator.plain and self.weights == "feynman_kac":
+                power = layout.power(density, self.first)
+                backward = Backward.of_step(noise.variance, end.variance, power, None, control=False)
+            weight = Weight(self.weights, density, layout, twist)
+            return weight.gained(words, jnp.int32(0), above, below, noise, end, backward)
+
         def step(level: Array, carry: tuple[Particles, Array]) -> tuple[Particles, Array]:
             chain, total = carry
             noise, end = (density.schedule.at(k + (0 if reverse else 1)) for k in (level, level - 1))
             s = noise.variance, end.variance
-            down, up = Step.ddpm(*s), Step.upward(*s, power, mixed, self.weights)
+            down, up = Step.ddpm(*s), Step.upward(*s, layout.power(density, noise.index), mixed, self.weights)
             z = normals(words, level * draws, layout.dims)
             if move is None:
                 y = chain.points * (end.alpha / noise.alpha if reverse else noise.alpha / end.alpha)
@@ -97,9 +92,8 @@ class Path(eqx.Module):
             else:
                 y, _, _ = down.predict(chain.points, drift(chain), chain.evaluation.score, z, twist)
             moved = Particles(y, layout.evaluate(density, y, level, parts), chain.inner)
-            moved = moved if moves is None else moves.relevel(moved)
             above, below = (moved, chain) if reverse else (chain, moved)
-            ratio = self.gain(words, above, below, noise, end)
+            ratio = gain(above, below, noise, end)
             if move is not None:
                 # Weights have p/q of the twist in them: of the two nothing is left.
                 shift = 0.0 if self.weights else down.shift(drift(above), above.evaluation.score, twist)
@@ -112,7 +106,7 @@ class Path(eqx.Module):
             carry = jax.lax.cond(i > 0, partial(step, level), lambda carry: carry, carry)
             if moves is None:
                 return carry
-            place = density, parts, moves.untuned(1), density.schedule.at(level)
+            place = density, parts, (moves.untuned(1), density.schedule.at(level))
 
             def transition(j: Array, carry: tuple[Particles, Array]) -> tuple[Particles, Array]:
                 chain, info = moves.step(*place, key_of(words, level * draws + 1 + j), carry[0])
@@ -123,21 +117,6 @@ class Path(eqx.Module):
         found = layout.evaluate(density, y, 0 if reverse else self.first, parts)
         chain = Particles(y, found) if moves is None else moves.start(words, y, found)
         return jax.lax.fori_loop(0, self.first + 1, visit, (chain, jnp.zeros(())))
-
-    def gain(self, words: Array, above: Particles, below: Particles, noise: Noise, end: Noise) -> Array:
-        """What a chain's log-weight gains by a step down; 0 without weights."""
-        before, after, density, step = above.evaluation, below.evaluation, self.density, self.sampler.step
-        if self.weights == "density":
-            return log_density_of(after) - log_density_of(before)
-        if self.weights is None or step is None:
-            return jnp.zeros(())
-        parts = before.parts
-        if density.evaluator.plain and step.twist is not None:
-            backward = Backward.of_step(noise.variance, end.variance, self.layout.power(density), None, control=False)
-            chain = words, jnp.int32(0), above.points, below.points, parts.log_potential
-            averaged = averaged_potential(*chain, density, self.layout, noise, end, backward, step.twist)
-            parts = dataclasses.replace(parts, log_potential=averaged)
-        return jnp.where(before.zero, -jnp.inf, incremental_log_weight(parts, after.parts, noise, end))
 
 
 def reverse_walk(path: Path, key: Array, position: Position) -> Array:
@@ -177,59 +156,54 @@ def start_constant(log_evidence: Array) -> Array:
 
 
 def frozen(sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | None) -> Sampler:
-    """The sampler, prepared for the density, with adaptive step sizes replaced by those that a run came to.
-
-    Args:
-        sampler: `Ancestral` with η = 1, `AnnealedMCMC`, or `SMC` with a step of first order without control.
-        density: compiled; noised sites only.
-        step_size: ``result.step_size``, (K,) or (K, B), or None.
-
-    Raises:
-        WrongTypeError: no sampler.
-        CapabilityError: static sites, a way that has no reversal, an adaptive step without ``step_size``, or a factor
-            that lacks what is needed.
-    """
+    """The sampler, prepared for the density, with adaptive step sizes replaced by those that a run came to, (K,) or
+    (K, B); refused where its path has no reversal."""
     if not isinstance(density, AnnealedDensity):
         raise WrongTypeError(
             f"A likelihood belongs to a compiled density; got {type(density).__name__}.", fix="call cp.compile first."
         )
     if not isinstance(sampler, Sampler):
         raise not_a_sampler(sampler)
+
+    def refuse(when: object, found: str, fix: str) -> None:
+        if when:
+            raise CapabilityError(found, where=density.described.where, fix=fix)
+
     kind, step = type(sampler), sampler.step
-    if kind.start is not Sampler.start or kind.advance is not Sampler.advance:
-        raise CapabilityError(
-            f"The likelihood of {kind.__name__} is not known: its path cannot be reversed.",
-            fix="use cp.Ancestral(), cp.AnnealedMCMC(kernel, steps_per_level) or cp.SMC(kernel).",
-        )
-    if step is not None and (step.order != 1 or step.control != "none" or float(step.eta) != 1.0):
-        raise CapabilityError(
-            f"The likelihood of {sampler!r} is known only where its reverse steps are DDPM's: of first order, without "
-            "control, with eta=1.",
-            fix="use cp.SMC(..., step=cp.ReverseStep(order=1, control='none')) or cp.Ancestral(eta=1.0).",
-        )
-    if static := ", ".join(repr(name) for name, site in density.sites.items() if site.kind != "noised"):
-        raise CapabilityError(
-            f"{static} is a NumPyro latent: only densities of noised sites have this likelihood.",
-            where=density.described.where,
-            fix="condition on it, or compile a program without static sites.",
-        )
+    refuse(
+        kind.start is not Sampler.start or kind.advance is not Sampler.advance,
+        f"The likelihood of {kind.__name__} is not known: its path cannot be reversed.",
+        "use cp.Ancestral(), cp.AnnealedMCMC(kernel, steps_per_level) or cp.SMC(kernel).",
+    )
+    refuse(
+        step is not None and (step.order != 1 or step.control != "none" or float(step.eta) != 1.0),
+        f"The likelihood of {sampler!r} is known only where its reverse steps are DDPM's: of first order, without "
+        "control, with eta=1.",
+        "use cp.SMC(..., step=cp.ReverseStep(order=1, control='none')) or cp.Ancestral(eta=1.0).",
+    )
+    static = ", ".join(repr(name) for name, site in density.sites.items() if site.kind != "noised")
+    refuse(
+        static,
+        f"{static} is a NumPyro latent: only densities of noised sites have this likelihood.",
+        "condition on it, or compile a program without static sites.",
+    )
     check_capabilities(sampler, density)
     prepared, chain = sampler.prepare(density), "so the likelihood of a single chain's path is not known."
     moves, kernel = prepared.moves, prepared.kernel
-    if sampler.then:
-        raise CapabilityError(f"What closes {sampler!r} is fitted to all chains, {chain}", fix="leave then= out.")
-    if moves is not None and moves.measures:
-        raise CapabilityError(
-            f"The kernel's metric is measured from all chains, {chain}",
-            fix='give it a kernel with a fixed metric, such as cp.MALA(cp.Adaptive(), metric="none").',
-        )
+    refuse(sampler.then, f"What closes {sampler!r} is fitted to all chains, {chain}", "leave then= out.")
+    refuse(
+        moves is not None and moves.measures,
+        f"The kernel's metric is measured from all chains, {chain}",
+        'give it a kernel with a fixed metric, such as cp.MALA(cp.Adaptive(), metric="none").',
+    )
     if moves is None or kernel is None or not any(moves.adaptive):
         return prepared
-    if step_size is None:
-        raise CapabilityError(
-            f"An Adaptive step size depends on all chains, {chain}",
-            fix="take the steps that a run came to: step_size=result.step_size.",
-        )
+    refuse(
+        step_size is None,
+        f"An Adaptive step size depends on all chains, {chain}",
+        "take the steps that a run came to: step_size=result.step_size.",
+    )
+    assert step_size is not None
     blocks = (len(prepared.blocks),) if prepared.blocks else ()
     steps = filled(step_size, (density.num_levels, *blocks)).reshape(density.num_levels, -1)
     kernels = [with_field(part, "step_size", h) for part, h in zip(parts_of(kernel), steps.T, strict=True)]

@@ -25,7 +25,7 @@ class Comparison:
         missing_here: share of the other run's samples that this one has nothing near to.
         missing_there: share of this run's samples that the other has nothing near to.
         p_value: how often runs of one law show as much, by permutation.
-        status: the run's status, with the finding `modes_missing` where there is one.
+        status: the run's status, with the finding `modes_missing` where there is one, and `modes_unreached` of either.
     """
 
     missing_here: float
@@ -68,6 +68,8 @@ def compare(result: Result, other: Result, seed: int = 0) -> Comparison:
     chance = np.array([max(isolated(near, _shuffled(together, n, rng))) for _ in range(tuning.COMPARISON.permutations)])
     p_value = float((1 + np.sum(chance >= max(here, there))) / (1 + tuning.COMPARISON.permutations))
     found = _findings(here, there, n) if p_value < tuning.COMPARISON.chance else []
+    if not result.status.has(Code.MODES_UNREACHED):  # which both may have missed
+        found += [finding for finding in other.status.findings if finding[0] is Code.MODES_UNREACHED]
     return Comparison(here, there, p_value, result.status.with_findings(*found))
 
 

@@ -62,7 +62,8 @@ class Result(Weighted, Estimating, Shown):
     Args:
         samples: constrained values of every site and deterministic, ``{name: (N, …)}``: chains lead, draws follow where
             there are any.
-        log_weights: log of each chain's weight, up to a constant, shape (N,). All equal except after `SMC`.
+        log_weights: log of each chain's weight, up to a constant, shape (N,). All equal except after `SMC`, and of
+            independent chains whose shares the weights of their paths mend.
         log_evidence: estimate of log Z of the program, for samplers that give one. Where a factor's constant is
             unknown (a learned energy) it is relative to that constant.
         log_evidence_error: its standard error: that of the weights, from the genealogy of the chains; that of the
@@ -225,8 +226,9 @@ class Result(Weighted, Estimating, Shown):
     def compare(self, other: Result) -> Comparison:
         """Compares with a run of the same program under another key: has either missed a mode that the other found?
 
-        Two that miss the same mode cannot tell. A sample whose nearest ones in both runs, its own family left out, are
-        all of its own run is where the other has nothing. Shares of such samples are held against random labels'.
+        Two that miss the same mode cannot tell by their samples; where factors can be drawn from, such draws can, and
+        `modes_unreached` of either run is reported. A sample whose nearest ones in both runs, its own family left out,
+        are all of its own run is where the other has nothing. Shares of such samples are held against random labels'.
 
         Returns:
             The shares, with a ``.status`` that has the finding `modes_missing` where one is above 0.05, and by chance

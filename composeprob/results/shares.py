@@ -30,6 +30,8 @@ import numpy as np
 
 from composeprob import tuning
 from composeprob.results.comparison import scaled
+from composeprob.results.estimates import Families
+from composeprob.results.groups import connected
 from composeprob.results.status import Code
 
 
@@ -53,13 +55,18 @@ class Reason(enum.StrEnum):
 
 
 def uneven_paths(
-    sites: dict[str, np.ndarray], path_weights: np.ndarray, why: str = Reason.FROZEN
+    sites: dict[str, np.ndarray],
+    path_weights: np.ndarray,
+    log_density: np.ndarray | None = None,
+    why: str = Reason.FROZEN,
 ) -> list[tuple[Code, str]]:
     """The finding that chains whose paths weigh more lie elsewhere, if they do.
 
     Args:
         sites: positions at level 0 in the coordinates of the density, ``{site: (N, …)}``.
         path_weights: log W of each, (N,), up to a constant.
+        log_density: log π of each, (N,): what holds too little is often denser, in many directions at once; None where
+            it is not known.
         why: what it comes from, and what to do about it.
     """
     from scipy.cluster.vq import kmeans2
@@ -75,7 +82,7 @@ def uneven_paths(
     points, gain = np.concatenate(parts, axis=1), path_weights[some]
     if not np.isfinite(points).all() or not points.std(0).any():
         return []
-    gain = np.clip(gain, *np.quantile(gain, [tuning.SHARES.tail, 1 - tuning.SHARES.tail]))
+    gain = clipped(gain)
     gain, width = gain - gain.mean(), points.std(0)
     points = (points - points.mean(0)) / np.where(width > 0, width, 1.0)
     axes, spread, _ = np.linalg.svd(points, full_matrices=False)
@@ -84,12 +91,23 @@ def uneven_paths(
     near = kmeans2(axes[:, :directions] * math.sqrt(n), min(groups, n // tuning.SHARES.fewest), minit="++", seed=0)[1]
     inside = near[:, None] == np.flatnonzero(np.bincount(near) >= tuning.SHARES.fewest)
     both = np.concatenate([axes, inside - inside.mean(0)], axis=1)
-    told = next((each for each in (_explained(axes, gain), _explained(both, gain)) if each is not None), None)
+    columns = [axes, both]
+    if log_density is not None and np.isfinite(log_density[some]).all():
+        values = np.clip(
+            log_density[some], *np.quantile(log_density[some], [tuning.SHARES.tail, 1 - tuning.SHARES.tail])
+        )
+        columns.append((values - values.mean())[:, None])
+    told = next((each for each in (_explained(each, gain) for each in columns) if each is not None), None)
     if told is None:
         return []
     moved = _most_moved(sites, points, inside, told)
     text = f"Where chains ended depends on what their paths weigh: {moved}. {why}"
     return [(Code.SHARES_FROZEN, text)]
+
+
+def clipped(values: np.ndarray) -> np.ndarray:
+    """Values of which those farthest out, at either end, are taken for no farther than the next one."""
+    return np.clip(values, *np.quantile(values, [tuning.SHARES.tail, 1 - tuning.SHARES.tail]))
 
 
 def _explained(columns: np.ndarray, gain: np.ndarray) -> np.ndarray | None:
@@ -127,55 +145,61 @@ def _most_moved(sites: dict[str, np.ndarray], points: np.ndarray, inside: np.nda
     return f"weighed, the mean of {entry} would move by {by[most]:+.2f} of its standard deviations"
 
 
-def frozen_shares(sites: dict[str, np.ndarray], log_density: np.ndarray) -> list[tuple[Code, str]]:
-    """The finding that modes hold other shares of the chains than of the density, if they do.
+def frozen_shares(
+    sites: dict[str, np.ndarray], log_density: np.ndarray, families: Families | None = None
+) -> list[tuple[Code, str]]:
+    """The finding that groups of chains have other shares than their densities, if they have.
+
+    Groups of fewer than five chains for each number of a sample are not judged, nor are samples of more than ten
+    numbers, whose neighbours are too far away to tell a density.
 
     Args:
         sites: positions at level 0 in the coordinates of the density, ``{site: (N, …)}``.
         log_density: log π of each, (N,), comparable between modes.
+        families: of chains that were copied: shares are known as well as so few families know them, and of the copies
+            in a group one counts.
     """
     some = np.unique(np.linspace(0, len(log_density) - 1, min(tuning.SHARES.most, len(log_density))).astype(int))
     parts, values = [np.asarray(x, float)[some].reshape(len(some), -1) for x in sites.values()], log_density[some]
     points = np.concatenate(parts, axis=1)
-    if not np.isfinite(points).all() or not np.isfinite(values).all():
+    n, d = points.shape
+    few = d > tuning.SHARES.numbers or n <= tuning.SHARES.linked
+    if few or not np.isfinite(points).all() or not np.isfinite(values).all():
         return []
-    modes = _modes(scaled(points, [part.shape[1] for part in parts]))
-    sizes = np.bincount(modes)
-    if len(sizes) < 2 or sizes.min() < 5 * points.shape[1]:
+    index = np.arange(n) if families is None else families.index[some]
+    copied = Families.from_ancestors(np.ones(n), index)
+    if copied.effective <= tuning.ERRORS.fewest_ancestors:
         return []
-    log_z = np.empty(len(sizes))
-    variance = 1.0 / sizes  # of the logarithm of a share that so many chains tell
-    for m, size in enumerate(sizes):
-        each = values[modes == m] - _log_density(points[modes == m])
+    modes = connected(scaled(points, [part.shape[1] for part in parts]), tuning.SHARES.linked)
+    share, log_z, variance = [], [], []  # the variance is that of log_z − log share
+    for m in range(modes.max() + 1):
+        members = np.flatnonzero(modes == m)
+        first = members[np.unique(index[members], return_index=True)[1]]
+        if len(first) < max(5 * d, tuning.SHARES.linked):
+            continue
+        each = values[first] - _log_density(points[first])
         if not np.isfinite(each).all():
             return []
-        log_z[m], variance[m] = each.mean(), variance[m] + each.var() / size
-    off = log_z - np.log(sizes)
+        share.append(len(members) / n)
+        log_z.append(each.mean())
+        known = float(copied.variance(modes == m)) * copied.effective / (copied.effective - 1)
+        variance.append(known / share[-1] ** 2 + each.var() / len(first))
+    if len(share) < 2:
+        return []
+    off = np.array(log_z) - np.log(share)
     low, high = int(np.argmin(off)), int(np.argmax(off))
     chance = 3 * math.sqrt(variance[high] + variance[low])
-    if off[high] - off[low] < tuning.SHARES.slack * points.shape[1] + chance:
+    if off[high] - off[low] < tuning.SHARES.slack * d + chance:
         return []
-    share = np.exp(log_z[high] - np.logaddexp.reduce(log_z))
+    should = np.exp(log_z[high] - np.logaddexp.reduce(log_z))
+    told = "by noisier levels" if families is None else "by few of the chains"
     text = (
-        f"The chains lie in {len(sizes)} groups that they do not cross between, in shares that noisier levels decided: "
-        f"one group holds {sizes[high] / sizes.sum():.1%} of them, and by its log-density it should hold about "
-        f"{share:.1%}. Means over all groups are wrong; each group by itself is not. Try cp.SMC with more chains or "
+        f"The chains lie in {len(share)} groups that they do not cross between, in shares that were decided {told}: "
+        f"one group holds {share[high] / sum(share):.1%} of them, and by its log-density it should hold about "
+        f"{should:.1%}. Means over all groups are wrong; each group by itself is not. Try cp.SMC with more chains or "
         "more levels, or cp.ReplicaExchange, whose chains move between modes."
     )
     return [(Code.SHARES_FROZEN, text)]
-
-
-def _modes(points: np.ndarray) -> np.ndarray:
-    """The number of each point's group: what the graph of nearest neighbours connects, (n,)."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
-
-    n = len(points)
-    k = min(max(10, n // 50), n - 1)
-    near = cKDTree(points).query(points, k + 1)[1]
-    graph = coo_array((np.ones(near.size), (np.repeat(np.arange(n), k + 1), near.ravel())), shape=(n, n))
-    return np.asarray(connected_components(graph, directed=False)[1])
 
 
 def _log_density(points: np.ndarray) -> np.ndarray:

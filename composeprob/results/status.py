@@ -27,6 +27,7 @@ class Code(enum.StrEnum):
     WEIGHTS_COLLAPSED = "weights_collapsed"
     ANCESTORS_COLLAPSED = "ancestors_collapsed"
     MODES_MISSING = "modes_missing"
+    MODES_UNREACHED = "modes_unreached"
     SHARES_FROZEN = "shares_frozen"
     UNSETTLED = "unsettled"
     LEVELS_TOO_FEW = "levels_too_few"
@@ -261,6 +262,18 @@ def not_conservative(curl: Mapping[str, float]) -> list[tuple[Code, str]]:
         "energy parameterization, or use a kernel without a test: cp.ULA, cp.UHMC, or cp.SMC with kernel=None."
     )
     return [(Code.NOT_CONSERVATIVE, text)]
+
+
+def untrained_divisors(factors: Sequence[str]) -> list[tuple[Code, str]]:
+    """The finding that withholds errors where a program divides by these networks, and samples are where they were not
+    trained."""
+    if not factors:
+        return []
+    text = (
+        f"Weights and steps take {', '.join(factors)} for distributions under noise, which networks are only where "
+        "they were trained (see OUT_OF_TRAINING): shares and means may be far off, and no error is given."
+    )
+    return [(Code.NETWORK_DOUBTED, text)]
 
 
 def fewest_families(num_chains: int) -> float:

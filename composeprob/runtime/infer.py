@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import ParamSpec
 
 import numpy as np
 from jax import Array
@@ -30,7 +31,6 @@ from composeprob.samplers.visits import Pace
 from composeprob.schedule import Schedule
 
 Params = ParamSpec("Params")
-Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,13 @@ class Draws:
     store: str | Path | None = None
 
     def __post_init__(self) -> None:
-        thin = check_count(self.thin, "thin")
-        most = 2**31 - 1  # transitions are counted in 32 bits
+        thin, most = check_count(self.thin, "thin"), 2**31 - 1  # transitions are counted in 32 bits
         _check_path(self.store, "store", "draws.zarr")
-        if self.number is None:
-            if thin != 1:
-                raise InvalidValueError(f"thin={thin} was given, but no draws to thin.", fix="pass draws= too.")
-        elif check_count(self.number, "draws") * thin > most:
-            raise InvalidValueError(
-                f"{self.number} draws of {thin} transitions each are more than {most}.",
-                fix="ask for fewer.",
-            )
+        if self.number is None and thin != 1:
+            raise InvalidValueError(f"thin={thin} was given, but no draws to thin.", fix="pass draws= too.")
+        if self.number is not None and check_count(self.number, "draws") * thin > most:
+            text = f"{self.number} draws of {thin} transitions each are more than {most}."
+            raise InvalidValueError(text, fix="ask for fewer.")
 
 
 @dataclass(frozen=True)
@@ -115,44 +111,23 @@ class Checkpoint:
             )
 
 
-class Request(NamedTuple):
-    """A call of `infer`, checked.
-
-    Attributes:
-        density: on the levels that may be visited.
-        key, num_chains, progress: see `infer`.
-        spread: which chains are where.
-        pace: how the run chooses among the levels; None where it visits all.
-        draws: how many, and where they are kept.
-        checkpoint: None without.
-    """
-
-    density: AnnealedDensity
-    key: Array
-    num_chains: int
-    spread: Spread
-    pace: Pace | None
-    draws: Draws
-    checkpoint: Checkpoint | None
-    progress: bool
-
-
-def _checked(function: Callable[Params, Output]) -> Callable[Params, Output]:
+def _checked(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """Refuses calls whose arguments do not fit, with an example of one that does."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
-    def checked(*args: Params.args, **kwargs: Params.kwargs) -> Output:
+    def checked(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        density = args[0] if args else kwargs.get("density")
+        if not isinstance(density, AnnealedDensity):
+            raise WrongTypeError(
+                f"infer takes a compiled density; got {type(density).__name__}.",
+                fix="call cp.compile(program, …) first, with what the program takes, and pass what that returns.",
+            )
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
-            if args and not isinstance(args[0], AnnealedDensity):
-                raise _not_compiled(args[0]) from None
-            raise WrongTypeError(
-                f"infer cannot be called with these arguments: {error}.",
-                fix="name them: cp.infer(density, key, num_chains=100); the names are "
-                f"{', '.join(signature.parameters)}.",
-            ) from None
+            fix = f"name them: cp.infer(density, key, num_chains=100); the names are {', '.join(signature.parameters)}."
+            raise WrongTypeError(f"infer cannot be called with these arguments: {error}.", fix=fix) from None
         return function(*args, **kwargs)
 
     return checked
@@ -226,8 +201,6 @@ def infer(
         >>> print(result.status)
         OK
     """
-    if not isinstance(density, AnnealedDensity):
-        raise _not_compiled(density)
     num_chains = check_count(num_chains, "num_chains")
     check_key(key)
     if sampler is not None and not isinstance(sampler, Sampler):
@@ -241,39 +214,31 @@ def infer(
             f"thin={thin} was given beside {draws}.", fix=f"say it once: cp.Draws({draws.number}, thin={thin})."
         )
     draws = draws if isinstance(draws, Draws) else Draws(draws, thin)
-    request = Request(chosen, key, num_chains, spread, pace, draws, checkpoint_dir, bool(progress))
-    if sampler is not None:
-        return carry_out(State(request, sampler, "chosen by the user"))
+    chosen_here = sampler is None
+    sampler, reason = choose(chosen, num_chains) if sampler is None else (sampler, "chosen by the user")
+    call = chosen, key, num_chains, spread, pace, draws, checkpoint_dir, progress
     try:
-        return carry_out(State(request, *choose(chosen, num_chains), gives_up=True))
+        return carry_out(State(*call, sampler, reason, gives_up=chosen_here))
     except FewAncestors as few:
-        why = f"SMC's {num_chains} chains had come to descend from {few} at level {few.level}"
-    if checkpoint_dir is not None:
-        # Of the sampler that takes the place of one that was given up.
+        why = f"SMC's {num_chains} chains had come to descend from {few}"
+    if checkpoint_dir is not None:  # of the sampler that takes the place of one that was given up
         checkpoint_dir = Checkpoint(Path(checkpoint_dir.folder) / "instead", checkpoint_dir.resume)
-    request = request._replace(density=density if pace else chosen, pace=None, checkpoint=checkpoint_dir)
-    return carry_out(State(request, *independent(chosen, why, num_chains)))
-
-
-def _not_compiled(given: object) -> WrongTypeError:
-    """The error for what was passed as ``density``."""
-    return WrongTypeError(
-        f"infer takes a compiled density; got {type(given).__name__}.",
-        fix="call cp.compile(program, …) first, with what the program takes, and pass what that returns.",
-    )
+    sampler, reason = independent(chosen, why, num_chains)
+    call = density if pace else chosen, key, num_chains, spread, None, draws, checkpoint_dir, progress
+    return carry_out(State(*call, sampler, reason, given_up=True))
 
 
 def not_a_sampler(given: object) -> WrongTypeError:
     """The error for what was passed as ``sampler``."""
-    samplers = "cp.SMC(), cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.Ancestral()"
-    if isinstance(given, type) and issubclass(given, Sampler):
-        found = f"the class {given.__name__}"
+    samplers, kind = "cp.SMC(), cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.Ancestral()", type(given)
+    found = repr(given) if isinstance(given, str) else kind.__name__
+    if isinstance(given, type):
+        found, kind = f"the class {given.__name__}", given
+    if issubclass(kind, Sampler):
         fix = f"make a sampler of it by calling it, with its settings if any: {samplers}"
-    elif isinstance(given, Kernel) or (isinstance(given, type) and issubclass(given, Kernel)):
-        found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+    elif issubclass(kind, Kernel):
         fix = "a kernel needs a driver around it: cp.AnnealedMCMC(kernel, steps_per_level=10) or cp.SMC(kernel)"
     else:
-        found = repr(given) if isinstance(given, str) else type(given).__name__
         fix = f"pass {samplers}, or leave it out, and one is chosen"
     return WrongTypeError(f"sampler must be a sampler; got {found}.", fix=f"{fix}.")
 
@@ -294,20 +259,21 @@ def on_levels(
             raise InvalidValueError(
                 f"Unknown levels {levels!r}.", fix="pass 'adaptive', an array of log-SNR, or leave levels out."
             )
-        return _refined(density), Pace.default(num_chains)
+        known = np.asarray(density.schedule.log_snr, np.float64)
+        steps = -(-tuning.FINE_LEVELS // max(len(known) - 1, 1))
+        between = np.interp(np.arange((len(known) - 1) * steps + 1) / steps, np.arange(len(known)), known)
+        with contextlib.suppress(AlignmentError):  # of factors that know only these levels
+            density = density.on(_at(density.schedule, between))
+        return density, Pace.default(num_chains)
+    fix = "for example levels=np.linspace(10, -8, 60)."
     try:
         log_snr = np.asarray(levels, np.float64)
     except (TypeError, ValueError) as error:
-        raise InvalidValueError(
-            f"levels must be numbers, log-SNR; got {levels!r}.", fix="for example levels=np.linspace(10, -8, 60)."
-        ) from error
-    shaped = log_snr.ndim == 1 and log_snr.size > 0
-    if not shaped or not np.all(np.isfinite(log_snr)):
-        raise InvalidValueError(
-            f"levels must be one axis of finite log-SNR; got an array of shape {log_snr.shape}"
-            + (" with numbers that are not finite." if shaped else "."),
-            fix="for example levels=np.linspace(10, -8, 60).",
-        )
+        raise InvalidValueError(f"levels must be numbers, log-SNR; got {levels!r}.", fix=fix) from error
+    finite = np.isfinite(log_snr).all()
+    if log_snr.ndim != 1 or not log_snr.size or not finite:
+        text = f"levels must be one axis of finite log-SNR; got an array of shape {log_snr.shape}"
+        raise InvalidValueError(text + ("." if finite else " with numbers that are not finite."), fix=fix)
     return density.on(_at(density.schedule, np.sort(log_snr)[::-1])), None
 
 
@@ -315,17 +281,6 @@ def _at(schedule: Schedule, log_snr: np.ndarray) -> Schedule:
     """The schedule's noise at other log-SNR: beyond its ends it continues as at them."""
     alpha = schedule.alpha_at(log_snr)
     return Schedule.from_arrays(alpha, alpha * np.exp(-log_snr / 2))
-
-
-def _refined(density: AnnealedDensity) -> AnnealedDensity:
-    """The density with levels between its levels, or itself where a factor knows only these."""
-    log_snr = np.asarray(density.schedule.log_snr, np.float64)
-    steps = -(-tuning.FINE_LEVELS // max(len(log_snr) - 1, 1))
-    between = np.interp(np.arange((len(log_snr) - 1) * steps + 1) / steps, np.arange(len(log_snr)), log_snr)
-    try:
-        return density.on(_at(density.schedule, between))
-    except AlignmentError:
-        return density
 
 
 def _check_path(path: object, name: str, example: str, optional: bool = True) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -18,25 +20,19 @@ from composeprob.density.annealed import AnnealedDensity, Evaluates
 from composeprob.errors import CapabilityError
 from composeprob.kernels import BlackJAX
 from composeprob.pytree import is_array
+from composeprob.samplers.run import Run
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import AXES, Spread, everywhere
 
+Tree = TypeVar("Tree")
+
 
 class Part(eqx.Module):
-    """Stands for an array of which every device in a row of the mesh has a part.
-
-    Attributes:
-        array: inside of `on_devices` this device's part, outside the whole, in parts.
-        axis: along which it is cut.
-    """
+    """Stands for an array that is cut along an axis, of which every device in a row of the mesh has a part; inside of
+    `on_devices` it holds this device's part, outside the whole, in parts."""
 
     array: Array
     axis: int = eqx.field(static=True)
-
-    @property
-    def place(self) -> PartitionSpec:
-        """Where the parts are."""
-        return PartitionSpec(*[None] * self.axis, AXES[1])
 
     def gathered(self, after: PyTree[Array]) -> Array:
         """The array, from all of its parts: one all-gather, which does not begin before the values ``after`` are there.
@@ -47,65 +43,56 @@ class Part(eqx.Module):
         return jax.lax.all_gather(part, AXES[1], axis=self.axis, tiled=True)
 
 
-def _delegated(name: str) -> Callable[..., PyTree[Array]]:
+def _is_part(node: object) -> bool:
+    return isinstance(node, Part)
+
+
+def _delegated(name: str) -> Callable[..., Any]:
     """The method of `Evaluates` with this name, of an evaluator whose arrays are gathered for the call."""
 
-    def method(self: InParts, value: PyTree[Array], *others: object, **named: object) -> PyTree[Array]:
-        return getattr(self.gathered(value), name)(value, *others, **named)
+    def method(self: InParts, *arguments: PyTree[Array]) -> PyTree[Array]:
+        after = eqx.filter(arguments, eqx.is_inexact_array)
+        gathered = lambda leaf: leaf.gathered(after) if _is_part(leaf) else leaf  # noqa: E731
+        # An array that the method makes no use of is not gathered: the compiler drops it.
+        return getattr(jax.tree.map(gathered, self.evaluator, is_leaf=_is_part), name)(*arguments)
 
     return method
 
 
 class InParts(Evaluates):
-    """An evaluator with arrays in parts, put together for each evaluation and forgotten after it.
-
-    All devices in a row must evaluate equally often, as each gives its parts to the others.
-
-    Attributes:
-        evaluator: with a `Part` in the place of each such array.
-    """
+    """An evaluator with a `Part` in the place of each large array, put together for each evaluation and forgotten after
+    it. All devices in a row must evaluate equally often, as each gives its parts to the others."""
 
     evaluator: Evaluates
-
-    def gathered(self, after: PyTree[Array]) -> Evaluates:
-        """The evaluator itself. An array that its caller makes no use of is not gathered: the compiler drops it."""
-        return jax.tree.map(
-            lambda leaf: leaf.gathered(after) if _is_part(leaf) else leaf, self.evaluator, is_leaf=_is_part
-        )
 
     @property
     def plain(self) -> bool:
         return self.evaluator.plain
 
-    def data(self) -> dict[str, Array]:
-        return self.gathered(()).data()
-
-    def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
-        return self.gathered(xs).draw_static(key, xs)
-
-    def predict(self, key: Array, values: dict[str, Array]) -> dict[str, Array]:
-        return self.gathered(values).predict(key, values)
+    @property
+    def drawable(self) -> bool:
+        return self.evaluator.drawable
 
     __call__ = _delegated("__call__")
+    draw = _delegated("draw")
+    importance = _delegated("importance")
     plain_potential = _delegated("plain_potential")
     leaf_scores = _delegated("leaf_scores")
     expert_values = _delegated("expert_values")
     read = _delegated("read")
     log_likelihood = _delegated("log_likelihood")
+    data = _delegated("data")
+    draw_static = _delegated("draw_static")
+    predict = _delegated("predict")
 
 
 def in_parts(density: AnnealedDensity, spread: Spread, sampler: Sampler) -> AnnealedDensity:
-    """The density with its evaluator's large arrays (`tuning.ROOM.parts_bytes`) in parts if a mesh has a second axis.
-
-    Raises:
-        CapabilityError: a kernel would leave devices waiting for one another.
-    """
+    """The density with its evaluator's large arrays (`tuning.ROOM.parts_bytes`) in parts if a mesh has a second axis;
+    refuses kernels that would leave devices waiting for one another."""
     number = 1 if spread.mesh is None else spread.mesh.shape[AXES[1]]
-    if number == 1:
-        return density
-    shared = partitioned(density, number, tuning.ROOM.parts_bytes)
-    kernels = () if sampler.moves is None else sampler.moves.kernel.kernels
-    for kernel in kernels if shared is not density else ():
+    shared = density if number == 1 else partitioned(density, number, tuning.ROOM.parts_bytes)
+    kernels = () if sampler.moves is None or shared is density else sampler.moves.kernel.kernels
+    for kernel in kernels:
         if isinstance(kernel, BlackJAX):  # a NUTS tree ends where it ends; of other algorithms nothing is known
             raise CapabilityError(
                 f"{kernel!r} may evaluate some chains more often than others, and devices that share networks out must "
@@ -123,9 +110,8 @@ def partitioned(density: AnnealedDensity, number: int, above: int) -> AnnealedDe
     """
 
     def shard(leaf: PyTree[Array]) -> PyTree[Array]:
-        if not is_array(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return leaf
-        if leaf.size * leaf.dtype.itemsize <= above:
+        key = is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if not is_array(leaf) or key or leaf.size * leaf.dtype.itemsize <= above:
             return leaf
         even = [axis for axis, length in enumerate(leaf.shape) if length % number == 0]
         return Part(leaf, max(even, key=lambda axis: leaf.shape[axis])) if even else leaf
@@ -135,28 +121,26 @@ def partitioned(density: AnnealedDensity, number: int, above: int) -> AnnealedDe
     return dataclasses.replace(density, evaluator=InParts(marked)) if found else density
 
 
-def places(density: AnnealedDensity) -> PyTree[PartitionSpec]:
-    """Where a density's arrays are, as `on_devices` wants it."""
-    arrays = eqx.filter(density, is_array)
-    return jax.tree.map(lambda leaf: leaf.place if _is_part(leaf) else everywhere, arrays, is_leaf=_is_part)
+def places(argument: PyTree[Any]) -> PyTree[PartitionSpec]:
+    """Where the arrays of a run, a density or anything else are, as `jax.shard_map` wants it."""
+    if isinstance(argument, Run):
+        return Run.places()
+    row = lambda leaf: PartitionSpec(*[None] * leaf.axis, AXES[1]) if _is_part(leaf) else everywhere  # noqa: E731
+    return jax.tree.map(row, eqx.filter(argument, is_array), is_leaf=_is_part)
 
 
-def placed(density: AnnealedDensity, spread: Spread) -> AnnealedDensity:
-    """The density on the devices of a spread. What it holds twice (a network in a factor, and again among the arguments
-    of a program that is run again) is there once."""
+def placed(tree: Tree, spread: Spread) -> Tree:
+    """A density, or what has no parts, on the devices of a spread. What it holds twice (a network in a factor, and
+    again among the arguments of a program that is run again) is there once."""
     if spread.mesh is None:
-        return density
+        return tree
+    arrays, static = eqx.partition(tree, eqx.is_array)
     known: dict[tuple[int, PartitionSpec], Array] = {}
 
-    def put(leaf: PyTree[Array]) -> PyTree[Array]:
-        array, place = (leaf.array, leaf.place) if _is_part(leaf) else (leaf, everywhere)
+    def put(place: PartitionSpec, array: Array) -> Array:
         if (id(array), place) not in known:
             known[id(array), place] = spread.place(array, place)
-        there = known[id(array), place]
-        return dataclasses.replace(leaf, array=there) if _is_part(leaf) else there
+        return known[id(array), place]
 
-    return jax.tree.map(put, density, is_leaf=_is_part)
-
-
-def _is_part(node: object) -> bool:
-    return isinstance(node, Part)
+    there = jax.tree.map(lambda place, part: jax.tree.map(partial(put, place), part), places(tree), arrays)
+    return eqx.combine(there, static)

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable
 from enum import IntEnum
-from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -18,24 +17,15 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.curl import curl
 from composeprob.density.evaluation import Position
 from composeprob.density.overlap import Finding, agreement, in_question
+from composeprob.results import status
 from composeprob.results.estimates import Families
 from composeprob.results.later import later
 from composeprob.results.origin import as_code, versions
 from composeprob.results.result import Result
-from composeprob.results.shares import Reason, frozen_shares, uneven_paths
-from composeprob.results.status import (
-    Code,
-    Status,
-    diagnose,
-    diverged,
-    erratic_weights,
-    few_ancestors,
-    few_levels,
-    not_conservative,
-    not_converged,
-)
+from composeprob.results.scouts import can_scout, unreached
+from composeprob.results.status import Code, Status
+from composeprob.runtime.support import Findings, Support, supported
 from composeprob.samplers.run import Run
-from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import host
 from composeprob.settings import usual
 
@@ -44,148 +34,147 @@ if TYPE_CHECKING:
 
 
 class Fold(IntEnum):
-    """Numbers that are folded into a run's key."""
+    """Numbers that are folded into a run's key: for directions of curl, for the noise of samples under which factors
+    are asked whether they agree, for the chains of a pilot run, and for draws of the program's factors."""
 
     CURL = 2**31 - 2
-    """For the directions along which curl is measured."""
     OVERLAP = 2**31 - 7
-    """For the noise that samples get where factors are asked whether they agree."""
     PILOT = 2**31 - 8
-    """For the chains of a pilot run."""
+    SCOUTS = 2**31 - 9
 
 
 def summarised(state: State, samples: dict[str, np.ndarray], positions: Position, coarse: float | None) -> Result:
-    """The result of a run.
-
-    What takes a compilation of its own (curl, whether the factors agree) is left to who asks for it, and so is what
-    depends on that.
-
-    Args:
-        state: as the run ended.
-        samples: every site's, ``{name: (N, …)}``.
-        positions: of the chains, on the host, copies included.
-        coarse: log-evidence over every other level, None without it.
-    """
-    request, sampler, density, run = state.request, state.sampler, state.request.density, state.run
-    records, visits, log_snr = host(run.records), state.visits, np.asarray(density.schedule.log_snr)
-    visited, arrived, num_chains = visits.visited(), bool(visits.arrived), request.num_chains
+    """The result of a run, of its samples, the chains' positions (copies included), and the log-evidence over every
+    other level. What takes a compilation of its own (curl, whether the factors agree) is left to who asks for it, and
+    so is what depends on that."""
+    sampler, density, key, n = state.sampler, state.density, state.key, state.num_chains
+    run, cut = host(dataclasses.replace(state.run, chains=None)), state.run.spread.cut
+    visited, arrived = run.visits.visited(), bool(run.visits.arrived)
+    positions, log_weights, values = cut((positions, run.log_weights, host(sampler.log_densities(state.run))))
+    log_snr = np.asarray(density.schedule.log_snr)
     # Of a run that chose its levels and arrived, those that it visited are reported; else all.
     chose = arrived and len(visited) <= int(visited[0])
     levels = visited[::-1] if chose else np.arange(density.num_levels)
-    records = jax.tree.map(lambda values: values[levels], records)
-    positions, log_weights = run.spread.cut((positions, host(run.log_weights)))
-    ancestors, settling = np.asarray(run.ancestors), sampler.drawing[2]
-    transitions = state.drawn * int(request.draws.thin)
-    transitions += settling if transitions else 0
+    by_block = ("acceptance", "step_size", "quadrature_error")
+    names = (*by_block, "ess", "ancestors", "swaps", "non_finite", "weight_variance")
+    recorded = {name: getattr(run.records, name)[levels] for name in names}
+    variance = recorded.pop("weight_variance")
+    if not sampler.blocks:  # a kernel that moves all sites together has no axis of blocks
+        recorded |= {name: recorded[name][:, 0] for name in by_block}
+
+    cost, moves, settling = sampler.drawing
+    transitions = state.writer.drawn * int(state.draws.thin) + (settling if state.writer.drawn else 0)
+    evaluations = sampler.evaluations(state.first, len(visited)) + transitions * cost
+    evaluations += sum(closing.evaluations(run) for closing in sampler.then)
+    proposals = np.full(len(levels), max(sampler.proposals(), 1) * n)
+    proposals[0] += transitions * moves * n
+
     # Before level 0 the evidence is that of a noisier density.
-    evidence = float(np.asarray(run.log_evidence)) if arrived and sampler.estimates_evidence(density) else math.nan
+    evidence = float(run.log_evidence) if arrived and sampler.estimates_evidence(density) else math.nan
     of_levels = 0.0
     if sampler.check_order is not None and math.isfinite(evidence):
         of_levels = math.nan if coarse is None else abs(coarse - evidence) / (2**sampler.check_order - 1)
-    of_top = density.top.signal(float(log_snr[state.first]))
+    of_top = density.top.at(state.first).signal(float(log_snr[state.first]))
     error = math.hypot(math.sqrt(float(run.evidence_variance)), of_levels, of_top)
-    proposals = np.full(len(levels), max(sampler.proposals(), 1) * num_chains)
-    proposals[0] += transitions * sampler.drawing[1] * num_chains
-    found = diagnose(
-        records.acceptance,
-        records.non_finite,
-        proposals,
-        records.ess,
-        num_chains,
-        len(levels) if arrived else density.num_levels - int(min(visited, default=density.num_levels)),
-        len(levels),
-        sampler.adjusted,
-        sampler.blocks,
-        _outside(run, sampler) if arrived else 0.0,
-    )
-    families = Families.from_ancestors(np.exp(log_weights - log_weights.max()), ancestors)
+
+    completed = len(levels) if arrived else density.num_levels - int(min(visited, default=density.num_levels))
+    outside = 0.0 if values is None or not arrived else float(np.mean(np.isneginf(values) | np.isnan(values)))
+    health = recorded["acceptance"], recorded["non_finite"], proposals, recorded["ess"], n, completed, len(levels)
+    found = status.diagnose(*health, sampler.adjusted, sampler.blocks, outside)
+    paths = cut(run.path_weights)
+    support = supported(state, positions, log_weights, paths, values) if arrived else Support(log_weights)
+    log_weights = support.log_weights
+    families = Families.from_ancestors(np.exp(log_weights - log_weights.max()), run.ancestors)
     found = found.with_findings(
-        *_diverged(positions, density),
+        *_diverged(state, positions),
         *((Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts),
-        *([] if found.has(Code.WEIGHTS_COLLAPSED) else erratic_weights(records.weight_variance)),
-        *few_ancestors(families.effective, len(np.unique(ancestors)), num_chains, arrived),
-        *(_frozen(run, positions, sampler, density) if arrived else ()),
-        *not_converged(float(run.drift)),
-        *few_levels(of_levels),
+        *([] if found.has(Code.WEIGHTS_COLLAPSED) else status.erratic_weights(variance)),
+        *status.few_ancestors(families.effective, len(np.unique(run.ancestors)), n, arrived),
+        *support.findings,
+        *status.not_converged(float(run.drift)),
+        *status.few_levels(of_levels),
     )
-    shared = float(run.global_acceptance)
-    evaluations = sampler.evaluations(state.first, len(visited))
-    evaluations += sum(closing.evaluations(run) for closing in sampler.then)
-    if not sampler.blocks:  # a kernel that moves all sites together has no axis of blocks
-        shape = {name: getattr(records, name)[:, 0] for name in ("acceptance", "step_size", "quadrature_error")}
-        records = dataclasses.replace(records, **shape)
-    overlap, relied_on = _overlap_later(state, positions), dict[str, float]()
+    found, overlap = _ended(found, state, arrived), _overlap(state, run, positions)
+    scouts = _scouts(state, run, positions, families)
+
+    def with_answers(result: Result) -> Status:
+        agreement = overlap()
+        answers = ((Code(finding.code), finding.message) for finding in agreement)
+        divisors = status.untrained_divisors([finding.factor for finding in agreement if finding.divides])
+        known = found.with_findings(*status.not_conservative(result.curl), *support.later(), *answers, *divisors)
+        return known.with_findings(*(each for each in scouts() if not known.has(each[0])))
+
+    relied_on = dict[str, float]()
     if len(visited) and sampler.integrates_score:
         some = jax.tree.map(lambda leaf: leaf[: tuning.CHECKS.most_chains].copy(), positions)
-        relied_on = later(partial(_curl, positions=some, level=int(visited[-1]), key=request.key))
+        relied_on = later(lambda _: _curl(density, some, int(visited[-1]), key))
+    known = math.isfinite(evidence)
+    accepted = float(run.global_acceptance)
     return Result(
         samples=samples,
         log_weights=log_weights,
-        log_evidence=evidence if math.isfinite(evidence) else None,
-        evaluations=evaluations + transitions * sampler.drawing[0],
-        acceptance=records.acceptance,
-        step_size=records.step_size,
-        ess=records.ess,
-        ancestors=records.ancestors,
-        first_ancestors=ancestors,
-        global_acceptance=shared if math.isfinite(shared) else None,
-        swaps=records.swaps,
-        round_trips=sampler.round_trips(run.without_copies) if arrived else None,
-        non_finite=records.non_finite,
-        quadrature_error=records.quadrature_error,
+        log_evidence=evidence if known else None,
+        log_evidence_error=later(lambda result: math.nan if result.status.withholds else error) if known else None,
+        evaluations=evaluations,
+        **recorded,
+        first_ancestors=run.ancestors,
+        global_acceptance=accepted if math.isfinite(accepted) else None,
+        round_trips=sampler.round_trips(state.run.without_copies) if arrived else None,
         seconds=state.seconds,
         sampler=sampler.describe(),
-        reason=state.reason,
+        reason=state.reason + support.note,
         log_snr=log_snr[levels],
         dims=dict(density.graph.dims),
         blocks=sampler.blocks,
-        draws=None if request.draws.number is None else max(min(state.drawn, request.draws.number), 1),
-        thin=int(request.draws.thin),
-        devices=run.spread.devices,
-        key=as_code(request.key),
+        draws=None if state.draws.number is None else max(min(state.writer.drawn, state.draws.number), 1),
+        thin=int(state.draws.thin),
+        devices=state.run.spread.devices,
+        key=as_code(key),
         versions=versions(),
         density=density,
-        status=later(partial(_with_answers, found=_ended(found, state, arrived), overlap=overlap)),
-        log_evidence_error=later(partial(_unless_withheld, error=error)) if math.isfinite(evidence) else None,
+        status=later(with_answers),
         curl=relied_on,
     )
 
 
-def _unless_withheld(result: Result, error: float) -> float:
-    return math.nan if result.status.withholds else error
+def _scouts(state: State, run: Run, positions: Position, families: Families) -> Callable[[], Findings]:
+    """Sends draws of the factors where no chain may be, for a small share of what the run has taken."""
+    density, key = state.density, state.key
+    if not run.visits.arrived or not can_scout(density):
+        return list
+    most = tuning.CHECKS.share * state.num_chains * state.sampler.evaluations(state.first, int(run.visits.made))
+    positions = jax.tree.map(np.copy, positions)
+
+    def findings() -> Findings:
+        with usual():
+            return unreached(density, positions, families, jax.random.fold_in(key, np.uint32(Fold.SCOUTS)), most)
+
+    return findings
 
 
-def _with_answers(result: Result, found: Status, overlap: Callable[[], tuple[Finding, ...]]) -> Status:
-    """What the run's numbers show, with what only its factors can say."""
-    answers = ((Code(finding.code), finding.message) for finding in overlap())
-    return found.with_findings(*not_conservative(result.curl), *answers)
-
-
-def _overlap_later(state: State, positions: Position) -> Callable[[], tuple[Finding, ...]]:
+def _overlap(state: State, run: Run, positions: Position) -> Callable[[], tuple[Finding, ...]]:
     """Asks whether factors agree where the chains are: of some, over the chains, for a small share of what the run has
     taken; not where they ended at what is no number."""
-    density, n, visits = state.request.density, state.request.num_chains, state.visits
-    if not visits.arrived or not in_question(density):
+    density, n, key, checks = state.density, state.num_chains, state.key, tuning.CHECKS
+    if not run.visits.arrived or not in_question(density):
         return tuple
-    most = tuning.CHECKS.share * n * state.sampler.evaluations(state.first, int(visits.made))
-    levels = int(np.clip(most // min(n, tuning.CHECKS.most_chains), 2, tuning.OVERLAP_LEVELS))
-    some = np.unique(np.linspace(0, n - 1, int(np.clip(most // levels, 1, tuning.CHECKS.most_chains))).astype(int))
+    most = checks.share * n * state.sampler.evaluations(state.first, int(run.visits.made))
+    levels = int(np.clip(most // min(n, checks.most_chains), 2, tuning.OVERLAP.levels))
+    some = np.unique(np.linspace(0, n - 1, int(np.clip(most // levels, 1, checks.most_chains))).astype(int))
     positions = jax.tree.map(lambda leaf: leaf[some], positions)
     if not all(np.isfinite(x).all() for x in positions.values()):
         return tuple
-    return partial(_agreement, density, positions, state.request.key, levels)
+
+    def ask() -> tuple[Finding, ...]:
+        with usual():
+            return agreement(density, positions, jax.random.fold_in(key, np.uint32(Fold.OVERLAP)), levels)
+
+    return ask
 
 
-def _agreement(density: AnnealedDensity, positions: Position, key: Array, levels: int) -> tuple[Finding, ...]:
-    with usual():
-        return agreement(density, positions, jax.random.fold_in(key, np.uint32(Fold.OVERLAP)), levels)
-
-
-def _curl(result: Result, positions: Position, level: int, key: Array) -> dict[str, float]:
+def _curl(density: AnnealedDensity, positions: Position, level: int, key: Array) -> dict[str, float]:
     """Of each factor whose score a line integral relied on; NaN where a network cannot be differentiated, which no run
     is lost for."""
-    density = result.density
-    assert density is not None
     try:
         with usual():
             return curl(density, positions, level, jax.random.fold_in(key, np.uint32(Fold.CURL)))
@@ -195,45 +184,19 @@ def _curl(result: Result, positions: Position, level: int, key: Array) -> dict[s
 
 def _ended(found: Status, state: State, arrived: bool) -> Status:
     """What was found, with how the run ended."""
-    sampler, number = state.sampler, state.request.draws.number
-    if arrived and state.interrupted in ("descend", "finish") and sampler.then:
+    number = state.draws.number
+    if arrived and state.interrupted in ("descend", "finish") and state.sampler.then:
         found = found.stopped_at_target()
-    elif arrived and number is not None and state.drawn < number:
-        found = found.stopped(state.drawn, number)
+    elif arrived and number is not None and state.writer.drawn < number:
+        found = found.stopped(state.writer.drawn, number)
     if state.checkpoints is not None and state.checkpoints.ended:
-        found = found.saved(state.checkpoints.failed)
+        found = found.saved(state.checkpoints.failure)
     return found
 
 
-def _diverged(positions: Position, density: AnnealedDensity) -> list[tuple[Code, str]]:
+def _diverged(state: State, positions: Position) -> list[tuple[Code, str]]:
     """What is wrong with where chains ended."""
+    density = state.density
     noised = {name: x for name, x in positions.items() if density.sites[name].kind == "noised"}
     alpha, sigma = (float(np.asarray(each)[-1]) for each in (density.schedule.alpha, density.schedule.sigma))
-    return diverged(noised, alpha, sigma) if density.num_levels > 1 else []
-
-
-def _frozen(run: Run, positions: Position, sampler: Sampler, density: AnnealedDensity) -> list[tuple[Code, str]]:
-    """What is wrong with the modes' shares, of chains that do not weigh one another: by the ways that they came, and
-    where log-densities can be compared between modes, by these."""
-    if np.isfinite(np.asarray(run.records.ess)).any():
-        return []
-    paths, why = run.spread.cut(host(run.path_weights)), Reason.STARTED if density.num_levels == 1 else Reason.FROZEN
-    uneven = uneven_paths(positions, paths, Reason.SUMMED if sampler.kernel is None else why) if paths.any() else []
-    log_density = _log_density(run, sampler)
-    if uneven or not {"energy", "mode_depth"} <= density.capabilities:
-        return uneven
-    if log_density is None or log_density.shape != paths.shape:  # replicas have several
-        return []
-    return frozen_shares(positions, log_density)
-
-
-def _outside(run: Run, sampler: Sampler) -> float:
-    """The share of chains that are where the density is 0 or NaN, as far as their last evaluation has its value."""
-    value = _log_density(run, sampler)
-    return 0.0 if value is None else float(np.mean(np.isneginf(value) | np.isnan(value)))
-
-
-def _log_density(run: Run, sampler: Sampler) -> np.ndarray | None:
-    """Of every chain where it ended, (N,); None where its last evaluation has none."""
-    value = sampler.log_densities(run)
-    return None if value is None else np.asarray(run.spread.cut(host(value)))
+    return status.diverged(noised, alpha, sigma) if density.num_levels > 1 else []

@@ -12,7 +12,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
 import equinox as eqx
@@ -25,58 +24,47 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError
 from composeprob.results.result import Result
 from composeprob.runtime import compiled, parts
-from composeprob.runtime.progress import Progress, Report
+from composeprob.runtime.progress import Progress
 from composeprob.runtime.record import summarised
-from composeprob.runtime.resume import RunCheckpoints, blank_like
-from composeprob.runtime.watchers import GiveUp, PilotRun
-from composeprob.runtime.writer import NotWritten, Writer
+from composeprob.runtime.watchers import PilotRun, RunCheckpoints, give_up
+from composeprob.runtime.writer import Writer
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.run import Run, begin, placed
 from composeprob.samplers.sampler import Sampler
-from composeprob.samplers.spread import everywhere, from_first_process, host
-from composeprob.samplers.visits import Visits
+from composeprob.samplers.spread import Spread, everywhere, from_first_process, host
+from composeprob.samplers.visits import Pace, Visits
 from composeprob.settings import usual
 
 if TYPE_CHECKING:
-    from composeprob.runtime.infer import Request
+    from composeprob.runtime.infer import Checkpoint, Draws
 
 
 @dataclass
 class State:
-    """Where a run is.
+    """A call of `infer`, checked, and where its run is."""
 
-    Attributes:
-        request: the call of `infer`.
-        sampler: how chains travel; from `prepare` on, prepared for the density.
-        reason: why it is this one.
-        gives_up: whether it raises `FewAncestors` where too few of the first chains have descendants.
-        watchers: called with the state and a `Report` after each piece of work, and before what takes long.
-        began: when it did, by the clock, less what it had taken before it was resumed.
-        first: the level where chains start.
-        run: the chains, on the devices.
-        placed: sampler and density, on the devices.
-        bars: the progress bar, which says how long a piece of work may take.
-        checkpoints, writer: None without.
-        drawn: how many draws were taken.
-        unwritten: why samples could not be written; None where nothing went wrong.
-        interrupted: the name of the stage that Ctrl-C ended; None without.
-        result: from `record`.
-    """
-
-    request: Request
-    sampler: Sampler
-    reason: str
-    gives_up: bool = False
-    watchers: list[Callable[[State, Report], None]] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-    drawn: int = 0
-    unwritten: str | None = None
-    interrupted: str | None = None
-    checkpoints: RunCheckpoints | None = None
-    writer: Writer | None = None
-    first: int = field(init=False)
-    run: Run = field(init=False)
-    placed: tuple[Sampler, AnnealedDensity] = field(init=False)
+    density: AnnealedDensity  # on the levels that may be visited
+    key: Array
+    num_chains: int
+    spread: Spread  # which chains are where
+    pace: Pace | None  # how the run chooses among the levels; None where it visits all
+    draws: Draws
+    checkpoint: Checkpoint | None
+    progress: bool
+    sampler: Sampler  # from `prepare` on, prepared for the density
+    reason: str  # why it is this one
+    gives_up: bool = False  # raises `FewAncestors` where too few of the first chains have descendants
+    given_up: bool = False  # takes the place of a run that did
+    watchers: list[Callable[[State], None]] = field(default_factory=list, init=False)  # called after each piece of work
+    # By the clock, less what it had taken before it was resumed.
+    began: float = field(default_factory=time.monotonic, init=False)
+    interrupted: str | None = field(default=None, init=False)  # the name of the stage that Ctrl-C ended
+    came: np.ndarray | None = field(default=None, init=False)  # points at level 0, (N, D), before what closes the run
+    checkpoints: RunCheckpoints | None = field(default=None, init=False)
+    writer: Writer = field(init=False)
+    first: int = field(init=False)  # the level where chains start
+    run: Run = field(init=False)  # the chains, on the devices
+    placed: tuple[Sampler, AnnealedDensity] = field(init=False)  # on the devices
     bars: Progress = field(init=False)
     result: Result = field(init=False)
 
@@ -91,27 +79,23 @@ class State:
         return time.monotonic() - self.began
 
     def report(self, title: str, total: int, done: int = 0, doing: str = "", **facts: SupportsFloat | str) -> None:
-        """Tells the watchers; see `Report`."""
-        for watch in self.watchers:
-            watch(self, Report(title, total, done, doing, facts))
+        """Says that so much is done, which the watchers are told, or what is doing next."""
+        self.bars.show(title, total, done, doing, **facts)
+        for watch in () if doing else self.watchers:
+            watch(self)
 
 
 def carry_out(state: State) -> Result:
-    """The result of a run, stage by stage.
-
-    Raises:
-        ComposeProbError: the sampler cannot do it, or a folder belongs to another run; nothing is compiled before.
-        FewAncestors: the run was given up.
-    """
+    """The result of a run, stage by stage; `FewAncestors` where it is given up. What is refused is so before anything
+    is compiled."""
     compiled.make_room()
-    state.bars = Progress(enabled=state.request.progress)
+    state.bars = Progress(enabled=state.progress)
     # LAPACK's matrices are small here: its threads would wait for one another longer than they work.
     with threadpool_limits(1, user_api="blas"), usual(), contextlib.closing(state.bars):
         for stage in STAGES:
-            if state.interrupted and stage is not record:
-                continue
             try:
-                stage(state)
+                if not state.interrupted or stage is record:
+                    stage(state)
             except KeyboardInterrupt:
                 if stage in (prepare, record) or state.run.chains is None:
                     raise
@@ -121,69 +105,72 @@ def carry_out(state: State) -> Result:
 
 def prepare(state: State) -> None:
     """Checks that the sampler can meet the request, opens folders, and puts everything on the devices."""
-    request, density = state.request, state.request.density
+    density, spread, where = state.density, state.spread, state.density.described.where
     check_capabilities(state.sampler, density)
-    if request.pace is not None and not state.sampler.paces:
+    if state.pace is not None and not state.sampler.paces:
         raise CapabilityError(
             f"levels='adaptive' goes by the variance of weights, and {type(state.sampler).__name__} has no weights.",
-            where=density.described.where,
+            where=where,
             fix="pass sampler=cp.SMC(), or 256 chains or more, or an array of log-SNR as levels.",
         )
     sampler = state.sampler = state.sampler.prepare(density)
     for closing in sampler.then:
-        closing.check_chains(request.num_chains, density)
-    if request.draws.number is not None and sampler.moves is None:
+        closing.check_chains(state.num_chains, density)
+    if state.draws.number is not None and sampler.moves is None:
         raise CapabilityError(
             f"{type(sampler).__name__} without a kernel cannot go on drawing at level 0.",
-            where=density.described.where,
+            where=where,
             fix="use cp.AnnealedMCMC(kernel, …) or cp.SMC(kernel), or take more chains instead of draws.",
         )
-    shared = parts.in_parts(density, request.spread, sampler)
+    shared = parts.in_parts(density, spread, sampler)
     state.first = sampler.first_level(density)
-    here = dataclasses.replace(request.spread, mesh=None, copies=0)
-    run = begin(request.key, request.num_chains, sampler.visits(density, request.pace), here)
-    if request.checkpoint is not None:
-        blank = blank_like(eqx.filter_eval_shape(compiled.start, sampler, run, density, state.first))
-        state.checkpoints = RunCheckpoints(request, sampler, state.first, blank)
-        if state.checkpoints.saved is not None:
-            run, state.drawn, earlier = state.checkpoints.saved
-            state.began -= earlier
-    state.run = placed(run, request.spread)
-    state.placed = request.spread.place(sampler.in_numbers(), everywhere), parts.placed(shared, request.spread)
-    state.writer = _writer(state)
-    watchers = [state.bars, state.checkpoints, GiveUp() if state.gives_up else None, PilotRun(state)]
+    here = dataclasses.replace(spread, mesh=None, copies=0)
+    run = begin(state.key, state.num_chains, sampler.visits(density, state.pace), here)
+    started, kept = None, (state.checkpoint, state.draws.number, state.draws.store)
+    if any(each is not None for each in kept):
+        # Compiled, so that all arrays are JAX's.
+        started = eqx.filter_eval_shape(eqx.filter_jit(sampler.start), run, density, state.first)
+    if state.checkpoint is not None:
+        state.checkpoints = RunCheckpoints(state, state.checkpoint, started)
+        run = state.checkpoints.saved or run
+        state.began -= state.checkpoints.seconds
+    state.writer = Writer(state, started)
+    state.run = placed(run, spread)
+    state.placed = parts.placed((sampler.in_numbers(), shared), spread)
+    watchers = state.checkpoints, give_up if state.gives_up else None, PilotRun(state)
     state.watchers = [watch for watch in watchers if watch is not None]
+    if state.gives_up:  # a run that goes on may have been given up where it was saved
+        give_up(state)
 
 
-def descend(state: State) -> None:
+def descend(state: State, title: str = "") -> None:
     """Visits what is left of the levels, in stretches of one compiled loop."""
     sampler, density = state.placed
-    title, total = type(sampler).__name__, state.first + 1
+    name, total = type(sampler).__name__, state.first + 1
+    title = title or name
     if state.run.chains is None:
         state.report(title, total, doing="compiling the first draws")
         state.run = compiled.start(sampler, state.run, density, state.first)
     kernel = "" if sampler.kernel is None else f" with {type(state.sampler.kernel).__name__}"
-    state.report(title, total, doing=f"compiling a level of {title}{kernel}")
+    state.report(title, total, doing=f"compiling a level of {name}{kernel}")
     visits, stretch = state.visits, Stretch(state.bars.pause)
     while not visits.arrived:
         made = int(visits.made)
         end = state.run.spread.number(made + stretch.size)
         state.run = jax.block_until_ready(compiled.advance(sampler, state.run, density, end))
-        visits = state.visits
+        visits, records = state.visits, state.run.records
         stretch.adapt(int(visits.made) - made)
         level = int(visits.visited()[-1])
-        records = state.run.records
-        facts = {"acceptance": np.mean(np.asarray(records.acceptance)[level])}
-        facts |= {"ESS": np.asarray(records.ess)[level], "ancestors": np.asarray(records.ancestors)[level]}
-        known = {name: value for name, value in facts.items() if not np.isnan(value)}
-        state.report(title, total, done=total - level, **known)
+        facts = {"acceptance": records.acceptance, "ESS": records.ess, "ancestors": records.ancestors}
+        means = {name: np.mean(np.asarray(values)[level]) for name, values in facts.items()}
+        state.report(title, total, total - level, **{name: mean for name, mean in means.items() if not np.isnan(mean)})
+        if visits.arrived:
+            state.came = _points(state.run)
 
 
 def finish(state: State) -> None:
-    """Moves chains at the target by what closes the sampler's runs.
-
-    Interrupted, they are as they were before it, and a run that continues from its checkpoint begins it anew.
-    """
+    """Moves chains at the target by what closes the sampler's runs. Interrupted, they are as they were before it, and
+    a run that continues from its checkpoint begins it anew."""
     density = state.placed[1]
     for closing in state.sampler.then:
         if closing.done(state.run):
@@ -191,7 +178,7 @@ def finish(state: State) -> None:
         run, points, number, drift = state.run, _points(state.run), 0, 1.0
         while number < closing.rounds and (number < 2 or drift > 0):
             state.report(closing.title, closing.rounds, done=number, doing="fitting the population")
-            fitted = closing.adapt(points, state.request.density)
+            fitted = closing.adapt(points, state.density)
             if fitted is None:
                 break
             fitted = run.spread.place(jax.tree.map(np.asarray, fitted), everywhere)
@@ -205,60 +192,37 @@ def finish(state: State) -> None:
 
 def draw(state: State) -> None:
     """Takes draws at level 0, in stretches of one compiled loop."""
-    if (number := state.request.draws.number) is None:
-        return
-    assert state.writer is not None
-    (sampler, density), writer, stretch = state.placed, state.writer, Stretch(state.bars.pause)
-    thin = state.run.spread.number(state.request.draws.thin)
-    try:
-        while state.drawn < number:
-            end = min(state.drawn + min(stretch.size, writer.at_once), writer.boundary)
-            first, last = map(state.run.spread.number, (state.drawn, end))
-            drawn = compiled.draw(sampler, state.run, density, first, last, thin, writer.at_once)
-            run, values = jax.block_until_ready(drawn)
-            writer.add(state.drawn, end, values)
-            made = end - state.drawn
-            state.run, state.drawn = run, end
-            stretch.adapt(made)
-            acceptance = np.mean(np.asarray(run.records.acceptance)[0])
-            state.report("draws", number, done=end, acceptance=acceptance)
-    except NotWritten as error:
-        state.drawn, state.unwritten = writer.flushed, str(error)
+    sampler, density = state.placed
+    writer, number, stretch = state.writer, state.draws.number or 0, Stretch(state.bars.pause)
+    while writer.drawn < number and writer.failure is None:
+        end = min(writer.drawn + min(stretch.size, writer.at_once), writer.boundary)
+        first, last, thin = map(state.run.spread.number, (writer.drawn, end, state.draws.thin))
+        drawn = compiled.draw(sampler, state.run, density, first, last, thin, writer.at_once)
+        run, values = jax.block_until_ready(drawn)
+        writer.add(end, values)
+        stretch.adapt(end - writer.drawn)
+        state.run, writer.drawn = run, end
+        if end == writer.boundary:
+            writer.flush()
+        state.report("draws", number, done=writer.drawn, acceptance=np.mean(np.asarray(run.records.acceptance)[0]))
 
 
 def record(state: State) -> None:
     """Writes what is left to write, estimates what the levels' distance does to the evidence, and sums the run up."""
-    request, writer = state.request, state.writer
-    if writer is not None:
-        try:
-            writer.flush(state.drawn)
-        except NotWritten as error:
-            state.drawn, state.unwritten = writer.flushed, str(error)
-    if state.checkpoints is not None and state.unwritten is None:  # else the last one is that whose draws are there
+    state.writer.flush()
+    if state.checkpoints is not None and state.writer.failure is None:  # else the last is that whose draws are there
         state.checkpoints.finish(state)
-    coarse = None
-    if state.sampler.check_order is not None and state.sampler.estimates_evidence(request.density):
-        coarse = _coarse_evidence(state)
+    coarse = _coarse_evidence(state)
     sampler, density = state.placed
     values, positions = compiled.read(sampler, state.run, density)
-    result = summarised(state, _samples(state, values), host(positions), coarse)
-    if request.draws.store is not None and state.unwritten is None:
-        assert writer is not None
-        state.unwritten = writer.finish(*result.parts())
-    if state.unwritten is not None:
-        result = dataclasses.replace(result, status=result.status.not_stored(state.unwritten))
-    state.result = result
+    state.result = state.writer.finish(summarised(state, state.writer.samples(values), host(positions), coarse))
 
 
 STAGES = [prepare, descend, finish, draw, record]
 
 
 class Stretch:
-    """How many levels, or draws, are made in a row: as many as fit between two reports.
-
-    Args:
-        pause: seconds between them.
-    """
+    """How many levels, or draws, are made in a row: as many as fit in the seconds between two reports."""
 
     def __init__(self, pause: float):
         self.pause, self.size, self.began = pause, 1, time.monotonic()
@@ -274,50 +238,17 @@ def _points(run: Run) -> np.ndarray:
     return np.asarray(run.spread.cut(host(run.chains.points)))
 
 
-def _writer(state: State) -> Writer | None:
-    """What takes the samples, if it is not only the chains' last positions in memory."""
-    request, draws = state.request, state.request.draws
-    if draws.number is None and draws.store is None:
-        return None
-    store = draws.store
-    if store is None and request.checkpoint is not None:  # draws that a checkpoint continues from are on disk too
-        store = Path(request.checkpoint.folder) / "draws.zarr"
-    shapes = compiled.sample_shapes(state.sampler, state.run, request.density, state.first)
-    run_id = "" if state.checkpoints is None else state.checkpoints.run_id
-    return Writer(shapes, draws.number, store, request.spread, run_id, state.drawn)
-
-
-def _samples(state: State, values: dict[str, Array]) -> dict[str, np.ndarray]:
-    """Every site's samples, where the chains end if there are no draws; those of a run with a store are left there."""
-    request, writer, shown = state.request, state.writer, min(state.drawn, state.request.draws.number or 0)
-    if writer is not None and shown:  # a checkpoint may have more
-        samples = writer.samples(shown)
-    else:
-        if writer is not None and writer.draws is None:
-            try:
-                writer.last(values)
-                return writer.samples(1)
-            except NotWritten as error:
-                state.unwritten = str(error)
-        samples = state.run.spread.cut(host(values))
-        if request.draws.number is not None:  # none was drawn yet: where the chains are
-            samples = {name: value[:, None] for name, value in samples.items()}
-    return samples if request.draws.store else {name: np.asarray(values) for name, values in samples.items()}
-
-
 def _coarse_evidence(state: State) -> float | None:
-    """The log-evidence of the run over every other level; None where there is none, or it was interrupted."""
-    visits = state.visits
-    if state.interrupted or not visits.arrived:
+    """The log-evidence of the run over every other level; None where nobody asks, or the run did not get there."""
+    checked = state.sampler.check_order is not None and state.sampler.estimates_evidence(state.density)
+    if not checked or state.interrupted or not state.visits.arrived:
         return None
-    request, coarse = state.request, copy.copy(state)
-    run = begin(
-        request.key, request.num_chains, state.run.visits.coarser(), series=1
-    )  # of random numbers: not those of the run itself
-    coarse.run = placed(run, request.spread)
-    coarse.watchers = [lambda _, report: state.bars(state, report._replace(title="error of the evidence"))]
+    coarse = copy.copy(state)
+    # The random numbers are not those of the run itself.
+    coarse.run = placed(begin(state.key, state.num_chains, state.run.visits.coarser(), series=1), state.spread)
+    coarse.watchers = []
     try:
-        descend(coarse)
+        descend(coarse, "error of the evidence")
     except KeyboardInterrupt:
         return None
     return float(np.asarray(coarse.run.log_evidence))

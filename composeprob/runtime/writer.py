@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax import Array
@@ -13,84 +15,72 @@ from jax import Array
 from composeprob import tuning
 from composeprob.checkpoint import first_line
 from composeprob.errors import InvalidValueError, LoadError
-from composeprob.json_data import JSONObject
+from composeprob.results.result import Result
 from composeprob.results.store import Store
-from composeprob.samplers.spread import Spread, barrier, gathered_rows
+from composeprob.samplers.run import Run
+from composeprob.samplers.spread import barrier, gathered_rows, host
 
-
-class NotWritten(Exception):
-    """Samples could not be written, and why."""
+if TYPE_CHECKING:
+    from composeprob.runtime.stages import State
 
 
 class Writer:
     """Takes this process's rows of every site, block by block into a store, or all of them into memory.
 
-    Args:
-        shapes: ``{name: shape and dtype of all chains' values at one draw}``, copies of chains included.
-        draws: their number; None for the chains' last positions only.
-        path: the store's folder; None for memory.
-        spread: which chains are where.
-        run_id: what the store's draws follow from, so that a resumed run finds them.
-        done: draws that the store has already.
-
-    Attributes:
-        at_once: so many draws at most may come out of one call of compiled code.
-        flushed: so many are in the store.
-
-    Raises:
-        InvalidValueError: nothing can be written there.
-        LoadError: a run is resumed whose draws are not there.
+    Of draws that were taken (`drawn`) some are in the store (`flushed`); at most `at_once` may come out of one call of
+    compiled code. `failure` says why samples could not be written. Runs look as ``started`` does, of shapes and dtypes;
+    None without draws or a store.
     """
 
-    def __init__(
-        self,
-        shapes: dict[str, jax.ShapeDtypeStruct],
-        draws: int | None,
-        path: str | Path | None,
-        spread: Spread,
-        run_id: str,
-        done: int = 0,
-    ):
-        self.draws, self.run_id, self.flushed = draws, run_id, done
+    def __init__(self, state: State, started: Run | None):
+        density, spread, path, checkpoints = state.density, state.spread, state.draws.store, state.checkpoints
+        self.run_id, self.drawn = ("", 0) if checkpoints is None else (checkpoints.run_id, checkpoints.drawn)
+        self.flushed, self.number, self.spread = self.drawn, state.num_chains, spread
+        self.draws, self.total = state.draws.number, state.draws.number or 0
+        self.failure: str | None = None
+        self.kept = path is not None  # in the user's store
+        if path is None and state.checkpoint is not None and self.draws is not None:
+            path = Path(state.checkpoint.folder) / "draws.zarr"  # what a checkpoint continues from is on disk too
         self.store = None if path is None else Store(path)
-        rows, devices = next(iter(shapes.values())).shape[0], spread.devices
-        self.number, self.rows, self.names = rows - spread.copies, rows // devices, list(shapes)
-        bytes_a_draw = max(sum(int(np.prod(s.shape)) * s.dtype.itemsize for s in shapes.values()), 1)
-        block = max(1, tuning.ROOM.block_bytes * jax.process_count() // bytes_a_draw)
-        self.at_once = max(1, min(block, tuning.ROOM.draws_bytes * devices // bytes_a_draw))
-        self.block = block if self.store is not None else draws or 1  # in memory there is only one
         self.buffers: dict[tuple[str, int], np.ndarray] = {}
+        if started is None or not (self.draws or self.store):  # only the last positions, in memory
+            return
+        read = lambda run: jax.vmap(density.to_samples)(state.sampler.positions(run, density))  # noqa: E731
+        shapes: dict[str, jax.ShapeDtypeStruct] = eqx.filter_eval_shape(read, started)
+        self.names, rows = list(shapes), self.number + spread.copies
+        bytes_a_draw = max(rows * sum(s.size // self.number * s.dtype.itemsize for s in shapes.values()), 1)
+        block = max(1, tuning.ROOM.block_bytes * jax.process_count() // bytes_a_draw)
+        self.at_once = max(1, min(block, tuning.ROOM.draws_bytes * spread.devices // bytes_a_draw))
+        self.block = block if self.store is not None else max(self.total, 1)  # in memory there is only one
         if self.store is not None:
-            self._open(self.store, shapes, done)
+            self._open(self.store, shapes, rows // spread.devices)
 
-    def _open(self, store: Store, shapes: dict[str, jax.ShapeDtypeStruct], done: int) -> None:
-        if jax.process_index() == 0:
-            if not done:
-                between, block = ([], []) if self.draws is None else ([self.draws], [self.block])
-                laid_out = {
-                    name: ((self.number, *between, *s.shape[1:]), np.dtype(s.dtype), (self.rows, *block, *s.shape[1:]))
-                    for name, s in shapes.items()
-                }
-                store.create(laid_out, self.draws is not None)
-                store.write_attributes({"run": self.run_id})
-            elif not store.is_store() or store.attributes().get("run") != self.run_id:
-                raise LoadError(
-                    f"The checkpoint says that {done} draws are in {store.path}, but they are not there.",
-                    fix="pass the store that the run began with, or start again: cp.Checkpoint(folder, resume=False).",
-                )
+    def _open(self, store: Store, shapes: dict[str, jax.ShapeDtypeStruct], rows: int) -> None:
+        first = jax.process_index() == 0
+        if first and not self.drawn:
+            draws, block = ([], []) if self.draws is None else ([self.draws], [self.block])
+            laid_out = {
+                name: ((self.number, *draws, *s.shape[1:]), np.dtype(s.dtype), (rows, *block, *s.shape[1:]))
+                for name, s in shapes.items()
+            }
+            store.create(laid_out, self.draws is not None)
+            store.write_attributes({"run": self.run_id})
+        elif first and (not store.is_store() or store.attributes().get("run") != self.run_id):
+            raise LoadError(
+                f"The checkpoint says that {self.drawn} draws are in {store.path}, but they are not there.",
+                fix="pass the store that the run began with, or start again: cp.Checkpoint(folder, resume=False).",
+            )
         barrier("store")
         store.open(self.names)
-        if self.draws is None:
-            return
-        layouts = [array.chunk_layout.write_chunk.shape for array in store.arrays.values()]
-        extents = [shape[0] for shape in layouts if shape is not None and shape[0] is not None]
-        if jax.process_count() > 1 and any(self.rows % extent for extent in extents):
+        layouts = (array.chunk_layout.write_chunk.shape for array in store.arrays.values())
+        uneven = [shape[0] for shape in layouts if shape is not None and shape[0] is not None and rows % shape[0]]
+        if jax.process_count() > 1 and uneven:
             raise InvalidValueError(
-                f"The draws in {store.path} are laid out in {extents[0]} chains each, and here each device has "
-                f"{self.rows}: two processes would write to one file.",
+                f"The draws in {store.path} are laid out in {uneven[0]} chains each, and here each device has "
+                f"{rows}: two processes would write to one file.",
                 fix="go on with as many devices as the run began with, or in one process.",
             )
-        if jax.process_index() == 0:
+        if first and self.draws is not None:
             store.grow(self.draws)
         barrier("room")
         store.open(self.names)
@@ -98,46 +88,26 @@ class Writer:
     @property
     def boundary(self) -> int:
         """The draw before which the next block ends."""
-        assert self.draws is not None
-        return min((self.flushed // self.block + 1) * self.block, self.draws)
+        return min((self.flushed // self.block + 1) * self.block, self.total)
 
-    def add(self, begin: int, end: int, values: dict[str, Array]) -> None:
-        """Takes draws ``begin`` … ``end`` − 1, up to `boundary` at most, of an array that has room for more.
-
-        Raises:
-            NotWritten: a block cannot be written.
-        """
-        assert self.draws is not None
+    def add(self, end: int, values: dict[str, Array]) -> None:
+        """Takes the draws that follow on `drawn`, before ``end``, `boundary` at most, of an array that has room for
+        more. They count once `drawn` is set to ``end``."""
         for place, rows in _rows(values).items():
             if place not in self.buffers:
-                room = min(self.block, self.draws)
-                self.buffers[place] = np.empty((rows.shape[0], room, *rows.shape[2:]), rows.dtype)
-            self.buffers[place][:, begin - self.flushed : end - self.flushed] = rows[:, : end - begin]
-        if end == self.boundary:
-            self.flush(end)
+                room = rows.shape[0], min(self.block, self.total), *rows.shape[2:]
+                self.buffers[place] = np.empty(room, rows.dtype)
+            self.buffers[place][:, self.drawn - self.flushed : end - self.flushed] = rows[:, : end - self.drawn]
 
-    def flush(self, end: int) -> None:
-        """Writes the draws before ``end``, and waits for it.
+    def flush(self) -> None:
+        """Writes the draws that were taken, and waits for it; where the file system refuses, they are not counted."""
+        if self.store is not None and self.drawn > self.flushed:
+            block = {place: rows[:, : self.drawn - self.flushed] for place, rows in self.buffers.items()}
+            written = self._write(self.store, block, slice(self.flushed, self.drawn))
+            self.flushed = self.drawn = self.drawn if written else self.flushed
 
-        Raises:
-            NotWritten: the file system refuses.
-        """
-        if self.store is not None and end > self.flushed:
-            block = {place: rows[:, : end - self.flushed] for place, rows in self.buffers.items()}
-            self._write(self.store, block, slice(self.flushed, end))
-            self.flushed = end
-
-    def last(self, values: dict[str, Array]) -> None:
-        """Writes a run's only samples, (N, …).
-
-        Raises:
-            NotWritten: the file system refuses.
-        """
-        assert self.store is not None
-        self._write(self.store, _rows(values))
-
-    def _write(self, store: Store, blocks: Mapping[tuple[str, int], np.ndarray], *draws: slice) -> None:
-        """Writes rows of chains, and none of copies of them."""
+    def _write(self, store: Store, blocks: Mapping[tuple[str, int], np.ndarray], *draws: slice) -> bool:
+        """Writes rows of chains, and none of copies of them; whether it could."""
         kept = {place: rows[: self.number - place[1]] for place, rows in blocks.items() if place[1] < self.number}
         try:
             futures = [
@@ -146,31 +116,38 @@ class Writer:
             for writing in futures:
                 writing.result()
         except (ValueError, OSError, RuntimeError) as error:
-            raise NotWritten(first_line(error)) from error
+            self.failure = first_line(error)
+        return self.failure is None
 
-    def samples(self, done: int) -> dict[str, Any]:
-        """``{name: (N, done, …)}``, on disk or in memory."""
-        if self.store is not None:
+    def samples(self, last: dict[str, Array]) -> dict[str, Any]:
+        """``{name: (N, draws, …)}``, of a run without draws the ``last`` positions, (N, …); the user's store keeps its
+        samples on disk."""
+        shown = min(self.drawn, self.total)  # a checkpoint may have more
+        if self.store is not None and (shown or (self.draws is None and self._write(self.store, _rows(last)))):
             barrier("draws")
-            return {name: self.store.stored(name, done if self.draws is not None else None) for name in self.names}
+            stored = {name: self.store.stored(name, shown or None) for name in self.names}
+            return stored if self.kept else {name: np.asarray(values) for name, values in stored.items()}
+        if not shown:  # where the chains are
+            found = self.spread.cut(host(last))
+            return found if self.draws is None else {name: values[:, None] for name, values in found.items()}
         found = {}
         for name in self.names:
             rows = [self.buffers.pop(place) for place in sorted(self.buffers) if place[0] == name]
-            whole = gathered_rows(rows[0] if len(rows) == 1 else np.concatenate(rows))
-            found[name] = whole[: self.number, :done]
+            found[name] = gathered_rows(rows[0] if len(rows) == 1 else np.concatenate(rows))[: self.number, :shown]
         return found
 
-    def finish(self, arrays: dict[str, np.ndarray], facts: JSONObject) -> str | None:
-        """Writes what else belongs to a result; returns what went wrong."""
-        assert self.store is not None
-        failure = None
-        if jax.process_index() == 0:
+    def finish(self, result: Result) -> Result:
+        """Writes what else belongs to a result into the user's store; the result says what went wrong."""
+        if self.store is not None and self.kept and self.failure is None:
+            arrays, facts = result.parts()
             try:
-                self.store.write_rest(arrays, {"run": self.run_id, "facts": facts, "arrays": sorted(arrays)})
+                if jax.process_index() == 0:
+                    self.store.write_rest(arrays, {"run": self.run_id, "facts": facts, "arrays": sorted(arrays)})
             except (ValueError, OSError, RuntimeError) as error:
-                failure = first_line(error)
-        barrier("result")
-        return failure
+                self.failure = first_line(error)
+            barrier("result")
+        failure = self.failure
+        return result if failure is None else dataclasses.replace(result, status=result.status.not_stored(failure))
 
 
 def _rows(values: dict[str, Array]) -> dict[tuple[str, int], np.ndarray]:

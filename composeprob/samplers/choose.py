@@ -7,8 +7,9 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, LineIntegral
 from composeprob.samplers.annealed_mcmc import AnnealedMCMC
-from composeprob.samplers.blocks import by_kind
-from composeprob.samplers.closing import Closing, GlobalMoves, WarmUp, fewest_chains, num_entries
+from composeprob.samplers.closing import Closing, GlobalMoves, WarmUp, fewest_chains
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.moves import by_kind
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.smc import SMC
 
@@ -25,44 +26,44 @@ ADVICE = {
 
 
 def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
-    """A sampler for this density and number of chains, and why it was chosen.
-
-    Weights that are trusted and chains that are many enough make it `SMC`. Whether these weights leave enough of the
-    chains is seen while it runs: `infer` falls back to `independent` chains where they do not.
-    """
-    energy = "energy" in density.capabilities
+    """A sampler for this density and number of chains, and why it was chosen: `SMC` where weights can be trusted and
+    chains are many enough. Where these weights leave too few of the chains, `infer` goes on to `independent` ones."""
+    energy, can = "energy" in density.capabilities, density.capabilities
     if energy and density.num_levels == 1:
         closings, then = closed_by(density, num_chains)
         sampler = AnnealedMCMC(HMC(Adaptive(warmup=200), num_leapfrog=8), 100, then=closings)
         return sampler, f"one level only, so nothing anneals: HMC from the prior, tuned in a warm-up{then}"
-    closings, then = closed_by(density)
-    if num_chains >= tuning.MANY_CHAINS and "feynman_kac" in density.capabilities:
+    if num_chains < tuning.MANY_CHAINS:
+        return independent(density, f"fewer than {tuning.MANY_CHAINS} chains", num_chains)
+    (closings, then), enough = (
+        closed_by(density, num_chains, weighed=True),
+        f"{num_chains} chains are enough to resample",
+    )
+    if "feynman_kac" in can and (energy or all(site.kind != "static" for site in density.sites.values())):
         kernel = "tuned MALA moves" if energy else "no kernel, since a factor offers only its score"
-        static = any(site.kind == "static" for site in density.sites.values())
-        if energy or not static:
-            why = f"{num_chains} chains are enough to resample, which keeps the modes' shares right; {kernel}{then}"
-            return SMC(then=closings), why
-    if num_chains >= tuning.MANY_CHAINS and {"energy", "mode_depth"} <= density.capabilities:
+        return SMC(then=closings), f"{enough}, which keeps the modes' shares right; {kernel}{then}"
+    if {"energy", "mode_depth"} <= can:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
-        return SMC(weights="density", then=closings), f"{num_chains} chains are enough to resample; {why}{then}"
-    many = tuning.MANY_CHAINS
-    why = f"fewer than {many} chains" if num_chains < many else "no weights can be trusted here"
-    return independent(density, why, num_chains)
+        return SMC(weights="density", then=closings), f"{enough}; {why}{then}"
+    return independent(density, "no weights can be trusted here", num_chains)
 
 
-def closed_by(density: AnnealedDensity, num_chains: int = 0) -> tuple[tuple[Closing, ...], str]:
-    """What closes a default run at level 0, and how its reason says so: global moves of chains that are not weighed,
-    where so many can fit what others accept; a warm-up at the target where there are latents that HMC can move."""
-    kinds, size = {site.kind for site in density.sites.values()}, num_entries(density)
+def closed_by(density: AnnealedDensity, num_chains: int, weighed: bool = False) -> tuple[tuple[Closing, ...], str]:
+    """What closes a default run at level 0, and how its reason says so: global moves where so many chains can fit what
+    others accept, fewer of chains that are ``weighed`` on the way; a warm-up at the target where there are latents that
+    HMC can move."""
+    kinds, size = {site.kind for site in density.sites.values()}, Layout.of_density(density).size
     comparable = {"energy", "mode_depth"} <= density.capabilities
-    closings: tuple[Closing, ...] = ()
+    closings: list[Closing] = []
     then = ""
     if comparable and size <= tuning.GLOBAL_MOVES.most_numbers and num_chains >= fewest_chains(size):
-        closings = (GlobalMoves(tuning.GLOBAL_MOVES.number),)
+        moves = tuning.GLOBAL_MOVES
+        closings.append(GlobalMoves(moves.of_weighed if weighed else moves.number))
         then = "; then global moves, which give modes their shares"
     if "energy" in density.capabilities and "static" in kinds and "held" not in kinds:
-        closings, then = (*closings, WarmUp()), then + "; then a warm-up at level 0, as there are latents"
-    return closings, then
+        closings.append(WarmUp())
+        then += "; then a warm-up at level 0, as there are latents"
+    return tuple(closings), then
 
 
 def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tuple[Sampler, str]:
@@ -82,11 +83,8 @@ def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tupl
 
 
 def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:
-    """Refuse a sampler that needs what the density does not offer, naming the factor that lacks it.
-
-    Raises:
-        CapabilityError: before anything is compiled.
-    """
+    """Refuse a sampler that needs what the density does not offer, naming the factor that lacks it, before anything is
+    compiled."""
     held = ", ".join(repr(name) for name, site in density.sites.items() if site.kind == "held")
     for who, needed in sampler.requires.items():
         for capability in sorted(needed - density.capabilities):
@@ -97,12 +95,10 @@ def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:
                     where=density.described.where,
                     fix=f"use cp.AnnealedMCMC, whose chains are independent and hold {held} at its prior draw.",
                 )
-            lacking = [o for o in density.described.offers if capability not in o[2]]
-            if capability == "feynman_kac":
-                found = f"{who} needs a Feynman–Kac rate, which this program does not have"
-                where = density.described.where
-            else:
-                name, where, offered = lacking[0] if lacking else ("?", density.described.where, frozenset())
+            where, found = density.described.where, f"{who} needs a Feynman–Kac rate, which this program does not have"
+            if capability != "feynman_kac":
+                lacking = [o for o in density.described.offers if capability not in o[2]]
+                name, where, offered = lacking[0] if lacking else ("?", where, frozenset())
                 has = ", ".join(f"`{c}`" for c in sorted(offered & {"score", "energy"}))
                 found = f"{who} needs `{capability}`, but factor '{name}' offers only {has}"
             raise CapabilityError(f"{found}.", where=where, fix=ADVICE.get(who, ADVICE.get(capability)))

@@ -14,17 +14,18 @@ from jax import Array
 from jaxtyping import PyTree
 
 from composeprob import tuning
+from composeprob.arguments import check_number
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, unknown
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import HMC, Adaptive, KernelState
 from composeprob.kernels.base import log_density_of
-from composeprob.kernels.metropolis import metropolis
+from composeprob.kernels.metropolis import log_uniform, metropolis
 from composeprob.kernels.walls import comparable
 from composeprob.samplers.gaussian_mixture import GaussianMixture, finite
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions
-from composeprob.samplers.random import Stream, key_of, normals, stream
+from composeprob.samplers.random import Stream, normals, stream
 from composeprob.samplers.run import Run
 
 
@@ -32,22 +33,17 @@ class Closing(eqx.Module):
     """A kernel for chains at level 0 that adapts to their population: what samplers take as ``then=``.
 
     In each of at most ``rounds`` rounds `adapt` fits, on the host, what `move` takes; this is traced and runs on every
-    device. After a round `drift` says whether another one follows.
-
-    Attributes:
-        title: of its progress bar.
-        rounds: at most.
+    device. After a round `drift` says whether another one follows. ``title`` is that of its progress bar.
     """
 
     title = "at level 0"
     rounds = 1
 
     @property
-    @abc.abstractmethod
     def requires(self) -> dict[str, frozenset[str]]:
         """What the density must offer, by the name of what needs it."""
+        return {}
 
-    @abc.abstractmethod
     def check(self, density: AnnealedDensity) -> None:
         """Raises where it cannot be used with this density."""
 
@@ -95,10 +91,6 @@ class WarmUp(Closing):
 
     rounds = tuning.WARM_UP.blocks
 
-    @property
-    def requires(self) -> dict[str, frozenset[str]]:
-        return {}
-
     def check(self, density: AnnealedDensity) -> None:
         if "energy" not in density.capabilities:
             raise CapabilityError(
@@ -120,11 +112,11 @@ class WarmUp(Closing):
     def adapt(self, points: np.ndarray, density: AnnealedDensity) -> Transitions:
         """HMC whose inverse masses are the population's variances, in units of the noise at noised entries."""
         layout, noise = Layout.of_density(density), density.schedule.sigma[0] / density.schedule.alpha[0]
-        units = np.where(np.arange(points.shape[1]) < layout.dims, float(noise), 1.0)
+        units = np.where(np.arange(points.shape[1]) < layout.dims, noise, 1.0).astype(np.float32)
         deviation = points.std(0, dtype=np.float64)
         # Its square is a number; chains that are all in one place, or have diverged, give no scale.
         known = (deviation > 0) & (deviation < 1e18)
-        mass = (np.where(known, deviation, units).astype(np.float32) / units.astype(np.float32)) ** 2
+        mass = (np.where(known, deviation, units).astype(np.float32) / units) ** 2
         metric = layout.position(jnp.asarray(mass), 1.0)
         # Full refreshment and jitter, so that no direction is missed.
         kernel = HMC(
@@ -133,19 +125,15 @@ class WarmUp(Closing):
         return Transitions.resolved(kernel, 1, density)
 
     def move(self, run: Run, density: AnnealedDensity, fitted: Transitions, number: Array) -> Run:
-        spread, num_chains = run.spread, len(run.ancestors)
+        spread = run.spread
 
         def fresh(words: Array, particle: Particles) -> Particles:
-            found = particle.evaluation.without_parts
-            state = fitted.kernel.init(
-                key_of(words, 0), fitted.split(particle.points), lambda _: fitted.view(found)
-            )  # its momentum is drawn anew by every transition
-            return Particles(particle.points, found, state.inner)
+            return fitted.start(words, particle.points, particle.evaluation.without_parts)
 
         words = spread.map(lambda words: stream(stream(words, Stream.CLOSING), number), run.words)
-        chains = spread.map(fresh, words, run.chains)
-        noise, untuned, steps = density.schedule.at(0), fitted.untuned(num_chains), tuning.WARM_UP.transitions
-        chains, _, _ = fitted.settled(spread, words, chains, density, untuned, noise, 0, jnp.int32(steps), False)
+        settings = density, fitted.untuned(len(run.ancestors)), 0
+        steps, chains = jnp.int32(tuning.WARM_UP.transitions), spread.map(fresh, words, run.chains)
+        chains, _, _ = fitted.settled(spread, words, chains, *settings, steps, False)
         # The kernel that came down goes on from there; its momenta, independent of where the chains are, are as good.
         return moved_to(run, chains.points, chains.evaluation)
 
@@ -162,7 +150,7 @@ class WarmUp(Closing):
 
     def closed(self, run: Run, rounds: int, drift: float) -> Run:
         made = run.spread.number(rounds * (tuning.WARM_UP.settling + tuning.WARM_UP.transitions))
-        return dataclasses.replace(run, stayed=made, drift=run.spread.replicated(np.float32(drift)))
+        return dataclasses.replace(run, stayed=made, drift=run.spread.number(drift, np.float32))
 
     def evaluations(self, run: Run) -> int:
         return int(run.stayed) * tuning.WARM_UP.leapfrogs
@@ -200,21 +188,14 @@ class GlobalMoves(Closing):
     title = "global moves"
 
     def __check_init__(self) -> None:
-        integer = isinstance(self.number, (int, np.integer)) and not isinstance(self.number, bool)
-        if not integer or self.number < 1:
-            raise InvalidValueError(
-                f"cp.GlobalMoves takes a whole number ≥ 1; got {self.number!r}.", fix="for example cp.GlobalMoves(20)."
-            )
+        check_number(self.number, "GlobalMoves(number=)")
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
         return {"GlobalMoves": frozenset({"energy", "mode_depth"})}
 
-    def check(self, density: AnnealedDensity) -> None:
-        pass
-
     def check_chains(self, num_chains: int, density: AnnealedDensity) -> None:
-        size = num_entries(density)
+        size = Layout.of_density(density).size
         if num_chains < fewest_chains(size):
             raise InvalidValueError(
                 f"cp.GlobalMoves fits a Gaussian mixture to each half of the chains, and {num_chains} are too few for "
@@ -233,49 +214,44 @@ class GlobalMoves(Closing):
         halves = finite(points[: len(points) // 2]), finite(points[len(points) // 2 :])
         if min(map(len, halves)) < tuning.MIXTURE.fewest_points:
             return None  # the status says why
-        others = GaussianMixture.fitted(*halves[::-1]), GaussianMixture.fitted(*halves)
-        return GaussianMixture.beside(*others)
+        return GaussianMixture.beside(GaussianMixture.fitted(*halves[::-1]), GaussianMixture.fitted(*halves))
 
     def move(self, run: Run, density: AnnealedDensity, fitted: GaussianMixture, number: Array) -> Run:
         spread, layout, size = run.spread, Layout.of_density(density), run.chains.points.shape[1]
         halves = (spread.numbers(run.words) >= len(run.ancestors) // 2).astype(jnp.int32)
+        Carry = tuple[KernelState, Array, Array, Array]
 
-        def chain(words: Array, v: Array, found: Evaluation, half: Array) -> tuple[Array, Evaluation, Array, Array]:
+        def chain(words: Array, v: Array, found: Evaluation, half: Array) -> tuple[Array, Evaluation, Array]:
             words = stream(words, Stream.CLOSING)
 
             def log_q(v: Array) -> Array:
                 return jax.vmap(lambda fit: fit.log_prob(v))(fitted)[half]
 
-            def propose(
-                i: Array, carry: tuple[KernelState, Array, Array, Array]
-            ) -> tuple[KernelState, Array, Array, Array]:
-                state, here, total, moved = carry
+            def propose(i: Array, carry: Carry) -> Carry:
+                state, log_q_here, total, moved = carry
                 noise = normals(words, i, size + 2, v.dtype)
                 there = jax.vmap(lambda fit: fit.draw(noise[:-1]))(fitted)[half].astype(v.dtype)
                 proposed = KernelState(there, layout.evaluate(density, there, 0, parts=False))
-                log_q_there = log_q(there)
-                ratio = log_ratio(proposed, state) + here - log_q_there
-                state, info = metropolis(jax.scipy.special.log_ndtr(noise[-1]), ratio, proposed, state)
-                here = jnp.where(info.accepted, log_q_there, here)
-                return state, here, total + info.acceptance, moved | info.accepted
+                log_q_there, pair = log_q(there), comparable(proposed, state)
+                new, old = (log_density_of(each.evaluation) for each in pair)
+                ratio = new - old + log_q_here - log_q_there
+                state, info = metropolis(log_uniform(noise[-1]), ratio, proposed, state)
+                log_q_here = jnp.where(info.accepted, log_q_there, log_q_here)
+                return state, log_q_here, total + info.acceptance, moved | info.accepted
 
             start = (KernelState(v, found.without_parts), log_q(v), jnp.zeros(()), jnp.asarray(False))
             state, _, total, moved = jax.lax.fori_loop(0, self.number, propose, start)
-            return state.position, state.evaluation, total / self.number, moved
+            return state.position, state.evaluation, jnp.stack([moved, total / self.number])
 
-        points, found, acceptance, moved = spread.map(
-            chain, run.words, run.chains.points, run.chains.evaluation, halves
-        )
+        points, found, facts = spread.map(chain, run.words, run.chains.points, run.chains.evaluation, halves)
 
-        def genealogy(moved: Array, acceptance: Array, ancestors: Array) -> tuple[Array, Array, Array]:
+        def genealogy(facts: Array, ancestors: Array) -> tuple[Array, Array]:
+            moved, acceptance = facts.T
             enough = jnp.mean(moved) >= 1 - tuning.GLOBAL_MOVES.most_stuck
-            return jnp.where(enough, renewed(ancestors, moved > 0), ancestors), jnp.mean(acceptance), enough
+            return jnp.where(enough, renewed(ancestors, moved > 0), ancestors), jnp.mean(acceptance)
 
-        table = spread.gather(jnp.stack([moved, acceptance], axis=1))
-        ancestors, mean, enough = spread.on_population(genealogy, table[:, 0], table[:, 1], run.ancestors)
-        paths = jnp.where(enough, 0.0, run.path_weights)
-        run = moved_to(run, points, found)
-        return dataclasses.replace(run, ancestors=ancestors, path_weights=paths, global_acceptance=mean)
+        ancestors, mean = spread.on_population(genealogy, spread.gather(facts), run.ancestors)
+        return dataclasses.replace(moved_to(run, points, found), ancestors=ancestors, global_acceptance=mean)
 
     def evaluations(self, run: Run) -> int:
         return self.number if self.done(run) else 0
@@ -298,11 +274,6 @@ def closings(then: object) -> tuple[Closing, ...]:
     return tuple(found)
 
 
-def num_entries(density: AnnealedDensity) -> int:
-    """How many numbers a position has."""
-    return Layout.of_density(density).size
-
-
 def fewest_chains(size: int) -> int:
     """Chains from which on mixtures over so many numbers are fitted to each half of them."""
     return 2 * tuning.MIXTURE.points_per_number * size
@@ -313,12 +284,6 @@ def moved_to(run: Run, points: Array, found: Evaluation) -> Run:
     parts = run.chains.evaluation.parts
     found = dataclasses.replace(found, parts=None if parts is None else unknown(parts))
     return dataclasses.replace(run, chains=Particles(points, found, run.chains.inner))
-
-
-def log_ratio(proposed: KernelState, state: KernelState) -> Array:
-    """log π(x') − log π(x), a scalar."""
-    there, here = comparable(proposed, state)
-    return log_density_of(there.evaluation) - log_density_of(here.evaluation)
 
 
 def renewed(ancestors: Array, moved: Array) -> Array:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -23,80 +22,95 @@ from jaxtyping import PyTree
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation
-from composeprob.kernels import mean_acceptance
-from composeprob.kernels.base import log_density_of
+from composeprob.kernels import Info, mean_acceptance
 from composeprob.pytree import all_finite, where
 from composeprob.samplers import fit as population
 from composeprob.samplers.fit import Fit, controlled
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.meet import evidence_variance, log_mean_weight, num_distinct, relative_ess, step_statistics
-from composeprob.samplers.moves import Particles, Tally
+from composeprob.samplers.meet import (
+    Meet,
+    evidence_variance,
+    log_mean_weight,
+    num_distinct,
+    relative_ess,
+    step_statistics,
+)
+from composeprob.samplers.moves import Particles, Setting, Tally, Transitions
 from composeprob.samplers.random import key_of, normals, stream
 from composeprob.samplers.run import Run
-from composeprob.samplers.spread import Spread
+from composeprob.samplers.spread import Spread, Tree
 from composeprob.samplers.step import Backward, Step, fixed_control
-from composeprob.samplers.weights import averaged_potential, first_weight, incremental_log_weight
+from composeprob.samplers.weights import Weight, first_weight
 from composeprob.schedule import Noise
 
 if TYPE_CHECKING:
     from composeprob.samplers.sampler import Sampler
 
-
-class Before(IntEnum):
-    """What is done before an evaluation; from `WAIT` + 1 on block b of a kernel begins a transition."""
-
-    PREDICT = 0
-    CORRECT = 1
-    WAIT = 2
-
-
-class Evaluated(IntEnum):
-    """What was evaluated; from `ARRIVED` + 1 on a point of block b's trajectory."""
-
-    PREDICTED = 0
-    ARRIVED = 1
-
-
 Drift = tuple[Array, Array, Array]
 """S, r and the part of r that comes from the schedule's drift: what a step and its fit need of an evaluation."""
 
 
-class Level(eqx.Module):
-    """The level in progress: where chains go, and what is known of the way.
+class Way(eqx.Module):
+    """A step of every chain.
 
     Attributes:
-        query: where every chain is evaluated next, v, (n, D).
-        found: S, r and excess where `Step.predict` led, if the step is corrected.
-        noise, log_ratio, stays, error: of the step: its noise, (n, d), its log-ratio, whether a chain met a wall and
-            stays, and how far the correction moved it, (n,).
-        drift, rate: S + u and r under the control where the step starts, (n, d) and (n,).
-        above, here: the population's fits at both ends of the step.
-        law: of the step, by what is known so far, if it follows from fits.
-        trajectory: of the transition that a kernel is making, by block.
-        began: where each chain's transitions began and its score there, (n, 2D), if a metric is measured.
-        tally: what the transitions so far add up to.
-        before, after: which phase is next before and after the evaluation.
-        transition, evaluation: how many were made of each.
+        drift, rate: S + u and r under the control where it starts, (n, d) and (n,).
+        noise, log_ratio: of `Step.predict`, (n, d) and (n,).
+        stays: whether a chain has no finite score, or met a wall, and stays where it was in x, (n,).
+        error: how far the correction moved it, (n,).
     """
 
-    query: Array
-    found: Drift | None
+    drift: Array
+    rate: Array
     noise: Array
     log_ratio: Array
     stays: Array
     error: Array
-    drift: Array
-    rate: Array
+
+
+class Level(eqx.Module):
+    """The level in progress.
+
+    Attributes:
+        phase, turn: which of the table's phases is next, and how many transitions have been made.
+        query: where every chain is evaluated next, v, (n, D).
+        way: the step that leads to the level.
+        above, found: the fit where the step starts, and what was found where `Step.predict` led, if it is corrected.
+        trajectory: of the transition that a kernel is making, by block.
+        began: where each chain's transitions began and its score there, (n, 2D), if a metric is measured.
+        tally: what the transitions so far add up to.
+    """
+
+    phase: Array
+    turn: Array
+    query: Array
+    way: Way
     above: Fit | None
-    here: Fit | None
-    law: Step | None
+    found: Drift | None
     trajectory: tuple[PyTree[Array], ...]
     began: Array | None
     tally: Tally
-    before: Array
-    after: Array
-    transition: Array
-    evaluation: Array
+
+
+class Now(eqx.Module):
+    """What chains share in a phase.
+
+    Attributes:
+        start, end: the noise of the level above and of this one, and ``falls``, whether there is a step between them.
+        fixed: the controls at both that need no fit, (d,).
+        normals: standard normal numbers of every chain, (n, …).
+        above, here: the population's fits at both ends of the step.
+        law: of a step of second order, by what is known so far.
+    """
+
+    start: Noise
+    end: Noise
+    falls: Array
+    fixed: tuple[Array, Array]
+    normals: Array
+    above: Fit | None = None
+    here: Fit | None = None
+    law: Step | None = None
 
 
 Carry = tuple[Run, Level]
@@ -107,143 +121,183 @@ def drift_of(found: Evaluation) -> Drift:
     return found.parts.drift, found.parts.rate, found.parts.excess
 
 
-class Descent:
-    """The phases of a sampler's levels under one density, while they are traced.
+def _rated(particle: Particles, rate: Array) -> Particles:
+    """The chain with another rate, that under a control."""
+    return eqx.tree_at(lambda particle: particle.evaluation.parts.rate, particle, rate)
 
-    Its loop is `phase`, around a run and its level in progress, from `blank` on; or, for chains that are neither
-    weighed nor moved (`late`), `reverse`.
-    """
+
+def blank_of(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Zeros in the place of what a function returns."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
+
+
+class Descent:
+    """The phases of a sampler's levels under one density, while they are traced: its loop is `phase`, around a run and
+    its level in progress, from `blank` on."""
 
     def __init__(self, sampler: Sampler, density: AnnealedDensity, run: Run):
         self.sampler, self.density, self.spread = sampler, density, run.spread
-        self.layout, self.moves = Layout.of_density(density), sampler.moves
+        self.layout = Layout.of_density(density)
         self.step = sampler.step if self.layout.dims else None
         self.weighs, self.parts = sampler.weights is not None, sampler.needs_parts(density)
-        self.late = not self.weighs and self.moves is None
         self.num_chains = len(run.ancestors)
         self.half = (self.spread.numbers(run.words) >= self.num_chains // 2).astype(jnp.int32)
-        self.power = self.layout.power(density)
-        self.order = 0 if self.step is None else self.step.order
+        self.power = self.layout.power(density, density.num_levels - 1)
         self.control = self.step is not None and self.step.control == "affine"
-        self.fits = self.control or self.order == 2
+        self.corrects = self.step is not None and self.step.order == 2
         self.twist = self.step.twist if self.step is not None and self.parts else None
-        blocks = () if self.moves is None else self.moves.sequence
-        self.blocks = blocks
-        self.counts = [0] if self.moves is None else [self.moves.kernel.kernels[b].evaluations_per_step for b in blocks]
-        self.draws = 1 + (0 if self.moves is None else self.moves.total * len(blocks))
-        self.opaque = self.moves is not None and not all(kernel.resumable for kernel in self.moves.kernel.kernels)
+        self.weight = Weight(sampler.weights, density, self.layout, self.twist)
+        self.blocks = () if sampler.moves is None else self.moves.sequence
+        self.plain = not (self.weighs or self.blocks)
+        self.opaque = not all(self.moves.kernel.kernels[b].resumable for b in self.blocks)
+        self.draws = 1 + (self.moves.total * len(self.blocks) if self.blocks else 0)
+        self.words = run.words
+        sizes = [] if self.opaque else [self.moves.noise_size(b) for b in self.blocks]
+        self.noise_size = max([self.layout.dims, *sizes])
+
+        # The phases: what is done before and after each evaluation, which one of its block's transition that is, and
+        # which draw of the level's it takes, −1 for none. The first ones are the step's, the others those of one
+        # transition of all blocks, which is repeated.
+        self.before: list[Callable[..., Level]] = [self.predict, self.correct, self.wait]
+        self.after: list[Callable[..., Carry]] = [self.predicted, self.arrived]
+        if not self.corrects:
+            self.before, self.after = [self.predict, self.wait], [self.arrived]
+        self.lead = wait = len(self.after)
+        self.phases = [(0, 0, 0, 0), (1, 1, 0, -1)][: self.lead]
+        for b in () if self.opaque else self.blocks:
+            count = self.moves.kernel.kernels[b].evaluations_per_step
+            self.before.append(partial(self.begin, b))
+            self.after += [partial(self.advance, b)] * (count > 1) + [partial(self.finish, b)]
+            begin, finish = len(self.before) - 1, len(self.after) - 1
+            self.phases.append((begin, finish - (count > 1), 0, 1 + b))
+            self.phases += [(wait, finish - (i < count - 1), i, -1) for i in range(1, count)]
+        if self.opaque:
+            self.after.append(self.transition)
+            self.phases.append((wait, self.lead, 0, -1))
+
+    @property
+    def moves(self) -> Transitions:
+        """The transitions, of samplers that have any."""
+        assert self.sampler.moves is not None
+        return self.sampler.moves
 
     # The loop
+
+    def blank(self, run: Run) -> Level:
+        """No level in progress: chains are about to step to it, or, at the first one, are there."""
+        n, d, points = len(run.words), self.layout.dims, run.chains.points
+        zero = jnp.zeros((n,))
+        way = Way(jnp.zeros((n, d)), zero, jnp.zeros((n, d)), zero, jnp.zeros((n,), bool), zero)
+        now = self.now(run)
+        phase = jnp.where(now.falls, 0, self.lead - 1).astype(jnp.int32)
+        found = drift_of(run.chains.evaluation) if self.corrects else None
+        blocks = () if self.opaque else range(len(self.blocks))
+        trajectories = tuple(blank_of(partial(self.started, b), run, now)[0] for b in blocks)
+        began = jnp.zeros((n, 2 * self.layout.size)) if self.blocks and self.moves.measures else None
+        tally = Tally.blank(points.shape[:-1], max(len(self.blocks), 1))
+        fit = blank_of(self.fit, run, points, found, now.end, self.power) if self.corrects else None
+        return Level(phase, jnp.zeros_like(phase), points, way, fit, found, trajectories, began, tally)
 
     def phase(self, carry: Carry) -> Carry:
         """One evaluation of every chain, and what leads to it and follows from it."""
         run, level = carry
-        if self.fits:
-            known = level.above, level.here, level.law
-            known = jax.lax.cond(level.before < Before.WAIT, partial(self.fitted, run, level), lambda: known)
-            level = dataclasses.replace(level, **dict(zip(("above", "here", "law"), known, strict=True)))
-        begins = [] if self.opaque else [partial(self.begin, b) for b in self.blocks]
-        correct = [self.correct] if self.order == 2 else [self.wait]
-        level = jax.lax.switch(level.before, [self.predict, *correct, self.wait, *begins], run, level)
-        found = self.evaluated(run, level)
-        run, level = jax.lax.switch(level.after, [self.predicted, self.arrived, *self.ends()], run, level, found)
-        return jax.lax.cond(level.before == Before.PREDICT, self.leave, lambda run, level: (run, level), run, level)
+        before, after, _, draw = jnp.asarray(self.phases)[level.phase]
+        now = self.now(run)
+        drawn, fitted = partial(self.normals, run, level, now, draw), partial(self.fitted, run, level, now)
+        now = dataclasses.replace(now, normals=jax.lax.cond(draw < 0, lambda: now.normals, drawn))
+        if self.control or self.corrects:
+            above, here, law = jax.lax.cond(level.phase < self.lead, fitted, partial(blank_of, fitted))
+            now = dataclasses.replace(now, above=above, here=here, law=law)
+            level = dataclasses.replace(level, above=above if self.corrects else None)
+        level = jax.lax.switch(before, self.before, run, level, now)
+        run, level = jax.lax.switch(after, self.after, run, level, now, self.evaluated(run, level, now))
+        over = level.phase == len(self.phases) - 1
+        phase, turn = jnp.where(over, self.lead, level.phase + 1), level.turn + over
+        level = dataclasses.replace(level, phase=phase.astype(jnp.int32), turn=turn.astype(jnp.int32))
+        done = over & (turn >= (self.moves.total if self.blocks else 0))
+        return jax.lax.cond(done, self.leave, lambda run, level, now: (run, level), run, level, now)
 
-    def evaluated(self, run: Run, level: Level) -> Evaluation:
-        """Every chain's evaluation where it is to be made."""
+    def now(self, run: Run) -> Now:
+        """What chains share in a phase, without fits and random numbers."""
+        (at, above), schedule = run.visits.now, self.density.schedule
+        start, end = schedule.at(above), schedule.at(at)
+        normals = jnp.zeros((*run.chains.points.shape[:-1], self.noise_size), run.chains.points.dtype)
+        return Now(start, end, jnp.all(at < above), (self.fixed(start), self.fixed(end)), normals)
 
-        def evaluate(query: Array) -> Evaluation:
-            at, _ = run.visits.now
-            return self.spread.map(lambda v: self.layout.evaluate(self.density, v, at, self.parts), query)
+    def number(self, run: Run, level: Level, draw: Array | int) -> Array:
+        """What a draw of the level's counts as among all of a chain's: 0 is the step's, 1 + b that of block b in the
+        transition that is being made."""
+        draw = level.turn * len(self.blocks) + draw
+        return run.visits.number.astype(jnp.uint32) * self.draws + draw.astype(jnp.uint32)
 
-        if not self.opaque:
-            return evaluate(level.query)
-        return jax.lax.cond(level.after > Evaluated.ARRIVED, lambda _: run.chains.evaluation, evaluate, level.query)
+    def normals(self, run: Run, level: Level, now: Now, draw: Array) -> Array:
+        """Standard normal numbers of one of the level's draws, (n, …): as many as any of them takes."""
+        number, like = self.number(run, level, draw), now.normals
+        numbers = self.at_level(run, now, lambda _, words: normals(words, number, like.shape[-1], like.dtype))
+        return self.spread.map(numbers, self.words)
 
-    def blank(self, run: Run) -> Level:
-        """No level in progress."""
-        n, d, points = len(run.words), self.layout.dims, run.chains.points
-        zero, number = jnp.zeros((n,)), jnp.int32(0)
-        fit = Fit.none(jnp.zeros((d,))) if self.fits else None
-        if fit is not None:
-            shapes = jax.eval_shape(lambda: self.fit(run, points, drift_of(run.chains.evaluation), jnp.int32(0)))
-            fit = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        found = drift_of(run.chains.evaluation) if self.order == 2 else None
-        trajectories: tuple[PyTree[Array], ...] = ()
-        if self.moves is not None and not self.opaque:
-            blank = [jax.eval_shape(partial(self.started, b), run)[0] for b in range(len(self.blocks))]
-            trajectories = tuple(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), t) for t in blank)
-        began = jnp.zeros((n, 2 * self.layout.size)) if self.moves is not None and self.moves.measures else None
-        tally = Tally.blank(n, max(len(self.blocks), 1))
-        step = (jnp.zeros((n, d)), zero, jnp.zeros((n,), bool), zero, jnp.zeros((n, d)), zero)
-        law = None
-        if self.order == 2:
-            assert fit is not None
-            shapes = jax.eval_shape(lambda: self.law(run, fit, fit, jnp.asarray(True)))
-            law = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return Level(points, found, *step, fit, fit, law, trajectories, began, tally, *(number,) * 4)
+    def at_level(self, run: Run, now: Now, function: Callable[..., Tree]) -> Callable[..., Tree]:
+        """``function`` of a chain, given what is tuned and the noise of its level."""
+        return partial(function, (run.tuning, now.end))
+
+    def evaluated(self, run: Run, level: Level, now: Now) -> Evaluation:
+        """Every chain's evaluation where it is to be made: not where kernels call the density themselves, and not where
+        chains that are neither weighed nor moved end."""
+
+        def point(setting: Setting, v: Array) -> Evaluation:
+            return self.layout.evaluate(self.density, v, setting[1].index, self.parts)
+
+        def evaluate() -> Evaluation:
+            return self.spread.map(self.at_level(run, now, point), level.query)
+
+        if not (self.opaque or self.plain):
+            return evaluate()
+        skipped = level.phase >= self.lead if self.opaque else now.end.index == 0
+        return jax.lax.cond(skipped, lambda: run.chains.evaluation, evaluate)
 
     # Step
-
-    def noises(self, run: Run) -> tuple[Noise, Noise, Array]:
-        """The noise of the level above and of this one, and whether there is a step between them."""
-        at, above = run.visits.now
-        schedule = self.density.schedule
-        return schedule.at(above), schedule.at(at), at < above
-
-    def number(self, run: Run, draw: Array | int) -> Array:
-        """What this draw of the level counts as among all of a chain's."""
-        at, _ = run.visits.now
-        return at.astype(jnp.uint32) * self.draws + jnp.asarray(draw, jnp.uint32)
-
-    def normals(self, run: Run, draw: Array | int, size: int) -> Array:
-        """Standard normal numbers of one of the draws of a level, (n, size)."""
-        number, dtype = self.number(run, draw), run.chains.points.dtype
-        return self.spread.map(lambda words: normals(words, number, size, dtype), run.words)
 
     def fixed(self, noise: Noise) -> Array:
         """The control that needs no fit, (d,)."""
         return fixed_control(self.power, noise.variance) if self.control else jnp.zeros_like(self.power)
 
-    def fitted(self, run: Run, level: Level) -> tuple[Fit, Fit, Step | None]:
-        """The fits at both ends of a step: of where it starts, before that is left; of where it led, once evaluated."""
-        at, above = run.visits.now
-        starts, found = level.before == Before.PREDICT, drift_of(run.chains.evaluation)
-        points, number = run.chains.points, above
-        if self.order == 2:
-            points, found = jax.tree.map(partial(jnp.where, starts), (points, found), (level.query, level.found))
-            number = jnp.where(starts, above, at)
-        here = self.fit(run, points, found, number)
+    def fitted(self, run: Run, level: Level, now: Now) -> tuple[Fit, Fit, Step | None]:
+        """The fit where a step starts, before that is left, and where it led, once that is evaluated; and its law by
+        what is known so far."""
+        points, found = run.chains.points, drift_of(run.chains.evaluation)
+        if not self.corrects:
+            fit = self.fit(run, points, found, now.start, now.fixed[0])
+            return fit, fit, None
+        starts, ended = level.phase == 0, (level.query, level.found, now.end, now.fixed[1])
+        choose = partial(jnp.where, starts)
+        here = self.fit(run, *jax.tree.map(choose, (points, found, now.start, now.fixed[0]), ended))
         assert level.above is not None
         start: Fit = where(starts, here, level.above)
-        return start, here, self.law(run, start, here, ~starts) if self.order == 2 else None
+        return start, here, self.law(now, start, here, ~starts)
 
-    def fit(self, run: Run, points: Array, found: Drift, number: Array) -> Fit:
+    def fit(self, run: Run, points: Array, found: Drift, noise: Noise, fixed: Array) -> Fit:
         """The affine fits of all chains at a level."""
-        noise, d = self.density.schedule.at(number), self.layout.dims
-        base = self.power / noise.variance
+        base, d = self.layout.power(self.density, noise.index) / noise.variance, self.layout.dims
         if self.num_chains < tuning.FIT.fewest or self.num_chains * d > tuning.FIT.most:
             return Fit.none(base)
-        ratio, fixed = jnp.asarray(self.density.schedule.drift_ratio)[number], self.fixed(noise)
+        ratio = noise.alpha**2 * jnp.asarray(self.density.schedule.drift_ratio)[noise.index]
 
-        def row(v: Array, found: Drift) -> Array:
-            y, (drift, rate, excess) = v[:d], found
-            _, _, rate = controlled(y, drift, rate, jnp.int32(0), None, fixed)
-            return jnp.concatenate([y, drift, (rate + noise.alpha**2 * ratio * excess)[None]])
+        def row(v: Array, found: Drift, log_weight: Array) -> Array:
+            drift, rate, excess = found
+            _, _, rate = controlled(v[:d], drift, rate, jnp.int32(0), None, fixed)
+            return jnp.concatenate([v[:d], drift, jnp.stack([rate + ratio * excess, log_weight])])
 
-        rows = jnp.concatenate([self.spread.map(row, points, found), run.log_weights[:, None]], axis=1)
-        table = self.spread.gather(rows)
+        table = self.spread.gather(self.spread.map(row, points, found, run.log_weights))
         return self.spread.on_population(lambda t: population.fit(t[:, :-1], t[:, -1], base, self.control), table)
 
-    def law(self, run: Run, above: Fit, here: Fit, both: Array) -> Step:
+    def law(self, now: Now, above: Fit, here: Fit, both: Array) -> Step:
         """The law of a step that follows from fits: of its start, or of both of its ends."""
-        noise, end, _ = self.noises(run)
-        first = above.slope_with(self.fixed(noise))
-        last = where(both, here.slope_with(self.fixed(end)), first)
-        return Step.fitted(first, last, noise.variance, end.variance, self.power, both)
+        first, last = (fit.slope_with(fixed) for fit, fixed in zip((above, here), now.fixed, strict=True))
+        last = where(both, last, first)
+        return Step.fitted(first, last, now.start.variance, now.end.variance, self.power, both)
 
     def followed(
-        self, y: Array, found: Evaluation, half: Array, fit: Fit | None, noise: Noise
+        self, y: Array, found: Evaluation, half: Array, fit: Fit | None, fixed: Array
     ) -> tuple[Array, Array, Array]:
         """What one chain's step follows, S + u, (d,), the same with ∇log G, and r under the control."""
         score = found.score[: self.layout.dims]
@@ -251,204 +305,110 @@ class Descent:
             return score, score, jnp.zeros(())
         if not self.control:
             return found.parts.drift, score, found.parts.rate
-        u, drift, rate = controlled(y, found.parts.drift, found.parts.rate, half, fit, self.fixed(noise))
+        u, drift, rate = controlled(y, found.parts.drift, found.parts.rate, half, fit, fixed)
         return drift, score + u, rate
 
-    def predict(self, run: Run, level: Level) -> Level:
+    def predict(self, run: Run, level: Level, now: Now) -> Level:
         """Every chain's step from the level above by what is known at its start. Where there is none, chains stay where
         they are in x; at the first level, where they were drawn."""
-        noise, end, falls = self.noises(run)
-        d, points = self.layout.dims, run.chains.points
-        after = jnp.where(falls, Evaluated.PREDICTED if self.order == 2 else Evaluated.ARRIVED, Evaluated.ARRIVED)
-        level = dataclasses.replace(level, before=jnp.int32(Before.WAIT), after=after.astype(jnp.int32))
+        d, points, grows = self.layout.dims, run.chains.points, now.start.alpha / now.end.alpha
         if self.step is None:
-            ratio = jnp.concatenate([jnp.full((d,), noise.alpha / end.alpha), jnp.ones((points.shape[1] - d,))])
-            return dataclasses.replace(level, query=self.spread.map(lambda v: v * ratio, points))
-        law, above = level.law, level.above
-        if law is None:
-            law = Step.ddpm(noise.variance, end.variance, self.step.eta)
+            scale = jnp.where(jnp.arange(self.layout.size) < d, grows, 1.0)
+            return dataclasses.replace(level, query=self.spread.map(lambda v: v * scale, points))
+        law = now.law or Step.ddpm(now.start.variance, now.end.variance, self.step.eta)
         plain = not self.weighs and self.density.evaluator.plain
 
-        def chain(v: Array, found: Evaluation, half: Array, z: Array) -> tuple[Array, ...]:
+        def chain(v: Array, found: Evaluation, half: Array, z: Array) -> tuple[Array, Way]:
             y = v[:d]
-            drift, score, rate = self.followed(y, found, half, above, noise)
+            drift, score, rate = self.followed(y, found, half, now.above, now.fixed[0])
             moved, twisted, log_ratio = law.predict(y, drift, score, z, self.twist)
             # Where a score is no number the chain stays at its x: at its y it would grow with α.
-            lost = ~all_finite(moved)
-            still, stays = jnp.where(lost, y * (noise.alpha / end.alpha), y), lost
+            stays = lost = ~all_finite(moved)
             if plain:  # a step through a wall is not made
-                there = self.layout.position(jnp.concatenate([moved, v[d:]]), end.alpha)
-                potential = self.density.evaluator.plain_potential(there, run.visits.now[0])
-                stays = stays | (jnp.isneginf(potential) & ~found.zero)
-            moved = jnp.where(falls & ~stays, moved, still)
-            query = jnp.concatenate([moved, v[d:]])
-            return query, twisted, jnp.where(stays, 0.0, log_ratio), falls & stays, drift, rate
+                there = self.layout.position(jnp.concatenate([moved, v[d:]]), now.end.alpha)
+                potential = self.density.evaluator.plain_potential(there, now.end.index)
+                stays = lost | (jnp.isneginf(potential) & ~found.zero)
+            moved = jnp.where(now.falls & ~stays, moved, jnp.where(lost, y * grows, y))
+            log_ratio = jnp.where(stays, 0.0, log_ratio)
+            return jnp.concatenate([moved, v[d:]]), Way(
+                drift, rate, twisted, log_ratio, now.falls & stays, jnp.zeros(())
+            )
 
-        noises = self.normals(run, 0, d)
-        moved = self.spread.map(chain, points, run.chains.evaluation, self.half, noises)
-        query, twisted, log_ratio, stays, drift, rate = moved
-        level = dataclasses.replace(level, query=query, noise=twisted, log_ratio=log_ratio, stays=stays)
-        return dataclasses.replace(level, drift=drift, rate=rate, error=jnp.zeros_like(level.error))
+        query, way = self.spread.map(chain, points, run.chains.evaluation, self.half, now.normals[:, :d])
+        return dataclasses.replace(level, query=query, way=way)
 
-    def predicted(self, run: Run, level: Level, found: Evaluation) -> Carry:
+    def predicted(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
         """What was found where the step led, for its correction."""
-        if self.order != 2:
-            return run, level
-        return run, dataclasses.replace(level, found=drift_of(found), before=jnp.int32(Before.CORRECT))
+        return run, dataclasses.replace(level, found=drift_of(found))
 
-    def correct(self, run: Run, level: Level) -> Level:
-        """Every chain's step once more, by what is known at both ends."""
-        (_, end, _), d, law = self.noises(run), self.layout.dims, level.law
+    def correct(self, run: Run, level: Level, now: Now) -> Level:
+        """Every chain's step once more, by what is known at both ends; at the first level chains stay."""
+        d, law, falls = self.layout.dims, now.law, now.falls
         assert law is not None
 
-        def chain(
-            v: Array, half: Array, drift: Array, query: Array, there: Drift, twisted: Array
-        ) -> tuple[Array, Array]:
+        def chain(v: Array, half: Array, way: Way, query: Array, there: Drift) -> tuple[Array, Array]:
             end_drift, rate, _ = there
             if self.control:
-                _, end_drift, _ = controlled(query[:d], end_drift, rate, half, level.here, self.fixed(end))
-            moved, error = law.correct(v[:d], drift, query[:d], end_drift, twisted)
+                _, end_drift, _ = controlled(query[:d], end_drift, rate, half, now.here, now.fixed[1])
+            moved, error = law.correct(v[:d], way.drift, query[:d], end_drift, way.noise)
             fine = all_finite(moved)
-            moved = jnp.concatenate([jnp.where(fine, moved, query[:d]), query[d:]])
-            return moved, jnp.where(fine, error, jnp.inf)
+            moved = jnp.where(falls & fine, moved, query[:d])
+            return jnp.concatenate([moved, query[d:]]), jnp.where(fine & falls, error, jnp.where(falls, jnp.inf, 0.0))
 
-        batch = (run.chains.points, self.half, level.drift, level.query, level.found, level.noise)
-        query, error = self.spread.map(chain, *batch)
-        after = jnp.int32(Evaluated.ARRIVED)
-        return dataclasses.replace(level, query=query, error=error, before=jnp.int32(Before.WAIT), after=after)
+        query, error = self.spread.map(chain, run.chains.points, self.half, level.way, level.query, level.found)
+        return dataclasses.replace(level, query=query, way=dataclasses.replace(level.way, error=error))
 
-    def wait(self, run: Run, level: Level) -> Level:
+    def wait(self, run: Run, level: Level, now: Now) -> Level:
         """What is to be evaluated next is known already."""
         return level
 
-    def reverse(self, run: Run) -> Run:
-        """A visit of chains that are neither weighed nor moved: evaluated where their step starts, and not where it
-        ends. Their path weights take the rate for that of the start on the whole way, and the potential at both ends of
-        the path."""
-        (at, above), (noise, end, falls) = run.visits.now, self.noises(run)
-        assert self.sampler.step is not None
-        eta = self.sampler.step.eta
-
-        def visit(run: Run) -> Run:
-            def evaluate(v: Array) -> Evaluation:
-                return self.layout.evaluate(self.density, v, above, self.parts)
-
-            def gained(found: Evaluation, log_ratio: Array) -> Array:
-                parts, potential = found.parts, found.parts.log_potential + found.parts.log_prior
-                rate = (end.alpha / noise.alpha) ** 2 * parts.rate
-                gain = log_ratio + incremental_log_weight(parts, dataclasses.replace(parts, rate=rate), noise, end)
-                gain = gain + jnp.where(at == 0, potential, 0.0)
-                return gain - jnp.where(above == self.density.num_levels - 1, potential, 0.0)
-
-            found = self.spread.map(evaluate, run.chains.points)
-            run = dataclasses.replace(run, chains=dataclasses.replace(run.chains, evaluation=found))
-            level = self.predict(run, self.blank(run))
-            if self.parts:
-                gain = self.spread.map(gained, found, level.log_ratio)
-                run = dataclasses.replace(run, path_weights=run.path_weights + jnp.where(eta == 1, gain, 0.0))
-            bad = self.spread.map(lambda e: ~all_finite(e.score), found)
-            records = run.records.counting(at, self.spread.total(bad.astype(jnp.int32)))
-            chains = dataclasses.replace(run.chains, points=level.query)
-            return dataclasses.replace(run, chains=chains, records=records)
-
-        run = jax.lax.cond(falls, visit, lambda run: run, run)
-        return dataclasses.replace(run, visits=run.visits.onwards(self.density.schedule, run.records))
-
     # Weigh and meet
 
-    def arrived(self, run: Run, level: Level, found: Evaluation) -> Carry:
+    def arrived(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
         """Every chain where its step ended: weighed, resampled, and ready for its transitions."""
-        at, _ = run.visits.now
-        noise, end, falls = self.noises(run)
-        backward = self.backward(level, noise, end)
+        at, backward, left = now.end.index, None, run.chains.evaluation
+        if self.sampler.weights == "feynman_kac" and self.density.evaluator.plain:
+            both = (now.above, now.here) if now.above is not None and now.here is not None else None
+            backward = Backward.of_step(now.start.variance, now.end.variance, self.power, both, self.control)
 
         def chain(
-            words: Array,
-            half: Array,
-            start: Particles,
-            v: Array,
-            found: Evaluation,
-            way: tuple[Array, Array],
-            stays: Array,
+            words: Array, half: Array, start: Particles, v: Array, found: Evaluation, way: Way
         ) -> tuple[Particles, Array]:
             moved = Particles(v, found, start.inner)
-            if self.moves is not None:
-                moved = self.moves.relevel(moved)
-            gain = jnp.zeros(())
-            if self.parts:
-                gained = partial(self.gained, words, half, start, moved, way, level.here, noise, end, backward)
-                initial = partial(first_weight, self.layout, self.density, v, found, at)
-                gain = jax.lax.cond(falls, gained, initial)
-            return moved, jnp.where(stays, jnp.nan, gain)
 
-        stays = level.stays & (not self.weighs)
-        batch = (run.words, self.half, run.chains, level.query, found, (level.log_ratio, level.rate), stays)
+            def gained() -> Array:
+                """−∞ where the density is 0; of chains that are weighed NaN where it, or a score, is no number."""
+                _, _, rate = self.followed(v[: self.layout.dims], found, half, now.here, now.fixed[1])
+                before, after = _rated(start, way.rate), _rated(moved, rate)
+                gain = self.weight.gained(words, half, before, after, now.start, now.end, backward) + way.log_ratio
+                usable = all_finite((start.evaluation.parts.drift, found.score)) & (gain < jnp.inf)
+                return jnp.where(usable | start.evaluation.zero | (not self.weighs), gain, jnp.nan)
+
+            gain = jnp.zeros(())
+            if self.parts:  # reverse diffusion by itself weighs nothing where it begins
+                first = partial(first_weight, self.layout, self.density, v, found, at)
+                gain = jax.lax.cond(now.falls, gained, lambda: jnp.zeros(()) if self.plain else first())
+            return moved, gain
+
+        batch = run.words, self.half, run.chains, level.query, found, level.way
         chains, gain = self.spread.map(chain, *batch)
-        came, run = run, dataclasses.replace(run, chains=chains)
+        run = dataclasses.replace(run, chains=chains)
         if self.weighs:
-            run = self.met(run, gain, level.error)
-        else:
-            bad = falls & self.spread.map(lambda e: ~all_finite(e.score), came.chains.evaluation)
-            if self.parts:
-                run = dataclasses.replace(run, path_weights=run.path_weights + gain)
-            if self.step is not None:
-                total = self.spread.total(bad.astype(jnp.int32))
-                run = dataclasses.replace(run, records=run.records.counting(at, total))
-        level = dataclasses.replace(level, transition=jnp.int32(0), evaluation=jnp.int32(0))
-        if self.moves is None:
-            return run, dataclasses.replace(level, before=jnp.int32(Before.PREDICT))
+            run = self.met(run, at, gain, level.way.error)
+        elif self.step is not None:
+            bad = now.falls & self.spread.map(lambda e: ~all_finite(e.score), left)
+            records = run.records.counting(at, self.spread.total(bad.astype(jnp.int32)))
+            gain = jnp.where(self.step.eta == 1, jnp.where(level.way.stays, jnp.nan, gain), 0.0)
+            run = dataclasses.replace(run, records=records, path_weights=run.path_weights + gain)
         if level.began is not None:
             began = jnp.concatenate([run.chains.points, run.chains.evaluation.score], axis=1)
             level = dataclasses.replace(level, began=began)
-        tally = Tally.blank(len(run.words), len(self.blocks))
-        return run, self.following(dataclasses.replace(level, tally=tally), 0)
+        return run, dataclasses.replace(level, tally=jax.tree.map(jnp.zeros_like, level.tally))
 
-    def backward(self, level: Level, noise: Noise, end: Noise) -> Backward | None:
-        """The step's backward kernel, where a potential is averaged over it."""
-        if self.sampler.weights != "feynman_kac" or not self.density.evaluator.plain:
-            return None
-        fits = None if level.above is None or level.here is None or not self.fits else (level.above, level.here)
-        return Backward.of_step(noise.variance, end.variance, self.power, fits, self.control)
-
-    def gained(
-        self,
-        words: Array,
-        half: Array,
-        start: Particles,
-        moved: Particles,
-        way: tuple[Array, Array],
-        here: Fit | None,
-        noise: Noise,
-        end: Noise,
-        backward: Backward | None,
-    ) -> Array:
-        """What one chain's log-weight gains by its step: −∞ where the density is 0, NaN where it, or a score, is no
-        number."""
-        d, before, after = self.layout.dims, start.evaluation, moved.evaluation
-        if self.sampler.weights == "density":
-            total = log_density_of(after) - log_density_of(before)
-        else:
-            log_ratio, rate = way
-            _, _, end_rate = self.followed(moved.points[:d], after, half, here, end)
-            left, right = (dataclasses.replace(e.parts, rate=r) for e, r in ((before, rate), (after, end_rate)))
-            if backward is not None:
-                assert self.twist is not None
-                average = partial(averaged_potential, density=self.density, layout=self.layout, most=self.twist)
-                points = start.points, moved.points
-                averaged = average(words, half, *points, left.log_potential, noise=noise, end=end, backward=backward)
-                left = dataclasses.replace(left, log_potential=averaged)
-            total = log_ratio + incremental_log_weight(left, right, noise, end)
-        if not self.weighs:
-            return total
-        usable = all_finite((before.parts.drift, after.score)) & (total < jnp.inf)
-        # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
-        return jnp.where(before.zero, -jnp.inf, jnp.where(usable, total, jnp.nan))
-
-    def met(self, run: Run, gain: Array, error: Array) -> Run:
+    def met(self, run: Run, at: Array, gain: Array, error: Array) -> Run:
         """The chains after they have been weighed against one another, and resampled where it is time."""
-        at, _ = run.visits.now
         meet, spread = self.sampler.meet, self.spread
-        assert meet is not None
+        assert isinstance(meet, Meet)
         log_weights = run.log_weights + gain
         log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
         table = jnp.stack([log_weights, ~jnp.isnan(gain), run.log_weights, gain, error], axis=1)
@@ -460,138 +420,89 @@ class Descent:
 
         ess, log_mean, variance, spreading, moved = spread.on_population(statistics, gathered, run.ancestors, *step)
 
-        def exchange(chains: Particles) -> tuple[Particles, Array, Array, Array]:
+        def exchange() -> Run:
             chosen = spread.on_population(lambda weights: meet.survivors(stream(run.shared, at), weights), gathered)
-            return (
-                spread.exchange(chains, chosen),
-                jnp.zeros_like(log_weights),
-                run.log_evidence + log_mean,
-                run.ancestors[chosen],
+            chains, ancestors = spread.exchange(run.chains, chosen), run.ancestors[chosen]
+            exchanged = dataclasses.replace(
+                run, chains=chains, ancestors=ancestors, log_evidence=run.log_evidence + log_mean
             )
+            return dataclasses.replace(exchanged, log_weights=jnp.zeros_like(log_weights))
 
-        def keep(chains: Particles) -> tuple[Particles, Array, Array, Array]:
-            return chains, log_weights, run.log_evidence, run.ancestors
+        def keep() -> Run:
+            return dataclasses.replace(run, log_weights=log_weights)
 
-        chains, left, evidence, ancestors = jax.lax.cond(meet.due(ess, at), exchange, keep, run.chains)
+        run = jax.lax.cond(meet.due(ess, at), exchange, keep)
         records = run.records.counting(at, jnp.sum(counted == 0, dtype=jnp.int32))
-        numbers = num_distinct(ancestors).astype(ess.dtype)
+        numbers = num_distinct(run.ancestors).astype(ess.dtype)
         records = records.at(at, ess=ess, ancestors=numbers, weight_variance=spreading, step_error=moved)
-        weighed = {"log_weights": left, "log_evidence": evidence, "evidence_variance": variance}
-        return dataclasses.replace(run, chains=chains, ancestors=ancestors, records=records, **weighed)
+        return dataclasses.replace(run, records=records, evidence_variance=variance)
 
     # Move
 
-    def following(self, level: Level, place: int) -> Level:
-        """The level when the block at this place of a transition is to begin."""
-        if self.opaque:
-            return dataclasses.replace(level, before=jnp.int32(Before.WAIT), after=jnp.int32(Evaluated.ARRIVED + 1))
-        # Branches are in the order of a transition.
-        before, after = jnp.int32(Before.WAIT + 1 + place), self.after_block(place, 0)
-        return dataclasses.replace(level, before=before, after=after, evaluation=jnp.int32(0))
-
-    def started(self, b: int, run: Run, number: Array | int = 0) -> tuple[PyTree[Array], Array]:
+    def started(self, b: int, run: Run, now: Now) -> tuple[PyTree[Array], Array]:
         """The transition of block b of every chain, where it has begun: its trajectory, and the first point of it."""
-        moves, (at, _) = self.moves, run.visits.now
-        assert moves is not None
-        begin = partial(moves.begin, b, run.tuning, self.density.schedule.at(at))
-        return self.spread.map(begin, run.chains, self.normals(run, number, moves.noise_size(b)))
+        begin = self.at_level(run, now, partial(self.moves.begin, b))
+        return self.spread.map(begin, run.chains, now.normals[..., : self.moves.noise_size(b)])
 
-    def begin(self, b: int, run: Run, level: Level) -> Level:
+    def begin(self, b: int, run: Run, level: Level, now: Now) -> Level:
         """Block b's transition of every chain, up to its first evaluation."""
-        number = 1 + level.transition * len(self.blocks) + b
-        trajectory, query = self.started(b, run, number)
+        return self.along(b, level, *self.started(b, run, now))
+
+    def along(self, b: int, level: Level, trajectory: PyTree[Array], query: Array) -> Level:
+        """The level with another trajectory of block b, which leads to ``query``."""
         trajectories = (*level.trajectory[:b], trajectory, *level.trajectory[b + 1 :])
-        return dataclasses.replace(level, query=query, trajectory=trajectories, before=jnp.int32(Before.WAIT))
+        return dataclasses.replace(level, query=query, trajectory=trajectories)
 
-    def ends(self) -> list[Callable[[Run, Level, Evaluation], Carry]]:
-        """What follows from an evaluation on a trajectory: of each block on to its next point, and after the last one
-        the accept test; `after_block` is where each block's are among all phases."""
-        if self.opaque:
-            return [self.transition]
-        return [partial(end, b) for b in self.blocks for end in (self.advance, self.finish)]
-
-    def after_block(self, b: Array | int, evaluation: Array | int) -> Array:
-        """The phase after this evaluation of the block at place b of a transition."""
-        last = jnp.asarray(self.counts)[b] - 1
-        return jnp.int32(Evaluated.ARRIVED + 1 + 2 * b) + (evaluation == last)
-
-    def advance(self, b: int, run: Run, level: Level, found: Evaluation) -> Carry:
+    def advance(self, b: int, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
         """Block b's transition of every chain after an evaluation that was not its last: on to the next one."""
-        moves, (at, _) = self.moves, run.visits.now
-        assert moves is not None
-        if moves.kernel.kernels[b].evaluations_per_step == 1:
-            return run, level
-        on = partial(moves.advance, b, level.evaluation, run.tuning, self.density.schedule.at(at))
-        new, query = self.spread.map(on, run.chains, level.trajectory[b], found)
-        trajectories = (*level.trajectory[:b], new, *level.trajectory[b + 1 :])
-        after, evaluation = self.after_block(self.blocks.index(b), level.evaluation + 1), level.evaluation + 1
-        level = dataclasses.replace(level, query=query, trajectory=trajectories, after=after, evaluation=evaluation)
-        return run, level
+        i = jnp.asarray(self.phases)[level.phase, 2]
+        on = self.at_level(run, now, partial(self.moves.advance, b, i))
+        return run, self.along(b, level, *self.spread.map(on, run.chains, level.trajectory[b], found))
 
-    def finish(self, b: int, run: Run, level: Level, found: Evaluation) -> Carry:
-        """Block b's transition of every chain after its last evaluation: accepted or rejected, tallied, its step size
-        adapted; the next one begins."""
-        moves, (at, _) = self.moves, run.visits.now
-        assert moves is not None
-        noise, counted = self.density.schedule.at(at), level.transition >= moves.total - moves.count
-        batch, step = (run.chains, level.trajectory[b], found), moves.steps_in_x(run.tuning, noise)[b]
-        chains, info = self.spread.map(partial(moves.finish, b, run.tuning, noise), *batch)
-        level = dataclasses.replace(level, tally=level.tally.adding(b, info, counted, step))
-        run = self.adapted(dataclasses.replace(run, chains=chains), {b: info.acceptance}, counted)
-        place = self.blocks.index(b)
-        return run, self.following(level, place + 1) if place < len(self.blocks) - 1 else self.over(level)
+    def finish(self, b: int, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
+        """Block b's transition of every chain after its last evaluation: accepted or rejected."""
+        finish = self.at_level(run, now, partial(self.moves.finish, b))
+        chains, info = self.spread.map(finish, run.chains, level.trajectory[b], found)
+        return self.made(b, run, level, now, chains, info)
 
-    def adapted(self, run: Run, acceptance: dict[int, Array], counted: Array) -> Run:
-        """Step sizes after a transition with these acceptances, (n,) by block."""
-        moves, tuning = self.moves, list(run.tuning)
-        assert moves is not None
-        for b, values in acceptance.items():
-            if moves.adaptive[b] is not None:
-                mean = mean_acceptance(values, self.spread.total, self.num_chains)
-                log_scale = moves.adapted(b, tuning[b].log_scale, mean, self.num_chains, counted)
-                tuning[b] = dataclasses.replace(tuning[b], log_scale=log_scale)
-        return dataclasses.replace(run, tuning=tuple(tuning))
-
-    def over(self, level: Level) -> Level:
-        """A transition of all blocks is made: another one follows, or the level is done."""
-        assert self.moves is not None
-        level = self.following(dataclasses.replace(level, transition=level.transition + 1), 0)
-        done = level.transition >= self.moves.total
-        return dataclasses.replace(level, before=jnp.where(done, Before.PREDICT, level.before).astype(jnp.int32))
-
-    def transition(self, run: Run, level: Level, found: Evaluation) -> Carry:
+    def transition(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
         """A whole transition of kernels that call the density themselves, such as BlackJAX's."""
-        moves, (at, _) = self.moves, run.visits.now
-        assert moves is not None
-        noise, counted = self.density.schedule.at(at), level.transition >= moves.total - moves.count
-        number = self.number(run, 1 + level.transition * len(self.blocks))
-        keys = self.spread.map(lambda words: key_of(words, number), run.words)
-        moved = moves.transition(self.spread, keys, run.chains, self.density, run.tuning, noise, self.parts)
-        chains, info, steps = moved
-        tally = level.tally.adding(slice(None), info, counted, steps)
-        run = dataclasses.replace(run, chains=chains)
-        run = self.adapted(run, {b: info.acceptance[:, b] for b in range(len(self.blocks))}, counted)
-        return run, self.over(dataclasses.replace(level, tally=tally))
+        counter = self.number(run, level, 1)
+        keys = self.spread.map(self.at_level(run, now, lambda _, words: key_of(words, counter)), self.words)
+        step = self.at_level(run, now, partial(self.moves.step, self.density, self.parts))
+        chains, info = self.spread.map(step, keys, run.chains)
+        return self.made(slice(None), run, level, now, chains, info)
+
+    def made(self, b: int | slice, run: Run, level: Level, now: Now, chains: Particles, info: Info) -> Carry:
+        """The chains after a transition of block b, or of all: tallied, and step sizes adapted."""
+        moves, tuning, counted = self.moves, list(run.tuning), level.turn >= self.moves.total - self.moves.count
+        steps = moves.steps_in_x(run.tuning, now.end)[..., b]
+        level = dataclasses.replace(level, tally=level.tally.adding(b, info, counted, steps))
+        means = mean_acceptance(info.acceptance, self.spread.total, self.num_chains)
+        for j in range(len(tuning)) if isinstance(b, slice) else [b]:
+            mean = means[..., j] if isinstance(b, slice) else means
+            tuning[j] = moves.adapted(j, tuning[j], mean, self.num_chains, counted)
+        return dataclasses.replace(run, chains=chains, tuning=tuple(tuning)), level
 
     # Leave
 
-    def leave(self, run: Run, level: Level) -> Carry:
+    def leave(self, run: Run, level: Level, now: Now) -> Carry:
         """The level is done: what its transitions came to is recorded, and metrics follow from them."""
-        (at, _), moves = run.visits.now, self.moves
-        if moves is not None:
-            noise, spread, tally = self.density.schedule.at(at), self.spread, level.tally
-            acceptance, error, bad = summed(tally, spread, moves.count, self.num_chains, moves.integrates_score)
+        if self.blocks:
+            moves, at, spread, tally = self.moves, now.end.index, self.spread, level.tally
+            acceptance, error, bad = summed(tally, spread, moves.count, self.num_chains, self.sampler.integrates_score)
             records = run.records.counting(at, bad)
             records = records.at(at, acceptance=acceptance, step_size=tally.steps / moves.count, quadrature_error=error)
             run = dataclasses.replace(run, records=records)
             if level.began is not None:
-                ended = jnp.concatenate([run.chains.points, run.chains.evaluation.score], axis=1)
-                change = ended - level.began
-                moved, changed = change[:, : self.layout.size], change[:, self.layout.size :]
-                tuning = moves.measured(spread, run.tuning, noise, moved, changed, self.num_chains)
-                run = dataclasses.replace(run, tuning=tuning)
+                change = jnp.concatenate([run.chains.points, run.chains.evaluation.score], axis=1) - level.began
+                moved, changed = jnp.split(change, 2, axis=1)
+                metrics = moves.measured(spread, run.tuning, now.end, moved, changed, self.num_chains)
+                run = dataclasses.replace(run, tuning=metrics)
         visits = run.visits.onwards(self.density.schedule, run.records)
-        return dataclasses.replace(run, visits=visits), dataclasses.replace(level, transition=jnp.int32(0))
+        return dataclasses.replace(run, visits=visits), dataclasses.replace(
+            level, phase=jnp.int32(0), turn=jnp.int32(0)
+        )
 
 
 def summed(

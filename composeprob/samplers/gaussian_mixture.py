@@ -28,10 +28,7 @@ class GaussianMixture(eqx.Module):
     inverses: Array
 
     def draw(self, noise: Array) -> Array:
-        """The draw that d + 1 independent normal numbers make, (d,): the first says which component.
-
-        Numbers and not a key, as most of the time to compile a draw is that of random numbers.
-        """
+        """The draw that d + 1 independent normal numbers make, (d,): the first says which component."""
         below = jnp.cumsum(jnp.exp(self.log_weights))
         j = jnp.minimum(jnp.sum(jax.scipy.special.ndtr(noise[0]) > below), len(below) - 1)
         return self.means[j] + self.roots[j] @ noise[1:]
@@ -39,42 +36,31 @@ class GaussianMixture(eqx.Module):
     def log_prob(self, row: Array) -> Array:
         """log q at one row (d,)."""
         z = jnp.einsum("jab,jb->ja", self.inverses, row - self.means)
-        size = jnp.sum(jnp.log(jnp.diagonal(self.inverses, axis1=1, axis2=2)), axis=1)
-        own = self.log_weights - 0.5 * jnp.sum(z**2, axis=1) + size
-        return jax.nn.logsumexp(own) - 0.5 * len(row) * jnp.log(2 * jnp.pi)
+        heights = self.log_weights + jnp.sum(jnp.log(jnp.diagonal(self.inverses, axis1=1, axis2=2)), axis=1)
+        return jax.nn.logsumexp(heights - 0.5 * jnp.sum(z**2, axis=1)) - 0.5 * len(row) * jnp.log(2 * jnp.pi)
 
     @classmethod
     def fitted(cls, points: np.ndarray, others: np.ndarray) -> GaussianMixture:
-        """The mixture that maximises the likelihood of points, of as many components as tell most of other points.
-
-        Args:
-            points: (M, d), all of them numbers.
-            others: (M', d), of the same law: what the number of components is chosen by.
-
-        References:
-            Dempster, Laird and Rubin 1977, *Maximum likelihood from incomplete data via the EM algorithm*.
-        """
+        """The mixture that maximises the likelihood of points, (M, d), by the EM algorithm (Dempster, Laird and Rubin
+        1977), of as many components as give others of the same distribution, (M', d), the highest likelihood."""
         from sklearn.mixture import GaussianMixture as Fit  # takes a second to import, and most runs never fit one
 
         points, others = _some(points), _some(others)
         center, width = points.mean(0), points.std(0)
         width = np.where(width > 0, width, 1.0)
-        best, told, worse, alone = None, -np.inf, 0, np.zeros(0)
+        best, highest, worse, single = None, -np.inf, 0, np.zeros(0)
         for count in tuning.MIXTURE.components:
-            if count > 1 and count * (points.shape[1] + 1) > len(points):
+            if worse == tuning.MIXTURE.patience or (count > 1 and count * (points.shape[1] + 1) > len(points)):
                 break
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a fit that has not converged, or of few distinct points, will do
                 found = Fit(count, random_state=0).fit((points - center) / width)
-            says = found.score_samples((others - center) / width)
-            alone = says if count == 1 else alone
-            tells = np.mean(np.maximum(says, alone - tuning.MIXTURE.most_lost))
-            if best is None or tells > told:
-                best, told, worse = found, tells, 0
-            else:
-                worse += 1
-            if worse == tuning.MIXTURE.patience:
-                break
+            log_densities = found.score_samples((others - center) / width)
+            single = log_densities if count == 1 else single
+            mean = np.mean(np.maximum(log_densities, single - tuning.MIXTURE.most_lost))
+            worse += 1
+            if best is None or mean > highest:
+                best, highest, worse = found, mean, 0
         assert best is not None
         roots = width[:, None] * np.linalg.cholesky(best.covariances_)
         arrays = np.log(best.weights_), center + width * best.means_, roots, np.linalg.inv(roots)
@@ -82,14 +68,10 @@ class GaussianMixture(eqx.Module):
 
     @classmethod
     def beside(cls, *mixtures: GaussianMixture) -> GaussianMixture:
-        """Several mixtures as one, whose arrays have an axis for them in front.
-
-        All have as many components as the largest, up to 8 or the most that are tried, so that two numbers of them
-        are all that is compiled; those that fill up have no weight.
-        """
+        """Several mixtures as one, whose arrays have an axis for them in front; filled up with components of no weight
+        to 8, or the most that are tried, so that two numbers of them are all that is compiled."""
         most = max(len(mixture.means) for mixture in mixtures)
-        rooms = (8, tuning.MIXTURE.components[-1])
-        room = next(room for room in rooms if room >= most)
+        room = 8 if most <= 8 else tuning.MIXTURE.components[-1]
 
         def filled(array: Array) -> np.ndarray:
             more = np.repeat(np.asarray(array)[:1], room - len(array), axis=0)

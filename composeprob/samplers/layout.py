@@ -16,14 +16,11 @@ from composeprob.density.evaluation import Evaluation, Position
 
 
 class Layout(eqx.Module):
-    """Where each site's entries are in the vector v = (y, z) of one chain, of D = d + m numbers.
+    """Where each site's entries are in the vector v = (y, z) of one chain, of D = d + m numbers: ``(name, shape)`` of
+    the noised sites, then of the static ones, held ones among them, in alphabetical order.
 
     In y = x/α the reverse process of every schedule is dy = S dτ + dW, with S the score in y and τ the variance that is
     taken away from s = σ²/α². So steps, fits, weights and kernels need no schedule but s, and know no sites.
-
-    Attributes:
-        noised, static: ``(name, shape)`` of the sites of each kind, in alphabetical order; sites that are held are
-            static.
     """
 
     noised: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
@@ -54,19 +51,16 @@ class Layout(eqx.Module):
 
     def position(self, v: Array, alpha: Array | float) -> Position:
         """The position {site: array} of a vector (D,) at a level of this α; leading axes (…, D) stay in front."""
-        position, begin, lead = {}, 0, v.shape[:-1]
-        for sites, scale in ((self.noised, alpha), (self.static, None)):
-            for name, shape in sites:
-                end = begin + math.prod(shape)
-                entries = v[..., begin:end].reshape((*lead, *shape))
-                position[name], begin = entries if scale is None else scale * entries, end
+        position, begin = {}, 0
+        for i, (name, shape) in enumerate((*self.noised, *self.static)):
+            end = begin + math.prod(shape)
+            entries = v[..., begin:end].reshape((*v.shape[:-1], *shape))
+            position[name], begin = alpha * entries if i < len(self.noised) else entries, end
         return position
 
     def vector(self, position: Position, alpha: Array | float) -> Array:
         """The vector (D,) of a position."""
-        parts = [position[name].reshape(-1) / alpha for name, _ in self.noised]
-        parts += [position[name].reshape(-1) for name, _ in self.static]
-        return jnp.concatenate(parts) if parts else jnp.zeros((0,))
+        return self.gradient(position, 1 / alpha)
 
     def gradient(self, score: Position, alpha: Array | float) -> Array:
         """∇ with respect to the vector, (D,), of what has the gradient ``score`` with respect to the position."""
@@ -74,9 +68,10 @@ class Layout(eqx.Module):
         parts += [score[name].reshape(-1) for name, _ in self.static]
         return jnp.concatenate(parts) if parts else jnp.zeros((0,))
 
-    def power(self, density: AnnealedDensity) -> Array:
+    def power(self, density: AnnealedDensity, level: Array | int) -> Array:
         """P, the total power of the factors at each noised entry, (d,)."""
-        powers = [jnp.broadcast_to(density.top.power[name], shape).reshape(-1) for name, shape in self.noised]
+        found = density.top.at(level).power
+        powers = [jnp.broadcast_to(found[name], shape).reshape(-1) for name, shape in self.noised]
         return jnp.concatenate(powers) if powers else jnp.zeros((0,))
 
     def evaluate(self, density: AnnealedDensity, v: Array, level: Array | int, parts: bool = True) -> Evaluation:

@@ -1,4 +1,4 @@
-"""What chains do together: resampling by exact sums, effective sample size, and errors from their genealogy."""
+"""What chains do together: resampling by exact sums, swaps between levels, and errors from their genealogy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Evaluation
+from composeprob.errors import CapabilityError, InvalidValueError
+from composeprob.kernels.base import log_density_of
 from composeprob.kernels.step_size import as_scalar, check_range
+from composeprob.pytree import all_finite
+from composeprob.samplers.layout import Layout
 from composeprob.samplers.random import threefry
+from composeprob.samplers.step import Step
+from composeprob.samplers.weights import incremental_log_weight
+from composeprob.schedule import Noise
 
 
 class Meet(eqx.Module):
@@ -73,18 +82,102 @@ class Resample(Meet):
         return f"Resample({float(self.threshold):.3g})"
 
 
-def relative_ess(log_weights: Array) -> Array:
-    """(Σ w)²/(N·Σ w²) in [0, 1], a scalar; 0 where every weight is 0.
+NEEDS = {"energy": frozenset({"score", "energy", "mode_depth"}), "feynman_kac": frozenset({"score", "feynman_kac"})}
+"""What each kind of swap asks of a density."""
+
+
+class Swap(eqx.Module):
+    """How neighbouring replicas exchange places: how a swap is proposed, and how it is weighed.
+
+    With y at level a and y' at b, candidates c at a, from y', and c' at b, from y, take their places with probability
+    min(1, R). By energies, R = π_a(c)·π_b(c')·k(y'|c)·k(y|c') / (π_a(y)·π_b(y')·k(c|y')·k(c'|y)), k the law of
+    `Step.bridge` for the total power of the factors, so that a product's narrow replicas meet: every level keeps its π.
+    By Feynman–Kac path weights, which are those of DDPM's step, log R is what the way down gains, less what the way up
+    does: it needs scores and rates only, and is right as the levels' distance goes to 0.
+
+    Attributes:
+        kind: of `NEEDS`; None for the first one that can be.
+        power: P of the bridge at each level, (K, d), once `resolved`.
 
     References:
-        Kong, Liu and Wong 1994.
+        *CREPE: controlling diffusion with replica exchange* (ICLR 2026), for path weights. Ballard and Jarzynski 2009,
+        *Replica exchange with nonequilibrium switches*, for swaps whose proposals are made by a process.
     """
+
+    kind: str | None = eqx.field(static=True)
+    power: Array | None = None
+
+    def __check_init__(self) -> None:
+        if self.kind is not None and self.kind not in NEEDS:
+            raise InvalidValueError(f"Unknown swap {self.kind!r}.", fix=f"use one of: {', '.join(NEEDS)}.")
+
+    @property
+    def energies(self) -> bool:
+        """Whether by energies."""
+        return self.kind == "energy"
+
+    def resolved(self, density: AnnealedDensity) -> Swap:
+        """The same for this density; where the user named no kind by energies, if they can be trusted.
+
+        Raises:
+            CapabilityError: the density offers what neither needs.
+        """
+        layout, levels = Layout.of_density(density), jnp.arange(density.num_levels)
+        power = jax.vmap(lambda level: layout.power(density, level))(levels)
+        for kind, needed in NEEDS.items():
+            if self.kind == kind or (self.kind is None and needed <= density.capabilities):
+                return Swap(kind, power if kind == "energy" else jnp.ones_like(power))
+        raise CapabilityError(
+            "Swaps need log-densities that can be trusted between modes, or a Feynman–Kac rate, and this program has "
+            "neither.",
+            where=density.described.where,
+            fix="use cp.AnnealedMCMC, or calibrate the factors with cp.calibrate.",
+        )
+
+    def propose(self, start: Noise, end: Noise, v: Array, found: Evaluation, noise: Array) -> Array:
+        """Where a replica at v, (D,), goes from a level to another; static entries, and one that is there, stay."""
+        (law, drift), d = self._bridge(start, end, found), noise.size
+        moved = law.draw(v[:d], drift, noise)
+        stays = (start.index == end.index) | ~all_finite(moved)
+        return jnp.concatenate([jnp.where(stays, v[:d], moved), v[d:]])
+
+    def log_ratios(
+        self, noise: Noise, partner: Array, points: Array, here: Evaluation, candidates: Array, there: Evaluation
+    ) -> Array:
+        """log R of the swaps of rungs at this noise with their partners, (L,); NaN where it is of no use: replicas are
+        at ``points``, (L, D), and what is to take their places, made of their partners, are the ``candidates``."""
+        others = jax.tree.map(lambda leaf: leaf[partner], (noise, points, here))
+        half = jax.vmap(self.half)(noise, candidates, there, *others)
+        if self.energies:
+            half = half + log_density_of(there) - log_density_of(here)
+        half = jnp.where(jax.vmap(all_finite)((candidates, there.score)), half, jnp.nan)
+        return jnp.where(partner == jnp.arange(len(partner)), jnp.nan, half + half[partner])
+
+    def half(self, end: Noise, c: Array, there: Evaluation, start: Noise, v: Array, here: Evaluation) -> Array:
+        """What the candidate c, made of v, adds to log R, beside energies: on the way up a gain is minus that down."""
+        if not self.energies:
+            return incremental_log_weight(here.parts, there.parts, start, end)
+        (forth, drift), (back, drift_back) = self._bridge(start, end, here), self._bridge(end, start, there)
+        y, c = v[: drift.size], c[: drift.size]
+        return back.log_density(y, c, drift_back) - forth.log_density(c, y, drift)
+
+    def _bridge(self, start: Noise, end: Noise, found: Evaluation) -> tuple[Step, Array]:
+        """The law that leads from a level to another, and the drift that it follows, none up."""
+        assert self.power is not None
+        drift = found.score[: self.power.shape[1]] if self.energies else found.parts.drift
+        law = Step.bridge(start.variance, end.variance, self.power[jnp.maximum(start.index, end.index)])
+        return law, jnp.where(end.index < start.index, drift, 0.0)
+
+
+def relative_ess(log_weights: Array) -> Array:
+    """(Σ w)²/(N·Σ w²) in [0, 1], a scalar; 0 where every weight is 0 (Kong, Liu and Wong 1994)."""
     weights = relative_weights(log_weights)
     return jnp.sum(weights) ** 2 / (jnp.maximum(jnp.sum(weights**2), 1e-30) * log_weights.shape[0])
 
 
 def systematic(bits: Array, log_weights: Array) -> Array:
-    """Indices (N,) of the chains that survive: one uniform number, evenly spaced ticks on the cumulated weights.
+    """Indices (N,) of the chains that survive: one uniform number, of 32 random ``bits``, and evenly spaced ticks on
+    the cumulated weights.
 
     Chain i appears ⌊N·w_i⌋ or ⌈N·w_i⌉ times, N·w_i on average, and never where w_i = 0. Where every weight is 0 each
     survives once.
@@ -92,10 +185,6 @@ def systematic(bits: Array, log_weights: Array) -> Array:
     The expected copies N·w_i are rounded to multiples of 2⁻³² and added up as whole numbers. Such sums are exact, so
     they never fall and the answer is the same on any number of devices. A cumulative sum of floats is neither: computed
     in blocks it can fall from one entry to the next, and a tick between the two copies a chain whose weight is 0.
-
-    Args:
-        bits: 32 random ones.
-        log_weights: (N,).
 
     References:
         Carpenter, Clifford and Fearnhead 1999; Douc, Cappé and Moulines 2005.
@@ -129,8 +218,7 @@ def _digits(numbers: Array) -> Array:
 
 def relative_weights(log_weights: Array) -> Array:
     """Weights in units of the largest one, (N,); all 0 where none is positive."""
-    greatest = jnp.max(log_weights)
-    return jnp.exp(log_weights - jnp.where(jnp.isfinite(greatest), greatest, 0.0))
+    return jnp.exp(log_weights - jnp.nan_to_num(jnp.max(log_weights), posinf=0.0, neginf=0.0))
 
 
 def log_mean_weight(log_weights: Array) -> Array:
@@ -139,14 +227,9 @@ def log_mean_weight(log_weights: Array) -> Array:
 
 
 def evidence_variance(log_weights: Array, ancestors: Array) -> Array:
-    """The relative variance of the estimated evidence, from one run, a scalar: Σ_e (W_e − 1/N)²·N/(N − 1).
-
-    W_e is the share of the weight, before the last resampling, of all chains that descend from first chain e. Where no
-    chain was ever copied it is the variance of the mean weight of N independent chains.
-
-    Args:
-        log_weights: (N,).
-        ancestors: the first chain that each descends from, (N,) of 0 … N − 1.
+    """The relative variance of the estimated evidence, from one run, a scalar: Σ_e (W_e − 1/N)²·N/(N − 1), with W_e the
+    share of the weight, before the last resampling, of all chains that descend from first chain e, one of the
+    ``ancestors``, (N,) of 0 … N − 1.
 
     References:
         Chan and Lai 2013; Lee and Whiteley 2018, *Variance estimation in the particle filter*.
@@ -158,17 +241,9 @@ def evidence_variance(log_weights: Array, ancestors: Array) -> Array:
 
 
 def step_statistics(log_weights: Array, gains: Array, moved: Array) -> tuple[Array, Array]:
-    """How a step to a level changed the weights and moved the chains, two scalars.
-
-    Args:
-        log_weights: before it, (N,).
-        gains: incremental log-weights, (N,); NaN counts as −∞.
-        moved: how far its correction moved each chain, (N,).
-
-    Returns:
-        The relative variance of e^gain under the weights, Σ W·Σ W·w²/(Σ W·w)² − 1 = 1/CESS − 1, infinite where no chain
-        is left; and the weighted mean of ``moved``, of those chains where it is finite.
-    """
+    """How a step to a level changed the weights and moved the chains, two scalars: the relative variance of e^gain
+    under the weights before it, Σ W·Σ W·w²/(Σ W·w)² − 1 = 1/CESS − 1, infinite where no chain is left; and the weighted
+    mean of how far its correction ``moved`` each chain, (N,), where that is finite."""
     weights, gains = relative_weights(log_weights), jnp.where(jnp.isnan(gains), -jnp.inf, gains)
     growth = relative_weights(jnp.where(weights > 0, gains, -jnp.inf))
     variance = jnp.sum(weights) * jnp.sum(weights * growth**2) / jnp.sum(weights * growth) ** 2 - 1

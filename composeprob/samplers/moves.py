@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable
 from functools import partial
 
 import equinox as eqx
@@ -30,7 +30,6 @@ from composeprob.kernels import (
 )
 from composeprob.kernels.base import Trajectory
 from composeprob.kernels.gibbs import GibbsState, in_blocks, with_field, with_parts
-from composeprob.kernels.line_integral import integrates_score
 from composeprob.kernels.metric import EUCLIDEAN
 from composeprob.kernels.step_size import as_step_size
 from composeprob.samplers.layout import Layout
@@ -41,13 +40,8 @@ from composeprob.schedule import Noise
 
 
 class Particles(eqx.Module):
-    """N chains at one level.
-
-    Attributes:
-        points: v = (y, z) of each, (N, D).
-        evaluation: of the level's density there, flat as `Layout.evaluate` makes it.
-        inner: what the kernel of each block carries (momentum, say).
-    """
+    """N chains at one level: ``points`` are v = (y, z) of each, (N, D), ``evaluation`` is that of the level's density,
+    flat as `Layout.evaluate` makes it, and ``inner`` what the kernel of each block carries (momentum, say)."""
 
     points: Array
     evaluation: Evaluation
@@ -59,8 +53,7 @@ class Block(eqx.Module):
 
     Attributes:
         name: of its sites.
-        begin, end: where they are, if they are in a row.
-        entries: their indices, if they are not; None else.
+        entries: their indices, a `range` where they are in a row.
         follows: whether its adaptive step shrinks with the level's noise: whether any of its sites is noised.
         static: which of its entries are static, where others are not, (n,) of booleans; None else.
         in_noise: whether static entries among noised ones are measured in units of the noise: not where the user gave
@@ -68,20 +61,20 @@ class Block(eqx.Module):
     """
 
     name: str = eqx.field(static=True)
-    begin: int = eqx.field(static=True)
-    end: int = eqx.field(static=True)
-    entries: tuple[int, ...] | None = eqx.field(static=True)
+    entries: range | tuple[int, ...] = eqx.field(static=True)
     follows: bool = eqx.field(static=True)
     static: Array | None
     in_noise: bool = eqx.field(static=True)
 
     @property
     def index(self) -> slice | np.ndarray:
-        return slice(self.begin, self.end) if self.entries is None else np.asarray(self.entries)
+        """What picks them out of a vector."""
+        entries = self.entries
+        return slice(entries.start, entries.stop) if isinstance(entries, range) else np.asarray(entries)
 
-    @property
-    def size(self) -> int:
-        return self.end - self.begin if self.entries is None else len(self.entries)
+    def length(self, noise: Noise) -> Array:
+        """The length, in y, that an adaptive step follows."""
+        return noise.sigma / noise.alpha if self.follows else jnp.ones_like(noise.sigma)
 
     def unit(self, noise: Noise) -> Array | None:
         """What the entries of its static sites are measured in while a step suits its noised ones, (n,)."""
@@ -97,16 +90,14 @@ class Tuning(eqx.Module):
     metric: Metric | None
 
 
-class Tally(eqx.Module):
-    """What the transitions of each chain at a level add up to, (n, B) for the B blocks of a kernel.
+Setting = tuple[tuple[Tuning, ...], Noise]
+"""What is tuned, and the noise of the level."""
 
-    Attributes:
-        acceptance: sums of the acceptance probabilities.
-        error: of acceptance × quadrature error: over all transitions that is the mean over accepted moves, without the
-            noise of which were accepted.
-        non_finite: number of moves, (n,).
-        steps: sums of the step sizes in force, (B,).
-    """
+
+class Tally(eqx.Module):
+    """What the transitions of each chain at a level add up to, (n, B) for the B blocks of a kernel: of acceptance
+    probabilities, of acceptance × quadrature ``error`` (the error over accepted moves, without the noise of which were
+    accepted), of ``non_finite`` moves, (n,), and of the step sizes in force, (B,)."""
 
     acceptance: Array
     error: Array
@@ -114,19 +105,19 @@ class Tally(eqx.Module):
     steps: Array
 
     @classmethod
-    def blank(cls, count: int, blocks: int) -> Tally:
-        zero = jnp.zeros((count, blocks))
-        return cls(zero, zero, jnp.zeros((count,), jnp.int32), jnp.zeros((blocks,)))
+    def blank(cls, chains: tuple[int, ...], blocks: int) -> Tally:
+        zero = jnp.zeros((*chains, blocks))
+        return cls(zero, zero, jnp.zeros(chains[0], jnp.int32), jnp.zeros((*chains[1:], blocks)))
 
     def adding(self, b: int | slice, info: Info, counted: Array, step: Array) -> Tally:
         """After one more transition of block b, or of all; one that is not ``counted`` can only be non-finite."""
         error = jnp.where(info.acceptance > 0, info.acceptance * info.quadrature_error, 0.0)
-        bad = info.non_finite.astype(jnp.int32)
+        bad = info.non_finite.astype(jnp.int32).reshape(len(self.non_finite), -1)
         return Tally(
-            self.acceptance.at[:, b].add(jnp.where(counted, info.acceptance, 0.0)),
-            self.error.at[:, b].add(jnp.where(counted, error, 0.0)),
-            self.non_finite + (jnp.sum(bad, axis=1) if bad.ndim == 2 else bad),
-            self.steps.at[b].add(jnp.where(counted, step, 0.0)),
+            self.acceptance.at[..., b].add(jnp.where(counted, info.acceptance, 0.0)),
+            self.error.at[..., b].add(jnp.where(counted, error, 0.0)),
+            self.non_finite + jnp.sum(bad, axis=1, dtype=jnp.int32),
+            self.steps.at[..., b].add(jnp.where(counted, step, 0.0)),
         )
 
 
@@ -157,18 +148,20 @@ class Transitions(eqx.Module):
         parts: dict[str, Kernel] = {}
         places = []
         for part, names in zip(blocks.kernels, blocks.sites, strict=True):
-            rule, metric, entries = as_step_size(part.step_size), getattr(part, "metric", None), layout.entries(names)
-            adaptive, extent = isinstance(rule, Adaptive), _extent(density, names)
+            rule, metric, where = as_step_size(part.step_size), getattr(part, "metric", None), layout.entries(names)
+            adaptive, kinds, name = isinstance(rule, Adaptive), {sites[site].kind for site in names}, ", ".join(names)
+            powers = [np.asarray(density.top.power[site]).max() for site in names if site in density.top.power]
             steps = (
-                rule.starting(part, *extent) if isinstance(rule, Adaptive) else resolve(rule, density.schedule, part)
+                rule.starting(part, max(len(where), 1), float(max(1.0, *powers)) if powers else 1.0)
+                if isinstance(rule, Adaptive)
+                else resolve(rule, density.schedule, part)
             )
-            kinds = {sites[name].kind for name in names}
-            still = None if len(kinds) < 2 else jnp.asarray(entries >= layout.dims)
-            begin = int(entries[0]) if len(entries) else 0
-            end = begin + len(entries)
-            scattered = None if np.array_equal(entries, np.arange(begin, end)) else tuple(map(int, entries))
-            name, in_noise = ", ".join(names), adaptive or isinstance(metric, Estimated)
-            places.append(Block(name, begin, end, scattered, kinds != {"static"}, still, in_noise))
+            begin = int(where[0]) if len(where) else 0
+            row = range(begin, begin + len(where))
+            entries = row if np.array_equal(where, row) else tuple(map(int, where))
+            still = None if len(kinds) < 2 else jnp.asarray(where >= layout.dims)
+            in_noise = adaptive or isinstance(metric, Estimated)
+            places.append(Block(name, entries, kinds != {"static"}, still, in_noise))
             part = with_field(part, "step_size", steps)
             if isinstance(metric, Metric) and metric is not EUCLIDEAN:
                 part = with_field(part, "metric", _flat_metric(metric, part, names, name, density))
@@ -187,30 +180,10 @@ class Transitions(eqx.Module):
         return self.count + max(rule.warmup if rule else 0 for rule in self.adaptive)
 
     @property
-    def evaluations(self) -> int:
-        """Evaluations a level and chain."""
-        return self.total * self.kernel.evaluations_per_step
-
-    @property
-    def proposals(self) -> int:
-        """Moves a level and chain that can turn out non-finite."""
-        return self.total * len(self.blocks)
-
-    @property
     def settling(self) -> int:
         """Transitions that adapt the step sizes once more before the first draw: down the levels they lag behind, and
         at level 0 they stop shrinking."""
         return tuning.WARM_UP.settling if any(self.adaptive) else 0
-
-    @property
-    def noised(self) -> bool:
-        """Whether any site is noised."""
-        return self.layout.dims > 0
-
-    @property
-    def integrates_score(self) -> bool:
-        """Whether the accept test of a block integrates the score."""
-        return any(map(integrates_score, self.kernel.kernels))
 
     @property
     def measures(self) -> bool:
@@ -226,15 +199,17 @@ class Transitions(eqx.Module):
     def untuned(self, num_chains: int) -> tuple[Tuning, ...]:
         """log c where it starts, and no metric known, for N chains."""
 
-        def start(part: Kernel, block: Block) -> Tuning:
-            rule, kind = part.step_size, self._kind(part, block, num_chains)
-            metric = None if kind == "none" else unmeasured(kind, self._like(block))
-            return Tuning(rule.log_scale if isinstance(rule, Adaptive) else jnp.zeros(()), metric)
+        def start(b: int, rule: Adaptive | None) -> Tuning:
+            block, kind = self.blocks[b], self._kind(b, num_chains)
+            like = {block.name: jax.ShapeDtypeStruct((len(block.entries),), jnp.result_type(float))}
+            scale = rule.log_scale if rule else jnp.zeros(())
+            return Tuning(scale, None if kind == "none" else unmeasured(kind, like))
 
-        return tuple(map(start, self.kernel.kernels, self.blocks))
+        return tuple(start(b, rule) for b, rule in enumerate(self.adaptive))
 
-    def tuned(self, tuning: tuple[Tuning, ...], noise: Noise) -> Gibbs:
+    def tuned(self, setting: Setting) -> Gibbs:
         """The kernel in the metrics that are in force."""
+        tuning, noise = setting
 
         def in_force(part: Kernel, known: Tuning, block: Block) -> Kernel:
             given, unit = getattr(part, "metric", None), block.unit(noise)
@@ -250,8 +225,7 @@ class Transitions(eqx.Module):
         """The step size in force of block b, in y."""
         part, block = self.kernel.kernels[b], self.blocks[b]
         if isinstance(part.step_size, Adaptive):
-            length = noise.sigma / noise.alpha if block.follows else jnp.ones_like(noise.sigma)
-            return jnp.exp(log_scale) * length**part.scale_exponent
+            return jnp.exp(log_scale) * block.length(noise) ** part.scale_exponent
         assert isinstance(part.step_size, Array)
         return part.step_size[noise.index] * self.per_unit(b, noise)
 
@@ -259,78 +233,42 @@ class Transitions(eqx.Module):
         """What a step of block b in y is of the same step in x, α^−p."""
         return noise.alpha ** -self.kernel.kernels[b].scale_exponent if self.blocks[b].follows else jnp.ones(())
 
-    def step_sizes(self, tuning: tuple[Tuning, ...], noise: Noise) -> list[Array]:
-        """Those of all blocks, in y."""
-        return [self.step_size(b, known.log_scale, noise) for b, known in enumerate(tuning)]
-
     def steps_in_x(self, tuning: tuple[Tuning, ...], noise: Noise) -> Array:
         """Those of all blocks, in x, (…, B) where what is tuned and the noise are (…)."""
-        steps = self.step_sizes(tuning, noise)
-        return jnp.stack([step / self.per_unit(b, noise) for b, step in enumerate(steps)], axis=-1)
+        sizes = [self.step_size(b, known.log_scale, noise) / self.per_unit(b, noise) for b, known in enumerate(tuning)]
+        return jnp.stack(sizes, axis=-1)
 
-    def adapted(self, b: int, log_scale: Array, mean: Array, num_chains: int, counted: Array) -> Array:
-        """log c of block b after a transition of N chains with this mean acceptance; ends a warm-up if ``counted``."""
+    def adapted(self, b: int, known: Tuning, mean: Array, num_chains: int, counted: Array | bool) -> Tuning:
+        """Block b's step size after a transition of N chains with this mean acceptance, which ends a warm-up if it is
+        ``counted``."""
         part = self.kernel.kernels[b]
         if not isinstance(rule := part.step_size, Adaptive):
-            return log_scale
+            return known
         # The mean of few chains is mostly noise.
         gain = rule.gain * num_chains / (num_chains + tuning.STEP_SIZE.few_chains)
-        moved = adapt(log_scale, mean, rule.target(part), gain)
-        return jnp.where(counted, log_scale, moved) if rule.warmup else moved
+        moved = adapt(known.log_scale, mean, rule.target(part), gain)
+        return Tuning(jnp.where(counted, known.log_scale, moved) if rule.warmup else moved, known.metric)
 
     def measured(
-        self,
-        spread: Spread,
-        tuning: tuple[Tuning, ...],
-        noise: Noise,
-        moved: Array,
-        changed: Array,
-        num_chains: int,
+        self, spread: Spread, tuning: tuple[Tuning, ...], noise: Noise, moved: Array, changed: Array, num_chains: int
     ) -> tuple[Tuning, ...]:
-        """The metrics that the moves of all chains at a level give, for the transitions that follow.
+        """The metrics, for the transitions that follow, from how far each chain went at a level and how much its score
+        changed, (n, D)."""
 
-        Args:
-            moved, changed: how far each chain went, and how much its score changed, (n, D).
-        """
-
-        def update(known: Tuning, part: Kernel, block: Block) -> Tuning:
-            if known.metric is None:
+        def update(b: int, known: Tuning) -> Tuning:
+            if (before := known.metric) is None:
                 return known
-            length = noise.sigma / noise.alpha if block.follows else jnp.ones_like(noise.sigma)
-            units = jnp.full((block.size,), length)
-            units = units if block.static is None else jnp.where(block.static, 1.0, units)
+            block, kind = self.blocks[b], self._kind(b, num_chains)
+            units = jnp.full((len(block.entries),), block.length(noise))
+            scale = {block.name: units if block.static is None else jnp.where(block.static, 1.0, units)}
             rows = spread.gather(jnp.concatenate([moved[:, block.index], changed[:, block.index]], axis=1))
-            kind, size = self._kind(part, block, num_chains), block.size
 
             def solve(rows: Array) -> Metric:
-                return measured(kind, known.metric, {block.name: units}, rows[:, :size], rows[:, size:])  # type: ignore[arg-type]
+                return measured(kind, before, scale, *jnp.split(rows, 2, axis=1))
 
             return dataclasses.replace(known, metric=spread.on_population(solve, rows))
 
-        return tuple(map(update, tuning, self.kernel.kernels, self.blocks))
-
-    def transition(
-        self,
-        spread: Spread,
-        keys: Array,
-        chains: Particles,
-        density: AnnealedDensity,
-        tuning: tuple[Tuning, ...],
-        noise: Noise,
-        parts: bool,
-    ) -> tuple[Particles, Info, Array]:
-        """One transition of every chain, whose kernels evaluate the density themselves.
-
-        Args:
-            keys: of this transition, (n,).
-            parts: whether evaluations have theirs.
-
-        Returns:
-            The chains; the `Info` of each, (n, B); and the step sizes in force, of x, (B,).
-        """
-        step = partial(self.step, density, parts, tuning, noise)
-        moved, info = spread.map(step, keys, chains)
-        return moved, info, self.steps_in_x(tuning, noise)
+        return tuple(update(b, known) for b, known in enumerate(tuning))
 
     def settled(
         self,
@@ -339,42 +277,32 @@ class Transitions(eqx.Module):
         chains: Particles,
         density: AnnealedDensity,
         tuning: tuple[Tuning, ...],
-        noise: Noise,
         i: Array | int,
         thin: Array,
         parts: bool,
     ) -> tuple[Particles, tuple[Tuning, ...], Tally]:
-        """The transitions at level 0 that lead to draw i: ``thin`` of them, before the first one `settling` ones too.
-
-        In these step sizes settle, at the mean of their second half: it has less noise than the last one.
-
-        Args:
-            words: of the stream of draws, (n, 2).
-            noise: of level 0.
-            parts: whether evaluations have theirs.
-
-        Returns:
-            The chains, what adapts, and the tally of the ``thin`` transitions.
-        """
-        settled, count = jnp.int32(self.settling), len(self.blocks)
-        metrics, num_chains = [known.metric for known in tuning], spread.number_of(words)
+        """The transitions at level 0 that lead to draw i, and the tally of them: ``thin``, and before the first draw
+        `settling` ones, in which step sizes settle, at the mean of their second half: it has less noise than the last
+        one. Random numbers are those of ``words``, (n, 2)."""
+        settled, noise, num_chains = jnp.int32(self.settling), density.schedule.at(0), spread.number_of(words)
 
         def tuned(scales: Array) -> tuple[Tuning, ...]:
-            return tuple(Tuning(c, metric) for c, metric in zip(scales, metrics, strict=True))
+            return tuple(Tuning(c, known.metric) for c, known in zip(scales, tuning, strict=True))
 
         def transition(t: Array, carry: tuple[Particles, Array, Array, Tally]) -> tuple[Particles, Array, Array, Tally]:
             chains, scales, recent, tally = carry
             keys, counted = spread.map(lambda words: key_of(words, t), words), t >= settled
-            moved = self.transition(spread, keys, chains, density, tuned(scales), noise, parts)
-            chains, info, steps = moved
-            tally = tally.adding(slice(None), info, counted, steps)
+            setting = tuned(scales), noise
+            chains, info = spread.map(partial(self.step, density, parts, setting), keys, chains)
+            tally = tally.adding(slice(None), info, counted, self.steps_in_x(*setting))
             if not self.settling:
                 return chains, scales, recent, tally
 
             def adapt(scales: Array, recent: Array) -> tuple[Array, Array]:
-                mean = mean_acceptance(info.acceptance, spread.total, num_chains)
-                blocks = [self.adapted(b, scales[b], mean[b], num_chains, jnp.asarray(False)) for b in range(count)]
-                scales = jnp.stack(blocks)
+                means = mean_acceptance(info.acceptance, spread.total, num_chains)
+                pairs = zip(setting[0], means, strict=True)
+                new = [self.adapted(b, *pair, num_chains, False) for b, pair in enumerate(pairs)]
+                scales = jnp.stack([known.log_scale for known in new])
                 recent = recent + jnp.where(2 * t >= settled, scales, 0.0)
                 return jnp.where(t == settled - 1, recent / (settled - settled // 2), scales), recent
 
@@ -382,7 +310,7 @@ class Transitions(eqx.Module):
             return chains, scales, recent, tally
 
         scales = jnp.stack([known.log_scale for known in tuning])
-        start = (chains, scales, jnp.zeros_like(scales), Tally.blank(len(words), count))
+        start = (chains, scales, jnp.zeros_like(scales), Tally.blank((len(words),), len(tuning)))
         first = jnp.where(i == 0, 0, settled + i * thin)
         chains, scales, _, tally = jax.lax.fori_loop(first, settled + (i + 1) * thin, transition, start)
         return chains, tuned(scales), tally
@@ -390,77 +318,53 @@ class Transitions(eqx.Module):
     # A single chain
 
     def step(
-        self,
-        density: AnnealedDensity,
-        parts: bool,
-        tuning: tuple[Tuning, ...],
-        noise: Noise,
-        key: Array,
-        particle: Particles,
+        self, density: AnnealedDensity, parts: bool, setting: Setting, key: Array, particle: Particles
     ) -> tuple[Particles, Info]:
         """One transition, whose kernels evaluate the density themselves; the `Info` has B entries."""
+        tuning, noise = setting
 
         def target(position: Position) -> Evaluation:
             v = self.join(particle.points, position)
             return self.view(self.layout.evaluate(density, v, noise.index, parts))
 
-        gibbs, steps = self.tuned(tuning, noise), self.step_sizes(tuning, noise)
-        state, info = gibbs.step(key, self.state(particle), target, steps)
+        steps = [self.step_size(b, known.log_scale, noise) for b, known in enumerate(tuning)]
+        state, info = self.tuned(setting).step(key, self.state(particle), target, steps)
         return self.particle(state, particle), info
 
     def noise_size(self, b: int) -> int:
         """How many standard normals a transition of block b takes."""
-        return self.kernel.kernels[b].noise_size({self.blocks[b].name: jnp.zeros((self.blocks[b].size,))})
+        block = self.blocks[b]
+        return self.kernel.kernels[b].noise_size({block.name: jnp.zeros((len(block.entries),))})
 
-    def begin(
-        self, b: int, tuning: tuple[Tuning, ...], noise: Noise, particle: Particles, normals: Array
-    ) -> tuple[PyTree[Array], Array]:
+    def begin(self, b: int, setting: Setting, particle: Particles, normals: Array) -> tuple[PyTree[Array], Array]:
         """Block b's transition begins: its trajectory, and v where the first evaluation is wanted, (D,)."""
-        gibbs, step = self.tuned(tuning, noise), self.step_size(b, tuning[b].log_scale, noise)
+        gibbs, step = self.tuned(setting), self.step_size(b, setting[0][b].log_scale, setting[1])
         state = gibbs.block_state(b, self.state(particle))
         trajectory, position = gibbs.kernels[b].begin(normals, state, step)
-        return _cut(trajectory), self.join(particle.points, position)
+        return _starting(trajectory, None), self.join(particle.points, position)
 
     def advance(
-        self,
-        b: int,
-        i: Array | int,
-        tuning: tuple[Tuning, ...],
-        noise: Noise,
-        particle: Particles,
-        trajectory: PyTree[Array],
-        found: Evaluation,
+        self, b: int, i: Array, setting: Setting, particle: Particles, trajectory: PyTree[Array], found: Evaluation
     ) -> tuple[PyTree[Array], Array]:
         """It goes on after its evaluation i, which was not the last: as `begin`."""
-        gibbs = self.tuned(tuning, noise)
+        gibbs = self.tuned(setting)
         evaluation, state = gibbs.block_evaluation(b, self.view(found)), gibbs.block_state(b, self.state(particle))
-        trajectory, position = gibbs.kernels[b].advance(i, _restored(trajectory, state), evaluation)
-        return _cut(trajectory), self.join(particle.points, position)
+        trajectory, position = gibbs.kernels[b].advance(i, _starting(trajectory, state), evaluation)
+        return _starting(trajectory, None), self.join(particle.points, position)
 
     def finish(
-        self,
-        b: int,
-        tuning: tuple[Tuning, ...],
-        noise: Noise,
-        particle: Particles,
-        trajectory: PyTree[Array],
-        found: Evaluation,
+        self, b: int, setting: Setting, particle: Particles, trajectory: PyTree[Array], found: Evaluation
     ) -> tuple[Particles, Info]:
         """It is accepted, or not, after its last evaluation."""
-        gibbs = self.tuned(tuning, noise)
-        trajectory = _restored(trajectory, gibbs.block_state(b, self.state(particle)))
+        gibbs, chain = self.tuned(setting), self.state(particle)
+        trajectory = _starting(trajectory, gibbs.block_state(b, chain))
         state, info = gibbs.kernels[b].finish(trajectory, gibbs.block_evaluation(b, self.view(found)))
-        return self.particle(gibbs.merged(b, self.state(particle), state), particle), info
+        return self.particle(gibbs.merged(b, chain, state), particle), info
 
     def start(self, words: Array, v: Array, found: Evaluation) -> Particles:
         """A chain at its first level, where it was evaluated."""
         state = self.kernel.init(key_of(words, Stream.STATES), self.split(v), lambda _: self.view(found))
         return Particles(v, found, state.inner)
-
-    def relevel(self, particle: Particles) -> Particles:
-        """A chain at another level, where it was evaluated."""
-        state = self.kernel.relevel(self.state(particle), lambda _: self.view(particle.evaluation))
-        return self.particle(state, particle)
 
     def split(self, v: Array) -> Position:
         """The blocks' entries of a vector (D,), or of a gradient."""
@@ -471,7 +375,7 @@ class Transitions(eqx.Module):
         for block in self.blocks:
             if block.name in position:
                 entries = position[block.name].astype(v.dtype)
-                v = entries if entries.shape == v.shape and block.entries is None else v.at[block.index].set(entries)
+                v = entries if block.entries == range(len(v)) else v.at[block.index].set(entries)
         return v
 
     def view(self, found: Evaluation) -> Evaluation:
@@ -484,36 +388,25 @@ class Transitions(eqx.Module):
 
     def particle(self, state: GibbsState, before: Particles) -> Particles:
         """One chain as the engine holds it, after the kernel moved it from ``before``."""
-        found = state.evaluation
-        score = self.join(before.evaluation.score, found.score)
-        evaluation = dataclasses.replace(found, score=score)
-        return Particles(self.join(before.points, state.position), evaluation, state.inner)
+        score, points = (
+            self.join(before.evaluation.score, state.evaluation.score),
+            self.join(before.points, state.position),
+        )
+        evaluation = dataclasses.replace(state.evaluation, score=score)
+        return dataclasses.replace(before, points=points, evaluation=evaluation, inner=state.inner)
 
-    def _kind(self, part: Kernel, block: Block, num_chains: int) -> str:
-        """The metric that is measured for a block, ``"none"`` if none is."""
-        given = getattr(part, "metric", None)
-        if not isinstance(given, Estimated):
-            return "none"
-        return kind_of(given.kind, block.size, num_chains)
-
-    def _like(self, block: Block) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape of a block's entries."""
-        return {block.name: jax.ShapeDtypeStruct((block.size,), jnp.result_type(float))}
+    def _kind(self, b: int, num_chains: int) -> str:
+        """The metric that is measured for block b, ``"none"`` if none is."""
+        given = getattr(self.kernel.kernels[b], "metric", None)
+        return kind_of(given.kind, len(self.blocks[b].entries), num_chains) if isinstance(given, Estimated) else "none"
 
 
-def _cut(trajectory: PyTree[Array]) -> PyTree[Array]:
-    """A trajectory without the position and the evaluation that it starts from: the chain has them."""
+def _starting(trajectory: PyTree[Array], state: KernelState | None) -> PyTree[Array]:
+    """The trajectory from the state that it began with; None for none, as the chain has its position and evaluation."""
     if not isinstance(trajectory, Trajectory):
         return trajectory
-    start = dataclasses.replace(trajectory.start, position=None, evaluation=None)
-    return dataclasses.replace(trajectory, start=start)
-
-
-def _restored(trajectory: PyTree[Array], state: KernelState) -> PyTree[Array]:
-    """The trajectory with them again, from the state that it began with."""
-    if not isinstance(trajectory, Trajectory):
-        return trajectory
-    start = dataclasses.replace(trajectory.start, position=state.position, evaluation=state.evaluation)
+    position, evaluation = (None, None) if state is None else (state.position, state.evaluation)
+    start = dataclasses.replace(trajectory.start, position=position, evaluation=evaluation)
     return dataclasses.replace(trajectory, start=start)
 
 
@@ -529,8 +422,14 @@ def _flat_metric(
     return dataclasses.replace(metric, unit={block: jnp.concatenate(units)})
 
 
-def _extent(density: AnnealedDensity, names: tuple[str, ...]) -> tuple[int, float]:
-    """How many numbers these sites are, and the most factors, by their powers, that any of them is in."""
-    size = sum(math.prod(density.sites[name].shape) for name in names)
-    powers = [np.asarray(density.top.power[name]).max() for name in names if name in density.top.power]
-    return max(size, 1), float(max(1.0, *powers)) if powers else 1.0
+def by_kind(make: Callable[[], Kernel], density: AnnealedDensity, static: Callable[[], Kernel] | None = None) -> Kernel:
+    """One kernel, or `Gibbs` with one for the noised sites and one, ``static``, for the static ones where there are
+    both.
+
+    What noised sites can be moved by follows the level's noise, and for latents it does not: under one step size the
+    site with the shortest length sets the pace of all.
+    """
+    noised, latent = (
+        tuple(name for name, site in density.sites.items() if site.kind == kind) for kind in ("noised", "static")
+    )
+    return Gibbs({noised: make(), latent: (static or make)()}) if noised and latent else make()

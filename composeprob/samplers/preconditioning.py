@@ -28,13 +28,12 @@ from composeprob.kernels import Metric
 
 def kind_of(kind: str, size: int, num_chains: int) -> str:
     """What ``"auto"`` is for so many numbers a position and so many chains; other kinds are what they are."""
+    metric = tuning.METRIC
     if kind != "auto":
         return kind
-    if size <= tuning.METRIC.most_numbers and num_chains >= tuning.METRIC.chains_per_number * size:
+    if size <= metric.most_numbers and num_chains >= metric.chains_per_number * size:
         return "full"
-    return (
-        "diagonal" if num_chains >= tuning.METRIC.chains and num_chains * size <= tuning.METRIC.most_of_all else "none"
-    )
+    return "diagonal" if num_chains >= metric.chains and num_chains * size <= metric.most_of_all else "none"
 
 
 def unmeasured(kind: str, like: Position) -> Metric:
@@ -45,14 +44,11 @@ def unmeasured(kind: str, like: Position) -> Metric:
 
 
 def measured(kind: str, before: Metric, scale: Position, moved: Array, changed: Array) -> Metric:
-    """The metric that moves tell, or what was known before where they tell nothing.
+    """The metric by Δx and Δs of all chains, (N, d), or the one ``before`` where they leave it open. Chains that
+    stayed, or are not finite somewhere, do not count.
 
-    Args:
-        kind: ``"diagonal"`` or ``"full"``.
-        before: of the same kind.
-        scale: s for every number of a position, in its shapes: the level's noise; 1 where steps do not follow that.
-        moved, changed: Δx and Δs of all chains, (N, d), the same on every device. Chains that stayed, or are not finite
-            somewhere, do not count.
+    ``kind`` is ``"diagonal"`` or ``"full"``; ``scale`` is s for every number of a position, in its shapes: the level's
+    noise, 1 where steps do not follow that.
 
     References:
         Titsias (2023), *Optimal preconditioning and Fisher adaptive Langevin sampling*; Andrieu and Thoms (2008) for
@@ -62,14 +58,15 @@ def measured(kind: str, before: Metric, scale: Position, moved: Array, changed: 
     count = jnp.sum(sound)
     x, s = (jnp.where(sound[:, None], values, 0.0) / jnp.sqrt(jnp.maximum(count, 1)) for values in (moved, changed))
     long, steep = jnp.sqrt(jnp.sum(x**2, axis=0)), jnp.sqrt(jnp.sum(s**2, axis=0))
-    told, units = (long > 0) & (steep > 0), ravel_pytree(scale)[0]
-    known = ravel_pytree(before.unit)[0] * units
-    width = jnp.sqrt(jnp.where(told, long, 1.0) / jnp.where(told, steep, 1.0))
-    width = jnp.where(told, jnp.clip(width, known * tuning.METRIC.shrinks, known * tuning.METRIC.grows), known)
-    unit = ravel_pytree(scale)[1](width / units)
+    (units, shaped), (known, _) = ravel_pytree(scale), ravel_pytree(before.unit)
+    measurable, known = (long > 0) & (steep > 0), known * units
+    width = jnp.sqrt(long / jnp.where(measurable, steep, 1.0))
+    width = jnp.clip(width, known * tuning.METRIC.shrinks, known * tuning.METRIC.grows)
+    width = jnp.where(measurable, width, known)
+    unit = shaped(width / units)
     if kind == "diagonal":
         return Metric(unit)
-    along, across = jnp.where(told, long / width, 1.0), jnp.where(told, steep * width, 1.0)
+    along, across = (jnp.where(measurable, length, 1.0) for length in (long / width, steep * width))
     largest = jnp.max(along * across) ** 0.5  # the same factor on both changes nothing, and keeps float32 in its range
     x, s = x / width / largest, s * width / largest
     found = Metric(unit, dense=_root(x.T @ x, s.T @ s, count))
@@ -81,31 +78,22 @@ def _root(covariance: Array, slopes: Array, count: Array) -> Array:
 
     Correlations of both are shrunk: with few different moves only the diagonal is known.
     """
-    told = (jnp.diag(covariance) > 0) & (jnp.diag(slopes) > 0)
-    one = jnp.diag(jnp.where(told, 0.0, 1.0))
-    known = jnp.where(told[:, None] & told, 1.0, 0.0)
-    root = jnp.linalg.cholesky(regularised(known * covariance, count) + one)
-    values, vectors = jnp.linalg.eigh(root.T @ (regularised(known * slopes, count) + one) @ root)
+    measurable = (jnp.diag(covariance) > 0) & (jnp.diag(slopes) > 0)
+    both = measurable[:, None] & measurable
+    covariance, slopes = (
+        regularised(jnp.where(both, matrix, 0.0), count) + jnp.diag(jnp.where(measurable, 0.0, 1.0))
+        for matrix in (covariance, slopes)
+    )
+    root = jnp.linalg.cholesky(covariance)
+    values, vectors = jnp.linalg.eigh(root.T @ slopes @ root)
     return root @ vectors * jnp.maximum(values, tuning.METRIC.least_eigenvalue * values[-1]) ** -0.25
 
 
 def regularised(covariance: Array, count: Array | float) -> Array:
-    """A covariance that was estimated from so many independent points, made safely positive definite.
-
-    Its correlations are shrunk by `shrinkage`.
-
-    Args:
-        covariance: (d, d), symmetric; 0 where all points agree, which stays as it is.
-        count: n.
-    """
-    share = shrinkage(covariance.shape[0], count)
-    return covariance + share * (jnp.diag(jnp.diag(covariance)) - covariance)
-
-
-def shrinkage(size: int, count: Array | float) -> Array:
-    """How far a covariance of d numbers from n independent points is taken towards its diagonal: 1/(1 + (n/d)⁴) + 10⁻⁶.
+    """A covariance of d numbers from n independent points, taken towards its diagonal by 1/(1 + (n/d)⁴) + 10⁻⁶.
 
     In the coordinates in which the true covariance is the identity, an estimate has eigenvalues between (1 ∓ √(d/n))²:
     for n well above d it needs no shrinkage, however ill-conditioned it is, and for n ≤ d it is singular.
     """
-    return jnp.minimum(1.0 / (1.0 + (jnp.asarray(count) / size) ** 4) + tuning.METRIC.least_eigenvalue, 1.0)
+    share = 1.0 / (1.0 + (jnp.asarray(count) / len(covariance)) ** 4) + tuning.METRIC.least_eigenvalue
+    return covariance + jnp.minimum(share, 1.0) * (jnp.diag(jnp.diag(covariance)) - covariance)

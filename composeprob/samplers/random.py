@@ -1,8 +1,7 @@
 """Random numbers of chains by counter: number i of a chain depends on nothing but its words and i.
 
-The hash is Threefry-2x32, as `jax.random` has it and bit for bit the same. On processors JAX compiles it as loops, each
-of which takes as long to compile as the networks of a small density; written out it takes nothing that could be seen,
-and a level of a run needs no key but a number.
+The hash is Threefry-2x32, bit for bit as in `jax.random`; on processors JAX compiles that as loops, each of which takes
+as long to compile as the networks of a small density. A level of a run needs no key but a number.
 """
 
 from __future__ import annotations
@@ -17,28 +16,16 @@ from jax import Array
 
 
 class Stream(IntEnum):
-    """Numbers of a chain that are reserved, from 2³² − 1 down: its levels count up from 0."""
+    """Numbers of a chain that are reserved, from 2³² − 1 down, as its levels count up from 0: of its first draw, of the
+    prior's draws, of its kernel's states; and the streams of draws at level 0, of what closes a run, and of an averaged
+    potential's points."""
 
-    INITIAL = 2**32 - 1
-    """Its first draw."""
-    STATIC = 2**32 - 2
-    """The prior's draws."""
-    STATES = 2**32 - 3
-    """The states of its kernel."""
-    DRAWS = 2**32 - 4
-    """The stream of draws at level 0."""
-    CLOSING = 2**32 - 5
-    """The stream of what closes a run."""
-    POINTS = 2**32 - 6
-    """The stream of an averaged potential's points."""
+    INITIAL, STATIC, STATES, DRAWS, CLOSING, POINTS = range(2**32 - 1, 2**32 - 7, -1)
 
 
 def threefry(words: Array, number: Array | int, counter: Array | int = 0) -> tuple[Array, Array]:
-    """Two words of 32 random bits, in the shape that the arguments broadcast to.
-
-    Args:
-        words: of a key or a chain, (…, 2), NumPy's or JAX's.
-        number, counter: what is counted, unsigned of 32 bits.
+    """Two words of 32 random bits, in the shape that the arguments broadcast to: of the words of a key or a chain,
+    (…, 2), NumPy's or JAX's, and of what is counted, unsigned of 32 bits.
 
     References:
         Salmon, Moraes, Dror and Shaw 2011, *Parallel random numbers: as easy as 1, 2, 3*.
@@ -75,10 +62,8 @@ def key_of(words: Array, number: Array | int) -> Array:
 
 
 def words_of(key: Array, count: int, series: int = 0) -> tuple[Array, Array]:
-    """The words of N chains, (N, 2), and those that they share, (2,), from a random key of any kind.
-
-    They are computed on the host where the key is there. Another ``series`` of the same key has other words.
-    """
+    """The words of N chains, (N, 2), and those that they share, (2,), from a random key of any kind, others for another
+    ``series`` of it; computed on the host where the key is there."""
     data = jax.random.key_data(key)
     xp: ModuleType = jnp if isinstance(data, jax.core.Tracer) else np
     data = xp.asarray(data).astype(xp.uint32).reshape(-1, 2)

@@ -20,11 +20,10 @@ class Records(eqx.Module):
     """What is recorded of each level, every field of shape (K,), or (K, B) for the B blocks of a kernel; NaN where a
     level has no such number.
 
-    `acceptance`, `step_size` and `quadrature_error` are those of blocks. `ess` is taken before resampling, `ancestors`,
-    the number of first chains that have descendants, after it. `quadrature_error` is the mean over accepted moves: an
-    error of a path that is rejected anyway has no effect. `weight_variance` is the relative variance of the incremental
-    weights of the step to this level, and `step_error` how far its correction moved chains, in units of the noise.
-    `swaps` is the mean probability of swaps with the next noisier rung of `ReplicaExchange`.
+    `acceptance`, `step_size` and `quadrature_error`, the mean over accepted moves, are those of blocks. `ess` is taken
+    before resampling, `ancestors`, the number of first chains that have descendants, after it. `weight_variance` is the
+    relative variance of the incremental weights of the step to this level, `step_error` how far its correction moved
+    chains, in units of the noise; `swaps` the mean probability of swaps with the next noisier rung.
     """
 
     acceptance: Array
@@ -56,8 +55,7 @@ class Records(eqx.Module):
 
 
 class NoRecords(Records):
-    """Records that stay empty, for runs that are compiled and not made: what only they would need is not computed, such
-    as means over the chains of all devices."""
+    """Records that stay empty, for runs that are compiled and not made: without means over all devices' chains."""
 
     def at(self, level: Array, **values: Array) -> NoRecords:
         return self
@@ -69,24 +67,22 @@ class NoRecords(Records):
 class Run(eqx.Module):
     """N chains at one level: everything that the next level needs.
 
-    `Sampler.start` and `Sampler.advance` run on every device, and see there the chains, keys and log-weights of that
-    device only; all else is the same everywhere.
+    `Sampler.start` and `Sampler.advance` run on every device, and see there the part of that device of what is by chain
+    (`BY_CHAIN`); all else is the same everywhere.
 
     Attributes:
         chains: the sampler's own state of every chain, each leaf of shape (N, …).
         words: random words of every chain, (N, 2): chain i's noise depends on nothing but these and the level.
         shared: words for what chains decide together (resampling), (2,).
         log_weights: log-weights, (N,).
-        path_weights: what independent chains would weigh by their paths, in logarithms and up to a constant, (N,): the
-            check of modes' shares reads them, and nothing else does.
-        log_evidence: log of the estimated ∫π, a scalar.
-        evidence_variance: the relative variance of that estimate, a scalar.
+        path_weights: what independent chains would weigh by their paths, (N,), in logarithms and up to a constant: the
+            check of modes' shares reads them, and takes them for the run's weights where they mend shares.
+        log_evidence: log of the estimated ∫π, a scalar; ``evidence_variance`` is its relative variance.
         ancestors: the first chain that each chain descends from, (N,) of 0 … N − 1.
         tuning: what adapts of each block of the kernel.
         records: what happened at each level.
-        stayed: transitions of a warm-up at the target, a scalar, and ``drift``, by how much its last block still moved
-            the population.
-        global_acceptance: mean probability with which global moves were accepted, a scalar; NaN before there were any.
+        stayed: transitions of a warm-up at the target, and ``drift``, by how much its last block moved the population.
+        global_acceptance: mean probability with which global moves were accepted; NaN before there were any.
         visits: the levels that it visits, and how many it has visited.
         spread: which chains are where, and how many are evaluated at once.
     """
@@ -110,40 +106,35 @@ class Run(eqx.Module):
     @classmethod
     def places(cls) -> Run:
         """Where each part of a run is, as `jax.shard_map` wants it."""
-        return cls(chains, chains, everywhere, chains, chains, *(everywhere,) * 10)  # type: ignore[arg-type]
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(chains if name in BY_CHAIN else everywhere for name in names))  # type: ignore[arg-type]
 
     @property
     def without_copies(self) -> Run:
         """The same run without copies of chains, as `placed` takes it."""
-        own, words, *weights = self.spread.cut((self.chains, self.words, self.log_weights, self.path_weights))
-        whole = dataclasses.replace(self, chains=own, words=words, spread=Spread())
-        return dataclasses.replace(whole, log_weights=weights[0], path_weights=weights[1])
+        parts = self.spread.cut({name: getattr(self, name) for name in BY_CHAIN})
+        return dataclasses.replace(self, **parts, spread=Spread())
 
 
-def begin(
-    key: Array,
-    num_chains: int,
-    visits: Visits,
-    spread: Spread = Spread(),  # noqa: B008 - immutable
-    series: int = 0,
-) -> Run:
-    """A run without chains: random words, equal weights, empty records; made on the host, so that nothing is compiled.
-    Another ``series`` of the same key has other random words."""
+BY_CHAIN = ("chains", "words", "log_weights", "path_weights")
+"""The parts of a run that lead with the chains' axis."""
+
+
+def begin(key: Array, num_chains: int, visits: Visits, spread: Spread | None = None, series: int = 0) -> Run:
+    """A run without chains: random words, others for another ``series`` of the same key, equal weights, empty records;
+    made on the host, so that nothing is compiled."""
     words, shared = words_of(key, num_chains, series)
     precision = jnp.result_type(float)
     zero, equal, none = np.zeros((), precision), np.zeros((num_chains,), precision), np.zeros((), np.int32)
     unknown, ancestors = np.full((), np.nan, precision), np.arange(num_chains, dtype=np.int32)
     records = Records.empty(len(visits.order))
-    rest: PyTree[Array] = (equal, equal, zero, zero, ancestors, (), records, none, zero, unknown, visits, spread)
-    return jax.tree.map(jax.device_put, Run(None, words, shared, *rest))
+    weights: PyTree[Array] = (equal, equal, zero, zero, ancestors)
+    rest: PyTree[Array] = ((), records, none, zero, unknown, visits, spread or Spread())
+    return jax.tree.map(jax.device_put, Run(None, words, shared, *weights, *rest))
 
 
 def placed(run: Run, spread: Spread) -> Run:
     """The same run of N chains, spread so."""
-    by_chain = (run.chains, run.words, run.log_weights, run.path_weights)
-    own, words, log_weights, path_weights = spread.place(spread.padded(by_chain), chains)
-    common = (run.log_evidence, run.evidence_variance, run.ancestors, run.tuning, run.records)
-    rest: PyTree[Array] = (*common, run.stayed, run.drift, run.global_acceptance, run.visits, spread)
-    return Run(
-        own, words, spread.place(run.shared, everywhere), log_weights, path_weights, *spread.place(rest, everywhere)
-    )
+    parts = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)} | {"spread": spread}
+    by_chain = spread.place(spread.padded({name: parts.pop(name) for name in BY_CHAIN}), chains)
+    return Run(**by_chain, **spread.place(parts, everywhere))

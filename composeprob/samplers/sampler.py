@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import math
 from functools import partial
@@ -25,8 +26,8 @@ from composeprob.pytree import where
 from composeprob.samplers.closing import Closing
 from composeprob.samplers.descent import Descent, summed
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.meet import Meet
-from composeprob.samplers.moves import Particles, Tally, Transitions, Tuning
+from composeprob.samplers.meet import Meet, Swap
+from composeprob.samplers.moves import Particles, Transitions
 from composeprob.samplers.random import Stream, key_of, normals, stream
 from composeprob.samplers.run import Run
 from composeprob.samplers.step import ReverseStep
@@ -45,7 +46,7 @@ class Sampler(eqx.Module):
         steps_per_level: transitions at each level.
         step: what leads chains from a level to the next; None where they stay.
         weights: ``"feynman_kac"`` from scores and the compiler's rate, ``"density"`` from π_{k−1}/π_k, or None.
-        meet: how chains that are weighed exchange places.
+        meet: how chains exchange places.
         then: what closes the run at level 0.
         check_levels: whether Feynman–Kac weights are computed once more over every other level.
         moves: the transitions, once `prepare` has resolved them.
@@ -55,7 +56,7 @@ class Sampler(eqx.Module):
     steps_per_level: int = eqx.field(static=True)
     step: ReverseStep | None
     weights: str | None = eqx.field(static=True)
-    meet: Meet | None
+    meet: Meet | Swap | None
     then: tuple[Closing, ...]
     check_levels: bool = eqx.field(static=True)
     moves: Transitions | None
@@ -65,16 +66,15 @@ class Sampler(eqx.Module):
     @property
     def requires(self) -> dict[str, frozenset[str]]:
         """What the density must offer, by who needs it: ``{"HMC": {"energy", "score"}}``."""
-        needed = self._needs_of_weights()
+        needed: dict[str, frozenset[str]] = {}
+        if self.weights is not None:
+            by_weights = {"feynman_kac"} if self.weights == "feynman_kac" else {"energy", "mode_depth"}
+            needed[f"SMC(weights='{self.weights}')"] = frozenset({"score", *by_weights})
+        elif self.kernel is None:
+            needed[type(self).__name__] = frozenset({"score"})
         for closing in self.then:
             needed |= closing.requires
         return needed if self.kernel is None else {**needed, **needs(self.kernel)}
-
-    def _needs_of_weights(self) -> dict[str, frozenset[str]]:
-        if self.weights is None:
-            return {} if self.kernel is not None else {type(self).__name__: frozenset({"score"})}
-        own = {"score", "feynman_kac"} if self.weights == "feynman_kac" else {"score", "energy", "mode_depth"}
-        return {f"SMC(weights='{self.weights}')": frozenset(own)}
 
     @property
     def paces(self) -> bool:
@@ -96,8 +96,7 @@ class Sampler(eqx.Module):
     def check_order(self) -> int | None:
         """The order p at which the error of `Run.log_evidence` vanishes with the levels' distance, where it is to be
         estimated; None where it has none, or nobody asks."""
-        checked = self.check_levels and self.weights == "feynman_kac" and self.step is not None
-        return self.step.order if checked and self.step is not None else None
+        return self.step.order if self.step is not None and self.check_levels else None
 
     @property
     def integrates_score(self) -> bool:
@@ -117,25 +116,18 @@ class Sampler(eqx.Module):
     def in_numbers(self) -> Self:
         """The same, once prepared, with the steps that rules gave in the place of the rules: these are functions, and
         one that is written again, as a notebook's cell does, would be compiled again."""
-        if self.kernel is None or self.moves is None:
-            return self
-        return eqx.tree_at(lambda sampler: sampler.kernel, self, self.moves.kernel)
+        return self if self.moves is None else eqx.tree_at(lambda sampler: sampler.kernel, self, self.moves.kernel)
 
     def prepare(self, density: AnnealedDensity) -> Sampler:
         """The same sampler with everything resolved that depends on the density: step sizes per level, defaults.
-
-        Raises:
-            ComposeProbError: it cannot be used with this density.
-        """
-        for closing in self.then:
-            if self.kernel is None:
-                raise CapabilityError(
-                    f"then={closing!r} moves chains at level 0, but {type(self).__name__} has no kernel here.",
-                    where=density.described.where,
-                    fix="pass a kernel, or leave then out.",
-                )
-            closing.check(density)
+        Refused where it cannot be used with this density."""
         static = [name for name, site in density.sites.items() if site.kind == "static"]
+        if self.kernel is None and self.then:
+            raise CapabilityError(
+                f"then={self.then[0]!r} moves chains at level 0, but {type(self).__name__} has no kernel here.",
+                where=density.described.where,
+                fix="pass a kernel, or leave then out.",
+            )
         if self.kernel is None and static:
             raise CapabilityError(
                 f"{type(self).__name__} without a kernel leaves NumPyro's latents where their priors put them: "
@@ -143,6 +135,8 @@ class Sampler(eqx.Module):
                 where=density.described.where,
                 fix="pass a kernel, such as cp.UHMC(step_size=…) for score-only factors.",
             )
+        for closing in self.then:
+            closing.check(density)
         if self.kernel is None:
             return self
         moves = Transitions.resolved(self.kernel, self.steps_per_level, density)
@@ -150,11 +144,8 @@ class Sampler(eqx.Module):
 
     def with_moves(self, kernel: Kernel, steps_per_level: int) -> Self:
         """The same sampler, not yet prepared, with other transitions."""
-        new = kernel, int(steps_per_level), None
-        found = object.__new__(type(self))
-        for field in dataclasses.fields(self):
-            object.__setattr__(found, field.name, getattr(self, field.name))
-        for name, value in zip(("kernel", "steps_per_level", "moves"), new, strict=True):
+        found = copy.copy(self)
+        for name, value in (("kernel", kernel), ("steps_per_level", int(steps_per_level)), ("moves", None)):
             object.__setattr__(found, name, value)
         return found
 
@@ -179,15 +170,15 @@ class Sampler(eqx.Module):
         descents = max(completed - 1, 0)
         if self.weights is None and self.moves is None:
             return descents
-        moves = self.moves.evaluations if self.moves else 0
-        starts = 0 if self.moves is None or self.moves.noised or self.weights is not None else tuning.START.draws
+        moves = self.moves.total * self.moves.kernel.evaluations_per_step if self.moves else 0
+        starts = 0 if self.moves is None or self.moves.layout.dims or self.weights is not None else tuning.START.draws
         return starts + completed * (1 + moves) + (descents if self.step is not None and self.step.order == 2 else 0)
 
     def proposals(self) -> int:
         """Moves of one chain at one level that can turn out non-finite: transitions, adapting ones included, and the
         reverse step."""
         stepped = self.weights is not None or self.step is not None
-        return stepped + (self.moves.proposals if self.moves else 0)
+        return stepped + (self.moves.total * len(self.moves.blocks) if self.moves else 0)
 
     @property
     def drawing(self) -> tuple[int, int, int]:
@@ -206,62 +197,45 @@ class Sampler(eqx.Module):
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         """Fill in the chains' states (and first weights) at the first level, before any transition there."""
-        layout, moves, spread = Layout.of_density(density), self.moves, run.spread
-        blank, paths = layout.unevaluated(density, self.needs_parts(density)), run.path_weights
+        layout, spread = Layout.of_density(density), run.spread
+        blank = layout.unevaluated(density, self.needs_parts(density))
         if layout.dims or self.weights is not None:
             points = spread.map(partial(initial_point, layout, density, level), run.words)
         else:
             points, paths = spread.map(partial(likely_start, layout, density, level), run.words)
-
-        chains, records = spread.map(partial(self.initial_particle, blank), run.words, points), run.records
-        tuning: tuple[Tuning, ...] = ()
-        if moves is not None:
-            tuning = moves.untuned(len(run.ancestors))
-            records = type(records).empty(records.ess.shape[0], len(moves.blocks))
-        evidence = run.log_evidence if self.weights is None else first_evidence(density, level)
-        run = dataclasses.replace(run, chains=chains, tuning=tuning, records=records)
-        return dataclasses.replace(run, log_evidence=evidence, path_weights=paths)
+            run = dataclasses.replace(run, path_weights=paths)
+        run = dataclasses.replace(run, chains=spread.map(partial(self.initial_particle, blank), run.words, points))
+        if self.moves is not None:
+            records = type(run.records).empty(len(run.records.ess), len(self.moves.blocks))
+            run = dataclasses.replace(run, tuning=self.moves.untuned(len(run.ancestors)), records=records)
+        return run if self.weights is None else dataclasses.replace(run, log_evidence=first_evidence(density, level))
 
     def initial_particle(self, blank: Evaluation, words: Array, v: Array) -> Particles:
         """One chain at v, (D,), not evaluated yet."""
-        if (moves := self.moves) is None:
-            return Particles(v, blank)
-        return moves.start(words, v, blank)
+        return Particles(v, blank) if self.moves is None else self.moves.start(words, v, blank)
 
     def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
         """Goes on with the run's visits until ``end`` are made, or level 0 is reached; traced once for all levels."""
         way = Descent(self, density, run)
-        if way.late:
-            return jax.lax.while_loop(lambda run: run.visits.before(end), way.reverse, run)
-        carry = run, way.blank(run)
-        return jax.lax.while_loop(lambda carry: carry[0].visits.before(end), way.phase, carry)[0]
+        return jax.lax.while_loop(lambda carry: carry[0].visits.before(end), way.phase, (run, way.blank(run)))[0]
 
     def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:
-        """Makes the ``thin`` transitions at level 0 that lead to draw i, before the first one `settling` ones too.
-
-        Step sizes settle in these; then, as metrics do, they no longer change.
-        """
+        """Makes the ``thin`` transitions at level 0 that lead to draw i, before the first one those in which step sizes
+        settle too; then, as metrics do, these no longer change."""
         moves, spread = self.moves, run.spread
         assert moves is not None
         words = spread.map(lambda words: stream(words, Stream.DRAWS), run.words)
-        settings = run.chains, density, run.tuning, density.schedule.at(0)
-        chains, tuning, tally = moves.settled(spread, words, *settings, i, thin, self.needs_parts(density))
-        run = dataclasses.replace(run, chains=chains, tuning=tuning)
-        return self._recorded(run, tally, i * thin, thin)
-
-    def _recorded(self, run: Run, tally: Tally, before: Array, count: Array) -> Run:
-        """The run whose records of level 0 have ``count`` transitions more, after those of the level and ``before``."""
-        moves, records = self.moves, run.records
-        assert moves is not None
-        acceptance, error, bad = summed(tally, run.spread, count, len(run.ancestors), moves.integrates_score)
-        share = count / (moves.count + before + count)
+        settings = run.chains, density, run.tuning, i, thin
+        chains, tuning, tally = moves.settled(spread, words, *settings, self.needs_parts(density))
+        # The records of level 0 are means over all transitions there.
+        share, zero, records = thin / (moves.count + (i + 1) * thin), jnp.int32(0), run.records
+        acceptance, error, bad = summed(tally, spread, thin, len(run.ancestors), self.integrates_score)
         old, new = (1 - share) * records.acceptance[0], share * acceptance
         errors = jnp.where(old > 0, old * records.quadrature_error[0], 0.0) + jnp.where(new > 0, new * error, 0.0)
-        step_size = (1 - share) * records.step_size[0] + share * tally.steps / count
-        records = records.counting(jnp.int32(0), bad).at(
-            jnp.int32(0), acceptance=old + new, step_size=step_size, quadrature_error=errors / (old + new)
-        )
-        return dataclasses.replace(run, records=records)
+        means = {"acceptance": old + new, "quadrature_error": errors / (old + new)}
+        means["step_size"] = (1 - share) * records.step_size[0] + share * tally.steps / thin
+        records = records.counting(zero, bad).at(zero, **means)
+        return dataclasses.replace(run, chains=chains, tuning=tuning, records=records)
 
     def positions(self, run: Run, density: AnnealedDensity) -> Position:
         """The chains' positions, each leaf of shape (N, …)."""
@@ -286,7 +260,7 @@ class Sampler(eqx.Module):
 
 def initial_point(layout: Layout, density: AnnealedDensity, level: int, words: Array) -> Array:
     """N(0, s/P) at noised entries, the prior at static ones, (D,)."""
-    deviation = jnp.sqrt(density.schedule.at(level).variance / layout.power(density))
+    deviation = jnp.sqrt(density.schedule.at(level).variance / layout.power(density, level))
     y = deviation * normals(words, Stream.INITIAL, layout.dims)
     if layout.size == layout.dims:
         return y
@@ -296,12 +270,9 @@ def initial_point(layout: Layout, density: AnnealedDensity, level: int, words: A
 
 
 def likely_start(layout: Layout, density: AnnealedDensity, level: int, words: Array) -> tuple[Array, Array]:
-    """One of `tuning.START.draws` draws of the prior, with probabilities in proportion to their likelihood, and what it
-    weighs: log of the mean of these likelihoods, under which such draws have the posterior's distribution.
-
-    A chain that starts far out in a heavy tail would stay there: the step size that suits the others is too long for
-    it. Chains remain independent.
-    """
+    """One of `tuning.START.draws` draws of the prior, with probabilities in proportion to their likelihood, and log of
+    the mean of these, under which such draws have the posterior's distribution: a chain that starts far out in a heavy
+    tail would stay there, as the step size that suits the others is too long for it."""
     alpha, key = density.schedule.at(level).alpha, key_of(words, Stream.INITIAL)
 
     def race(i: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -313,8 +284,8 @@ def likely_start(layout: Layout, density: AnnealedDensity, level: int, words: Ar
         v, score = where(rival[1] >= best[1], rival, best[:2])
         return v, score, jnp.logaddexp(best[2], log_weight)
 
-    none = jnp.asarray(-jnp.inf)
-    v, _, total = jax.lax.fori_loop(0, tuning.START.draws, race, (jnp.zeros((layout.size,)), none, none))
+    none = jnp.zeros((layout.size,)), jnp.asarray(-jnp.inf), jnp.asarray(-jnp.inf)
+    v, _, total = jax.lax.fori_loop(0, tuning.START.draws, race, none)
     return v, total - math.log(tuning.START.draws)
 
 
@@ -322,24 +293,18 @@ def needs(kernel: Kernel) -> dict[str, frozenset[str]]:
     """What a density must offer, by the name of the kernel (or of the block's) that needs it."""
     found: dict[str, frozenset[str]] = {}
     for part in parts_of(kernel):
-        name = type(part).__name__
-        found[name] = found.get(name, frozenset()) | part.requires
+        found[type(part).__name__] = found.get(type(part).__name__, frozenset()) | part.requires
     return found
 
 
-def check_kernel(kernel: object, steps_per_level: object) -> None:
+def check_kernel(kernel: object, steps_per_level: object, optional: bool = False) -> None:
     """Refuse what is no kernel, and a number of transitions below 1."""
-    if not isinstance(kernel, Kernel):
+    if not (isinstance(kernel, Kernel) or (optional and kernel is None)):
         found = f"the class {kernel.__name__}" if isinstance(kernel, type) else repr(kernel)
         raise WrongTypeError(
             f"A sampler needs a kernel; got {found}.",
             fix="make one, for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3).",
         )
-    check_steps(steps_per_level)
-
-
-def check_steps(steps_per_level: object) -> None:
-    """Refuse a number of transitions below 1."""
     whole = isinstance(steps_per_level, (int, np.integer)) and not isinstance(steps_per_level, bool)
     if not whole or steps_per_level < 1:  # type: ignore[operator]
         raise InvalidValueError(

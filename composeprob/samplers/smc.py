@@ -5,10 +5,10 @@ from __future__ import annotations
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels import MALA, Adaptive, Kernel
-from composeprob.samplers.blocks import by_kind
 from composeprob.samplers.closing import Closing, closings
 from composeprob.samplers.meet import Meet, Resample
-from composeprob.samplers.sampler import Sampler, check_kernel, check_steps
+from composeprob.samplers.moves import by_kind
+from composeprob.samplers.sampler import Sampler, check_kernel
 from composeprob.samplers.step import ReverseStep
 
 
@@ -27,9 +27,9 @@ class SMC(Sampler):
     * ``weights="density"``: no move, and log w += log π_k(x) − log π_{k+1}(x). It trusts log-densities *between*
       modes, which energies learned by score matching do not know: for analytic or calibrated factors only.
 
-    Then the chains are resampled where the relative effective sample size is below the threshold,
-    and make ``steps_per_level`` transitions of the kernel, which leave π_k invariant. The last level always
-    resamples, so that samples have equal weights.
+    Then the chains are resampled where the relative effective sample size is below the threshold, and make
+    ``steps_per_level`` transitions of the kernel, which leave π_k invariant. The last level always resamples, so that
+    samples have equal weights.
 
     Where weights differ much, many chains become copies of few: ``result.ancestors`` says how many of the first chains
     have descendants, ``result.effective_chains`` and every standard error follow from that. Below some hundred chains
@@ -68,12 +68,9 @@ class SMC(Sampler):
         then: Closing | tuple[Closing, ...] = (),
         check_levels: bool = True,
     ):
-        if kernel is not None:
-            check_kernel(kernel, steps_per_level)
-        check_steps(steps_per_level)
-        known = ("feynman_kac", "density")
-        if weights not in known:
-            raise InvalidValueError(f"Unknown weights {weights!r}.", fix=f"use one of: {', '.join(known)}.")
+        check_kernel(kernel, steps_per_level, optional=True)
+        if weights not in ("feynman_kac", "density"):
+            raise InvalidValueError(f"Unknown weights {weights!r}.", fix="use one of: feynman_kac, density.")
         if step is not None and not isinstance(step, ReverseStep):
             raise WrongTypeError(f"step must be a cp.ReverseStep; got {step!r}.", fix="pass one, or leave step out.")
         if step is not None and weights == "density":

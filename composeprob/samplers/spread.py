@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 from numpy.typing import ArrayLike
 
+from composeprob.arguments import check_number
 from composeprob.errors import InvalidValueError, WrongTypeError
 
 Tree = TypeVar("Tree")
@@ -34,14 +36,12 @@ class Spread(eqx.Module):
 
     The rounding of a batch depends on its size (a matrix product is blocked by it) and on what the compiler fuses it
     with. With a ``chunk`` every batch has the same size, and a loop around it through which nothing is fused with it:
-    from two devices on their number changes no bit; on one the compiler simplifies otherwise (`compiler_options`).
-    The loop's length is known at run time only, or the compiler would undo it where it is 1.
+    from two devices on their number changes no bit; on one the compiler simplifies otherwise (`executable`).
 
     Attributes:
-        mesh: of two axes, `AXES`, the second of length 1 unless the user's mesh has two; None for one device and
-            nothing to spread.
+        mesh: of two axes, `AXES`, the second of length 1 unless the user's mesh has two; None for one device.
         chunk: chains in one evaluation, None for all that a device has.
-        rounds: how often a device evaluates a chunk, a scalar; None without ``chunk``.
+        rounds: how often a device evaluates a chunk; known at run time only, or the compiler would undo a loop of 1.
         copies: how many chains more than N there are.
     """
 
@@ -65,23 +65,18 @@ class Spread(eqx.Module):
                 fix="jax.make_mesh((jax.device_count(),), ('chains',)); two axes are for networks kept in parts, "
                 "jax.make_mesh((2, 4), ('chains', 'model')).",
             )
-        if chunk is not None and (not isinstance(chunk, (int, np.integer)) or isinstance(chunk, bool) or chunk < 1):
-            raise InvalidValueError(
-                f"chunk must be a whole number ≥ 1; got {chunk!r}.",
-                fix="pass the number of chains to evaluate at once.",
-            )
+        size = None if chunk is None else check_number(chunk, "chunk")
         devices = 1 if mesh is None else mesh.size
         if num_chains < devices:
             raise InvalidValueError(
                 f"{num_chains} chains cannot be spread over {devices} devices.",
                 fix=f"use {devices} chains or more, or a mesh of fewer devices.",
             )
-        own = -(-num_chains // devices)
-        over = None if mesh is None else chain_mesh(mesh.devices)
-        if chunk is None:
-            return cls(over, copies=devices * own - num_chains)
-        rounds = -(-own // int(chunk))
-        return cls(over, int(chunk), jnp.int32(rounds), devices * rounds * int(chunk) - num_chains)
+        share, over = -(-num_chains // devices), None if mesh is None else chain_mesh(mesh.devices)
+        if size is None:
+            return cls(over, copies=devices * share - num_chains)
+        rounds = -(-share // size)
+        return cls(over, size, jnp.int32(rounds), devices * rounds * size - num_chains)
 
     @property
     def devices(self) -> int:
@@ -89,18 +84,16 @@ class Spread(eqx.Module):
         return 1 if self.mesh is None else self.mesh.size
 
     def map(self, function: Callable[..., Tree], *batch: PyTree[Array]) -> Tree:
-        """``function`` of every chain of this device; each argument has their axis first, and so has what it returns.
-
-        What all chains share is closed over.
-        """
-        if self.chunk is None:
-            return jax.vmap(function)(*batch)
-        assert self.rounds is not None
-        size, evaluate = self.chunk, jax.vmap(function)
-        own = jax.tree.leaves(batch)[0].shape[0]
+        """``function`` of every chain of this device: their axis leads in each argument and in what it returns."""
+        evaluate, size, rounds = jax.vmap(function), self.chunk, self.rounds
+        if size is None or rounds is None:
+            return evaluate(*batch)
+        here = len(jax.tree.leaves(batch)[0])
 
         def write(whole: Tree, some: Tree, i: Array) -> Tree:
-            put = lambda all_, part: jax.lax.dynamic_update_slice_in_dim(all_, part, i * size, 0)  # noqa: E731
+            def put(whole: Array, some: Array) -> Array:
+                return jax.lax.dynamic_update_slice_in_dim(whole, some, i * size, 0)
+
             return jax.tree.map(put, whole, some)
 
         def evaluate_chunk(i: Array, carry: tuple[Tree, Tree, PyTree[Array]]) -> tuple[Tree, Tree, PyTree[Array]]:
@@ -111,15 +104,14 @@ class Spread(eqx.Module):
         first = _rows(batch, 0, size)
         shapes = jax.eval_shape(lambda: evaluate(*first))
         blank = jax.tree.map(lambda leaf: zeros(leaf, leaf.shape), shapes)
-        whole = jax.tree.map(lambda leaf: zeros(leaf, (own, *leaf.shape[1:])), shapes)
-        whole, last, _ = jax.lax.fori_loop(0, self.rounds, evaluate_chunk, (whole, blank, first))
-        return write(whole, last, self.rounds - 1)
+        whole = jax.tree.map(lambda leaf: zeros(leaf, (here, *leaf.shape[1:])), shapes)
+        whole, last, _ = jax.lax.fori_loop(0, rounds, evaluate_chunk, (whole, blank, first))
+        return write(whole, last, rounds - 1)
 
     def on_population(self, function: Callable[..., Tree], *values: Array) -> Tree:
         """``function`` of what every device has of all chains, arrays (N, …): as in `map`, nothing is fused with it."""
-        if self.chunk is None:
+        if self.rounds is None:
             return function(*values)
-        assert self.rounds is not None
 
         def evaluate_once(i: Array, carry: tuple[Tree, tuple[Array, ...]]) -> tuple[Tree, tuple[Array, ...]]:
             now = carry[1]
@@ -147,8 +139,8 @@ class Spread(eqx.Module):
 
     def numbers(self, values: Array) -> Array:
         """The number of each of this device's chains, given what it has a row of for each; copies have one too."""
-        own = len(values)
-        return self._device_number() * own + jnp.arange(own)
+        device = jnp.int32(0) if self.devices == 1 else jax.lax.axis_index(AXES)
+        return device * len(values) + jnp.arange(len(values))
 
     def cut(self, tree: Tree) -> Tree:
         """The N chains themselves, of arrays that have copies at their end."""
@@ -157,10 +149,6 @@ class Spread(eqx.Module):
     def padded(self, tree: Tree) -> Tree:
         """Arrays of N chains with copies of the first ones at their end."""
         return _rows(tree, 0, jax.tree.leaves(tree)[0].shape[0] + self.copies) if self.copies else tree
-
-    def _device_number(self) -> Array:
-        """The number of this device."""
-        return jnp.int32(0) if self.devices == 1 else jax.lax.axis_index(AXES)
 
     def exchange(self, chains: Tree, chosen: Array) -> Tree:
         """Put chain ``chosen[i]`` in the place of chain i, for all N of them: one collective, whatever chains hold.
@@ -173,24 +161,22 @@ class Spread(eqx.Module):
             return jax.tree.map(lambda leaf: leaf[chosen], chains)
         leaves, treedef = jax.tree.flatten(chains)
         words = [_to_words(leaf) for leaf in leaves]
-        packed = jnp.concatenate(words, axis=1)
-        own, me = len(packed), self._device_number()
-        here = jax.lax.dynamic_slice_in_dim(chosen, me * own, own)
+        packed, ends = jnp.concatenate(words, axis=1), np.cumsum([w.shape[1] for w in words])[:-1]
+        size, numbers = len(packed), self.numbers(packed)
+        here, device = chosen[numbers], numbers[0] // size
         ring = [(i, (i + 1) % self.devices) for i in range(self.devices)]
 
         def take(k: Array | int, passing: Array, taken: Array) -> Array:
             """What is needed of the chains of the device k places back."""
-            theirs = here // own == (me - k) % self.devices
-            return jnp.where(theirs[:, None], passing[here % own], taken)
+            theirs = here // size == (device - k) % self.devices
+            return jnp.where(theirs[:, None], passing[here % size], taken)
 
         def pass_on(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             passing, taken = carry
             return jax.lax.ppermute(passing, AXES, ring), take(k, passing, taken)
 
         passing, taken = jax.lax.fori_loop(0, self.devices - 1, pass_on, (packed, packed))
-        taken = take(self.devices - 1, passing, taken)
-        ends = np.cumsum([w.shape[1] for w in words])[:-1]
-        pieces = jnp.split(taken, ends, axis=1)
+        pieces = jnp.split(take(self.devices - 1, passing, taken), ends, axis=1)
         return jax.tree.unflatten(treedef, [_from_words(p, leaf) for p, leaf in zip(pieces, leaves, strict=True)])
 
     def place(self, tree: Tree, spec: PartitionSpec) -> Tree:
@@ -211,13 +197,9 @@ class Spread(eqx.Module):
 
         return jax.tree.map(put, tree)
 
-    def replicated(self, value: np.ndarray | np.generic) -> Array:
-        """An array of the host's on every device."""
-        return self.place(jnp.asarray(value), everywhere)
-
-    def number(self, value: int) -> Array:
-        """A whole number on every device."""
-        return self.replicated(np.int32(value))
+    def number(self, value: float, dtype: type = np.int32) -> Array:
+        """A number on every device, a whole one unless it is to be another."""
+        return self.place(jnp.asarray(dtype(value)), everywhere)
 
 
 everywhere, chains = PartitionSpec(), PartitionSpec(AXES)
@@ -255,27 +237,19 @@ def host(tree: PyTree[Array]) -> PyTree[np.ndarray]:
 
 def gathered_rows(rows: ArrayLike) -> np.ndarray:
     """The rows of all processes, in their order, in each of them."""
-    if jax.process_count() == 1:
-        return np.asarray(rows)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+    return np.asarray(rows if jax.process_count() == 1 else multihost_utils.process_allgather(rows, tiled=True))
 
 
 def from_first_process(*numbers: int) -> tuple[int, ...]:
     """The first process's numbers, in every process: what depends on a clock must be the same in all."""
     if jax.process_count() == 1:
         return numbers
-    from jax.experimental import multihost_utils
-
     return tuple(int(n) for n in multihost_utils.broadcast_one_to_all(np.asarray(numbers)))
 
 
 def barrier(what: str) -> None:
     """Wait until every process has come here."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices(what)
 
 
@@ -291,25 +265,25 @@ def zeros(leaf: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> Array:
     return jax.random.split(jax.random.key(0, impl=leaf.dtype._impl.name), shape)
 
 
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    """The kind of number of 32 bits or more that holds such numbers exactly."""
+    if dtype.itemsize >= WORD.itemsize:
+        return dtype
+    return jnp.dtype(jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32)
+
+
 def _to_words(leaf: Array) -> Array:
     """(n, …) as (n, words) of 32 bits."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    flat = leaf.reshape(leaf.shape[0], -1)
-    if flat.dtype.itemsize < WORD.itemsize:  # exact: every such number is a float32 or an int32
-        flat = flat.astype(jnp.float32 if jnp.issubdtype(flat.dtype, jnp.floating) else jnp.int32)
-    return jax.lax.bitcast_convert_type(flat, WORD).reshape(leaf.shape[0], -1)
+    data = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    flat = data.reshape(len(data), -1).astype(_wide(data.dtype))
+    return jax.lax.bitcast_convert_type(flat, WORD).reshape(len(data), -1)
 
 
 def _from_words(words: Array, like: Array) -> Array:
+    """What `_to_words` made words of, in the shape and of the kind of ``like``."""
     key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
     shape = jax.eval_shape(jax.random.key_data, like) if key else like
-    dtype = shape.dtype
-    if dtype.itemsize < WORD.itemsize:
-        wide = jnp.dtype(jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32)
-    else:
-        wide = dtype
-    pairs = words.reshape(len(words), -1, wide.itemsize // WORD.itemsize)
-    flat = jax.lax.bitcast_convert_type(pairs if pairs.shape[-1] > 1 else pairs[..., 0], wide)
-    values = flat.astype(dtype).reshape(shape.shape)
+    pairs = words.reshape(len(words), -1, _wide(shape.dtype).itemsize // WORD.itemsize)
+    flat = jax.lax.bitcast_convert_type(pairs if pairs.shape[-1] > 1 else pairs[..., 0], _wide(shape.dtype))
+    values = flat.astype(shape.dtype).reshape(shape.shape)
     return jax.random.wrap_key_data(values, impl=jax.random.key_impl(like)) if key else values

@@ -62,15 +62,11 @@ class ReverseStep(eqx.Module):
     def __check_init__(self) -> None:
         if self.order not in (1, 2):
             raise InvalidValueError(f"The order of a step is 1 or 2; got {self.order!r}.", fix="leave order out for 2.")
-        controls = ("affine", "none")
-        if self.control not in controls:
-            raise InvalidValueError(f"Unknown control {self.control!r}.", fix=f"use one of: {', '.join(controls)}.")
-        if self.twist is not None:
-            number = isinstance(self.twist, (int, float)) and not isinstance(self.twist, bool)
-            if not number or not 0 <= self.twist < math.inf:
-                raise InvalidValueError(
-                    f"twist must be a number ≥ 0; got {self.twist!r}.", fix="for example twist=0.5."
-                )
+        if self.control not in ("affine", "none"):
+            raise InvalidValueError(f"Unknown control {self.control!r}.", fix="use one of: affine, none.")
+        number = isinstance(self.twist, (int, float)) and not isinstance(self.twist, bool)
+        if self.twist is not None and not (number and 0 <= self.twist < math.inf):
+            raise InvalidValueError(f"twist must be a number ≥ 0; got {self.twist!r}.", fix="for example twist=0.5.")
         check_range(self.eta, "ReverseStep(eta=)", 0.0, 1.0 + 1e-6, closed=True, fix="a number in [0, 1]")
 
     def __repr__(self) -> str:
@@ -109,14 +105,11 @@ class Step(eqx.Module):
 
     @classmethod
     def ddpm(cls, s1: Array, s0: Array, eta: Array | float = 1.0, power: Array | float = 1.0) -> Step:
-        """DDPM's ancestral step at η = 1, DDIM's deterministic one at η = 0; of P factors whose data are points where
-        a power P is given.
+        """DDPM's ancestral step at η = 1, DDIM's deterministic one at η = 0 (Ho et al. 2020; Song, Meng and Ermon 2021,
+        equation 12); of P factors whose data are points where a power P is given.
 
         In x this is x' = α'·x̂₀ + √(σ'² − v)·ε̂ + √v·ξ with v = η²·β·σ'²/σ²; in y, Q = η²·s₀·h/s₁ and
         G = s₁ − √(s₁·(s₀ − Q)), both divided by P.
-
-        References:
-            Ho et al. 2020; Song, Meng and Ermon 2021, equation 12.
         """
         variance = eta**2 * s0 * (s1 - s0) / s1
         gain = s1 - jnp.sqrt(s1 * jnp.maximum(s0 - variance, 0.0))
@@ -138,14 +131,9 @@ class Step(eqx.Module):
         For one factor it is the forward diffusion, of gain 0. Scores of a product sum to P times those of noise, and a
         reverse step then draws chains together P times as strongly, which noise alone would not undo: the weights of
         walks would degenerate. With y ~ N(0, V) at s₁ and S = −P·y/s at both ends, y at s₁ is Gaussian given y at s₀.
-        Where there is signal the gain vanishes beside y.
-
-        Args:
-            s1, s0: σ²/α² at both ends, where `ddpm` starts and where it ends.
-            power: P, (d,).
-            mixed: whether kernels or weights bring chains to π_k, so that V = s₁/P; steps alone make it s₁/(2P − 1).
-            weights: Feynman–Kac weights ½(P² − P)·y²/s per unit of log-SNR widen V; it is kept away from an improper
-                density.
+        Where there is signal the gain vanishes beside y. V is s₁/P if kernels or weights bring chains to π_k
+        (``mixed``), s₁/(2P − 1) if there are steps alone; Feynman–Kac weights ½(P² − P)·y²/s per unit of log-SNR widen
+        it, but not to an improper density.
         """
         precision = power if mixed else jnp.maximum(2 * power - 1, power)
         if weights == "feynman_kac":  # half of a trapezoid's weight falls to the upper end
@@ -168,14 +156,9 @@ class Step(eqx.Module):
         K = s₀/s₁ and Q = s₀·h/s₁, DDPM's step. A Gaussian of variance c has n = c + s, a product of P of them with its
         control 2(c + s)/(P + 1): exact for any h and P.
 
-        The basis is that of the mean slope's eigenvectors; what is not diagonal in it counts as not linear.
-
-        Args:
-            first, last: the slopes at both ends, (d, d) or (d,).
-            s1, s0: σ²/α² at both ends.
-            power: P, (d,).
-            both: whether the second slope is known; else it is what a product of P equal Gaussians has there, and
-                ``last`` must be the first one.
+        The basis is that of the mean slope's eigenvectors; what is not diagonal in it counts as not linear. The slopes
+        ``first`` and ``last`` are (d, d) or (d,); where not ``both`` are known the second is what a product of P equal
+        Gaussians has there, and ``last`` must be the first one.
         """
         basis, slope, end_slope = None, first, last
         if first.ndim == 2:
@@ -201,22 +184,17 @@ class Step(eqx.Module):
 
         What follows ∇log(F·E) + u only leaves it to the weights to pick the chains that found the data by chance. So
         ∇log G shifts the step too, by at most ``twist`` times the length √d of its noise: where G is much narrower than
-        the level's noise, its whole gradient would throw chains far off.
+        the level's noise, its whole gradient would throw chains far off. This is the twisted proposal of Wu, Trippe,
+        Naesseth, Blei and Cunningham (2023), *Practical and asymptotically exact conditional sampling in diffusion
+        models*.
 
         Args:
-            y: (d,).
-            drift: S + u, (d,).
-            score: the same and ∇_y log G, (d,).
-            noise: z, (d,), standard normal.
+            y, drift, score, noise: y, S + u, the same and ∇_y log G, and z ~ N(0, I), (d,).
             twist: None for no limit.
 
         Returns:
             y', (d,); the noise in it, z and the shift, in the coordinates of y, (d,); and log p(y')/q(y'), with p the
             law along the drift and q the one that was drawn from, a scalar.
-
-        References:
-            Wu, Trippe, Naesseth, Blei and Cunningham (2023), *Practical and asymptotically exact conditional sampling
-            in diffusion models*: the twisted proposal.
         """
         z, shift = self._into(noise), self.shift(drift, score, twist)
         twisted = z + shift
@@ -228,31 +206,18 @@ class Step(eqx.Module):
         return moved, self._out(twisted), 0.5 * jnp.sum((z - twisted) * (z + twisted))
 
     def shift(self, drift: Array, score: Array, twist: float | None) -> Array:
-        """How far the twist moves the step, in units of its noise and coordinates of U, (d,); arguments as of
-        `predict`."""
+        """How far the twist moves the step, in units of its noise and coordinates of U, (d,)."""
         pull = self.gain * self._into(score - drift) / self.noise
         if twist is None:
             return pull
-        length = jnp.sum(pull**2)
-        longest = jnp.minimum(1.0, twist * jnp.sqrt(drift.size / jnp.maximum(length, 1e-30)))
-        share = jnp.where(jnp.isfinite(length), longest, 0.0)
-        # Entry by entry, before the product: chosen after it, by chain, some compilers round a sum with it once and
-        # others twice, and samples depend on the number of devices.
-        return share * jnp.where(jnp.isfinite(pull), pull, 0.0)
+        return within(pull, pull, twist)
 
     def correct(
         self, start: Array, drift: Array, predicted: Array, end_drift: Array, noise: Array
     ) -> tuple[Array, Array]:
-        """The step once more with the same noise, by what is known at both ends: Heun's method for what is not linear.
-
-        Args:
-            start, drift: y and S + u there, (d,).
-            predicted, end_drift: where `predict` led, and S + u there, (d,).
-            noise: that of `predict`, (d,).
-
-        Returns:
-            y', (d,), and the mean square of how far it is from the predicted one, in units of the density's width.
-        """
+        """The step once more with the noise of `predict`, by y and S + u at its start and where that led: Heun's method
+        for what is not linear. Returns y', and the mean square of how far it is from the predicted one, in units of the
+        density's width."""
         y, there = self._into(start), self._into(predicted)
         mu1, mu0 = y + self.first * self._into(drift), there + self.last * self._into(end_drift)
         corrected = self.decay * y + (self.mean - self.decay) * mu1 + (1 - self.mean) * mu0
@@ -285,18 +250,15 @@ class Backward(eqx.Module):
 
         dy = −(A·y + a) ds + dW,    s from s₀ to s₁,
 
-    whatever S is: noise as it enters anyway, N(y', h), but for the control. It is integrated by the implicit midpoint
-    rule, which is stable for any A ≥ 0 and has the variance of equal Gaussians' products right. Between the levels s·A
-    of what was fitted is taken for linear in s, as it nearly is for Gaussians of any width.
+    whatever S is (Anderson 1982): noise as it enters anyway, N(y', h), but for the control. It is integrated by the
+    implicit midpoint rule (Hairer and Wanner 1996), which is stable for any A ≥ 0 and has the variance of equal
+    Gaussians' products right. Between the levels s·A of what was fitted is taken for linear in s, as it nearly is for
+    Gaussians of any width.
 
     Attributes:
         decay: R, (2, d, d) or (2, d) for a diagonal.
         shift: b, (2, d).
         root: a root of C, structured like R.
-
-    References:
-        Anderson (1982), *Reverse-time diffusion equation models*, for the drift that turns round; Hairer and Wanner
-        (1996), *Solving ordinary differential equations II*, for the rule.
     """
 
     decay: Array
@@ -305,23 +267,18 @@ class Backward(eqx.Module):
 
     @classmethod
     def of_step(cls, s1: Array, s0: Array, power: Array, fits: tuple[Fit, Fit] | None, control: bool) -> Backward:
-        """The backward kernel of one step.
-
-        Args:
-            s1, s0: σ²/α² where it starts and where it ends.
-            power: P, (d,).
-            fits: of the population at both ends; None without.
-            control: whether there is one.
-        """
+        """The backward kernel of a step from s₁ to s₀, by the population's fits at both ends if there is a control."""
         blank = jnp.zeros((2, power.size))
-        gains = [blank, blank] if fits is None else [fit.gain for fit in fits]
-        ones = jnp.broadcast_to(_identity(gains[0][0]), gains[0].shape)
+        gains, pushes = [blank, blank], [blank, blank]
+        if fits is not None:
+            gains = [fit.gain for fit in fits]
+            pushes = [fit.push - jax.vmap(times, (0, None))(fit.gain, fit.centre) for fit in fits]
+        dense = gains[0].ndim == 3
+        ones = jnp.broadcast_to(jnp.eye(power.size) if dense else 1.0, gains[0].shape)
         still = cls(ones, blank, ones * jnp.sqrt(s1 - s0))
         if not control:
             return still
-        pushes = [blank, blank]
-        if fits is not None:
-            pushes = [fit.push - jax.vmap(times, (0, None))(fit.gain, fit.centre) for fit in fits]
+        product = jnp.matmul if dense else jnp.multiply  # of matrices that are symmetric, or powers of one another
         step = (s1 - s0) / tuning.STEP.midpoints
 
         def advance(i: Array, law: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -330,17 +287,17 @@ class Backward(eqx.Module):
             s = s0 + share * (s1 - s0)
             gain, push = (((1 - share) * s0 * last + share * s1 * first) / s for first, last in (gains, pushes))
             fixed = fixed_control(power, s)
-            gain = gain + (jnp.diag(fixed) if gain.ndim == 3 else fixed)
-            half = _inverse(ones + 0.5 * step * gain)
+            matrix = ones + 0.5 * step * (gain + (jnp.diag(fixed) if dense else fixed))
+            half = jnp.linalg.inv(matrix) if dense else 1 / matrix
             middle = 2 * half - ones
-            variance = step * _product(half, half) + _product(_product(middle, variance), middle)
+            variance = step * product(half, half) + product(product(middle, variance), middle)
             shift = jax.vmap(times)(middle, shift) - step * jax.vmap(times)(half, push)
-            return _product(middle, decay), shift, variance
+            return product(middle, decay), shift, variance
 
         decay, shift, variance = jax.lax.fori_loop(
             0, tuning.STEP.midpoints, advance, (ones, blank, jnp.zeros_like(ones))
         )
-        law = cls(decay, shift, jnp.linalg.cholesky(variance) if variance.ndim == 3 else jnp.sqrt(variance))
+        law = cls(decay, shift, jnp.linalg.cholesky(variance) if dense else jnp.sqrt(variance))
         fine = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(law)]))
         return jax.tree.map(lambda found, other: jnp.where(fine, found, other), law, still)
 
@@ -350,15 +307,23 @@ class Backward(eqx.Module):
         return (both(self.decay, moved) + self.shift + both(self.root, noise))[half]
 
 
+def within(vector: Array, shift: Array, most: float) -> Array:
+    """As much of a vector, (d,), as leaves the shift that it makes, in units of noise, no longer than ``most``·√d; 0
+    where that is no number."""
+    length = jnp.sum(shift**2)
+    longest = jnp.minimum(1.0, most * jnp.sqrt(shift.size / jnp.maximum(length, 1e-30)))
+    share = jnp.where(jnp.isfinite(length), longest, 0.0)
+    # Entry by entry, before the product: chosen after it, by chain, some compilers round a sum with it once and others
+    # twice, and samples depend on the number of devices.
+    return share * jnp.where(jnp.isfinite(vector), vector, 0.0)
+
+
 def fixed_control(power: Array, s: Array) -> Array:
     """a of the control u = a·y that needs no fit, (P − 1)/2(1 + s), (d,).
 
     Where no signal is left F is N(0, s/P), and the Feynman–Kac rate ½(P² − P)·‖y‖²/s² differs from chain to chain: that
     costs a product half of its chains before anything is decided. With u = (P − 1)·y/2s the rate is a constant, and so
     it is for powers of one Gaussian at every level, with c + s in the place of s; c = 1 stands for all.
-
-    References:
-        *DriftLite* (ICLR 2026, arXiv 2509.21655), for controls that reduce the variance of Feynman–Kac weights.
     """
     return 0.5 * (power - 1.0) / (1.0 + s)
 
@@ -373,18 +338,3 @@ def relative_exponential(x: Array) -> Array:
 def times(matrix: Array, vector: Array) -> Array:
     """A matrix, or a diagonal, times a vector."""
     return matrix @ vector if matrix.ndim == 2 else matrix * vector
-
-
-def _identity(like: Array) -> Array:
-    """The unit matrix, or its diagonal."""
-    return jnp.eye(len(like)) if like.ndim == 2 else jnp.ones_like(like)
-
-
-def _product(left: Array, right: Array) -> Array:
-    """Products of matrices, or of diagonals, of both halves; the matrices are symmetric or powers of one another."""
-    return left @ right if left.ndim == 3 else left * right
-
-
-def _inverse(matrix: Array) -> Array:
-    """Of the matrix, or the diagonal, of each half."""
-    return jnp.linalg.inv(matrix) if matrix.ndim == 3 else 1 / matrix

@@ -23,12 +23,8 @@ class Pace(eqx.Module):
 
     A step of Δλ in log-SNR had weights of relative variance v = 1/CESS − 1, which grows as Δλ², and was moved, in
     units of the density's width, when its end was taken into account too; e is the mean square, which grows as Δλ⁴. The
-    next one is Δλ·min(√(V/v), (E/e)^¼) long, as step sizes of integrators with an embedded error are chosen.
-
-    Attributes:
-        variance: V.
-        error: E.
-        longest: the longest step.
+    next one is Δλ·min(√(V/v), (E/e)^¼) long, with V the ``variance`` and E the ``error``, and at most the ``longest``:
+    as step sizes of integrators with an embedded error are chosen.
 
     References:
         Zhou, Johansen and Aston 2016, *Toward automatic model comparison*, for the conditional effective sample size,
@@ -49,13 +45,13 @@ class Pace(eqx.Module):
 
     def after(self, schedule: Schedule, records: Records, level: Array, above: Array) -> Array:
         """The level that follows, at least one below, and no cleaner than the step's length allows."""
-        log_snr = jnp.asarray(schedule.log_snr)
-        step = log_snr[level] - log_snr[above]
+        log_snr, pace = jnp.asarray(schedule.log_snr), tuning.PACE
         by_weight = jnp.sqrt(self.variance / jnp.maximum(records.weight_variance[level], 1e-12))
         by_error = (self.error / jnp.maximum(records.step_error[level], 1e-12)) ** 0.25
         ratio = jnp.minimum(by_weight, by_error)
-        ratio = jnp.clip(jnp.where(jnp.isnan(ratio), tuning.PACE.slower, ratio), tuning.PACE.slower, tuning.PACE.faster)
-        goal = log_snr[level] + jnp.where(level == above, tuning.PACE.first, jnp.minimum(step * ratio, self.longest))
+        ratio = jnp.clip(jnp.where(jnp.isnan(ratio), pace.slower, ratio), pace.slower, pace.faster)
+        step = jnp.minimum((log_snr[level] - log_snr[above]) * ratio, self.longest)
+        goal = log_snr[level] + jnp.where(level == above, pace.first, step)
         return jnp.clip(jnp.sum(log_snr > goal + 1e-6), 0, jnp.maximum(level - 1, 0)).astype(jnp.int32)
 
 
@@ -63,23 +59,22 @@ class Visits(eqx.Module):
     """The levels of a run, in the order in which it visits them.
 
     Attributes:
-        order: from the first level down to 0, (K,); 0 behind that, and `OPEN` where they are not chosen yet.
+        order: from the first level down to 0, (K,); 0 behind that, and `OPEN` where the ``pace`` has yet to choose.
         made: how many of them have been visited, a scalar.
-        pace: how the run chooses those that are open; None where all are given.
     """
 
     OPEN = -1
 
     order: Array
     made: Array
-    pace: Pace | None = None
+    pace: Pace | None
 
     @classmethod
     def given(cls, levels: Sequence[int] | np.ndarray, num_levels: int) -> Visits:
         """Visits of these levels, the noisiest first, of which the last is 0."""
         order = np.zeros(num_levels, np.int32)
         order[: len(levels)] = levels
-        return cls(jax.device_put(order), jax.device_put(np.int32(0)))
+        return cls(jax.device_put(order), jax.device_put(np.int32(0)), None)
 
     @classmethod
     def every(cls, first: int, num_levels: int) -> Visits:
@@ -110,7 +105,12 @@ class Visits(eqx.Module):
     @property
     def now(self) -> tuple[Array, Array]:
         """The level of the next visit, and the one above it, which is the same at the first."""
-        return self.order[self.made], self.order[jnp.maximum(self.made - 1, 0)]
+        return self.order[self.made], self.level
+
+    @property
+    def number(self) -> Array:
+        """What random numbers of the next visit are counted by."""
+        return self.order[self.made]
 
     def onwards(self, schedule: Schedule, records: Records) -> Visits:
         """One visit more was made, and is recorded."""

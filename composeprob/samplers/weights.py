@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -9,9 +13,11 @@ from jax import Array
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Parts
+from composeprob.kernels.base import log_density_of
 from composeprob.samplers.layout import Layout
+from composeprob.samplers.moves import Particles
 from composeprob.samplers.random import Stream, normals, stream
-from composeprob.samplers.step import Backward, Step
+from composeprob.samplers.step import Backward, Step, within
 from composeprob.schedule import Noise
 
 
@@ -19,22 +25,20 @@ def first_weight(layout: Layout, density: AnnealedDensity, v: Array, found: Eval
     """What one chain's draw from the distribution of the first level weighs, a scalar.
 
     Args:
-        layout, density: as they are.
-        v, found: the draw, (D,), and its evaluation.
-        level: the first.
+        v, found: the draw, (D,), and its evaluation at the first level.
     """
     parts, noise = found.parts, density.schedule.at(level)
     log_weight = parts.log_potential + parts.log_exact
     if weighs_top(density):
         position = layout.position(v, noise.alpha)
         xs = {name: position[name] for name in density.top.power}
-        log_weight = log_weight + parts.log_marginal - density.top.log_density(xs, noise.sigma)
+        log_weight = log_weight + parts.log_marginal - density.top.at(level).log_density(xs, noise.sigma)
     return log_weight
 
 
 def first_evidence(density: AnnealedDensity, level: int) -> Array:
     """The log-evidence that all weights start from, a scalar; 0 where the first weights themselves know ∫F."""
-    constant = density.top.log_normaliser(density.schedule.at(level).sigma)
+    constant = density.top.at(level).log_normaliser(density.schedule.at(level).sigma)
     return jnp.zeros_like(constant) if weighs_top(density) and density.top.normalised else constant
 
 
@@ -65,20 +69,62 @@ def incremental_log_weight(before: Parts, after: Parts, noise: Noise, end: Noise
     return gain + after.log_prior - before.log_prior  # 0 unless a prior looks at a noised site
 
 
-def averaged_potential(
-    words: Array,
-    half: Array,
-    start: Array,
-    moved: Array,
-    log_potential: Array,
-    density: AnnealedDensity,
-    layout: Layout,
-    noise: Noise,
-    end: Noise,
-    backward: Backward,
-    most: float,
-) -> Array:
-    r"""log G_k(x) with its plain part P averaged over where the step may have come from, of one chain, a scalar.
+class Weight(NamedTuple):
+    """How chains of a density are weighed from one level to the next.
+
+    Attributes:
+        kind: ``"density"``, or else by the Feynman–Kac rate.
+        density, layout: what potentials are averaged by.
+        most: how far steps may be twisted, in units of their noise.
+    """
+
+    kind: str | None
+    density: AnnealedDensity
+    layout: Layout
+    most: float | None
+
+    def gained(
+        self,
+        words: Array,
+        half: Array,
+        start: Particles,
+        moved: Particles,
+        noise: Noise,
+        end: Noise,
+        backward: Backward | None,
+    ) -> Array:
+        """What the log-weight of one chain of this ``half``, with these random ``words``, gains by a step between two
+        levels, without the log-ratio of its twist: −∞ where the density was 0. The plain part of a potential is
+        `averaged` over the step's ``backward`` kernel where there is one."""
+        before, after, d = start.evaluation, moved.evaluation, self.layout.dims
+        if self.kind == "density":
+            gain = log_density_of(after) - log_density_of(before)
+        else:
+            parts = before.parts
+            if backward is not None and self.most is not None:
+                law, y, static = Step.ddpm(noise.variance, end.variance), moved.points[:d], moved.points[d:]
+
+                def plain(y: Array) -> Array:
+                    position = self.layout.position(jnp.concatenate([y, static]), noise.alpha)
+                    return self.density.evaluator.plain_potential(position, noise.index)
+
+                z = normals(stream(words, Stream.POINTS), noise.index, (tuning.POTENTIAL_POINTS - 1) * d)
+                others = jax.vmap(lambda z: backward.draw(y, z, half))(z.reshape(-1, d))
+                slope = jax.grad(plain)(backward.draw(y, jnp.zeros_like(y), half))
+                slope = within(slope, law.gain * slope / law.noise, self.most)
+                # A chain at a zero has no weight to gain or lose; −∞ − (−∞) would make it NaN.
+                known = ~jnp.isneginf(parts.log_potential)
+                potential = parts.log_potential + jnp.where(
+                    known, averaged(plain, start.points[:d], others, slope), 0.0
+                )
+                parts = dataclasses.replace(parts, log_potential=potential)
+            gain = incremental_log_weight(parts, after.parts, noise, end)
+        # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
+        return jnp.where(before.zero, -jnp.inf, gain)
+
+
+def averaged(plain: Callable[[Array], Array], x: Array, others: Array, slope: Array) -> Array:
+    r"""What log P_k(x), the plain part of a potential, gains by being averaged over where a step may have come from.
 
     In the place of P_k(x) stands
 
@@ -94,36 +140,11 @@ def averaged_potential(
     exponential is, to first order, how much less likely a step to x' is from x^(j) than from x under the twisted law.
     So where P is smooth, and the twist has made up for its slope, the terms are alike and the mean adds no noise.
 
-    Args:
-        words: random ones of the chain, (2,).
-        half: which half of the chains it belongs to.
-        start, moved: v and v', (D,).
-        log_potential: log G_k(x).
-        density, layout: what gives P_k.
-        noise, end: of level k and of the one where the step ended.
-        backward: q.
-        most: how far the step may be twisted.
-
     References:
         Andrieu, Doucet and Holenstein (2010), *Particle Markov chain Monte Carlo methods*, for the extended law; Del
         Moral, Doucet and Jasra (2006), section 3.3.2, for the backward kernel that M → ∞ leads to.
     """
-    d, level, law = layout.dims, noise.index, Step.ddpm(noise.variance, end.variance)
-
-    def plain(y: Array) -> Array:
-        position = layout.position(jnp.concatenate([y, moved[d:]]), noise.alpha)
-        return density.evaluator.plain_potential(position, level)
-
-    normal = normals(stream(words, Stream.POINTS), level, (tuning.POTENTIAL_POINTS - 1) * d).reshape(-1, d)
-    others = jax.vmap(lambda z: backward.draw(moved[:d], z, half))(normal)
-    middle = backward.draw(moved[:d], jnp.zeros((d,), moved.dtype), half)
-    slope = jax.grad(plain)(middle)
-    length = law.gain**2 * jnp.sum(slope**2) / law.noise**2
-    share = jnp.minimum(1.0, most * jnp.sqrt(d / jnp.maximum(length, 1e-30)))
-    slope = jnp.where(jnp.isfinite(length), share * slope, 0.0)
-    first = plain(start[:d])
-    rest = jax.vmap(lambda y: plain(y) + jnp.sum(slope * (start[:d] - y)))(others)
+    first = plain(x)
+    rest = jax.vmap(lambda y: plain(y) + jnp.sum(slope * (x - y)))(others)
     terms = jnp.concatenate([first[None], rest])
-    log_mean = jax.nn.logsumexp(jnp.where(jnp.isnan(terms), -jnp.inf, terms)) - jnp.log(tuning.POTENTIAL_POINTS)
-    # A chain at a zero has no weight to gain or lose; −∞ − (−∞) would make it NaN.
-    return jnp.where(jnp.isneginf(log_potential), log_potential, log_potential - first + log_mean)
+    return jax.nn.logsumexp(jnp.where(jnp.isnan(terms), -jnp.inf, terms)) - jnp.log(len(terms)) - first

@@ -1,4 +1,7 @@
-"""200 random programs against references written down from the definitions: log-density and score, float64."""
+"""200 random programs against references written down from the definitions: log-density and score, float64.
+
+Where exponents grow as noise falls, the definition is that of docs/architecture.md, written out once more in `paths`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import copy
 import functools
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -29,14 +33,127 @@ def double_precision():
         yield
 
 
+@dataclass(eq=False)
+class Term:
+    """A factor of a product that is none itself.
+
+    Attributes:
+        meaning: log f, given σ²/α² of level 0, from which on exponents in it are constant; None: they are everywhere.
+        power: its power of noise at each entry of the event.
+        known: whether all in it has a log-density known at every level, so that its exponent may grow.
+        kind: leaves, and products over data, are merged with themselves; mixtures are not. The exponent of a product
+            over data counts as that of what stands in it.
+    """
+
+    meaning: Callable[[float | None], ref.Reference]
+    power: np.ndarray
+    known: bool
+    kind: str = "leaf"
+
+
+Terms = list[tuple[Term, float]]
+
+
+def times(*parts: tuple[Terms, float]) -> Terms:
+    """Π_i part_i^{w_i} as factors that are no products, each with its exponent."""
+    found: Terms = []
+    for term, exponent in [(term, w * inner) for terms, w in parts for term, inner in terms]:
+        before = [w for known, w in found if known is term and term.kind != "mixture"]
+        if before:
+            found = [(known, w) for known, w in found if known is not term]
+        found.append((term, exponent + sum(before)))
+    return [(term, w) for term, w in found if abs(w) > 1e-12]
+
+
+def total(terms: Terms) -> np.ndarray:
+    """The power of noise at each entry, at level 0."""
+    return sum(w * term.power for term, w in terms)
+
+
+def paths(exponents: list[float], powers: list[np.ndarray]) -> list[tuple[float, float]]:
+    """e and κ of every factor: w_k = e + (w − e)/(1 + κ·s_k). The powers are of noise, at each entry."""
+    entries, factors = range(powers[0].size), range(len(exponents))
+    counted = [[w * p for p in power.ravel()] for w, power in zip(exponents, powers, strict=True)]
+    multiplies, divides = [i for i in factors if max(counted[i]) > 0], [i for i in factors if min(counted[i]) < 0]
+    start = [min(w, 1.0) if i in multiplies else w for i, w in enumerate(exponents)]
+
+    def multiplied(j):
+        return sum(start[i] * powers[i].ravel()[j] for i in multiplies)
+
+    sees = [[j for j in entries if powers[i].ravel()[j] != 0] for i in factors]
+    most = {i: max(multiplied(j) for j in sees[i]) for i in multiplies}
+    start = [min(e / most[i], 1.0) if i in most and most[i] < 1 else e for i, e in enumerate(start)]
+    divided = [-sum(counted[i][j] for i in divides) for j in entries]
+    left = [multiplied(j) - 1 for j in entries]
+    for i in divides:
+        kept = min([left[j] / divided[j] for j in sees[i] if divided[j] > 0], default=1.0)
+        start[i] = min(max(kept, 0.0), 1.0) * exponents[i]
+    sharper = {i: exponents[i] / start[i] for i in multiplies if i not in divides}
+    most_sharp = max([1.0, *sharper.values()])
+    return [(start[i], most_sharp if i in divides else sharper.get(i, 1.0)) for i in factors]
+
+
+def meaning(terms: Terms, clean: float | None) -> ref.Reference:
+    """The product of these, with exponents that grow as noise falls to that of level 0, where they can."""
+    over_data = [term.kind == "over" for term, _ in terms]
+    exponents = [1.0 if inside else w for inside, (_, w) in zip(over_data, terms, strict=True)]
+    inner = [w if inside else 1.0 for inside, (_, w) in zip(over_data, terms, strict=True)]
+    logs = [ref.product([term.meaning(clean)], [w]) for (term, _), w in zip(terms, inner, strict=True)]
+    if clean is None or set(exponents) == {1.0}:
+        return ref.product(logs, exponents)
+    found = paths(exponents, [w * term.power for (term, _), w in zip(terms, inner, strict=True)])
+    growing = [abs(e - w) > 1e-9 for (e, _), w in zip(found, exponents, strict=True)]
+    if not all(term.known for (term, _), grows in zip(terms, growing, strict=True) if grows):
+        return ref.product(logs, exponents)
+
+    def log_density(x: np.ndarray, alpha: float, sigma: float) -> complex:
+        s = sigma**2 / alpha**2 - clean
+        grown = [e + (w - e) / (1 + kappa * s) for (e, kappa), w in zip(found, exponents, strict=True)]
+        return ref.product(logs, grown)(x, alpha, sigma)
+
+    return log_density
+
+
+def leaf(reference: ref.Reference, power: np.ndarray, known: bool) -> Terms:
+    return [(Term(lambda _: reference, power, known), 1.0)]
+
+
+def mixture(parts: list[Terms], multipliers: np.ndarray) -> Terms:
+    def summed(clean: float | None) -> ref.Reference:
+        return ref.mixture([meaning(part, clean) for part in parts], multipliers)
+
+    power, known = np.min([total(part) for part in parts], axis=0), all(t.known for part in parts for t, _ in part)
+    return [(Term(summed, power, known, "mixture"), 1.0)]
+
+
+def window(terms: Terms, shape: tuple[int, ...], offset, extent, scale: int) -> Terms:
+    """Block averages have no power of noise, and exponents in them do not grow."""
+
+    def placed(term: Term) -> Term:
+        power = np.zeros(shape)
+        if scale == 1:
+            power[tuple(slice(o, o + e) for o, e in zip(offset, extent, strict=True))] = term.power
+        return Term(
+            lambda clean: ref.window(term.meaning(clean if scale == 1 else None), offset, extent, scale),
+            power,
+            term.known and scale == 1,
+            term.kind,
+        )
+
+    return [(placed(term), w) for term, w in terms]
+
+
 @dataclass
 class Random:
-    """A random expression, what it means, its power at each entry of the event, and the constructions in it."""
+    """A random expression, what it means, and the constructions in it."""
 
     factor: Factor
-    reference: ref.Reference
-    power: np.ndarray
+    terms: Terms
     uses: Counter
+
+    @property
+    def power(self) -> np.ndarray:
+        return total(self.terms)
 
 
 class Model(eqx.Module):
@@ -96,11 +213,11 @@ def analytic(rng, shape):
         else:
             law = dist.MixtureSameFamily(mixing, dist.Normal(locs, sds).to_event(len(shape)))
     factor = cp.Analytic(law, own_schedule())
-    return Random(factor, ref.gaussians(weights, means, covariances), np.ones(shape), Counter())
+    return Random(factor, leaf(ref.gaussians(weights, means, covariances), np.ones(shape), True), Counter())
 
 
 def model(rng, shape, name="c"):
-    """A conditional diffusion model, and its reference as a function of the condition."""
+    """A conditional diffusion model, whose constants are unknown, and its reference as a function of the condition."""
     size = math.prod(shape)
     weights, means = draw_mixture(rng, size)
     shift, scale = rng.normal(size=size), float(rng.uniform(0.3, 0.9))
@@ -131,21 +248,18 @@ def make_product(rng, shape, depth):
     if rng.uniform() < 0.3:  # the same factor twice
         parts.append(parts[0])
     factor = parts[0].factor * parts[1].factor if len(parts) == 2 else cp.product(*[p.factor for p in parts])
-    powers = [1.0] * len(parts)
-    total = sum(p.power for p in parts)
-    return Random(factor, ref.product([p.reference for p in parts], powers), total, count(parts))
+    return Random(factor, times(*[(p.terms, 1.0) for p in parts]), count(parts))
 
 
 def make_quotient(rng, shape, depth):
     a, b = expression(rng, shape, depth - 1), expression(rng, shape, 0)
-    reference = ref.product([a.reference, b.reference], [1.0, -1.0])
-    return Random(a.factor / b.factor, reference, a.power - b.power, count([a, b]))
+    return Random(a.factor / b.factor, times((a.terms, 1.0), (b.terms, -1.0)), count([a, b]))
 
 
 def make_power(rng, shape, depth):
     a = expression(rng, shape, depth - 1)
     w = float(rng.choice([-0.5, 0.3, 0.7, 1.0, 1.5, 2.0]))
-    return Random(a.factor**w, ref.product([a.reference], [w]), w * a.power, count([a]))
+    return Random(a.factor**w, times((a.terms, w)), count([a]))
 
 
 def make_mixture(rng, shape, depth):
@@ -157,15 +271,14 @@ def make_mixture(rng, shape, depth):
         parts = [expression(rng, shape, depth - 1) for _ in range(2)]
         shares = np.exp(rng.normal(size=2))
         factor = cp.mixture([p.factor for p in parts], log_weights=np.log(shares))
-    power = np.min([p.power for p in parts], axis=0)
-    return Random(factor, ref.mixture([p.reference for p in parts], shares), power, count(parts))
+    return Random(factor, mixture([p.terms for p in parts], shares), count(parts))
 
 
 def make_guide(rng, shape, depth):
     factor, reference = model(rng, shape)
     scale, c = float(rng.choice([0.0, 1.0, 1.7, 3.0])), float(rng.normal())
-    meaning = ref.product([reference(c), reference(0.0)], [scale, 1.0 - scale])
-    return Random(cp.guide(factor, scale, c=c), meaning, np.ones(shape), Counter())
+    given, free = (leaf(reference(value), np.ones(shape), False) for value in (c, 0.0))
+    return Random(cp.guide(factor, scale, c=c), times((given, scale), (free, 1.0 - scale)), Counter())
 
 
 def make_condition(rng, shape, depth):
@@ -173,8 +286,8 @@ def make_condition(rng, shape, depth):
     matrix, label, scale = rng.normal(size=(3, math.prod(shape))), int(rng.integers(3)), float(rng.uniform(0.5, 2.0))
     classifier = cp.Classifier(Logits(jnp.asarray(matrix)), own_schedule(), time="log_snr")
     factor = cp.condition(a.factor, classifier, label, scale=scale)
-    reference = ref.product([a.reference, ref.log_softmax(matrix, label)], [1.0, scale])
-    return Random(factor, reference, a.power, count([a]))
+    label_given = leaf(ref.log_softmax(matrix, label), np.zeros(shape), False)
+    return Random(factor, times((a.terms, 1.0), (label_given, scale)), count([a]))
 
 
 def make_over(rng, shape, depth):
@@ -183,17 +296,18 @@ def make_over(rng, shape, depth):
     factor, reference = model(rng, shape, name)
     other, cs = expression(rng, shape, depth - 1), rng.normal(size=int(rng.integers(1, 4)))
     block = [None, 1, 2][int(rng.integers(3))]
-    each = [ref.product([reference(c), other.reference], [1.0, 0.3]) for c in cs]
+    given = [leaf(reference(c), np.ones(shape), False) for c in cs]
     whole = factor * other.factor**0.3
-    power = 1.0 + 0.3 * other.power
     if rng.uniform() < 0.5:
-        made, meaning = cp.product(whole, over={name: cs}, block=block), ref.product(each, [1.0] * len(cs))
-        power = len(cs) * power
+        made = cp.product(whole, over={name: cs}, block=block)
+        all_given = ref.product([reference(c) for c in cs], [1.0] * len(cs))
+        over = [(Term(lambda _: all_given, len(cs) * np.ones(shape), False, "over"), 1.0)]
+        terms = times((over if len(cs) > 1 else given[0], 1.0), (other.terms, 0.3 * len(cs)))
     else:
         shares = np.exp(rng.normal(size=len(cs)))
         made = cp.mixture(whole, log_weights=np.log(shares), over={name: cs}, block=block)
-        meaning = ref.mixture(each, shares)
-    return Random(made, meaning, power, other.uses)
+        terms = mixture([times((one, 1.0), (other.terms, 0.3)) for one in given], shares)
+    return Random(made, terms, other.uses)
 
 
 def make_window(rng, shape, depth):
@@ -203,11 +317,8 @@ def make_window(rng, shape, depth):
     offset = tuple(int(rng.integers(0, n - e + 1)) for n, e in zip(shape, extent, strict=True))
     inner = expression(rng, event, depth - 1)
     factor = cp.window(inner.factor, shape, offset, scale=scale)
-    power = np.zeros(shape)
-    if scale == 1:
-        power[tuple(slice(o, o + e) for o, e in zip(offset, extent, strict=True))] = inner.power
     inner.uses[f"window {scale}"] += 1
-    return Random(factor, ref.window(inner.reference, offset, extent, scale), power, inner.uses)
+    return Random(factor, window(inner.terms, shape, offset, extent, scale), inner.uses)
 
 
 def count(parts):
@@ -227,12 +338,7 @@ def _random_program(seed) -> tuple[Random, tuple[int, ...], np.random.Generator]
     made = expression(rng, shape, DEPTH)
     if np.min(made.power) < 0.5:  # multiply on what makes the noisiest level proper
         base, w = analytic(rng, shape), float(1.0 - np.min(made.power))
-        made = Random(
-            made.factor * base.factor**w,
-            ref.product([made.reference, base.reference], [1.0, w]),
-            made.power + w,
-            made.uses,
-        )
+        made = Random(made.factor * base.factor**w, times((made.terms, 1.0), (base.terms, w)), made.uses)
     return made, shape, rng
 
 
@@ -241,7 +347,7 @@ def single(f):
     cp.sample("x", f)
 
 
-def errors(made, shape, rng, reference) -> tuple[float, float]:
+def errors(made, shape, rng, terms, growing=True) -> tuple[float, float]:
     """The largest differences in log-density and score at a random level and position."""
     schedule = schedules()[int(rng.integers(2))]
     try:
@@ -249,13 +355,15 @@ def errors(made, shape, rng, reference) -> tuple[float, float]:
     except ImproperError:  # some quotients are, at level 0: narrow enough, anything is proper
         mean, sd = np.zeros(math.prod(shape)), 0.1
         narrow = cp.Analytic(dist.Normal(jnp.zeros(shape), sd), schedule)
-        reference = ref.product([reference, ref.gaussians([1.0], [mean], [np.eye(mean.size) * sd**2])], [1.0, 1.0])
+        law = leaf(ref.gaussians([1.0], [mean], [np.eye(mean.size) * sd**2]), np.ones(shape), True)
+        terms = times((terms, 1.0), (law, 1.0))
         density = cp.compile(single, made.factor * narrow, schedule=schedule)
     level = int(rng.integers(schedule.num_levels))
     alpha, sigma = float(schedule.alpha[level]), float(schedule.sigma[level])
     x = rng.normal(size=shape) * np.hypot(alpha, sigma)
     value, score = density.value_and_score({"x": x}, level)
     assert value.dtype == score["x"].dtype == jnp.float64
+    reference = meaning(terms, float(schedule.sigma[0] / schedule.alpha[0]) ** 2 if growing else None)
     expected_value, expected_score = ref.value_and_score(reference, x, alpha, sigma)
     return abs(float(value) - expected_value), float(np.max(np.abs(np.asarray(score["x"]) - expected_score)))
 
@@ -265,7 +373,7 @@ def errors(made, shape, rng, reference) -> tuple[float, float]:
 )
 def test_program_means_what_it_says(seed):
     made, shape, rng = random_program(seed)
-    value_error, score_error = errors(made, shape, rng, made.reference)
+    value_error, score_error = errors(made, shape, rng, made.terms)
     assert value_error < 1e-5
     assert score_error < 1e-5
 
@@ -280,4 +388,23 @@ def test_the_programs_use_everything():
 def test_another_program_is_told_apart(seed):
     made, shape, rng = random_program(seed)
     other = random_program(seed + 4)[0]
-    assert max(errors(made, shape, rng, other.reference)) > 1e-2
+    assert max(errors(made, shape, rng, other.terms)) > 1e-2
+
+
+@pytest.mark.parametrize("seed", [2, 8, 9, 22])
+def test_constant_exponents_are_told_apart(seed):
+    """Programs at a level where exponents have not grown yet to what they are at level 0."""
+    made, shape, rng = random_program(seed)
+    assert max(errors(made, shape, rng, made.terms, growing=False)) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda e, kappa: (e, 1.0), lambda e, kappa: (0.5 * e, kappa), lambda e, kappa: (1.0, kappa)],
+    ids=["one sharpness", "another start", "starts at 1"],
+)
+def test_another_path_of_exponents_is_told_apart(wrong, monkeypatch):
+    right = paths
+    monkeypatch.setitem(globals(), "paths", lambda *terms: [wrong(*path) for path in right(*terms)])
+    found = [errors(*random_program(seed), random_program(seed)[0].terms) for seed in (2, 8, 9, 22)]
+    assert sum(max(pair) > 1e-4 for pair in found) >= 2

@@ -214,7 +214,7 @@ def classifier():
     [
         (score_only, cp.errors.CapabilityError, "'cat' offers only its score"),
         (spoilt, cp.errors.InvalidValueError, "not finite at level 39"),
-        (growing, cp.errors.ImproperError, "does not decay"),
+        (growing, cp.errors.ImproperError, "rises without bound"),
         (classifier, cp.errors.ImproperError, "improper"),
         (lambda: cp.Classifier(lambda x, t: x, known.SCHEDULE), cp.errors.ShapeError, "has no event shape"),
         (lambda: "ring", cp.errors.WrongTypeError, "takes a factor"),

@@ -318,6 +318,8 @@ def test_functions_that_are_called_back_are_those_of_the_density():
 
     for found in [], []:
         density = calling_back(found.append)
+        jax.effects_barrier()
+        found.clear()  # what was called as the energy was followed out along rays
         jax.block_until_ready(at_once(density, X))
         jax.effects_barrier()
         assert found == [0.5]

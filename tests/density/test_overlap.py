@@ -120,7 +120,7 @@ def test_a_narrow_law_of_many_numbers_is_asked_where_it_is():
     def measured(f):
         cp.observe("y", dist.Normal(cp.sample("x", f), 1.0).to_event(1), jnp.zeros(d))
 
-    assert 2 * d > tuning.OVERLAP_SLACK * bound(d)
+    assert 2 * d > tuning.OVERLAP.slack * bound(d)
     assert cp.compile(measured, point).check(jax.random.key(0)) == ()
 
 
@@ -163,6 +163,47 @@ def test_data_far_from_a_trained_prior(far, found):
     assert not found or "asked where it was never trained" in findings[0].message
     exact = cp.compile(measured, normal([0.0, 0.0], schedule=COARSE), jnp.full(2, far))
     assert not agreement(exact, at, jax.random.key(0))  # a closed form is right everywhere
+
+
+@pytest.mark.parametrize(("at", "found"), [(0.0, False), (1.5, False), (4.0, True)])
+def test_a_trained_divisor_is_asked_where_its_draws_are(at, found):
+    """The bound on scores sees nothing at 4 deviations, the distance to draws does. Closed forms divide anywhere."""
+    x = at + np.random.default_rng(0).normal(size=(32, 2)) * 0.3
+    wide = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), COARSE, label="wide")
+    density = cp.compile(single, wide**2 / learned(0.0) ** 0.5)
+    findings = agreement(density, {"x": jnp.asarray(x, float)}, jax.random.key(0))
+    assert [(f.code, f.divides) for f in findings] == ([("out_of_training", True)] if found else [])
+    exact = cp.compile(single, wide**2 / normal([0.0, 0.0], schedule=COARSE) ** 0.5)
+    assert not agreement(exact, {"x": jnp.asarray(x, float)}, jax.random.key(0))
+
+
+def test_a_rare_part_of_a_divisor_is_looked_for_before_it_is_missing(monkeypatch):
+    """Samples on a floor that holds a twentieth of the divisor's draws."""
+
+    def floored(x, log_snr):
+        alpha, variance = jnp.sqrt(jax.nn.sigmoid(log_snr)), jax.nn.sigmoid(-log_snr)
+        bump = jnp.log(0.95) + jax.scipy.stats.norm.logpdf(x, 0.0, jnp.sqrt(0.01 * alpha**2 + variance)).sum()
+        floor = jnp.log(0.05) + jax.scipy.stats.norm.logpdf(x, alpha * 2, jnp.sqrt(0.25 * alpha**2 + variance)).sum()
+        return -jnp.sqrt(variance) * jnp.logaddexp(bump, floor)
+
+    net = cp.Diffusion(floored, COARSE, event_shape=(2,), parameterization="energy", time="log_snr", label="floored")
+    x = {"x": jnp.asarray(2 + 0.3 * np.random.default_rng(0).normal(size=(32, 2)), float)}
+    density = cp.compile(single, WHOLE**2 / net**0.5)
+    named = lambda: sum(any(f.divides for f in agreement(density, x, jax.random.key(k))) for k in range(8))
+    assert named() == 0
+    monkeypatch.setattr(tuning, "OVERLAP", tuning.OVERLAP._replace(rounds=1))
+    assert named() > 0
+
+
+def test_a_run_under_such_a_divisor_gives_no_errors():
+    wide = cp.Analytic(dist.Normal(jnp.full(2, 5.0), 0.5).to_event(1), COARSE, label="wide")
+    density = cp.compile(single, wide / learned(0.0) ** 0.1)
+    result = cp.infer(
+        density, jax.random.key(0), num_chains=64, sampler=cp.AnnealedMCMC(cp.ULA(0.1), 1), progress=False
+    )
+    assert result.status.has("out_of_training")
+    assert result.status.has("network_doubted")
+    assert np.isnan(result.mean(lambda s: s["x"][0]).error)
 
 
 def test_conditions_in_a_plate_that_contradict_one_another():

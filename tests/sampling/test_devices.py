@@ -18,7 +18,7 @@ SCRIPT = """
 import json, sys, tempfile
 import jax, jax.numpy as jnp, numpy as np, composeprob as cp
 from composeprob.runtime import compiled
-from composeprob.runtime.ahead import compile_ahead
+from composeprob.runtime.compiled import compile_ahead
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.spread import AXES, Spread
 from sampling_cases import both, normal

@@ -13,7 +13,6 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.density.overlap import check_evaluations
 from composeprob.runtime import watchers
-from composeprob.runtime.progress import Report
 from sampling_cases import both
 
 CHAINS = 256
@@ -81,9 +80,9 @@ def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(monkeypatch):
     def at(level):
         visits = SimpleNamespace(made=24 - level, visited=lambda: [level])
         sampler = SimpleNamespace(evaluations=lambda first, visits: 10**6)
-        return SimpleNamespace(request=request, sampler=sampler, first=23, visits=visits)
+        return SimpleNamespace(**call, sampler=sampler, first=23, visits=visits)
 
-    request = SimpleNamespace(density=product(2.0), pace=None, num_chains=1, key=jax.random.key(0))
+    call = {"density": product(2.0), "pace": None, "num_chains": 1, "key": jax.random.key(0)}
     for seconds, long in ((1.0, False), (4.0, True)):
         clock = iter([100.0, 100.0 + 4 * seconds])
         monkeypatch.setattr(watchers.time, "monotonic", lambda clock=clock: next(clock))
@@ -91,5 +90,5 @@ def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(monkeypatch):
         monkeypatch.setattr(watchers, "check", lambda *arguments, asked=asked: asked.append(arguments) or ())
         pilot_run = watchers.PilotRun(at(23))
         for level in (23, 19, 15, 11):
-            pilot_run(at(level), Report("", 24))
+            pilot_run(at(level))
         assert bool(asked) == long

@@ -11,8 +11,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.samplers.descent import Descent
 from composeprob.samplers.step import Step
+from composeprob.samplers.weights import Weight
 from sampling_cases import SCHEDULE, normal
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -59,7 +59,7 @@ class Forgets(cp.SMC):
 
 @pytest.mark.slow
 def test_without_the_ratios_between_levels_the_evidence_is_wrong(monkeypatch):
-    monkeypatch.setattr(Descent, "gained", lambda *_: jnp.zeros(()))
+    monkeypatch.setattr(Weight, "gained", lambda *_: jnp.zeros(()))
     found = estimates(Forgets(cp.MALA(), 1), False, SCHEDULE)
     assert_disagrees(z_scores(found, {"Z": evidence(False, SCHEDULE)}))
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import composeprob as cp
 from composeprob.kernels import mala
-from composeprob.samplers import descent
+from composeprob.samplers import weights
 
 stacks: dict[str, list[tuple[str, str]]] = {}
 
@@ -45,7 +45,7 @@ def test_few_frames_lie_between_a_call_and_its_accept_test_and_between_a_score_a
         monkeypatch.setattr(module, name, call)
 
     watched(mala, "metropolis", "accept")
-    watched(descent, "incremental_log_weight", "weight")
+    watched(weights, "incremental_log_weight", "weight")
     f = cp.Diffusion(Bowl(), cp.Schedule.log_snr(12), event_shape=(2,), parameterization="energy")
     cp.infer(cp.compile(squared, f), jax.random.key(0), num_chains=256, progress=False)
 

@@ -77,7 +77,7 @@ def test_sites_are_in_alphabetical_order_and_held_ones_are_static():
     assert layout.noised == (("a", (3,)), ("b", ()), ("t", (2, 3)), ("z", (3,)))
     assert layout.static == (("c", ()), ("m", (2, 1)), ("s", ()))
     assert layout.entries(("t", "a")).tolist() == [0, 1, 2, *range(4, 10)]
-    np.testing.assert_array_equal(layout.power(DENSITIES["many"]), [1.0] * 3 + [2.0] + [1.0] * 6 + [3.0] * 3)
+    np.testing.assert_array_equal(layout.power(DENSITIES["many"], 0), [1.0] * 3 + [2.0] + [1.0] * 6 + [3.0] * 3)
 
 
 @pytest.mark.parametrize("name", DENSITIES)

@@ -211,9 +211,10 @@ def test_every_other_level_of_a_chosen_way_is_visited_by_the_code_that_chose_it(
 @pytest.mark.parametrize("place", [jax.jit(lambda visits: visits.arrived), lambda visits: host(visits).arrived])
 def test_visits_have_arrived_where_level_0_was_visited_in_compiled_code_and_on_the_host(place):
     levels = (4, 2, 0)
-    told = [bool(place(Visits(Visits.given(levels, 6).order, jnp.int32(made)))) for made in range(len(levels) + 1)]
+    order = Visits.given(levels, 6).order
+    told = [bool(place(Visits(order, jnp.int32(made), None))) for made in range(len(levels) + 1)]
     assert told == [False, False, False, True]
-    assert [bool(place(Visits(jnp.zeros(1, jnp.int32), jnp.int32(made)))) for made in range(2)] == [False, True]
+    assert [bool(place(Visits(jnp.zeros(1, jnp.int32), jnp.int32(made), None))) for made in range(2)] == [False, True]
 
 
 @pytest.mark.parametrize(("width", "steady"), [(0.3, True), (0.01, False)])

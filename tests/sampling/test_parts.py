@@ -24,7 +24,6 @@ SCRIPT = """
 import json, re, sys, tempfile
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, composeprob as cp
 from composeprob import tuning
-from composeprob.runtime import ahead
 from composeprob.runtime import compiled
 from composeprob.runtime import parts
 from composeprob.runtime.progress import Progress
@@ -106,12 +105,12 @@ if task["resumes"]:
 
 def compiled_ahead(above):
     texts = []
-    count, ahead.collectives = ahead.collectives, lambda text: (texts.append(text), count(text))[1]
+    count, compiled.collectives = compiled.collectives, lambda text: (texts.append(text), count(text))[1]
     devices = np.array(jax.devices()).reshape(2, 4)
     what = densities["product"], samplers["MALA"], N, devices
     tuning.ROOM = tuning.ROOM._replace(parts_bytes=above)
-    result = ahead.compile_ahead(*what, diagnostics=False)
-    ahead.collectives = count
+    result = compiled.compile_ahead(*what, diagnostics=False)
+    compiled.collectives = count
     (entry,) = [c for c in re.split(r"\\n\\n", texts[0]) if c.lstrip().startswith("ENTRY")]
     return result.collectives, count(entry), result.arguments
 

@@ -13,10 +13,10 @@ import pytest
 import composeprob as cp
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.replica_exchange import Turn
+from composeprob.samplers.meet import Swap
+from composeprob.samplers.replica_exchange import Exchange, distinct_levels
 from composeprob.samplers.run import begin
 from composeprob.samplers.step import Step
-from composeprob.samplers.swap import Swap, distinct_levels
 from sampling_cases import SCHEDULE, both, normal
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
 
@@ -44,19 +44,22 @@ def law(level):
 
 
 def sweep(sampler, density, run, transits=True):
-    """The run after one sweep, compiled anew each time: laws in it are replaced by wrong ones."""
+    """The run after one sweep, or its swaps alone; compiled anew each time: laws in it are replaced by wrong ones."""
 
-    def turn(sampler, density, run, transits):
-        return Turn(sampler, density, run, run.tuning[0].levels, jnp.asarray(True)).made(jnp.asarray(False), transits)
+    def swept(sampler, density, run):
+        exchange = Exchange(sampler, density, run)
+        carry = exchange.phase((run, exchange.blank(run)))
+        going = lambda carry: transits & (carry[0].visits.turns == run.visits.turns)
+        return jax.lax.while_loop(going, exchange.phase, carry)[0]
 
-    return eqx.filter_jit(turn)(sampler, density, run, jnp.asarray(transits))
+    return eqx.filter_jit(swept)(sampler, density, run)
 
 
 def standard(run, density):
     """x/sd of every rung's replica, (chains, L)."""
-    levels = np.asarray(run.tuning[0].levels)
+    levels = np.asarray(run.visits.levels)
     means, variances = np.array([law(level) for level in levels]).T
-    x = np.asarray(run.chains.replicas.points)[:, :, 0] * np.asarray(SCHEDULE.alpha)[levels]
+    x = np.asarray(run.chains.points)[:, :, 0] * np.asarray(SCHEDULE.alpha)[levels]
     return (x - means) / np.sqrt(variances)
 
 
@@ -71,10 +74,10 @@ def exact(density, sampler, odd=0, levels=LEVELS):
     points, rungs = jnp.asarray(x / np.asarray(SCHEDULE.alpha)[levels])[:, :, None], jnp.asarray(levels)
     layout, parts = Layout.of_density(density), sampler.needs_parts(density)
     found = jax.jit(jax.vmap(jax.vmap(lambda v, k: layout.evaluate(density, v, k, parts)), (0, None)))(points, rungs)
-    replicas = dataclasses.replace(run.chains.replicas, points=points, evaluation=found)
-    chains = dataclasses.replace(run.chains, replicas=replicas)
-    known = dataclasses.replace(run.tuning[0], levels=rungs, sweeps=jnp.int32(odd))
-    return sampler, dataclasses.replace(run, chains=chains, tuning=(known,))
+    chains = dataclasses.replace(run.chains, points=points, evaluation=found)
+    turns = jnp.int32(run.visits.first_sample + odd)  # after 50 sweeps of the last round
+    visits = dataclasses.replace(run.visits, levels=rungs, previous=rungs, turns=turns)
+    return sampler, dataclasses.replace(run, chains=chains, visits=visits)
 
 
 def after_a_swap(density, odd, swap, levels=LEVELS):
@@ -82,7 +85,7 @@ def after_a_swap(density, odd, swap, levels=LEVELS):
     sampler, run = exact(density, cp.ReplicaExchange(KERNELS["MALA"], len(levels), swap), odd, levels)
     after = sweep(sampler, density, run, False)
     swapped = standard(after, density) != standard(run, density)
-    return standard(after, density), swapped, np.asarray(after.tuning[0].probability)[:, 0]
+    return standard(after, density), swapped, np.asarray(after.visits.probability)[:, 0]
 
 
 def moments(z):
@@ -137,9 +140,9 @@ def test_sweeps_leave_every_level_what_it_is(density, kernel):
     z = standard(run, density)
     assert_agrees(moments(z))
     assert np.all(np.mean(z != before, axis=0) > 0.5)
-    assert np.all(np.asarray(run.tuning[0].means[1]) > 0.3)
-    found, rungs = run.chains.replicas.evaluation.log_density, run.tuning[0].levels
-    positions = {"x": run.chains.replicas.points[..., 0] * SCHEDULE.alpha[rungs]}
+    assert np.all(np.asarray(run.visits.probability[:, 1:]) > 3 * 0.3)
+    found, rungs = run.chains.evaluation.log_density, run.visits.levels
+    positions = {"x": run.chains.points[..., 0] * SCHEDULE.alpha[rungs]}
     want = jax.vmap(jax.vmap(density.log_density), (0, None))(positions, rungs)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-3)
 
@@ -151,7 +154,7 @@ def test_trips_of_replicas(density):
     run = dataclasses.replace(run, chains=dataclasses.replace(run.chains, from_top=flags))
     after = sweep(sampler, density, run, False)
     swapped, new = standard(after, density) != standard(run, density), np.asarray(after.chains.from_top)
-    np.testing.assert_array_equal(np.asarray(after.chains.trips), swapped[:, 0])
+    np.testing.assert_array_equal(np.asarray(after.chains.trips), np.outer(swapped[:, 0], [1, 0, 0, 0]))
     np.testing.assert_array_equal(new[:, 1], ~swapped[:, 0])
     np.testing.assert_array_equal(new[:, 2], swapped[:, 2])
     assert not np.any(new[:, 0])
@@ -199,7 +202,7 @@ def test_what_is_recorded(result):
     assert np.isnan(result.swaps[-1])
     assert np.all(result.swaps[:-1] > 0.1)
     assert result.round_trips > 1.0
-    assert result.evaluations == 8 * 2 * 8 + 80 * 16 + 3 * 8 + 60 * 16
+    assert result.evaluations == (8 + 80 + 3 + 60) * 8 * 2
     assert "round trips of each chain's replicas" in str(result.summary())
 
 

@@ -11,7 +11,7 @@ import composeprob as cp
 from composeprob.runtime.compiled import advance
 from composeprob.samplers.run import begin, placed
 from composeprob.samplers.spread import Spread
-from composeprob.samplers.visits import Pace, Visits
+from composeprob.samplers.visits import Pace
 from sampling_cases import both, normal, single
 
 SCHEDULE = cp.Schedule.log_snr(6)
@@ -63,9 +63,7 @@ def test_a_stretch_leaves_all_types_as_they_are(name, by, adaptive):
     density = DENSITIES[name]()
     sampler = SAMPLERS[by](density).prepare(density)
     first = sampler.first_level(density)
-    visits = Visits.every(first, density.num_levels)
-    if adaptive:
-        visits = Visits.paced(first, density.num_levels, Pace.default(8))
+    visits = sampler.visits(density, Pace.default(8) if adaptive else None)
     run = placed(begin(jax.random.key(0), 8, visits), Spread.checked(None, None, 8))
 
     def stretches(sampler, run, density):

@@ -23,6 +23,7 @@ from composeprob.factors.gaussians import Gaussians, joint
 from composeprob.factors.nodes import Mixture
 from composeprob.ir.nodes import leaves
 from composeprob.ir.render import formula_of
+from composeprob.schedule import Noise
 
 
 @formula_of.rule(Mixture)
@@ -121,8 +122,8 @@ class MixtureExpression(Expression):
     parts: Parts
     log_weights: Array
 
-    def __call__(self, outputs: Outputs) -> NodeValue:
-        values = self.parts(outputs, lambda value, _: value)
+    def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
+        values = self.parts(outputs, noise, lambda value, _: value)
         assert values.log_density is not None
         joint = self.log_weights + values.log_density
         responsibilities = jax.nn.softmax(joint)

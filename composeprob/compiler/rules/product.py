@@ -22,8 +22,9 @@ from composeprob.compiler.top import Top, top_of
 from composeprob.factors.base import Factor
 from composeprob.factors.gaussians import Gaussians
 from composeprob.factors.gaussians import product as product_of_gaussians
-from composeprob.factors.nodes import Product
+from composeprob.factors.nodes import Growth, Product
 from composeprob.ir.render import formula_of, raised
+from composeprob.schedule import Noise
 
 
 @formula_of.rule(Product)
@@ -139,22 +140,32 @@ class ProductExpression(Expression):
     """Π_i part_i^{w_i}; the powers, of a plate one for all, are arrays, so other powers reuse the compiled code."""
 
     parts: Parts
-    powers: Array
+    powers: Array | Growth
     size: int = eqx.field(static=True)
 
-    def __call__(self, outputs: Outputs) -> NodeValue:
+    def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
+        powers, slopes = self.powers, dict[int, Array]()
+        if isinstance(powers, Growth):
+            growing, variance = powers.growing, noise.variance
+            powers, slope = jax.jvp(powers, (variance,), (jnp.ones_like(variance),))
+            slopes = {i: slope[i] for i in growing}
+
         def term(value: NodeValue, i: int) -> NodeValue:
-            w, squared = self.powers[i], jnp.sum(value.score**2)
+            w, squared = powers[i], jnp.sum(value.score**2)
             log_density = None if value.log_density is None else w * value.log_density
             rate = None if value.rate is None else w * (value.rate - 0.5 * squared)
+            if rate is not None and i in slopes:
+                assert value.log_density is not None  # no other exponent grows
+                rate = rate - slopes[i] * value.log_density / noise.alpha**2
             return NodeValue(log_density, w * value.score, rate, w * (value.excess + self.size))
 
-        total: NodeValue = jax.tree.map(lambda terms: jnp.sum(terms, axis=0), self.parts(outputs, term))
+        total: NodeValue = jax.tree.map(lambda terms: jnp.sum(terms, axis=0), self.parts(outputs, noise, term))
         rate = None if total.rate is None else total.rate + 0.5 * jnp.sum(total.score**2)
         return NodeValue(total.log_density, total.score, rate, total.excess - self.size)
 
 
 @lower_expression.rule(Product)
 def _lower(node: Product, parts: list[Expression], site_shape: tuple[int, ...]) -> Expression:
-    powers = jnp.asarray(node.powers[:1] if node.plate else node.powers, jnp.result_type(float))
+    given = node.growth or np.asarray(node.powers[:1] if node.plate else node.powers)
+    powers = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), given)
     return ProductExpression(parts_of(node, parts), powers, math.prod(site_shape))

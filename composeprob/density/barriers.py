@@ -1,0 +1,70 @@
+"""The log-density of many points, and how far it falls on the way from one point to another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax import Array
+from numpy.typing import ArrayLike
+
+from composeprob import tuning
+from composeprob.density.evaluation import Position
+
+if TYPE_CHECKING:
+    from composeprob.density.annealed import AnnealedDensity
+
+
+def log_densities(density: AnnealedDensity, positions: Position) -> np.ndarray:
+    """log π₀ at many positions, (M, …) → (M,).
+
+    They go in blocks of one size, so that one executable serves any number of them.
+    """
+    number, size = len(jax.tree.leaves(positions)[0]), tuning.SHARES.block
+    found = np.empty(number)
+    for begin in range(0, number, size):
+        rows = np.minimum(np.arange(begin, begin + size), number - 1)
+        values = np.asarray(_of_block(density, jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], positions)))
+        found[begin : begin + size] = values[: number - begin]
+    return found
+
+
+@eqx.filter_jit
+def _of_block(density: AnnealedDensity, positions: Position) -> Array:
+    return jax.lax.map(lambda x: density.evaluator(x, 0).log_density, positions, batch_size=tuning.SHARES.at_once)
+
+
+def barrier_depth(log_density: Callable[[Position], ArrayLike], a: Position, b: Position, inner: int = 9) -> np.ndarray:
+    r"""Computes the depth of the barrier on the segment from a to b, in nats: how far log π falls between two points of
+    it, of which the lower one counts,
+
+    $$\max_{i < j < k} \min(\ell_i, \ell_k) - \ell_j, \qquad \ell_j = \log\pi\left(a + \tfrac{j}{m+1}(b - a)\right).$$
+
+    It is 0 at most where log π is concave: points of one log-concave mode have no barrier between them. The ends alone
+    would not do in many dimensions: on the way from one draw to another what both have of noise averages out, which
+    lifts log π in the middle, by d/4 nats for a Gaussian.
+
+    Args:
+        log_density: of positions with one leading axis, (M, …) → (M,); called once.
+        a, b: the ends: arrays, or pytrees of arrays, (n, …).
+        inner: m, the points between them.
+
+    Returns:
+        The depths, (n,); NaN where π is 0 or unknown at an end.
+    """
+    steps = np.arange(inner + 2) / (inner + 1)
+
+    def points(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        start, end = np.asarray(start), np.asarray(end)
+        t = steps.astype(start.dtype).reshape(-1, *[1] * start.ndim)
+        return ((1 - t) * start + t * end).reshape(-1, *start.shape[1:])
+
+    values = np.asarray(log_density(jax.tree.map(points, a, b)), float).reshape(inner + 2, -1)
+    with np.errstate(invalid="ignore"):
+        ends = np.isfinite(values[0]) & np.isfinite(values[-1])
+        before, after = np.maximum.accumulate(values), np.maximum.accumulate(values[::-1])[::-1]
+        depth = np.minimum(before[:-2], after[2:]) - values[1:-1]
+        return np.where(ends, depth.max(0), np.nan)

@@ -1,0 +1,302 @@
+r"""Whether a run has reached all of its target: draws of the program's own factors are sent where no chain may be.
+
+A *scout* is a draw from a known density q, made of the factors that exact draws can be taken from and of the priors of
+static sites. It weighs $W_j \propto \pi_0(x_j)/q(x_j)$, so that shares of scouts are shares of $\pi_0$ (importance
+sampling), whatever the run did. Two things are asked of them.
+
+*Is there mass where no chain is?* A scout is apart from the chains if it is farther from the nearest one than nine of
+ten chains are from theirs, and log π₀ falls by more than `tuning.SCOUTS.barrier` nats on the way there. Chains may be
+apart from one another too, where modes are many or curved: a fresh draw of π₀ would be apart from N chains about as
+often as one of these from the others. So the scouts' share M is held against the chains' own, L.
+
+Scouts may lack what chains have, such as a mode that is narrow beside q. Let U be the share of chains that would weigh
+more than any scout does: those places are as good as unknown to scouts. Where both have been, the odds are known, and
+
+$$\frac{M'}{1 - M'} = (1 - U)\,\frac{M}{1 - M}$$
+
+are the odds of what is apart from the chains against what these have, by the run's own shares.
+
+*Have regions the shares that scouts say?* Regions are cells of k-means over chains and scouts together. That is asked
+where scouts are worth `tuning.SCOUTS.fewest` draws of π₀, and shares must differ by more than U. Pareto k̂ would say
+little: where one narrow mode makes weights of two sizes it was 2.5, and shares were right to 0.003.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import PyTree
+
+from composeprob import tuning
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.barriers import barrier_depth
+from composeprob.density.evaluation import Position
+from composeprob.results.comparison import scaled
+from composeprob.results.estimates import Families, systematic
+from composeprob.results.status import Code
+
+
+def unreached(
+    density: AnnealedDensity, positions: Position, families: Families, key: Array, evaluations: float
+) -> list[tuple[Code, str]]:
+    """The findings `modes_unreached` and `shares_frozen`, if scouts have reason for them.
+
+    Args:
+        density: from `compile`.
+        positions: of the chains at level 0, ``{site: (N, …)}``.
+        families: of the chains, with their weights.
+        key: of the scouts.
+        evaluations: how many of them, and of evaluations in all, there may be where nothing is wrong.
+    """
+    blocks = int(min(evaluations, tuning.SCOUTS.most) // tuning.SCOUTS.block)
+    if not can_scout(density) or blocks == 0:
+        return []
+    chains = _chains(positions, families)
+    if chains is None:
+        return []
+    target = Target(density)
+    found = Sample.of_scouts(target, jax.random.split(key, blocks * tuning.SCOUTS.block))
+    if found is None:
+        return []
+    return _apart(target, chains, found) or _other_shares(target, chains, found)
+
+
+def can_scout(density: AnnealedDensity) -> bool:
+    """Whether draws of the program's factors can be weighed against one another."""
+    return {"energy", "mode_depth"} <= density.capabilities and density.evaluator.drawable
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """log π₀ of many positions, evaluated in blocks of one size."""
+
+    density: AnnealedDensity
+
+    def __call__(self, positions: Position) -> tuple[np.ndarray, np.ndarray]:
+        """log π₀ and log π₀/q, (M,) each."""
+        size, block = len(jax.tree.leaves(positions)[0]), tuning.SCOUTS.block
+        found = np.empty((2, size))
+        for start in range(0, size, block):
+            rows = np.minimum(np.arange(start, start + block), size - 1)
+            values = np.stack(_importance(self.density, _at(positions, rows)))
+            found[:, start : start + block] = values[:, : size - start]
+        return found[0], found[1]
+
+    def barriers(self, a: Position, b: Position) -> np.ndarray:
+        """The depths of the barriers between positions, (M,); infinite where an end has none."""
+        depth = barrier_depth(lambda points: self(points)[0], a, b)
+        return np.where(np.isnan(depth), np.inf, depth)
+
+
+def _at(positions: Position, rows: np.ndarray) -> Position:
+    """Some of the positions."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], positions)
+
+
+@eqx.filter_jit
+def _importance(density: AnnealedDensity, positions: Position) -> tuple[Array, Array]:
+    return jax.vmap(density.evaluator.importance)(positions)
+
+
+@eqx.filter_jit
+def _drawn(density: AnnealedDensity, keys: Array) -> Position:
+    return jax.vmap(density.evaluator.draw)(keys)
+
+
+class Sample(NamedTuple):
+    """Weighted positions.
+
+    Attributes:
+        positions: ``{site: (n, …)}``.
+        weights: normalised, (n,).
+        groups: which of them are not independent of each other, (n,).
+        log_weights: log π₀/q, (n,); None of chains.
+    """
+
+    positions: Position
+    weights: np.ndarray
+    groups: np.ndarray
+    log_weights: np.ndarray | None = None
+
+    @classmethod
+    def of_scouts(cls, target: Target, keys: Array) -> Sample | None:
+        """Scouts, one for each key; None where none weighs anything."""
+        size = tuning.SCOUTS.block
+        drawn = [_drawn(target.density, keys[i : i + size]) for i in range(0, len(keys), size)]
+        positions = jax.tree.map(lambda *leaves: np.concatenate(list(map(np.asarray, leaves))), *drawn)
+        _, log_weights = target(positions)
+        log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)
+        if not np.isfinite(log_weights).any():
+            return None
+        weights = np.exp(log_weights - log_weights.max())
+        return cls(positions, weights / weights.sum(), np.arange(len(weights)), log_weights)
+
+    @property
+    def effective(self) -> float:
+        """The number of independent draws that they are worth."""
+        return 1.0 / float(np.sum(np.bincount(self.groups, self.weights) ** 2))
+
+    def share(self, inside: np.ndarray, expected: float | None = None) -> tuple[float, float]:
+        """The weight of those inside, (n,), and its variance: at least what as many independent draws would have if
+        the share were the expected one; without one by the rule of succession."""
+        share = float(self.weights @ inside)
+        variance = float(np.sum(np.bincount(self.groups, self.weights * (inside - share)) ** 2))
+        if expected is None:
+            return share, variance + 1 / self.effective**2
+        number = 1 / float(np.sum(self.weights**2)) if share > 0 else self.effective
+        return share, max(variance, expected * (1 - expected) / number)
+
+    def some(self, number: int) -> Sample:
+        """Those that systematic resampling keeps, weighed by how often."""
+        index, count = np.unique(systematic(self.weights, number), return_counts=True)
+        return Sample(_at(self.positions, index), count / number, self.groups[index])
+
+
+def _chains(positions: Position, families: Families) -> Sample | None:
+    """The chains that have weight, evenly spaced ones of many; None where too few are finite."""
+    finite = np.all([np.isfinite(x).reshape(len(x), -1).all(1) for x in positions.values()], axis=0)
+    entries = sum(np.size(x) // len(x) for x in positions.values())
+    index = np.flatnonzero(finite & (families.weights > 0))
+    most = int(np.clip(tuning.SHARES.entries // entries, tuning.SCOUTS.block, 4 * tuning.SHARES.most))
+    if len(index) > most:
+        index = index[np.linspace(0, len(index) - 1, most).astype(int)]
+    if len(index) < tuning.COMPARISON.fewest:
+        return None
+    weights = families.weights[index]
+    return Sample(_at(positions, index), weights / weights.sum(), families.index[index])
+
+
+def _rows(*samples: Sample) -> list[np.ndarray]:
+    """The positions as rows, (n, d) each, with sites in units of the spread that all have together."""
+    rows: list[list[np.ndarray]] = [[] for _ in samples]
+    for name in sorted(samples[0].positions):
+        values = [np.asarray(s.positions[name], float).reshape(len(s.weights), -1) for s in samples]
+        spread = math.sqrt(
+            np.mean([s.weights @ (x - s.weights @ x) ** 2 for s, x in zip(samples, values, strict=True)])
+        )
+        for row, x in zip(rows, values, strict=True):
+            row.append(x / spread if spread > 0 else x)
+    return [np.concatenate(row, axis=1) for row in rows]
+
+
+def _nearest(
+    points: np.ndarray, groups: np.ndarray | None, chains: np.ndarray, families: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The chain that each point is nearest to, but for those of its own family, and how far it is."""
+    from scipy.spatial.distance import cdist
+
+    index, distance = np.empty(len(points), int), np.empty(len(points))
+    for i in range(0, len(points), 256):
+        part = slice(i, i + 256)
+        distances = cdist(points[part], chains)
+        if groups is not None:
+            distances[groups[part, None] == families[None, :]] = math.inf
+        index[part], distance[part] = distances.argmin(1), distances.min(1)
+    return index, distance
+
+
+def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
+    """The finding that mass lies where no chain is."""
+    few, some = scouts.some(tuning.SCOUTS.block), chains.some(tuning.SCOUTS.block)
+    rows, others, theirs = _rows(few, some, chains)
+    nearest, distance = _nearest(others, some.groups, theirs, chains.groups)
+    far = float(np.quantile(distance, tuning.SCOUTS.far))
+
+    def depths(sample: Sample, nearest: np.ndarray, distance: np.ndarray) -> np.ndarray:
+        depth = np.zeros(len(nearest))
+        index = np.flatnonzero(distance > far)
+        if len(index):
+            ends = _at(sample.positions, index), _at(chains.positions, nearest[index])
+            depth[index] = target.barriers(*ends)
+        return depth
+
+    depth = depths(few, *_nearest(rows, None, theirs, chains.groups))
+    inside = depth > tuning.SCOUTS.barrier
+    share = float(few.weights @ inside)
+    if share < tuning.SCOUTS.least:
+        return []
+    variance = (share * (1 - share) + 1 / scouts.effective) / scouts.effective
+    alike, of_chains = some.share(depths(some, nearest, distance) > tuning.SCOUTS.barrier)
+    odds = (1 - _unknown(target, some, scouts)) * share / max(1 - share, 1 / scouts.effective)
+    mass, error = odds / (1 + odds), math.sqrt(variance + of_chains)
+    if mass - alike < max(tuning.SCOUTS.errors * error, tuning.SCOUTS.least):
+        return []
+    example = int(np.argmax(np.where(inside, few.weights, -1)))
+    text = (
+        f"Draws of the program's own factors, weighed, find {mass:.0%} ± {error:.0%} of the probability where no chain "
+        f"is, behind barriers of {min(depth[example], 999):.0f} nats or so: for example at "
+        f"{_place(target.density, few.positions, example)}. The run has missed a mode, or modes. Try more chains, more "
+        "levels, cp.SMC(weights='density'), whose weights cost nothing here, or cp.ReplicaExchange; or begin from "
+        "wider factors."
+    )
+    return [(Code.MODES_UNREACHED, text)]
+
+
+def _unknown(target: Target, chains: Sample, scouts: Sample) -> float:
+    """The share of chains that would weigh more than any scout."""
+    assert scouts.log_weights is not None
+    return float(chains.weights @ (target(chains.positions)[1] > scouts.log_weights.max()))
+
+
+def _other_shares(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
+    """The finding that a region has another share of the chains than of the scouts."""
+    from scipy.cluster.vq import kmeans2
+
+    if scouts.effective < tuning.SCOUTS.fewest:
+        return []
+    pooled = chains.some(tuning.SCOUTS.block), scouts.some(tuning.SCOUTS.block)
+    parts = _rows(*pooled, chains, scouts)
+    counts = np.cumsum([len(part) for part in parts])[:-1]
+    sizes = [np.size(x) // len(x) for _, x in sorted(chains.positions.items())]
+    points = scaled(np.concatenate(parts), sizes)
+    shown = points[: counts[1]]
+    centres, cells = kmeans2(shown, min(tuning.SCOUTS.cells, len(np.unique(shown, axis=0))), minit="++", seed=0)
+    known = np.unique(cells)
+    centres, labels = centres[known], ((points[:, None] - centres[known]) ** 2).sum(-1).argmin(1)
+    _, _, of_chains, of_scouts = np.split(labels, counts)
+    different = _most_different(chains, scouts, of_chains, of_scouts)
+    if different is not None:
+        different = _most_different(chains, scouts, of_chains, of_scouts, _unknown(target, pooled[0], scouts))
+    if different is None:
+        return []
+    group, (share, variance), (right, of_right) = different
+    example = int(np.argmin(((points[counts[2] :] - centres[group]) ** 2).sum(-1)))
+    text = (
+        f"The region about {_place(target.density, scouts.positions, example)} holds {share:.1%} ± "
+        f"{math.sqrt(variance):.1%} of the chains; weighed draws of the program's own factors say {right:.1%} ± "
+        f"{math.sqrt(of_right):.1%}. Try more chains, more levels, cp.SMC(weights='density'), or cp.ReplicaExchange."
+    )
+    return [(Code.SHARES_FROZEN, text)]
+
+
+def _most_different(
+    chains: Sample, scouts: Sample, of_chains: np.ndarray, of_scouts: np.ndarray, unknown: float = 0.0
+) -> tuple[int, tuple[float, float], tuple[float, float]] | None:
+    """The region whose shares of chains and scouts differ by most errors, with both shares and their variances; None
+    where none does by enough."""
+    found, most = None, tuning.SCOUTS.errors
+    for group in range(int(max(of_chains.max(), of_scouts.max())) + 1):
+        right = scouts.share(of_scouts == group)
+        share = chains.share(of_chains == group, expected=right[0])
+        difference = abs(share[0] - right[0]) - unknown
+        errors = difference / math.sqrt(share[1] + right[1])
+        if errors > most and difference > tuning.SCOUTS.least:
+            found, most = (group, share, right), errors
+    return found
+
+
+def _place(density: AnnealedDensity, positions: Position, index: int) -> str:
+    """A position as its program's author knows it: ``x = (3.02, -1)``."""
+    values: PyTree[Array] = density.to_samples(_at(positions, np.array(index)))
+    shown = []
+    for name in density.sites:
+        numbers = np.ravel(np.asarray(values[name]))
+        text = ", ".join(f"{number:.3g}" for number in numbers[:4]) + ", …" * (len(numbers) > 4)
+        shown.append(f"{name} = {text}" if len(numbers) == 1 else f"{name} = ({text})")
+    return "; ".join(shown[:3])

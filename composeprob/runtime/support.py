@@ -1,0 +1,151 @@
+"""What the shares of modes rest on: weights, the paths of chains, or moves between modes; else the status says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from composeprob import tuning
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.barriers import log_densities
+from composeprob.density.evaluation import Position
+from composeprob.results.estimates import Families
+from composeprob.results.groups import between, distant, parted, share_apart, where
+from composeprob.results.shares import Reason, clipped, frozen_shares, uneven_paths
+from composeprob.results.status import Code, fewest_families
+from composeprob.samplers.layout import Layout
+from composeprob.settings import usual
+
+if TYPE_CHECKING:
+    from composeprob.runtime.stages import State
+
+Findings = list[tuple[Code, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """What is known of the modes' shares.
+
+    Attributes:
+        log_weights: of the chains, (N,): those of the run, or of its paths where these mend the shares.
+        findings: what is wrong with them.
+        later: more of these, which take a compilation.
+        note: what is added to the reason of the run.
+    """
+
+    log_weights: np.ndarray
+    findings: Findings = field(default_factory=list)
+    later: Callable[[], Findings] = list
+    note: str = ""
+
+
+def supported(
+    state: State, positions: Position, log_weights: np.ndarray, paths: np.ndarray, log_density: np.ndarray | None
+) -> Support:
+    """What the shares of a run at level 0 rest on.
+
+    Args:
+        state: as the run ended.
+        positions: of the chains, on the host.
+        log_weights, paths: the run's, and those of the ways that chains came, (N,).
+        log_density: of each chain where it ended, (N,); None where it is not known.
+    """
+    run, sampler, density = state.run, state.sampler, state.density
+    number, comparable = len(log_weights), {"energy", "mode_depth"} <= density.capabilities
+    if log_density is not None and log_density.shape != paths.shape:  # replicas, which swap
+        return Support(log_weights)
+    if np.isfinite(np.asarray(run.records.ess)).any():
+        if not comparable or log_density is None or np.ptp(log_weights):
+            return Support(log_weights)
+        families = Families.from_ancestors(np.ones(number), np.asarray(run.ancestors))
+        return Support(log_weights, frozen_shares(positions, log_density, families), list)
+    note, worth = "", relative_worth(paths) * number
+    unknown = not sampler.needs_parts(density) and density.num_levels > 1
+    if state.given_up:
+        note = (
+            f"; what modes that are far apart hold rests on the weights of their paths, worth {worth:.3g} of "
+            f"{number} chains"
+        )
+    why = Reason.STARTED if density.num_levels == 1 else Reason.FROZEN
+    why = Reason.SUMMED if sampler.kernel is None else why
+    uneven = uneven_paths(positions, paths, log_density, why) if paths.any() else []
+    stayed = sampler.kernel is not None and not state.writer.drawn and np.isnan(float(run.global_acceptance))
+    if uneven and stayed and worth >= max(tuning.SHARES.support * number, fewest_families(number)):
+        note = f"; the weights of their paths, worth {worth:.0f} of {number} chains, mend the shares of modes"
+        return Support(np.where(np.isfinite(paths), paths, -np.inf) - np.nanmax(paths), [], list, note)
+    if not uneven and comparable and log_density is not None:
+        uneven = frozen_shares(positions, log_density)
+    rests = not unknown and (worth >= tuning.SHARES.support * number or alike(paths))
+    if uneven or rests or "exact_marginals" in density.capabilities:
+        return Support(log_weights, uneven, list, note)
+    cause = f"the weights of their paths are worth {worth:.2g} of {number} chains"
+    if unknown:
+        cause = "chains do not weigh one another, and what their paths weigh is not known"
+    if state.given_up:
+        cause = f"SMC was given up, and {cause}"
+    return Support(log_weights, uneven, _later(state, positions, cause, why), note)
+
+
+def relative_worth(log_weights: np.ndarray) -> float:
+    """(Σ w)²/(N·Σ w²) of weights of which those that are no numbers count as 0."""
+    finite = log_weights[np.isfinite(log_weights)]
+    weights = np.exp(finite - finite.max(initial=-np.inf))
+    return float(weights.sum() ** 2 / max(np.sum(weights**2), 1e-30) / len(log_weights))
+
+
+def alike(log_weights: np.ndarray) -> bool:
+    """Whether weights differ so little that what they say is known, although chance may leave few of them.
+
+    Of log-normal weights whose logarithms have a standard deviation s a share e^(−s²) counts. Few chains tell s far
+    better than the effective sample size.
+    """
+    finite = log_weights[np.isfinite(log_weights)]
+    return len(finite) > 0.95 * len(log_weights) and float(clipped(finite).std()) <= tuning.SHARES.alike
+
+
+def _later(state: State, positions: Position, cause: str, why: str) -> Callable[[], Findings]:
+    """What is asked of chains whose shares no weights support: whether they are apart."""
+    density, number = state.density, state.num_chains
+    moved = bool(state.sampler.then) or state.writer.drawn > 0
+    if moved and state.came is None:
+        return list
+    some = np.unique(np.linspace(0, number - 1, tuning.CHECKS.most_chains).astype(int))
+    came = None
+    if moved:
+        at = Layout.of_density(density).position(np.asarray(state.came)[some], float(density.schedule.alpha[0]))
+        came = jax.tree.map(np.asarray, at)
+    ended = jax.tree.map(lambda x: np.asarray(x)[some], positions)
+    return partial(_apart, density, ended, came, cause, why)
+
+
+def _apart(density: AnnealedDensity, ended: Position, came: Position | None, cause: str, why: str) -> Findings:
+    """The finding that chains are in groups between which they did not cross, if they are.
+
+    Args:
+        density: as it is.
+        ended: where some chains ended, {site: (m, …)}.
+        came: where these were when they had come down to level 0; None of chains that have not moved since.
+        cause: why nothing supports their shares.
+        why: what it comes from, and what to do about it.
+    """
+    if "energy" in density.capabilities:
+        with usual():
+            value = partial(log_densities, density)
+            groups = parted(ended, value)
+            if groups is None:
+                return []
+            each = np.arange(len(groups.index))
+            crossed = 0.0 if came is None else share_apart(between(came, ended, each, each, value))
+        if crossed >= tuning.SHARES.crossing * groups.apart:
+            return []
+    else:
+        groups = distant(ended)
+        if groups is None:
+            return []
+    text = f"The chains lie in {groups}: {where(ended, groups.index)}. Their shares rest on nothing: {cause}. {why}"
+    return [(Code.SHARES_FROZEN, text)]

@@ -1,0 +1,117 @@
+"""Shares of modes that rest on nothing are named, and those that rest on weights, paths or moves are not."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.compiler.pipeline import lowered
+from composeprob.errors import ImproperError
+from composeprob.runtime.support import alike, relative_worth
+
+LEVELS = cp.Schedule.log_snr(60)
+
+
+def two(d, shares, sds):
+    """Modes at ±1 in each of d numbers."""
+    means = jnp.stack([-jnp.ones(d), jnp.ones(d)])
+    law = dist.Normal(means, jnp.asarray(sds)[:, None]).to_event(1)
+    return cp.Analytic(dist.MixtureSameFamily(dist.Categorical(jnp.asarray(shares)), law), LEVELS)
+
+
+NARROW = two(10, [0.5, 0.5], [0.5, 0.25])
+
+
+@cp.program
+def squared(f):
+    return cp.sample("x", f**2)
+
+
+@pytest.fixture(scope="module")
+def wrong():
+    """Squared, the narrow mode holds 0.999: by constant exponents chains keep the half that noisy levels give it."""
+    return lowered(squared, (NARROW,), {}, growing=False)
+
+
+def run(density, num_chains=64, **options):
+    return cp.infer(density, jax.random.key(0), num_chains=num_chains, progress=False, **options)
+
+
+def test_chains_apart_in_shares_that_rest_on_nothing_are_named(wrong):
+    result = run(wrong)
+    assert 0.2 < np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.8  # 0.001 by quadrature
+    assert result.status.has("shares_frozen")
+    assert "rest on nothing" in result.status.message
+    assert "2 groups" in result.status.message
+    assert np.isnan(result.mean(lambda s: s["x"][0]).error)
+
+
+def test_paths_with_growing_exponents_mend_the_shares():
+    result = run(cp.compile(squared, NARROW))
+    assert 0.2 < np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.8
+    wide = result.probability(lambda s: s["x"].mean() < 0)
+    assert abs(wide.value - 2.0**-10) < 4 * wide.error < 0.01
+    assert "mend the shares of modes" in result.reason
+    assert result.status.ok
+
+
+def test_draws_of_chains_that_stay_are_named_too(wrong):
+    assert run(wrong, draws=4).status.has("shares_frozen")
+
+
+@cp.program
+def product(f, g):
+    return cp.sample("x", f * g)
+
+
+def test_chains_apart_whose_paths_weigh_alike_are_not_named():
+    """A vague second factor weighs the modes anew, by little at any level."""
+    vague = cp.Analytic(dist.Normal(jnp.zeros(2), 8.0).to_event(1), LEVELS)
+    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
+    result = run(cp.compile(product, two(2, [0.5, 0.5], [0.2, 0.2]), vague), sampler=sampler)
+    assert 0.3 < np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.7
+    assert result.status.ok
+
+
+def test_chains_that_global_moves_lead_across_are_not_named():
+    result = run(cp.compile(squared, two(1, [0.5, 0.5], [0.3, 0.1])))
+    share = 1 / (1 + 0.3 / 0.1)
+    assert abs(np.mean(np.asarray(result["x"]) < 0) - share) < 4 * np.sqrt(share * (1 - share) / 64)
+    assert result.status.ok
+
+
+def test_what_weights_are_worth():
+    rng = np.random.default_rng(0)
+    assert relative_worth(np.zeros(10)) == pytest.approx(1)
+    assert relative_worth(np.array([0.0, -np.inf, np.nan, -800.0])) == pytest.approx(0.25)
+    assert alike(rng.normal(size=64))
+    assert not alike(4 * rng.normal(size=64))
+    assert not alike(np.full(64, np.nan))
+
+
+RISING = {
+    "energy": lambda f: cp.sample(
+        "x", f * cp.Energy(lambda x, _: 100 * (x**2).sum(), LEVELS, event_shape=(2,), top_power=0.0)
+    ),
+    "factor": lambda f: cp.factor("up", cp.sample("x", f)[1] ** 2),
+}
+FALLING = {
+    "tilt": lambda f: cp.factor("tilt", 20 * cp.sample("x", f)[0]),
+    "half as steep": lambda f: cp.factor("wide", 0.4 * (cp.sample("x", f) ** 2).sum()),
+}
+
+
+@pytest.mark.parametrize("name", RISING)
+def test_a_density_that_rises_without_bound_is_refused(name):
+    f = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), LEVELS)
+    with pytest.raises(ImproperError, match="rises without bound"):
+        cp.compile(cp.program(RISING[name]), f)
+
+
+@pytest.mark.parametrize("name", FALLING)
+def test_one_that_falls_in_the_end_is_not(name):
+    cp.compile(cp.program(FALLING[name]), cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), LEVELS))

@@ -11,7 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob.compiler.pipeline import lowered
 from composeprob.errors import ImproperError
-from composeprob.runtime.support import alike, relative_worth
+from composeprob.runtime.support import alike, effective
 
 LEVELS = cp.Schedule.log_snr(60)
 
@@ -86,8 +86,8 @@ def test_chains_that_global_moves_lead_across_are_not_named():
 
 def test_what_weights_are_worth():
     rng = np.random.default_rng(0)
-    assert relative_worth(np.zeros(10)) == pytest.approx(1)
-    assert relative_worth(np.array([0.0, -np.inf, np.nan, -800.0])) == pytest.approx(0.25)
+    assert effective(np.zeros(10)) == pytest.approx(10)
+    assert effective(np.array([0.0, -np.inf, np.nan, -800.0])) == pytest.approx(1)
     assert alike(rng.normal(size=64))
     assert not alike(4 * rng.normal(size=64))
     assert not alike(np.full(64, np.nan))

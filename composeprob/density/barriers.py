@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import equinox as eqx
@@ -19,17 +20,20 @@ if TYPE_CHECKING:
 
 
 def log_densities(density: AnnealedDensity, positions: Position) -> np.ndarray:
-    """log π₀ at many positions, (M, …) → (M,).
+    """log π₀ at many positions, (M, …) → (M,)."""
+    return in_blocks(partial(_of_block, density), positions)
 
-    They go in blocks of one size, so that one executable serves any number of them.
-    """
+
+def in_blocks(function: Callable[[Position], ArrayLike], positions: Position) -> np.ndarray:
+    """``function`` of many positions, (M, …) → (…, M). They go in blocks of one size, so that one executable serves any
+    number of them."""
     number, size = len(jax.tree.leaves(positions)[0]), tuning.SHARES.block
-    found = np.empty(number)
-    for begin in range(0, number, size):
+
+    def block(begin: int) -> np.ndarray:
         rows = np.minimum(np.arange(begin, begin + size), number - 1)
-        values = np.asarray(_of_block(density, jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], positions)))
-        found[begin : begin + size] = values[: number - begin]
-    return found
+        return np.asarray(function(jax.tree.map(lambda x: np.asarray(x)[rows], positions)))[..., : number - begin]
+
+    return np.concatenate([block(begin) for begin in range(0, number, size)], axis=-1)
 
 
 @eqx.filter_jit

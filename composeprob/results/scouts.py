@@ -25,17 +25,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.barriers import barrier_depth
+from composeprob.density.barriers import barrier_depth, in_blocks
 from composeprob.density.evaluation import Position
 from composeprob.results.comparison import scaled
 from composeprob.results.estimates import Families, systematic
@@ -80,12 +82,7 @@ class Target:
 
     def __call__(self, positions: Position) -> tuple[np.ndarray, np.ndarray]:
         """log π₀ and log π₀/q, (M,) each."""
-        size, block = len(jax.tree.leaves(positions)[0]), tuning.SCOUTS.block
-        found = np.empty((2, size))
-        for start in range(0, size, block):
-            rows = np.minimum(np.arange(start, start + block), size - 1)
-            values = np.stack(_importance(self.density, _at(positions, rows)))
-            found[:, start : start + block] = values[:, : size - start]
+        found = in_blocks(partial(_importance, self.density), positions)
         return found[0], found[1]
 
     def barriers(self, a: Position, b: Position) -> np.ndarray:
@@ -100,8 +97,8 @@ def _at(positions: Position, rows: np.ndarray) -> Position:
 
 
 @eqx.filter_jit
-def _importance(density: AnnealedDensity, positions: Position) -> tuple[Array, Array]:
-    return jax.vmap(density.evaluator.importance)(positions)
+def _importance(density: AnnealedDensity, positions: Position) -> Array:
+    return jnp.stack(jax.vmap(density.evaluator.importance)(positions))
 
 
 @eqx.filter_jit
@@ -232,8 +229,7 @@ def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, s
         f"Draws of the program's own factors, weighed, find {mass:.0%} ± {error:.0%} of the probability where no chain "
         f"is, behind barriers of {min(depth[example], 999):.0f} nats or so: for example at "
         f"{_place(target.density, few.positions, example)}. The run has missed a mode, or modes. Try more chains, more "
-        "levels, cp.SMC(weights='density'), whose weights cost nothing here, or cp.ReplicaExchange; or begin from "
-        "wider factors."
+        "levels, or cp.ReplicaExchange, whose replicas come down again and again; or begin from wider factors."
     )
     return [(Code.MODES_UNREACHED, text)]
 
@@ -270,7 +266,7 @@ def _other_shares(target: Target, chains: Sample, scouts: Sample) -> list[tuple[
     text = (
         f"The region about {_place(target.density, scouts.positions, example)} holds {share:.1%} ± "
         f"{math.sqrt(variance):.1%} of the chains; weighed draws of the program's own factors say {right:.1%} ± "
-        f"{math.sqrt(of_right):.1%}. Try more chains, more levels, cp.SMC(weights='density'), or cp.ReplicaExchange."
+        f"{math.sqrt(of_right):.1%}. Try more chains, more levels, or cp.ReplicaExchange."
     )
     return [(Code.SHARES_FROZEN, text)]
 

@@ -164,8 +164,8 @@ def descend(state: State, title: str = "") -> None:
         facts = {"acceptance": records.acceptance, "ESS": records.ess, "ancestors": records.ancestors}
         means = {name: np.mean(np.asarray(values)[level]) for name, values in facts.items()}
         state.report(title, total, total - level, **{name: mean for name, mean in means.items() if not np.isnan(mean)})
-        if visits.arrived:
-            state.came = _points(state.run)
+        if visits.arrived and (state.sampler.then or state.draws.number):
+            state.came = _points(state.run)  # the status asks whether what follows leads from mode to mode
 
 
 def finish(state: State) -> None:

@@ -64,7 +64,7 @@ def supported(
             return Support(log_weights)
         families = Families.from_ancestors(np.ones(number), np.asarray(run.ancestors))
         return Support(log_weights, frozen_shares(positions, log_density, families), list)
-    note, worth = "", relative_worth(paths) * number
+    note, worth = "", effective(paths)
     unknown = not sampler.needs_parts(density) and density.num_levels > 1
     if state.given_up:
         note = (
@@ -91,11 +91,12 @@ def supported(
     return Support(log_weights, uneven, _later(state, positions, cause, why), note)
 
 
-def relative_worth(log_weights: np.ndarray) -> float:
-    """(Σ w)²/(N·Σ w²) of weights of which those that are no numbers count as 0."""
+def effective(log_weights: np.ndarray) -> float:
+    """How many independent chains weights are worth; those that are no numbers count as 0."""
     finite = log_weights[np.isfinite(log_weights)]
-    weights = np.exp(finite - finite.max(initial=-np.inf))
-    return float(weights.sum() ** 2 / max(np.sum(weights**2), 1e-30) / len(log_weights))
+    if not finite.size:
+        return 0.0
+    return Families.from_ancestors(np.exp(finite - finite.max()), np.arange(len(finite))).effective
 
 
 def alike(log_weights: np.ndarray) -> bool:

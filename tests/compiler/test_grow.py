@@ -173,8 +173,10 @@ def test_what_is_calibrated_keeps_the_path_of_its_normalisers():
 @pytest.mark.parametrize(
     "factor",
     [
-        lambda: cp.mixture([analytic(0) / cp.window(analytic(1, 1) ** 2, (2,), (1,))] * 2, log_weights=[0.0, 0.3])
-        * analytic(2) ** 2,
+        lambda: (
+            cp.mixture([analytic(0) / cp.window(analytic(1, 1) ** 2, (2,), (1,))] * 2, log_weights=[0.0, 0.3])
+            * analytic(2) ** 2
+        ),
         lambda: cp.mixture([analytic(0) ** 2, analytic(1) * analytic(2)], log_weights=[0.0, 0.3]),
     ],
     ids=["multiplies and divides", "equal powers at level 0 alone"],

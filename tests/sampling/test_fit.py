@@ -64,6 +64,24 @@ def test_chains_take_no_control_that_was_fitted_to_their_own_potentials():
     assert spread(left) > (1 - 1e-6) * spread(rows[:, -1])
 
 
+def test_a_diagonal_control_has_axes_that_its_own_chains_had_no_part_in():
+    """Twelve dimensions, 128 chains: too few for a matrix. What the first half takes stays when it lies elsewhere."""
+    rng = np.random.default_rng(2)
+    widths = np.linspace(0.7, 1.5, 12)
+
+    def cloud():
+        y = rng.standard_normal((64, 12)) * widths
+        score = -y / widths**2 + 0.1 * rng.standard_normal(y.shape)
+        return np.column_stack([y, score, np.sum((y / widths) ** 2, axis=1)])
+
+    halves = cloud(), cloud(), cloud()
+    tables = (jnp.asarray(np.concatenate([first, halves[2]])) for first in halves[:2])
+    found, again = (fit(table, jnp.zeros(128), jnp.ones(12), control=True) for table in tables)
+    assert np.abs(found.gain[0]).max() > 0.1
+    np.testing.assert_allclose(found.gain[0], again.gain[0], atol=1e-6)
+    assert np.abs(found.gain[1] - again.gain[1]).max() > 0.01
+
+
 def test_narrow_modes_far_apart_are_points_to_a_step():
     """Their score has a flat regression on y, which explains nothing: −P/s stands for it."""
     rng = np.random.default_rng(1)

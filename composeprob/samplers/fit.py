@@ -94,8 +94,9 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
     freedom = 1 / jnp.sum(weights**2) - 1
     freedom = freedom / jnp.maximum(freedom - (dims if full else 1), 1e-3)
     first, regressions = jnp.arange(count) < count // 2, None
-    if full:  # of all chains and of each half
-        every = jnp.stack([weights, *(_normal(jnp.where(half, weights, 0.0)) for half in (first, ~first))])
+    if full:  # of all chains and, for their controls, of each half
+        halves = (first, ~first) if control else ()
+        every = jnp.stack([weights, *(_normal(jnp.where(half, weights, 0.0)) for half in halves)])
         regressions = jax.vmap(lambda w: _regression(centred(y, w), centred(score, w)))(every)
     slope = _slope(centred(y, weights), centred(score, weights), freedom, base, regressions)
     gain, push = jnp.zeros((2, *slope.shape)), jnp.zeros((2, dims))
@@ -105,8 +106,8 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
         if full and count // 2 >= tuning.FIT.per_feature * dims * (dims + 3) / 2:
             kind = "dense"
         basis = None if regressions is None else regressions[1][1:]
-        halves = jax.vmap(_normal)(_halves(weights))
-        gain, push = _controls(y - centre, score, potential, halves, kind, basis)
+        of_halves = jax.vmap(_normal)(_halves(weights))
+        gain, push = _controls(y - centre, score, potential, of_halves, kind, basis)
     return Fit(centre, slope, gain, push)
 
 

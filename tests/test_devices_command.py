@@ -64,6 +64,14 @@ def test_sizes_are_readable():
     assert [hardware.readable(size) for size in (12, 4096, 3 * 2**30, 5 * 2**40)] == ["12 B", "4 KiB", "3 GiB", "5 TiB"]
 
 
+def test_one_process_on_a_node_of_slurm_takes_all_gpus_of_it():
+    step = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
+    assert hardware.slurm_devices(step) == [0, 1, 2, 3]
+    for other in ({"SLURM_STEP_NUM_TASKS": "8"}, {"CUDA_VISIBLE_DEVICES": ""}, {"JAX_LOCAL_DEVICE_IDS": "0"}):
+        assert hardware.slurm_devices(step | other) is None
+    assert hardware.slurm_devices({}) is None
+
+
 SCRIPT = """
 import json
 from composeprob.cli import hardware
@@ -128,10 +136,10 @@ WITH_COMPILER = pytest.mark.skipif(
 
 
 def told_by(script):
-    """What a process of its own prints: the compiler reads its settings when it is loaded."""
+    """What a process of its own prints: the compiler reads its settings when it is loaded, and knows no CPU's flags."""
     tests = Path(__file__).resolve().parent
     path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": ""}
     command = [sys.executable, "-c", script]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stderr
@@ -143,7 +151,8 @@ def test_tpus_that_are_not_here():
     told = told_by(SCRIPT)
     four, sixteen = told["independent v5e:2x2 False"], told["independent v5e:4x4 False"]
     assert four[3] == sixteen[3] == {}
-    assert four[:3] == sixteen[:3]  # each chip's memory, whatever their number
+    genealogy = 4 * 64 * (16 - 4)  # every device knows the first chain of every chain
+    assert [four[0] + genealogy, *four[1:3]] == sixteen[:3]  # else a chip's memory is the same, whatever their number
     assert four[4] > 0
     assert four[5] > 0
     assert set(told["independent v5e:2x2 True"][3]) == {"all-reduce"}  # the means that are reported

@@ -1,31 +1,33 @@
-"""The pages on what one can add work when their blocks are copied one after the other."""
+"""The recipes of *Extending* work when their blocks are copied one after the other."""
 
 import re
-import textwrap
 from pathlib import Path
 
 import pytest
 
-import registry
 from zscores import LIMIT
 
-DOCS = Path(__file__).parents[1] / "docs"
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+RECIPES = {
+    title: blocks
+    for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    if (blocks := re.findall(r"^```python\n(.*?)^```", text, re.S | re.M))
+}
 
 
-@pytest.mark.parametrize("page", ["combinator", "kernel", "metric", "pass", "sampler"])
-def test_the_page_runs(page, monkeypatch):
-    text = (DOCS / f"add-a-{page}.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^ *```python\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) >= 2
-    monkeypatch.setattr(registry, "KERNELS", dict(registry.KERNELS))  # the kernel's page adds a row
-    namespace = {"__name__": "page"}
-    for block in blocks:
-        exec(compile(textwrap.dedent(block), f"add-a-{page}.md", "exec"), namespace)
-    if page == "kernel":
-        assert "RandomWalk" in registry.KERNELS
-    if page == "sampler":
-        score, result = namespace["score"], namespace["result"]
-        assert score(namespace["Residual"]()) < LIMIT < score(namespace["Heaviest"]())
-        right = namespace["right"]
-        assert abs(right.value - namespace["exact"]) < LIMIT * right.error
+def test_there_are_seven():
+    assert len(RECIPES) == 7
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_the_recipe_runs(title):
+    names = {"__name__": "page"}
+    for block in RECIPES[title]:
+        exec(compile(block, f"{PAGE.name}: {title}", "exec"), names)
+    if title == "An annealing policy":
+        assert "annealed 'widened(spread=0.2)'" in str(names["density"])
+    if title == "A part of a sampler":
+        score, result, right = names["score"], names["result"], names["right"]
+        assert score(names["Residual"]()) < LIMIT < score(names["Heaviest"]())
+        assert abs(right.value - names["exact"]) < LIMIT * right.error
         assert result.status.ok

@@ -6,9 +6,9 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
@@ -55,13 +55,22 @@ def join() -> None:
 
     given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
     try:
-        jax.distributed.initialize(**{name: int(value) for name, value in given.items() if value})  # type: ignore[arg-type]
+        numbers: dict[str, Any] = {name: int(value) for name, value in given.items() if value}
+        jax.distributed.initialize(**numbers, local_device_ids=slurm_devices(os.environ))
     except (ValueError, TypeError, RuntimeError) as error:
         raise InvalidValueError(
             f"--distributed was given, but JAX cannot join other processes: {str(error).splitlines()[0]}",
             fix="start it with srun, mpirun or on every host of a pod; or set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
             "JAX_NUM_PROCESSES and, in each process, JAX_PROCESS_ID=0, 1, ….",
         ) from error
+
+
+def slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """All GPUs of a node for the one process on it, where JAX would give it one; None where JAX's way is right."""
+    visible, tasks = environment.get("CUDA_VISIBLE_DEVICES"), environment.get("SLURM_STEP_NUM_TASKS")
+    if not visible or tasks is None or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    return list(range(len(visible.split(",")))) if tasks == environment.get("SLURM_STEP_NUM_NODES") else None
 
 
 def arranged_devices(devices: Sequence[jax.Device], mesh: str | None) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 `base.py` says what a kernel is, `metropolis.py` holds the only accept test, `hamiltonian.py` the only leapfrog.
 May import `density.evaluation`, `pytree` and `errors`: kernels know positions and `Evaluation`s, no factors.
-To add one, see docs/add-a-kernel.md.
+To add one, see docs/extending.md.
 """
 
 from composeprob.kernels.base import Info, Kernel, KernelState

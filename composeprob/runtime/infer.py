@@ -161,10 +161,11 @@ def infer(
         sampler: how they travel; left out, chosen by what the density offers and by N: ``result.reason``.
         mesh: spread the chains over all devices of this mesh, of one axis or two, which may be at most N. Left out,
             over all of `jax.devices`. Where N is no multiple of their number, the last of them evaluates a few chains
-            twice. With a second axis, as in ``jax.make_mesh((2, 4), ('chains', 'model'))``, arrays of the density (a
-            network's weights) of more than 1 MiB are not on every device whole, but in parts along that axis, wherever
-            a length of theirs divides: for networks that leave no room else. Each evaluation takes one all-gather of
-            each such array that it uses, which is forgotten again after it. The samples are those of whole networks.
+            twice. With a second axis, as in ``Mesh(np.reshape(jax.devices(), (2, 4)), ('chains', 'model'))``, arrays
+            of the density (a network's weights) of more than 1 MiB are not on every device whole, but in parts along
+            that axis, wherever a length of theirs divides: for networks that leave no room else. Each evaluation takes
+            one all-gather of each such array that it uses, which is forgotten again after it. The samples are those of
+            whole networks.
         chunk: chains that a device evaluates at once. The same samples, bit for bit, then come out on two devices or
             more of a kind, and with most factors on one. Left out, each device evaluates all that it has.
         levels: where the chains stop on their way down. ``"adaptive"``: wherever the weights' variance and the error of

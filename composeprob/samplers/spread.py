@@ -62,8 +62,8 @@ class Spread(eqx.Module):
             found = f"one with the axes {mesh.axis_names}" if isinstance(mesh, Mesh) else type(mesh).__name__
             raise WrongTypeError(
                 f"mesh must be a jax.sharding.Mesh of one axis or two; got {found}.",
-                fix="jax.make_mesh((jax.device_count(),), ('chains',)); two axes are for networks kept in parts, "
-                "jax.make_mesh((2, 4), ('chains', 'model')).",
+                fix="jax.sharding.Mesh(jax.devices(), ('chains',)); two axes are for networks kept in parts, "
+                "jax.sharding.Mesh(np.reshape(jax.devices(), (2, 4)), ('chains', 'model')).",
             )
         size = None if chunk is None else check_number(chunk, "chunk")
         devices = 1 if mesh is None else mesh.size

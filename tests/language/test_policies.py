@@ -1,8 +1,6 @@
 """Annealing policies as objects: those with short names, and one of the user's."""
 
 import dataclasses
-import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -88,14 +86,6 @@ def test_a_block_takes_an_object():
 def test_an_equal_policy_reuses_compiled_code():
     one, two, other = (cp.compile(scene, PRIOR, jnp.zeros(2), Between(share)) for share in (0.25, 0.25, 0.5))
     assert jax.tree.structure(one) == jax.tree.structure(two) != jax.tree.structure(other)
-
-
-def test_the_guides_policy():
-    guide = Path(__file__).parents[2] / "docs" / "add-a-policy.md"
-    (code,) = re.findall(r"```python\n(.*?)```", guide.read_text(), re.S)
-    names = {"__name__": "guide"}
-    exec(compile(code, "add-a-policy.md", "exec"), names)
-    assert "annealed 'widened(spread=0.2)'" in str(names["density"])
 
 
 def test_what_is_no_policy_is_refused():

@@ -4,7 +4,7 @@
 
 PYTHON is that of an environment with the packages adaptive-terrain-diffusion (MIT licence; its consistency network of
 heights of terrain is in guided-diffusion's layout), onnx and onnxruntime. It writes the weights as a state dict, and
-what the original computes; the state dict goes through the conversion that `composeprob convert` makes. The original's
+what the original computes; the state dict goes through tools/convert_guided_diffusion.py. The original's
 one number for a label is embedded by two layers, which are put in place of a table.
 
 A consistency network returns the end of a path from x, and not the mean of x₀: it is a trained network to load and to
@@ -30,9 +30,11 @@ from report import publish
 from safetensors.numpy import load_file, save_file
 
 import composeprob as cp
-from composeprob.pretrained.convert import Told, convert
 from composeprob.pretrained.embeddings import EmbeddingMLP
-from composeprob.pretrained.layers import Linear
+from composeprob.pretrained.tensors import Arrays, fill, header
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+from convert_guided_diffusion import Supplied, convert
 
 MOST = 1e-4
 ORIGINAL = """
@@ -90,20 +92,13 @@ def load(folder: Path) -> Any:
     state = load_file(folder / "state.safetensors")
     labels = {name.removeprefix("label_emb."): state.pop(name) for name in list(state) if name.startswith("label_emb")}
     save_file(state, folder / "network.safetensors")
-    convert(
-        folder / "network.safetensors", folder / "here", Told(128, num_head_channels=32, use_new_attention_order=True)
-    )
+    supplied = Supplied(128, num_head_channels=32, use_new_attention_order=True)
+    convert(folder / "network.safetensors", folder / "here", supplied)
     network = cp.from_diffusers(folder / "here").network
-    embedding = EmbeddingMLP(*labels["0.weight"].shape[::-1])
-    layers = [linear(embedding.linear_1, labels, "0"), linear(embedding.linear_2, labels, "2")]
-    embedding = eqx.tree_at(lambda e: (e.linear_1, e.linear_2), embedding, layers)
+    layers = {"0": "linear_1", "2": "linear_2"}
+    save_file({f"{layers[name[0]]}{name[1:]}": array for name, array in labels.items()}, folder / "labels.safetensors")
+    embedding = fill(EmbeddingMLP(Arrays(header(folder / "labels.safetensors"), "the labels")), jnp.float32)
     return eqx.tree_at(lambda n: n.class_embedding, network, embedding, is_leaf=lambda leaf: leaf is None)
-
-
-def linear(layer: Linear, arrays: dict[str, np.ndarray], name: str) -> Linear:
-    """The layer with its weights."""
-    weights = jnp.asarray(arrays[f"{name}.weight"].T), jnp.asarray(arrays[f"{name}.bias"])
-    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, weights)
 
 
 def main() -> int:

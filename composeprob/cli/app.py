@@ -1,4 +1,4 @@
-"""The commands `zoo`, `train`, `calibrate`, `bench` and `devices`, beside `new`, `run`, `trust` and `convert`."""
+"""The commands `zoo`, `train`, `calibrate`, `bench` and `devices`, beside `new`, `run` and `trust`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.markdown import Markdown
 from rich.table import Table
 
-from composeprob.cli import convert, new, run, trust  # noqa: F401 - join the application
+from composeprob.cli import new, run, trust  # noqa: F401 - join the application
 from composeprob.cli.benchmarks import benchmarks, oldest_first, run_benchmark, table_of_ages, title
 from composeprob.cli.programs import condition
 from composeprob.cli.samplers import KernelName, SamplerName, make_sampler
@@ -176,14 +176,6 @@ def devices(
         str | None,
         typer.Option("--compile", metavar="TOPOLOGY", help="TPUs to compile for, such as v5e:4x4 or v4:4x4x4."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="sd15|sdxl",
-            help="Compile two prompts multiplied, under a network of this size in bfloat16 without weights.",
-            show_default=False,
-        ),
-    ] = None,
     chains_per_chip: Annotated[int, typer.Option(min=1, help="Chains on each chip.")] = 64,
     sampler: Annotated[SamplerName, typer.Option(help="As for run; auto chooses by the program and the chains.")] = (
         SamplerName.auto
@@ -209,20 +201,16 @@ def devices(
 
         composeprob devices scene.py:two_cubes --compile v5p:4x4x4 --kernel mala --step-size 0.01
 
-        composeprob devices --compile v5e:4x4 --model sd15 --chains-per-chip 1 --sampler ancestral
+        composeprob devices benchmarks/sizes.py:sd15 --compile v5e:4x4 --chains-per-chip 1 --sampler ancestral
     """
     from composeprob.cli import hardware
 
     if compile_for is None:
-        if (what := target or model) is not None:
-            raise InvalidValueError(f"{what} was given, but nothing to compile it for.", fix="add --compile v5e:4x4.")
+        if target is not None:
+            raise InvalidValueError(f"{target} was given, but nothing to compile it for.", fix="add --compile v5e:4x4.")
         console.print(hardware.devices_table())
         return
-    if model is not None and target is not None:
-        raise InvalidValueError(
-            f"Both {target} and --model {model} were given, and one program is compiled.", fix="leave one out."
-        )
     hardware.prepare_tpu_compiler()
     chosen = make_sampler(sampler, kernel, None, step_size, 3, 0.5)
-    density = hardware.program(target, precision) if model is None else hardware.two_prompts(model)
+    density = hardware.program(target, precision)
     console.print(hardware.ahead(compile_for, density, chains_per_chip, chosen, diagnostics, mesh))

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from composeprob.density.annealed import AnnealedDensity
     from composeprob.factors.base import LeafFactor
-    from composeprob.factors.diffusion import Diffusion
     from composeprob.samplers.sampler import Sampler
 
 
@@ -212,25 +211,6 @@ def program(target: str | None, precision: str | None = None) -> AnnealedDensity
         return api.sample("x", ring * bar)
 
     return api.compile(product, api.load("ring2d"), api.load("bar2d"), precision=precision)
-
-
-def two_prompts(name: str) -> AnnealedDensity:
-    """Compiles a product of two prompts under a network of a known size, whose weights are not there.
-
-    Raises:
-        InvalidValueError: no such size.
-    """
-    from composeprob import api
-    from composeprob.pretrained.sizes import of_size
-
-    model, prompt = of_size(name)
-
-    @api.program
-    def both(model: Diffusion) -> Array:
-        first, second = (model.given(prompt=np.full(prompt, value, np.float32)) for value in (0.0, 1.0))
-        return api.sample("x", first * second)
-
-    return api.compile(both, model, schedule=model.schedule.every(20))
 
 
 def readable(size: float) -> str:

@@ -9,20 +9,25 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.pretrained.layers import ACTIVATIONS, Conv, GroupNorm, LayerNorm, Linear, exact_gelu
+from composeprob.pretrained.layers import (
+    ACTIVATIONS,
+    Conv,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    check_split,
+    exact_gelu,
+)
+from composeprob.pretrained.tensors import Arrays
 
 
-def attend(query: Array, key: Array, value: Array, heads: int, *, causal: bool = False) -> Array:
-    """softmax(q·kᵀ/√d)·v of sequences (length, heads·d), each head separately; (query's length, heads·d)."""
-
-    def split(x: Array) -> Array:
-        return x.reshape(x.shape[0], heads, -1)
-
-    parts = split(query), split(key), split(value)
+def attend(query: Array, key: Array, value: Array, *, causal: bool = False) -> Array:
+    """softmax(q·kᵀ/√d)·v of sequences (length, heads, d), each head separately; (query's length, heads·d)."""
     elsewhere = partial(jax.nn.dot_product_attention, is_causal=causal)
     # On processors what JAX offers takes up to three times as long as the products written out.
-    found = jax.lax.platform_dependent(*parts, cpu=partial(_products, causal=causal), default=elsewhere)
-    return found.reshape(query.shape)
+    found = jax.lax.platform_dependent(query, key, value, cpu=partial(_products, causal=causal), default=elsewhere)
+    return found.reshape(query.shape[0], -1)
 
 
 def _products(query: Array, key: Array, value: Array, *, causal: bool) -> Array:
@@ -37,16 +42,18 @@ def _products(query: Array, key: Array, value: Array, *, causal: bool) -> Array:
 
 
 class Attention(eqx.Module):
-    """Attention of a sequence to itself, or to another one.
+    """Attention of a sequence to itself, to another one, or of two sequences to both.
 
     Args:
+        arrays: with or without a group norm before, norms of queries and keys, and projections of a second sequence.
         width: channels of the sequence.
-        heads, size: number of heads and channels of each.
+        heads: their number.
         context: channels of what is attended to; None for the sequence itself.
         bias: whether the projections to queries, keys and values have one.
-        groups: of a group norm before; None without.
+        groups, eps: of the group norm.
         residual: whether the input is added.
         rescale: divides the output.
+        causal: whether a place sees only those before it.
     """
 
     group_norm: GroupNorm | None
@@ -54,29 +61,49 @@ class Attention(eqx.Module):
     to_k: Linear
     to_v: Linear
     to_out: tuple[Linear]
+    norm_q: RMSNorm | None
+    norm_k: RMSNorm | None
+    add_q_proj: Linear | None
+    add_k_proj: Linear | None
+    add_v_proj: Linear | None
+    to_add_out: Linear | None
+    norm_added_q: RMSNorm | None
+    norm_added_k: RMSNorm | None
     heads: int = eqx.field(static=True)
     residual: bool = eqx.field(static=True)
     rescale: float = eqx.field(static=True)
+    causal: bool = eqx.field(static=True)
 
     def __init__(
         self,
+        arrays: Arrays,
         width: int,
         heads: int,
-        size: int,
         *,
         context: int | None = None,
         bias: bool = False,
-        groups: int | None = None,
+        groups: int = 1,
         eps: float = 1e-5,
         residual: bool = False,
         rescale: float = 1.0,
+        causal: bool = False,
     ):
-        inner = heads * size
-        self.group_norm = None if groups is None else GroupNorm(groups, width, eps)
-        self.to_q = Linear(width, inner, bias)
-        self.to_k, self.to_v = (Linear(width if context is None else context, inner, bias) for _ in range(2))
-        self.to_out = (Linear(inner, width),)
-        self.heads, self.residual, self.rescale = heads, residual, float(rescale)
+        self.group_norm = GroupNorm(arrays / "group_norm", groups, width, eps) if "group_norm" in arrays else None
+        other = width if context is None else context
+        self.to_q = Linear(arrays / "to_q", width, None, bias)
+        inner = self.to_q.outputs
+        check_split(arrays, inner, heads, "heads of attention")
+        self.to_k, self.to_v = (Linear(arrays / f"to_{part}", other, inner, bias) for part in "kv")
+        self.to_out = (Linear(arrays / "to_out" / 0, inner, width),)
+        norms = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+        self.norm_q, self.norm_k, self.norm_added_q, self.norm_added_k = (
+            RMSNorm(arrays / name, inner // heads, 1e-6) if name in arrays else None for name in norms
+        )
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (
+            Linear(arrays / f"add_{part}_proj", width, inner) if "add_q_proj" in arrays else None for part in "qkv"
+        )
+        self.to_add_out = Linear(arrays / "to_add_out", inner, width) if "to_add_out" in arrays else None
+        self.heads, self.residual, self.rescale, self.causal = heads, residual, float(rescale), causal
 
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """The output for an image (height, width, channels) or a sequence (length, channels), of the same shape."""
@@ -84,9 +111,32 @@ class Attention(eqx.Module):
         if self.group_norm is not None:
             sequence = self.group_norm(sequence)
         other = sequence if context is None else context
-        found = attend(self.to_q(sequence), self.to_k(other), self.to_v(other), self.heads)
-        found = self.to_out[0](found).reshape(x.shape)
+        parts = zip(
+            (sequence, other, other), (self.to_q, self.to_k, self.to_v), (self.norm_q, self.norm_k, None), strict=True
+        )
+        found = self.to_out[0](attend(*(self._split(*part) for part in parts), causal=self.causal)).reshape(x.shape)
         return ((found + x) if self.residual else found) / self.rescale
+
+    def both(self, x: Array, context: Array) -> tuple[Array, Array | None]:
+        """The outputs for two sequences, each of which attends to both; None for the second where it has none."""
+        assert self.add_q_proj is not None and self.add_k_proj is not None and self.add_v_proj is not None  # noqa: PT018
+        layers = (
+            (self.to_q, self.norm_q, self.add_q_proj, self.norm_added_q),
+            (self.to_k, self.norm_k, self.add_k_proj, self.norm_added_k),
+            (self.to_v, None, self.add_v_proj, None),
+        )
+        joined = (
+            jnp.concatenate([self._split(x, of_x, norm), self._split(context, of_context, norm_of_context)])
+            for of_x, norm, of_context, norm_of_context in layers
+        )
+        found = attend(*joined)
+        beside = None if self.to_add_out is None else self.to_add_out(found[x.shape[0] :])
+        return self.to_out[0](found[: x.shape[0]]), beside
+
+    def _split(self, x: Array, layer: Linear, norm: RMSNorm | None) -> Array:
+        """One projection of a sequence, head by head."""
+        heads = layer(x).reshape(x.shape[0], self.heads, -1)
+        return heads if norm is None else norm(heads)
 
 
 class Gated(eqx.Module):
@@ -95,9 +145,9 @@ class Gated(eqx.Module):
     proj: Linear
     kind: str = eqx.field(static=True)
 
-    def __init__(self, inputs: int, outputs: int, kind: str):
+    def __init__(self, arrays: Arrays, inputs: int, outputs: int, kind: str):
         self.kind = kind
-        self.proj = Linear(inputs, outputs * (2 if self.has_gate else 1))
+        self.proj = Linear(arrays / "proj", inputs, outputs * (2 if self.has_gate else 1))
 
     @property
     def has_gate(self) -> bool:
@@ -124,12 +174,13 @@ FEED_FORWARD = {
 
 
 class FeedForward(eqx.Module):
-    """Two layers with four times the width between them; ``net.1`` is dropout in training."""
+    """Two layers; ``net.1`` is dropout in training."""
 
     net: tuple[Gated, None, Linear]
 
-    def __init__(self, width: int, kind: str):
-        self.net = (Gated(width, 4 * width, kind), None, Linear(4 * width, width))
+    def __init__(self, arrays: Arrays, width: int, kind: str):
+        last = Linear(arrays / "net" / 2, None, width)
+        self.net = (Gated(arrays / "net" / 0, width, last.inputs, kind), None, last)
 
     def __call__(self, x: Array) -> Array:
         return self.net[2](self.net[0](x))
@@ -146,12 +197,11 @@ class TransformerBlock(eqx.Module):
     ff: FeedForward
     only_cross: bool = eqx.field(static=True)
 
-    def __init__(self, width: int, heads: int, context: int, only_cross: bool):
-        size = width // heads
-        self.norm1, self.norm2, self.norm3 = (LayerNorm(width, 1e-5) for _ in range(3))
-        self.attn1 = Attention(width, heads, size, context=context if only_cross else None)
-        self.attn2 = Attention(width, heads, size, context=context)
-        self.ff = FeedForward(width, "geglu")
+    def __init__(self, arrays: Arrays, width: int, heads: int, context: int, only_cross: bool):
+        self.norm1, self.norm2, self.norm3 = (LayerNorm(arrays / f"norm{i}", width, 1e-5) for i in (1, 2, 3))
+        self.attn2 = Attention(arrays / "attn2", width, heads, context=context)
+        self.attn1 = Attention(arrays / "attn1", width, heads, context=context if only_cross else None)
+        self.ff = FeedForward(arrays / "ff", width, "geglu")
         self.only_cross = only_cross
 
     def __call__(self, x: Array, context: Array) -> Array:
@@ -169,13 +219,24 @@ class SpatialTransformer(eqx.Module):
     proj_out: Linear | Conv
 
     def __init__(
-        self, channels: int, heads: int, layers: int, context: int, groups: int, linear: bool, only_cross: bool = False
+        self,
+        arrays: Arrays,
+        channels: int,
+        heads: int,
+        context: int,
+        groups: int,
+        linear: bool,
+        only_cross: bool = False,
     ):
-        inner = heads * (channels // heads)
-        self.norm = GroupNorm(groups, channels, 1e-6)
-        self.proj_in = Linear(channels, inner) if linear else Conv(channels, inner, 1)
-        self.transformer_blocks = tuple(TransformerBlock(inner, heads, context, only_cross) for _ in range(layers))
-        self.proj_out = Linear(inner, channels) if linear else Conv(inner, channels, 1)
+        def project(name: str, inputs: int, outputs: int | None = None) -> Linear | Conv:
+            return Linear(arrays / name, inputs, outputs) if linear else Conv(arrays / name, inputs, 1)
+
+        self.norm = GroupNorm(arrays / "norm", groups, channels, 1e-6)
+        self.proj_in = project("proj_in", channels)
+        inner = self.proj_in.outputs
+        blocks = arrays.items("transformer_blocks")
+        self.transformer_blocks = tuple(TransformerBlock(block, inner, heads, context, only_cross) for block in blocks)
+        self.proj_out = project("proj_out", inner, channels)
 
     def __call__(self, x: Array, context: Array) -> Array:
         hidden = self.proj_in(self.norm(x))

@@ -1,8 +1,7 @@
-"""`AutoencoderKL`: images to latents and back (Rombach et al. 2022)."""
+"""Images to latents and back: `AutoencoderKL` (Rombach et al. 2022), and `AutoencoderTiny`, which does the same with
+less."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -11,9 +10,18 @@ from jax import Array
 
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.attention import Attention
-from composeprob.pretrained.blocks import Middle, Stage, Style, down_stage, up_stage
-from composeprob.pretrained.config import check_block, options, per_block
+from composeprob.pretrained.blocks import Middle, Stage, Style, check_kinds, down_stages, up_stages
+from composeprob.pretrained.config import (
+    Options,
+    anything,
+    number,
+    positive,
+    text_list,
+    unsupported,
+    whole,
+)
 from composeprob.pretrained.layers import ACTIVATIONS, Conv, GroupNorm
+from composeprob.pretrained.tensors import Arrays
 
 
 class Encoder(eqx.Module):
@@ -83,85 +91,176 @@ class Autoencoder(eqx.Module):
         return self.decoder(raw).astype(z.dtype)
 
 
-def _options(config: JSONObject, where: str) -> SimpleNamespace:
-    """The options of an `AutoencoderKL`, with the original's defaults."""
-    return options(
-        config,
-        where,
-        defaults={
-            "in_channels": 3,
-            "out_channels": 3,
-            "down_block_types": ("DownEncoderBlock2D",),
-            "up_block_types": ("UpDecoderBlock2D",),
-            "block_out_channels": (64,),
-            "layers_per_block": 1,
-            "act_fn": "silu",
-            "latent_channels": 4,
-            "norm_num_groups": 32,
-            "sample_size": 32,
-            "scaling_factor": 0.18215,
-            "shift_factor": None,
-            "latents_mean": None,
-            "latents_std": None,
-            "force_upcast": True,  # of half precision, in which nothing is evaluated here unless asked for
-            "use_quant_conv": True,
-            "use_post_quant_conv": True,
-            "mid_block_add_attention": True,
-        },
-        supported={"act_fn": tuple(ACTIVATIONS)},
-    )
+class Activation(eqx.Module):
+    """An activation by its name."""
+
+    name: str = eqx.field(static=True)
+
+    def __call__(self, x: Array) -> Array:
+        return ACTIVATIONS[self.name](x)
 
 
-def build(config: JSONObject, where: str) -> Autoencoder:
-    """The skeleton of an `AutoencoderKL` from its config.json.
+class Grow(eqx.Module):
+    """Every pixel repeated."""
+
+    factor: int = eqx.field(static=True)
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.repeat(jnp.repeat(x, self.factor, axis=0), self.factor, axis=1)
+
+
+class Residual(eqx.Module):
+    """Three convolutions, added to their input; then what is negative becomes 0."""
+
+    conv: tuple[Conv, Activation, Conv, Activation, Conv]
+
+    def __init__(self, arrays: Arrays, channels: int, activation: str):
+        a, b, c = (Conv(arrays / "conv" / i, channels) for i in (0, 2, 4))
+        self.conv = (a, Activation(activation), b, Activation(activation), c)
+
+    def __call__(self, x: Array) -> Array:
+        hidden = x
+        for layer in self.conv:
+            hidden = layer(hidden)
+        return jax.nn.relu(hidden + x)
+
+
+Layer = Conv | Activation | Residual | Grow
+
+
+class Chain(eqx.Module):
+    """Layers, one after the other."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """In which it is evaluated, that of the first convolution."""
+        assert isinstance(self.layers[0], Conv)
+        return self.layers[0].weight.dtype
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class TinyAutoencoder(eqx.Module):
+    """An autoencoder of images with values from −1 to 1; fields as of `Autoencoder`."""
+
+    encoder: Chain
+    decoder: Chain
+    channels: int = eqx.field(static=True)
+    latents: int = eqx.field(static=True)
+    shrinks: int = eqx.field(static=True)
+    mean: float = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+
+    def encode(self, x: Array) -> Array:
+        """The latents of one image (height, width, channels)."""
+        found = self.encoder(((x + 1) / 2).astype(self.encoder.dtype))
+        return (found.astype(x.dtype) - self.mean) * self.scale
+
+    def decode(self, z: Array) -> Array:
+        """The image of one event of latents."""
+        raw = 3 * jnp.tanh((z / self.scale + self.mean) / 3)
+        return 2 * self.decoder(raw.astype(self.decoder.dtype)).astype(z.dtype) - 1
+
+
+def autoencoder_kl(config: JSONObject, arrays: Arrays, where: str) -> Autoencoder:
+    """An `AutoencoderKL`.
 
     Raises:
-        LoadError: an option or block that is not supported.
+        LoadError: an option or block that is not supported, or weights of another network.
     """
-    o = _options(config, where)
-    widths, n = list(o.block_out_channels), len(o.block_out_channels)
-    downs, ups = (per_block(getattr(o, f"{way}_block_types"), n, f"{way}_block_types", where) for way in ("down", "up"))
+    o = Options(
+        config, where, down_block_types=(None, text_list), up_block_types=(None, text_list),
+        act_fn=("silu", *ACTIVATIONS), norm_num_groups=(32, whole), sample_size=(32, anything),
+        scaling_factor=(0.18215, positive),
+        shift_factor=(None, number), latents_mean=(None, number.listed), latents_std=(None, positive.listed),
+        force_upcast=(True, False),  # of half precision, in which nothing is evaluated here unless asked for
+    )  # fmt: skip
+    check_kinds(o, arrays / "encoder", "down", "DownEncoderBlock2D AttnDownEncoderBlock2D")
+    check_kinds(o, arrays / "decoder", "up", "UpDecoderBlock2D AttnUpDecoderBlock2D")
     style = Style(None, o.norm_num_groups, 1e-6, o.act_fn)
 
-    def attend(channels: int) -> Attention:
-        return Attention(channels, 1, channels, bias=True, groups=o.norm_num_groups, eps=1e-6, residual=True)
+    def attend(arrays: Arrays, channels: int) -> Attention:
+        return Attention(arrays, channels, 1, bias=True, groups=o.norm_num_groups, eps=1e-6, residual=True)
 
-    def middle() -> Middle:
-        return Middle(widths[-1], style, attend if o.mid_block_add_attention else None)
-
-    down, channels = [], widths[0]
-    for i, kind in enumerate(downs):
-        check_block(where, f"down_block_types[{i}]", kind, ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"))
-        attention, shrink = attend if kind.startswith("Attn") else None, "conv" if i < n - 1 else None
-        down.append(down_stage(channels, widths[i], o.layers_per_block, style, attention, shrink=shrink, padding=0))
-        channels = widths[i]
-    up = []
-    for i, kind in enumerate(ups):
-        check_block(where, f"up_block_types[{i}]", kind, ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"))
-        outputs = widths[n - 1 - i]
-        inputs = [channels, *[outputs] * o.layers_per_block]
-        attention = attend if kind.startswith("Attn") else None
-        up.append(up_stage(inputs, outputs, style, attention, grow="conv" if i < n - 1 else None))
-        channels = outputs
-    latents = o.latent_channels
-    encoder = Encoder(
-        Conv(o.in_channels, widths[0]), tuple(down), middle(), GroupNorm(o.norm_num_groups, widths[-1], 1e-6),
-        Conv(widths[-1], 2 * latents),
+    styles, attends = (lambda way, i: style), (lambda way, i: attend)
+    inward, outward = arrays / "encoder", arrays / "decoder"
+    first = Conv(inward / "conv_in")
+    down, skips = down_stages(inward, first.outputs, styles, attends, padding=0)
+    middle = Middle(inward / "mid_block", skips[-1], style, attend)
+    norm = GroupNorm(inward / "conv_norm_out", o.norm_num_groups, skips[-1], 1e-6)
+    encoder = Encoder(first, down, middle, norm, Conv(inward / "conv_out", skips[-1]))
+    moments = encoder.conv_out.outputs
+    quant_conv = Conv(arrays / "quant_conv", moments, 1) if "quant_conv" in arrays else None
+    latents = moments // 2
+    post_conv = Conv(arrays / "post_quant_conv", latents, 1) if "post_quant_conv" in arrays else None
+    start = Conv(outward / "conv_in", latents)
+    between = Middle(outward / "mid_block", start.outputs, style, attend)
+    up = up_stages(outward, start.outputs, styles, attends)
+    norm = GroupNorm(outward / "conv_norm_out", o.norm_num_groups, up[-1].outputs, 1e-6)
+    decoder = Decoder(start, between, up, norm, Conv(outward / "conv_out", up[-1].outputs))
+    arrays.finish()
+    channels = first.weight.shape[2]
+    o.agree(
+        in_channels=channels, out_channels=decoder.conv_out.outputs,
+        block_out_channels=[stage.outputs for stage in down], latent_channels=latents,
+        layers_per_block=[len(stage.resnets) for stage in down], use_quant_conv=quant_conv is not None,
+        use_post_quant_conv=post_conv is not None, mid_block_add_attention=bool(middle.attentions),
     )  # fmt: skip
-    decoder = Decoder(
-        Conv(latents, widths[-1]), middle(), tuple(up), GroupNorm(o.norm_num_groups, widths[0], 1e-6),
-        Conv(widths[0], o.out_channels),
-    )  # fmt: skip
-    mean, scale = latent_scale(o, latents)
-    return Autoencoder(
-        encoder, decoder, Conv(2 * latents, 2 * latents, 1) if o.use_quant_conv else None,
-        Conv(latents, latents, 1) if o.use_post_quant_conv else None, o.in_channels, latents, 2 ** (n - 1), mean, scale,
-    )  # fmt: skip
-
-
-def latent_scale(o: SimpleNamespace, latents: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and scale of (z − mean)·scale, one number for each channel of the latents."""
     factor = float(o.scaling_factor)
+    mean, scale = (float(o.shift_factor or 0.0),) * latents, (factor,) * latents
     if o.latents_mean is not None and o.latents_std is not None:
-        return tuple(map(float, o.latents_mean)), tuple(factor / float(sd) for sd in o.latents_std)
-    return (float(o.shift_factor or 0.0),) * latents, (factor,) * latents
+        mean, scale = tuple(map(float, o.latents_mean)), tuple(factor / float(sd) for sd in o.latents_std)
+        if not len(mean) == len(scale) == latents:
+            unsupported(where, "latents_mean", o.latents_mean, (f"{latents} numbers, as latents_std",))
+    return Autoencoder(encoder, decoder, quant_conv, post_conv, channels, latents, 2 ** (len(down) - 1), mean, scale)
+
+
+def autoencoder_tiny(config: JSONObject, arrays: Arrays, where: str) -> TinyAutoencoder:
+    """An `AutoencoderTiny`: layers by their numbers, those without weights left out of the file.
+
+    Raises:
+        LoadError: an option that is not supported, or weights of another network.
+    """
+    o = Options(
+        config, where, act_fn=("relu", *ACTIVATIONS), upsample_fn=("nearest",), upsampling_scaling_factor=(2, whole),
+        block_out_channels=(None, anything),  # noted by the original, and not read
+        latent_magnitude=(3, anything), latent_shift=(0.5, anything), force_upcast=(False, True),
+        scaling_factor=(1.0, positive), shift_factor=(0.0, number, None),
+        num_encoder_blocks=((1, 3, 3, 3), whole.listed), num_decoder_blocks=((3, 3, 3, 1), whole.listed),
+    )  # fmt: skip
+    inward, outward = arrays / "encoder" / "layers", arrays / "decoder" / "layers"
+    encoder: list[Layer] = []
+    widths: list[list[int]] = [[], []]
+    channels = None
+    for i, blocks in enumerate(o.num_encoder_blocks):
+        encoder.append(first := Conv(inward / len(encoder), channels, stride=2 if i else 1, bias=not i))
+        channels = first.outputs
+        widths[0].append(channels)
+        encoder += [Residual(inward / (len(encoder) + j), channels, o.act_fn) for j in range(blocks)]
+    encoder.append(last := Conv(inward / len(encoder), channels))
+    latents = last.outputs
+    decoder: list[Layer] = [first := Conv(outward / 0, latents), Activation(o.act_fn)]
+    channels = first.outputs
+    for i, blocks in enumerate(o.num_decoder_blocks):
+        widths[1].append(channels)
+        decoder += [Residual(outward / (len(decoder) + j), channels, o.act_fn) for j in range(blocks)]
+        end = i == len(o.num_decoder_blocks) - 1
+        decoder += [] if end else [Grow(o.upsampling_scaling_factor)]
+        decoder.append(last := Conv(outward / len(decoder), channels, bias=end))
+        channels = last.outputs
+    arrays.finish()
+    inputs = Conv(inward / 0).weight.shape[2]
+    o.agree(
+        in_channels=inputs, out_channels=channels, latent_channels=latents, encoder_block_out_channels=widths[0],
+        decoder_block_out_channels=widths[1],
+    )  # fmt: skip
+    shrinks = 2 ** (len(o.num_encoder_blocks) - 1)
+    return TinyAutoencoder(
+        Chain(tuple(encoder)), Chain(tuple(decoder)), inputs, latents, shrinks, float(o.shift_factor or 0.0),
+        float(o.scaling_factor),
+    )  # fmt: skip

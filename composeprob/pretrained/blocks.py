@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
 from composeprob.pretrained.attention import Attention, SpatialTransformer
+from composeprob.pretrained.config import Options, unsupported
 from composeprob.pretrained.layers import ACTIVATIONS, Conv, GroupNorm, Linear
+from composeprob.pretrained.tensors import Arrays
 
 Attends = Attention | SpatialTransformer
-Attend = Callable[[int], Attends]
-"""Makes the attention that follows a residual block, from its number of channels."""
+Attend = Callable[[Arrays, int], Attends]
+"""Makes the attention that follows a residual block, from its arrays and its number of channels."""
+Made = TypeVar("Made")
+Of = Callable[[str, int], Made]
+"""What the i-th stage ``"down"``, ``"mid"`` or ``"up"`` has."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,6 @@ class Style:
         groups: of the norms.
         eps: of the norms.
         activation: its name.
-        scale_shift: whether the embedding scales and shifts after the second norm, instead of being added before it.
         skip_activation: whether the embedding enters as it is.
         rescale: divides the output.
     """
@@ -35,13 +40,15 @@ class Style:
     groups: int
     eps: float
     activation: str
-    scale_shift: bool = False
     skip_activation: bool = False
     rescale: float = 1.0
 
 
 class Resnet(eqx.Module):
-    """A residual block: norm, activation, convolution, the embedding of time, and the same again."""
+    """A residual block: norm, activation, convolution, the embedding of time, and the same again.
+
+    The embedding is added before the second norm; projected to twice the channels, it scales and shifts after it.
+    """
 
     norm1: GroupNorm
     conv1: Conv
@@ -52,15 +59,32 @@ class Resnet(eqx.Module):
     style: Style = eqx.field(static=True)
     change: str | None = eqx.field(static=True)
 
-    def __init__(self, inputs: int, outputs: int, style: Style, change: str | None = None):
-        self.norm1 = GroupNorm(style.groups, inputs, style.eps)
-        self.conv1 = Conv(inputs, outputs)
-        width = outputs * (2 if style.scale_shift else 1)
-        self.time_emb_proj = None if style.embedding is None else Linear(style.embedding, width)
-        self.norm2 = GroupNorm(style.groups, outputs, style.eps)
-        self.conv2 = Conv(outputs, outputs)
-        self.conv_shortcut = None if inputs == outputs else Conv(inputs, outputs, 1)
+    def __init__(self, arrays: Arrays, inputs: int, style: Style, change: str | None = None):
+        self.norm1 = GroupNorm(arrays / "norm1", style.groups, inputs, style.eps)
+        self.conv1 = Conv(arrays / "conv1", inputs)
+        outputs = self.outputs
+        self.time_emb_proj = None if style.embedding is None else Linear(arrays / "time_emb_proj", style.embedding)
+        if self.time_emb_proj is not None and self.time_emb_proj.outputs not in (outputs, 2 * outputs):
+            raise arrays.foreign(
+                f"{arrays.prefix}time_emb_proj gives {self.time_emb_proj.outputs} channels, and {outputs} or twice as "
+                "many go into its block"
+            )
+        self.norm2 = GroupNorm(arrays / "norm2", style.groups, outputs, style.eps)
+        self.conv2 = Conv(arrays / "conv2", outputs)
+        if self.conv2.outputs != outputs:
+            raise arrays.foreign(f"{arrays.prefix}conv2 gives {self.conv2.outputs} channels, and conv1 {outputs}")
+        self.conv_shortcut = None if inputs == outputs else Conv(arrays / "conv_shortcut", inputs, 1)
         self.style, self.change = style, change
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        return self.conv1.outputs
+
+    @property
+    def scale_shift(self) -> bool:
+        """Whether the embedding scales and shifts."""
+        return self.time_emb_proj is not None and self.time_emb_proj.outputs == 2 * self.outputs
 
     def __call__(self, x: Array, embedding: Array | None = None) -> Array:
         activation = ACTIVATIONS[self.style.activation]
@@ -74,7 +98,7 @@ class Resnet(eqx.Module):
             hidden = self.norm2(hidden)
         else:
             projected = self.time_emb_proj(embedding if self.style.skip_activation else activation(embedding))
-            if self.style.scale_shift:
+            if self.scale_shift:
                 scale, shift = jnp.split(projected, 2)
                 hidden = self.norm2(hidden) * (1 + scale) + shift
             else:
@@ -103,8 +127,8 @@ class Downsample(eqx.Module):
 
     conv: Conv
 
-    def __init__(self, channels: int, padding: int):
-        self.conv = Conv(channels, channels, stride=2, padding=(0, 1) if padding == 0 else padding)
+    def __init__(self, arrays: Arrays, channels: int, padding: int):
+        self.conv = Conv(arrays / "conv", channels, stride=2, padding=(0, 1) if padding == 0 else padding)
 
     def __call__(self, x: Array, embedding: Array | None = None) -> Array:
         return self.conv(x)
@@ -115,8 +139,8 @@ class Upsample(eqx.Module):
 
     conv: Conv
 
-    def __init__(self, channels: int):
-        self.conv = Conv(channels, channels)
+    def __init__(self, arrays: Arrays, channels: int):
+        self.conv = Conv(arrays / "conv", channels)
 
     def __call__(self, x: Array, embedding: Array | None = None, size: tuple[int, int] | None = None) -> Array:
         if size in (None, (2 * x.shape[0], 2 * x.shape[1])):
@@ -137,6 +161,11 @@ class Stage(eqx.Module):
     attentions: tuple[Attends, ...]
     downsamplers: tuple[Downsample | Resnet, ...] = ()
     upsamplers: tuple[Upsample | Resnet, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        return self.resnets[-1].outputs
 
     def down(self, x: Array, embedding: Array | None, context: Array | None) -> tuple[Array, list[Array]]:
         """The output, and everything that the way up will see again."""
@@ -172,9 +201,13 @@ class Middle(eqx.Module):
     resnets: tuple[Resnet, ...]
     attentions: tuple[Attends, ...]
 
-    def __init__(self, channels: int, style: Style, attend: Attend | None, blocks: int = 1):
-        self.resnets = tuple(Resnet(channels, channels, style) for _ in range(blocks + 1))
-        self.attentions = () if attend is None else tuple(attend(channels) for _ in range(blocks))
+    def __init__(self, arrays: Arrays, channels: int, style: Style, attend: Attend):
+        self.resnets = tuple(Resnet(block, channels, style) for block in arrays.items("resnets"))
+        self.attentions = tuple(attend(block, channels) for block in arrays.items("attentions"))
+        if len(self.attentions) not in (0, len(self.resnets) - 1):
+            raise arrays.foreign(
+                f"its middle has {len(self.resnets)} residual blocks, {len(self.attentions)} attentions"
+            )
 
     def __call__(self, x: Array, embedding: Array | None = None, context: Array | None = None) -> Array:
         x = self.resnets[0](x, embedding)
@@ -193,38 +226,93 @@ def attended(layer: Attends, x: Array, context: Array | None) -> Array:
     return layer(x)
 
 
-def down_stage(
-    inputs: int, outputs: int, layers: int, style: Style, attend: Attend | None, *, shrink: str | None, padding: int
-) -> Stage:
-    """Residual blocks from ``inputs`` to ``outputs`` channels, then half the resolution: by ``shrink`` a ``"conv"``, a
-    ``"resnet"`` or not at all."""
-    resnets = tuple(Resnet(inputs if i == 0 else outputs, outputs, style) for i in range(layers))
-    attentions = () if attend is None else tuple(attend(outputs) for _ in range(layers))
-    last: tuple[Downsample | Resnet, ...] = ()
-    if shrink is not None:
-        last = (Downsample(outputs, padding) if shrink == "conv" else Resnet(outputs, outputs, style, "down"),)
-    return Stage(resnets, attentions, downsamplers=last)
-
-
-def up_stage(inputs: Sequence[int], outputs: int, style: Style, attend: Attend | None, *, grow: str | None) -> Stage:
-    """Residual blocks to ``outputs`` channels, the i-th from ``inputs[i]`` with its skip, then twice the resolution."""
-    resnets = tuple(Resnet(channels, outputs, style) for channels in inputs)
-    attentions = () if attend is None else tuple(attend(outputs) for _ in inputs)
-    last: tuple[Upsample | Resnet, ...] = ()
-    if grow is not None:
-        last = (Upsample(outputs) if grow == "conv" else Resnet(outputs, outputs, style, "up"),)
-    return Stage(resnets, attentions, upsamplers=last)
-
-
-def skip_inputs(before: int, here: int, below: int, layers: int) -> list[int]:
-    """Channels that enter each residual block of a stage on the way up: its own and those of the skip.
+def down_stages(
+    arrays: Arrays, channels: int, style: Of[Style], attend: Of[Attend], padding: int = 1
+) -> tuple[tuple[Stage, ...], list[int]]:
+    """The stages on the way down, and the channels of everything that the way up will see again.
 
     Args:
-        before: channels of the stage before.
-        here: of this one.
-        below: of the skip of its last block, which comes from a stage further out.
-        layers: how many blocks.
+        arrays: with ``down_blocks``.
+        channels: of what goes in.
+        style, attend: of the i-th stage, as ``style("down", i)``.
+        padding: as of `Downsample`.
     """
-    widths = [before, *[here] * (layers - 1)]
-    skips = [*[here] * (layers - 1), below]
-    return [a + b for a, b in zip(widths, skips, strict=True)]
+    stages, skips = [], [channels]
+    for i, block in enumerate(arrays.items("down_blocks")):
+        resnets: list[Resnet] = []
+        for each in block.items("resnets"):
+            resnets.append(Resnet(each, skips[-1], style("down", i)))
+            skips.append(resnets[-1].outputs)
+        attentions = _attentions(block, resnets, attend("down", i))
+        last: list[Downsample | Resnet] = []
+        for each in block.items("downsamplers"):
+            resnet = "norm1" in each
+            last.append(
+                Resnet(each, skips[-1], style("down", i), "down") if resnet else Downsample(each, skips[-1], padding)
+            )
+            skips.append(skips[-1])
+        stages.append(Stage(tuple(resnets), attentions, downsamplers=tuple(last)))
+    return tuple(stages), skips
+
+
+def up_stages(
+    arrays: Arrays, channels: int, style: Of[Style], attend: Of[Attend], skips: list[int] | None = None
+) -> tuple[Stage, ...]:
+    """The stages on the way up; arguments as of `down_stages`, whose ``skips`` lose an entry for each residual block.
+
+    Raises:
+        LoadError: there are other numbers of residual blocks than on the way down.
+    """
+    stages = []
+    for i, block in enumerate(arrays.items("up_blocks")):
+        resnets: list[Resnet] = []
+        for each in block.items("resnets"):
+            if skips == []:
+                raise arrays.foreign(f"{each.prefix[:-1]} has no block on the way down whose output it would see")
+            resnets.append(Resnet(each, channels + (skips.pop() if skips else 0), style("up", i)))
+            channels = resnets[-1].outputs
+        attentions = _attentions(block, resnets, attend("up", i))
+        last: list[Upsample | Resnet] = [
+            Resnet(each, channels, style("up", i), "up") if "norm1" in each else Upsample(each, channels)
+            for each in block.items("upsamplers")
+        ]
+        stages.append(Stage(tuple(resnets), attentions, upsamplers=tuple(last)))
+    if skips:
+        raise arrays.foreign(f"its way up has {len(skips)} residual blocks too few for its way down")
+    return tuple(stages)
+
+
+def _attentions(arrays: Arrays, resnets: list[Resnet], attend: Attend) -> tuple[Attends, ...]:
+    """The attention after each residual block of a stage, or none."""
+    found = arrays.items("attentions")
+    if not resnets or len(found) not in (0, len(resnets)):
+        raise arrays.foreign(f"{arrays.prefix[:-1]} has {len(resnets)} residual blocks, {len(found)} attentions")
+    return tuple(attend(block, resnet.outputs) for block, resnet in zip(found, resnets, strict=True)) if found else ()
+
+
+def check_kinds(o: Options, arrays: Arrays, way: str, known: str) -> list[str]:
+    """The names of the blocks on one way; "" where the file gives none.
+
+    Args:
+        o: the network's options, with ``down_block_types`` and ``up_block_types``.
+        arrays: with those blocks.
+        way: ``"down"`` or ``"up"``.
+        known: names that are supported, with ``*`` for "Down" or "Up".
+
+    Raises:
+        LoadError: another number of names than the weights have blocks, one that is not known, or one of another
+            attention than the weights'.
+    """
+    name, blocks, title = f"{way}_block_types", arrays.items(f"{way}_blocks"), way.capitalize()
+    if getattr(o, name) is None:
+        return [""] * len(blocks)
+    supported = tuple(known.replace("*", title).split())
+    kinds = [kind.removeprefix("UNetRes") for kind in o.per_block(name, len(blocks))]
+    for i, (kind, block) in enumerate(zip(kinds, blocks, strict=True)):
+        if kind not in supported:
+            unsupported(o.where, f"{name}[{i}]", kind, supported)
+        first = block / "attentions" / 0
+        has = "CrossAttn" if "transformer_blocks" in first else "Attn" if "attentions" in block else ""
+        if kind.partition(title)[0].removeprefix("Resnet") != has:
+            raise arrays.foreign(f"{name}[{i}] is {kind!r}, and block {i} has attention of the kind {has!r}")
+    return kinds

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
@@ -11,9 +9,10 @@ from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError
 from composeprob.json_data import JSONObject
-from composeprob.pretrained.attention import attend
-from composeprob.pretrained.config import options
+from composeprob.pretrained.attention import Attention
+from composeprob.pretrained.config import Options, positive, text_list, whole, whole_from_0
 from composeprob.pretrained.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
+from composeprob.pretrained.tensors import Arrays
 
 
 class Tokens(eqx.Module):
@@ -26,74 +25,55 @@ class Tokens(eqx.Module):
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[0]]
 
 
-class SelfAttention(eqx.Module):
-    """Attention to this token and those before."""
+class Layer(eqx.Module):
+    """Attention to this token and those before, and two layers, each after a norm and added."""
 
-    q_proj: Linear
-    k_proj: Linear
-    v_proj: Linear
-    out_proj: Linear
-    heads: int = eqx.field(static=True)
-
-    def __init__(self, width: int, heads: int):
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(width, width) for _ in range(4))
-        self.heads = heads
-
-    def __call__(self, x: Array) -> Array:
-        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True))
-
-
-class MLP(eqx.Module):
-    """Two layers."""
-
+    layer_norm1: LayerNorm
+    self_attn: Attention
+    layer_norm2: LayerNorm
     fc1: Linear
     fc2: Linear
     activation: str = eqx.field(static=True)
 
-    def __call__(self, x: Array) -> Array:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
-
-
-class Layer(eqx.Module):
-    """Attention and two layers, each after a norm and added."""
-
-    layer_norm1: LayerNorm
-    self_attn: SelfAttention
-    layer_norm2: LayerNorm
-    mlp: MLP
+    def __init__(self, arrays: Arrays, width: int, heads: int, eps: float, activation: str):
+        self.layer_norm1, self.layer_norm2 = (LayerNorm(arrays / f"layer_norm{i}", width, eps) for i in (1, 2))
+        self.self_attn = Attention(arrays / "self_attn", width, heads, bias=True, causal=True)
+        self.fc1 = Linear(arrays / "mlp" / "fc1", width)
+        self.fc2 = Linear(arrays / "mlp" / "fc2", self.fc1.outputs, width)
+        self.activation = activation
 
     def __call__(self, x: Array) -> Array:
         x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
-
-
-class Layers(eqx.Module):
-    """The layers, under the name that the files have."""
-
-    layers: tuple[Layer, ...]
+        return x + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.layer_norm2(x))))
 
 
 class CLIPText(eqx.Module):
     """A text encoder over one sequence of token ids.
 
     Attributes:
-        length: the most tokens of a sequence.
-        vocabulary: how many ids there are.
         end: the id at whose first place the pooled vector is read.
     """
 
     embeddings: Tokens
-    encoder: Layers
+    layers: tuple[Layer, ...]
     final_layer_norm: LayerNorm
     text_projection: Linear | None
-    length: int = eqx.field(static=True)
-    vocabulary: int = eqx.field(static=True)
     end: int = eqx.field(static=True)
+
+    @property
+    def length(self) -> int:
+        """The most tokens of a sequence."""
+        return self.embeddings.position_embedding.weight.shape[0]
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are."""
+        return self.embeddings.token_embedding.weight.shape[0]
 
     def states(self, ids: Array) -> list[Array]:
         """The hidden states before the first layer and after each, (length, width) each, before the last norm."""
         states = [self.embeddings(ids)]
-        for layer in self.encoder.layers:
+        for layer in self.layers:
             states.append(layer(states[-1]))
         return states
 
@@ -134,60 +114,29 @@ class CLIPText(eqx.Module):
         return array
 
 
-def _options(config: JSONObject, where: str) -> SimpleNamespace:
-    """The options of a CLIP text encoder, with the original's defaults."""
-    return options(
-        config,
-        where,
-        defaults={
-            "vocab_size": 49408,
-            "hidden_size": 512,
-            "intermediate_size": 2048,
-            "projection_dim": 512,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 8,
-            "max_position_embeddings": 77,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
-            "attention_dropout": 0.0,
-            "dropout": 0.0,
-            "initializer_range": 0.02,
-            "initializer_factor": 1.0,
-            "pad_token_id": 1,
-            "bos_token_id": 49406,
-            "eos_token_id": 49407,
-        },
-        supported={"hidden_act": tuple(ACTIVATIONS)},
-        others=True,  # of generating text
-    )
-
-
-def build(config: JSONObject, where: str) -> CLIPText:
-    """The skeleton of a CLIP text encoder from its config.json, with a projection where its class has one.
+def clip(config: JSONObject, arrays: Arrays, where: str) -> CLIPText:
+    """A CLIP text encoder, with a projection where its class has one.
 
     Raises:
-        LoadError: an option that is not supported.
+        LoadError: an option that is not supported, or weights of another network.
     """
-    o = _options(config, where)
-    width, eps = o.hidden_size, o.layer_norm_eps
-    layers = tuple(
-        Layer(
-            LayerNorm(width, eps),
-            SelfAttention(width, o.num_attention_heads),
-            LayerNorm(width, eps),
-            MLP(Linear(width, o.intermediate_size), Linear(o.intermediate_size, width), o.hidden_act),
-        )
-        for _ in range(o.num_hidden_layers)
-    )
-    projected = "CLIPTextModelWithProjection" in (config.get("architectures") or [])
-    projection = Linear(width, o.projection_dim, bias=False) if projected else None
-    tokens = Tokens(Embedding(o.vocab_size, width), Embedding(o.max_position_embeddings, width))
-    return CLIPText(
-        tokens,
-        Layers(layers),
-        LayerNorm(width, eps),
-        projection,
-        o.max_position_embeddings,
-        o.vocab_size,
-        o.eos_token_id,
-    )
+    o = Options(
+        config, where, num_attention_heads=(8, whole), hidden_act=("quick_gelu", *ACTIVATIONS),
+        layer_norm_eps=(1e-5, positive), eos_token_id=(49407, whole_from_0), architectures=(None, text_list),
+    )  # fmt: skip
+    tokens = Tokens(*(Embedding(arrays / "embeddings" / f"{name}_embedding") for name in ("token", "position")))
+    width, eps = tokens.token_embedding.weight.shape[1], o.layer_norm_eps
+    below = arrays.items("encoder.layers")
+    layers = tuple(Layer(each, width, o.num_attention_heads, eps, o.hidden_act) for each in below)
+    norm = LayerNorm(arrays / "final_layer_norm", width, eps)
+    projected = "CLIPTextModelWithProjection" in (o.architectures or ())
+    projection = Linear(arrays / "text_projection", width, bias=False) if projected else None
+    arrays.finish()
+    o.agree(
+        others=True,  # of generating text
+        vocab_size=tokens.token_embedding.weight.shape[0], hidden_size=width,
+        max_position_embeddings=tokens.position_embedding.weight.shape[0], num_hidden_layers=len(layers),
+        intermediate_size=layers[0].fc1.outputs if layers else None,
+        projection_dim=None if projection is None else projection.outputs,
+    )  # fmt: skip
+    return CLIPText(tokens, layers, norm, projection, o.eos_token_id)

@@ -3,20 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NoReturn, TypeVar
-
-import numpy as np
+from typing import Any, NoReturn
 
 from composeprob.errors import LoadError
 from composeprob.json_data import JSON, JSONObject
 
-Made = TypeVar("Made")
-Value = TypeVar("Value")
-Build = Callable[[JSONObject, str], Made]
-"""Makes a network's skeleton, or levels, of a file's options; the second argument is the file, for errors."""
+
+@dataclass(frozen=True)
+class Kind:
+    """The values that an option may have, in words and as a test."""
+
+    text: str
+    accepts: Callable[[Any], bool]
+
+    def __repr__(self) -> str:
+        return self.text
+
+    @property
+    def each(self) -> Kind:
+        """Such a value for all blocks, or a list of one for each."""
+        return Kind(f"{self.text}, or {self.listed.text}", lambda v: self.accepts(v) or self.listed.accepts(v))
+
+    @property
+    def listed(self) -> Kind:
+        """A list of such values."""
+        return Kind(
+            f"a list, each {self.text}", lambda v: isinstance(v, list) and v != [] and all(map(self.accepts, v))
+        )
+
+
+whole = Kind("a whole number from 1 to 10,000,000", lambda v: type(v) is int and 1 <= v <= 10_000_000)
+whole_from_0 = Kind("a whole number from 0", lambda v: type(v) is int and v >= 0)
+number = Kind("a number", lambda v: type(v) in (int, float) and math.isfinite(v))
+positive = Kind("a number above 0", lambda v: number.accepts(v) and v > 0)
+text_list = Kind("a list of names", lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v))
+anything = Kind("anything", lambda v: True)
+flag = Kind("true or false", lambda v: isinstance(v, bool))
 
 
 def read_json(path: Path) -> JSONObject:
@@ -31,7 +58,7 @@ def read_json(path: Path) -> JSONObject:
         raise LoadError(
             f"There is no {path}.", fix="give a folder as diffusers' save_pretrained writes it, with all of its files."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LoadError(
             f"{path} cannot be read as JSON: {error}", fix="fetch the file again: it is damaged or cut short."
         ) from error
@@ -42,112 +69,96 @@ def read_json(path: Path) -> JSONObject:
     return found
 
 
-def options(
-    config: JSONObject,
-    where: str,
-    *,
-    defaults: Mapping[str, JSON],
-    supported: Mapping[str, tuple[JSON, ...]],
-    others: bool = False,
-) -> SimpleNamespace:
-    """Returns every option of a network, the original's default where the file gives none.
+class Options:
+    """The options of a file that a network's shapes do not contain, as attributes; the original's default where the
+    file gives none.
 
     Args:
         config: the file's object; names that begin with an underscore are notes.
         where: the file, for errors.
-        defaults: all options that the network has, with the original's defaults.
-        supported: the values that are supported, of options of which not all are.
-        others: whether the file may hold options of something else beside the network's.
+        rules: of every option its default, and the values or kinds of values that it may have beside.
 
     Raises:
-        LoadError: an option that the network does not have, or a value that is not supported.
+        LoadError: a value that is not supported; it names the option, the value and those that are.
     """
-    old_names = {"num_train_steps": "num_train_timesteps"}
-    history = {"architectures", "dtype", "model_type", "name_or_path", "torch_dtype", "transformers_version"}
-    given = {old_names.get(name, name): value for name, value in config.items() if not name.startswith("_")}
-    unknown = sorted(set(given) - set(defaults) - history)
-    if unknown and not others:
-        raise LoadError(
-            f"{where} has the option{'s' * (len(unknown) > 1)} {', '.join(unknown)}, which this network is not known "
-            "to have: it would compute something else than was trained.",
-            fix="load a model without it; if the option does not concern the network, delete it from the file.",
-        )
-    found = SimpleNamespace(**{**defaults, **{name: value for name, value in given.items() if name in defaults}})
-    check(found, supported, where)
-    return found
+
+    def __init__(self, config: JSONObject, where: str, **rules: tuple[JSON | Kind, ...]):
+        old_names = {"num_train_steps": "num_train_timesteps"}
+        self.where, self._known = where, set(rules)
+        self._given = {old_names.get(name, name): value for name, value in config.items() if name[:1] != "_"}
+        for name, (default, *others) in rules.items():
+            value = self._given.get(name, default)
+            if not any(_accepts(rule, value) for rule in (default, *others)):
+                unsupported(where, name, value, (default, *others))
+            setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:  # for readers of types: every rule sets an attribute
+        raise AttributeError(name)
+
+    def agree(self, others: bool = False, **sizes: object) -> None:
+        """Refuses a file whose sizes are not those of the weights, or that has options nobody knows.
+
+        Args:
+            others: whether the file may have options of something else beside the network.
+            sizes: what the arrays' shapes give, by the options' names; a list has a value for each block, for all of
+                which the file may give one. None stands for anything.
+
+        Raises:
+            LoadError: it names the option, its value and what the weights have.
+        """
+        for name, size in sizes.items():
+            value = self._given.get(name)
+            if value is not None and not _same(value, size):
+                raise LoadError(
+                    f"{self.where} has {name}={value!r}, but the weights beside it are those of {name}={size!r}.",
+                    fix="take config.json and the weights from one source.",
+                )
+        history = {"architectures", "dtype", "model_type", "name_or_path", "torch_dtype", "transformers_version"}
+        unknown = sorted(set(self._given) - self._known - set(sizes) - history)
+        if unknown and not others:
+            raise LoadError(
+                f"{self.where} has the option{'s' * (len(unknown) > 1)} {', '.join(unknown)}, which this network is "
+                "not known to have: it would compute something else than was trained.",
+                fix="load a model without it; if the option does not concern the network, delete it from the file.",
+            )
+
+    def per_block(self, name: str, count: int) -> list[Any]:
+        """An option that is given once, or once for each block, as a list of one value a block.
+
+        Raises:
+            LoadError: a list of another length.
+        """
+        value = getattr(self, name)
+        if not isinstance(value, list | tuple):
+            return [value] * count
+        if len(value) != count:
+            raise LoadError(
+                f"{self.where} has {len(value)} values of {name} for {count} blocks.",
+                fix="give one value for all blocks, or one for each; take config.json and the weights from one source.",
+            )
+        return list(value)
 
 
-def check(found: SimpleNamespace, supported: Mapping[str, tuple[JSON, ...]], where: str) -> None:
-    """Refuses the first option whose value is not among those that are supported.
+def _same(value: JSON, size: object) -> bool:
+    """Whether a file's value is what the weights have."""
+    if isinstance(size, tuple):
+        return isinstance(value, list | tuple) and list(value) == list(size)
+    if isinstance(size, list) and isinstance(value, list):
+        return len(value) == len(size) and all(map(_same, value, size))
+    if isinstance(size, list):
+        return all(_same(value, each) for each in size)
+    return size is None or (type(value) is type(size) and value == size)
 
-    Raises:
-        LoadError: it names the option, its value and those supported.
-    """
-    for name, values in supported.items():
-        value = getattr(found, name)
-        if not any(value is v or (type(value) is type(v) and value == v) for v in values):
-            unsupported(where, name, value, values)
+
+def _accepts(rule: JSON | Kind, value: JSON) -> bool:
+    if isinstance(rule, Kind):
+        return rule.accepts(value)
+    return value is rule or (type(value) is type(rule) and value == rule)
 
 
-def unsupported(where: str, name: str, value: object, supported: tuple[JSON, ...]) -> NoReturn:
+def unsupported(where: str, name: str, value: object, supported: tuple[JSON | Kind, ...]) -> NoReturn:
     """Refuses an option's value."""
     raise LoadError(
-        f"{where} has {name}={value!r}, which is not supported.",
+        f"{where} has {name}={reprlib.repr(value)}, which is not supported.",
         fix=f"{name} may be {', '.join(map(repr, supported))}; wrap another network yourself: cp.Diffusion(…).",
     )
-
-
-def check_block(where: str, name: str, kind: str, supported: tuple[str, ...]) -> None:
-    """Refuses a block of a kind that is not supported."""
-    if kind not in supported:
-        unsupported(where, name, kind, supported)
-
-
-def built(build: Build[Made], config: JSONObject, where: str) -> Made:
-    """Returns ``build(config, where)``; a value of a kind that cannot be meant is refused by the option's name.
-
-    Raises:
-        LoadError: of ``build`` itself, or whatever it stumbled over.
-    """
-    try:
-        with np.errstate(divide="raise", invalid="raise", over="raise"):
-            return build(config, where)
-    except LoadError:
-        raise
-    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
-        name = _culprit(build, config, where, of_kind=isinstance(error, TypeError | AttributeError))
-        problem = "holds options" if name is None else f"has {name}={config[name]!r}"
-        raise LoadError(
-            f"{where} {problem} of which nothing can be made: {type(error).__name__}: {str(error).splitlines()[0]}",
-            fix="fetch the file again, from where the weights are; or correct the value.",
-        ) from error
-
-
-def _culprit(build: Build[object], config: JSONObject, where: str, of_kind: bool) -> str | None:
-    """The option without which the rest can be built; for values ``of_kind``, or is refused in words of its own."""
-    refused = None
-    for name in config:
-        try:
-            build({other: value for other, value in config.items() if other != name}, where)
-            return name
-        except LoadError:
-            refused = refused or name
-        except Exception:
-            continue  # another option is at fault
-    return refused if of_kind else None
-
-
-def per_block(value: Value | list[Value] | tuple[Value, ...], count: int, name: str, where: str) -> list[Value]:
-    """An option that is given once, or once for each block, as a list of one value a block.
-
-    Raises:
-        LoadError: a list of another length.
-    """
-    if not isinstance(value, list | tuple):
-        return [value] * count
-    if len(value) != count:
-        raise LoadError(
-            f"{where} has {len(value)} values of {name} for {count} blocks.",
-            fix="give one value for all blocks, or one for each.",
-        )
-    return list(value)

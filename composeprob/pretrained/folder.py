@@ -50,6 +50,12 @@ def find(path: str | os.PathLike[str]) -> Folder:
     if (place / "model_index.json").exists():
         index = read_json(place / "model_index.json")
         classes = {name: entry[1] for name, entry in index.items() if _is_component(entry)}
+        if outside := [name for name in classes if Path(name).name != name or "\\" in name or name == ".."]:
+            raise LoadError(
+                f"{place / 'model_index.json'} has a component {outside[0]!r}, which is no folder beside it; nothing "
+                "outside of a model's folder is read.",
+                fix="name the component's folder alone; if you do not know why it is so, delete the folder.",
+            )
         return Folder(place, classes)
     if (place / "config.json").exists():
         return Folder(place, {})

@@ -1,42 +1,20 @@
 """Layers of other people's networks: images are (height, width, channels), sequences (length, channels), no batch axis.
 
-A network is first built as a skeleton, whose arrays are `Parameter`s with a shape only; `tensors.fill` puts the
-arrays of a file in their place. The names of the fields are the names in the files.
+A layer takes its arrays from `tensors.Arrays` and with them its sizes; what goes into it is checked against what comes
+before. The names of the fields are the names in the files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-
-@dataclass(frozen=True)
-class Parameter:
-    """An array that a file will give: its shape here, and the axes of the file's array that are moved here.
-
-    Attributes:
-        shape: as the layer wants it.
-        axes: of the file's array, in the layer's order: convolution kernels are stored (out, in, height, width).
-    """
-
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-
-    @property
-    def stored(self) -> tuple[int, ...]:
-        """The shape in the file."""
-        return tuple(self.shape[self.axes.index(axis)] for axis in range(len(self.axes)))
-
-
-def parameter(*shape: int, axes: tuple[int, ...] | None = None) -> Any:
-    """A `Parameter`, in the place of an array, which its layer takes it for."""
-    return Parameter(shape, tuple(range(len(shape))) if axes is None else axes)
+from composeprob.errors import LoadError
+from composeprob.pretrained.tensors import Arrays
 
 
 def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Sequence[tuple[int, int]]) -> Array:
@@ -47,7 +25,15 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Sequenc
 
 
 class Conv(eqx.Module):
-    """A convolution with channels last, zero outside of the image; kernel (height, width, in, out)."""
+    """A convolution with channels last, zero outside of the image; kernel (height, width, in, out).
+
+    Args:
+        inputs: channels of what comes before; None for any.
+        size: of the kernel; None for any.
+        stride: None for the kernel's size.
+        padding: zeros at each side, or at the near and the far ones; left out, as many as keep the image's size.
+        bias: whether there is one.
+    """
 
     weight: Array
     bias: Array | None
@@ -56,19 +42,27 @@ class Conv(eqx.Module):
 
     def __init__(
         self,
-        inputs: int,
-        outputs: int,
-        size: int = 3,
+        arrays: Arrays,
+        inputs: int | None = None,
+        size: int | None = 3,
         *,
-        stride: int = 1,
+        stride: int | None = 1,
         padding: int | tuple[int, int] | None = None,
         bias: bool = True,
     ):
-        self.weight = parameter(size, size, inputs, outputs, axes=(2, 3, 1, 0))
-        self.bias = parameter(outputs) if bias else None
-        pad = (size - 1) // 2 if padding is None else padding
+        self.weight = arrays.take("weight", None, inputs, size, size, axes=(2, 3, 1, 0))
+        rows, columns, _, outputs = self.weight.shape
+        if rows != columns:
+            raise arrays.foreign(f"{arrays.prefix}weight is a convolution of {rows} by {columns} pixels")
+        self.bias = arrays.take("bias", outputs) if bias else None
+        pad = (rows - 1) // 2 if padding is None else padding
         sides = (pad, pad) if isinstance(pad, int) else pad
-        self.stride, self.padding = stride, (sides, sides)
+        self.stride, self.padding = rows if stride is None else stride, (sides, sides)
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        return self.weight.shape[-1]
 
     def __call__(self, x: Array) -> Array:
         if self.weight.shape[:2] == (1, 1) and self.stride == 1:
@@ -101,9 +95,19 @@ class Linear(eqx.Module):
     weight: Array
     bias: Array | None
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = True):
-        self.weight = parameter(inputs, outputs, axes=(1, 0))
-        self.bias = parameter(outputs) if bias else None
+    def __init__(self, arrays: Arrays, inputs: int | None = None, outputs: int | None = None, bias: bool = True):
+        self.weight = arrays.take("weight", outputs, inputs, axes=(1, 0))
+        self.bias = arrays.take("bias", self.outputs) if bias else None
+
+    @property
+    def inputs(self) -> int:
+        """Channels of what goes in."""
+        return self.weight.shape[0]
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        return self.weight.shape[1]
 
     def __call__(self, x: Array) -> Array:
         y = x @ self.weight
@@ -115,8 +119,8 @@ class Embedding(eqx.Module):
 
     weight: Array
 
-    def __init__(self, count: int, width: int):
-        self.weight = parameter(count, width)
+    def __init__(self, arrays: Arrays, width: int | None = None):
+        self.weight = arrays.take("weight", None, width)
 
     def __call__(self, index: Array) -> Array:
         return self.weight[jnp.asarray(index)]
@@ -130,10 +134,9 @@ class GroupNorm(eqx.Module):
     groups: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
-    def __init__(self, groups: int, channels: int, eps: float):
-        if groups < 1 or channels % groups:
-            raise ValueError(f"{channels} channels cannot be split into {groups} groups.")
-        self.weight, self.bias = parameter(channels), parameter(channels)
+    def __init__(self, arrays: Arrays, groups: int, channels: int, eps: float):
+        check_split(arrays, channels, groups, "groups of a norm")
+        self.weight, self.bias = arrays.take("weight", channels), arrays.take("bias", channels)
         self.groups, self.eps = groups, float(eps)
 
     def __call__(self, x: Array) -> Array:
@@ -149,25 +152,28 @@ class GroupNorm(eqx.Module):
         return jnp.repeat(means, channels.shape[0] // self.groups)
 
 
+def normalised(x: Array, eps: float) -> Array:
+    """A layer norm without weights, in float32."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)).astype(x.dtype)
+
+
 class LayerNorm(eqx.Module):
-    """Normalises the last axis, in float32; ``weight`` and ``bias`` are None where the layer has none."""
+    """Normalises the last axis, in float32; ``weight`` and ``bias`` are None where the file has none."""
 
     weight: Array | None
     bias: Array | None
     eps: float = eqx.field(static=True)
 
-    def __init__(self, width: int, eps: float, affine: bool = True):
-        self.weight = parameter(width) if affine else None
-        self.bias = parameter(width) if affine else None
+    def __init__(self, arrays: Arrays, width: int, eps: float, affine: bool = True):
+        self.weight = arrays.take("weight", width) if affine else None
+        self.bias = arrays.take("bias", width) if affine else None
         self.eps = float(eps)
 
     def __call__(self, x: Array) -> Array:
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + self.eps)
-        y = y if self.weight is None else y * self.weight
-        y = y if self.bias is None else y + self.bias
-        return y.astype(x.dtype)
+        y = normalised(x.astype(jnp.float32), self.eps)
+        return (y if self.weight is None or self.bias is None else y * self.weight + self.bias).astype(x.dtype)
 
 
 class RMSNorm(eqx.Module):
@@ -176,13 +182,26 @@ class RMSNorm(eqx.Module):
     weight: Array
     eps: float = eqx.field(static=True)
 
-    def __init__(self, width: int, eps: float):
-        self.weight, self.eps = parameter(width), float(eps)
+    def __init__(self, arrays: Arrays, width: int, eps: float):
+        self.weight, self.eps = arrays.take("weight", width), float(eps)
 
     def __call__(self, x: Array) -> Array:
         wide = x.astype(jnp.float32)
         y = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + self.eps)
         return (y * self.weight).astype(x.dtype)
+
+
+def check_split(arrays: Arrays, channels: int, count: int, what: str) -> None:
+    """Refuses channels that cannot be split into equal parts.
+
+    Raises:
+        LoadError: it names the layer and the two numbers.
+    """
+    if channels % count:
+        raise LoadError(
+            f"{arrays.prefix[:-1]} in {arrays.where} has {channels} channels, which {count} {what} cannot split.",
+            fix="take config.json and the weights from one source: it gives the number of groups and of heads.",
+        )
 
 
 def exact_gelu(x: Array) -> Array:

@@ -18,42 +18,31 @@ from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.factors.diffusion import Encoder
 from composeprob.factors.values import as_condition
 from composeprob.json_data import JSONObject
-from composeprob.pretrained import (
-    adm,
-    autoencoder,
-    clip,
-    dit,
-    folder,
-    schedulers,
-    sd3,
-    tensors,
-    tiny,
-    unet_2d,
-    unet_condition,
-)
+from composeprob.pretrained import folder, schedulers, tensors
 from composeprob.pretrained.adapted import Adapted, Preconditioned
-from composeprob.pretrained.clip import CLIPText
-from composeprob.pretrained.config import Build, built, read_json, unsupported
+from composeprob.pretrained.autoencoder import autoencoder_kl, autoencoder_tiny
+from composeprob.pretrained.clip import CLIPText, clip
+from composeprob.pretrained.config import read_json, unsupported
 from composeprob.pretrained.model import Coder, Parts, Pretrained
 from composeprob.pretrained.network import Network
 from composeprob.pretrained.text import Prompts, TextEncoder
 from composeprob.pretrained.tokenizer import Tokenizer
+from composeprob.pretrained.transformer import dit, sd3
+from composeprob.pretrained.unet import GUIDED, guided, unet_2d, unet_condition
 from composeprob.schedule import Schedule
 
-NETWORKS: dict[str, Build[Network]] = {
-    "UNet2DModel": unet_2d.build,
-    "UNet2DConditionModel": unet_condition.build,
-    "DiTTransformer2DModel": dit.build,
-    "SD3Transformer2DModel": sd3.build,
-    adm.NAME: adm.build,
-}
-AUTOENCODERS: dict[str, Build[Coder]] = {
-    "AutoencoderKL": autoencoder.build,
-    "AutoencoderTiny": tiny.build,
-}
 Made = TypeVar("Made")
-IGNORED = ("pos_embed.pos_embed", "embeddings.position_ids")
-"""Tables that old files have and networks make themselves."""
+Build = Callable[[JSONObject, tensors.Arrays, str], Made]
+"""Makes a network of its options and arrays; the last argument is the file of the options, for errors."""
+NETWORKS: dict[str, Build[Network]] = {
+    "UNet2DModel": unet_2d,
+    "UNet2DConditionModel": unet_condition,
+    "DiTTransformer2DModel": dit,
+    "SD3Transformer2DModel": sd3,
+    GUIDED: guided,
+}
+AUTOENCODERS: dict[str, Build[Coder]] = {"AutoencoderKL": autoencoder_kl, "AutoencoderTiny": autoencoder_tiny}
+ENCODERS: dict[str, Build[CLIPText]] = {"CLIPTextModel": clip, "CLIPTextModelWithProjection": clip}
 
 
 def from_diffusers(
@@ -74,8 +63,9 @@ def from_diffusers(
     out: they are no part of the model.
 
     Known are `UNet2DModel`, `UNet2DConditionModel` (Stable Diffusion 1, 2, XL), `DiTTransformer2DModel`,
-    `SD3Transformer2DModel`, with `AutoencoderKL`, `AutoencoderTiny` and CLIP's text encoders; and what ``composeprob
-    convert`` made of guided-diffusion's weights. A learned variance is not used.
+    `SD3Transformer2DModel`, with `AutoencoderKL`, `AutoencoderTiny` and CLIP's text encoders; and what
+    tools/convert_guided_diffusion.py made of guided-diffusion's weights. Sizes and depths are those of the weights; what
+    config.json states of them must agree. A learned variance is not used.
 
     Args:
         path_or_repo_id: a folder with model_index.json (a pipeline) or config.json (one network), or ``owner/name`` on
@@ -94,8 +84,8 @@ def from_diffusers(
         label", that. It can ``decode(latents)``, ``encode(images)`` and has its ``text_encoder``.
 
     Raises:
-        LoadError: no folder, a file that is missing, damaged or pickled, a class or option that is not supported, or
-            weights that are not those of the network; all of it before a weight is read.
+        LoadError: no folder, a file that is missing, damaged, pickled or outside of the folder, a class or option that
+            is not supported, or weights that are not those of the network; all of it before a weight is read.
         InvalidValueError, WrongTypeError: an unknown dtype or component, or what is no schedule.
 
     Example:
@@ -115,16 +105,13 @@ def from_diffusers(
     place = folder.find(path_or_repo_id)
     name = _component(place, component)
     where = place.component_path(name)
-    config = read_json(where / "config.json")
-    network = _built(config, NETWORKS, str(where / "config.json"))
+    network = _skeleton(where, NETWORKS)
     learned = _trained(place, schedule)
     shape = _event_shape(network, str(where / "config.json"))
     # Everything that can be refused is examined before the first weight is read.
-    beside = _encoders(place, kind)
-    module = tensors.fill(
-        network.module, tensors.weights(where), str(where), kind, rename=tensors.current, ignored=IGNORED
-    )
-    parts = Parts(place.path.name, *beside())
+    beside = _encoders(place)
+    module = tensors.fill(network.module, kind)
+    parts = Parts(place.path.name, *beside(kind))
     adapted, options = _adapted(module, network, learned, schedule)
     options |= _conditions(network, parts, shape)
     return Pretrained(adapted, parts, event_shape=shape, label=place.path.name, remat=remat, **options)
@@ -167,11 +154,15 @@ def _component(place: folder.Folder, component: str | None) -> str:
     )
 
 
-def _built(config: JSONObject, known: Mapping[str, Build[Made]], where: str) -> Made:
-    kind = config.get("_class_name")
-    if not isinstance(kind, str) or kind not in known:
-        unsupported(where, "_class_name", kind, tuple(known))
-    return built(known[kind], config, where)
+def _skeleton(where: Path, known: Mapping[str, Build[Made]], kind: str | None = None) -> Made:
+    """A network of a folder, its arrays not read yet; ``kind`` is its class where config.json does not give it."""
+    file = where / "config.json"
+    config = read_json(file)
+    name = config.get("_class_name", kind)
+    if not isinstance(name, str) or name not in known:
+        unsupported(str(file), "_class_name", name, tuple(known))
+    config = config if kind is None else {"architectures": [kind], **config}
+    return known[name](config, tensors.Arrays(tensors.weights(where), str(where)), str(file))
 
 
 def _trained(place: folder.Folder, schedule: Schedule | None) -> schedulers.Trained:
@@ -187,7 +178,7 @@ def _trained(place: folder.Folder, schedule: Schedule | None) -> schedulers.Trai
     if not file.exists():
         assert schedule is not None
         return schedulers.Trained(schedule, "epsilon")
-    return built(schedulers.trained, read_json(file), str(file))
+    return schedulers.trained(read_json(file), str(file))
 
 
 def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
@@ -207,39 +198,25 @@ def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
     return sides[0], sides[1], network.channels
 
 
-def _encoders(place: folder.Folder, dtype: DTypeLike) -> Callable[[], tuple[Coder | None, tuple[TextEncoder, ...]]]:
+def _encoders(place: folder.Folder) -> Callable[[DTypeLike], tuple[Coder | None, tuple[TextEncoder, ...]]]:
     """Checks the autoencoder and the text encoders of a pipeline; returns what reads them."""
-    readers: list[Callable[[], Coder]] = []
-    for name in ("vae", "vqvae"):
-        if name in place.components:
-            where = place.component_path(name)
-            coder = _built(read_json(where / "config.json"), AUTOENCODERS, str(where / "config.json"))
-            readers.append(_reader(coder, where, dtype))
-    texts: list[tuple[Callable[[], CLIPText], Tokenizer | None]] = []
-    for suffix in ("", "_2"):
-        name = f"text_encoder{suffix}"
-        if place.components.get(name) in ("CLIPTextModel", "CLIPTextModelWithProjection"):
-            where = place.component_path(name)
-            config = {"architectures": [place.components[name]], **read_json(where / "config.json")}
-            skeleton = built(clip.build, config, str(where / "config.json"))
+    coders = [
+        _skeleton(place.component_path(name), AUTOENCODERS) for name in ("vae", "vqvae") if name in place.components
+    ]
+    texts: list[tuple[CLIPText, Tokenizer | None]] = []
+    # A prompt is encoded by all text encoders, and T5, the third of three, is not among those that are known.
+    for suffix in ("", "_2") if "text_encoder_3" not in place.components else ():
+        kind = place.components.get(f"text_encoder{suffix}")
+        if kind in ENCODERS:
+            encoder = _skeleton(place.component_path(f"text_encoder{suffix}"), ENCODERS, kind)
             files = place.path / f"tokenizer{suffix}"
-            tokenizer = Tokenizer(files, skeleton.length) if files.is_dir() else None
-            texts.append((_reader(skeleton, where, dtype), tokenizer))
-    if "text_encoder_3" in place.components:
-        texts = []  # a prompt is encoded by all three, and T5 is not among those that are known
+            texts.append((encoder, Tokenizer(files, encoder.length) if files.is_dir() else None))
 
-    def read() -> tuple[Coder | None, tuple[TextEncoder, ...]]:
-        return readers[0]() if readers else None, tuple(TextEncoder(reader(), tokenizer) for reader, tokenizer in texts)
+    def read(dtype: DTypeLike) -> tuple[Coder | None, tuple[TextEncoder, ...]]:
+        coder = tensors.fill(coders[0], dtype) if coders else None
+        return coder, tuple(TextEncoder(tensors.fill(encoder, dtype), tokenizer) for encoder, tokenizer in texts)
 
     return read
-
-
-def _reader(skeleton: Made, where: Path, dtype: DTypeLike) -> Callable[[], Made]:
-    stored = tensors.weights(where)
-    rename = lambda name: tensors.current(name.removeprefix("text_model."))  # noqa: E731
-    arguments = skeleton, stored, str(where), dtype
-    tensors.check(skeleton, stored, str(where), rename=rename, ignored=IGNORED)
-    return partial(tensors.fill, *arguments, rename=rename, ignored=IGNORED)
 
 
 def _adapted(

@@ -15,9 +15,8 @@ from numpy.typing import ArrayLike
 
 from composeprob.errors import CapabilityError, ShapeError
 from composeprob.factors.diffusion import Diffusion
-from composeprob.pretrained.autoencoder import Autoencoder
+from composeprob.pretrained.autoencoder import Autoencoder, TinyAutoencoder
 from composeprob.pretrained.text import Prompts, TextEncoder
-from composeprob.pretrained.tiny import TinyAutoencoder
 
 Coder = Autoencoder | TinyAutoencoder
 

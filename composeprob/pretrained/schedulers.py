@@ -8,9 +8,9 @@ from enum import Enum
 
 import numpy as np
 
-from composeprob.errors import LoadError
+from composeprob.errors import InvalidValueError, LoadError
 from composeprob.json_data import JSONObject
-from composeprob.pretrained.config import unsupported
+from composeprob.pretrained.config import Kind, Options, number, positive, unsupported
 from composeprob.schedule import Schedule
 
 
@@ -54,44 +54,61 @@ def trained(config: JSONObject, where: str) -> Trained:
     """Reads a scheduler's configuration.
 
     Raises:
-        LoadError: a scheduler, kind of betas or of prediction that is not known.
+        LoadError: a scheduler, kind of betas or of prediction that is not known, or values that give no levels.
     """
     kind = config.get("_class_name")
     family = next((family for family in Family if kind in family.value), None)
     if family is None:
         unsupported(where, "_class_name", kind, tuple(name for family in Family for name in family.value))
-    if family is Family.GUIDED:
-        return _guided(config, where)
-    levels = config.get("num_train_timesteps", 2000 if family is Family.VE else 1000)
-    if not isinstance(levels, int) or levels < 2:
-        unsupported(where, "num_train_timesteps", levels, ("a whole number from 2",))
-    if family is Family.FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        return _flow(config, levels)
-    if family is Family.EDM:
-        return _edm(config, levels, where)
-    if family is Family.VE:
-        sigma = np.geomspace(config.get("sigma_min", 0.01), config.get("sigma_max", 1348.0), levels)
-        return Trained(Schedule.from_arrays(np.ones(levels), sigma), "score", time="sigma")
-    prediction = config.get("prediction_type", "epsilon")
-    if config.get("predict_epsilon") is False:  # of the first releases
-        prediction = "sample"
+    levels = Kind("a whole number from 2 to 100,000", lambda v: type(v) is int and 2 <= v <= 100_000)
+    steps = (2000 if family is Family.VE else 1000, levels)
     forms = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
-    if prediction not in forms:
-        unsupported(where, "prediction_type", prediction, (*forms, "flow_prediction"))
-    betas = _betas(config, levels, where)
+    low, high = {Family.VE: (0.01, 1348.0), Family.EDM: (0.002, 80.0)}.get(family, (None, None))
+    o = Options(
+        config, where, num_train_timesteps=steps, diffusion_steps=steps, use_flow_sigmas=(False, True, None),
+        prediction_type=("epsilon", *forms, "flow_prediction"), predict_epsilon=(True, False, None),
+        shift=(None, positive), flow_shift=(1.0, positive, None), use_dynamic_shifting=(False, True, None),
+        sigma_min=(low, positive), sigma_max=(high, positive), sigma_data=(0.5, positive), rho=(7.0, positive),
+        sigma_schedule=("karras", "exponential", None), rescale_betas_zero_snr=(False, True, None),
+        beta_start=(1e-4, positive), beta_end=(0.02, positive),
+        beta_schedule=("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+        trained_betas=(None, number.listed), noise_schedule=("linear", "cosine"), predict_xstart=(False, True),
+    )  # fmt: skip
+    count = o.diffusion_steps if family is Family.GUIDED else o.num_train_timesteps
+    try:
+        if family is Family.GUIDED:
+            return _of_betas(_guided(o), "x0" if o.predict_xstart else "epsilon", where)
+        if family is Family.FLOW or o.use_flow_sigmas or o.prediction_type == "flow_prediction":
+            return _flow(o, count)
+        if family is Family.EDM:
+            return _edm(o, count)
+        if family is Family.VE:
+            sigma = np.geomspace(o.sigma_min, o.sigma_max, count)
+            return Trained(Schedule.from_arrays(np.ones(count), sigma), "score", time="sigma")
+        form = "x0" if o.predict_epsilon is False else forms[o.prediction_type]  # the first is of the first releases
+        betas = _betas(o, count)
+        return _of_betas(betas, form, where, single=True, without_end=o.rescale_betas_zero_snr)
+    except InvalidValueError as error:
+        raise LoadError(
+            f"{where} gives no levels of noise: {str(error).splitlines()[0]}",
+            fix="correct its numbers, of which the last level must have the most noise; or fetch the file again.",
+        ) from error
+
+
+def _of_betas(betas: np.ndarray, form: str, where: str, *, single: bool = False, without_end: bool = False) -> Trained:
+    """The levels ᾱ_k = Π (1 − β_i), rounded to single precision where the network's own training rounds them."""
     if not np.all((betas > 0) & (betas < 1)):
         raise LoadError(
             f"{where} gives β from {betas.min():g} to {betas.max():g}; a level adds noise only with 0 < β < 1.",
-            fix="correct beta_start, beta_end or trained_betas.",
+            fix="correct beta_start, beta_end, trained_betas or the number of steps.",
         )
     signal = np.cumprod(1 - betas, dtype=np.float64)
-    if config.get("rescale_betas_zero_snr"):
+    if without_end:
         signal = _without_signal_at_the_end(signal.astype(np.float32))
-    # Rounded as the network's own training rounds it: of σ² = 1 − α² at the first levels the seventh digit counts.
-    # A last level without any signal gets α = 1e-5: it must have some.
-    signal = np.maximum(signal.astype(np.float32).astype(np.float64), 1e-10)
-    schedule = Schedule.from_arrays(np.sqrt(signal), np.sqrt(1 - signal))
-    return Trained(schedule, forms[prediction])
+    if single:  # of σ² = 1 − α² at the first levels the seventh digit counts
+        signal = signal.astype(np.float32).astype(np.float64)
+        signal = np.maximum(signal, 1e-10)  # a last level without any signal gets α = 1e-5: it must have some
+    return Trained(Schedule.from_arrays(np.sqrt(signal), np.sqrt(1 - signal)), form)
 
 
 def _without_signal_at_the_end(signal: np.ndarray) -> np.ndarray:
@@ -103,45 +120,33 @@ def _without_signal_at_the_end(signal: np.ndarray) -> np.ndarray:
     return np.cumprod(1 - (1 - ratios), dtype=np.float64)
 
 
-def _betas(config: JSONObject, levels: int, where: str) -> np.ndarray:
+def _betas(o: Options, levels: int) -> np.ndarray:
     """β of every level, in single precision as the originals have it."""
-    given = config.get("trained_betas")
-    if given is not None:
-        if len(given) != levels:
+    if o.trained_betas is not None:
+        if len(o.trained_betas) != levels:
             raise LoadError(
-                f"{where} has {len(given)} trained_betas for num_train_timesteps={levels}.",
+                f"{o.where} has {len(o.trained_betas)} trained_betas for num_train_timesteps={levels}.",
                 fix="the two must agree: one β for each timestep.",
             )
-        return np.asarray(given, np.float32)
-    low, high = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-    kind = config.get("beta_schedule", "linear")
-    if kind == "linear":
+        return np.asarray(o.trained_betas, np.float32)
+    low, high = o.beta_start, o.beta_end
+    if o.beta_schedule == "linear":
         return np.linspace(low, high, levels, dtype=np.float32)
-    if kind == "scaled_linear":
+    if o.beta_schedule == "scaled_linear":
         return np.linspace(low**0.5, high**0.5, levels, dtype=np.float32) ** 2
-    if kind == "sigmoid":
+    if o.beta_schedule == "sigmoid":
         return (1 / (1 + np.exp(-np.linspace(-6, 6, levels))) * (high - low) + low).astype(np.float32)
-    if kind == "squaredcos_cap_v2":
-        return _cosine(levels).astype(np.float32)
-    return unsupported(where, "beta_schedule", kind, ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
+    return _cosine(levels).astype(np.float32)
 
 
-def _guided(config: JSONObject, where: str) -> Trained:
+def _guided(o: Options) -> np.ndarray:
     """The linear and the cosine levels for any number of steps, in double precision as guided-diffusion has them."""
-    steps, kind = config.get("diffusion_steps", 1000), config.get("noise_schedule", "linear")
-    if not isinstance(steps, int) or steps < 2:
-        unsupported(where, "diffusion_steps", steps, ("a whole number from 2",))
-    if kind == "linear":
-        betas = np.linspace(0.1 / steps, 20 / steps, steps)
-    elif kind == "cosine":
-        betas = _cosine(steps)
-    else:
-        unsupported(where, "noise_schedule", kind, ("linear", "cosine"))
-    if betas[-1] >= 1:
-        unsupported(where, "diffusion_steps", steps, ("a whole number from 21 with noise_schedule='linear'",))
-    signal = np.cumprod(1 - betas)
-    form = "x0" if config.get("predict_xstart") else "epsilon"
-    return Trained(Schedule.from_arrays(np.sqrt(signal), np.sqrt(1 - signal)), form)
+    steps = o.diffusion_steps
+    if o.noise_schedule == "cosine":
+        return _cosine(steps)
+    if steps <= 20:
+        unsupported(o.where, "diffusion_steps", steps, ("a whole number from 21 with noise_schedule='linear'",))
+    return np.linspace(0.1 / steps, 20 / steps, steps)
 
 
 def _cosine(levels: int) -> np.ndarray:
@@ -150,10 +155,10 @@ def _cosine(levels: int) -> np.ndarray:
     return np.asarray([min(1 - bar[t + 1] / bar[t], 0.999) for t in range(levels)])
 
 
-def _flow(config: JSONObject, levels: int) -> Trained:
+def _flow(o: Options, levels: int) -> Trained:
     """t = (k + 1)/K shifted, the last of them, all noise, with the least signal."""
-    given = config["shift"] if "shift" in config else config.get("flow_shift", 1.0)
-    shift = 1.0 if config.get("use_dynamic_shifting") else float(given)
+    given = o.flow_shift if o.shift is None else o.shift
+    shift = 1.0 if o.use_dynamic_shifting else float(given or 1.0)
     t = np.arange(1, levels + 1) / levels
     sigma = shift * t / (1 + (shift - 1) * t)
     # The network takes σ/(σ + α), which is 1 in single precision where α is 1e-7.
@@ -161,15 +166,13 @@ def _flow(config: JSONObject, levels: int) -> Trained:
     return Trained(Schedule.from_arrays(alpha, sigma), "flow", time="sigma")
 
 
-def _edm(config: JSONObject, levels: int, where: str) -> Trained:
+def _edm(o: Options, levels: int) -> Trained:
     """Karras's levels from σ_min to σ_max; the preconditioned network gives x_0."""
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
-        unsupported(where, "prediction_type", prediction, ("epsilon", "v_prediction"))
-    rho, low, high = config.get("rho", 7.0), config.get("sigma_min", 0.002), config.get("sigma_max", 80.0)
-    if config.get("sigma_schedule", "karras") == "exponential":
-        schedule = Schedule.from_arrays(np.ones(levels), np.geomspace(low, high, levels))
+    if o.prediction_type not in ("epsilon", "v_prediction"):
+        unsupported(o.where, "prediction_type", o.prediction_type, ("epsilon", "v_prediction"))
+    if o.sigma_schedule == "exponential":
+        schedule = Schedule.from_arrays(np.ones(levels), np.geomspace(o.sigma_min, o.sigma_max, levels))
     else:
-        schedule = Schedule.edm(levels, low, high, rho)
-    form = "edm" if prediction == "epsilon" else "edm_v"
-    return Trained(schedule, form, sigma_data=float(config.get("sigma_data", 0.5)), time="sigma")
+        schedule = Schedule.edm(levels, o.sigma_min, o.sigma_max, o.rho)
+    form = "edm" if o.prediction_type == "epsilon" else "edm_v"
+    return Trained(schedule, form, sigma_data=float(o.sigma_data), time="sigma")

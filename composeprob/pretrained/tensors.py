@@ -1,22 +1,22 @@
-"""Arrays of safetensors files, in place of a skeleton's parameters; checked before any is read."""
+"""Arrays of safetensors files by name, of which networks are made; all are checked before one is read."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import PyTree
 
 from composeprob.errors import LoadError
-from composeprob.pretrained.layers import Parameter
 
 DTYPES = {
     "F64": np.float64,
@@ -30,6 +30,17 @@ DTYPES = {
 }
 """By the names in safetensors files."""
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+RENAMED = (
+    (r"^text_model\.", ""),
+    (r"\.self_attn\.([qkv])_proj\.", r".self_attn.to_\1."),
+    (r"\.self_attn\.out_proj\.", ".self_attn.to_out.0."),
+    (r"(attentions\..*)\.(q)uery\.|(attentions\..*)\.(k)ey\.|(attentions\..*)\.(v)alue\.", r"\1\3\5.to_\2\4\6."),
+    (r"(attentions\..*)\.proj_attn\.", r"\1.to_out.0."),
+    (r"\.downsamplers\.0\.Conv2d_0\.", ".downsamplers.0.conv."),
+)
+"""Names in files that arrays have elsewhere or had before, as patterns, and their names here."""
+IGNORED = ("embeddings.position_ids", "pos_embed.pos_embed")
+"""Tables that old files have and networks make themselves."""
 Skeleton = TypeVar("Skeleton")
 
 
@@ -71,12 +82,14 @@ def header(file: Path) -> dict[str, Stored]:
                 raise ValueError(f"tensor {name!r} has the dtype {entry['dtype']}")
             (start, end), dtype = entry["data_offsets"], np.dtype(DTYPES[entry["dtype"]])
             shape = tuple(entry["shape"])
-            if not 0 <= start <= end <= size - 8 - length or end - start != int(np.prod(shape)) * dtype.itemsize:
+            if any(type(n) is not int or n < 0 for n in (start, end, *shape)):
+                raise ValueError(f"tensor {name!r} has the shape {list(shape)} at bytes {start} to {end}")
+            if not start <= end <= size - 8 - length or end - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"tensor {name!r} lies at bytes {start} to {end} of {size - 8 - length}")
             found[name] = Stored(file, dtype, shape, 8 + length + start)
     except FileNotFoundError as error:
         raise LoadError(f"There is no {file}.", fix="fetch the whole folder; its index names this file.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
         raise LoadError(
             f"{file} is no whole safetensors file: {error}.", fix="fetch it again: it is damaged or cut short."
         ) from error
@@ -132,10 +145,18 @@ def _sharded(index: Path) -> dict[str, Stored]:
     try:
         places: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(places.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        outside = [file for file in files if Path(file).name != file or "\\" in file or file in ("", "..")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError(
             f"{index} is no index of weights: {type(error).__name__}: {error}.", fix="fetch it again: it is damaged."
         ) from error
+    if outside:
+        raise LoadError(
+            f"{index} names the file {outside[0]!r}, which does not lie beside it; nothing outside of a model's folder "
+            "is read.",
+            fix="move the file beside the index and write its name alone; if you do not know why it is so, delete the "
+            "folder.",
+        )
     found: dict[str, Stored] = {}
     for file in files:
         found |= {name: stored for name, stored in header(index.parent / file).items() if name in places}
@@ -147,106 +168,130 @@ def _sharded(index: Path) -> dict[str, Stored]:
     return found
 
 
-def write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file, one array after the other: none has to fit into memory beside the others."""
-    codes = {np.dtype(kind): code for code, kind in DTYPES.items()}
-    entries, end = {}, 0
-    for name, array in arrays.items():
-        start, end = end, end + array.nbytes
-        entries[name] = {"dtype": codes[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
-    header = json.dumps(entries).encode()
-    header += b" " * (-len(header) % 8)  # arrays begin at multiples of 8 bytes, as the format asks
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(header)) + header)
-        for array in arrays.values():
-            np.ascontiguousarray(array).tofile(stream)
+@dataclass(frozen=True)
+class Parameter:
+    """An array of a file in the place of a layer's own, not read yet.
+
+    Attributes:
+        stored: the array in the file.
+        axes: of the file's array, in the layer's order: convolution kernels are stored (out, in, height, width).
+    """
+
+    stored: Stored
+    axes: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the layer has it."""
+        return tuple(self.stored.shape[axis] for axis in self.axes)
 
 
-def fill(
-    skeleton: Skeleton,
-    stored: Mapping[str, Stored],
-    where: str,
-    dtype: DTypeLike | None = None,
-    *,
-    rename: Callable[[str], str] = lambda name: name,
-    ignored: Iterable[str] = (),
-) -> Skeleton:
-    """The skeleton with the arrays of a file in the place of its parameters.
+class Arrays:
+    """The arrays of a network's files whose names begin alike; a layer takes its own, and with them its sizes.
+
+    ``arrays / "conv_in"`` are those of a layer, ``arrays.items("down_blocks")`` those of every block.
 
     Args:
-        skeleton: a network whose arrays are `Parameter`s.
-        stored: arrays by their names in the file.
+        stored: arrays by their names in the files.
         where: the file or folder, for errors.
-        dtype: of the filled network; left out, float32.
-        rename: makes the name in the network of the name in a file.
-        ignored: names in the network's words of what files may have beside.
-
-    Raises:
-        LoadError: as of `check`, before anything is read.
     """
-    found = check(skeleton, stored, where, rename=rename, ignored=ignored)
-    kind = jnp.float32 if dtype is None else dtype
-    arrays = [
-        jnp.asarray(np.asarray(found[name].read()).transpose(parameter.axes).astype(kind))
-        for name, parameter in named(skeleton)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(skeleton), arrays)
 
+    def __init__(self, stored: Mapping[str, Stored], where: str):
+        names = {name: name for name in stored}
+        for pattern, name in RENAMED:
+            names = {old: re.sub(pattern, name, new) for old, new in names.items()}
+        self.where, self.prefix = where, ""
+        self._stored = {names[old]: array for old, array in stored.items()}
+        if len(self._stored) < len(stored):
+            raise self.foreign("it has some arrays twice, by an old and a new name")
+        self._beginnings = {name[:i] for name in self._stored for i in range(len(name)) if name[i] == "."}
+        self._taken: set[str] = set()
 
-def check(
-    skeleton: PyTree[Parameter],
-    stored: Mapping[str, Stored],
-    where: str,
-    *,
-    rename: Callable[[str], str] = lambda name: name,
-    ignored: Iterable[str] = (),
-) -> dict[str, Stored]:
-    """The arrays of a file by the network's names, as for `fill`, none of them read.
+    def __truediv__(self, name: str | int) -> Arrays:
+        found = object.__new__(Arrays)
+        found.where, found.prefix = self.where, f"{self.prefix}{name}."
+        found._stored, found._beginnings, found._taken = self._stored, self._beginnings, self._taken
+        return found
 
-    Raises:
-        LoadError: an array that is missing, unknown or of another shape.
-    """
-    found = {rename(name): array for name, array in stored.items()}
-    wanted = dict(named(skeleton))
-    missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted) - set(ignored))
-    if missing or unknown:
-        differences = [f"it lacks {first_three(missing)}"] * bool(missing) + [
-            f"it has {first_three(unknown)} beside"
-        ] * bool(unknown)
-        raise LoadError(
-            f"The weights in {where} are not those of the network of its config.json: {'; '.join(differences)}.",
+    def __contains__(self, name: str) -> bool:
+        full = self.prefix + name
+        return full in self._stored or full in self._beginnings
+
+    def items(self, name: str) -> list[Arrays]:
+        """The arrays below ``name.0``, ``name.1`` and so on, as far as there are any."""
+        below, count = self / name, 0
+        while str(count) in below:
+            count += 1
+        return [below / i for i in range(count)]
+
+    def inputs_of(self, ending: str) -> int | None:
+        """Channels that go into the first layer whose weight's name ends so; None without one."""
+        return next(
+            (a.shape[1] for name, a in self._stored.items() if name.endswith(ending) and len(a.shape) > 1), None
+        )
+
+    def take(self, name: str, *shape: int | None, axes: tuple[int, ...] | None = None) -> Any:
+        """A `Parameter`, in the place of the array, which its layer takes it for.
+
+        Args:
+            name: of the array below this one's.
+            shape: in the file, None where it may be any.
+            axes: as of `Parameter`; left out, as in the file.
+
+        Raises:
+            LoadError: there is none, it has another shape, or it holds no floating-point numbers.
+        """
+        full = self.prefix + name
+        found = self._stored.get(full)
+        if found is None:
+            raise self.foreign(f"it lacks {full}")
+        self._taken.add(full)
+        fits = len(found.shape) == len(shape) and all(
+            n == m or m is None for n, m in zip(found.shape, shape, strict=True)
+        )
+        if not fits or 0 in found.shape:
+            wanted = ", ".join("any" if n is None else str(n) for n in shape)
+            raise LoadError(
+                f"Tensor {full!r} in {self.where} has shape {list(found.shape)}; by config.json and the layers around "
+                f"it, it should be [{wanted}].",
+                fix="take config.json and all of the weights from one source.",
+            )
+        if not jnp.issubdtype(found.dtype, jnp.floating):
+            raise LoadError(
+                f"Tensor {full!r} in {self.where} holds {found.dtype.name}, and a weight is a floating-point number.",
+                fix="save the weights in float32, bfloat16 or float16: quantized ones are not read.",
+            )
+        return Parameter(found, tuple(range(len(shape))) if axes is None else axes)
+
+    def foreign(self, difference: str) -> LoadError:
+        """The error of weights that are not those of the network."""
+        return LoadError(
+            f"The weights in {self.where} are not those of the network of its config.json: {difference}.",
             fix="take both files from one source; a file of LoRA or ControlNet weights is no network by itself.",
         )
-    for name, parameter in wanted.items():
-        if found[name].shape != parameter.stored:
-            raise LoadError(
-                f"Tensor {name!r} in {where} has shape {list(found[name].shape)}; by config.json it should be "
-                f"{list(parameter.stored)}.",
-                fix="take config.json and the weights from one source.",
-            )
-    return found
+
+    def finish(self) -> None:
+        """Refuses arrays that no layer took.
+
+        Raises:
+            LoadError: it names the first three.
+        """
+        unknown = sorted(set(self._stored) - self._taken - set(IGNORED))
+        if unknown:
+            raise self.foreign(f"it has {first_three(unknown)} beside")
 
 
-def abstract(skeleton: Skeleton, dtype: DTypeLike = jnp.float32) -> Skeleton:
-    """The skeleton with shapes for arrays, as `jax.eval_shape` gives them: it can be compiled, and takes no memory."""
+def fill(skeleton: Skeleton, dtype: DTypeLike) -> Skeleton:
+    """The network with its arrays, read from the files as ``dtype``, in the place of its `Parameter`s."""
+    read = lambda p: jnp.asarray(np.asarray(p.stored.read()).transpose(p.axes).astype(dtype))  # noqa: E731
+    return jax.tree.map(read, skeleton)
+
+
+def abstract(skeleton: Skeleton, dtype: DTypeLike) -> Skeleton:
+    """The network with shapes for arrays, as `jax.eval_shape` gives them: it can be compiled, and takes no memory."""
     return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), skeleton)
-
-
-def named(skeleton: PyTree[Parameter]) -> list[tuple[str, Parameter]]:
-    """The parameters of a skeleton by their names in files, such as ``down_blocks.0.resnets.1.conv1.weight``."""
-    leaves = jax.tree_util.tree_leaves_with_path(skeleton)
-    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
 
 
 def first_three(names: list[str]) -> str:
     """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def current(name: str) -> str:
-    """The name that an array has today: attention blocks had others in old files."""
-    today = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    parts = name.split(".")
-    if len(parts) > 2 and "attentions" in parts and parts[-2] in today:
-        parts[-2] = today[parts[-2]]
-    return ".".join(parts).replace(".downsamplers.0.Conv2d_0.", ".downsamplers.0.conv.")

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import composeprob as cp
 from composeprob.errors import (
@@ -94,6 +95,48 @@ def two_files(folder):
     (folder / WEIGHTS).unlink()
 
 
+def sharded(*files, **renamed):
+    """An index that names the folder's weights by other names."""
+
+    def change(folder):
+        (folder / WEIGHTS).rename(folder / "unet/moved.safetensors")
+        shutil.copy(folder / "unet/moved.safetensors", folder.parent / "outside.safetensors")
+        names = dict.fromkeys(load_file(folder / "unet/moved.safetensors"), renamed.get("file") or files[0](folder))
+        index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": names}))
+
+    return change
+
+
+def rewrite(change):
+    """Changes arrays of the weights by their names."""
+
+    def write(folder):
+        arrays = load_file(folder / WEIGHTS)
+        change(arrays)
+        save_file(arrays, folder / WEIGHTS)
+
+    return write
+
+
+def wider(folder):
+    """A network of filling in: the first layer takes a mask and an image beside the latents."""
+    kernel = lambda a: np.concatenate([a, a, a[:, :1]], axis=1)
+    rewrite(lambda a: a.update({"conv_in.weight": kernel(a["conv_in.weight"])}))(folder)
+    edit("unet/config.json", in_channels=9)(folder)
+
+
+def elsewhere(folder):
+    """A network beside the folder, which the index names as a component."""
+    shutil.copytree(folder / "unet", folder.parent / "other")
+    edit("model_index.json", unet=..., **{"../other": ["diffusers", "UNet2DConditionModel"]})(folder)
+
+
+def block(letter):
+    """Weights without one of the blocks."""
+    return rewrite(lambda arrays: [arrays.pop(name) for name in list(arrays) if name.startswith(letter)])
+
+
 FOLDERS = {
     "no index": (remove("model_index.json"), "neither model_index.json nor config.json"),
     "broken index": (lambda f: (f / "model_index.json").write_text("{"), "cannot be read as JSON"),
@@ -124,7 +167,8 @@ FOLDERS = {
         "1 values of up_block_types for 2 blocks",
     ),
     "no size": (edit("unet/config.json", sample_size=None), "sample_size=None, which gives no shape"),
-    "inpainting": (edit("unet/config.json", in_channels=9), "takes 9 channels and gives 4"),
+    "channels": (edit("unet/config.json", in_channels=9), "has in_channels=9, but the weights .* in_channels=4"),
+    "inpainting": (wider, "takes 9 channels and gives 4"),
     "no weights": (remove(WEIGHTS), "no weights in .*unet"),
     "pickle": (pickled, r"(?s)\.bin are a pickle.*torch.load\('.*\.bin', weights_only=True"),
     "two files": (two_files, "too many: a.safetensors, b.safetensors"),
@@ -137,11 +181,52 @@ FOLDERS = {
         lambda f: (f / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}"),
         "is no index of weights: KeyError",
     ),
-    "a value of another kind": (edit("unet/config.json", layers_per_block="1"), "has layers_per_block='1' of which"),
+    "a value of another kind": (edit("unet/config.json", layers_per_block="1"), "has layers_per_block='1', but"),
     "a scheduler's value": (edit("scheduler/scheduler_config.json", beta_end=2.0), "gives β from"),
     "a missing tensor": (retensor(drop=("conv_in.bias",)), "it lacks conv_in.bias"),
     "a tensor too many": (retensor(add=("lora.weight",)), "it has lora.weight beside"),
-    "another shape": (edit("unet/config.json", cross_attention_dim=16), r"has shape \[8, 12\]; .* should be \[8, 16\]"),
+    "another width": (
+        edit("unet/config.json", cross_attention_dim=16), "cross_attention_dim=16, but the weights .*_dim=12"
+    ),
+    "another shape": (
+        rewrite(lambda a: a.update({"conv_out.weight": np.zeros((4, 9, 3, 3), np.float16)})),
+        r"'conv_out.weight' in .*unet has shape \[4, 9, 3, 3\]; .* should be \[any, 8, any, any\]",
+    ),
+    "another rank": (
+        rewrite(lambda a: a.update({"conv_in.weight": a["conv_in.weight"][0]})), r"should be \[any, any, any, any\]"
+    ),
+    "no numbers at all": (
+        rewrite(lambda a: a.update({"conv_in.weight": np.zeros((0, 4, 3, 3), np.float16)})), r"has shape \[0, 4, 3, 3\]"
+    ),
+    "whole numbers": (
+        rewrite(lambda a: a.update({"conv_in.bias": a["conv_in.bias"].astype(np.int32)})), "bias' .* holds int32"
+    ),
+    "a block less": (block("up_blocks.1."), "2 values of up_block_types for 1 blocks"),
+    "blocks less on the way up": (
+        lambda f: (block("up_blocks.1.")(f), edit("unet/config.json", up_block_types=...)(f)),
+        "too few for its way down",
+    ),
+    "another depth": (edit("unet/config.json", layers_per_block=2), r"has layers_per_block=2, but the weights"),
+    "a layer less": (block("down_blocks.0.resnets.0.conv1"), "it lacks down_blocks.0.resnets.0.conv1"),
+    "attention that is no more": (block("down_blocks.0.attentions"), "has attention of the kind ''"),
+    "an offset that is negative": (retensor(entry={"data_offsets": [-8, 0]}), "no whole safetensors file: tensor"),
+    "an offset beyond the end": (retensor(entry={"data_offsets": [10**12, 10**12 + 4]}), "lies at bytes 10000"),
+    "an offset that is no number": (retensor(entry={"data_offsets": ["0", "4"]}), "no whole safetensors file"),
+    "a shape that is negative": (retensor(entry={"shape": [-1, -8]}), r"has the shape \[-1, -8\]"),
+    "a shape of fractions": (retensor(entry={"shape": [1.5]}), r"has the shape \[1.5\]"),
+    "a header of a list": (lambda f: (f / WEIGHTS).write_bytes(struct.pack("<Q", 2) + b"[]"), "no whole safetensors"),
+    "a header of gigabytes": (lambda f: (f / WEIGHTS).write_bytes(struct.pack("<Q", 2**62) + b"{}"), "its header of"),
+    "deep brackets": (lambda f: (f / "unet/config.json").write_text("[" * 100_000), "cannot be read as JSON"),
+    "a shard by an absolute path": (
+        sharded(lambda f: str(f.parent / "outside.safetensors")), "outside.safetensors', which does not lie beside it"
+    ),
+    "a shard outside": (sharded(file="../../outside.safetensors"), "'../../outside.safetensors', which does not lie"),
+    "a shard that is the folder": (sharded(file=".."), "'..', which does not lie beside it"),
+    "a shard on another system": (sharded(file="..\\outside.safetensors"), "which does not lie beside it"),
+    "a component outside": (elsewhere, "a component '../other', which is no folder beside it"),
+    "steps of 0": (edit("scheduler/scheduler_config.json", num_train_timesteps=0), "num_train_timesteps=0, which"),
+    "steps without end": (edit("scheduler/scheduler_config.json", num_train_timesteps=10**15), "from 2 to 100,000"),
+    "betas of nan": (edit("scheduler/scheduler_config.json", beta_end=float("nan")), "has beta_end=nan, which"),
     "no scheduler": (remove("scheduler"), "has no scheduler"),
     "unknown scheduler": (
         edit("scheduler/scheduler_config.json", _class_name="LCMScheduler"), "_class_name='LCMScheduler'"
@@ -153,7 +238,7 @@ FOLDERS = {
         edit("vae/config.json", _class_name="VQModel"),
         "vae/config.json has _class_name='VQModel'",
     ),
-    "autoencoder's shape": (edit("vae/config.json", latent_channels=8), "should be"),
+    "autoencoder's shape": (edit("vae/config.json", latent_channels=8), "has latent_channels=8, but the weights"),
     "text encoder's weights": (remove("text_encoder"), "There is no .*text_encoder/config.json"),
     "empty tokenizer": (remove("tokenizer/merges.txt"), "no tokenizer in"),
     "broken tokenizer": (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "tokenizer in .* cannot be read"),
@@ -170,6 +255,7 @@ def test_folders_that_cannot_be_loaded(case, folder):
     with pytest.raises(LoadError, match=told) as raised:
         cp.from_diffusers(folder)
     assert raised.value.fix, "how to fix it"
+    assert str(folder) in str(raised.value), "which file"
 
 
 def test_weights_that_are_no_numbers(folder):
@@ -186,7 +272,7 @@ def test_nothing_is_read_before_everything_is_checked(folder, monkeypatch):
     """A wrong text encoder is refused although the network, whose weights are read first, is right."""
     edit("text_encoder/config.json", hidden_size=16)(folder)
     monkeypatch.setattr("composeprob.pretrained.tensors.Stored.read", lambda self: pytest.fail("a weight was read"))
-    with pytest.raises(LoadError, match=r"text_encoder has shape"):
+    with pytest.raises(LoadError, match=r"text_encoder.* has hidden_size=16, but the weights"):
         cp.from_diffusers(folder)
 
 

@@ -1,4 +1,4 @@
-"""`composeprob convert`: networks of guided-diffusion against what the originals compute.
+"""tools/convert_guided_diffusion.py: networks of guided-diffusion against what the originals compute.
 
 tools/guided_diffusion_goldens.py makes the files again.
 """
@@ -14,15 +14,13 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
 
 import composeprob as cp
-from composeprob.cli import app
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.pretrained import tensors
-from composeprob.pretrained.convert import Supplied, convert
 from pretrained.drawn import weights
 from pretrained.test_goldens import DATA, error, noise_of
+from tools.convert_guided_diffusion import Supplied, convert, main, write
 
 FLAGS = {
     "adm": ["--num-head-channels", "16", "--use-new-attention-order", "--noise-schedule", "cosine"],
@@ -59,7 +57,7 @@ def place(tmp_path_factory):
 
 
 def command(*arguments):
-    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+    return main([str(argument) for argument in arguments])
 
 
 def outputs(factor, given, xs, times):
@@ -74,8 +72,7 @@ def outputs(factor, given, xs, times):
 def test_converted_networks_give_the_originals_output(name, place, tmp_path):
     """Converted by the command and loaded, at every timestep, under labels; the levels are the original's too."""
     g = original(name)[0]
-    done = command(place(name), tmp_path / name, "--image-size", 8, *FLAGS[name])
-    assert done.exit_code == 0, done.output
+    assert command(place(name), tmp_path / name, "--image-size", 8, *FLAGS[name]) == 0
     factor = cp.from_diffusers(tmp_path / name)
     assert factor.event_shape == (8, 8, 3)
     given = {"label": jnp.asarray(g["y"])} if "y" in g else {}
@@ -113,7 +110,7 @@ def test_the_score_at_level_k_is_that_of_timestep_k(place, tmp_path):
 def test_what_weights_do_not_tell_matters(name, wrong, place, tmp_path):
     """Every option that has to be said changes the output by far more than the first test lets pass."""
     g = original(name)[0]
-    assert command(place(name), tmp_path / "out", "--image-size", 8, *wrong).exit_code == 0
+    assert command(place(name), tmp_path / "out", "--image-size", 8, *wrong) == 0
     given = {"label": jnp.asarray(g["y"])} if "y" in g else {}
     factor = cp.from_diffusers(tmp_path / "out")
     found = outputs(factor, given, jnp.asarray(g["x"]), jnp.asarray(g["times"], jnp.float32))
@@ -124,7 +121,7 @@ def test_precisions_of_files_are_kept(tmp_path):
     """Half precision stays what it is, bfloat16 too, and everything is read back bit for bit."""
     arrays = {"a": np.arange(3, dtype=np.float16), "b": np.asarray(jnp.ones((2, 5), jnp.bfloat16)), "c": np.float32(7)}
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    tensors.write(tmp_path / "some.safetensors", arrays)
+    write(tmp_path / "some.safetensors", arrays)
     for name, entry in tensors.header(tmp_path / "some.safetensors").items():
         assert entry.dtype == arrays[name].dtype
         np.testing.assert_array_equal(np.asarray(entry.read()), arrays[name])
@@ -147,10 +144,10 @@ def cut(file):
 
 
 REFUSED = {
-    "no heads": ({}, Supplied(8), LoadError, r"(?s)attention over 32 channels.*num_heads=None.*weights do not tell"),
+    "no heads": ({}, Supplied(8), LoadError, r"(?s)attention over 32 channels.*num_heads=None.*weights do not contain"),
     "heads that do not fit": ({}, Supplied(8, 5), LoadError, "num_heads=5 cannot split"),
     "channels that do not fit": ({}, Supplied(8, None, 48), LoadError, "num_head_channels=48 cannot split"),
-    "size": ({}, Supplied(10, 4), InvalidValueError, "image_size=10 cannot be halved .* 2 times"),
+    "size": ({}, Supplied(10, 4), InvalidValueError, "image_size=10 cannot be halved .* no multiple of 4"),
     "no size": ({}, Supplied(0, 4), InvalidValueError, "image_size=0"),
     "steps": ({}, Supplied(8, 4, diffusion_steps=1), LoadError, "diffusion_steps=1, which is not supported"),
     "steps of a linear schedule": ({}, Supplied(8, 4, diffusion_steps=20), LoadError, "from 21 with noise_schedule"),
@@ -165,7 +162,7 @@ REFUSED = {
         {"middle_block.1.proj_out.bias": "middle_block.1.transformer_blocks.0.norm1.bias"},
         Supplied(8, 4), LoadError, "has middle_block.1.transformer_blocks.0.norm1.bias, which",
     ),
-    "another shape": ({"input_blocks.1.0.in_layers.2.weight": (32, 32, 1, 1)}, Supplied(8, 4), LoadError, "ask for"),
+    "another shape": ({"input_blocks.1.0.in_layers.2.weight": (32, 32, 1, 1)}, Supplied(8, 4), LoadError, "should be"),
     "super-resolution": ({"input_blocks.0.0.weight": (32, 6, 3, 3)}, Supplied(8, 4), LoadError, "takes 6 channels"),
     "classifier": ({"out.2.weight": (1000, 32, 1, 1)}, Supplied(8, 4), LoadError, "takes 3 channels and gives 1000"),
     "blocks": ({"output_blocks.1.1.in_layers.0.weight": None, "output_blocks.1.1.in_layers.0.bias": None,
@@ -186,23 +183,22 @@ def test_state_dicts_that_cannot_be_converted(case, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_files_that_cannot_be_converted(place, tmp_path):
-    told = Supplied(8, 4)
+def test_files_that_cannot_be_converted(place, tmp_path, capsys):
+    supplied = Supplied(8, 4)
     with pytest.raises(LoadError, match=r"There is no .*nothing\.safetensors"):
-        convert(tmp_path / "nothing.safetensors", tmp_path / "out", told)
+        convert(tmp_path / "nothing.safetensors", tmp_path / "out", supplied)
     (tmp_path / "adm.pt").write_bytes(b"")
     with pytest.raises(LoadError, match=r"(?s)adm\.pt are a pickle.*torch\.load\('.*adm\.pt', weights_only=True"):
-        convert(tmp_path / "adm.pt", tmp_path / "out", told)
+        convert(tmp_path / "adm.pt", tmp_path / "out", supplied)
     save_file(original("legacy")[1], tmp_path / "cut.safetensors")
     cut(tmp_path / "cut.safetensors")
     with pytest.raises(LoadError, match="no whole safetensors file"):
-        convert(tmp_path / "cut.safetensors", tmp_path / "out", told)
+        convert(tmp_path / "cut.safetensors", tmp_path / "out", supplied)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    refused = command(place("legacy"), tmp_path / "out", "--image-size", 8, "--num-heads", 4)
-    assert refused.exit_code == 2
-    assert "is there already" in " ".join(refused.output.split())
-    assert "--replace" in refused.output
-    done = command(place("legacy"), tmp_path / "out", "--image-size", 8, "--num-heads", 4, "--replace")
-    assert done.exit_code == 0, done.output
-    assert "a learned variance, which is not used" in " ".join(done.output.split())
+    arguments = place("legacy"), tmp_path / "out", "--image-size", 8, "--num-heads", 4
+    assert command(*arguments) == 2
+    assert "is there already." in (told := capsys.readouterr().err)
+    assert "Fix: write into another folder, or replace what is there with --replace." in told
+    assert command(*arguments, "--replace") == 0
+    assert "attention in the old order, a learned variance, which is not used" in capsys.readouterr().out

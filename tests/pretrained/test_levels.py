@@ -29,7 +29,7 @@ def test_levels_are_the_originals(name):
     ("options", "form"),
     [
         ({"beta_schedule": "sigmoid"}, "epsilon"),
-        ({"trained_betas": list(np.linspace(1e-3, 0.5, 20)), "num_train_timesteps": 20}, "epsilon"),
+        ({"trained_betas": np.linspace(1e-3, 0.5, 20).tolist(), "num_train_timesteps": 20}, "epsilon"),
         ({"predict_epsilon": False}, "x0"),
         ({"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}, "flow"),
     ],

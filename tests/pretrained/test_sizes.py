@@ -5,11 +5,9 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import composeprob as cp
-from composeprob.cli import app, hardware
-from composeprob.pretrained.sizes import of_size
+from benchmarks.sizes import of_size, sd15
 from composeprob.pytree import is_array
 
 
@@ -24,16 +22,11 @@ def test_sizes_are_those_of_the_models(name, weights):
 
 
 def test_two_prompts_are_compiled_as_far_as_a_density():
-    density = hardware.two_prompts("sd15")
+    density = cp.compile(sd15)
     assert "2 evaluations in 1 batches" in str(density)
     assert density.sites["x"].shape == (64, 64, 4)
 
 
-def test_what_the_command_refuses():
+def test_sizes_that_are_not_known():
     with pytest.raises(cp.errors.InvalidValueError, match="No size 'sd9' is known"):
         of_size("sd9")
-    refused = CliRunner().invoke(app, ["devices", "--model", "sd15"])
-    assert refused.exit_code == 2
-    assert "sd15 was given, but nothing to compile it for" in " ".join(refused.output.split())
-    both = CliRunner().invoke(app, ["devices", "scene.py", "--model", "sd15", "--compile", "v5e:4x4"])
-    assert "scene.py and --model sd15 were given" in " ".join(both.output.split())

@@ -1,25 +1,35 @@
-"""A state dict of guided-diffusion's UNetModel as a folder that `from_diffusers` loads.
+"""A state dict of guided-diffusion's UNetModel (ADM, improved-diffusion) as a folder that `cp.from_diffusers` loads.
 
-What the shapes of the weights contain is read from them: channels, blocks, where there is attention, labels. The
-caller supplies the rest: the image's size, the heads and their order, the schedule.
+    python tools/convert_guided_diffusion.py adm64.safetensors models/adm64 --image-size 64 --num-head-channels 64 \\
+        --use-new-attention-order --noise-schedule cosine
+    python tools/convert_guided_diffusion.py lsun_bedroom.safetensors models/bedroom --image-size 256 \\
+        --num-head-channels 64
+
+The options have the names, the meaning and the defaults of guided-diffusion's own flags; channels, blocks, labels and a
+learned variance are read from the weights. The number of heads must be given, as no weight contains it; a wrong number,
+or order, gives no error and another network. Its own files are pickles, which are not read: given one, the error names
+what makes safetensors of it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import struct
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import PyTree
 
-from composeprob.errors import InvalidValueError, LoadError
+from composeprob.errors import ComposeProbError, InvalidValueError, LoadError
 from composeprob.json_data import JSONObject
-from composeprob.pretrained import adm, schedulers, tensors
-from composeprob.pretrained.layers import Parameter
-from composeprob.pretrained.tensors import Stored
+from composeprob.pretrained import schedulers, tensors
+from composeprob.pretrained.network import Network
+from composeprob.pretrained.tensors import Arrays, Stored
+from composeprob.pretrained.unet import GUIDED, guided
 
 
 @dataclass(frozen=True)
@@ -48,13 +58,13 @@ class Supplied:
     rescale_timesteps: bool = False
 
 
-def convert(weights: Path, out: Path, supplied: Supplied, *, replace: bool = False) -> JSONObject:
-    """Writes a folder with config.json, the weights and scheduler_config.json; returns the network's configuration.
+def convert(weights: Path, out: Path, supplied: Supplied, *, replace: bool = False) -> Network:
+    """Writes a folder with config.json, the weights and scheduler_config.json; returns the network, without its arrays.
 
     Args:
         weights: a safetensors file.
         out: the folder.
-        told: what the weights do not tell.
+        supplied: what the weights do not contain.
         replace: whether files that are there are replaced.
 
     Raises:
@@ -67,41 +77,44 @@ def convert(weights: Path, out: Path, supplied: Supplied, *, replace: bool = Fal
         raise InvalidValueError(
             f"{out} is there already.", fix="write into another folder, or replace what is there with --replace."
         )
-    stored = tensors.header(weights)
-    config = configuration(stored, supplied, str(weights))
-    if supplied.image_size < 1 or supplied.image_size % 2 ** (len(config["block_channels"]) - 1):
+    stored, where = tensors.header(weights), str(weights)
+    steps = supplied.diffusion_steps
+    heads = ("num_heads", "num_head_channels", "num_heads_upsample")
+    config: JSONObject = {
+        "_class_name": GUIDED,
+        "image_size": supplied.image_size,
+        **{name: getattr(supplied, name) for name in heads},
+        "time_scale": 1000 / steps if supplied.rescale_timesteps and steps > 0 else 1.0,
+    }
+    names = ("noise_schedule", "diffusion_steps", "predict_xstart")
+    scheduler = {"_class_name": schedulers.Family.GUIDED.value[0], **{name: getattr(supplied, name) for name in names}}
+    schedulers.trained(scheduler, "the command")  # refused before anything is written
+    arrays = dict(_renamed(stored, blocks_per_resolution(stored, where), supplied, where))
+    shapes = {name: Stored(weights, array.dtype, array.shape, 0) for name, array in arrays.items()}
+    network = guided(config, Arrays(shapes, where), where)
+    if supplied.image_size < 1 or supplied.image_size % network.multiple:
         raise InvalidValueError(
-            f"image_size={supplied.image_size} cannot be halved as often as this network does, "
-            f"{len(config['block_channels']) - 1} times.",
+            f"image_size={supplied.image_size} cannot be halved as often as this network does: it is no multiple of "
+            f"{network.multiple}.",
             fix="give the size of the images that it was trained on.",
         )
-    scheduler = {
-        "_class_name": schedulers.Family.GUIDED.value[0],
-        **{name: getattr(supplied, name) for name in ("noise_schedule", "diffusion_steps", "predict_xstart")},
-    }
-    schedulers.trained(scheduler, "the command")  # refused before anything is written
-    arrays = dict(_renamed(stored, config, supplied, str(weights)))
-    _check(adm.build(config, str(weights)).module, arrays, str(weights))
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (out / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
-    tensors.write(out / "diffusion_pytorch_model.safetensors", arrays)
-    return config
+    write(out / "diffusion_pytorch_model.safetensors", arrays)
+    return network
 
 
-def configuration(stored: Mapping[str, Stored], supplied: Supplied, where: str) -> JSONObject:
-    """The network's options, as `adm.build` takes them.
+def blocks_per_resolution(stored: Mapping[str, Stored], where: str) -> int:
+    """How many residual blocks the way down has at each resolution; the way up has one more.
 
     Raises:
         LoadError: weights of another network.
     """
-
-    def shape(name: str) -> tuple[int, ...]:
+    for name in ("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"):
         if name not in stored:
             raise _foreign(f"{where} has no {name}, as a UNetModel of guided-diffusion has.")
-        return stored[name].shape
-
-    inputs, outputs = shape("input_blocks.0.0.weight")[1], shape("out.2.weight")[0]
+    inputs, outputs = stored["input_blocks.0.0.weight"].shape[1], stored["out.2.weight"].shape[0]
     if outputs not in (inputs, 2 * inputs) or inputs == 6:
         raise LoadError(
             f"The network in {where} takes {inputs} channels and gives {outputs}: it enlarges a smaller image, or is "
@@ -110,30 +123,27 @@ def configuration(stored: Mapping[str, Stored], supplied: Supplied, where: str) 
         )
     count = 1 + max((int(i) for i in _indices(stored, r"output_blocks\.(\d+)\.0\.in_layers")), default=-1)
     grown = {int(j) for j in _indices(stored, r"output_blocks\.(\d+)\.(?:[12]\.in_layers|[12]\.conv)\.")}
-    period = min(grown, default=count - 1) + 1  # blocks of one resolution on the way up, one more than on the way down
+    period = min(grown, default=count - 1) + 1
     if period < 2 or count % period or grown != set(range(period - 1, count - 1, period)):
         raise _foreign(f"The output_blocks of {where} are not those of a UNetModel of guided-diffusion.")
-    first = [i * period for i in reversed(range(count // period))]  # of each resolution, the largest images first
-    widths = [shape(f"output_blocks.{j}.0.out_layers.3.weight")[0] for j in first]
-    channels = shape("time_embed.0.weight")[1]
-    steps = 1000 / supplied.diffusion_steps if supplied.rescale_timesteps and supplied.diffusion_steps > 0 else 1.0
-    return {
-        "_class_name": adm.NAME,
-        "image_size": supplied.image_size,
-        "in_channels": inputs,
-        "out_channels": outputs,
-        "num_channels": channels,
-        "block_channels": widths,
-        "attention_blocks": [f"output_blocks.{j}.1.qkv.weight" in stored for j in first],
-        "num_res_blocks": period - 1,
-        "num_classes": shape("label_emb.weight")[0] if "label_emb.weight" in stored else None,
-        "num_heads": supplied.num_heads,
-        "num_head_channels": supplied.num_head_channels,
-        "num_heads_upsample": supplied.num_heads_upsample,
-        "use_scale_shift_norm": shape("middle_block.0.emb_layers.1.weight")[0] == 2 * widths[-1],
-        "resblock_updown": any(_indices(stored, r"output_blocks\.(\d+)\.[12]\.in_layers\.")),
-        "time_scale": steps,
-    }
+    return period - 1
+
+
+def _heads(width: int, number: int | None, channels: int | None, where: str) -> int:
+    """The number of heads of an attention of ``width`` channels: ``number``, or heads of ``channels`` each.
+
+    Raises:
+        LoadError: neither is given, or the heads cannot have equally many channels.
+    """
+    found = number if channels is None else width // channels
+    if not found or width % found or (channels is not None and width % channels):
+        option = f"num_heads={number}" if channels is None else f"num_head_channels={channels}"
+        raise LoadError(
+            f"{where} has attention over {width} channels, which {option} cannot split.",
+            fix="give the number of heads, or the channels of each, that the model was trained with; weights do not "
+            "contain it.",
+        )
+    return found
 
 
 def _foreign(message: str) -> LoadError:
@@ -150,18 +160,18 @@ def _indices(names: Mapping[str, Stored], pattern: str) -> Iterator[str]:
 
 
 def _renamed(
-    stored: Mapping[str, Stored], config: JSONObject, supplied: Supplied, where: str
+    stored: Mapping[str, Stored], layers: int, supplied: Supplied, where: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Every array by its name here, queries, keys and values apart."""
     for name, entry in stored.items():
         layer, _, kind = name.rpartition(".")
-        here, inner = _place(layer, config["num_res_blocks"])
+        here, inner = _place(layer, layers)
         array = entry.read()
         if inner == "qkv":
             width = entry.shape[0] // 3
             up = name.startswith("output_blocks")
             number = (supplied.num_heads_upsample if up else None) or supplied.num_heads
-            count = adm.heads(width, number, supplied.num_head_channels, where)
+            count = _heads(width, number, supplied.num_head_channels, where)
             for part, array_of in zip("qkv", _split(array, count, supplied.use_new_attention_order), strict=True):
                 yield f"{here}.to_{part}.{kind}", array_of
         elif inner == "proj_out":
@@ -225,18 +235,55 @@ def _place(layer: str, layers: int) -> tuple[str | None, str]:
     return (f"{resnet}.{names[inner]}" if inner in names else None), ""
 
 
-def _check(skeleton: PyTree[Parameter], arrays: Mapping[str, np.ndarray], where: str) -> None:
-    """Refuses arrays that are not those of the skeleton.
+def write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file, one array after the other: none has to fit into memory beside the others."""
+    codes = {np.dtype(kind): code for code, kind in tensors.DTYPES.items()}
+    entries, end = {}, 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        entries[name] = {"dtype": codes[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)  # arrays begin at multiples of 8 bytes, as the format asks
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(header)) + header)
+        for array in arrays.values():
+            np.ascontiguousarray(array).tofile(stream)
 
-    Raises:
-        LoadError: it names what is missing, too much, or of another shape.
-    """
-    wanted = {name: parameter.stored for name, parameter in tensors.named(skeleton)}
-    found = {name: array.shape for name, array in arrays.items()}
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if wrong:
-        name = wrong[0]
-        raise _foreign(
-            f"The weights in {where} are not those of one UNetModel: for {name} the file has {found.get(name)}, and "
-            f"the other layers ask for {wanted.get(name)}" + (f"; {len(wrong) - 1} more." if len(wrong) > 1 else ".")
-        )
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, converts, and returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path, help="a safetensors file of the state dict of a UNetModel")
+    parser.add_argument("out", type=Path, help="the folder to write into")
+    for field in fields(Supplied):
+        flag, default = f"--{field.name.replace('_', '-')}", field.default
+        if isinstance(default, bool):
+            parser.add_argument(flag, action="store_true", help="it was trained with this option")
+        elif isinstance(default, str):
+            parser.add_argument(flag, choices=("linear", "cosine"), default=default)
+        else:
+            parser.add_argument(flag, type=int, required=field.name == "image_size", default=default)
+    parser.add_argument("--replace", action="store_true", help="replace what is in the folder")
+    given = vars(parser.parse_args(arguments))
+    weights, out, replace = (given.pop(name) for name in ("weights", "out", "replace"))
+    supplied = Supplied(**given)
+    try:
+        network = convert(weights, out, supplied, replace=replace)
+    except ComposeProbError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    labels = f", {network.classes} labels" if network.classes else ""
+    variance = ", a learned variance, which is not used" if network.outputs != network.channels else ""
+    order = "new" if supplied.use_new_attention_order else "old"
+    print(
+        f"a UNet whose images halve {network.multiple.bit_length() - 1} times, attention in the {order} order", end=""
+    )
+    print(f"{labels}{variance}")
+    print(f"levels: {supplied.noise_schedule}, {supplied.diffusion_steps:,} steps; output: ", end="")
+    print("x̂₀" if supplied.predict_xstart else "ε̂")
+    print(f'wrote {out}; cp.from_diffusers("{out}") loads it')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """What a transition costs, in evaluations of the density: ours, BlackJAX's, NumPyro's and the reference notebook's.
 
-    composeprob bench cost
-    composeprob bench cost --cases plane --clock processor
+    python -m benchmarks cost
+    python -m benchmarks cost --cases plane --clock processor
 
 The unit is one jitted value-and-score of the same density for the same chains in a compiled loop. All programs take
 turns in one process; numbers are medians. Exits with 1 if a transition costs more than its limit, or than a peer's.

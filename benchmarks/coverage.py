@@ -1,6 +1,6 @@
 """Whether the ± of a default run is what its estimates are off by: thirteen programs with known posteriors.
 
-    composeprob bench coverage
+    python -m benchmarks coverage
 
 `cp.infer(density, key, num_chains=1000)` and nothing else, 20 keys each, and 100 of the six programs of which the
 share of nominal 90 % intervals that hold the exact value is judged. Exact values are sums over a grid, or of Gaussians.

@@ -1,6 +1,6 @@
 """What the fitted reverse step and the control of the weights cost an evaluation, and how many chains that is worth.
 
-    composeprob bench descent-cost [--chains 2000] [--repeats 5] [--cases NAME …]
+    python -m benchmarks descent-cost [--chains 2000] [--repeats 5] [--cases NAME …]
 
 The same SMC, MALA moves at 20 levels, by DDPM's step without a control, by the fitted step of second order alone, and
 by that step with its control, which is the default; they take turns in one process. The unit is what a run with the

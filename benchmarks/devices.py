@@ -1,6 +1,6 @@
 """What `chunk=`, which makes samples the same on any number of devices, costs: ring × bar on one and on eight.
 
-    composeprob bench devices
+    python -m benchmarks devices
 
 Eight virtual devices share the cores of this machine with the one, so what they cost more is what spreading costs.
 Processor time of three levels, alternating in one process; ratios are medians over the repeats.

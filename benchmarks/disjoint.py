@@ -1,6 +1,6 @@
 """Benchmark E, the positive control: on factors of disjoint coordinates every sampler must be right.
 
-    composeprob bench disjoint
+    python -m benchmarks disjoint
 
 There the noised product IS the product of the noised factors, so plain reverse diffusion has no bias to show. Exits
 with 1 if a sampler misses TV ≤ 0.03.

@@ -1,6 +1,6 @@
 """What a first call compiles: processor seconds of the first run less the second, over those of a bare scan of scores.
 
-    composeprob bench first-call [--repeats 3] [--cases NAME …]
+    python -m benchmarks first-call [--repeats 3] [--cases NAME …]
     python -m benchmarks.first_call
 
 README's program, ring × bar with 256 chains, by default and by two samplers; beside them BlackJAX's MALA and NumPyro's

@@ -1,6 +1,6 @@
 """What grows: seconds of compilation with levels and with factors, peak memory with chains.
 
-    composeprob bench growth
+    python -m benchmarks growth
 
 Compilation is everything from the program to the samples of a first run, less a second run; JAX's caches are cleared
 before each. Memory is the peak of a process that runs a program once, a process of its own for each number of chains.

@@ -1,6 +1,6 @@
 """A hierarchy with a learned prior: the default run beside NUTS on the same density, and quadrature.
 
-    composeprob bench hierarchy [--keys 5]
+    python -m benchmarks hierarchy [--keys 5]
 
 Five groups of ten readings in the plane; the groups lie around a place whose prior is the zoo's `ring2d`, at an unknown
 distance tau. Written centred and non-centred. The reference is quadrature over the learned prior's own energy, so that

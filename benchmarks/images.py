@@ -1,7 +1,7 @@
 """Image models: objects at several places, logic of captions, tapestries, guidance of digits, mixtures of
 classes, and their shares under a measurement.
 
-    composeprob bench images [--only TEXT] [--scenes 100] [--strength 2] [--chains 100] [--canvases 8]
+    python -m benchmarks images [--only TEXT] [--scenes 100] [--strength 2] [--chains 100] [--canvases 8]
 
 Cells are run one by one and kept in benchmarks/results/images.json: what is there is not run again, so that the same
 command goes on where it was stopped, and `--only "placed objects=3"` runs the cells whose names begin so.
@@ -217,7 +217,7 @@ def main() -> int:
     notes = NOTES.format(floor=guided.floor(), ink=ink, error=error, runs=runs, chains=chains)
     table, holds = [row(cell) for cell in found], checks(found)
     # Whatever cells were run last, without options the command runs what is missing.
-    return publish(FILE, "Image models", COLUMNS, table, holds, details, notes, made_by="composeprob bench images")
+    return publish(FILE, "Image models", COLUMNS, table, holds, details, notes, made_by="python -m benchmarks images")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Learned posteriors of one observation, and of eight: are they calibrated, and are they told from the true ones?
 
-    composeprob bench learned-posteriors [--replicates 300] [--draws 99] [--tests 10]
-    composeprob bench learned-posteriors --eight
+    python -m benchmarks learned-posteriors [--replicates 300] [--draws 99] [--tests 10]
+    python -m benchmarks learned-posteriors --eight
 
 Simulation-based calibration: θ is drawn from the prior and x from the simulator, and the rank of θ among draws from the
 model's p(θ | x) is uniform where the model is calibrated. C2ST is how often a classifier tells 1,000 draws from as many

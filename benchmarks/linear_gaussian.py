@@ -1,6 +1,6 @@
 """Benchmark C: a linear measurement with Gaussian noise under a Gaussian-mixture prior, and with unknown noise.
 
-    composeprob bench linear-gaussian [--keys 10] [--chains 500]
+    python -m benchmarks linear-gaussian [--keys 10] [--chains 500]
 
 x ∈ R¹⁶: (x₁, x₂) ~ 0.8·N(0, I) + 0.2·N((3, 3), 2I), the rest N(0, 1); seen are x₃ … x₁₆, scaled by 0.10, 0.15, …,
 0.75, under noise of σ = 0.2 or 0.5, or of unknown σ ~ HalfNormal(1). Every run has data of its own. Exits with 1 if

@@ -1,6 +1,6 @@
 """Densities without any diffusion model in them: log Z of double wells in 5 to 50 dimensions, and of a funnel.
 
-    composeprob bench many-well [--keys 12] [--chains 2000]
+    python -m benchmarks many-well [--keys 12] [--chains 2000]
 
 A Gaussian stands in the place of a diffusion model, and the target over it is a user's energy: log Z is the evidence.
 Nothing else is said of the targets, not even which entries are Gaussian. The targets are those of papers on learned

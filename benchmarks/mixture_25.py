@@ -1,6 +1,6 @@
 """Benchmark D: 25 Gaussians in eight dimensions, seen through a random linear operator.
 
-    composeprob bench mixture-25 [--keys 10] [--chains 2000]
+    python -m benchmarks mixture-25 [--keys 10] [--chains 2000]
 
 As in MCG-Diff (Cardoso et al. 2023, arXiv 2308.07983): the prior has unit Gaussians at 8·(i, j, i, j, …), i, j ∈
 {−2 … 2}, with random shares; y = A·x + noise of 1 or 4 numbers, A with random singular vectors and values. Every run

@@ -1,6 +1,6 @@
 """25 Gaussians through random operators: the 90 public problems of the SMCDiffOpt experiments, bit for bit.
 
-    composeprob bench mixture-25-public [--chains 1000] [--seeds 5]
+    python -m benchmarks mixture-25-public [--chains 1000] [--seeds 5]
 
 The problems are those of `scripts/gmm.py` in bd3dowling/diffusion-research, and the published columns are the means of
 its `gmm.csv` (commit a239403): 18 settings of noise σ, dimension and measurements, five seeds each. The prior has 25

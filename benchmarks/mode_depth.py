@@ -1,6 +1,6 @@
 """What a cross-level loss buys: the share of each mode under SMC weighted by densities, on learned energies.
 
-    composeprob bench mode-depth
+    python -m benchmarks mode-depth
 
 `ring2d` and `ring2d-depth` are energies of the same ring of 8 Gaussians; the second was trained with a cross-level loss
 beside denoising. Density weights trust differences of log f between separated modes, which matching scores does not

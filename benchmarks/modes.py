@@ -1,6 +1,6 @@
 """Modes: programs with exactly known answers, and whether a default run is right or its status says that it is not.
 
-    composeprob bench modes
+    python -m benchmarks modes
 
 Strong guidance, powers, constraints, negations, narrow modes and labels that switch, and thirty programs that are easy.
 Each run states a share (or the probability that a sample is valid) and log Z, with their errors: it is wrong where one

@@ -1,6 +1,6 @@
 """CompLift's nine compositions in the plane: the two empty ones are named, the seven others sampled as they are.
 
-    composeprob bench nine-scenarios [--learned] [--keys 3]
+    python -m benchmarks nine-scenarios [--learned] [--keys 3]
 
 Every composition has exact noised factors (`plane/nine.py`), so that what is missed is the sampler's error; with
 ``--learned`` it has energies that were learned (`plane/learned.py`), a minute or two of training each. Beside a

@@ -1,6 +1,6 @@
 """The 2D experiments of Du et al. 2023 and Sjöberg et al. 2023: products, a mixture and a negation of learned models.
 
-    composeprob bench paper-2d
+    python -m benchmarks paper-2d
 
 Every sampler visits every level. Each run is made with the models and again with exact noised factors: what the second
 misses is the sampler's error, the rest is the models'. Finished rows are kept in out/, so that the same command goes on

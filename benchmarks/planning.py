@@ -1,6 +1,6 @@
 """Plans through nine rooms from a model of short walks: how many of 100 reach the goal without touching a wall.
 
-    composeprob bench planning
+    python -m benchmarks planning
 
 The program is that of examples/planning.py: the model (`rooms` of the zoo) knows walks of 24 points, none longer than a
 third of the row of rooms, and a plan of 216 points is made of 13 windows. Each of 100 tasks has doors, a start in the

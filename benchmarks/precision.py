@@ -1,7 +1,7 @@
 """What products of matrices in bfloat16 do to acceptance, to shares of modes and to evidence.
 
-    composeprob bench precision
-    composeprob bench precision --tables energies
+    python -m benchmarks precision
+    python -m benchmarks precision --tables energies
 
 The same program, step sizes and keys with networks as they are (float32) and with `precision="bfloat16"`. Exits with 1
 if the mean acceptance over the levels falls by more than 0.05, or if the shares of the modes or the evidence get worse

@@ -1,6 +1,6 @@
 """One evaluation of the network of DDPM on CIFAR-10 (35.7 million weights) for 8 images, beside the original in torch.
 
-    composeprob bench pretrained --torch PYTHON
+    python -m benchmarks pretrained --torch PYTHON
 
 PYTHON is that of an environment with torch and diffusers, which makes the folder, with random weights, and evaluates
 the original in a process of its own. Both are compiled or warmed up first; then they take turns on the same cores, so
@@ -136,7 +136,7 @@ def main() -> int:
     title = (
         f"A network of {int(weights) / 1e6:.1f} million weights, one evaluation for {IMAGES} images of 32×32: seconds"
     )
-    shown = "composeprob bench pretrained --torch PYTHON"
+    shown = "python -m benchmarks pretrained --torch PYTHON"
     return publish("pretrained", title, ["", "seconds"], rows, checks, details, made_by=shown)
 
 

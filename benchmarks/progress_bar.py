@@ -1,6 +1,6 @@
 """What the progress bar costs: one run with and without it, in one process, on a terminal that is only pretended.
 
-    composeprob bench progress-bar
+    python -m benchmarks progress-bar
 
 Runs alternate, so that whatever else the machine does hits both; the ratio is that of the medians. Exits with 1 if
 the bar costs 1 % or more.

@@ -1,6 +1,6 @@
 """n queens from exact factors of rows, columns and diagonals: how many samples are solutions, and how many solutions.
 
-    composeprob bench queens
+    python -m benchmarks queens
 
 After Oarga and Du, "Generalizable reasoning through compositional energy minimization" (NeurIPS 2025, arXiv
 2510.20607), who learn one energy from the rows and columns of one solution, and count solutions among 100 samples. Here

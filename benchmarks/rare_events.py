@@ -1,6 +1,6 @@
 """Probabilities of rare events under a mixture of Gaussians: the evidence of a soft event, over 24 keys.
 
-    composeprob bench rare-events
+    python -m benchmarks rare-events
 
 After Subedi et al., DireSMC (arXiv 2610.08652, tables 7 and 8): the law, the events x₁ ≥ τ and the number of particles
 are theirs. Their event is softened over .01, ours over .1, and the exact probability is that of our soft event. Exits

@@ -1,7 +1,7 @@
 """What every benchmark writes: a table on the screen, the same as Markdown, and its numbers as JSON.
 
 Each file names the command, the machine, the date and the versions, so that a reader can tell what the seconds mean,
-and the commit, so that `composeprob bench --stale` can tell what is older than the code.
+and the commit, so that `python -m benchmarks --stale` can tell what is older than the code.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ages import STAMP, Code
 from rich.console import Console
 from rich.table import Table
-
-from composeprob.cli.ages import STAMP, Code
 
 RESULTS = Path(__file__).parent / "results"
 CODE = Code.now(Path(__file__).resolve().parents[1])
@@ -47,7 +46,7 @@ def machine() -> dict[str, Any]:
 
 def command() -> str:
     """The command that runs now."""
-    return shlex.join(["composeprob", "bench", Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
+    return shlex.join(["python", "-m", "benchmarks", Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
 
 
 def kept(folder: str, part: str, measure: Callable[[], Any]) -> Any:

@@ -1,6 +1,6 @@
 """Benchmark A: the mode weights of a product of two exact factors, sampler by sampler.
 
-    composeprob bench ring-product
+    python -m benchmarks ring-product
 
 Exits with 1 if a threshold is missed. Adding scores and running the reverse process (Ancestral) samples the wrong law,
 and is expected to; annealed MCMC freezes the shares of the modes where these part; SMC mends that.

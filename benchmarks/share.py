@@ -1,6 +1,6 @@
 """What sharing is worth: K conditions of one network in one batch, or one by one.
 
-    composeprob bench share
+    python -m benchmarks share
 
 One by one in two ways: one after the other, as a loop over conditions does it, and side by side, written out one by one
 in the same compiled code, whose independent parts XLA spreads over the cores. All are one jitted value-and-score of the

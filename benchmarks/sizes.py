@@ -152,4 +152,5 @@ def two_prompts(name: str) -> cp.Program:
     return both
 
 
+sampler = cp.Ancestral()
 sd15, sdxl = two_prompts("sd15"), two_prompts("sdxl")

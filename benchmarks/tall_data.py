@@ -1,6 +1,6 @@
 """Posteriors of many observations from scores of single ones: two toys of known law, and SLCP with a learned network.
 
-    composeprob bench tall-data [--cells TEXT …] [--methods NAME …] [--seeds 5] [--chains 1000] [--sets 1]
+    python -m benchmarks tall-data [--cells TEXT …] [--methods NAME …] [--seeds 5] [--chains 1000] [--sets 1]
 
 Cells are run one by one and kept in benchmarks/results/tall_data.json: what a cell has of a method and a seed is not
 run again, so that the same command goes on where it was stopped. `--cells "gaussian m=10 n=8" "slcp"` runs the cells

@@ -1,7 +1,7 @@
 """What a run takes on TPUs that are not here, by their own compiler: memory of a chip and collectives, 4 to 256 chips.
 
-    composeprob bench tpu
-    composeprob bench tpu --family v5e --family v4
+    python -m benchmarks tpu
+    python -m benchmarks tpu --family v5e --family v4
 
 Learned ring × bar with as many chains on every chip. Nothing runs: the numbers are the compiler's, which `make tpu`
 fetches.
@@ -34,10 +34,10 @@ MEETINGS = 3
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="composeprob bench tpu")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks tpu")
     parser.add_argument("--family", action="append", choices=TOPOLOGIES, help="only these; once for each")
     families = parser.parse_args().family or list(TOPOLOGIES)
-    density = hardware.program(None)
+    density, _ = hardware.program(None)
     found: dict[str, dict[str, Any]] = {}
     for topology in (f"{family}:{grid}" for family in families for grid in TOPOLOGIES[family]):
         try:

@@ -1,6 +1,6 @@
 """A network that other people trained, loaded and evaluated here, beside the original in ONNX Runtime.
 
-    composeprob bench trained-elsewhere --original PYTHON
+    python -m benchmarks trained-elsewhere --original PYTHON
 
 PYTHON is that of an environment with the packages adaptive-terrain-diffusion (MIT licence; its consistency network of
 heights of terrain is in guided-diffusion's layout), onnx and onnxruntime. It writes the weights as a state dict, and
@@ -126,7 +126,7 @@ def main() -> int:
     head = ["", "greatest difference of the outputs, of the greatest", "greatest change that the original makes"]
     checks = {"the same outputs up to 1e-4": max(errors) <= MOST}
     details = {"sigmas": sigmas, "errors": errors, "weights": weights, "seconds to convert and load": loaded}
-    shown = "composeprob bench trained-elsewhere --original PYTHON"
+    shown = "python -m benchmarks trained-elsewhere --original PYTHON"
     return publish("trained_elsewhere", title, head, rows, checks, details, made_by=shown)
 
 

@@ -1,6 +1,6 @@
 """How often the findings of trust fire where they should, and where they should not: misses and false alarms over keys.
 
-    composeprob bench trust
+    python -m benchmarks trust
 
 CompLift's nine compositions in the plane (two of them empty) of exact factors, asked by `density.check`; data that a
 learned prior contradicts; a mode of 20 % that one of two populations lacks, asked by `result.compare`; kernels whose

@@ -2,6 +2,7 @@
 
 from composeprob import errors, metrics, training
 from composeprob.calibration import calibrate, calibrated
+from composeprob.compiled_code import cache
 from composeprob.compiler.pipeline import compile
 from composeprob.compiler.prior import prior
 from composeprob.density.annealed import AnnealedDensity
@@ -70,6 +71,7 @@ __all__ = [
     "annealed",
     "as_distribution",
     "batched_linear",
+    "cache",
     "calibrate",
     "calibrated",
     "compile",

@@ -163,8 +163,7 @@ def index(cards: list[str], names: list[str]) -> str:
             "# Gallery",
             f"One short file an idea. Each ran when this site was built, most with at most {CHAINS} chains; times "
             "include compilation. Open one for its code. In a checkout they are in `examples/`: "
-            "`python examples/product.py`, or `composeprob run examples/product.py --help` for other samplers, chains "
-            "and levels.",
+            "`python examples/product.py`, or `composeprob run examples/product.py --chains 2000`.",
             ":::::{grid} 1 2 2 3\n:gutter: 3",
             *cards,
             ":::::",

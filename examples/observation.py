@@ -5,7 +5,7 @@ Bayes' rule as a program: `cp.observe` multiplies the likelihood in. How it ente
 finds that the closed form exists, and takes "exact".
 
     python examples/observation.py
-    composeprob run examples/observation.py --kernel mala --sampler smc
+    composeprob run examples/observation.py
 """
 
 from pathlib import Path

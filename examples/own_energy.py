@@ -4,7 +4,7 @@ Here a soft constraint, "the two coordinates have the product 0.1", on points fr
 gets the level too, so that the constraint can harden as the noise goes down; level 0 is the one that counts.
 
     python examples/own_energy.py
-    composeprob run examples/own_energy.py --kernel hmc --steps-per-level 5
+    composeprob run examples/own_energy.py
 """
 
 from pathlib import Path

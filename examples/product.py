@@ -4,7 +4,7 @@ Two diffusion models, trained apart on a ring of eight Gaussians and on an uprig
 modes of the ring that lie in the bar should survive, top and bottom, with equal weight.
 
     python examples/product.py
-    composeprob run examples/product.py --kernel hmc
+    composeprob run examples/product.py
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@ The event is soft evidence, and its probability the evidence of the program. Cha
 no draw has to hit it by chance. `result.log_evidence_error` is the ± in the logarithm; here the exact value is known.
 
     python examples/rare_event.py
-    composeprob run examples/rare_event.py --sampler smc
+    composeprob run examples/rare_event.py
 """
 
 from pathlib import Path

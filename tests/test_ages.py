@@ -1,4 +1,4 @@
-"""`composeprob bench --stale`: results name their commit, and what was committed since is counted against them."""
+"""`python -m benchmarks --stale`: results name their commit, and what was committed since is counted against them."""
 
 import json
 import subprocess
@@ -6,11 +6,10 @@ import sys
 import types
 
 import pytest
-from typer.testing import CliRunner
 
 import composeprob as cp
-from composeprob.cli import ages, app
-from composeprob.cli import benchmarks as finder
+from benchmarks import __main__ as finder
+from benchmarks import ages
 
 SCRIPT, LIBRARY, COMMANDS = "benchmarks/quick.py", "composeprob/core.py", "composeprob/cli/app.py"
 
@@ -41,7 +40,7 @@ class Checkout:
         self.commit(f"change {' '.join(files)}")
 
     def result(self, **fields):
-        record = {"command": "composeprob bench quick", **fields}
+        record = {"command": "python -m benchmarks quick", **fields}
         self.write("benchmarks/results/quick.json", json.dumps(record))
         self.commit("measured")
 
@@ -130,21 +129,18 @@ def test_a_commit_of_another_history_is_named(checkout):
     assert checkout.age().why == "commit 000000000 is not in this history"
 
 
-def test_the_command_lists_them_and_fails_where_one_is_stale(checkout, monkeypatch):
-    monkeypatch.setattr(finder, "benchmarks", lambda: {"quick": checkout.root / SCRIPT})
-    run = lambda *options: CliRunner().invoke(app, ["bench", "--stale", *options], env={"COLUMNS": "200"})
+def test_the_command_lists_them_and_fails_where_one_is_stale(checkout, monkeypatch, capsys):
+    monkeypatch.setattr(finder, "__file__", str(checkout.root / "benchmarks/__main__.py"))
     checkout.result(made_at=ages.Code.now(checkout.root).stamp())
-    shown = run()
-    assert shown.exit_code == 0, shown.output
-    assert "quick.json" in shown.stdout
+    assert finder.main(["--stale"]) == 0
+    assert "quick.json" in capsys.readouterr().out
     checkout.change(LIBRARY)
-    shown = run()
-    assert shown.exit_code == 1
-    cells = [line.split("│")[4].strip() for line in shown.stdout.splitlines() if line.startswith("│")]
+    assert finder.main(["--stale"]) == 1
+    shown = capsys.readouterr().out
+    cells = [line.split("│")[4].strip() for line in shown.splitlines() if line.startswith("│")]
     assert f"change{LIBRARY}" in "".join(cells).replace(" ", "")
-    shown = run("quick")
-    assert shown.exit_code == 2
-    assert "leave the name out" in shown.stderr
+    with pytest.raises(cp.errors.LoadError, match="leave the name out"):
+        finder.main(["--stale", "quick"])
 
 
 def test_without_a_history_it_says_so(tmp_path):

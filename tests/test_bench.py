@@ -1,19 +1,17 @@
-"""`composeprob bench`: what it finds, and what it says where there is nothing to find."""
+"""`python -m benchmarks`: what it finds, and what it says where there is nothing to find."""
 
 import pytest
-from typer.testing import CliRunner
 
 import composeprob as cp
-from composeprob.cli import app
-from composeprob.cli import benchmarks as finder
+from benchmarks import __main__ as finder
 
 
-def test_every_benchmark_is_listed_with_what_it_measures():
-    shown = CliRunner().invoke(app, ["bench"], env={"COLUMNS": "200", "TERM": "dumb"})
-    assert shown.exit_code == 0
+def test_every_benchmark_is_listed_with_what_it_measures(capsys):
+    assert finder.main([]) == 0
+    shown = capsys.readouterr().out
     for name, script in finder.benchmarks().items():
-        assert name in shown.stdout
-        assert finder.title(script)[:40] in shown.stdout
+        assert name in shown
+        assert finder.title(script)[:40] in shown
     assert {"paper-2d", "ring-product", "disjoint"} <= set(finder.benchmarks())
 
 
@@ -32,9 +30,3 @@ def test_arguments_reach_the_benchmark(tmp_path, monkeypatch, capsys):
 def test_an_unknown_benchmark_is_refused_with_the_nearest():
     with pytest.raises(cp.errors.LoadError, match="did you mean 'paper-2d'"):
         finder.run_benchmark("paper2d", [])
-
-
-def test_a_wheel_says_that_it_has_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(finder, "__file__", str(tmp_path / "a" / "b" / "c" / "benchmarks.py"))
-    with pytest.raises(cp.errors.LoadError, match="clone the repository"):
-        finder.benchmarks()

@@ -1,5 +1,6 @@
 """The command `composeprob`: what it runs, what it writes, and how it refuses."""
 
+import inspect
 import json
 import os
 import re
@@ -13,9 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 import composeprob as cp
+from composeprob import compiled_code
 from composeprob.cli import app
 from composeprob.cli.programs import arguments, load_program
-from composeprob.cli.samplers import KernelName, LogRatioName, SamplerName, make_sampler
+from tools.calibrate import main as calibrate
+
+ROOT = Path(__file__).parents[1]
 
 NORMAL = """
 import jax.numpy as jnp
@@ -76,7 +80,7 @@ def test_run_prints_and_writes(write, tmp_path):
     out = tmp_path / "out"
     # the file's settings, as the command names none
     own = "\nnum_chains, sampler = 300, cp.SMC(cp.MALA(0.1), check_levels=False, step=cp.ReverseStep(order=1))\n"
-    result = command("run", write(NORMAL + own), "--seed", 3, "--out", out)
+    result = command("run", write(NORMAL + own), "--seed", 3, "--out", out, "--no-cache")
     assert result.exit_code == 0, result.output
     for part in ("AnnealedDensity of program 'first'", "x[0]", "SMC", "evaluations", "OK", "results.json"):
         assert part in result.output
@@ -98,18 +102,83 @@ def test_run_prints_and_writes(write, tmp_path):
     assert numbers["summary"]["x[1]"]["mean"] == pytest.approx(saved["x"][:, 1].mean(), abs=1e-4)
 
 
-@pytest.mark.slow
-def test_run_with_kernel_and_levels(write, tmp_path):
-    result = command(
-        "run", write(NORMAL + SECOND) + ":second", "--kernel", "hmc", "--num-leapfrog", 2, "--steps-per-level", 2,
-        "--levels", 6, "--chains", 50, "--out", tmp_path, "--mesh", "1x1",
-    )  # fmt: skip
+SETTINGS = """
+import numpy as np
+
+sampler = cp.AnnealedMCMC(cp.HMC(0.1, num_leapfrog=2), steps_per_level=2)
+num_chains, levels, chunk, precision = 50, np.linspace(6, -6, 6), 25, "bfloat16"
+draws = cp.Draws(3, thin=2)
+"""
+
+
+def test_a_file_says_how_it_is_sampled(write, tmp_path, monkeypatch):
+    """Every variable reaches `infer` or `compile`; options of the command take its place."""
+    seen = {}
+    infer, compiled = cp.infer, cp.compile
+    monkeypatch.setattr("composeprob.api.infer", lambda *a, **kw: seen.update(kw) or infer(*a, **kw))
+    monkeypatch.setattr("composeprob.api.compile", lambda *a, **kw: seen.update(kw) or compiled(*a, **kw))
+    file = write(NORMAL + SECOND + SETTINGS)
+    result = command("run", f"{file}:second", "--chains", 30, "--out", tmp_path, "--mesh", "1x1", "--no-cache")
     assert result.exit_code == 0, result.output
+    assert (seen["num_chains"], seen["chunk"], seen["precision"]) == (30, 25, "bfloat16")
+    assert (seen["draws"].number, seen["draws"].thin) == (3, 2)
     saved = cp.Result.load(tmp_path / "samples.safetensors")
     assert "AnnealedMCMC(HMC" in saved.sampler
-    assert saved["y"].shape == (50, 2)
-    assert saved.evaluations == 6 * (1 + 2 * 2)
-    np.testing.assert_allclose(saved.log_snr, np.linspace(6, -6, 6), atol=1e-4)  # over the program's own range
+    assert saved["y"].shape == (30, 3, 2)
+    np.testing.assert_allclose(saved.log_snr, np.linspace(6, -6, 6), atol=1e-4)
+
+
+def test_run_has_few_options():
+    """What a program needs is in its file; an option is for what depends on the machine or the moment."""
+    (run,) = (c for c in app.registered_commands if c.callback.__name__ == "run")
+    options = inspect.signature(run.callback).parameters.keys() - {"target"}
+    assert options == {"model", "chains", "seed", "out", "checkpoint_dir", "mesh", "distributed", "no_cache"}
+
+
+def test_compiled_code_is_kept_in_a_private_folder_unless_told_not_to(monkeypatch, tmp_path):
+    set_to = {}
+    monkeypatch.setattr("jax.config.update", set_to.__setitem__)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(compiled_code, "default_cache", lambda: tmp_path / "composeprob")
+    from composeprob.cli.shell import keep_compiled
+
+    keep_compiled(True)
+    assert set_to == {}
+    keep_compiled(False)
+    assert set_to["jax_compilation_cache_dir"] == str(tmp_path / "composeprob")
+    assert (tmp_path / "composeprob").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(cp.errors.InvalidValueError, match="Others may write into"):
+        cp.cache(tmp_path / "open")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(cp.errors.InvalidValueError, match="cannot be kept in"):
+        cp.cache(tmp_path / "file")
+    for age, name in enumerate(("new", "old", "oldest")):
+        (tmp_path / f"{name}-cache").write_bytes(b"12345")
+        os.utime(tmp_path / f"{name}-cache", (1e9 - age, 1e9 - age))
+    compiled_code._cut(tmp_path, 10)
+    assert sorted(file.name for file in tmp_path.glob("*-cache")) == ["new-cache", "old-cache"]
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
+    set_to.clear()
+    assert cp.cache() == tmp_path / "mine"
+    assert set_to == {}, "JAX reads its own settings"
+
+
+def test_the_first_run_says_where_compiled_code_is_kept(write, tmp_path, monkeypatch):
+    """Once; and the next process takes nothing anew."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    shell = [sys.executable, "-c", "from composeprob.cli import app; app()"]
+    file = write(NORMAL + "sampler = cp.Ancestral()\n")
+    call = [*shell, "run", file, "--chains", "8", "--out", str(tmp_path / "out")]
+    said, kept = [], []
+    for _ in range(2):
+        done = subprocess.run(call, env=environment, check=True, capture_output=True, text=True, timeout=300)
+        said.append("Compiled code is kept in" in done.stderr)
+        kept.append(len(list((tmp_path / "home/composeprob").glob("*-cache"))))
+    assert said == [True, False]
+    assert 0 < kept[1] < 2 * kept[0], "the second run found what the first had compiled"
 
 
 def test_a_file_of_other_meaning_is_not_taken_for_settings(write):
@@ -148,7 +217,8 @@ def test_no_such_file(tmp_path, write):
 
 
 def test_capability_error_is_clean_and_names_the_place(write, tmp_path):
-    message = refused("run", write(SCORE_ONLY), "--kernel", "hmc", "--out", tmp_path)
+    file = write(SCORE_ONLY + "\nsampler = cp.AnnealedMCMC(cp.HMC(0.1), 1)\n")
+    message = refused("run", file, "--out", tmp_path, "--no-cache")
     assert "CapabilityError: HMC needs `energy`" in message
     assert "scene.py:9" in message
 
@@ -160,88 +230,44 @@ def test_error_in_the_users_own_file_keeps_its_traceback(write):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("settings", "options", "words"),
     [
-        (["--sampler", "ancestral", "--kernel", "hmc"], "runs no kernel, but --kernel"),
-        (["--steps-per-level", "3"], "without the kernel that it is for"),
-        (["--kernel", "mala", "--step-size", "small"], "--step-size is 'small'"),
-        (["--kernel", "ula", "--step-size", "adaptive"], "ULA cannot use an Adaptive step size"),
-        (["--kernel", "mala", "--step-size", "-1"], "-1"),
-        (["--kernel", "ula", "--log-ratio", "line-integral"], "--kernel ula has no accept test, but --log-ratio"),
-        (["--kernel", "uhmc", "--num-points", "3"], "--kernel uhmc has no accept test, but --num-points"),
-        (["--kernel", "mala", "--num-points", "3"], "add --log-ratio line-integral"),
-        (["--kernel", "mala", "--log-ratio", "line-integral", "--num-points", "1"], "at least 2"),
-        (["--sampler", "ancestral", "--log-ratio", "exact"], "runs no kernel, but --log-ratio"),
-        (["--chains", "0"], "at least 1"),
-        (["--levels", "1"], "at least 2 levels"),
-        (["--precision", "half"], "Unknown precision 'half'"),
-        (["--resume"], "--resume was given, but no folder of checkpoints"),
-        (["--no-resume"], "add --checkpoint-dir FOLDER"),
-        (["--resume", "--checkpoint-dir", "absent"], "There is no checkpoint in"),
-        (["--thin", "3"], "no draws to thin"),
-        (["--sampler", "ancestral", "--draws", "3"], "Ancestral without a kernel cannot go on"),
-        (["--distributed"], "start it with srun"),
+        ("", ["--chains", "0"], "at least 1"),
+        ("", ["--distributed"], "start it with srun"),
+        (
+            "levels = 60",
+            [],
+            'variable levels, which composeprob run uses, is of type int. Fix: make it "adaptive" or an',
+        ),
+        ("num_chains = 'many'", [], "variable num_chains, which composeprob run uses, is of type str"),
+        ("chunk = 2.5", [], "variable chunk, which composeprob run uses, is of type float"),
+        ("precision = 'half'", [], "Unknown precision 'half'"),
+        ("checkpoint_dir = cp.Checkpoint('absent', resume=True)", [], "There is no checkpoint in"),
+        ("sampler, draws = cp.Ancestral(), 3", [], "Ancestral without a kernel cannot go on"),
+        ("draws = [3]", [], "make it cp.Draws(1000, thin=5) or a whole number, or rename it"),
     ],
 )
-def test_bad_options(write, tmp_path, monkeypatch, options, words):
+def test_bad_settings(write, tmp_path, monkeypatch, settings, options, words):
     monkeypatch.chdir(tmp_path)
-    assert words in refused("run", write(NORMAL), "--out", tmp_path, *options)
+    assert words in refused("run", write(f"{NORMAL}\n{settings}\n"), "--out", tmp_path, "--no-cache", *options)
 
 
 def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(write, tmp_path):
-    options = ["--chains", 20, "--kernel", "ula", "--checkpoint-dir", tmp_path / "checkpoints"]
-    first = command("run", write(NORMAL), *options, "--out", tmp_path / "a")
+    options = ["--chains", 20, "--checkpoint-dir", tmp_path / "checkpoints", "--no-cache"]
+    file = write(NORMAL + "\nsampler = cp.AnnealedMCMC(cp.ULA(0.1), 3)\n")
+    first = command("run", file, *options, "--out", tmp_path / "a")
     assert first.exit_code == 0, first.output
     (tmp_path / "b").mkdir()
-    other = refused("run", write(NORMAL), *options, "--seed", 1, "--out", tmp_path / "a")
+    other = refused("run", file, *options, "--seed", 1, "--out", tmp_path / "a")
     assert "belongs to another run" in other
-    assert "choose another --checkpoint-dir, or start again: --no-resume" in other
+    assert "choose another --checkpoint-dir, or in the file cp.Checkpoint(folder, resume=False)" in other
     (tmp_path / "b" / "samples.png").mkdir()  # what is to be a file cannot be written
-    again = command("run", write(NORMAL), *options, "--resume", "--out", tmp_path / "b")
+    again = command("run", file, *options, "--out", tmp_path / "b")
     assert again.exit_code == 1, again.output
     spare = re.search(r"The samples are in (\S+samples.safetensors)", again.output)[1]
     np.testing.assert_array_equal(
         cp.Result.load(spare)["x"], cp.Result.load(tmp_path / "a" / "samples.safetensors")["x"]
     )
-
-
-def test_options_make_the_sampler():
-    def made(sampler="auto", kernel=None, steps=None, size=None):
-        return make_sampler(SamplerName(sampler), KernelName(kernel) if kernel else None, steps, size, 4, 0.7)
-
-    assert made() is None
-    assert isinstance(made("ancestral"), cp.Ancestral)
-    assert isinstance(made("smc").kernel, cp.MALA)
-    assert made("smc").steps_per_level == 1
-    hmc = made(kernel="hmc", steps=7, size="0.03")
-    assert isinstance(hmc, cp.AnnealedMCMC)
-    assert hmc.steps_per_level == 7
-    assert (hmc.kernel.num_leapfrog, float(hmc.kernel.damping), float(hmc.kernel.step_size)) == pytest.approx(
-        (4, 0.7, 0.03)
-    )
-    assert isinstance(made(kernel="mala").kernel.step_size, cp.Adaptive)
-    schedule = cp.Schedule.cosine(5)
-    for name, rule in (("ula", 0.1 * schedule.sigma**2), ("uhmc", 0.2 * schedule.sigma)):
-        np.testing.assert_allclose(made(kernel=name).kernel.step_size.function(schedule), rule)
-
-
-def test_options_make_the_log_ratio():
-    def made(kernel, *options):
-        return make_sampler(SamplerName.auto, KernelName(kernel), None, None, 3, 0.5, *options).kernel.log_ratio
-
-    line = LogRatioName.line_integral
-    assert made("hmc") == made("mala", LogRatioName.exact) == "exact"
-    assert made("mala", line) == cp.LineIntegral(3, "simpson")
-    assert made("hmc", line, 10) == cp.LineIntegral(10, "trapezoid")
-
-
-@pytest.mark.slow
-def test_a_line_integral_runs_on_scores_only(write, tmp_path):
-    options = ["--kernel", "mala", "--log-ratio", "line-integral", "--chains", 50, "--out", tmp_path]
-    result = command("run", write(SCORE_ONLY), *options)
-    assert result.exit_code == 0, result.output
-    assert "LineIntegral(num_points=3" in result.output
-    assert json.loads((tmp_path / "results.json").read_text())["curl"] == {"g(x)": 0.0}
 
 
 def test_arguments_come_from_defaults_and_variables(write):
@@ -285,7 +311,7 @@ def test_a_new_project_runs_with_one_command_and_passes_its_test(tmp_path, monke
     assert (tmp_path / "mine" / "weights.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["new", "run", "trust", "zoo", "train", "calibrate"])
+@pytest.mark.parametrize("name", ["new", "run", "trust", "zoo", "train", "devices"])
 def test_help_has_examples(name):
     text = command(name, "--help").output
     assert "Examples" in text
@@ -296,6 +322,9 @@ def test_zoo_lists_models_and_shows_cards():
     table = command("zoo").output
     for name in cp.zoo():
         assert name in table
+    page = CliRunner().invoke(app, ["zoo"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output.splitlines()
+    assert max(map(len, page)) <= 80
+    assert len([line for line in page if line.startswith(tuple(cp.zoo()))]) == len(cp.zoo()), "a line each"
     name = next(iter(cp.zoo()))
     card = command("zoo", name)
     assert card.exit_code == 0
@@ -303,11 +332,15 @@ def test_zoo_lists_models_and_shows_cards():
     assert "did you mean" in refused("zoo", "rong2d")
 
 
-def test_calibrate_prints_what_it_found(monkeypatch):
-    monkeypatch.setattr("composeprob.calibration.calibrate_model", lambda name, **options: f"{name} {options}")
-    assert "ring2d {'retraining': 2, " in command("calibrate", "ring2d", "--retraining", 2).output
-    assert "'conditions': {'label': 3}" in command("calibrate", "digits", "--given", "label=3").output
-    assert "write it as --given label=3" in refused("calibrate", "digits", "--given", "label")
+def test_calibrate_prints_what_it_found(monkeypatch, capsys):
+    monkeypatch.setattr("tools.calibrate.calibrate_model", lambda name, **options: f"{name} {options}")
+    assert calibrate(["ring2d", "--retraining", "2"]) == 0
+    assert "ring2d {'retraining': 2, " in capsys.readouterr().out
+    assert calibrate(["digits", "--given", "label=3"]) == 0
+    assert "'conditions': {'label': 3}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        calibrate(["digits", "--given", "label"])
+    assert "write --given label=3" in capsys.readouterr().err
 
 
 def test_train_passes_its_options_on(monkeypatch, tmp_path):
@@ -319,7 +352,7 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
         return SimpleNamespace(finished=False, loss=[0.0] * 3, written=files)
 
     monkeypatch.setattr("composeprob.training.train_model", train_model)
-    result = command("train", "ring2d", "--iterations", 5, "--out", tmp_path)
+    result = command("train", "ring2d", "--iterations", 5, "--out", tmp_path, "--no-cache")
     assert result.exit_code == 0
     assert seen == {
         "name": "ring2d", "iterations": 5, "out": tmp_path, "checkpoint_dir": None, "retraining": 0, "replace": False,
@@ -327,7 +360,7 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
     assert f"wrote weights.safetensors, metrics.json into {tmp_path}\n" in result.output
     assert f'cp.load("ring2d", folder="{tmp_path}") loads it' in result.output
     assert "stopped after 3 steps; with --checkpoint-dir it could go on" in result.output
-    other = command("train", "ring2d", "--retraining", 2, "--replace", "--checkpoint-dir", tmp_path)
+    other = command("train", "ring2d", "--retraining", 2, "--replace", "--checkpoint-dir", tmp_path, "--no-cache")
     assert (seen["out"], seen["replace"], seen["retraining"]) == (None, True, 2)
     assert f'cp.load("ring2d", retraining=2, folder="{tmp_path}") loads it' in other.output
     assert "the same command goes on" in other.output

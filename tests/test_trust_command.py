@@ -42,7 +42,7 @@ def test_the_error_is_found_with_whoever_makes_it(tmp_path, extra, chains, exit_
     file = tmp_path / "both.py"
     file.write_text(PROGRAM.format(extra=extra))
     report = tmp_path / "run.html"
-    arguments = ["trust", str(file), "--chains", str(chains), "--out", str(report)]
+    arguments = ["trust", str(file), "--chains", str(chains), "--out", str(report), "--no-cache"]
     shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "160", "TERM": "dumb"})
     assert shown.exit_code == exit_code, shown.output
     for text in said:

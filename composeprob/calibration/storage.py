@@ -38,7 +38,7 @@ def load_calibration(factor: LeafFactor, path: str | Path, *, weights: str | Pat
     Raises:
         LoadError: the file is missing or damaged, or is the calibration of other events or weights.
     """
-    fix = f"calibrate it again: composeprob calibrate {factor.label}"
+    fix = f"calibrate it again: python tools/calibrate.py {factor.label}"
     try:
         with safe_open(path, "numpy") as file:
             about = file.metadata() or {}

@@ -53,7 +53,7 @@ def calibrate_model(
         needed = " ".join(f"--given {each}=…" for each in factor.condition_names)
         raise InvalidValueError(
             f"Model '{name}' has conditions, and one normaliser for each of their values.",
-            fix=f"give one: composeprob calibrate {name} {needed}",
+            fix=f"give one: python tools/calibrate.py {name} {needed}",
         )
     file = zoo.calibration_file(weights, conditions)
     if file.exists() and not replace:

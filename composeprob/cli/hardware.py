@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from composeprob.cli.programs import arguments, load_program
+from composeprob.cli.programs import arguments, load_program, presets
 from composeprob.errors import InvalidValueError, LoadError
 
 if TYPE_CHECKING:
@@ -198,19 +198,21 @@ def tpu_chips(topology: str) -> list[jax.Device]:
     return list(found.devices)
 
 
-def program(target: str | None, precision: str | None = None) -> AnnealedDensity:
-    """Compiles the program of a file, or ring × bar."""
+def program(target: str | None) -> tuple[AnnealedDensity, Sampler | None]:
+    """Compiles the program of a file, with the file's sampler and precision, or ring × bar."""
     from composeprob import api
 
     if target is not None:
         found, module = load_program(target)
-        return api.compile(found, **arguments(found, module), precision=precision)
+        settings = presets(module)
+        density = api.compile(found, **arguments(found, module), precision=settings.get("precision"))
+        return density, settings.get("sampler")
 
     @api.program
     def product(ring: LeafFactor, bar: LeafFactor) -> Array:
         return api.sample("x", ring * bar)
 
-    return api.compile(product, api.load("ring2d"), api.load("bar2d"), precision=precision)
+    return api.compile(product, api.load("ring2d"), api.load("bar2d")), None
 
 
 def readable(size: float) -> str:

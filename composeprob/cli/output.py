@@ -14,14 +14,7 @@ if TYPE_CHECKING:
 
 def in_options(text: str) -> str:
     """Returns an error's text, with the arguments of `infer` that it names as options of the command."""
-    options = {
-        "cp.Checkpoint(folder, resume=False)": "--no-resume",
-        "resume=True": "--resume",
-        "checkpoint_dir": "--checkpoint-dir",
-        "store=": "--store ",
-        "draws=": "--draws ",
-        "thin=": "--thin ",
-    }
+    options = {"choose another checkpoint_dir, or start again:": "choose another --checkpoint-dir, or in the file"}
     for argument, option in options.items():
         text = text.replace(argument, option)
     return text

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from composeprob.errors import InvalidValueError, LoadError, ProgramError, WrongTypeError
-from composeprob.json_data import JSON
 
 if TYPE_CHECKING:
     import numpy as np
     from jax import Array
 
     from composeprob.language.program import Program
-    from composeprob.samplers.sampler import Sampler
 
 
 def load_program(target: str) -> tuple[Program, ModuleType]:
@@ -116,25 +113,40 @@ def arguments(
     return values
 
 
-def presets(module: ModuleType) -> tuple[Sampler | None, int]:
-    """Finds the module's own sampler (None leaves the choice to `infer`) and number of chains.
+def presets(module: ModuleType) -> dict[str, Any]:
+    """Finds how a module says that it is sampled: its variables by the names of arguments of `infer`, and of `compile`
+    the precision; ``num_chains`` is 1000 where it has none.
 
     Raises:
-        WrongTypeError: its variable ``sampler`` or ``num_chains`` is something else.
+        WrongTypeError: a variable of such a name that is something else.
     """
+    import numpy as np
+
+    from composeprob.runtime.infer import Checkpoint, Draws
     from composeprob.samplers.sampler import Sampler
 
-    sampler, chains = getattr(module, "sampler", None), getattr(module, "num_chains", 1000)
-    for name, value, fits, what in (
-        ("sampler", sampler, sampler is None or isinstance(sampler, Sampler), "a sampler such as cp.SMC()"),
-        ("num_chains", chains, isinstance(chains, int), "a whole number"),
-    ):
-        if not fits:
+    # What each may be; that its values are right, `infer` and `compile` see to.
+    kinds: dict[str, tuple[tuple[type, ...], str]] = {
+        "sampler": ((Sampler,), "a sampler such as cp.SMC()"),
+        "num_chains": ((int,), "a whole number"),
+        "levels": ((str, Sequence, np.ndarray), '"adaptive" or an array of log-SNR'),
+        "draws": ((int, Draws), "cp.Draws(1000, thin=5) or a whole number"),
+        "checkpoint_dir": ((str, Path, Checkpoint), "a folder or cp.Checkpoint(folder)"),
+        "chunk": ((int,), "a whole number"),
+        "precision": ((str,), '"bfloat16"'),
+    }
+    found: dict[str, Any] = {"num_chains": 1000}
+    for name, (types, what) in kinds.items():
+        value = getattr(module, name, None)
+        if value is None:
+            continue
+        if not isinstance(value, types) and not (name == "levels" and hasattr(value, "shape")):
             raise WrongTypeError(
                 f"The file's variable {name}, which composeprob run uses, is of type {type(value).__name__}.",
                 fix=f"make it {what}, or rename it.",
             )
-    return sampler, chains
+        found[name] = value
+    return found
 
 
 def reference_draws(
@@ -168,18 +180,3 @@ def reference_draws(
             fix="make it a function reference(key, num) that returns draws, or rename it.",
         )
     return as_draws(make(key, num), sites)
-
-
-def condition(text: str) -> tuple[str, JSON]:
-    """Reads ``"label=3"`` as a name and a number or list.
-
-    Raises:
-        InvalidValueError: it is not of that form.
-    """
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except ValueError as error:
-        raise InvalidValueError(
-            f"--given {text} is not a condition and its value.", fix="write it as --given label=3."
-        ) from error

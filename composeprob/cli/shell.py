@@ -21,6 +21,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Keep no compiled code. Else it is in a private folder under the user's cache."),
+]
 
 
 def _version(shown: bool) -> None:
@@ -53,3 +57,16 @@ def clean_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(2) from None
 
     return wrapped
+
+
+def keep_compiled(no_cache: bool) -> None:
+    """Keeps what this process compiles for the next one, unless told not to; the first time it says where."""
+    from composeprob.compiled_code import cache, default_cache
+
+    if no_cache:
+        return
+    first = not default_cache().exists()
+    folder = cache()
+    if first and folder == default_cache():
+        text = f"Compiled code is kept in {folder}, up to 1 GiB, for the next run; --no-cache keeps none."
+        Console(stderr=True, soft_wrap=True).print(text, highlight=False)

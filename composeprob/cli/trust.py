@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from composeprob.cli.programs import arguments, load_program, presets, reference_draws
-from composeprob.cli.shell import app, clean_errors, console
+from composeprob.cli.shell import NoCache, app, clean_errors, console, keep_compiled
 
 if TYPE_CHECKING:
     from jax import Array
@@ -43,6 +43,7 @@ def trust(
     out: Annotated[
         Path | None, typer.Option(help="Write the first run's report to this HTML file.", dir_okay=False)
     ] = None,
+    no_cache: NoCache = False,
 ) -> None:
     """Say how far to trust the samples of a program, and whose error it is.
 
@@ -66,12 +67,13 @@ def trust(
     from composeprob.cli import refinements
     from composeprob.cli.whose_error import compared, draws_moments, moments, split
 
+    keep_compiled(no_cache)
     program, module = load_program(target)
     args = arguments(program, module)
-    sampler, own_chains = presets(module)
-    number = own_chains if chains is None else chains
-    density = api.compile(program, **args)
-    chosen = refinements.resolved(density, sampler, number)
+    settings = presets(module)
+    number = settings["num_chains"] if chains is None else chains
+    density = api.compile(program, **args, precision=settings.get("precision"))
+    chosen = refinements.resolved(density, settings.get("sampler"), number)
     key, other = jax.random.split(jax.random.key(seed))
 
     def run(density: AnnealedDensity, sampler: Sampler, key: Array = other) -> Result:

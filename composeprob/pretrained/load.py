@@ -64,8 +64,8 @@ def from_diffusers(
 
     Known are `UNet2DModel`, `UNet2DConditionModel` (Stable Diffusion 1, 2, XL), `DiTTransformer2DModel`,
     `SD3Transformer2DModel`, with `AutoencoderKL`, `AutoencoderTiny` and CLIP's text encoders; and what
-    tools/convert_guided_diffusion.py made of guided-diffusion's weights. Sizes and depths are those of the weights; what
-    config.json states of them must agree. A learned variance is not used.
+    tools/convert_guided_diffusion.py made of guided-diffusion's weights. Sizes and depths are those of the weights,
+    with which config.json must agree. A learned variance is not used.
 
     Args:
         path_or_repo_id: a folder with model_index.json (a pipeline) or config.json (one network), or ``owner/name`` on

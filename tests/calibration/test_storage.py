@@ -52,7 +52,7 @@ def test_stale_damaged_and_foreign_files(factor, files):
         load_calibration(factor, weights)
     weights.write_bytes(b"other weights")
     save_calibration(cp.calibrate(factor, jax.random.key(0)), calibration, weights=calibration)
-    with pytest.raises(cp.errors.LoadError, match=r"for other weights than(.|\n)*composeprob calibrate bump"):
+    with pytest.raises(cp.errors.LoadError, match=r"for other weights than(.|\n)*python tools/calibrate.py bump"):
         load_calibration(factor, calibration, weights=weights)
 
 

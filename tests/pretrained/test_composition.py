@@ -194,9 +194,10 @@ def test_the_command_line_gives_a_folder_to_the_program(tmp_path):
     from composeprob.cli import app
 
     file = tmp_path / "pictures.py"
-    text = "import composeprob as cp\n\n@cp.program\ndef picture(model):\n    return cp.sample('x', model)\n"
+    text = "import composeprob as cp\n\nsampler, levels = cp.Ancestral(), [5.0, 0.0, -9.0]\n"
+    text += "\n@cp.program\ndef picture(model):\n    return cp.sample('x', model)\n"
     file.write_text(text + "\n@cp.program\ndef other(x=1):\n    return x\n")
-    arguments = ["--model", str(DATA / "ddpm"), "--levels", "3", "--chains", "2", "--sampler", "ancestral"]
+    arguments = ["--model", str(DATA / "ddpm"), "--chains", "2", "--no-cache"]
     done = CliRunner().invoke(app, ["run", f"{file}:picture", *arguments, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "x: noised (8, 8, 3)" in done.output

@@ -22,6 +22,7 @@ f = cp.Analytic(dist.Normal(jnp.array([0.0, 1.0]), 0.5), schedule)
 g = cp.Analytic(dist.Normal(jnp.array([0.5, 0.0]), 1.0), schedule)
 step = cp.ReverseStep(order=1, control="none")  # the same bits on one device
 sampler = cp.SMC(cp.MALA(cp.Adaptive()), step=step, then=cp.GlobalMoves(3))
+chunk, draws = 8, cp.Draws(3, thin=2)
 
 
 @cp.program
@@ -32,8 +33,15 @@ def product(f, g):
 
 def start(folder, name, *options, **environment):
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", "from composeprob.cli import app; app()", "run", str(folder / "scene.py")]
-    command += ["--chains", "62", "--chunk", "8", "--draws", "3", "--thin", "2", "--out", str(folder / name)]
+    command = [
+        sys.executable,
+        "-c",
+        "from composeprob.cli import app; app()",
+        "run",
+        str(folder / "scene.py"),
+        "--no-cache",
+    ]
+    command += ["--chains", "62", "--out", str(folder / name)]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [*command, *map(str, options)],
@@ -70,6 +78,7 @@ network = Network(jax.random.normal(one, (32, 2)), jax.random.normal(other, (32,
 schedule = cp.Schedule.log_snr(12, min=-6.0, max=4.0)
 f = cp.Diffusion(network, schedule, event_shape=(2,), parameterization="energy", time="sigma")
 sampler = cp.SMC(cp.MALA(0.1), step=cp.ReverseStep(order=1, control="none"))
+chunk, draws = 8, cp.Draws(3, thin=2)
 
 
 @cp.program
@@ -91,15 +100,17 @@ def together(folder, *options):
 @pytest.mark.slow
 def test_two_processes_hold_a_network_in_parts_and_round_alike(tmp_path):
     """4 KiB of weights in two halves, a process with each; what networks multiply is rounded to bfloat16."""
+    (tmp_path / "scene.py").write_text(NETWORK + 'precision = "bfloat16"\n')
+    together(tmp_path, "--mesh", "1x2")
+    ended(start(tmp_path, "one"))
     (tmp_path / "scene.py").write_text(NETWORK)
-    rounded = ("--precision", "bfloat16")
-    together(tmp_path, *rounded, "--mesh", "1x2")
-    ended(start(tmp_path, "one", *rounded, "--store", tmp_path / "one.zarr"))
-    ended(start(tmp_path, "exact", "--store", tmp_path / "exact.zarr"))
-    two, one = cp.Result.load(tmp_path / "two" / "samples.zarr"), cp.Result.load(tmp_path / "one.zarr")
+    ended(start(tmp_path, "exact"))
+    two, one = cp.Result.load(tmp_path / "two" / "samples.zarr"), cp.Result.load(tmp_path / "one/samples.safetensors")
     np.testing.assert_array_equal(np.asarray(two["x"]), np.asarray(one["x"]))
     assert two.log_evidence == one.log_evidence
-    assert not np.array_equal(np.asarray(cp.Result.load(tmp_path / "exact.zarr")["x"]), np.asarray(one["x"]))
+    assert not np.array_equal(
+        np.asarray(cp.Result.load(tmp_path / "exact/samples.safetensors")["x"]), np.asarray(one["x"])
+    )
 
 
 @pytest.mark.slow
@@ -109,8 +120,8 @@ def test_two_processes_are_one_run(tmp_path):
     outputs = together(tmp_path, *options)
     assert "status" in outputs[0]
     assert "status" not in outputs[1]  # one of them speaks
-    ended(start(tmp_path, "one", "--store", tmp_path / "one.zarr"))
-    two, one = cp.Result.load(tmp_path / "two" / "samples.zarr"), cp.Result.load(tmp_path / "one.zarr")
+    ended(start(tmp_path, "one"))
+    two, one = cp.Result.load(tmp_path / "two" / "samples.zarr"), cp.Result.load(tmp_path / "one/samples.safetensors")
     assert two["x"].shape == (62, 3, 2)
     np.testing.assert_array_equal(np.asarray(two["x"]), np.asarray(one["x"]))
     for name in ("log_weights", "acceptance", "step_size", "ess"):
@@ -121,7 +132,10 @@ def test_two_processes_are_one_run(tmp_path):
     assert json.loads((tmp_path / "two" / "results.json").read_text())["draws"] == 3
 
     # And on, in one process, from the checkpoint that two have written.
-    more = ended(start(tmp_path, "two", *options, "--store", tmp_path / "two" / "samples.zarr", "--resume"))
+    settings = f"draws = cp.Draws(3, thin=2, store={str(tmp_path / 'two/samples.zarr')!r})\n"
+    settings += f"checkpoint_dir = cp.Checkpoint({str(tmp_path / 'checkpoints')!r}, resume=True)\n"
+    (tmp_path / "scene.py").write_text(PROGRAM + settings)
+    more = ended(start(tmp_path, "two"))
     assert "status" in more
     again = cp.Result.load(tmp_path / "two" / "samples.zarr")
     np.testing.assert_array_equal(np.asarray(again["x"]), np.asarray(one["x"]))

@@ -14,6 +14,8 @@ from composeprob.json_data import JSONObject
 
 LIBRARY = ("composeprob", ":(exclude)composeprob/cli")
 """What every benchmark measures, as git's paths."""
+RECORD = ("__main__.py", "ages.py", "report.py")
+"""What finds, runs and writes down benchmarks, and measures nothing."""
 STAMP = "made_at"
 """Where a results file, or one of its cells, has what it was made of."""
 
@@ -49,7 +51,7 @@ class Code:
         folders = {self.root / "benchmarks", self.root / "examples"}  # a benchmark may run an example's program
         modules = {getattr(module, "__file__", None) for module in list(sys.modules.values())} | {sys.argv[0]}
         files = {Path(file).resolve() for file in modules if file}
-        used = [file for file in files if folders & set(file.parents) and file.name != "report.py"]
+        used = [file for file in files if folders & set(file.parents) and file.name not in RECORD]
         paths = sorted(str(file.relative_to(self.root)) for file in used)
         if any(name.startswith("composeprob.models.") for name in list(sys.modules)):
             paths.append("models")
@@ -129,10 +131,10 @@ def _stamps(record: JSONObject) -> Iterator[JSONObject | None]:
 
 
 def _script(root: Path, command: str) -> list[str]:
-    """The script that a command runs: ``composeprob bench NAME …`` or ``python benchmarks/NAME.py``."""
+    """The script that a command runs: ``python -m benchmarks NAME …`` or ``python benchmarks/NAME.py``."""
     words = command.split()
-    if len(words) > 2 and words[:2] == ["composeprob", "bench"]:
-        words = [f"benchmarks/{words[2].replace('-', '_')}.py"]
+    if len(words) > 3 and words[1:3] == ["-m", "benchmarks"]:
+        words = [f"benchmarks/{words[3].replace('-', '_')}.py"]
     return [word for word in words if word.startswith("benchmarks/") and (root / word).is_file()]
 
 
@@ -156,7 +158,7 @@ def git(root: Path, *arguments: str) -> str:
         LoadError: there is no git, the folder is no checkout, or git refuses.
     """
     command = ["git", "-C", str(root), *arguments]
-    fix = "run composeprob bench --stale in a clone made by git; an unpacked archive has no history."
+    fix = "run python -m benchmarks --stale in a clone made by git; an unpacked archive has no history."
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:

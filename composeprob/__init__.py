@@ -28,7 +28,8 @@ else:  # a type checker that saw this would believe in every name
             globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)
             if name in globals():
                 return globals()[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        errors = import_module(f"{__name__}.errors")
+        raise errors.unknown_name(__name__, name, globals().get("__all__", ()))
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__getattr__("__all__")})

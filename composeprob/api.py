@@ -1,6 +1,7 @@
 """The public names, in one place: the only module where both halves of the hourglass meet."""
 
 from composeprob import errors, metrics, training
+from composeprob.arguments import answer, answered
 from composeprob.calibration import calibrate, calibrated
 from composeprob.compiled_code import cache
 from composeprob.compiler.pipeline import compile
@@ -95,3 +96,10 @@ __all__ = [
     "window",
     "zoo",
 ]
+
+for _names, _place in ((__all__, globals()), (metrics.__all__, vars(metrics)), (training.__all__, vars(training))):
+    for _name in _names:
+        if isinstance(_public := _place[_name], type):
+            answer(_public)
+        elif callable(_public):
+            _place[_name] = answered(_public)

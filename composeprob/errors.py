@@ -6,9 +6,14 @@ Each states what was found, where in the user's program, and how to fix it. All 
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
+
+from composeprob.names import MEANT
+from composeprob.text import printable
 
 __all__ = [
     "AlignmentError",
@@ -23,6 +28,7 @@ __all__ = [
     "NetworkError",
     "ProgramError",
     "ShapeError",
+    "UnknownNameError",
     "UnknownSiteError",
     "VerificationError",
     "WrongTypeError",
@@ -44,7 +50,7 @@ class ComposeProbError(Exception):
         self.found, self.where, self.fix = found, where, fix
         place = f" ({where})" if where else ""
         remedy = f"\n  Fix: {fix}" if fix else ""
-        super().__init__(f"{found}{place}{remedy}")
+        super().__init__(printable(f"{found}{place}{remedy}"))
 
 
 class InvalidValueError(ComposeProbError, ValueError):
@@ -97,12 +103,35 @@ class UnknownSiteError(InvalidValueError, KeyError):
     __str__ = Exception.__str__  # a KeyError would show its text in quotes
 
 
+class UnknownNameError(WrongTypeError, AttributeError):
+    """A name that the library, or an object of it, does not have."""
+
+
 class LoadError(ComposeProbError, ValueError):
     """A model or a saved result cannot be found or read."""
 
 
 class VerificationError(ComposeProbError, ValueError):
     """The intermediate representation broke one of its own rules: a defect of composeprob, not of the program."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], also: Mapping[str, str] | None = None) -> AttributeError:
+    """The error for a name that a module, or an object of a class, does not have; for a ``__getattr__``.
+
+    Args:
+        kind: the module's or the class's name, as `MEANT` has it.
+        name: one with an underscore in front, which Python and JAX ask for by themselves, gets Python's own error.
+        known: the names that there are.
+        also: what to write for some names beside those of `MEANT`.
+    """
+    if name.startswith("_"):
+        return AttributeError(f"{kind} has no {name!r}.")
+    public = sorted(n for n in known if not n.startswith("_"))
+    close = difflib.get_close_matches(name, public, 1)
+    fix = {**MEANT[kind], **(also or {})}.get(name) or (
+        f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(public)}."
+    )
+    return UnknownNameError(f"{kind} has no {name!r}.", fix=fix)
 
 
 def a_kind(value: object) -> str:

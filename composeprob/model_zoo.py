@@ -32,6 +32,7 @@ from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.show import clipped, shape
 from composeprob.json_data import JSONObject
 from composeprob.settings import usual
+from composeprob.text import printable
 from composeprob.training.recipe import Recipe
 from composeprob.training.weights import load_weights, weights_file
 
@@ -75,7 +76,7 @@ class Card:
     def __repr__(self) -> str:
         offers = "energy" if "energy" in self.capabilities else "score"
         trained = "" if len(self.retrainings) == 1 else f", {self.trained}"
-        return clipped(f"{self.name} ({offers}, {shape(self.event_shape)}{trained}): {self.title}")
+        return printable(clipped(f"{self.name} ({offers}, {shape(self.event_shape)}{trained}): {self.title}"))
 
 
 class Zoo(Mapping[str, Card]):
@@ -117,7 +118,7 @@ class Zoo(Mapping[str, Card]):
         ]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, self.legend])
+        return printable("\n".join([*lines, self.legend]))
 
 
 def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **conditions: object) -> LeafFactor:

@@ -16,6 +16,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, LevelError, ShapeError
+from composeprob.text import printable
 
 
 class Noise(eqx.Module):
@@ -289,7 +290,7 @@ class Schedule(eqx.Module):
         if isinstance(self.alpha, jax.core.Tracer):
             return "Schedule(traced)"
         log_snr = np.asarray(2 * (np.log(self.alpha) - np.log(self.sigma)))
-        return (
+        return printable(
             f"Schedule({self.num_levels} levels, log-SNR {log_snr[0]:.3g} … {log_snr[-1]:.3g}, "
             f"σ {float(self.sigma[0]):.3g} … {float(self.sigma[-1]):.3g})"
         )

@@ -143,9 +143,6 @@ ALGEBRA = {
     "product of a list": (lambda: cp.product([F, G]), "one by one; got one list", r"cp\.product\(\*factors\)"),
 }
 CALLS = {
-    "num_chains by position": (infer(100), "too many positional", r"cp\.infer\(density, key, num_chains=100\)"),
-    "no num_chains": (lambda: cp.infer(cp.compile(single, F), KEY), "missing.*num_chains", "num_chains=100"),
-    "an unknown argument": (infer(chains=8), "unexpected.*'chains'", "num_chains"),
     "a class as a sampler": (infer(sampler=cp.SMC), "the class SMC", r"cp\.SMC\(\)"),
     "a name as a sampler": (infer(sampler="smc"), "'smc'", r"cp\.SMC\(\)"),
     "a kernel's class as a sampler": (infer(sampler=cp.MALA), "the class MALA", r"cp\.AnnealedMCMC\(kernel"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import io
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from composeprob.cli.output import in_options
 from composeprob.errors import ComposeProbError
+from composeprob.text import SPELLED
 
 # jax and the rest of the library are imported inside the commands: `composeprob --help` answers at once.
 app = typer.Typer(
@@ -25,6 +28,9 @@ NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Keep no compiled code. Else it is in a private folder under the user's cache."),
 ]
+for _stream in (sys.stdout, sys.stderr):
+    if isinstance(_stream, io.TextIOWrapper):
+        _stream.reconfigure(errors=SPELLED)
 
 
 def _version(shown: bool) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpyro.distributions import constraints
 
 from composeprob.compiler.coordinates import bijection_of, located
 from composeprob.compiler.latents import ancestors, held_for
@@ -56,6 +57,7 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             fix="give it at least one cp.sample(name, factor_or_distribution).",
         )
     traced, asks = trace(program, args, kwargs, {name: s.value for name, s in latents.items()})
+    run(program.function, args, kwargs, reflected(latents))  # a scale that takes both signs is refused in either run
     dependencies = traced.dependencies()
     names = program.names_of(args, kwargs)
     sites, statics, observations = [], [], []
@@ -113,6 +115,19 @@ def draw() -> Provide:
         value = distribution.sample(jax.random.fold_in(jax.random.key(0), next(count)))
         check_draw(name, value)
         return value
+
+    return provide
+
+
+def reflected(latents: dict[str, Statement]) -> Provide:
+    """Latents on the real line at the other side of their location, of noised ones 0; others as they were."""
+
+    def provide(kind: str, name: str, distribution: Distribution) -> Array:
+        value, support = latents[name].value, distribution.support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        loc = 0.0 if kind == "noised" else getattr(unwrap(distribution), "loc", None)
+        return value if loc is None or support is not constraints.real else 2 * loc - value
 
     return provide
 

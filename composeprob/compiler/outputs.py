@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,10 @@ class Outputs:
     noise: Noise
 
     @classmethod
-    def at_level(cls, factor: Diffusion, conditions: dict[str, Array], noises: Noise, level: int) -> Outputs:
-        """One evaluation of a factor's network, at a level of its own noise."""
+    def at_level(
+        cls, factor: Diffusion, conditions: dict[str, Array], noises: Noise, level: int, t: float | None = None
+    ) -> Outputs:
+        """One evaluation of a factor's network, at a level of its own noise; by default with the factor's t."""
         dtype = np.dtype(jnp.result_type(float))
         real = np.issubdtype(np.asarray(noises.index).dtype, np.floating)
         index = np.dtype(jnp.result_type(float if real else int)).type(noises.index[level])
@@ -41,7 +44,8 @@ class Outputs:
         count = min(max(256 // max(math.prod(factor.event_shape), 1), 4), 64)
         draws = np.random.default_rng(0).standard_normal((count, *factor.event_shape))
         x = (noise.sigma * draws).astype(dtype)
-        values, beside = with_number(_evaluate(factor, x, noise, conditions))
+        time = factor.time_at(noise) if t is None else np.dtype(jnp.result_type(type(t))).type(t)
+        values, beside = with_number(_evaluate(factor, x, time, conditions))
         return cls(np.asarray(values), np.asarray(beside), x, noise)
 
     @property
@@ -55,16 +59,24 @@ class Outputs:
         return bool(np.mean(self.values**2) < 0.1)
 
     @property
+    def change(self) -> float:
+        """Standard deviation from draw to draw."""
+        return float(np.sqrt(np.mean(np.var(self.values, axis=0))))
+
+    @property
     def is_steady(self) -> bool:
         """Whether the outputs hardly change from draw to draw, as x₀ and v do there, and are not 0 either."""
-        change = float(np.sqrt(np.mean(np.var(self.values, axis=0))))
-        ratio = float(self.noise.alpha / self.noise.sigma)
-        return bool(np.any(self.values)) and change <= max(tuning.OUTPUT_SPREAD, 3 * ratio)
+        return bool(np.any(self.values)) and self.change <= self.tolerance
+
+    @property
+    def tolerance(self) -> float:
+        """The largest `change` of an x₀ or a v of data of about unit size."""
+        return max(tuning.OUTPUT_SPREAD, 3 * float(self.noise.alpha / self.noise.sigma))
 
     def alternatives(self, declared: str) -> list[str]:
         """What the network looks like if it is not what was declared."""
         # Whatever is small beside x/σ² fits these forms, also a network that was never trained: but that is not steady.
-        clean = ("x0", "v")  # whose output is small beside the noise at the noisiest level
+        clean = tuple(filter(is_clean, SCORES))
         unsaid: tuple[str, ...] = () if self.is_steady else (*clean, "energy_residual") if self.is_small else clean
         if not self.is_noise:
             unsaid += ("flow",)  # α·u is small beside x whatever u is: there any output fits
@@ -74,7 +86,7 @@ class Outputs:
             forms += [n for n in ENERGIES if n != declared and n not in unsaid and self.fits(n)]
         shown = "epsilon" if declared == "flow" else declared  # the score of v is −x/σ² there, whatever its sign
         fitting = [f"parameterization={name!r}" for name in forms]
-        if declared not in clean and self.fits(shown, -1.0):
+        if not is_clean(declared) and self.fits(shown, -1.0):
             fitting.append("this parameterization with the opposite sign")
         return fitting
 
@@ -112,8 +124,38 @@ class Outputs:
         return found - found.mean(), wanted - wanted.mean()
 
 
+def is_clean(parameterization: str) -> bool:
+    """Whether a network's output is small beside the noise at the noisiest level."""
+    return parameterization in ("x0", "v")
+
+
+def other_times(factor: Diffusion, conditions: dict[str, Array], noises: Noise) -> list[str]:
+    """Which other numbers for t, at the noisiest level, make a network what its factor declares: the time of another
+    convention, or the last level of another schedule. Those that fit best; none where none fits."""
+    declared, last = factor.parameterization, len(noises.alpha) - 1
+    lengths = dict.fromkeys((last + 1, 100, 200, 500, 1000, 2000, 4000))  # the usual ones
+    log_snr, noise = 2 * np.log(noises.alpha / noises.sigma), noises.sigma / noises.alpha
+    conventions: dict[str, dict[float, str]] = {
+        "level": {n - 1: f"time='level' with the schedule of its training, of {n} levels" for n in lengths},
+        "log_snr": {float(log_snr[-1]): "time='log_snr'"},
+        "sigma": {float(noise[-1]): "time='sigma'"},
+    }
+    found = list[tuple[float, str]]()
+    for times in conventions.values():
+        fitting = dict[str, float]()
+        for t, meant in times.items():
+            with contextlib.suppress(Exception):  # of an embedding that takes no such number
+                outputs = Outputs.at_level(factor, conditions, noises, -1, t)
+                if outputs.fits(declared) and (not is_clean(declared) or outputs.is_steady):
+                    fitting[meant] = round(outputs.change if is_clean(declared) else outputs.error(declared), 3)
+        if fitting:
+            meant = min(fitting, key=fitting.__getitem__)
+            found.append((fitting[meant], meant))
+    return [meant for error, meant in found if error <= min(found)[0] + 0.01]
+
+
 @once
-def _evaluate(factor: Diffusion, x: Array, noise: Noise, conditions: dict[str, Array]) -> PyTree[Array]:
+def _evaluate(factor: Diffusion, x: Array, t: Array, conditions: dict[str, Array]) -> PyTree[Array]:
     # Rounded products are not what is examined, and no processor but an accelerator may have them.
     network = factor.network.network if isinstance(factor.network, Rounded) else factor.network
-    return jax.vmap(lambda event: network(event, factor.time_at(noise), **conditions))(x)
+    return jax.vmap(lambda event: network(event, t, **conditions))(x)

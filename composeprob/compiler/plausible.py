@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from composeprob.compiler.outputs import Outputs
+from composeprob import tuning
+from composeprob.compiler.outputs import Outputs, is_clean, other_times
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors.diffusion import Diffusion
 from composeprob.ir.nodes import Graph, Site
@@ -33,7 +34,7 @@ def check_plausible(graph: Graph) -> Graph:
 
     Raises:
         InvalidValueError: the noisiest level has more signal than noise.
-        NetworkError: another parameterization, or the other sign, would fit.
+        NetworkError: another time or schedule, another parameterization, or the other sign, would fit.
     """
     assert graph.schedule is not None
     if graph.sites:
@@ -84,13 +85,21 @@ def _check_network(factor: Diffusion, given: dict[str, Array], noises: Noise, si
         second = min(int(np.abs(log_snr - log_snr[-1] - 2.0).argmin()), len(log_snr) - 2)
         mistaken = second >= 0 and Outputs.at_level(factor, conditions, noises, second).is_noise
         what = "has nothing of the data in it: the network returns the noise"
-    if not mistaken:
+    if not mistaken and is_clean(declared) and top.change > max(tuning.OUTPUT_ERROR, 3 * top.tolerance):
+        what = f"is that of noise, but the output changes from draw to draw by {top.change:.2g}, as at less noise"
+        if not (times := other_times(factor, conditions, noises)):
+            return None
+    elif mistaken:
+        # An x₀ or a v that hardly changes is one: with another t it is x, which other parameterizations fit.
+        steady = top.is_steady and not is_clean(declared)
+        times = [] if steady else other_times(factor, conditions, noises)
+    else:
         return None
     found = (
         f"The network of factor '{factor.label}' does not do what parameterization={declared!r} declares: at the "
         f"noisiest level (log-SNR {float(top.noise.log_snr):.3g}) its score {what}."
     )
-    fitting = top.alternatives(declared)
+    fitting = times or top.alternatives(declared)
     if not fitting or factor.declared:
         return (
             f"{found} Check its parameterization and time, that its schedule is the one of the training, and that "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NoReturn
 
 import equinox as eqx
 import jax
@@ -13,6 +14,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
+from composeprob.arguments import check_key
 from composeprob.density import prediction
 from composeprob.density.described import Described, Diagram
 from composeprob.density.evaluation import Evaluation, Position, at_once
@@ -20,8 +22,10 @@ from composeprob.density.experts import ExpertValue
 from composeprob.density.overlap import Finding, check
 from composeprob.density.potential import NumPyroPotential
 from composeprob.density.top import TopLaw
-from composeprob.errors import CapabilityError, DoublyIntractableError, ShapeError
+from composeprob.errors import CapabilityError, DoublyIntractableError, ShapeError, WrongTypeError, unknown_name
+from composeprob.names import MEANT
 from composeprob.schedule import Schedule
+from composeprob.text import printable
 
 
 class SiteInfo(eqx.Module):
@@ -114,6 +118,21 @@ class AnnealedDensity(eqx.Module):
     sites: dict[str, SiteInfo]
     capabilities: frozenset[str] = eqx.field(static=True)
     described: Described = eqx.field(static=True)
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refuses: a density has a level, too."""
+        raise WrongTypeError("A density is not called like a function.", fix=MEANT["AnnealedDensity"]["log_prob"])
+
+    def __getitem__(self, name: object) -> NoReturn:
+        """Refuses: samples are a result's."""
+        raise WrongTypeError(
+            f"A density has no samples, of {name!r} or another site.", fix=MEANT["AnnealedDensity"]["sample"]
+        )
+
+    if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise unknown_name("AnnealedDensity", name, dir(self))
 
     @property
     def graph(self) -> Diagram:
@@ -221,6 +240,7 @@ class AnnealedDensity(eqx.Module):
     def initial(self, key: Array, level: Array | int | None = None) -> Position:
         """One draw from a noisy level (the noisiest, K−1, if left out): N(0, σ²/power) at noised sites, the prior at
         static ones. Levels below K−1 are meant only where no signal is left: α ≪ σ."""
+        check_key(key)
         noised_key, static_key = jax.random.split(key)
         level = self.num_levels - 1 if level is None else level
         noise = self.schedule.at(level)
@@ -292,6 +312,7 @@ class AnnealedDensity(eqx.Module):
             >>> [(finding.code, finding.factor) for finding in both.check(jax.random.key(0))][:1]
             [('no_overlap', 'f(x)')]
         """
+        check_key(key)
         return check(self, key, num_chains)
 
     def to_numpyro(self, level: int = 0) -> NumPyroPotential:
@@ -357,7 +378,7 @@ class AnnealedDensity(eqx.Module):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        return self.described.text
+        return printable(self.described.text)
 
     def _repr_html_(self) -> str:
         return self.described.html()

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from composeprob.errors import ShapeError, WrongTypeError
 from composeprob.factors.base import LeafFactor, check_leaf
 from composeprob.factors.marginals import SUPPORTED, noised
-from composeprob.factors.values import check_finite
+from composeprob.factors.values import check_bounds, check_finite
 from composeprob.schedule import Noise, Schedule
 
 
@@ -56,6 +56,7 @@ class Analytic(LeafFactor):
         )
         if not isinstance(distribution, dist.Distribution):
             distribution = _empirical(distribution)
+        check_bounds(distribution, f"The distribution of factor '{self.label}'")
         self.distribution = check_finite(distribution, f"The distribution of factor '{self.label}'")
         self.schedule = schedule
         self.event_shape = check_leaf(schedule, distribution.batch_shape + distribution.event_shape)

@@ -6,7 +6,7 @@ import math
 import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import NoReturn, Self, SupportsIndex, TypeGuard
+from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, TypeGuard
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from composeprob.errors import ConditionError, ShapeError, WrongTypeError
+from composeprob.errors import ConditionError, ShapeError, WrongTypeError, unknown_name
 from composeprob.factors import show
 from composeprob.factors.refusal import refuse, refused
 from composeprob.factors.values import as_condition
@@ -101,12 +101,21 @@ class Factor(eqx.Module):
 
         return power(self, exponent)
 
-    def __neg__(self) -> NoReturn:
-        refuse("-", self, None)
+    def __getitem__(self, index: object) -> NoReturn:
+        refuse("[…]", self, index)
 
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        refuse("(…)", self, args)
+
+    if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise unknown_name("Factor", name, dir(self))
+
+    __neg__, __invert__, __pos__, __abs__ = (refused(symbol, alone=True) for symbol in ("-", "~", "+", "abs "))
     __array_ufunc__ = None  # NumPy leaves `array * factor` to the methods below
     __rmul__, __rtruediv__, __rpow__ = (refused(symbol, reflected=True) for symbol in ("*", "/", "**"))
-    __add__, __sub__, __or__, __and__ = (refused(symbol) for symbol in "+-|&")
+    __add__, __sub__, __or__, __and__, __xor__, __matmul__ = (refused(symbol) for symbol in "+-|&^@")
     __radd__, __rsub__, __ror__, __rand__ = (refused(symbol, reflected=True) for symbol in "+-|&")
 
 

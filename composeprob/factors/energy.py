@@ -11,7 +11,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import NetworkError, WrongTypeError
-from composeprob.factors.base import LeafFactor, check_leaf
+from composeprob.factors.base import LeafFactor, check_leaf, is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, network_error
 from composeprob.factors.functions import PlainFunction
 from composeprob.factors.values import check_finite
@@ -64,7 +64,7 @@ class Energy(LeafFactor):
         top_power: float = 1.0,
         label: str = "",
     ):
-        if not callable(fn):
+        if not callable(fn) or is_factor(fn):
             raise WrongTypeError(
                 f"fn must be callable as fn(x, level); got {type(fn).__name__}.",
                 fix="pass a function that returns a log-density up to a constant, a scalar.",

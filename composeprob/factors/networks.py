@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from composeprob.errors import WrongTypeError
+from composeprob.factors.base import is_factor
 from composeprob.factors.functions import PlainFunction
 from composeprob.factors.randomness import check_inference
 
@@ -67,10 +68,16 @@ def as_network(network: object) -> Network:
 
         if (adapted := adapt(network)) is not None:
             return adapted
-    if isinstance(network, eqx.Module) and callable(network):
+    if any(base.__module__.partition(".")[0] == "torch" for base in type(network).__mro__):
+        raise WrongTypeError(
+            f"A network runs in JAX; got {type(network).__name__}, which is PyTorch's.",
+            fix="load its weights into an Equinox or Flax module of the same layers; cp.from_diffusers reads folders "
+            "of models that Diffusers has.",
+        )
+    if isinstance(network, eqx.Module) and callable(network) and not is_factor(network):
         check_inference(network)
         return network
-    if callable(network):
+    if callable(network) and not is_factor(network):
         return PlainFunction(network)
     raise WrongTypeError(
         f"A network is called as network(x, t, **conditions); got {type(network).__name__}, which cannot be called.",

@@ -11,6 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from composeprob.errors import WrongTypeError
+from composeprob.names import MEANT
 
 
 def refuse(symbol: str, factor: object, other: object, *, reflected: bool = False) -> NoReturn:
@@ -23,13 +24,19 @@ def refuse(symbol: str, factor: object, other: object, *, reflected: bool = Fals
     meant = {
         "+": "for f or g write a mixture, cp.mixture([f, g], weights=[0.5, 0.5]); for f and g write f * g",
         "-": "for f but not g write f / g, and for 1/f alone f ** -1.0",
+        "~": "for what f is not write 1/f, f ** -1.0, times a factor that is proper without it: g / f",
         "|": "for f or g write a mixture, cp.mixture([f, g], weights=[0.5, 0.5])",
         "&": "for f and g write f * g",
+        "@": "for f and g write f * g",
+        "[…]": "a site's entries are those of what cp.sample returns, such as x[0]",
+        "(…)": MEANT["Factor"]["log_prob"].rstrip("."),
     }
     pair = [type(factor).__name__, _called(other)]
     first, second = reversed(pair) if reflected else pair
     expression = f"{first} {symbol} {second}" if other is not None else f"{symbol}{first}"
     is_number = isinstance(other, (numbers.Number, np.generic, np.ndarray, jax.Array))
+    if symbol in ("[…]", "(…)"):
+        expression = f"{type(factor).__name__}{symbol}"
     if isinstance(other, dist.Distribution):
         fix = f"make the distribution a factor: cp.Analytic(dist.{type(other).__name__}(…), schedule)"
     elif symbol in meant:
@@ -46,13 +53,18 @@ def refuse(symbol: str, factor: object, other: object, *, reflected: bool = Fals
     raise WrongTypeError(f"{expression} means nothing here: factors have only f * g, f / g and f ** w.", fix=f"{fix}.")
 
 
-def refused(symbol: str, *, reflected: bool = False) -> Callable[[object, object], NoReturn]:
-    """A method for an operator that factors do not have."""
+def refused(symbol: str, *, reflected: bool = False, alone: bool = False) -> Callable[..., NoReturn]:
+    """A method for an operator that factors do not have; alone it takes no other."""
 
-    def method(self: object, other: object) -> NoReturn:
+    def binary(self: object, other: object) -> NoReturn:
         refuse(symbol, self, other, reflected=reflected)
 
-    return method
+    def unary(self: object) -> NoReturn:
+        refuse(symbol, self, None)
+
+    if alone:
+        return unary
+    return binary
 
 
 def _called(other: object) -> str:

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax import Array
+from numpyro.distributions import Distribution
 
 from composeprob.errors import InvalidValueError, WrongTypeError
 
@@ -24,6 +25,23 @@ def as_condition(name: str, value: object) -> Array:
             fix="encode it first (an index, a one-hot vector, an embedding).",
         ) from error
     return check_finite(array, f"Condition {name!r}")
+
+
+def check_bounds(distribution: Distribution, what: str) -> None:
+    """Refuses a distribution between bounds of which the upper one is not above the lower, where they are known.
+
+    Raises:
+        InvalidValueError: nothing lies between them.
+    """
+    bounds = [getattr(distribution, name, None) for name in ("low", "high")]
+    if any(bound is None or isinstance(bound, jax.core.Tracer) for bound in bounds):
+        return
+    low, high = map(np.asarray, bounds)
+    if not np.all(low < high):
+        raise InvalidValueError(
+            f"{what} is {type(distribution).__name__} from {low} to {high}, between which nothing lies.",
+            fix="the lower bound comes first, such as dist.Uniform(0.0, 1.0).",
+        )
 
 
 def check_finite(value: Value, what: str) -> Value:

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from composeprob import pytree, tuning
 from composeprob.density.evaluation import Position, Target
-from composeprob.errors import CapabilityError, ConditionError
+from composeprob.errors import CapabilityError, ConditionError, WrongTypeError
 from composeprob.kernels.base import Info, Kernel, KernelState, log_density_of
 from composeprob.kernels.metric import EUCLIDEAN, Estimated, Metric, MetricLike, as_metric, in_force
 from composeprob.kernels.metropolis import unadjusted
@@ -92,6 +92,11 @@ class BlackJAX(Kernel[BlackJAXState]):
         metric: MetricLike = "none",
         **parameters: Any,
     ):
+        if not callable(algorithm):
+            raise WrongTypeError(
+                f"BlackJAX takes an algorithm of BlackJAX; got {algorithm!r}.",
+                fix="import blackjax, and write cp.BlackJAX(blackjax.nuts).",
+            )
         _check_parameters(algorithm, step_size, parameters)
         self.metric = as_metric(metric)
         known = "inverse_mass_matrix" in _signature(algorithm)

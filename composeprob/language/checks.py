@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from numpyro.primitives import CondIndepStackFrame
 
 from composeprob.errors import ImproperError, InvalidValueError, ProgramError, ShapeError, WrongTypeError, caller
 from composeprob.factors.base import is_factor
-from composeprob.factors.values import check_finite
+from composeprob.factors.values import check_bounds, check_finite
 
 
 def check_latent(name: str, distribution: Distribution, base: Distribution) -> None:
@@ -32,9 +32,11 @@ def check_latent(name: str, distribution: Distribution, base: Distribution) -> N
 
     Raises:
         ImproperError: a prior that is no probability.
+        InvalidValueError: bounds between which nothing lies.
         ProgramError: discrete values, a constant, or a support that NumPyro has no bijection for.
     """
     kind = type(base).__name__
+    check_bounds(base, f"Site {name!r}")
     if isinstance(base, dist.ImproperUniform):
         raise ImproperError(
             f"Site {name!r} has the prior {kind}, which cannot be normalised: chains have no distribution to start "
@@ -147,6 +149,33 @@ def sampled_factor(error: Exception) -> WrongTypeError | None:
                 if observed
                 else f"write cp.sample({name!r}, factor), which takes factors and distributions.",
             )
+    return None
+
+
+def invalid_parameter(error: Exception, latents: Mapping[str, Array]) -> InvalidValueError | None:
+    """The message where NumPyro refused a parameter, such as a scale that is negative; None for any other error.
+
+    Args:
+        error: what the program raised.
+        latents: the values of its latents until then.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        distribution, parameter = frame.f_locals.get("self"), frame.f_locals.get("param")
+        if frame.f_code.co_name != "validate_args" or not isinstance(distribution, Distribution) or parameter is None:
+            continue
+        value, kind = np.asarray(frame.f_locals["value"]), type(distribution).__name__
+        shown = f"the {parameter} {value.item():.3g}" if value.size == 1 else f"a {parameter} of shape {value.shape}"
+        if value.ndim == 1 and value.size > 1:
+            shown += f" and numbers from {value.min():.3g} on"
+        site = next((f", the site {n!r}" for n, x in latents.items() if np.array_equal(x, value)), "")
+        constraint = str(distribution.arg_constraints[parameter]).partition("(")[0].lower()
+        return InvalidValueError(
+            f"{kind} has {shown}{site}, which must be {constraint}.",
+            where=caller(frame),
+            fix=f"check what is passed as {parameter}, and the order of the arguments. Where it depends on a latent s, "
+            "it must be right for all its values: of a scale write jnp.exp(s) or jax.nn.softplus(s), or give s a "
+            "positive prior such as dist.HalfNormal(1.0).",
+        )
     return None
 
 

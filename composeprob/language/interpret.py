@@ -14,7 +14,13 @@ from numpyro.primitives import Messenger
 from composeprob.errors import ProgramError, caller
 from composeprob.factors.base import Factor
 from composeprob.factors.distribution import FactorDistribution
-from composeprob.language.checks import check_latent, check_observed, plate_mismatch, sampled_factor
+from composeprob.language.checks import (
+    check_latent,
+    check_observed,
+    invalid_parameter,
+    plate_mismatch,
+    sampled_factor,
+)
 from composeprob.language.policies import Policy, as_policy
 from composeprob.language.statements import LEVEL, Message
 
@@ -161,7 +167,8 @@ def run(
         try:
             function(*args, **kwargs)
         except (TypeError, ValueError) as error:
-            better = plate_mismatch(error) or sampled_factor(error)
+            latents = {s.name: s.value for s in interpreter.statements.values() if s.kind in ("noised", "static")}
+            better = plate_mismatch(error) or sampled_factor(error) or invalid_parameter(error, latents)
             if better is None:
                 raise
             raise better from error

@@ -51,14 +51,16 @@ def sample(name: str, factor_or_distribution: Factor | dist.Distribution) -> Arr
         >>> {name: site.kind for name, site in cp.compile(scene, f).sites.items()}
         {'scale': 'static', 'x': 'noised'}
     """
+    _check_name("sample", name, factor_or_distribution)
+    if not isinstance(factor_or_distribution, (Factor, dist.Distribution)):
+        raise WrongTypeError(
+            f"Site {name!r} needs a factor or a NumPyro distribution; got {a_kind(factor_or_distribution)}.",
+            fix=_made_of(factor_or_distribution),
+        )
+    _check_place("sample", name)
     if is_factor(factor_or_distribution):
         return numpyro.sample(name, FactorDistribution(factor_or_distribution))
-    if isinstance(factor_or_distribution, dist.Distribution):
-        return numpyro.sample(name, factor_or_distribution)
-    raise WrongTypeError(
-        f"Site {name!r} needs a factor or a NumPyro distribution; got {a_kind(factor_or_distribution)}.",
-        fix="wrap a network in cp.Diffusion, a log-density in cp.Energy.",
-    )
+    return numpyro.sample(name, factor_or_distribution)
 
 
 def observe(
@@ -109,13 +111,16 @@ def observe(
         >>> round(float(density.score({"x": 1.0}, 0)["x"]), 2)  # at the posterior's mean
         0.0
     """
+    _check_name("observe", name, distribution)
     infer = {"anneal": as_policy(name, anneal)}
-    if callable(distribution) and not isinstance(distribution, dist.Distribution):
+    if callable(distribution) and not isinstance(distribution, (dist.Distribution, Factor, type)):
         distribution = _at_level(name, distribution, anneal)
     if not isinstance(distribution, dist.Distribution):
         raise WrongTypeError(
             f"Observation {name!r} needs a NumPyro distribution; got {a_kind(distribution)}.",
-            fix="for example dist.Normal(prediction, sigma), with numpyro.distributions as dist.",
+            fix="a factor is a prior, no likelihood; write dist.Normal(prediction, sigma) of what cp.sample returned."
+            if is_factor(distribution)
+            else "for example dist.Normal(prediction, sigma), with numpyro.distributions as dist.",
         )
     value = check_finite(_as_array(name, value), f"The observed value of {name!r}")
     try:
@@ -127,6 +132,7 @@ def observe(
             f"Observation {name!r} has shape {value.shape}, but its distribution has shape {distribution.shape()}.",
             fix="reshape the data, or the distribution's parameters, so that they match.",
         )
+    _check_place("observe", name)
     return numpyro.sample(name, distribution, obs=value, infer=infer)
 
 
@@ -150,9 +156,16 @@ def factor(name: str, log_weight: ArrayLike | Callable[[Array], ArrayLike], anne
         >>> round(float(density.log_density({"x": 1.0}, 0) - density.log_density({"x": -1.0}, 0)), 1)
         10.0
     """
+    _check_name("factor", name, log_weight)
     infer = {"anneal": as_policy(name, anneal)}
+    if is_factor(log_weight):
+        raise WrongTypeError(
+            f"The weight {name!r} must be a log-weight, a number; got the factor {log_weight}.",
+            fix="a factor belongs to a site: cp.sample('x', f * g).",
+        )
     if callable(log_weight):
         log_weight = _at_level(name, log_weight, anneal)
+    _check_place("factor", name)
     numpyro.sample(name, dist.Unit(_as_array(name, log_weight)), obs=jnp.zeros((0,)), infer=infer)
 
 
@@ -183,6 +196,40 @@ class annealed(Messenger):
         concerned = msg["type"] == LEVEL or (msg["type"] == "sample" and msg["is_observed"])
         if concerned and msg["infer"].get("anneal") is None:
             msg["infer"] = {**msg["infer"], "anneal": self.policy}
+
+
+def _check_name(statement: str, name: object, second: object) -> None:
+    """Refuses a statement whose name is none."""
+    if not isinstance(name, str) or not name:
+        fix = f"the name comes first, a string: cp.{statement}('x', …)."
+        found = f"got {name!r}" if isinstance(name, str) else f"got {a_kind(name)}"
+        if isinstance(second, str) and second:
+            fix = f"write cp.{statement}({second!r}, …): the name comes first."
+        raise WrongTypeError(f"The name in cp.{statement} must be a string; {found}.", fix=fix)
+
+
+def _check_place(statement: str, name: str) -> None:
+    """Refuses a statement that no program and none of NumPyro's handlers runs."""
+    if not numpyro.primitives._PYRO_STACK:
+        raise ProgramError(
+            f"cp.{statement}({name!r}, …) stands outside of a program, where it means nothing.",
+            fix="write it in a function under @cp.program, and pass that to cp.compile.",
+        )
+
+
+def _made_of(value: object) -> str:
+    """What makes a factor of what was given in the place of one."""
+    if isinstance(value, str):
+        return f"cp.load({value!r}) is a factor of the zoo, where cp.zoo() lists it."
+    if isinstance(value, type):
+        return f"call it: {value.__name__}(…), with its parameters."
+    if hasattr(value, "shape"):
+        return (
+            "of samples cp.Analytic(points, schedule) makes a factor; data go to cp.observe(name, distribution, value)."
+        )
+    if hasattr(value, "check_arguments"):
+        return "call the program in the place of this statement: its own sites are then part of this one."
+    return "wrap a network in cp.Diffusion, a log-density in cp.Energy, samples or a distribution in cp.Analytic."
 
 
 def _as_array(name: str, value: object) -> Array:

@@ -18,6 +18,7 @@ from composeprob.errors import CapabilityError
 from composeprob.metrics.likelihood import as_positions, chains_at_once, in_batches, reduced
 from composeprob.metrics.paths import Path, forward_walk, frozen, reverse_walk
 from composeprob.samplers.sampler import Sampler
+from composeprob.text import printable
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -54,7 +55,7 @@ class EvidenceBounds:
         return bool(self.lower - errors * self.lower_error <= log_z <= self.upper + errors * self.upper_error)
 
     def __repr__(self) -> str:
-        return (
+        return printable(
             f"EvidenceBounds({self.lower:.3f} ± {self.lower_error:.3f} ≤ log Z ≤ {self.upper:.3f} ± "
             f"{self.upper_error:.3f}; forward estimate {self.log_evidence:.3f} ± {self.log_evidence_error:.3f})"
         )

@@ -21,6 +21,7 @@ from composeprob.metrics.paths import Path, frozen, reverse_walk, start_constant
 from composeprob.samplers.run import Run, begin
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.visits import Visits
+from composeprob.text import printable
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -68,7 +69,7 @@ class LogLikelihood:
         )
         if self.log_evidence is not None:
             text += f"; log-evidence {self.log_evidence:.3f} taken off"
-        return text + (f"; {lost} points are not finite)" if lost else ")")
+        return printable(text + (f"; {lost} points are not finite)" if lost else ")"))
 
 
 def raise_log_likelihood(

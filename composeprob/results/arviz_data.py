@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jax import Array
 
-from composeprob.errors import InvalidValueError
+from composeprob.errors import InvalidValueError, WrongTypeError, a_kind
 from composeprob.results.result import FACTS, PER_LEVEL
 
 if TYPE_CHECKING:
     from composeprob.results.result import Result
 
 Dims = dict[str, Sequence[str | None]]
+Value = TypeVar("Value")
 
 
 def to_arviz(
@@ -26,6 +27,13 @@ def to_arviz(
         # neither is a mistake of axes here
         warnings.filterwarnings("ignore", "(More chains|Found chain dimension to be longer)", UserWarning)
         return _grouped(result, dims, coords, predictive)
+
+
+def as_dict(given: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
+    """A mapping as a dict, or a `WrongTypeError`."""
+    if given is not None and not isinstance(given, Mapping):
+        raise WrongTypeError(f"{what} must be a dict; got {a_kind(given)}.", fix=f"such as {what}={{'x': …}}.")
+    return dict(given or {})
 
 
 def _grouped(

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from composeprob.errors import InvalidValueError
+from composeprob.text import printable
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Estimate:
     def __str__(self) -> str:
         if np.ndim(self.value):
             return "\n".join(str(Estimate(v, e)) for v, e in zip(self.value, self.error, strict=True))
-        return with_error(float(self.value), float(self.error))
+        return printable(with_error(float(self.value), float(self.error)))
 
 
 def plain(end: float | np.ndarray) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from composeprob import tuning
+from composeprob.arguments import check_path
 from composeprob.results.curves import curves
 from composeprob.results.estimates import Estimate
 from composeprob.results.notebook import png
@@ -29,7 +30,7 @@ ABOUT = {
 
 def write(result: Result, path: str | os.PathLike) -> Path:
     """See `Result.report`."""
-    path = Path(path)
+    path = check_path(path, "The path of a report", "run.html")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html(result), encoding="utf-8")
     return path

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from jax import Array
 
-from composeprob.errors import InvalidValueError
+from composeprob.errors import InvalidValueError, unknown_name
 from composeprob.json_data import JSONObject
 from composeprob.results.estimation import Estimating
 from composeprob.results.later import Later
@@ -152,6 +152,12 @@ class Result(Weighted, Estimating, Shown):
         for name in ARRAYS:
             put(self, name, np.asarray(getattr(self, name)))
 
+    if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
+
+        def __getattr__(self, name: str) -> NoReturn:
+            sites = {site: f"write result[{site!r}]." for site in self.__dict__.get("samples", ())}
+            raise unknown_name("Result", name, dir(self), sites)
+
     def predictive(self, key: Array) -> dict[str, np.ndarray]:
         """Draws data from the program under these samples.
 
@@ -219,9 +225,9 @@ class Result(Weighted, Estimating, Shown):
             >>> data.posterior["theta"].dims, data.log_likelihood["y"].sel(school="B").shape
             (('chain', 'draw', 'school'), (1, 8))
         """
-        from composeprob.results.arviz_data import to_arviz
+        from composeprob.results.arviz_data import as_dict, to_arviz
 
-        return to_arviz(self, dict(dims or {}), dict(coords or {}), predictive)
+        return to_arviz(self, as_dict(dims, "dims"), as_dict(coords, "coords"), predictive)
 
     def compare(self, other: Result) -> Comparison:
         """Compares with a run of the same program under another key: has either missed a mode that the other found?

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from composeprob.arguments import check_path
 from composeprob.errors import LoadError
 from composeprob.json_data import JSONObject
 from composeprob.results.result import ARRAYS, FACTS, PER_LEVEL, Result
@@ -42,7 +43,7 @@ def load(path: str | os.PathLike) -> Result:
     """See `Result.load`."""
     from safetensors import SafetensorError, safe_open
 
-    if Path(path).is_dir():
+    if check_path(path, "The path of a result", "run.safetensors").is_dir():
         return _opened(Store(Path(path)))
     path = _with_suffix(path)
     if not path.is_file():
@@ -90,7 +91,7 @@ def _assembled(samples: dict[str, np.ndarray], arrays: Mapping[str, np.ndarray],
 
 
 def _with_suffix(path: str | os.PathLike) -> Path:
-    path = Path(path)
+    path = check_path(path, "The path of a result", "run.safetensors")
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 

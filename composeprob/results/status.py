@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from composeprob import tuning
+from composeprob.text import printable
 
 
 class Code(enum.StrEnum):
@@ -121,7 +122,7 @@ class Status:
     def __str__(self) -> str:
         if self.ok:
             return "OK"
-        return "\n".join(f"{code.name}: {text}" for code, text in self.findings)
+        return printable("\n".join(f"{code.name}: {text}" for code, text in self.findings))
 
 
 def diverged(samples: Mapping[str, np.ndarray], alpha: float, sigma: float) -> list[tuple[Code, str]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from composeprob import tuning
 from composeprob.results.estimates import of_samples, with_error
+from composeprob.text import printable
 
 if TYPE_CHECKING:
     from composeprob.results.result import Result
@@ -55,7 +56,7 @@ class Summary:
         lines.append("")
         for name, text in self.facts.items():
             lines.append(f"{name:<{margin}}" + text.replace("\n", "\n" + " " * margin))
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def __repr__(self) -> str:
         return str(self)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
-from composeprob.arguments import check_count, check_key
+from composeprob.arguments import answered, check_count, check_key, check_path
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.errors import AlignmentError, InvalidValueError, WrongTypeError
+from composeprob.errors import AlignmentError, CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels.base import Kernel
 from composeprob.results.result import Result
 from composeprob.runtime.stages import State, carry_out
@@ -69,7 +69,8 @@ class Draws:
 
     def __post_init__(self) -> None:
         thin, most = check_count(self.thin, "thin"), 2**31 - 1  # transitions are counted in 32 bits
-        _check_path(self.store, "store", "draws.zarr")
+        if self.store is not None:
+            check_path(self.store, "store", "draws.zarr")
         if self.number is None and thin != 1:
             raise InvalidValueError(f"thin={thin} was given, but no draws to thin.", fix="pass draws= too.")
         if self.number is not None and check_count(self.number, "draws") * thin > most:
@@ -103,7 +104,7 @@ class Checkpoint:
     resume: bool | None = None
 
     def __post_init__(self) -> None:
-        _check_path(self.folder, "checkpoint_dir", "checkpoints", optional=False)
+        check_path(self.folder, "checkpoint_dir", "checkpoints")
         if self.resume is not None and not isinstance(self.resume, (bool, np.bool_)):
             raise WrongTypeError(
                 f"resume must be True, False or None; got {self.resume!r}.",
@@ -113,7 +114,7 @@ class Checkpoint:
 
 def _checked(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """Refuses calls whose arguments do not fit, with an example of one that does."""
-    signature = inspect.signature(function)
+    call = answered(function)
 
     @functools.wraps(function)
     def checked(*args: Params.args, **kwargs: Params.kwargs) -> Result:
@@ -123,12 +124,7 @@ def _checked(function: Callable[Params, Result]) -> Callable[Params, Result]:
                 f"infer takes a compiled density; got {type(density).__name__}.",
                 fix="call cp.compile(program, …) first, with what the program takes, and pass what that returns.",
             )
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            fix = f"name them: cp.infer(density, key, num_chains=100); the names are {', '.join(signature.parameters)}."
-            raise WrongTypeError(f"infer cannot be called with these arguments: {error}.", fix=fix) from None
-        return function(*args, **kwargs)
+        return call(*args, **kwargs)
 
     return checked
 
@@ -186,7 +182,8 @@ def infer(
     Raises:
         InvalidValueError, WrongTypeError: a bad argument; a folder that cannot be written to.
         CapabilityError: the sampler needs what a factor does not offer, cannot choose its levels, has no kernel to take
-            draws with, or has one (`BlackJAX`) that devices with networks in parts cannot run in step.
+            draws with, or has one (`BlackJAX`) that devices with networks in parts cannot run in step; a call inside of
+            `jax.jit`, `jax.vmap` or `jax.grad`.
         AlignmentError: a factor does not know one of the ``levels``.
         LoadError: the checkpoint belongs to another run, or is damaged.
 
@@ -204,6 +201,7 @@ def infer(
     """
     num_chains = check_count(num_chains, "num_chains")
     check_key(key)
+    _check_outermost(density, key)
     if sampler is not None and not isinstance(sampler, Sampler):
         raise not_a_sampler(sampler)
     if checkpoint_dir is not None and not isinstance(checkpoint_dir, Checkpoint):
@@ -227,6 +225,18 @@ def infer(
     sampler, reason = independent(chosen, why, num_chains)
     call = density if pace else chosen, key, num_chains, spread, None, draws, checkpoint_dir, progress
     return carry_out(State(*call, sampler, reason, given_up=True))
+
+
+def _check_outermost(density: AnnealedDensity, key: Array) -> None:
+    """Refuses a call inside of a transformation of JAX: a run compiles its levels, looks at numbers and is timed."""
+    with_constant = jnp.zeros(()) + 1  # traced inside of `jax.jit`, whatever it is of
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((density, key, with_constant))):
+        raise CapabilityError(
+            "infer was called inside of jax.jit, jax.vmap, jax.grad or another transformation of JAX, where it cannot "
+            "look at what it has computed so far.",
+            fix="call it outside: it compiles what it runs. In place of a vmap over keys use more num_chains, or a "
+            "Python loop, which compiles once.",
+        )
 
 
 def not_a_sampler(given: object) -> WrongTypeError:
@@ -282,10 +292,3 @@ def _at(schedule: Schedule, log_snr: np.ndarray) -> Schedule:
     """The schedule's noise at other log-SNR: beyond its ends it continues as at them."""
     alpha = schedule.alpha_at(log_snr)
     return Schedule.from_arrays(alpha, alpha * np.exp(-log_snr / 2))
-
-
-def _check_path(path: object, name: str, example: str, optional: bool = True) -> None:
-    if not isinstance(path, (str, os.PathLike)) and not (optional and path is None):
-        raise WrongTypeError(
-            f"{name} must be a folder's path; got {path!r}.", fix=f"pass a str or a pathlib.Path, such as {example!r}."
-        )

@@ -21,7 +21,7 @@ class AnnealedMCMC(Sampler):
 
     Args:
         kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``.
-        steps_per_level: transitions at each level, ≥ 1.
+        steps_per_level: transitions at each level, ≥ 1; 10 unless it says another number.
         reverse_step: whether one step of the reverse process takes the chains from each level to the next, as a
             better start for the kernel. Observations and user energies shift it by at most half the length of its
             noise, so that a sharp one does not throw chains far off.
@@ -39,7 +39,7 @@ class AnnealedMCMC(Sampler):
     def __init__(
         self,
         kernel: Kernel,
-        steps_per_level: int,
+        steps_per_level: int = 10,
         reverse_step: bool = False,
         then: Closing | tuple[Closing, ...] = (),
     ):

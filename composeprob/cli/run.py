@@ -13,6 +13,7 @@ from rich.console import Console
 from composeprob.cli.output import write
 from composeprob.cli.programs import arguments, load_program, presets
 from composeprob.cli.shell import NoCache, app, clean_errors, keep_compiled
+from composeprob.errors import InvalidValueError
 
 
 @app.command()
@@ -142,7 +143,7 @@ def run(
     about = {"program": program.name, "file": target.rpartition(":")[0] or target, "seed": seed}
     try:
         written = write(result, out, about, store)
-    except OSError as error:  # a full disk loses no samples
+    except (OSError, InvalidValueError) as error:  # a full disk loses no samples
         spare = result.save(Path(tempfile.mkdtemp(prefix="composeprob-")) / "samples.safetensors")
         Console(stderr=True).print(f"{out} cannot be written: {error}. The samples are in {spare}.", style="red")
         raise typer.Exit(1) from None

@@ -257,7 +257,11 @@ class Result(Weighted, Estimating, Shown):
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes everything except ``density`` to one safetensors file; returns its path, which ends in
-        ``.safetensors`` (added where missing)."""
+        ``.safetensors`` (added where missing).
+
+        Raises:
+            WrongTypeError, InvalidValueError: no path, or one that cannot be written to.
+        """
         from composeprob.results.saving import save
 
         return save(self, path)
@@ -276,7 +280,8 @@ class Result(Weighted, Estimating, Shown):
         they are indexed; ``density`` is None.
 
         Raises:
-            LoadError: no such file or folder, or one written by something else, or by a run that has not ended.
+            LoadError: no such file or folder, one written by something else, or by a run that has not ended, or one
+                whose arrays and facts do not fit together.
         """
         from composeprob.results.saving import load
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from composeprob.arguments import check_path
-from composeprob.errors import LoadError
-from composeprob.json_data import JSONObject
+from composeprob.errors import InvalidValueError, LoadError
+from composeprob.json_data import JSON, JSONObject
 from composeprob.results.result import ARRAYS, FACTS, PER_LEVEL, Result
 from composeprob.results.status import Code, Status
 from composeprob.results.store import Store
@@ -29,13 +31,17 @@ def save(result: Result, path: str | os.PathLike) -> Path:
     path = _with_suffix(path)
     arrays, facts = result.parts()
     arrays = {f"samples/{name}": np.asarray(value) for name, value in result.samples.items()} | arrays
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")  # a reader never sees half a file
     # safetensors writes the buffer as it lies in memory; 0-d arrays keep their shape.
     whole = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
     metadata = FORMAT | {"facts": json.dumps(facts)}
-    partial.write_bytes(as_bytes(whole, metadata=metadata))  # save_file would leave a file for its owner's eyes only
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(as_bytes(whole, metadata=metadata))  # save_file's file would be for its owner's eyes only
+        partial.replace(path)
+    except OSError as error:
+        fix = "choose a folder that you may write to, on a disk with room."
+        raise InvalidValueError(f"{path} cannot be written: {error}", fix=fix) from error
     return path
 
 
@@ -63,9 +69,7 @@ def load(path: str | os.PathLike) -> Result:
             f"version {FORMAT['version']!r}).",
             fix="pass a file written by result.save; weights of a model are read by cp.load.",
         )
-    facts: JSONObject = json.loads(metadata["facts"])
-    samples = {name: arrays[f"samples/{name}"] for name in facts["sites"]}
-    return _assembled(samples, arrays, facts)
+    return _assembled(path, arrays, _facts(path, metadata.get("facts", "")))
 
 
 def _opened(store: Store) -> Result:
@@ -75,19 +79,84 @@ def _opened(store: Store) -> Result:
             f"The run whose draws are in {store.path} has not ended.",
             fix="wait for it, or run it again; with checkpoint_dir= it goes on where it was.",
         )
-    facts = about["facts"]
+    facts = _facts(store.path, json.dumps(about["facts"]))
     store.open(facts["sites"])
-    samples: dict[str, Any] = {name: store.stored(name, facts["draws"]) for name in facts["sites"]}
-    return _assembled(samples, store.rest(about["arrays"]), facts)
+    samples: dict[str, Any] = {f"samples/{name}": store.stored(name, facts["draws"]) for name in facts["sites"]}
+    return _assembled(store.path, samples | store.rest(ARRAYS), facts)
 
 
-def _assembled(samples: dict[str, np.ndarray], arrays: Mapping[str, np.ndarray], facts: JSONObject) -> Result:
-    status = Status(tuple((Code(code), message) for code, message in facts.pop("status")))
-    del facts["sites"]
-    facts["dims"] = {name: tuple(dims) for name, dims in facts.get("dims", {}).items()}
-    facts["blocks"] = tuple(facts.get("blocks", ()))
+def _facts(path: Path, text: str) -> JSONObject:
+    """What a file says beside its arrays: every fact, of the type that `Result` gives it, and no other."""
+    with _damaged(path):
+        facts = json.loads(text)
+        _require(isinstance(facts, dict), "its facts are no dict")
+        kinds = get_type_hints(Result, localns={"AnnealedDensity": object})
+        kinds = {name: kinds[name] for name in (*FACTS, "dims")}
+        kinds |= {"sites": tuple[str, ...], "status": tuple[tuple[str, ...], ...]}
+        for name in sorted(kinds.keys() | facts.keys()):
+            _require(name in facts, f"it lacks {name!r}")
+            _require(name in kinds, f"{name!r} is no fact of a result")
+            _require(_is_a(facts[name], kinds[name]), f"{name!r} is {facts[name]!r}")
+    return facts
+
+
+def _is_a(value: JSON, kind: Any) -> bool:
+    """Whether a value as JSON reads it is of a type; its lists are tuples."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is_a(value, each) for each in arguments)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_a(each, arguments[1]) for each in value.values())
+    if origin is tuple:
+        return isinstance(value, list) and all(_is_a(each, arguments[0]) for each in value)
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+
+
+def _assembled(path: Path, arrays: Mapping[str, np.ndarray], facts: JSONObject) -> Result:
+    with _damaged(path):
+        samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
+        _check_arrays(samples, {name: arrays[name] for name in ARRAYS}, facts["draws"])
+        status = Status(tuple((Code(code), message) for code, message in facts.pop("status")))
+    facts["dims"] = {name: tuple(dims) for name, dims in facts["dims"].items()}
+    facts["blocks"] = tuple(facts["blocks"])
     facts |= {name: arrays[name] for name in ARRAYS}
     return Result(samples=samples, status=status, **facts)
+
+
+def _check_arrays(samples: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], draws: int | None) -> None:
+    """Refuses arrays that fit neither one another nor what a result is."""
+    for name, array in arrays.items():
+        _require(array.dtype.kind in "fiu", f"{name!r} holds numbers of type {array.dtype}")
+        axes = (1, 2) if name in ("acceptance", "step_size", "quadrature_error") else (1,)
+        _require(array.ndim in axes and array.size > 0, f"{name!r} has shape {array.shape}")
+    weights, first = arrays["log_weights"], arrays["first_ancestors"]
+    lead = weights.shape if draws is None else (*weights.shape, draws)
+    _require(not np.isnan(weights).any() and np.isfinite(weights.max()), "its weights are NaN or infinite")
+    known = first.shape == weights.shape and np.all((first >= 0) & (first < len(first)))
+    _require(known, "its first ancestors are not those of its chains")
+    for name, array in samples.items():
+        _require(array.shape[: len(lead)] == lead, f"site {name!r} has shape {array.shape}, of {lead} samples")
+        _require(array.dtype.kind in "fiub", f"site {name!r} holds numbers of type {array.dtype}")
+    for name in PER_LEVEL:
+        levels = len(arrays["log_snr"])
+        _require(len(arrays[name]) == levels, f"{name!r} has shape {arrays[name].shape}, of {levels} levels")
+
+
+def _require(holds: object, found: str) -> None:
+    if not holds:
+        raise ValueError(found)
+
+
+@contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Says of which file it is that something is missing, or is not what a result has."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoadError(
+            f"{path} is no whole result: {f'it lacks {error}' if isinstance(error, KeyError) else error}.",
+            fix="save the result again, or run it again; what was written by hand must fit together.",
+        ) from error
 
 
 def _with_suffix(path: str | os.PathLike) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
     from tensorstore import TensorStore, WriteFutures
 
 
+@contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """Makes `LoadError` of what TensorStore says of a folder that it cannot read."""
+    try:
+        yield
+    except ValueError as error:
+        raise LoadError(
+            f"The draws in {path} cannot be read: {str(error).splitlines()[0]}",
+            fix="the folder is damaged or another's; start the run again.",
+        ) from error
+
+
 class Stored:
     """An array on disk: indexing reads what is asked for, `numpy.asarray` reads all of it.
 
@@ -25,8 +38,8 @@ class Stored:
         shape, ndim, dtype: as of a NumPy array.
     """
 
-    def __init__(self, array: TensorStore):
-        self._array = array
+    def __init__(self, array: TensorStore, path: Path):
+        self._array, self._path = array, path
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype: np.dtype = array.dtype.numpy_dtype
 
@@ -54,13 +67,17 @@ class Stored:
                 rest.append(0)
             else:
                 break
-        found = np.asarray(self._array[tuple(read)].read().result()) if read else np.asarray(self)
+        found = self._read(tuple(read))
         return found[(*rest, *given[len(read) :])]
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("A stored array is read from disk, which is a copy.")
-        return np.asarray(self._array.read().result(), dtype)
+        return np.asarray(self._read(()), dtype)
+
+    def _read(self, part: tuple[slice, ...]) -> np.ndarray:
+        with unreadable(self._path):
+            return np.asarray((self._array[part] if part else self._array).read().result())
 
     def __repr__(self) -> str:
         return f"Stored(shape={self.shape}, dtype={self.dtype})"
@@ -120,15 +137,10 @@ class Store:
         """
         import tensorstore
 
-        try:
+        with unreadable(self.path):
             for name in names:
                 spec = self._spec(f"samples/{_quoted(name)}")
                 self.arrays[name] = tensorstore.open(spec, open=True).result()
-        except ValueError as error:
-            raise LoadError(
-                f"The draws of site {name!r} cannot be read from {self.path}: {str(error).splitlines()[0]}",
-                fix="the folder is damaged or another's; start the run again.",
-            ) from error
 
     def grow(self, draws: int) -> None:
         """Make room for so many draws."""
@@ -144,7 +156,7 @@ class Store:
     def stored(self, name: str, draws: int | None) -> Stored:
         """A site's array, up to so many draws."""
         array = self.arrays[name]
-        return Stored(array if draws is None else array[:, :draws])
+        return Stored(array if draws is None else array[:, : min(draws, array.shape[1])], self.path)
 
     def write_rest(self, arrays: Mapping[str, np.ndarray], attributes: JSONObject) -> None:
         """Write what else belongs to a result; by one process."""
@@ -167,7 +179,7 @@ class Store:
             about = json.loads((self.path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LoadError(f"{self.path} is no stored result.", fix="check the path.") from error
-        if {name: about.get(name) for name in self.format} != self.format:
+        if not isinstance(about, dict) or {name: about.get(name) for name in self.format} != self.format:
             raise LoadError(
                 f"{self.path} is no stored result of this version of composeprob.",
                 fix="pass the folder that was given as store=.",
@@ -185,7 +197,8 @@ class Store:
         """Read what `write_rest` wrote."""
         import tensorstore
 
-        return {n: np.asarray(tensorstore.open(self._spec(n), open=True).result().read().result()) for n in names}
+        with unreadable(self.path):
+            return {n: np.asarray(tensorstore.open(self._spec(n), open=True).result().read().result()) for n in names}
 
     def _make(
         self, name: str, shape: Sequence[int], dtype: DTypeLike, block: Sequence[int], axes: list[str]
@@ -203,7 +216,10 @@ class Store:
         return tensorstore.open(spec, create=True, delete_existing=True).result()
 
     def _spec(self, name: str) -> JSONObject:
-        return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.path / name)}}
+        folder = self.path / name
+        if not folder.resolve().is_relative_to(self.path.resolve()):
+            raise LoadError(f"{folder} is a link out of the folder of this result.", fix="copy the samples into it.")
+        return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
 
 
 def _quoted(name: str) -> str:

@@ -142,7 +142,7 @@ class Writer:
             arrays, facts = result.parts()
             try:
                 if jax.process_index() == 0:
-                    self.store.write_rest(arrays, {"run": self.run_id, "facts": facts, "arrays": sorted(arrays)})
+                    self.store.write_rest(arrays, {"run": self.run_id, "facts": facts})
             except (ValueError, OSError, RuntimeError) as error:
                 self.failure = first_line(error)
             barrier("result")

@@ -167,7 +167,7 @@ def test_refusals(product, tmp_path):
         ("thin must be a whole number", WrongTypeError, {"thin": 2.5}),
         ("thin=3 was given, but no draws", InvalidValueError, {"draws": None}),
         ("more than 2147483647", InvalidValueError, {"draws": 2**20, "thin": 2**12}),
-        ("store must be a folder's path", WrongTypeError, {"store": 3}),
+        ("store must be a path", WrongTypeError, {"store": 3}),
         ("Ancestral without a kernel cannot go on", CapabilityError, {"sampler": cp.Ancestral()}),
         ("is not a stored result", InvalidValueError, {"store": tmp_path / "mine"}),
         ("Nothing can be written to store", InvalidValueError, {"store": tmp_path / "file" / "s"}),

@@ -351,7 +351,7 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
         files = (tmp_path / "weights.safetensors", tmp_path / "metrics.json")
         return SimpleNamespace(finished=False, loss=[0.0] * 3, written=files)
 
-    monkeypatch.setattr("composeprob.training.train_model", train_model)
+    monkeypatch.setattr("composeprob.models.making.train_model", train_model)
     result = command("train", "ring2d", "--iterations", 5, "--out", tmp_path, "--no-cache")
     assert result.exit_code == 0
     assert seen == {

@@ -14,8 +14,8 @@ import json
 import sys
 from pathlib import Path
 
-from composeprob.calibration import calibrate_model
 from composeprob.errors import ComposeProbError
+from composeprob.models.making import calibrate_model
 
 
 def condition(text: str) -> tuple[str, object]:

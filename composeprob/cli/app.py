@@ -77,7 +77,7 @@ def train(
 
         composeprob train ring2d-sharp --retraining 1 --out models/ring2d-sharp
     """
-    from composeprob.training import train_model
+    from composeprob.models.making import train_model
 
     keep_compiled(no_cache)
     done = train_model(

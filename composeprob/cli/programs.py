@@ -88,7 +88,7 @@ def arguments(
                 where=program.where,
                 fix=f"name the parameter that it should be {name}, or leave --{name} out.",
             )
-    values: dict[str, Any] = {name: make() for name, make in given.items()}
+    values = {name: make() for name, make in given.items()}
     for name, parameter in parameters.items():
         if name in given:
             continue
@@ -135,7 +135,7 @@ def presets(module: ModuleType) -> dict[str, Any]:
         "chunk": ((int,), "a whole number"),
         "precision": ((str,), '"bfloat16"'),
     }
-    found: dict[str, Any] = {"num_chains": 1000}
+    found = {"num_chains": 1000}
     for name, (types, what) in kinds.items():
         value = getattr(module, name, None)
         if value is None:

@@ -8,6 +8,7 @@ import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from composeprob.errors import LoadError
@@ -19,7 +20,7 @@ class Kind:
     """The values that an option may have, in words and as a test."""
 
     text: str
-    accepts: Callable[[Any], bool]
+    accepts: Callable[..., bool]
 
     def __repr__(self) -> str:
         return self.text
@@ -69,7 +70,7 @@ def read_json(path: Path) -> JSONObject:
     return found
 
 
-class Options:
+class Options(SimpleNamespace):
     """The options of a file that a network's shapes do not contain, as attributes; the original's default where the
     file gives none.
 
@@ -91,9 +92,6 @@ class Options:
             if not any(_accepts(rule, value) for rule in (default, *others)):
                 unsupported(where, name, value, (default, *others))
             setattr(self, name, value)
-
-    def __getattr__(self, name: str) -> Any:  # for readers of types: every rule sets an attribute
-        raise AttributeError(name)
 
     def agree(self, others: bool = False, **sizes: object) -> None:
         """Refuses a file whose sizes are not those of the weights, or that has options nobody knows.

@@ -110,7 +110,7 @@ class UNet(eqx.Module):
         return jnp.concatenate([embedding, embedded]) if self.concatenated else embedding + embedded
 
     @property
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> JSONObject:
         """Options that the weights contain, by the names of diffusers' files."""
         label = self.class_embedding
         return {
@@ -183,7 +183,9 @@ def _plain(arrays: Arrays, channels: int, size: int | None, style: Style) -> Att
     )  # fmt: skip
 
 
-def _label(o: Options, arrays: Arrays, time: EmbeddingMLP) -> tuple[Embedding | EmbeddingMLP | Linear | None, Any]:
+def _label(
+    o: Options, arrays: Arrays, time: EmbeddingMLP
+) -> tuple[Embedding | EmbeddingMLP | Linear | None, tuple[int, ...] | None]:
     """The layer that embeds labels, None without one; and a label's shape, None where there are none."""
     below, width = arrays / "class_embedding", time.linear_2.outputs
     if o.class_embed_type is None:

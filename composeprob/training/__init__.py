@@ -1,10 +1,9 @@
 """Training: makes a diffusion factor from a sampler of data, by Optax.
 
-`Recipe` states what to train, `train` trains it (resumable, one compilation), `train_model` does so for a model of the
-zoo and writes its weights. May import everything but `api` and `cli`; nothing imports it but those and the zoo.
+`Recipe` states what to train, `train` trains it (resumable, one compilation); what makes the zoo of this lies in
+``models/making.py``. May import everything but `api` and `cli`; nothing imports it but those and the zoo.
 """
 
-from composeprob.training.model import train_model
 from composeprob.training.quality import sample_quality, score_errors
 from composeprob.training.recipe import Recipe
 from composeprob.training.run import TrainingRun, train
@@ -18,5 +17,4 @@ __all__ = [
     "save_weights",
     "score_errors",
     "train",
-    "train_model",
 ]

@@ -9,8 +9,9 @@ import pytest
 
 import composeprob as cp
 from composeprob import model_zoo
-from composeprob.calibration import calibrate_model, load_calibration, save_calibration
+from composeprob.calibration import load_calibration, save_calibration
 from composeprob.factors.calibrated import TABLES, Calibrated
+from composeprob.models.making import calibrate_model
 
 SCHEDULE = cp.Schedule.log_snr(8)
 CALIBRATED = [n for n in cp.zoo() if (model_zoo.models_folder() / n / "calibration.safetensors").exists()]

@@ -10,9 +10,9 @@ import pytest
 
 import composeprob as cp
 from composeprob import model_zoo
-from composeprob.calibration import calibrate_model
-from composeprob.calibration import zoo as calibration
-from composeprob.training import TrainingRun, model, train_model
+from composeprob.models import making
+from composeprob.models.making import calibrate_model, train_model
+from composeprob.training import TrainingRun
 
 WEIGHTS = {0: "weights.safetensors", 2: "weights-2.safetensors"}
 
@@ -32,8 +32,8 @@ def written(tmp_path, monkeypatch):
         return TrainingRun(network, np.zeros(3), np.zeros(2), np.zeros(1), 0.0, finished=True)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model, "write_model", write)
-    monkeypatch.setattr(model, "train", train)
+    monkeypatch.setattr(making, "write_model", write)
+    monkeypatch.setattr(making, "train", train)
     return folders
 
 
@@ -60,7 +60,7 @@ def test_weights_are_replaced_only_where_that_is_asked_for(number, written, monk
         raise AssertionError("it was trained")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "train", never)
+        patch.setattr(making, "train", never)
         with pytest.raises(cp.errors.InvalidValueError, match=f"{WEIGHTS[number]} is there already") as caught:
             train_model("ring2d-sharp-score", out=folder, retraining=number)
         with pytest.raises(cp.errors.InvalidValueError):
@@ -91,7 +91,7 @@ def test_a_run_that_was_stopped_goes_on(number, written):
 
 def test_a_calibration_is_kept_too(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(calibration, "calibrate", lambda factor, *_, **__: calls.append(factor) or cp.load("ring2d"))
+    monkeypatch.setattr(making, "calibrate", lambda factor, *_, **__: calls.append(factor) or cp.load("ring2d"))
     own = model_zoo.models_folder() / "ring2d"
     shutil.copy(own / "weights.safetensors", tmp_path)
     calibrate_model("ring2d", out=tmp_path)

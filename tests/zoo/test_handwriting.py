@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.calibration import calibrate_model
 from composeprob.errors import ConditionError, InvalidValueError
 from composeprob.models.handwriting import ANY
+from composeprob.models.making import calibrate_model
 from composeprob.models.worlds import digits as world
 
 CHAINS = 400
@@ -58,7 +58,7 @@ def test_every_label_has_its_calibration():
     assert "normalised" not in cp.load("digits").capabilities
     density = cp.compile(either, factors[3], factors[8], 0.2)
     assert "2 evaluations in 1 batches" in str(density)  # one network, whatever its calibrations
-    with pytest.raises(InvalidValueError, match=r"one normaliser for each .*\n.*calibrate digits --given label=…"):
+    with pytest.raises(InvalidValueError, match=r"one normaliser for each .*\n.*calibrate.py digits --given label=…"):
         calibrate_model("digits")
 
 

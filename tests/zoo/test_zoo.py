@@ -12,8 +12,8 @@ import pytest
 from composeprob import model_zoo as zoo
 from composeprob import models
 from composeprob.errors import LoadError
-from composeprob.training import score_errors, train_model
-from composeprob.training.model import table
+from composeprob.models.making import table, train_model
+from composeprob.training import score_errors
 from composeprob.training.quality import losses_by_log_snr
 
 MODELS = Path(__file__).parents[2] / "models"

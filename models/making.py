@@ -1,17 +1,21 @@
-"""`train_model` trains a model of the zoo by its recipe, measures it, and writes what the zoo loads."""
+"""What makes the zoo: `train_model` trains a model by its recipe, measures it, and writes what `cp.load` reads;
+`calibrate_model` finds its log-normaliser."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
-from composeprob.calibration.zoo import calibrate_model
-from composeprob.errors import InvalidValueError, LoadError
+from composeprob import model_zoo as zoo
+from composeprob.calibration import calibrate, save_calibration
+from composeprob.errors import CapabilityError, InvalidValueError, LoadError
+from composeprob.factors.calibrated import Calibrated
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.json_data import JSONObject
@@ -63,8 +67,6 @@ def train_model(
         LoadError: no such model; a retraining of a model that has not been trained; or the checkpoint belongs to
             another run.
     """
-    from composeprob import model_zoo as zoo  # the zoo loads what training writes, and imports the recipe from here
-
     recipe = zoo.recipe(name)
     source = zoo.models_folder() / name
     folder = Path("out", name) if out is None else Path(out)
@@ -108,7 +110,7 @@ def write_model(
         save_weights(run.factor.network, file)
         measured = measure(recipe, run, reference)
         if reference is None:
-            from composeprob.training.pictures import write_pictures  # Matplotlib
+            from .pictures import write_pictures  # Matplotlib
 
             written += write_pictures(folder, run, jax.random.key(SEED + 1))
     metrics = measured | ({"retrainings": sorted(rows, key=lambda row: row["retraining"])} if rows else {})
@@ -261,3 +263,54 @@ def _retrainings_table(rows: list[JSONObject]) -> list[str]:
         "|---:" * (1 + len(columns)) + "|",
         *("| " + " | ".join(f"{row[name]:.4g}" for name in ("retraining", *columns)) + " |" for row in rows),
     ]
+
+
+def calibrate_model(
+    name: str,
+    *,
+    retraining: int = 0,
+    out: str | Path | None = None,
+    conditions: Mapping[str, object] | None = None,
+    num_chains: int = 1000,
+    replace: bool = False,
+) -> Calibrated:
+    """Calibrates a model of the zoo with an energy, and writes ``calibration.safetensors``, which `load` then applies.
+
+    Args:
+        name: a folder of the zoo.
+        retraining: which of its trainings; R > 0 is written to ``calibration-R.safetensors``.
+        out: the folder of its weights, and to write into; by default the model's own.
+        conditions: of a model with conditions: a value of each. Each combination has its own file, which
+            ``load(name, **conditions)`` applies.
+        num_chains: as of `calibrate`.
+        replace: whether to replace a calibration that is there.
+
+    Raises:
+        LoadError: no such model, or it has not been trained.
+        CapabilityError: it has only a score.
+        InvalidValueError: it has conditions, and not all of them are given; or it is calibrated already, and
+            ``replace`` is not given.
+        ConditionError: it has no such condition.
+    """
+    factor, weights = zoo.uncalibrated(name, retraining, out)
+    if "energy" not in factor.capabilities:
+        raise CapabilityError(
+            f"Model '{name}' offers only its score, and a score has no constant to calibrate.",
+            fix="calibrate models with an energy; `composeprob zoo` lists what they offer.",
+        )
+    conditions = conditions or {}
+    if set(factor.condition_names) - set(conditions):
+        needed = " ".join(f"--given {each}=…" for each in factor.condition_names)
+        raise InvalidValueError(
+            f"Model '{name}' has conditions, and one normaliser for each of their values.",
+            fix=f"give one: python tools/calibrate.py {name} {needed}",
+        )
+    file = zoo.calibration_file(weights, conditions)
+    if file.exists() and not replace:
+        raise InvalidValueError(
+            f"{file} is there already.", fix="calibrate again with --replace (replace=True in Python)."
+        )
+    found = calibrate(factor.given(**conditions), jax.random.key(0), num_chains=num_chains)
+    assert isinstance(found, Calibrated)
+    save_calibration(found, file, weights=weights)
+    return found

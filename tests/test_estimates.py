@@ -18,14 +18,14 @@ class Made(Estimating):
     """Samples without a run."""
 
     def __init__(self, values, ancestors=None, draws=None, status=Status(), weights=None):  # noqa: B008 - immutable
-        self.samples, self.draws, self.status = {"x": values}, draws, status
+        vars(self).update(samples={"x": values}, draws=draws, status=status)
         n = len(values)
         weights = np.ones(n) if weights is None else weights
-        self._families = Families.from_ancestors(weights, np.arange(n) if ancestors is None else ancestors)
+        vars(self)["groups"] = Families.from_ancestors(weights, np.arange(n) if ancestors is None else ancestors)
 
     @property
     def families(self):
-        return self._families
+        return vars(self)["groups"]
 
 
 def independent(rng):

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 import composeprob as cp
-from composeprob.errors import InvalidValueError
+from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.results.plotting import PALETTE, SIZES, wrapped
 from composeprob.results.status import Code, Status
 from sampling_cases import both, normal, run
@@ -127,3 +127,32 @@ def test_notebooks_show_findings_picture_numbers_and_program():
 def test_a_notebook_shows_the_program():
     page = run(cp.compile(both, normal([0.0, 0.0]), normal([0.3, 0.0])))._repr_html_()
     assert re.search(r"π<sub>k</sub>\(x\) ∝ f\(x\)·g\(x\)", page)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 9, 1), (8, 9, 3)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (3.0, 40.0)])
+def test_a_site_that_is_an_image_has_images(shape, low, high, tmp_path):
+    values = np.random.default_rng(0).uniform(low, high, size=(N, *shape))
+    result = make({"x": np.zeros((N, 2)), "image": values})
+    expected = (values - values.min()) / np.ptp(values)
+    for each in (result, cp.Result.load(result.save(tmp_path / "run"))):
+        images = each.images()
+        assert images.shape == (N, *shape[:2], shape[2] if len(shape) == 3 else 1)
+        assert 0 <= images.min() < images.max() <= 1
+        np.testing.assert_allclose(images.reshape(values.shape), expected, atol=0.01)
+        np.testing.assert_array_equal(each.images("image"), images)
+
+
+def test_of_two_images_one_must_be_named():
+    result = make({"a": np.ones((N, 8, 8)), "b": np.zeros((N, 8, 8)), "c": np.zeros(N)})
+    with pytest.raises(CapabilityError, match=r"(?s)not exactly one.*name one of 'a', 'b'"):
+        result.images()
+    with pytest.raises(CapabilityError, match=r"(?s)'c', of shape \(\).*name one of 'a', 'b'"):
+        result.images("c")
+    assert result.images("b").max() == 0
+
+
+def test_images_of_draws_are_those_of_all_chains():
+    values = np.random.default_rng(0).uniform(size=(N, 3, 8, 8))
+    images = make({"x": values}, draws=3).images()
+    np.testing.assert_array_equal(images[..., 0], values.reshape(-1, 8, 8))

@@ -150,7 +150,7 @@ def test_what_cannot_be_predicted_is_refused(density, samples):
 
 
 def result_of(density, samples, **changes):
-    changes = {"log_weights": np.zeros(len(samples["x"])), **changes}
+    changes = {"log_weights": np.zeros(len(samples["x"])), "first_ancestors": None, **changes}
     return dataclasses.replace(make(samples), density=density, dims=dict(density.graph.dims), **changes)
 
 

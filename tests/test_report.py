@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.results.curves import curve
+from composeprob.results.html_report import curve
 from sampling_cases import both, normal, run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jax import Array
 
 from composeprob.errors import InvalidValueError, WrongTypeError, a_kind
-from composeprob.results.result import FACTS, PER_LEVEL
-
-if TYPE_CHECKING:
-    from composeprob.results.result import Result
+from composeprob.results.record import FACTS, PER_LEVEL, Record
 
 Dims = dict[str, Sequence[str | None]]
 Value = TypeVar("Value")
 
 
 def to_arviz(
-    result: Result, dims: Dims, coords: Mapping[str, Sequence[object] | np.ndarray], predictive: Array | None
+    result: Record, dims: Dims, coords: Mapping[str, Sequence[object] | np.ndarray], predictive: Array | None
 ) -> Any:
     """See `Result.to_arviz`."""
     with warnings.catch_warnings():
@@ -37,7 +34,7 @@ def as_dict(given: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
 
 
 def _grouped(
-    result: Result, dims: Dims, coords: Mapping[str, Sequence[object] | np.ndarray], predictive: Array | None
+    result: Record, dims: Dims, coords: Mapping[str, Sequence[object] | np.ndarray], predictive: Array | None
 ) -> Any:
     from composeprob.results.arviz_versions import grouped
 
@@ -66,13 +63,13 @@ def _grouped(
     return grouped({name: group for name, group in groups.items() if group}, {**levels, **named}, coords, attributes)
 
 
-def _chains(result: Result, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _chains(result: Record, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """(chain, draw, …) of values (M, …) as `Result.unweighted` orders them."""
     shape = (1, result.num_chains) if result.draws is None else (result.num_chains, result.draws)
     return {name: value.reshape(*shape, *value.shape[1:]) for name, value in values.items()}
 
 
-def _plates(result: Result, shapes: dict[str, tuple[int, ...]]) -> Dims:
+def _plates(result: Record, shapes: dict[str, tuple[int, ...]]) -> Dims:
     """The plates' names; xarray allows no axis to be called as a variable is."""
     return {
         name: [None if axis in shapes else axis for axis in axes]

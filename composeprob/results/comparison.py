@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
+from composeprob.results.record import Record
 from composeprob.results.status import Code, Status
-
-if TYPE_CHECKING:
-    from composeprob.results.result import Result
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Comparison:
         return f"{shares}\n{self.status}"
 
 
-def compare(result: Result, other: Result, seed: int = 0) -> Comparison:
+def compare(result: Record, other: Record, seed: int = 0) -> Comparison:
     """See `Result.compare`."""
     if not hasattr(other, "unweighted"):
         raise WrongTypeError(
@@ -86,7 +83,7 @@ def isolated(near: Int[np.ndarray, "m k"], mine: np.ndarray) -> tuple[float, flo
     return float(alone[mine].mean()), float(alone[~mine].mean())
 
 
-def _rows(result: Result, rng: np.random.Generator) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
+def _rows(result: Record, rng: np.random.Generator) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
     """Samples of equal weight, all sites in one row, and the family of each; draws of a chain are one family."""
     lead = 1 if result.draws is None else 2
     sites = [np.asarray(result.samples[name], float) for name in sorted(result.samples)]
@@ -98,7 +95,7 @@ def _rows(result: Result, rng: np.random.Generator) -> tuple[Float[np.ndarray, "
     return rows.reshape(-1, rows.shape[-1]), np.repeat(families, result.draws)
 
 
-def _sizes(result: Result) -> list[int]:
+def _sizes(result: Record) -> list[int]:
     """How many numbers each site has, in the order of `_rows`."""
     lead = 1 if result.draws is None else 2
     return [math.prod(np.shape(result.samples[name])[lead:]) for name in sorted(result.samples)]

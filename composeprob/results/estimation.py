@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +17,13 @@ from composeprob import tuning
 from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeError
 from composeprob.results.estimates import (
     Estimate,
-    Families,
     effective_chains,
     of_chains,
     pareto_k,
     plain,
     student,
 )
-from composeprob.results.status import Status
+from composeprob.results.record import Record
 
 
 @dataclass(frozen=True)
@@ -94,19 +92,8 @@ def quantile(values: np.ndarray, cumulative: np.ndarray, q: float) -> float:
     return float(values[min(int(np.searchsorted(cumulative, q - 1e-12)), len(values) - 1)])
 
 
-class Estimating:
+class Estimating(Record):
     """`Estimating` is the part of a `Result` that estimates functions of a sample, with standard errors."""
-
-    samples: dict[str, np.ndarray]
-    draws: int | None
-    status: Status
-    log_evidence: float | None
-    log_evidence_error: float | None
-
-    @property
-    @abstractmethod
-    def families(self) -> Families:
-        """Groups of chains that are independent of each other."""
 
     @property
     def effective_chains(self) -> float:

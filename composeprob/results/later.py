@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar, cast
-
-if TYPE_CHECKING:
-    from composeprob.results.result import Result
+from typing import TypeVar, cast
 
 Value = TypeVar("Value")
 
@@ -24,7 +21,7 @@ class Later:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, result: Result | None, owner: type) -> object:
+    def __get__(self, result: object, owner: type) -> object:
         if result is None:  # as `dataclasses.dataclass` looks for a default
             if not self.default:
                 raise AttributeError(self.name)
@@ -34,10 +31,10 @@ class Later:
             value = result.__dict__[self.name] = value(result)
         return value
 
-    def __set__(self, result: Result, value: object) -> None:
+    def __set__(self, result: object, value: object) -> None:
         result.__dict__[self.name] = value
 
 
-def later(function: Callable[[Result], Value]) -> Value:
+def later(function: Callable[..., Value]) -> Value:
     """A function of the result, in the place of the value of such a field."""
     return cast(Value, function)

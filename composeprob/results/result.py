@@ -1,57 +1,28 @@
-"""The result of `infer`: its samples, their weights, and the diagnostics of the run."""
+"""The result of `infer`: what it estimates, shows, compares and writes of the run that it records."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from jax import Array
 
-from composeprob.errors import InvalidValueError, unknown_name
+from composeprob.errors import unknown_name
 from composeprob.json_data import JSONObject
+from composeprob.results import saving
+from composeprob.results.comparison import Comparison, compare
 from composeprob.results.estimation import Estimating
-from composeprob.results.later import Later
-from composeprob.results.shown import Shown
-from composeprob.results.status import Status
-from composeprob.results.store import Stored
-from composeprob.results.weighted import Weighted
+from composeprob.results.images import images
+from composeprob.results.summary import Summary
 
 if TYPE_CHECKING:
-    from composeprob.density.annealed import AnnealedDensity
-    from composeprob.results.comparison import Comparison
-
-PER_LEVEL = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "log_snr", "swaps")
-ARRAYS = ("log_weights", "first_ancestors", *PER_LEVEL)
-FACTS = (
-    "log_evidence",
-    "log_evidence_error",
-    "evaluations",
-    "seconds",
-    "sampler",
-    "reason",
-    "curl",
-    "blocks",
-    "draws",
-    "thin",
-    "devices",
-    "round_trips",
-    "global_acceptance",
-    "key",
-    "versions",
-)
+    from matplotlib.figure import Figure
 
 
-def _no_factor(result: Result) -> dict[str, float]:
-    """The curl of a run that relied on no score's being a gradient."""
-    return {}
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Result(Weighted, Estimating, Shown):
+class Result(Estimating):
     """A `Result` holds N weighted samples of a program, and the diagnostics of the run that made them, level by level.
 
     Arrays over levels have K entries, entry k belonging to level k; a level that was not visited, or a quantity that
@@ -105,83 +76,65 @@ class Result(Weighted, Estimating, Shown):
         density: the compiled density; None after `load`.
     """
 
-    samples: dict[str, np.ndarray]
-    log_weights: np.ndarray
-    log_evidence: float | None
-    evaluations: int
-    acceptance: np.ndarray
-    step_size: np.ndarray
-    ess: np.ndarray
-    non_finite: np.ndarray
-    seconds: float
-    sampler: str
-    reason: str
-    log_snr: np.ndarray
-    status: Status = Later()  # type: ignore[assignment]  # noqa: RUF009 - a descriptor
-    quadrature_error: np.ndarray | None = None
-    ancestors: np.ndarray | None = None
-    first_ancestors: np.ndarray | None = None
-    swaps: np.ndarray | None = None
-    round_trips: float | None = None
-    global_acceptance: float | None = None
-    log_evidence_error: float | None = Later(None)  # type: ignore[assignment]
-    curl: dict[str, float] = Later(_no_factor)  # type: ignore[assignment]  # noqa: RUF009
-    dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
-    blocks: tuple[str, ...] = ()
-    draws: int | None = None
-    thin: int = 1
-    devices: int = 1
-    key: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    density: AnnealedDensity | None = None
-
-    def __post_init__(self) -> None:
-        put = object.__setattr__  # the way to normalise a frozen dataclass's fields
-        samples = {
-            name: value if isinstance(value, Stored) else np.asarray(value) for name, value in self.samples.items()
-        }
-        put(self, "samples", samples)
-        if self.quadrature_error is None:
-            put(self, "quadrature_error", np.full(np.shape(self.acceptance), np.nan))
-        if self.ancestors is None:
-            put(self, "ancestors", np.full(np.shape(self.log_snr), np.nan))
-        if self.swaps is None:
-            put(self, "swaps", np.full(np.shape(self.log_snr), np.nan))
-        if self.first_ancestors is None:
-            put(self, "first_ancestors", np.arange(np.shape(self.log_weights)[0]))
-        for name in ARRAYS:
-            put(self, name, np.asarray(getattr(self, name)))
-
     if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
 
         def __getattr__(self, name: str) -> NoReturn:
             sites = {site: f"write result[{site!r}]." for site in self.__dict__.get("samples", ())}
             raise unknown_name("Result", name, dir(self), sites)
 
-    def predictive(self, key: Array) -> dict[str, np.ndarray]:
-        """Draws data from the program under these samples.
+    def summary(self) -> Summary:
+        """Makes a table of weighted means, standard deviations and quantiles, and of how the run went; print it."""
+        return Summary.of_result(self)
 
-        That is the posterior predictive, or for a result on `prior(density)` the prior predictive.
-
-        Each of the equally weighted samples of `unweighted` gives one draw of every observed site; of the data
-        themselves nothing is used. See `AnnealedDensity.predict`.
+    def plot(self, kind: str = "overview") -> Figure:
+        """Draws the result.
 
         Args:
-            key: a random key.
-
-        Returns:
-            ``{observed site: (N, …)}``.
+            kind: ``"overview"``, a panel for each site and one with acceptance and step size by level: a site of two
+                numbers is shown with its marginals over the density of level 0 (where the density has a
+                log-density), images as a grid, anything else as histograms; ``"samples"``, the sites alone;
+                ``"pairs"``, every number against every other; ``"levels"``, a panel for each diagnostic.
 
         Raises:
-            InvalidValueError: the result was loaded from a file, which holds no density.
-            CapabilityError: the program observes nothing.
+            InvalidValueError: no such kind, or nothing of this kind to draw.
         """
-        if self.density is None:
-            raise InvalidValueError(
-                "A result that was loaded from a file has no density to predict with.",
-                fix="compile the program and call density.predict(key, result.unweighted()).",
-            )
-        return {name: np.asarray(v) for name, v in self.density.predict(key, self.unweighted()).items()}
+        from composeprob.results.plotting import plot_result
+
+        return plot_result(self, kind)
+
+    def images(self, site: str | None = None) -> np.ndarray:
+        """Makes images of a site's equally weighted samples (`unweighted`): as its models decode them, or of events
+        that are images themselves, of shape (height, width) or (height, width, 1 or 3).
+
+        Values of the latter in [0, 1] or [−1, 1] keep their meaning; others are stretched.
+
+        Args:
+            site: whose; left out, the only one that has images, or that models decode.
+
+        Returns:
+            (N, height, width, channels), values from 0 to 1.
+
+        Raises:
+            CapabilityError: events are no images, and no model of the program says how these are made, or two say it
+                differently; or it is not clear which site is meant.
+            UnknownSiteError: no such site.
+        """
+        return images(self, site)
+
+    def report(self, path: str | os.PathLike) -> Path:
+        """Writes one HTML file that says what was sampled, how well, and what to do next.
+
+        It holds the program, estimates with intervals, samples, diagnostics by level, findings with what to try, the
+        cost, the random key and versions, and needs no network. Returns its path, such as ``"run.html"``.
+        """
+        from composeprob.results.html_report import write
+
+        return write(self, path)
+
+    def _repr_html_(self) -> str:
+        from composeprob.results.html_report import display
+
+        return display(self)
 
     def to_arviz(
         self,
@@ -245,15 +198,11 @@ class Result(Weighted, Estimating, Shown):
         References:
             Schilling 1986, *Multivariate two-sample tests based on nearest neighbors*.
         """
-        from composeprob.results.comparison import compare
-
         return compare(self, other)
 
     def numbers(self) -> JSONObject:
         """Returns every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
-        from composeprob.results.saving import numbers
-
-        return numbers(self)
+        return saving.numbers(self)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes everything except ``density`` to one safetensors file; returns its path, which ends in
@@ -262,17 +211,7 @@ class Result(Weighted, Estimating, Shown):
         Raises:
             WrongTypeError, InvalidValueError: no path, or one that cannot be written to.
         """
-        from composeprob.results.saving import save
-
-        return save(self, path)
-
-    def parts(self) -> tuple[dict[str, np.ndarray], JSONObject]:
-        """Returns all but the samples and the density, as they are written to disk: arrays, and what JSON can hold."""
-        facts: JSONObject = {name: getattr(self, name) for name in FACTS}
-        facts["sites"] = list(self.samples)  # safetensors sorts by name
-        facts["dims"] = self.dims
-        facts["status"] = [(code.value, message) for code, message in self.status.findings]
-        return {name: getattr(self, name) for name in ARRAYS}, facts
+        return saving.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Result:
@@ -283,9 +222,7 @@ class Result(Weighted, Estimating, Shown):
             LoadError: no such file or folder, one written by something else, or by a run that has not ended, or one
                 whose arrays and facts do not fit together.
         """
-        from composeprob.results.saving import load
-
-        return load(path)
+        return saving.load(path, cls)
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{name} {value.shape}" for name, value in self.samples.items())

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,15 +16,17 @@ from numpy.typing import ArrayLike
 from composeprob.arguments import check_path
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.json_data import JSON, JSONObject
-from composeprob.results.result import ARRAYS, FACTS, PER_LEVEL, Result
+from composeprob.results.estimation import Estimating
+from composeprob.results.record import ARRAYS, FACTS, PER_LEVEL, Record
 from composeprob.results.status import Code, Status
 from composeprob.results.store import Store
-from composeprob.results.summary import COLUMNS
+from composeprob.results.summary import COLUMNS, Summary
 
+Loaded = TypeVar("Loaded", bound=Record)
 FORMAT = {"format": "composeprob.results.result", "version": "4"}
 
 
-def save(result: Result, path: str | os.PathLike) -> Path:
+def save(result: Record, path: str | os.PathLike) -> Path:
     """See `Result.save`."""
     from safetensors.numpy import save as as_bytes
 
@@ -45,12 +47,12 @@ def save(result: Result, path: str | os.PathLike) -> Path:
     return path
 
 
-def load(path: str | os.PathLike) -> Result:
+def load(path: str | os.PathLike, kind: type[Loaded]) -> Loaded:
     """See `Result.load`."""
     from safetensors import SafetensorError, safe_open
 
     if check_path(path, "The path of a result", "run.safetensors").is_dir():
-        return _opened(Store(Path(path)))
+        return _opened(kind, Store(Path(path)))
     path = _with_suffix(path)
     if not path.is_file():
         raise LoadError(f"There is no saved result at {path}.", fix="check the path; result.save returns it.")
@@ -69,10 +71,10 @@ def load(path: str | os.PathLike) -> Result:
             f"version {FORMAT['version']!r}).",
             fix="pass a file written by result.save; weights of a model are read by cp.load.",
         )
-    return _assembled(path, arrays, _facts(path, metadata.get("facts", "")))
+    return _assembled(kind, path, arrays, _facts(path, metadata.get("facts", "")))
 
 
-def _opened(store: Store) -> Result:
+def _opened(kind: type[Loaded], store: Store) -> Loaded:
     about = store.attributes()
     if "facts" not in about:
         raise LoadError(
@@ -82,7 +84,7 @@ def _opened(store: Store) -> Result:
     facts = _facts(store.path, json.dumps(about["facts"]))
     store.open(facts["sites"])
     samples: dict[str, Any] = {f"samples/{name}": store.stored(name, facts["draws"]) for name in facts["sites"]}
-    return _assembled(store.path, samples | store.rest(ARRAYS), facts)
+    return _assembled(kind, store.path, samples | store.rest(ARRAYS), facts)
 
 
 def _facts(path: Path, text: str) -> JSONObject:
@@ -90,7 +92,7 @@ def _facts(path: Path, text: str) -> JSONObject:
     with _damaged(path):
         facts = json.loads(text)
         _require(isinstance(facts, dict), "its facts are no dict")
-        kinds = get_type_hints(Result, localns={"AnnealedDensity": object})
+        kinds = get_type_hints(Record)
         kinds = {name: kinds[name] for name in (*FACTS, "dims")}
         kinds |= {"sites": tuple[str, ...], "status": tuple[tuple[str, ...], ...]}
         for name in sorted(kinds.keys() | facts.keys()):
@@ -112,7 +114,7 @@ def _is_a(value: JSON, kind: Any) -> bool:
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
 
 
-def _assembled(path: Path, arrays: Mapping[str, np.ndarray], facts: JSONObject) -> Result:
+def _assembled(kind: type[Loaded], path: Path, arrays: Mapping[str, np.ndarray], facts: JSONObject) -> Loaded:
     with _damaged(path):
         samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
         _check_arrays(samples, {name: arrays[name] for name in ARRAYS}, facts["draws"])
@@ -120,7 +122,7 @@ def _assembled(path: Path, arrays: Mapping[str, np.ndarray], facts: JSONObject) 
     facts["dims"] = {name: tuple(dims) for name, dims in facts["dims"].items()}
     facts["blocks"] = tuple(facts["blocks"])
     facts |= {name: arrays[name] for name in ARRAYS}
-    return Result(samples=samples, status=status, **facts)
+    return kind(samples=samples, status=status, **facts)
 
 
 def _check_arrays(samples: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], draws: int | None) -> None:
@@ -164,7 +166,7 @@ def _with_suffix(path: str | os.PathLike) -> Path:
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
-def numbers(result: Result) -> JSONObject:
+def numbers(result: Estimating) -> JSONObject:
     """See `Result.numbers`."""
 
     def plain(values: ArrayLike | None) -> Any:
@@ -173,6 +175,7 @@ def numbers(result: Result) -> JSONObject:
             return float(values) if np.isfinite(values) else None
         return [plain(row) for row in values]
 
+    rows = Summary.of_result(result).rows
     facts = {name: getattr(result, name) for name in FACTS}
     facts["log_evidence_error"] = None if result.log_evidence is None else plain(result.log_evidence_error)
     return {
@@ -182,6 +185,6 @@ def numbers(result: Result) -> JSONObject:
         "pareto_k": plain(result.pareto_k),
         "status": result.status.code.value,
         "message": result.status.message,
-        "summary": {label: dict(zip(COLUMNS, plain(row), strict=True)) for label, row in result.summary().rows.items()},
+        "summary": {label: dict(zip(COLUMNS, plain(row), strict=True)) for label, row in rows.items()},
         "levels": {name: plain(getattr(result, name)) for name in PER_LEVEL},
     }

@@ -5,16 +5,13 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from composeprob import tuning
 from composeprob.results.estimates import of_samples, with_error
+from composeprob.results.estimation import Estimating
 from composeprob.text import printable
-
-if TYPE_CHECKING:
-    from composeprob.results.result import Result
 
 COLUMNS = ("mean", "±", "sd", "5%", "50%", "95%")
 
@@ -33,7 +30,7 @@ class Summary:
     facts: dict[str, str]
 
     @classmethod
-    def of_result(cls, result: Result) -> Summary:
+    def of_result(cls, result: Estimating) -> Summary:
         """Makes the summary of one result."""
         rows: dict[str, tuple[float, ...]] = {}
         for name in result.samples:
@@ -110,7 +107,7 @@ def _elements(name: str, values: np.ndarray, weights: np.ndarray) -> list[tuple[
     return [(label, flat[:, j], weights) for j, label in enumerate(labels)]
 
 
-def _facts(result: Result) -> dict[str, str]:
+def _facts(result: Estimating) -> dict[str, str]:
     num_levels = len(result.log_snr)
     facts = {"sampler": result.sampler}
     if result.reason:
@@ -158,7 +155,7 @@ def _facts(result: Result) -> dict[str, str]:
     return facts
 
 
-def _mixing(result: Result) -> dict[str, str]:
+def _mixing(result: Estimating) -> dict[str, str]:
     """R̂ between the chains of a run with draws, the greatest over all numbers; by ArviZ."""
     import arviz
 

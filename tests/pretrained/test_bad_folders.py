@@ -384,7 +384,7 @@ def test_results_without_images():
     result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
     with pytest.raises(CapabilityError, match="not exactly one has images"):
         result.images()
-    with pytest.raises(CapabilityError, match="No model says how to make images of 'x'"):
+    with pytest.raises(CapabilityError, match="Nothing says how to make images of 'x', of shape"):
         result.images("x")
     with pytest.raises(UnknownSiteError):
         result.images("y")

@@ -85,7 +85,7 @@ def test_reverse_diffusion_and_images(density, tmp_path):
     loaded = cp.Result.load(result.save(tmp_path / "scene"))
     np.testing.assert_array_equal(loaded["x"], result["x"])
     np.testing.assert_array_equal(model("sd").decode(loaded["x"]), decoded)
-    with pytest.raises(cp.errors.InvalidValueError, match=r"(?s)loaded from a file.*model.decode"):
+    with pytest.raises(cp.errors.CapabilityError, match=r"(?s)after Result\.load.*model\.decode"):
         loaded.images()
 
 

@@ -140,8 +140,10 @@ class PilotRun:
         began, above = self.began
         self.due = False
         (long,) = from_first_process(int(level * (now - began) / (above - level) >= tuning.CHECKS.long_seconds))
+        if not long:
+            return
         key = jax.random.fold_in(state.key, np.uint32(Fold.PILOT))
-        for finding in check(state.density, key, tuning.PILOT.chains) if long else ():
+        for finding in check(state.density, key, tuning.PILOT.chains):
             warnings.warn(f"{finding.message} The run goes on; Ctrl-C ends it.", stacklevel=2)
 
 

@@ -88,27 +88,23 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
     usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(log_weights)
     rows = jnp.where(usable[:, None], rows, 0.0)
     weights = shares(jnp.where(usable, log_weights, -jnp.inf))
-    y, score, potential = rows[:, :dims], rows[:, dims : 2 * dims], rows[:, -1]
-    centre, count = weights @ y, len(rows)
+    mean, count = weights @ rows, len(rows)
+    y, score, potential = rows[:, :dims] - mean[:dims], rows[:, dims:-1], rows[:, -1]
     full = dims <= tuning.FIT.full and count >= tuning.FIT.per_dimension * dims
-    freedom = 1 / jnp.sum(weights**2) - 1
+    freedom = 1 / (weights @ weights) - 1
     freedom = freedom / jnp.maximum(freedom - (dims if full else 1), 1e-3)
-    first, regressions = jnp.arange(count) < count // 2, None
-    if full:  # of all chains and, for their controls, of each half
-        halves = (first, ~first) if control else ()
-        every = jnp.stack([weights, *(_normal(jnp.where(half, weights, 0.0)) for half in halves)])
-        regressions = jax.vmap(lambda w: _regression(centred(y, w), centred(score, w)))(every)
-    slope = _slope(centred(y, weights), centred(score, weights), freedom, base, regressions)
+    roots = jnp.sqrt(weights)[:, None]
+    pair = roots * jnp.stack([y, score - mean[dims:-1]])
+    slope, basis = _slope(pair, freedom, base, full)
     gain, push = jnp.zeros((2, *slope.shape)), jnp.zeros((2, dims))
     if control:
         # As many coefficients as so many chains can tell.
         kind = "diagonal" if count // 2 >= tuning.FIT.per_feature * 2 * dims else "scalar"
         if full and count // 2 >= tuning.FIT.per_feature * dims * (dims + 3) / 2:
             kind = "dense"
-        basis = None if regressions is None else regressions[1][1:]
-        of_halves = jax.vmap(_normal)(_halves(weights))
-        gain, push = _controls(y - centre, score, potential, of_halves, kind, basis)
-    return Fit(centre, slope, gain, push)
+        table = _halves(jnp.column_stack([y, score, potential, weights]))
+        gain, push = _controls(table, kind, basis)
+    return Fit(mean[:dims], slope, gain, push)
 
 
 def centred(values: Array, weights: Array) -> Array:
@@ -124,40 +120,33 @@ def _thinned(table: Array, dims: int) -> Array:
     return jnp.concatenate([table[: count // 2 : step], table[count // 2 :: step]])
 
 
-def _normal(weights: Array) -> Array:
-    """Weights that add up to 1."""
-    return weights / jnp.maximum(jnp.sum(weights), 1e-30)
-
-
 def _halves(table: Array) -> Array:
     """The first ⌊N/2⌋ chains and the others, (2, ⌈N/2⌉, …); zeros fill up what is missing of the first."""
     first, second = jnp.split(table, [len(table) // 2])
-    return jnp.stack([jnp.pad(first, [(0, len(table) % 2), *[(0, 0)] * (table.ndim - 1)]), second])
+    return jnp.stack([jnp.pad(first, [(0, len(table) % 2), (0, 0)]), second])
 
 
-def _slope(away: Array, pull: Array, freedom: Array, base: Array, regressions: tuple[Array, Array] | None) -> Array:
-    """The slope of `centred` y and S, (d, d) or (d,); −P/s where chains determine none. Residuals are too small by
-    ``freedom``."""
-
-    def blended(away: Array, pull: Array, slopes: Array, base: Array) -> Array:
-        rest = jnp.sum((pull - away * slopes) ** 2, axis=0) / jnp.maximum(jnp.sum(pull**2, axis=0), 1e-30)
-        explained = jnp.clip(1 - freedom * rest, 0.0, 1.0)
-        found = explained * slopes - (1 - explained) * base
-        return jnp.where(jnp.isfinite(found), found, -base)
-
-    if regressions is None:
-        slopes = jnp.sum(away * pull, axis=0) / jnp.maximum(jnp.sum(away**2, axis=0), 1e-30)
-        return blended(away, pull, slopes, base)
-    values, basis = regressions[0][0], regressions[1][0]
-    found = blended(away @ basis, pull @ basis, values, (basis**2).T @ base)
-    return (basis * found) @ basis.T
+def _slope(pair: Array, freedom: Array, base: Array, full: bool) -> tuple[Array, Array | None]:
+    """The slope of `centred` y and S, the ``pair``, −P/s where chains determine none: (d, d) with the eigenvectors of
+    that of least squares if ``full``, else (d,). Residuals are too small by ``freedom``."""
+    basis = None
+    if full:
+        slopes, basis = _regression(pair)
+        pair, base = pair @ basis, (basis**2).T @ base
+    else:
+        slopes = jnp.sum(pair[0] * pair[1], axis=0) / jnp.maximum(jnp.sum(pair[0] ** 2, axis=0), 1e-30)
+    rest, whole = jnp.sum(jnp.stack([pair[1] - pair[0] * slopes, pair[1]]) ** 2, axis=1)
+    explained = jnp.clip(1 - freedom * rest / jnp.maximum(whole, 1e-30), 0.0, 1.0)
+    found = explained * slopes - (1 - explained) * base
+    found = jnp.where(jnp.isfinite(found), found, -base)
+    return (found, None) if basis is None else ((basis * found) @ basis.T, basis)
 
 
-def _regression(away: Array, pull: Array) -> tuple[Array, Array]:
-    """Eigenvalues and eigenvectors of the symmetric slope of least squares of `centred` S on y."""
-    variances, axes = jnp.linalg.eigh(away.T @ away)
+def _regression(pair: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors of the symmetric slope of least squares of `centred` S on y, the ``pair``."""
+    variances, axes = jnp.linalg.eigh(pair[0].T @ pair[0])
     scale = jnp.sqrt(jnp.maximum(variances, jnp.maximum(1e-7 * variances[-1], 1e-30)))
-    white, drawn = away @ axes / scale, pull @ axes * scale
+    white, drawn = pair @ axes * jnp.stack([1 / scale, scale])[:, None]
     slopes = drawn.T @ white
     slopes = slopes + (drawn - white @ slopes.T).T @ white  # what rounding left of it
     slopes = 0.5 * (slopes + slopes.T) / (scale[:, None] * scale)
@@ -166,25 +155,26 @@ def _regression(away: Array, pull: Array) -> tuple[Array, Array]:
     return values, axes @ vectors
 
 
-def _controls(
-    away: Array, score: Array, potential: Array, weights: Array, kind: str, basis: Array | None
-) -> tuple[Array, Array]:
+def _controls(table: Array, kind: str, basis: Array | None) -> tuple[Array, Array]:
     """A and a for each half of the chains, by least squares over the other; A is (d, d) where there is a basis.
 
-    The coordinates are the eigenvectors of the slope of the half that is fitted. Those of all chains would not do for a
-    `diagonal` A: they know of the chains that take it, and made the log-evidence of a squared mixture in 32 dimensions
-    .3 too low. Both are 0 where they leave more than `tuning.FIT.worth` of the potential's variance over the half that
-    takes them.
+    The coordinates are that basis. A `diagonal` A is not the same in all of them, and takes the eigenvectors of the
+    slope of the half that is fitted: those of all chains know of the chains that take it, and made the log-evidence of
+    a squared mixture in 32 dimensions .3 too low. Both are 0 where they leave more than `tuning.FIT.worth` of the
+    potential's variance over the half that takes them.
 
     Args:
-        weights, basis: of each half, (2, ⌈N/2⌉) and (2, d, d).
+        table: each half's y, S, potential and weights, (2, ⌈N/2⌉, 2d + 2).
     """
-    dims = away.shape[-1]
+    dims, weights = table.shape[-1] // 2 - 1, table[..., -1]
+    pairs = table[..., :-2].reshape(*weights.shape, 2, dims)
+    weights = weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-30)
     # Known while traced: no bounds to check.
     i, j = np.triu_indices(dims) if kind == "dense" else (np.arange(dims),) * 2
 
-    def features(away: Array, score: Array, weights: Array) -> Array:
+    def features(pairs: Array, weights: Array) -> Array:
         """What the coefficients of A and a multiply in the potential, `centred`."""
+        away, score = pairs[:, 0], pairs[:, 1]
         found = away[:, i] * score[:, j]
         if kind == "dense":  # A_ij = A_ji multiplies both
             found = found + (i != j) * away[:, j] * score[:, i]
@@ -204,25 +194,28 @@ def _controls(
         return jax.lax.fori_loop(0, 3, refine, jnp.zeros_like(unit)) / unit
 
     def kept(found: Array, others: Array, theirs: Array) -> tuple[Array, Array]:
-        left = jnp.sum((theirs + others @ found) ** 2)
-        better = left < tuning.FIT.worth * jnp.sum(theirs**2)  # false where anything is NaN
+        left = theirs + others @ found
+        better = left @ left < tuning.FIT.worth * (theirs @ theirs)  # false where anything is NaN
         found = jnp.where(better, found, 0.0)
         if kind == "scalar":
             return jnp.full((dims,), found[0]), jnp.zeros((dims,))
         gain, push = found[:-dims], found[-dims:]
         if kind == "dense":
-            upper = jnp.zeros((dims, dims)).at[i, j].set(gain)
-            gain = upper + upper.T - jnp.diag(jnp.diag(upper))
+            index = np.zeros((dims, dims), int)
+            index[i, j] = index[j, i] = np.arange(len(i))
+            gain = gain[index]
         return gain, push
 
-    away, score, potential = map(_halves, (away, score, potential))
-    fitted = taking = away, score
-    if basis is not None:
-        fitted, taking = ((away @ axes, score @ axes) for axes in (basis, basis[::-1]))
-    wanted = jax.vmap(centred)(potential, weights)
-    found = jax.vmap(solved)(jax.vmap(features)(*fitted, weights), wanted)[::-1]
-    gain, push = jax.vmap(kept)(found, jax.vmap(features)(*taking, weights), wanted)
+    if basis is not None and kind == "diagonal":
+        of_halves = [jax.vmap(centred)(pairs[:, :, i], weights) for i in (0, 1)]
+        axes = jax.vmap(_regression)(jnp.stack(of_halves, axis=1))[1]
+        fitted, taking = (jax.vmap(features)(pairs @ each[:, None], weights) for each in (axes, axes[::-1]))
+        basis = axes[::-1]
+    else:
+        fitted = taking = jax.vmap(features)(pairs if basis is None else pairs @ basis, weights)
+    wanted = jax.vmap(centred)(table[..., -2], weights)
+    gain, push = jax.vmap(kept)(jax.vmap(solved)(fitted, wanted)[::-1], taking, wanted)
     if basis is None:
         return gain, push
-    axes, gain = basis[::-1], gain if kind == "dense" else jax.vmap(jnp.diag)(gain)
-    return axes @ gain @ axes.mT, (axes @ push[..., None])[..., 0]
+    gain = gain if kind == "dense" else jax.vmap(jnp.diag)(gain)
+    return basis @ gain @ basis.mT, (basis @ push[..., None])[..., 0]

@@ -172,7 +172,8 @@ class Swap(eqx.Module):
 def relative_ess(log_weights: Array) -> Array:
     """(Σ w)²/(N·Σ w²) in [0, 1], a scalar; 0 where every weight is 0 (Kong, Liu and Wong 1994)."""
     weights = relative_weights(log_weights)
-    return jnp.sum(weights) ** 2 / (jnp.maximum(jnp.sum(weights**2), 1e-30) * log_weights.shape[0])
+    total, squares = jnp.sum(jnp.stack([weights, weights**2]), axis=1)
+    return total**2 / (jnp.maximum(squares, 1e-30) * log_weights.shape[0])
 
 
 def systematic(bits: Array, log_weights: Array) -> Array:
@@ -218,12 +219,17 @@ def _digits(numbers: Array) -> Array:
 
 def relative_weights(log_weights: Array) -> Array:
     """Weights in units of the largest one, (N,); all 0 where none is positive."""
-    return jnp.exp(log_weights - jnp.nan_to_num(jnp.max(log_weights), posinf=0.0, neginf=0.0))
+    return jnp.exp(log_weights - _largest(log_weights))
+
+
+def _largest(log_weights: Array) -> Array:
+    """The largest logarithm, a scalar; 0 where it is no number."""
+    return jnp.nan_to_num(jnp.max(log_weights), posinf=0.0, neginf=0.0)
 
 
 def log_mean_weight(log_weights: Array) -> Array:
     """log of the mean weight, a scalar."""
-    return jax.nn.logsumexp(log_weights) - jnp.log(log_weights.shape[0])
+    return jnp.log(jnp.sum(relative_weights(log_weights)) / log_weights.shape[0]) + _largest(log_weights)
 
 
 def evidence_variance(log_weights: Array, ancestors: Array) -> Array:
@@ -246,10 +252,11 @@ def step_statistics(log_weights: Array, gains: Array, moved: Array) -> tuple[Arr
     mean of how far its correction ``moved`` each chain, (N,), where that is finite."""
     weights, gains = relative_weights(log_weights), jnp.where(jnp.isnan(gains), -jnp.inf, gains)
     growth = relative_weights(jnp.where(weights > 0, gains, -jnp.inf))
-    variance = jnp.sum(weights) * jnp.sum(weights * growth**2) / jnp.sum(weights * growth) ** 2 - 1
     fine = jnp.isfinite(moved)
-    mean = jnp.sum(jnp.where(fine, weights * moved, 0.0)) / jnp.maximum(jnp.sum(weights * fine), 1e-30)
-    return jnp.where(jnp.isnan(variance), jnp.inf, jnp.maximum(variance, 0.0)), mean
+    terms = weights, weights * growth, weights * growth**2, weights * fine, jnp.where(fine, weights * moved, 0.0)
+    total, grown, squares, finite, way = jnp.sum(jnp.stack(terms), axis=1)
+    variance = total * squares / grown**2 - 1
+    return jnp.where(jnp.isnan(variance), jnp.inf, jnp.maximum(variance, 0.0)), way / jnp.maximum(finite, 1e-30)
 
 
 def num_distinct(ancestors: Array) -> Array:

@@ -54,46 +54,47 @@ def measured(kind: str, before: Metric, scale: Position, moved: Array, changed: 
         Titsias (2023), *Optimal preconditioning and Fisher adaptive Langevin sampling*; Andrieu and Thoms (2008) for
         adaptation in general.
     """
-    sound = jnp.all(jnp.isfinite(moved) & jnp.isfinite(changed), axis=1) & jnp.any(moved != 0, axis=1)
+    rows = jnp.stack([moved, changed])
+    sound = jnp.all(jnp.isfinite(rows), axis=(0, 2)) & jnp.any(moved != 0, axis=1)
     count = jnp.sum(sound)
-    x, s = (jnp.where(sound[:, None], values, 0.0) / jnp.sqrt(jnp.maximum(count, 1)) for values in (moved, changed))
-    long, steep = jnp.sqrt(jnp.sum(x**2, axis=0)), jnp.sqrt(jnp.sum(s**2, axis=0))
+    rows = jnp.where(sound[:, None], rows, 0.0) / jnp.sqrt(jnp.maximum(count, 1))
+    lengths = jnp.sqrt(jnp.sum(rows**2, axis=1))
     (units, shaped), (known, _) = ravel_pytree(scale), ravel_pytree(before.unit)
-    measurable, known = (long > 0) & (steep > 0), known * units
-    width = jnp.sqrt(long / jnp.where(measurable, steep, 1.0))
+    measurable, known = jnp.all(lengths > 0, axis=0), known * units
+    width = jnp.sqrt(lengths[0] / jnp.where(measurable, lengths[1], 1.0))
     width = jnp.clip(width, known * tuning.METRIC.shrinks, known * tuning.METRIC.grows)
     width = jnp.where(measurable, width, known)
     unit = shaped(width / units)
     if kind == "diagonal":
         return Metric(unit)
-    along, across = (jnp.where(measurable, length, 1.0) for length in (long / width, steep * width))
-    largest = jnp.max(along * across) ** 0.5  # the same factor on both changes nothing, and keeps float32 in its range
-    x, s = x / width / largest, s * width / largest
-    found = Metric(unit, dense=_root(x.T @ x, s.T @ s, count))
+    scales = jnp.stack([1 / width, width])
+    # The same factor on both changes nothing, and keeps float32 in its range.
+    largest = jnp.max(jnp.where(measurable, jnp.prod(lengths, axis=0), 1.0)) ** 0.5
+    rows = rows * scales[:, None] / largest
+    found = Metric(unit, dense=_root(rows.mT @ rows, measurable, count))
     return jax.tree.map(partial(jnp.where, count > 0), found, before)
 
 
-def _root(covariance: Array, slopes: Array, count: Array) -> Array:
-    """M with M·Mᵀ = C, the solution of C·F·C = Σ: with Σ = R·Rᵀ, C = R·(Rᵀ·F·R)^−½·Rᵀ. Of C = I where one is 0.
+def _root(matrices: Array, measurable: Array, count: Array) -> Array:
+    """M with M·Mᵀ = C, the solution of C·F·C = Σ, of Σ and F, (2, d, d): with Σ = R·Rᵀ, C = R·(Rᵀ·F·R)^−½·Rᵀ. Of C = I
+    where an entry is not ``measurable``, (d,).
 
     Correlations of both are shrunk: with few different moves only the diagonal is known.
     """
-    measurable = (jnp.diag(covariance) > 0) & (jnp.diag(slopes) > 0)
     both = measurable[:, None] & measurable
-    covariance, slopes = (
-        regularised(jnp.where(both, matrix, 0.0), count) + jnp.diag(jnp.where(measurable, 0.0, 1.0))
-        for matrix in (covariance, slopes)
-    )
-    root = jnp.linalg.cholesky(covariance)
+    matrices = regularised(jnp.where(both, matrices, 0.0), count) + jnp.where(both, 0.0, jnp.eye(len(both)))
+    root, slopes = jnp.linalg.cholesky(matrices[0]), matrices[1]
     values, vectors = jnp.linalg.eigh(root.T @ slopes @ root)
     return root @ vectors * jnp.maximum(values, tuning.METRIC.least_eigenvalue * values[-1]) ** -0.25
 
 
 def regularised(covariance: Array, count: Array | float) -> Array:
-    """A covariance of d numbers from n independent points, taken towards its diagonal by 1/(1 + (n/d)⁴) + 10⁻⁶.
+    """Covariances of d numbers, (…, d, d), from n independent points, taken towards their diagonals by
+    1/(1 + (n/d)⁴) + 10⁻⁶.
 
     In the coordinates in which the true covariance is the identity, an estimate has eigenvalues between (1 ∓ √(d/n))²:
     for n well above d it needs no shrinkage, however ill-conditioned it is, and for n ≤ d it is singular.
     """
-    share = 1.0 / (1.0 + (jnp.asarray(count) / len(covariance)) ** 4) + tuning.METRIC.least_eigenvalue
-    return covariance + jnp.minimum(share, 1.0) * (jnp.diag(jnp.diag(covariance)) - covariance)
+    size = covariance.shape[-1]
+    share = 1.0 / (1.0 + (jnp.asarray(count) / size) ** 4) + tuning.METRIC.least_eigenvalue
+    return covariance * (1 - jnp.minimum(share, 1.0) * (1 - jnp.eye(size)))

@@ -158,8 +158,7 @@ class Sampler(eqx.Module):
         level = density.num_levels - 1
         if self.weights is None:
             return level
-        alpha, sigma = (np.asarray(values, np.float64) for values in (density.schedule.alpha, density.schedule.sigma))
-        log_snr = 2 * np.log(alpha / sigma)
+        log_snr = density.schedule.log_snr
         little, far = tuning.START.little_signal, tuning.START.far_apart
         while level > 0 and log_snr[level - 1] < little and log_snr[level - 1] - log_snr[level] > far:
             level -= 1

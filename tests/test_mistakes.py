@@ -300,6 +300,16 @@ def test_a_latent_far_from_0_may_be_a_scale():
     assert scene(lambda x: cp.observe("y", dist.Normal(0.0, cp.sample("s", dist.Normal(5.0, 0.1))), 1.0))()
 
 
+@pytest.mark.parametrize(("scale", "named"), [(lambda s: s, True), (jnp.exp, False)], ids=["s", "exp(s)"])
+def test_a_scale_that_becomes_negative_in_a_run_is_named(scale, named):
+    """Normal(1, 0.5) is above 0 where the program is compiled, and below it where chains go."""
+    program = cp.program(lambda: cp.observe("y", dist.Normal(0.0, scale(cp.sample("s", dist.Normal(1.0, 0.5)))), 0.1))
+    sampler = cp.AnnealedMCMC(cp.MALA(0.3), 5)
+    result = cp.infer(cp.compile(program), KEY, num_chains=64, sampler=sampler, progress=False)
+    assert result.status.has("non_finite") == named
+    assert ("The likelihood of 'y' is no number near the chains" in result.status.message) == named
+
+
 def test_steps_per_level_has_a_default():
     assert cp.AnnealedMCMC(cp.MALA()).steps_per_level == 10
 

@@ -89,6 +89,10 @@ class Status:
         """The same outcome, with more findings; the gravest stay first."""
         return Status(tuple(sorted((*self.findings, *findings), key=lambda found: list(Code).index(found[0]))))
 
+    def noted(self, code: Code, text: str) -> Status:
+        """The same outcome, with ``text`` at the end of what is said of this code."""
+        return Status(tuple((found, said + text if found is code else said) for found, said in self.findings))
+
     def saved(self, failure: str | None) -> Status:
         """The same outcome of a run that was to be saved; ``failure`` says why its last checkpoint is missing."""
         findings = list(self.findings)
@@ -263,6 +267,16 @@ def not_conservative(curl: Mapping[str, float]) -> list[tuple[Code, str]]:
         "energy parameterization, or use a kernel without a test: cp.ULA, cp.UHMC, or cp.SMC with kernel=None."
     )
     return [(Code.NOT_CONSERVATIVE, text)]
+
+
+def no_number(observed: Sequence[str]) -> str:
+    """Which observations' likelihoods are no number where chains were turned away; nothing where none is."""
+    if not observed:
+        return ""
+    return (
+        f" The likelihood of {', '.join(map(repr, observed))} is no number near the chains: look for a scale of it "
+        "that depends on a latent and is 0 or negative there, and write jnp.exp(s) or jax.nn.softplus(s) for s."
+    )
 
 
 def untrained_divisors(factors: Sequence[str]) -> list[tuple[Code, str]]:

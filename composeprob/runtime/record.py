@@ -95,13 +95,15 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         *status.few_levels(of_levels),
     )
     found, overlap = _ended(found, state, arrived), _overlap(state, run, positions)
-    scouts = _scouts(state, run, positions, families)
+    scouts, suspects = _scouts(state, run, positions, families), _suspects(density, positions, found)
 
     def with_answers(result: Result) -> Status:
         agreement = overlap()
         answers = ((Code(finding.code), finding.message) for finding in agreement)
         divisors = status.untrained_divisors([finding.factor for finding in agreement if finding.divides])
-        known = found.with_findings(*status.not_conservative(result.curl), *support.later(), *answers, *divisors)
+        known = found.noted(Code.NON_FINITE, status.no_number(suspects())).with_findings(
+            *status.not_conservative(result.curl), *support.later(), *answers, *divisors
+        )
         return known.with_findings(*(each for each in scouts() if not known.has(each[0])))
 
     relied_on = dict[str, float]()
@@ -170,6 +172,22 @@ def _overlap(state: State, run: Run, positions: Position) -> Callable[[], tuple[
             return agreement(density, positions, jax.random.fold_in(key, np.uint32(Fold.OVERLAP)), levels)
 
     return ask
+
+
+def _suspects(density: AnnealedDensity, positions: Position, found: Status) -> Callable[[], list[str]]:
+    """Where proposals were no numbers: the observations whose likelihood is NaN four times as far from the mean of the
+    chains as these are."""
+    if not found.has(Code.NON_FINITE) or not density.observed():
+        return list
+    some = jax.tree.map(lambda leaf: leaf[: tuning.CHECKS.most_chains].copy(), positions)
+
+    def names() -> list[str]:
+        with usual():
+            far = jax.tree.map(lambda x: x.mean(0) + 4 * (x - x.mean(0)), some)
+            values = density.log_likelihood(jax.vmap(density.to_samples)(far))
+        return [name for name, value in values.items() if np.isnan(value).any()]
+
+    return names
 
 
 def _curl(density: AnnealedDensity, positions: Position, level: int, key: Array) -> dict[str, float]:

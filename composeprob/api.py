@@ -23,6 +23,7 @@ from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
 from composeprob.model_zoo import load, zoo
 from composeprob.numpyro_sites import as_distribution
+from composeprob.pretrained.estimators import from_estimator
 from composeprob.pretrained.load import from_diffusers
 from composeprob.results.result import Result
 from composeprob.results.status import Status
@@ -80,6 +81,7 @@ __all__ = [
     "errors",
     "factor",
     "from_diffusers",
+    "from_estimator",
     "guide",
     "infer",
     "load",

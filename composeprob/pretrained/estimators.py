@@ -1,0 +1,181 @@
+"""Posteriors that other packages have trained, as factors."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from composeprob.errors import InvalidValueError, LoadError, ShapeError, WrongTypeError
+from composeprob.factors.diffusion import Diffusion
+from composeprob.schedule import Schedule
+
+TRIED = {"gensbi": ("0.5",), "bayesflow": ("2.1",)}
+"""The versions whose estimators were read and compared with the packages' own samples, by package."""
+
+
+class Reading(NamedTuple):
+    """What a package's file finds in its estimator.
+
+    Attributes:
+        denoise: E[u | u + s·ε = y] as ``denoise(arrays, y, s, x)``, for one y in the units that the network was trained
+            in, one noise s > 0 and one condition as ``adapt`` makes it.
+        arrays: the weights, and whatever else is no code.
+        event_shape: of u.
+        sigmas: the least and greatest s that the network was trained on.
+        adapt: the network's conditions of the user's data, (n, …), by the package's own rules.
+        location, scale: θ = location + scale·u, of ``event_shape``.
+    """
+
+    denoise: Callable[[PyTree[Array], Array, Array, Array], Array]
+    arrays: PyTree[Array]
+    event_shape: tuple[int, ...]
+    sigmas: tuple[float, float]
+    adapt: Callable[..., Array]
+    location: ArrayLike = 0.0
+    scale: ArrayLike = 1.0
+
+
+class Units:
+    """θ = location + scale·u, both of the event's shape. Part of what is compiled, equal by its numbers."""
+
+    def __init__(self, location: ArrayLike, scale: ArrayLike, shape: tuple[int, ...]):
+        self.location, self.scale = (np.array(np.broadcast_to(a, shape), float) for a in (location, scale))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Units) and hash(self) == hash(other)
+
+    def __hash__(self) -> int:
+        return hash((self.location.tobytes(), self.scale.tobytes()))
+
+
+class Denoiser(eqx.Module):
+    """The network of an `Estimator`: the mean of u given x = α·u + σ·ε, α² + σ² = 1, at s = σ/α."""
+
+    denoise: Callable[..., Array] = eqx.field(static=True)
+    arrays: PyTree[Array]
+
+    def __call__(self, z: Array, s: Array, /, x: Array) -> Array:
+        return self.denoise(self.arrays, z * jnp.sqrt(1 + s**2), s, x)
+
+
+class Estimator(Diffusion):
+    r"""An `Estimator` is a posterior q(u | x) that another package has trained; made by `from_estimator`.
+
+    Its events are u = (θ − location)/scale, the units that its network was trained in. Noise of one size for all
+    entries of u is of another size for each of θ, so programs are written in u, and `parameters` makes θ of samples:
+    under a prior N(m, c²) of θ that of u is N((m − location)/scale, (c/scale)²).
+
+    Attributes:
+        units: ``units.location`` and ``units.scale``, of the event's shape; 0 and 1 where nothing is standardised.
+        adapter: what makes conditions of data.
+    """
+
+    units: Units = eqx.field(static=True)
+    adapter: Callable[..., Array] = eqx.field(static=True)
+
+    def __init__(self, reading: Reading, schedule: Schedule | None, label: str):
+        low, high = (float(np.log(s)) * -2 for s in reversed(reading.sigmas))
+        if schedule is None:
+            schedule = Schedule.log_snr(60, min=max(low, -9.0), max=min(high, 11.0))
+        shape = reading.event_shape
+        self.units, self.adapter = Units(reading.location, reading.scale, shape), reading.adapt
+        super().__init__(
+            Denoiser(reading.denoise, reading.arrays),
+            schedule,
+            event_shape=shape,
+            parameterization="x0",
+            time="sigma",
+            conditions=("x",),
+            log_snr_range=(low, high),
+            label=label,
+        )
+
+    @property
+    def declared(self) -> bool:
+        return True
+
+    def adapt(self, x: ArrayLike | None = None, /, **data: ArrayLike) -> Array:
+        """Makes conditions of data, by the rules of the package that trained the network.
+
+        Args:
+            x: (n, …), n observations; for packages with data of several names these as keywords.
+            data: the same by name.
+
+        Returns:
+            (n, …), for `given` in a plate, or over which ``cp.product(…, over={"x": …})`` runs; ``[0]`` is one.
+        """
+        return self.adapter(**data) if x is None else self.adapter(x, **data)
+
+    def parameters(self, u: ArrayLike) -> np.ndarray:
+        """Makes θ = location + scale·u of samples, (…, *event_shape)."""
+        if np.shape(u)[np.ndim(u) - len(self.event_shape) :] != self.event_shape:
+            raise ShapeError(
+                f"Events of '{self.label}' have shape {self.event_shape}; got an array {np.shape(u)}.",
+                fix="pass samples of this factor's site, such as result['theta'].",
+            )
+        return self.units.location + self.units.scale * np.asarray(u)
+
+
+def from_estimator(estimator: object, schedule: Schedule | None = None, *, label: str = "posterior") -> Estimator:
+    """Makes a factor of a posterior estimator that another package has trained: q(u | x), with the condition ``x``.
+
+    Read are GenSBI's conditional pipelines (flow matching, score matching, EDM) and BayesFlow's ``BasicEstimator`` with
+    a diffusion or flow-matching network, on Keras's JAX backend. The network is evaluated where it stands; nothing is
+    trained or copied. A score only: such a factor has no log-density.
+
+    Args:
+        estimator: the trained estimator.
+        schedule: the levels; left out, 60 of equal distance in log-SNR over the range of the network's training, at
+            most from −9 to 11.
+        label: the name to show.
+
+    Raises:
+        WrongTypeError: an object of no package that is read.
+        LoadError: another version of its package than was tried.
+        InvalidValueError: an estimator of another kind than a diffusion or flow-matching network, or of which
+            something (a source distribution, a transformation of θ) has no noised law of this form.
+
+    Example:
+        Data of many subjects under one network, ``posterior`` being ``cp.from_estimator(estimator)``::
+
+            xs = posterior.adapt(data)                                     # (n, …)
+            cp.sample("u", prior * cp.product(posterior / prior, over={"x": xs}))
+
+    References:
+        Amerio 2026, *GenSBI*, arXiv 2605.27499. Radev et al. 2023, *BayesFlow*, JOSS 8(89).
+    """
+    packages = {base.__module__.partition(".")[0] for base in type(estimator).__mro__}
+    package = next((name for name in TRIED if name in packages), None)
+    if package is None:
+        raise WrongTypeError(
+            f"from_estimator reads estimators of {', '.join(TRIED)}; got {type(estimator).__module__}."
+            f"{type(estimator).__name__}.",
+            fix="wrap another package's network yourself: cp.Diffusion(lambda theta, s, x: …, schedule, event_shape=…, "
+            'parameterization="score", time="sigma", conditions=("x",)).',
+        )
+    version = importlib.metadata.version(package)
+    if ".".join(version.split(".")[:2]) not in TRIED[package]:
+        raise LoadError(
+            f"This is {package} {version}; its estimators were read and compared for {', '.join(TRIED[package])}.",
+            fix=f"pip install '{package}=={TRIED[package][-1]}.*', or wrap the network yourself by cp.Diffusion.",
+        )
+    from composeprob.pretrained import bayesflow, gensbi
+
+    return Estimator({"gensbi": gensbi.read, "bayesflow": bayesflow.read}[package](estimator), schedule, label)
+
+
+def unreadable(estimator: object, what: str) -> InvalidValueError:
+    """The error for an estimator of a known package that has no noised law of this form."""
+    return InvalidValueError(
+        f"{type(estimator).__name__} {what}.",
+        fix="train a diffusion or flow-matching network whose noise is Gaussian; of θ with a bounded or skewed prior "
+        "transform it before training, and write the program in the same coordinates.",
+    )

@@ -1,0 +1,106 @@
+"""GenSBI's pipelines, which hold a Flax NNX model, a path of noise and a method (arXiv 2605.27499)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from composeprob.pretrained.estimators import Reading, unreadable
+
+Call = Callable[[Array, Array], Array]
+"""The network's output at (its own input, its own time)."""
+
+
+def read(pipeline: Any) -> Reading:
+    """What `from_estimator` needs of a ``ConditionalPipeline`` or ``JointPipeline``; the averaged weights are taken.
+
+    Raises:
+        InvalidValueError: another pipeline, or a source that is not N(0, 1).
+    """
+    model = getattr(pipeline, "ema_model_wrapped", None)
+    method, path = getattr(pipeline, "method", None), getattr(pipeline, "path", None)
+    if not hasattr(pipeline, "cond_ids"):
+        raise unreadable(pipeline, "is no pipeline with conditions")
+    if model is None or method is None or path is None:
+        raise unreadable(pipeline, "has not been trained: it has no averaged model yet")
+    kind, sigmas = _kind(pipeline, method, path)
+    graphdef, state = nnx.split(model)
+    channels, cond_channels = int(pipeline.ch_obs), int(pipeline.ch_cond)
+    size = int(np.prod(pipeline.dim_obs))
+    arrays = nnx.to_pure_dict(state), jnp.asarray(pipeline.obs_ids), jnp.asarray(pipeline.cond_ids)
+    shape = (size,) if channels == 1 else (size, channels)
+
+    def denoise(arrays: PyTree[Array], y: Array, s: Array, x: Array) -> Array:
+        state, obs_ids, cond_ids = arrays
+        network = nnx.merge(graphdef, state)
+
+        def call(u: Array, t: Array) -> Array:
+            out = network(t=t, obs=u[None], obs_ids=obs_ids, cond=x[None], cond_ids=cond_ids)
+            return jnp.asarray(out, u.dtype)[0]
+
+        return kind(call, y.reshape(size, channels), s).reshape(shape)
+
+    def adapt(x: ArrayLike) -> Array:
+        x = jnp.asarray(x, jnp.result_type(float))
+        return x[..., None] if x.ndim < 3 and cond_channels == 1 else x
+
+    return Reading(denoise, arrays, shape, sigmas, adapt)
+
+
+def _kind(pipeline: Any, method: Any, path: Any) -> tuple[Callable[[Call, Array, Array], Array], tuple[float, float]]:
+    """The mean of u given u + s·ε by the network's output, and the range of s."""
+    scheduler = path.scheduler
+    name = type(method).__name__
+    if name == "FlowMatchingMethod":
+        source = method.prior.base_dist
+        if not (np.all(np.asarray(source.mean) == 0) and np.all(np.asarray(source.variance) == 1)):
+            raise unreadable(pipeline, "has a source that is not N(0, 1)")
+        return _flow, (0.004, 100.0)
+    if name == "ScoreMatchingMethod":
+        exploding = scheduler.name == "SM-VE"
+        ends = jnp.array([max(scheduler.e_s, 1e-3) if not exploding else scheduler.e_s, scheduler.T])
+        low, high = np.asarray(scheduler.marginal_std(ends) / scheduler.marginal_mean_coeff(ends), float)
+        return _score(scheduler, exploding), (float(low), float(high))
+    if name == "DiffusionEDMMethod":
+        low, high = np.asarray(scheduler.sigma(scheduler.time_schedule(jnp.array([1.0, 0.0]))), float)
+        return _edm(scheduler), (float(low), float(high))
+    raise unreadable(pipeline, f"is trained by {name}")
+
+
+def _flow(call: Call, y: Array, s: Array) -> Array:
+    """Of u_t = (1 − t)·ε + t·u the network returns the velocity u − ε; t = 1/(1 + s)."""
+    t = 1 / (1 + s)
+    return t * y + (1 - t) * call(t * y, t)
+
+
+def _score(scheduler: Any, exploding: bool) -> Callable[[Call, Array, Array], Array]:
+    """The network returns the score of m(t)·u + σ(t)·ε."""
+    low, rise = scheduler.beta_min if not exploding else 0.0, scheduler.beta_d if not exploding else 0.0
+
+    def mean(call: Call, y: Array, s: Array) -> Array:
+        if exploding:
+            t = jnp.log(s / scheduler.sigma_min) / np.log(scheduler.sigma_max / scheduler.sigma_min)
+            return y + s**2 * call(y, t)
+        total = jnp.log1p(s**2)  # ∫₀ᵗ β = low·t + rise·t²/2, from which e^{−total/2} = m
+        t = 2 * total / (low + jnp.sqrt(low**2 + 2 * rise * total))
+        shrunk = jnp.exp(-0.5 * total)
+        return y + shrunk * s**2 * call(shrunk * y, t)
+
+    return mean
+
+
+def _edm(scheduler: Any) -> Callable[[Call, Array, Array], Array]:
+    """The network is preconditioned (Karras et al. 2022): D(y; s) = c_skip·y + c_out·F(c_in·y; c_noise)."""
+
+    def mean(call: Call, y: Array, s: Array) -> Array:
+        inner = call(scheduler.c_in(s) * y, scheduler.c_noise(s))
+        return scheduler.c_skip(s) * y + scheduler.c_out(s) * inner
+
+    return mean

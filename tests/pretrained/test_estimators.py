@@ -1,0 +1,181 @@
+"""Other packages' posterior estimators as factors, held against closed forms in their own conventions.
+
+The stand-ins have the attributes of GenSBI's pipelines, and models that return exactly what training would teach.
+"""
+
+import importlib.metadata
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from flax import nnx
+
+import composeprob as cp
+from composeprob.errors import ComposeProbError, InvalidValueError, LoadError, ShapeError, WrongTypeError
+from sampling_cases import single
+
+NOISE, X = 0.8, jnp.array([[1.0, -0.5], [0.2, 0.4]])
+VARIANCE = NOISE**2 / (1 + NOISE**2)
+
+
+def clean(y, s, x):
+    """E[u | u + s·ε = y] under the posterior of u ~ N(0, 1) and x ~ N(u, NOISE²)."""
+    mean = x / (1 + NOISE**2)
+    return mean + VARIANCE / (VARIANCE + s**2) * (y - mean)
+
+
+class Model(nnx.Module):
+    """What a network returns that has learned all, by its package's convention."""
+
+    def __init__(self, output):
+        self.output, self.one = output, nnx.Param(jnp.ones(()))
+
+    def __call__(self, t, obs, obs_ids, cond, cond_ids):
+        return self.one[...] * self.output(obs, t, cond)
+
+
+def flow(u, t, x):
+    return (clean(u / t, (1 - t) / t, x) - u) / (1 - t)
+
+
+def score(scheduler):
+    def output(u, t, x):
+        m, sd = scheduler.marginal_mean_coeff(t), scheduler.marginal_std(t)
+        return (m * clean(u / m, sd / m, x) - u) / sd**2
+
+    return output
+
+
+def preconditioned(u, t, x):
+    s = jnp.exp(4 * t)
+    y = u / EDM.c_in(s)
+    return (clean(y, s, x) - EDM.c_skip(s) * y) / EDM.c_out(s)
+
+
+EDM = types.SimpleNamespace(
+    name="EDM",
+    sigma=lambda t: t,
+    time_schedule=lambda u: 80.0 ** (1 - u) * 0.002**u,
+    c_skip=lambda s: 0.25 / (s**2 + 0.25),
+    c_out=lambda s: 0.5 * s / jnp.sqrt(s**2 + 0.25),
+    c_in=lambda s: 1 / jnp.sqrt(s**2 + 0.25),
+    c_noise=lambda s: 0.25 * jnp.log(s),
+)
+VP = types.SimpleNamespace(
+    name="SM-VP", T=1.0, e_s=1e-3, beta_min=0.1, beta_d=19.9,
+    marginal_mean_coeff=lambda t: jnp.exp(-0.5 * (0.1 * t + 0.5 * 19.9 * t**2)),
+    marginal_std=lambda t: jnp.sqrt(-jnp.expm1(-(0.1 * t + 0.5 * 19.9 * t**2))),
+)  # fmt: skip
+VE = types.SimpleNamespace(
+    name="SM-VE", T=1.0, e_s=0.0, sigma_min=1e-3, sigma_max=90.0,
+    marginal_mean_coeff=jnp.ones_like,
+    marginal_std=lambda t: 1e-3 * 90_000.0**t,
+)  # fmt: skip
+SOURCE = dist.Normal(jnp.zeros((2, 1)), 1.0).to_event(2)
+
+
+def pipeline(method, output, scheduler=None, package="gensbi", source=SOURCE):
+    made = type("ConditionalPipeline", (), {"__module__": f"{package}.recipes"})()
+    made.method = type(method, (), {})()
+    made.method.prior = source
+    made.path = types.SimpleNamespace(scheduler=scheduler)
+    made.ema_model_wrapped = Model(output)
+    made.dim_obs = made.dim_cond = 2
+    made.ch_obs = made.ch_cond = 1
+    made.obs_ids = made.cond_ids = jnp.zeros((1, 2, 1))
+    return made
+
+
+KINDS = {
+    "flow matching": ("FlowMatchingMethod", flow, None),
+    "score matching, VP": ("ScoreMatchingMethod", score(VP), VP),
+    "score matching, VE": ("ScoreMatchingMethod", score(VE), VE),
+    "EDM": ("DiffusionEDMMethod", preconditioned, EDM),
+}
+
+
+@pytest.fixture(autouse=True)
+def _versions(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"gensbi": "0.5.1", "bayesflow": "2.1.0"}[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_score_is_that_of_the_noised_posterior(kind):
+    posterior = cp.from_estimator(pipeline(*KINDS[kind]))
+    (x,) = posterior.adapt(X[:1])
+    density = cp.compile(single, posterior.given(x=x))
+    exact = cp.Analytic(dist.Normal(X[0] / (1 + NOISE**2), VARIANCE**0.5), posterior.schedule)
+    known = cp.compile(single, exact)
+    for level in (0, 20, 40, posterior.schedule.num_levels - 1):
+        position = {"x": jnp.array([0.4, -0.9])}
+        found, wanted = (d.score(position, level)["x"] for d in (density, known))
+        np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_many_observations_have_the_posterior_of_all():
+    posterior = cp.from_estimator(pipeline(*KINDS["flow matching"]))
+    prior = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), posterior.schedule)
+
+    @cp.program
+    def tall(posterior, xs):
+        cp.sample("u", prior * cp.product(posterior / prior, over={"x": xs}))
+
+    density = cp.compile(tall, posterior, posterior.adapt(X))
+    found = density.score({"u": jnp.array([0.3, 0.1])}, 0)["u"]
+    total = 1 + 2 / NOISE**2
+    np.testing.assert_allclose(found, X.sum(0) / NOISE**2 - total * jnp.array([0.3, 0.1]), rtol=0.02, atol=0.02)
+
+
+def test_a_network_of_noise_in_the_place_of_a_score_is_found():
+    noise = lambda u, t, x: -VP.marginal_std(t) * score(VP)(u, t, x)
+    posterior = cp.from_estimator(pipeline("ScoreMatchingMethod", noise, VP))
+    density = cp.compile(single, posterior.given(x=posterior.adapt(X)[0]))
+    result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=cp.Ancestral(), progress=False)
+    assert "NETWORK_DOUBTED" in str(result.status)
+
+
+def test_weights_are_arguments_of_compiled_code():
+    posterior = cp.from_estimator(pipeline(*KINDS["flow matching"]))
+    leaves = jax.tree.leaves(posterior)
+    assert any(leaf is not None and jnp.shape(leaf) == () and leaf == 1 for leaf in leaves)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (lambda: pipeline(*KINDS["EDM"], package="elsewhere"), WrongTypeError, "reads estimators of gensbi, bayesflow"),
+        (lambda: pipeline("NormalizingFlowMethod", flow), InvalidValueError, "is trained by NormalizingFlowMethod"),
+        (
+            lambda: pipeline("FlowMatchingMethod", flow, source=dist.Normal(jnp.ones((2, 1)), 1.0).to_event(2)),
+            InvalidValueError,
+            "source that is not N",
+        ),
+        (lambda: type("Flow", (), {"__module__": "gensbi.x"})(), InvalidValueError, "no pipeline with conditions"),
+    ],
+)
+def test_what_cannot_be_read_is_named(make, error, told):
+    with pytest.raises(error, match=told):
+        cp.from_estimator(make())
+
+
+def test_another_version_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.6.0")
+    with pytest.raises(LoadError, match=r"gensbi 0\.6\.0; .* for 0\.5"):
+        cp.from_estimator(pipeline(*KINDS["EDM"]))
+
+
+def test_a_pipeline_that_was_not_trained_is_named():
+    made = pipeline(*KINDS["EDM"])
+    made.ema_model_wrapped = None
+    with pytest.raises(ComposeProbError, match="no averaged model yet"):
+        cp.from_estimator(made)
+
+
+def test_parameters_are_in_the_units_of_theta():
+    posterior = cp.from_estimator(pipeline(*KINDS["EDM"]))
+    np.testing.assert_array_equal(posterior.parameters(jnp.ones((5, 2))), np.ones((5, 2)))
+    with pytest.raises(ShapeError, match=r"shape \(2,\); got an array \(5, 3\)"):
+        posterior.parameters(jnp.ones((5, 3)))

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_info
 import composeprob as cp
 from composeprob.results.shares import _most_moved, uneven_paths
 from composeprob.runtime import stages
+from sampling_cases import both, single
 
 LEVELS = cp.Schedule.log_snr(100)
 CHAINS = 500
@@ -85,15 +86,10 @@ def test_latents_alone_are_weighed_by_where_they_began(monkeypatch, sign):
     assert abs(np.mean(moved["b"] < 0) - left / (left + right)) < 0.04
 
 
-@cp.program
-def product(f, g):
-    return cp.sample("x", f * g)
-
-
 def test_weights_of_paths_mend_frozen_shares_where_no_energy_is_known(monkeypatch):
     """Modes at ±3, which a second factor weighs anew; above level 0 it weighs them otherwise."""
     f, g = two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3]), cp.Analytic(dist.Normal(1.0, 2.0), LEVELS)
-    density = cp.compile(product, f, g)
+    density = cp.compile(both, f, g)
     only_scores = cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral())
     sampler = cp.AnnealedMCMC(only_scores, 1, reverse_step=True)
     result, _ = ended(monkeypatch, density, sampler, num_chains=1000)
@@ -113,7 +109,7 @@ def test_weights_of_paths_mend_frozen_shares_where_no_energy_is_known(monkeypatc
 def test_chains_that_forget_are_not_named(monkeypatch):
     """The paths' weights differ as much, but where chains end has nothing to do with them."""
     f, g = two_modes([0.3, 0.7], [-1.0, 1.0], [0.6, 0.6]), cp.Analytic(dist.Normal(1.0, 2.0), LEVELS)
-    density = cp.compile(product, f, g)
+    density = cp.compile(both, f, g)
     for key in range(3):
         sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
         result, log_weights = ended(monkeypatch, density, sampler, key)
@@ -176,7 +172,7 @@ def test_summed_scores_are_named(monkeypatch):
     """Two Gaussians, of which reverse diffusion gives a mean that is off by a third of a spread, and the weights of its
     paths say so; their mean is the evidence over the product of two N(0, 1), where paths begin."""
     f, g = (cp.Analytic(dist.Normal(*numbers), LEVELS) for numbers in ((1.0, 0.5), (-1.0, 1.0)))
-    result, log_weights = ended(monkeypatch, cp.compile(product, f, g), cp.Ancestral(), num_chains=100_000)
+    result, log_weights = ended(monkeypatch, cp.compile(both, f, g), cp.Ancestral(), num_chains=100_000)
     mean, spread = 0.6, np.sqrt(0.2)
     off = (mean - float(np.mean(result["x"]))) / spread
     assert abs(off) > 0.3
@@ -187,14 +183,9 @@ def test_summed_scores_are_named(monkeypatch):
     assert told * off > 0
 
 
-@cp.program
-def alone(f):
-    return cp.sample("x", f)
-
-
 @pytest.mark.parametrize("eta", [1.0, 0.0])
 def test_reverse_diffusion_of_one_model_is_not_named(monkeypatch, eta):
-    density = cp.compile(alone, two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3]))
+    density = cp.compile(single, two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3]))
     result, log_weights = ended(monkeypatch, density, cp.Ancestral(eta))
     assert result.status.ok
     assert np.ptp(log_weights) == 0
@@ -203,7 +194,7 @@ def test_reverse_diffusion_of_one_model_is_not_named(monkeypatch, eta):
 
 def test_reverse_diffusion_of_learned_scores_is_named(monkeypatch):
     """Ring × bar of the zoo: a fifth of the samples lies in modes that have none, to either side of those that have."""
-    density = cp.compile(product, cp.load("ring2d-score"), cp.load("bar2d-score"))
+    density = cp.compile(both, cp.load("ring2d-score"), cp.load("bar2d-score"))
     result, _ = ended(monkeypatch, density, cp.Ancestral(), num_chains=1000)
     assert result.status.has("shares_frozen")
     assert "cp.SMC()" in result.status.message
@@ -212,7 +203,9 @@ def test_reverse_diffusion_of_learned_scores_is_named(monkeypatch):
 def test_blas_has_one_thread_in_a_run(monkeypatch):
     seen = []
     monkeypatch.setattr(stages, "STAGES", [lambda _: seen.append(threadpool_info()), *stages.STAGES])
-    ended(monkeypatch, cp.compile(alone, two_modes([0.5, 0.5], [-1.0, 1.0], [1.0, 1.0])), cp.Ancestral(), num_chains=50)
+    ended(
+        monkeypatch, cp.compile(single, two_modes([0.5, 0.5], [-1.0, 1.0], [1.0, 1.0])), cp.Ancestral(), num_chains=50
+    )
     assert {library["num_threads"] for library in seen[0] if library["user_api"] == "blas"} <= {1}
 
 

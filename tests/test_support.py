@@ -12,6 +12,7 @@ import composeprob as cp
 from composeprob.compiler.pipeline import lowered
 from composeprob.errors import ImproperError
 from composeprob.runtime.support import alike, effective
+from sampling_cases import both
 
 LEVELS = cp.Schedule.log_snr(60)
 
@@ -63,16 +64,11 @@ def test_draws_of_chains_that_stay_are_named_too(wrong):
     assert run(wrong, draws=4).status.has("shares_frozen")
 
 
-@cp.program
-def product(f, g):
-    return cp.sample("x", f * g)
-
-
 def test_chains_apart_whose_paths_weigh_alike_are_not_named():
     """A vague second factor weighs the modes anew, by little at any level."""
     vague = cp.Analytic(dist.Normal(jnp.zeros(2), 8.0).to_event(1), LEVELS)
     sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
-    result = run(cp.compile(product, two(2, [0.5, 0.5], [0.2, 0.2]), vague), sampler=sampler)
+    result = run(cp.compile(both, two(2, [0.5, 0.5], [0.2, 0.2]), vague), sampler=sampler)
     assert 0.3 < np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.7
     assert result.status.ok
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import composeprob as cp
 from composeprob.factors.nodes import Mixture, leaves
+from sampling_cases import single
 
 LEVELS = 8
 laws = settings(max_examples=2, deadline=None, derandomize=True, database=None)
@@ -55,11 +56,6 @@ def conditional():
     return cp.Diffusion(
         energy, schedule(), event_shape=(2,), parameterization="energy", time="log_snr", conditions={"c": 0.0}
     )
-
-
-@cp.program
-def single(factor):
-    cp.sample("x", factor)
 
 
 def evaluation(factor, place):

@@ -23,6 +23,7 @@ import composeprob as cp
 import references as ref
 from composeprob.errors import ImproperError
 from composeprob.factors.base import Factor
+from sampling_cases import single
 
 DEPTH, COMPONENTS, PROGRAMS, QUICK = 4, 3, 200, 28
 
@@ -340,11 +341,6 @@ def _random_program(seed) -> tuple[Random, tuple[int, ...], np.random.Generator]
         base, w = analytic(rng, shape), float(1.0 - np.min(made.power))
         made = Random(made.factor * base.factor**w, times((made.terms, 1.0), (base.terms, w)), made.uses)
     return made, shape, rng
-
-
-@cp.program
-def single(f):
-    cp.sample("x", f)
 
 
 def errors(made, shape, rng, terms, growing=True) -> tuple[float, float]:

@@ -12,14 +12,10 @@ from composeprob import model_zoo
 from composeprob.calibration import load_calibration, save_calibration
 from composeprob.factors.calibrated import TABLES, Calibrated
 from composeprob.models.making import calibrate_model
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(8)
 CALIBRATED = [n for n in cp.zoo() if (model_zoo.models_folder() / n / "calibration.safetensors").exists()]
-
-
-@cp.program
-def single(factor):
-    cp.sample("x", factor)
 
 
 @pytest.fixture

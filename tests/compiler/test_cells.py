@@ -15,6 +15,7 @@ from compiler.networks import Counter
 from composeprob.compiler.top import top_of
 from composeprob.compiler.unroll import unrolled
 from composeprob.errors import ImproperError, InvalidValueError, ShapeError, WrongTypeError
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(24, min=-9.0, max=9.0)
 CANVAS = (4, 3)
@@ -55,11 +56,6 @@ def ordered(form="score"):
 
 def canvas_prior(shape=CANVAS):
     return cp.Analytic(dist.Normal(jnp.zeros(shape), 1.3), SCHEDULE, label="prior")
-
-
-@cp.program
-def single(f):
-    cp.sample("x", f)
 
 
 X = {"x": jax.random.normal(jax.random.key(0), CANVAS)}

@@ -15,14 +15,10 @@ import pytest
 
 import composeprob as cp
 from compiler.networks import Counter, Energy
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.cosine(10)
 X = {"x": jnp.array([0.3, -0.6])}
-
-
-@cp.program
-def single(f):
-    cp.sample("x", f)
 
 
 @cp.program

@@ -11,6 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob.compiler.pipeline import lowered
 from composeprob.ir.nodes import leaves
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(13, min=-8.0, max=9.0)
 S = (np.asarray(SCHEDULE.sigma, float) / np.asarray(SCHEDULE.alpha, float)) ** 2
@@ -23,11 +24,6 @@ X = jnp.array([0.4, -1.1])
 def double_precision():
     with jax.enable_x64(True):
         yield
-
-
-@cp.program
-def single(factor):
-    cp.sample("x", factor)
 
 
 def analytic(seed, size=2, wider=1.0):

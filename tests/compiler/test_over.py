@@ -15,6 +15,7 @@ import pytest
 import composeprob as cp
 from compiler.networks import Counter, Moved
 from composeprob.errors import ImproperError
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(24, min=-9.0, max=9.0)
 VARIANCE = np.array([0.4, 1.5])
@@ -59,11 +60,6 @@ def prior():
 
 def data(n, seed=0):
     return np.random.default_rng(seed).normal(size=(n, 2))
-
-
-@cp.program
-def single(f):
-    cp.sample("x", f)
 
 
 def tall(f, ys, **options):

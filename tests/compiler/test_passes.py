@@ -17,6 +17,7 @@ from composeprob.compiler.share import share
 from composeprob.errors import AlignmentError, NetworkError, WrongTypeError
 from composeprob.factors.nodes import Mixture, Product
 from composeprob.ir.nodes import Leaf, leaves
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(12, min=-6.0, max=8.0)
 F, G, H = (
@@ -38,11 +39,6 @@ def gaussian_energy(x, log_snr):
 
 
 EXACT = cp.Analytic(dist.Normal(jnp.full(2, 0.5), np.sqrt(0.3)), SCHEDULE)
-
-
-@cp.program
-def single(f):
-    cp.sample("x", f)
 
 
 def built(factor):
@@ -151,7 +147,7 @@ def test_a_discrete_model_names_its_nearest_level():
     told = str(raised.value)
     assert "'f(x)' at site 'x' knows only the 10 levels" in told
     assert "log-SNR 8 of the program's level 0; its nearest is level 0 with" in told
-    assert "test_passes.py:" in told
+    assert "sampling_cases.py:" in told
     assert "Other levels need a factor that is" in told
 
 

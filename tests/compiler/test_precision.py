@@ -16,16 +16,12 @@ from flax import linen, nnx
 import composeprob as cp
 from compiler.networks import Counter, Energy
 from composeprob.factors.precision import Rounded, in_precision
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.cosine(10)
 SIZE = 16
 X = {"x": jnp.linspace(-1.0, 0.7, SIZE)}
 BFLOAT16, FLOAT32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
-
-
-@cp.program
-def single(f):
-    cp.sample("x", f)
 
 
 def factor(network, parameterization="x0", **options):

@@ -25,6 +25,7 @@ import pytest
 import composeprob as cp
 from compiler.networks import Moved
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, CalibratedExpression
+from sampling_cases import single
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -202,11 +203,6 @@ NO_DRIFT_PART = {
     "mixture",
     "mixture over data",
 }  # normalised densities of all entries: their rate is 0 without it
-
-
-@cp.program
-def single(factor):
-    cp.sample("x", factor)
 
 
 def rates(density, diffusion, seed=0):

@@ -14,6 +14,7 @@ import pytest
 import composeprob as cp
 from composeprob.errors import DoublyIntractableError, ProgramError
 from composeprob.factors.fingerprint import fingerprint
+from sampling_cases import both
 
 LEVELS = cp.Schedule.log_snr(10)
 NORMAL = cp.Analytic(dist.Normal(0.0, 1.0), LEVELS)
@@ -195,11 +196,6 @@ def of_classifier():
     return cp.Classifier(logits, LEVELS, event_shape=()).given(label=0)
 
 
-@cp.program
-def product(f, g):
-    cp.sample("x", f * g)
-
-
 FUNCTIONS = {
     "energy": (of_energy, lambda v: -4 * (0.5 - v)),
     "score": (of_score, lambda v: -4 * (0.5 - v)),
@@ -225,7 +221,7 @@ def test_a_factor_reads_what_is_there_when_the_program_is_compiled(name):
     factor, found = make(), []
     for value in (1.0, -1.0, 1.0):
         put(jnp.float32(value))
-        density = cp.compile(product, NORMAL, factor)
+        density = cp.compile(both, NORMAL, factor)
         put(jnp.float32(7.0))  # no longer looked at
         found.append(float(scored(density)))
         np.testing.assert_allclose(density.score(X, 0)["x"], found[-1], rtol=1e-5)
@@ -235,7 +231,7 @@ def test_a_factor_reads_what_is_there_when_the_program_is_compiled(name):
 
 def test_levels_of_a_density_whose_functions_read_something_else_by_now():
     put(jnp.float32(1.0))
-    density = cp.compile(product, NORMAL, of_energy())
+    density = cp.compile(both, NORMAL, of_energy())
     fewer = LEVELS.every(2)
     np.testing.assert_allclose(density.on(fewer).score(X, 0)["x"], density.score(X, 0)["x"])
     put(jnp.float32(2.0))
@@ -314,7 +310,7 @@ def test_functions_that_are_called_back_are_those_of_the_density():
             jax.debug.callback(append, x)
             return -2.0 * x**2
 
-        return cp.compile(product, NORMAL, cp.Energy(energy, LEVELS, event_shape=(), top_power=0.0))
+        return cp.compile(both, NORMAL, cp.Energy(energy, LEVELS, event_shape=(), top_power=0.0))
 
     for found in [], []:
         density = calling_back(found.append)

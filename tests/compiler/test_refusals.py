@@ -17,13 +17,9 @@ from composeprob.compiler.tails import known_parts, tail_of
 from composeprob.errors import ImproperError, InvalidValueError, NetworkError
 from composeprob.factors.gaussians import components
 from composeprob.ir.nodes import leaves
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(12)
-
-
-@cp.program
-def single(f):
-    cp.sample("x", f)
 
 
 @cp.program

@@ -15,6 +15,7 @@ from scipy import stats
 import composeprob as cp
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors.truncated import log_normal_mass
+from sampling_cases import single
 
 SCHEDULES = {"VP": cp.Schedule.log_snr(9, min=-6.0, max=6.0), "VE": cp.Schedule.edm(9, sigma_min=0.05, sigma_max=10.0)}
 SCHEDULE = SCHEDULES["VP"]
@@ -28,11 +29,6 @@ def mixing():
 def double_precision():
     with jax.enable_x64(True):
         yield
-
-
-@cp.program
-def single(f):
-    cp.sample("x", f)
 
 
 UNIVARIATE = {

@@ -12,16 +12,12 @@ from flax import linen, nnx
 import composeprob as cp
 from composeprob.errors import AlignmentError, ConditionError, InvalidValueError, NetworkError, WrongTypeError
 from composeprob.factors.networks import as_network
+from sampling_cases import single
 
 MEAN, VARIANCE = np.array([0.4, -0.7, 0.2]), 0.3
 SCHEDULES = {"VP": cp.Schedule.cosine(20), "VE": cp.Schedule.edm(20, sigma_min=0.05, sigma_max=20.0)}
 # A schedule of neither family: v's convention must hold there too.
 SCHEDULES["other"] = cp.Schedule.from_arrays(np.linspace(0.9, 0.1, 20), np.linspace(0.1, 2.0, 20))
-
-
-@cp.program
-def single(f):
-    cp.sample("x", f)
 
 
 def parts(x, alpha, sigma):

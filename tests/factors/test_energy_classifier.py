@@ -18,15 +18,11 @@ from composeprob.errors import (
     ShapeError,
     WrongTypeError,
 )
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.cosine(12)
 PRIOR = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label="prior")
 X = jnp.array([0.5, -1.0])
-
-
-@cp.program
-def single(f):
-    cp.sample("x", f)
 
 
 def evaluate(f, level, **arguments):

@@ -14,6 +14,7 @@ import pytest
 import composeprob as cp
 from composeprob.schedule import Noise
 from pretrained.test_goldens import DATA, golden, model
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(6, min=-12.0, max=6.0)
 
@@ -21,11 +22,6 @@ SCHEDULE = cp.Schedule.log_snr(6, min=-12.0, max=6.0)
 @cp.program
 def scene(cat, dog, anything):
     return cp.sample("x", cat * dog / anything)
-
-
-@cp.program
-def single(factor):
-    return cp.sample("x", factor)
 
 
 @pytest.fixture(scope="module")

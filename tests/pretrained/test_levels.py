@@ -11,11 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob.pretrained.schedulers import trained
 from pretrained.test_goldens import DATA, error, golden, model
-
-
-@cp.program
-def single(factor):
-    return cp.sample("x", factor)
+from sampling_cases import single
 
 
 @pytest.mark.parametrize("name", ["ddpm", "labels", "sd", "sd1", "dit"])

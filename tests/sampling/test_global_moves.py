@@ -13,7 +13,7 @@ from composeprob.samplers import closing
 from composeprob.samplers.choose import independent
 from composeprob.samplers.closing import renewed
 from composeprob.samplers.gaussian_mixture import GaussianMixture, finite
-from sampling_cases import Calls, Counted, normal, run, single
+from sampling_cases import Calls, Counted, both, normal, run, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 SHORT = cp.Schedule.log_snr(6, -4.0, 6.0)
@@ -31,11 +31,6 @@ def three_modes(schedule=SHORT):
 
 def mode(x):
     return np.argmin(np.linalg.norm((x[:, None] - MEANS) / SDS[:, None], axis=2), axis=1)
-
-
-@cp.program
-def both(f, g):
-    return cp.sample("x", f * g)
 
 
 def test_a_mixture_fits_what_points_come_from():

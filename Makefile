@@ -51,9 +51,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "Making $(VENV) with $$($$python --version)"; \
 	  "$$python" -m venv --clear "$(VENV)"; \
 	fi
+	@echo "Installing the pinned packages of constraints.txt and composeprob itself into $(VENV): about a minute, once."
 	"$(PY)" -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling hatch-fancy-pypi-readme
 	"$(PY)" -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
-	@touch "$@"
+	@touch "$@" && echo "Installed. Further commands start at once."
 
 # What XLA compiled is kept for the next run: most of what tests and tutorials take is compilation.
 test test-all docs: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.jax_cache

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
@@ -54,8 +54,8 @@ def join() -> None:
 
     given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
     try:
-        numbers: dict[str, Any] = {name: int(value) for name, value in given.items() if value}
-        jax.distributed.initialize(**numbers, local_device_ids=slurm_devices(os.environ))
+        numbers = {name: int(value) for name, value in given.items() if value}
+        jax.distributed.initialize(**numbers, local_device_ids=slurm_devices(os.environ))  # type: ignore[arg-type]
     except (ValueError, TypeError, RuntimeError) as error:
         raise InvalidValueError(
             f"--distributed was given, but JAX cannot join other processes: {str(error).splitlines()[0]}",

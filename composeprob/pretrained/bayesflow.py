@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -11,10 +9,10 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError
-from composeprob.pretrained.estimators import Reading, unreadable
+from composeprob.pretrained.estimators import Foreign, Reading, unreadable
 
 
-def read(estimator: Any) -> Reading:
+def read(estimator: Foreign) -> Reading:
     """What `from_estimator` needs of a ``BasicEstimator`` with a ``DiffusionModel`` or ``FlowMatching``.
 
     Conditions go through the estimator's own adapter, standardisation and summary network (`Estimator.adapt`). Its
@@ -27,7 +25,7 @@ def read(estimator: Any) -> Reading:
             f"BayesFlow runs on Keras's backend {keras.backend.backend()!r}.",
             fix='set os.environ["KERAS_BACKEND"] = "jax" before BayesFlow is imported; saved networks load there.',
         )
-    network: Any = getattr(estimator, "inference_network", None)
+    network: Foreign = getattr(estimator, "inference_network", None)
     kind = type(network).__name__
     if kind not in ("DiffusionModel", "FlowMatching") or not network.built:
         raise unreadable(estimator, f"has no trained diffusion or flow-matching network, but {kind}")
@@ -58,12 +56,12 @@ def read(estimator: Any) -> Reading:
     return Reading(denoise, [jnp.asarray(v.value) for v in variables], shape, ends, adapt, location, scale)
 
 
-def _ends(schedule: Any) -> tuple[float, float]:
+def _ends(schedule: Foreign) -> tuple[float, float]:
     """The least and greatest σ/α of a noise schedule."""
     return float(np.exp(-0.5 * float(schedule.log_snr_max))), float(np.exp(-0.5 * float(schedule.log_snr_min)))
 
 
-def _standardised(estimator: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _standardised(estimator: Foreign, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """θ = location + scale·u, by what the package makes of u = 0 and u = 1."""
     ends = np.stack([np.zeros(shape), np.ones(shape)]).astype(np.float32)
     made = estimator.standardizer.maybe_standardize(ends, key="inference_variables", stage="inference", forward=False)

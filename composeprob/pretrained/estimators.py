@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from jaxtyping import PyTree
 from composeprob.errors import InvalidValueError, LoadError, ShapeError, WrongTypeError
 from composeprob.factors.diffusion import Diffusion
 from composeprob.schedule import Schedule
+
+Foreign = Any
+"""An object of another package, known by its attributes only."""
 
 TRIED = {"gensbi": ("0.5",), "bayesflow": ("2.1",)}
 """The versions whose estimators were read and compared with the packages' own samples, by package."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +11,15 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from composeprob.pretrained.estimators import Reading, unreadable
+from composeprob.pretrained.estimators import Foreign, Reading, unreadable
 
 Call = Callable[[Array, Array], Array]
 """The network's output at (its own input, its own time)."""
+Mean = Callable[[Call, Array, Array], Array]
+"""The mean of u given y = u + s·ε, by the network's output, y and s."""
 
 
-def read(pipeline: Any) -> Reading:
+def read(pipeline: Foreign) -> Reading:
     """What `from_estimator` needs of a ``ConditionalPipeline`` or ``JointPipeline``; the averaged weights are taken.
 
     Raises:
@@ -54,7 +55,7 @@ def read(pipeline: Any) -> Reading:
     return Reading(denoise, arrays, shape, sigmas, adapt)
 
 
-def _kind(pipeline: Any, method: Any, path: Any) -> tuple[Callable[[Call, Array, Array], Array], tuple[float, float]]:
+def _kind(pipeline: Foreign, method: Foreign, path: Foreign) -> tuple[Mean, tuple[float, float]]:
     """The mean of u given u + s·ε by the network's output, and the range of s."""
     scheduler = path.scheduler
     name = type(method).__name__
@@ -80,7 +81,7 @@ def _flow(call: Call, y: Array, s: Array) -> Array:
     return t * y + (1 - t) * call(t * y, t)
 
 
-def _score(scheduler: Any, exploding: bool) -> Callable[[Call, Array, Array], Array]:
+def _score(scheduler: Foreign, exploding: bool) -> Mean:
     """The network returns the score of m(t)·u + σ(t)·ε."""
     low, rise = scheduler.beta_min if not exploding else 0.0, scheduler.beta_d if not exploding else 0.0
 
@@ -96,7 +97,7 @@ def _score(scheduler: Any, exploding: bool) -> Callable[[Call, Array, Array], Ar
     return mean
 
 
-def _edm(scheduler: Any) -> Callable[[Call, Array, Array], Array]:
+def _edm(scheduler: Foreign) -> Mean:
     """The network is preconditioned (Karras et al. 2022): D(y; s) = c_skip·y + c_out·F(c_in·y; c_noise)."""
 
     def mean(call: Call, y: Array, s: Array) -> Array:

@@ -13,7 +13,7 @@ import difflib
 import functools
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -260,6 +260,15 @@ def reference(name: str) -> Distribution | None:
     """
     function = getattr(_module(name), "reference", None)
     return None if function is None else function()
+
+
+def defined(name: str, what: str) -> Callable[..., object] | None:
+    """Returns what a model's train.py defines beside its recipe, such as ``held_out`` data; None where it does not.
+
+    Raises:
+        LoadError: no such model.
+    """
+    return getattr(_module(name), what, None)
 
 
 def models_folder() -> Path:

@@ -6,6 +6,7 @@ p(θ | x₁ … x_n) is p(θ)·Π_i p(θ | x_i)/p(θ), one batched evaluation of
     python examples/tall_posterior.py
 """
 
+from functools import partial
 from pathlib import Path
 
 import equinox as eqx
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import optax
 
 import composeprob as cp
 
@@ -49,9 +51,10 @@ class Network(eqx.Module):
 
 recipe = cp.training.Recipe(
     network=lambda key: Network(eqx.nn.MLP(8, 2, width_size=96, depth=3, activation=jax.nn.swish, key=key)),
-    data=pairs, event_shape=(2,), schedule=schedule, conditions=("x",), log_snr=(-12.0, 10.0), focus=(-4.0, 8.0),
-    antithetic=True, decay="cosine", learning_rate=3e-3, batch_size=512, iterations=4000, ema=0.99,
-    weight=lambda log_snr: 1 / jnp.sqrt(jax.nn.sigmoid(-log_snr) + 1e-3),  # errors add up over observations
+    data=pairs, schedule=schedule, conditions=("x",), log_snr=cp.training.LogSNR(-12.0, 10.0, focus=(-4.0, 8.0)),
+    batches=cp.training.Batches(512, antithetic=True), iterations=4000, ema=0.99,
+    learning_rate=partial(optax.cosine_decay_schedule, 3e-3),
+    losses=(cp.training.Denoising(lambda log_snr: 1 / jnp.sqrt(jax.nn.sigmoid(-log_snr) + 1e-3)),),  # errors add up
 )  # fmt: skip
 
 

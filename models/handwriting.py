@@ -12,17 +12,17 @@ from jax import Array
 import composeprob as cp
 
 from .networks.film_mlp import FiLMMLP
+from .rates import cosine
 from .worlds import digits
 
 ANY = digits.CLASSES
 """The label that means "no label"."""
 PIXELS = digits.SIZE**2
 SETTINGS: dict[str, Any] = {
-    "event_shape": (digits.SIZE, digits.SIZE, 1),
     "schedule": cp.Schedule.log_snr(60, -7.0, 6.0),
     "log_snr": (-8.0, 7.0),
-    "batch_size": 128,
-    "decay": "cosine",
+    "batches": 128,
+    "learning_rate": cosine(1e-3),
 }
 """What both share: σ is 0.05 at level 0, less than half a count of ink."""
 
@@ -49,8 +49,8 @@ def images(parameterization: str, **settings: Any) -> cp.training.Recipe:
     def network(key: Array) -> Any:
         return LabelledImage(rngs=nnx.Rngs(params=key))
 
-    conditions = {"conditions": {"label": ANY}, "condition_dropout": 0.15, "encoders": {"label": to_label}}
-    return _recipe(network, parameterization=parameterization, **(conditions | settings))
+    conditions = cp.training.Conditions({"label": ANY}, dropout=0.15, encoders={"label": to_label})
+    return _recipe(network, parameterization=parameterization, conditions=conditions, **settings)
 
 
 def to_label(value: Any) -> np.ndarray:
@@ -93,8 +93,7 @@ def classifier(**settings: Any) -> cp.training.Recipe:
 
 
 def _recipe(network: Any, **settings: Any) -> cp.training.Recipe:
-    data, held_out = _labelled(digits.draw), _labelled(digits.held_out)
-    return cp.training.Recipe(network=network, data=data, held_out=held_out, **(SETTINGS | settings))
+    return cp.training.Recipe(network=network, data=_labelled(digits.draw), **(SETTINGS | settings))
 
 
 def _labelled(draw: Any) -> Any:
@@ -105,3 +104,7 @@ def _labelled(draw: Any) -> Any:
         return drawn, {"label": labels}
 
     return data
+
+
+held_out = _labelled(digits.held_out)
+"""Images that no model is trained on, with their classes."""

@@ -20,7 +20,7 @@ from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.json_data import JSONObject
 from composeprob.training.quality import losses_by_log_snr, sample_quality, score_errors
-from composeprob.training.recipe import Recipe
+from composeprob.training.recipe import Data, Recipe
 from composeprob.training.run import TrainingRun, train
 from composeprob.training.weights import load_weights, save_weights, weights_file
 
@@ -77,9 +77,12 @@ def train_model(
         raise LoadError(f"Model '{name}' has not been trained.", fix=fix)
     if iterations is not None:
         recipe = dataclasses.replace(recipe, iterations=iterations)
-    run = train(recipe, jax.random.key(SEED + retraining), checkpoint_dir=checkpoint_dir, progress=progress, label=name)
+    run = train(
+        recipe, jax.random.key(SEED + retraining), checkpoint_dir=checkpoint_dir, progress=progress, label=name,
+        start=zoo.defined(name, "start"),
+    )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    written = write_model(folder, source, recipe, run, zoo.reference(name), retraining)
+    written = write_model(folder, source, recipe, run, zoo.reference(name), retraining, zoo.defined(name, "held_out"))
     if "energy" in run.factor.capabilities and not run.factor.condition_names:
         calibrate_model(name, retraining=retraining, out=folder, replace=True)
         written.append(zoo.calibration_file(folder / weights_file(retraining)))
@@ -87,7 +90,13 @@ def train_model(
 
 
 def write_model(
-    folder: Path, source: Path, recipe: Recipe, run: TrainingRun, reference: Distribution | None, retraining: int = 0
+    folder: Path,
+    source: Path,
+    recipe: Recipe,
+    run: TrainingRun,
+    reference: Distribution | None,
+    retraining: int = 0,
+    held_out: Data | None = None,
 ) -> list[Path]:
     """Writes weights, measurements and card of a trained model into ``folder``; returns the files.
 
@@ -97,6 +106,7 @@ def write_model(
             does not have it.
         recipe, run, reference: what was trained, the run, and the exact distribution where it is known.
         retraining: its number.
+        held_out: data that were not trained on, on which the loss is measured too.
     """
     measured = _measured(folder) or _measured(source)
     rows = [row for row in measured.get("retrainings", []) if row["retraining"] != retraining]
@@ -108,7 +118,7 @@ def write_model(
         rows.append(measure_retraining(run, stored, reference, retraining))
     else:
         save_weights(run.factor.network, file)
-        measured = measure(recipe, run, reference)
+        measured = measure(recipe, run, reference, held_out)
         if reference is None:
             from .pictures import write_pictures  # Matplotlib
 
@@ -147,7 +157,9 @@ def _check_replace(folder: Path, retraining: int, resumable: bool) -> None:
         )
 
 
-def measure(recipe: Recipe, run: TrainingRun, reference: Distribution | None) -> JSONObject:
+def measure(
+    recipe: Recipe, run: TrainingRun, reference: Distribution | None, held_out: Data | None = None
+) -> JSONObject:
     """Measures a trained model; returns what is recorded of it, ready for JSON."""
     low, high = recipe.log_snr_range()
     quality: JSONObject = {}
@@ -157,8 +169,8 @@ def measure(recipe: Recipe, run: TrainingRun, reference: Distribution | None) ->
         quality["score_error"] = float(f"{np.mean([row['error'] for row in rows]):.4g}")
         quality["by_log_snr"] = rows
         quality["samples"] = sample_quality(run.factor, reference, key)
-    if recipe.held_out is not None:
-        quality["losses"] = losses_by_log_snr(recipe, run.factor, jax.random.key(SEED + 1))
+    if held_out is not None:
+        quality["losses"] = losses_by_log_snr(recipe, run.factor, held_out, jax.random.key(SEED + 1))
     return {
         "model": run.factor.label,
         "event_shape": list(recipe.event_shape),
@@ -168,9 +180,9 @@ def measure(recipe: Recipe, run: TrainingRun, reference: Distribution | None) ->
         "training": {
             "iterations": len(run.loss),
             "finished": run.finished,
-            "batch_size": recipe.batch_size,
-            "learning_rate": recipe.learning_rate,
-            "decay": recipe.decay,
+            "batch_size": recipe.batch.size,
+            "learning_rate": float(f"{recipe.rate(0):.6g}"),
+            "decay": getattr(recipe.learning_rate, "__name__", "constant"),
             "ema": recipe.ema,
             "log_snr": [round(low, 3), round(high, 3)],
             "levels": recipe.schedule.num_levels,

@@ -16,6 +16,7 @@ import composeprob as cp
 from .networks.matcher import Matcher
 from .networks.text import TextEncoder
 from .networks.unet import UNet, heat_map
+from .rates import cosine
 from .worlds import captions, shapes
 
 NOWHERE = (-9.0, -9.0)
@@ -23,13 +24,10 @@ NOWHERE = (-9.0, -9.0)
 VECTOR = 128
 """Length of the vector that stands for a caption."""
 SETTINGS: dict[str, Any] = {
-    "event_shape": (shapes.SIZE, shapes.SIZE, 3),
     "schedule": cp.Schedule.log_snr(60, -7.0, 7.0),
     "log_snr": (-8.0, 8.0),
-    "batch_size": 32,
-    "chunk": 8,
-    "learning_rate": 8e-4,
-    "decay": "cosine",
+    "batches": cp.training.Batches(32, chunk=8),
+    "learning_rate": cosine(8e-4),
 }
 """What all of them share: σ is 0.03 at level 0, a hundredth of an object's contrast in each pixel's variance."""
 
@@ -89,10 +87,16 @@ def caption(**settings: Any) -> cp.training.Recipe:
         scenes = shapes.draw(scene_key, n)
         return scenes.images, {"caption": captions.describe(caption_key, scenes)}
 
-    chosen = SETTINGS | {"conditions": {"caption": captions.EMPTY}, "condition_dropout": 0.1, "start": from_positions}
-    chosen |= {"encoders": {"caption": captions.tokens}, "chunk": 32, "learning_rate": 2.5e-3}
-    chosen |= {"denoising": False, "cross_condition": 1.0, "cross_condition_others": 31, "focus": (-1.0, 5.0)}
-    chosen |= {"vary": lambda key, given: {"caption": captions.reshaped(key, given["caption"])}}
+    close = lambda key, given: {"caption": captions.reshaped(key, given["caption"])}  # noqa: E731
+    chosen = SETTINGS | {
+        "conditions": cp.training.Conditions(
+            {"caption": captions.EMPTY}, dropout=0.1, encoders={"caption": captions.tokens}
+        ),
+        "batches": cp.training.Batches(32, chunk=32),
+        "learning_rate": cosine(2.5e-3),
+        "log_snr": cp.training.LogSNR(-8.0, 8.0, focus=(-1.0, 5.0)),
+        "losses": (cp.training.CrossCondition(others=31, vary=close),),
+    }
     return cp.training.Recipe(network=network, data=data, parameterization="energy_residual", **(chosen | settings))
 
 
@@ -126,8 +130,8 @@ def position(parameterization: str, **settings: Any) -> cp.training.Recipe:
         named = jax.random.randint(choice_key, (n,), 0, scenes.count)
         return scenes.images, {"position": scenes.centres[jnp.arange(n), named]}
 
-    chosen = SETTINGS | {"conditions": {"position": NOWHERE}, "condition_dropout": 0.2, "weight": noisy_weight}
-    chosen |= {"encoders": {"position": to_position}}
+    conditions = cp.training.Conditions({"position": NOWHERE}, dropout=0.2, encoders={"position": to_position})
+    chosen = SETTINGS | {"conditions": conditions, "losses": (cp.training.Denoising(weight=noisy_weight),)}
     return cp.training.Recipe(network=network, data=data, parameterization=parameterization, **(chosen | settings))
 
 

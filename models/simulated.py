@@ -13,16 +13,15 @@ from jax import Array
 import composeprob as cp
 
 from .networks.bounded_posterior import BoundedPosterior
+from .rates import cosine
 from .worlds import slcp, two_moons
 
 SETTINGS: dict[str, Any] = {
     "parameterization": "epsilon",
     "conditions": ("x",),
-    "log_snr": (-12.0, 12.0),
-    "focus": (-3.0, 10.0),  # where posteriors take shape
-    "antithetic": True,
-    "decay": "cosine",
-    "batch_size": 256,
+    "log_snr": cp.training.LogSNR(-12.0, 12.0, focus=(-3.0, 10.0)),  # where posteriors take shape
+    "batches": cp.training.Batches(256, antithetic=True),
+    "learning_rate": cosine(1e-3),
     "schedule": cp.Schedule.log_snr(80, -9.0, 11.0),
 }
 
@@ -51,7 +50,7 @@ def posterior(simulator: ModuleType, network: Any, **settings: Any) -> cp.traini
         theta = prior.sample(prior_key, (n,))
         return theta, {"x": simulator.simulate(data_key, theta)}
 
-    return cp.training.Recipe(network=network, data=pairs, event_shape=(simulator.SIZE,), **(SETTINGS | settings))
+    return cp.training.Recipe(network=network, data=pairs, **(SETTINGS | settings))
 
 
 def slcp_network(key: Array) -> BoundedPosterior:

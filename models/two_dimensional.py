@@ -14,22 +14,22 @@ import composeprob as cp
 from .networks import residual_mlp_eqx, residual_mlp_nnx
 from .networks.conditioning import OutputScale
 from .networks.offset_energy import OffsetEnergy
+from .rates import cosine
 
 LEVELS = {"min": -9.0, "max": 9.5}
 """Log-SNR of the levels that the models offer: σ is 0.0087 at level 0, far below the ring's 0.075."""
 CONTINUOUS: dict[str, Any] = {
-    "log_snr": (-16.0, 11.0),  # wide enough for the usual schedules to be aligned with
-    "focus": (0.0, 10.0),  # where these data take shape
-    "antithetic": True,
-    "decay": "cosine",
-    "batch_size": 500,  # half the paper's: stratified log-SNR and antithetic noise make up for it
+    # Wide enough for the usual schedules to be aligned with; the focus is where these data take shape.
+    "log_snr": cp.training.LogSNR(-16.0, 11.0, focus=(0.0, 10.0)),
+    # Half the paper's batch: stratified log-SNR and antithetic noise make up for it.
+    "batches": cp.training.Batches(500, chunk=250, antithetic=True),
+    "learning_rate": cosine(1e-3),
 }
 """What the models that are continuous in log-SNR add to the paper's settings."""
 
 
 SHARP: dict[str, Any] = CONTINUOUS | {
-    "log_snr": (-16.0, 12.0),
-    "focus": (0.0, 11.5),
+    "log_snr": cp.training.LogSNR(-16.0, 12.0, focus=(0.0, 11.5)),
     "schedule": cp.Schedule.log_snr(60, -9.0, 11.0),
     "iterations": 8000,  # each of these is trained five times over
 }
@@ -37,10 +37,9 @@ SHARP: dict[str, Any] = CONTINUOUS | {
 
 DEPTH: dict[str, Any] = {
     "parameterization": "energy",
-    "cross_level": 1.0,
-    "cross_level_gap": 8.0,
-    "batch_size": 504,  # each chunk holds as many events of one level of a pair as of the other, each twice
-    "chunk": 252,
+    "losses": (cp.training.Denoising(), cp.training.CrossLevel(gap=8.0)),
+    # Each chunk holds as many events of one level of a pair as of the other, each twice.
+    "batches": cp.training.Batches(504, chunk=252, antithetic=True),
 }
 """What energies that know mode depth change."""
 
@@ -99,7 +98,7 @@ def depth(distribution: Any, *, deviation: float, finest: float, **settings: Any
         settings: what the recipe changes of `CONTINUOUS` and `DEPTH`.
     """
     chosen = CONTINUOUS | DEPTH | settings
-    log_snr_min = chosen["log_snr"][0]
+    log_snr_min = chosen["log_snr"].low
 
     def network(key: Array) -> Any:
         return OffsetEnergy(2, deviation=deviation, finest=finest, log_snr_min=log_snr_min, key=key)
@@ -141,5 +140,5 @@ def _recipe(distribution: Any, network: Any, **settings: Any) -> cp.training.Rec
         return distribution.sample(key, (n,))
 
     # The paper's settings are the recipe's defaults: 15,000 iterations, Adam 1e-3, EMA 0.999, batch 1000.
-    settings = {"chunk": 250} | settings
-    return cp.training.Recipe(network=network, data=data, event_shape=(2,), **settings)
+    settings = {"batches": cp.training.Batches(1000, chunk=250)} | settings
+    return cp.training.Recipe(network=network, data=data, **settings)

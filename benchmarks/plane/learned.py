@@ -27,7 +27,7 @@ from .nine import BOXES, CIRCLES, DEVIATION, GAUSSIANS, LAWS, Named
 
 ENERGY = "energy_norm"
 OUT = Path("out", "nine-networks")
-SETTINGS = two_dimensional.SHARP | {"batch_size": 128, "chunk": 128}
+SETTINGS = two_dimensional.SHARP | {"batches": cp.training.Batches(128, antithetic=True)}
 ITERATIONS = dict.fromkeys(LAWS, 15_000) | dict.fromkeys((*BOXES, "eight"), 30_000)
 
 
@@ -56,7 +56,7 @@ def recipe(name: str) -> cp.training.Recipe:
         return draw(name, key, n)
 
     settings = SETTINGS | {"parameterization": ENERGY, "iterations": ITERATIONS[name]}
-    return cp.training.Recipe(network=network, data=data, event_shape=(2,), **settings)
+    return cp.training.Recipe(network=network, data=data, **settings)
 
 
 def weights_of(name: str) -> Path:

@@ -59,7 +59,7 @@ class Diffusion(LeafFactor):
         log_snr_range: (least, greatest) log-SNR that the network was trained on, where that is more than the range of
             ``schedule``; only for a continuous ``time``, and a variance-preserving or -exploding schedule.
         mode_depth: the energy has the relative height of separated modes. Matching scores does not teach that; a
-            cross-level loss does (``cp.training.Recipe(cross_level=…)``).
+            cross-level loss does (``cp.training.CrossLevel``).
         remat: whether gradients of what the network returns, which energies and denoised observations take, store only
             what its layers and convolutions return, and compute again what lies between them and within attention. The
             values are the same up to rounding; of a UNet a fifth is stored, for a little more time.

@@ -5,11 +5,17 @@
 """
 
 from composeprob.training.quality import sample_quality, score_errors
-from composeprob.training.recipe import Recipe
+from composeprob.training.recipe import Batches, Conditions, CrossCondition, CrossLevel, Denoising, LogSNR, Recipe
 from composeprob.training.run import TrainingRun, train
 from composeprob.training.weights import load_weights, save_weights
 
 __all__ = [
+    "Batches",
+    "Conditions",
+    "CrossCondition",
+    "CrossLevel",
+    "Denoising",
+    "LogSNR",
     "Recipe",
     "TrainingRun",
     "load_weights",

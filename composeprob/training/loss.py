@@ -14,7 +14,7 @@ from jax import Array
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.schedule import Noise
-from composeprob.training.recipe import Recipe
+from composeprob.training.recipe import CrossCondition, CrossLevel, Recipe
 
 
 class Batch(NamedTuple):
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
         conditions: ``{name: (n, …)}``.
         foreign: the conditions of m other events, which the cross-condition loss compares with an event's own,
             ``{name: (n, m, …)}``; None without that loss.
-        variant: one more condition to compare with, ``{name: (n, 1, …)}``; None without a recipe's ``vary``.
+        variant: one more condition to compare with, ``{name: (n, 1, …)}``; None without a `CrossCondition` that varies.
     """
 
     events: Array
@@ -52,24 +52,25 @@ class Losses(NamedTuple):
 def draw_batch(recipe: Recipe, key: Array, size: int) -> Batch:
     """Draws ``size`` events of a recipe: data, conditions (some dropped), log-SNR and noise."""
     data_key, noise_key, normal_key, drop_key = jax.random.split(key, 4)
-    n = size // 2 if recipe.antithetic else size
+    level, condition = recipe.loss(CrossLevel), recipe.loss(CrossCondition)
+    n = size // 2 if recipe.batch.antithetic else size
     drawn: Any = recipe.data(data_key, n)
     events, conditions = drawn if isinstance(drawn, tuple) else (drawn, {})
-    noise, other = recipe.noise_pairs(noise_key, n) if recipe.cross_level else (recipe.noise(noise_key, n), None)
+    noise, other = (recipe.noise(noise_key, n), None) if level is None else recipe.noise_pairs(noise_key, n, level.gap)
     epsilon = jax.random.normal(normal_key, events.shape, events.dtype)
-    if recipe.condition_dropout:
+    if recipe.condition.dropout:
         conditions = _drop(recipe, drop_key, conditions, n)
-    if recipe.antithetic:
+    if recipe.batch.antithetic:
         twice = (events, noise, other, dict(conditions))
         events, noise, other, conditions = jax.tree.map(lambda a: jnp.concatenate([a, a]), twice)
         epsilon = jnp.concatenate([epsilon, -epsilon])
     foreign = None
-    if recipe.cross_condition:  # events are independent, so the next ones' conditions are as good as any others'
-        others = range(1, recipe.cross_condition_others + 1)
+    if condition is not None:  # events are independent, so the next ones' conditions are as good as any others'
+        others = range(1, condition.others + 1)
         foreign = jax.tree.map(lambda a: jnp.stack([jnp.roll(a, k, axis=0) for k in others], axis=1), conditions)
     variant = None
-    if recipe.vary is not None:
-        drawn = recipe.vary(jax.random.fold_in(drop_key, 1), dict(conditions))
+    if condition is not None and condition.vary is not None:
+        drawn = condition.vary(jax.random.fold_in(drop_key, 1), dict(conditions))
         variant = jax.tree.map(lambda a: a[:, None], drawn)
     return Batch(events, epsilon, noise, other, dict(conditions), foreign, variant)
 
@@ -91,7 +92,7 @@ def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True)
     The cross-condition loss asks which of m + 1 conditions x came with, its own c or those of m other events:
     −log(f(x|c, λ)/Σ_j f(x|c_j, λ)). Its least value is reached where log f(x|c) − log f(x|c′) =
     log p_λ(x|c) − log p_λ(x|c′), constants included; with dropout "no condition" is one of them. What a vague condition
-    (a caption) contains about x hardly changes the denoising loss, and is all that this loss depends on. A recipe's
+    (a caption) contains about x hardly changes the denoising loss, and is all that this loss depends on. Its
     ``vary`` adds the same loss against a condition that is close to c; as close conditions lead to one another
     equally often, its least value is reached at the same log-densities.
 
@@ -145,10 +146,11 @@ def _contrast(true: Array | None, others: Array | None) -> Array:
 
 
 def _drop(recipe: Recipe, key: Array, conditions: Mapping[str, Array], n: int) -> dict[str, Array]:
-    assert not isinstance(recipe.conditions, tuple)  # the recipe refuses dropout without values
-    drop = jax.random.bernoulli(key, recipe.condition_dropout, (n,))
+    none = recipe.condition.values
+    assert not isinstance(none, tuple)  # which have no dropout
+    drop = jax.random.bernoulli(key, recipe.condition.dropout, (n,))
 
-    def replace(value: Array, none: Array) -> Array:
-        return jnp.where(drop.reshape((n,) + (1,) * (value.ndim - 1)), none, value)
+    def replace(value: Array, other: Array) -> Array:
+        return jnp.where(drop.reshape((n,) + (1,) * (value.ndim - 1)), other, value)
 
-    return {name: replace(value, jnp.asarray(recipe.conditions[name])) for name, value in conditions.items()}
+    return {name: replace(value, jnp.asarray(none[name])) for name, value in conditions.items()}

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from composeprob import tuning
 from composeprob.training.loss import Batch, draw_batch, losses
-from composeprob.training.recipe import Recipe
+from composeprob.training.recipe import CrossCondition, CrossLevel, Denoising, Recipe
 
 if TYPE_CHECKING:
     from composeprob.factors.networks import Network
@@ -71,20 +71,24 @@ def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
     optimiser = recipe.optimiser()
     edges = jnp.asarray(bin_edges(recipe))
+    denoising, level, condition = recipe.loss(Denoising), recipe.loss(CrossLevel), recipe.loss(CrossCondition)
 
     def mean_loss(parameters: PyTree[Array], batch: Batch) -> tuple[Array, Array]:
         trained = eqx.tree_at(lambda f: f.network, factor, eqx.combine(parameters, static))
-        each = losses(trained, batch, recipe.denoising)
-        weight = 1.0 if recipe.weight is None else jax.vmap(recipe.weight)(batch.noise.log_snr)
-        crossed = recipe.cross_level * each.cross_level + recipe.cross_condition * each.cross_condition
-        if not recipe.denoising:
-            return jnp.mean(weight * crossed), crossed
-        return jnp.mean(weight * (each.denoising + crossed)), each.denoising
+        each = losses(trained, batch, denoising is not None)
+        total = zero = jnp.zeros(())
+        if denoising is not None:
+            weight = 1.0 if denoising.weight is None else jax.vmap(denoising.weight)(batch.noise.log_snr)
+            total = weight * each.denoising
+        crossed = (level.weight * each.cross_level if level else zero) + (
+            condition.weight * each.cross_condition if condition else zero
+        )
+        return jnp.mean(total + crossed), crossed if denoising is None else each.denoising
 
     def gradient(parameters: PyTree[Array], step_key: Array) -> tuple[PyTree[Array], Array, Array]:
         """The mean gradient over the batch's chunks, and every event's loss and log-SNR."""
-        size = recipe.chunk or recipe.batch_size
-        parts = recipe.batch_size // size
+        size = recipe.batch.part
+        parts = recipe.batch.size // size
 
         def accumulate(total: PyTree[Array], part: Array) -> tuple[PyTree[Array], tuple[Array, Array]]:
             batch = draw_batch(recipe, jax.random.fold_in(step_key, part), size)

@@ -100,13 +100,20 @@ def sample_quality(
 
 
 def losses_by_log_snr(
-    recipe: Recipe, factor: Diffusion | Classifier, key: Array, *, num: int = 8000, num_intervals: int = 6
+    recipe: Recipe,
+    factor: Diffusion | Classifier,
+    held_out: Data,
+    key: Array,
+    *,
+    num: int = 8000,
+    num_intervals: int = 6,
 ) -> list[dict[str, float]]:
     """Measures the loss on the data of training and on the data held out, in intervals of log-SNR.
 
     Args:
-        recipe: with ``held_out``.
+        recipe: how it was trained.
         factor: trained by it.
+        held_out: data of the same form that were not trained on.
         key: for the draws.
         num: events of each kind, spread evenly over the log-SNR trained on.
         num_intervals: how many of log-SNR.
@@ -115,10 +122,9 @@ def losses_by_log_snr(
         Rows with ``log_snr`` (the interval's middle), ``loss`` and ``held_out``; of a classifier also ``accuracy``, the
         share of noised events held out whose label it gives the greatest probability.
     """
-    assert recipe.held_out is not None
     edges = np.linspace(*recipe.log_snr_range(), num_intervals + 1)
     columns: dict[str, np.ndarray] = {}
-    for name, data in (("loss", recipe.data), ("held_out", recipe.held_out)):
+    for name, data in (("loss", recipe.data), ("held_out", held_out)):
         log_snr, loss, right = map(np.asarray, _loss_on(recipe, factor, data, key, num))
         place = np.digitize(log_snr, edges[1:-1])
         columns[name] = np.bincount(place, loss) / np.bincount(place)
@@ -132,7 +138,7 @@ def _loss_on(
     recipe: Recipe, factor: Diffusion | Classifier, data: Data, key: Array, num: int
 ) -> tuple[Array, Array, Array]:
     """Log-SNR of ``num`` events, their loss, and whether a classifier is right; conditions are never dropped."""
-    recipe = dataclasses.replace(recipe, data=data, condition_dropout=0.0)
+    recipe = dataclasses.replace(recipe, data=data, conditions=dataclasses.replace(recipe.condition, dropout=0.0))
 
     @eqx.filter_jit
     def run(factor: Diffusion | Classifier, key: Array) -> tuple[Array, Array, Array]:

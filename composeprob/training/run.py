@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from composeprob.factors.diffusion import Diffusion
 from composeprob.json_data import JSONObject
 from composeprob.runtime.progress import Progress
 from composeprob.training.optimise import Advance, State, bin_edges, initial, make_advance
-from composeprob.training.recipe import Recipe
+from composeprob.training.recipe import LogSNR, Recipe
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -75,6 +75,7 @@ def train(
     progress: bool = True,
     seconds_between_checkpoints: float = 60.0,
     label: str = "",
+    start: Callable[[Network], Network] | None = None,
 ) -> TrainingRun:
     """Trains a diffusion factor, or a classifier of noised events.
 
@@ -91,6 +92,8 @@ def train(
         progress: show a progress bar with the loss.
         seconds_between_checkpoints: how often to write one; the last state is always written.
         label: the factor's name.
+        start: ``start(network)`` gives the weights to start from, for the untrained network as an Equinox module: a
+            network trained before, or parts of it. By default the untrained network itself.
 
     Returns:
         A `TrainingRun`. Ctrl-C ends training after the current second's steps, writes a checkpoint and returns.
@@ -102,8 +105,7 @@ def train(
     check_key(key)
     network_key, run_key = jax.random.split(key)
     network = eqx.filter_jit(recipe.untrained)(network_key)  # one compilation instead of one for every layer
-    if recipe.start is not None:
-        network = recipe.start(network)
+    network = network if start is None else start(network)
     advance = make_advance(recipe, network, run_key)
     now = _blank(recipe, network)
     checkpoints = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir, _fingerprint(recipe, key))
@@ -112,13 +114,13 @@ def train(
             checkpoints.clear()
         now = checkpoints.restore(now) or now
 
-    before, start, saved = float(now.seconds), time.monotonic(), time.monotonic()
+    before, began, saved = float(now.seconds), time.monotonic(), time.monotonic()
     pace = 1
     with _interruptible() as interrupted, Progress(recipe.iterations, progress, "training") as bar:
         while (done := int(now.state.step)) < recipe.iterations and not interrupted.is_set():
             steps = min(pace, recipe.iterations - done, tuning.TRAINING_STEPS)
             tick = time.monotonic()
-            now = _after(now, advance, steps, before + tick - start)
+            now = _after(now, advance, steps, before + tick - began)
             elapsed = time.monotonic() - tick
             if done or pace > 1:  # the first call was mostly compilation
                 pace = max(1, int(steps / elapsed))  # a call a second: the bar moves, Ctrl-C is heard
@@ -129,7 +131,7 @@ def train(
             if checkpoints is not None and time.monotonic() - saved > seconds_between_checkpoints:
                 checkpoints.save(int(now.state.step), now)
                 saved = time.monotonic()
-    now = now._replace(seconds=np.asarray(before + time.monotonic() - start))
+    now = now._replace(seconds=np.asarray(before + time.monotonic() - began))
     if checkpoints is not None:
         checkpoints.save(int(now.state.step), now)
         checkpoints.close()
@@ -173,12 +175,15 @@ def _finish(recipe: Recipe, network: Network, now: _Progressed, label: str) -> T
 
 
 def _fingerprint(recipe: Recipe, key: Array) -> JSONObject:
-    names = ("parameterization", "time", "iterations", "batch_size", "chunk", "learning_rate", "decay", "ema")
-    made_of: JSONObject = {name: getattr(recipe, name) for name in (*names, "condition_dropout", "antithetic")}
+    made_of: JSONObject = {name: getattr(recipe, name) for name in ("parameterization", "time", "iterations", "ema")}
     made_of["log_snr"] = [float(end) for end in recipe.log_snr_range()]
-    made_of["focus"] = None if recipe.focus is None else [float(end) for end in recipe.focus]
-    made_of["cross_level"] = [recipe.cross_level, recipe.cross_level_gap] if recipe.cross_level else None
-    made_of["cross_condition"] = [recipe.cross_condition, recipe.cross_condition_others, recipe.denoising]
+    focus = recipe.log_snr.focus if isinstance(recipe.log_snr, LogSNR) else None
+    made_of["focus"] = None if focus is None else [float(end) for end in focus]
+    made_of["batches"] = [recipe.batch.size, recipe.batch.chunk, recipe.batch.antithetic]
+    made_of["learning_rate"] = [recipe.rate(step) for step in (0, recipe.iterations // 2, recipe.iterations)]
+    made_of["dropout"] = recipe.condition.dropout
+    numbers = lambda loss: [value for value in vars(loss).values() if isinstance(value, int | float)]  # noqa: E731
+    made_of["losses"] = {type(loss).__name__: numbers(loss) for loss in recipe.losses}
     made_of["key"] = np.asarray(jax.random.key_data(key)).tolist()
     return made_of
 

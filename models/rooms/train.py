@@ -8,6 +8,7 @@ from jax import Array
 import composeprob as cp
 
 from ..networks.walker import Walker
+from ..rates import cosine
 from ..worlds import rooms
 
 
@@ -26,14 +27,11 @@ def network(key: Array) -> Walker:
 RECIPE = cp.training.Recipe(
     network=network,
     data=data,
-    event_shape=(rooms.POINTS, 2),
     parameterization="epsilon",
     conditions=("doors",),
     schedule=cp.Schedule.log_snr(100, -9.0, 10.5),  # σ is 0.005 at level 0, a hundredth of a door
-    log_snr=(-12.0, 12.0),
-    focus=(-3.0, 9.0),
-    antithetic=True,
-    decay="cosine",
-    batch_size=256,
+    log_snr=cp.training.LogSNR(-12.0, 12.0, focus=(-3.0, 9.0)),
+    batches=cp.training.Batches(256, antithetic=True),
+    learning_rate=cosine(1e-3),
     iterations=25_000,
 )

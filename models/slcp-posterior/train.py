@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import composeprob as cp
+
 from .. import simulated
 from ..worlds import slcp
 
-RECIPE = simulated.posterior(slcp, simulated.slcp_network, iterations=240_000, weight=simulated.even)
+LOSSES = (cp.training.Denoising(simulated.even),)
+RECIPE = simulated.posterior(slcp, simulated.slcp_network, iterations=240_000, losses=LOSSES)

@@ -8,7 +8,7 @@ import pytest
 import composeprob as cp
 from composeprob.errors import InvalidValueError
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
-from composeprob.training import train
+from composeprob.training import CrossLevel, train
 from composeprob.training.loss import draw_batch, losses
 from composeprob.training.quality import losses_by_log_snr
 from training.recipes import tiny
@@ -53,10 +53,10 @@ def test_the_loss_is_the_cross_entropy():
 
 @pytest.mark.slow
 def test_it_learns_bayes_rule():
-    recipe = classifier(iterations=600, batch_size=256, ema=0.99, held_out=classes)
+    recipe = classifier(iterations=600, size=256, ema=0.99)
     run = train(recipe, KEY, progress=False)
-    learned = losses_by_log_snr(recipe, run.factor, KEY)
-    best = losses_by_log_snr(recipe, recipe.factor(exact_logits), KEY)
+    learned = losses_by_log_snr(recipe, run.factor, classes, KEY)
+    best = losses_by_log_snr(recipe, recipe.factor(exact_logits), classes, KEY)
     for row, exact in zip(learned, best, strict=True):
         assert row["held_out"] == pytest.approx(exact["held_out"], abs=0.02)
         assert row["accuracy"] == pytest.approx(exact["accuracy"], abs=0.03)
@@ -68,4 +68,4 @@ def test_a_classifier_has_no_other_conditions():
     with pytest.raises(InvalidValueError, match="a classifier has conditions"):
         classifier(conditions=("style",))
     with pytest.raises(InvalidValueError, match="'classifier' has none"):
-        classifier(cross_level=1.0)
+        classifier(losses=(CrossLevel(),))

@@ -11,6 +11,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import InvalidValueError
+from composeprob.training import Conditions, CrossCondition, Denoising
 from composeprob.training.loss import draw_batch, losses
 from composeprob.training.optimise import initial, make_advance
 from training.recipes import tiny
@@ -22,14 +23,16 @@ PARTS = dist.Normal(jnp.array([[-0.4, 0.0], [0.5, 0.3]]), jnp.array([[0.5, 0.5],
 NONE = -1
 
 
-def told_apart(shares=SHARES, **changes):
+def told_apart(shares=SHARES, others=1, vary=None, weight=1.0, denoising=True, **changes):
     def data(key, n):
         part_key, event_key = jax.random.split(key)
         part = dist.Categorical(shares).sample(part_key, (n,))
         return jnp.take_along_axis(PARTS.sample(event_key, (n,)), part[:, None, None], axis=1)[:, 0], {"part": part}
 
-    settings = {"data": data, "conditions": {"part": NONE}, "condition_dropout": 0.3, "parameterization": "energy"}
-    return tiny(**(settings | {"cross_condition": 1.0} | changes))
+    settings = {"data": data, "conditions": Conditions({"part": NONE}, dropout=0.3), "parameterization": "energy"}
+    crossed = (CrossCondition(weight, others, vary),) if weight else ()
+    plain = (Denoising(denoising if callable(denoising) else None),) if denoising else ()
+    return tiny(**(settings | {"losses": (*plain, *crossed)} | changes))
 
 
 class Conditioned(eqx.Module):
@@ -76,7 +79,7 @@ def slope_scores(tilted, tilt, **case):
 @pytest.mark.parametrize("tilt", [0.0, 0.2, -0.2])
 @pytest.mark.parametrize(("tilted", "others"), [(NONE, 1), (1, 1), (1, 4)])
 def test_the_loss_is_least_at_the_true_ratios(tilt, tilted, others):
-    scores = slope_scores(tilted, tilt, cross_condition_others=others)
+    scores = slope_scores(tilted, tilt, others=others)
     if tilt:
         assert_disagrees(scores)
         assert np.sign(scores["slope"]) == np.sign(tilt)
@@ -101,7 +104,7 @@ def test_the_next_event_s_condition_is_the_foreign_one():
     batch = draw_batch(told_apart(), KEY, 16)
     np.testing.assert_array_equal(batch.foreign["part"][:, 0], np.roll(batch.conditions["part"], 1))
     assert NONE in np.asarray(batch.foreign["part"])
-    assert draw_batch(told_apart(cross_condition=0.0), KEY, 16).foreign is None
+    assert draw_batch(told_apart(weight=0.0), KEY, 16).foreign is None
 
 
 def test_without_denoising_the_other_loss_is_the_same_and_all_conditions_are_asked_for_at_once():
@@ -125,17 +128,18 @@ def test_without_denoising_the_other_loss_is_the_same_and_all_conditions_are_ask
 
 @pytest.mark.parametrize("denoising", [True, False])
 def test_training_takes_the_losses_that_the_recipe_names(denoising):
-    recipe = told_apart(cross_condition=0.5, denoising=denoising, weight=lambda log_snr: 1 + log_snr**2, ema=0.0)
+    weigh = (lambda log_snr: 1 + log_snr**2) if denoising else None
+    recipe = told_apart(weight=0.5, denoising=weigh, ema=0.0)
     network = jax.tree.map(lambda a: a + 0.1 if eqx.is_inexact_array(a) else a, energy_network(KEY))
     state = initial(recipe, network)
     after, record = make_advance(recipe, network, KEY)(state, jnp.int32(1))
-    batch = draw_batch(recipe, jax.random.fold_in(jax.random.fold_in(KEY, 0), 0), recipe.batch_size)
+    batch = draw_batch(recipe, jax.random.fold_in(jax.random.fold_in(KEY, 0), 0), recipe.batch.size)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
 
     def loss(parameters):
         each = losses(recipe.factor(eqx.combine(parameters, static)), batch)
-        total = 0.5 * each.cross_condition + (each.denoising if denoising else 0.0)
-        return jnp.mean(total * (1 + batch.noise.log_snr**2)), each
+        total = 0.5 * each.cross_condition
+        return jnp.mean(total + (each.denoising * (1 + batch.noise.log_snr**2) if denoising else 0.0)), each
 
     gradient, each = jax.jit(jax.grad(loss, has_aux=True))(state.parameters)
     expected = each.denoising if denoising else 0.5 * each.cross_condition
@@ -148,16 +152,15 @@ def test_training_takes_the_losses_that_the_recipe_names(denoising):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("make", "told"),
     [
-        ({"parameterization": "epsilon"}, "cross_condition compares energies, and parameterization='epsilon' has none"),
-        ({"cross_condition": -1.0}, "cross_condition is -1.0"),
-        ({"conditions": {}, "condition_dropout": 0.0}, "cross_condition is given without conditions"),
-        ({"cross_condition": 0.0, "vary": lambda key, given: given}, "vary is given without cross_condition"),
-        ({"cross_condition": 0.0, "denoising": False}, "no loss is left"),
-        ({"batch_size": 1}, "no 1 other conditions to compare"),
+        (lambda: told_apart(parameterization="epsilon"), "CrossCondition compares energies, and parameterization='eps"),
+        (lambda: CrossCondition(-1.0), "weight is -1.0"),
+        (lambda: told_apart(conditions={}), "CrossCondition is given without conditions"),
+        (lambda: told_apart(weight=0.0, denoising=False), r"losses is \(\)"),
+        (lambda: told_apart(size=1), "no 1 other conditions to compare"),
     ],
 )
-def test_what_cannot_work_is_refused(changes, told):
+def test_what_cannot_work_is_refused(make, told):
     with pytest.raises(InvalidValueError, match=told):
-        told_apart(**changes)
+        make()

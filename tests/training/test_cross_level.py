@@ -1,6 +1,5 @@
 """The cross-level loss: pairs of levels, its optimum, and what a network learns from it."""
 
-import dataclasses
 import functools
 
 import jax
@@ -13,9 +12,9 @@ import composeprob as cp
 from composeprob.errors import InvalidValueError
 from composeprob.models.networks.offset_energy import OffsetEnergy
 from composeprob.schedule import Noise
-from composeprob.training import train
+from composeprob.training import CrossLevel, Denoising, train
 from composeprob.training.loss import draw_batch, losses
-from training.recipes import NORMAL, tiny
+from training.recipes import NORMAL, cosine, tiny
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 KEY = jax.random.key(5)
@@ -25,21 +24,21 @@ MODES = dist.MixtureSameFamily(
 
 
 def crossed(**changes):
-    return tiny(**({"cross_level": 1.0, "parameterization": "energy_norm"} | changes))
+    return tiny(**({"losses": (Denoising(), CrossLevel()), "parameterization": "energy_norm"} | changes))
 
 
 def test_events_of_a_pair_exchange_their_levels():
-    recipe = crossed(cross_level_gap=2.5)
-    noise, other = recipe.noise_pairs(KEY, 4000)
+    recipe = crossed()
+    noise, other = recipe.noise_pairs(KEY, 4000, 2.5)
     np.testing.assert_array_equal(noise.log_snr[:2000], other.log_snr[2000:])
     np.testing.assert_array_equal(noise.log_snr[2000:], other.log_snr[:2000])
     assert np.abs(noise.log_snr - other.log_snr).max() < 2.5 + 1e-4
     assert -6 - 1e-4 < noise.log_snr.min() < -5.9 < 3.9 < noise.log_snr.max() < 4 + 1e-4
     # Antithetic events share their pair; levels alone are matched to the nearest.
-    batch = draw_batch(dataclasses.replace(recipe, antithetic=True), KEY, 16)
+    batch = draw_batch(crossed(antithetic=True), KEY, 16)
     np.testing.assert_array_equal(batch.other.log_snr[:8], batch.other.log_snr[8:])
     levels = crossed(log_snr=None)
-    noise, other = levels.noise_pairs(KEY, 64)
+    noise, other = levels.noise_pairs(KEY, 64, 4.0)
     own = np.asarray(levels.schedule.log_snr)
     assert np.isin(np.asarray(other.log_snr), own).all()
     np.testing.assert_array_equal(noise.index[:32], other.index[32:])
@@ -81,10 +80,10 @@ def test_it_teaches_normaliser_and_depth():
     def network(key):
         return OffsetEnergy(2, deviation=0.6, finest=0.15, log_snr_min=-6.0, hidden=32, blocks=2, embedding=16, key=key)
 
-    def learned(weight):
+    def learned(*losses):
         recipe = tiny(
             network=network, data=lambda key, n: MODES.sample(key, (n,)), parameterization="energy", iterations=1500,
-            batch_size=128, decay="cosine", ema=0.99, antithetic=True, cross_level=weight, cross_level_gap=5.0,
+            size=128, learning_rate=cosine(3e-3), ema=0.99, antithetic=True, losses=(Denoising(), *losses),
         )  # fmt: skip
         factor = train(recipe, KEY, progress=False).factor
         grid = jnp.linspace(-2.0, 2.0, 161)
@@ -93,10 +92,10 @@ def test_it_teaches_normaliser_and_depth():
         mass = np.exp(np.asarray(log_f, np.float64)) * float(grid[1] - grid[0]) ** 2
         return np.log(mass.sum()), mass[points[:, 0] < 0].sum() / mass.sum()
 
-    log_z, share = learned(1.0)
+    log_z, share = learned(CrossLevel(gap=5.0))
     assert abs(log_z) < 0.25
     assert abs(share - 0.8) < 0.06
-    log_z, share = learned(0.0)  # denoising alone: the constant of each level stays free
+    log_z, share = learned()  # denoising alone: the constant of each level stays free
     assert abs(log_z) > 0.3 or abs(share - 0.8) > 0.1
 
 
@@ -114,18 +113,21 @@ def test_such_a_factor_offers_mode_depth():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("make", "told"),
     [
-        ({"parameterization": "epsilon"}, "cross_level compares energies, and parameterization='epsilon' has none"),
-        ({"cross_level": -1.0}, "cross_level is -1.0"),
-        ({"cross_level_gap": 11.0}, "cross_level_gap is 11.0"),
-        ({"batch_size": 15}, "does not split into pairs of levels"),
-        ({"batch_size": 18, "antithetic": True}, "multiples of 4"),
+        (
+            lambda: crossed(parameterization="epsilon"),
+            "CrossLevel compares energies, and parameterization='eps",
+        ),
+        (lambda: CrossLevel(-1.0), "weight is -1.0"),
+        (lambda: crossed(losses=(CrossLevel(gap=11.0),)), "gap is 11.0"),
+        (lambda: crossed(size=15), "does not split into pairs of levels"),
+        (lambda: crossed(size=18, antithetic=True), "multiples of 4"),
     ],
 )
-def test_what_cannot_work_is_refused(changes, told):
+def test_what_cannot_work_is_refused(make, told):
     with pytest.raises(InvalidValueError, match=told):
-        crossed(**changes)
+        make()
 
 
 def test_a_score_cannot_claim_mode_depth():

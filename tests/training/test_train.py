@@ -1,5 +1,6 @@
 """Training: it learns, resumes exactly, averages as it says, and refuses what cannot work."""
 
+import dataclasses
 import signal
 
 import chex
@@ -13,11 +14,11 @@ import composeprob as cp
 from composeprob.checkpoint import CheckpointFolder
 from composeprob.errors import InvalidValueError, LoadError, NetworkError, WrongTypeError
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
+from composeprob.training import Conditions, Denoising, LogSNR, score_errors, train
 from composeprob.training import run as run_module
-from composeprob.training import score_errors, train
 from composeprob.training.loss import draw_batch, losses
 from composeprob.training.optimise import initial, make_advance
-from training.recipes import NORMAL, tiny
+from training.recipes import NORMAL, cosine, tiny
 
 KEY = jax.random.key(3)
 NO_STYLE = np.zeros(3)
@@ -25,7 +26,7 @@ NO_STYLE = np.zeros(3)
 
 @pytest.mark.slow
 def test_it_learns_the_score_of_a_gaussian():
-    recipe = tiny(parameterization="energy_residual", iterations=400, batch_size=128, ema=0.98, antithetic=True)
+    recipe = tiny(parameterization="energy_residual", iterations=400, size=128, ema=0.98, antithetic=True)
     result = train(recipe, KEY, progress=False)
     assert result.finished
     assert result.loss.shape == (400,)
@@ -51,9 +52,9 @@ def test_the_loss_of_every_parameterization(form):
     np.testing.assert_array_equal(crossed, np.zeros((2, 16)))  # neither a level nor a condition to tell it from
 
 
-def test_it_starts_from_the_weights_that_the_recipe_gives():
+def test_it_starts_from_the_weights_that_are_given():
     trained = tiny().untrained(jax.random.key(8))
-    result = train(tiny(iterations=1, learning_rate=1e-12, start=lambda network: trained), KEY, progress=False)
+    result = train(tiny(iterations=1, learning_rate=1e-12), KEY, progress=False, start=lambda network: trained)
     for one, other in zip(*map(jax.tree.leaves, (result.factor.network, trained)), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert not np.allclose(*(jax.tree.leaves(n)[0] for n in (tiny().untrained(jax.random.key(9)), trained)))
@@ -64,9 +65,9 @@ def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path
     recipe = tiny(
         parameterization="energy",
         network=lambda key: ResidualMLP(2, hidden=8, blocks=1, embedding=4, outputs=1, key=key),
-        decay="cosine",
+        learning_rate=cosine(3e-3),
         chunk=8,
-        weight=lambda log_snr: jax.nn.sigmoid(log_snr),
+        losses=(Denoising(lambda log_snr: jax.nn.sigmoid(log_snr)),),
     )
     whole = train(recipe, KEY, progress=False)
 
@@ -108,7 +109,7 @@ def test_a_checkpoint_of_another_run_is_refused_unless_cleared(tmp_path):
 
 
 def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
-    @chex.assert_max_traces(1)
+    @chex.assert_max_traces(2)  # once in the compiled step, once for the shape of events
     def data(key, n):
         return NORMAL.sample(key, (n,))
 
@@ -125,7 +126,7 @@ def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
 
 
 def test_pairs_and_strata():
-    recipe = tiny(antithetic=True, focus=(0.0, 4.0))
+    recipe = tiny(antithetic=True, log_snr=LogSNR(-6.0, 4.0, focus=(0.0, 4.0)))
     batch = draw_batch(recipe, KEY, 400)
     np.testing.assert_array_equal(batch.epsilon[:200], -batch.epsilon[200:])
     np.testing.assert_array_equal(batch.events[:200], batch.events[200:])
@@ -147,8 +148,7 @@ def test_conditions_are_dropped_together_at_the_given_rate():
     recipe = tiny(
         network=lambda key: Net(2, hidden=8, blocks=0, embedding=8, key=key),
         data=data,
-        conditions={"label": 0, "style": NO_STYLE},
-        condition_dropout=0.25,
+        conditions=Conditions({"label": 0, "style": NO_STYLE}, dropout=0.25),
         iterations=3,
     )
     batch = draw_batch(recipe, KEY, 2000)
@@ -177,26 +177,33 @@ def test_variance_exploding_range():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("make", "told"),
     [
-        ({"iterations": 0}, "iterations is 0"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"chunk": 5}, "chunk 5 does not divide batch_size 16"),
-        ({"batch_size": 15, "antithetic": True}, "a batch of 15 is odd"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"decay": "linear"}, "decay is 'linear'"),
-        ({"ema": 1.0}, "ema is 1.0"),
-        ({"condition_dropout": 0.1}, "no value to put in place"),
-        ({"log_snr": (4.0, -6.0)}, "log_snr is"),
-        ({"time": "level"}, "knows only the schedule's levels"),
-        ({"focus": (-9.0, 0.0)}, "focus is"),
-        ({"schedule": cp.Schedule.from_arrays([0.9, 0.5], [0.1, 0.7])}, "neither"),
+        (lambda: tiny(iterations=0), "iterations is 0"),
+        (lambda: tiny(size=0), "the batch has 0 events"),
+        (lambda: tiny(chunk=5), "chunk 5 does not divide a batch of 16"),
+        (lambda: tiny(size=15, antithetic=True), "a batch of 15 is odd"),
+        (lambda: tiny(learning_rate=0.0), "learning_rate is 0.0"),
+        (lambda: tiny(losses=()), r"losses is \(\)"),
+        (lambda: tiny(losses=(Denoising(), Denoising())), "each at most once"),
+        (lambda: tiny(losses=("denoising",)), "losses is"),
+        (lambda: tiny(ema=1.0), "ema is 1.0"),
+        (lambda: Conditions(("label",), dropout=0.1), "no value to put in place"),
+        (lambda: Conditions({"label": 0}, dropout=1.5), "dropout is 1.5"),
+        (lambda: tiny(log_snr=(4.0, -6.0)), "log_snr is"),
+        (lambda: tiny(time="level"), "knows only the schedule's levels"),
+        (lambda: LogSNR(-6.0, 4.0, focus=(-9.0, 0.0)), "focus is"),
+        (lambda: tiny(schedule=cp.Schedule.from_arrays([0.9, 0.5], [0.1, 0.7])), "neither"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_bad_recipes(changes, told):
+def test_bad_recipes(make, told):
     with pytest.raises(InvalidValueError, match=told):
-        tiny(**changes)
+        make()
+
+
+def test_a_recipe_has_few_fields_and_its_events_their_shape_from_the_data():
+    assert len(dataclasses.fields(cp.training.Recipe)) <= 12
+    assert tiny().event_shape == (2,)
 
 
 def test_bad_arguments():

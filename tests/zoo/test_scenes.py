@@ -9,7 +9,7 @@ from flax import nnx
 import composeprob as cp
 from composeprob.errors import ConditionError, InvalidValueError, ShapeError
 from composeprob.model_zoo import recipe
-from composeprob.models.scenes import CaptionedScenes
+from composeprob.models.scenes import CaptionedScenes, from_positions
 from composeprob.models.worlds import captions, detector
 
 
@@ -56,7 +56,7 @@ def test_the_factor_of_captions():
 
 def test_without_a_caption_it_is_the_model_of_positions_without_one_and_a_caption_adds_a_number():
     made, positions = recipe("shapes-caption"), cp.load("shapes-position")
-    network = made.start(eqx.filter_jit(made.untrained)(jax.random.key(0)))
+    network = from_positions(eqx.filter_jit(made.untrained)(jax.random.key(0)))
     factor = made.factor(network)
     x, noise = jax.random.normal(jax.random.key(1), (32, 32, 3)), positions.schedule.at(30)
     evaluate = eqx.filter_jit(lambda factor, conditions: factor.evaluate(x, noise, conditions))

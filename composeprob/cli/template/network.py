@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 
 import composeprob as cp
 
@@ -40,16 +42,13 @@ class Network(eqx.Module):
 RECIPE = cp.training.Recipe(
     network=Network,
     data=data,
-    event_shape=(2,),
     schedule=cp.Schedule.log_snr(60, min=-8.0, max=6.0),
     log_snr=(-8.0, 6.0),
     parameterization="energy_residual",
     iterations=5000,
-    batch_size=512,
-    learning_rate=2e-3,
-    decay="cosine",
+    batches=cp.training.Batches(512, antithetic=True),
+    learning_rate=partial(optax.cosine_decay_schedule, 2e-3),
     ema=0.995,
-    antithetic=True,
 )
 
 

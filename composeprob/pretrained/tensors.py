@@ -9,11 +9,12 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import DTypeLike
 
 from composeprob.errors import LoadError
@@ -230,7 +231,7 @@ class Arrays:
             (a.shape[1] for name, a in self._stored.items() if name.endswith(ending) and len(a.shape) > 1), None
         )
 
-    def take(self, name: str, *shape: int | None, axes: tuple[int, ...] | None = None) -> Any:
+    def take(self, name: str, *shape: int | None, axes: tuple[int, ...] | None = None) -> Array:
         """A `Parameter`, in the place of the array, which its layer takes it for.
 
         Args:
@@ -261,7 +262,7 @@ class Arrays:
                 f"Tensor {full!r} in {self.where} holds {found.dtype.name}, and a weight is a floating-point number.",
                 fix="save the weights in float32, bfloat16 or float16: quantized ones are not read.",
             )
-        return Parameter(found, tuple(range(len(shape))) if axes is None else axes)
+        return cast(Array, Parameter(found, tuple(range(len(shape))) if axes is None else axes))
 
     def foreign(self, difference: str) -> LoadError:
         """The error of weights that are not those of the network."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -141,16 +140,22 @@ class UNet(eqx.Module):
 
 
 def _unet(
-    arrays: Arrays, style: Of[Style], attend: Of[Attend], *, padding: int = 1, kernels: int | None = 3, **others: Any
+    arrays: Arrays,
+    style: Of[Style],
+    attend: Of[Attend],
+    make: Callable[..., UNet],
+    *,
+    padding: int = 1,
+    kernels: int | None = 3,
 ) -> UNet:
     """A UNet from its weights.
 
     Args:
         arrays: of the whole network.
         style, attend: of every stage.
+        make: makes the network of what is made here; it has the other fields.
         padding: as of `Downsample`.
         kernels: pixels of the first and the last kernel; None for any.
-        others: fields of `UNet`.
 
     Raises:
         LoadError: arrays that are missing, do not fit together, or are no part of such a network.
@@ -166,9 +171,9 @@ def _unet(
         raise arrays.foreign(f"it has {len(down)} blocks on the way down and {len(up)} on the way up")
     last, outer = up[-1].outputs, style("up", len(up) - 1)
     norm, conv_out = arrays / "conv_norm_out", Conv(arrays / "conv_out", last, kernels)
-    unet = UNet(
+    unet = make(
         conv_in=conv_in, down_blocks=down, mid_block=middle, up_blocks=up,
-        conv_norm_out=GroupNorm(norm, outer.groups, last, outer.eps), conv_out=conv_out, **others,
+        conv_norm_out=GroupNorm(norm, outer.groups, last, outer.eps), conv_out=conv_out,
     )  # fmt: skip
     arrays.finish()
     return unet
@@ -236,9 +241,10 @@ def unet_2d(config: JSONObject, arrays: Arrays, where: str) -> Network:
         time = Embedding(arrays / "time_proj", inputs)
     label, shape = _label(o, arrays, embedding)
     unet = _unet(
-        arrays, lambda place, i: inside if place == "mid" else style, attend, padding=o.downsample_padding,
-        time_proj=time, time_embedding=embedding, class_embedding=label, class_embed_type=o.class_embed_type,
-        centred=o.center_input_sample, takes_sigma=fourier,
+        arrays, lambda place, i: inside if place == "mid" else style, attend, partial(
+            UNet, time_proj=time, time_embedding=embedding, class_embedding=label, class_embed_type=o.class_embed_type,
+            centred=o.center_input_sample, takes_sigma=fourier,
+        ), padding=o.downsample_padding,
     )  # fmt: skip
     attention = None if unet.mid_block is None else bool(unet.mid_block.attentions)
     steps = time.weight.shape[0] if isinstance(time, Embedding) else None
@@ -312,10 +318,12 @@ def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
     projection = Linear(arrays / "encoder_hid_proj", None, context or None) if "encoder_hid_proj" in arrays else None
     label, shape = _label(o, arrays, embedding)
     unet = _unet(
-        arrays, style, attend, padding=o.downsample_padding, kernels=None, time_proj=time, time_embedding=embedding,
-        class_embedding=label, add_time_proj=sizes, add_embedding=added, encoder_hid_proj=projection,
-        class_embed_type=o.class_embed_type, concatenated=o.class_embeddings_concat,
-        embedding_activation=o.time_embedding_act_fn or "identity", activation=o.act_fn, centred=o.center_input_sample,
+        arrays, style, attend, partial(
+            UNet, time_proj=time, time_embedding=embedding, class_embedding=label, add_time_proj=sizes,
+            add_embedding=added, encoder_hid_proj=projection, class_embed_type=o.class_embed_type,
+            concatenated=o.class_embeddings_concat, embedding_activation=o.time_embedding_act_fn or "identity",
+            activation=o.act_fn, centred=o.center_input_sample,
+        ), padding=o.downsample_padding, kernels=None,
     )  # fmt: skip
     prompt = context if projection is None else projection.inputs
     conditions: dict[str, tuple[int, ...]] = {"prompt": (0, prompt)} if prompt else {}
@@ -379,8 +387,9 @@ def guided(config: JSONObject, arrays: Arrays, where: str) -> Network:
     time = Sinusoids(inputs, cosine_first=True, shift=0, scale=o.time_scale)
     label = Embedding(arrays / "class_embedding", width) if "class_embedding" in arrays else None
     unet = _unet(
-        arrays, lambda place, i: style, attend, time_proj=time, time_embedding=embedding, class_embedding=label
-    )
+        arrays, lambda place, i: style, attend,
+        partial(UNet, time_proj=time, time_embedding=embedding, class_embedding=label),
+    )  # fmt: skip
     sizes, samplers = unet.sizes, [layer for stage in unet.down_blocks for layer in stage.downsamplers]
     o.agree(
         in_channels=sizes["in_channels"], out_channels=sizes["out_channels"], num_channels=inputs,

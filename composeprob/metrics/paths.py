@@ -171,7 +171,7 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | No
 
     kind, step = type(sampler), sampler.step
     refuse(
-        kind.start is not Sampler.start or kind.advance is not Sampler.advance,
+        kind.start is not Sampler.start or kind.descent is not Sampler.descent,
         f"The likelihood of {kind.__name__} is not known: its path cannot be reversed.",
         "use cp.Ancestral(), cp.AnnealedMCMC(kernel, steps_per_level) or cp.SMC(kernel).",
     )

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.density.annealed import AnnealedDensity
-from composeprob.errors import CapabilityError, InvalidValueError
+from composeprob.errors import InvalidValueError
 from composeprob.kernels.step_size import as_scalar
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.step import ReverseStep
@@ -33,19 +32,7 @@ class Ancestral(Sampler):
         value = as_scalar(eta, "Ancestral(eta=)")
         if not isinstance(value, jax.core.Tracer) and not bool(jnp.all((value >= 0) & (value <= 1))):
             raise InvalidValueError(f"Ancestral's eta must lie in [0, 1]; got {value}.", fix="1 is DDPM, 0 is DDIM.")
-        self.kernel, self.steps_per_level, self.moves = None, 0, None
-        self.step = ReverseStep(order=1, control="none", twist=None, eta=value)
-        self.weights, self.meet, self.then, self.check_levels = None, None, (), False
-
-    def prepare(self, density: AnnealedDensity) -> Sampler:
-        static = [name for name, site in density.sites.items() if site.kind == "static"]
-        if static:
-            raise CapabilityError(
-                f"Ancestral moves only noised sites, but {', '.join(map(repr, static))} is a NumPyro latent.",
-                where=density.described.where,
-                fix="use cp.AnnealedMCMC or cp.SMC, which move all sites.",
-            )
-        return self
+        super().__init__(step=ReverseStep(order=1, control="none", twist=None, eta=value))
 
     def describe(self) -> str:
         assert self.step is not None

@@ -44,10 +44,8 @@ class AnnealedMCMC(Sampler):
         then: Closing | tuple[Closing, ...] = (),
     ):
         check_kernel(kernel, steps_per_level)
-        self.kernel, self.steps_per_level = kernel, int(steps_per_level)
-        self.step = ReverseStep(order=1, control="none") if reverse_step else None
-        self.weights, self.meet, self.check_levels, self.moves = None, None, False, None
-        self.then = closings(then)
+        step = ReverseStep(order=1, control="none") if reverse_step else None
+        super().__init__(kernel, int(steps_per_level), step, then=closings(then))
 
     def describe(self) -> str:
         reverse = ", reverse step between levels" if self.step is not None else ""

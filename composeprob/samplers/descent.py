@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -126,9 +126,9 @@ def _rated(particle: Particles, rate: Array) -> Particles:
     return eqx.tree_at(lambda particle: particle.evaluation.parts.rate, particle, rate)
 
 
-def blank_of(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Zeros in the place of what a function returns."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
+def zeros_of(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
+    """Zeros of these shapes."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 class Descent:
@@ -190,13 +190,17 @@ class Descent:
         way = Way(jnp.zeros((n, d)), zero, jnp.zeros((n, d)), zero, jnp.zeros((n,), bool), zero)
         now = self.now(run)
         phase = jnp.where(now.falls, 0, self.lead - 1).astype(jnp.int32)
-        found = drift_of(run.chains.evaluation) if self.corrects else None
+        found, fit, law = drift_of(run.chains.evaluation) if self.corrects else None, None, None
+        if self.control or self.corrects:
+            fit = jax.eval_shape(self.fit, run, points, drift_of(run.chains.evaluation), now.end, self.power)
+            law = jax.eval_shape(self.law, now, fit, fit, now.falls) if self.corrects else None
+        self.unfitted = fit, fit, law
         blocks = () if self.opaque else range(len(self.blocks))
-        trajectories = tuple(blank_of(partial(self.started, b), run, now)[0] for b in blocks)
+        trajectories = tuple(zeros_of(jax.eval_shape(partial(self.started, b), run, now)[0]) for b in blocks)
         began = jnp.zeros((n, 2 * self.layout.size)) if self.blocks and self.moves.measures else None
         tally = Tally.blank(points.shape[:-1], max(len(self.blocks), 1))
-        fit = blank_of(self.fit, run, points, found, now.end, self.power) if self.corrects else None
-        return Level(phase, jnp.zeros_like(phase), points, way, fit, found, trajectories, began, tally)
+        above = zeros_of(fit) if self.corrects else None
+        return Level(phase, jnp.zeros_like(phase), points, way, above, found, trajectories, began, tally)
 
     def phase(self, carry: Carry) -> Carry:
         """One evaluation of every chain, and what leads to it and follows from it."""
@@ -206,7 +210,7 @@ class Descent:
         drawn, fitted = partial(self.normals, run, level, now, draw), partial(self.fitted, run, level, now)
         now = dataclasses.replace(now, normals=jax.lax.cond(draw < 0, lambda: now.normals, drawn))
         if self.control or self.corrects:
-            above, here, law = jax.lax.cond(level.phase < self.lead, fitted, partial(blank_of, fitted))
+            above, here, law = jax.lax.cond(level.phase < self.lead, fitted, partial(zeros_of, self.unfitted))
             now = dataclasses.replace(now, above=above, here=here, law=law)
             level = dataclasses.replace(level, above=above if self.corrects else None)
         level = jax.lax.switch(before, self.before, run, level, now)

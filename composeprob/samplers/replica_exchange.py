@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -242,9 +243,11 @@ class ReplicaExchange(Sampler):
         "ReplicaExchange(MALA(step_size=0.01), 8 rungs, swap='energy', 200 sweeps)"
     """
 
-    meet: Swap
-    num_levels: int | None = eqx.field(static=True)
-    sweeps: int = eqx.field(static=True)
+    meet: Swap = Swap(None)
+    num_levels: int | None = eqx.field(default=None, static=True)
+    sweeps: int = eqx.field(default=200, static=True)
+
+    descent: ClassVar[type[Descent]] = Exchange
 
     def __init__(
         self, kernel: Kernel | None = None, num_levels: int | None = None, swap: str | None = None, sweeps: int = 200
@@ -257,9 +260,7 @@ class ReplicaExchange(Sampler):
                 )
         self.sweeps = check_number(sweeps, "sweeps", tuning.RUNGS.rounds)
         self.num_levels = None if num_levels is None else check_number(num_levels, "num_levels", 2)
-        self.kernel, self.meet = kernel, Swap(swap)
-        self.steps_per_level, self.step, self.weights = 1, None, None
-        self.then, self.check_levels, self.moves = (), False, None
+        super().__init__(kernel, 1, meet=Swap(swap))
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
@@ -344,10 +345,6 @@ class ReplicaExchange(Sampler):
         tuning = jax.tree.map(lambda scale: jnp.full(count, scale), moves.untuned(len(run.ancestors)))
         records = type(run.records).empty(density.num_levels, len(moves.blocks))
         return dataclasses.replace(run, chains=run.spread.map(ensemble, run.words), tuning=tuning, records=records)
-
-    def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
-        way = Exchange(self, density, run)
-        return jax.lax.while_loop(lambda carry: carry[0].visits.before(end), way.phase, (run, way.blank(run)))[0]
 
     def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:
         way, end = Exchange(self, density, run), rungs_of(run).turns + thin

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import math
 from functools import partial
-from typing import Self
+from typing import ClassVar, Self
 
 import equinox as eqx
 import jax
@@ -52,14 +52,16 @@ class Sampler(eqx.Module):
         moves: the transitions, once `prepare` has resolved them.
     """
 
-    kernel: Kernel | None
-    steps_per_level: int = eqx.field(static=True)
-    step: ReverseStep | None
-    weights: str | None = eqx.field(static=True)
-    meet: Meet | Swap | None
-    then: tuple[Closing, ...]
-    check_levels: bool = eqx.field(static=True)
-    moves: Transitions | None
+    kernel: Kernel | None = None
+    steps_per_level: int = eqx.field(default=0, static=True)
+    step: ReverseStep | None = None
+    weights: str | None = eqx.field(default=None, static=True)
+    meet: Meet | Swap | None = None
+    then: tuple[Closing, ...] = ()
+    check_levels: bool = eqx.field(default=False, static=True)
+    moves: Transitions | None = None
+
+    descent: ClassVar[type[Descent]] = Descent
 
     # What it needs, and what it is
 
@@ -133,7 +135,7 @@ class Sampler(eqx.Module):
                 f"{type(self).__name__} without a kernel leaves NumPyro's latents where their priors put them: "
                 f"{', '.join(map(repr, static))}.",
                 where=density.described.where,
-                fix="pass a kernel, such as cp.UHMC(step_size=…) for score-only factors.",
+                fix="use cp.SMC or cp.AnnealedMCMC with a kernel, such as cp.UHMC(step_size=…) for score-only factors.",
             )
         for closing in self.then:
             closing.check(density)
@@ -215,7 +217,7 @@ class Sampler(eqx.Module):
 
     def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
         """Goes on with the run's visits until ``end`` are made, or level 0 is reached; traced once for all levels."""
-        way = Descent(self, density, run)
+        way = self.descent(self, density, run)
         return jax.lax.while_loop(lambda carry: carry[0].visits.before(end), way.phase, (run, way.blank(run)))[0]
 
     def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:

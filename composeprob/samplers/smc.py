@@ -83,11 +83,10 @@ class SMC(Sampler):
                 f"SMC weighs steps with eta=1 and a twist that is limited; got {step!r}.",
                 fix="leave eta out, and give twist a number such as 0.5.",
             )
-        self.kernel, self.steps_per_level, self.weights = kernel, int(steps_per_level), weights
-        self.meet = resample if isinstance(resample, Meet) else Resample(resample)
-        self.step = None if weights == "density" else ReverseStep() if step is None else step
-        self.then, self.moves = closings(then), None
-        self.check_levels = bool(check_levels) and weights == "feynman_kac"
+        step = None if weights == "density" else step or ReverseStep()
+        meet = resample if isinstance(resample, Meet) else Resample(resample)
+        checked = bool(check_levels) and weights == "feynman_kac"
+        super().__init__(kernel, int(steps_per_level), step, weights, meet, closings(then), checked)
 
     def prepare(self, density: AnnealedDensity) -> Sampler:
         if self.kernel is None and "energy" in density.capabilities:

@@ -135,6 +135,17 @@ START = _Start()
 """Where a run starts."""
 
 
+class _Patient(NamedTuple):
+    levels: int = 300
+    """That it visits, where factors know any log-SNR."""
+    transitions: int = 1500
+    """Of HMC at all of them together."""
+
+
+PATIENT = _Patient()
+"""The run that takes the place of a default one whose shares of modes rest on nothing."""
+
+
 class _Rungs(NamedTuple):
     default: int = 24
     """Rungs, or as many levels as there are."""
@@ -402,6 +413,8 @@ class _Shares(NamedTuple):
     """Of each chain, over which groups may hang together, beside the shortest tree."""
     support: float = 0.1
     """Relative effective sample size of the paths' weights, from which on shares rest on them."""
+    even: float = 0.8
+    """The same, from which on chains that are apart need no weights."""
     alike: float = 2.0
     """Standard deviation of the logarithms of these weights, up to which they do too."""
     crossing: float = 0.5

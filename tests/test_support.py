@@ -42,8 +42,13 @@ def run(density, num_chains=64, **options):
     return cp.infer(density, jax.random.key(0), num_chains=num_chains, progress=False, **options)
 
 
+def independent():
+    """What a default run of 64 chains begins with."""
+    return cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
+
+
 def test_chains_apart_in_shares_that_rest_on_nothing_are_named(wrong):
-    result = run(wrong)
+    result = run(wrong, sampler=independent())
     assert 0.2 < np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.8  # 0.001 by quadrature
     assert result.status.has("shares_frozen")
     assert "rest on nothing" in result.status.message
@@ -61,14 +66,55 @@ def test_paths_with_growing_exponents_mend_the_shares():
 
 
 def test_draws_of_chains_that_stay_are_named_too(wrong):
-    assert run(wrong, draws=4).status.has("shares_frozen")
+    assert run(wrong, sampler=independent(), draws=4).status.has("shares_frozen")
+
+
+def test_by_default_chains_that_weigh_one_another_on_close_levels_take_their_place(wrong):
+    result, alone = run(wrong), run(wrong, sampler=independent())
+    assert result.status.ok
+    assert np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.05  # 0.001 by quadrature
+    noise = (LEVELS.sigma[0] / LEVELS.alpha[0]) ** 2
+    squares = [-5 * np.log(4 * np.pi * (sd**2 + noise)) + np.log(0.25) for sd in (0.5, 0.25)]
+    assert abs(result.log_evidence - np.logaddexp(*squares)) < 4 * result.log_evidence_error < 1
+    assert "independent chains, corrected by HMC; but the chains lay apart" in result.reason
+    assert alone.evaluations < result.evaluations <= 6.1 * alone.evaluations
+    assert result.evaluations - alone.evaluations == len(result.log_snr) * 16  # no more than 1.3 times as many in all
+
+
+def test_chains_on_levels_that_the_user_gave_stay_on_them(wrong):
+    result = run(wrong, levels=np.asarray(LEVELS.log_snr))
+    assert result.sampler.startswith("AnnealedMCMC")
+    assert result.status.has("shares_frozen")
+
+
+def row_and_column(n=7):
+    """One 1 in every row and column: invalid places are 25 nats lower, or more."""
+    cells = np.arange(n * n).reshape(n, n)
+    line = dist.MixtureSameFamily(dist.Categorical(jnp.full(n, 1 / n)), dist.Normal(jnp.eye(n), 0.1).to_event(1))
+    return cp.window(cp.Analytic(line, LEVELS), (n * n,), over=np.concatenate([cells, cells.T]))
+
+
+@cp.program
+def placed(lines):
+    cp.sample("x", lines)
+
+
+def test_places_that_break_a_constraint_hold_nothing():
+    def valid(x):
+        ones = np.asarray(x).reshape(-1, 7, 7) > 0.5
+        return np.mean((ones.sum(1) == 1).all(1) & (ones.sum(2) == 1).all(1))
+
+    density = cp.compile(placed, row_and_column())
+    assert valid(run(density, sampler=independent())["x"]) < 0.9
+    result = run(density)
+    assert valid(result["x"]) == 1.0
+    assert "took its place" in result.reason
 
 
 def test_chains_apart_whose_paths_weigh_alike_are_not_named():
     """A vague second factor weighs the modes anew, by little at any level."""
     vague = cp.Analytic(dist.Normal(jnp.zeros(2), 8.0).to_event(1), LEVELS)
-    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
-    result = run(cp.compile(both, two(2, [0.5, 0.5], [0.2, 0.2]), vague), sampler=sampler)
+    result = run(cp.compile(both, two(2, [0.5, 0.5], [0.2, 0.2]), vague), sampler=independent())
     assert 0.3 < np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.7
     assert result.status.ok
 

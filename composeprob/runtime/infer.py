@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from composeprob.kernels.base import Kernel
 from composeprob.results.result import Result
 from composeprob.runtime.stages import State, carry_out
 from composeprob.runtime.watchers import FewAncestors
-from composeprob.samplers.choose import choose, independent
+from composeprob.samplers.choose import can_wait, choose, independent, patient
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, every_device
 from composeprob.samplers.visits import Pace
@@ -155,6 +155,8 @@ def infer(
             without ``chunk`` those of other numbers of devices may differ by rounding.
         num_chains: N, chains that travel together.
         sampler: how they travel; left out, chosen by what the density offers and by N: ``result.reason``.
+            Where modes, or the evidence, rest on too little then, and log-densities can be compared between modes,
+            chains on closer levels take its place, for some 4,800 evaluations of each more.
         mesh: spread the chains over all devices of this mesh, of one axis or two, which may be at most N. Left out,
             over all of `jax.devices`. Where N is no multiple of their number, the last of them evaluates a few chains
             twice. With a second axis, as in ``Mesh(np.reshape(jax.devices(), (2, 4)), ('chains', 'model'))``, arrays
@@ -215,16 +217,30 @@ def infer(
     draws = draws if isinstance(draws, Draws) else Draws(draws, thin)
     chosen_here = sampler is None
     sampler, reason = choose(chosen, num_chains) if sampler is None else (sampler, "chosen by the user")
-    call = chosen, key, num_chains, spread, pace, draws, checkpoint_dir, progress
+
+    def state(on: AnnealedDensity, folder: str, pace: Pace | None, chosen: tuple[Sampler, str], **known: Any) -> State:
+        """A run of this sampler, whose checkpoints are in a folder of this name inside of the call's."""
+        kept = checkpoint_dir and Checkpoint(Path(checkpoint_dir.folder) / folder, checkpoint_dir.resume)
+        return State(on, key, num_chains, spread, pace, draws, kept, progress, *chosen, **known)
+
+    run = state(chosen, "", pace, (sampler, reason), gives_up=chosen_here)
     try:
-        return carry_out(State(*call, sampler, reason, gives_up=chosen_here))
+        result = carry_out(run)
     except FewAncestors as few:
         why = f"SMC's {num_chains} chains had come to descend from {few}"
-    if checkpoint_dir is not None:  # of the sampler that takes the place of one that was given up
-        checkpoint_dir = Checkpoint(Path(checkpoint_dir.folder) / "instead", checkpoint_dir.resume)
-    sampler, reason = independent(chosen, why, num_chains)
-    call = density if pace else chosen, key, num_chains, spread, None, draws, checkpoint_dir, progress
-    return carry_out(State(*call, sampler, reason, given_up=True))
+        run = state(density if pace else chosen, "instead", None, independent(chosen, why, num_chains), given_up=True)
+        result = carry_out(run)
+    known = result.log_evidence is None or density.top.normalised
+    if not (run.weak and known and chosen_here and levels is None and can_wait(density)):
+        return result
+    closer = on_close_levels(density)
+    chosen_then = patient(closer, f"{run.reason}; but {run.weak}, so that another run took its place", num_chains)
+    run = state(closer, "closer", None, chosen_then, spent=result.evaluations)
+    try:
+        patiently = carry_out(run)
+    except KeyboardInterrupt:
+        return result
+    return result if run.interrupted == "descend" and draws.store is None else patiently
 
 
 def _check_outermost(density: AnnealedDensity, key: Array) -> None:
@@ -270,12 +286,8 @@ def on_levels(
             raise InvalidValueError(
                 f"Unknown levels {levels!r}.", fix="pass 'adaptive', an array of log-SNR, or leave levels out."
             )
-        known = np.asarray(density.schedule.log_snr, np.float64)
-        steps = -(-tuning.FINE_LEVELS // max(len(known) - 1, 1))
-        between = np.interp(np.arange((len(known) - 1) * steps + 1) / steps, np.arange(len(known)), known)
-        with contextlib.suppress(AlignmentError):  # of factors that know only these levels
-            density = density.on(_at(density.schedule, between))
-        return density, Pace.default(num_chains)
+        steps = -(-tuning.FINE_LEVELS // max(density.num_levels - 1, 1))
+        return _between(density, np.arange((density.num_levels - 1) * steps + 1) / steps), Pace.default(num_chains)
     fix = "for example levels=np.linspace(10, -8, 60)."
     try:
         log_snr = np.asarray(levels, np.float64)
@@ -286,6 +298,22 @@ def on_levels(
         text = f"levels must be one axis of finite log-SNR; got an array of shape {log_snr.shape}"
         raise InvalidValueError(text + ("." if finite else " with numbers that are not finite."), fix=fix)
     return density.on(_at(density.schedule, np.sort(log_snr)[::-1])), None
+
+
+def on_close_levels(density: AnnealedDensity) -> AnnealedDensity:
+    """The density on the levels of a `patient` run."""
+    places = np.linspace(0, density.num_levels - 1, tuning.PATIENT.levels)
+    with contextlib.suppress(CapabilityError):  # of a copy with other arrays
+        return _between(density, places)
+    return density
+
+
+def _between(density: AnnealedDensity, places: np.ndarray) -> AnnealedDensity:
+    """The density on levels at these places among its own, or its own where its factors know no others."""
+    known = np.asarray(density.schedule.log_snr, np.float64)
+    with contextlib.suppress(AlignmentError):
+        return density.on(_at(density.schedule, np.interp(places, np.arange(len(known)), known)))
+    return density
 
 
 def _at(schedule: Schedule, log_snr: np.ndarray) -> Schedule:

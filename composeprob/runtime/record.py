@@ -43,6 +43,15 @@ class Fold(IntEnum):
     SCOUTS = 2**31 - 9
 
 
+WEAK = {
+    Code.SHARES_FROZEN: "the chains lay apart, and their shares rested on nothing",
+    Code.WEIGHTS_COLLAPSED: "weights had come to rest on too few chains",
+    Code.ANCESTORS_COLLAPSED: "the chains descended from too few ancestors",
+    Code.LEVELS_TOO_FEW: "the levels were too far apart for the log-evidence",
+}
+"""What a run on closer levels may have, of what another one lacks, in the words of its reason."""
+
+
 def summarised(state: State, samples: dict[str, np.ndarray], positions: Position, coarse: float | None) -> Result:
     """The result of a run, of its samples, the chains' positions (copies included), and the log-evidence over every
     other level. What takes a compilation of its own (curl, whether the factors agree) is left to who asks for it, and
@@ -64,7 +73,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
 
     cost, moves, settling = sampler.drawing
     transitions = state.writer.drawn * int(state.draws.thin) + (settling if state.writer.drawn else 0)
-    evaluations = sampler.evaluations(state.first, len(visited)) + transitions * cost
+    evaluations = state.spent + sampler.evaluations(state.first, len(visited)) + transitions * cost
     evaluations += sum(closing.evaluations(run) for closing in sampler.then)
     proposals = np.full(len(levels), max(sampler.proposals(), 1) * n)
     proposals[0] += transitions * moves * n
@@ -94,6 +103,8 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         *status.not_converged(float(run.drift)),
         *status.few_levels(of_levels),
     )
+    weak = next((why for code, why in WEAK.items() if found.has(code)), "")
+    state.weak = weak if arrived and not state.interrupted else ""
     found, overlap = _ended(found, state, arrived), _overlap(state, run, positions)
     scouts, suspects = _scouts(state, run, positions, families), _suspects(density, positions, found)
 

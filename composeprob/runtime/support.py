@@ -75,20 +75,25 @@ def supported(
     why = Reason.SUMMED if sampler.kernel is None else why
     uneven = uneven_paths(positions, paths, log_density, why) if paths.any() else []
     stayed = sampler.kernel is not None and not state.writer.drawn and np.isnan(float(run.global_acceptance))
-    if uneven and stayed and worth >= max(tuning.SHARES.support * number, fewest_families(number)):
-        note = f"; the weights of their paths, worth {worth:.0f} of {number} chains, mend the shares of modes"
-        return Support(np.where(np.isfinite(paths), paths, -np.inf) - np.nanmax(paths), [], list, note)
-    if not uneven and comparable and log_density is not None:
-        uneven = frozen_shares(positions, log_density)
-    rests = not unknown and (worth >= tuning.SHARES.support * number or alike(paths))
-    if uneven or rests or "exact_marginals" in density.capabilities:
-        return Support(log_weights, uneven, list, note)
     cause = f"the weights of their paths are worth {worth:.2g} of {number} chains"
     if unknown:
         cause = "chains do not weigh one another, and what their paths weigh is not known"
     if state.given_up:
         cause = f"SMC was given up, and {cause}"
-    return Support(log_weights, uneven, _later(state, positions, cause, why), note)
+    apart, exact = _later(state, positions, cause, why), "exact_marginals" in density.capabilities
+    if stayed and worth >= max(tuning.SHARES.support * number, fewest_families(number)):
+        # Shares are off by √(N/worth − 1) of their standard deviation at most: too little for few chains to show it.
+        hidden = comparable and not exact and worth < tuning.SHARES.even * number
+        if uneven or (hidden and apart()):
+            note = f"; the weights of their paths, worth {worth:.0f} of {number} chains, mend the shares of modes"
+            return Support(np.where(np.isfinite(paths), paths, -np.inf) - np.nanmax(paths), [], list, note)
+    if not uneven and comparable and log_density is not None:
+        uneven = frozen_shares(positions, log_density)
+    rests = not unknown and (worth >= tuning.SHARES.support * number or alike(paths))
+    if uneven or rests or exact:
+        return Support(log_weights, uneven, list, note)
+    # Where another run can follow it is asked at once.
+    return Support(log_weights, apart(), list, note) if comparable else Support(log_weights, [], apart, note)
 
 
 def effective(log_weights: np.ndarray) -> float:

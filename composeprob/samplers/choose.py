@@ -5,7 +5,7 @@ from __future__ import annotations
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError
-from composeprob.kernels import HMC, MALA, Adaptive, LineIntegral
+from composeprob.kernels import HMC, MALA, Adaptive, Kernel, LineIntegral
 from composeprob.samplers.annealed_mcmc import AnnealedMCMC
 from composeprob.samplers.closing import Closing, GlobalMoves, WarmUp, fewest_chains
 from composeprob.samplers.layout import Layout
@@ -69,17 +69,36 @@ def closed_by(density: AnnealedDensity, num_chains: int, weighed: bool = False) 
 def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tuple[Sampler, str]:
     """Chains that never weigh one another, and why these were chosen; with global moves, where so many can fit them."""
     if "energy" in density.capabilities:
-        # Step sizes as unequal as that: a chain whose latents lie where the density is steep would never leave, as the
-        # step that suits the others is too long for it. Of 1,000 with a half-normal scale 25 stayed; 0 to 2 do now.
-        moves = by_kind(lambda: HMC(Adaptive()), density, lambda: HMC(Adaptive(), jitter=0.9))
         closings, then = closed_by(density, num_chains)
-        sampler = AnnealedMCMC(moves, 5, reverse_step=True, then=closings)
+        sampler = AnnealedMCMC(_hmc(density), 5, reverse_step=True, then=closings)
         return sampler, f"{why}: independent chains, corrected by HMC{then}"
     # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 for these 7 evaluations a level, 0.14 for the 6 of
     # five steps of ULA(0.1·σ²). On exact scores 0.02 and 0.10; with 2 points, or along HMC's own trajectory, over 0.15.
     corrected = by_kind(lambda: MALA(Adaptive(), log_ratio=LineIntegral(3, rule="simpson")), density)
     only = "a factor offers only its score: a line integral of it corrects independent chains"
     return AnnealedMCMC(corrected, 3, reverse_step=True), f"{why}; {only}"
+
+
+def can_wait(density: AnnealedDensity) -> bool:
+    """Whether `patient` chains may do what others cannot: log-densities can be compared, at levels of noise."""
+    noised = any(site.kind == "noised" for site in density.sites.values())
+    return noised and density.num_levels > 1 and {"energy", "mode_depth"} <= density.capabilities
+
+
+def patient(density: AnnealedDensity, why: str, num_chains: int) -> tuple[Sampler, str]:
+    """Chains that weigh one another by log-densities that can be compared, on levels as close as these are, with so
+    many transitions in all that they follow what the levels change; and why."""
+    count = -(-tuning.PATIENT.transitions // density.num_levels)
+    closings, then = closed_by(density, num_chains, weighed=True)
+    reason = f"{why}: {density.num_levels} levels with {count} transitions of HMC at each, weighed by log-densities"
+    return SMC(_hmc(density), count, weights="density", then=closings), reason + then
+
+
+def _hmc(density: AnnealedDensity) -> Kernel:
+    """HMC on all sites."""
+    # Step sizes as unequal as that: a chain whose latents lie where the density is steep would never leave, as the step
+    # that suits the others is too long for it. Of 1,000 with a half-normal scale 25 stayed; 0 to 2 do now.
+    return by_kind(lambda: HMC(Adaptive()), density, lambda: HMC(Adaptive(), jitter=0.9))
 
 
 def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:

@@ -269,10 +269,35 @@ class _WarmUp(NamedTuple):
     """At most; two at least."""
     drift: float = 0.05
     """Change of a mean, in standard deviations, or of the logarithm of a standard deviation, that is no drift."""
+    memory: float = 0.5
+    """Correlation of a latent before and after a block up to which it counts as forgotten."""
 
 
 WARM_UP = _WarmUp()
 """Transitions at level 0 before draws, and of `WarmUp`."""
+
+
+class _Latents(NamedTuple):
+    turns: int = 2
+    """Of the moves of latents alone, each of them one by the curvature and some of single coordinates."""
+    singles: int = 2
+    """These."""
+    lengths: tuple[float, float] = (1e-3, 2.0)
+    """Of their steps, in unconstrained coordinates."""
+    joint: int = 2
+    """Moves of latents and what hangs on them together, two evaluations each."""
+    ratios: tuple[float, float] = (0.5, 50.0)
+    """Of their length to the width of a latent given what hangs on it."""
+    bend: float = 0.5
+    """Difference, in nats, of Simpson's rule and the trapezoid on its nodes up to which an integral is trusted."""
+    flat: float = 0.05
+    """Least curvature."""
+    most: int = 64
+    """Numbers of all latents up to which it is the default where others would do."""
+
+
+LATENTS = _Latents()
+"""What `Interweaving` does in one transition."""
 
 # ── runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 FINE_LEVELS = 1000

@@ -10,8 +10,10 @@ from typing import TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from composeprob.compiler.expressions import Output, Scattered
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.nodes import Plate
 from composeprob.ir.cells import Cells
@@ -36,7 +38,7 @@ class Batch(eqx.Module):
     places: tuple[tuple[str, Region | Cells | None, tuple[Plate, ...]], ...] = eqx.field(static=True)
     latent: tuple[str, int] | None = eqx.field(static=True)
 
-    def __call__(self, xs: dict[str, Array], noise: Noise) -> list[tuple[Array | None, Array, Array]]:
+    def __call__(self, xs: dict[str, Array], noise: Noise) -> list[Output]:
         """(log f, ∇ log f in the site's coordinates, the rate of a constant) of every member, with an axis for each of
         its plates in front."""
         noise_of_leaf = self.noise_at(noise)
@@ -68,12 +70,8 @@ class Batch(eqx.Module):
         for (site, region, plates), size in zip(self.places, sizes, strict=True):
             value = None if log_f is None else in_plates(log_f[start : start + size], plates) + jacobian
             own_score = ratio * in_plates(score[start : start + size], plates)
-            place = partial(embed, region=region, site_shape=xs[site].shape)
-            for plate in reversed(plates):
-                place = jax.vmap(place, in_axes=(0, 0 if plate.cells else None))
-            cells = jnp.asarray(region.indices.array) if isinstance(region, Cells) else None
             axes = tuple(plate.count for plate in plates)
-            outputs.append((value, place(own_score, cells), jnp.broadcast_to(rate, axes)))
+            outputs.append((value, placed(own_score, region, plates, xs[site].shape), jnp.broadcast_to(rate, axes)))
             start += size
         return outputs
 
@@ -126,7 +124,8 @@ def project(x: Array, region: Region | Cells | None, event_shape: tuple[int, ...
         return x
     if isinstance(region, Cells):
         cells = region.indices.array
-        return x.ravel()[cells].reshape(cells.shape[:-1] + event_shape)
+        seen = x if in_order(cells, x.shape) else x.ravel()[cells]
+        return seen.reshape(cells.shape[:-1] + event_shape)
     cut = x[region.slices]
     if region.averaged > 1:
         pairs = zip(region.extent, region.block, strict=True)
@@ -134,27 +133,46 @@ def project(x: Array, region: Region | Cells | None, event_shape: tuple[int, ...
     return cut.reshape(event_shape)
 
 
-def embed(score: Array, cells: Array | None, region: Region | Cells | None, site_shape: tuple[int, ...]) -> Array:
-    """Pᵀ s: the leaf's score as a function of the whole site; ``cells`` are those of one set."""
+def placed(
+    score: Array, region: Region | Cells | None, plates: tuple[Plate, ...], shape: tuple[int, ...]
+) -> Array | Scattered:
+    """Pᵀ s of every value of a member's plates: the leaf's score as a function of the whole site."""
+    if not isinstance(region, Cells):
+        place = partial(embed, region=region, site_shape=shape)
+        for _ in plates:
+            place = jax.vmap(place)
+        return place(score)
+    own = region.indices.array  # with an axis for each of the plates over sets, as all others have too
+    ones = tuple(plate.count if plate.cells else 1 for plate in plates)
+    axes = tuple(plate.count for plate in plates)
+    cells = jnp.broadcast_to(own.reshape(*ones, own.shape[-1]), (*axes, own.shape[-1]))
+    scattered = Scattered(score.reshape(cells.shape), cells, shape, in_order(own, shape))
+    return scattered if axes else scattered.whole
+
+
+def in_order(cells: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether sets of cells, (n, size), are the site's entries one after another."""
+    return cells.ndim == 2 and np.array_equal(cells.reshape(-1), np.arange(math.prod(shape)))
+
+
+def embed(score: Array, region: Region | None, site_shape: tuple[int, ...]) -> Array:
+    """Pᵀ s of one member."""
     if region is None:
         return score
-    if isinstance(region, Cells):
-        whole = jnp.zeros(math.prod(site_shape), score.dtype)
-        return whole.at[cells].set(score.ravel(), unique_indices=True).reshape(site_shape)
     score = score.reshape([e // b for e, b in zip(region.extent, region.block, strict=True)]) / region.averaged
     for axis, b in enumerate(region.block):
         score = jnp.repeat(score, b, axis=axis) if b > 1 else score
     return jnp.zeros(site_shape, score.dtype).at[region.slices].set(score)
 
 
-class OnDemand(dict[tuple[int, int], tuple[Array | None, Array, Array]]):
+class OnDemand(dict[tuple[int, int], Output]):
     """The outputs of the batches by (batch, member), each batch evaluated when one of them is first read."""
 
     def __init__(self, batches: tuple[Batch, ...], xs: dict[str, Array], noise: Noise):
         super().__init__()
         self.evaluate = lambda b: batches[b](xs, noise)
 
-    def __missing__(self, slot: tuple[int, int]) -> tuple[Array | None, Array, Array]:
+    def __missing__(self, slot: tuple[int, int]) -> Output:
         self.update({(slot[0], m): output for m, output in enumerate(self.evaluate(slot[0]))})
         return self[slot]
 

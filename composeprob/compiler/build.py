@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +15,9 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from composeprob.compiler.coordinates import bijection_of, located
-from composeprob.compiler.latents import ancestors, held_for
+from composeprob.compiler.latents import Dependencies, ancestors, held_for
 from composeprob.compiler.trace import Traced, trace
-from composeprob.errors import ProgramError
+from composeprob.errors import DoublyIntractableError, ProgramError, ShapeError
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
 from composeprob.factors.cells import CellWindow, Indices
@@ -29,7 +30,7 @@ from composeprob.ir.nodes import Graph, Leaf, Observation, Region, Site, Static,
 from composeprob.ir.normaliser import Normaliser
 from composeprob.ir.render import index
 from composeprob.language.checks import check_draw
-from composeprob.language.interpret import Provide, Statement, run, unwrap
+from composeprob.language.interpret import PRIOR_LEVELS, Provide, Statement, looked_at, run, unwrap
 from composeprob.language.policies import Unannealed
 from composeprob.language.program import Program
 
@@ -49,6 +50,8 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             the program's distribution.
     """
     statements = run(program.function, args, kwargs, draw())
+    if noised := looked_at(statements):
+        statements = run(program.function, args, kwargs, draw(), noised=noised)
     latents = {s.name: s for s in statements.values() if s.kind in ("noised", "static")}
     if not latents:
         raise ProgramError(
@@ -56,9 +59,9 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             where=program.where,
             fix="give it at least one cp.sample(name, factor_or_distribution).",
         )
-    traced, asks = trace(program, args, kwargs, {name: s.value for name, s in latents.items()})
-    run(program.function, args, kwargs, reflected(latents))  # a scale that takes both signs is refused in either run
-    dependencies = traced.dependencies()
+    traced, asks = trace(program, args, kwargs, {name: s.value for name, s in latents.items()}, noised)
+    run(program.function, args, kwargs, reflected(latents), noised=noised)  # a scale that takes both signs is refused
+    dependencies, by_leaf = traced.dependencies(), traced.factor_dependencies()
     names = program.names_of(args, kwargs)
     sites, statics, observations = [], [], []
     held: frozenset[str] = frozenset()
@@ -67,9 +70,15 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             root, held_here = _site_root(s, names), frozenset[str]()
             if dependencies[s.name]:
                 held_here = held_for(s, statements, dependencies)
+                if held_here and not s.conditional:
+                    _check_product(s, by_leaf[s.name])
                 root = _from_latents(root, s, dependencies[s.name])
             held |= held_here
-            sites.append(Site(s.name, root, tuple(s.distribution.shape()), s.where, ancestral=bool(held_here)))
+            evidence = [e for e in statements.values() if e.kind == "evidence" and e.site == s.name]
+            root = _with_evidence(root, s, evidence, dependencies, names)
+            alone = not any(s.name in parents for parents in dependencies.values())
+            plates = sum(dim is not None for dim in s.dims) if alone else 0
+            sites.append(Site(s.name, root, tuple(s.distribution.shape()), s.where, bool(held_here), plates))
         elif s.kind == "static":
             follows = any(latents[n].kind == "noised" for n in ancestors(s.name, dependencies))
             standardised = follows and located(s.distribution)
@@ -91,7 +100,7 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
                 where=o.where,
                 fix="let its distribution use the value that cp.sample returned.",
             )
-    dims = {s.name: s.dims for s in statements.values()}
+    dims = {s.name: s.dims for s in statements.values() if s.kind != "evidence"}
     graph = Graph(
         program.name, tuple(sites), tuple(statics), tuple(observations), None, (), (), program.where, dims, held
     )
@@ -157,6 +166,75 @@ def _site_root(statement: Statement, names: Names) -> Factor:
         region = Region(offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape))
         copies.append(placed(factor, Place(shape, region, (), names)))
     return Product(factors=tuple(copies), numbers=(1.0,) * len(copies), event_shape=shape)
+
+
+def _check_product(site: Statement, by_leaf: list[frozenset[str]]) -> None:
+    """Refuse a product of which some factors depend on latents and others do not: it may be meant as evidence."""
+    leaves = iter(by_leaf)
+    terms = [frozenset[str]().union(*(next(leaves) for _ in factor_leaves(f))) for f, _ in site.factor.split()]
+    if all(terms):
+        return
+    on = ", ".join(map(repr, sorted(frozenset[str]().union(*terms))))
+    raise ProgramError(
+        f"At site {site.name!r} some factors of a product depend on the latent {on}, and others do not. As evidence "
+        f"the others say something of {on} too; in a conditional, normalised for every {on}, they do not.",
+        where=site.where,
+        fix=f"for evidence sample what depends on {on} and add the others: x = cp.sample({site.name!r}, prior), then "
+        f"cp.factor('evidence', others, at=x); for a conditional write cp.sample({site.name!r}, …, conditional=True).",
+    )
+
+
+def _with_evidence(
+    root: Factor, site: Statement, evidence: list[Statement], dependencies: Dependencies, names: Names
+) -> Factor:
+    """A site's expression times the factors that look at it."""
+    if not evidence:
+        return root
+    known = factor_leaves(evidence[0].factor)[0].schedule
+    if site.kind == "noised" and unwrap(site.distribution).factor.schedule is PRIOR_LEVELS:
+        root = rewrite_leaves(root, lambda leaf: eqx.tree_at(lambda f: f.factor.schedule, leaf, known))
+    for e in evidence:
+        if dependencies[e.name]:
+            raise DoublyIntractableError(
+                f"The factor {e.name!r} at site {site.name!r} depends on the unobserved latent "
+                f"{', '.join(map(repr, sorted(dependencies[e.name])))}: its normaliser, which is not known, would "
+                "depend on it too.",
+                where=e.where,
+                fix="give its conditions data; what depends on a latent is a distribution: cp.sample it.",
+            )
+    parts = [root, *(_evidence_root(e, site, names) for e in evidence)]
+    return Product(factors=tuple(parts), numbers=(1.0,) * len(parts), event_shape=root.event_shape)
+
+
+def _evidence_root(evidence: Statement, site: Statement, names: Names) -> Factor:
+    """A factor at a site; at one in plates, a copy at each of their members, with the conditions that belong to it."""
+    factor, shape = evidence.factor, tuple(jnp.shape(site.value))
+    event = factor.event_shape
+    batch = shape[: len(shape) - len(event)]
+    plates = all(dim is not None for dim in site.dims[: len(batch)])
+    if shape[len(batch) :] != event or not plates:
+        raise ShapeError(
+            f"The factor {evidence.name!r} has events of shape {event}, but one value of site {site.name!r} has the "
+            f"shape {shape[sum(dim is not None for dim in site.dims) :]}.",
+            where=evidence.where,
+            fix="use a factor over events of that shape, or cp.window for one that sees a part of them.",
+        )
+    if not batch:
+        return placed(factor, Place(shape, None, (), names))
+    count, size = math.prod(batch), math.prod(event)
+    running = set[str]()
+
+    def members(leaf: LeafFactor) -> LeafFactor:
+        each = {n: v for n, v in leaf.fixed.items() if jnp.shape(v)[: len(batch)] == batch}
+        running.update(each)
+        lead = (count,) if count > 1 else ()  # one member alone is no plate
+        flat = {n: jnp.reshape(v, (*lead, *jnp.shape(v)[len(batch) :])) for n, v in each.items()}
+        return leaf.holding({**leaf.fixed, **flat}) if each else leaf
+
+    inner = rewrite_leaves(factor, members)
+    cells = Indices.from_array(np.arange(count * size).reshape((count, size) if count > 1 else (size,)))
+    window = CellWindow(factor=inner, event_shape=shape, cells=cells, running=tuple(sorted(running)))
+    return placed(window, Place(shape, None, (), names))
 
 
 def _from_latents(root: Factor, statement: Statement, parents: frozenset[str]) -> Factor:

@@ -20,6 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from composeprob.factors.nodes import Combination
 from composeprob.factors.passes import Pass
@@ -27,23 +28,59 @@ from composeprob.ir.nodes import Leaf, leaves
 from composeprob.schedule import Noise
 
 
+class Scattered(eqx.Module):
+    """Scores of factors that see a few cells each of a site, which are not spread over the whole site before they are
+    summed: of n members that would be n² numbers.
+
+    Attributes:
+        values: with the axes of plates in front, (…, size).
+        cells: what entries of the site these are, (…, size).
+        shape: the site's.
+        ordered: whether the sets are the site's entries one after another.
+    """
+
+    values: Array
+    cells: Array
+    shape: tuple[int, ...] = eqx.field(static=True)
+    ordered: bool = eqx.field(static=True)
+
+    @property
+    def whole(self) -> Array:
+        """Each as a function of the whole site, (…, *shape)."""
+        rows = math.prod(self.cells.shape[:-1])
+        cells, values = (a.reshape(rows, -1) for a in (self.cells, self.values))
+        zero = jnp.zeros((rows, math.prod(self.shape)), values.dtype)
+        put = jax.vmap(lambda zero, cells, values: zero.at[cells].set(values, unique_indices=True))
+        return put(zero, cells, values).reshape(self.cells.shape[:-1] + self.shape)
+
+    def total(self, over_sets: bool) -> Array | Scattered:
+        """The sum over the leading axis, which runs over sets of cells, or over uses of the same ones."""
+        if not over_sets:
+            return Scattered(jnp.sum(self.values, axis=0), self.cells[0], self.shape, self.ordered)
+        if self.ordered:
+            return self.values.reshape(self.shape)
+        zero = jnp.zeros((math.prod(self.shape),), self.values.dtype)
+        return zero.at[self.cells].add(self.values).reshape(self.shape)
+
+
 class NodeValue(eqx.Module):
     """A node at one position.
 
     Attributes:
         log_density: log of the node; None if score-only.
-        score: its gradient, over the site.
+        score: its gradient, over the site; within a plate over sets of cells possibly `Scattered`.
         rate: the part of r that comes from scores; None if the node has no rate.
         excess: the part of r that comes from the drift, in units of f/g²; r = rate + (f/g²)·excess.
     """
 
     log_density: Array | None
-    score: Array
+    score: PyTree[Array]
     rate: Array | None
     excess: Array
 
 
-Outputs = Mapping[tuple[int, int], tuple[Array | None, Array, Array]]
+Output = tuple[Array | None, "Array | Scattered", Array]
+Outputs = Mapping[tuple[int, int], Output]
 """By (batch, member): log f, score over the site, rate beside what its dimension explains."""
 
 
@@ -64,7 +101,7 @@ class LeafExpression(Expression):
 
     def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
         log_density, score, rate = outputs[self.slot]
-        excess = jnp.zeros((), score.dtype) - self.unseen
+        excess = jnp.zeros((), rate.dtype) - self.unseen
         return NodeValue(log_density, score, rate if self.marginal else None, excess)
 
 
@@ -74,10 +111,12 @@ class Parts(eqx.Module):
     Attributes:
         parts: the parts.
         plate: of a part in a plate, the slots of the leaves in it, and whether each runs over the plate; else None.
+        over_sets: whether that plate runs over sets of cells.
     """
 
     parts: tuple[Expression, ...]
     plate: tuple[tuple[tuple[int, int], bool], ...] | None = eqx.field(static=True)
+    over_sets: bool = eqx.field(static=True, default=False)
 
     def __call__(self, outputs: Outputs, noise: Noise, term: Callable[[NodeValue, int], NodeValue]) -> NodeValue:
         """What ``term`` makes of the value and index of every part, along a leading axis; None where one has none."""
@@ -88,10 +127,15 @@ class Parts(eqx.Module):
         terms = [term(part(outputs, noise), i) for i, part in enumerate(self.parts)]
         return NodeValue(
             _stack([t.log_density for t in terms]),
-            jnp.stack([t.score for t in terms]),
+            jnp.stack([whole(t.score) for t in terms]),
             _stack([t.rate for t in terms]),
             jnp.stack([t.excess for t in terms]),
         )
+
+
+def whole(score: Array | Scattered) -> Array:
+    """A score over the whole site."""
+    return score.whole if isinstance(score, Scattered) else score
 
 
 def _stack(values: list[Array | None]) -> Array | None:
@@ -104,7 +148,7 @@ def parts_of(node: Combination, parts: list[Expression]) -> Parts:
     if node.plate is None:
         return Parts(tuple(parts), None)
     slots = {leaf.slot: node.plate in leaf.plates for leaf in leaves(node) if leaf.slot is not None}
-    return Parts(tuple(parts), tuple(slots.items()))
+    return Parts(tuple(parts), tuple(slots.items()), node.plate.cells)
 
 
 lower_expression = Pass[Expression]("lower")

@@ -11,11 +11,11 @@ from jax import Array
 
 from composeprob.compiler import predictive
 from composeprob.compiler.batches import Batch, OnDemand, batch_of, stacked
-from composeprob.compiler.check import site_parts
+from composeprob.compiler.check import node_capabilities, site_parts
 from composeprob.compiler.closed_form import closed_form
 from composeprob.compiler.draws import Draw, chosen
 from composeprob.compiler.experts import experts
-from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
+from composeprob.compiler.expressions import Expression, NodeValue, lower_expression, whole
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation, Parts, Wall
@@ -38,11 +38,14 @@ class Evaluator(Evaluates):
         marginal: F of each site, the part that has a rate; None where there is none.
         potential: what else multiplies the site's density.
         energies: the part of that which is the user's own energies; None where there is none.
+        moved: of each noised site whose factors give scores to the latents that they depend on, the factors of F that
+            do, and all others; None where there are none.
         likelihood: static priors and observations; None where the program has neither.
         places: the site, batch and member of every leaf, in the program's order.
         shapes: the noised sites' shapes.
         ancestral: the noised sites whose factors depend on static sites that are held.
         held: these static sites; their scores are 0.
+        networks_see_none: whether there are latents, and none of them depends on what takes a network.
         experts: the expression of every expert.
         draws: what draws from each of them; None where nothing does.
         asked: the site of each of them.
@@ -54,6 +57,7 @@ class Evaluator(Evaluates):
     marginal: dict[str, Expression | None]
     potential: dict[str, Expression | None]
     energies: dict[str, Expression | None]
+    moved: dict[str, tuple[Expression, Expression | None]]
     likelihood: Likelihood | None
     experts: tuple[Expression, ...]
     draws: tuple[Draw | None, ...]
@@ -62,22 +66,30 @@ class Evaluator(Evaluates):
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
     ancestral: frozenset[str] = eqx.field(static=True)
     held: frozenset[str] = eqx.field(static=True)
+    networks_see_none: bool = eqx.field(static=True)
     precision: str | None = eqx.field(static=True)
 
     def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
         noise, xs, zs = self._split(position, level)
 
-        def factors(xs: dict[str, Array], zs: dict[str, Array]) -> tuple[dict[str, NodeValue], dict[str, NodeValue]]:
+        def factors(
+            xs: dict[str, Array], zs: dict[str, Array]
+        ) -> tuple[dict[str, NodeValue], dict[str, NodeValue], Array, dict[str, Array | float]]:
             outputs = OnDemand(self._batches(zs, noise), xs, noise)
             sides = []
             for expressions in (self.marginal, self.potential):
                 values = {n: None if e is None else e(outputs, noise) for n, e in expressions.items()}
                 sides.append({n: _unit(xs[n]) if v is None else v for n, v in values.items()})
-            return sides[0], sides[1]
+            moved = _total(
+                [zero, *(with_latents(outputs, noise).log_density for with_latents, _ in self.moved.values())]
+            )
+            assert moved is not None  # what depends on latents has a log-density
+            others = {n: 0.0 if rest is None else rest(outputs, noise).score for n, (_, rest) in self.moved.items()}
+            return sides[0], sides[1], moved, others
 
         zero = jnp.zeros((), jnp.result_type(float))
         if self.likelihood is None:
-            marginal, potential = factors(xs, zs)
+            marginal, potential, _, beside = factors(xs, zs)
             log_prior = log_likelihood = zero
             gradient = jax.tree.map(jnp.zeros_like, position)
         else:
@@ -85,21 +97,21 @@ class Evaluator(Evaluates):
 
             def annotated(
                 xs: dict[str, Array], zs: dict[str, Array]
-            ) -> tuple[Array, tuple[dict[str, NodeValue], dict[str, NodeValue], Array, Array]]:
-                marginal, potential = factors(xs, zs)
+            ) -> tuple[
+                Array, tuple[dict[str, NodeValue], dict[str, NodeValue], dict[str, Array | float], Array, Array]
+            ]:
+                marginal, potential, moved, beside = factors(xs, zs)
                 means = {n: (x + noise.sigma**2 * marginal[n].score) / noise.alpha for n, x in xs.items()}
                 log_prior, log_likelihood = likelihood(xs, means, zs, self.schedule, noise)
-                # Moved by latents: it gives them their scores. Such a site has a log-density.
-                moved = _total([zero, *(marginal[n].log_density for n in sorted(self.moved))])
-                assert moved is not None
-                return log_prior + log_likelihood + moved, (marginal, potential, log_prior, log_likelihood)
+                # What is moved by latents gives them their scores.
+                return log_prior + log_likelihood + moved, (marginal, potential, beside, log_prior, log_likelihood)
 
             (_, aux), (of_x, of_z) = jax.value_and_grad(annotated, argnums=(0, 1), has_aux=True)(xs, zs)
-            marginal, potential, log_prior, log_likelihood = aux
+            marginal, potential, beside, log_prior, log_likelihood = aux
             gradient = {**of_x, **{n: jnp.zeros_like(s) if n in self.held else s for n, s in of_z.items()}}
 
         drift = {n: marginal[n].score if n in marginal else jnp.zeros_like(position[n]) for n in position}
-        beside = {n: 0.0 if n in self.moved else drift[n] for n in position}  # where it is in the gradient already
+        beside = {**drift, **beside}  # without what is in the gradient already
         score = {n: beside[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
         exact = closed_form(self.likelihood, xs, zs, self.schedule, noise, drift)
         drift = {n: drift[n] + exact.of_exact[n] if n in xs else drift[n] for n in position}
@@ -127,11 +139,6 @@ class Evaluator(Evaluates):
         """The level's noise, the noised sites, the static ones."""
         zs = {name: value for name, value in position.items() if name not in self.marginal}
         return self.schedule.at(level), {name: position[name] for name in self.marginal}, zs
-
-    @property
-    def moved(self) -> frozenset[str]:
-        """The noised sites whose factors give scores to the latents that they depend on."""
-        return frozenset(batch.latent[0] for batch in self.batches if batch.latent is not None) - self.ancestral
 
     def _batches(self, zs: dict[str, Array], noise: Noise) -> tuple[Batch, ...]:
         """The batches with the factors that the program makes of these latents."""
@@ -170,10 +177,38 @@ class Evaluator(Evaluates):
         assert total is not None  # energies and likelihoods have values
         return total
 
+    @property
+    def knows_latents(self) -> bool:
+        return self.networks_see_none
+
+    def log_known(self, position: dict[str, Array], level: Array | int) -> Array:
+        noise, xs, zs = self._split(position, level)
+        assert self.likelihood is not None
+        outputs = OnDemand(self._batches(zs, noise), xs, noise)
+        priors = [with_latents(outputs, noise).log_density for with_latents, _ in self.moved.values()]
+        total = _total([*self.likelihood(xs, {}, zs, self.schedule, noise), *priors])
+        assert total is not None  # what depends on latents has a log-density
+        return total
+
+    def frames(self, position: dict[str, Array], level: Array | int) -> dict[str, tuple[Array, Array]]:
+        noise, _, zs = self._split(position, level)
+        found = {}
+        for batch in self._batches(zs, noise):
+            (site, region, plates), *others = batch.places
+            distribution = getattr(batch.factor, "distribution", None)
+            if batch.latent is None or others or region is not None or plates or distribution is None:
+                continue
+            clear = jnp.sqrt(distribution.variance + noise.variance)
+            shape = dict(self.shapes)[site]
+            found[site] = jnp.broadcast_to(distribution.mean, shape), jnp.broadcast_to(clear, shape)
+        return found
+
     def leaf_scores(self, position: dict[str, Array], level: Array | int) -> tuple[dict[str, Array], ...]:
         noise, xs, zs = self._split(position, level)
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
-        return tuple({site: jnp.sum(outputs[slot][1].reshape(-1, *xs[site].shape), 0)} for site, slot in self.places)
+        return tuple(
+            {site: jnp.sum(whole(outputs[slot][1]).reshape(-1, *xs[site].shape), 0)} for site, slot in self.places
+        )
 
     def expert_values(self, position: dict[str, Array], level: Array | int) -> tuple[ExpertValue, ...]:
         noise, xs, zs = self._split(position, level)
@@ -181,7 +216,7 @@ class Evaluator(Evaluates):
         found = []
         for site, expression in zip(self.asked, self.experts, strict=True):
             value = expression(outputs, noise)
-            scores = value.score.reshape(-1, xs[site].size)
+            scores = whole(value.score).reshape(-1, xs[site].size)
             log_density = jnp.nan if value.log_density is None else value.log_density
             found.append(ExpertValue(scores, jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])))
         return tuple(found)
@@ -272,14 +307,15 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
     """The evaluator of a checked graph."""
     assert graph.schedule is not None
     parts = {site.name: site_parts(site.root) for site in graph.sites}
+    ancestral = frozenset(site.name for site in graph.sites if site.ancestral)
     shapes = {site.name: site.shape for site in graph.sites}
     marginal = {n: None if f is None else lower_expression(f, shapes[n]) for n, (f, _) in parts.items()}
     potential = {n: None if g is None else lower_expression(g, shapes[n]) for n, (_, g) in parts.items()}
     of_user = {site: None if g is None else _energies(g) for site, (_, g) in parts.items()}
     energies = {n: None if g is None else lower_expression(g, shapes[n]) for n, g in of_user.items()}
+    moved = {n: _moved(f, shapes[n]) for n, (f, _) in parts.items() if f is not None and n not in ancestral}
     places = tuple((s.name, leaf.slot) for s in graph.sites for leaf in leaves(s.root) if leaf.slot is not None)
     batches = tuple(map(batch_of, graph.groups))
-    ancestral = frozenset(site.name for site in graph.sites if site.ancestral)
     _, lowered = experts(graph)
     return Evaluator(
         graph.schedule,
@@ -287,6 +323,7 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
         marginal,
         potential,
         energies,
+        {name: halves for name, halves in moved.items() if halves is not None},
         likelihood,
         tuple(expression for _, expression, _ in lowered),
         tuple(draw for *_, draw in lowered),
@@ -295,8 +332,28 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
         tuple(shapes.items()),
         ancestral,
         graph.held,
+        _networks_see_none(graph, likelihood),
         precision,
     )
+
+
+def _networks_see_none(graph: Graph, likelihood: Likelihood | None) -> bool:
+    """Whether there are latents, and none of them depends on what takes a network: a factor without a log-density, or a
+    Tweedie mean."""
+    if likelihood is None or not graph.statics or graph.held:
+        return False
+    terms = [f for site in graph.sites for f, _ in site.root.split() if any(x.latent is not None for x in leaves(f))]
+    energies = all("energy" in node_capabilities(leaf) for f in terms for leaf in leaves(f))
+    return energies and all(p.sees_clean and not p.closed_form for p in likelihood.policies.values())
+
+
+def _moved(marginal: Factor, shape: tuple[int, ...]) -> tuple[Expression, Expression | None] | None:
+    """The factors that depend on latents, and the others; None where none does."""
+    depends = [any(leaf.latent is not None for leaf in leaves(f)) for f, _ in marginal.split()]
+    latent, rest = (part(marginal, [each is side for each in depends]) for side in (True, False))
+    if latent is None:
+        return None
+    return lower_expression(latent, shape), None if rest is None else lower_expression(rest, shape)
 
 
 def _energies(potential: Factor) -> Factor | None:

@@ -110,7 +110,7 @@ def lowered(
     verify(graph, "anneal")
     evaluator = lower(graph, likelihood, precision)
     assert graph.schedule is not None
-    sites = {site.name: SiteInfo("noised", site.shape) for site in graph.sites}
+    sites = {site.name: SiteInfo("noised", site.shape, site.plates) for site in graph.sites}
     sites |= {s.name: SiteInfo("held" if s.name in graph.held else "static", s.coordinate) for s in graph.statics}
     offered = capabilities(graph)
     offers = _offers(graph)

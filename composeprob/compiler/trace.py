@@ -44,12 +44,14 @@ class Source(eqx.Module):
         arguments: ``(args, kwargs)``; arrays are leaves but for those wrapped in `Concrete`.
         eager: whether what depends on no data and no latent is computed at once, as the program asks for its value.
         reads: what it reads beside its arguments; None while that is being found out.
+        noised: the sites of NumPyro priors that evidence looks at.
     """
 
     function: Callable[..., object] = eqx.field(static=True)
     arguments: Arguments
     eager: bool = eqx.field(static=True)
     reads: Reads | None = eqx.field(static=True, default=None)
+    noised: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     def run(self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None) -> dict[str, Statement]:
         """Its statements; see `interpret.run`.
@@ -61,7 +63,7 @@ class Source(eqx.Module):
             self.reads.check()
         args, kwargs = join(self.arguments)
         with jax.ensure_compile_time_eval() if self.eager else nullcontext():
-            return run(self.function, args, kwargs, provide, level, redraw)
+            return run(self.function, args, kwargs, provide, level, redraw, self.noised)
 
 
 class _Code:
@@ -100,12 +102,14 @@ class TracedStatements(eqx.Module):
         log_likelihoods: log p of each observation.
         moments: (residual, covariance) of each observation whose noise is Gaussian.
         parts: the arrays in each statement's distribution, and in an observation's value.
+        factors: those in each leaf of a noised site's factor.
     """
 
     draws: dict[str, Array]
     log_likelihoods: dict[str, Array]
     moments: dict[str, tuple[Array, Array]]
     parts: dict[str, list[Array]]
+    factors: dict[str, list[list[Array]]]
 
 
 class Traced(eqx.Module):
@@ -140,10 +144,19 @@ class Traced(eqx.Module):
 
     def dependencies(self) -> dict[str, frozenset[str]]:
         """For each statement, the latents that its distribution depends on."""
+        return {name: frozenset().union(*parts) for name, parts in self._influences.parts.items()}
+
+    def factor_dependencies(self) -> dict[str, list[frozenset[str]]]:
+        """For each noised site, the latents that each leaf of its factor depends on."""
+        found = self._influences.factors
+        return {name: [frozenset().union(*parts) for parts in leaves] for name, leaves in found.items()}
+
+    @property
+    def _influences(self) -> TracedStatements:
+        """By the names of latents, what influences each output of the trace."""
         none = frozenset[str]()
         inputs = [none] * len(_arrays(self.source.arguments)) + [frozenset({name}) for name in self.code.latents]
-        found = self.code.outputs(influences(self.code.jaxpr.jaxpr, [*inputs, none]))
-        return {name: none.union(*parts) for name, parts in found.parts.items()}
+        return self.code.outputs(influences(self.code.jaxpr.jaxpr, [*inputs, none]))
 
     def linearity(self, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[Value, Value]]:
         """For each observation whose noise is Gaussian, what its residual and covariance are of the entries of these
@@ -181,7 +194,11 @@ class Traced(eqx.Module):
 
 
 def trace(
-    program: Program, args: tuple[object, ...], kwargs: dict[str, object], latents: dict[str, Array]
+    program: Program,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    latents: dict[str, Array],
+    noised: frozenset[str] = frozenset(),
 ) -> tuple[Traced, list[str]]:
     """The trace of a program, and what its Python has asked of its data, as sentences.
 
@@ -199,7 +216,7 @@ def trace(
     concrete, eager, asks = set[int](), False, list[str]()
     while True:
         wrapped = [Concrete(leaf) if i in concrete else leaf for i, (_, leaf) in enumerate(paths)]
-        source = Source(function, jax.tree.unflatten(treedef, wrapped), eager)
+        source = Source(function, jax.tree.unflatten(treedef, wrapped), eager, noised=noised)
         try:
             code = _code(source, latents, latents)
             return Traced(replace(source, reads=_reads(program, source, latents, code)), code), asks
@@ -252,6 +269,7 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
             {name: s.log_prob() for name, s in observed.items()},
             {name: moments(s) for name, s in observed.items() if reasons[name] is None},
             {name: list(filter(_is_traced, leaves)) for name, leaves in parts.items()},
+            {s.name: _by_leaf(s) for s in statements.values() if s.kind == "noised"},
         )
 
     # The key's type alone: a key would be made in whatever code is traced while the program is checked.
@@ -265,7 +283,7 @@ def _parts(statement: Statement) -> list[object]:
     """The leaves of its distribution, of an observation's value, and of a factor's leaves with functions closed."""
     if statement.kind == "observed":
         return jax.tree.leaves((statement.distribution, statement.value))
-    if statement.kind != "noised":
+    if statement.kind not in ("noised", "evidence"):
         return jax.tree.leaves(statement.distribution)
     try:
         leaves = closed_leaves(statement.factor)
@@ -275,9 +293,15 @@ def _parts(statement: Statement) -> list[object]:
     return [*jax.tree.leaves((statement.distribution, leaves)), *codes]
 
 
+def _by_leaf(statement: Statement) -> list[list[Array]]:
+    """The traced arrays in each leaf of a noised site's factor."""
+    leaves = closed_leaves(statement.factor)
+    return [list(filter(_is_traced, jax.tree.leaves(leaf))) for leaf in leaves]
+
+
 def _fixed(statement: Statement, parts: list[object]) -> list[object]:
     """What of a statement shows in no equation of the trace, and yet when the program is run again."""
-    if statement.kind == "noised" and not any(map(_is_traced, parts)):
+    if statement.kind in ("noised", "evidence") and not any(map(_is_traced, parts)):
         return []  # a factor of no latent is not asked of the program again
     if statement.kind == "static":
         statement.log_prob()  # now its equations are in the trace

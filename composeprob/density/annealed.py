@@ -30,10 +30,12 @@ from composeprob.text import printable
 
 class SiteInfo(eqx.Module):
     """What a latent site holds: ``kind`` is ``"noised"``, ``"static"`` or ``"held"`` (static, and kept at its prior
-    draw because a normaliser depends on it), ``shape`` that of its entry in a position."""
+    draw because a normaliser depends on it), ``shape`` that of its entry in a position. Of a noised site ``plates``
+    leading axes run over members that are independent given the latents."""
 
     kind: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
+    plates: int = eqx.field(static=True, default=0)
 
 
 class Evaluates(eqx.Module):
@@ -52,6 +54,19 @@ class Evaluates(eqx.Module):
     def plain_potential(self, position: Position, level: Array | int) -> Array:
         """Its logarithm, a scalar: tempered observations and user energies, without a network of a diffusion or
         classifier."""
+
+    @property
+    @abc.abstractmethod
+    def knows_latents(self) -> bool:
+        """Whether there are latents, and `log_known` has all that depends on them."""
+
+    @abc.abstractmethod
+    def log_known(self, position: Position, level: Array | int) -> Array:
+        """log π_level without the factors that depend on no latent, a scalar; no network is called."""
+
+    @abc.abstractmethod
+    def frames(self, position: Position, level: Array | int) -> dict[str, tuple[Array, Array]]:
+        """Mean and standard deviation of x/α under the priors of noised sites that depend on latents, where known."""
 
     @abc.abstractmethod
     def leaf_scores(self, position: Position, level: Array | int) -> tuple[dict[str, Array], ...]:

@@ -106,14 +106,16 @@ class Leaf(Factor):
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A noised site: its expression, the shape of its value, where it stands in the program, and whether its factor
-    depends on latents that are held because its normaliser is unknown."""
+    """A noised site: its expression, the shape of its value, where it stands in the program, whether its factor depends
+    on latents that are held because its normaliser is unknown, and how many leading axes run over members of plates
+    that are independent given the latents."""
 
     name: str
     root: Factor
     shape: tuple[int, ...]
     where: str
     ancestral: bool = False
+    plates: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -163,6 +163,10 @@ class Kernel(eqx.Module, Generic[State]):
         """
         return dataclasses.replace(state, evaluation=target(state.position))
 
+    def under(self, density: PyTree[Array], noise: PyTree[Array]) -> Kernel:
+        """The kernel for one level of a density, for those that take more of it than `step`'s target."""
+        return self
+
     @property
     def resumable(self) -> bool:
         """Whether `begin`, `advance` and `finish` may drive a transition: not where a class has a `step` of its own."""

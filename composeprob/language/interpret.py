@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from jax import Array
 from numpyro.distributions import Distribution
 from numpyro.primitives import Messenger
 
-from composeprob.errors import ProgramError, caller
+from composeprob.errors import ProgramError, WrongTypeError, caller
+from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.language.checks import (
@@ -23,6 +24,7 @@ from composeprob.language.checks import (
 )
 from composeprob.language.policies import Policy, as_policy
 from composeprob.language.statements import LEVEL, Message
+from composeprob.schedule import Schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Statement:
     """One statement as it was executed.
 
     Attributes:
-        kind: ``"noised"``, ``"static"``, ``"observed"`` or ``"deterministic"``.
+        kind: ``"noised"``, ``"static"``, ``"observed"``, ``"evidence"`` (a factor at a site) or ``"deterministic"``.
         name: its name, with the prefixes of enclosing scopes.
         distribution: the NumPyro distribution, plates and masks applied; None for a deterministic.
         value: the value it had in this run.
@@ -39,6 +41,8 @@ class Statement:
         scale: what its log-probability is multiplied by (``handlers.scale``, subsampled plates).
         dims: the plate that each axis of the value runs over, None where it is no plate's.
         substituted: whether ``handlers.substitute`` gave the value of an observation, so that it is no data.
+        site: of evidence, the name of the site that it looks at.
+        conditional: whether the user says that a noised site's factor is a normalised conditional.
     """
 
     kind: str
@@ -50,6 +54,8 @@ class Statement:
     scale: Array | float | None
     dims: tuple[str | None, ...]
     substituted: bool = False
+    site: str = ""
+    conditional: bool = False
 
     @property
     def factor(self) -> Factor:
@@ -62,6 +68,8 @@ class Statement:
         return total if self.scale is None else self.scale * total
 
 
+PRIOR_LEVELS = Schedule.from_arrays([1.0], [1.0])
+"""Stands for the levels of a prior that evidence looks at until the compiler gives it those of the evidence."""
 Provide = Callable[[str, str, Distribution], Array]
 """(kind, name, distribution) → the value of a latent site."""
 Redraw = Callable[[str, Distribution, Array], Array]
@@ -69,8 +77,8 @@ Redraw = Callable[[str, Distribution, Array], Array]
 
 
 class _Interpreter(Messenger):
-    def __init__(self, provide: Provide, level: Array | int, redraw: Redraw | None):
-        self.provide, self.level, self.redraw = provide, level, redraw
+    def __init__(self, provide: Provide, level: Array | int, redraw: Redraw | None, noised: frozenset[str]):
+        self.provide, self.level, self.redraw, self.noised = provide, level, redraw, noised
         self.statements: dict[str, Statement] = {}
         super().__init__()
 
@@ -105,6 +113,9 @@ class _Interpreter(Messenger):
             )
         msg["composeprob.where"] = caller() or "unknown place"
         msg["composeprob.kind"] = "deterministic" if msg["type"] == "deterministic" else self._kind(msg)
+        msg["composeprob.dims"] = msg["fn"].event_dim if msg["type"] == "sample" else 0
+        if name in self.noised and msg["composeprob.kind"] == "static":
+            msg["composeprob.kind"], msg["fn"] = "noised", _noised_prior(name, msg)
         if msg["composeprob.kind"] in ("noised", "static"):
             msg["value"] = self.provide(msg["composeprob.kind"], name, msg["fn"])
         if msg["composeprob.kind"] == "observed" and msg["is_observed"] and self.redraw is not None:
@@ -113,6 +124,8 @@ class _Interpreter(Messenger):
     def _kind(self, msg: Message) -> str:
         """The kind of a sample statement; what NumPyro's handlers made of it has been done by now."""
         kind, name = kind_of(msg["fn"]), msg["name"]
+        if "at" in (msg.get("infer") or {}):
+            return "evidence"
         changed = msg.get("scale") is not None or masked(msg["fn"])
         if kind == "noised" and (changed or msg["value"] is not None):
             what = "is masked or scaled" if changed else "is given a value"
@@ -131,18 +144,32 @@ class _Interpreter(Messenger):
     def postprocess_message(self, msg: Message) -> None:
         if msg["type"] not in ("sample", "deterministic"):
             return
-        kind = msg["composeprob.kind"]
+        kind, infer = msg["composeprob.kind"], msg.get("infer") or {}
         self.statements[msg["name"]] = Statement(
             kind=kind,
             name=msg["name"],
             distribution=None if kind == "deterministic" else msg["fn"],
             value=msg["value"],
-            anneal=as_policy(msg["name"], (msg.get("infer") or {}).get("anneal")),
+            anneal=as_policy(msg["name"], infer.get("anneal")),
             where=msg["composeprob.where"],
             scale=msg.get("scale"),
-            dims=_dims(msg),
+            dims=() if kind == "evidence" else _dims(msg),
             substituted=kind == "observed" and not msg["is_observed"],
+            site=self._site(msg["name"], infer["at"]) if kind == "evidence" else "",
+            conditional=infer.get("conditional", False),
         )
+
+    def _site(self, name: str, at: object) -> str:
+        """The site that evidence looks at, by the value that `sample` returned or by its name."""
+        sites = [s for s in self.statements.values() if s.kind in ("noised", "static")]
+        found = [s.name for s in sites if (s.name == at if isinstance(at, str) else s.value is at)]
+        if not found:
+            raise ProgramError(
+                f"Evidence {name!r} looks at no site: at= is neither the value of one above it nor its name.",
+                fix="pass what cp.sample returned, as it is, or the name: "
+                f"{', '.join(repr(s.name) for s in sites) or 'there is no site yet'}.",
+            )
+        return found[0]
 
 
 def run(
@@ -152,6 +179,7 @@ def run(
     provide: Provide,
     level: Array | int = 0,
     redraw: Redraw | None = None,
+    noised: frozenset[str] = frozenset(),
 ) -> dict[str, Statement]:
     """Execute the program and return its statements by name, in order.
 
@@ -161,8 +189,9 @@ def run(
         provide: gives each latent site its value.
         level: the index that functions of the level receive.
         redraw: puts other values in the place of observed ones; left out, they stay.
+        noised: the sites of NumPyro priors that evidence looks at: see `looked_at`.
     """
-    interpreter = _Interpreter(provide, level, redraw)
+    interpreter = _Interpreter(provide, level, redraw, noised)
     with interpreter:  # a Messenger leaves NumPyro's stack when the block ends, also by an exception
         try:
             function(*args, **kwargs)
@@ -175,10 +204,28 @@ def run(
     return interpreter.statements
 
 
+def looked_at(statements: Mapping[str, Statement]) -> frozenset[str]:
+    """The sites of NumPyro priors that factors look at, as which a program is run once more: they are noised."""
+    return frozenset(s.site for s in statements.values() if s.kind == "evidence" and s.site in statements)
+
+
+def _noised_prior(name: str, msg: Message) -> FactorDistribution:
+    """The prior of a site that evidence looks at, as a factor over all of the site, plates and all."""
+    if msg.get("scale") is not None or masked(msg["fn"]):
+        raise ProgramError(
+            f"The prior of {name!r} is masked or scaled by a handler, and evidence looks at that site.",
+            fix="leave the handler out there.",
+        )
+    try:
+        return FactorDistribution(Analytic(msg["fn"], PRIOR_LEVELS, label=name))
+    except WrongTypeError as error:
+        raise ProgramError(f"Evidence looks at site {name!r}: {error.found}", fix=error.fix) from error
+
+
 def _dims(msg: Message) -> tuple[str | None, ...]:
     """The plate of each axis of a statement's value."""
     shape = jnp.shape(msg["value"])
-    event_dim = 0 if msg["type"] == "deterministic" else msg["fn"].event_dim
+    event_dim = msg["composeprob.dims"]
     names: list[str | None] = [None] * len(shape)
     for frame in msg.get("cond_indep_stack") or ():
         axis = len(shape) - event_dim + frame.dim

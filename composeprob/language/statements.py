@@ -25,13 +25,16 @@ Message = dict[str, Any]
 Weight = TypeVar("Weight")
 
 
-def sample(name: str, factor_or_distribution: Factor | dist.Distribution) -> Array:
+def sample(name: str, factor_or_distribution: Factor | dist.Distribution, *, conditional: bool = False) -> Array:
     """A random choice of the program.
 
     Args:
         name: the site's name, unique in the program.
         factor_or_distribution: a factor makes a *noised* site, which lives at the level's noise; a NumPyro
             distribution makes a *static* one, as ``numpyro.sample`` does.
+        conditional: that a product of factors, of which some depend on a latent and some do not, is a normalised
+            conditional of that latent; without it such a product is refused, as it may be meant as evidence about the
+            latent, which is ``cp.factor(name, f, at=site)``.
 
     Returns:
         The site's value: what the observations below see of it depends on their annealing policy.
@@ -59,7 +62,8 @@ def sample(name: str, factor_or_distribution: Factor | dist.Distribution) -> Arr
         )
     _check_place("sample", name)
     if is_factor(factor_or_distribution):
-        return numpyro.sample(name, FactorDistribution(factor_or_distribution))
+        infer = {"conditional": bool(conditional)}
+        return numpyro.sample(name, FactorDistribution(factor_or_distribution), infer=infer)
     return numpyro.sample(name, factor_or_distribution)
 
 
@@ -136,14 +140,36 @@ def observe(
     return numpyro.sample(name, distribution, obs=value, infer=infer)
 
 
-def factor(name: str, log_weight: ArrayLike | Callable[[Array], ArrayLike], anneal: str | Policy | None = None) -> None:
-    """Soft evidence: multiplies exp(log_weight) into the program's density.
+def factor(
+    name: str,
+    log_weight: ArrayLike | Callable[[Array], ArrayLike] | Factor,
+    anneal: str | Policy | None = None,
+    *,
+    at: ArrayLike | str | None = None,
+) -> None:
+    r"""Evidence: multiplies exp(log_weight), or a factor at a site, into the program's density.
+
+    With ``at`` the program's density is multiplied by f(site), and nothing is normalised again: the site keeps the
+    prior that `sample` gave it, and f says what data say of it. A posterior that was trained under a prior of its own
+    is such evidence, once it is divided by that prior: q(η | x)/p₀(η) is the likelihood of x, up to a constant, so
+
+    $$p(\varphi, \eta_1 … \eta_J \mid x) \propto p(\varphi) \prod_j p(\eta_j \mid \varphi)\,
+      q(\eta_j \mid x_j) / p_0(\eta_j).$$
+
+    The site becomes a noised one, of samples x = α·η + σ·ε at level 0; its NumPyro prior, whose parameters may be
+    latents, counts with its noised density at every level. In a plate of size n a condition whose leading axis is n
+    belongs to the plate's members one by one, and the n evaluations are one batch.
 
     Args:
         name: the site's name.
         log_weight: a scalar that depends on the program's sites; under ``"noised"`` possibly a function of the
-            level's index that returns one.
-        anneal: as for `observe`.
+            level's index that returns one. With ``at`` a factor over one event of that site, whose conditions are data.
+        anneal: as for `observe`; a factor needs none.
+        at: the site that a factor looks at: the value that `sample` returned, or its name.
+
+    Raises:
+        DoublyIntractableError: a factor at a site that depends on a latent.
+        ProgramError: ``at`` names no site, or one whose prior has no noised density here.
 
     Example:
         >>> import composeprob as cp, jax, numpyro.distributions as dist
@@ -158,15 +184,35 @@ def factor(name: str, log_weight: ArrayLike | Callable[[Array], ArrayLike], anne
     """
     _check_name("factor", name, log_weight)
     infer = {"anneal": as_policy(name, anneal)}
-    if is_factor(log_weight):
-        raise WrongTypeError(
-            f"The weight {name!r} must be a log-weight, a number; got the factor {log_weight}.",
-            fix="a factor belongs to a site: cp.sample('x', f * g).",
-        )
+    if is_factor(log_weight) or at is not None:
+        evidence = check_evidence(name, log_weight, at, anneal)
+        _check_place("factor", name)
+        numpyro.sample(name, FactorDistribution(evidence), obs=jnp.zeros(()), infer={"at": at})
+        return
     if callable(log_weight):
         log_weight = _at_level(name, log_weight, anneal)
     _check_place("factor", name)
     numpyro.sample(name, dist.Unit(_as_array(name, log_weight)), obs=jnp.zeros((0,)), infer=infer)
+
+
+def check_evidence(name: str, factor: object, at: object, anneal: object) -> Factor:
+    """The factor; refuses one without its site, a site without a factor, and a policy, which factors do not need."""
+    if at is None:
+        raise WrongTypeError(
+            f"Evidence {name!r} is a factor, and at= does not say which site it looks at.",
+            fix=f"write cp.factor({name!r}, f, at=x), with x the value that cp.sample returned.",
+        )
+    if not is_factor(factor):
+        raise WrongTypeError(
+            f"Evidence {name!r} with at= needs a factor; got {a_kind(factor)}.",
+            fix="leave at= out for a log-weight, or wrap a function of the site in cp.Energy.",
+        )
+    if anneal is not None:
+        raise InvalidValueError(
+            f"Evidence {name!r} is a factor, which knows its noised densities, and got anneal={anneal!r}.",
+            fix="leave anneal= out.",
+        )
+    return factor
 
 
 class annealed(Messenger):
@@ -194,7 +240,7 @@ class annealed(Messenger):
 
     def process_message(self, msg: Message) -> None:
         concerned = msg["type"] == LEVEL or (msg["type"] == "sample" and msg["is_observed"])
-        if concerned and msg["infer"].get("anneal") is None:
+        if concerned and "at" not in msg["infer"] and msg["infer"].get("anneal") is None:
             msg["infer"] = {**msg["infer"], "anneal": self.policy}
 
 

@@ -341,7 +341,10 @@ def not_converged(drift: float) -> list[tuple[Code, str]]:
     """The finding that the warm-up at level 0 ended while the chains still drifted, if it did."""
     if drift == 0.0:
         return []
-    text = f"At level 0 the population still drifted by {drift:.2g} standard deviations when the warm-up there ended. "
+    text = (
+        f"At level 0 the warm-up ended while the population still drifted: a block of it changed a mean or a width by, "
+        f"or left latents correlated with where they were by, {drift:.2g} standard deviations. "
+    )
     fix = "Go on with draws=, or try a smoother parameterization of the latents, such as a log-normal scale."
     return [(Code.UNSETTLED, text + fix)]
 

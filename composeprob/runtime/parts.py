@@ -73,10 +73,16 @@ class InParts(Evaluates):
     def drawable(self) -> bool:
         return self.evaluator.drawable
 
+    @property
+    def knows_latents(self) -> bool:
+        return self.evaluator.knows_latents
+
     __call__ = _delegated("__call__")
     draw = _delegated("draw")
     importance = _delegated("importance")
     plain_potential = _delegated("plain_potential")
+    log_known = _delegated("log_known")
+    frames = _delegated("frames")
     leaf_scores = _delegated("leaf_scores")
     expert_values = _delegated("expert_values")
     read = _delegated("read")

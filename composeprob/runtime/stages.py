@@ -187,7 +187,7 @@ def finish(state: State) -> None:
             state.report(closing.title, closing.rounds, done=number, doing=f"compiling {closing!r}")
             run = jax.block_until_ready(compiled.close(closing, run, density, fitted, run.spread.number(number)))
             before, points, number = points, _points(run), number + 1
-            drift = closing.drift(before, points)
+            drift = closing.drift(before, points, state.density)
             state.report(closing.title, closing.rounds, done=number, drift=drift)
         state.run = closing.closed(run, number, drift) if number else run
 

@@ -8,6 +8,7 @@ from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel, LineIntegral
 from composeprob.samplers.annealed_mcmc import AnnealedMCMC
 from composeprob.samplers.closing import Closing, GlobalMoves, WarmUp, fewest_chains
+from composeprob.samplers.hierarchy import Interweaving, interweaves
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import by_kind
 from composeprob.samplers.sampler import Sampler
@@ -68,6 +69,9 @@ def closed_by(density: AnnealedDensity, num_chains: int, weighed: bool = False) 
 
 def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tuple[Sampler, str]:
     """Chains that never weigh one another, and why these were chosen; with global moves, where so many can fit them."""
+    if interweaves(density):
+        sampler = AnnealedMCMC(Interweaving(), 3, reverse_step=True, then=(WarmUp(),))
+        return sampler, f"{why}: independent chains, whose latents move with what hangs on them; then a warm-up"
     if "energy" in density.capabilities:
         closings, then = closed_by(density, num_chains)
         sampler = AnnealedMCMC(_hmc(density), 5, reverse_step=True, then=closings)

@@ -23,6 +23,7 @@ from composeprob.kernels.base import log_density_of
 from composeprob.kernels.metropolis import log_uniform, metropolis
 from composeprob.kernels.walls import comparable
 from composeprob.samplers.gaussian_mixture import GaussianMixture, finite
+from composeprob.samplers.hierarchy import Interweaving, interweaves
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions
 from composeprob.samplers.random import Stream, normals, stream
@@ -62,7 +63,7 @@ class Closing(eqx.Module):
     def move(self, run: Run, density: AnnealedDensity, fitted: PyTree[Array], number: Array) -> Run:
         """The run whose chains have moved by what was fitted, in the round of this number; traced."""
 
-    def drift(self, before: np.ndarray, after: np.ndarray) -> float:
+    def drift(self, before: np.ndarray, after: np.ndarray, density: AnnealedDensity) -> float:
         """By how much a round moved the population's points, (N, D); 0 where chance may have done it."""
         return 0.0
 
@@ -92,7 +93,7 @@ class WarmUp(Closing):
     rounds = tuning.WARM_UP.blocks
 
     def check(self, density: AnnealedDensity) -> None:
-        if "energy" not in density.capabilities:
+        if "energy" not in density.capabilities and not interweaves(density):
             raise CapabilityError(
                 "cp.WarmUp takes HMC on all sites, but a factor of this program offers only its score.",
                 where=density.described.where,
@@ -111,6 +112,8 @@ class WarmUp(Closing):
 
     def adapt(self, points: np.ndarray, density: AnnealedDensity) -> Transitions:
         """HMC whose inverse masses are the population's variances, in units of the noise at noised entries."""
+        if interweaves(density):
+            return Transitions.resolved(Interweaving(), 1, density)
         layout, noise = Layout.of_density(density), density.schedule.sigma[0] / density.schedule.alpha[0]
         units = np.where(np.arange(points.shape[1]) < layout.dims, noise, 1.0).astype(np.float32)
         deviation = points.std(0, dtype=np.float64)
@@ -137,8 +140,9 @@ class WarmUp(Closing):
         # The kernel that came down goes on from there; its momenta, independent of where the chains are, are as good.
         return moved_to(run, chains.points, chains.evaluation)
 
-    def drift(self, before: np.ndarray, after: np.ndarray) -> float:
-        """The greatest change of a mean, in standard deviations, or of the logarithm of one."""
+    def drift(self, before: np.ndarray, after: np.ndarray, density: AnnealedDensity) -> float:
+        """The greatest change of a mean, in standard deviations, or of the logarithm of one; where a round of
+        `Interweaving` left a latent of most chains near where it was, their correlation if that is more."""
         means, deviations = zip(
             *((x.mean(0, dtype=float), x.std(0, dtype=float)) for x in (before, after)), strict=True
         )
@@ -146,7 +150,14 @@ class WarmUp(Closing):
         ratio = np.maximum(deviations[1], 1e-30) / np.maximum(deviations[0], 1e-30)
         changes = [np.abs(means[1] - means[0]) / wide, np.abs(np.log(ratio))]
         greatest = float(np.max(np.concatenate(changes), initial=0.0))
-        return greatest if greatest > tuning.WARM_UP.drift + 4.0 * math.sqrt(2.0 / len(after)) else 0.0
+        drifts = greatest if greatest > tuning.WARM_UP.drift + 4.0 * math.sqrt(2.0 / len(after)) else 0.0
+        if not interweaves(density):
+            return drifts
+        # A population that hardly moves does not drift either: it has to have forgotten where it was.
+        latents = Layout.of_density(density).dims
+        apart = [(x - x.mean(0, dtype=float))[:, latents:] / wide[latents:] for x in (before, after)]
+        kept = float(np.max(np.mean(apart[0] * apart[1], axis=0)))
+        return max(drifts, kept if kept > tuning.WARM_UP.memory else 0.0)
 
     def closed(self, run: Run, rounds: int, drift: float) -> Run:
         made = run.spread.number(rounds * (tuning.WARM_UP.settling + tuning.WARM_UP.transitions))

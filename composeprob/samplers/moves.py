@@ -328,7 +328,10 @@ class Transitions(eqx.Module):
             return self.view(self.layout.evaluate(density, v, noise.index, parts))
 
         steps = [self.step_size(b, known.log_scale, noise) for b, known in enumerate(tuning)]
-        state, info = self.tuned(setting).step(key, self.state(particle), target, steps)
+        tuned = self.tuned(setting)
+        parts_here = [part.under(density, noise) for part in tuned.kernels]
+        kernel = Gibbs(dict(zip(tuned.sites, parts_here, strict=True)), backwards=tuned.backwards)
+        state, info = kernel.step(key, self.state(particle), target, steps)
         return self.particle(state, particle), info
 
     def noise_size(self, b: int) -> int:

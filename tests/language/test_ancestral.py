@@ -21,7 +21,7 @@ KERNEL = cp.HMC(num_leapfrog=3)
 def product(y=None, sd=1.0):
     """Z(c) of N(x; c, 1)·N(x; 0, 1) is N(c; 0, 2): not constant, and here known."""
     c = cp.sample("c", dist.Normal(0.0, 1.0))
-    x = cp.sample("x", cp.Analytic(dist.Normal(c, sd), SCHEDULE) * normal())
+    x = cp.sample("x", cp.Analytic(dist.Normal(c, sd), SCHEDULE) * normal(), conditional=True)
     if y is not None:
         cp.observe("y", dist.Normal(x, 1.0), y)
 
@@ -46,7 +46,7 @@ def test_what_moves_beside_it_is_not_held():
     @cp.program
     def beside(f):
         c = cp.sample("c", dist.Normal(0.0, 1.0))
-        cp.sample("x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * f)
+        cp.sample("x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * f, conditional=True)
         w = cp.sample("w", f)
         m = cp.sample("m", dist.Normal(0.0, 1.0))
         cp.observe("y", dist.Normal(w + m, 0.5), 1.0)
@@ -134,7 +134,7 @@ def test_chains_are_not_weighed_against_one_another():
 def told_of(where):
     c = cp.sample("c", dist.Normal(0.0, 1.0))
     b = cp.sample("b", dist.Normal(c, 1.0))
-    cp.sample("x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal())
+    cp.sample("x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True)
     cp.observe("y", dist.Normal({"c": c, "b": b}[where], 1.0), 0.3)
 
 
@@ -142,7 +142,7 @@ def told_of(where):
 def after_a_noised_one():
     w = cp.sample("w", normal())
     c = cp.sample("c", dist.Normal(w, 1.0))
-    cp.sample("x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal())
+    cp.sample("x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True)
 
 
 def test_where_the_prior_draw_would_be_wrong_the_program_is_refused():

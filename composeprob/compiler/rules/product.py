@@ -15,7 +15,15 @@ from jax import Array
 from composeprob.compiler.check import has_rate, node_capabilities
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected, prior_of
 from composeprob.compiler.experts import Raised, experts_of
-from composeprob.compiler.expressions import Expression, NodeValue, Outputs, Parts, lower_expression, parts_of
+from composeprob.compiler.expressions import (
+    Expression,
+    NodeValue,
+    Outputs,
+    Parts,
+    Scattered,
+    lower_expression,
+    parts_of,
+)
 from composeprob.compiler.normalise import factors_of, normal_of, runs, same, same_of
 from composeprob.compiler.tails import Tail, add, tail_of
 from composeprob.compiler.top import Top, top_of
@@ -151,17 +159,29 @@ class ProductExpression(Expression):
             slopes = {i: slope[i] for i in growing}
 
         def term(value: NodeValue, i: int) -> NodeValue:
-            w, squared = powers[i], jnp.sum(value.score**2)
+            w, squared = powers[i], _squared(value.score)
             log_density = None if value.log_density is None else w * value.log_density
             rate = None if value.rate is None else w * (value.rate - 0.5 * squared)
             if rate is not None and i in slopes:
                 assert value.log_density is not None  # no other exponent grows
                 rate = rate - slopes[i] * value.log_density / noise.alpha**2
-            return NodeValue(log_density, w * value.score, rate, w * (value.excess + self.size))
+            return NodeValue(log_density, _times(w, value.score), rate, w * (value.excess + self.size))
 
-        total: NodeValue = jax.tree.map(lambda terms: jnp.sum(terms, axis=0), self.parts(outputs, noise, term))
-        rate = None if total.rate is None else total.rate + 0.5 * jnp.sum(total.score**2)
+        def total_of(terms: Array | Scattered) -> Array | Scattered:
+            return terms.total(self.parts.over_sets) if isinstance(terms, Scattered) else jnp.sum(terms, axis=0)
+
+        terms = self.parts(outputs, noise, term)
+        total: NodeValue = jax.tree.map(total_of, terms, is_leaf=lambda node: isinstance(node, Scattered))
+        rate = None if total.rate is None else total.rate + 0.5 * _squared(total.score)
         return NodeValue(total.log_density, total.score, rate, total.excess - self.size)
+
+
+def _squared(score: Array | Scattered) -> Array:
+    return jnp.sum((score.values if isinstance(score, Scattered) else score) ** 2)
+
+
+def _times(w: Array, score: Array | Scattered) -> Array | Scattered:
+    return replace(score, values=w * score.values) if isinstance(score, Scattered) else w * score
 
 
 @lower_expression.rule(Product)

@@ -1,0 +1,277 @@
+"""Transitions of latents and of what hangs on them together, for factors that offer only their score."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob import tuning
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Position, Target
+from composeprob.kernels import Adaptive, Info, Kernel, KernelState
+from composeprob.kernels.metropolis import log_uniform
+from composeprob.kernels.step_size import StepSizeLike, as_step_size
+from composeprob.samplers.layout import Layout
+from composeprob.schedule import Noise
+
+
+class Known(eqx.Module):
+    """What of π_k(y, z) has a density in closed form, p; the other factors, U(y), offer only their score, and depend on
+    no latent."""
+
+    density: AnnealedDensity
+    noise: Noise
+    layout: Layout = eqx.field(static=True)
+
+    def log_density(self, v: Array) -> Array:
+        """log p at the vector of one chain, a scalar."""
+        return self.density.evaluator.log_known(self.layout.position(v, self.noise.alpha), self.noise.index)
+
+    def frame(self, z: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation in y of every noised entry under its prior given latents, (d,) each; 0 and 1
+        where these are not known."""
+        v = jnp.concatenate([jnp.zeros((self.layout.dims,)), z])
+        frames = self.density.evaluator.frames(self.layout.position(v, 1.0), self.noise.index)
+        still = {name: (jnp.zeros(shape), jnp.ones(shape)) for name, shape in self.layout.noised}
+        ends = [{name: pair[i] for name, pair in (still | frames).items()} for i in range(2)]
+        centre, width = (jnp.concatenate([end[name].reshape(-1) for name, _ in self.layout.noised]) for end in ends)
+        return centre, width
+
+    @property
+    def members(self) -> np.ndarray:
+        """The number of the member of a plate that each noised entry belongs to, (d,): given latents these are
+        independent."""
+        sizes = [(int(np.prod(s[:n])), int(np.prod(s[n:]))) for s, n in map(self._plates, self.layout.noised)]
+        starts = np.cumsum([0, *(count for count, _ in sizes)])
+        return np.concatenate(
+            [start + np.repeat(np.arange(n), k) for start, (n, k) in zip(starts, sizes, strict=False)]
+        )
+
+    def _plates(self, site: tuple[str, tuple[int, ...]]) -> tuple[tuple[int, ...], int]:
+        return site[1], self.density.sites[site[0]].plates
+
+
+def interweaves(density: AnnealedDensity) -> bool:
+    """Whether `Interweaving` is what moves this density by default: where factors offer only their score, or plates
+    have members that are independent given latents; and latents are few enough for matrices over them, or nothing else
+    would do."""
+    layout, sites = Layout.of_density(density), density.sites.values()
+    needs, members = "energy" not in density.capabilities, any(site.plates for site in sites)
+    few = layout.size - layout.dims <= tuning.LATENTS.most or (needs and members)
+    return few and layout.dims > 0 and (needs or members) and density.evaluator.knows_latents
+
+
+Evaluate = Callable[[Array], tuple[Array, Array]]
+"""The score of π_k at v, (D,), and whether π_k is 0 there."""
+
+
+class Interweaving(Kernel[KernelState]):
+    r"""Latents φ and what hangs on them, η₁ … η_J, where factors that offer only their score look at the η_j alone.
+
+    Of $\log\pi(\varphi, \eta) = \log p(\varphi, \eta) + \sum_j U_j(\eta_j)$ the first term is known. One transition is
+
+    1. moves of φ given η, where U cancels: exact, and of no evaluation;
+    2. MALA of η given φ, each η_j accepted or rejected by itself, as they are independent given φ;
+    3. moves of φ that take η along, $\eta = m(\varphi) + s(\varphi)\,\xi$ with ξ held and m, s the mean and width of
+       the prior: the other half of ancillary–sufficient interweaving, which mixes where step 1 does not. The test
+       takes p exactly, with $\log s$ for the change of coordinates, and integrates ∇U along the path.
+
+    Integrals take Simpson's rule on three nodes. Proposals of φ follow the curvature of log p at φ, which their accept
+    test counts both ways, and need no tuning.
+
+    References:
+        Yu and Meng (2011), *To center or not to center: that is not the question*. Martin, Wilcox, Burstedde and
+        Ghattas (2012), *A stochastic Newton MCMC method*.
+    """
+
+    step_size: StepSizeLike = eqx.field(default_factory=Adaptive, converter=as_step_size)
+    known: Known | None = eqx.field(default=None, repr=False)
+
+    optimal_acceptance = 0.574
+    scale_exponent = 2
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset({"score"})
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return 3 + 2 * tuning.LATENTS.joint
+
+    def under(self, density: AnnealedDensity, noise: Noise) -> Interweaving:
+        return dataclasses.replace(self, known=Known(density, noise, Layout.of_density(density)))
+
+    def init(self, key: Array, position: Position, target: Target) -> KernelState:
+        return KernelState(position, target(position))
+
+    def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
+        assert self.known is not None
+        (name, v), known = next(iter(state.position.items())), self.known
+
+        def evaluate(v: Array) -> tuple[Array, Array]:
+            found = target({name: v})
+            return found.score[name], found.zero & ~state.evaluation.zero
+
+        first, second, last = jax.random.split(key, 3)
+        v, score = _latents(first, known, v, state.evaluation.score[name])
+        v, score, info = _members(second, known, v, score, evaluate, step_size)
+
+        def together(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            return _together(jax.random.fold_in(last, i), known, *carry, evaluate)
+
+        v, score = jax.lax.fori_loop(0, tuning.LATENTS.joint, together, (v, score))
+        moved = KernelState({name: v}, target({name: v}))
+        bad = ~jnp.all(jnp.isfinite(moved.evaluation.score[name]))
+        chosen = jax.tree.map(lambda new, old: jnp.where(bad, old, new), moved, state)
+        return chosen, dataclasses.replace(info, non_finite=info.non_finite | bad)
+
+
+def _log_u(key: Array, shape: tuple[int, ...] = ()) -> Array:
+    return log_uniform(jax.random.normal(key, shape))
+
+
+class _Local(eqx.Module):
+    """log p around φ, as a proposal sees it: its gradient, and the curvature H = −∇²log p, made positive definite, of
+    the coordinates that the proposal moves, (m,)."""
+
+    log_p: Array
+    gradient: Array
+    values: Array
+    basis: Array
+
+    @classmethod
+    def at(cls, known: Known, y: Array, z: Array, moving: Array) -> _Local:
+        def log_p(z: Array) -> Array:
+            return known.log_density(jnp.concatenate([y, z]))
+
+        value, gradient = jax.value_and_grad(log_p)(z)
+        matrix = jnp.where(moving[:, None] & moving, -jax.hessian(log_p)(z), jnp.eye(z.size))
+        matrix = jnp.where(jnp.isfinite(matrix), matrix, jnp.eye(z.size))
+        values, basis = jnp.linalg.eigh(matrix)
+        return cls(value, jnp.where(moving, gradient, 0.0), jnp.maximum(jnp.abs(values), tuning.LATENTS.flat), basis)
+
+    def newton(self) -> Array:
+        """H⁻¹∇log p."""
+        return self.basis @ ((self.basis.T @ self.gradient) / self.values)
+
+    def spread(self, noise: Array) -> Array:
+        """√H⁻¹ times a vector."""
+        return self.basis @ (self.basis.T @ noise / jnp.sqrt(self.values))
+
+    def log_q(self, away: Array, scale: Array) -> Array:
+        """log N(away; 0, scale²·H⁻¹) less what does not depend on φ."""
+        return 0.5 * jnp.sum(jnp.log(self.values) - self.values * (self.basis.T @ away) ** 2 / scale**2)
+
+
+def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, Array]:
+    """Step 1: v after moves of φ alone, and the score there."""
+    y, z = jnp.split(v, [known.layout.dims])
+    everything = jnp.ones(z.shape, bool)
+
+    def newton(key: Array, z: Array) -> tuple[Array, Array]:
+        """N(φ + θ·H⁻¹∇log p, θ(2 − θ)·H⁻¹) with a θ of its own each time: of a Gaussian it is never rejected."""
+        draw, length, accept = jax.random.split(key, 3)
+        here, theta = _Local.at(known, y, z, everything), jax.random.uniform(length, minval=0.1, maxval=1.0)
+        scale = jnp.sqrt(theta * (2 - theta))
+        there_at = z + theta * here.newton() + scale * here.spread(jax.random.normal(draw, z.shape))
+        there = _Local.at(known, y, there_at, everything)
+        forth = here.log_q(there_at - z - theta * here.newton(), scale)
+        back = there.log_q(z - there_at - theta * there.newton(), scale)
+        taken = _log_u(accept) <= there.log_p - here.log_p + back - forth
+        return jnp.where(taken, there_at, z), jnp.where(taken, there.log_p, here.log_p)
+
+    def single(key: Array, z: Array, log_p: Array) -> tuple[Array, Array]:
+        """One coordinate by a step of any order of magnitude, for where the curvature misleads."""
+        which, length, draw, accept = jax.random.split(key, 4)
+        low, high = np.log(tuning.LATENTS.lengths)
+        size = jnp.exp(jax.random.uniform(length, minval=low, maxval=high))
+        there_at = z.at[jax.random.randint(which, (), 0, z.size)].add(size * jax.random.normal(draw))
+        there = known.log_density(jnp.concatenate([y, there_at]))
+        taken = _log_u(accept) <= there - log_p
+        return jnp.where(taken, there_at, z), jnp.where(taken, there, log_p)
+
+    def turn(i: Array, z: Array) -> Array:
+        keys = jax.random.split(jax.random.fold_in(key, i), 1 + tuning.LATENTS.singles)
+        start = newton(keys[0], z)
+        return jax.lax.fori_loop(0, tuning.LATENTS.singles, lambda t, now: single(keys[1 + t], *now), start)[0]
+
+    after, gradient = (
+        jnp.concatenate([y, jax.lax.fori_loop(0, tuning.LATENTS.turns, turn, z)]),
+        jax.grad(known.log_density),
+    )
+    return after, score + gradient(after) - gradient(v)
+
+
+def _members(
+    key: Array, known: Known, v: Array, score: Array, evaluate: Evaluate, step_size: Array
+) -> tuple[Array, Array, Info]:
+    """Step 2: v after MALA of each member by itself, and the score there."""
+    d, members = known.layout.dims, known.members
+    draw, accept = jax.random.split(key)
+
+    def total(values: Array) -> Array:
+        return jnp.zeros((members[-1] + 1,)).at[members].add(values)
+
+    s, h = score[:d], step_size
+    way = h * s + jnp.sqrt(2 * h) * jax.random.normal(draw, s.shape)
+    nodes = jnp.stack([v.at[:d].add(share * way) for share in (0.5, 1.0)])
+    (middle, end), zero = jax.vmap(evaluate)(nodes)
+    middle, end = middle[:d], end[:d]
+    trapezoid = 0.5 * total((s + end) * way)
+    log_target = trapezoid / 3 + total(middle * way) * (2 / 3)
+    ratio = log_target - trapezoid + 0.25 * h * total(s**2 - end**2)
+    usable = jnp.isfinite(ratio) & ~zero[1] & (jnp.abs(log_target - trapezoid) <= 4 * tuning.LATENTS.bend)
+    probability = jnp.where(usable, jnp.exp(jnp.minimum(ratio, 0.0)), 0.0)
+    taken = (usable & (_log_u(accept, ratio.shape) <= ratio))[members]
+    after = jnp.where(taken, nodes[1, :d], v[:d])
+    after = jnp.concatenate([after, v[d:]])
+    gradient = jax.grad(known.log_density)(after)[d:]
+    error = jnp.sum(jnp.where(usable, jnp.abs(log_target - trapezoid), 0.0) * probability)
+    error = error / jnp.maximum(jnp.sum(probability), 1e-6)
+    info = Info(jnp.mean(probability), jnp.any(taken), ~jnp.all(jnp.isfinite(ratio)), jnp.asarray(jnp.nan), error)
+    return after, jnp.concatenate([jnp.where(taken, end, s), gradient]), info
+
+
+def _log_wider(before: Array, after: Array) -> Array:
+    """log |dη'/dη| of a move that takes η along, a scalar."""
+    return jnp.sum(jnp.log(after / before))
+
+
+def _together(key: Array, known: Known, v: Array, score: Array, evaluate: Evaluate) -> tuple[Array, Array]:
+    """Step 3: v after a move of φ that takes η along, and the score there."""
+    d = known.layout.dims
+    y, z = jnp.split(v, [d])
+    draw, length, alone, which, accept = jax.random.split(key, 5)
+    one = jnp.arange(z.size) == jax.random.randint(which, (), 0, z.size)
+    moving = one | (jax.random.uniform(alone) < 0.5)
+    low, high = np.log(tuning.LATENTS.ratios)
+    scale = jnp.exp(jax.random.uniform(length, minval=low, maxval=high))
+    here = _Local.at(known, y, z, moving)
+    way = jnp.where(moving, scale * here.spread(jax.random.normal(draw, z.shape)), 0.0)
+    centre, width = known.frame(z)
+
+    def along(share: Array) -> Array:
+        moved_centre, moved_width = known.frame(z + share * way)
+        return jnp.concatenate([moved_centre + moved_width * (y - centre) / width, z + share * way])
+
+    shares = jnp.asarray([0.0, 0.5, 1.0])
+    nodes, velocity = jax.vmap(lambda share: jax.jvp(along, (share,), (jnp.ones(()),)))(shares)
+    found, zero = jax.vmap(evaluate)(nodes[1:])
+    scores = jnp.concatenate([score[None], found])
+    of_u = scores - jax.vmap(jax.grad(known.log_density))(nodes)
+    slopes = jnp.sum(of_u[:, :d] * velocity[:, :d], axis=1)
+    there = _Local.at(known, nodes[2, :d], nodes[2, d:], moving)
+    wider = _log_wider(width, known.frame(nodes[2, d:])[1])
+    ratio = there.log_p - here.log_p + (slopes[0] + 4 * slopes[1] + slopes[2]) / 6 + wider
+    ratio = ratio + there.log_q(way, scale) - here.log_q(way, scale)
+    # The nodes are those of the way back too: what is refused for its error is refused both ways.
+    bend = jnp.abs(slopes[0] - 2 * slopes[1] + slopes[2]) / 12
+    usable = jnp.all(jnp.isfinite(found)) & ~zero[1] & (bend <= tuning.LATENTS.bend)
+    taken = usable & (_log_u(accept) <= ratio)
+    return jnp.where(taken, nodes[2], v), jnp.where(taken, found[1], score)

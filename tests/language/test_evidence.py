@@ -1,0 +1,327 @@
+"""Evidence at a site: a factor that multiplies the density where a site keeps a prior of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError, ShapeError, WrongTypeError
+from composeprob.samplers import hierarchy
+from composeprob.samplers.hierarchy import Interweaving
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.moves import Transitions
+from zscores import assert_agrees, assert_disagrees, z_scores
+
+LEVELS = cp.Schedule.log_snr(30)
+BROAD, NOISE = 3.0, 0.5
+"""Of the prior that estimators were trained under, and of what a subject's data say."""
+WIDTH = float((BROAD**-2 + NOISE**-2) ** -0.5)
+
+
+def gaussian(width, shape=(), names=("m",)):
+    """The score of the noised N(m, width²), as a network's: nothing but a score."""
+
+    def score(x, log_snr, m=0.0):
+        alpha2 = jax.nn.sigmoid(log_snr)
+        return -(x - jnp.sqrt(alpha2) * m) / (alpha2 * width**2 + jax.nn.sigmoid(-log_snr))
+
+    return cp.Diffusion(score, LEVELS, event_shape=shape, parameterization="score", time="log_snr", conditions=names)
+
+
+POSTERIOR, PRIOR = gaussian(WIDTH), gaussian(BROAD, names=())
+
+
+def means(y):
+    """What the estimator makes of data y: the mean of its posterior."""
+    return jnp.asarray(WIDTH**2 / NOISE**2 * np.asarray(y), jnp.float32)
+
+
+@cp.program
+def study(posterior, prior, ms):
+    mu = cp.sample("mu", dist.Normal(0.0, 1.0))
+    tau = cp.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("subjects", len(ms)):
+        eta = cp.sample("eta", dist.Normal(mu, tau))
+        cp.factor("x", posterior.given(m=ms) / prior, at=eta)
+
+
+def group(y, noise=NOISE):
+    """Mean and standard deviation of mu and tau given data, by quadrature."""
+    mu, tau = np.meshgrid(np.linspace(-4, 4, 801), np.linspace(1e-3, 4, 1600), indexing="ij")
+    variance = tau**2 + noise**2
+    log_p = -0.5 * (mu**2 + tau**2) - 0.5 * len(y) * np.log(variance)
+    log_p -= 0.5 * sum((value - mu) ** 2 for value in y) / variance
+    weights = np.exp(log_p - log_p.max())
+    weights /= weights.sum()
+
+    def moments(values):
+        mean = np.sum(weights * values)
+        return mean, np.sqrt(np.sum(weights * values**2) - mean**2)
+
+    return moments(mu), moments(tau)
+
+
+def assert_is_the_group(result, y, noise=NOISE):
+    """Means within .2 standard deviations, spreads within 15 %, beside the error of so many chains."""
+    for name, (mean, deviation) in zip(("mu", "tau"), group(y, noise), strict=True):
+        found, error = np.asarray(result[name], float), 3 / np.sqrt(len(result[name]))
+        assert abs(found.mean() - mean) < (0.2 + error) * deviation, name
+        assert abs(found.std() / deviation - 1) < (0.15 + error), name
+
+
+class TestDensity:
+    Y = np.array([0.3, -0.8, 1.9])
+
+    def density(self):
+        return cp.compile(study, POSTERIOR, PRIOR, means(self.Y))
+
+    def test_the_site_is_noised_and_latents_get_the_score_of_its_noised_prior(self):
+        density = self.density()
+        assert {name: site.kind for name, site in density.sites.items()} == {
+            "eta": "noised", "mu": "static", "tau": "static"
+        }  # fmt: skip
+        x, mu, u = jnp.array([0.4, -1.0, 0.7]), jnp.array(0.3), jnp.array(-0.2)
+        for level in (0, 12, 29):
+            alpha, sigma = (float(a[level]) for a in (LEVELS.alpha, LEVELS.sigma))
+
+            def log_p(mu, u, x, alpha=alpha, sigma=sigma):
+                variance = alpha**2 * jnp.exp(2 * u) + sigma**2
+                prior = dist.Normal(0, 1).log_prob(mu) + dist.HalfNormal(1).log_prob(jnp.exp(u)) + u
+                return prior + dist.Normal(alpha * mu, jnp.sqrt(variance)).log_prob(x).sum()
+
+            def log_q(x, alpha=alpha, sigma=sigma):
+                q = dist.Normal(alpha * means(self.Y), np.sqrt(alpha**2 * WIDTH**2 + sigma**2)).log_prob(x)
+                return jnp.sum(q - dist.Normal(0, np.sqrt(alpha**2 * BROAD**2 + sigma**2)).log_prob(x))
+
+            position = {"eta": x, "mu": mu, "tau": u}
+            score = density.score(position, level)
+            expected = jax.grad(log_p, (0, 1, 2))(mu, u, x)
+            np.testing.assert_allclose(score["mu"], expected[0], rtol=2e-4, atol=1e-4)
+            np.testing.assert_allclose(score["tau"], expected[1], rtol=2e-4, atol=1e-4)
+            np.testing.assert_allclose(score["eta"], expected[2] + jax.grad(log_q)(x), rtol=2e-4, atol=1e-3)
+            known = density.evaluator.log_known
+            other = {"eta": x, "mu": mu + 0.5, "tau": u - 0.4}
+            difference = known(other, level) - known(position, level)
+            np.testing.assert_allclose(difference, log_p(mu + 0.5, u - 0.4, x) - log_p(mu, u, x), rtol=1e-3, atol=1e-3)
+
+    def test_the_networks_of_a_plate_are_one_batch_whose_cost_is_linear(self):
+        """A thousand members: what scatters each score over all of the site would be a million numbers."""
+        density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(1000)))
+        position = {"eta": jnp.ones(1000), "mu": jnp.zeros(()), "tau": jnp.zeros(())}
+        jaxpr = jax.make_jaxpr(lambda p: density.evaluator(p, 3).score)(position)
+        sizes = [var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars]
+        assert max(sizes) < 50_000
+
+    def test_several_pieces_multiply_and_a_name_does_for_the_site(self):
+        @cp.program
+        def twice(ms):
+            mu = cp.sample("mu", dist.Normal(0.0, 1.0))
+            with numpyro.plate("subjects", 3):
+                eta = cp.sample("eta", dist.Normal(mu, 1.0))
+                cp.factor("x", POSTERIOR.given(m=ms) / PRIOR, at="eta")
+                cp.factor("y", POSTERIOR.given(m=-ms) / PRIOR, at=eta)
+
+        @cp.program
+        def once(ms):
+            mu = cp.sample("mu", dist.Normal(0.0, 1.0))
+            with numpyro.plate("subjects", 3):
+                eta = cp.sample("eta", dist.Normal(mu, 1.0))
+                cp.factor("x", POSTERIOR.given(m=ms) * POSTERIOR.given(m=-ms) / PRIOR**2, at=eta)
+
+        position = {"eta": jnp.array([0.4, -1.0, 0.7]), "mu": jnp.array(0.3)}
+        ms = means(self.Y)
+        first, second = (cp.compile(program, ms).score(position, 7) for program in (twice, once))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), first, second)
+
+    def test_conditions_without_the_plates_axis_are_those_of_all_members(self):
+        shared = cp.compile(study_of_one, POSTERIOR, PRIOR, jnp.asarray(0.4))
+        each = cp.compile(study, POSTERIOR, PRIOR, jnp.full(3, 0.4))
+        position = {"eta": jnp.array([0.4, -1.0, 0.7]), "mu": jnp.array(0.3), "tau": jnp.array(0.1)}
+        np.testing.assert_allclose(shared.score(position, 5)["eta"], each.score(position, 5)["eta"], rtol=1e-5)
+
+    def test_evidence_may_look_at_a_site_with_a_factor_of_its_own(self):
+        @cp.program
+        def own():
+            eta = cp.sample("eta", cp.Analytic(dist.Normal(0.0, 1.0), LEVELS))
+            cp.factor("x", POSTERIOR.given(m=0.5) / PRIOR, at=eta)
+
+        score = cp.compile(own).score({"eta": jnp.array(0.2)}, 0)["eta"]
+        plain = cp.compile(
+            cp.program(
+                lambda: cp.sample("eta", cp.Analytic(dist.Normal(0.0, 1.0), LEVELS) * POSTERIOR.given(m=0.5) / PRIOR)
+            )
+        )
+        np.testing.assert_allclose(score, plain.score({"eta": jnp.array(0.2)}, 0)["eta"], rtol=1e-5)
+
+
+@cp.program
+def study_of_one(posterior, prior, m):
+    mu = cp.sample("mu", dist.Normal(0.0, 1.0))
+    tau = cp.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("subjects", 3):
+        eta = cp.sample("eta", dist.Normal(mu, tau))
+        cp.factor("x", posterior.given(m=m) / prior, at=eta)
+
+
+class TestKernel:
+    """`Interweaving` from exact draws of π_k, where evidence is exp(−x²/2): its integral over x is known, so latents
+    are drawn by rejection and members given them."""
+
+    LEVEL = 10
+    CHAINS = 4000
+
+    @staticmethod
+    def density():
+        flat = cp.Diffusion(lambda x, t: -x, LEVELS, event_shape=(), parameterization="score", time="log_snr")
+
+        @cp.program
+        def two():
+            mu = cp.sample("mu", dist.Normal(0.5, 1.0))
+            tau = cp.sample("tau", dist.LogNormal(0.0, 0.5))
+            with numpyro.plate("subjects", 2):
+                eta = cp.sample("eta", dist.Normal(mu, tau))
+                cp.factor("x", flat, at=eta)
+
+        return cp.compile(two)
+
+    def exact(self, density, number):
+        rng, noise = np.random.default_rng(3), density.schedule.at(self.LEVEL)
+        alpha, sigma = float(noise.alpha), float(noise.sigma)
+        mu, u = rng.normal(0.5, 1.0, 8 * number), rng.normal(0.0, 0.5, 8 * number)
+        mean, variance = alpha * mu, alpha**2 * np.exp(2 * u) + sigma**2
+        log_z = 2 * (-0.5 * np.log1p(variance) - 0.5 * mean**2 / (1 + variance))
+        kept = np.flatnonzero(np.log(rng.random(len(mu))) < log_z)[:number]
+        assert len(kept) == number
+        mu, u, mean, variance = mu[kept], u[kept], mean[kept], variance[kept]
+        x = (mean / (1 + variance))[:, None] + np.sqrt(variance / (1 + variance))[:, None] * rng.normal(
+            size=(number, 2)
+        )
+        return np.concatenate([x / alpha, mu[:, None], u[:, None]], axis=1).astype(np.float32)
+
+    def moved(self, steps=12):
+        density = self.density()
+        layout, noise = Layout.of_density(density), density.schedule.at(self.LEVEL)
+        kernel = Interweaving(lambda schedule: 0.8 * schedule.sigma**2)
+        transitions = Transitions.resolved(kernel, 1, density)
+        start = jnp.asarray(self.exact(density, self.CHAINS))
+
+        def chain(v, key):
+            found = layout.evaluate(density, v, self.LEVEL, parts=False)
+            particle = transitions.start(jax.random.key_data(key), v, found)
+            setting = transitions.untuned(self.CHAINS), noise
+
+            def step(i, particle):
+                return transitions.step(density, False, setting, jax.random.fold_in(key, i), particle)[0]
+
+            return jax.lax.fori_loop(0, steps, step, particle).points
+
+        keys = jax.random.split(jax.random.key(5), self.CHAINS)
+        return np.asarray(start, float), np.asarray(jax.jit(jax.vmap(chain))(start, keys), float)
+
+    @staticmethod
+    def values(v):
+        x, mu, u = v[:, :2].sum(1), v[:, 2], v[:, 3]
+        return {"x": x, "mu": mu, "u": u, "x²": x**2, "mu²": mu**2, "u²": u**2, "x·mu": x * mu, "x²·u": x**2 * u}
+
+    def test_leaves_the_law_as_it_is_and_moves(self):
+        start, after = self.moved()
+        expected = {n: a.mean() for n, a in self.values(self.exact(self.density(), 400_000)).items()}
+        assert_agrees(z_scores(self.values(after), expected))
+        assert np.abs(np.corrcoef(start[:, 2], after[:, 2])[0, 1]) < 0.3
+        assert np.abs(np.corrcoef(start[:, 3], after[:, 3])[0, 1]) < 0.3
+
+    def test_without_the_change_of_coordinates_it_would_not(self, monkeypatch):
+        monkeypatch.setattr(hierarchy, "_log_wider", lambda before, after: jnp.zeros(()))
+        _, after = self.moved()
+        expected = {n: a.mean() for n, a in self.values(self.exact(self.density(), 400_000)).items()}
+        assert_disagrees(z_scores(self.values(after), expected))
+
+
+class TestPosterior:
+    @pytest.mark.parametrize("number", [1, 8])
+    def test_group_by_the_default_call(self, number):
+        y = np.random.default_rng(number).normal(0.7, 0.7, number)
+        density = cp.compile(study, POSTERIOR, PRIOR, means(y))
+        result = cp.infer(density, jax.random.key(number), num_chains=400, progress=False)
+        assert result.status.ok
+        assert "Interweaving" in result.sampler
+        assert_is_the_group(result, y)
+        rng = np.random.default_rng(0)
+        prior = {"mu": rng.normal(size=400), "tau": abs(rng.normal(size=400))}
+        with pytest.raises(AssertionError):  # a group at its prior is found out
+            assert_is_the_group(prior, y)
+
+    @pytest.mark.slow
+    def test_precise_data_and_a_wide_group(self):
+        """Long moves of a scale meet scores so steep that Simpson's rule is off by many nats."""
+        y = np.random.default_rng(5).normal(0.7, 1.0, 8)
+        width = (BROAD**-2 + 0.1**-2) ** -0.5
+        density = cp.compile(study, gaussian(width), PRIOR, jnp.asarray(width**2 / 0.1**2 * y, jnp.float32))
+        result = cp.infer(density, jax.random.key(5), num_chains=500, progress=False)
+        assert result.status.ok
+        assert_is_the_group(result, y, noise=0.1)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("number", [200, 1000])
+    def test_many_members(self, number):
+        y = np.random.default_rng(number).normal(0.7, 0.7, number)
+        density = cp.compile(study, POSTERIOR, PRIOR, means(y))
+        result = cp.infer(density, jax.random.key(number), num_chains=200, progress=False)
+        assert result.status.ok
+        assert_is_the_group(result, y)
+
+
+class TestRefusals:
+    def test_a_product_of_which_some_factors_depend_on_a_latent(self):
+        @cp.program
+        def ambiguous(conditional):
+            mu = cp.sample("mu", dist.Normal(0.0, 1.0))
+            prior = cp.Analytic(dist.Normal(mu, 1.0), LEVELS)
+            cp.sample("eta", prior * POSTERIOR.given(m=0.5) / PRIOR, conditional=conditional)
+
+        with pytest.raises(ProgramError, match=r"'eta' some factors.*'mu'[\s\S]*cp.factor[\s\S]*conditional=True"):
+            cp.compile(ambiguous, False)
+        assert cp.compile(ambiguous, True).sites["mu"].kind == "held"
+
+    def test_evidence_that_depends_on_a_latent(self):
+        @cp.program
+        def intractable():
+            mu = cp.sample("mu", dist.Normal(0.0, 1.0))
+            eta = cp.sample("eta", dist.Normal(mu, 1.0))
+            cp.factor("x", POSTERIOR.given(m=mu) / PRIOR, at=eta)
+
+        with pytest.raises(DoublyIntractableError, match=r"'x' at site 'eta' depends on.*'mu'"):
+            cp.compile(intractable)
+
+    def test_a_prior_without_a_noised_density_says_what_has_one(self):
+        @cp.program
+        def circular():
+            eta = cp.sample("eta", dist.VonMises(0.0, 1.0))
+            cp.factor("x", POSTERIOR.given(m=0.5) / PRIOR, at=eta)
+
+        with pytest.raises(ProgramError, match=r"'eta'.*VonMises[\s\S]*MultivariateNormal"):
+            cp.compile(circular)
+
+    def test_shapes_places_and_policies(self):
+        half = POSTERIOR.given(m=0.5)
+
+        def of(at=None, factor=half, anneal=None):
+            def body():
+                eta = cp.sample("eta", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+                cp.factor("x", factor, anneal, at=eta if at is None else at)
+
+            return cp.compile(cp.program(body))
+
+        with pytest.raises(ShapeError, match="events of shape"):
+            of()
+        with pytest.raises(ProgramError, match="looks at no site"):
+            of(at="theta")
+        with pytest.raises(WrongTypeError, match="needs a factor"):
+            of(factor=1.0)
+        with pytest.raises(InvalidValueError, match="leave anneal= out"):
+            of(factor=gaussian(1.0, (2,)).given(m=0.5), anneal="denoised")
+        with pytest.raises(WrongTypeError, match="at= does not say"):
+            cp.compile(cp.program(lambda: cp.factor("x", PRIOR)))

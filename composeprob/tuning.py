@@ -39,6 +39,19 @@ TEMPERING_SHARPNESS = math.exp(4.0)
 """1/s² of the bluntest instrument that powers are made for: s = 0.14 in the data's units."""
 TEMPERING_DRAWS = 64
 """Draws of the prior at which a likelihood is evaluated, under each size of noise."""
+
+
+class _Moments(NamedTuple):
+    directions: int = 16
+    """Jacobian–vector products of an evaluation, at most."""
+    error: float = 0.2
+    """Relative error of a score's Jacobian that is allowed for."""
+    least: float = 0.01
+    """Share of unit variance in the covariance, at any noise."""
+
+
+MOMENTS = _Moments()
+"""Observations that are annealed by moments."""
 STATIC_FULL_LOG_SNR = -2.0
 """Log-SNR from which on exact observations count in full for static sites."""
 

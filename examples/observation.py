@@ -1,8 +1,8 @@
 """An observation: a ring-shaped diffusion prior, and one noisy linear measurement of the point.
 
 Bayes' rule as a program: `cp.observe` multiplies the likelihood in. How it enters the noisier levels is a policy
-("exact", "tempered", "denoised", "noised"); whichever is chosen, level 0 is the same exact posterior. Here the compiler
-finds that the closed form exists, and takes "exact".
+("exact", "moments", "tempered", "denoised", "noised"); whichever is chosen, level 0 is the same exact posterior. Here
+the compiler finds that the closed form exists, and takes "exact".
 
     python examples/observation.py
     composeprob run examples/observation.py

@@ -1,45 +1,53 @@
-"""Settles how each observation is annealed. Linear measurements with Gaussian noise are found, and annealed exactly."""
+"""Settles how each observation is annealed. Linear measurements with Gaussian noise are found, and annealed exactly or
+by moments."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.linalg import block_diag
 
-from composeprob.compiler.check import site_parts
+from composeprob import tuning
+from composeprob.compiler.by_moments import ByMoments
+from composeprob.compiler.check import node_capabilities, site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected, prior_of
 from composeprob.compiler.likelihood import Likelihood, policies_of
 from composeprob.compiler.linear_gaussian import Exact, Stack, measure, stack_of, stacked
 from composeprob.compiler.linearity import Kind, Value
 from composeprob.compiler.once import once
 from composeprob.compiler.tempering import tempering
+from composeprob.compiler.top import top_of
 from composeprob.compiler.trace import Traced
 from composeprob.compiler.unroll import unrolled
 from composeprob.errors import CapabilityError
+from composeprob.factors.base import LeafFactor
 from composeprob.factors.gaussians import Gaussians, joint
-from composeprob.ir.nodes import Graph, Observation, Site
+from composeprob.factors.randomness import has_primitive
+from composeprob.ir.nodes import Graph, Observation, Site, leaves
 from composeprob.language.policies import POLICIES
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple[Graph, Likelihood | None]:
-    """Settle the policy of every observation that left it open: ``exact`` where that is possible, else ``tempered``.
+    """Settle the policy of every observation that left it open: ``exact`` where that is possible, else ``moments``
+    where that is possible and pays, else ``tempered``.
 
-    It is possible for y = A·x + b + noise, A, b and the noise's covariance constant or functions of static sites,
-    under a prior that is a mixture of Gaussians. That the mean is linear in x, and which entries of A and of the
-    covariance can be other than zero, is read off the program's own trace, not off numbers.
+    Both take y = A·x + b + noise, A, b and the noise's covariance constant or functions of static sites; ``exact``
+    under a prior that is a mixture of Gaussians, ``moments`` under any score. That the mean is linear in x, and which
+    entries of A and of the covariance can be other than zero, is read off the program's own trace, not off numbers.
 
     Raises:
-        CapabilityError: an observation asks for ``exact``, and it is not possible.
+        CapabilityError: an observation asks for ``exact`` or ``moments``, and it is not possible.
     """
-    asking = [o for o in graph.observations if o.anneal is None or o.anneal.closed_form]
+    asking = [o for o in graph.observations if o.anneal is None or o.anneal.closed_form or o.anneal.by_moments]
     if likelihood is None:
         return graph, likelihood
     if not asking:
@@ -50,32 +58,60 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     priors = {name: _prior(site) for name, site in sites.items() if name in looked_at}
     rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
     xs = {name: rng.standard_normal(site.shape).astype(float_) for name, site in sites.items()}
-    reasons: dict[str, str] = {}
+
+    def why(of_site: Callable[[str], str | None], o: Observation) -> str | None:
+        return next((reason for name in sorted(o.looks_at) if (reason := of_site(name))), None)
+
+    no_mixture = {name: prior if isinstance(prior, str) else None for name, prior in priors.items()}
+    wide = {o.name for o in asking if why(no_mixture.get, o)}  # under another prior than a mixture of Gaussians
+    paying = {o.name for o in asking if o.name in wide and not why(lambda name: _no_use(sites[name]), o)}
+    wanted = [o for o in asking if (o.anneal.by_moments if o.anneal is not None else o.name in paying)]
+    reasons = {o.name: reason for o in asking if (reason := traced.code.reasons[o.name])}
+    linear = [o.name for o in asking if o.name not in reasons and (o.name not in wide or o in wanted)]
+    reasons |= _not_linear(traced, linear, shapes) if linear else {}
+    names = tuple(o.name for o in wanted if o.name not in reasons)
+    reasons |= _bent(traced, names, shapes, xs) if names else {}
+    no_moments = {o.name: reason for o in wanted if (reason := reasons.get(o.name) or why(_no_slope(sites), o))}
+    reasons |= {o.name: reason for o in asking if (reason := why(no_mixture.get, o))}
+    names = tuple(o.name for o in wanted if o.name not in no_moments)
+    by_moments = ByMoments(names, _bridged(graph, names)) if names else None
+    exact, others = None, [o.name for o in asking if o.name not in names]
+    while (left := tuple(name for name in others if name not in reasons)) and exact is None:
+        exact = _groups(traced, left, shapes, priors, xs, _bridged(graph, left), reasons)
     for o in asking:
-        known = [priors[name] for name in sorted(o.looks_at)]
-        reason = next((p for p in known if isinstance(p, str)), None) or traced.code.reasons[o.name]
-        reasons |= {o.name: reason} if reason else {}
-    hopeful = [o.name for o in asking if o.name not in reasons]
-    reasons |= _not_linear(traced, hopeful, shapes) if hopeful else {}
-    exact = None
-    while (names := tuple(o.name for o in asking if o.name not in reasons)) and exact is None:
-        bridged = any(o.depends_on - sites.keys() for o in asking if o.name in names)
-        exact = _groups(traced, names, shapes, priors, xs, bridged, reasons)
-    for o in asking:
-        if o.anneal is not None and o.name in reasons:
+        by_name = o.anneal is not None and o.anneal.by_moments
+        refused = None if o.anneal is None else (no_moments if by_name else reasons).get(o.name)
+        if refused is not None:
             raise CapabilityError(
-                f"Observation {o.name!r} cannot be annealed exactly: {reasons[o.name]}.",
+                f"Observation {o.name!r} cannot be annealed {'by moments' if by_name else 'exactly'}: {refused}.",
                 where=o.where,
                 fix="leave anneal= out, or use anneal='tempered' or 'denoised'.",
             )
-    observations = tuple(_with_policy(o, reasons) if o in asking else o for o in graph.observations)
+
+    def settled(o: Observation) -> Observation:
+        name = "moments" if o.name in names else "tempered" if o.name in reasons else "exact"
+        return replace(o, anneal=POLICIES[name])
+
+    observations = tuple(settled(o) if o in asking else o for o in graph.observations)
+    size = sum(traced.code.shapes.moments[name][0].size for name in names)
+    cost = f" ({min(size, tuning.MOMENTS.directions)} Jacobian–vector products an evaluation)" if names else ""
+    reasons |= no_moments
     sentences = [
-        f"{o.name} {s.anneal}{_since(o, reasons)}" for o, s in zip(graph.observations, observations, strict=True)
+        f"{o.name} {s.anneal}{cost if o.name in names else ''}{_since(o, reasons)}"
+        for o, s in zip(graph.observations, observations, strict=True)
+        if o.anneal is None or o.name in names
     ]
-    sentence = "; ".join(text for o, text in zip(graph.observations, sentences, strict=True) if o.anneal is None)
+    sentence = "; ".join(sentences)
     graph = replace(graph, observations=observations)
     graph = graph.noted("anneal", sentence) if sentence else graph
-    return _tempered(graph, replace(likelihood, policies=policies_of(graph), exact=exact), traced)
+    likelihood = replace(likelihood, policies=policies_of(graph), exact=exact, by_moments=by_moments)
+    return _tempered(graph, likelihood, traced)
+
+
+def _bridged(graph: Graph, names: tuple[str, ...]) -> bool:
+    """Whether some of these observations depend on static sites."""
+    sites = {site.name for site in graph.sites}
+    return any(o.depends_on - sites for o in graph.observations if o.name in names)
 
 
 def _tempered(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Graph, Likelihood]:
@@ -92,10 +128,6 @@ def _tempered(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Gra
         why = "tempered observations fall faster than any power of x/α, so they see x/α drawn towards the prior's mean"
         graph = graph.noted("temper", why)
     return graph, replace(likelihood, tempering=found)
-
-
-def _with_policy(o: Observation, reasons: dict[str, str]) -> Observation:
-    return replace(o, anneal=POLICIES["tempered" if o.name in reasons else "exact"])
 
 
 def _since(o: Observation, reasons: dict[str, str]) -> str:
@@ -116,6 +148,66 @@ def _prior(site: Site) -> Prior | str:
     return prior
 
 
+def _curved() -> str:
+    return "its mean is not a linear function of what it measures"
+
+
+def _no_use(site: Site) -> str | None:
+    """Why moments are not taken of a site unless they are asked for.
+
+    A factor with an energy has kernels with an accept test, which do without. Where powers do not sum to 1 the scores
+    of noisy levels are not those of a noised density, and Tweedie's means are far from all data.
+    """
+    if "energy" in node_capabilities(site.root):
+        return f"the factors of {site.name!r} have energies"
+    power = top_of(unrolled(site.root), site.shape).power
+    return None if np.allclose(power, 1.0) else f"the powers of the factors of {site.name!r} do not sum to 1"
+
+
+def _no_slope(sites: Mapping[str, Site]) -> Callable[[str], str | None]:
+    """Why the score of the noised marginals of a site has no Jacobian–vector products."""
+
+    def of_site(name: str) -> str | None:
+        marginal, _ = site_parts(sites[name].root)
+        if marginal is None:
+            return f"{name!r} has no prior with noised marginals"
+        for leaf in leaves(marginal):
+            x = jnp.zeros(leaf.factor.event_shape)
+
+            def product(f: LeafFactor, x: Array) -> Array:
+                conditions = f.call_conditions()
+                return jax.jvp(lambda x: f.evaluate(x, f.schedule.at(0), conditions)[1], (x,), (x,))[1]
+
+            traced, *_ = eqx.filter_make_jaxpr(product)(leaf.first, x)
+            if has_primitive(traced.jaxpr, "custom_lin"):  # of a function whose derivative is given backwards alone
+                return f"the score of factor '{leaf.label}' has no Jacobian–vector product (a jax.custom_vjp)"
+        return None
+
+    return of_site
+
+
+@once
+def _residuals_off(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]) -> Array:
+    """The greatest error of A·x + b of each observation at x, relative to what it is the sum of."""
+    key = jax.random.key(0)
+    latents = traced.draw(key, xs)
+
+    def residuals(at: dict[str, Array]) -> list[Array]:
+        found = traced.statements_at({**latents, **at}, key).moments
+        return [found[name][0] for name in names]
+
+    at = {name: xs[name] for name, _ in shapes}
+    origin, slope = jax.jvp(residuals, (jax.tree.map(jnp.zeros_like, at),), (at,))
+    each = zip(origin, slope, residuals(at), strict=True)
+    return jnp.stack([jnp.max(jnp.abs(b + a - there) / (1 + jnp.abs(b) + jnp.abs(a))) for b, a, there in each])
+
+
+def _bent(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Any]) -> dict[str, str]:
+    """Which observations have a derivative that was stopped or replaced."""
+    off = np.asarray(_residuals_off(traced, names, shapes, xs)) > 1e-3
+    return {n: _curved() for n, bent in zip(names, off, strict=True) if bent}
+
+
 def _not_linear(traced: Traced, names: list[str], shapes: Shapes) -> dict[str, str]:
     """Why measurements are not A·x + b + noise with A, b and the noise free of x, by name."""
     found: dict[str, tuple[Value, Value]] = {}
@@ -128,7 +220,7 @@ def _not_linear(traced: Traced, names: list[str], shapes: Shapes) -> dict[str, s
         elif mean.why == "custom_vjp_call":
             reasons[name] = f"the derivative of its mean cannot be taken (JAX's `{mean.why}`)"
         elif mean.kind == Kind.OTHER:
-            reasons[name] = f"its mean is not a linear function of what it measures (JAX's `{mean.why}`)"
+            reasons[name] = f"{_curved()} (JAX's `{mean.why}`)"
     return reasons
 
 
@@ -177,7 +269,7 @@ def _groups(
     owner = np.repeat(np.arange(len(names)), sizes)  # the observation that each row of the measurement belongs to
     off = {names[i] for i in owner[np.abs(errors).max(0) > 1e-3]}
     if off:  # a derivative that was stopped or replaced
-        reasons |= dict.fromkeys(off, "its mean is not a linear function of what it measures")
+        reasons |= dict.fromkeys(off, _curved())
         return None
     offsets = dict(zip((n for n, _ in shapes), np.cumsum([0] + [int(np.prod(s)) for _, s in shapes[:-1]]), strict=True))
     parts = [

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob.compiler.by_moments import ByMoments, Slope, whitened
 from composeprob.compiler.coordinates import bijection_of
 from composeprob.compiler.linear_gaussian import Exact, moments
 from composeprob.compiler.tempering import Tempering
@@ -34,6 +35,7 @@ class Likelihood(eqx.Module):
         policies: the policy of each observation.
         exact: the observations in closed form; None where there are none.
         tempering: the powers of those whose power is measured; None where there are none.
+        by_moments: those that are annealed by moments; None where there are none.
         standardised: the static sites whose coordinate is relative to their prior's location and scale.
     """
 
@@ -41,12 +43,13 @@ class Likelihood(eqx.Module):
     policies: dict[str, Policy] = eqx.field(static=True)
     exact: Exact | None = None
     tempering: Tempering | None = None
+    by_moments: ByMoments | None = None
     standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     def __call__(
         self, xs: dict[str, Array], means: dict[str, Array], zs: dict[str, Array], schedule: Schedule, noise: Noise
     ) -> tuple[Array, Array]:
-        """(log p(z) in unconstrained coordinates, Σ_j γ_j·log L_j without what is annealed exactly).
+        """(log p(z) in unconstrained coordinates, Σ_j γ_j·log L_j without what is annealed exactly or by moments).
 
         Args:
             xs: the noised sites at this level.
@@ -59,7 +62,7 @@ class Likelihood(eqx.Module):
         clearly, log_jacobian = self.replay(clean, zs, noise.index)
         log_prior = sum((s.log_prob() for s in clearly.values() if s.kind == "static"), log_jacobian)
         log_likelihood = jnp.zeros((), jnp.result_type(float))
-        for policy in dict.fromkeys(p for p in self.policies.values() if not p.closed_form):
+        for policy in dict.fromkeys(p for p in self.policies.values() if not (p.closed_form or p.by_moments)):
             inputs = self._program_inputs(policy, xs, means, noise)
             statements = clearly if inputs is None else self.replay(inputs, zs, noise.index)[0]
             log_likelihood = log_likelihood + self._annealed(policy, statements, schedule, noise)
@@ -109,6 +112,27 @@ class Likelihood(eqx.Module):
             return [moments(statements[name]) for name in names]
 
         return self.exact(xs, moments_at, noise)
+
+    @property
+    def sees_means(self) -> bool:
+        """Whether a policy sees Tweedie means, and its gradient takes one of the score."""
+        return not all(p.sees_clean for p in self.policies.values())
+
+    def with_moments(
+        self, xs: dict[str, Array], zs: dict[str, Array], scores: dict[str, Array], slope: Slope,
+        schedule: Schedule, noise: Noise,
+    ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
+        """log p(y | x) of the observations that are annealed by moments, a scalar, and its gradient; arguments as of
+        `ByMoments`."""
+        assert self.by_moments is not None
+        names = self.by_moments.names
+
+        def residuals(at: dict[str, Array], zs: dict[str, Array]) -> tuple[Array, Array]:
+            statements, _ = self.replay(at, zs, noise.index)
+            pairs = [whitened(statements[name]) for name in names]
+            return jnp.concatenate([e for e, _ in pairs]), sum((log_det for _, log_det in pairs), jnp.zeros(()))
+
+        return self.by_moments(residuals, xs, zs, scores, slope, schedule, noise)
 
     def replay(
         self, xs: dict[str, Array], zs: dict[str, Array], level: Array | int

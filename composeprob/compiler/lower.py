@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,7 +19,7 @@ from composeprob.compiler.experts import experts
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression, whole
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
-from composeprob.density.evaluation import Evaluation, Parts, Wall
+from composeprob.density.evaluation import Evaluation, Known, Parts, Wall
 from composeprob.density.experts import ExpertValue
 from composeprob.factors.base import Factor
 from composeprob.factors.functions import closed
@@ -89,29 +90,48 @@ class Evaluator(Evaluates):
 
         zero = jnp.zeros((), jnp.result_type(float))
         if self.likelihood is None:
-            marginal, potential, _, beside = factors(xs, zs)
+            marginal, potential, moved, beside = factors(xs, zs)
             log_prior = log_likelihood = zero
             gradient = jax.tree.map(jnp.zeros_like, position)
         else:
             likelihood = self.likelihood
+            known: Any = None
+            if likelihood.by_moments is not None:
 
-            def annotated(
-                xs: dict[str, Array], zs: dict[str, Array]
-            ) -> tuple[
-                Array, tuple[dict[str, NodeValue], dict[str, NodeValue], dict[str, Array | float], Array, Array]
-            ]:
-                marginal, potential, moved, beside = factors(xs, zs)
+                def scores_of(xs: dict[str, Array]) -> tuple[dict[str, Array], Any]:
+                    found = factors(xs, zs)
+                    return {n: found[0][n].score for n in xs}, found
+
+                scores, slope, known = jax.linearize(scores_of, xs, has_aux=True)
+            # What is known already has no derivative, which Tweedie means need, and latents that move factors.
+            again = known is None or likelihood.sees_means or self.moved
+
+            def annotated(xs: dict[str, Array], zs: dict[str, Array]) -> tuple[Array, Any]:
+                marginal, potential, moved, beside = factors(xs, zs) if again else known
                 means = {n: (x + noise.sigma**2 * marginal[n].score) / noise.alpha for n, x in xs.items()}
                 log_prior, log_likelihood = likelihood(xs, means, zs, self.schedule, noise)
                 # What is moved by latents gives them their scores.
-                return log_prior + log_likelihood + moved, (marginal, potential, beside, log_prior, log_likelihood)
+                return log_prior + log_likelihood + moved, (
+                    marginal,
+                    potential,
+                    moved,
+                    beside,
+                    log_prior,
+                    log_likelihood,
+                )
 
             (_, aux), (of_x, of_z) = jax.value_and_grad(annotated, argnums=(0, 1), has_aux=True)(xs, zs)
-            marginal, potential, beside, log_prior, log_likelihood = aux
-            gradient = {**of_x, **{n: jnp.zeros_like(s) if n in self.held else s for n, s in of_z.items()}}
+            marginal, potential, moved, beside, log_prior, log_likelihood = aux
+            gradient = {**of_x, **of_z}
+            if likelihood.by_moments is not None:
+                found, of_moments = likelihood.with_moments(xs, zs, scores, slope, self.schedule, noise)
+                log_likelihood = log_likelihood + found
+                gradient = {n: s + of_moments[n] for n, s in gradient.items()}
+            gradient = {n: jnp.zeros_like(s) if n in self.held else s for n, s in gradient.items()}
 
         drift = {n: marginal[n].score if n in marginal else jnp.zeros_like(position[n]) for n in position}
-        beside = {**drift, **beside}  # without what is in the gradient already
+        # Without what is in the gradient already.
+        beside = {n: jnp.zeros_like(s) + beside.get(n, s) for n, s in drift.items()}
         score = {n: beside[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
         exact = closed_form(self.likelihood, xs, zs, self.schedule, noise, drift)
         drift = {n: drift[n] + exact.of_exact[n] if n in xs else drift[n] for n in position}
@@ -131,7 +151,10 @@ class Evaluator(Evaluates):
         )
         wall = Wall(jnp.isneginf(parts.log_potential), _total([log_prior, log_marginal, exact.log_exact]))
         log_density = _total([log_prior, log_marginal, exact.annealed, log_likelihood, *potentials])
-        return Evaluation(log_density, score, wall, parts)
+        # A part whose value is not known leaves that of the others, which line integrals need not find again.
+        value = _total([log_prior, exact.annealed, log_likelihood, moved, *potentials])
+        known = None if log_density is not None or value is None else Known(value, beside)
+        return Evaluation(log_density, score, wall, known, parts)
 
     def _split(
         self, position: dict[str, Array], level: Array | int

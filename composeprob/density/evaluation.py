@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
@@ -28,6 +29,18 @@ class Wall(eqx.Module):
 
     outside: Array
     log_open: Array | None
+
+
+class Known(eqx.Module):
+    """What is known of log π where a factor offers only its score.
+
+    Attributes:
+        value: the logarithm of what multiplies such factors in π, a scalar.
+        score: the gradient of log π without it, structured like the position.
+    """
+
+    value: Array
+    score: Position
 
 
 class Parts(eqx.Module):
@@ -64,12 +77,14 @@ class Evaluation(eqx.Module):
         log_density: log π_k up to a constant of the level, a scalar; None where the density offers only its score.
         score: ∇ log π_k, structured like the position.
         wall: where π is 0; None of a density that is positive everywhere.
+        known: of a density without a log-density, the part that has one; None where there is none, or all is known.
         parts: the `Parts` of a density, which kernels pass on unread, or None.
     """
 
     log_density: Array | None
     score: Position
     wall: Wall | None = None
+    known: Known | None = None
     parts: Any = None
 
     @property
@@ -86,7 +101,18 @@ class Evaluation(eqx.Module):
     @property
     def without_parts(self) -> Evaluation:
         """The same without its parts, for chains that are not weighed."""
-        return Evaluation(self.log_density, self.score, self.wall)
+        return dataclasses.replace(self, parts=None)
+
+    @property
+    def gradients(self) -> tuple[Position, ...]:
+        """The score, and where a part of log π is known that of the rest."""
+        return (self.score,) if self.known is None else (self.score, self.known.score)
+
+    def with_gradients(self, gradients: Iterable[Position]) -> Evaluation:
+        """The same with others in the place of `gradients`."""
+        score, *unknown = gradients
+        known = None if self.known is None else Known(self.known.value, *unknown)
+        return dataclasses.replace(self, score=score, known=known)
 
 
 def unknown(tree: Tree) -> Tree:

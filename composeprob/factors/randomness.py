@@ -38,7 +38,7 @@ def check_deterministic(traced: Jaxpr, label: str) -> None:
     Raises:
         NetworkError: it does. Its key is the same at every call, so one mask of a dropout would stand for all.
     """
-    if draws(traced):
+    if has_primitive(traced, "random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform"):
         raise NetworkError(
             f"The network of factor '{label}' draws random numbers while it is evaluated, the same ones at every call: "
             "a dropout that was left on keeps one mask for ever.",
@@ -48,11 +48,11 @@ def check_deterministic(traced: Jaxpr, label: str) -> None:
         )
 
 
-def draws(jaxpr: Jaxpr) -> bool:
-    """Whether traced code makes random numbers, in itself or in what it calls."""
-    primitives = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
+def has_primitive(jaxpr: Jaxpr, *names: str) -> bool:
+    """Whether traced code has one of these primitives, in itself or in what it calls."""
     return any(
-        equation.primitive.name in primitives or any(map(draws, _inside(equation.params.values())))
+        equation.primitive.name in names
+        or any(has_primitive(inner, *names) for inner in _inside(equation.params.values()))
         for equation in jaxpr.eqns
     )
 

@@ -152,13 +152,15 @@ class Gibbs(Kernel[GibbsState]):
     def block_evaluation(self, b: int, whole: Evaluation) -> Evaluation:
         """The part of an evaluation that concerns block b; the rest, which the next block needs, travels with it."""
         sites = self.sites[b]
-        rest = {name: score for name, score in whole.score.items() if name not in sites}
-        return dataclasses.replace(whole, score=_restricted(whole.score, sites), parts=(rest, whole.parts))
+        rest = [{name: score for name, score in g.items() if name not in sites} for g in whole.gradients]
+        block = whole.with_gradients(_restricted(g, sites) for g in whole.gradients)
+        return dataclasses.replace(block, parts=(rest, whole.parts))
 
     def whole_evaluation(self, block: Evaluation) -> Evaluation:
         """The evaluation that a `block_evaluation`, of any block, was made of."""
         rest, parts = block.parts
-        return dataclasses.replace(block, score={**block.score, **rest}, parts=parts)
+        whole = block.with_gradients({**g, **others} for g, others in zip(block.gradients, rest, strict=True))
+        return dataclasses.replace(whole, parts=parts)
 
     def _pairs(self) -> tuple[tuple[Sites, Kernel], ...]:
         return tuple(zip(self.sites, self.kernels, strict=True))

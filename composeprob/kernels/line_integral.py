@@ -43,11 +43,12 @@ class LineIntegral:
 
     $$\log\pi(x') - \log\pi(x) = \int_0^1 \langle \nabla\log\pi(\gamma(t)),\, \dot\gamma(t)\rangle\,dt .$$
 
-    The integral is a quadrature on a few nodes. Both ends' scores are cached, and the same nodes serve the way there
-    and the way back: the estimate is antisymmetric in (x, x'), so that no move is favoured over its reversal. What is
-    left invariant is π up to the quadrature's error, which each transition estimates by a coarser rule on a part of the
-    nodes (`result.quadrature_error`). A score that is not a gradient has no π: `infer` measures the curl of every
-    factor that does not promise a gradient.
+    Where only a part of log π is not known, as that of a learned factor beside observations, the integral is over the
+    score of that part, and the other parts give their values. It is a quadrature on a few nodes. Both ends' scores are
+    cached, and the same nodes serve the way there and the way back: the estimate is antisymmetric in (x, x'), so that
+    no move is favoured over its reversal. What is left invariant is π up to the quadrature's error, which each
+    transition estimates by a coarser rule on a part of the nodes (`result.quadrature_error`). A score that is not a
+    gradient has no π: `infer` measures the curl of every factor that does not promise a gradient.
 
     Args:
         num_points: n equidistant nodes on the straight line from x to x', both ends among them: n − 2 evaluations more
@@ -99,7 +100,7 @@ class LineIntegral:
             return Path(start, t, jnp.zeros_like(t))
         nodes = jax.tree.map(
             lambda x: jnp.zeros((length + 1, *jnp.shape(x)), jnp.result_type(x)).at[0].set(x),
-            (start.position, start.evaluation.score),
+            (start.position, _integrand(start)),
         )
         return Path(None, *nodes)
 
@@ -113,15 +114,15 @@ class LineIntegral:
             nodes = jax.tree.map(
                 lambda stacked, x: stacked.at[i + 1].set(x),
                 (path.positions, path.scores),
-                (point.position, point.evaluation.score),
+                (point.position, _integrand(point)),
             )
             return Path(None, *nodes)
         inner = i - (length - 1)
         end = pytree.where(jnp.asarray(inner <= 0), point, path.end)
         chord = pytree.axpy(-1.0, start.position, end.position)
         last = len(path.scores) - 1
-        slopes = path.scores.at[0].set(pytree.vdot(start.evaluation.score, chord))
-        slopes = slopes.at[jnp.where(inner <= 0, last, inner)].set(pytree.vdot(point.evaluation.score, chord))
+        slopes = path.scores.at[0].set(pytree.vdot(_integrand(start), chord))
+        slopes = slopes.at[jnp.where(inner <= 0, last, inner)].set(pytree.vdot(_integrand(point), chord))
         return Path(end, path.positions, slopes)
 
     def node(self, j: Array | int, path: Path[StateT], start: StateT) -> Position:
@@ -140,7 +141,13 @@ class LineIntegral:
             point: what the last evaluation found.
         """
         path = self.record(length - 1 + self.extra_evaluations, length, path, start, point)
-        return (point if path.end is None else path.end, *self.along(path.positions, path.scores))
+        proposed = point if path.end is None else path.end
+        log_ratio, error = self.along(path.positions, path.scores)
+        there, here = proposed.evaluation, start.evaluation
+        if there.known is not None and here.known is not None:
+            # Where both are beyond a wall, chains move as if there were none.
+            log_ratio = log_ratio + jnp.where(there.zero & here.zero, 0.0, there.known.value - here.known.value)
+        return proposed, log_ratio, error
 
     def along(self, positions: Position, scores: Position) -> tuple[Array, Array]:
         """log π(last) − log π(first) along a path given by its nodes, with scores at hand.
@@ -222,6 +229,12 @@ def simpson(x: Position, s: Position) -> Array:
 
 _RULES = {"trapezoid": (trapezoid, 2), "simpson": (simpson, 4)}
 """Each rule and its order p: its error falls as the p-th power of the distance between nodes."""
+
+
+def _integrand(state: KernelState) -> Position:
+    """∇ of the part of log π whose value is not known."""
+    known = state.evaluation.known
+    return state.evaluation.score if known is None else known.score
 
 
 def _thinned(nodes: Position, stride: int) -> Position:

@@ -25,12 +25,14 @@ class Policy:
         plain: the program sees x/α, and samplers may evaluate the likelihood at many x, as it takes no network.
         takes_levels: the user gives a function of the level, which defines level 0 too.
         closed_form: the density of the value given x_k itself takes the place of the likelihood.
+        by_moments: so does a Gaussian with that density's mean and covariance.
     """
 
     measured: ClassVar[bool] = False
     plain: ClassVar[bool] = False
     takes_levels: ClassVar[bool] = False
     closed_form: ClassVar[bool] = False
+    by_moments: ClassVar[bool] = False
 
     def seen(self, x: Array, mean: Array, noise: Noise) -> Array:
         """What the program sees of a noised site above level 0; by default x/α.
@@ -89,6 +91,12 @@ class Exact(Policy):
     closed_form = True
 
 
+class Moments(Policy):
+    """The density of the value given x_k, from the first two moments of x₀ given x_k."""
+
+    by_moments = True
+
+
 class Unannealed(Policy):
     """Of an observation that depends on no noised site."""
 
@@ -100,7 +108,13 @@ class Rising(Policy):
         return bridge(schedule, noise)
 
 
-POLICIES = {"exact": Exact(), "tempered": Tempered(), "denoised": Denoised(), "noised": Noised()}
+POLICIES = {
+    "exact": Exact(),
+    "moments": Moments(),
+    "tempered": Tempered(),
+    "denoised": Denoised(),
+    "noised": Noised(),
+}
 """Policies by their short names."""
 
 

@@ -82,6 +82,9 @@ def observe(
       A·x + b, with A, b and the spread free of x (they may depend on static sites), and a prior made of `cp.Analytic`
       mixtures of Gaussians; several such observations count together. Static sites meet it level by level: below
       log-SNR −2 it is raised to a power that goes from 0 at the noisiest level to 1;
+    * ``"moments"`` (default where factors offer only scores): the same for any score, from the mean and the covariance
+      of x₀ given x_k that follow from the score and its derivative: N(y; A·E[x₀ | x_k] + b, Σ + A·V·Aᵀ), with
+      V = (σ_k²/α_k)·∂E[x₀ | x_k]/∂x_k. It takes at most 16 Jacobian–vector products of the score an evaluation;
     * ``"tempered"`` (default elsewhere): the program sees x/α_k, and the likelihood is raised to a power that is nearly
       0 at the noisiest levels and 1 at level 0: about s²/(s² + σ_k²/α_k²), where s, 0.14 or less, is how sharply the
       observations determine x, which the compiler measures;
@@ -97,8 +100,8 @@ def observe(
         distribution: a NumPyro distribution that depends on the program's sites; under ``"noised"`` possibly a
             function of the level that returns one.
         value: what was measured.
-        anneal: the policy; left out, that of the enclosing `annealed` block, else ``"exact"`` or ``"tempered"``, as
-            the printed density reports it, with the reason.
+        anneal: the policy; left out, that of the enclosing `annealed` block, else ``"exact"``, ``"moments"`` or
+            ``"tempered"``, as the printed density reports it, with the reason.
 
     Raises:
         InvalidValueError: an unknown policy, or NaN in the value.

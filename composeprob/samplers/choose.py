@@ -26,6 +26,16 @@ ADVICE = {
 }
 
 
+def by_score(metric: str = "none") -> MALA:
+    """A kernel for densities that offer only their score."""
+    return MALA(Adaptive(), log_ratio=LineIntegral(3, rule="simpson"), metric=metric)
+
+
+def only_score(moved: str) -> str:
+    """Why they are moved `by_score`."""
+    return f"a factor offers only its score: a line integral of it corrects {moved}"
+
+
 def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
     """A sampler for this density and number of chains, and why it was chosen: `SMC` where weights can be trusted and
     chains are many enough. Where these weights leave too few of the chains, `infer` goes on to `independent` ones."""
@@ -41,8 +51,10 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
         f"{num_chains} chains are enough to resample",
     )
     if "feynman_kac" in can and (energy or all(site.kind != "static" for site in density.sites.values())):
-        kernel = "tuned MALA moves" if energy else "no kernel, since a factor offers only its score"
-        return SMC(then=closings), f"{enough}, which keeps the modes' shares right; {kernel}{then}"
+        why = f"{enough}, which keeps the modes' shares right"
+        if energy:
+            return SMC(then=closings), f"{why}; tuned MALA moves{then}"
+        return SMC(by_score(metric="auto")), f"{why}; {only_score('its moves')}"
     if {"energy", "mode_depth"} <= can:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
         return SMC(weights="density", then=closings), f"{enough}; {why}{then}"
@@ -78,9 +90,7 @@ def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tupl
         return sampler, f"{why}: independent chains, corrected by HMC{then}"
     # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 for these 7 evaluations a level, 0.14 for the 6 of
     # five steps of ULA(0.1·σ²). On exact scores 0.02 and 0.10; with 2 points, or along HMC's own trajectory, over 0.15.
-    corrected = by_kind(lambda: MALA(Adaptive(), log_ratio=LineIntegral(3, rule="simpson")), density)
-    only = "a factor offers only its score: a line integral of it corrects independent chains"
-    return AnnealedMCMC(corrected, 3, reverse_step=True), f"{why}; {only}"
+    return AnnealedMCMC(by_kind(by_score, density), 3, reverse_step=True), f"{why}; {only_score('independent chains')}"
 
 
 def can_wait(density: AnnealedDensity) -> bool:

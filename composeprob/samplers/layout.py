@@ -79,9 +79,9 @@ class Layout(eqx.Module):
         their ``drift`` is S, (d,), and their ``rate`` that per unit of τ, α² times the one of x."""
         alpha = density.schedule.at(level).alpha
         found = density.evaluator(self.position(v, alpha), level)
-        flat = Evaluation(found.log_density, self.gradient(found.score, alpha), found.wall)
+        flat = found.with_gradients(self.gradient(score, alpha) for score in found.gradients)
         if not parts:
-            return flat
+            return flat.without_parts
         drift = self.gradient({**found.score, **found.parts.drift}, alpha)[: self.dims]
         known = dataclasses.replace(found.parts, drift=drift, rate=alpha**2 * found.parts.rate)
         return dataclasses.replace(flat, parts=known)

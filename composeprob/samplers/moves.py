@@ -383,7 +383,7 @@ class Transitions(eqx.Module):
 
     def view(self, found: Evaluation) -> Evaluation:
         """An evaluation whose score is that of the blocks."""
-        return dataclasses.replace(found, score=self.split(found.score))
+        return found.with_gradients(map(self.split, found.gradients))
 
     def state(self, particle: Particles) -> GibbsState:
         """One chain as the kernel sees it."""
@@ -391,11 +391,9 @@ class Transitions(eqx.Module):
 
     def particle(self, state: GibbsState, before: Particles) -> Particles:
         """One chain as the engine holds it, after the kernel moved it from ``before``."""
-        score, points = (
-            self.join(before.evaluation.score, state.evaluation.score),
-            self.join(before.points, state.position),
-        )
-        evaluation = dataclasses.replace(state.evaluation, score=score)
+        points = self.join(before.points, state.position)
+        joined = map(self.join, before.evaluation.gradients, state.evaluation.gradients)
+        evaluation = state.evaluation.with_gradients(joined)
         return dataclasses.replace(before, points=points, evaluation=evaluation, inner=state.inner)
 
     def _kind(self, b: int, num_chains: int) -> str:

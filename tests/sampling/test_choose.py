@@ -33,7 +33,7 @@ def no_diffusion():
 
 CASES = [
     ("many chains, a rate and an energy", single, network("energy"), tuning.MANY_CHAINS, cp.SMC, "tuned MALA"),
-    ("many chains, scores only", single, network("epsilon"), tuning.MANY_CHAINS, cp.SMC, "no kernel"),
+    ("many chains, scores only", single, network("epsilon"), tuning.MANY_CHAINS, cp.SMC, "only its score"),
     ("few chains, an energy", single, normal([0.0, 0.0]), 12, cp.AnnealedMCMC, "fewer than"),
     ("few chains, scores only", single, network("epsilon"), 12, cp.AnnealedMCMC, "only its score"),
     (

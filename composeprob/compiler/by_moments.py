@@ -1,0 +1,194 @@
+r"""p(y | x_k) by the first two moments of x₀ given x_k, for linear observations under any score.
+
+For y = A·x₀ + b + N(0, Σ), with S the score of F in y_k = x_k/α, s = σ²/α² and s₀ that of level 0,
+
+    p(y | x_k) ≈ N(y; A·m + b, Σ + A·V·Aᵀ),    m = y_k + (s − s₀)·S,    V = (s − s₀)·∂m/∂y_k,
+
+are the mean and the covariance of the x₀/α₀ of level 0 given x_k, by Tweedie's formulas: level 0 carries noise of its
+own, and the posterior that is promised is that of what it holds. With s₀ = 0 they are E[x₀ | x_k] and
+(σ²/α)·∂E[x₀ | x_k]/∂x_k. At level 0 this is the likelihood itself, and under a Gaussian prior it is exact everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+
+from composeprob import tuning
+from composeprob.factors.whitening import whitener
+from composeprob.language.interpret import Statement, unwrap
+from composeprob.language.policies import bridge
+from composeprob.schedule import Noise, Schedule
+
+Sites = dict[str, Array]
+Slope = Callable[[Sites], Sites]
+"""A linear map of directions in the noised sites."""
+Whitened = Callable[[Sites, Sites], tuple[Array, Array]]
+"""L⁻¹·(y − A·x − b), (M,), and log det L, Σ = L·Lᵀ, given the noised sites as the program takes them and the static
+ones."""
+
+
+class ByMoments(eqx.Module):
+    r"""The likelihood of the observations that are annealed by moments, all together.
+
+    With e = L⁻¹·(y − A·m − b), B = L⁻¹·A and W = B·V·Bᵀ it is N(e; 0, I + W)/det L. W is found in an orthonormal basis
+    of at most n directions, for one Jacobian–vector product of the score each: all M where M ≤ n, else those of the
+    Krylov space e, W·e, …, W^{n−1}·e, in which n iterations of conjugate gradient solve (I + W)·u = e, and Lanczos'
+    method finds the determinant. Beyond it W counts as 0. What that leaves out costs effective chains, but makes
+    nothing wrong, as weights and accept tests are ratios of one function, which at level 0 is exact.
+
+    A network's Jacobian need not be a covariance. V₊ leaves out what is negative of W, and where noise is so large
+    that an error of the Jacobian exceeds what V can be, that of data of unit variance, v = (s − s₀)·(1 + s₀)/(1 + s),
+    takes its place: θ·V₊ + (1 − θ)·v·I with θ = (1 − δ)/(1 + ε²(1 + s)²).
+
+    Its gradient treats V as constant in x_k, as Rozet et al. do: above level 0 it is not quite that of its value, and
+    samplers correct moves along it by values.
+
+    Attributes:
+        names: the observations.
+        bridged: whether they depend on static sites, which then meet the data level by level.
+
+    References:
+        Rozet, Andry, Lanusse and Louppe 2024, *Learning Diffusion Priors from Observations by Expectation Maximization*
+        (arXiv 2405.13712), where this is MMPS.
+    """
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    bridged: bool = eqx.field(static=True)
+
+    def __call__(
+        self, whitened: Whitened, xs: Sites, zs: Sites, scores: Sites, slope: Slope, schedule: Schedule, noise: Noise
+    ) -> tuple[Array, Sites]:
+        """log p(y | x_k), a scalar, and its gradient in both kinds of sites.
+
+        Args:
+            whitened: the observations.
+            xs, zs: the noised sites at this level, and the static ones, unconstrained.
+            scores, slope: ∇log F, and its linearisation at xs.
+            schedule, noise: the levels, and this one's noise.
+        """
+        last, first = noise.index == 0, schedule.at(0).variance
+        left = jnp.where(last, 0.0, noise.variance - first)  # s − s₀, at level 0 nothing, not rounding
+        backward = jax.linear_transpose(slope, xs)
+
+        def denoised(x: Array, score: Array) -> Array:
+            return x / noise.alpha + left * noise.alpha * score
+
+        def spread(loading: Sites) -> Sites:
+            """V·Bᵀ·q of Bᵀ·q."""
+            inside = {**jax.tree.map(jnp.zeros_like, xs), **loading}
+            inside = jax.tree.map(lambda a: left * noise.alpha * a, inside)
+            return jax.tree.map(denoised, inside, slope(inside))
+
+        # V for data of unit variance, and how far the score's Jacobian is trusted beside it.
+        unit = left * (1 + first) / (1 + noise.variance)
+        error = tuning.MOMENTS.error * (1 + noise.variance)
+        trust = (1 - tuning.MOMENTS.least) / (1 + error**2)
+
+        def log_likelihood(means: Sites, zs: Sites) -> Array:
+            log_likelihood = self._log_normal(lambda at: whitened(at, zs), means, spread, trust, (1 - trust) * unit)
+            return log_likelihood * jnp.where(last, 1.0, bridge(schedule, noise)) if self.bridged else log_likelihood
+
+        means = jax.tree.map(denoised, xs, scores)
+        value, (of_means, of_zs) = jax.value_and_grad(log_likelihood, argnums=(0, 1))(means, zs)
+        of_xs: Sites = jax.tree.map(denoised, of_means, backward(of_means)[0])
+        return value, {**of_xs, **of_zs}
+
+    def _log_normal(
+        self, whitened: Callable[[Sites], tuple[Array, Array]], means: Sites, spread: Slope, trust: Array, beside: Array
+    ) -> Array:
+        """log N(e; 0, I + W) − log det L, a scalar, with ``trust``·V₊ + ``beside``·I in the place of V."""
+        e, pull, log_det = jax.vjp(whitened, means, has_aux=True)
+
+        def loaded(q: Array) -> Sites:
+            """Bᵀ·q."""
+            return jax.tree.map(jnp.negative, pull(q)[0])
+
+        if len(e) <= tuning.MOMENTS.directions:
+            basis = jnp.eye(len(e), dtype=e.dtype)
+            spreads = jax.vmap(lambda q: spread(loaded(q)))(basis)
+        else:
+            forth = jax.linear_transpose(pull, e)
+
+            def image(q: Array, found: Sites) -> Array:
+                both = jax.tree.map(lambda v, a: trust * v + beside * a, found, loaded(q))
+                return -forth((both,))[0]
+
+            basis, spreads = _krylov(e, lambda q: spread(loaded(q)), image)
+        basis, spreads = jax.lax.stop_gradient((basis, spreads))
+        loadings = jax.vmap(loaded)(basis)
+        half = _products(loadings, spreads)
+        # The value of W, and its derivative in what A and L depend on, with V constant: of B·(V·Bᵀ) twice that in B.
+        value = jax.lax.stop_gradient(0.5 * (half + half.T))
+        w = half + half.T - value + jax.lax.stop_gradient(_positive(value) - value)
+        w = trust * w + beside * _products(loadings, loadings)
+        root = whitener(jnp.eye(len(basis), dtype=e.dtype) + w)
+        along = basis @ e
+        squares = jnp.sum(e**2) - jnp.sum(along**2) + jnp.sum((root @ along) ** 2)
+        log_det = log_det - jnp.sum(jnp.log(jnp.diagonal(root)))
+        return -0.5 * (squares + len(e) * math.log(2 * math.pi)) - log_det
+
+
+def _positive(w: Array) -> Array:
+    """½(W + |W|), (n, n): the part of a symmetric W of eigenvalues above 0.
+
+    |W| = W·sign(W) by Newton and Schulz's iteration, in matrix products. Of eigenvalues below 1/400 of the greatest the
+    sign comes out between 0 and ±1.
+    """
+    sign = w / jnp.maximum(jnp.linalg.norm(w), jnp.finfo(w.dtype).tiny)
+    sign = jax.lax.fori_loop(0, 15, lambda _, x: 1.5 * x - 0.5 * x @ x @ x, sign)
+    absolute = w @ sign
+    return 0.5 * w + 0.25 * (absolute + absolute.T)
+
+
+def _krylov(e: Array, spread: Callable[[Array], Sites], image: Callable[[Array, Sites], Array]) -> tuple[Array, Sites]:
+    """An orthonormal basis of e, W·e, …, W^{n−1}·e, (n, M), and V·Bᵀ·q of each q in it; zeros beyond the last one where
+    the space has fewer dimensions.
+
+    Args:
+        e: where it starts, (M,).
+        spread: q ↦ V·Bᵀ·q.
+        image: W·q of q and that.
+    """
+    count = tuning.MOMENTS.directions
+
+    def extend(i: Array, carry: tuple[Array, Array, Sites]) -> tuple[Array, Array, Sites]:
+        v, basis, spreads = carry
+        length = jnp.linalg.norm(v)
+        q = v / jnp.where(length > 0, length, 1.0)
+        there = spread(q)
+        basis, whole = basis.at[i].set(q), image(q, there)
+        rest = whole
+        for _ in range(2):  # once leaves what rounding leaves
+            rest = rest - basis.T @ (basis @ rest)
+        rest = jnp.where(jnp.linalg.norm(rest) > 1e-5 * jnp.linalg.norm(whole), rest, 0.0)
+        return rest, basis, jax.tree.map(lambda all, one: all.at[i].set(one), spreads, there)
+
+    blank = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), jax.eval_shape(spread, e))
+    _, basis, spreads = jax.lax.fori_loop(0, count, extend, (e, jnp.zeros((count, len(e)), e.dtype), blank))
+    return basis, spreads
+
+
+def _products(a: Sites, b: Sites) -> Array:
+    """⟨aᵢ, bⱼ⟩, (n, n), of sites with a leading axis each."""
+    first, second = (jnp.concatenate([x.reshape(len(x), -1) for _, x in sorted(s.items())], axis=1) for s in (a, b))
+    return first @ second.T
+
+
+def whitened(statement: Statement) -> tuple[Array, Array]:
+    """L⁻¹·(value − mean), (m,), and log det L of a Gaussian observation of covariance L·Lᵀ."""
+    distribution, inner = statement.distribution, unwrap(statement.distribution)
+    residual = jnp.asarray(statement.value, jnp.result_type(float)) - distribution.mean
+    if type(inner) is dist.Normal:
+        scale = jnp.sqrt(jnp.broadcast_to(distribution.variance, residual.shape))
+        return (residual / scale).ravel(), jnp.sum(jnp.log(scale))
+    n = residual.shape[-1]
+    root = whitener(jnp.broadcast_to(inner.covariance_matrix, (*residual.shape, n)))
+    log_det = -jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)))
+    return jnp.einsum("...ij,...j->...i", root, residual).ravel(), log_det

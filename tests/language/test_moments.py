@@ -1,0 +1,284 @@
+"""Observations annealed by the first two moments of x₀ given x_k: closed forms, refusals, and whole posteriors."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob import tuning
+from composeprob.errors import CapabilityError
+
+SCHEDULE = cp.Schedule.log_snr(40)
+SPREAD = np.array([[1.0, 0.4, 0.0], [0.4, 0.5, -0.2], [0.0, -0.2, 0.8]])
+A = np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])
+Y = np.array([0.7, -1.1])
+X = np.array([0.3, -0.6, 1.1])
+
+
+def gaussian(spread, schedule=SCHEDULE, mean=0.0):
+    """N(mean, spread) by its score alone."""
+    widths, basis = np.linalg.eigh(spread)
+
+    def score(x, level):
+        noise = schedule.at(level)
+        return -basis @ ((basis.T @ (x - noise.alpha * mean)) / (noise.alpha**2 * widths + noise.sigma**2))
+
+    return cp.Diffusion(score, schedule, event_shape=(len(spread),), parameterization="score")
+
+
+@cp.program
+def linear(f, y, noise, anneal=None, a=A):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(a @ x, noise).to_event(1), y, anneal=anneal)
+
+
+def log_likelihood(density, level, position):
+    return density.evaluate(position, level).parts.log_potential
+
+
+def log_normal(residual, covariance):
+    return dist.MultivariateNormal(np.zeros(len(residual)), covariance).log_prob(residual)
+
+
+def moments(spread, x, level, schedule=SCHEDULE):
+    """E and Cov of the x₀/α₀ of level 0 given x_k under N(0, spread), by conditioning of a joint Gaussian."""
+    variance = np.asarray((schedule.sigma / schedule.alpha) ** 2, np.float64)
+    y, first = x / float(schedule.alpha[level]), spread + variance[0] * np.eye(len(spread))
+    gain = first @ np.linalg.inv(spread + variance[level] * np.eye(len(spread)))
+    return gain @ y, trusted(first - gain @ first, level, schedule)
+
+
+def trusted(covariance, level, schedule=SCHEDULE):
+    """The covariance as it is taken: as far as a Jacobian is trusted, and else that of data of unit variance."""
+    variance = np.asarray((schedule.sigma / schedule.alpha) ** 2, np.float64)
+    s, first = variance[level], variance[0]
+    trust = (1 - tuning.MOMENTS.least) / (1 + (tuning.MOMENTS.error * (1 + s)) ** 2)
+    unit = (s - first) * (1 + first) / (1 + s)
+    return trust * covariance + (1 - trust) * unit * np.eye(len(covariance))
+
+
+@pytest.mark.parametrize("level", [0, 1, 5, 17, 30, 39])
+def test_it_is_the_density_of_the_value_under_a_gaussian_prior(level):
+    density = cp.compile(linear, gaussian(SPREAD), Y, 0.3)
+    mean, covariance = moments(SPREAD, X, level)
+    expected = log_normal(Y - A @ mean, 0.09 * np.eye(2) + A @ covariance @ A.T)
+    np.testing.assert_allclose(log_likelihood(density, level, {"x": X}), expected, rtol=2e-4)
+
+
+def test_level_0_is_the_likelihood():
+    density = cp.compile(linear, gaussian(SPREAD), Y, 0.3)
+    expected = dist.Normal(A @ X / SCHEDULE.alpha[0], 0.3).log_prob(Y).sum()
+    np.testing.assert_allclose(log_likelihood(density, 0, {"x": X}), expected, rtol=1e-6)
+
+
+def test_noise_may_be_correlated():
+    noise = np.array([[0.2, 0.1], [0.1, 0.3]])
+
+    @cp.program
+    def correlated(f):
+        x = cp.sample("x", f)
+        cp.observe("y", dist.MultivariateNormal(A @ x, noise), Y)
+
+    density = cp.compile(correlated, gaussian(SPREAD))
+    mean, covariance = moments(SPREAD, X, 12)
+    expected = log_normal(Y - A @ mean, noise + A @ covariance @ A.T)
+    np.testing.assert_allclose(log_likelihood(density, 12, {"x": X}), expected, rtol=2e-4)
+
+
+def test_sites_are_summed():
+    """y = A₁·x + A₂·w + noise: covariances add up."""
+    spread, matrix, w = np.array([[0.7]]), np.array([[1.5], [-0.5]]), np.array([0.4])
+
+    @cp.program
+    def summed(f, g):
+        x, w = cp.sample("x", f), cp.sample("w", g)
+        cp.observe("y", dist.Normal(A @ x + matrix @ w, 0.3).to_event(1), Y)
+
+    density = cp.compile(summed, gaussian(SPREAD), gaussian(spread))
+    (of_x, v_x), (of_w, v_w) = moments(SPREAD, X, 9), moments(spread, w, 9)
+    covariance = 0.09 * np.eye(2) + A @ v_x @ A.T + matrix @ v_w @ matrix.T
+    expected = log_normal(Y - A @ of_x - matrix @ of_w, covariance)
+    np.testing.assert_allclose(log_likelihood(density, 9, {"x": X, "w": w}), expected, rtol=2e-4)
+
+
+def bent(x, level):
+    """The score of a mixture of two Gaussians, whose covariance given x_k depends on x_k."""
+    noise = SCHEDULE.at(level)
+    centres = noise.alpha * jnp.array([[1.0, 0.5, 0.0], [-1.0, 0.0, 0.3]])
+    log_density = lambda x: jax.nn.logsumexp(
+        -0.5 * jnp.sum((x - centres) ** 2, 1) / (0.1 * noise.alpha**2 + noise.sigma**2)
+    )
+    return jax.grad(log_density)(x)
+
+
+BENT = cp.Diffusion(bent, SCHEDULE, event_shape=(3,), parameterization="score")
+
+
+@pytest.mark.parametrize("level", [0, 8, 20])
+def test_its_score_treats_the_covariance_as_constant(level):
+    """∇ = (∂m/∂x)ᵀ·Aᵀ·(Σ + A·V·Aᵀ)⁻¹·(y − A·m)."""
+    noise, first = SCHEDULE.at(level), SCHEDULE.at(0).variance
+    left = noise.variance - first
+    mean = lambda x: x / noise.alpha + left * noise.alpha * bent(x, level)
+    slope = np.asarray(jax.jacobian(mean)(jnp.asarray(X)))
+    covariance = 0.09 * np.eye(2) + A @ trusted(np.asarray(left * noise.alpha) * slope, level) @ A.T
+    expected = slope.T @ A.T @ np.linalg.solve(covariance, Y - A @ np.asarray(mean(jnp.asarray(X))))
+    density, prior = cp.compile(linear, BENT, Y, 0.3), cp.compile(cp.program(lambda f: cp.sample("x", f)), BENT)
+    found = density.score({"x": X}, level)["x"] - prior.score({"x": X}, level)["x"]
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+
+
+def test_latents_get_the_whole_gradient():
+    """∂ log p/∂z of a noise and a matrix that depend on z, by differences."""
+
+    @cp.program
+    def scaled(f):
+        z = cp.sample("z", dist.Normal(0.0, 1.0))
+        x = cp.sample("x", f)
+        cp.observe("y", dist.Normal((1 + z) * (A @ x), jnp.exp(0.3 * z)).to_event(1), Y)
+
+    density = cp.compile(scaled, BENT)
+    at = lambda z: log_likelihood(density, 3, {"x": X, "z": jnp.asarray(z)}) + dist.Normal().log_prob(z)
+    found = density.score({"x": X, "z": jnp.asarray(0.2)}, 3)["z"]
+    np.testing.assert_allclose(found, (at(0.21) - at(0.19)) / 0.02, rtol=5e-3)
+
+
+def wide(rank, size=40, d=6):
+    """A matrix of this rank, and a prior in which all directions are different."""
+    rng = np.random.default_rng(rank)
+    spread = np.diag(np.linspace(0.5, 2.0, d))
+    return rng.standard_normal((size, rank)) @ rng.standard_normal((rank, d)) / 3, spread
+
+
+@pytest.mark.parametrize("level", [0, 2, 12, 25])
+def test_many_measurements_are_seen_in_a_krylov_space(level):
+    """Of rank 5 the space has 6 dimensions, so nothing is left out but a determinant of ones."""
+    matrix, spread = wide(5)
+    assert len(matrix) > tuning.MOMENTS.directions
+    x, y = np.linspace(-1.0, 1.0, 6), np.linspace(-1.0, 2.0, len(matrix))
+    density = cp.compile(linear, gaussian(spread), y, 0.5, a=matrix)
+    mean, covariance = moments(spread, x, level)
+    expected = log_normal(y - matrix @ mean, 0.25 * np.eye(len(y)) + matrix @ covariance @ matrix.T)
+    np.testing.assert_allclose(log_likelihood(density, level, {"x": x}), expected, rtol=1e-3)
+    of_prior = cp.compile(cp.program(lambda f: cp.sample("x", f)), gaussian(spread)).score({"x": x}, level)["x"]
+    by_grad = jax.grad(lambda x: log_likelihood(density, level, {"x": x}))(jnp.asarray(x))
+    np.testing.assert_allclose(density.score({"x": x}, level)["x"] - of_prior, by_grad, rtol=0.02, atol=0.02)
+
+
+def test_what_is_no_covariance_gives_numbers():
+    """A network whose Jacobian has the wrong sign at low noise: V would be negative."""
+
+    def wrong(x, level):
+        noise = SCHEDULE.at(level)
+        return jnp.where(level < 10, -2.0, -1.0) * x / noise.sigma**2
+
+    density = cp.compile(linear, cp.Diffusion(wrong, SCHEDULE, event_shape=(3,), parameterization="score"), Y, 0.01)
+    for level in (0, 5, 20):
+        evaluation = density.evaluate({"x": X}, level)
+        assert np.isfinite(evaluation.parts.log_potential)
+        assert np.all(np.isfinite(evaluation.score["x"]))
+
+
+def policy(density):
+    (observation,) = density.graph.observations
+    return str(observation.anneal)
+
+
+def energy(x, level):
+    return 0.5 * jnp.sum(x**2) * SCHEDULE.at(level).sigma
+
+
+def test_scores_alone_take_it_by_default():
+    density = cp.compile(linear, gaussian(SPREAD), Y, 0.3)
+    assert policy(density) == "moments"
+    assert "y moments (2 Jacobian–vector products an evaluation), since the prior of 'x' is no mixture" in str(density)
+
+
+OTHERS = {
+    "an energy": (cp.Diffusion(energy, SCHEDULE, event_shape=(3,), parameterization="energy"), "tempered"),
+    "a power": (gaussian(SPREAD) ** 2, "tempered"),
+    "guidance": (gaussian(SPREAD) ** 3 / gaussian(np.eye(3)) ** 2, "moments"),
+    "a closed form": (cp.Analytic(dist.Normal(jnp.zeros(3), 1.0), SCHEDULE), "exact"),
+}
+
+
+@pytest.mark.parametrize(("factor", "expected"), OTHERS.values(), ids=OTHERS)
+def test_others_take_it_if_they_ask(factor, expected):
+    assert policy(cp.compile(linear, factor, Y, 0.3)) == expected
+    asked = cp.compile(linear, factor, Y, 0.3, anneal="moments")
+    assert policy(asked) == "moments"
+    assert np.isfinite(log_likelihood(asked, 8, {"x": X}))
+
+
+@jax.custom_vjp
+def backwards(x):
+    return -x
+
+
+backwards.defvjp(lambda x: (-x, None), lambda _, g: (-g,))
+
+
+def observed(make):
+    @cp.program
+    def program(f):
+        make(cp.sample("x", f)[0])
+
+    return program
+
+
+REFUSED = {
+    "not linear": (lambda x: cp.observe("y", dist.Normal(x**2, 0.3), 1.0, anneal="moments"), "not a linear function"),
+    "not Gaussian": (lambda x: cp.observe("y", dist.Cauchy(x, 0.3), 1.0, anneal="moments"), "Cauchy, not Normal"),
+    "soft": (lambda x: cp.factor("y", -x, anneal="moments"), "soft evidence"),
+    "stopped": (
+        lambda x: cp.observe("y", dist.Normal(jax.lax.stop_gradient(x), 0.3), 1.0, anneal="moments"),
+        "not a linear function",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "why"), REFUSED.values(), ids=REFUSED)
+def test_what_has_no_moments_is_refused(make, why):
+    with pytest.raises(CapabilityError, match=f"'y' cannot be annealed by moments: .*{why}"):
+        cp.compile(observed(make), gaussian(SPREAD))
+
+
+def test_a_network_without_forward_derivatives_is_tempered():
+    f = cp.Diffusion(lambda x, t: backwards(x), SCHEDULE, event_shape=(3,), parameterization="score")
+    density = cp.compile(linear, f, Y, 0.3)
+    assert policy(density) == "tempered"
+    assert "has no Jacobian–vector product" in str(density)
+    with pytest.raises(CapabilityError, match="no Jacobian–vector product"):
+        cp.compile(linear, f, Y, 0.3, anneal="moments")
+
+
+def test_its_cost_is_one_evaluation_and_the_products():
+    """The network is evaluated once, and its linearisation once for all products; by differences of the text."""
+    density = cp.compile(linear, BENT, Y, 0.3)
+    text = str(eqx.filter_make_jaxpr(lambda d, x: d.evaluate({"x": x}, 3))(density, jnp.asarray(X))[0])
+    alone = cp.compile(cp.program(lambda f: cp.sample("x", f)), BENT)
+    bare = str(eqx.filter_make_jaxpr(lambda d, x: d.evaluate({"x": x}, 3))(alone, jnp.asarray(X))[0])
+    assert bare.count(" exp ") * 1 <= text.count(" exp ") <= bare.count(" exp ") + 1
+
+
+def posterior(spread, matrix, y, noise):
+    precision = np.linalg.inv(spread) + matrix.T @ matrix / noise**2
+    covariance = np.linalg.inv(precision)
+    evidence = log_normal(y, matrix @ spread @ matrix.T + noise**2 * np.eye(len(y)))
+    return covariance @ matrix.T @ y / noise**2, covariance, float(evidence)
+
+
+def test_four_numbers_seen_with_noise():
+    """N(0, I), y = 2 with noise 1: mean 1 and variance ½, log-evidence known. A line integral alone tells chains apart,
+    and 500 of 1,000 are left."""
+    density = cp.compile(linear, gaussian(np.eye(4), cp.Schedule.log_snr(60)), np.full(4, 2.0), 1.0, a=np.eye(4))
+    result = cp.infer(density, jax.random.key(0), num_chains=1000, progress=False)
+    mean, covariance, evidence = posterior(np.eye(4), np.eye(4), np.full(4, 2.0), 1.0)
+    assert result.effective_chains > 500
+    error = np.sqrt(np.diag(covariance) / result.effective_chains)
+    assert np.all(np.abs(result["x"].mean(0) - mean) < 4 * error)
+    np.testing.assert_allclose(result["x"].var(0), np.diag(covariance), rtol=0.2)
+    assert abs(result.log_evidence - evidence) < 4 * result.log_evidence_error

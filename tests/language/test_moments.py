@@ -282,3 +282,44 @@ def test_four_numbers_seen_with_noise():
     assert np.all(np.abs(result["x"].mean(0) - mean) < 4 * error)
     np.testing.assert_allclose(result["x"].var(0), np.diag(covariance), rtol=0.2)
     assert abs(result.log_evidence - evidence) < 4 * result.log_evidence_error
+
+
+def problem(kind, rng):
+    """(priors' covariances, a matrix for each): what is measured is Σ A·x + noise."""
+    d = 8
+    spreads = [np.cov(rng.standard_normal((d, 3 * d))) for _ in range(2 if kind == "sum" else 1)]
+    matrices = {
+        "dense": [rng.standard_normal((4, d)) / d**0.5],
+        "mask": [np.eye(d)[::2]],
+        "sum": [np.eye(d), rng.standard_normal((d, d)) / d**0.5],
+    }[kind]
+    return spreads, matrices
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.03, 1.0])
+@pytest.mark.parametrize("kind", ["dense", "mask", "sum"])
+def test_linear_problems_by_default(kind, noise):
+    """Mean, variance and log-evidence of a Gaussian posterior whose priors are scores, and half of the chains left."""
+    rng = np.random.default_rng(3)
+    spreads, matrices = problem(kind, rng)
+    xs = [np.linalg.cholesky(spread) @ rng.standard_normal(len(spread)) for spread in spreads]
+    y = sum(a @ x for a, x in zip(matrices, xs, strict=True)) + noise * rng.standard_normal(len(matrices[0]))
+
+    @cp.program
+    def program(priors, y):
+        xs = [cp.sample(f"x{i}", f) for i, f in enumerate(priors)]
+        seen = sum(a @ x for a, x in zip(matrices, xs, strict=True))
+        cp.observe("y", dist.Normal(seen, noise).to_event(1), y)
+
+    priors = [gaussian(spread, cp.Schedule.log_snr(60)) for spread in spreads]
+    result = cp.infer(cp.compile(program, priors, y), jax.random.key(0), num_chains=1000, progress=False)
+    joint = np.block([[s if i == j else np.zeros_like(s) for j in range(len(spreads))] for i, s in enumerate(spreads)])
+    mean, covariance, evidence = posterior(joint, np.concatenate(matrices, 1), y, noise)
+    found = np.concatenate([result[f"x{i}"] for i in range(len(spreads))], 1)
+    widths = np.sqrt(np.diag(covariance))
+    assert result.status.ok
+    assert result.effective_chains > 500
+    assert np.all(np.abs(found.mean(0) - mean) < 4.5 * widths / np.sqrt(result.effective_chains))
+    np.testing.assert_allclose(found.std(0), widths, rtol=4.5 / np.sqrt(2 * result.effective_chains))
+    assert abs(result.log_evidence - evidence) < 4.5 * result.log_evidence_error

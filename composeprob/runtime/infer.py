@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -245,8 +244,8 @@ def infer(
 
 def _check_outermost(density: AnnealedDensity, key: Array) -> None:
     """Refuses a call inside of a transformation of JAX: a run compiles its levels, looks at numbers and is timed."""
-    with_constant = jnp.zeros(()) + 1  # traced inside of `jax.jit`, whatever it is of
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((density, key, with_constant))):
+    constant = jax.device_put(np.float32(0.0))  # traced inside of `jax.jit`; outside nothing is compiled for it
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((density, key, constant))):
         raise CapabilityError(
             "infer was called inside of jax.jit, jax.vmap, jax.grad or another transformation of JAX, where it cannot "
             "look at what it has computed so far.",

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from numpyro.distributions import Cauchy, ExpandedDistribution, Independent, StudentT
 
 from composeprob.compiler import predictive
 from composeprob.compiler.batches import Batch, OnDemand, batch_of, stacked
@@ -221,9 +222,14 @@ class Evaluator(Evaluates):
             distribution = getattr(batch.factor, "distribution", None)
             if batch.latent is None or others or region is not None or plates or distribution is None:
                 continue
-            clear = jnp.sqrt(distribution.variance + noise.variance)
+            mean, variance = distribution.mean, distribution.variance
+            while isinstance(distribution, Independent | ExpandedDistribution):
+                distribution = distribution.base_dist
+            if isinstance(distribution, StudentT | Cauchy):  # whose moments may not exist
+                mean, variance = distribution.loc, jnp.asarray(distribution.scale) ** 2
+            clear = jnp.sqrt(variance + noise.variance)
             shape = dict(self.shapes)[site]
-            found[site] = jnp.broadcast_to(distribution.mean, shape), jnp.broadcast_to(clear, shape)
+            found[site] = jnp.broadcast_to(mean, shape), jnp.broadcast_to(clear, shape)
         return found
 
     def leaf_scores(self, position: dict[str, Array], level: Array | int) -> tuple[dict[str, Array], ...]:

@@ -25,8 +25,9 @@ class Analytic(LeafFactor):
         distribution: a NumPyro ``Normal``, ``MultivariateNormal``, ``Uniform`` (a box), ``HalfNormal`` or
             ``TruncatedNormal``, a mixture of them, or an array of points, shape (n, \\*event_shape), for their
             empirical distribution: these have closed forms. Of a ``LogNormal``, ``Gamma``, ``Exponential``,
-            ``InverseGamma``, ``Weibull``, ``HalfCauchy`` or ``Beta`` the noised density is computed by quadrature, to
-            the precision of floating-point numbers. All of them may be moved and scaled by an ``AffineTransform``.
+            ``InverseGamma``, ``Weibull``, ``HalfCauchy``, ``Beta``, ``StudentT`` or ``Cauchy`` the noised density
+            is computed by quadrature, to the precision of floating-point numbers. All of them may be moved and scaled
+            by an ``AffineTransform``.
             Batch dimensions count as dimensions of the event: ``Normal(zeros(2), 1)`` is one event of shape (2,).
             Boxes mix by `cp.mixture`. Samples are of the marginal at level 0: where the distribution has a bound, some
             lie beyond it, by about σ_0/α_0.

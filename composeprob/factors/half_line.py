@@ -1,4 +1,5 @@
-"""Noised distributions on a half-line or an interval whose noised density has no closed form, by quadrature.
+"""Noised distributions in one dimension whose noised density has no closed form, by quadrature: of a bound, or of heavy
+tails.
 
 The integral ∫ p(u)·N(x; α·u, σ²) du is taken over a coordinate z that leaves no wall and no singularity: u = T(z), with
 q(z) = log p(T(z)) + log T'(z) smooth and concave. The nodes lie between edges of two kinds: evenly over the range
@@ -133,6 +134,9 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
                 -reach,
                 reach,
             )
+        case dist.StudentT() | dist.Cauchy():
+            heavy = as_column(distribution.df if isinstance(distribution, dist.StudentT) else 1.0)
+            return _student(heavy, as_column(distribution.loc), as_column(distribution.scale))
         case dist.Beta():
             return _beta(as_column(distribution.concentration1), as_column(distribution.concentration0))
     return None
@@ -147,6 +151,24 @@ def _gamma(a: Array, rate: Array) -> Coordinate:
         lambda z: a * z - jnp.exp(z) - gammaln(a),
         top - reach - tuning.HALF_LINE_NEGLIGIBLE / a,
         top + jnp.minimum(reach, jnp.log1p(tuning.HALF_LINE_NEGLIGIBLE / a) + 2.0),
+    )
+
+
+def _student(df: Array, loc: Array, scale: Array) -> Coordinate:
+    """u = loc + scale·√ν·sinh z: q = −ν·log cosh z + log Γ((ν + 1)/2) − log Γ(ν/2) − ½ log π."""
+    low, width = tuning.HALF_LINE_NEGLIGIBLE / df, scale * jnp.sqrt(df)
+    reach = low + jnp.log1p(jnp.sqrt(-jnp.expm1(-2 * low)))  # where ν·log cosh z has grown to that
+    return Coordinate(
+        lambda z: loc + width * jnp.sinh(z),
+        lambda u: jnp.arcsinh((u - loc) / width),
+        lambda z: (
+            gammaln((df + 1) / 2)
+            - gammaln(df / 2)
+            - 0.5 * math.log(math.pi)
+            - df * (jnp.logaddexp(z, -z) - math.log(2.0))
+        ),
+        -reach,
+        reach,
     )
 
 

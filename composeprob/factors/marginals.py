@@ -19,7 +19,7 @@ from composeprob.schedule import Noise
 
 SUPPORTED = (
     "Normal, MultivariateNormal, Delta, Uniform, HalfNormal, TruncatedNormal, LogNormal, Gamma, Exponential, "
-    "InverseGamma, Weibull, HalfCauchy, Beta, these moved and scaled (AffineTransform), and mixtures "
+    "InverseGamma, Weibull, HalfCauchy, Beta, StudentT, Cauchy, these moved and scaled (AffineTransform), and mixtures "
     "(MixtureSameFamily, MixtureGeneral)"
 )
 

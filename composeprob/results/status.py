@@ -312,8 +312,8 @@ def few_ancestors(effective: float, distinct: float, num_chains: int, ends: bool
         "shares of modes are as uncertain as with so few chains, and no standard error is given. "
     )
     fix = (
-        "Try more chains, more levels, steps_per_level=3 or more, or weights that differ less (anneal='denoised' for "
-        "observations); or cp.AnnealedMCMC, whose chains are independent."
+        "Try more chains, more levels, steps_per_level=3 or more, or weights that differ less (anneal='moments' or "
+        "'denoised' for observations); or cp.AnnealedMCMC, whose chains are independent."
     )
     return [(Code.ANCESTORS_COLLAPSED, text + fix)]
 

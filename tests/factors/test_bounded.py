@@ -1,4 +1,4 @@
-"""Bounded priors: noised half-lines and intervals against brute-force convolutions, near and far."""
+"""Bounded priors and heavy tails: noised half-lines and intervals against brute-force convolutions, near and far."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 import composeprob as cp
 
@@ -24,6 +24,7 @@ LAWS = {
     "inverse gamma": (dist.InverseGamma(3.0, 2.0), stats.invgamma(3.0, scale=2.0)),
     "Weibull": (dist.Weibull(0.7, 1.6), stats.weibull_min(1.6, scale=0.7)),
     "half-Cauchy": (dist.HalfCauchy(0.7), stats.halfcauchy(scale=0.7)),
+    "Student's t": (dist.StudentT(3.0, 0.3, 0.4), stats.t(3.0, 0.3, 0.4)),
     "arcsine": (dist.Beta(0.5, 0.5), stats.beta(0.5, 0.5)),
     "moved beta": (
         dist.TransformedDistribution(dist.Beta(2.0, 0.8), dist.transforms.AffineTransform(1.0, -3.0)),
@@ -54,7 +55,8 @@ def convolution(law, x, alpha, sigma):
     edges += [low + steps] if np.isfinite(low) else []
     edges += [high - steps] if np.isfinite(high) else []
     edges += [[low + 1e4 * scale]] if not np.isfinite(high) and np.isfinite(low) else []
-    edges = np.unique(np.clip(np.concatenate(edges), max(low, middle - 60 * scale), min(high, middle + 1e4 * scale)))
+    reach = scale * (1e4 if law.dist.name == "t" else 60)
+    edges = np.unique(np.clip(np.concatenate(edges), max(low, middle - reach), min(high, middle + 1e4 * scale)))
     z, w = np.polynomial.legendre.leggauss(20)
     half, centre = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
     u, weights = (centre + half * z).ravel(), (half * w).ravel()
@@ -83,6 +85,19 @@ def test_noised_densities_are_convolutions(name, double_precision):
         np.testing.assert_allclose(value[likely], wanted[0][likely], rtol=1e-5, atol=2e-6)
         np.testing.assert_allclose(score[likely] * sigma, wanted[1][likely] * sigma, rtol=1e-4, atol=2e-5)
         np.testing.assert_array_equal(np.sign(score[~likely]), np.sign(wanted[1][~likely]))  # elsewhere it leads back
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 5.0])
+def test_a_noised_cauchy_distribution_is_voigts(scale, double_precision):
+    noised = cp.Analytic(dist.Cauchy(jnp.asarray(0.3, float), scale), SCHEDULES[0])
+    for schedule, level in LEVELS:
+        noise = schedule.at(level)
+        alpha, sigma = float(noise.alpha), float(noise.sigma)
+        x = np.array([-900.0, -20.0, -1.0, 0.0, 0.3 * alpha, 2.0, 1e4])
+        value, score = jax.vmap(lambda x, noise=noise: noised.evaluate(x, noise, {}))(x)
+        away = x - 0.3 * alpha
+        np.testing.assert_allclose(value, np.log(special.voigt_profile(away, sigma, alpha * scale)), rtol=1e-6)
+        assert np.all(score[away != 0] * away[away != 0] < 0)
 
 
 def test_the_posterior_of_ninety_observations_under_a_box_is_finite_everywhere():

@@ -24,11 +24,6 @@ SAMPLERS = {
 }
 WINDOW, SETS = (-0.75, 0.75, -0.75, 0.75), 100
 
-compiled = []  # seconds in which JAX compiled, one after the other
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, seconds, **_: compiled.append(seconds) if event.endswith("backend_compile_duration") else None
-)
-
 
 @cp.program
 def product(*factors):
@@ -55,7 +50,7 @@ def main(num_chains=1000, out="out", samplers=SAMPLERS):
         tv = cp.metrics.total_variation(cp.metrics.mode_weights(x, MODES), weights)
         return float(tv), float(np.maximum(log_density(x), -20).mean())
 
-    print(f"{density}\n\n{'':18}{'mode TV':>10}{'log-density':>13}{'evaluations':>13}{'seconds':>9}{'compiling':>11}")
+    print(f"{density}\n\n{'':18}{'mode TV':>10}{'log-density':>13}{'evaluations':>13}{'seconds':>9}")
     rows = {}
     with style():
         axes = new_figure(9.6, 7).subplots(2, 3, subplot_kw={"xticks": (-0.5, 0, 0.5)}).ravel()
@@ -63,12 +58,10 @@ def main(num_chains=1000, out="out", samplers=SAMPLERS):
             plot_density(ax, log_density_at(cp.compile(product, factor), "x", 0), WINDOW)
             ax.set_title(f"{name}\na model of the zoo")
         for ax, (name, sampler) in zip(axes[3:], samplers.items(), strict=True):
-            compiled.clear()
             result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=sampler)
-            compiling = sum(compiled)
             tv, height = judge(x := result.unweighted()["x"])
             rows[name] = {"mode_tv": tv, "mean_log_density": height, **result.numbers()}
-            print(f"{name:18}{tv:10.3f}{height:13.2f}{result.evaluations:13,}{result.seconds:9.1f}{compiling:11.1f}")
+            print(f"{name:18}{tv:10.3f}{height:13.2f}{result.evaluations:13,}{result.seconds:9.1f}")
             plot_points(ax, x, f"{name}\nmode TV {tv:.3f}", log_density, WINDOW)
         sets = np.array([judge(x) for x in draws])
         (tv, height), (tv_sd, height_sd) = sets.mean(0), sets.std(0)

@@ -156,8 +156,8 @@ STATEMENTS = {
     "a factor as a weight": (
         scene(lambda x: cp.factor("w", F)),
         errors.WrongTypeError,
-        "the factor",
-        r"cp\.sample\('x', f \* g\)",
+        "'w' is a factor",
+        r"cp\.factor\('w', f, at=x\)",
     ),
     "a site outside": (lambda: cp.sample("y", dist.Normal(0, 1)), errors.ProgramError, "outside", r"@cp\.program"),
     "data outside": (lambda: cp.observe("y", dist.Normal(0, 1), 1), errors.ProgramError, "outside", r"@cp\.program"),

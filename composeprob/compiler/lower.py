@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -29,6 +28,9 @@ from composeprob.factors.nodes import part
 from composeprob.factors.precision import in_precision
 from composeprob.ir.nodes import Graph, leaves, spread
 from composeprob.schedule import Noise, Schedule
+
+Sides = tuple[dict[str, NodeValue], dict[str, NodeValue], Array, dict[str, Array | float]]
+"""By site the marginals and potentials, log of what latents move, and the scores beside that."""
 
 
 class Evaluator(Evaluates):
@@ -74,9 +76,7 @@ class Evaluator(Evaluates):
     def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
         noise, xs, zs = self._split(position, level)
 
-        def factors(
-            xs: dict[str, Array], zs: dict[str, Array]
-        ) -> tuple[dict[str, NodeValue], dict[str, NodeValue], Array, dict[str, Array | float]]:
+        def factors(xs: dict[str, Array], zs: dict[str, Array]) -> Sides:
             outputs = OnDemand(self._batches(zs, noise), xs, noise)
             sides = []
             for expressions in (self.marginal, self.potential):
@@ -96,33 +96,27 @@ class Evaluator(Evaluates):
             gradient = jax.tree.map(jnp.zeros_like, position)
         else:
             likelihood = self.likelihood
-            known: Any = None
+            known: Sides | None = None
             if likelihood.by_moments is not None:
 
-                def scores_of(xs: dict[str, Array]) -> tuple[dict[str, Array], Any]:
+                def scores_of(xs: dict[str, Array]) -> tuple[dict[str, Array], Sides]:
                     found = factors(xs, zs)
                     return {n: found[0][n].score for n in xs}, found
 
                 scores, slope, known = jax.linearize(scores_of, xs, has_aux=True)
             # What is known already has no derivative, which Tweedie means need, and latents that move factors.
-            again = known is None or likelihood.sees_means or self.moved
+            again = likelihood.sees_means or self.moved
 
-            def annotated(xs: dict[str, Array], zs: dict[str, Array]) -> tuple[Array, Any]:
-                marginal, potential, moved, beside = factors(xs, zs) if again else known
+            def annotated(xs: dict[str, Array], zs: dict[str, Array]) -> tuple[Array, tuple[Sides, Array, Array]]:
+                sides = factors(xs, zs) if known is None or again else known
+                marginal, _, moved, _ = sides
                 means = {n: (x + noise.sigma**2 * marginal[n].score) / noise.alpha for n, x in xs.items()}
                 log_prior, log_likelihood = likelihood(xs, means, zs, self.schedule, noise)
                 # What is moved by latents gives them their scores.
-                return log_prior + log_likelihood + moved, (
-                    marginal,
-                    potential,
-                    moved,
-                    beside,
-                    log_prior,
-                    log_likelihood,
-                )
+                return log_prior + log_likelihood + moved, (sides, log_prior, log_likelihood)
 
             (_, aux), (of_x, of_z) = jax.value_and_grad(annotated, argnums=(0, 1), has_aux=True)(xs, zs)
-            marginal, potential, moved, beside, log_prior, log_likelihood = aux
+            (marginal, potential, moved, beside), log_prior, log_likelihood = aux
             gradient = {**of_x, **of_z}
             if likelihood.by_moments is not None:
                 found, of_moments = likelihood.with_moments(xs, zs, scores, slope, self.schedule, noise)
@@ -154,8 +148,8 @@ class Evaluator(Evaluates):
         log_density = _total([log_prior, log_marginal, exact.annealed, log_likelihood, *potentials])
         # A part whose value is not known leaves that of the others, which line integrals need not find again.
         value = _total([log_prior, exact.annealed, log_likelihood, moved, *potentials])
-        known = None if log_density is not None or value is None else Known(value, beside)
-        return Evaluation(log_density, score, wall, known, parts)
+        in_part = None if log_density is not None or value is None else Known(value, beside)
+        return Evaluation(log_density, score, wall, in_part, parts)
 
     def _split(
         self, position: dict[str, Array], level: Array | int
@@ -203,7 +197,7 @@ class Evaluator(Evaluates):
 
     @property
     def knows_latents(self) -> bool:
-        return self.networks_see_none
+        return self.networks_see_none and (self.likelihood is None or self.likelihood.by_moments is None)
 
     def log_known(self, position: dict[str, Array], level: Array | int) -> Array:
         noise, xs, zs = self._split(position, level)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -18,8 +20,7 @@ def read(estimator: Foreign) -> Reading:
     Conditions go through the estimator's own adapter, standardisation and summary network (`Estimator.adapt`). Its
     adapter may rename and join parameters; what transforms them otherwise changes their noise, and is refused.
     """
-    import keras  # BayesFlow has imported it
-
+    keras = sys.modules["keras"]  # BayesFlow has imported it
     if keras.backend.backend() != "jax":
         raise InvalidValueError(
             f"BayesFlow runs on Keras's backend {keras.backend.backend()!r}.",

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 import jax
 import numpy as np
@@ -217,17 +217,21 @@ def infer(
     chosen_here = sampler is None
     sampler, reason = choose(chosen, num_chains) if sampler is None else (sampler, "chosen by the user")
 
-    def state(on: AnnealedDensity, folder: str, pace: Pace | None, chosen: tuple[Sampler, str], **known: Any) -> State:
+    def state(
+        on: AnnealedDensity, folder: str, pace: Pace | None, chosen: tuple[Sampler, str], spent: int = 0
+    ) -> State:
         """A run of this sampler, whose checkpoints are in a folder of this name inside of the call's."""
         kept = checkpoint_dir and Checkpoint(Path(checkpoint_dir.folder) / folder, checkpoint_dir.resume)
-        return State(on, key, num_chains, spread, pace, draws, kept, progress, *chosen, **known)
+        return State(on, key, num_chains, spread, pace, draws, kept, progress, *chosen, spent=spent)
 
-    run = state(chosen, "", pace, (sampler, reason), gives_up=chosen_here)
+    run = state(chosen, "", pace, (sampler, reason))
+    run.gives_up = chosen_here
     try:
         result = carry_out(run)
     except FewAncestors as few:
         why = f"SMC's {num_chains} chains had come to descend from {few}"
-        run = state(density if pace else chosen, "instead", None, independent(chosen, why, num_chains), given_up=True)
+        run = state(density if pace else chosen, "instead", None, independent(chosen, why, num_chains))
+        run.given_up = True
         result = carry_out(run)
     known = result.log_evidence is None or density.top.normalised
     if not (run.weak and known and chosen_here and levels is None and can_wait(density)):

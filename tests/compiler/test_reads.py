@@ -293,7 +293,7 @@ def test_ancestral_order_follows_what_a_function_closes_over():
 
     def closes(f):
         c = cp.sample("c", dist.Normal(0.0, 1.0))
-        cp.sample("x", f * energy_of(c))
+        cp.sample("x", f * energy_of(c), conditional=True)
 
     density = cp.compile(cp.program(closes), NORMAL)
     assert density.sites["c"].kind == "held"

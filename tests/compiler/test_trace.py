@@ -92,7 +92,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_is_run_twice(name):
+def test_a_program_is_run_three_times(name):
     function, *arguments = PROGRAMS[name]
     runs = 0
 
@@ -104,7 +104,7 @@ def test_a_program_is_run_twice(name):
 
     density = cp.compile(cp.program(counted), *arguments)
     # Soft evidence is followed out along rays as well, once for each policy.
-    assert runs <= (7 if name == "every policy" else 2)
+    assert runs <= (8 if name == "every policy" else 3)  # with numbers, with others for scales, with tracers
     position = jax.jit(density.initial)(jax.random.key(0))
     assert {name: site.shape for name, site in density.sites.items()} == jax.tree.map(jnp.shape, position)
     assert jnp.isfinite(jax.jit(density.log_density)(position, 0))
@@ -173,7 +173,7 @@ def test_data_that_become_constants_are_named_with_their_line(name):
         function(*args)
 
     density = cp.compile(cp.program(counted), NORMAL, y)
-    assert runs <= 3
+    assert runs <= 4
     (said,) = [text for text in str(density).splitlines() if "constant" in text]
     assert line(function, words) in said
     assert " y" in said

@@ -24,7 +24,7 @@ def many(f, g):
         cp.sample("t", f)
     s = numpyro.sample("s", dist.HalfNormal(1.0))
     c = numpyro.sample("c", dist.Normal(0.0, 1.0))
-    cp.sample("b", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal())
+    cp.sample("b", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True)
     cp.observe("y", dist.Normal(a[0] + m.sum() + z.sum(), s), 0.7, anneal="tempered")
 
 

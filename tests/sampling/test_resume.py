@@ -130,7 +130,7 @@ def test_refusals(product, whole, tmp_path):
         run(product, checkpoint_dir=file / "c")
     with pytest.raises(WrongTypeError, match="resume must be True, False or None; got 'yes'"):
         cp.Checkpoint(a, resume="yes")
-    with pytest.raises(WrongTypeError, match="a folder's path; got 3"):
+    with pytest.raises(WrongTypeError, match="checkpoint_dir must be a path; got int"):
         run(product, checkpoint_dir=3)
 
 

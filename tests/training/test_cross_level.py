@@ -39,7 +39,7 @@ def test_events_of_a_pair_exchange_their_levels():
     np.testing.assert_array_equal(batch.other.log_snr[:8], batch.other.log_snr[8:])
     levels = crossed(log_snr=None)
     noise, other = levels.noise_pairs(KEY, 64, 4.0)
-    own = np.asarray(levels.schedule.log_snr)
+    own = np.asarray(levels.schedule.levels.log_snr)
     assert np.isin(np.asarray(other.log_snr), own).all()
     np.testing.assert_array_equal(noise.index[:32], other.index[32:])
 

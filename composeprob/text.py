@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import io
 import sys
 import unicodedata
 
-SPELLED = "composeprob.spelled"
-"""The name of the handler of encoding errors, as of `str.encode`, that spells characters out."""
 _ASCII = {
     **dict.fromkeys("−–—‐─━", "-"),
     **dict.fromkeys("│┃", "|"),
@@ -38,8 +37,19 @@ _ASCII = {
 
 def printable(text: str) -> str:
     """The text as standard output can show it."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, SPELLED).decode(encoding)
+    return spelled(text, getattr(sys.stdout, "encoding", None) or "utf-8")
+
+
+def spelled(text: str, encoding: str) -> str:
+    """The text with the characters that an encoding lacks spelled out."""
+    return text.encode(encoding, __name__).decode(encoding)
+
+
+def spell_out(*streams: object) -> None:
+    """Lets text streams spell out what their encodings lack."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=__name__)
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
@@ -57,4 +67,4 @@ def _spelled(character: str) -> str:
     return name[-1].lower() if name[:1] == ["GREEK"] else "?"
 
 
-codecs.register_error(SPELLED, _spell)
+codecs.register_error(__name__, _spell)

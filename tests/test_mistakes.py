@@ -15,7 +15,7 @@ import pytest
 
 import composeprob as cp
 from composeprob import errors
-from composeprob.text import SPELLED
+from composeprob.text import spelled
 from sampling_cases import SCHEDULE, normal, single
 
 KEY, Y = jax.random.key(0), jnp.zeros(2)
@@ -414,5 +414,5 @@ def test_text_is_spelled_where_a_terminal_has_ascii_only():
     [("π ∝ σ²·‖x‖ ± ½ … é", "pi ~ sigma2*||x|| +- 1/2 ... e"), ("λ → −∞", "lambda -> -inf"), ("漢", "?")],
 )
 def test_characters_are_spelled(text, ascii_text):
-    assert text.encode("ascii", SPELLED).decode() == ascii_text
-    assert text.encode("utf-8", SPELLED).decode() == text
+    assert spelled(text, "ascii") == ascii_text
+    assert spelled(text, "utf-8") == text

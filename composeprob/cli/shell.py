@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from composeprob.cli.output import in_options
 from composeprob.errors import ComposeProbError
-from composeprob.text import SPELLED
+from composeprob.text import spell_out
 
 # jax and the rest of the library are imported inside the commands: `composeprob --help` answers at once.
 app = typer.Typer(
@@ -28,9 +27,7 @@ NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Keep no compiled code. Else it is in a private folder under the user's cache."),
 ]
-for _stream in (sys.stdout, sys.stderr):
-    if isinstance(_stream, io.TextIOWrapper):
-        _stream.reconfigure(errors=SPELLED)
+spell_out(sys.stdout, sys.stderr)
 
 
 def _version(shown: bool) -> None:

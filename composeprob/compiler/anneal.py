@@ -64,7 +64,9 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
 
     no_mixture = {name: prior if isinstance(prior, str) else None for name, prior in priors.items()}
     wide = {o.name for o in asking if why(no_mixture.get, o)}  # under another prior than a mixture of Gaussians
-    paying = {o.name for o in asking if o.name in wide and not why(lambda name: _no_use(sites[name]), o)}
+    # Latents in them are moved best where what is known of them is in log-densities.
+    alone = {o.name for o in asking if o.name in wide and not _bridged(graph, (o.name,))}
+    paying = {o.name for o in asking if o.name in alone and not why(lambda name: _no_use(sites[name]), o)}
     wanted = [o for o in asking if (o.anneal.by_moments if o.anneal is not None else o.name in paying)]
     reasons = {o.name: reason for o in asking if (reason := traced.code.reasons[o.name])}
     linear = [o.name for o in asking if o.name not in reasons and (o.name not in wide or o in wanted)]

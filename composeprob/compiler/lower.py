@@ -197,7 +197,8 @@ class Evaluator(Evaluates):
 
     @property
     def knows_latents(self) -> bool:
-        return self.networks_see_none and (self.likelihood is None or self.likelihood.by_moments is None)
+        moments = self.likelihood is not None and self.likelihood.by_moments is not None
+        return bool(self.moved) and self.networks_see_none and not moments
 
     def log_known(self, position: dict[str, Array], level: Array | int) -> Array:
         noise, xs, zs = self._split(position, level)

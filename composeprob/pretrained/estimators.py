@@ -20,9 +20,6 @@ from composeprob.schedule import Schedule
 Foreign = Any
 """An object of another package, known by its attributes only."""
 
-TRIED = {"gensbi": ("0.5",), "bayesflow": ("2.1",)}
-"""The versions whose estimators were read and compared with the packages' own samples, by package."""
-
 
 class Reading(NamedTuple):
     """What a package's file finds in its estimator.
@@ -155,20 +152,22 @@ def from_estimator(estimator: object, schedule: Schedule | None = None, *, label
     References:
         Amerio 2026, *GenSBI*, arXiv 2605.27499. Radev et al. 2023, *BayesFlow*, JOSS 8(89).
     """
+    # The versions whose estimators were read, and compared with the packages' own samples.
+    tried = {"gensbi": "0.5", "bayesflow": "2.1"}
     packages = {base.__module__.partition(".")[0] for base in type(estimator).__mro__}
-    package = next((name for name in TRIED if name in packages), None)
+    package = next((name for name in tried if name in packages), None)
     if package is None:
         raise WrongTypeError(
-            f"from_estimator reads estimators of {', '.join(TRIED)}; got {type(estimator).__module__}."
+            f"from_estimator reads estimators of {', '.join(tried)}; got {type(estimator).__module__}."
             f"{type(estimator).__name__}.",
             fix="wrap another package's network yourself: cp.Diffusion(lambda theta, s, x: …, schedule, event_shape=…, "
             'parameterization="score", time="sigma", conditions=("x",)).',
         )
     version = importlib.metadata.version(package)
-    if ".".join(version.split(".")[:2]) not in TRIED[package]:
+    if ".".join(version.split(".")[:2]) != tried[package]:
         raise LoadError(
-            f"This is {package} {version}; its estimators were read and compared for {', '.join(TRIED[package])}.",
-            fix=f"pip install '{package}=={TRIED[package][-1]}.*', or wrap the network yourself by cp.Diffusion.",
+            f"This is {package} {version}; its estimators were read and compared for {tried[package]}.",
+            fix=f"pip install '{package}=={tried[package]}.*', or wrap the network yourself by cp.Diffusion.",
         )
     from composeprob.pretrained import bayesflow, gensbi
 

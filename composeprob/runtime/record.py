@@ -43,15 +43,6 @@ class Fold(IntEnum):
     SCOUTS = 2**31 - 9
 
 
-WEAK = {
-    Code.SHARES_FROZEN: "the chains lay apart, and their shares rested on nothing",
-    Code.WEIGHTS_COLLAPSED: "weights had come to rest on too few chains",
-    Code.ANCESTORS_COLLAPSED: "the chains descended from too few ancestors",
-    Code.LEVELS_TOO_FEW: "the levels were too far apart for the log-evidence",
-}
-"""What a run on closer levels may have, of what another one lacks, in the words of its reason."""
-
-
 def summarised(state: State, samples: dict[str, np.ndarray], positions: Position, coarse: float | None) -> Result:
     """The result of a run, of its samples, the chains' positions (copies included), and the log-evidence over every
     other level. What takes a compilation of its own (curl, whether the factors agree) is left to who asks for it, and
@@ -103,8 +94,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         *status.not_converged(float(run.drift)),
         *status.few_levels(of_levels),
     )
-    weak = next((why for code, why in WEAK.items() if found.has(code)), "")
-    state.weak = weak if arrived and not state.interrupted else ""
+    state.weak = _weak(found) if arrived and not state.interrupted else ""
     found, overlap = _ended(found, state, arrived), _overlap(state, run, positions)
     scouts, suspects = _scouts(state, run, positions, families), _suspects(density, positions, found)
 
@@ -229,3 +219,14 @@ def _diverged(state: State, positions: Position) -> list[tuple[Code, str]]:
     noised = {name: x for name, x in positions.items() if density.sites[name].kind == "noised"}
     alpha, sigma = (float(np.asarray(each)[-1]) for each in (density.schedule.alpha, density.schedule.sigma))
     return status.diverged(noised, alpha, sigma) if density.num_levels > 1 else []
+
+
+def _weak(found: Status) -> str:
+    """What a run lacks that one on closer levels may have, in the words of that one's reason."""
+    words = {
+        Code.SHARES_FROZEN: "the chains lay apart, and their shares rested on nothing",
+        Code.WEIGHTS_COLLAPSED: "weights had come to rest on too few chains",
+        Code.ANCESTORS_COLLAPSED: "the chains descended from too few ancestors",
+        Code.LEVELS_TOO_FEW: "the levels were too far apart for the log-evidence",
+    }
+    return next((why for code, why in words.items() if found.has(code)), "")

@@ -115,7 +115,7 @@ class Estimator(Diffusion):
         return self.adapter(**data) if x is None else self.adapter(x, **data)
 
     def parameters(self, u: ArrayLike) -> np.ndarray:
-        """Makes θ = location + scale·u of samples, (…, *event_shape)."""
+        """Makes θ = location + scale·u of samples u, whose last axes are those of the event."""
         if np.shape(u)[np.ndim(u) - len(self.event_shape) :] != self.event_shape:
             raise ShapeError(
                 f"Events of '{self.label}' have shape {self.event_shape}; got an array {np.shape(u)}.",

@@ -207,8 +207,8 @@ def test_exact_at_levels_it_was_not_made_for():
 
 
 def test_bad_arguments():
-    with pytest.raises(WrongTypeError, match=r"A noised Cauchy has no closed form here.*\n  Fix: use Normal"):
-        cp.Analytic(dist.Cauchy(1.0, 1.0), SCHEDULE)
+    with pytest.raises(WrongTypeError, match=r"A noised Laplace has no closed form here.*\n  Fix: use Normal"):
+        cp.Analytic(dist.Laplace(1.0, 1.0), SCHEDULE)
     with pytest.raises(WrongTypeError, match=r"schedule must be a cp\.Schedule; got float"):
         cp.Analytic(dist.Normal(0.0, 1.0), 0.5)
     with pytest.raises(WrongTypeError, match="takes a NumPyro distribution or an array of points; got str"):

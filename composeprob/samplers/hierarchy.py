@@ -63,8 +63,13 @@ def interweaves(density: AnnealedDensity) -> bool:
     would do."""
     layout, sites = Layout.of_density(density), density.sites.values()
     needs, members = "energy" not in density.capabilities, any(site.plates for site in sites)
-    few = layout.size - layout.dims <= tuning.LATENTS.most or (needs and members)
-    return few and layout.dims > 0 and (needs or members) and density.evaluator.knows_latents
+    number = layout.size - layout.dims
+    few = number <= tuning.LATENTS.most or (needs and members)
+    if not (few and layout.dims > 0 and (needs or members) and density.evaluator.knows_latents):
+        return False
+    # Runs whose widths no latent moves came out too wide, though each move leaves exact draws alone: others take them.
+    known, ones = Known(density, density.schedule.at(0), layout), jnp.ones(number)
+    return bool(jnp.any(jax.jvp(lambda z: known.frame(z)[1], (0.1 * ones,), (ones,))[1] != 0))
 
 
 Evaluate = Callable[[Array], tuple[Array, Array]]

@@ -147,7 +147,7 @@ def placed(
     axes = tuple(plate.count for plate in plates)
     cells = jnp.broadcast_to(own.reshape(*ones, own.shape[-1]), (*axes, own.shape[-1]))
     scattered = Scattered(score.reshape(cells.shape), cells, shape, in_order(own, shape))
-    return scattered if axes else scattered.whole
+    return scattered if axes else scattered.dense
 
 
 def in_order(cells: np.ndarray, shape: tuple[int, ...]) -> bool:

@@ -45,7 +45,7 @@ class Scattered(eqx.Module):
     ordered: bool = eqx.field(static=True)
 
     @property
-    def whole(self) -> Array:
+    def dense(self) -> Array:
         """Each as a function of the whole site, (…, *shape)."""
         rows = math.prod(self.cells.shape[:-1])
         cells, values = (a.reshape(rows, -1) for a in (self.cells, self.values))
@@ -127,15 +127,15 @@ class Parts(eqx.Module):
         terms = [term(part(outputs, noise), i) for i, part in enumerate(self.parts)]
         return NodeValue(
             _stack([t.log_density for t in terms]),
-            jnp.stack([whole(t.score) for t in terms]),
+            jnp.stack([dense(t.score) for t in terms]),
             _stack([t.rate for t in terms]),
             jnp.stack([t.excess for t in terms]),
         )
 
 
-def whole(score: Array | Scattered) -> Array:
+def dense(score: Array | Scattered) -> Array:
     """A score over the whole site."""
-    return score.whole if isinstance(score, Scattered) else score
+    return score.dense if isinstance(score, Scattered) else score
 
 
 def _stack(values: list[Array | None]) -> Array | None:

@@ -16,7 +16,7 @@ from composeprob.compiler.check import node_capabilities, site_parts
 from composeprob.compiler.closed_form import closed_form
 from composeprob.compiler.draws import Draw, chosen
 from composeprob.compiler.experts import experts
-from composeprob.compiler.expressions import Expression, NodeValue, lower_expression, whole
+from composeprob.compiler.expressions import Expression, NodeValue, dense, lower_expression
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation, Known, Parts, Wall
@@ -198,7 +198,7 @@ class Evaluator(Evaluates):
     @property
     def knows_latents(self) -> bool:
         moments = self.likelihood is not None and self.likelihood.by_moments is not None
-        return bool(self.moved) and self.networks_see_none and not moments
+        return self.networks_see_none and not moments
 
     def log_known(self, position: dict[str, Array], level: Array | int) -> Array:
         noise, xs, zs = self._split(position, level)
@@ -231,7 +231,7 @@ class Evaluator(Evaluates):
         noise, xs, zs = self._split(position, level)
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
         return tuple(
-            {site: jnp.sum(whole(outputs[slot][1]).reshape(-1, *xs[site].shape), 0)} for site, slot in self.places
+            {site: jnp.sum(dense(outputs[slot][1]).reshape(-1, *xs[site].shape), 0)} for site, slot in self.places
         )
 
     def expert_values(self, position: dict[str, Array], level: Array | int) -> tuple[ExpertValue, ...]:
@@ -240,7 +240,7 @@ class Evaluator(Evaluates):
         found = []
         for site, expression in zip(self.asked, self.experts, strict=True):
             value = expression(outputs, noise)
-            scores = whole(value.score).reshape(-1, xs[site].size)
+            scores = dense(value.score).reshape(-1, xs[site].size)
             log_density = jnp.nan if value.log_density is None else value.log_density
             found.append(ExpertValue(scores, jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])))
         return tuple(found)

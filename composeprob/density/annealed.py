@@ -58,7 +58,7 @@ class Evaluates(eqx.Module):
     @property
     @abc.abstractmethod
     def knows_latents(self) -> bool:
-        """Whether noised sites hang on latents, and `log_known` has all that depends on these."""
+        """Whether there are latents, and `log_known` has all that depends on them."""
 
     @abc.abstractmethod
     def log_known(self, position: Position, level: Array | int) -> Array:

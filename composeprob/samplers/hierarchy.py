@@ -63,13 +63,9 @@ def interweaves(density: AnnealedDensity) -> bool:
     would do."""
     layout, sites = Layout.of_density(density), density.sites.values()
     needs, members = "energy" not in density.capabilities, any(site.plates for site in sites)
-    number = layout.size - layout.dims
-    few = number <= tuning.LATENTS.most or (needs and members)
-    if not (few and layout.dims > 0 and (needs or members) and density.evaluator.knows_latents):
+    if layout.dims == 0 or not (needs or members) or not density.evaluator.knows_latents:
         return False
-    # Runs whose widths no latent moves came out too wide, though each move leaves exact draws alone: others take them.
-    known, ones = Known(density, density.schedule.at(0), layout), jnp.ones(number)
-    return bool(jnp.any(jax.jvp(lambda z: known.frame(z)[1], (0.1 * ones,), (ones,))[1] != 0))
+    return layout.size - layout.dims <= tuning.LATENTS.most or (needs and members)
 
 
 Evaluate = Callable[[Array], tuple[Array, Array]]
@@ -117,21 +113,23 @@ class Interweaving(Kernel[KernelState]):
 
     def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
         assert self.known is not None
-        (name, v), known = next(iter(state.position.items())), self.known
+        (name, block), known = next(iter(state.position.items())), self.known
+        order = known.layout.entries(tuple(known.density.sites))  # of the block: sites by name, not noised ones first
+        back = np.argsort(order)
 
         def evaluate(v: Array) -> tuple[Array, Array]:
-            found = target({name: v})
-            return found.score[name], found.zero & ~state.evaluation.zero
+            found = target({name: v[order]})
+            return found.score[name][back], found.zero & ~state.evaluation.zero
 
         first, second, last = jax.random.split(key, 3)
-        v, score = _latents(first, known, v, state.evaluation.score[name])
+        v, score = _latents(first, known, block[back], state.evaluation.score[name][back])
         v, score, info = _members(second, known, v, score, evaluate, step_size)
 
-        def together(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            return _together(jax.random.fold_in(last, i), known, *carry, evaluate)
+        def joint(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            return _joint_move(jax.random.fold_in(last, i), known, *carry, evaluate)
 
-        v, score = jax.lax.fori_loop(0, tuning.LATENTS.joint, together, (v, score))
-        moved = KernelState({name: v}, target({name: v}))
+        v, score = jax.lax.fori_loop(0, tuning.LATENTS.joint, joint, (v, score))
+        moved = KernelState({name: v[order]}, target({name: v[order]}))
         bad = ~jnp.all(jnp.isfinite(moved.evaluation.score[name]))
         chosen = jax.tree.map(lambda new, old: jnp.where(bad, old, new), moved, state)
         return chosen, dataclasses.replace(info, non_finite=info.non_finite | bad)
@@ -201,13 +199,13 @@ def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, A
         taken = _log_u(accept) <= there - log_p
         return jnp.where(taken, there_at, z), jnp.where(taken, there, log_p)
 
-    def turn(i: Array, z: Array) -> Array:
+    def sweep(i: Array, z: Array) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, i), 1 + tuning.LATENTS.singles)
         start = newton(keys[0], z)
         return jax.lax.fori_loop(0, tuning.LATENTS.singles, lambda t, now: single(keys[1 + t], *now), start)[0]
 
     after, gradient = (
-        jnp.concatenate([y, jax.lax.fori_loop(0, tuning.LATENTS.turns, turn, z)]),
+        jnp.concatenate([y, jax.lax.fori_loop(0, tuning.LATENTS.turns, sweep, z)]),
         jax.grad(known.log_density),
     )
     return after, score + gradient(after) - gradient(v)
@@ -248,7 +246,7 @@ def _log_wider(before: Array, after: Array) -> Array:
     return jnp.sum(jnp.log(after / before))
 
 
-def _together(key: Array, known: Known, v: Array, score: Array, evaluate: Evaluate) -> tuple[Array, Array]:
+def _joint_move(key: Array, known: Known, v: Array, score: Array, evaluate: Evaluate) -> tuple[Array, Array]:
     """Step 3: v after a move of φ that takes η along, and the score there."""
     d = known.layout.dims
     y, z = jnp.split(v, [d])

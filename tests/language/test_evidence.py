@@ -173,8 +173,12 @@ class TestKernel:
     LEVEL = 10
     CHAINS = 4000
 
-    @staticmethod
-    def density():
+    @pytest.fixture(autouse=True, params=["eta", "zeta"], ids=["members first", "latents first"])
+    def _site(self, request):
+        """A site whose name comes before those of latents, as blocks have sites by name, and one that comes after."""
+        self.site = request.param
+
+    def density(self):
         flat = cp.Diffusion(lambda x, t: -x, LEVELS, event_shape=(), parameterization="score", time="log_snr")
 
         @cp.program
@@ -182,8 +186,8 @@ class TestKernel:
             mu = cp.sample("mu", dist.Normal(0.5, 1.0))
             tau = cp.sample("tau", dist.LogNormal(0.0, 0.5))
             with numpyro.plate("subjects", 2):
-                eta = cp.sample("eta", dist.Normal(mu, tau))
-                cp.factor("x", flat, at=eta)
+                cp.sample(self.site, dist.Normal(mu, tau))
+                cp.factor("x", flat, at=self.site)
 
         return cp.compile(two)
 

@@ -42,7 +42,7 @@ CASES = [
         network("epsilon"),
         tuning.MANY_CHAINS,
         cp.AnnealedMCMC,
-        "only its score",
+        "latents move with what hangs on them",
     ),
 ]
 
@@ -98,7 +98,6 @@ def test_the_result_says_it():
 MIXED = {
     "many chains": (normal([0.0, 0.0]), tuning.MANY_CHAINS, cp.MALA()),
     "few chains": (normal([0.0, 0.0]), 12, cp.HMC()),
-    "scores only": (network("epsilon"), 12, cp.MALA(log_ratio=cp.LineIntegral(3, "simpson"))),
 }
 
 

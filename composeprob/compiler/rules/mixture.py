@@ -13,7 +13,7 @@ from jax import Array
 from composeprob.compiler.check import has_rate, node_capabilities
 from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, prior_of
 from composeprob.compiler.experts import Raised, expert, experts_of
-from composeprob.compiler.expressions import Expression, NodeValue, Outputs, Parts, lower_expression, parts_of, whole
+from composeprob.compiler.expressions import Expression, NodeValue, Outputs, Parts, dense, lower_expression, parts_of
 from composeprob.compiler.latents import stays_normalised
 from composeprob.compiler.normalise import each_normal, normal_of, runs
 from composeprob.compiler.tails import Tail, tail_of
@@ -123,7 +123,7 @@ class MixtureExpression(Expression):
     log_weights: Array
 
     def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
-        values = self.parts(outputs, noise, lambda value, _: replace(value, score=whole(value.score)))
+        values = self.parts(outputs, noise, lambda value, _: replace(value, score=dense(value.score)))
         assert values.log_density is not None
         joint = self.log_weights + values.log_density
         responsibilities = jax.nn.softmax(joint)

@@ -33,6 +33,13 @@ def log_uniform(normal: Array) -> Array:
     return jnp.log(0.5 * erfc(-math.sqrt(0.5) * normal))
 
 
+def accept(log_u: Array, log_ratio: Array) -> tuple[Array, Array]:
+    """Whether U ≤ min(1, exp(log_ratio)), and that probability, each of any shape; NaN rejects."""
+    known = ~jnp.isnan(log_ratio)
+    probability = jnp.where(known, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
+    return known & (log_u <= log_ratio), probability  # log U is never −∞: a ratio of −∞ cannot be accepted
+
+
 def metropolis(
     log_u: Array,
     log_ratio: Array,
@@ -63,8 +70,7 @@ def metropolis(
     leaving = proposed.evaluation.zero & ~rejected.evaluation.zero
     log_ratio = jnp.where(leaving, -jnp.inf, log_ratio)  # a line integral of the score does not see a wall
     usable = finite(proposed) & ~jnp.isnan(log_ratio)
-    probability = jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
-    accepted = usable & (log_u <= log_ratio)  # log U is never −∞: a ratio of −∞ cannot be accepted
+    accepted, probability = accept(log_u, jnp.where(usable, log_ratio, jnp.nan))
     if log_target_ratio is None:
         there, here = comparable(proposed, rejected)
         log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)

@@ -15,7 +15,7 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position, Target
 from composeprob.kernels import Adaptive, Info, Kernel, KernelState
-from composeprob.kernels.metropolis import log_uniform
+from composeprob.kernels.metropolis import accept, log_uniform
 from composeprob.kernels.step_size import StepSizeLike, as_step_size
 from composeprob.samplers.layout import Layout
 from composeprob.schedule import Noise
@@ -135,8 +135,15 @@ class Interweaving(Kernel[KernelState]):
         return chosen, dataclasses.replace(info, non_finite=info.non_finite | bad)
 
 
-def _log_u(key: Array, shape: tuple[int, ...] = ()) -> Array:
-    return log_uniform(jax.random.normal(key, shape))
+def _accept(key: Array, log_ratio: Array) -> tuple[Array, Array]:
+    """`accept` with a uniform number of its own for each ratio."""
+    return accept(log_uniform(jax.random.normal(key, log_ratio.shape)), log_ratio)
+
+
+def _integral(first: Array, middle: Array, last: Array) -> tuple[Array, Array]:
+    """∫ from 0 to 1 of what has these values at 0, ½ and 1, by Simpson's rule, and its error: a quarter of what the
+    trapezoid is off by."""
+    return (first + 4 * middle + last) / 6, jnp.abs(first - 2 * middle + last) / 12
 
 
 class _Local(eqx.Module):
@@ -179,24 +186,24 @@ def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, A
 
     def newton(key: Array, z: Array) -> tuple[Array, Array]:
         """N(φ + θ·H⁻¹∇log p, θ(2 − θ)·H⁻¹) with a θ of its own each time: of a Gaussian it is never rejected."""
-        draw, length, accept = jax.random.split(key, 3)
+        draw, length, last = jax.random.split(key, 3)
         here, theta = _Local.at(known, y, z, everything), jax.random.uniform(length, minval=0.1, maxval=1.0)
         scale = jnp.sqrt(theta * (2 - theta))
         there_at = z + theta * here.newton() + scale * here.spread(jax.random.normal(draw, z.shape))
         there = _Local.at(known, y, there_at, everything)
         forth = here.log_q(there_at - z - theta * here.newton(), scale)
         back = there.log_q(z - there_at - theta * there.newton(), scale)
-        taken = _log_u(accept) <= there.log_p - here.log_p + back - forth
+        taken, _ = _accept(last, there.log_p - here.log_p + back - forth)
         return jnp.where(taken, there_at, z), jnp.where(taken, there.log_p, here.log_p)
 
     def single(key: Array, z: Array, log_p: Array) -> tuple[Array, Array]:
         """One coordinate by a step of any order of magnitude, for where the curvature misleads."""
-        which, length, draw, accept = jax.random.split(key, 4)
+        which, length, draw, last = jax.random.split(key, 4)
         low, high = np.log(tuning.LATENTS.lengths)
         size = jnp.exp(jax.random.uniform(length, minval=low, maxval=high))
         there_at = z.at[jax.random.randint(which, (), 0, z.size)].add(size * jax.random.normal(draw))
         there = known.log_density(jnp.concatenate([y, there_at]))
-        taken = _log_u(accept) <= there - log_p
+        taken, _ = _accept(last, there - log_p)
         return jnp.where(taken, there_at, z), jnp.where(taken, there, log_p)
 
     def sweep(i: Array, z: Array) -> Array:
@@ -204,10 +211,8 @@ def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, A
         start = newton(keys[0], z)
         return jax.lax.fori_loop(0, tuning.LATENTS.singles, lambda t, now: single(keys[1 + t], *now), start)[0]
 
-    after, gradient = (
-        jnp.concatenate([y, jax.lax.fori_loop(0, tuning.LATENTS.turns, sweep, z)]),
-        jax.grad(known.log_density),
-    )
+    after = jnp.concatenate([y, jax.lax.fori_loop(0, tuning.LATENTS.turns, sweep, z)])
+    gradient = jax.grad(known.log_density)
     return after, score + gradient(after) - gradient(v)
 
 
@@ -216,7 +221,7 @@ def _members(
 ) -> tuple[Array, Array, Info]:
     """Step 2: v after MALA of each member by itself, and the score there."""
     d, members = known.layout.dims, known.members
-    draw, accept = jax.random.split(key)
+    draw, last = jax.random.split(key)
 
     def total(values: Array) -> Array:
         return jnp.zeros((members[-1] + 1,)).at[members].add(values)
@@ -226,16 +231,16 @@ def _members(
     nodes = jnp.stack([v.at[:d].add(share * way) for share in (0.5, 1.0)])
     (middle, end), zero = jax.vmap(evaluate)(nodes)
     middle, end = middle[:d], end[:d]
-    trapezoid = 0.5 * total((s + end) * way)
-    log_target = trapezoid / 3 + total(middle * way) * (2 / 3)
-    ratio = log_target - trapezoid + 0.25 * h * total(s**2 - end**2)
-    usable = jnp.isfinite(ratio) & ~zero[1] & (jnp.abs(log_target - trapezoid) <= 4 * tuning.LATENTS.bend)
-    probability = jnp.where(usable, jnp.exp(jnp.minimum(ratio, 0.0)), 0.0)
-    taken = (usable & (_log_u(accept, ratio.shape) <= ratio))[members]
+    log_target, bend = _integral(total(s * way), total(middle * way), total(end * way))
+    log_back = 0.25 * h * total(s**2 - end**2) - 0.5 * total((s + end) * way)  # log q(η|η') − log q(η'|η)
+    ratio = log_target + log_back
+    usable = jnp.isfinite(ratio) & ~zero[1] & (bend <= tuning.LATENTS.bend)
+    accepted, probability = _accept(last, jnp.where(usable, ratio, jnp.nan))
+    taken = accepted[members]
     after = jnp.where(taken, nodes[1, :d], v[:d])
     after = jnp.concatenate([after, v[d:]])
     gradient = jax.grad(known.log_density)(after)[d:]
-    error = jnp.sum(jnp.where(usable, jnp.abs(log_target - trapezoid), 0.0) * probability)
+    error = jnp.sum(jnp.where(usable, 4 * bend, 0.0) * probability)
     error = error / jnp.maximum(jnp.sum(probability), 1e-6)
     info = Info(jnp.mean(probability), jnp.any(taken), ~jnp.all(jnp.isfinite(ratio)), jnp.asarray(jnp.nan), error)
     return after, jnp.concatenate([jnp.where(taken, end, s), gradient]), info
@@ -250,7 +255,7 @@ def _joint_move(key: Array, known: Known, v: Array, score: Array, evaluate: Eval
     """Step 3: v after a move of φ that takes η along, and the score there."""
     d = known.layout.dims
     y, z = jnp.split(v, [d])
-    draw, length, alone, which, accept = jax.random.split(key, 5)
+    draw, length, alone, which, last = jax.random.split(key, 5)
     one = jnp.arange(z.size) == jax.random.randint(which, (), 0, z.size)
     moving = one | (jax.random.uniform(alone) < 0.5)
     low, high = np.log(tuning.LATENTS.ratios)
@@ -268,13 +273,11 @@ def _joint_move(key: Array, known: Known, v: Array, score: Array, evaluate: Eval
     found, zero = jax.vmap(evaluate)(nodes[1:])
     scores = jnp.concatenate([score[None], found])
     of_u = scores - jax.vmap(jax.grad(known.log_density))(nodes)
-    slopes = jnp.sum(of_u[:, :d] * velocity[:, :d], axis=1)
+    of_moved, bend = _integral(*jnp.sum(of_u[:, :d] * velocity[:, :d], axis=1))
     there = _Local.at(known, nodes[2, :d], nodes[2, d:], moving)
     wider = _log_wider(width, known.frame(nodes[2, d:])[1])
-    ratio = there.log_p - here.log_p + (slopes[0] + 4 * slopes[1] + slopes[2]) / 6 + wider
-    ratio = ratio + there.log_q(way, scale) - here.log_q(way, scale)
+    ratio = there.log_p - here.log_p + of_moved + wider + there.log_q(way, scale) - here.log_q(way, scale)
     # The nodes are those of the way back too: what is refused for its error is refused both ways.
-    bend = jnp.abs(slopes[0] - 2 * slopes[1] + slopes[2]) / 12
     usable = jnp.all(jnp.isfinite(found)) & ~zero[1] & (bend <= tuning.LATENTS.bend)
-    taken = usable & (_log_u(accept) <= ratio)
+    taken, _ = _accept(last, jnp.where(usable, ratio, jnp.nan))
     return jnp.where(taken, nodes[2], v), jnp.where(taken, found[1], score)

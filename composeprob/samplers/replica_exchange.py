@@ -20,7 +20,7 @@ from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Estimated, Info, Kernel, mean_acceptance
 from composeprob.kernels.gibbs import parts_of, with_field, with_parts
-from composeprob.kernels.metropolis import log_uniform
+from composeprob.kernels.metropolis import accept, log_uniform
 from composeprob.pytree import where
 from composeprob.samplers.descent import Carry, Descent, Level, Now
 from composeprob.samplers.layout import Layout
@@ -169,13 +169,14 @@ class Exchange(Descent):
         def ensemble(old: Replicas, query: Array, found: Evaluation, z: Array) -> tuple[Replicas, Array]:
             here, there = (old.points, old.evaluation), (query, found)
             log_ratio = self.meet.log_ratios(now.end, partner, *here, *there)
-            taken = log_uniform(z[jnp.minimum(index, partner)]) <= log_ratio  # a number for each pair; not NaN
+            taken, probability = accept(
+                log_uniform(z[jnp.minimum(index, partner)]), log_ratio
+            )  # a number for each pair
             points, evaluation = jax.vmap(where)(taken | ~rungs.swaps, there, here)
             origin = jnp.where(taken, partner, index)
             from_top = old.from_top[origin].at[-1].set(True)
             trips = old.trips[origin].at[0].add(from_top[0])
-            tried = (partner > index) & ~jnp.isnan(log_ratio)
-            probability = jnp.where(tried, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
+            probability = jnp.where(partner > index, probability, 0.0)
             from_top = from_top.at[0].set(False)
             return Replicas(points, evaluation, old.inner, from_top=from_top, trips=trips), probability
 

@@ -46,10 +46,8 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
         return sampler, f"one level only, so nothing anneals: HMC from the prior, tuned in a warm-up{then}"
     if num_chains < tuning.MANY_CHAINS:
         return independent(density, f"fewer than {tuning.MANY_CHAINS} chains", num_chains)
-    (closings, then), enough = (
-        closed_by(density, num_chains, weighed=True),
-        f"{num_chains} chains are enough to resample",
-    )
+    closings, then = closed_by(density, num_chains, weighed=True)
+    enough = f"{num_chains} chains are enough to resample"
     if "feynman_kac" in can and (energy or all(site.kind != "static" for site in density.sites.values())):
         why = f"{enough}, which keeps the modes' shares right"
         if energy:

@@ -1,4 +1,4 @@
-"""`cache` keeps what XLA compiles in a folder, for the next process."""
+"""`cache` keeps what XLA compiles in a folder, for the next process, which must then trace the same programs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import jax
+from numpyro.distributions import Distribution
 
 from composeprob.errors import InvalidValueError
+
+_fields = Distribution.gather_pytree_data_fields.__func__
+# NumPyro flattens a distribution in the order of a set of strings, which each process hashes anew: compiled code would
+# be found in half of them, and processes of one run would not hold the same program.
+Distribution.gather_pytree_data_fields = classmethod(lambda cls: tuple(sorted(_fields(cls))))
 
 
 def cache(folder: str | Path | None = None) -> Path:

@@ -193,8 +193,8 @@ def digest(tree: PyTree[Array] | str) -> str:
 
 
 def named_leaves(tree: PyTree[Array], above: str = "") -> list[tuple[str, Array]]:
-    """The leaves in `jax.tree.leaves`' order, with names that are the same in every process: NumPyro flattens a
-    distribution in the order of a set of strings, and its key paths number that order."""
+    """The leaves in `jax.tree.leaves`' order; those of a distribution by the names of its fields, which key paths
+    number and another version of NumPyro has more of."""
     if isinstance(tree, Distribution):
         fields, (children, _) = type(tree).gather_pytree_data_fields(), tree.tree_flatten()
         pairs = zip(fields, children, strict=True)

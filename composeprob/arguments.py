@@ -104,28 +104,15 @@ def check_key(key: object) -> None:
         raise WrongTypeError(f"key must be one typed random key; got {type(key).__name__}.", fix=fix)
 
 
-def check_number(value: object, what: str, least: int = 1) -> int:
-    """Returns the value as an int.
-
-    Raises:
-        InvalidValueError: it is no whole number, or less than ``least``.
-    """
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise InvalidValueError(
-            f"{what} must be a whole number ≥ {least}; got {value!r}.", fix="pass an int, such as 64."
-        )
-    return int(value)
-
-
-def check_count(value: object, name: str) -> int:
-    """Returns a number of chains, draws or transitions as an int.
+def check_count(value: object, what: str, least: int = 1) -> int:
+    """Returns a number of chains, draws, steps or the like as an int.
 
     Raises:
         WrongTypeError: it is no whole number.
-        InvalidValueError: it is below 1.
+        InvalidValueError: it is less than ``least``.
     """
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise WrongTypeError(f"{name} must be a whole number; got {value!r}.", fix="pass an int, such as 1000.")
-    if value < 1:
-        raise InvalidValueError(f"{name} must be at least 1; got {value}.", fix="ask for one or more.")
+        raise WrongTypeError(f"{what} must be a whole number; got {value!r}.", fix="pass an int, such as 64.")
+    if value < least:
+        raise InvalidValueError(f"{what} must be at least {least}; got {value}.", fix=f"ask for {least} or more.")
     return int(value)

@@ -12,7 +12,7 @@ import numpyro
 from jax import Array
 from jax.custom_batching import custom_vmap
 
-from composeprob.arguments import check_number
+from composeprob.arguments import check_count
 from composeprob.compiler.pipeline import compile
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, DoublyIntractableError, WrongTypeError
@@ -82,7 +82,7 @@ def as_distribution(
             f"sampler must be a sampler; got {type(sampler).__name__}.",
             fix="for example cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.SMC().",
         )
-    check_number(num_chains, "num_chains")
+    check_count(num_chains, "num_chains")
     if isinstance(factor, Analytic):
         return ClosedFactor(factor, schedule or factor.schedule)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(factor)):

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from composeprob import tuning
-from composeprob.arguments import check_key, check_number
+from composeprob.arguments import check_count, check_key
 from composeprob.calibration.annealed import annealed
 from composeprob.calibration.quadrature import integrals
 from composeprob.compiler.pipeline import compile, lowered
@@ -241,8 +241,8 @@ def _check(factor: object, key: object, num_chains: object, repeats: object) -> 
             "cp.product(*[f.given(x=x) for x in xs]).",
         )
     check_key(key)
-    check_number(num_chains, "num_chains", least=2)
-    check_number(repeats, "repeats", least=2)
+    check_count(num_chains, "num_chains", least=2)
+    check_count(repeats, "repeats", least=2)
     if factor.event_shape is None:
         raise ShapeError(
             f"Factor '{getattr(factor, 'label', '')}' has no event shape, so there is nothing to integrate over.",

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob.arguments import check_count
 from composeprob.density.evaluation import Position
-from composeprob.errors import WrongTypeError
 from composeprob.pytree import vdot
 
 if TYPE_CHECKING:
@@ -60,11 +60,7 @@ class NumPyroPotential:
         Returns:
             A position; for more than one chain with a leading axis of ``num_chains``, as `MCMC.run` wants it.
         """
-        if not isinstance(num_chains, int) or num_chains < 1:
-            raise WrongTypeError(
-                f"num_chains must be a whole number of at least 1; got {num_chains!r}.",
-                fix="pass the number that MCMC was given.",
-            )
+        check_count(num_chains, "num_chains")
 
         @jax.jit
         def start(key: Array) -> Position:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
-from composeprob.arguments import check_number
+from composeprob.arguments import check_count
 from composeprob.errors import ConditionError, InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors.algebra import common_shape, mixture, shares_of
 from composeprob.factors.base import Factor, LeafFactor, is_factor
@@ -125,7 +125,7 @@ def _columns(what: str, factor: Factor, values: object, block: int | None) -> tu
                 fix=f"use one of: {has}." if known else "build the factor with conditions=(…,).",
             )
     if block is not None:
-        check_number(block, "block")
+        check_count(block, "block")
     columns = {name: _column(value) for name, value in values.items()}
     shapes = {name: [jnp.shape(a) for a in jax.tree.leaves(column)] for name, column in columns.items()}
     for name, found in shapes.items():

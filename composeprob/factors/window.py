@@ -9,6 +9,7 @@ import equinox as eqx
 import numpy as np
 from jax.typing import ArrayLike
 
+from composeprob.arguments import check_count
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.factors import show
 from composeprob.factors.algebra import check_factors
@@ -128,11 +129,7 @@ def window(
             f"A window needs a canvas with as many axes as the factor's event; got {canvas} for events {event}.",
             fix=f"pass a canvas_shape of {len(event)} axes.",
         )
-    if not isinstance(scale, int) or scale < 1:
-        raise InvalidValueError(
-            f"A window's scale must be a whole number ≥ 1; got {scale!r}.",
-            fix="pass how many pixels of the canvas, along each axis, one of the window averages.",
-        )
+    check_count(scale, "A window's scale")
     if len(offset) > len(canvas):
         raise ShapeError(
             f"offset {offset} has more axes than the canvas {canvas}.", fix=f"pass at most {len(canvas)} numbers."

@@ -14,12 +14,13 @@ from jax import Array
 from jaxtyping import PyTree
 
 from composeprob import pytree, tuning
+from composeprob.arguments import check_count
 from composeprob.density.evaluation import Position, Target
 from composeprob.errors import CapabilityError, ConditionError, WrongTypeError
 from composeprob.kernels.base import Info, Kernel, KernelState, log_density_of
 from composeprob.kernels.metric import EUCLIDEAN, Estimated, Metric, MetricLike, as_metric, in_force
 from composeprob.kernels.metropolis import unadjusted
-from composeprob.kernels.step_size import Adaptive, as_step_size, check_count, match_precision
+from composeprob.kernels.step_size import Adaptive, as_step_size, match_precision
 
 if TYPE_CHECKING:
     from blackjax.base import SamplingAlgorithm
@@ -111,7 +112,7 @@ class BlackJAX(Kernel[BlackJAXState]):
         self.arrays = jax.tree.map(jnp.asarray, numeric)
         self.options = tuple(sorted((k, v) for k, v in parameters.items() if k not in numeric))
         self.evaluations = _guess_evaluations(algorithm, parameters) if evaluations is None else evaluations
-        check_count(self.evaluations, "BlackJAX(evaluations=)", minimum=1)
+        check_count(self.evaluations, "BlackJAX(evaluations=)")
 
     def __repr__(self) -> str:
         parameters = "".join(f", {k}={v!r}" for k, v in self.options) + "".join(f", {k}=…" for k in self.arrays)

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob import pytree
+from composeprob.arguments import check_count
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.kernels.base import Kernel, KernelState, Trajectory, log_density_of
 from composeprob.kernels.metric import Metric, MetricLike, as_metric, in_force
 from composeprob.kernels.metropolis import kick_energy
-from composeprob.kernels.step_size import as_scalar, check_count, check_range, match_precision
+from composeprob.kernels.step_size import as_scalar, check_range, match_precision
 
 
 class HamiltonianState(KernelState):
@@ -64,7 +65,7 @@ class Hamiltonian(Kernel[HamiltonianState]):
 
     def __check_init__(self) -> None:
         name = type(self).__name__
-        check_count(self.num_leapfrog, f"{name}(num_leapfrog=)", minimum=1)
+        check_count(self.num_leapfrog, f"{name}(num_leapfrog=)")
         check_range(
             self.damping, f"{name}(damping=)", 0.0, 1.0, closed=True, fix="a number in [0, 1); 0 draws a new momentum"
         )

@@ -12,10 +12,10 @@ import numpy as np
 from jax import Array
 
 from composeprob import pytree
+from composeprob.arguments import check_count
 from composeprob.density.evaluation import Position
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels.base import Kernel, KernelState
-from composeprob.kernels.step_size import check_count
 
 StateT = TypeVar("StateT", bound=KernelState)
 
@@ -81,7 +81,7 @@ class LineIntegral:
             raise InvalidValueError(f"Unknown rule {self.rule!r}.", fix=f"use one of: {', '.join(_RULES)}.")
         if self.num_points is None:
             return
-        check_count(self.num_points, "LineIntegral(num_points=)", minimum=2)
+        check_count(self.num_points, "LineIntegral(num_points=)", least=2)
         if self.rule == "simpson" and self.num_points % 2 == 0:
             raise InvalidValueError(
                 f"Simpson's rule needs an odd number of points; got {self.num_points}.",

@@ -14,6 +14,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
+from composeprob.arguments import check_count
 from composeprob.density.evaluation import Position
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 
@@ -95,7 +96,7 @@ class Adaptive(eqx.Module):
         check_range(self.target_acceptance, "Adaptive(target_acceptance=)", 0.0, 1.0, fix="a number in (0, 1)")
         check_range(self.initial, "Adaptive(initial=)", 0.0, np.inf, fix="a positive number such as 0.5")
         check_range(self.gain, "Adaptive(gain=)", 0.0, np.inf, fix="a positive number such as 1.5")
-        check_count(self.warmup, "Adaptive(warmup=)", minimum=0)
+        check_count(self.warmup, "Adaptive(warmup=)", least=0)
 
     def __repr__(self) -> str:
         goal = "" if self.target_acceptance is None else f"target_acceptance={describe(self.target_acceptance)}, "
@@ -236,14 +237,6 @@ def check_range(
     if not np.all(good):
         found = numbers if numbers.ndim == 0 else numbers[~good][0]
         raise InvalidValueError(f"{what} is {found:.6g}", fix=f"give {fix}")
-
-
-def check_count(value: object, what: str, *, minimum: int) -> None:
-    """Raises unless `value` is a Python integer of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise WrongTypeError(f"{what} is {value!r}, of type {type(value).__name__}", fix="give an integer")
-    if value < minimum:
-        raise InvalidValueError(f"{what} is {value}", fix=f"give an integer of at least {minimum}")
 
 
 def as_scalar(value: object, what: str) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from composeprob.arguments import check_key, check_number
+from composeprob.arguments import check_count, check_key
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError
 from composeprob.metrics.likelihood import as_positions, chains_at_once, in_batches, reduced
@@ -111,7 +111,7 @@ def evidence_bounds(
         Neal 2001, *Annealed importance sampling*.
     """
     check_key(key)
-    count = check_number(num_chains, "num_chains")
+    count = check_count(num_chains, "num_chains")
     sampler = frozen(sampler, density, step_size)
     if "energy" not in density.capabilities:
         raise CapabilityError(

@@ -14,7 +14,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
-from composeprob.arguments import check_key, check_number
+from composeprob.arguments import check_count, check_key
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
 from composeprob.metrics.paths import Path, frozen, reverse_walk, start_constant
@@ -136,7 +136,7 @@ def raise_log_likelihood(
         Carlo*.
     """
     check_key(key)
-    count = check_number(num_chains, "num_chains")
+    count = check_count(num_chains, "num_chains")
     sampler = frozen(sampler, density, step_size)
     placed = as_positions(points, density)
     path = Path.of_sampler(sampler, density)
@@ -216,7 +216,7 @@ def _evidence(sampler: Sampler, density: AnnealedDensity, run: Run, first: int) 
 def chains_at_once(density: AnnealedDensity, chunk: object) -> int:
     """How many chains are evaluated at once."""
     if chunk is not None:
-        return check_number(chunk, "chunk")
+        return check_count(chunk, "chunk")
     size = sum(math.prod(site.shape) for site in density.sites.values())
     return min(8192, max(1, 2**20 // max(size, 1)))  # a million numbers in their positions at most
 

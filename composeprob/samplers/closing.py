@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from composeprob import tuning
-from composeprob.arguments import check_number
+from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, unknown
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
@@ -199,7 +199,7 @@ class GlobalMoves(Closing):
     title = "global moves"
 
     def __check_init__(self) -> None:
-        check_number(self.number, "GlobalMoves(number=)")
+        check_count(self.number, "GlobalMoves(number=)")
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:

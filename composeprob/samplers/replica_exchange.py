@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from composeprob import tuning
-from composeprob.arguments import check_number
+from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError
@@ -259,8 +259,8 @@ class ReplicaExchange(Sampler):
                 raise InvalidValueError(
                     "ReplicaExchange cannot measure a metric.", fix="leave metric out, or pass one that is given."
                 )
-        self.sweeps = check_number(sweeps, "sweeps", tuning.RUNGS.rounds)
-        self.num_levels = None if num_levels is None else check_number(num_levels, "num_levels", 2)
+        self.sweeps = check_count(sweeps, "sweeps", tuning.RUNGS.rounds)
+        self.num_levels = None if num_levels is None else check_count(num_levels, "num_levels", 2)
         super().__init__(kernel, 1, meet=Swap(swap))
 
     @property

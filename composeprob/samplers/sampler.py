@@ -12,13 +12,13 @@ from typing import ClassVar, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from composeprob import tuning
+from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
-from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.errors import CapabilityError, WrongTypeError
 from composeprob.kernels import Gibbs, Kernel
 from composeprob.kernels.gibbs import parts_of
 from composeprob.kernels.line_integral import integrates_score
@@ -306,9 +306,4 @@ def check_kernel(kernel: object, steps_per_level: object, optional: bool = False
             f"A sampler needs a kernel; got {found}.",
             fix="make one, for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3).",
         )
-    whole = isinstance(steps_per_level, (int, np.integer)) and not isinstance(steps_per_level, bool)
-    if not whole or steps_per_level < 1:  # type: ignore[operator]
-        raise InvalidValueError(
-            f"steps_per_level must be a whole number ≥ 1; got {steps_per_level!r}.",
-            fix="pass 1 or more.",
-        )
+    check_count(steps_per_level, "steps_per_level")

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 from numpy.typing import ArrayLike
 
-from composeprob.arguments import check_number
+from composeprob.arguments import check_count
 from composeprob.errors import InvalidValueError, WrongTypeError
 
 Tree = TypeVar("Tree")
@@ -65,7 +65,7 @@ class Spread(eqx.Module):
                 fix="jax.sharding.Mesh(jax.devices(), ('chains',)); two axes are for networks kept in parts, "
                 "jax.sharding.Mesh(np.reshape(jax.devices(), (2, 4)), ('chains', 'model')).",
             )
-        size = None if chunk is None else check_number(chunk, "chunk")
+        size = None if chunk is None else check_count(chunk, "chunk")
         devices = 1 if mesh is None else mesh.size
         if num_chains < devices:
             raise InvalidValueError(

@@ -77,8 +77,8 @@ def test_resolve_refuses(step_size, message):
         (lambda: HMC(True), r"a step size cannot be True"),
         (lambda: HMC(None), r"a step size cannot be None"),
         (lambda: HMC(Adaptive), r"a step size cannot be <class"),
-        (lambda: HMC(0.1, num_leapfrog=0), r"HMC\(num_leapfrog=\) is 0"),
-        (lambda: UHMC(0.1, num_leapfrog=2.5), r"UHMC\(num_leapfrog=\) is 2.5, of type float"),
+        (lambda: HMC(0.1, num_leapfrog=0), r"HMC\(num_leapfrog=\) must be at least 1; got 0"),
+        (lambda: UHMC(0.1, num_leapfrog=2.5), r"UHMC\(num_leapfrog=\) must be a whole number; got 2.5"),
         (lambda: HMC(0.1, damping=1.0), r"HMC\(damping=\) is 1"),
         (lambda: UHMC(0.1, damping=-0.1), r"UHMC\(damping=\) is -0.1"),
         (lambda: HMC(0.1, damping=float("nan")), r"HMC\(damping=\) is nan"),
@@ -86,11 +86,14 @@ def test_resolve_refuses(step_size, message):
         (lambda: Adaptive(target_acceptance=1.0), r"target_acceptance=\) is 1"),
         (lambda: Adaptive(initial=0.0), r"initial=\) is 0"),
         (lambda: Adaptive(gain=-1), r"gain=\) is -1"),
-        (lambda: Adaptive(warmup=-1), r"warmup=\) is -1"),
-        (lambda: Adaptive(warmup=1.5), r"warmup=\) is 1.5"),
+        (lambda: Adaptive(warmup=-1), r"warmup=\) must be at least 0; got -1"),
+        (lambda: Adaptive(warmup=1.5), r"warmup=\) must be a whole number; got 1.5"),
         (lambda: Adaptive(initial=[1.0, 2.0]), r"initial=\) has shape \(2,\)"),
         (lambda: BlackJAX(blackjax.hmc, -1.0, num_integration_steps=3), r"BlackJAX\(step_size=\) is -1"),
-        (lambda: BlackJAX(blackjax.hmc, 0.1, num_integration_steps=3, evaluations=0), r"evaluations=\) is 0"),
+        (
+            lambda: BlackJAX(blackjax.hmc, 0.1, num_integration_steps=3, evaluations=0),
+            r"evaluations=\) must be at least 1; got 0",
+        ),
     ],
 )
 def test_constructors_refuse(make, message):

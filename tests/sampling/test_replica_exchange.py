@@ -220,8 +220,8 @@ def test_rungs_are_different_levels_with_both_ends_among_them(seed):
 def test_refusals(density):
     for words, options in {
         "Unknown swap 'weights'": {"swap": "weights"},
-        "num_levels must be a whole number ≥ 2; got 1": {"num_levels": 1},
-        "sweeps must be a whole number ≥ 4; got 2.5": {"sweeps": 2.5},
+        "num_levels must be at least 2; got 1": {"num_levels": 1},
+        "sweeps must be at least 4; got 3": {"sweeps": 3},
         "cannot measure a metric": {"kernel": cp.MALA(metric="full")},
     }.items():
         with pytest.raises(InvalidValueError, match=words):

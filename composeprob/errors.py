@@ -141,8 +141,8 @@ def a_kind(value: object) -> str:
 
 def is_library(module: str) -> bool:
     """Whether a module belongs to a library that programs are written with, other than this one."""
-    name = module.split(".")[0]
-    return name in {"contextlib", "equinox", "flax", "jax", "jaxlib", "jaxtyping", "numpy", "numpyro", "scipy"}
+    known = {"contextlib", "dataclasses", "equinox", "flax", "jax", "jaxlib", "jaxtyping", "numpy", "numpyro", "scipy"}
+    return module.split(".")[0] in known
 
 
 def place(file: str, line: int) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
+from refusals import refused
 from test_result import make
 
 CENTRES = np.array([[5.0, 0.0], [0.0, 5.0], [-5.0, 0.0], [0.0, 0.0]])
@@ -66,9 +67,6 @@ def test_draws_and_weights():
 def test_what_is_refused():
     rng = np.random.default_rng(4)
     result = drawn(rng)
-    with pytest.raises(WrongTypeError, match="compare takes another result"):
-        result.compare(result["x"])
-    with pytest.raises(ShapeError, match="two runs of one program"):
-        result.compare(make({"y": result["x"]}, np.zeros(200)))
-    with pytest.raises(InvalidValueError, match="16 samples or more"):
-        result.compare(drawn(rng, n=8))
+    refused(lambda: result.compare(result["x"]), WrongTypeError, "compare takes another result")
+    refused(lambda: result.compare(make({"y": result["x"]}, np.zeros(200))), ShapeError, "two runs of one program")
+    refused(lambda: result.compare(drawn(rng, n=8)), InvalidValueError, "16 samples or more")

@@ -7,6 +7,7 @@ from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.results.estimates import Estimate, Families, pareto_k
 from composeprob.results.estimation import Estimating
 from composeprob.results.status import Code, Status
+from refusals import refused
 
 LEVEL = 0.9
 REPEATS = 200
@@ -145,12 +146,9 @@ def test_errors_are_withheld_with_their_intervals():
 
 def test_what_is_refused():
     made = Made(np.arange(10.0))
-    with pytest.raises(InvalidValueError, match="An event is true or false"):
-        made.probability(lambda s: s["x"])
-    with pytest.raises(InvalidValueError, match=r"between 0 and 1; got 1\.5"):
-        made.quantile(lambda s: s["x"], 1.5)
-    with pytest.raises(InvalidValueError, match=r"pass 0\.9"):
-        Estimate(0.0, 1.0).interval(90)
+    refused(lambda: made.probability(lambda s: s["x"]), InvalidValueError, "An event is true or false")
+    refused(lambda: made.quantile(lambda s: s["x"], 1.5), InvalidValueError, r"between 0 and 1; got 1\.5")
+    refused(lambda: Estimate(0.0, 1.0).interval(90), InvalidValueError, r"pass 0\.9")
     with pytest.raises(WrongTypeError, match=r"(?s)quantile takes a function of one sample.*lambda s: s\['x'\]\)"):
         made.quantile("x", 0.5)
 

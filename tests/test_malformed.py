@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 import shutil
 
 import jax
@@ -14,6 +13,7 @@ from safetensors.numpy import save
 
 import composeprob as cp
 from composeprob.errors import ComposeProbError, InvalidValueError, LoadError, WrongTypeError
+from refusals import refused
 from sampling_cases import normal, single
 
 KEY = jax.random.key(0)
@@ -100,7 +100,10 @@ CASES = {
     "a file without its end": (lambda g: g.raw(g.path.read_bytes()[:-10]), "cannot be read as safetensors"),
     "a pickle": (lambda g: g.raw(pickle.dumps({"x": 1})), "cannot be read as safetensors"),
     "text": (lambda g: g.raw(b"hello world, hello world"), "cannot be read as safetensors"),
-    "weights of a model": (lambda g: g.file(metadata={"format": "pt"}), "not a saved result of this version"),
+    "weights of a model": (
+        lambda g: g.file(metadata={"format": "pt"}),
+        r"not a saved result.*cp\.load",
+    ),
     "arrays without metadata": (lambda g: g.raw(save(g.arrays)), "not a saved result of this version"),
     "another version": (lambda g: g.file(metadata=g.metadata | {"version": "3"}), "version '3'"),
     "no facts": (lambda g: g.file(metadata={n: v for n, v in g.metadata.items() if n != "facts"}), "no whole result"),
@@ -161,12 +164,8 @@ CASES = {
 def test_is_refused_by_its_name(good, what):
     make, words = CASES[what]
     path = make(good)
-    with pytest.raises(LoadError) as caught:
-        np.asarray(cp.Result.load(path)["x"])
-    assert re.search(words, caught.value.found), caught.value
-    assert path.name in caught.value.found
-    assert caught.value.fix
-    assert caught.value.where.startswith("test_malformed.py:")
+    error = refused(lambda: np.asarray(cp.Result.load(path)["x"]), LoadError, words)
+    assert path.name in error.found
 
 
 def test_what_these_are_made_of_loads(good):
@@ -175,11 +174,9 @@ def test_what_these_are_made_of_loads(good):
 
 
 def test_a_path_is_a_path(good):
-    with pytest.raises(WrongTypeError, match=r"got int.*\n.*run\.safetensors"):
-        cp.Result.load(3)
+    refused(lambda: cp.Result.load(3), WrongTypeError, r"got int.*\n.*run\.safetensors")
     for path in (good.path / "below", empty_folder(good).rename(good.folder / "folder.safetensors")):
-        with pytest.raises(InvalidValueError, match="cannot be written"):
-            good.result.save(path)
+        refused(lambda: good.result.save(path), InvalidValueError, "cannot be written")
 
 
 @pytest.mark.parametrize("what", ["of another program", "a file", "damaged"])

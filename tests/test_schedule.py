@@ -9,6 +9,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import InvalidValueError, LevelError, ShapeError
+from refusals import refused
 from registry import SCHEDULES
 
 ROWS = pytest.mark.parametrize("name", SCHEDULES)
@@ -179,8 +180,7 @@ def test_some_of_the_levels(name, step, kept):
     ],
 )
 def test_bad_arguments(make, error, told):
-    with pytest.raises(error, match=told):
-        make()
+    refused(make, error, told)
 
 
 @pytest.mark.parametrize(
@@ -193,5 +193,4 @@ def test_bad_arguments(make, error, told):
     ],
 )
 def test_levels_that_do_not_exist(level, told):
-    with pytest.raises(LevelError, match=told):
-        cp.Schedule.cosine(10).at(level)
+    refused(lambda: cp.Schedule.cosine(10).at(level), LevelError, told)

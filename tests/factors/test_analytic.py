@@ -15,6 +15,7 @@ from scipy import stats
 import composeprob as cp
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors.truncated import log_normal_mass
+from refusals import refused
 from sampling_cases import single
 
 SCHEDULES = {"VP": cp.Schedule.log_snr(9, min=-6.0, max=6.0), "VE": cp.Schedule.edm(9, sigma_min=0.05, sigma_max=10.0)}
@@ -213,9 +214,7 @@ def test_bad_arguments():
         cp.Analytic(dist.Normal(0.0, 1.0), 0.5)
     with pytest.raises(WrongTypeError, match="takes a NumPyro distribution or an array of points; got str"):
         cp.Analytic("normal", SCHEDULE)
-    with pytest.raises(ShapeError, match=r"points of shape \(n, \*event\)"):
-        cp.Analytic(np.zeros((0, 2)), SCHEDULE)
+    refused(lambda: cp.Analytic(np.zeros((0, 2)), SCHEDULE), ShapeError, r"points of shape \(n, \*event\)")
     with pytest.raises(InvalidValueError, match="holds NaN"):
         cp.Analytic(dist.Normal(jnp.nan, 1.0, validate_args=False), SCHEDULE)
-    with pytest.raises(InvalidValueError, match="holds NaN"):
-        cp.Analytic(np.array([[0.0, np.nan]]), SCHEDULE)
+    refused(lambda: cp.Analytic(np.array([[0.0, np.nan]]), SCHEDULE), InvalidValueError, "holds NaN")

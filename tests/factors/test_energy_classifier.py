@@ -18,6 +18,7 @@ from composeprob.errors import (
     ShapeError,
     WrongTypeError,
 )
+from refusals import refused
 from sampling_cases import single
 
 SCHEDULE = cp.Schedule.cosine(12)
@@ -62,8 +63,7 @@ def test_a_bounded_energy_multiplies_but_does_not_stand_alone():
     np.testing.assert_allclose(both.parts.drift["x"], prior.score["x"])
     np.testing.assert_allclose(both.parts.rate, 0.0)
     np.testing.assert_allclose(both.parts.log_marginal, prior.log_density)
-    with pytest.raises(ImproperError, match="total power of its factors is 0"):
-        cp.compile(single, half)
+    refused(lambda: cp.compile(single, half), ImproperError, "total power of its factors is 0")
 
 
 @pytest.mark.parametrize("top_power", [0.0, 1.0, 0.5])
@@ -102,8 +102,7 @@ def test_on_other_levels_an_energy_is_rescaled_as_the_density_that_it_is(top_pow
     ],
 )
 def test_bad_arguments(make, error, told):
-    with pytest.raises(error, match=told.replace(".Sch", r"\.Sch")):
-        make()
+    refused(make, error, told.replace(".Sch", r"\.Sch"))
 
 
 MATRIX = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 2.0]])
@@ -148,12 +147,10 @@ def test_on_other_levels_a_classifier_sees_its_own_coordinates():
 
 
 def test_a_classifier_without_a_label_is_refused_by_the_compiler():
-    with pytest.raises(ConditionError, match="has no label"):
-        cp.compile(single, PRIOR * classifier(event_shape=(2,)))
+    refused(lambda: cp.compile(single, PRIOR * classifier(event_shape=(2,))), ConditionError, "has no label")
 
 
 def test_a_declared_shape_must_fit():
     assert classifier(event_shape=(2,)).num_classes == 3
     square = cp.Classifier(lambda x, t: x.ravel(), SCHEDULE, event_shape=(4,))
-    with pytest.raises(ShapeError, match=r"is for events \(4,\), not \(2,\)"):
-        cp.condition(PRIOR, square, 0)
+    refused(lambda: cp.condition(PRIOR, square, 0), ShapeError, r"is for events \(4,\), not \(2,\)")

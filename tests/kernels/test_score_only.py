@@ -12,6 +12,7 @@ from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeErro
 from composeprob.kernels import HMC, MALA, KernelState, LineIntegral
 from kernel_chains import driven, start, transitions
 from kernels.test_line_integral import straight
+from refusals import refused
 from sampling_cases import normal, single
 from targets import NESTED, evaluate, nested, score_only, two_modes
 
@@ -104,21 +105,15 @@ def test_a_path_over_a_broken_place_is_not_taken():
 
 
 def test_what_cannot_work_is_refused_when_it_is_written():
-    with pytest.raises(InvalidValueError, match=r"odd number.*4.*\n.*5 points"):
-        LineIntegral(4, "simpson")
-    with pytest.raises(InvalidValueError, match=r"Unknown rule 'midpoint'.*\n.*simpson"):
-        LineIntegral(3, "midpoint")
-    with pytest.raises(InvalidValueError, match="at least 2"):
-        LineIntegral(1)
-    with pytest.raises(WrongTypeError, match="integer"):
-        LineIntegral(2.5)
-    with pytest.raises(InvalidValueError, match=r"no trajectory.*\n.*num_points=3"):
-        MALA(0.1, log_ratio=LineIntegral(None))
+    refused(lambda: LineIntegral(4, "simpson"), InvalidValueError, r"odd number.*4.*\n.*5 points")
+    refused(lambda: LineIntegral(3, "midpoint"), InvalidValueError, r"Unknown rule 'midpoint'.*\n.*simpson")
+    refused(lambda: LineIntegral(1), InvalidValueError, "at least 2")
+    refused(lambda: LineIntegral(2.5), WrongTypeError, "integer")
+    refused(lambda: MALA(0.1, log_ratio=LineIntegral(None)), InvalidValueError, r"no trajectory.*\n.*num_points=3")
     with pytest.raises(InvalidValueError, match=r"even number of leapfrogs.*3.*\n.*num_leapfrog=4"):
         HMC(0.1, 3, log_ratio=LineIntegral(None, "simpson"))
     for kernel in (MALA, HMC):
-        with pytest.raises(WrongTypeError, match="'line'"):
-            kernel(0.1, log_ratio="line")
+        refused(lambda: kernel(0.1, log_ratio="line"), WrongTypeError, "'line'")
     with pytest.raises(CapabilityError, match=r"LineIntegral"):
         MALA(0.1).step(jax.random.key(0), state(jnp.zeros(2)), TARGET, 0.1)
 

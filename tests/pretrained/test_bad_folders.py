@@ -24,6 +24,7 @@ from composeprob.errors import (
     WrongTypeError,
 )
 from pretrained.test_goldens import DATA, golden, model
+from refusals import refused
 
 WEIGHTS = "unet/diffusion_pytorch_model.fp16.safetensors"
 
@@ -264,16 +265,14 @@ def test_weights_that_are_no_numbers(folder):
     data = bytearray(file.read_bytes())
     data[-2:] = struct.pack("<e", float("nan"))
     file.write_bytes(data)
-    with pytest.raises(InvalidValueError, match=r"(?i)nan|not finite"):
-        cp.from_diffusers(folder)
+    refused(lambda: cp.from_diffusers(folder), InvalidValueError, r"(?i)nan|not finite")
 
 
 def test_nothing_is_read_before_everything_is_checked(folder, monkeypatch):
     """A wrong text encoder is refused although the network, whose weights are read first, is right."""
     edit("text_encoder/config.json", hidden_size=16)(folder)
     monkeypatch.setattr("composeprob.pretrained.tensors.Stored.read", lambda self: pytest.fail("a weight was read"))
-    with pytest.raises(LoadError, match=r"text_encoder.* has hidden_size=16, but the weights"):
-        cp.from_diffusers(folder)
+    refused(lambda: cp.from_diffusers(folder), LoadError, r"text_encoder.* has hidden_size=16, but the weights")
 
 
 @pytest.mark.parametrize(
@@ -287,15 +286,12 @@ def test_nothing_is_read_before_everything_is_checked(folder, monkeypatch):
     ],
 )
 def test_bad_arguments(arguments, error, told):
-    with pytest.raises(error, match=told):
-        cp.from_diffusers(DATA / "sd", **arguments)
+    refused(lambda: cp.from_diffusers(DATA / "sd", **arguments), error, told)
 
 
 def test_places_that_hold_no_model(tmp_path, monkeypatch):
-    with pytest.raises(LoadError, match=r"There is no folder"):
-        cp.from_diffusers(tmp_path / "nothing")
-    with pytest.raises(LoadError, match=r"is a file"):
-        cp.from_diffusers(DATA / "sd" / "model_index.json")
+    refused(lambda: cp.from_diffusers(tmp_path / "nothing"), LoadError, r"There is no folder")
+    refused(lambda: cp.from_diffusers(DATA / "sd" / "model_index.json"), LoadError, r"is a file")
     (tmp_path / "model.ckpt").write_bytes(b"")
     with pytest.raises(LoadError, match=r"(?s)model.ckpt are a pickle.*model.safetensors"):
         cp.from_diffusers(tmp_path / "model.ckpt")
@@ -340,8 +336,7 @@ CONDITIONS = [
 
 @pytest.mark.parametrize(("name", "given", "error", "told"), CONDITIONS)
 def test_conditions_that_a_model_does_not_take(name, given, error, told):
-    with pytest.raises(error, match=told):
-        model(name).given(**given)
+    refused(lambda: model(name).given(**given), error, told)
 
 
 def test_a_prompt_without_a_tokenizer(folder):
@@ -371,8 +366,7 @@ def test_a_prompt_without_a_tokenizer(folder):
     ],
 )
 def test_images_and_latents_of_the_wrong_kind(call, error, told):
-    with pytest.raises(error, match=told):
-        call()
+    refused(call, error, told)
 
 
 def test_results_without_images():
@@ -382,9 +376,7 @@ def test_results_without_images():
     f = cp.Analytic(dist.Normal(np.zeros(2), 1.0).to_event(1), cp.Schedule.log_snr(5))
     density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
     result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
-    with pytest.raises(CapabilityError, match="not exactly one has images"):
-        result.images()
-    with pytest.raises(CapabilityError, match="Nothing says how to make images of 'x', of shape"):
-        result.images("x")
+    refused(lambda: result.images(), CapabilityError, "not exactly one has images")
+    refused(lambda: result.images("x"), CapabilityError, "Nothing says how to make images of 'x', of shape")
     with pytest.raises(UnknownSiteError):
         result.images("y")

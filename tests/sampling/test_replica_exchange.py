@@ -17,6 +17,7 @@ from composeprob.samplers.meet import Swap
 from composeprob.samplers.replica_exchange import Exchange, distinct_levels
 from composeprob.samplers.run import begin
 from composeprob.samplers.step import Step
+from refusals import refused
 from sampling_cases import SCHEDULE, both, normal
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
 
@@ -224,10 +225,8 @@ def test_refusals(density):
         "sweeps must be at least 4; got 3": {"sweeps": 3},
         "cannot measure a metric": {"kernel": cp.MALA(metric="full")},
     }.items():
-        with pytest.raises(InvalidValueError, match=words):
-            cp.ReplicaExchange(**options)
-    with pytest.raises(WrongTypeError, match="needs a kernel"):
-        cp.ReplicaExchange("mala")
+        refused(lambda: cp.ReplicaExchange(**options), InvalidValueError, words)
+    refused(lambda: cp.ReplicaExchange("mala"), WrongTypeError, "needs a kernel")
     with pytest.raises(InvalidValueError, match="40 rungs do not fit on 32 levels"):
         cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.ReplicaExchange(num_levels=40))
     score = cp.Diffusion(lambda x, t: -x, SCHEDULE, event_shape=(), parameterization="score", time="log_snr")

@@ -21,6 +21,7 @@ from composeprob.checkpoint import CheckpointFolder
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.results.status import Code
 from composeprob.runtime.progress import Progress
+from refusals import refused
 from sampling_cases import SCHEDULE, Calls, Counted, both, normal, run, single
 
 PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite")
@@ -113,25 +114,21 @@ def test_refusals(product, whole, tmp_path):
     }.items():
         with pytest.raises(LoadError, match=f"belongs to another run: {words}.*\n.*resume=False"):
             run(product, checkpoint_dir=a, **change)
-    with pytest.raises(LoadError, match="differs in: the weights or parameters of its factors"):
-        run(other, checkpoint_dir=a)
+    refused(lambda: run(other, checkpoint_dir=a), LoadError, "differs in: the weights or parameters of its factors")
     with pytest.raises(LoadError, match=r"its program is .*f\(x\)·g\(x\).*not "):
         run(cp.compile(single, normal([0.0, 0.0])), checkpoint_dir=a)
     with pytest.raises(LoadError, match=r"no checkpoint in .*b to resume from.*\n.*check the folder"):
         run(product, checkpoint_dir=cp.Checkpoint(tmp_path / "b", resume=True))
     (checkpoint,) = (p for p in a.iterdir() if p.name.isdigit())
     truncate(checkpoint)
-    with pytest.raises(LoadError, match=r"checkpoint 32 in .* cannot be read.*\n.*damaged"):
-        run(product, checkpoint_dir=a)
+    refused(lambda: run(product, checkpoint_dir=a), LoadError, r"checkpoint 32 in .* cannot be read.*\n.*damaged")
     same(run(product, checkpoint_dir=cp.Checkpoint(a, resume=False)), whole)
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(InvalidValueError, match=r"No checkpoint can be written to .*\n.*may write to"):
         run(product, checkpoint_dir=file / "c")
-    with pytest.raises(WrongTypeError, match="resume must be True, False or None; got 'yes'"):
-        cp.Checkpoint(a, resume="yes")
-    with pytest.raises(WrongTypeError, match="checkpoint_dir must be a path; got int"):
-        run(product, checkpoint_dir=3)
+    refused(lambda: cp.Checkpoint(a, resume="yes"), WrongTypeError, "resume must be True, False or None; got 'yes'")
+    refused(lambda: run(product, checkpoint_dir=3), WrongTypeError, "checkpoint_dir must be a path; got int")
 
 
 def test_another_function_with_the_same_numbers_is_another_program(tmp_path):

@@ -15,6 +15,7 @@ from composeprob.errors import CapabilityError, InvalidValueError, LoadError, Wr
 from composeprob.results.status import Code
 from composeprob.results.store import Store
 from composeprob.runtime.progress import Progress
+from refusals import refused
 from sampling_cases import run
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -131,8 +132,7 @@ def test_a_stopped_run_goes_on_with_the_same_draws(product, whole, tmp_path, mon
     assert more["x"].shape == (CHAINS, DRAWS + 4, 2)
     assert isinstance(more["x"], np.ndarray) is not stored
     np.testing.assert_array_equal(np.asarray(drawn(product, **options, draws=5)["x"]), whole["x"][:, :5])
-    with pytest.raises(LoadError, match="its number of transitions between draws is 3, not 2"):
-        drawn(product, **options, thin=2)
+    refused(lambda: drawn(product, **options, thin=2), LoadError, "its number of transitions between draws is 3, not 2")
     with pytest.raises(LoadError, match="its number of transitions between draws is 3, not 'none'"):
         run(product, chains=CHAINS, checkpoint_dir=tmp_path / "c")
     if stored:
@@ -172,11 +172,9 @@ def test_refusals(product, tmp_path):
         ("is not a stored result", InvalidValueError, {"store": tmp_path / "mine"}),
         ("Nothing can be written to store", InvalidValueError, {"store": tmp_path / "file" / "s"}),
     ]:
-        with pytest.raises(error, match=words):
-            drawn(product, **options)
+        refused(lambda: drawn(product, **options), error, words)
     assert (tmp_path / "mine" / "thesis.tex").exists()
-    with pytest.raises(LoadError, match="is no stored result"):
-        cp.Result.load(tmp_path / "mine")
+    refused(lambda: cp.Result.load(tmp_path / "mine"), LoadError, "is no stored result")
 
 
 def law(result):

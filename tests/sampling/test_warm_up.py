@@ -145,11 +145,6 @@ def test_a_warm_up_is_refused_where_it_cannot_be():
         run(cp.compile(single, f), sampler=cp.AnnealedMCMC(cp.ULA(0.1), 1, then=cp.WarmUp()))
 
 
-def test_jitter_is_checked():
-    with pytest.raises(cp.errors.InvalidValueError, match=r"jitter"):
-        cp.HMC(0.1, jitter=1.0)
-
-
 class TestGivingUp:
     """Weights so uneven that the default cannot be SMC."""
 

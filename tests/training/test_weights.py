@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.models.networks import residual_mlp_nnx
 from composeprob.training import load_weights, save_weights
+from refusals import refused
 from training.recipes import tiny
 
 KEY = jax.random.key(0)
@@ -65,15 +66,12 @@ def test_what_does_not_fit_is_named(tmp_path):
 
     def refuses(tensors, told):
         save_file(tensors, path)
-        with pytest.raises(LoadError, match=told):
-            load_weights(network, path)
+        refused(lambda: load_weights(network, path), LoadError, told)
 
     refuses({k: v for k, v in good.items() if k != "last.bias"}, r"lacks last\.bias")
     refuses({**good, "extra": np.zeros(3, np.float32)}, "it has extra, which the network has not")
     refuses({**good, "last.bias": np.zeros(3, np.float32)}, r"'last.bias' in .* is float32\[3\]; .* float32\[2\]")
     refuses({**good, "last.bias": np.zeros(2, np.float64)}, r"is float64\[2\]")
     path.write_bytes(b"not safetensors")
-    with pytest.raises(LoadError, match="cannot be read"):
-        load_weights(network, path)
-    with pytest.raises(LoadError, match="cannot be read"):
-        load_weights(network, tmp_path / "missing.safetensors")
+    refused(lambda: load_weights(network, path), LoadError, "cannot be read")
+    refused(lambda: load_weights(network, tmp_path / "missing.safetensors"), LoadError, "cannot be read")

@@ -34,6 +34,12 @@ def _compile_in_haste(request: pytest.FixtureRequest):
     jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is None)
 
 
+@pytest.fixture(scope="module")
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _let_go_of_compiled_code():
     yield

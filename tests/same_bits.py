@@ -1,12 +1,11 @@
 """Runs rows of the registry on several numbers of devices, and prints which give the samples of the first, as JSON.
 
-A program by itself, since devices are made when JAX starts: ``python same_bits.py '{"cases": […], "devices": […]}'``.
+`main` is called in a process of its own, since devices are made when JAX starts.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -122,7 +121,3 @@ def main(cases: list[str], devices: list[int]) -> None:
         first, *others = (bits(*ready, number) for number in devices)
         found[name] = [other == first for other in others]
     print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(**json.loads(sys.argv[1]))

@@ -28,6 +28,12 @@ def single(f: Any) -> Any:
 
 
 @cp.program
+def squared(f: Any) -> Any:
+    """One site under the square of a factor."""
+    return cp.sample("x", f**2)
+
+
+@cp.program
 def both(f: Any, g: Any) -> Any:
     """One site under a product."""
     return cp.sample("x", f * g)

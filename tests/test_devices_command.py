@@ -1,10 +1,6 @@
 """`composeprob devices`: what is here, and what the TPU compiler says of TPUs that are not."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -13,6 +9,7 @@ from typer.testing import CliRunner
 import composeprob as cp
 from composeprob.cli import app, hardware
 from composeprob.runtime.compiled import collectives, compile_ahead
+from processes import said
 from sampling_cases import both, normal
 
 INDEPENDENT = cp.AnnealedMCMC(cp.MALA(0.01), 2)
@@ -137,13 +134,7 @@ WITH_COMPILER = pytest.mark.skipif(
 
 def told_by(script):
     """What a process of its own prints: the compiler reads its settings when it is loaded, and knows no CPU's flags."""
-    tests = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": ""}
-    command = [sys.executable, "-c", script]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return json.loads(said(script, XLA_FLAGS="")[-1])
 
 
 @WITH_COMPILER

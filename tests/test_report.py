@@ -11,7 +11,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.results.html_report import curve
-from sampling_cases import both, normal, run
+from sampling_cases import both, normal, run, single
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MEASURE = "<script>parent.document.title = document.documentElement.scrollWidth + ' of ' + window.innerWidth</script>"
@@ -91,6 +91,6 @@ def test_a_browser_shows_it_without_an_error(page, tmp_path, width, scheme):
 
 def test_images_are_not_inverted_in_the_dark(tmp_path):
     image = normal(jnp.zeros((8, 8)))
-    small = run(cp.compile(cp.program(lambda f: cp.sample("x", f)), image), chains=4, sampler=cp.Ancestral())
+    small = run(cp.compile(single, image), chains=4, sampler=cp.Ancestral())
     text = small.report(tmp_path / "run.html").read_text()
     assert "class='pictures'" in text

@@ -12,7 +12,7 @@ import composeprob as cp
 from composeprob.compiler.pipeline import lowered
 from composeprob.errors import ImproperError
 from composeprob.runtime.support import alike, effective
-from sampling_cases import both
+from sampling_cases import both, single, squared
 
 LEVELS = cp.Schedule.log_snr(60)
 
@@ -25,11 +25,6 @@ def two(d, shares, sds):
 
 
 NARROW = two(10, [0.5, 0.5], [0.5, 0.25])
-
-
-@cp.program
-def squared(f):
-    return cp.sample("x", f**2)
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +89,12 @@ def row_and_column(n=7):
     return cp.window(cp.Analytic(line, LEVELS), (n * n,), over=np.concatenate([cells, cells.T]))
 
 
-@cp.program
-def placed(lines):
-    cp.sample("x", lines)
-
-
 def test_places_that_break_a_constraint_hold_nothing():
     def valid(x):
         ones = np.asarray(x).reshape(-1, 7, 7) > 0.5
         return np.mean((ones.sum(1) == 1).all(1) & (ones.sum(2) == 1).all(1))
 
-    density = cp.compile(placed, row_and_column())
+    density = cp.compile(single, row_and_column())
     assert valid(run(density, sampler=independent())["x"]) < 0.9
     result = run(density)
     assert valid(result["x"]) == 1.0

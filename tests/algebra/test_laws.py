@@ -16,17 +16,13 @@ import composeprob as cp
 from composeprob.factors.nodes import Mixture, leaves
 from sampling_cases import single
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 LEVELS = 8
 laws = settings(max_examples=2, deadline=None, derandomize=True, database=None)
 powers = st.sampled_from([-0.5, 0.25, 0.6, 1.0, 1.7, 3.0])
 shares = st.floats(0.05, 1.0)
 places = st.tuples(st.integers(0, LEVELS - 1), st.integers(0, 2**16))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 @functools.cache

@@ -25,13 +25,9 @@ from composeprob.errors import ImproperError
 from composeprob.factors.base import Factor
 from sampling_cases import single
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 DEPTH, COMPONENTS, PROGRAMS, QUICK = 4, 3, 200, 28
-
-
-@pytest.fixture(scope="module", autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 @dataclass(eq=False)

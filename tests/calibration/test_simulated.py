@@ -12,6 +12,7 @@ import composeprob as cp
 from composeprob.calibration.simulated import Calibration, uniformity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
 from refusals import refused
+from sampling_cases import single
 
 KEY = jax.random.key(0)
 
@@ -64,7 +65,7 @@ def test_uniformity():
 def test_what_is_refused():
     refused(lambda: ranked(cp.MALA(0.3), num=5), InvalidValueError, "too few to judge ranks")
     with pytest.raises(CapabilityError, match="observes nothing"):
-        cp.calibrated(cp.program(lambda f: cp.sample("x", f)), F, key=KEY)
+        cp.calibrated(single, F, key=KEY)
 
     @cp.program
     def moved(f, y):

@@ -17,18 +17,14 @@ from composeprob.compiler.unroll import unrolled
 from composeprob.errors import ImproperError, InvalidValueError, ShapeError, WrongTypeError
 from sampling_cases import single
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 SCHEDULE = cp.Schedule.log_snr(24, min=-9.0, max=9.0)
 CANVAS = (4, 3)
 GRID = np.arange(12).reshape(CANVAS)
 DIAGONALS = [[0, 4, 8], [3, 7, 11], [2, 4, 6], [9, 7, 5]]
 SETS = np.array([*GRID, *DIAGONALS, [10, 0, 5]])
 """Rows, diagonals and scattered cells, the last in no order; cells 9 to 11 and others lie in several."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 class Ordered(eqx.Module):

@@ -13,17 +13,13 @@ from composeprob.compiler.pipeline import lowered
 from composeprob.ir.nodes import leaves
 from sampling_cases import single
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 SCHEDULE = cp.Schedule.log_snr(13, min=-8.0, max=9.0)
 S = (np.asarray(SCHEDULE.sigma, float) / np.asarray(SCHEDULE.alpha, float)) ** 2
 S -= S[0]
 LEVELS = [0, 3, 6, 9, 12]
 X = jnp.array([0.4, -1.1])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 def analytic(seed, size=2, wider=1.0):

@@ -17,15 +17,11 @@ from compiler.networks import Counter, Moved
 from composeprob.errors import ImproperError
 from sampling_cases import single
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 SCHEDULE = cp.Schedule.log_snr(24, min=-9.0, max=9.0)
 VARIANCE = np.array([0.4, 1.5])
 """Of the data's noise: y is N(x, diag VARIANCE), and x is N(0, I)."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 class Posterior(eqx.Module):

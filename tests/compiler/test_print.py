@@ -11,6 +11,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.ir import graph as drawing
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(20, min=-6.0, max=8.0)
 
@@ -155,7 +156,7 @@ def test_labels_with_parentheses_stay_as_they_are(label):
 @pytest.mark.parametrize(("weights", "said"), [([2.0, 1.0], "sum to 3"), ([0.4, 0.6], ""), (None, "")])
 def test_weights_that_are_made_shares_are_named(weights, said):
     f, g = (cp.Analytic(dist.Normal(jnp.full(2, mean), 1.0), cp.Schedule.log_snr(10)) for mean in (0.0, 1.0))
-    text = str(cp.compile(cp.program(lambda f: cp.sample("x", f)), cp.mixture([f, g], weights) * f))
+    text = str(cp.compile(single, cp.mixture([f, g], weights) * f))
     notes = [line for line in text.splitlines() if "weights of a mixture" in line]
     assert len(notes) == bool(said)
     assert all(said in note and " x " in note for note in notes)

@@ -27,12 +27,7 @@ from compiler.networks import Moved
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, CalibratedExpression
 from sampling_cases import single
 
-
-@pytest.fixture(scope="module", autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 TIMES = np.linspace(0.05, 2.0, 821)
 """To where noise is all that is left."""

@@ -18,18 +18,14 @@ from composeprob.factors.truncated import log_normal_mass
 from refusals import refused
 from sampling_cases import single
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 SCHEDULES = {"VP": cp.Schedule.log_snr(9, min=-6.0, max=6.0), "VE": cp.Schedule.edm(9, sigma_min=0.05, sigma_max=10.0)}
 SCHEDULE = SCHEDULES["VP"]
 
 
 def mixing():
     return dist.Categorical(probs=jnp.array([0.3, 0.7]))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 UNIVARIATE = {

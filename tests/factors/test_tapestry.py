@@ -12,6 +12,7 @@ import composeprob as cp
 from composeprob.compiler.top import top_of
 from composeprob.errors import CapabilityError, ImproperError, ShapeError, WrongTypeError
 from refusals import refused
+from sampling_cases import single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 SCHEDULE = cp.Schedule.log_snr(12, -6.0, 6.0)
@@ -42,11 +43,6 @@ def model(network, form, shape=(4, 3), **conditions):
     )
 
 
-@cp.program
-def canvas(factor):
-    return cp.sample("x", factor)
-
-
 def windows(factor, offsets=((0, 0), (3, 0), (0, 2), (3, 2)), shape=CANVAS):
     return [cp.window(factor, shape, offset) for offset in offsets]
 
@@ -59,8 +55,8 @@ def variance(level):
 @pytest.mark.parametrize("form", ["energy_residual", "epsilon"])
 def test_windows_that_agree_make_the_canvas_that_they_agree_on(form):
     network = shrink if form == "energy_residual" else noise_of
-    once = cp.compile(canvas, cp.tapestry(*windows(model(network, form))))
-    twice = cp.compile(canvas, cp.product(*windows(model(network, form))))
+    once = cp.compile(single, cp.tapestry(*windows(model(network, form))))
+    twice = cp.compile(single, cp.product(*windows(model(network, form))))
     x = jax.random.normal(jax.random.key(0), CANVAS)
     for level in (0, 5, 11):
         expected = -x / variance(level)
@@ -73,7 +69,7 @@ def test_windows_that_agree_make_the_canvas_that_they_agree_on(form):
 
 def test_the_energy_keeps_its_gradient():
     factor = cp.guide(model(mixing, "energy_residual", towards=0.0), 1.5, towards=0.4)
-    density = cp.compile(canvas, cp.tapestry(*windows(factor)))
+    density = cp.compile(single, cp.tapestry(*windows(factor)))
     assert {"energy", "conservative"} <= density.capabilities
     x = {"x": jax.random.normal(jax.random.key(1), CANVAS)}
     by_grad = jax.jit(jax.grad(density.log_density))
@@ -84,7 +80,7 @@ def test_the_energy_keeps_its_gradient():
 
 def test_scores_are_averaged():
     left, right = windows(model(mixing, "epsilon"), ((0, 0), (0, 2)), (4, 5))
-    density, level = cp.compile(canvas, cp.tapestry(left, right)), 4
+    density, level = cp.compile(single, cp.tapestry(left, right)), 4
     x, noise = jax.random.normal(jax.random.key(2), (4, 5)), SCHEDULE.at(4)
     a, b = (-mixing(part, noise.log_snr) / noise.sigma for part in (x[:, :3], x[:, 2:]))
     expected = jnp.concatenate([a[:, :2], (a[:, 2:] + b[:, :1]) / 2, b[:, 1:]], axis=1)
@@ -105,7 +101,7 @@ def test_windows_of_products_over_data():
     factor, values = model(mixing, "energy_residual", towards=0.0), [0.4, -0.3, 1.0]
     over = cp.product(factor, over={"towards": values})
     written = cp.product(*[factor.given(towards=value) for value in values])
-    one, other = (cp.compile(canvas, cp.tapestry(*windows(product))) for product in (over, written))
+    one, other = (cp.compile(single, cp.tapestry(*windows(product))) for product in (over, written))
     x = {"x": jax.random.normal(jax.random.key(3), CANVAS)}
     for found, expected in zip(one.value_and_score(x, 4), other.value_and_score(x, 4), strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
@@ -117,7 +113,7 @@ def _leaf(factor):
 
 def test_the_noisiest_level_counts_every_entry_once_and_one_batch_evaluates_all():
     guided = cp.guide(model(mixing, "energy_residual", towards=0.0), 2.0, towards=1.0)
-    once, plain = (cp.compile(canvas, combine(*windows(guided))) for combine in (cp.tapestry, cp.product))
+    once, plain = (cp.compile(single, combine(*windows(guided))) for combine in (cp.tapestry, cp.product))
     assert "8 evaluations in 1 batches" in str(once)
     power, counted = (top_of(density.graph.sites[0].root, CANVAS).power for density in (once, plain))
     np.testing.assert_allclose(power, 1.0, rtol=1e-6)
@@ -125,7 +121,7 @@ def test_the_noisiest_level_counts_every_entry_once_and_one_batch_evaluates_all(
 
 
 def test_chains_sample_the_canvas_that_windows_agree_on():
-    density = cp.compile(canvas, cp.tapestry(*windows(model(shrink, "energy_residual"))))
+    density = cp.compile(single, cp.tapestry(*windows(model(shrink, "energy_residual"))))
     sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), 3), 5, reverse_step=True)
     result = cp.infer(density, jax.random.key(3), num_chains=1000, sampler=sampler, progress=False)
     squares = result["x"] ** 2 / variance(0)
@@ -139,7 +135,7 @@ def test_conditions_can_be_given_to_a_tapestry():
     given = cp.tapestry(*windows(model(mixing, "epsilon", towards=0.0))).given(towards=2.0)
     before = cp.tapestry(*windows(model(mixing, "epsilon", towards=0.0).given(towards=2.0)))
     x = {"x": jax.random.normal(jax.random.key(4), CANVAS)}
-    a, b = (cp.compile(canvas, factor).score(x, 3)["x"] for factor in (given, before))
+    a, b = (cp.compile(single, factor).score(x, 3)["x"] for factor in (given, before))
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
@@ -154,7 +150,7 @@ def test_what_a_tapestry_refuses():
     refused(lambda: cp.tapestry(*windows(normal)), CapabilityError, "'normal' is not a sum over entries")
     refused(lambda: cp.window(f, CANVAS, (0, 3)), ShapeError, "leaves the canvas on axis 1")
     with pytest.raises(ImproperError, match="not covered: no window reaches entry"):
-        cp.compile(canvas, cp.tapestry(*windows(f, ((0, 0), (3, 0)))))
-    density = cp.compile(canvas, cp.tapestry(*windows(model(mixing, "energy_residual"))))
+        cp.compile(single, cp.tapestry(*windows(f, ((0, 0), (3, 0)))))
+    density = cp.compile(single, cp.tapestry(*windows(model(mixing, "energy_residual"))))
     with pytest.raises(CapabilityError, match="Feynman–Kac rate"):
         cp.infer(density, jax.random.key(0), num_chains=8, sampler=cp.SMC())

@@ -10,6 +10,7 @@ import pytest
 import composeprob as cp
 from composeprob import tuning
 from composeprob.errors import CapabilityError
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(40)
 SPREAD = np.array([[1.0, 0.4, 0.0], [0.4, 0.5, -0.2], [0.0, -0.2, 0.8]])
@@ -126,7 +127,7 @@ def test_its_score_treats_the_covariance_as_constant(level):
     slope = np.asarray(jax.jacobian(mean)(jnp.asarray(X)))
     covariance = 0.09 * np.eye(2) + A @ trusted(np.asarray(left * noise.alpha) * slope, level) @ A.T
     expected = slope.T @ A.T @ np.linalg.solve(covariance, Y - A @ np.asarray(mean(jnp.asarray(X))))
-    density, prior = cp.compile(linear, BENT, Y, 0.3), cp.compile(cp.program(lambda f: cp.sample("x", f)), BENT)
+    density, prior = cp.compile(linear, BENT, Y, 0.3), cp.compile(single, BENT)
     found = density.score({"x": X}, level)["x"] - prior.score({"x": X}, level)["x"]
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
 
@@ -163,7 +164,7 @@ def test_many_measurements_are_seen_in_a_krylov_space(level):
     mean, covariance = moments(spread, x, level)
     expected = log_normal(y - matrix @ mean, 0.25 * np.eye(len(y)) + matrix @ covariance @ matrix.T)
     np.testing.assert_allclose(log_likelihood(density, level, {"x": x}), expected, rtol=1e-3)
-    of_prior = cp.compile(cp.program(lambda f: cp.sample("x", f)), gaussian(spread)).score({"x": x}, level)["x"]
+    of_prior = cp.compile(single, gaussian(spread)).score({"x": x}, level)["x"]
     by_grad = jax.grad(lambda x: log_likelihood(density, level, {"x": x}))(jnp.asarray(x))
     np.testing.assert_allclose(density.score({"x": x}, level)["x"] - of_prior, by_grad, rtol=0.02, atol=0.02)
 
@@ -259,7 +260,7 @@ def test_its_cost_is_one_evaluation_and_the_products():
     """The network is evaluated once, and its linearisation once for all products; by differences of the text."""
     density = cp.compile(linear, BENT, Y, 0.3)
     text = str(eqx.filter_make_jaxpr(lambda d, x: d.evaluate({"x": x}, 3))(density, jnp.asarray(X))[0])
-    alone = cp.compile(cp.program(lambda f: cp.sample("x", f)), BENT)
+    alone = cp.compile(single, BENT)
     bare = str(eqx.filter_make_jaxpr(lambda d, x: d.evaluate({"x": x}, 3))(alone, jnp.asarray(X))[0])
     assert bare.count(" exp ") * 1 <= text.count(" exp ") <= bare.count(" exp ") + 1
 

@@ -11,6 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.language.policies import POLICIES, Denoised, Policy
+from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(20)
 PRIOR = cp.Analytic(dist.Normal(jnp.array([0.3, -0.4]), 0.5), SCHEDULE)
@@ -44,7 +45,7 @@ def log_likelihood(anneal, level):
 @pytest.mark.parametrize("level", [1, 9, 19])
 def test_a_policy_of_the_users_is_what_it_says_above_level_0(level):
     noise = SCHEDULE.at(level)
-    density = cp.compile(cp.program(lambda f: cp.sample("x", f)), PRIOR)
+    density = cp.compile(single, PRIOR)
     mean = (X["x"] + noise.sigma**2 * density.score(X, level)["x"]) / noise.alpha
     seen = 0.75 * X["x"] / noise.alpha + 0.25 * mean
     expected = noise.alpha**2 * dist.Normal(jnp.sin(seen), 0.3).log_prob(0.0).sum()

@@ -25,6 +25,7 @@ from composeprob.errors import (
 )
 from pretrained.test_goldens import DATA, golden, model
 from refusals import refused
+from sampling_cases import single
 
 WEIGHTS = "unet/diffusion_pytorch_model.fp16.safetensors"
 
@@ -349,7 +350,7 @@ def test_a_prompt_without_a_tokenizer(folder):
         factor.given(prompt="a cat")
     assert factor.given(prompt=golden("sd")["ids"][0]).fixed["prompt"].shape == (16, 12)
     with pytest.raises(NetworkError, match=r"(?s)cannot be called.*factor.given\(prompt=…\)"):
-        cp.compile(cp.program(lambda f: cp.sample("x", f)), factor)
+        cp.compile(single, factor)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +375,7 @@ def test_results_without_images():
     import numpyro.distributions as dist
 
     f = cp.Analytic(dist.Normal(np.zeros(2), 1.0).to_event(1), cp.Schedule.log_snr(5))
-    density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
+    density = cp.compile(single, f)
     result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
     refused(lambda: result.images(), CapabilityError, "not exactly one has images")
     refused(lambda: result.images("x"), CapabilityError, "Nothing says how to make images of 'x', of shape")

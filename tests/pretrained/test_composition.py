@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import equinox as eqx
 import jax
 import numpy as np
@@ -14,6 +10,7 @@ import pytest
 import composeprob as cp
 from composeprob.schedule import Noise
 from pretrained.test_goldens import DATA, golden, model
+from processes import said
 from refusals import refused
 from sampling_cases import single
 
@@ -156,17 +153,11 @@ same(*[run(cp.SMC(), count, 64, 8) for count in (2, 8)])  # from 64 chains on st
 @pytest.mark.slow
 def test_the_same_bits_on_one_device_and_on_eight_and_after_loading(tmp_path):
     pytest.importorskip("tokenizers")
-    flags = "--xla_force_host_platform_device_count=8"
-    script = ON_DEVICES.replace("FOLDER", str(DATA / "sd")).replace("PLACE", str(tmp_path))
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    said(ON_DEVICES.replace("FOLDER", str(DATA / "sd")).replace("PLACE", str(tmp_path)), devices=8)
 
 
 def test_models_of_pixels_have_images_without_an_autoencoder():
-    density = cp.compile(
-        cp.program(lambda f: cp.sample("x", f)), model("ddpm"), schedule=model("ddpm").schedule.every(250)
-    )
+    density = cp.compile(single, model("ddpm"), schedule=model("ddpm").schedule.every(250))
     result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
     np.testing.assert_allclose(result.images("x"), np.clip(result["x"] / 2 + 0.5, 0, 1), atol=1e-6)
 

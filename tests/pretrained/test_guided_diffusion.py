@@ -20,6 +20,7 @@ from composeprob.errors import InvalidValueError, LoadError
 from composeprob.pretrained import tensors
 from pretrained.drawn import weights
 from pretrained.test_goldens import DATA, error, noise_of
+from sampling_cases import single
 from tools.convert_guided_diffusion import Supplied, convert, main, write
 
 FLAGS = {
@@ -94,7 +95,7 @@ def test_the_score_at_level_k_is_that_of_timestep_k(place, tmp_path):
         x, k = g["x"][0], int(g["times"][i])
         wanted = -noise_of(g["outputs"][i][0], x, g["alpha"][i], g["sigma"][i], "x0") / g["sigma"][i]
         assert error(score(factor, x, k), wanted) < 1e-4
-    density = cp.compile(cp.program(lambda f: cp.sample("x", f)), factor, schedule=cp.Schedule.log_snr(5, -8.0, 4.0))
+    density = cp.compile(single, factor, schedule=cp.Schedule.log_snr(5, -8.0, 4.0))
     assert np.isfinite(jax.jit(density.score)({"x": jnp.asarray(g["x"][0])}, 3)["x"]).all()
 
 

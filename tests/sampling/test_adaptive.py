@@ -8,12 +8,12 @@ import pytest
 
 import composeprob as cp
 from composeprob.results.status import Code
-from sampling_cases import SCHEDULE, both, normal
+from sampling_cases import SCHEDULE, single
 
 
 @pytest.fixture(scope="module")
-def density():
-    return cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+def density(product):
+    return product
 
 
 def run(density, kernel, steps=4, chains=512, seed=0):
@@ -66,11 +66,7 @@ def test_non_finite_densities_are_rejected_and_counted():
     def broken(x, level):  # NaN beyond a wall inside the bulk
         return jnp.where(x[0] > 0.5, jnp.nan, -0.5 * jnp.sum(x**2))
 
-    @cp.program
-    def walled(f):
-        return cp.sample("x", f)
-
-    density = cp.compile(walled, cp.Energy(broken, SCHEDULE, event_shape=(1,)))
+    density = cp.compile(single, cp.Energy(broken, SCHEDULE, event_shape=(1,)))
     result = run(density, cp.MALA(0.3))
     assert result.non_finite.sum() > 0
     assert result.status.code is Code.NON_FINITE
@@ -79,12 +75,8 @@ def test_non_finite_densities_are_rejected_and_counted():
 
 
 def test_a_score_that_is_never_finite_stops_ancestral_sampling_where_it_is():
-    @cp.program
-    def nothing(f):
-        return cp.sample("x", f)
-
     score = cp.Diffusion(lambda x, t: x * jnp.nan, SCHEDULE, event_shape=(1,), parameterization="score", time="sigma")
-    density = cp.compile(nothing, score)
+    density = cp.compile(single, score)
     result = cp.infer(density, jax.random.key(0), num_chains=8, sampler=cp.Ancestral(), progress=False)
     assert result.status.code is Code.NON_FINITE
     assert np.all(np.isfinite(result["x"]))

@@ -3,6 +3,7 @@
 import blackjax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
@@ -31,8 +32,17 @@ ENERGIES = {
     "HMC": cp.AnnealedMCMC(cp.HMC(0.01, num_leapfrog=3), 2, reverse_step=True),
     "Ancestral": cp.Ancestral(),
     "line integral": cp.AnnealedMCMC(cp.MALA(0.01, log_ratio=cp.LineIntegral(3)), 2, reverse_step=True),
+    "HMC, warm-up": cp.AnnealedMCMC(cp.HMC(cp.Adaptive(warmup=2), num_leapfrog=3), 1),
+    "SMC, 2 steps": cp.SMC(cp.MALA(cp.Adaptive()), 2, check_levels=False),
     "replicas": cp.ReplicaExchange(cp.HMC(0.01, num_leapfrog=2), num_levels=3, sweeps=8),
     "replicas, feynman_kac": cp.ReplicaExchange(cp.MALA(), num_levels=3, swap="feynman_kac", sweeps=8),
+}
+SCORES = {
+    "Ancestral, scores": cp.Ancestral(),
+    "ULA, scores": cp.AnnealedMCMC(cp.ULA(0.01), 2, reverse_step=True),
+    "UHMC, scores": cp.AnnealedMCMC(cp.UHMC(0.01, num_leapfrog=3), 2),
+    "SMC, scores": cp.SMC(check_levels=False),
+    "SMC, scores, order 1": cp.SMC(step=cp.ReverseStep(order=1), check_levels=False),
 }
 BLOCKS = {
     "SMC, latents": cp.SMC(check_levels=False),
@@ -47,12 +57,16 @@ def counted(name):
 
     def network(x, t):
         calls()
-        return unit_energy(x, t)
+        return x * t / jnp.sqrt(1 + t**2) if name in SCORES else unit_energy(x, t)
 
-    factor = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma", label="counted")
+    form = "epsilon" if name in SCORES else "energy"
+    factor = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization=form, time="sigma", label="counted")
     if name == "SMC, density":
         factor = cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,))
-    sampler, program = {**ENERGIES, **BLOCKS, "BlackJAX": OPAQUE}[name], with_latents if name in BLOCKS else single
+    sampler, program = (
+        {**ENERGIES, **SCORES, **BLOCKS, "BlackJAX": OPAQUE}[name],
+        with_latents if name in BLOCKS else single,
+    )
     return sampler, cp.compile(program, factor), calls
 
 
@@ -93,7 +107,7 @@ def traced(name):
     return [places(jax.make_jaxpr(way)(state).jaxpr) for way, state in ((start, blank), *((w, run) for w in ways))]
 
 
-@pytest.mark.parametrize("name", [*ENERGIES, *BLOCKS])
+@pytest.mark.parametrize("name", [*ENERGIES, *SCORES, *BLOCKS])
 def test_a_loop_has_the_network_once(name):
     """Whatever steps to a level, corrects the step and moves there: what compiling takes grows with every copy."""
     start, way, *_ = traced(name)
@@ -109,7 +123,33 @@ def test_a_kernel_that_calls_the_density_itself_has_places_of_its_own():
     assert len(way) == 1 + len(draw) > 1
 
 
-@pytest.mark.parametrize("name", ["SMC", "line integral", "replicas", "replicas, feynman_kac", *BLOCKS, "BlackJAX"])
+@pytest.mark.parametrize("name", ["MALA", "SMC", "SMC, scores"])
+def test_starting_chains_evaluates_nothing(name):
+    """So the networks are compiled once, in the loop over levels, which fills in what kernels cache."""
+    sampler, density, calls = counted(name)
+    sampler = sampler.prepare(density)
+    blank = begin(jax.random.key(0), 2, sampler.visits(density, None))
+    calls.reset()
+    run = jax.jit(lambda run: sampler.start(run, density, sampler.first_level(density)))(blank)
+    jax.effects_barrier()
+    assert calls.run == 0
+    assert np.isfinite(run.chains.points).all()
+    assert np.isnan(run.chains.evaluation.score).all()
+    assert (run.chains.evaluation.parts is None) == (name == "MALA")  # only those who weigh read it
+
+
+STATED = {
+    "Ancestral, scores": (0, 1), "ULA, scores": (3, 0), "UHMC, scores": (7, 0), "MALA": (3, 0), "MALA, reverse": (3, 0),
+    "HMC": (7, 0), "HMC, warm-up": (10, 0), "SMC, 2 steps": (3, 1), "SMC, scores": (1, 1),
+    "SMC, scores, order 1": (1, 0), "SMC, density": (2, 0),
+}  # fmt: skip
+"""Evaluations at a level, and of its own that a step from level to level has."""
+QUICK = ("SMC", "line integral", "replicas", "replicas, feynman_kac", *BLOCKS, "BlackJAX", "Ancestral, scores",
+         "ULA, scores", "HMC, warm-up", "SMC, scores", "SMC, density")  # fmt: skip
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in STATED if name not in QUICK]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_evaluations_are_what_the_result_says(name):
     sampler, density, calls = counted(name)
     calls.reset()
@@ -117,3 +157,6 @@ def test_evaluations_are_what_the_result_says(name):
     jax.effects_barrier()
     replicas = sampler.num_levels if isinstance(sampler, cp.ReplicaExchange) else 1
     assert replicas * calls.run == result.evaluations > 0  # a call serves all chains at once, and all of their replicas
+    if name in STATED:
+        (at, between), levels = STATED[name], sampler.first_level(density) + 1
+        assert result.evaluations == at * levels + between * (levels - 1)

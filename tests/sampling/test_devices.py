@@ -7,12 +7,10 @@ chains is no multiple of the number of devices, nor of the chunk.
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+
+from processes import said
 
 SCRIPT = """
 import json, sys, tempfile
@@ -118,15 +116,8 @@ print(json.dumps(told))
 
 def told(haste=False, **task):
     """What a process with eight devices finds; in haste it goes without LLVM's optimisations, as quick tests do."""
-    tests = Path(__file__).resolve().parents[1]
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(haste)
-    command = [sys.executable, "-c", SCRIPT, json.dumps({"broken": [], "collectives": False, "resumes": False, **task})]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    task = {"broken": [], "collectives": False, "resumes": False, **task}
+    return json.loads(said(SCRIPT, json.dumps(task), devices=8, JAX_DISABLE_MOST_OPTIMIZATIONS=str(haste))[-1])
 
 
 @pytest.mark.parametrize("name", ["SMC, nothing fitted", pytest.param("SMC", marks=pytest.mark.slow)])

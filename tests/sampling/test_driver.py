@@ -1,14 +1,10 @@
-"""The driver: one trace, the stated number of evaluations, and samples that depend on nothing but key and N."""
+"""The driver: one trace, and samples that depend on nothing but key and N."""
 
 import ast
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,9 +12,8 @@ import composeprob as cp
 from composeprob.results.status import Code
 from composeprob.runtime import compiled
 from composeprob.runtime.progress import Progress
-from composeprob.samplers.run import begin
-from composeprob.samplers.visits import Visits
-from sampling_cases import SAMPLER, SCHEDULE, Calls, Counted, run, single, unit_energy
+from processes import said
+from sampling_cases import SAMPLER, SCHEDULE, Calls, Counted, run, single
 
 
 def energy_factor(calls, schedule):
@@ -53,76 +48,6 @@ def test_a_rule_that_is_written_again_is_not_compiled_again():
 
     assert traced(0.1) > 0
     assert traced(0.2) == 0
-
-
-def network_factor(calls, parameterization):
-    def network(x, t):
-        calls()
-        return unit_energy(x, t) if parameterization == "energy" else x * t / jnp.sqrt(1 + t**2)
-
-    return cp.Diffusion(
-        network, SCHEDULE, event_shape=(2,), parameterization=parameterization, time="sigma", label="counted"
-    )
-
-
-COUNTED = {
-    "Ancestral": (cp.Ancestral(), "epsilon"),
-    "ULA": (cp.AnnealedMCMC(cp.ULA(0.01), 2, reverse_step=True), "epsilon"),
-    "MALA": (cp.AnnealedMCMC(cp.MALA(0.01), 2), "energy"),
-    "MALA, reverse": (cp.AnnealedMCMC(cp.MALA(0.01), 2, reverse_step=True), "energy"),
-    "UHMC": (cp.AnnealedMCMC(cp.UHMC(0.01, num_leapfrog=3), 2), "epsilon"),
-    "HMC, reverse": (cp.AnnealedMCMC(cp.HMC(0.01, num_leapfrog=3), 2, reverse_step=True), "energy"),
-    "HMC, warm-up": (cp.AnnealedMCMC(cp.HMC(cp.Adaptive(warmup=2), num_leapfrog=3), 1), "energy"),
-    "SMC": (cp.SMC(cp.MALA(cp.Adaptive()), 2, check_levels=False), "energy"),
-    "SMC, no kernel": (cp.SMC(check_levels=False), "epsilon"),
-    "SMC, first order": (cp.SMC(step=cp.ReverseStep(order=1), check_levels=False), "epsilon"),
-}
-SLOW = ("MALA", "UHMC", "HMC, reverse", "SMC, first order")
-"""Rows like another one."""
-PER_LEVEL = {"ULA": 3, "MALA": 3, "MALA, reverse": 3, "UHMC": 7, "HMC, reverse": 7, "HMC, warm-up": 10, "SMC": 3}
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in COUNTED])
-def test_evaluations_are_what_the_result_says(name):
-    sampler, parameterization = COUNTED[name]
-    calls = Calls()
-    density = cp.compile(single, network_factor(calls, parameterization))
-    calls.reset()
-    result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=sampler, progress=False)
-    jax.effects_barrier()
-    assert calls.run == result.evaluations  # a call serves all chains at once
-    levels = SCHEDULE.num_levels
-    if name in ("SMC", "SMC, no kernel"):  # each reverse step has one of its own
-        assert result.evaluations == levels * PER_LEVEL.get(name, 1) + levels - 1
-    else:
-        assert result.evaluations == {"Ancestral": levels - 1}.get(name, levels * PER_LEVEL.get(name, 1))
-
-
-@pytest.mark.parametrize("sampler", [cp.AnnealedMCMC(cp.HMC(0.01), 1), cp.SMC(cp.MALA(0.01)), cp.SMC()], ids=repr)
-def test_starting_chains_evaluates_nothing(sampler):
-    """So the networks are compiled once, in the loop over levels, which fills in what kernels cache."""
-    calls = Calls()
-    density = cp.compile(single, network_factor(calls, "energy"))
-    calls.reset()
-    sampler = sampler.prepare(density)
-    first = sampler.first_level(density)
-    blank = begin(jax.random.key(0), 2, Visits.every(first, density.num_levels))
-    run = jax.jit(lambda run: sampler.start(run, density, first))(blank)
-    jax.effects_barrier()
-    assert calls.run == 0
-    assert np.isfinite(run.chains.points).all()
-    assert np.isnan(run.chains.evaluation.score).all()
-    assert (run.chains.evaluation.parts is None) == isinstance(sampler, cp.AnnealedMCMC)  # only those who weigh read it
-
-
-def test_density_weights_cost_one_evaluation_a_level():
-    calls = Calls()
-    density = cp.compile(single, energy_factor(calls, SCHEDULE))
-    calls.reset()
-    sampler = cp.SMC(cp.MALA(cp.Adaptive()), weights="density")
-    result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=sampler, progress=False)
-    jax.effects_barrier()
-    assert calls.run == result.evaluations == 2 * SCHEDULE.num_levels
 
 
 def test_samples_depend_on_key_and_number_of_chains_only(product, monkeypatch):
@@ -231,12 +156,7 @@ print(first, asked, compiled, sep="\\n")
 
 def test_a_first_run_compiles_few_programs_and_leaves_questions_to_who_asks():
     """A new process compiles what is there for the levels and what reads them, and next to no single operations."""
-    tests = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    command, environment = [sys.executable, "-c", SCRIPT], {**os.environ, "PYTHONPATH": path}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert ran.returncode == 0, ran.stderr
-    first, asked, again = map(ast.literal_eval, ran.stdout.splitlines()[-3:])
+    first, asked, again = map(ast.literal_eval, said(SCRIPT)[-3:])
     assert first == ["jit(start)", "jit(advance)", "jit(read)"]
     assert "jit(_expert_statistics)" not in first
     assert "jit(_expert_statistics)" in asked

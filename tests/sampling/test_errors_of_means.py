@@ -9,7 +9,7 @@ import composeprob as cp
 from composeprob.results.estimates import Estimate, Families
 from composeprob.results.status import Code, few_ancestors, few_levels, not_converged
 from refusals import refused
-from sampling_cases import SCHEDULE, both, normal, run, single, unit_energy
+from sampling_cases import SCHEDULE, both, normal, run, single, squared, unit_energy
 
 KEYS = 20
 
@@ -128,7 +128,7 @@ def test_too_few_levels_show_in_the_error_of_the_evidence():
     """f² in two dimensions on 32 levels, where the trapezoid rule is off by half a nat: stated, and more than noise.
     The constants of f are unknown, so that its exponent is 2 at every level."""
     unit = cp.Diffusion(unit_energy, SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma")
-    density = cp.compile(cp.program(lambda f: cp.sample("x", f**2)), unit)
+    density = cp.compile(squared, unit)
     exact = -np.log(4 * np.pi)
     step = cp.ReverseStep(control="none")  # the control would leave no error at all
     result = run(density, chains=1024, sampler=cp.SMC(cp.MALA(cp.Adaptive()), step=step))

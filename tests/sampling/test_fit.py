@@ -15,17 +15,13 @@ from composeprob.samplers import fit as fits
 from composeprob.samplers.fit import Fit, controlled
 from sampling_cases import Never, visited
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 SCHEDULE = cp.Schedule.log_snr(9, min=-8.0, max=8.0)
 CHAINS, FACTORS = 4000, 40.0
 fit = jax.jit(fits.fit, static_argnames="control")
 ROTATION = np.array([[0.8, -0.6], [0.6, 0.8]])
 COVARIANCE = ROTATION @ np.diag([0.01, 4.0]) @ ROTATION.T
-
-
-@pytest.fixture(scope="module", autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 def cloud(noise=0.0):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import composeprob as cp
 from composeprob.kernels import mala
 from composeprob.samplers import weights
+from sampling_cases import squared
 
 stacks: dict[str, list[tuple[str, str]]] = {}
 
@@ -27,11 +28,6 @@ class Bowl(eqx.Module):
     def __call__(self, x, t):
         noted("score")
         return 0.5 * jnp.sum(x**2)
-
-
-@cp.program
-def squared(f):
-    return cp.sample("x", f**2)
 
 
 def test_few_frames_lie_between_a_call_and_its_accept_test_and_between_a_score_and_its_weight(monkeypatch):

@@ -4,10 +4,6 @@ On eight virtual devices, in processes of their own.
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import blackjax
 import jax
@@ -18,6 +14,7 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.runtime import parts
 from composeprob.samplers.spread import AXES, Spread, everywhere
+from processes import said
 from sampling_cases import both, normal
 
 SCRIPT = """
@@ -124,15 +121,8 @@ print(json.dumps(told))
 
 
 def told(**task):
-    tests = Path(__file__).resolve().parents[1]
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     nothing = {"runs": [], "broken": False, "resumes": False, "compiles": False}
-    command = [sys.executable, "-c", SCRIPT, json.dumps({**nothing, **task})]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return json.loads(said(SCRIPT, json.dumps({**nothing, **task}), devices=8)[-1])
 
 
 SQUARE = [[32, 32], [[8, 32]]]

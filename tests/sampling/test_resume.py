@@ -2,14 +2,12 @@
 
 import contextlib
 import errno
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +19,7 @@ from composeprob.checkpoint import CheckpointFolder
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.results.status import Code
 from composeprob.runtime.progress import Progress
+from processes import environment, said
 from refusals import refused
 from sampling_cases import SCHEDULE, Calls, Counted, both, normal, run, single
 
@@ -231,6 +230,7 @@ SCRIPT = """
 import sys
 import jax, numpy as np, composeprob as cp
 from composeprob.runtime.progress import Progress
+from processes import environment, said
 from composeprob import tuning
 from sampling_cases import SAMPLER, both, normal
 Progress.pause, tuning.CHECKPOINTS = 1e-9, tuning.CHECKPOINTS._replace(seconds=0.0, share=1e9)
@@ -245,23 +245,18 @@ np.save(sys.argv[2], result["x"])
 @pytest.mark.slow
 def test_kill_and_resume(tmp_path):
     """`kill -9` when some checkpoint is there, at whatever level that is; then the same command again."""
-    tests = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", SCRIPT]
-    arguments = [*command, str(tmp_path / "checkpoints"), str(tmp_path / "x.npy")]
-    environment = {**os.environ, "PYTHONPATH": path}
+    places = tmp_path / "checkpoints", tmp_path / "x.npy"
     # In a process of its own too: this one may have compiled the same code in haste, which rounds otherwise.
-    subprocess.run(
-        [*command, str(tmp_path / "whole"), str(tmp_path / "whole.npy")], env=environment, check=True, timeout=600
-    )
-    process = subprocess.Popen(arguments, env={**environment, "PYTHONHASHSEED": "1"})
+    said(SCRIPT, tmp_path / "whole", tmp_path / "whole.npy", timeout=600)
+    command = [sys.executable, "-c", SCRIPT, *map(str, places)]
+    process = subprocess.Popen(command, env=environment(PYTHONHASHSEED="1"))
     level = int(np.random.default_rng(time.time_ns()).integers(1, 25))  # samples may not depend on it
     while process.poll() is None and newest(tmp_path / "checkpoints") < level:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     assert not (tmp_path / "x.npy").exists()
-    subprocess.run(arguments, env={**environment, "PYTHONHASHSEED": "2"}, check=True, timeout=600)
+    said(SCRIPT, *places, timeout=600, PYTHONHASHSEED="2")
     whole = np.load(tmp_path / "whole.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), whole, err_msg=f"killed at {level}")
 

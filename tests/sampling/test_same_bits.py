@@ -4,29 +4,21 @@ The compiler treats a program for one device otherwise: there only some rows are
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 import same_bits
+from processes import said
 from registry import FACTORS, KERNELS
 
+RUN = "import json, sys, same_bits; same_bits.main(**json.loads(sys.argv[1]))"
 CLOSED = [name for name in same_bits.EXPRESSIONS if name not in FACTORS]
 
 
 def found(cases, devices):
     """Whether each case's samples on the other numbers of devices are those on the first; in a process of its own."""
-    tests = Path(same_bits.__file__).parent
-    flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={same_bits.DEVICES}"
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    command = [sys.executable, same_bits.__file__, json.dumps({"cases": cases, "devices": devices})]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600, check=False)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    task = json.dumps({"cases": cases, "devices": devices})
+    return json.loads(said(RUN, task, devices=same_bits.DEVICES, timeout=3600)[-1])
 
 
 def test_weighted_models_and_full_covariances_have_the_same_samples_on_one_device_and_on_eight():

@@ -16,7 +16,7 @@ from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import begin
 from composeprob.samplers.step import Backward, Step, fixed_control
 from composeprob.samplers.visits import Visits
-from sampling_cases import N, Never, both, normal, run, single, unit_energy, visited
+from sampling_cases import N, Never, both, normal, run, single, squared, unit_energy, visited
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 K = 40
@@ -336,8 +336,6 @@ def test_a_step_of_the_users_is_described():
 
 
 # ── the control ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-squared = cp.program(lambda f: cp.sample("x", f**2))
 
 
 def unit(size):

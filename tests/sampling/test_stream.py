@@ -1,10 +1,6 @@
 """Draws at level 0: their law, thinning, where they are kept, and that a stopped run goes on with the same ones."""
 
 import errno
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +11,7 @@ from composeprob.errors import CapabilityError, InvalidValueError, LoadError, Wr
 from composeprob.results.status import Code
 from composeprob.results.store import Store
 from composeprob.runtime.progress import Progress
+from processes import said
 from refusals import refused
 from sampling_cases import run
 from zscores import assert_agrees, assert_disagrees, z_scores
@@ -214,16 +211,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_draws(tmp_path):
     """Ten times the draws, 655 MB instead of 66: peak memory of a process of its own."""
-    tests = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-
-    def peak(draws):
-        command = [sys.executable, "-c", SCRIPT, str(draws), str(tmp_path / "draws.zarr")]
-        ran = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=1800, check=False
-        )
-        assert ran.returncode == 0, ran.stderr
-        return int(ran.stdout)
-
+    peak = lambda draws: int(said(SCRIPT, draws, tmp_path / "draws.zarr")[-1])
     few, many = peak(1_000), peak(10_000)
     assert many < 1.05 * few, f"{few} KB for 1,000 draws, {many} KB for 10,000"

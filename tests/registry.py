@@ -5,7 +5,11 @@ test_registry.py of each part fails when a public class has no row.
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Callable
+from typing import Any
 
 import blackjax
 import jax.numpy as jnp
@@ -65,6 +69,13 @@ def _calibrated(schedule: Schedule) -> Calibrated:
 def _weighted(schedule: Schedule) -> Weighted:
     factor = Diffusion(lambda x, t: 0.3 * x[::-1], schedule, event_shape=(2,), parameterization="energy_residual")
     return Weighted(factor, np.array([0.5, 1.0]))
+
+
+def concrete(package: Any, base: type) -> dict[str, type]:
+    """By name, the classes of a package's modules that derive from a base and can be made."""
+    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    found = {c for module in modules for c in vars(module).values() if inspect.isclass(c) and issubclass(c, base)}
+    return {c.__name__: c for c in found if not inspect.isabstract(c)}
 
 
 FACTORS: dict[str, Callable[[Schedule], LeafFactor]] = {

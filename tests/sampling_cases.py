@@ -12,6 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 import composeprob as cp
+from composeprob.runtime.progress import Progress
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import Meet
 from composeprob.samplers.run import Run, begin
@@ -56,6 +57,18 @@ def run(density: Any, seed: int = 0, chains: int = 64, **options: Any) -> cp.Res
     """A small run, by `SAMPLER` unless told otherwise."""
     options = {"sampler": SAMPLER, "progress": False} | options
     return cp.infer(density, jax.random.key(seed), num_chains=chains, **options)
+
+
+def stop_after(patch: Any, number: int, what: str = "") -> None:
+    """An interruption when so many levels are done, or so many of what the bar then counts."""
+    update = Progress.update
+
+    def stopping(self: Any, done: int, **facts: Any) -> None:
+        update(self, done, **facts)
+        if done >= number and self.description.endswith(what):
+            raise KeyboardInterrupt
+
+    patch.setattr(Progress, "update", stopping)
 
 
 class Never(Meet):

@@ -204,7 +204,7 @@ def test_blas_has_one_thread_in_a_run(monkeypatch):
     seen = []
     monkeypatch.setattr(stages, "STAGES", [lambda _: seen.append(threadpool_info()), *stages.STAGES])
     ended(
-        monkeypatch, cp.compile(single, two_modes([0.5, 0.5], [-1.0, 1.0], [1.0, 1.0])), cp.Ancestral(), num_chains=50
+        monkeypatch, cp.compile(single, two_modes([0.5, 0.5], [-1.0, 1.0], [1.0, 1.0])), cp.Ancestral(), num_chains=64
     )
     assert {library["num_threads"] for library in seen[0] if library["user_api"] == "blas"} <= {1}
 

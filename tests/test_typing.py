@@ -35,7 +35,7 @@ kernels = [cp.MALA(0.1), cp.ULA(lambda levels: 0.1 * levels.sigma**2), cp.HMC(me
 WRONG = {
     'cp.infer(density, jax.random.key(0), num_chains="many")': "arg-type",
     "cp.infer(density, jax.random.key(0))": "call-arg",
-    "cp.infer(density, jax.random.key(0), num_chains=10, sampler=cp.MALA())": "arg-type",
+    "cp.infer(density, jax.random.key(0), num_chains=100, sampler=cp.MALA())": "arg-type",
     "cp.smc()": "attr-defined",
     "result.plott()": "attr-defined",
     'cp.Schedule.cosine("100")': "arg-type",

@@ -44,8 +44,3 @@ def two_modes(mean, deviation, share):
     means = jnp.stack([jnp.asarray(mean), -jnp.asarray(mean)])
     shares = dist.Categorical(probs=jnp.array([share, 1 - share]))
     return dist.MixtureSameFamily(shares, dist.Normal(means, deviation).to_event(1))
-
-
-@cp.program
-def single(factor):
-    cp.sample("x", factor)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +9,13 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from calibration import known
 from composeprob.calibration import quadrature
 from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER
 from composeprob.factors.interpolation import interpolate
 from refusals import refused
+from sampling_cases import single
 from zscores import LIMIT
-
-SPEC = importlib.util.spec_from_file_location("known", Path(__file__).with_name("known.py"))
-known = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(known)
 
 KEY = jax.random.key(0)
 LEFT, RIGHT = [-0.6, 0.0], [0.6, 0.0]
@@ -43,7 +38,7 @@ def pair(left, right):
 
 
 def shares(factor, sampler=None, schedule=None, chains=8000):
-    density = cp.compile(known.single, factor, schedule=schedule)
+    density = cp.compile(single, factor, schedule=schedule)
     result = cp.infer(density, jax.random.key(1), num_chains=chains, sampler=sampler, progress=False)
     return cp.metrics.mode_weights(result["x"], [LEFT, RIGHT], result.log_weights)
 
@@ -107,7 +102,7 @@ def test_ten_dimensions(distribution):
 
 def test_mixture_has_the_shares_asked_for(pair):
     mixture = cp.mixture(list(pair), weights=[0.2, 0.8])
-    assert {"normalised", "exact_marginals", "feynman_kac"} <= cp.compile(known.single, mixture).capabilities
+    assert {"normalised", "exact_marginals", "feynman_kac"} <= cp.compile(single, mixture).capabilities
     assert cp.metrics.total_variation(shares(mixture), [0.2, 0.8]) <= 0.02
 
 
@@ -132,7 +127,7 @@ def test_normalised_products_mix(left, right):
     wide = known.raw(known.normal([0.0, 0.0], 1.0), 1.0, "wide")
     product = cp.calibrate(left * wide**0.5, KEY)
     mixture = cp.mixture([product, cp.calibrate(right, KEY)], weights=[0.2, 0.8])
-    density = cp.compile(known.single, mixture)
+    density = cp.compile(single, mixture)
     assert "0.2·left(x)·wide(x)^0.5·Z⁻¹" in str(density)
     assert cp.metrics.total_variation(shares(mixture), [0.2, 0.8]) <= 0.02
 
@@ -144,7 +139,7 @@ def test_calibrated_densities_integrate_to_one(left, levels):
     wide = known.raw(known.normal([0.2, 0.0], 0.5), 1.0, "wide")
     schedule = None if levels == "own" else cp.Schedule.edm(15, 0.02, 20.0)
     for factor in (cp.calibrate(left, KEY), cp.calibrate(left * wide**1.7, KEY)):
-        density = cp.compile(known.single, factor, schedule=schedule)
+        density = cp.compile(single, factor, schedule=schedule)
         for level in range(0, density.num_levels, 7):
             noise = density.schedule.at(level)
             width = jnp.sqrt(0.01 * noise.alpha**2 + noise.sigma**2)
@@ -161,7 +156,7 @@ def test_a_calibrated_power_in_a_product_is_the_raw_one(left):
     other = known.raw(known.normal([0.2, 0.1], 0.5), 1.0, "other")
     x = jax.random.normal(KEY, (5, 2))
     product = cp.calibrate(left * other, KEY)
-    raw, normal = (cp.compile(known.single, f) for f in ((left * other) ** 1.5, product**1.5))
+    raw, normal = (cp.compile(single, f) for f in ((left * other) ** 1.5, product**1.5))
     assert "normalised" not in normal.capabilities
     for level in (0, 20, 39):
         values = [jax.vmap(lambda x, d=d: d.log_density({"x": x}, level))(x) for d in (raw, normal)]
@@ -177,7 +172,7 @@ def test_calibrated_siblings_share_their_network():
         energy, known.SCHEDULE, event_shape=(1,), parameterization="energy", time="log_snr", conditions=("centre",)
     )
     parts = [cp.calibrate(network.given(centre=c), KEY) for c in (-0.5, 0.5)]
-    text = str(cp.compile(known.single, cp.mixture(parts, weights=[0.5, 0.5])))
+    text = str(cp.compile(single, cp.mixture(parts, weights=[0.5, 0.5])))
     assert "2 evaluations in 1 batches" in text
     assert "centre=-0.5" in text
     with pytest.raises(cp.errors.ConditionError, match=r"leaves 'centre' open(.|\n)*given\(centre=…\)"):

@@ -112,7 +112,7 @@ def test_samples_are_those_of_the_product_written_out(sampler, form):
     kernel = cp.MALA(0.1) if form == "energy" else cp.ULA(0.05)
     chosen = cp.SMC(kernel) if sampler == "smc" else cp.AnnealedMCMC(kernel, 2)
     found = [
-        cp.infer(cp.compile(single, g), jax.random.key(1), num_chains=16, sampler=chosen, progress=False)["x"]
+        cp.infer(cp.compile(single, g), jax.random.key(1), num_chains=4, sampler=chosen, progress=False)["x"]
         for g in (tall(f, ys), written_out(f, ys))
     ]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-7, atol=1e-7)

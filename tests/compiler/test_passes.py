@@ -102,7 +102,7 @@ def test_a_model_with_continuous_time_is_exact_on_any_levels(target):
         "VP": cp.Schedule.cosine(9),
         "other": cp.Schedule.from_arrays(np.linspace(0.9, 0.2, 9), np.linspace(0.1, 3.0, 9)),
     }[target]
-    trained = cp.Schedule.log_snr(3, min=-20.0, max=20.0)
+    trained = cp.Schedule.log_snr(2, min=-20.0, max=20.0)
     score_model = cp.Diffusion(gaussian_epsilon, trained, event_shape=(2,), time="log_snr")
     energy_model = cp.Diffusion(gaussian_energy, trained, event_shape=(2,), parameterization="energy", time="log_snr")
     x = {"x": jnp.array([0.4, -1.0])}
@@ -170,10 +170,10 @@ def test_outside_the_trained_range_the_fix_can_be_followed(scale):
 
 
 def test_levels_are_chosen_by_what_is_bound_to_its_own():
-    own = cp.Schedule.log_snr(7)
-    assert cp.compile(single, F * discrete(own)).num_levels == 7
+    own = cp.Schedule.log_snr(10)
+    assert cp.compile(single, F * discrete(own)).num_levels == 10
     assert cp.compile(single, F * G).num_levels == 12
-    assert cp.compile(single, F, schedule=own).num_levels == 7
+    assert cp.compile(single, F, schedule=own).num_levels == 10
     refused(lambda: cp.compile(single, F, schedule=7), WrongTypeError, r"schedule must be a cp\.Schedule; got int")
 
 

@@ -9,7 +9,7 @@ import pytest
 import composeprob as cp
 from sampling_cases import normal
 
-SCHEDULE = cp.Schedule.log_snr(21, min=-8.0, max=10.0)
+SCHEDULE = cp.Schedule.log_snr(24, min=-8.0, max=10.0)
 LAMBDA = np.asarray(SCHEDULE.log_snr, float)
 ALPHA = np.asarray(SCHEDULE.alpha, float)
 X, Y, SD = 0.7, 1.2, 0.5

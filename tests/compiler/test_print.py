@@ -155,7 +155,7 @@ def test_labels_with_parentheses_stay_as_they_are(label):
 
 @pytest.mark.parametrize(("weights", "said"), [([2.0, 1.0], "sum to 3"), ([0.4, 0.6], ""), (None, "")])
 def test_weights_that_are_made_shares_are_named(weights, said):
-    f, g = (cp.Analytic(dist.Normal(jnp.full(2, mean), 1.0), cp.Schedule.log_snr(10)) for mean in (0.0, 1.0))
+    f, g = (cp.Analytic(dist.Normal(jnp.full(2, mean), 1.0), SCHEDULE) for mean in (0.0, 1.0))
     text = str(cp.compile(single, cp.mixture([f, g], weights) * f))
     notes = [line for line in text.splitlines() if "weights of a mixture" in line]
     assert len(notes) == bool(said)

@@ -127,9 +127,9 @@ def test_a_program_that_reads_something_else_by_now_is_refused():
     assert at_once(density, X) == before  # compiled code has the values of then
     for run in (
         lambda: jax.jit(density.score)(X, 0),
-        lambda: density.on(cp.Schedule.log_snr(5)),
+        lambda: density.on(cp.Schedule.log_snr(12)),
         density.observed,
-        lambda: cp.infer(density, jax.random.key(0), num_chains=7, progress=False),
+        lambda: cp.infer(density, jax.random.key(0), num_chains=4, progress=False),
     ):
         refused(run, ProgramError, r"changed since cp\.compile")
     put(1.0)

@@ -171,11 +171,11 @@ def test_what_the_network_is_told_of_time(kind):
 
 def test_a_level_between_two():
     """It is where the log-SNR is: halfway between two levels, halfway between their log-SNR."""
-    schedule = cp.Schedule.log_snr(21, min=-8.0, max=12.0)
+    schedule = cp.Schedule.log_snr(11, min=-8.0, max=12.0)
     f = cp.Diffusion(lambda x, t: t - 100 * x, schedule, event_shape=(), parameterization="score", time="real_level")
     density = cp.compile(single, f, schedule=cp.Schedule.log_snr(4, min=-7.5, max=11.25))
     found = [density.score({"x": 0.0}, k)["x"] for k in range(4)]
-    np.testing.assert_allclose(found, [0.75, 7.0, 13.25, 19.5], rtol=1e-6)
+    np.testing.assert_allclose(found, [0.375, 3.5, 6.625, 9.75], rtol=1e-6)
     with pytest.raises(AlignmentError, match="trained for log-SNR -8 to 12"):
         cp.compile(single, f, schedule=cp.Schedule.log_snr(4, min=-9.0, max=5.0))
 
@@ -186,7 +186,7 @@ def test_flow_matching_composes_with_other_schedules(shift):
     exact scores."""
     trained = {
         "flow": cp.Schedule.flow(50, shift=shift),
-        "x0": cp.Schedule.log_snr(50, min=-17.0, max=17.0),
+        "x0": cp.Schedule.log_snr(60, min=-17.0, max=17.0),
         "epsilon": cp.Schedule.edm(50, sigma_min=1e-4, sigma_max=5000.0),
     }
     names = {"flow": "x", "x0": "y", "epsilon": "z"}
@@ -260,7 +260,7 @@ def test_conditions_reach_the_network():
 @pytest.mark.parametrize("name", ["x", "t"])
 def test_a_condition_may_be_called_as_the_networks_own_arguments_are(name):
     """As in p(θ | x), where what was observed is called x."""
-    schedule = cp.Schedule.log_snr(8)
+    schedule = cp.Schedule.log_snr(12)
     network = {"x": lambda theta, level, x: x - theta, "t": lambda theta, level, t: t - theta}[name]
     factor = cp.Diffusion(network, schedule, event_shape=(2,), parameterization="score", conditions=(name,))
     noise = schedule.at(3)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,7 +12,7 @@ import composeprob as cp
 import composeprob.factors
 from composeprob.errors import ConditionError
 from composeprob.factors.base import LeafFactor
-from registry import FACTORS, SCHEDULES
+from registry import FACTORS, SCHEDULES, concrete
 
 ROWS = pytest.mark.parametrize("name", FACTORS)
 SCHEDULE = cp.Schedule.cosine(10)
@@ -26,12 +22,7 @@ X = jnp.array([0.4, -0.9])
 
 
 def test_every_leaf_factor_has_a_row_and_is_public_unless_a_function_returns_it():
-    modules = [
-        importlib.import_module(f"composeprob.factors.{m.name}")
-        for m in pkgutil.iter_modules(composeprob.factors.__path__)
-    ]
-    classes = {c for m in modules for c in vars(m).values() if inspect.isclass(c) and issubclass(c, LeafFactor)}
-    assert set(FACTORS) == {c.__name__ for c in classes if not inspect.isabstract(c)}
+    assert set(FACTORS) == set(concrete(composeprob.factors, LeafFactor))
     assert set(FACTORS) - set(cp.__all__) == RESULTS
     for name, make in FACTORS.items():
         assert type(make(SCHEDULE)).__name__ == name

@@ -153,4 +153,4 @@ def test_what_a_tapestry_refuses():
         cp.compile(single, cp.tapestry(*windows(f, ((0, 0), (3, 0)))))
     density = cp.compile(single, cp.tapestry(*windows(model(mixing, "energy_residual"))))
     with pytest.raises(CapabilityError, match="Feynman–Kac rate"):
-        cp.infer(density, jax.random.key(0), num_chains=8, sampler=cp.SMC())
+        cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.SMC())

@@ -9,18 +9,14 @@ from scipy.special import gamma
 import composeprob as cp
 from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
-from composeprob.kernels import HMC, MALA, KernelState, LineIntegral
+from composeprob.kernels import HMC, MALA, LineIntegral
 from kernel_chains import driven, start, transitions
-from kernels.test_line_integral import straight
+from kernels.test_line_integral import state, straight
 from refusals import refused
 from sampling_cases import normal, single
 from targets import NESTED, evaluate, nested, score_only, two_modes
 
 TARGET = score_only(evaluate(two_modes(2).log_density))
-
-
-def state(x, target=TARGET):
-    return KernelState(x, target(x))
 
 
 SCORE_ONLY = [

@@ -126,7 +126,7 @@ def test_chains_are_not_weighed_against_one_another():
     density = cp.compile(product)
     for weights in ("feynman_kac", "density"):
         with pytest.raises(CapabilityError, match=r"weighs chains[\s\S]*depends on 'c'[\s\S]*Fix: use cp.AnnealedMCMC"):
-            cp.infer(density, jax.random.key(0), num_chains=8, sampler=cp.SMC(weights=weights), progress=False)
+            cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.SMC(weights=weights), progress=False)
     refused(density.to_numpyro, DoublyIntractableError, "would move 'c'")
 
 

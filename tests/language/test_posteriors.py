@@ -127,11 +127,11 @@ def test_new_data_reuse_compiled_code():
 
     sampler = cp.AnnealedMCMC(cp.MALA(0.1), 1)
     cp.infer(
-        cp.compile(counted, normal(), jnp.array(0.5)), jax.random.key(1), num_chains=16, sampler=sampler, progress=False
+        cp.compile(counted, normal(), jnp.array(0.5)), jax.random.key(1), num_chains=4, sampler=sampler, progress=False
     )
     other = cp.compile(counted, normal(), jnp.array(0.3))
     before = len(runs)
-    cp.infer(other, jax.random.key(1), num_chains=16, sampler=sampler, progress=False)
+    cp.infer(other, jax.random.key(1), num_chains=4, sampler=sampler, progress=False)
     assert len(runs) == before > 0
 
 

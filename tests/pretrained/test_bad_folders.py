@@ -374,7 +374,7 @@ def test_results_without_images():
     import jax
     import numpyro.distributions as dist
 
-    f = cp.Analytic(dist.Normal(np.zeros(2), 1.0).to_event(1), cp.Schedule.log_snr(5))
+    f = cp.Analytic(dist.Normal(np.zeros(2), 1.0).to_event(1), cp.Schedule.log_snr(12))
     density = cp.compile(single, f)
     result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
     refused(lambda: result.images(), CapabilityError, "not exactly one has images")

@@ -95,7 +95,7 @@ def test_the_score_at_level_k_is_that_of_timestep_k(place, tmp_path):
         x, k = g["x"][0], int(g["times"][i])
         wanted = -noise_of(g["outputs"][i][0], x, g["alpha"][i], g["sigma"][i], "x0") / g["sigma"][i]
         assert error(score(factor, x, k), wanted) < 1e-4
-    density = cp.compile(single, factor, schedule=cp.Schedule.log_snr(5, -8.0, 4.0))
+    density = cp.compile(single, factor, schedule=cp.Schedule.log_snr(12, -8.0, 4.0))
     assert np.isfinite(jax.jit(density.score)({"x": jnp.asarray(g["x"][0])}, 3)["x"]).all()
 
 

@@ -77,10 +77,10 @@ def test_non_finite_densities_are_rejected_and_counted():
 def test_a_score_that_is_never_finite_stops_ancestral_sampling_where_it_is():
     score = cp.Diffusion(lambda x, t: x * jnp.nan, SCHEDULE, event_shape=(1,), parameterization="score", time="sigma")
     density = cp.compile(single, score)
-    result = cp.infer(density, jax.random.key(0), num_chains=8, sampler=cp.Ancestral(), progress=False)
+    result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.Ancestral(), progress=False)
     assert result.status.code is Code.NON_FINITE
     assert np.all(np.isfinite(result["x"]))
-    smc = cp.infer(density, jax.random.key(0), num_chains=8, sampler=cp.SMC(), progress=False)
+    smc = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.SMC(), progress=False)
     assert smc.status.has(Code.WEIGHTS_COLLAPSED)
     assert np.all(np.isfinite(smc["x"]))
 

@@ -37,7 +37,7 @@ def test_one_trace_for_ten_or_a_thousand_levels():
 
 def test_a_rule_that_is_written_again_is_not_compiled_again():
     calls = Calls()
-    density = cp.compile(single, energy_factor(calls, cp.Schedule.log_snr(5)))
+    density = cp.compile(single, energy_factor(calls, cp.Schedule.log_snr(12)))
 
     def traced(factor):
         calls.reset()

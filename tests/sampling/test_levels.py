@@ -12,12 +12,11 @@ import pytest
 import composeprob as cp
 from composeprob import tuning
 from composeprob.errors import AlignmentError, CapabilityError, InvalidValueError
-from composeprob.runtime.progress import Progress
 from composeprob.samplers.run import Records
 from composeprob.samplers.spread import host
 from composeprob.samplers.visits import Pace, Visits
 from refusals import refused
-from sampling_cases import SCHEDULE, both, normal, single
+from sampling_cases import SCHEDULE, both, normal, single, stop_after
 from zscores import LIMIT
 
 CHAINS = 512
@@ -69,19 +68,11 @@ def test_what_it_tells_by_level_it_tells_of_the_levels_that_it_visited(chosen, d
     assert f"{len(log_snr)}, log-SNR" in str(chosen.summary())
 
 
+@pytest.mark.usefixtures("every_level")
 def test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing(density, tmp_path, monkeypatch):
     whole = adaptive(density)
-    monkeypatch.setattr(Progress, "pause", 1e-9)
-    monkeypatch.setattr(tuning, "CHECKPOINTS", tuning.CHECKPOINTS._replace(seconds=0.0, share=1e9))
     with monkeypatch.context() as patch:
-        update = Progress.update
-
-        def stopping(self, done, **facts):
-            update(self, done, **facts)
-            if done > 300:
-                raise KeyboardInterrupt
-
-        patch.setattr(Progress, "update", stopping)
+        stop_after(patch, 301)
         part = adaptive(density, checkpoint_dir=tmp_path)
     assert part.status.has("interrupted")
     assert len(part.log_snr) > 1000  # where it would have gone is not known: every level that it may visit
@@ -132,7 +123,7 @@ def test_refusals(density):
         ((1.0, 2.0),): r"an array of shape \(1, 2\)",
         (1.0, 1.0): "Levels must go from clean to noisy",
     }.items():
-        refused(lambda: cp.infer(density, jax.random.key(0), num_chains=8, levels=levels), InvalidValueError, words)
+        refused(lambda: cp.infer(density, jax.random.key(0), num_chains=4, levels=levels), InvalidValueError, words)
     with pytest.raises(CapabilityError, match="AnnealedMCMC has no weights"):
         adaptive(density, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
     copy = eqx.tree_at(lambda d: d.schedule.sigma, density, density.schedule.sigma)

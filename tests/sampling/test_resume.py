@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob import tuning
 from composeprob.checkpoint import CheckpointFolder
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.results.status import Code
 from composeprob.runtime.progress import Progress
 from processes import environment, said
 from refusals import refused
-from sampling_cases import SCHEDULE, Calls, Counted, both, normal, run, single
+from sampling_cases import SCHEDULE, Calls, Counted, both, normal, run, single, stop_after
 
 PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite")
 
@@ -29,25 +28,6 @@ PER_LEVEL = ("acceptance", "step_size", "ess", "non_finite")
 @pytest.fixture(scope="module")
 def whole(product):
     return run(product)
-
-
-@pytest.fixture
-def every_level(monkeypatch):
-    """A checkpoint after each level."""
-    monkeypatch.setattr(Progress, "pause", 1e-9)
-    monkeypatch.setattr(tuning, "CHECKPOINTS", tuning.CHECKPOINTS._replace(seconds=0.0, share=1e9))
-
-
-def stop_after(monkeypatch, levels):
-    """An interruption when so many levels are done."""
-    update = Progress.update
-
-    def stopping(self, done, **facts):
-        update(self, done, **facts)
-        if done >= levels:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Progress, "update", stopping)
 
 
 def same(result, other):

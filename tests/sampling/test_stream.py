@@ -13,7 +13,7 @@ from composeprob.results.store import Store
 from composeprob.runtime.progress import Progress
 from processes import said
 from refusals import refused
-from sampling_cases import run
+from sampling_cases import run, stop_after
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 CHAINS, DRAWS, THIN = 64, 12, 3
@@ -96,24 +96,13 @@ def test_a_store_holds_the_same_and_opens_lazily(product, whole, tmp_path):
     np.testing.assert_array_equal(np.asarray(last["x"]), run(product, chains=CHAINS)["x"])
 
 
-def stop_after(patch, draws):
-    update = Progress.update
-
-    def stopping(self, done, **facts):
-        update(self, done, **facts)
-        if self.description == "draws" and done >= draws:
-            raise KeyboardInterrupt
-
-    patch.setattr(Progress, "update", stopping)
-
-
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_stopped_run_goes_on_with_the_same_draws(product, whole, tmp_path, monkeypatch, stored):
     options = {"checkpoint_dir": tmp_path / "c"} | ({"store": tmp_path / "s"} if stored else {})
     monkeypatch.setattr(Progress, "pause", 1e-9)
     for draws in (3, 8):
         with monkeypatch.context() as patch:
-            stop_after(patch, draws)
+            stop_after(patch, draws, "draws")
             part = drawn(product, **options)
         assert part.status.code is Code.INTERRUPTED
         assert f"after {draws} of {DRAWS} draws" in part.status.message

@@ -71,9 +71,8 @@ PROPER = {
 
 @pytest.mark.parametrize("name", IMPROPER)
 def test_what_has_no_integral_at_level_0_is_refused(name):
-    with pytest.raises(ImproperError, match="is improper at level 0 of 11") as raised:
-        cp.compile(single, IMPROPER[name]())
-    assert "what divides must be wider" in raised.value.fix
+    words, fix = "is improper at level 0 of 11", "what divides must be wider"
+    refused(lambda: cp.compile(single, IMPROPER[name]()), ImproperError, words, fix)
 
 
 @pytest.mark.parametrize("name", PROPER)
@@ -132,9 +131,8 @@ SEPARATED = mixture([-3.0, 3.0], [0.3, 0.3], (0.8, 0.2))
 @pytest.mark.parametrize(("law", "top"), [(SEPARATED, -1.0), (dist.Normal(200.0, 50.0), -9.0), (SEPARATED, -4.0)])
 def test_a_noisiest_level_that_carries_signal_is_refused_and_the_one_that_is_named_is_not(law, top):
     f = cp.Analytic(law, cp.Schedule.log_snr(12, min=top))
-    with pytest.raises(ImproperError, match="not noise alone for factor") as raised:
-        cp.compile(single, f)
-    lower = float(raised.value.fix.split("min=")[1].split(")")[0])
+    raised = refused(lambda: cp.compile(single, f), ImproperError, "not noise alone for factor")
+    lower = float(raised.fix.split("min=")[1].split(")")[0])
     cp.compile(single, f, schedule=cp.Schedule.log_snr(12, min=lower))
 
 

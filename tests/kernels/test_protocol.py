@@ -34,8 +34,16 @@ def test_kernels_that_write_their_own_step_are_not_resumable():
     assert not Stepping(0.1).resumable
 
 
-@pytest.mark.parametrize("sites", POSITIONS)
-@ROWS
+QUICK = ("MALA", "HMC, LineIntegral", "HMC, metric")
+"""Rows that one flat site is tried on in quick tests: what differs with it is how noise is laid out, as in all."""
+CASES = [
+    pytest.param(name, sites, marks=[] if sites == "two sites" or name in QUICK else pytest.mark.slow)
+    for name in RESUMABLE
+    for sites in POSITIONS
+]
+
+
+@pytest.mark.parametrize(("name", "sites"), CASES)
 def test_the_protocol_is_the_step(name, sites):
     """Bit for bit, where every operation is compiled by itself; and shapes and precisions stay on the way."""
     kernel, (position, log_density) = RESUMABLE[name](), POSITIONS[sites]

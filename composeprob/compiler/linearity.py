@@ -12,21 +12,21 @@ verification of polynomial identities"); the converse does not hold.
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import JaxprEqn, Primitive
 from jaxtyping import PyTree
 
-from composeprob.compiler.influence import CALLS
-from composeprob.factors.precision import rebind
-
-Aval = jax.ShapeDtypeStruct
+from composeprob.factors.equations import CALLS, Aval, Walk, aval, bind, fixed_point, rebind, scanned
+from composeprob.factors.equations import value_of as value_of
 
 
 class Kind(enum.IntEnum):
@@ -55,22 +55,14 @@ class Value:
     why: str = ""
 
 
-TERMS: Mapping[str, slice] = {
-    **dict.fromkeys(("add", "sub", "add_any", "neg", "real", "imag", "complex", "conj"), slice(None)),
-    **dict.fromkeys(("convert_element_type", "reduce_sum", "cumsum", "reduce_window_sum", "fft"), slice(None)),
-    **dict.fromkeys(("concatenate", "pad", "reshape", "squeeze", "expand_dims", "transpose", "rev"), slice(None)),
-    **dict.fromkeys(("slice", "broadcast_in_dim", "split", "stack", "unstack", "tile"), slice(None)),
-    **dict.fromkeys(("div", "gather", "dynamic_slice", "scatter-mul"), slice(0, 1)),
-    "dynamic_update_slice": slice(0, 2),
-    **dict.fromkeys(("scatter", "scatter-add", "scatter-sub"), slice(0, 3, 2)),
-    "select_n": slice(1, None),
-    "triangular_solve": slice(1, 2),
-    "tridiagonal_solve": slice(3, 4),
+RATIONAL = {"mul", "div", "dot_general", "conv_general_dilated", "bcoo_dot_general", "scatter-mul"} | {
+    "triangular_solve",
+    "tridiagonal_solve",
 }
-"""Of primitives that are linear in some operands together, given the others: in which ones."""
+"""Primitives that are polynomials, or quotients of such, of several operands together."""
 
 
-class Linearity:
+class Linearity(Walk[Value]):
     """An evaluation of equations by kinds.
 
     Args:
@@ -88,72 +80,66 @@ class Linearity:
             return Value(Kind.LATENT)
         return Value(Kind.LATENT, self._random(like))
 
-    def evaluate(
-        self,
-        jaxpr: Jaxpr,
-        consts: Sequence[Array],
-        given: Sequence[Value | None],
-        copies: Mapping[Var, Var] | None = None,
-    ) -> dict[Var, Value]:
-        """The value of every variable.
+    def constant(self, value: Array, like: Aval) -> Value:
+        return Value(Kind.KNOWN, jnp.asarray(value, like.dtype))
 
-        Args:
-            jaxpr, consts: the equations.
-            given: the values of its inputs; None for one that is a copy.
-            copies: variables whose values are those of inputs, ``{variable: input}``.
-        """
-        known: dict[Var, Value] = dict(zip(jaxpr.constvars, (Value(Kind.KNOWN, c) for c in consts), strict=True))
-        known |= {v: value for v, value in zip(jaxpr.invars, given, strict=True) if value is not None}
-        for eqn in jaxpr.eqns:
-            found = self._equation(eqn, [value_of(known, v) for v in eqn.invars])
-            known.update(zip(eqn.outvars, found, strict=True))
-            known.update({copies[v]: known[v] for v in eqn.outvars if v in copies} if copies else {})
-        return known
+    def equation(self, eqn: JaxprEqn, given: list[Value]) -> Sequence[Value]:
+        if _kind(given) == Kind.KNOWN:
+            return [Value(Kind.KNOWN, array) for array in rebind(eqn, [v.array for v in given])]
+        return super().equation(eqn, given)
 
-    def _inner(self, closed: PyTree, given: Sequence[Value]) -> list[Value]:
-        jaxpr = getattr(closed, "jaxpr", closed)
-        known = self.evaluate(jaxpr, getattr(closed, "consts", ()), given)
-        return [value_of(known, v) for v in jaxpr.outvars]
-
-    def _equation(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
-        name, avals = eqn.primitive.name, _avals(eqn)
-        kind = max((v.kind for v in given), default=Kind.KNOWN)
-        if kind == Kind.KNOWN:
-            return [Value(kind, array) for array in rebind(eqn, [v.array for v in given])]
-        if name in ("optimization_barrier", "device_put", "copy", "copy_p", "sharding_constraint"):
-            return given
-        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        no_derivative = name == "custom_vjp_call" and kind > Kind.LATENT
-        if name in CALLS and inner is not None and not no_derivative:
-            return self._inner(inner, given)
-        if kind > Kind.LATENT and name in ("scan", "while"):
-            return self._scan(eqn, given) if name == "scan" else self._while(eqn, given)
+    def otherwise(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
+        kind, avals = _kind(given), list(map(aval, eqn.outvars))
         if kind == Kind.OTHER:
             return [next(v for v in given if v.kind == kind)] * len(avals)
-        if kind == Kind.LINEAR and name == "cond":
-            each = [self._inner(branch, given[1:]) for branch in eqn.params["branches"]]
-            return [self._either(cases, aval) for cases, aval in zip(zip(*each, strict=True), avals, strict=True)]
-        if name == "cholesky" and kind == Kind.LATENT:
-            return [Value(kind, array) for array in rebind(eqn, [self._any_covariance(given[0].array)])]
-        terms = _terms(eqn, given)
-        if terms is None or any(v.kind == Kind.LINEAR for i, v in enumerate(given) if i not in terms):
-            return [self.any_latent(a) if kind == Kind.LATENT else Value(Kind.OTHER, why=name) for a in avals]
-        if name == "select_n" and given[0].array is None:
-            return [self._either(given[1:], avals[0])]
-        varied = name == "custom_linear_solve" and any(
-            v.kind == Kind.LATENT for i, v in enumerate(given) if i not in terms
-        )
-        if varied or any(v.array is None for v in given):
+        places = [i for i, v in enumerate(given) if v.kind == kind]
+        linear = _is_linear(eqn, places) or (kind == Kind.LATENT and eqn.primitive.name in RATIONAL)
+        if not linear:
+            other = Value(Kind.OTHER, why=eqn.primitive.name)
+            return [self.any_latent(a) if kind == Kind.LATENT else other for a in avals]
+        if any(v.array is None for v in given):
             return [self.any_latent(a) if kind == Kind.LATENT else self._anywhere(given, a) for a in avals]
         if kind == Kind.LATENT:
             return [Value(kind, array) for array in rebind(eqn, [v.array for v in given])]
-        slopes = [v.array if v.kind == kind else None for v in given]
 
-        def along(slopes: list[Array | None]) -> list[Array]:
-            others = [jnp.zeros_like(v.array) if i in terms else v.array for i, v in enumerate(given)]
-            return list(rebind(eqn, [b if a is None else a for a, b in zip(slopes, others, strict=True)]))
+        def of(terms: list[Array]) -> list[Array]:
+            operands = dict(zip(places, terms, strict=True))
+            return rebind(eqn, [operands.get(i, v.array) for i, v in enumerate(given)])
 
-        return [Value(kind, array) for array in jax.vmap(along)(slopes)]
+        slopes = [given[i].array for i in places]
+        origin = [jnp.zeros(a.shape[1:], a.dtype) for a in slopes]
+        return [Value(kind, array) for array in jax.vmap(lambda along: jax.jvp(of, (origin,), (along,))[1])(slopes)]
+
+    def _same(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
+        return given
+
+    def _known_power(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
+        return given if eqn.params["y"] == 1 else None
+
+    def _own_derivative(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
+        return None if _kind(given) > Kind.LATENT else self.enter(eqn, given)
+
+    def _root(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
+        if _kind(given) > Kind.LATENT:
+            return None
+        return [Value(Kind.LATENT, array) for array in rebind(eqn, [self._any_covariance(given[0].array)])]
+
+    def _solution(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
+        """With random numbers in its matrix it would have none."""
+        count = sum(eqn.params["const_lengths"])
+        if (_kind(given[:count]), _kind(given[count:])) != (Kind.LATENT, Kind.LINEAR):
+            return None
+        return [self._anywhere(given, aval(v)) for v in eqn.outvars]
+
+    def _selected(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
+        which, *cases = given
+        return [self._either(cases, aval(eqn.outvars[0]))] if which.kind == Kind.LATENT else None
+
+    def _branches(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
+        if _kind(given) != Kind.LINEAR:
+            return None
+        each = [self.outputs(branch, given[1:]) for branch in eqn.params["branches"]]
+        return [self._either(cases, aval(v)) for *cases, v in zip(*each, eqn.outvars, strict=True)]
 
     def _random(self, like: Aval | Array) -> Array:
         shape = (*(length for length, _ in self.loops), *like.shape)
@@ -200,39 +186,42 @@ class Linearity:
             return Value(to.kind, jnp.zeros((self.size, *like.shape), like.dtype))
         return Value(to.kind, why=to.why)
 
-    def _fixed_point(
-        self, step: Callable[[list[Value]], list[Value]], carry: list[Value], avals: list[Aval]
+    def _carried(
+        self, step: Callable[[list[Value]], Sequence[Value]], carry: Sequence[Value], avals: Sequence[Aval]
     ) -> list[Value]:
         """What a loop carries, of the kinds that it keeps. ``step`` may return more than what is carried."""
-        while True:
-            found: list[Value] = []
 
-            def kinds(arrays: list[Array | None], carry: list[Value] = carry, found: list[Value] = found) -> None:
-                found.extend(Value(v.kind, why=v.why) for v in step(_with(carry, arrays)))
+        def raised(kinds: list[Value]) -> list[Value]:
+            return [self._raised(v, to, like) for v, to, like in zip(carry, kinds, avals, strict=False)]
 
-            jax.eval_shape(kinds, [v.array for v in carry])
-            raised = [
-                self._raised(v, max(v, to, key=lambda each: each.kind), aval)
-                for v, to, aval in zip(carry, found, avals, strict=False)
-            ]
-            if [v.kind for v in raised] == [v.kind for v in carry]:
-                return carry
-            carry = raised
+        def found(kinds: list[Value]) -> list[Value]:
+            after: list[Value] = []
 
-    def _scan(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
-        body, length, first = eqn.params["jaxpr"], eqn.params["length"], eqn.params["num_consts"]
-        end = first + eqn.params["num_carry"]
-        consts, rows, avals = given[:first], given[end:], _avals(eqn)
-        if eqn.params["length"] == 0:
-            return [*given[first:end], *(Value(Kind.KNOWN, jnp.zeros(a.shape, a.dtype)) for a in avals[end - first :])]
+            def once(arrays: list[Array | None]) -> None:
+                after.extend(Value(v.kind, why=v.why) for v in step(_with(start, arrays)))
+
+            start = raised(kinds)
+            jax.eval_shape(once, [v.array for v in start])
+            return after
+
+        kinds = [Value(v.kind, why=v.why) for v in carry]
+        return raised(fixed_point(found, kinds, lambda a, b: max(a, b, key=lambda each: each.kind)))
+
+    def _scan(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
+        if _kind(given) <= Kind.LATENT:
+            return None
+        body, length, avals = eqn.params["jaxpr"], eqn.params["length"], list(map(aval, eqn.outvars))
+        consts, begin, rows = scanned(eqn, given)
+        if length == 0:
+            return [*begin, *(Value(Kind.KNOWN, jnp.zeros(a.shape, a.dtype)) for a in avals[len(begin) :])]
         leading = [jnp.moveaxis(v.array, 1, 0) if v.kind == Kind.LINEAR else v.array for v in rows]
 
         def step(carry: list[Value], index: Array, arrays: list[Array | None]) -> list[Value]:
             nested = Linearity(self.size, self.rng, (*self.loops, (length, index)))
-            return nested._inner(body, [*consts, *carry, *_with(rows, arrays)])
+            return nested.outputs(body, [*consts, *carry, *_with(rows, arrays)])
 
         start = jnp.zeros((), int), [None if a is None else a[0] for a in leading]
-        carry = self._fixed_point(lambda carry: step(carry, *start), given[first:end], avals)
+        carry = self._carried(lambda carry: step(carry, *start), begin, avals)
         out: list[Value] = []
 
         def once(
@@ -251,12 +240,14 @@ class Linearity:
         ]
         return _with(out, [*last, *stacked])
 
-    def _while(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
+    def _while(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
         """The number of passes is not asked for: what is linear may depend on whatever the loop is given."""
+        if _kind(given) <= Kind.LATENT:
+            return None
         first, end = eqn.params["cond_nconsts"], eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
-        avals, body = _avals(eqn), eqn.params["body_jaxpr"]
-        carry = self._fixed_point(lambda carry: self._inner(body, [*given[first:end], *carry]), given[end:], avals)
-        (going,) = self._inner(eqn.params["cond_jaxpr"], [*given[:first], *carry])
+        avals, body = list(map(aval, eqn.outvars)), eqn.params["body_jaxpr"]
+        carry = self._carried(lambda carry: self.outputs(body, [*given[first:end], *carry]), given[end:], avals)
+        (going,) = self.outputs(eqn.params["cond_jaxpr"], [*given[:first], *carry])
         if going.kind > Kind.LATENT:
             return [Value(Kind.OTHER, why="while")] * len(avals)
         simple = {
@@ -266,12 +257,22 @@ class Linearity:
         }
         return [v if v.kind == Kind.OTHER else simple[v.kind](a) for v, a in zip(carry, avals, strict=True)]
 
+    rules = {  # noqa: RUF012
+        **CALLS,
+        **dict.fromkeys(("optimization_barrier", "device_put", "copy", "copy_p", "sharding_constraint"), _same),
+        "custom_vjp_call": _own_derivative,
+        "integer_pow": _known_power,
+        "cholesky": _root,
+        "custom_linear_solve": _solution,
+        "select_n": _selected,
+        "cond": _branches,
+        "scan": _scan,
+        "while": _while,
+    }
 
-def value_of(known: Mapping[Var, Value], variable: Var | Literal) -> Value:
-    """The value of a variable or a literal."""
-    if isinstance(variable, Literal):
-        return Value(Kind.KNOWN, jnp.asarray(variable.val, variable.aval.dtype))  # type: ignore[attr-defined]
-    return known[variable]
+
+def _kind(values: Sequence[Value]) -> Kind:
+    return max((v.kind for v in values), default=Kind.KNOWN)
 
 
 def _with(values: Sequence[Value], arrays: Sequence[Array | None]) -> list[Value]:
@@ -279,24 +280,42 @@ def _with(values: Sequence[Value], arrays: Sequence[Array | None]) -> list[Value
     return [Value(v.kind, a, v.why) for v, a in zip(values, arrays, strict=True)]
 
 
-def _avals(eqn: JaxprEqn) -> list[Aval]:
-    """The shapes and types of an equation's outputs."""
-    return [v.aval for v in eqn.outvars]  # type: ignore[misc]
+def _is_linear(eqn: JaxprEqn, places: Sequence[int]) -> bool:
+    """Whether an equation is linear, up to a constant, in these operands together, given the others.
+
+    It is where JAX transposes it with respect to these, and a number comes out as it is but for rounding.
+    """
+    params = dict(eqn.params)
+    if eqn.primitive.name == "reduce_precision" or not all(_holds(aval(v).dtype) for v in eqn.outvars):
+        return False
+    if eqn.primitive.name == "scatter":  # it is linear where one place is written twice, too
+        params["unique_indices"] = True
+    question = eqn.primitive, tuple(params.items()), tuple(map(aval, eqn.invars)), tuple(places)
+    try:
+        return _transposes(*question)
+    except TypeError:  # a parameter has no hash
+        return _transposes.__wrapped__(*question)
 
 
-def _terms(eqn: JaxprEqn, given: Sequence[Value]) -> set[int] | None:
-    """Which operands an equation is linear in together; None where it is not, or is not known to be."""
-    name, places = eqn.primitive.name, range(len(given))
-    if name in ("mul", "dot_general", "conv_general_dilated", "bcoo_dot_general"):  # linear in either
-        linear = [i for i, v in enumerate(given) if v.kind == Kind.LINEAR]
-        return set(linear[:1])
-    if name == "custom_linear_solve":
-        return set(places[sum(eqn.params["const_lengths"]) :])
-    if name == "integer_pow" and eqn.params["y"] == 1:
-        return {0}
-    if name == "convert_element_type" and not _holds(eqn.params["new_dtype"]):
-        return None
-    return set(places[TERMS[name]]) if name in TERMS else None
+@functools.lru_cache(maxsize=1024)
+def _transposes(
+    primitive: Primitive, params: tuple[tuple[str, Any], ...], avals: tuple[Aval, ...], places: tuple[int, ...]
+) -> bool:
+    def transposed(operands: Sequence[Array]) -> Array:
+        def of(*terms: Array) -> list[Array]:
+            each = dict(zip(places, terms, strict=True))
+            return bind(primitive, [each.get(i, operand) for i, operand in enumerate(operands)], dict(params))
+
+        shapes = [avals[i] for i in places]
+        cotangents = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of, *shapes))
+        found: Array = jax.linear_transpose(of, *shapes)(cotangents)
+        return found
+
+    try:
+        jax.eval_shape(transposed, avals)
+    except Exception:  # whatever it is, as each primitive refuses in its own way
+        return False
+    return True
 
 
 def _holds(dtype: np.dtype) -> bool:

@@ -17,21 +17,20 @@ import jax
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Var
 from numpyro.distributions import Distribution
 
 from composeprob.compiler.arguments import Arguments, Concrete, is_data, join, name_of
 from composeprob.compiler.close import closed_leaves
-from composeprob.compiler.influence import influences
 from composeprob.compiler.linear_gaussian import moments
-from composeprob.compiler.linearity import Kind, Linearity, Value, entries, value_of
+from composeprob.compiler.linearity import Kind, Linearity, Value, entries
 from composeprob.compiler.reads import Reads
 from composeprob.errors import ComposeProbError, ProgramError
 from composeprob.factors.base import is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, number_request, requested_by_library
+from composeprob.factors.equations import Evaluation, Fact, Influence, Walk, aval, value_of
 from composeprob.factors.fingerprint import fingerprint
 from composeprob.factors.functions import closures
-from composeprob.factors.precision import rebind
 from composeprob.language.interpret import Provide, Redraw, Statement, masked, run, unwrap
 from composeprob.language.program import Program
 
@@ -78,6 +77,12 @@ class _Code:
         fixed: list[object],
     ):
         self.jaxpr, self.shapes, self.latents, self.reasons, self.fixed = jaxpr, shapes, latents, reasons, fixed
+
+    @property
+    def places(self) -> dict[str, Var]:
+        """The latents' variables among the trace's inputs, of which the last is a key."""
+        inputs = self.jaxpr.jaxpr.invars
+        return dict(zip(self.latents, inputs[-1 - len(self.latents) : -1], strict=True))
 
     def fingerprint(self, objects: bool = True) -> str:
         """A digest of it and of all that was read in it."""
@@ -155,42 +160,40 @@ class Traced(eqx.Module):
     def _influences(self) -> TracedStatements:
         """By the names of latents, what influences each output of the trace."""
         none = frozenset[str]()
-        inputs = [none] * len(_arrays(self.source.arguments)) + [frozenset({name}) for name in self.code.latents]
-        return self.code.outputs(influences(self.code.jaxpr.jaxpr, [*inputs, none]))
+        own = {name: frozenset({name}) for name in self.code.latents}
+        return self._walk(Influence(), [none] * len(_arrays(self.source.arguments)), own, none)
 
     def linearity(self, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[Value, Value]]:
         """For each observation whose noise is Gaussian, what its residual and covariance are of the entries of these
         sites. Static sites whose coordinate is `standardised` keep a fixed coordinate, as in `statements_at`."""
-        jaxpr, names = self.code.jaxpr.jaxpr, self.code.latents
-        places = dict(zip(names, jaxpr.invars[-1 - len(names) : -1], strict=True))
-        size, coordinates = entries(shapes, {name: variable.aval for name, variable in places.items()})
-        found = Linearity(size, np.random.default_rng(0))
-        latents = {name: found.any_latent(v.aval) for name, v in places.items()} | coordinates
-        outputs = self.code.outputs(jaxpr.outvars)
-        copies = {variable: places[n] for n, variable in outputs.draws.items() if n in self.standardised}
+        avals = {name: aval(variable) for name, variable in self.code.places.items()}
+        size, coordinates = entries(shapes, avals)
+        walk = Linearity(size, np.random.default_rng(0))
+        given = [name for name in avals if name not in self.standardised]
+        latents = {name: coordinates.get(name) or walk.any_latent(avals[name]) for name in given}
         data = [Value(Kind.KNOWN, array) for array in _arrays(self.source.arguments)]
-        inputs = [*data, *(None if n in self.standardised else latents[n] for n in names), Value(Kind.LATENT)]
-        known = found.evaluate(jaxpr, self.code.jaxpr.consts, inputs, copies)
-        return {n: (value_of(known, mean), value_of(known, noise)) for n, (mean, noise) in outputs.moments.items()}
+        return self._walk(walk, data, latents, Value(Kind.LATENT)).moments
 
     def _evaluate(self, latents: dict[str, Array], key: Array) -> TracedStatements:
-        """The equations of the trace in order. A latent that is not given becomes its draw as soon as that is known."""
-        jaxpr, names = self.code.jaxpr.jaxpr, self.code.latents
-        inputs = [*_arrays(self.source.arguments), *(latents.get(name) for name in names), key]
-        known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*self.code.jaxpr.consts, *inputs), strict=True))
-        places = dict(zip(names, jaxpr.invars[-1 - len(names) : -1], strict=True))
-        outputs = self.code.outputs(jaxpr.outvars)
-        draws = {variable: name for name, variable in outputs.draws.items() if name not in latents}
+        """The statements' values. A latent that is not given becomes its draw as soon as that is known."""
+        return self._walk(Evaluation(), _arrays(self.source.arguments), latents, key)
 
-        def value(variable: Var | Literal) -> Array:
-            return variable.val if isinstance(variable, Literal) else known[variable]
+    def _walk(self, walk: Walk[Fact], data: Sequence[Fact], latents: dict[str, Fact], key: Fact) -> Any:
+        """What an analysis knows of the trace's outputs, in the form of `TracedStatements`.
 
-        for eqn in jaxpr.eqns:
-            known.update(zip(eqn.outvars, rebind(eqn, [value(v) for v in eqn.invars]), strict=True))
-            for variable in draws.keys() & set(eqn.outvars):
-                name = draws[variable]
-                known[places[name]] = latents[name] = known[variable]
-        return jax.tree.map(value, outputs)
+        Args:
+            walk: the analysis.
+            data, latents, key: what it knows of the inputs. A latent that is left out is what its draw is, and is put
+                into ``latents``.
+        """
+        code, places = self.code, self.code.places
+        outputs = code.outputs(code.jaxpr.jaxpr.outvars)
+        drawn = {name: variable for name, variable in outputs.draws.items() if name not in latents}
+        copies = {variable: places[name] for name, variable in drawn.items()}
+        inputs = [*data, *map(latents.get, places), key]
+        known = walk.evaluate(code.jaxpr.jaxpr, code.jaxpr.consts, inputs, copies)
+        latents.update({name: known[places[name]] for name in drawn})
+        return jax.tree.map(lambda variable: value_of(known, variable), outputs)
 
 
 def trace(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from types import CodeType, FunctionType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jaxtyping import PyTree
+
+from composeprob.factors.equations import Walk, aval, value_of
 
 
 def fingerprint(*values: object, objects: bool = True) -> str:
@@ -30,17 +33,25 @@ def fingerprint(*values: object, objects: bool = True) -> str:
     return reader.digest.hexdigest()
 
 
-class _Reader:
+class _Number(int):
+    """Of a variable, by which traces of the same equations agree whatever objects their variables are."""
+
+
+class _Reader(Walk[PyTree]):
+    """Of each value in a trace it knows the number of its variable, or the literal itself."""
+
     def __init__(self, objects: bool) -> None:
         self.objects = objects
         self.digest = hashlib.blake2b(digest_size=16)
-        self.names: dict[Var, int] = {}
+        self.numbers = map(_Number, itertools.count())
 
     def write(self, *words: object) -> None:
         self.digest.update("\0".join(map(str, words)).encode() + b"\1")
 
     def read(self, value: PyTree) -> None:
-        if isinstance(value, ClosedJaxpr):
+        if isinstance(value, _Number):
+            self.write("variable", value)
+        elif isinstance(value, ClosedJaxpr):
             self.jaxpr(value.jaxpr)
             self.read(value.consts)
         elif isinstance(value, Jaxpr):
@@ -56,8 +67,7 @@ class _Reader:
         elif isinstance(value, tuple | list | frozenset | set):
             entries: Iterable[PyTree] = sorted(value, key=str) if isinstance(value, frozenset | set) else value
             self.write("(")
-            for entry in entries:
-                self.read(entry)
+            self.each(entries)
             self.write(")")
         elif isinstance(value, CodeType):
             self.digest.update(value.co_code)
@@ -71,6 +81,10 @@ class _Reader:
         else:
             self.write(type(value).__qualname__)
 
+    def each(self, values: Iterable[PyTree]) -> None:
+        for value in values:
+            self.read(value)
+
     def array(self, value: PyTree) -> None:
         if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             value = jax.random.key_data(value)
@@ -79,16 +93,23 @@ class _Reader:
         self.digest.update(array.tobytes())
 
     def jaxpr(self, jaxpr: Jaxpr) -> None:
-        self.write("inputs", *map(self.bound, (*jaxpr.constvars, *jaxpr.invars)))
-        for eqn in jaxpr.eqns:
-            self.write(eqn.primitive.name)
-            self.variables(eqn.invars)
-            how = "precision", "sharding", "out_sharding"  # to compute, and not what
-            self.read({name: value for name, value in eqn.params.items() if name not in how})
-            if self.objects and "callback" in eqn.primitive.name:
-                self.called(eqn.params["callback"])
-            self.write(*map(self.bound, eqn.outvars))
-        self.variables(jaxpr.outvars)
+        self.write("inputs")
+        numbers = self.bound([*jaxpr.constvars, *jaxpr.invars])
+        count = len(jaxpr.constvars)
+        known = self.evaluate(jaxpr, numbers[:count], numbers[count:])
+        self.each(value_of(known, v) for v in jaxpr.outvars)
+
+    def constant(self, value: PyTree, like: object) -> PyTree:
+        return value
+
+    def otherwise(self, eqn: JaxprEqn, given: list[PyTree]) -> list[PyTree]:
+        self.write(eqn.primitive.name)
+        self.each(given)
+        how = "precision", "sharding", "out_sharding"  # to compute, and not what
+        self.read({name: value for name, value in eqn.params.items() if name not in how})
+        if self.objects and "callback" in eqn.primitive.name:
+            self.called(eqn.params["callback"])
+        return self.bound(eqn.outvars)
 
     def called(self, value: PyTree) -> None:
         """The user's function in JAX's wrappers around it, which are new in every trace."""
@@ -101,13 +122,6 @@ class _Reader:
         elif callable(value):
             self.write(id(getattr(value, "__self__", value)), id(getattr(value, "__func__", value)))
 
-    def variables(self, variables: Iterable[PyTree]) -> None:
-        for variable in variables:
-            if isinstance(variable, Literal):
-                self.read(variable.val)
-            else:
-                self.write("variable", self.names.get(variable))
-
-    def bound(self, variable: Var) -> str:
-        self.names[variable] = len(self.names)
-        return variable.aval.str_short()
+    def bound(self, variables: Sequence[Var]) -> list[_Number]:
+        self.write(*(aval(v).str_short() for v in variables))
+        return list(itertools.islice(self.numbers, len(variables)))

@@ -10,13 +10,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.equations import Evaluation, aval, equations, rebind
 from composeprob.factors.networks import Network
 
 DERIVED = frozenset({"custom_jvp_call", "custom_vjp_call"})
@@ -66,36 +67,33 @@ class Rounded(eqx.Module):
     def __call__(self, x: Array, t: Array, /, **conditions: Array) -> PyTree[Array]:
         arguments = (x, t, conditions)
         traced, shapes = jax.make_jaxpr(lambda x, t, c: self.network(x, t, **c), return_shape=True)(*arguments)
-        outputs = _evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(arguments), jnp.dtype(self.precision))
+        outputs = _Products(jnp.dtype(self.precision)).outputs(traced, jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
-def _evaluate(jaxpr: Jaxpr, consts: Sequence[Array], arguments: Sequence[Array], dtype: DTypeLike) -> list[Array]:
-    """What a traced function returns, its products in ``dtype``."""
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
+class _Products(Evaluation):
+    """Values, of which products are made in ``dtype``."""
 
-    def value(variable: Var | Literal) -> Array:
-        return variable.val if isinstance(variable, Literal) else known[variable]
+    def __init__(self, dtype: DTypeLike):
+        self.dtype = dtype
 
-    for eqn in jaxpr.eqns:
-        operands, params, primitive = [value(v) for v in eqn.invars], dict(eqn.params), eqn.primitive
+    def otherwise(self, eqn: JaxprEqn, given: list[Array]) -> list[Array]:
+        params = dict(eqn.params)
         if _is_product(eqn):
-            shape: Any = eqn.outvars[0].aval
-            outputs = [_product(primitive, params, operands, dtype, shape.dtype)]
-        else:
-            if primitive.name not in DERIVED:
-                params = {name: _inside(param, dtype) for name, param in params.items()}
-            outputs = rebind(eqn, operands, params)
-        known.update(zip(eqn.outvars, outputs, strict=True))
-    return [value(v) for v in jaxpr.outvars]
+            return [_product(eqn.primitive, params, given, self.dtype, aval(eqn.outvars[0]).dtype)]
+        if eqn.primitive.name not in DERIVED:
+            params = {name: self.inside(param) for name, param in params.items()}
+        return rebind(eqn, given, params)
 
-
-def rebind(eqn: JaxprEqn, operands: Sequence[Array], params: dict[str, Any] | None = None) -> list[Array]:
-    """The outputs of a traced equation for other operands, and where they are given for other parameters."""
-    bound = eqn.primitive.get_bind_params(eqn.params if params is None else params)
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
-    out = eqn.primitive.bind(*functions, *operands, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]
+    def inside(self, param: Any) -> Any:
+        """A parameter of a loop, a branch or a call: a function in it gets its products in ``dtype``."""
+        if not any(map(_is_product, equations(param, DERIVED))):
+            return param
+        if isinstance(param, tuple):
+            return tuple(map(self.inside, param))
+        if isinstance(param, Jaxpr):
+            return self.inside(ClosedJaxpr(param, ())).jaxpr
+        return jax.make_jaxpr(lambda *args: self.outputs(param, args))(*param.in_avals)
 
 
 def _product(
@@ -153,24 +151,3 @@ def _is_product(eqn: JaxprEqn) -> bool:
     # A matrix unit of a GPU adds up 16 terms at once (a TPU 128): sums of fewer gain nothing, and stay as they are.
     # Positions of few entries enter networks through such.
     return math.prod(operands[0].shape[axis] for axis in summed) >= 16
-
-
-def _has_products(param: object) -> bool:
-    """Whether a parameter of a primitive holds a function that multiplies matrices."""
-    if isinstance(param, tuple):
-        return any(map(_has_products, param))
-    if not isinstance(param, Jaxpr | ClosedJaxpr):
-        return False
-    inner = [eqn for eqn in param.eqns if eqn.primitive.name not in DERIVED]
-    return any(_is_product(eqn) or any(map(_has_products, eqn.params.values())) for eqn in inner)
-
-
-def _inside(param: Any, dtype: DTypeLike) -> Any:
-    """A parameter of a loop, a branch or a call: a function in it gets its products in ``dtype``."""
-    if not _has_products(param):
-        return param
-    if isinstance(param, tuple):
-        return tuple(_inside(each, dtype) for each in param)
-    if isinstance(param, Jaxpr):
-        return _inside(ClosedJaxpr(param, ()), dtype).jaxpr
-    return jax.make_jaxpr(lambda *args: _evaluate(param.jaxpr, param.consts, args, dtype))(*param.in_avals)

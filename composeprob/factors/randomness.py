@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import equinox as eqx
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
 
 from composeprob.errors import NetworkError
+from composeprob.factors.equations import equations
 
 
 def check_inference(network: eqx.Module) -> None:
@@ -48,23 +47,6 @@ def check_deterministic(traced: Jaxpr, label: str) -> None:
         )
 
 
-def has_primitive(jaxpr: Jaxpr, *names: str) -> bool:
+def has_primitive(traced: Jaxpr, *names: str) -> bool:
     """Whether traced code has one of these primitives, in itself or in what it calls."""
-    return any(
-        equation.primitive.name in names
-        or any(has_primitive(inner, *names) for inner in _inside(equation.params.values()))
-        for equation in jaxpr.eqns
-    )
-
-
-def _inside(values: Iterable[object]) -> list[Jaxpr]:
-    """The traced functions among the parameters of an equation."""
-    found: list[Jaxpr] = []
-    for value in values:
-        if isinstance(value, ClosedJaxpr):
-            found.append(value.jaxpr)
-        elif isinstance(value, Jaxpr):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found.extend(_inside(value))
-    return found
+    return any(eqn.primitive.name in names for eqn in equations(traced))

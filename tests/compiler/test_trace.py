@@ -15,8 +15,8 @@ import pytest
 
 import composeprob as cp
 from compiler.networks import Counter, Energy
-from composeprob.compiler.influence import influences
 from composeprob.compiler.once import once
+from composeprob.factors.equations import Influence
 
 SCHEDULE = cp.Schedule.log_snr(10)
 NORMAL = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE)
@@ -243,7 +243,7 @@ def test_influences_of_calls_and_loops():
         return first, second, last, rows, chosen, jnp.zeros_like(a), jax.nn.relu(b)
 
     jaxpr = jax.make_jaxpr(function)(1.0, 2.0, 3.0).jaxpr
-    found = influences(jaxpr, [frozenset(name) for name in "abc"])
+    found = Influence().outputs(jaxpr, [frozenset(name) for name in "abc"])
     assert ["".join(sorted(names)) for names in found] == ["a", "b", "ab", "ab", "c", "", "b"]
 
 

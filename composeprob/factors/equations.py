@@ -1,0 +1,186 @@
+"""One walk over the equations of a traced function; an analysis is a table of rules for it.
+
+Kildall 1973, "A unified approach to global program optimization": values of whatever an analysis is about go from
+equation to equation, and what a loop carries is followed until it changes no more.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+import jax
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+
+Aval = jax.core.ShapedArray
+Fact = TypeVar("Fact")
+
+
+class Values(dict[Var, Fact]):
+    """What is known of each variable of a trace.
+
+    Args:
+        constant: what is known of a number, of this shape and type.
+    """
+
+    def __init__(self, constant: Callable[[Any, Aval], Fact]):
+        super().__init__()
+        self.constant = constant
+
+
+class Walk(Generic[Fact]):
+    """An analysis: what it knows of each value in a traced function, a Fact, from what it knows of the inputs.
+
+    Attributes:
+        rules: by a primitive's name, what is known of its outputs: a function of the walk, the equation and what is
+            known of its operands. None from a rule leaves the equation to `otherwise`.
+    """
+
+    rules: ClassVar[Mapping[str, Callable[[Any, JaxprEqn, list[Any]], Sequence[Any] | None]]] = {}
+
+    @abstractmethod
+    def constant(self, value: Any, like: Aval) -> Fact:
+        """What is known of a number, of this shape and type."""
+
+    @abstractmethod
+    def otherwise(self, eqn: JaxprEqn, given: list[Fact]) -> Sequence[Fact]:
+        """What is known of the outputs of an equation that no rule is about."""
+
+    def equation(self, eqn: JaxprEqn, given: list[Fact]) -> Sequence[Fact]:
+        """What is known of an equation's outputs."""
+        rule = self.rules.get(eqn.primitive.name)
+        found = None if rule is None else rule(self, eqn, given)
+        return self.otherwise(eqn, given) if found is None else found
+
+    def evaluate(
+        self,
+        jaxpr: Jaxpr,
+        consts: Sequence[Any],
+        given: Sequence[Fact | None],
+        copies: Mapping[Var, Var] | None = None,
+    ) -> Values[Fact]:
+        """What is known of every variable.
+
+        Args:
+            jaxpr, consts: the equations.
+            given: what is known of its inputs; None for one that is a copy.
+            copies: variables whose values are those of inputs, ``{variable: input}``.
+        """
+        known = Values(self.constant)
+        known.update((v, self.constant(c, aval(v))) for v, c in zip(jaxpr.constvars, consts, strict=True))
+        known.update((v, value) for v, value in zip(jaxpr.invars, given, strict=True) if value is not None)
+        for eqn in jaxpr.eqns:
+            found = self.equation(eqn, [value_of(known, v) for v in eqn.invars])
+            known.update(zip(eqn.outvars, found, strict=True))
+            known.update({copies[v]: known[v] for v in eqn.outvars if v in copies} if copies else {})
+        return known
+
+    def outputs(self, traced: ClosedJaxpr | Jaxpr, given: Sequence[Fact]) -> list[Fact]:
+        """What is known of the outputs of a function."""
+        jaxpr = traced.jaxpr if isinstance(traced, ClosedJaxpr) else traced
+        known = self.evaluate(jaxpr, getattr(traced, "consts", ()), given)
+        return [value_of(known, v) for v in jaxpr.outvars]
+
+    def enter(self, eqn: JaxprEqn, given: list[Fact]) -> list[Fact] | None:
+        """The rule for a call: what is known of the outputs of the function that is called."""
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        return None if inner is None else self.outputs(inner, given)
+
+
+CALLS: Mapping[str, Callable[[Any, JaxprEqn, list[Any]], Sequence[Any] | None]] = dict.fromkeys(
+    ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"),
+    Walk.enter,
+)
+"""Rules that look into primitives whose one inner function has their inputs and outputs."""
+
+
+def value_of(known: Values[Fact], variable: Var | Literal) -> Fact:
+    """What is known of a variable or a literal."""
+    return known.constant(variable.val, aval(variable)) if isinstance(variable, Literal) else known[variable]
+
+
+def aval(variable: Any) -> Aval:
+    """The shape and type of a variable or a literal."""
+    found: Aval = variable.aval
+    return found
+
+
+def scanned(eqn: JaxprEqn, values: Sequence[Fact]) -> tuple[Sequence[Fact], Sequence[Fact], Sequence[Fact]]:
+    """The operands of a scan: its constants, what it carries first, and what it takes a row of at each pass."""
+    first = eqn.params["num_consts"]
+    end = first + eqn.params["num_carry"]
+    return values[:first], values[first:end], values[end:]
+
+
+def fixed_point(
+    step: Callable[[list[Fact]], Sequence[Fact]], carry: Sequence[Fact], join: Callable[[Fact, Fact], Fact]
+) -> list[Fact]:
+    """What is known of what a loop carries, in every pass; ``step`` may return more than that."""
+    carry = list(carry)
+    while (longer := [join(a, b) for a, b in zip(carry, step(carry), strict=False)]) != carry:
+        carry = longer
+    return carry
+
+
+def rebind(eqn: JaxprEqn, operands: Sequence[Array], params: dict[str, Any] | None = None) -> list[Array]:
+    """The outputs of a traced equation for other operands, and where they are given for other parameters."""
+    return bind(eqn.primitive, operands, eqn.params if params is None else params)
+
+
+def bind(primitive: Primitive, operands: Sequence[Array], params: dict[str, Any]) -> list[Array]:
+    """What a primitive with an equation's parameters makes of operands."""
+    bound = primitive.get_bind_params(params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
+    out = primitive.bind(*functions, *operands, **params)
+    return list(out) if primitive.multiple_results else [out]
+
+
+class Evaluation(Walk[Array]):
+    """The values themselves."""
+
+    def constant(self, value: Array, like: object) -> Array:
+        return value
+
+    def otherwise(self, eqn: JaxprEqn, given: list[Array]) -> list[Array]:
+        return rebind(eqn, given)
+
+
+class Influence(Walk[frozenset[str]]):
+    """By the names of inputs, which of them each value depends on.
+
+    Calls and scans are looked into; of any other primitive every output depends on every input.
+    """
+
+    def constant(self, value: Any, like: object) -> frozenset[str]:
+        return frozenset()
+
+    def otherwise(self, eqn: JaxprEqn, given: list[frozenset[str]]) -> list[frozenset[str]]:
+        return [frozenset[str]().union(*given)] * len(eqn.outvars)
+
+    def scan(self, eqn: JaxprEqn, given: list[frozenset[str]]) -> list[frozenset[str]]:
+        """Of a loop, whose carry depends on what it depended on in the step before."""
+        consts, carry, rows = scanned(eqn, given)
+
+        def step(carry: list[frozenset[str]]) -> list[frozenset[str]]:
+            return self.outputs(eqn.params["jaxpr"], [*consts, *carry, *rows])
+
+        return step(fixed_point(step, carry, frozenset.union))
+
+    rules = {**CALLS, "scan": scan}  # noqa: RUF012
+
+
+def equations(within: object, closed: Collection[str] = ()) -> Iterator[JaxprEqn]:
+    """Every equation in a traced function and in the functions that are parameters of its equations, loops' and
+    branches' among them; or of each in a tuple. Primitives named in ``closed`` are left out with all that is inside."""
+    if isinstance(within, ClosedJaxpr):
+        within = within.jaxpr
+    if isinstance(within, Jaxpr):
+        for eqn in within.eqns:
+            if eqn.primitive.name not in closed:
+                yield eqn
+                yield from equations(tuple(eqn.params.values()), closed)
+    elif isinstance(within, tuple | list):
+        for each in within:
+            yield from equations(each, closed)

@@ -83,7 +83,7 @@ def train_model(
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     written = write_model(folder, source, recipe, run, zoo.reference(name), retraining, zoo.defined(name, "held_out"))
-    if "energy" in run.factor.capabilities and not run.factor.condition_names:
+    if "energy" in run.factor.capabilities and not run.factor.traits.conditions:
         calibrate_model(name, retraining=retraining, out=folder, replace=True)
         written.append(zoo.calibration_file(folder / weights_file(retraining)))
     return dataclasses.replace(run, written=tuple(written))
@@ -311,8 +311,8 @@ def calibrate_model(
             fix="calibrate models with an energy; `composeprob zoo` lists what they offer.",
         )
     conditions = conditions or {}
-    if set(factor.condition_names) - set(conditions):
-        needed = " ".join(f"--given {each}=…" for each in factor.condition_names)
+    if set(factor.traits.conditions) - set(conditions):
+        needed = " ".join(f"--given {each}=…" for each in factor.traits.conditions)
         raise InvalidValueError(
             f"Model '{name}' has conditions, and one normaliser for each of their values.",
             fix=f"give one: python tools/calibrate.py {name} {needed}",

@@ -58,7 +58,7 @@ def write_pictures(folder: Path, run: TrainingRun, key: Array) -> list[Path]:
 
 def _complete(factor: Diffusion) -> bool:
     """Whether the model can be sampled without conditions."""
-    return set(factor.condition_names) <= set(factor.call_conditions())
+    return set(factor.traits.conditions) <= set(factor.call_conditions())
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.base import Around, Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
 from composeprob.factors.nodes import Combination
 from composeprob.factors.window import Window
@@ -136,9 +136,9 @@ def test_a_calibrated_expression():
 def test_every_kind_of_factor_is_here():
     """A new subclass of the algebra must say how it prints."""
     here = {type(factor) for factor in ALGEBRA.values()} | {CalibratedExpression, Window}
-    kinds = [*Factor.__subclasses__(), *Combination.__subclasses__()]
+    kinds = [kind for base in (Factor, Combination, Around) for kind in base.__subclasses__()]
     own = {kind for kind in kinds if kind.__module__.startswith("composeprob.")}
-    assert own - {LeafFactor, Combination, Leaf} == here
+    assert own - {LeafFactor, Combination, Around, Leaf} == here
 
 
 @pytest.mark.parametrize("sampler", [cp.SMC(), cp.Ancestral(), cp.AnnealedMCMC(cp.MALA(), 2)])

@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import composeprob as cp
-from composeprob.factors.base import LeafFactor
+from composeprob.factors.base import LeafFactor, Traits
 
 Named = Callable[[str], cp.Factor]
 """The factor of each of the laws that compositions are made of, by name."""
@@ -58,12 +58,8 @@ class Circle(LeafFactor):
         self.event_shape, self.fixed, self.label = (2,), {}, label
 
     @property
-    def capabilities(self) -> frozenset[str]:
-        return frozenset({"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth"})
-
-    @property
-    def level_free(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return Traits(Traits.EXACT, "any")
 
     def evaluate(self, x: Array, noise: Any, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
         def log_density(x: Array) -> Array:

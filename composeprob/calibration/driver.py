@@ -153,12 +153,12 @@ def _levels(factor: Factor, widest: float, *, wide: bool) -> Schedule:
     alpha, sigma = np.asarray(native.alpha, np.float64), np.asarray(native.sigma, np.float64)
     native = Schedule.from_arrays(alpha, sigma)
     found = leaves(factor)
-    if any(leaf.level_bound for leaf in found):
+    if any(leaf.traits.levels == "own" for leaf in found):
         return native
     log_snr = 2 * (np.log(alpha) - np.log(sigma))[::-1]
     if len(log_snr) > tuning.CALIBRATED_LEVELS:
         log_snr = np.linspace(log_snr[0], log_snr[-1], tuning.CALIBRATED_LEVELS)
-    ranges = [leaf.log_snr_range for leaf in found if not leaf.level_free]
+    ranges = [leaf.log_snr_range for leaf in found if leaf.traits.levels != "any"]
     low, high = max((r[0] for r in ranges), default=-np.inf), min((r[1] for r in ranges), default=np.inf)
     low, high = (low if np.isfinite(low) else log_snr[0]), (high if np.isfinite(high) else log_snr[-1])
     if not wide:
@@ -200,7 +200,7 @@ degree_of = Pass[float]("degree")
 
 @degree_of.rule(LeafFactor)
 def _leaf_degree(factor: LeafFactor, _: list[float]) -> float:
-    return factor.top_power * math.prod(factor.event_shape)
+    return factor.traits.top_power * math.prod(factor.event_shape)
 
 
 @degree_of.rule(CalibratedExpression)
@@ -254,7 +254,7 @@ def _check(factor: object, key: object, num_chains: object, repeats: object) -> 
                 f"Factor '{leaf.label}' offers only its score, and a score has no constant to calibrate.",
                 fix="use a model with an energy parameterization.",
             )
-        missing = [name for name in leaf.condition_names if name not in leaf.call_conditions()]
+        missing = [name for name in leaf.traits.conditions if name not in leaf.call_conditions()]
         if missing:
             names = ", ".join(f"{name}=…" for name in missing)
             raise ConditionError(

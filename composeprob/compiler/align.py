@@ -47,21 +47,23 @@ def _default(graph: Graph) -> Schedule:
     factors = [leaf.factor for site in graph.sites for leaf in leaves(site.root)]
     if not factors:
         return Schedule.from_arrays([1.0], [1.0])  # nothing is noised: one level, in units of 1
-    return next((f for f in factors if f.level_bound), factors[0]).schedule
+    return next((f for f in factors if f.traits.levels == "own"), factors[0]).schedule
 
 
 def _leaf(leaf: Leaf, schedule: Schedule, site: Site) -> Leaf:
     trained = leaf.factor.schedule
     averaged = leaf.region.averaged if leaf.region else 1
-    if averaged == 1 and (leaf.factor.level_free or trained.same_levels(schedule)):
+    if averaged == 1 and (leaf.factor.traits.levels == "any" or trained.same_levels(schedule)):
         return leaf
     # Averaging n entries divides the noise variance by n: the event's log-SNR is higher by log n.
     wanted = _log_snr(schedule) + math.log(averaged)
-    if leaf.factor.level_free:
+    if leaf.factor.traits.levels == "any":
         alpha = np.asarray(schedule.alpha, np.float64)
         sigma = np.asarray(schedule.sigma, np.float64) / math.sqrt(averaged)
         return replace(leaf, own_noise=_noise(np.arange(len(alpha)), alpha, sigma))
-    return replace(leaf, own_noise=(_discrete if leaf.factor.level_bound else _continuous)(leaf, wanted, site))
+    return replace(
+        leaf, own_noise=(_discrete if leaf.factor.traits.levels == "own" else _continuous)(leaf, wanted, site)
+    )
 
 
 def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
@@ -77,7 +79,7 @@ def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
         )
     trained = leaf.factor.schedule
     alpha = trained.alpha_at(wanted)
-    index = trained.level_at(wanted) if leaf.factor.level_real else np.arange(len(wanted))
+    index = trained.level_at(wanted) if leaf.factor.traits.levels == "real" else np.arange(len(wanted))
     return _noise(index, alpha, alpha * np.exp(-wanted / 2))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -18,6 +18,7 @@ from composeprob.factors.base import LeafFactor
 from composeprob.factors.nodes import Plate
 from composeprob.ir.cells import Cells
 from composeprob.ir.nodes import Group, Region, total_count
+from composeprob.ir.normaliser import Normaliser
 from composeprob.schedule import Noise
 
 
@@ -64,8 +65,9 @@ class Batch(eqx.Module):
                 self.block,
             )
         # A density of x is rescaled with x; a bounded potential (top power 0) is a function of x and is not.
-        jacobian = self.factor.top_power * math.prod(shape) * jnp.log(ratio)
-        rate = self.factor.growth(noise_of_leaf) / noise.sigma**2
+        jacobian = self.factor.traits.top_power * math.prod(shape) * jnp.log(ratio)
+        growth = cast(Normaliser, self.factor).growth(noise_of_leaf) if self.factor.traits.constant else 0.0
+        rate = growth / noise.sigma**2
         outputs, start = [], 0
         for (site, region, plates), size in zip(self.places, sizes, strict=True):
             value = None if log_f is None else in_plates(log_f[start : start + size], plates) + jacobian

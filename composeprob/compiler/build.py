@@ -269,11 +269,11 @@ def placed(node: Factor, at: Place) -> Factor:
 
 @placed_of.rule(LeafFactor)
 def _leaf(factor: LeafFactor, at: Place) -> Leaf:
-    plates = tuple(plate for plate in at.plates if plate.cells or set(plate.names) & set(factor.condition_names))
+    plates = tuple(plate for plate in at.plates if plate.cells or set(plate.names) & set(factor.traits.conditions))
     # The author's variable name (of the factor before `given`, which makes a new one), else the factor's label.
     label = next((name for known, name in at.names if same_network(known, factor)), factor.label)
     conditions = {
-        name: factor.shown(name, value) for name, value in factor.fixed.items() if name in factor.condition_names
+        name: factor.shown(name, value) for name, value in factor.fixed.items() if name in factor.traits.conditions
     }
     running = {name: f"{name}_{index(depth)}" for depth, plate in enumerate(at.plates) for name in plate.names}
     given = tuple(f"{name}={running.get(name, value)}" for name, value in conditions.items())

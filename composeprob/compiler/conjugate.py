@@ -49,7 +49,7 @@ prior_of = Pass[Prior]("prior", _refuse)
 @prior_of.rule(Leaf)
 def _leaf_prior(leaf: Leaf, _: list[Prior], shape: tuple[int, ...]) -> Prior:
     factor, name = leaf.factor, leaf.label
-    if factor.constant:
+    if factor.traits.constant:
         return Prior([], True)
     if leaf.plates:
         raise NotGaussian("a factor over data is a network")

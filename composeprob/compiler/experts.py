@@ -33,7 +33,7 @@ def expert(node: Factor) -> list[Raised]:
 
 @experts_of.rule(Leaf)
 def _leaf(leaf: Leaf, _: list[list[Raised]]) -> list[Raised]:
-    return [] if leaf.factor.constant else expert(leaf)
+    return [] if leaf.factor.traits.constant else expert(leaf)
 
 
 def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, Expression, Draw | None], ...]]:
@@ -43,12 +43,12 @@ def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, Expressi
     for site in graph.sites:
         for raised in experts_of(site.root):
             below = leaves(raised.node)
-            trained = not all(leaf.factor.core.level_free for leaf in below)
+            trained = not all(leaf.factor.traits.levels == "any" for leaf in below)
             name = formula(raised.node, site.name)
             region = below[0].region
             averaged = float(region.averaged) if isinstance(region, Region) else 1.0
             rows = total_count(below[0].plates)
-            dimension = below[0].factor.dimension
+            dimension = below[0].dimension
             known.append(Expert(name, site.name, raised.power, dimension, trained, rows, averaged))
             draw = draw_of(raised.node) if raised.power > 0 else None
             lowered.append((site.name, lower_expression(raised.node, site.shape), draw))

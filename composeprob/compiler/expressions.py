@@ -159,4 +159,4 @@ lower_expression = Pass[Expression]("lower")
 def _leaf(leaf: Leaf, _: list[Expression], site_shape: tuple[int, ...]) -> Expression:
     assert leaf.slot is not None
     marginal = "exact_marginals" in leaf.factor.capabilities
-    return LeafExpression(leaf.slot, math.prod(site_shape) - leaf.factor.dimension, marginal)
+    return LeafExpression(leaf.slot, math.prod(site_shape) - leaf.dimension, marginal)

@@ -382,4 +382,4 @@ def _moved(marginal: Factor, shape: tuple[int, ...]) -> tuple[Expression, Expres
 
 def _energies(potential: Factor) -> Factor | None:
     """What of a potential is the user's own energies."""
-    return part(potential, [all(leaf.factor.plain for leaf in leaves(f)) for f, _ in potential.split()])
+    return part(potential, [all(leaf.factor.traits.plain for leaf in leaves(f)) for f, _ in potential.split()])

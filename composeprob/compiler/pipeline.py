@@ -161,7 +161,7 @@ def _offers(graph: Graph) -> tuple[tuple[str, str, frozenset[str]], ...]:
 def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
     """What makes images of each site whose factors agree on it; a factor that knows of none is left out."""
     found = {
-        s.name: {p for leaf in leaves(s.root) if (p := leaf.factor.core.pictures) is not None} for s in graph.sites
+        s.name: {p for leaf in leaves(s.root) if (p := leaf.factor.traits.pictures) is not None} for s in graph.sites
     }
     return {name: next(iter(ways)) for name, ways in found.items() if len(ways) == 1}
 

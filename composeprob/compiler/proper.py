@@ -114,7 +114,7 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
     Raises:
         ImproperError: with by how much it rises, and along which entry most.
     """
-    energies = any(leaf.factor.plain for site in graph.sites for leaf in leaves(site.root))
+    energies = any(leaf.factor.traits.plain for site in graph.sites for leaf in leaves(site.root))
     if not energies and not any(o.soft for o in graph.observations):
         return
     if not graph.sites or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(density)):

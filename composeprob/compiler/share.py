@@ -35,7 +35,7 @@ def share(graph: Graph) -> Graph:
         return rewrite_leaves(root, lambda leaf: replace(leaf, slot=slot_of(leaf, site)))
 
     shared = graph.map_roots(rewrite)
-    counted = [g for g in groups if not g.factor.constant]
+    counted = [g for g in groups if not g.factor.traits.constant]
     batches = [f"{g.rows} × {g.name}" for g in counted if g.rows > 1]
     sentence = f"{sum(g.rows for g in counted)} evaluations in {len(counted)} batches"
     if batches:

@@ -90,9 +90,7 @@ def bias(part: Gaussians, alpha: float, sigma: float, num_draws: int = 1024) -> 
     shares /= shares.sum(1, keepdims=True)
     first = np.einsum("sj,sjn->n", shares, means) / num_draws
     second = np.einsum("sj,sjn->n", shares, means**2 + variances) / num_draws
-    own_first = weights @ part.means
-    diagonal = part.covariances if part.covariances.ndim == 2 else np.diagonal(part.covariances, axis1=1, axis2=2)
-    own_variance = weights @ (part.means**2 + diagonal) - own_first**2
+    own_first, own_variance = part.moments
     share = shares.mean(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         shifted = np.nan_to_num(np.abs(first - own_first) / np.sqrt(own_variance), posinf=0.0)

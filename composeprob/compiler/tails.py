@@ -133,7 +133,7 @@ def known_parts(leaf: Leaf) -> list[Gaussians] | None:
     return None if leaf.latent else law_of.rule_for(leaf.factor)(leaf.factor)
 
 
-law_of = Pass[list[Gaussians] | None]("law", lambda factor: [] if factor.constant else None)
+law_of = Pass[list[Gaussians] | None]("law", lambda factor: [] if factor.traits.constant else None)
 """Rules (leaf factor) for `known_parts`."""
 
 

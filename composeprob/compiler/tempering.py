@@ -107,10 +107,7 @@ def _near(priors: dict[str, Prior | None], shapes: dict[str, tuple[int, ...]]) -
         m, v = np.zeros(math.prod(shape)), np.ones(math.prod(shape))
         prior = priors[name]
         for part in [] if prior is None else prior.parts:
-            weights = np.exp(part.normalised().log_weights)
-            m[part.entries] = weights @ part.means
-            squares = np.diagonal(part.full, axis1=1, axis2=2) + part.means**2
-            v[part.entries] = weights @ squares - m[part.entries] ** 2
+            m[part.entries], v[part.entries] = part.normalised().moments
         mean[name], variance[name] = (jnp.asarray(a.reshape(shape), jnp.result_type(float)) for a in (m, v))
     return Near(mean, variance)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from composeprob.compiler.unroll import unrolled
 from composeprob.errors import ImproperError
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Leaf, Site, leaves
+from composeprob.ir.normaliser import Normaliser
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,20 @@ top_of = Pass[Top]("top")
 
 @top_of.rule(Leaf)
 def _leaf_top(leaf: Leaf, _: list[Top], shape: tuple[int, ...]) -> Top:
-    power = np.zeros(shape)
+    power, traits = np.zeros(shape), leaf.factor.traits
+    powers = traits.top_power if traits.entry_powers is None else traits.entry_powers
     averaged = leaf.region.averaged if leaf.region else 1
     if averaged == 1:  # block averages constrain only means: they make no entry proper
         here = leaf.region.entries(shape) if leaf.region else ...
-        power.reshape(-1)[here] = np.broadcast_to(leaf.factor.entry_powers, leaf.factor.event_shape).ravel()
-    marginal, bounded = "exact_marginals" in leaf.factor.capabilities, leaf.factor.top_power == 0
-    degree = leaf.factor.dimension if marginal and averaged == 1 else math.nan
+        power.reshape(-1)[here] = np.broadcast_to(powers, leaf.factor.event_shape).ravel()
+    marginal, bounded = "exact_marginals" in traits.offers, traits.top_power == 0
+    degree = leaf.dimension if marginal and averaged == 1 else math.nan
     if not marginal and bounded:
         degree = 0.0  # a bounded potential is no density: it changes nothing where there is no signal
     # A user's energy only promises to be close to its power of N(0, σ²I).
     entries = float(np.abs(power).sum())
-    return Top(power, degree, leaf.factor.top_constant, entries, averaged == 1 and (marginal or bounded))
+    constant = cast(Normaliser, leaf.factor).top_constant if traits.constant else 0.0
+    return Top(power, degree, constant, entries, averaged == 1 and (marginal or bounded))
 
 
 def check_proper(top: Top, site: Site) -> None:

@@ -12,7 +12,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import ShapeError, WrongTypeError
-from composeprob.factors.base import LeafFactor, check_leaf
+from composeprob.factors.base import LeafFactor, Traits, check_leaf
 from composeprob.factors.marginals import SUPPORTED, noised
 from composeprob.factors.values import check_bounds, check_finite
 from composeprob.schedule import Noise, Schedule
@@ -65,12 +65,8 @@ class Analytic(LeafFactor):
         noised(distribution, schedule.at(0))  # refuses what is not known, now rather than at compile time
 
     @property
-    def capabilities(self) -> frozenset[str]:
-        return frozenset({"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth"})
-
-    @property
-    def level_free(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return Traits(Traits.EXACT, "any")
 
     def at(self, noise: Noise) -> dist.Distribution:
         """The noised marginal as a NumPyro distribution over one event: exact draws, exact log-density."""

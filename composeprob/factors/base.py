@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, TypeGuard
+from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, Self, SupportsIndex, TypeGuard
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -119,6 +118,69 @@ class Factor(eqx.Module):
     __radd__, __rsub__, __ror__, __rand__ = (refused(symbol, reflected=True) for symbol in "+-|&")
 
 
+class Around(Factor):
+    """A node of an expression that makes something else of one factor.
+
+    Attributes:
+        factor: that one.
+    """
+
+    factor: eqx.AbstractVar[Factor]
+
+    @property
+    def children(self) -> tuple[Factor, ...]:
+        return (self.factor,)
+
+    def with_children(self, children: tuple[Factor, ...]) -> Factor:
+        return dataclasses.replace(self, factor=children[0])
+
+    def given(self, **conditions: object) -> Factor:
+        return self.with_children((self.factor.given(**conditions),))
+
+
+Levels = Literal["range", "real", "own", "any"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What a leaf states of itself, so that nothing asks for its class.
+
+    Attributes:
+        offers: among ``score``, ``energy``, ``conservative``, ``normalised``, ``exact_marginals``, ``mode_depth`` (its
+            log-density has the relative height of separated modes).
+        levels: the levels that it takes: ``"any"`` α and σ, at which it is exact, so that no schedule needs aligning;
+            those in a ``"range"`` of log-SNR; there also a ``"real"`` number between two of its schedule's in
+            `Noise.index`; or its ``"own"`` schedule's only (a discrete time embedding).
+        conditions: names of the conditions that `given` takes.
+        top_power: the factor is close to N(0, σ²I) raised to this power at the noisiest level: 1 for a diffusion, 0 for
+            a bounded potential such as a classifier.
+        entry_powers: that for each entry of the event, where entries count differently.
+        dimension: how many entries it is a density of, as Feynman–Kac rates count them; None for those of the event.
+        constant: whether it depends on the level alone.
+        plain: whether it is the user's own function of x, which costs no network.
+        declared: whether the files of its training state what its output means: then doubts are reported, not refused.
+        log_snr_range: the least and greatest log-SNR at which it means something; None for those of its levels.
+        pictures: makes images with values from 0 to 1 of a stack of events; None for events of which no such are known.
+    """
+
+    offers: frozenset[str]
+    levels: Levels = "range"
+    conditions: tuple[str, ...] = ()
+    top_power: float = 1.0
+    entry_powers: ArrayLike | None = None
+    dimension: float | None = None
+    constant: bool = False
+    plain: bool = False
+    declared: bool = False
+    log_snr_range: tuple[float, float] | None = None
+    pictures: Callable[[object], np.ndarray] | None = None
+
+    ENERGY: ClassVar[frozenset[str]] = frozenset({"score", "energy", "conservative"})
+    """What a log-density offers."""
+    EXACT: ClassVar[frozenset[str]] = ENERGY | {"normalised", "exact_marginals", "mode_depth"}
+    """What one offers whose noised marginals are known with their constants."""
+
+
 class LeafFactor(Factor):
     """A factor that evaluates something itself: a network, a closed form, the user's function.
 
@@ -136,21 +198,20 @@ class LeafFactor(Factor):
 
     @property
     @abstractmethod
+    def traits(self) -> Traits:
+        """What the leaf states of itself."""
+
+    @property
     def capabilities(self) -> frozenset[str]:
-        """What the leaf offers, among ``score``, ``energy``, ``conservative``, ``normalised``, ``exact_marginals``,
-        ``mode_depth`` (its log-density has the relative height of separated modes)."""
+        """What the leaf offers, as `Traits.offers`."""
+        return self.traits.offers
 
     @property
     def normalised(self) -> bool:
-        return "normalised" in self.capabilities
-
-    @property
-    def about(self) -> tuple[str, ...]:
-        """What is printed of the leaf beside its name: what it offers, and of which events."""
-        return "energy" if "energy" in self.capabilities else "score", show.shape(self.event_shape)
+        return "normalised" in self.traits.offers
 
     def terms(self) -> list[tuple[str, float]]:
-        given = {name: self.shown(name, value) for name, value in self.fixed.items() if name in self.condition_names}
+        given = {name: self.shown(name, value) for name, value in self.fixed.items() if name in self.traits.conditions}
         return [(show.named(self.label, given), 1.0)]
 
     def shown(self, name: str, value: Array) -> str:
@@ -158,57 +219,16 @@ class LeafFactor(Factor):
         return show.short(value)
 
     def __repr__(self) -> str:
-        return show.clipped(f"{self.terms()[0][0]} ({', '.join(self.about)})")
+        return show.clipped(f"{self.terms()[0][0]} ({', '.join(self._about())})")
 
-    @property
-    def top_power(self) -> float:
-        """The factor is close to N(0, σ²I) raised to this power at the noisiest level: 1 for a diffusion, 0 for a
-        bounded potential such as a classifier."""
-        return 1.0
-
-    @property
-    def entry_powers(self) -> ArrayLike:
-        """`top_power` for each entry of the event, where entries count differently."""
-        return self.top_power
-
-    @property
-    def dimension(self) -> float:
-        """How many entries the factor is a density of, as Feynman–Kac rates count them."""
-        return float(math.prod(self.event_shape))
-
-    @property
-    def top_constant(self) -> float:
-        """log f = top_constant − ½·dimension·log(2πσ²) at the noisiest levels, for a factor of the level alone."""
-        return 0.0
-
-    @property
-    def constant(self) -> bool:
-        """Whether the factor depends on the level alone."""
-        return False
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is the user's own function of x, which costs no network."""
-        return False
+    def _about(self) -> tuple[str, ...]:
+        """What is printed of the leaf beside its name: what it offers, and of which events."""
+        return "energy" if "energy" in self.traits.offers else "score", show.shape(self.event_shape)
 
     @property
     def core(self) -> LeafFactor:
         """The leaf itself, or what it is made around."""
         return self
-
-    @property
-    def pictures(self) -> Callable[[object], np.ndarray] | None:
-        """Makes images with values from 0 to 1 of a stack of events; None for events of which no such are known."""
-        return None
-
-    def growth(self, noise: Noise) -> Array:
-        """∂ log f/∂λ of a factor that depends on the log-SNR λ alone; 0 for a density that follows the diffusion."""
-        return jnp.zeros((), noise.sigma.dtype)
-
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        """Names of the conditions that `given` takes."""
-        return ()
 
     def check_network(self) -> None:
         """Refuse a factor that cannot be evaluated with the conditions given so far.
@@ -221,23 +241,10 @@ class LeafFactor(Factor):
     @property
     def log_snr_range(self) -> tuple[float, float]:
         """The least and greatest log-SNR at which the factor means something; by default those of its levels."""
+        if self.traits.log_snr_range is not None:
+            return self.traits.log_snr_range
         log_snr = 2 * (np.log(self.schedule.alpha) - np.log(self.schedule.sigma))
         return float(log_snr[-1]), float(log_snr[0])
-
-    @property
-    def level_bound(self) -> bool:
-        """Whether the factor knows only the levels of its own schedule (a discrete time embedding)."""
-        return False
-
-    @property
-    def level_real(self) -> bool:
-        """Whether the factor takes a level between two of its own, as a real number in `Noise.index`."""
-        return False
-
-    @property
-    def level_free(self) -> bool:
-        """Whether the factor is exact at any α and σ, so that no schedule needs aligning."""
-        return False
 
     def call_conditions(self) -> dict[str, Array]:
         """Every condition with the value that one evaluation receives: those fixed, else their defaults."""
@@ -264,41 +271,43 @@ class LeafFactor(Factor):
 
 
 class AroundLeaf(LeafFactor):
-    """A leaf that makes something else of another, and asks that one for all the rest.
+    """A leaf that makes something else of another, and states of itself what that one does but for what it changes.
+
+    Args:
+        factor: the other leaf.
+        added: the arrays that its conditions are beside, so that all leaves around one network stay one batch.
 
     Attributes:
-        base: the other leaf, without the conditions given to it: these are in ``fixed``.
+        base: the other leaf, without the conditions given to it.
+        fixed: these, and the ones that were added.
+        ADDED: the names of what is added.
     """
 
-    base: eqx.AbstractVar[LeafFactor]
+    base: LeafFactor
+    schedule: Schedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    fixed: Mapping[str, Array]
+    label: str = eqx.field(static=True)
+
+    ADDED: ClassVar[tuple[str, ...]]
+
+    def __init__(self, factor: LeafFactor, added: Mapping[str, np.ndarray]):
+        self.base = factor.holding({})
+        self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
+        self.fixed = {**factor.fixed, **added}  # type: ignore[dict-item]
+
+    def of_base(self, conditions: Mapping[str, Array]) -> dict[str, Array]:
+        """Those of the conditions that are the other leaf's."""
+        return {name: value for name, value in conditions.items() if name not in self.ADDED}
 
     @property
     def core(self) -> LeafFactor:
         return self.base.core
 
     @property
-    def top_power(self) -> float:
-        return self.base.top_power
-
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        return self.base.condition_names
-
-    @property
-    def log_snr_range(self) -> tuple[float, float]:
-        return self.base.log_snr_range
-
-    @property
-    def level_bound(self) -> bool:
-        return self.base.level_bound
-
-    @property
-    def level_real(self) -> bool:
-        return self.base.level_real
-
-    @property
-    def level_free(self) -> bool:
-        return self.base.level_free
+    def inner(self) -> LeafFactor:
+        """The other leaf, with the conditions given to it."""
+        return self.base.given(**self.of_base(self.fixed))
 
 
 def is_factor(value: object) -> TypeGuard[Factor]:
@@ -309,11 +318,11 @@ def is_factor(value: object) -> TypeGuard[Factor]:
 def check_conditions(leaf: LeafFactor, conditions: Mapping[str, object]) -> None:
     """Refuse names that the leaf does not have, and conditions given twice."""
     for name in conditions:
-        if name not in leaf.condition_names:
-            has = ", ".join(repr(n) for n in leaf.condition_names) or "none"
+        if name not in leaf.traits.conditions:
+            has = ", ".join(repr(n) for n in leaf.traits.conditions) or "none"
             raise ConditionError(
                 f"Factor '{leaf.label}' has no condition {name!r}; its conditions are: {has}.",
-                fix=f"use one of: {has}." if leaf.condition_names else "build the factor with conditions=(…,).",
+                fix=f"use one of: {has}." if leaf.traits.conditions else "build the factor with conditions=(…,).",
             )
         if name in leaf.fixed:
             raise ConditionError(

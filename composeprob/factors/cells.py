@@ -10,7 +10,7 @@ import numpy as np
 
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors import show
-from composeprob.factors.base import Factor
+from composeprob.factors.base import Around, Factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Indices:
         return np.frombuffer(self.data, np.int64).reshape(self.shape)
 
 
-class CellWindow(Factor):
+class CellWindow(Around):
     """f(x[cells]), or Π_i f(x[cells_i]) over n sets of cells.
 
     Attributes:
@@ -45,10 +45,6 @@ class CellWindow(Factor):
     event_shape: tuple[int, ...] = eqx.field(static=True)
     cells: Indices = eqx.field(static=True)
     running: tuple[str, ...] = eqx.field(static=True, default=())
-
-    @property
-    def children(self) -> tuple[Factor, ...]:
-        return (self.factor,)
 
     @property
     def count(self) -> int | None:
@@ -66,12 +62,6 @@ class CellWindow(Factor):
     def tally(self, count: np.ndarray) -> None:
         """Adds 1 at every entry of the canvas that it sees, once for each set."""
         np.add.at(count.reshape(-1), self.cells.array, 1)
-
-    def with_children(self, children: tuple[Factor, ...]) -> Factor:
-        return dataclasses.replace(self, factor=children[0])
-
-    def given(self, **conditions: object) -> Factor:
-        return dataclasses.replace(self, factor=self.factor.given(**conditions))
 
     def terms(self) -> list[tuple[str, float]]:
         inner, canvas = show.formula(self.factor.terms()), show.shape(self.event_shape)

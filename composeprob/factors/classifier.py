@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.errors import ConditionError, InvalidValueError, NetworkError, ShapeError
-from composeprob.factors.base import LeafFactor, check_leaf
-from composeprob.factors.concrete import NOT_CONCRETE, network_error
-from composeprob.factors.diffusion import TIMES
+from composeprob.factors.base import LeafFactor, Traits, check_leaf
+from composeprob.factors.concrete import called
+from composeprob.factors.diffusion import TIMES, time_at
 from composeprob.factors.networks import Network, as_network
 from composeprob.factors.randomness import check_deterministic
 from composeprob.factors.values import as_condition, check_finite
@@ -80,16 +80,12 @@ class Classifier(LeafFactor):
     def _count_classes(self) -> int:
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
         t = jax.ShapeDtypeStruct((), jnp.int32 if self.time == "level" else x.dtype)
-        try:
-            traced, logits, _ = eqx.filter_make_jaxpr(self.network)(x, t)
-        except NOT_CONCRETE as error:
-            raise network_error(f"The classifier '{self.label}'", error) from error
-        except Exception as error:
-            raise NetworkError(
-                f"The classifier '{self.label}' cannot be called as network(x, t) with x of shape {self.event_shape}: "
-                f"{type(error).__name__}: {error}",
-                fix="it must accept one event (no batch axis) and a scalar t.",
-            ) from error
+        traced, logits, _ = called(
+            f"The classifier '{self.label}'",
+            f"network(x, t) with x of shape {self.event_shape}",
+            lambda: eqx.filter_make_jaxpr(self.network)(x, t),
+            "it must accept one event (no batch axis) and a scalar t.",
+        )
         check_deterministic(traced.jaxpr, self.label)
         if len(logits.shape) != 1:
             raise NetworkError(
@@ -99,20 +95,8 @@ class Classifier(LeafFactor):
         return logits.shape[0]
 
     @property
-    def capabilities(self) -> frozenset[str]:
-        return frozenset({"score", "energy", "conservative", "mode_depth"})
-
-    @property
-    def top_power(self) -> float:
-        return 0.0
-
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        return ("label",)
-
-    @property
-    def level_bound(self) -> bool:
-        return self.time == "level"
+    def traits(self) -> Traits:
+        return Traits(Traits.ENERGY | {"mode_depth"}, TIMES[self.time], ("label",), top_power=0.0)
 
     def given(self, **conditions: object) -> LeafFactor:
         if self.event_shape is None:
@@ -145,6 +129,4 @@ class Classifier(LeafFactor):
 
     def logits(self, x: Array, noise: Noise) -> Array:
         """The network's output for one event at this noise, shape (classes,)."""
-        if self.time == "level":
-            return self.network(x, noise.index)
-        return self.network(x, noise.log_snr if self.time == "log_snr" else noise.sigma / noise.alpha)
+        return self.network(x, time_at(self.time, noise))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 
 from composeprob.errors import NetworkError, caller, is_library
 
+Returned = TypeVar("Returned")
 NOT_CONCRETE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -61,6 +63,20 @@ def requested_by_library(error: Exception) -> bool:
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [module.startswith("composeprob.") for module in modules if not is_library(module)]
     return bool(ours) and ours[-1]
+
+
+def called(who: str, how: str, call: Callable[[], Returned], fix: str, advice: str = "") -> Returned:
+    """What a user's function ``who`` returns where it is called as ``how``; ``advice`` is for one that wants a number.
+
+    Raises:
+        NetworkError: it cannot be called so.
+    """
+    try:
+        return call()
+    except NOT_CONCRETE as error:
+        raise network_error(who, error, advice) from error
+    except Exception as error:
+        raise NetworkError(f"{who} cannot be called as {how}: {type(error).__name__}: {error}", fix=fix) from error
 
 
 def network_error(who: str, error: Exception, advice: str = "") -> NetworkError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -16,14 +16,16 @@ from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors import parameterizations
-from composeprob.factors.base import LeafFactor, check_leaf
-from composeprob.factors.concrete import NOT_CONCRETE, network_error
+from composeprob.factors.base import LeafFactor, Levels, Traits, check_leaf
+from composeprob.factors.concrete import called
 from composeprob.factors.networks import Network, as_network
 from composeprob.factors.randomness import check_deterministic
 from composeprob.factors.values import as_condition, check_finite
 from composeprob.schedule import Noise, Schedule
 
-TIMES = ("level", "log_snr", "sigma", "real_level")
+TIMES: dict[str, Levels] = {"level": "own", "log_snr": "range", "sigma": "range", "real_level": "real"}
+"""What a network may receive as t, and the levels that it takes then."""
+
 Encoder = Callable[[Any], ArrayLike]
 """Turns what a user gives as a condition into an array, or raises where it means nothing."""
 
@@ -100,6 +102,7 @@ class Diffusion(LeafFactor):
     mode_depth: bool = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
     encoders: tuple[tuple[str, Encoder], ...] = eqx.field(static=True)
+    declared: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -138,8 +141,9 @@ class Diffusion(LeafFactor):
         self.event_shape = check_leaf(schedule, event_shape)
         self.parameterization, self.time, self.mode_depth = parameterization, time, mode_depth
         self.remat = bool(remat)
-        self.trained = None if log_snr_range is None else self._check_range(log_snr_range)
-        self.names = tuple(conditions)
+        self.names, self.trained = tuple(conditions), None
+        if log_snr_range is not None:
+            self.trained = self._check_range(log_snr_range)
         self.defaults = {name: as_condition(name, value) for name, value in defaults.items() if value is not None}
         self.fixed = {}
         self.encoders = tuple((encoders or {}).items())
@@ -147,32 +151,12 @@ class Diffusion(LeafFactor):
             self.check_network()
 
     @property
-    def capabilities(self) -> frozenset[str]:
-        if self.parameterization in parameterizations.ENERGIES:
-            depth = {"mode_depth"} if self.mode_depth else set()
-            return frozenset({"score", "energy", "conservative", "exact_marginals"} | depth)
-        return frozenset({"score", "exact_marginals"})
-
-    @property
-    def declared(self) -> bool:
-        """Whether the files of its training state what its output means: then doubts are reported, not refused."""
-        return False
-
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        return self.names
-
-    @property
-    def log_snr_range(self) -> tuple[float, float]:
-        return super().log_snr_range if self.trained is None else self.trained
-
-    @property
-    def level_bound(self) -> bool:
-        return self.time == "level"
-
-    @property
-    def level_real(self) -> bool:
-        return self.time == "real_level"
+    def traits(self) -> Traits:
+        energy = Traits.ENERGY if self.parameterization in parameterizations.ENERGIES else {"score"}
+        offers = energy | {"exact_marginals"} | ({"mode_depth"} if self.mode_depth else set())
+        return Traits(
+            frozenset(offers), TIMES[self.time], self.names, declared=self.declared, log_snr_range=self.trained
+        )
 
     def call_conditions(self) -> dict[str, Array]:
         return {**self.defaults, **self.fixed}
@@ -191,7 +175,7 @@ class Diffusion(LeafFactor):
 
     def _check_range(self, log_snr_range: tuple[float, float]) -> tuple[float, float]:
         low, high = (float(end) for end in log_snr_range)
-        own_low, own_high = super().log_snr_range
+        own_low, own_high = self.log_snr_range
         if not low <= own_low + 1e-3 or not own_high - 1e-3 <= high:
             raise InvalidValueError(
                 f"log_snr_range {(low, high)} does not hold the schedule's levels, {own_low:.3g} to {own_high:.3g}.",
@@ -209,24 +193,19 @@ class Diffusion(LeafFactor):
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
         noise = jax.eval_shape(self.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int)))
         conditions = self.call_conditions()
-        try:
-            traced, output, _ = eqx.filter_make_jaxpr(lambda f, x, n, c: f.output(x, n, c))(self, x, noise, conditions)
-        except NOT_CONCRETE as error:
-            raise network_error(f"The network of factor '{self.label}'", error) from error
-        except Exception as error:
-            given = "".join(f", {name}=…" for name in conditions)
-            shapes = "".join(f", {name} {jax.tree.map(jnp.shape, value)}" for name, value in conditions.items())
-            missing = ", ".join(f"{name}=…" for name in self.names if name not in conditions)
-            raise NetworkError(
-                f"The network of factor '{self.label}' cannot be called as network(x, t{given}) with x of shape "
-                f"{self.event_shape}, a scalar t"
-                + (f" and conditions of shapes{shapes[1:]}" if shapes else "")
-                + f": {type(error).__name__}: {error}",
-                fix=f"give the conditions that are missing: factor.given({missing})."
-                if missing
-                else "it must accept ONE event (no batch axis) and the conditions by name, each of one value, as over= "
-                "gives them in turn; a condition that may be left out needs a default.",
-            ) from error
+        given = "".join(f", {name}=…" for name in conditions)
+        shapes = "".join(f", {name} {jax.tree.map(jnp.shape, value)}" for name, value in conditions.items())
+        missing = ", ".join(f"{name}=…" for name in self.names if name not in conditions)
+        traced, output, _ = called(
+            f"The network of factor '{self.label}'",
+            f"network(x, t{given}) with x of shape {self.event_shape}, a scalar t"
+            + (f" and conditions of shapes{shapes[1:]}" if shapes else ""),
+            lambda: eqx.filter_make_jaxpr(lambda f, x, n, c: f.output(x, n, c))(self, x, noise, conditions),
+            f"give the conditions that are missing: factor.given({missing})."
+            if missing
+            else "it must accept ONE event (no batch axis) and the conditions by name, each of one value, as over= "
+            "gives them in turn; a condition that may be left out needs a default.",
+        )
         check_deterministic(traced.jaxpr, self.label)
         if self.parameterization in parameterizations.ENERGIES:
             output, beside = parameterizations.with_number(output)
@@ -260,8 +239,13 @@ class Diffusion(LeafFactor):
 
     def time_at(self, noise: Noise) -> Array:
         """What the network receives as t."""
-        if self.time == "level":
-            return noise.index
-        if self.time == "real_level":
-            return jnp.asarray(noise.index, noise.sigma.dtype)
-        return noise.log_snr if self.time == "log_snr" else noise.sigma / noise.alpha
+        return time_at(self.time, noise)
+
+
+def time_at(time: str, noise: Noise) -> Array:
+    """What a network receives as t, where that is the one of `TIMES`."""
+    if time == "level":
+        return noise.index
+    if time == "real_level":
+        return jnp.asarray(noise.index, noise.sigma.dtype)
+    return noise.log_snr if time == "log_snr" else noise.sigma / noise.alpha

@@ -11,8 +11,8 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import NetworkError, WrongTypeError
-from composeprob.factors.base import LeafFactor, check_leaf, is_factor
-from composeprob.factors.concrete import NOT_CONCRETE, network_error
+from composeprob.factors.base import LeafFactor, Traits, check_leaf, is_factor
+from composeprob.factors.concrete import called
 from composeprob.factors.functions import PlainFunction
 from composeprob.factors.values import check_finite
 from composeprob.schedule import Noise, Schedule
@@ -77,41 +77,22 @@ class Energy(LeafFactor):
         )
         self.schedule, self.event_shape = schedule, check_leaf(schedule, event_shape)
         self.power_at_top, self.fixed = float(top_power), {}
-        try:
-            x, level = (
-                jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float)),
-                jax.ShapeDtypeStruct((), jnp.int32),
-            )
-            shape = jnp.shape(eqx.filter_eval_shape(self.fn, x, level))
-        except NOT_CONCRETE as error:
-            noise = " For the noise of the level write schedule.at(level).sigma, not schedule.sigma[level]."
-            raise network_error(f"The energy '{self.label}'", error, noise) from error
-        except Exception as error:
-            raise NetworkError(
-                f"The energy '{self.label}' cannot be called as fn(x, level) with x of shape {self.event_shape}: "
-                f"{type(error).__name__}: {error}",
-                fix="it must accept one event (no batch axis) and an integer level.",
-            ) from error
-        if shape != ():
+        x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
+        returned = called(
+            f"The energy '{self.label}'",
+            f"fn(x, level) with x of shape {self.event_shape}",
+            lambda: eqx.filter_eval_shape(self.fn, x, jax.ShapeDtypeStruct((), jnp.int32)),
+            "it must accept one event (no batch axis) and an integer level.",
+            " For the noise of the level write schedule.at(level).sigma, not schedule.sigma[level].",
+        )
+        if (shape := jnp.shape(returned)) != ():
             raise NetworkError(
                 f"The energy '{self.label}' returned shape {shape} instead of a scalar.", fix="sum over the event."
             )
 
     @property
-    def plain(self) -> bool:
-        return True
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        return frozenset({"score", "energy", "conservative", "mode_depth"})
-
-    @property
-    def top_power(self) -> float:
-        return self.power_at_top
-
-    @property
-    def level_bound(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return Traits(Traits.ENERGY | {"mode_depth"}, "own", top_power=self.power_at_top, plain=True)
 
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
         return jax.value_and_grad(lambda point: jnp.asarray(self.fn(point, noise.index)).reshape(()))(x)

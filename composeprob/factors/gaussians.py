@@ -33,6 +33,14 @@ class Gaussians:
             return self.covariances
         return self.covariances[:, :, None] * np.eye(self.means.shape[1])
 
+    @property
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of each entry, (n,) each, of weights that sum to 1."""
+        weights, diagonal = np.exp(self.log_weights), self.covariances
+        diagonal = diagonal if diagonal.ndim == 2 else np.diagonal(diagonal, axis1=1, axis2=2)
+        mean = weights @ self.means
+        return mean, weights @ (diagonal + self.means**2) - mean**2
+
     def normalised(self) -> Gaussians:
         """The same with weights that sum to 1."""
         log_weights = self.log_weights - np.logaddexp.reduce(self.log_weights)

@@ -33,7 +33,7 @@ def guide(factor: Factor, scale: float, **conditions: object) -> Factor:
         Ho & Salimans 2022, *Classifier-Free Diffusion Guidance* (their w is s − 1).
     """
     if not conditions:
-        names = sorted({name for leaf in leaves(factor) for name in leaf.condition_names})
+        names = sorted({name for leaf in leaves(factor) for name in leaf.traits.conditions})
         raise ConditionError(
             "guide needs a condition to be guided by.",
             fix=f"pass one of the factor's conditions: {', '.join(names)}."

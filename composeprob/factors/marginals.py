@@ -12,8 +12,7 @@ from numpyro.distributions.truncated import (
 )
 
 from composeprob.errors import WrongTypeError
-from composeprob.factors.half_line import NoisedByQuadrature, coordinate
-from composeprob.factors.truncated import NoisedTruncatedNormal, NoisedUniform
+from composeprob.factors.one_dimension import NoisedByQuadrature, NoisedTruncatedNormal, NoisedUniform, coordinate
 from composeprob.factors.whitening import log_normal
 from composeprob.schedule import Noise
 

@@ -82,7 +82,7 @@ class Combination(Factor):
     def given(self, **conditions: object) -> Factor:
         """Conditions go to every leaf that has them; a name that no leaf has is refused by the first leaf."""
         names_of_factors = [
-            {name for leaf in leaves(factor) for name in leaf.condition_names} for factor in self.factors
+            {name for leaf in leaves(factor) for name in leaf.traits.conditions} for factor in self.factors
         ]
         unknown = {name: value for name, value in conditions.items() if name not in set().union(*names_of_factors)}
         if unknown:

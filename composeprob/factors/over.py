@@ -64,7 +64,7 @@ def _given_all(factor: Factor, columns: Columns, count: int) -> Factor:
     """The factor with all values of the conditions that run."""
     for part in walk(factor):
         columns_of_leaf = {
-            name: columns[name] for leaf in leaves(part) for name in leaf.condition_names if name in columns
+            name: columns[name] for leaf in leaves(part) for name in leaf.traits.conditions if name in columns
         }
         if part.sealed and columns_of_leaf:
             part.given(**_row(columns_of_leaf, 0))  # refuses what would change its normaliser
@@ -77,7 +77,7 @@ def _first(factor: Factor, columns: Columns) -> Factor:
 
 def _given_each(leaf: LeafFactor, columns: Columns, count: int) -> LeafFactor:
     """The leaf with all values of those conditions that it has, each as `given` takes it."""
-    columns_of_leaf = {name: column for name, column in columns.items() if name in leaf.condition_names}
+    columns_of_leaf = {name: column for name, column in columns.items() if name in leaf.traits.conditions}
     if not columns_of_leaf:
         return leaf
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(columns_of_leaf)):
@@ -116,7 +116,7 @@ def _columns(what: str, factor: Factor, values: object, block: int | None) -> tu
             f"over must be a dict of conditions and their values; got {shown}.",
             fix=f'write {what}(f, over={{"x": xs}}), where x is a condition of f.',
         )
-    known = dict.fromkeys(name for leaf in leaves(factor) for name in leaf.condition_names)
+    known = dict.fromkeys(name for leaf in leaves(factor) for name in leaf.traits.conditions)
     has = ", ".join(map(repr, known)) or "none"
     for name in values:
         if name not in known:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-import equinox as eqx
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from composeprob.errors import CapabilityError, WrongTypeError
 from composeprob.factors.algebra import common_shape
-from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, check_conditions
+from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, Traits, check_conditions
 from composeprob.factors.calibrated import Calibrated
 from composeprob.factors.cells import CellWindow
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.nodes import Product
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
-from composeprob.schedule import Noise, Schedule
+from composeprob.schedule import Noise
 
 WEIGHTS = "weights of entries"
 """The weights lie among the conditions, so that all windows of one network stay one batched evaluation."""
@@ -37,43 +36,31 @@ class Weighted(AroundLeaf):
     """
 
     base: Diffusion
-    schedule: Schedule
-    event_shape: tuple[int, ...] = eqx.field(static=True)
-    fixed: Mapping[str, Array]
-    label: str = eqx.field(static=True)
+    ADDED: ClassVar[tuple[str, ...]] = (WEIGHTS,)
 
     def __init__(self, factor: Diffusion, weights: ArrayLike):
-        self.base = factor.holding({})
-        self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
-        self.fixed = {**factor.fixed, WEIGHTS: np.asarray(weights, np.float32)}  # type: ignore[dict-item]
+        super().__init__(factor, {WEIGHTS: np.asarray(weights, np.float32)})
 
     @property
-    def capabilities(self) -> frozenset[str]:
+    def traits(self) -> Traits:
         """Of an energy its gradient remains; weighted scores are no gradient. Neither is a noised marginal."""
-        kept = {"score", "energy", "conservative"} if "energy" in self.base.capabilities else {"score"}
-        return self.base.capabilities & kept
-
-    @property
-    def entry_powers(self) -> ArrayLike:
-        return self.fixed.get(WEIGHTS, 1.0)
+        traits = self.base.traits
+        kept = Traits.ENERGY if "energy" in traits.offers else {"score"}
+        return dataclasses.replace(traits, offers=traits.offers & kept, entry_powers=self.fixed.get(WEIGHTS, 1.0))
 
     def check_network(self) -> None:
-        self.base.given(**self._conditions(self.fixed)).check_network()
+        self.inner.check_network()
 
     def call_conditions(self) -> dict[str, Array]:
         return {**self.base.call_conditions(), **self.fixed}
 
     def given(self, **conditions: object) -> LeafFactor:
         check_conditions(self, conditions)
-        given: Any = self.base.given(**self._conditions(self.fixed)).given(**conditions)
+        given: Any = self.inner.given(**conditions)
         return Weighted(given, self.fixed[WEIGHTS])
 
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
-        return self.base.evaluate(x, noise, self._conditions(conditions), conditions[WEIGHTS])
-
-    @staticmethod
-    def _conditions(conditions: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: value for name, value in conditions.items() if name != WEIGHTS}
+        return self.base.evaluate(x, noise, self.of_base(conditions), conditions[WEIGHTS])
 
 
 def tapestry(*windows: Factor) -> Factor:

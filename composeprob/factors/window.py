@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -13,12 +12,12 @@ from composeprob.arguments import check_count
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.factors import show
 from composeprob.factors.algebra import check_factors
-from composeprob.factors.base import Factor, check_shape
+from composeprob.factors.base import Around, Factor, check_shape
 from composeprob.factors.cells import CellWindow, cell_window
 from composeprob.factors.nodes import walk
 
 
-class Window(Factor):
+class Window(Around):
     """f(P x): f seen through the linear map P that cuts a region out of the canvas and averages blocks of it.
 
     Attributes:
@@ -34,15 +33,8 @@ class Window(Factor):
     block: tuple[int, ...] = eqx.field(static=True)
 
     @property
-    def children(self) -> tuple[Factor, ...]:
-        return (self.factor,)
-
-    @property
     def normalised(self) -> bool:  # one that leaves entries free has no finite integral
         return self.event_shape == self.factor.event_shape and self.factor.normalised
-
-    def with_children(self, children: tuple[Factor, ...]) -> Factor:
-        return dataclasses.replace(self, factor=children[0])
 
     @property
     def slices(self) -> tuple[slice, ...]:
@@ -53,9 +45,6 @@ class Window(Factor):
     def tally(self, count: np.ndarray) -> None:
         """Adds 1 at every entry of the canvas that it sees."""
         count[self.slices] += 1
-
-    def given(self, **conditions: object) -> Factor:
-        return dataclasses.replace(self, factor=self.factor.given(**conditions))
 
     def terms(self) -> list[tuple[str, float]]:
         scale = f", scale {max(self.block)}" if max(self.block) > 1 else ""

@@ -100,6 +100,12 @@ class Leaf(Factor):
         """The factor under the first values of its plates."""
         return self.factor.holding(first(self.factor.fixed, self.plates))
 
+    @property
+    def dimension(self) -> float:
+        """How many entries the factor is a density of."""
+        stated = self.factor.traits.dimension
+        return float(math.prod(self.factor.event_shape)) if stated is None else stated
+
     def given(self, **conditions: object) -> Leaf:
         return replace(self, factor=self.factor.given(**conditions))
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from composeprob.factors.base import LeafFactor
+from composeprob.factors.base import LeafFactor, Traits
 from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER, CalibratedExpression
 from composeprob.factors.interpolation import interpolate
 from composeprob.schedule import Noise, Schedule
@@ -38,31 +38,17 @@ class Normaliser(LeafFactor):
         self.fixed, self.label = {}, "Z⁻¹"
 
     @property
-    def capabilities(self) -> frozenset[str]:
-        return frozenset({"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth"})
-
-    @property
-    def top_power(self) -> float:
-        return 0.0
-
-    @property
-    def level_free(self) -> bool:
-        return True
-
-    @property
-    def constant(self) -> bool:
-        return True
-
-    @property
-    def dimension(self) -> float:
-        return -self.excess
+    def traits(self) -> Traits:
+        return Traits(Traits.EXACT, "any", top_power=0.0, dimension=-self.excess, constant=True)
 
     @property
     def top_constant(self) -> float:
+        """The constant in log c = top_constant − ½·dimension·log(2πσ²) at the noisiest levels."""
         width = np.log(2 * np.pi) - float(self.knots[0])  # log 2πσ² where α = 1
         return float(-self.log_normaliser[0] - 0.5 * self.excess * width)
 
     def growth(self, noise: Noise) -> Array:
+        """∂ log c/∂λ, where α is 1."""
         return jax.grad(self._log_constant)(noise.log_snr)
 
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:

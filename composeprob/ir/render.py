@@ -24,7 +24,7 @@ def index(depth: int) -> str:
 
 @formula_of.rule(Leaf)
 def _leaf(leaf: Leaf, _: list[str], site: str, letter: str) -> str:
-    if leaf.factor.constant:
+    if leaf.factor.traits.constant:
         return leaf.factor.label
     place = site
     if leaf.region is not None:

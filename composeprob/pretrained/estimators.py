@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -80,6 +80,7 @@ class Estimator(Diffusion):
 
     units: Units = eqx.field(static=True)
     adapter: Callable[..., Array] = eqx.field(static=True)
+    declared: ClassVar[bool] = True
 
     def __init__(self, reading: Reading, schedule: Schedule | None, label: str):
         low, high = (float(np.log(s)) * -2 for s in reversed(reading.sigmas))
@@ -97,10 +98,6 @@ class Estimator(Diffusion):
             log_snr_range=(low, high),
             label=label,
         )
-
-    @property
-    def declared(self) -> bool:
-        return True
 
     def adapt(self, x: ArrayLike | None = None, /, **data: ArrayLike) -> Array:
         """Makes conditions of data, by the rules of the package that trained the network.

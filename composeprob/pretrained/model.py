@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -14,6 +15,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import CapabilityError, ShapeError
+from composeprob.factors.base import Traits
 from composeprob.factors.diffusion import Diffusion
 from composeprob.pretrained.autoencoder import Autoencoder, TinyAutoencoder
 from composeprob.pretrained.text import Prompts, TextEncoder
@@ -68,18 +70,16 @@ class Pretrained(Diffusion):
     """
 
     parts: Parts = eqx.field(static=True)
+    declared: ClassVar[bool] = True
 
     def __init__(self, network: Callable[..., Array], parts: Parts, **options: Any):
         self.parts = parts
         super().__init__(network, **options)
 
     @property
-    def declared(self) -> bool:
-        return True
-
-    @property
-    def pictures(self) -> Callable[[object], np.ndarray]:
-        return pixels if self.parts.autoencoder is None else self.parts.pictures
+    def traits(self) -> Traits:
+        pictures = pixels if self.parts.autoencoder is None else self.parts.pictures
+        return dataclasses.replace(super().traits, pictures=pictures)
 
     def shown(self, name: str, value: Array) -> str:
         for condition, encoder in self.encoders:

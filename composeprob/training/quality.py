@@ -63,7 +63,7 @@ def _noises(factor: LeafFactor) -> list[Noise]:
     """The noises to look at: fixed log-SNR, or the levels nearest to them for a factor that knows only levels."""
     wanted = np.array([-12.0, -8.0, -4.0, -2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.5])
     levels = factor.schedule.levels
-    if factor.level_bound:
+    if factor.traits.levels == "own":
         known = np.asarray(levels.log_snr)
         nearest = sorted({int(np.abs(known - value).argmin()) for value in wanted}, reverse=True)
         return [factor.schedule.at(k) for k in nearest]

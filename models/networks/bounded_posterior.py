@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from composeprob.factors.truncated import NoisedUniform
+from composeprob.factors.one_dimension import NoisedUniform
 
 from .film_mlp import FiLMMLP
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from composeprob.factors.base import LeafFactor
+from composeprob.factors.base import LeafFactor, Traits
 from composeprob.schedule import Schedule
 
 
@@ -59,16 +59,8 @@ class Moved(LeafFactor):
         self.schedule, self.event_shape, self.fixed, self.label = schedule, (2,), {}, "moved"
 
     @property
-    def capabilities(self):
-        return frozenset({"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth"})
-
-    @property
-    def level_free(self):
-        return True
-
-    @property
-    def condition_names(self):
-        return ("c", "d")
+    def traits(self):
+        return Traits(Traits.EXACT, "any", ("c", "d"))
 
     def call_conditions(self):
         return {"c": 0.0, "d": 0.0, **self.fixed}

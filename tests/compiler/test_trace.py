@@ -26,7 +26,7 @@ MODEL = cp.Diffusion(
 
 
 def plain(f):
-    cp.sample("x", f * f.given(c=1.0) if f.condition_names else f)
+    cp.sample("x", f * f.given(c=1.0) if f.traits.conditions else f)
 
 
 def exact(f, y):

@@ -14,7 +14,7 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
-from composeprob.factors.truncated import log_normal_mass
+from composeprob.factors.one_dimension import log_normal_mass
 from refusals import refused
 from sampling_cases import single
 

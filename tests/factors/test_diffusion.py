@@ -223,7 +223,7 @@ def test_the_level_is_an_integer():
     f = cp.Diffusion(lambda x, t: seen.append(t) or x, cp.Schedule.cosine(10), event_shape=(2,))
     cp.compile(single, f).score({"x": jnp.zeros(2)}, 3)
     assert all(jnp.issubdtype(t.dtype, jnp.integer) and t.shape == () for t in seen)
-    assert f.level_bound
+    assert f.traits.levels == "own"
 
 
 def test_events_of_any_shape():

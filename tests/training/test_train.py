@@ -156,7 +156,7 @@ def test_conditions_are_dropped_together_at_the_given_rate():
     np.testing.assert_array_equal(dropped, np.asarray(batch.conditions["style"]).sum(1) == 0)
     assert dropped.mean() == pytest.approx(0.25, abs=0.05)
     factor = recipe.factor(recipe.untrained(KEY))
-    assert factor.condition_names == ("label", "style")
+    assert factor.traits.conditions == ("label", "style")
     chex.assert_tree_all_finite(jax.jit(losses)(factor, batch))
 
 

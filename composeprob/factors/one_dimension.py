@@ -1,5 +1,5 @@
-"""Noised distributions in one dimension whose noised density has no closed form, by quadrature: of a bound, or of heavy
-tails.
+"""Noised distributions in one dimension: boxes, half-normals and truncated normals in closed form, the others that have
+a bound or heavy tails by quadrature.
 
 The integral ∫ p(u)·N(x; α·u, σ²) du is taken over a coordinate z that leaves no wall and no singularity: u = T(z), with
 q(z) = log p(T(z)) + log T'(z) smooth and concave. The nodes lie between edges of two kinds: evenly over the range
@@ -17,11 +17,104 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from jax.scipy.special import betaln, gammaln
-from jax.typing import ArrayLike
+from jax.scipy.special import betaln, gammaln, log_ndtr
+from jax.typing import ArrayLike, DTypeLike
 
 from composeprob import tuning
-from composeprob.factors.truncated import noised_sample
+
+
+class Noised(dist.Distribution):
+    """α·X + σ·ε with X ~ ``clean`` and ε ~ N(0, 1), entry by entry."""
+
+    arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012 - NumPyro's own class-level convention
+    pytree_data_fields: tuple[str, ...] = ("clean", "alpha", "sigma")
+    support = dist.constraints.real
+
+    def __init__(
+        self, clean: dist.Distribution, alpha: ArrayLike, sigma: ArrayLike, *, validate_args: bool | None = None
+    ):
+        batch_shape = jnp.broadcast_shapes(clean.batch_shape, jnp.shape(alpha), jnp.shape(sigma))
+        self.clean = clean.expand(batch_shape) if clean.batch_shape != batch_shape else clean
+        self.alpha, self.sigma = (jnp.broadcast_to(jnp.asarray(a), batch_shape) for a in (alpha, sigma))
+        super().__init__(batch_shape=batch_shape, validate_args=validate_args)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        clean_key, normal_key = jax.random.split(key)
+        events = self.clean.sample(clean_key, sample_shape)
+        return self.alpha * events + self.sigma * jax.random.normal(normal_key, sample_shape + self.batch_shape)
+
+
+class NoisedUniform(Noised):
+    """α·U(low, high) + σ·ε: log[Φ((x−α·low)/σ) − Φ((x−α·high)/σ)] − log(α·(high−low)), accurate in both tails."""
+
+    pytree_data_fields = ("low", "high")
+
+    def __init__(self, low: ArrayLike, high: ArrayLike, alpha: ArrayLike, sigma: ArrayLike):
+        super().__init__(dist.Uniform(low, high), alpha, sigma)
+        self.low, self.high = (jnp.broadcast_to(jnp.asarray(a), self.batch_shape) for a in (low, high))
+
+    def log_prob(self, value: Array) -> Array:
+        upper = (value - self.alpha * self.low) / self.sigma
+        lower = (value - self.alpha * self.high) / self.sigma
+        width = self.alpha * (self.high - self.low) / self.sigma
+        return log_normal_mass(lower, upper, width) - jnp.log(self.alpha * (self.high - self.low))
+
+
+class NoisedTruncatedNormal(Noised):
+    """α·U + σ·ε with U ~ N(loc, scale²) between ``low`` and ``high``, either of which may be None for none.
+
+    Without bounds x = α·U + σ·ε is N(α·loc, v²), v² = α²·scale² + σ², and U given x is N(m, s²) with
+    m = (α·scale²·x + σ²·loc)/v² and s = scale·σ/v. With them the density is
+    N(x; α·loc, v²)·P(low < N(m, s²) < high)/P(low < N(loc, scale²) < high).
+    """
+
+    pytree_data_fields = ("loc", "scale", "low", "high")
+
+    def __init__(
+        self, clean: dist.Distribution, loc: ArrayLike, scale: ArrayLike, low: Array | float | None,
+        high: Array | float | None, alpha: ArrayLike, sigma: ArrayLike,
+    ):  # fmt: skip
+        super().__init__(clean, alpha, sigma)
+        self.loc, self.scale = (jnp.broadcast_to(jnp.asarray(a), self.batch_shape) for a in (loc, scale))
+        self.low, self.high = low, high
+
+    def log_prob(self, value: Array) -> Array:
+        v = jnp.sqrt((self.alpha * self.scale) ** 2 + self.sigma**2)
+        away = (value - self.alpha * self.loc) / v
+        # m − loc, in units of the prior's scale so that nothing is lost where the noise is small or large.
+        m = self.loc + self.alpha * self.scale**2 / v * away
+        s = self.scale * self.sigma / v
+        normal = -0.5 * away**2 - jnp.log(v) - 0.5 * math.log(2 * math.pi)
+        return normal + self._log_inside(m, s) - self._log_inside(self.loc, self.scale)
+
+    def _log_inside(self, mean: Array, deviation: Array) -> Array:
+        """log P(low < N(mean, deviation²) < high)."""
+        if self.high is None:
+            assert self.low is not None
+            return log_tail((mean - self.low) / deviation)
+        if self.low is None:
+            return log_tail((self.high - mean) / deviation)
+        lower, upper = (self.low - mean) / deviation, (self.high - mean) / deviation
+        return log_normal_mass(lower, upper, (self.high - self.low) / deviation)
+
+
+class NoisedByQuadrature(Noised):
+    """Of an X with a `coordinate`.
+
+    The log-density is exact to the precision of floating-point numbers at every α and σ wherever it is above −80 or so;
+    below that it stays finite, and leads back.
+    """
+
+    def log_prob(self, value: Array) -> Array:
+        coordinates = coordinate(self.clean)
+        assert coordinates is not None
+        alpha, sigma = self.alpha[..., None], self.sigma[..., None]
+        x = jnp.asarray(value)[..., None]
+        # Nodes depend on x, but the integral does not depend on the nodes: derivatives pass them by.
+        z, log_weights = jax.lax.stop_gradient(_nodes(coordinates, x / alpha, sigma / alpha))
+        away = (x - alpha * coordinates.value(z)) / sigma
+        log_joint = log_weights + coordinates.log_density(z) - 0.5 * away**2
+        return jax.nn.logsumexp(log_joint, axis=-1) - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
 
 
 class Coordinate(NamedTuple):
@@ -40,39 +133,6 @@ class Coordinate(NamedTuple):
     high: Array
 
 
-class NoisedByQuadrature(dist.Distribution):
-    """α·X + σ·ε for an X with a `coordinate`.
-
-    The log-density is exact to the precision of floating-point numbers at every α and σ wherever it is above −80 or so;
-    below that it stays finite, and leads back.
-    """
-
-    arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012 - NumPyro's own class-level convention
-    support = dist.constraints.real
-
-    def __init__(
-        self, clean: dist.Distribution, alpha: ArrayLike, sigma: ArrayLike, *, validate_args: bool | None = None
-    ):
-        batch_shape = jnp.broadcast_shapes(clean.batch_shape, jnp.shape(alpha), jnp.shape(sigma))
-        self.clean = clean.expand(batch_shape) if clean.batch_shape != batch_shape else clean
-        self.alpha, self.sigma = (jnp.broadcast_to(jnp.asarray(a), batch_shape) for a in (alpha, sigma))
-        super().__init__(batch_shape=batch_shape, validate_args=validate_args)
-
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        return noised_sample(self, self.clean, key, sample_shape)
-
-    def log_prob(self, value: Array) -> Array:
-        coordinates = coordinate(self.clean)
-        assert coordinates is not None
-        alpha, sigma = self.alpha[..., None], self.sigma[..., None]
-        x = jnp.asarray(value)[..., None]
-        # Nodes depend on x, but the integral does not depend on the nodes: derivatives pass them by.
-        z, log_weights = jax.lax.stop_gradient(_nodes(coordinates, x / alpha, sigma / alpha))
-        away = (x - alpha * coordinates.value(z)) / sigma
-        log_joint = log_weights + coordinates.log_density(z) - 0.5 * away**2
-        return jax.nn.logsumexp(log_joint, axis=-1) - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
-
-
 def _nodes(coordinates: Coordinate, x: Array, width: Array) -> tuple[Array, Array]:
     """Nodes z (…, n) and their log-weights, for x/α and σ/α, (…, 1)."""
     steps = jnp.linspace(0.0, 1.0, 20 + 1, dtype=x.dtype)
@@ -83,7 +143,7 @@ def _nodes(coordinates: Coordinate, x: Array, width: Array) -> tuple[Array, Arra
     edges = jnp.sort(
         jnp.concatenate([jnp.broadcast_to(e, shape + e.shape[-1:]) for e in (even, near)], axis=-1), axis=-1
     )
-    nodes, weights = (jnp.asarray(a, x.dtype) for a in np.polynomial.legendre.leggauss(16))
+    nodes, weights = gauss_legendre(x.dtype)
     half = 0.5 * (edges[..., 1:] - edges[..., :-1])[..., None]
     middle = 0.5 * (edges[..., 1:] + edges[..., :-1])[..., None]
     z, log_weights = middle + half * nodes, jnp.log(half) + jnp.log(weights)
@@ -193,3 +253,41 @@ def _beta(a: Array, b: Array) -> Coordinate:
 def _log(u: Array) -> Array:
     """log u of positive numbers; of others that of the least there is."""
     return jnp.log(jnp.maximum(u, jnp.finfo(u.dtype).tiny))
+
+
+def log_normal_mass(lower: Array, upper: Array, width: Array) -> Array:
+    """log[Φ(upper) − Φ(lower)], width = upper − lower > 0, with a value and gradient that no cancellation spoils.
+
+    Wide intervals: the difference of two tails, on the side where neither rounds to 1. Narrow ones, whose tails agree
+    in nearly all digits: Gauss–Legendre quadrature of exp(−z²/2) about the middle.
+    """
+    middle, half = 0.5 * (lower + upper), 0.5 * width
+    narrow = (half < 0.5) & (half * jnp.abs(middle) < 2.0)
+    nodes, weights = gauss_legendre(middle.dtype)
+    h, m = jnp.where(narrow, half, 0.25)[..., None], jnp.where(narrow, middle, 0.0)[..., None]
+    inside = jax.nn.logsumexp(-h * nodes * (m + 0.5 * h * nodes), b=weights, axis=-1)
+    by_quadrature = inside + jnp.log(h[..., 0]) - 0.5 * m[..., 0] ** 2 - 0.5 * math.log(2 * math.pi)
+    # Φ(u) − Φ(l) = Φ(−l) − Φ(−u): on the left side both are tails.
+    right = middle > 0
+    u, lo = jnp.where(right, -lower, upper), jnp.where(right, -upper, lower)
+    u, lo = jnp.where(narrow, 1.0, u), jnp.where(narrow, -1.0, lo)
+    log_u, log_l = log_tail(u), log_tail(lo)
+    return jnp.where(narrow, by_quadrature, log_u + jnp.log1p(-jnp.exp(log_l - log_u)))
+
+
+def log_tail(x: Array) -> Array:
+    """log Φ(x); below −20 by its asymptotic series, because the gradient of JAX's loses its digits there."""
+    far = x < -20.0
+    y = jnp.where(far, x, -20.0)
+    term = series = jnp.ones_like(y)
+    for n in range(1, 8):
+        term = -term * (2 * n - 1) / y**2
+        series = series + term
+    by_series = -0.5 * y**2 - jnp.log(-y) - 0.5 * math.log(2 * math.pi) + jnp.log(series)
+    return jnp.where(far, by_series, log_ndtr(jnp.where(far, 0.0, x)))
+
+
+def gauss_legendre(dtype: DTypeLike) -> tuple[Array, Array]:
+    """Sixteen nodes and weights on (−1, 1)."""
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    return jnp.asarray(nodes, dtype), jnp.asarray(weights, dtype)

@@ -13,15 +13,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
 from composeprob import tuning
+from composeprob.compiler.check import node_capabilities, site_parts
+from composeprob.compiler.once import once
+from composeprob.compiler.top import top_of
+from composeprob.compiler.trace import Shapes, Traced, not_linear
+from composeprob.compiler.unroll import unrolled
+from composeprob.factors.base import LeafFactor
+from composeprob.factors.randomness import has_primitive
 from composeprob.factors.whitening import whitener
+from composeprob.ir.nodes import Site, leaves
 from composeprob.language.interpret import Statement, unwrap
 from composeprob.language.policies import bridge
 from composeprob.schedule import Noise, Schedule
@@ -192,3 +202,55 @@ def whitened(statement: Statement) -> tuple[Array, Array]:
     root = whitener(jnp.broadcast_to(inner.covariance_matrix, (*residual.shape, n)))
     log_det = -jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)))
     return jnp.einsum("...ij,...j->...i", root, residual).ravel(), log_det
+
+
+def no_use(site: Site) -> str | None:
+    """Why moments are not taken of a site unless they are asked for.
+
+    A factor with an energy has kernels with an accept test, which do without. Where powers do not sum to 1 the scores
+    of noisy levels are not those of a noised density, and Tweedie's means are far from all data.
+    """
+    if "energy" in node_capabilities(site.root):
+        return f"the factors of {site.name!r} have energies"
+    power = top_of(unrolled(site.root), site.shape).power
+    return None if np.allclose(power, 1.0) else f"the powers of the factors of {site.name!r} do not sum to 1"
+
+
+def no_slope(site: Site) -> str | None:
+    """Why the score of the noised marginals of a site has no Jacobian–vector products."""
+    marginal, _ = site_parts(site.root)
+    if marginal is None:
+        return f"{site.name!r} has no prior with noised marginals"
+    for leaf in leaves(marginal):
+        x = jnp.zeros(leaf.factor.event_shape)
+
+        def product(f: LeafFactor, x: Array) -> Array:
+            conditions = f.call_conditions()
+            return jax.jvp(lambda x: f.evaluate(x, f.schedule.at(0), conditions)[1], (x,), (x,))[1]
+
+        traced, *_ = eqx.filter_make_jaxpr(product)(leaf.first, x)
+        if has_primitive(traced.jaxpr, "custom_lin"):  # of a function whose derivative is given backwards alone
+            return f"the score of factor '{leaf.label}' has no Jacobian–vector product (a jax.custom_vjp)"
+    return None
+
+
+def bent(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Any]) -> dict[str, str]:
+    """Which observations have a derivative that was stopped or replaced."""
+    off = np.asarray(_residuals_off(traced, names, shapes, xs)) > 1e-3
+    return {n: not_linear() for n, here in zip(names, off, strict=True) if here}
+
+
+@once
+def _residuals_off(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]) -> Array:
+    """The greatest error of A·x + b of each observation at x, relative to what it is the sum of."""
+    key = jax.random.key(0)
+    latents = traced.draw(key, xs)
+
+    def residuals(at: dict[str, Array]) -> list[Array]:
+        found = traced.statements_at({**latents, **at}, key).moments
+        return [found[name][0] for name in names]
+
+    at = {name: xs[name] for name, _ in shapes}
+    origin, slope = jax.jvp(residuals, (jax.tree.map(jnp.zeros_like, at),), (at,))
+    each = zip(origin, slope, residuals(at), strict=True)
+    return jnp.stack([jnp.max(jnp.abs(b + a - there) / (1 + jnp.abs(b) + jnp.abs(a))) for b, a, there in each])

@@ -15,9 +15,9 @@ from jax import Array
 
 from composeprob.compiler.by_moments import ByMoments, Slope, whitened
 from composeprob.compiler.coordinates import bijection_of
-from composeprob.compiler.linear_gaussian import Exact, moments
+from composeprob.compiler.exact import Exact
 from composeprob.compiler.tempering import Tempering
-from composeprob.compiler.trace import Source
+from composeprob.compiler.trace import Source, moments
 from composeprob.ir.nodes import Graph
 from composeprob.language.interpret import Statement
 from composeprob.language.policies import Policy, Rising, Unannealed

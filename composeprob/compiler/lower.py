@@ -13,8 +13,8 @@ from numpyro.distributions import Cauchy, ExpandedDistribution, Independent, Stu
 from composeprob.compiler import predictive
 from composeprob.compiler.batches import Batch, OnDemand, batch_of, stacked
 from composeprob.compiler.check import node_capabilities, site_parts
-from composeprob.compiler.closed_form import closed_form
 from composeprob.compiler.draws import Draw, chosen
+from composeprob.compiler.exact import closed_form
 from composeprob.compiler.experts import experts
 from composeprob.compiler.expressions import Expression, NodeValue, dense, lower_expression
 from composeprob.compiler.likelihood import Likelihood

@@ -14,15 +14,16 @@ from typing import Any, TypeGuard
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Var
+from jax.scipy.linalg import block_diag
 from numpyro.distributions import Distribution
 
 from composeprob.compiler.arguments import Arguments, Concrete, is_data, join, name_of
 from composeprob.compiler.close import closed_leaves
-from composeprob.compiler.linear_gaussian import moments
 from composeprob.compiler.linearity import Kind, Linearity, Value, entries
 from composeprob.compiler.reads import Reads
 from composeprob.errors import ComposeProbError, ProgramError
@@ -33,6 +34,9 @@ from composeprob.factors.fingerprint import fingerprint
 from composeprob.factors.functions import closures
 from composeprob.language.interpret import Provide, Redraw, Statement, masked, run, unwrap
 from composeprob.language.program import Program
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Sites with their shapes, in order."""
 
 
 class Source(eqx.Module):
@@ -325,6 +329,22 @@ def not_gaussian(statement: Statement) -> str | None:
             return "it is soft evidence, not a Gaussian measurement"
         return f"its distribution is {type(inner).__name__}, not Normal or MultivariateNormal"
     return None
+
+
+def not_linear(primitive: str = "") -> str:
+    """Why an observation's mean is no linear measurement, and the primitive of JAX's that is not linear."""
+    return "its mean is not a linear function of what it measures" + (f" (JAX's `{primitive}`)" if primitive else "")
+
+
+def moments(statement: Statement) -> tuple[Array, Array]:
+    """value − mean, (m,), and covariance, (m, m), of a Gaussian observation."""
+    distribution, inner = statement.distribution, unwrap(statement.distribution)
+    residual = jnp.asarray(statement.value, jnp.result_type(float)) - distribution.mean
+    if type(inner) is dist.Normal:
+        return residual.ravel(), jnp.diag(jnp.broadcast_to(distribution.variance, residual.shape).ravel())
+    n = residual.shape[-1]
+    covariance = jnp.broadcast_to(inner.covariance_matrix, (*residual.shape, n)).reshape(-1, n, n)
+    return residual.ravel(), block_diag(*covariance)
 
 
 def _arrays(arguments: Arguments) -> list[Array]:

@@ -1,0 +1,310 @@
+r"""p(y | x_k) in closed form: y = A·x₀ + b + N(0, Σ) under a prior Σ_j w_j·N(μ_j, C_j) of x₀.
+
+With x = x_k = α·x₀ + σ·ε, S_j = α²·C_j + σ²·I and K_j = C_j·S_j⁻¹, component j states of x and of y given x
+
+    N(x; α·μ_j, S_j)    and    N(y; A·m_j + b, Σ + σ²·A·K_j·Aᵀ),    m_j = μ_j + α·K_j·(x − α·μ_j),
+
+so p(y | x) is the average of the second under the shares that the first gives the components. C_j is stored by its
+eigenvectors U_j and eigenvalues, so nothing of the size of x is ever inverted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.linalg import block_diag
+
+from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected
+from composeprob.compiler.linearity import Kind
+from composeprob.compiler.once import once
+from composeprob.compiler.trace import Shapes, Traced, not_linear
+from composeprob.factors.gaussians import Gaussians, joint
+from composeprob.factors.whitening import log_normal_of_sum, whitener
+from composeprob.language.policies import bridge
+from composeprob.schedule import Noise, Schedule
+
+if TYPE_CHECKING:
+    from composeprob.compiler.likelihood import Likelihood
+
+Sites = dict[str, Array]
+
+Measurement = tuple[Array, Array, Array]
+"""(y − b of shape (M,), A of shape (M, D), Σ of shape (M, M)) with every measurement and every noised entry."""
+
+Moments = Callable[[dict[str, Array]], list[tuple[Array, Array]]]
+"""(residual, covariance) of every observation, given the noised sites."""
+
+
+class Stack(eqx.Module):
+    """Measurements that share no entry of a site, with mixtures of one shape: B groups evaluated together.
+
+    Attributes:
+        rows: the measurements of each group, (B, m).
+        columns: the entries that they depend on, (B, n).
+        log_weights: (B, J).
+        means: μ, (B, J, n).
+        basis: U, (B, J, n, n), or (B, 1, n, n) where components are alike; None where every C is diagonal.
+        widths: eigenvalues of C, (B, J, n) or (B, 1, n).
+    """
+
+    rows: Array
+    columns: Array
+    log_weights: Array
+    means: Array
+    basis: Array | None
+    widths: Array
+
+    @property
+    def signature(self) -> tuple[tuple[int, ...] | None, ...]:
+        """Shapes of one group; groups of one signature can stand in one stack."""
+        return tuple(None if a is None else a.shape[1:] for a in (self.rows, self.means, self.basis, self.widths))
+
+    def __call__(self, x: Array, measured: Measurement, noise: Noise) -> Array:
+        """(log p(y | x), log p(y | x₀ = x/α), log p(x)) of all groups together, shape (3,)."""
+        y, a, covariance = measured
+        x, y = x[self.columns], y[self.rows]
+        a = a[self.rows[:, :, None], self.columns[:, None, :]]
+        covariance = covariance[self.rows[:, :, None], self.rows[:, None, :]]
+        alpha, squared = noise.alpha, noise.sigma**2
+
+        def log_densities(stack: Stack, x: Array, y: Array, a: Array, covariance: Array) -> Array:
+            away = x - alpha * stack.means
+            rotated = away if stack.basis is None else jnp.einsum("...ik,...i->...k", stack.basis, away)
+            spread = alpha**2 * stack.widths + squared
+            size = x.shape[-1] * math.log(2 * math.pi)
+            of_x = stack.log_weights - 0.5 * jnp.sum(rotated**2 / spread + jnp.log(spread), -1) - 0.5 * size
+            gain = stack.widths / spread
+            back = gain * rotated
+            back = back if stack.basis is None else jnp.einsum("...ik,...k->...i", stack.basis, back)
+            loadings = a if stack.basis is None else a @ stack.basis
+            instrument = whitener(covariance)
+            blur = noise.sigma * loadings * jnp.sqrt(gain)[..., None, :]
+            of_y = log_normal_of_sum(y - (stack.means + alpha * back) @ a.T, instrument, blur)
+            clean = log_normal_of_sum(y - a @ (x / alpha), instrument, jnp.zeros_like(y)[:, None])
+            return jnp.stack([jax.nn.logsumexp(jax.nn.log_softmax(of_x) + of_y), clean, jax.nn.logsumexp(of_x)])
+
+        return jnp.sum(jax.vmap(log_densities)(self, x, y, a, covariance), 0)
+
+
+class Exact(eqx.Module):
+    """The likelihood of every observation that is annealed exactly.
+
+    Attributes:
+        stacks: the groups.
+        inside: which entries of A the groups read, (M, D); were another one more than rounding, the density is NaN.
+        names: the observations.
+        shapes: the noised sites that they depend on, ``(site, shape)``.
+        marginal: whether the sites' densities are the noised marginals of the prior that the groups hold.
+        bridged: whether they depend on static sites, which then meet the data level by level.
+    """
+
+    stacks: tuple[Stack, ...]
+    inside: Array | np.ndarray
+    names: tuple[str, ...] = eqx.field(static=True)
+    shapes: Shapes = eqx.field(static=True)
+    marginal: bool = eqx.field(static=True)
+    bridged: bool = eqx.field(static=True)
+
+    def __call__(self, xs: dict[str, Array], moments_at: Moments, noise: Noise) -> Array:
+        """(log p(y | x), log p(y | x₀ = x/α), log p(x)), shape (3,).
+
+        Args:
+            xs: the noised sites at this level.
+            moments_at: the observations' residuals and covariances, given the noised sites as they take them.
+            noise: this level's noise.
+        """
+        y, a, covariance = measure(self.shapes, moments_at, {n: jnp.zeros_like(x) for n, x in xs.items()})
+        x = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in self.shapes])
+        total = sum((stack(x, (y, a, covariance), noise) for stack in self.stacks), jnp.zeros(3))
+        away = jnp.where(self.inside, 0.0, jnp.abs(a)) > 1e-4 * jnp.max(jnp.abs(a), -1, keepdims=True)
+        return jnp.where(jnp.any(away), jnp.nan, total)
+
+
+def measure(shapes: Shapes, moments_at: Moments, at: dict[str, Array]) -> Measurement:
+    """Observations of noised sites to first order about ``at``: the residual there, its slope, its noise."""
+
+    def residuals(flat: Array) -> tuple[Array, Array]:
+        pairs = moments_at({**at, **unravel(flat, shapes)})
+        return jnp.concatenate([r for r, _ in pairs]), block_diag(*[c for _, c in pairs])
+
+    def twice(flat: Array) -> tuple[Array, tuple[Array, Array]]:
+        residual, covariance = residuals(flat)
+        return residual, (residual, covariance)
+
+    start = jnp.concatenate([jnp.ravel(at[name]) for name, _ in shapes])
+    slope, (residual, covariance) = jax.jacfwd(twice, has_aux=True)(start)
+    return residual, -slope, covariance
+
+
+def unravel(flat: Array, shapes: Shapes) -> dict[str, Array]:
+    """The sites in a vector of all their entries."""
+    ends = np.cumsum([math.prod(shape) for _, shape in shapes])
+    parts = jnp.split(flat, ends[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes, parts, strict=True)}
+
+
+def stack_of(part: Gaussians, rows: np.ndarray, columns: np.ndarray) -> Stack:
+    """One group: a mixture over entries, and the measurements that depend on them. ``columns`` place the entries."""
+    covariances = part.covariances
+    if len(covariances) and np.all(covariances == covariances[:1]):
+        covariances = covariances[:1]
+    widths, basis = covariances, None
+    if covariances.ndim == 3:
+        widths, basis = np.linalg.eigh(covariances)
+        widths = np.maximum(widths, 0.0)
+    to = lambda a: None if a is None else np.asarray(a, np.dtype(jnp.result_type(float)))[None]  # noqa: E731
+    host: Any = (rows[None], columns[None], *map(to, (part.log_weights, part.means, basis, widths)))
+    return Stack(*host)
+
+
+def stacked(groups: list[Stack]) -> tuple[Stack, ...]:
+    """Groups of one signature joined."""
+    kinds: dict[tuple[tuple[int, ...] | None, ...], list[Stack]] = {}
+    for group in groups:
+        kinds.setdefault(group.signature, []).append(group)
+    return tuple(jax.tree.map(lambda *arrays: np.concatenate(arrays), *kind) for kind in kinds.values())
+
+
+class ClosedForm(NamedTuple):
+    """log E and ∇log E; what the density has of it and the gradient of that, a power of E or, at level 0, the
+    likelihood; and what the rate gains. Where E is tiny that power is no sum of log E and a correction: to rounding
+    they would cancel."""
+
+    log_exact: Array
+    of_exact: Sites
+    annealed: Array
+    of_annealed: Sites
+    crossed: Array
+
+    @property
+    def correction(self) -> Array:
+        """The log-potential that makes of E what the density has of it."""
+        return self.annealed - self.log_exact
+
+
+def closed_form(
+    likelihood: Likelihood | None, xs: Sites, zs: Sites, schedule: Schedule, noise: Noise, drift: Sites
+) -> ClosedForm:
+    """What is added at a position; zeros where no observation is annealed so.
+
+    At level 0 every policy is the posterior that the program promises, seen at x/α; E has level 0's noise in it like a
+    marginal, and the correction takes it out. At the noisiest levels it takes out a power of E that static sites shall
+    not see yet. The rate of F·E is that of F where F is the noised prior q that E is derived from, as E·q is a noised
+    marginal too; elsewhere ⟨∇log F − ∇log q, ∇log E⟩ more, by the rule for the product F·(E·q)·q⁻¹.
+
+    Args:
+        likelihood: the program's.
+        xs, zs: the noised sites at this level, and the static ones, unconstrained.
+        schedule, noise: the levels, and this one's noise.
+        drift: ∇log F, with zeros at static sites.
+    """
+    zero = jnp.zeros((), jnp.result_type(float))
+    exact = None if likelihood is None else likelihood.exact
+    if likelihood is None or exact is None:
+        zeros = jax.tree.map(jnp.zeros_like, {**xs, **zs})
+        return ClosedForm(zero, zeros, zero, zeros, zero)
+    terms, pull = jax.vjp(lambda xs, zs: likelihood.exactly(xs, zs, noise), xs, zs)
+
+    def gradient(*cotangent: float) -> Sites:
+        of_x, of_z = pull(jnp.asarray(cotangent, terms.dtype))
+        return {**of_x, **of_z}
+
+    of_exact, of_clean = gradient(1.0, 0.0, 0.0), gradient(0.0, 1.0, 0.0)
+    last = noise.index == 0
+    power = bridge(schedule, noise) if exact.bridged else jnp.ones_like(terms[0])
+    annealed = jnp.where(last, terms[1], power * terms[0])
+    of_annealed = {n: jnp.where(last, of_clean[n], power * s) for n, s in of_exact.items()}
+    if not exact.marginal:
+        of_prior = gradient(0.0, 0.0, 1.0)
+        zero = sum((jnp.sum((drift[n] - of_prior[n]) * of_exact[n]) for n, _ in exact.shapes), zero)
+    return ClosedForm(terms[0], of_exact, annealed, of_annealed, zero)
+
+
+def grouped(
+    traced: Traced,
+    names: tuple[str, ...],
+    shapes: Shapes,
+    priors: Mapping[str, Prior | str],
+    xs: dict[str, Any],
+    bridged: bool,
+    reasons: dict[str, str],
+) -> Exact | None:
+    """The measurements sorted into groups that share nothing; None after a reason against some was added."""
+    depends, correlated, errors = (np.asarray(a) for a in _measurements(traced, names, shapes, xs))
+    sizes = [traced.code.shapes.moments[name][0].size for name in names]
+    owner = np.repeat(np.arange(len(names)), sizes)  # the observation that each row of the measurement belongs to
+    off = {names[i] for i in owner[np.abs(errors).max(0) > 1e-3]}
+    if off:  # a derivative that was stopped or replaced
+        reasons |= dict.fromkeys(off, not_linear())
+        return None
+    offsets = dict(zip((n for n, _ in shapes), np.cumsum([0] + [int(np.prod(s)) for _, s in shapes[:-1]]), strict=True))
+    parts = [
+        replace(part, entries=part.entries + offsets[name])
+        for name, _ in shapes
+        if isinstance(prior := priors[name], Prior)
+        for part in prior.parts
+    ]
+    count = len(owner)
+    # What a row holds together: itself, the rows that its noise is correlated with, the parts that it depends on.
+    members = [
+        {("row", int(j)) for j in np.flatnonzero(correlated[i])} | {("row", i)}
+        | {("part", p) for p, part in enumerate(parts) if depends[i, part.entries].any()}
+        for i in range(count)
+    ]  # fmt: skip
+    inside, groups = np.zeros(depends.shape, bool), list[Stack]()
+    for rows in connected(members):
+        chosen = sorted({p for i in rows for kind, p in members[i] if kind == "part"})
+        chosen_parts = [parts[p] for p in chosen]
+        try:
+            check_size(chosen_parts, len(rows))
+        except NotGaussian as reason:  # without the observation that joins most, the others may do
+            widest = max(rows, key=lambda i: len(members[i]))
+            reasons[names[owner[widest]]] = str(reason)
+            return None
+        whole = (
+            joint(chosen_parts)
+            if chosen_parts
+            else Gaussians(np.zeros(0, int), np.zeros(1), np.zeros((1, 0)), np.zeros((1, 0)))
+        )
+        inside[np.ix_(np.array(rows), whole.entries)] = True
+        groups.append(stack_of(whole, np.array(rows), whole.entries))
+    marginal = all(prior.marginal for prior in priors.values() if isinstance(prior, Prior))
+    return Exact(stacked(groups), inside, names, shapes, marginal, bridged)
+
+
+@once
+def _measurements(
+    traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]
+) -> tuple[Array, Array, Array]:
+    """Which entries of A, (M, D), and of Σ, (M, M), can be other than zero; for some draws of the static sites the
+    error of A·x + b at x, (4, M)."""
+
+    def at_draw(key: Array) -> tuple[Array, Array, Array]:
+        latents = traced.draw(key, xs)
+
+        def moments_at(at: dict[str, Array]) -> list[tuple[Array, Array]]:
+            found = traced.statements_at({**latents, **at}, key).moments
+            return [found[name] for name in names]
+
+        y, a, covariance = measure(shapes, moments_at, jax.tree.map(jnp.zeros_like, xs))
+        there, _, _ = measure(shapes, moments_at, xs)
+        flat = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in shapes])
+        return a, covariance, (y - a @ flat - there) / (1.0 + jnp.abs(y) + jnp.abs(a) @ jnp.abs(flat))
+
+    slopes, covariances, errors = jax.vmap(at_draw)(jax.random.split(jax.random.key(0), 4))
+    found, size = traced.linearity(shapes), slopes.shape[-1]
+    pairs = [found[name] for name in names]
+    slopes_of_means = [
+        m.array.T if m.kind == Kind.LINEAR else jnp.zeros((len(noise.array), size)) for m, noise in pairs
+    ]
+    depends = (jnp.concatenate(slopes_of_means) != 0) | jnp.any(slopes != 0, 0)
+    correlated = (block_diag(*[noise.array for _, noise in pairs]) != 0) | jnp.any(covariances != 0, 0)
+    return depends, correlated, errors

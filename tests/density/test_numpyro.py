@@ -120,5 +120,5 @@ def test_what_numpyro_cannot_sample_is_refused():
 def test_a_level_that_does_not_exist_is_refused(target):
     with pytest.raises(LevelError):
         target.density.to_numpyro(level=SCHEDULE.num_levels)
-    with pytest.raises(TypeError, match="num_chains"):
+    with pytest.raises(ValueError, match="num_chains"):
         target.init_params(jax.random.key(0), 0)

@@ -22,9 +22,8 @@ from report import publish
 
 import composeprob as cp
 from composeprob.runtime.compiled import advance, start
-from composeprob.samplers.run import begin, placed
+from composeprob.samplers.run import Visits, begin, placed
 from composeprob.samplers.spread import Spread, everywhere
-from composeprob.samplers.visits import Visits
 
 CHAINS, REPEATS, LEVELS = 2000, 9, 3
 CASES = [(1, None), (1, 1000), (1, 250), (1, 125), (8, None), (8, 250), (8, 125)]

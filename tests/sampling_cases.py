@@ -15,8 +15,7 @@ import composeprob as cp
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import Meet
-from composeprob.samplers.run import Run, begin
-from composeprob.samplers.visits import Visits
+from composeprob.samplers.run import Run, Visits, begin
 
 SCHEDULE = cp.Schedule.log_snr(32)  # steps of 0.65 in log-SNR
 N = 2048

@@ -17,10 +17,9 @@ from composeprob.kernels import HMC, Adaptive
 from composeprob.kernels.base import log_density_of
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import log_mean_weight
-from composeprob.samplers.run import Run, begin
+from composeprob.samplers.run import Run, Visits, begin
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.smc import SMC
-from composeprob.samplers.visits import Visits
 from composeprob.samplers.weights import first_weight
 
 

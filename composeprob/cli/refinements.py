@@ -43,8 +43,7 @@ def shorter_steps(density: AnnealedDensity, sampler: Sampler, first: Result) -> 
     """
     import jax.numpy as jnp
 
-    from composeprob.kernels.gibbs import parts_of, with_field, with_parts
-    from composeprob.kernels.line_integral import integrates_score
+    from composeprob.kernels.gibbs import integrates_score, parts_of, with_field, with_parts
     from composeprob.metrics.paths import filled
 
     moves = sampler.prepare(density).moves

@@ -15,6 +15,7 @@ from jax import Array
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels.base import Info, Kernel, KernelState
+from composeprob.kernels.line_integral import LineIntegral
 
 Sites = tuple[str, ...]
 
@@ -115,12 +116,9 @@ class Gibbs(Kernel[GibbsState]):
         return GibbsState(position, whole, tuple(inner))
 
     def relevel(self, state: GibbsState, target: Target) -> GibbsState:
-        whole = target(state.position)
-        inner = tuple(
-            _stripped(self.block_state(b, dataclasses.replace(state, evaluation=whole)))
-            for b in range(len(self.kernels))
-        )
-        return GibbsState(state.position, whole, inner)
+        here = dataclasses.replace(state, evaluation=target(state.position))
+        inner = tuple(_stripped(self.block_state(b, here)) for b in range(len(self.kernels)))
+        return dataclasses.replace(here, inner=inner)
 
     def step(
         self, key: Array, state: GibbsState, target: Target, step_size: Sequence[Array] | Array
@@ -177,6 +175,11 @@ class Gibbs(Kernel[GibbsState]):
 def parts_of(kernel: Kernel) -> tuple[Kernel, ...]:
     """The kernels that have a step size: one for each block of a `Gibbs`, or the kernel itself."""
     return kernel.kernels if isinstance(kernel, Gibbs) else (kernel,)
+
+
+def integrates_score(kernel: Kernel) -> bool:
+    """Whether an accept test integrates the score, which means something only where that is a gradient."""
+    return any(isinstance(getattr(part, "log_ratio", None), LineIntegral) for part in parts_of(kernel))
 
 
 def with_parts(kernel: Kernel, parts: Sequence[Kernel]) -> Kernel:

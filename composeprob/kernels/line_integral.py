@@ -15,7 +15,7 @@ from composeprob import pytree
 from composeprob.arguments import check_count
 from composeprob.density.evaluation import Position
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.kernels.base import Kernel, KernelState
+from composeprob.kernels.base import KernelState
 
 StateT = TypeVar("StateT", bound=KernelState)
 
@@ -170,11 +170,6 @@ class LineIntegral:
         elif self.rule == "simpson":
             error = jnp.abs(fine - trapezoid(positions, scores))
         return jnp.where(jnp.isfinite(fine), fine, jnp.nan), error
-
-
-def integrates_score(kernel: Kernel) -> bool:
-    """Whether a kernel's accept test integrates the score, which means something only where that is a gradient."""
-    return isinstance(getattr(kernel, "log_ratio", None), LineIntegral)
 
 
 LogRatio = Literal["exact"] | LineIntegral

@@ -18,9 +18,8 @@ from composeprob.arguments import check_count, check_key
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
 from composeprob.metrics.paths import Path, frozen, reverse_walk, start_constant
-from composeprob.samplers.run import Run, begin
+from composeprob.samplers.run import Run, Visits, begin
 from composeprob.samplers.sampler import Sampler
-from composeprob.samplers.visits import Visits
 from composeprob.text import printable
 
 

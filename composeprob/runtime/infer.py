@@ -24,9 +24,9 @@ from composeprob.results.result import Result
 from composeprob.runtime.stages import State, carry_out
 from composeprob.runtime.watchers import FewAncestors
 from composeprob.samplers.choose import can_wait, choose, independent, patient
+from composeprob.samplers.run import Pace
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, every_device
-from composeprob.samplers.visits import Pace
 from composeprob.schedule import Schedule
 
 Params = ParamSpec("Params")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -47,8 +46,9 @@ def _is_part(node: object) -> bool:
     return isinstance(node, Part)
 
 
-def _delegated(name: str) -> Callable[..., Any]:
-    """The method of `Evaluates` with this name, of an evaluator whose arrays are gathered for the call."""
+def _delegated(name: str) -> Any:
+    """What `Evaluates` has of this name: a property, or a method of an evaluator whose arrays are gathered for the
+    call."""
 
     def method(self: InParts, *arguments: PyTree[Array]) -> PyTree[Array]:
         after = eqx.filter(arguments, eqx.is_inexact_array)
@@ -56,7 +56,8 @@ def _delegated(name: str) -> Callable[..., Any]:
         # An array that the method makes no use of is not gathered: the compiler drops it.
         return getattr(jax.tree.map(gathered, self.evaluator, is_leaf=_is_part), name)(*arguments)
 
-    return method
+    known = isinstance(vars(Evaluates)[name], property)
+    return property(lambda self: getattr(self.evaluator, name)) if known else method
 
 
 class InParts(Evaluates):
@@ -64,32 +65,7 @@ class InParts(Evaluates):
     it. All devices in a row must evaluate equally often, as each gives its parts to the others."""
 
     evaluator: Evaluates
-
-    @property
-    def plain(self) -> bool:
-        return self.evaluator.plain
-
-    @property
-    def drawable(self) -> bool:
-        return self.evaluator.drawable
-
-    @property
-    def knows_latents(self) -> bool:
-        return self.evaluator.knows_latents
-
-    __call__ = _delegated("__call__")
-    draw = _delegated("draw")
-    importance = _delegated("importance")
-    plain_potential = _delegated("plain_potential")
-    log_known = _delegated("log_known")
-    frames = _delegated("frames")
-    leaf_scores = _delegated("leaf_scores")
-    expert_values = _delegated("expert_values")
-    read = _delegated("read")
-    log_likelihood = _delegated("log_likelihood")
-    data = _delegated("data")
-    draw_static = _delegated("draw_static")
-    predict = _delegated("predict")
+    vars().update({name: _delegated(name) for name in Evaluates.__abstractmethods__})
 
 
 def in_parts(density: AnnealedDensity, spread: Spread, sampler: Sampler) -> AnnealedDensity:
@@ -124,7 +100,8 @@ def partitioned(density: AnnealedDensity, number: int, above: int) -> AnnealedDe
 
     marked = jax.tree.map(shard, density.evaluator, is_leaf=lambda node: isinstance(node, Distribution))
     found = any(map(_is_part, jax.tree.leaves(marked, is_leaf=_is_part)))
-    return dataclasses.replace(density, evaluator=InParts(marked)) if found else density
+    evaluator = InParts(marked)  # type: ignore[abstract]  # its methods are those of `Evaluates`
+    return dataclasses.replace(density, evaluator=evaluator) if found else density
 
 
 def places(argument: PyTree[Any]) -> PyTree[PartitionSpec]:

@@ -29,10 +29,9 @@ from composeprob.runtime.record import summarised
 from composeprob.runtime.watchers import PilotRun, RunCheckpoints, give_up
 from composeprob.runtime.writer import Writer
 from composeprob.samplers.choose import check_capabilities
-from composeprob.samplers.run import Run, begin, placed
+from composeprob.samplers.run import Pace, Run, Visits, begin, placed
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, everywhere, from_first_process, host
-from composeprob.samplers.visits import Pace, Visits
 from composeprob.settings import usual
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def prepare(state: State) -> None:
     """Checks that the sampler can meet the request, opens folders, and puts everything on the devices."""
     density, spread, where = state.density, state.spread, state.density.described.where
     check_capabilities(state.sampler, density)
-    if state.pace is not None and not state.sampler.paces:
+    if state.pace is not None and state.sampler.weights is None:
         raise CapabilityError(
             f"levels='adaptive' goes by the variance of weights, and {type(state.sampler).__name__} has no weights.",
             where=where,

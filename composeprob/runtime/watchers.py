@@ -24,7 +24,7 @@ from composeprob.errors import LoadError
 from composeprob.results.status import fewest_families
 from composeprob.runtime.record import Fold
 from composeprob.samplers.run import Run
-from composeprob.samplers.spread import Spread, from_first_process, zeros
+from composeprob.samplers.spread import Spread, from_first_process, zeros_of
 
 if TYPE_CHECKING:
     from composeprob.runtime.infer import Checkpoint
@@ -39,7 +39,7 @@ class RunCheckpoints:
     """
 
     def __init__(self, state: State, checkpoint: Checkpoint, started: Run | None):
-        blank = jax.tree.map(lambda s: zeros(s, s.shape) if isinstance(s, jax.ShapeDtypeStruct) else s, started)
+        blank = zeros_of(started)
         known = fingerprint(state, blank)
         self.run_id = digest(repr(sorted(known.items())))
         self.folder = CheckpointFolder(checkpoint.folder, known, in_background=True)

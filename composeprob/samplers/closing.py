@@ -16,12 +16,13 @@ from jaxtyping import PyTree
 from composeprob import tuning
 from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation, unknown
+from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import HMC, Adaptive, KernelState
 from composeprob.kernels.base import log_density_of
 from composeprob.kernels.metropolis import log_uniform, metropolis
 from composeprob.kernels.walls import comparable
+from composeprob.samplers.descent import at_target, moved_to
 from composeprob.samplers.gaussian_mixture import GaussianMixture, finite
 from composeprob.samplers.hierarchy import Interweaving, interweaves
 from composeprob.samplers.layout import Layout
@@ -128,17 +129,16 @@ class WarmUp(Closing):
         return Transitions.resolved(kernel, 1, density)
 
     def move(self, run: Run, density: AnnealedDensity, fitted: Transitions, number: Array) -> Run:
-        spread = run.spread
-
         def fresh(words: Array, particle: Particles) -> Particles:
-            return fitted.start(words, particle.points, particle.evaluation.without_parts)
+            return fitted.start(words, particle.points, particle.evaluation)
 
-        words = spread.map(lambda words: stream(stream(words, Stream.CLOSING), number), run.words)
-        settings = density, fitted.untuned(len(run.ancestors)), 0
-        steps, chains = jnp.int32(tuning.WARM_UP.transitions), spread.map(fresh, words, run.chains)
-        chains, _, _ = fitted.settled(spread, words, chains, *settings, steps, False)
+        words = run.spread.map(lambda words: stream(stream(words, Stream.CLOSING), number), run.words)
+        chains = run.spread.map(fresh, words, run.chains)
+        begun = dataclasses.replace(run, chains=chains, tuning=fitted.untuned(len(run.ancestors)))
+        end = fitted.settling + tuning.WARM_UP.transitions
+        made, _ = at_target(begun, density, fitted, words, 0, end)
         # The kernel that came down goes on from there; its momenta, independent of where the chains are, are as good.
-        return moved_to(run, chains.points, chains.evaluation)
+        return moved_to(run, dataclasses.replace(made.chains, inner=run.chains.inner))
 
     def drift(self, before: np.ndarray, after: np.ndarray, density: AnnealedDensity) -> float:
         """The greatest change of a mean, in standard deviations, or of the logarithm of one; where a round of
@@ -261,8 +261,9 @@ class GlobalMoves(Closing):
             enough = jnp.mean(moved) >= 1 - tuning.GLOBAL_MOVES.most_stuck
             return jnp.where(enough, renewed(ancestors, moved > 0), ancestors), jnp.mean(acceptance)
 
+        moved = Particles(points, found, run.chains.inner)
         ancestors, mean = spread.on_population(genealogy, spread.gather(facts), run.ancestors)
-        return dataclasses.replace(moved_to(run, points, found), ancestors=ancestors, global_acceptance=mean)
+        return dataclasses.replace(moved_to(run, moved), ancestors=ancestors, global_acceptance=mean)
 
     def evaluations(self, run: Run) -> int:
         return self.number if self.done(run) else 0
@@ -288,13 +289,6 @@ def closings(then: object) -> tuple[Closing, ...]:
 def fewest_chains(size: int) -> int:
     """Chains from which on mixtures over so many numbers are fitted to each half of them."""
     return 2 * tuning.MIXTURE.points_per_number * size
-
-
-def moved_to(run: Run, points: Array, found: Evaluation) -> Run:
-    """The run with chains elsewhere at level 0. What only weights read belongs to where they were, and is unknown."""
-    parts = run.chains.evaluation.parts
-    found = dataclasses.replace(found, parts=None if parts is None else unknown(parts))
-    return dataclasses.replace(run, chains=Particles(points, found, run.chains.inner))
 
 
 def renewed(ancestors: Array, moved: Array) -> Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation
+from composeprob.density.evaluation import Evaluation, unknown
 from composeprob.kernels import Info, mean_acceptance
 from composeprob.pytree import all_finite, where
 from composeprob.samplers import fit as population
@@ -29,6 +29,7 @@ from composeprob.samplers.fit import Fit, controlled
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import (
     Meet,
+    Swap,
     evidence_variance,
     log_mean_weight,
     num_distinct,
@@ -38,13 +39,10 @@ from composeprob.samplers.meet import (
 from composeprob.samplers.moves import Particles, Setting, Tally, Transitions
 from composeprob.samplers.random import key_of, normals, stream
 from composeprob.samplers.run import Run
-from composeprob.samplers.spread import Spread, Tree
-from composeprob.samplers.step import Backward, Step, fixed_control
+from composeprob.samplers.spread import Tree, zeros_of
+from composeprob.samplers.step import Backward, ReverseStep, Step, fixed_control
 from composeprob.samplers.weights import Weight, first_weight
 from composeprob.schedule import Noise
-
-if TYPE_CHECKING:
-    from composeprob.samplers.sampler import Sampler
 
 Drift = tuple[Array, Array, Array]
 """S, r and the part of r that comes from the schedule's drift: what a step and its fit need of an evaluation."""
@@ -126,43 +124,53 @@ def _rated(particle: Particles, rate: Array) -> Particles:
     return eqx.tree_at(lambda particle: particle.evaluation.parts.rate, particle, rate)
 
 
-def zeros_of(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
-    """Zeros of these shapes."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-
 class Descent:
     """The phases of a sampler's levels under one density, while they are traced: its loop is `phase`, around a run and
-    its level in progress, from `blank` on."""
+    its level in progress, from `blank` on.
 
-    def __init__(self, sampler: Sampler, density: AnnealedDensity, run: Run):
-        self.sampler, self.density, self.spread = sampler, density, run.spread
-        self.layout = Layout.of_density(density)
-        self.step = sampler.step if self.layout.dims else None
-        self.weighs, self.parts = sampler.weights is not None, sampler.needs_parts(density)
-        self.num_chains = len(run.ancestors)
+    Args:
+        density, run: what the chains are of.
+        moves, step, weights, meet: of a `Sampler`, each of which may be missing.
+        parts: whether evaluations have theirs.
+    """
+
+    leads: ClassVar[bool] = True  # to levels, before transitions there
+
+    def __init__(
+        self,
+        density: AnnealedDensity,
+        run: Run,
+        moves: Transitions | None,
+        step: ReverseStep | None = None,
+        weights: str | None = None,
+        meet: Meet | Swap | None = None,
+        parts: bool = False,
+    ):
+        self.density, self.spread, self.words = density, run.spread, run.words
+        self.layout, self.num_chains = Layout.of_density(density), len(run.ancestors)
+        self.given, self.weights, self.meet, self.parts = moves, weights, meet, parts
+        self.step = step if self.layout.dims else None
         self.half = (self.spread.numbers(run.words) >= self.num_chains // 2).astype(jnp.int32)
         self.power = self.layout.power(density, density.num_levels - 1)
         self.control = self.step is not None and self.step.control == "affine"
         self.corrects = self.step is not None and self.step.order == 2
-        self.twist = self.step.twist if self.step is not None and self.parts else None
-        self.weight = Weight(sampler.weights, density, self.layout, self.twist)
-        self.blocks = () if sampler.moves is None else self.moves.sequence
-        self.plain = not (self.weighs or self.blocks)
+        self.twist = self.step.twist if self.step is not None and parts else None
+        self.weight = Weight(weights, density, self.layout, self.twist)
+        self.blocks = () if moves is None else moves.sequence
+        self.plain = not (weights or self.blocks)
         self.opaque = not all(self.moves.kernel.kernels[b].resumable for b in self.blocks)
-        self.draws = 1 + (self.moves.total * len(self.blocks) if self.blocks else 0)
-        self.words = run.words
+        # Transitions of a visit, and how many of them are not counted, as step sizes adapt.
+        self.total, self.adapting = (0, 0) if moves is None else (moves.total, moves.total - moves.count)
         sizes = [] if self.opaque else [self.moves.noise_size(b) for b in self.blocks]
         self.noise_size = max([self.layout.dims, *sizes])
 
         # The phases: what is done before and after each evaluation, which one of its block's transition that is, and
-        # which draw of the level's it takes, −1 for none. The first ones are the step's, the others those of one
+        # which draw of the level's it takes, −1 for none. The first ones lead to the level, the others are those of one
         # transition of all blocks, which is repeated.
-        self.before: list[Callable[..., Level]] = [self.predict, self.correct, self.wait]
-        self.after: list[Callable[..., Carry]] = [self.predicted, self.arrived]
-        if not self.corrects:
-            self.before, self.after = [self.predict, self.wait], [self.arrived]
-        self.lead = wait = len(self.after)
+        self.lead = 1 + self.corrects if self.leads else 0
+        self.before: list[Callable[..., Level]] = [*[self.predict, self.correct][: self.lead], self.wait]
+        after: list[Callable[..., Carry]] = [self.predicted, self.arrived]
+        self.after = after[2 - self.lead :]
         self.phases = [(0, 0, 0, 0), (1, 1, 0, -1)][: self.lead]
         for b in () if self.opaque else self.blocks:
             count = self.moves.kernel.kernels[b].evaluations_per_step
@@ -170,16 +178,16 @@ class Descent:
             self.after += [partial(self.advance, b)] * (count > 1) + [partial(self.finish, b)]
             begin, finish = len(self.before) - 1, len(self.after) - 1
             self.phases.append((begin, finish - (count > 1), 0, 1 + b))
-            self.phases += [(wait, finish - (i < count - 1), i, -1) for i in range(1, count)]
+            self.phases += [(self.lead, finish - (i < count - 1), i, -1) for i in range(1, count)]
         if self.opaque:
             self.after.append(self.transition)
-            self.phases.append((wait, self.lead, 0, -1))
+            self.phases.append((self.lead, self.lead, 0, -1))
 
     @property
     def moves(self) -> Transitions:
         """The transitions, of samplers that have any."""
-        assert self.sampler.moves is not None
-        return self.sampler.moves
+        assert self.given is not None
+        return self.given
 
     # The loop
 
@@ -189,7 +197,7 @@ class Descent:
         zero = jnp.zeros((n,))
         way = Way(jnp.zeros((n, d)), zero, jnp.zeros((n, d)), zero, jnp.zeros((n,), bool), zero)
         now = self.now(run)
-        phase = jnp.where(now.falls, 0, self.lead - 1).astype(jnp.int32)
+        phase = jnp.where(now.falls, 0, max(self.lead - 1, 0)).astype(jnp.int32)
         found, fit, law = drift_of(run.chains.evaluation) if self.corrects else None, None, None
         if self.control or self.corrects:
             fit = jax.eval_shape(self.fit, run, points, drift_of(run.chains.evaluation), now.end, self.power)
@@ -218,7 +226,7 @@ class Descent:
         over = level.phase == len(self.phases) - 1
         phase, turn = jnp.where(over, self.lead, level.phase + 1), level.turn + over
         level = dataclasses.replace(level, phase=phase.astype(jnp.int32), turn=turn.astype(jnp.int32))
-        done = over & (turn >= (self.moves.total if self.blocks else 0))
+        done = over & (turn >= self.total)
         return jax.lax.cond(done, self.leave, lambda run, level, now: (run, level), run, level, now)
 
     def now(self, run: Run) -> Now:
@@ -231,8 +239,8 @@ class Descent:
     def number(self, run: Run, level: Level, draw: Array | int) -> Array:
         """What a draw of the level's counts as among all of a chain's: 0 is the step's, 1 + b that of block b in the
         transition that is being made."""
-        draw = level.turn * len(self.blocks) + draw
-        return run.visits.number.astype(jnp.uint32) * self.draws + draw.astype(jnp.uint32)
+        draw, draws = level.turn * len(self.blocks) + draw, 1 + self.total * len(self.blocks)
+        return run.visits.number.astype(jnp.uint32) * draws + draw.astype(jnp.uint32)
 
     def normals(self, run: Run, level: Level, now: Now, draw: Array) -> Array:
         """Standard normal numbers of one of the level's draws, (n, …): as many as any of them takes."""
@@ -256,6 +264,8 @@ class Descent:
 
         if not (self.opaque or self.plain):
             return evaluate()
+        if not self.lead:
+            return run.chains.evaluation
         skipped = level.phase >= self.lead if self.opaque else now.end.index == 0
         return jax.lax.cond(skipped, lambda: run.chains.evaluation, evaluate)
 
@@ -320,7 +330,7 @@ class Descent:
             scale = jnp.where(jnp.arange(self.layout.size) < d, grows, 1.0)
             return dataclasses.replace(level, query=self.spread.map(lambda v: v * scale, points))
         law = now.law or Step.ddpm(now.start.variance, now.end.variance, self.step.eta)
-        plain = not self.weighs and self.density.evaluator.plain
+        plain = not self.weights and self.density.evaluator.plain
 
         def chain(v: Array, found: Evaluation, half: Array, z: Array) -> tuple[Array, Way]:
             y = v[:d]
@@ -371,7 +381,7 @@ class Descent:
     def arrived(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
         """Every chain where its step ended: weighed, resampled, and ready for its transitions."""
         at, backward, left = now.end.index, None, run.chains.evaluation
-        if self.sampler.weights == "feynman_kac" and self.density.evaluator.plain:
+        if self.weights == "feynman_kac" and self.density.evaluator.plain:
             both = (now.above, now.here) if now.above is not None and now.here is not None else None
             backward = Backward.of_step(now.start.variance, now.end.variance, self.power, both, self.control)
 
@@ -386,7 +396,7 @@ class Descent:
                 before, after = _rated(start, way.rate), _rated(moved, rate)
                 gain = self.weight.gained(words, half, before, after, now.start, now.end, backward) + way.log_ratio
                 usable = all_finite((start.evaluation.parts.drift, found.score)) & (gain < jnp.inf)
-                return jnp.where(usable | start.evaluation.zero | (not self.weighs), gain, jnp.nan)
+                return jnp.where(usable | start.evaluation.zero | (not self.weights), gain, jnp.nan)
 
             gain = jnp.zeros(())
             if self.parts:  # reverse diffusion by itself weighs nothing where it begins
@@ -397,7 +407,7 @@ class Descent:
         batch = run.words, self.half, run.chains, level.query, found, level.way
         chains, gain = self.spread.map(chain, *batch)
         run = dataclasses.replace(run, chains=chains)
-        if self.weighs:
+        if self.weights:
             run = self.met(run, at, gain, level.way.error)
         elif self.step is not None:
             bad = now.falls & self.spread.map(lambda e: ~all_finite(e.score), left)
@@ -411,7 +421,7 @@ class Descent:
 
     def met(self, run: Run, at: Array, gain: Array, error: Array) -> Run:
         """The chains after they have been weighed against one another, and resampled where it is time."""
-        meet, spread = self.sampler.meet, self.spread
+        meet, spread = self.meet, self.spread
         assert isinstance(meet, Meet)
         log_weights = run.log_weights + gain
         log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
@@ -479,14 +489,19 @@ class Descent:
 
     def made(self, b: int | slice, run: Run, level: Level, now: Now, chains: Particles, info: Info) -> Carry:
         """The chains after a transition of block b, or of all: tallied, and step sizes adapted."""
-        moves, tuning, counted = self.moves, list(run.tuning), level.turn >= self.moves.total - self.moves.count
+        moves, tuning, counted = self.moves, list(run.tuning), level.turn >= self.adapting
         steps = moves.steps_in_x(run.tuning, now.end)[..., b]
         level = dataclasses.replace(level, tally=level.tally.adding(b, info, counted, steps))
         means = mean_acceptance(info.acceptance, self.spread.total, self.num_chains)
         for j in range(len(tuning)) if isinstance(b, slice) else [b]:
             mean = means[..., j] if isinstance(b, slice) else means
-            tuning[j] = moves.adapted(j, tuning[j], mean, self.num_chains, counted)
+            tuning[j] = moves.adapted(j, tuning[j], mean, self.num_chains, self.pace(j, level.turn))
         return dataclasses.replace(run, chains=chains, tuning=tuple(tuning)), level
+
+    def pace(self, b: int, turn: Array) -> Array | float:
+        """How fast block b's step size adapts: not after a warm-up."""
+        rule = self.moves.adaptive[b]
+        return turn < self.adapting if rule is not None and rule.warmup else 1.0
 
     # Leave
 
@@ -494,7 +509,7 @@ class Descent:
         """The level is done: what its transitions came to is recorded, and metrics follow from them."""
         if self.blocks:
             moves, at, spread, tally = self.moves, now.end.index, self.spread, level.tally
-            acceptance, error, bad = summed(tally, spread, moves.count, self.num_chains, self.sampler.integrates_score)
+            acceptance, error, bad = tally.means(spread, moves, moves.count, self.num_chains)
             records = run.records.counting(at, bad)
             records = records.at(at, acceptance=acceptance, step_size=tally.steps / moves.count, quadrature_error=error)
             run = dataclasses.replace(run, records=records)
@@ -509,13 +524,39 @@ class Descent:
         )
 
 
-def summed(
-    tally: Tally, spread: Spread, count: Array | int, num_chains: int, errors: bool
-) -> tuple[Array, Array, Array]:
-    """Over all chains and ``count`` transitions: mean acceptance, mean error of accepted moves (0 unless there are
-    ``errors``), number of non-finite moves."""
-    acceptance = mean_acceptance(tally.acceptance / count, spread.total, num_chains)
-    error = jnp.zeros_like(acceptance)
-    if errors:
-        error = jnp.mean(spread.gather(tally.error), axis=0) / count
-    return acceptance, error / acceptance, spread.total(tally.non_finite)
+class AtTarget(Descent):
+    """Transitions at level 0, of chains that are there, which lead nowhere: towards draws, or in a warm-up. Down the
+    levels step sizes lag behind, and at level 0 they stop shrinking: in the first `Transitions.settling` transitions
+    they adapt once more, ever less, and are fixed then; metrics do not change."""
+
+    leads = False
+
+    def __init__(self, density: AnnealedDensity, run: Run, moves: Transitions):
+        super().__init__(density, run, moves)
+        self.adapting = moves.settling
+
+    def pace(self, b: int, turn: Array) -> Array:
+        return jnp.clip(2 - 2 * turn / max(self.adapting, 1), 0.0, 1.0)
+
+    def leave(self, run: Run, level: Level, now: Now) -> Carry:
+        return run, level
+
+
+def at_target(
+    run: Run, density: AnnealedDensity, moves: Transitions, words: Array, first: Array | int, end: Array | int
+) -> tuple[Run, Tally]:
+    """The run after transitions first … end − 1 at level 0, whose random numbers are those of ``words``, (n, 2), and
+    what they add up to."""
+    chains = dataclasses.replace(run.chains, evaluation=run.chains.evaluation.without_parts)
+    run = dataclasses.replace(run, chains=chains, words=words)
+    way = AtTarget(density, run, moves)
+    level = dataclasses.replace(way.blank(run), turn=jnp.asarray(first, jnp.int32))
+    run, level = jax.lax.while_loop(lambda carry: carry[1].turn < end, way.phase, (run, level))
+    return run, level.tally
+
+
+def moved_to(run: Run, chains: Particles) -> Run:
+    """The run with chains elsewhere at level 0. What only weights read belongs to where they were, and is unknown."""
+    parts = run.chains.evaluation.parts
+    found = dataclasses.replace(chains.evaluation, parts=None if parts is None else unknown(parts))
+    return dataclasses.replace(run, chains=dataclasses.replace(chains, evaluation=found))

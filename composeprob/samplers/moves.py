@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 
 import equinox as eqx
 import jax
@@ -29,7 +28,7 @@ from composeprob.kernels import (
     resolve,
 )
 from composeprob.kernels.base import Trajectory
-from composeprob.kernels.gibbs import GibbsState, in_blocks, with_field, with_parts
+from composeprob.kernels.gibbs import GibbsState, in_blocks, integrates_score, with_field, with_parts
 from composeprob.kernels.metric import EUCLIDEAN
 from composeprob.kernels.step_size import as_step_size
 from composeprob.samplers.layout import Layout
@@ -120,6 +119,16 @@ class Tally(eqx.Module):
             self.steps.at[..., b].add(jnp.where(counted, step, 0.0)),
         )
 
+    def means(
+        self, spread: Spread, moves: Transitions, count: Array | int, num_chains: int
+    ) -> tuple[Array, Array, Array]:
+        """Over all chains and ``count`` of the ``moves``: mean acceptance, mean error of accepted moves (0 unless they
+        integrate a score), number of non-finite moves."""
+        acceptance = mean_acceptance(self.acceptance / count, spread.total, num_chains)
+        errors = integrates_score(moves.kernel)
+        error = jnp.mean(spread.gather(self.error), axis=0) / count if errors else jnp.zeros_like(acceptance)
+        return acceptance, error / acceptance, spread.total(self.non_finite)
+
 
 class Transitions(eqx.Module):
     """A kernel with its number of transitions a level, resolved for one density.
@@ -181,8 +190,7 @@ class Transitions(eqx.Module):
 
     @property
     def settling(self) -> int:
-        """Transitions that adapt the step sizes once more before the first draw: down the levels they lag behind, and
-        at level 0 they stop shrinking."""
+        """Transitions that adapt the step sizes once more before the first draw."""
         return tuning.WARM_UP.settling if any(self.adaptive) else 0
 
     @property
@@ -238,16 +246,15 @@ class Transitions(eqx.Module):
         sizes = [self.step_size(b, known.log_scale, noise) / self.per_unit(b, noise) for b, known in enumerate(tuning)]
         return jnp.stack(sizes, axis=-1)
 
-    def adapted(self, b: int, known: Tuning, mean: Array, num_chains: int, counted: Array | bool) -> Tuning:
-        """Block b's step size after a transition of N chains with this mean acceptance, which ends a warm-up if it is
-        ``counted``."""
+    def adapted(self, b: int, known: Tuning, mean: Array, num_chains: int, pace: Array | float) -> Tuning:
+        """Block b's step size after a transition of N chains with this mean acceptance, at a ``pace`` from 0 to 1."""
         part = self.kernel.kernels[b]
         if not isinstance(rule := part.step_size, Adaptive):
             return known
         # The mean of few chains is mostly noise.
-        gain = rule.gain * num_chains / (num_chains + tuning.STEP_SIZE.few_chains)
+        gain = pace * rule.gain * num_chains / (num_chains + tuning.STEP_SIZE.few_chains)
         moved = adapt(known.log_scale, mean, rule.target(part), gain)
-        return Tuning(jnp.where(counted, known.log_scale, moved) if rule.warmup else moved, known.metric)
+        return Tuning(jnp.where(pace > 0, moved, known.log_scale), known.metric)
 
     def measured(
         self, spread: Spread, tuning: tuple[Tuning, ...], noise: Noise, moved: Array, changed: Array, num_chains: int
@@ -269,51 +276,6 @@ class Transitions(eqx.Module):
             return dataclasses.replace(known, metric=spread.on_population(solve, rows))
 
         return tuple(update(b, known) for b, known in enumerate(tuning))
-
-    def settled(
-        self,
-        spread: Spread,
-        words: Array,
-        chains: Particles,
-        density: AnnealedDensity,
-        tuning: tuple[Tuning, ...],
-        i: Array | int,
-        thin: Array,
-        parts: bool,
-    ) -> tuple[Particles, tuple[Tuning, ...], Tally]:
-        """The transitions at level 0 that lead to draw i, and the tally of them: ``thin``, and before the first draw
-        `settling` ones, in which step sizes settle, at the mean of their second half: it has less noise than the last
-        one. Random numbers are those of ``words``, (n, 2)."""
-        settled, noise, num_chains = jnp.int32(self.settling), density.schedule.at(0), spread.number_of(words)
-
-        def tuned(scales: Array) -> tuple[Tuning, ...]:
-            return tuple(Tuning(c, known.metric) for c, known in zip(scales, tuning, strict=True))
-
-        def transition(t: Array, carry: tuple[Particles, Array, Array, Tally]) -> tuple[Particles, Array, Array, Tally]:
-            chains, scales, recent, tally = carry
-            keys, counted = spread.map(lambda words: key_of(words, t), words), t >= settled
-            setting = tuned(scales), noise
-            chains, info = spread.map(partial(self.step, density, parts, setting), keys, chains)
-            tally = tally.adding(slice(None), info, counted, self.steps_in_x(*setting))
-            if not self.settling:
-                return chains, scales, recent, tally
-
-            def adapt(scales: Array, recent: Array) -> tuple[Array, Array]:
-                means = mean_acceptance(info.acceptance, spread.total, num_chains)
-                pairs = zip(setting[0], means, strict=True)
-                new = [self.adapted(b, *pair, num_chains, False) for b, pair in enumerate(pairs)]
-                scales = jnp.stack([known.log_scale for known in new])
-                recent = recent + jnp.where(2 * t >= settled, scales, 0.0)
-                return jnp.where(t == settled - 1, recent / (settled - settled // 2), scales), recent
-
-            scales, recent = jax.lax.cond(counted, lambda *same: same, adapt, scales, recent)
-            return chains, scales, recent, tally
-
-        scales = jnp.stack([known.log_scale for known in tuning])
-        start = (chains, scales, jnp.zeros_like(scales), Tally.blank((len(words),), len(tuning)))
-        first = jnp.where(i == 0, 0, settled + i * thin)
-        chains, scales, _, tally = jax.lax.fori_loop(first, settled + (i + 1) * thin, transition, start)
-        return chains, tuned(scales), tally
 
     # A single chain
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -27,10 +27,9 @@ from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import NEEDS, Swap
 from composeprob.samplers.moves import Particles, Transitions, by_kind
 from composeprob.samplers.random import threefry
-from composeprob.samplers.run import Run
+from composeprob.samplers.run import Pace, Run, Visits
 from composeprob.samplers.sampler import Sampler, check_kernel, initial_point, needs
 from composeprob.samplers.spread import Tree, host
-from composeprob.samplers.visits import Pace, Visits
 
 
 class Replicas(Particles):
@@ -140,9 +139,11 @@ def replica_words(count: int, words: Array) -> Array:
 class Exchange(Descent):
     """A turn of all replicas in the phases of a level: a bridge, to new levels or for a swap, and a transition."""
 
-    def __init__(self, sampler: ReplicaExchange, density: AnnealedDensity, run: Run):
-        super().__init__(sampler, density, run)
-        self.count, self.meet = len(run.visits.now[0]), sampler.meet
+    meet: Swap
+
+    def __init__(self, density: AnnealedDensity, run: Run, *parts: Any):
+        super().__init__(density, run, *parts)
+        self.count = len(run.visits.now[0])
         self.noise_size = max(self.noise_size, self.layout.dims + 1)  # a bridge's, and what decides a swap
         self.words = self.spread.map(partial(replica_words, self.count), run.words)
 
@@ -348,7 +349,7 @@ class ReplicaExchange(Sampler):
         return dataclasses.replace(run, chains=run.spread.map(ensemble, run.words), tuning=tuning, records=records)
 
     def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:
-        way, end = Exchange(self, density, run), rungs_of(run).turns + thin
+        way, end = self.way(density, run), rungs_of(run).turns + thin
         carry = run, way.blank(run)
         return jax.lax.while_loop(lambda carry: rungs_of(carry[0]).turns < end, way.phase, carry)[0]
 

@@ -20,18 +20,16 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, WrongTypeError
 from composeprob.kernels import Gibbs, Kernel
-from composeprob.kernels.gibbs import parts_of
-from composeprob.kernels.line_integral import integrates_score
+from composeprob.kernels.gibbs import integrates_score, parts_of
 from composeprob.pytree import where
 from composeprob.samplers.closing import Closing
-from composeprob.samplers.descent import Descent, summed
+from composeprob.samplers.descent import Descent, at_target, moved_to
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import Meet, Swap
 from composeprob.samplers.moves import Particles, Transitions
 from composeprob.samplers.random import Stream, key_of, normals, stream
-from composeprob.samplers.run import Run
+from composeprob.samplers.run import Pace, Run, Visits
 from composeprob.samplers.step import ReverseStep
-from composeprob.samplers.visits import Pace, Visits
 from composeprob.samplers.weights import first_evidence
 
 
@@ -79,11 +77,6 @@ class Sampler(eqx.Module):
         return needed if self.kernel is None else {**needed, **needs(self.kernel)}
 
     @property
-    def paces(self) -> bool:
-        """Whether it records what a `Pace` reads, so that runs can choose their levels."""
-        return self.weights is not None
-
-    @property
     def adjusted(self) -> tuple[bool, ...]:
         """Whether a Metropolis test decides, so that acceptance means something, for each of the kernel's blocks."""
         parts = () if self.kernel is None else parts_of(self.kernel)
@@ -103,7 +96,7 @@ class Sampler(eqx.Module):
     @property
     def integrates_score(self) -> bool:
         """Whether an accept test integrates the score, which means something only where that is a gradient."""
-        return self.kernel is not None and any(map(integrates_score, parts_of(self.kernel)))
+        return self.kernel is not None and integrates_score(self.kernel)
 
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         """Whether `Run.log_evidence` estimates log ∫π_0."""
@@ -215,28 +208,32 @@ class Sampler(eqx.Module):
         """One chain at v, (D,), not evaluated yet."""
         return Particles(v, blank) if self.moves is None else self.moves.start(words, v, blank)
 
+    def way(self, density: AnnealedDensity, run: Run) -> Descent:
+        """Its phases, while they are traced."""
+        return self.descent(density, run, self.moves, self.step, self.weights, self.meet, self.needs_parts(density))
+
     def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
         """Goes on with the run's visits until ``end`` are made, or level 0 is reached; traced once for all levels."""
-        way = self.descent(self, density, run)
+        way = self.way(density, run)
         return jax.lax.while_loop(lambda carry: carry[0].visits.before(end), way.phase, (run, way.blank(run)))[0]
 
     def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:
         """Makes the ``thin`` transitions at level 0 that lead to draw i, before the first one those in which step sizes
-        settle too; then, as metrics do, these no longer change."""
-        moves, spread = self.moves, run.spread
+        settle too."""
+        moves, n = self.moves, len(run.ancestors)
         assert moves is not None
-        words = spread.map(lambda words: stream(words, Stream.DRAWS), run.words)
-        settings = run.chains, density, run.tuning, i, thin
-        chains, tuning, tally = moves.settled(spread, words, *settings, self.needs_parts(density))
+        words = run.spread.map(lambda words: stream(words, Stream.DRAWS), run.words)
+        first, end = jnp.where(i == 0, 0, moves.settling + i * thin), moves.settling + (i + 1) * thin
+        made, tally = at_target(run, density, moves, words, first, end)
         # The records of level 0 are means over all transitions there.
         share, zero, records = thin / (moves.count + (i + 1) * thin), jnp.int32(0), run.records
-        acceptance, error, bad = summed(tally, spread, thin, len(run.ancestors), self.integrates_score)
+        acceptance, error, bad = tally.means(run.spread, moves, thin, n)
         old, new = (1 - share) * records.acceptance[0], share * acceptance
         errors = jnp.where(old > 0, old * records.quadrature_error[0], 0.0) + jnp.where(new > 0, new * error, 0.0)
         means = {"acceptance": old + new, "quadrature_error": errors / (old + new)}
         means["step_size"] = (1 - share) * records.step_size[0] + share * tally.steps / thin
         records = records.counting(zero, bad).at(zero, **means)
-        return dataclasses.replace(run, chains=chains, tuning=tuning, records=records)
+        return dataclasses.replace(moved_to(run, made.chains), tuning=made.tuning, records=records)
 
     def positions(self, run: Run, density: AnnealedDensity) -> Position:
         """The chains' positions, each leaf of shape (N, …)."""

@@ -103,9 +103,8 @@ class Spread(eqx.Module):
         # What is evaluated comes from the round before and is written in the one after: nothing is fused with it.
         first = _rows(batch, 0, size)
         shapes = jax.eval_shape(lambda: evaluate(*first))
-        blank = jax.tree.map(lambda leaf: zeros(leaf, leaf.shape), shapes)
-        whole = jax.tree.map(lambda leaf: zeros(leaf, (here, *leaf.shape[1:])), shapes)
-        whole, last, _ = jax.lax.fori_loop(0, rounds, evaluate_chunk, (whole, blank, first))
+        blank = zeros_of(shapes), zeros_of(shapes, here)
+        whole, last, _ = jax.lax.fori_loop(0, rounds, evaluate_chunk, (blank[1], blank[0], first))
         return write(whole, last, rounds - 1)
 
     def on_population(self, function: Callable[..., Tree], *values: Array) -> Tree:
@@ -117,7 +116,7 @@ class Spread(eqx.Module):
             now = carry[1]
             return function(*now), _rows(now, i * now[0].shape[0], now[0].shape[0])
 
-        blank = jax.tree.map(lambda leaf: zeros(leaf, leaf.shape), jax.eval_shape(function, *values))
+        blank = zeros_of(jax.eval_shape(function, *values))
         return jax.lax.fori_loop(0, jnp.minimum(self.rounds, 1), evaluate_once, (blank, values))[0]
 
     def total(self, counts: Array) -> Array:
@@ -258,11 +257,18 @@ def _rows(tree: Tree, start: Array | int, size: int) -> Tree:
     return jax.tree.map(lambda leaf: leaf[(start + jnp.arange(size)) % leaf.shape[0]], tree)
 
 
-def zeros(leaf: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> Array:
-    """Zeros of a leaf's kind: keys, if it is of these."""
-    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jnp.zeros(shape, leaf.dtype)
-    return jax.random.split(jax.random.key(0, impl=leaf.dtype._impl.name), shape)
+def zeros_of(shapes: PyTree[Any], rows: int | None = None) -> PyTree[Any]:
+    """Zeros of these shapes, of so many rows where a number is given; keys, where they are of these."""
+
+    def zeros(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        shape = leaf.shape if rows is None else (rows, *leaf.shape[1:])
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jnp.zeros(shape, leaf.dtype)
+        return jax.random.split(jax.random.key(0, impl=leaf.dtype._impl.name), shape)
+
+    return jax.tree.map(zeros, shapes)
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:

@@ -11,9 +11,8 @@ import pytest
 import composeprob as cp
 from composeprob.kernels import KernelState
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.run import begin
+from composeprob.samplers.run import Visits, begin
 from composeprob.samplers.step import Step
-from composeprob.samplers.visits import Visits
 from composeprob.samplers.weights import first_weight
 from sampling_cases import SCHEDULE, N, Never, both, moments, normal, single, visited
 from zscores import LIMIT, assert_agrees, z_scores

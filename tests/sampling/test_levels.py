@@ -12,9 +12,8 @@ import pytest
 import composeprob as cp
 from composeprob import tuning
 from composeprob.errors import AlignmentError, CapabilityError, InvalidValueError
-from composeprob.samplers.run import Records
+from composeprob.samplers.run import Pace, Records, Visits
 from composeprob.samplers.spread import host
-from composeprob.samplers.visits import Pace, Visits
 from refusals import refused
 from sampling_cases import SCHEDULE, both, normal, single, stop_after
 from zscores import LIMIT

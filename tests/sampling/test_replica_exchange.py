@@ -14,7 +14,7 @@ import composeprob as cp
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import Swap
-from composeprob.samplers.replica_exchange import Exchange, distinct_levels
+from composeprob.samplers.replica_exchange import distinct_levels
 from composeprob.samplers.run import begin
 from composeprob.samplers.step import Step
 from refusals import refused
@@ -48,7 +48,7 @@ def sweep(sampler, density, run, transits=True):
     """The run after one sweep, or its swaps alone; compiled anew each time: laws in it are replaced by wrong ones."""
 
     def swept(sampler, density, run):
-        exchange = Exchange(sampler, density, run)
+        exchange = sampler.way(density, run)
         carry = exchange.phase((run, exchange.blank(run)))
         going = lambda carry: transits & (carry[0].visits.turns == run.visits.turns)
         return jax.lax.while_loop(going, exchange.phase, carry)[0]

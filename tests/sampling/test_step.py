@@ -10,12 +10,10 @@ import pytest
 from scipy import stats
 
 import composeprob as cp
-from composeprob.samplers.descent import Descent
 from composeprob.samplers.fit import Fit
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.run import begin
+from composeprob.samplers.run import Visits, begin
 from composeprob.samplers.step import Backward, Step, fixed_control
-from composeprob.samplers.visits import Visits
 from sampling_cases import N, Never, both, normal, run, single, squared, unit_energy, visited
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -348,7 +346,7 @@ def followed(density, x, level):
     """What a step of a single chain follows, and its rate, both in x; and the plain evaluation there."""
     noise, way = (
         density.schedule.at(level),
-        Descent(cp.SMC(), density, begin(jax.random.key(0), 1, Visits.every(9, 32))),
+        cp.SMC().way(density, begin(jax.random.key(0), 1, Visits.every(9, 32))),
     )
     found = way.layout.evaluate(density, x / noise.alpha, level)
     drift, _, rate = way.followed(x / noise.alpha, found, jnp.int32(0), None, way.fixed(noise))

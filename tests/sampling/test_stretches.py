@@ -9,9 +9,8 @@ import pytest
 
 import composeprob as cp
 from composeprob.runtime.compiled import advance
-from composeprob.samplers.run import begin, placed
+from composeprob.samplers.run import Pace, begin, placed
 from composeprob.samplers.spread import Spread
-from composeprob.samplers.visits import Pace
 from sampling_cases import both, normal, single
 
 SCHEDULE = cp.Schedule.log_snr(6)

@@ -15,9 +15,8 @@ from scipy import stats
 import composeprob as cp
 from composeprob.results.status import Code
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.run import begin
+from composeprob.samplers.run import Visits, begin
 from composeprob.samplers.step import Backward, Step
-from composeprob.samplers.visits import Visits
 from sampling_cases import single, visited
 
 SCHEDULE = cp.Schedule.log_snr(40)

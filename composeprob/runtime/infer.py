@@ -218,19 +218,21 @@ def infer(
     sampler, reason = choose(chosen, num_chains) if sampler is None else (sampler, "chosen by the user")
 
     def state(
-        on: AnnealedDensity, folder: str, pace: Pace | None, chosen: tuple[Sampler, str], spent: int = 0
+        number: int, on: AnnealedDensity, pace: Pace | None, chosen: tuple[Sampler, str], spent: int = 0
     ) -> State:
-        """A run of this sampler, whose checkpoints are in a folder of this name inside of the call's."""
+        """The run of this number: its checkpoints are in a folder of its own inside of the call's, and its random
+        numbers are others, as what they did to the run whose place it takes is why it is made."""
+        folder = ("", "instead", "closer")[number]
         kept = checkpoint_dir and Checkpoint(Path(checkpoint_dir.folder) / folder, checkpoint_dir.resume)
-        return State(on, key, num_chains, spread, pace, draws, kept, progress, *chosen, spent=spent)
+        return State(on, key, num_chains, spread, pace, draws, kept, progress, *chosen, series=2 * number, spent=spent)
 
-    run = state(chosen, "", pace, (sampler, reason))
+    run = state(0, chosen, pace, (sampler, reason))
     run.gives_up = chosen_here
     try:
         result = carry_out(run)
     except FewAncestors as few:
         why = f"SMC's {num_chains} chains had come to descend from {few}"
-        run = state(density if pace else chosen, "instead", None, independent(chosen, why, num_chains))
+        run = state(1, density if pace else chosen, None, independent(chosen, why, num_chains))
         run.given_up = True
         result = carry_out(run)
     known = result.log_evidence is None or density.top.normalised
@@ -238,7 +240,7 @@ def infer(
         return result
     closer = on_close_levels(density)
     chosen_then = patient(closer, f"{run.reason}; but {run.weak}, so that another run took its place", num_chains)
-    run = state(closer, "closer", None, chosen_then, spent=result.evaluations)
+    run = state(2, closer, None, chosen_then, spent=result.evaluations)
     try:
         patiently = carry_out(run)
     except KeyboardInterrupt:

@@ -52,6 +52,7 @@ class State:
     progress: bool
     sampler: Sampler  # from `prepare` on, prepared for the density
     reason: str  # why it is this one
+    series: int = 0  # of the key's random numbers; the next one is that of its check on every other level
     gives_up: bool = False  # raises `FewAncestors` where too few of the first chains have descendants
     given_up: bool = False  # takes the place of a run that did
     spent: int = 0  # evaluations of each chain of a run whose place it takes
@@ -126,7 +127,7 @@ def prepare(state: State) -> None:
     shared = parts.in_parts(density, spread, sampler)
     state.first = sampler.first_level(density)
     here = dataclasses.replace(spread, mesh=None, copies=0)
-    run = begin(state.key, state.num_chains, sampler.visits(density, state.pace), here)
+    run = begin(state.key, state.num_chains, sampler.visits(density, state.pace), here, state.series)
     started, kept = None, (state.checkpoint, state.draws.number, state.draws.store)
     if any(each is not None for each in kept):
         # Compiled, so that all arrays are JAX's.
@@ -245,8 +246,8 @@ def _coarse_evidence(state: State) -> float | None:
     if not checked or state.interrupted or not state.visits.arrived:
         return None
     coarse = copy.copy(state)
-    # The random numbers are not those of the run itself.
-    coarse.run = placed(begin(state.key, state.num_chains, state.run.visits.coarser(), series=1), state.spread)
+    again = begin(state.key, state.num_chains, state.run.visits.coarser(), series=state.series + 1)
+    coarse.run = placed(again, state.spread)
     coarse.watchers = []
     try:
         descend(coarse, "error of the evidence")

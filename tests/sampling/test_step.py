@@ -344,10 +344,7 @@ def unit(size):
 
 def followed(density, x, level):
     """What a step of a single chain follows, and its rate, both in x; and the plain evaluation there."""
-    noise, way = (
-        density.schedule.at(level),
-        cp.SMC().way(density, begin(jax.random.key(0), 1, Visits.every(9, 32))),
-    )
+    noise, way = density.schedule.at(level), cp.SMC().way(density, begin(jax.random.key(0), 1, Visits.every(9, 32)))
     found = way.layout.evaluate(density, x / noise.alpha, level)
     drift, _, rate = way.followed(x / noise.alpha, found, jnp.int32(0), None, way.fixed(noise))
     return drift / noise.alpha, rate / noise.alpha**2, density.evaluate({"x": x}, level)

@@ -10,6 +10,7 @@ import composeprob as cp
 from composeprob.results.status import Code
 from composeprob.runtime import compiled, stages
 from composeprob.samplers.choose import choose, independent
+from composeprob.samplers.run import begin
 from sampling_cases import both, normal, run, single
 
 SHORT = cp.Schedule.log_snr(12)
@@ -159,12 +160,21 @@ class TestGivingUp:
         factor = cp.Analytic(dist.MixtureSameFamily(mixing, modes), self.coarse)
         return cp.compile(both, factor, normal(jnp.full(6, 0.5), 0.3, self.coarse))
 
-    def test_independent_chains_take_its_place(self, tmp_path):
-        density = self.density()
+    def test_independent_chains_take_its_place(self, tmp_path, monkeypatch):
+        density, words = self.density(), []
+
+        def begun(*given, **more):
+            made = begin(*given, **more)
+            words.append(np.asarray(made.words))
+            return made
+
+        monkeypatch.setattr(stages, "begin", begun)
         result = run(density, chains=256, sampler=None, checkpoint_dir=tmp_path)
         assert result.sampler.startswith("AnnealedMCMC")
         assert "SMC's 256 chains had come to descend from" in result.reason
         assert "worth" in result.reason
+        assert len(words) == 2
+        assert not np.isin(*words).any()  # what chance did to the first run it does not do to the second
         assert result.effective_chains == pytest.approx(256)
         assert not result.status.has(Code.ANCESTORS_COLLAPSED)
         again = run(density, chains=256, sampler=None, checkpoint_dir=tmp_path)  # from both checkpoints

@@ -116,8 +116,8 @@ class Evaluation(eqx.Module):
 
 
 def unknown(tree: Tree) -> Tree:
-    """NaN in the place of every number."""
-    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), tree)
+    """NaN in the place of every number, False of every truth value; of arrays, or of their shapes."""
+    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, False if leaf.dtype == bool else jnp.nan, leaf.dtype), tree)
 
 
 Target = Callable[[Position], Evaluation]

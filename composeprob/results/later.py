@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar, cast
 
+from composeprob.settings import usual
+
 Value = TypeVar("Value")
 
 
@@ -28,7 +30,8 @@ class Later:
             return self.default[0]
         value = result.__dict__[self.name]
         if callable(value):
-            value = result.__dict__[self.name] = value(result)
+            with usual():
+                value = result.__dict__[self.name] = value(result)
         return value
 
     def __set__(self, result: object, value: object) -> None:

@@ -27,7 +27,6 @@ from composeprob.results.status import Code, Status
 from composeprob.runtime.support import Findings, Support, supported
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import host
-from composeprob.settings import usual
 
 if TYPE_CHECKING:
     from composeprob.runtime.stages import State
@@ -147,12 +146,7 @@ def _scouts(state: State, run: Run, positions: Position, families: Families) -> 
         return list
     most = tuning.CHECKS.share * state.num_chains * state.sampler.evaluations(state.first, int(run.visits.made))
     positions = jax.tree.map(np.copy, positions)
-
-    def findings() -> Findings:
-        with usual():
-            return unreached(density, positions, families, jax.random.fold_in(key, np.uint32(Fold.SCOUTS)), most)
-
-    return findings
+    return lambda: unreached(density, positions, families, jax.random.fold_in(key, np.uint32(Fold.SCOUTS)), most)
 
 
 def _overlap(state: State, run: Run, positions: Position) -> Callable[[], tuple[Finding, ...]]:
@@ -167,12 +161,7 @@ def _overlap(state: State, run: Run, positions: Position) -> Callable[[], tuple[
     positions = jax.tree.map(lambda leaf: leaf[some], positions)
     if not all(np.isfinite(x).all() for x in positions.values()):
         return tuple
-
-    def ask() -> tuple[Finding, ...]:
-        with usual():
-            return agreement(density, positions, jax.random.fold_in(key, np.uint32(Fold.OVERLAP)), levels)
-
-    return ask
+    return lambda: agreement(density, positions, jax.random.fold_in(key, np.uint32(Fold.OVERLAP)), levels)
 
 
 def _suspects(density: AnnealedDensity, positions: Position, found: Status) -> Callable[[], list[str]]:
@@ -183,9 +172,8 @@ def _suspects(density: AnnealedDensity, positions: Position, found: Status) -> C
     some = jax.tree.map(lambda leaf: leaf[: tuning.CHECKS.most_chains].copy(), positions)
 
     def names() -> list[str]:
-        with usual():
-            far = jax.tree.map(lambda x: x.mean(0) + 4 * (x - x.mean(0)), some)
-            values = density.log_likelihood(jax.vmap(density.to_samples)(far))
+        far = jax.tree.map(lambda x: x.mean(0) + 4 * (x - x.mean(0)), some)
+        values = density.log_likelihood(jax.vmap(density.to_samples)(far))
         return [name for name, value in values.items() if np.isnan(value).any()]
 
     return names
@@ -195,8 +183,7 @@ def _curl(density: AnnealedDensity, positions: Position, level: int, key: Array)
     """Of each factor whose score a line integral relied on; NaN where a network cannot be differentiated, which no run
     is lost for."""
     try:
-        with usual():
-            return curl(density, positions, level, jax.random.fold_in(key, np.uint32(Fold.CURL)))
+        return curl(density, positions, level, jax.random.fold_in(key, np.uint32(Fold.CURL)))
     except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
         return {name: np.nan for name, _, offered in density.described.offers if "conservative" not in offered}
 

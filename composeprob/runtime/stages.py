@@ -117,7 +117,7 @@ def prepare(state: State) -> None:
         )
     sampler = state.sampler = state.sampler.prepare(density)
     for closing in sampler.then:
-        closing.check_chains(state.num_chains, density)
+        closing.check(density, state.num_chains)
     if state.draws.number is not None and sampler.moves is None:
         raise CapabilityError(
             f"{type(sampler).__name__} without a kernel cannot go on drawing at level 0.",

@@ -19,7 +19,6 @@ from composeprob.results.groups import between, distant, parted, share_apart, wh
 from composeprob.results.shares import Reason, clipped, frozen_shares, uneven_paths
 from composeprob.results.status import Code, fewest_families
 from composeprob.samplers.layout import Layout
-from composeprob.settings import usual
 
 if TYPE_CHECKING:
     from composeprob.runtime.stages import State
@@ -140,13 +139,12 @@ def _apart(density: AnnealedDensity, ended: Position, came: Position | None, cau
         why: what it comes from, and what to do about it.
     """
     if "energy" in density.capabilities:
-        with usual():
-            value = partial(log_densities, density)
-            groups = parted(ended, value)
-            if groups is None:
-                return []
-            each = np.arange(len(groups.index))
-            crossed = 0.0 if came is None else share_apart(between(came, ended, each, each, value))
+        value = partial(log_densities, density)
+        groups = parted(ended, value)
+        if groups is None:
+            return []
+        each = np.arange(len(groups.index))
+        crossed = 0.0 if came is None else share_apart(between(came, ended, each, each, value))
         if crossed >= tuning.SHARES.crossing * groups.apart:
             return []
     else:

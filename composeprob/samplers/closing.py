@@ -46,11 +46,8 @@ class Closing(eqx.Module):
         """What the density must offer, by the name of what needs it."""
         return {}
 
-    def check(self, density: AnnealedDensity) -> None:
-        """Raises where it cannot be used with this density."""
-
-    def check_chains(self, num_chains: int, density: AnnealedDensity) -> None:
-        """Raises where there are too few chains for it."""
+    def check(self, density: AnnealedDensity, num_chains: int) -> None:
+        """Raises where it cannot be used with this density, or there are too few chains for it."""
 
     @abc.abstractmethod
     def done(self, run: Run) -> bool:
@@ -93,7 +90,7 @@ class WarmUp(Closing):
 
     rounds = tuning.WARM_UP.blocks
 
-    def check(self, density: AnnealedDensity) -> None:
+    def check(self, density: AnnealedDensity, num_chains: int) -> None:
         if "energy" not in density.capabilities and not interweaves(density):
             raise CapabilityError(
                 "cp.WarmUp takes HMC on all sites, but a factor of this program offers only its score.",
@@ -205,7 +202,7 @@ class GlobalMoves(Closing):
     def requires(self) -> dict[str, frozenset[str]]:
         return {"GlobalMoves": frozenset({"energy", "mode_depth"})}
 
-    def check_chains(self, num_chains: int, density: AnnealedDensity) -> None:
+    def check(self, density: AnnealedDensity, num_chains: int) -> None:
         size = Layout.of_density(density).size
         if num_chains < fewest_chains(size):
             raise InvalidValueError(

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation, Position
+from composeprob.density.evaluation import Evaluation, Position, unknown
 
 
 class Layout(eqx.Module):
@@ -89,7 +89,4 @@ class Layout(eqx.Module):
     def unevaluated(self, density: AnnealedDensity, parts: bool = True) -> Evaluation:
         """An evaluation of one chain that is NaN throughout, for chains that were not evaluated yet: so one executable,
         that of the levels, has the networks in it, and not a second one that only starts the chains."""
-        blank = jnp.zeros((self.size,))
-        shapes = jax.eval_shape(lambda v: self.evaluate(density, v, 0, parts), blank)
-        blank_of = {"f": np.nan, "b": False}
-        return jax.tree.map(lambda leaf: jnp.full(leaf.shape, blank_of[leaf.dtype.kind], leaf.dtype), shapes)
+        return unknown(jax.eval_shape(lambda v: self.evaluate(density, v, 0, parts), jnp.zeros((self.size,))))

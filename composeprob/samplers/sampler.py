@@ -130,8 +130,6 @@ class Sampler(eqx.Module):
                 where=density.described.where,
                 fix="use cp.SMC or cp.AnnealedMCMC with a kernel, such as cp.UHMC(step_size=…) for score-only factors.",
             )
-        for closing in self.then:
-            closing.check(density)
         if self.kernel is None:
             return self
         moves = Transitions.resolved(self.kernel, self.steps_per_level, density)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Generic, Literal, TypeVar
 
 import equinox as eqx
@@ -57,9 +58,13 @@ class LineIntegral:
         rule: ``"trapezoid"``, of second order, or ``"simpson"``, of fourth order, which needs an odd number of nodes
             (for the trajectory an even number of leapfrogs). Simpson's rule is the better one where the score is smooth
             at the scale of a step.
+        tolerance: the greatest estimated error of log π(x') − log π(x), in nats, of a move that is accepted. The way
+            back has the same estimate, so that this favours none; without a bound, moves between modes whose valley no
+            node meets make what is left invariant another density.
 
     Raises:
-        InvalidValueError: fewer than 2 nodes, an unknown rule, or an even number of nodes for Simpson's rule.
+        InvalidValueError: fewer than 2 nodes, an unknown rule, an even number of nodes for Simpson's rule, or a
+            tolerance that is not above 0.
         WrongTypeError: `num_points` is neither a whole number nor None.
 
     Example:
@@ -75,8 +80,11 @@ class LineIntegral:
 
     num_points: int | None = 3
     rule: Literal["trapezoid", "simpson"] = "trapezoid"
+    tolerance: float = math.inf
 
     def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            raise InvalidValueError(f"LineIntegral(tolerance={self.tolerance!r}) accepts no move.", fix="use 0.1 nats.")
         if self.rule not in _RULES:
             raise InvalidValueError(f"Unknown rule {self.rule!r}.", fix=f"use one of: {', '.join(_RULES)}.")
         if self.num_points is None:
@@ -132,7 +140,8 @@ class LineIntegral:
         return jax.tree.map(lambda a, b: ((1 - t) * a + t * b).astype(a.dtype), start.position, path.end.position)
 
     def finish(self, length: int, path: Path[StateT], start: StateT, point: StateT) -> tuple[StateT, Array, Array]:
-        """The proposal x' with its evaluation, log π(x') − log π(x), and the estimate of its error, both scalars.
+        """The proposal x' with its evaluation, log π(x') − log π(x), −∞ beyond the tolerance, and the estimate of its
+        error, both scalars.
 
         Args:
             length: evaluations up to x'.
@@ -147,7 +156,7 @@ class LineIntegral:
         if there.known is not None and here.known is not None:
             # Where both are beyond a wall, chains move as if there were none.
             log_ratio = log_ratio + jnp.where(there.zero & here.zero, 0.0, there.known.value - here.known.value)
-        return proposed, log_ratio, error
+        return proposed, jnp.where(error > self.tolerance, -jnp.inf, log_ratio), error
 
     def along(self, positions: Position, scores: Position) -> tuple[Array, Array]:
         """log π(last) − log π(first) along a path given by its nodes, with scores at hand.

@@ -28,7 +28,7 @@ ADVICE = {
 
 def by_score(metric: str = "none") -> MALA:
     """A kernel for densities that offer only their score."""
-    return MALA(Adaptive(), log_ratio=LineIntegral(3, rule="simpson"), metric=metric)
+    return MALA(Adaptive(), log_ratio=LineIntegral(5, rule="simpson", tolerance=0.1), metric=metric)
 
 
 def only_score(moved: str) -> str:
@@ -86,8 +86,8 @@ def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tupl
         closings, then = closed_by(density, num_chains)
         sampler = AnnealedMCMC(_hmc(density), 5, reverse_step=True, then=closings)
         return sampler, f"{why}: independent chains, corrected by HMC{then}"
-    # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 for these 7 evaluations a level, 0.14 for the 6 of
-    # five steps of ULA(0.1·σ²). On exact scores 0.02 and 0.10; with 2 points, or along HMC's own trajectory, over 0.15.
+    # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 with 3 points, 0.14 by five steps of ULA(0.1·σ²). On
+    # exact scores 0.02 and 0.10; with 2 points, or along HMC's own trajectory, over 0.15.
     return AnnealedMCMC(by_kind(by_score, density), 3, reverse_step=True), f"{why}; {only_score('independent chains')}"
 
 

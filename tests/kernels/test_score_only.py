@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import gamma
+from scipy.stats import norm
 
 import composeprob as cp
 from composeprob.density.evaluation import Evaluation
@@ -104,7 +105,8 @@ def test_what_cannot_work_is_refused_when_it_is_written():
     refused(lambda: LineIntegral(4, "simpson"), InvalidValueError, r"odd number.*4.*\n.*5 points")
     refused(lambda: LineIntegral(3, "midpoint"), InvalidValueError, r"Unknown rule 'midpoint'.*\n.*simpson")
     refused(lambda: LineIntegral(1), InvalidValueError, "at least 2")
-    refused(lambda: LineIntegral(2.5), WrongTypeError, "integer")
+    refused(lambda: LineIntegral(2.5), WrongTypeError, "whole number")
+    refused(lambda: LineIntegral(tolerance=0.0), InvalidValueError, "accepts no move")
     refused(lambda: MALA(0.1, log_ratio=LineIntegral(None)), InvalidValueError, r"no trajectory.*\n.*num_points=3")
     with pytest.raises(InvalidValueError, match=r"even number of leapfrogs.*3.*\n.*num_leapfrog=4"):
         HMC(0.1, 3, log_ratio=LineIntegral(None, "simpson"))
@@ -116,7 +118,9 @@ def test_what_cannot_work_is_refused_when_it_is_written():
 
 def test_kernels_show_a_line_integral_and_only_that():
     assert repr(MALA(0.1)) == "MALA(step_size=0.1)"
-    assert "log_ratio=LineIntegral(num_points=None, rule='trapezoid')" in repr(HMC(0.1, log_ratio=LineIntegral(None)))
+    assert "log_ratio=LineIntegral(num_points=None, rule='trapezoid', tolerance=inf)" in repr(
+        HMC(0.1, log_ratio=LineIntegral(None))
+    )
 
 
 QUARTIC = score_only(evaluate(lambda x: -(x**4) / 4))
@@ -145,6 +149,32 @@ def test_more_points_have_less_bias(make):
     assert errors[0] > 3 * errors[1]
     exact, noise = second_moment(make(LineIntegral(3, "simpson")))  # exact for this cubic score
     assert abs(exact - SECOND_MOMENT) < 4 * noise
+
+
+SHARE, CENTRES, WIDTHS = np.array([0.6, 0.4]), np.array([-1.0, 2.0]), np.array([1.0, 0.5])
+UNEVEN = score_only(evaluate(lambda x: jax.nn.logsumexp(jnp.log(SHARE / WIDTHS) - 0.5 * ((x - CENTRES) / WIDTHS) ** 2)))
+
+
+@pytest.mark.parametrize(
+    ("line", "keeps"),
+    [(LineIntegral(5, "simpson", tolerance=0.1), True), (LineIntegral(3, "simpson"), False)],
+    ids=["5 nodes, within 0.1 nats", "3 nodes"],
+)
+def test_steps_from_mode_to_mode(line, keeps):
+    """Exact draws of a wide and a narrow mode, moved 30 times by steps as long as their distance: the share beyond ½
+    stays. Three nodes are too few, the negative control."""
+    n, rng = 40_000, np.random.default_rng(0)
+    which = rng.choice(2, n, p=SHARE)
+    x = jnp.asarray(CENTRES[which] + WIDTHS[which] * rng.standard_normal(n), jnp.float32)
+    share = SHARE @ norm.sf((0.5 - CENTRES) / WIDTHS)
+    kernel = MALA(1.0, log_ratio=line)
+    states, _ = transitions(
+        kernel, UNEVEN, jax.random.key(1), start(kernel, UNEVEN, jax.random.key(0), x), kernel.step_size, 30
+    )
+    found = np.asarray(states.position) > 0.5
+    assert np.mean(found != (np.asarray(x) > 0.5)) > 0.3  # they move
+    away = abs(found.mean() - share) / np.sqrt(share * (1 - share) / n)
+    assert away < 4 if keeps else away > 10
 
 
 def test_a_step_recorded_by_a_run():

@@ -80,11 +80,11 @@ def test_one_level_is_enough_for_a_program_without_factors():
 
 
 def test_scores_only_are_corrected_by_a_line_integral():
-    """Three points and three steps: seven evaluations a level."""
+    """Five points and three steps: thirteen evaluations a level."""
     density = cp.compile(single, network("epsilon"))
     sampler, _ = choose(density, 12)
-    assert sampler.kernel.log_ratio == cp.LineIntegral(3, "simpson")
-    assert sampler.prepare(density).evaluations(31, 32) == 32 * 7
+    assert sampler.kernel.log_ratio == cp.LineIntegral(5, "simpson", tolerance=0.1)
+    assert sampler.prepare(density).evaluations(31, 32) == 32 * 13
 
 
 def test_the_result_says_it():

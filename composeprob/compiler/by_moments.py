@@ -48,10 +48,10 @@ class ByMoments(eqx.Module):
     r"""The likelihood of the observations that are annealed by moments, all together.
 
     With e = L⁻¹·(y − A·m − b), B = L⁻¹·A and W = B·V·Bᵀ it is N(e; 0, I + W)/det L. W is found in an orthonormal basis
-    of at most n directions, for one Jacobian–vector product of the score each: all M where M ≤ n, else those of the
-    Krylov space e, W·e, …, W^{n−1}·e, in which n iterations of conjugate gradient solve (I + W)·u = e, and Lanczos'
-    method finds the determinant. Beyond it W counts as 0. What that leaves out costs effective chains, but makes
-    nothing wrong, as weights and accept tests are ratios of one function, which at level 0 is exact.
+    of at most n directions, for one Jacobian–vector product of the score each: all M where M ≤ n, else ¾·n of the
+    Krylov space e, W·e, …, in which as many iterations of conjugate gradient solve (I + W)·u = e. The determinant takes
+    the other n/4, M·⟨q, log(I + W)·q⟩ of one q of random signs by Lanczos' method. What that leaves out costs effective
+    chains, but makes nothing wrong, as weights and accept tests are ratios of one function, which at level 0 is exact.
 
     A network's Jacobian need not be a covariance. V₊ leaves out what is negative of W, and where noise is so large
     that an error of the Jacobian exceeds what V can be, that of data of unit variance, v = (s − s₀)·(1 + s₀)/(1 + s),
@@ -120,9 +120,20 @@ class ByMoments(eqx.Module):
             """Bᵀ·q."""
             return jax.tree.map(jnp.negative, pull(q)[0])
 
+        def seen(basis: Array, spreads: Sites) -> Array:
+            """I + W in a basis, with the derivative in what A and L depend on: V is constant in it."""
+            basis, spreads = jax.lax.stop_gradient((basis, spreads))
+            loadings = jax.vmap(loaded)(basis)
+            half = _products(loadings, spreads)
+            # The value of W, and of B·(V·Bᵀ) twice the derivative in B.
+            value = jax.lax.stop_gradient(0.5 * (half + half.T))
+            w = half + half.T - value + jax.lax.stop_gradient(_positive(value) - value)
+            return jnp.eye(len(basis), dtype=e.dtype) + trust * w + beside * _products(loadings, loadings)
+
         if len(e) <= tuning.MOMENTS.directions:
             basis = jnp.eye(len(e), dtype=e.dtype)
-            spreads = jax.vmap(lambda q: spread(loaded(q)))(basis)
+            root = whitener(seen(basis, jax.vmap(lambda q: spread(loaded(q)))(basis)))
+            volume = -jnp.sum(jnp.log(jnp.diagonal(root)))
         else:
             forth = jax.linear_transpose(pull, e)
 
@@ -130,18 +141,18 @@ class ByMoments(eqx.Module):
                 both = jax.tree.map(lambda v, a: trust * v + beside * a, found, loaded(q))
                 return -forth((both,))[0]
 
-            basis, spreads = _krylov(e, lambda q: spread(loaded(q)), image)
-        basis, spreads = jax.lax.stop_gradient((basis, spreads))
-        loadings = jax.vmap(loaded)(basis)
-        half = _products(loadings, spreads)
-        # The value of W, and its derivative in what A and L depend on, with V constant: of B·(V·Bᵀ) twice that in B.
-        value = jax.lax.stop_gradient(0.5 * (half + half.T))
-        w = half + half.T - value + jax.lax.stop_gradient(_positive(value) - value)
-        w = trust * w + beside * _products(loadings, loadings)
-        root = whitener(jnp.eye(len(basis), dtype=e.dtype) + w)
+            def space(start: Array, count: int) -> tuple[Array, Array]:
+                basis, spreads = _krylov(start, count, lambda q: spread(loaded(q)), image)
+                return jax.lax.stop_gradient(basis), seen(basis, spreads)
+
+            # From one start for all e: the space of e would see now these eigenvalues, now those.
+            signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], len(e)), e.dtype)
+            volume = 0.5 * len(e) * _log_along_first(space(signs, tuning.MOMENTS.directions // 4)[1])
+            basis, whole = space(e, tuning.MOMENTS.directions - tuning.MOMENTS.directions // 4)
+            root = whitener(whole)
         along = basis @ e
         squares = jnp.sum(e**2) - jnp.sum(along**2) + jnp.sum((root @ along) ** 2)
-        log_det = log_det - jnp.sum(jnp.log(jnp.diagonal(root)))
+        log_det = log_det + volume
         return -0.5 * (squares + len(e) * math.log(2 * math.pi)) - log_det
 
 
@@ -157,16 +168,27 @@ def _positive(w: Array) -> Array:
     return 0.5 * w + 0.25 * (absolute + absolute.T)
 
 
-def _krylov(e: Array, spread: Callable[[Array], Sites], image: Callable[[Array, Sites], Array]) -> tuple[Array, Sites]:
+def _log_along_first(whole: Array) -> Array:
+    """⟨q, log(I + W)·q⟩ by Lanczos' quadrature, a scalar, of I + W in the Krylov space of q, (n, n), q the first of its
+    basis; its derivative is that of W, ⟨(I + W)⁻¹·q, dW·q⟩."""
+    values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(whole))
+    values = jnp.maximum(values, 1.0)
+    slope = (vectors @ (vectors[0] / values)) @ whole[:, 0]
+    return jnp.sum(vectors[0] ** 2 * jnp.log(values)) + slope - jax.lax.stop_gradient(slope)
+
+
+def _krylov(
+    e: Array, count: int, spread: Callable[[Array], Sites], image: Callable[[Array, Sites], Array]
+) -> tuple[Array, Sites]:
     """An orthonormal basis of e, W·e, …, W^{n−1}·e, (n, M), and V·Bᵀ·q of each q in it; zeros beyond the last one where
     the space has fewer dimensions.
 
     Args:
         e: where it starts, (M,).
+        count: n.
         spread: q ↦ V·Bᵀ·q.
         image: W·q of q and that.
     """
-    count = tuning.MOMENTS.directions
 
     def extend(i: Array, carry: tuple[Array, Array, Sites]) -> tuple[Array, Array, Sites]:
         v, basis, spreads = carry

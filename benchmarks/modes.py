@@ -7,7 +7,8 @@ Each run states a share (or the probability that a sample is valid) and log Z, w
 is more than four of these off, and named where its status is not OK. Exits with 1 if more than 2 % of the runs are
 wrong and OK, if more than 3 % of the right ones are named, or if another threshold is missed. Runs are kept in
 out/modes.jsonl as they are made, so that the same command goes on where it was stopped. ``--quick`` takes 3 keys, and
-64 and 1,000 chains; that, and ``--keys``, ``--chains`` and ``--only``, write no results.
+64 and 1,000 chains, and has results of its own; with ``--minutes`` no run begins later, and these are of what was made.
+``--keys``, ``--chains`` and ``--only`` write no results.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,28 +78,34 @@ def rows_of(file: Path) -> list[Row]:
     return rows
 
 
-def measure(some: list[Case], runs: dict[int, int], file: Path) -> Iterator[Row]:
+def measure(
+    some: list[Case], runs: dict[int, int], file: Path, judged: bool = False, minutes: float = math.inf
+) -> Iterator[Row]:
     """Every run of these programs, those that the file lacks made and appended to it.
 
     Args:
         some: programs.
         runs: keys for every number of chains.
         file: one row a line.
+        judged: whether families whose spread is judged have as many keys as that takes; they come first.
+        minutes: after which no run begins.
     """
+    end = time.monotonic() + 60 * minutes
     kept = {(row["program"], row["chains"], row["key"]): row for row in rows_of(file)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    for case in some:
-        more = {JUDGED_CHAINS: JUDGED_KEYS} if case.family in JUDGED and runs.get(JUDGED_CHAINS) == KEYS else {}
-        wanted = [(case.name, n, key) for n, keys in (runs | more).items() for key in range(keys)]
-        density, answer = functools.cache(case.compile), functools.cache(case.exact)
-        for name, n, key in wanted:
-            if (name, n, key) not in kept:
-                row = measured(case, density, answer(), key, n) | {"commit": CODE.commit}
+    compiled, answers = functools.cache(lambda case: case.compile()), functools.cache(lambda case: case.exact())
+    spread = {(case, n): judged and case.family in JUDGED and n == JUDGED_CHAINS for n in runs for case in some}
+    for case, n in sorted(spread, key=lambda each: not spread[each]):
+        for key in range(JUDGED_KEYS if spread[case, n] else runs[n]):
+            if (case.name, n, key) not in kept:
+                if time.monotonic() > end:
+                    continue
+                row = measured(case, functools.partial(compiled, case), answers(case), key, n) | {"commit": CODE.commit}
                 with file.open("a") as out:  # what an interrupted write left stays on a line of its own
                     out.write("\n" + json.dumps(row))
-                kept[name, n, key] = row
+                kept[case.name, n, key] = row
                 print(as_text(row), flush=True)
-            yield kept[name, n, key]
+            yield kept[case.name, n, key]
 
 
 def as_text(row: Row) -> str:
@@ -173,6 +182,7 @@ def spreads(rows: list[Row]) -> list[float]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_KEYS} keys, chains {QUICK_CHAINS}")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no run begins")
     parser.add_argument("--keys", type=int, help="keys of every program")
     parser.add_argument("--chains", type=int, nargs="+", help="numbers of chains")
     parser.add_argument("--only", nargs="+", help="programs and families with one of these texts in their names")
@@ -181,13 +191,13 @@ def main(arguments: list[str] | None = None) -> int:
     keys = asked.keys or (QUICK_KEYS if asked.quick else KEYS)
     chains = asked.chains or (QUICK_CHAINS if asked.quick else CHAINS)
     some = [case for case in cases() if asked_for(case, asked.only)]
-    rows = list(measure(some, dict.fromkeys(chains, keys), asked.rows))
+    rows = list(measure(some, dict.fromkeys(chains, keys), asked.rows, not asked.keys, asked.minutes))
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["family"], row["chains"]), []).append(row)
     table = [in_table(family, n, some) for (family, n), some in groups.items()]
     commits = {row["commit"] for row in rows}
-    whole = not (asked.quick or asked.keys or asked.chains or asked.only) and commits == {CODE.commit}
+    whole = not (asked.keys or asked.chains or asked.only) and commits == {CODE.commit}
     if commits != {CODE.commit}:
         print(f"Rows are of {len(commits)} commits: remove {asked.rows} to measure this one alone.")
     kept = ("program", "chains", "key", "exact", "estimates", "errors", "outcome", "codes")
@@ -199,8 +209,13 @@ def main(arguments: list[str] | None = None) -> int:
         "than four of those of a quarter as many exact draws. False alarms are right runs with a finding. "
         "Compositions of the zoo have no exact answer, and count as right."
     )
+    made = {(row["program"], row["chains"]) for row in rows}
+    if left := [f"{case.name} at {n:,}" for n in chains for case in some if (case.name, n) not in made]:
+        notes += f" Time was up before {len(left)} of {len(left) + len(made)} programs and numbers of chains: "
+        notes += "; ".join(left) + "."
     title = "Modes: is a default run right, or does it say that it is not?"
-    return publish("modes", title, list(COLUMNS), table, checks(rows), details, notes, write=whole)
+    name = "modes_quick" if asked.quick else "modes"
+    return publish(name, title, list(COLUMNS), table, checks(rows), details, notes, write=whole)
 
 
 if __name__ == "__main__":

@@ -386,7 +386,7 @@ class _Errors(NamedTuple):
     fewest_ancestors: float = 3.0
     """Independent ancestors that an error takes, more than: Student's t with fewer has no variance."""
     fewest_families: float = 12.0
-    """Effective families of chains under which errors read off them say little; an eighth of N where N is small."""
+    """Effective families of chains under which errors read off them say little; less of N where N is small."""
     fewest_draws: int = 4
     """Draws of a chain that ArviZ's error of autocorrelated draws needs."""
 

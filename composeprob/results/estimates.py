@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
 from scipy import special
 
+from composeprob import tuning
 from composeprob.errors import InvalidValueError
 from composeprob.text import printable
 
@@ -178,6 +179,32 @@ def effective_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."
         elif flat.size:
             found = min(found, e)  # all values are equal: only the ancestors differ
     return found
+
+
+def known_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) -> float:
+    """Returns how many independent chains these are worth at least: the effective number e of their families, or more
+    where these are few, but their members have forgotten one another.
+
+    That is Σσ²/ΣV̂ over a site's entries, the least over sites, less a standard error: V̂ of one entry has e − 1 degrees
+    of freedom, and those of all have (e − 1)·D with D = (tr C)²/tr C², C their covariance.
+
+    Args:
+        families: of the chains.
+        values: each site's numbers, (N, …).
+    """
+    n, e = len(families.weights), families.effective
+    if not 2.0 < e < tuning.ERRORS.fewest_families:
+        return e
+    found = float(n)
+    for site in values:
+        flat = np.asarray(site, np.float64).reshape(n, -1)
+        flat = flat[:, np.isfinite(flat).all(0)]
+        rows = np.sqrt(families.weights)[:, None] * (flat - families.weights @ flat)
+        total, square = np.sum(rows**2), np.sum((rows @ rows.T if n < rows.shape[1] else rows.T @ rows) ** 2)
+        if square > 0:
+            sure = max(1 - math.sqrt(2 * square / ((e - 1) * total**2)), 0.0)
+            found = min(found, sure * total * (e - 1) / (e * families.variance(flat).sum()))
+    return max(e, found)
 
 
 def pareto_k(families: Families, num_chains: int) -> float:

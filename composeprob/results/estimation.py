@@ -18,6 +18,7 @@ from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeErr
 from composeprob.results.estimates import (
     Estimate,
     effective_chains,
+    known_chains,
     of_chains,
     pareto_k,
     plain,
@@ -182,10 +183,11 @@ class Estimating(Record):
         least, most = values.min(axes), values.max(axes)
         share = np.clip(mean.value, least, most)  # weights add up to 1 but for rounding
         size = self._size(values, share)
-        # Where no sample, or every one, is in the event, the spread over chains is 0: by the rule of succession.
+        # Where no sample, or every one, is in the event, the spread over chains is 0, and that of few may nearly be: by
+        # the rule of succession.
         seen = (share * size + 1) / (size + 2)
-        agreed = (least == most) & np.isfinite(mean.error)
-        error = np.where(agreed, np.sqrt(seen * (1 - seen) / (size + 2)), mean.error)
+        rare = ((least == most) | (size < tuning.ERRORS.fewest_families)) & np.isfinite(mean.error)
+        error = np.where(rare, np.maximum(np.sqrt(seen * (1 - seen) / (size + 2)), mean.error), mean.error)
         return Probability(_plain(share), _plain(error), mean.degrees, _plain(size))
 
     def quantile(self, fn: Callable[[dict[str, Array]], ArrayLike], q: float) -> Quantile:
@@ -236,9 +238,14 @@ class Estimating(Record):
         e = families.effective
         if self.draws is None or e >= tuning.ERRORS.fewest_families:
             of_chains = values if self.draws is None else values.mean(1)
-            if e <= tuning.ERRORS.fewest_ancestors:
-                return np.full(of_chains.shape[1:], np.nan), max(e - 1, 0.5)
-            return families.variance(of_chains) * e / (e - 1), e - 1
+            known = e if self.draws else known_chains(families, list(self.samples.values()))
+            if known <= tuning.ERRORS.fewest_ancestors:
+                return np.full(of_chains.shape[1:], np.nan), max(known - 1, 0.5)
+            variance = families.variance(of_chains) * e / (e - 1)
+            if e < tuning.ERRORS.fewest_families:  # too few to tell how far one number spreads: all have a say
+                centred = of_chains - np.tensordot(families.weights, of_chains, 1)
+                variance = np.maximum(variance, np.tensordot(families.weights, centred**2, 1) / known)
+            return variance, known - 1
         if self.draws < tuning.ERRORS.fewest_draws:
             return np.full(values.shape[2:], np.nan), 1.0
         from composeprob.results.arviz_versions import mean_error

@@ -292,23 +292,24 @@ def untrained_divisors(factors: Sequence[str]) -> list[tuple[Code, str]]:
 
 
 def fewest_families(num_chains: int) -> float:
-    """Effective number of families under which a population of N chains has become copies of few."""
+    """Effective number of families under which a population of N chains is given up, or not weighed by its paths."""
     return min(tuning.ERRORS.fewest_families, num_chains / 8)
 
 
-def few_ancestors(effective: float, distinct: float, num_chains: int, ends: bool) -> list[tuple[Code, str]]:
-    """The finding that chains descend from too few ancestors, if they do.
+def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) -> list[tuple[Code, str]]:
+    """The finding that chains have become copies of too few for errors to be stated, if they have.
 
     Args:
-        effective: 1/Σ W_e² over the families of chains with one first chain in common.
-        distinct: the number of these families.
+        worth: how many independent chains they are worth, by `known_chains`.
+        distinct: the number of families of chains with one first chain in common.
         num_chains: N.
         ends: whether the run came to its end; before, there is no need to look.
     """
-    if not ends or effective >= fewest_families(num_chains):
+    fewest = min(tuning.ERRORS.fewest_ancestors + 1, num_chains / 8)  # three degrees of freedom
+    if not ends or worth >= max(fewest, min(tuning.ERRORS.fewest_families, num_chains / 16)):
         return []
     text = (
-        f"The {num_chains} chains descend from {distinct:.0f} of the first ones, which are worth {effective:.1f}: "
+        f"The {num_chains} chains descend from {distinct:.0f} of the first ones, which are worth {worth:.1f}: "
         "shares of modes are as uncertain as with so few chains, and no standard error is given. "
     )
     fix = (

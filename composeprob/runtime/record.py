@@ -18,7 +18,7 @@ from composeprob.density.curl import curl
 from composeprob.density.evaluation import Position
 from composeprob.density.overlap import Finding, agreement, in_question
 from composeprob.results import status
-from composeprob.results.estimates import Families
+from composeprob.results.estimates import Families, known_chains
 from composeprob.results.later import later
 from composeprob.results.origin import as_code, versions
 from composeprob.results.result import Result
@@ -74,8 +74,6 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     if sampler.check_order is not None and math.isfinite(evidence):
         of_levels = math.nan if coarse is None else abs(coarse - evidence) / (2**sampler.check_order - 1)
     of_top = density.top.at(state.first).signal(float(log_snr[state.first]))
-    error = math.hypot(math.sqrt(float(run.evidence_variance)), of_levels, of_top)
-
     completed = len(levels) if arrived else density.num_levels - int(min(visited, default=density.num_levels))
     outside = 0.0 if values is None or not arrived else float(np.mean(np.isneginf(values) | np.isnan(values)))
     health = recorded["acceptance"], recorded["non_finite"], proposals, recorded["ess"], n, completed, len(levels)
@@ -84,11 +82,15 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     support = supported(state, positions, log_weights, paths, values) if arrived else Support(log_weights)
     log_weights = support.log_weights
     families = Families.from_ancestors(np.exp(log_weights - log_weights.max()), run.ancestors)
+    worth, squared = known_chains(families, list(positions.values())), float(run.evidence_variance)
+    if worth < tuning.ERRORS.fewest_families:  # as of means: a variance of few families, and Student's t
+        squared *= worth / max(worth - tuning.ERRORS.fewest_ancestors, 0.1)
+    error = math.hypot(math.sqrt(squared), of_levels, of_top)
     found = found.with_findings(
         *_diverged(state, positions),
         *((Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts),
         *([] if found.has(Code.WEIGHTS_COLLAPSED) else status.erratic_weights(variance)),
-        *status.few_ancestors(families.effective, len(np.unique(run.ancestors)), n, arrived),
+        *status.few_ancestors(worth, len(np.unique(run.ancestors)), n, arrived),
         *support.findings,
         *status.not_converged(float(run.drift)),
         *status.few_levels(of_levels),

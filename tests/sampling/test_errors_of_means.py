@@ -1,12 +1,14 @@
 """Standard errors: from families of chains, against the spread over keys, and withheld where they would mislead."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.results.estimates import Estimate, Families
+from composeprob.results.estimates import Estimate, Families, known_chains
 from composeprob.results.status import Code, few_ancestors, few_levels, not_converged
 from refusals import refused
 from sampling_cases import SCHEDULE, both, normal, run, single, squared, unit_energy
@@ -101,6 +103,31 @@ def test_copies_of_few_are_reported_and_their_errors_withheld():
     assert f"descend from {len(np.unique(result.first_ancestors))} " in result.status.message
 
 
+@pytest.mark.parametrize("kept", [0.0, 1.0])
+def test_few_families_are_worth_more_only_if_siblings_have_forgotten_one_another(kept):
+    """Sixty-four chains of five families, as their ancestors were or independent of them, in 40 entries or in one."""
+    rng, index = np.random.default_rng(0), np.arange(64) % 5
+    families = Families(np.full(64, 1 / 64), index)
+    x = kept * rng.normal(size=(5, 40))[index] + np.sqrt(1 - kept) * rng.normal(size=(64, 40))
+    assert families.effective == pytest.approx(5, abs=0.05)
+    worth = known_chains(families, [x])
+    assert worth == families.effective if kept else 20 < worth < 64
+    assert known_chains(families, [x, x[:, :1]]) <= worth
+    assert known_chains(Families(np.full(64, 1 / 64), np.arange(64)), [x]) == pytest.approx(64)
+
+
+def test_few_families_that_agree_on_an_event_do_not_make_its_error_small():
+    """A single copy of one of five first chains is elsewhere, in 30 entries that chains keep."""
+    result = run(cp.compile(single, normal(jnp.zeros(30))), sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
+    index = np.arange(64) % 5
+    x = np.where(np.arange(64)[:, None] == 0, 9.0, result["x"][:5][index])
+    few = dataclasses.replace(result, samples={"x": x}, first_ancestors=index)
+    rare = few.probability(lambda s: s["x"][0] > 8)
+    assert rare.value == pytest.approx(1 / 64)
+    assert 0.1 < rare.error < 0.25
+    assert few.mean(lambda s: s["x"][0] > 8).error > np.sqrt(1 / 64 * 63 / 64 / 5)
+
+
 @pytest.mark.parametrize(
     ("found", "code"),
     [
@@ -119,6 +146,8 @@ def test_findings_do_not_fire_without_reason():
     assert not few_ancestors(200.0, 300, 1000, True)
     assert not few_ancestors(3.0, 5, 1000, False)
     assert not few_ancestors(8.0, 8, 8, True)
+    assert not few_ancestors(4.5, 9, 64, True)
+    assert few_ancestors(3.5, 9, 64, True)
     assert not not_converged(0.0)
     assert not few_levels(0.3)
     assert not few_levels(np.nan)

@@ -23,7 +23,7 @@ from composeprob.kernels.base import Kernel
 from composeprob.results.result import Result
 from composeprob.runtime.stages import State, carry_out
 from composeprob.runtime.watchers import FewAncestors
-from composeprob.samplers.choose import can_wait, choose, independent, patient
+from composeprob.samplers.choose import can_wait, choose, composed, independent, patient
 from composeprob.samplers.run import Pace
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, every_device
@@ -226,26 +226,31 @@ def infer(
         kept = checkpoint_dir and Checkpoint(Path(checkpoint_dir.folder) / folder, checkpoint_dir.resume)
         return State(on, key, num_chains, spread, pace, draws, kept, progress, *chosen, series=2 * number, spent=spent)
 
-    run = state(0, chosen, pace, (sampler, reason))
+    run, result = state(0, chosen, pace, (sampler, reason)), None
     run.gives_up = chosen_here
+    waits = chosen_here and levels is None and can_wait(density)
     try:
         result = carry_out(run)
     except FewAncestors as few:
         why = f"SMC's {num_chains} chains had come to descend from {few}"
-        run = state(1, density if pace else chosen, None, independent(chosen, why, num_chains))
-        run.given_up = True
-        result = carry_out(run)
-    known = result.log_evidence is None or density.top.normalised
-    if not (run.weak and known and chosen_here and levels is None and can_wait(density)):
-        return result
+        spent = run.sampler.evaluations(run.first, int(run.visits.made))
+        if not (waits and composed(density)):
+            run = state(1, density if pace else chosen, None, independent(chosen, why, num_chains))
+            run.given_up = True
+            result = carry_out(run)
+    if result is not None:
+        if not (run.weak and waits and (result.log_evidence is None or density.top.normalised)):
+            return result
+        why, spent = f"{run.reason}; but {run.weak}, so that another run took its place", result.evaluations
     closer = on_close_levels(density)
-    chosen_then = patient(closer, f"{run.reason}; but {run.weak}, so that another run took its place", num_chains)
-    run = state(2, closer, None, chosen_then, spent=result.evaluations)
+    run = state(2, closer, None, patient(closer, why, num_chains), spent=spent)
     try:
         patiently = carry_out(run)
     except KeyboardInterrupt:
+        if result is None:
+            raise
         return result
-    return result if run.interrupted == "descend" and draws.store is None else patiently
+    return result if result and run.interrupted == "descend" and draws.store is None else patiently
 
 
 def _check_outermost(density: AnnealedDensity, key: Array) -> None:

@@ -38,7 +38,8 @@ def only_score(moved: str) -> str:
 
 def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
     """A sampler for this density and number of chains, and why it was chosen: `SMC` where weights can be trusted and
-    chains are many enough. Where these weights leave too few of the chains, `infer` goes on to `independent` ones."""
+    chains are many enough. Where these leave too few of the chains, `infer` goes on to `patient` or `independent` ones.
+    """
     energy, can = "energy" in density.capabilities, density.capabilities
     if energy and density.num_levels == 1:
         closings, then = closed_by(density, num_chains)
@@ -95,6 +96,12 @@ def can_wait(density: AnnealedDensity) -> bool:
     """Whether `patient` chains may do what others cannot: log-densities can be compared, at levels of noise."""
     noised = any(site.kind == "noised" for site in density.sites.values())
     return noised and density.num_levels > 1 and {"energy", "mode_depth"} <= density.capabilities
+
+
+def composed(density: AnnealedDensity) -> bool:
+    """Whether a program is of factors alone, without data and latents: where its weights are too uneven for `choose`'s
+    levels, closer ones are the remedy."""
+    return not density.observed() and all(site.kind == "noised" for site in density.sites.values())
 
 
 def patient(density: AnnealedDensity, why: str, num_chains: int) -> tuple[Sampler, str]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from scipy import stats
 
 import composeprob as cp
 from composeprob.results.status import Code
@@ -160,7 +161,7 @@ class TestGivingUp:
         factor = cp.Analytic(dist.MixtureSameFamily(mixing, modes), self.coarse)
         return cp.compile(both, factor, normal(jnp.full(6, 0.5), 0.3, self.coarse))
 
-    def test_independent_chains_take_its_place(self, tmp_path, monkeypatch):
+    def test_independent_chains_take_its_place_on_levels_that_were_asked_for(self, tmp_path, monkeypatch):
         density, words = self.density(), []
 
         def begun(*given, **more):
@@ -169,7 +170,8 @@ class TestGivingUp:
             return made
 
         monkeypatch.setattr(stages, "begin", begun)
-        result = run(density, chains=256, sampler=None, checkpoint_dir=tmp_path)
+        asked = {"levels": self.coarse.log_snr, "checkpoint_dir": tmp_path}
+        result = run(density, chains=256, sampler=None, **asked)
         assert result.sampler.startswith("AnnealedMCMC")
         assert "SMC's 256 chains had come to descend from" in result.reason
         assert "worth" in result.reason
@@ -177,9 +179,25 @@ class TestGivingUp:
         assert not np.isin(*words).any()  # what chance did to the first run it does not do to the second
         assert result.effective_chains == pytest.approx(256)
         assert not result.status.has(Code.ANCESTORS_COLLAPSED)
-        again = run(density, chains=256, sampler=None, checkpoint_dir=tmp_path)  # from both checkpoints
+        again = run(density, chains=256, sampler=None, **asked)  # from both checkpoints
         np.testing.assert_array_equal(result["x"], again["x"])
         assert again.reason == result.reason
+
+    def test_else_closer_levels_do_and_know_the_evidence(self, tmp_path):
+        """Six independent coordinates: a mode at +1 has all but nothing of the other one's mass under N(½, 0.3²)."""
+        result = run(self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path)
+        assert "SMC's 256 chains had come to descend from" in result.reason
+        assert "300 levels" in result.reason
+        assert result.status.ok
+        noise = self.coarse.alpha[0], self.coarse.sigma[0]
+        wide, narrow = (float(np.hypot(noise[0] * sd, noise[1])) for sd in (0.3, 0.1))
+        means = [float(noise[0]) * m for m in (0.5, 1.0, -1.0)]
+        width = np.hypot(wide, narrow)
+        one = np.logaddexp(*(stats.norm(means[0], width).logpdf(m) for m in means[1:])) - np.log(2)
+        assert abs(result.log_evidence - 6 * one) < 4 * result.log_evidence_error < 2
+        again = run(self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path)  # from both checkpoints
+        np.testing.assert_array_equal(result["x"], again["x"])
+        assert again.evaluations == result.evaluations
 
     def test_a_sampler_that_was_asked_for_is_kept_and_its_end_reported(self):
         result = run(self.density(), chains=256, sampler=cp.SMC())

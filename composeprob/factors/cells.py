@@ -39,12 +39,14 @@ class CellWindow(Around):
         event_shape: the canvas's shape.
         cells: flat indices into the canvas, (size,) with one for each entry of f's event, or (n, size).
         running: conditions of f's leaves that have one value for each set, along a leading axis.
+        at_once: how many sets are evaluated at once; None for all.
     """
 
     factor: Factor
     event_shape: tuple[int, ...] = eqx.field(static=True)
     cells: Indices = eqx.field(static=True)
     running: tuple[str, ...] = eqx.field(static=True, default=())
+    at_once: int | None = eqx.field(static=True, default=None)
 
     @property
     def count(self) -> int | None:

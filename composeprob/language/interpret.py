@@ -39,9 +39,11 @@ class Statement:
         anneal: the annealing policy of an observation; None where the program names none.
         where: ``"file.py:line"``.
         scale: what its log-probability is multiplied by (``handlers.scale``, subsampled plates).
-        dims: the plate that each axis of the value runs over, None where it is no plate's.
+        dims: the plate that each axis of the value runs over, None where it is no plate's; of evidence, each axis of
+            its distribution's batch.
         substituted: whether ``handlers.substitute`` gave the value of an observation, so that it is no data.
         site: of evidence, the name of the site that it looks at.
+        block: of evidence, how many of its plates' members are evaluated at once; None for all.
         conditional: whether the user says that a noised site's factor is a normalised conditional.
     """
 
@@ -55,6 +57,7 @@ class Statement:
     dims: tuple[str | None, ...]
     substituted: bool = False
     site: str = ""
+    block: int | None = None
     conditional: bool = False
 
     @property
@@ -153,9 +156,10 @@ class _Interpreter(Messenger):
             anneal=as_policy(msg["name"], infer.get("anneal")),
             where=msg["composeprob.where"],
             scale=msg.get("scale"),
-            dims=() if kind == "evidence" else _dims(msg),
+            dims=_dims(msg),
             substituted=kind == "observed" and not msg["is_observed"],
             site=self._site(msg["name"], infer["at"]) if kind == "evidence" else "",
+            block=infer.get("block"),
             conditional=infer.get("conditional", False),
         )
 
@@ -223,9 +227,10 @@ def _noised_prior(name: str, msg: Message) -> FactorDistribution:
 
 
 def _dims(msg: Message) -> tuple[str | None, ...]:
-    """The plate of each axis of a statement's value."""
-    shape = jnp.shape(msg["value"])
-    event_dim = msg["composeprob.dims"]
+    """The plate of each axis of a statement's value, of evidence of its distribution's batch."""
+    evidence = msg["composeprob.kind"] == "evidence"  # which has no value
+    shape = msg["fn"].batch_shape if evidence else jnp.shape(msg["value"])
+    event_dim = 0 if evidence else msg["composeprob.dims"]
     names: list[str | None] = [None] * len(shape)
     for frame in msg.get("cond_indep_stack") or ():
         axis = len(shape) - event_dim + frame.dim

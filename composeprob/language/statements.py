@@ -12,6 +12,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 from numpyro.primitives import Messenger, apply_stack
 
+from composeprob.arguments import check_count
 from composeprob.errors import InvalidValueError, ProgramError, ShapeError, WrongTypeError, a_kind
 from composeprob.factors.base import Factor, is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, number_request
@@ -149,6 +150,7 @@ def factor(
     anneal: str | Policy | None = None,
     *,
     at: ArrayLike | str | None = None,
+    block: int | None = None,
 ) -> None:
     r"""Evidence: multiplies exp(log_weight), or a factor at a site, into the program's density.
 
@@ -161,7 +163,10 @@ def factor(
 
     The site becomes a noised one, of samples x = α·η + σ·ε at level 0; its NumPyro prior, whose parameters may be
     latents, counts with its noised density at every level. In a plate of size n a condition whose leading axis is n
-    belongs to the plate's members one by one, and the n evaluations are one batch.
+    belongs to the plate's members one by one, and the n evaluations are one batch. Of nested plates the axes match from
+    the right, as NumPyro's: (sessions, subjects, …), (subjects, …) or (sessions, 1, …). In a plate that its site does
+    not stand in, such as the trials of one subject, the n factors multiply. ``numpyro.handlers.mask`` leaves members
+    out, which then cost nothing; ``numpyro.handlers.scale`` with a number raises the factor to that power.
 
     Args:
         name: the site's name.
@@ -169,10 +174,14 @@ def factor(
             level's index that returns one. With ``at`` a factor over one event of that site, whose conditions are data.
         anneal: as for `observe`; a factor needs none.
         at: the site that a factor looks at: the value that `sample` returned, or its name.
+        block: how many members of plates are evaluated at once, to bound memory; left out, all.
 
     Raises:
         DoublyIntractableError: a factor at a site that depends on a latent.
-        ProgramError: ``at`` names no site, or one whose prior has no noised density here.
+        ProgramError: ``at`` names no site, or one whose prior has no noised density here; or a mask is not known before
+            compilation.
+        ShapeError: events of another shape than the site's, plates that are not the site's, or a condition of which
+            several axes may be the plates'.
 
     Example:
         >>> import composeprob as cp, jax, numpyro.distributions as dist
@@ -189,9 +198,16 @@ def factor(
     infer = {"anneal": as_policy(name, anneal)}
     if is_factor(log_weight) or at is not None:
         evidence = check_evidence(name, log_weight, at, anneal)
+        if block is not None:
+            check_count(block, "block")
         _check_place("factor", name)
-        numpyro.sample(name, FactorDistribution(evidence), obs=jnp.zeros(()), infer={"at": at})
+        numpyro.sample(name, FactorDistribution(evidence), obs=jnp.zeros(()), infer={"at": at, "block": block})
         return
+    if block is not None:
+        raise InvalidValueError(
+            f"Evidence {name!r} is a log-weight, and block= bounds how many copies of a factor are evaluated at once.",
+            fix="leave block= out.",
+        )
     if callable(log_weight):
         log_weight = _at_level(name, log_weight, anneal)
     _check_place("factor", name)

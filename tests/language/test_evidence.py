@@ -1,5 +1,8 @@
 """Evidence at a site: a factor that multiplies the density where a site keeps a prior of its own."""
 
+import contextlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,6 +168,159 @@ def study_of_one(posterior, prior, m):
     with numpyro.plate("subjects", 3):
         eta = cp.sample("eta", dist.Normal(mu, tau))
         cp.factor("x", posterior.given(m=m) / prior, at=eta)
+
+
+SESSIONS, SUBJECTS = 3, 4
+
+
+class TestPlates:
+    """Of evidence in plates the score is the sum over the members that count, each with its own condition."""
+
+    LEVEL = 9
+    Y = np.random.default_rng(2).normal(size=(SESSIONS, SUBJECTS))
+    KEEP = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0]], bool)
+
+    def score(self, body, name="eta"):
+        """∇ log of π at the site less that of its prior N(0, 1), which every level has as it is."""
+        density = cp.compile(cp.program(body))
+        x = jnp.asarray(np.random.default_rng(4).normal(size=density.sites[name].shape), jnp.float32)
+        return x, density.score({name: x}, self.LEVEL)[name] + x
+
+    def of_members(self, x, m):
+        """∇ log of q/p₀ at level `LEVEL`."""
+        alpha, sigma = (float(a[self.LEVEL]) for a in (LEVELS.alpha, LEVELS.sigma))
+        clear, broad = (alpha**2 * width**2 + sigma**2 for width in (WIDTH, BROAD))
+        return -(x - alpha * np.asarray(m)) / clear + x / broad
+
+    @pytest.mark.parametrize("block", [None, 2])
+    def test_a_plate_that_the_site_does_not_stand_in_multiplies_and_a_mask_leaves_out(self, block):
+        """Subjects with unequal numbers of trials."""
+
+        def trials():
+            with numpyro.plate("subjects", SUBJECTS):
+                eta = cp.sample("eta", dist.Normal(0.0, 1.0))
+                with numpyro.plate("trials", SESSIONS), numpyro.handlers.mask(mask=self.KEEP):
+                    cp.factor("x", POSTERIOR.given(m=means(self.Y)) / PRIOR, at=eta, block=block)
+
+        x, found = self.score(trials)
+        expected = np.sum(self.KEEP * self.of_members(x, means(self.Y)), 0)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+    def test_one_site_under_a_plate_of_observations_is_the_product_over_them(self):
+        ms = means(self.Y[0])
+
+        def plate():
+            eta = cp.sample("eta", dist.Normal(0.0, 1.0))
+            with numpyro.plate("trials", SUBJECTS):
+                cp.factor("x", POSTERIOR.given(m=ms) / PRIOR, at=eta)
+
+        def product():
+            eta = cp.sample("eta", dist.Normal(0.0, 1.0))
+            cp.factor("x", cp.product(POSTERIOR / PRIOR, over={"m": ms}), at=eta)
+
+        np.testing.assert_allclose(self.score(plate)[1], self.score(product)[1], rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        "cut",
+        [np.s_[:, :], np.s_[0], np.s_[:1], np.s_[:, :1], np.s_[0, 0]],
+        ids=["each", "a subject's", "a subject's, with an axis", "a session's", "everyone's"],
+    )
+    def test_conditions_of_nested_plates(self, cut):
+        ms = means(self.Y)[cut]
+
+        def nested():
+            with numpyro.plate("subjects", SUBJECTS), numpyro.plate("sessions", SESSIONS):
+                eta = cp.sample("eta", dist.Normal(0.0, 1.0))
+                cp.factor("x", POSTERIOR.given(m=ms) / PRIOR, at=eta)
+
+        x, found = self.score(nested)
+        np.testing.assert_allclose(found, self.of_members(x, ms), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("keep", [[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
+    def test_members_without_evidence_have_their_prior(self, keep):
+        ms, keep = means(self.Y[0]), np.array(keep, bool)
+
+        def masked():
+            with numpyro.plate("subjects", SUBJECTS):
+                eta = cp.sample("eta", dist.Normal(0.0, 1.0))
+                with numpyro.handlers.mask(mask=keep):
+                    cp.factor("x", POSTERIOR.given(m=ms) / PRIOR, at=eta)
+
+        x, found = self.score(masked)
+        np.testing.assert_allclose(found, keep * self.of_members(x, ms), rtol=1e-4, atol=1e-4)
+
+    def test_a_scale_is_a_power(self):
+        ms = means(self.Y[0])
+
+        def scaled():
+            with numpyro.plate("subjects", SUBJECTS):
+                eta = cp.sample("eta", dist.Normal(0.0, 1.0))
+                with numpyro.handlers.scale(scale=2.5):
+                    cp.factor("x", POSTERIOR.given(m=ms) / PRIOR, at=eta)
+
+        x, found = self.score(scaled)
+        np.testing.assert_allclose(found, 2.5 * self.of_members(x, ms), rtol=1e-4, atol=1e-4)
+
+    def test_a_block_bounds_what_is_evaluated_at_once(self):
+        wide = cp.Diffusion(lambda x, t, m: jnp.tanh(jnp.ones(500) * x).sum() + m, LEVELS, event_shape=(),
+                            parameterization="score", time="log_snr", conditions=("m",))  # fmt: skip
+
+        def largest(block):
+            def body():
+                with numpyro.plate("subjects", 100):
+                    eta = cp.sample("eta", dist.Normal(0.0, 1.0))
+                    cp.factor("x", wide.given(m=jnp.zeros(100)), at=eta, block=block)
+
+            density = cp.compile(cp.program(body))
+            text = str(jax.make_jaxpr(lambda p: density.evaluator(p, 3).score)({"eta": jnp.ones(100)}))
+            return max(int(rows) for rows in re.findall(r"f32\[(\d+),500\]", text))
+
+        assert largest(None) == 100
+        assert largest(8) <= 8
+
+    @pytest.mark.parametrize(
+        ("plates", "condition", "mask", "told"),
+        [
+            ((4, 3), (3,), None, r"shape \(3,\), in the plates 'plate 1' of 3, 'plate 0' of 4"),
+            ((3, 4), (4, 2), None, r"its first axis is not where that plate's is[\s\S]*broadcast_to\(…, \(4, 3\)"),
+            ((3, 3), (3, 1), None, r"several of them fit"),
+            ((3,), (3,), (2, 3), r"stands in a mask with an axis of 2, where its site 'eta' has no plate"),
+        ],
+    )
+    def test_axes_that_are_no_plates_are_refused(self, plates, condition, mask, told):
+        def body():
+            with contextlib.ExitStack() as stack:
+                for i, size in enumerate(plates):
+                    stack.enter_context(numpyro.plate(f"plate {i}", size))
+                eta = cp.sample("eta", dist.Normal(0.0, 1.0))
+                if mask is not None:
+                    stack.enter_context(numpyro.handlers.mask(mask=np.ones(mask, bool)))
+                cp.factor("x", POSTERIOR.given(m=jnp.zeros(condition)) / PRIOR, at=eta)
+
+        with pytest.raises(ShapeError, match=told) as error:
+            cp.compile(cp.program(body))
+        assert "test_evidence.py:" in str(error.value)
+
+    def test_plates_masks_and_scales_that_say_nothing_of_the_site_are_refused(self):
+        def of(handler):
+            def body():
+                with numpyro.plate("subjects", 3):
+                    eta = cp.sample("eta", dist.Normal(0.0, 1.0))
+                with handler(eta):
+                    cp.factor("x", POSTERIOR.given(m=0.5) / PRIOR, at=eta)
+
+            return cp.compile(cp.program(body))
+
+        with pytest.raises(ShapeError, match="in plate 'trials', where its site 'eta' has plate 'subjects', of size 3"):
+            of(lambda eta: numpyro.plate("trials", 3))
+        with pytest.raises(ProgramError, match=r"scaled by an array[\s\S]*one number"):
+            of(lambda eta: numpyro.handlers.scale(scale=jnp.ones(3)))
+        with pytest.raises(DoublyIntractableError, match="'x' at site 'eta' depends on"):
+            of(lambda eta: numpyro.handlers.mask(mask=eta > 0))
+        with pytest.raises(InvalidValueError, match="block must be at least 1"):
+            cp.compile(cp.program(lambda: cp.factor("x", PRIOR, at="eta", block=0)))
+        with pytest.raises(InvalidValueError, match="'w' is a log-weight, and block= "):
+            cp.compile(cp.program(lambda: cp.factor("w", 0.0, block=2)))
 
 
 class TestKernel:

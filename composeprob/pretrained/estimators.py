@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -124,19 +125,19 @@ class Estimator(Diffusion):
 def from_estimator(estimator: object, schedule: Schedule | None = None, *, label: str = "posterior") -> Estimator:
     """Makes a factor of a posterior estimator that another package has trained: q(u | x), with the condition ``x``.
 
-    Read are GenSBI's conditional pipelines (flow matching, score matching, EDM) and BayesFlow's ``BasicEstimator`` with
-    a diffusion or flow-matching network, on Keras's JAX backend. The network is evaluated where it stands; nothing is
-    trained or copied. A score only: such a factor has no log-density.
+    Read are GenSBI's conditional pipelines (flow matching, score matching, EDM), BayesFlow's ``BasicEstimator`` with
+    a diffusion or flow-matching network, on Keras's JAX backend, and sbi's NPSE and FMPE, from a file that
+    ``tools/export_sbi.py`` writes beside torch. Nothing is trained. A score only: such a factor has no log-density.
 
     Args:
-        estimator: the trained estimator.
+        estimator: the trained estimator; of sbi the path of its file.
         schedule: the levels; left out, 60 of equal distance in log-SNR over the range of the network's training, at
             most from −9 to 11.
         label: the name to show.
 
     Raises:
         WrongTypeError: an object of no package that is read.
-        LoadError: another version of its package than was tried.
+        LoadError: another version of its package than was tried, or no file that the script wrote.
         InvalidValueError: an estimator of another kind than a diffusion or flow-matching network, or of which
             something (a source distribution, a transformation of θ) has no noised law of this form.
 
@@ -150,9 +151,21 @@ def from_estimator(estimator: object, schedule: Schedule | None = None, *, label
         Amerio 2026, *GenSBI*, arXiv 2605.27499. Radev et al. 2023, *BayesFlow*, JOSS 8(89).
     """
     # The versions whose estimators were read, and compared with the packages' own samples.
-    tried = {"gensbi": "0.5", "bayesflow": "2.1"}
+    tried = {"gensbi": "0.5", "bayesflow": "2.1", "sbi": "0.27"}
+    from composeprob.pretrained import bayesflow, gensbi, sbi
+
+    if isinstance(estimator, str | Path):
+        path = Path(estimator)
+        described, arrays = sbi.opened(path)
+        _check_version("sbi", str(described.get("version")), tried)
+        return Estimator(sbi.read(path, described, arrays), schedule, label)
     packages = {base.__module__.partition(".")[0] for base in type(estimator).__mro__}
     package = next((name for name in tried if name in packages), None)
+    if package == "sbi":
+        raise WrongTypeError(
+            f"{type(estimator).__name__} of sbi is a network of torch, which is not read here.",
+            fix="write it to a file by tools/export_sbi.py, beside torch, and pass the file's path.",
+        )
     if package is None:
         raise WrongTypeError(
             f"from_estimator reads estimators of {', '.join(tried)}; got {type(estimator).__module__}."
@@ -160,15 +173,16 @@ def from_estimator(estimator: object, schedule: Schedule | None = None, *, label
             fix="wrap another package's network yourself: cp.Diffusion(lambda theta, s, x: …, schedule, event_shape=…, "
             'parameterization="score", time="sigma", conditions=("x",)).',
         )
-    version = importlib.metadata.version(package)
+    _check_version(package, importlib.metadata.version(package), tried)
+    return Estimator({"gensbi": gensbi.read, "bayesflow": bayesflow.read}[package](estimator), schedule, label)
+
+
+def _check_version(package: str, version: str, tried: dict[str, str]) -> None:
     if ".".join(version.split(".")[:2]) != tried[package]:
         raise LoadError(
             f"This is {package} {version}; its estimators were read and compared for {tried[package]}.",
             fix=f"pip install '{package}=={tried[package]}.*', or wrap the network yourself by cp.Diffusion.",
         )
-    from composeprob.pretrained import bayesflow, gensbi
-
-    return Estimator({"gensbi": gensbi.read, "bayesflow": bayesflow.read}[package](estimator), schedule, label)
 
 
 def unreadable(estimator: object, what: str) -> InvalidValueError:

@@ -4,7 +4,9 @@ The stand-ins have the attributes of GenSBI's pipelines, and models that return 
 """
 
 import importlib.metadata
+import json
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +149,11 @@ def test_weights_are_arguments_of_compiled_code():
 @pytest.mark.parametrize(
     ("make", "error", "told"),
     [
-        (lambda: pipeline(*KINDS["EDM"], package="elsewhere"), WrongTypeError, "reads estimators of gensbi, bayesflow"),
+        (
+            lambda: pipeline(*KINDS["EDM"], package="elsewhere"),
+            WrongTypeError,
+            "reads estimators of gensbi, bayesflow, sbi",
+        ),
         (lambda: pipeline("NormalizingFlowMethod", flow), InvalidValueError, "is trained by NormalizingFlowMethod"),
         (
             lambda: pipeline("FlowMatchingMethod", flow, source=dist.Normal(jnp.ones((2, 1)), 1.0).to_event(2)),
@@ -177,3 +183,76 @@ def test_parameters_are_in_the_units_of_theta():
     posterior = cp.from_estimator(pipeline(*KINDS["EDM"]))
     np.testing.assert_array_equal(posterior.parameters(jnp.ones((5, 2))), np.ones((5, 2)))
     refused(lambda: posterior.parameters(jnp.ones((5, 3))), ShapeError, r"shape \(2,\); got an array \(5, 3\)")
+
+
+SBI = Path(__file__).parent / "data" / "sbi"
+"""What tools/export_sbi.py wrote of small networks, and what sbi 0.27 itself computes with them (told.npz)."""
+
+
+@pytest.mark.parametrize("kind", ["fmpe", "ve", "vp", "subvp"])
+def test_sbi_networks_give_the_scores_that_sbi_computes(kind):
+    """Flow matching with a Gaussian baseline; VE after an embedding net; VP with random Fourier features of time;
+    sub-VP in standardised units."""
+    told = {n.removeprefix(f"{kind}."): a for n, a in np.load(SBI / "told.npz").items() if n.startswith(f"{kind}.")}
+    posterior = cp.from_estimator(SBI / f"{kind}.npz")
+    noise = told["sd"] / told["m"]
+    low, high = (np.exp(-0.5 * end) for end in reversed(posterior.log_snr_range))
+    assert low < noise[0]
+    assert noise[-1] < high
+    alpha = 1 / np.sqrt(1 + noise**2)
+    posterior = cp.from_estimator(SBI / f"{kind}.npz", cp.Schedule.from_arrays(alpha, alpha * noise))
+    for level, x in enumerate(posterior.adapt(told["x"])):
+        ratio = alpha[level] / told["m"][level]
+        density = cp.compile(single, posterior.given(x=x))
+        found = density.score({"x": jnp.asarray(told["theta"][level] * ratio)}, level)["x"] * ratio
+        # sbi leaves out a factor 1 + .001 of its scores under flow matching.
+        np.testing.assert_allclose(found, told["score"][level], rtol=3e-3, atol=3e-3)
+    assert posterior.parameters(np.zeros(2)).tolist() == pytest.approx(posterior.units.location.tolist())
+    assert (kind == "subvp") == bool(np.any(posterior.units.location))
+
+
+def test_sbi_files_that_cannot_be_read_are_named(tmp_path):
+    with np.load(SBI / "vp.npz") as file:
+        arrays = dict(file)
+
+    def written(**changed):
+        path = tmp_path / "posterior.npz"
+        described = json.loads(str(arrays["described"])) | changed.pop("described", {})
+        kept = {n: a for n, a in (arrays | changed).items() if a is not None}
+        np.savez(path, **kept | {"described": np.array(json.dumps(described))})
+        return path
+
+    assert cp.from_estimator(written()).event_shape == (2,)
+    refused(
+        lambda: cp.from_estimator(written(described={"version": "0.28.1"})),
+        LoadError,
+        r"This is sbi 0\.28\.1; .* for 0\.27",
+    )
+    with pytest.raises(InvalidValueError, match="holds a MixedDensityEstimator"):
+        cp.from_estimator(written(described={"kind": "MixedDensityEstimator"}))
+    with pytest.raises(InvalidValueError, match="activation of the network is Mish"):
+        cp.from_estimator(written(described={"activation": "Mish"}))
+    refused(
+        lambda: cp.from_estimator(written(**{"net.input_layer.weight": None})),
+        LoadError,
+        r"lacks 'net.input_layer.weight' for a VPScoreEstimator",
+    )
+    refused(
+        lambda: cp.from_estimator(tmp_path / "nowhere.npz"),
+        LoadError,
+        r"no estimator that was exported[\s\S]*export_sbi.py",
+    )
+    (tmp_path / "pickled.npz").write_bytes(b"\x80\x04]\x94.")
+    refused(lambda: cp.from_estimator(tmp_path / "pickled.npz"), LoadError, r"no estimator that was exported")
+    refused(
+        lambda: cp.from_estimator(written()).adapt(np.zeros((5, 3))),
+        ShapeError,
+        r"have shape \(2,\); got an array \(5, 3\)",
+    )
+    refused(
+        lambda: cp.from_estimator(
+            type("VPScoreEstimator", (), {"__module__": "sbi.neural_nets.estimators.score_estimator"})()
+        ),
+        WrongTypeError,
+        r"network of torch[\s\S]*export_sbi.py",
+    )

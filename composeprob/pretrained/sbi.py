@@ -1,0 +1,201 @@
+"""sbi's NPSE and FMPE, from the file that ``tools/export_sbi.py`` writes beside torch: arrays, and JSON about them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from composeprob.errors import InvalidValueError, LoadError, ShapeError
+from composeprob.pretrained.estimators import Reading
+
+Arrays = dict[str, Array]
+
+
+def opened(path: Path) -> tuple[dict[str, Any], Arrays]:
+    """What a file says of an estimator, and its arrays. Nothing in it is run.
+
+    Raises:
+        LoadError: there is no such file, or another one than the script writes.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+        described = json.loads(str(arrays.pop("described")))
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise LoadError(
+            f"{path} is no estimator that was exported: {error}.",
+            fix="write it by tools/export_sbi.py, beside torch and sbi.",
+        ) from error
+    wrong = sorted(name for name, a in arrays.items() if not np.issubdtype(a.dtype, np.floating))
+    if not isinstance(described, dict) or wrong:
+        raise LoadError(f"{path} has no numbers for {', '.join(wrong) or 'its description'}.", fix="export it again.")
+    return described, {name: jnp.asarray(a, jnp.result_type(float)) for name, a in arrays.items()}
+
+
+def read(path: Path, described: dict[str, Any], arrays: Arrays) -> Reading:
+    """What `from_estimator` needs of a ``ConditionalScoreEstimator`` or ``FlowMatchingEstimator``.
+
+    sbi's noise is in the units of θ; only with ``compose_standardization`` in standardised ones.
+
+    Raises:
+        LoadError: the file lacks what its kind needs.
+        InvalidValueError: another kind of estimator, activation or embedding.
+    """
+    try:
+        mean, sigmas = _kind(described)
+        shape = jnp.shape(arrays["net.output_layer.bias"])
+        network = _mlp(_activation(described["activation"]), bool(described["skip"]))
+        prior = [jnp.broadcast_to(jnp.reshape(arrays[name], -1), shape) for name in ("mean_0", "std_0")]
+        units = [np.asarray(arrays[name]).reshape(shape) for name in ("shift", "scale")]
+        weights = {name: array for name, array in arrays.items() if name.startswith("net.")}
+        layers = [(kind, _part(arrays, f"embedding.{i}.")) for i, kind in enumerate(described["embedding"])]
+        condition = described["condition_shape"]
+        condition = None if condition is None else tuple(condition)
+        # A file that lacks an array is found here, and not inside of a compiled run.
+        width = jnp.shape(arrays["net.condition_layer.weight"])[1]
+        jax.eval_shape(lambda: network(weights, jnp.zeros(shape), jnp.zeros(width), jnp.ones(())))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InvalidValueError):
+            raise
+        raise LoadError(f"{path} lacks {error} for a {described.get('kind')}.", fix="export it again.") from error
+
+    def denoise(arrays: PyTree[Array], y: Array, s: Array, x: Array) -> Array:
+        weights, location, scale = arrays
+        return mean(lambda u, t: network(weights, u, x, t), location, scale, y, s)
+
+    def adapt(x: ArrayLike) -> Array:
+        data = jnp.asarray(x, jnp.result_type(float))
+        wanted = (width,) if condition is None else condition
+        if data.shape[1:] != wanted:
+            raise ShapeError(
+                f"Conditions of {path.name} have shape {wanted}; got an array {data.shape}.",
+                fix="pass n of them, (n, …)"
+                + (": it was exported without its embedding net." if condition is None else "."),
+            )
+        return jax.vmap(lambda row: _embedded(layers, row))(data)
+
+    return Reading(denoise, (weights, *prior), shape, sigmas, adapt, *units)
+
+
+def _part(arrays: Arrays, start: str) -> Arrays:
+    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+
+
+def _activation(name: str) -> Callable[[Array], Array]:
+    """An activation by the name of torch's class."""
+    known: dict[str, Callable[[Array], Array]] = {
+        "GELU": lambda x: jax.nn.gelu(x, approximate=False),
+        "ReLU": jax.nn.relu,
+        "SiLU": jax.nn.silu,
+        "Tanh": jnp.tanh,
+        "ELU": jax.nn.elu,
+    }
+    if name not in known:
+        raise InvalidValueError(
+            f"An activation of the network is {name}.", fix=f"train with one of {', '.join(known)}."
+        )
+    return known[name]
+
+
+def _linear(w: Arrays, name: str, x: Array) -> Array:
+    return w[f"{name}weight"] @ x + w[f"{name}bias"]
+
+
+def _norm(w: Arrays, name: str, x: Array) -> Array:
+    clear = (x - jnp.mean(x)) / jnp.sqrt(jnp.var(x) + 1e-5)  # torch's ε
+    return w[f"{name}weight"] * clear + w[f"{name}bias"]
+
+
+def _embedded(layers: list[tuple[str, Arrays]], x: Array) -> Array:
+    """One observation through the embedding, whose layers the script has listed."""
+    for kind, w in layers:
+        if kind == "Standardize":
+            x = (x - w["_mean"]) / w["_std"]
+        elif kind == "Flatten":
+            x = x.reshape(-1)
+        elif kind in ("Linear", "LayerNorm"):
+            x = (_linear if kind == "Linear" else _norm)(w, "", x)
+        else:
+            x = _activation(kind)(x)
+    return x
+
+
+def _mlp(activation: Callable[[Array], Array], skip: bool) -> Callable[..., Array]:
+    """``VectorFieldMLP``: (weights, its input, condition, its time) → its output."""
+
+    def network(w: Arrays, u: Array, x: Array, t: Array) -> Array:
+        both = jnp.concatenate([_linear(w, "net.input_layer.", u), _linear(w, "net.condition_layer.", x)])
+        h = activation(_linear(w, "net.input_merge_layer.", activation(both)))
+        if "net.time_emb.W" in w:
+            turns = t * w["net.time_emb.W"] * 2 * jnp.pi
+            embedded = jnp.concatenate([jnp.sin(turns), jnp.cos(turns)])
+        else:
+            turns = t * w["net.time_emb.div_term"]
+            embedded = jnp.stack([jnp.sin(turns), jnp.cos(turns)], 1).reshape(-1)
+        time = _linear(w, "net.time_linear_layer.", embedded)
+        for i in range(sum(name.startswith("net.layers.") for name in w) // 2):
+            h = activation(_linear(w, f"net.layers.{i}.", h)) + time + (h if skip else 0.0)
+            h = _norm(w, f"net.layers_norm.{i}.", h) if f"net.layers_norm.{i}.weight" in w else h
+        return _linear(w, "net.output_layer.", h)
+
+    return network
+
+
+Mean = Callable[[Callable[[Array, Array], Array], Array, Array, Array, Array], Array]
+"""E[θ | θ + s·ε = y] of the network as a function of (its input, its time), the mean and standard deviation of the
+training's θ, y and s."""
+
+
+def _kind(about: dict[str, Any]) -> tuple[Mean, tuple[float, float]]:
+    """What makes the mean of the network's output, and the least and greatest s of the training."""
+    kind = about["kind"]
+    if kind == "FlowMatchingEstimator":
+        return _flow(about["noise_scale"], bool(about["gaussian_baseline"])), (max(0.004, about["noise_scale"]), 100.0)
+    if kind not in ("VEScoreEstimator", "VPScoreEstimator", "SubVPScoreEstimator"):
+        raise InvalidValueError(f"The file holds a {kind}.", fix="train NPSE (VE, VP or sub-VP) or FMPE.")
+    ends = np.array([about["t_min"], about["t_max"]])
+    if kind == "VEScoreEstimator":
+        low, high = about["sigma_min"] * (about["sigma_max"] / about["sigma_min"]) ** ends
+        return _score(lambda s: jnp.ones_like(s)), (float(low), float(high))
+    squared = np.exp(-0.5 * ends**2 * (about["beta_max"] - about["beta_min"]) - ends * about["beta_min"])  # m²
+    if kind == "VPScoreEstimator":
+        low, high = np.sqrt((1 - squared) / squared)
+        return _score(lambda s: 1 / jnp.sqrt(1 + s**2)), (float(low), float(high))
+    low, high = (1 - squared) / np.sqrt(squared)  # of sub-VP σ = 1 − m²
+    return _score(lambda s: 2 / (s + jnp.sqrt(s**2 + 4))), (float(low), float(high))
+
+
+def _flow(extra: float, baseline: bool) -> Mean:
+    """Of θ_t = (1 − t)·θ + (t + extra)·ε the velocity is E[ε − θ | θ_t], and t follows from s = (t + extra)/(1 − t)."""
+
+    def mean(network: Callable[[Array, Array], Array], loc: Array, sd: Array, y: Array, s: Array) -> Array:
+        t = (s - extra) / (1 + s)
+        moved, clear = (1 - t) * y, ((1 - t) * sd) ** 2 + t**2 + 1e-6
+        away = moved - (1 - t) * loc
+        of_gaussian = (t - (1 - t) * sd**2) / clear * away if baseline else 0.0
+        velocity = of_gaussian - loc + jnp.sqrt(1 + sd**2) * network(away / jnp.sqrt(clear), t)
+        return (moved - (t + extra) * velocity) / (1 + extra)
+
+    return mean
+
+
+def _score(signal: Callable[[Array], Array]) -> Mean:
+    """Of θ_t = m·θ + σ·ε the score is that of a Gaussian less m/σ times the network, which is given σ for a time."""
+
+    def mean(network: Callable[[Array, Array], Array], loc: Array, sd: Array, y: Array, s: Array) -> Array:
+        m = signal(s)
+        sigma, away = m * s, m * (y - loc)
+        clear = (m * sd) ** 2 + sigma**2
+        score = -m / sigma * network(away / jnp.sqrt(clear), sigma) - away / clear
+        return y + sigma**2 / m * score
+
+    return mean

@@ -119,6 +119,25 @@ class TestDensity:
         sizes = [var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars]
         assert max(sizes) < 50_000
 
+    def test_the_compiled_transition_is_no_longer_for_a_thousand_members(self):
+        """Members are rows of arrays: the program that is compiled has as many lines for 8 as for 1,000."""
+
+        def lines(number):
+            density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(number)))
+            layout, noise = Layout.of_density(density), density.schedule.at(3)
+            transitions = Transitions.resolved(Interweaving(lambda schedule: schedule.sigma**2), 1, density)
+
+            def step(key, v):
+                particle = transitions.start(jax.random.key_data(key), v, layout.evaluate(density, v, 3, parts=False))
+                return transitions.step(density, False, (transitions.untuned(1), noise), key, particle)[0].points
+
+            text = jax.jit(step).lower(jax.random.key(0), jnp.zeros(number + 2)).as_text()
+            return len(text.splitlines()), len(text)
+
+        (few, small), (many, large) = lines(8), lines(1000)
+        assert many == few
+        assert large < 1.3 * small
+
     def test_several_pieces_multiply_and_a_name_does_for_the_site(self):
         @cp.program
         def twice(ms):

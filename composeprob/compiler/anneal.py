@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     shapes = tuple((name, site.shape) for name, site in sites.items() if name in looked_at)
     priors = {name: _prior(site) for name, site in sites.items() if name in looked_at}
     rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
-    xs = {name: rng.standard_normal(site.shape).astype(float_) for name, site in sites.items()}
+    xs: dict[str, Any] = {name: rng.standard_normal(site.shape).astype(float_) for name, site in sites.items()}
 
     def why(of_site: Callable[[str], str | None], o: Observation) -> str | None:
         return next((reason for name in sorted(o.looks_at) if (reason := of_site(name))), None)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -256,7 +255,7 @@ def no_slope(site: Site) -> str | None:
     return None
 
 
-def bent(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Any]) -> dict[str, str]:
+def bent(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]) -> dict[str, str]:
     """Which observations have a derivative that was stopped or replaced."""
     off = np.asarray(_residuals_off(traced, names, shapes, xs)) > 1e-3
     return {n: not_linear() for n, here in zip(names, off, strict=True) if here}

@@ -233,7 +233,7 @@ def grouped(
     names: tuple[str, ...],
     shapes: Shapes,
     priors: Mapping[str, Prior | str],
-    xs: dict[str, Any],
+    xs: dict[str, Array],
     bridged: bool,
     reasons: dict[str, str],
 ) -> Exact | None:

@@ -16,7 +16,6 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -299,7 +298,7 @@ def _is_linear(eqn: JaxprEqn, places: Sequence[int]) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _transposes(
-    primitive: Primitive, params: tuple[tuple[str, Any], ...], avals: tuple[Aval, ...], places: tuple[int, ...]
+    primitive: Primitive, params: tuple[tuple[str, object], ...], avals: tuple[Aval, ...], places: tuple[int, ...]
 ) -> bool:
     def transposed(operands: Sequence[Array]) -> Array:
         def of(*terms: Array) -> list[Array]:

@@ -115,13 +115,17 @@ def _check_network(factor: Diffusion, given: dict[str, Array], noises: Noise, si
     raise NetworkError(found, where=site.where, fix=fix)
 
 
+OnHost = Any
+"""Of NumPy, where functions are for arrays of JAX: nothing is compiled."""
+
+
 @dataclass(frozen=True)
 class Outputs:
     """A network's outputs at draws x of N(0, σ²) at one level, and the number ``beside`` them."""
 
-    values: Any
-    beside: Any
-    x: Any
+    values: OnHost
+    beside: OnHost
+    x: OnHost
     noise: Noise
 
     @classmethod
@@ -132,7 +136,7 @@ class Outputs:
         dtype = np.dtype(jnp.result_type(float))
         real = np.issubdtype(np.asarray(noises.index).dtype, np.floating)
         index = np.dtype(jnp.result_type(float if real else int)).type(noises.index[level])
-        host: Any = (index, dtype.type(noises.alpha[level]), dtype.type(noises.sigma[level]))
+        host: OnHost = (index, dtype.type(noises.alpha[level]), dtype.type(noises.sigma[level]))
         noise = Noise(*host)
         # About 256 entries in all, of 4 to 64 events.
         count = min(max(256 // max(math.prod(factor.event_shape), 1), 4), 64)

@@ -18,6 +18,9 @@ Aval = jax.core.ShapedArray
 Fact = TypeVar("Fact")
 
 
+Rule = Callable[[Any, JaxprEqn, list[Any]], Sequence[Any] | None]
+
+
 class Values(dict[Var, Fact]):
     """What is known of each variable of a trace.
 
@@ -25,7 +28,7 @@ class Values(dict[Var, Fact]):
         constant: what is known of a number, of this shape and type.
     """
 
-    def __init__(self, constant: Callable[[Any, Aval], Fact]):
+    def __init__(self, constant: Callable[[object, Aval], Fact]):
         super().__init__()
         self.constant = constant
 
@@ -38,7 +41,7 @@ class Walk(Generic[Fact]):
             known of its operands. None from a rule leaves the equation to `otherwise`.
     """
 
-    rules: ClassVar[Mapping[str, Callable[[Any, JaxprEqn, list[Any]], Sequence[Any] | None]]] = {}
+    rules: ClassVar[Mapping[str, Rule]] = {}
 
     @abstractmethod
     def constant(self, value: Any, like: Aval) -> Fact:
@@ -57,7 +60,7 @@ class Walk(Generic[Fact]):
     def evaluate(
         self,
         jaxpr: Jaxpr,
-        consts: Sequence[Any],
+        consts: Sequence[object],
         given: Sequence[Fact | None],
         copies: Mapping[Var, Var] | None = None,
     ) -> Values[Fact]:
@@ -89,7 +92,7 @@ class Walk(Generic[Fact]):
         return None if inner is None else self.outputs(inner, given)
 
 
-CALLS: Mapping[str, Callable[[Any, JaxprEqn, list[Any]], Sequence[Any] | None]] = dict.fromkeys(
+CALLS: Mapping[str, Rule] = dict.fromkeys(
     ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"),
     Walk.enter,
 )
@@ -124,12 +127,12 @@ def fixed_point(
     return carry
 
 
-def rebind(eqn: JaxprEqn, operands: Sequence[Array], params: dict[str, Any] | None = None) -> list[Array]:
+def rebind(eqn: JaxprEqn, operands: Sequence[Array], params: dict[str, object] | None = None) -> list[Array]:
     """The outputs of a traced equation for other operands, and where they are given for other parameters."""
     return bind(eqn.primitive, operands, eqn.params if params is None else params)
 
 
-def bind(primitive: Primitive, operands: Sequence[Array], params: dict[str, Any]) -> list[Array]:
+def bind(primitive: Primitive, operands: Sequence[Array], params: dict[str, object]) -> list[Array]:
     """What a primitive with an equation's parameters makes of operands."""
     bound = primitive.get_bind_params(params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
@@ -153,7 +156,7 @@ class Influence(Walk[frozenset[str]]):
     Calls and scans are looked into; of any other primitive every output depends on every input.
     """
 
-    def constant(self, value: Any, like: object) -> frozenset[str]:
+    def constant(self, value: object, like: object) -> frozenset[str]:
         return frozenset()
 
     def otherwise(self, eqn: JaxprEqn, given: list[frozenset[str]]) -> list[frozenset[str]]:

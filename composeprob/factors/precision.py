@@ -97,7 +97,7 @@ class _Products(Evaluation):
 
 
 def _product(
-    primitive: Primitive, params: dict[str, Any], operands: list[Array], dtype: DTypeLike, out: DTypeLike
+    primitive: Primitive, params: dict[str, object], operands: list[Array], dtype: DTypeLike, out: DTypeLike
 ) -> Array:
     """A product of operands in ``dtype``: summed in ``out``, but where a derivative is multiplied.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +14,13 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError, LoadError, ShapeError
+from composeprob.json_data import JSONObject
 from composeprob.pretrained.estimators import Reading
 
 Arrays = dict[str, Array]
 
 
-def opened(path: Path) -> tuple[dict[str, Any], Arrays]:
+def opened(path: Path) -> tuple[JSONObject, Arrays]:
     """What a file says of an estimator, and its arrays. Nothing in it is run.
 
     Raises:
@@ -41,7 +41,7 @@ def opened(path: Path) -> tuple[dict[str, Any], Arrays]:
     return described, {name: jnp.asarray(a, jnp.result_type(float)) for name, a in arrays.items()}
 
 
-def read(path: Path, described: dict[str, Any], arrays: Arrays) -> Reading:
+def read(path: Path, described: JSONObject, arrays: Arrays) -> Reading:
     """What `from_estimator` needs of a ``ConditionalScoreEstimator`` or ``FlowMatchingEstimator``.
 
     sbi's noise is in the units of θ; only with ``compose_standardization`` in standardised ones.
@@ -155,7 +155,7 @@ Mean = Callable[[Callable[[Array, Array], Array], Array, Array, Array, Array], A
 training's θ, y and s."""
 
 
-def _kind(about: dict[str, Any]) -> tuple[Mean, tuple[float, float]]:
+def _kind(about: JSONObject) -> tuple[Mean, tuple[float, float]]:
     """What makes the mean of the network's output, and the least and greatest s of the training."""
     kind = about["kind"]
     if kind == "FlowMatchingEstimator":

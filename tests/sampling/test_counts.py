@@ -94,7 +94,8 @@ def jaxprs(value):
 
 
 def traced(name):
-    """In how many loops each place is where a network is evaluated: at the start, on the way down, and for a draw."""
+    """In how many loops each place is where a network is evaluated: at the start, on the way down, and for a draw, of
+    samplers that move."""
     sampler, density, _ = counted(name)
     sampler = sampler.prepare(density)
     first = sampler.first_level(density)
@@ -112,7 +113,6 @@ def test_a_loop_has_the_network_once(name):
     """Whatever steps to a level, corrects the step and moves there: what compiling takes grows with every copy."""
     start, *ways = traced(name)
     assert start == []
-    assert len(ways) == (1 if name == "Ancestral" else 2)
     assert all(len(way) == 1 and way[0] >= 1 for way in ways)
 
 

@@ -406,6 +406,12 @@ class _Findings(NamedTuple):
     """Error of the log-evidence from the levels' distance, in nats, that is worth a finding beside the number."""
     curl_ceiling: float = 0.1
     """Relative curl above which a score counts as no gradient."""
+    own_score: float = 1.0
+    """By how much the steepness of a factor's score at its own draws may be off, or its shift twice."""
+    own_score_right: float = 0.25
+    """By how much at levels that are recommended."""
+    own_draws: int = 256
+    """Of a factor, at most, and at least an eighth of it."""
     far_signal: float = 1.0
     """Signal over noise at the noisiest level that more than `many` samples may not exceed."""
     farthest_signal: float = 10.0

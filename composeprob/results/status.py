@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from composeprob import tuning
+from composeprob.density.own_draws import OwnScore
 from composeprob.text import printable
 
 
@@ -267,6 +268,31 @@ def not_conservative(curl: Mapping[str, float]) -> list[tuple[Code, str]]:
         "energy parameterization, or use a kernel without a test: cp.ULA, cp.UHMC, or cp.SMC with kernel=None."
     )
     return [(Code.NOT_CONSERVATIVE, text)]
+
+
+def other_laws(found: Mapping[str, OwnScore], log_snr: np.ndarray) -> list[tuple[Code, str]]:
+    """The finding that chains follow scores which belong to other distributions than the factors' own draws.
+
+    Args:
+        found: of factors whose score a line integral relied on.
+        log_snr: of the levels, (K,).
+    """
+    wrong = {name: own for name, own in found.items() if own.wrong}
+    if not wrong:
+        return []
+    told = ", ".join(
+        f"that of {name} is {own.steepness:.2g} times as steep as their spread says, and shifted by {own.shift:.2g} sd"
+        for name, own in wrong.items()
+    )
+    known = [own.right_from for own in wrong.values() if own.right_from is not None]
+    end = f"at a log-SNR of {log_snr[max(known)]:.2g} and below" if len(known) == len(wrong) else "at no level"
+    text = (
+        f"At level 0 scores are not those of the factors' own draws by reverse diffusion: {told}. Errors of a network "
+        "grow as noise falls, and Metropolis tests lead chains where such a score leads, not to what was learned. They "
+        f"are about right {end}: end the levels there (schedule=cp.Schedule.log_snr(60, max=…)), train with more "
+        "weight on little noise, or use cp.Ancestral, for one factor alone."
+    )
+    return [(Code.NETWORK_DOUBTED, text)]
 
 
 def no_number(observed: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.curl import curl
 from composeprob.density.evaluation import Position
 from composeprob.density.overlap import Finding, agreement, in_question
+from composeprob.density.own_draws import OwnScore, own_scores
 from composeprob.results import status
 from composeprob.results.estimates import Families, known_chains
 from composeprob.results.later import later
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
 
 class Fold(IntEnum):
     """Numbers that are folded into a run's key: for directions of curl, for the noise of samples under which factors
-    are asked whether they agree, for the chains of a pilot run, and for draws of the program's factors."""
+    are asked whether they agree, for the chains of a pilot run, for draws of the program's factors, and for those whose
+    scores are asked."""
 
     CURL = 2**31 - 2
     OVERLAP = 2**31 - 7
     PILOT = 2**31 - 8
     SCOUTS = 2**31 - 9
+    OWN_DRAWS = 2**31 - 10
 
 
 def summarised(state: State, samples: dict[str, np.ndarray], positions: Position, coarse: float | None) -> Result:
@@ -98,13 +101,18 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     state.weak = _weak(found) if arrived and not state.interrupted else ""
     found, overlap = _ended(found, state, arrived), _overlap(state, run, positions)
     scouts, suspects = _scouts(state, run, positions, families), _suspects(density, positions, found)
+    own = _own_scores(state, run, positions)
 
     def with_answers(result: Result) -> Status:
         agreement = overlap()
         answers = ((Code(finding.code), finding.message) for finding in agreement)
         divisors = status.untrained_divisors([finding.factor for finding in agreement if finding.divides])
         known = found.noted(Code.NON_FINITE, status.no_number(suspects())).with_findings(
-            *status.not_conservative(result.curl), *support.later(), *answers, *divisors
+            *status.not_conservative(result.curl),
+            *support.later(),
+            *answers,
+            *divisors,
+            *status.other_laws(own(), log_snr),
         )
         return known.with_findings(*(each for each in scouts() if not known.has(each[0])))
 
@@ -164,6 +172,20 @@ def _overlap(state: State, run: Run, positions: Position) -> Callable[[], tuple[
     if not all(np.isfinite(x).all() for x in positions.values()):
         return tuple
     return lambda: agreement(density, positions, jax.random.fold_in(key, np.uint32(Fold.OVERLAP)), levels)
+
+
+def _own_scores(state: State, run: Run, positions: Position) -> Callable[[], dict[str, OwnScore]]:
+    """Asks factors whose score a line integral relied on whether it is that of their own draws, for a small share of
+    what the run has taken."""
+    density, key, most = state.density, state.key, tuning.FINDINGS.own_draws
+    if not (run.visits.arrived and state.sampler.integrates_score):
+        return dict
+    share = tuning.CHECKS.share * state.sampler.evaluations(state.first, int(run.visits.made)) / density.num_levels
+    number = min(int(share * state.num_chains), state.num_chains, most)
+    if number < most // 8:
+        return dict
+    some = jax.tree.map(lambda leaf: leaf[:number].copy(), positions)
+    return lambda: own_scores(density, some, jax.random.fold_in(key, np.uint32(Fold.OWN_DRAWS)))
 
 
 def _suspects(density: AnnealedDensity, positions: Position, found: Status) -> Callable[[], list[str]]:

@@ -1,0 +1,127 @@
+r"""Whether the scores of a trained factor are those of the distribution which its own reverse diffusion draws.
+
+A distribution with the score s has $E[s] = 0$ and $E[s\,(x - \bar x)^\top] = -I$ (Stein's identity). The error of a
+network that predicts noise grows like 1/σ in its score. Reverse diffusion hardly sees that, as its steps are of length
+σ², but chains that a Metropolis test moves at a level are left with nothing else: they go to where such a score leads,
+whatever the network has learned. Of each number of the site are asked, over draws of the factor alone at each level,
+
+$$\text{shift}_i = \mathrm{sd}_i\,|E[s_i]|, \qquad \text{steepness}_i = -E[s_i\,(x_i - \bar x_i)],$$
+
+0 and 1 where they agree: about by how many standard deviations chains are led away, and how many times too narrow, in
+variance, they become.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from composeprob import tuning
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import Position
+
+
+class OwnScore(NamedTuple):
+    """What a factor's score at its own draws of level 0 comes to: of all numbers of its site the one where that is
+    farthest from what it should be, less four standard errors; 0 and 1 where nothing is wrong.
+
+    Attributes:
+        shift: sd·|E[s]|.
+        steepness: −E[s·(x − x̄)].
+        right_from: the cleanest level from which on both are about right; None where no level is.
+    """
+
+    shift: float
+    steepness: float
+    right_from: int | None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether chains are led where the factor's own draws are not; not where nothing is a number."""
+        return max(2 * self.shift, abs(self.steepness - 1)) > tuning.FINDINGS.own_score
+
+
+def own_scores(density: AnnealedDensity, positions: Position, key: Array) -> dict[str, OwnScore]:
+    """Asks every trained factor of a whole noised site for its score at its own draws.
+
+    Args:
+        density: from `compile`.
+        positions: ``{site: (n, …)}``, whose conditions the draws have, one for each.
+        key: a typed random key.
+
+    Returns:
+        ``{factor: what was found}``; of a plate its first member.
+    """
+    found = {}
+    for i, expert in enumerate(density.described.experts):
+        size = math.prod(density.sites[expert.site].shape)
+        if not expert.trained or expert.dimension != size or expert.averaged != 1:
+            continue
+        moments = _own_moments(density, i, positions, jax.random.fold_in(key, i))
+        found[expert.name] = _compared(moments, len(positions[expert.site]))
+    return found
+
+
+class Moments(NamedTuple):
+    """Of n draws of a level, of each of their numbers: mean and standard deviation of the score s, the same of
+    −s·(x − x̄), and the standard deviation of x."""
+
+    score: Array
+    score_sd: Array
+    pull: Array
+    pull_sd: Array
+    sd: Array
+
+
+def _compared(found: Moments, n: int) -> OwnScore:
+    """Of moments with an axis of levels, from level 0 on."""
+    score, score_sd, pull, pull_sd, sd = (np.asarray(leaf, float) for leaf in found)
+
+    def less(errors: float) -> tuple[np.ndarray, np.ndarray]:
+        """Shift and steepness − 1 at each level, of the number where it is farthest off by more than its errors."""
+        shift = np.maximum((abs(score) - errors * score_sd / math.sqrt(n)) * sd, 0.0).max(1)
+        off = np.sign(pull - 1) * np.maximum(abs(pull - 1) - errors * pull_sd / math.sqrt(n), 0.0)
+        return shift, np.take_along_axis(off, abs(off).argmax(1)[:, None], 1)[:, 0]
+
+    shift, off = less(2.0)
+    right = np.maximum(2 * shift, abs(off)) <= tuning.FINDINGS.own_score_right
+    shift, off = less(4.0)
+    right_from = int(np.flatnonzero(~right).max(initial=-1)) + 1
+    return OwnScore(float(shift[0]), 1.0 + float(off[0]), right_from if right_from < len(off) else None)
+
+
+@eqx.filter_jit
+def _own_moments(density: AnnealedDensity, which: int, positions: Position, key: Array) -> Moments:
+    """Moments over draws of one expert alone by its reverse diffusion, at every level, from level 0 on."""
+    expert = density.described.experts[which]
+    site, n = density.sites[expert.site], len(positions[expert.site])
+    size, last = math.prod(site.shape), density.num_levels - 1
+
+    def scores(x: Array, level: Array) -> Array:
+        def score(x: Array, position: Position) -> Array:
+            at = {**position, expert.site: x.reshape(site.shape)}
+            return density.evaluator.expert_values(at, level)[which].score[0]
+
+        return jax.vmap(score)(x, positions)
+
+    def step(x: Array, at: tuple[Array, Array]) -> tuple[Array, Moments]:
+        key, level = at
+        start, end, s = density.schedule.at(level), density.schedule.at(jnp.maximum(level - 1, 0)), scores(x, level)
+        pull = -s * (x - x.mean(0))
+        found = Moments(s.mean(0), s.std(0), pull.mean(0), pull.std(0), x.std(0))
+        before, after = (start.sigma / start.alpha) ** 2, (end.sigma / end.alpha) ** 2
+        y = x / start.alpha + (before - after) * start.alpha * s
+        noise = jnp.sqrt(after * (before - after) / before) * jax.random.normal(key, x.shape)
+        return (end.alpha * (y + noise)).astype(x.dtype), found
+
+    first, rest = jax.random.split(key)
+    x = density.schedule.at(last).sigma * jax.random.normal(first, (n, size), jnp.result_type(positions[expert.site]))
+    levels = jnp.arange(last, -1, -1)
+    _, found = jax.lax.scan(step, x, (jax.random.split(rest, len(levels)), levels))
+    return jax.tree.map(lambda leaf: leaf[::-1], found)

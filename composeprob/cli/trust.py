@@ -149,12 +149,18 @@ def _score_checks(density: AnnealedDensity, result: Result, key: Array) -> list[
 
     from composeprob import api
     from composeprob.density.overlap import noised
+    from composeprob.density.own_draws import own_scores
 
     if any(site.kind != "noised" for site in density.sites.values()):
         return []
     positions = {name: jax.numpy.asarray(result.unweighted()[name][:64]) for name in density.sites}
     curls = api.metrics.curl(density, positions, 0, key)
     lines = [f"curl of {name}: {value:.2g} (a gradient has 0)" for name, value in curls.items()]
+    lines += [
+        f"score of {name} at its own draws: {own.steepness:.2g} times as steep as their spread says, shifted by "
+        f"{own.shift:.2g} sd (1 and 0 are right)"
+        for name, own in own_scores(density, positions, key).items()
+    ]
     learned = {expert.name for expert in density.described.experts if expert.trained}
     worst: dict[str, tuple[float, int]] = {}
     for level in np.unique(np.linspace(0, density.num_levels - 1, 5).round().astype(int)) if learned else ():

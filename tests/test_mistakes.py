@@ -456,6 +456,11 @@ MISTAKES = {
             f"the site 'x', {POSITIVE}",
             r"jnp\.exp",
         ),
+        "a noised number as a scale, above 0 where the program is traced": (
+            scene(lambda x: cp.observe("y", dist.Normal(0.0, x[0]), 1.0)),
+            f"the scale -0.126, {POSITIVE}",
+            r"jnp\.exp",
+        ),
         "an empty interval": (
             scene(lambda x: cp.sample("u", dist.Uniform(1.0, 0.0))),
             "'u' is Uniform from 1.0 to 0.0",

@@ -2,6 +2,8 @@
 
 import errno
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from composeprob.errors import CapabilityError, InvalidValueError, LoadError, Wr
 from composeprob.results.status import Code
 from composeprob.results.store import Store
 from composeprob.runtime.progress import Progress
+from composeprob.samplers.run import begin
 from processes import said
 from refusals import refused
 from sampling_cases import run, stop_after
@@ -39,6 +42,21 @@ def drawn(density, draws=DRAWS, thin=THIN, store=None, resume=None, **options):
 @pytest.fixture(scope="module")
 def whole(product):
     return run(product, chains=CHAINS, draws=DRAWS, thin=THIN)
+
+
+def test_step_sizes_are_fixed_from_the_first_draw_on(product):
+    """While they adapt to the chains these have no invariant law; down the levels they have come from elsewhere."""
+    sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 1).prepare(product)
+    first = sampler.first_level(product)
+    made = [begin(jax.random.key(0), CHAINS, sampler.visits(product, None))]
+    made[0] = sampler.advance(sampler.start(made[0], product, first), product, jnp.int32(first + 1))
+    draw = jax.jit(lambda run, i: sampler.draw(run, product, i, jnp.int32(1)))
+    for i in range(3):
+        made.append(draw(made[-1], jnp.int32(i)))
+    scales = [float(run.tuning[0].log_scale) for run in made]
+    assert scales[0] != scales[1]
+    assert scales[1] == scales[2] == scales[3]
+    assert len({float(run.records.acceptance[0, 0]) for run in made[1:]}) == 3  # there was something to adapt to
 
 
 def test_draws_are_an_axis_that_arviz_sees(product, whole):

@@ -15,10 +15,10 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from composeprob.compiler.coordinates import bijection_of, located
+from composeprob.compiler.evidence import mask, plate_axes, plates, scaled
 from composeprob.compiler.latents import Dependencies, ancestors, held_for
 from composeprob.compiler.trace import Traced, trace
-from composeprob.errors import DoublyIntractableError, ProgramError, ShapeError
-from composeprob.factors.algebra import power
+from composeprob.errors import DoublyIntractableError, ProgramError
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
 from composeprob.factors.cells import CellWindow, Indices
@@ -211,20 +211,10 @@ def _with_evidence(
 def _evidence_root(evidence: Statement, site: Statement, names: Names) -> Factor | None:
     """A factor at a site; where plates are about them, a copy at each of their members with the conditions that belong
     to it. None where a mask leaves no member."""
-    shape = tuple(jnp.shape(site.value))
-    factor, keep = _scaled(evidence), _mask(evidence)
-    event = factor.event_shape
-    inner = shape[: len(shape) - len(event)]
-    if shape[len(inner) :] != event or not all(site.dims[: len(inner)]):
-        raise ShapeError(
-            f"The factor {evidence.name!r} has events of shape {event}, but one value of site {site.name!r} has the "
-            f"shape {shape[sum(dim is not None for dim in site.dims) :]}.",
-            where=evidence.where,
-            fix="use a factor over events of that shape, or cp.window for one that sees a part of them.",
-        )
-    plates = _plates(evidence, site, inner)
-    batch = tuple(plates.values())
-    count, size = math.prod(batch), math.prod(event)
+    shape, factor, keep = tuple(jnp.shape(site.value)), scaled(evidence), mask(evidence)
+    about = plates(evidence, site)
+    batch, size = tuple(about.values()), math.prod(factor.event_shape)
+    inner, count = shape[: len(shape) - len(factor.event_shape)], math.prod(batch)
     kept = np.flatnonzero(np.broadcast_to(keep, batch))
     if not kept.size:
         return None
@@ -238,8 +228,7 @@ def _evidence_root(evidence: Statement, site: Statement, names: Names) -> Factor
         return flat[kept] if len(kept) > 1 else flat[kept[0]]  # one member alone is no plate
 
     def members(leaf: LeafFactor) -> LeafFactor:
-        leads = {n: _plate_axes(evidence, n, jnp.shape(v), plates) for n, v in leaf.fixed.items()}
-        each = {n: rows(leaf.fixed[n], lead) for n, lead in leads.items() if lead}
+        each = {n: rows(leaf.fixed[n], lead) for n, lead in plate_axes(evidence, leaf, about).items() if lead}
         running.update(each)
         return leaf.holding({**leaf.fixed, **each}) if each else leaf
 
@@ -250,82 +239,6 @@ def _evidence_root(evidence: Statement, site: Statement, names: Names) -> Factor
     names_of_each = tuple(sorted(running))
     window = CellWindow(factor=each, event_shape=shape, cells=indices, running=names_of_each, at_once=evidence.block)
     return placed(window, Place(shape, None, (), names))
-
-
-def _scaled(evidence: Statement) -> Factor:
-    """The factor of a piece of evidence, to the power that ``numpyro.handlers.scale`` gives it."""
-    if evidence.scale is None:
-        return evidence.factor
-    if isinstance(evidence.scale, jax.core.Tracer) or np.ndim(evidence.scale):
-        raise ProgramError(
-            f"The factor {evidence.name!r} is scaled by an array, and a factor has one power.",
-            where=evidence.where,
-            fix="scale by one number; what members count differently for is a condition of the factor.",
-        )
-    return power(evidence.factor, float(evidence.scale))
-
-
-def _mask(evidence: Statement) -> np.ndarray:
-    """Which members of its plates count, of a shape that broadcasts to theirs."""
-    keep, distribution = np.ones((), bool), evidence.distribution
-    while not hasattr(distribution, "factor"):
-        mask = getattr(distribution, "_mask", True)
-        if isinstance(mask, jax.core.Tracer):
-            raise ProgramError(
-                f"The mask of {evidence.name!r} is not known before compilation.",
-                where=evidence.where,
-                fix="make it of data, with NumPy: what it leaves out is not evaluated.",
-            )
-        keep, distribution = keep & np.asarray(mask, bool), distribution.base_dist
-    return keep
-
-
-def _plates(evidence: Statement, site: Statement, inner: tuple[int, ...]) -> dict[str, int]:
-    """The plates about a piece of evidence and its site, outermost axis first, with their sizes."""
-    outer = evidence.distribution.batch_shape
-    depth = max(len(inner), len(outer))
-    of_site = [(None, 1)] * (depth - len(inner)) + list(zip(site.dims, inner, strict=False))
-    of_factor = [(None, 1)] * (depth - len(outer)) + list(zip(evidence.dims, outer, strict=True))
-    plates = {}
-    for (name, size), (other, found) in zip(of_site, of_factor, strict=True):
-        if (name or other) is None or (name and other and name != other) or (other is None and found > size):
-            stands = f"plate {other!r}" if other else f"a mask with an axis of {found}"
-            raise ShapeError(
-                f"The factor {evidence.name!r} stands in {stands}, where its site {site.name!r} has "
-                f"{f'plate {name!r}, of size {size}' if name else 'no plate'}.",
-                where=evidence.where,
-                fix="write it within its site's plates, and others inside of these; a mask has the axes of the plates.",
-            )
-        plates[name or other or ""] = size if name else found
-    return plates
-
-
-def _plate_axes(evidence: Statement, name: str, shape: tuple[int, ...], plates: dict[str, int]) -> int:
-    """How many leading axes of a condition are those of the innermost plates, 0 where it is the same for all members.
-
-    Axes are matched from the right, as NumPyro's batches are: of plates (sessions, subjects) a condition has one value
-    for each pair with the axes (sessions, subjects, …), for each subject with (subjects, …) or (1, subjects, …), for
-    each session with (sessions, 1, …)."""
-    batch = tuple(plates.values())
-    if shape[: len(batch)] == batch:
-        return len(batch)
-
-    def fits(lead: int) -> bool:
-        pairs = list(zip(shape[:lead], batch[len(batch) - lead :], strict=True))
-        return all(n in (1, size) for n, size in pairs) and (any(n > 1 for n, _ in pairs) or shape[:lead] == batch)
-
-    found = [lead for lead in range(1, min(len(batch), len(shape)) + 1) if fits(lead)]
-    misplaced = not found and bool(shape) and shape[0] > 1 and shape[0] in batch
-    if len(found) > 1 or misplaced:
-        each = ", ".join(f"{plate!r} of {size}" for plate, size in plates.items())
-        raise ShapeError(
-            f"Condition {name!r} of {evidence.name!r} has the shape {shape}, in the plates {each}: "
-            + ("its first axis is not where that plate's is." if misplaced else "several of them fit."),
-            where=evidence.where,
-            fix="give it the axes of all plates, in this order, of size 1 where it does not depend on one: "
-            f"jnp.broadcast_to(…, {batch} + shape of one value) is never ambiguous.",
-        )
-    return found[0] if found else 0
 
 
 def _from_latents(root: Factor, statement: Statement, parents: frozenset[str]) -> Factor:

@@ -24,6 +24,7 @@ from numpyro.distributions import Distribution
 
 from composeprob.compiler.arguments import Arguments, Concrete, is_data, join, name_of
 from composeprob.compiler.close import closed_leaves
+from composeprob.compiler.evidence import of_one_member
 from composeprob.compiler.linearity import Kind, Linearity, Value, entries
 from composeprob.compiler.reads import Reads
 from composeprob.errors import ComposeProbError, ProgramError
@@ -269,7 +270,7 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
         statements = replace(source, arguments=_with_arrays(source.arguments, arrays)).run(provide)
         observed = {s.name: s for s in statements.values() if s.kind == "observed"}
         reasons.update({name: not_gaussian(s) for name, s in observed.items()})
-        parts = {s.name: _parts(s) for s in statements.values()}
+        parts = {s.name: _parts(s, statements) for s in statements.values()}
         fixed.extend(_fixed(s, parts[s.name]) for s in statements.values())
         return TracedStatements(
             draws,
@@ -286,14 +287,15 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
     return _Code(jaxpr, shapes, names, reasons, fixed)
 
 
-def _parts(statement: Statement) -> list[object]:
+def _parts(statement: Statement, statements: dict[str, Statement]) -> list[object]:
     """The leaves of its distribution, of an observation's value, and of a factor's leaves with functions closed."""
     if statement.kind == "observed":
         return jax.tree.leaves((statement.distribution, statement.value))
     if statement.kind not in ("noised", "evidence"):
         return jax.tree.leaves(statement.distribution)
     try:
-        leaves = closed_leaves(statement.factor)
+        looked_at = statements.get(statement.site)
+        leaves = closed_leaves(statement.factor if looked_at is None else of_one_member(statement, looked_at))
     except ComposeProbError as error:
         raise type(error)(error.found, where=error.where or statement.where, fix=error.fix) from error
     codes = [function.code.jaxpr for function in closures(leaves)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,22 @@ class TestDensity:
             other = {"eta": x, "mu": mu + 0.5, "tau": u - 0.4}
             difference = known(other, level) - known(position, level)
             np.testing.assert_allclose(difference, log_p(mu + 0.5, u - 0.4, x) - log_p(mu, u, x), rtol=1e-3, atol=1e-3)
+
+    def test_a_network_has_the_conditions_of_one_member(self):
+        """One that does not broadcast over those of all."""
+
+        def score(x, log_snr, m):
+            assert jnp.shape(m) == (2,)
+            alpha2 = jax.nn.sigmoid(log_snr)
+            return -(x - jnp.sqrt(alpha2) * m.mean()) / (alpha2 * WIDTH**2 + jax.nn.sigmoid(-log_snr))
+
+        pairs = means(self.Y)[:, None] + jnp.array([-0.5, 0.5])
+        strict = cp.Diffusion(
+            score, LEVELS, event_shape=(), parameterization="score", time="log_snr", conditions=("m",)
+        )
+        position = {"eta": jnp.array([0.4, -1.0, 0.7]), "mu": jnp.array(0.3), "tau": jnp.array(-0.2)}
+        found = cp.compile(study, strict, PRIOR, pairs).score(position, 12)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, self.density().score(position, 12))
 
     def test_the_networks_of_a_plate_are_one_batch_whose_cost_is_linear(self):
         """A thousand members: what scatters each score over all of the site would be a million numbers."""

@@ -56,7 +56,7 @@ decision values, and is {floor:.3g} between the two halves of the real images. I
 trials; SMC's chains are not quite so. Shares: "thin" is a measured mean of the pixels
 of {ink:g} ± {error:g}, and the judge's share of 3 among images of a 3 or an 8 is known from images of each class alone;
 samplers drew in {runs} runs of {chains} chains, and the interval of "SMC", which is what `cp.infer` chooses by itself,
-is by the spread of these runs. Placed by "default", what it chooses below 256 chains: they are independent, and one of
+is by the spread of these runs. Placed by "default", what it chooses for 8 chains: they are independent, and one of
 a scene is judged. Cells of other numbers of scenes or other w than 100 and 2 were run with `--scenes` and
 `--strength`; seconds are of a machine that was busy with other work."""
 

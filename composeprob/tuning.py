@@ -96,9 +96,28 @@ class _Pilot(NamedTuple):
 PILOT = _Pilot()
 """The pilot run of `density.check`."""
 
+
 # ── the sampler that is chosen, and where it starts ──────────────────────────────────────────────────────────────────
-MANY_CHAINS = 256
-"""From so many chains on resampling does not degenerate."""
+class _ManyChains(NamedTuple):
+    compared: int = 256
+    """Where log-densities can be compared between modes, so that what few independent shares rest on can be asked."""
+    weighed: int = 32
+    """Where nothing but weights of the way keeps the shares of modes: learned factors."""
+
+
+MANY_CHAINS = _ManyChains()
+"""From so many chains on a default run resamples."""
+
+
+class _ByScore(NamedTuple):
+    nodes: int = 5
+    """Of Simpson's rule along a move."""
+    tolerance: float = 0.1
+    """Nats of estimated error beyond which a move is not accepted."""
+
+
+BY_SCORE = _ByScore()
+"""The line integral of moves where a density offers only its score."""
 
 
 class _GlobalMoves(NamedTuple):

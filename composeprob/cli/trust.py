@@ -149,7 +149,7 @@ def _score_checks(density: AnnealedDensity, result: Result, key: Array) -> list[
 
     from composeprob import api
     from composeprob.density.overlap import noised
-    from composeprob.density.own_draws import own_scores
+    from composeprob.runtime.own_draws import own_scores
 
     if any(site.kind != "noised" for site in density.sites.values()):
         return []

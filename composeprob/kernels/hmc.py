@@ -76,8 +76,10 @@ class HMC(Hamiltonian):
     def __check_init__(self) -> None:
         check_log_ratio(self.log_ratio, "HMC")
         check_range(self.jitter, "HMC(jitter=)", 0.0, 1.0, closed=True, fix="a number in [0, 1); 0 for equal steps")
-        along_trajectory = isinstance(self.log_ratio, LineIntegral) and self.log_ratio.num_points is None
-        if along_trajectory and self.log_ratio.rule == "simpson" and self.num_leapfrog % 2:  # type: ignore[union-attr]
+        if not isinstance(self.log_ratio, LineIntegral) or self.log_ratio.num_points is not None:
+            return
+        self.log_ratio.check_tolerance(self.num_leapfrog, "use num_leapfrog=2")
+        if self.log_ratio.rule == "simpson" and self.num_leapfrog % 2:
             raise InvalidValueError(
                 f"Simpson's rule along the trajectory needs an even number of leapfrogs; got {self.num_leapfrog}",
                 fix=f"use num_leapfrog={self.num_leapfrog + 1}, or LineIntegral(None, rule='trapezoid')",

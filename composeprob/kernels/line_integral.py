@@ -63,8 +63,8 @@ class LineIntegral:
             node meets make what is left invariant another density.
 
     Raises:
-        InvalidValueError: fewer than 2 nodes, an unknown rule, an even number of nodes for Simpson's rule, or a
-            tolerance that is not above 0.
+        InvalidValueError: fewer than 2 nodes, an unknown rule, an even number of nodes for Simpson's rule, a tolerance
+            that is not above 0, or one beside 2 nodes, whose error nothing estimates.
         WrongTypeError: `num_points` is neither a whole number nor None.
 
     Example:
@@ -90,10 +90,19 @@ class LineIntegral:
         if self.num_points is None:
             return
         check_count(self.num_points, "LineIntegral(num_points=)", least=2)
+        self.check_tolerance(self.num_points - 1, "use 3 points")
         if self.rule == "simpson" and self.num_points % 2 == 0:
             raise InvalidValueError(
                 f"Simpson's rule needs an odd number of points; got {self.num_points}.",
                 fix=f"use {self.num_points + 1} points, or rule='trapezoid'.",
+            )
+
+    def check_tolerance(self, intervals: int, fix: str) -> None:
+        """Raises where errors are to be bounded, and a path of so many intervals has none to estimate them by."""
+        if self.tolerance < math.inf and intervals < 2:
+            raise InvalidValueError(
+                f"LineIntegral(tolerance={self.tolerance!r}) has no estimate of the error between two nodes.",
+                fix=f"{fix}, or leave tolerance out.",
             )
 
     @property

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from composeprob import tuning
-from composeprob.density.own_draws import OwnScore
 from composeprob.text import printable
 
 
@@ -270,31 +269,6 @@ def not_conservative(curl: Mapping[str, float]) -> list[tuple[Code, str]]:
     return [(Code.NOT_CONSERVATIVE, text)]
 
 
-def other_laws(found: Mapping[str, OwnScore], log_snr: np.ndarray) -> list[tuple[Code, str]]:
-    """The finding that chains follow scores which belong to other distributions than the factors' own draws.
-
-    Args:
-        found: of factors whose score a line integral relied on.
-        log_snr: of the levels, (K,).
-    """
-    wrong = {name: own for name, own in found.items() if own.wrong}
-    if not wrong:
-        return []
-    told = ", ".join(
-        f"that of {name} is {own.steepness:.2g} times as steep as their spread says, and shifted by {own.shift:.2g} sd"
-        for name, own in wrong.items()
-    )
-    known = [own.right_from for own in wrong.values() if own.right_from is not None]
-    end = f"at a log-SNR of {log_snr[max(known)]:.2g} and below" if len(known) == len(wrong) else "at no level"
-    text = (
-        f"At level 0 scores are not those of the factors' own draws by reverse diffusion: {told}. Errors of a network "
-        "grow as noise falls, and Metropolis tests lead chains where such a score leads, not to what was learned. They "
-        f"are about right {end}: end the levels there (schedule=cp.Schedule.log_snr(60, max=…)), train with more "
-        "weight on little noise, or use cp.Ancestral, for one factor alone."
-    )
-    return [(Code.NETWORK_DOUBTED, text)]
-
-
 def no_number(observed: Sequence[str]) -> str:
     """Which observations' likelihoods are no number where chains were turned away; nothing where none is."""
     if not observed:
@@ -318,8 +292,9 @@ def untrained_divisors(factors: Sequence[str]) -> list[tuple[Code, str]]:
 
 
 def fewest_families(num_chains: int) -> float:
-    """Effective number of families under which a population of N chains is given up, or not weighed by its paths."""
-    return min(tuning.ERRORS.fewest_families, num_chains / 8)
+    """Effective number of families under which a population of N chains is given up, and no error of it is stated."""
+    least = min(tuning.ERRORS.fewest_ancestors + 1, num_chains / 8)  # three degrees of freedom
+    return max(least, min(tuning.ERRORS.fewest_families, num_chains / 16))
 
 
 def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) -> list[tuple[Code, str]]:
@@ -331,8 +306,7 @@ def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) ->
         num_chains: N.
         ends: whether the run came to its end; before, there is no need to look.
     """
-    fewest = min(tuning.ERRORS.fewest_ancestors + 1, num_chains / 8)  # three degrees of freedom
-    if not ends or worth >= max(fewest, min(tuning.ERRORS.fewest_families, num_chains / 16)):
+    if not ends or worth >= fewest_families(num_chains):
         return []
     text = (
         f"The {num_chains} chains descend from {distinct:.0f} of the first ones, which are worth {worth:.1f}: "

@@ -23,7 +23,7 @@ from composeprob.kernels.base import Kernel
 from composeprob.results.result import Result
 from composeprob.runtime.stages import State, carry_out
 from composeprob.runtime.watchers import FewAncestors
-from composeprob.samplers.choose import can_wait, choose, composed, independent, patient
+from composeprob.samplers.choose import can_wait, choose, independent, patient, without_data
 from composeprob.samplers.run import Pace
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, every_device
@@ -234,7 +234,7 @@ def infer(
     except FewAncestors as few:
         why = f"SMC's {num_chains} chains had come to descend from {few}"
         spent = run.sampler.evaluations(run.first, int(run.visits.made))
-        if not (waits and composed(density)):
+        if not (waits and without_data(density)):
             run = state(1, density if pace else chosen, None, independent(chosen, why, num_chains))
             run.given_up = True
             result = carry_out(run)

@@ -17,7 +17,6 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.curl import curl
 from composeprob.density.evaluation import Position
 from composeprob.density.overlap import Finding, agreement, in_question
-from composeprob.density.own_draws import OwnScore, own_scores
 from composeprob.results import status
 from composeprob.results.estimates import Families, known_chains
 from composeprob.results.later import later
@@ -25,6 +24,7 @@ from composeprob.results.origin import as_code, versions
 from composeprob.results.result import Result
 from composeprob.results.scouts import can_scout, unreached
 from composeprob.results.status import Code, Status
+from composeprob.runtime.own_draws import OwnScore, other_laws, own_scores
 from composeprob.runtime.support import Findings, Support, supported
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import host
@@ -112,7 +112,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
             *support.later(),
             *answers,
             *divisors,
-            *status.other_laws(own(), log_snr),
+            *other_laws(own(), log_snr),
         )
         return known.with_findings(*(each for each in scouts() if not known.has(each[0])))
 

@@ -113,7 +113,7 @@ def prepare(state: State) -> None:
         raise CapabilityError(
             f"levels='adaptive' goes by the variance of weights, and {type(state.sampler).__name__} has no weights.",
             where=where,
-            fix="pass sampler=cp.SMC(), or 256 chains or more, or an array of log-SNR as levels.",
+            fix="pass sampler=cp.SMC(), or more chains, or an array of log-SNR as levels.",
         )
     sampler = state.sampler = state.sampler.prepare(density)
     for closing in sampler.then:

@@ -17,7 +17,7 @@ from composeprob.density.evaluation import Position
 from composeprob.results.estimates import Families
 from composeprob.results.groups import between, distant, parted, share_apart, where
 from composeprob.results.shares import Reason, clipped, frozen_shares, uneven_paths
-from composeprob.results.status import Code, fewest_families
+from composeprob.results.status import Code
 from composeprob.samplers.layout import Layout
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def supported(
     if state.given_up:
         cause = f"SMC was given up, and {cause}"
     apart, exact = _later(state, positions, cause, why), "exact_marginals" in density.capabilities
-    if stayed and worth >= max(tuning.SHARES.support * number, fewest_families(number)):
+    fewest = max(tuning.SHARES.support * number, min(tuning.ERRORS.fewest_families, number / 8))
+    if stayed and worth >= fewest:
         # Shares are off by √(N/worth − 1) of their standard deviation at most: too little for few chains to show it.
         hidden = comparable and not exact and worth < tuning.SHARES.even * number
         if uneven or (hidden and apart()):

@@ -28,7 +28,8 @@ ADVICE = {
 
 def by_score(metric: str = "none") -> MALA:
     """A kernel for densities that offer only their score."""
-    return MALA(Adaptive(), log_ratio=LineIntegral(5, rule="simpson", tolerance=0.1), metric=metric)
+    line = LineIntegral(tuning.BY_SCORE.nodes, rule="simpson", tolerance=tuning.BY_SCORE.tolerance)
+    return MALA(Adaptive(), log_ratio=line, metric=metric)
 
 
 def only_score(moved: str) -> str:
@@ -45,8 +46,10 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
         closings, then = closed_by(density, num_chains)
         sampler = AnnealedMCMC(HMC(Adaptive(warmup=200), num_leapfrog=8), 100, then=closings)
         return sampler, f"one level only, so nothing anneals: HMC from the prior, tuned in a warm-up{then}"
-    if num_chains < tuning.MANY_CHAINS:
-        return independent(density, f"fewer than {tuning.MANY_CHAINS} chains", num_chains)
+    comparable = {"energy", "mode_depth"} <= can
+    many = tuning.MANY_CHAINS.compared if comparable else tuning.MANY_CHAINS.weighed
+    if num_chains < many:
+        return independent(density, f"fewer than {many} chains", num_chains)
     closings, then = closed_by(density, num_chains, weighed=True)
     enough = f"{num_chains} chains are enough to resample"
     if "feynman_kac" in can and (energy or all(site.kind != "static" for site in density.sites.values())):
@@ -54,7 +57,7 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
         if energy:
             return SMC(then=closings), f"{why}; tuned MALA moves{then}"
         return SMC(by_score(metric="auto")), f"{why}; {only_score('its moves')}"
-    if {"energy", "mode_depth"} <= can:
+    if comparable:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
         return SMC(weights="density", then=closings), f"{enough}; {why}{then}"
     return independent(density, "no weights can be trusted here", num_chains)
@@ -98,9 +101,9 @@ def can_wait(density: AnnealedDensity) -> bool:
     return noised and density.num_levels > 1 and {"energy", "mode_depth"} <= density.capabilities
 
 
-def composed(density: AnnealedDensity) -> bool:
-    """Whether a program is of factors alone, without data and latents: where its weights are too uneven for `choose`'s
-    levels, closer ones are the remedy."""
+def without_data(density: AnnealedDensity) -> bool:
+    """Whether a program is of factors alone, without observations and latents: where its weights are too uneven for
+    `choose`'s levels, closer ones are the remedy."""
     return not density.observed() and all(site.kind == "noised" for site in density.sites.values())
 
 

@@ -107,6 +107,9 @@ def test_what_cannot_work_is_refused_when_it_is_written():
     refused(lambda: LineIntegral(1), InvalidValueError, "at least 2")
     refused(lambda: LineIntegral(2.5), WrongTypeError, "whole number")
     refused(lambda: LineIntegral(tolerance=0.0), InvalidValueError, "accepts no move")
+    refused(lambda: LineIntegral(2, tolerance=0.1), InvalidValueError, r"no estimate.*\n.*3 points")
+    along = LineIntegral(None, tolerance=0.1)
+    refused(lambda: HMC(0.1, 1, log_ratio=along), InvalidValueError, r"no estimate.*\n.*num_leapfrog=2")
     refused(lambda: MALA(0.1, log_ratio=LineIntegral(None)), InvalidValueError, r"no trajectory.*\n.*num_points=3")
     with pytest.raises(InvalidValueError, match=r"even number of leapfrogs.*3.*\n.*num_leapfrog=4"):
         HMC(0.1, 3, log_ratio=LineIntegral(None, "simpson"))

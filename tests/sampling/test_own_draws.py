@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.density.own_draws import own_scores
 from composeprob.results.status import Code
+from composeprob.runtime.own_draws import own_scores
 from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(32)

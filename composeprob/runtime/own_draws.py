@@ -14,6 +14,7 @@ variance, they become.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import equinox as eqx
@@ -25,6 +26,8 @@ from jax import Array
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
+from composeprob.results.status import Code
+from composeprob.samplers.step import Step
 
 
 class OwnScore(NamedTuple):
@@ -66,6 +69,31 @@ def own_scores(density: AnnealedDensity, positions: Position, key: Array) -> dic
         moments = _own_moments(density, i, positions, jax.random.fold_in(key, i))
         found[expert.name] = _compared(moments, len(positions[expert.site]))
     return found
+
+
+def other_laws(found: Mapping[str, OwnScore], log_snr: np.ndarray) -> list[tuple[Code, str]]:
+    """The finding that chains follow scores which belong to other distributions than the factors' own draws.
+
+    Args:
+        found: of factors whose score a line integral relied on.
+        log_snr: of the levels, (K,).
+    """
+    wrong = {name: own for name, own in found.items() if own.wrong}
+    if not wrong:
+        return []
+    told = ", ".join(
+        f"that of {name} is {own.steepness:.2g} times as steep as their spread says, and shifted by {own.shift:.2g} sd"
+        for name, own in wrong.items()
+    )
+    known = [own.right_from for own in wrong.values() if own.right_from is not None]
+    end = f"at a log-SNR of {log_snr[max(known)]:.2g} and below" if len(known) == len(wrong) else "at no level"
+    text = (
+        f"At level 0 scores are not those of the factors' own draws by reverse diffusion: {told}. Errors of a network "
+        "grow as noise falls, and Metropolis tests lead chains where such a score leads, not to what was learned. They "
+        f"are about right {end}: end the levels there (schedule=cp.Schedule.log_snr(60, max=…)), train with more "
+        "weight on little noise, or use cp.Ancestral, for one factor alone."
+    )
+    return [(Code.NETWORK_DOUBTED, text)]
 
 
 class Moments(NamedTuple):
@@ -110,18 +138,17 @@ def _own_moments(density: AnnealedDensity, which: int, positions: Position, key:
 
         return jax.vmap(score)(x, positions)
 
-    def step(x: Array, at: tuple[Array, Array]) -> tuple[Array, Moments]:
+    def descend(x: Array, at: tuple[Array, Array]) -> tuple[Array, Moments]:
         key, level = at
         start, end, s = density.schedule.at(level), density.schedule.at(jnp.maximum(level - 1, 0)), scores(x, level)
         pull = -s * (x - x.mean(0))
         found = Moments(s.mean(0), s.std(0), pull.mean(0), pull.std(0), x.std(0))
-        before, after = (start.sigma / start.alpha) ** 2, (end.sigma / end.alpha) ** 2
-        y = x / start.alpha + (before - after) * start.alpha * s
-        noise = jnp.sqrt(after * (before - after) / before) * jax.random.normal(key, x.shape)
-        return (end.alpha * (y + noise)).astype(x.dtype), found
+        step = Step.ddpm(start.variance, end.variance)
+        y = jax.vmap(step.draw)(x / start.alpha, start.alpha * s, jax.random.normal(key, x.shape))
+        return (end.alpha * y).astype(x.dtype), found
 
     first, rest = jax.random.split(key)
     x = density.schedule.at(last).sigma * jax.random.normal(first, (n, size), jnp.result_type(positions[expert.site]))
     levels = jnp.arange(last, -1, -1)
-    _, found = jax.lax.scan(step, x, (jax.random.split(rest, len(levels)), levels))
+    _, found = jax.lax.scan(descend, x, (jax.random.split(rest, len(levels)), levels))
     return jax.tree.map(lambda leaf: leaf[::-1], found)

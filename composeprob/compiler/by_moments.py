@@ -119,7 +119,7 @@ class ByMoments(eqx.Module):
             """Bᵀ·q."""
             return jax.tree.map(jnp.negative, pull(q)[0])
 
-        def seen(basis: Array, spreads: Sites) -> Array:
+        def covariance(basis: Array, spreads: Sites) -> Array:
             """I + W in a basis, with the derivative in what A and L depend on: V is constant in it."""
             basis, spreads = jax.lax.stop_gradient((basis, spreads))
             loadings = jax.vmap(loaded)(basis)
@@ -131,7 +131,7 @@ class ByMoments(eqx.Module):
 
         if len(e) <= tuning.MOMENTS.directions:
             basis = jnp.eye(len(e), dtype=e.dtype)
-            root = whitener(seen(basis, jax.vmap(lambda q: spread(loaded(q)))(basis)))
+            root = whitener(covariance(basis, jax.vmap(lambda q: spread(loaded(q)))(basis)))
             volume = -jnp.sum(jnp.log(jnp.diagonal(root)))
         else:
             forth = jax.linear_transpose(pull, e)
@@ -142,7 +142,7 @@ class ByMoments(eqx.Module):
 
             def space(start: Array, count: int) -> tuple[Array, Array]:
                 basis, spreads = _krylov(start, count, lambda q: spread(loaded(q)), image)
-                return jax.lax.stop_gradient(basis), seen(basis, spreads)
+                return jax.lax.stop_gradient(basis), covariance(basis, spreads)
 
             # From one start for all e: the space of e would see now these eigenvalues, now those.
             signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], len(e)), e.dtype)

@@ -25,7 +25,6 @@ from jax.extend.core import JaxprEqn, Primitive
 from jaxtyping import PyTree
 
 from composeprob.factors.equations import CALLS, Aval, Walk, aval, bind, fixed_point, rebind, scanned
-from composeprob.factors.equations import value_of as value_of
 
 
 class Kind(enum.IntEnum):
@@ -101,13 +100,14 @@ class Linearity(Walk[Value]):
         if kind == Kind.LATENT:
             return [Value(kind, array) for array in rebind(eqn, [v.array for v in given])]
 
-        def of(terms: list[Array]) -> list[Array]:
+        def applied(terms: list[Array]) -> list[Array]:
             operands = dict(zip(places, terms, strict=True))
             return rebind(eqn, [operands.get(i, v.array) for i, v in enumerate(given)])
 
         slopes = [given[i].array for i in places]
         origin = [jnp.zeros(a.shape[1:], a.dtype) for a in slopes]
-        return [Value(kind, array) for array in jax.vmap(lambda along: jax.jvp(of, (origin,), (along,))[1])(slopes)]
+        moved = jax.vmap(lambda along: jax.jvp(applied, (origin,), (along,))[1])(slopes)
+        return [Value(kind, array) for array in moved]
 
     def _same(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
         return given
@@ -301,13 +301,13 @@ def _transposes(
     primitive: Primitive, params: tuple[tuple[str, object], ...], avals: tuple[Aval, ...], places: tuple[int, ...]
 ) -> bool:
     def transposed(operands: Sequence[Array]) -> Array:
-        def of(*terms: Array) -> list[Array]:
+        def applied(*terms: Array) -> list[Array]:
             each = dict(zip(places, terms, strict=True))
             return bind(primitive, [each.get(i, operand) for i, operand in enumerate(operands)], dict(params))
 
         shapes = [avals[i] for i in places]
-        cotangents = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of, *shapes))
-        found: Array = jax.linear_transpose(of, *shapes)(cotangents)
+        cotangents = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(applied, *shapes))
+        found: Array = jax.linear_transpose(applied, *shapes)(cotangents)
         return found
 
     try:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.experimental.sparse import BCOO
 
-from composeprob.compiler.linearity import Kind, Linearity, entries, value_of
+from composeprob.compiler.linearity import Kind, Linearity, entries
+from composeprob.factors.equations import value_of
 
 SIZE = 6
 RNG = np.random.default_rng(0)

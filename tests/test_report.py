@@ -6,11 +6,10 @@ import shutil
 import subprocess
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.results.html_report import curve
+from composeprob.results.plotting import diagnostics
 from sampling_cases import both, normal, run, single
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -40,8 +39,13 @@ def test_it_says_what_was_sampled_how_well_and_what_it_cost(result, page):
     ):
         assert part in text
     assert f"{result.evaluations * 64:,} in all" in text
-    assert text.count("data:image/png;base64,") == 1
-    assert text.count("<svg class='curve'") == 4  # acceptance, step size, effective sample size, ancestors
+    assert text.count("data:image/png;base64,") == 2  # the site, and the diagnostics by level
+    assert list(diagnostics(result)) == [
+        "acceptance",
+        "step size",
+        "effective sample size",
+        "first chains with descendants",
+    ]
     assert not re.search(r"(src|href)=['\"](?!data:)", text)  # needs no network
     assert "prefers-color-scheme: dark" in text
 
@@ -62,14 +66,6 @@ def test_a_result_from_a_file_has_a_report_without_its_program(result, tmp_path)
     assert loaded.key == "jax.random.key(7)"
     assert loaded.versions == result.versions
     assert "The program is not in the file." in loaded.report(tmp_path / "run.html").read_text()
-
-
-def test_curves_leave_out_what_is_not_known():
-    svg = curve(np.arange(4.0), np.array([1.0, np.nan, 0.0, 10.0]), None, log=True)
-    (points,) = re.findall("points='([^']*)'", svg)
-    assert len(points.split()) == 2
-    assert "nan" not in svg
-    assert "polyline" in curve(np.arange(3.0), np.ones(3), None, log=False)  # a constant has a line too
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here: apt install chromium")

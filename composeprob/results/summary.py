@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from dataclasses import dataclass
 
@@ -55,21 +54,7 @@ class Summary:
             lines.append(f"{name:<{margin}}" + text.replace("\n", "\n" + " " * margin))
         return printable("\n".join(lines))
 
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{column}</th>" for column in ("", *COLUMNS))
-        body = "".join(
-            f"<tr><th>{html.escape(label)}</th>" + "".join(f"<td>{_cell(v)}</td>" for v in row) + "</tr>"
-            for label, row in self.rows.items()
-        )
-        facts = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for name, text in self.facts.items()
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><table>{facts}</table>"
+    __repr__ = __str__
 
 
 def _cell(value: float) -> str:

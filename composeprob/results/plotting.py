@@ -434,7 +434,9 @@ def plot_levels(result: Record) -> Figure:
     figure, axes = _grid(len(known), columns=2)
     for ax, (title, (name, ylim, ylabel)) in zip(axes, known.items(), strict=False):
         _plot_level_lines(ax, result, name, title, PALETTE.lines)
-        ax.set(title=title, xlabel=TOWARDS, ylabel=ylabel, ylim=ylim)
+        ax.set(title=title, xlabel=TOWARDS, ylabel=ylabel)
+        if ylim is not None:
+            ax.set_ylim(ylim)
         if name == "step_size":
             ax.set_yscale("log")
         ax.spines[["top", "right"]].set_visible(False)

@@ -63,8 +63,8 @@ def test_findings_come_with_what_to_try_and_errors_are_withheld(result, tmp_path
 
 def test_a_result_from_a_file_has_a_report_without_its_program(result, tmp_path):
     loaded = cp.Result.load(result.save(tmp_path / "saved"))
-    assert loaded.key == "jax.random.key(7)"
-    assert loaded.versions == result.versions
+    assert loaded.about.key == "jax.random.key(7)"
+    assert loaded.about.versions == result.about.versions
     assert "The program is not in the file." in loaded.report(tmp_path / "run.html").read_text()
 
 

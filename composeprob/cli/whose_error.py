@@ -21,7 +21,7 @@ Moments = dict[str, tuple[float, float]]
 
 def moments(result: Result) -> Moments:
     """Means of all numbers of a result and of their squares, and the log-evidence; large sites have two rows."""
-    lead = 1 if result.draws is None else 2
+    lead = 1 if result.about.draws is None else 2
     rows: Moments = {}
     for name in result.samples:
         values = np.asarray(result[name], np.float64)
@@ -39,7 +39,7 @@ def draws_moments(result: Result, draws: dict[str, np.ndarray]) -> Moments:
     Raises:
         ShapeError: a site that the result does not have, or events of another shape.
     """
-    lead = 1 if result.draws is None else 2
+    lead = 1 if result.about.draws is None else 2
     rows: Moments = {}
     for name, values in draws.items():
         shape = np.shape(result.samples[name])[lead:] if name in result.samples else None

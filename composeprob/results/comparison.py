@@ -85,19 +85,19 @@ def isolated(near: Int[np.ndarray, "m k"], mine: np.ndarray) -> tuple[float, flo
 
 def _rows(result: Record, rng: np.random.Generator) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
     """Samples of equal weight, all sites in one row, and the family of each; draws of a chain are one family."""
-    lead = 1 if result.draws is None else 2
+    lead = 1 if result.about.draws is None else 2
     sites = [np.asarray(result.samples[name], float) for name in sorted(result.samples)]
     rows = np.concatenate([site.reshape(*site.shape[:lead], -1) for site in sites], -1)
     families = result.families.index
-    if result.draws is None:
-        chosen = rng.choice(len(rows), len(rows), p=result.weights) if np.ptp(result.log_weights) > 0 else ...
+    if result.about.draws is None:
+        chosen = rng.choice(len(rows), len(rows), p=result.families.weights) if np.ptp(result.log_weights) > 0 else ...
         return rows[chosen], families[chosen]
-    return rows.reshape(-1, rows.shape[-1]), np.repeat(families, result.draws)
+    return rows.reshape(-1, rows.shape[-1]), np.repeat(families, result.about.draws)
 
 
 def _sizes(result: Record) -> list[int]:
     """How many numbers each site has, in the order of `_rows`."""
-    lead = 1 if result.draws is None else 2
+    lead = 1 if result.about.draws is None else 2
     return [math.prod(np.shape(result.samples[name])[lead:]) for name in sorted(result.samples)]
 
 

@@ -113,6 +113,24 @@ class Families:
         """The effective number of families, 1/Σ W_e², with W_e the weight of family e."""
         return 1.0 / float(np.sum(np.bincount(self.index, self.weights) ** 2))
 
+    @property
+    def pareto_k(self) -> float:
+        """Pareto k̂ of the weights that the first chains have come to have, with those of all their descendants.
+
+        Above 0.7 a few of them decide, and errors are too small. By ArviZ (Vehtari et al. 2024); NaN where all weigh
+        the same, or too few differ.
+        """
+        from composeprob.results import arviz_versions
+
+        weights = np.zeros(len(self.weights))
+        of_each = np.bincount(self.index, self.weights)
+        weights[: len(of_each)] = of_each
+        if np.ptp(of_each) < 1e-9 * of_each.max() and len(of_each) == len(weights):
+            return math.nan
+        with np.errstate(divide="ignore"):
+            k = arviz_versions.pareto_k(np.log(weights))
+        return k if math.isfinite(k) else math.nan
+
     def variance(self, values: Shaped[np.ndarray, " n *event"]) -> Float[np.ndarray, "*event"]:
         r"""Estimates the variance of the weighted mean of values, (N, …) → (…).
 
@@ -205,17 +223,3 @@ def known_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) 
             sure = max(1 - math.sqrt(2 * square / ((e - 1) * total**2)), 0.0)
             found = min(found, sure * total * (e - 1) / (e * families.variance(flat).sum()))
     return max(e, found)
-
-
-def pareto_k(families: Families, num_chains: int) -> float:
-    """Returns Pareto k̂ of the families' weights, those without descendants among them; NaN where too few differ."""
-    from composeprob.results import arviz_versions
-
-    weights = np.zeros(num_chains)
-    of_each = np.bincount(families.index, families.weights)
-    weights[: len(of_each)] = of_each
-    if np.ptp(of_each) < 1e-9 * of_each.max() and len(of_each) == num_chains:
-        return math.nan
-    with np.errstate(divide="ignore"):
-        k = arviz_versions.pareto_k(np.log(weights))
-    return k if math.isfinite(k) else math.nan

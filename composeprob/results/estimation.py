@@ -20,7 +20,6 @@ from composeprob.results.estimates import (
     effective_chains,
     known_chains,
     of_chains,
-    pareto_k,
     plain,
     student,
 )
@@ -103,16 +102,9 @@ class Estimating(Record):
         The least, over the sites, of sd²/V̂ with V̂ the variance of the site's mean that the genealogy shows (Lee and
         Whiteley 2018). N for samplers that never copy a chain.
         """
-        return effective_chains(self.families, [of_chains(values, self.draws) for values in self.samples.values()])
-
-    @property
-    def pareto_k(self) -> float:
-        """Pareto k̂ of the weights that the first chains have come to have, with those of all their descendants.
-
-        Above 0.7 a few of them decide, and errors are too small. By ArviZ (Vehtari et al. 2024); NaN where all weigh
-        the same.
-        """
-        return pareto_k(self.families, len(self.families.weights))
+        return effective_chains(
+            self.families, [of_chains(values, self.about.draws) for values in self.samples.values()]
+        )
 
     def log_evidence_interval(self, level: float = 0.9) -> tuple[float, float]:
         """Returns the ends of an interval of the log-evidence; see `Estimate.interval`. NaN where there is no error."""
@@ -147,11 +139,11 @@ class Estimating(Record):
             >>> abs(right.value - 0.5) < 4 * right.error
             True
         """
-        return self.mean_of(evaluated("mean", fn, self.samples, self.draws))
+        return self.mean_of(evaluated("mean", fn, self.samples, self.about.draws))
 
     def mean_of(self, values: np.ndarray) -> Estimate:
         """Estimates the mean of values of every sample, (N, …), or (N, draws, …) of a result with draws."""
-        of_chains = values if self.draws is None else values.mean(1)
+        of_chains = values if self.about.draws is None else values.mean(1)
         mean = np.tensordot(self.families.weights, of_chains, 1)
         variance, degrees = self._variance(values)
         error = np.sqrt(variance * (degrees / (degrees - 2) if 2 < degrees < math.inf else 1.0))
@@ -171,7 +163,7 @@ class Estimating(Record):
         Raises:
             WrongTypeError, InvalidValueError: no function of one sample, or one with other values than 0 and 1.
         """
-        values = evaluated("probability", event, self.samples, self.draws)
+        values = evaluated("probability", event, self.samples, self.about.draws)
         if not np.isin(values, (0.0, 1.0)).all():
             raise InvalidValueError(
                 "An event is true or false; this function returns other numbers.",
@@ -179,7 +171,7 @@ class Estimating(Record):
                 "result.mean(fn).",
             )
         mean = self.mean_of(values)
-        axes = (0,) if self.draws is None else (0, 1)
+        axes = (0,) if self.about.draws is None else (0, 1)
         least, most = values.min(axes), values.max(axes)
         share = np.clip(mean.value, least, most)  # weights add up to 1 but for rounding
         size = self._size(values, share)
@@ -206,8 +198,8 @@ class Estimating(Record):
         """
         if not (np.ndim(q) == 0 and 0 < q < 1):
             raise InvalidValueError(f"A quantile has a level between 0 and 1; got {q!r}.", fix="pass 0.5 for a median.")
-        values = evaluated("quantile", fn, self.samples, self.draws)
-        lead = 1 if self.draws is None else 2
+        values = evaluated("quantile", fn, self.samples, self.about.draws)
+        lead = 1 if self.about.draws is None else 2
         weights = np.broadcast_to(self.families.weights[(...,) + (None,) * (lead - 1)], values.shape[:lead])
         event, weights = values.shape[lead:], weights.ravel() / weights.sum()
         columns, found, told, sizes = [], [], [], []
@@ -227,7 +219,7 @@ class Estimating(Record):
     def _size(self, indicators: np.ndarray, share: np.ndarray) -> np.ndarray:
         """How many independent samples would tell a share as well as these."""
         variance, _ = self._variance(indicators)
-        most = float(len(self.families.weights) * (self.draws or 1))
+        most = float(len(self.families.weights) * (self.about.draws or 1))
         with np.errstate(divide="ignore", invalid="ignore"):
             size = share * (1 - share) / variance
         return np.where(np.isfinite(size) & (size > 0), np.minimum(size, most), self.families.effective)
@@ -236,9 +228,9 @@ class Estimating(Record):
         """The variance of the mean of values of every sample, without bias, and its degrees of freedom."""
         families = self.families
         e = families.effective
-        if self.draws is None or e >= tuning.ERRORS.fewest_families:
-            of_chains = values if self.draws is None else values.mean(1)
-            known = e if self.draws else known_chains(families, list(self.samples.values()))
+        if self.about.draws is None or e >= tuning.ERRORS.fewest_families:
+            of_chains = values if self.about.draws is None else values.mean(1)
+            known = e if self.about.draws else known_chains(families, list(self.samples.values()))
             if known <= tuning.ERRORS.fewest_ancestors:
                 return np.full(of_chains.shape[1:], np.nan), max(known - 1, 0.5)
             variance = families.variance(of_chains) * e / (e - 1)
@@ -246,7 +238,7 @@ class Estimating(Record):
                 centred = of_chains - np.tensordot(families.weights, of_chains, 1)
                 variance = np.maximum(variance, np.tensordot(families.weights, centred**2, 1) / known)
             return variance, known - 1
-        if self.draws < tuning.ERRORS.fewest_draws:
+        if self.about.draws < tuning.ERRORS.fewest_draws:
             return np.full(values.shape[2:], np.nan), 1.0
         from composeprob.results.arviz_versions import mean_error
 

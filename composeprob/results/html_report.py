@@ -57,7 +57,7 @@ def html(result: Estimating) -> str:
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'><link rel='icon' href='data:,'>"
         f"<title>{escape(name)}</title><style>{css}</style></head><body><main>"
-        f"<h1>{result.num_chains:,} samples of {escape(name)}</h1>{''.join(sections)}</main></body></html>\n"
+        f"<h1>{len(result.log_weights):,} samples of {escape(name)}</h1>{''.join(sections)}</main></body></html>\n"
     )
 
 
@@ -66,7 +66,7 @@ def display(result: Estimating) -> str:
     name = "" if result.density is None else f" of {escape(result.density.graph.name)}"
     summary = Summary.of_result(result)
     parts = [
-        f"<div><b>{result.num_chains:,} samples{name}</b></div>",
+        f"<div><b>{len(result.log_weights):,} samples{name}</b></div>",
         _verdict(result),
         png(plot_result(result, "overview"), f"samples{name}", dpi=75),
         _estimates(result, summary) + _facts(summary.facts),
@@ -161,13 +161,13 @@ def _levels(result: Estimating) -> str:
 
 
 def _cost(result: Estimating) -> str:
-    total = result.evaluations * result.num_chains
+    total = result.evaluations * len(result.log_weights)
     pairs = {
         "evaluations": f"{result.evaluations:,} of the composed density per chain, {total:,} in all",
-        "time": f"{result.seconds:.2f} s, compilation included",
-        "devices": f"{result.devices}",
-        "random key": result.key or "not recorded",
-        "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()) or "not recorded",
+        "time": f"{result.about.seconds:.2f} s, compilation included",
+        "devices": f"{result.about.devices}",
+        "random key": result.about.key or "not recorded",
+        "versions": ", ".join(f"{name} {version}" for name, version in result.about.versions.items()) or "not recorded",
     }
     shape = {name: f"samples {np.shape(values)}" for name, values in result.samples.items()}
     return _section("Cost, and how to repeat it", _facts(pairs | shape))

@@ -33,7 +33,7 @@ def images(result: Record, site: str | None) -> np.ndarray:
 
 
 def _event(result: Record, values: np.ndarray) -> tuple[int, ...]:
-    return tuple(np.shape(values)[1 if result.draws is None else 2 :])
+    return tuple(np.shape(values)[1 if result.about.draws is None else 2 :])
 
 
 def is_image(shape: tuple[int, ...]) -> bool:

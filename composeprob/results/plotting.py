@@ -21,7 +21,7 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError
 from composeprob.results.images import as_images, is_image
-from composeprob.results.record import Record
+from composeprob.results.record import Record, columns
 
 
 class Palette(NamedTuple):
@@ -257,29 +257,22 @@ def diagnostics(result: Record) -> dict[str, Diagnostic]:
         "acceptance": Diagnostic("acceptance", share, "share of moves"),
         "step size": Diagnostic("step_size", None, ""),
         "effective sample size": Diagnostic("ess", share, "share of chains"),
-        "first chains with descendants": Diagnostic("ancestors", (0.0, 1.02 * result.num_chains), "chains"),
+        "first chains with descendants": Diagnostic("ancestors", (0.0, 1.02 * len(result.log_weights)), "chains"),
         "swaps with the next level": Diagnostic("swaps", share, "share accepted"),
         "proposals that were not finite": Diagnostic("non_finite", None, "number"),
     }
-    known = {title: each for title, each in drawn.items() if np.isfinite(_by_level(result, each.name)).any()}
-    if not _by_level(result, "non_finite").any():
+    known = {title: each for title, each in drawn.items() if columns(result.levels, each.name, title)}
+    if not result.levels["non_finite"].any():
         known.pop("proposals that were not finite", None)
     return known
 
 
-def _by_level(result: Record, name: str) -> np.ndarray:
-    """A diagnostic as columns, (K, B), one of them without blocks."""
-    return np.asarray(getattr(result, name), float).reshape(len(result.log_snr), -1)
-
-
 def _plot_level_lines(ax: Axes, result: Record, name: str, title: str, colours: Sequence[str]) -> None:
     """A diagnostic over log-SNR, a line for each block."""
-    columns = _by_level(result, name)
-    labels = [f"{title} of {block}" for block in result.blocks] if columns.shape[1] > 1 else [title]
-    for b, (label, column) in enumerate(zip(labels, columns.T, strict=True)):
-        if np.isfinite(column).any():
-            look = {"color": colours[b % len(colours)], "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)]}
-            ax.plot(result.log_snr, column, label=wrapped(label, 24), linewidth=1.4, **look)
+    log_snr = result.levels["log_snr"].to_numpy()
+    for b, (label, column) in enumerate(columns(result.levels, name, title).items()):
+        look = {"color": colours[b % len(colours)], "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)]}
+        ax.plot(log_snr, column, label=wrapped(label, 24), linewidth=1.4, **look)
 
 
 def _plot_run(ax: Axes, result: Record) -> None:
@@ -289,7 +282,7 @@ def _plot_run(ax: Axes, result: Record) -> None:
     ax.set(ylim=(0, 1.02), xlabel=TOWARDS, ylabel="share", title="run")
     ax.spines["top"].set_visible(False)
     handles, labels = ax.get_legend_handles_labels()
-    if (_by_level(result, "step_size") > 0).any():
+    if (result.step_size > 0).any():
         right = ax.twinx()
         _plot_level_lines(right, result, "step_size", "step size", [PALETTE.second])
         right.set_yscale("log")
@@ -380,7 +373,7 @@ def _sites(result: Record, run: bool) -> Figure:
 
 def _overview(result: Record) -> Figure:
     shown = ("acceptance", "step_size", "ess")
-    return _sites(result, any(np.isfinite(_by_level(result, name)).any() for name in shown))
+    return _sites(result, any(columns(result.levels, name, name) for name in shown))
 
 
 def _pairs(result: Record) -> Figure:

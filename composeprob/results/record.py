@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jax import Array
@@ -11,35 +11,84 @@ from jax import Array
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, UnknownSiteError
 from composeprob.json_data import JSONObject
-from composeprob.results.estimates import Families, systematic
+from composeprob.results.estimates import Families, of_samples, systematic
 from composeprob.results.later import Later
 from composeprob.results.status import Status
 from composeprob.results.store import Stored
 
-PER_LEVEL = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "log_snr", "swaps")
-ARRAYS = ("log_weights", "first_ancestors", *PER_LEVEL)
-FACTS = (
-    "log_evidence",
-    "log_evidence_error",
-    "evaluations",
-    "seconds",
-    "sampler",
-    "reason",
-    "curl",
-    "blocks",
-    "draws",
-    "thin",
-    "devices",
-    "round_trips",
-    "global_acceptance",
-    "key",
-    "versions",
-)
+if TYPE_CHECKING:
+    import xarray
+
+DIAGNOSTICS = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "swaps")
+ARRAYS = ("log_weights", "families", "log_snr", *DIAGNOSTICS)
+FACTS = ("log_evidence", "log_evidence_error", "evaluations")
 
 
-def _no_factor(record: Record) -> dict[str, float]:
+def _no_factor(about: About) -> dict[str, float]:
     """The curl of a run that relied on no score's being a gradient."""
     return {}
+
+
+@dataclass(frozen=True, eq=False)
+class About:
+    """`About` holds the facts of a run.
+
+    Args:
+        sampler: the sampler and its kernel, as text.
+        reason: why this sampler was chosen.
+        seconds: wall-clock time, compilation included.
+        draws: number of draws of each chain, None for a run that took none beside its last positions. With draws, all
+            of which weigh the same, samples have shape ``(N, draws, …)``; of a run with a ``store`` they are on disk,
+            and indexing reads what is asked for.
+        thin: transitions between two draws.
+        devices: how many devices the chains were spread over.
+        blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu, sigma")``; empty elsewhere.
+        dims: the plates along the axes of each statement's value, ``{name: (plate or None, …)}``, without N.
+        round_trips: how many replicas came from the noisiest level to level 0 in the draws of one chain, on average;
+            None without replicas.
+        global_acceptance: mean probability with which global moves were accepted; None of a run that made none.
+        curl: relative curl at level 0 of every factor that does not promise that its score is a gradient,
+            ``{factor: value}`` (see `metrics.curl`); measured where a `LineIntegral` relies on it, else empty. NaN
+            where JAX cannot differentiate the network.
+        key: the random key of the run, as code.
+        versions: of what it ran on, ``{name: version}``.
+    """
+
+    sampler: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+    draws: int | None = None
+    thin: int = 1
+    devices: int = 1
+    blocks: tuple[str, ...] = ()
+    dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    round_trips: float | None = None
+    global_acceptance: float | None = None
+    curl: dict[str, float] = Later(_no_factor)  # type: ignore[assignment]  # noqa: RUF009 - a descriptor
+    key: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def by_level(log_snr: np.ndarray, blocks: tuple[str, ...] = (), **diagnostics: np.ndarray) -> xarray.Dataset:
+    """Labels diagnostics by ``level``, and by ``block`` under a kernel of blocks; those left out are NaN."""
+    import xarray
+
+    unknown = np.full(len(log_snr), np.nan)
+    arrays = {name: np.asarray(diagnostics.get(name, unknown)) for name in DIAGNOSTICS}
+    labels = {"block": list(blocks)} if blocks else {}
+    return xarray.Dataset(
+        {name: (("level", "block")[: values.ndim], values) for name, values in arrays.items()},
+        {"level": np.arange(len(log_snr)), "log_snr": ("level", np.asarray(log_snr)), **labels},
+    )
+
+
+def columns(levels: xarray.Dataset, name: str, title: str) -> dict[str, np.ndarray]:
+    """One diagnostic's values by level, (K,), by its title, or one for each block; without those that are all NaN."""
+    values = levels[name]
+    found = {title: values.to_numpy()}
+    if "block" in values.dims:
+        found = {f"{title} of {block}": values.sel(block=block).to_numpy() for block in levels["block"].to_numpy()}
+    return {label: column for label, column in found.items() if np.isfinite(column).any()}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -50,30 +99,11 @@ class Record:
     log_weights: np.ndarray
     log_evidence: float | None
     evaluations: int
-    acceptance: np.ndarray
-    step_size: np.ndarray
-    ess: np.ndarray
-    non_finite: np.ndarray
-    seconds: float
-    sampler: str
-    reason: str
-    log_snr: np.ndarray
+    levels: xarray.Dataset
+    about: About
     status: Status = Later()  # type: ignore[assignment]  # noqa: RUF009 - a descriptor
-    quadrature_error: np.ndarray | None = None
-    ancestors: np.ndarray | None = None
-    first_ancestors: np.ndarray | None = None
-    swaps: np.ndarray | None = None
-    round_trips: float | None = None
-    global_acceptance: float | None = None
     log_evidence_error: float | None = Later(None)  # type: ignore[assignment]
-    curl: dict[str, float] = Later(_no_factor)  # type: ignore[assignment]  # noqa: RUF009
-    dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
-    blocks: tuple[str, ...] = ()
-    draws: int | None = None
-    thin: int = 1
-    devices: int = 1
-    key: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
+    families: Families = None  # type: ignore[assignment]  # filled in where it is left out
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
@@ -82,16 +112,10 @@ class Record:
             name: value if isinstance(value, Stored) else np.asarray(value) for name, value in self.samples.items()
         }
         put(self, "samples", samples)
-        if self.quadrature_error is None:
-            put(self, "quadrature_error", np.full(np.shape(self.acceptance), np.nan))
-        if self.ancestors is None:
-            put(self, "ancestors", np.full(np.shape(self.log_snr), np.nan))
-        if self.swaps is None:
-            put(self, "swaps", np.full(np.shape(self.log_snr), np.nan))
-        if self.first_ancestors is None:
-            put(self, "first_ancestors", np.arange(np.shape(self.log_weights)[0]))
-        for name in ARRAYS:
-            put(self, name, np.asarray(getattr(self, name)))
+        put(self, "log_weights", np.asarray(self.log_weights))
+        if self.families is None:
+            weights = np.exp(self.log_weights - np.max(self.log_weights))
+            put(self, "families", Families.from_ancestors(weights, np.arange(len(weights))))
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Returns the samples of one site, shape (N, …), or (N, draws, …).
@@ -105,21 +129,19 @@ class Record:
         return self.samples[name]
 
     @property
-    def num_chains(self) -> int:
-        """The number of chains, N."""
-        return int(self.log_weights.shape[0])
+    def acceptance(self) -> np.ndarray:
+        """Mean acceptance probability, (K,), or (K, B) under a kernel of B blocks."""
+        return np.asarray(self.levels["acceptance"])
 
     @property
-    def weights(self) -> np.ndarray:
-        """Normalised weights, shape (N,), summing to 1."""
-        shifted = np.exp(self.log_weights - np.max(self.log_weights))
-        return shifted / shifted.sum()
+    def step_size(self) -> np.ndarray:
+        """Step size, averaged over the steps of the level, (K,) or (K, B)."""
+        return np.asarray(self.levels["step_size"])
 
     @property
-    def families(self) -> Families:
-        """Groups the chains by the first chain that they descend from; groups are independent of each other."""
-        assert self.first_ancestors is not None  # filled in where it was left out
-        return Families.from_ancestors(self.weights, self.first_ancestors)
+    def ancestors(self) -> np.ndarray:
+        """How many of the first chains have descendants, after resampling, (K,); NaN without resampling."""
+        return np.asarray(self.levels["ancestors"])
 
     def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns one site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).
@@ -128,13 +150,10 @@ class Record:
             name: the site.
             most: read no more than about so many numbers: every k-th draw.
         """
-        values, n = self[name], self.num_chains
-        if self.draws is None:
-            return np.asarray(values), self.weights
-        size = n * self.draws * math.prod(values.shape[2:])
-        step = 1 if most is None else min(max(1, -(-size // most)), self.draws)
-        some = np.asarray(values[:, ::step])
-        weights = np.repeat(self.weights, some.shape[1])
+        some, weights = of_samples(self[name], self.about.draws, most), self.families.weights
+        if self.about.draws is None:
+            return some, weights
+        weights = np.repeat(weights, some.shape[1])
         return some.reshape(-1, *some.shape[2:]), weights / weights.sum()
 
     def unweighted(self, most: int | None = None) -> dict[str, np.ndarray]:
@@ -144,9 +163,8 @@ class Record:
         the answer is always the same). Draws of all chains are in one axis; ``most`` limits how many of each site are
         read, as in `pooled`.
         """
-        weights = self.weights
-        n = self.num_chains
-        if self.draws is not None:
+        weights, n = self.families.weights, len(self.log_weights)
+        if self.about.draws is not None:
             return {name: self.pooled(name, most)[0] for name in self.samples}
         if np.allclose(weights * n, 1.0, rtol=1e-5):
             return {name: np.asarray(value) for name, value in self.samples.items()}
@@ -180,8 +198,10 @@ class Record:
 
     def parts(self) -> tuple[dict[str, np.ndarray], JSONObject]:
         """Returns all but the samples and the density, as they are written to disk: arrays, and what JSON can hold."""
-        facts: JSONObject = {name: getattr(self, name) for name in FACTS}
+        levels = self.levels.reset_coords("log_snr")
+        arrays = {"log_weights": self.log_weights, "families": self.families.index}
+        arrays |= {name: levels[name].to_numpy() for name in ("log_snr", *DIAGNOSTICS)}
+        facts = {name: getattr(self, name) for name in FACTS} | asdict(self.about)
         facts["sites"] = list(self.samples)  # safetensors sorts by name
-        facts["dims"] = self.dims
         facts["status"] = [(code.value, message) for code, message in self.status.findings]
-        return {name: getattr(self, name) for name in ARRAYS}, facts
+        return arrays, facts

@@ -10,6 +10,7 @@ import numpy as np
 from composeprob import tuning
 from composeprob.results.estimates import of_samples, with_error
 from composeprob.results.estimation import Estimating
+from composeprob.results.record import columns
 from composeprob.text import printable
 
 COLUMNS = ("mean", "±", "sd", "5%", "50%", "95%")
@@ -34,8 +35,8 @@ class Summary:
         rows: dict[str, tuple[float, ...]] = {}
         for name in result.samples:
             values, weights = result.pooled(name, tuning.SUMMARY.most_numbers)
-            of_each = of_samples(result[name], result.draws, tuning.SUMMARY.most_numbers)
-            of_each = of_each.reshape(*of_each.shape[: 1 if result.draws is None else 2], -1)
+            of_each = of_samples(result[name], result.about.draws, tuning.SUMMARY.most_numbers)
+            of_each = of_each.reshape(*of_each.shape[: 1 if result.about.draws is None else 2], -1)
             if of_each.shape[-1] > tuning.SUMMARY.most_rows:
                 of_each = of_each.mean(-1, keepdims=True)
             errors = result.mean_of(of_each).error.tolist()
@@ -93,49 +94,50 @@ def _elements(name: str, values: np.ndarray, weights: np.ndarray) -> list[tuple[
 
 
 def _facts(result: Estimating) -> dict[str, str]:
-    num_levels = len(result.log_snr)
-    facts = {"sampler": result.sampler}
-    if result.reason:
-        facts["why"] = result.reason
-    facts["chains"] = f"{result.num_chains:,}, as good as {result.effective_chains:,.0f} independent ones"
-    if result.devices > 1:
-        facts["devices"] = f"{result.devices}, all of which moved chains"
-    copies = len(np.unique(np.asarray(result.first_ancestors)))
-    if copies < result.num_chains:
+    about, levels, number = result.about, result.levels, len(result.log_weights)
+    facts = {"sampler": about.sampler}
+    if about.reason:
+        facts["why"] = about.reason
+    facts["chains"] = f"{number:,}, as good as {result.effective_chains:,.0f} independent ones"
+    if about.devices > 1:
+        facts["devices"] = f"{about.devices}, all of which moved chains"
+    copies = len(np.unique(result.families.index))
+    if copies < number:
         facts["ancestors"] = (
             f"{copies:,} of the first chains have descendants ({result.families.effective:,.0f} effective)"
         )
-    if result.global_acceptance is not None:
-        facts["global moves"] = f"{result.global_acceptance:.2g} of the proposals accepted"
-    if result.round_trips is not None:
+    if about.global_acceptance is not None:
+        facts["global moves"] = f"{about.global_acceptance:.2g} of the proposals accepted"
+    if about.round_trips is not None:
         facts["swaps"] = (
-            f"{_range(np.asarray(result.swaps))}; {result.round_trips:.3g} round trips of each chain's replicas"
+            f"{_range(np.asarray(levels['swaps']))}; {about.round_trips:.3g} round trips of each chain's replicas"
         )
-    if not math.isnan(k := result.pareto_k):
+    if not math.isnan(k := result.families.pareto_k):
         largest = tuning.SUMMARY.largest_k
         doubt = f", above {largest}: a few chains decide, and errors are too small" if k > largest else ""
         facts["Pareto k̂"] = f"{k:.2f}{doubt}" if k > 0 else "below 0: no chain has much more weight than others"
-    if result.draws is not None:
-        facts["draws"] = f"{result.draws:,} of each chain, {result.thin} transitions apart"
+    if about.draws is not None:
+        facts["draws"] = f"{about.draws:,} of each chain, {about.thin} transitions apart"
         facts |= _mixing(result)
-    facts["levels"] = f"{num_levels}, log-SNR {result.log_snr[-1]:.3g} … {result.log_snr[0]:.3g}"
+    log_snr = levels["log_snr"].to_numpy()
+    facts["levels"] = f"{len(log_snr)}, log-SNR {log_snr[-1]:.3g} … {log_snr[0]:.3g}"
     facts["evaluations"] = f"{result.evaluations:,} of the composed density per chain"
-    for name, values in (("acceptance", result.acceptance), ("step size", result.step_size), ("ESS", result.ess)):
-        facts |= {label: _range(column) for label, column in _columns(name, values, result.blocks)}
-    for label, column in _columns("quadrature", np.asarray(result.quadrature_error), result.blocks):
+    for name, title in (("acceptance", "acceptance"), ("step_size", "step size"), ("ess", "ESS")):
+        facts |= {label: _range(column) for label, column in columns(levels, name, title).items()}
+    for label, column in columns(levels, "quadrature_error", "quadrature").items():
         if np.nansum(column) > 0:
             facts[label] = f"error of log-ratios {_range(column)}"
-    if result.curl:
-        facts["curl"] = ", ".join(f"{name} {value:.2g}" for name, value in result.curl.items())
-    if np.nansum(result.non_finite) > 0:
-        facts["non-finite"] = f"{int(np.nansum(result.non_finite)):,} proposals, rejected"
+    if about.curl:
+        facts["curl"] = ", ".join(f"{name} {value:.2g}" for name, value in about.curl.items())
+    if (rejected := float(levels["non_finite"].sum())) > 0:
+        facts["non-finite"] = f"{int(rejected):,} proposals, rejected"
     if result.log_evidence is not None:
         error = math.nan if result.log_evidence_error is None else result.log_evidence_error
         facts["log evidence"] = with_error(result.log_evidence, error)
         if math.isfinite(error):
             low, high = result.log_evidence_interval(0.9)
             facts["log evidence"] += f" (90 % interval {low:.4g} … {high:.4g})"
-    facts["time"] = f"{result.seconds:.2f} s"
+    facts["time"] = f"{about.seconds:.2f} s"
     facts["status"] = str(result.status)
     return facts
 
@@ -144,11 +146,11 @@ def _mixing(result: Estimating) -> dict[str, str]:
     """R̂ between the chains of a run with draws, the greatest over all numbers; by ArviZ."""
     import arviz
 
-    if result.num_chains < 2 or (result.draws or 0) < tuning.ERRORS.fewest_draws:
+    if len(result.log_weights) < 2 or (result.about.draws or 0) < tuning.ERRORS.fewest_draws:
         return {}
     worst, where = -math.inf, ""
     for name in result.samples:
-        values = of_samples(result[name], result.draws, tuning.SUMMARY.most_numbers)
+        values = of_samples(result[name], result.about.draws, tuning.SUMMARY.most_numbers)
         flat = values.reshape(*values.shape[:2], -1)
         if flat.shape[-1] > tuning.SUMMARY.most_rows:
             flat = flat.mean(-1, keepdims=True)
@@ -160,15 +162,6 @@ def _mixing(result: Estimating) -> dict[str, str]:
     largest = tuning.SUMMARY.largest_rhat
     doubt = f", above {largest}: chains remember where they began" if worst > largest else ""
     return {"R̂": f"at most {worst:.3f} ({where}){doubt}"}
-
-
-def _columns(name: str, values: np.ndarray, blocks: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
-    """Lists (label, values by level), one for each block where there are any, without those that are all NaN."""
-    if values.ndim == 1:
-        columns = [(name, values)]
-    else:
-        columns = [(f"{name} of {block}", column) for block, column in zip(blocks, values.T, strict=True)]
-    return [(label, column) for label, column in columns if np.isfinite(column).any()]
 
 
 def _range(values: np.ndarray) -> str:

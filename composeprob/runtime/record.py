@@ -21,6 +21,7 @@ from composeprob.results import status
 from composeprob.results.estimates import Families, known_chains
 from composeprob.results.later import later
 from composeprob.results.origin import as_code, versions
+from composeprob.results.record import About, by_level
 from composeprob.results.result import Result
 from composeprob.results.scouts import can_scout, unreached
 from composeprob.results.status import Code, Status
@@ -108,7 +109,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         answers = ((Code(finding.code), finding.message) for finding in agreement)
         divisors = status.untrained_divisors([finding.factor for finding in agreement if finding.divides])
         known = found.noted(Code.NON_FINITE, status.no_number(suspects())).with_findings(
-            *status.not_conservative(result.curl),
+            *status.not_conservative(result.about.curl),
             *support.later(),
             *answers,
             *divisors,
@@ -128,24 +129,25 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         log_evidence=evidence if known else None,
         log_evidence_error=later(lambda result: math.nan if result.status.withholds else error) if known else None,
         evaluations=evaluations,
-        **recorded,
-        first_ancestors=run.ancestors,
-        global_acceptance=accepted if math.isfinite(accepted) else None,
-        round_trips=sampler.round_trips(state.run.without_copies) if arrived else None,
-        seconds=state.seconds,
-        sampler=sampler.describe(),
-        reason=state.reason + support.note,
-        log_snr=log_snr[levels],
-        dims=dict(density.graph.dims),
-        blocks=sampler.blocks,
-        draws=None if state.draws.number is None else max(min(state.writer.drawn, state.draws.number), 1),
-        thin=int(state.draws.thin),
-        devices=state.run.spread.devices,
-        key=as_code(key),
-        versions=versions(),
-        density=density,
+        levels=by_level(log_snr[levels], sampler.blocks, **recorded),
+        about=About(
+            sampler=sampler.describe(),
+            reason=state.reason + support.note,
+            seconds=state.seconds,
+            draws=None if state.draws.number is None else max(min(state.writer.drawn, state.draws.number), 1),
+            thin=int(state.draws.thin),
+            devices=state.run.spread.devices,
+            blocks=sampler.blocks,
+            dims=dict(density.graph.dims),
+            round_trips=sampler.round_trips(state.run.without_copies) if arrived else None,
+            global_acceptance=accepted if math.isfinite(accepted) else None,
+            curl=relied_on,
+            key=as_code(key),
+            versions=versions(),
+        ),
         status=later(with_answers),
-        curl=relied_on,
+        families=families,
+        density=density,
     )
 
 

@@ -472,7 +472,7 @@ class TestPosterior:
         density = cp.compile(study, POSTERIOR, PRIOR, means(y))
         result = cp.infer(density, jax.random.key(number), num_chains=400, progress=False)
         assert result.status.ok
-        assert "Interweaving" in result.sampler
+        assert "Interweaving" in result.about.sampler
         assert_is_the_group(result, y)
         rng = np.random.default_rng(0)
         prior = {"mu": rng.normal(size=400), "tau": abs(rng.normal(size=400))}

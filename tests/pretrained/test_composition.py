@@ -130,7 +130,7 @@ def run(sampler, count, chains, chunk):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("chains",))
     how = dict(num_chains=chains, sampler=sampler, mesh=mesh, chunk=chunk, progress=False)
     result = cp.infer(density, jax.random.key(0), **how)
-    assert result.devices == count
+    assert result.about.devices == count
     return result
 
 def same(a, b):

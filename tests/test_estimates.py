@@ -5,8 +5,7 @@ import pytest
 
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.results.estimates import Estimate, Families
-from composeprob.results.estimation import Estimating
-from composeprob.results.record import About
+from composeprob.results.record import About, Record
 from composeprob.results.status import Code, Status
 from refusals import refused
 
@@ -16,7 +15,7 @@ NARROWEST = 0.85
 """Of 200 intervals that cover with 90 % each, fewer than this share do in one case of 60."""
 
 
-class Made(Estimating):
+class Made(Record):
     """Samples without a run."""
 
     def __init__(self, values, ancestors=None, draws=None, status=Status(), weights=None):  # noqa: B008 - immutable
@@ -56,7 +55,7 @@ def many_chains(rng):
 
 @pytest.mark.parametrize("make", [independent, copied, few_chains, many_chains])
 def test_intervals_cover(make, monkeypatch):
-    monkeypatch.setattr("composeprob.results.estimation._over_all", lambda fn, whole: fn(whole))  # compiles nothing
+    monkeypatch.setattr("composeprob.results.estimates._over_all", lambda fn, whole: fn(whole))  # compiles nothing
     rng, covered = np.random.default_rng(5), []
     truths = (0.0, 0.5, 0.0668, 0.6745)
     for _ in range(REPEATS):

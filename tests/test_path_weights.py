@@ -227,5 +227,5 @@ def test_what_weights_move_is_told_without_overflow():
     """Warnings are errors here: the ratio of weights of two groups can be too large for a number."""
     left = np.arange(400) % 2 == 0
     x = np.where(left, -1.0, 1.0)
-    text = _most_moved({"x": x}, x[:, None], np.stack([left, ~left], 1), np.where(left, -2000.0, 2000.0))
+    text = _most_moved(["x"], x[:, None], np.stack([left, ~left], 1), np.where(left, -2000.0, 2000.0))
     assert "the mean of x would move by +2000.00" in text

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from composeprob import tuning
 from composeprob.arguments import check_path
 from composeprob.results.estimates import Estimate
-from composeprob.results.estimation import Estimating
-from composeprob.results.images import is_image
+from composeprob.results.geometry import is_image
 from composeprob.results.plotting import diagnostics, new_figure, plot_levels, plot_result, plot_site, style
+from composeprob.results.record import Record
 from composeprob.results.summary import Summary
 
 ABOUT = {
@@ -29,7 +29,7 @@ ABOUT = {
 """Facts of the summary that are told in words, by section; what belongs to single levels is drawn."""
 
 
-def write(result: Estimating, path: str | os.PathLike) -> Path:
+def write(result: Record, path: str | os.PathLike) -> Path:
     """See `Result.report`."""
     path = check_path(path, "The path of a report", "run.html")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def write(result: Estimating, path: str | os.PathLike) -> Path:
     return path
 
 
-def html(result: Estimating) -> str:
+def html(result: Record) -> str:
     """Returns the page."""
     css = resources.files("composeprob.results").joinpath("report.css").read_text(encoding="utf-8")
     name, summary = "a run" if result.density is None else result.density.graph.name, Summary.of_result(result)
@@ -61,7 +61,7 @@ def html(result: Estimating) -> str:
     )
 
 
-def display(result: Estimating) -> str:
+def display(result: Record) -> str:
     """Returns what `Result` is displayed as."""
     name = "" if result.density is None else f" of {escape(result.density.graph.name)}"
     summary = Summary.of_result(result)
@@ -85,7 +85,7 @@ def _facts(pairs: dict[str, str]) -> str:
     return f"<table class='facts'>{rows}</table>"
 
 
-def _verdict(result: Estimating) -> str:
+def _verdict(result: Record) -> str:
     """What was found, and what to try; or how to make the errors smaller."""
     if result.status.ok:
         text = (
@@ -101,7 +101,7 @@ def _verdict(result: Estimating) -> str:
     return _section(title, f"<ul>{items}</ul><p>{withheld}</p>", "verdict bad")
 
 
-def _program(result: Estimating, facts: dict[str, str]) -> str:
+def _program(result: Record, facts: dict[str, str]) -> str:
     if result.density is None:
         return _section("What was sampled", _facts(facts) + _note("The program is not in the file."))
     text = f"<div class='scroll'><pre>{escape(result.density.described.text)}</pre></div>"
@@ -117,7 +117,7 @@ def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4g}"
 
 
-def _estimates(result: Estimating, summary: Summary) -> str:
+def _estimates(result: Record, summary: Summary) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("", "mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %"))
     rows = []
     degrees = max(result.families.effective - 1, 1.0)
@@ -140,7 +140,7 @@ def _row(label: str, estimate: Estimate, others: list[float]) -> str:
     return f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _samples(result: Estimating) -> str:
+def _samples(result: Record) -> str:
     panels = []
     for name, values in result.unweighted(most=tuning.SUMMARY.most_numbers).items():
         kind = "pictures" if is_image(values.shape[1:]) else "chart"
@@ -152,7 +152,7 @@ def _samples(result: Estimating) -> str:
     return _section("Samples", f"<div class='panels'>{''.join(panels)}</div>")
 
 
-def _levels(result: Estimating) -> str:
+def _levels(result: Record) -> str:
     if not diagnostics(result):
         return ""
     with style():
@@ -160,7 +160,7 @@ def _levels(result: Estimating) -> str:
     return _section("Diagnostics by level", f"<figure>{drawn}</figure>")
 
 
-def _cost(result: Estimating) -> str:
+def _cost(result: Record) -> str:
     total = result.evaluations * len(result.log_weights)
     pairs = {
         "evaluations": f"{result.evaluations:,} of the composed density per chain, {total:,} in all",

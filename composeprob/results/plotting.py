@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError
-from composeprob.results.images import as_images, is_image
+from composeprob.results.geometry import as_images, entries, is_image, rows
 from composeprob.results.record import Record, columns
 
 
@@ -225,8 +225,7 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
     finite = flat[np.isfinite(flat)]
     low, high = np.quantile(finite, [0.001, 0.999]) if finite.size else (0.0, 1.0)
     bins = np.linspace(low, high if high > low else low + 1, 41)
-    for j in range(min(flat.shape[1], SIZES.histograms)):
-        label = f"[{', '.join(str(i) for i in np.unravel_index(j, shape))}]" if shape else None
+    for j, label in enumerate(entries("", shape)[: SIZES.histograms]):
         column = flat[np.isfinite(flat[:, j]), j]
         if not column.size:
             continue
@@ -380,10 +379,10 @@ def _pairs(result: Record) -> Figure:
     """Every number against every other, with its own histogram on the diagonal."""
     draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
     draws = {name: x for name, x in draws.items() if not is_image(x.shape[1:])}
-    labels = [name + ("" if not i else str(list(i))) for name, x in draws.items() for i in np.ndindex(x.shape[1:])]
-    if not labels:
+    if not draws:
         raise InvalidValueError("There are no numbers to pair: every site is an image.", fix="leave kind= out.")
-    numbers = np.concatenate([x.reshape(len(x), -1) for x in draws.values()], axis=1)[:, : SIZES.pairs]
+    numbers, _, labels = rows(draws)
+    numbers = numbers[:, : SIZES.pairs]
     numbers = numbers[np.isfinite(numbers).all(1)]
     count = numbers.shape[1]
     figure = new_figure(1.9 * count + 0.8, 1.9 * count + 0.8)

@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from jax import Array
 
-from composeprob.errors import unknown_name
+from composeprob.errors import CapabilityError, unknown_name
 from composeprob.json_data import JSONObject
 from composeprob.results import saving
 from composeprob.results.comparison import Comparison, compare
-from composeprob.results.estimation import Estimating
-from composeprob.results.images import images
-from composeprob.results.record import About
+from composeprob.results.geometry import as_images, is_image
+from composeprob.results.record import About, Record
 from composeprob.results.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Result(Estimating):
+class Result(Record):
     """A `Result` holds N weighted samples of a program, and the diagnostics of the run that made them, level by level.
 
     Arrays over levels have K entries, entry k belonging to level k; a level that was not visited, or a quantity that
@@ -105,7 +104,28 @@ class Result(Estimating):
                 differently; or it is not clear which site is meant.
             UnknownSiteError: no such site.
         """
-        return images(self, site)
+        if site is not None:
+            self[site]  # refuses what is no site
+        lead = 1 if self.about.draws is None else 2
+        events = {name: tuple(np.shape(values)[lead:]) for name, values in self.samples.items()}
+        ways = {} if self.density is None else self.density.described.pictures
+        shown = {name for name, event in events.items() if name in ways or is_image(event)}
+        some = set(ways) if len(ways) == 1 else shown
+        name = site if site is not None or len(some) != 1 else next(iter(some))
+        if name is None or name not in shown:
+            has = ", ".join(map(repr, sorted(shown)))
+            raise CapabilityError(
+                f"Nothing says how to make images of {name!r}, of shape {events[name]}."
+                if name
+                else "Which site is meant is not clear: not exactly one has images.",
+                fix=f"name one of {has}: result.images(site)."
+                if has
+                else "images have the shape (height, width), (height, width, 1) or (height, width, 3). Latents become "
+                "some by their model: those of cp.from_diffusers do where a site has one autoencoder, as a model has "
+                "that is loaded once; else, and after Result.load, call model.decode(result[site]).",
+            )
+        values = self.unweighted()[name]
+        return ways[name](values) if name in ways else as_images(values)
 
     def report(self, path: str | os.PathLike) -> Path:
         """Writes one HTML file that says what was sampled, how well, and what to do next.

@@ -17,10 +17,9 @@ from composeprob.arguments import check_path
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.json_data import JSON, JSONObject
 from composeprob.results.estimates import Families
-from composeprob.results.estimation import Estimating
 from composeprob.results.record import ARRAYS, DIAGNOSTICS, FACTS, About, Record, by_level
 from composeprob.results.status import Code, Status
-from composeprob.results.store import Store
+from composeprob.results.store import Store, write_whole
 from composeprob.results.summary import COLUMNS, Summary
 
 Loaded = TypeVar("Loaded", bound=Record)
@@ -34,14 +33,11 @@ def save(result: Record, path: str | os.PathLike) -> Path:
     path = _with_suffix(path)
     arrays, facts = result.parts()
     arrays = {f"samples/{name}": np.asarray(value) for name, value in result.samples.items()} | arrays
-    partial = path.with_name(path.name + ".partial")  # a reader never sees half a file
     # safetensors writes the buffer as it lies in memory; 0-d arrays keep their shape.
     whole = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
     metadata = FORMAT | {"facts": json.dumps(facts)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(as_bytes(whole, metadata=metadata))  # save_file's file would be for its owner's eyes only
-        partial.replace(path)
+        write_whole(path, as_bytes(whole, metadata=metadata))  # save_file's file would be for its owner's eyes only
     except OSError as error:
         fix = "choose a folder that you may write to, on a disk with room."
         raise InvalidValueError(f"{path} cannot be written: {error}", fix=fix) from error
@@ -169,7 +165,7 @@ def _with_suffix(path: str | os.PathLike) -> Path:
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
-def numbers(result: Estimating) -> JSONObject:
+def numbers(result: Record) -> JSONObject:
     """See `Result.numbers`."""
 
     def plain(values: ArrayLike | None) -> Any:

@@ -9,8 +9,8 @@ import numpy as np
 
 from composeprob import tuning
 from composeprob.results.estimates import of_samples, with_error
-from composeprob.results.estimation import Estimating
-from composeprob.results.record import columns
+from composeprob.results.geometry import entries
+from composeprob.results.record import Record, columns
 from composeprob.text import printable
 
 COLUMNS = ("mean", "±", "sd", "5%", "50%", "95%")
@@ -30,7 +30,7 @@ class Summary:
     facts: dict[str, str]
 
     @classmethod
-    def of_result(cls, result: Estimating) -> Summary:
+    def of_result(cls, result: Record) -> Summary:
         """Makes the summary of one result."""
         rows: dict[str, tuple[float, ...]] = {}
         for name in result.samples:
@@ -89,11 +89,10 @@ def _elements(name: str, values: np.ndarray, weights: np.ndarray) -> list[tuple[
     if flat.shape[1] > tuning.SUMMARY.most_rows:
         shown = "×".join(str(s) for s in shape)
         return [(f"{name} ({shown}, pooled)", flat.ravel(), np.repeat(weights, flat.shape[1]))]
-    labels = [name + (f"[{', '.join(str(i) for i in index)}]" if index else "") for index in np.ndindex(shape)]
-    return [(label, flat[:, j], weights) for j, label in enumerate(labels)]
+    return [(label, flat[:, j], weights) for j, label in enumerate(entries(name, shape))]
 
 
-def _facts(result: Estimating) -> dict[str, str]:
+def _facts(result: Record) -> dict[str, str]:
     about, levels, number = result.about, result.levels, len(result.log_weights)
     facts = {"sampler": about.sampler}
     if about.reason:
@@ -142,7 +141,7 @@ def _facts(result: Estimating) -> dict[str, str]:
     return facts
 
 
-def _mixing(result: Estimating) -> dict[str, str]:
+def _mixing(result: Record) -> dict[str, str]:
     """R̂ between the chains of a run with draws, the greatest over all numbers; by ArviZ."""
     import arviz
 

@@ -19,9 +19,7 @@ from composeprob.density.evaluation import Position
 from composeprob.density.overlap import Finding, agreement, in_question
 from composeprob.results import status
 from composeprob.results.estimates import Families, known_chains
-from composeprob.results.later import later
-from composeprob.results.origin import as_code, versions
-from composeprob.results.record import About, by_level
+from composeprob.results.record import DIAGNOSTICS, About, as_code, by_level, later, versions
 from composeprob.results.result import Result
 from composeprob.results.scouts import can_scout, unreached
 from composeprob.results.status import Code, Status
@@ -58,12 +56,9 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     # Of a run that chose its levels and arrived, those that it visited are reported; else all.
     chose = arrived and len(visited) <= int(visited[0])
     levels = visited[::-1] if chose else np.arange(density.num_levels)
-    by_block = ("acceptance", "step_size", "quadrature_error")
-    names = (*by_block, "ess", "ancestors", "swaps", "non_finite", "weight_variance")
-    recorded = {name: getattr(run.records, name)[levels] for name in names}
-    variance = recorded.pop("weight_variance")
+    recorded = {name: getattr(run.records, name)[levels] for name in DIAGNOSTICS}
     if not sampler.blocks:  # a kernel that moves all sites together has no axis of blocks
-        recorded |= {name: recorded[name][:, 0] for name in by_block}
+        recorded = {name: values.reshape(len(levels)) for name, values in recorded.items()}
 
     cost, moves, settling = sampler.drawing
     transitions = state.writer.drawn * int(state.draws.thin) + (settling if state.writer.drawn else 0)
@@ -93,7 +88,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     found = found.with_findings(
         *_diverged(state, positions),
         *((Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts),
-        *([] if found.has(Code.WEIGHTS_COLLAPSED) else status.erratic_weights(variance)),
+        *([] if found.has(Code.WEIGHTS_COLLAPSED) else status.erratic_weights(run.records.weight_variance[levels])),
         *status.few_ancestors(worth, len(np.unique(run.ancestors)), n, arrived),
         *support.findings,
         *status.not_converged(float(run.drift)),
@@ -216,14 +211,25 @@ def _curl(density: AnnealedDensity, positions: Position, level: int, key: Array)
 
 def _ended(found: Status, state: State, arrived: bool) -> Status:
     """What was found, with how the run ended."""
-    number = state.draws.number
+    number, drawn = state.draws.number, state.writer.drawn
     if arrived and state.interrupted in ("descend", "finish") and state.sampler.then:
-        found = found.stopped_at_target()
-    elif arrived and number is not None and state.writer.drawn < number:
-        found = found.stopped(state.writer.drawn, number)
-    if state.checkpoints is not None and state.checkpoints.ended:
-        found = found.saved(state.checkpoints.failure)
-    return found
+        text = (
+            "Stopped at level 0, before its global moves or its warm-up there had ended; the samples are as they were "
+            "then, and latents may not have converged."
+        )
+        found = found.with_findings((Code.INTERRUPTED, text))
+    elif arrived and number is not None and drawn < number:
+        text = f"Stopped after {drawn} of {number} draws; these are of level 0. Run it again to the end, or with fewer."
+        found = found.with_findings((Code.INTERRUPTED, text))
+    if state.checkpoints is None or not state.checkpoints.ended:
+        return found
+    if state.checkpoints.failure is None:
+        return found.noted(Code.INTERRUPTED, " The same call goes on from its checkpoint.")
+    text = (
+        f"The last checkpoint could not be written: {state.checkpoints.failure}. The samples are those of a run "
+        "without it: save them with result.save; make room or choose another folder."
+    )
+    return found.with_findings((Code.NOT_SAVED, text))
 
 
 def _diverged(state: State, positions: Position) -> list[tuple[Code, str]]:

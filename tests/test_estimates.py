@@ -25,7 +25,7 @@ class Made(Record):
         vars(self)["groups"] = Families.from_ancestors(weights, np.arange(n) if ancestors is None else ancestors)
 
     @property
-    def families(self):
+    def _families(self):
         return vars(self)["groups"]
 
 
@@ -112,7 +112,7 @@ def test_where_all_samples_agree_the_error_is_that_of_the_next_one(inside):
     made = Made(np.ones(300) if inside else np.zeros(300), weights=weights)
     found = made.probability(lambda s: s["x"] > 0.5)
     assert found.value == inside
-    size = made.families.effective
+    size = made._families.effective
     assert found.error == pytest.approx(np.sqrt((size + 1) / (size + 2) ** 2 / (size + 2)))
 
 

@@ -79,8 +79,8 @@ def test_latents_alone_are_weighed_by_where_they_began(monkeypatch, sign):
     assert abs(weighed - left / (left + right)) < 0.06
     assert abs(found - left / (left + right)) > 0.05  # so these weights mend the shares
     assert result.status.ok
-    assert "mend the shares" in result.about.reason
-    np.testing.assert_allclose(result.families.weights @ (np.asarray(result["b"]) < 0), weighed, rtol=1e-5)
+    assert "mend the shares" in result.reason
+    np.testing.assert_allclose(result._families.weights @ (np.asarray(result["b"]) < 0), weighed, rtol=1e-5)
     moved = cp.infer(density, jax.random.key(0), num_chains=2000, progress=False)
     assert moved.status.ok
     assert abs(np.mean(moved["b"] < 0) - left / (left + right)) < 0.04
@@ -96,7 +96,7 @@ def test_weights_of_paths_mend_frozen_shares_where_no_energy_is_known(monkeypatc
     held = 0.7 * np.exp(-0.5) / (0.7 * np.exp(-0.5) + 0.3 * np.exp(-2))
     assert abs(np.mean(np.asarray(result["x"]) > 0) - held) > 0.05
     assert result.status.ok
-    assert "mend the shares" in result.about.reason
+    assert "mend the shares" in result.reason
     mended = result.probability(lambda x: x["x"] > 0)
     assert abs(mended.value - held) < 4 * mended.error
     assert mended.error < 0.05

@@ -27,8 +27,9 @@ def make(samples=None, log_weights=None, **changes):
         "log_evidence": -1.25,
         "evaluations": 120,
         "status": Status(),
+        "reason": "every factor has a rate",
     }
-    about = {"seconds": 3.2, "sampler": "SMC(MALA(Adaptive()))", "reason": "every factor has a rate"}
+    about = {"seconds": 3.2, "sampler": "SMC(MALA(Adaptive()))"}
     about |= {fact.name: changes.pop(fact.name) for fact in dataclasses.fields(About) if fact.name in changes}
     levels = {
         "acceptance": np.linspace(0.5, 0.6, K),

@@ -68,9 +68,9 @@ def read(case: Case, answer: Answer, result: cp.Result) -> dict[str, Any]:
         "evaluations": result.evaluations,
         "effective_chains": _plain(result.effective_chains),
         "least_ess": _plain(min((ess for ess in result.levels["ess"].values if math.isfinite(ess)), default=math.nan)),
-        "ancestors": len(set(result.families.index.tolist())),
+        "ancestors": len(set(result._families.index.tolist())),
         "sampler": result.about.sampler,
-        "reason": result.about.reason,
+        "reason": result.reason,
     }
 
 

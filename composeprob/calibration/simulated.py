@@ -139,7 +139,7 @@ def calibrated(
                 progress=False,
             )
             rng = np.random.default_rng([i, *np.asarray(jax.random.key_data(seeds[3])).tolist()])
-            chosen = _unrelated(result.unweighted(), result.families.index, rng)
+            chosen = _unrelated(result.unweighted(), result._families.index, rng)
             truth = {name: np.asarray(value)[i : i + 1] for name, value in truths.items()}
             known.add(_ranks(replaced_density, truth, chosen, rng))
             bar.update(i + 1)

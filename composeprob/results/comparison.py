@@ -88,13 +88,13 @@ def isolated(near: Int[np.ndarray, "m k"], mine: np.ndarray) -> tuple[float, flo
 def _samples(result: Record, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
     """Samples of equal weight, all sites in one row, how many numbers each site has, and the family of each sample;
     draws of a chain are one family."""
-    draws, families = result.about.draws, result.families.index
+    draws, families = result.about.draws, result._families.index
     points, sizes, _ = rows(dict(sorted(result.samples.items())), 1 if draws is None else 2)
     if draws is not None:
         return points, sizes, np.repeat(families, draws)
     if np.ptp(result.log_weights) == 0:
         return points, sizes, families
-    chosen = rng.choice(len(points), len(points), p=result.families.weights)
+    chosen = rng.choice(len(points), len(points), p=result._families.weights)
     return points[chosen], sizes, families[chosen]
 
 

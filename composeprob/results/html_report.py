@@ -120,7 +120,7 @@ def _number(value: float) -> str:
 def _estimates(result: Record, summary: Summary) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("", "mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %"))
     rows = []
-    degrees = max(result.families.effective - 1, 1.0)
+    degrees = max(result._families.effective - 1, 1.0)
     for label, (mean, error, *others) in summary.rows.items():
         rows.append(_row(label, Estimate(mean, error, degrees), others))
     if result.log_evidence is not None:

@@ -106,7 +106,7 @@ def _installed() -> dict[str, str]:
 
 DIAGNOSTICS = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "swaps")
 ARRAYS = ("log_weights", "families", "log_snr", *DIAGNOSTICS)
-FACTS = ("log_evidence", "log_evidence_error", "evaluations")
+FACTS = ("log_evidence", "log_evidence_error", "evaluations", "reason")
 
 
 def _no_factor(about: About) -> dict[str, float]:
@@ -120,7 +120,6 @@ class About:
 
     Args:
         sampler: the sampler and its kernel, as text.
-        reason: why this sampler was chosen.
         seconds: wall-clock time, compilation included.
         draws: number of draws of each chain, None for a run that took none beside its last positions. With draws, all
             of which weigh the same, samples have shape ``(N, draws, …)``; of a run with a ``store`` they are on disk,
@@ -140,7 +139,6 @@ class About:
     """
 
     sampler: str = ""
-    reason: str = ""
     seconds: float = 0.0
     draws: int | None = None
     thin: int = 1
@@ -188,7 +186,8 @@ class Record:
     about: About
     status: Status = Later()  # type: ignore[assignment]
     log_evidence_error: float | None = Later(None)  # type: ignore[assignment]
-    families: Families = None  # type: ignore[assignment]  # filled in where it is left out
+    reason: str = ""
+    _families: Families = None  # type: ignore[assignment]  # filled in where it is left out
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
@@ -198,9 +197,9 @@ class Record:
         }
         put(self, "samples", samples)
         put(self, "log_weights", np.asarray(self.log_weights))
-        if self.families is None:
+        if self._families is None:
             weights = np.exp(self.log_weights - np.max(self.log_weights))
-            put(self, "families", Families.from_ancestors(weights, np.arange(len(weights))))
+            put(self, "_families", Families.from_ancestors(weights, np.arange(len(weights))))
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Returns the samples of one site, shape (N, …), or (N, draws, …).
@@ -235,7 +234,7 @@ class Record:
             name: the site.
             most: read no more than about so many numbers: every k-th draw.
         """
-        some, weights = of_samples(self[name], self.about.draws, most), self.families.weights
+        some, weights = of_samples(self[name], self.about.draws, most), self._families.weights
         if self.about.draws is None:
             return some, weights
         weights = np.repeat(weights, some.shape[1])
@@ -248,7 +247,7 @@ class Record:
         the answer is always the same). Draws of all chains are in one axis; ``most`` limits how many of each site are
         read, as in `pooled`.
         """
-        weights, n = self.families.weights, len(self.log_weights)
+        weights, n = self._families.weights, len(self.log_weights)
         if self.about.draws is not None:
             return {name: self.pooled(name, most)[0] for name in self.samples}
         if np.allclose(weights * n, 1.0, rtol=1e-5):
@@ -264,7 +263,7 @@ class Record:
         Whiteley 2018). N for samplers that never copy a chain.
         """
         return effective_chains(
-            self.families, [of_chains(values, self.about.draws) for values in self.samples.values()]
+            self._families, [of_chains(values, self.about.draws) for values in self.samples.values()]
         )
 
     def log_evidence_interval(self, level: float = 0.9) -> tuple[float, float]:
@@ -305,7 +304,7 @@ class Record:
     def mean_of(self, values: np.ndarray) -> Estimate:
         """Estimates the mean of values of every sample, (N, …), or (N, draws, …) of a result with draws."""
         of_chains = values if self.about.draws is None else values.mean(1)
-        mean = np.tensordot(self.families.weights, of_chains, 1)
+        mean = np.tensordot(self._families.weights, of_chains, 1)
         variance, degrees = self._variance(values)
         error = np.sqrt(variance * (degrees / (degrees - 2) if 2 < degrees < math.inf else 1.0))
         error = np.where(self.status.withholds, np.nan, error)
@@ -368,7 +367,7 @@ class Record:
             raise InvalidValueError(f"A quantile has a level between 0 and 1; got {q!r}.", fix="pass 0.5 for a median.")
         values = evaluated("quantile", fn, self.samples, self.about.draws)
         lead = 1 if self.about.draws is None else 2
-        weights = np.broadcast_to(self.families.weights[(...,) + (None,) * (lead - 1)], values.shape[:lead])
+        weights = np.broadcast_to(self._families.weights[(...,) + (None,) * (lead - 1)], values.shape[:lead])
         event, weights = values.shape[lead:], weights.ravel() / weights.sum()
         columns, found, errors, sizes = [], [], [], []
         for column in np.moveaxis(values.reshape(*values.shape[:lead], -1), -1, 0):
@@ -396,14 +395,14 @@ class Record:
     def _size(self, indicators: np.ndarray, share: np.ndarray) -> np.ndarray:
         """How many independent samples would tell a share as well as these."""
         variance, _ = self._variance(indicators)
-        most = float(len(self.families.weights) * (self.about.draws or 1))
+        most = float(len(self._families.weights) * (self.about.draws or 1))
         with np.errstate(divide="ignore", invalid="ignore"):
             size = share * (1 - share) / variance
-        return np.where(np.isfinite(size) & (size > 0), np.minimum(size, most), self.families.effective)
+        return np.where(np.isfinite(size) & (size > 0), np.minimum(size, most), self._families.effective)
 
     def _variance(self, values: np.ndarray) -> tuple[np.ndarray, float]:
         """The variance of the mean of values of every sample, without bias, and its degrees of freedom."""
-        families = self.families
+        families = self._families
         e = families.effective
         if self.about.draws is None or e >= tuning.ERRORS.fewest_families:
             of_chains = values if self.about.draws is None else values.mean(1)
@@ -451,7 +450,7 @@ class Record:
     def parts(self) -> tuple[dict[str, np.ndarray], JSONObject]:
         """Returns all but the samples and the density, as they are written to disk: arrays, and what JSON can hold."""
         levels = self.levels.reset_coords("log_snr")
-        arrays = {"log_weights": self.log_weights, "families": self.families.index}
+        arrays = {"log_weights": self.log_weights, "families": self._families.index}
         arrays |= {name: levels[name].to_numpy() for name in ("log_snr", *DIAGNOSTICS)}
         facts = {name: getattr(self, name) for name in FACTS} | asdict(self.about)
         facts["sites"] = list(self.samples)  # safetensors sorts by name

@@ -51,10 +51,9 @@ class Result(Record):
             error, as estimated, of the log-ratios of the accepted moves where a `LineIntegral` gives them: compare with
             1, and 0 for kernels that need no quadrature; ``swaps``, mean probability of swaps with the next noisier
             level under `ReplicaExchange`. Its coordinates are ``level``, ``log_snr``, and ``block``.
-        about: the facts of the run: sampler and reason, seconds, draws, devices, random key, versions.
+        reason: why this sampler was chosen.
+        about: the facts of the run: sampler, seconds, draws, devices, random key, versions.
         status: what went wrong, at which levels, and what to try.
-        families: of the chains that descend from one first chain, with the chains' normalised weights; each chain is
-            one without resampling, and after global moves.
         density: the compiled density; None after `load`.
     """
 

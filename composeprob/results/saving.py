@@ -90,7 +90,7 @@ def _facts(path: Path, text: str) -> JSONObject:
         facts = json.loads(text)
         _require(isinstance(facts, dict), "its facts are no dict")
         kinds = get_type_hints(About) | {"log_evidence": float | None, "log_evidence_error": float | None}
-        kinds |= {"evaluations": int, "sites": tuple[str, ...], "status": tuple[tuple[str, ...], ...]}
+        kinds |= {"evaluations": int, "reason": str, "sites": tuple[str, ...], "status": tuple[tuple[str, ...], ...]}
         for name in sorted(kinds.keys() | facts.keys()):
             _require(name in facts, f"it lacks {name!r}")
             _require(name in kinds, f"{name!r} is no fact of a result")
@@ -122,9 +122,7 @@ def _assembled(kind: type[Loaded], path: Path, arrays: Mapping[str, np.ndarray],
         families = Families.from_ancestors(np.exp(log_weights - log_weights.max()), arrays["families"])
         diagnostics = {name: arrays[name] for name in DIAGNOSTICS}
         levels = by_level(arrays["log_snr"], about.blocks, **diagnostics)  # refuses what does not fit together
-    return kind(
-        samples=samples, log_weights=log_weights, levels=levels, about=about, status=status, families=families, **known
-    )
+    return kind(samples, log_weights, levels=levels, about=about, status=status, _families=families, **known)
 
 
 def _check_arrays(samples: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], draws: int | None) -> None:
@@ -168,7 +166,7 @@ def _with_suffix(path: str | os.PathLike) -> Path:
 def numbers(result: Record) -> JSONObject:
     """See `Result.numbers`."""
 
-    def plain(values: ArrayLike | None) -> Any:
+    def plain(values: ArrayLike | None) -> JSON:
         values = np.asarray(values, float)
         if values.ndim == 0:
             return float(values) if np.isfinite(values) else None
@@ -181,9 +179,9 @@ def numbers(result: Record) -> JSONObject:
         **{name: fact for name, fact in facts.items() if name not in ("sites", "dims")},
         "num_chains": len(result.log_weights),
         "effective_chains": plain(result.effective_chains),
-        "pareto_k": plain(result.families.pareto_k),
+        "pareto_k": plain(result._families.pareto_k),
         "status": result.status.code.value,
         "message": result.status.message,
-        "summary": {label: dict(zip(COLUMNS, plain(row), strict=True)) for label, row in rows.items()},
+        "summary": {label: dict(zip(COLUMNS, map(plain, row), strict=True)) for label, row in rows.items()},
         "levels": {name: plain(arrays[name]) for name in ("log_snr", *DIAGNOSTICS)},
     }

@@ -95,15 +95,15 @@ def _elements(name: str, values: np.ndarray, weights: np.ndarray) -> list[tuple[
 def _facts(result: Record) -> dict[str, str]:
     about, levels, number = result.about, result.levels, len(result.log_weights)
     facts = {"sampler": about.sampler}
-    if about.reason:
-        facts["why"] = about.reason
+    if result.reason:
+        facts["why"] = result.reason
     facts["chains"] = f"{number:,}, as good as {result.effective_chains:,.0f} independent ones"
     if about.devices > 1:
         facts["devices"] = f"{about.devices}, all of which moved chains"
-    copies = len(np.unique(result.families.index))
+    copies = len(np.unique(result._families.index))
     if copies < number:
         facts["ancestors"] = (
-            f"{copies:,} of the first chains have descendants ({result.families.effective:,.0f} effective)"
+            f"{copies:,} of the first chains have descendants ({result._families.effective:,.0f} effective)"
         )
     if about.global_acceptance is not None:
         facts["global moves"] = f"{about.global_acceptance:.2g} of the proposals accepted"
@@ -111,7 +111,7 @@ def _facts(result: Record) -> dict[str, str]:
         facts["swaps"] = (
             f"{_range(np.asarray(levels['swaps']))}; {about.round_trips:.3g} round trips of each chain's replicas"
         )
-    if not math.isnan(k := result.families.pareto_k):
+    if not math.isnan(k := result._families.pareto_k):
         largest = tuning.SUMMARY.largest_k
         doubt = f", above {largest}: a few chains decide, and errors are too small" if k > largest else ""
         facts["Pareto k̂"] = f"{k:.2f}{doubt}" if k > 0 else "below 0: no chain has much more weight than others"

@@ -125,9 +125,9 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         log_evidence_error=later(lambda result: math.nan if result.status.withholds else error) if known else None,
         evaluations=evaluations,
         levels=by_level(log_snr[levels], sampler.blocks, **recorded),
+        reason=state.reason + support.note,
         about=About(
             sampler=sampler.describe(),
-            reason=state.reason + support.note,
             seconds=state.seconds,
             draws=None if state.draws.number is None else max(min(state.writer.drawn, state.draws.number), 1),
             thin=int(state.draws.thin),
@@ -141,7 +141,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
             versions=versions(),
         ),
         status=later(with_answers),
-        families=families,
+        _families=families,
         density=density,
     )
 

@@ -27,6 +27,10 @@ ADVICE = {
 }
 
 
+TOGETHER = "latents move with what hangs on them; then a warm-up"
+"""How a reason speaks of `Interweaving`."""
+
+
 def by_score(metric: str = "none") -> MALA:
     """A kernel for densities that offer only their score."""
     return MALA(Adaptive(), log_ratio=bounded(), metric=metric)
@@ -52,10 +56,13 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
         return independent(density, f"fewer than {many} chains", num_chains)
     closings, then = closed_by(density, num_chains, weighed=True)
     enough = f"{num_chains} chains are enough to resample"
-    if "feynman_kac" in can and (energy or all(site.kind != "static" for site in density.sites.values())):
+    latents, together = any(site.kind == "static" for site in density.sites.values()), interweaves(density)
+    if "feynman_kac" in can and (energy or together or not latents):
         why = f"{enough}, which keeps the modes' shares right"
         if energy:
             return SMC(then=closings), f"{why}; tuned MALA moves{then}"
+        if together:
+            return SMC(Interweaving(), then=(WarmUp(),)), f"{why}; {TOGETHER}"
         return SMC(by_score(metric="auto")), f"{why}; {only_score('its moves')}"
     if comparable:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
@@ -85,7 +92,7 @@ def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tupl
     """Chains that never weigh one another, and why these were chosen; with global moves, where so many can fit them."""
     if interweaves(density):
         sampler = AnnealedMCMC(Interweaving(), 3, reverse_step=True, then=(WarmUp(),))
-        return sampler, f"{why}: independent chains, whose latents move with what hangs on them; then a warm-up"
+        return sampler, f"{why}: independent chains; {TOGETHER}"
     if "energy" in density.capabilities:
         closings, then = closed_by(density, num_chains)
         sampler = AnnealedMCMC(_hmc(density), 5, reverse_step=True, then=closings)

@@ -43,10 +43,11 @@ CASES = [
         "scores only and a latent",
         with_latent,
         network("epsilon"),
-        tuning.MANY_CHAINS.compared,
-        cp.AnnealedMCMC,
+        tuning.MANY_CHAINS.weighed,
+        cp.SMC,
         "latents move with what hangs on them",
     ),
+    ("few chains and a latent", with_latent, network("epsilon"), 12, cp.AnnealedMCMC, "latents move with what"),
 ]
 
 
@@ -124,7 +125,7 @@ def test_the_result_says_it():
     density = cp.compile(single, normal([0.0, 0.0]))
     result = cp.infer(density, jax.random.key(0), num_chains=4, progress=False)
     assert result.about.sampler.startswith("AnnealedMCMC(HMC")
-    assert "fewer than" in result.about.reason
+    assert "fewer than" in result.reason
     assert "fewer than" in str(result.summary())
 
 

@@ -63,7 +63,7 @@ def test_result_fields_agree(product):
     levels = product.num_levels
     assert result["x"].shape == (64, 2)
     assert result.log_weights.shape == (64,)
-    assert result.families.weights.sum() == pytest.approx(1)
+    assert result._families.weights.sum() == pytest.approx(1)
     for values in result.levels.variables.values():
         assert values.shape == (levels,)
     assert np.all((result.acceptance > 0) & (result.acceptance <= 1))
@@ -74,7 +74,7 @@ def test_result_fields_agree(product):
     assert result.density is product
     assert result.about.seconds > 0
     assert result.about.sampler == SAMPLER.describe()
-    assert result.about.reason == "chosen by the user"
+    assert result.reason == "chosen by the user"
     assert np.array_equal(result.levels["log_snr"], np.asarray(product.schedule.log_snr))
 
 

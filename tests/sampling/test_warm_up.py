@@ -173,21 +173,21 @@ class TestGivingUp:
         asked = {"levels": self.coarse.log_snr, "checkpoint_dir": tmp_path}
         result = run(density, chains=256, sampler=None, **asked)
         assert result.about.sampler.startswith("AnnealedMCMC")
-        assert "SMC's 256 chains had come to descend from" in result.about.reason
-        assert "worth" in result.about.reason
+        assert "SMC's 256 chains had come to descend from" in result.reason
+        assert "worth" in result.reason
         assert len(words) == 2
         assert not np.isin(*words).any()  # what chance did to the first run it does not do to the second
         assert result.effective_chains == pytest.approx(256)
         assert not result.status.has(Code.ANCESTORS_COLLAPSED)
         again = run(density, chains=256, sampler=None, **asked)  # from both checkpoints
         np.testing.assert_array_equal(result["x"], again["x"])
-        assert again.about.reason == result.about.reason
+        assert again.reason == result.reason
 
     def test_else_closer_levels_do_and_know_the_evidence(self, tmp_path):
         """Six independent coordinates: a mode at +1 has all but nothing of the other one's mass under N(½, 0.3²)."""
         result = run(self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path)
-        assert "SMC's 256 chains had come to descend from" in result.about.reason
-        assert "300 levels" in result.about.reason
+        assert "SMC's 256 chains had come to descend from" in result.reason
+        assert "300 levels" in result.reason
         assert result.status.ok
         noise = self.coarse.alpha[0], self.coarse.sigma[0]
         wide, narrow = (float(np.hypot(noise[0] * sd, noise[1])) for sd in (0.3, 0.1))

@@ -80,7 +80,7 @@ def eight(count: int) -> int:
             found[by].append([*below.tolist(), str(result.status.code)])
             KEPT.write_text(json.dumps(found))
             if i % 20 == 0:
-                print(f"{by}: {i + 1} of {EIGHT_REPLICATES}, {result.status.code}, {result.reason}", flush=True)
+                print(f"{by}: {i + 1} of {EIGHT_REPLICATES}, {result.status.code}, {result.about.reason}", flush=True)
     rows, least = [], {}
     for by, lines in found.items():
         shares = (np.array([line[:-1] for line in lines], float) + 0.5) / (count + 1)

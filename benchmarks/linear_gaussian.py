@@ -151,7 +151,7 @@ def measure(sigma: float | None, policy: str, num_chains: int, keys: int) -> Mea
             density = cp.compile(unknown if sigma is None else known, *args)
             result = cp.infer(density, jax.random.key(seed), num_chains=num_chains, sampler=cp.SMC(), progress=False)
             x, sigmas = result["x"], result["sigma"] if sigma is None else np.full(num_chains, sigma)
-            row.seconds.append(result.seconds)
+            row.seconds.append(result.about.seconds)
         row.ksd.append(ksd(x, sigmas, y, sigma))
         row.ratio.append(row.ksd[-1] / float(reference))
         row.mass.append(float(np.mean(x[:, :2].sum(1) > 3.0)))

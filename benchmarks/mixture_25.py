@@ -111,7 +111,7 @@ def measure(measurements: int, name: str, num_chains: int, keys: int) -> Measure
             result = cp.infer(density, jax.random.key(seed), num_chains=num_chains, sampler=sampler, progress=False)
             found = np.bincount(nearest(result["x"], MODES), minlength=25) / num_chains
             row.evaluations = result.evaluations
-            row.seconds.append(result.seconds)
+            row.seconds.append(result.about.seconds)
         row.tv.append(total_variation(found, exact))
     return row
 

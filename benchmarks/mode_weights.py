@@ -156,7 +156,7 @@ def measure(problem: Problem, row: Row, num_chains: int = N, keys: int = KEYS) -
             result = cp.infer(density, key, num_chains=num_chains, sampler=row.sampler, progress=False)
             x, evaluations, acceptance = result["x"], result.evaluations, result.acceptance
             evidence += [] if result.log_evidence is None else [result.log_evidence]
-            seconds.append(result.seconds)
+            seconds.append(result.about.seconds)
             status.append(str(result.status))
         shares.append(np.bincount(nearest(x, centres), minlength=len(centres)) / num_chains)
     return Measured(

@@ -30,7 +30,7 @@ from report import publish
 from safetensors.numpy import load_file, save_file
 
 import composeprob as cp
-from composeprob.pretrained.embeddings import EmbeddingMLP
+from composeprob.pretrained.layers import EmbeddingMLP
 from composeprob.pretrained.tensors import Arrays, fill, header
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))

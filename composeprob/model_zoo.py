@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from composeprob import models
-from composeprob.calibration.storage import load_calibration
+from composeprob.calibration.driver import load_calibration
 from composeprob.errors import LoadError
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.classifier import Classifier

@@ -316,12 +316,10 @@ class _Latents(NamedTuple):
     """These."""
     lengths: tuple[float, float] = (1e-3, 2.0)
     """Of their steps, in unconstrained coordinates."""
-    joint: int = 2
-    """Moves of latents and what hangs on them together, two evaluations each."""
+    joint: int = 1
+    """Moves of latents and what hangs on them together, four evaluations each."""
     ratios: tuple[float, float] = (0.5, 50.0)
     """Of their length to the width of a latent given what hangs on it."""
-    bend: float = 0.5
-    """Difference, in nats, of Simpson's rule and the trapezoid on its nodes up to which an integral is trusted."""
     flat: float = 0.05
     """Least curvature."""
     most: int = 64

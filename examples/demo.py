@@ -61,7 +61,7 @@ def main(num_chains=1000, out="out", samplers=SAMPLERS):
             result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=sampler)
             tv, height = judge(x := result.unweighted()["x"])
             rows[name] = {"mode_tv": tv, "mean_log_density": height, **result.numbers()}
-            print(f"{name:18}{tv:10.3f}{height:13.2f}{result.evaluations:13,}{result.seconds:9.1f}")
+            print(f"{name:18}{tv:10.3f}{height:13.2f}{result.evaluations:13,}{result.about.seconds:9.1f}")
             plot_points(ax, x, f"{name}\nmode TV {tv:.3f}", log_density, WINDOW)
         sets = np.array([judge(x) for x in draws])
         (tv, height), (tv_sd, height_sd) = sets.mean(0), sets.std(0)

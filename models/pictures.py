@@ -12,7 +12,7 @@ from jax import Array
 from composeprob.compiler.pipeline import lowered
 from composeprob.factors.diffusion import Diffusion
 from composeprob.language.single import single
-from composeprob.results.images import is_image
+from composeprob.results.geometry import is_image
 from composeprob.results.plotting import PALETTE, SIZES, new_figure, plot_images, style
 from composeprob.runtime.infer import infer
 from composeprob.samplers.ancestral import Ancestral

@@ -6,7 +6,7 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-METRICS = ("convergence", "covariance", "distances", "mode_weights", "points", "stein")
+METRICS = ("convergence", "distances", "mode_weights", "points", "stein")
 SHAPES = ("composeprob.results.estimates", *(f"composeprob.metrics.{name}" for name in METRICS))
 """Modules whose annotations, shapes included, are checked at every call."""
 install_import_hook(SHAPES, "typechecked.typechecked")

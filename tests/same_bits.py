@@ -109,7 +109,7 @@ def bits(density: Any, sampler: Any, devices: int) -> bytes:
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("chains",))
     options = {"num_chains": CHAINS, "chunk": CHUNK, "progress": False}
     result = cp.infer(density, jax.random.key(3), sampler=sampler, mesh=mesh, **options)
-    numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.ess]
+    numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.levels["ess"]]
     return b"".join(np.ascontiguousarray(array).tobytes() for array in numbers)
 
 

@@ -123,9 +123,9 @@ def test_a_file_says_how_it_is_sampled(write, tmp_path, monkeypatch):
     assert (seen["num_chains"], seen["chunk"], seen["precision"]) == (30, 25, "bfloat16")
     assert (seen["draws"].number, seen["draws"].thin) == (3, 2)
     saved = cp.Result.load(tmp_path / "samples.safetensors")
-    assert "AnnealedMCMC(HMC" in saved.sampler
+    assert "AnnealedMCMC(HMC" in saved.about.sampler
     assert saved["y"].shape == (30, 3, 2)
-    np.testing.assert_allclose(saved.log_snr, np.linspace(6, -6, 6), atol=1e-4)
+    np.testing.assert_allclose(saved.levels["log_snr"], np.linspace(6, -6, 6), atol=1e-4)
 
 
 def test_run_has_few_options():

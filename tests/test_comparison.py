@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
+from composeprob.results.estimates import Families
 from refusals import refused
 from test_result import make
 
@@ -47,10 +48,12 @@ def test_copies_of_one_chain_are_no_mode():
     def copied():
         one = drawn(rng, n=60)
         x = np.repeat(one["x"], 5, axis=0)
-        return make({"x": x}, np.zeros(300), first_ancestors=np.repeat(np.arange(60), 5))
+        return make(
+            {"x": x}, np.zeros(300), families=Families.from_ancestors(np.ones(300), np.repeat(np.arange(60), 5))
+        )
 
     assert not any(copied().compare(copied()).status.has("modes_missing") for _ in range(KEYS))
-    alone = dataclasses.replace(copied(), first_ancestors=np.arange(300))
+    alone = dataclasses.replace(copied(), families=Families.from_ancestors(np.ones(300), np.arange(300)))
     assert alone.compare(alone).p_value > 0.5
 
 

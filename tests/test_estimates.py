@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.results.estimates import Estimate, Families, pareto_k
-from composeprob.results.estimation import Estimating
+from composeprob.results.estimates import Estimate, Families
+from composeprob.results.record import About, Record
 from composeprob.results.status import Code, Status
 from refusals import refused
 
@@ -15,11 +15,11 @@ NARROWEST = 0.85
 """Of 200 intervals that cover with 90 % each, fewer than this share do in one case of 60."""
 
 
-class Made(Estimating):
+class Made(Record):
     """Samples without a run."""
 
     def __init__(self, values, ancestors=None, draws=None, status=Status(), weights=None):  # noqa: B008 - immutable
-        vars(self).update(samples={"x": values}, draws=draws, status=status)
+        vars(self).update(samples={"x": values}, about=About(draws=draws), status=status)
         n = len(values)
         weights = np.ones(n) if weights is None else weights
         vars(self)["groups"] = Families.from_ancestors(weights, np.arange(n) if ancestors is None else ancestors)
@@ -55,7 +55,7 @@ def many_chains(rng):
 
 @pytest.mark.parametrize("make", [independent, copied, few_chains, many_chains])
 def test_intervals_cover(make, monkeypatch):
-    monkeypatch.setattr("composeprob.results.estimation._over_all", lambda fn, whole: fn(whole))  # compiles nothing
+    monkeypatch.setattr("composeprob.results.estimates._over_all", lambda fn, whole: fn(whole))  # compiles nothing
     rng, covered = np.random.default_rng(5), []
     truths = (0.0, 0.5, 0.0668, 0.6745)
     for _ in range(REPEATS):
@@ -156,6 +156,6 @@ def test_what_is_refused():
 def test_pareto_k_tells_heavy_weights():
     rng = np.random.default_rng(3)
     light, heavy = rng.exponential(size=1000), rng.pareto(1.0, 1000)
-    assert pareto_k(Families.from_ancestors(light, np.arange(1000)), 1000) < 0.5
-    assert pareto_k(Families.from_ancestors(heavy, np.arange(1000)), 1000) > 0.7
-    assert np.isnan(pareto_k(Families.from_ancestors(np.ones(100), np.arange(100)), 100))
+    assert Families.from_ancestors(light, np.arange(1000)).pareto_k < 0.5
+    assert Families.from_ancestors(heavy, np.arange(1000)).pareto_k > 0.7
+    assert np.isnan(Families.from_ancestors(np.ones(100), np.arange(100)).pareto_k)

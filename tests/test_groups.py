@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from composeprob.results.groups import between, distant, parted, share_apart, where
+from composeprob.results.shares import between, distant, parted, share_apart, where
 
 CHAINS = 64
 KEYS = 10

@@ -79,8 +79,8 @@ def test_latents_alone_are_weighed_by_where_they_began(monkeypatch, sign):
     assert abs(weighed - left / (left + right)) < 0.06
     assert abs(found - left / (left + right)) > 0.05  # so these weights mend the shares
     assert result.status.ok
-    assert "mend the shares" in result.reason
-    np.testing.assert_allclose(result.weights @ (np.asarray(result["b"]) < 0), weighed, rtol=1e-5)
+    assert "mend the shares" in result.about.reason
+    np.testing.assert_allclose(result.families.weights @ (np.asarray(result["b"]) < 0), weighed, rtol=1e-5)
     moved = cp.infer(density, jax.random.key(0), num_chains=2000, progress=False)
     assert moved.status.ok
     assert abs(np.mean(moved["b"] < 0) - left / (left + right)) < 0.04
@@ -96,7 +96,7 @@ def test_weights_of_paths_mend_frozen_shares_where_no_energy_is_known(monkeypatc
     held = 0.7 * np.exp(-0.5) / (0.7 * np.exp(-0.5) + 0.3 * np.exp(-2))
     assert abs(np.mean(np.asarray(result["x"]) > 0) - held) > 0.05
     assert result.status.ok
-    assert "mend the shares" in result.reason
+    assert "mend the shares" in result.about.reason
     mended = result.probability(lambda x: x["x"] > 0)
     assert abs(mended.value - held) < 4 * mended.error
     assert mended.error < 0.05
@@ -227,5 +227,5 @@ def test_what_weights_move_is_told_without_overflow():
     """Warnings are errors here: the ratio of weights of two groups can be too large for a number."""
     left = np.arange(400) % 2 == 0
     x = np.where(left, -1.0, 1.0)
-    text = _most_moved({"x": x}, x[:, None], np.stack([left, ~left], 1), np.where(left, -2000.0, 2000.0))
+    text = _most_moved(["x"], x[:, None], np.stack([left, ~left], 1), np.where(left, -2000.0, 2000.0))
     assert "the mean of x would move by +2000.00" in text

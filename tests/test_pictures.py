@@ -40,12 +40,7 @@ def moved():
 @pytest.mark.parametrize("kind", ["overview", "samples", "pairs", "levels"])
 def test_every_kind_draws(moved, kind):
     shown = texts(moved.plot(kind))
-    expected = {
-        "overview": "run",
-        "samples": "image",
-        "pairs": "x[0]",
-        "levels": "acceptance",
-    }
+    expected = {"overview": "run", "samples": "image", "pairs": "x[0]", "levels": "acceptance"}
     assert any(expected[kind] in text for text in shown), shown
 
 

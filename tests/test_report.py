@@ -6,11 +6,10 @@ import shutil
 import subprocess
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.results.html_report import curve
+from composeprob.results.plotting import diagnostics
 from sampling_cases import both, normal, run, single
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -29,19 +28,11 @@ def page(result, tmp_path_factory):
 
 def test_it_says_what_was_sampled_how_well_and_what_it_cost(result, page):
     text = page.read_text()
-    for part in (
-        "64 samples of both",
-        "f(x)·g(x)",
-        "Status: ok",
-        "90 % interval",
-        "jax.random.key(7)",
-        "numpyro",
-        "x[0]",
-    ):
+    for part in ("64 samples of both", "f(x)·g(x)", "Status: ok", "90 % interval", "jax.random.key(7)", "numpyro"):
         assert part in text
     assert f"{result.evaluations * 64:,} in all" in text
-    assert text.count("data:image/png;base64,") == 1
-    assert text.count("<svg class='curve'") == 4  # acceptance, step size, effective sample size, ancestors
+    assert text.count("data:image/png;base64,") == 2  # the site, and the diagnostics by level
+    assert [each.name for each in diagnostics(result).values()] == ["acceptance", "step_size", "ess", "ancestors"]
     assert not re.search(r"(src|href)=['\"](?!data:)", text)  # needs no network
     assert "prefers-color-scheme: dark" in text
 
@@ -59,17 +50,9 @@ def test_findings_come_with_what_to_try_and_errors_are_withheld(result, tmp_path
 
 def test_a_result_from_a_file_has_a_report_without_its_program(result, tmp_path):
     loaded = cp.Result.load(result.save(tmp_path / "saved"))
-    assert loaded.key == "jax.random.key(7)"
-    assert loaded.versions == result.versions
+    assert loaded.about.key == "jax.random.key(7)"
+    assert loaded.about.versions == result.about.versions
     assert "The program is not in the file." in loaded.report(tmp_path / "run.html").read_text()
-
-
-def test_curves_leave_out_what_is_not_known():
-    svg = curve(np.arange(4.0), np.array([1.0, np.nan, 0.0, 10.0]), None, log=True)
-    (points,) = re.findall("points='([^']*)'", svg)
-    assert len(points.split()) == 2
-    assert "nan" not in svg
-    assert "polyline" in curve(np.arange(3.0), np.ones(3), None, log=False)  # a constant has a line too
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here: apt install chromium")

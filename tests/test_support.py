@@ -56,7 +56,7 @@ def test_paths_with_growing_exponents_mend_the_shares():
     assert 0.2 < np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.8
     wide = result.probability(lambda s: s["x"].mean() < 0)
     assert abs(wide.value - 2.0**-10) < 4 * wide.error < 0.01
-    assert "mend the shares of modes" in result.reason
+    assert "mend the shares of modes" in result.about.reason
     assert result.status.ok
 
 
@@ -71,14 +71,16 @@ def test_by_default_chains_that_weigh_one_another_on_close_levels_take_their_pla
     noise = (LEVELS.sigma[0] / LEVELS.alpha[0]) ** 2
     squares = [-5 * np.log(4 * np.pi * (sd**2 + noise)) + np.log(0.25) for sd in (0.5, 0.25)]
     assert abs(result.log_evidence - np.logaddexp(*squares)) < 4 * result.log_evidence_error < 1
-    assert "independent chains, corrected by HMC; but the chains lay apart" in result.reason
+    assert "independent chains, corrected by HMC; but the chains lay apart" in result.about.reason
     assert alone.evaluations < result.evaluations <= 6.1 * alone.evaluations
-    assert result.evaluations - alone.evaluations == len(result.log_snr) * 16  # no more than 1.3 times as many in all
+    assert (
+        result.evaluations - alone.evaluations == len(result.levels["log_snr"]) * 16
+    )  # no more than 1.3 times as many in all
 
 
 def test_chains_on_levels_that_the_user_gave_stay_on_them(wrong):
     result = run(wrong, levels=np.asarray(LEVELS.log_snr))
-    assert result.sampler.startswith("AnnealedMCMC")
+    assert result.about.sampler.startswith("AnnealedMCMC")
     assert result.status.has("shares_frozen")
 
 
@@ -98,7 +100,7 @@ def test_places_that_break_a_constraint_hold_nothing():
     assert valid(run(density, sampler=independent())["x"]) < 0.9
     result = run(density)
     assert valid(result["x"]) == 1.0
-    assert "took its place" in result.reason
+    assert "took its place" in result.about.reason
 
 
 def test_chains_apart_whose_paths_weigh_alike_are_not_named():

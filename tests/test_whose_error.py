@@ -7,7 +7,7 @@ import pytest
 
 import composeprob as cp
 from composeprob import tuning
-from composeprob.cli import refinements
+from composeprob.cli import whose_error
 from composeprob.cli.programs import reference_draws
 from composeprob.cli.whose_error import as_draws, compared, draws_moments, moments, split
 from sampling_cases import both, normal, run
@@ -67,19 +67,19 @@ def test_moments_of_a_run_and_of_draws_are_of_the_same_numbers(density):
 
 def test_what_is_refined(density):
     """Half the step says something of kernels without a test only; twice the levels lie between those that are."""
-    assert refinements.shorter_steps(density, cp.AnnealedMCMC(cp.MALA(0.1), 3), None) is None
+    assert whose_error.shorter_steps(density, cp.AnnealedMCMC(cp.MALA(0.1), 3), None) is None
     first = run(density, chains=16, sampler=cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3))
-    sampler = refinements.shorter_steps(density, cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3), first)
+    sampler = whose_error.shorter_steps(density, cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3), first)
     assert sampler.steps_per_level == 6
     assert np.allclose(sampler.kernel.step_size, 0.05 * np.asarray(density.schedule.sigma) ** 2, rtol=1e-4)
-    assert refinements.longer(density, cp.Ancestral()) is None
-    assert refinements.longer(density, cp.AnnealedMCMC(cp.MALA(0.1), 3)).steps_per_level == 6
-    name, finer = refinements.twice_the_levels(density)
+    assert whose_error.longer(density, cp.Ancestral()) is None
+    assert whose_error.longer(density, cp.AnnealedMCMC(cp.MALA(0.1), 3)).steps_per_level == 6
+    name, finer = whose_error.twice_the_levels(density)
     assert name == "2 × levels"
     own, between = (np.asarray(d.schedule.log_snr) for d in (density, finer))
     assert np.allclose(between[::2], own, atol=1e-4)
     assert len(between) == 2 * len(own) - 1
-    assert not refinements.fits(finer, cp.AnnealedMCMC(cp.ULA(np.full(len(own), 0.1)), 1))
+    assert not whose_error.fits(finer, cp.AnnealedMCMC(cp.ULA(np.full(len(own), 0.1)), 1))
 
 
 def test_a_network_that_knows_only_its_levels_is_compared_with_half_of_them():
@@ -88,7 +88,7 @@ def test_a_network_that_knows_only_its_levels_is_compared_with_half_of_them():
 
     schedule = cp.Schedule.log_snr(11)
     f = cp.Diffusion(network, schedule, event_shape=(), parameterization="epsilon")
-    name, coarser = refinements.twice_the_levels(cp.compile(both, f, normal(0.0, 1.0, schedule)))
+    name, coarser = whose_error.twice_the_levels(cp.compile(both, f, normal(0.0, 1.0, schedule)))
     assert name == "½ × levels"
     assert coarser.num_levels == 6
 

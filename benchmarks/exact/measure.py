@@ -67,10 +67,10 @@ def read(case: Case, answer: Answer, result: cp.Result) -> dict[str, Any]:
         "codes": [str(code) for code, _ in result.status.findings],
         "evaluations": result.evaluations,
         "effective_chains": _plain(result.effective_chains),
-        "least_ess": _plain(min((ess for ess in result.ess if math.isfinite(ess)), default=math.nan)),
-        "ancestors": len(set(result.first_ancestors.tolist())),
-        "sampler": result.sampler,
-        "reason": result.reason,
+        "least_ess": _plain(min((ess for ess in result.levels["ess"].values if math.isfinite(ess)), default=math.nan)),
+        "ancestors": len(set(result.families.index.tolist())),
+        "sampler": result.about.sampler,
+        "reason": result.about.reason,
     }
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 import composeprob as cp
-from composeprob.calibration.storage import load_calibration, save_calibration
+from composeprob.calibration.driver import load_calibration, save_calibration
 from composeprob.models import two_dimensional
 from composeprob.models.networks.conditioning import OutputScale
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP

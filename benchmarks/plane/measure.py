@@ -130,7 +130,7 @@ def judge(
         raise_log_likelihood=raise_mean,
         raise_standard_error=raise_error,
         acceptance=float(result.acceptance[visited].mean()) if visited.any() else float("nan"),
-        quadrature_error=_mean(getattr(result, "quadrature_error", np.nan)),
+        quadrature_error=_mean(result.levels["quadrature_error"]),
         evaluations=result.evaluations,
         seconds=seconds[0],
         wall=time.monotonic() - began,

@@ -5,8 +5,7 @@
 posterior draws. May import everything but `api` and `cli`.
 """
 
-from composeprob.calibration.driver import calibrate
+from composeprob.calibration.driver import calibrate, load_calibration, save_calibration
 from composeprob.calibration.simulated import Calibration, calibrated
-from composeprob.calibration.storage import load_calibration, save_calibration
 
 __all__ = ["Calibration", "calibrate", "calibrated", "load_calibration", "save_calibration"]

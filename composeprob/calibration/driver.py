@@ -1,33 +1,46 @@
-"""`calibrate` finds the log-normaliser of a factor with an energy."""
+"""`calibrate` finds the log-normaliser of a factor with an energy, by quadrature or by sequential Monte Carlo."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
-from composeprob.calibration.annealed import annealed
 from composeprob.calibration.quadrature import integrals
 from composeprob.compiler.pipeline import compile, lowered
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.errors import CapabilityError, ConditionError, ShapeError, WrongTypeError
+from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, LoadError, ShapeError, WrongTypeError
 from composeprob.factors.base import Factor, LeafFactor, is_factor
-from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated, CalibratedExpression
+from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, TABLES, Calibrated, CalibratedExpression
 from composeprob.factors.cells import CellWindow
 from composeprob.factors.nodes import Combination, Product, leaves, plate_of, walk
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import same_factor
+from composeprob.kernels import HMC, Adaptive
+from composeprob.kernels.base import log_density_of
 from composeprob.language.single import single
 from composeprob.runtime.infer import infer
 from composeprob.samplers.ancestral import Ancestral
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.meet import log_mean_weight
+from composeprob.samplers.run import Run, Visits, begin
+from composeprob.samplers.sampler import Sampler
+from composeprob.samplers.smc import SMC
+from composeprob.samplers.weights import first_weight
 from composeprob.schedule import Schedule
 from composeprob.settings import usual
 
@@ -261,3 +274,96 @@ def _check(factor: object, key: object, num_chains: object, repeats: object) -> 
                 f"Factor '{leaf.label}' leaves {', '.join(map(repr, missing))} open, and its normaliser depends on it.",
                 fix=f"give it first: cp.calibrate(factor.given({names}), key).",
             )
+
+
+def annealed(density: AnnealedDensity, key: Array, num_chains: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates log ∫F_k at every level; returns it with its standard errors, both (K,).
+
+    Chains start with exact draws of N(0, σ²/power), weighted by F over it; from level to level weights gain
+    log F_k − log F_{k+1}, and chains are resampled and moved by HMC, which leaves F_k invariant. The mean weight is an
+    unbiased estimate of ∫F_k over that of the start, which is 1; repeats are averaged before the logarithm is taken.
+
+    Raises:
+        InvalidValueError: no chain has a finite energy.
+    """
+    sampler = SMC(HMC(Adaptive(), num_leapfrog=3), tuning.ANNEALED_MOVES, weights="density").prepare(density)
+    found = np.stack([np.asarray(_repeat(sampler, density, k, num_chains)) for k in jax.random.split(key, repeats)])
+    if not np.all(np.isfinite(found)):
+        level = int(np.flatnonzero(~np.isfinite(found).all(0))[-1])
+        raise InvalidValueError(
+            f"The log-density is not finite at level {level}: no chain got there with a finite weight.",
+            fix="look for overflow in the energy, or space the levels more closely.",
+        )
+    found = found.astype(np.float64)
+    mean = np.logaddexp.reduce(found, axis=0) - np.log(repeats)
+    return mean, found.std(axis=0, ddof=1) / np.sqrt(repeats)
+
+
+@eqx.filter_jit
+def _repeat(sampler: Sampler, density: AnnealedDensity, key: Array, num_chains: int) -> Array:
+    """One population's estimates of log ∫F_k, (K,)."""
+    first, layout = density.num_levels - 1, Layout.of_density(density)
+    run = sampler.start(begin(key, num_chains, Visits.every(first, density.num_levels)), density, first)
+    noise = density.schedule.at(first)
+
+    def correction(v: Array) -> Array:
+        """What one draw weighs by the values of F, less what the sampler counts at its first visit."""
+        found, position = layout.evaluate(density, v, first), layout.position(v, noise.alpha)
+        value, drawn = log_density_of(found), density.top.log_density(position, noise.sigma)
+        counted = first_weight(layout, density, v, found, first)
+        return jnp.where(jnp.isfinite(value), value - drawn - counted, -jnp.inf)
+
+    # The sampler counts diffusion factors as normalised; here their own values give the constant.
+    run = dataclasses.replace(run, log_weights=jax.vmap(correction)(run.chains.points), log_evidence=jnp.zeros(()))
+
+    def visit(run: Run, made: Array) -> tuple[Run, Array]:
+        run = sampler.advance(run, density, made + 1)
+        return run, run.log_evidence + log_mean_weight(run.log_weights)
+
+    _, log_z = jax.lax.scan(visit, run, jnp.arange(density.num_levels))
+    return log_z[::-1]
+
+
+def save_calibration(factor: Calibrated, path: str | Path, *, weights: str | Path | None = None) -> None:
+    """Writes what `calibrate` found of a single factor: log-SNR, log-normalisers and their errors.
+
+    Args:
+        factor: a calibrated leaf.
+        path: where to write.
+        weights: the file of the network's weights, by whose digest `load_calibration` knows it again.
+    """
+    about = None if weights is None else {"weights": _digest(weights)}
+    tables = {name.removeprefix("calibration "): np.ascontiguousarray(table) for name, table in factor.tables.items()}
+    Path(path).write_bytes(save(tables, about))
+
+
+def load_calibration(factor: LeafFactor, path: str | Path, *, weights: str | Path | None = None) -> Calibrated:
+    """Reads what `save_calibration` wrote; returns ``factor`` with it.
+
+    Args:
+        factor: the leaf that was calibrated.
+        path: the file.
+        weights: the file of its weights; refused where it is another than at calibration.
+
+    Raises:
+        LoadError: the file is missing or damaged, or is the calibration of other events or weights.
+    """
+    fix = f"calibrate it again: python tools/calibrate.py {factor.label}"
+    try:
+        with safe_open(path, "numpy") as file:
+            about = file.metadata() or {}
+            tables = {f"calibration {name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise LoadError(f"The calibration {path} cannot be read: {error}", fix=fix) from error
+    shapes = {table.shape for table in tables.values()}
+    if set(tables) != set(TABLES) or len(shapes) != 1 or len(shapes.pop()) != 1:
+        raise LoadError(f"The calibration {path} does not fit factor '{factor.label}'.", fix=fix)
+    if weights is not None and about.get("weights") != _digest(weights):
+        raise LoadError(
+            f"The calibration {path} was made for other weights than those in {Path(weights).name}.", fix=fix
+        )
+    return Calibrated(factor, tables)
+
+
+def _digest(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -20,7 +20,9 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
 from composeprob.json_data import JSON
 from composeprob.language.program import Program
-from composeprob.results.origin import as_code
+from composeprob.results.geometry import entries
+from composeprob.results.record import as_code
+from composeprob.results.store import write_json
 from composeprob.runtime.infer import infer
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.choose import independent
@@ -203,9 +205,8 @@ def _ranks(
             numbers[f"mean of {site}"] = flat.mean(1), float(true.mean())
             numbers[f"size of {site}"] = np.linalg.norm(flat, axis=1), float(np.linalg.norm(true))
         else:
-            shape = values.shape[1:]
-            for j, index in enumerate(np.ndindex(shape)):
-                numbers[site + (f"[{', '.join(map(str, index))}]" if index else "")] = flat[:, j], float(true[j])
+            names = entries(site, values.shape[1:])
+            numbers |= {name: (flat[:, j], float(true[j])) for j, name in enumerate(names)}
     both = {site: np.concatenate([truth[site], values]) for site, values in drawn.items()}
     logs = sum(np.asarray(v).reshape(len(v), -1).sum(1) for v in density.log_likelihood(both).values())
     numbers["log-likelihood"] = np.asarray(logs)[1:], float(np.asarray(logs)[0])
@@ -234,7 +235,4 @@ class _RankStore:
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps({"call": self.call, "rows": self.rows}), encoding="utf-8")
-            partial.replace(self.path)
+            write_json(self.path, {"call": self.call, "rows": self.rows})

@@ -1,7 +1,8 @@
-"""The commands `zoo`, `train` and `devices`, beside `new`, `run` and `trust`."""
+"""The commands `new`, `zoo`, `train` and `devices`, beside `run` and `trust`."""
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,33 @@ import typer
 from rich.markdown import Markdown
 from rich.table import Table
 
-from composeprob.cli import new, run, trust  # noqa: F401 - join the application
+from composeprob.cli import run, trust  # noqa: F401 - join the application
 from composeprob.cli.shell import NoCache, app, clean_errors, console, keep_compiled
 from composeprob.errors import InvalidValueError
+
+
+@app.command()
+@clean_errors
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="NAME", help="The project's folder, which is made.")],
+) -> None:
+    """Make a small project: a program, a network of its own that it trains, and a test.
+
+    [b]Examples[/b]
+
+        composeprob new crescents
+
+        cd crescents && composeprob run program.py
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidValueError(f"{folder} exists and is not an empty folder.", fix="choose another name.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in resources.files("composeprob.cli").joinpath("template").iterdir():
+        if file.is_file():
+            text = file.read_text(encoding="utf-8").replace("# NAME\n", f"# {folder.resolve().name}\n")
+            (folder / file.name).write_text(text, encoding="utf-8")
+            print(f"wrote {folder / file.name}")
+    print(f"Run it: cd {folder} && composeprob run program.py")
 
 
 @app.command()

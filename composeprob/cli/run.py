@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from composeprob.cli.output import write
 from composeprob.cli.programs import arguments, load_program, presets
-from composeprob.cli.shell import NoCache, app, clean_errors, keep_compiled
+from composeprob.cli.shell import NoCache, app, clean_errors, keep_compiled, write
 from composeprob.errors import InvalidValueError
 
 

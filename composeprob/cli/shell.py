@@ -1,18 +1,51 @@
-"""The command line itself: the application that commands join, its console, and how it prints deliberate errors."""
+"""The command line itself: the application that commands join, its console, errors, and the files of a run."""
 
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from composeprob.cli.output import in_options
 from composeprob.errors import ComposeProbError
+from composeprob.json_data import JSONObject
 from composeprob.text import spell_out
+
+if TYPE_CHECKING:
+    from composeprob.results.result import Result
+
+
+def in_options(text: str) -> str:
+    """Returns an error's text, with the arguments of `infer` that it names as options of the command."""
+    options = {"choose another checkpoint_dir, or start again:": "choose another --checkpoint-dir, or in the file"}
+    for argument, option in options.items():
+        text = text.replace(argument, option)
+    return text
+
+
+def write(result: Result, folder: Path, about: JSONObject, store: Path | None = None) -> list[Path]:
+    """Writes samples (unless they are in a ``store``), picture, summary and numbers of a result into ``folder``.
+
+    Returns:
+        The files.
+    """
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    samples, picture = store or result.save(folder / "samples.safetensors"), folder / "samples.png"
+    figure = result.plot()
+    figure.savefig(picture)
+    plt.close(figure)
+    summary, numbers = folder / "summary.txt", folder / "results.json"
+    summary.write_text(f"{result.summary()}\n", encoding="utf-8")
+    numbers.write_text(json.dumps({**about, **result.numbers()}, indent=1) + "\n", encoding="utf-8")
+    return [samples, picture, summary, numbers]
+
 
 # jax and the rest of the library are imported inside the commands: `composeprob --help` answers at once.
 app = typer.Typer(

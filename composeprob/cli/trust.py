@@ -64,7 +64,7 @@ def trust(
     import jax
 
     from composeprob import api, tuning
-    from composeprob.cli import refinements
+    from composeprob.cli import whose_error
     from composeprob.cli.whose_error import compared, draws_moments, moments, split
 
     keep_compiled(no_cache)
@@ -73,7 +73,7 @@ def trust(
     settings = presets(module)
     number = settings["num_chains"] if chains is None else chains
     density = api.compile(program, **args, precision=settings.get("precision"))
-    chosen = refinements.resolved(density, settings.get("sampler"), number)
+    chosen = whose_error.resolved(density, settings.get("sampler"), number)
     key, other = jax.random.split(jax.random.key(seed))
 
     def run(density: AnnealedDensity, sampler: Sampler, key: Array = other) -> Result:
@@ -83,20 +83,20 @@ def trust(
     draws = reference_draws(module, reference, jax.random.fold_in(key, 1), number, list(first.samples))
     expected = None if draws is None else draws_moments(first, draws)  # refuses what does not fit, before other runs
     again = {"another key": run(density, chosen)}
-    name, relevelled = refinements.twice_the_levels(density)
-    if refinements.fits(relevelled, chosen):
+    name, relevelled = whose_error.twice_the_levels(density)
+    if whose_error.fits(relevelled, chosen):
         again[name] = run(relevelled, chosen)
     else:
         console.print("The sampler has one step for each level: no other number of levels was tried.")
-    if (longer := refinements.longer(density, chosen)) is not None:
-        again[refinements.Refinement.TRANSITIONS] = run(density, longer)
-    if (shorter := refinements.shorter_steps(density, chosen, first)) is not None:
-        again[refinements.Refinement.STEP] = run(density, shorter)
+    if (longer := whose_error.longer(density, chosen)) is not None:
+        again[whose_error.Refinement.TRANSITIONS] = run(density, longer)
+    if (shorter := whose_error.shorter_steps(density, chosen, first)) is not None:
+        again[whose_error.Refinement.STEP] = run(density, shorter)
     rows = {label: moments(result) for label, result in again.items()}
     table, largest = compared(moments(first), rows)
     console.print(table)
-    if refinements.Refinement.COARSER in largest:  # an error of order p is 1/(2^p − 1) of what half the levels change
-        largest[refinements.Refinement.COARSER] /= 2 ** (chosen.check_order or 1) - 1
+    if whose_error.Refinement.COARSER in largest:  # an error of order p is 1/(2^p − 1) of what half the levels change
+        largest[whose_error.Refinement.COARSER] /= 2 ** (chosen.check_order or 1) - 1
     found = [
         f"{name}: a difference of {size:.1f} standard errors"
         for name, size in largest.items()
@@ -131,13 +131,13 @@ def _finest(
     relevelled: AnnealedDensity,
 ) -> Result:
     """The finest run: twice the levels, twice the transitions, half the step, as far as each is possible."""
-    from composeprob.cli import refinements
+    from composeprob.cli import whose_error
 
-    if name != refinements.Refinement.LEVELS or name not in again:
-        order = (refinements.Refinement.STEP, refinements.Refinement.TRANSITIONS, "another key")
+    if name != whose_error.Refinement.LEVELS or name not in again:
+        order = (whose_error.Refinement.STEP, whose_error.Refinement.TRANSITIONS, "another key")
         return next(again[label] for label in order if label in again)
-    shorter = refinements.shorter_steps(relevelled, chosen, again[name])
-    finest = shorter or refinements.longer(relevelled, chosen)
+    shorter = whose_error.shorter_steps(relevelled, chosen, again[name])
+    finest = shorter or whose_error.longer(relevelled, chosen)
     result: Result = again[name] if finest is None else run(relevelled, finest)
     return result
 

@@ -45,7 +45,7 @@ class Gibbs(Kernel[GibbsState]):
     Steps are the blocks' own: numbers, rules or `Adaptive`, each with its own acceptance to aim for. An adaptive step
     is h_k = c·σ_k^p for a block with noised sites and h_k = c for one of static sites only, whose width does not
     follow the noise. A metric that is measured is one for each block. Of several `warmup` the longest counts for all
-    that have one. ``result.acceptance`` and ``result.step_size`` have shape (levels, blocks), and ``result.blocks``
+    that have one. ``result.acceptance`` and ``result.step_size`` have shape (levels, blocks); ``result.about.blocks``
     names the columns.
 
     Args:

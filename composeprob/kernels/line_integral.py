@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from composeprob import pytree
+from composeprob import pytree, tuning
 from composeprob.arguments import check_count
 from composeprob.density.evaluation import Position
 from composeprob.errors import InvalidValueError, WrongTypeError
@@ -106,6 +106,12 @@ class LineIntegral:
             )
 
     @property
+    def shares(self) -> Array:
+        """t at the nodes of the straight line, from 0 to 1."""
+        assert self.num_points is not None
+        return jnp.asarray(np.arange(self.num_points) / (self.num_points - 1), jnp.result_type(float))
+
+    @property
     def extra_evaluations(self) -> int:
         """Evaluations that one transition needs beside its own."""
         return 0 if self.num_points is None else self.num_points - 2
@@ -113,8 +119,7 @@ class LineIntegral:
     def begin(self, start: StateT, length: int) -> Path[StateT]:
         """The path of a proposal whose way has ``length`` evaluations, its end the last of them; only x is known."""
         if self.num_points is not None:
-            t = jnp.asarray(np.arange(self.num_points) / (self.num_points - 1), jnp.result_type(float))
-            return Path(start, t, jnp.zeros_like(t))
+            return Path(start, self.shares, jnp.zeros_like(self.shares))
         nodes = jax.tree.map(
             lambda x: jnp.zeros((length + 1, *jnp.shape(x)), jnp.result_type(x)).at[0].set(x),
             (start.position, _integrand(start)),
@@ -188,6 +193,11 @@ class LineIntegral:
         elif self.rule == "simpson":
             error = jnp.abs(fine - trapezoid(positions, scores))
         return jnp.where(jnp.isfinite(fine), fine, jnp.nan), error
+
+
+def bounded() -> LineIntegral:
+    """That of default runs, for densities that offer only their score."""
+    return LineIntegral(tuning.BY_SCORE.nodes, "simpson", tuning.BY_SCORE.tolerance)
 
 
 LogRatio = Literal["exact"] | LineIntegral

@@ -1,17 +1,15 @@
 """Metrics: distances of samples from a target, and the likelihood of a sampler's output.
 
-Distances (`distances`, `covariance`, `mode_weights`) work on arrays. `likelihood` and `evidence` walk a sampler's path
-(`paths`) and may import `runtime`, `kernels`, `density` and what is below; no factor and no program.
+Distances (`distances`, `mode_weights`) work on arrays. `likelihood` walks a sampler's path (`paths`) and may import
+`runtime`, `kernels`, `density` and what is below; no factor and no program.
 """
 
 from composeprob.density.curl import curl
 from composeprob.density.fokker_planck import fokker_planck
 from composeprob.metrics.convergence import nested_rhat
-from composeprob.metrics.covariance import covariance_error
 from composeprob.metrics.distances import mmd, wasserstein
-from composeprob.metrics.evidence import EvidenceBounds, evidence_bounds
-from composeprob.metrics.likelihood import LogLikelihood, raise_log_likelihood
-from composeprob.metrics.mode_weights import mode_weights, total_variation
+from composeprob.metrics.likelihood import EvidenceBounds, LogLikelihood, evidence_bounds, raise_log_likelihood
+from composeprob.metrics.mode_weights import covariance_error, mode_weights, total_variation
 from composeprob.metrics.stein import ksd
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -41,6 +42,49 @@ def _products(query: Array, key: Array, value: Array, *, causal: bool) -> Array:
     return jnp.swapaxes(found / weights.sum(-1, keepdims=True), 0, 1).astype(value.dtype)
 
 
+class Heads(eqx.Module):
+    """Queries of a sequence, and keys and values of it or of another one, (length, heads, d) each.
+
+    Args:
+        arrays: with the projections, and norms where there are any.
+        width: channels of the sequence.
+        context: channels of the other one.
+        heads: their number.
+        bias: whether the projections have one.
+        inner: channels of all heads together; None for any.
+        added: whether they are those of a second sequence, by their names.
+    """
+
+    layers: tuple[Linear, ...]
+    norms: tuple[RMSNorm | None, ...]
+    heads: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        width: int,
+        context: int,
+        heads: int,
+        bias: bool,
+        inner: int | None = None,
+        added: bool = False,
+    ):
+        name, norm = ("add_{}_proj", "norm_added_{}") if added else ("to_{}", "norm_{}")
+        first = Linear(arrays / name.format("q"), width, inner, bias)
+        check_split(arrays, first.outputs, heads, "heads of attention")
+        others = (Linear(arrays / name.format(each), context, first.outputs, bias) for each in "kv")
+        self.layers, self.heads = (first, *others), heads
+        size, norms = first.outputs // heads, map(norm.format, "qkv")
+        self.norms = tuple(RMSNorm(arrays / each, size, 1e-6) if each in arrays else None for each in norms)
+
+    def __call__(self, x: Array, context: Array | None = None) -> list[Array]:
+        found, other = [], x if context is None else context
+        for sequence, layer, norm in zip((x, other, other), self.layers, self.norms, strict=True):
+            split = layer(sequence).reshape(sequence.shape[0], self.heads, -1)
+            found.append(split if norm is None else norm(split))
+        return found
+
+
 class Attention(eqx.Module):
     """Attention of a sequence to itself, to another one, or of two sequences to both.
 
@@ -57,19 +101,10 @@ class Attention(eqx.Module):
     """
 
     group_norm: GroupNorm | None
-    to_q: Linear
-    to_k: Linear
-    to_v: Linear
+    own: Heads
+    added: Heads | None
     to_out: tuple[Linear]
-    norm_q: RMSNorm | None
-    norm_k: RMSNorm | None
-    add_q_proj: Linear | None
-    add_k_proj: Linear | None
-    add_v_proj: Linear | None
     to_add_out: Linear | None
-    norm_added_q: RMSNorm | None
-    norm_added_k: RMSNorm | None
-    heads: int = eqx.field(static=True)
     residual: bool = eqx.field(static=True)
     rescale: float = eqx.field(static=True)
     causal: bool = eqx.field(static=True)
@@ -89,54 +124,27 @@ class Attention(eqx.Module):
         causal: bool = False,
     ):
         self.group_norm = GroupNorm(arrays / "group_norm", groups, width, eps) if "group_norm" in arrays else None
-        other = width if context is None else context
-        self.to_q = Linear(arrays / "to_q", width, None, bias)
-        inner = self.to_q.outputs
-        check_split(arrays, inner, heads, "heads of attention")
-        self.to_k, self.to_v = (Linear(arrays / f"to_{part}", other, inner, bias) for part in "kv")
+        self.own = Heads(arrays, width, width if context is None else context, heads, bias)
+        inner, two = self.own.layers[0].outputs, "add_q_proj" in arrays
+        self.added = Heads(arrays, width, width, heads, True, inner, added=True) if two else None
         self.to_out = (Linear(arrays / "to_out" / 0, inner, width),)
-        norms = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
-        self.norm_q, self.norm_k, self.norm_added_q, self.norm_added_k = (
-            RMSNorm(arrays / name, inner // heads, 1e-6) if name in arrays else None for name in norms
-        )
-        self.add_q_proj, self.add_k_proj, self.add_v_proj = (
-            Linear(arrays / f"add_{part}_proj", width, inner) if "add_q_proj" in arrays else None for part in "qkv"
-        )
         self.to_add_out = Linear(arrays / "to_add_out", inner, width) if "to_add_out" in arrays else None
-        self.heads, self.residual, self.rescale, self.causal = heads, residual, float(rescale), causal
+        self.residual, self.rescale, self.causal = residual, float(rescale), causal
 
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """The output for an image (height, width, channels) or a sequence (length, channels), of the same shape."""
         sequence = x.reshape(-1, x.shape[-1])
         if self.group_norm is not None:
             sequence = self.group_norm(sequence)
-        other = sequence if context is None else context
-        parts = zip(
-            (sequence, other, other), (self.to_q, self.to_k, self.to_v), (self.norm_q, self.norm_k, None), strict=True
-        )
-        found = self.to_out[0](attend(*(self._split(*part) for part in parts), causal=self.causal)).reshape(x.shape)
+        found = self.to_out[0](attend(*self.own(sequence, context), causal=self.causal)).reshape(x.shape)
         return ((found + x) if self.residual else found) / self.rescale
 
     def both(self, x: Array, context: Array) -> tuple[Array, Array | None]:
         """The outputs for two sequences, each of which attends to both; None for the second where it has none."""
-        assert self.add_q_proj is not None and self.add_k_proj is not None and self.add_v_proj is not None  # noqa: PT018
-        layers = (
-            (self.to_q, self.norm_q, self.add_q_proj, self.norm_added_q),
-            (self.to_k, self.norm_k, self.add_k_proj, self.norm_added_k),
-            (self.to_v, None, self.add_v_proj, None),
-        )
-        joined = (
-            jnp.concatenate([self._split(x, of_x, norm), self._split(context, of_context, norm_of_context)])
-            for of_x, norm, of_context, norm_of_context in layers
-        )
-        found = attend(*joined)
+        assert self.added is not None
+        found = attend(*map(jnp.concatenate, zip(self.own(x), self.added(context), strict=True)))
         beside = None if self.to_add_out is None else self.to_add_out(found[x.shape[0] :])
         return self.to_out[0](found[: x.shape[0]]), beside
-
-    def _split(self, x: Array, layer: Linear, norm: RMSNorm | None) -> Array:
-        """One projection of a sequence, head by head."""
-        heads = layer(x).reshape(x.shape[0], self.heads, -1)
-        return heads if norm is None else norm(heads)
 
 
 class Gated(eqx.Module):
@@ -157,7 +165,7 @@ class Gated(eqx.Module):
     def __call__(self, x: Array) -> Array:
         y = self.proj(x)
         if not self.has_gate:
-            return FEED_FORWARD[self.kind](y)
+            return (ACTIVATIONS | FEED_FORWARD)[self.kind](y)
         hidden, gate = jnp.split(y, 2, axis=-1)
         return hidden * FEED_FORWARD[self.kind](gate)
 
@@ -187,26 +195,51 @@ class FeedForward(eqx.Module):
 
 
 class TransformerBlock(eqx.Module):
-    """Attention to itself, attention to the prompt, and a feed-forward layer, each after a norm and added."""
+    """Attention to itself, attention to the prompt where there is one, and a feed-forward layer, each after a norm and
+    added.
+
+    Args:
+        arrays: of the block.
+        width: channels of the sequence.
+        heads: their number.
+        context: channels of the prompt; None without.
+        only_cross: whether the first attention is to the prompt too.
+        kind: of the feed-forward layer.
+        eps: of the norms.
+        options: of attention to itself.
+    """
 
     norm1: LayerNorm
     attn1: Attention
-    norm2: LayerNorm
-    attn2: Attention
+    norm2: LayerNorm | None
+    attn2: Attention | None
     norm3: LayerNorm
     ff: FeedForward
     only_cross: bool = eqx.field(static=True)
 
-    def __init__(self, arrays: Arrays, width: int, heads: int, context: int, only_cross: bool):
-        self.norm1, self.norm2, self.norm3 = (LayerNorm(arrays / f"norm{i}", width, 1e-5) for i in (1, 2, 3))
-        self.attn2 = Attention(arrays / "attn2", width, heads, context=context)
-        self.attn1 = Attention(arrays / "attn1", width, heads, context=context if only_cross else None)
-        self.ff = FeedForward(arrays / "ff", width, "geglu")
+    def __init__(
+        self,
+        arrays: Arrays,
+        width: int,
+        heads: int,
+        context: int | None = None,
+        only_cross: bool = False,
+        *,
+        kind: str = "geglu",
+        eps: float = 1e-5,
+        **options: Any,
+    ):
+        self.norm1, self.norm3 = (LayerNorm(arrays / f"norm{i}", width, eps) for i in (1, 3))
+        self.attn1 = Attention(arrays / "attn1", width, heads, context=context if only_cross else None, **options)
+        self.norm2 = None if context is None else LayerNorm(arrays / "norm2", width, eps)
+        self.attn2 = None if context is None else Attention(arrays / "attn2", width, heads, context=context)
+        self.ff = FeedForward(arrays / "ff", width, kind)
         self.only_cross = only_cross
 
-    def __call__(self, x: Array, context: Array) -> Array:
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
         x = self.attn1(self.norm1(x), context if self.only_cross else None) + x
-        x = self.attn2(self.norm2(x), context) + x
+        if self.attn2 is not None and self.norm2 is not None:
+            x = self.attn2(self.norm2(x), context) + x
         return self.ff(self.norm3(x)) + x
 
 

@@ -10,63 +10,25 @@ from jax import Array
 
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.attention import Attention
-from composeprob.pretrained.blocks import Middle, Stage, Style, check_kinds, down_stages, up_stages
-from composeprob.pretrained.config import (
-    Options,
-    anything,
-    number,
-    positive,
-    text_list,
-    unsupported,
-    whole,
-)
-from composeprob.pretrained.layers import ACTIVATIONS, Conv, GroupNorm
+from composeprob.pretrained.blocks import Body, Style, check_kinds
+from composeprob.pretrained.config import Options, anything, number, positive, text_list, unsupported, whole
+from composeprob.pretrained.layers import ACTIVATIONS, Conv
 from composeprob.pretrained.tensors import Arrays
-
-
-class Encoder(eqx.Module):
-    """An image to the mean and log-variance of its latents, before they are scaled."""
-
-    conv_in: Conv
-    down_blocks: tuple[Stage, ...]
-    mid_block: Middle
-    conv_norm_out: GroupNorm
-    conv_out: Conv
-
-    def __call__(self, x: Array) -> Array:
-        hidden = self.conv_in(x)
-        for stage in self.down_blocks:
-            hidden, _ = stage.down(hidden, None, None)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(hidden))))
-
-
-class Decoder(eqx.Module):
-    """Latents to an image."""
-
-    conv_in: Conv
-    mid_block: Middle
-    up_blocks: tuple[Stage, ...]
-    conv_norm_out: GroupNorm
-    conv_out: Conv
-
-    def __call__(self, z: Array) -> Array:
-        hidden = self.mid_block(self.conv_in(z))
-        for stage in self.up_blocks:
-            hidden = stage.up(hidden, None)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(hidden)))
 
 
 class Autoencoder(eqx.Module):
     """An autoencoder of images with values from −1 to 1.
 
     Attributes:
+        encoder: an image to the mean and log-variance of its latents, before they are scaled.
+        decoder: latents to an image.
         channels, latents: of images and of latents.
         shrinks: pixels of an image's side for each of the latents'.
         mean, scale: latents are (z − mean)·scale, z the encoder's.
     """
 
-    encoder: Encoder
-    decoder: Decoder
+    encoder: Body
+    decoder: Body
     quant_conv: Conv | None
     post_quant_conv: Conv | None
     channels: int = eqx.field(static=True)
@@ -187,24 +149,18 @@ def autoencoder_kl(config: JSONObject, arrays: Arrays, where: str) -> Autoencode
     def attend(arrays: Arrays, channels: int) -> Attention:
         return Attention(arrays, channels, 1, bias=True, groups=o.norm_num_groups, eps=1e-6, residual=True)
 
-    styles, attends = (lambda way, i: style), (lambda way, i: attend)
-    inward, outward = arrays / "encoder", arrays / "decoder"
-    first = Conv(inward / "conv_in")
-    down, skips = down_stages(inward, first.outputs, styles, attends, padding=0)
-    middle = Middle(inward / "mid_block", skips[-1], style, attend)
-    norm = GroupNorm(inward / "conv_norm_out", o.norm_num_groups, skips[-1], 1e-6)
-    encoder = Encoder(first, down, middle, norm, Conv(inward / "conv_out", skips[-1]))
+    of_stages = (lambda way, i: style), (lambda way, i: attend)
+    encoder = Body(arrays / "encoder", *of_stages, padding=0)
     moments = encoder.conv_out.outputs
     quant_conv = Conv(arrays / "quant_conv", moments, 1) if "quant_conv" in arrays else None
     latents = moments // 2
     post_conv = Conv(arrays / "post_quant_conv", latents, 1) if "post_quant_conv" in arrays else None
-    start = Conv(outward / "conv_in", latents)
-    between = Middle(outward / "mid_block", start.outputs, style, attend)
-    up = up_stages(outward, start.outputs, styles, attends)
-    norm = GroupNorm(outward / "conv_norm_out", o.norm_num_groups, up[-1].outputs, 1e-6)
-    decoder = Decoder(start, between, up, norm, Conv(outward / "conv_out", up[-1].outputs))
+    decoder = Body(arrays / "decoder", *of_stages, inputs=latents)
+    down, middle = encoder.down_blocks, encoder.mid_block
+    if not down or not decoder.up_blocks or middle is None:
+        raise arrays.foreign("it lacks blocks of its encoder or decoder")
     arrays.finish()
-    channels = first.weight.shape[2]
+    channels = encoder.conv_in.weight.shape[2]
     o.agree(
         in_channels=channels, out_channels=decoder.conv_out.outputs,
         block_out_channels=[stage.outputs for stage in down], latent_channels=latents,

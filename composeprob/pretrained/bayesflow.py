@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError
-from composeprob.pretrained.estimators import Foreign, Reading, unreadable
+from composeprob.pretrained.network import Foreign, Reading, unreadable
 
 
 def read(estimator: Foreign) -> Reading:

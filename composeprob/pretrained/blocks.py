@@ -154,44 +154,37 @@ class Stage(eqx.Module):
     Attributes:
         resnets: the residual blocks.
         attentions: one for each, or none.
-        downsamplers, upsamplers: what follows them, at most one.
+        samplers: what changes the resolution after them, at most one.
+        upwards: whether it is on the way up.
     """
 
     resnets: tuple[Resnet, ...]
     attentions: tuple[Attends, ...]
-    downsamplers: tuple[Downsample | Resnet, ...] = ()
-    upsamplers: tuple[Upsample | Resnet, ...] = ()
+    samplers: tuple[Downsample | Upsample | Resnet, ...]
+    upwards: bool = eqx.field(static=True)
 
     @property
     def outputs(self) -> int:
         """Channels of the output."""
         return self.resnets[-1].outputs
 
-    def down(self, x: Array, embedding: Array | None, context: Array | None) -> tuple[Array, list[Array]]:
-        """The output, and everything that the way up will see again."""
-        skips = []
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x, embedding)
-            if self.attentions:
-                x = attended(self.attentions[i], x, context)
-            skips.append(x)
-        for layer in self.downsamplers:
-            x = layer(x, embedding)
-            skips.append(x)
-        return x, skips
-
-    def up(
-        self, x: Array, skips: list[Array] | None, embedding: Array | None = None, context: Array | None = None
+    def __call__(
+        self, x: Array, embedding: Array | None, context: Array | None, skips: list[Array] | None = None
     ) -> Array:
-        """The output; ``skips`` loses its last entries, one for each residual block, and the next gives the size."""
+        """The output. On the way down ``skips`` gets everything that the way up will see again; there it loses its last
+        entries, one for each residual block, and the next gives the size."""
         for i, resnet in enumerate(self.resnets):
-            x = x if skips is None else jnp.concatenate([x, skips.pop()], axis=-1)
+            x = jnp.concatenate([x, skips.pop()], axis=-1) if self.upwards and skips is not None else x
             x = resnet(x, embedding)
             if self.attentions:
                 x = attended(self.attentions[i], x, context)
-        for layer in self.upsamplers:
+            if skips is not None and not self.upwards:
+                skips.append(x)
+        for layer in self.samplers:
             size = (skips[-1].shape[0], skips[-1].shape[1]) if skips else None
             x = layer(x, embedding, size) if isinstance(layer, Upsample) else layer(x, embedding)
+            if skips is not None and not self.upwards:
+                skips.append(x)
         return x
 
 
@@ -204,7 +197,7 @@ class Middle(eqx.Module):
     def __init__(self, arrays: Arrays, channels: int, style: Style, attend: Attend):
         self.resnets = tuple(Resnet(block, channels, style) for block in arrays.items("resnets"))
         self.attentions = tuple(attend(block, channels) for block in arrays.items("attentions"))
-        if len(self.attentions) not in (0, len(self.resnets) - 1):
+        if not self.resnets or len(self.attentions) not in (0, len(self.resnets) - 1):
             raise arrays.foreign(
                 f"its middle has {len(self.resnets)} residual blocks, {len(self.attentions)} attentions"
             )
@@ -226,68 +219,100 @@ def attended(layer: Attends, x: Array, context: Array | None) -> Array:
     return layer(x)
 
 
-def down_stages(
-    arrays: Arrays, channels: int, style: Of[Style], attend: Of[Attend], padding: int = 1
-) -> tuple[tuple[Stage, ...], list[int]]:
-    """The stages on the way down, and the channels of everything that the way up will see again.
+class Body(eqx.Module):
+    """Convolutions of an image: down, a middle, and up again; an autoencoder's halves go only one way.
 
     Args:
-        arrays: with ``down_blocks``.
-        channels: of what goes in.
+        arrays: of the whole network.
         style, attend: of the i-th stage, as ``style("down", i)``.
+        inputs: channels of what goes in; None for any.
         padding: as of `Downsample`.
-    """
-    stages, skips = [], [channels]
-    for i, block in enumerate(arrays.items("down_blocks")):
-        resnets: list[Resnet] = []
-        for each in block.items("resnets"):
-            resnets.append(Resnet(each, skips[-1], style("down", i)))
-            skips.append(resnets[-1].outputs)
-        attentions = _attentions(block, resnets, attend("down", i))
-        last: list[Downsample | Resnet] = []
-        for each in block.items("downsamplers"):
-            resnet = "norm1" in each
-            last.append(
-                Resnet(each, skips[-1], style("down", i), "down") if resnet else Downsample(each, skips[-1], padding)
-            )
-            skips.append(skips[-1])
-        stages.append(Stage(tuple(resnets), attentions, downsamplers=tuple(last)))
-    return tuple(stages), skips
-
-
-def up_stages(
-    arrays: Arrays, channels: int, style: Of[Style], attend: Of[Attend], skips: list[int] | None = None
-) -> tuple[Stage, ...]:
-    """The stages on the way up; arguments as of `down_stages`, whose ``skips`` lose an entry for each residual block.
+        kernels: pixels of the first and the last kernel; None for any.
+        activation: before the last convolution.
 
     Raises:
-        LoadError: there are other numbers of residual blocks than on the way down.
+        LoadError: arrays that are missing, or do not fit together.
     """
-    stages = []
-    for i, block in enumerate(arrays.items("up_blocks")):
+
+    conv_in: Conv
+    down_blocks: tuple[Stage, ...]
+    mid_block: Middle | None
+    up_blocks: tuple[Stage, ...]
+    conv_norm_out: GroupNorm
+    conv_out: Conv
+    activation: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        style: Of[Style],
+        attend: Of[Attend],
+        *,
+        inputs: int | None = None,
+        padding: int = 1,
+        kernels: int | None = 3,
+        activation: str = "silu",
+    ):
+        self.conv_in, middle = Conv(arrays / "conv_in", inputs, kernels), arrays / "mid_block"
+        skips = [self.conv_in.outputs] if "down_blocks" in arrays and "up_blocks" in arrays else None
+        self.down_blocks = _stages(arrays, "down", self.conv_in.outputs, style, attend, skips, padding)
+        channels = self.down_blocks[-1].outputs if self.down_blocks else self.conv_in.outputs
+        self.mid_block = Middle(middle, channels, style("mid", 0), attend("mid", 0)) if "mid_block" in arrays else None
+        self.up_blocks = _stages(arrays, "up", channels, style, attend, skips)
+        last = self.up_blocks[-1].outputs if self.up_blocks else channels
+        outer = style("up", len(self.up_blocks) - 1) if self.up_blocks else style("mid", 0)
+        self.conv_norm_out = GroupNorm(arrays / "conv_norm_out", outer.groups, last, outer.eps)
+        self.conv_out, self.activation = Conv(arrays / "conv_out", last, kernels), activation
+
+    def __call__(self, x: Array, embedding: Array | None = None, context: Array | None = None) -> Array:
+        hidden = self.conv_in(x)
+        skips = [hidden] if self.down_blocks and self.up_blocks else None
+        for stage in self.down_blocks:
+            hidden = stage(hidden, embedding, context, skips)
+        if self.mid_block is not None:
+            hidden = self.mid_block(hidden, embedding, context)
+        for stage in self.up_blocks:
+            hidden = stage(hidden, embedding, context, skips)
+        return self.conv_out(ACTIVATIONS[self.activation](self.conv_norm_out(hidden)))
+
+
+def _stages(
+    arrays: Arrays,
+    way: str,
+    channels: int,
+    style: Of[Style],
+    attend: Of[Attend],
+    skips: list[int] | None,
+    padding: int = 1,
+) -> tuple[Stage, ...]:
+    """The stages on one way; ``skips``, the channels of everything that the way up sees again, grow on the way down."""
+    stages, upwards = [], way == "up"
+    for i, block in enumerate(arrays.items(f"{way}_blocks")):
         resnets: list[Resnet] = []
         for each in block.items("resnets"):
-            if skips == []:
+            if upwards and skips == []:
                 raise arrays.foreign(f"{each.prefix[:-1]} has no block on the way down whose output it would see")
-            resnets.append(Resnet(each, channels + (skips.pop() if skips else 0), style("up", i)))
+            beside = skips.pop() if upwards and skips else 0
+            resnets.append(Resnet(each, channels + beside, style(way, i)))
             channels = resnets[-1].outputs
-        attentions = _attentions(block, resnets, attend("up", i))
-        last: list[Upsample | Resnet] = [
-            Resnet(each, channels, style("up", i), "up") if "norm1" in each else Upsample(each, channels)
-            for each in block.items("upsamplers")
-        ]
-        stages.append(Stage(tuple(resnets), attentions, upsamplers=tuple(last)))
-    if skips:
+            if skips is not None and not upwards:
+                skips.append(channels)
+        found = block.items("attentions")
+        if not resnets or len(found) not in (0, len(resnets)):
+            raise arrays.foreign(f"{block.prefix[:-1]} has {len(resnets)} residual blocks, {len(found)} attentions")
+        attentions = [attend(way, i)(each, resnet.outputs) for each, resnet in zip(found, resnets, strict=False)]
+        samplers: list[Downsample | Upsample | Resnet] = []
+        for each in block.items(f"{way}samplers"):
+            if "norm1" in each:
+                samplers.append(Resnet(each, channels, style(way, i), way))
+            else:
+                samplers.append(Upsample(each, channels) if upwards else Downsample(each, channels, padding))
+            if skips is not None and not upwards:
+                skips.append(channels)
+        stages.append(Stage(tuple(resnets), tuple(attentions), tuple(samplers), upwards))
+    if upwards and skips:
         raise arrays.foreign(f"its way up has {len(skips)} residual blocks too few for its way down")
     return tuple(stages)
-
-
-def _attentions(arrays: Arrays, resnets: list[Resnet], attend: Attend) -> tuple[Attends, ...]:
-    """The attention after each residual block of a stage, or none."""
-    found = arrays.items("attentions")
-    if not resnets or len(found) not in (0, len(resnets)):
-        raise arrays.foreign(f"{arrays.prefix[:-1]} has {len(resnets)} residual blocks, {len(found)} attentions")
-    return tuple(attend(block, resnet.outputs) for block, resnet in zip(found, resnets, strict=True)) if found else ()
 
 
 def check_kinds(o: Options, arrays: Arrays, way: str, known: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,34 +14,10 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from composeprob.errors import InvalidValueError, LoadError, ShapeError, WrongTypeError
+from composeprob.errors import LoadError, ShapeError, WrongTypeError
 from composeprob.factors.diffusion import Diffusion
+from composeprob.pretrained.network import Reading
 from composeprob.schedule import Schedule
-
-Foreign = Any
-"""An object of another package, known by its attributes only."""
-
-
-class Reading(NamedTuple):
-    """What a package's file finds in its estimator.
-
-    Attributes:
-        denoise: E[u | u + s·ε = y] as ``denoise(arrays, y, s, x)``, for one y in the units that the network was trained
-            in, one noise s > 0 and one condition as ``adapt`` makes it.
-        arrays: the weights, and whatever else is no code.
-        event_shape: of u.
-        sigmas: the least and greatest s that the network was trained on.
-        adapt: the network's conditions of the user's data, (n, …), by the package's own rules.
-        location, scale: θ = location + scale·u, of ``event_shape``.
-    """
-
-    denoise: Callable[[PyTree[Array], Array, Array, Array], Array]
-    arrays: PyTree[Array]
-    event_shape: tuple[int, ...]
-    sigmas: tuple[float, float]
-    adapt: Callable[..., Array]
-    location: ArrayLike = 0.0
-    scale: ArrayLike = 1.0
 
 
 class Units:
@@ -183,12 +159,3 @@ def _check_version(package: str, version: str, tried: dict[str, str]) -> None:
             f"This is {package} {version}; its estimators were read and compared for {tried[package]}.",
             fix=f"pip install '{package}=={tried[package]}.*', or wrap the network yourself by cp.Diffusion.",
         )
-
-
-def unreadable(estimator: object, what: str) -> InvalidValueError:
-    """The error for an estimator of a known package that has no noised law of this form."""
-    return InvalidValueError(
-        f"{type(estimator).__name__} {what}.",
-        fix="train a diffusion or flow-matching network whose noise is Gaussian; of θ with a bounded or skewed prior "
-        "transform it before training, and write the program in the same coordinates.",
-    )

@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from composeprob.pretrained.estimators import Foreign, Reading, unreadable
+from composeprob.pretrained.network import Foreign, Reading, unreadable
 
 Call = Callable[[Array, Array], Array]
 """The network's output at (its own input, its own time)."""

@@ -1,9 +1,10 @@
-"""`from_diffusers`: a folder of diffusers' as a factor."""
+"""`from_diffusers`: a folder of diffusers', on this machine or on a hub, as a factor."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,19 +18,97 @@ from numpy.typing import ArrayLike
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.factors.diffusion import Encoder
 from composeprob.factors.values import as_condition
-from composeprob.json_data import JSONObject
-from composeprob.pretrained import folder, schedulers, tensors
-from composeprob.pretrained.adapted import Adapted, Preconditioned
+from composeprob.json_data import JSON, JSONObject
+from composeprob.pretrained import schedulers, tensors
 from composeprob.pretrained.autoencoder import autoencoder_kl, autoencoder_tiny
-from composeprob.pretrained.clip import CLIPText, clip
 from composeprob.pretrained.config import read_json, unsupported
 from composeprob.pretrained.model import Coder, Parts, Pretrained
-from composeprob.pretrained.network import Network
-from composeprob.pretrained.text import Prompts, TextEncoder
-from composeprob.pretrained.tokenizer import Tokenizer
+from composeprob.pretrained.network import Adapted, Network, Preconditioned
+from composeprob.pretrained.text import CLIPText, Prompts, TextEncoder, Tokenizer, clip
 from composeprob.pretrained.transformer import dit, sd3
 from composeprob.pretrained.unet import GUIDED, guided, unet_2d, unet_condition
 from composeprob.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model's folder: of a pipeline with a folder for each component, or of one network.
+
+    Attributes:
+        path: where it lies.
+        components: the class of each component by its name; empty for one network.
+    """
+
+    path: Path
+    components: dict[str, str]
+
+    def component_path(self, component: str) -> Path:
+        """The folder of a component."""
+        return self.path / component if self.components else self.path
+
+
+def find(path: str | os.PathLike[str]) -> Folder:
+    """Finds a model's folder.
+
+    Args:
+        path: a folder, or ``owner/name`` on a hub.
+
+    Raises:
+        LoadError: there is none, or it holds no model.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        tensors.refuse_pickles(place)
+        raise LoadError(
+            f"{place} is a file; a model is a folder with model_index.json or config.json in it.",
+            fix=f"pass the folder: {place.parent}.",
+        )
+    if not place.is_dir():
+        place = _from_hub(str(path))
+    if (place / "model_index.json").exists():
+        index = read_json(place / "model_index.json")
+        classes = {name: entry[1] for name, entry in index.items() if _is_component(entry)}
+        if outside := [name for name in classes if Path(name).name != name or "\\" in name or name == ".."]:
+            raise LoadError(
+                f"{place / 'model_index.json'} has a component {outside[0]!r}, which is no folder beside it; nothing "
+                "outside of a model's folder is read.",
+                fix="name the component's folder alone; if you do not know why it is so, delete the folder.",
+            )
+        return Folder(place, classes)
+    if (place / "config.json").exists():
+        return Folder(place, {})
+    tensors.refuse_pickles(place)
+    raise LoadError(
+        f"There is neither model_index.json nor config.json in {place}.",
+        fix="give a folder as diffusers' save_pretrained writes it; its from_single_file reads single files.",
+    )
+
+
+def _is_component(entry: JSON) -> bool:
+    """Whether an entry of the index is a (library, class) pair of a component that is there."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
+
+
+def _from_hub(name: str) -> Path:
+    parts = name.split("/")
+    if len(parts) != 2 or not all(parts) or name.startswith((".", "~", "/")):
+        raise LoadError(f"There is no folder {name}.", fix="check the path, or give owner/name of a model on the hub.")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise LoadError(
+            f"There is no folder {name}, and to look on the hub the package huggingface_hub is missing.",
+            fix="pip install 'composeprob[hub]', or check the path.",
+        ) from error
+    try:
+        wanted = [f"{folder}*.{kind}" for folder in ("", "*/") for kind in ("json", "safetensors", "txt")]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # of many kinds: of the network, of the hub, of the cache
+        raise LoadError(
+            f"There is no folder {name}, and the hub gives no model of that name: {str(error).splitlines()[0]}",
+            fix="check the name; without a network, download it before or set HF_HUB_OFFLINE=1 to use the cache only.",
+        ) from error
+
 
 Made = TypeVar("Made")
 Build = Callable[[JSONObject, tensors.Arrays, str], Made]
@@ -102,7 +181,7 @@ def from_diffusers(
             fix="for example cp.Schedule.log_snr(60).",
         )
     kind = _dtype(dtype)
-    place = folder.find(path_or_repo_id)
+    place = find(path_or_repo_id)
     name = _component(place, component)
     where = place.component_path(name)
     network = _skeleton(where, NETWORKS)
@@ -130,7 +209,7 @@ def _dtype(dtype: DTypeLike | None) -> DTypeLike:
     return known[name]
 
 
-def _component(place: folder.Folder, component: str | None) -> str:
+def _component(place: Folder, component: str | None) -> str:
     """The name of the component that is the network."""
     if not place.components:
         if component is not None:
@@ -165,7 +244,7 @@ def _skeleton(where: Path, known: Mapping[str, Build[Made]], kind: str | None = 
     return known[name](config, tensors.Arrays(tensors.weights(where), str(where)), str(file))
 
 
-def _trained(place: folder.Folder, schedule: Schedule | None) -> schedulers.Trained:
+def _trained(place: Folder, schedule: Schedule | None) -> schedulers.Trained:
     file = place.path / "scheduler" / "scheduler_config.json"
     if not place.components and not file.exists():
         file = place.path / "scheduler_config.json"
@@ -198,7 +277,7 @@ def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
     return sides[0], sides[1], network.channels
 
 
-def _encoders(place: folder.Folder) -> Callable[[DTypeLike], tuple[Coder | None, tuple[TextEncoder, ...]]]:
+def _encoders(place: Folder) -> Callable[[DTypeLike], tuple[Coder | None, tuple[TextEncoder, ...]]]:
     """Checks the autoencoder and the text encoders of a pipeline; returns what reads them."""
     coders = [
         _skeleton(place.component_path(name), AUTOENCODERS) for name in ("vae", "vqvae") if name in place.components

@@ -40,21 +40,24 @@ class Parts:
 
     def pictures(self, latents: object) -> np.ndarray:
         """Images of latents (…, height, width, channels), their values from 0 to 1."""
-        return pixels(self.decode(latents))
+        return pixels(self.coded("decode", latents))
 
-    def decode(self, latents: object) -> Array:
-        """Images of latents, (…, height, width, channels)."""
-        assert self.autoencoder is not None
-        latent = jnp.asarray(latents, jnp.result_type(float))
-        _check_image(latent, self.autoencoder.latents, 1, "Latents")
-        return _map_images(_decode, self.autoencoder, latent)
-
-    def encode(self, images: ArrayLike) -> Array:
-        """Latents of images, (…, height, width, channels)."""
-        assert self.autoencoder is not None
-        image = jnp.asarray(images, jnp.result_type(float))
-        _check_image(image, self.autoencoder.channels, self.autoencoder.shrinks, "Images")
-        return _map_images(_encode, self.autoencoder, image)
+    def coded(self, way: str, given: object) -> Array:
+        """Images of latents (``"decode"``), or latents of images (``"encode"``), (…, height, width, channels)."""
+        coder, x = self.autoencoder, jnp.asarray(given, jnp.result_type(float))
+        assert coder is not None
+        what, channels, multiple = "Latents", coder.latents, 1
+        if way == "encode":
+            what, channels, multiple = "Images", coder.channels, coder.shrinks
+        if x.ndim < 3 or x.shape[-1] != channels or any(side % multiple or not side for side in x.shape[-3:-1]):
+            sides = f", sides multiples of {multiple}" if multiple > 1 else ""
+            raise ShapeError(
+                f"{what} of this model have shape (…, height, width, {channels}){sides}; got {x.shape}.",
+                fix="channels come last; crop or scale the sides." if multiple > 1 else "channels come last.",
+            )
+        stack = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
+        found = _mapped(coder, way, stack if len(stack) else jnp.zeros((1, *x.shape[-3:]), x.dtype))[: len(stack)]
+        return found.reshape(*x.shape[:-3], *found.shape[1:])
 
 
 def pixels(images: object) -> np.ndarray:
@@ -128,8 +131,7 @@ class Pretrained(Diffusion):
             CapabilityError: the model is one of pixels.
             ShapeError: no latents of this model.
         """
-        self._check_latent()
-        return self.parts.decode(latents)
+        return self._coded("decode", latents)
 
     def encode(self, images: ArrayLike) -> Array:
         """Makes latents of images: the mean of the encoder's distribution, scaled as the network was trained.
@@ -144,38 +146,18 @@ class Pretrained(Diffusion):
             CapabilityError: the model is one of pixels.
             ShapeError: no images of this model, or sides that the encoder cannot halve as often as it does.
         """
-        self._check_latent()
-        return self.parts.encode(images)
+        return self._coded("encode", images)
 
-    def _check_latent(self) -> None:
+    def _coded(self, way: str, given: ArrayLike) -> Array:
         if self.parts.autoencoder is None:
             raise CapabilityError(
                 f"The model '{self.label}' has no autoencoder: its events {self.event_shape} are images themselves.",
                 fix="use the events as they are; their values go from −1 to 1.",
             )
-
-
-def _check_image(x: Array, channels: int, multiple: int, what: str) -> None:
-    if x.ndim < 3 or x.shape[-1] != channels or any(side % multiple or not side for side in x.shape[-3:-1]):
-        sides = f", sides multiples of {multiple}" if multiple > 1 else ""
-        raise ShapeError(
-            f"{what} of this model have shape (…, height, width, {channels}){sides}; got {x.shape}.",
-            fix="channels come last; crop or scale the sides." if multiple > 1 else "channels come last.",
-        )
-
-
-def _map_images(function: Callable[[Coder, Array], Array], network: Coder, x: Array) -> Array:
-    """The function of every image of a stack."""
-    stack = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
-    found = function(network, stack if len(stack) else jnp.zeros((1, *x.shape[-3:]), x.dtype))[: len(stack)]
-    return found.reshape(*x.shape[:-3], *found.shape[1:])
+        return self.parts.coded(way, given)
 
 
 @eqx.filter_jit
-def _decode(network: Coder, latents: Array) -> Array:
-    return jax.lax.map(network.decode, latents, batch_size=4)
-
-
-@eqx.filter_jit
-def _encode(network: Coder, images: Array) -> Array:
-    return jax.lax.map(network.encode, images, batch_size=4)
+def _mapped(coder: Coder, way: str, stack: Array) -> Array:
+    """One way of an autoencoder, of every image of a stack."""
+    return jax.lax.map(getattr(coder, way), stack, batch_size=4)

@@ -1,12 +1,18 @@
-"""What a folder's network is to a factor: its skeleton, the events and conditions it takes, the time that it takes."""
+"""What a folder's network is to a factor: its skeleton, its events, conditions and time, and how it is called."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
+from composeprob.errors import InvalidValueError
 from composeprob.json_data import JSON
 
 
@@ -35,3 +41,92 @@ class Network:
     conditions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     classes: int | None = None
     null_label: int | None = None
+
+
+class Adapted(eqx.Module):
+    """A network whose output has the variance beside, or that takes another time than the factor's.
+
+    Attributes:
+        network: the network itself.
+        known: log-SNR of the levels that it was trained on, from the noisiest to the cleanest, where it is evaluated by
+            log-SNR; else None.
+        channels: of events: the first of the output's.
+        pooled: width of the vector in the prompt's last row; None without.
+        flow: times of flow matching: this number times σ/(σ + α); None for others.
+    """
+
+    network: Callable[..., Array]
+    known: Array | None
+    channels: int = eqx.field(static=True)
+    pooled: int | None = eqx.field(static=True)
+    flow: float | None = eqx.field(static=True)
+
+    def __call__(self, x: Array, t: Array, /, **conditions: Array) -> Array:
+        if self.pooled is not None:
+            prompt = conditions["prompt"]
+            conditions = {**conditions, "prompt": prompt[:-1], "pooled": prompt[-1, : self.pooled]}
+        if self.known is not None:
+            levels = jnp.arange(self.known.shape[0], dtype=jnp.float32)[::-1]
+            t = jnp.interp(t, self.known, levels)
+        if self.flow is not None:
+            t = self.flow * t / (1 + t)
+        return self.network(x, t, **conditions)[..., : self.channels]
+
+
+class Preconditioned(eqx.Module):
+    """x̂_0 = c_skip·x + c_out·F(c_in·x, ¼·log σ), for a network F of unit inputs and outputs.
+
+    c_skip = s²/(σ² + s²), c_in = 1/√(σ² + s²), c_out = ±σ·s/√(σ² + s²), with s the data's standard deviation.
+
+    Attributes:
+        network: F.
+        scale: s.
+        sign: of c_out, −1 where F gives a velocity.
+
+    References:
+        Karras et al. 2022, *Elucidating the design space*, table 1.
+    """
+
+    network: Callable[..., Array]
+    scale: float = eqx.field(static=True)
+    sign: float = eqx.field(static=True, default=1.0)
+
+    def __call__(self, x: Array, sigma: Array, /, **conditions: Array) -> Array:
+        total = sigma**2 + self.scale**2
+        inner = self.network(x / jnp.sqrt(total), 0.25 * jnp.log(sigma), **conditions)
+        return self.scale**2 / total * x + self.sign * sigma * self.scale / jnp.sqrt(total) * inner
+
+
+Foreign = Any
+"""An object of another package, known by its attributes only."""
+
+
+class Reading(NamedTuple):
+    """What a package's file finds in its estimator.
+
+    Attributes:
+        denoise: E[u | u + s·ε = y] as ``denoise(arrays, y, s, x)``, for one y in the units that the network was trained
+            in, one noise s > 0 and one condition as ``adapt`` makes it.
+        arrays: the weights, and whatever else is no code.
+        event_shape: of u.
+        sigmas: the least and greatest s that the network was trained on.
+        adapt: the network's conditions of the user's data, (n, …), by the package's own rules.
+        location, scale: θ = location + scale·u, of ``event_shape``.
+    """
+
+    denoise: Callable[[PyTree[Array], Array, Array, Array], Array]
+    arrays: PyTree[Array]
+    event_shape: tuple[int, ...]
+    sigmas: tuple[float, float]
+    adapt: Callable[..., Array]
+    location: ArrayLike = 0.0
+    scale: ArrayLike = 1.0
+
+
+def unreadable(estimator: object, what: str) -> InvalidValueError:
+    """The error for an estimator of a known package that has no noised law of this form."""
+    return InvalidValueError(
+        f"{type(estimator).__name__} {what}.",
+        fix="train a diffusion or flow-matching network whose noise is Gaussian; of θ with a bounded or skewed prior "
+        "transform it before training, and write the program in the same coordinates.",
+    )

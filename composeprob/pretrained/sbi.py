@@ -15,12 +15,13 @@ from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError, LoadError, ShapeError
 from composeprob.json_data import JSONObject
-from composeprob.pretrained.estimators import Reading
+from composeprob.pretrained.layers import ACTIVATIONS, normalised
+from composeprob.pretrained.network import Reading
 
-Arrays = dict[str, Array]
+Weights = dict[str, Array]
 
 
-def opened(path: Path) -> tuple[JSONObject, Arrays]:
+def opened(path: Path) -> tuple[JSONObject, Weights]:
     """What a file says of an estimator, and its arrays. Nothing in it is run.
 
     Raises:
@@ -41,7 +42,7 @@ def opened(path: Path) -> tuple[JSONObject, Arrays]:
     return described, {name: jnp.asarray(a, jnp.result_type(float)) for name, a in arrays.items()}
 
 
-def read(path: Path, described: JSONObject, arrays: Arrays) -> Reading:
+def read(path: Path, described: JSONObject, arrays: Weights) -> Reading:
     """What `from_estimator` needs of a ``ConditionalScoreEstimator`` or ``FlowMatchingEstimator``.
 
     sbi's noise is in the units of θ; only with ``compose_standardization`` in standardised ones.
@@ -86,36 +87,28 @@ def read(path: Path, described: JSONObject, arrays: Arrays) -> Reading:
     return Reading(denoise, (weights, *prior), shape, sigmas, adapt, *units)
 
 
-def _part(arrays: Arrays, start: str) -> Arrays:
+def _part(arrays: Weights, start: str) -> Weights:
     return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
 
 
 def _activation(name: str) -> Callable[[Array], Array]:
     """An activation by the name of torch's class."""
-    known: dict[str, Callable[[Array], Array]] = {
-        "GELU": lambda x: jax.nn.gelu(x, approximate=False),
-        "ReLU": jax.nn.relu,
-        "SiLU": jax.nn.silu,
-        "Tanh": jnp.tanh,
-        "ELU": jax.nn.elu,
-    }
-    if name not in known:
+    if name.lower() not in ACTIVATIONS:
         raise InvalidValueError(
-            f"An activation of the network is {name}.", fix=f"train with one of {', '.join(known)}."
+            f"An activation of the network is {name}.", fix=f"train with one of {', '.join(ACTIVATIONS)}."
         )
-    return known[name]
+    return ACTIVATIONS[name.lower()]
 
 
-def _linear(w: Arrays, name: str, x: Array) -> Array:
+def _linear(w: Weights, name: str, x: Array) -> Array:
     return w[f"{name}weight"] @ x + w[f"{name}bias"]
 
 
-def _norm(w: Arrays, name: str, x: Array) -> Array:
-    clear = (x - jnp.mean(x)) / jnp.sqrt(jnp.var(x) + 1e-5)  # torch's ε
-    return w[f"{name}weight"] * clear + w[f"{name}bias"]
+def _norm(w: Weights, name: str, x: Array) -> Array:
+    return w[f"{name}weight"] * normalised(x, 1e-5) + w[f"{name}bias"]  # torch's ε
 
 
-def _embedded(layers: list[tuple[str, Arrays]], x: Array) -> Array:
+def _embedded(layers: list[tuple[str, Weights]], x: Array) -> Array:
     """One observation through the embedding, whose layers the script has listed."""
     for kind, w in layers:
         if kind == "Standardize":
@@ -132,7 +125,7 @@ def _embedded(layers: list[tuple[str, Arrays]], x: Array) -> Array:
 def _mlp(activation: Callable[[Array], Array], skip: bool) -> Callable[..., Array]:
     """``VectorFieldMLP``: (weights, its input, condition, its time) → its output."""
 
-    def network(w: Arrays, u: Array, x: Array, t: Array) -> Array:
+    def network(w: Weights, u: Array, x: Array, t: Array) -> Array:
         both = jnp.concatenate([_linear(w, "net.input_layer.", u), _linear(w, "net.condition_layer.", x)])
         h = activation(_linear(w, "net.input_merge_layer.", activation(both)))
         if "net.time_emb.W" in w:

@@ -33,8 +33,12 @@ DTYPES = {
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 RENAMED = (
     (r"^text_model\.", ""),
-    (r"\.self_attn\.([qkv])_proj\.", r".self_attn.to_\1."),
-    (r"\.self_attn\.out_proj\.", ".self_attn.to_out.0."),
+    (r"\.self_attn\.([qkv])_proj\.", r".attn1.to_\1."),
+    (r"\.self_attn\.out_proj\.", ".attn1.to_out.0."),
+    (r"\.layer_norm1\.", ".norm1."),
+    (r"\.layer_norm2\.", ".norm3."),
+    (r"\.mlp\.fc1\.", ".ff.net.0.proj."),
+    (r"\.mlp\.fc2\.", ".ff.net.2."),
     (r"(attentions\..*)\.(q)uery\.|(attentions\..*)\.(k)ey\.|(attentions\..*)\.(v)alue\.", r"\1\3\5.to_\2\4\6."),
     (r"(attentions\..*)\.proj_attn\.", r"\1.to_out.0."),
     (r"\.downsamplers\.0\.Conv2d_0\.", ".downsamplers.0.conv."),

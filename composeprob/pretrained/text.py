@@ -1,8 +1,11 @@
-"""Text encoders with their tokenizers: a prompt to the array that a network takes."""
+"""Text encoders (CLIP: Radford et al. 2021) with their tokenizers: a prompt to the array that a network takes."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -11,9 +14,208 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from composeprob.errors import ConditionError, ShapeError
-from composeprob.pretrained.clip import CLIPText
-from composeprob.pretrained.tokenizer import Tokenizer
+from composeprob.errors import ConditionError, InvalidValueError, LoadError, ShapeError
+from composeprob.json_data import JSON, JSONObject
+from composeprob.pretrained.attention import TransformerBlock
+from composeprob.pretrained.config import Options, positive, read_json, text_list, whole, whole_from_0
+from composeprob.pretrained.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
+from composeprob.pretrained.tensors import Arrays
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Tokenizers
+
+
+class Tokens(eqx.Module):
+    """The sum of a token's and its place's embeddings."""
+
+    token_embedding: Embedding
+    position_embedding: Embedding
+
+    def __call__(self, ids: Array) -> Array:
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[0]]
+
+
+class CLIPText(eqx.Module):
+    """A text encoder over one sequence of token ids.
+
+    Attributes:
+        end: the id at whose first place the pooled vector is read.
+    """
+
+    embeddings: Tokens
+    layers: tuple[TransformerBlock, ...]
+    final_layer_norm: LayerNorm
+    text_projection: Linear | None
+    end: int = eqx.field(static=True)
+
+    @property
+    def length(self) -> int:
+        """The most tokens of a sequence."""
+        return self.embeddings.position_embedding.weight.shape[0]
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are."""
+        return self.embeddings.token_embedding.weight.shape[0]
+
+    def states(self, ids: Array) -> list[Array]:
+        """The hidden states before the first layer and after each, (length, width) each, before the last norm."""
+        states = [self.embeddings(ids)]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        return states
+
+    def last(self, ids: Array) -> Array:
+        """The last hidden states, after the last norm, (length, width)."""
+        return self.final_layer_norm(self.states(ids)[-1])
+
+    def pooled(self, ids: Array) -> Array:
+        """The state of the end token, projected where the network has a projection."""
+        # Old files have 2 in the place of the end token's id: there the end is the greatest id of a sequence.
+        place = jnp.argmax(ids) if self.end == 2 else jnp.argmax(ids == self.end)
+        found = self.last(ids)[place]
+        return found if self.text_projection is None else self.text_projection(found)
+
+    def check(self, ids: ArrayLike) -> Array:
+        """Token ids as an array.
+
+        Raises:
+            InvalidValueError: no integers, too many of them, or ids that the network does not have.
+        """
+        array = jnp.asarray(ids)
+        if not jnp.issubdtype(array.dtype, jnp.integer) or array.ndim not in (1, 2):
+            raise InvalidValueError(
+                f"Token ids are whole numbers, (length,) or (n, length); got {array.dtype}{list(array.shape)}.",
+                fix="pass what a tokenizer returns as input_ids.",
+            )
+        if not 1 <= array.shape[-1] <= self.length:
+            raise InvalidValueError(
+                f"The text encoder takes 1 to {self.length} tokens; got {array.shape[-1]}.",
+                fix=f"cut the prompt to {self.length} tokens, the first and last of which mark its ends.",
+            )
+        if array.size and not 0 <= int(array.min()) <= int(array.max()) < self.vocabulary:
+            raise InvalidValueError(
+                f"Token ids go from {int(array.min())} to {int(array.max())}, but the text encoder has 0 to "
+                f"{self.vocabulary - 1}.",
+                fix="use the tokenizer that lies beside the model.",
+            )
+        return array
+
+
+def clip(config: JSONObject, arrays: Arrays, where: str) -> CLIPText:
+    """A CLIP text encoder, with a projection where its class has one.
+
+    Raises:
+        LoadError: an option that is not supported, or weights of another network.
+    """
+    o = Options(
+        config, where, num_attention_heads=(8, whole), hidden_act=("quick_gelu", *ACTIVATIONS),
+        layer_norm_eps=(1e-5, positive), eos_token_id=(49407, whole_from_0), architectures=(None, text_list),
+    )  # fmt: skip
+    tokens = Tokens(*(Embedding(arrays / "embeddings" / f"{name}_embedding") for name in ("token", "position")))
+    width, eps = tokens.token_embedding.weight.shape[1], o.layer_norm_eps
+    options = {"kind": o.hidden_act, "eps": eps, "bias": True, "causal": True}
+    below = arrays.items("encoder.layers")
+    layers = tuple(TransformerBlock(each, width, o.num_attention_heads, **options) for each in below)
+    norm = LayerNorm(arrays / "final_layer_norm", width, eps)
+    projected = "CLIPTextModelWithProjection" in (o.architectures or ())
+    projection = Linear(arrays / "text_projection", width, bias=False) if projected else None
+    arrays.finish()
+    o.agree(
+        others=True,  # of generating text
+        vocab_size=tokens.token_embedding.weight.shape[0], hidden_size=width,
+        max_position_embeddings=tokens.position_embedding.weight.shape[0], num_hidden_layers=len(layers),
+        intermediate_size=layers[0].ff.net[2].inputs if layers else None,
+        projection_dim=None if projection is None else projection.outputs,
+    )  # fmt: skip
+    return CLIPText(tokens, layers, norm, projection, o.eos_token_id)
+
+
+class Tokenizer:
+    """A `Tokenizer` makes token ids of a text: start, the text's own, end, and padding up to a fixed length.
+
+    Args:
+        folder: with tokenizer.json, or vocab.json and merges.txt.
+        length: how many ids there are.
+
+    Raises:
+        LoadError: no such files, or the `tokenizers` package is not installed.
+    """
+
+    def __init__(self, folder: Path, length: int):
+        self.length = length
+        notes: JSONObject = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            if (folder / name).exists():
+                notes |= read_json(folder / name)
+        start, end = _text(notes.get("bos_token"), "<|startoftext|>"), _text(notes.get("eos_token"), "<|endoftext|>")
+        self._tokenizer = _read(folder, start, end)
+        self.end = self._id(folder, end)
+        self.padding = self._id(folder, _text(notes.get("pad_token"), "<|endoftext|>"))
+
+    def __call__(self, text: str) -> np.ndarray:
+        """Token ids, shape (length,); a text that is too long loses its end."""
+        ids = self._tokenizer.encode(text).ids
+        if len(ids) > self.length:
+            ids = [*ids[: self.length - 1], self.end]
+        return np.asarray(ids + [self.padding] * (self.length - len(ids)), np.int32)
+
+    def _id(self, folder: Path, token: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise LoadError(
+                f"The tokenizer in {folder} has no token {token!r}.", fix="fetch its files again from one source."
+            )
+        return int(found)
+
+
+def _text(token: JSON, default: str) -> str:
+    """A token in either way that files write it."""
+    if isinstance(token, dict):
+        return str(token.get("content", default))
+    return default if token is None else str(token)
+
+
+def _read(folder: Path, start: str, end: str) -> Tokenizers:
+    try:
+        import tokenizers
+        from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
+    except ImportError as error:
+        raise LoadError(
+            "Texts are made into tokens by the package tokenizers, which is not installed.",
+            fix="pip install 'composeprob[text]', or give token ids: model.given(prompt=token_ids).",
+        ) from error
+    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if not whole.exists() and not (vocabulary.exists() and merges.exists()):
+        raise LoadError(
+            f"There is no tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt.",
+            fix="fetch the whole folder, or give token ids: model.given(prompt=token_ids).",
+        )
+    try:
+        if whole.exists():
+            found = tokenizers.Tokenizer.from_file(str(whole))
+            found.no_padding()
+            found.no_truncation()
+            return found
+        ids = json.loads(vocabulary.read_text(encoding="utf-8"))
+        lines = [line.split() for line in merges.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+        pairs = [(line[0], line[1]) for line in lines if len(line) == 2]
+        bpe = models.BPE(vocab=ids, merges=pairs, end_of_word_suffix="</w>", unk_token=end)
+        found = tokenizers.Tokenizer(bpe)
+    except Exception as error:  # the package raises plain exceptions, and files may hold anything
+        raise LoadError(
+            f"The tokenizer in {folder} cannot be read: {error}", fix="fetch its files again: they are damaged."
+        ) from error
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    found.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    # Cut, before bytes are paired, into endings, words, single digits and other signs.
+    pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
+    pieces = pre_tokenizers.Split(pattern, "removed", invert=True)
+    found.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    if start in ids and end in ids:
+        found.add_special_tokens([start, end])
+        found.post_processor = processors.RobertaProcessing((end, ids[end]), (start, ids[start]), False, False)
+    return found
 
 
 class TextEncoder:

@@ -11,8 +11,7 @@ from jax import Array
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.attention import FEED_FORWARD, Attention, FeedForward
 from composeprob.pretrained.config import Options, anything, positive, whole
-from composeprob.pretrained.embeddings import EmbeddingMLP, Patches, Sinusoids
-from composeprob.pretrained.layers import Embedding, LayerNorm, Linear, normalised
+from composeprob.pretrained.layers import Embedding, EmbeddingMLP, LayerNorm, Linear, Patches, Sinusoids, normalised
 from composeprob.pretrained.network import Network
 from composeprob.pretrained.tensors import Arrays
 
@@ -117,7 +116,7 @@ class PromptBlock(eqx.Module):
         self.attn2 = Attention(arrays / "attn2", width, heads, bias=True) if second else None
         self.ff = FeedForward(arrays / "ff", width, "gelu-approximate")
         self.ff_context = None if last else FeedForward(arrays / "ff_context", width, "gelu-approximate")
-        if self.attn.add_q_proj is None or (self.attn.to_add_out is None) != last:
+        if self.attn.added is None or (self.attn.to_add_out is None) != last:
             raise arrays.foreign(f"{arrays.prefix}attn has not the projections of a prompt that its block needs")
 
     def __call__(self, x: Array, context: Array, conditioning: Array) -> tuple[Array, Array]:
@@ -226,7 +225,7 @@ def sd3(config: JSONObject, arrays: Arrays, where: str) -> Network:
         attention_head_dim=width // heads, joint_attention_dim=context.inputs, caption_projection_dim=width,
         pooled_projection_dim=pooled, pos_embed_max_size=patches.places,
         dual_attention_layers=tuple(i for i, block in enumerate(blocks) if block.attn2 is not None),
-        qk_norm=None if blocks[0].attn.norm_q is None else "rms_norm",
+        qk_norm=None if blocks[0].attn.own.norms[0] is None else "rms_norm",
     )  # fmt: skip
     return Network(
         network, o.sample_size, channels, outputs, patches.size,

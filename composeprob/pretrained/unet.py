@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,10 +15,9 @@ from jax import Array
 
 from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained.attention import Attention, SpatialTransformer
-from composeprob.pretrained.blocks import Attend, Middle, Of, Resnet, Stage, Style, check_kinds, down_stages, up_stages
+from composeprob.pretrained.blocks import Attend, Body, Of, Resnet, Stage, Style, check_kinds
 from composeprob.pretrained.config import Options, anything, flag, number, positive, text_list, unsupported, whole
-from composeprob.pretrained.embeddings import EmbeddingMLP, Fourier, Sinusoids
-from composeprob.pretrained.layers import ACTIVATIONS, Conv, Embedding, GroupNorm, Linear, check_split
+from composeprob.pretrained.layers import ACTIVATIONS, Embedding, EmbeddingMLP, Fourier, Linear, Sinusoids, check_split
 from composeprob.pretrained.network import Network
 from composeprob.pretrained.tensors import Arrays
 
@@ -33,18 +33,12 @@ class UNet(eqx.Module):
         class_embedding: of the label; ``class_embed_type`` states what a label is.
         add_time_proj, add_embedding: of the pooled prompt and the image's sizes.
         encoder_hid_proj: applied to the prompt first.
-        activation: after the last norm.
         takes_sigma: the time is the noise's standard deviation, which also divides the output.
     """
 
-    conv_in: Conv
+    body: Body
     time_proj: Sinusoids | Fourier | Embedding
     time_embedding: EmbeddingMLP
-    down_blocks: tuple[Stage, ...]
-    mid_block: Middle | None
-    up_blocks: tuple[Stage, ...]
-    conv_norm_out: GroupNorm
-    conv_out: Conv
     class_embedding: Embedding | EmbeddingMLP | Linear | None = None
     add_time_proj: Sinusoids | None = None
     add_embedding: EmbeddingMLP | None = None
@@ -52,7 +46,6 @@ class UNet(eqx.Module):
     class_embed_type: str | None = eqx.field(static=True, default=None)
     concatenated: bool = eqx.field(static=True, default=False)
     embedding_activation: str = eqx.field(static=True, default="identity")
-    activation: str = eqx.field(static=True, default="silu")
     centred: bool = eqx.field(static=True, default=False)
     takes_sigma: bool = eqx.field(static=True, default=False)
 
@@ -75,7 +68,7 @@ class UNet(eqx.Module):
             size: height and width of the image before scaling, its crop's top and left, and its target size, (6,).
             label: a class, or what stands for one.
         """
-        dtype = self.conv_in.weight.dtype
+        dtype = self.body.conv_in.weight.dtype
         embedding = self.time_embedding(self.time_proj(t)).astype(dtype)
         if label is not None:
             embedding = self._with_label(embedding, label)
@@ -88,16 +81,7 @@ class UNet(eqx.Module):
         context = None if prompt is None else prompt.astype(dtype)
         if self.encoder_hid_proj is not None and context is not None:
             context = self.encoder_hid_proj(context)
-        hidden = self.conv_in((2 * x - 1.0 if self.centred else x).astype(dtype))
-        skips = [hidden]
-        for stage in self.down_blocks:
-            hidden, stage_skips = stage.down(hidden, embedding, context)
-            skips += stage_skips
-        if self.mid_block is not None:
-            hidden = self.mid_block(hidden, embedding, context)
-        for stage in self.up_blocks:
-            hidden = stage.up(hidden, skips, embedding, context)
-        output = self.conv_out(ACTIVATIONS[self.activation](self.conv_norm_out(hidden))).astype(x.dtype)
+        output = self.body((2 * x - 1.0 if self.centred else x).astype(dtype), embedding, context).astype(x.dtype)
         return output / t if self.takes_sigma else output
 
     def _with_label(self, embedding: Array, label: Array) -> Array:
@@ -111,13 +95,13 @@ class UNet(eqx.Module):
     @property
     def sizes(self) -> JSONObject:
         """Options that the weights contain, by the names of diffusers' files."""
-        label = self.class_embedding
+        label, stages = self.class_embedding, self.body.down_blocks
         return {
-            "in_channels": self.conv_in.weight.shape[2],
-            "out_channels": self.conv_out.outputs,
-            "block_out_channels": [stage.outputs for stage in self.down_blocks],
-            "layers_per_block": [len(stage.resnets) for stage in self.down_blocks],
-            "resnet_time_scale_shift": "scale_shift" if self.down_blocks[0].resnets[0].scale_shift else "default",
+            "in_channels": self.body.conv_in.weight.shape[2],
+            "out_channels": self.body.conv_out.outputs,
+            "block_out_channels": [stage.outputs for stage in stages],
+            "layers_per_block": [len(stage.resnets) for stage in stages],
+            "resnet_time_scale_shift": "scale_shift" if stages[0].resnets[0].scale_shift else "default",
             "num_class_embeds": label.weight.shape[0] if isinstance(label, Embedding) else None,
             "time_embedding_dim": self.time_embedding.linear_2.outputs,
         }
@@ -139,44 +123,18 @@ class UNet(eqx.Module):
         )  # fmt: skip
 
 
-def _unet(
-    arrays: Arrays,
-    style: Of[Style],
-    attend: Of[Attend],
-    make: Callable[..., UNet],
-    *,
-    padding: int = 1,
-    kernels: int | None = 3,
-) -> UNet:
-    """A UNet from its weights.
-
-    Args:
-        arrays: of the whole network.
-        style, attend: of every stage.
-        make: makes the network of what is made here; it has the other fields.
-        padding: as of `Downsample`.
-        kernels: pixels of the first and the last kernel; None for any.
+def _body(arrays: Arrays, style: Of[Style], attend: Of[Attend], **options: Any) -> Body:
+    """A UNet's convolutions, which are made last; arguments as of `Body`.
 
     Raises:
         LoadError: arrays that are missing, do not fit together, or are no part of such a network.
     """
-    conv_in = Conv(arrays / "conv_in", size=kernels)
-    down, skips = down_stages(arrays, conv_in.outputs, style, attend, padding)
-    channels = skips[-1]
-    middle = None
-    if "mid_block" in arrays:
-        middle = Middle(arrays / "mid_block", channels, style("mid", 0), attend("mid", 0))
-    up = up_stages(arrays, channels, style, attend, skips)
-    if not down or len(up) != len(down):
-        raise arrays.foreign(f"it has {len(down)} blocks on the way down and {len(up)} on the way up")
-    last, outer = up[-1].outputs, style("up", len(up) - 1)
-    norm, conv_out = arrays / "conv_norm_out", Conv(arrays / "conv_out", last, kernels)
-    unet = make(
-        conv_in=conv_in, down_blocks=down, mid_block=middle, up_blocks=up,
-        conv_norm_out=GroupNorm(norm, outer.groups, last, outer.eps), conv_out=conv_out,
-    )  # fmt: skip
+    body = Body(arrays, style, attend, **options)
+    down, up = len(body.down_blocks), len(body.up_blocks)
+    if not down or up != down:
+        raise arrays.foreign(f"it has {down} blocks on the way down and {up} on the way up")
     arrays.finish()
-    return unet
+    return body
 
 
 def _plain(arrays: Arrays, channels: int, size: int | None, style: Style) -> Attention:
@@ -240,17 +198,17 @@ def unet_2d(config: JSONObject, arrays: Arrays, where: str) -> Network:
     elif o.time_embedding_type == "learned":
         time = Embedding(arrays / "time_proj", inputs)
     label, shape = _label(o, arrays, embedding)
-    unet = _unet(
-        arrays, lambda place, i: inside if place == "mid" else style, attend, partial(
-            UNet, time_proj=time, time_embedding=embedding, class_embedding=label, class_embed_type=o.class_embed_type,
-            centred=o.center_input_sample, takes_sigma=fourier,
-        ), padding=o.downsample_padding,
+    padding = o.downsample_padding
+    body = _body(arrays, lambda place, i: inside if place == "mid" else style, attend, padding=padding)
+    unet = UNet(
+        body, time, embedding, class_embedding=label, class_embed_type=o.class_embed_type,
+        centred=o.center_input_sample, takes_sigma=fourier,
     )  # fmt: skip
-    attention = None if unet.mid_block is None else bool(unet.mid_block.attentions)
+    attention = None if body.mid_block is None else bool(body.mid_block.attentions)
     steps = time.weight.shape[0] if isinstance(time, Embedding) else None
     o.agree(**unet.sizes, add_attention=attention, num_train_timesteps=steps)
     return unet.network(
-        o.sample_size, shape, 2 ** (len(unet.down_blocks) - 1),
+        o.sample_size, shape, 2 ** (len(body.down_blocks) - 1),
         {"fourier": "sigma", "learned": "level"}.get(o.time_embedding_type, "real_level"),
     )  # fmt: skip
 
@@ -317,13 +275,11 @@ def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
     added = None if sizes is None else EmbeddingMLP(arrays / "add_embedding", None, width)
     projection = Linear(arrays / "encoder_hid_proj", None, context or None) if "encoder_hid_proj" in arrays else None
     label, shape = _label(o, arrays, embedding)
-    unet = _unet(
-        arrays, style, attend, partial(
-            UNet, time_proj=time, time_embedding=embedding, class_embedding=label, add_time_proj=sizes,
-            add_embedding=added, encoder_hid_proj=projection, class_embed_type=o.class_embed_type,
-            concatenated=o.class_embeddings_concat, embedding_activation=o.time_embedding_act_fn or "identity",
-            activation=o.act_fn, centred=o.center_input_sample,
-        ), padding=o.downsample_padding, kernels=None,
+    body = _body(arrays, style, attend, padding=o.downsample_padding, kernels=None, activation=o.act_fn)
+    unet = UNet(
+        body, time, embedding, class_embedding=label, add_time_proj=sizes, add_embedding=added,
+        encoder_hid_proj=projection, class_embed_type=o.class_embed_type, concatenated=o.class_embeddings_concat,
+        embedding_activation=o.time_embedding_act_fn or "identity", centred=o.center_input_sample,
     )  # fmt: skip
     prompt = context if projection is None else projection.inputs
     conditions: dict[str, tuple[int, ...]] = {"prompt": (0, prompt)} if prompt else {}
@@ -334,11 +290,11 @@ def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
         if vector <= SIZES * o.addition_time_embed_dim:
             unsupported(where, "addition_time_embed_dim", o.addition_time_embed_dim, (f"less than {vector / SIZES:g}",))
     o.agree(
-        **unet.sizes, cross_attention_dim=context or None, conv_in_kernel=unet.conv_in.weight.shape[0],
-        conv_out_kernel=unet.conv_out.weight.shape[0], projection_class_embeddings_input_dim=vector,
+        **unet.sizes, cross_attention_dim=context or None, conv_in_kernel=body.conv_in.weight.shape[0],
+        conv_out_kernel=body.conv_out.weight.shape[0], projection_class_embeddings_input_dim=vector,
         encoder_hid_dim=None if projection is None else projection.inputs,
-        transformer_layers_per_block=_depths(unet.down_blocks),
-        reverse_transformer_layers_per_block=_depths(unet.up_blocks),
+        transformer_layers_per_block=_depths(body.down_blocks),
+        reverse_transformer_layers_per_block=_depths(body.up_blocks),
     )  # fmt: skip
     return unet.network(o.sample_size, shape, 1, "real_level", conditions)
 
@@ -386,17 +342,15 @@ def guided(config: JSONObject, arrays: Arrays, where: str) -> Network:
 
     time = Sinusoids(inputs, cosine_first=True, shift=0, scale=o.time_scale)
     label = Embedding(arrays / "class_embedding", width) if "class_embedding" in arrays else None
-    unet = _unet(
-        arrays, lambda place, i: style, attend,
-        partial(UNet, time_proj=time, time_embedding=embedding, class_embedding=label),
-    )  # fmt: skip
-    sizes, samplers = unet.sizes, [layer for stage in unet.down_blocks for layer in stage.downsamplers]
+    body = _body(arrays, lambda place, i: style, attend)
+    unet, stages = UNet(body, time, embedding, class_embedding=label), body.down_blocks
+    sizes, samplers = unet.sizes, [layer for stage in stages for layer in stage.samplers]
     o.agree(
         in_channels=sizes["in_channels"], out_channels=sizes["out_channels"], num_channels=inputs,
         block_channels=sizes["block_out_channels"], num_res_blocks=sizes["layers_per_block"],
-        num_classes=sizes["num_class_embeds"], attention_blocks=[bool(stage.attentions) for stage in unet.down_blocks],
-        use_scale_shift_norm=unet.down_blocks[0].resnets[0].scale_shift,
+        num_classes=sizes["num_class_embeds"], attention_blocks=[bool(stage.attentions) for stage in stages],
+        use_scale_shift_norm=stages[0].resnets[0].scale_shift,
         resblock_updown=isinstance(samplers[0], Resnet) if samplers else None,
     )  # fmt: skip
     shape = None if label is None else ()
-    return unet.network(o.image_size, shape, 2 ** (len(unet.down_blocks) - 1), "real_level")
+    return unet.network(o.image_size, shape, 2 ** (len(stages) - 1), "real_level")

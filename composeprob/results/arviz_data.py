@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
 from jax import Array
 
 from composeprob.errors import InvalidValueError, WrongTypeError, a_kind
-from composeprob.results.record import FACTS, PER_LEVEL, Record
+from composeprob.results.record import FACTS, Record
 
 Dims = dict[str, Sequence[str | None]]
 Value = TypeVar("Value")
@@ -49,23 +50,33 @@ def _grouped(
     shapes = {**{name: v.shape[1:] for name, v in samples.items()}, **{name: v.shape for name, v in data.items()}}
     named = {**_plates(result, shapes), **dims}
     _check(named, shapes, coords)
-    facts = {name: getattr(result, name) for name in FACTS if name != "curl" and getattr(result, name) is not None}
-    attributes = {**facts, "curl": str(result.curl), "status": str(result.status), "inference_library": "composeprob"}
-    levels = {name: ["level"] for name in PER_LEVEL}
+    facts = {name: getattr(result, name) for name in FACTS} | asdict(result.about)
+    attributes = {
+        name: str(fact) if isinstance(fact, dict) else fact for name, fact in facts.items() if fact is not None
+    }
+    attributes |= {"status": str(result.status), "inference_library": "composeprob"}
+    levels = result.levels.reset_coords("log_snr")
+    labels = {"block": list(result.about.blocks)} if result.about.blocks else {}
     groups = {
         "posterior": _chains(result, samples),
-        "sample_stats": {"log_weight": _chains(result, {"": np.repeat(result.log_weights, result.draws or 1)})[""]},
+        "sample_stats": {
+            "log_weight": _chains(result, {"": np.repeat(result.log_weights, result.about.draws or 1)})[""]
+        },
         "posterior_predictive": {} if predictive is None else _chains(result, result.predictive(predictive)),
         "observed_data": data,
-        "constant_data": {name: getattr(result, name) for name in PER_LEVEL},
+        "constant_data": {str(name): values.to_numpy() for name, values in levels.items()},
         "log_likelihood": _chains(result, pointwise),
     }
-    return grouped({name: group for name, group in groups.items() if group}, {**levels, **named}, coords, attributes)
+    axes = {str(name): [str(dim) for dim in values.dims] for name, values in levels.items()}
+    known = {name: group for name, group in groups.items() if group}
+    return grouped(known, {**axes, **named}, {**labels, **coords}, attributes)
 
 
 def _chains(result: Record, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """(chain, draw, …) of values (M, …) as `Result.unweighted` orders them."""
-    shape = (1, result.num_chains) if result.draws is None else (result.num_chains, result.draws)
+    shape = (
+        (1, len(result.log_weights)) if result.about.draws is None else (len(result.log_weights), result.about.draws)
+    )
     return {name: value.reshape(*shape, *value.shape[1:]) for name, value in values.items()}
 
 
@@ -73,7 +84,7 @@ def _plates(result: Record, shapes: dict[str, tuple[int, ...]]) -> Dims:
     """The plates' names; xarray allows no axis to be called as a variable is."""
     return {
         name: [None if axis in shapes else axis for axis in axes]
-        for name, axes in result.dims.items()
+        for name, axes in result.about.dims.items()
         if name in shapes and any(axes)
     }
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
+from composeprob.results.geometry import nearest, rows, scaled
 from composeprob.results.record import Record
 from composeprob.results.status import Code, Status
 
@@ -43,7 +44,7 @@ def compare(result: Record, other: Record, seed: int = 0) -> Comparison:
             fix="run the program under another key: result.compare(cp.infer(density, jax.random.key(1), …)).",
         )
     rng = np.random.default_rng(seed)
-    (points, families), (others, their_families) = (_rows(r, rng) for r in (result, other))
+    (points, sizes, families), (others, _, their_families) = (_samples(r, rng) for r in (result, other))
     if points.shape[1:] != others.shape[1:] or result.samples.keys() != other.samples.keys():
         raise ShapeError(
             f"The runs have other sites: {sorted(result.samples)} and {sorted(other.samples)}.",
@@ -60,7 +61,8 @@ def compare(result: Record, other: Record, seed: int = 0) -> Comparison:
     both = np.concatenate([points, others])
     together = np.concatenate([families, their_families + families.max() + 1])
     mine = np.arange(2 * n) < n
-    near = _neighbours(scaled(both, _sizes(result)), together, neighbours(n))
+    both = scaled(both, sizes)
+    near, _ = nearest(both, together, both, together, neighbours(n))
     there, here = isolated(near, mine)
     chance = np.array([max(isolated(near, _shuffled(together, n, rng))) for _ in range(tuning.COMPARISON.permutations)])
     p_value = float((1 + np.sum(chance >= max(here, there))) / (1 + tuning.COMPARISON.permutations))
@@ -83,22 +85,17 @@ def isolated(near: Int[np.ndarray, "m k"], mine: np.ndarray) -> tuple[float, flo
     return float(alone[mine].mean()), float(alone[~mine].mean())
 
 
-def _rows(result: Record, rng: np.random.Generator) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
-    """Samples of equal weight, all sites in one row, and the family of each; draws of a chain are one family."""
-    lead = 1 if result.draws is None else 2
-    sites = [np.asarray(result.samples[name], float) for name in sorted(result.samples)]
-    rows = np.concatenate([site.reshape(*site.shape[:lead], -1) for site in sites], -1)
-    families = result.families.index
-    if result.draws is None:
-        chosen = rng.choice(len(rows), len(rows), p=result.weights) if np.ptp(result.log_weights) > 0 else ...
-        return rows[chosen], families[chosen]
-    return rows.reshape(-1, rows.shape[-1]), np.repeat(families, result.draws)
-
-
-def _sizes(result: Record) -> list[int]:
-    """How many numbers each site has, in the order of `_rows`."""
-    lead = 1 if result.draws is None else 2
-    return [math.prod(np.shape(result.samples[name])[lead:]) for name in sorted(result.samples)]
+def _samples(result: Record, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """Samples of equal weight, all sites in one row, how many numbers each site has, and the family of each sample;
+    draws of a chain are one family."""
+    draws, families = result.about.draws, result.families.index
+    points, sizes, _ = rows(dict(sorted(result.samples.items())), 1 if draws is None else 2)
+    if draws is not None:
+        return points, sizes, np.repeat(families, draws)
+    if np.ptp(result.log_weights) == 0:
+        return points, sizes, families
+    chosen = rng.choice(len(points), len(points), p=result.families.weights)
+    return points[chosen], sizes, families[chosen]
 
 
 def _some(
@@ -106,31 +103,6 @@ def _some(
 ) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
     chosen = rng.permutation(len(rows))[:n]
     return rows[chosen], families[chosen]
-
-
-def scaled(rows: np.ndarray, sizes: list[int]) -> np.ndarray:
-    """The directions in which the runs together vary most, with sites in units of their spread.
-
-    Entries of one site keep their proportions: what holds modes apart is what varies more than the rest.
-    """
-    ends = np.cumsum(sizes)
-    spreads = [np.sqrt(np.mean(rows[:, end - size : end].var(0))) for size, end in zip(sizes, ends, strict=True)]
-    rows = (rows - rows.mean(0)) / np.repeat([spread if spread > 0 else 1.0 for spread in spreads], sizes)
-    if rows.shape[1] <= tuning.COMPARISON.directions:
-        return rows
-    return np.asarray(rows @ np.linalg.svd(rows, full_matrices=False)[2][: tuning.COMPARISON.directions].T)
-
-
-def _neighbours(rows: np.ndarray, families: np.ndarray, k: int) -> Int[np.ndarray, "m k"]:
-    """The k nearest rows of each, without those of its own family, which are near for another reason."""
-    from scipy.spatial.distance import cdist
-
-    found = np.empty((len(rows), k), int)
-    for i in range(0, len(rows), 512):
-        distances = cdist(rows[i : i + 512], rows)
-        distances[families[i : i + 512, None] == families[None, :]] = math.inf
-        found[i : i + 512] = np.argpartition(distances, k - 1, axis=1)[:, :k]
-    return found
 
 
 def _shuffled(families: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

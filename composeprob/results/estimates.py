@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
+from jax import Array
 from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
 from scipy import special
 
 from composeprob import tuning
-from composeprob.errors import InvalidValueError
+from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeError
 from composeprob.text import printable
 
 
@@ -25,6 +28,7 @@ class Estimate:
         error: its standard error, of the same shape; NaN where it is withheld.
         degrees: degrees of freedom that the error is estimated with, ν: the estimate's distribution is Student's t with
             this standard deviation. Infinite for a normal distribution.
+        ends: of intervals that are not symmetric, by t, the quantile of Student's t with ν degrees of freedom.
 
     Example:
         >>> from composeprob.results.estimates import Estimate
@@ -38,12 +42,13 @@ class Estimate:
     value: Any
     error: Any
     degrees: float = math.inf
+    ends: Callable[[float], tuple[Any, Any]] | None = field(default=None, repr=False, compare=False)
 
     def interval(self, level: float = 0.9) -> tuple[Any, Any]:
         """Returns the ends of an interval that holds the true value in a share ``level`` of all runs.
 
-        It is value ± t·error·√((ν − 2)/ν), with t the quantile of Student's t with ν degrees of freedom. Ends have the
-        shape of the value; NaN where the error is withheld.
+        It is value ± t·error·√((ν − 2)/ν), with t the quantile of Student's t with ν degrees of freedom, where `ends`
+        do not give another. Ends have the shape of the value; NaN where the error is withheld.
 
         Args:
             level: of confidence, between 0 and 1.
@@ -51,7 +56,11 @@ class Estimate:
         Raises:
             InvalidValueError: a level outside of (0, 1).
         """
-        half = student(level, self.degrees) * np.asarray(self.error)
+        t, known = student(level, self.degrees), ~np.isnan(self.error)
+        if self.ends is not None:
+            low, high = (plain(np.where(known, end, np.nan)) for end in self.ends(t))
+            return low, high
+        half = t * np.asarray(self.error)
         half = half * (1.0 if math.isinf(self.degrees) else math.sqrt(max(self.degrees - 2, 0.0) / self.degrees))
         return plain(np.asarray(self.value) - half), plain(np.asarray(self.value) + half)
 
@@ -61,9 +70,9 @@ class Estimate:
         return printable(with_error(float(self.value), float(self.error)))
 
 
-def plain(end: float | np.ndarray) -> Any:
+def plain(value: float | np.ndarray) -> Any:
     """A number of Python's, which prints as it is, where there is one alone."""
-    return end if np.ndim(end) else float(end)
+    return np.asarray(value) if np.ndim(value) else float(value)
 
 
 def student(level: float, degrees: float) -> float:
@@ -112,6 +121,24 @@ class Families:
     def effective(self) -> float:
         """The effective number of families, 1/Σ W_e², with W_e the weight of family e."""
         return 1.0 / float(np.sum(np.bincount(self.index, self.weights) ** 2))
+
+    @property
+    def pareto_k(self) -> float:
+        """Pareto k̂ of the weights that the first chains have come to have, with those of all their descendants.
+
+        Above 0.7 a few of them decide, and errors are too small. By ArviZ (Vehtari et al. 2024); NaN where all weigh
+        the same, or too few differ.
+        """
+        from composeprob.results import arviz_versions
+
+        weights = np.zeros(len(self.weights))
+        of_each = np.bincount(self.index, self.weights)
+        weights[: len(of_each)] = of_each
+        if np.ptp(of_each) < 1e-9 * of_each.max() and len(of_each) == len(weights):
+            return math.nan
+        with np.errstate(divide="ignore"):
+            k = arviz_versions.pareto_k(np.log(weights))
+        return k if math.isfinite(k) else math.nan
 
     def variance(self, values: Shaped[np.ndarray, " n *event"]) -> Float[np.ndarray, "*event"]:
         r"""Estimates the variance of the weighted mean of values, (N, …) → (…).
@@ -207,15 +234,59 @@ def known_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) 
     return max(e, found)
 
 
-def pareto_k(families: Families, num_chains: int) -> float:
-    """Returns Pareto k̂ of the families' weights, those without descendants among them; NaN where too few differ."""
-    from composeprob.results import arviz_versions
+def wilson(share: ArrayLike, size: ArrayLike, t: float) -> tuple[Any, Any]:
+    """Returns Wilson's interval of a share seen in so many independent samples, ``t`` standard errors wide."""
+    share, size = np.asarray(share), np.asarray(size)
+    square = t**2 / size
+    middle = (share + square / 2) / (1 + square)
+    half = t / (1 + square) * np.sqrt(share * (1 - share) / size + square / (4 * size))
+    return np.clip(middle - half, 0.0, 1.0), np.clip(middle + half, 0.0, 1.0)
 
-    weights = np.zeros(num_chains)
-    of_each = np.bincount(families.index, families.weights)
-    weights[: len(of_each)] = of_each
-    if np.ptp(of_each) < 1e-9 * of_each.max() and len(of_each) == num_chains:
-        return math.nan
-    with np.errstate(divide="ignore"):
-        k = arviz_versions.pareto_k(np.log(weights))
-    return k if math.isfinite(k) else math.nan
+
+def quantile(values: np.ndarray, cumulative: np.ndarray, q: float) -> float:
+    """Returns the smallest of sorted values whose cumulative weight reaches q."""
+    return float(values[min(int(np.searchsorted(cumulative, q - 1e-12)), len(values) - 1)])
+
+
+def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray], draws: int | None) -> np.ndarray:
+    """Evaluates ``fn`` on every sample: (N, …), or (N, draws, …) with draws.
+
+    Args:
+        name: of the method that asks.
+        fn: takes one sample, ``{site: value}``.
+        samples: ``{site: (N, …)}``, or ``(N, draws, …)``.
+        draws: their number; None without draws.
+
+    Raises:
+        WrongTypeError: no function.
+        InvalidValueError: a function that fails on one sample.
+    """
+    if not callable(fn):
+        site = fn if isinstance(fn, str) and fn in samples else next(iter(samples))
+        raise WrongTypeError(
+            f"{name} takes a function of one sample; got {fn!r}.",
+            fix=f"for example result.{name}(lambda s: s[{site!r}]).",
+        )
+    whole = {site: np.asarray(value) for site, value in samples.items()}
+    if draws is not None:
+        whole = {site: value.reshape(-1, *value.shape[2:]) for site, value in whole.items()}
+    first = {site: value[0] for site, value in whole.items()}
+    try:
+        fn(first)
+    except ComposeProbError:
+        raise
+    except Exception as error:
+        raise InvalidValueError(
+            f"The function failed on one sample, a dict of {', '.join(whole)}: {type(error).__name__}: {error}",
+            fix="write it for ONE sample, without an axis of chains: lambda s: s['x'][0] > 0.",
+        ) from error
+    values = np.asarray(_over_all(fn, whole)).astype(np.float64)
+    return values if draws is None else values.reshape(-1, draws, *values.shape[1:])
+
+
+def _over_all(fn: Callable[[dict[str, Array]], ArrayLike], samples: Mapping[str, np.ndarray]) -> ArrayLike:
+    try:
+        return jax.jit(jax.vmap(fn))(dict(samples))
+    except (jax.errors.JAXTypeError, TypeError, ValueError):  # NumPy or Python's `if` in it: one sample after another
+        count = len(next(iter(samples.values())))
+        return np.stack([np.asarray(fn({name: value[i] for name, value in samples.items()})) for i in range(count)])

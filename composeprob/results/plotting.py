@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError
-from composeprob.results.images import as_images, is_image
-from composeprob.results.record import Record
+from composeprob.results.geometry import as_images, entries, is_image, rows
+from composeprob.results.record import Record, columns
 
 
 class Palette(NamedTuple):
@@ -225,8 +225,7 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
     finite = flat[np.isfinite(flat)]
     low, high = np.quantile(finite, [0.001, 0.999]) if finite.size else (0.0, 1.0)
     bins = np.linspace(low, high if high > low else low + 1, 41)
-    for j in range(min(flat.shape[1], SIZES.histograms)):
-        label = f"[{', '.join(str(i) for i in np.unravel_index(j, shape))}]" if shape else None
+    for j, label in enumerate(entries("", shape)[: SIZES.histograms]):
         column = flat[np.isfinite(flat[:, j]), j]
         if not column.size:
             continue
@@ -242,29 +241,56 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def plot_levels(ax: Axes, result: Record) -> None:
-    """Acceptance and effective sample size (left axis), step size (right axis, logarithmic) by log-SNR; of a kernel
-    with blocks one line for each."""
-    blocks = [f" of {block}" for block in result.blocks] or [""]
-    if np.isfinite(result.ess).any():
-        ax.plot(result.log_snr, result.ess, color=PALETTE.faint, linewidth=1.2, label="effective sample size")
-    for b, column in enumerate(result.acceptance.reshape(len(result.log_snr), -1).T):
-        if np.isfinite(column).any():
-            look = {"color": PALETTE.accent, "linewidth": 1.4, "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)]}
-            ax.plot(result.log_snr, column, label=wrapped(f"acceptance{blocks[b]}"), **look)
+class Diagnostic(NamedTuple):
+    """How a quantity is drawn level by level."""
+
+    name: str
+    ylim: tuple[float, float] | None
+    ylabel: str
+
+
+def diagnostics(result: Record) -> dict[str, Diagnostic]:
+    """What the sampler has by level, by titles."""
+    share = (0.0, 1.02)
+    drawn = {
+        "acceptance": Diagnostic("acceptance", share, "share of moves"),
+        "step size": Diagnostic("step_size", None, ""),
+        "effective sample size": Diagnostic("ess", share, "share of chains"),
+        "first chains with descendants": Diagnostic("ancestors", (0.0, 1.02 * len(result.log_weights)), "chains"),
+        "swaps with the next level": Diagnostic("swaps", share, "share accepted"),
+        "proposals that were not finite": Diagnostic("non_finite", None, "number"),
+    }
+    known = {title: each for title, each in drawn.items() if columns(result.levels, each.name, title)}
+    if not result.levels["non_finite"].any():
+        known.pop("proposals that were not finite", None)
+    return known
+
+
+def _plot_level_lines(ax: Axes, result: Record, name: str, title: str, colours: Sequence[str]) -> None:
+    """A diagnostic over log-SNR, a line for each block."""
+    log_snr = result.levels["log_snr"].to_numpy()
+    for b, (label, column) in enumerate(columns(result.levels, name, title).items()):
+        look = {"color": colours[b % len(colours)], "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)]}
+        ax.plot(log_snr, column, label=wrapped(label, 24), linewidth=1.4, **look)
+
+
+def _plot_run(ax: Axes, result: Record) -> None:
+    """Acceptance and effective sample size (left axis), step size (right axis, logarithmic) by log-SNR."""
+    _plot_level_lines(ax, result, "ess", "effective sample size", [PALETTE.faint])
+    _plot_level_lines(ax, result, "acceptance", "acceptance", [PALETTE.accent])
     ax.set(ylim=(0, 1.02), xlabel=TOWARDS, ylabel="share", title="run")
     ax.spines["top"].set_visible(False)
-    if (np.isfinite(result.step_size) & (result.step_size > 0)).any():
+    handles, labels = ax.get_legend_handles_labels()
+    if (result.step_size > 0).any():
         right = ax.twinx()
-        for b, column in enumerate(result.step_size.reshape(len(result.log_snr), -1).T):
-            look = {"color": PALETTE.second, "linewidth": 1.4, "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)]}
-            right.plot(result.log_snr, column, **look)
-            ax.plot([], [], label=wrapped(f"step size{blocks[b]} (right)"), **look)
+        _plot_level_lines(right, result, "step_size", "step size", [PALETTE.second])
         right.set_yscale("log")
         right.set_ylabel("step size", color=PALETTE.second)
         right.spines["top"].set_visible(False)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=8, loc="lower left")
+        more, theirs = right.get_legend_handles_labels()
+        handles, labels = handles + more, labels + [f"{label} (right)" for label in theirs]
+    if handles:
+        ax.legend(handles, labels, fontsize=8, loc="lower left")
 
 
 def wrapped(text: str, width: int = 44, most: int | None = None) -> str:
@@ -333,33 +359,30 @@ def _grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
     return figure, axes
 
 
+def _sites(result: Record, run: bool) -> Figure:
+    """A panel for each site, and one for the run where it has diagnostics."""
+    draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
+    figure, axes = _grid(len(draws) + run)
+    for ax, (name, values) in zip(axes, draws.items(), strict=False):
+        plot_site(ax, name, values, result.density)
+    if run:
+        _plot_run(axes[len(draws)], result)
+    return figure
+
+
 def _overview(result: Record) -> Figure:
-    draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
-    has_levels = any(np.isfinite(values).any() for values in (result.acceptance, result.step_size, result.ess))
-    figure, axes = _grid(len(draws) + has_levels)
-    for ax, (name, values) in zip(axes, draws.items(), strict=False):
-        plot_site(ax, name, values, result.density)
-    if has_levels:
-        plot_levels(axes[len(draws)], result)
-    return figure
-
-
-def _samples(result: Record) -> Figure:
-    draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
-    figure, axes = _grid(len(draws))
-    for ax, (name, values) in zip(axes, draws.items(), strict=False):
-        plot_site(ax, name, values, result.density)
-    return figure
+    shown = ("acceptance", "step_size", "ess")
+    return _sites(result, any(columns(result.levels, name, name) for name in shown))
 
 
 def _pairs(result: Record) -> Figure:
     """Every number against every other, with its own histogram on the diagonal."""
     draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
     draws = {name: x for name, x in draws.items() if not is_image(x.shape[1:])}
-    labels = [name + ("" if not i else str(list(i))) for name, x in draws.items() for i in np.ndindex(x.shape[1:])]
-    if not labels:
+    if not draws:
         raise InvalidValueError("There are no numbers to pair: every site is an image.", fix="leave kind= out.")
-    numbers = np.concatenate([x.reshape(len(x), -1) for x in draws.values()], axis=1)[:, : SIZES.pairs]
+    numbers, _, labels = rows(draws)
+    numbers = numbers[:, : SIZES.pairs]
     numbers = numbers[np.isfinite(numbers).all(1)]
     count = numbers.shape[1]
     figure = new_figure(1.9 * count + 0.8, 1.9 * count + 0.8)
@@ -391,37 +414,32 @@ def _pair(ax: Axes, numbers: np.ndarray, i: int, j: int) -> None:
             ax.text(0.97, 0.97, f"r = {correlation:.2f}", transform=ax.transAxes, ha="right", va="top", fontsize=7)
 
 
-def _levels(result: Record) -> Figure:
-    """A panel for each diagnostic."""
-    n = result.num_chains
-    drawn: dict[str, tuple[np.ndarray | None, dict[str, object]]] = {
-        "acceptance": (result.acceptance, {"ylim": (0, 1.02), "ylabel": "share of moves"}),
-        "step size": (result.step_size, {"yscale": "log"}),
-        "effective sample size": (result.ess, {"ylim": (0, 1.02), "ylabel": "share of chains"}),
-        "first chains with descendants": (result.ancestors, {"ylim": (0, 1.02 * n), "ylabel": "chains"}),
-        "swaps with the next level": (result.swaps, {"ylim": (0, 1.02), "ylabel": "share accepted"}),
-    }
-    known = {title: what for title, what in drawn.items() if np.isfinite(np.asarray(what[0], float)).any()}
+def plot_levels(result: Record) -> Figure:
+    """A panel for each diagnostic.
+
+    Raises:
+        InvalidValueError: there is none.
+    """
+    known = diagnostics(result)
     if not known:
         raise InvalidValueError("This run has no diagnostics by level.", fix="leave kind= out.")
     figure, axes = _grid(len(known), columns=2)
-    for ax, (title, (values, limits)) in zip(axes, known.items(), strict=False):
-        columns = np.asarray(values, float).reshape(len(result.log_snr), -1)
-        for b, column in enumerate(columns.T):
-            label = wrapped(result.blocks[b], 24) if len(result.blocks) == columns.shape[1] else None
-            lines, dashes = PALETTE.lines, PALETTE.dashes
-            look = {"color": lines[b % len(lines)], "linestyle": dashes[b % len(dashes)]}
-            ax.plot(result.log_snr, column, label=label, **look)
-        ax.set(title=title, xlabel=TOWARDS, **limits)
+    for ax, (title, (name, ylim, ylabel)) in zip(axes, known.items(), strict=False):
+        _plot_level_lines(ax, result, name, title, PALETTE.lines)
+        ax.set(title=title, xlabel=TOWARDS, ylabel=ylabel)
+        if ylim is not None:
+            ax.set_ylim(ylim)
+        if name == "step_size":
+            ax.set_yscale("log")
         ax.spines[["top", "right"]].set_visible(False)
-        if ax.get_legend_handles_labels()[0]:
+        if len(ax.lines) > 1:
             ax.legend(fontsize=8)
     return figure
 
 
 KINDS: dict[str, Callable[[Record], Figure]] = {
     "overview": _overview,
-    "samples": _samples,
+    "samples": functools.partial(_sites, run=False),
     "pairs": _pairs,
-    "levels": _levels,
+    "levels": plot_levels,
 }

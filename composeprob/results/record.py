@@ -1,45 +1,179 @@
-"""What a run leaves: weighted samples, and the facts and diagnostics of the run that made them."""
+"""What a run leaves: weighted samples, the facts and diagnostics of the run that made them, and what they estimate."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, field
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, TypeVar, cast
 
+import jax
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
+from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, UnknownSiteError
 from composeprob.json_data import JSONObject
-from composeprob.results.estimates import Families, systematic
-from composeprob.results.later import Later
+from composeprob.results.estimates import (
+    Estimate,
+    Families,
+    effective_chains,
+    evaluated,
+    known_chains,
+    of_chains,
+    of_samples,
+    plain,
+    quantile,
+    student,
+    systematic,
+    wilson,
+)
 from composeprob.results.status import Status
 from composeprob.results.store import Stored
+from composeprob.settings import usual
 
-PER_LEVEL = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "log_snr", "swaps")
-ARRAYS = ("log_weights", "first_ancestors", *PER_LEVEL)
-FACTS = (
-    "log_evidence",
-    "log_evidence_error",
-    "evaluations",
-    "seconds",
-    "sampler",
-    "reason",
-    "curl",
-    "blocks",
-    "draws",
-    "thin",
-    "devices",
-    "round_trips",
-    "global_acceptance",
-    "key",
-    "versions",
-)
+if TYPE_CHECKING:
+    import xarray
+
+Value = TypeVar("Value")
 
 
-def _no_factor(record: Record) -> dict[str, float]:
+class Later:
+    """A field of `Result` whose value may be given as a function of the result, which is called once.
+
+    Args:
+        default: of the field; left out, it has none.
+    """
+
+    def __init__(self, *default: object):
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, result: object, owner: type) -> object:
+        if result is None:  # as `dataclasses.dataclass` looks for a default
+            if not self.default:
+                raise AttributeError(self.name)
+            return self.default[0]
+        value = result.__dict__[self.name]
+        if callable(value):
+            with usual():
+                value = result.__dict__[self.name] = value(result)
+        return value
+
+    def __set__(self, result: object, value: object) -> None:
+        result.__dict__[self.name] = value
+
+
+def later(function: Callable[..., Value]) -> Value:
+    """A function of the result, in the place of the value of such a field."""
+    return cast(Value, function)
+
+
+def as_code(key: Array) -> str:
+    """Returns the call that makes a key: of a seed where it has the form of one."""
+    data, kind = np.asarray(jax.random.key_data(key)).ravel().tolist(), str(jax.random.key_impl(key))
+    if kind == "threefry2x32":
+        if data[0] == 0:
+            return f"jax.random.key({data[1]})"
+        return f"jax.random.wrap_key_data(jax.numpy.array({data}, jax.numpy.uint32))"
+    return f"jax.random.wrap_key_data(jax.numpy.array({data}, jax.numpy.uint32), impl={kind!r})"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of this library and of what it computes with, of Python, and the kind of device."""
+    return {"python": platform.python_version(), **_installed(), "device": jax.devices()[0].device_kind}
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """The version of each package, read from its metadata once in a process."""
+    found = {}
+    for name in ("composeprob", "jax", "numpyro", "equinox", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a folder that is not installed
+            found[name] = "not installed"
+    return found
+
+
+DIAGNOSTICS = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "swaps")
+ARRAYS = ("log_weights", "families", "log_snr", *DIAGNOSTICS)
+FACTS = ("log_evidence", "log_evidence_error", "evaluations")
+
+
+def _no_factor(about: About) -> dict[str, float]:
     """The curl of a run that relied on no score's being a gradient."""
     return {}
+
+
+@dataclass(frozen=True, eq=False)
+class About:
+    """`About` holds the facts of a run.
+
+    Args:
+        sampler: the sampler and its kernel, as text.
+        reason: why this sampler was chosen.
+        seconds: wall-clock time, compilation included.
+        draws: number of draws of each chain, None for a run that took none beside its last positions. With draws, all
+            of which weigh the same, samples have shape ``(N, draws, …)``; of a run with a ``store`` they are on disk,
+            and indexing reads what is asked for.
+        thin: transitions between two draws.
+        devices: how many devices the chains were spread over.
+        blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu, sigma")``; empty elsewhere.
+        dims: the plates along the axes of each statement's value, ``{name: (plate or None, …)}``, without N.
+        round_trips: how many replicas came from the noisiest level to level 0 in the draws of one chain, on average;
+            None without replicas.
+        global_acceptance: mean probability with which global moves were accepted; None of a run that made none.
+        curl: relative curl at level 0 of every factor that does not promise that its score is a gradient,
+            ``{factor: value}`` (see `metrics.curl`); measured where a `LineIntegral` relies on it, else empty. NaN
+            where JAX cannot differentiate the network.
+        key: the random key of the run, as code.
+        versions: of what it ran on, ``{name: version}``.
+    """
+
+    sampler: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+    draws: int | None = None
+    thin: int = 1
+    devices: int = 1
+    blocks: tuple[str, ...] = ()
+    dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    round_trips: float | None = None
+    global_acceptance: float | None = None
+    curl: dict[str, float] = Later(_no_factor)  # type: ignore[assignment]
+    key: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def by_level(log_snr: np.ndarray, blocks: tuple[str, ...] = (), **diagnostics: np.ndarray) -> xarray.Dataset:
+    """Labels diagnostics by ``level``, and by ``block`` under a kernel of blocks; those left out are NaN."""
+    import xarray
+
+    unknown = np.full(len(log_snr), np.nan)
+    arrays = {name: np.asarray(diagnostics.get(name, unknown)) for name in DIAGNOSTICS}
+    labels = {"block": list(blocks)} if blocks else {}
+    return xarray.Dataset(
+        {name: (("level", "block")[: values.ndim], values) for name, values in arrays.items()},
+        {"level": np.arange(len(log_snr)), "log_snr": ("level", np.asarray(log_snr)), **labels},
+    )
+
+
+def columns(levels: xarray.Dataset, name: str, title: str) -> dict[str, np.ndarray]:
+    """One diagnostic's values by level, (K,), by its title, or one for each block; without those that are all NaN."""
+    values = levels[name]
+    found = {title: values.to_numpy()}
+    if "block" in values.dims:
+        found = {f"{title} of {block}": values.sel(block=block).to_numpy() for block in levels["block"].to_numpy()}
+    return {label: column for label, column in found.items() if np.isfinite(column).any()}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -50,30 +184,11 @@ class Record:
     log_weights: np.ndarray
     log_evidence: float | None
     evaluations: int
-    acceptance: np.ndarray
-    step_size: np.ndarray
-    ess: np.ndarray
-    non_finite: np.ndarray
-    seconds: float
-    sampler: str
-    reason: str
-    log_snr: np.ndarray
-    status: Status = Later()  # type: ignore[assignment]  # noqa: RUF009 - a descriptor
-    quadrature_error: np.ndarray | None = None
-    ancestors: np.ndarray | None = None
-    first_ancestors: np.ndarray | None = None
-    swaps: np.ndarray | None = None
-    round_trips: float | None = None
-    global_acceptance: float | None = None
+    levels: xarray.Dataset
+    about: About
+    status: Status = Later()  # type: ignore[assignment]
     log_evidence_error: float | None = Later(None)  # type: ignore[assignment]
-    curl: dict[str, float] = Later(_no_factor)  # type: ignore[assignment]  # noqa: RUF009
-    dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
-    blocks: tuple[str, ...] = ()
-    draws: int | None = None
-    thin: int = 1
-    devices: int = 1
-    key: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
+    families: Families = None  # type: ignore[assignment]  # filled in where it is left out
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
@@ -82,16 +197,10 @@ class Record:
             name: value if isinstance(value, Stored) else np.asarray(value) for name, value in self.samples.items()
         }
         put(self, "samples", samples)
-        if self.quadrature_error is None:
-            put(self, "quadrature_error", np.full(np.shape(self.acceptance), np.nan))
-        if self.ancestors is None:
-            put(self, "ancestors", np.full(np.shape(self.log_snr), np.nan))
-        if self.swaps is None:
-            put(self, "swaps", np.full(np.shape(self.log_snr), np.nan))
-        if self.first_ancestors is None:
-            put(self, "first_ancestors", np.arange(np.shape(self.log_weights)[0]))
-        for name in ARRAYS:
-            put(self, name, np.asarray(getattr(self, name)))
+        put(self, "log_weights", np.asarray(self.log_weights))
+        if self.families is None:
+            weights = np.exp(self.log_weights - np.max(self.log_weights))
+            put(self, "families", Families.from_ancestors(weights, np.arange(len(weights))))
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Returns the samples of one site, shape (N, …), or (N, draws, …).
@@ -105,21 +214,19 @@ class Record:
         return self.samples[name]
 
     @property
-    def num_chains(self) -> int:
-        """The number of chains, N."""
-        return int(self.log_weights.shape[0])
+    def acceptance(self) -> np.ndarray:
+        """Mean acceptance probability, (K,), or (K, B) under a kernel of B blocks."""
+        return np.asarray(self.levels["acceptance"])
 
     @property
-    def weights(self) -> np.ndarray:
-        """Normalised weights, shape (N,), summing to 1."""
-        shifted = np.exp(self.log_weights - np.max(self.log_weights))
-        return shifted / shifted.sum()
+    def step_size(self) -> np.ndarray:
+        """Step size, averaged over the steps of the level, (K,) or (K, B)."""
+        return np.asarray(self.levels["step_size"])
 
     @property
-    def families(self) -> Families:
-        """Groups the chains by the first chain that they descend from; groups are independent of each other."""
-        assert self.first_ancestors is not None  # filled in where it was left out
-        return Families.from_ancestors(self.weights, self.first_ancestors)
+    def ancestors(self) -> np.ndarray:
+        """How many of the first chains have descendants, after resampling, (K,); NaN without resampling."""
+        return np.asarray(self.levels["ancestors"])
 
     def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns one site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).
@@ -128,13 +235,10 @@ class Record:
             name: the site.
             most: read no more than about so many numbers: every k-th draw.
         """
-        values, n = self[name], self.num_chains
-        if self.draws is None:
-            return np.asarray(values), self.weights
-        size = n * self.draws * math.prod(values.shape[2:])
-        step = 1 if most is None else min(max(1, -(-size // most)), self.draws)
-        some = np.asarray(values[:, ::step])
-        weights = np.repeat(self.weights, some.shape[1])
+        some, weights = of_samples(self[name], self.about.draws, most), self.families.weights
+        if self.about.draws is None:
+            return some, weights
+        weights = np.repeat(weights, some.shape[1])
         return some.reshape(-1, *some.shape[2:]), weights / weights.sum()
 
     def unweighted(self, most: int | None = None) -> dict[str, np.ndarray]:
@@ -144,14 +248,180 @@ class Record:
         the answer is always the same). Draws of all chains are in one axis; ``most`` limits how many of each site are
         read, as in `pooled`.
         """
-        weights = self.weights
-        n = self.num_chains
-        if self.draws is not None:
+        weights, n = self.families.weights, len(self.log_weights)
+        if self.about.draws is not None:
             return {name: self.pooled(name, most)[0] for name in self.samples}
         if np.allclose(weights * n, 1.0, rtol=1e-5):
             return {name: np.asarray(value) for name, value in self.samples.items()}
         chosen = systematic(weights, n)
         return {name: np.asarray(value)[chosen] for name, value in self.samples.items()}
+
+    @property
+    def effective_chains(self) -> float:
+        """The number of independent chains whose means would have the same errors, at most N.
+
+        The least, over the sites, of sd²/V̂ with V̂ the variance of the site's mean that the genealogy shows (Lee and
+        Whiteley 2018). N for samplers that never copy a chain.
+        """
+        return effective_chains(
+            self.families, [of_chains(values, self.about.draws) for values in self.samples.values()]
+        )
+
+    def log_evidence_interval(self, level: float = 0.9) -> tuple[float, float]:
+        """Returns the ends of an interval of the log-evidence; see `Estimate.interval`. NaN where there is no error."""
+        value, error = self.log_evidence, self.log_evidence_error
+        if value is None or error is None:
+            return math.nan, math.nan
+        low, high = Estimate(value, error).interval(level)
+        return float(low), float(high)
+
+    def mean(self, fn: Callable[[dict[str, Array]], ArrayLike]) -> Estimate:
+        """Estimates the mean of a function of one sample, with its standard error.
+
+        Args:
+            fn: takes ONE sample, ``{site: value}``, without an axis of chains; returns a number, a truth value or an
+                array.
+
+        Returns:
+            ``.value``, ``.error`` and ``.interval(0.9)``. The error is that of the sampling. It comes from the
+            genealogy of the chains; of fewer than twelve chains with draws it is ArviZ's error of autocorrelated draws
+            (MCSE). NaN where the status withholds it, and without draws where three independent ancestors or fewer are
+            left.
+
+        Raises:
+            WrongTypeError, InvalidValueError: no function of one sample.
+
+        Example:
+            >>> import composeprob as cp, jax, jax.numpy as jnp, numpyro.distributions as dist
+            >>> f = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), cp.Schedule.log_snr(10))
+            >>> density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
+            >>> result = cp.infer(density, jax.random.key(0), num_chains=500, progress=False)
+            >>> right = result.mean(lambda s: s["x"][0] > 0)
+            >>> abs(right.value - 0.5) < 4 * right.error
+            True
+        """
+        return self.mean_of(evaluated("mean", fn, self.samples, self.about.draws))
+
+    def mean_of(self, values: np.ndarray) -> Estimate:
+        """Estimates the mean of values of every sample, (N, …), or (N, draws, …) of a result with draws."""
+        of_chains = values if self.about.draws is None else values.mean(1)
+        mean = np.tensordot(self.families.weights, of_chains, 1)
+        variance, degrees = self._variance(values)
+        error = np.sqrt(variance * (degrees / (degrees - 2) if 2 < degrees < math.inf else 1.0))
+        error = np.where(self.status.withholds, np.nan, error)
+        return Estimate(plain(mean), plain(error), degrees)
+
+    def probability(self, event: Callable[[dict[str, Array]], ArrayLike]) -> Estimate:
+        """Estimates the probability of an event, with its standard error.
+
+        Args:
+            event: takes ONE sample, ``{site: value}``; returns a truth value, or an array of them.
+
+        Returns:
+            ``.value``, ``.error`` and ``.interval(0.9)``, which is Wilson's: it lies in [0, 1] and says something where
+            no sample, or every one, is in the event. Errors as for `mean`.
+
+        Raises:
+            WrongTypeError, InvalidValueError: no function of one sample, or one with other values than 0 and 1.
+
+        References:
+            Wilson 1927, *Probable inference, the law of succession, and statistical inference*.
+        """
+        values = evaluated("probability", event, self.samples, self.about.draws)
+        if not np.isin(values, (0.0, 1.0)).all():
+            raise InvalidValueError(
+                "An event is true or false; this function returns other numbers.",
+                fix="compare with something: result.probability(lambda s: s['x'][0] > 0). The mean of a number is "
+                "result.mean(fn).",
+            )
+        mean = self.mean_of(values)
+        axes = (0,) if self.about.draws is None else (0, 1)
+        least, most = values.min(axes), values.max(axes)
+        share = np.clip(mean.value, least, most)  # weights add up to 1 but for rounding
+        size = self._size(values, share)
+        # Where no sample, or every one, is in the event, the spread over chains is 0, and that of few may nearly be: by
+        # the rule of succession.
+        seen = (share * size + 1) / (size + 2)
+        rare = ((least == most) | (size < tuning.ERRORS.fewest_families)) & np.isfinite(mean.error)
+        error = np.where(rare, np.maximum(np.sqrt(seen * (1 - seen) / (size + 2)), mean.error), mean.error)
+        return Estimate(plain(share), plain(error), mean.degrees, partial(wilson, share, size))
+
+    def quantile(self, fn: Callable[[dict[str, Array]], ArrayLike], q: float) -> Estimate:
+        """Estimates a quantile of a function of one sample: the least value that a share q of samples does not exceed.
+
+        Args:
+            fn: takes ONE sample, ``{site: value}``; returns a number or an array.
+            q: between 0 and 1.
+
+        Returns:
+            ``.value``, ``.error`` and ``.interval(0.9)``, which goes from the quantile at a to the quantile at b, with
+            [a, b] the interval of the share of samples below the estimate; infinite where too few samples lie beyond.
+            The error is that of a normal distribution with this interval.
+
+        Raises:
+            WrongTypeError, InvalidValueError: no function of one sample, or no such q.
+
+        References:
+            Woodruff 1952, *Confidence intervals for medians and other position measures*.
+        """
+        if not (np.ndim(q) == 0 and 0 < q < 1):
+            raise InvalidValueError(f"A quantile has a level between 0 and 1; got {q!r}.", fix="pass 0.5 for a median.")
+        values = evaluated("quantile", fn, self.samples, self.about.draws)
+        lead = 1 if self.about.draws is None else 2
+        weights = np.broadcast_to(self.families.weights[(...,) + (None,) * (lead - 1)], values.shape[:lead])
+        event, weights = values.shape[lead:], weights.ravel() / weights.sum()
+        columns, found, errors, sizes = [], [], [], []
+        for column in np.moveaxis(values.reshape(*values.shape[:lead], -1), -1, 0):
+            order = np.argsort(column.ravel(), kind="stable")
+            columns.append((column.ravel()[order], np.cumsum(weights[order])))
+            found.append(quantile(*columns[-1], q))
+            below = (column <= found[-1]).astype(float)
+            errors.append(self.mean_of(below).error)
+            sizes.append(float(self._size(below, np.asarray(q))))
+
+        def ends(t: float) -> tuple[np.ndarray, np.ndarray]:
+            pairs = []
+            for column, size in zip(columns, sizes, strict=True):
+                low, high = (float(end) for end in wilson(q, size, t))
+                below = -math.inf if low * size < 0.5 else quantile(*column, low)
+                pairs.append((below, math.inf if (1 - high) * size < 0.5 else quantile(*column, high)))
+            lows, highs = (np.reshape(each, event) for each in zip(*pairs, strict=True))
+            return lows, highs
+
+        degrees = self._variance(below)[1]
+        made = Estimate(plain(np.reshape(found, event)), plain(np.reshape(errors, event)), degrees, ends)
+        low, high = made.interval(0.9)  # wide enough to see a gap between modes
+        return dataclasses.replace(made, error=(high - low) / 2 / student(0.9, degrees))
+
+    def _size(self, indicators: np.ndarray, share: np.ndarray) -> np.ndarray:
+        """How many independent samples would tell a share as well as these."""
+        variance, _ = self._variance(indicators)
+        most = float(len(self.families.weights) * (self.about.draws or 1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            size = share * (1 - share) / variance
+        return np.where(np.isfinite(size) & (size > 0), np.minimum(size, most), self.families.effective)
+
+    def _variance(self, values: np.ndarray) -> tuple[np.ndarray, float]:
+        """The variance of the mean of values of every sample, without bias, and its degrees of freedom."""
+        families = self.families
+        e = families.effective
+        if self.about.draws is None or e >= tuning.ERRORS.fewest_families:
+            of_chains = values if self.about.draws is None else values.mean(1)
+            known = e if self.about.draws else known_chains(families, list(self.samples.values()))
+            if known <= tuning.ERRORS.fewest_ancestors:
+                return np.full(of_chains.shape[1:], np.nan), max(known - 1, 0.5)
+            variance = families.variance(of_chains) * e / (e - 1)
+            if e < tuning.ERRORS.fewest_families:  # too few to tell how far one number spreads: all have a say
+                centred = of_chains - np.tensordot(families.weights, of_chains, 1)
+                variance = np.maximum(variance, np.tensordot(families.weights, centred**2, 1) / known)
+            return variance, known - 1
+        if self.about.draws < tuning.ERRORS.fewest_draws:
+            return np.full(values.shape[2:], np.nan), 1.0
+        from composeprob.results.arviz_versions import mean_error
+
+        flat = values.reshape(*values.shape[:2], -1)
+        errors = [0.0 if np.ptp(c) == 0 else mean_error(c) for c in np.moveaxis(flat, -1, 0)]
+        return np.reshape(errors, values.shape[2:]) ** 2, math.inf
 
     def predictive(self, key: Array) -> dict[str, np.ndarray]:
         """Draws data from the program under these samples.
@@ -180,8 +450,10 @@ class Record:
 
     def parts(self) -> tuple[dict[str, np.ndarray], JSONObject]:
         """Returns all but the samples and the density, as they are written to disk: arrays, and what JSON can hold."""
-        facts: JSONObject = {name: getattr(self, name) for name in FACTS}
+        levels = self.levels.reset_coords("log_snr")
+        arrays = {"log_weights": self.log_weights, "families": self.families.index}
+        arrays |= {name: levels[name].to_numpy() for name in ("log_snr", *DIAGNOSTICS)}
+        facts = {name: getattr(self, name) for name in FACTS} | asdict(self.about)
         facts["sites"] = list(self.samples)  # safetensors sorts by name
-        facts["dims"] = self.dims
         facts["status"] = [(code.value, message) for code, message in self.status.findings]
-        return {name: getattr(self, name) for name in ARRAYS}, facts
+        return arrays, facts

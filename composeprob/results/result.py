@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from jax import Array
 
-from composeprob.errors import unknown_name
+from composeprob.errors import CapabilityError, unknown_name
 from composeprob.json_data import JSONObject
 from composeprob.results import saving
 from composeprob.results.comparison import Comparison, compare
-from composeprob.results.estimation import Estimating
-from composeprob.results.images import images
+from composeprob.results.geometry import as_images, is_image
+from composeprob.results.record import About, Record
 from composeprob.results.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Result(Estimating):
+class Result(Record):
     """A `Result` holds N weighted samples of a program, and the diagnostics of the run that made them, level by level.
 
     Arrays over levels have K entries, entry k belonging to level k; a level that was not visited, or a quantity that
-    the sampler does not have, is NaN. What takes a compilation of its own (``curl``, and what ``status`` says of
+    the sampler does not have, is NaN. What takes a compilation of its own (``about.curl``, and what ``status`` says of
     factors that do not agree) is computed when it is first asked for, and kept. Under a `Gibbs` kernel of B blocks
-    acceptance, step size and quadrature error have shape (K, B), with a column for each of ``blocks``.
+    acceptance, step size and quadrature error have shape (K, B), with a column for each of ``about.blocks``.
 
     Args:
         samples: constrained values of every site and deterministic, ``{name: (N, …)}``: chains lead, draws follow where
@@ -43,44 +44,28 @@ class Result(Estimating):
             status withholds it.
         evaluations: evaluations of the composed density per chain, warm-up included. One evaluation is one
             value-and-score of every factor.
-        acceptance: mean acceptance probability, shape (K,).
-        step_size: step size, averaged over the steps of the level, shape (K,).
-        ess: effective sample size relative to N, before resampling, shape (K,).
-        ancestors: how many of the first chains have descendants, after resampling, shape (K,); NaN without resampling.
-        first_ancestors: the first chain that each chain descends from, shape (N,); its own number without
-            resampling, and after global moves.
-        swaps: mean probability of swaps with the next noisier level, shape (K,); NaN without `ReplicaExchange`.
-        round_trips: how many replicas came from the noisiest level to level 0 in the draws of one chain, on average;
-            None without replicas.
-        global_acceptance: mean probability with which global moves were accepted; None of a run that made none.
-        non_finite: number of proposals, over all chains, whose density, score or position was not finite, shape (K,).
+        levels: an `xarray.Dataset` of what is known level by level: ``acceptance``, the mean acceptance probability;
+            ``step_size``, averaged over the level; ``ess``, effective sample size relative to N, before resampling;
+            ``ancestors``, how many of the first chains have descendants, after resampling; ``non_finite``, number of
+            proposals, over all chains, whose density, score or position was not finite; ``quadrature_error``, mean
+            error, as estimated, of the log-ratios of the accepted moves where a `LineIntegral` gives them: compare with
+            1, and 0 for kernels that need no quadrature; ``swaps``, mean probability of swaps with the next noisier
+            level under `ReplicaExchange`. Its coordinates are ``level``, ``log_snr``, and ``block``.
+        about: the facts of the run: sampler and reason, seconds, draws, devices, random key, versions.
         status: what went wrong, at which levels, and what to try.
-        seconds: wall-clock time, compilation included.
-        sampler: the sampler and its kernel, as text.
-        reason: why this sampler was chosen.
-        log_snr: log-SNR of the levels, shape (K,).
-        quadrature_error: mean error, as estimated, of the log-ratios of the accepted moves where a `LineIntegral` gives
-            them, shape (K,): compare with 1. 0 for kernels that need no quadrature, NaN where it has no estimate.
-        curl: relative curl at level 0 of every factor that does not promise that its score is a gradient,
-            ``{factor: value}`` (see `metrics.curl`); measured where a `LineIntegral` relies on it, else empty. NaN
-            where JAX cannot differentiate the network.
-        draws: number of draws of each chain, None for a run that took none beside its last positions. With draws, all
-            of which weigh the same, samples have shape ``(N, draws, …)``; of a run with a ``store`` they are on disk,
-            and indexing reads what is asked for.
-        thin: transitions between two draws.
-        devices: how many devices the chains were spread over.
-        dims: the plates along the axes of each statement's value, ``{name: (plate or None, …)}``, without N.
-        blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu, sigma")``; empty elsewhere.
-        key: the random key of the run, as code.
-        versions: of what it ran on, ``{name: version}``.
+        families: of the chains that descend from one first chain, with the chains' normalised weights; each chain is
+            one without resampling, and after global moves.
         density: the compiled density; None after `load`.
     """
 
     if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
 
         def __getattr__(self, name: str) -> NoReturn:
-            sites = {site: f"write result[{site!r}]." for site in self.__dict__.get("samples", ())}
-            raise unknown_name("Result", name, dir(self), sites)
+            known = self.__dict__
+            instead = {fact.name: f"write result.about.{fact.name}." for fact in fields(About)}
+            instead |= {each: f"write result.levels[{each!r}]." for each in known.get("levels", {})}
+            instead |= {site: f"write result[{site!r}]." for site in known.get("samples", ())}
+            raise unknown_name("Result", name, dir(self), instead)
 
     def summary(self) -> Summary:
         """Makes a table of weighted means, standard deviations and quantiles, and of how the run went; print it."""
@@ -119,7 +104,28 @@ class Result(Estimating):
                 differently; or it is not clear which site is meant.
             UnknownSiteError: no such site.
         """
-        return images(self, site)
+        if site is not None:
+            self[site]  # refuses what is no site
+        lead = 1 if self.about.draws is None else 2
+        events = {name: tuple(np.shape(values)[lead:]) for name, values in self.samples.items()}
+        ways = {} if self.density is None else self.density.described.pictures
+        shown = {name for name, event in events.items() if name in ways or is_image(event)}
+        some = set(ways) if len(ways) == 1 else shown
+        name = site if site is not None or len(some) != 1 else next(iter(some))
+        if name is None or name not in shown:
+            has = ", ".join(map(repr, sorted(shown)))
+            raise CapabilityError(
+                f"Nothing says how to make images of {name!r}, of shape {events[name]}."
+                if name
+                else "Which site is meant is not clear: not exactly one has images.",
+                fix=f"name one of {has}: result.images(site)."
+                if has
+                else "images have the shape (height, width), (height, width, 1) or (height, width, 3). Latents become "
+                "some by their model: those of cp.from_diffusers do where a site has one autoencoder, as a model has "
+                "that is loaded once; else, and after Result.load, call model.decode(result[site]).",
+            )
+        values = self.unweighted()[name]
+        return ways[name](values) if name in ways else as_images(values)
 
     def report(self, path: str | os.PathLike) -> Path:
         """Writes one HTML file that says what was sampled, how well, and what to do next.
@@ -227,6 +233,6 @@ class Result(Estimating):
     def __repr__(self) -> str:
         sites = ", ".join(f"{name} {value.shape}" for name, value in self.samples.items())
         return (
-            f"Result({sites}; {self.sampler}; {self.evaluations} evaluations per chain; "
-            f"status {self.status.code.name}; {self.seconds:.1f} s)"
+            f"Result({sites}; {self.about.sampler}; {self.evaluations} evaluations per chain; "
+            f"status {self.status.code.name}; {self.about.seconds:.1f} s)"
         )

@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike
 from composeprob.arguments import check_path
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.json_data import JSON, JSONObject
-from composeprob.results.estimation import Estimating
-from composeprob.results.record import ARRAYS, FACTS, PER_LEVEL, Record
+from composeprob.results.estimates import Families
+from composeprob.results.record import ARRAYS, DIAGNOSTICS, FACTS, About, Record, by_level
 from composeprob.results.status import Code, Status
-from composeprob.results.store import Store
+from composeprob.results.store import Store, write_whole
 from composeprob.results.summary import COLUMNS, Summary
 
 Loaded = TypeVar("Loaded", bound=Record)
-FORMAT = {"format": "composeprob.results.result", "version": "4"}
+FORMAT = {"format": "composeprob.results.result", "version": "5"}
 
 
 def save(result: Record, path: str | os.PathLike) -> Path:
@@ -33,14 +33,11 @@ def save(result: Record, path: str | os.PathLike) -> Path:
     path = _with_suffix(path)
     arrays, facts = result.parts()
     arrays = {f"samples/{name}": np.asarray(value) for name, value in result.samples.items()} | arrays
-    partial = path.with_name(path.name + ".partial")  # a reader never sees half a file
     # safetensors writes the buffer as it lies in memory; 0-d arrays keep their shape.
     whole = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
     metadata = FORMAT | {"facts": json.dumps(facts)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(as_bytes(whole, metadata=metadata))  # save_file's file would be for its owner's eyes only
-        partial.replace(path)
+        write_whole(path, as_bytes(whole, metadata=metadata))  # save_file's file would be for its owner's eyes only
     except OSError as error:
         fix = "choose a folder that you may write to, on a disk with room."
         raise InvalidValueError(f"{path} cannot be written: {error}", fix=fix) from error
@@ -92,9 +89,8 @@ def _facts(path: Path, text: str) -> JSONObject:
     with _damaged(path):
         facts = json.loads(text)
         _require(isinstance(facts, dict), "its facts are no dict")
-        kinds = get_type_hints(Record)
-        kinds = {name: kinds[name] for name in (*FACTS, "dims")}
-        kinds |= {"sites": tuple[str, ...], "status": tuple[tuple[str, ...], ...]}
+        kinds = get_type_hints(About) | {"log_evidence": float | None, "log_evidence_error": float | None}
+        kinds |= {"evaluations": int, "sites": tuple[str, ...], "status": tuple[tuple[str, ...], ...]}
         for name in sorted(kinds.keys() | facts.keys()):
             _require(name in facts, f"it lacks {name!r}")
             _require(name in kinds, f"{name!r} is no fact of a result")
@@ -119,29 +115,32 @@ def _assembled(kind: type[Loaded], path: Path, arrays: Mapping[str, np.ndarray],
         samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
         _check_arrays(samples, {name: arrays[name] for name in ARRAYS}, facts["draws"])
         status = Status(tuple((Code(code), message) for code, message in facts.pop("status")))
-    facts["dims"] = {name: tuple(dims) for name, dims in facts["dims"].items()}
-    facts["blocks"] = tuple(facts["blocks"])
-    facts |= {name: arrays[name] for name in ARRAYS}
-    return kind(samples=samples, status=status, **facts)
+        known = {name: facts.pop(name) for name in FACTS}
+        facts["dims"] = {name: tuple(dims) for name, dims in facts["dims"].items()}
+        about = About(**(facts | {"blocks": tuple(facts["blocks"])}))
+        log_weights = arrays["log_weights"]
+        families = Families.from_ancestors(np.exp(log_weights - log_weights.max()), arrays["families"])
+        diagnostics = {name: arrays[name] for name in DIAGNOSTICS}
+        levels = by_level(arrays["log_snr"], about.blocks, **diagnostics)  # refuses what does not fit together
+    return kind(
+        samples=samples, log_weights=log_weights, levels=levels, about=about, status=status, families=families, **known
+    )
 
 
 def _check_arrays(samples: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], draws: int | None) -> None:
-    """Refuses arrays that fit neither one another nor what a result is."""
+    """Refuses arrays that are not those of a result."""
     for name, array in arrays.items():
         _require(array.dtype.kind in "fiu", f"{name!r} holds numbers of type {array.dtype}")
         axes = (1, 2) if name in ("acceptance", "step_size", "quadrature_error") else (1,)
         _require(array.ndim in axes and array.size > 0, f"{name!r} has shape {array.shape}")
-    weights, first = arrays["log_weights"], arrays["first_ancestors"]
+    weights, first = arrays["log_weights"], arrays["families"]
     lead = weights.shape if draws is None else (*weights.shape, draws)
     _require(not np.isnan(weights).any() and np.isfinite(weights.max()), "its weights are NaN or infinite")
     known = first.shape == weights.shape and np.all((first >= 0) & (first < len(first)))
-    _require(known, "its first ancestors are not those of its chains")
+    _require(known, "its families are not those of its chains")
     for name, array in samples.items():
         _require(array.shape[: len(lead)] == lead, f"site {name!r} has shape {array.shape}, of {lead} samples")
         _require(array.dtype.kind in "fiub", f"site {name!r} holds numbers of type {array.dtype}")
-    for name in PER_LEVEL:
-        levels = len(arrays["log_snr"])
-        _require(len(arrays[name]) == levels, f"{name!r} has shape {arrays[name].shape}, of {levels} levels")
 
 
 def _require(holds: object, found: str) -> None:
@@ -166,7 +165,7 @@ def _with_suffix(path: str | os.PathLike) -> Path:
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
-def numbers(result: Estimating) -> JSONObject:
+def numbers(result: Record) -> JSONObject:
     """See `Result.numbers`."""
 
     def plain(values: ArrayLike | None) -> Any:
@@ -176,15 +175,15 @@ def numbers(result: Estimating) -> JSONObject:
         return [plain(row) for row in values]
 
     rows = Summary.of_result(result).rows
-    facts = {name: getattr(result, name) for name in FACTS}
+    arrays, facts = result.parts()
     facts["log_evidence_error"] = None if result.log_evidence is None else plain(result.log_evidence_error)
     return {
-        **facts,
-        "num_chains": result.num_chains,
+        **{name: fact for name, fact in facts.items() if name not in ("sites", "dims")},
+        "num_chains": len(result.log_weights),
         "effective_chains": plain(result.effective_chains),
-        "pareto_k": plain(result.pareto_k),
+        "pareto_k": plain(result.families.pareto_k),
         "status": result.status.code.value,
         "message": result.status.message,
         "summary": {label: dict(zip(COLUMNS, plain(row), strict=True)) for label, row in rows.items()},
-        "levels": {name: plain(getattr(result, name)) for name in PER_LEVEL},
+        "levels": {name: plain(arrays[name]) for name in ("log_snr", *DIAGNOSTICS)},
     }

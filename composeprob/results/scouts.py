@@ -39,8 +39,8 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.barriers import barrier_depth, in_blocks
 from composeprob.density.evaluation import Position
-from composeprob.results.comparison import scaled
 from composeprob.results.estimates import Families, systematic
+from composeprob.results.geometry import nearest, scaled
 from composeprob.results.status import Code
 
 
@@ -182,44 +182,28 @@ def _rows(*samples: Sample) -> list[np.ndarray]:
     return [np.concatenate(row, axis=1) for row in rows]
 
 
-def _nearest(
-    points: np.ndarray, groups: np.ndarray | None, chains: np.ndarray, families: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The chain that each point is nearest to, but for those of its own family, and how far it is."""
-    from scipy.spatial.distance import cdist
-
-    index, distance = np.empty(len(points), int), np.empty(len(points))
-    for i in range(0, len(points), 256):
-        part = slice(i, i + 256)
-        distances = cdist(points[part], chains)
-        if groups is not None:
-            distances[groups[part, None] == families[None, :]] = math.inf
-        index[part], distance[part] = distances.argmin(1), distances.min(1)
-    return index, distance
-
-
 def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
     """The finding that mass lies where no chain is."""
     few, some = scouts.some(tuning.SCOUTS.block), chains.some(tuning.SCOUTS.block)
     rows, others, theirs = _rows(few, some, chains)
-    nearest, distance = _nearest(others, some.groups, theirs, chains.groups)
+    index, distance = (each[:, 0] for each in nearest(others, some.groups, theirs, chains.groups, 1))
     far = float(np.quantile(distance, tuning.SCOUTS.far))
 
-    def depths(sample: Sample, nearest: np.ndarray, distance: np.ndarray) -> np.ndarray:
-        depth = np.zeros(len(nearest))
+    def depths(sample: Sample, near: np.ndarray, distance: np.ndarray) -> np.ndarray:
+        depth = np.zeros(len(near))
         index = np.flatnonzero(distance > far)
         if len(index):
-            ends = _at(sample.positions, index), _at(chains.positions, nearest[index])
+            ends = _at(sample.positions, index), _at(chains.positions, near[index])
             depth[index] = target.barriers(*ends)
         return depth
 
-    depth = depths(few, *_nearest(rows, None, theirs, chains.groups))
+    depth = depths(few, *(each[:, 0] for each in nearest(rows, None, theirs, chains.groups, 1)))
     inside = depth > tuning.SCOUTS.barrier
     share = float(few.weights @ inside)
     if share < tuning.SCOUTS.least:
         return []
     variance = (share * (1 - share) + 1 / scouts.effective) / scouts.effective
-    alike, of_chains = some.share(depths(some, nearest, distance) > tuning.SCOUTS.barrier)
+    alike, of_chains = some.share(depths(some, index, distance) > tuning.SCOUTS.barrier)
     odds = (1 - _unknown(target, some, scouts)) * share / max(1 - share, 1 / scouts.effective)
     mass, error = odds / (1 + odds), math.sqrt(variance + of_chains)
     if mass - alike < max(tuning.SCOUTS.errors * error, tuning.SCOUTS.least):

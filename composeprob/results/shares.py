@@ -19,20 +19,126 @@ $$\log Z_m = E_m[\log \pi - \log p_m],$$
 
 with the density $p_m$ of the chains there, which the distance to the k-th nearest neighbour estimates (Kozachenko and
 Leonenko 1987, *Sample estimate of the entropy of a random vector*). Shares of chains are compared with $Z_m/\sum Z$.
+
+Where neither is known, `parted` and `distant` find the groups of chains that barriers of log π₀, or gaps, part.
 """
 
 from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from composeprob import tuning
-from composeprob.results.comparison import scaled
+from composeprob.density.barriers import barrier_depth
 from composeprob.results.estimates import Families
-from composeprob.results.groups import connected
+from composeprob.results.geometry import components, connected, neighbours, rows, scaled, tree
 from composeprob.results.status import Code
+
+LogDensity = Callable[[dict[str, np.ndarray]], np.ndarray]
+"""log π₀ of positions, ``{site: (M, …)}`` → (M,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Chains that are apart.
+
+    Attributes:
+        index: each chain's group, (m,), of which 0 is the largest.
+        apart: the share of the pairs of chains that a barrier parts.
+        depth: the median depth of these barriers, in nats; None where no log-density is known.
+    """
+
+    index: np.ndarray
+    apart: float
+    depth: float | None
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The share of each group, the largest first."""
+        return np.bincount(self.index) / len(self.index)
+
+    def __str__(self) -> str:
+        shares = self.shares
+        listed = ", ".join(f"{share:.1%}" for share in shares[:3]) + (", …" if len(shares) > 3 else "")
+        number = f"{len(shares)} groups" if shares[0] > 1.5 / len(self.index) else "places of their own"
+        if self.depth is None:
+            return f"{number} without chains between them ({listed})"
+        between = f"log π falls by {self.depth:.3g} nats between {self.apart:.0%} of the pairs"
+        return f"{number} ({listed}; {between})" if number[0].isdigit() else f"{number} ({between})"
+
+
+def parted(sites: Mapping[str, np.ndarray], log_density: LogDensity) -> Groups | None:
+    """The groups of chains between which log π₀ falls; None where fewer than a tenth of the pairs are apart.
+
+    Pairs are taken at random. A valley that is bent has low density between two of its points too; so chains are one
+    group if they hang together over neighbours without a barrier between them.
+
+    Args:
+        sites: positions at level 0, ``{site: (m, …)}``.
+        log_density: of such positions.
+    """
+    known, sites = tuning.SHARES, {name: np.asarray(x) for name, x in sites.items()}
+    points, sizes, _ = rows(sites)
+    m = len(points)
+    if m < 4 or not np.isfinite(points).all():
+        return None
+    first, second = np.triu_indices(m, 1)
+    chosen = np.random.default_rng(0).permutation(len(first))[: known.pairs]
+    depth = between(sites, sites, first[chosen], second[chosen], log_density)
+    apart = share_apart(depth)
+    if not apart > known.apart:
+        return None
+    points = scaled(points, sizes)
+    near = np.unique(np.concatenate([neighbours(points, known.bridges), tree(points)]), axis=0)
+    linked = near[~(between(sites, sites, near[:, 0], near[:, 1], log_density) > known.barrier)]
+    index = components(linked, m)
+    if 1 - np.sum((np.bincount(index) / m) ** 2) <= known.apart:
+        return None
+    return Groups(index, apart, float(np.median(depth[depth > known.barrier])))
+
+
+def distant(sites: Mapping[str, np.ndarray]) -> Groups | None:
+    """The groups that no neighbours lead between, where no log-density is known; None where there is one."""
+    points, sizes, _ = rows(sites)
+    if len(points) < 4 or not np.isfinite(points).all():
+        return None
+    index = connected(scaled(points, sizes), tuning.SHARES.linked)
+    apart = 1 - float(np.sum((np.bincount(index) / len(points)) ** 2))
+    return Groups(index, apart, None) if apart > tuning.SHARES.apart else None
+
+
+def between(
+    ones: Mapping[str, np.ndarray],
+    others: Mapping[str, np.ndarray],
+    first: np.ndarray,
+    second: np.ndarray,
+    log_density: LogDensity,
+) -> np.ndarray:
+    """The depths of the barriers from chains of the ones to chains of the others, in nats."""
+    a, b = ({name: np.asarray(x)[i] for name, x in sites.items()} for sites, i in ((ones, first), (others, second)))
+    return barrier_depth(log_density, a, b)
+
+
+def share_apart(depth: np.ndarray) -> float:
+    """The share of barriers that are deep, among those that are known."""
+    known = np.isfinite(depth) | np.isposinf(depth)
+    return float(np.mean(depth[known] > tuning.SHARES.barrier)) if known.any() else 0.0
+
+
+def where(sites: Mapping[str, np.ndarray], index: np.ndarray) -> str:
+    """The entry in which the two largest groups differ most, in words."""
+    (points, _, names), one = rows(sites), index == 0
+    other = index == 1 if np.sum(index == 1) > 1 else ~one
+    middle, widths = [], []
+    for chosen in (one, other):
+        middle.append(points[chosen].mean(0))
+        widths.append(points[chosen].var(0))
+    most = int(np.argmax(np.abs(middle[0] - middle[1]) / np.sqrt(sum(widths) + 1e-12 * points.var(0) + 1e-30)))
+    return f"{names[most]} is about {middle[0][most]:.3g} in one and {middle[1][most]:.3g} in the other"
 
 
 class Reason(enum.StrEnum):
@@ -74,12 +180,11 @@ def uneven_paths(
     finite = np.flatnonzero(np.isfinite(path_weights))
     if len(finite) < 0.95 * len(path_weights) or len(finite) < 40:
         return []
-    entries = sum(np.size(x) // len(path_weights) for x in sites.values())
-    most = min(4 * tuning.SHARES.most, max(tuning.SHARES.entries // entries, tuning.SHARES.most // 4), len(finite))
+    numbers = sum(np.size(x) // len(path_weights) for x in sites.values())
+    most = min(4 * tuning.SHARES.most, max(tuning.SHARES.entries // numbers, tuning.SHARES.most // 4), len(finite))
     some = finite[np.unique(np.linspace(0, len(finite) - 1, most).astype(int))]
     n = len(some)
-    parts = [np.asarray(x, float)[some].reshape(n, -1) for x in sites.values()]
-    points, gain = np.concatenate(parts, axis=1), path_weights[some]
+    (points, _, names), gain = rows({name: np.asarray(x)[some] for name, x in sites.items()}), path_weights[some]
     if not np.isfinite(points).all() or not points.std(0).any():
         return []
     gain = clipped(gain)
@@ -100,7 +205,7 @@ def uneven_paths(
     told = next((each for each in (_explained(each, gain) for each in columns) if each is not None), None)
     if told is None:
         return []
-    moved = _most_moved(sites, points, inside, told)
+    moved = _most_moved(names, points, inside, told)
     text = f"Where chains ended depends on what their paths weigh: {moved}. {why}"
     return [(Code.SHARES_FROZEN, text)]
 
@@ -127,7 +232,7 @@ def _explained(columns: np.ndarray, gain: np.ndarray) -> np.ndarray | None:
     return corrected if explained / n - basis.shape[1] * noise / n >= tuning.SHARES.shift**2 else None
 
 
-def _most_moved(sites: dict[str, np.ndarray], points: np.ndarray, inside: np.ndarray, gain: np.ndarray) -> str:
+def _most_moved(names: list[str], points: np.ndarray, inside: np.ndarray, gain: np.ndarray) -> str:
     """What weights would change most, in words: the mean of an entry, or the share of a group."""
     from scipy.special import expit, logit
 
@@ -139,10 +244,7 @@ def _most_moved(sites: dict[str, np.ndarray], points: np.ndarray, inside: np.nda
         group = int(np.argmax(np.abs(weighed - share)))
         if abs(weighed[group] - share[group]) > abs(by[most]):
             return f"one group of them holds {share[group]:.1%}, and weighed it would hold about {weighed[group]:.1%}"
-    entries = [(name, index) for name, x in sites.items() for index in np.ndindex(np.shape(x)[1:])]
-    name, index = entries[most]
-    entry = f"{name}[{', '.join(map(str, index))}]" if index else name
-    return f"weighed, the mean of {entry} would move by {by[most]:+.2f} of its standard deviations"
+    return f"weighed, the mean of {names[most]} would move by {by[most]:+.2f} of its standard deviations"
 
 
 def frozen_shares(
@@ -160,8 +262,7 @@ def frozen_shares(
             in a group one counts.
     """
     some = np.unique(np.linspace(0, len(log_density) - 1, min(tuning.SHARES.most, len(log_density))).astype(int))
-    parts, values = [np.asarray(x, float)[some].reshape(len(some), -1) for x in sites.values()], log_density[some]
-    points = np.concatenate(parts, axis=1)
+    (points, sizes, _), values = rows({name: np.asarray(x)[some] for name, x in sites.items()}), log_density[some]
     n, d = points.shape
     few = d > tuning.SHARES.numbers or n <= tuning.SHARES.linked
     if few or not np.isfinite(points).all() or not np.isfinite(values).all():
@@ -170,7 +271,7 @@ def frozen_shares(
     copied = Families.from_ancestors(np.ones(n), index)
     if copied.effective <= tuning.ERRORS.fewest_ancestors:
         return []
-    modes = connected(scaled(points, [part.shape[1] for part in parts]), tuning.SHARES.linked)
+    modes = connected(scaled(points, sizes), tuning.SHARES.linked)
     share, log_z, variance = [], [], []  # the variance is that of log_z − log share
     for m in range(modes.max() + 1):
         members = np.flatnonzero(modes == m)

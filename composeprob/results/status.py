@@ -34,6 +34,19 @@ class Code(enum.StrEnum):
     LEVELS_TOO_FEW = "levels_too_few"
     NOT_SAVED = "not_saved"
 
+    @property
+    def withholds(self) -> bool:
+        """Whether standard errors would mislead; what factors say where they do not agree is the model's affair."""
+        harmless = {
+            Code.OK,
+            Code.NON_FINITE,
+            Code.NO_OVERLAP,
+            Code.OUT_OF_TRAINING,
+            Code.LEVELS_TOO_FEW,
+            Code.NOT_SAVED,
+        }
+        return self not in harmless
+
 
 @dataclass(frozen=True)
 class Status:
@@ -65,16 +78,7 @@ class Status:
     @property
     def withholds(self) -> bool:
         """Whether standard errors would mislead, so that none is given."""
-        # What factors say where they do not agree is the model's affair, not the sampler's.
-        harmless = {
-            Code.OK,
-            Code.NON_FINITE,
-            Code.NO_OVERLAP,
-            Code.OUT_OF_TRAINING,
-            Code.LEVELS_TOO_FEW,
-            Code.NOT_SAVED,
-        }
-        return any(code not in harmless for code, _ in self.findings)
+        return any(code.withholds for code, _ in self.findings)
 
     @property
     def message(self) -> str:
@@ -92,36 +96,6 @@ class Status:
     def noted(self, code: Code, text: str) -> Status:
         """The same outcome, with ``text`` at the end of what is said of this code."""
         return Status(tuple((found, said + text if found is code else said) for found, said in self.findings))
-
-    def saved(self, failure: str | None) -> Status:
-        """The same outcome of a run that was to be saved; ``failure`` says why its last checkpoint is missing."""
-        findings = list(self.findings)
-        if failure is None:
-            end = " The same call goes on from its checkpoint."
-            findings = [(code, text + end if code is Code.INTERRUPTED else text) for code, text in findings]
-        else:
-            text = f"The last checkpoint could not be written: {failure}. The samples are those of a run without it: "
-            findings.append((Code.NOT_SAVED, f"{text}save them with result.save; make room or choose another folder."))
-        return Status(tuple(findings))
-
-    def stopped(self, done: int, draws: int) -> Status:
-        """The same outcome of a run that was stopped among its draws."""
-        text = f"Stopped after {done} of {draws} draws; these are of level 0. Run it again to the end, or with fewer."
-        return Status(((Code.INTERRUPTED, text), *self.findings))
-
-    def stopped_at_target(self) -> Status:
-        """The same outcome of a run that was stopped in its global moves or its warm-up at level 0."""
-        text = (
-            "Stopped at level 0, before its global moves or its warm-up there had ended; the samples are as they were "
-            "then, and latents may not have converged."
-        )
-        return Status(((Code.INTERRUPTED, text), *self.findings))
-
-    def not_stored(self, failure: str) -> Status:
-        """The same outcome of a run whose store could not be written to the end; ``failure`` says why."""
-        text = f"The store could not be written: {failure}. The samples of this result are those that it has. "
-        fix = "Make room or choose another folder; with checkpoint_dir= the same call goes on from the last checkpoint."
-        return Status((*self.findings, (Code.NOT_SAVED, text + fix)))
 
     def __str__(self) -> str:
         if self.ok:
@@ -183,19 +157,6 @@ def diagnose(
         outside: share of the chains that are where the density is 0 or NaN.
     """
     visited = np.arange(num_levels) >= num_levels - completed_levels
-    findings: list[tuple[Code, str]] = []
-
-    if completed_levels < num_levels:
-        reached = num_levels - completed_levels
-        state = f"the samples carry the noise of level {reached}" if completed_levels else "the samples are pure noise"
-        findings.append(
-            (
-                Code.INTERRUPTED,
-                f"Stopped after {completed_levels} of {num_levels} levels: {state}, not level 0. "
-                "Run it again to the end, or with fewer chains or levels if it takes too long.",
-            )
-        )
-
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.asarray(non_finite, float) / np.broadcast_to(np.asarray(proposals, float), (num_levels,))
         bad = visited & (share > tuning.FINDINGS.non_finite_ceiling)
@@ -203,51 +164,53 @@ def diagnose(
         stuck = visited[:, None] & (accepted < tuning.FINDINGS.acceptance_floor) & np.asarray(adjusted)
         # With few chains the share alone says little: fewer than two effective chains is a collapse at any N.
         thin = visited & (np.asarray(ess, float) < max(tuning.FINDINGS.ess_floor, min(2.0 / num_chains, 0.5)))
-
-    if bad.any():
-        findings.append(
+    level = num_levels - completed_levels
+    state = f"the samples carry the noise of level {level}" if completed_levels else "the samples are pure noise"
+    least = float(np.min(ess, where=thin, initial=1.0))
+    rows = [
+        (
+            completed_levels < num_levels,
+            Code.INTERRUPTED,
+            f"Stopped after {completed_levels} of {num_levels} levels: {state}, not level 0. Run it again to the end, "
+            "or with fewer chains or levels if it takes too long.",
+        ),
+        (
+            bad.any(),
+            Code.NON_FINITE,
+            f"Up to {np.max(share, where=bad, initial=0.0):.1%} of the proposals had a NaN or infinite density or "
+            f"score at {_levels(bad)}; they were rejected, so the chains cannot enter that region, and what it holds "
+            "is missing from the samples and the evidence. Evaluate density.log_density there to find the factor that "
+            "overflows; where the step size is fixed, try step_size=cp.Adaptive(). A factor that is meant to be 0 "
+            "there must say so by -jnp.inf with a finite gradient: jnp.where(inside, log_weight, -jnp.inf).",
+        ),
+        (
+            outside > 0,
+            Code.ZERO_DENSITY,
+            f"{outside:.2%} of the chains are where the density is 0 or NaN, outside of the "
+            "walls that hold the posterior: they did not find the way in. Their samples belong to no posterior; "
+            "leave them out. Try cp.SMC, which weighs such chains out, with more chains, or give the wall a slope, "
+            "such as jax.nn.log_sigmoid(distance / width).",
+        ),
+        *(
             (
-                Code.NON_FINITE,
-                f"Up to {np.nanmax(share[bad]):.1%} of the proposals had a NaN or infinite density or score at "
-                f"{_levels(bad)}; they were rejected, so the chains cannot enter that region, and what it holds is "
-                "missing from the samples and the evidence. Evaluate density.log_density there to find the factor that "
-                "overflows; where the step size is fixed, try step_size=cp.Adaptive(). A factor that is meant to be 0 "
-                "there must say so by -jnp.inf with a finite gradient: jnp.where(inside, log_weight, -jnp.inf).",
-            )
-        )
-    if outside > 0:
-        findings.append(
-            (
-                Code.ZERO_DENSITY,
-                f"{outside:.2%} of the chains are where the density is 0 or NaN, outside of the "
-                "walls that hold the posterior: they did not find the way in. Their samples belong to no posterior; "
-                "leave them out. Try cp.SMC, which weighs such chains out, with more chains, or give the wall a slope, "
-                "such as jax.nn.log_sigmoid(distance / width).",
-            )
-        )
-    for b, still in enumerate(stuck.T):
-        if not still.any():
-            continue
-        whose = f" of block {blocks[b]!r}" if blocks else ""
-        findings.append(
-            (
+                still.any(),
                 Code.ACCEPTANCE_COLLAPSED,
-                f"Acceptance{whose} fell to {np.nanmin(accepted[still, b]):.2g} at {_levels(still)}: the chains hardly "
+                f"Acceptance{f' of block {blocks[b]!r}' if blocks else ''} fell to "
+                f"{np.min(accepted[:, b], where=still, initial=1.0):.2g} at {_levels(still)}: the chains hardly "
                 "moved there. Where the step size is fixed, try step_size=cp.Adaptive(), or smaller at little noise "
                 "(h ∝ σ² for MALA, h ∝ σ for HMC); where it adapts, cp.Adaptive(warmup=50), or more levels.",
             )
-        )
-    if thin.any():
-        least = float(np.nanmin(ess[thin]))
-        findings.append(
-            (
-                Code.WEIGHTS_COLLAPSED,
-                f"The weights came to rest on {least * num_chains:.1f} of {num_chains} chains ({least:.2g}) at "
-                f"{_levels(thin)}. Try levels evenly spaced in log-SNR (cp.Schedule.log_snr), more levels, more "
-                "chains, or weights='feynman_kac' where the factors are learned.",
-            )
-        )
-    return Status(tuple(findings))
+            for b, still in enumerate(stuck.T)
+        ),
+        (
+            thin.any(),
+            Code.WEIGHTS_COLLAPSED,
+            f"The weights came to rest on {least * num_chains:.1f} of {num_chains} chains ({least:.2g}) at "
+            f"{_levels(thin)}. Try levels evenly spaced in log-SNR (cp.Schedule.log_snr), more levels, more "
+            "chains, or weights='feynman_kac' where the factors are learned.",
+        ),
+    ]
+    return Status(tuple((code, text) for holds, code, text in rows if holds))
 
 
 def not_conservative(curl: Mapping[str, float]) -> list[tuple[Code, str]]:
@@ -362,7 +325,7 @@ def _levels(mask: Sequence[bool] | np.ndarray) -> str:
     """``level 3`` or ``levels 0–4, 9`` for a boolean mask over levels."""
     index = np.flatnonzero(mask)
     runs = np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)
-    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
+    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs if len(run)]
     if len(parts) > 6:
         parts = [*parts[:5], f"… ({len(index)} levels in all)"]
     return ("level " if len(index) == 1 else "levels ") + ", ".join(parts)

@@ -119,7 +119,7 @@ class Store:
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True)
             self.write_attributes({})
-            _write_json(self.path / "samples" / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+            write_json(self.path / "samples" / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
             for name, (shape, dtype, block) in names.items():
                 axes = ["chain", "draw"] if draws else ["chain"]
                 self._make(f"samples/{_quoted(name)}", shape, dtype, block, axes)
@@ -167,7 +167,7 @@ class Store:
     def write_attributes(self, attributes: JSONObject) -> None:
         """Say what the folder holds."""
         about = {**self.format, **attributes}
-        _write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": about})
+        write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": about})
 
     def attributes(self) -> JSONObject:
         """What `write_attributes` wrote.
@@ -229,8 +229,14 @@ def _quoted(name: str) -> str:
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
-def _write_json(path: Path, content: JSON) -> None:
+def write_json(path: Path, content: JSON) -> None:
+    """Writes a JSON file."""
+    write_whole(path, json.dumps(content, indent=1).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file, of which a reader never sees half; makes its folder where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")  # a reader never sees half of it
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
     partial.replace(path)

@@ -153,7 +153,7 @@ def infer(
         key: a typed random key, ``jax.random.key(0)``. Samples depend on it, on ``num_chains`` and on ``chunk`` only;
             without ``chunk`` those of other numbers of devices may differ by rounding.
         num_chains: N, chains that travel together.
-        sampler: how they travel; left out, chosen by what the density offers and by N: ``result.reason``.
+        sampler: how they travel; left out, chosen by what the density offers and by N: ``result.about.reason``.
             Where modes, or the evidence, rest on too little then, and log-densities can be compared between modes,
             chains on closer levels take its place, for some 4,800 evaluations of each more.
         mesh: spread the chains over all devices of this mesh, of one axis or two, which may be at most N. Left out,

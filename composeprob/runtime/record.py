@@ -19,8 +19,7 @@ from composeprob.density.evaluation import Position
 from composeprob.density.overlap import Finding, agreement, in_question
 from composeprob.results import status
 from composeprob.results.estimates import Families, known_chains
-from composeprob.results.later import later
-from composeprob.results.origin import as_code, versions
+from composeprob.results.record import DIAGNOSTICS, About, as_code, by_level, later, versions
 from composeprob.results.result import Result
 from composeprob.results.scouts import can_scout, unreached
 from composeprob.results.status import Code, Status
@@ -57,12 +56,9 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     # Of a run that chose its levels and arrived, those that it visited are reported; else all.
     chose = arrived and len(visited) <= int(visited[0])
     levels = visited[::-1] if chose else np.arange(density.num_levels)
-    by_block = ("acceptance", "step_size", "quadrature_error")
-    names = (*by_block, "ess", "ancestors", "swaps", "non_finite", "weight_variance")
-    recorded = {name: getattr(run.records, name)[levels] for name in names}
-    variance = recorded.pop("weight_variance")
+    recorded = {name: getattr(run.records, name)[levels] for name in DIAGNOSTICS}
     if not sampler.blocks:  # a kernel that moves all sites together has no axis of blocks
-        recorded |= {name: recorded[name][:, 0] for name in by_block}
+        recorded = {name: values.reshape(len(levels)) for name, values in recorded.items()}
 
     cost, moves, settling = sampler.drawing
     transitions = state.writer.drawn * int(state.draws.thin) + (settling if state.writer.drawn else 0)
@@ -92,7 +88,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     found = found.with_findings(
         *_diverged(state, positions),
         *((Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts),
-        *([] if found.has(Code.WEIGHTS_COLLAPSED) else status.erratic_weights(variance)),
+        *([] if found.has(Code.WEIGHTS_COLLAPSED) else status.erratic_weights(run.records.weight_variance[levels])),
         *status.few_ancestors(worth, len(np.unique(run.ancestors)), n, arrived),
         *support.findings,
         *status.not_converged(float(run.drift)),
@@ -108,7 +104,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         answers = ((Code(finding.code), finding.message) for finding in agreement)
         divisors = status.untrained_divisors([finding.factor for finding in agreement if finding.divides])
         known = found.noted(Code.NON_FINITE, status.no_number(suspects())).with_findings(
-            *status.not_conservative(result.curl),
+            *status.not_conservative(result.about.curl),
             *support.later(),
             *answers,
             *divisors,
@@ -128,24 +124,25 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         log_evidence=evidence if known else None,
         log_evidence_error=later(lambda result: math.nan if result.status.withholds else error) if known else None,
         evaluations=evaluations,
-        **recorded,
-        first_ancestors=run.ancestors,
-        global_acceptance=accepted if math.isfinite(accepted) else None,
-        round_trips=sampler.round_trips(state.run.without_copies) if arrived else None,
-        seconds=state.seconds,
-        sampler=sampler.describe(),
-        reason=state.reason + support.note,
-        log_snr=log_snr[levels],
-        dims=dict(density.graph.dims),
-        blocks=sampler.blocks,
-        draws=None if state.draws.number is None else max(min(state.writer.drawn, state.draws.number), 1),
-        thin=int(state.draws.thin),
-        devices=state.run.spread.devices,
-        key=as_code(key),
-        versions=versions(),
-        density=density,
+        levels=by_level(log_snr[levels], sampler.blocks, **recorded),
+        about=About(
+            sampler=sampler.describe(),
+            reason=state.reason + support.note,
+            seconds=state.seconds,
+            draws=None if state.draws.number is None else max(min(state.writer.drawn, state.draws.number), 1),
+            thin=int(state.draws.thin),
+            devices=state.run.spread.devices,
+            blocks=sampler.blocks,
+            dims=dict(density.graph.dims),
+            round_trips=sampler.round_trips(state.run.without_copies) if arrived else None,
+            global_acceptance=accepted if math.isfinite(accepted) else None,
+            curl=relied_on,
+            key=as_code(key),
+            versions=versions(),
+        ),
         status=later(with_answers),
-        curl=relied_on,
+        families=families,
+        density=density,
     )
 
 
@@ -214,14 +211,25 @@ def _curl(density: AnnealedDensity, positions: Position, level: int, key: Array)
 
 def _ended(found: Status, state: State, arrived: bool) -> Status:
     """What was found, with how the run ended."""
-    number = state.draws.number
+    number, drawn = state.draws.number, state.writer.drawn
     if arrived and state.interrupted in ("descend", "finish") and state.sampler.then:
-        found = found.stopped_at_target()
-    elif arrived and number is not None and state.writer.drawn < number:
-        found = found.stopped(state.writer.drawn, number)
-    if state.checkpoints is not None and state.checkpoints.ended:
-        found = found.saved(state.checkpoints.failure)
-    return found
+        text = (
+            "Stopped at level 0, before its global moves or its warm-up there had ended; the samples are as they were "
+            "then, and latents may not have converged."
+        )
+        found = found.with_findings((Code.INTERRUPTED, text))
+    elif arrived and number is not None and drawn < number:
+        text = f"Stopped after {drawn} of {number} draws; these are of level 0. Run it again to the end, or with fewer."
+        found = found.with_findings((Code.INTERRUPTED, text))
+    if state.checkpoints is None or not state.checkpoints.ended:
+        return found
+    if state.checkpoints.failure is None:
+        return found.noted(Code.INTERRUPTED, " The same call goes on from its checkpoint.")
+    text = (
+        f"The last checkpoint could not be written: {state.checkpoints.failure}. The samples are those of a run "
+        "without it: save them with result.save; make room or choose another folder."
+    )
+    return found.with_findings((Code.NOT_SAVED, text))
 
 
 def _diverged(state: State, positions: Position) -> list[tuple[Code, str]]:

@@ -15,8 +15,17 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.barriers import log_densities
 from composeprob.density.evaluation import Position
 from composeprob.results.estimates import Families
-from composeprob.results.groups import between, distant, parted, share_apart, where
-from composeprob.results.shares import Reason, clipped, frozen_shares, uneven_paths
+from composeprob.results.shares import (
+    Reason,
+    between,
+    clipped,
+    distant,
+    frozen_shares,
+    parted,
+    share_apart,
+    uneven_paths,
+    where,
+)
 from composeprob.results.status import Code
 from composeprob.samplers.layout import Layout
 

@@ -16,6 +16,7 @@ from composeprob import tuning
 from composeprob.checkpoint import first_line
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.results.result import Result
+from composeprob.results.status import Code
 from composeprob.results.store import Store
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import barrier, gathered_rows, host
@@ -146,8 +147,13 @@ class Writer:
             except (ValueError, OSError, RuntimeError) as error:
                 self.failure = first_line(error)
             barrier("result")
-        failure = self.failure
-        return result if failure is None else dataclasses.replace(result, status=result.status.not_stored(failure))
+        if self.failure is None:
+            return result
+        text = (
+            f"The store could not be written: {self.failure}. The samples of this result are those that it has. Make "
+            "room or choose another folder; with checkpoint_dir= the same call goes on from the last checkpoint."
+        )
+        return dataclasses.replace(result, status=result.status.with_findings((Code.NOT_SAVED, text)))
 
 
 def _rows(values: dict[str, Array]) -> dict[tuple[str, int], np.ndarray]:

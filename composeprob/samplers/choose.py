@@ -5,7 +5,8 @@ from __future__ import annotations
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError
-from composeprob.kernels import HMC, MALA, Adaptive, Kernel, LineIntegral
+from composeprob.kernels import HMC, MALA, Adaptive, Kernel
+from composeprob.kernels.line_integral import bounded
 from composeprob.samplers.annealed_mcmc import AnnealedMCMC
 from composeprob.samplers.closing import Closing, GlobalMoves, WarmUp, fewest_chains
 from composeprob.samplers.hierarchy import Interweaving, interweaves
@@ -28,8 +29,7 @@ ADVICE = {
 
 def by_score(metric: str = "none") -> MALA:
     """A kernel for densities that offer only their score."""
-    line = LineIntegral(tuning.BY_SCORE.nodes, rule="simpson", tolerance=tuning.BY_SCORE.tolerance)
-    return MALA(Adaptive(), log_ratio=line, metric=metric)
+    return MALA(Adaptive(), log_ratio=bounded(), metric=metric)
 
 
 def only_score(moved: str) -> str:

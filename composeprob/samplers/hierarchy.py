@@ -15,6 +15,7 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position, Target
 from composeprob.kernels import Adaptive, Info, Kernel, KernelState
+from composeprob.kernels.line_integral import bounded
 from composeprob.kernels.metropolis import accept, log_uniform
 from composeprob.kernels.step_size import StepSizeLike, as_step_size
 from composeprob.samplers.layout import Layout
@@ -83,8 +84,8 @@ class Interweaving(Kernel[KernelState]):
        the prior: the other half of ancillary–sufficient interweaving, which mixes where step 1 does not. The test
        takes p exactly, with $\log s$ for the change of coordinates, and integrates ∇U along the path.
 
-    Integrals take Simpson's rule on three nodes. Proposals of φ follow the curvature of log p at φ, which their accept
-    test counts both ways, and need no tuning.
+    Integrals are those of `LineIntegral`, on five nodes and with a bound on their error. Proposals of φ follow the
+    curvature of log p at φ, which their accept test counts both ways, and need no tuning.
 
     References:
         Yu and Meng (2011), *To center or not to center: that is not the question*. Martin, Wilcox, Burstedde and
@@ -103,7 +104,7 @@ class Interweaving(Kernel[KernelState]):
 
     @property
     def evaluations_per_step(self) -> int:
-        return 3 + 2 * tuning.LATENTS.joint
+        return 1 + (bounded().extra_evaluations + 1) * (1 + tuning.LATENTS.joint)
 
     def under(self, density: AnnealedDensity, noise: Noise) -> Interweaving:
         return dataclasses.replace(self, known=Known(density, noise, Layout.of_density(density)))
@@ -138,12 +139,6 @@ class Interweaving(Kernel[KernelState]):
 def _accept(key: Array, log_ratio: Array) -> tuple[Array, Array]:
     """`accept` with a uniform number of its own for each ratio."""
     return accept(log_uniform(jax.random.normal(key, log_ratio.shape)), log_ratio)
-
-
-def _integral(first: Array, middle: Array, last: Array) -> tuple[Array, Array]:
-    """∫ from 0 to 1 of what has these values at 0, ½ and 1, by Simpson's rule, and its error: a quarter of what the
-    trapezoid is off by."""
-    return (first + 4 * middle + last) / 6, jnp.abs(first - 2 * middle + last) / 12
 
 
 class _Local(eqx.Module):
@@ -226,21 +221,22 @@ def _members(
     def total(values: Array) -> Array:
         return jnp.zeros((members[-1] + 1,)).at[members].add(values)
 
-    s, h = score[:d], step_size
+    s, h, line = score[:d], step_size, bounded()
     way = h * s + jnp.sqrt(2 * h) * jax.random.normal(draw, s.shape)
-    nodes = jnp.stack([v.at[:d].add(share * way) for share in (0.5, 1.0)])
-    (middle, end), zero = jax.vmap(evaluate)(nodes)
-    middle, end = middle[:d], end[:d]
-    log_target, bend = _integral(total(s * way), total(middle * way), total(end * way))
+    nodes = jax.vmap(lambda share: v.at[:d].add(share * way))(line.shares[1:])
+    found, zero = jax.vmap(evaluate)(nodes)
+    end = found[-1, :d]
+    slopes = jax.vmap(lambda score: total(score * way))(jnp.concatenate([s[None], found[:, :d]]))
+    log_target, off = jax.vmap(line.along, (None, 1))(line.shares, slopes)
     log_back = 0.25 * h * total(s**2 - end**2) - 0.5 * total((s + end) * way)  # log q(η|η') − log q(η'|η)
     ratio = log_target + log_back
-    usable = jnp.isfinite(ratio) & ~zero[1] & (bend <= tuning.LATENTS.bend)
+    usable = jnp.isfinite(ratio) & ~zero[-1] & (off <= line.tolerance)
     accepted, probability = _accept(last, jnp.where(usable, ratio, jnp.nan))
     taken = accepted[members]
-    after = jnp.where(taken, nodes[1, :d], v[:d])
+    after = jnp.where(taken, nodes[-1, :d], v[:d])
     after = jnp.concatenate([after, v[d:]])
     gradient = jax.grad(known.log_density)(after)[d:]
-    error = jnp.sum(jnp.where(usable, 4 * bend, 0.0) * probability)
+    error = jnp.sum(jnp.where(usable, off, 0.0) * probability)
     error = error / jnp.maximum(jnp.sum(probability), 1e-6)
     info = Info(jnp.mean(probability), jnp.any(taken), ~jnp.all(jnp.isfinite(ratio)), jnp.asarray(jnp.nan), error)
     return after, jnp.concatenate([jnp.where(taken, end, s), gradient]), info
@@ -268,16 +264,16 @@ def _joint_move(key: Array, known: Known, v: Array, score: Array, evaluate: Eval
         moved_centre, moved_width = known.frame(z + share * way)
         return jnp.concatenate([moved_centre + moved_width * (y - centre) / width, z + share * way])
 
-    shares = jnp.asarray([0.0, 0.5, 1.0])
-    nodes, velocity = jax.vmap(lambda share: jax.jvp(along, (share,), (jnp.ones(()),)))(shares)
+    line = bounded()
+    nodes, velocity = jax.vmap(lambda share: jax.jvp(along, (share,), (jnp.ones(()),)))(line.shares)
     found, zero = jax.vmap(evaluate)(nodes[1:])
     scores = jnp.concatenate([score[None], found])
     of_u = scores - jax.vmap(jax.grad(known.log_density))(nodes)
-    of_moved, bend = _integral(*jnp.sum(of_u[:, :d] * velocity[:, :d], axis=1))
-    there = _Local.at(known, nodes[2, :d], nodes[2, d:], moving)
-    wider = _log_wider(width, known.frame(nodes[2, d:])[1])
+    of_moved, off = line.along(line.shares, jnp.sum(of_u[:, :d] * velocity[:, :d], axis=1))
+    there = _Local.at(known, nodes[-1, :d], nodes[-1, d:], moving)
+    wider = _log_wider(width, known.frame(nodes[-1, d:])[1])
     ratio = there.log_p - here.log_p + of_moved + wider + there.log_q(way, scale) - here.log_q(way, scale)
     # The nodes are those of the way back too: what is refused for its error is refused both ways.
-    usable = jnp.all(jnp.isfinite(found)) & ~zero[1] & (bend <= tuning.LATENTS.bend)
+    usable = jnp.all(jnp.isfinite(found)) & ~zero[-1] & (off <= line.tolerance)
     taken, _ = _accept(last, jnp.where(usable, ratio, jnp.nan))
-    return jnp.where(taken, nodes[2], v), jnp.where(taken, found[1], score)
+    return jnp.where(taken, nodes[-1], v), jnp.where(taken, found[-1], score)

@@ -130,8 +130,8 @@ def run(density, n=64):
 
 def test_a_run_names_the_factor_that_is_no_gradient():
     result = run(cp.compile(both, rotation(0.4), linear(np.zeros((2, 2)))))
-    assert result.curl["f(x)"] == pytest.approx(0.4 / np.sqrt(4 + 0.4**2), rel=0.05)
-    assert result.curl["g(x)"] < 1e-6
+    assert result.about.curl["f(x)"] == pytest.approx(0.4 / np.sqrt(4 + 0.4**2), rel=0.05)
+    assert result.about.curl["g(x)"] < 1e-6
     assert result.status.code == "not_conservative"
     assert "f(x) (relative curl 0.2" in result.status.message
     assert "g(x)" not in result.status.message
@@ -143,7 +143,7 @@ def test_a_run_names_the_factor_that_is_no_gradient():
 def test_a_gradient_passes():
     result = run(cp.compile(both, linear([[0.1, 0.2], [0.2, 0.0]]), linear(np.zeros((2, 2)))))
     assert result.status.ok
-    assert max(result.curl.values()) < 1e-6
+    assert max(result.about.curl.values()) < 1e-6
 
 
 def test_only_line_integrals_ask():
@@ -163,6 +163,6 @@ def test_a_network_without_derivatives_does_not_cost_the_run():
 
     f = cp.Diffusion(network, cp.Schedule.log_snr(4), event_shape=(2,), parameterization="score", time="sigma")
     result = run(cp.compile(single, f), n=4)
-    assert np.isnan(result.curl["f(x)"])
+    assert np.isnan(result.about.curl["f(x)"])
     assert result.status.ok
     assert np.all(np.isfinite(result["x"]))

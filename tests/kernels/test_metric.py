@@ -251,7 +251,7 @@ def test_one_kernel_moves_latents_and_noised_sites_of_other_widths(kernel):
 def test_smc_measures_its_metric():
     density = cp.compile(single, normal(jnp.zeros(2), jnp.array([1.0, 0.02]), SHORT))
     result = run(density, chains=512, sampler=cp.SMC(steps_per_level=2, check_levels=False))
-    assert "metric='auto'), 2 steps a level" in result.sampler
+    assert "metric='auto'), 2 steps a level" in result.about.sampler
     np.testing.assert_allclose(result["x"].std(0), [1.0, 0.02], rtol=0.1)
     c = np.asarray(result.step_size / SHORT.sigma**2)
     assert np.ptp(np.log(c[2:-3])) < 0.7  # one c suits all levels

@@ -190,8 +190,10 @@ def test_a_step_recorded_by_a_run():
     }.items():
         sampler = cp.AnnealedMCMC(kernel, 1)
         results[name] = cp.infer(density, jax.random.key(0), num_chains=64, sampler=sampler, progress=False)
-    assert np.all(results["exact"].quadrature_error == 0)
-    assert np.all((results["line"].quadrature_error >= 0) & (results["line"].quadrature_error < 1e-5))  # linear score
+    assert np.all(results["exact"].levels["quadrature_error"] == 0)
+    assert np.all(
+        (results["line"].levels["quadrature_error"] >= 0) & (results["line"].levels["quadrature_error"] < 1e-5)
+    )  # linear score
     assert "quadrature" in str(results["line"].summary())
     assert "quadrature" not in str(results["exact"].summary())
 

@@ -113,7 +113,7 @@ def test_scores_alone_will_do_and_reverse_diffusion_is_ancestral_too():
     values = {"c": c, "c²": c**2, "x": away, "cx": c * away}
     assert_agrees(z_scores(values, {"c": 0.0, "c²": 1.0, "x": 0.0, "cx": 0.0}))
     chosen = cp.infer(density, jax.random.key(2), num_chains=300, progress=False)
-    assert "AnnealedMCMC" in chosen.sampler
+    assert "AnnealedMCMC" in chosen.about.sampler
 
 
 @cp.program

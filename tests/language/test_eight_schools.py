@@ -92,7 +92,7 @@ def test_blocks(density, hyper):
     kernel = cp.Gibbs({("mu", "tau"): hyper, "eta": cp.HMC(cp.Adaptive(warmup=100), num_leapfrog=4)})
     result = infer(density, cp.AnnealedMCMC(kernel, 100))
     assert_agrees(z_scores(statistics(result.samples), EXPECTED))
-    assert result.blocks == ("mu, tau", "eta")
+    assert result.about.blocks == ("mu, tau", "eta")
     goals = [0.8 if isinstance(hyper, cp.BlackJAX) else 0.75, 0.75]
     np.testing.assert_allclose(result.acceptance[0], goals, atol=0.08)
 

@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob import tuning
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError, ShapeError, WrongTypeError
 from composeprob.samplers import hierarchy
 from composeprob.samplers.hierarchy import Interweaving
@@ -359,20 +360,24 @@ class TestPlates:
             cp.compile(cp.program(lambda: cp.factor("w", 0.0, block=2)))
 
 
-class TestKernel:
-    """`Interweaving` from exact draws of π_k, where evidence is exp(−x²/2): its integral over x is known, so latents
-    are drawn by rejection and members given them."""
+class Interwoven:
+    """`Interweaving` from exact draws of π_k, where evidence is exp(−x²/2) or a sum of such modes: its integral over x
+    is known, so latents are drawn by rejection and members given them."""
 
     LEVEL = 10
     CHAINS = 4000
+    ONE, TWO = np.array([[1.0, 0.0, 1.0]]), np.array([[0.6, -1.5, 0.4], [0.4, 1.5, 0.5]])
+    """Weight, mean and standard deviation of modes."""
 
-    @pytest.fixture(autouse=True, params=["eta", "zeta"], ids=["members first", "latents first"])
-    def _site(self, request):
-        """A site whose name comes before those of latents, as blocks have sites by name, and one that comes after."""
-        self.site = request.param
+    site = "eta"
 
-    def density(self):
-        flat = cp.Diffusion(lambda x, t: -x, LEVELS, event_shape=(), parameterization="score", time="log_snr")
+    def density(self, modes):
+        weight, mean, sd = modes.T
+
+        def score(x, t):
+            return jax.grad(lambda x: jax.nn.logsumexp(jnp.log(weight / sd) - 0.5 * ((x - mean) / sd) ** 2))(x)
+
+        flat = cp.Diffusion(score, LEVELS, event_shape=(), parameterization="score", time="log_snr")
 
         @cp.program
         def two():
@@ -384,26 +389,30 @@ class TestKernel:
 
         return cp.compile(two)
 
-    def exact(self, density, number):
+    def exact(self, density, number, modes):
         rng, noise = np.random.default_rng(3), density.schedule.at(self.LEVEL)
         alpha, sigma = float(noise.alpha), float(noise.sigma)
-        mu, u = rng.normal(0.5, 1.0, 8 * number), rng.normal(0.0, 0.5, 8 * number)
-        mean, variance = alpha * mu, alpha**2 * np.exp(2 * u) + sigma**2
-        log_z = 2 * (-0.5 * np.log1p(variance) - 0.5 * mean**2 / (1 + variance))
-        kept = np.flatnonzero(np.log(rng.random(len(mu))) < log_z)[:number]
+        mu, u = rng.normal(0.5, 1.0, 40 * number), rng.normal(0.0, 0.5, 40 * number)
+        centre, variance = (a[:, None] for a in (alpha * mu, alpha**2 * np.exp(2 * u) + sigma**2))
+        weight, mean, sd = modes.T
+        each = weight * (variance + sd**2) ** -0.5 * np.exp(-0.5 * (centre - mean) ** 2 / (variance + sd**2))
+        kept = np.flatnonzero(rng.random(len(mu)) < (each.sum(1) / (weight / sd).sum()) ** 2)[:number]
         assert len(kept) == number
-        mu, u, mean, variance = mu[kept], u[kept], mean[kept], variance[kept]
-        x = (mean / (1 + variance))[:, None] + np.sqrt(variance / (1 + variance))[:, None] * rng.normal(
+        mu, u, centre, variance, each = mu[kept], u[kept], centre[kept], variance[kept], each[kept]
+        which = (rng.random((number, 2, 1)) > np.cumsum(each / each.sum(1)[:, None], 1)[:, None, :-1]).sum(2)
+        mean, sd = mean[which], sd[which]
+        total = variance + sd**2
+        x = (centre * sd**2 + mean * variance) / total + np.sqrt(variance * sd**2 / total) * rng.normal(
             size=(number, 2)
         )
         return np.concatenate([x / alpha, mu[:, None], u[:, None]], axis=1).astype(np.float32)
 
-    def moved(self, steps=12):
-        density = self.density()
+    def moved(self, modes=ONE, steps=12):
+        density = self.density(modes)
         layout, noise = Layout.of_density(density), density.schedule.at(self.LEVEL)
         kernel = Interweaving(lambda schedule: 0.8 * schedule.sigma**2)
         transitions = Transitions.resolved(kernel, 1, density)
-        start = jnp.asarray(self.exact(density, self.CHAINS))
+        start = jnp.asarray(self.exact(density, self.CHAINS, modes))
 
         def chain(v, key):
             found = layout.evaluate(density, v, self.LEVEL, parts=False)
@@ -423,18 +432,37 @@ class TestKernel:
         x, mu, u = v[:, :2].sum(1), v[:, 2], v[:, 3]
         return {"x": x, "mu": mu, "u": u, "x²": x**2, "mu²": mu**2, "u²": u**2, "x·mu": x * mu, "x²·u": x**2 * u}
 
+    def expected(self, modes=ONE):
+        return {n: a.mean() for n, a in self.values(self.exact(self.density(modes), 100_000, modes)).items()}
+
+
+class TestKernel(Interwoven):
+    @pytest.fixture(autouse=True, params=["eta", "zeta"], ids=["members first", "latents first"])
+    def _site(self, request):
+        """A site whose name comes before those of latents, as blocks have sites by name, and one that comes after."""
+        self.site = request.param
+
     def test_leaves_the_law_as_it_is_and_moves(self):
         start, after = self.moved()
-        expected = {n: a.mean() for n, a in self.values(self.exact(self.density(), 400_000)).items()}
-        assert_agrees(z_scores(self.values(after), expected))
+        assert_agrees(z_scores(self.values(after), self.expected()))
         assert np.abs(np.corrcoef(start[:, 2], after[:, 2])[0, 1]) < 0.3
         assert np.abs(np.corrcoef(start[:, 3], after[:, 3])[0, 1]) < 0.3
 
     def test_without_the_change_of_coordinates_it_would_not(self, monkeypatch):
         monkeypatch.setattr(hierarchy, "_log_wider", lambda before, after: jnp.zeros(()))
-        _, after = self.moved()
-        expected = {n: a.mean() for n, a in self.values(self.exact(self.density(), 400_000)).items()}
-        assert_disagrees(z_scores(self.values(after), expected))
+        assert_disagrees(z_scores(self.values(self.moved()[1]), self.expected()))
+
+
+class TestBetweenModes(Interwoven):
+    def test_leaves_the_shares_of_modes_as_they_are(self):
+        start, after = self.moved(self.TWO, 60)
+        assert_agrees(z_scores(self.values(after), self.expected(self.TWO)))
+        crossed = np.mean(start[:, :2] * after[:, :2] < 0)
+        assert crossed > 0.05
+
+    def test_integrals_that_nothing_bounds_would_not(self, monkeypatch):
+        monkeypatch.setattr(tuning, "BY_SCORE", tuning.BY_SCORE._replace(nodes=3, tolerance=np.inf))
+        assert_disagrees(z_scores(self.values(self.moved(self.TWO, 60)[1]), self.expected(self.TWO)))
 
 
 class TestPosterior:
@@ -444,7 +472,7 @@ class TestPosterior:
         density = cp.compile(study, POSTERIOR, PRIOR, means(y))
         result = cp.infer(density, jax.random.key(number), num_chains=400, progress=False)
         assert result.status.ok
-        assert "Interweaving" in result.sampler
+        assert "Interweaving" in result.about.sampler
         assert_is_the_group(result, y)
         rng = np.random.default_rng(0)
         prior = {"mu": rng.normal(size=400), "tau": abs(rng.normal(size=400))}

@@ -107,7 +107,7 @@ def test_samplers(density, sampler, tmp_path):
 def test_a_folder_that_says_what_its_output_means_is_believed():
     """A network that returns next to nothing looks like one of x₀; its scheduler says ε: a doubt, no refusal."""
     factor, schedule = model("ddpm"), model("ddpm").schedule.every(250)
-    weak = eqx.tree_at(lambda f: f.network.conv_out.weight, factor, replace_fn=lambda w: 1e-3 * w)
+    weak = eqx.tree_at(lambda f: f.network.body.conv_out.weight, factor, replace_fn=lambda w: 1e-3 * w)
     (doubt,) = cp.compile(single, weak, schedule=schedule).graph.doubts
     assert "does not do what parameterization='epsilon' declares" in doubt
     own = cp.Diffusion(weak.network, factor.schedule, event_shape=factor.event_shape, time="real_level")
@@ -130,7 +130,7 @@ def run(sampler, count, chains, chunk):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("chains",))
     how = dict(num_chains=chains, sampler=sampler, mesh=mesh, chunk=chunk, progress=False)
     result = cp.infer(density, jax.random.key(0), **how)
-    assert result.devices == count
+    assert result.about.devices == count
     return result
 
 def same(a, b):

@@ -230,8 +230,8 @@ def test_sbi_files_that_cannot_be_read_are_named(tmp_path):
     )
     with pytest.raises(InvalidValueError, match="holds a MixedDensityEstimator"):
         cp.from_estimator(written(described={"kind": "MixedDensityEstimator"}))
-    with pytest.raises(InvalidValueError, match="activation of the network is Mish"):
-        cp.from_estimator(written(described={"activation": "Mish"}))
+    with pytest.raises(InvalidValueError, match="activation of the network is Softplus"):
+        cp.from_estimator(written(described={"activation": "Softplus"}))
     refused(
         lambda: cp.from_estimator(written(**{"net.input_layer.weight": None})),
         LoadError,

@@ -68,7 +68,7 @@ def test_non_finite_densities_are_rejected_and_counted():
 
     density = cp.compile(single, cp.Energy(broken, SCHEDULE, event_shape=(1,)))
     result = run(density, cp.MALA(0.3))
-    assert result.non_finite.sum() > 0
+    assert result.levels["non_finite"].sum() > 0
     assert result.status.code is Code.NON_FINITE
     assert "density.log_density" in result.status.message
     assert np.all(np.isfinite(result["x"]))

@@ -123,8 +123,8 @@ def test_scores_only_are_corrected_by_a_line_integral():
 def test_the_result_says_it():
     density = cp.compile(single, normal([0.0, 0.0]))
     result = cp.infer(density, jax.random.key(0), num_chains=4, progress=False)
-    assert result.sampler.startswith("AnnealedMCMC(HMC")
-    assert "fewer than" in result.reason
+    assert result.about.sampler.startswith("AnnealedMCMC(HMC")
+    assert "fewer than" in result.about.reason
     assert "fewer than" in str(result.summary())
 
 

@@ -46,11 +46,11 @@ def run(name, devices, chunk=32, **options):
         result = cp.infer(density, jax.random.key(3), num_chains=N, sampler=samplers[name], mesh=mesh, chunk=chunk,
                           progress=False, **options)
     on = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(ran[-1].chains)}
-    assert on == {8 if devices is None else max(devices, 1)} == {result.devices}, on
+    assert on == {8 if devices is None else max(devices, 1)} == {result.about.devices}, on
     assert len(result["x"]) == N
-    assert (f"{result.devices}, all of which" in str(result.summary())) == (result.devices > 1)
-    numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.step_size, result.ess,
-               result.non_finite, np.float64(result.log_evidence or 0.0)]
+    assert (f"{result.about.devices}, all of which" in str(result.summary())) == (result.about.devices > 1)
+    numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.step_size, result.levels["ess"],
+               result.levels["non_finite"], np.float64(result.log_evidence or 0.0)]
     return b"".join(np.ascontiguousarray(a).tobytes() for a in numbers), result
 
 def keys_folded_with_the_device(spread, function, *batch):

@@ -43,7 +43,7 @@ def test_a_rule_that_is_written_again_is_not_compiled_again():
         calls.reset()
         sampler = cp.AnnealedMCMC(cp.MALA(lambda schedule: factor * schedule.sigma**2), 1)
         result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=sampler, progress=False)
-        assert "<lambda>" in result.sampler
+        assert "<lambda>" in result.about.sampler
         return calls.traced
 
     assert traced(0.1) > 0
@@ -63,19 +63,19 @@ def test_result_fields_agree(product):
     levels = product.num_levels
     assert result["x"].shape == (64, 2)
     assert result.log_weights.shape == (64,)
-    assert result.weights.sum() == pytest.approx(1)
-    for name in ("acceptance", "step_size", "ess", "non_finite", "log_snr"):
-        assert getattr(result, name).shape == (levels,)
+    assert result.families.weights.sum() == pytest.approx(1)
+    for values in result.levels.variables.values():
+        assert values.shape == (levels,)
     assert np.all((result.acceptance > 0) & (result.acceptance <= 1))
-    assert np.all((result.ess > 0) & (result.ess <= 1 + 1e-6))
+    assert np.all((result.levels["ess"] > 0) & (result.levels["ess"] <= 1 + 1e-6))
     assert np.all(result.step_size > 0)
-    assert result.non_finite.sum() == 0
+    assert result.levels["non_finite"].sum() == 0
     assert result.status.ok
     assert result.density is product
-    assert result.seconds > 0
-    assert result.sampler == SAMPLER.describe()
-    assert result.reason == "chosen by the user"
-    assert np.array_equal(result.log_snr, np.asarray(product.schedule.log_snr))
+    assert result.about.seconds > 0
+    assert result.about.sampler == SAMPLER.describe()
+    assert result.about.reason == "chosen by the user"
+    assert np.array_equal(result.levels["log_snr"], np.asarray(product.schedule.log_snr))
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_ctrl_c_at_level_0_leaves_out_what_moves_chains_there(product, monkeypat
     sampler = cp.AnnealedMCMC(cp.HMC(0.1), 1, then=then)
     result = run(product, sampler=sampler, draws=2)
     assert "before its global moves or its warm-up there had ended" in result.status.message
-    assert result.global_acceptance is None
+    assert result.about.global_acceptance is None
 
 
 SCRIPT = """
@@ -149,7 +149,7 @@ result = cp.infer(density, key, num_chains=256, sampler=sampler, progress=False)
 first, compiled[:] = list(compiled), []
 result.summary()
 asked, compiled[:] = list(compiled), []
-assert result.status.ok and result.curl == {}
+assert result.status.ok and result.about.curl == {}
 print(first, asked, compiled, sep="\\n")
 """
 

@@ -53,7 +53,7 @@ def test_stated_errors_are_the_spread_over_keys():
     assert np.mean(off > 3) <= 0.05
     assert all(result.effective_chains < 1024 for result in results)
     some = results[0]
-    assert np.nanmin(some.ancestors) == len(np.unique(some.first_ancestors)) < 1024
+    assert np.nanmin(some.ancestors) == len(np.unique(some.families.index)) < 1024
     assert "as good as" in str(some.summary())
     assert "±" in str(some.summary())
 
@@ -100,7 +100,7 @@ def test_copies_of_few_are_reported_and_their_errors_withheld():
     assert np.isnan(result.log_evidence_error)
     row = str(result.summary()).splitlines()[1]
     assert "–" in row
-    assert f"descend from {len(np.unique(result.first_ancestors))} " in result.status.message
+    assert f"descend from {len(np.unique(result.families.index))} " in result.status.message
 
 
 @pytest.mark.parametrize("kept", [0.0, 1.0])
@@ -121,7 +121,7 @@ def test_few_families_that_agree_on_an_event_do_not_make_its_error_small():
     result = run(cp.compile(single, normal(jnp.zeros(30))), sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
     index = np.arange(64) % 5
     x = np.where(np.arange(64)[:, None] == 0, 9.0, result["x"][:5][index])
-    few = dataclasses.replace(result, samples={"x": x}, first_ancestors=index)
+    few = dataclasses.replace(result, samples={"x": x}, families=Families(np.full(64, 1 / 64), index))
     rare = few.probability(lambda s: s["x"][0] > 8)
     assert rare.value == pytest.approx(1 / 64)
     assert 0.1 < rare.error < 0.25

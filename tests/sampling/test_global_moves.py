@@ -69,7 +69,7 @@ def test_chains_that_are_at_no_number_are_not_fitted(monkeypatch):
     assert np.isfinite(np.asarray(GaussianMixture.fitted(finite(points), finite(points)).means)).all()
     monkeypatch.setattr(closing, "finite", lambda points: points[:1])
     result, plain = (frozen(cp.compile(single, three_modes()), 0, then) for then in (cp.GlobalMoves(5), ()))
-    assert result.global_acceptance is None
+    assert result.about.global_acceptance is None
     np.testing.assert_array_equal(result["x"], plain["x"])
     assert result.evaluations == plain.evaluations
 
@@ -91,7 +91,7 @@ def test_modes_get_their_shares_and_without_global_moves_they_do_not():
     moved = [frozen(density, seed, cp.GlobalMoves()) for seed in range(8)]
     assert_agrees(z_scores(shares(moved), exact))
     assert_disagrees(z_scores(shares([frozen(density, seed) for seed in range(8)]), exact))
-    assert all(result.global_acceptance > 0.3 for result in moved)
+    assert all(result.about.global_acceptance > 0.3 for result in moved)
     spread = np.std(shares(moved)["0"]) / np.sqrt(0.25 / 400)
     assert 0.4 < spread < 1.8  # of 8 runs; chains are as good as independent ones
 
@@ -116,17 +116,17 @@ def test_chains_are_independent_again_only_where_nearly_all_went():
     sampler = lambda then: cp.SMC(steps_per_level=1, weights="density", then=then)
     closings = (), cp.GlobalMoves(1), cp.GlobalMoves(20)
     none, one, many = (run(density, 1, chains=400, sampler=sampler(then)) for then in closings)
-    assert none.global_acceptance is None
-    assert len(np.unique(none.first_ancestors)) < 200
-    assert 0.3 < one.global_acceptance < 0.9
-    np.testing.assert_array_equal(one.first_ancestors, none.first_ancestors)
+    assert none.about.global_acceptance is None
+    assert len(np.unique(none.families.index)) < 200
+    assert 0.3 < one.about.global_acceptance < 0.9
+    np.testing.assert_array_equal(one.families.index, none.families.index)
     assert none.effective_chains < 100
     assert many.effective_chains > 380
     assert many.log_evidence == none.log_evidence
     assert many.log_evidence_error == none.log_evidence_error
     assert many.evaluations == none.evaluations + 20
     assert "global moves" in str(many.summary())
-    assert "then GlobalMoves(20)" in many.sampler
+    assert "then GlobalMoves(20)" in many.about.sampler
 
 
 def test_they_cost_one_evaluation_each():
@@ -183,7 +183,7 @@ def test_a_run_that_goes_on_does_not_make_them_twice(tmp_path):
     run(density, draws=3, checkpoint_dir=tmp_path, **options)
     again = run(density, draws=6, checkpoint_dir=tmp_path, **options)
     np.testing.assert_array_equal(again["x"], whole["x"])
-    assert again.global_acceptance == whole.global_acceptance
+    assert again.about.global_acceptance == whole.about.global_acceptance
     assert again.evaluations == whole.evaluations
 
 

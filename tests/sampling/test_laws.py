@@ -185,8 +185,8 @@ def test_where_levels_say_nothing_but_are_far_apart_smc_starts_below_them():
     first = SMC["feynman_kac"].first_level(density)
     assert 40 <= first < 49
     result = sample(density, SMC["feynman_kac"], chains=256)
-    assert np.isnan(result.ess[first + 1 :]).all()
-    assert np.isfinite(result.ess[: first + 1]).all()
+    assert np.isnan(result.levels["ess"][first + 1 :]).all()
+    assert np.isfinite(result.levels["ess"][: first + 1]).all()
     assert result.status.ok
 
 

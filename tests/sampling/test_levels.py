@@ -56,7 +56,7 @@ def test_a_run_that_chooses_its_levels_is_right(chosen):
 
 
 def test_what_it_tells_by_level_it_tells_of_the_levels_that_it_visited(chosen, density):
-    log_snr, own = chosen.log_snr, np.asarray(density.schedule.log_snr)
+    log_snr, own = chosen.levels["log_snr"], np.asarray(density.schedule.log_snr)
     assert len(log_snr) < 45  # of the 1,024 steps that it may make
     np.testing.assert_allclose(log_snr[[0, -1]], own[[0, -1]], atol=1e-4)
     steps = -np.diff(log_snr)
@@ -74,10 +74,10 @@ def test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing(
         stop_after(patch, 301)
         part = adaptive(density, checkpoint_dir=tmp_path)
     assert part.status.has("interrupted")
-    assert len(part.log_snr) > 1000  # where it would have gone is not known: every level that it may visit
+    assert len(part.levels["log_snr"]) > 1000  # where it would have gone is not known: every level that it may visit
     resumed = adaptive(density, checkpoint_dir=cp.Checkpoint(tmp_path, resume=True))
     np.testing.assert_array_equal(resumed["x"], whole["x"])
-    np.testing.assert_array_equal(resumed.log_snr, whole.log_snr)
+    np.testing.assert_array_equal(resumed.levels["log_snr"], whole.levels["log_snr"])
     assert resumed.log_evidence == whole.log_evidence
 
 
@@ -85,7 +85,7 @@ def test_levels_that_are_given_are_those_of_a_program_compiled_on_them(density):
     wanted = np.linspace(-6.0, 8.0, 12)
     sampler = cp.SMC(cp.MALA(0.05), check_levels=False)
     there = cp.infer(density, jax.random.key(1), num_chains=64, levels=wanted, sampler=sampler, progress=False)
-    np.testing.assert_allclose(there.log_snr, wanted[::-1], atol=1e-4)
+    np.testing.assert_allclose(there.levels["log_snr"], wanted[::-1], atol=1e-4)
     compiled = density.on(cp.Schedule.log_snr(12, min=-6.0, max=8.0))
     other = cp.infer(compiled, jax.random.key(1), num_chains=64, sampler=sampler, progress=False)
     np.testing.assert_array_equal(there["x"], other["x"])
@@ -102,9 +102,9 @@ def test_a_network_that_knows_its_own_levels_only_is_run_on_some_of_them():
     density = cp.compile(single, f)
     result = cp.infer(density, jax.random.key(0), num_chains=256, sampler=cp.SMC(), levels="adaptive", progress=False)
     known = np.asarray(own.log_snr, np.float32)
-    assert 5 < len(result.log_snr) < 60
-    assert np.all(np.isin(result.log_snr, np.asarray(density.schedule.log_snr)))
-    assert result.log_snr[0] == known[0] or np.isclose(result.log_snr[0], known[0], atol=1e-3)
+    assert 5 < len(result.levels["log_snr"]) < 60
+    assert np.all(np.isin(result.levels["log_snr"], np.asarray(density.schedule.log_snr)))
+    assert result.levels["log_snr"][0] == known[0] or np.isclose(result.levels["log_snr"][0], known[0], atol=1e-3)
     assert abs(np.var(result["x"]) - 1.0) < 0.25
     with pytest.raises(AlignmentError, match="knows only the 400 levels"):
         cp.infer(density, jax.random.key(0), num_chains=256, levels=[-3.0, 0.1, 4.0], progress=False)
@@ -218,5 +218,5 @@ def test_steps_that_are_too_long_for_a_sharp_event_are_named(width, steady):
 
     target = cp.compile(event, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40, max=8.0)), jnp.float32(width))
     result = cp.infer(target, jax.random.key(0), num_chains=CHAINS, sampler=cp.SMC(), progress=False)
-    assert np.nanmin(result.ess) > 0.05
+    assert np.nanmin(result.levels["ess"]) > 0.05
     assert result.status.has("weights_collapsed") != steady

@@ -62,7 +62,8 @@ def run(density, sampler, how, **options):
     tuning.ROOM = tuning.ROOM._replace(parts_bytes=above)
     result = cp.infer(densities[density], jax.random.key(3), num_chains=N, sampler=samplers[sampler], mesh=mesh,
                       chunk=4, progress=False, **options)
-    numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.ess, result.non_finite]
+    levels = [result.levels[name] for name in ("acceptance", "ess", "non_finite")]
+    numbers = [*result.samples.values(), result.log_weights, *levels]
     return b"".join(np.ascontiguousarray(a).tobytes() for a in numbers)
 
 seen_densities, visit = [], compiled.advance

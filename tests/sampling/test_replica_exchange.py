@@ -198,11 +198,11 @@ def test_shares_of_modes(result):
 
 def test_what_is_recorded(result):
     assert result["x"].shape == (64, 60)
-    assert result.log_snr.shape == result.swaps.shape == result.acceptance.shape == (8,)
-    np.testing.assert_allclose(result.log_snr[[0, -1]], np.asarray(SCHEDULE.log_snr)[[0, -1]], atol=1e-4)
-    assert np.isnan(result.swaps[-1])
-    assert np.all(result.swaps[:-1] > 0.1)
-    assert result.round_trips > 1.0
+    assert result.levels["log_snr"].shape == result.levels["swaps"].shape == result.acceptance.shape == (8,)
+    np.testing.assert_allclose(result.levels["log_snr"][[0, -1]], np.asarray(SCHEDULE.log_snr)[[0, -1]], atol=1e-4)
+    assert np.isnan(result.levels["swaps"][-1])
+    assert np.all(result.levels["swaps"][:-1] > 0.1)
+    assert result.about.round_trips > 1.0
     assert result.evaluations == (8 + 80 + 3 + 60) * 8 * 2
     assert "round trips of each chain's replicas" in str(result.summary())
 

@@ -62,7 +62,7 @@ def test_step_sizes_are_fixed_from_the_first_draw_on(product):
 def test_draws_are_an_axis_that_arviz_sees(product, whole):
     plain = run(product, chains=CHAINS)
     assert whole["x"].shape == (CHAINS, DRAWS, 2)
-    assert (whole.draws, whole.thin, plain.draws) == (DRAWS, THIN, None)
+    assert (whole.about.draws, whole.about.thin, plain.about.draws) == (DRAWS, THIN, None)
     assert whole.evaluations == plain.evaluations + tuning.WARM_UP.settling + DRAWS * THIN
     assert whole.log_evidence == plain.log_evidence
     np.testing.assert_array_equal(whole.step_size[1:], plain.step_size[1:])

@@ -84,7 +84,7 @@ def test_the_default_finds_the_scale_of_a_hierarchy(program):
     density in the same coordinates, as the test above shows."""
     mean, sd = exact_tau()
     result = run(cp.compile(program, normal(0.0, 1.0, SHORT)), chains=256, sampler=None)
-    assert "then WarmUp()" in result.sampler
+    assert "then WarmUp()" in result.about.sampler
     tau = result.mean(lambda s: s["tau"])
     assert abs(tau.value - mean) < 0.3 * sd
     assert abs(tau.value - mean) < 4 * tau.error
@@ -172,22 +172,22 @@ class TestGivingUp:
         monkeypatch.setattr(stages, "begin", begun)
         asked = {"levels": self.coarse.log_snr, "checkpoint_dir": tmp_path}
         result = run(density, chains=256, sampler=None, **asked)
-        assert result.sampler.startswith("AnnealedMCMC")
-        assert "SMC's 256 chains had come to descend from" in result.reason
-        assert "worth" in result.reason
+        assert result.about.sampler.startswith("AnnealedMCMC")
+        assert "SMC's 256 chains had come to descend from" in result.about.reason
+        assert "worth" in result.about.reason
         assert len(words) == 2
         assert not np.isin(*words).any()  # what chance did to the first run it does not do to the second
         assert result.effective_chains == pytest.approx(256)
         assert not result.status.has(Code.ANCESTORS_COLLAPSED)
         again = run(density, chains=256, sampler=None, **asked)  # from both checkpoints
         np.testing.assert_array_equal(result["x"], again["x"])
-        assert again.reason == result.reason
+        assert again.about.reason == result.about.reason
 
     def test_else_closer_levels_do_and_know_the_evidence(self, tmp_path):
         """Six independent coordinates: a mode at +1 has all but nothing of the other one's mass under N(½, 0.3²)."""
         result = run(self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path)
-        assert "SMC's 256 chains had come to descend from" in result.reason
-        assert "300 levels" in result.reason
+        assert "SMC's 256 chains had come to descend from" in result.about.reason
+        assert "300 levels" in result.about.reason
         assert result.status.ok
         noise = self.coarse.alpha[0], self.coarse.sigma[0]
         wide, narrow = (float(np.hypot(noise[0] * sd, noise[1])) for sd in (0.3, 0.1))
@@ -201,7 +201,7 @@ class TestGivingUp:
 
     def test_a_sampler_that_was_asked_for_is_kept_and_its_end_reported(self):
         result = run(self.density(), chains=256, sampler=cp.SMC())
-        assert result.sampler.startswith("SMC")
+        assert result.about.sampler.startswith("SMC")
         assert result.status.has(Code.ANCESTORS_COLLAPSED)
 
 

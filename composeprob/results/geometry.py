@@ -1,0 +1,118 @@
+"""Samples as rows of numbers, with their names and units; which are near to one another; and samples as images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from composeprob import tuning
+
+
+def entries(name: str, shape: tuple[int, ...]) -> list[str]:
+    """The names of a site's numbers: ``x``, or ``x[0, 1]`` and so on."""
+    return [name + (f"[{', '.join(map(str, index))}]" if index else "") for index in np.ndindex(shape)]
+
+
+def rows(sites: Mapping[str, np.ndarray], lead: int = 1) -> tuple[Float[np.ndarray, "n d"], list[int], list[str]]:
+    """All sites in one row a sample, how many numbers each has, and their names.
+
+    Args:
+        sites: ``{site: (n, …)}``.
+        lead: axes of samples, one or two.
+    """
+    shapes = {name: np.shape(x)[lead:] for name, x in sites.items()}
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    flat = [np.asarray(x, float).reshape(-1, size) for x, size in zip(sites.values(), sizes, strict=True)]
+    return (
+        np.concatenate(flat, axis=1),
+        sizes,
+        [each for name, shape in shapes.items() for each in entries(name, shape)],
+    )
+
+
+def scaled(points: np.ndarray, sizes: list[int]) -> np.ndarray:
+    """The directions in which points vary most, with sites in units of their spread.
+
+    Entries of one site keep their proportions: what holds modes apart is what varies more than the rest.
+    """
+    ends = np.cumsum(sizes)
+    spreads = [np.sqrt(np.mean(points[:, end - size : end].var(0))) for size, end in zip(sizes, ends, strict=True)]
+    points = (points - points.mean(0)) / np.repeat([spread if spread > 0 else 1.0 for spread in spreads], sizes)
+    if points.shape[1] <= tuning.COMPARISON.directions:
+        return points
+    return np.asarray(points @ np.linalg.svd(points, full_matrices=False)[2][: tuning.COMPARISON.directions].T)
+
+
+def nearest(
+    points: np.ndarray, families: np.ndarray | None, others: np.ndarray, their_families: np.ndarray, k: int
+) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+    """The k nearest others of each point, in no order, and how far they are, but for those of its own family, which are
+    near for another reason."""
+    from scipy.spatial.distance import cdist
+
+    index, distance = np.empty((len(points), k), int), np.empty((len(points), k))
+    for i in range(0, len(points), 512):
+        part = slice(i, i + 512)
+        distances = cdist(points[part], others)
+        if families is not None:
+            distances[families[part, None] == their_families[None, :]] = math.inf
+        index[part] = np.argpartition(distances, k - 1, axis=1)[:, :k]
+        distance[part] = np.take_along_axis(distances, index[part], axis=1)
+    return index, distance
+
+
+def connected(points: np.ndarray, k: int) -> np.ndarray:
+    """The number of each point's group, the largest first: what the graph of k nearest neighbours connects, (n,)."""
+    return components(neighbours(points, k), len(points))
+
+
+def neighbours(points: np.ndarray, k: int) -> np.ndarray:
+    """Pairs (i, j) with i < j of points of which one is among the k nearest of the other, (·, 2)."""
+    from scipy.spatial import cKDTree
+
+    k = min(k, len(points) - 1)
+    near = cKDTree(points).query(points, k + 1)[1]
+    pairs = np.stack([np.repeat(np.arange(len(points)), k + 1), near.ravel()], axis=1)
+    pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
+    return np.unique(pairs, axis=0)
+
+
+def tree(points: np.ndarray) -> np.ndarray:
+    """Pairs (i, j) with i < j of the shortest tree that connects all points, (n − 1, 2): the way over every gap."""
+    from scipy.sparse.csgraph import minimum_spanning_tree
+    from scipy.spatial.distance import pdist, squareform
+
+    found = minimum_spanning_tree(squareform(pdist(points) + 1e-30)).tocoo()
+    return np.sort(np.stack([found.row, found.col], axis=1), axis=1)
+
+
+def components(pairs: np.ndarray, n: int) -> np.ndarray:
+    """The number of the group that pairs connect each of n things to, the largest first, (n,)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    found = np.asarray(connected_components(graph, directed=False)[1])
+    order = np.argsort(-np.bincount(found), kind="stable")
+    return np.argsort(order)[found]
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Says whether events of a shape are images: (H, W), (H, W, 1) or (H, W, 3) with sides of 6 or more."""
+    return len(shape) in (2, 3) and min(shape[:2]) >= 6 and (len(shape) == 2 or shape[2] in (1, 3))
+
+
+def as_images(values: np.ndarray) -> np.ndarray:
+    """Events (N, H, W) or (N, H, W, C) as images (N, H, W, C), from 0 to 1; values in [0, 1] or [−1, 1] keep their
+    meaning, others are stretched."""
+    images = np.nan_to_num(np.asarray(values, float))
+    images = images[..., None] if images.ndim == 3 else images
+    low, high = (float(end) for end in np.quantile(images, [0.001, 0.999]))  # level 0 still carries some noise
+    if low > -0.25 and high < 1.25:
+        low, high = 0.0, 1.0
+    elif low > -1.5 and high < 1.5:
+        low, high = -1.0, 1.0
+    return np.clip((images - low) / max(high - low, 1e-12), 0, 1)

@@ -13,8 +13,9 @@ from jax import Array
 import composeprob as cp
 
 from .networks.bounded_posterior import BoundedPosterior
+from .networks.gaussian_posterior import GaussianPosterior
 from .rates import cosine
-from .worlds import slcp, two_moons
+from .worlds import drift_diffusion, slcp, two_moons
 
 SETTINGS: dict[str, Any] = {
     "parameterization": "epsilon",
@@ -122,4 +123,20 @@ def two_moons_network(key: Array) -> BoundedPosterior:
         input_size=6,
         width=192,
         rngs=nnx.Rngs(params=key),
+    )
+
+
+def drift_diffusion_network(key: Array) -> GaussianPosterior:
+    """It sees a subject by the summaries of its trials."""
+    params, theta_key, data_key = jax.random.split(key, 3)
+    world = drift_diffusion
+    return GaussianPosterior(
+        world.SIZE,
+        world.simulate(data_key, world.prior().sample(theta_key, (2000,))),
+        centre=world.LOCATION,
+        scale=world.SCALE,
+        width=64,
+        blocks=2,
+        embedding=128,
+        rngs=nnx.Rngs(params=params),
     )

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 
-from composeprob.models.worlds import slcp, two_moons
+from composeprob.models.worlds import drift_diffusion, slcp, two_moons
 
 
 def test_slcp_is_four_points_of_a_gaussian():
@@ -30,3 +31,39 @@ def test_the_density_of_two_moons_is_normalised_and_holds_the_draws():
     np.testing.assert_allclose(density(grid).sum() * (side[1] - side[0]) ** 2, 1.0, rtol=0.01)
     assert jnp.all(density(draws) > 0)
     np.testing.assert_allclose(draws.mean(0), (grid * density(grid)[:, None]).sum(0) / density(grid).sum(), atol=0.01)
+
+
+@pytest.mark.parametrize(("v", "a"), [(0.0, 1.4), (1.5, 1.4), (-6.0, 0.8)])
+def test_first_passages_have_their_density_mean_and_choices(v, a):
+    """The mean is a·tanh(va/2)/2v, and the share of upper choices 1/(1 + exp(−va))."""
+    t0 = 0.25
+    theta = jnp.array([v, np.log(a), np.log(t0)])
+    grid = np.linspace(t0 + 1e-4, t0 + 8.0, 40001)
+    one = lambda choice: jax.vmap(lambda t: drift_diffusion.log_likelihood(theta, t[None], jnp.full(1, choice)))
+    density = {choice: np.exp(np.asarray(jax.jit(one(choice))(jnp.asarray(grid)), float)) for choice in (0.0, 1.0)}
+    upper = 1 / (1 + np.exp(-v * a))
+    np.testing.assert_allclose(np.trapezoid(density[1.0], grid), upper, atol=2e-6)
+    np.testing.assert_allclose(np.trapezoid(density[0.0], grid), 1 - upper, atol=2e-6)
+    mean = a * np.tanh(v * a / 2) / (2 * v) if v else a**2 / 4
+    both = density[0.0] + density[1.0]
+    np.testing.assert_allclose(np.trapezoid(both * grid, grid), t0 + mean, atol=2e-5)
+    times, choices = jax.jit(drift_diffusion.trials)(jax.random.key(2), jnp.tile(theta, (200, 1)))
+    below = np.interp(times.ravel(), grid, np.cumsum(both) * (grid[1] - grid[0]))
+    assert stats.kstest(below, "uniform").pvalue > 1e-4
+    assert stats.binomtest(int(choices.sum()), choices.size, upper).pvalue > 1e-4
+    assert np.all(np.diff(times, axis=1) >= 0)
+
+
+def test_a_response_before_the_non_decision_time_has_no_density():
+    theta = jnp.array([1.0, 0.3, np.log(0.3)])
+    assert drift_diffusion.log_likelihood(theta, jnp.array([0.29, 0.6]), jnp.ones(2)) == -jnp.inf
+    assert jnp.all(jnp.isfinite(jax.grad(drift_diffusion.log_likelihood)(theta, jnp.array([0.31, 0.6]), jnp.ones(2))))
+
+
+def test_summaries_do_not_depend_on_the_order_of_trials():
+    theta = jnp.array([[1.0, 0.3, -1.2], [-0.5, 0.1, -1.0]])
+    times, choices = drift_diffusion.trials(jax.random.key(3), theta)
+    order = jax.random.permutation(jax.random.key(4), drift_diffusion.TRIALS)
+    found = drift_diffusion.summaries(times[:, order], choices[:, order])
+    assert found.shape == (2, drift_diffusion.SUMMARIES)
+    np.testing.assert_allclose(found, drift_diffusion.simulate(jax.random.key(3), theta), rtol=1e-4, atol=1e-5)

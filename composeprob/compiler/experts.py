@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+
+import numpy as np
 
 from composeprob.compiler.check import node_capabilities
 from composeprob.compiler.draws import Draw, draw_of
@@ -10,6 +13,7 @@ from composeprob.compiler.expressions import Expression, lower_expression
 from composeprob.density.experts import Expert
 from composeprob.factors.base import Factor
 from composeprob.factors.passes import Pass
+from composeprob.ir.cells import Cells
 from composeprob.ir.nodes import Graph, Leaf, Region, leaves, total_count
 from composeprob.ir.render import formula
 
@@ -49,7 +53,16 @@ def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, Expressi
             averaged = float(region.averaged) if isinstance(region, Region) else 1.0
             rows = total_count(below[0].plates)
             dimension = below[0].dimension
-            known.append(Expert(name, site.name, raised.power, dimension, trained, rows, averaged))
+            members = _members(below[0].region, math.prod(site.shape))
+            known.append(Expert(name, site.name, raised.power, dimension, trained, rows, averaged, members))
             draw = draw_of(raised.node) if raised.power > 0 else None
             lowered.append((site.name, lower_expression(raised.node, site.shape), draw))
     return tuple(known), tuple(lowered)
+
+
+def _members(region: Region | Cells | None, size: int) -> int:
+    """The number of sets of cells of which each of the site's entries is in one, as the members of a plate; else 1."""
+    if not isinstance(region, Cells):
+        return 1
+    cells = region.indices.array
+    return cells.size // cells.shape[-1] if np.array_equal(np.sort(cells, axis=None), np.arange(size)) else 1

@@ -55,9 +55,14 @@ class Scattered(eqx.Module):
 
     def total(self, over_sets: bool) -> Array | Scattered:
         """The sum over the leading axis, which runs over sets of cells, or over uses of the same ones."""
-        if not over_sets:
-            return Scattered(jnp.sum(self.values, axis=0), self.cells[0], self.shape, self.ordered)
-        if self.ordered:
+        if over_sets:
+            return self.sum
+        return Scattered(jnp.sum(self.values, axis=0), self.cells[0], self.shape, self.ordered)
+
+    @property
+    def sum(self) -> Array:
+        """The sum of all of them, of the site's shape."""
+        if self.ordered and self.values.ndim == 2:
             return self.values.reshape(self.shape)
         zero = jnp.zeros((math.prod(self.shape),), self.values.dtype)
         return zero.at[self.cells].add(self.values).reshape(self.shape)
@@ -136,6 +141,11 @@ class Parts(eqx.Module):
 def dense(score: Array | Scattered) -> Array:
     """A score over the whole site."""
     return score.dense if isinstance(score, Scattered) else score
+
+
+def summed(score: Array | Scattered, shape: tuple[int, ...]) -> Array:
+    """The sum of a score over the axes of its plates, of the site's shape."""
+    return score.sum if isinstance(score, Scattered) else jnp.sum(score.reshape(-1, *shape), axis=0)
 
 
 def _stack(values: list[Array | None]) -> Array | None:

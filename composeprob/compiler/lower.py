@@ -16,7 +16,7 @@ from composeprob.compiler.check import node_capabilities, site_parts
 from composeprob.compiler.draws import Draw, chosen
 from composeprob.compiler.exact import closed_form
 from composeprob.compiler.experts import experts
-from composeprob.compiler.expressions import Expression, NodeValue, dense, lower_expression
+from composeprob.compiler.expressions import Expression, NodeValue, dense, lower_expression, summed
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
 from composeprob.density.evaluation import Evaluation, Known, Parts, Wall
@@ -230,9 +230,7 @@ class Evaluator(Evaluates):
     def leaf_scores(self, position: dict[str, Array], level: Array | int) -> tuple[dict[str, Array], ...]:
         noise, xs, zs = self._split(position, level)
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
-        return tuple(
-            {site: jnp.sum(dense(outputs[slot][1]).reshape(-1, *xs[site].shape), 0)} for site, slot in self.places
-        )
+        return tuple({site: summed(outputs[slot][1], xs[site].shape)} for site, slot in self.places)
 
     def expert_values(self, position: dict[str, Array], level: Array | int) -> tuple[ExpertValue, ...]:
         noise, xs, zs = self._split(position, level)
@@ -240,9 +238,9 @@ class Evaluator(Evaluates):
         found = []
         for site, expression in zip(self.asked, self.experts, strict=True):
             value = expression(outputs, noise)
-            scores = dense(value.score).reshape(-1, xs[site].size)
+            scores, total = dense(value.score).reshape(-1, xs[site].size), summed(value.score, xs[site].shape)
             log_density = jnp.nan if value.log_density is None else value.log_density
-            found.append(ExpertValue(scores, jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])))
+            found.append(ExpertValue(scores, total.ravel(), jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])))
         return tuple(found)
 
     @property

@@ -19,6 +19,7 @@ class Expert(NamedTuple):
         trained: whether it was learned; a closed form is right everywhere.
         rows: how many conditions in plates it stands for.
         averaged: how many entries of the site each entry of its event is the mean of.
+        members: in how many sets it sees the entries of the site, each entry in one of them; 1 where in no such sets.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Expert(NamedTuple):
     trained: bool
     rows: int = 1
     averaged: float = 1.0
+    members: int = 1
 
 
 class ExpertValue(eqx.Module):
@@ -35,8 +37,10 @@ class ExpertValue(eqx.Module):
 
     Attributes:
         score: ∇ log f over the entries of its site, (rows, entries).
+        total: the sum of these over the rows, (entries,).
         log_density: log f, (rows,); NaN of a factor that offers only its score.
     """
 
     score: Array
+    total: Array
     log_density: Array

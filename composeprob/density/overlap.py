@@ -187,7 +187,7 @@ def _expert_pilot(density: AnnealedDensity, which: int, positions: Position, key
     site = density.sites[expert.site]
 
     def drift(position: Position, level: Array) -> Position:
-        score = density.evaluator.expert_values(position, level)[which].score.sum(0)
+        score = density.evaluator.expert_values(position, level)[which].total
         return {expert.site: score.reshape(site.shape)}
 
     def chain(position: Position, key: Array) -> Position:

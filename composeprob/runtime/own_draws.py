@@ -9,6 +9,15 @@ $$\text{shift}_i = \mathrm{sd}_i\,|E[s_i]|, \qquad \text{steepness}_i = -E[s_i\,
 
 0 and 1 where they agree: about by how many standard deviations chains are led away, and how many times too narrow, in
 variance, they become.
+
+Errors that the J members of a plate have in common add up in the group. With $v_j$ the variances of a member's draws,
+$m_j$ their mean, m and P mean and covariance of all members' draws together, data of J members tell the group's mean
+to $\sqrt{P/J}$, which errors move by about the mean over members of $v_j\,E[s_j]$, and its covariance to
+$\sqrt{(P_{pp}P_{qq} + P_{pq}^2)/J}$, which they move by that of the symmetric part of
+
+$$2\,v_j\,E[s_j]\,(m_j - m)^\top - v_j\,\big(E[s_j\,(x_j - m_j)^\top] + I\big).$$
+
+Both are asked in these units.
 """
 
 from __future__ import annotations
@@ -31,18 +40,22 @@ from composeprob.samplers.step import Step
 
 
 class OwnScore(NamedTuple):
-    """What a factor's score at its own draws of level 0 comes to: of all numbers of its site the one where that is
-    farthest from what it should be, less four standard errors; 0 and 1 where nothing is wrong.
+    """What a factor's score at its own draws of level 0 comes to: of all numbers of its site, and of those of a plate's
+    members together, the one where that is farthest from what it should be, less four standard errors; 0 and 1 where
+    nothing is wrong.
 
     Attributes:
-        shift: sd·|E[s]|.
+        shift: sd·|E[s]|, or by how many of its standard deviations the members together lead the group's mean, or an
+            entry of its covariance, away.
         steepness: −E[s·(x − x̄)].
         right_from: the cleanest level from which on both are about right; None where no level is.
+        members: of a plate, J.
     """
 
     shift: float
     steepness: float
     right_from: int | None
+    members: int = 1
 
     @property
     def wrong(self) -> bool:
@@ -59,15 +72,20 @@ def own_scores(density: AnnealedDensity, positions: Position, key: Array) -> dic
         key: a typed random key.
 
     Returns:
-        ``{factor: what was found}``; of a plate its first member.
+        ``{factor: what was found}``; of a plate of observations its first member. None of a plate in which a mask
+        leaves members out, or of one in another.
     """
     found = {}
     for i, expert in enumerate(density.described.experts):
         size = math.prod(density.sites[expert.site].shape)
-        if not expert.trained or expert.dimension != size or expert.averaged != 1:
+        if not expert.trained or expert.dimension * expert.members != size or expert.averaged != 1:
             continue
-        moments = _own_moments(density, i, positions, jax.random.fold_in(key, i))
-        found[expert.name] = _compared(moments, len(positions[expert.site]))
+        if expert.members not in (1, expert.rows):
+            continue
+        # What is divided by is asked where its draws are, not where those of the group are.
+        together = expert.members if expert.power > 0 else 1
+        moments = _own_moments(density, i, positions, jax.random.fold_in(key, i), together)
+        found[expert.name] = _compared(moments, len(positions[expert.site]), expert.members)
     return found
 
 
@@ -83,6 +101,7 @@ def other_laws(found: Mapping[str, OwnScore], log_snr: np.ndarray) -> list[tuple
         return []
     told = ", ".join(
         f"that of {name} is {own.steepness:.2g} times as steep as their spread says, and shifted by {own.shift:.2g} sd"
+        + f" (the worst of {own.members} members, or in sd of their group's mean or covariance)" * (own.members > 1)
         for name, own in wrong.items()
     )
     known = [own.right_from for own in wrong.values() if own.right_from is not None]
@@ -97,36 +116,36 @@ def other_laws(found: Mapping[str, OwnScore], log_snr: np.ndarray) -> list[tuple
 
 
 class Moments(NamedTuple):
-    """Of n draws of a level, of each of their numbers: mean and standard deviation of the score s, the same of
-    −s·(x − x̄), and the standard deviation of x."""
+    """Over n draws of a level, mean and standard deviation of each shift, whose mean's absolute value counts, and of
+    each steepness − 1."""
 
-    score: Array
-    score_sd: Array
-    pull: Array
-    pull_sd: Array
-    sd: Array
+    shift: Array
+    shift_sd: Array
+    off: Array
+    off_sd: Array
 
 
-def _compared(found: Moments, n: int) -> OwnScore:
+def _compared(found: Moments, n: int, members: int) -> OwnScore:
     """Of moments with an axis of levels, from level 0 on."""
-    score, score_sd, pull, pull_sd, sd = (np.asarray(leaf, float) for leaf in found)
+    shifts, shifts_sd, offs, offs_sd = (np.asarray(leaf, float) for leaf in found)
 
     def less(errors: float) -> tuple[np.ndarray, np.ndarray]:
         """Shift and steepness − 1 at each level, of the number where it is farthest off by more than its errors."""
-        shift = np.maximum((abs(score) - errors * score_sd / math.sqrt(n)) * sd, 0.0).max(1)
-        off = np.sign(pull - 1) * np.maximum(abs(pull - 1) - errors * pull_sd / math.sqrt(n), 0.0)
+        shift = np.maximum(abs(shifts) - errors * shifts_sd / math.sqrt(n), 0.0).max(1)
+        off = np.sign(offs) * np.maximum(abs(offs) - errors * offs_sd / math.sqrt(n), 0.0)
         return shift, np.take_along_axis(off, abs(off).argmax(1)[:, None], 1)[:, 0]
 
-    shift, off = less(2.0)
+    shift, off = less(2.0 if members == 1 else 4.0)  # of many numbers the farthest is more errors off by chance
     right = np.maximum(2 * shift, abs(off)) <= tuning.FINDINGS.own_score_right
     shift, off = less(4.0)
     right_from = int(np.flatnonzero(~right).max(initial=-1)) + 1
-    return OwnScore(float(shift[0]), 1.0 + float(off[0]), right_from if right_from < len(off) else None)
+    return OwnScore(float(shift[0]), 1.0 + float(off[0]), right_from if right_from < len(off) else None, members)
 
 
 @eqx.filter_jit
-def _own_moments(density: AnnealedDensity, which: int, positions: Position, key: Array) -> Moments:
-    """Moments over draws of one expert alone by its reverse diffusion, at every level, from level 0 on."""
+def _own_moments(density: AnnealedDensity, which: int, positions: Position, key: Array, together: int) -> Moments:
+    """Moments over draws of one expert alone by its reverse diffusion, at every level, from level 0 on. The noise of a
+    step is that of a Gaussian with the draws' variance, of which steps of any length then keep the variance."""
     expert = density.described.experts[which]
     site, n = density.sites[expert.site], len(positions[expert.site])
     size, last = math.prod(site.shape), density.num_levels - 1
@@ -134,17 +153,23 @@ def _own_moments(density: AnnealedDensity, which: int, positions: Position, key:
     def scores(x: Array, level: Array) -> Array:
         def score(x: Array, position: Position) -> Array:
             at = {**position, expert.site: x.reshape(site.shape)}
-            return density.evaluator.expert_values(at, level)[which].score[0]
+            value = density.evaluator.expert_values(at, level)[which]
+            return value.total if expert.members > 1 else value.score[0]
 
         return jax.vmap(score)(x, positions)
 
     def descend(x: Array, at: tuple[Array, Array]) -> tuple[Array, Moments]:
         key, level = at
         start, end, s = density.schedule.at(level), density.schedule.at(jnp.maximum(level - 1, 0)), scores(x, level)
-        pull = -s * (x - x.mean(0))
-        found = Moments(s.mean(0), s.std(0), pull.mean(0), pull.std(0), x.std(0))
+        variance, off = x.var(0, ddof=1), -s * (x - x.mean(0)) * n / (n - 1) - 1
+        shift = jnp.concatenate([s * jnp.sqrt(variance), *_of_group(x, s * variance, variance, together)], axis=1)
+        found = Moments(shift.mean(0), shift.std(0), off.mean(0), off.std(0))
         step = Step.ddpm(start.variance, end.variance)
         y = jax.vmap(step.draw)(x / start.alpha, start.alpha * s, jax.random.normal(key, x.shape))
+        # Var(x₀ | y) = s·(1 + s·∂S/∂y), which that step leaves out; of a Gaussian E[∂S/∂y] = E[S·(y − ȳ)]/Var(y).
+        before, share = start.variance, 1 - end.variance / start.variance
+        clear = before * jnp.clip(1 - before * start.alpha**2 * (off.mean(0) + 1) / variance, 0.0, 1.0)
+        y += share * jnp.sqrt(clear) * jax.random.normal(jax.random.fold_in(key, 1), x.shape)
         return (end.alpha * y).astype(x.dtype), found
 
     first, rest = jax.random.split(key)
@@ -152,3 +177,20 @@ def _own_moments(density: AnnealedDensity, which: int, positions: Position, key:
     levels = jnp.arange(last, -1, -1)
     _, found = jax.lax.scan(descend, x, (jax.random.split(rest, len(levels)), levels))
     return jax.tree.map(lambda leaf: leaf[::-1], found)
+
+
+def _of_group(x: Array, moved: Array, variance: Array, members: int) -> list[Array]:
+    """Shifts of the group's mean and covariance, in their standard deviations, (n, …) each, of draws x of all members,
+    of v·s, and of v; nothing outside of a plate."""
+    if members == 1:
+        return []
+    x, moved = (a.reshape(len(x), members, -1) for a in (x, moved))
+    n, of_member, away = len(x), x.mean(0), x - x.mean((0, 1))
+    pooled = jnp.einsum("njp,njq->pq", away, away) / (n * members)
+    found = [jnp.sum(moved, 1) / jnp.sqrt(members * jnp.diag(pooled))]
+    if x.shape[2] <= tuning.METRIC.most_numbers:
+        led = jnp.einsum("njp,njq->npq", moved, 2 * (of_member - x.mean((0, 1))) - (x - of_member))
+        led -= (1 - 3 / n) * jnp.diag(variance.reshape(members, -1).sum(0))  # m_j is of the same n draws
+        known = jnp.sqrt(members * (jnp.outer(jnp.diag(pooled), jnp.diag(pooled)) + pooled**2))
+        found.append(((led + led.mT) / (2 * known)).reshape(len(x), -1))
+    return found

@@ -4,6 +4,8 @@ them."""
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
@@ -52,3 +54,69 @@ def test_a_run_that_follows_it_says_so():
     assert reverse["x"][:, 0].std() > 0.75
     right = cp.infer(cp.compile(single, gaussian(0.0)), jax.random.key(0), num_chains=1000, progress=False)
     assert right.status.ok
+
+
+MEMBER_SD, GROUP_SD = 0.5, 1.0
+
+
+def plate(members, wrong, mask=True):
+    """Members N(m_j, 0.5²) with m_j ~ N(0.3, 1), whose scores are wrong by ``wrong(m_j, x − m_j)``, in units of 1/0.5,
+    where there is little noise."""
+
+    def score(x, log_snr, m):
+        alpha2, variance = jax.nn.sigmoid(log_snr), jax.nn.sigmoid(-log_snr)
+        away = x - jnp.sqrt(alpha2) * m
+        error = wrong(m, away) / MEMBER_SD * alpha2**100
+        return -away / (alpha2 * MEMBER_SD**2 + variance) + error
+
+    one = cp.Diffusion(
+        score, SCHEDULE, event_shape=(), parameterization="score", time="log_snr", conditions=("m",), label="one"
+    )
+    ms = np.random.default_rng(members).normal(size=members)
+    ms = jnp.asarray(0.3 + GROUP_SD * (ms - ms.mean()) / ms.std(), jnp.float32)
+
+    @cp.program
+    def study():
+        mu = cp.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("members", members):
+            eta = cp.sample("eta", dist.Normal(mu, 1.0))
+            with numpyro.handlers.mask(mask=mask):
+                cp.factor("data", one.given(m=ms), at=eta)
+
+    density = cp.compile(study)
+    positions = jax.vmap(density.initial)(jax.random.split(jax.random.key(0), 256))
+    return own_scores(density, positions, jax.random.key(1))
+
+
+@pytest.mark.parametrize("members", [20, 500])
+def test_members_of_a_plate_that_are_right(members):
+    (found,) = plate(members, lambda m, away: 0.0 * m).values()
+    assert not found.wrong
+    assert found.members == members
+    assert found.right_from == 0
+
+
+POOLED = GROUP_SD**2 + MEMBER_SD**2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "led"),
+    [
+        (lambda m, away: 0.1, 0.1 * MEMBER_SD * (500 / POOLED) ** 0.5),
+        (lambda m, away: 0.1 * (m - 0.3), 2 * 0.1 * MEMBER_SD * GROUP_SD**2 / POOLED * (500 / 2) ** 0.5),
+        (lambda m, away: -0.4 * away / MEMBER_SD, 0.4 * MEMBER_SD**2 / POOLED * (500 / 2) ** 0.5),
+    ],
+    ids=["the group's mean", "its variance", "its variance, as members are too narrow"],
+)
+def test_small_errors_of_members_add_up_in_their_group(wrong, led):
+    """To each member they are nothing, nor to 20. The mean of J is uncertain by √(P/J), its variance by P·√(2/J)."""
+    (found,) = plate(20, wrong).values()
+    assert not found.wrong
+    (found,) = plate(500, wrong).values()
+    assert found.wrong
+    assert 0.7 * led < found.shift < 1.05 * led  # less four errors
+    assert 0 < found.right_from < 20
+
+
+def test_a_plate_with_a_mask_is_not_asked():
+    assert not plate(4, lambda m, away: 5.0, mask=np.array([True, True, False, True]))

@@ -7,7 +7,7 @@ through the score of its posterior q(η | x_j) under a broad prior, in closed fo
 the noise that it predicts, as a network's would be (ε̂ = ε + error·net(η, x, t), that of `tall-data`). The reference is
 quadrature of the written hierarchy, x_j ~ N(η_j, 0.5²): subjects and mean in closed form, tau and rho on a grid. NUTS
 runs on the written likelihood. Each number of subjects is a process of its own, whose first run's processor seconds are
-with compilation.
+with compilation; those that are done are kept in out/, so that the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +30,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS
-from report import publish
+from report import kept, publish
 from tall.instances import Instance, gaussian, mistake, time_of
 
 import composeprob as cp
 
 CHAINS = 300
+CHANCE = 3 / np.sqrt(CHAINS)
+"""Chains of a run, and what so many draws may be off by, in sd, beside what the checks allow."""
 BROAD, NOISE = 3.0, 0.5
 """Standard deviations of the prior that the posteriors of one subject were made under, and of a subject's data."""
 CLEAR = 1 / (BROAD**-2 + NOISE**-2)
@@ -213,24 +216,27 @@ def part_a(numbers: list[int]) -> int:
     checks: dict[str, bool] = {}
     details: dict[str, Any] = {}
     for subjects in numbers:
-        details[str(subjects)] = found = apart(subjects)
+        found = kept("hierarchy_estimators", f"{subjects} subjects", partial(apart, subjects))
+        details[str(subjects)] = found
         for row in found:
             off, ratio, inside = (np.array(row[name]) for name in ("off", "ratio", "inside"))
             rows.append([str(subjects), row["by"], " ".join(f"{value:+.2f}" for value in off),
                          " ".join(f"{value:.2f}" for value in ratio), f"{inside.min():.2f}–{inside.max():.2f}",
                          row["status"], f"{row['evaluations'] or ''}", f"{row['seconds'] or 0:.0f}"])  # fmt: skip
         right = found[1]
-        near = np.max(np.abs(right["off"])) < 0.2 and np.all(np.abs(np.array(right["ratio"]) - 1) < 0.15)
-        checks[f"{subjects} subjects, right scores: every mean within 0.2 sd, every spread within 15 %, status ok"] = (
-            bool(near and right["status"] == "ok")
+        near = np.max(np.abs(right["off"])) < 0.2 + CHANCE
+        near = near and np.max(np.abs(np.array(right["ratio"]) - 1)) < 0.15 + CHANCE
+        checks[f"{subjects} subjects, right scores: means within 0.2 sd, spreads within 15 %, status ok"] = bool(
+            near and right["status"] == "ok"
         )
-        wrong = [row["by"] for row in found if row["status"] == "ok" and np.max(np.abs(row["off"])) > 0.5]
+        wrong = [row["by"] for row in found if row["status"] == "ok" and np.max(np.abs(row["off"])) > 0.5 + CHANCE]
         checks[f"{subjects} subjects: no run with a mean off by more than 0.5 sd has the status ok"] = not wrong
     columns = ["subjects", "by", f"mean off by, sd: {' '.join(NAMES)}", "spread ratio: the same",
                "exact posterior in the 90 % intervals", "status", "evaluations", "processor s"]  # fmt: skip
     notes = (
         f"{CHAINS} chains of cp.infer, by default; NUTS: 4 chains of 500 draws after as many, NumPyro's defaults. Of "
-        "each number of subjects the first run of cp.infer compiles for the others; NUTS compiles too. Wrong scores "
+        "each number of subjects the first run of cp.infer compiles for the others; NUTS compiles too. Checks allow "
+        f"{CHANCE:.2f} beside what they say, three standard errors of so many draws. Wrong scores "
         "are held against the posterior of right ones. Nothing is published for these problems; of composed scores in "
         "hierarchies arXiv 2505.14429 reports that they are unstable above some hundred groups."
     )

@@ -4,6 +4,7 @@
 ``models/making.py``. May import everything but `api` and `cli`; nothing imports it but those and the zoo.
 """
 
+from composeprob.training.distil import Distilled, Flow, distil
 from composeprob.training.quality import sample_quality, score_errors
 from composeprob.training.recipe import Batches, Conditions, CrossCondition, CrossLevel, Denoising, LogSNR, Recipe
 from composeprob.training.run import TrainingRun, train
@@ -15,9 +16,12 @@ __all__ = [
     "CrossCondition",
     "CrossLevel",
     "Denoising",
+    "Distilled",
+    "Flow",
     "LogSNR",
     "Recipe",
     "TrainingRun",
+    "distil",
     "load_weights",
     "sample_quality",
     "save_weights",

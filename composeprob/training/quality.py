@@ -87,9 +87,7 @@ def sample_quality(
     draw_key, sample_key = jax.random.split(key)
     clean = exact.at(factor.schedule.at(0))
     draws = clean.sample(draw_key, (num,))
-    samples = infer(
-        lowered(single, (factor,), {}, networks=False), sample_key, num_chains=num, sampler=Ancestral(), progress=False
-    )["x"]
+    samples = reverse_samples(factor, sample_key, num)
     gap = jnp.mean(clean.log_prob(draws)) - jnp.mean(clean.log_prob(samples))
     found = {"log_density_gap": float(gap)}
     if (modes := _modes(reference)) is not None:
@@ -97,6 +95,12 @@ def sample_quality(
         found["mode_weights_tv"] = total_variation(mode_weights(samples, centres), truth)
         found["mode_weights_tv_exact"] = total_variation(mode_weights(draws, centres), truth)
     return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def reverse_samples(factor: LeafFactor, key: Array, num: int) -> np.ndarray:
+    """Samples of level 0 that `Ancestral` draws from the factor alone, over its own levels, (num, *event_shape)."""
+    density = lowered(single, (factor,), {}, networks=False)
+    return infer(density, key, num_chains=num, sampler=Ancestral(), progress=False)["x"]
 
 
 def losses_by_log_snr(

@@ -97,6 +97,7 @@ class Interweaving(Kernel[KernelState]):
 
     optimal_acceptance = 0.574
     scale_exponent = 2
+    integrates_score = True
 
     @property
     def requires(self) -> frozenset[str]:

@@ -59,16 +59,27 @@ def test_a_run_that_follows_it_says_so():
 MEMBER_SD, GROUP_SD = 0.5, 1.0
 
 
-def plate(members, wrong, mask=True):
-    """Members N(m_j, 0.5²) with m_j ~ N(0.3, 1), whose scores are wrong by ``wrong(m_j, x − m_j)``, in units of 1/0.5,
-    where there is little noise."""
+def gaussian_member(wrong):
+    """The score of N(m, 0.5²), wrong by ``wrong(m, x − m)``, in units of 1/0.5, where there is little noise."""
 
     def score(x, log_snr, m):
         alpha2, variance = jax.nn.sigmoid(log_snr), jax.nn.sigmoid(-log_snr)
         away = x - jnp.sqrt(alpha2) * m
-        error = wrong(m, away) / MEMBER_SD * alpha2**100
-        return -away / (alpha2 * MEMBER_SD**2 + variance) + error
+        return -away / (alpha2 * MEMBER_SD**2 + variance) + wrong(m, away) / MEMBER_SD * alpha2**100
 
+    return score
+
+
+def skewed_member(x, log_snr, m):
+    """The score of 0.7·N(m, 0.3²) + 0.3·N(m + 0.8, 0.6²)."""
+    alpha2, variance = jax.nn.sigmoid(log_snr), jax.nn.sigmoid(-log_snr)
+    places, widths = m + jnp.array([0.0, 0.8]), jnp.array([0.3, 0.6])
+    parts = dist.Normal(jnp.sqrt(alpha2) * places, jnp.sqrt(alpha2 * widths**2 + variance))
+    return jax.grad(lambda x: jax.nn.logsumexp(jnp.log(jnp.array([0.7, 0.3])) + parts.log_prob(x)))(x)
+
+
+def study(members, score, mask=True):
+    """A group of members with m_j ~ N(0.3, 1)."""
     one = cp.Diffusion(
         score, SCHEDULE, event_shape=(), parameterization="score", time="log_snr", conditions=("m",), label="one"
     )
@@ -76,21 +87,29 @@ def plate(members, wrong, mask=True):
     ms = jnp.asarray(0.3 + GROUP_SD * (ms - ms.mean()) / ms.std(), jnp.float32)
 
     @cp.program
-    def study():
+    def group():
         mu = cp.sample("mu", dist.Normal(0.0, 1.0))
         with numpyro.plate("members", members):
-            eta = cp.sample("eta", dist.Normal(mu, 1.0))
+            eta = cp.sample("eta", dist.Normal(mu, GROUP_SD))
             with numpyro.handlers.mask(mask=mask):
                 cp.factor("data", one.given(m=ms), at=eta)
 
-    density = cp.compile(study)
+    return cp.compile(group)
+
+
+def asked(density):
     positions = jax.vmap(density.initial)(jax.random.split(jax.random.key(0), 256))
     return own_scores(density, positions, jax.random.key(1))
 
 
+def right(m, away):
+    return 0.0
+
+
+@pytest.mark.parametrize("score", [gaussian_member(right), skewed_member], ids=["Gaussian", "skewed"])
 @pytest.mark.parametrize("members", [20, 500])
-def test_members_of_a_plate_that_are_right(members):
-    (found,) = plate(members, lambda m, away: 0.0 * m).values()
+def test_members_of_a_plate_that_are_right(members, score):
+    (found,) = asked(study(members, score)).values()
     assert not found.wrong
     assert found.members == members
     assert found.right_from == 0
@@ -110,13 +129,30 @@ POOLED = GROUP_SD**2 + MEMBER_SD**2
 )
 def test_small_errors_of_members_add_up_in_their_group(wrong, led):
     """To each member they are nothing, nor to 20. The mean of J is uncertain by √(P/J), its variance by P·√(2/J)."""
-    (found,) = plate(20, wrong).values()
+    (found,) = asked(study(20, gaussian_member(wrong))).values()
     assert not found.wrong
-    (found,) = plate(500, wrong).values()
+    (found,) = asked(study(500, gaussian_member(wrong))).values()
     assert found.wrong
     assert 0.7 * led < found.shift < 1.05 * led  # less four errors
     assert 0 < found.right_from < 20
 
 
 def test_a_plate_with_a_mask_is_not_asked():
-    assert not plate(4, lambda m, away: 5.0, mask=np.array([True, True, False, True]))
+    assert not asked(study(4, gaussian_member(lambda m, away: 5.0), mask=np.array([True, True, False, True])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [0.0, 0.15])
+def test_a_run_over_a_plate_says_so(error):
+    """Given the group's width its mean is N(0.3, P/J), but for a prior that is vague beside that."""
+    members = 300
+    density = study(members, gaussian_member(lambda m, away: error))
+    result = cp.infer(density, jax.random.key(2), num_chains=300, progress=False)
+    off = (np.asarray(result["mu"]).mean() - 0.3) / (POOLED / members) ** 0.5
+    assert result.status.has(Code.NETWORK_DOUBTED) == (error > 0)
+    if error:
+        assert "their group's mean" in result.status.message
+        assert off > 0.4
+    else:
+        assert result.status.ok
+        assert abs(off) < 0.25

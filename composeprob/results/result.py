@@ -42,8 +42,8 @@ class Result(Record):
             levels' distance, a third of what leaving out every other level changes (unless ``check_levels=False``); and
             what data of unit size leave at the noisiest level, where a run takes noise for all there is. NaN where the
             status withholds it.
-        evaluations: evaluations of the composed density per chain, warm-up included. One evaluation is one
-            value-and-score of every factor.
+        evaluations: evaluations of the composed density per chain, warm-up and runs that were given up included. One
+            evaluation is one value-and-score of every factor.
         levels: an `xarray.Dataset` of what is known level by level: ``acceptance``, the mean acceptance probability;
             ``step_size``, averaged over the level; ``ess``, effective sample size relative to N, before resampling;
             ``ancestors``, how many of the first chains have descendants, after resampling; ``non_finite``, number of

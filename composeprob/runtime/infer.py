@@ -235,7 +235,7 @@ def infer(
         why = f"SMC's {num_chains} chains had come to descend from {few}"
         spent = run.sampler.evaluations(run.first, int(run.visits.made))
         if not (waits and without_data(density)):
-            run = state(1, density if pace else chosen, None, independent(chosen, why, num_chains))
+            run = state(1, density if pace else chosen, None, independent(chosen, why, num_chains), spent)
             run.given_up = True
             result = carry_out(run)
     if result is not None:

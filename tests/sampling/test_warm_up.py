@@ -154,10 +154,8 @@ class TestGivingUp:
 
     def density(self):
         """64 narrow modes under a Gaussian to one side of them: nothing that a fit could even out."""
-        mixing, modes = (
-            dist.Categorical(jnp.full((6, 2), 0.5)),
-            dist.Normal(jnp.tile(jnp.array([-1.0, 1.0]), (6, 1)), 0.1),
-        )
+        mixing = dist.Categorical(jnp.full((6, 2), 0.5))
+        modes = dist.Normal(jnp.tile(jnp.array([-1.0, 1.0]), (6, 1)), 0.1)
         factor = cp.Analytic(dist.MixtureSameFamily(mixing, modes), self.coarse)
         return cp.compile(both, factor, normal(jnp.full(6, 0.5), 0.3, self.coarse))
 
@@ -179,6 +177,8 @@ class TestGivingUp:
         assert not np.isin(*words).any()  # what chance did to the first run it does not do to the second
         assert result.effective_chains == pytest.approx(256)
         assert not result.status.has(Code.ANCESTORS_COLLAPSED)
+        alone = run(density, chains=256, sampler=independent(density, "", 256)[0], levels=self.coarse.log_snr)
+        assert alone.evaluations < result.evaluations  # which counts those of the run that was given up
         again = run(density, chains=256, sampler=None, **asked)  # from both checkpoints
         np.testing.assert_array_equal(result["x"], again["x"])
         assert again.reason == result.reason

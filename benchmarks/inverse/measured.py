@@ -28,7 +28,7 @@ def apart(samples: np.ndarray, reference: np.ndarray) -> float:
     return float(np.mean([wasserstein_distance(a, b) / max(b.std(), 1e-12) for a, b in columns]))
 
 
-def sinkhorn(x: np.ndarray, y: np.ndarray, blur: float = 0.05) -> float:
+def sinkhorn(x: np.ndarray, y: np.ndarray, blur: float = 0.01) -> float:
     """The debiased Sinkhorn distance of equal numbers of points, √(S(x, y) − ½S(x, x) − ½S(y, y)) with S the entropic
     transport cost of ½‖·‖² under a regularisation of blur² (Feydy et al. 2019)."""
     value = _transport(x, y, blur**2) - 0.5 * (_transport(x, x, blur**2) + _transport(y, y, blur**2))

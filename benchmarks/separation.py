@@ -219,9 +219,9 @@ def main() -> int:
     ]
     floor = "floor: exact draws"
     far = max([run[OURS]["sinkhorn"] / run[floor]["sinkhorn"] for run in quiet], default=0.0)
-    checks[f"curves, exact scores, runs that say OK: Sinkhorn distance within {NEAR} of the floor's ({far:.2f})"] = (
-        far <= NEAR
-    )
+    checks[
+        f"curves, exact scores, {len(quiet)} runs that say OK: Sinkhorn within {NEAR} of the floor's ({far:.2f})"
+    ] = far <= NEAR
     apart = float(np.mean([run[OURS]["pqmass"] for run in quiet])) if quiet else 1.0
     checks[f"and χ² of PQMass for each degree of freedom at most {SAME} ({apart:.2f})"] = apart <= SAME
     all_of("curves, learned scores", functools.partial(curves, "learned"), options.views)

@@ -8,7 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from composeprob.results.status import Code, Status, diagnose, diverged, erratic_weights, not_conservative
+from composeprob.results.status import (
+    Code,
+    Status,
+    diagnose,
+    diverged,
+    erratic_weights,
+    impossible_data,
+    not_conservative,
+)
 from composeprob.runtime.progress import Progress
 
 K, N = 20, 100
@@ -111,6 +119,16 @@ def test_weights_that_a_single_step_throws_about():
     ((code, text),) = erratic_weights(np.where(np.arange(K) == 7, 4e3, calm))
     assert code is Code.WEIGHTS_COLLAPSED
     assert "only 0.00025 of the chains count, at level 7" in text
+
+
+def test_chains_where_the_data_are_impossible():
+    """Four numbers of 32 bits tell 64 nats at most, and 128 below the best chain is no place of the posterior."""
+    values = np.append(np.linspace(-120.0, 0.0, 99), -130.0)
+    ((code, text),) = impossible_data(values, 4)
+    assert code is Code.ZERO_DENSITY
+    assert "1.00% of the chains" in text
+    assert "130 nats" in text
+    assert impossible_data(values, 5) == impossible_data(values[:-1], 4) == []
 
 
 def test_several_problems_come_gravest_first():

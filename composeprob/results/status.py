@@ -282,6 +282,25 @@ def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) ->
     return [(Code.ANCESTORS_COLLAPSED, text + fix)]
 
 
+def impossible_data(log_likelihood: np.ndarray, numbers: int) -> list[tuple[Code, str]]:
+    """The finding that chains are where the data are all but impossible.
+
+    Of the posterior at most L/Z, Z = E_prior[L], is where the likelihood is at most L. Numbers of precision eps tell
+    −log eps nats each, so that the best chain's log L is above log Z by that times ``numbers`` at most, those sampled
+    or seen, whichever are fewer: what is twice as far below it has no share. ``log_likelihood`` is each chain's, (N,).
+    """
+    away = np.nanmax(log_likelihood, initial=-np.inf) - log_likelihood
+    off = away > 2 * numbers * -np.log(np.finfo(np.float32).eps)
+    if not off.any():
+        return []
+    text = (
+        f"{off.mean():.2%} of the chains are where the data are all but impossible, {away[off].min():.0f} nats or more "
+        "of log-likelihood below the best chain: they went where noisier levels led and cannot leave. Their samples "
+        "belong to no posterior; leave them out. Try more chains, so that SMC weighs such ones out, or more levels."
+    )
+    return [(Code.ZERO_DENSITY, text)]
+
+
 def erratic_weights(variance: np.ndarray) -> list[tuple[Code, str]]:
     """The finding that one step multiplied weights by numbers that differ too much, if it did.
 

@@ -25,6 +25,7 @@ from composeprob.results.scouts import can_scout, unreached
 from composeprob.results.status import Code, Status
 from composeprob.runtime.own_draws import OwnScore, other_laws, own_scores
 from composeprob.runtime.support import Findings, Support, supported
+from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import host
 
@@ -97,7 +98,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     state.weak = _weak(found) if arrived and not state.interrupted else ""
     found, overlap = _ended(found, state, arrived), _overlap(state, run, positions)
     scouts, suspects = _scouts(state, run, positions, families), _suspects(density, positions, found)
-    own = _own_scores(state, run, positions)
+    own, impossible = _own_scores(state, run, positions), _impossible(state, positions, log_weights)
 
     def with_answers(result: Result) -> Status:
         agreement = overlap()
@@ -106,6 +107,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         known = found.noted(Code.NON_FINITE, status.no_number(suspects())).with_findings(
             *status.not_conservative(result.about.curl),
             *support.later(),
+            *impossible(),
             *answers,
             *divisors,
             *other_laws(own(), log_snr),
@@ -183,6 +185,23 @@ def _own_scores(state: State, run: Run, positions: Position) -> Callable[[], dic
         return dict
     some = jax.tree.map(lambda leaf: leaf[:number].copy(), positions)
     return lambda: own_scores(density, some, jax.random.fold_in(key, np.uint32(Fold.OWN_DRAWS)))
+
+
+def _impossible(state: State, positions: Position, log_weights: np.ndarray) -> Callable[[], Findings]:
+    """Asks whether the data can be what they are where chains ended, of chains that have no log-density to tell it."""
+    density, finite = state.density, all(np.isfinite(x).all() for x in positions.values())
+    if not density.observed() or "energy" in density.capabilities or not bool(state.run.visits.arrived) or not finite:
+        return list
+    counted = np.flatnonzero(log_weights >= log_weights.max() - math.log(len(log_weights)))
+    some = jax.tree.map(lambda leaf: leaf[counted[: tuning.SHARES.most]].copy(), positions)
+    seen = sum(np.size(y) for y in density.observed().values())
+
+    def found() -> Findings:
+        values = density.log_likelihood(jax.vmap(density.to_samples)(some))
+        each = sum(np.asarray(value, float).reshape(len(value), -1).sum(1) for value in values.values())
+        return status.impossible_data(np.asarray(each), min(seen, Layout.of_density(density).size))
+
+    return found
 
 
 def _suspects(density: AnnealedDensity, positions: Position, found: Status) -> Callable[[], list[str]]:

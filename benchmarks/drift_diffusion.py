@@ -83,7 +83,7 @@ def ours(posterior: Any, prior: Any, number: int) -> dict[str, Any]:
     draws = {name: np.asarray(result[name]) for name in truth}
     below = {name: (draws[name] < truth[name]).sum(0).tolist() for name in truth}
     moments = {name: [draws[name].mean(0).tolist(), draws[name].std(0).tolist()] for name in truth}
-    return {"below": below, "moments": moments, "status": str(result.status.code), "reason": result.about.reason,
+    return {"below": below, "moments": moments, "status": str(result.status.code), "reason": result.reason,
             "evaluations": result.evaluations, "cpu": cpu, "clock": clock}  # fmt: skip
 
 

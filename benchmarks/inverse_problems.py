@@ -145,7 +145,7 @@ def known(seed: int, chains: int) -> dict[str, Any]:
     found["floor: draws of the right mean and covariance"] = law.compare(exact)
     found[OURS] = law.compare(np.asarray(result["x"], float)) | {
         "passes": spent,
-        "seconds": result.seconds,
+        "seconds": result.about.seconds,
         "status": str(result.status),
         "reason": result.reason,
         "log_evidence": None if result.log_evidence is None else result.log_evidence - log_evidence,
@@ -225,7 +225,7 @@ LONG = 240
 
 def told(result: Any, spent: int) -> dict[str, Any]:
     """What a run says of itself."""
-    return {"passes": spent, "seconds": result.seconds, "status": str(result.status), "reason": result.reason}
+    return {"passes": spent, "seconds": result.about.seconds, "status": str(result.status), "reason": result.reason}
 
 
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -232,8 +232,9 @@ class ReplicaExchange(Sampler):
         sweeps: before the first sample.
 
     Result:
-        ``result.swaps`` is the mean probability of swaps with the next noisier rung, ``result.round_trips`` how many
-        replicas came from the top to level 0, per ensemble: below a few, modes' shares are those of the way down.
+        ``result.levels["swaps"]`` is the mean probability of swaps with the next noisier rung,
+        ``result.about.round_trips`` how many replicas came from the top to level 0, per ensemble: below a few, modes'
+        shares are those of the way down.
 
     References:
         Geyer 1991; Syed, Bouchard-Côté, Deligiannidis and Doucet 2022, *Non-reversible parallel tempering*, for

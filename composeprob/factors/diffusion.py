@@ -221,7 +221,8 @@ class Diffusion(LeafFactor):
                 f"The network of factor '{self.label}' returned shape {shape}; parameterization "
                 f"{self.parameterization!r} needs {expected}.",
                 fix="change the network's last layer, event_shape or parameterization; a network for batches "
-                "needs its batch axis removed (the library maps over chains itself).",
+                "needs its batch axis removed (the library maps over chains itself). A condition with a value for each "
+                "member of a plate belongs to evidence: give x a prior there, and write cp.factor(name, f, at=x).",
             )
 
     def evaluate(

@@ -48,8 +48,8 @@ class LineIntegral:
     score of that part, and the other parts give their values. It is a quadrature on a few nodes. Both ends' scores are
     cached, and the same nodes serve the way there and the way back: the estimate is antisymmetric in (x, x'), so that
     no move is favoured over its reversal. What is left invariant is π up to the quadrature's error, which each
-    transition estimates by a coarser rule on a part of the nodes (`result.levels["quadrature_error"]`). A score that is not a
-    gradient has no π: `infer` measures the curl of every factor that does not promise a gradient.
+    transition estimates by a coarser rule on a part of the nodes (``result.levels["quadrature_error"]``). A score that
+    is not a gradient has no π: `infer` measures the curl of every factor that does not promise a gradient.
 
     Args:
         num_points: n equidistant nodes on the straight line from x to x', both ends among them: n − 2 evaluations more

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +215,7 @@ def infer(
             f"thin={thin} was given beside {draws}.", fix=f"say it once: cp.Draws({draws.number}, thin={thin})."
         )
     draws = draws if isinstance(draws, Draws) else Draws(draws, thin)
-    chosen_here = sampler is None
+    chosen_here, began = sampler is None, time.monotonic()
     sampler, reason = choose(chosen, num_chains) if sampler is None else (sampler, "chosen by the user")
 
     def state(
@@ -224,7 +225,8 @@ def infer(
         numbers are others, as what they did to the run whose place it takes is why it is made."""
         folder = ("", "instead", "closer")[number]
         kept = checkpoint_dir and Checkpoint(Path(checkpoint_dir.folder) / folder, checkpoint_dir.resume)
-        return State(on, key, num_chains, spread, pace, draws, kept, progress, *chosen, series=2 * number, spent=spent)
+        call = key, num_chains, spread, pace, draws, kept, progress
+        return State(on, *call, *chosen, series=2 * number, spent=spent, began=began)
 
     run, result = state(0, chosen, pace, (sampler, reason)), None
     run.gives_up = chosen_here

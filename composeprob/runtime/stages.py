@@ -56,9 +56,9 @@ class State:
     gives_up: bool = False  # raises `FewAncestors` where too few of the first chains have descendants
     given_up: bool = False  # takes the place of a run that did
     spent: int = 0  # evaluations of each chain of a run whose place it takes
+    # By the clock, less what it had taken before it was resumed; that of a run whose place it takes.
+    began: float = field(default_factory=time.monotonic)
     watchers: list[Callable[[State], None]] = field(default_factory=list, init=False)  # called after each piece of work
-    # By the clock, less what it had taken before it was resumed.
-    began: float = field(default_factory=time.monotonic, init=False)
     interrupted: str | None = field(default=None, init=False)  # the name of the stage that Ctrl-C ended
     weak: str = field(default="", init=False)  # what modes or the evidence lack, where another run may have it
     came: np.ndarray | None = field(default=None, init=False)  # points at level 0, (N, D), before what closes the run

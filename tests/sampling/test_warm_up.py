@@ -1,5 +1,7 @@
 """`cp.WarmUp` at level 0, latents that follow a noised site, and SMC that gives way to independent chains."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,16 +162,18 @@ class TestGivingUp:
         return cp.compile(both, factor, normal(jnp.full(6, 0.5), 0.3, self.coarse))
 
     def test_independent_chains_take_its_place_on_levels_that_were_asked_for(self, tmp_path, monkeypatch):
-        density, words = self.density(), []
+        density, words, times = self.density(), [], []
 
         def begun(*given, **more):
             made = begin(*given, **more)
             words.append(np.asarray(made.words))
+            times.append(time.monotonic())
             return made
 
         monkeypatch.setattr(stages, "begin", begun)
         asked = {"levels": self.coarse.log_snr, "checkpoint_dir": tmp_path}
         result = run(density, chains=256, sampler=None, **asked)
+        assert result.about.seconds > time.monotonic() - times[1]  # that of the run that was given up counts too
         assert result.about.sampler.startswith("AnnealedMCMC")
         assert "SMC's 256 chains had come to descend from" in result.reason
         assert "worth" in result.reason

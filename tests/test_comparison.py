@@ -49,11 +49,11 @@ def test_copies_of_one_chain_are_no_mode():
         one = drawn(rng, n=60)
         x = np.repeat(one["x"], 5, axis=0)
         return make(
-            {"x": x}, np.zeros(300), families=Families.from_ancestors(np.ones(300), np.repeat(np.arange(60), 5))
+            {"x": x}, np.zeros(300), _families=Families.from_ancestors(np.ones(300), np.repeat(np.arange(60), 5))
         )
 
     assert not any(copied().compare(copied()).status.has("modes_missing") for _ in range(KEYS))
-    alone = dataclasses.replace(copied(), families=Families.from_ancestors(np.ones(300), np.arange(300)))
+    alone = dataclasses.replace(copied(), _families=Families.from_ancestors(np.ones(300), np.arange(300)))
     assert alone.compare(alone).p_value > 0.5
 
 

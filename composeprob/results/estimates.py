@@ -234,7 +234,7 @@ def known_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) 
     return max(e, found)
 
 
-def wilson(share: ArrayLike, size: ArrayLike, t: float) -> tuple[Any, Any]:
+def wilson(share: ArrayLike, size: ArrayLike, t: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns Wilson's interval of a share seen in so many independent samples, ``t`` standard errors wide."""
     share, size = np.asarray(share), np.asarray(size)
     square = t**2 / size

@@ -190,13 +190,15 @@ def _own_scores(state: State, run: Run, positions: Position) -> Callable[[], dic
 def _impossible(state: State, positions: Position, log_weights: np.ndarray) -> Callable[[], Findings]:
     """Asks whether the data can be what they are where chains ended, of chains that have no log-density to tell it."""
     density, finite = state.density, all(np.isfinite(x).all() for x in positions.values())
-    if not density.observed() or "energy" in density.capabilities or not bool(state.run.visits.arrived) or not finite:
+    if "energy" in density.capabilities or not bool(state.run.visits.arrived) or not finite:
         return list
     counted = np.flatnonzero(log_weights >= log_weights.max() - math.log(len(log_weights)))
     some = jax.tree.map(lambda leaf: leaf[counted[: tuning.SHARES.most]].copy(), positions)
-    seen = sum(np.size(y) for y in density.observed().values())
 
     def found() -> Findings:
+        seen = sum(np.size(y) for y in density.observed().values())
+        if not seen:
+            return []
         values = density.log_likelihood(jax.vmap(density.to_samples)(some))
         each = sum(np.asarray(value, float).reshape(len(value), -1).sum(1) for value in values.values())
         return status.impossible_data(np.asarray(each), min(seen, Layout.of_density(density).size))

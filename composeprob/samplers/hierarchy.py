@@ -81,9 +81,9 @@ class Interweaving(Kernel[KernelState]):
     1. moves of φ given η, where U cancels: exact, and of no evaluation;
     2. MALA of η given φ, in steps no longer than p(η | φ) is wide, each η_j accepted or rejected by itself, as they are
        independent given φ;
-    3. moves of one number of φ that take η along, $\eta = m(\varphi) + s(\varphi)\,\xi$ with ξ held and m, s the mean and width of
-       the prior: the other half of ancillary–sufficient interweaving, which mixes where step 1 does not. The test
-       takes p exactly, with $\log s$ for the change of coordinates, and integrates ∇U along the path.
+    3. moves of one number of φ that take η along, $\eta = m(\varphi) + s(\varphi)\,\xi$ with ξ held and m, s the mean
+       and width of the prior: the other half of ancillary–sufficient interweaving, which mixes where step 1 does not.
+       The test takes p exactly, with $\log s$ for the change of coordinates, and integrates ∇U along the path.
 
     Integrals are those of `LineIntegral`, on five nodes and with a bound on their error. Proposals of φ follow the
     curvature of log p at φ, which their accept test counts both ways, and need no tuning.

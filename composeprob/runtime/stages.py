@@ -178,6 +178,7 @@ def finish(state: State) -> None:
         if closing.done(state.run):
             continue
         run, points, number, drift = state.run, _points(state.run), 0, 1.0
+        start = points
         while number < closing.rounds and (number < 2 or drift > 0):
             state.report(closing.title, closing.rounds, done=number, doing="fitting the population")
             fitted = closing.adapt(points, state.density)
@@ -187,7 +188,7 @@ def finish(state: State) -> None:
             state.report(closing.title, closing.rounds, done=number, doing=f"compiling {closing!r}")
             run = jax.block_until_ready(compiled.close(closing, run, density, fitted, run.spread.number(number)))
             before, points, number = points, _points(run), number + 1
-            drift = closing.drift(before, points, state.density)
+            drift = closing.drift((start, before, points), state.density, state.sampler.weights is not None)
             state.report(closing.title, closing.rounds, done=number, drift=drift)
         state.run = closing.closed(run, number, drift) if number else run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -61,8 +62,9 @@ class Closing(eqx.Module):
     def move(self, run: Run, density: AnnealedDensity, fitted: PyTree[Array], number: Array) -> Run:
         """The run whose chains have moved by what was fitted, in the round of this number; traced."""
 
-    def drift(self, before: np.ndarray, after: np.ndarray, density: AnnealedDensity) -> float:
-        """By how much a round moved the population's points, (N, D); 0 where chance may have done it."""
+    def drift(self, points: Sequence[np.ndarray], density: AnnealedDensity, weighed: bool) -> float:
+        """By how much a round moved a population, weighed on its way or not; 0 where chance may have done it. Its
+        points, (N, D), are those from before the first round, before this one, and after it."""
         return 0.0
 
     def closed(self, run: Run, rounds: int, drift: float) -> Run:
@@ -70,7 +72,7 @@ class Closing(eqx.Module):
         return run
 
     @abc.abstractmethod
-    def evaluations(self, run: Run) -> int:
+    def evaluations(self, run: Run, density: AnnealedDensity) -> int:
         """That it took of each chain of a run that it closed."""
 
 
@@ -137,9 +139,11 @@ class WarmUp(Closing):
         # The kernel that came down goes on from there; its momenta, independent of where the chains are, are as good.
         return moved_to(run, dataclasses.replace(made.chains, inner=run.chains.inner))
 
-    def drift(self, before: np.ndarray, after: np.ndarray, density: AnnealedDensity) -> float:
-        """The greatest change of a mean, in standard deviations, or of the logarithm of one; where a round of
-        `Interweaving` left a latent of most chains near where it was, their correlation if that is more."""
+    def drift(self, points: Sequence[np.ndarray], density: AnnealedDensity, weighed: bool) -> float:
+        """The greatest change of a mean, in standard deviations, or of the logarithm of one; where rounds of
+        `Interweaving` left a latent of most chains near where it began, and these do not weigh one another, their
+        correlation if that is more."""
+        start, before, after = points
         means, deviations = zip(
             *((x.mean(0, dtype=float), x.std(0, dtype=float)) for x in (before, after)), strict=True
         )
@@ -148,20 +152,22 @@ class WarmUp(Closing):
         changes = [np.abs(means[1] - means[0]) / wide, np.abs(np.log(ratio))]
         greatest = float(np.max(np.concatenate(changes), initial=0.0))
         drifts = greatest if greatest > tuning.WARM_UP.drift + 4.0 * math.sqrt(2.0 / len(after)) else 0.0
-        if not interweaves(density):
+        if weighed or not interweaves(density):
             return drifts
         # A population that hardly moves does not drift either: it has to have forgotten where it was.
         latents = Layout.of_density(density).dims
-        apart = [(x - x.mean(0, dtype=float))[:, latents:] / wide[latents:] for x in (before, after)]
-        kept = float(np.max(np.mean(apart[0] * apart[1], axis=0)))
-        return max(drifts, kept if kept > tuning.WARM_UP.memory else 0.0)
+        apart = [(x - x.mean(0, dtype=float))[:, latents:] for x in (start, after)]
+        sizes = np.maximum(np.std(apart[0], axis=0) * np.std(apart[1], axis=0), 1e-30)
+        kept = float(np.max(np.mean(apart[0] * apart[1], axis=0) / sizes))
+        return max(drifts, kept if kept > tuning.WARM_UP.memory + 2 / math.sqrt(len(after)) else 0.0)
 
     def closed(self, run: Run, rounds: int, drift: float) -> Run:
         made = run.spread.number(rounds * (tuning.WARM_UP.settling + tuning.WARM_UP.transitions))
         return dataclasses.replace(run, stayed=made, drift=run.spread.number(drift, np.float32))
 
-    def evaluations(self, run: Run) -> int:
-        return int(run.stayed) * tuning.WARM_UP.leapfrogs
+    def evaluations(self, run: Run, density: AnnealedDensity) -> int:
+        each = Interweaving().evaluations_per_step if interweaves(density) else tuning.WARM_UP.leapfrogs
+        return int(run.stayed) * each
 
 
 class GlobalMoves(Closing):
@@ -262,7 +268,7 @@ class GlobalMoves(Closing):
         ancestors, mean = spread.on_population(genealogy, spread.gather(facts), run.ancestors)
         return dataclasses.replace(moved_to(run, moved), ancestors=ancestors, global_acceptance=mean)
 
-    def evaluations(self, run: Run) -> int:
+    def evaluations(self, run: Run, density: AnnealedDensity) -> int:
         return self.number if self.done(run) else 0
 
 

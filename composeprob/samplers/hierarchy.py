@@ -79,10 +79,11 @@ class Interweaving(Kernel[KernelState]):
     Of $\log\pi(\varphi, \eta) = \log p(\varphi, \eta) + \sum_j U_j(\eta_j)$ the first term is known. One transition is
 
     1. moves of φ given η, where U cancels: exact, and of no evaluation;
-    2. MALA of η given φ, each η_j accepted or rejected by itself, as they are independent given φ;
-    3. moves of φ that take η along, $\eta = m(\varphi) + s(\varphi)\,\xi$ with ξ held and m, s the mean and width of
-       the prior: the other half of ancillary–sufficient interweaving, which mixes where step 1 does not. The test
-       takes p exactly, with $\log s$ for the change of coordinates, and integrates ∇U along the path.
+    2. MALA of η given φ, in steps no longer than p(η | φ) is wide, each η_j accepted or rejected by itself, as they are
+       independent given φ;
+    3. moves of one number of φ that take η along, $\eta = m(\varphi) + s(\varphi)\,\xi$ with ξ held and m, s the mean
+       and width of the prior: the other half of ancillary–sufficient interweaving, which mixes where step 1 does not.
+       The test takes p exactly, with $\log s$ for the change of coordinates, and integrates ∇U along the path.
 
     Integrals are those of `LineIntegral`, on five nodes and with a bound on their error. Proposals of φ follow the
     curvature of log p at φ, which their accept test counts both ways, and need no tuning.
@@ -222,14 +223,15 @@ def _members(
     def total(values: Array) -> Array:
         return jnp.zeros((members[-1] + 1,)).at[members].add(values)
 
-    s, h, line = score[:d], step_size, bounded()
+    s, line = score[:d], bounded()
+    h = 1 / (1 / step_size + 1 / known.frame(v[d:])[1] ** 2)  # no longer than the prior is wide, given latents
     way = h * s + jnp.sqrt(2 * h) * jax.random.normal(draw, s.shape)
     nodes = jax.vmap(lambda share: v.at[:d].add(share * way))(line.shares[1:])
     found, zero = jax.vmap(evaluate)(nodes)
     end = found[-1, :d]
     slopes = jax.vmap(lambda score: total(score * way))(jnp.concatenate([s[None], found[:, :d]]))
     log_target, off = jax.vmap(line.along, (None, 1))(line.shares, slopes)
-    log_back = 0.25 * h * total(s**2 - end**2) - 0.5 * total((s + end) * way)  # log q(η|η') − log q(η'|η)
+    log_back = total(0.25 * h * (s**2 - end**2) - 0.5 * (s + end) * way)  # log q(η|η') − log q(η'|η)
     ratio = log_target + log_back
     usable = jnp.isfinite(ratio) & ~zero[-1] & (off <= line.tolerance)
     accepted, probability = _accept(last, jnp.where(usable, ratio, jnp.nan))
@@ -252,9 +254,8 @@ def _joint_move(key: Array, known: Known, v: Array, score: Array, evaluate: Eval
     """Step 3: v after a move of φ that takes η along, and the score there."""
     d = known.layout.dims
     y, z = jnp.split(v, [d])
-    draw, length, alone, which, last = jax.random.split(key, 5)
-    one = jnp.arange(z.size) == jax.random.randint(which, (), 0, z.size)
-    moving = one | (jax.random.uniform(alone) < 0.5)
+    draw, length, which, last = jax.random.split(key, 4)
+    moving = jnp.arange(z.size) == jax.random.randint(which, (), 0, z.size)
     low, high = np.log(tuning.LATENTS.ratios)
     scale = jnp.exp(jax.random.uniform(length, minval=low, maxval=high))
     here = _Local.at(known, y, z, moving)

@@ -301,7 +301,7 @@ class _WarmUp(NamedTuple):
     """At most; two at least."""
     drift: float = 0.05
     """Change of a mean, in standard deviations, or of the logarithm of a standard deviation, that is no drift."""
-    memory: float = 0.1
+    memory: float = 0.25
     """Correlation of a latent with where it was before the blocks up to which it counts as forgotten, and 2/√N more."""
 
 

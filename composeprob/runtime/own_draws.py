@@ -144,8 +144,8 @@ def _compared(found: Moments, n: int, members: int) -> OwnScore:
 
 @eqx.filter_jit
 def _own_moments(density: AnnealedDensity, which: int, positions: Position, key: Array, together: int) -> Moments:
-    """Moments over draws of one expert alone by its reverse diffusion, at every level, from level 0 on. The noise of a
-    step is that of a Gaussian with the draws' variance, of which steps of any length then keep the variance."""
+    """Moments over draws of one expert alone by its reverse diffusion, at every level, from level 0 on. Steps are those
+    of a Gaussian with the draws' slope, of which steps of any length keep the variance."""
     expert = density.described.experts[which]
     site, n = density.sites[expert.site], len(positions[expert.site])
     size, last = math.prod(site.shape), density.num_levels - 1
@@ -164,12 +164,9 @@ def _own_moments(density: AnnealedDensity, which: int, positions: Position, key:
         variance, off = x.var(0, ddof=1), -s * (x - x.mean(0)) * n / (n - 1) - 1
         shift = jnp.concatenate([s * jnp.sqrt(variance), *_of_group(x, s * variance, variance, together)], axis=1)
         found = Moments(shift.mean(0), shift.std(0), off.mean(0), off.std(0))
-        step = Step.ddpm(start.variance, end.variance)
+        slope = -(off.mean(0) + 1) * start.alpha**2 / variance  # E[∂S/∂y] of a Gaussian is E[S·(y − ȳ)]/Var(y)
+        step = Step.fitted(slope, slope, start.variance, end.variance, jnp.ones(()), both=False)
         y = jax.vmap(step.draw)(x / start.alpha, start.alpha * s, jax.random.normal(key, x.shape))
-        # Var(x₀ | y) = s·(1 + s·∂S/∂y), which that step leaves out; of a Gaussian E[∂S/∂y] = E[S·(y − ȳ)]/Var(y).
-        before, share = start.variance, 1 - end.variance / start.variance
-        clear = before * jnp.clip(1 - before * start.alpha**2 * (off.mean(0) + 1) / variance, 0.0, 1.0)
-        y += share * jnp.sqrt(clear) * jax.random.normal(jax.random.fold_in(key, 1), x.shape)
         return (end.alpha * y).astype(x.dtype), found
 
     first, rest = jax.random.split(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -34,12 +35,12 @@ class Known(eqx.Module):
         """log p at the vector of one chain, a scalar."""
         return self.density.evaluator.log_known(self.layout.position(v, self.noise.alpha), self.noise.index)
 
-    def frame(self, z: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation in y of every noised entry under its prior given latents, (d,) each; 0 and 1
-        where these are not known."""
+    def frame(self, z: Array, unknown: float = 1.0) -> tuple[Array, Array]:
+        """Mean and standard deviation in y of every noised entry under its prior given latents, (d,) each; 0 and
+        ``unknown`` where a factor is its prior."""
         v = jnp.concatenate([jnp.zeros((self.layout.dims,)), z])
         frames = self.density.evaluator.frames(self.layout.position(v, 1.0), self.noise.index)
-        still = {name: (jnp.zeros(shape), jnp.ones(shape)) for name, shape in self.layout.noised}
+        still = {name: (jnp.zeros(shape), jnp.full(shape, unknown)) for name, shape in self.layout.noised}
         ends = [{name: pair[i] for name, pair in (still | frames).items()} for i in range(2)]
         centre, width = (jnp.concatenate([end[name].reshape(-1) for name, _ in self.layout.noised]) for end in ends)
         return centre, width
@@ -224,7 +225,7 @@ def _members(
         return jnp.zeros((members[-1] + 1,)).at[members].add(values)
 
     s, line = score[:d], bounded()
-    h = 1 / (1 / step_size + 1 / known.frame(v[d:])[1] ** 2)  # no longer than the prior is wide, given latents
+    h = 1 / (1 / step_size + 1 / known.frame(v[d:], math.inf)[1] ** 2)  # no longer than the prior given latents is wide
     way = h * s + jnp.sqrt(2 * h) * jax.random.normal(draw, s.shape)
     nodes = jax.vmap(lambda share: v.at[:d].add(share * way))(line.shares[1:])
     found, zero = jax.vmap(evaluate)(nodes)

@@ -3,6 +3,7 @@
 import contextlib
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -465,6 +466,51 @@ class TestBetweenModes(Interwoven):
     def test_integrals_that_nothing_bounds_would_not(self, monkeypatch):
         monkeypatch.setattr(tuning, "BY_SCORE", tuning.BY_SCORE._replace(nodes=3, tolerance=np.inf))
         assert_disagrees(z_scores(self.values(self.moved(self.TWO, 60)[1]), self.expected(self.TWO)))
+
+
+def test_where_a_factor_is_the_prior_steps_are_as_long_as_was_asked():
+    """What bounds them is the width of a prior given latents: x, of width 10, has none."""
+    wide = gaussian(10.0, names=())
+
+    @cp.program
+    def measured():
+        scale = cp.sample("scale", dist.LogNormal(5.0, 0.1))
+        cp.observe("y", dist.Normal(cp.sample("x", wide), scale), 0.0)
+
+    density = cp.compile(measured)
+    layout, noise = Layout.of_density(density), density.schedule.at(0)
+    transitions = Transitions.resolved(Interweaving(lambda schedule: 40.0 + 0.0 * schedule.sigma), 1, density)
+
+    def chain(v, key):
+        particle = transitions.start(jax.random.key_data(key), v, layout.evaluate(density, v, 0, parts=False))
+        setting = transitions.untuned(100), noise
+        return transitions.step(density, False, setting, key, particle)[0].points
+
+    start = jnp.stack([10.0 * jax.random.normal(jax.random.key(0), (100,)), jnp.full((100,), 5.0)], axis=1)
+    after = jax.jit(jax.vmap(chain))(start, jax.random.split(jax.random.key(1), 100))
+    assert np.std(after[:, 0] - start[:, 0]) > 4
+
+
+def drift(points, weighed):
+    density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(2)))
+    return cp.WarmUp().drift([np.asarray(p, np.float32) for p in points], density, weighed)
+
+
+def test_a_warm_up_goes_on_until_latents_have_forgotten_where_it_began():
+    """Points of two members and two latents, of a population that has the same moments all the time."""
+    start, before, after = np.random.default_rng(0).normal(size=(3, 2000, 4))
+    assert drift((start, before, after), False) == 0
+    assert drift((start, after, after), False) == 0  # what the last block alone left is no matter
+    stuck = after.copy()
+    stuck[:, 3] = 0.6 * start[:, 3] + 0.8 * after[:, 3]
+    assert drift((start, before, stuck), False) == pytest.approx(0.6, abs=0.05)
+    assert drift((start, before, stuck), True) == 0  # weighed chains began with the right law
+    assert drift((start, before, after + 1), True) > 0.5
+
+
+def test_a_warm_up_counts_what_its_kernel_evaluates():
+    density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(2)))
+    assert cp.WarmUp().evaluations(SimpleNamespace(stayed=7), density) == 7 * 9  # 4 nodes twice, and where that led
 
 
 class TestPosterior:

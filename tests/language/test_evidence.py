@@ -413,7 +413,7 @@ class Interwoven:
     def moved(self, modes=ONE, steps=12):
         density = self.density(modes)
         layout, noise = Layout.of_density(density), density.schedule.at(self.LEVEL)
-        kernel = Interweaving(lambda schedule: 0.8 * schedule.sigma**2)
+        kernel = Interweaving(lambda schedule: 0.6 * min(modes[:, 2]) ** 2 + 0.0 * schedule.sigma)
         transitions = Transitions.resolved(kernel, 1, density)
         start = jnp.asarray(self.exact(density, self.CHAINS, modes))
 

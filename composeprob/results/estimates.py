@@ -240,7 +240,7 @@ def wilson(share: ArrayLike, size: ArrayLike, t: float) -> tuple[np.ndarray, np.
     square = t**2 / size
     middle = (share + square / 2) / (1 + square)
     half = t / (1 + square) * np.sqrt(share * (1 - share) / size + square / (4 * size))
-    return np.clip(middle - half, 0.0, 1.0), np.clip(middle + half, 0.0, 1.0)
+    return np.asarray(np.clip(middle - half, 0.0, 1.0)), np.asarray(np.clip(middle + half, 0.0, 1.0))
 
 
 def quantile(values: np.ndarray, cumulative: np.ndarray, q: float) -> float:

@@ -141,7 +141,8 @@ def curves(scores: str, which: int, chains: int) -> dict[str, Any]:
     result = ours(cp.compile(viewed, *priors, *arrays), which, chains)
     spent = int(result.evaluations) * (2 + len(y))  # a score, a product for each measurement, and one of the transpose
     found = {"floor: exact draws": compare(again)}
-    found[OURS] = compare(np.concatenate([result[name] for name in SOURCES], axis=1)) | told(result, spent)
+    samples = result.unweighted()
+    found[OURS] = compare(np.concatenate([samples[name] for name in SOURCES], axis=1)) | told(result, spent)
     problem = restated.Problem(cp.compile(sources, *priors), *arrays, jnp.float32(manifolds.NOISE))
     return found | others(problem, which, chains, spent, compare)
 
@@ -175,7 +176,8 @@ def digits(which: int, chains: int) -> dict[str, Any]:
 
     arrays = jnp.asarray(blur, jnp.float32), jnp.asarray(y, jnp.float32)
     result = ours(cp.compile(added, prior, *arrays), which, chains)
-    x = np.stack([np.asarray(result[name], float) for name in ("one", "other")], 1)
+    samples = result.unweighted()
+    x = np.stack([np.asarray(samples[name], float) for name in ("one", "other")], 1)
     spent = int(result.evaluations)
     found = {OURS: compare(x) | told(result, spent)}
     matrix = jnp.concatenate([arrays[0]] * 2, axis=1)

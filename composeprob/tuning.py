@@ -464,6 +464,8 @@ class _Shares(NamedTuple):
     """Chains for each direction or group that is looked at."""
     tail: float = 0.01
     """The share of log-weights, at either end, that are taken for no farther out than the next one."""
+    lost: float = 5.0
+    """Standard deviations of log W, beside what 32 bits tell, by which chains that lie apart weigh too little."""
     barrier: float = 5.0
     """By how much log π is lower between two chains that are apart."""
     apart: float = 0.1

@@ -15,8 +15,8 @@ from scipy.stats import norm
 from threadpoolctl import threadpool_info
 
 import composeprob as cp
-from composeprob.results.shares import _most_moved, uneven_paths
-from composeprob.runtime import stages
+from composeprob.results.shares import _most_moved, uneven_paths, weightless
+from composeprob.runtime import stages, support
 from sampling_cases import both, single
 
 LEVELS = cp.Schedule.log_snr(100)
@@ -104,6 +104,55 @@ def test_weights_of_paths_mend_frozen_shares_where_no_energy_is_known(monkeypatc
     assert drawn.status.has("shares_frozen")  # draws all weigh the same
     assert "weighed" in drawn.status.message
     assert np.isnan(drawn.mean(lambda x: x["x"]).error)
+
+
+def test_chains_caught_where_nothing_is_weigh_nothing(monkeypatch):
+    """Modes at ±3, of which a second factor leaves the right one; noisy levels lead a few of 500 chains to the left,
+    too few for their paths to show that shares depend on these."""
+    f, g = two_modes([0.8, 0.2], [-3.0, 3.0], [0.3, 0.3]), cp.Analytic(dist.Normal(3.0, 0.5), LEVELS)
+    density = cp.compile(both, f, g)
+    sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral()), 1, reverse_step=True)
+    result, _ = ended(monkeypatch, density, sampler)
+    caught = np.asarray(result["x"]) < 0
+    assert 1 <= caught.sum() <= 0.02 * CHAINS
+    np.testing.assert_array_equal(np.isneginf(result.log_weights), caught)
+    assert f"{caught.sum()} of them, which lie apart" in result.reason
+    square, exact = result.mean(lambda x: (x["x"] - 3) ** 2), 1 / (0.3**-2 + 0.5**-2)
+    assert result.status.ok
+    assert abs(square.value - exact) < 4 * square.error < exact
+    drawn = cp.infer(density, jax.random.key(0), num_chains=CHAINS, sampler=sampler, draws=1, progress=False)
+    assert drawn.status.has("shares_frozen")  # draws all weigh the same
+    assert "there is nothing" in drawn.status.message
+    monkeypatch.setattr(support, "weightless", lambda _, paths: np.zeros(len(paths), bool))
+    kept, _ = ended(monkeypatch, density, sampler)
+    assert kept.status.ok
+    assert kept.mean(lambda x: (x["x"] - 3) ** 2).value > 2 * exact
+
+
+LAWS = {
+    "15 numbers": lambda rng, n: rng.normal(size=(n, 15)),
+    "64 numbers": lambda rng, n: rng.normal(size=(n, 64)),
+    "heavy tails": lambda rng, n: rng.standard_t(3, size=(n, 3)),
+    "exponential": lambda rng, n: rng.exponential(size=(n, 5)),
+    "small mode": lambda rng, n: 0.1 * rng.normal(size=(n, 4)) + np.where(rng.uniform(size=(n, 1)) < 0.03, 5.0, -5.0),
+    "ring": lambda rng, n: np.exp(2j * np.pi * rng.uniform(size=n)).view(float).reshape(n, 2),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("n", [40, 128, 1000])
+def test_chains_that_weigh_nothing_are_those_that_lie_apart(law, n):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        x = LAWS[law](rng, n)
+        paths, few = 5 * rng.normal(size=n), np.arange(n) < 1 + n // 50
+        assert not weightless({"x": x}, paths).any()
+        assert not weightless({"x": x}, -10 * rng.exponential(size=n)).any()
+        away = x + 30 * few[:, None] * x.std(0)
+        low = paths - few * rng.normal(120, 20, size=n)
+        assert not weightless({"x": away}, paths).any()  # a mode that is far away
+        assert not weightless({"x": x}, np.where(few, low, paths)).any()  # chains that forget
+        np.testing.assert_array_equal(weightless({"x": away}, low), few)
 
 
 def test_chains_that_forget_are_not_named(monkeypatch):

@@ -35,7 +35,8 @@ class Result(Record):
         samples: constrained values of every site and deterministic, ``{name: (N, …)}``: chains lead, draws follow where
             there are any.
         log_weights: log of each chain's weight, up to a constant, shape (N,). All equal except after `SMC`, and of
-            independent chains whose shares the weights of their paths mend.
+            independent chains whose shares the weights of their paths mend, or some of which lie apart where by these
+            there is nothing, and weigh 0.
         log_evidence: estimate of log Z of the program, for samplers that give one. Where a factor's constant is
             unknown (a learned energy) it is relative to that constant.
         log_evidence_error: its standard error: that of the weights, from the genealogy of the chains; that of the

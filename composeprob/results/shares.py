@@ -160,6 +160,35 @@ class Reason(enum.StrEnum):
     )
 
 
+def weightless(sites: Mapping[str, np.ndarray], path_weights: np.ndarray) -> np.ndarray:
+    """Which chains lie apart, in places that hold nothing by what their paths weigh, (N,) of bool.
+
+    A place G holds E[W; G]/E[W] of π. These chains' W is below the median by more than numbers of 32 bits tell, and by
+    some widths of log W more, with the width such that normal log W have 80 % within 1.28 of them. Chains that forget
+    may have come any way, but then end among others: so each is twice as far from the nearest of these as all but the
+    farthest of them are from one another.
+
+    Args:
+        sites: positions at level 0, ``{site: (N, …)}``.
+        path_weights: log W of each, (N,), up to a constant.
+    """
+    from scipy.spatial import cKDTree
+
+    finite, (points, sizes, _) = np.flatnonzero(np.isfinite(path_weights)), rows(sites)
+    nothing = np.zeros(len(points), bool)
+    if len(finite) < tuning.COMPARISON.fewest or not np.isfinite(points).all():
+        return nothing
+    low, middle, high = np.quantile(path_weights[finite], [0.1, 0.5, 0.9])
+    least = middle - tuning.SHARES.lost * (high - low) / 2.56 + np.log(np.finfo(np.float32).eps)
+    doubted = finite[path_weights[finite] < least]
+    if len(doubted):
+        points = scaled(points, sizes)
+        others = cKDTree(np.delete(points, doubted, axis=0))
+        far = 2 * np.quantile(others.query(others.data, 2)[0][:, 1], 1 - tuning.SHARES.tail)
+        nothing[doubted[others.query(points[doubted])[0] > far]] = True
+    return nothing
+
+
 def uneven_paths(
     sites: dict[str, np.ndarray],
     path_weights: np.ndarray,
@@ -198,9 +227,7 @@ def uneven_paths(
     both = np.concatenate([axes, inside - inside.mean(0)], axis=1)
     columns = [axes, both]
     if log_density is not None and np.isfinite(log_density[some]).all():
-        values = np.clip(
-            log_density[some], *np.quantile(log_density[some], [tuning.SHARES.tail, 1 - tuning.SHARES.tail])
-        )
+        values = clipped(log_density[some])
         columns.append((values - values.mean())[:, None])
     told = next((each for each in (_explained(each, gain) for each in columns) if each is not None), None)
     if told is None:

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from composeprob import tuning
-from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.barriers import log_densities
 from composeprob.density.evaluation import Position
 from composeprob.results.estimates import Families
@@ -24,6 +23,7 @@ from composeprob.results.shares import (
     parted,
     share_apart,
     uneven_paths,
+    weightless,
     where,
 )
 from composeprob.results.status import Code
@@ -81,21 +81,31 @@ def supported(
         )
     why = Reason.STARTED if density.num_levels == 1 else Reason.FROZEN
     why = Reason.SUMMED if sampler.kernel is None else why
-    uneven = uneven_paths(positions, paths, log_density, why) if paths.any() else []
     stayed = sampler.kernel is not None and not state.writer.drawn and np.isnan(float(run.global_acceptance))
+    lost = weightless(positions, paths)
+    kept, weighed = np.flatnonzero(~lost), np.where(np.isfinite(paths) & ~lost, paths, -np.inf)
+    positions, paths = jax.tree.map(lambda x: np.asarray(x)[kept], positions), paths[kept]
+    log_density = None if log_density is None else log_density[kept]
+    uneven = uneven_paths(positions, paths, log_density, why) if paths.any() else []
+    if lost.any() and stayed:
+        log_weights = np.where(lost, -np.inf, log_weights)
+        note += f"; {lost.sum()} of them, which lie apart and whose paths weigh nothing beside the others', weigh 0"
+    elif lost.any() and not uneven:
+        found = f"{lost.mean():.2%} of the chains lie apart, where by what their paths weigh there is nothing. "
+        uneven = [(Code.SHARES_FROZEN, found + why)]
     cause = f"the weights of their paths are worth {worth:.2g} of {number} chains"
     if unknown:
         cause = "chains do not weigh one another, and what their paths weigh is not known"
     if state.given_up:
         cause = f"SMC was given up, and {cause}"
-    apart, exact = _later(state, positions, cause, why), "exact_marginals" in density.capabilities
+    apart, exact = _later(state, positions, kept, cause, why), "exact_marginals" in density.capabilities
     fewest = max(tuning.SHARES.support * number, min(tuning.ERRORS.fewest_families, number / 8))
     if stayed and worth >= fewest:
         # Shares are off by √(N/worth − 1) of their standard deviation at most: too little for few chains to show it.
         hidden = comparable and not exact and worth < tuning.SHARES.even * number
         if uneven or (hidden and apart()):
             note = f"; the weights of their paths, worth {worth:.0f} of {number} chains, mend the shares of modes"
-            return Support(np.where(np.isfinite(paths), paths, -np.inf) - np.nanmax(paths), [], list, note)
+            return Support(weighed - weighed.max(), [], list, note)
     if not uneven and comparable and log_density is not None:
         uneven = frozen_shares(positions, log_density)
     rests = not unknown and (worth >= tuning.SHARES.support * number or alike(paths))
@@ -107,10 +117,9 @@ def supported(
 
 def effective(log_weights: np.ndarray) -> float:
     """How many independent chains weights are worth; those that are no numbers count as 0."""
-    finite = log_weights[np.isfinite(log_weights)]
-    if not finite.size:
-        return 0.0
-    return Families.from_ancestors(np.exp(finite - finite.max()), np.arange(len(finite))).effective
+    finite = np.asarray(log_weights, float)[np.isfinite(log_weights)]
+    weights = np.exp(finite - finite.max(initial=-np.inf))
+    return float(weights.sum() ** 2 / max((weights**2).sum(), 1e-300))
 
 
 def alike(log_weights: np.ndarray) -> bool:
@@ -123,43 +132,37 @@ def alike(log_weights: np.ndarray) -> bool:
     return len(finite) > 0.95 * len(log_weights) and float(clipped(finite).std()) <= tuning.SHARES.alike
 
 
-def _later(state: State, positions: Position, cause: str, why: str) -> Callable[[], Findings]:
-    """What is asked of chains whose shares no weights support: whether they are apart."""
-    density, number = state.density, state.num_chains
-    moved = bool(state.sampler.then) or state.writer.drawn > 0
-    if moved and state.came is None:
-        return list
-    some = np.unique(np.linspace(0, number - 1, tuning.CHECKS.most_chains).astype(int))
-    came = None
-    if moved:
-        at = Layout.of_density(density).position(np.asarray(state.came)[some], float(density.schedule.alpha[0]))
-        came = jax.tree.map(np.asarray, at)
-    ended = jax.tree.map(lambda x: np.asarray(x)[some], positions)
-    return partial(_apart, density, ended, came, cause, why)
-
-
-def _apart(density: AnnealedDensity, ended: Position, came: Position | None, cause: str, why: str) -> Findings:
-    """The finding that chains are in groups between which they did not cross, if they are.
+def _later(state: State, positions: Position, kept: np.ndarray, cause: str, why: str) -> Callable[[], Findings]:
+    """What is asked of chains whose shares no weights support: whether they are in groups between which they did not
+    cross.
 
     Args:
-        density: as it is.
-        ended: where some chains ended, {site: (m, …)}.
-        came: where these were when they had come down to level 0; None of chains that have not moved since.
+        state: as the run ended.
+        positions, kept: of the chains that are asked, ``{site: (m, …)}``, and which of all they are, (m,).
         cause: why nothing supports their shares.
         why: what it comes from, and what to do about it.
     """
-    if "energy" in density.capabilities:
-        value = partial(log_densities, density)
-        groups = parted(ended, value)
+    density = state.density
+    moved = bool(state.sampler.then) or state.writer.drawn > 0
+    if moved and state.came is None:
+        return list
+    some = np.unique(np.linspace(0, len(kept) - 1, tuning.CHECKS.most_chains).astype(int))
+    came = None  # where they were when they had come down to level 0, if they have moved since
+    if moved:
+        at = Layout.of_density(density).position(np.asarray(state.came)[kept[some]], float(density.schedule.alpha[0]))
+        came = jax.tree.map(np.asarray, at)
+    ended = jax.tree.map(lambda x: np.asarray(x)[some], positions)
+
+    def apart() -> Findings:
+        value = partial(log_densities, density) if "energy" in density.capabilities else None
+        groups = distant(ended) if value is None else parted(ended, value)
         if groups is None:
             return []
-        each = np.arange(len(groups.index))
-        crossed = 0.0 if came is None else share_apart(between(came, ended, each, each, value))
-        if crossed >= tuning.SHARES.crossing * groups.apart:
-            return []
-    else:
-        groups = distant(ended)
-        if groups is None:
-            return []
-    text = f"The chains lie in {groups}: {where(ended, groups.index)}. Their shares rest on nothing: {cause}. {why}"
-    return [(Code.SHARES_FROZEN, text)]
+        if value is not None and came is not None:
+            each = np.arange(len(groups.index))
+            if share_apart(between(came, ended, each, each, value)) >= tuning.SHARES.crossing * groups.apart:
+                return []
+        text = f"The chains lie in {groups}: {where(ended, groups.index)}. Their shares rest on nothing: {cause}. {why}"
+        return [(Code.SHARES_FROZEN, text)]
+
+    return apart

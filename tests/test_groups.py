@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from composeprob.results.shares import between, distant, parted, share_apart, where
+from composeprob.density.barriers import barrier_depth
+from composeprob.results.shares import between, parted, share_apart, where
 
 CHAINS = 64
 KEYS = 10
@@ -14,6 +15,10 @@ KEYS = 10
 def log_sum(terms):
     most = terms.max(0)
     return most + np.log(np.exp(terms - most).sum(0))
+
+
+def barriers(log_density):
+    return lambda a, b: barrier_depth(lambda sites: log_density(sites["x"]), a, b)
 
 
 def gaussian(rng, d):
@@ -75,14 +80,14 @@ def test_chains_of_one_valley_hang_together(shape, d):
     rng = np.random.default_rng(0)
     for _ in range(KEYS):
         points, log_density = shape(rng, d)
-        assert parted({"x": points}, lambda sites, value=log_density: value(sites["x"])) is None
+        assert parted({"x": points}, barriers(log_density)) is None
 
 
 def test_pairs_on_a_ring_are_apart_though_it_is_one_valley():
     """So what holds its chains together is the way around, and no test of pairs."""
     points, log_density = shell(np.random.default_rng(0), 2)
     first, second = np.random.default_rng(1).integers(0, CHAINS, (2, 200))
-    depth = between({"x": points}, {"x": points}, first, second, lambda sites: log_density(sites["x"]))
+    depth = between({"x": points}, {"x": points}, first, second, barriers(log_density))
     assert share_apart(depth) > 0.4
 
 
@@ -91,7 +96,7 @@ def test_two_modes_are_two_groups(d):
     rng = np.random.default_rng(0)
     for _ in range(KEYS):
         points, log_density = modes(rng, d, 0.3)
-        groups = parted({"x": points}, lambda sites, value=log_density: value(sites["x"]))
+        groups = parted({"x": points}, barriers(log_density))
         right = points[:, 0] > 6
         assert groups is not None
         assert len(groups.shares) == 2
@@ -105,7 +110,7 @@ def test_a_place_for_every_chain():
     """Bits in 40 dimensions: no two chains share a mode."""
     rng = np.random.default_rng(0)
     points = np.sign(rng.normal(size=(CHAINS, 40))) + 0.1 * rng.normal(size=(CHAINS, 40))
-    groups = parted({"x": points}, lambda sites: -50 * ((np.abs(sites["x"]) - 1) ** 2).sum(1))
+    groups = parted({"x": points}, barriers(lambda x: -50 * ((np.abs(x) - 1) ** 2).sum(1)))
     assert groups is not None
     assert groups.shares.max() < 0.1
     assert "places of their own" in str(groups)
@@ -113,15 +118,4 @@ def test_a_place_for_every_chain():
 
 def test_what_is_no_number_is_not_judged():
     points = np.array([[0.0], [1.0], [2.0], [np.nan], [4.0]])
-    assert parted({"x": points}, lambda sites: -(sites["x"][:, 0] ** 2)) is None
-    assert distant({"x": points}) is None
-
-
-def test_without_a_log_density_groups_are_what_neighbours_connect():
-    rng = np.random.default_rng(0)
-    near, far = gaussian(rng, 2)[0], modes(rng, 2, 0.5)[0]
-    assert distant({"x": near}) is None
-    groups = distant({"x": far})
-    assert groups is not None
-    assert len(groups.shares) == 2
-    assert groups.depth is None
+    assert parted({"x": points}, barriers(lambda x: -(x[:, 0] ** 2))) is None

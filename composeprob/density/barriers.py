@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from composeprob import tuning
+from composeprob import pytree, tuning
 from composeprob.density.evaluation import Position
 
 if TYPE_CHECKING:
@@ -24,7 +24,23 @@ def log_densities(density: AnnealedDensity, positions: Position) -> np.ndarray:
     return in_blocks(partial(_of_block, density), positions)
 
 
-def in_blocks(function: Callable[[Position], ArrayLike], positions: Position) -> np.ndarray:
+def barriers(density: AnnealedDensity) -> Callable[[Position, Position], np.ndarray]:
+    """What computes the depths of the barriers of π₀ between positions, (n, …) each → (n,): by log-densities, or by
+    integrals of the score, by the trapezoid rule, where the density offers only that."""
+    if "energy" in density.capabilities:
+        return partial(barrier_depth, partial(log_densities, density))
+
+    def by_score(a: Position, b: Position) -> np.ndarray:
+        points = jax.tree.map(_along, a, b)
+        ways = jax.tree.map(lambda start, end, x: np.resize(end - start, x.shape), a, b, points)
+        slopes = in_blocks(partial(_slopes, density), (points, ways)).reshape(-1, len(jax.tree.leaves(a)[0]))
+        rises = 0.5 * (slopes[1:] + slopes[:-1]) / (len(slopes) - 1)
+        return _deepest(np.concatenate([0 * slopes[:1], rises]).cumsum(0))
+
+    return by_score
+
+
+def in_blocks(function: Callable[[Any], ArrayLike], positions: Any) -> np.ndarray:
     """``function`` of many positions, (M, …) → (…, M). They go in blocks of one size, so that one executable serves any
     number of them."""
     number, size = len(jax.tree.leaves(positions)[0]), tuning.SHARES.block
@@ -41,7 +57,17 @@ def _of_block(density: AnnealedDensity, positions: Position) -> Array:
     return jax.lax.map(lambda x: density.evaluator(x, 0).log_density, positions, batch_size=tuning.SHARES.at_once)
 
 
-def barrier_depth(log_density: Callable[[Position], ArrayLike], a: Position, b: Position, inner: int = 9) -> np.ndarray:
+@eqx.filter_jit
+def _slopes(density: AnnealedDensity, points_and_ways: tuple[Position, Position]) -> Array:
+    """⟨∇log π₀(x), way⟩ of each."""
+
+    def slope(both: tuple[Position, Position]) -> Array:
+        return pytree.vdot(density.evaluator(both[0], 0).score, both[1])
+
+    return jax.lax.map(slope, points_and_ways, batch_size=tuning.SHARES.at_once)
+
+
+def barrier_depth(log_density: Callable[[Position], ArrayLike], a: Position, b: Position) -> np.ndarray:
     r"""Computes the depth of the barrier on the segment from a to b, in nats: how far log π falls between two points of
     it, of which the lower one counts,
 
@@ -54,19 +80,23 @@ def barrier_depth(log_density: Callable[[Position], ArrayLike], a: Position, b: 
     Args:
         log_density: of positions with one leading axis, (M, …) → (M,); called once.
         a, b: the ends: arrays, or pytrees of arrays, (n, …).
-        inner: m, the points between them.
 
     Returns:
         The depths, (n,); NaN where π is 0 or unknown at an end.
     """
-    steps = np.arange(inner + 2) / (inner + 1)
+    values = np.asarray(log_density(jax.tree.map(_along, a, b)), float)
+    return _deepest(values.reshape(-1, len(jax.tree.leaves(a)[0])))
 
-    def points(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-        start, end = np.asarray(start), np.asarray(end)
-        t = steps.astype(start.dtype).reshape(-1, *[1] * start.ndim)
-        return ((1 - t) * start + t * end).reshape(-1, *start.shape[1:])
 
-    values = np.asarray(log_density(jax.tree.map(points, a, b)), float).reshape(inner + 2, -1)
+def _along(start: ArrayLike, end: ArrayLike, inner: int = 9) -> np.ndarray:
+    """The points from start to end, m between them, (n, …) each → ((m + 2)·n, …)."""
+    start, end = np.asarray(start), np.asarray(end)
+    t = (np.arange(inner + 2) / (inner + 1)).astype(start.dtype).reshape(-1, *[1] * start.ndim)
+    return ((1 - t) * start + t * end).reshape(-1, *start.shape[1:])
+
+
+def _deepest(values: np.ndarray) -> np.ndarray:
+    """The depths, of log π at the points, (m + 2, n)."""
     with np.errstate(invalid="ignore"):
         ends = np.isfinite(values[0]) & np.isfinite(values[-1])
         before, after = np.maximum.accumulate(values), np.maximum.accumulate(values[::-1])[::-1]

@@ -20,7 +20,7 @@ $$\log Z_m = E_m[\log \pi - \log p_m],$$
 with the density $p_m$ of the chains there, which the distance to the k-th nearest neighbour estimates (Kozachenko and
 Leonenko 1987, *Sample estimate of the entropy of a random vector*). Shares of chains are compared with $Z_m/\sum Z$.
 
-Where neither is known, `parted` and `distant` find the groups of chains that barriers of log π₀, or gaps, part.
+Where neither is known, `parted` finds the groups of chains that barriers of log π₀ part.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from composeprob import tuning
-from composeprob.density.barriers import barrier_depth
 from composeprob.results.estimates import Families
 from composeprob.results.geometry import components, connected, neighbours, rows, scaled, tree
 from composeprob.results.status import Code
 
-LogDensity = Callable[[dict[str, np.ndarray]], np.ndarray]
-"""log π₀ of positions, ``{site: (M, …)}`` → (M,)."""
+Barriers = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], np.ndarray]
+"""How deep log π₀ falls between positions, ``{site: (M, …)}`` each → (M,), in nats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +48,12 @@ class Groups:
     Attributes:
         index: each chain's group, (m,), of which 0 is the largest.
         apart: the share of the pairs of chains that a barrier parts.
-        depth: the median depth of these barriers, in nats; None where no log-density is known.
+        depth: the median depth of these barriers, in nats.
     """
 
     index: np.ndarray
     apart: float
-    depth: float | None
+    depth: float
 
     @property
     def shares(self) -> np.ndarray:
@@ -65,13 +64,11 @@ class Groups:
         shares = self.shares
         listed = ", ".join(f"{share:.1%}" for share in shares[:3]) + (", …" if len(shares) > 3 else "")
         number = f"{len(shares)} groups" if shares[0] > 1.5 / len(self.index) else "places of their own"
-        if self.depth is None:
-            return f"{number} without chains between them ({listed})"
         between = f"log π falls by {self.depth:.3g} nats between {self.apart:.0%} of the pairs"
         return f"{number} ({listed}; {between})" if number[0].isdigit() else f"{number} ({between})"
 
 
-def parted(sites: Mapping[str, np.ndarray], log_density: LogDensity) -> Groups | None:
+def parted(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | None:
     """The groups of chains between which log π₀ falls; None where fewer than a tenth of the pairs are apart.
 
     Pairs are taken at random. A valley that is bent has low density between two of its points too; so chains are one
@@ -79,7 +76,7 @@ def parted(sites: Mapping[str, np.ndarray], log_density: LogDensity) -> Groups |
 
     Args:
         sites: positions at level 0, ``{site: (m, …)}``.
-        log_density: of such positions.
+        barriers: between such positions.
     """
     known, sites = tuning.SHARES, {name: np.asarray(x) for name, x in sites.items()}
     points, sizes, _ = rows(sites)
@@ -88,27 +85,17 @@ def parted(sites: Mapping[str, np.ndarray], log_density: LogDensity) -> Groups |
         return None
     first, second = np.triu_indices(m, 1)
     chosen = np.random.default_rng(0).permutation(len(first))[: known.pairs]
-    depth = between(sites, sites, first[chosen], second[chosen], log_density)
+    depth = between(sites, sites, first[chosen], second[chosen], barriers)
     apart = share_apart(depth)
     if not apart > known.apart:
         return None
     points = scaled(points, sizes)
     near = np.unique(np.concatenate([neighbours(points, known.bridges), tree(points)]), axis=0)
-    linked = near[~(between(sites, sites, near[:, 0], near[:, 1], log_density) > known.barrier)]
+    linked = near[~(between(sites, sites, near[:, 0], near[:, 1], barriers) > known.barrier)]
     index = components(linked, m)
     if 1 - np.sum((np.bincount(index) / m) ** 2) <= known.apart:
         return None
     return Groups(index, apart, float(np.median(depth[depth > known.barrier])))
-
-
-def distant(sites: Mapping[str, np.ndarray]) -> Groups | None:
-    """The groups that no neighbours lead between, where no log-density is known; None where there is one."""
-    points, sizes, _ = rows(sites)
-    if len(points) < 4 or not np.isfinite(points).all():
-        return None
-    index = connected(scaled(points, sizes), tuning.SHARES.linked)
-    apart = 1 - float(np.sum((np.bincount(index) / len(points)) ** 2))
-    return Groups(index, apart, None) if apart > tuning.SHARES.apart else None
 
 
 def between(
@@ -116,11 +103,11 @@ def between(
     others: Mapping[str, np.ndarray],
     first: np.ndarray,
     second: np.ndarray,
-    log_density: LogDensity,
+    barriers: Barriers,
 ) -> np.ndarray:
     """The depths of the barriers from chains of the ones to chains of the others, in nats."""
     a, b = ({name: np.asarray(x)[i] for name, x in sites.items()} for sites, i in ((ones, first), (others, second)))
-    return barrier_depth(log_density, a, b)
+    return barriers(a, b)
 
 
 def share_apart(depth: np.ndarray) -> float:

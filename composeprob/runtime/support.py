@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from composeprob import tuning
-from composeprob.density.barriers import log_densities
+from composeprob.density.barriers import barriers
 from composeprob.density.evaluation import Position
 from composeprob.results.estimates import Families
 from composeprob.results.shares import (
     Reason,
-    between,
     clipped,
-    distant,
     frozen_shares,
     parted,
     share_apart,
@@ -154,14 +151,12 @@ def _later(state: State, positions: Position, kept: np.ndarray, cause: str, why:
     ended = jax.tree.map(lambda x: np.asarray(x)[some], positions)
 
     def apart() -> Findings:
-        value = partial(log_densities, density) if "energy" in density.capabilities else None
-        groups = distant(ended) if value is None else parted(ended, value)
+        depths = barriers(density)
+        groups = parted(ended, depths)
         if groups is None:
             return []
-        if value is not None and came is not None:
-            each = np.arange(len(groups.index))
-            if share_apart(between(came, ended, each, each, value)) >= tuning.SHARES.crossing * groups.apart:
-                return []
+        if came is not None and share_apart(depths(came, ended)) >= tuning.SHARES.crossing * groups.apart:
+            return []
         text = f"The chains lie in {groups}: {where(ended, groups.index)}. Their shares rest on nothing: {cause}. {why}"
         return [(Code.SHARES_FROZEN, text)]
 

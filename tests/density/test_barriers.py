@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
-from composeprob.density.barriers import barrier_depth
+import composeprob as cp
+from composeprob.density.barriers import barrier_depth, barriers
+from sampling_cases import single
 
 
 def mixture(position: dict[str, np.ndarray]) -> np.ndarray:
@@ -32,3 +36,22 @@ def test_an_end_without_density_has_no_depth():
     inside = barrier_depth(lambda x: np.where(np.abs(x) < 1, 0.0, -np.inf), np.array([0.0, -0.5]), np.array([2.0, 0.5]))
     assert np.isnan(inside[0])
     assert inside[1] == 0
+
+
+def test_a_score_alone_knows_barriers():
+    """Two modes at ±2 in two numbers, from a score, beside the depths that log-densities have."""
+    modes = dist.Normal(jnp.array([[-2.0, -2.0], [2.0, 2.0]]), 0.5).to_event(1)
+    law = cp.Analytic(dist.MixtureSameFamily(dist.Categorical(jnp.array([0.5, 0.5])), modes), cp.Schedule.log_snr(20))
+
+    def score(x, level):
+        return law.evaluate(x, law.schedule.at(level), {})[1]
+
+    known = cp.compile(single, law)
+    scored = cp.Diffusion(score, law.schedule, event_shape=(2,), parameterization="score", time="level")
+    a, b = np.random.default_rng(0).normal(size=(2, 200, 2)).astype(np.float32) / 2
+    for shift, depth, least, off in ((0.0, 0.0, -1.0, 0.1), (4.0, 14.0, 5.0, 5.0)):
+        ends = {"x": a - 2}, {"x": b - 2 + shift}
+        found, exact = (barriers(density)(*ends) for density in (cp.compile(single, scored), known))
+        assert abs(np.median(exact) - depth) < 2
+        assert found.min() > least
+        np.testing.assert_allclose(found, exact, atol=off)  # the kink of log π between modes is lost

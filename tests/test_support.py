@@ -9,8 +9,10 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
 from composeprob.errors import ImproperError
+from composeprob.results.geometry import connected
 from composeprob.runtime.support import alike, effective
 from sampling_cases import both, single, squared
 
@@ -49,6 +51,24 @@ def test_chains_apart_in_shares_that_rest_on_nothing_are_named(wrong):
     assert "rest on nothing" in result.status.message
     assert "2 groups" in result.status.message
     assert np.isnan(result.mean(lambda s: s["x"][0]).error)
+
+
+def test_modes_of_a_score_alone_are_apart_though_neighbours_connect_them():
+    """Eight modes in six numbers, squared, with some eight of 64 chains each: fewer than neighbours that are asked."""
+    means = jnp.asarray(np.sign(np.random.default_rng(0).normal(size=(8, 6))), jnp.float32)
+    each = dist.Normal(means, jnp.linspace(0.5, 0.2, 8)[:, None]).to_event(1)
+    law = cp.Analytic(dist.MixtureSameFamily(dist.Categorical(jnp.full(8, 1 / 8)), each), LEVELS)
+
+    def score(x, level):
+        return law.evaluate(x, LEVELS.at(level), {})[1]
+
+    scored = cp.Diffusion(score, LEVELS, event_shape=(6,), parameterization="score", time="level")
+    kernel = cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral(5, "simpson", 0.1))
+    density = lowered(squared, (scored,), {}, growing=False)
+    result = run(density, sampler=cp.AnnealedMCMC(kernel, 3, reverse_step=True))
+    assert connected(np.asarray(result["x"]), tuning.SHARES.linked).max() == 0
+    assert result.status.has("shares_frozen")
+    assert "Their shares rest on nothing" in result.status.message
 
 
 def test_paths_with_growing_exponents_mend_the_shares():

@@ -123,7 +123,7 @@ def calibrated(
     names = dict(data) if data is not None else _arguments(density, bound.arguments)
     seeds = jax.random.split(key, 4)
     unseen = prior(density)
-    truths = infer(unseen, seeds[0], num_chains=num, sampler=independent(unseen, "")[0], progress=False).samples
+    truths = infer(unseen, seeds[0], num_chains=num, sampler=independent(unseen, "", num)[0], progress=False).samples
     drawn = {name: np.asarray(values) for name, values in density.predict(seeds[1], truths).items()}
     known = _RankStore(checkpoint_dir, [as_code(key), num, num_chains, repr(sampler), density.described.text])
     with Progress(num, progress, "calibration") as bar:

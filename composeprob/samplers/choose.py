@@ -89,7 +89,7 @@ def closed_by(density: AnnealedDensity, num_chains: int, weighed: bool = False) 
     return tuple(closings), then
 
 
-def independent(density: AnnealedDensity, why: str, num_chains: int, draws: int = 1) -> tuple[Sampler, str]:
+def independent(density: AnnealedDensity, why: str, num_chains: int = 1, draws: int = 1) -> tuple[Sampler, str]:
     """Chains that never weigh one another, and why these were chosen; with global moves, where so many can fit them."""
     if interweaves(density):
         together = Interweaving(log_ratio=bounded(num_chains * draws))

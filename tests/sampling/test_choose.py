@@ -86,7 +86,7 @@ def test_some_chains_keep_the_shares_of_learned_modes(weighed):
     seen = sds**2 * (row @ row) + noise**2  # the variance of y, and what it tells of x[0]
     shares = jax.nn.softmax(np.log(weights) + dist.Normal(means @ row, np.sqrt(seen)).log_prob(y))
     exact = float(shares @ (means[:, 0] + sds**2 * row[0] / seen * (y - means @ row)))
-    options = {"num_chains": 100, "sampler": None if weighed else independent(density, "", 100)[0], "progress": False}
+    options = {"num_chains": 100, "sampler": None if weighed else independent(density, "")[0], "progress": False}
     found = [cp.infer(density, jax.random.key(k), **options).mean(lambda s: s["x"][0]) for k in range(keys)]
     off = sum(f.value - exact for f in found) / np.sqrt(sum(f.error**2 for f in found))
     assert abs(off) < 3.3 if weighed else abs(off) > 5
@@ -164,7 +164,7 @@ def test_no_chain_stays_where_a_prior_makes_the_noise_tiny():
     u² 5 of the chains stay there, under steps of one size 20, under both 40."""
     factor = cp.Analytic(dist.Normal(0.2, 0.6), cp.Schedule.log_snr(30))
     density = cp.compile(unknown_scale, factor, jnp.array([1.2, 0.7, 1.9, 1.4, 0.2]))
-    default, _ = independent(density, "few chains", 1)
+    default, _ = independent(density, "few chains")
     sampler = cp.AnnealedMCMC(default.kernel, default.steps_per_level, reverse_step=True)
     result = cp.infer(density, jax.random.key(0), num_chains=1000, sampler=sampler, progress=False)
     assert jnp.sum(result["s"] < 0.1) <= 2

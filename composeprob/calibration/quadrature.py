@@ -10,13 +10,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.barriers import log_densities
 from composeprob.errors import ImproperError, InvalidValueError
 
 
@@ -51,7 +49,9 @@ def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = 
             near = slice(None) if support is None else support.holds(points, sigma[level] / alpha[level])
             values = np.full(len(points), -np.inf)
             inside = alpha[level] * points[near].reshape(-1, *shape)
-            values[near] = log_densities(density, site, inside, level) + dimension * np.log(alpha[level])
+            if len(inside):
+                positions = {site: inside.astype(jnp.result_type(float))}
+                values[near] = log_densities(density, positions, level, 4096) + dimension * np.log(alpha[level])
             return values
 
         found[level], errors[level], cells, step = _level(log_f, cells, step, level)
@@ -177,26 +177,3 @@ def _not_finite(values: np.ndarray, level: int) -> InvalidValueError:
         "gave NaN or infinity.",
         fix="look for overflow in the energy; −∞ is allowed where the density is 0, but not everywhere.",
     )
-
-
-def log_densities(
-    density: AnnealedDensity, site: str, points: np.ndarray, level: int, chunk_size: int = 4096
-) -> np.ndarray:
-    """log F_k at points of shape (n, \\*event), evaluated in chunks of one size: all levels share one executable."""
-    values = [np.zeros(0)]
-    for start in range(0, len(points), chunk_size):
-        chunk = points[start : start + chunk_size]
-        padded = np.concatenate([chunk, np.repeat(chunk[-1:], chunk_size - len(chunk), axis=0)])
-        value = _log_densities(density, site, jnp.asarray(padded, jnp.result_type(float)), jnp.asarray(level))
-        values.append(np.asarray(value, np.float64)[: len(chunk)])
-    return np.concatenate(values)
-
-
-@eqx.filter_jit
-def _log_densities(density: AnnealedDensity, site: str, points: Array, level: Array) -> Array:
-    def log_density(x: Array) -> Array:
-        value = density.evaluator({site: x}, level).log_density
-        assert value is not None  # only factors with an energy are calibrated
-        return value
-
-    return jax.vmap(log_density)(points)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
 
 
-def log_densities(density: AnnealedDensity, positions: Position) -> np.ndarray:
-    """log π₀ at many positions, (M, …) → (M,)."""
-    return in_blocks(partial(_of_block, density), positions)
+def log_densities(density: AnnealedDensity, positions: Position, level: int = 0, size: int | None = None) -> np.ndarray:
+    """log π_level at many positions, (M, …) → (M,)."""
+    return in_blocks(partial(_of_block, density, jnp.asarray(level)), positions, size)
 
 
-def in_blocks(function: Callable[[Position], ArrayLike], positions: Position) -> np.ndarray:
+def in_blocks(function: Callable[[Position], ArrayLike], positions: Position, size: int | None = None) -> np.ndarray:
     """``function`` of many positions, (M, …) → (…, M). They go in blocks of one size, so that one executable serves any
     number of them."""
-    number, size = len(jax.tree.leaves(positions)[0]), tuning.SHARES.block
+    number, size = len(jax.tree.leaves(positions)[0]), size or tuning.SHARES.block
 
     def block(begin: int) -> np.ndarray:
         rows = np.minimum(np.arange(begin, begin + size), number - 1)
@@ -37,8 +38,8 @@ def in_blocks(function: Callable[[Position], ArrayLike], positions: Position) ->
 
 
 @eqx.filter_jit
-def _of_block(density: AnnealedDensity, positions: Position) -> Array:
-    return jax.lax.map(lambda x: density.evaluator(x, 0).log_density, positions, batch_size=tuning.SHARES.at_once)
+def _of_block(density: AnnealedDensity, level: Array, positions: Position) -> Array:
+    return jax.lax.map(lambda x: density.evaluator(x, level).log_density, positions, batch_size=tuning.SHARES.at_once)
 
 
 def barrier_depth(log_density: Callable[[Position], ArrayLike], a: Position, b: Position, inner: int = 9) -> np.ndarray:

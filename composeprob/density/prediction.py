@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpy.typing import ArrayLike
 
+from composeprob.density.evaluation import over_chains
 from composeprob.errors import CapabilityError, ShapeError
 
 if TYPE_CHECKING:
@@ -29,22 +30,12 @@ def predict(density: AnnealedDensity, key: Array, samples: Mapping[str, ArrayLik
     """See `AnnealedDensity.predict`."""
     latents = _latents(density, samples)
     num_samples = next(iter(latents.values())).shape[0]
-    return _predict(density, jax.random.split(key, num_samples), latents)
+    return over_chains(density.evaluator.predict, jax.random.split(key, num_samples), latents)
 
 
 def log_likelihood(density: AnnealedDensity, samples: Mapping[str, ArrayLike]) -> Values:
     """See `AnnealedDensity.log_likelihood`."""
-    return _log_likelihood(density, _latents(density, samples))
-
-
-@eqx.filter_jit
-def _predict(density: AnnealedDensity, keys: Array, samples: Values) -> Values:
-    return jax.vmap(density.evaluator.predict)(keys, samples)
-
-
-@eqx.filter_jit
-def _log_likelihood(density: AnnealedDensity, samples: Values) -> Values:
-    return jax.vmap(density.evaluator.log_likelihood)(samples)
+    return over_chains(density.evaluator.log_likelihood, _latents(density, samples))
 
 
 def _latents(density: AnnealedDensity, samples: Mapping[str, ArrayLike]) -> Values:

@@ -11,7 +11,6 @@ from typing import IO, Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.barriers import log_densities
 from composeprob.errors import InvalidValueError
 from composeprob.results.geometry import as_images, entries, is_image, rows
 from composeprob.results.record import Record, columns
@@ -314,18 +314,7 @@ def log_density_at(density: AnnealedDensity | None, name: str, level: int) -> Lo
         return None
     if set(density.sites) != {name} or density.sites[name].kind != "noised":
         return None  # a slice through other sites, or unconstrained coordinates, would not be the samples' density
-    return lambda points: _evaluate()(density, name, np.asarray(points, np.float32), np.int32(level))
-
-
-@functools.cache
-def _evaluate() -> Callable[[AnnealedDensity, str, np.ndarray, np.int32], Array]:
-    """Compiles once for all levels; the density is an argument, so that its weights are no constants of the code."""
-    import equinox as eqx
-    import jax
-
-    return eqx.filter_jit(
-        lambda density, name, xs, level: jax.vmap(lambda x: density.log_density({name: x}, level))(xs)
-    )
+    return lambda points: log_densities(density, {name: np.asarray(points, np.float32)}, level)
 
 
 # whole figures: what `Result.plot` draws, by kind ------------------------------------------------------------

@@ -25,12 +25,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import partial
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import PyTree
@@ -38,7 +35,7 @@ from jaxtyping import PyTree
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.barriers import barrier_depth, in_blocks
-from composeprob.density.evaluation import Position
+from composeprob.density.evaluation import Position, over_chains
 from composeprob.results.estimates import Families, systematic
 from composeprob.results.geometry import nearest, scaled
 from composeprob.results.status import Code
@@ -82,7 +79,8 @@ class Target:
 
     def __call__(self, positions: Position) -> tuple[np.ndarray, np.ndarray]:
         """log π₀ and log π₀/q, (M,) each."""
-        found = in_blocks(partial(_importance, self.density), positions)
+        importance = self.density.evaluator.importance
+        found = in_blocks(lambda block: np.stack(over_chains(importance, block)), positions)
         return found[0], found[1]
 
     def barriers(self, a: Position, b: Position) -> np.ndarray:
@@ -94,16 +92,6 @@ class Target:
 def _at(positions: Position, rows: np.ndarray) -> Position:
     """Some of the positions."""
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], positions)
-
-
-@eqx.filter_jit
-def _importance(density: AnnealedDensity, positions: Position) -> Array:
-    return jnp.stack(jax.vmap(density.evaluator.importance)(positions))
-
-
-@eqx.filter_jit
-def _drawn(density: AnnealedDensity, keys: Array) -> Position:
-    return jax.vmap(density.evaluator.draw)(keys)
 
 
 class Sample(NamedTuple):
@@ -125,7 +113,8 @@ class Sample(NamedTuple):
     def of_scouts(cls, target: Target, keys: Array) -> Sample | None:
         """Scouts, one for each key; None where none weighs anything."""
         size = tuning.SCOUTS.block
-        drawn = [_drawn(target.density, keys[i : i + size]) for i in range(0, len(keys), size)]
+        draw = target.density.evaluator.draw
+        drawn = [over_chains(draw, keys[i : i + size]) for i in range(0, len(keys), size)]
         positions = jax.tree.map(lambda *leaves: np.concatenate(list(map(np.asarray, leaves))), *drawn)
         _, log_weights = target(positions)
         log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)

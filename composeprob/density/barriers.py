@@ -39,7 +39,7 @@ def in_blocks(function: Callable[[Position], ArrayLike], positions: Position, si
 
 @eqx.filter_jit
 def _of_block(density: AnnealedDensity, level: Array, positions: Position) -> Array:
-    return jax.lax.map(lambda x: density.evaluator(x, level).log_density, positions, batch_size=tuning.SHARES.at_once)
+    return jax.lax.map(lambda x: density.log_density(x, level), positions, batch_size=tuning.SHARES.at_once)
 
 
 def barrier_depth(log_density: Callable[[Position], ArrayLike], a: Position, b: Position, inner: int = 9) -> np.ndarray:

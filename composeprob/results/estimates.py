@@ -117,6 +117,12 @@ class Families:
         weights = np.asarray(weights, np.float64)
         return cls(weights / weights.sum(), np.unique(np.asarray(ancestors), return_inverse=True)[1])
 
+    @classmethod
+    def from_log_weights(cls, log_weights: np.ndarray, ancestors: ArrayLike | None = None) -> Families:
+        """The same of log-weights up to a constant; without ancestors each chain is a family."""
+        weights = np.exp(log_weights - np.max(log_weights))
+        return cls.from_ancestors(weights, np.arange(len(weights)) if ancestors is None else ancestors)
+
     @property
     def effective(self) -> float:
         """The effective number of families, 1/Σ W_e², with W_e the weight of family e."""
@@ -162,25 +168,6 @@ class Families:
 def systematic(weights: Float[np.ndarray, " m"], n: int) -> Int[np.ndarray, " {n}"]:
     """Returns the indices of n samples of equal weight, by systematic resampling with offset ½ (no random number)."""
     return np.minimum(np.searchsorted(np.cumsum(weights), (np.arange(n) + 0.5) / n), len(weights) - 1)
-
-
-def of_samples(values: Any, draws: int | None, most: int | None = None) -> np.ndarray:
-    """Returns a site's values, (N, …), or (N, draws, …) with draws.
-
-    Args:
-        values: of every sample; may be on disk.
-        draws: their number; None without draws.
-        most: read no more than about so many numbers: every k-th draw.
-    """
-    if draws is None:
-        return np.asarray(values)
-    step = 1 if most is None else min(max(1, -(-math.prod(values.shape) // most)), draws)
-    return np.asarray(values[:, ::step])
-
-
-def of_chains(values: Any, draws: int | None) -> np.ndarray:
-    """Returns one value of a site for every chain, (N, …): its sample, or the mean of its draws."""
-    return of_samples(values, draws) if draws is None else of_samples(values, draws).mean(1)
 
 
 def effective_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) -> float:
@@ -248,14 +235,8 @@ def quantile(values: np.ndarray, cumulative: np.ndarray, q: float) -> float:
     return float(values[min(int(np.searchsorted(cumulative, q - 1e-12)), len(values) - 1)])
 
 
-def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray], draws: int | None) -> np.ndarray:
-    """Evaluates ``fn`` on every sample: (N, …), or (N, draws, …) with draws.
-
-    Args:
-        name: of the method that asks.
-        fn: takes one sample, ``{site: value}``.
-        samples: ``{site: (N, …)}``, or ``(N, draws, …)``.
-        draws: their number; None without draws.
+def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarray:
+    """``fn`` of every sample, ``{site: (N, draws, …)}`` → (N, draws, …), for the method of this name.
 
     Raises:
         WrongTypeError: no function.
@@ -267,9 +248,8 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray], draws: int 
             f"{name} takes a function of one sample; got {fn!r}.",
             fix=f"for example result.{name}(lambda s: s[{site!r}]).",
         )
-    whole = {site: np.asarray(value) for site, value in samples.items()}
-    if draws is not None:
-        whole = {site: value.reshape(-1, *value.shape[2:]) for site, value in whole.items()}
+    lead = next(iter(samples.values())).shape[:2]
+    whole = {site: value.reshape(-1, *value.shape[2:]) for site, value in samples.items()}
     first = {site: value[0] for site, value in whole.items()}
     try:
         fn(first)
@@ -281,7 +261,7 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray], draws: int 
             fix="write it for ONE sample, without an axis of chains: lambda s: s['x'][0] > 0.",
         ) from error
     values = np.asarray(_over_all(fn, whole)).astype(np.float64)
-    return values if draws is None else values.reshape(-1, draws, *values.shape[1:])
+    return values.reshape(*lead, *values.shape[1:])
 
 
 def _over_all(fn: Callable[[dict[str, Array]], ArrayLike], samples: Mapping[str, np.ndarray]) -> ArrayLike:

@@ -21,7 +21,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.barriers import log_densities
 from composeprob.errors import InvalidValueError
 from composeprob.results.geometry import as_images, entries, is_image, rows
-from composeprob.results.record import Record, columns
+from composeprob.results.record import Record, by_block
 
 
 class Palette(NamedTuple):
@@ -260,7 +260,7 @@ def diagnostics(result: Record) -> dict[str, Diagnostic]:
         "swaps with the next level": Diagnostic("swaps", share, "share accepted"),
         "proposals that were not finite": Diagnostic("non_finite", None, "number"),
     }
-    known = {title: each for title, each in drawn.items() if columns(result.levels, each.name, title)}
+    known = {title: each for title, each in drawn.items() if by_block(result.levels, each.name, title)}
     if not result.levels["non_finite"].any():
         known.pop("proposals that were not finite", None)
     return known
@@ -269,7 +269,7 @@ def diagnostics(result: Record) -> dict[str, Diagnostic]:
 def _plot_level_lines(ax: Axes, result: Record, name: str, title: str, colours: Sequence[str]) -> None:
     """A diagnostic over log-SNR, a line for each block."""
     log_snr = result.levels["log_snr"].to_numpy()
-    for b, (label, column) in enumerate(columns(result.levels, name, title).items()):
+    for b, (label, column) in enumerate(by_block(result.levels, name, title).items()):
         look = {"color": colours[b % len(colours)], "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)]}
         ax.plot(log_snr, column, label=wrapped(label, 24), linewidth=1.4, **look)
 
@@ -361,7 +361,7 @@ def _sites(result: Record, run: bool) -> Figure:
 
 def _overview(result: Record) -> Figure:
     shown = ("acceptance", "step_size", "ess")
-    return _sites(result, any(columns(result.levels, name, name) for name in shown))
+    return _sites(result, any(by_block(result.levels, name, name) for name in shown))
 
 
 def _pairs(result: Record) -> Figure:

@@ -95,18 +95,11 @@ def _at(positions: Position, rows: np.ndarray) -> Position:
 
 
 class Sample(NamedTuple):
-    """Weighted positions.
-
-    Attributes:
-        positions: ``{site: (n, …)}``.
-        weights: normalised, (n,).
-        groups: which of them are not independent of each other, (n,).
-        log_weights: log π₀/q, (n,); None of chains.
-    """
+    """Weighted positions, ``{site: (n, …)}``, families of those that are not independent of each other, and of scouts
+    log π₀/q, (n,)."""
 
     positions: Position
-    weights: np.ndarray
-    groups: np.ndarray
+    families: Families
     log_weights: np.ndarray | None = None
 
     @classmethod
@@ -120,28 +113,27 @@ class Sample(NamedTuple):
         log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)
         if not np.isfinite(log_weights).any():
             return None
-        weights = np.exp(log_weights - log_weights.max())
-        return cls(positions, weights / weights.sum(), np.arange(len(weights)), log_weights)
+        return cls(positions, Families.from_log_weights(log_weights), log_weights)
 
     @property
-    def effective(self) -> float:
-        """The number of independent draws that they are worth."""
-        return 1.0 / float(np.sum(np.bincount(self.groups, self.weights) ** 2))
+    def weights(self) -> np.ndarray:
+        """Normalised, (n,)."""
+        return self.families.weights
 
     def share(self, inside: np.ndarray, expected: float | None = None) -> tuple[float, float]:
         """The weight of those inside, (n,), and its variance: at least what as many independent draws would have if
         the share were the expected one; without one by the rule of succession."""
         share = float(self.weights @ inside)
-        variance = float(np.sum(np.bincount(self.groups, self.weights * (inside - share)) ** 2))
+        variance, effective = float(self.families.variance(inside)), self.families.effective
         if expected is None:
-            return share, variance + 1 / self.effective**2
-        number = 1 / float(np.sum(self.weights**2)) if share > 0 else self.effective
+            return share, variance + 1 / effective**2
+        number = 1 / float(np.sum(self.weights**2)) if share > 0 else effective
         return share, max(variance, expected * (1 - expected) / number)
 
     def some(self, number: int) -> Sample:
         """Those that systematic resampling keeps, weighed by how often."""
         index, count = np.unique(systematic(self.weights, number), return_counts=True)
-        return Sample(_at(self.positions, index), count / number, self.groups[index])
+        return Sample(_at(self.positions, index), Families(count / number, self.families.index[index]))
 
 
 def _chains(positions: Position, families: Families) -> Sample | None:
@@ -154,8 +146,7 @@ def _chains(positions: Position, families: Families) -> Sample | None:
         index = index[np.linspace(0, len(index) - 1, most).astype(int)]
     if len(index) < tuning.COMPARISON.fewest:
         return None
-    weights = families.weights[index]
-    return Sample(_at(positions, index), weights / weights.sum(), families.index[index])
+    return Sample(_at(positions, index), Families.from_ancestors(families.weights[index], families.index[index]))
 
 
 def _rows(*samples: Sample) -> list[np.ndarray]:
@@ -175,7 +166,7 @@ def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, s
     """The finding that mass lies where no chain is."""
     few, some = scouts.some(tuning.SCOUTS.block), chains.some(tuning.SCOUTS.block)
     rows, others, theirs = _rows(few, some, chains)
-    index, distance = (each[:, 0] for each in nearest(others, some.groups, theirs, chains.groups, 1))
+    index, distance = (each[:, 0] for each in nearest(others, some.families.index, theirs, chains.families.index, 1))
     far = float(np.quantile(distance, tuning.SCOUTS.far))
 
     def depths(sample: Sample, near: np.ndarray, distance: np.ndarray) -> np.ndarray:
@@ -186,14 +177,15 @@ def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, s
             depth[index] = target.barriers(*ends)
         return depth
 
-    depth = depths(few, *(each[:, 0] for each in nearest(rows, None, theirs, chains.groups, 1)))
+    depth = depths(few, *(each[:, 0] for each in nearest(rows, None, theirs, chains.families.index, 1)))
     inside = depth > tuning.SCOUTS.barrier
     share = float(few.weights @ inside)
     if share < tuning.SCOUTS.least:
         return []
-    variance = (share * (1 - share) + 1 / scouts.effective) / scouts.effective
+    effective = scouts.families.effective
+    variance = (share * (1 - share) + 1 / effective) / effective
     alike, of_chains = some.share(depths(some, index, distance) > tuning.SCOUTS.barrier)
-    odds = (1 - _unknown(target, some, scouts)) * share / max(1 - share, 1 / scouts.effective)
+    odds = (1 - _unknown(target, some, scouts)) * share / max(1 - share, 1 / effective)
     mass, error = odds / (1 + odds), math.sqrt(variance + of_chains)
     if mass - alike < max(tuning.SCOUTS.errors * error, tuning.SCOUTS.least):
         return []
@@ -217,7 +209,7 @@ def _other_shares(target: Target, chains: Sample, scouts: Sample) -> list[tuple[
     """The finding that a region has another share of the chains than of the scouts."""
     from scipy.cluster.vq import kmeans2
 
-    if scouts.effective < tuning.SCOUTS.fewest:
+    if scouts.families.effective < tuning.SCOUTS.fewest:
         return []
     pooled = chains.some(tuning.SCOUTS.block), scouts.some(tuning.SCOUTS.block)
     parts = _rows(*pooled, chains, scouts)

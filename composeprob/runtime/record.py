@@ -81,7 +81,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     paths = cut(run.path_weights)
     support = supported(state, positions, log_weights, paths, values) if arrived else Support(log_weights)
     log_weights = support.log_weights
-    families = Families.from_ancestors(np.exp(log_weights - log_weights.max()), run.ancestors)
+    families = Families.from_log_weights(log_weights, run.ancestors)
     worth, squared = known_chains(families, list(positions.values())), float(run.evidence_variance)
     if worth < tuning.ERRORS.fewest_families:  # as of means: a variance of few families, and Student's t
         squared *= worth / max(worth - tuning.ERRORS.fewest_ancestors, 0.1)

@@ -108,9 +108,7 @@ def supported(
 def effective(log_weights: np.ndarray) -> float:
     """How many independent chains weights are worth; those that are no numbers count as 0."""
     finite = log_weights[np.isfinite(log_weights)]
-    if not finite.size:
-        return 0.0
-    return Families.from_ancestors(np.exp(finite - finite.max()), np.arange(len(finite))).effective
+    return Families.from_log_weights(finite).effective if finite.size else 0.0
 
 
 def alike(log_weights: np.ndarray) -> bool:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
+from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, ShapeError
 
 
@@ -30,6 +35,34 @@ def as_rows(samples: ArrayLike, what: str) -> Float64[np.ndarray, "n d"]:
             fix="look at result.status; drop them only if you also report how many there were.",
         )
     return points
+
+
+def as_positions(points: object, density: AnnealedDensity) -> dict[str, Array]:
+    """Points as ``{site: (n, …)}``, of a density of one site those of an array alone.
+
+    Raises:
+        ShapeError: other sites or shapes than the density's.
+        InvalidValueError: a point that is not finite.
+    """
+    sites = density.sites
+    given = points if isinstance(points, Mapping) else dict.fromkeys(sites if len(sites) == 1 else (), points)
+    if given.keys() != sites.keys():
+        raise ShapeError(
+            f"This density has the sites {sorted(sites)}; got {sorted(given) or 'one array of points'}.",
+            fix="pass {" + ", ".join(f"{name!r}: (n, …)" for name in sites) + "}.",
+        )
+    placed = {name: jnp.asarray(given[name], jnp.result_type(float)) for name in sites}
+    numbers = {value.shape[:1] for value in placed.values()}
+    wrong = [name for name, value in placed.items() if value.shape[1:] != sites[name].shape or value.ndim == 0]
+    if wrong or len(numbers) != 1 or numbers == {(0,)}:
+        shapes = {name: value.shape for name, value in placed.items()}
+        raise ShapeError(
+            f"Points have the shapes {shapes}.",
+            fix="pass " + ", ".join(f"(n, {', '.join(map(str, s.shape))}) for {k!r}" for k, s in sites.items()) + ".",
+        )
+    if not all(bool(jnp.isfinite(value).all()) for value in placed.values()):
+        raise InvalidValueError("Some points are not finite.", fix="drop them.")
+    return placed
 
 
 def same_dimension(x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "m e"]) -> None:

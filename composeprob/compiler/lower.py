@@ -19,8 +19,7 @@ from composeprob.compiler.experts import experts
 from composeprob.compiler.expressions import Expression, NodeValue, dense, lower_expression, summed
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.density.annealed import Evaluates
-from composeprob.density.evaluation import Evaluation, Known, Parts, Wall
-from composeprob.density.experts import ExpertValue
+from composeprob.density.evaluation import Evaluation, ExpertValue, Known, Parts, Wall
 from composeprob.factors.base import Factor
 from composeprob.factors.functions import closed
 from composeprob.factors.nodes import leaves as factor_leaves

@@ -15,10 +15,8 @@ from numpy.typing import ArrayLike
 
 from composeprob import tuning
 from composeprob.arguments import check_key
-from composeprob.density import prediction
 from composeprob.density.described import Described, Diagram
-from composeprob.density.evaluation import Evaluation, Position, at_once
-from composeprob.density.experts import ExpertValue
+from composeprob.density.evaluation import Evaluation, ExpertValue, Position, at_once, over_chains
 from composeprob.density.overlap import Finding, check
 from composeprob.density.potential import NumPyroPotential
 from composeprob.density.top import TopLaw
@@ -269,7 +267,7 @@ class AnnealedDensity(eqx.Module):
 
     def observed(self) -> dict[str, Array]:
         """The observed values, ``{site: array}``; soft evidence (`factor`) is none."""
-        return prediction.observed(self)
+        return _data(self.evaluator)
 
     def predict(self, key: Array, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """Data that the program's statements would give: the observed sites drawn anew for each sample.
@@ -289,7 +287,9 @@ class AnnealedDensity(eqx.Module):
             ShapeError: a latent is missing, or their leading axes differ.
             CapabilityError: the program observes nothing.
         """
-        return prediction.predict(self, key, samples)
+        latents = self._latents(samples)
+        number = len(next(iter(latents.values())))
+        return over_chains(self.evaluator.predict, jax.random.split(key, number), latents)
 
     def log_likelihood(self, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """log p(y | sample) at level 0 for every single observed number y, as leave-one-out estimates need it.
@@ -303,7 +303,7 @@ class AnnealedDensity(eqx.Module):
         Raises:
             ShapeError, CapabilityError: as for `predict`.
         """
-        return prediction.log_likelihood(self, samples)
+        return over_chains(self.evaluator.log_likelihood, self._latents(samples))
 
     def check(self, key: Array, num_chains: int = tuning.PILOT.chains) -> tuple[Finding, ...]:
         """Looks, before a run, whether the factors agree anywhere; see `composeprob.density.overlap`.
@@ -388,6 +388,28 @@ class AnnealedDensity(eqx.Module):
                     fix="a position is ONE chain; map over chains with jax.vmap(density.log_density, (0, None)).",
                 )
 
+    def _latents(self, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
+        """The latents among samples of a program with data, ``{site: (N, …)}``."""
+        if not self.observed():
+            raise CapabilityError(
+                "This program observes nothing, so it has no data to predict.",
+                where=self.described.where,
+                fix="add cp.observe(name, distribution, value), or compile with data.",
+            )
+        missing = [name for name in self.sites if name not in samples]
+        if missing:
+            raise ShapeError(
+                f"Samples of this program hold a value of every latent; {', '.join(map(repr, missing))} is missing.",
+                fix="pass result.samples, or the samples of a NumPyro run on density.to_numpyro().",
+            )
+        latents = {name: jnp.asarray(samples[name]) for name in self.sites}
+        if len({values.shape[:1] for values in latents.values()}) > 1 or () in {v.shape for v in latents.values()}:
+            raise ShapeError(
+                f"All samples must have the same leading axis; got the shapes {[v.shape for v in latents.values()]}.",
+                fix="of several chains, flatten the first two axes.",
+            )
+        return latents
+
     # Equal to itself alone: so jax.jit(density.score) works, with weights as constants. See also `equinox.tree_equal`.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -397,3 +419,8 @@ class AnnealedDensity(eqx.Module):
 
     def _repr_html_(self) -> str:
         return self.described.html()
+
+
+@eqx.filter_jit
+def _data(evaluator: Evaluates) -> dict[str, Array]:
+    return evaluator.data()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-
-from composeprob.density.experts import Expert
 
 
 class Diagram(Protocol):
@@ -33,6 +31,30 @@ class Diagram(Protocol):
     def dot(self) -> str: ...
 
     def _repr_html_(self) -> str: ...
+
+
+class Expert(NamedTuple):
+    """An expert f of a program, for people.
+
+    Attributes:
+        name: how it is printed.
+        site: the noised site that it is a density of.
+        power: the power that it has in the program; negative where it divides.
+        dimension: how many entries it is a density of, d.
+        trained: whether it was learned; a closed form is right everywhere.
+        rows: how many conditions in plates it stands for.
+        averaged: how many entries of the site each entry of its event is the mean of.
+        members: in how many sets it sees the entries of the site, each entry in one of them; 1 where in no such sets.
+    """
+
+    name: str
+    site: str
+    power: float
+    dimension: float
+    trained: bool
+    rows: int = 1
+    averaged: float = 1.0
+    members: int = 1
 
 
 class Described:

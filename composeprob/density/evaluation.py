@@ -116,6 +116,20 @@ class Evaluation(eqx.Module):
         return dataclasses.replace(self, score=score, known=known)
 
 
+class ExpertValue(eqx.Module):
+    """Score and log-density of an expert at one position and level, a row for each of its conditions in plates.
+
+    Attributes:
+        score: ∇ log f over the entries of its site, (rows, entries).
+        total: the sum of these over the rows, (entries,).
+        log_density: log f, (rows,); NaN of a factor that offers only its score.
+    """
+
+    score: Array
+    total: Array
+    log_density: Array
+
+
 def unknown(tree: Tree) -> Tree:
     """NaN in the place of every number, False of every truth value; of arrays, or of their shapes."""
     return jax.tree.map(lambda leaf: jnp.full(leaf.shape, False if leaf.dtype == bool else jnp.nan, leaf.dtype), tree)

@@ -52,13 +52,8 @@ def barrier_depth(log_density: Callable[[Position], ArrayLike], a: Position, b: 
     would not do in many dimensions: on the way from one draw to another what both have of noise averages out, which
     lifts log π in the middle, by d/4 nats for a Gaussian.
 
-    Args:
-        log_density: of positions with one leading axis, (M, …) → (M,); called once.
-        a, b: the ends: arrays, or pytrees of arrays, (n, …).
-        inner: m, the points between them.
-
-    Returns:
-        The depths, (n,); NaN where π is 0 or unknown at an end.
+    Of ends (n, …), arrays or pytrees of arrays, with m inner points between them; ``log_density``, (M, …) → (M,), is
+    called once. Returns (n,), NaN where π is 0 or unknown at an end.
     """
     steps = np.arange(inner + 2) / (inner + 1)
 

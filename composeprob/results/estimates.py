@@ -171,12 +171,8 @@ def systematic(weights: Float[np.ndarray, " m"], n: int) -> Int[np.ndarray, " {n
 
 
 def effective_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) -> float:
-    """Returns the number of independent chains whose means would have the same errors: the least sd²/V̂ over sites.
-
-    Args:
-        families: of the chains.
-        values: each site's numbers, (N, …); a site of many numbers counts by the mean ratio over them.
-    """
+    """Returns the number of independent chains whose means would have the same errors: the least sd²/V̂ over sites'
+    numbers, (N, …) each; a site of many counts by the mean ratio over them."""
     n, e = len(families.weights), families.effective
     if e < 1.0 + 1e-6:
         return 1.0
@@ -201,10 +197,6 @@ def known_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) 
 
     That is Σσ²/ΣV̂ over a site's entries, the least over sites, less a standard error: V̂ of one entry has e − 1 degrees
     of freedom, and those of all have (e − 1)·D with D = (tr C)²/tr C², C their covariance.
-
-    Args:
-        families: of the chains.
-        values: each site's numbers, (N, …).
     """
     n, e = len(families.weights), families.effective
     if not 2.0 < e < tuning.ERRORS.fewest_families:

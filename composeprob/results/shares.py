@@ -76,10 +76,6 @@ def parted(sites: Mapping[str, np.ndarray], log_density: LogDensity) -> Groups |
 
     Pairs are taken at random. A valley that is bent has low density between two of its points too; so chains are one
     group if they hang together over neighbours without a barrier between them.
-
-    Args:
-        sites: positions at level 0, ``{site: (m, …)}``.
-        log_density: of such positions.
     """
     known, sites = tuning.SHARES, {name: np.asarray(x) for name, x in sites.items()}
     points, sizes, _ = rows(sites)
@@ -88,13 +84,13 @@ def parted(sites: Mapping[str, np.ndarray], log_density: LogDensity) -> Groups |
         return None
     first, second = np.triu_indices(m, 1)
     chosen = np.random.default_rng(0).permutation(len(first))[: known.pairs]
-    depth = between(sites, sites, first[chosen], second[chosen], log_density)
+    depth = between(sites, first[chosen], second[chosen], log_density)
     apart = share_apart(depth)
     if not apart > known.apart:
         return None
     points = scaled(points, sizes)
     near = np.unique(np.concatenate([neighbours(points, known.bridges), tree(points)]), axis=0)
-    linked = near[~(between(sites, sites, near[:, 0], near[:, 1], log_density) > known.barrier)]
+    linked = near[~(between(sites, near[:, 0], near[:, 1], log_density) > known.barrier)]
     index = components(linked, m)
     if 1 - np.sum((np.bincount(index) / m) ** 2) <= known.apart:
         return None
@@ -112,14 +108,10 @@ def distant(sites: Mapping[str, np.ndarray]) -> Groups | None:
 
 
 def between(
-    ones: Mapping[str, np.ndarray],
-    others: Mapping[str, np.ndarray],
-    first: np.ndarray,
-    second: np.ndarray,
-    log_density: LogDensity,
+    sites: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarray, log_density: LogDensity
 ) -> np.ndarray:
-    """The depths of the barriers from chains of the ones to chains of the others, in nats."""
-    a, b = ({name: np.asarray(x)[i] for name, x in sites.items()} for sites, i in ((ones, first), (others, second)))
+    """The depths of the barriers from the first to the second chains, in nats."""
+    a, b = ({name: x[i] for name, x in sites.items()} for i in (first, second))
     return barrier_depth(log_density, a, b)
 
 
@@ -133,11 +125,9 @@ def where(sites: Mapping[str, np.ndarray], index: np.ndarray) -> str:
     """The entry in which the two largest groups differ most, in words."""
     (points, _, names), one = rows(sites), index == 0
     other = index == 1 if np.sum(index == 1) > 1 else ~one
-    middle, widths = [], []
-    for chosen in (one, other):
-        middle.append(points[chosen].mean(0))
-        widths.append(points[chosen].var(0))
-    most = int(np.argmax(np.abs(middle[0] - middle[1]) / np.sqrt(sum(widths) + 1e-12 * points.var(0) + 1e-30)))
+    middle = [points[chosen].mean(0) for chosen in (one, other)]
+    width = points[one].var(0) + points[other].var(0) + 1e-12 * points.var(0) + 1e-30
+    most = int(np.argmax(np.abs(middle[0] - middle[1]) / np.sqrt(width)))
     return f"{names[most]} is about {middle[0][most]:.3g} in one and {middle[1][most]:.3g} in the other"
 
 
@@ -169,10 +159,10 @@ def uneven_paths(
     """The finding that chains whose paths weigh more lie elsewhere, if they do.
 
     Args:
-        sites: positions at level 0 in the coordinates of the density, ``{site: (N, …)}``.
+        sites: positions at level 0, ``{site: (N, …)}``.
         path_weights: log W of each, (N,), up to a constant.
-        log_density: log π of each, (N,): what holds too little is often denser, in many directions at once; None where
-            it is not known.
+        log_density: log π of each, (N,), where it is known: what holds too little is often denser, in many directions
+            at once.
         why: what it comes from, and what to do about it.
     """
     from scipy.cluster.vq import kmeans2
@@ -198,9 +188,7 @@ def uneven_paths(
     both = np.concatenate([axes, inside - inside.mean(0)], axis=1)
     columns = [axes, both]
     if log_density is not None and np.isfinite(log_density[some]).all():
-        values = np.clip(
-            log_density[some], *np.quantile(log_density[some], [tuning.SHARES.tail, 1 - tuning.SHARES.tail])
-        )
+        values = clipped(log_density[some])
         columns.append((values - values.mean())[:, None])
     told = next((each for each in (_explained(each, gain) for each in columns) if each is not None), None)
     if told is None:
@@ -256,7 +244,7 @@ def frozen_shares(
     numbers, whose neighbours are too far away to tell a density.
 
     Args:
-        sites: positions at level 0 in the coordinates of the density, ``{site: (N, …)}``.
+        sites: positions at level 0, ``{site: (N, …)}``.
         log_density: log π of each, (N,), comparable between modes.
         families: of chains that were copied: shares are known as well as so few families know them, and of the copies
             in a group one counts.

@@ -12,12 +12,11 @@ import numpy as np
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.barriers import log_densities
+from composeprob.density.barriers import barrier_depth, log_densities
 from composeprob.density.evaluation import Position
 from composeprob.results.estimates import Families
 from composeprob.results.shares import (
     Reason,
-    between,
     clipped,
     distant,
     frozen_shares,
@@ -37,32 +36,19 @@ Findings = list[tuple[Code, str]]
 
 @dataclass(frozen=True, eq=False)
 class Support:
-    """What is known of the modes' shares.
+    """What is known of the modes' shares."""
 
-    Attributes:
-        log_weights: of the chains, (N,): those of the run, or of its paths where these mend the shares.
-        findings: what is wrong with them.
-        later: more of these, which take a compilation.
-        note: what is added to the reason of the run.
-    """
-
-    log_weights: np.ndarray
-    findings: Findings = field(default_factory=list)
-    later: Callable[[], Findings] = list
-    note: str = ""
+    log_weights: np.ndarray  # of the chains, (N,): those of the run, or of its paths where these mend the shares
+    findings: Findings = field(default_factory=list)  # what is wrong with them
+    later: Callable[[], Findings] = list  # more of these, which take a compilation
+    note: str = ""  # what is added to the reason of the run
 
 
 def supported(
     state: State, positions: Position, log_weights: np.ndarray, paths: np.ndarray, log_density: np.ndarray | None
 ) -> Support:
-    """What the shares of a run at level 0 rest on.
-
-    Args:
-        state: as the run ended.
-        positions: of the chains, on the host.
-        log_weights, paths: the run's, and those of the ways that chains came, (N,).
-        log_density: of each chain where it ended, (N,); None where it is not known.
-    """
+    """What the shares of a run that ended at level 0 rest on: of its chains, on the host, with the run's weights, those
+    of the ways that they came, and log π₀ where they ended, (N,), None where it is not known."""
     run, sampler, density = state.run, state.sampler, state.density
     number, comparable = len(log_weights), {"energy", "mode_depth"} <= density.capabilities
     if log_density is not None and log_density.shape != paths.shape:  # replicas, which swap
@@ -137,22 +123,15 @@ def _later(state: State, positions: Position, cause: str, why: str) -> Callable[
 
 
 def _apart(density: AnnealedDensity, ended: Position, came: Position | None, cause: str, why: str) -> Findings:
-    """The finding that chains are in groups between which they did not cross, if they are.
-
-    Args:
-        density: as it is.
-        ended: where some chains ended, {site: (m, …)}.
-        came: where these were when they had come down to level 0; None of chains that have not moved since.
-        cause: why nothing supports their shares.
-        why: what it comes from, and what to do about it.
-    """
+    """The finding that chains are in groups between which they did not cross, if they are: from where they came down to
+    level 0, None of chains that have not moved since, to where they ended, {site: (m, …)} of some chains. It says why
+    nothing supports their shares, the ``cause``, and ``why`` this is so."""
     if "energy" in density.capabilities:
         value = partial(log_densities, density)
         groups = parted(ended, value)
         if groups is None:
             return []
-        each = np.arange(len(groups.index))
-        crossed = 0.0 if came is None else share_apart(between(came, ended, each, each, value))
+        crossed = 0.0 if came is None else share_apart(barrier_depth(value, came, ended))
         if crossed >= tuning.SHARES.crossing * groups.apart:
             return []
     else:

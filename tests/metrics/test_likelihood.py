@@ -15,9 +15,8 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.kernels.metropolis import unadjusted
-from composeprob.metrics.likelihood import in_batches, reverse_walks
+from composeprob.metrics.likelihood import as_positions, in_batches, reverse_walks
 from composeprob.metrics.paths import Path, frozen
-from composeprob.metrics.points import as_positions
 from sampling_cases import both, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 

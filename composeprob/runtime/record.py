@@ -16,17 +16,16 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.curl import curl
 from composeprob.density.evaluation import Position
-from composeprob.density.overlap import Finding, agreement, in_question
+from composeprob.density.overlap import agreement, in_question
 from composeprob.results import status
 from composeprob.results.estimates import Families, known_chains
 from composeprob.results.record import DIAGNOSTICS, About, as_code, by_level, later, versions
 from composeprob.results.result import Result
 from composeprob.results.scouts import can_scout, unreached
 from composeprob.results.status import Code, Status
-from composeprob.runtime.own_draws import OwnScore, other_laws, own_scores
+from composeprob.runtime.own_draws import other_laws, own_scores
 from composeprob.runtime.support import Findings, Support, supported
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.run import Run
 from composeprob.samplers.spread import host
 
 if TYPE_CHECKING:
@@ -43,6 +42,14 @@ class Fold(IntEnum):
     PILOT = 2**31 - 8
     SCOUTS = 2**31 - 9
     OWN_DRAWS = 2**31 - 10
+
+    def of(self, key: Array) -> Array:
+        """The key of this use."""
+        return jax.random.fold_in(key, np.uint32(self))
+
+
+Question = Callable[[], Findings]
+"""What is asked of a run when its status is first looked at, as it takes a compilation."""
 
 
 def summarised(state: State, samples: dict[str, np.ndarray], positions: Position, coarse: float | None) -> Result:
@@ -96,27 +103,30 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         *status.few_levels(of_levels),
     )
     state.weak = _weak(found) if arrived and not state.interrupted else ""
-    found, overlap = _ended(found, state, arrived), _overlap(state, run, positions)
-    scouts, suspects = _scouts(state, run, positions, families), _suspects(density, positions, found)
-    own, impossible = _own_scores(state, run, positions), _impossible(state, positions, log_weights)
+    found, some = _ended(found, state, arrived), _first(positions, tuning.CHECKS.most_chains)
+    questions: list[Question] = []
+    scouts: Question = list
+    if arrived:
+        most = tuning.CHECKS.share * n * sampler.evaluations(state.first, len(visited))
+        questions = [
+            support.later,
+            _impossible(state, positions, log_weights),
+            _overlap(state, positions, most),
+            _own_scores(state, positions, most),
+        ]
+        if can_scout(density):
+            chains = jax.tree.map(np.copy, positions)
+            scouts = lambda: unreached(density, chains, families, Fold.SCOUTS.of(key), most)  # noqa: E731
 
     def with_answers(result: Result) -> Status:
-        agreement = overlap()
-        answers = ((Code(finding.code), finding.message) for finding in agreement)
-        divisors = status.untrained_divisors([finding.factor for finding in agreement if finding.divides])
-        known = found.noted(Code.NON_FINITE, status.no_number(suspects())).with_findings(
-            *status.not_conservative(result.about.curl),
-            *support.later(),
-            *impossible(),
-            *answers,
-            *divisors,
-            *other_laws(own(), log_snr),
+        suspects = _suspects(density, some) if found.has(Code.NON_FINITE) else []
+        known = found.noted(Code.NON_FINITE, status.no_number(suspects)).with_findings(
+            *status.not_conservative(result.about.curl), *(each for question in questions for each in question())
         )
         return known.with_findings(*(each for each in scouts() if not known.has(each[0])))
 
     relied_on = dict[str, float]()
     if len(visited) and sampler.integrates_score:
-        some = jax.tree.map(lambda leaf: leaf[: tuning.CHECKS.most_chains].copy(), positions)
         relied_on = later(lambda _: _curl(density, some, int(visited[-1]), key))
     known = math.isfinite(evidence)
     accepted = float(run.global_acceptance)
@@ -140,7 +150,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
             global_acceptance=accepted if math.isfinite(accepted) else None,
             curl=relied_on,
             key=as_code(key),
-            versions=versions(),
+            versions=dict(versions()),
         ),
         status=later(with_answers),
         _families=families,
@@ -148,52 +158,47 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     )
 
 
-def _scouts(state: State, run: Run, positions: Position, families: Families) -> Callable[[], Findings]:
-    """Sends draws of the factors where no chain may be, for a small share of what the run has taken."""
-    density, key = state.density, state.key
-    if not run.visits.arrived or not can_scout(density):
-        return list
-    most = tuning.CHECKS.share * state.num_chains * state.sampler.evaluations(state.first, int(run.visits.made))
-    positions = jax.tree.map(np.copy, positions)
-    return lambda: unreached(density, positions, families, jax.random.fold_in(key, np.uint32(Fold.SCOUTS)), most)
+def _first(positions: Position, number: int) -> Position:
+    """Copies of the first positions, which keep no others alive."""
+    return jax.tree.map(lambda leaf: leaf[:number].copy(), positions)
 
 
-def _overlap(state: State, run: Run, positions: Position) -> Callable[[], tuple[Finding, ...]]:
-    """Asks whether factors agree where the chains are: of some, over the chains, for a small share of what the run has
-    taken; not where they ended at what is no number."""
-    density, n, key, checks = state.density, state.num_chains, state.key, tuning.CHECKS
-    if not run.visits.arrived or not in_question(density):
-        return tuple
-    most = checks.share * n * state.sampler.evaluations(state.first, int(run.visits.made))
+def _overlap(state: State, positions: Position, most: float) -> Question:
+    """Asks whether factors agree where the chains are: of some, over the chains, by so many evaluations at most; not
+    where they ended at what is no number."""
+    density, n, checks = state.density, state.num_chains, tuning.CHECKS
     levels = int(np.clip(most // min(n, checks.most_chains), 2, tuning.OVERLAP.levels))
-    some = np.unique(np.linspace(0, n - 1, int(np.clip(most // levels, 1, checks.most_chains))).astype(int))
-    positions = jax.tree.map(lambda leaf: leaf[some], positions)
-    if not all(np.isfinite(x).all() for x in positions.values()):
-        return tuple
-    return lambda: agreement(density, positions, jax.random.fold_in(key, np.uint32(Fold.OVERLAP)), levels)
+    rows = np.unique(np.linspace(0, n - 1, int(np.clip(most // levels, 1, checks.most_chains))).astype(int))
+    some = jax.tree.map(lambda leaf: leaf[rows], positions)
+    if not in_question(density) or not all(np.isfinite(x).all() for x in some.values()):
+        return list
+
+    def found() -> Findings:
+        answers = agreement(density, some, Fold.OVERLAP.of(state.key), levels)
+        divisors = [finding.factor for finding in answers if finding.divides]
+        return [(Code(finding.code), finding.message) for finding in answers] + status.untrained_divisors(divisors)
+
+    return found
 
 
-def _own_scores(state: State, run: Run, positions: Position) -> Callable[[], dict[str, OwnScore]]:
-    """Asks factors whose score a line integral relied on whether it is that of their own draws, for a small share of
-    what the run has taken."""
-    density, key, most = state.density, state.key, tuning.FINDINGS.own_draws
-    if not (run.visits.arrived and state.sampler.integrates_score):
-        return dict
-    share = tuning.CHECKS.share * state.sampler.evaluations(state.first, int(run.visits.made)) / density.num_levels
-    number = min(int(share * state.num_chains), state.num_chains, most)
-    if number < most // 8:
-        return dict
-    some = jax.tree.map(lambda leaf: leaf[:number].copy(), positions)
-    return lambda: own_scores(density, some, jax.random.fold_in(key, np.uint32(Fold.OWN_DRAWS)))
+def _own_scores(state: State, positions: Position, most: float) -> Question:
+    """Asks factors whose score a line integral relied on whether it is that of their own draws, by so many evaluations
+    at most."""
+    density, draws = state.density, tuning.FINDINGS.own_draws
+    number = int(min(most / density.num_levels, state.num_chains, draws))
+    if not state.sampler.integrates_score or number < draws // 8:
+        return list
+    some, log_snr = _first(positions, number), np.asarray(density.schedule.log_snr)
+    return lambda: other_laws(own_scores(density, some, Fold.OWN_DRAWS.of(state.key)), log_snr)
 
 
-def _impossible(state: State, positions: Position, log_weights: np.ndarray) -> Callable[[], Findings]:
+def _impossible(state: State, positions: Position, log_weights: np.ndarray) -> Question:
     """Asks whether the data can be what they are where chains ended, of chains that have no log-density to tell it."""
-    density, finite = state.density, all(np.isfinite(x).all() for x in positions.values())
-    if "energy" in density.capabilities or not bool(state.run.visits.arrived) or not finite:
+    density = state.density
+    if "energy" in density.capabilities or not all(np.isfinite(x).all() for x in positions.values()):
         return list
     counted = np.flatnonzero(log_weights >= log_weights.max() - math.log(len(log_weights)))
-    some = jax.tree.map(lambda leaf: leaf[counted[: tuning.SHARES.most]].copy(), positions)
+    some = jax.tree.map(lambda leaf: leaf[counted[: tuning.SHARES.most]], positions)
 
     def found() -> Findings:
         seen = sum(np.size(y) for y in density.observed().values())
@@ -206,26 +211,21 @@ def _impossible(state: State, positions: Position, log_weights: np.ndarray) -> C
     return found
 
 
-def _suspects(density: AnnealedDensity, positions: Position, found: Status) -> Callable[[], list[str]]:
+def _suspects(density: AnnealedDensity, positions: Position) -> list[str]:
     """Where proposals were no numbers: the observations whose likelihood is NaN four times as far from the mean of the
     chains as these are."""
-    if not found.has(Code.NON_FINITE) or not density.observed():
-        return list
-    some = jax.tree.map(lambda leaf: leaf[: tuning.CHECKS.most_chains].copy(), positions)
-
-    def names() -> list[str]:
-        far = jax.tree.map(lambda x: x.mean(0) + 4 * (x - x.mean(0)), some)
-        values = density.log_likelihood(jax.vmap(density.to_samples)(far))
-        return [name for name, value in values.items() if np.isnan(value).any()]
-
-    return names
+    if not density.observed():
+        return []
+    far = jax.tree.map(lambda x: x.mean(0) + 4 * (x - x.mean(0)), positions)
+    values = density.log_likelihood(jax.vmap(density.to_samples)(far))
+    return [name for name, value in values.items() if np.isnan(value).any()]
 
 
 def _curl(density: AnnealedDensity, positions: Position, level: int, key: Array) -> dict[str, float]:
     """Of each factor whose score a line integral relied on; NaN where a network cannot be differentiated, which no run
     is lost for."""
     try:
-        return curl(density, positions, level, jax.random.fold_in(key, np.uint32(Fold.CURL)))
+        return curl(density, positions, level, Fold.CURL.of(key))
     except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
         return {name: np.nan for name, _, offered in density.described.offers if "conservative" not in offered}
 

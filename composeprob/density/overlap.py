@@ -93,14 +93,8 @@ def in_question(density: AnnealedDensity) -> bool:
 def agreement(
     density: AnnealedDensity, positions: Position, key: Array, num_levels: int = tuning.OVERLAP.levels
 ) -> tuple[Finding, ...]:
-    """Finds where the factors disagree at samples of level 0.
-
-    Args:
-        density: from `compile`.
-        positions: ``{site: (N, …)}`` of level 0.
-        key: for the noise that is added to them.
-        num_levels: how many levels they are noised to; each costs an evaluation of every sample.
-    """
+    """Finds where the factors disagree at samples of level 0, ``{site: (N, …)}``, noised to so many levels, each of
+    which costs an evaluation of every sample."""
     experts = density.described.experts
     levels = _spaced_levels(density, num_levels, noisiest=False)
     statistics = jax.tree.map(np.asarray, _expert_statistics(density, positions, jnp.asarray(levels), key))
@@ -124,15 +118,10 @@ def bound(dimension: float, p: float = 1e-6) -> float:
 
 
 class ExpertStatistics(NamedTuple):
-    """Statistics of an expert at samples of a few levels, each (levels, chains, rows).
+    """Statistics of an expert at samples of a few levels, each (levels, chains, rows)."""
 
-    Attributes:
-        energy: σ²·‖∇ log f‖²: the squared length of the noise that it predicts there.
-        log_density: log f; NaN of a factor that offers only its score.
-    """
-
-    energy: Array
-    log_density: Array
+    energy: Array  # σ²·‖∇ log f‖²: the squared length of the noise that it predicts there
+    log_density: Array  # log f; NaN of a factor that offers only its score
 
 
 @eqx.filter_jit

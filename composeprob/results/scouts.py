@@ -23,7 +23,6 @@ little: where one narrow mode makes weights of two sizes it was 2.5, and shares 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -44,26 +43,18 @@ from composeprob.results.status import Code
 def unreached(
     density: AnnealedDensity, positions: Position, families: Families, key: Array, evaluations: float
 ) -> list[tuple[Code, str]]:
-    """The findings `modes_unreached` and `shares_frozen`, if scouts have reason for them.
-
-    Args:
-        density: from `compile`.
-        positions: of the chains at level 0, ``{site: (N, …)}``.
-        families: of the chains, with their weights.
-        key: of the scouts.
-        evaluations: how many of them, and of evaluations in all, there may be where nothing is wrong.
-    """
+    """The findings `modes_unreached` and `shares_frozen` of chains at level 0, ``{site: (N, …)}``, if scouts have cause
+    for them, of whom, and of evaluations in all, there may be so many where nothing is wrong."""
     blocks = int(min(evaluations, tuning.SCOUTS.most) // tuning.SCOUTS.block)
     if not can_scout(density) or blocks == 0:
         return []
     chains = _chains(positions, families)
     if chains is None:
         return []
-    target = Target(density)
-    found = Sample.of_scouts(target, jax.random.split(key, blocks * tuning.SCOUTS.block))
+    found = Sample.of_scouts(density, jax.random.split(key, blocks * tuning.SCOUTS.block))
     if found is None:
         return []
-    return _apart(target, chains, found) or _other_shares(target, chains, found)
+    return _apart(density, chains, found) or _other_shares(density, chains, found)
 
 
 def can_scout(density: AnnealedDensity) -> bool:
@@ -71,22 +62,9 @@ def can_scout(density: AnnealedDensity) -> bool:
     return {"energy", "mode_depth"} <= density.capabilities and density.evaluator.drawable
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """log π₀ of many positions, evaluated in blocks of one size."""
-
-    density: AnnealedDensity
-
-    def __call__(self, positions: Position) -> tuple[np.ndarray, np.ndarray]:
-        """log π₀ and log π₀/q, (M,) each."""
-        importance = self.density.evaluator.importance
-        found = in_blocks(lambda block: np.stack(over_chains(importance, block)), positions)
-        return found[0], found[1]
-
-    def barriers(self, a: Position, b: Position) -> np.ndarray:
-        """The depths of the barriers between positions, (M,); infinite where an end has none."""
-        depth = barrier_depth(lambda points: self(points)[0], a, b)
-        return np.where(np.isnan(depth), np.inf, depth)
+def importance(density: AnnealedDensity, positions: Position) -> np.ndarray:
+    """log π₀ and log π₀/q of many positions, (2, M)."""
+    return in_blocks(lambda block: np.stack(over_chains(density.evaluator.importance, block)), positions)
 
 
 def _at(positions: Position, rows: np.ndarray) -> Position:
@@ -103,13 +81,12 @@ class Sample(NamedTuple):
     log_weights: np.ndarray | None = None
 
     @classmethod
-    def of_scouts(cls, target: Target, keys: Array) -> Sample | None:
+    def of_scouts(cls, density: AnnealedDensity, keys: Array) -> Sample | None:
         """Scouts, one for each key; None where none weighs anything."""
         size = tuning.SCOUTS.block
-        draw = target.density.evaluator.draw
-        drawn = [over_chains(draw, keys[i : i + size]) for i in range(0, len(keys), size)]
+        drawn = [over_chains(density.evaluator.draw, keys[i : i + size]) for i in range(0, len(keys), size)]
         positions = jax.tree.map(lambda *leaves: np.concatenate(list(map(np.asarray, leaves))), *drawn)
-        _, log_weights = target(positions)
+        _, log_weights = importance(density, positions)
         log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)
         if not np.isfinite(log_weights).any():
             return None
@@ -162,7 +139,7 @@ def _rows(*samples: Sample) -> list[np.ndarray]:
     return [np.concatenate(row, axis=1) for row in rows]
 
 
-def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
+def _apart(density: AnnealedDensity, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
     """The finding that mass lies where no chain is."""
     few, some = scouts.some(tuning.SCOUTS.block), chains.some(tuning.SCOUTS.block)
     rows, others, theirs = _rows(few, some, chains)
@@ -174,7 +151,8 @@ def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, s
         index = np.flatnonzero(distance > far)
         if len(index):
             ends = _at(sample.positions, index), _at(chains.positions, near[index])
-            depth[index] = target.barriers(*ends)
+            between = barrier_depth(lambda points: importance(density, points)[0], *ends)
+            depth[index] = np.where(np.isnan(between), np.inf, between)  # an end where π₀ is 0
         return depth
 
     depth = depths(few, *(each[:, 0] for each in nearest(rows, None, theirs, chains.families.index, 1)))
@@ -185,7 +163,7 @@ def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, s
     effective = scouts.families.effective
     variance = (share * (1 - share) + 1 / effective) / effective
     alike, of_chains = some.share(depths(some, index, distance) > tuning.SCOUTS.barrier)
-    odds = (1 - _unknown(target, some, scouts)) * share / max(1 - share, 1 / effective)
+    odds = (1 - _unknown(density, some, scouts)) * share / max(1 - share, 1 / effective)
     mass, error = odds / (1 + odds), math.sqrt(variance + of_chains)
     if mass - alike < max(tuning.SCOUTS.errors * error, tuning.SCOUTS.least):
         return []
@@ -193,19 +171,19 @@ def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, s
     text = (
         f"Draws of the program's own factors, weighed, find {mass:.0%} ± {error:.0%} of the probability where no chain "
         f"is, behind barriers of {min(depth[example], 999):.0f} nats or so: for example at "
-        f"{_place(target.density, few.positions, example)}. The run has missed a mode, or modes. Try more chains, more "
+        f"{_place(density, few.positions, example)}. The run has missed a mode, or modes. Try more chains, more "
         "levels, or cp.ReplicaExchange, whose replicas come down again and again; or begin from wider factors."
     )
     return [(Code.MODES_UNREACHED, text)]
 
 
-def _unknown(target: Target, chains: Sample, scouts: Sample) -> float:
+def _unknown(density: AnnealedDensity, chains: Sample, scouts: Sample) -> float:
     """The share of chains that would weigh more than any scout."""
     assert scouts.log_weights is not None
-    return float(chains.weights @ (target(chains.positions)[1] > scouts.log_weights.max()))
+    return float(chains.weights @ (importance(density, chains.positions)[1] > scouts.log_weights.max()))
 
 
-def _other_shares(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
+def _other_shares(density: AnnealedDensity, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
     """The finding that a region has another share of the chains than of the scouts."""
     from scipy.cluster.vq import kmeans2
 
@@ -223,13 +201,13 @@ def _other_shares(target: Target, chains: Sample, scouts: Sample) -> list[tuple[
     _, _, of_chains, of_scouts = np.split(labels, counts)
     different = _most_different(chains, scouts, of_chains, of_scouts)
     if different is not None:
-        different = _most_different(chains, scouts, of_chains, of_scouts, _unknown(target, pooled[0], scouts))
+        different = _most_different(chains, scouts, of_chains, of_scouts, _unknown(density, pooled[0], scouts))
     if different is None:
         return []
     group, (share, variance), (right, of_right) = different
     example = int(np.argmin(((points[counts[2] :] - centres[group]) ** 2).sum(-1)))
     text = (
-        f"The region about {_place(target.density, scouts.positions, example)} holds {share:.1%} ± "
+        f"The region about {_place(density, scouts.positions, example)} holds {share:.1%} ± "
         f"{math.sqrt(variance):.1%} of the chains; weighed draws of the program's own factors say {right:.1%} ± "
         f"{math.sqrt(of_right):.1%}. Try more chains, more levels, or cp.ReplicaExchange."
     )

@@ -19,16 +19,11 @@ from composeprob.errors import ImproperError, InvalidValueError
 
 
 def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Finds log ∫F_k at every level.
+    """Finds log ∫F_k at every level, of a density of one noised site of one or two entries.
 
-    Args:
-        density: of one noised site of one or two entries.
-        site: its name.
-        samples: clean draws (n, \\*event), in units of x/α, of a factor that is a noised marginal: then only points
-            that some draw could have been noised to count. A network may think well of places that it never saw.
-
-    Returns:
-        the log-integrals, and what the last refinement changed of each, both (K,).
+    With clean draws (n, \\*event), in units of x/α, of a factor that is a noised marginal, only points that some draw
+    could have been noised to count: a network may think well of places that it never saw. Returns the log-integrals,
+    and what the last refinement changed of each, both (K,).
 
     Raises:
         InvalidValueError: log F is NaN or +∞ somewhere.
@@ -59,11 +54,8 @@ def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = 
 
 
 class Support:
-    """`Support` holds where noised draws of a distribution can lie.
-
-    That is within 6 standard deviations of the noise around one of the draws at hand, and half a standard
-    deviation of the draws more, since their number is finite.
-    """
+    """Where noised draws of a distribution can lie: within 6 standard deviations of the noise around one of the draws,
+    and half a standard deviation of the draws more, since their number is finite."""
 
     def __init__(self, samples: np.ndarray):
         from scipy.spatial import cKDTree

@@ -53,19 +53,14 @@ class Calibration:
         """Draws a histogram of every number's ranks, with where bars of uniform ranks are in 99 of 100 cases."""
         from scipy import stats
 
-        from composeprob.results.plotting import PALETTE, new_figure, style
+        from composeprob.results.plotting import PALETTE, grid, style
 
-        columns = min(3, len(self.ranks))
-        rows = -(-len(self.ranks) // columns)
         with style():
-            figure = new_figure(3.4 * columns, 2.6 * rows)
-            axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+            figure, axes = grid(len(self.ranks))
             for ax, (name, ranks) in zip(axes, self.ranks.items(), strict=False):
                 ax.axhspan(*stats.binom.interval(0.99, len(ranks), 1 / tuning.RANK_BINS), color="#d6e2ec")
                 ax.hist(ranks, bins=np.linspace(0, 1, tuning.RANK_BINS + 1), color=PALETTE.second, alpha=0.75)
                 ax.set(title=name, xlabel=f"rank (p = {self.p_values[name]:.2g})", xlim=(0, 1))
-            for ax in axes[len(self.ranks) :]:
-                ax.set_axis_off()
         return figure
 
     def __str__(self) -> str:
@@ -188,9 +183,8 @@ def _unrelated(
 ) -> dict[str, np.ndarray]:
     """Some samples no two of which descend from one chain."""
     order = rng.permutation(len(families))
-    first = order[np.sort(np.unique(families[order], return_index=True)[1])][
-        :63
-    ]  # with the truth 64 ranks, a multiple of the bins
+    first = order[np.sort(np.unique(families[order], return_index=True)[1])]
+    first = first[:63]  # with the truth 64 ranks, a multiple of the bins
     return {name: np.asarray(values)[first] for name, values in samples.items()}
 
 

@@ -254,11 +254,14 @@ class AnnealedDensity(eqx.Module):
         """One draw from a noisy level (the noisiest, K−1, if left out): N(0, σ²/power) at noised sites, the prior at
         static ones. Levels below K−1 are meant only where no signal is left: α ≪ σ."""
         check_key(key)
-        noised_key, static_key = jax.random.split(key)
         level = self.num_levels - 1 if level is None else level
-        noise = self.schedule.at(level)
-        xs = self.top.at(level).draw(noised_key, noise.sigma)
-        clean = {name: x / noise.alpha for name, x in xs.items()}  # as the priors see them
+        return self.from_noise(key, level, self.schedule.at(level).sigma)
+
+    def from_noise(self, key: Array, level: Array | int, sigma: Array) -> Position:
+        """What `initial` draws, with other noise."""
+        noised_key, static_key = jax.random.split(key)
+        xs, alpha = self.top.at(level).draw(noised_key, sigma), self.schedule.at(level).alpha
+        clean = {name: x / alpha for name, x in xs.items()}  # as the priors see them
         return {**xs, **self.evaluator.draw_static(static_key, clean)}
 
     def to_samples(self, position: Position) -> dict[str, Array]:

@@ -64,11 +64,7 @@ class NumPyroPotential:
 
         @jax.jit
         def start(key: Array) -> Position:
-            noised_key, static_key = jax.random.split(key)
-            xs = self.density.top.at(self.level).draw(noised_key, jnp.ones(()))
-            alpha = self.density.schedule.at(self.level).alpha
-            clean = {name: x / alpha for name, x in xs.items()}
-            return {**xs, **self.density.evaluator.draw_static(static_key, clean)}
+            return self.density.from_noise(key, self.level, jnp.ones(()))
 
         return start(key) if num_chains == 1 else jax.vmap(start)(jax.random.split(key, num_chains))
 

@@ -20,7 +20,7 @@ from composeprob.results.estimates import Estimate
 from composeprob.results.geometry import is_image
 from composeprob.results.plotting import diagnostics, new_figure, plot_levels, plot_result, plot_site, style
 from composeprob.results.record import Record
-from composeprob.results.summary import Summary
+from composeprob.results.summary import Summary, cell
 
 ABOUT = {
     "program": ("levels", "sampler", "why"),
@@ -113,10 +113,6 @@ def _note(text: str) -> str:
     return f"<p class='note'>{escape(text)}</p>"
 
 
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4g}"
-
-
 def _estimates(result: Record, summary: Summary) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("", "mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %"))
     rows = []
@@ -136,8 +132,8 @@ def _estimates(result: Record, summary: Summary) -> str:
 def _row(label: str, estimate: Estimate, others: list[float]) -> str:
     low, high = estimate.interval(0.9)
     interval = "–" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
-    cells = [_number(estimate.value), _number(estimate.error), interval, *map(_number, others)]
-    return f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    cells = [cell(estimate.value), cell(estimate.error), interval, *map(cell, others)]
+    return f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>"
 
 
 def _samples(result: Record) -> str:

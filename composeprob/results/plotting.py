@@ -337,7 +337,7 @@ def plot_result(result: Record, kind: str) -> Figure:
     return figure
 
 
-def _grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
+def grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
     """A figure of so many panels, in rows."""
     columns = min(count, columns)
     rows = -(-count // columns)
@@ -351,7 +351,7 @@ def _grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
 def _sites(result: Record, run: bool) -> Figure:
     """A panel for each site, and one for the run where it has diagnostics."""
     draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
-    figure, axes = _grid(len(draws) + run)
+    figure, axes = grid(len(draws) + run)
     for ax, (name, values) in zip(axes, draws.items(), strict=False):
         plot_site(ax, name, values, result.density)
     if run:
@@ -412,7 +412,7 @@ def plot_levels(result: Record) -> Figure:
     known = diagnostics(result)
     if not known:
         raise InvalidValueError("This run has no diagnostics by level.", fix="leave kind= out.")
-    figure, axes = _grid(len(known), columns=2)
+    figure, axes = grid(len(known), columns=2)
     for ax, (title, (name, ylim, ylabel)) in zip(axes, known.items(), strict=False):
         _plot_level_lines(ax, result, name, title, PALETTE.lines)
         ax.set(title=title, xlabel=TOWARDS, ylabel=ylabel)

@@ -85,31 +85,21 @@ def as_code(key: Array) -> str:
     return f"jax.random.wrap_key_data(jax.numpy.array({data}, jax.numpy.uint32), impl={kind!r})"
 
 
+@cache
 def versions() -> dict[str, str]:
     """Returns the versions of this library and of what it computes with, of Python, and the kind of device."""
-    return {"python": platform.python_version(), **_installed(), "device": jax.devices()[0].device_kind}
-
-
-@cache
-def _installed() -> dict[str, str]:
-    """The version of each package, read from its metadata once in a process."""
-    found = {}
+    found = {"python": platform.python_version()}
     for name in ("composeprob", "jax", "numpyro", "equinox", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # run from a folder that is not installed
             found[name] = "not installed"
-    return found
+    return found | {"device": jax.devices()[0].device_kind}
 
 
 DIAGNOSTICS = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "swaps")
 ARRAYS = ("log_weights", "families", "log_snr", *DIAGNOSTICS)
 FACTS = ("log_evidence", "log_evidence_error", "evaluations", "reason")
-
-
-def _no_factor(about: About) -> dict[str, float]:
-    """The curl of a run that relied on no score's being a gradient."""
-    return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +135,7 @@ class About:
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     round_trips: float | None = None
     global_acceptance: float | None = None
-    curl: dict[str, float] = Later(_no_factor)  # type: ignore[assignment]
+    curl: dict[str, float] = Later(lambda about: {})  # type: ignore[assignment]
     key: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 

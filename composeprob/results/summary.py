@@ -45,7 +45,7 @@ class Summary:
     def __str__(self) -> str:
         width = max([len(label) for label in self.rows] + [4])
         lines = [" " * width + "".join(f"{column:>12}" for column in COLUMNS)]
-        lines += [f"{label:<{width}}" + "".join(f"{_cell(v):>12}" for v in row) for label, row in self.rows.items()]
+        lines += [f"{label:<{width}}" + "".join(f"{cell(v):>12}" for v in row) for label, row in self.rows.items()]
         margin = max(len(name) for name in self.facts) + 2
         lines.append("")
         for name, text in self.facts.items():
@@ -55,7 +55,7 @@ class Summary:
     __repr__ = __str__
 
 
-def _cell(value: float) -> str:
+def cell(value: float) -> str:
     """Formats a number of the table; what is withheld is a dash."""
     return "–" if np.isnan(value) else f"{value:.4g}"
 

@@ -11,7 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob.compiler.pipeline import lowered
 from composeprob.errors import ImproperError
-from composeprob.runtime.support import alike, effective
+from composeprob.runtime.record import alike, effective
 from sampling_cases import both, single, squared
 
 LEVELS = cp.Schedule.log_snr(60)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import equinox as eqx
 import jax
@@ -37,75 +36,59 @@ class SiteInfo(eqx.Module):
     plates: int = eqx.field(static=True, default=0)
 
 
-class Evaluates(eqx.Module):
-    """What the compiler lowers a program to."""
+class Evaluates(Protocol):
+    """What the compiler lowers a program to: an `equinox.Module` with these methods."""
 
-    @abc.abstractmethod
     def __call__(self, position: Position, level: Array | int) -> Evaluation:
         """Everything known of π_level at the position, each network called once."""
 
     @property
-    @abc.abstractmethod
     def plain(self) -> bool:
         """Whether G has a part that is the user's own function of x: `plain_potential`."""
 
-    @abc.abstractmethod
     def plain_potential(self, position: Position, level: Array | int) -> Array:
         """Its logarithm, a scalar: tempered observations and user energies, without a network of a diffusion or
         classifier."""
 
     @property
-    @abc.abstractmethod
     def knows_latents(self) -> bool:
         """Whether there are latents, and `log_known` has all that depends on them."""
 
-    @abc.abstractmethod
     def log_known(self, position: Position, level: Array | int) -> Array:
         """log π_level without the factors that depend on no latent, a scalar; no network is called."""
 
-    @abc.abstractmethod
     def frames(self, position: Position, level: Array | int) -> dict[str, tuple[Array, Array]]:
         """Mean and standard deviation of x/α under the priors of noised sites that depend on latents, where known."""
 
-    @abc.abstractmethod
     def leaf_scores(self, position: Position, level: Array | int) -> tuple[dict[str, Array], ...]:
         """``{site: ∇ log f}`` of every leaf, in the order of `Described.offers`; each network called once."""
 
-    @abc.abstractmethod
     def expert_values(self, position: Position, level: Array | int) -> tuple[ExpertValue, ...]:
         """Score and log-density of every expert, in the order of `Described.experts`; each network called once."""
 
     @property
-    @abc.abstractmethod
     def drawable(self) -> bool:
         """Whether every noised site has a factor, not divided by, that exact draws can be taken from."""
 
-    @abc.abstractmethod
     def draw(self, key: Array) -> Position:
         """A draw of level 0 from q: each noised site from any of its factors that can be drawn from, all of these being
         equally probable; static sites from their priors given these."""
 
-    @abc.abstractmethod
     def importance(self, position: Position) -> tuple[Array, Array]:
         """log π₀ and log π₀/q, scalars."""
 
-    @abc.abstractmethod
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         """The static sites drawn from their priors given x/α of the noised ones, unconstrained."""
 
-    @abc.abstractmethod
     def read(self, position: Position) -> dict[str, Array]:
         """The position with static sites constrained and deterministics added."""
 
-    @abc.abstractmethod
     def data(self) -> dict[str, Array]:
         """The observed values."""
 
-    @abc.abstractmethod
     def predict(self, key: Array, values: dict[str, Array]) -> dict[str, Array]:
         """The observed sites drawn anew, given the latents' values as `read` shows them."""
 
-    @abc.abstractmethod
     def log_likelihood(self, values: dict[str, Array]) -> dict[str, Array]:
         """log p of every observed number at level 0, given the latents' values as `read` shows them."""
 

@@ -125,18 +125,13 @@ def calibrated(
         for i in range(len(known.rows), num):
             arguments = dict(bound.arguments) | {names[site]: drawn[site][i] for site in names}
             replaced = inspect.BoundArguments(bound.signature, arguments)
-            replaced_density = compile(program, *replaced.args, **replaced.kwargs)
-            result = infer(
-                replaced_density,
-                jax.random.fold_in(seeds[2], i),
-                num_chains=num_chains,
-                sampler=sampler,
-                progress=False,
-            )
+            posterior = compile(program, *replaced.args, **replaced.kwargs)
+            run_key = jax.random.fold_in(seeds[2], i)
+            result = infer(posterior, run_key, num_chains=num_chains, sampler=sampler, progress=False)
             rng = np.random.default_rng([i, *np.asarray(jax.random.key_data(seeds[3])).tolist()])
             chosen = _unrelated(result.unweighted(), result._families.index, rng)
             truth = {name: np.asarray(value)[i : i + 1] for name, value in truths.items()}
-            known.add(_ranks(replaced_density, truth, chosen, rng))
+            known.add(_ranks(posterior, truth, chosen, rng))
             bar.update(i + 1)
     ranks = {name: np.array([row[name] for row in known.rows]) for name in known.rows[0]}
     return Calibration(ranks, {name: uniformity(values) for name, values in ranks.items()})

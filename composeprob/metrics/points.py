@@ -65,13 +65,15 @@ def as_positions(points: object, density: AnnealedDensity) -> dict[str, Array]:
     return placed
 
 
-def same_dimension(x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "m e"]) -> None:
-    """Refuses samples of spaces of different dimension."""
-    if x.shape[1] != y.shape[1]:
+def as_pair(x: ArrayLike, y: ArrayLike) -> tuple[Float64[np.ndarray, "n d"], Float64[np.ndarray, "m d"]]:
+    """Two sets of samples as rows; refuses those of spaces of different dimension."""
+    points, others = as_rows(x, "x"), as_rows(y, "y")
+    if points.shape[1] != others.shape[1]:
         raise ShapeError(
-            f"Events of {x.shape[1]} and of {y.shape[1]} numbers cannot be compared.",
+            f"Events of {points.shape[1]} and of {others.shape[1]} numbers cannot be compared.",
             fix="pass samples of one site.",
         )
+    return points, others
 
 
 def as_weights(log_weights: ArrayLike | None, n: int) -> Float64[np.ndarray, " {n}"]:

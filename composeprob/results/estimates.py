@@ -177,9 +177,7 @@ def effective_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."
     if e < 1.0 + 1e-6:
         return 1.0
     found, correction = float(n), (n / max(n - 1, 1)) * (e - 1) / e  # both variances without bias
-    for site in values:
-        flat = np.asarray(site, np.float64).reshape(n, -1)
-        flat = flat[:, np.isfinite(flat).all(0)]
+    for flat in map(_finite_columns, values):
         spread = families.weights @ (flat - families.weights @ flat) ** 2
         moved = spread > 1e-12 * (1e-30 + families.weights @ flat**2)
         if moved.any():
@@ -202,15 +200,19 @@ def known_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) 
     if not 2.0 < e < tuning.ERRORS.fewest_families:
         return e
     found = float(n)
-    for site in values:
-        flat = np.asarray(site, np.float64).reshape(n, -1)
-        flat = flat[:, np.isfinite(flat).all(0)]
+    for flat in map(_finite_columns, values):
         rows = np.sqrt(families.weights)[:, None] * (flat - families.weights @ flat)
         total, square = np.sum(rows**2), np.sum((rows @ rows.T if n < rows.shape[1] else rows.T @ rows) ** 2)
         if square > 0:
             sure = max(1 - math.sqrt(2 * square / ((e - 1) * total**2)), 0.0)
             found = min(found, sure * total * (e - 1) / (e * families.variance(flat).sum()))
     return max(e, found)
+
+
+def _finite_columns(values: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:
+    """The numbers of events that are finite in all chains."""
+    flat = np.asarray(values, np.float64).reshape(len(values), -1)
+    return flat[:, np.isfinite(flat).all(0)]
 
 
 def wilson(share: ArrayLike, size: ArrayLike, t: float) -> tuple[np.ndarray, np.ndarray]:

@@ -56,17 +56,12 @@ class Stored:
         read: list[slice] = []
         rest: list[int | slice] = []
         for entry, size in zip(given, self.shape, strict=False):
-            if isinstance(entry, slice):
-                start, stop, step = entry.indices(size)
-                whole = range(start, stop, step)
-                low, high = (min(whole), max(whole) + 1) if len(whole) else (0, 0)
-                read.append(slice(low, high))
-                rest.append(slice(None, None, step))
-            elif isinstance(entry, (int, np.integer)) and -size <= entry < size:
-                read.append(slice(entry % size, entry % size + 1))
-                rest.append(0)
-            else:
+            if not isinstance(entry, (int, np.integer, slice)):
                 break
+            chosen = range(size)[entry]
+            whole = chosen if isinstance(chosen, range) else range(chosen, chosen + 1)
+            read.append(slice(min(whole), max(whole) + 1) if whole else slice(0, 0))
+            rest.append(slice(None, None, whole.step) if isinstance(chosen, range) else 0)
         found = self._read(tuple(read))
         return found[(*rest, *given[len(read) :])]
 

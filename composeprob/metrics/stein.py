@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import over_chains
 from composeprob.errors import InvalidValueError, ShapeError
 from composeprob.metrics.points import as_positions, as_rows, as_weights
 
@@ -87,7 +88,8 @@ def _with_scores(
 ) -> tuple[Float64[np.ndarray, "n d"], Float64[np.ndarray, "n d"]]:
     """Samples and scores as rows."""
     if isinstance(score, AnnealedDensity):
-        scores = _rows(_scores(score, as_positions(samples, score)), "scores")
+        scores = over_chains(eqx.Partial(score.score, level=0), as_positions(samples, score))
+        scores = _rows(scores, "scores")
     elif callable(score):
         scores = _rows(jax.vmap(score)(jnp.asarray(samples, jnp.result_type(float))), "scores")
     else:
@@ -99,11 +101,6 @@ def _with_scores(
             fix="a score is a gradient: one number for each of the sample's.",
         )
     return points, scores
-
-
-@eqx.filter_jit
-def _scores(density: AnnealedDensity, positions: dict[str, Array]) -> dict[str, Array]:
-    return jax.vmap(lambda position: density.score(position, 0))(positions)
 
 
 def _rows(tree: Sites, what: str) -> Float64[np.ndarray, "n d"]:

@@ -348,8 +348,9 @@ def grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
     return figure, axes
 
 
-def _sites(result: Record, run: bool) -> Figure:
-    """A panel for each site, and one for the run where it has diagnostics."""
+def _sites(result: Record, run: bool = True) -> Figure:
+    """A panel for each site, and one for the run where that is asked for and has diagnostics."""
+    run = run and any(by_block(result.levels, name, name) for name in ("acceptance", "step_size", "ess"))
     draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
     figure, axes = grid(len(draws) + run)
     for ax, (name, values) in zip(axes, draws.items(), strict=False):
@@ -357,11 +358,6 @@ def _sites(result: Record, run: bool) -> Figure:
     if run:
         _plot_run(axes[len(draws)], result)
     return figure
-
-
-def _overview(result: Record) -> Figure:
-    shown = ("acceptance", "step_size", "ess")
-    return _sites(result, any(by_block(result.levels, name, name) for name in shown))
 
 
 def _pairs(result: Record) -> Figure:
@@ -427,7 +423,7 @@ def plot_levels(result: Record) -> Figure:
 
 
 KINDS: dict[str, Callable[[Record], Figure]] = {
-    "overview": _overview,
+    "overview": _sites,
     "samples": functools.partial(_sites, run=False),
     "pairs": _pairs,
     "levels": plot_levels,

@@ -168,9 +168,7 @@ def numbers(result: Record) -> JSONObject:
 
     def plain(values: ArrayLike | None) -> JSON:
         values = np.asarray(values, float)
-        if values.ndim == 0:
-            return float(values) if np.isfinite(values) else None
-        return [plain(row) for row in values]
+        return np.where(np.isfinite(values), values, np.asarray(None)).tolist()
 
     rows = Summary.of_result(result).rows
     arrays, facts = result.parts()

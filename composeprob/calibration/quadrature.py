@@ -105,9 +105,7 @@ def _level(
 
 def _spread(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tuple[np.ndarray, np.ndarray]:
     """Adds cells until those at the border do not matter."""
-    values = _finite(log_f(cells, step), level)
-    if not np.any(np.isfinite(values)):
-        raise _not_finite(values, level)
+    values = _finite(log_f(cells, step), level, some=True)
     fresh = np.ones(len(cells), bool)  # the others' neighbours are there already
     for _ in range(100):  # rings of cells, by which the region may grow at one level
         missing = _missing_neighbours(cells, fresh & _heavy(values))
@@ -157,15 +155,13 @@ def _log_sum(values: np.ndarray, dimension: int, step: float) -> float:
     return float(np.logaddexp.reduce(values, initial=-np.inf)) + dimension * np.log(step)
 
 
-def _finite(values: np.ndarray, level: int) -> np.ndarray:
-    if np.any(np.isnan(values)) or np.any(values == np.inf):
-        raise _not_finite(values, level)
+def _finite(values: np.ndarray, level: int, some: bool = False) -> np.ndarray:
+    """Refuses NaN and +∞, and where ``some`` must be finite −∞ everywhere."""
+    finite = np.isfinite(values)
+    if not np.all(finite | (values == -np.inf)) or (some and not finite.any()):
+        raise InvalidValueError(
+            f"The log-density is not finite at level {level}: {np.sum(~finite)} of {len(values)} points gave NaN or "
+            "infinity.",
+            fix="look for overflow in the energy; −∞ is allowed where the density is 0, but not everywhere.",
+        )
     return values
-
-
-def _not_finite(values: np.ndarray, level: int) -> InvalidValueError:
-    return InvalidValueError(
-        f"The log-density is not finite at level {level}: {np.sum(~np.isfinite(values))} of {len(values)} points "
-        "gave NaN or infinity.",
-        fix="look for overflow in the energy; −∞ is allowed where the density is 0, but not everywhere.",
-    )

@@ -239,9 +239,9 @@ class AnnealedDensity(eqx.Module):
         static ones. Levels below K−1 are meant only where no signal is left: α ≪ σ."""
         check_key(key)
         level = self.num_levels - 1 if level is None else level
-        return self.from_noise(key, level, self.schedule.at(level).sigma)
+        return self._from_noise(key, level, self.schedule.at(level).sigma)
 
-    def from_noise(self, key: Array, level: Array | int, sigma: Array) -> Position:
+    def _from_noise(self, key: Array, level: Array | int, sigma: Array) -> Position:
         """What `initial` draws, with other noise."""
         noised_key, static_key = jax.random.split(key)
         xs, alpha = self.top.at(level).draw(noised_key, sigma), self.schedule.at(level).alpha
@@ -455,7 +455,7 @@ class NumPyroPotential:
 
         @jax.jit
         def start(key: Array) -> Position:
-            return self.density.from_noise(key, self.level, jnp.ones(()))
+            return self.density._from_noise(key, self.level, jnp.ones(()))
 
         return start(key) if num_chains == 1 else jax.vmap(start)(jax.random.split(key, num_chains))
 

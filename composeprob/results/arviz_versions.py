@@ -46,11 +46,6 @@ def grouped(
         return whole
 
 
-def mean_error(values: np.ndarray) -> float:
-    """Returns the Monte Carlo standard error of the mean of values (chains, draws)."""
-    return float(arviz.mcse(values, method="mean"))
-
-
 def pareto_k(log_weights: np.ndarray) -> float:
     """Returns the shape of the generalised Pareto distribution fitted to the largest weights; not finite where these
     are all the same."""

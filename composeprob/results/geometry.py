@@ -73,11 +73,6 @@ def nearest(
     return index, distance
 
 
-def connected(points: np.ndarray, k: int) -> np.ndarray:
-    """The number of each point's group, the largest first: what the graph of k nearest neighbours connects, (n,)."""
-    return components(neighbours(points, k), len(points))
-
-
 def neighbours(points: np.ndarray, k: int) -> np.ndarray:
     """Pairs (i, j) with i < j of points of which one is among the k nearest of the other, (·, 2)."""
     from scipy.spatial import cKDTree

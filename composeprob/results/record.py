@@ -227,22 +227,17 @@ class Record:
         step = 1 if most is None else min(max(1, -(-math.prod(values.shape) // most)), self.about.draws)
         return np.asarray(values[:, ::step])
 
-    def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns what `drawn` does and weights, draws of all chains in one axis: shapes (M, …) and (M,)."""
-        some = self.drawn(name, most)
-        weights = np.repeat(self._families.weights, some.shape[1])
-        return some.reshape(-1, *some.shape[2:]), weights / weights.sum()
-
     def unweighted(self, most: int | None = None) -> dict[str, np.ndarray]:
         """Returns samples of equal weight, ``{name: (M, …)}``.
 
         They are those of the run where the weights are equal, else they are resampled systematically (with offset ½, so
         the answer is always the same). Draws of all chains are in one axis; ``most`` limits how many of each site are
-        read, as in `pooled`.
+        read, as in `drawn`.
         """
         weights, n = self._families.weights, len(self.log_weights)
         if self.about.draws is not None or np.allclose(weights * n, 1.0, rtol=1e-5):
-            return {name: self.pooled(name, most)[0] for name in self.samples}
+            drawn = {name: self.drawn(name, most) for name in self.samples}
+            return {name: values.reshape(-1, *values.shape[2:]) for name, values in drawn.items()}
         chosen = systematic(weights, n)
         return {name: np.asarray(value)[chosen] for name, value in self.samples.items()}
 
@@ -406,10 +401,10 @@ class Record:
             return variance, known - 1
         if self.about.draws < tuning.ERRORS.fewest_draws:
             return np.full(values.shape[2:], np.nan), 1.0
-        from composeprob.results.arviz_versions import mean_error
+        from composeprob.results.arviz_versions import arviz
 
         flat = values.reshape(*values.shape[:2], -1)
-        errors = [0.0 if np.ptp(c) == 0 else mean_error(c) for c in np.moveaxis(flat, -1, 0)]
+        errors = [0.0 if np.ptp(c) == 0 else float(arviz.mcse(c, method="mean")) for c in np.moveaxis(flat, -1, 0)]
         return np.reshape(errors, values.shape[2:]) ** 2, math.inf
 
     def predictive(self, key: Array) -> dict[str, np.ndarray]:

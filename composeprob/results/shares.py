@@ -35,7 +35,7 @@ import numpy as np
 from composeprob import tuning
 from composeprob.density.barriers import barrier_depth
 from composeprob.results.estimates import Families
-from composeprob.results.geometry import components, connected, neighbours, rows, scaled, tree
+from composeprob.results.geometry import components, neighbours, rows, scaled, tree
 from composeprob.results.status import Code
 
 LogDensity = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -102,7 +102,7 @@ def distant(sites: Mapping[str, np.ndarray]) -> Groups | None:
     points, sizes, _ = rows(sites)
     if len(points) < 4 or not np.isfinite(points).all():
         return None
-    index = connected(scaled(points, sizes), tuning.SHARES.linked)
+    index = components(neighbours(scaled(points, sizes), tuning.SHARES.linked), len(points))
     apart = 1 - float(np.sum((np.bincount(index) / len(points)) ** 2))
     return Groups(index, apart, None) if apart > tuning.SHARES.apart else None
 
@@ -259,7 +259,7 @@ def frozen_shares(
     copied = Families.from_ancestors(np.ones(n), index)
     if copied.effective <= tuning.ERRORS.fewest_ancestors:
         return []
-    modes = connected(scaled(points, sizes), tuning.SHARES.linked)
+    modes = components(neighbours(scaled(points, sizes), tuning.SHARES.linked), n)
     share, log_z, variance = [], [], []  # the variance is that of log_z − log share
     for m in range(modes.max() + 1):
         members = np.flatnonzero(modes == m)

@@ -130,12 +130,8 @@ class Store:
         Raises:
             LoadError: they are not there, or cannot be read.
         """
-        import tensorstore
-
         with unreadable(self.path):
-            for name in names:
-                spec = self._spec(f"samples/{_quoted(name)}")
-                self.arrays[name] = tensorstore.open(spec, open=True).result()
+            self.arrays |= {name: self._opened(f"samples/{_quoted(name)}") for name in names}
 
     def grow(self, draws: int) -> None:
         """Make room for so many draws."""
@@ -190,10 +186,13 @@ class Store:
 
     def rest(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Read what `write_rest` wrote."""
+        with unreadable(self.path):
+            return {name: np.asarray(self._opened(name).read().result()) for name in names}
+
+    def _opened(self, name: str) -> TensorStore:
         import tensorstore
 
-        with unreadable(self.path):
-            return {n: np.asarray(tensorstore.open(self._spec(n), open=True).result().read().result()) for n in names}
+        return tensorstore.open(self._spec(name), open=True).result()
 
     def _make(
         self, name: str, shape: Sequence[int], dtype: DTypeLike, block: Sequence[int], axes: list[str]

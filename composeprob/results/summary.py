@@ -34,11 +34,12 @@ class Summary:
         """Makes the summary of one result."""
         rows: dict[str, tuple[float, ...]] = {}
         for name in result.samples:
-            labels, columns = shown_entries(name, result.drawn(name, tuning.SUMMARY.most_numbers), 2)
-            values, weights = result.pooled(name, tuning.SUMMARY.most_numbers)
-            values = values.reshape(len(values), len(labels), -1)  # what a row shows, many numbers where it pools them
+            drawn = result.drawn(name, tuning.SUMMARY.most_numbers)
+            labels, columns = shown_entries(name, drawn, 2)
+            values = drawn.reshape(*drawn.shape[:2], len(labels), -1)  # of a row, many numbers where it pools them
+            weights = np.repeat(result._families.weights, values.shape[1] * values.shape[3])
             for j, (label, error) in enumerate(zip(labels, result.mean_of(columns).error.tolist(), strict=True)):
-                mean, *others = weighted_statistics(values[:, j].ravel(), np.repeat(weights, values.shape[2]))
+                mean, *others = weighted_statistics(values[:, :, j].ravel(), weights)
                 rows[label] = (mean, error, *others)
         return cls(rows, _facts(result))
 
@@ -126,7 +127,7 @@ def _facts(result: Record) -> dict[str, str]:
 
 def _mixing(result: Record) -> dict[str, str]:
     """R̂ between the chains of a run with draws, the greatest over all numbers; by ArviZ."""
-    import arviz
+    from composeprob.results.arviz_versions import arviz
 
     if len(result.log_weights) < 2 or (result.about.draws or 0) < tuning.ERRORS.fewest_draws:
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from typing import NamedTuple, Protocol
 
@@ -57,6 +58,7 @@ class Expert(NamedTuple):
     members: int = 1
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Described:
     """The program's IR, for people. All are equal, so that other numbers share compiled code; no trace may read it.
 
@@ -69,17 +71,12 @@ class Described:
         experts: a description of every expert, in the order of `Evaluates.expert_values`.
     """
 
-    def __init__(
-        self,
-        graph: Diagram,
-        text: str,
-        where: str,
-        offers: tuple[tuple[str, str, frozenset[str]], ...],
-        pictures: Mapping[str, Callable[[object], np.ndarray]] | None = None,
-        experts: tuple[Expert, ...] = (),
-    ):
-        self.graph, self.text, self.where, self.offers = graph, text, where, offers
-        self.pictures, self.experts = dict(pictures or {}), experts
+    graph: Diagram
+    text: str
+    where: str
+    offers: tuple[tuple[str, str, frozenset[str]], ...]
+    pictures: Mapping[str, Callable[[object], np.ndarray]] = field(default_factory=dict)
+    experts: tuple[Expert, ...] = ()
 
     def html(self) -> str:
         """The program for notebooks: its density, its graph, and behind a click what the compiler did."""

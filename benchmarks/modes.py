@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from exact import axis, constraints, grids, right
+from exact import axis, constraints, grids, learned, right
 from exact.case import Case
 from exact.measure import Outcome, measured
 from report import CODE, publish
@@ -59,7 +59,8 @@ def cases() -> list[Case]:
     """Every program."""
     modules = (axis, constraints, grids)
     hard = [case for module in modules for case in module.common_cases()]
-    return [*hard, *(case for module in modules for case in module.more_cases()), *right.cases()]
+    more = [case for module in modules for case in module.more_cases()]
+    return [*hard, *more, *learned.cases(), *right.cases()]
 
 
 def asked_for(case: Case, only: list[str] | None) -> bool:

@@ -113,7 +113,7 @@ class _ByScore(NamedTuple):
     nodes: int = 5
     """Of Simpson's rule along a move."""
     tolerance: float = 0.1
-    """Nats of estimated error beyond which a move is not accepted."""
+    """Nats of estimated error beyond which a move is not accepted, at most: 1/√n of many samples."""
 
 
 BY_SCORE = _ByScore()

@@ -87,7 +87,7 @@ def test_pairs_on_a_ring_are_apart_though_it_is_one_valley():
     """So what holds its chains together is the way around, and no test of pairs."""
     points, log_density = shell(np.random.default_rng(0), 2)
     first, second = np.random.default_rng(1).integers(0, CHAINS, (2, 200))
-    depth = between({"x": points}, {"x": points}, first, second, barriers(log_density))
+    depth = between({"x": points}, first, second, barriers(log_density))
     assert share_apart(depth) > 0.4
 
 

@@ -248,11 +248,10 @@ def test_of_many_draws_only_every_kth_is_read():
     """Pictures and summaries of long runs: as many numbers as asked for, spread over the run, all of one weight."""
     x = np.arange(N * 30 * 2, dtype=float).reshape(N, 30, 2)
     result = make({"x": x}, draws=30, thin=2)
-    values, weights = result.pooled("x", most=N * 2 * 10)
-    np.testing.assert_array_equal(values, x[:, ::3].reshape(-1, 2))
-    np.testing.assert_allclose(weights, 1 / len(values))
-    assert len(result.pooled("x")[0]) == N * 30
-    assert len(result.pooled("x", most=1)[0]) == N  # one draw of each chain at least
+    np.testing.assert_array_equal(result.drawn("x", most=N * 2 * 10), x[:, ::3])
+    np.testing.assert_array_equal(result.unweighted(most=N * 2 * 10)["x"], x[:, ::3].reshape(-1, 2))
+    assert result.drawn("x").shape == (N, 30, 2)
+    assert result.drawn("x", most=1).shape == (N, 1, 2)  # one draw of each chain at least
 
 
 def test_what_is_computed_later_is_computed_once_and_kept(tmp_path):

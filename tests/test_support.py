@@ -12,8 +12,8 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
 from composeprob.errors import ImproperError
-from composeprob.results.geometry import connected
-from composeprob.runtime.support import alike, effective
+from composeprob.results.geometry import components, neighbours
+from composeprob.runtime.record import alike, effective
 from sampling_cases import both, single, squared
 
 LEVELS = cp.Schedule.log_snr(60)
@@ -66,7 +66,7 @@ def test_modes_of_a_score_alone_are_apart_though_neighbours_connect_them():
     kernel = cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral(5, "simpson", 0.1))
     density = lowered(squared, (scored,), {}, growing=False)
     result = run(density, sampler=cp.AnnealedMCMC(kernel, 3, reverse_step=True))
-    assert connected(np.asarray(result["x"]), tuning.SHARES.linked).max() == 0
+    assert components(neighbours(np.asarray(result["x"]), tuning.SHARES.linked), 64).max() == 0
     assert result.status.has("shares_frozen")
     assert "Their shares rest on nothing" in result.status.message
 

@@ -171,12 +171,10 @@ def _levels(factor: Factor, widest: float, *, wide: bool) -> Schedule:
     log_snr = 2 * (np.log(alpha) - np.log(sigma))[::-1]
     if len(log_snr) > tuning.CALIBRATED_LEVELS:
         log_snr = np.linspace(log_snr[0], log_snr[-1], tuning.CALIBRATED_LEVELS)
-    ranges = [leaf.log_snr_range for leaf in found if leaf.traits.levels != "any"]
+    ranges = [leaf.log_snr_range for leaf in found if wide and leaf.traits.levels != "any"]
     low, high = max((r[0] for r in ranges), default=-np.inf), min((r[1] for r in ranges), default=np.inf)
-    low, high = (low if np.isfinite(low) else log_snr[0]), (high if np.isfinite(high) else log_snr[-1])
-    if not wide:
-        low, high = log_snr[0], log_snr[-1]
-    below, above = [low] if low < log_snr[0] - 1e-3 else [], [high] if high > log_snr[-1] + 1e-3 else []
+    below = [low] if -np.inf < low < log_snr[0] - 1e-3 else []
+    above = [high] if log_snr[-1] + 1e-3 < high < np.inf else []
     ends = [*below, *log_snr, *above]
     gaps = [np.linspace(a, b, max(1, math.ceil((b - a) / widest)), endpoint=False) for a, b in itertools.pairwise(ends)]
     knots = np.concatenate([*gaps, [ends[-1]]])[::-1]

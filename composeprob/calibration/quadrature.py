@@ -10,27 +10,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.barriers import log_densities
 from composeprob.errors import ImproperError, InvalidValueError
 
 
 def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Finds log ∫F_k at every level.
+    """Finds log ∫F_k at every level, of a density of one noised site of one or two entries.
 
-    Args:
-        density: of one noised site of one or two entries.
-        site: its name.
-        samples: clean draws (n, \\*event), in units of x/α, of a factor that is a noised marginal: then only points
-            that some draw could have been noised to count. A network may think well of places that it never saw.
-
-    Returns:
-        the log-integrals, and what the last refinement changed of each, both (K,).
+    With clean draws (n, \\*event), in units of x/α, of a factor that is a noised marginal, only points that some draw
+    could have been noised to count: a network may think well of places that it never saw. Returns the log-integrals,
+    and what the last refinement changed of each, both (K,).
 
     Raises:
         InvalidValueError: log F is NaN or +∞ somewhere.
@@ -51,7 +44,9 @@ def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = 
             near = slice(None) if support is None else support.holds(points, sigma[level] / alpha[level])
             values = np.full(len(points), -np.inf)
             inside = alpha[level] * points[near].reshape(-1, *shape)
-            values[near] = log_densities(density, site, inside, level) + dimension * np.log(alpha[level])
+            if len(inside):
+                positions = {site: inside.astype(jnp.result_type(float))}
+                values[near] = log_densities(density, positions, level, 4096) + dimension * np.log(alpha[level])
             return values
 
         found[level], errors[level], cells, step = _level(log_f, cells, step, level)
@@ -59,11 +54,8 @@ def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = 
 
 
 class Support:
-    """`Support` holds where noised draws of a distribution can lie.
-
-    That is within 6 standard deviations of the noise around one of the draws at hand, and half a standard
-    deviation of the draws more, since their number is finite.
-    """
+    """Where noised draws of a distribution can lie: within 6 standard deviations of the noise around one of the draws,
+    and half a standard deviation of the draws more, since their number is finite."""
 
     def __init__(self, samples: np.ndarray):
         from scipy.spatial import cKDTree
@@ -113,9 +105,7 @@ def _level(
 
 def _spread(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tuple[np.ndarray, np.ndarray]:
     """Adds cells until those at the border do not matter."""
-    values = _finite(log_f(cells, step), level)
-    if not np.any(np.isfinite(values)):
-        raise _not_finite(values, level)
+    values = _finite(log_f(cells, step), level, some=True)
     fresh = np.ones(len(cells), bool)  # the others' neighbours are there already
     for _ in range(100):  # rings of cells, by which the region may grow at one level
         missing = _missing_neighbours(cells, fresh & _heavy(values))
@@ -165,38 +155,13 @@ def _log_sum(values: np.ndarray, dimension: int, step: float) -> float:
     return float(np.logaddexp.reduce(values, initial=-np.inf)) + dimension * np.log(step)
 
 
-def _finite(values: np.ndarray, level: int) -> np.ndarray:
-    if np.any(np.isnan(values)) or np.any(values == np.inf):
-        raise _not_finite(values, level)
+def _finite(values: np.ndarray, level: int, some: bool = False) -> np.ndarray:
+    """Refuses NaN and +∞, and where ``some`` must be finite −∞ everywhere."""
+    finite = np.isfinite(values)
+    if not np.all(finite | (values == -np.inf)) or (some and not finite.any()):
+        raise InvalidValueError(
+            f"The log-density is not finite at level {level}: {np.sum(~finite)} of {len(values)} points gave NaN or "
+            "infinity.",
+            fix="look for overflow in the energy; −∞ is allowed where the density is 0, but not everywhere.",
+        )
     return values
-
-
-def _not_finite(values: np.ndarray, level: int) -> InvalidValueError:
-    return InvalidValueError(
-        f"The log-density is not finite at level {level}: {np.sum(~np.isfinite(values))} of {len(values)} points "
-        "gave NaN or infinity.",
-        fix="look for overflow in the energy; −∞ is allowed where the density is 0, but not everywhere.",
-    )
-
-
-def log_densities(
-    density: AnnealedDensity, site: str, points: np.ndarray, level: int, chunk_size: int = 4096
-) -> np.ndarray:
-    """log F_k at points of shape (n, \\*event), evaluated in chunks of one size: all levels share one executable."""
-    values = [np.zeros(0)]
-    for start in range(0, len(points), chunk_size):
-        chunk = points[start : start + chunk_size]
-        padded = np.concatenate([chunk, np.repeat(chunk[-1:], chunk_size - len(chunk), axis=0)])
-        value = _log_densities(density, site, jnp.asarray(padded, jnp.result_type(float)), jnp.asarray(level))
-        values.append(np.asarray(value, np.float64)[: len(chunk)])
-    return np.concatenate(values)
-
-
-@eqx.filter_jit
-def _log_densities(density: AnnealedDensity, site: str, points: Array, level: Array) -> Array:
-    def log_density(x: Array) -> Array:
-        value = density.evaluator({site: x}, level).log_density
-        assert value is not None  # only factors with an energy are calibrated
-        return value
-
-    return jax.vmap(log_density)(points)

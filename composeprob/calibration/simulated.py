@@ -53,19 +53,14 @@ class Calibration:
         """Draws a histogram of every number's ranks, with where bars of uniform ranks are in 99 of 100 cases."""
         from scipy import stats
 
-        from composeprob.results.plotting import PALETTE, new_figure, style
+        from composeprob.results.plotting import PALETTE, grid, style
 
-        columns = min(3, len(self.ranks))
-        rows = -(-len(self.ranks) // columns)
         with style():
-            figure = new_figure(3.4 * columns, 2.6 * rows)
-            axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+            figure, axes = grid(len(self.ranks))
             for ax, (name, ranks) in zip(axes, self.ranks.items(), strict=False):
                 ax.axhspan(*stats.binom.interval(0.99, len(ranks), 1 / tuning.RANK_BINS), color="#d6e2ec")
                 ax.hist(ranks, bins=np.linspace(0, 1, tuning.RANK_BINS + 1), color=PALETTE.second, alpha=0.75)
                 ax.set(title=name, xlabel=f"rank (p = {self.p_values[name]:.2g})", xlim=(0, 1))
-            for ax in axes[len(self.ranks) :]:
-                ax.set_axis_off()
         return figure
 
     def __str__(self) -> str:
@@ -123,25 +118,20 @@ def calibrated(
     names = dict(data) if data is not None else _arguments(density, bound.arguments)
     seeds = jax.random.split(key, 4)
     unseen = prior(density)
-    truths = infer(unseen, seeds[0], num_chains=num, sampler=independent(unseen, "")[0], progress=False).samples
+    truths = infer(unseen, seeds[0], num_chains=num, sampler=independent(unseen, "", num)[0], progress=False).samples
     drawn = {name: np.asarray(values) for name, values in density.predict(seeds[1], truths).items()}
     known = _RankStore(checkpoint_dir, [as_code(key), num, num_chains, repr(sampler), density.described.text])
     with Progress(num, progress, "calibration") as bar:
         for i in range(len(known.rows), num):
             arguments = dict(bound.arguments) | {names[site]: drawn[site][i] for site in names}
             replaced = inspect.BoundArguments(bound.signature, arguments)
-            replaced_density = compile(program, *replaced.args, **replaced.kwargs)
-            result = infer(
-                replaced_density,
-                jax.random.fold_in(seeds[2], i),
-                num_chains=num_chains,
-                sampler=sampler,
-                progress=False,
-            )
+            posterior = compile(program, *replaced.args, **replaced.kwargs)
+            run_key = jax.random.fold_in(seeds[2], i)
+            result = infer(posterior, run_key, num_chains=num_chains, sampler=sampler, progress=False)
             rng = np.random.default_rng([i, *np.asarray(jax.random.key_data(seeds[3])).tolist()])
             chosen = _unrelated(result.unweighted(), result._families.index, rng)
             truth = {name: np.asarray(value)[i : i + 1] for name, value in truths.items()}
-            known.add(_ranks(replaced_density, truth, chosen, rng))
+            known.add(_ranks(posterior, truth, chosen, rng))
             bar.update(i + 1)
     ranks = {name: np.array([row[name] for row in known.rows]) for name in known.rows[0]}
     return Calibration(ranks, {name: uniformity(values) for name, values in ranks.items()})
@@ -188,9 +178,8 @@ def _unrelated(
 ) -> dict[str, np.ndarray]:
     """Some samples no two of which descend from one chain."""
     order = rng.permutation(len(families))
-    first = order[np.sort(np.unique(families[order], return_index=True)[1])][
-        :63
-    ]  # with the truth 64 ranks, a multiple of the bins
+    first = order[np.sort(np.unique(families[order], return_index=True)[1])]
+    first = first[:63]  # with the truth 64 ranks, a multiple of the bins
     return {name: np.asarray(values)[first] for name, values in samples.items()}
 
 

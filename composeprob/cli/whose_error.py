@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Column, Table
 
-from composeprob import tuning
 from composeprob.errors import AlignmentError, ShapeError
-from composeprob.results.geometry import entries
+from composeprob.results.geometry import shown_entries
 
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
@@ -24,11 +23,9 @@ Moments = dict[str, tuple[float, float]]
 
 def moments(result: Result) -> Moments:
     """Means of all numbers of a result and of their squares, and the log-evidence; large sites have two rows."""
-    lead = 1 if result.about.draws is None else 2
     rows: Moments = {}
     for name in result.samples:
-        values = np.asarray(result[name], np.float64)
-        for labels, columns in _columns(name, values, lead):
+        for labels, columns in _columns(name, np.asarray(result.drawn(name), np.float64), 2):
             found = result.mean_of(columns)
             rows |= dict(zip(labels, zip(found.value, found.error, strict=True), strict=True))
     if result.log_evidence is not None and result.log_evidence_error is not None:
@@ -60,15 +57,8 @@ def draws_moments(result: Result, draws: dict[str, np.ndarray]) -> Moments:
 
 def _columns(name: str, values: np.ndarray, lead: int) -> list[tuple[list[str], np.ndarray]]:
     """Labels and columns of a site's numbers, and of their squares."""
-    shape = values.shape[lead:]
-    flat = values.reshape(*values.shape[:lead], -1)
-    if flat.shape[-1] > tuning.SUMMARY.most_rows:
-        labels = [f"{name} ({'×'.join(map(str, shape))}, pooled)"]
-        flat, squares = flat.mean(-1, keepdims=True), (flat**2).mean(-1, keepdims=True)
-    else:
-        labels = entries(name, shape)
-        squares = flat**2
-    return [(labels, flat), ([f"{label}²" for label in labels], squares)]
+    labels, squares = shown_entries(name, values**2, lead)
+    return [shown_entries(name, values, lead), ([f"{label}²" for label in labels], squares)]
 
 
 def compared(first: Moments, again: dict[str, Moments]) -> tuple[Table, dict[str, float]]:

@@ -10,7 +10,7 @@ import numpy as np
 from composeprob.compiler.check import node_capabilities
 from composeprob.compiler.draws import Draw, draw_of
 from composeprob.compiler.expressions import Expression, lower_expression
-from composeprob.density.experts import Expert
+from composeprob.density.described import Expert
 from composeprob.factors.base import Factor
 from composeprob.factors.passes import Pass
 from composeprob.ir.cells import Cells

@@ -18,9 +18,7 @@ from composeprob.compiler.exact import closed_form
 from composeprob.compiler.experts import experts
 from composeprob.compiler.expressions import Expression, NodeValue, dense, lower_expression, summed
 from composeprob.compiler.likelihood import Likelihood
-from composeprob.density.annealed import Evaluates
-from composeprob.density.evaluation import Evaluation, Known, Parts, Wall
-from composeprob.density.experts import ExpertValue
+from composeprob.density.evaluation import Evaluation, ExpertValue, Known, Parts, Wall
 from composeprob.factors.base import Factor
 from composeprob.factors.functions import closed
 from composeprob.factors.nodes import leaves as factor_leaves
@@ -33,7 +31,7 @@ Sides = tuple[dict[str, NodeValue], dict[str, NodeValue], Array, dict[str, Array
 """By site the marginals and potentials, log of what latents move, and the scores beside that."""
 
 
-class Evaluator(Evaluates):
+class Evaluator(eqx.Module):
     """Evaluates a program's density at one position and level.
 
     Attributes:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import equinox as eqx
 import jax
@@ -14,16 +14,14 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
-from composeprob.arguments import check_key
-from composeprob.density import prediction
+from composeprob.arguments import check_count, check_key
 from composeprob.density.described import Described, Diagram
-from composeprob.density.evaluation import Evaluation, Position, at_once
-from composeprob.density.experts import ExpertValue
+from composeprob.density.evaluation import Evaluation, ExpertValue, Position, at_once, over_chains
 from composeprob.density.overlap import Finding, check
-from composeprob.density.potential import NumPyroPotential
 from composeprob.density.top import TopLaw
 from composeprob.errors import CapabilityError, DoublyIntractableError, ShapeError, WrongTypeError, unknown_name
 from composeprob.names import MEANT
+from composeprob.pytree import vdot
 from composeprob.schedule import Schedule
 from composeprob.text import printable
 
@@ -38,75 +36,59 @@ class SiteInfo(eqx.Module):
     plates: int = eqx.field(static=True, default=0)
 
 
-class Evaluates(eqx.Module):
-    """What the compiler lowers a program to."""
+class Evaluates(Protocol):
+    """What the compiler lowers a program to: an `equinox.Module` with these methods."""
 
-    @abc.abstractmethod
     def __call__(self, position: Position, level: Array | int) -> Evaluation:
         """Everything known of π_level at the position, each network called once."""
 
     @property
-    @abc.abstractmethod
     def plain(self) -> bool:
         """Whether G has a part that is the user's own function of x: `plain_potential`."""
 
-    @abc.abstractmethod
     def plain_potential(self, position: Position, level: Array | int) -> Array:
         """Its logarithm, a scalar: tempered observations and user energies, without a network of a diffusion or
         classifier."""
 
     @property
-    @abc.abstractmethod
     def knows_latents(self) -> bool:
         """Whether there are latents, and `log_known` has all that depends on them."""
 
-    @abc.abstractmethod
     def log_known(self, position: Position, level: Array | int) -> Array:
         """log π_level without the factors that depend on no latent, a scalar; no network is called."""
 
-    @abc.abstractmethod
     def frames(self, position: Position, level: Array | int) -> dict[str, tuple[Array, Array]]:
         """Mean and standard deviation of x/α under the priors of noised sites that depend on latents, where known."""
 
-    @abc.abstractmethod
     def leaf_scores(self, position: Position, level: Array | int) -> tuple[dict[str, Array], ...]:
         """``{site: ∇ log f}`` of every leaf, in the order of `Described.offers`; each network called once."""
 
-    @abc.abstractmethod
     def expert_values(self, position: Position, level: Array | int) -> tuple[ExpertValue, ...]:
         """Score and log-density of every expert, in the order of `Described.experts`; each network called once."""
 
     @property
-    @abc.abstractmethod
     def drawable(self) -> bool:
         """Whether every noised site has a factor, not divided by, that exact draws can be taken from."""
 
-    @abc.abstractmethod
     def draw(self, key: Array) -> Position:
         """A draw of level 0 from q: each noised site from any of its factors that can be drawn from, all of these being
         equally probable; static sites from their priors given these."""
 
-    @abc.abstractmethod
     def importance(self, position: Position) -> tuple[Array, Array]:
         """log π₀ and log π₀/q, scalars."""
 
-    @abc.abstractmethod
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
         """The static sites drawn from their priors given x/α of the noised ones, unconstrained."""
 
-    @abc.abstractmethod
     def read(self, position: Position) -> dict[str, Array]:
         """The position with static sites constrained and deterministics added."""
 
-    @abc.abstractmethod
     def data(self) -> dict[str, Array]:
         """The observed values."""
 
-    @abc.abstractmethod
     def predict(self, key: Array, values: dict[str, Array]) -> dict[str, Array]:
         """The observed sites drawn anew, given the latents' values as `read` shows them."""
 
-    @abc.abstractmethod
     def log_likelihood(self, values: dict[str, Array]) -> dict[str, Array]:
         """log p of every observed number at level 0, given the latents' values as `read` shows them."""
 
@@ -256,11 +238,14 @@ class AnnealedDensity(eqx.Module):
         """One draw from a noisy level (the noisiest, K−1, if left out): N(0, σ²/power) at noised sites, the prior at
         static ones. Levels below K−1 are meant only where no signal is left: α ≪ σ."""
         check_key(key)
-        noised_key, static_key = jax.random.split(key)
         level = self.num_levels - 1 if level is None else level
-        noise = self.schedule.at(level)
-        xs = self.top.at(level).draw(noised_key, noise.sigma)
-        clean = {name: x / noise.alpha for name, x in xs.items()}  # as the priors see them
+        return self._from_noise(key, level, self.schedule.at(level).sigma)
+
+    def _from_noise(self, key: Array, level: Array | int, sigma: Array) -> Position:
+        """What `initial` draws, with other noise."""
+        noised_key, static_key = jax.random.split(key)
+        xs, alpha = self.top.at(level).draw(noised_key, sigma), self.schedule.at(level).alpha
+        clean = {name: x / alpha for name, x in xs.items()}  # as the priors see them
         return {**xs, **self.evaluator.draw_static(static_key, clean)}
 
     def to_samples(self, position: Position) -> dict[str, Array]:
@@ -269,7 +254,7 @@ class AnnealedDensity(eqx.Module):
 
     def observed(self) -> dict[str, Array]:
         """The observed values, ``{site: array}``; soft evidence (`factor`) is none."""
-        return prediction.observed(self)
+        return _data(self.evaluator)
 
     def predict(self, key: Array, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """Data that the program's statements would give: the observed sites drawn anew for each sample.
@@ -289,7 +274,9 @@ class AnnealedDensity(eqx.Module):
             ShapeError: a latent is missing, or their leading axes differ.
             CapabilityError: the program observes nothing.
         """
-        return prediction.predict(self, key, samples)
+        latents = self._latents(samples)
+        number = len(next(iter(latents.values())))
+        return over_chains(self.evaluator.predict, jax.random.split(key, number), latents)
 
     def log_likelihood(self, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """log p(y | sample) at level 0 for every single observed number y, as leave-one-out estimates need it.
@@ -303,7 +290,7 @@ class AnnealedDensity(eqx.Module):
         Raises:
             ShapeError, CapabilityError: as for `predict`.
         """
-        return prediction.log_likelihood(self, samples)
+        return over_chains(self.evaluator.log_likelihood, self._latents(samples))
 
     def check(self, key: Array, num_chains: int = tuning.PILOT.chains) -> tuple[Finding, ...]:
         """Looks, before a run, whether the factors agree anywhere; see `composeprob.density.overlap`.
@@ -388,6 +375,28 @@ class AnnealedDensity(eqx.Module):
                     fix="a position is ONE chain; map over chains with jax.vmap(density.log_density, (0, None)).",
                 )
 
+    def _latents(self, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
+        """The latents among samples of a program with data, ``{site: (N, …)}``."""
+        if not self.observed():
+            raise CapabilityError(
+                "This program observes nothing, so it has no data to predict.",
+                where=self.described.where,
+                fix="add cp.observe(name, distribution, value), or compile with data.",
+            )
+        missing = [name for name in self.sites if name not in samples]
+        if missing:
+            raise ShapeError(
+                f"Samples of this program hold a value of every latent; {', '.join(map(repr, missing))} is missing.",
+                fix="pass result.samples, or the samples of a NumPyro run on density.to_numpyro().",
+            )
+        latents = {name: jnp.asarray(samples[name]) for name in self.sites}
+        if len({values.shape[:1] for values in latents.values()}) > 1 or () in {v.shape for v in latents.values()}:
+            raise ShapeError(
+                f"All samples must have the same leading axis; got the shapes {[v.shape for v in latents.values()]}.",
+                fix="of several chains, flatten the first two axes.",
+            )
+        return latents
+
     # Equal to itself alone: so jax.jit(density.score) works, with weights as constants. See also `equinox.tree_equal`.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -397,3 +406,64 @@ class AnnealedDensity(eqx.Module):
 
     def _repr_html_(self) -> str:
         return self.described.html()
+
+
+@dataclass(frozen=True, eq=False)
+class NumPyroPotential:
+    """What NumPyro's `HMC`, `NUTS` and `MCMC` need for one level of a density, under the names of their arguments.
+
+    `AnnealedDensity.to_numpyro` makes it. Chains then live at that level alone and nothing is annealed, so they do not
+    find modes that lie apart; `infer` does.
+
+    Args:
+        density: the compiled program.
+        level: the level k.
+    """
+
+    density: AnnealedDensity
+    level: int
+
+    def potential_fn(self, position: Position) -> Array:
+        """−log π_k(position) up to a constant, a scalar; its derivative is −∇log π_k from the same evaluation.
+
+        Args:
+            position: ``{site: array}``, static sites in unconstrained coordinates.
+        """
+
+        @jax.custom_jvp
+        def potential(position: Position) -> Array:
+            return -self.density.log_density(position, self.level)
+
+        @potential.defjvp
+        def derivative(primals: tuple[Position], tangents: tuple[Position]) -> tuple[Array, Array]:
+            value, score = self.density.value_and_score(primals[0], self.level)
+            return -value, -vdot(score, tangents[0])
+
+        return potential(position)
+
+    def init_params(self, key: Array, num_chains: int = 1) -> Position:
+        """Where chains may start: noised sites from N(0, I/power), static ones from their priors.
+
+        Args:
+            key: a typed random key.
+            num_chains: as given to `MCMC`.
+
+        Returns:
+            A position; for more than one chain with a leading axis of ``num_chains``, as `MCMC.run` wants it.
+        """
+        check_count(num_chains, "num_chains")
+
+        @jax.jit
+        def start(key: Array) -> Position:
+            return self.density._from_noise(key, self.level, jnp.ones(()))
+
+        return start(key) if num_chains == 1 else jax.vmap(start)(jax.random.split(key, num_chains))
+
+    def postprocess_fn(self, position: Position) -> dict[str, Array]:
+        """What one position means to the program's author: static sites constrained, deterministics computed."""
+        return self.density.to_samples(position)
+
+
+@eqx.filter_jit
+def _data(evaluator: Evaluates) -> dict[str, Array]:
+    return evaluator.data()

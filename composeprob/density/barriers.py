@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
 
 
-def log_densities(density: AnnealedDensity, positions: Position) -> np.ndarray:
-    """log π₀ at many positions, (M, …) → (M,)."""
-    return in_blocks(partial(_of_block, density), positions)
+def log_densities(density: AnnealedDensity, positions: Position, level: int = 0, size: int | None = None) -> np.ndarray:
+    """log π_level at many positions, (M, …) → (M,)."""
+    return in_blocks(partial(_of_block, density, jnp.asarray(level)), positions, size)
 
 
 def barriers(density: AnnealedDensity) -> Callable[[Position, Position], np.ndarray]:
@@ -40,10 +41,10 @@ def barriers(density: AnnealedDensity) -> Callable[[Position, Position], np.ndar
     return by_score
 
 
-def in_blocks(function: Callable[[Any], ArrayLike], positions: Any) -> np.ndarray:
+def in_blocks(function: Callable[[Any], ArrayLike], positions: Any, size: int | None = None) -> np.ndarray:
     """``function`` of many positions, (M, …) → (…, M). They go in blocks of one size, so that one executable serves any
     number of them."""
-    number, size = len(jax.tree.leaves(positions)[0]), tuning.SHARES.block
+    number, size = len(jax.tree.leaves(positions)[0]), size or tuning.SHARES.block
 
     def block(begin: int) -> np.ndarray:
         rows = np.minimum(np.arange(begin, begin + size), number - 1)
@@ -53,8 +54,8 @@ def in_blocks(function: Callable[[Any], ArrayLike], positions: Any) -> np.ndarra
 
 
 @eqx.filter_jit
-def _of_block(density: AnnealedDensity, positions: Position) -> Array:
-    return jax.lax.map(lambda x: density.evaluator(x, 0).log_density, positions, batch_size=tuning.SHARES.at_once)
+def _of_block(density: AnnealedDensity, level: Array, positions: Position) -> Array:
+    return jax.lax.map(lambda x: density.log_density(x, level), positions, batch_size=tuning.SHARES.at_once)
 
 
 @eqx.filter_jit
@@ -77,12 +78,8 @@ def barrier_depth(log_density: Callable[[Position], ArrayLike], a: Position, b: 
     would not do in many dimensions: on the way from one draw to another what both have of noise averages out, which
     lifts log π in the middle, by d/4 nats for a Gaussian.
 
-    Args:
-        log_density: of positions with one leading axis, (M, …) → (M,); called once.
-        a, b: the ends: arrays, or pytrees of arrays, (n, …).
-
-    Returns:
-        The depths, (n,); NaN where π is 0 or unknown at an end.
+    Of ends (n, …), arrays or pytrees of arrays, with m inner points between them; ``log_density``, (M, …) → (M,), is
+    called once. Returns (n,), NaN where π is 0 or unknown at an end.
     """
     values = np.asarray(log_density(jax.tree.map(_along, a, b)), float)
     return _deepest(values.reshape(-1, len(jax.tree.leaves(a)[0])))

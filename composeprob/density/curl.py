@@ -65,11 +65,9 @@ def curl(
     uses = tuple(tuple(i for i, other in enumerate(order) if other == name) for name in suspects)
     pairs = _squared_norms(density, uses, positions, jnp.asarray(level), key, num_probes)
     *factors, (_, composed) = [(float(antisymmetric), float(total)) for antisymmetric, total in pairs]
-    return {name: _ratio(part, max(total, composed)) for name, (part, total) in zip(suspects, factors, strict=True)}
-
-
-def _ratio(antisymmetric: float, total: float) -> float:
-    return 0.0 if total == 0 else math.sqrt(antisymmetric / total)  # a constant score is a gradient
+    sizes = {name: (part, max(total, composed)) for name, (part, total) in zip(suspects, factors, strict=True)}
+    # a constant score is a gradient
+    return {name: 0.0 if total == 0 else math.sqrt(part / total) for name, (part, total) in sizes.items()}
 
 
 @eqx.filter_jit

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-
-from composeprob.density.experts import Expert
 
 
 class Diagram(Protocol):
@@ -35,6 +34,31 @@ class Diagram(Protocol):
     def _repr_html_(self) -> str: ...
 
 
+class Expert(NamedTuple):
+    """An expert f of a program, for people.
+
+    Attributes:
+        name: how it is printed.
+        site: the noised site that it is a density of.
+        power: the power that it has in the program; negative where it divides.
+        dimension: how many entries it is a density of, d.
+        trained: whether it was learned; a closed form is right everywhere.
+        rows: how many conditions in plates it stands for.
+        averaged: how many entries of the site each entry of its event is the mean of.
+        members: in how many sets it sees the entries of the site, each entry in one of them; 1 where in no such sets.
+    """
+
+    name: str
+    site: str
+    power: float
+    dimension: float
+    trained: bool
+    rows: int = 1
+    averaged: float = 1.0
+    members: int = 1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Described:
     """The program's IR, for people. All are equal, so that other numbers share compiled code; no trace may read it.
 
@@ -47,17 +71,12 @@ class Described:
         experts: a description of every expert, in the order of `Evaluates.expert_values`.
     """
 
-    def __init__(
-        self,
-        graph: Diagram,
-        text: str,
-        where: str,
-        offers: tuple[tuple[str, str, frozenset[str]], ...],
-        pictures: Mapping[str, Callable[[object], np.ndarray]] | None = None,
-        experts: tuple[Expert, ...] = (),
-    ):
-        self.graph, self.text, self.where, self.offers = graph, text, where, offers
-        self.pictures, self.experts = dict(pictures or {}), experts
+    graph: Diagram
+    text: str
+    where: str
+    offers: tuple[tuple[str, str, frozenset[str]], ...]
+    pictures: Mapping[str, Callable[[object], np.ndarray]] = field(default_factory=dict)
+    experts: tuple[Expert, ...] = ()
 
     def html(self) -> str:
         """The program for notebooks: its density, its graph, and behind a click what the compiler did."""

@@ -17,6 +17,7 @@ Position: TypeAlias = PyTree[Array]
 
 
 Tree = TypeVar("Tree")
+Output = TypeVar("Output")
 
 
 class Wall(eqx.Module):
@@ -115,6 +116,20 @@ class Evaluation(eqx.Module):
         return dataclasses.replace(self, score=score, known=known)
 
 
+class ExpertValue(eqx.Module):
+    """Score and log-density of an expert at one position and level, a row for each of its conditions in plates.
+
+    Attributes:
+        score: ∇ log f over the entries of its site, (rows, entries).
+        total: the sum of these over the rows, (entries,).
+        log_density: log f, (rows,); NaN of a factor that offers only its score.
+    """
+
+    score: Array
+    total: Array
+    log_density: Array
+
+
 def unknown(tree: Tree) -> Tree:
     """NaN in the place of every number, False of every truth value; of arrays, or of their shapes."""
     return jax.tree.map(lambda leaf: jnp.full(leaf.shape, False if leaf.dtype == bool else jnp.nan, leaf.dtype), tree)
@@ -137,3 +152,10 @@ def at_once(
 @eqx.filter_jit
 def _compiled(evaluate: Callable[[Position, Array], Evaluation], position: Position, level: Array) -> Evaluation:
     return evaluate(position, level)
+
+
+@eqx.filter_jit
+def over_chains(function: Callable[..., Output], *batch: PyTree[Array]) -> Output:
+    """``function`` of every chain, compiled: their axis leads in each argument and in what it returns. It is a pytree,
+    such as a method of an evaluator, so that other weights and data compile nothing."""
+    return jax.vmap(function)(*batch)

@@ -25,7 +25,7 @@ divisor for a noised marginal, which it is nowhere but there, so the errors of s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,8 +36,8 @@ import numpy as np
 from jax import Array
 
 from composeprob import tuning
+from composeprob.density.described import Expert
 from composeprob.density.evaluation import Position
-from composeprob.density.experts import Expert
 from composeprob.pytree import normal_like
 
 if TYPE_CHECKING:
@@ -93,24 +93,20 @@ def in_question(density: AnnealedDensity) -> bool:
 def agreement(
     density: AnnealedDensity, positions: Position, key: Array, num_levels: int = tuning.OVERLAP.levels
 ) -> tuple[Finding, ...]:
-    """Finds where the factors disagree at samples of level 0.
-
-    Args:
-        density: from `compile`.
-        positions: ``{site: (N, …)}`` of level 0.
-        key: for the noise that is added to them.
-        num_levels: how many levels they are noised to; each costs an evaluation of every sample.
-    """
+    """Finds where the factors disagree at samples of level 0, ``{site: (N, …)}``, noised to so many levels, each of
+    which costs an evaluation of every sample."""
     experts = density.described.experts
     levels = _spaced_levels(density, num_levels, noisiest=False)
     statistics = jax.tree.map(np.asarray, _expert_statistics(density, positions, jnp.asarray(levels), key))
-    findings = [
+    found: dict[str, Finding] = {}  # one of each factor: the first
+    for finding in (
         *_disagreements(experts, statistics, levels),
         *_empty_negations(density, statistics, levels, positions, key),
-    ]
-    named = {finding.factor for finding in findings}
-    untrained = _untrained_regions(experts, statistics, levels) + _untrained_divisors(density, positions, key)
-    return (*findings, *(f for f in untrained if f.factor not in named))
+        *_untrained_regions(experts, statistics, levels),
+        *_untrained_divisors(density, positions, key),
+    ):
+        found.setdefault(finding.factor, finding)
+    return tuple(found.values())
 
 
 @cache
@@ -122,15 +118,10 @@ def bound(dimension: float, p: float = 1e-6) -> float:
 
 
 class ExpertStatistics(NamedTuple):
-    """Statistics of an expert at samples of a few levels, each (levels, chains, rows).
+    """Statistics of an expert at samples of a few levels, each (levels, chains, rows)."""
 
-    Attributes:
-        energy: σ²·‖∇ log f‖²: the squared length of the noise that it predicts there.
-        log_density: log f; NaN of a factor that offers only its score.
-    """
-
-    energy: Array
-    log_density: Array
+    energy: Array  # σ²·‖∇ log f‖²: the squared length of the noise that it predicts there
+    log_density: Array  # log f; NaN of a factor that offers only its score
 
 
 @eqx.filter_jit
@@ -237,9 +228,8 @@ def _share(expert: Expert, statistics: ExpertStatistics) -> np.ndarray:
 
 def _disagreements(
     experts: tuple[Expert, ...], statistics: tuple[ExpertStatistics, ...], levels: np.ndarray
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Factors that are multiplied and have nothing where the samples are."""
-    found: dict[str, Finding] = {}
     for i, (expert, measured) in enumerate(zip(experts, statistics, strict=True)):
         others = [e.name for j, e in enumerate(experts) if e.site == expert.site and j != i]
         if expert.power <= 0 or not (others or expert.rows > 1):
@@ -259,8 +249,7 @@ def _disagreements(
             "other has samples, at the edges of its factors, but they mean nothing. Look at samples of each factor "
             "alone; soften one of them by a power below 1, or use cp.mixture where either is meant."
         )
-        found.setdefault(expert.name, Finding("no_overlap", text, expert.name, int(levels[at]), float(shares[at])))
-    return list(found.values())
+        yield Finding("no_overlap", text, expert.name, int(levels[at]), float(shares[at]))
 
 
 def _empty_negations(
@@ -269,7 +258,7 @@ def _empty_negations(
     levels: np.ndarray,
     positions: Position,
     key: Array,
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Factors that are divided by and are flat where the samples are: what they exclude is all there is.
 
     Flat over all samples at one level, and at this and every cleaner one within the reach of the noise. Of a
@@ -281,7 +270,6 @@ def _empty_negations(
     Where the powers of a site sum to 1 or more a quotient is read as Bayes' rule or as guidance, whose denominator
     holds everything by design: a wide prior that is divided out is right, however flat it is.
     """
-    found: dict[str, Finding] = {}
     for i, (expert, measured) in enumerate(zip(density.described.experts, statistics, strict=True)):
         total = np.mean(density.top.at(0).power[expert.site])
         if expert.power >= 0 or measured.energy.shape[1] < 8 or total > 0.99:
@@ -306,15 +294,13 @@ def _empty_negations(
             f"level {levels[at]}. What it was to take away is still there. Divide by something that holds less, or "
             "leave it out."
         )
-        found.setdefault(expert.name, Finding("no_overlap", text, expert.name, int(levels[at]), 1.0))
-    return list(found.values())
+        yield Finding("no_overlap", text, expert.name, int(levels[at]), 1.0)
 
 
 def _untrained_regions(
     experts: tuple[Expert, ...], statistics: tuple[ExpertStatistics, ...], levels: np.ndarray
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Trained factors that are asked where their own noised draws never are."""
-    found: dict[str, Finding] = {}
     for expert, measured in zip(experts, statistics, strict=True):
         if expert.power <= 0 or not expert.trained:
             continue
@@ -328,13 +314,11 @@ def _untrained_regions(
             "network returns there is a guess. Check observations that contradict it, at powers below 1, and at data "
             "of another scale than those of the training."
         )
-        found.setdefault(expert.name, Finding("out_of_training", text, expert.name, int(levels[at]), float(shares[at])))
-    return list(found.values())
+        yield Finding("out_of_training", text, expert.name, int(levels[at]), float(shares[at]))
 
 
-def _untrained_divisors(density: AnnealedDensity, positions: Position, key: Array) -> list[Finding]:
+def _untrained_divisors(density: AnnealedDensity, positions: Position, key: Array) -> Iterator[Finding]:
     """Trained factors that are divided by, and asked at level 0 where their draws are not."""
-    found: dict[str, Finding] = {}
     for i, expert in enumerate(density.described.experts):
         size = math.prod(density.sites[expert.site].shape)
         if expert.power >= 0 or not expert.trained or (expert.dimension, expert.rows) != (size, 1):
@@ -351,8 +335,7 @@ def _untrained_divisors(density: AnnealedDensity, positions: Position, key: Arra
             "returns there is a guess. Divide by a model that was trained on a floor of points from all over the place "
             "too, as examples/negation.py does, or by a lower power."
         )
-        found.setdefault(expert.name, Finding("out_of_training", text, expert.name, 0, share, divides=True))
-    return list(found.values())
+        yield Finding("out_of_training", text, expert.name, 0, share, divides=True)
 
 
 def _far_from_draws(

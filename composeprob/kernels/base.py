@@ -105,10 +105,7 @@ class Kernel(eqx.Module, Generic[State]):
         evaluations_per_step: calls of the target in one transition.
         optimal_acceptance: the mean acceptance that `Adaptive` aims for; None where nothing is ever rejected.
         scale_exponent: p in h_k = c·σ_k^p: 2 where h is a squared length (Langevin), 1 where it is a length.
-        integrates_score: whether its accept test integrates the score, where the density offers nothing else.
     """
-
-    integrates_score = False
 
     step_size: StepSizeLike = eqx.field(converter=as_step_size)
 

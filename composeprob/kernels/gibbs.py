@@ -179,9 +179,7 @@ def parts_of(kernel: Kernel) -> tuple[Kernel, ...]:
 
 def integrates_score(kernel: Kernel) -> bool:
     """Whether an accept test integrates the score, which means something only where that is a gradient."""
-    return any(
-        part.integrates_score or isinstance(getattr(part, "log_ratio", None), LineIntegral) for part in parts_of(kernel)
-    )
+    return any(isinstance(getattr(part, "log_ratio", None), LineIntegral) for part in parts_of(kernel))
 
 
 def with_parts(kernel: Kernel, parts: Sequence[Kernel]) -> Kernel:

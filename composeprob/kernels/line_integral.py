@@ -195,9 +195,14 @@ class LineIntegral:
         return jnp.where(jnp.isfinite(fine), fine, jnp.nan), error
 
 
-def bounded() -> LineIntegral:
-    """That of default runs, for densities that offer only their score."""
-    return LineIntegral(tuning.BY_SCORE.nodes, "simpson", tuning.BY_SCORE.tolerance)
+def bounded(samples: int = 1) -> LineIntegral:
+    """That of default runs, for densities that offer only their score.
+
+    What an error of so many nats in every move does to means, in standard deviations, must be no more than what is left
+    to chance: 1/√samples of independent ones.
+    """
+    tolerance = min(tuning.BY_SCORE.tolerance, 1 / math.sqrt(samples))
+    return LineIntegral(tuning.BY_SCORE.nodes, "simpson", tolerance)
 
 
 LogRatio = Literal["exact"] | LineIntegral

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError
-from composeprob.metrics.points import as_rows, as_weights, same_dimension
+from composeprob.metrics.points import as_pair, as_weights
 from composeprob.results.estimates import systematic
 
 
@@ -45,8 +45,7 @@ def mmd(x: ArrayLike, y: ArrayLike, bandwidth: float, log_weights: ArrayLike | N
             f"The bandwidth of an MMD must be one positive number; got {bandwidth!r}.",
             fix="fix it once for a target, such as the width of one mode.",
         )
-    points, others = as_rows(x, "x"), as_rows(y, "y")
-    same_dimension(points, others)
+    points, others = as_pair(x, y)
     if min(len(points), len(others)) < 2:
         raise ShapeError("An unbiased MMD needs two samples or more on either side.", fix="pass more samples.")
     weights, equal = as_weights(log_weights, len(points)), as_weights(None, len(others))
@@ -103,8 +102,7 @@ def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2.0, log_weights: ArrayLi
 
     if not (np.ndim(p) == 0 and np.isfinite(p) and p >= 1):
         raise InvalidValueError(f"A Wasserstein distance has an order p ≥ 1; got {p!r}.", fix="use 1 or 2.")
-    points, others = as_rows(x, "x"), as_rows(y, "y")
-    same_dimension(points, others)
+    points, others = as_pair(x, y)
     weights, n = as_weights(log_weights, len(points)), max(len(points), len(others))
     if log_weights is not None or len(points) < n:
         points = points[systematic(weights, n)]

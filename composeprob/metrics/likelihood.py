@@ -16,8 +16,10 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
+from composeprob.density.barriers import log_densities
+from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.metrics.paths import Path, forward_walk, frozen, reverse_walk, start_constant
+from composeprob.metrics.points import as_positions
 from composeprob.samplers.run import Run, Visits, begin
 from composeprob.samplers.sampler import Sampler
 from composeprob.text import printable
@@ -52,7 +54,7 @@ class LogLikelihood:
     @property
     def standard_error(self) -> float:
         """The standard error of the mean over points, their Monte-Carlo error included."""
-        return float(np.std(self.values, ddof=1) / np.sqrt(len(self.values))) if len(self.values) > 1 else math.nan
+        return _error(self.values)
 
     @property
     def monte_carlo_error(self) -> float:
@@ -187,6 +189,12 @@ def reverse_walks(path: Path, key: Array, points: dict[str, Array], count: int, 
     return in_batches(walk, jax.tree.leaves(points)[0].shape[0] * count, at_once)
 
 
+@eqx.filter_jit
+def forward_walks(path: Path, key: Array, number: int, at_once: int) -> Array:
+    """log w of so many chains, (number,)."""
+    return in_batches(lambda i: forward_walk(path, jax.random.fold_in(key, i)), number, at_once)
+
+
 def in_batches(function: Callable[[Array], Array], total: int, at_once: int) -> Array:
     """function(0), …, function(total − 1), ``at_once`` at a time; traced once."""
     size = min(total, at_once)
@@ -218,40 +226,6 @@ def chains_at_once(density: AnnealedDensity, chunk: object) -> int:
         return check_count(chunk, "chunk")
     size = sum(math.prod(site.shape) for site in density.sites.values())
     return min(8192, max(1, 2**20 // max(size, 1)))  # a million numbers in their positions at most
-
-
-def as_positions(points: object, density: AnnealedDensity) -> dict[str, Array]:
-    """Points as ``{site: (n, …)}``.
-
-    Raises:
-        ShapeError: other sites or shapes than the density's.
-        InvalidValueError: a point that is not finite.
-    """
-    sites = density.sites
-    if not isinstance(points, dict):
-        if len(sites) != 1:
-            raise ShapeError(
-                f"This density has the sites {sorted(sites)}; got one array of points.",
-                fix="pass {" + ", ".join(f"{name!r}: (n, …)" for name in sites) + "}.",
-            )
-        points = {next(iter(sites)): points}
-    if points.keys() != sites.keys():
-        raise ShapeError(
-            f"Points have the sites {sorted(points)}, the density {sorted(sites)}.",
-            fix="pass an array for each of the density's sites, and no other.",
-        )
-    placed = {name: jnp.asarray(points[name], jnp.result_type(float)) for name in sites}
-    numbers = {value.shape[:1] for value in placed.values()}
-    wrong = [name for name, value in placed.items() if value.shape[1:] != sites[name].shape or value.ndim == 0]
-    if wrong or len(numbers) != 1 or numbers == {(0,)}:
-        shapes = {name: value.shape for name, value in placed.items()}
-        raise ShapeError(
-            f"Points have the shapes {shapes}.",
-            fix="pass " + ", ".join(f"(n, {', '.join(map(str, s.shape))}) for {k!r}" for k, s in sites.items()) + ".",
-        )
-    if not all(bool(jnp.isfinite(value).all()) for value in placed.values()):
-        raise InvalidValueError("Some points are not finite.", fix="drop them.")
-    return placed
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -354,11 +328,14 @@ def evidence_bounds(
         )
     points = as_positions(exact_points, density)
     path = Path.of_sampler(sampler, density, weighted=False)
-    down, up, level0 = _both_ways(path, key, points, count, chains_at_once(density, chunk))
-    lower, _, _ = reduced(np.asarray(down, np.float64).reshape(-1, count), sampler)
-    below, _, _ = reduced(np.asarray(up, np.float64).reshape(-1, count), sampler)
-    upper = np.asarray(level0, np.float64) - below
-    pooled, pooled_error, _ = reduced(np.asarray(down, np.float64)[None], sampler)
+    (down_key, up_key), at_once = jax.random.split(key), chains_at_once(density, chunk)
+    number = count * len(jax.tree.leaves(points)[0])
+    down = np.asarray(forward_walks(path, down_key, number, at_once), np.float64)
+    up = np.asarray(reverse_walks(path, up_key, points, count, at_once), np.float64)
+    lower, _, _ = reduced(down.reshape(-1, count), sampler)
+    below, _, _ = reduced(up.reshape(-1, count), sampler)
+    upper = np.asarray(log_densities(density, points), np.float64) - below
+    pooled, pooled_error, _ = reduced(down[None], sampler)
     return EvidenceBounds(
         lower=float(lower.mean()),
         lower_error=_error(lower),
@@ -368,32 +345,6 @@ def evidence_bounds(
         log_evidence_error=float(pooled_error[0]),
         lower_values=lower,
         upper_values=upper,
-    )
-
-
-@eqx.filter_jit
-def _both_ways(
-    path: Path, key: Array, points: dict[str, Array], count: int, at_once: int
-) -> tuple[Array, Array, Array]:
-    n = jax.tree.leaves(points)[0].shape[0]
-    down_key, up_key = jax.random.split(key)
-
-    def down(i: Array) -> Array:
-        return forward_walk(path, jax.random.fold_in(down_key, i))
-
-    def up(i: Array) -> Array:
-        point = jax.tree.map(lambda x: x[i // count], points)
-        return reverse_walk(path, jax.random.fold_in(up_key, i), point)
-
-    def log_density(i: Array) -> Array:
-        value = path.density.evaluator(jax.tree.map(lambda x: x[i], points), 0).log_density
-        assert value is not None
-        return value
-
-    return (
-        in_batches(down, n * count, at_once),
-        in_batches(up, n * count, at_once),
-        in_batches(log_density, n, at_once),
     )
 
 

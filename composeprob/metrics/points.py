@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
+from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, ShapeError
 
 
@@ -32,13 +37,43 @@ def as_rows(samples: ArrayLike, what: str) -> Float64[np.ndarray, "n d"]:
     return points
 
 
-def same_dimension(x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "m e"]) -> None:
-    """Refuses samples of spaces of different dimension."""
-    if x.shape[1] != y.shape[1]:
+def as_positions(points: object, density: AnnealedDensity) -> dict[str, Array]:
+    """Points as ``{site: (n, …)}``, of a density of one site those of an array alone.
+
+    Raises:
+        ShapeError: other sites or shapes than the density's.
+        InvalidValueError: a point that is not finite.
+    """
+    sites = density.sites
+    given = points if isinstance(points, Mapping) else dict.fromkeys(sites if len(sites) == 1 else (), points)
+    if given.keys() != sites.keys():
         raise ShapeError(
-            f"Events of {x.shape[1]} and of {y.shape[1]} numbers cannot be compared.",
+            f"This density has the sites {sorted(sites)}; got {sorted(given) or 'one array of points'}.",
+            fix="pass {" + ", ".join(f"{name!r}: (n, …)" for name in sites) + "}.",
+        )
+    placed = {name: jnp.asarray(given[name], jnp.result_type(float)) for name in sites}
+    numbers = {value.shape[:1] for value in placed.values()}
+    wrong = [name for name, value in placed.items() if value.shape[1:] != sites[name].shape or value.ndim == 0]
+    if wrong or len(numbers) != 1 or numbers == {(0,)}:
+        shapes = {name: value.shape for name, value in placed.items()}
+        raise ShapeError(
+            f"Points have the shapes {shapes}.",
+            fix="pass " + ", ".join(f"(n, {', '.join(map(str, s.shape))}) for {k!r}" for k, s in sites.items()) + ".",
+        )
+    if not all(bool(jnp.isfinite(value).all()) for value in placed.values()):
+        raise InvalidValueError("Some points are not finite.", fix="drop them.")
+    return placed
+
+
+def as_pair(x: ArrayLike, y: ArrayLike) -> tuple[Float64[np.ndarray, "n d"], Float64[np.ndarray, "m d"]]:
+    """Two sets of samples as rows; refuses those of spaces of different dimension."""
+    points, others = as_rows(x, "x"), as_rows(y, "y")
+    if points.shape[1] != others.shape[1]:
+        raise ShapeError(
+            f"Events of {points.shape[1]} and of {others.shape[1]} numbers cannot be compared.",
             fix="pass samples of one site.",
         )
+    return points, others
 
 
 def as_weights(log_weights: ArrayLike | None, n: int) -> Float64[np.ndarray, " {n}"]:

@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.evaluation import over_chains
 from composeprob.errors import InvalidValueError, ShapeError
-from composeprob.metrics.points import as_rows, as_weights
+from composeprob.metrics.points import as_positions, as_rows, as_weights
 
 Sites = ArrayLike | Mapping[str, ArrayLike]
 """One site's values, or ``{site: values}``."""
@@ -87,14 +88,8 @@ def _with_scores(
 ) -> tuple[Float64[np.ndarray, "n d"], Float64[np.ndarray, "n d"]]:
     """Samples and scores as rows."""
     if isinstance(score, AnnealedDensity):
-        if not isinstance(samples, Mapping):
-            if len(score.sites) != 1:
-                raise ShapeError(
-                    f"This density has the sites {sorted(score.sites)}; got one array.", fix="pass result.samples."
-                )
-            samples = {next(iter(score.sites)): samples}
-        placed = {name: jnp.asarray(samples[name], jnp.result_type(float)) for name in score.sites if name in samples}
-        scores = _rows(_scores(score, placed), "scores")
+        scores = over_chains(eqx.Partial(score.score, level=0), as_positions(samples, score))
+        scores = _rows(scores, "scores")
     elif callable(score):
         scores = _rows(jax.vmap(score)(jnp.asarray(samples, jnp.result_type(float))), "scores")
     else:
@@ -106,11 +101,6 @@ def _with_scores(
             fix="a score is a gradient: one number for each of the sample's.",
         )
     return points, scores
-
-
-@eqx.filter_jit
-def _scores(density: AnnealedDensity, positions: dict[str, Array]) -> dict[str, Array]:
-    return jax.vmap(lambda position: density.score(position, 0))(positions)
 
 
 def _rows(tree: Sites, what: str) -> Float64[np.ndarray, "n d"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -21,22 +20,6 @@ def to_arviz(
     result: Record, dims: Dims, coords: Mapping[str, Sequence[object] | np.ndarray], predictive: Array | None
 ) -> Any:
     """See `Result.to_arviz`."""
-    with warnings.catch_warnings():
-        # neither is a mistake of axes here
-        warnings.filterwarnings("ignore", "(More chains|Found chain dimension to be longer)", UserWarning)
-        return _grouped(result, dims, coords, predictive)
-
-
-def as_dict(given: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
-    """A mapping as a dict, or a `WrongTypeError`."""
-    if given is not None and not isinstance(given, Mapping):
-        raise WrongTypeError(f"{what} must be a dict; got {a_kind(given)}.", fix=f"such as {what}={{'x': …}}.")
-    return dict(given or {})
-
-
-def _grouped(
-    result: Record, dims: Dims, coords: Mapping[str, Sequence[object] | np.ndarray], predictive: Array | None
-) -> Any:
     from composeprob.results.arviz_versions import grouped
 
     samples, density = result.unweighted(), result.density
@@ -70,6 +53,13 @@ def _grouped(
     axes = {str(name): [str(dim) for dim in values.dims] for name, values in levels.items()}
     known = {name: group for name, group in groups.items() if group}
     return grouped(known, {**axes, **named}, {**labels, **coords}, attributes)
+
+
+def as_dict(given: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
+    """A mapping as a dict, or a `WrongTypeError`."""
+    if given is not None and not isinstance(given, Mapping):
+        raise WrongTypeError(f"{what} must be a dict; got {a_kind(given)}.", fix=f"such as {what}={{'x': …}}.")
+    return dict(given or {})
 
 
 def _chains(result: Record, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -32,20 +32,18 @@ def grouped(
     Pointwise values of ``log_likelihood`` lack the axes over which a distribution is one event, the last ones of dims.
     """
     named = {name: list(axes) for name, axes in dims.items()}
-    if not _before_1():
-        return arviz.from_dict(groups, dims=named, coords=coords, attrs={"/": attributes})
-    pointwise = groups.get("log_likelihood", {})
-    others: dict[str, Any] = {name: group for name, group in groups.items() if name != "log_likelihood"}
-    whole = arviz.from_dict(**others, dims=named, coords=coords, attrs=attributes)
-    if pointwise:
-        batch = {name: named.get(name, [])[: value.ndim - 2] for name, value in pointwise.items()}
-        whole.extend(arviz.from_dict(log_likelihood=pointwise, dims=batch, coords=coords))
-    return whole
-
-
-def mean_error(values: np.ndarray) -> float:
-    """Returns the Monte Carlo standard error of the mean of values (chains, draws)."""
-    return float(arviz.mcse(values, method="mean"))
+    with warnings.catch_warnings():
+        # neither is a mistake of axes here
+        warnings.filterwarnings("ignore", "(More chains|Found chain dimension to be longer)", UserWarning)
+        if not _before_1():
+            return arviz.from_dict(groups, dims=named, coords=coords, attrs={"/": attributes})
+        pointwise = groups.get("log_likelihood", {})
+        others: dict[str, Any] = {name: group for name, group in groups.items() if name != "log_likelihood"}
+        whole = arviz.from_dict(**others, dims=named, coords=coords, attrs=attributes)
+        if pointwise:
+            batch = {name: named.get(name, [])[: value.ndim - 2] for name, value in pointwise.items()}
+            whole.extend(arviz.from_dict(log_likelihood=pointwise, dims=batch, coords=coords))
+        return whole
 
 
 def pareto_k(log_weights: np.ndarray) -> float:

@@ -88,14 +88,13 @@ def isolated(near: Int[np.ndarray, "m k"], mine: np.ndarray) -> tuple[float, flo
 def _samples(result: Record, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
     """Samples of equal weight, all sites in one row, how many numbers each site has, and the family of each sample;
     draws of a chain are one family."""
-    draws, families = result.about.draws, result._families.index
-    points, sizes, _ = rows(dict(sorted(result.samples.items())), 1 if draws is None else 2)
-    if draws is not None:
-        return points, sizes, np.repeat(families, draws)
-    if np.ptp(result.log_weights) == 0:
-        return points, sizes, families
-    chosen = rng.choice(len(points), len(points), p=result._families.weights)
-    return points[chosen], sizes, families[chosen]
+    draws = result.about.draws
+    points, sizes, _ = rows({name: result.drawn(name) for name in sorted(result.samples)}, 2)
+    families = np.repeat(result._families.index, draws or 1)
+    if draws is None and np.ptp(result.log_weights) > 0:
+        chosen = rng.choice(len(points), len(points), p=result._families.weights)
+        points, families = points[chosen], families[chosen]
+    return points, sizes, families
 
 
 def _some(

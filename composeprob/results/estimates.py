@@ -117,6 +117,12 @@ class Families:
         weights = np.asarray(weights, np.float64)
         return cls(weights / weights.sum(), np.unique(np.asarray(ancestors), return_inverse=True)[1])
 
+    @classmethod
+    def from_log_weights(cls, log_weights: np.ndarray, ancestors: ArrayLike | None = None) -> Families:
+        """The same of log-weights up to a constant; without ancestors each chain is a family."""
+        weights = np.exp(log_weights - np.max(log_weights))
+        return cls.from_ancestors(weights, np.arange(len(weights)) if ancestors is None else ancestors)
+
     @property
     def effective(self) -> float:
         """The effective number of families, 1/Σ W_e², with W_e the weight of family e."""
@@ -164,39 +170,14 @@ def systematic(weights: Float[np.ndarray, " m"], n: int) -> Int[np.ndarray, " {n
     return np.minimum(np.searchsorted(np.cumsum(weights), (np.arange(n) + 0.5) / n), len(weights) - 1)
 
 
-def of_samples(values: Any, draws: int | None, most: int | None = None) -> np.ndarray:
-    """Returns a site's values, (N, …), or (N, draws, …) with draws.
-
-    Args:
-        values: of every sample; may be on disk.
-        draws: their number; None without draws.
-        most: read no more than about so many numbers: every k-th draw.
-    """
-    if draws is None:
-        return np.asarray(values)
-    step = 1 if most is None else min(max(1, -(-math.prod(values.shape) // most)), draws)
-    return np.asarray(values[:, ::step])
-
-
-def of_chains(values: Any, draws: int | None) -> np.ndarray:
-    """Returns one value of a site for every chain, (N, …): its sample, or the mean of its draws."""
-    return of_samples(values, draws) if draws is None else of_samples(values, draws).mean(1)
-
-
 def effective_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) -> float:
-    """Returns the number of independent chains whose means would have the same errors: the least sd²/V̂ over sites.
-
-    Args:
-        families: of the chains.
-        values: each site's numbers, (N, …); a site of many numbers counts by the mean ratio over them.
-    """
+    """Returns the number of independent chains whose means would have the same errors: the least sd²/V̂ over sites'
+    numbers, (N, …) each; a site of many counts by the mean ratio over them."""
     n, e = len(families.weights), families.effective
     if e < 1.0 + 1e-6:
         return 1.0
     found, correction = float(n), (n / max(n - 1, 1)) * (e - 1) / e  # both variances without bias
-    for site in values:
-        flat = np.asarray(site, np.float64).reshape(n, -1)
-        flat = flat[:, np.isfinite(flat).all(0)]
+    for flat in map(_finite_columns, values):
         spread = families.weights @ (flat - families.weights @ flat) ** 2
         moved = spread > 1e-12 * (1e-30 + families.weights @ flat**2)
         if moved.any():
@@ -214,24 +195,24 @@ def known_chains(families: Families, values: list[Shaped[np.ndarray, "n ..."]]) 
 
     That is Σσ²/ΣV̂ over a site's entries, the least over sites, less a standard error: V̂ of one entry has e − 1 degrees
     of freedom, and those of all have (e − 1)·D with D = (tr C)²/tr C², C their covariance.
-
-    Args:
-        families: of the chains.
-        values: each site's numbers, (N, …).
     """
     n, e = len(families.weights), families.effective
     if not 2.0 < e < tuning.ERRORS.fewest_families:
         return e
     found = float(n)
-    for site in values:
-        flat = np.asarray(site, np.float64).reshape(n, -1)
-        flat = flat[:, np.isfinite(flat).all(0)]
+    for flat in map(_finite_columns, values):
         rows = np.sqrt(families.weights)[:, None] * (flat - families.weights @ flat)
         total, square = np.sum(rows**2), np.sum((rows @ rows.T if n < rows.shape[1] else rows.T @ rows) ** 2)
         if square > 0:
             sure = max(1 - math.sqrt(2 * square / ((e - 1) * total**2)), 0.0)
             found = min(found, sure * total * (e - 1) / (e * families.variance(flat).sum()))
     return max(e, found)
+
+
+def _finite_columns(values: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:
+    """The numbers of events that are finite in all chains."""
+    flat = np.asarray(values, np.float64).reshape(len(values), -1)
+    return flat[:, np.isfinite(flat).all(0)]
 
 
 def wilson(share: ArrayLike, size: ArrayLike, t: float) -> tuple[np.ndarray, np.ndarray]:
@@ -248,14 +229,8 @@ def quantile(values: np.ndarray, cumulative: np.ndarray, q: float) -> float:
     return float(values[min(int(np.searchsorted(cumulative, q - 1e-12)), len(values) - 1)])
 
 
-def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray], draws: int | None) -> np.ndarray:
-    """Evaluates ``fn`` on every sample: (N, …), or (N, draws, …) with draws.
-
-    Args:
-        name: of the method that asks.
-        fn: takes one sample, ``{site: value}``.
-        samples: ``{site: (N, …)}``, or ``(N, draws, …)``.
-        draws: their number; None without draws.
+def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarray:
+    """``fn`` of every sample, ``{site: (N, draws, …)}`` → (N, draws, …), for the method of this name.
 
     Raises:
         WrongTypeError: no function.
@@ -267,9 +242,8 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray], draws: int 
             f"{name} takes a function of one sample; got {fn!r}.",
             fix=f"for example result.{name}(lambda s: s[{site!r}]).",
         )
-    whole = {site: np.asarray(value) for site, value in samples.items()}
-    if draws is not None:
-        whole = {site: value.reshape(-1, *value.shape[2:]) for site, value in whole.items()}
+    lead = next(iter(samples.values())).shape[:2]
+    whole = {site: value.reshape(-1, *value.shape[2:]) for site, value in samples.items()}
     first = {site: value[0] for site, value in whole.items()}
     try:
         fn(first)
@@ -281,7 +255,7 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray], draws: int 
             fix="write it for ONE sample, without an axis of chains: lambda s: s['x'][0] > 0.",
         ) from error
     values = np.asarray(_over_all(fn, whole)).astype(np.float64)
-    return values if draws is None else values.reshape(-1, draws, *values.shape[1:])
+    return values.reshape(*lead, *values.shape[1:])
 
 
 def _over_all(fn: Callable[[dict[str, Array]], ArrayLike], samples: Mapping[str, np.ndarray]) -> ArrayLike:

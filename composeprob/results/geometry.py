@@ -16,6 +16,15 @@ def entries(name: str, shape: tuple[int, ...]) -> list[str]:
     return [name + (f"[{', '.join(map(str, index))}]" if index else "") for index in np.ndindex(shape)]
 
 
+def shown_entries(name: str, values: np.ndarray, lead: int) -> tuple[list[str], np.ndarray]:
+    """The names of a site's numbers and their values, (…, numbers), behind so many axes of samples; of many numbers
+    their mean alone, as ``x (28×28, pooled)``."""
+    shape, flat = values.shape[lead:], values.reshape(*values.shape[:lead], -1)
+    if flat.shape[-1] <= tuning.SUMMARY.most_rows:
+        return entries(name, shape), flat
+    return [f"{name} ({'×'.join(map(str, shape))}, pooled)"], flat.mean(-1, keepdims=True)
+
+
 def rows(sites: Mapping[str, np.ndarray], lead: int = 1) -> tuple[Float[np.ndarray, "n d"], list[int], list[str]]:
     """All sites in one row a sample, how many numbers each has, and their names.
 
@@ -62,11 +71,6 @@ def nearest(
         index[part] = np.argpartition(distances, k - 1, axis=1)[:, :k]
         distance[part] = np.take_along_axis(distances, index[part], axis=1)
     return index, distance
-
-
-def connected(points: np.ndarray, k: int) -> np.ndarray:
-    """The number of each point's group, the largest first: what the graph of k nearest neighbours connects, (n,)."""
-    return components(neighbours(points, k), len(points))
 
 
 def neighbours(points: np.ndarray, k: int) -> np.ndarray:

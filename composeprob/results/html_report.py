@@ -20,13 +20,7 @@ from composeprob.results.estimates import Estimate
 from composeprob.results.geometry import is_image
 from composeprob.results.plotting import diagnostics, new_figure, plot_levels, plot_result, plot_site, style
 from composeprob.results.record import Record
-from composeprob.results.summary import Summary
-
-ABOUT = {
-    "program": ("levels", "sampler", "why"),
-    "samples": ("chains", "ancestors", "Pareto k̂", "draws", "R̂", "curl", "non-finite"),
-}
-"""Facts of the summary that are told in words, by section; what belongs to single levels is drawn."""
+from composeprob.results.summary import Summary, cell
 
 
 def write(result: Record, path: str | os.PathLike) -> Path:
@@ -41,14 +35,12 @@ def html(result: Record) -> str:
     """Returns the page."""
     css = resources.files("composeprob.results").joinpath("report.css").read_text(encoding="utf-8")
     name, summary = "a run" if result.density is None else result.density.graph.name, Summary.of_result(result)
-    facts = {
-        section: {name: summary.facts[name] for name in names if name in summary.facts}
-        for section, names in ABOUT.items()
-    }
+    # what belongs to single levels is drawn
+    facts = _facts(summary.facts, "chains", "ancestors", "Pareto k̂", "draws", "R̂", "curl", "non-finite")
     sections = [
         _verdict(result),
-        _program(result, facts["program"]),
-        _section("Estimates", _estimates(result, summary) + _facts(facts["samples"])),
+        _program(result, _facts(summary.facts, "levels", "sampler", "why")),
+        _section("Estimates", _estimates(result, summary) + facts),
         _samples(result),
         _levels(result),
         _cost(result),
@@ -80,8 +72,10 @@ def _section(title: str, body: str, kind: str = "") -> str:
     return f"<section class='{kind}'><h2>{escape(title)}</h2>{body}</section>"
 
 
-def _facts(pairs: dict[str, str]) -> str:
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in pairs.items())
+def _facts(pairs: dict[str, str], *names: str) -> str:
+    """A table of all facts, or of those with these names."""
+    shown = {name: pairs[name] for name in names or pairs if name in pairs}
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in shown.items())
     return f"<table class='facts'>{rows}</table>"
 
 
@@ -101,20 +95,16 @@ def _verdict(result: Record) -> str:
     return _section(title, f"<ul>{items}</ul><p>{withheld}</p>", "verdict bad")
 
 
-def _program(result: Record, facts: dict[str, str]) -> str:
+def _program(result: Record, facts: str) -> str:
     if result.density is None:
-        return _section("What was sampled", _facts(facts) + _note("The program is not in the file."))
+        return _section("What was sampled", facts + _note("The program is not in the file."))
     text = f"<div class='scroll'><pre>{escape(result.density.described.text)}</pre></div>"
     graph = f"<div class='scroll graph'>{result.density.graph._repr_html_()}</div>"
-    return _section("What was sampled", text + graph + _facts(facts))
+    return _section("What was sampled", text + graph + facts)
 
 
 def _note(text: str) -> str:
     return f"<p class='note'>{escape(text)}</p>"
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4g}"
 
 
 def _estimates(result: Record, summary: Summary) -> str:
@@ -136,8 +126,8 @@ def _estimates(result: Record, summary: Summary) -> str:
 def _row(label: str, estimate: Estimate, others: list[float]) -> str:
     low, high = estimate.interval(0.9)
     interval = "–" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
-    cells = [_number(estimate.value), _number(estimate.error), interval, *map(_number, others)]
-    return f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    cells = [cell(estimate.value), cell(estimate.error), interval, *map(cell, others)]
+    return f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>"
 
 
 def _samples(result: Record) -> str:

@@ -11,7 +11,6 @@ from typing import IO, Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -19,9 +18,10 @@ from numpy.typing import ArrayLike
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.barriers import log_densities
 from composeprob.errors import InvalidValueError
 from composeprob.results.geometry import as_images, entries, is_image, rows
-from composeprob.results.record import Record, columns
+from composeprob.results.record import Record, by_block
 
 
 class Palette(NamedTuple):
@@ -260,7 +260,7 @@ def diagnostics(result: Record) -> dict[str, Diagnostic]:
         "swaps with the next level": Diagnostic("swaps", share, "share accepted"),
         "proposals that were not finite": Diagnostic("non_finite", None, "number"),
     }
-    known = {title: each for title, each in drawn.items() if columns(result.levels, each.name, title)}
+    known = {title: each for title, each in drawn.items() if by_block(result.levels, each.name, title)}
     if not result.levels["non_finite"].any():
         known.pop("proposals that were not finite", None)
     return known
@@ -269,7 +269,7 @@ def diagnostics(result: Record) -> dict[str, Diagnostic]:
 def _plot_level_lines(ax: Axes, result: Record, name: str, title: str, colours: Sequence[str]) -> None:
     """A diagnostic over log-SNR, a line for each block."""
     log_snr = result.levels["log_snr"].to_numpy()
-    for b, (label, column) in enumerate(columns(result.levels, name, title).items()):
+    for b, (label, column) in enumerate(by_block(result.levels, name, title).items()):
         look = {"color": colours[b % len(colours)], "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)]}
         ax.plot(log_snr, column, label=wrapped(label, 24), linewidth=1.4, **look)
 
@@ -314,18 +314,7 @@ def log_density_at(density: AnnealedDensity | None, name: str, level: int) -> Lo
         return None
     if set(density.sites) != {name} or density.sites[name].kind != "noised":
         return None  # a slice through other sites, or unconstrained coordinates, would not be the samples' density
-    return lambda points: _evaluate()(density, name, np.asarray(points, np.float32), np.int32(level))
-
-
-@functools.cache
-def _evaluate() -> Callable[[AnnealedDensity, str, np.ndarray, np.int32], Array]:
-    """Compiles once for all levels; the density is an argument, so that its weights are no constants of the code."""
-    import equinox as eqx
-    import jax
-
-    return eqx.filter_jit(
-        lambda density, name, xs, level: jax.vmap(lambda x: density.log_density({name: x}, level))(xs)
-    )
+    return lambda points: log_densities(density, {name: np.asarray(points, np.float32)}, level)
 
 
 # whole figures: what `Result.plot` draws, by kind ------------------------------------------------------------
@@ -348,7 +337,7 @@ def plot_result(result: Record, kind: str) -> Figure:
     return figure
 
 
-def _grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
+def grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
     """A figure of so many panels, in rows."""
     columns = min(count, columns)
     rows = -(-count // columns)
@@ -359,20 +348,16 @@ def _grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
     return figure, axes
 
 
-def _sites(result: Record, run: bool) -> Figure:
-    """A panel for each site, and one for the run where it has diagnostics."""
+def _sites(result: Record, run: bool = True) -> Figure:
+    """A panel for each site, and one for the run where that is asked for and has diagnostics."""
+    run = run and any(by_block(result.levels, name, name) for name in ("acceptance", "step_size", "ess"))
     draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
-    figure, axes = _grid(len(draws) + run)
+    figure, axes = grid(len(draws) + run)
     for ax, (name, values) in zip(axes, draws.items(), strict=False):
         plot_site(ax, name, values, result.density)
     if run:
         _plot_run(axes[len(draws)], result)
     return figure
-
-
-def _overview(result: Record) -> Figure:
-    shown = ("acceptance", "step_size", "ess")
-    return _sites(result, any(columns(result.levels, name, name) for name in shown))
 
 
 def _pairs(result: Record) -> Figure:
@@ -423,7 +408,7 @@ def plot_levels(result: Record) -> Figure:
     known = diagnostics(result)
     if not known:
         raise InvalidValueError("This run has no diagnostics by level.", fix="leave kind= out.")
-    figure, axes = _grid(len(known), columns=2)
+    figure, axes = grid(len(known), columns=2)
     for ax, (title, (name, ylim, ylabel)) in zip(axes, known.items(), strict=False):
         _plot_level_lines(ax, result, name, title, PALETTE.lines)
         ax.set(title=title, xlabel=TOWARDS, ylabel=ylabel)
@@ -438,7 +423,7 @@ def plot_levels(result: Record) -> Figure:
 
 
 KINDS: dict[str, Callable[[Record], Figure]] = {
-    "overview": _overview,
+    "overview": _sites,
     "samples": functools.partial(_sites, run=False),
     "pairs": _pairs,
     "levels": plot_levels,

@@ -26,8 +26,6 @@ from composeprob.results.estimates import (
     effective_chains,
     evaluated,
     known_chains,
-    of_chains,
-    of_samples,
     plain,
     quantile,
     student,
@@ -87,31 +85,21 @@ def as_code(key: Array) -> str:
     return f"jax.random.wrap_key_data(jax.numpy.array({data}, jax.numpy.uint32), impl={kind!r})"
 
 
+@cache
 def versions() -> dict[str, str]:
     """Returns the versions of this library and of what it computes with, of Python, and the kind of device."""
-    return {"python": platform.python_version(), **_installed(), "device": jax.devices()[0].device_kind}
-
-
-@cache
-def _installed() -> dict[str, str]:
-    """The version of each package, read from its metadata once in a process."""
-    found = {}
+    found = {"python": platform.python_version()}
     for name in ("composeprob", "jax", "numpyro", "equinox", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # run from a folder that is not installed
             found[name] = "not installed"
-    return found
+    return found | {"device": jax.devices()[0].device_kind}
 
 
 DIAGNOSTICS = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "swaps")
 ARRAYS = ("log_weights", "families", "log_snr", *DIAGNOSTICS)
 FACTS = ("log_evidence", "log_evidence_error", "evaluations", "reason")
-
-
-def _no_factor(about: About) -> dict[str, float]:
-    """The curl of a run that relied on no score's being a gradient."""
-    return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +135,7 @@ class About:
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     round_trips: float | None = None
     global_acceptance: float | None = None
-    curl: dict[str, float] = Later(_no_factor)  # type: ignore[assignment]
+    curl: dict[str, float] = Later(lambda about: {})  # type: ignore[assignment]
     key: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -165,7 +153,7 @@ def by_level(log_snr: np.ndarray, blocks: tuple[str, ...] = (), **diagnostics: n
     )
 
 
-def columns(levels: xarray.Dataset, name: str, title: str) -> dict[str, np.ndarray]:
+def by_block(levels: xarray.Dataset, name: str, title: str) -> dict[str, np.ndarray]:
     """One diagnostic's values by level, (K,), by its title, or one for each block; without those that are all NaN."""
     values = levels[name]
     found = {title: values.to_numpy()}
@@ -198,8 +186,7 @@ class Record:
         put(self, "samples", samples)
         put(self, "log_weights", np.asarray(self.log_weights))
         if self._families is None:
-            weights = np.exp(self.log_weights - np.max(self.log_weights))
-            put(self, "_families", Families.from_ancestors(weights, np.arange(len(weights))))
+            put(self, "_families", Families.from_log_weights(self.log_weights))
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Returns the samples of one site, shape (N, …), or (N, draws, …).
@@ -227,31 +214,30 @@ class Record:
         """How many of the first chains have descendants, after resampling, (K,); NaN without resampling."""
         return np.asarray(self.levels["ancestors"])
 
-    def pooled(self, name: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns one site's samples and their weights, draws of all chains in one axis: shapes (M, …) and (M,).
+    def drawn(self, name: str, most: int | None = None) -> np.ndarray:
+        """Returns one site's samples, (N, draws, …), with one draw of each chain where the run took none.
 
         Args:
             name: the site.
             most: read no more than about so many numbers: every k-th draw.
         """
-        some, weights = of_samples(self[name], self.about.draws, most), self._families.weights
+        values = self[name]
         if self.about.draws is None:
-            return some, weights
-        weights = np.repeat(weights, some.shape[1])
-        return some.reshape(-1, *some.shape[2:]), weights / weights.sum()
+            return np.asarray(values)[:, None]
+        step = 1 if most is None else min(max(1, -(-math.prod(values.shape) // most)), self.about.draws)
+        return np.asarray(values[:, ::step])
 
     def unweighted(self, most: int | None = None) -> dict[str, np.ndarray]:
         """Returns samples of equal weight, ``{name: (M, …)}``.
 
         They are those of the run where the weights are equal, else they are resampled systematically (with offset ½, so
         the answer is always the same). Draws of all chains are in one axis; ``most`` limits how many of each site are
-        read, as in `pooled`.
+        read, as in `drawn`.
         """
         weights, n = self._families.weights, len(self.log_weights)
-        if self.about.draws is not None:
-            return {name: self.pooled(name, most)[0] for name in self.samples}
-        if np.allclose(weights * n, 1.0, rtol=1e-5):
-            return {name: np.asarray(value) for name, value in self.samples.items()}
+        if self.about.draws is not None or np.allclose(weights * n, 1.0, rtol=1e-5):
+            drawn = {name: self.drawn(name, most) for name in self.samples}
+            return {name: values.reshape(-1, *values.shape[2:]) for name, values in drawn.items()}
         chosen = systematic(weights, n)
         return {name: np.asarray(value)[chosen] for name, value in self.samples.items()}
 
@@ -262,9 +248,7 @@ class Record:
         The least, over the sites, of sd²/V̂ with V̂ the variance of the site's mean that the genealogy shows (Lee and
         Whiteley 2018). N for samplers that never copy a chain.
         """
-        return effective_chains(
-            self._families, [of_chains(values, self.about.draws) for values in self.samples.values()]
-        )
+        return effective_chains(self._families, [self.drawn(name).mean(1) for name in self.samples])
 
     def log_evidence_interval(self, level: float = 0.9) -> tuple[float, float]:
         """Returns the ends of an interval of the log-evidence; see `Estimate.interval`. NaN where there is no error."""
@@ -299,12 +283,11 @@ class Record:
             >>> abs(right.value - 0.5) < 4 * right.error
             True
         """
-        return self.mean_of(evaluated("mean", fn, self.samples, self.about.draws))
+        return self.mean_of(self._values("mean", fn))
 
     def mean_of(self, values: np.ndarray) -> Estimate:
-        """Estimates the mean of values of every sample, (N, …), or (N, draws, …) of a result with draws."""
-        of_chains = values if self.about.draws is None else values.mean(1)
-        mean = np.tensordot(self._families.weights, of_chains, 1)
+        """Estimates the mean of values of every sample, ordered as those of `drawn`, (N, draws, …)."""
+        mean = np.tensordot(self._families.weights, values.mean(1), 1)
         variance, degrees = self._variance(values)
         error = np.sqrt(variance * (degrees / (degrees - 2) if 2 < degrees < math.inf else 1.0))
         error = np.where(self.status.withholds, np.nan, error)
@@ -326,7 +309,7 @@ class Record:
         References:
             Wilson 1927, *Probable inference, the law of succession, and statistical inference*.
         """
-        values = evaluated("probability", event, self.samples, self.about.draws)
+        values = self._values("probability", event)
         if not np.isin(values, (0.0, 1.0)).all():
             raise InvalidValueError(
                 "An event is true or false; this function returns other numbers.",
@@ -334,8 +317,7 @@ class Record:
                 "result.mean(fn).",
             )
         mean = self.mean_of(values)
-        axes = (0,) if self.about.draws is None else (0, 1)
-        least, most = values.min(axes), values.max(axes)
+        least, most = values.min((0, 1)), values.max((0, 1))
         share = np.clip(mean.value, least, most)  # weights add up to 1 but for rounding
         size = self._size(values, share)
         # Where no sample, or every one, is in the event, the spread over chains is 0, and that of few may nearly be: by
@@ -365,12 +347,11 @@ class Record:
         """
         if not (np.ndim(q) == 0 and 0 < q < 1):
             raise InvalidValueError(f"A quantile has a level between 0 and 1; got {q!r}.", fix="pass 0.5 for a median.")
-        values = evaluated("quantile", fn, self.samples, self.about.draws)
-        lead = 1 if self.about.draws is None else 2
-        weights = np.broadcast_to(self._families.weights[(...,) + (None,) * (lead - 1)], values.shape[:lead])
-        event, weights = values.shape[lead:], weights.ravel() / weights.sum()
+        values = self._values("quantile", fn)
+        weights = np.repeat(self._families.weights, values.shape[1])
+        event, weights = values.shape[2:], weights / weights.sum()
         columns, found, errors, sizes = [], [], [], []
-        for column in np.moveaxis(values.reshape(*values.shape[:lead], -1), -1, 0):
+        for column in np.moveaxis(values.reshape(*values.shape[:2], -1), -1, 0):
             order = np.argsort(column.ravel(), kind="stable")
             columns.append((column.ravel()[order], np.cumsum(weights[order])))
             found.append(quantile(*columns[-1], q))
@@ -392,6 +373,10 @@ class Record:
         low, high = made.interval(0.9)  # wide enough to see a gap between modes
         return dataclasses.replace(made, error=(high - low) / 2 / student(0.9, degrees))
 
+    def _values(self, method: str, fn: Callable[[dict[str, Array]], ArrayLike]) -> np.ndarray:
+        """A function of every sample, (N, draws, …), for a method."""
+        return evaluated(method, fn, {name: self.drawn(name) for name in self.samples})
+
     def _size(self, indicators: np.ndarray, share: np.ndarray) -> np.ndarray:
         """How many independent samples would tell a share as well as these."""
         variance, _ = self._variance(indicators)
@@ -405,7 +390,7 @@ class Record:
         families = self._families
         e = families.effective
         if self.about.draws is None or e >= tuning.ERRORS.fewest_families:
-            of_chains = values if self.about.draws is None else values.mean(1)
+            of_chains = values.mean(1)
             known = e if self.about.draws else known_chains(families, list(self.samples.values()))
             if known <= tuning.ERRORS.fewest_ancestors:
                 return np.full(of_chains.shape[1:], np.nan), max(known - 1, 0.5)
@@ -416,10 +401,10 @@ class Record:
             return variance, known - 1
         if self.about.draws < tuning.ERRORS.fewest_draws:
             return np.full(values.shape[2:], np.nan), 1.0
-        from composeprob.results.arviz_versions import mean_error
+        from composeprob.results.arviz_versions import arviz
 
         flat = values.reshape(*values.shape[:2], -1)
-        errors = [0.0 if np.ptp(c) == 0 else mean_error(c) for c in np.moveaxis(flat, -1, 0)]
+        errors = [0.0 if np.ptp(c) == 0 else float(arviz.mcse(c, method="mean")) for c in np.moveaxis(flat, -1, 0)]
         return np.reshape(errors, values.shape[2:]) ** 2, math.inf
 
     def predictive(self, key: Array) -> dict[str, np.ndarray]:

@@ -119,7 +119,7 @@ def _assembled(kind: type[Loaded], path: Path, arrays: Mapping[str, np.ndarray],
         facts["dims"] = {name: tuple(dims) for name, dims in facts["dims"].items()}
         about = About(**(facts | {"blocks": tuple(facts["blocks"])}))
         log_weights = arrays["log_weights"]
-        families = Families.from_ancestors(np.exp(log_weights - log_weights.max()), arrays["families"])
+        families = Families.from_log_weights(log_weights, arrays["families"])
         diagnostics = {name: arrays[name] for name in DIAGNOSTICS}
         levels = by_level(arrays["log_snr"], about.blocks, **diagnostics)  # refuses what does not fit together
     return kind(samples, log_weights, levels=levels, about=about, status=status, _families=families, **known)
@@ -168,9 +168,7 @@ def numbers(result: Record) -> JSONObject:
 
     def plain(values: ArrayLike | None) -> JSON:
         values = np.asarray(values, float)
-        if values.ndim == 0:
-            return float(values) if np.isfinite(values) else None
-        return [plain(row) for row in values]
+        return np.where(np.isfinite(values), values, np.asarray(None)).tolist()
 
     rows = Summary.of_result(result).rows
     arrays, facts = result.parts()

@@ -23,14 +23,10 @@ little: where one narrow mode makes weights of two sizes it was 2.5, and shares 
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from functools import partial
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import PyTree
@@ -38,7 +34,7 @@ from jaxtyping import PyTree
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.barriers import barrier_depth, in_blocks
-from composeprob.density.evaluation import Position
+from composeprob.density.evaluation import Position, over_chains
 from composeprob.results.estimates import Families, systematic
 from composeprob.results.geometry import nearest, scaled
 from composeprob.results.status import Code
@@ -47,26 +43,18 @@ from composeprob.results.status import Code
 def unreached(
     density: AnnealedDensity, positions: Position, families: Families, key: Array, evaluations: float
 ) -> list[tuple[Code, str]]:
-    """The findings `modes_unreached` and `shares_frozen`, if scouts have reason for them.
-
-    Args:
-        density: from `compile`.
-        positions: of the chains at level 0, ``{site: (N, …)}``.
-        families: of the chains, with their weights.
-        key: of the scouts.
-        evaluations: how many of them, and of evaluations in all, there may be where nothing is wrong.
-    """
+    """The findings `modes_unreached` and `shares_frozen` of chains at level 0, ``{site: (N, …)}``, if scouts have cause
+    for them, of whom, and of evaluations in all, there may be so many where nothing is wrong."""
     blocks = int(min(evaluations, tuning.SCOUTS.most) // tuning.SCOUTS.block)
     if not can_scout(density) or blocks == 0:
         return []
     chains = _chains(positions, families)
     if chains is None:
         return []
-    target = Target(density)
-    found = Sample.of_scouts(target, jax.random.split(key, blocks * tuning.SCOUTS.block))
+    found = Sample.of_scouts(density, jax.random.split(key, blocks * tuning.SCOUTS.block))
     if found is None:
         return []
-    return _apart(target, chains, found) or _other_shares(target, chains, found)
+    return _apart(density, chains, found) or _other_shares(density, chains, found)
 
 
 def can_scout(density: AnnealedDensity) -> bool:
@@ -74,21 +62,9 @@ def can_scout(density: AnnealedDensity) -> bool:
     return {"energy", "mode_depth"} <= density.capabilities and density.evaluator.drawable
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """log π₀ of many positions, evaluated in blocks of one size."""
-
-    density: AnnealedDensity
-
-    def __call__(self, positions: Position) -> tuple[np.ndarray, np.ndarray]:
-        """log π₀ and log π₀/q, (M,) each."""
-        found = in_blocks(partial(_importance, self.density), positions)
-        return found[0], found[1]
-
-    def barriers(self, a: Position, b: Position) -> np.ndarray:
-        """The depths of the barriers between positions, (M,); infinite where an end has none."""
-        depth = barrier_depth(lambda points: self(points)[0], a, b)
-        return np.where(np.isnan(depth), np.inf, depth)
+def importance(density: AnnealedDensity, positions: Position) -> np.ndarray:
+    """log π₀ and log π₀/q of many positions, (2, M)."""
+    return in_blocks(lambda block: np.stack(over_chains(density.evaluator.importance, block)), positions)
 
 
 def _at(positions: Position, rows: np.ndarray) -> Position:
@@ -96,63 +72,45 @@ def _at(positions: Position, rows: np.ndarray) -> Position:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], positions)
 
 
-@eqx.filter_jit
-def _importance(density: AnnealedDensity, positions: Position) -> Array:
-    return jnp.stack(jax.vmap(density.evaluator.importance)(positions))
-
-
-@eqx.filter_jit
-def _drawn(density: AnnealedDensity, keys: Array) -> Position:
-    return jax.vmap(density.evaluator.draw)(keys)
-
-
 class Sample(NamedTuple):
-    """Weighted positions.
-
-    Attributes:
-        positions: ``{site: (n, …)}``.
-        weights: normalised, (n,).
-        groups: which of them are not independent of each other, (n,).
-        log_weights: log π₀/q, (n,); None of chains.
-    """
+    """Weighted positions, ``{site: (n, …)}``, families of those that are not independent of each other, and of scouts
+    log π₀/q, (n,)."""
 
     positions: Position
-    weights: np.ndarray
-    groups: np.ndarray
+    families: Families
     log_weights: np.ndarray | None = None
 
     @classmethod
-    def of_scouts(cls, target: Target, keys: Array) -> Sample | None:
+    def of_scouts(cls, density: AnnealedDensity, keys: Array) -> Sample | None:
         """Scouts, one for each key; None where none weighs anything."""
         size = tuning.SCOUTS.block
-        drawn = [_drawn(target.density, keys[i : i + size]) for i in range(0, len(keys), size)]
+        drawn = [over_chains(density.evaluator.draw, keys[i : i + size]) for i in range(0, len(keys), size)]
         positions = jax.tree.map(lambda *leaves: np.concatenate(list(map(np.asarray, leaves))), *drawn)
-        _, log_weights = target(positions)
+        _, log_weights = importance(density, positions)
         log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)
         if not np.isfinite(log_weights).any():
             return None
-        weights = np.exp(log_weights - log_weights.max())
-        return cls(positions, weights / weights.sum(), np.arange(len(weights)), log_weights)
+        return cls(positions, Families.from_log_weights(log_weights), log_weights)
 
     @property
-    def effective(self) -> float:
-        """The number of independent draws that they are worth."""
-        return 1.0 / float(np.sum(np.bincount(self.groups, self.weights) ** 2))
+    def weights(self) -> np.ndarray:
+        """Normalised, (n,)."""
+        return self.families.weights
 
     def share(self, inside: np.ndarray, expected: float | None = None) -> tuple[float, float]:
         """The weight of those inside, (n,), and its variance: at least what as many independent draws would have if
         the share were the expected one; without one by the rule of succession."""
         share = float(self.weights @ inside)
-        variance = float(np.sum(np.bincount(self.groups, self.weights * (inside - share)) ** 2))
+        variance, effective = float(self.families.variance(inside)), self.families.effective
         if expected is None:
-            return share, variance + 1 / self.effective**2
-        number = 1 / float(np.sum(self.weights**2)) if share > 0 else self.effective
+            return share, variance + 1 / effective**2
+        number = 1 / float(np.sum(self.weights**2)) if share > 0 else effective
         return share, max(variance, expected * (1 - expected) / number)
 
     def some(self, number: int) -> Sample:
         """Those that systematic resampling keeps, weighed by how often."""
         index, count = np.unique(systematic(self.weights, number), return_counts=True)
-        return Sample(_at(self.positions, index), count / number, self.groups[index])
+        return Sample(_at(self.positions, index), Families(count / number, self.families.index[index]))
 
 
 def _chains(positions: Position, families: Families) -> Sample | None:
@@ -165,8 +123,7 @@ def _chains(positions: Position, families: Families) -> Sample | None:
         index = index[np.linspace(0, len(index) - 1, most).astype(int)]
     if len(index) < tuning.COMPARISON.fewest:
         return None
-    weights = families.weights[index]
-    return Sample(_at(positions, index), weights / weights.sum(), families.index[index])
+    return Sample(_at(positions, index), Families.from_ancestors(families.weights[index], families.index[index]))
 
 
 def _rows(*samples: Sample) -> list[np.ndarray]:
@@ -182,11 +139,11 @@ def _rows(*samples: Sample) -> list[np.ndarray]:
     return [np.concatenate(row, axis=1) for row in rows]
 
 
-def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
+def _apart(density: AnnealedDensity, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
     """The finding that mass lies where no chain is."""
     few, some = scouts.some(tuning.SCOUTS.block), chains.some(tuning.SCOUTS.block)
     rows, others, theirs = _rows(few, some, chains)
-    index, distance = (each[:, 0] for each in nearest(others, some.groups, theirs, chains.groups, 1))
+    index, distance = (each[:, 0] for each in nearest(others, some.families.index, theirs, chains.families.index, 1))
     far = float(np.quantile(distance, tuning.SCOUTS.far))
 
     def depths(sample: Sample, near: np.ndarray, distance: np.ndarray) -> np.ndarray:
@@ -194,17 +151,19 @@ def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, s
         index = np.flatnonzero(distance > far)
         if len(index):
             ends = _at(sample.positions, index), _at(chains.positions, near[index])
-            depth[index] = target.barriers(*ends)
+            between = barrier_depth(lambda points: importance(density, points)[0], *ends)
+            depth[index] = np.where(np.isnan(between), np.inf, between)  # an end where π₀ is 0
         return depth
 
-    depth = depths(few, *(each[:, 0] for each in nearest(rows, None, theirs, chains.groups, 1)))
+    depth = depths(few, *(each[:, 0] for each in nearest(rows, None, theirs, chains.families.index, 1)))
     inside = depth > tuning.SCOUTS.barrier
     share = float(few.weights @ inside)
     if share < tuning.SCOUTS.least:
         return []
-    variance = (share * (1 - share) + 1 / scouts.effective) / scouts.effective
+    effective = scouts.families.effective
+    variance = (share * (1 - share) + 1 / effective) / effective
     alike, of_chains = some.share(depths(some, index, distance) > tuning.SCOUTS.barrier)
-    odds = (1 - _unknown(target, some, scouts)) * share / max(1 - share, 1 / scouts.effective)
+    odds = (1 - _unknown(density, some, scouts)) * share / max(1 - share, 1 / effective)
     mass, error = odds / (1 + odds), math.sqrt(variance + of_chains)
     if mass - alike < max(tuning.SCOUTS.errors * error, tuning.SCOUTS.least):
         return []
@@ -212,23 +171,23 @@ def _apart(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, s
     text = (
         f"Draws of the program's own factors, weighed, find {mass:.0%} ± {error:.0%} of the probability where no chain "
         f"is, behind barriers of {min(depth[example], 999):.0f} nats or so: for example at "
-        f"{_place(target.density, few.positions, example)}. The run has missed a mode, or modes. Try more chains, more "
+        f"{_place(density, few.positions, example)}. The run has missed a mode, or modes. Try more chains, more "
         "levels, or cp.ReplicaExchange, whose replicas come down again and again; or begin from wider factors."
     )
     return [(Code.MODES_UNREACHED, text)]
 
 
-def _unknown(target: Target, chains: Sample, scouts: Sample) -> float:
+def _unknown(density: AnnealedDensity, chains: Sample, scouts: Sample) -> float:
     """The share of chains that would weigh more than any scout."""
     assert scouts.log_weights is not None
-    return float(chains.weights @ (target(chains.positions)[1] > scouts.log_weights.max()))
+    return float(chains.weights @ (importance(density, chains.positions)[1] > scouts.log_weights.max()))
 
 
-def _other_shares(target: Target, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
+def _other_shares(density: AnnealedDensity, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
     """The finding that a region has another share of the chains than of the scouts."""
     from scipy.cluster.vq import kmeans2
 
-    if scouts.effective < tuning.SCOUTS.fewest:
+    if scouts.families.effective < tuning.SCOUTS.fewest:
         return []
     pooled = chains.some(tuning.SCOUTS.block), scouts.some(tuning.SCOUTS.block)
     parts = _rows(*pooled, chains, scouts)
@@ -242,13 +201,13 @@ def _other_shares(target: Target, chains: Sample, scouts: Sample) -> list[tuple[
     _, _, of_chains, of_scouts = np.split(labels, counts)
     different = _most_different(chains, scouts, of_chains, of_scouts)
     if different is not None:
-        different = _most_different(chains, scouts, of_chains, of_scouts, _unknown(target, pooled[0], scouts))
+        different = _most_different(chains, scouts, of_chains, of_scouts, _unknown(density, pooled[0], scouts))
     if different is None:
         return []
     group, (share, variance), (right, of_right) = different
     example = int(np.argmin(((points[counts[2] :] - centres[group]) ** 2).sum(-1)))
     text = (
-        f"The region about {_place(target.density, scouts.positions, example)} holds {share:.1%} ± "
+        f"The region about {_place(density, scouts.positions, example)} holds {share:.1%} ± "
         f"{math.sqrt(variance):.1%} of the chains; weighed draws of the program's own factors say {right:.1%} ± "
         f"{math.sqrt(of_right):.1%}. Try more chains, more levels, or cp.ReplicaExchange."
     )

@@ -34,7 +34,7 @@ import numpy as np
 
 from composeprob import tuning
 from composeprob.results.estimates import Families
-from composeprob.results.geometry import components, connected, neighbours, rows, scaled, tree
+from composeprob.results.geometry import components, neighbours, rows, scaled, tree
 from composeprob.results.status import Code
 
 Barriers = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], np.ndarray]
@@ -73,10 +73,6 @@ def parted(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | None
 
     Pairs are taken at random. A valley that is bent has low density between two of its points too; so chains are one
     group if they hang together over neighbours without a barrier between them.
-
-    Args:
-        sites: positions at level 0, ``{site: (m, …)}``.
-        barriers: between such positions.
     """
     known, sites = tuning.SHARES, {name: np.asarray(x) for name, x in sites.items()}
     points, sizes, _ = rows(sites)
@@ -85,28 +81,22 @@ def parted(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | None
         return None
     first, second = np.triu_indices(m, 1)
     chosen = np.random.default_rng(0).permutation(len(first))[: known.pairs]
-    depth = between(sites, sites, first[chosen], second[chosen], barriers)
+    depth = between(sites, first[chosen], second[chosen], barriers)
     apart = share_apart(depth)
     if not apart > known.apart:
         return None
     points = scaled(points, sizes)
     near = np.unique(np.concatenate([neighbours(points, known.bridges), tree(points)]), axis=0)
-    linked = near[~(between(sites, sites, near[:, 0], near[:, 1], barriers) > known.barrier)]
+    linked = near[~(between(sites, near[:, 0], near[:, 1], barriers) > known.barrier)]
     index = components(linked, m)
     if 1 - np.sum((np.bincount(index) / m) ** 2) <= known.apart:
         return None
     return Groups(index, apart, float(np.median(depth[depth > known.barrier])))
 
 
-def between(
-    ones: Mapping[str, np.ndarray],
-    others: Mapping[str, np.ndarray],
-    first: np.ndarray,
-    second: np.ndarray,
-    barriers: Barriers,
-) -> np.ndarray:
-    """The depths of the barriers from chains of the ones to chains of the others, in nats."""
-    a, b = ({name: np.asarray(x)[i] for name, x in sites.items()} for sites, i in ((ones, first), (others, second)))
+def between(sites: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarray, barriers: Barriers) -> np.ndarray:
+    """The depths of the barriers from the first to the second chains, in nats."""
+    a, b = ({name: x[i] for name, x in sites.items()} for i in (first, second))
     return barriers(a, b)
 
 
@@ -120,11 +110,9 @@ def where(sites: Mapping[str, np.ndarray], index: np.ndarray) -> str:
     """The entry in which the two largest groups differ most, in words."""
     (points, _, names), one = rows(sites), index == 0
     other = index == 1 if np.sum(index == 1) > 1 else ~one
-    middle, widths = [], []
-    for chosen in (one, other):
-        middle.append(points[chosen].mean(0))
-        widths.append(points[chosen].var(0))
-    most = int(np.argmax(np.abs(middle[0] - middle[1]) / np.sqrt(sum(widths) + 1e-12 * points.var(0) + 1e-30)))
+    middle = [points[chosen].mean(0) for chosen in (one, other)]
+    width = points[one].var(0) + points[other].var(0) + 1e-12 * points.var(0) + 1e-30
+    most = int(np.argmax(np.abs(middle[0] - middle[1]) / np.sqrt(width)))
     return f"{names[most]} is about {middle[0][most]:.3g} in one and {middle[1][most]:.3g} in the other"
 
 
@@ -185,10 +173,10 @@ def uneven_paths(
     """The finding that chains whose paths weigh more lie elsewhere, if they do.
 
     Args:
-        sites: positions at level 0 in the coordinates of the density, ``{site: (N, …)}``.
+        sites: positions at level 0, ``{site: (N, …)}``.
         path_weights: log W of each, (N,), up to a constant.
-        log_density: log π of each, (N,): what holds too little is often denser, in many directions at once; None where
-            it is not known.
+        log_density: log π of each, (N,), where it is known: what holds too little is often denser, in many directions
+            at once.
         why: what it comes from, and what to do about it.
     """
     from scipy.cluster.vq import kmeans2
@@ -270,7 +258,7 @@ def frozen_shares(
     numbers, whose neighbours are too far away to tell a density.
 
     Args:
-        sites: positions at level 0 in the coordinates of the density, ``{site: (N, …)}``.
+        sites: positions at level 0, ``{site: (N, …)}``.
         log_density: log π of each, (N,), comparable between modes.
         families: of chains that were copied: shares are known as well as so few families know them, and of the copies
             in a group one counts.
@@ -285,7 +273,7 @@ def frozen_shares(
     copied = Families.from_ancestors(np.ones(n), index)
     if copied.effective <= tuning.ERRORS.fewest_ancestors:
         return []
-    modes = connected(scaled(points, sizes), tuning.SHARES.linked)
+    modes = components(neighbours(scaled(points, sizes), tuning.SHARES.linked), n)
     share, log_z, variance = [], [], []  # the variance is that of log_z − log share
     for m in range(modes.max() + 1):
         members = np.flatnonzero(modes == m)

@@ -37,15 +37,8 @@ class Code(enum.StrEnum):
     @property
     def withholds(self) -> bool:
         """Whether standard errors would mislead; what factors say where they do not agree is the model's affair."""
-        harmless = {
-            Code.OK,
-            Code.NON_FINITE,
-            Code.NO_OVERLAP,
-            Code.OUT_OF_TRAINING,
-            Code.LEVELS_TOO_FEW,
-            Code.NOT_SAVED,
-        }
-        return self not in harmless
+        models = Code.NO_OVERLAP, Code.OUT_OF_TRAINING
+        return self not in (Code.OK, Code.NON_FINITE, *models, Code.LEVELS_TOO_FEW, Code.NOT_SAVED)
 
 
 @dataclass(frozen=True)
@@ -104,12 +97,8 @@ class Status:
 
 
 def diverged(samples: Mapping[str, np.ndarray], alpha: float, sigma: float) -> list[tuple[Code, str]]:
-    """What is wrong with the size of samples: a run starts from noise that is to hide them, α·‖x‖ < σ·√d.
-
-    Args:
-        samples: the noised sites', ``{site: (N, …)}``.
-        alpha, sigma: the noise of the noisiest level.
-    """
+    """What is wrong with the size of samples of noised sites, ``{site: (N, …)}``: a run starts from noise, that of the
+    noisiest level, which is to hide them, α·‖x‖ < σ·√d."""
     findings = []
     for name, values in samples.items():
         x = np.asarray(values, float).reshape(len(values), -1)
@@ -140,18 +129,13 @@ def diagnose(
     blocks: Sequence[str] = (),
     outside: float = 0.0,
 ) -> Status:
-    """Read the status of a run off its diagnostics.
+    """Reads the status of a run off its diagnostics by level, as `Result.levels` has them, (K,).
 
     Args:
-        acceptance: mean acceptance probability of every level, shape (K,), or (K, B) for a kernel of B blocks; NaN
-            where nothing was proposed.
-        non_finite: number of proposals with a non-finite density, score or position, over all chains, shape (K,).
-        proposals: number of proposals that ``non_finite`` is out of, over all chains, shape (K,) or one number.
-        ess: effective sample size of the weights before resampling, relative to the number of chains, shape (K,);
-            NaN where there are no weights.
-        num_chains: N.
-        completed_levels: how many levels were finished, counted from the noisiest, K−1, downwards.
-        num_levels: K.
+        acceptance, non_finite, ess: NaN where nothing was proposed, or is weighed; the first (K, B) of B blocks.
+        proposals: that ``non_finite`` is out of, over all N chains, (K,) or one number.
+        num_chains, num_levels: N and K.
+        completed_levels: how many were finished, from the noisiest downwards.
         adjusted: whether the kernel (each block's) has a Metropolis test, so that its acceptance means something.
         blocks: the names of the kernel's blocks.
         outside: share of the chains that are where the density is 0 or NaN.
@@ -214,11 +198,8 @@ def diagnose(
 
 
 def not_conservative(curl: Mapping[str, float]) -> list[tuple[Code, str]]:
-    """The finding that scores are no gradients, if any is not.
-
-    Args:
-        curl: relative curl of the factors whose score a line integral relied on, ``{factor: value}``.
-    """
+    """The finding that scores are no gradients, if any is not, by the relative curl of the factors whose score a line
+    integral relied on."""
     turning = {name: value for name, value in curl.items() if value > tuning.FINDINGS.curl_ceiling}
     if not turning:
         return []
@@ -261,25 +242,19 @@ def fewest_families(num_chains: int) -> float:
 
 
 def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) -> list[tuple[Code, str]]:
-    """The finding that chains have become copies of too few for errors to be stated, if they have.
+    """The finding that N chains have become copies of too few for errors to be stated, if they have where a run ends.
 
-    Args:
-        worth: how many independent chains they are worth, by `known_chains`.
-        distinct: the number of families of chains with one first chain in common.
-        num_chains: N.
-        ends: whether the run came to its end; before, there is no need to look.
+    They descend from so many ``distinct`` ones, and are ``worth`` as many independent ones, by `known_chains`.
     """
     if not ends or worth >= fewest_families(num_chains):
         return []
     text = (
         f"The {num_chains} chains descend from {distinct:.0f} of the first ones, which are worth {worth:.1f}: "
         "shares of modes are as uncertain as with so few chains, and no standard error is given. "
-    )
-    fix = (
         "Try more chains, more levels, steps_per_level=3 or more, or weights that differ less (anneal='moments' or "
         "'denoised' for observations); or cp.AnnealedMCMC, whose chains are independent."
     )
-    return [(Code.ANCESTORS_COLLAPSED, text + fix)]
+    return [(Code.ANCESTORS_COLLAPSED, text)]
 
 
 def impossible_data(log_likelihood: np.ndarray, numbers: int) -> list[tuple[Code, str]]:
@@ -302,11 +277,8 @@ def impossible_data(log_likelihood: np.ndarray, numbers: int) -> list[tuple[Code
 
 
 def erratic_weights(variance: np.ndarray) -> list[tuple[Code, str]]:
-    """The finding that one step multiplied weights by numbers that differ too much, if it did.
-
-    Args:
-        variance: v, relative variance of what the step to each level multiplied the weights by, shape (K,), NaN where
-            there was none. 1/(1 + v) is the conditional effective sample size (Zhou, Johansen and Aston 2016).
+    """The finding that one step multiplied weights by numbers that differ too much, if it did: of relative variance v,
+    (K,), NaN where there was none. 1/(1 + v) is the conditional effective sample size (Zhou, Johansen and Aston 2016).
     """
     worth = 1 / (1 + np.asarray(variance, float))
     wild = worth < tuning.FINDINGS.ess_floor
@@ -327,9 +299,9 @@ def not_converged(drift: float) -> list[tuple[Code, str]]:
     text = (
         f"At level 0 the warm-up ended while the population still drifted: a block of it changed a mean or a width by, "
         f"or left latents correlated with where they were by, {drift:.2g} standard deviations. "
+        "Go on with draws=, or try a smoother parameterization of the latents, such as a log-normal scale."
     )
-    fix = "Go on with draws=, or try a smoother parameterization of the latents, such as a log-normal scale."
-    return [(Code.UNSETTLED, text + fix)]
+    return [(Code.UNSETTLED, text)]
 
 
 def few_levels(error: float) -> list[tuple[Code, str]]:

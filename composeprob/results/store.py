@@ -56,17 +56,12 @@ class Stored:
         read: list[slice] = []
         rest: list[int | slice] = []
         for entry, size in zip(given, self.shape, strict=False):
-            if isinstance(entry, slice):
-                start, stop, step = entry.indices(size)
-                whole = range(start, stop, step)
-                low, high = (min(whole), max(whole) + 1) if len(whole) else (0, 0)
-                read.append(slice(low, high))
-                rest.append(slice(None, None, step))
-            elif isinstance(entry, (int, np.integer)) and -size <= entry < size:
-                read.append(slice(entry % size, entry % size + 1))
-                rest.append(0)
-            else:
+            if not isinstance(entry, (int, np.integer, slice)):
                 break
+            chosen = range(size)[entry]
+            whole = chosen if isinstance(chosen, range) else range(chosen, chosen + 1)
+            read.append(slice(min(whole), max(whole) + 1) if whole else slice(0, 0))
+            rest.append(slice(None, None, whole.step) if isinstance(chosen, range) else 0)
         found = self._read(tuple(read))
         return found[(*rest, *given[len(read) :])]
 
@@ -135,12 +130,8 @@ class Store:
         Raises:
             LoadError: they are not there, or cannot be read.
         """
-        import tensorstore
-
         with unreadable(self.path):
-            for name in names:
-                spec = self._spec(f"samples/{_quoted(name)}")
-                self.arrays[name] = tensorstore.open(spec, open=True).result()
+            self.arrays |= {name: self._opened(f"samples/{_quoted(name)}") for name in names}
 
     def grow(self, draws: int) -> None:
         """Make room for so many draws."""
@@ -195,10 +186,13 @@ class Store:
 
     def rest(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Read what `write_rest` wrote."""
+        with unreadable(self.path):
+            return {name: np.asarray(self._opened(name).read().result()) for name in names}
+
+    def _opened(self, name: str) -> TensorStore:
         import tensorstore
 
-        with unreadable(self.path):
-            return {n: np.asarray(tensorstore.open(self._spec(n), open=True).result().read().result()) for n in names}
+        return tensorstore.open(self._spec(name), open=True).result()
 
     def _make(
         self, name: str, shape: Sequence[int], dtype: DTypeLike, block: Sequence[int], axes: list[str]

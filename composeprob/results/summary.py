@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from composeprob import tuning
-from composeprob.results.estimates import of_samples, with_error
-from composeprob.results.geometry import entries
-from composeprob.results.record import Record, columns
+from composeprob.results.estimates import quantile, with_error
+from composeprob.results.geometry import shown_entries
+from composeprob.results.record import Record, by_block
 from composeprob.text import printable
 
 COLUMNS = ("mean", "±", "sd", "5%", "50%", "95%")
@@ -34,21 +34,19 @@ class Summary:
         """Makes the summary of one result."""
         rows: dict[str, tuple[float, ...]] = {}
         for name in result.samples:
-            values, weights = result.pooled(name, tuning.SUMMARY.most_numbers)
-            of_each = of_samples(result[name], result.about.draws, tuning.SUMMARY.most_numbers)
-            of_each = of_each.reshape(*of_each.shape[: 1 if result.about.draws is None else 2], -1)
-            if of_each.shape[-1] > tuning.SUMMARY.most_rows:
-                of_each = of_each.mean(-1, keepdims=True)
-            errors = result.mean_of(of_each).error.tolist()
-            for (label, column, w), error in zip(_elements(name, values, weights), errors, strict=True):
-                mean, *others = weighted_statistics(column, w)
+            drawn = result.drawn(name, tuning.SUMMARY.most_numbers)
+            labels, columns = shown_entries(name, drawn, 2)
+            values = drawn.reshape(*drawn.shape[:2], len(labels), -1)  # of a row, many numbers where it pools them
+            weights = np.repeat(result._families.weights, values.shape[1] * values.shape[3])
+            for j, (label, error) in enumerate(zip(labels, result.mean_of(columns).error.tolist(), strict=True)):
+                mean, *others = weighted_statistics(values[:, :, j].ravel(), weights)
                 rows[label] = (mean, error, *others)
         return cls(rows, _facts(result))
 
     def __str__(self) -> str:
         width = max([len(label) for label in self.rows] + [4])
         lines = [" " * width + "".join(f"{column:>12}" for column in COLUMNS)]
-        lines += [f"{label:<{width}}" + "".join(f"{_cell(v):>12}" for v in row) for label, row in self.rows.items()]
+        lines += [f"{label:<{width}}" + "".join(f"{cell(v):>12}" for v in row) for label, row in self.rows.items()]
         margin = max(len(name) for name in self.facts) + 2
         lines.append("")
         for name, text in self.facts.items():
@@ -58,16 +56,13 @@ class Summary:
     __repr__ = __str__
 
 
-def _cell(value: float) -> str:
+def cell(value: float) -> str:
     """Formats a number of the table; what is withheld is a dash."""
     return "–" if np.isnan(value) else f"{value:.4g}"
 
 
 def weighted_statistics(values: np.ndarray, weights: np.ndarray) -> tuple[float, ...]:
-    """Computes mean, standard deviation and the 5, 50 and 95 % quantiles of finite values under weights, both (N,).
-
-    A quantile q is the smallest value whose cumulative weight reaches q.
-    """
+    """Computes mean, standard deviation and the 5, 50 and 95 % quantiles of finite values under weights, both (N,)."""
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     if not finite.any():
@@ -78,18 +73,7 @@ def weighted_statistics(values: np.ndarray, weights: np.ndarray) -> tuple[float,
     sd = float(np.sqrt(weights @ (values - mean) ** 2))
     order = np.argsort(values)
     cumulative = np.cumsum(weights[order])
-    index = np.minimum(np.searchsorted(cumulative, np.array((0.05, 0.5, 0.95)) - 1e-12), len(values) - 1)
-    return (mean, sd, *(float(v) for v in values[order][index]))
-
-
-def _elements(name: str, values: np.ndarray, weights: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """(label, values, weights) for every number of a site, or one pooled entry for a large one."""
-    n, shape = values.shape[0], values.shape[1:]
-    flat = values.reshape(n, -1)
-    if flat.shape[1] > tuning.SUMMARY.most_rows:
-        shown = "×".join(str(s) for s in shape)
-        return [(f"{name} ({shown}, pooled)", flat.ravel(), np.repeat(weights, flat.shape[1]))]
-    return [(label, flat[:, j], weights) for j, label in enumerate(entries(name, shape))]
+    return (mean, sd, *(quantile(values[order], cumulative, q) for q in (0.05, 0.5, 0.95)))
 
 
 def _facts(result: Record) -> dict[str, str]:
@@ -122,8 +106,8 @@ def _facts(result: Record) -> dict[str, str]:
     facts["levels"] = f"{len(log_snr)}, log-SNR {log_snr[-1]:.3g} … {log_snr[0]:.3g}"
     facts["evaluations"] = f"{result.evaluations:,} of the composed density per chain"
     for name, title in (("acceptance", "acceptance"), ("step_size", "step size"), ("ess", "ESS")):
-        facts |= {label: _range(column) for label, column in columns(levels, name, title).items()}
-    for label, column in columns(levels, "quadrature_error", "quadrature").items():
+        facts |= {label: _range(column) for label, column in by_block(levels, name, title).items()}
+    for label, column in by_block(levels, "quadrature_error", "quadrature").items():
         if np.nansum(column) > 0:
             facts[label] = f"error of log-ratios {_range(column)}"
     if about.curl:
@@ -143,17 +127,14 @@ def _facts(result: Record) -> dict[str, str]:
 
 def _mixing(result: Record) -> dict[str, str]:
     """R̂ between the chains of a run with draws, the greatest over all numbers; by ArviZ."""
-    import arviz
+    from composeprob.results.arviz_versions import arviz
 
     if len(result.log_weights) < 2 or (result.about.draws or 0) < tuning.ERRORS.fewest_draws:
         return {}
     worst, where = -math.inf, ""
     for name in result.samples:
-        values = of_samples(result[name], result.about.draws, tuning.SUMMARY.most_numbers)
-        flat = values.reshape(*values.shape[:2], -1)
-        if flat.shape[-1] > tuning.SUMMARY.most_rows:
-            flat = flat.mean(-1, keepdims=True)
-        for column in np.moveaxis(flat, -1, 0):
+        _, columns = shown_entries(name, result.drawn(name, tuning.SUMMARY.most_numbers), 2)
+        for column in np.moveaxis(columns, -1, 0):
             found = float(arviz.rhat(column)) if np.isfinite(column).all() and np.ptp(column) > 0 else -math.inf
             worst, where = max((worst, where), (found, name))
     if not math.isfinite(worst):

@@ -149,10 +149,8 @@ def compile_ahead(
     """Compile a run of N chains that are spread over devices, which this machine need not have.
 
     Args:
-        density: from `compile`; the arrays of its networks may be shapes (`jax.ShapeDtypeStruct`).
-        sampler, num_chains: as for `infer`.
-        devices: such as ``jax.experimental.topologies.get_topology_desc(…).devices``; a table of them keeps large
-            arrays in parts along its rows, as a mesh of two axes does for `infer`.
+        density, sampler, num_chains: as for `infer`; arrays of networks may be shapes (`jax.ShapeDtypeStruct`).
+        devices: such as ``jax.experimental.topologies.get_topology_desc(…).devices``; a table is a mesh of two axes.
         diagnostics: whether the program also gives what a `Result` reports of each level: means over all chains, which
             take collectives even where the chains themselves need none.
     """

@@ -215,8 +215,8 @@ def infer(
             f"thin={thin} was given beside {draws}.", fix=f"say it once: cp.Draws({draws.number}, thin={thin})."
         )
     draws = draws if isinstance(draws, Draws) else Draws(draws, thin)
-    chosen_here, began = sampler is None, time.monotonic()
-    sampler, reason = choose(chosen, num_chains) if sampler is None else (sampler, "chosen by the user")
+    chosen_here, each, began = sampler is None, draws.number or 1, time.monotonic()
+    sampler, reason = choose(chosen, num_chains, each) if sampler is None else (sampler, "chosen by the user")
 
     def state(
         number: int, on: AnnealedDensity, pace: Pace | None, chosen: tuple[Sampler, str], spent: int = 0
@@ -237,7 +237,8 @@ def infer(
         why = f"SMC's {num_chains} chains had come to descend from {few}"
         spent = run.sampler.evaluations(run.first, int(run.visits.made))
         if not (waits and without_data(density)):
-            run = state(1, density if pace else chosen, None, independent(chosen, why, num_chains), spent)
+            other = independent(chosen, why, num_chains, each)
+            run = state(1, density if pace else chosen, None, other, spent)
             run.given_up = True
             result = carry_out(run)
     if result is not None:

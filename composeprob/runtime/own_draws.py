@@ -42,20 +42,12 @@ from composeprob.samplers.step import Step
 class OwnScore(NamedTuple):
     """What a factor's score at its own draws of level 0 comes to: of all numbers of its site, and of those of a plate's
     members together, the one where that is farthest from what it should be, less four standard errors; 0 and 1 where
-    nothing is wrong.
+    nothing is wrong."""
 
-    Attributes:
-        shift: sd·|E[s]|, or by how many of its standard deviations the members together lead the group's mean, or an
-            entry of its covariance, away.
-        steepness: −E[s·(x − x̄)].
-        right_from: the cleanest level from which on both are about right; None where no level is.
-        members: of a plate, J.
-    """
-
-    shift: float
+    shift: float  # of the number, or of an entry of the group's mean or covariance
     steepness: float
-    right_from: int | None
-    members: int = 1
+    right_from: int | None  # the cleanest level from which on both are about right; None where no level is
+    members: int = 1  # of a plate, J
 
     @property
     def wrong(self) -> bool:
@@ -64,17 +56,9 @@ class OwnScore(NamedTuple):
 
 
 def own_scores(density: AnnealedDensity, positions: Position, key: Array) -> dict[str, OwnScore]:
-    """Asks every trained factor of a whole noised site for its score at its own draws.
-
-    Args:
-        density: from `compile`.
-        positions: ``{site: (n, …)}``, whose conditions the draws have, one for each.
-        key: a typed random key.
-
-    Returns:
-        ``{factor: what was found}``; of a plate of observations its first member. None of a plate in which a mask
-        leaves members out, or of one in another.
-    """
+    """Asks every trained factor of a whole noised site for its score at its own draws, one under the conditions of each
+    position, ``{site: (n, …)}``: of a plate of observations its first member, and nothing of a plate in which a mask
+    leaves members out, or of one in another."""
     found = {}
     for i, expert in enumerate(density.described.experts):
         size = math.prod(density.sites[expert.site].shape)
@@ -90,12 +74,8 @@ def own_scores(density: AnnealedDensity, positions: Position, key: Array) -> dic
 
 
 def other_laws(found: Mapping[str, OwnScore], log_snr: np.ndarray) -> list[tuple[Code, str]]:
-    """The finding that chains follow scores which belong to other distributions than the factors' own draws.
-
-    Args:
-        found: of factors whose score a line integral relied on.
-        log_snr: of the levels, (K,).
-    """
+    """The finding that chains follow scores which belong to other distributions than the factors' own draws, of factors
+    whose score a line integral relied on, with the levels' log-SNR, (K,)."""
     wrong = {name: own for name, own in found.items() if own.wrong}
     if not wrong:
         return []

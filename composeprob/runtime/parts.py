@@ -60,12 +60,12 @@ def _delegated(name: str) -> Any:
     return property(lambda self: getattr(self.evaluator, name)) if known else method
 
 
-class InParts(Evaluates):
+class InParts(eqx.Module):
     """An evaluator with a `Part` in the place of each large array, put together for each evaluation and forgotten after
     it. All devices in a row must evaluate equally often, as each gives its parts to the others."""
 
     evaluator: Evaluates
-    vars().update({name: _delegated(name) for name in Evaluates.__abstractmethods__})
+    vars().update({name: _delegated(name) for name in vars(Evaluates) if name == "__call__" or name[0] != "_"})
 
 
 def in_parts(density: AnnealedDensity, spread: Spread, sampler: Sampler) -> AnnealedDensity:
@@ -100,7 +100,7 @@ def partitioned(density: AnnealedDensity, number: int, above: int) -> AnnealedDe
 
     marked = jax.tree.map(shard, density.evaluator, is_leaf=lambda node: isinstance(node, Distribution))
     found = any(map(_is_part, jax.tree.leaves(marked, is_leaf=_is_part)))
-    evaluator = InParts(marked)  # type: ignore[abstract]  # its methods are those of `Evaluates`
+    evaluator: Any = InParts(marked)  # its methods are those of `Evaluates`
     return dataclasses.replace(density, evaluator=evaluator) if found else density
 
 

@@ -1,10 +1,15 @@
-"""What is known of a run that has ended: its diagnostics, read once, become the `Result` and its status."""
+"""What is known of a run that has ended: its diagnostics, read once, become the `Result` and its status.
+
+What the shares of modes rest on is asked here too: weights, the paths of chains, or moves between modes. Where that is
+nothing the status says so.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -14,19 +19,28 @@ from jax import Array
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.barriers import barriers
 from composeprob.density.curl import curl
 from composeprob.density.evaluation import Position
-from composeprob.density.overlap import Finding, agreement, in_question
+from composeprob.density.overlap import agreement, in_question
 from composeprob.results import status
 from composeprob.results.estimates import Families, known_chains
 from composeprob.results.record import DIAGNOSTICS, About, as_code, by_level, later, versions
 from composeprob.results.result import Result
 from composeprob.results.scouts import can_scout, unreached
+from composeprob.results.shares import (
+    Reason,
+    clipped,
+    frozen_shares,
+    parted,
+    share_apart,
+    uneven_paths,
+    weightless,
+    where,
+)
 from composeprob.results.status import Code, Status
-from composeprob.runtime.own_draws import OwnScore, other_laws, own_scores
-from composeprob.runtime.support import Findings, Support, supported
+from composeprob.runtime.own_draws import other_laws, own_scores
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.run import Run
 from composeprob.samplers.spread import host
 
 if TYPE_CHECKING:
@@ -43,6 +57,15 @@ class Fold(IntEnum):
     PILOT = 2**31 - 8
     SCOUTS = 2**31 - 9
     OWN_DRAWS = 2**31 - 10
+
+    def of(self, key: Array) -> Array:
+        """The key of this use."""
+        return jax.random.fold_in(key, np.uint32(self))
+
+
+Findings = list[tuple[Code, str]]
+Question = Callable[[], Findings]
+"""What is asked of a run when its status is first looked at, as it takes a compilation."""
 
 
 def summarised(state: State, samples: dict[str, np.ndarray], positions: Position, coarse: float | None) -> Result:
@@ -81,7 +104,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     paths = cut(run.path_weights)
     support = supported(state, positions, log_weights, paths, values) if arrived else Support(log_weights)
     log_weights = support.log_weights
-    families = Families.from_ancestors(np.exp(log_weights - log_weights.max()), run.ancestors)
+    families = Families.from_log_weights(log_weights, run.ancestors)
     worth, squared = known_chains(families, list(positions.values())), float(run.evidence_variance)
     if worth < tuning.ERRORS.fewest_families:  # as of means: a variance of few families, and Student's t
         squared *= worth / max(worth - tuning.ERRORS.fewest_ancestors, 0.1)
@@ -96,27 +119,30 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         *status.few_levels(of_levels),
     )
     state.weak = _weak(found) if arrived and not state.interrupted else ""
-    found, overlap = _ended(found, state, arrived), _overlap(state, run, positions)
-    scouts, suspects = _scouts(state, run, positions, families), _suspects(density, positions, found)
-    own, impossible = _own_scores(state, run, positions), _impossible(state, positions, log_weights)
+    found, some = _ended(found, state, arrived), _first(positions, tuning.CHECKS.most_chains)
+    questions: list[Question] = []
+    scouts: Question = list
+    if arrived:
+        most = tuning.CHECKS.share * n * sampler.evaluations(state.first, len(visited))
+        questions = [
+            support.later,
+            _impossible(state, positions, log_weights),
+            _overlap(state, positions, most),
+            _own_scores(state, positions, most),
+        ]
+        if can_scout(density):
+            chains = jax.tree.map(np.copy, positions)
+            scouts = lambda: unreached(density, chains, families, Fold.SCOUTS.of(key), most)  # noqa: E731
 
     def with_answers(result: Result) -> Status:
-        agreement = overlap()
-        answers = ((Code(finding.code), finding.message) for finding in agreement)
-        divisors = status.untrained_divisors([finding.factor for finding in agreement if finding.divides])
-        known = found.noted(Code.NON_FINITE, status.no_number(suspects())).with_findings(
-            *status.not_conservative(result.about.curl),
-            *support.later(),
-            *impossible(),
-            *answers,
-            *divisors,
-            *other_laws(own(), log_snr),
+        suspects = _suspects(density, some) if found.has(Code.NON_FINITE) else []
+        known = found.noted(Code.NON_FINITE, status.no_number(suspects)).with_findings(
+            *status.not_conservative(result.about.curl), *(each for question in questions for each in question())
         )
         return known.with_findings(*(each for each in scouts() if not known.has(each[0])))
 
     relied_on = dict[str, float]()
     if len(visited) and sampler.integrates_score:
-        some = jax.tree.map(lambda leaf: leaf[: tuning.CHECKS.most_chains].copy(), positions)
         relied_on = later(lambda _: _curl(density, some, int(visited[-1]), key))
     known = math.isfinite(evidence)
     accepted = float(run.global_acceptance)
@@ -140,7 +166,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
             global_acceptance=accepted if math.isfinite(accepted) else None,
             curl=relied_on,
             key=as_code(key),
-            versions=versions(),
+            versions=dict(versions()),
         ),
         status=later(with_answers),
         _families=families,
@@ -148,52 +174,47 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     )
 
 
-def _scouts(state: State, run: Run, positions: Position, families: Families) -> Callable[[], Findings]:
-    """Sends draws of the factors where no chain may be, for a small share of what the run has taken."""
-    density, key = state.density, state.key
-    if not run.visits.arrived or not can_scout(density):
-        return list
-    most = tuning.CHECKS.share * state.num_chains * state.sampler.evaluations(state.first, int(run.visits.made))
-    positions = jax.tree.map(np.copy, positions)
-    return lambda: unreached(density, positions, families, jax.random.fold_in(key, np.uint32(Fold.SCOUTS)), most)
+def _first(positions: Position, number: int) -> Position:
+    """Copies of the first positions, which keep no others alive."""
+    return jax.tree.map(lambda leaf: leaf[:number].copy(), positions)
 
 
-def _overlap(state: State, run: Run, positions: Position) -> Callable[[], tuple[Finding, ...]]:
-    """Asks whether factors agree where the chains are: of some, over the chains, for a small share of what the run has
-    taken; not where they ended at what is no number."""
-    density, n, key, checks = state.density, state.num_chains, state.key, tuning.CHECKS
-    if not run.visits.arrived or not in_question(density):
-        return tuple
-    most = checks.share * n * state.sampler.evaluations(state.first, int(run.visits.made))
+def _overlap(state: State, positions: Position, most: float) -> Question:
+    """Asks whether factors agree where the chains are: of some, over the chains, by so many evaluations at most; not
+    where they ended at what is no number."""
+    density, n, checks = state.density, state.num_chains, tuning.CHECKS
     levels = int(np.clip(most // min(n, checks.most_chains), 2, tuning.OVERLAP.levels))
-    some = np.unique(np.linspace(0, n - 1, int(np.clip(most // levels, 1, checks.most_chains))).astype(int))
-    positions = jax.tree.map(lambda leaf: leaf[some], positions)
-    if not all(np.isfinite(x).all() for x in positions.values()):
-        return tuple
-    return lambda: agreement(density, positions, jax.random.fold_in(key, np.uint32(Fold.OVERLAP)), levels)
+    rows = np.unique(np.linspace(0, n - 1, int(np.clip(most // levels, 1, checks.most_chains))).astype(int))
+    some = jax.tree.map(lambda leaf: leaf[rows], positions)
+    if not in_question(density) or not all(np.isfinite(x).all() for x in some.values()):
+        return list
+
+    def found() -> Findings:
+        answers = agreement(density, some, Fold.OVERLAP.of(state.key), levels)
+        divisors = [finding.factor for finding in answers if finding.divides]
+        return [(Code(finding.code), finding.message) for finding in answers] + status.untrained_divisors(divisors)
+
+    return found
 
 
-def _own_scores(state: State, run: Run, positions: Position) -> Callable[[], dict[str, OwnScore]]:
-    """Asks factors whose score a line integral relied on whether it is that of their own draws, for a small share of
-    what the run has taken."""
-    density, key, most = state.density, state.key, tuning.FINDINGS.own_draws
-    if not (run.visits.arrived and state.sampler.integrates_score):
-        return dict
-    share = tuning.CHECKS.share * state.sampler.evaluations(state.first, int(run.visits.made)) / density.num_levels
-    number = min(int(share * state.num_chains), state.num_chains, most)
-    if number < most // 8:
-        return dict
-    some = jax.tree.map(lambda leaf: leaf[:number].copy(), positions)
-    return lambda: own_scores(density, some, jax.random.fold_in(key, np.uint32(Fold.OWN_DRAWS)))
+def _own_scores(state: State, positions: Position, most: float) -> Question:
+    """Asks factors whose score a line integral relied on whether it is that of their own draws, by so many evaluations
+    at most."""
+    density, draws = state.density, tuning.FINDINGS.own_draws
+    number = int(min(most / density.num_levels, state.num_chains, draws))
+    if not state.sampler.integrates_score or number < draws // 8:
+        return list
+    some, log_snr = _first(positions, number), np.asarray(density.schedule.log_snr)
+    return lambda: other_laws(own_scores(density, some, Fold.OWN_DRAWS.of(state.key)), log_snr)
 
 
-def _impossible(state: State, positions: Position, log_weights: np.ndarray) -> Callable[[], Findings]:
+def _impossible(state: State, positions: Position, log_weights: np.ndarray) -> Question:
     """Asks whether the data can be what they are where chains ended, of chains that have no log-density to tell it."""
-    density, finite = state.density, all(np.isfinite(x).all() for x in positions.values())
-    if "energy" in density.capabilities or not bool(state.run.visits.arrived) or not finite:
+    density = state.density
+    if "energy" in density.capabilities or not all(np.isfinite(x).all() for x in positions.values()):
         return list
     counted = np.flatnonzero(log_weights >= log_weights.max() - math.log(len(log_weights)))
-    some = jax.tree.map(lambda leaf: leaf[counted[: tuning.SHARES.most]].copy(), positions)
+    some = jax.tree.map(lambda leaf: leaf[counted[: tuning.SHARES.most]], positions)
 
     def found() -> Findings:
         seen = sum(np.size(y) for y in density.observed().values())
@@ -206,26 +227,21 @@ def _impossible(state: State, positions: Position, log_weights: np.ndarray) -> C
     return found
 
 
-def _suspects(density: AnnealedDensity, positions: Position, found: Status) -> Callable[[], list[str]]:
+def _suspects(density: AnnealedDensity, positions: Position) -> list[str]:
     """Where proposals were no numbers: the observations whose likelihood is NaN four times as far from the mean of the
     chains as these are."""
-    if not found.has(Code.NON_FINITE) or not density.observed():
-        return list
-    some = jax.tree.map(lambda leaf: leaf[: tuning.CHECKS.most_chains].copy(), positions)
-
-    def names() -> list[str]:
-        far = jax.tree.map(lambda x: x.mean(0) + 4 * (x - x.mean(0)), some)
-        values = density.log_likelihood(jax.vmap(density.to_samples)(far))
-        return [name for name, value in values.items() if np.isnan(value).any()]
-
-    return names
+    if not density.observed():
+        return []
+    far = jax.tree.map(lambda x: x.mean(0) + 4 * (x - x.mean(0)), positions)
+    values = density.log_likelihood(jax.vmap(density.to_samples)(far))
+    return [name for name, value in values.items() if np.isnan(value).any()]
 
 
 def _curl(density: AnnealedDensity, positions: Position, level: int, key: Array) -> dict[str, float]:
     """Of each factor whose score a line integral relied on; NaN where a network cannot be differentiated, which no run
     is lost for."""
     try:
-        return curl(density, positions, level, jax.random.fold_in(key, np.uint32(Fold.CURL)))
+        return curl(density, positions, level, Fold.CURL.of(key))
     except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
         return {name: np.nan for name, _, offered in density.described.offers if "conservative" not in offered}
 
@@ -270,3 +286,113 @@ def _weak(found: Status) -> str:
         Code.LEVELS_TOO_FEW: "the levels were too far apart for the log-evidence",
     }
     return next((why for code, why in words.items() if found.has(code)), "")
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """What is known of the modes' shares."""
+
+    log_weights: np.ndarray  # of the chains, (N,): those of the run, or of its paths where these mend the shares
+    findings: Findings = field(default_factory=list)  # what is wrong with them
+    later: Question = list  # more of these, which take a compilation
+    note: str = ""  # what is added to the reason of the run
+
+
+def supported(
+    state: State, positions: Position, log_weights: np.ndarray, paths: np.ndarray, log_density: np.ndarray | None
+) -> Support:
+    """What the shares of a run that ended at level 0 rest on: of its chains, on the host, with the run's weights, those
+    of the ways that they came, and log π₀ where they ended, (N,), None where it is not known."""
+    run, sampler, density = state.run, state.sampler, state.density
+    number, comparable = len(log_weights), {"energy", "mode_depth"} <= density.capabilities
+    if log_density is not None and log_density.shape != paths.shape:  # replicas, which swap
+        return Support(log_weights)
+    if np.isfinite(np.asarray(run.records.ess)).any():
+        if not comparable or log_density is None or np.ptp(log_weights):
+            return Support(log_weights)
+        families = Families.from_ancestors(np.ones(number), np.asarray(run.ancestors))
+        return Support(log_weights, frozen_shares(positions, log_density, families), list)
+    note, worth = "", effective(paths)
+    unknown = not sampler.needs_parts(density) and density.num_levels > 1
+    if state.given_up:
+        note = (
+            f"; what modes that are far apart hold rests on the weights of their paths, worth {worth:.3g} of "
+            f"{number} chains"
+        )
+    why = Reason.STARTED if density.num_levels == 1 else Reason.FROZEN
+    why = Reason.SUMMED if sampler.kernel is None else why
+    stayed = sampler.kernel is not None and not state.writer.drawn and np.isnan(float(run.global_acceptance))
+    lost = weightless(positions, paths)
+    kept, weighed = np.flatnonzero(~lost), np.where(np.isfinite(paths) & ~lost, paths, -np.inf)
+    positions, paths = jax.tree.map(lambda x: np.asarray(x)[kept], positions), paths[kept]
+    log_density = None if log_density is None else log_density[kept]
+    uneven = uneven_paths(positions, paths, log_density, why) if paths.any() else []
+    if lost.any() and stayed:
+        log_weights = np.where(lost, -np.inf, log_weights)
+        note += f"; {lost.sum()} of them, which lie apart and whose paths weigh nothing beside the others', weigh 0"
+    elif lost.any() and not uneven:
+        found = f"{lost.mean():.2%} of the chains lie apart, where by what their paths weigh there is nothing. "
+        uneven = [(Code.SHARES_FROZEN, found + why)]
+    cause = f"the weights of their paths are worth {worth:.2g} of {number} chains"
+    if unknown:
+        cause = "chains do not weigh one another, and what their paths weigh is not known"
+    if state.given_up:
+        cause = f"SMC was given up, and {cause}"
+    apart, exact = _later(state, positions, kept, cause, why), "exact_marginals" in density.capabilities
+    fewest = max(tuning.SHARES.support * number, min(tuning.ERRORS.fewest_families, number / 8))
+    if stayed and worth >= fewest:
+        # Shares are off by √(N/worth − 1) of their standard deviation at most: too little for few chains to show it.
+        hidden = comparable and not exact and worth < tuning.SHARES.even * number
+        if uneven or (hidden and apart()):
+            note = f"; the weights of their paths, worth {worth:.0f} of {number} chains, mend the shares of modes"
+            return Support(weighed - weighed.max(), [], list, note)
+    if not uneven and comparable and log_density is not None:
+        uneven = frozen_shares(positions, log_density)
+    rests = not unknown and (worth >= tuning.SHARES.support * number or alike(paths))
+    if uneven or rests or exact:
+        return Support(log_weights, uneven, list, note)
+    # Where another run can follow it is asked at once.
+    return Support(log_weights, apart(), list, note) if comparable else Support(log_weights, [], apart, note)
+
+
+def effective(log_weights: np.ndarray) -> float:
+    """How many independent chains weights are worth; those that are no numbers count as 0."""
+    finite = log_weights[np.isfinite(log_weights)]
+    return Families.from_log_weights(finite).effective if finite.size else 0.0
+
+
+def alike(log_weights: np.ndarray) -> bool:
+    """Whether weights differ so little that what they say is known, although chance may leave few of them.
+
+    Of log-normal weights whose logarithms have a standard deviation s a share e^(−s²) counts. Few chains tell s far
+    better than the effective sample size.
+    """
+    finite = log_weights[np.isfinite(log_weights)]
+    return len(finite) > 0.95 * len(log_weights) and float(clipped(finite).std()) <= tuning.SHARES.alike
+
+
+def _later(state: State, positions: Position, kept: np.ndarray, cause: str, why: str) -> Question:
+    """What is asked of chains whose shares no weights support, ``kept`` of all: whether they are in groups that they
+    did not cross between. It says the ``cause`` why nothing supports these, and ``why`` this is so."""
+    density = state.density
+    moved = bool(state.sampler.then) or state.writer.drawn > 0
+    if moved and state.came is None:
+        return list
+    some = np.unique(np.linspace(0, len(kept) - 1, tuning.CHECKS.most_chains).astype(int))
+    came = None  # where they were when they had come down to level 0, if they have moved since
+    if moved:
+        at = Layout.of_density(density).position(np.asarray(state.came)[kept[some]], float(density.schedule.alpha[0]))
+        came = jax.tree.map(np.asarray, at)
+    ended = jax.tree.map(lambda x: np.asarray(x)[some], positions)
+
+    def apart() -> Findings:
+        depths = barriers(density)
+        groups = parted(ended, depths)
+        if groups is None:
+            return []
+        if came is not None and share_apart(depths(came, ended)) >= tuning.SHARES.crossing * groups.apart:
+            return []
+        text = f"The chains lie in {groups}: {where(ended, groups.index)}. Their shares rest on nothing: {cause}. {why}"
+        return [(Code.SHARES_FROZEN, text)]
+
+    return apart

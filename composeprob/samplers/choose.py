@@ -31,9 +31,9 @@ TOGETHER = "latents move with what hangs on them; then a warm-up"
 """How a reason speaks of `Interweaving`."""
 
 
-def by_score(metric: str = "none") -> MALA:
-    """A kernel for densities that offer only their score."""
-    return MALA(Adaptive(), log_ratio=bounded(), metric=metric)
+def by_score(samples: int, metric: str = "none") -> MALA:
+    """A kernel for so many samples of densities that offer only their score."""
+    return MALA(Adaptive(), log_ratio=bounded(samples), metric=metric)
 
 
 def only_score(moved: str) -> str:
@@ -41,9 +41,10 @@ def only_score(moved: str) -> str:
     return f"a factor offers only its score: a line integral of it corrects {moved}"
 
 
-def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
-    """A sampler for this density and number of chains, and why it was chosen: `SMC` where weights can be trusted and
-    chains are many enough. Where these leave too few of the chains, `infer` goes on to `patient` or `independent` ones.
+def choose(density: AnnealedDensity, num_chains: int, draws: int = 1) -> tuple[Sampler, str]:
+    """A sampler for this density, number of chains and of draws of each, and why it was chosen: `SMC` where weights can
+    be trusted and chains are many enough. Where these leave too few of the chains, `infer` goes on to `patient` or
+    `independent` ones.
     """
     energy, can = "energy" in density.capabilities, density.capabilities
     if energy and density.num_levels == 1:
@@ -53,7 +54,7 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
     comparable = {"energy", "mode_depth"} <= can
     many = tuning.MANY_CHAINS.compared if comparable else tuning.MANY_CHAINS.weighed
     if num_chains < many:
-        return independent(density, f"fewer than {many} chains", num_chains)
+        return independent(density, f"fewer than {many} chains", num_chains, draws)
     closings, then = closed_by(density, num_chains, weighed=True)
     enough = f"{num_chains} chains are enough to resample"
     latents, together = any(site.kind == "static" for site in density.sites.values()), interweaves(density)
@@ -62,12 +63,12 @@ def choose(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
         if energy:
             return SMC(then=closings), f"{why}; tuned MALA moves{then}"
         if together:
-            return SMC(Interweaving(), then=(WarmUp(),)), f"{why}; {TOGETHER}"
-        return SMC(by_score(metric="auto")), f"{why}; {only_score('its moves')}"
+            return SMC(Interweaving(log_ratio=bounded(num_chains * draws)), then=(WarmUp(),)), f"{why}; {TOGETHER}"
+        return SMC(by_score(num_chains * draws, metric="auto")), f"{why}; {only_score('its moves')}"
     if comparable:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
         return SMC(weights="density", then=closings), f"{enough}; {why}{then}"
-    return independent(density, "no weights can be trusted here", num_chains)
+    return independent(density, "no weights can be trusted here", num_chains, draws)
 
 
 def closed_by(density: AnnealedDensity, num_chains: int, weighed: bool = False) -> tuple[tuple[Closing, ...], str]:
@@ -88,10 +89,11 @@ def closed_by(density: AnnealedDensity, num_chains: int, weighed: bool = False) 
     return tuple(closings), then
 
 
-def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tuple[Sampler, str]:
+def independent(density: AnnealedDensity, why: str, num_chains: int = 1, draws: int = 1) -> tuple[Sampler, str]:
     """Chains that never weigh one another, and why these were chosen; with global moves, where so many can fit them."""
     if interweaves(density):
-        sampler = AnnealedMCMC(Interweaving(), 3, reverse_step=True, then=(WarmUp(),))
+        together = Interweaving(log_ratio=bounded(num_chains * draws))
+        sampler = AnnealedMCMC(together, 3, reverse_step=True, then=(WarmUp(),))
         return sampler, f"{why}: independent chains; {TOGETHER}"
     if "energy" in density.capabilities:
         closings, then = closed_by(density, num_chains)
@@ -99,7 +101,8 @@ def independent(density: AnnealedDensity, why: str, num_chains: int = 0) -> tupl
         return sampler, f"{why}: independent chains, corrected by HMC{then}"
     # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 with 3 points, 0.14 by five steps of ULA(0.1·σ²). On
     # exact scores 0.02 and 0.10; with 2 points, or along HMC's own trajectory, over 0.15.
-    return AnnealedMCMC(by_kind(by_score, density), 3, reverse_step=True), f"{why}; {only_score('independent chains')}"
+    kernel = by_kind(lambda: by_score(num_chains * draws), density)
+    return AnnealedMCMC(kernel, 3, reverse_step=True), f"{why}; {only_score('independent chains')}"
 
 
 def can_wait(density: AnnealedDensity) -> bool:

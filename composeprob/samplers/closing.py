@@ -21,6 +21,7 @@ from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import HMC, Adaptive, KernelState
 from composeprob.kernels.base import log_density_of
+from composeprob.kernels.line_integral import bounded
 from composeprob.kernels.metropolis import log_uniform, metropolis
 from composeprob.kernels.walls import comparable
 from composeprob.samplers.descent import at_target, moved_to
@@ -113,7 +114,7 @@ class WarmUp(Closing):
     def adapt(self, points: np.ndarray, density: AnnealedDensity) -> Transitions:
         """HMC whose inverse masses are the population's variances, in units of the noise at noised entries."""
         if interweaves(density):
-            return Transitions.resolved(Interweaving(), 1, density)
+            return Transitions.resolved(Interweaving(log_ratio=bounded(len(points))), 1, density)
         layout, noise = Layout.of_density(density), density.schedule.sigma[0] / density.schedule.alpha[0]
         units = np.where(np.arange(points.shape[1]) < layout.dims, noise, 1.0).astype(np.float32)
         deviation = points.std(0, dtype=np.float64)

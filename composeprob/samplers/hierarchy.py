@@ -16,7 +16,7 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position, Target
 from composeprob.kernels import Adaptive, Info, Kernel, KernelState
-from composeprob.kernels.line_integral import bounded
+from composeprob.kernels.line_integral import LineIntegral, bounded
 from composeprob.kernels.metropolis import accept, log_uniform
 from composeprob.kernels.step_size import StepSizeLike, as_step_size
 from composeprob.samplers.layout import Layout
@@ -86,7 +86,7 @@ class Interweaving(Kernel[KernelState]):
        and width of the prior: the other half of ancillary–sufficient interweaving, which mixes where step 1 does not.
        The test takes p exactly, with $\log s$ for the change of coordinates, and integrates ∇U along the path.
 
-    Integrals are those of `LineIntegral`, on five nodes and with a bound on their error. Proposals of φ follow the
+    Integrals are those of ``log_ratio``, on the straight line or along the path. Proposals of φ follow the
     curvature of log p at φ, which their accept test counts both ways, and need no tuning.
 
     References:
@@ -95,11 +95,11 @@ class Interweaving(Kernel[KernelState]):
     """
 
     step_size: StepSizeLike = eqx.field(default_factory=Adaptive, converter=as_step_size)
+    log_ratio: LineIntegral = eqx.field(default_factory=bounded, static=True, repr=False)
     known: Known | None = eqx.field(default=None, repr=False)
 
     optimal_acceptance = 0.574
     scale_exponent = 2
-    integrates_score = True
 
     @property
     def requires(self) -> frozenset[str]:
@@ -107,7 +107,7 @@ class Interweaving(Kernel[KernelState]):
 
     @property
     def evaluations_per_step(self) -> int:
-        return 1 + (bounded().extra_evaluations + 1) * (1 + tuning.LATENTS.joint)
+        return 1 + (self.log_ratio.extra_evaluations + 1) * (1 + tuning.LATENTS.joint)
 
     def under(self, density: AnnealedDensity, noise: Noise) -> Interweaving:
         return dataclasses.replace(self, known=Known(density, noise, Layout.of_density(density)))
@@ -127,10 +127,10 @@ class Interweaving(Kernel[KernelState]):
 
         first, second, last = jax.random.split(key, 3)
         v, score = _latents(first, known, block[back], state.evaluation.score[name][back])
-        v, score, info = _members(second, known, v, score, evaluate, step_size)
+        v, score, info = _members(second, self.log_ratio, known, v, score, evaluate, step_size)
 
         def joint(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            return _joint_move(jax.random.fold_in(last, i), known, *carry, evaluate)
+            return _joint_move(jax.random.fold_in(last, i), self.log_ratio, known, *carry, evaluate)
 
         v, score = jax.lax.fori_loop(0, tuning.LATENTS.joint, joint, (v, score))
         moved = KernelState({name: v[order]}, target({name: v[order]}))
@@ -215,7 +215,7 @@ def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, A
 
 
 def _members(
-    key: Array, known: Known, v: Array, score: Array, evaluate: Evaluate, step_size: Array
+    key: Array, line: LineIntegral, known: Known, v: Array, score: Array, evaluate: Evaluate, step_size: Array
 ) -> tuple[Array, Array, Info]:
     """Step 2: v after MALA of each member by itself, and the score there."""
     d, members = known.layout.dims, known.members
@@ -224,7 +224,7 @@ def _members(
     def total(values: Array) -> Array:
         return jnp.zeros((members[-1] + 1,)).at[members].add(values)
 
-    s, line = score[:d], bounded()
+    s = score[:d]
     h = 1 / (1 / step_size + 1 / known.frame(v[d:], math.inf)[1] ** 2)  # no longer than the prior given latents is wide
     way = h * s + jnp.sqrt(2 * h) * jax.random.normal(draw, s.shape)
     nodes = jax.vmap(lambda share: v.at[:d].add(share * way))(line.shares[1:])
@@ -251,7 +251,9 @@ def _log_wider(before: Array, after: Array) -> Array:
     return jnp.sum(jnp.log(after / before))
 
 
-def _joint_move(key: Array, known: Known, v: Array, score: Array, evaluate: Evaluate) -> tuple[Array, Array]:
+def _joint_move(
+    key: Array, line: LineIntegral, known: Known, v: Array, score: Array, evaluate: Evaluate
+) -> tuple[Array, Array]:
     """Step 3: v after a move of φ that takes η along, and the score there."""
     d = known.layout.dims
     y, z = jnp.split(v, [d])
@@ -267,7 +269,6 @@ def _joint_move(key: Array, known: Known, v: Array, score: Array, evaluate: Eval
         moved_centre, moved_width = known.frame(z + share * way)
         return jnp.concatenate([moved_centre + moved_width * (y - centre) / width, z + share * way])
 
-    line = bounded()
     nodes, velocity = jax.vmap(lambda share: jax.jvp(along, (share,), (jnp.ones(()),)))(line.shares)
     found, zero = jax.vmap(evaluate)(nodes[1:])
     scores = jnp.concatenate([score[None], found])

@@ -13,8 +13,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob import tuning
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError, ShapeError, WrongTypeError
+from composeprob.kernels.line_integral import LineIntegral, bounded
 from composeprob.samplers import hierarchy
 from composeprob.samplers.hierarchy import Interweaving
 from composeprob.samplers.layout import Layout
@@ -369,6 +369,7 @@ class Interwoven:
 
     LEVEL = 10
     CHAINS = 4000
+    LINE = bounded(CHAINS)
     ONE, TWO = np.array([[1.0, 0.0, 1.0]]), np.array([[0.6, -1.5, 0.4], [0.4, 1.5, 0.5]])
     """Weight, mean and standard deviation of modes."""
 
@@ -410,10 +411,11 @@ class Interwoven:
         )
         return np.concatenate([x / alpha, mu[:, None], u[:, None]], axis=1).astype(np.float32)
 
-    def moved(self, modes=ONE, steps=12):
+    def moved(self, modes=ONE, steps=12, line=LINE):
         density = self.density(modes)
         layout, noise = Layout.of_density(density), density.schedule.at(self.LEVEL)
-        kernel = Interweaving(lambda schedule: 0.6 * min(modes[:, 2]) ** 2 + 0.0 * schedule.sigma)
+        step = lambda schedule: 0.6 * min(modes[:, 2]) ** 2 + 0.0 * schedule.sigma
+        kernel = Interweaving(step, log_ratio=line)
         transitions = Transitions.resolved(kernel, 1, density)
         start = jnp.asarray(self.exact(density, self.CHAINS, modes))
 
@@ -463,9 +465,9 @@ class TestBetweenModes(Interwoven):
         crossed = np.mean(start[:, :2] * after[:, :2] < 0)
         assert crossed > 0.05
 
-    def test_integrals_that_nothing_bounds_would_not(self, monkeypatch):
-        monkeypatch.setattr(tuning, "BY_SCORE", tuning.BY_SCORE._replace(nodes=3, tolerance=np.inf))
-        assert_disagrees(z_scores(self.values(self.moved(self.TWO, 60)[1]), self.expected(self.TWO)))
+    def test_integrals_that_nothing_bounds_would_not(self):
+        moved = self.moved(self.TWO, 60, LineIntegral(3, "simpson"))[1]
+        assert_disagrees(z_scores(self.values(moved), self.expected(self.TWO)))
 
 
 def test_where_a_factor_is_the_prior_steps_are_as_long_as_was_asked():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,65 +18,55 @@ from numpy.typing import ArrayLike
 
 from composeprob.errors import ConditionError, InvalidValueError, LoadError, ShapeError
 from composeprob.json_data import JSON, JSONObject
-from composeprob.pretrained.attention import TransformerBlock
+from composeprob.pretrained.attention import transformer_block
 from composeprob.pretrained.config import Options, positive, read_json, text_list, whole, whole_from_0
-from composeprob.pretrained.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
-from composeprob.pretrained.tensors import Arrays
+from composeprob.pretrained.layers import ACTIVATIONS, embed, layer_norm, linear
+from composeprob.pretrained.tensors import Arrays, Loaded, shaped
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Tokenizers
 
 
-class Tokens(eqx.Module):
-    """The sum of a token's and its place's embeddings."""
-
-    token_embedding: Embedding
-    position_embedding: Embedding
-
-    def __call__(self, ids: Array) -> Array:
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[0]]
-
-
-class CLIPText(eqx.Module):
+@dataclass(frozen=True)
+class CLIPText:
     """A text encoder over one sequence of token ids.
 
     Attributes:
+        length: the most tokens of a sequence.
+        vocabulary: how many ids there are.
+        heads: of attention.
+        activation: of the feed-forward layers.
+        eps: of the norms.
         end: the id at whose first place the pooled vector is read.
     """
 
-    embeddings: Tokens
-    layers: tuple[TransformerBlock, ...]
-    final_layer_norm: LayerNorm
-    text_projection: Linear | None
-    end: int = eqx.field(static=True)
+    length: int
+    vocabulary: int
+    heads: int
+    activation: str
+    eps: float
+    end: int
 
-    @property
-    def length(self) -> int:
-        """The most tokens of a sequence."""
-        return self.embeddings.position_embedding.weight.shape[0]
-
-    @property
-    def vocabulary(self) -> int:
-        """How many ids there are."""
-        return self.embeddings.token_embedding.weight.shape[0]
-
-    def states(self, ids: Array) -> list[Array]:
+    def states(self, arrays: Arrays, ids: Array) -> list[Array]:
         """The hidden states before the first layer and after each, (length, width) each, before the last norm."""
-        states = [self.embeddings(ids)]
-        for layer in self.layers:
-            states.append(layer(states[-1]))
+        below = arrays / "embeddings"
+        places = below.take("position_embedding.weight", None, None)
+        states = [embed(below / "token_embedding", ids, places.shape[1]) + places[: ids.shape[0]]]
+        block = partial(transformer_block, heads=self.heads, kind=self.activation, eps=self.eps, bias=True, causal=True)
+        for layer in arrays.items("encoder.layers"):
+            states.append(block(layer, states[-1]))
         return states
 
-    def last(self, ids: Array) -> Array:
+    def last(self, arrays: Arrays, ids: Array) -> Array:
         """The last hidden states, after the last norm, (length, width)."""
-        return self.final_layer_norm(self.states(ids)[-1])
+        return layer_norm(arrays / "final_layer_norm", self.states(arrays, ids)[-1], self.eps)
 
-    def pooled(self, ids: Array) -> Array:
+    def pooled(self, arrays: Arrays, ids: Array) -> Array:
         """The state of the end token, projected where the network has a projection."""
         # Old files have 2 in the place of the end token's id: there the end is the greatest id of a sequence.
         place = jnp.argmax(ids) if self.end == 2 else jnp.argmax(ids == self.end)
-        found = self.last(ids)[place]
-        return found if self.text_projection is None else self.text_projection(found)
+        found = self.last(arrays, ids)[place]
+        return linear(arrays / "text_projection", found, bias=False) if "text_projection" in arrays else found
 
     def check(self, ids: ArrayLike) -> Array:
         """Token ids as an array.
@@ -102,7 +94,7 @@ class CLIPText(eqx.Module):
         return array
 
 
-def clip(config: JSONObject, arrays: Arrays, where: str) -> CLIPText:
+def clip(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
     """A CLIP text encoder, with a projection where its class has one.
 
     Raises:
@@ -112,23 +104,20 @@ def clip(config: JSONObject, arrays: Arrays, where: str) -> CLIPText:
         config, where, num_attention_heads=(8, whole), hidden_act=("quick_gelu", *ACTIVATIONS),
         layer_norm_eps=(1e-5, positive), eos_token_id=(49407, whole_from_0), architectures=(None, text_list),
     )  # fmt: skip
-    tokens = Tokens(*(Embedding(arrays / "embeddings" / f"{name}_embedding") for name in ("token", "position")))
-    width, eps = tokens.token_embedding.weight.shape[1], o.layer_norm_eps
-    options = {"kind": o.hidden_act, "eps": eps, "bias": True, "causal": True}
-    below = arrays.items("encoder.layers")
-    layers = tuple(TransformerBlock(each, width, o.num_attention_heads, **options) for each in below)
-    norm = LayerNorm(arrays / "final_layer_norm", width, eps)
-    projected = "CLIPTextModelWithProjection" in (o.architectures or ())
-    projection = Linear(arrays / "text_projection", width, bias=False) if projected else None
-    arrays.finish()
+    vocabulary, width = arrays.shape("embeddings.token_embedding.weight", 2)
+    length = arrays.shape("embeddings.position_embedding.weight", 2)[0]
+    layers, projected = arrays.items("encoder.layers"), "CLIPTextModelWithProjection" in (o.architectures or ())
+    if projected != ("text_projection" in arrays):
+        raise arrays.foreign(f"it {'lacks' if projected else 'has'} text_projection.weight")
     o.agree(
         others=True,  # of generating text
-        vocab_size=tokens.token_embedding.weight.shape[0], hidden_size=width,
-        max_position_embeddings=tokens.position_embedding.weight.shape[0], num_hidden_layers=len(layers),
-        intermediate_size=layers[0].ff.net[2].inputs if layers else None,
-        projection_dim=None if projection is None else projection.outputs,
+        vocab_size=vocabulary, hidden_size=width, max_position_embeddings=length, num_hidden_layers=len(layers),
+        intermediate_size=layers[0].shape("ff.net.2.weight", 2)[1] if layers else None,
+        projection_dim=arrays.shape("text_projection.weight", 2)[0] if projected else None,
     )  # fmt: skip
-    return CLIPText(tokens, layers, norm, projection, o.eos_token_id)
+    form = CLIPText(length, vocabulary, o.num_attention_heads, o.hidden_act, float(o.layer_norm_eps), o.eos_token_id)
+    arrays.trace(form.pooled, shaped(1, dtype=jnp.int32))
+    return arrays.finish(form)
 
 
 class Tokenizer:
@@ -226,7 +215,7 @@ class TextEncoder:
         tokenizer: makes token ids of a text; None where the folder has none.
     """
 
-    def __init__(self, network: CLIPText, tokenizer: Tokenizer | None):
+    def __init__(self, network: Loaded, tokenizer: Tokenizer | None):
         self.network, self.tokenizer = network, tokenizer
 
     def __call__(self, token_ids: ArrayLike) -> Array:
@@ -265,14 +254,14 @@ class TextEncoder:
         return self.tokenizer(text)
 
     def _mapped(self, what: str, token_ids: ArrayLike, layer: int | None = None) -> Array:
-        ids = self.network.check(token_ids)
+        ids = self.network.form.check(token_ids)
         return _encoded(self.network, ids, what, layer)
 
 
 @eqx.filter_jit
-def _encoded(network: CLIPText, ids: Array, what: str, layer: int | None) -> Array:
+def _encoded(network: Loaded, ids: Array, what: str, layer: int | None) -> Array:
     def states(ids: Array) -> Array:
-        found = getattr(network, what)(ids)
+        found = network.run(what, ids)
         return (found if layer is None else found[layer]).astype(jnp.float32)
 
     return states(ids) if ids.ndim == 1 else jax.vmap(states)(ids)

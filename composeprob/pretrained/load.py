@@ -188,10 +188,10 @@ def from_diffusers(
     learned = _trained(place, schedule)
     shape = _event_shape(network, str(where / "config.json"))
     # Everything that can be refused is examined before the first weight is read.
-    beside = _encoders(place)
-    module = tensors.fill(network.module, kind)
-    parts = Parts(place.path.name, *beside(kind))
-    adapted, options = _adapted(module, network, learned, schedule)
+    coder, texts = _beside(place)
+    encoders = tuple(TextEncoder(tensors.fill(encoder, kind), tokenizer) for encoder, tokenizer in texts)
+    parts = Parts(place.path.name, tensors.fill(coder, kind), encoders)
+    adapted, options = _adapted(tensors.fill(network.module, kind), network, learned, schedule)
     options |= _conditions(network, parts, shape)
     return Pretrained(adapted, parts, event_shape=shape, label=place.path.name, remat=remat, **options)
 
@@ -277,11 +277,10 @@ def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
     return sides[0], sides[1], network.channels
 
 
-def _encoders(place: Folder) -> Callable[[DTypeLike], tuple[tensors.Loaded | None, tuple[TextEncoder, ...]]]:
-    """Checks the autoencoder and the text encoders of a pipeline; returns what reads them."""
-    coders = [
-        _skeleton(place.component_path(name), AUTOENCODERS) for name in ("vae", "vqvae") if name in place.components
-    ]
+def _beside(place: Folder) -> tuple[tensors.Loaded | None, list[tuple[tensors.Loaded, Tokenizer | None]]]:
+    """The autoencoder and the text encoders of a pipeline, their arrays not read yet."""
+    name = next((name for name in ("vae", "vqvae") if name in place.components), None)
+    coder = None if name is None else _skeleton(place.component_path(name), AUTOENCODERS)
     texts: list[tuple[tensors.Loaded, Tokenizer | None]] = []
     # A prompt is encoded by all text encoders, and T5, the third of three, is not among those that are known.
     for suffix in ("", "_2") if "text_encoder_3" not in place.components else ():
@@ -290,12 +289,7 @@ def _encoders(place: Folder) -> Callable[[DTypeLike], tuple[tensors.Loaded | Non
             encoder = _skeleton(place.component_path(f"text_encoder{suffix}"), ENCODERS, kind)
             files = place.path / f"tokenizer{suffix}"
             texts.append((encoder, Tokenizer(files, encoder.form.length) if files.is_dir() else None))
-
-    def read(dtype: DTypeLike) -> tuple[tensors.Loaded | None, tuple[TextEncoder, ...]]:
-        coder = tensors.fill(coders[0], dtype) if coders else None
-        return coder, tuple(TextEncoder(tensors.fill(encoder, dtype), tokenizer) for encoder, tokenizer in texts)
-
-    return read
+    return coder, texts
 
 
 def _adapted(

@@ -95,12 +95,7 @@ class Pretrained(Diffusion):
         Raises:
             CapabilityError: the model has none.
         """
-        if not self.parts.text_encoders:
-            raise CapabilityError(
-                f"The model '{self.label}' has no text encoder.",
-                fix="use a text-to-image folder, with text_encoder/ in it.",
-            )
-        return self.parts.text_encoders[0]
+        return self._encoder(0, "text encoder", "use a text-to-image folder, with text_encoder/ in it.")
 
     @property
     def text_encoder_2(self) -> TextEncoder:
@@ -109,12 +104,12 @@ class Pretrained(Diffusion):
         Raises:
             CapabilityError: the model has no second one.
         """
-        if len(self.parts.text_encoders) < 2:
-            raise CapabilityError(
-                f"The model '{self.label}' has no second text encoder.",
-                fix="use model.text_encoder, or another folder.",
-            )
-        return self.parts.text_encoders[1]
+        return self._encoder(1, "second text encoder", "use model.text_encoder, or another folder.")
+
+    def _encoder(self, index: int, what: str, fix: str) -> TextEncoder:
+        if len(self.parts.text_encoders) <= index:
+            raise CapabilityError(f"The model '{self.label}' has no {what}.", fix=fix)
+        return self.parts.text_encoders[index]
 
     def decode(self, latents: ArrayLike) -> Array:
         """Makes images of latents.

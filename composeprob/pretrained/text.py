@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import ConditionError, InvalidValueError, LoadError, ShapeError
+from composeprob.factors.fingerprint import fingerprint
 from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained.attention import transformer_block
 from composeprob.pretrained.config import Options, positive, read_json, text_list, whole, whole_from_0
@@ -230,15 +230,15 @@ class TextEncoder:
         Raises:
             InvalidValueError: no token ids of this encoder.
         """
-        return self._mapped("last", token_ids)
+        return _encoded(self.network, self.network.form.check(token_ids), "last", None)
 
     def pooled(self, token_ids: ArrayLike) -> Array:
         """The state of the end token, projected where the encoder has a projection: (width,) or (n, width)."""
-        return self._mapped("pooled", token_ids)
+        return _encoded(self.network, self.network.form.check(token_ids), "pooled", None)
 
     def states(self, token_ids: ArrayLike, layer: int = -1) -> Array:
         """The hidden states after a layer, before the last norm; −2 is the one that Stable Diffusion XL takes."""
-        return self._mapped("states", token_ids, layer)
+        return _encoded(self.network, self.network.form.check(token_ids), "states", layer)
 
     def tokens(self, text: str) -> np.ndarray:
         """The token ids of a text.
@@ -252,10 +252,6 @@ class TextEncoder:
                 fix="add the folder tokenizer/ to it, or give token ids: model.given(prompt=token_ids).",
             )
         return self.tokenizer(text)
-
-    def _mapped(self, what: str, token_ids: ArrayLike, layer: int | None = None) -> Array:
-        ids = self.network.form.check(token_ids)
-        return _encoded(self.network, ids, what, layer)
 
 
 @eqx.filter_jit
@@ -278,12 +274,12 @@ class Prompts:
 
     def __init__(self, encoders: tuple[TextEncoder, ...], shape: tuple[int, ...], pooled: int | None):
         self.encoders, self.width, self.pooled = encoders, shape[-1], pooled
-        self._texts: dict[bytes, str] = {}
+        self._texts: dict[str, str] = {}
 
     def text_of(self, value: Array | np.ndarray) -> str | None:
         """The text that an encoded prompt was made of; None where that is not known."""
         known = not isinstance(value, jax.core.Tracer) and jnp.shape(value)[-1:] == (self.width,)
-        return self._texts.get(_digest(value)) if known else None
+        return self._texts.get(fingerprint(value)) if known else None
 
     def __call__(self, prompt: str | ArrayLike) -> Array:
         """The prompt of a text, of token ids or of hidden states, (length, width); a last row holds the pooled vector
@@ -295,24 +291,9 @@ class Prompts:
             InvalidValueError: token ids that the encoder does not have.
         """
         if not isinstance(prompt, str):
-            array = jnp.asarray(prompt)
-            whole = 1 if jnp.issubdtype(array.dtype, jnp.integer) else 2
-            if array.ndim == whole + 1 and array.shape[0] == 1:  # as tokenizers and encoders return one prompt
-                array = array[0]
-            if not jnp.issubdtype(array.dtype, jnp.integer):
-                if array.ndim != 2 or array.shape[-1] != self.width:
-                    row = f", its last row the pooled vector's {self.pooled} numbers and zeros" if self.pooled else ""
-                    raise ShapeError(
-                        f"A prompt's hidden states have shape (length, {self.width}){row}; got {array.shape}.",
-                        fix="pass a text, token ids, or what model.text_encoder(token_ids) gives for ONE prompt.",
-                    )
-                return array
-            if array.ndim != 1:
-                raise ShapeError(
-                    f"A prompt's token ids have shape (length,); got {array.shape}.",
-                    fix='give one prompt at a time, or run over several: cp.product(model, over={"prompt": all_ids}).',
-                )
-            prompt = array
+            prompt = self._array(jnp.asarray(prompt))
+            if prompt.ndim == 2:
+                return prompt
         if not self.encoders:
             raise ConditionError(
                 f"The prompt {prompt!r} needs a text encoder, and the model's folder has none that is supported.",
@@ -320,8 +301,27 @@ class Prompts:
             )
         found = self._encoded([e.tokens(prompt) if isinstance(prompt, str) else prompt for e in self.encoders])
         if isinstance(prompt, str):
-            self._texts[_digest(found)] = prompt
+            self._texts[fingerprint(found)] = prompt
         return found
+
+    def _array(self, array: Array) -> Array:
+        """Token ids (length,), or hidden states (length, width)."""
+        whole = jnp.issubdtype(array.dtype, jnp.integer)
+        rank = 1 if whole else 2
+        if array.ndim == rank + 1 and array.shape[0] == 1:  # as tokenizers and encoders return one prompt
+            array = array[0]
+        if whole and array.ndim != 1:
+            raise ShapeError(
+                f"A prompt's token ids have shape (length,); got {array.shape}.",
+                fix='give one prompt at a time, or run over several: cp.product(model, over={"prompt": all_ids}).',
+            )
+        if not whole and (array.ndim != 2 or array.shape[-1] != self.width):
+            row = f", its last row the pooled vector's {self.pooled} numbers and zeros" if self.pooled else ""
+            raise ShapeError(
+                f"A prompt's hidden states have shape (length, {self.width}){row}; got {array.shape}.",
+                fix="pass a text, token ids, or what model.text_encoder(token_ids) gives for ONE prompt.",
+            )
+        return array
 
     def _encoded(self, ids: list[ArrayLike]) -> Array:
         if self.pooled is None:
@@ -330,10 +330,6 @@ class Prompts:
         hidden = jnp.concatenate([encoder.states(i, -2) for encoder, i in pairs], axis=-1)
         vector = pairs[-1][0].pooled(pairs[-1][1])
         return with_pooled(hidden, vector)
-
-
-def _digest(value: ArrayLike) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest()
 
 
 def with_pooled(hidden: Array, vector: Array) -> Array:

@@ -99,7 +99,10 @@ def halve(x: Array) -> Array:
 def attended(arrays: Arrays, x: Array, context: Array | None, style: Style) -> Array:
     """Attention of an image to itself, after a norm and added, or transformers that attend to the context too."""
     if "transformer_blocks" in arrays:
-        assert context is not None  # such networks have a prompt
+        if context is None:
+            raise arrays.foreign(
+                f"{arrays.prefix[:-1]} has transformers, and no network of this class has a prompt there"
+            )
         return spatial_transformer(arrays, x, context, style.heads, style.groups, style.only_cross)
     channels = x.shape[-1]
     check_split(arrays, channels, style.head_size or style.heads, "heads of attention, or channels of a head,")

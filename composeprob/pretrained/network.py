@@ -66,7 +66,8 @@ class Network:
             name: shaped(*(n or 1 for n in shape), dtype=jnp.float32 if shape else jnp.int32)
             for name, shape in conditions.items()
         }
-        *_, outputs = arrays.trace(form, shaped(side, side, channels), shaped(), **given)
+        t = shaped(dtype=jnp.int32 if time == "level" else jnp.float32)
+        *_, outputs = arrays.trace(form, shaped(side, side, channels), t, **given)
         return cls(arrays.finish(form), outputs, sample_size, channels, multiple, time, conditions, **labels)
 
 

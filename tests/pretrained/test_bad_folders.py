@@ -195,6 +195,9 @@ FOLDERS = {
         lambda f: (block("up_blocks.1.")(f), edit("unet/config.json", up_block_types=...)(f)),
         "2 blocks on the way down and 1 on the way up",
     ),
+    "no keys of a prompt": (
+        rewrite(lambda a: [a.pop(name) for name in list(a) if ".attn2." in name]), "has transformers, and no network"
+    ),
     "another depth": (edit("unet/config.json", layers_per_block=2), r"has layers_per_block=2, but the weights"),
     "a layer less": (block("down_blocks.0.resnets.0.conv1"), "it lacks down_blocks.0.resnets.0.conv1"),
     "attention that is no more": (block("down_blocks.0.attentions"), "has attention of the kind ''"),

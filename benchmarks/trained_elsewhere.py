@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,6 @@ from report import publish
 from safetensors.numpy import load_file, save_file
 
 import composeprob as cp
-from composeprob.pretrained.layers import EmbeddingMLP
-from composeprob.pretrained.tensors import Arrays, fill, header
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 from convert_guided_diffusion import Supplied, convert
@@ -96,9 +95,8 @@ def load(folder: Path) -> Any:
     convert(folder / "network.safetensors", folder / "here", supplied)
     network = cp.from_diffusers(folder / "here").network
     layers = {"0": "linear_1", "2": "linear_2"}
-    save_file({f"{layers[name[0]]}{name[1:]}": array for name, array in labels.items()}, folder / "labels.safetensors")
-    embedding = fill(EmbeddingMLP(Arrays(header(folder / "labels.safetensors"), "the labels")), jnp.float32)
-    return eqx.tree_at(lambda n: n.class_embedding, network, embedding, is_leaf=lambda leaf: leaf is None)
+    found = {f"class_embedding.{layers[name[0]]}{name[1:]}": jnp.asarray(array) for name, array in labels.items()}
+    return replace(network, arrays=network.arrays | found, form=replace(network.form, label="projection"))
 
 
 def main() -> int:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from composeprob.pretrained.layers import (
     ACTIVATIONS,
-    Conv,
-    GroupNorm,
-    LayerNorm,
-    Linear,
-    RMSNorm,
     check_split,
+    convolve,
     exact_gelu,
+    group_norm,
+    layer_norm,
+    linear,
+    rms_norm,
 )
 from composeprob.pretrained.tensors import Arrays
 
@@ -42,132 +40,52 @@ def _products(query: Array, key: Array, value: Array, *, causal: bool) -> Array:
     return jnp.swapaxes(found / weights.sum(-1, keepdims=True), 0, 1).astype(value.dtype)
 
 
-class Heads(eqx.Module):
+def projections(
+    arrays: Arrays, x: Array, heads: int, context: Array | None = None, *, bias: bool, added: bool = False
+) -> list[Array]:
     """Queries of a sequence, and keys and values of it or of another one, (length, heads, d) each.
 
     Args:
         arrays: with the projections, and norms where there are any.
-        width: channels of the sequence.
-        context: channels of the other one.
+        x: the sequence, (length, channels).
         heads: their number.
+        context: the other one.
         bias: whether the projections have one.
-        inner: channels of all heads together; None for any.
         added: whether they are those of a second sequence, by their names.
     """
-
-    layers: tuple[Linear, ...]
-    norms: tuple[RMSNorm | None, ...]
-    heads: int = eqx.field(static=True)
-
-    def __init__(
-        self,
-        arrays: Arrays,
-        width: int,
-        context: int,
-        heads: int,
-        bias: bool,
-        inner: int | None = None,
-        added: bool = False,
-    ):
-        name, norm = ("add_{}_proj", "norm_added_{}") if added else ("to_{}", "norm_{}")
-        first = Linear(arrays / name.format("q"), width, inner, bias)
-        check_split(arrays, first.outputs, heads, "heads of attention")
-        others = (Linear(arrays / name.format(each), context, first.outputs, bias) for each in "kv")
-        self.layers, self.heads = (first, *others), heads
-        size, norms = first.outputs // heads, map(norm.format, "qkv")
-        self.norms = tuple(RMSNorm(arrays / each, size, 1e-6) if each in arrays else None for each in norms)
-
-    def __call__(self, x: Array, context: Array | None = None) -> list[Array]:
-        found, other = [], x if context is None else context
-        for sequence, layer, norm in zip((x, other, other), self.layers, self.norms, strict=True):
-            split = layer(sequence).reshape(sequence.shape[0], self.heads, -1)
-            found.append(split if norm is None else norm(split))
-        return found
+    name, norm = ("add_{}_proj", "norm_added_{}") if added else ("to_{}", "norm_{}")
+    found: list[Array] = []
+    for letter, sequence in zip("qkv", (x, *[x if context is None else context] * 2), strict=True):
+        inner = found[0].shape[1] * found[0].shape[2] if found else None
+        y = linear(arrays / name.format(letter), sequence, inner, bias)
+        check_split(arrays, y.shape[1], heads, "heads of attention")
+        y, normed = y.reshape(y.shape[0], heads, -1), norm.format(letter)
+        found.append(rms_norm(arrays / normed, y, 1e-6) if normed in arrays else y)
+    return found
 
 
-class Attention(eqx.Module):
-    """Attention of a sequence to itself, to another one, or of two sequences to both.
+def attention(
+    arrays: Arrays, x: Array, heads: int, context: Array | None = None, *, bias: bool = False, causal: bool = False
+) -> Array:
+    """Attention of a sequence to itself or to another one; the output has the sequence's shape.
 
     Args:
-        arrays: with or without a group norm before, norms of queries and keys, and projections of a second sequence.
-        width: channels of the sequence.
-        heads: their number.
-        context: channels of what is attended to; None for the sequence itself.
-        bias: whether the projections to queries, keys and values have one.
-        groups, eps: of the group norm.
-        residual: whether the input is added.
-        rescale: divides the output.
+        arrays, x, heads, context, bias: as of `projections`.
         causal: whether a place sees only those before it.
     """
-
-    group_norm: GroupNorm | None
-    own: Heads
-    added: Heads | None
-    to_out: tuple[Linear]
-    to_add_out: Linear | None
-    residual: bool = eqx.field(static=True)
-    rescale: float = eqx.field(static=True)
-    causal: bool = eqx.field(static=True)
-
-    def __init__(
-        self,
-        arrays: Arrays,
-        width: int,
-        heads: int,
-        *,
-        context: int | None = None,
-        bias: bool = False,
-        groups: int = 1,
-        eps: float = 1e-5,
-        residual: bool = False,
-        rescale: float = 1.0,
-        causal: bool = False,
-    ):
-        self.group_norm = GroupNorm(arrays / "group_norm", groups, width, eps) if "group_norm" in arrays else None
-        self.own = Heads(arrays, width, width if context is None else context, heads, bias)
-        inner, two = self.own.layers[0].outputs, "add_q_proj" in arrays
-        self.added = Heads(arrays, width, width, heads, True, inner, added=True) if two else None
-        self.to_out = (Linear(arrays / "to_out" / 0, inner, width),)
-        self.to_add_out = Linear(arrays / "to_add_out", inner, width) if "to_add_out" in arrays else None
-        self.residual, self.rescale, self.causal = residual, float(rescale), causal
-
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
-        """The output for an image (height, width, channels) or a sequence (length, channels), of the same shape."""
-        sequence = x.reshape(-1, x.shape[-1])
-        if self.group_norm is not None:
-            sequence = self.group_norm(sequence)
-        found = self.to_out[0](attend(*self.own(sequence, context), causal=self.causal)).reshape(x.shape)
-        return ((found + x) if self.residual else found) / self.rescale
-
-    def both(self, x: Array, context: Array) -> tuple[Array, Array | None]:
-        """The outputs for two sequences, each of which attends to both; None for the second where it has none."""
-        assert self.added is not None
-        found = attend(*map(jnp.concatenate, zip(self.own(x), self.added(context), strict=True)))
-        beside = None if self.to_add_out is None else self.to_add_out(found[x.shape[0] :])
-        return self.to_out[0](found[: x.shape[0]]), beside
+    found = attend(*projections(arrays, x, heads, context, bias=bias), causal=causal)
+    return linear(arrays / "to_out" / 0, found, x.shape[-1])
 
 
-class Gated(eqx.Module):
-    """a(x·W + b), or h·a(g) with (h, g) the halves of that."""
-
-    proj: Linear
-    kind: str = eqx.field(static=True)
-
-    def __init__(self, arrays: Arrays, inputs: int, outputs: int, kind: str):
-        self.kind = kind
-        self.proj = Linear(arrays / "proj", inputs, outputs * (2 if self.has_gate else 1))
-
-    @property
-    def has_gate(self) -> bool:
-        """Whether half of the projection multiplies the other half."""
-        return self.kind in ("geglu", "swiglu")
-
-    def __call__(self, x: Array) -> Array:
-        y = self.proj(x)
-        if not self.has_gate:
-            return (ACTIVATIONS | FEED_FORWARD)[self.kind](y)
-        hidden, gate = jnp.split(y, 2, axis=-1)
-        return hidden * FEED_FORWARD[self.kind](gate)
+def joint_attention(arrays: Arrays, x: Array, context: Array, heads: int, *, last: bool) -> tuple[Array, Array]:
+    """Attention of two sequences, each to both; of the second, in the last block, what goes into its output."""
+    own = projections(arrays, x, heads, bias=True)
+    added = projections(arrays, context, heads, bias=True, added=True)
+    found, length = attend(*map(jnp.concatenate, zip(own, added, strict=True))), x.shape[0]
+    beside = found[length:]
+    if not last:
+        beside = linear(arrays / "to_add_out", beside, context.shape[-1])
+    return linear(arrays / "to_out" / 0, found[:length], x.shape[-1]), beside
 
 
 FEED_FORWARD = {
@@ -181,99 +99,60 @@ FEED_FORWARD = {
 """By the names that config files use."""
 
 
-class FeedForward(eqx.Module):
-    """Two layers; ``net.1`` is dropout in training."""
-
-    net: tuple[Gated, None, Linear]
-
-    def __init__(self, arrays: Arrays, width: int, kind: str):
-        last = Linear(arrays / "net" / 2, None, width)
-        self.net = (Gated(arrays / "net" / 0, width, last.inputs, kind), None, last)
-
-    def __call__(self, x: Array) -> Array:
-        return self.net[2](self.net[0](x))
+def feed_forward(arrays: Arrays, x: Array, kind: str) -> Array:
+    """Two layers, a(x·W + b) or h·a(g) with (h, g) the halves of that, and a linear one; ``net.1`` is dropout."""
+    y, activation = linear(arrays / "net" / 0 / "proj", x), (ACTIVATIONS | FEED_FORWARD)[kind]
+    if kind in ("geglu", "swiglu"):
+        hidden, gate = jnp.split(y, 2, axis=-1)
+        y = hidden * activation(gate)
+    else:
+        y = activation(y)
+    return linear(arrays / "net" / 2, y, x.shape[-1])
 
 
-class TransformerBlock(eqx.Module):
+def transformer_block(
+    arrays: Arrays,
+    x: Array,
+    heads: int,
+    context: Array | None = None,
+    *,
+    only_cross: bool = False,
+    kind: str = "geglu",
+    eps: float = 1e-5,
+    bias: bool = False,
+    causal: bool = False,
+) -> Array:
     """Attention to itself, attention to the prompt where there is one, and a feed-forward layer, each after a norm and
     added.
 
     Args:
         arrays: of the block.
-        width: channels of the sequence.
+        x: the sequence, (length, channels).
         heads: their number.
-        context: channels of the prompt; None without.
+        context: the prompt.
         only_cross: whether the first attention is to the prompt too.
         kind: of the feed-forward layer.
         eps: of the norms.
-        options: of attention to itself.
+        bias, causal: of attention to itself.
     """
-
-    norm1: LayerNorm
-    attn1: Attention
-    norm2: LayerNorm | None
-    attn2: Attention | None
-    norm3: LayerNorm
-    ff: FeedForward
-    only_cross: bool = eqx.field(static=True)
-
-    def __init__(
-        self,
-        arrays: Arrays,
-        width: int,
-        heads: int,
-        context: int | None = None,
-        only_cross: bool = False,
-        *,
-        kind: str = "geglu",
-        eps: float = 1e-5,
-        **options: Any,
-    ):
-        self.norm1, self.norm3 = (LayerNorm(arrays / f"norm{i}", width, eps) for i in (1, 3))
-        self.attn1 = Attention(arrays / "attn1", width, heads, context=context if only_cross else None, **options)
-        self.norm2 = None if context is None else LayerNorm(arrays / "norm2", width, eps)
-        self.attn2 = None if context is None else Attention(arrays / "attn2", width, heads, context=context)
-        self.ff = FeedForward(arrays / "ff", width, kind)
-        self.only_cross = only_cross
-
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
-        x = self.attn1(self.norm1(x), context if self.only_cross else None) + x
-        if self.attn2 is not None and self.norm2 is not None:
-            x = self.attn2(self.norm2(x), context) + x
-        return self.ff(self.norm3(x)) + x
+    first, normed = context if only_cross else None, layer_norm(arrays / "norm1", x, eps)
+    x = attention(arrays / "attn1", normed, heads, first, bias=bias, causal=causal) + x
+    if context is not None:
+        x = attention(arrays / "attn2", layer_norm(arrays / "norm2", x, eps), heads, context) + x
+    return feed_forward(arrays / "ff", layer_norm(arrays / "norm3", x, eps), kind) + x
 
 
-class SpatialTransformer(eqx.Module):
+def spatial_transformer(
+    arrays: Arrays, x: Array, context: Array, heads: int, groups: int, only_cross: bool = False
+) -> Array:
     """Transformer blocks over the places of an image, whose output is added to it."""
 
-    norm: GroupNorm
-    proj_in: Linear | Conv
-    transformer_blocks: tuple[TransformerBlock, ...]
-    proj_out: Linear | Conv
+    def project(name: str, x: Array, outputs: int | None = None) -> Array:
+        below = arrays / name
+        return convolve(below, x, 1, outputs) if below.rank("weight") == 4 else linear(below, x, outputs)
 
-    def __init__(
-        self,
-        arrays: Arrays,
-        channels: int,
-        heads: int,
-        context: int,
-        groups: int,
-        linear: bool,
-        only_cross: bool = False,
-    ):
-        def project(name: str, inputs: int, outputs: int | None = None) -> Linear | Conv:
-            return Linear(arrays / name, inputs, outputs) if linear else Conv(arrays / name, inputs, 1)
-
-        self.norm = GroupNorm(arrays / "norm", groups, channels, 1e-6)
-        self.proj_in = project("proj_in", channels)
-        inner = self.proj_in.outputs
-        blocks = arrays.items("transformer_blocks")
-        self.transformer_blocks = tuple(TransformerBlock(block, inner, heads, context, only_cross) for block in blocks)
-        self.proj_out = project("proj_out", inner, channels)
-
-    def __call__(self, x: Array, context: Array) -> Array:
-        hidden = self.proj_in(self.norm(x))
-        sequence = hidden.reshape(-1, hidden.shape[-1])
-        for block in self.transformer_blocks:
-            sequence = block(sequence, context)
-        return self.proj_out(sequence.reshape(hidden.shape)) + x
+    hidden = project("proj_in", group_norm(arrays / "norm", x, groups, 1e-6))
+    sequence = hidden.reshape(-1, hidden.shape[-1])
+    for block in arrays.items("transformer_blocks"):
+        sequence = transformer_block(block, sequence, heads, context, only_cross=only_cross)
+    return project("proj_out", sequence.reshape(hidden.shape), x.shape[-1]) + x

@@ -22,9 +22,9 @@ from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained import schedulers, tensors
 from composeprob.pretrained.autoencoder import autoencoder_kl, autoencoder_tiny
 from composeprob.pretrained.config import read_json, unsupported
-from composeprob.pretrained.model import Coder, Parts, Pretrained
+from composeprob.pretrained.model import Parts, Pretrained
 from composeprob.pretrained.network import Adapted, Network, Preconditioned
-from composeprob.pretrained.text import CLIPText, Prompts, TextEncoder, Tokenizer, clip
+from composeprob.pretrained.text import Prompts, TextEncoder, Tokenizer, clip
 from composeprob.pretrained.transformer import dit, sd3
 from composeprob.pretrained.unet import GUIDED, guided, unet_2d, unet_condition
 from composeprob.schedule import Schedule
@@ -120,8 +120,8 @@ NETWORKS: dict[str, Build[Network]] = {
     "SD3Transformer2DModel": sd3,
     GUIDED: guided,
 }
-AUTOENCODERS: dict[str, Build[Coder]] = {"AutoencoderKL": autoencoder_kl, "AutoencoderTiny": autoencoder_tiny}
-ENCODERS: dict[str, Build[CLIPText]] = {"CLIPTextModel": clip, "CLIPTextModelWithProjection": clip}
+AUTOENCODERS: dict[str, Build[tensors.Loaded]] = {"AutoencoderKL": autoencoder_kl, "AutoencoderTiny": autoencoder_tiny}
+ENCODERS: dict[str, Build[tensors.Loaded]] = {"CLIPTextModel": clip, "CLIPTextModelWithProjection": clip}
 
 
 def from_diffusers(
@@ -188,10 +188,10 @@ def from_diffusers(
     learned = _trained(place, schedule)
     shape = _event_shape(network, str(where / "config.json"))
     # Everything that can be refused is examined before the first weight is read.
-    beside = _encoders(place)
-    module = tensors.fill(network.module, kind)
-    parts = Parts(place.path.name, *beside(kind))
-    adapted, options = _adapted(module, network, learned, schedule)
+    coder, texts = _beside(place)
+    encoders = tuple(TextEncoder(tensors.fill(encoder, kind), tokenizer) for encoder, tokenizer in texts)
+    parts = Parts(place.path.name, tensors.fill(coder, kind), encoders)
+    adapted, options = _adapted(tensors.fill(network.module, kind), network, learned, schedule)
     options |= _conditions(network, parts, shape)
     return Pretrained(adapted, parts, event_shape=shape, label=place.path.name, remat=remat, **options)
 
@@ -277,25 +277,19 @@ def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
     return sides[0], sides[1], network.channels
 
 
-def _encoders(place: Folder) -> Callable[[DTypeLike], tuple[Coder | None, tuple[TextEncoder, ...]]]:
-    """Checks the autoencoder and the text encoders of a pipeline; returns what reads them."""
-    coders = [
-        _skeleton(place.component_path(name), AUTOENCODERS) for name in ("vae", "vqvae") if name in place.components
-    ]
-    texts: list[tuple[CLIPText, Tokenizer | None]] = []
+def _beside(place: Folder) -> tuple[tensors.Loaded | None, list[tuple[tensors.Loaded, Tokenizer | None]]]:
+    """The autoencoder and the text encoders of a pipeline, their arrays not read yet."""
+    name = next((name for name in ("vae", "vqvae") if name in place.components), None)
+    coder = None if name is None else _skeleton(place.component_path(name), AUTOENCODERS)
+    texts: list[tuple[tensors.Loaded, Tokenizer | None]] = []
     # A prompt is encoded by all text encoders, and T5, the third of three, is not among those that are known.
     for suffix in ("", "_2") if "text_encoder_3" not in place.components else ():
         kind = place.components.get(f"text_encoder{suffix}")
         if kind in ENCODERS:
             encoder = _skeleton(place.component_path(f"text_encoder{suffix}"), ENCODERS, kind)
             files = place.path / f"tokenizer{suffix}"
-            texts.append((encoder, Tokenizer(files, encoder.length) if files.is_dir() else None))
-
-    def read(dtype: DTypeLike) -> tuple[Coder | None, tuple[TextEncoder, ...]]:
-        coder = tensors.fill(coders[0], dtype) if coders else None
-        return coder, tuple(TextEncoder(tensors.fill(encoder, dtype), tokenizer) for encoder, tokenizer in texts)
-
-    return read
+            texts.append((encoder, Tokenizer(files, encoder.form.length) if files.is_dir() else None))
+    return coder, texts
 
 
 def _adapted(
@@ -333,7 +327,7 @@ def _conditions(network: Network, parts: Parts, shape: tuple[int, ...]) -> dict[
         readable = bool(parts.text_encoders) and all(e.tokenizer is not None for e in parts.text_encoders)
         values["prompt"], encoders["prompt"] = prompts("") if readable else None, prompts
     if "size" in network.conditions:
-        scale = 1 if parts.autoencoder is None else parts.autoencoder.shrinks
+        scale = 1 if parts.autoencoder is None else parts.autoencoder.form.shrinks
         height, width = (side * scale for side in shape[:2])
         values["size"] = np.asarray([height, width, 0, 0, height, width], np.float32)
     if "label" in network.conditions:

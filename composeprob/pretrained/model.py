@@ -17,10 +17,8 @@ from numpy.typing import ArrayLike
 from composeprob.errors import CapabilityError, ShapeError
 from composeprob.factors.base import Traits
 from composeprob.factors.diffusion import Diffusion
-from composeprob.pretrained.autoencoder import Autoencoder, TinyAutoencoder
+from composeprob.pretrained.tensors import Loaded
 from composeprob.pretrained.text import Prompts, TextEncoder
-
-Coder = Autoencoder | TinyAutoencoder
 
 
 class Parts:
@@ -32,7 +30,7 @@ class Parts:
         text_encoders: none, one or two.
     """
 
-    def __init__(self, name: str, autoencoder: Coder | None, text_encoders: tuple[TextEncoder, ...]):
+    def __init__(self, name: str, autoencoder: Loaded | None, text_encoders: tuple[TextEncoder, ...]):
         self.name, self.autoencoder, self.text_encoders = name, autoencoder, text_encoders
 
     def __repr__(self) -> str:
@@ -46,9 +44,9 @@ class Parts:
         """Images of latents (``"decode"``), or latents of images (``"encode"``), (…, height, width, channels)."""
         coder, x = self.autoencoder, jnp.asarray(given, jnp.result_type(float))
         assert coder is not None
-        what, channels, multiple = "Latents", coder.latents, 1
+        what, channels, multiple = "Latents", coder.form.latents, 1
         if way == "encode":
-            what, channels, multiple = "Images", coder.channels, coder.shrinks
+            what, channels, multiple = "Images", coder.form.channels, coder.form.shrinks
         if x.ndim < 3 or x.shape[-1] != channels or any(side % multiple or not side for side in x.shape[-3:-1]):
             sides = f", sides multiples of {multiple}" if multiple > 1 else ""
             raise ShapeError(
@@ -97,12 +95,7 @@ class Pretrained(Diffusion):
         Raises:
             CapabilityError: the model has none.
         """
-        if not self.parts.text_encoders:
-            raise CapabilityError(
-                f"The model '{self.label}' has no text encoder.",
-                fix="use a text-to-image folder, with text_encoder/ in it.",
-            )
-        return self.parts.text_encoders[0]
+        return self._encoder(0, "text encoder", "use a text-to-image folder, with text_encoder/ in it.")
 
     @property
     def text_encoder_2(self) -> TextEncoder:
@@ -111,12 +104,12 @@ class Pretrained(Diffusion):
         Raises:
             CapabilityError: the model has no second one.
         """
-        if len(self.parts.text_encoders) < 2:
-            raise CapabilityError(
-                f"The model '{self.label}' has no second text encoder.",
-                fix="use model.text_encoder, or another folder.",
-            )
-        return self.parts.text_encoders[1]
+        return self._encoder(1, "second text encoder", "use model.text_encoder, or another folder.")
+
+    def _encoder(self, index: int, what: str, fix: str) -> TextEncoder:
+        if len(self.parts.text_encoders) <= index:
+            raise CapabilityError(f"The model '{self.label}' has no {what}.", fix=fix)
+        return self.parts.text_encoders[index]
 
     def decode(self, latents: ArrayLike) -> Array:
         """Makes images of latents.
@@ -158,6 +151,6 @@ class Pretrained(Diffusion):
 
 
 @eqx.filter_jit
-def _mapped(coder: Coder, way: str, stack: Array) -> Array:
+def _mapped(coder: Loaded, way: str, stack: Array) -> Array:
     """One way of an autoencoder, of every image of a stack."""
-    return jax.lax.map(getattr(coder, way), stack, batch_size=4)
+    return jax.lax.map(lambda each: coder.run(way, each), stack, batch_size=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError
 from composeprob.json_data import JSON
+from composeprob.pretrained.tensors import Arrays, Loaded, shaped
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,10 @@ class Network:
     """A network's skeleton with what must be known to call it.
 
     Attributes:
-        module: called as ``module(x, t, **conditions)`` on one event; its arrays are `layers.Parameter`s.
+        module: called as ``module(x, t, **conditions)`` on one event; its arrays are not read yet.
+        outputs: channels of the output; twice ``channels`` where the variance is learned too.
         sample_size: height and width of events, or one number for both; None where the file has none.
         channels: of events.
-        outputs: channels of the output; twice ``channels`` where the variance is learned too.
         multiple: height and width must be multiples of it.
         time: what it takes of the noise, as `Diffusion`'s ``time``.
         conditions: the shape of each condition.
@@ -32,15 +34,41 @@ class Network:
         null_label: the label that means "no label"; None where there is none.
     """
 
-    module: Callable[..., Array]
+    module: Loaded
+    outputs: int
     sample_size: JSON
     channels: int
-    outputs: int
     multiple: int
     time: str = "real_level"
     conditions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     classes: int | None = None
     null_label: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        form: Callable[..., Array],
+        arrays: Arrays,
+        sample_size: JSON,
+        channels: int,
+        multiple: int,
+        time: str = "real_level",
+        conditions: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+        **labels: int | None,
+    ) -> Network:
+        """The network of a form and its arrays, traced once; arguments as the attributes.
+
+        Raises:
+            LoadError: arrays that are missing, do not fit together, or are no part of such a network.
+        """
+        side = max(multiple, 2 ** len(arrays.items("down_blocks")))
+        given = {  # a label is whole, and prompts have any length
+            name: shaped(*(n or 1 for n in shape), dtype=jnp.float32 if shape else jnp.int32)
+            for name, shape in conditions.items()
+        }
+        t = shaped(dtype=jnp.int32 if time == "level" else jnp.float32)
+        *_, outputs = arrays.trace(form, shaped(side, side, channels), t, **given)
+        return cls(arrays.finish(form), outputs, sample_size, channels, multiple, time, conditions, **labels)
 
 
 class Adapted(eqx.Module):

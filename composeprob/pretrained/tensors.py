@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from composeprob.errors import LoadError
+from composeprob.errors import ComposeProbError, LoadError
 
 DTYPES = {
     "F64": np.float64,
@@ -46,6 +49,7 @@ RENAMED = (
 """Names in files that arrays have elsewhere or had before, as patterns, and their names here."""
 IGNORED = ("embeddings.position_ids", "pos_embed.pos_embed")
 """Tables that old files have and networks make themselves."""
+Shaped = jax.ShapeDtypeStruct
 Skeleton = TypeVar("Skeleton")
 
 
@@ -102,22 +106,32 @@ def header(file: Path) -> dict[str, Stored]:
 
 
 def weights(folder: Path) -> dict[str, Stored]:
-    """The arrays of a network's folder by name: of one file, or of all that an index names.
+    """The arrays of a network's folder by their names here: of one file, or of all that an index names.
 
     Raises:
         LoadError: no safetensors file, only pickles, or files that an index names are missing.
     """
+    place = _place(folder)
+    found = _sharded(place) if place.suffix == ".json" else header(place)
+    names = {name: name for name in found}
+    for pattern, name in RENAMED:
+        names = {old: re.sub(pattern, name, new) for old, new in names.items()}
+    renamed = {names[old]: stored for old, stored in found.items()}
+    if len(renamed) < len(found):
+        raise Arrays(found, str(folder)).foreign("it has some arrays twice, by an old and a new name")
+    return renamed
+
+
+def _place(folder: Path) -> Path:
+    """The file of a folder's weights, or the index of several."""
     for variant in ("", ".fp32", ".fp16", ".bf16", ".non_ema"):  # the last: before averaging
         for name in ("diffusion_pytorch_model", "model", "pytorch_model"):
-            index = folder / f"{name}.safetensors.index{variant}.json"
-            if index.exists():
-                return _sharded(index)
-            file = folder / f"{name}{variant}.safetensors"
-            if file.exists():
-                return header(file)
+            for file in (f"{name}.safetensors.index{variant}.json", f"{name}{variant}.safetensors"):
+                if (folder / file).exists():
+                    return folder / file
     others = sorted(file for file in folder.glob("*.safetensors"))
     if len(others) == 1:
-        return header(others[0])
+        return others[0]
     refuse_pickles(folder)
     raise LoadError(
         f"There are no weights in {folder}"
@@ -173,100 +187,87 @@ def _sharded(index: Path) -> dict[str, Stored]:
     return found
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """An array of a file in the place of a layer's own, not read yet.
-
-    Attributes:
-        stored: the array in the file.
-        axes: of the file's array, in the layer's order: convolution kernels are stored (out, in, height, width).
-    """
-
-    stored: Stored
-    axes: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As the layer has it."""
-        return tuple(self.stored.shape[axis] for axis in self.axes)
-
-
 class Arrays:
-    """The arrays of a network's files whose names begin alike; a layer takes its own, and with them its sizes.
+    """The arrays of a network whose names begin alike; a layer takes its own, and with them its sizes.
 
     ``arrays / "conv_in"`` are those of a layer, ``arrays.items("down_blocks")`` those of every block.
 
     Args:
-        stored: arrays by their names in the files.
+        held: by their names here, those of a file not read yet, or the arrays themselves.
         where: the file or folder, for errors.
     """
 
-    def __init__(self, stored: Mapping[str, Stored], where: str):
-        names = {name: name for name in stored}
-        for pattern, name in RENAMED:
-            names = {old: re.sub(pattern, name, new) for old, new in names.items()}
-        self.where, self.prefix = where, ""
-        self._stored = {names[old]: array for old, array in stored.items()}
-        if len(self._stored) < len(stored):
-            raise self.foreign("it has some arrays twice, by an old and a new name")
-        self._beginnings = {name[:i] for name in self._stored for i in range(len(name)) if name[i] == "."}
+    def __init__(self, held: Mapping[str, Stored | Array], where: str = "the network"):
+        self.where, self.prefix, self._held = where, "", held
+        self._beginnings = {name[:i] for name in held for i in range(len(name)) if name[i] == "."}
         self._taken: set[str] = set()
 
     def __truediv__(self, name: str | int) -> Arrays:
-        found = object.__new__(Arrays)
-        found.where, found.prefix = self.where, f"{self.prefix}{name}."
-        found._stored, found._beginnings, found._taken = self._stored, self._beginnings, self._taken
+        found = copy.copy(self)
+        found.prefix = f"{self.prefix}{name}."
         return found
 
     def __contains__(self, name: str) -> bool:
         full = self.prefix + name
-        return full in self._stored or full in self._beginnings
+        return full in self._held or full in self._beginnings
 
     def items(self, name: str) -> list[Arrays]:
         """The arrays below ``name.0``, ``name.1`` and so on, as far as there are any."""
-        below, count = self / name, 0
-        while str(count) in below:
-            count += 1
-        return [below / i for i in range(count)]
+        below = self / name
+        return [below / i for i in itertools.takewhile(lambda i: str(i) in below, itertools.count())]
 
-    def inputs_of(self, ending: str) -> int | None:
-        """Channels that go into the first layer whose weight's name ends so; None without one."""
-        return next(
-            (a.shape[1] for name, a in self._stored.items() if name.endswith(ending) and len(a.shape) > 1), None
-        )
+    def numbers(self) -> list[int]:
+        """The numbers right below this name, in order; some may be left out.
 
-    def take(self, name: str, *shape: int | None, axes: tuple[int, ...] | None = None) -> Array:
-        """A `Parameter`, in the place of the array, which its layer takes it for.
+        Raises:
+            LoadError: there are none.
+        """
+        parts = {name[len(self.prefix) :].partition(".")[0] for name in self._held if name.startswith(self.prefix)}
+        if not (found := sorted(int(part) for part in parts if part.isdecimal())):
+            raise self.foreign(f"it lacks {self.prefix}0")
+        return found
+
+    def like(self, ending: str) -> tuple[int, ...]:
+        """The shape of the first array whose name ends so; () without one."""
+        return next((_shape_in_file(array) for name, array in self._held.items() if name.endswith(ending)), ())
+
+    def rank(self, name: str) -> int:
+        """The number of an array's axes; 0 without one."""
+        found = self._held.get(self.prefix + name)
+        return 0 if found is None else len(found.shape)
+
+    def take(self, name: str, *shape: int | None) -> Array:
+        """An array, of which its layer states the shape.
 
         Args:
             name: of the array below this one's.
             shape: in the file, None where it may be any.
-            axes: as of `Parameter`; left out, as in the file.
 
         Raises:
-            LoadError: there is none, it has another shape, or it holds no floating-point numbers.
+            LoadError: there is none, or it has another shape.
         """
         full = self.prefix + name
-        found = self._stored.get(full)
-        if found is None:
+        if full not in self._held:
             raise self.foreign(f"it lacks {full}")
         self._taken.add(full)
-        fits = len(found.shape) == len(shape) and all(
-            n == m or m is None for n, m in zip(found.shape, shape, strict=True)
-        )
-        if not fits or 0 in found.shape:
+        found = _shape_in_file(self._held[full])
+        fits = len(found) == len(shape) and all(n == m or m is None for n, m in zip(found, shape, strict=True))
+        if not fits or 0 in found:
             wanted = ", ".join("any" if n is None else str(n) for n in shape)
             raise LoadError(
-                f"Tensor {full!r} in {self.where} has shape {list(found.shape)}; by config.json and the layers around "
-                f"it, it should be [{wanted}].",
+                f"Tensor {full!r} in {self.where} has shape {list(found)}; by config.json and the layers around it, it "
+                f"should be [{wanted}].",
                 fix="take config.json and all of the weights from one source.",
             )
-        if not jnp.issubdtype(found.dtype, jnp.floating):
-            raise LoadError(
-                f"Tensor {full!r} in {self.where} holds {found.dtype.name}, and a weight is a floating-point number.",
-                fix="save the weights in float32, bfloat16 or float16: quantized ones are not read.",
-            )
-        return cast(Array, Parameter(found, tuple(range(len(shape))) if axes is None else axes))
+        return cast(Array, self._held[full])
+
+    def shape(self, name: str, rank: int) -> tuple[int, ...]:
+        """The shape of an array in the file.
+
+        Raises:
+            LoadError: there is none, or it has another number of axes.
+        """
+        return _shape_in_file(self.take(name, *[None] * rank))
 
     def foreign(self, difference: str) -> LoadError:
         """The error of weights that are not those of the network."""
@@ -275,26 +276,89 @@ class Arrays:
             fix="take both files from one source; a file of LoRA or ControlNet weights is no network by itself.",
         )
 
-    def finish(self) -> None:
-        """Refuses arrays that no layer took.
+    def trace(self, compute: Callable[..., Array], *inputs: Shaped, **named: Shaped) -> tuple[int, ...]:
+        """The shape of ``compute(arrays, *inputs, **named)``, whose layers thereby check every array that they take.
 
         Raises:
-            LoadError: it names the first three.
+            LoadError: arrays that are missing, or do not fit together.
         """
-        unknown = sorted(set(self._stored) - self._taken - set(IGNORED))
+
+        def traced(held: Mapping[str, Array], inputs: tuple[Array, ...], named: dict[str, Array]) -> Array:
+            arrays = Arrays(held, self.where)
+            arrays._taken = self._taken
+            return compute(arrays, *inputs, **named)
+
+        try:
+            return jax.eval_shape(traced, abstract(dict(self._held), jnp.float32), inputs, named).shape
+        except ComposeProbError:
+            raise
+        except (TypeError, ValueError) as error:  # of JAX: sizes that no layer compares
+            raise self.foreign(f"its layers do not fit together ({str(error).splitlines()[0]})") from error
+
+    def finish(self, form: Hashable) -> Loaded:
+        """The network of the arrays that layers took, which are not read yet.
+
+        Raises:
+            LoadError: arrays that no layer took, of which it names the first three, or that hold no numbers with
+                fractions.
+        """
+        unknown = sorted(set(self._held) - self._taken - set(IGNORED))
         if unknown:
             raise self.foreign(f"it has {first_three(unknown)} beside")
+        for name in sorted(self._taken):
+            if not jnp.issubdtype(self._held[name].dtype, jnp.floating):
+                raise LoadError(
+                    f"Tensor {name!r} in {self.where} holds {self._held[name].dtype.name}, and a weight is a "
+                    "floating-point number.",
+                    fix="save the weights in float32, bfloat16 or float16: quantized ones are not read.",
+                )
+        return Loaded({name: cast(Array, self._held[name]) for name in sorted(self._taken)}, form)
+
+
+class Loaded(eqx.Module):
+    """A network: its arrays by their names here, and the form that computes with them.
+
+    Attributes:
+        arrays: kernels of convolutions are (height, width, in, out), all others as in the files.
+        form: called as ``form(arrays, *inputs)``; all that its arrays do not contain, equal by its values.
+    """
+
+    arrays: dict[str, Array]
+    form: Any = eqx.field(static=True)
+
+    def __call__(self, *inputs: Array, **named: Array) -> Array:
+        return self.form(Arrays(self.arrays), *inputs, **named)
+
+    def run(self, method: str, *inputs: Array) -> Any:
+        """Another method of the form."""
+        return getattr(self.form, method)(Arrays(self.arrays), *inputs)
+
+
+def shaped(*shape: int, dtype: DTypeLike = jnp.float32) -> Shaped:
+    """An array's shape and dtype, for `Arrays.trace`."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _shape_in_file(array: Stored | Array) -> tuple[int, ...]:
+    if isinstance(array, Stored) or len(array.shape) != 4:
+        return array.shape
+    return tuple(array.shape[axis] for axis in (3, 2, 0, 1))
+
+
+def _axes(stored: Stored) -> tuple[int, ...]:
+    """The file's axes in the order of the array: kernels are stored (out, in, height, width)."""
+    return (2, 3, 1, 0) if len(stored.shape) == 4 else tuple(range(len(stored.shape)))
 
 
 def fill(skeleton: Skeleton, dtype: DTypeLike) -> Skeleton:
-    """The network with its arrays, read from the files as ``dtype``, in the place of its `Parameter`s."""
-    read = lambda p: jnp.asarray(np.asarray(p.stored.read()).transpose(p.axes).astype(dtype))  # noqa: E731
+    """The network with its arrays, read from the files as ``dtype``."""
+    read = lambda s: jnp.asarray(np.asarray(s.read()).transpose(_axes(s)).astype(dtype))  # noqa: E731
     return jax.tree.map(read, skeleton)
 
 
 def abstract(skeleton: Skeleton, dtype: DTypeLike) -> Skeleton:
     """The network with shapes for arrays, as `jax.eval_shape` gives them: it can be compiled, and takes no memory."""
-    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), skeleton)
+    return jax.tree.map(lambda s: shaped(*(s.shape[axis] for axis in _axes(s)), dtype=dtype), skeleton)
 
 
 def first_three(names: list[str]) -> str:

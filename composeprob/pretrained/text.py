@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,66 +16,57 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import ConditionError, InvalidValueError, LoadError, ShapeError
+from composeprob.factors.fingerprint import fingerprint
 from composeprob.json_data import JSON, JSONObject
-from composeprob.pretrained.attention import TransformerBlock
+from composeprob.pretrained.attention import transformer_block
 from composeprob.pretrained.config import Options, positive, read_json, text_list, whole, whole_from_0
-from composeprob.pretrained.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
-from composeprob.pretrained.tensors import Arrays
+from composeprob.pretrained.layers import ACTIVATIONS, embed, layer_norm, linear
+from composeprob.pretrained.tensors import Arrays, Loaded, shaped
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Tokenizers
 
 
-class Tokens(eqx.Module):
-    """The sum of a token's and its place's embeddings."""
-
-    token_embedding: Embedding
-    position_embedding: Embedding
-
-    def __call__(self, ids: Array) -> Array:
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[0]]
-
-
-class CLIPText(eqx.Module):
+@dataclass(frozen=True)
+class CLIPText:
     """A text encoder over one sequence of token ids.
 
     Attributes:
+        length: the most tokens of a sequence.
+        vocabulary: how many ids there are.
+        heads: of attention.
+        activation: of the feed-forward layers.
+        eps: of the norms.
         end: the id at whose first place the pooled vector is read.
     """
 
-    embeddings: Tokens
-    layers: tuple[TransformerBlock, ...]
-    final_layer_norm: LayerNorm
-    text_projection: Linear | None
-    end: int = eqx.field(static=True)
+    length: int
+    vocabulary: int
+    heads: int
+    activation: str
+    eps: float
+    end: int
 
-    @property
-    def length(self) -> int:
-        """The most tokens of a sequence."""
-        return self.embeddings.position_embedding.weight.shape[0]
-
-    @property
-    def vocabulary(self) -> int:
-        """How many ids there are."""
-        return self.embeddings.token_embedding.weight.shape[0]
-
-    def states(self, ids: Array) -> list[Array]:
+    def states(self, arrays: Arrays, ids: Array) -> list[Array]:
         """The hidden states before the first layer and after each, (length, width) each, before the last norm."""
-        states = [self.embeddings(ids)]
-        for layer in self.layers:
-            states.append(layer(states[-1]))
+        below = arrays / "embeddings"
+        places = below.take("position_embedding.weight", None, None)
+        states = [embed(below / "token_embedding", ids, places.shape[1]) + places[: ids.shape[0]]]
+        block = partial(transformer_block, heads=self.heads, kind=self.activation, eps=self.eps, bias=True, causal=True)
+        for layer in arrays.items("encoder.layers"):
+            states.append(block(layer, states[-1]))
         return states
 
-    def last(self, ids: Array) -> Array:
+    def last(self, arrays: Arrays, ids: Array) -> Array:
         """The last hidden states, after the last norm, (length, width)."""
-        return self.final_layer_norm(self.states(ids)[-1])
+        return layer_norm(arrays / "final_layer_norm", self.states(arrays, ids)[-1], self.eps)
 
-    def pooled(self, ids: Array) -> Array:
+    def pooled(self, arrays: Arrays, ids: Array) -> Array:
         """The state of the end token, projected where the network has a projection."""
         # Old files have 2 in the place of the end token's id: there the end is the greatest id of a sequence.
         place = jnp.argmax(ids) if self.end == 2 else jnp.argmax(ids == self.end)
-        found = self.last(ids)[place]
-        return found if self.text_projection is None else self.text_projection(found)
+        found = self.last(arrays, ids)[place]
+        return linear(arrays / "text_projection", found, bias=False) if "text_projection" in arrays else found
 
     def check(self, ids: ArrayLike) -> Array:
         """Token ids as an array.
@@ -102,7 +94,7 @@ class CLIPText(eqx.Module):
         return array
 
 
-def clip(config: JSONObject, arrays: Arrays, where: str) -> CLIPText:
+def clip(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
     """A CLIP text encoder, with a projection where its class has one.
 
     Raises:
@@ -112,23 +104,20 @@ def clip(config: JSONObject, arrays: Arrays, where: str) -> CLIPText:
         config, where, num_attention_heads=(8, whole), hidden_act=("quick_gelu", *ACTIVATIONS),
         layer_norm_eps=(1e-5, positive), eos_token_id=(49407, whole_from_0), architectures=(None, text_list),
     )  # fmt: skip
-    tokens = Tokens(*(Embedding(arrays / "embeddings" / f"{name}_embedding") for name in ("token", "position")))
-    width, eps = tokens.token_embedding.weight.shape[1], o.layer_norm_eps
-    options = {"kind": o.hidden_act, "eps": eps, "bias": True, "causal": True}
-    below = arrays.items("encoder.layers")
-    layers = tuple(TransformerBlock(each, width, o.num_attention_heads, **options) for each in below)
-    norm = LayerNorm(arrays / "final_layer_norm", width, eps)
-    projected = "CLIPTextModelWithProjection" in (o.architectures or ())
-    projection = Linear(arrays / "text_projection", width, bias=False) if projected else None
-    arrays.finish()
+    vocabulary, width = arrays.shape("embeddings.token_embedding.weight", 2)
+    length = arrays.shape("embeddings.position_embedding.weight", 2)[0]
+    layers, projected = arrays.items("encoder.layers"), "CLIPTextModelWithProjection" in (o.architectures or ())
+    if projected != ("text_projection" in arrays):
+        raise arrays.foreign(f"it {'lacks' if projected else 'has'} text_projection.weight")
     o.agree(
         others=True,  # of generating text
-        vocab_size=tokens.token_embedding.weight.shape[0], hidden_size=width,
-        max_position_embeddings=tokens.position_embedding.weight.shape[0], num_hidden_layers=len(layers),
-        intermediate_size=layers[0].ff.net[2].inputs if layers else None,
-        projection_dim=None if projection is None else projection.outputs,
+        vocab_size=vocabulary, hidden_size=width, max_position_embeddings=length, num_hidden_layers=len(layers),
+        intermediate_size=layers[0].shape("ff.net.2.weight", 2)[1] if layers else None,
+        projection_dim=arrays.shape("text_projection.weight", 2)[0] if projected else None,
     )  # fmt: skip
-    return CLIPText(tokens, layers, norm, projection, o.eos_token_id)
+    form = CLIPText(length, vocabulary, o.num_attention_heads, o.hidden_act, float(o.layer_norm_eps), o.eos_token_id)
+    arrays.trace(form.pooled, shaped(1, dtype=jnp.int32))
+    return arrays.finish(form)
 
 
 class Tokenizer:
@@ -226,7 +215,7 @@ class TextEncoder:
         tokenizer: makes token ids of a text; None where the folder has none.
     """
 
-    def __init__(self, network: CLIPText, tokenizer: Tokenizer | None):
+    def __init__(self, network: Loaded, tokenizer: Tokenizer | None):
         self.network, self.tokenizer = network, tokenizer
 
     def __call__(self, token_ids: ArrayLike) -> Array:
@@ -241,15 +230,15 @@ class TextEncoder:
         Raises:
             InvalidValueError: no token ids of this encoder.
         """
-        return self._mapped("last", token_ids)
+        return _encoded(self.network, self.network.form.check(token_ids), "last", None)
 
     def pooled(self, token_ids: ArrayLike) -> Array:
         """The state of the end token, projected where the encoder has a projection: (width,) or (n, width)."""
-        return self._mapped("pooled", token_ids)
+        return _encoded(self.network, self.network.form.check(token_ids), "pooled", None)
 
     def states(self, token_ids: ArrayLike, layer: int = -1) -> Array:
         """The hidden states after a layer, before the last norm; −2 is the one that Stable Diffusion XL takes."""
-        return self._mapped("states", token_ids, layer)
+        return _encoded(self.network, self.network.form.check(token_ids), "states", layer)
 
     def tokens(self, text: str) -> np.ndarray:
         """The token ids of a text.
@@ -264,15 +253,11 @@ class TextEncoder:
             )
         return self.tokenizer(text)
 
-    def _mapped(self, what: str, token_ids: ArrayLike, layer: int | None = None) -> Array:
-        ids = self.network.check(token_ids)
-        return _encoded(self.network, ids, what, layer)
-
 
 @eqx.filter_jit
-def _encoded(network: CLIPText, ids: Array, what: str, layer: int | None) -> Array:
+def _encoded(network: Loaded, ids: Array, what: str, layer: int | None) -> Array:
     def states(ids: Array) -> Array:
-        found = getattr(network, what)(ids)
+        found = network.run(what, ids)
         return (found if layer is None else found[layer]).astype(jnp.float32)
 
     return states(ids) if ids.ndim == 1 else jax.vmap(states)(ids)
@@ -289,12 +274,12 @@ class Prompts:
 
     def __init__(self, encoders: tuple[TextEncoder, ...], shape: tuple[int, ...], pooled: int | None):
         self.encoders, self.width, self.pooled = encoders, shape[-1], pooled
-        self._texts: dict[bytes, str] = {}
+        self._texts: dict[str, str] = {}
 
     def text_of(self, value: Array | np.ndarray) -> str | None:
         """The text that an encoded prompt was made of; None where that is not known."""
         known = not isinstance(value, jax.core.Tracer) and jnp.shape(value)[-1:] == (self.width,)
-        return self._texts.get(_digest(value)) if known else None
+        return self._texts.get(fingerprint(value)) if known else None
 
     def __call__(self, prompt: str | ArrayLike) -> Array:
         """The prompt of a text, of token ids or of hidden states, (length, width); a last row holds the pooled vector
@@ -306,24 +291,9 @@ class Prompts:
             InvalidValueError: token ids that the encoder does not have.
         """
         if not isinstance(prompt, str):
-            array = jnp.asarray(prompt)
-            whole = 1 if jnp.issubdtype(array.dtype, jnp.integer) else 2
-            if array.ndim == whole + 1 and array.shape[0] == 1:  # as tokenizers and encoders return one prompt
-                array = array[0]
-            if not jnp.issubdtype(array.dtype, jnp.integer):
-                if array.ndim != 2 or array.shape[-1] != self.width:
-                    row = f", its last row the pooled vector's {self.pooled} numbers and zeros" if self.pooled else ""
-                    raise ShapeError(
-                        f"A prompt's hidden states have shape (length, {self.width}){row}; got {array.shape}.",
-                        fix="pass a text, token ids, or what model.text_encoder(token_ids) gives for ONE prompt.",
-                    )
-                return array
-            if array.ndim != 1:
-                raise ShapeError(
-                    f"A prompt's token ids have shape (length,); got {array.shape}.",
-                    fix='give one prompt at a time, or run over several: cp.product(model, over={"prompt": all_ids}).',
-                )
-            prompt = array
+            prompt = self._array(jnp.asarray(prompt))
+            if prompt.ndim == 2:
+                return prompt
         if not self.encoders:
             raise ConditionError(
                 f"The prompt {prompt!r} needs a text encoder, and the model's folder has none that is supported.",
@@ -331,8 +301,27 @@ class Prompts:
             )
         found = self._encoded([e.tokens(prompt) if isinstance(prompt, str) else prompt for e in self.encoders])
         if isinstance(prompt, str):
-            self._texts[_digest(found)] = prompt
+            self._texts[fingerprint(found)] = prompt
         return found
+
+    def _array(self, array: Array) -> Array:
+        """Token ids (length,), or hidden states (length, width)."""
+        whole = jnp.issubdtype(array.dtype, jnp.integer)
+        rank = 1 if whole else 2
+        if array.ndim == rank + 1 and array.shape[0] == 1:  # as tokenizers and encoders return one prompt
+            array = array[0]
+        if whole and array.ndim != 1:
+            raise ShapeError(
+                f"A prompt's token ids have shape (length,); got {array.shape}.",
+                fix='give one prompt at a time, or run over several: cp.product(model, over={"prompt": all_ids}).',
+            )
+        if not whole and (array.ndim != 2 or array.shape[-1] != self.width):
+            row = f", its last row the pooled vector's {self.pooled} numbers and zeros" if self.pooled else ""
+            raise ShapeError(
+                f"A prompt's hidden states have shape (length, {self.width}){row}; got {array.shape}.",
+                fix="pass a text, token ids, or what model.text_encoder(token_ids) gives for ONE prompt.",
+            )
+        return array
 
     def _encoded(self, ids: list[ArrayLike]) -> Array:
         if self.pooled is None:
@@ -341,10 +330,6 @@ class Prompts:
         hidden = jnp.concatenate([encoder.states(i, -2) for encoder, i in pairs], axis=-1)
         vector = pairs[-1][0].pooled(pairs[-1][1])
         return with_pooled(hidden, vector)
-
-
-def _digest(value: ArrayLike) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest()
 
 
 def with_pooled(hidden: Array, vector: Array) -> Array:

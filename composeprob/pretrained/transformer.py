@@ -3,160 +3,128 @@ et al. 2024)."""
 
 from __future__ import annotations
 
-import equinox as eqx
+import math
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from composeprob.json_data import JSONObject
-from composeprob.pretrained.attention import FEED_FORWARD, Attention, FeedForward
+from composeprob.pretrained.attention import FEED_FORWARD, attention, feed_forward, joint_attention
 from composeprob.pretrained.config import Options, anything, positive, whole
-from composeprob.pretrained.layers import Embedding, EmbeddingMLP, LayerNorm, Linear, Patches, Sinusoids, normalised
+from composeprob.pretrained.layers import embed, image_of, layer_norm, linear, mlp, normalised, patches, sinusoids
 from composeprob.pretrained.network import Network
 from composeprob.pretrained.tensors import Arrays
 
 
-class Conditioning(eqx.Module):
+def conditioning(arrays: Arrays, t: Array, *, label: Array | None = None, pooled: Array | None = None) -> Array:
     """The sum of a time's embedding and that of a label, or of a pooled prompt."""
-
-    timestep_embedder: EmbeddingMLP
-    beside: Embedding | EmbeddingMLP
-    shift: float = eqx.field(static=True)
-
-    def __init__(self, arrays: Arrays, width: int):
-        self.timestep_embedder = EmbeddingMLP(arrays / "timestep_embedder", None, width)
-        labels = "class_embedder" in arrays
-        table = arrays / "class_embedder" / "embedding_table"
-        self.beside = Embedding(table, width) if labels else EmbeddingMLP(arrays / "text_embedder", None, width)
-        self.shift = 1.0 if labels else 0.0  # of the frequencies, in the originals
-
-    def __call__(self, t: Array, beside: Array) -> Array:
-        waves = Sinusoids(self.timestep_embedder.linear_1.inputs, cosine_first=True, shift=self.shift)(t)
-        return self.timestep_embedder(waves) + self.beside(beside)
+    inputs = arrays.shape("timestep_embedder.linear_1.weight", 2)[1]
+    shift = 0.0 if label is None else 1.0  # of the frequencies, in the originals
+    time = mlp(arrays / "timestep_embedder", sinusoids(t, inputs, shift=shift))
+    if label is not None:
+        return time + embed(arrays / "class_embedder" / "embedding_table", label, time.shape[0])
+    assert pooled is not None
+    return time + mlp(arrays / "text_embedder", pooled, time.shape[0])
 
 
-class AdaptiveNorm(eqx.Module):
-    """A layer norm without weights, and scales, shifts and gates made of an embedding.
+def adaptive(arrays: Arrays, embedding: Array, width: int, count: int) -> list[Array]:
+    """The scales, shifts and gates of a layer norm that are made of an embedding, (width,) each."""
+    return jnp.split(linear(arrays / "linear", jax.nn.silu(embedding), count * width), count)
+
+
+def modulate(x: Array, scale: Array, shift: Array) -> Array:
+    """The sequence, normalised without weights, scaled and shifted."""
+    return normalised(x, 1e-6) * (1 + scale) + shift
+
+
+@dataclass(frozen=True)
+class DiT:
+    """A transformer over patches of latents, given a time and a label.
 
     Attributes:
-        emb: makes the embedding, where a block makes its own.
-        linear: to ``count`` scales, shifts and gates.
+        heads: of attention.
+        bias: whether its projections have one.
+        activation: of the feed-forward layers.
+        eps: of the norms before them.
+        affine: whether these have weights.
+        sample_size: rows of the latents of the training.
     """
 
-    emb: Conditioning | None
-    linear: Linear
-    count: int = eqx.field(static=True)
+    heads: int
+    bias: bool
+    activation: str
+    eps: float
+    affine: bool
+    sample_size: int
 
-    def __init__(self, arrays: Arrays, width: int, count: int):
-        self.emb = Conditioning(arrays / "emb", width) if "emb" in arrays else None
-        self.linear, self.count = Linear(arrays / "linear", width, count * width), count
-
-    def parts(self, embedding: Array) -> list[Array]:
-        """The parts of the projected embedding."""
-        return jnp.split(self.linear(jax.nn.silu(embedding)), self.count)
-
-
-def modulate(x: Array, scale: Array, shift: Array, norm: LayerNorm | None = None) -> Array:
-    """The normalised sequence, by default without weights, scaled and shifted."""
-    normed = normalised(x, 1e-6) if norm is None else norm(x)
-    return normed * (1 + scale) + shift
-
-
-class LabelBlock(eqx.Module):
-    """Attention and a feed-forward layer, each scaled, shifted and gated by time and label."""
-
-    norm1: AdaptiveNorm
-    attn1: Attention
-    norm3: LayerNorm
-    ff: FeedForward
-
-    def __call__(self, x: Array, t: Array, label: Array) -> Array:
-        assert self.norm1.emb is not None
-        shift, scale, gate, shift_ff, scale_ff, gate_ff = self.norm1.parts(self.norm1.emb(t, label))
-        x = x + gate * self.attn1(modulate(x, scale, shift))
-        return x + gate_ff * self.ff(modulate(x, scale_ff, shift_ff, self.norm3))
-
-
-class DiT(eqx.Module):
-    """A transformer over patches of latents, given a time and a label."""
-
-    pos_embed: Patches
-    transformer_blocks: tuple[LabelBlock, ...]
-    proj_out_1: Linear
-    proj_out_2: Linear
-
-    def __call__(self, x: Array, t: Array, label: Array) -> Array:
+    def __call__(self, arrays: Arrays, x: Array, t: Array, label: Array) -> Array:
         """The noise of latents x (height, width, channels), and its variance where that is learned."""
-        hidden = self.pos_embed(x.astype(self.proj_out_1.weight.dtype))
-        for block in self.transformer_blocks:
-            hidden = block(hidden, t, label)
-        first = self.transformer_blocks[0].norm1.emb
-        assert first is not None
-        shift, scale = jnp.split(self.proj_out_1(jax.nn.silu(first(t, label))), 2)
-        output = self.proj_out_2(modulate(hidden, scale, shift))
-        return self.pos_embed.image(output, *x.shape[:2]).astype(x.dtype)
+        hidden = patches(arrays / "pos_embed", x, self.sample_size)
+        blocks = arrays.items("transformer_blocks")
+        for block in blocks:
+            hidden = self._block(block, hidden, conditioning(block / "norm1" / "emb", t, label=label))
+        first = conditioning(blocks[0] / "norm1" / "emb", t, label=label)
+        width = hidden.shape[-1]
+        shift, scale = jnp.split(linear(arrays / "proj_out_1", jax.nn.silu(first), 2 * width), 2)
+        output = linear(arrays / "proj_out_2", modulate(hidden, scale, shift))
+        return image_of(output, *x.shape[:2]).astype(x.dtype)
+
+    def _block(self, arrays: Arrays, x: Array, embedding: Array) -> Array:
+        """Attention and a feed-forward layer, each scaled, shifted and gated by time and label."""
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = adaptive(arrays / "norm1", embedding, x.shape[-1], 6)
+        x = x + gate * attention(arrays / "attn1", modulate(x, scale, shift), self.heads, bias=self.bias)
+        normed = layer_norm(arrays / "norm3", x, self.eps) if self.affine else normalised(x, self.eps)
+        return x + gate_ff * feed_forward(arrays / "ff", normed * (1 + scale_ff) + shift_ff, self.activation)
 
 
-class PromptBlock(eqx.Module):
-    """One layer over patches and prompt, each scaled, shifted and gated by time and pooled prompt."""
+@dataclass(frozen=True)
+class SD3:
+    """A transformer over patches of latents and a prompt, given a time and the pooled prompt.
 
-    norm1: AdaptiveNorm
-    norm1_context: AdaptiveNorm
-    attn: Attention
-    attn2: Attention | None
-    ff: FeedForward
-    ff_context: FeedForward | None
+    Attributes:
+        heads: of attention.
+    """
 
-    def __init__(self, arrays: Arrays, width: int, heads: int):
-        last = "ff_context" not in arrays
-        second = "attn2" in arrays
-        self.norm1 = AdaptiveNorm(arrays / "norm1", width, 9 if second else 6)
-        self.norm1_context = AdaptiveNorm(arrays / "norm1_context", width, 2 if last else 6)
-        self.attn = Attention(arrays / "attn", width, heads, bias=True)
-        self.attn2 = Attention(arrays / "attn2", width, heads, bias=True) if second else None
-        self.ff = FeedForward(arrays / "ff", width, "gelu-approximate")
-        self.ff_context = None if last else FeedForward(arrays / "ff_context", width, "gelu-approximate")
-        if self.attn.added is None or (self.attn.to_add_out is None) != last:
-            raise arrays.foreign(f"{arrays.prefix}attn has not the projections of a prompt that its block needs")
+    heads: int
 
-    def __call__(self, x: Array, context: Array, conditioning: Array) -> tuple[Array, Array]:
-        shift, scale, gate, shift_ff, scale_ff, gate_ff, *second = self.norm1.parts(conditioning)
-        if self.ff_context is None:
-            scale_c, shift_c = self.norm1_context.parts(conditioning)
-        else:
-            shift_c, scale_c, gate_c, shift_cf, scale_cf, gate_cf = self.norm1_context.parts(conditioning)
-        found, beside = self.attn.both(modulate(x, scale, shift), modulate(context, scale_c, shift_c))
-        before, x = x, x + gate * found
-        if self.attn2 is not None:
-            shift_2, scale_2, gate_2 = second
-            x = x + gate_2 * self.attn2(modulate(before, scale_2, shift_2))
-        x = x + gate_ff * self.ff(modulate(x, scale_ff, shift_ff))
-        if self.ff_context is None or beside is None:
-            return x, context
-        context = context + gate_c * beside
-        return x, context + gate_cf * self.ff_context(modulate(context, scale_cf, shift_cf))
-
-
-class SD3(eqx.Module):
-    """A transformer over patches of latents and a prompt."""
-
-    pos_embed: Patches
-    time_text_embed: Conditioning
-    context_embedder: Linear
-    transformer_blocks: tuple[PromptBlock, ...]
-    norm_out: AdaptiveNorm
-    proj_out: Linear
-
-    def __call__(self, x: Array, t: Array, prompt: Array, pooled: Array) -> Array:
+    def __call__(self, arrays: Arrays, x: Array, t: Array, prompt: Array, pooled: Array) -> Array:
         """The velocity of latents x (height, width, channels), at time t from 0 to 1000."""
-        dtype = self.proj_out.weight.dtype
-        conditioning = self.time_text_embed(t, pooled)
-        hidden, context = self.pos_embed(x.astype(dtype)), self.context_embedder(prompt.astype(dtype))
-        for block in self.transformer_blocks:
-            hidden, context = block(hidden, context, conditioning)
-        scale, shift = self.norm_out.parts(conditioning)
-        output = self.proj_out(modulate(hidden, scale, shift))
-        return self.pos_embed.image(output, *x.shape[:2]).astype(x.dtype)
+        embedding = conditioning(arrays / "time_text_embed", t, pooled=pooled)
+        hidden = patches(arrays / "pos_embed", x)
+        width = hidden.shape[-1]
+        context = linear(arrays / "context_embedder", prompt, width)
+        for block in arrays.items("transformer_blocks"):
+            hidden, context = self._block(block, hidden, context, embedding)
+        scale, shift = adaptive(arrays / "norm_out", embedding, width, 2)
+        output = linear(arrays / "proj_out", modulate(hidden, scale, shift))
+        return image_of(output, *x.shape[:2]).astype(x.dtype)
+
+    def _block(self, arrays: Arrays, x: Array, context: Array, embedding: Array) -> tuple[Array, Array]:
+        """One layer over patches and prompt, each scaled, shifted and gated; the last one returns no new prompt."""
+        width, kind = x.shape[-1], "gelu-approximate"
+        last, second = "ff_context" not in arrays, "attn2" in arrays
+        parts = adaptive(arrays / "norm1", embedding, width, 9 if second else 6)
+        shift, scale, gate, shift_ff, scale_ff, gate_ff, *of_second = parts
+        parts = adaptive(arrays / "norm1_context", embedding, width, 2 if last else 6)
+        shift_c, scale_c, *of_context = parts[::-1] if last else parts  # the last one has the scale first
+        normed = modulate(x, scale, shift)
+        found, beside = joint_attention(
+            arrays / "attn", normed, modulate(context, scale_c, shift_c), self.heads, last=last
+        )
+        before, x = x, x + gate * found
+        if second:
+            shift_2, scale_2, gate_2 = of_second
+            normed = modulate(before, scale_2, shift_2)
+            x = x + gate_2 * attention(arrays / "attn2", normed, self.heads, bias=True)
+        x = x + gate_ff * feed_forward(arrays / "ff", modulate(x, scale_ff, shift_ff), kind)
+        if last:
+            return x, context
+        gate_c, shift_cf, scale_cf, gate_cf = of_context
+        context = context + gate_c * beside
+        changed = feed_forward(arrays / "ff_context", modulate(context, scale_cf, shift_cf), kind)
+        return x, context + gate_cf * changed
 
 
 def dit(config: JSONObject, arrays: Arrays, where: str) -> Network:
@@ -172,33 +140,20 @@ def dit(config: JSONObject, arrays: Arrays, where: str) -> Network:
         upcast_attention=(False, True), norm_type=("ada_norm_zero",), norm_elementwise_affine=(False, True),
         norm_eps=(1e-5, positive),
     )  # fmt: skip
-    proj_out = Linear(arrays / "proj_out_2")
-    width, heads = proj_out.inputs, o.num_attention_heads
-    blocks = tuple(
-        LabelBlock(
-            AdaptiveNorm(block / "norm1", width, 6),
-            Attention(block / "attn1", width, heads, bias=o.attention_bias),
-            LayerNorm(block / "norm3", width, o.norm_eps, o.norm_elementwise_affine),
-            FeedForward(block / "ff", width, o.activation_fn),
-        )
-        for block in arrays.items("transformer_blocks")
-    )
-    if not blocks or blocks[0].norm1.emb is None:
-        raise arrays.foreign("it lacks transformer_blocks.0.norm1.emb")
-    patches = Patches(arrays / "pos_embed", sample_size=o.sample_size)
-    size = patches.size
-    network = DiT(patches, blocks, Linear(arrays / "proj_out_1", width, 2 * width), proj_out)
-    table = blocks[0].norm1.emb.beside
-    assert isinstance(table, Embedding)
-    classes = table.weight.shape[0] - 1  # the last is for no label
-    channels, outputs = patches.proj.weight.shape[2], proj_out.outputs // size**2
-    arrays.finish()
+    width, channels, size, _ = arrays.shape("pos_embed.proj.weight", 4)
+    block = "transformer_blocks.0.norm1.emb"
+    classes = arrays.shape(f"{block}.class_embedder.embedding_table.weight", 2)[0] - 1  # the last is for no label
     o.agree(
-        in_channels=channels, out_channels=outputs, num_layers=len(blocks), patch_size=size,
-        attention_head_dim=width // heads, num_embeds_ada_norm=classes,
+        in_channels=channels, out_channels=arrays.shape("proj_out_2.weight", 2)[0] // size**2, patch_size=size,
+        num_layers=len(arrays.items("transformer_blocks")), attention_head_dim=width // o.num_attention_heads,
+        num_embeds_ada_norm=classes,
     )  # fmt: skip
-    return Network(
-        network, o.sample_size, channels, outputs, size, conditions={"label": ()}, classes=classes, null_label=classes
+    form = DiT(
+        o.num_attention_heads, o.attention_bias, o.activation_fn, o.norm_eps, o.norm_elementwise_affine, o.sample_size
+    )
+    conditions = {"label": ()}
+    return Network.of(
+        form, arrays, o.sample_size, channels, size, conditions=conditions, classes=classes, null_label=classes
     )
 
 
@@ -209,25 +164,19 @@ def sd3(config: JSONObject, arrays: Arrays, where: str) -> Network:
         LoadError: an option that is not supported, or weights of another network.
     """
     o = Options(config, where, sample_size=(128, anything), num_attention_heads=(18, whole))
-    patches, heads = Patches(arrays / "pos_embed"), o.num_attention_heads
-    width = patches.proj.outputs
-    context, time = Linear(arrays / "context_embedder", None, width), Conditioning(arrays / "time_text_embed", width)
-    blocks = tuple(PromptBlock(block, width, heads) for block in arrays.items("transformer_blocks"))
-    proj_out = Linear(arrays / "proj_out", width)
-    network = SD3(patches, time, context, blocks, AdaptiveNorm(arrays / "norm_out", width, 2), proj_out)
-    channels, outputs = patches.proj.weight.shape[2], proj_out.outputs // patches.size**2
-    arrays.finish()
-    if not blocks or not isinstance(time.beside, EmbeddingMLP):
-        raise arrays.foreign("it lacks transformer_blocks or time_text_embed.text_embedder")
-    pooled = time.beside.linear_1.inputs
+    width, channels, size, _ = arrays.shape("pos_embed.proj.weight", 4)
+    context = arrays.shape("context_embedder.weight", 2)[1]
+    pooled = arrays.shape("time_text_embed.text_embedder.linear_1.weight", 2)[1]
+    blocks = arrays.items("transformer_blocks")
+    if not blocks:
+        raise arrays.foreign("it lacks transformer_blocks")
     o.agree(
-        patch_size=patches.size, in_channels=channels, out_channels=outputs, num_layers=len(blocks),
-        attention_head_dim=width // heads, joint_attention_dim=context.inputs, caption_projection_dim=width,
-        pooled_projection_dim=pooled, pos_embed_max_size=patches.places,
-        dual_attention_layers=tuple(i for i, block in enumerate(blocks) if block.attn2 is not None),
-        qk_norm=None if blocks[0].attn.own.norms[0] is None else "rms_norm",
+        patch_size=size, in_channels=channels, out_channels=arrays.shape("proj_out.weight", 2)[0] // size**2,
+        num_layers=len(blocks), attention_head_dim=width // o.num_attention_heads, joint_attention_dim=context,
+        caption_projection_dim=width, pooled_projection_dim=pooled,
+        pos_embed_max_size=math.isqrt(arrays.shape("pos_embed.pos_embed", 3)[1]),
+        dual_attention_layers=tuple(i for i, block in enumerate(blocks) if "attn2" in block),
+        qk_norm="rms_norm" if "attn.norm_q" in blocks[0] else None,
     )  # fmt: skip
-    return Network(
-        network, o.sample_size, channels, outputs, patches.size,
-        conditions={"prompt": (0, context.inputs), "pooled": (pooled,)},
-    )  # fmt: skip
+    conditions = {"prompt": (0, context), "pooled": (pooled,)}
+    return Network.of(SD3(o.num_attention_heads), arrays, o.sample_size, channels, size, conditions=conditions)

@@ -61,34 +61,18 @@ def cut(name, keep):
     return lambda folder: os.truncate(folder / name, keep)
 
 
-def pickled(folder):
-    (folder / WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
-
-
-def retensor(rename=lambda n: n, drop=(), add=(), **header):
-    """Changes names in the header of the weights, byte for byte."""
+def retensor(**entry):
+    """Changes every entry in the header of the weights, byte for byte."""
 
     def change(folder):
         file = folder / WEIGHTS
         data = file.read_bytes()
         (length,) = struct.unpack("<Q", data[:8])
-        entries = json.loads(data[8 : 8 + length])
-        entries = {
-            rename(k): v | header.get("entry", {}) if k != "__metadata__" else v
-            for k, v in entries.items()
-            if k not in drop
-        }
-        entries |= {name: next(iter(v for k, v in entries.items() if k != "__metadata__")) for name in add}
+        entries = {k: v if k == "__metadata__" else v | entry for k, v in json.loads(data[8 : 8 + length]).items()}
         new = json.dumps(entries).encode()
         file.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
 
     return change
-
-
-def index_without_file(folder):
-    (folder / WEIGHTS).unlink()
-    names = {"weight_map": {"conv_in.weight": "diffusion_pytorch_model-00001-of-00002.safetensors"}}
-    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(names))
 
 
 def two_files(folder):
@@ -144,10 +128,7 @@ FOLDERS = {
     "broken index": (lambda f: (f / "model_index.json").write_text("{"), "cannot be read as JSON"),
     "index of a list": (lambda f: (f / "model_index.json").write_text("[]"), "holds list and not an object"),
     "no configuration": (remove("unet/config.json"), "There is no .*unet/config.json"),
-    "unknown class": (
-        edit("unet/config.json", _class_name="UNet3DModel"),
-        "_class_name='UNet3DModel', which is not supp",
-    ),
+    "unknown class": (edit("unet/config.json", _class_name="UNet3DModel"), "_class_name='UNet3DModel', which is not"),
     "no class": (edit("unet/config.json", _class_name=...), "_class_name=None"),
     "unknown option": (
         edit("unet/config.json", brand_new=3),
@@ -172,21 +153,27 @@ FOLDERS = {
     "channels": (edit("unet/config.json", in_channels=9), "has in_channels=9, but the weights .* in_channels=4"),
     "inpainting": (wider, "takes 9 channels and gives 4"),
     "no weights": (remove(WEIGHTS), "no weights in .*unet"),
-    "pickle": (pickled, r"(?s)\.bin are a pickle.*torch.load\('.*\.bin', weights_only=True"),
+    "pickle": (
+        lambda f: (f / WEIGHTS).rename(f / "unet/diffusion_pytorch_model.bin"),
+        r"(?s)\.bin are a pickle.*torch.load\('.*\.bin', weights_only=True",
+    ),
     "two files": (two_files, "too many: a.safetensors, b.safetensors"),
     "cut short": (cut(WEIGHTS, 40_000), "no whole safetensors file: tensor .* lies at bytes"),
     "cut in the header": (cut(WEIGHTS, 100), "no whole safetensors file: its header"),
     "empty file": (cut(WEIGHTS, 0), "no whole safetensors file"),
-    "unknown dtype": (retensor(entry={"dtype": "F8_E4M3"}), "has the dtype F8_E4M3"),
-    "a missing file of several": (index_without_file, "There is no .*-00001-of-00002.safetensors"),
+    "unknown dtype": (retensor(dtype="F8_E4M3"), "has the dtype F8_E4M3"),
+    "a missing file of several": (
+        sharded(file="diffusion_pytorch_model-00001-of-00002.safetensors"),
+        "There is no .*-00001-of-00002.safetensors",
+    ),
     "an index that is none": (
         lambda f: (f / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}"),
         "is no index of weights: KeyError",
     ),
     "a value of another kind": (edit("unet/config.json", layers_per_block="1"), "has layers_per_block='1', but"),
     "a scheduler's value": (edit("scheduler/scheduler_config.json", beta_end=2.0), "gives β from"),
-    "a missing tensor": (retensor(drop=("conv_in.bias",)), "it lacks conv_in.bias"),
-    "a tensor too many": (retensor(add=("lora.weight",)), "it has lora.weight beside"),
+    "a missing tensor": (rewrite(lambda a: a.pop("conv_in.bias")), "it lacks conv_in.bias"),
+    "a tensor too many": (rewrite(lambda a: a.update({"lora.weight": np.zeros(3)})), "it has lora.weight beside"),
     "another width": (
         edit("unet/config.json", cross_attention_dim=16), "cross_attention_dim=16, but the weights .*_dim=12"
     ),
@@ -206,16 +193,19 @@ FOLDERS = {
     "a block less": (block("up_blocks.1."), "2 values of up_block_types for 1 blocks"),
     "blocks less on the way up": (
         lambda f: (block("up_blocks.1.")(f), edit("unet/config.json", up_block_types=...)(f)),
-        "too few for its way down",
+        "2 blocks on the way down and 1 on the way up",
+    ),
+    "no keys of a prompt": (
+        rewrite(lambda a: [a.pop(name) for name in list(a) if ".attn2." in name]), "has transformers, and no network"
     ),
     "another depth": (edit("unet/config.json", layers_per_block=2), r"has layers_per_block=2, but the weights"),
     "a layer less": (block("down_blocks.0.resnets.0.conv1"), "it lacks down_blocks.0.resnets.0.conv1"),
     "attention that is no more": (block("down_blocks.0.attentions"), "has attention of the kind ''"),
-    "an offset that is negative": (retensor(entry={"data_offsets": [-8, 0]}), "no whole safetensors file: tensor"),
-    "an offset beyond the end": (retensor(entry={"data_offsets": [10**12, 10**12 + 4]}), "lies at bytes 10000"),
-    "an offset that is no number": (retensor(entry={"data_offsets": ["0", "4"]}), "no whole safetensors file"),
-    "a shape that is negative": (retensor(entry={"shape": [-1, -8]}), r"has the shape \[-1, -8\]"),
-    "a shape of fractions": (retensor(entry={"shape": [1.5]}), r"has the shape \[1.5\]"),
+    "an offset that is negative": (retensor(data_offsets=[-8, 0]), "no whole safetensors file: tensor"),
+    "an offset beyond the end": (retensor(data_offsets=[10**12, 10**12 + 4]), "lies at bytes 10000"),
+    "an offset that is no number": (retensor(data_offsets=["0", "4"]), "no whole safetensors file"),
+    "a shape that is negative": (retensor(shape=[-1, -8]), r"has the shape \[-1, -8\]"),
+    "a shape of fractions": (retensor(shape=[1.5]), r"has the shape \[1.5\]"),
     "a header of a list": (lambda f: (f / WEIGHTS).write_bytes(struct.pack("<Q", 2) + b"[]"), "no whole safetensors"),
     "a header of gigabytes": (lambda f: (f / WEIGHTS).write_bytes(struct.pack("<Q", 2**62) + b"{}"), "its header of"),
     "deep brackets": (lambda f: (f / "unet/config.json").write_text("[" * 100_000), "cannot be read as JSON"),
@@ -236,10 +226,7 @@ FOLDERS = {
     "unknown betas": (edit("scheduler/scheduler_config.json", beta_schedule="laplace"), "beta_schedule='laplace'"),
     "unknown prediction": (edit("scheduler/scheduler_config.json", prediction_type="x"), "prediction_type='x'"),
     "trained betas": (edit("scheduler/scheduler_config.json", trained_betas=[0.1]), "1 trained_betas for num_train_"),
-    "autoencoder's class": (
-        edit("vae/config.json", _class_name="VQModel"),
-        "vae/config.json has _class_name='VQModel'",
-    ),
+    "autoencoder's class": (edit("vae/config.json", _class_name="VQModel"), "config.json has _class_name='VQModel'"),
     "autoencoder's shape": (edit("vae/config.json", latent_channels=8), "has latent_channels=8, but the weights"),
     "text encoder's weights": (remove("text_encoder"), "There is no .*text_encoder/config.json"),
     "empty tokenizer": (remove("tokenizer/merges.txt"), "no tokenizer in"),

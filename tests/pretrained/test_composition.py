@@ -107,7 +107,7 @@ def test_samplers(density, sampler, tmp_path):
 def test_a_folder_that_says_what_its_output_means_is_believed():
     """A network that returns next to nothing looks like one of x₀; its scheduler says ε: a doubt, no refusal."""
     factor, schedule = model("ddpm"), model("ddpm").schedule.every(250)
-    weak = eqx.tree_at(lambda f: f.network.body.conv_out.weight, factor, replace_fn=lambda w: 1e-3 * w)
+    weak = eqx.tree_at(lambda f: f.network.arrays["conv_out.weight"], factor, replace_fn=lambda w: 1e-3 * w)
     (doubt,) = cp.compile(single, weak, schedule=schedule).graph.doubts
     assert "does not do what parameterization='epsilon' declares" in doubt
     own = cp.Diffusion(weak.network, factor.schedule, event_shape=factor.event_shape, time="real_level")

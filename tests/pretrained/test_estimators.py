@@ -102,7 +102,8 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def _versions(monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"gensbi": "0.5.1", "bayesflow": "2.1.0"}[name])
+    known, real = {"gensbi": "0.5.1", "bayesflow": "2.1.0"}, importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: known.get(name) or real(name))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import composeprob as cp
+from composeprob.pretrained.layers import sinusoids
 from composeprob.pretrained.schedulers import trained
 from pretrained.test_goldens import DATA, error, golden, model
 from sampling_cases import single
@@ -73,6 +77,19 @@ def test_other_levels_lie_between_those_of_the_training():
     assert "score" in some.capabilities
     assert "energy" not in some.capabilities
     assert "score" in str(some)
+
+
+def test_a_table_of_times_has_a_row_for_each_level(tmp_path):
+    """With the sinusoids of every level in it, the network is that of sinusoids; their timestep k is its row k."""
+    place = shutil.copytree(DATA / "ddpm", tmp_path / "ddpm")
+    file, config = place / "unet" / "diffusion_pytorch_model.fp16.safetensors", place / "unet" / "config.json"
+    rows = jax.vmap(lambda t: sinusoids(t, 8, cosine_first=False, shift=1.0))(jnp.arange(1000.0))
+    save_file(load_file(file) | {"time_proj.weight": np.asarray(rows)}, file)
+    config.write_text(config.read_text().replace('"positional"', '"learned"'))
+    factor, x = cp.from_diffusers(place), jnp.asarray(golden("ddpm")["x"][0])
+    assert factor.time == "level"
+    found, wanted = (jax.jit(lambda f: f.evaluate(x, f.schedule.at(37), {})[1])(f) for f in (factor, model("ddpm")))
+    assert error(found, np.asarray(wanted)) < 1e-5
 
 
 def test_a_folder_of_one_network_needs_levels(tmp_path):

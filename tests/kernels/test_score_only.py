@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 import composeprob as cp
 from composeprob.density.evaluation import Evaluation
-from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels import HMC, MALA, LineIntegral
 from kernel_chains import driven, start, transitions
 from kernels.test_line_integral import state, straight
@@ -64,8 +64,6 @@ def test_what_cannot_work_is_refused_when_it_is_written():
         HMC(0.1, 3, log_ratio=LineIntegral(None, "simpson"))
     for kernel in (MALA, HMC):
         refused(lambda: kernel(0.1, log_ratio="line"), WrongTypeError, "'line'")
-    with pytest.raises(CapabilityError, match=r"LineIntegral"):
-        MALA(0.1).step(jax.random.key(0), state(jnp.zeros(2)), TARGET, 0.1)
 
 
 def test_kernels_show_a_line_integral_and_only_that():

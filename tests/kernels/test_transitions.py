@@ -202,7 +202,7 @@ def test_elements_get_noise_of_their_own():
 def test_accept_tests_refuse_a_score_only_density(kernel):
     target = lambda x: Evaluation(None, -x)
     state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
-    with pytest.raises(CapabilityError, match=r"needs `energy`.*\n.*ULA or UHMC"):
+    with pytest.raises(CapabilityError, match=r"needs `energy`.*\n.*ULA or UHMC.*LineIntegral"):
         kernel.step(jax.random.key(0), state, target, 0.1)
 
 

@@ -442,12 +442,10 @@ class Interwoven:
 
 
 class TestKernel(Interwoven):
-    @pytest.fixture(autouse=True, params=["eta", "zeta"], ids=["members first", "latents first"])
-    def _site(self, request):
+    @pytest.mark.parametrize("site", ["eta", "zeta"], ids=["members first", "latents first"])
+    def test_leaves_the_law_as_it_is_and_moves(self, site):
         """A site whose name comes before those of latents, as blocks have sites by name, and one that comes after."""
-        self.site = request.param
-
-    def test_leaves_the_law_as_it_is_and_moves(self):
+        self.site = site
         start, after = self.moved()
         assert_agrees(z_scores(self.values(after), self.expected()))
         assert np.abs(np.corrcoef(start[:, 2], after[:, 2])[0, 1]) < 0.3
@@ -516,7 +514,7 @@ def test_a_warm_up_counts_what_its_kernel_evaluates():
 
 
 class TestPosterior:
-    @pytest.mark.parametrize("number", [1, 8])
+    @pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 8])
     def test_group_by_the_default_call(self, number):
         y = np.random.default_rng(number).normal(0.7, 0.7, number)
         density = cp.compile(study, POSTERIOR, PRIOR, means(y))

@@ -199,12 +199,13 @@ def test_new_powers_and_shares_reuse_compiled_code():
         score(cp.compile(single, mixed**w * f), X, 3)
 
 
-@pytest.mark.parametrize("program", ["prior", "posterior"])
-def test_no_parameter_is_a_constant_of_the_executable(program):
+@pytest.mark.parametrize(("program", "precision"), [("prior", None), ("posterior", None), ("prior", "bfloat16")])
+def test_no_parameter_is_a_constant_of_the_executable(program, precision):
     size = 300
     f, _ = model(size=size)
     factor = f.given(c=1.0) * f
-    density = cp.compile(single, factor) if program == "prior" else cp.compile(observed, factor, jnp.array(0.2))
+    made, data = (single, ()) if program == "prior" else (observed, (jnp.array(0.2),))
+    density = cp.compile(made, factor, *data, precision=precision)
     position = {"x": jnp.ones(size)}
     dynamic, static = eqx.partition(density, eqx.is_array)
     score = lambda dynamic, position, level: eqx.combine(dynamic, static).score(position, level)

@@ -14,7 +14,7 @@ from kernel_chains import start, steps_of, transitions
 from registry import KERNELS
 from targets import NESTED, evaluate, nested, two_modes
 
-QUICK = ("MALA", "HMC, LineIntegral", "BlackJAX", "Gibbs", "HMC, metric")
+QUICK = ("MALA", "HMC, LineIntegral", "BlackJAX", "Gibbs")
 """Rows whose code the others share."""
 ROWS = pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in KERNELS])
 

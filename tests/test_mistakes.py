@@ -42,7 +42,7 @@ from refusals import refused, rows
 from sampling_cases import SCHEDULE, both, normal, single
 
 KEY, Y, NAN = jax.random.key(0), jnp.zeros(2), jnp.array([1.0, jnp.nan])
-F, G, BAR = normal([0.0, 0.0]), normal([1.0, 1.0]), normal(jnp.zeros(3))
+F, G = normal([0.0, 0.0]), normal([1.0, 1.0])
 CONDITIONAL = cp.Diffusion(lambda x, t, c: c * x, SCHEDULE, event_shape=(2,), conditions={"c": 1.0})
 DENSITY = cp.compile(single, F)
 

@@ -136,8 +136,3 @@ class Counted(eqx.Module):
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance over the leading axis."""
     return x.mean(0), np.cov(x.reshape(len(x), -1), rowvar=False)
-
-
-def per_run(results: list[cp.Result], statistic: Any) -> np.ndarray:
-    """A statistic of each run: interacting chains are no independent draws, runs under different keys are."""
-    return np.array([statistic(result) for result in results])

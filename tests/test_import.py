@@ -20,16 +20,15 @@ HEAVY = ["arviz", "blackjax", "flax", "matplotlib", "optax", "orbax", "scipy.opt
 
 
 @pytest.mark.parametrize(
-    ("statement", "unwanted"),
-    [
-        ("import composeprob.cli", ["jax", "numpy"]),
-        (USED, HEAVY),
-    ],
+    ("statement", "unwanted", "heard"),
+    [("import composeprob.cli", ["jax", "numpy"], False), (USED, HEAVY, False), ("import tqdm.auto", [], True)],
 )
-def test_modules_that_are_not_loaded(statement, unwanted):
-    code = f"import sys; {statement}; print([name for name in {unwanted} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def test_what_is_not_loaded_and_what_a_notebook_without_widgets_does_not_hear(statement, unwanted, heard):
+    code = f"{KERNEL}; {statement}; print([name for name in {unwanted} if name in sys.modules])"
+    command = [sys.executable, "-W", "default", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+    assert ("IProgress not found" in done.stderr) == heard
 
 
 def test_arviz_has_no_word_of_its_own_in_a_first_run(tmp_path):
@@ -39,13 +38,6 @@ def test_arviz_has_no_word_of_its_own_in_a_first_run(tmp_path):
     command = [sys.executable, "-W", "default", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=home)
     assert "ArviZ" not in done.stderr
-
-
-@pytest.mark.parametrize(("statement", "heard"), [("import tqdm.auto", True), (USED, False)])
-def test_a_notebook_without_widgets_hears_nothing_of_them(statement, heard):
-    code = f"{KERNEL}; {statement}"
-    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True)
-    assert ("IProgress not found" in done.stderr) == heard
 
 
 def test_unknown_names():

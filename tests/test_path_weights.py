@@ -65,14 +65,13 @@ def latent_with_two_modes(sign):
     cp.observe("side", dist.Normal(b, 3.0), 3.0 * sign)
 
 
-@pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_latents_alone_are_weighed_by_where_they_began(monkeypatch, sign):
+def test_latents_alone_are_weighed_by_where_they_began(monkeypatch):
     """Each chain begins at one of 16 draws of the prior, so at a side by other shares than those of the posterior."""
-    density = cp.compile(latent_with_two_modes, jnp.float32(sign))
+    density = cp.compile(latent_with_two_modes, jnp.float32(1.0))
     sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive(warmup=200), num_leapfrog=8), 100)
     result, log_weights = ended(monkeypatch, density, sampler, 0, 2000)
     seen = 0.5 * (norm.pdf(3, 3, np.hypot(0.5, 0.05)) + norm.pdf(3, 3, np.hypot(0.5, 0.05)))
-    left, right = (w * seen * norm.pdf(3 * sign, 3 * m, np.hypot(3, 0.05)) for w, m in ((0.3, -1), (0.7, 1)))
+    left, right = (w * seen * norm.pdf(3, 3 * m, np.hypot(3, 0.05)) for w, m in ((0.3, -1), (0.7, 1)))
     assert abs(logsumexp(log_weights) - np.log(len(log_weights)) - np.log(left + right)) < 0.1
     found = float(np.mean(result["b"] < 0))
     weighed = np.exp(log_weights - logsumexp(log_weights)) @ (np.asarray(result["b"]) < 0)
@@ -252,9 +251,7 @@ def test_reverse_diffusion_of_learned_scores_is_named(monkeypatch):
 def test_blas_has_one_thread_in_a_run(monkeypatch):
     seen = []
     monkeypatch.setattr(stages, "STAGES", [lambda _: seen.append(threadpool_info()), *stages.STAGES])
-    ended(
-        monkeypatch, cp.compile(single, two_modes([0.5, 0.5], [-1.0, 1.0], [1.0, 1.0])), cp.Ancestral(), num_chains=64
-    )
+    ended(monkeypatch, cp.compile(single, two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3])), cp.Ancestral())
     assert {library["num_threads"] for library in seen[0] if library["user_api"] == "blas"} <= {1}
 
 

@@ -80,10 +80,6 @@ def test_paths_with_growing_exponents_mend_the_shares():
     assert result.status.ok
 
 
-def test_draws_of_chains_that_stay_are_named_too(wrong):
-    assert run(wrong, sampler=independent(), draws=4).status.has("shares_frozen")
-
-
 def test_by_default_chains_that_weigh_one_another_on_close_levels_take_their_place(wrong):
     result, alone = run(wrong), run(wrong, sampler=independent())
     assert result.status.ok

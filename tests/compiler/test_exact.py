@@ -120,11 +120,6 @@ def by_quadrature(name):
     return at(X, u), slope, (at(X, u + h) - at(X, u - h)) / (2 * h)
 
 
-@pytest.fixture(scope="module")
-def tempered():
-    return cp.compile(every_prior, FACTORS, jnp.asarray(Y), "tempered")
-
-
 @cp.program
 def priors_alone(factors):
     for name, factor in factors.items():
@@ -141,13 +136,6 @@ def test_the_closed_form_is_the_integral(density):
         np.testing.assert_allclose(found.score[name], found.parts.drift[name], rtol=1e-5)
     of_prior = 1 - SD**2  # of HalfNormal(1), per log sd
     np.testing.assert_allclose(found.score["sd"], of_prior + sum(s for *_, s in exact.values()), rtol=1e-3)
-
-
-def test_level_0_is_that_of_the_other_policies(density, tempered):
-    found, other = (evaluate(d, POSITION, 0) for d in (density, tempered))
-    np.testing.assert_allclose(found.log_density, other.log_density, rtol=1e-5)
-    for name in POSITION:
-        np.testing.assert_allclose(found.score[name], other.score[name], rtol=1e-3)
 
 
 def test_static_sites_meet_the_data_by_and_by(density):

@@ -104,20 +104,6 @@ def test_it_is_the_product_written_out(form, n, block):
         agree(everything(one, level), everything(other, level))
 
 
-@pytest.mark.parametrize(
-    ("sampler", "form"), [pytest.param("smc", "score", marks=pytest.mark.slow), ("annealed", "energy")]
-)
-def test_samples_are_those_of_the_product_written_out(sampler, form):
-    f, ys = posterior(form)[0], data(3)
-    kernel = cp.MALA(0.1) if form == "energy" else cp.ULA(0.05)
-    chosen = cp.SMC(kernel) if sampler == "smc" else cp.AnnealedMCMC(kernel, 2)
-    found = [
-        cp.infer(cp.compile(single, g), jax.random.key(1), num_chains=4, sampler=chosen, progress=False)["x"]
-        for g in (tall(f, ys), written_out(f, ys))
-    ]
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-7, atol=1e-7)
-
-
 def test_the_posterior_of_ninety_observations():
     """Without its last noise the composed score is that of the exact posterior."""
     f, ys = posterior()[0], data(90)

@@ -14,8 +14,8 @@ from composeprob.compiler.build import build
 from composeprob.compiler.check import capabilities, check
 from composeprob.compiler.normalise import normalise
 from composeprob.compiler.share import share
-from composeprob.errors import AlignmentError, NetworkError, WrongTypeError
-from composeprob.factors.nodes import Mixture, Product
+from composeprob.errors import AlignmentError, WrongTypeError
+from composeprob.factors.nodes import Product
 from composeprob.ir.nodes import Leaf, leaves
 from refusals import refused
 from sampling_cases import single
@@ -152,11 +152,6 @@ def test_a_discrete_model_names_its_nearest_level():
     assert "Other levels need a factor that is" in told
 
 
-def test_two_discrete_models_that_cannot_be_aligned():
-    with pytest.raises(AlignmentError, match="knows only the 12 levels"):
-        cp.compile(single, discrete(cp.Schedule.cosine(10)) * discrete(cp.Schedule.cosine(12)))
-
-
 @pytest.mark.parametrize("scale", [1, 2])
 def test_outside_the_trained_range_the_fix_can_be_followed(scale):
     trained = cp.Schedule.log_snr(12, min=-4.0037, max=5.996)
@@ -254,14 +249,3 @@ def test_capabilities_of_a_program_with_an_observation():
         cp.observe("y", dist.Normal(cp.sample("x", f)[0], 1.0), 0.5)
 
     assert cp.compile(observed, F).capabilities == ALL - {"normalised", "exact_marginals"}
-
-
-def test_a_network_is_called_with_its_conditions_before_anything_is_compiled():
-    f = cp.Diffusion(lambda x, t, c: x @ c, SCHEDULE, event_shape=(2,), conditions=("c",))
-    refused(lambda: cp.compile(single, f.given(c=jnp.ones(3))), NetworkError, r"test_passes\.py:")
-
-
-def test_mixtures_stay_one_node():
-    node = root(cp.mixture([F, G]) * H)
-    assert isinstance(node, Product)
-    assert isinstance(node.children[0], Mixture)

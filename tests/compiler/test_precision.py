@@ -163,21 +163,6 @@ def test_conditions_are_still_one_batch():
     assert counter.runs_of(lambda: density.evaluate(X, 3)) == 1
 
 
-def test_weights_stay_arguments():
-    size = 300
-    f = cp.Diffusion(
-        Energy(jnp.eye(size), Counter()),
-        SCHEDULE,
-        event_shape=(size,),
-        parameterization="energy",
-        conditions={"c": 0.0},
-    )
-    dynamic, static = eqx.partition(cp.compile(single, f, precision="bfloat16"), eqx.is_array)
-    position = {"x": jnp.ones(size)}
-    score = lambda dynamic, x: eqx.combine(dynamic, static).score(x, 3)
-    assert sum(np.size(c) for c in jax.make_jaxpr(score)(dynamic, position).consts) < size
-
-
 def test_what_has_a_derivative_of_its_own_stays_as_it_is():
     """Its products would no longer be what that is a derivative of."""
     weight = jax.random.normal(jax.random.key(0), (SIZE, SIZE))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.errors import ConditionError, InvalidValueError
+from composeprob.errors import InvalidValueError
 
 NONE = (-9.0, -9.0)
 
@@ -36,8 +36,6 @@ def test_encoders_see_what_is_given():
     assert seen == ["left"]
     with pytest.raises(InvalidValueError, match=r"too large. \(test_encoders.py:\d+\)"):
         (factor * factor).given(place=(2.0, 0.0))
-    with pytest.raises(ConditionError, match="given twice"):
-        factor.given(place="left").given(place="right")
 
 
 def test_data_are_encoded_one_by_one():

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import blackjax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,9 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.errors import InvalidValueError
-from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs
+from composeprob.kernels import HMC, MALA, UHMC, ULA, Gibbs
 from composeprob.metrics.paths import Path, forward_walk, frozen, reverse_walk
 from kernel_chains import from_exact_draws, start, steps_of, transitions
-from kernels.test_transitions import runs_of_start_ten_and_change
 from sampling_cases import normal
 from targets import evaluate, nested
 from zscores import assert_agrees, assert_disagrees, z_scores
@@ -34,22 +32,6 @@ def test_the_target_stays_invariant():
     assert_agrees(run.scores)
     assert run.moved > 0.3
     assert 0.3 < run.acceptance < 0.97
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "kernel",
-    [
-        Gibbs({"a": BlackJAX(blackjax.nuts, 0.5, max_num_doublings=3), ("b", "c"): HMC(0.6, damping=0.9)}),
-        Gibbs({"a": MALA(0.3), "b": HMC(0.6), "c": MALA(0.2)}, backwards=True),
-        Gibbs({"a": MALA(0.3), "b": HMC(0.6, metric={"b": 1.5})}),  # what no block moves is held
-    ],
-    ids=repr,
-)
-def test_other_blocks_leave_the_target_invariant(kernel):
-    run = from_exact_draws(kernel, LAW, num_transitions=60)
-    assert_agrees(run.scores)
-    assert run.moved > 0.2
 
 
 class Stale(Gibbs):
@@ -85,20 +67,6 @@ def test_blocks_that_do_not_see_what_others_did_fail():
     blocks = {"a": MALA(0.3), ("b", "c"): MALA(0.3)}
     assert_agrees(from_exact_draws(Gibbs(blocks), LAW, num_chains=2_000, num_transitions=20, num_draws=5).scores)
     assert_disagrees(from_exact_draws(Stale(blocks), LAW, num_chains=2_000, num_transitions=20, num_draws=5).scores)
-
-
-@pytest.mark.parametrize(
-    ("blocks", "cost"),
-    [
-        ({("a", "b"): HMC(0.1, 3), "c": MALA(0.1)}, 4),
-        ({"a": ULA(0.1), "b": UHMC(0.1, 2), "c": BlackJAX(blackjax.hmc, 0.1, num_integration_steps=4)}, 8),
-    ],
-    ids=["two", "three"],
-)
-def test_a_scan_costs_the_sum_of_its_blocks(blocks, cost):
-    """Nothing is evaluated when one block hands on to the next, at a start, or at a change of level beyond once."""
-    assert Gibbs(blocks).evaluations_per_step == cost
-    assert runs_of_start_ten_and_change(Gibbs(blocks), LAW.log_density, SITES) == [1, 10 * cost, 1]
 
 
 def test_one_block_of_all_sites_is_its_kernel():

@@ -9,66 +9,15 @@ from scipy.stats import norm
 
 import composeprob as cp
 from composeprob.density.evaluation import Evaluation
-from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels import HMC, MALA, LineIntegral
 from kernel_chains import driven, start, transitions
 from kernels.test_line_integral import state, straight
 from refusals import refused
 from sampling_cases import normal, single
-from targets import NESTED, evaluate, nested, score_only, two_modes
+from targets import evaluate, score_only, two_modes
 
 TARGET = score_only(evaluate(two_modes(2).log_density))
-
-
-SCORE_ONLY = [
-    (MALA(0.1, log_ratio=LineIntegral(2)), 1),
-    (MALA(0.1, log_ratio=LineIntegral(5)), 4),
-    (HMC(0.1, 3, log_ratio=LineIntegral(None)), 3),
-    (HMC(0.1, 4, log_ratio=LineIntegral(None, "simpson")), 4),
-    (HMC(0.1, 3, log_ratio=LineIntegral(5, "simpson")), 6),
-]
-
-
-@pytest.mark.parametrize(("kernel", "cost"), SCORE_ONLY, ids=repr)
-def test_cost_and_trace(kernel, cost):
-    """Evaluations as promised, and a program that does not grow with them."""
-    runs = []
-
-    def counting(x):
-        jax.debug.callback(lambda: runs.append(1))
-        return TARGET(x)
-
-    assert kernel.requires == {"score"}
-    assert kernel.evaluations_per_step == cost
-    first = kernel.init(jax.random.key(0), jnp.zeros(2), TARGET)
-    after, info = jax.jit(lambda s: kernel.step(jax.random.key(1), s, counting, kernel.step_size))(first)
-    jax.block_until_ready(after)
-    jax.effects_barrier()
-    assert len(runs) == cost
-    assert np.isfinite(info.log_reversal)
-    has_estimate = kernel.log_ratio.num_points != 2
-    assert np.isfinite(info.quadrature_error) == has_estimate
-
-
-def test_the_program_does_not_grow_with_the_number_of_points():
-    traces = []
-
-    def counting(x):
-        traces.append(1)
-        return TARGET(x)
-
-    for make in (
-        lambda n: MALA(0.1, log_ratio=LineIntegral(n)),
-        lambda n: HMC(0.1, n - 1, log_ratio=LineIntegral(None, "simpson")),
-    ):
-        counts = set()
-        for n in (13, 101):
-            kernel = make(n)
-            begin = jax.eval_shape(lambda x, k=kernel: k.init(jax.random.key(0), x, TARGET), jnp.zeros(2))
-            traces.clear()
-            jax.make_jaxpr(lambda s, kernel=kernel: kernel.step(jax.random.key(0), s, counting, 0.1)[0])(begin)
-            counts.add(len(traces))
-        assert len(counts) == 1
 
 
 def test_the_reversal_is_the_estimate():
@@ -115,8 +64,6 @@ def test_what_cannot_work_is_refused_when_it_is_written():
         HMC(0.1, 3, log_ratio=LineIntegral(None, "simpson"))
     for kernel in (MALA, HMC):
         refused(lambda: kernel(0.1, log_ratio="line"), WrongTypeError, "'line'")
-    with pytest.raises(CapabilityError, match=r"LineIntegral"):
-        MALA(0.1).step(jax.random.key(0), state(jnp.zeros(2)), TARGET, 0.1)
 
 
 def test_kernels_show_a_line_integral_and_only_that():
@@ -196,14 +143,3 @@ def test_a_step_recorded_by_a_run():
     )  # linear score
     assert "quadrature" in str(results["line"].summary())
     assert "quadrature" not in str(results["exact"].summary())
-
-
-def test_nested_positions_move():
-    target = score_only(evaluate(nested().log_density))
-    for kernel in (MALA(0.1, log_ratio=LineIntegral(3)), HMC(0.1, 2, log_ratio=LineIntegral(None, "simpson"))):
-        begin = jax.jit(lambda x, kernel=kernel: kernel.init(jax.random.key(0), x, target))(NESTED)
-        step = jax.jit(lambda s, kernel=kernel: kernel.step(jax.random.key(1), s, target, kernel.step_size))
-        after, info = step(begin)
-        assert jax.tree.structure(after) == jax.tree.structure(begin)
-        assert not info.non_finite
-        assert np.isfinite(info.log_reversal)

@@ -37,16 +37,12 @@ SCHEDULE = types.SimpleNamespace(num_levels=4, sigma=jnp.array([0.1, 0.2, 0.4, 0
         (lambda s: 0.5 * s.sigma**2, [0.005, 0.02, 0.08, 0.32]),
         (lambda s: [1, 2, 3, 4], [1.0, 2.0, 3.0, 4.0]),
         (Adaptive(initial=2.0), [0.02, 0.08, 0.32, 1.28]),
+        (HMC(Adaptive(initial=0.5)), [0.05, 0.1, 0.2, 0.4]),  # as a length
     ],
 )
 def test_resolve(step_size, expected):
-    kernel = MALA(step_size)
+    kernel = step_size if isinstance(step_size, HMC) else MALA(step_size)
     np.testing.assert_allclose(resolve(kernel.step_size, SCHEDULE, kernel), expected, rtol=1e-6)
-
-
-def test_adaptive_steps_scale_as_a_length_for_hamiltonian_kernels():
-    kernel = HMC(Adaptive(initial=0.5))
-    np.testing.assert_allclose(resolve(kernel.step_size, SCHEDULE, kernel), [0.05, 0.1, 0.2, 0.4], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

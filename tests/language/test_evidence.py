@@ -442,12 +442,9 @@ class Interwoven:
 
 
 class TestKernel(Interwoven):
-    @pytest.fixture(autouse=True, params=["eta", "zeta"], ids=["members first", "latents first"])
-    def _site(self, request):
-        """A site whose name comes before those of latents, as blocks have sites by name, and one that comes after."""
-        self.site = request.param
-
     def test_leaves_the_law_as_it_is_and_moves(self):
+        """Blocks have sites by name: this one comes after those of latents, and before them in `TestPosterior`."""
+        self.site = "zeta"
         start, after = self.moved()
         assert_agrees(z_scores(self.values(after), self.expected()))
         assert np.abs(np.corrcoef(start[:, 2], after[:, 2])[0, 1]) < 0.3
@@ -516,7 +513,7 @@ def test_a_warm_up_counts_what_its_kernel_evaluates():
 
 
 class TestPosterior:
-    @pytest.mark.parametrize("number", [1, 8])
+    @pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 8])
     def test_group_by_the_default_call(self, number):
         y = np.random.default_rng(number).normal(0.7, 0.7, number)
         density = cp.compile(study, POSTERIOR, PRIOR, means(y))

@@ -69,12 +69,6 @@ def test_it_is_the_density_of_the_value_under_a_gaussian_prior(level):
     np.testing.assert_allclose(log_likelihood(density, level, {"x": X}), expected, rtol=2e-4)
 
 
-def test_level_0_is_the_likelihood():
-    density = cp.compile(linear, gaussian(SPREAD), Y, 0.3)
-    expected = dist.Normal(A @ X / SCHEDULE.alpha[0], 0.3).log_prob(Y).sum()
-    np.testing.assert_allclose(log_likelihood(density, 0, {"x": X}), expected, rtol=1e-6)
-
-
 def test_noise_may_be_correlated():
     noise = np.array([[0.2, 0.1], [0.1, 0.3]])
 

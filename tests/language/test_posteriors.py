@@ -115,26 +115,6 @@ def test_smc_finds_the_posterior(density, sampler):
         assert_disagrees(z_scores(averages, {f"{policy} x": wrong[0], f"{policy} m": wrong[1]}))
 
 
-def test_new_data_reuse_compiled_code():
-    """The program runs again where it is compiled, and not where it is sampled."""
-    runs = []
-
-    @cp.program
-    def counted(f, y):
-        runs.append(y)
-        x, m = cp.sample("x", f), cp.sample("m", dist.Normal(0.5, 0.8))
-        cp.observe("y", dist.Normal(x + m, SD), y)
-
-    sampler = cp.AnnealedMCMC(cp.MALA(0.1), 1)
-    cp.infer(
-        cp.compile(counted, normal(), jnp.array(0.5)), jax.random.key(1), num_chains=4, sampler=sampler, progress=False
-    )
-    other = cp.compile(counted, normal(), jnp.array(0.3))
-    before = len(runs)
-    cp.infer(other, jax.random.key(1), num_chains=4, sampler=sampler, progress=False)
-    assert len(runs) == before > 0
-
-
 @cp.program
 def static_only(y):
     m = cp.sample("m", dist.Normal(0.5, 0.8))

@@ -19,8 +19,7 @@ import composeprob as cp
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.pretrained import tensors
 from pretrained.drawn import weights
-from pretrained.test_goldens import DATA, error, noise_of
-from sampling_cases import single
+from pretrained.test_goldens import DATA, error
 from tools.convert_guided_diffusion import Supplied, convert, main, write
 
 FLAGS = {
@@ -76,27 +75,13 @@ def test_converted_networks_give_the_originals_output(name, place, tmp_path):
     assert command(place(name), tmp_path / name, "--image-size", 8, *FLAGS[name]) == 0
     factor = cp.from_diffusers(tmp_path / name)
     assert factor.event_shape == (8, 8, 3)
+    assert factor.parameterization == ("x0" if "--predict-xstart" in FLAGS[name] else "epsilon")
     given = {"label": jnp.asarray(g["y"])} if "y" in g else {}
     assert set(factor.names) == set(given)
     found = outputs(factor, given, jnp.asarray(g["x"]), jnp.asarray(g["times"], jnp.float32))
     assert error(found, g["outputs"][..., :3]) < MOST
     for of in ("alpha", "sigma"):
         np.testing.assert_allclose(getattr(factor.schedule, of)[g["times"]], g[of], rtol=1e-6)
-
-
-def test_the_score_at_level_k_is_that_of_timestep_k(place, tmp_path):
-    """x̂₀ of a network trained with rescaled timesteps on 4,000 levels, as a score; other levels by log-SNR."""
-    g = original("improved")[0]
-    told = Supplied(8, 4, None, 2, False, "cosine", 4000, predict_xstart=True, rescale_timesteps=True)
-    convert(place("improved"), tmp_path / "out", told)
-    factor = cp.from_diffusers(tmp_path / "out")
-    score = jax.jit(lambda f, x, k: f.evaluate(x, f.schedule.at(k), {})[1])
-    for i in (1, 3, 5):
-        x, k = g["x"][0], int(g["times"][i])
-        wanted = -noise_of(g["outputs"][i][0], x, g["alpha"][i], g["sigma"][i], "x0") / g["sigma"][i]
-        assert error(score(factor, x, k), wanted) < 1e-4
-    density = cp.compile(single, factor, schedule=cp.Schedule.log_snr(12, -8.0, 4.0))
-    assert np.isfinite(jax.jit(density.score)({"x": jnp.asarray(g["x"][0])}, 3)["x"]).all()
 
 
 @pytest.mark.parametrize(

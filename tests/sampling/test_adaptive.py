@@ -43,17 +43,6 @@ def test_a_frozen_step_is_one_number_a_level(density):
     assert all(np.all(result.step_size > 0) for result in results)
 
 
-@pytest.mark.slow
-def test_number_array_and_rule_are_the_same_thing(density):
-    sigma = np.asarray(SCHEDULE.sigma)
-    steps = jnp.asarray(0.2 * sigma**2)
-    array, rule = run(density, cp.MALA(steps)), run(density, cp.MALA(lambda s: steps))
-    assert np.array_equal(array["x"], rule["x"])
-    assert np.allclose(array.step_size, 0.2 * sigma**2, rtol=1e-5)
-    number = run(density, cp.MALA(0.01))
-    assert np.allclose(number.step_size, 0.01)
-
-
 def test_acceptance_that_collapses_is_named(density):
     result = run(density, cp.MALA(50.0))  # far too large at every level
     assert result.status.code is Code.ACCEPTANCE_COLLAPSED

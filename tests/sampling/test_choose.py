@@ -106,13 +106,6 @@ def test_a_program_without_factors_gets_chains():
     assert "one level only" in reason
 
 
-def test_one_level_is_enough_for_a_program_without_factors():
-    """No level anneals there: m given y = 1 is N(0.8, 0.2), and the prior is N(0, 1)."""
-    m = cp.infer(cp.compile(no_diffusion), jax.random.key(0), num_chains=2000, progress=False)["m"]
-    assert abs(m.mean() - 0.8) < 0.05
-    assert abs(m.std() - 0.2**0.5) < 0.03
-
-
 def test_scores_only_are_corrected_by_a_line_integral():
     """Five points and three steps: thirteen evaluations a level."""
     density = cp.compile(single, network("epsilon"))
@@ -122,14 +115,6 @@ def test_scores_only_are_corrected_by_a_line_integral():
         found = choose(density, chains, draws)[0].kernel.log_ratio.tolerance
         assert found == pytest.approx(tolerance), "errors of moves are larger than what is left to chance"
     assert sampler.prepare(density).evaluations(31, 32) == 32 * 13
-
-
-def test_the_result_says_it():
-    density = cp.compile(single, normal([0.0, 0.0]))
-    result = cp.infer(density, jax.random.key(0), num_chains=4, progress=False)
-    assert result.about.sampler.startswith("AnnealedMCMC(HMC")
-    assert "fewer than" in result.reason
-    assert "fewer than" in str(result.summary())
 
 
 MIXED = {

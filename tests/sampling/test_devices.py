@@ -53,10 +53,10 @@ def run(name, devices, chunk=32, **options):
                result.levels["non_finite"], np.float64(result.log_evidence or 0.0)]
     return b"".join(np.ascontiguousarray(a).tobytes() for a in numbers), result
 
-def keys_folded_with_the_device(spread, function, *batch):
-    fold = lambda leaf: (jax.random.fold_in(leaf, jax.lax.axis_index(AXES))
-                         if spread.mesh is not None and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
-    return unbroken["map"](spread, lambda *one: function(*jax.tree.map(fold, one)), *batch)
+def words_that_count_the_device(spread, function, *batch):
+    moved = lambda leaf: (leaf + jax.lax.axis_index(AXES).astype(leaf.dtype)
+                          if spread.mesh is not None and leaf.dtype == jnp.uint32 else leaf)
+    return unbroken["map"](spread, lambda *one: function(*jax.tree.map(moved, one)), *batch)
 
 def survivors_from_the_next_device(spread, chains, chosen):
     return unbroken["exchange"](spread, chains, jnp.roll(chosen, 1) if spread.mesh is not None else chosen)
@@ -70,7 +70,7 @@ compiled.advance = advance
 
 unbroken = {name: getattr(Spread, name) for name in ("map", "total", "exchange")}
 BROKEN = {
-    "map": keys_folded_with_the_device,
+    "map": words_that_count_the_device,
     "total": lambda spread, counts: counts.sum(0) * spread.devices,  # adapts by its own chains only
     "exchange": survivors_from_the_next_device,
 }

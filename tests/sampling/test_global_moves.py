@@ -8,7 +8,6 @@ import pytest
 from scipy import stats
 
 import composeprob as cp
-from composeprob.results.status import Code
 from composeprob.samplers import closing
 from composeprob.samplers.choose import independent
 from composeprob.samplers.closing import renewed
@@ -156,24 +155,6 @@ def test_few_chains_have_the_modes_shares_by_default():
     assert_agrees(z_scores({"x": np.array([right(seed) for seed in range(16)])}, exact))
     without, _ = independent(density, "few chains")
     assert_disagrees(z_scores({"x": np.array([right(seed, without) for seed in range(16)])}, exact))
-
-
-def test_latents_alone_in_two_modes():
-    """The shares of chains that start at their prior are what few levels make them; these moves compare the modes."""
-
-    @cp.program
-    def folded():
-        z = cp.sample("z", dist.Normal(0.5, 1.0))
-        cp.observe("y", dist.Normal(z**2, 0.3), 2.0)
-
-    density = cp.compile(folded)
-    grid = np.linspace(-4, 4, 20001)
-    weight = stats.norm.pdf(grid, 0.5, 1) * stats.norm.pdf(grid**2, 2.0, 0.3)
-    exact = weight[grid > 0].sum() / weight.sum()
-    sampler = cp.AnnealedMCMC(cp.HMC(), 20, then=cp.GlobalMoves())
-    results = [run(density, seed, chains=400, sampler=sampler) for seed in range(8)]
-    assert_agrees(z_scores({"z": np.stack([np.mean(r["z"] > 0) for r in results])}, {"z": exact}))
-    assert not any(result.status.has(Code.SHARES_FROZEN) for result in results)
 
 
 def test_a_run_that_goes_on_does_not_make_them_twice(tmp_path):

@@ -106,8 +106,9 @@ def right(m, away):
     return 0.0
 
 
-@pytest.mark.parametrize("score", [gaussian_member(right), skewed_member], ids=["Gaussian", "skewed"])
-@pytest.mark.parametrize("members", [20, 500])
+@pytest.mark.parametrize(
+    ("members", "score"), [(20, gaussian_member(right)), (500, skewed_member)], ids=["Gaussian", "skewed"]
+)
 def test_members_of_a_plate_that_are_right(members, score):
     (found,) = asked(study(members, score)).values()
     assert not found.wrong

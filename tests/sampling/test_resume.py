@@ -172,22 +172,6 @@ def test_a_folder_that_goes_away_stops_nothing(product, whole, tmp_path, monkeyp
             assert not thread.is_alive(), thread.name
 
 
-def test_checkpoints_add_no_trace(tmp_path):
-    def traces(**options):
-        calls = Calls()
-
-        density = cp.compile(single, cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,)))
-        calls.reset()
-        run(density, chains=2, sampler=cp.AnnealedMCMC(cp.MALA(0.01), 1), **options)
-        jax.effects_barrier()
-        return calls.traced, calls.run
-
-    traced, ran = traces()
-    again, ran_again = traces(checkpoint_dir=tmp_path)
-    assert ran_again == ran
-    assert again <= 2 * traced
-
-
 @pytest.mark.usefixtures("every_level")
 def test_a_run_that_goes_on_compiles_nothing(tmp_path, monkeypatch):
     calls = Calls()

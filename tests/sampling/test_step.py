@@ -301,25 +301,15 @@ def test_what_each_order_leaves_of_a_gaussians_variance(double_precision, levels
     assert abs(left_of_a_gaussian(levels, 2, lambda s: -1 / s) - unfitted) < 0.0005
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_the_second_order_keeps_the_variance(order):
-    """No kernel mends what the step does: N(0, 1) is left with 0.85 of its variance after 60 levels, or with all."""
+def test_the_second_order_keeps_the_variance():
+    """No kernel mends what the step does: of order 1, N(0, 1) is left with 0.85 of its variance after 60 levels."""
     schedule = cp.Schedule.log_snr(60)
     score = cp.Diffusion(lambda x, t: -x + 0 * t, schedule, event_shape=(), parameterization="score", time="log_snr")
-    sampler = cp.SMC(step=cp.ReverseStep(order=order))
-    result = run(cp.compile(single, score), chains=8 * N, sampler=sampler)
+    result = run(cp.compile(single, score), chains=8 * N, sampler=cp.SMC(step=cp.ReverseStep(order=2)))
     x = np.asarray(result["x"], float)
-    if order == 2:
-        assert_agrees(z_scores({"x": x, "x²": x**2}, {"x": 0.0, "x²": 1.0}))
-        assert result.evaluations == 60 + 59
-    else:
-        levels, variance = jax.device_get(schedule.levels), 1.0
-        for k in range(59, 0, -1):
-            beta = 1 - (levels.alpha[k] / levels.alpha[k - 1]) ** 2
-            variance = (1 - beta) * variance + beta * levels.sigma[k - 1] ** 2 / levels.sigma[k] ** 2
-        assert_agrees(z_scores({"x": x, "x²": x**2}, {"x": 0.0, "x²": variance}))
-        assert_disagrees(z_scores({"x²": x**2}, {"x²": 1.0}))
-        assert result.evaluations == 60
+    assert_agrees(z_scores({"x": x, "x²": x**2}, {"x": 0.0, "x²": 1.0}))
+    assert_disagrees(z_scores({"x²": x**2}, {"x²": 0.85}))
+    assert result.evaluations == 60 + 59
 
 
 def test_a_likelihood_of_the_path_needs_the_first_order():

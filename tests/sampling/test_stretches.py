@@ -46,7 +46,8 @@ SAMPLERS = {
     "ReplicaExchange": lambda d: cp.ReplicaExchange(cp.MALA(0.1)),
     "Ancestral": lambda d: cp.Ancestral(),
 }
-CASES = [(d, s, False) for d in DENSITIES for s in ("default", "AnnealedMCMC")]
+CASES = [(d, "default", False) for d in DENSITIES]
+CASES += [(d, "AnnealedMCMC", False) for d in ("scores", "energies", "tempered, with a latent")]
 CASES += [("energies", "ReplicaExchange", False), ("scores", "Ancestral", False)]
 CASES += [(d, "default", True) for d in ("scores", "energies", "exact")]
 

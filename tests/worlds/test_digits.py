@@ -6,8 +6,6 @@ import pytest
 
 from composeprob.models.worlds import digits
 
-LABELS = np.arange(digits.CLASSES)
-
 
 @pytest.fixture(scope="module")
 def drawn():

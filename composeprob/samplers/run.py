@@ -118,23 +118,16 @@ class Visits(eqx.Module):
     pace: Pace | None
 
     @classmethod
-    def given(cls, levels: Sequence[int] | np.ndarray, num_levels: int) -> Visits:
-        """Visits of these levels, the noisiest first, of which the last is 0."""
-        order = np.zeros(num_levels, np.int32)
+    def given(cls, levels: Sequence[int] | np.ndarray, num_levels: int, pace: Pace | None = None) -> Visits:
+        """Visits of these levels, the noisiest first, of which the last is 0, or after which the ``pace`` chooses."""
+        order = np.full(num_levels, 0 if pace is None else cls.OPEN, np.int32)
         order[: len(levels)] = levels
-        return cls(jax.device_put(order), jax.device_put(np.int32(0)), None)
+        return cls(jax.device_put(order), jax.device_put(np.int32(0)), pace)
 
     @classmethod
     def every(cls, first: int, num_levels: int) -> Visits:
         """Visits of every level from the first one down."""
         return cls.given(np.arange(first, -1, -1), num_levels)
-
-    @classmethod
-    def paced(cls, first: int, num_levels: int, pace: Pace) -> Visits:
-        """Visits of levels that the run chooses, from the first one on."""
-        order = np.full(num_levels, cls.OPEN, np.int32)
-        order[0] = first
-        return cls(jnp.asarray(order), jnp.int32(0), pace)
 
     @property
     def arrived(self) -> Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import equinox as eqx
 import jax
@@ -148,7 +148,8 @@ class Descent:
     ):
         self.density, self.spread, self.words = density, run.spread, run.words
         self.layout, self.num_chains = Layout.of_density(density), len(run.ancestors)
-        self.given, self.weights, self.meet, self.parts = moves, weights, meet, parts
+        self.moves = cast(Transitions, moves)  # read by what moves chains only
+        self.weights, self.meet, self.parts = weights, meet, parts
         self.step = step if self.layout.dims else None
         self.half = (self.spread.numbers(run.words) >= self.num_chains // 2).astype(jnp.int32)
         self.power = self.layout.power(density, density.num_levels - 1)
@@ -168,7 +169,8 @@ class Descent:
         # which draw of the level's it takes, −1 for none. The first ones lead to the level, the others are those of one
         # transition of all blocks, which is repeated.
         self.lead = 1 + self.corrects if self.leads else 0
-        self.before: list[Callable[..., Level]] = [*[self.predict, self.correct][: self.lead], self.wait]
+        waiting = lambda run, level, now: level  # what is to be evaluated next is known already  # noqa: E731
+        self.before: list[Callable[..., Level]] = [*[self.predict, self.correct][: self.lead], waiting]
         after: list[Callable[..., Carry]] = [self.predicted, self.arrived]
         self.after = after[2 - self.lead :]
         self.phases = [(0, 0, 0, 0), (1, 1, 0, -1)][: self.lead]
@@ -182,12 +184,6 @@ class Descent:
         if self.opaque:
             self.after.append(self.transition)
             self.phases.append((self.lead, self.lead, 0, -1))
-
-    @property
-    def moves(self) -> Transitions:
-        """The transitions, of samplers that have any."""
-        assert self.given is not None
-        return self.given
 
     # The loop
 
@@ -226,8 +222,14 @@ class Descent:
         over = level.phase == len(self.phases) - 1
         phase, turn = jnp.where(over, self.lead, level.phase + 1), level.turn + over
         level = dataclasses.replace(level, phase=phase.astype(jnp.int32), turn=turn.astype(jnp.int32))
-        done = over & (turn >= self.total)
-        return jax.lax.cond(done, self.leave, lambda run, level, now: (run, level), run, level, now)
+        if not self.leads:
+            return run, level
+
+        def leave() -> Carry:
+            parts = {"phase": level.phase, "turn": level.turn, "tally": level.tally}
+            return self.leave(run, level, now), dataclasses.replace(level, **jax.tree.map(jnp.zeros_like, parts))
+
+        return jax.lax.cond(over & (turn >= self.total), leave, lambda: (run, level))
 
     def now(self, run: Run) -> Now:
         """What chains share in a phase, without fits and random numbers."""
@@ -372,10 +374,6 @@ class Descent:
         query, error = self.spread.map(chain, run.chains.points, self.half, level.way, level.query, level.found)
         return dataclasses.replace(level, query=query, way=dataclasses.replace(level.way, error=error))
 
-    def wait(self, run: Run, level: Level, now: Now) -> Level:
-        """What is to be evaluated next is known already."""
-        return level
-
     # Weigh and meet
 
     def arrived(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
@@ -417,7 +415,7 @@ class Descent:
         if level.began is not None:
             began = jnp.concatenate([run.chains.points, run.chains.evaluation.score], axis=1)
             level = dataclasses.replace(level, began=began)
-        return run, dataclasses.replace(level, tally=jax.tree.map(jnp.zeros_like, level.tally))
+        return run, level
 
     def met(self, run: Run, at: Array, gain: Array, error: Array) -> Run:
         """The chains after they have been weighed against one another, and resampled where it is time."""
@@ -505,7 +503,7 @@ class Descent:
 
     # Leave
 
-    def leave(self, run: Run, level: Level, now: Now) -> Carry:
+    def leave(self, run: Run, level: Level, now: Now) -> Run:
         """The level is done: what its transitions came to is recorded, and metrics follow from them."""
         if self.blocks:
             moves, at, spread, tally = self.moves, now.end.index, self.spread, level.tally
@@ -516,12 +514,9 @@ class Descent:
             if level.began is not None:
                 change = jnp.concatenate([run.chains.points, run.chains.evaluation.score], axis=1) - level.began
                 moved, changed = jnp.split(change, 2, axis=1)
-                metrics = moves.measured(spread, run.tuning, now.end, moved, changed, self.num_chains)
+                metrics = moves.measured(spread, run.tuning, now.end, moved, changed)
                 run = dataclasses.replace(run, tuning=metrics)
-        visits = run.visits.onwards(self.density.schedule, run.records)
-        return dataclasses.replace(run, visits=visits), dataclasses.replace(
-            level, phase=jnp.int32(0), turn=jnp.int32(0)
-        )
+        return dataclasses.replace(run, visits=run.visits.onwards(self.density.schedule, run.records))
 
 
 class AtTarget(Descent):
@@ -537,9 +532,6 @@ class AtTarget(Descent):
 
     def pace(self, b: int, turn: Array) -> Array:
         return jnp.clip(2 - 2 * turn / max(self.adapting, 1), 0.0, 1.0)
-
-    def leave(self, run: Run, level: Level, now: Now) -> Carry:
-        return run, level
 
 
 def at_target(

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -208,10 +207,11 @@ class Transitions(eqx.Module):
         """log c where it starts, and no metric known, for N chains."""
 
         def start(b: int, rule: Adaptive | None) -> Tuning:
-            block, kind = self.blocks[b], self._kind(b, num_chains)
-            like = {block.name: jax.ShapeDtypeStruct((len(block.entries),), jnp.result_type(float))}
-            scale = rule.log_scale if rule else jnp.zeros(())
-            return Tuning(scale, None if kind == "none" else unmeasured(kind, like))
+            block, size = self.blocks[b], len(self.blocks[b].entries)
+            given = getattr(self.kernel.kernels[b], "metric", None)
+            kind = kind_of(given.kind, size, num_chains) if isinstance(given, Estimated) else "none"
+            metric = None if kind == "none" else unmeasured(kind, {block.name: jnp.zeros((size,))})
+            return Tuning(rule.log_scale if rule else jnp.zeros(()), metric)
 
         return tuple(start(b, rule) for b, rule in enumerate(self.adaptive))
 
@@ -257,25 +257,24 @@ class Transitions(eqx.Module):
         return Tuning(jnp.where(pace > 0, moved, known.log_scale), known.metric)
 
     def measured(
-        self, spread: Spread, tuning: tuple[Tuning, ...], noise: Noise, moved: Array, changed: Array, num_chains: int
+        self, spread: Spread, tuning: tuple[Tuning, ...], noise: Noise, moved: Array, changed: Array
     ) -> tuple[Tuning, ...]:
         """The metrics, for the transitions that follow, from how far each chain went at a level and how much its score
         changed, (n, D)."""
 
-        def update(b: int, known: Tuning) -> Tuning:
+        def update(block: Block, known: Tuning) -> Tuning:
             if (before := known.metric) is None:
                 return known
-            block, kind = self.blocks[b], self._kind(b, num_chains)
             units = jnp.full((len(block.entries),), block.length(noise))
             scale = {block.name: units if block.static is None else jnp.where(block.static, 1.0, units)}
             rows = spread.gather(jnp.concatenate([moved[:, block.index], changed[:, block.index]], axis=1))
 
             def solve(rows: Array) -> Metric:
-                return measured(kind, before, scale, *jnp.split(rows, 2, axis=1))
+                return measured(before, scale, *jnp.split(rows, 2, axis=1))
 
             return dataclasses.replace(known, metric=spread.on_population(solve, rows))
 
-        return tuple(update(b, known) for b, known in enumerate(tuning))
+        return tuple(map(update, self.blocks, tuning))
 
     # A single chain
 
@@ -357,11 +356,6 @@ class Transitions(eqx.Module):
         joined = map(self.join, before.evaluation.gradients, state.evaluation.gradients)
         evaluation = state.evaluation.with_gradients(joined)
         return dataclasses.replace(before, points=points, evaluation=evaluation, inner=state.inner)
-
-    def _kind(self, b: int, num_chains: int) -> str:
-        """The metric that is measured for block b, ``"none"`` if none is."""
-        given = getattr(self.kernel.kernels[b], "metric", None)
-        return kind_of(given.kind, len(self.blocks[b].entries), num_chains) if isinstance(given, Estimated) else "none"
 
 
 def _starting(trajectory: PyTree[Array], state: KernelState | None) -> PyTree[Array]:

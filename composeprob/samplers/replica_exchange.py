@@ -185,14 +185,13 @@ class Exchange(Descent):
         chains, swapped = self.spread.map(ensemble, *batch)
         swapped = mean_acceptance(swapped, self.spread.total, self.num_chains)
         rungs = dataclasses.replace(rungs, probability=rungs.probability.at[:, 0].add(swapped))
-        level = dataclasses.replace(level, tally=jax.tree.map(jnp.zeros_like, level.tally))
         return dataclasses.replace(run, chains=chains, visits=rungs), level
 
     def made(self, b: int | slice, run: Run, level: Level, now: Now, chains: Particles, info: Info) -> Carry:
         made, level = super().made(b, run, level, now, chains, info)
         return dataclasses.replace(made, tuning=where(rungs_of(run).plan[2], made.tuning, run.tuning)), level
 
-    def leave(self, run: Run, level: Level, now: Now) -> Carry:
+    def leave(self, run: Run, level: Level, now: Now) -> Run:
         """The turn is made, and recorded; another one follows."""
         transitions = mean_acceptance(level.tally.acceptance, self.spread.total, self.num_chains)
         rungs, records = rungs_of(run).following(transitions, self.density, self.meet.energies), run.records
@@ -204,8 +203,7 @@ class Exchange(Descent):
         tuned = jax.tree.map(lambda c: jnp.where(rungs.plan[1], jnp.interp(rungs.levels, at, c), c), run.tuning)
         trips = jnp.where(rungs.turns == rungs.first_sample, 0, run.chains.trips)
         chains = dataclasses.replace(run.chains, trips=trips)
-        level = dataclasses.replace(level, phase=jnp.int32(0), turn=jnp.int32(0))
-        return dataclasses.replace(run, chains=chains, tuning=tuned, records=records, visits=rungs), level
+        return dataclasses.replace(run, chains=chains, tuning=tuned, records=records, visits=rungs)
 
 
 class ReplicaExchange(Sampler):

@@ -343,8 +343,8 @@ class Transitions(eqx.Module):
         return v
 
     def view(self, found: Evaluation) -> Evaluation:
-        """An evaluation whose score is that of the blocks."""
-        return found.with_gradients(map(self.split, found.gradients))
+        """An evaluation whose score is that of the blocks; as it is, it travels with it."""
+        return dataclasses.replace(found.with_gradients(map(self.split, found.gradients)), parts=found)
 
     def state(self, particle: Particles) -> GibbsState:
         """One chain as the kernel sees it."""
@@ -353,9 +353,7 @@ class Transitions(eqx.Module):
     def particle(self, state: GibbsState, before: Particles) -> Particles:
         """One chain as the engine holds it, after the kernel moved it from ``before``."""
         points = self.join(before.points, state.position)
-        joined = map(self.join, before.evaluation.gradients, state.evaluation.gradients)
-        evaluation = state.evaluation.with_gradients(joined)
-        return dataclasses.replace(before, points=points, evaluation=evaluation, inner=state.inner)
+        return dataclasses.replace(before, points=points, evaluation=state.evaluation.parts, inner=state.inner)
 
 
 def _starting(trajectory: PyTree[Array], state: KernelState | None) -> PyTree[Array]:

@@ -499,7 +499,7 @@ class Descent:
     def pace(self, b: int, turn: Array) -> Array | float:
         """How fast block b's step size adapts: not after a warm-up."""
         rule = self.moves.adaptive[b]
-        return turn < self.adapting if rule is not None and rule.warmup else 1.0
+        return turn < self.adapting if self.adapting and rule is not None and rule.warmup else 1.0
 
     # Leave
 

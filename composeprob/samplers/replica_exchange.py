@@ -19,7 +19,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Estimated, Info, Kernel, mean_acceptance
-from composeprob.kernels.gibbs import parts_of, with_field, with_parts
+from composeprob.kernels.gibbs import parts_of
 from composeprob.kernels.metropolis import accept, log_uniform
 from composeprob.pytree import where
 from composeprob.samplers.descent import Carry, Descent, Level, Now
@@ -144,6 +144,7 @@ class Exchange(Descent):
     def __init__(self, density: AnnealedDensity, run: Run, *parts: Any):
         super().__init__(density, run, *parts)
         self.count = len(run.visits.now[0])
+        self.total, self.adapting = 1, 0  # a warm-up is that of the way down
         self.noise_size = max(self.noise_size, self.layout.dims + 1)  # a bridge's, and what decides a swap
         self.words = self.spread.map(partial(replica_words, self.count), run.words)
 
@@ -295,12 +296,7 @@ class ReplicaExchange(Sampler):
                 where=where,
                 fix="compile with more levels (schedule=), or pass a smaller num_levels.",
             )
-        rules = [getattr(part, "step_size", None) for part in parts_of(kernel)]  # a warm-up is that of the way down
-        parts = [
-            with_field(part, "step_size", dataclasses.replace(rule, warmup=0)) if isinstance(rule, Adaptive) else part
-            for part, rule in zip(parts_of(kernel), rules, strict=True)
-        ]
-        sampler = ReplicaExchange(with_parts(kernel, parts), count, swap.kind, self.sweeps)
+        sampler = ReplicaExchange(kernel, count, swap.kind, self.sweeps)
         prepared = Sampler.prepare(sampler, density)
         return eqx.tree_at(lambda sampler: sampler.meet, prepared, swap, is_leaf=lambda node: isinstance(node, Swap))
 

@@ -191,7 +191,8 @@ class Run(eqx.Module):
         ancestors: the first chain that each chain descends from, (N,) of 0 … N − 1.
         tuning: what adapts of each block of the kernel.
         records: what happened at each level.
-        stayed: transitions of a warm-up at the target, and ``drift``, by how much its last block moved the population.
+        closings: how many of what closes it have, and ``spent``, the evaluations of each chain that these took.
+        drift: by how much the last block of a warm-up at the target moved the population.
         global_acceptance: mean probability with which global moves were accepted; NaN before there were any.
         visits: the levels that it visits, and how many it has visited.
         spread: which chains are where, and how many are evaluated at once.
@@ -207,7 +208,8 @@ class Run(eqx.Module):
     ancestors: Array
     tuning: tuple[PyTree[Array], ...]
     records: Records
-    stayed: Array
+    closings: Array
+    spent: Array
     drift: Array
     global_acceptance: Array
     visits: Visits
@@ -239,7 +241,7 @@ def begin(key: Array, num_chains: int, visits: Visits, spread: Spread | None = N
     unknown, ancestors = np.full((), np.nan, precision), np.arange(num_chains, dtype=np.int32)
     records = Records.empty(len(visits.order))
     weights: PyTree[Array] = (equal, equal, zero, zero, ancestors)
-    rest: PyTree[Array] = ((), records, none, zero, unknown, visits, spread or Spread())
+    rest: PyTree[Array] = ((), records, none, none, zero, unknown, visits, spread or Spread())
     return jax.tree.map(jax.device_put, Run(None, words, shared, *weights, *rest))
 
 

@@ -49,66 +49,41 @@ Drift = tuple[Array, Array, Array]
 
 
 class Way(eqx.Module):
-    """A step of every chain.
+    """A step of every chain."""
 
-    Attributes:
-        drift, rate: S + u and r under the control where it starts, (n, d) and (n,).
-        noise, log_ratio: of `Step.predict`, (n, d) and (n,).
-        stays: whether a chain has no finite score, or met a wall, and stays where it was in x, (n,).
-        error: how far the correction moved it, (n,).
-    """
-
-    drift: Array
-    rate: Array
-    noise: Array
-    log_ratio: Array
-    stays: Array
-    error: Array
+    drift: Array  # S + u where it starts, (n, d)
+    rate: Array  # r under the control there, (n,)
+    noise: Array  # of `Step.predict`, (n, d)
+    log_ratio: Array  # of `Step.predict`, (n,)
+    stays: Array  # whether a chain has no finite score, or met a wall, and stays where it was in x, (n,)
+    error: Array  # how far the correction moved it, (n,)
 
 
 class Level(eqx.Module):
-    """The level in progress.
+    """The level in progress."""
 
-    Attributes:
-        phase, turn: which of the table's phases is next, and how many transitions have been made.
-        query: where every chain is evaluated next, v, (n, D).
-        way: the step that leads to the level.
-        above, found: the fit where the step starts, and what was found where `Step.predict` led, if it is corrected.
-        trajectory: of the transition that a kernel is making, by block.
-        began: where each chain's transitions began and its score there, (n, 2D), if a metric is measured.
-        tally: what the transitions so far add up to.
-    """
-
-    phase: Array
-    turn: Array
-    query: Array
-    way: Way
-    above: Fit | None
-    found: Drift | None
-    trajectory: tuple[PyTree[Array], ...]
-    began: Array | None
-    tally: Tally
+    phase: Array  # which of the table's phases is next
+    turn: Array  # how many transitions have been made
+    query: Array  # where every chain is evaluated next, v, (n, D)
+    way: Way  # the step that leads to the level
+    above: Fit | None  # the fit where the step starts, if it is corrected
+    found: Drift | None  # what was found where `Step.predict` led, if it is corrected
+    trajectory: tuple[PyTree[Array], ...]  # of the transition that a kernel is making, by block
+    began: Array | None  # where each chain's transitions began and its score there, (n, 2D), if a metric is measured
+    tally: Tally  # what the transitions so far add up to
 
 
 class Now(eqx.Module):
-    """What chains share in a phase.
+    """What chains share in a phase."""
 
-    Attributes:
-        start, end: the noise of the level above and of this one, and ``falls``, whether there is a step between them.
-        fixed: the controls at both that need no fit, (d,).
-        normals: standard normal numbers of every chain, (n, …).
-        above, here: the population's fits at both ends of the step.
-        law: of a step of second order, by what is known so far.
-    """
-
-    start: Noise
-    end: Noise
-    falls: Array
-    fixed: tuple[Array, Array]
-    normals: Array
-    above: Fit | None = None
-    here: Fit | None = None
-    law: Step | None = None
+    start: Noise  # of the level above
+    end: Noise  # of this one
+    falls: Array  # whether there is a step between them
+    fixed: tuple[Array, Array]  # the controls at both that need no fit, (d,)
+    normals: Array  # standard normal numbers of every chain, (n, …)
+    above: Fit | None = None  # the population's fit where the step starts
+    here: Fit | None = None  # and where it ends
+    law: Step | None = None  # of a step of second order, by what is known so far
 
 
 Carry = tuple[Run, Level]

@@ -19,19 +19,12 @@ from composeprob.samplers.step import times
 
 
 class Fit(eqx.Module):
-    """A level's affine fits over the population, in y.
+    """A level's affine fits over the population, in y, and the control u = A·(y − centre) + a of each half of it."""
 
-    Attributes:
-        centre: the weighted mean of y, (d,).
-        slope: L, the linear part of what a step integrates exactly: (d, d), symmetric, or (d,) for a diagonal.
-        gain, push: A and a of the control u = A·(y − centre) + a of each half of the chains, (2, d, d) or (2, d),
-            and (2, d).
-    """
-
-    centre: Array
-    slope: Array
-    gain: Array
-    push: Array
+    centre: Array  # the weighted mean of y, (d,)
+    slope: Array  # L, the linear part of what a step integrates exactly: (d, d), symmetric, or (d,) for a diagonal
+    gain: Array  # A, (2, d, d) or (2, d)
+    push: Array  # a, (2, d)
 
     @classmethod
     def none(cls, base: Array) -> Fit:

@@ -47,21 +47,15 @@ class Particles(eqx.Module):
 
 
 class Block(eqx.Module):
-    """Entries of a chain that one kernel moves.
+    """Entries of a chain that one kernel moves."""
 
-    Attributes:
-        name: of its sites.
-        entries: their indices, a `range` where they are in a row.
-        follows: whether its adaptive step shrinks with the level's noise: whether any of its sites is noised.
-        static: which of its entries are static, where others are not, (n,) of booleans; None else.
-        in_noise: whether static entries among noised ones are measured in units of the noise: not where the user gave
-            both step size and metric.
-    """
-
-    name: str = eqx.field(static=True)
-    entries: range | tuple[int, ...] = eqx.field(static=True)
+    name: str = eqx.field(static=True)  # of its sites
+    entries: range | tuple[int, ...] = eqx.field(static=True)  # their indices, a `range` where they are in a row
+    # Whether its adaptive step shrinks with the level's noise: whether any of its sites is noised.
     follows: bool = eqx.field(static=True)
-    static: Array | None
+    static: Array | None  # which of its entries are static, where others are not, (n,) of booleans; None else
+    # Whether static entries among noised ones are measured in units of the noise: not where the user gave both step
+    # size and metric.
     in_noise: bool = eqx.field(static=True)
 
     @property
@@ -134,19 +128,14 @@ class Transitions(eqx.Module):
 
     In y = x/α a step of length h in x has length h/α, so what a user says of x is divided by α^p, p the kernel's
     `scale_exponent`; an adaptive step is c·s^{p/2}, which is c·σ^p in x.
-
-    Attributes:
-        kernel: blocks with a kernel each, whose step size is an array (K,), of x, or `Adaptive`; one block of all sites
-            unless the user gave a `Gibbs`. Entries that must be held are in no block.
-        blocks: where their entries are.
-        count: transitions a level whose acceptance is recorded.
-        layout: of the density.
     """
 
+    # Blocks with a kernel each, whose step size is an array (K,), of x, or `Adaptive`; one block of all sites unless
+    # the user gave a `Gibbs`. Entries that must be held are in no block.
     kernel: Gibbs
-    blocks: tuple[Block, ...]
-    count: int = eqx.field(static=True)
-    layout: Layout = eqx.field(static=True)
+    blocks: tuple[Block, ...]  # where their entries are
+    count: int = eqx.field(static=True)  # transitions a level whose acceptance is recorded
+    layout: Layout = eqx.field(static=True)  # of the density
 
     @classmethod
     def resolved(cls, kernel: Kernel, count: int, density: AnnealedDensity) -> Transitions:

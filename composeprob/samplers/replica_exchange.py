@@ -33,15 +33,10 @@ from composeprob.samplers.spread import Tree, host
 
 
 class Replicas(Particles):
-    """Ensembles of a replica on every rung, one a chain: arrays of `Particles` with a second axis, (N, L, …).
+    """Ensembles of a replica on every rung, one a chain: arrays of `Particles` with a second axis, (N, L, …)."""
 
-    Attributes:
-        from_top: whether each replica was on the top rung since it last was on rung 0, (N, L).
-        trips: how often it came from the top to rung 0, (N, L).
-    """
-
-    from_top: Array = eqx.field(kw_only=True)
-    trips: Array = eqx.field(kw_only=True)
+    from_top: Array = eqx.field(kw_only=True)  # whether it was on the top rung since it last was on rung 0, (N, L)
+    trips: Array = eqx.field(kw_only=True)  # how often it came from the top to rung 0, (N, L)
 
 
 class Rungs(Visits):
@@ -49,20 +44,15 @@ class Rungs(Visits):
 
     All replicas make turns. In turn t < L those that have not reached their rung come to level `order` [t]. Sweeps
     follow, which swap, in rounds; after each round but the last a turn places the rungs anew.
-
-    Attributes:
-        levels, previous: where the turn in progress leads, and where it begins, (L,).
-        turns: made so far: what random numbers are counted by.
-        probability: sums over the sweeps of a round, of each rung's swap with the one above it, which is tried every
-            other time, and of the acceptance of its transitions, (L, 1 + B).
-        planned: sweeps before the first sample.
     """
 
-    levels: Array
-    previous: Array
-    turns: Array
+    levels: Array  # where the turn in progress leads, (L,)
+    previous: Array  # where it begins, (L,)
+    turns: Array  # made so far: what random numbers are counted by
+    # Sums over the sweeps of a round, of each rung's swap with the one above it, which is tried every other time, and
+    # of the acceptance of its transitions, (L, 1 + B).
     probability: Array
-    planned: int = eqx.field(static=True)
+    planned: int = eqx.field(static=True)  # sweeps before the first sample
 
     @property
     def now(self) -> tuple[Array, Array]:

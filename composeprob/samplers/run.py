@@ -104,17 +104,12 @@ class Pace(eqx.Module):
 
 
 class Visits(eqx.Module):
-    """The levels of a run, in the order in which it visits them.
-
-    Attributes:
-        order: from the first level down to 0, (K,); 0 behind that, and `OPEN` where the ``pace`` has yet to choose.
-        made: how many of them have been visited, a scalar.
-    """
+    """The levels of a run, in the order in which it visits them."""
 
     OPEN = -1
 
-    order: Array
-    made: Array
+    order: Array  # from the first level down to 0, (K,); 0 behind that, and `OPEN` where the pace has yet to choose
+    made: Array  # how many of them have been visited, a scalar
     pace: Pace | None
 
     @classmethod
@@ -179,41 +174,26 @@ class Run(eqx.Module):
 
     `Sampler.start` and `Sampler.advance` run on every device, and see there the part of that device of what is by chain
     (`BY_CHAIN`); all else is the same everywhere.
-
-    Attributes:
-        chains: the sampler's own state of every chain, each leaf of shape (N, …).
-        words: random words of every chain, (N, 2): chain i's noise depends on nothing but these and the level.
-        shared: words for what chains decide together (resampling), (2,).
-        log_weights: log-weights, (N,).
-        path_weights: what independent chains would weigh by their paths, (N,), in logarithms and up to a constant: the
-            check of modes' shares reads them, and takes them for the run's weights where they mend shares.
-        log_evidence: log of the estimated ∫π, a scalar; ``evidence_variance`` is its relative variance.
-        ancestors: the first chain that each chain descends from, (N,) of 0 … N − 1.
-        tuning: what adapts of each block of the kernel.
-        records: what happened at each level.
-        closings: how many of what closes it have, and ``spent``, the evaluations of each chain that these took.
-        drift: by how much the last block of a warm-up at the target moved the population.
-        global_acceptance: mean probability with which global moves were accepted; NaN before there were any.
-        visits: the levels that it visits, and how many it has visited.
-        spread: which chains are where, and how many are evaluated at once.
     """
 
-    chains: PyTree[Array]
-    words: Array
-    shared: Array
-    log_weights: Array
+    chains: PyTree[Array]  # the sampler's own state of every chain, each leaf of shape (N, …)
+    words: Array  # random words of every chain, (N, 2): chain i's noise depends on nothing but these and the level
+    shared: Array  # words for what chains decide together (resampling), (2,)
+    log_weights: Array  # (N,)
+    # What independent chains would weigh by their paths, (N,), in logarithms and up to a constant: the check of modes'
+    # shares reads them, and takes them for the run's weights where they mend shares.
     path_weights: Array
-    log_evidence: Array
-    evidence_variance: Array
-    ancestors: Array
-    tuning: tuple[PyTree[Array], ...]
-    records: Records
-    closings: Array
-    spent: Array
-    drift: Array
-    global_acceptance: Array
-    visits: Visits
-    spread: Spread = Spread()
+    log_evidence: Array  # log of the estimated ∫π, a scalar
+    evidence_variance: Array  # its relative variance
+    ancestors: Array  # the first chain that each chain descends from, (N,) of 0 … N − 1
+    tuning: tuple[PyTree[Array], ...]  # what adapts of each block of the kernel
+    records: Records  # what happened at each level
+    closings: Array  # how many of what closes the run have
+    spent: Array  # evaluations of each chain that these took
+    drift: Array  # by how much the last block of a warm-up at the target moved the population
+    global_acceptance: Array  # mean probability with which global moves were accepted; NaN before there were any
+    visits: Visits  # the levels that it visits, and how many it has visited
+    spread: Spread = Spread()  # which chains are where, and how many are evaluated at once
 
     @classmethod
     def places(cls) -> Run:

@@ -70,18 +70,12 @@ def incremental_log_weight(before: Parts, after: Parts, noise: Noise, end: Noise
 
 
 class Weight(NamedTuple):
-    """How chains of a density are weighed from one level to the next.
+    """How chains of a density are weighed from one level to the next."""
 
-    Attributes:
-        kind: ``"density"``, or else by the Feynman–Kac rate.
-        density, layout: what potentials are averaged by.
-        most: how far steps may be twisted, in units of their noise.
-    """
-
-    kind: str | None
-    density: AnnealedDensity
+    kind: str | None  # ``"density"``, or else by the Feynman–Kac rate
+    density: AnnealedDensity  # and its layout: what potentials are averaged by
     layout: Layout
-    most: float | None
+    most: float | None  # how far steps may be twisted, in units of their noise
 
     def gained(
         self,

@@ -172,21 +172,15 @@ class Step(eqx.Module):
     def predict(
         self, y: Array, drift: Array, score: Array, noise: Array, twist: float | None
     ) -> tuple[Array, Array, Array]:
-        """One chain's step by what is known at its start, towards data as far as the twist allows.
+        """One chain's step by what is known at its start, towards data as far as the twist allows, None for no limit:
+        y', (d,); the noise in it, z and the shift, in the coordinates of y, (d,); and log p(y')/q(y'), with p the law
+        along the ``drift`` S + u and q the one that was drawn from, which follows the ``score``, S + u + ∇_y log G.
 
         What follows ∇log(F·E) + u only leaves it to the weights to pick the chains that found the data by chance. So
         ∇log G shifts the step too, by at most ``twist`` times the length √d of its noise: where G is much narrower than
         the level's noise, its whole gradient would throw chains far off. This is the twisted proposal of Wu, Trippe,
         Naesseth, Blei and Cunningham (2023), *Practical and asymptotically exact conditional sampling in diffusion
         models*.
-
-        Args:
-            y, drift, score, noise: y, S + u, the same and ∇_y log G, and z ~ N(0, I), (d,).
-            twist: None for no limit.
-
-        Returns:
-            y', (d,); the noise in it, z and the shift, in the coordinates of y, (d,); and log p(y')/q(y'), with p the
-            law along the drift and q the one that was drawn from, a scalar.
         """
         z, shift = self._into(noise), self.shift(drift, score, twist)
         twisted = z + shift

@@ -279,9 +279,8 @@ class Transitions(eqx.Module):
 
         steps = [self.step_size(b, known.log_scale, noise) for b, known in enumerate(tuning)]
         tuned = self.tuned(setting)
-        parts_here = [part.under(density, noise) for part in tuned.kernels]
-        kernel = Gibbs(dict(zip(tuned.sites, parts_here, strict=True)), backwards=tuned.backwards)
-        state, info = kernel.step(key, self.state(particle), target, steps)
+        kernel = with_parts(tuned, [part.under(density, noise) for part in tuned.kernels])
+        state, info = kernel.step(key, self.state(particle), target, jnp.stack(steps))
         return self.particle(state, particle), info
 
     def noise_size(self, b: int) -> int:

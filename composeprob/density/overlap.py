@@ -25,7 +25,7 @@ divisor for a noised marginal, which it is nowhere but there, so the errors of s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,7 +61,7 @@ def check(density: AnnealedDensity, key: Array, num_chains: int) -> tuple[Findin
     if not in_question(density):
         return ()
     first, second = jax.random.split(key)
-    return agreement(density, _pilot(density, jax.random.split(first, num_chains), _downwards(density)), second)
+    return agreement(density, _pilot(density, jax.random.split(first, num_chains)), second)
 
 
 def check_evaluations(density: AnnealedDensity, num_chains: int = tuning.PILOT.chains) -> int:
@@ -74,11 +74,6 @@ def _spaced_levels(density: AnnealedDensity, number: int, noisiest: bool = True)
     """Levels that are evenly spaced in their index, from level 0 on, with the noisiest or without it."""
     levels = np.linspace(0, density.num_levels - 1, number, endpoint=noisiest)
     return np.unique(levels.round().astype(int))
-
-
-def _downwards(density: AnnealedDensity) -> Array:
-    """The levels of a pilot."""
-    return jnp.asarray(_spaced_levels(density, tuning.PILOT.levels)[::-1])
 
 
 def in_question(density: AnnealedDensity) -> bool:
@@ -154,69 +149,51 @@ def noised(density: AnnealedDensity, positions: Position, level: Array | int, ke
 
 
 @eqx.filter_jit
-def _pilot(density: AnnealedDensity, keys: Array, levels: Array) -> Position:
-    """Chains at level 0, moved there by Langevin steps under the factors of all noised sites."""
-    sites = [name for name, site in density.sites.items() if site.kind == "noised"]
+def _pilot(density: AnnealedDensity, keys: Array, conditions: Position | None = None, which: int = 0) -> Position:
+    """Chains at level 0, moved there by Langevin steps under the factors of all noised sites; or, where there are
+    positions with its ``conditions``, one for each, which stay as they are, under this one expert alone.
+
+    Steps are unadjusted, of σ²/Σ|w|, which no product of factors makes unstable (the score of a noised marginal falls
+    no faster than x/σ²), tamed where something else does. Along directions in which clean events do not vary such steps
+    double the variance σ²/Σ|w|; the last, with half of the noise, halves it again.
+    """
+    expert = None if conditions is None else density.described.experts[which]
+    levels = jnp.asarray(_spaced_levels(density, tuning.PILOT.levels)[::-1])
+    sites = [name for name, site in density.sites.items() if site.kind == "noised"] if expert is None else [expert.site]
     size = sum(math.prod(density.sites[name].shape) for name in sites)
-    power = jnp.maximum(jnp.max(density.top.entries) / size, 1.0)
+    power = jnp.maximum(jnp.max(density.top.entries) / size, 1.0) if expert is None else float(expert.rows)
 
     def drift(position: Position, level: Array) -> Position:
-        found = density.evaluator(position, level).parts.drift
-        return {name: found[name] for name in sites}
-
-    def chain(key: Array) -> Position:
-        start, rest = jax.random.split(key)
-        return _descended(density, drift, power, density.initial(start), rest, levels)
-
-    return jax.vmap(chain)(keys)
-
-
-@eqx.filter_jit
-def _expert_pilot(density: AnnealedDensity, which: int, positions: Position, key: Array, levels: Array) -> Position:
-    """As many chains at level 0, moved there under one expert only; its conditions stay as they are."""
-    expert = density.described.experts[which]
-    site = density.sites[expert.site]
-
-    def drift(position: Position, level: Array) -> Position:
-        score = density.evaluator.expert_values(position, level)[which].total
-        return {expert.site: score.reshape(site.shape)}
-
-    def chain(position: Position, key: Array) -> Position:
-        start, rest = jax.random.split(key)
-        noise = density.schedule.at(levels[0]).sigma * jax.random.normal(start, site.shape)
-        return _descended(density, drift, float(expert.rows), {**position, expert.site: noise}, rest, levels)
-
-    return jax.vmap(chain)(positions, jax.random.split(key, len(positions[expert.site])))
-
-
-def _descended(
-    density: AnnealedDensity,
-    drift: Callable[[Position, Array], Position],
-    power: Array | float,
-    start: Position,
-    key: Array,
-    levels: Array,
-) -> Position:
-    """Unadjusted Langevin steps of σ²/Σ|w|, which no product of factors makes unstable (the score of a noised marginal
-    falls no faster than x/σ²), tamed where something else does. Along directions in which clean events do not vary
-    such steps double the variance σ²/Σ|w|; the last, with half of the noise, halves it again."""
+        if expert is None:
+            found = density.evaluator(position, level).parts.drift
+            return {name: found[name] for name in sites}
+        return {expert.site: density.evaluator.expert_values(position, level)[which].total}
 
     def step(position: Position, at: tuple[Array, Array, Array]) -> tuple[Position, None]:
         key, level, heat = at
         h = density.schedule.at(level).sigma ** 2 / power
         pulls = drift(position, level)
-        fresh = normal_like(key, {name: position[name] for name in pulls})
+        fresh = normal_like(key, {name: position[name] for name in sites})
 
         def move(name: str, x: Array) -> Array:
-            pull = h * jnp.nan_to_num(pulls[name])
+            pull = h * jnp.nan_to_num(pulls[name].reshape(x.shape))
             tamed = pull / (1 + jnp.abs(pull) / (10 * jnp.sqrt(h)))
             return x + tamed + jnp.sqrt(heat * h) * fresh[name]
 
-        return {**position, **{name: move(name, position[name]) for name in pulls}}, None
+        return {**position, **{name: move(name, position[name]) for name in sites}}, None
 
-    visits = jnp.repeat(levels, tuning.PILOT.steps)
-    heat = jnp.full(visits.shape, 2.0).at[-1].set(1.0)
-    return jax.lax.scan(step, start, (jax.random.split(key, len(visits)), visits, heat))[0]
+    def chain(key: Array, position: Position | None) -> Position:
+        first, rest = jax.random.split(key)
+        if expert is None or position is None:
+            start = density.initial(first)
+        else:
+            noise = jax.random.normal(first, density.sites[expert.site].shape)
+            start = {**position, expert.site: density.schedule.at(levels[0]).sigma * noise}
+        visits = jnp.repeat(levels, tuning.PILOT.steps)
+        heat = jnp.full(visits.shape, 2.0).at[-1].set(1.0)
+        return jax.lax.scan(step, start, (jax.random.split(rest, len(visits)), visits, heat))[0]
+
+    return jax.vmap(chain)(keys, conditions)
 
 
 def _share(expert: Expert, statistics: ExpertStatistics) -> np.ndarray:
@@ -281,7 +258,8 @@ def _empty_negations(
         if not flat.size:
             continue
         at = int(flat[0])
-        pilot = _expert_pilot(density, i, positions, jax.random.fold_in(key, i), _downwards(density))
+        keys = jax.random.split(jax.random.fold_in(key, i), len(positions[expert.site]))
+        pilot = _pilot(density, keys, positions, i)
         own_draws = _expert_statistics(density, pilot, jnp.asarray(levels), key)[i].log_density
         if (
             np.median(own_draws, axis=1)[at].max() - np.median(measured.log_density, axis=1)[at].max()
@@ -347,7 +325,7 @@ def _far_from_draws(
 
     draws, share = np.empty((0, samples.shape[1])), 0.0
     for round_key in jax.random.split(key, tuning.OVERLAP.rounds):
-        fresh = _expert_pilot(density, which, positions, round_key, _downwards(density))
+        fresh = _pilot(density, jax.random.split(round_key, len(samples)), positions, which)
         fresh = np.asarray(fresh[density.described.experts[which].site]).reshape(samples.shape)
         draws = np.concatenate([draws, fresh[np.isfinite(fresh).all(1)]])
         if len(draws) < 8:

@@ -145,20 +145,12 @@ class Gibbs(Kernel[GibbsState]):
     def merged(self, b: int, state: GibbsState, block: KernelState) -> GibbsState:
         """The chain after block b has moved to the state ``block``, whose evaluation is one of `block_evaluation`."""
         inner = (*state.inner[:b], _stripped(block), *state.inner[b + 1 :])
-        return GibbsState({**state.position, **block.position}, self.whole_evaluation(block.evaluation), inner)
+        return GibbsState({**state.position, **block.position}, block.evaluation.parts, inner)
 
     def block_evaluation(self, b: int, whole: Evaluation) -> Evaluation:
-        """The part of an evaluation that concerns block b; the rest, which the next block needs, travels with it."""
-        sites = self.sites[b]
-        rest = [{name: score for name, score in g.items() if name not in sites} for g in whole.gradients]
-        block = whole.with_gradients(_restricted(g, sites) for g in whole.gradients)
-        return dataclasses.replace(block, parts=(rest, whole.parts))
-
-    def whole_evaluation(self, block: Evaluation) -> Evaluation:
-        """The evaluation that a `block_evaluation`, of any block, was made of."""
-        rest, parts = block.parts
-        whole = block.with_gradients({**g, **others} for g, others in zip(block.gradients, rest, strict=True))
-        return dataclasses.replace(whole, parts=parts)
+        """The part of an evaluation that concerns block b; the whole, which the next block needs, travels with it."""
+        block = whole.with_gradients(_restricted(g, self.sites[b]) for g in whole.gradients)
+        return dataclasses.replace(block, parts=whole)
 
     def _pairs(self) -> tuple[tuple[Sites, Kernel], ...]:
         return tuple(zip(self.sites, self.kernels, strict=True))

@@ -31,7 +31,6 @@ from composeprob.samplers.random import Stream, key_of, normals
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.step import Backward, Step
 from composeprob.samplers.weights import Weight, first_evidence, first_weight
-from composeprob.schedule import Noise
 
 
 class Path(eqx.Module):
@@ -69,16 +68,6 @@ class Path(eqx.Module):
         def drift(chain: Particles) -> Array:
             return chain.evaluation.parts.drift if parts else chain.evaluation.score
 
-        def gain(above: Particles, below: Particles, noise: Noise, end: Noise) -> Array:
-            if self.weights is None:
-                return jnp.zeros(())
-            backward = None
-            if density.evaluator.plain and self.weights == "feynman_kac":
-                power = layout.power(density, self.first)
-                backward = Backward.of_step(noise.variance, end.variance, power, None, control=False)
-            weight = Weight(self.weights, density, layout, twist)
-            return weight.gained(words, jnp.int32(0), above, below, noise, end, backward)
-
         def step(level: Array, carry: tuple[Particles, Array]) -> tuple[Particles, Array]:
             chain, total = carry
             noise, end = (density.schedule.at(k + (0 if reverse else 1)) for k in (level, level - 1))
@@ -93,7 +82,12 @@ class Path(eqx.Module):
                 y, _, _ = down.predict(chain.points, drift(chain), chain.evaluation.score, z, twist)
             moved = Particles(y, layout.evaluate(density, y, level, parts), chain.inner)
             above, below = (moved, chain) if reverse else (chain, moved)
-            ratio = gain(above, below, noise, end)
+            ratio = jnp.zeros(())
+            if self.weights is not None:
+                tempered = density.evaluator.plain and self.weights == "feynman_kac"
+                backward = Backward.of_step(*s, layout.power(density, self.first), None, False) if tempered else None
+                weight = Weight(self.weights, density, layout, twist)
+                ratio = weight.gained(words, jnp.int32(0), above, below, noise, end, backward)
             if move is not None:
                 # Weights have p/q of the twist in them: of the two nothing is left.
                 shift = 0.0 if self.weights else down.shift(drift(above), above.evaluation.score, twist)

@@ -87,7 +87,7 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     cost, moves, settling = sampler.drawing
     transitions = state.writer.drawn * int(state.draws.thin) + (settling if state.writer.drawn else 0)
     evaluations = state.spent + sampler.evaluations(state.first, len(visited)) + transitions * cost
-    evaluations += sum(closing.evaluations(run, density) for closing in sampler.then)
+    evaluations += int(run.spent)
     proposals = np.full(len(levels), max(sampler.proposals(), 1) * n)
     proposals[0] += transitions * moves * n
 

@@ -174,9 +174,7 @@ def finish(state: State) -> None:
     """Moves chains at the target by what closes the sampler's runs. Interrupted, they are as they were before it, and
     a run that continues from its checkpoint begins it anew."""
     density = state.placed[1]
-    for closing in state.sampler.then:
-        if closing.done(state.run):
-            continue
+    for closing in state.sampler.then[int(state.run.closings) :]:
         run, points, number, drift = state.run, _points(state.run), 0, 1.0
         start = points
         while number < closing.rounds and (number < 2 or drift > 0):
@@ -190,7 +188,10 @@ def finish(state: State) -> None:
             before, points, number = points, _points(run), number + 1
             drift = closing.drift((start, before, points), state.density, state.sampler.weights is not None)
             state.report(closing.title, closing.rounds, done=number, drift=drift)
-        state.run = closing.closed(run, number, drift) if number else run
+        counts = int(run.closings) + 1, int(run.spent) + number * closing.evaluations(state.density)
+        closings, spent = map(run.spread.number, counts)
+        moved = run.spread.number(drift, np.float32) if closing.rounds > 1 else run.drift  # else nothing measured it
+        state.run = dataclasses.replace(run, closings=closings, spent=spent, drift=moved)
 
 
 def draw(state: State) -> None:
@@ -216,8 +217,7 @@ def record(state: State) -> None:
     if state.checkpoints is not None and state.writer.failure is None:  # else the last is that whose draws are there
         state.checkpoints.finish(state)
     coarse = _coarse_evidence(state)
-    sampler, density = state.placed
-    values, positions = compiled.read(sampler, state.run, density)
+    values, positions = compiled.read(state.placed[0], state.run, state.placed[1])
     state.result = state.writer.finish(summarised(state, state.writer.samples(values), host(positions), coarse))
 
 

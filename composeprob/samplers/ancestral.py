@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 from jax import Array
 
-from composeprob.errors import InvalidValueError
-from composeprob.kernels.step_size import as_scalar
+from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.step import ReverseStep
 
@@ -30,8 +27,9 @@ class Ancestral(Sampler):
 
     def __init__(self, eta: Array | float = 1.0):
         value = as_scalar(eta, "Ancestral(eta=)")
-        if not isinstance(value, jax.core.Tracer) and not bool(jnp.all((value >= 0) & (value <= 1))):
-            raise InvalidValueError(f"Ancestral's eta must lie in [0, 1]; got {value}.", fix="1 is DDPM, 0 is DDIM.")
+        check_range(
+            value, "Ancestral(eta=)", 0.0, 1.0 + 1e-6, closed=True, fix="a number in [0, 1]: 1 is DDPM, 0 is DDIM"
+        )
         super().__init__(step=ReverseStep(order=1, control="none", twist=None, eta=value))
 
     def describe(self) -> str:

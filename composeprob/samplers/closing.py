@@ -52,10 +52,6 @@ class Closing(eqx.Module):
         """Raises where it cannot be used with this density, or there are too few chains for it."""
 
     @abc.abstractmethod
-    def done(self, run: Run) -> bool:
-        """Whether the run has been closed by it before."""
-
-    @abc.abstractmethod
     def adapt(self, points: np.ndarray, density: AnnealedDensity) -> PyTree[Array] | None:
         """What is fitted to the population's points v, (N, D); None where nothing can be."""
 
@@ -68,13 +64,9 @@ class Closing(eqx.Module):
         points, (N, D), are those from before the first round, before this one, and after it."""
         return 0.0
 
-    def closed(self, run: Run, rounds: int, drift: float) -> Run:
-        """The run with a note of what was done, in so many rounds, the last of which drifted so much."""
-        return run
-
     @abc.abstractmethod
-    def evaluations(self, run: Run, density: AnnealedDensity) -> int:
-        """That it took of each chain of a run that it closed."""
+    def evaluations(self, density: AnnealedDensity) -> int:
+        """That a round takes of each chain."""
 
 
 class WarmUp(Closing):
@@ -107,9 +99,6 @@ class WarmUp(Closing):
                 where=density.described.where,
                 fix="leave it out.",
             )
-
-    def done(self, run: Run) -> bool:
-        return bool(int(run.stayed))
 
     def adapt(self, points: np.ndarray, density: AnnealedDensity) -> Transitions:
         """HMC whose inverse masses are the population's variances, in units of the noise at noised entries."""
@@ -162,13 +151,9 @@ class WarmUp(Closing):
         kept = float(np.max(np.mean(apart[0] * apart[1], axis=0) / sizes))
         return max(drifts, kept if kept > tuning.WARM_UP.memory + 2 / math.sqrt(len(after)) else 0.0)
 
-    def closed(self, run: Run, rounds: int, drift: float) -> Run:
-        made = run.spread.number(rounds * (tuning.WARM_UP.settling + tuning.WARM_UP.transitions))
-        return dataclasses.replace(run, stayed=made, drift=run.spread.number(drift, np.float32))
-
-    def evaluations(self, run: Run, density: AnnealedDensity) -> int:
+    def evaluations(self, density: AnnealedDensity) -> int:
         each = Interweaving().evaluations_per_step if interweaves(density) else tuning.WARM_UP.leapfrogs
-        return int(run.stayed) * each
+        return (tuning.WARM_UP.settling + tuning.WARM_UP.transitions) * each
 
 
 class GlobalMoves(Closing):
@@ -221,9 +206,6 @@ class GlobalMoves(Closing):
     def __repr__(self) -> str:
         return f"GlobalMoves({self.number})"
 
-    def done(self, run: Run) -> bool:
-        return math.isfinite(float(run.global_acceptance))
-
     def adapt(self, points: np.ndarray, density: AnnealedDensity) -> GaussianMixture | None:
         """The mixtures that each half's proposals are drawn from, which are fitted to the other half."""
         halves = finite(points[: len(points) // 2]), finite(points[len(points) // 2 :])
@@ -269,8 +251,8 @@ class GlobalMoves(Closing):
         ancestors, mean = spread.on_population(genealogy, spread.gather(facts), run.ancestors)
         return dataclasses.replace(moved_to(run, moved), ancestors=ancestors, global_acceptance=mean)
 
-    def evaluations(self, run: Run, density: AnnealedDensity) -> int:
-        return self.number if self.done(run) else 0
+    def evaluations(self, density: AnnealedDensity) -> int:
+        return self.number
 
 
 def closings(then: object) -> tuple[Closing, ...]:

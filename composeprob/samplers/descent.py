@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import equinox as eqx
 import jax
@@ -49,66 +49,41 @@ Drift = tuple[Array, Array, Array]
 
 
 class Way(eqx.Module):
-    """A step of every chain.
+    """A step of every chain."""
 
-    Attributes:
-        drift, rate: S + u and r under the control where it starts, (n, d) and (n,).
-        noise, log_ratio: of `Step.predict`, (n, d) and (n,).
-        stays: whether a chain has no finite score, or met a wall, and stays where it was in x, (n,).
-        error: how far the correction moved it, (n,).
-    """
-
-    drift: Array
-    rate: Array
-    noise: Array
-    log_ratio: Array
-    stays: Array
-    error: Array
+    drift: Array  # S + u where it starts, (n, d)
+    rate: Array  # r under the control there, (n,)
+    noise: Array  # of `Step.predict`, (n, d)
+    log_ratio: Array  # of `Step.predict`, (n,)
+    stays: Array  # whether a chain has no finite score, or met a wall, and stays where it was in x, (n,)
+    error: Array  # how far the correction moved it, (n,)
 
 
 class Level(eqx.Module):
-    """The level in progress.
+    """The level in progress."""
 
-    Attributes:
-        phase, turn: which of the table's phases is next, and how many transitions have been made.
-        query: where every chain is evaluated next, v, (n, D).
-        way: the step that leads to the level.
-        above, found: the fit where the step starts, and what was found where `Step.predict` led, if it is corrected.
-        trajectory: of the transition that a kernel is making, by block.
-        began: where each chain's transitions began and its score there, (n, 2D), if a metric is measured.
-        tally: what the transitions so far add up to.
-    """
-
-    phase: Array
-    turn: Array
-    query: Array
-    way: Way
-    above: Fit | None
-    found: Drift | None
-    trajectory: tuple[PyTree[Array], ...]
-    began: Array | None
-    tally: Tally
+    phase: Array  # which of the table's phases is next
+    turn: Array  # how many transitions have been made
+    query: Array  # where every chain is evaluated next, v, (n, D)
+    way: Way  # the step that leads to the level
+    above: Fit | None  # the fit where the step starts, if it is corrected
+    found: Drift | None  # what was found where `Step.predict` led, if it is corrected
+    trajectory: tuple[PyTree[Array], ...]  # of the transition that a kernel is making, by block
+    began: Array | None  # where each chain's transitions began and its score there, (n, 2D), if a metric is measured
+    tally: Tally  # what the transitions so far add up to
 
 
 class Now(eqx.Module):
-    """What chains share in a phase.
+    """What chains share in a phase."""
 
-    Attributes:
-        start, end: the noise of the level above and of this one, and ``falls``, whether there is a step between them.
-        fixed: the controls at both that need no fit, (d,).
-        normals: standard normal numbers of every chain, (n, …).
-        above, here: the population's fits at both ends of the step.
-        law: of a step of second order, by what is known so far.
-    """
-
-    start: Noise
-    end: Noise
-    falls: Array
-    fixed: tuple[Array, Array]
-    normals: Array
-    above: Fit | None = None
-    here: Fit | None = None
-    law: Step | None = None
+    start: Noise  # of the level above
+    end: Noise  # of this one
+    falls: Array  # whether there is a step between them
+    fixed: tuple[Array, Array]  # the controls at both that need no fit, (d,)
+    normals: Array  # standard normal numbers of every chain, (n, …)
+    above: Fit | None = None  # the population's fit where the step starts
+    here: Fit | None = None  # and where it ends
+    law: Step | None = None  # of a step of second order, by what is known so far
 
 
 Carry = tuple[Run, Level]
@@ -148,7 +123,8 @@ class Descent:
     ):
         self.density, self.spread, self.words = density, run.spread, run.words
         self.layout, self.num_chains = Layout.of_density(density), len(run.ancestors)
-        self.given, self.weights, self.meet, self.parts = moves, weights, meet, parts
+        self.moves = cast(Transitions, moves)  # read by what moves chains only
+        self.weights, self.meet, self.parts = weights, meet, parts
         self.step = step if self.layout.dims else None
         self.half = (self.spread.numbers(run.words) >= self.num_chains // 2).astype(jnp.int32)
         self.power = self.layout.power(density, density.num_levels - 1)
@@ -168,7 +144,8 @@ class Descent:
         # which draw of the level's it takes, −1 for none. The first ones lead to the level, the others are those of one
         # transition of all blocks, which is repeated.
         self.lead = 1 + self.corrects if self.leads else 0
-        self.before: list[Callable[..., Level]] = [*[self.predict, self.correct][: self.lead], self.wait]
+        waiting = lambda run, level, now: level  # what is to be evaluated next is known already  # noqa: E731
+        self.before: list[Callable[..., Level]] = [*[self.predict, self.correct][: self.lead], waiting]
         after: list[Callable[..., Carry]] = [self.predicted, self.arrived]
         self.after = after[2 - self.lead :]
         self.phases = [(0, 0, 0, 0), (1, 1, 0, -1)][: self.lead]
@@ -182,12 +159,6 @@ class Descent:
         if self.opaque:
             self.after.append(self.transition)
             self.phases.append((self.lead, self.lead, 0, -1))
-
-    @property
-    def moves(self) -> Transitions:
-        """The transitions, of samplers that have any."""
-        assert self.given is not None
-        return self.given
 
     # The loop
 
@@ -226,8 +197,14 @@ class Descent:
         over = level.phase == len(self.phases) - 1
         phase, turn = jnp.where(over, self.lead, level.phase + 1), level.turn + over
         level = dataclasses.replace(level, phase=phase.astype(jnp.int32), turn=turn.astype(jnp.int32))
-        done = over & (turn >= self.total)
-        return jax.lax.cond(done, self.leave, lambda run, level, now: (run, level), run, level, now)
+        if not self.leads:
+            return run, level
+
+        def leave() -> Carry:
+            parts = {"phase": level.phase, "turn": level.turn, "tally": level.tally}
+            return self.leave(run, level, now), dataclasses.replace(level, **jax.tree.map(jnp.zeros_like, parts))
+
+        return jax.lax.cond(over & (turn >= self.total), leave, lambda: (run, level))
 
     def now(self, run: Run) -> Now:
         """What chains share in a phase, without fits and random numbers."""
@@ -372,10 +349,6 @@ class Descent:
         query, error = self.spread.map(chain, run.chains.points, self.half, level.way, level.query, level.found)
         return dataclasses.replace(level, query=query, way=dataclasses.replace(level.way, error=error))
 
-    def wait(self, run: Run, level: Level, now: Now) -> Level:
-        """What is to be evaluated next is known already."""
-        return level
-
     # Weigh and meet
 
     def arrived(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
@@ -417,7 +390,7 @@ class Descent:
         if level.began is not None:
             began = jnp.concatenate([run.chains.points, run.chains.evaluation.score], axis=1)
             level = dataclasses.replace(level, began=began)
-        return run, dataclasses.replace(level, tally=jax.tree.map(jnp.zeros_like, level.tally))
+        return run, level
 
     def met(self, run: Run, at: Array, gain: Array, error: Array) -> Run:
         """The chains after they have been weighed against one another, and resampled where it is time."""
@@ -501,11 +474,11 @@ class Descent:
     def pace(self, b: int, turn: Array) -> Array | float:
         """How fast block b's step size adapts: not after a warm-up."""
         rule = self.moves.adaptive[b]
-        return turn < self.adapting if rule is not None and rule.warmup else 1.0
+        return turn < self.adapting if self.adapting and rule is not None and rule.warmup else 1.0
 
     # Leave
 
-    def leave(self, run: Run, level: Level, now: Now) -> Carry:
+    def leave(self, run: Run, level: Level, now: Now) -> Run:
         """The level is done: what its transitions came to is recorded, and metrics follow from them."""
         if self.blocks:
             moves, at, spread, tally = self.moves, now.end.index, self.spread, level.tally
@@ -516,12 +489,9 @@ class Descent:
             if level.began is not None:
                 change = jnp.concatenate([run.chains.points, run.chains.evaluation.score], axis=1) - level.began
                 moved, changed = jnp.split(change, 2, axis=1)
-                metrics = moves.measured(spread, run.tuning, now.end, moved, changed, self.num_chains)
+                metrics = moves.measured(spread, run.tuning, now.end, moved, changed)
                 run = dataclasses.replace(run, tuning=metrics)
-        visits = run.visits.onwards(self.density.schedule, run.records)
-        return dataclasses.replace(run, visits=visits), dataclasses.replace(
-            level, phase=jnp.int32(0), turn=jnp.int32(0)
-        )
+        return dataclasses.replace(run, visits=run.visits.onwards(self.density.schedule, run.records))
 
 
 class AtTarget(Descent):
@@ -537,9 +507,6 @@ class AtTarget(Descent):
 
     def pace(self, b: int, turn: Array) -> Array:
         return jnp.clip(2 - 2 * turn / max(self.adapting, 1), 0.0, 1.0)
-
-    def leave(self, run: Run, level: Level, now: Now) -> Carry:
-        return run, level
 
 
 def at_target(

@@ -19,19 +19,12 @@ from composeprob.samplers.step import times
 
 
 class Fit(eqx.Module):
-    """A level's affine fits over the population, in y.
+    """A level's affine fits over the population, in y, and the control u = A·(y − centre) + a of each half of it."""
 
-    Attributes:
-        centre: the weighted mean of y, (d,).
-        slope: L, the linear part of what a step integrates exactly: (d, d), symmetric, or (d,) for a diagonal.
-        gain, push: A and a of the control u = A·(y − centre) + a of each half of the chains, (2, d, d) or (2, d),
-            and (2, d).
-    """
-
-    centre: Array
-    slope: Array
-    gain: Array
-    push: Array
+    centre: Array  # the weighted mean of y, (d,)
+    slope: Array  # L, the linear part of what a step integrates exactly: (d, d), symmetric, or (d,) for a diagonal
+    gain: Array  # A, (2, d, d) or (2, d)
+    push: Array  # a, (2, d)
 
     @classmethod
     def none(cls, base: Array) -> Fit:
@@ -77,11 +70,8 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
     of it: a fit to a chain's own potential would take from its weight what belongs there. One that leaves most of the
     variance of the potentials of the half that takes it is left out.
 
-    Args:
-        rows: (N, 2d + 1), each y, S without any control, and the potential per unit of τ with the fixed one.
-        log_weights: of the chains, (N,).
-        base: P/s, (d,).
-        control: whether to fit one; it is 0 if not.
+    ``rows`` are (N, 2d + 1), each y, S without any control, and the potential per unit of τ with the fixed one;
+    ``base`` is P/s, (d,).
     """
     dims = base.size
     rows, log_weights = (_thinned(table, dims) for table in (rows, log_weights))
@@ -161,10 +151,8 @@ def _controls(table: Array, kind: str, basis: Array | None) -> tuple[Array, Arra
     The coordinates are that basis. A `diagonal` A is not the same in all of them, and takes the eigenvectors of the
     slope of the half that is fitted: those of all chains know of the chains that take it, and made the log-evidence of
     a squared mixture in 32 dimensions .3 too low. Both are 0 where they leave more than `tuning.FIT.worth` of the
-    potential's variance over the half that takes them.
-
-    Args:
-        table: each half's y, S, potential and weights, (2, ⌈N/2⌉, 2d + 2).
+    potential's variance over the half that takes them. The ``table`` is each half's y, S, potential and weights,
+    (2, ⌈N/2⌉, 2d + 2).
     """
     dims, weights = table.shape[-1] // 2 - 1, table[..., -1]
     pairs = table[..., :-2].reshape(*weights.shape, 2, dims)

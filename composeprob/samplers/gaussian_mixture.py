@@ -14,18 +14,12 @@ from composeprob import tuning
 
 
 class GaussianMixture(eqx.Module):
-    """q(y) = Σ_j w_j·N(y; m_j, L_j·L_jᵀ) over flattened positions of d numbers.
+    """q(y) = Σ_j w_j·N(y; m_j, L_j·L_jᵀ) over flattened positions of d numbers."""
 
-    Attributes:
-        log_weights: log w_j, (J,); −∞ of components that only fill up.
-        means: m_j, (J, d).
-        roots: L_j, (J, d, d), and ``inverses``, L_j⁻¹.
-    """
-
-    log_weights: Array
-    means: Array
-    roots: Array
-    inverses: Array
+    log_weights: Array  # log w_j, (J,); −∞ of components that only fill up
+    means: Array  # m_j, (J, d)
+    roots: Array  # L_j, (J, d, d)
+    inverses: Array  # L_j⁻¹
 
     def draw(self, noise: Array) -> Array:
         """The draw that d + 1 independent normal numbers make, (d,): the first says which component."""

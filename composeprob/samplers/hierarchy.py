@@ -49,14 +49,12 @@ class Known(eqx.Module):
     def members(self) -> np.ndarray:
         """The number of the member of a plate that each noised entry belongs to, (d,): given latents these are
         independent."""
-        sizes = [(int(np.prod(s[:n])), int(np.prod(s[n:]))) for s, n in map(self._plates, self.layout.noised)]
+        sites = [(shape, self.density.sites[name].plates) for name, shape in self.layout.noised]
+        sizes = [(int(np.prod(s[:n])), int(np.prod(s[n:]))) for s, n in sites]
         starts = np.cumsum([0, *(count for count, _ in sizes)])
         return np.concatenate(
             [start + np.repeat(np.arange(n), k) for start, (n, k) in zip(starts, sizes, strict=False)]
         )
-
-    def _plates(self, site: tuple[str, tuple[int, ...]]) -> tuple[tuple[int, ...], int]:
-        return site[1], self.density.sites[site[0]].plates
 
 
 def interweaves(density: AnnealedDensity) -> bool:

@@ -95,17 +95,13 @@ class Swap(eqx.Module):
     By Feynman–Kac path weights, which are those of DDPM's step, log R is what the way down gains, less what the way up
     does: it needs scores and rates only, and is right as the levels' distance goes to 0.
 
-    Attributes:
-        kind: of `NEEDS`; None for the first one that can be.
-        power: P of the bridge at each level, (K, d), once `resolved`.
-
     References:
         *CREPE: controlling diffusion with replica exchange* (ICLR 2026), for path weights. Ballard and Jarzynski 2009,
         *Replica exchange with nonequilibrium switches*, for swaps whose proposals are made by a process.
     """
 
-    kind: str | None = eqx.field(static=True)
-    power: Array | None = None
+    kind: str | None = eqx.field(static=True)  # of `NEEDS`; None for the first one that can be
+    power: Array | None = None  # P of the bridge at each level, (K, d), once `resolved`
 
     def __check_init__(self) -> None:
         if self.kind is not None and self.kind not in NEEDS:

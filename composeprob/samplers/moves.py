@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -48,21 +47,15 @@ class Particles(eqx.Module):
 
 
 class Block(eqx.Module):
-    """Entries of a chain that one kernel moves.
+    """Entries of a chain that one kernel moves."""
 
-    Attributes:
-        name: of its sites.
-        entries: their indices, a `range` where they are in a row.
-        follows: whether its adaptive step shrinks with the level's noise: whether any of its sites is noised.
-        static: which of its entries are static, where others are not, (n,) of booleans; None else.
-        in_noise: whether static entries among noised ones are measured in units of the noise: not where the user gave
-            both step size and metric.
-    """
-
-    name: str = eqx.field(static=True)
-    entries: range | tuple[int, ...] = eqx.field(static=True)
+    name: str = eqx.field(static=True)  # of its sites
+    entries: range | tuple[int, ...] = eqx.field(static=True)  # their indices, a `range` where they are in a row
+    # Whether its adaptive step shrinks with the level's noise: whether any of its sites is noised.
     follows: bool = eqx.field(static=True)
-    static: Array | None
+    static: Array | None  # which of its entries are static, where others are not, (n,) of booleans; None else
+    # Whether static entries among noised ones are measured in units of the noise: not where the user gave both step
+    # size and metric.
     in_noise: bool = eqx.field(static=True)
 
     @property
@@ -135,19 +128,14 @@ class Transitions(eqx.Module):
 
     In y = x/α a step of length h in x has length h/α, so what a user says of x is divided by α^p, p the kernel's
     `scale_exponent`; an adaptive step is c·s^{p/2}, which is c·σ^p in x.
-
-    Attributes:
-        kernel: blocks with a kernel each, whose step size is an array (K,), of x, or `Adaptive`; one block of all sites
-            unless the user gave a `Gibbs`. Entries that must be held are in no block.
-        blocks: where their entries are.
-        count: transitions a level whose acceptance is recorded.
-        layout: of the density.
     """
 
+    # Blocks with a kernel each, whose step size is an array (K,), of x, or `Adaptive`; one block of all sites unless
+    # the user gave a `Gibbs`. Entries that must be held are in no block.
     kernel: Gibbs
-    blocks: tuple[Block, ...]
-    count: int = eqx.field(static=True)
-    layout: Layout = eqx.field(static=True)
+    blocks: tuple[Block, ...]  # where their entries are
+    count: int = eqx.field(static=True)  # transitions a level whose acceptance is recorded
+    layout: Layout = eqx.field(static=True)  # of the density
 
     @classmethod
     def resolved(cls, kernel: Kernel, count: int, density: AnnealedDensity) -> Transitions:
@@ -208,10 +196,11 @@ class Transitions(eqx.Module):
         """log c where it starts, and no metric known, for N chains."""
 
         def start(b: int, rule: Adaptive | None) -> Tuning:
-            block, kind = self.blocks[b], self._kind(b, num_chains)
-            like = {block.name: jax.ShapeDtypeStruct((len(block.entries),), jnp.result_type(float))}
-            scale = rule.log_scale if rule else jnp.zeros(())
-            return Tuning(scale, None if kind == "none" else unmeasured(kind, like))
+            block, size = self.blocks[b], len(self.blocks[b].entries)
+            given = getattr(self.kernel.kernels[b], "metric", None)
+            kind = kind_of(given.kind, size, num_chains) if isinstance(given, Estimated) else "none"
+            metric = None if kind == "none" else unmeasured(kind, {block.name: jnp.zeros((size,))})
+            return Tuning(rule.log_scale if rule else jnp.zeros(()), metric)
 
         return tuple(start(b, rule) for b, rule in enumerate(self.adaptive))
 
@@ -257,25 +246,24 @@ class Transitions(eqx.Module):
         return Tuning(jnp.where(pace > 0, moved, known.log_scale), known.metric)
 
     def measured(
-        self, spread: Spread, tuning: tuple[Tuning, ...], noise: Noise, moved: Array, changed: Array, num_chains: int
+        self, spread: Spread, tuning: tuple[Tuning, ...], noise: Noise, moved: Array, changed: Array
     ) -> tuple[Tuning, ...]:
         """The metrics, for the transitions that follow, from how far each chain went at a level and how much its score
         changed, (n, D)."""
 
-        def update(b: int, known: Tuning) -> Tuning:
+        def update(block: Block, known: Tuning) -> Tuning:
             if (before := known.metric) is None:
                 return known
-            block, kind = self.blocks[b], self._kind(b, num_chains)
             units = jnp.full((len(block.entries),), block.length(noise))
             scale = {block.name: units if block.static is None else jnp.where(block.static, 1.0, units)}
             rows = spread.gather(jnp.concatenate([moved[:, block.index], changed[:, block.index]], axis=1))
 
             def solve(rows: Array) -> Metric:
-                return measured(kind, before, scale, *jnp.split(rows, 2, axis=1))
+                return measured(before, scale, *jnp.split(rows, 2, axis=1))
 
             return dataclasses.replace(known, metric=spread.on_population(solve, rows))
 
-        return tuple(update(b, known) for b, known in enumerate(tuning))
+        return tuple(map(update, self.blocks, tuning))
 
     # A single chain
 
@@ -291,9 +279,8 @@ class Transitions(eqx.Module):
 
         steps = [self.step_size(b, known.log_scale, noise) for b, known in enumerate(tuning)]
         tuned = self.tuned(setting)
-        parts_here = [part.under(density, noise) for part in tuned.kernels]
-        kernel = Gibbs(dict(zip(tuned.sites, parts_here, strict=True)), backwards=tuned.backwards)
-        state, info = kernel.step(key, self.state(particle), target, steps)
+        kernel = with_parts(tuned, [part.under(density, noise) for part in tuned.kernels])
+        state, info = kernel.step(key, self.state(particle), target, jnp.stack(steps))
         return self.particle(state, particle), info
 
     def noise_size(self, b: int) -> int:
@@ -344,8 +331,8 @@ class Transitions(eqx.Module):
         return v
 
     def view(self, found: Evaluation) -> Evaluation:
-        """An evaluation whose score is that of the blocks."""
-        return found.with_gradients(map(self.split, found.gradients))
+        """An evaluation whose score is that of the blocks; as it is, it travels with it."""
+        return dataclasses.replace(found.with_gradients(map(self.split, found.gradients)), parts=found)
 
     def state(self, particle: Particles) -> GibbsState:
         """One chain as the kernel sees it."""
@@ -354,14 +341,7 @@ class Transitions(eqx.Module):
     def particle(self, state: GibbsState, before: Particles) -> Particles:
         """One chain as the engine holds it, after the kernel moved it from ``before``."""
         points = self.join(before.points, state.position)
-        joined = map(self.join, before.evaluation.gradients, state.evaluation.gradients)
-        evaluation = state.evaluation.with_gradients(joined)
-        return dataclasses.replace(before, points=points, evaluation=evaluation, inner=state.inner)
-
-    def _kind(self, b: int, num_chains: int) -> str:
-        """The metric that is measured for block b, ``"none"`` if none is."""
-        given = getattr(self.kernel.kernels[b], "metric", None)
-        return kind_of(given.kind, len(self.blocks[b].entries), num_chains) if isinstance(given, Estimated) else "none"
+        return dataclasses.replace(before, points=points, evaluation=state.evaluation.parts, inner=state.inner)
 
 
 def _starting(trajectory: PyTree[Array], state: KernelState | None) -> PyTree[Array]:

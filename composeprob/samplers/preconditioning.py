@@ -43,12 +43,11 @@ def unmeasured(kind: str, like: Position) -> Metric:
     return Metric(unit) if kind == "diagonal" else Metric(unit, dense=jnp.eye(size))
 
 
-def measured(kind: str, before: Metric, scale: Position, moved: Array, changed: Array) -> Metric:
-    """The metric by Δx and Δs of all chains, (N, d), or the one ``before`` where they leave it open. Chains that
-    stayed, or are not finite somewhere, do not count.
+def measured(before: Metric, scale: Position, moved: Array, changed: Array) -> Metric:
+    """The metric by Δx and Δs of all chains, (N, d), in the form of the one ``before``, which stays where they leave it
+    open. Chains that stayed, or are not finite somewhere, do not count.
 
-    ``kind`` is ``"diagonal"`` or ``"full"``; ``scale`` is s for every number of a position, in its shapes: the level's
-    noise, 1 where steps do not follow that.
+    ``scale`` is s for every number of a position, in its shapes: the level's noise, 1 where steps do not follow that.
 
     References:
         Titsias (2023), *Optimal preconditioning and Fisher adaptive Langevin sampling*; Andrieu and Thoms (2008) for
@@ -65,7 +64,7 @@ def measured(kind: str, before: Metric, scale: Position, moved: Array, changed: 
     width = jnp.clip(width, known * tuning.METRIC.shrinks, known * tuning.METRIC.grows)
     width = jnp.where(measurable, width, known)
     unit = shaped(width / units)
-    if kind == "diagonal":
+    if before.dense is None:
         return Metric(unit)
     scales = jnp.stack([1 / width, width])
     # The same factor on both changes nothing, and keeps float32 in its range.

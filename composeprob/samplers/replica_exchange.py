@@ -19,7 +19,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Estimated, Info, Kernel, mean_acceptance
-from composeprob.kernels.gibbs import parts_of, with_field, with_parts
+from composeprob.kernels.gibbs import parts_of
 from composeprob.kernels.metropolis import accept, log_uniform
 from composeprob.pytree import where
 from composeprob.samplers.descent import Carry, Descent, Level, Now
@@ -33,15 +33,10 @@ from composeprob.samplers.spread import Tree, host
 
 
 class Replicas(Particles):
-    """Ensembles of a replica on every rung, one a chain: arrays of `Particles` with a second axis, (N, L, …).
+    """Ensembles of a replica on every rung, one a chain: arrays of `Particles` with a second axis, (N, L, …)."""
 
-    Attributes:
-        from_top: whether each replica was on the top rung since it last was on rung 0, (N, L).
-        trips: how often it came from the top to rung 0, (N, L).
-    """
-
-    from_top: Array = eqx.field(kw_only=True)
-    trips: Array = eqx.field(kw_only=True)
+    from_top: Array = eqx.field(kw_only=True)  # whether it was on the top rung since it last was on rung 0, (N, L)
+    trips: Array = eqx.field(kw_only=True)  # how often it came from the top to rung 0, (N, L)
 
 
 class Rungs(Visits):
@@ -49,20 +44,15 @@ class Rungs(Visits):
 
     All replicas make turns. In turn t < L those that have not reached their rung come to level `order` [t]. Sweeps
     follow, which swap, in rounds; after each round but the last a turn places the rungs anew.
-
-    Attributes:
-        levels, previous: where the turn in progress leads, and where it begins, (L,).
-        turns: made so far: what random numbers are counted by.
-        probability: sums over the sweeps of a round, of each rung's swap with the one above it, which is tried every
-            other time, and of the acceptance of its transitions, (L, 1 + B).
-        planned: sweeps before the first sample.
     """
 
-    levels: Array
-    previous: Array
-    turns: Array
+    levels: Array  # where the turn in progress leads, (L,)
+    previous: Array  # where it begins, (L,)
+    turns: Array  # made so far: what random numbers are counted by
+    # Sums over the sweeps of a round, of each rung's swap with the one above it, which is tried every other time, and
+    # of the acceptance of its transitions, (L, 1 + B).
     probability: Array
-    planned: int = eqx.field(static=True)
+    planned: int = eqx.field(static=True)  # sweeps before the first sample
 
     @property
     def now(self) -> tuple[Array, Array]:
@@ -144,6 +134,7 @@ class Exchange(Descent):
     def __init__(self, density: AnnealedDensity, run: Run, *parts: Any):
         super().__init__(density, run, *parts)
         self.count = len(run.visits.now[0])
+        self.total, self.adapting = 1, 0  # a warm-up is that of the way down
         self.noise_size = max(self.noise_size, self.layout.dims + 1)  # a bridge's, and what decides a swap
         self.words = self.spread.map(partial(replica_words, self.count), run.words)
 
@@ -185,14 +176,13 @@ class Exchange(Descent):
         chains, swapped = self.spread.map(ensemble, *batch)
         swapped = mean_acceptance(swapped, self.spread.total, self.num_chains)
         rungs = dataclasses.replace(rungs, probability=rungs.probability.at[:, 0].add(swapped))
-        level = dataclasses.replace(level, tally=jax.tree.map(jnp.zeros_like, level.tally))
         return dataclasses.replace(run, chains=chains, visits=rungs), level
 
     def made(self, b: int | slice, run: Run, level: Level, now: Now, chains: Particles, info: Info) -> Carry:
         made, level = super().made(b, run, level, now, chains, info)
         return dataclasses.replace(made, tuning=where(rungs_of(run).plan[2], made.tuning, run.tuning)), level
 
-    def leave(self, run: Run, level: Level, now: Now) -> Carry:
+    def leave(self, run: Run, level: Level, now: Now) -> Run:
         """The turn is made, and recorded; another one follows."""
         transitions = mean_acceptance(level.tally.acceptance, self.spread.total, self.num_chains)
         rungs, records = rungs_of(run).following(transitions, self.density, self.meet.energies), run.records
@@ -204,8 +194,7 @@ class Exchange(Descent):
         tuned = jax.tree.map(lambda c: jnp.where(rungs.plan[1], jnp.interp(rungs.levels, at, c), c), run.tuning)
         trips = jnp.where(rungs.turns == rungs.first_sample, 0, run.chains.trips)
         chains = dataclasses.replace(run.chains, trips=trips)
-        level = dataclasses.replace(level, phase=jnp.int32(0), turn=jnp.int32(0))
-        return dataclasses.replace(run, chains=chains, tuning=tuned, records=records, visits=rungs), level
+        return dataclasses.replace(run, chains=chains, tuning=tuned, records=records, visits=rungs)
 
 
 class ReplicaExchange(Sampler):
@@ -297,12 +286,7 @@ class ReplicaExchange(Sampler):
                 where=where,
                 fix="compile with more levels (schedule=), or pass a smaller num_levels.",
             )
-        rules = [getattr(part, "step_size", None) for part in parts_of(kernel)]  # a warm-up is that of the way down
-        parts = [
-            with_field(part, "step_size", dataclasses.replace(rule, warmup=0)) if isinstance(rule, Adaptive) else part
-            for part, rule in zip(parts_of(kernel), rules, strict=True)
-        ]
-        sampler = ReplicaExchange(with_parts(kernel, parts), count, swap.kind, self.sweeps)
+        sampler = ReplicaExchange(kernel, count, swap.kind, self.sweeps)
         prepared = Sampler.prepare(sampler, density)
         return eqx.tree_at(lambda sampler: sampler.meet, prepared, swap, is_leaf=lambda node: isinstance(node, Swap))
 

@@ -104,37 +104,25 @@ class Pace(eqx.Module):
 
 
 class Visits(eqx.Module):
-    """The levels of a run, in the order in which it visits them.
-
-    Attributes:
-        order: from the first level down to 0, (K,); 0 behind that, and `OPEN` where the ``pace`` has yet to choose.
-        made: how many of them have been visited, a scalar.
-    """
+    """The levels of a run, in the order in which it visits them."""
 
     OPEN = -1
 
-    order: Array
-    made: Array
+    order: Array  # from the first level down to 0, (K,); 0 behind that, and `OPEN` where the pace has yet to choose
+    made: Array  # how many of them have been visited, a scalar
     pace: Pace | None
 
     @classmethod
-    def given(cls, levels: Sequence[int] | np.ndarray, num_levels: int) -> Visits:
-        """Visits of these levels, the noisiest first, of which the last is 0."""
-        order = np.zeros(num_levels, np.int32)
+    def given(cls, levels: Sequence[int] | np.ndarray, num_levels: int, pace: Pace | None = None) -> Visits:
+        """Visits of these levels, the noisiest first, of which the last is 0, or after which the ``pace`` chooses."""
+        order = np.full(num_levels, 0 if pace is None else cls.OPEN, np.int32)
         order[: len(levels)] = levels
-        return cls(jax.device_put(order), jax.device_put(np.int32(0)), None)
+        return cls(jax.device_put(order), jax.device_put(np.int32(0)), pace)
 
     @classmethod
     def every(cls, first: int, num_levels: int) -> Visits:
         """Visits of every level from the first one down."""
         return cls.given(np.arange(first, -1, -1), num_levels)
-
-    @classmethod
-    def paced(cls, first: int, num_levels: int, pace: Pace) -> Visits:
-        """Visits of levels that the run chooses, from the first one on."""
-        order = np.full(num_levels, cls.OPEN, np.int32)
-        order[0] = first
-        return cls(jnp.asarray(order), jnp.int32(0), pace)
 
     @property
     def arrived(self) -> Array:
@@ -186,39 +174,26 @@ class Run(eqx.Module):
 
     `Sampler.start` and `Sampler.advance` run on every device, and see there the part of that device of what is by chain
     (`BY_CHAIN`); all else is the same everywhere.
-
-    Attributes:
-        chains: the sampler's own state of every chain, each leaf of shape (N, …).
-        words: random words of every chain, (N, 2): chain i's noise depends on nothing but these and the level.
-        shared: words for what chains decide together (resampling), (2,).
-        log_weights: log-weights, (N,).
-        path_weights: what independent chains would weigh by their paths, (N,), in logarithms and up to a constant: the
-            check of modes' shares reads them, and takes them for the run's weights where they mend shares.
-        log_evidence: log of the estimated ∫π, a scalar; ``evidence_variance`` is its relative variance.
-        ancestors: the first chain that each chain descends from, (N,) of 0 … N − 1.
-        tuning: what adapts of each block of the kernel.
-        records: what happened at each level.
-        stayed: transitions of a warm-up at the target, and ``drift``, by how much its last block moved the population.
-        global_acceptance: mean probability with which global moves were accepted; NaN before there were any.
-        visits: the levels that it visits, and how many it has visited.
-        spread: which chains are where, and how many are evaluated at once.
     """
 
-    chains: PyTree[Array]
-    words: Array
-    shared: Array
-    log_weights: Array
+    chains: PyTree[Array]  # the sampler's own state of every chain, each leaf of shape (N, …)
+    words: Array  # random words of every chain, (N, 2): chain i's noise depends on nothing but these and the level
+    shared: Array  # words for what chains decide together (resampling), (2,)
+    log_weights: Array  # (N,)
+    # What independent chains would weigh by their paths, (N,), in logarithms and up to a constant: the check of modes'
+    # shares reads them, and takes them for the run's weights where they mend shares.
     path_weights: Array
-    log_evidence: Array
-    evidence_variance: Array
-    ancestors: Array
-    tuning: tuple[PyTree[Array], ...]
-    records: Records
-    stayed: Array
-    drift: Array
-    global_acceptance: Array
-    visits: Visits
-    spread: Spread = Spread()
+    log_evidence: Array  # log of the estimated ∫π, a scalar
+    evidence_variance: Array  # its relative variance
+    ancestors: Array  # the first chain that each chain descends from, (N,) of 0 … N − 1
+    tuning: tuple[PyTree[Array], ...]  # what adapts of each block of the kernel
+    records: Records  # what happened at each level
+    closings: Array  # how many of what closes the run have
+    spent: Array  # evaluations of each chain that these took
+    drift: Array  # by how much the last block of a warm-up at the target moved the population
+    global_acceptance: Array  # mean probability with which global moves were accepted; NaN before there were any
+    visits: Visits  # the levels that it visits, and how many it has visited
+    spread: Spread = Spread()  # which chains are where, and how many are evaluated at once
 
     @classmethod
     def places(cls) -> Run:
@@ -246,7 +221,7 @@ def begin(key: Array, num_chains: int, visits: Visits, spread: Spread | None = N
     unknown, ancestors = np.full((), np.nan, precision), np.arange(num_chains, dtype=np.int32)
     records = Records.empty(len(visits.order))
     weights: PyTree[Array] = (equal, equal, zero, zero, ancestors)
-    rest: PyTree[Array] = ((), records, none, zero, unknown, visits, spread or Spread())
+    rest: PyTree[Array] = ((), records, none, none, zero, unknown, visits, spread or Spread())
     return jax.tree.map(jax.device_put, Run(None, words, shared, *weights, *rest))
 
 

@@ -183,7 +183,7 @@ class Sampler(eqx.Module):
     def visits(self, density: AnnealedDensity, pace: Pace | None) -> Visits:
         """The levels that it visits: all from the first on, or those that a `Pace` chooses."""
         first, levels = self.first_level(density), density.num_levels
-        return Visits.every(first, levels) if pace is None else Visits.paced(first, levels, pace)
+        return Visits.every(first, levels) if pace is None else Visits.given([first], levels, pace)
 
     # What it does
 

@@ -37,18 +37,13 @@ class Spread(eqx.Module):
     The rounding of a batch depends on its size (a matrix product is blocked by it) and on what the compiler fuses it
     with. With a ``chunk`` every batch has the same size, and a loop around it through which nothing is fused with it:
     from two devices on their number changes no bit; on one the compiler simplifies otherwise (`executable`).
-
-    Attributes:
-        mesh: of two axes, `AXES`, the second of length 1 unless the user's mesh has two; None for one device.
-        chunk: chains in one evaluation, None for all that a device has.
-        rounds: how often a device evaluates a chunk; known at run time only, or the compiler would undo a loop of 1.
-        copies: how many chains more than N there are.
     """
 
+    # Of two axes, `AXES`, the second of length 1 unless the user's mesh has two; None for one device.
     mesh: Mesh | None = eqx.field(static=True, default=None)
-    chunk: int | None = eqx.field(static=True, default=None)
-    rounds: Array | None = None
-    copies: int = eqx.field(static=True, default=0)
+    chunk: int | None = eqx.field(static=True, default=None)  # chains in one evaluation, None for all of a device
+    rounds: Array | None = None  # of chunks; known at run time only, or the compiler would undo a loop of 1
+    copies: int = eqx.field(static=True, default=0)  # how many chains more than N there are
 
     @classmethod
     def checked(cls, mesh: object, chunk: object, num_chains: int) -> Spread:

@@ -79,23 +79,15 @@ class ReverseStep(eqx.Module):
 
 
 class Step(eqx.Module):
-    r"""y' ~ N(y + U·G·Uᵀg, U·Q·Uᵀ), and what `correct` needs of both of its ends.
+    r"""y' ~ N(y + U·G·Uᵀg, U·Q·Uᵀ), and what `correct` needs of both of its ends."""
 
-    Attributes:
-        basis: U, columns of length 1, (d, d); None for the coordinate axes.
-        gain: G, (d,).
-        noise: √Q, (d,).
-        decay, mean: K and J/h of `fitted`, (d,); of steps that are not corrected they mean nothing.
-        first, last: n₁ and n₀ of `fitted`, (d,).
-    """
-
-    basis: Array | None
-    gain: Array
-    noise: Array
-    decay: Array
-    mean: Array
-    first: Array
-    last: Array
+    basis: Array | None  # U, columns of length 1, (d, d); None for the coordinate axes
+    gain: Array  # G, (d,)
+    noise: Array  # √Q, (d,)
+    decay: Array  # K of `fitted`, (d,); of steps that are not corrected this and what follows mean nothing
+    mean: Array  # J/h, (d,)
+    first: Array  # n₁, (d,)
+    last: Array  # n₀, (d,)
 
     @classmethod
     def plain(cls, gain: Array, variance: Array) -> Step:
@@ -180,21 +172,15 @@ class Step(eqx.Module):
     def predict(
         self, y: Array, drift: Array, score: Array, noise: Array, twist: float | None
     ) -> tuple[Array, Array, Array]:
-        """One chain's step by what is known at its start, towards data as far as the twist allows.
+        """One chain's step by what is known at its start, towards data as far as the twist allows, None for no limit:
+        y', (d,); the noise in it, z and the shift, in the coordinates of y, (d,); and log p(y')/q(y'), with p the law
+        along the ``drift`` S + u and q the one that was drawn from, which follows the ``score``, S + u + ∇_y log G.
 
         What follows ∇log(F·E) + u only leaves it to the weights to pick the chains that found the data by chance. So
         ∇log G shifts the step too, by at most ``twist`` times the length √d of its noise: where G is much narrower than
         the level's noise, its whole gradient would throw chains far off. This is the twisted proposal of Wu, Trippe,
         Naesseth, Blei and Cunningham (2023), *Practical and asymptotically exact conditional sampling in diffusion
         models*.
-
-        Args:
-            y, drift, score, noise: y, S + u, the same and ∇_y log G, and z ~ N(0, I), (d,).
-            twist: None for no limit.
-
-        Returns:
-            y', (d,); the noise in it, z and the shift, in the coordinates of y, (d,); and log p(y')/q(y'), with p the
-            law along the drift and q the one that was drawn from, a scalar.
         """
         z, shift = self._into(noise), self.shift(drift, score, twist)
         twisted = z + shift
@@ -254,16 +240,11 @@ class Backward(eqx.Module):
     implicit midpoint rule (Hairer and Wanner 1996), which is stable for any A ≥ 0 and has the variance of equal
     Gaussians' products right. Between the levels s·A of what was fitted is taken for linear in s, as it nearly is for
     Gaussians of any width.
-
-    Attributes:
-        decay: R, (2, d, d) or (2, d) for a diagonal.
-        shift: b, (2, d).
-        root: a root of C, structured like R.
     """
 
-    decay: Array
-    shift: Array
-    root: Array
+    decay: Array  # R, (2, d, d) or (2, d) for a diagonal
+    shift: Array  # b, (2, d)
+    root: Array  # a root of C, structured like R
 
     @classmethod
     def of_step(cls, s1: Array, s0: Array, power: Array, fits: tuple[Fit, Fit] | None, control: bool) -> Backward:

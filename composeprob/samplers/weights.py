@@ -22,11 +22,7 @@ from composeprob.schedule import Noise
 
 
 def first_weight(layout: Layout, density: AnnealedDensity, v: Array, found: Evaluation, level: Array | int) -> Array:
-    """What one chain's draw from the distribution of the first level weighs, a scalar.
-
-    Args:
-        v, found: the draw, (D,), and its evaluation at the first level.
-    """
+    """What one chain's draw v, (D,), from the distribution of the first level weighs, a scalar, by its evaluation."""
     parts, noise = found.parts, density.schedule.at(level)
     log_weight = parts.log_potential + parts.log_exact
     if weighs_top(density):
@@ -56,11 +52,7 @@ def incremental_log_weight(before: Parts, after: Parts, noise: Noise, end: Noise
 
     without the log-ratio of its step's twist. The part of r that comes from scores is integrated over λ by the
     trapezoid rule, as s·r per unit of λ: the second point costs nothing, since the chain is evaluated there anyway. The
-    part that comes from the drift is exact, excess·log(α/α').
-
-    Args:
-        before, after: at both ends, with rates per unit of τ; where there is a control it is in them.
-        noise, end: of both levels.
+    part that comes from the drift is exact, excess·log(α/α'). Rates are per unit of τ, with the control in them.
     """
     rate = 0.5 * (noise.variance * before.rate + end.variance * after.rate)
     excess = 0.5 * (before.excess + after.excess)
@@ -70,18 +62,12 @@ def incremental_log_weight(before: Parts, after: Parts, noise: Noise, end: Noise
 
 
 class Weight(NamedTuple):
-    """How chains of a density are weighed from one level to the next.
+    """How chains of a density are weighed from one level to the next."""
 
-    Attributes:
-        kind: ``"density"``, or else by the Feynman–Kac rate.
-        density, layout: what potentials are averaged by.
-        most: how far steps may be twisted, in units of their noise.
-    """
-
-    kind: str | None
-    density: AnnealedDensity
+    kind: str | None  # ``"density"``, or else by the Feynman–Kac rate
+    density: AnnealedDensity  # and its layout: what potentials are averaged by
     layout: Layout
-    most: float | None
+    most: float | None  # how far steps may be twisted, in units of their noise
 
     def gained(
         self,

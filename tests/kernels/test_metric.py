@@ -1,7 +1,6 @@
 """Metrics: the same chain in other coordinates, and what is estimated of a cloud of chains."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.flatten_util
@@ -162,20 +161,20 @@ LIKE = {"a": jnp.zeros(4), "b": jnp.zeros((2, 3))}
 PRECISION = jnp.asarray(np.linalg.inv(COVARIANCE))
 
 
-@partial(jax.jit, static_argnums=0)
-def measured_again(kind, metric, noise, slope):
+@jax.jit
+def measured_again(metric, noise, slope):
     """The metric after moves along ``noise``, which had the scores x·``slope``."""
     scale = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), LIKE)
     unflatten = jax.flatten_util.ravel_pytree(LIKE)[1]
     moved = jax.vmap(lambda row: jax.flatten_util.ravel_pytree(metric.forth(unflatten(row)))[0])(noise)
-    return measured(kind, metric, scale, moved, moved @ slope)
+    return measured(metric, scale, moved, moved @ slope)
 
 
 def widths_found(kind, noise, slope, covariance, times=1):
     """Eigenvalues of s²·C·Σ⁻¹, all 1 where C is the covariance, after so many moves of all chains."""
     metric = unmeasured(kind, LIKE)
     for _ in range(times):
-        metric = measured_again(kind, metric, noise, slope)
+        metric = measured_again(metric, noise, slope)
     matrix = 0.1**2 * np.asarray(metric.inverse_mass_matrix(LIKE), float)
     whiten = np.linalg.inv(np.linalg.cholesky(covariance))
     return np.linalg.eigvalsh(whiten @ (matrix if matrix.ndim == 2 else np.diag(matrix)) @ whiten.T)

@@ -3,7 +3,6 @@
 import contextlib
 import re
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob import tuning
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError, ShapeError, WrongTypeError
 from composeprob.kernels.line_integral import LineIntegral, bounded
 from composeprob.samplers import hierarchy
@@ -509,7 +509,8 @@ def test_a_warm_up_goes_on_until_latents_have_forgotten_where_it_began():
 
 def test_a_warm_up_counts_what_its_kernel_evaluates():
     density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(2)))
-    assert cp.WarmUp().evaluations(SimpleNamespace(stayed=7), density) == 7 * 9  # 4 nodes twice, and where that led
+    made = tuning.WARM_UP.settling + tuning.WARM_UP.transitions
+    assert cp.WarmUp().evaluations(density) == made * 9  # 4 nodes twice, and where that led
 
 
 class TestPosterior:

@@ -187,7 +187,7 @@ def test_every_other_level_of_a_way_has_its_ends():
 def test_every_other_level_of_a_chosen_way_is_visited_by_the_code_that_chose_it():
     """Another structure or type would compile the loop of the run a second time, and a pace would leave the way."""
     density = cp.compile(single, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(10)))
-    chosen = Visits.paced(9, 10, Pace.default(8))
+    chosen = Visits.given([9], 10, Pace.default(8))
     order = jnp.asarray([9, 7, 4, 1, 0, *chosen.order[5:]])
     coarser = dataclasses.replace(chosen, order=order, made=jnp.int32(5)).coarser()
     shapes = (jax.tree.map(jax.typeof, visits) for visits in (chosen, coarser))

@@ -416,6 +416,7 @@ MISTAKES = {
         "no mesh": (lambda: ran(mesh=8), "got int"),
         "no kernel": (lambda: cp.AnnealedMCMC("MALA", 3), "needs a kernel"),
         "a threshold in words": (smc(resample="half"), "threshold"),
+        "a class for a meeting": (smc(resample=cp.Resample), "the class Resample"),
         "a step in words": (smc(step="first"), "step must be a cp.ReverseStep; got 'first'"),
         "eta in words": (lambda: cp.Ancestral(eta="ddim"), "eta"),
     },

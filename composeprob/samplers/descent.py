@@ -418,7 +418,7 @@ class Descent:
         def keep() -> Run:
             return dataclasses.replace(run, log_weights=log_weights)
 
-        run = jax.lax.cond(meet.due(ess, at), exchange, keep)
+        run = jax.lax.cond(meet.due(ess, at) | (at == 0), exchange, keep)
         records = run.records.counting(at, jnp.sum(counted == 0, dtype=jnp.int32))
         numbers = num_distinct(run.ancestors).astype(ess.dtype)
         records = records.at(at, ess=ess, ancestors=numbers, weight_variance=spreading, step_error=moved)

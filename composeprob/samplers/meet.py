@@ -32,11 +32,12 @@ class Meet(eqx.Module):
 
     @abc.abstractmethod
     def due(self, ess: Array, level: Array) -> Array:
-        """Whether chains meet at this level, a scalar boolean.
+        """Whether chains meet at this level, a scalar boolean. At level 0 they do in any case, as samples have to weigh
+        the same.
 
         Args:
             ess: relative effective sample size of their weights, in [0, 1].
-            level: 0 at the end, where samples have to weigh the same.
+            level: of noise, down to 0.
         """
 
     @abc.abstractmethod
@@ -45,7 +46,7 @@ class Meet(eqx.Module):
 
         Args:
             words: random words of this level, (2,): `samplers.random` makes numbers and keys of them.
-            log_weights: of all chains, (N,).
+            log_weights: of all chains, (N,): finite or −∞, where nothing is left all of them −∞.
         """
 
 
@@ -73,7 +74,7 @@ class Resample(Meet):
         check_range(self.threshold, "Resample(threshold=)", 0.0, 1.0 + 1e-6, fix="a number in (0, 1]")
 
     def due(self, ess: Array, level: Array) -> Array:
-        return (ess < self.threshold) | (level == 0)
+        return jnp.asarray(ess < self.threshold)
 
     def survivors(self, words: Array, log_weights: Array) -> Array:
         return systematic(threefry(words, 0)[0], log_weights)

@@ -18,9 +18,10 @@ class SMC(Sampler):
     From level k + 1 to k, with F the part of π made of diffusion factors and G the rest (observations, user
     energies, classifiers):
 
-    * ``weights="feynman_kac"``: a reverse step, and log w += ∫g²·r dτ + log G_k(x') − log G_{k+1}(x) + log p(x') −
-      log q(x'), with r the Feynman–Kac rate that the compiler derives from the leaves' scores, p the law of the step
-      along ∇log F, and q that of the step that is made, which is twisted towards ∇log G. It needs scores of F only,
+    * ``weights="feynman_kac"``: a reverse step, and log w += ∫(r + ∇·u + ⟨u, S⟩) dτ + log G_k(x') − log G_{k+1}(x) +
+      log p(x') − log q(x'), with S = ∇log F and r the Feynman–Kac rate that the compiler derives from the leaves'
+      scores, τ the variance that a step takes away, u the control, p the law of the step along S + u, and q that of
+      the step that is made, which is twisted towards ∇log G. It needs scores of F only,
       so it is right for learned factors. Tempered observations and user energies are averaged in G_{k+1}, over 8
       points that noise leads back to from x', so that walls, where they are 0, lose no mass. That takes 8 evaluations
       of these functions a level, and none of a network of F;
@@ -84,6 +85,10 @@ class SMC(Sampler):
                 fix="leave eta out, and give twist a number such as 0.5.",
             )
         step = None if weights == "density" else step or ReverseStep()
+        if isinstance(resample, type):
+            raise WrongTypeError(
+                f"SMC(resample=) is the class {resample.__name__}.", fix=f"write {resample.__name__}()."
+            )
         meet = resample if isinstance(resample, Meet) else Resample(resample)
         checked = bool(check_levels) and weights == "feynman_kac"
         super().__init__(kernel, int(steps_per_level), step, weights, meet, closings(then), checked)

@@ -144,6 +144,22 @@ def test_every_level_draws_its_own_uniform_number():
     assert len(set(used)) == len(used) > 10
 
 
+def test_chains_meet_at_level_0_whatever_a_meeting_says():
+    """Weights that are never passed on would leave samples of unequal weights, and the evidence of the first ones."""
+
+    class Idle(Resample):
+        def due(self, ess, level):
+            return jnp.asarray(False)
+
+    density = cp.compile(both, normal([0.0, 0.0]), normal([1.0, 0.0]))
+    found, rare = (
+        run(density, chains=10, sampler=cp.SMC(cp.MALA(0.1), resample=meet, check_levels=False))
+        for meet in (Idle(), Resample(1e-9))
+    )
+    assert float(found.log_evidence) == float(rare.log_evidence) != 0.0
+    np.testing.assert_array_equal(found["x"], rare["x"])
+
+
 def test_the_variance_of_the_evidence_follows_families():
     """Four families of weights 0.4, 0.3, 0.2, 0.1 among eight first chains: Σ(W − 1/8)²·8/7."""
     ancestors = jnp.array([0, 0, 3, 3, 5, 5, 6, 6])

@@ -305,7 +305,7 @@ def supported(
     of the ways that they came, and log π₀ where they ended, (N,), None where it is not known."""
     run, sampler, density = state.run, state.sampler, state.density
     number, comparable = len(log_weights), {"energy", "mode_depth"} <= density.capabilities
-    if log_density is not None and log_density.shape != paths.shape:  # replicas, which swap
+    if sampler.round_trips(state.run) is not None:  # replicas, which swap
         return Support(log_weights)
     if np.isfinite(np.asarray(run.records.ess)).any():
         if not comparable or log_density is None or np.ptp(log_weights):

@@ -18,7 +18,7 @@ from composeprob.samplers.replica_exchange import distinct_levels
 from composeprob.samplers.run import begin
 from composeprob.samplers.step import Step
 from refusals import refused
-from sampling_cases import SCHEDULE, both, normal
+from sampling_cases import SCHEDULE, both, normal, single
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
 
 CHAINS = 4096
@@ -205,6 +205,16 @@ def test_what_is_recorded(result):
     assert result.about.round_trips > 1.0
     assert result.evaluations == (8 + 80 + 3 + 60) * 8 * 2
     assert "round trips of each chain's replicas" in str(result.summary())
+
+
+def test_ensembles_are_not_asked_whether_chains_crossed():
+    """The points of an ensemble, (L, D), taken for those of a chain, made a run end in an error of shapes."""
+    modes = dist.Normal(jnp.array([[-3.0, -3.0], [3.0, 3.0]]), jnp.array([[0.3], [0.1]])).to_event(1)
+    factor = cp.Analytic(dist.MixtureSameFamily(dist.Categorical(jnp.array([0.5, 0.5])), modes), SCHEDULE)
+    sampler = cp.ReplicaExchange(num_levels=4, sweeps=4)
+    density = cp.compile(single, factor**2)
+    result = cp.infer(density, jax.random.key(0), num_chains=16, sampler=sampler, draws=2, progress=False)
+    assert not result.status.has("shares_frozen")
 
 
 @pytest.mark.parametrize("seed", [pytest.param(i, marks=pytest.mark.slow if i >= 4 else []) for i in range(20)])

@@ -269,6 +269,12 @@ MISTAKES = {
         "an entry of a factor": (lambda: F[0], r"Analytic\[…\]", r"x\[0\]"),
         "a loop over a factor": (lambda: list(F), r"Analytic\[…\]", r"x\[0\]"),
         "~ factor": (lambda: ~F, "~Analytic", r"f \*\* -1\.0"),
+        "factor and factor": (lambda: F and F, "bool Analytic", r"f \* g"),
+        "a log-weight that is an event": (
+            scene(lambda x: cp.factor("e", x[0] > 0)),
+            "'e' is true or false",
+            r"jnp\.where",
+        ),
         "factor @ factor": (lambda: F @ F, "Analytic @ Analytic", r"f \* g"),
         "a condition by position": (lambda: CONDITIONAL.given(3), "too many", r"given\(\*\*cond"),
         "a condition that is text": (lambda: CONDITIONAL.given(c="cat"), "'c'.*str", "encode"),
@@ -421,6 +427,11 @@ MISTAKES = {
         "eta in words": (lambda: cp.Ancestral(eta="ddim"), "eta"),
     },
     InvalidValueError: {
+        "a count of 41 bits": (
+            scene(lambda x: cp.observe("y", dist.Poisson(jnp.exp(x)), np.array([2**40, 3]))),
+            "'y' holds whole numbers that int32",
+            "pass floats",
+        ),
         "bounds in the wrong order": (
             lambda: cp.Analytic(dist.Uniform(1.0, 0.0), SCHEDULE),
             "from 1.0 to 0.0",
@@ -511,6 +522,11 @@ MISTAKES = {
         "a site outside": (lambda: cp.sample("y", dist.Normal(0, 1)), "outside", r"@cp\.program"),
         "data outside": (lambda: cp.observe("y", dist.Normal(0, 1), 1), "outside", r"@cp\.program"),
         "a weight outside": (lambda: cp.factor("w", 1.0), "outside", r"@cp\.program"),
+        "a shape of samples": (
+            scene(lambda x: numpyro.sample("z", dist.Normal(0, 1), sample_shape=(3,))),
+            r"sample_shape=\(3,\)",
+            r"expand\(\[3\]\)",
+        ),
         "if on a static latent": (predicting(lambda x, m: 1.0 if m > 0 else -1.0), "`if`.*site 'm'", WHERE),
         "if on a noised site": (predicting(lambda x, m: m if x[0] > 0 else -m), "`if`.*site 'x'", r"cp\.mixture"),
         "and on a latent": (predicting(lambda x, m: m * (m > 0 and m < 1)), "`and`.*site 'm'", WHERE),
@@ -630,6 +646,11 @@ MISTAKES = {
         ),
     },
     ImproperError: {
+        "levels that end in noise": (
+            compiled(single, F, schedule=cp.Schedule.log_snr(12, min=-9.0, max=-2.0)),
+            "log-SNR is -2, and samples would be as noisy",
+            "end at a clean level",
+        ),
         "an improper prior": (
             compiled(latent, dist.ImproperUniform(dist.constraints.real, (), ())),
             "'m' has the prior ImproperUniform",

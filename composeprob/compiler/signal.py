@@ -1,4 +1,4 @@
-"""Whether the noisiest level is noise alone, for factors that are mixtures of Gaussians.
+"""Whether level 0 is clean, and the noisiest level noise alone, for factors that are mixtures of Gaussians.
 
 Chains start there from N(0, σ²). Were the way down exact, they would arrive at ∫ p(x₀ | x)·N(x; 0, σ²) dx, which is the
 factor's distribution only where x does not depend on x₀. How far that is from the distribution is known in closed form:
@@ -20,12 +20,18 @@ from composeprob.schedule import Schedule
 
 
 def check_signal(graph: Graph) -> None:
-    """Refuse levels whose noisiest one still depends on a factor's data.
+    """Refuse levels that end in noise, or whose noisiest one still depends on a factor's data.
 
     Raises:
         ImproperError: with the factor, and what would come out wrong.
     """
     assert graph.schedule is not None
+    clean = 2 * math.log(float(graph.schedule.alpha[0]) / float(graph.schedule.sigma[0]))
+    if clean < 0 and len(graph.schedule.alpha) > 1:
+        raise ImproperError(
+            f"Level 0 is more noise than data: its log-SNR is {clean:.3g}, and samples would be as noisy.",
+            fix="end at a clean level: cp.Schedule.log_snr(60, max=8), or levels=np.linspace(8, -8, 60).",
+        )
     for site in graph.sites:
         checked: list[tuple[int, ...]] = []
         for leaf in leaves(site.root):

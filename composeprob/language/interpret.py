@@ -109,6 +109,12 @@ class _Interpreter(Messenger):
         if msg["type"] not in ("sample", "deterministic"):
             return
         name = msg["name"]
+        if shape := msg.get("kwargs", {}).get("sample_shape"):
+            raise ProgramError(
+                f"Site {name!r} has sample_shape={shape}, which sites of programs do not take.",
+                where=caller(),
+                fix="give its distribution that shape, dist.Normal(0, 1).expand([3]).to_event(1), or use a plate.",
+            )
         if name in self.statements:
             raise ProgramError(
                 f"Two sites are called {name!r}: here and at {self.statements[name].where}.",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
@@ -211,7 +212,13 @@ def factor(
     if callable(log_weight):
         log_weight = _at_level(name, log_weight, anneal)
     _check_place("factor", name)
-    numpyro.sample(name, dist.Unit(_as_array(name, log_weight)), obs=jnp.zeros((0,)), infer=infer)
+    weight = _as_array(name, log_weight)
+    if weight.dtype == bool or jnp.iscomplexobj(weight):
+        raise WrongTypeError(
+            f"The log-weight of {name!r} is {'true or false' if weight.dtype == bool else 'complex'}.",
+            fix="for an event write jnp.where(event, 0.0, -jnp.inf).",
+        )
+    numpyro.sample(name, dist.Unit(weight.astype(jnp.result_type(float, weight))), obs=jnp.zeros((0,)), infer=infer)
 
 
 def check_evidence(name: str, factor: object, at: object, anneal: object) -> Factor:
@@ -299,12 +306,19 @@ def _made_of(value: object) -> str:
 
 def _as_array(name: str, value: object) -> Array:
     try:
-        return jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
         raise WrongTypeError(
             f"The value of {name!r} must be a number or an array; got {type(value).__name__}.",
             fix="pass what was measured (or for cp.factor a log-weight) as numbers.",
         ) from error
+    whole = jnp.issubdtype(array.dtype, jnp.integer) and not isinstance(value, Array)
+    if whole and np.any(np.asarray(value) != np.asarray(array)):
+        raise InvalidValueError(
+            f"The value of {name!r} holds whole numbers that {array.dtype} does not hold.",
+            fix="pass floats, count in larger units, or enable jax_enable_x64.",
+        )
+    return array
 
 
 def _at_level(name: str, function: Callable[[Array], Weight], anneal: str | Policy | None) -> Weight:

@@ -224,6 +224,9 @@ class Recipe:
         _check(self.iterations >= 1, f"iterations is {self.iterations}", "train for at least one step.")
         rate = self.learning_rate
         _check(callable(rate) or rate > 0, f"learning_rate is {rate}", "use a positive number, such as 1e-3.")
+        _check(not callable(rate) or callable(rate(self.iterations)),
+               "learning_rate is no function of the number of iterations that makes a schedule",
+               "write functools.partial(optax.cosine_decay_schedule, 1e-3).")  # fmt: skip
         _check(0 <= self.ema < 1, f"ema is {self.ema}", "use a number in [0, 1); 0 keeps the last weights.")
         kinds = [type(loss) for loss in self.losses]
         known = all(isinstance(loss, Loss) for loss in self.losses)

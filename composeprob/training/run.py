@@ -108,7 +108,9 @@ def train(
     network = network if start is None else start(network)
     advance = make_advance(recipe, network, run_key)
     now = _blank(recipe, network)
-    checkpoints = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir, _fingerprint(recipe, key))
+    checkpoints = (
+        None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir, _fingerprint(recipe, network, key))
+    )
     if checkpoints is not None:
         if not resume:
             checkpoints.clear()
@@ -174,7 +176,8 @@ def _finish(recipe: Recipe, network: Network, now: _Progressed, label: str) -> T
     return TrainingRun(factor, now.loss[:done], bin_edges(recipe), by_bin, float(now.seconds), finished)
 
 
-def _fingerprint(recipe: Recipe, key: Array) -> JSONObject:
+def _fingerprint(recipe: Recipe, network: Network, key: Array) -> JSONObject:
+    """What a checkpoint must have been made of to be continued; of data what some draws come to, to three digits."""
     made_of: JSONObject = {name: getattr(recipe, name) for name in ("parameterization", "time", "iterations", "ema")}
     made_of["log_snr"] = [float(end) for end in recipe.log_snr_range()]
     focus = recipe.log_snr.focus if isinstance(recipe.log_snr, LogSNR) else None
@@ -182,6 +185,10 @@ def _fingerprint(recipe: Recipe, key: Array) -> JSONObject:
     made_of["batches"] = [recipe.batch.size, recipe.batch.chunk, recipe.batch.antithetic]
     made_of["learning_rate"] = [recipe.rate(step) for step in (0, recipe.iterations // 2, recipe.iterations)]
     made_of["dropout"] = recipe.condition.dropout
+    made_of["schedule"] = [float(f"{x:.4g}") for x in np.asarray(recipe.schedule.log_snr)[[0, -1]]]
+    made_of["network"] = [list(x.shape) for x in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))]
+    drawn = jax.tree.leaves(jax.jit(lambda key: recipe.data(key, 64))(jax.random.key(0)))
+    made_of["data"] = [float(f"{stat(x):.3g}") for x in map(np.asarray, drawn) for stat in (np.mean, np.std)]
     numbers = lambda loss: [value for value in vars(loss).values() if isinstance(value, int | float)]  # noqa: E731
     made_of["losses"] = {type(loss).__name__: numbers(loss) for loss in recipe.losses}
     made_of["key"] = np.asarray(jax.random.key_data(key)).tolist()

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import composeprob as cp
@@ -106,6 +107,30 @@ def test_a_checkpoint_of_another_run_is_refused_unless_cleared(tmp_path):
     refused(lambda: other.restore(state), LoadError, r"its learning_rate is 0.003, not 0.01.*\n.*resume=False")
     other.clear()
     assert other.restore(state) is None
+
+
+def test_data_networks_and_schedules_are_what_a_checkpoint_is_made_of():
+    """With other data a call returned the network that the old ones had made."""
+
+    def made_of(**changes):
+        recipe = tiny(**changes)
+        return run_module._fingerprint(recipe, eqx.filter_jit(recipe.untrained)(KEY), KEY)
+
+    same = made_of()
+    wide = lambda key: ResidualMLP(2, hidden=20, blocks=1, embedding=8, key=key)
+    changes = {
+        "data": {"data": lambda key, n: 1.01 * NORMAL.sample(key, (n,))},
+        "network": {"network": wide},
+        "schedule": {"schedule": cp.Schedule.log_snr(10, min=-6.0, max=3.0), "log_snr": (-6.0, 4.0)},
+    }
+    assert made_of(data=lambda key, n: NORMAL.sample(key, (n,))) == same
+    for name, change in changes.items():
+        assert [key for key, value in made_of(**change).items() if value != same[key]] == [name]
+
+
+def test_a_schedule_in_the_place_of_what_makes_one_is_refused():
+    """Its last rate, 0, was taken at all steps."""
+    refused(lambda: tiny(learning_rate=optax.cosine_decay_schedule(1e-3, 24)), InvalidValueError, "functools.partial")
 
 
 def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():

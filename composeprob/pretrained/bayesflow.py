@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError
-from composeprob.pretrained.network import Foreign, Reading, unreadable
+from composeprob.pretrained.network import Foreign, Reading, by_score, by_velocity, unreadable
 
 
 def read(estimator: Foreign) -> Reading:
@@ -37,14 +37,19 @@ def read(estimator: Foreign) -> Reading:
 
     def denoise(arrays: PyTree[Array], y: Array, s: Array, x: Array) -> Array:
         with keras.StatelessScope(state_mapping=list(zip(variables, arrays, strict=True))):
-            if schedule is None:  # u_t = (1 − t)·u + t·ε, and the velocity is ε − u: t = s/(1 + s)
-                t = s / (1 + s)
-                moved = (1 - t) * y
-                return moved - t * network.velocity(moved[None], jnp.full((1, 1), t), conditions=x[None])[0]
-            log_snr = jnp.full((1, 1), -2 * jnp.log(s))
-            alpha, sigma = schedule.get_alpha_sigma(log_snr)
-            score = network.score((alpha * y)[None].reshape(1, -1), log_snr_t=log_snr, conditions=x[None])
-            return (y + sigma**2 / alpha * score[0]).reshape(shape)
+            if schedule is None:
+                # The velocity ε − u of (1 − t)·u + t·ε.
+                def velocity(u: Array, t: Array) -> Array:
+                    return network.velocity(u[None], t.reshape(1, 1), conditions=x[None])[0]
+
+                return by_velocity(velocity, y, s, (1.0, -1.0), (0.0, 1.0))
+            log_snr = jnp.reshape(-2 * jnp.log(s), (1, 1))
+            alpha, _ = schedule.get_alpha_sigma(log_snr)
+
+            def score(u: Array, t: Array) -> Array:
+                return network.score(u[None], log_snr_t=t, conditions=x[None])[0]
+
+            return by_score(score, y, s, alpha[0, 0], log_snr)
 
     def adapt(x: ArrayLike | None = None, **data: ArrayLike) -> Array:
         given = (
@@ -53,13 +58,10 @@ def read(estimator: Foreign) -> Reading:
         conditions, _, _ = estimator._prepare_conditions(given)
         return jnp.asarray(conditions)
 
-    ends = (0.004, 100.0) if schedule is None else _ends(schedule)
+    ends = 0.004, 100.0
+    if schedule is not None:  # the least and greatest σ/α
+        ends = float(np.exp(-0.5 * float(schedule.log_snr_max))), float(np.exp(-0.5 * float(schedule.log_snr_min)))
     return Reading(denoise, [jnp.asarray(v.value) for v in variables], shape, ends, adapt, location, scale)
-
-
-def _ends(schedule: Foreign) -> tuple[float, float]:
-    """The least and greatest σ/α of a noise schedule."""
-    return float(np.exp(-0.5 * float(schedule.log_snr_max))), float(np.exp(-0.5 * float(schedule.log_snr_min)))
 
 
 def _standardised(estimator: Foreign, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -102,11 +102,12 @@ def from_estimator(estimator: object, schedule: Schedule | None = None, *, label
     """Makes a factor of a posterior estimator that another package has trained: q(u | x), with the condition ``x``.
 
     Read are GenSBI's conditional pipelines (flow matching, score matching, EDM), BayesFlow's ``BasicEstimator`` with
-    a diffusion or flow-matching network, on Keras's JAX backend, and sbi's NPSE and FMPE, from a file that
-    ``tools/export_sbi.py`` writes beside torch. Nothing is trained. A score only: such a factor has no log-density.
+    a diffusion or flow-matching network, on Keras's JAX backend, sbijax's ``fmpe``, ``npse`` and ``aio``, and sbi's
+    NPSE and FMPE, from a file that ``tools/export_sbi.py`` writes beside torch. Nothing is trained. A score only: such
+    a factor has no log-density.
 
     Args:
-        estimator: the trained estimator; of sbi the path of its file.
+        estimator: the trained estimator; of sbijax the pair (estimator, params); of sbi the path of its file.
         schedule: the levels; left out, 60 of equal distance in log-SNR over the range of the network's training, at
             most from −9 to 11.
         label: the name to show.
@@ -124,18 +125,21 @@ def from_estimator(estimator: object, schedule: Schedule | None = None, *, label
             cp.sample("u", prior * cp.product(posterior / prior, over={"x": xs}))
 
     References:
-        Amerio 2026, *GenSBI*, arXiv 2605.27499. Radev et al. 2023, *BayesFlow*, JOSS 8(89).
+        Amerio 2026, *GenSBI*, arXiv 2605.27499. Radev et al. 2023, *BayesFlow*, JOSS 8(89). Dirmeier et al. 2024,
+        *Simulation-based inference with the Python package sbijax*, arXiv 2409.19435.
     """
     # The versions whose estimators were read, and compared with the packages' own samples.
-    tried = {"gensbi": "0.5", "bayesflow": "2.1", "sbi": "0.27"}
-    from composeprob.pretrained import bayesflow, gensbi, sbi
+    tried = {"gensbi": "0.5", "bayesflow": "2.1", "sbi": "0.27", "sbijax": "0.4"}
+    from composeprob.pretrained import bayesflow, gensbi, sbi, sbijax
 
     if isinstance(estimator, str | Path):
         path = Path(estimator)
         described, arrays = sbi.opened(path)
         _check_version("sbi", str(described.get("version")), tried)
         return Estimator(sbi.read(path, described, arrays), schedule, label)
-    packages = {base.__module__.partition(".")[0] for base in type(estimator).__mro__}
+    # A plain tuple, and not sbijax's own kinds of it.
+    parts = estimator if type(estimator) is tuple and estimator else (estimator,)
+    packages = {base.__module__.partition(".")[0] for base in type(parts[0]).__mro__}
     package = next((name for name in tried if name in packages), None)
     if package == "sbi":
         raise WrongTypeError(
@@ -144,13 +148,14 @@ def from_estimator(estimator: object, schedule: Schedule | None = None, *, label
         )
     if package is None:
         raise WrongTypeError(
-            f"from_estimator reads estimators of {', '.join(tried)}; got {type(estimator).__module__}."
-            f"{type(estimator).__name__}.",
+            f"from_estimator reads estimators of {', '.join(tried)}; got {type(parts[0]).__module__}."
+            f"{type(parts[0]).__name__}.",
             fix="wrap another package's network yourself: cp.Diffusion(lambda theta, s, x: …, schedule, event_shape=…, "
             'parameterization="score", time="sigma", conditions=("x",)).',
         )
     _check_version(package, importlib.metadata.version(package), tried)
-    return Estimator({"gensbi": gensbi.read, "bayesflow": bayesflow.read}[package](estimator), schedule, label)
+    read = {"gensbi": gensbi.read, "bayesflow": bayesflow.read, "sbijax": sbijax.read}[package]
+    return Estimator(read(*parts), schedule, label)
 
 
 def _check_version(package: str, version: str, tried: dict[str, str]) -> None:

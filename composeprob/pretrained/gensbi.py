@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -11,12 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from composeprob.pretrained.network import Foreign, Reading, unreadable
-
-Call = Callable[[Array, Array], Array]
-"""The network's output at (its own input, its own time)."""
-Mean = Callable[[Call, Array, Array], Array]
-"""The mean of u given y = u + s·ε, by the network's output, y and s."""
+from composeprob.pretrained.network import Call, Foreign, Mean, Reading, by_equation, by_velocity, unreadable
 
 
 def read(pipeline: Foreign) -> Reading:
@@ -63,38 +56,17 @@ def _kind(pipeline: Foreign, method: Foreign, path: Foreign) -> tuple[Mean, tupl
         source = method.prior.base_dist
         if not (np.all(np.asarray(source.mean) == 0) and np.all(np.asarray(source.variance) == 1)):
             raise unreadable(pipeline, "has a source that is not N(0, 1)")
-        return _flow, (0.004, 100.0)
+        # The velocity u − ε of u_t = t·u + (1 − t)·ε.
+        return lambda call, y, s: by_velocity(call, y, s, (0.0, 1.0), (1.0, -1.0)), (0.004, 100.0)
     if name == "ScoreMatchingMethod":
-        exploding = scheduler.name == "SM-VE"
-        ends = jnp.array([max(scheduler.e_s, 1e-3) if not exploding else scheduler.e_s, scheduler.T])
-        low, high = np.asarray(scheduler.marginal_std(ends) / scheduler.marginal_mean_coeff(ends), float)
-        return _score(scheduler, exploding), (float(low), float(high))
+        if scheduler.name == "SM-VE":
+            return by_equation(True, scheduler.sigma_min, scheduler.sigma_max, (scheduler.e_s, scheduler.T))
+        low, ends = scheduler.beta_min, (max(scheduler.e_s, 1e-3), scheduler.T)
+        return by_equation(False, low, low + scheduler.beta_d, ends)
     if name == "DiffusionEDMMethod":
         low, high = np.asarray(scheduler.sigma(scheduler.time_schedule(jnp.array([1.0, 0.0]))), float)
         return _edm(scheduler), (float(low), float(high))
     raise unreadable(pipeline, f"is trained by {name}")
-
-
-def _flow(call: Call, y: Array, s: Array) -> Array:
-    """Of u_t = (1 − t)·ε + t·u the network returns the velocity u − ε; t = 1/(1 + s)."""
-    t = 1 / (1 + s)
-    return t * y + (1 - t) * call(t * y, t)
-
-
-def _score(scheduler: Foreign, exploding: bool) -> Mean:
-    """The network returns the score of m(t)·u + σ(t)·ε."""
-    low, rise = scheduler.beta_min if not exploding else 0.0, scheduler.beta_d if not exploding else 0.0
-
-    def mean(call: Call, y: Array, s: Array) -> Array:
-        if exploding:
-            t = jnp.log(s / scheduler.sigma_min) / np.log(scheduler.sigma_max / scheduler.sigma_min)
-            return y + s**2 * call(y, t)
-        total = jnp.log1p(s**2)  # ∫₀ᵗ β = low·t + rise·t²/2, from which e^{−total/2} = m
-        t = 2 * total / (low + jnp.sqrt(low**2 + 2 * rise * total))
-        shrunk = jnp.exp(-0.5 * total)
-        return y + shrunk * s**2 * call(shrunk * y, t)
-
-    return mean
 
 
 def _edm(scheduler: Foreign) -> Mean:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
@@ -149,6 +150,52 @@ class Reading(NamedTuple):
     adapt: Callable[..., Array]
     location: ArrayLike = 0.0
     scale: ArrayLike = 1.0
+
+
+Call = Callable[[Array, Array], Array]
+"""The network's output at (its own input, its own time)."""
+Mean = Callable[[Call, Array, Array], Array]
+"""The mean of u given y = u + s·ε, by the network's output, y and s."""
+Pair = tuple[float, float]
+"""Two numbers: what stands for a₀ + a₁·t, or the two ends of a range."""
+
+
+def by_velocity(velocity: Call, y: Array, s: Array, signal: Pair, noise: Pair) -> Array:
+    """E[u | u + s·ε = y] by the velocity v of a·u + b·ε along the straight path a = a₀ + a₁·t, b = b₀ + b₁·t.
+
+    At s = b/a, v is learned of a₁·u + b₁·ε, whose mean is linear in that of u, as ε = (y − u)/s.
+    """
+    (a0, a1), (b0, b1) = signal, noise
+    t = (a0 * s - b0) / (b1 - a1 * s)
+    return (b1 * y - s * velocity((a0 + a1 * t) * y, t)) / (b1 - a1 * s)
+
+
+def by_score(score: Call, y: Array, s: Array, m: Array, t: Array) -> Array:
+    """E[u | u + s·ε = y] by the score of m·u + m·s·ε at time t, by Tweedie's formula."""
+    return y + m * s**2 * score(m * y, t)
+
+
+def by_equation(exploding: bool, low: float, high: float, ends: Pair) -> tuple[Mean, Pair]:
+    """By the score under a VE or VP equation, as `spreads` has them, and the range of s for times between the ends."""
+
+    def mean(score: Call, y: Array, s: Array) -> Array:
+        if exploding:
+            return by_score(score, y, s, jnp.ones_like(s), jnp.log(s / low) / jnp.log(high / low))
+        total = jnp.log1p(s**2)
+        t = 2 * total / (low + jnp.sqrt(low**2 + 2 * (high - low) * total))
+        return by_score(score, y, s, jnp.exp(-0.5 * total), t)
+
+    return mean, spreads(exploding, low, high, ends)
+
+
+def spreads(exploding: bool, low: float, high: float, times: Pair) -> Pair:
+    """The noise s relative to the signal at two times, where noise explodes or variance is preserved.
+
+    s = low·(high/low)ᵗ for VE; for VP 1 + s² = e^total, total = ∫₀ᵗ β = low·t + (high − low)·t²/2 (Song et al. 2021).
+    """
+    t = np.asarray(times, float)
+    s = low * (high / low) ** t if exploding else np.sqrt(np.expm1(low * t + 0.5 * (high - low) * t**2))
+    return float(s[0]), float(s[1])
 
 
 def unreadable(estimator: object, what: str) -> InvalidValueError:

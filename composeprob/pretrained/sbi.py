@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from composeprob.errors import InvalidValueError, LoadError, ShapeError
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.layers import ACTIVATIONS, normalised
-from composeprob.pretrained.network import Reading
+from composeprob.pretrained.network import Call, Reading, by_score, by_velocity, spreads
 
 Weights = dict[str, Array]
 
@@ -143,7 +143,7 @@ def _mlp(activation: Callable[[Array], Array], skip: bool) -> Callable[..., Arra
     return network
 
 
-Mean = Callable[[Callable[[Array, Array], Array], Array, Array, Array, Array], Array]
+Mean = Callable[[Call, Array, Array, Array, Array], Array]
 """E[θ | θ + s·ε = y] of the network as a function of (its input, its time), the mean and standard deviation of the
 training's θ, y and s."""
 
@@ -155,28 +155,29 @@ def _kind(about: JSONObject) -> tuple[Mean, tuple[float, float]]:
         return _flow(about["noise_scale"], bool(about["gaussian_baseline"])), (max(0.004, about["noise_scale"]), 100.0)
     if kind not in ("VEScoreEstimator", "VPScoreEstimator", "SubVPScoreEstimator"):
         raise InvalidValueError(f"The file holds a {kind}.", fix="train NPSE (VE, VP or sub-VP) or FMPE.")
-    ends = np.array([about["t_min"], about["t_max"]])
+    ends = about["t_min"], about["t_max"]
     if kind == "VEScoreEstimator":
-        low, high = about["sigma_min"] * (about["sigma_max"] / about["sigma_min"]) ** ends
-        return _score(lambda s: jnp.ones_like(s)), (float(low), float(high))
-    squared = np.exp(-0.5 * ends**2 * (about["beta_max"] - about["beta_min"]) - ends * about["beta_min"])  # m²
+        return _score(jnp.ones_like), spreads(True, about["sigma_min"], about["sigma_max"], ends)
+    low, high = spreads(False, about["beta_min"], about["beta_max"], ends)
     if kind == "VPScoreEstimator":
-        low, high = np.sqrt((1 - squared) / squared)
-        return _score(lambda s: 1 / jnp.sqrt(1 + s**2)), (float(low), float(high))
-    low, high = (1 - squared) / np.sqrt(squared)  # of sub-VP σ = 1 − m²
-    return _score(lambda s: 2 / (s + jnp.sqrt(s**2 + 4))), (float(low), float(high))
+        return _score(lambda s: 1 / jnp.sqrt(1 + s**2)), (low, high)
+    # Of sub-VP the signal m is that of VP, and σ = 1 − m².
+    return _score(lambda s: 2 / (s + jnp.sqrt(s**2 + 4))), (
+        low**2 / (1 + low**2) ** 0.5,
+        high**2 / (1 + high**2) ** 0.5,
+    )
 
 
 def _flow(extra: float, baseline: bool) -> Mean:
-    """Of θ_t = (1 − t)·θ + (t + extra)·ε the velocity is E[ε − θ | θ_t], and t follows from s = (t + extra)/(1 − t)."""
+    """Of θ_t = (1 − t)·θ + (t + extra)·ε the velocity is E[ε − θ | θ_t]."""
 
-    def mean(network: Callable[[Array, Array], Array], loc: Array, sd: Array, y: Array, s: Array) -> Array:
-        t = (s - extra) / (1 + s)
-        moved, clear = (1 - t) * y, ((1 - t) * sd) ** 2 + t**2 + 1e-6
-        away = moved - (1 - t) * loc
-        of_gaussian = (t - (1 - t) * sd**2) / clear * away if baseline else 0.0
-        velocity = of_gaussian - loc + jnp.sqrt(1 + sd**2) * network(away / jnp.sqrt(clear), t)
-        return (moved - (t + extra) * velocity) / (1 + extra)
+    def mean(network: Call, loc: Array, sd: Array, y: Array, s: Array) -> Array:
+        def velocity(moved: Array, t: Array) -> Array:
+            clear, away = ((1 - t) * sd) ** 2 + t**2 + 1e-6, moved - (1 - t) * loc
+            of_gaussian = (t - (1 - t) * sd**2) / clear * away if baseline else 0.0
+            return of_gaussian - loc + jnp.sqrt(1 + sd**2) * network(away / jnp.sqrt(clear), t)
+
+        return by_velocity(velocity, y, s, (1.0, -1.0), (extra, 1.0))
 
     return mean
 
@@ -184,11 +185,13 @@ def _flow(extra: float, baseline: bool) -> Mean:
 def _score(signal: Callable[[Array], Array]) -> Mean:
     """Of θ_t = m·θ + σ·ε the score is that of a Gaussian less m/σ times the network, which is given σ for a time."""
 
-    def mean(network: Callable[[Array, Array], Array], loc: Array, sd: Array, y: Array, s: Array) -> Array:
+    def mean(network: Call, loc: Array, sd: Array, y: Array, s: Array) -> Array:
         m = signal(s)
-        sigma, away = m * s, m * (y - loc)
-        clear = (m * sd) ** 2 + sigma**2
-        score = -m / sigma * network(away / jnp.sqrt(clear), sigma) - away / clear
-        return y + sigma**2 / m * score
+
+        def score(moved: Array, sigma: Array) -> Array:
+            away, clear = moved - m * loc, (m * sd) ** 2 + sigma**2
+            return -m / sigma * network(away / jnp.sqrt(clear), sigma) - away / clear
+
+        return by_score(score, y, s, m, m * s)
 
     return mean

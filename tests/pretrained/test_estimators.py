@@ -1,11 +1,13 @@
 """Other packages' posterior estimators as factors, held against closed forms in their own conventions.
 
-The stand-ins have the attributes of GenSBI's pipelines, and models that return exactly what training would teach.
+The stand-ins have the attributes of GenSBI's pipelines and of sbijax's networks, and models that return exactly what
+training would teach.
 """
 
 import importlib.metadata
 import json
 import types
+import typing
 from pathlib import Path
 
 import jax
@@ -92,6 +94,83 @@ def pipeline(method, output, scheduler=None, package="gensbi", source=SOURCE):
     return made
 
 
+class Network:
+    """A network of sbijax as Haiku transforms it: run anew each time, by a method's name."""
+
+    def __init__(self, output, **about):
+        self.output, self.about = output, about | {"_n_dimension": 2}
+
+    def apply(self, params, rng, method, **given):
+        root = type("Root", (), {})()
+        vars(root).update(self.about)
+        root._score_net = lambda inputs, time, context, is_training: (
+            params["one"] * self.output(inputs[0], time[0], context[0])[None]
+        )
+        return getattr(root, method)(**given)
+
+
+class ObjectiveFns(typing.NamedTuple):
+    train: object
+    sample_fn: object
+    extra: object = None
+
+
+ObjectiveFns.__module__ = "sbijax._src.train._types"
+
+
+def fmpe(network):
+    def sample_fn():
+        return network
+
+    return ObjectiveFns(None, sample_fn)
+
+
+def cmpe(network):
+    def sample_fn():
+        return network
+
+    return ObjectiveFns(None, sample_fn)
+
+
+def summarized_estimator(estimator, summary_net, summary_params):
+    def sample_fn():
+        return estimator, summary_net, summary_params
+
+    return ObjectiveFns(None, sample_fn)
+
+
+PARAMS = {"one": jnp.ones(())}
+
+
+def flow_from(least):
+    """What learns θ − (1 − least)·ε of t·θ + (1 − (1 − least)·t)·ε."""
+
+    def output(u, t, x):
+        sd = 1 - (1 - least) * t
+        mean = clean(u / t, sd / t, x)
+        return mean - (1 - least) * (u - t * mean) / sd
+
+    return output
+
+
+JAX_VP = types.SimpleNamespace(
+    marginal_mean_coeff=lambda t: jnp.exp(-0.25 * t**2 * 9.9 - 0.5 * t * 0.1),
+    marginal_std=lambda t: jnp.sqrt(1 - jnp.exp(2 * (-0.25 * t**2 * 9.9 - 0.5 * t * 0.1))),
+)
+JAX_VE = types.SimpleNamespace(marginal_mean_coeff=jnp.ones_like, marginal_std=lambda t: 0.01 * 1000**t)
+
+
+def equation(sde, low, high):
+    return {"_sde": sde, "_beta_min": low, "_beta_max": high, "_time_eps": 0.001, "_time_max": 1.0}
+
+
+JAXED = {
+    "sbijax, FMPE": Network(flow_from(0.001), _sigma_min=0.001),
+    "sbijax, FMPE of much noise": Network(flow_from(0.2), _sigma_min=0.2),
+    "sbijax, NPSE, VP": Network(score(JAX_VP), **equation("vp", 0.1, 10.0)),
+    "sbijax, NPSE, VE": Network(score(JAX_VE), **equation("ve", 0.01, 10.0)),
+}
+
 KINDS = {
     "flow matching": ("FlowMatchingMethod", flow, None),
     "score matching, VP": ("ScoreMatchingMethod", score(VP), VP),
@@ -102,13 +181,14 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def _versions(monkeypatch):
-    known, real = {"gensbi": "0.5.1", "bayesflow": "2.1.0"}, importlib.metadata.version
+    known = {"gensbi": "0.5.1", "bayesflow": "2.1.0", "sbijax": "0.4.2.post1"}
+    real = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: known.get(name) or real(name))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *JAXED])
 def test_the_score_is_that_of_the_noised_posterior(kind):
-    posterior = cp.from_estimator(pipeline(*KINDS[kind]))
+    posterior = cp.from_estimator((fmpe(JAXED[kind]), PARAMS) if kind in JAXED else pipeline(*KINDS[kind]))
     (x,) = posterior.adapt(X[:1])
     density = cp.compile(single, posterior.given(x=x))
     exact = cp.Analytic(dist.Normal(X[0] / (1 + NOISE**2), VARIANCE**0.5), posterior.schedule)
@@ -141,8 +221,28 @@ def test_a_network_of_noise_in_the_place_of_a_score_is_found():
     assert "NETWORK_DOUBTED" in str(result.status)
 
 
-def test_weights_are_arguments_of_compiled_code():
-    posterior = cp.from_estimator(pipeline(*KINDS["flow matching"]))
+def test_a_range_of_levels_is_that_of_the_training():
+    ends = [0.1 * 0.001 + 0.5 * 9.9 * 0.001**2, 0.1 + 0.5 * 9.9]  # of ∫β, and e to it is 1 + (σ/α)²
+    low, high = cp.from_estimator((fmpe(JAXED["sbijax, NPSE, VP"]), PARAMS)).log_snr_range
+    assert [high, low] == pytest.approx([-np.log(np.expm1(end)) for end in ends])
+    low, high = cp.from_estimator((fmpe(JAXED["sbijax, FMPE of much noise"]), PARAMS)).log_snr_range
+    assert high == pytest.approx(-2 * np.log(0.2))
+
+
+def test_observations_go_through_the_summary_network():
+    network = types.SimpleNamespace(summarize_fn=lambda params, y: params * y[:, :2])
+    estimator = summarized_estimator(fmpe(JAXED["sbijax, FMPE"]), network, 2.0)
+    posterior = cp.from_estimator((estimator, PARAMS))
+    data = np.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(posterior.adapt(data), 2 * data[:, :2])
+    refused(lambda: posterior.adapt(np.arange(3.0)), ShapeError, r"rows, \(n, size\); got an array \(3,\)")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: pipeline(*KINDS["flow matching"]), lambda: (fmpe(JAXED["sbijax, FMPE"]), PARAMS)]
+)
+def test_weights_are_arguments_of_compiled_code(make):
+    posterior = cp.from_estimator(make())
     leaves = jax.tree.leaves(posterior)
     assert any(leaf is not None and jnp.shape(leaf) == () and leaf == 1 for leaf in leaves)
 
@@ -153,8 +253,18 @@ def test_weights_are_arguments_of_compiled_code():
         (
             lambda: pipeline(*KINDS["EDM"], package="elsewhere"),
             WrongTypeError,
-            "reads estimators of gensbi, bayesflow, sbi",
+            r"reads estimators of gensbi, bayesflow, sbi, sbijax; got elsewhere\.recipes",
         ),
+        (lambda: (Network(flow), PARAMS), WrongTypeError, r"got [\w.]*test_estimators\.Network"),
+        (lambda: (), WrongTypeError, r"got builtins\.tuple"),
+        (
+            lambda: fmpe(JAXED["sbijax, FMPE"]),
+            InvalidValueError,
+            r"without its parameters[\s\S]*cp.from_estimator\(\(estimator, params\)\)",
+        ),
+        (lambda: (cmpe(JAXED["sbijax, FMPE"]), PARAMS), InvalidValueError, "but cmpe, which learns no score"),
+        (lambda: (summarized_estimator(cmpe(None), None, None), PARAMS), InvalidValueError, "but cmpe, which"),
+        (lambda: (fmpe(Network(flow, _t_max=200.0)), PARAMS), InvalidValueError, "neither a CNF nor a ScoreModel"),
         (lambda: pipeline("NormalizingFlowMethod", flow), InvalidValueError, "is trained by NormalizingFlowMethod"),
         (
             lambda: pipeline("FlowMatchingMethod", flow, source=dist.Normal(jnp.ones((2, 1)), 1.0).to_event(2)),
@@ -171,6 +281,8 @@ def test_what_cannot_be_read_is_named(make, error, told):
 def test_another_version_is_named(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.6.0")
     refused(lambda: cp.from_estimator(pipeline(*KINDS["EDM"])), LoadError, r"gensbi 0\.6\.0; .* for 0\.5")
+    jaxed = fmpe(JAXED["sbijax, FMPE"]), PARAMS
+    refused(lambda: cp.from_estimator(jaxed), LoadError, r"sbijax 0\.6\.0; .* for 0\.4")
 
 
 def test_a_pipeline_that_was_not_trained_is_named():

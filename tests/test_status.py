@@ -14,6 +14,7 @@ from composeprob.results.status import (
     diagnose,
     diverged,
     erratic_weights,
+    fine_data,
     impossible_data,
     not_conservative,
 )
@@ -129,6 +130,15 @@ def test_chains_where_the_data_are_impossible():
     assert "1.00% of the chains" in text
     assert "130 nats" in text
     assert impossible_data(values, 5) == impossible_data(values[:-1], 4) == []
+
+
+def test_data_that_are_finer_than_level_0():
+    """A quarter of its noise: ½·4² = 8 nats a number, and levels that end at an eighth of it would do."""
+    ((code, text),) = fine_data(8.0, 11.0, 60)
+    assert code is Code.LEVELS_TOO_FEW
+    assert "noise of its size, 0.0041, takes 8 nats" in text
+    assert "cp.Schedule.log_snr(60, max=16)" in text
+    assert fine_data(0.5, 11.0, 60) == fine_data(np.nan, 11.0, 60) == []
 
 
 def test_several_problems_come_gravest_first():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -310,6 +311,20 @@ def few_levels(error: float) -> list[tuple[Code, str]]:
         return []
     text = f"The levels' distance puts the log-evidence off by about {error:.2g}, as half of them show. "
     return [(Code.LEVELS_TOO_FEW, text + "Compile with more levels (schedule=).")]
+
+
+def fine_data(lost: float, log_snr: float, num_levels: int) -> list[tuple[Code, str]]:
+    """The finding that data are finer than level 0, of this log-SNR, if they are: its noise once more, σ/α, takes so
+    many nats of log-likelihood from each number seen, ½·(σ/α)²/s² of an instrument whose noise is s."""
+    if not lost > 0.5:
+        return []
+    finer = f"cp.Schedule.log_snr({num_levels}, max={math.ceil(log_snr + math.log(8 * lost))})"
+    text = (
+        f"The data are finer than level 0: noise of its size, {math.exp(-log_snr / 2):.2g}, takes {lost:.3g} nats of "
+        "log-likelihood from each number seen, so that few of the chains that step there come to where the data are. "
+        f"End the levels at less noise, as {finer}, or give the data noise of that size, which samples have anyway."
+    )
+    return [(Code.LEVELS_TOO_FEW, text)]
 
 
 def _levels(mask: Sequence[bool] | np.ndarray) -> str:

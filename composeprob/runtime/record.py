@@ -24,7 +24,7 @@ from composeprob.density.curl import curl
 from composeprob.density.evaluation import Position
 from composeprob.density.overlap import agreement, in_question
 from composeprob.results import status
-from composeprob.results.estimates import Families, known_chains
+from composeprob.results.estimates import Families, effective_chains, known_chains
 from composeprob.results.record import DIAGNOSTICS, About, as_code, by_level, later, versions
 from composeprob.results.result import Result
 from composeprob.results.scouts import can_scout, unreached
@@ -40,6 +40,7 @@ from composeprob.results.shares import (
 )
 from composeprob.results.status import Code, Status
 from composeprob.runtime.own_draws import other_laws, own_scores
+from composeprob.samplers.choose import log_likelihood, lost_to_noise
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.spread import host
 
@@ -124,9 +125,10 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     scouts: Question = list
     if arrived:
         most = tuning.CHECKS.share * n * sampler.evaluations(state.first, len(visited))
+        few = found.withholds or effective_chains(families, list(positions.values())) < n / 2
         questions = [
             support.later,
-            _impossible(state, positions, log_weights),
+            _data(state, positions, log_weights, few),
             _overlap(state, positions, most),
             _own_scores(state, positions, most),
         ]
@@ -208,8 +210,9 @@ def _own_scores(state: State, positions: Position, most: float) -> Question:
     return lambda: other_laws(own_scores(density, some, Fold.OWN_DRAWS.of(state.key)), log_snr)
 
 
-def _impossible(state: State, positions: Position, log_weights: np.ndarray) -> Question:
-    """Asks whether the data can be what they are where chains ended, of chains that have no log-density to tell it."""
+def _data(state: State, positions: Position, log_weights: np.ndarray, few: bool) -> Question:
+    """Asks of chains that have no log-density to tell it whether the data can be what they are where these ended, and,
+    if ``few`` of them count, whether the data are finer than level 0 is."""
     density = state.density
     if "energy" in density.capabilities or not all(np.isfinite(x).all() for x in positions.values()):
         return list
@@ -220,9 +223,11 @@ def _impossible(state: State, positions: Position, log_weights: np.ndarray) -> Q
         seen = sum(np.size(y) for y in density.observed().values())
         if not seen:
             return []
-        values = density.log_likelihood(jax.vmap(density.to_samples)(some))
-        each = sum(np.asarray(value, float).reshape(len(value), -1).sum(1) for value in values.values())
-        return status.impossible_data(np.asarray(each), min(seen, Layout.of_density(density).size))
+        answers = status.impossible_data(log_likelihood(density, some), min(seen, Layout.of_density(density).size))
+        if few or answers:
+            lost, log_snr = lost_to_noise(density, some), np.asarray(density.schedule.log_snr)
+            answers += status.fine_data(lost, float(log_snr[0]), len(log_snr))
+        return answers
 
     return found
 

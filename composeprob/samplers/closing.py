@@ -19,7 +19,7 @@ from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
-from composeprob.kernels import HMC, Adaptive, KernelState
+from composeprob.kernels import HMC, MALA, Adaptive, KernelState
 from composeprob.kernels.base import log_density_of
 from composeprob.kernels.line_integral import bounded
 from composeprob.kernels.metropolis import log_uniform, metropolis
@@ -70,7 +70,7 @@ class Closing(eqx.Module):
 
 
 class WarmUp(Closing):
-    """HMC on all sites at the target until the population stops drifting, for programs with latents.
+    """HMC on all sites at the target, MALA by scores, until the population stops drifting, for latents or fine data.
 
     On the way down a chain makes a few transitions a level, which is enough to follow a density that changes little
     from one level to the next. Latents in a hierarchy need more: how wide they are has nothing to do with the noise,
@@ -86,12 +86,6 @@ class WarmUp(Closing):
     rounds = tuning.WARM_UP.blocks
 
     def check(self, density: AnnealedDensity, num_chains: int) -> None:
-        if "energy" not in density.capabilities and not interweaves(density):
-            raise CapabilityError(
-                "cp.WarmUp takes HMC on all sites, but a factor of this program offers only its score.",
-                where=density.described.where,
-                fix="leave it out; or use models trained with an energy parameterization.",
-            )
         held = [name for name, site in density.sites.items() if site.kind == "held"]
         if held:
             raise CapabilityError(
@@ -101,7 +95,8 @@ class WarmUp(Closing):
             )
 
     def adapt(self, points: np.ndarray, density: AnnealedDensity) -> Transitions:
-        """HMC whose inverse masses are the population's variances, in units of the noise at noised entries."""
+        """HMC, or MALA by scores alone, whose inverse masses are the population's variances, in units of the noise at
+        noised entries."""
         if interweaves(density):
             return Transitions.resolved(Interweaving(log_ratio=bounded(len(points))), 1, density)
         layout, noise = Layout.of_density(density), density.schedule.sigma[0] / density.schedule.alpha[0]
@@ -111,6 +106,8 @@ class WarmUp(Closing):
         known = (deviation > 0) & (deviation < 1e18)
         mass = (np.where(known, deviation, units).astype(np.float32) / units) ** 2
         metric = layout.position(jnp.asarray(mass), 1.0)
+        if "energy" not in density.capabilities:
+            return Transitions.resolved(MALA(Adaptive(), log_ratio=bounded(len(points)), metric=metric), 1, density)
         # Full refreshment and jitter, so that no direction is missed.
         kernel = HMC(
             Adaptive(initial=0.3), num_leapfrog=tuning.WARM_UP.leapfrogs, damping=0.0, jitter=0.3, metric=metric
@@ -152,7 +149,9 @@ class WarmUp(Closing):
         return max(drifts, kept if kept > tuning.WARM_UP.memory + 2 / math.sqrt(len(after)) else 0.0)
 
     def evaluations(self, density: AnnealedDensity) -> int:
-        each = Interweaving().evaluations_per_step if interweaves(density) else tuning.WARM_UP.leapfrogs
+        each = tuning.WARM_UP.leapfrogs
+        if "energy" not in density.capabilities or interweaves(density):
+            each = (Interweaving() if interweaves(density) else MALA(log_ratio=bounded())).evaluations_per_step
         return (tuning.WARM_UP.settling + tuning.WARM_UP.transitions) * each
 
 

@@ -140,13 +140,36 @@ def test_what_weights_read_is_not_known_after_a_warm_up(monkeypatch):
     assert np.isfinite(evaluation.log_density).all()
 
 
-def test_a_warm_up_is_refused_where_it_cannot_be():
-    def network(x, t):
-        return x
+def sharp_score(x, level):
+    """Of N(0, I)."""
+    noise = SHARP.at(level)
+    return -x / (noise.alpha**2 + noise.sigma**2)
 
-    f = cp.Diffusion(network, SHORT, event_shape=(2,), parameterization="epsilon", time="sigma")
-    with pytest.raises(cp.errors.CapabilityError, match="only its score"):
-        run(cp.compile(single, f), sampler=cp.AnnealedMCMC(cp.ULA(0.1), 1, then=cp.WarmUp()))
+
+SHARP = cp.Schedule.log_snr(40)
+
+
+@cp.program
+def sharp(f, noise):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(x[:8], noise).to_event(1), jnp.linspace(-1.0, 1.0, 8))
+
+
+def test_independent_chains_come_to_data_that_are_finer_than_level_0():
+    """Half of 16 numbers seen with a quarter of level 0's noise: the step there leaves chains twice as wide as that."""
+    f = cp.Diffusion(sharp_score, SHARP, event_shape=(16,), parameterization="score")
+    sampler, reason = independent(cp.compile(sharp, f, 0.001), "asked", 128)
+    assert sampler.then == (cp.WarmUp(),)
+    assert "as the data are finer than it is" in reason
+    assert independent(cp.compile(sharp, f, 0.01), "asked", 128)[0].then == ()
+    widths = {}
+    for then in ((), (cp.WarmUp(),)):
+        kept = cp.AnnealedMCMC(sampler.kernel, 3, reverse_step=True, then=then)
+        result = run(cp.compile(sharp, f, 0.001), chains=128, sampler=kept)
+        widths[then] = np.mean((result["x"][:, :8] - np.linspace(-1.0, 1.0, 8)) ** 2) ** 0.5 / 0.001
+    assert widths[()] > 1.5
+    assert abs(widths[cp.WarmUp(),] - 1) < 0.1
+    np.testing.assert_allclose(result["x"][:, 8:].std(0), 1.0, atol=0.3)
 
 
 class TestGivingUp:

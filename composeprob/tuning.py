@@ -467,7 +467,7 @@ class _Shares(NamedTuple):
     lost: float = 5.0
     """Standard deviations of log W, beside what 32 bits tell, by which chains that lie apart weigh too little."""
     barrier: float = 5.0
-    """By how much log π is lower between two chains that are apart."""
+    """By how much log π is lower between two chains that are apart, in one dimension."""
     apart: float = 0.1
     """Of the pairs of chains that are apart, above which shares of modes take something to rest on."""
     pairs: int = 64

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from composeprob.density.barriers import barrier_depth
-from composeprob.results.shares import between, parted, share_apart, where
+from composeprob.results.shares import between, parted, seen_barrier, share_apart, where
 
 CHAINS = 64
 KEYS = 10
@@ -68,12 +68,14 @@ def modes(rng, d, share, distance=12.0):
         (gaussian, 1),
         (gaussian, 40),
         (heavy, 2),
+        (heavy, 40),
         (box, 2),
         (box, 20),
         (shell, 2),
         (shell, 3),
         (parabola, 2),
         (funnel, 3),
+        (funnel, 40),
     ],
 )
 def test_chains_of_one_valley_hang_together(shape, d):
@@ -88,7 +90,7 @@ def test_pairs_on_a_ring_are_apart_though_it_is_one_valley():
     points, log_density = shell(np.random.default_rng(0), 2)
     first, second = np.random.default_rng(1).integers(0, CHAINS, (2, 200))
     depth = between({"x": points}, first, second, barriers(log_density))
-    assert share_apart(depth) > 0.4
+    assert share_apart(depth, 2) > 0.4
 
 
 @pytest.mark.parametrize("d", [1, 10])
@@ -104,6 +106,23 @@ def test_two_modes_are_two_groups(d):
         assert groups.apart == pytest.approx(2 * right.mean() * (1 - right.mean()), abs=0.2)
         assert groups.depth > 5
         assert "x[0]" in where({"x": points}, groups.index)
+
+
+@pytest.mark.parametrize("d", [40, 64])
+def test_the_noise_of_many_entries_does_not_hide_two_modes(d):
+    """On the way from mode to mode it averages out, which lifts log π in the middle by d/4 nats."""
+    rng = np.random.default_rng(0)
+    named = [parted({"x": points}, barriers(f)) is not None for points, f in (modes(rng, d, 0.3) for _ in range(KEYS))]
+    assert sum(named) >= 9
+
+
+@pytest.mark.parametrize("d", [1, 16, 64])
+def test_how_deep_a_barrier_is_on_the_way(d):
+    """Between the centres of the noise of both draws, whose squares are d − 1 each, two Gaussians 5 nats apart."""
+    way, t = np.sqrt(40.0), np.linspace(0, 1, 100001)
+    values = -0.5 * np.minimum(t, 1 - t) ** 2 * way**2 - 0.5 * (d - 1) * (t**2 + (1 - t) ** 2)
+    assert seen_barrier(d) == pytest.approx(values.max() - values[50000], rel=1e-3)
+    assert seen_barrier(10_000) == 1
 
 
 def test_a_place_for_every_chain():

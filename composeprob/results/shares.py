@@ -82,16 +82,16 @@ def parted(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | None
     first, second = np.triu_indices(m, 1)
     chosen = np.random.default_rng(0).permutation(len(first))[: known.pairs]
     depth = between(sites, first[chosen], second[chosen], barriers)
-    apart = share_apart(depth)
+    apart, deep = share_apart(depth, points.shape[1]), seen_barrier(points.shape[1])
     if not apart > known.apart:
         return None
     points = scaled(points, sizes)
     near = np.unique(np.concatenate([neighbours(points, known.bridges), tree(points)]), axis=0)
-    linked = near[~(between(sites, near[:, 0], near[:, 1], barriers) > known.barrier)]
+    linked = near[~(between(sites, near[:, 0], near[:, 1], barriers) > deep)]
     index = components(linked, m)
     if 1 - np.sum((np.bincount(index) / m) ** 2) <= known.apart:
         return None
-    return Groups(index, apart, float(np.median(depth[depth > known.barrier])))
+    return Groups(index, apart, float(np.median(depth[depth > deep])))
 
 
 def between(sites: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarray, barriers: Barriers) -> np.ndarray:
@@ -100,10 +100,20 @@ def between(sites: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarr
     return barriers(a, b)
 
 
-def share_apart(depth: np.ndarray) -> float:
-    """The share of barriers that are deep, among those that are known."""
+def seen_barrier(numbers: int) -> float:
+    """How deep a barrier that parts chains is on the way from one draw to another, in nats, of positions of n numbers.
+
+    Between two Gaussians that are δ standard deviations apart log π falls by B = δ²/8, but from where it is greatest on
+    the way, as the noise of the n − 1 other entries averages out there, by B²/(B + (n − 1)/4) only.
+    """
+    depth = tuning.SHARES.barrier
+    return max(depth**2 / (depth + (numbers - 1) / 4), 1.0)
+
+
+def share_apart(depth: np.ndarray, numbers: int) -> float:
+    """The share of barriers that are deep for positions of n numbers, among those that are known."""
     known = np.isfinite(depth) | np.isposinf(depth)
-    return float(np.mean(depth[known] > tuning.SHARES.barrier)) if known.any() else 0.0
+    return float(np.mean(depth[known] > seen_barrier(numbers))) if known.any() else 0.0
 
 
 def where(sites: Mapping[str, np.ndarray], index: np.ndarray) -> str:

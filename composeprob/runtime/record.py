@@ -395,7 +395,8 @@ def _later(state: State, positions: Position, kept: np.ndarray, cause: str, why:
         groups = parted(ended, depths)
         if groups is None:
             return []
-        if came is not None and share_apart(depths(came, ended)) >= tuning.SHARES.crossing * groups.apart:
+        size = Layout.of_density(density).size
+        if came is not None and share_apart(depths(came, ended), size) >= tuning.SHARES.crossing * groups.apart:
             return []
         text = f"The chains lie in {groups}: {where(ended, groups.index)}. Their shares rest on nothing: {cause}. {why}"
         return [(Code.SHARES_FROZEN, text)]

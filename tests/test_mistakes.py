@@ -196,6 +196,20 @@ def in_plate(size, y, batch=()):
 
 
 @cp.program
+def in_plate_of_5(posterior):
+    with numpyro.plate("i", 5):
+        cp.factor("e", posterior.given(c=jnp.zeros(4)), at=cp.sample("x", dist.Normal(0.0, 1.0)))
+
+
+def yields(f):
+    yield cp.sample("x", f)
+
+
+async def waits(f):
+    cp.sample("x", f)
+
+
+@cp.program
 def in_part(y):
     m = cp.sample("m", dist.Normal(0.0, 1.0))
     with numpyro.plate("i", 100, subsample_size=4):
@@ -321,6 +335,19 @@ MISTAKES = {
             "for example",
         ),
         "a factor as a weight": (scene(lambda x: cp.factor("w", F)), "'w' is a factor", r"cp\.factor\('w', f, at=x\)"),
+        "a distribution as a weight": (
+            scene(lambda x: cp.factor("e", dist.Normal(x, 1.0))),
+            "'e' is a distribution",
+            r"cp\.observe\('e'",
+        ),
+        "a program under jit": (lambda: cp.program(jax.jit(observed.function)), "got PjitFunction", "nothing between"),
+        "a program with a key": (
+            lambda: cp.program(numpyro.handlers.seed(observed.function, 0)),
+            "got seed",
+            "nothing between",
+        ),
+        "a program that yields": (lambda: cp.program(yields), "got one with yield or async", "nothing between"),
+        "a program that waits": (lambda: cp.program(waits), "got one with yield or async", "nothing between"),
         "a decorator with brackets": (lambda: cp.program(), "'function'", r"program\(function\)"),
         "num_chains by position": (
             lambda: cp.infer(DENSITY, KEY, 100),
@@ -402,6 +429,9 @@ MISTAKES = {
         "a network as a site": (compiled(single, lambda x, t: x), "factor or a NumPyro"),
         "data that is text": (compiled(observed, F, "one"), "got str"),
         "data that is missing": (compiled(observed, F, None), "got NoneType"),
+        "data of unequal lengths": (compiled(observed, F, [[1, 2], [3]]), "got list: .*inhomogeneous"),
+        "data that is missing in part": (compiled(observed, F, [1.0, None]), "got list: None is not"),
+        "data that are days": (compiled(observed, F, np.zeros(2, "datetime64[D]")), r"got ndarray of datetime64\[D\]"),
         "a likelihood that is no distribution": (compiled(observed, F, 1.0, 3), "got int"),
         "complex data": (compiled(observed, F, jnp.ones(2) * 1j), "numbers of type complex64"),
         "text as NumPyro's data": (compiled(numpyro_observed, F, "one"), "got str"),
@@ -498,6 +528,8 @@ MISTAKES = {
             "site 'sigm', which the program does not have",
             r"did you mean 'sigma'\? Its sites are 'mu', 'sigma', 'x'",
         ),
+        "NaN in a log-weight": (scene(lambda x: cp.factor("e", x[0] + NAN)), "log-weight of 'e' is NaN", "jnp.where"),
+        "NaN in NumPyro's log-weight": (scene(lambda x: numpyro.factor("e", x[0] + NAN)), "log-weight of 'e' is NaN"),
         "NaN in data": (compiled(observed, F, NAN), "value of 'y' holds NaN"),
         "NaN in NumPyro's data": (compiled(numpyro_observed, F, NAN), "value of 'y' holds NaN"),
         "no chains": (lambda: ran(num_chains=0), "num_chains must be at least 1; got 0"),
@@ -546,6 +578,18 @@ MISTAKES = {
         ),
         "a call of a program": (lambda: single(F), "'single' was called", r"cp\.compile\(single, …\)"),
         "a call without arguments": (lambda: single(), "'single' was called", r"cp\.compile\(single, …\)"),
+        "data in scan": (
+            scene(lambda x: jax.lax.scan(lambda c, _: (c, cp.observe("y", dist.Normal(c, 1.0), 0.3)), x[0], None, 3)),
+            "'y' stands inside of .*lax.scan",
+            "Python loop",
+        ),
+        "a site in vmap": (scene(lambda x: jax.vmap(lambda m: cp.sample("y", dist.Normal(m, 1.0)))(x)), "'y' stands"),
+        "a weight in cond": (
+            scene(lambda x: jax.lax.cond(x[0] > 0, lambda: cp.factor("w", x[0]), lambda: None)),
+            "'w' stands inside of .*lax.cond",
+            r"jnp\.where",
+        ),
+        "a key in a program": (scene(lambda x: numpyro.prng_key()), "asks for a random key", r"cp\.sample\(name"),
         "a plate that draws some of its data": (compiled(in_part, jnp.zeros(4)), "takes 4 of 100"),
         "two sites with one name": (compiled(twice, F), "Two sites are called 'x'"),
         "no site": (compiled(cp.program(lambda: None)), "no site"),
@@ -599,6 +643,11 @@ MISTAKES = {
     },
     LoadError: {"a misspelled model": (lambda: cp.load("ring2"), "'ring2'", "did you mean 'ring2d'")},
     NetworkError: {
+        "fewer conditions than members": (
+            compiled(in_plate_of_5, cp.Diffusion(lambda x, t, c: x - c, SCHEDULE, event_shape=(), conditions=("c",))),
+            r"returned shape \(4,\)",
+            r"plate of 5 members condition 'c' of shape \(4,\) is one value for all",
+        ),
         "NumPy in a network": (lambda: diffusion(with_numpy), "factor 'with_numpy' calls NumPy", NUMPY),
         "NumPy's norm in a network": (lambda: diffusion(with_numpy_norm), "'with_numpy_norm' calls NumPy", NUMPY),
         "if in a network": (lambda: diffusion(with_if), "`if`", WHERE),

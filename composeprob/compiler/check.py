@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from composeprob.compiler.close import close
 from composeprob.compiler.plausible import check_plausible
 from composeprob.compiler.proper import check_tails
@@ -35,7 +37,7 @@ def check(graph: Graph, networks: bool = True) -> Graph:
             try:
                 leaf.first.check_network()
             except ComposeProbError as error:
-                raise type(error)(error.found, where=site.where, fix=error.fix) from error
+                raise type(error)(error.found, where=site.where, fix=_shared(leaf) + (error.fix or "")) from error
     check_tails(graph)
     check_signal(graph)
     graph = close(graph)  # functions can be called, and are from here on what they are now
@@ -43,6 +45,19 @@ def check(graph: Graph, networks: bool = True) -> Graph:
     for doubt in graph.doubts:
         graph = graph.noted("doubt", doubt)
     return graph.noted("check", f"offers {', '.join(sorted(capabilities(graph)))}")
+
+
+def _shared(leaf: Leaf) -> str:
+    """How to fix conditions that all members of a plate have in common, where they may have been meant one by one."""
+    running = {name for plate in leaf.plates for name in plate.names}
+    shapes = {name: jnp.shape(value) for name, value in leaf.factor.fixed.items() if name not in running}
+    found = [f"{name!r} of shape {shape}" for name, shape in shapes.items() if shape]
+    if not found or not leaf.plates:
+        return ""
+    return (
+        f"in a plate of {leaf.plates[-1].count} members condition {', '.join(found)} is one value for all of them: for "
+        "one each give it a first axis of that size. Otherwise "
+    )
 
 
 def capabilities(graph: Graph) -> frozenset[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from jax.extend.core import get_opaque_trace_state
 from numpyro.distributions import Distribution
 from numpyro.primitives import Messenger
 
@@ -83,6 +84,7 @@ class _Interpreter(Messenger):
     def __init__(self, provide: Provide, level: Array | int, redraw: Redraw | None, noised: frozenset[str]):
         self.provide, self.level, self.redraw, self.noised = provide, level, redraw, noised
         self.statements: dict[str, Statement] = {}
+        self.trace = get_opaque_trace_state()
         super().__init__()
 
     def process_message(self, msg: Message) -> None:
@@ -93,10 +95,20 @@ class _Interpreter(Messenger):
                 f"numpyro.param({msg['name']!r}) is an optimised parameter; a program has only random choices.",
                 fix="pass the value as an argument, or give it a prior with cp.sample.",
             )
-        if msg["type"] == "control_flow":
+        if msg["type"] == "prng_key":
             raise ProgramError(
-                "NumPyro's scan and cond hide their sites from the program.",
-                fix="write a Python loop over sites with names of their own, or a numpyro.plate.",
+                "numpyro.prng_key() asks for a random key, and a program has none: it is a density.",
+                fix="make the random number a site: cp.sample(name, distribution).",
+            )
+        inside = msg["type"] in ("sample", "deterministic") and get_opaque_trace_state() != self.trace
+        if inside or msg["type"] == "control_flow":
+            found = "NumPyro's scan and cond hide their sites"
+            if inside:
+                found = f"{msg['name']!r} stands inside of jax.vmap, jit, lax.scan, lax.cond or the like, which hide it"
+            raise ProgramError(
+                f"{found} from the program.",
+                fix="write a Python loop over sites with names of their own, or a numpyro.plate; in the place of a "
+                "branch choose a distribution's parameters by jnp.where.",
             )
         if msg["type"] == "plate" and msg["value"] is None and msg["args"][0] != msg["args"][1]:
             size, part = msg["args"]

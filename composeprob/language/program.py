@@ -23,16 +23,19 @@ class Program:
     """
 
     def __init__(self, function: Callable[..., object]):
-        if not callable(function) or isinstance(function, type):
+        code = function.__code__ if inspect.isfunction(function) or inspect.ismethod(function) else None
+        paused = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+        if code is None or code.co_flags & paused:
+            found = "one with yield or async" if code else type(function).__name__
             raise WrongTypeError(
-                f"@cp.program decorates a function; got {type(function).__name__}.",
-                fix="write: @cp.program above def scene(prior, y): …",
+                f"@cp.program decorates a function; got {found}.",
+                fix="write @cp.program above def scene(prior, y): …, with nothing between; jax.jit and random keys are "
+                "for cp.infer, and NumPyro's handlers go into the function: with numpyro.handlers.…:",
             )
         functools.update_wrapper(self, function)
         self.function = function
-        self.name: str = getattr(function, "__name__", "program")
-        code = getattr(function, "__code__", None)
-        self.where = place(code.co_filename, code.co_firstlineno) if code else "unknown place"
+        self.name: str = function.__name__
+        self.where = place(code.co_filename, code.co_firstlineno)
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
         """Run the statements as part of the program that is being compiled.

@@ -209,6 +209,11 @@ def factor(
             f"Evidence {name!r} is a log-weight, and block= bounds how many copies of a factor are evaluated at once.",
             fix="leave block= out.",
         )
+    if isinstance(log_weight, dist.Distribution):
+        raise WrongTypeError(
+            f"Evidence {name!r} is a distribution.",
+            fix=f"write cp.observe({name!r}, distribution, value) for data, or pass its log_prob(value).",
+        )
     if callable(log_weight):
         log_weight = _at_level(name, log_weight, anneal)
     _check_place("factor", name)
@@ -308,8 +313,9 @@ def _as_array(name: str, value: object) -> Array:
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError, OverflowError) as error:
+        of = f" of {value.dtype}" if isinstance(value, np.ndarray) else f": {error}".partition("\n")[0].rstrip(".")
         raise WrongTypeError(
-            f"The value of {name!r} must be a number or an array; got {type(value).__name__}.",
+            f"The value of {name!r} must be a number or an array; got {type(value).__name__}{of}.",
             fix="pass what was measured (or for cp.factor a log-weight) as numbers.",
         ) from error
     whole = jnp.issubdtype(array.dtype, jnp.integer) and not isinstance(value, Array)

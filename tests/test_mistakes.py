@@ -335,6 +335,10 @@ MISTAKES = {
             "for example",
         ),
         "a factor as a weight": (scene(lambda x: cp.factor("w", F)), "'w' is a factor", r"cp\.factor\('w', f, at=x\)"),
+        "guidance of a number": (lambda: cp.guide(3.0, CONDITIONAL, c=1.0), "Guidance combines factors; got float"),
+        "the prior of a program": (lambda: cp.prior(single), "got Program", "compile the program first"),
+        "a model's folder that is a number": (lambda: cp.from_diffusers(3), "folder must be a path; got int"),
+        "a number as a key of data": (lambda: DENSITY.predict(0, {"x": Y[None]}), "got int", r"key\(0\)"),
         "a distribution as a weight": (
             scene(lambda x: cp.factor("e", dist.Normal(x, 1.0))),
             "'e' is a distribution",
@@ -528,6 +532,11 @@ MISTAKES = {
             "site 'sigm', which the program does not have",
             r"did you mean 'sigma'\? Its sites are 'mu', 'sigma', 'x'",
         ),
+        "a quantile's arguments swapped": (
+            lambda r: r.quantile(0.5, lambda s: s["x"]),
+            "level between 0 and 1; got <function",
+            r"quantile\(fn, 0\.5\)",
+        ),
         "NaN in a log-weight": (scene(lambda x: cp.factor("e", x[0] + NAN)), "log-weight of 'e' is NaN", "jnp.where"),
         "NaN in NumPyro's log-weight": (scene(lambda x: numpyro.factor("e", x[0] + NAN)), "log-weight of 'e' is NaN"),
         "NaN in data": (compiled(observed, F, NAN), "value of 'y' holds NaN"),
@@ -672,6 +681,10 @@ MISTAKES = {
         "a network's event without entries": (
             lambda: cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(3, 0), parameterization="epsilon"),
             "no entries",
+        ),
+        "an event of less than nothing": (
+            lambda: cp.Energy(lambda x, k: 0.0, SCHEDULE, event_shape=(-1,)),
+            r"shape \(-1,\)",
         ),
         "data of the wrong shape": (compiled(observed, F, jnp.zeros(5)), r"shape \(5,\)"),
         "NumPyro's data of the wrong shape": (

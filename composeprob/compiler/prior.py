@@ -9,6 +9,7 @@ from composeprob.compiler.likelihood import Likelihood
 from composeprob.compiler.lower import Evaluator
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.described import Described
+from composeprob.errors import WrongTypeError
 from composeprob.ir.nodes import Graph
 from composeprob.ir.render import describe
 
@@ -35,6 +36,11 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
         >>> [round(float(d.score({"x": 1.0}, 0)["x"]), 1) for d in (density, cp.prior(density))]
         [7.0, -1.0]
     """
+    if not isinstance(density, AnnealedDensity):
+        raise WrongTypeError(
+            f"prior takes a compiled density; got {type(density).__name__}.",
+            fix="compile the program first: cp.prior(cp.compile(program, …)).",
+        )
     graph, evaluator = density.graph, density.evaluator
     assert isinstance(graph, Graph)
     if not graph.observations:

@@ -274,6 +274,7 @@ class AnnealedDensity(eqx.Module):
             ShapeError: a latent is missing, or their leading axes differ.
             CapabilityError: the program observes nothing.
         """
+        check_key(key)
         latents = self._latents(samples)
         number = len(next(iter(latents.values())))
         return over_chains(self.evaluator.predict, jax.random.split(key, number), latents)

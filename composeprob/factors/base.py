@@ -340,10 +340,10 @@ def check_leaf(schedule: object, event_shape: Iterable[SupportsIndex]) -> tuple[
             fix="for example cp.Schedule.cosine(100), with the levels that the factor was trained on.",
         )
     shape = check_shape("event_shape", event_shape)
-    if 0 in shape:
+    if min(shape, default=1) < 1:
         raise ShapeError(
             f"An event of shape {shape} has no entries, so there is nothing to sample.",
-            fix="leave the factor out where it has no entries.",
+            fix="leave the factor out where it has no entries; one number has the shape ().",
         )
     return shape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numpy.typing import ArrayLike
 
 from composeprob.errors import ConditionError, WrongTypeError
-from composeprob.factors.algebra import leaves, power, product
+from composeprob.factors.algebra import check_factors, leaves, power, product
 from composeprob.factors.base import Factor
 from composeprob.factors.classifier import Classifier
 
@@ -32,6 +32,7 @@ def guide(factor: Factor, scale: float, **conditions: object) -> Factor:
     References:
         Ho & Salimans 2022, *Classifier-Free Diffusion Guidance* (their w is s − 1).
     """
+    check_factors("Guidance", (factor,))
     if not conditions:
         names = sorted({name for leaf in leaves(factor) for name in leaf.traits.conditions})
         raise ConditionError(

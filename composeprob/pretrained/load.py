@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from numpy.typing import ArrayLike
 
+from composeprob.arguments import check_path
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.factors.diffusion import Encoder
 from composeprob.factors.values import as_condition
@@ -56,7 +57,7 @@ def find(path: str | os.PathLike[str]) -> Folder:
     Raises:
         LoadError: there is none, or it holds no model.
     """
-    place = Path(path).expanduser()
+    place = check_path(path, "A model's folder", "models/sd").expanduser()
     if place.is_file():
         tensors.refuse_pickles(place)
         raise LoadError(

@@ -345,8 +345,10 @@ class Record:
         References:
             Woodruff 1952, *Confidence intervals for medians and other position measures*.
         """
-        if not (np.ndim(q) == 0 and 0 < q < 1):
-            raise InvalidValueError(f"A quantile has a level between 0 and 1; got {q!r}.", fix="pass 0.5 for a median.")
+        if callable(q) or not (np.ndim(q) == 0 and 0 < q < 1):
+            raise InvalidValueError(
+                f"A quantile has a level between 0 and 1; got {q!r}.", fix="write quantile(fn, 0.5) for a median."
+            )
         values = self._values("quantile", fn)
         weights = np.repeat(self._families.weights, values.shape[1])
         event, weights = values.shape[2:], weights / weights.sum()

@@ -114,6 +114,8 @@ class _ByScore(NamedTuple):
     """Of Simpson's rule along a move."""
     tolerance: float = 0.1
     """Nats of estimated error beyond which a move is not accepted, at most: 1/√n of many samples."""
+    between: int = 39
+    """Points between two chains at which the score is integrated for the barrier that lies there."""
 
 
 BY_SCORE = _ByScore()

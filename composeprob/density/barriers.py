@@ -32,7 +32,7 @@ def barriers(density: AnnealedDensity) -> Callable[[Position, Position], np.ndar
         return partial(barrier_depth, partial(log_densities, density))
 
     def by_score(a: Position, b: Position) -> np.ndarray:
-        points = jax.tree.map(_along, a, b)
+        points = jax.tree.map(partial(_along, inner=tuning.BY_SCORE.between), a, b)
         ways = jax.tree.map(lambda start, end, x: np.resize(end - start, x.shape), a, b, points)
         slopes = in_blocks(partial(_slopes, density), (points, ways)).reshape(-1, len(jax.tree.leaves(a)[0]))
         rises = 0.5 * (slopes[1:] + slopes[:-1]) / (len(slopes) - 1)

@@ -46,7 +46,7 @@ class Network:
     null_label: int | None = None
 
     @classmethod
-    def of(
+    def traced(
         cls,
         form: Callable[..., Array],
         arrays: Arrays,

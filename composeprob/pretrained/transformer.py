@@ -152,7 +152,7 @@ def dit(config: JSONObject, arrays: Arrays, where: str) -> Network:
         o.num_attention_heads, o.attention_bias, o.activation_fn, o.norm_eps, o.norm_elementwise_affine, o.sample_size
     )
     conditions = {"label": ()}
-    return Network.of(
+    return Network.traced(
         form, arrays, o.sample_size, channels, size, conditions=conditions, classes=classes, null_label=classes
     )
 
@@ -179,4 +179,4 @@ def sd3(config: JSONObject, arrays: Arrays, where: str) -> Network:
         qk_norm="rms_norm" if "attn.norm_q" in blocks[0] else None,
     )  # fmt: skip
     conditions = {"prompt": (0, context), "pooled": (pooled,)}
-    return Network.of(SD3(o.num_attention_heads), arrays, o.sample_size, channels, size, conditions=conditions)
+    return Network.traced(SD3(o.num_attention_heads), arrays, o.sample_size, channels, size, conditions=conditions)

@@ -184,7 +184,7 @@ def unet_2d(config: JSONObject, arrays: Arrays, where: str) -> Network:
     )  # fmt: skip
     time = {"fourier": "sigma", "learned": "level"}.get(o.time_embedding_type, "real_level")
     classes = sizes["num_class_embeds"]
-    return Network.of(
+    return Network.traced(
         form, arrays, o.sample_size, sizes["in_channels"], 2 ** (n - 1), time, label, classes=classes
     )  # fmt: skip
 
@@ -257,7 +257,7 @@ def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
         label=o.class_embed_type, concatenated=o.class_embeddings_concat, centred=o.center_input_sample,
         size_width=o.addition_time_embed_dim if o.addition_embed_type else None,
     )  # fmt: skip
-    return Network.of(
+    return Network.traced(
         form, arrays, o.sample_size, sizes["in_channels"], 1, "real_level", conditions,
         classes=sizes["num_class_embeds"],
     )  # fmt: skip
@@ -304,6 +304,6 @@ def guided(config: JSONObject, arrays: Arrays, where: str) -> Network:
     upwards = replace(style, heads=o.num_heads_upsample or style.heads)
     form = UNet(Body((style,) * n, style, (upwards,) * n), scale=float(o.time_scale))
     conditions, classes = {} if sizes["num_class_embeds"] is None else {"label": ()}, sizes["num_class_embeds"]
-    return Network.of(
+    return Network.traced(
         form, arrays, o.image_size, sizes["in_channels"], 2 ** (n - 1), "real_level", conditions, classes=classes
     )

@@ -21,6 +21,7 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.barriers import barriers
 from composeprob.density.curl import curl
+from composeprob.density.data import log_likelihood, lost_to_noise
 from composeprob.density.evaluation import Position
 from composeprob.density.overlap import agreement, in_question
 from composeprob.results import status
@@ -40,7 +41,6 @@ from composeprob.results.shares import (
 )
 from composeprob.results.status import Code, Status
 from composeprob.runtime.own_draws import other_laws, own_scores
-from composeprob.samplers.choose import log_likelihood, lost_to_noise
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.spread import host
 
@@ -59,8 +59,8 @@ class Fold(IntEnum):
     SCOUTS = 2**31 - 9
     OWN_DRAWS = 2**31 - 10
 
-    def of(self, key: Array) -> Array:
-        """The key of this use."""
+    def folded_into(self, key: Array) -> Array:
+        """The key of this use, of a run's."""
         return jax.random.fold_in(key, np.uint32(self))
 
 
@@ -125,16 +125,15 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     scouts: Question = list
     if arrived:
         most = tuning.CHECKS.share * n * sampler.evaluations(state.first, len(visited))
-        few = found.withholds or effective_chains(families, list(positions.values())) < n / 2
         questions = [
             support.later,
-            _data(state, positions, log_weights, few),
+            _data(state, positions, families, found.withholds),
             _overlap(state, positions, most),
             _own_scores(state, positions, most),
         ]
         if can_scout(density):
             chains = jax.tree.map(np.copy, positions)
-            scouts = lambda: unreached(density, chains, families, Fold.SCOUTS.of(key), most)  # noqa: E731
+            scouts = lambda: unreached(density, chains, families, Fold.SCOUTS.folded_into(key), most)  # noqa: E731
 
     def with_answers(result: Result) -> Status:
         suspects = _suspects(density, some) if found.has(Code.NON_FINITE) else []
@@ -192,7 +191,7 @@ def _overlap(state: State, positions: Position, most: float) -> Question:
         return list
 
     def found() -> Findings:
-        answers = agreement(density, some, Fold.OVERLAP.of(state.key), levels)
+        answers = agreement(density, some, Fold.OVERLAP.folded_into(state.key), levels)
         divisors = [finding.factor for finding in answers if finding.divides]
         return [(Code(finding.code), finding.message) for finding in answers] + status.untrained_divisors(divisors)
 
@@ -207,16 +206,17 @@ def _own_scores(state: State, positions: Position, most: float) -> Question:
     if not state.sampler.integrates_score or number < draws // 8:
         return list
     some, log_snr = _first(positions, number), np.asarray(density.schedule.log_snr)
-    return lambda: other_laws(own_scores(density, some, Fold.OWN_DRAWS.of(state.key)), log_snr)
+    return lambda: other_laws(own_scores(density, some, Fold.OWN_DRAWS.folded_into(state.key)), log_snr)
 
 
-def _data(state: State, positions: Position, log_weights: np.ndarray, few: bool) -> Question:
+def _data(state: State, positions: Position, families: Families, withheld: bool) -> Question:
     """Asks of chains that have no log-density to tell it whether the data can be what they are where these ended, and,
-    if ``few`` of them count, whether the data are finer than level 0 is."""
+    if their errors are ``withheld`` or fewer than half of them count, whether the data are finer than level 0 is."""
     density = state.density
     if "energy" in density.capabilities or not all(np.isfinite(x).all() for x in positions.values()):
         return list
-    counted = np.flatnonzero(log_weights >= log_weights.max() - math.log(len(log_weights)))
+    few = withheld or effective_chains(families, list(positions.values())) < len(families.weights) / 2
+    counted = np.flatnonzero(families.weights >= families.weights.max() / len(families.weights))
     some = jax.tree.map(lambda leaf: leaf[counted[: tuning.SHARES.most]], positions)
 
     def found() -> Findings:
@@ -246,7 +246,7 @@ def _curl(density: AnnealedDensity, positions: Position, level: int, key: Array)
     """Of each factor whose score a line integral relied on; NaN where a network cannot be differentiated, which no run
     is lost for."""
     try:
-        return curl(density, positions, level, Fold.CURL.of(key))
+        return curl(density, positions, level, Fold.CURL.folded_into(key))
     except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
         return {name: np.nan for name, _, offered in density.described.offers if "conservative" not in offered}
 

@@ -176,7 +176,7 @@ def finish(state: State) -> None:
     density = state.placed[1]
     for closing in state.sampler.then[int(state.run.closings) :]:
         run, points, number, drift = state.run, _points(state.run), 0, 1.0
-        start = points
+        start, spent = points, int(run.spent)
         while number < closing.rounds and (number < 2 or drift > 0):
             state.report(closing.title, closing.rounds, done=number, doing="fitting the population")
             fitted = closing.adapt(points, state.density)
@@ -186,12 +186,12 @@ def finish(state: State) -> None:
             state.report(closing.title, closing.rounds, done=number, doing=f"compiling {closing!r}")
             run = jax.block_until_ready(compiled.close(closing, run, density, fitted, run.spread.number(number)))
             before, points, number = points, _points(run), number + 1
+            spent += closing.evaluations(fitted)
             drift = closing.drift((start, before, points), state.density, state.sampler.weights is not None)
             state.report(closing.title, closing.rounds, done=number, drift=drift)
-        counts = int(run.closings) + 1, int(run.spent) + number * closing.evaluations(state.density)
-        closings, spent = map(run.spread.number, counts)
+        closings, counted = map(run.spread.number, (int(run.closings) + 1, spent))
         moved = run.spread.number(drift, np.float32) if closing.rounds > 1 else run.drift  # else nothing measured it
-        state.run = dataclasses.replace(run, closings=closings, spent=spent, drift=moved)
+        state.run = dataclasses.replace(run, closings=closings, spent=counted, drift=moved)
 
 
 def draw(state: State) -> None:

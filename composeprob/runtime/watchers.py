@@ -142,7 +142,7 @@ class PilotRun:
         (long,) = from_first_process(int(level * (now - began) / (above - level) >= tuning.CHECKS.long_seconds))
         if not long:
             return
-        key = Fold.PILOT.of(state.key)
+        key = Fold.PILOT.folded_into(state.key)
         for finding in check(state.density, key, tuning.PILOT.chains):
             warnings.warn(f"{finding.message} The run goes on; Ctrl-C ends it.", stacklevel=2)
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Position
+from composeprob.density.data import lost_to_noise
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel
 from composeprob.kernels.line_integral import bounded
@@ -112,31 +108,6 @@ def independent(density: AnnealedDensity, why: str, num_chains: int = 1, draws: 
     then = "; then a warm-up at level 0, as the data are finer than it is" if narrow else ""
     sampler = AnnealedMCMC(kernel, 3, reverse_step=True, then=(WarmUp(),) if narrow else ())
     return sampler, f"{why}; {only_score('independent chains')}{then}"
-
-
-def lost_to_noise(density: AnnealedDensity, positions: Position | None = None) -> float:
-    """How many nats of log-likelihood level 0's own noise once more, σ/α, takes from each number seen: ½·(σ/α)²/s² of
-    an instrument whose noise is s. In the median over positions, (N, …), left out those where all is 0."""
-    seen = sum(np.size(y) for y in density.observed().values())
-    if not seen:
-        return 0.0
-    if positions is None:
-        layout = Layout.of_density(density)
-        positions = layout.position(jnp.zeros((16, layout.size)), 1.0)
-    rng, sigma = np.random.default_rng(0), float(np.asarray(density.schedule.sigma)[0])
-    noised = {name: sigma * (density.sites[name].kind == "noised") for name in positions}
-    noise = {name: (noised[name] * rng.standard_normal(x.shape)).astype(x.dtype) for name, x in positions.items()}
-    # There and back, so that the slope cancels.
-    here, *near = (
-        log_likelihood(density, jax.tree.map(lambda x, e, way=way: x + way * e, positions, noise)) for way in (0, 1, -1)
-    )
-    return float(np.median(here - (near[0] + near[1]) / 2)) / seen
-
-
-def log_likelihood(density: AnnealedDensity, positions: Position) -> np.ndarray:
-    """log p of all that is observed at positions of chains, (N,)."""
-    values = density.log_likelihood(jax.vmap(density.to_samples)(positions)).values()
-    return np.sum([np.asarray(value, float).reshape(len(value), -1).sum(1) for value in values], axis=0)
 
 
 def can_wait(density: AnnealedDensity) -> bool:

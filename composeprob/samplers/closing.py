@@ -65,8 +65,8 @@ class Closing(eqx.Module):
         return 0.0
 
     @abc.abstractmethod
-    def evaluations(self, density: AnnealedDensity) -> int:
-        """That a round takes of each chain."""
+    def evaluations(self, fitted: PyTree[Array]) -> int:
+        """That a round with what was fitted takes of each chain."""
 
 
 class WarmUp(Closing):
@@ -148,11 +148,8 @@ class WarmUp(Closing):
         kept = float(np.max(np.mean(apart[0] * apart[1], axis=0) / sizes))
         return max(drifts, kept if kept > tuning.WARM_UP.memory + 2 / math.sqrt(len(after)) else 0.0)
 
-    def evaluations(self, density: AnnealedDensity) -> int:
-        each = tuning.WARM_UP.leapfrogs
-        if "energy" not in density.capabilities or interweaves(density):
-            each = (Interweaving() if interweaves(density) else MALA(log_ratio=bounded())).evaluations_per_step
-        return (tuning.WARM_UP.settling + tuning.WARM_UP.transitions) * each
+    def evaluations(self, fitted: Transitions) -> int:
+        return (tuning.WARM_UP.settling + tuning.WARM_UP.transitions) * fitted.kernel.evaluations_per_step
 
 
 class GlobalMoves(Closing):
@@ -250,7 +247,7 @@ class GlobalMoves(Closing):
         ancestors, mean = spread.on_population(genealogy, spread.gather(facts), run.ancestors)
         return dataclasses.replace(moved_to(run, moved), ancestors=ancestors, global_acceptance=mean)
 
-    def evaluations(self, density: AnnealedDensity) -> int:
+    def evaluations(self, fitted: GaussianMixture) -> int:
         return self.number
 
 

@@ -283,7 +283,7 @@ MISTAKES = {
         "an entry of a factor": (lambda: F[0], r"Analytic\[…\]", r"x\[0\]"),
         "a loop over a factor": (lambda: list(F), r"Analytic\[…\]", r"x\[0\]"),
         "~ factor": (lambda: ~F, "~Analytic", r"f \*\* -1\.0"),
-        "factor and factor": (lambda: F and F, "bool Analytic", r"f \* g"),
+        "factor and factor": (lambda: F and F, "The truth of Analytic", r"f \* g"),
         "a log-weight that is an event": (
             scene(lambda x: cp.factor("e", x[0] > 0)),
             "'e' is true or false",

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpyro.distributions import constraints
+from numpyro.distributions import Unit, constraints
 
 from composeprob.compiler.coordinates import bijection_of, located
 from composeprob.compiler.evidence import mask, plate_axes, plates, scaled
 from composeprob.compiler.latents import Dependencies, ancestors, held_for
 from composeprob.compiler.trace import Traced, trace
-from composeprob.errors import DoublyIntractableError, ProgramError
+from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
 from composeprob.factors.cells import CellWindow, Indices
@@ -31,7 +31,7 @@ from composeprob.ir.nodes import Graph, Leaf, Observation, Region, Site, Static,
 from composeprob.ir.normaliser import Normaliser
 from composeprob.ir.render import index
 from composeprob.language.checks import check_draw
-from composeprob.language.interpret import PRIOR_LEVELS, Provide, Statement, looked_at, run, unwrap
+from composeprob.language.interpret import PRIOR_LEVELS, Provide, Statement, looked_at, masked, run, unwrap
 from composeprob.language.policies import Unannealed
 from composeprob.language.program import Program
 
@@ -61,12 +61,15 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             fix="give it at least one cp.sample(name, factor_or_distribution).",
         )
     traced, asks = trace(program, args, kwargs, {name: s.value for name, s in latents.items()}, noised)
-    run(program.function, args, kwargs, reflected(latents), noised=noised)  # a scale that takes both signs is refused
+    # A scale that takes both signs is refused there.
+    mirrored = run(program.function, args, kwargs, reflected(latents), noised=noised)
     dependencies, by_leaf = traced.dependencies(), traced.factor_dependencies()
     names = program.names_of(args, kwargs)
     sites, statics, observations = [], [], []
     held: frozenset[str] = frozenset()
     for s in statements.values():
+        if s.kind == "observed" and not masked(s.distribution):
+            _check_weight(s, mirrored[s.name])
         if s.kind == "noised":
             root, held_here = _site_root(s, names), frozenset[str]()
             if dependencies[s.name]:
@@ -167,6 +170,18 @@ def _site_root(statement: Statement, names: Names) -> Factor:
         region = Region(offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape))
         copies.append(placed(factor, Place(shape, region, (), names)))
     return Product(factors=tuple(copies), numbers=(1.0,) * len(copies), event_shape=shape)
+
+
+def _check_weight(*made: Statement) -> None:
+    """Refuse a log-weight that is NaN wherever latents are; where it is in places, those have no density."""
+    weights = [unwrap(s.distribution) for s in made]
+    if all(isinstance(weight, Unit) and np.isnan(np.asarray(weight.log_factor)).any() for weight in weights):
+        raise InvalidValueError(
+            f"The log-weight of {made[0].name!r} is NaN.",
+            where=made[0].where,
+            fix="check the data in it, and mask what is missing (numpyro.handlers.mask). What depends on a site "
+            "must be right for all its values: for impossible ones write jnp.where(possible, …, -jnp.inf).",
+        )
 
 
 def _check_product(site: Statement, by_leaf: list[frozenset[str]]) -> None:

@@ -112,7 +112,7 @@ class Factor(eqx.Module):
             raise unknown_name("Factor", name, dir(self))
 
     __neg__, __invert__, __pos__, __abs__ = (refused(symbol, alone=True) for symbol in ("-", "~", "+", "abs "))
-    __bool__ = refused("bool ", alone=True)  # `f and g` would be g alone
+    __bool__ = refused("The truth of ", alone=True)  # `f and g` would be g alone
     __array_ufunc__ = None  # NumPy leaves `array * factor` to the methods below
     __rmul__, __rtruediv__, __rpow__ = (refused(symbol, reflected=True) for symbol in ("*", "/", "**"))
     __add__, __sub__, __or__, __and__, __xor__, __matmul__ = (refused(symbol) for symbol in "+-|&^@")

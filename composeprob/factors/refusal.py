@@ -27,8 +27,8 @@ def refuse(symbol: str, factor: object, other: object, *, reflected: bool = Fals
         "~": "for what f is not write 1/f, f ** -1.0, times a factor that is proper without it: g / f",
         "|": "for f or g write a mixture, cp.mixture([f, g], weights=[0.5, 0.5])",
         "&": "for f and g write f * g",
-        "bool ": "Python's `and`, `or` and `if` take one of two: for f and g write f * g, for f or g cp.mixture([f, "
-        "g], weights=[0.5, 0.5]), and of one that may be missing ask `is None`",
+        "The truth of ": "Python's `and`, `or` and `if` take one of two: for f and g write f * g, for f or g "
+        "cp.mixture([f, g], weights=[0.5, 0.5]), and of one that may be missing ask `is None`",
         "@": "for f and g write f * g",
         "[…]": "a site's entries are those of what cp.sample returns, such as x[0]",
         "(…)": MEANT["Factor"]["log_prob"].rstrip("."),

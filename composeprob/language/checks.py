@@ -103,13 +103,6 @@ def check_observed(
         )
     check_finite(value, f"The observed value of {name!r}")
     if isinstance(base, dist.Unit):  # soft evidence, which has no data
-        weight = base.log_factor
-        if not isinstance(weight, jax.core.Tracer) and np.isnan(np.asarray(weight)).any():
-            raise InvalidValueError(
-                f"The log-weight of {name!r} is NaN.",
-                fix="check the data in it, and mask what is missing (numpyro.handlers.mask). What depends on a site "
-                "must be right for all its values: for impossible ones write jnp.where(possible, …, -jnp.inf).",
-            )
         return
     found, expected = tuple(jnp.shape(value)), tuple(distribution.shape())
     for frame in stack or ():

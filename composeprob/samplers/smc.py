@@ -21,10 +21,10 @@ class SMC(Sampler):
     * ``weights="feynman_kac"``: a reverse step, and log w += ∫(r + ∇·u + ⟨u, S⟩) dτ + log G_k(x') − log G_{k+1}(x) +
       log p(x') − log q(x'), with S = ∇log F and r the Feynman–Kac rate that the compiler derives from the leaves'
       scores, τ the variance that a step takes away, u the control, p the law of the step along S + u, and q that of
-      the step that is made, which is twisted towards ∇log G. It needs scores of F only,
-      so it is right for learned factors. Tempered observations and user energies are averaged in G_{k+1}, over 8
-      points that noise leads back to from x', so that walls, where they are 0, lose no mass. That takes 8 evaluations
-      of these functions a level, and none of a network of F;
+      the step that is made, which is twisted towards ∇log G. It needs scores of F only, so it is right for learned
+      factors. Tempered observations and user energies are averaged in G_{k+1}, over 8 points that noise leads back to
+      from x', so that walls, where they are 0, lose no mass. That takes 8 evaluations of these functions a level, and
+      none of a network of F;
     * ``weights="density"``: no move, and log w += log π_k(x) − log π_{k+1}(x). It trusts log-densities *between*
       modes, which energies learned by score matching do not know: for analytic or calibrated factors only.
 

@@ -16,6 +16,7 @@ from composeprob import tuning
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError, ShapeError, WrongTypeError
 from composeprob.kernels.line_integral import LineIntegral, bounded
 from composeprob.samplers import hierarchy
+from composeprob.samplers.choose import choose
 from composeprob.samplers.hierarchy import Interweaving
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Transitions
@@ -507,10 +508,21 @@ def test_a_warm_up_goes_on_until_latents_have_forgotten_where_it_began():
     assert drift((start, before, after + 1), True) > 0.5
 
 
+@pytest.mark.parametrize(("chains", "draws"), [(1_000, 1), (10_000, 4), (12, 20)])
+def test_moves_err_less_than_what_is_left_to_chance(chains, draws):
+    """The tolerance of a default run's moves, and of the rounds that close it, is 1/√n nats at n samples."""
+    density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(2)))
+    kernel = choose(density, chains, draws)[0].kernel
+    (closing,) = cp.WarmUp().adapt(np.random.default_rng(0).normal(size=(chains, 4)), density).kernel.kernels
+    assert kernel.log_ratio.tolerance == pytest.approx((chains * draws) ** -0.5)
+    assert closing.log_ratio.tolerance == pytest.approx(min(0.1, chains**-0.5))
+
+
 def test_a_warm_up_counts_what_its_kernel_evaluates():
     density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(2)))
     made = tuning.WARM_UP.settling + tuning.WARM_UP.transitions
-    assert cp.WarmUp().evaluations(density) == made * 9  # 4 nodes twice, and where that led
+    kernel = Transitions.resolved(Interweaving(), 1, density)
+    assert cp.WarmUp().evaluations(kernel) == made * 9  # 4 nodes twice, and where that led
 
 
 class TestPosterior:

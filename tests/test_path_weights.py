@@ -149,7 +149,7 @@ def test_chains_that_weigh_nothing_are_those_that_lie_apart(law, n):
         assert not weightless({"x": x}, -10 * rng.exponential(size=n)).any()
         away = x + 30 * few[:, None] * x.std(0)
         low = paths - few * rng.normal(120, 20, size=n)
-        assert not weightless({"x": away}, paths).any()  # a mode that is far away
+        assert not weightless({"x": away}, 4 * paths).any()  # a mode that is far away, whatever the width of log W
         assert not weightless({"x": x}, np.where(few, low, paths)).any()  # chains that forget
         np.testing.assert_array_equal(weightless({"x": away}, low), few)
 

@@ -43,6 +43,11 @@ MEANT: dict[str, dict[str, str]] = {
         "num_samples": "num_chains= is the number of chains, draws= how many draws of each are kept.",
         "device": "chains go to every device of jax.devices(), or to those of mesh=.",
         "seed": "randomness comes from a key: jax.random.key(0).",
+        **dict.fromkeys(
+            ("minibatch", "batch_size", "subsample_size"),
+            "all data count at every step: of a part of them the noise of an estimate goes into each weight and accept "
+            "test. block= of cp.product and cp.factor bounds memory; cost is linear in the data.",
+        ),
         "anneal": "an annealing policy belongs to cp.observe and cp.factor.",
     },
 }

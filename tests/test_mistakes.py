@@ -7,6 +7,7 @@ found, the user's line, and what to write instead. Places are lines of this file
 import ast
 import inspect
 import os
+import random
 import re
 import subprocess
 import sys
@@ -290,6 +291,28 @@ MISTAKES = {
             r"jnp\.where",
         ),
         "factor @ factor": (lambda: F @ F, "Analytic @ Analytic", r"f \* g"),
+        "no numbers of a sample": (lambda r: r.mean(lambda s: None), "it returned NoneType", r"s\['x'\]"),
+        "a word of a sample": (lambda r: r.mean(lambda s: "left"), "it returned str"),
+        "several things of a sample": (lambda r: r.mean(lambda s: {"x": s["x"]}), "it returned dict"),
+        "a step-size rule of another name": (
+            lambda: ran(sampler=cp.AnnealedMCMC(cp.MALA(lambda s: s.sigmas))),
+            "rule of MALA failed.*'sigmas'",
+            r"s\.sigma\*\*2",
+        ),
+        "a step-size rule of two": (
+            lambda: ran(sampler=cp.AnnealedMCMC(cp.MALA(lambda s, k: s.sigma))),
+            "rule of MALA failed.*'k'",
+        ),
+        "data inside of jit": (
+            lambda: jax.jit(lambda y: cp.compile(observed, F, y).num_levels)(Y),
+            "inside of jax.jit",
+            "compile outside",
+        ),
+        "part of the data": (
+            lambda: cp.product(CONDITIONAL, over={"c": Y}, batch_size=1),
+            "'batch_size'",
+            "all data count at every step",
+        ),
         "a condition by position": (lambda: CONDITIONAL.given(3), "too many", r"given\(\*\*cond"),
         "a condition that is text": (lambda: CONDITIONAL.given(c="cat"), "'c'.*str", "encode"),
         "guidance without a scale": (lambda: cp.guide(CONDITIONAL, c=1), "'scale'", "scale"),
@@ -560,6 +583,15 @@ MISTAKES = {
         "a step's eta above 1": (lambda: cp.ReverseStep(eta=1.5), r"ReverseStep\(eta=\)"),
     },
     ProgramError: {
+        "random numbers of NumPy": (
+            scene(lambda x: cp.observe("y", dist.Normal(x[0], 1.0), np.random.normal())),  # noqa: NPY002
+            "random numbers of NumPy or Python",
+            "a site",
+        ),
+        "random numbers of Python": (
+            scene(lambda x: cp.observe("y", dist.Normal(random.random() * x[0], 1.0), 0.0)),
+            "random numbers of NumPy or Python",
+        ),
         "a site outside": (lambda: cp.sample("y", dist.Normal(0, 1)), "outside", r"@cp\.program"),
         "data outside": (lambda: cp.observe("y", dist.Normal(0, 1), 1), "outside", r"@cp\.program"),
         "a weight outside": (lambda: cp.factor("w", 1.0), "outside", r"@cp\.program"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -62,7 +63,14 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
         )
     traced, asks = trace(program, args, kwargs, {name: s.value for name, s in latents.items()}, noised)
     # A scale that takes both signs is refused there.
+    generators = _generators()
     mirrored = run(program.function, args, kwargs, reflected(latents), noised=noised)
+    if generators != _generators():
+        raise ProgramError(
+            f"Program '{program.name}' draws random numbers of NumPy or Python, which would be drawn once.",
+            where=program.where,
+            fix="make the random number a site, cp.sample(name, distribution), or pass it as data to compile.",
+        )
     dependencies, by_leaf = traced.dependencies(), traced.factor_dependencies()
     names = program.names_of(args, kwargs)
     sites, statics, observations = [], [], []
@@ -170,6 +178,12 @@ def _site_root(statement: Statement, names: Names) -> Factor:
         region = Region(offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape))
         copies.append(placed(factor, Place(shape, region, (), names)))
     return Product(factors=tuple(copies), numbers=(1.0,) * len(copies), event_shape=shape)
+
+
+def _generators() -> tuple[object, ...]:
+    """Where the random numbers of NumPy and of Python are."""
+    numpys: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - what programs call
+    return random.getstate(), numpys["state"]["key"].tobytes(), numpys["state"]["pos"], numpys["has_gauss"]
 
 
 def _check_weight(*made: Statement) -> None:

@@ -27,7 +27,7 @@ from composeprob.compiler.unroll import unrolled
 from composeprob.density.annealed import AnnealedDensity, SiteInfo
 from composeprob.density.described import Described
 from composeprob.density.top import TopLaw
-from composeprob.errors import WrongTypeError
+from composeprob.errors import ComposeProbError, WrongTypeError
 from composeprob.factors.fingerprint import fingerprint
 from composeprob.factors.functions import closures
 from composeprob.factors.nodes import at_noise, rewrite_leaves
@@ -77,8 +77,17 @@ def compile(
         >>> round(float(density.score({"x": 1.0}, 0)["x"]), 3)
         -2.0
     """
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs)))
     with usual():
-        return lowered(program, args, kwargs, schedule, precision)
+        try:
+            return lowered(program, args, kwargs, schedule, precision)
+        except (ValueError, jax.errors.JAXTypeError) as error:
+            if isinstance(error, ComposeProbError) or not traced:
+                raise
+            raise WrongTypeError(
+                "compile got arguments inside of jax.jit, jax.vmap or jax.grad, which have no values there.",
+                fix="compile outside, for each data set: what XLA makes for one serves all of the same shapes.",
+            ) from error
 
 
 def lowered(

@@ -166,13 +166,21 @@ def resolve(step_size: StepSize, schedule: Levels, kernel: Kernel) -> Array:
     Raises:
         ShapeError: when an array or a rule gives another number of steps than the schedule has levels.
         InvalidValueError: when a rule gives a step that is not positive and finite.
+        WrongTypeError: when a rule takes something else than the levels.
     """
     name, num_levels = type(kernel).__name__, schedule.num_levels
     if isinstance(step_size, Adaptive):
         return scaled_step(step_size.log_scale, schedule.sigma, kernel)
     if isinstance(step_size, Rule):
         what = f"the step-size rule of {name}"
-        steps = as_numbers(step_size.function(schedule), f"what {what} returned", "an array of shape (K,)")
+        try:
+            given = step_size.function(schedule)
+        except (AttributeError, TypeError) as error:
+            raise WrongTypeError(
+                f"{what} failed: {error}",
+                fix="let it take the levels, which have sigma and alpha, (K,), such as `lambda s: 0.1 * s.sigma**2`",
+            ) from error
+        steps = as_numbers(given, f"what {what} returned", "an array of shape (K,)")
         if steps.shape != (num_levels,):
             raise ShapeError(
                 f"{what} returned shape {steps.shape} for a schedule of {num_levels} levels",

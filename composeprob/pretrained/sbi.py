@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def opened(path: Path) -> tuple[JSONObject, Weights]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
         described = json.loads(str(arrays.pop("described")))
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise LoadError(
             f"{path} is no estimator that was exported: {error}.",
             fix="write it by tools/export_sbi.py, beside torch and sbi.",

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from composeprob import tuning
-from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeError
+from composeprob.errors import ComposeProbError, InvalidValueError, WrongTypeError, a_kind
 from composeprob.text import printable
 
 
@@ -233,7 +233,7 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarr
     """``fn`` of every sample, ``{site: (N, draws, …)}`` → (N, draws, …), for the method of this name.
 
     Raises:
-        WrongTypeError: no function.
+        WrongTypeError: no function, or one that returns no numbers.
         InvalidValueError: a function that fails on one sample.
     """
     if not callable(fn):
@@ -246,7 +246,7 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarr
     whole = {site: value.reshape(-1, *value.shape[2:]) for site, value in samples.items()}
     first = {site: value[0] for site, value in whole.items()}
     try:
-        fn(first)
+        one = np.asarray(value := fn(first))
     except ComposeProbError:
         raise
     except Exception as error:
@@ -254,6 +254,11 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarr
             f"The function failed on one sample, a dict of {', '.join(whole)}: {type(error).__name__}: {error}",
             fix="write it for ONE sample, without an axis of chains: lambda s: s['x'][0] > 0.",
         ) from error
+    if one.dtype.kind in "OUSc":
+        raise WrongTypeError(
+            f"The function of {name} must return real numbers; of one sample it returned {a_kind(value)}.",
+            fix=f"return one of them or an array: result.{name}(lambda s: s[{next(iter(whole))!r}]).",
+        )
     values = np.asarray(_over_all(fn, whole)).astype(np.float64)
     return values.reshape(*lead, *values.shape[1:])
 

@@ -308,6 +308,10 @@ MISTAKES = {
             "inside of jax.jit",
             "compile outside",
         ),
+        "a reverse step by its order": (
+            lambda: cp.AnnealedMCMC(cp.MALA(), reverse_step=2),
+            "reverse_step must be True, False or a cp.ReverseStep; got 2",
+        ),
         "part of the data": (
             lambda: cp.product(CONDITIONAL, over={"c": Y}, batch_size=1),
             "'batch_size'",
@@ -578,6 +582,11 @@ MISTAKES = {
         "a twist without limit": (smc(step=cp.ReverseStep(twist=None)), "a twist"),
         "a twist below zero": (lambda: cp.ReverseStep(twist=-1.0), "twist"),
         "an order of three": (lambda: cp.ReverseStep(order=3), "1 or 2; got 3"),
+        "a control that nothing weighs": (
+            lambda: cp.AnnealedMCMC(cp.MALA(), reverse_step=cp.ReverseStep()),
+            "only weights could make up for",
+            'control="none"',
+        ),
         "unknown control": (lambda: cp.ReverseStep(control="linear"), "'linear'"),
         "eta above 1": (lambda: cp.Ancestral(eta=1.5), "1.5"),
         "a step's eta above 1": (lambda: cp.ReverseStep(eta=1.5), r"ReverseStep\(eta=\)"),

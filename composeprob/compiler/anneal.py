@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from composeprob import tuning
-from composeprob.compiler.by_moments import ByMoments, bent, no_slope, no_use
+from composeprob.compiler.by_moments import ByMoments, bent, no_slope, no_use, taken_apart
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, prior_of
 from composeprob.compiler.exact import grouped
@@ -68,7 +68,10 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     }
     reasons |= {o.name: reason for o in asking if (reason := why(no_mixture.get, o))}
     names = tuple(o.name for o in wanted if o.name not in no_moments)
-    by_moments = ByMoments(names, _bridged(graph, names)) if names else None
+    by_moments = None
+    if names:
+        bridged = _bridged(graph, names)
+        by_moments = ByMoments(names, bridged, None if bridged else taken_apart(traced, names, shapes, xs))
     exact, others = None, [o.name for o in asking if o.name not in names]
     while (left := tuple(name for name in others if name not in reasons)) and exact is None:
         exact = grouped(traced, left, shapes, priors, xs, _bridged(graph, left), reasons)

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
+from jax.scipy.linalg import block_diag
+from scipy.linalg import solve_triangular
 
 from composeprob import tuning
 from composeprob.compiler.check import node_capabilities, site_parts
@@ -59,9 +61,13 @@ class ByMoments(eqx.Module):
     Its gradient treats V as constant in x_k, as Rozet et al. do: above level 0 it is not quite that of its value, and
     samplers correct moves along it by values.
 
+    Where A does not depend on static sites, the basis is one of P^{−½}·(I + W)·P^{−½}, with P = I + v·B·Bᵀ what I + W
+    would be of data of unit variance: it has eigenvalues near 1 whatever A and the noise are, and few directions do.
+
     Attributes:
         names: the observations.
         bridged: whether they depend on static sites, which then meet the data level by level.
+        apart: Q, (M, M), and λ, (M,), of B·Bᵀ = Q·diag(λ)·Qᵀ, or None: see `taken_apart`.
 
     References:
         Rozet, Andry, Lanusse and Louppe 2024, *Learning Diffusion Priors from Observations by Expectation Maximization*
@@ -70,6 +76,7 @@ class ByMoments(eqx.Module):
 
     names: tuple[str, ...] = eqx.field(static=True)
     bridged: bool = eqx.field(static=True)
+    apart: tuple[Array, Array] | None = None
 
     def __call__(
         self, whitened: Whitened, xs: Sites, zs: Sites, scores: Sites, slope: Slope, schedule: Schedule, noise: Noise
@@ -100,8 +107,19 @@ class ByMoments(eqx.Module):
         error = tuning.MOMENTS.error * (1 + noise.variance)
         trust = (1 - tuning.MOMENTS.least) / (1 + error**2)
 
+        scale = None if self.apart is None else 1 / jnp.sqrt(1 + unit * self.apart[1])  # of P^{−½}
+
+        def conditioned(at: Sites, zs: Sites) -> tuple[Array, Array]:
+            e, log_det = whitened(at, zs)
+            if self.apart is None or scale is None:
+                return e, log_det
+            return scale * (e @ self.apart[0]), log_det - jnp.sum(jnp.log(scale))
+
         def log_likelihood(means: Sites, zs: Sites) -> Array:
-            log_likelihood = self._log_normal(lambda at: whitened(at, zs), means, spread, trust, (1 - trust) * unit)
+            own = jnp.ones(1) if scale is None else scale**2
+            log_likelihood = self._log_normal(
+                lambda at: conditioned(at, zs), means, spread, own, trust, (1 - trust) * unit
+            )
             return log_likelihood * jnp.where(last, 1.0, bridge(schedule, noise)) if self.bridged else log_likelihood
 
         means = jax.tree.map(denoised, xs, scores)
@@ -110,9 +128,11 @@ class ByMoments(eqx.Module):
         return value, {**of_xs, **of_zs}
 
     def _log_normal(
-        self, whitened: Callable[[Sites], tuple[Array, Array]], means: Sites, spread: Slope, trust: Array, beside: Array
-    ) -> Array:
-        """log N(e; 0, I + W) − log det L, a scalar, with ``trust``·V₊ + ``beside``·I in the place of V."""
+        self, whitened: Callable[[Sites], tuple[Array, Array]], means: Sites, spread: Slope, own: Array, trust: Array,
+        beside: Array,
+    ) -> Array:  # fmt: skip
+        """log N(e; 0, D + W) − log det L, a scalar, with D = diag(``own``), (M,) or (1,), what I has become, and
+        ``trust``·V₊ + ``beside``·I in the place of V."""
         e, pull, log_det = jax.vjp(whitened, means, has_aux=True)
 
         def loaded(q: Array) -> Sites:
@@ -120,14 +140,19 @@ class ByMoments(eqx.Module):
             return jax.tree.map(jnp.negative, pull(q)[0])
 
         def covariance(basis: Array, spreads: Sites) -> Array:
-            """I + W in a basis, with the derivative in what A and L depend on: V is constant in it."""
+            """D + W in a basis, with the derivative in what A and L depend on: V is constant in it."""
             basis, spreads = jax.lax.stop_gradient((basis, spreads))
             loadings = jax.vmap(loaded)(basis)
             half = _products(loadings, spreads)
             # The value of W, and of B·(V·Bᵀ) twice the derivative in B.
             value = jax.lax.stop_gradient(0.5 * (half + half.T))
             w = half + half.T - value + jax.lax.stop_gradient(_positive(value) - value)
-            return jnp.eye(len(basis), dtype=e.dtype) + trust * w + beside * _products(loadings, loadings)
+            return (
+                jnp.eye(len(basis), dtype=e.dtype)
+                + (basis * (own - 1)) @ basis.T
+                + trust * w
+                + beside * _products(loadings, loadings)
+            )
 
         if len(e) <= tuning.MOMENTS.directions:
             basis = jnp.eye(len(e), dtype=e.dtype)
@@ -138,7 +163,7 @@ class ByMoments(eqx.Module):
 
             def image(q: Array, found: Sites) -> Array:
                 both = jax.tree.map(lambda v, a: trust * v + beside * a, found, loaded(q))
-                return -forth((both,))[0]
+                return (own - 1) * q - forth((both,))[0]
 
             def space(start: Array, count: int) -> tuple[Array, Array]:
                 basis, spreads = _krylov(start, count, lambda q: spread(loaded(q)), image)
@@ -146,7 +171,8 @@ class ByMoments(eqx.Module):
 
             # From one start for all e: the space of e would see now these eigenvalues, now those.
             signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], len(e)), e.dtype)
-            volume = 0.5 * len(e) * _log_along_first(space(signs, tuning.MOMENTS.directions // 4)[1])
+            whole = space(signs, tuning.MOMENTS.directions // 4)[1]
+            volume = 0.5 * len(e) * _log_along_first(whole, jnp.min(own))
             basis, whole = space(e, tuning.MOMENTS.directions - tuning.MOMENTS.directions // 4)
             root = whitener(whole)
         along = basis @ e
@@ -167,11 +193,11 @@ def _positive(w: Array) -> Array:
     return 0.5 * w + 0.25 * (absolute + absolute.T)
 
 
-def _log_along_first(whole: Array) -> Array:
-    """⟨q, log(I + W)·q⟩ by Lanczos' quadrature, a scalar, of I + W in the Krylov space of q, (n, n), q the first of its
-    basis; its derivative is that of W, ⟨(I + W)⁻¹·q, dW·q⟩."""
+def _log_along_first(whole: Array, least: Array) -> Array:
+    """⟨q, log(D + W)·q⟩ by Lanczos' quadrature, a scalar, of D + W in the Krylov space of q, (n, n), q the first of its
+    basis, and D ≥ ``least``; its derivative is that of W, ⟨(D + W)⁻¹·q, dW·q⟩."""
     values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(whole))
-    values = jnp.maximum(values, 1.0)
+    values = jnp.maximum(values, least)
     slope = (vectors @ (vectors[0] / values)) @ whole[:, 0]
     return jnp.sum(vectors[0] ** 2 * jnp.log(values)) + slope - jax.lax.stop_gradient(slope)
 
@@ -179,14 +205,14 @@ def _log_along_first(whole: Array) -> Array:
 def _krylov(
     e: Array, count: int, spread: Callable[[Array], Sites], image: Callable[[Array, Sites], Array]
 ) -> tuple[Array, Sites]:
-    """An orthonormal basis of e, W·e, …, W^{n−1}·e, (n, M), and V·Bᵀ·q of each q in it; zeros beyond the last one where
-    the space has fewer dimensions.
+    """An orthonormal basis of e, K·e, …, K^{n−1}·e, (n, M), K = D + W − I, and V·Bᵀ·q of each q in it; zeros beyond the
+    last one where the space has fewer dimensions.
 
     Args:
         e: where it starts, (M,).
         count: n.
         spread: q ↦ V·Bᵀ·q.
-        image: W·q of q and that.
+        image: K·q of q and that.
     """
 
     def extend(i: Array, carry: tuple[Array, Array, Sites]) -> tuple[Array, Array, Sites]:
@@ -223,6 +249,39 @@ def whitened(statement: Statement) -> tuple[Array, Array]:
     root = whitener(jnp.broadcast_to(inner.covariance_matrix, (*residual.shape, n)))
     log_det = -jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)))
     return jnp.einsum("...ij,...j->...i", root, residual).ravel(), log_det
+
+
+def taken_apart(
+    traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]
+) -> tuple[Array, Array] | None:
+    """Q, (M, M), and λ, (M,), of B·Bᵀ = Q·diag(λ)·Qᵀ for observations that depend on noised sites alone; None where a
+    basis holds all directions, or taking them apart takes too long, or they are all alike, as those of a mask."""
+    size = sum(traced.code.shapes.moments[name][0].size for name in names)
+    if not tuning.MOMENTS.directions < size <= tuning.MOMENTS.most:
+        return None
+    a, covariance = (np.asarray(found, np.float64) for found in _slopes(traced, names, shapes, xs))
+    b = solve_triangular(np.linalg.cholesky(covariance), a, lower=True)
+    squares, vectors = np.linalg.eigh(b @ b.T)
+    if squares[-1] < 1.1 * squares[0]:
+        return None
+    dtype = jnp.result_type(float)
+    return jnp.asarray(vectors, dtype), jnp.asarray(np.maximum(squares, 0), dtype)
+
+
+@once
+def _slopes(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]) -> tuple[Array, Array]:
+    """A, (M, D), and Σ, (M, M)."""
+    key = jax.random.key(0)
+    latents = traced.draw(key, xs)
+
+    def residuals(at: dict[str, Array]) -> tuple[Array, Array]:
+        found = traced.statements_at({**latents, **at}, key).moments
+        return jnp.concatenate([found[name][0] for name in names]), block_diag(*[found[name][1] for name in names])
+
+    at = {name: jnp.zeros_like(xs[name]) for name, _ in shapes}
+    there, pull, covariance = jax.vjp(residuals, at, has_aux=True)
+    (rows,) = jax.vmap(pull)(jnp.eye(len(there), dtype=there.dtype))
+    return jnp.concatenate([row.reshape(len(there), -1) for row in rows.values()], axis=1), covariance
 
 
 def no_use(site: Site) -> str | None:

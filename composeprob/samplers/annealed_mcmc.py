@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels import Kernel
 from composeprob.samplers.closing import Closing, closings
 from composeprob.samplers.sampler import Sampler, check_kernel
@@ -23,9 +24,14 @@ class AnnealedMCMC(Sampler):
         kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``.
         steps_per_level: transitions at each level, ≥ 1; 10 unless it says another number.
         reverse_step: whether one step of the reverse process takes the chains from each level to the next, as a
-            better start for the kernel. Observations and user energies shift it by at most half the length of its
-            noise, so that a sharp one does not throw chains far off.
+            better start for the kernel: of first order, or ``cp.ReverseStep(control="none")``, of second order for one
+            evaluation more a level. Observations and user energies shift it by at most half the length of its noise,
+            so that a sharp one does not throw chains far off.
         then: what closes the run at level 0: `WarmUp`, `GlobalMoves`, or several in a tuple.
+
+    Raises:
+        WrongTypeError: a step that is neither.
+        InvalidValueError: a step with a control, which only weights could take into account.
 
     References:
         Du et al. 2023, Algorithm 1. Song and Ermon 2019 for annealed Langevin dynamics.
@@ -40,14 +46,25 @@ class AnnealedMCMC(Sampler):
         self,
         kernel: Kernel,
         steps_per_level: int = 10,
-        reverse_step: bool = False,
+        reverse_step: bool | ReverseStep = False,
         then: Closing | tuple[Closing, ...] = (),
     ):
         check_kernel(kernel, steps_per_level)
-        step = ReverseStep(order=1, control="none") if reverse_step else None
+        if not isinstance(reverse_step, (bool, ReverseStep)):
+            raise WrongTypeError(
+                f"reverse_step must be True, False or a cp.ReverseStep; got {reverse_step!r}.", fix="write True."
+            )
+        step = ReverseStep(order=1, control="none") if reverse_step is True else reverse_step or None
+        if step is not None and step.control != "none":
+            raise InvalidValueError(
+                f"The reverse step of AnnealedMCMC has control={step.control!r}, which only weights could make up for.",
+                fix='write cp.ReverseStep(control="none"), or use cp.SMC.',
+            )
         super().__init__(kernel, int(steps_per_level), step, then=closings(then))
 
     def describe(self) -> str:
-        reverse = ", reverse step between levels" if self.step is not None else ""
+        reverse = ""
+        if self.step is not None:
+            reverse = f", reverse step{' of second order' if self.step.order == 2 else ''} between levels"
         then = "".join(f", then {closing!r}" for closing in self.then)
         return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse}{then})"

@@ -307,18 +307,14 @@ class Descent:
             scale = jnp.where(jnp.arange(self.layout.size) < d, grows, 1.0)
             return dataclasses.replace(level, query=self.spread.map(lambda v: v * scale, points))
         law = now.law or Step.ddpm(now.start.variance, now.end.variance, self.step.eta)
-        plain = not self.weights and self.density.evaluator.plain
 
         def chain(v: Array, found: Evaluation, half: Array, z: Array) -> tuple[Array, Way]:
             y = v[:d]
             drift, score, rate = self.followed(y, found, half, now.above, now.fixed[0])
             moved, twisted, log_ratio = law.predict(y, drift, score, z, self.twist)
             # Where a score is no number the chain stays at its x: at its y it would grow with α.
-            stays = lost = ~all_finite(moved)
-            if plain:  # a step through a wall is not made
-                there = self.layout.position(jnp.concatenate([moved, v[d:]]), now.end.alpha)
-                potential = self.density.evaluator.plain_potential(there, now.end.index)
-                stays = lost | (jnp.isneginf(potential) & ~found.zero)
+            lost = ~all_finite(moved)
+            stays = lost | (self.walled(jnp.concatenate([moved, v[d:]]), now) & ~found.zero)
             moved = jnp.where(now.falls & ~stays, moved, jnp.where(lost, y * grows, y))
             log_ratio = jnp.where(stays, 0.0, log_ratio)
             return jnp.concatenate([moved, v[d:]]), Way(
@@ -327,6 +323,13 @@ class Descent:
 
         query, way = self.spread.map(chain, points, run.chains.evaluation, self.half, now.normals[:, :d])
         return dataclasses.replace(level, query=query, way=way)
+
+    def walled(self, v: Array, now: Now) -> Array:
+        """Whether a step of one chain, which nothing weighs, would end behind a wall: it is not made."""
+        if self.weights or not self.density.evaluator.plain:
+            return jnp.zeros((), bool)
+        potential = self.density.evaluator.plain_potential(self.layout.position(v, now.end.alpha), now.end.index)
+        return jnp.isneginf(potential)
 
     def predicted(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
         """What was found where the step led, for its correction."""
@@ -342,7 +345,7 @@ class Descent:
             if self.control:
                 _, end_drift, _ = controlled(query[:d], end_drift, rate, half, now.here, now.fixed[1])
             moved, error = law.correct(v[:d], way.drift, query[:d], end_drift, way.noise)
-            fine = all_finite(moved)
+            fine = all_finite(moved) & ~self.walled(jnp.concatenate([moved, query[d:]]), now)
             moved = jnp.where(falls & fine, moved, query[:d])
             return jnp.concatenate([moved, query[d:]]), jnp.where(fine & falls, error, jnp.where(falls, jnp.inf, 0.0))
 

@@ -168,6 +168,30 @@ def test_many_measurements_are_seen_in_a_krylov_space(level):
     np.testing.assert_allclose(density.score({"x": x}, level)["x"] - of_prior, by_grad, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("level", [12, 20])
+def test_few_directions_do_however_uneven_the_measurements_are(level, monkeypatch):
+    """Singular values of A from 1 to 1,000, more of them than directions, and data as likely as not: the gradient is
+    that of the whole matrix. Without A·Aᵀ taken apart, the negative control, it is not."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((n, 60)))[0] for n in (60, 70))
+    matrix, spread = (left * np.linspace(1.0, 1e3, 60)) @ right.T, np.diag(np.linspace(0.5, 2.0, 70))
+    x = rng.standard_normal(70)
+    mean, covariance = moments(spread, x, level)
+    covariance = np.eye(60) + matrix @ covariance @ matrix.T
+    residual = np.linalg.cholesky(covariance) @ rng.standard_normal(60)
+    slope = np.stack([moments(spread, x + unit, level)[0] for unit in np.eye(70)]) - mean
+    expected = slope @ matrix.T @ np.linalg.solve(covariance, residual)
+    prior = cp.compile(single, gaussian(spread)).score({"x": x}, level)["x"]
+
+    def off():
+        density = cp.compile(linear, gaussian(spread), matrix @ mean + residual, 1.0, a=matrix)
+        return np.linalg.norm(density.score({"x": x}, level)["x"] - prior - expected) / np.linalg.norm(expected)
+
+    assert off() < 0.02
+    monkeypatch.setattr(tuning, "MOMENTS", tuning.MOMENTS._replace(most=0))
+    assert off() > 0.2
+
+
 @pytest.mark.parametrize("level", [0, 5, 25])
 def test_the_determinant_of_many_measurements(level):
     """A mask of independent numbers of one variance: Lanczos' quadrature is exact."""

@@ -111,13 +111,14 @@ def test_a_rare_event_at_the_tweedie_mean():
     assert abs(result.log_evidence - truth) < 0.5
 
 
-def independent(density):
-    sampler = cp.AnnealedMCMC(cp.HMC(), 3, reverse_step=True)
+def independent(density, step=True):
+    sampler = cp.AnnealedMCMC(cp.HMC(), 3, reverse_step=step)
     return cp.infer(density, jax.random.key(0), num_chains=100, sampler=sampler, progress=False)
 
 
-def test_independent_chains_come_in_and_stay_in():
-    result = independent(walls())
+@pytest.mark.parametrize("step", [True, cp.ReverseStep(control="none")], ids=["first order", "second order"])
+def test_independent_chains_come_in_and_stay_in(step):
+    result = independent(walls(), step)
     assert np.all(result["x"] > 0)
     assert np.all(result["y"] > 0)
     assert not result.status.has(Code.ZERO_DENSITY)

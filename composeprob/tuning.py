@@ -305,7 +305,7 @@ class _WarmUp(NamedTuple):
     """At most; two at least."""
     drift: float = 0.05
     """Change of a mean, in standard deviations, or of the logarithm of a standard deviation, that is no drift."""
-    memory: float = 0.25
+    memory: float = 0.1
     """Correlation of a latent with where it was before the blocks up to which it counts as forgotten, and 2/√N more."""
 
 
@@ -324,6 +324,8 @@ class _Latents(NamedTuple):
     """Moves of latents and what hangs on them together, four evaluations each."""
     ratios: tuple[float, float] = (0.5, 50.0)
     """Of their length to the width of a latent given what hangs on it."""
+    reach: float = 1.5
+    """Of such a move to the width of a latent over the population."""
     flat: float = 0.05
     """Least curvature."""
     most: int = 64

@@ -13,6 +13,7 @@ from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
 from composeprob.errors import ImproperError
 from composeprob.results.geometry import components, neighbours
+from composeprob.runtime import record
 from composeprob.runtime.record import alike, effective
 from sampling_cases import both, single, squared
 
@@ -41,7 +42,7 @@ def run(density, num_chains=64, **options):
 
 def independent():
     """What a default run of 64 chains begins with."""
-    return cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
+    return cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, cp.ReverseStep(control="none"))
 
 
 def test_chains_apart_in_shares_that_rest_on_nothing_are_named(wrong):
@@ -51,6 +52,12 @@ def test_chains_apart_in_shares_that_rest_on_nothing_are_named(wrong):
     assert "rest on nothing" in result.status.message
     assert "2 groups" in result.status.message
     assert np.isnan(result.mean(lambda s: s["x"][0]).error)
+
+
+def test_weights_that_are_worth_too_few_chains_to_mend_shares_support_none(wrong, monkeypatch):
+    """7 of 64: more than a tenth, and fewer than what a mended share takes."""
+    monkeypatch.setattr(record, "effective", lambda _: 7.0)
+    assert run(wrong, sampler=independent()).status.has("shares_frozen")
 
 
 def test_modes_of_a_score_alone_are_apart_though_neighbours_connect_them():

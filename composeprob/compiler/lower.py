@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from numpyro.distributions import Cauchy, ExpandedDistribution, Independent, StudentT
+from numpyro.distributions import Cauchy, ExpandedDistribution, Independent, MultivariateNormal, StudentT
 
 from composeprob.compiler import predictive
 from composeprob.compiler.batches import Batch, OnDemand, batch_of, stacked
@@ -18,12 +18,13 @@ from composeprob.compiler.exact import closed_form
 from composeprob.compiler.experts import experts
 from composeprob.compiler.expressions import Expression, NodeValue, dense, lower_expression, summed
 from composeprob.compiler.likelihood import Likelihood
-from composeprob.density.evaluation import Evaluation, ExpertValue, Known, Parts, Wall
+from composeprob.density.evaluation import Evaluation, ExpertValue, Frame, Known, Parts, Wall
 from composeprob.factors.base import Factor
 from composeprob.factors.functions import closed
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.nodes import part
 from composeprob.factors.precision import in_precision
+from composeprob.factors.whitening import whitener
 from composeprob.ir.nodes import Graph, leaves, spread
 from composeprob.schedule import Noise, Schedule
 
@@ -207,7 +208,7 @@ class Evaluator(eqx.Module):
         assert total is not None  # what depends on latents has a log-density
         return total
 
-    def frames(self, position: dict[str, Array], level: Array | int) -> dict[str, tuple[Array, Array]]:
+    def frames(self, position: dict[str, Array], level: Array | int) -> dict[str, Frame]:
         noise, _, zs = self._split(position, level)
         found = {}
         for batch in self._batches(zs, noise):
@@ -221,8 +222,12 @@ class Evaluator(eqx.Module):
             if isinstance(distribution, StudentT | Cauchy):  # whose moments may not exist
                 mean, variance = distribution.loc, jnp.asarray(distribution.scale) ** 2
             clear = jnp.sqrt(variance + noise.variance)
-            shape = dict(self.shapes)[site]
-            found[site] = jnp.broadcast_to(mean, shape), jnp.broadcast_to(clear, shape)
+            shape, roots = dict(self.shapes)[site], None
+            if isinstance(distribution, MultivariateNormal):
+                covariance = distribution.covariance_matrix + noise.variance * jnp.eye(shape[-1])
+                white = whitener(covariance)
+                roots = covariance @ jnp.swapaxes(white, -1, -2), white
+            found[site] = Frame(jnp.broadcast_to(mean, shape), jnp.broadcast_to(clear, shape), roots)
         return found
 
     def leaf_scores(self, position: dict[str, Array], level: Array | int) -> tuple[dict[str, Array], ...]:

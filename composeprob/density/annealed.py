@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
 from composeprob.density.described import Described, Diagram
-from composeprob.density.evaluation import Evaluation, ExpertValue, Position, at_once, over_chains
+from composeprob.density.evaluation import Evaluation, ExpertValue, Frame, Position, at_once, over_chains
 from composeprob.density.overlap import Finding, check
 from composeprob.density.top import TopLaw
 from composeprob.errors import CapabilityError, DoublyIntractableError, ShapeError, WrongTypeError, unknown_name
@@ -57,8 +57,8 @@ class Evaluates(Protocol):
     def log_known(self, position: Position, level: Array | int) -> Array:
         """log π_level without the factors that depend on no latent, a scalar; no network is called."""
 
-    def frames(self, position: Position, level: Array | int) -> dict[str, tuple[Array, Array]]:
-        """Mean and standard deviation of x/α under the priors of noised sites that depend on latents, where known."""
+    def frames(self, position: Position, level: Array | int) -> dict[str, Frame]:
+        """Where x/α is under the priors of noised sites that depend on latents, where known."""
 
     def leaf_scores(self, position: Position, level: Array | int) -> tuple[dict[str, Array], ...]:
         """``{site: ∇ log f}`` of every leaf, in the order of `Described.offers`; each network called once."""

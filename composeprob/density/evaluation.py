@@ -130,6 +130,36 @@ class ExpertValue(eqx.Module):
     log_density: Array
 
 
+class Frame(eqx.Module):
+    """x = m + L·ξ with the mean m and the covariance L·Lᵀ of x/α under a noised site's prior given latents.
+
+    Attributes:
+        centre, width: m, and standard deviations, of the site's shape.
+        roots: L and L⁻¹, (…, n, n), of sites whose last n numbers are correlated.
+    """
+
+    centre: Array
+    width: Array
+    roots: tuple[Array, Array] | None = None
+
+    def standard(self, x: Array) -> Array:
+        """ξ of x."""
+        away = x - self.centre
+        return away / self.width if self.roots is None else jnp.einsum("...ij,...j->...i", self.roots[1], away)
+
+    def place(self, xi: Array) -> Array:
+        """x of ξ."""
+        if self.roots is None:
+            return self.centre + self.width * xi
+        return self.centre + jnp.einsum("...ij,...j->...i", self.roots[0], xi)
+
+    @property
+    def log_volume(self) -> Array:
+        """log |dx/dξ|, a scalar."""
+        diagonal = self.width if self.roots is None else jnp.diagonal(self.roots[0], axis1=-2, axis2=-1)
+        return jnp.sum(jnp.broadcast_to(jnp.log(diagonal), self.width.shape))
+
+
 def unknown(tree: Tree) -> Tree:
     """NaN in the place of every number, False of every truth value; of arrays, or of their shapes."""
     return jax.tree.map(lambda leaf: jnp.full(leaf.shape, False if leaf.dtype == bool else jnp.nan, leaf.dtype), tree)

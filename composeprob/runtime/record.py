@@ -353,7 +353,7 @@ def supported(
             return Support(weighed - weighed.max(), [], list, note)
     if not uneven and comparable and log_density is not None:
         uneven = frozen_shares(positions, log_density)
-    rests = not unknown and (worth >= tuning.SHARES.support * number or alike(paths))
+    rests = not unknown and (worth >= fewest or alike(paths))
     if uneven or rests or exact:
         return Support(log_weights, uneven, list, note)
     # Where another run can follow it is asked at once.

@@ -98,7 +98,8 @@ class WarmUp(Closing):
         """HMC, or MALA by scores alone, whose inverse masses are the population's variances, in units of the noise at
         noised entries."""
         if interweaves(density):
-            return Transitions.resolved(Interweaving(log_ratio=bounded(len(points))), 1, density)
+            widths = jnp.asarray(points[:, Layout.of_density(density).dims :].std(0, dtype=np.float64), jnp.float32)
+            return Transitions.resolved(Interweaving(log_ratio=bounded(len(points)), widths=widths), 1, density)
         layout, noise = Layout.of_density(density), density.schedule.sigma[0] / density.schedule.alpha[0]
         units = np.where(np.arange(points.shape[1]) < layout.dims, noise, 1.0).astype(np.float32)
         deviation = points.std(0, dtype=np.float64)

@@ -14,7 +14,7 @@ from jax import Array
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Position, Target
+from composeprob.density.evaluation import Frame, Position, Target
 from composeprob.kernels import Adaptive, Info, Kernel, KernelState
 from composeprob.kernels.line_integral import LineIntegral, bounded
 from composeprob.kernels.metropolis import accept, log_uniform
@@ -35,15 +35,12 @@ class Known(eqx.Module):
         """log p at the vector of one chain, a scalar."""
         return self.density.evaluator.log_known(self.layout.position(v, self.noise.alpha), self.noise.index)
 
-    def frame(self, z: Array, unknown: float = 1.0) -> tuple[Array, Array]:
-        """Mean and standard deviation in y of every noised entry under its prior given latents, (d,) each; 0 and
-        ``unknown`` where a factor is its prior."""
+    def frames(self, z: Array, unknown: float = 1.0) -> dict[str, Frame]:
+        """Where every noised site's prior given latents is; centre 0 and width ``unknown`` where a factor is its
+        prior."""
         v = jnp.concatenate([jnp.zeros((self.layout.dims,)), z])
-        frames = self.density.evaluator.frames(self.layout.position(v, 1.0), self.noise.index)
-        still = {name: (jnp.zeros(shape), jnp.full(shape, unknown)) for name, shape in self.layout.noised}
-        ends = [{name: pair[i] for name, pair in (still | frames).items()} for i in range(2)]
-        centre, width = (jnp.concatenate([end[name].reshape(-1) for name, _ in self.layout.noised]) for end in ends)
-        return centre, width
+        found = self.density.evaluator.frames(self.layout.position(v, 1.0), self.noise.index)
+        return {n: found.get(n, Frame(jnp.zeros(s), jnp.full(s, unknown))) for n, s in self.layout.noised}
 
     @property
     def members(self) -> np.ndarray:
@@ -80,9 +77,10 @@ class Interweaving(Kernel[KernelState]):
     1. moves of φ given η, where U cancels: exact, and of no evaluation;
     2. MALA of η given φ, in steps no longer than p(η | φ) is wide, each η_j accepted or rejected by itself, as they are
        independent given φ;
-    3. moves of one number of φ that take η along, $\eta = m(\varphi) + s(\varphi)\,\xi$ with ξ held and m, s the mean
-       and width of the prior: the other half of ancillary–sufficient interweaving, which mixes where step 1 does not.
-       The test takes p exactly, with $\log s$ for the change of coordinates, and integrates ∇U along the path.
+    3. moves of one number of φ that take η along, $\eta = m(\varphi) + L(\varphi)\,\xi$ with ξ held and $m$, $LL^\top$
+       the mean and the covariance of the prior: the other half of ancillary–sufficient interweaving, which mixes where
+       step 1 does not. The test takes p exactly, with $\log|L|$ for the change of coordinates, and integrates ∇U along
+       the path.
 
     Integrals are those of ``log_ratio``, on the straight line or along the path. Proposals of φ follow the
     curvature of log p at φ, which their accept test counts both ways, and need no tuning.
@@ -94,6 +92,9 @@ class Interweaving(Kernel[KernelState]):
 
     step_size: StepSizeLike = eqx.field(default_factory=Adaptive, converter=as_step_size)
     log_ratio: LineIntegral = eqx.field(default_factory=bounded, static=True, repr=False)
+    widths: Array | None = eqx.field(
+        default=None, repr=False
+    )  # of latents over the population, (m,), where it is known
     known: Known | None = eqx.field(default=None, repr=False)
 
     optimal_acceptance = 0.574
@@ -128,7 +129,7 @@ class Interweaving(Kernel[KernelState]):
         v, score, info = _members(second, self.log_ratio, known, v, score, evaluate, step_size)
 
         def joint(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            return _joint_move(jax.random.fold_in(last, i), self.log_ratio, known, *carry, evaluate)
+            return _joint_move(jax.random.fold_in(last, i), self.log_ratio, known, self.widths, *carry, evaluate)
 
         v, score = jax.lax.fori_loop(0, tuning.LATENTS.joint, joint, (v, score))
         moved = KernelState({name: v[order]}, target({name: v[order]}))
@@ -223,7 +224,8 @@ def _members(
         return jnp.zeros((members[-1] + 1,)).at[members].add(values)
 
     s = score[:d]
-    h = 1 / (1 / step_size + 1 / known.frame(v[d:], math.inf)[1] ** 2)  # no longer than the prior given latents is wide
+    width = jnp.concatenate([frame.width.reshape(-1) for frame in known.frames(v[d:], math.inf).values()])
+    h = 1 / (1 / step_size + 1 / width**2)  # no longer than the prior given latents is wide
     way = h * s + jnp.sqrt(2 * h) * jax.random.normal(draw, s.shape)
     nodes = jax.vmap(lambda share: v.at[:d].add(share * way))(line.shares[1:])
     found, zero = jax.vmap(evaluate)(nodes)
@@ -244,28 +246,34 @@ def _members(
     return after, jnp.concatenate([jnp.where(taken, end, s), gradient]), info
 
 
-def _log_wider(before: Array, after: Array) -> Array:
+def _log_wider(before: dict[str, Frame], after: dict[str, Frame]) -> Array:
     """log |dη'/dη| of a move that takes η along, a scalar."""
-    return jnp.sum(jnp.log(after / before))
+    return sum((after[name].log_volume - frame.log_volume for name, frame in before.items()), jnp.zeros(()))
 
 
 def _joint_move(
-    key: Array, line: LineIntegral, known: Known, v: Array, score: Array, evaluate: Evaluate
+    key: Array, line: LineIntegral, known: Known, widths: Array | None, v: Array, score: Array, evaluate: Evaluate
 ) -> tuple[Array, Array]:
-    """Step 3: v after a move of φ that takes η along, and the score there."""
+    """Step 3: v after a move of φ that takes η along, and the score there; half of the time about as far as the
+    population is wide, where that is known."""
     d = known.layout.dims
     y, z = jnp.split(v, [d])
     draw, length, which, last = jax.random.split(key, 4)
     moving = jnp.arange(z.size) == jax.random.randint(which, (), 0, z.size)
     low, high = np.log(tuning.LATENTS.ratios)
     scale = jnp.exp(jax.random.uniform(length, minval=low, maxval=high))
-    here = _Local.at(known, y, z, moving)
-    way = jnp.where(moving, scale * here.spread(jax.random.normal(draw, z.shape)), 0.0)
-    centre, width = known.frame(z)
+    here, noise = _Local.at(known, y, z, moving), jax.random.normal(draw, z.shape)
+    way, local = scale * here.spread(noise), jnp.ones((), bool)
+    if widths is not None:
+        local = jax.random.bernoulli(jax.random.fold_in(which, 1))
+        way = jnp.where(local, way, tuning.LATENTS.reach * widths * noise)
+    way = jnp.where(moving, way, 0.0)
+    frames, etas = known.frames(z), known.layout.position(v, 1.0)
+    xi = {name: frame.standard(etas[name]) for name, frame in frames.items()}
 
     def along(share: Array) -> Array:
-        moved_centre, moved_width = known.frame(z + share * way)
-        return jnp.concatenate([moved_centre + moved_width * (y - centre) / width, z + share * way])
+        moved = known.frames(z + share * way).items()
+        return jnp.concatenate([*(frame.place(xi[name]).reshape(-1) for name, frame in moved), z + share * way])
 
     nodes, velocity = jax.vmap(lambda share: jax.jvp(along, (share,), (jnp.ones(()),)))(line.shares)
     found, zero = jax.vmap(evaluate)(nodes[1:])
@@ -273,8 +281,9 @@ def _joint_move(
     of_u = scores - jax.vmap(jax.grad(known.log_density))(nodes)
     of_moved, off = line.along(line.shares, jnp.sum(of_u[:, :d] * velocity[:, :d], axis=1))
     there = _Local.at(known, nodes[-1, :d], nodes[-1, d:], moving)
-    wider = _log_wider(width, known.frame(nodes[-1, d:])[1])
-    ratio = there.log_p - here.log_p + of_moved + wider + there.log_q(way, scale) - here.log_q(way, scale)
+    wider = _log_wider(frames, known.frames(nodes[-1, d:]))
+    ratio = there.log_p - here.log_p + of_moved + wider
+    ratio += jnp.where(local, there.log_q(way, scale) - here.log_q(way, scale), 0.0)
     # The nodes are those of the way back too: what is refused for its error is refused both ways.
     usable = jnp.all(jnp.isfinite(found)) & ~zero[-1] & (off <= line.tolerance)
     taken, _ = _accept(last, jnp.where(usable, ratio, jnp.nan))

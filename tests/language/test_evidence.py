@@ -371,6 +371,7 @@ class Interwoven:
     LEVEL = 10
     CHAINS = 4000
     LINE = bounded(CHAINS)
+    WIDTHS = None
     ONE, TWO = np.array([[1.0, 0.0, 1.0]]), np.array([[0.6, -1.5, 0.4], [0.4, 1.5, 0.5]])
     """Weight, mean and standard deviation of modes."""
 
@@ -416,7 +417,7 @@ class Interwoven:
         density = self.density(modes)
         layout, noise = Layout.of_density(density), density.schedule.at(self.LEVEL)
         step = lambda schedule: 0.6 * min(modes[:, 2]) ** 2 + 0.0 * schedule.sigma
-        kernel = Interweaving(step, log_ratio=line)
+        kernel = Interweaving(step, log_ratio=line, widths=self.WIDTHS)
         transitions = Transitions.resolved(kernel, 1, density)
         start = jnp.asarray(self.exact(density, self.CHAINS, modes))
 
@@ -454,6 +455,66 @@ class TestKernel(Interwoven):
     def test_without_the_change_of_coordinates_it_would_not(self, monkeypatch):
         monkeypatch.setattr(hierarchy, "_log_wider", lambda before, after: jnp.zeros(()))
         assert_disagrees(z_scores(self.values(self.moved()[1]), self.expected()))
+
+
+class Joint(Interwoven):
+    """Where joint moves alone move latents."""
+
+    @pytest.fixture(autouse=True)
+    def _alone(self, monkeypatch):
+        monkeypatch.setattr(tuning, "LATENTS", tuning.LATENTS._replace(turns=0, joint=4, ratios=(0.5, 3.0)))
+
+
+class TestWidths(Joint):
+    """Joint moves about as far as the population is wide."""
+
+    WIDTHS = jnp.array([1.0, 0.5])
+
+    def test_leaves_the_law_as_it_is(self):
+        assert_agrees(z_scores(self.values(self.moved()[1]), self.expected()))
+
+
+class TestCorrelatedMembers(Joint):
+    """Members of two numbers, whose correlation is a latent: it moves with ξ held, too."""
+
+    def density(self, modes):
+        flat = cp.Diffusion(lambda x, t: -x, LEVELS, event_shape=(2,), parameterization="score", time="log_snr")
+
+        @cp.program
+        def pairs():
+            rho, tau = cp.sample("rho", dist.Uniform(-1.0, 1.0)), cp.sample("tau", dist.LogNormal(0.0, 0.5))
+            with numpyro.plate("subjects", 2):
+                covariance = tau**2 * jnp.array([[1.0, rho], [rho, 1.0]])
+                cp.sample("eta", dist.MultivariateNormal(jnp.zeros(2), covariance))
+                cp.factor("x", flat, at="eta")
+
+        return cp.compile(pairs)
+
+    def exact(self, density, number, modes):
+        rng, noise = np.random.default_rng(3), density.schedule.at(self.LEVEL)
+        alpha, sigma = float(noise.alpha), float(noise.sigma)
+        rho, u = rng.uniform(-1, 1, 40 * number), rng.normal(0.0, 0.5, 40 * number)
+        variances = alpha**2 * np.exp(2 * u)[:, None] * np.stack([1 + rho, 1 - rho], 1) + sigma**2  # of sum, difference
+        kept = np.flatnonzero(rng.random(len(rho)) < 1 / (1 + variances).prod(1))[:number]
+        assert len(kept) == number
+        parts = np.sqrt(variances / (1 + variances))[kept, None] * rng.normal(size=(number, 2, 2))
+        x = np.stack([parts.sum(2), parts[..., 0] - parts[..., 1]], 2) / np.sqrt(2)
+        z = np.log((1 + rho) / (1 - rho))[kept, None]
+        return np.concatenate([x.reshape(number, 4) / alpha, z, u[kept, None]], axis=1).astype(np.float32)
+
+    @staticmethod
+    def values(v):
+        product, square, z, u = (v[:, :4:2] * v[:, 1:4:2]).sum(1), (v[:, :4] ** 2).sum(1), v[:, 4], v[:, 5]
+        return {"x·x'": product, "x²": square, "z": z, "z²": z**2, "u": u, "u²": u**2, "x·x'·z": product * z}
+
+    def test_leaves_the_law_as_it_is_and_moves(self):
+        start, after = self.moved(steps=24)
+        assert_agrees(z_scores(self.values(after), self.expected()))
+        assert np.abs(np.corrcoef(start[:, 4], after[:, 4])[0, 1]) < 0.3
+
+    def test_without_the_change_of_coordinates_it_would_not(self, monkeypatch):
+        monkeypatch.setattr(hierarchy, "_log_wider", lambda before, after: jnp.zeros(()))
+        assert_disagrees(z_scores(self.values(self.moved(steps=24)[1]), self.expected()))
 
 
 class TestBetweenModes(Interwoven):

@@ -89,9 +89,12 @@ class Now(eqx.Module):
 Carry = tuple[Run, Level]
 
 
-def drift_of(found: Evaluation) -> Drift:
-    """What a fit needs of an evaluation."""
-    return found.parts.drift, found.parts.rate, found.parts.excess
+def drift_of(found: Evaluation, dims: int) -> Drift:
+    """What a step and its fit need of evaluations; of those without parts the score stands for all that is known."""
+    if found.parts is not None:
+        return found.parts.drift, found.parts.rate, found.parts.excess
+    score = found.score[..., :dims]
+    return score, jnp.zeros(score.shape[:-1]), jnp.zeros(score.shape[:-1])
 
 
 def _rated(particle: Particles, rate: Array) -> Particles:
@@ -169,9 +172,11 @@ class Descent:
         way = Way(jnp.zeros((n, d)), zero, jnp.zeros((n, d)), zero, jnp.zeros((n,), bool), zero)
         now = self.now(run)
         phase = jnp.where(now.falls, 0, max(self.lead - 1, 0)).astype(jnp.int32)
-        found, fit, law = drift_of(run.chains.evaluation) if self.corrects else None, None, None
+        found, fit, law = drift_of(run.chains.evaluation, self.layout.dims) if self.corrects else None, None, None
         if self.control or self.corrects:
-            fit = jax.eval_shape(self.fit, run, points, drift_of(run.chains.evaluation), now.end, self.power)
+            fit = jax.eval_shape(
+                self.fit, run, points, drift_of(run.chains.evaluation, self.layout.dims), now.end, self.power
+            )
             law = jax.eval_shape(self.law, now, fit, fit, now.falls) if self.corrects else None
         self.unfitted = fit, fit, law
         blocks = () if self.opaque else range(len(self.blocks))
@@ -255,7 +260,7 @@ class Descent:
     def fitted(self, run: Run, level: Level, now: Now) -> tuple[Fit, Fit, Step | None]:
         """The fit where a step starts, before that is left, and where it led, once that is evaluated; and its law by
         what is known so far."""
-        points, found = run.chains.points, drift_of(run.chains.evaluation)
+        points, found = run.chains.points, drift_of(run.chains.evaluation, self.layout.dims)
         if not self.corrects:
             fit = self.fit(run, points, found, now.start, now.fixed[0])
             return fit, fit, None
@@ -333,7 +338,7 @@ class Descent:
 
     def predicted(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
         """What was found where the step led, for its correction."""
-        return run, dataclasses.replace(level, found=drift_of(found))
+        return run, dataclasses.replace(level, found=drift_of(found, self.layout.dims))
 
     def correct(self, run: Run, level: Level, now: Now) -> Level:
         """Every chain's step once more, by what is known at both ends; at the first level chains stay."""

@@ -302,6 +302,7 @@ def test_what_each_order_leaves_of_a_gaussians_variance(double_precision, levels
 
 
 STILL = cp.ULA(1e-6)
+STEPS = (True, cp.ReverseStep(control="none"))
 SECOND = {
     "weighed": (cp.SMC(step=cp.ReverseStep(order=2)), 60 + 59),
     "independent": (cp.AnnealedMCMC(STILL, 1, cp.ReverseStep(control="none")), 2 * 60 + 59),
@@ -323,6 +324,17 @@ def test_the_second_order_keeps_the_variance(sampler, cost):
     found, evaluations = law_of_60_levels(sampler)
     assert_agrees(z_scores(found, {"x": 0.0, "x²": 1.0}))
     assert evaluations == cost
+
+
+def test_densities_without_rates_are_stepped_by_their_score():
+    """A user's energy of N(0, 1) at every level: what has no rate has no parts."""
+    schedule = cp.Schedule.log_snr(60)
+    energy = cp.Energy(lambda x, k: -0.5 * x**2, schedule, event_shape=())
+    density = cp.compile(single, energy)
+    assert "feynman_kac" not in density.capabilities
+    found = [run(density, chains=4 * N, sampler=cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, step))["x"] for step in STEPS]
+    for x in found:
+        assert_agrees(z_scores({"x": np.asarray(x, float), "x²": np.asarray(x, float) ** 2}, {"x": 0.0, "x²": 1.0}))
 
 
 def test_the_first_order_does_not():

@@ -31,10 +31,10 @@ TASKS = 100
 plan, example = load_program(str(Path(__file__).resolve().parents[1] / "examples" / "planning.py"))
 LEVELS = example.levels
 """log-SNR: most of them are where the plan takes shape."""
-FINE = np.interp(np.linspace(0, len(LEVELS) - 1, 100 * len(LEVELS)), np.arange(len(LEVELS)), LEVELS)
+FINE = np.interp(np.linspace(0, len(LEVELS) - 1, 33 * len(LEVELS)), np.arange(len(LEVELS)), LEVELS)
 """As many levels as the composed plan takes evaluations."""
 WAYS = {
-    "composed: 100 steps of UHMC a level": (example.sampler, LEVELS),
+    "composed: 31 steps of UHMC a level": (example.sampler, LEVELS),
     "summed scores: reverse diffusion": (cp.Ancestral(), LEVELS),
     "summed scores: reverse diffusion, as many evaluations": (cp.Ancestral(), FINE),
 }

@@ -33,7 +33,7 @@ doors, (start, goal) = rooms.doors(doors_key), rooms.places(places_key)
 num_chains = 8
 levels = np.concatenate([np.arange(-6, -2, 0.4), np.linspace(-2, 4, 72, endpoint=False), np.linspace(4, 10.5, 13)])
 kernel = cp.UHMC(lambda levels: 0.5 * levels.sigma, num_leapfrog=1, damping=0.85)
-sampler = cp.AnnealedMCMC(kernel, steps_per_level=100, reverse_step=True)
+sampler = cp.AnnealedMCMC(kernel, steps_per_level=31, reverse_step=cp.ReverseStep(control="none"))
 
 
 @cp.program

@@ -204,8 +204,9 @@ def test_examples_are_short_and_say_how_to_run_them(path):
 
 OPTIONAL = {"bayesflow_estimator": "bayesflow"}
 """Examples of packages that are not among the development dependencies."""
-FOUND = {"text_to_image": {"out_of_training"}}
-"""Findings that are true of an example: what a network of random weights says of products is a guess."""
+FOUND = {"text_to_image": {"out_of_training"}, "planning": {"shares_frozen"}}
+"""Findings that are true of an example: what a network of random weights says of products is a guess, and how often
+plans go one way and how often another rests on nothing where chains do not weigh one another."""
 QUICK = ("observation",)
 """The others compose learned networks, calibrate, or train one: slow tests."""
 

@@ -82,7 +82,8 @@ def test_paths_with_growing_exponents_mend_the_shares():
     result = run(cp.compile(squared, NARROW))
     assert 0.2 < np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.8
     wide = result.probability(lambda s: s["x"].mean() < 0)
-    assert abs(wide.value - 2.0**-10) < 4 * wide.error < 0.01
+    assert abs(wide.value - 2.0**-10) < min(4 * wide.error, 0.004)
+    assert wide.error < 0.1  # where weights are worth 10 chains it is the error of few families
     assert "mend the shares of modes" in result.reason
     assert result.status.ok
 

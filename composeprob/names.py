@@ -45,8 +45,8 @@ MEANT: dict[str, dict[str, str]] = {
         "seed": "randomness comes from a key: jax.random.key(0).",
         **dict.fromkeys(
             ("minibatch", "batch_size", "subsample_size"),
-            "all data count at every step: of a part of them the noise of an estimate goes into each weight and accept "
-            "test. block= of cp.product and cp.factor bounds memory; cost is linear in the data.",
+            "in a program all data count at every step, as a part of them would leave noise in weights and tests; "
+            "block= of cp.product and cp.factor bounds memory. In training it is cp.training.Batches(size=…).",
         ),
         "anneal": "an annealing policy belongs to cp.observe and cp.factor.",
     },

@@ -45,7 +45,7 @@ class _Moments(NamedTuple):
     directions: int = 16
     """Jacobian–vector products of an evaluation, at most."""
     most: int = 1024
-    """Measurements whose A·Aᵀ is taken apart, at most."""
+    """Measurements whose eigenvectors are known, at most."""
     error: float = 0.2
     """Relative error of a score's Jacobian that is allowed for."""
     least: float = 0.01

@@ -315,7 +315,7 @@ MISTAKES = {
         "part of the data": (
             lambda: cp.product(CONDITIONAL, over={"c": Y}, batch_size=1),
             "'batch_size'",
-            "all data count at every step",
+            "all data count at every step.*Batches",
         ),
         "a condition by position": (lambda: CONDITIONAL.given(3), "too many", r"given\(\*\*cond"),
         "a condition that is text": (lambda: CONDITIONAL.given(c="cat"), "'c'.*str", "encode"),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from composeprob import tuning
-from composeprob.compiler.by_moments import ByMoments, bent, no_slope, no_use, taken_apart
+from composeprob.compiler.by_moments import ByMoments, bent, eigendecomposed, no_slope, no_use
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, prior_of
 from composeprob.compiler.exact import grouped
@@ -71,7 +71,7 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     by_moments = None
     if names:
         bridged = _bridged(graph, names)
-        by_moments = ByMoments(names, bridged, None if bridged else taken_apart(traced, names, shapes, xs))
+        by_moments = ByMoments(names, bridged, None if bridged else eigendecomposed(traced, names, shapes, xs))
     exact, others = None, [o.name for o in asking if o.name not in names]
     while (left := tuple(name for name in others if name not in reasons)) and exact is None:
         exact = grouped(traced, left, shapes, priors, xs, _bridged(graph, left), reasons)

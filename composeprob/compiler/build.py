@@ -62,7 +62,7 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             fix="give it at least one cp.sample(name, factor_or_distribution).",
         )
     traced, asks = trace(program, args, kwargs, {name: s.value for name, s in latents.items()}, noised)
-    # A scale that takes both signs is refused there.
+    # Once more, with latents at the other side of their location: a scale that takes both signs is refused there.
     generators = _generators()
     mirrored = run(program.function, args, kwargs, reflected(latents), noised=noised)
     if generators != _generators():

@@ -67,7 +67,7 @@ class ByMoments(eqx.Module):
     Attributes:
         names: the observations.
         bridged: whether they depend on static sites, which then meet the data level by level.
-        apart: Q, (M, M), and λ, (M,), of B·Bᵀ = Q·diag(λ)·Qᵀ, or None: see `taken_apart`.
+        eigen: Q, (M, M), and λ, (M,), of B·Bᵀ = Q·diag(λ)·Qᵀ, or None: see `eigendecomposed`.
 
     References:
         Rozet, Andry, Lanusse and Louppe 2024, *Learning Diffusion Priors from Observations by Expectation Maximization*
@@ -76,7 +76,7 @@ class ByMoments(eqx.Module):
 
     names: tuple[str, ...] = eqx.field(static=True)
     bridged: bool = eqx.field(static=True)
-    apart: tuple[Array, Array] | None = None
+    eigen: tuple[Array, Array] | None = None
 
     def __call__(
         self, whitened: Whitened, xs: Sites, zs: Sites, scores: Sites, slope: Slope, schedule: Schedule, noise: Noise
@@ -107,18 +107,18 @@ class ByMoments(eqx.Module):
         error = tuning.MOMENTS.error * (1 + noise.variance)
         trust = (1 - tuning.MOMENTS.least) / (1 + error**2)
 
-        scale = None if self.apart is None else 1 / jnp.sqrt(1 + unit * self.apart[1])  # of P^{−½}
+        scale = None if self.eigen is None else 1 / jnp.sqrt(1 + unit * self.eigen[1])  # of P^{−½}
 
         def conditioned(at: Sites, zs: Sites) -> tuple[Array, Array]:
             e, log_det = whitened(at, zs)
-            if self.apart is None or scale is None:
+            if self.eigen is None or scale is None:
                 return e, log_det
-            return scale * (e @ self.apart[0]), log_det - jnp.sum(jnp.log(scale))
+            return scale * (e @ self.eigen[0]), log_det - jnp.sum(jnp.log(scale))
 
         def log_likelihood(means: Sites, zs: Sites) -> Array:
-            own = jnp.ones(1) if scale is None else scale**2
+            diagonal = jnp.ones(1) if scale is None else scale**2
             log_likelihood = self._log_normal(
-                lambda at: conditioned(at, zs), means, spread, own, trust, (1 - trust) * unit
+                lambda at: conditioned(at, zs), means, spread, diagonal, trust, (1 - trust) * unit
             )
             return log_likelihood * jnp.where(last, 1.0, bridge(schedule, noise)) if self.bridged else log_likelihood
 
@@ -128,10 +128,10 @@ class ByMoments(eqx.Module):
         return value, {**of_xs, **of_zs}
 
     def _log_normal(
-        self, whitened: Callable[[Sites], tuple[Array, Array]], means: Sites, spread: Slope, own: Array, trust: Array,
-        beside: Array,
+        self, whitened: Callable[[Sites], tuple[Array, Array]], means: Sites, spread: Slope, diagonal: Array,
+        trust: Array, beside: Array,
     ) -> Array:  # fmt: skip
-        """log N(e; 0, D + W) − log det L, a scalar, with D = diag(``own``), (M,) or (1,), what I has become, and
+        """log N(e; 0, D + W) − log det L, a scalar, with D = diag(``diagonal``), (M,) or (1,), what I has become, and
         ``trust``·V₊ + ``beside``·I in the place of V."""
         e, pull, log_det = jax.vjp(whitened, means, has_aux=True)
 
@@ -149,7 +149,7 @@ class ByMoments(eqx.Module):
             w = half + half.T - value + jax.lax.stop_gradient(_positive(value) - value)
             return (
                 jnp.eye(len(basis), dtype=e.dtype)
-                + (basis * (own - 1)) @ basis.T
+                + (basis * (diagonal - 1)) @ basis.T
                 + trust * w
                 + beside * _products(loadings, loadings)
             )
@@ -163,7 +163,7 @@ class ByMoments(eqx.Module):
 
             def image(q: Array, found: Sites) -> Array:
                 both = jax.tree.map(lambda v, a: trust * v + beside * a, found, loaded(q))
-                return (own - 1) * q - forth((both,))[0]
+                return (diagonal - 1) * q - forth((both,))[0]
 
             def space(start: Array, count: int) -> tuple[Array, Array]:
                 basis, spreads = _krylov(start, count, lambda q: spread(loaded(q)), image)
@@ -172,7 +172,7 @@ class ByMoments(eqx.Module):
             # From one start for all e: the space of e would see now these eigenvalues, now those.
             signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], len(e)), e.dtype)
             whole = space(signs, tuning.MOMENTS.directions // 4)[1]
-            volume = 0.5 * len(e) * _log_along_first(whole, jnp.min(own))
+            volume = 0.5 * len(e) * _log_along_first(whole, jnp.min(diagonal))
             basis, whole = space(e, tuning.MOMENTS.directions - tuning.MOMENTS.directions // 4)
             root = whitener(whole)
         along = basis @ e
@@ -251,11 +251,11 @@ def whitened(statement: Statement) -> tuple[Array, Array]:
     return jnp.einsum("...ij,...j->...i", root, residual).ravel(), log_det
 
 
-def taken_apart(
+def eigendecomposed(
     traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]
 ) -> tuple[Array, Array] | None:
     """Q, (M, M), and λ, (M,), of B·Bᵀ = Q·diag(λ)·Qᵀ for observations that depend on noised sites alone; None where a
-    basis holds all directions, or taking them apart takes too long, or they are all alike, as those of a mask."""
+    basis holds all directions, or there are too many of them, or their λ are all alike, as those of a mask."""
     size = sum(traced.code.shapes.moments[name][0].size for name in names)
     if not tuning.MOMENTS.directions < size <= tuning.MOMENTS.most:
         return None

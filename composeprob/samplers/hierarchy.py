@@ -92,9 +92,7 @@ class Interweaving(Kernel[KernelState]):
 
     step_size: StepSizeLike = eqx.field(default_factory=Adaptive, converter=as_step_size)
     log_ratio: LineIntegral = eqx.field(default_factory=bounded, static=True, repr=False)
-    widths: Array | None = eqx.field(
-        default=None, repr=False
-    )  # of latents over the population, (m,), where it is known
+    widths: Array | None = eqx.field(default=None, repr=False)  # of latents over the population, (m,), if known
     known: Known | None = eqx.field(default=None, repr=False)
 
     optimal_acceptance = 0.574

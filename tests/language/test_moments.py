@@ -171,7 +171,7 @@ def test_many_measurements_are_seen_in_a_krylov_space(level):
 @pytest.mark.parametrize("level", [12, 20])
 def test_few_directions_do_however_uneven_the_measurements_are(level, monkeypatch):
     """Singular values of A from 1 to 1,000, more of them than directions, and data as likely as not: the gradient is
-    that of the whole matrix. Without A·Aᵀ taken apart, the negative control, it is not."""
+    that of the whole matrix. Without the eigenvectors of A·Aᵀ, the negative control, it is not."""
     rng = np.random.default_rng(0)
     left, right = (np.linalg.qr(rng.standard_normal((n, 60)))[0] for n in (60, 70))
     matrix, spread = (left * np.linspace(1.0, 1e3, 60)) @ right.T, np.diag(np.linspace(0.5, 2.0, 70))

@@ -13,7 +13,7 @@ import sys
 
 from mode_weights import (
     COLUMNS,
-    KEYS,
+    OVER,
     SPREAD,
     Measured,
     N,
@@ -63,7 +63,7 @@ def main() -> int:
         law, centres = problem.at_level_0(schedule)
         offsets.append(f"{total_variation(law.mass(centres), clean):.4f} on {name}")
     notes = (
-        f"{N} chains, keys 0 to {KEYS - 1}; {SPREAD} TV is against the exact law of the schedule's level 0. The noise "
+        f"{N} chains, {OVER}; {SPREAD} TV is against the exact law of the schedule's level 0. The noise "
         "that level 0 still carries moves the mode weights from the noise-free product's by TV "
         f"{', '.join(offsets)}. log Z is the estimate of log ∫ of the product at level 0. Seconds are those of a "
         "compiled run, without compilation."

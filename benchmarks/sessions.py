@@ -7,7 +7,7 @@ prior^(1 − n)·∏ p(θ | x_i), which both compose from the same network with 
 exact posterior by importance sampling with the likelihood, the series of Navarro and Fuss. A hierarchy is no problem
 that BayesFlow can take this network to: its group parameters would need a network of their own, trained on them.
 
-Needs BayesFlow: `pip install bayesflow`. Rows of it are its own code, `CompositionalApproximator.compositional_sample`,
+Needs BayesFlow ≥ 2.1: `pip install bayesflow`. Rows of it are its own code, `CompositionalEstimator` and its sampler,
 with this network in the place of the one that it trains: the sum of scores (Geffner et al. 2023), as it comes, and
 weighed by Jacobians (Linhart et al. 2024), both without its clip of denoised values to ±3, which is for standardised θ.
 """
@@ -43,20 +43,26 @@ def subject(posterior: Any, prior: Any, xs: Any) -> Any:
 
 
 class Composed(DiffusionModel):
-    """BayesFlow's diffusion model, whose score is that of a factor; its calls are counted in `events`."""
+    """BayesFlow's diffusion model with this network in the place of its own; its calls are counted in `events`.
 
-    def __init__(self, posterior: Any) -> None:
+    Where all conditions are 0, BayesFlow asks for the prior's score: it is given the exact one, of the noised normal.
+    """
+
+    def __init__(self, posterior: Any, prior: Any) -> None:
         low, high = posterior.log_snr_range
         super().__init__(noise_schedule=CosineNoiseSchedule(min_log_snr=low, max_log_snr=high))
-        self.posterior, self.events = posterior, 0
+        self.factors, self.events = (posterior, prior), 0
 
-    def score(self, xz: Any, log_snr_t: Any = None, conditions: Any = None, **_: Any) -> Any:
-        def at(x: Any, level: Any, given: Any) -> Any:
-            noise = Noise(jnp.array(0), *self.noise_schedule.get_alpha_sigma(level))
-            return self.posterior.evaluate(x, noise, {"x": given})[1]
+    def _predict_x(self, xz: Any, log_snr_t: Any, alpha_t: Any, sigma_t: Any, conditions: Any, *_: Any) -> Any:
+        def score(x: Any, alpha: Any, sigma: Any, given: Any) -> Any:
+            noise = Noise(jnp.array(0), alpha, sigma)
+            posterior, prior = self.factors
+            of_prior, of_data = prior.evaluate(x, noise, {})[1], posterior.evaluate(x, noise, {"x": given})[1]
+            return jnp.where(jnp.all(given == 0), of_prior, of_data)
 
         jax.debug.callback(self.count, len(xz))
-        return jax.vmap(at)(xz, log_snr_t[:, 0], conditions)
+        scores = jax.vmap(score)(xz, alpha_t[:, 0], sigma_t[:, 0], conditions)
+        return (xz + sigma_t**2 * scores) / alpha_t
 
     def count(self, events: Any) -> None:
         self.events += int(events)
@@ -75,25 +81,16 @@ def ours(posterior: Any, prior: Any, xs: Any, number: int) -> tuple[np.ndarray, 
     return np.asarray(result.unweighted()["theta"], float), str(result.status.code), result.evaluations
 
 
-def theirs(posterior: Any, xs: Any, use_jac: bool) -> tuple[np.ndarray, str, int]:
-    network = Composed(posterior)
-    location, scale = (jnp.array(a) for a in (world.LOCATION, world.SCALE))
-
-    def prior_score(values: Any, time: Any) -> Any:
-        level = network.noise_schedule.get_log_snr(time, training=False)
-        alpha, sigma = network.noise_schedule.get_alpha_sigma(level)
-        x = values["inference_variables"]
-        return {"inference_variables": (alpha * location - x) / ((alpha * scale) ** 2 + sigma**2)}
-
-    approximator = bayesflow.approximators.CompositionalApproximator(
+def theirs(posterior: Any, prior: Any, xs: Any, use_jac: bool) -> tuple[np.ndarray, str, int]:
+    network = Composed(posterior, prior)
+    estimator = bayesflow.estimators.CompositionalEstimator(
         inference_network=network, adapter=bayesflow.Adapter(), standardize=None
     )
     network.build((1, world.SIZE), (1, world.SUMMARIES))
-    found = approximator.compositional_sample(
-        num_samples=DRAWS, conditions={"inference_conditions": np.asarray(xs)[None]}, compute_prior_score=prior_score,
-        use_jac=use_jac, clip=None,
+    found = estimator.compositional_sample(
+        num_samples=DRAWS, conditions={"inference_conditions": np.asarray(xs)[None]}, use_jac=use_jac, clip=None
     )  # fmt: skip
-    return np.asarray(found["inference_variables"][0], float), "", round(network.events / (DRAWS * len(xs)))
+    return np.asarray(found["inference_variables"][0], float), "", round(network.events / (DRAWS * (len(xs) + 1)))
 
 
 def exact(draws: np.ndarray, times: Any, choices: Any) -> tuple[np.ndarray, np.ndarray, float]:
@@ -116,8 +113,8 @@ def measured(posterior: Any, prior: Any, number: int, sessions: int) -> dict[str
     xs = world.summaries(times, choices)
     runs = {
         OURS: lambda: ours(posterior, prior, xs, number),
-        SUMMED: lambda: theirs(posterior, xs, use_jac=False),
-        WEIGHED: lambda: theirs(posterior, xs, use_jac=True),
+        SUMMED: lambda: theirs(posterior, prior, xs, use_jac=False),
+        WEIGHED: lambda: theirs(posterior, prior, xs, use_jac=True),
     }
     found: dict[str, Any] = {}
     reference = None

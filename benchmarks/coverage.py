@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from exact.case import single
+from exact.right import unknown_scale, walled
 from report import publish
 from scipy import stats
 
@@ -79,33 +81,15 @@ def on_line(density: cp.AnnealedDensity, values: np.ndarray, beyond: float = -0.
 
 
 @cp.program
-def single(f):
-    cp.sample("x", f)
-
-
-@cp.program
 def squared(f, y, anneal=None):
     x = cp.sample("x", f)
     cp.observe("y", dist.Normal(x**2, 0.5), y, anneal=anneal)
 
 
 @cp.program
-def walled(f):
-    x = cp.sample("x", f)
-    cp.factor("inside", jnp.where(x > 0.3, 0.0, -jnp.inf))
-
-
-@cp.program
 def far_out(f):
     x = cp.sample("x", f)
     cp.factor("beyond", jax.nn.log_sigmoid((x - TAIL) / 0.1))
-
-
-@cp.program
-def unknown_scale(f, y):
-    x = cp.sample("x", f)
-    s = cp.sample("s", dist.LogNormal(-0.7, 0.4))
-    cp.observe("y", dist.Normal(x, s), y)
 
 
 def cases() -> dict[str, Case]:

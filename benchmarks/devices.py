@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from plane.tasks import product
 from report import publish
 
 import composeprob as cp
@@ -29,11 +30,6 @@ CHAINS, REPEATS, LEVELS = 2000, 9, 3
 CASES = [(1, None), (1, 1000), (1, 250), (1, 125), (8, None), (8, 250), (8, 125)]
 """(devices, chains in one evaluation); the first is what the others are compared with."""
 LIMIT = 1.10
-
-
-@cp.program
-def product(ring: Any, bar: Any) -> Any:
-    return cp.sample("x", ring * bar)
 
 
 def main() -> int:

@@ -242,8 +242,9 @@ def statuses(runs: list[dict[str, Any]]) -> str:
     return ", ".join(codes)
 
 
-def row(task: str, method: str, runs: list[dict[str, Any]], measures: tuple[str, ...]) -> list[str]:
-    cells = [over([run[m] for run in runs]) if m in runs[0] else "" for m in measures]
+def row(task: str, method: str, runs: list[dict[str, Any]], measures: dict[str, str]) -> list[str]:
+    """What a method's runs came to, each measure in its own format."""
+    cells = [over([run[m] for run in runs], form) if m in runs[0] else "" for m, form in measures.items()]
     cost = [f"{np.mean([run[m] for run in runs]):,.0f}" if m in runs[0] else "" for m in ("passes", "seconds")]
     return [task, method, *cells, *cost, statuses(runs)]
 
@@ -254,7 +255,7 @@ def main() -> int:
     parser.add_argument("--chains", type=int, default=128, help="samples of each method")
     parser.add_argument("--exact", type=int, default=3, help="known posteriors, of 512 samples each")
     options = parser.parse_args()
-    measures = ("mean", "variance", "coverage", "crps", "apart")
+    measures = dict.fromkeys(("mean", "variance", "coverage", "crps", "apart"), ".3f")
     rows, details, checks = [], {}, {}
     exact = [kept("inverse", f"known {seed}", functools.partial(known, seed, 512)) for seed in range(options.exact)]
     for method in exact[0]:

@@ -26,7 +26,7 @@ import numpyro.distributions as dist
 from flax import nnx
 from inverse import manifolds, restated
 from inverse.measured import coverage, crps, pqmass, sinkhorn
-from inverse_problems import NOISE, OURS, PIXELS, matrices, over, statuses, told, truths
+from inverse_problems import NOISE, OURS, PIXELS, matrices, row, told, truths
 from report import kept, publish
 
 import composeprob as cp
@@ -194,12 +194,6 @@ def judged(x: np.ndarray) -> np.ndarray:
 MEASURES = {"sinkhorn": ".4f", "pqmass": ".2f", "coverage": ".3f", "crps": ".3f", "pair": ".2f"}
 
 
-def row(task: str, method: str, runs: list[dict[str, Any]]) -> list[str]:
-    cells = [over([run[m] for run in runs], form) if m in runs[0] else "" for m, form in MEASURES.items()]
-    cost = [f"{np.mean([run[m] for run in runs]):,.0f}" if m in runs[0] else "" for m in ("passes", "seconds")]
-    return [task, method, *cells, *cost, statuses(runs)]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, default=2, help="draws of the curves' sources")
@@ -210,7 +204,7 @@ def main() -> int:
 
     def all_of(task: str, run: Any, count: int) -> list[dict[str, Any]]:
         found = [kept("separation", f"{task} {i} {chains}", functools.partial(run, i, chains)) for i in range(count)]
-        rows.extend(row(task, method, [each[method] for each in found]) for method in found[0])
+        rows.extend(row(task, method, [each[method] for each in found], MEASURES) for method in found[0])
         details[task] = found
         return found
 

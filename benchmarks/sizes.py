@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 import composeprob as cp
 from composeprob.pretrained import schedulers
-from composeprob.pretrained.network import Adapted
+from composeprob.pretrained.model import Adapted
 from composeprob.pretrained.tensors import Arrays, Stored, abstract
 from composeprob.pretrained.unet import SIZES, unet_condition
 
@@ -123,8 +123,8 @@ def of_size(name: str, dtype: DTypeLike = jnp.bfloat16) -> tuple[cp.Diffusion, t
     module = abstract(network.module, dtype)
     conditions: dict[str, Array | None] = {"prompt": None}
     rows = 77  # of CLIP's tokens
-    if "pooled" in network.conditions:
-        module = Adapted(module, None, network.channels, network.conditions["pooled"][0], None)
+    if network.pooled is not None:
+        module = Adapted(module, None, network.channels, network.pooled, None)
         conditions, rows = conditions | {"size": jnp.zeros(SIZES)}, rows + 1
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     schedule = schedulers.trained({"_class_name": "DDIMScheduler", **betas}, name).schedule

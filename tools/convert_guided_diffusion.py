@@ -27,8 +27,7 @@ import numpy as np
 from composeprob.errors import ComposeProbError, InvalidValueError, LoadError
 from composeprob.json_data import JSONObject
 from composeprob.pretrained import schedulers, tensors
-from composeprob.pretrained.network import Network
-from composeprob.pretrained.tensors import Arrays, Stored
+from composeprob.pretrained.tensors import Arrays, Network, Stored
 from composeprob.pretrained.unet import GUIDED, guided
 
 

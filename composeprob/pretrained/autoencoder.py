@@ -19,22 +19,16 @@ from composeprob.pretrained.tensors import Arrays, Loaded, shaped
 
 @dataclass(frozen=True)
 class Coder:
-    """An autoencoder of images with values from −1 to 1.
-
-    Attributes:
-        channels, latents: of images and of latents.
-        shrinks: pixels of an image's side for each of the latents'.
-        mean, scale: latents are (z − mean)·scale, z the encoder's.
-    """
+    """An autoencoder of images with values from −1 to 1."""
 
     channels: int
-    latents: int
-    shrinks: int
+    latents: int  # their channels
+    shrinks: int  # pixels of an image's side for each of the latents'
     mean: tuple[float, ...]
     scale: tuple[float, ...]
 
     def scaled(self, z: Array) -> Array:
-        """Latents of what the encoder gives."""
+        """The latents (z − mean)·scale of what the encoder gives."""
         return (z - jnp.asarray(self.mean)) * jnp.asarray(self.scale)
 
     def raw(self, latents: Array) -> Array:
@@ -44,12 +38,7 @@ class Coder:
 
 @dataclass(frozen=True)
 class Autoencoder(Coder):
-    """An `AutoencoderKL`, of residual blocks.
-
-    Attributes:
-        encoder: an image to the mean and log-variance of its latents, before they are scaled.
-        decoder: latents to an image.
-    """
+    """An `AutoencoderKL`: of an image to the mean and log-variance of its latents, and of latents to an image."""
 
     encoder: Body
     decoder: Body
@@ -71,15 +60,10 @@ class Autoencoder(Coder):
 
 @dataclass(frozen=True)
 class TinyAutoencoder(Coder):
-    """An `AutoencoderTiny`: layers by their numbers, those without weights left out of the file.
-
-    Attributes:
-        activation: its name.
-        factor: by which the decoder enlarges at each resolution.
-    """
+    """An `AutoencoderTiny`: layers by their numbers, those without weights left out of the file."""
 
     activation: str
-    factor: int
+    factor: int  # by which the decoder enlarges at each resolution
 
     def encode(self, arrays: Arrays, x: Array) -> Array:
         """The latents of one image (height, width, channels)."""
@@ -118,11 +102,7 @@ class TinyAutoencoder(Coder):
 
 
 def autoencoder_kl(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
-    """An `AutoencoderKL`.
-
-    Raises:
-        LoadError: an option or block that is not supported, or weights of another network.
-    """
+    """An `AutoencoderKL`."""
     o = Options(
         config, where, down_block_types=(None, text_list), up_block_types=(None, text_list),
         act_fn=("silu", *ACTIVATIONS), norm_num_groups=(32, whole), sample_size=(32, anything),
@@ -158,11 +138,7 @@ def autoencoder_kl(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
 
 
 def autoencoder_tiny(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
-    """An `AutoencoderTiny`.
-
-    Raises:
-        LoadError: an option that is not supported, or weights of another network.
-    """
+    """An `AutoencoderTiny`."""
     o = Options(
         config, where, act_fn=("relu", *ACTIVATIONS), upsample_fn=("nearest",), upsampling_scaling_factor=(2, whole),
         block_out_channels=(None, anything),  # noted by the original, and not read

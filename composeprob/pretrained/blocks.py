@@ -8,44 +8,33 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.pretrained.attention import attention, spatial_transformer
 from composeprob.pretrained.config import Options, unsupported
 from composeprob.pretrained.layers import (
     ACTIVATIONS,
+    attention,
     check_split,
     convolve,
     convolve_enlarged,
     group_norm,
     linear,
+    transformer_block,
 )
 from composeprob.pretrained.tensors import Arrays
 
 
 @dataclass(frozen=True)
 class Style:
-    """What the blocks of a stage have in common.
+    """What the blocks of a stage have in common."""
 
-    Attributes:
-        groups: of the norms.
-        eps: of the norms.
-        activation: its name.
-        skip_activation: whether the embedding of time enters as it is.
-        rescale: divides the outputs of residual blocks and of plain attention.
-        heads: of attention.
-        head_size: channels of each head of plain attention, instead of their number.
-        attention_groups: of the norm before plain attention, where they are others.
-        only_cross: whether transformers attend to the prompt only.
-    """
-
-    groups: int
-    eps: float
+    groups: int  # of the norms
+    eps: float  # of the norms
     activation: str
-    skip_activation: bool = False
-    rescale: float = 1.0
+    skip_activation: bool = False  # whether the embedding of time enters as it is
+    rescale: float = 1.0  # divides the outputs of residual blocks and of plain attention
     heads: int = 1
-    head_size: int | None = None
-    attention_groups: int | None = None
-    only_cross: bool = False
+    head_size: int | None = None  # channels of each head of plain attention, instead of their number
+    attention_groups: int | None = None  # of the norm before plain attention, where they are others
+    only_cross: bool = False  # whether transformers attend to the prompt only
 
 
 def resnet(arrays: Arrays, x: Array, embedding: Array | None, style: Style, change: str | None = None) -> Array:
@@ -96,6 +85,22 @@ def halve(x: Array) -> Array:
     return x[: 2 * height, : 2 * width].reshape(height, 2, width, 2, channels).mean((1, 3))
 
 
+def spatial_transformer(
+    arrays: Arrays, x: Array, context: Array, heads: int, groups: int, only_cross: bool = False
+) -> Array:
+    """Transformer blocks over the places of an image, whose output is added to it."""
+
+    def project(name: str, x: Array, outputs: int | None = None) -> Array:
+        below = arrays / name
+        return convolve(below, x, 1, outputs) if below.rank("weight") == 4 else linear(below, x, outputs)
+
+    hidden = project("proj_in", group_norm(arrays / "norm", x, groups, 1e-6))
+    sequence = hidden.reshape(-1, hidden.shape[-1])
+    for block in arrays.items("transformer_blocks"):
+        sequence = transformer_block(block, sequence, heads, context, only_cross=only_cross)
+    return project("proj_out", sequence.reshape(hidden.shape), x.shape[-1]) + x
+
+
 def attended(arrays: Arrays, x: Array, context: Array | None, style: Style) -> Array:
     """Attention of an image to itself, after a norm and added, or transformers that attend to the context too."""
     if "transformer_blocks" in arrays:
@@ -116,21 +121,14 @@ def attended(arrays: Arrays, x: Array, context: Array | None, style: Style) -> A
 
 @dataclass(frozen=True)
 class Body:
-    """Convolutions of an image: down, a middle, and up again; an autoencoder's halves go only one way.
+    """Convolutions of an image: down, a middle, and up again; an autoencoder's halves go only one way."""
 
-    Attributes:
-        down, mid, up: styles of the stages, of which there are as many.
-        kernels: pixels of the first and the last kernel; None for any.
-        padding: of convolutions that halve an image; 0 stands for one row and column of zeros at the far ends.
-        activation: before the last convolution.
-    """
-
-    down: tuple[Style, ...]
+    down: tuple[Style, ...]  # of each stage
     mid: Style
     up: tuple[Style, ...]
-    kernels: int | None = 3
-    padding: int = 1
-    activation: str = "silu"
+    kernels: int | None = 3  # pixels of the first and the last; None for any
+    padding: int = 1  # where an image is halved; 0 stands for one row and column of zeros at the far ends
+    activation: str = "silu"  # before the last convolution
 
     def __call__(self, arrays: Arrays, x: Array, embedding: Array | None = None, context: Array | None = None) -> Array:
         """The output for an image (height, width, channels), the embedding of the time and the prompt."""
@@ -161,8 +159,13 @@ class Body:
         """Residual blocks at one resolution, each followed by attention where the stage has it (in the middle, the last
         one by none), and what changes the resolution after them. On the way down ``skips`` gets everything that the way
         up will see again; there it loses its last entries, one for each residual block, and the next gives the size."""
+        resnets, attentions = arrays.items("resnets"), arrays.items("attentions")
+        if not resnets or len(attentions) not in (0, len(resnets) - (way == "mid")):
+            raise arrays.foreign(
+                f"{arrays.prefix[:-1]} has {len(resnets)} residual blocks, {len(attentions)} attentions"
+            )
         seen = skips if way == "down" else None
-        for block, attends in _blocks(arrays, without=int(way == "mid")):
+        for block, attends in itertools.zip_longest(resnets, attentions):
             if way == "up" and skips is not None:
                 if not skips:
                     raise arrays.foreign(f"{block.prefix[:-1]} has no block on the way down whose output it would see")
@@ -184,26 +187,10 @@ class Body:
         return x
 
 
-def _blocks(arrays: Arrays, without: int) -> list[tuple[Arrays, Arrays | None]]:
-    """The residual blocks of a stage, and the attention after each but the last ``without``; None where it has none."""
-    resnets, attentions = arrays.items("resnets"), arrays.items("attentions")
-    if not resnets or len(attentions) not in (0, len(resnets) - without):
-        raise arrays.foreign(f"{arrays.prefix[:-1]} has {len(resnets)} residual blocks, {len(attentions)} attentions")
-    return list(itertools.zip_longest(resnets, attentions))
-
-
 def check_kinds(o: Options, arrays: Arrays, way: str, known: str) -> list[str]:
-    """The names of the blocks on one way; "" where the file gives none.
+    """The names of the blocks on one way, ``"down"`` or ``"up"``, as the file gives them; "" where it gives none.
 
-    Args:
-        o: the network's options, with ``down_block_types`` and ``up_block_types``.
-        arrays: with those blocks.
-        way: ``"down"`` or ``"up"``.
-        known: names that are supported, with ``*`` for "Down" or "Up".
-
-    Raises:
-        LoadError: another number of names than the weights have blocks, one that is not known, or one of another
-            attention than the weights'.
+    ``known`` are those that are supported, with ``*`` for "Down" or "Up"; they must be of the weights' attention.
     """
     name, blocks, title = f"{way}_block_types", arrays.items(f"{way}_blocks"), way.capitalize()
     if getattr(o, name) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,11 +48,7 @@ flag = Kind("true or false", lambda v: isinstance(v, bool))
 
 
 def read_json(path: Path) -> JSONObject:
-    """Reads one JSON object.
-
-    Raises:
-        LoadError: no such file, or it holds something else.
-    """
+    """The object that a JSON file holds."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -70,17 +66,23 @@ def read_json(path: Path) -> JSONObject:
     return found
 
 
+def check_beside(names: Iterable[str], file: Path, what: str) -> None:
+    """Refuses files or folders that a file names but that do not lie right beside it."""
+    for name in names:
+        if Path(name).name != name or "\\" in name or name in ("", ".."):
+            raise LoadError(
+                f"{file} names the {what} {name!r}, which does not lie beside it; nothing outside of a model's folder "
+                "is read.",
+                fix=f"move the {what} beside {file.name} and write its name alone; if you do not know why it is so, "
+                "delete the folder.",
+            )
+
+
 class Options(SimpleNamespace):
-    """The options of a file that a network's shapes do not contain, as attributes; the original's default where the
-    file gives none.
+    """The options of a file that a network's shapes do not contain, as attributes.
 
-    Args:
-        config: the file's object; names that begin with an underscore are notes.
-        where: the file, for errors.
-        rules: of every option its default, and the values or kinds of values that it may have beside.
-
-    Raises:
-        LoadError: a value that is not supported; it names the option, the value and those that are.
+    ``rules`` give of every option its default, as in the original, and the values or kinds of values that it may have
+    beside; names in the file that begin with an underscore are notes.
     """
 
     def __init__(self, config: JSONObject, where: str, **rules: tuple[JSON | Kind, ...]):
@@ -96,13 +98,8 @@ class Options(SimpleNamespace):
     def agree(self, others: bool = False, **sizes: object) -> None:
         """Refuses a file whose sizes are not those of the weights, or that has options nobody knows.
 
-        Args:
-            others: whether the file may have options of something else beside the network.
-            sizes: what the arrays' shapes give, by the options' names; a list has a value for each block, for all of
-                which the file may give one. None stands for anything.
-
-        Raises:
-            LoadError: it names the option, its value and what the weights have.
+        ``sizes`` are what the arrays' shapes give: a list has a value for each block, for all of which the file may
+        give one, and None stands for anything. With ``others`` the file may have options of something else beside.
         """
         for name, size in sizes.items():
             value = self._given.get(name)
@@ -121,11 +118,7 @@ class Options(SimpleNamespace):
             )
 
     def per_block(self, name: str, count: int) -> list[Any]:
-        """An option that is given once, or once for each block, as a list of one value a block.
-
-        Raises:
-            LoadError: a list of another length.
-        """
+        """An option that is given once, or once for each block, as a list of one value a block."""
         value = getattr(self, name)
         if not isinstance(value, list | tuple):
             return [value] * count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,8 +16,10 @@ from jaxtyping import PyTree
 
 from composeprob.errors import LoadError, ShapeError, WrongTypeError
 from composeprob.factors.diffusion import Diffusion
-from composeprob.pretrained.network import Reading
 from composeprob.schedule import Schedule
+
+if TYPE_CHECKING:
+    from composeprob.pretrained.readings import Reading
 
 
 class Units:
@@ -130,7 +132,7 @@ def from_estimator(estimator: object, schedule: Schedule | None = None, *, label
     """
     # The versions whose estimators were read, and compared with the packages' own samples.
     tried = {"gensbi": "0.5", "bayesflow": "2.1", "sbi": "0.27", "sbijax": "0.4"}
-    from composeprob.pretrained import bayesflow, gensbi, sbi, sbijax
+    from composeprob.pretrained import readings, sbi
 
     if isinstance(estimator, str | Path):
         path = Path(estimator)
@@ -154,8 +156,7 @@ def from_estimator(estimator: object, schedule: Schedule | None = None, *, label
             'parameterization="score", time="sigma", conditions=("x",)).',
         )
     _check_version(package, importlib.metadata.version(package), tried)
-    read = {"gensbi": gensbi.read, "bayesflow": bayesflow.read, "sbijax": sbijax.read}[package]
-    return Estimator(read(*parts), schedule, label)
+    return Estimator(getattr(readings, package)(*parts), schedule, label)
 
 
 def _check_version(package: str, version: str, tried: dict[str, str]) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from composeprob.errors import LoadError
 from composeprob.pretrained.tensors import Arrays
 
 
@@ -30,14 +30,8 @@ def convolve(
 ) -> Array:
     """A convolution with channels last, zero outside of the image; kernel (height, width, in, out).
 
-    Args:
-        arrays: of the layer.
-        x: the image.
-        size: of the kernel; None for any.
-        outputs: channels of the output; None for any.
-        stride: None for the kernel's size.
-        padding: zeros at each side, or at the near and the far ones; left out, as many as keep the image's size.
-        bias: whether there is one.
+    A ``size`` of the kernel or ``outputs`` of None is any, a ``stride`` of None the kernel's size. The padding is that
+    at each side, or at the near and the far ones; None keeps the image's size.
     """
     kernel = arrays.take("weight", outputs, x.shape[-1], size, size)
     rows, columns = kernel.shape[:2]
@@ -126,35 +120,18 @@ def rms_norm(arrays: Arrays, x: Array, eps: float) -> Array:
 
 
 def check_split(arrays: Arrays, channels: int, count: int, what: str) -> None:
-    """Refuses channels that cannot be split into equal parts.
-
-    Raises:
-        LoadError: it names the layer and the two numbers.
-    """
+    """Refuses channels that cannot be split into equal parts."""
     if channels % count:
-        raise LoadError(
-            f"{arrays.prefix[:-1]} in {arrays.where} has {channels} channels, which {count} {what} cannot split.",
-            fix="take config.json and the weights from one source: it gives the number of groups and of heads.",
-        )
-
-
-def exact_gelu(x: Array) -> Array:
-    """x·Φ(x)."""
-    return jax.nn.gelu(x, approximate=False)
-
-
-def quick_gelu(x: Array) -> Array:
-    """x·sigmoid(1.702·x), CLIP's approximation."""
-    return x * jax.nn.sigmoid(1.702 * x)
+        raise arrays.foreign(f"{arrays.prefix[:-1]} has {channels} channels, which {count} {what} cannot split")
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "elu": jax.nn.elu,
-    "gelu": exact_gelu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": jax.nn.gelu,
     "identity": lambda x: x,
     "mish": jax.nn.mish,
-    "quick_gelu": quick_gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP's approximation
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
@@ -164,15 +141,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def sinusoids(t: Array, width: int, cosine_first: bool = True, shift: float = 0.0, scale: float = 1.0) -> Array:
-    """sin(ω_i·s·t) and cos(ω_i·s·t) of one number, ω_i = 10000^(−i/(w/2 − shift)); shape (w,).
-
-    Args:
-        t: the number.
-        width: w.
-        cosine_first: whether the cosines come before the sines.
-        shift: of the exponent's denominator.
-        scale: s.
-    """
+    """sin(ω_i·s·t) and cos(ω_i·s·t) of one number, ω_i = 10000^(−i/(w/2 − shift)); w the width, s the scale; (w,)."""
     half = width // 2
     if half == shift:
         raise ValueError(f"no frequencies for {width} numbers with the shift {shift}")
@@ -201,10 +170,8 @@ def mlp(arrays: Arrays, x: Array, outputs: int | None = None, activation: str = 
 def patches(arrays: Arrays, x: Array, sample_size: int | None = None) -> Array:
     """Patches of an image as a sequence, the embeddings of their places added.
 
-    Args:
-        arrays: with the places' embeddings ``pos_embed`` (1, places², width), of which an image gets the middle.
-        x: the image.
-        sample_size: rows of the images of the training, for sinusoids in their place.
+    Those are the middle of the table ``pos_embed`` (1, places², width), or sinusoids, scaled to the rows of the images
+    of the training, ``sample_size``.
     """
     hidden = convolve(arrays / "proj", x, None, stride=None, padding=0)
     rows, columns, width = hidden.shape
@@ -230,20 +197,109 @@ def image_of(sequence: Array, height: int, width: int) -> Array:
 
 
 def grid_sinusoids(width: int, rows: int, columns: int, base: float) -> np.ndarray:
-    """Fixed embeddings of a grid's places, (rows·columns, width): half of each for the column, half for the row.
-
-    Args:
-        width: a multiple of 4.
-        rows, columns: of the grid, whose places run from 0 to ``base``.
-        base: the grid's size at which the network was trained.
-    """
+    """Embeddings of a grid's places, which run from 0 to ``base``, (rows·columns, width): half column, half row."""
     omega = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
+    row, column = (np.arange(n, dtype=np.float32) / np.float32(n / base) for n in (rows, columns))
+    angles = [places.reshape(-1, 1) * omega for places in np.meshgrid(column, row)]
+    return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1).astype(np.float32)
 
-    def of_places(places: np.ndarray) -> np.ndarray:
-        angle = places.reshape(-1, 1) * omega
-        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
-    row = np.arange(rows, dtype=np.float32) / np.float32(rows / base)
-    column = np.arange(columns, dtype=np.float32) / np.float32(columns / base)
-    across, down = np.meshgrid(column, row)
-    return np.concatenate([of_places(across), of_places(down)], axis=1).astype(np.float32)
+def attend(query: Array, key: Array, value: Array, *, causal: bool = False) -> Array:
+    """softmax(q·kᵀ/√d)·v of sequences (length, heads, d), each head separately; (query's length, heads·d)."""
+    elsewhere = partial(jax.nn.dot_product_attention, is_causal=causal)
+    # On processors what JAX offers takes up to three times as long as the products written out.
+    found = jax.lax.platform_dependent(query, key, value, cpu=partial(_products, causal=causal), default=elsewhere)
+    return found.reshape(query.shape[0], -1)
+
+
+def _products(query: Array, key: Array, value: Array, *, causal: bool) -> Array:
+    """`jax.nn.dot_product_attention` as two products of matrices for each head; (length, heads, d)."""
+    exact = {"preferred_element_type": jnp.float32}
+    logits = jnp.einsum("ihd,jhd->hij", query * query.shape[-1] ** -0.5, key, **exact)
+    if causal:
+        logits = jnp.where(jnp.tri(query.shape[0], key.shape[0], dtype=bool), logits, -jnp.inf)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    found = jnp.einsum("hij,jhd->hid", weights.astype(value.dtype), value, **exact)
+    return jnp.swapaxes(found / weights.sum(-1, keepdims=True), 0, 1).astype(value.dtype)
+
+
+def projections(
+    arrays: Arrays, x: Array, heads: int, context: Array | None = None, *, bias: bool, added: bool = False
+) -> list[Array]:
+    """Queries of a sequence (length, channels), and keys and values of it or of a context, (length, heads, d) each.
+
+    They are normed where there are norms; ``added`` ones have the names of a second sequence's.
+    """
+    name, norm = ("add_{}_proj", "norm_added_{}") if added else ("to_{}", "norm_{}")
+    found: list[Array] = []
+    for letter, sequence in zip("qkv", (x, *[x if context is None else context] * 2), strict=True):
+        inner = found[0].shape[1] * found[0].shape[2] if found else None
+        y = linear(arrays / name.format(letter), sequence, inner, bias)
+        check_split(arrays, y.shape[1], heads, "heads of attention")
+        y, normed = y.reshape(y.shape[0], heads, -1), norm.format(letter)
+        found.append(rms_norm(arrays / normed, y, 1e-6) if normed in arrays else y)
+    return found
+
+
+def attention(
+    arrays: Arrays, x: Array, heads: int, context: Array | None = None, *, bias: bool = False, causal: bool = False
+) -> Array:
+    """Attention of a sequence to itself or to a context; ``causal`` where a place sees only those before it."""
+    found = attend(*projections(arrays, x, heads, context, bias=bias), causal=causal)
+    return linear(arrays / "to_out" / 0, found, x.shape[-1])
+
+
+def joint_attention(arrays: Arrays, x: Array, context: Array, heads: int, *, last: bool) -> tuple[Array, Array]:
+    """Attention of two sequences, each to both; of the second, in the last block, what goes into its output."""
+    own = projections(arrays, x, heads, bias=True)
+    added = projections(arrays, context, heads, bias=True, added=True)
+    found, length = attend(*map(jnp.concatenate, zip(own, added, strict=True))), x.shape[0]
+    beside = found[length:]
+    if not last:
+        beside = linear(arrays / "to_add_out", beside, context.shape[-1])
+    return linear(arrays / "to_out" / 0, found[:length], x.shape[-1]), beside
+
+
+FEED_FORWARD = {
+    "gelu": ACTIVATIONS["gelu"],
+    "gelu-approximate": ACTIVATIONS["gelu_new"],
+    "geglu": ACTIVATIONS["gelu"],
+    "geglu-approximate": ACTIVATIONS["quick_gelu"],
+    "linear-silu": ACTIVATIONS["silu"],
+    "swiglu": ACTIVATIONS["silu"],
+}
+"""By the names that config files use."""
+
+
+def feed_forward(arrays: Arrays, x: Array, kind: str) -> Array:
+    """Two layers, a(x·W + b) or h·a(g) with (h, g) the halves of that, and a linear one; ``net.1`` is dropout."""
+    y, activation = linear(arrays / "net" / 0 / "proj", x), (ACTIVATIONS | FEED_FORWARD)[kind]
+    if kind in ("geglu", "swiglu"):
+        hidden, gate = jnp.split(y, 2, axis=-1)
+        y = hidden * activation(gate)
+    else:
+        y = activation(y)
+    return linear(arrays / "net" / 2, y, x.shape[-1])
+
+
+def transformer_block(
+    arrays: Arrays,
+    x: Array,
+    heads: int,
+    context: Array | None = None,
+    *,
+    only_cross: bool = False,
+    kind: str = "geglu",
+    eps: float = 1e-5,
+    bias: bool = False,
+    causal: bool = False,
+) -> Array:
+    """Attention to itself, to the context where there is one, and a feed-forward layer, each after a norm and added.
+
+    With ``only_cross`` the first attention is to the context too; ``bias`` and ``causal`` are of the first.
+    """
+    first, normed = context if only_cross else None, layer_norm(arrays / "norm1", x, eps)
+    x = attention(arrays / "attn1", normed, heads, first, bias=bias, causal=causal) + x
+    if context is not None:
+        x = attention(arrays / "attn2", layer_norm(arrays / "norm2", x, eps), heads, context) + x
+    return feed_forward(arrays / "ff", layer_norm(arrays / "norm3", x, eps), kind) + x

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,41 +21,23 @@ from composeprob.factors.values import as_condition
 from composeprob.json_data import JSON, JSONObject
 from composeprob.pretrained import schedulers, tensors
 from composeprob.pretrained.autoencoder import autoencoder_kl, autoencoder_tiny
-from composeprob.pretrained.config import read_json, unsupported
-from composeprob.pretrained.model import Parts, Pretrained
-from composeprob.pretrained.network import Adapted, Network, Preconditioned
+from composeprob.pretrained.config import check_beside, read_json, unsupported
+from composeprob.pretrained.model import Adapted, Parts, Preconditioned, Pretrained
 from composeprob.pretrained.text import Prompts, TextEncoder, Tokenizer, clip
 from composeprob.pretrained.transformer import dit, sd3
 from composeprob.pretrained.unet import GUIDED, guided, unet_2d, unet_condition
 from composeprob.schedule import Schedule
 
 
-@dataclass(frozen=True)
-class Folder:
-    """A model's folder: of a pipeline with a folder for each component, or of one network.
-
-    Attributes:
-        path: where it lies.
-        components: the class of each component by its name; empty for one network.
-    """
+class Folder(NamedTuple):
+    """A model's folder, and the classes of a pipeline's components by their folders; none where it is one network's."""
 
     path: Path
     components: dict[str, str]
 
-    def component_path(self, component: str) -> Path:
-        """The folder of a component."""
-        return self.path / component if self.components else self.path
-
 
 def find(path: str | os.PathLike[str]) -> Folder:
-    """Finds a model's folder.
-
-    Args:
-        path: a folder, or ``owner/name`` on a hub.
-
-    Raises:
-        LoadError: there is none, or it holds no model.
-    """
+    """Finds a model's folder by its path, or by ``owner/name`` on a hub."""
     place = check_path(path, "A model's folder", "models/sd").expanduser()
     if place.is_file():
         tensors.refuse_pickles(place)
@@ -66,16 +47,10 @@ def find(path: str | os.PathLike[str]) -> Folder:
         )
     if not place.is_dir():
         place = _from_hub(str(path))
-    if (place / "model_index.json").exists():
-        index = read_json(place / "model_index.json")
-        classes = {name: entry[1] for name, entry in index.items() if _is_component(entry)}
-        if outside := [name for name in classes if Path(name).name != name or "\\" in name or name == ".."]:
-            raise LoadError(
-                f"{place / 'model_index.json'} has a component {outside[0]!r}, which is no folder beside it; nothing "
-                "outside of a model's folder is read.",
-                fix="name the component's folder alone; if you do not know why it is so, delete the folder.",
-            )
-        return Folder(place, classes)
+    if (index := place / "model_index.json").exists():
+        components = {name: entry[1] for name, entry in read_json(index).items() if _is_component(entry)}
+        check_beside(components, index, "component")
+        return Folder(place, components)
     if (place / "config.json").exists():
         return Folder(place, {})
     tensors.refuse_pickles(place)
@@ -114,7 +89,7 @@ def _from_hub(name: str) -> Path:
 Made = TypeVar("Made")
 Build = Callable[[JSONObject, tensors.Arrays, str], Made]
 """Makes a network of its options and arrays; the last argument is the file of the options, for errors."""
-NETWORKS: dict[str, Build[Network]] = {
+NETWORKS: dict[str, Build[tensors.Network]] = {
     "UNet2DModel": unet_2d,
     "UNet2DConditionModel": unet_condition,
     "DiTTransformer2DModel": dit,
@@ -181,20 +156,18 @@ def from_diffusers(
             f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
             fix="for example cp.Schedule.log_snr(60).",
         )
-    kind = _dtype(dtype)
-    place = find(path_or_repo_id)
-    name = _component(place, component)
-    where = place.component_path(name)
+    kind, place = _dtype(dtype), find(path_or_repo_id)
+    where = place.path / _component(place, component)
     network = _skeleton(where, NETWORKS)
     learned = _trained(place, schedule)
     shape = _event_shape(network, str(where / "config.json"))
     # Everything that can be refused is examined before the first weight is read.
-    coder, texts = _beside(place)
-    encoders = tuple(TextEncoder(tensors.fill(encoder, kind), tokenizer) for encoder, tokenizer in texts)
-    parts = Parts(place.path.name, tensors.fill(coder, kind), encoders)
-    adapted, options = _adapted(tensors.fill(network.module, kind), network, learned, schedule)
+    coder, encoders, tokenizers = _beside(place)
+    module, coder, encoders = tensors.fill((network.module, coder, encoders), kind)
+    parts = Parts(place.path.name, coder, tuple(map(TextEncoder, encoders, tokenizers)))
+    adapted, options = _adapted(module, network, learned, schedule)
     options |= _conditions(network, parts, shape)
-    return Pretrained(adapted, parts, event_shape=shape, label=place.path.name, remat=remat, **options)
+    return Pretrained(adapted, parts, event_shape=shape, label=parts.name, remat=remat, **options)
 
 
 def _dtype(dtype: DTypeLike | None) -> DTypeLike:
@@ -211,7 +184,7 @@ def _dtype(dtype: DTypeLike | None) -> DTypeLike:
 
 
 def _component(place: Folder, component: str | None) -> str:
-    """The name of the component that is the network."""
+    """The folder of the component that is the network; "" where it is the only one."""
     if not place.components:
         if component is not None:
             raise InvalidValueError(
@@ -249,19 +222,18 @@ def _trained(place: Folder, schedule: Schedule | None) -> schedulers.Trained:
     file = place.path / "scheduler" / "scheduler_config.json"
     if not place.components and not file.exists():
         file = place.path / "scheduler_config.json"
-    if not file.exists() and schedule is None:
+    if file.exists():
+        return schedulers.trained(read_json(file), str(file))
+    if schedule is None:
         raise LoadError(
             f"{place.path} has no scheduler, so nothing states which levels its network was trained on.",
             fix="give the folder of the whole pipeline, or schedule=cp.Schedule.linear(1000), with the levels of its "
             "training.",
         )
-    if not file.exists():
-        assert schedule is not None
-        return schedulers.Trained(schedule, "epsilon")
-    return schedulers.trained(read_json(file), str(file))
+    return schedulers.Trained(schedule, "epsilon")
 
 
-def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
+def _event_shape(network: tensors.Network, where: str) -> tuple[int, int, int]:
     size = network.sample_size
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(isinstance(n, int) and n > 0 and n % network.multiple == 0 for n in sides):
@@ -278,53 +250,48 @@ def _event_shape(network: Network, where: str) -> tuple[int, int, int]:
     return sides[0], sides[1], network.channels
 
 
-def _beside(place: Folder) -> tuple[tensors.Loaded | None, list[tuple[tensors.Loaded, Tokenizer | None]]]:
-    """The autoencoder and the text encoders of a pipeline, their arrays not read yet."""
+def _beside(place: Folder) -> tuple[tensors.Loaded | None, list[tensors.Loaded], list[Tokenizer | None]]:
+    """The autoencoder and the text encoders of a pipeline, their arrays not read yet, and the tokenizers."""
     name = next((name for name in ("vae", "vqvae") if name in place.components), None)
-    coder = None if name is None else _skeleton(place.component_path(name), AUTOENCODERS)
-    texts: list[tuple[tensors.Loaded, Tokenizer | None]] = []
+    coder = None if name is None else _skeleton(place.path / name, AUTOENCODERS)
+    encoders: list[tensors.Loaded] = []
+    tokenizers: list[Tokenizer | None] = []
     # A prompt is encoded by all text encoders, and T5, the third of three, is not among those that are known.
     for suffix in ("", "_2") if "text_encoder_3" not in place.components else ():
         kind = place.components.get(f"text_encoder{suffix}")
         if kind in ENCODERS:
-            encoder = _skeleton(place.component_path(f"text_encoder{suffix}"), ENCODERS, kind)
+            encoders.append(_skeleton(place.path / f"text_encoder{suffix}", ENCODERS, kind))
             files = place.path / f"tokenizer{suffix}"
-            texts.append((encoder, Tokenizer(files, encoder.form.length) if files.is_dir() else None))
-    return coder, texts
+            tokenizers.append(Tokenizer(files, encoders[-1].form.length) if files.is_dir() else None)
+    return coder, encoders, tokenizers
 
 
 def _adapted(
-    module: Callable[..., Array], network: Network, learned: schedulers.Trained, schedule: Schedule | None
+    module: Callable[..., Array], network: tensors.Network, learned: schedulers.Trained, schedule: Schedule | None
 ) -> tuple[Callable[..., Array], dict[str, Any]]:
     """The network as the factor calls it, with the factor's levels, time and parameterization."""
-    native = learned.schedule
-    time = learned.time or network.time
-    pooled = network.conditions["pooled"][0] if "pooled" in network.conditions else None
-    flow = 1000.0 if learned.parameterization == "flow" else None
+    native, time, known = learned.schedule, learned.time or network.time, None
     options = {"schedule": native, "parameterization": learned.parameterization, "time": time}
-    if learned.sigma_data is not None:
-        sign = 1.0 if learned.parameterization == "edm" else -1.0
-        module = Preconditioned(module, learned.sigma_data, sign)
-        options["parameterization"] = "x0"
-    known = None
+    if learned.preconditioning is not None:
+        module = Preconditioned(module, *learned.preconditioning)
     if schedule is not None and not schedule.same_levels(native):
         options["schedule"] = schedule
         if time == "real_level":
             log_snr = 2 * (np.log(native.alpha) - np.log(native.sigma))
             known, options["time"] = jnp.asarray(log_snr[::-1], jnp.float32), "log_snr"
             options["log_snr_range"] = (float(log_snr[-1]), float(log_snr[0]))
-    if known is not None or flow is not None or pooled is not None or network.outputs != network.channels:
-        module = Adapted(module, known, network.channels, pooled, flow)
+    flow = 1000.0 if learned.parameterization == "flow" else None
+    if known is not None or flow is not None or network.pooled is not None or network.outputs != network.channels:
+        module = Adapted(module, known, network.channels, network.pooled, flow)
     return module, options
 
 
-def _conditions(network: Network, parts: Parts, shape: tuple[int, ...]) -> dict[str, Mapping[str, object]]:
+def _conditions(network: tensors.Network, parts: Parts, shape: tuple[int, ...]) -> dict[str, Mapping[str, object]]:
     """The factor's conditions, the value of each that means "none", and what encodes them."""
     values: dict[str, ArrayLike | None] = {}
     encoders: dict[str, Encoder] = {}
     if "prompt" in network.conditions:
-        pooled = network.conditions["pooled"][0] if "pooled" in network.conditions else None
-        prompts = Prompts(parts.text_encoders, network.conditions["prompt"], pooled)
+        prompts = Prompts(parts.text_encoders, network.conditions["prompt"][-1], network.pooled)
         readable = bool(parts.text_encoders) and all(e.tokenizer is not None for e in parts.text_encoders)
         values["prompt"], encoders["prompt"] = prompts("") if readable else None, prompts
     if "size" in network.conditions:

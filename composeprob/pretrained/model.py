@@ -22,13 +22,8 @@ from composeprob.pretrained.text import Prompts, TextEncoder
 
 
 class Parts:
-    """What lies beside a network in its folder. Every folder that is read has its own, equal to no other.
-
-    Attributes:
-        name: of the folder.
-        autoencoder: of latents; None for models of pixels.
-        text_encoders: none, one or two.
-    """
+    """What lies beside a network in its folder, equal to no other's: an autoencoder, which models of pixels have not,
+    and up to two text encoders."""
 
     def __init__(self, name: str, autoencoder: Loaded | None, text_encoders: tuple[TextEncoder, ...]):
         self.name, self.autoencoder, self.text_encoders = name, autoencoder, text_encoders
@@ -63,11 +58,48 @@ def pixels(images: object) -> np.ndarray:
     return np.clip(np.asarray(images, np.float32) / 2 + 0.5, 0.0, 1.0)
 
 
+class Adapted(eqx.Module):
+    """A network whose output has the variance beside, or that takes another time than the factor's."""
+
+    network: Callable[..., Array]
+    known: Array | None  # evaluated by log-SNR: that of its training's levels, from the noisiest to the cleanest
+    channels: int = eqx.field(static=True)  # of events: the first of the output's
+    pooled: int | None = eqx.field(static=True)  # width of the vector in the prompt's last row
+    flow: float | None = eqx.field(static=True)  # times of flow matching: this number times σ/(σ + α)
+
+    def __call__(self, x: Array, t: Array, /, **conditions: Array) -> Array:
+        if self.pooled is not None:
+            prompt = conditions["prompt"]
+            conditions = {**conditions, "prompt": prompt[:-1], "pooled": prompt[-1, : self.pooled]}
+        if self.known is not None:
+            levels = jnp.arange(self.known.shape[0], dtype=jnp.float32)[::-1]
+            t = jnp.interp(t, self.known, levels)
+        if self.flow is not None:
+            t = self.flow * t / (1 + t)
+        return self.network(x, t, **conditions)[..., : self.channels]
+
+
+class Preconditioned(eqx.Module):
+    """x̂_0 = c_skip·x + c_out·F(c_in·x, ¼·log σ), for a network F of unit inputs and outputs.
+
+    c_skip = s²/(σ² + s²), c_in = 1/√(σ² + s²), c_out = ±σ·s/√(σ² + s²), with s the data's standard deviation, `scale`,
+    and − where F gives a velocity (Karras et al. 2022, table 1).
+    """
+
+    network: Callable[..., Array]
+    scale: float = eqx.field(static=True)
+    sign: float = eqx.field(static=True)
+
+    def __call__(self, x: Array, sigma: Array, /, **conditions: Array) -> Array:
+        total = sigma**2 + self.scale**2
+        inner = self.network(x / jnp.sqrt(total), 0.25 * jnp.log(sigma), **conditions)
+        return self.scale**2 / total * x + self.sign * sigma * self.scale / jnp.sqrt(total) * inner
+
+
 class Pretrained(Diffusion):
     """A `Pretrained` is a diffusion model from a folder of someone else's; made by `from_diffusers`.
 
-    Attributes:
-        parts: the autoencoder and text encoders beside the network, which no density is made of: they are no leaves.
+    Its parts are the autoencoder and text encoders beside the network, which no density is made of: they are no leaves.
     """
 
     parts: Parts = eqx.field(static=True)

@@ -16,18 +16,14 @@ from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError, LoadError, ShapeError
 from composeprob.json_data import JSONObject
-from composeprob.pretrained.layers import ACTIVATIONS, normalised
-from composeprob.pretrained.network import Call, Reading, by_score, by_velocity, spreads
+from composeprob.pretrained.layers import ACTIVATIONS, normalised, waves
+from composeprob.pretrained.readings import Call, Pair, Reading, by_score, by_velocity, spreads
 
 Weights = dict[str, Array]
 
 
 def opened(path: Path) -> tuple[JSONObject, Weights]:
-    """What a file says of an estimator, and its arrays. Nothing in it is run.
-
-    Raises:
-        LoadError: there is no such file, or another one than the script writes.
-    """
+    """What a file says of an estimator, and its arrays. Nothing in it is run."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
@@ -47,10 +43,6 @@ def read(path: Path, described: JSONObject, arrays: Weights) -> Reading:
     """What `from_estimator` needs of a ``ConditionalScoreEstimator`` or ``FlowMatchingEstimator``.
 
     sbi's noise is in the units of θ; only with ``compose_standardization`` in standardised ones.
-
-    Raises:
-        LoadError: the file lacks what its kind needs.
-        InvalidValueError: another kind of estimator, activation or embedding.
     """
     try:
         mean, sigmas = _kind(described)
@@ -59,15 +51,14 @@ def read(path: Path, described: JSONObject, arrays: Weights) -> Reading:
         prior = [jnp.broadcast_to(jnp.reshape(arrays[name], -1), shape) for name in ("mean_0", "std_0")]
         units = [np.asarray(arrays[name]).reshape(shape) for name in ("shift", "scale")]
         weights = {name: array for name, array in arrays.items() if name.startswith("net.")}
-        layers = [(kind, _part(arrays, f"embedding.{i}.")) for i, kind in enumerate(described["embedding"])]
-        condition = described["condition_shape"]
-        condition = None if condition is None else tuple(condition)
+        layers = [(kind, _below(arrays, f"embedding.{i}.")) for i, kind in enumerate(described["embedding"])]
         # A file that lacks an array is found here, and not inside of a compiled run.
         width = jnp.shape(arrays["net.condition_layer.weight"])[1]
+        wanted = (width,) if described["condition_shape"] is None else tuple(described["condition_shape"])
         jax.eval_shape(lambda: network(weights, jnp.zeros(shape), jnp.zeros(width), jnp.ones(())))
+    except InvalidValueError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InvalidValueError):
-            raise
         raise LoadError(f"{path} lacks {error} for a {described.get('kind')}.", fix="export it again.") from error
 
     def denoise(arrays: PyTree[Array], y: Array, s: Array, x: Array) -> Array:
@@ -76,19 +67,18 @@ def read(path: Path, described: JSONObject, arrays: Weights) -> Reading:
 
     def adapt(x: ArrayLike) -> Array:
         data = jnp.asarray(x, jnp.result_type(float))
-        wanted = (width,) if condition is None else condition
         if data.shape[1:] != wanted:
+            unembedded = ": it was exported without its embedding net." if described["condition_shape"] is None else "."
             raise ShapeError(
                 f"Conditions of {path.name} have shape {wanted}; got an array {data.shape}.",
-                fix="pass n of them, (n, …)"
-                + (": it was exported without its embedding net." if condition is None else "."),
+                fix=f"pass n of them, (n, …){unembedded}",
             )
         return jax.vmap(lambda row: _embedded(layers, row))(data)
 
     return Reading(denoise, (weights, *prior), shape, sigmas, adapt, *units)
 
 
-def _part(arrays: Weights, start: str) -> Weights:
+def _below(arrays: Weights, start: str) -> Weights:
     return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
 
 
@@ -130,8 +120,7 @@ def _mlp(activation: Callable[[Array], Array], skip: bool) -> Callable[..., Arra
         both = jnp.concatenate([_linear(w, "net.input_layer.", u), _linear(w, "net.condition_layer.", x)])
         h = activation(_linear(w, "net.input_merge_layer.", activation(both)))
         if "net.time_emb.W" in w:
-            turns = t * w["net.time_emb.W"] * 2 * jnp.pi
-            embedded = jnp.concatenate([jnp.sin(turns), jnp.cos(turns)])
+            embedded = waves(t * w["net.time_emb.W"] * 2 * jnp.pi, cosine_first=False)
         else:
             turns = t * w["net.time_emb.div_term"]
             embedded = jnp.stack([jnp.sin(turns), jnp.cos(turns)], 1).reshape(-1)
@@ -149,7 +138,7 @@ Mean = Callable[[Call, Array, Array, Array, Array], Array]
 training's θ, y and s."""
 
 
-def _kind(about: JSONObject) -> tuple[Mean, tuple[float, float]]:
+def _kind(about: JSONObject) -> tuple[Mean, Pair]:
     """What makes the mean of the network's output, and the least and greatest s of the training."""
     kind = about["kind"]
     if kind == "FlowMatchingEstimator":

@@ -35,27 +35,16 @@ class Family(Enum):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a network was trained for.
-
-    Attributes:
-        schedule: its levels; level k is the timestep k.
-        parameterization: as of `Diffusion`.
-        sigma_data: standard deviation of the data where the network is preconditioned for it (Karras et al. 2022).
-        time: what a network takes instead of the level; None for the level.
-    """
+    """What a network was trained for; level k of its schedule is the timestep k."""
 
     schedule: Schedule
-    parameterization: str
-    sigma_data: float | None = None
-    time: str | None = None
+    parameterization: str  # as of `Diffusion`
+    time: str | None = None  # what the network takes instead of the level
+    preconditioning: tuple[float, float] | None = None  # `Preconditioned`'s scale and sign
 
 
 def trained(config: JSONObject, where: str) -> Trained:
-    """Reads a scheduler's configuration.
-
-    Raises:
-        LoadError: a scheduler, kind of betas or of prediction that is not known, or values that give no levels.
-    """
+    """Reads a scheduler's configuration."""
     kind = config.get("_class_name")
     family = next((family for family in Family if kind in family.value), None)
     if family is None:
@@ -80,11 +69,10 @@ def trained(config: JSONObject, where: str) -> Trained:
             return _of_betas(_guided(o), "x0" if o.predict_xstart else "epsilon", where)
         if family is Family.FLOW or o.use_flow_sigmas or o.prediction_type == "flow_prediction":
             return _flow(o, count)
+        if family is Family.VE:
+            return Trained(_exponential(o, count), "score", "sigma")
         if family is Family.EDM:
             return _edm(o, count)
-        if family is Family.VE:
-            sigma = np.geomspace(o.sigma_min, o.sigma_max, count)
-            return Trained(Schedule.from_arrays(np.ones(count), sigma), "score", time="sigma")
         form = "x0" if o.predict_epsilon is False else forms[o.prediction_type]  # the first is of the first releases
         betas = _betas(o, count)
         return _of_betas(betas, form, where, single=True, without_end=o.rescale_betas_zero_snr)
@@ -163,16 +151,19 @@ def _flow(o: Options, levels: int) -> Trained:
     sigma = shift * t / (1 + (shift - 1) * t)
     # The network takes σ/(σ + α), which is 1 in single precision where α is 1e-7.
     alpha = np.maximum((1 - t) / (1 + (shift - 1) * t), 1e-7)
-    return Trained(Schedule.from_arrays(alpha, sigma), "flow", time="sigma")
+    return Trained(Schedule.from_arrays(alpha, sigma), "flow", "sigma")
 
 
 def _edm(o: Options, levels: int) -> Trained:
     """Karras's levels from σ_min to σ_max; the preconditioned network gives x_0."""
     if o.prediction_type not in ("epsilon", "v_prediction"):
         unsupported(o.where, "prediction_type", o.prediction_type, ("epsilon", "v_prediction"))
-    if o.sigma_schedule == "exponential":
-        schedule = Schedule.from_arrays(np.ones(levels), np.geomspace(o.sigma_min, o.sigma_max, levels))
-    else:
-        schedule = Schedule.edm(levels, o.sigma_min, o.sigma_max, o.rho)
-    form = "edm" if o.prediction_type == "epsilon" else "edm_v"
-    return Trained(schedule, form, sigma_data=float(o.sigma_data), time="sigma")
+    exponential = o.sigma_schedule == "exponential"
+    schedule = _exponential(o, levels) if exponential else Schedule.edm(levels, o.sigma_min, o.sigma_max, o.rho)
+    sign = 1.0 if o.prediction_type == "epsilon" else -1.0
+    return Trained(schedule, "x0", "sigma", (float(o.sigma_data), sign))
+
+
+def _exponential(o: Options, levels: int) -> Schedule:
+    """σ evenly spaced in its logarithm from σ_min to σ_max, α = 1."""
+    return Schedule.from_arrays(np.ones(levels), np.geomspace(o.sigma_min, o.sigma_max, levels))

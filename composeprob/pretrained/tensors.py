@@ -1,4 +1,4 @@
-"""Arrays of safetensors files by name, of which networks are made; all are checked before one is read."""
+"""Arrays of safetensors files by name, and the networks that are made of them; all are checked before one is read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,6 +21,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from composeprob.errors import ComposeProbError, LoadError
+from composeprob.json_data import JSON
+from composeprob.pretrained.config import check_beside, read_json
 
 DTYPES = {
     "F64": np.float64,
@@ -71,11 +73,7 @@ class Stored:
 
 
 def header(file: Path) -> dict[str, Stored]:
-    """The arrays of a safetensors file by name, none of them read.
-
-    Raises:
-        LoadError: the file is missing, no safetensors file, or shorter than its header states.
-    """
+    """The arrays of a safetensors file by name, none of them read; offsets, shapes and dtypes are checked."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -106,17 +104,14 @@ def header(file: Path) -> dict[str, Stored]:
 
 
 def weights(folder: Path) -> dict[str, Stored]:
-    """The arrays of a network's folder by their names here: of one file, or of all that an index names.
-
-    Raises:
-        LoadError: no safetensors file, only pickles, or files that an index names are missing.
-    """
+    """The arrays of a network's folder by their names here: of one file, or of all that an index names."""
     place = _place(folder)
     found = _sharded(place) if place.suffix == ".json" else header(place)
-    names = {name: name for name in found}
-    for pattern, name in RENAMED:
-        names = {old: re.sub(pattern, name, new) for old, new in names.items()}
-    renamed = {names[old]: stored for old, stored in found.items()}
+    renamed = {}
+    for name, stored in found.items():
+        for pattern, here in RENAMED:
+            name = re.sub(pattern, here, name)
+        renamed[name] = stored
     if len(renamed) < len(found):
         raise Arrays(found, str(folder)).foreign("it has some arrays twice, by an old and a new name")
     return renamed
@@ -129,7 +124,7 @@ def _place(folder: Path) -> Path:
             for file in (f"{name}.safetensors.index{variant}.json", f"{name}{variant}.safetensors"):
                 if (folder / file).exists():
                     return folder / file
-    others = sorted(file for file in folder.glob("*.safetensors"))
+    others = sorted(folder.glob("*.safetensors"))
     if len(others) == 1:
         return others[0]
     refuse_pickles(folder)
@@ -141,14 +136,9 @@ def _place(folder: Path) -> Path:
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Refuses a folder whose weights are pickles.
-
-    Raises:
-        LoadError: with the command that converts them.
-    """
-    pickles = sorted(file for file in folder.iterdir() if file.suffix in PICKLES) if folder.is_dir() else []
-    if folder.suffix in PICKLES:
-        pickles = [folder]
+    """Refuses a pickle, or a folder of some, with the command that converts them."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    pickles = [file for file in (folder, *files) if file.suffix in PICKLES]
     if pickles:
         raise LoadError(
             f"The weights {pickles[0]} are a pickle, and reading one runs what its author put in.",
@@ -162,25 +152,17 @@ def refuse_pickles(folder: Path) -> None:
 
 def _sharded(index: Path) -> dict[str, Stored]:
     try:
-        places: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places: Mapping[str, str] = read_json(index)["weight_map"]
         files = sorted(set(places.values()))
-        outside = [file for file in files if Path(file).name != file or "\\" in file or file in ("", "..")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        check_beside(files, index, "file")
+    except (KeyError, TypeError, AttributeError) as error:
         raise LoadError(
             f"{index} is no index of weights: {type(error).__name__}: {error}.", fix="fetch it again: it is damaged."
         ) from error
-    if outside:
-        raise LoadError(
-            f"{index} names the file {outside[0]!r}, which does not lie beside it; nothing outside of a model's folder "
-            "is read.",
-            fix="move the file beside the index and write its name alone; if you do not know why it is so, delete the "
-            "folder.",
-        )
     found: dict[str, Stored] = {}
     for file in files:
         found |= {name: stored for name, stored in header(index.parent / file).items() if name in places}
-    missing = sorted(set(places) - set(found))
-    if missing:
+    if missing := sorted(set(places) - set(found)):
         raise LoadError(
             f"{index} names {first_three(missing)}, which its files do not have.", fix="fetch the whole folder again."
         )
@@ -188,13 +170,9 @@ def _sharded(index: Path) -> dict[str, Stored]:
 
 
 class Arrays:
-    """The arrays of a network whose names begin alike; a layer takes its own, and with them its sizes.
+    """The arrays of a network whose names begin alike, read or not yet; a layer takes its own, with them its sizes.
 
     ``arrays / "conv_in"`` are those of a layer, ``arrays.items("down_blocks")`` those of every block.
-
-    Args:
-        held: by their names here, those of a file not read yet, or the arrays themselves.
-        where: the file or folder, for errors.
     """
 
     def __init__(self, held: Mapping[str, Stored | Array], where: str = "the network"):
@@ -217,11 +195,7 @@ class Arrays:
         return [below / i for i in itertools.takewhile(lambda i: str(i) in below, itertools.count())]
 
     def numbers(self) -> list[int]:
-        """The numbers right below this name, in order; some may be left out.
-
-        Raises:
-            LoadError: there are none.
-        """
+        """The numbers right below this name, in order, of which some may be left out; at least one."""
         parts = {name[len(self.prefix) :].partition(".")[0] for name in self._held if name.startswith(self.prefix)}
         if not (found := sorted(int(part) for part in parts if part.isdecimal())):
             raise self.foreign(f"it lacks {self.prefix}0")
@@ -237,15 +211,7 @@ class Arrays:
         return 0 if found is None else len(found.shape)
 
     def take(self, name: str, *shape: int | None) -> Array:
-        """An array, of which its layer states the shape.
-
-        Args:
-            name: of the array below this one's.
-            shape: in the file, None where it may be any.
-
-        Raises:
-            LoadError: there is none, or it has another shape.
-        """
+        """An array below this name, of which its layer states the shape in the file, None where it may be any."""
         full = self.prefix + name
         if full not in self._held:
             raise self.foreign(f"it lacks {full}")
@@ -262,11 +228,7 @@ class Arrays:
         return cast(Array, self._held[full])
 
     def shape(self, name: str, rank: int) -> tuple[int, ...]:
-        """The shape of an array in the file.
-
-        Raises:
-            LoadError: there is none, or it has another number of axes.
-        """
+        """The shape in the file of an array of so many axes."""
         return _shape_in_file(self.take(name, *[None] * rank))
 
     def foreign(self, difference: str) -> LoadError:
@@ -277,11 +239,7 @@ class Arrays:
         )
 
     def trace(self, compute: Callable[..., Array], *inputs: Shaped, **named: Shaped) -> tuple[int, ...]:
-        """The shape of ``compute(arrays, *inputs, **named)``, whose layers thereby check every array that they take.
-
-        Raises:
-            LoadError: arrays that are missing, or do not fit together.
-        """
+        """The shape of ``compute(arrays, *inputs, **named)``, whose layers thereby check every array that they take."""
 
         def traced(held: Mapping[str, Array], inputs: tuple[Array, ...], named: dict[str, Array]) -> Array:
             arrays = Arrays(held, self.where)
@@ -296,31 +254,24 @@ class Arrays:
             raise self.foreign(f"its layers do not fit together ({str(error).splitlines()[0]})") from error
 
     def finish(self, form: Hashable) -> Loaded:
-        """The network of the arrays that layers took, which are not read yet.
-
-        Raises:
-            LoadError: arrays that no layer took, of which it names the first three, or that hold no numbers with
-                fractions.
-        """
-        unknown = sorted(set(self._held) - self._taken - set(IGNORED))
-        if unknown:
+        """The network of the arrays that layers took, not read yet; refuses others, and numbers without fractions."""
+        if unknown := sorted(set(self._held) - self._taken - set(IGNORED)):
             raise self.foreign(f"it has {first_three(unknown)} beside")
-        for name in sorted(self._taken):
-            if not jnp.issubdtype(self._held[name].dtype, jnp.floating):
+        taken = {name: cast(Array, self._held[name]) for name in sorted(self._taken)}
+        for name, array in taken.items():
+            if not jnp.issubdtype(array.dtype, jnp.floating):
                 raise LoadError(
-                    f"Tensor {name!r} in {self.where} holds {self._held[name].dtype.name}, and a weight is a "
-                    "floating-point number.",
+                    f"Tensor {name!r} in {self.where} holds {array.dtype.name}, and a weight is a floating-point "
+                    "number.",
                     fix="save the weights in float32, bfloat16 or float16: quantized ones are not read.",
                 )
-        return Loaded({name: cast(Array, self._held[name]) for name in sorted(self._taken)}, form)
+        return Loaded(taken, form)
 
 
 class Loaded(eqx.Module):
-    """A network: its arrays by their names here, and the form that computes with them.
+    """A network: its arrays by their names here, and the form, equal by its values, that computes with them.
 
-    Attributes:
-        arrays: kernels of convolutions are (height, width, in, out), all others as in the files.
-        form: called as ``form(arrays, *inputs)``; all that its arrays do not contain, equal by its values.
+    Kernels of convolutions are (height, width, in, out), all others as in the files.
     """
 
     arrays: dict[str, Array]
@@ -332,6 +283,39 @@ class Loaded(eqx.Module):
     def run(self, method: str, *inputs: Array) -> Any:
         """Another method of the form."""
         return getattr(self.form, method)(Arrays(self.arrays), *inputs)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network's skeleton, called as ``module(x, t, **conditions)`` on one event, and what must be known for that."""
+
+    module: Loaded  # its arrays are not read yet
+    outputs: int  # channels of the output; twice those of events where the variance is learned too
+    sample_size: JSON  # height and width of events, or one number for both; None where the file has none
+    channels: int  # of events
+    multiple: int = 1  # height and width must be multiples of it
+    time: str = "real_level"  # what it takes of the noise, as `Diffusion`'s
+    conditions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # their shapes
+    classes: int | None = None  # how many labels there are; None where labels are not numbered
+    null_label: int | None = None  # the label that means "no label"; None where there is none
+
+    @classmethod
+    def traced(cls, form: Callable[..., Array], arrays: Arrays, **facts: Any) -> Network:
+        """The network of a form and its arrays, traced once; ``facts`` are its other attributes."""
+        network = cls(Loaded({}, form), 0, **facts)
+        side = max(network.multiple, 2 ** len(arrays.items("down_blocks")))
+        given = {  # a label is whole, and prompts have any length
+            name: shaped(*(n or 1 for n in shape), dtype=jnp.float32 if shape else jnp.int32)
+            for name, shape in network.conditions.items()
+        }
+        t = shaped(dtype=jnp.int32 if network.time == "level" else jnp.float32)
+        *_, outputs = arrays.trace(form, shaped(side, side, network.channels), t, **given)
+        return replace(network, module=arrays.finish(form), outputs=outputs)
+
+    @property
+    def pooled(self) -> int | None:
+        """The width of the vector that the prompt's last row holds; None without."""
+        return self.conditions["pooled"][0] if "pooled" in self.conditions else None
 
 
 def shaped(*shape: int, dtype: DTypeLike = jnp.float32) -> Shaped:

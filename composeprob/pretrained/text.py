@@ -18,9 +18,8 @@ from numpy.typing import ArrayLike
 from composeprob.errors import ConditionError, InvalidValueError, LoadError, ShapeError
 from composeprob.factors.fingerprint import fingerprint
 from composeprob.json_data import JSON, JSONObject
-from composeprob.pretrained.attention import transformer_block
 from composeprob.pretrained.config import Options, positive, read_json, text_list, whole, whole_from_0
-from composeprob.pretrained.layers import ACTIVATIONS, embed, layer_norm, linear
+from composeprob.pretrained.layers import ACTIVATIONS, embed, layer_norm, linear, transformer_block
 from composeprob.pretrained.tensors import Arrays, Loaded, shaped
 
 if TYPE_CHECKING:
@@ -29,23 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CLIPText:
-    """A text encoder over one sequence of token ids.
+    """A text encoder over one sequence of token ids."""
 
-    Attributes:
-        length: the most tokens of a sequence.
-        vocabulary: how many ids there are.
-        heads: of attention.
-        activation: of the feed-forward layers.
-        eps: of the norms.
-        end: the id at whose first place the pooled vector is read.
-    """
-
-    length: int
-    vocabulary: int
+    length: int  # the most tokens of a sequence
+    vocabulary: int  # how many ids there are
     heads: int
-    activation: str
-    eps: float
-    end: int
+    activation: str  # of the feed-forward layers
+    eps: float  # of the norms
+    end: int  # the id at whose first place the pooled vector is read
 
     def states(self, arrays: Arrays, ids: Array) -> list[Array]:
         """The hidden states before the first layer and after each, (length, width) each, before the last norm."""
@@ -69,11 +59,7 @@ class CLIPText:
         return linear(arrays / "text_projection", found, bias=False) if "text_projection" in arrays else found
 
     def check(self, ids: ArrayLike) -> Array:
-        """Token ids as an array.
-
-        Raises:
-            InvalidValueError: no integers, too many of them, or ids that the network does not have.
-        """
+        """Token ids as an array, or an `InvalidValueError`: no integers, too many, or ids that it does not have."""
         array = jnp.asarray(ids)
         if not jnp.issubdtype(array.dtype, jnp.integer) or array.ndim not in (1, 2):
             raise InvalidValueError(
@@ -95,11 +81,7 @@ class CLIPText:
 
 
 def clip(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
-    """A CLIP text encoder, with a projection where its class has one.
-
-    Raises:
-        LoadError: an option that is not supported, or weights of another network.
-    """
+    """A CLIP text encoder, with a projection where its class has one."""
     o = Options(
         config, where, num_attention_heads=(8, whole), hidden_act=("quick_gelu", *ACTIVATIONS),
         layer_norm_eps=(1e-5, positive), eos_token_id=(49407, whole_from_0), architectures=(None, text_list),
@@ -123,12 +105,7 @@ def clip(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
 class Tokenizer:
     """A `Tokenizer` makes token ids of a text: start, the text's own, end, and padding up to a fixed length.
 
-    Args:
-        folder: with tokenizer.json, or vocab.json and merges.txt.
-        length: how many ids there are.
-
-    Raises:
-        LoadError: no such files, or the `tokenizers` package is not installed.
+    Its folder has tokenizer.json, or vocab.json and merges.txt.
     """
 
     def __init__(self, folder: Path, length: int):
@@ -137,10 +114,10 @@ class Tokenizer:
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             if (folder / name).exists():
                 notes |= read_json(folder / name)
-        start, end = _text(notes.get("bos_token"), "<|startoftext|>"), _text(notes.get("eos_token"), "<|endoftext|>")
+        defaults = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+        start, end, padding = (_text(notes.get(name), default) for name, default in defaults.items())
         self._tokenizer = _read(folder, start, end)
-        self.end = self._id(folder, end)
-        self.padding = self._id(folder, _text(notes.get("pad_token"), "<|endoftext|>"))
+        self.end, self.padding = (self._id(folder, token) for token in (end, padding))
 
     def __call__(self, text: str) -> np.ndarray:
         """Token ids, shape (length,); a text that is too long loses its end."""
@@ -208,44 +185,32 @@ def _read(folder: Path, start: str, end: str) -> Tokenizers:
 
 
 class TextEncoder:
-    """A `TextEncoder` makes hidden states of token ids: ``encoder(token_ids)``.
+    """A `TextEncoder` makes hidden states of token ids: ``encoder(token_ids)``, by the network of one sequence.
 
-    Attributes:
-        network: the encoder of one sequence.
-        tokenizer: makes token ids of a text; None where the folder has none.
+    Its ``tokenizer`` makes token ids of a text, and is None where the folder has none.
     """
 
     def __init__(self, network: Loaded, tokenizer: Tokenizer | None):
         self.network, self.tokenizer = network, tokenizer
 
     def __call__(self, token_ids: ArrayLike) -> Array:
-        """The last hidden states, after the last norm.
-
-        Args:
-            token_ids: (length,) or (n, length), whole numbers.
-
-        Returns:
-            (length, width) or (n, length, width).
+        """The last hidden states, after the last norm, (length, width) or (n, length, width), of as many token ids.
 
         Raises:
             InvalidValueError: no token ids of this encoder.
         """
-        return _encoded(self.network, self.network.form.check(token_ids), "last", None)
+        return self._encoded("last", token_ids)
 
     def pooled(self, token_ids: ArrayLike) -> Array:
         """The state of the end token, projected where the encoder has a projection: (width,) or (n, width)."""
-        return _encoded(self.network, self.network.form.check(token_ids), "pooled", None)
+        return self._encoded("pooled", token_ids)
 
     def states(self, token_ids: ArrayLike, layer: int = -1) -> Array:
         """The hidden states after a layer, before the last norm; −2 is the one that Stable Diffusion XL takes."""
-        return _encoded(self.network, self.network.form.check(token_ids), "states", layer)
+        return self._encoded("states", token_ids, layer)
 
     def tokens(self, text: str) -> np.ndarray:
-        """The token ids of a text.
-
-        Raises:
-            ConditionError: the folder has no tokenizer.
-        """
+        """The token ids of a text; a `ConditionError` where the folder has no tokenizer."""
         if self.tokenizer is None:
             raise ConditionError(
                 f"The prompt {text!r} is a text, but the model's folder has no tokenizer.",
@@ -253,9 +218,12 @@ class TextEncoder:
             )
         return self.tokenizer(text)
 
+    def _encoded(self, what: str, token_ids: ArrayLike, layer: int | None = None) -> Array:
+        return _run(self.network, self.network.form.check(token_ids), what, layer)
+
 
 @eqx.filter_jit
-def _encoded(network: Loaded, ids: Array, what: str, layer: int | None) -> Array:
+def _run(network: Loaded, ids: Array, what: str, layer: int | None) -> Array:
     def states(ids: Array) -> Array:
         found = network.run(what, ids)
         return (found if layer is None else found[layer]).astype(jnp.float32)
@@ -264,16 +232,13 @@ def _encoded(network: Loaded, ids: Array, what: str, layer: int | None) -> Array
 
 
 class Prompts:
-    """`Prompts` makes of a prompt the one array that a network takes.
+    """`Prompts` makes of a prompt the one array that a network takes: hidden states of a width, by one or two encoders.
 
-    Args:
-        encoders: the text encoders, one or two.
-        shape: of the network's hidden states, (0, width).
-        pooled: width of the pooled vector that it takes beside, as a last row; None without.
+    Where the network takes a pooled vector beside, of the width ``pooled``, that is the last row.
     """
 
-    def __init__(self, encoders: tuple[TextEncoder, ...], shape: tuple[int, ...], pooled: int | None):
-        self.encoders, self.width, self.pooled = encoders, shape[-1], pooled
+    def __init__(self, encoders: tuple[TextEncoder, ...], width: int, pooled: int | None):
+        self.encoders, self.width, self.pooled = encoders, width, pooled
         self._texts: dict[str, str] = {}
 
     def text_of(self, value: Array | np.ndarray) -> str | None:
@@ -282,14 +247,7 @@ class Prompts:
         return self._texts.get(fingerprint(value)) if known else None
 
     def __call__(self, prompt: str | ArrayLike) -> Array:
-        """The prompt of a text, of token ids or of hidden states, (length, width); a last row holds the pooled vector
-        where the network has one.
-
-        Raises:
-            ConditionError: a text without a tokenizer, or no text encoder.
-            ShapeError: an array of another shape.
-            InvalidValueError: token ids that the encoder does not have.
-        """
+        """The prompt of a text, of token ids or of hidden states, (length, width)."""
         if not isinstance(prompt, str):
             prompt = self._array(jnp.asarray(prompt))
             if prompt.ndim == 2:
@@ -299,7 +257,12 @@ class Prompts:
                 f"The prompt {prompt!r} needs a text encoder, and the model's folder has none that is supported.",
                 fix=f"pass hidden states of shape (length, {self.width}).",
             )
-        found = self._encoded([e.tokens(prompt) if isinstance(prompt, str) else prompt for e in self.encoders])
+        ids = [encoder.tokens(prompt) if isinstance(prompt, str) else prompt for encoder in self.encoders]
+        if self.pooled is None:
+            found = self.encoders[0](ids[0])
+        else:
+            states = [encoder.states(tokens, -2) for encoder, tokens in zip(self.encoders, ids, strict=True)]
+            found = with_pooled(jnp.concatenate(states, axis=-1), self.encoders[-1].pooled(ids[-1]))
         if isinstance(prompt, str):
             self._texts[fingerprint(found)] = prompt
         return found
@@ -322,14 +285,6 @@ class Prompts:
                 fix="pass a text, token ids, or what model.text_encoder(token_ids) gives for ONE prompt.",
             )
         return array
-
-    def _encoded(self, ids: list[ArrayLike]) -> Array:
-        if self.pooled is None:
-            return self.encoders[0](ids[0])
-        pairs = list(zip(self.encoders, ids, strict=True))
-        hidden = jnp.concatenate([encoder.states(i, -2) for encoder, i in pairs], axis=-1)
-        vector = pairs[-1][0].pooled(pairs[-1][1])
-        return with_pooled(hidden, vector)
 
 
 def with_pooled(hidden: Array, vector: Array) -> Array:

@@ -11,95 +11,80 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.json_data import JSONObject
-from composeprob.pretrained.attention import FEED_FORWARD, attention, feed_forward, joint_attention
+from composeprob.pretrained import layers
 from composeprob.pretrained.config import Options, anything, positive, whole
-from composeprob.pretrained.layers import embed, image_of, layer_norm, linear, mlp, normalised, patches, sinusoids
-from composeprob.pretrained.network import Network
-from composeprob.pretrained.tensors import Arrays
+from composeprob.pretrained.tensors import Arrays, Network
 
 
 def conditioning(arrays: Arrays, t: Array, *, label: Array | None = None, pooled: Array | None = None) -> Array:
     """The sum of a time's embedding and that of a label, or of a pooled prompt."""
     inputs = arrays.shape("timestep_embedder.linear_1.weight", 2)[1]
     shift = 0.0 if label is None else 1.0  # of the frequencies, in the originals
-    time = mlp(arrays / "timestep_embedder", sinusoids(t, inputs, shift=shift))
+    time = layers.mlp(arrays / "timestep_embedder", layers.sinusoids(t, inputs, shift=shift))
     if label is not None:
-        return time + embed(arrays / "class_embedder" / "embedding_table", label, time.shape[0])
+        return time + layers.embed(arrays / "class_embedder" / "embedding_table", label, time.shape[0])
     assert pooled is not None
-    return time + mlp(arrays / "text_embedder", pooled, time.shape[0])
+    return time + layers.mlp(arrays / "text_embedder", pooled, time.shape[0])
 
 
 def adaptive(arrays: Arrays, embedding: Array, width: int, count: int) -> list[Array]:
     """The scales, shifts and gates of a layer norm that are made of an embedding, (width,) each."""
-    return jnp.split(linear(arrays / "linear", jax.nn.silu(embedding), count * width), count)
+    return jnp.split(layers.linear(arrays / "linear", jax.nn.silu(embedding), count * width), count)
 
 
 def modulate(x: Array, scale: Array, shift: Array) -> Array:
     """The sequence, normalised without weights, scaled and shifted."""
-    return normalised(x, 1e-6) * (1 + scale) + shift
+    return layers.normalised(x, 1e-6) * (1 + scale) + shift
 
 
 @dataclass(frozen=True)
 class DiT:
-    """A transformer over patches of latents, given a time and a label.
-
-    Attributes:
-        heads: of attention.
-        bias: whether its projections have one.
-        activation: of the feed-forward layers.
-        eps: of the norms before them.
-        affine: whether these have weights.
-        sample_size: rows of the latents of the training.
-    """
+    """A transformer over patches of latents, given a time and a label."""
 
     heads: int
-    bias: bool
-    activation: str
-    eps: float
-    affine: bool
-    sample_size: int
+    bias: bool  # of attention
+    activation: str  # of the feed-forward layers
+    eps: float  # of the norms before them
+    affine: bool  # whether these have weights
+    sample_size: int  # rows of the latents of the training
 
     def __call__(self, arrays: Arrays, x: Array, t: Array, label: Array) -> Array:
         """The noise of latents x (height, width, channels), and its variance where that is learned."""
-        hidden = patches(arrays / "pos_embed", x, self.sample_size)
+        hidden = layers.patches(arrays / "pos_embed", x, self.sample_size)
         blocks = arrays.items("transformer_blocks")
         for block in blocks:
             hidden = self._block(block, hidden, conditioning(block / "norm1" / "emb", t, label=label))
         first = conditioning(blocks[0] / "norm1" / "emb", t, label=label)
         width = hidden.shape[-1]
-        shift, scale = jnp.split(linear(arrays / "proj_out_1", jax.nn.silu(first), 2 * width), 2)
-        output = linear(arrays / "proj_out_2", modulate(hidden, scale, shift))
-        return image_of(output, *x.shape[:2]).astype(x.dtype)
+        shift, scale = jnp.split(layers.linear(arrays / "proj_out_1", jax.nn.silu(first), 2 * width), 2)
+        output = layers.linear(arrays / "proj_out_2", modulate(hidden, scale, shift))
+        return layers.image_of(output, *x.shape[:2]).astype(x.dtype)
 
     def _block(self, arrays: Arrays, x: Array, embedding: Array) -> Array:
         """Attention and a feed-forward layer, each scaled, shifted and gated by time and label."""
         shift, scale, gate, shift_ff, scale_ff, gate_ff = adaptive(arrays / "norm1", embedding, x.shape[-1], 6)
-        x = x + gate * attention(arrays / "attn1", modulate(x, scale, shift), self.heads, bias=self.bias)
-        normed = layer_norm(arrays / "norm3", x, self.eps) if self.affine else normalised(x, self.eps)
-        return x + gate_ff * feed_forward(arrays / "ff", normed * (1 + scale_ff) + shift_ff, self.activation)
+        x = x + gate * layers.attention(arrays / "attn1", modulate(x, scale, shift), self.heads, bias=self.bias)
+        normed = layers.layer_norm(arrays / "norm3", x, self.eps) if self.affine else layers.normalised(x, self.eps)
+        return x + gate_ff * layers.feed_forward(arrays / "ff", normed * (1 + scale_ff) + shift_ff, self.activation)
 
 
 @dataclass(frozen=True)
 class SD3:
-    """A transformer over patches of latents and a prompt, given a time and the pooled prompt.
-
-    Attributes:
-        heads: of attention.
-    """
+    """A transformer over patches of latents and a prompt, given a time and the pooled prompt."""
 
     heads: int
 
     def __call__(self, arrays: Arrays, x: Array, t: Array, prompt: Array, pooled: Array) -> Array:
         """The velocity of latents x (height, width, channels), at time t from 0 to 1000."""
         embedding = conditioning(arrays / "time_text_embed", t, pooled=pooled)
-        hidden = patches(arrays / "pos_embed", x)
+        hidden = layers.patches(arrays / "pos_embed", x)
         width = hidden.shape[-1]
-        context = linear(arrays / "context_embedder", prompt, width)
+        context = layers.linear(arrays / "context_embedder", prompt, width)
         for block in arrays.items("transformer_blocks"):
             hidden, context = self._block(block, hidden, context, embedding)
         scale, shift = adaptive(arrays / "norm_out", embedding, width, 2)
-        output = linear(arrays / "proj_out", modulate(hidden, scale, shift))
-        return image_of(output, *x.shape[:2]).astype(x.dtype)
+        output = layers.linear(arrays / "proj_out", modulate(hidden, scale, shift))
+        return layers.image_of(output, *x.shape[:2]).astype(x.dtype)
 
     def _block(self, arrays: Arrays, x: Array, context: Array, embedding: Array) -> tuple[Array, Array]:
         """One layer over patches and prompt, each scaled, shifted and gated; the last one returns no new prompt."""
@@ -110,33 +95,29 @@ class SD3:
         parts = adaptive(arrays / "norm1_context", embedding, width, 2 if last else 6)
         shift_c, scale_c, *of_context = parts[::-1] if last else parts  # the last one has the scale first
         normed = modulate(x, scale, shift)
-        found, beside = joint_attention(
+        found, beside = layers.joint_attention(
             arrays / "attn", normed, modulate(context, scale_c, shift_c), self.heads, last=last
         )
         before, x = x, x + gate * found
         if second:
             shift_2, scale_2, gate_2 = of_second
             normed = modulate(before, scale_2, shift_2)
-            x = x + gate_2 * attention(arrays / "attn2", normed, self.heads, bias=True)
-        x = x + gate_ff * feed_forward(arrays / "ff", modulate(x, scale_ff, shift_ff), kind)
+            x = x + gate_2 * layers.attention(arrays / "attn2", normed, self.heads, bias=True)
+        x = x + gate_ff * layers.feed_forward(arrays / "ff", modulate(x, scale_ff, shift_ff), kind)
         if last:
             return x, context
         gate_c, shift_cf, scale_cf, gate_cf = of_context
         context = context + gate_c * beside
-        changed = feed_forward(arrays / "ff_context", modulate(context, scale_cf, shift_cf), kind)
+        changed = layers.feed_forward(arrays / "ff_context", modulate(context, scale_cf, shift_cf), kind)
         return x, context + gate_cf * changed
 
 
 def dit(config: JSONObject, arrays: Arrays, where: str) -> Network:
-    """A `DiTTransformer2DModel`: class-conditional latents.
-
-    Raises:
-        LoadError: an option that is not supported, or weights of another network.
-    """
+    """A `DiTTransformer2DModel`: class-conditional latents."""
     o = Options(
         config, where, num_attention_heads=(16, whole), dropout=(0.0, anything),
         norm_num_groups=(32, anything),  # the original has no group norm here either
-        attention_bias=(True, False), sample_size=(32, whole), activation_fn=("gelu-approximate", *FEED_FORWARD),
+        attention_bias=(True, False), sample_size=(32, whole), activation_fn=("gelu-approximate", *layers.FEED_FORWARD),
         upcast_attention=(False, True), norm_type=("ada_norm_zero",), norm_elementwise_affine=(False, True),
         norm_eps=(1e-5, positive),
     )  # fmt: skip
@@ -151,18 +132,14 @@ def dit(config: JSONObject, arrays: Arrays, where: str) -> Network:
     form = DiT(
         o.num_attention_heads, o.attention_bias, o.activation_fn, o.norm_eps, o.norm_elementwise_affine, o.sample_size
     )
-    conditions = {"label": ()}
     return Network.traced(
-        form, arrays, o.sample_size, channels, size, conditions=conditions, classes=classes, null_label=classes
-    )
+        form, arrays, sample_size=o.sample_size, channels=channels, multiple=size, conditions={"label": ()},
+        classes=classes, null_label=classes,
+    )  # fmt: skip
 
 
 def sd3(config: JSONObject, arrays: Arrays, where: str) -> Network:
-    """An `SD3Transformer2DModel`: flow matching by a transformer over patches and prompt together.
-
-    Raises:
-        LoadError: an option that is not supported, or weights of another network.
-    """
+    """An `SD3Transformer2DModel`: flow matching by a transformer over patches and prompt together."""
     o = Options(config, where, sample_size=(128, anything), num_attention_heads=(18, whole))
     width, channels, size, _ = arrays.shape("pos_embed.proj.weight", 4)
     context = arrays.shape("context_embedder.weight", 2)[1]
@@ -178,5 +155,7 @@ def sd3(config: JSONObject, arrays: Arrays, where: str) -> Network:
         dual_attention_layers=tuple(i for i, block in enumerate(blocks) if "attn2" in block),
         qk_norm="rms_norm" if "attn.norm_q" in blocks[0] else None,
     )  # fmt: skip
-    conditions = {"prompt": (0, context), "pooled": (pooled,)}
-    return Network.traced(SD3(o.num_attention_heads), arrays, o.sample_size, channels, size, conditions=conditions)
+    return Network.traced(
+        SD3(o.num_attention_heads), arrays, sample_size=o.sample_size, channels=channels, multiple=size,
+        conditions={"prompt": (0, context), "pooled": (pooled,)},
+    )  # fmt: skip

@@ -12,43 +12,29 @@ from composeprob.json_data import JSONObject
 from composeprob.pretrained.blocks import Body, Style, check_kinds
 from composeprob.pretrained.config import Options, anything, flag, number, positive, text_list, unsupported, whole
 from composeprob.pretrained.layers import ACTIVATIONS, embed, fourier, linear, mlp, sinusoids
-from composeprob.pretrained.network import Network
-from composeprob.pretrained.tensors import Arrays
+from composeprob.pretrained.tensors import Arrays, Network
 
 SIZES = 6
-"""Numbers about the image that SDXL takes: height and width, the crop's top and left, the target's height and width."""
+"""Numbers about the image that SDXL takes."""
 
 
 @dataclass(frozen=True)
 class UNet:
-    """A UNet over one image, given a time and conditions.
-
-    Attributes:
-        body: its convolutions.
-        time: how the embedding of the time begins, ``"positional"``, ``"fourier"`` or ``"learned"``.
-        cosine_first, shift, scale: as of `sinusoids`.
-        inner_activation, outer_activation, last_activation: in the embedding of the time, after it, and after labels
-            and sizes are added.
-        label: what a label is, diffusers' ``class_embed_type``.
-        concatenated: whether a label's embedding is put beside the time's, and not added.
-        size_width: of the sinusoids of each of an image's sizes; None where the network takes none.
-        centred: whether images are given from 0 to 1.
-        takes_sigma: the time is the noise's standard deviation, which also divides the output.
-    """
+    """A UNet over one image, given a time and conditions."""
 
     body: Body
-    time: str = "positional"
-    cosine_first: bool = True
+    time: str = "positional"  # how its embedding begins, or "fourier" or "learned"
+    cosine_first: bool = True  # this and the next two as of `sinusoids`
     shift: float = 0.0
     scale: float = 1.0
-    inner_activation: str = "silu"
-    outer_activation: str = "identity"
-    last_activation: str = "identity"
-    label: str | None = None
-    concatenated: bool = False
-    size_width: int | None = None
-    centred: bool = False
-    takes_sigma: bool = False
+    inner_activation: str = "silu"  # in the embedding of the time
+    outer_activation: str = "identity"  # after it
+    last_activation: str = "identity"  # after labels and sizes are added
+    label: str | None = None  # what a label is, diffusers' class_embed_type
+    concatenated: bool = False  # whether a label's embedding is put beside the time's, and not added
+    size_width: int | None = None  # of the sinusoids of each of an image's sizes; None where it takes none
+    centred: bool = False  # whether images are given from 0 to 1
+    takes_sigma: bool = False  # the time is the noise's standard deviation, which also divides the output
 
     def __call__(
         self,
@@ -60,19 +46,12 @@ class UNet:
         size: Array | None = None,
         label: Array | None = None,
     ) -> Array:
-        """The output for one event.
+        """The output for one image or latents (height, width, channels), at a time.
 
-        Args:
-            arrays: of the network.
-            x: an image or latents, (height, width, channels).
-            t: the time, a scalar.
-            prompt: hidden states of the prompt, (length, channels).
-            pooled: the prompt as one vector.
-            size: height and width of the image before scaling, its crop's top and left, and its target size, (6,).
-            label: a class, or what stands for one.
+        The prompt is hidden states (length, channels), and one vector, pooled; the size (6,) the image's height and
+        width before scaling, its crop's top and left, and its target size.
         """
-        below, activation = arrays / "time_embedding", self.inner_activation
-        embedding = mlp(below, self._waves(arrays, t), activation=activation)
+        embedding = mlp(arrays / "time_embedding", self._waves(arrays, t), activation=self.inner_activation)
         embedding = ACTIVATIONS[self.outer_activation](embedding)
         if label is not None:
             embedded = self._labelled(arrays, label, embedding.shape[0]).astype(embedding.dtype)
@@ -115,11 +94,7 @@ class UNet:
 
 
 def _sizes(arrays: Arrays) -> JSONObject:
-    """Options that a UNet's weights contain, by the names of diffusers' files.
-
-    Raises:
-        LoadError: it lacks blocks, or parts of them.
-    """
+    """Options that a UNet's weights contain, by the names of diffusers' files."""
     stages, up = arrays.items("down_blocks"), arrays.items("up_blocks")
     if not stages or len(up) != len(stages):
         raise arrays.foreign(f"it has {len(stages)} blocks on the way down and {len(up)} on the way up")
@@ -153,11 +128,7 @@ def _label(o: Options, arrays: Arrays) -> dict[str, tuple[int, ...]]:
 
 
 def unet_2d(config: JSONObject, arrays: Arrays, where: str) -> Network:
-    """A `UNet2DModel`: unconditional and class-conditional images.
-
-    Raises:
-        LoadError: an option or block that is not supported, or weights of another network.
-    """
+    """A `UNet2DModel`: unconditional and class-conditional images."""
     kinds = ("UNetMidBlock2D", None)
     o = Options(
         config, where, sample_size=(None, anything), center_input_sample=(False, True),
@@ -183,18 +154,14 @@ def unet_2d(config: JSONObject, arrays: Arrays, where: str) -> Network:
         takes_sigma=fourier,
     )  # fmt: skip
     time = {"fourier": "sigma", "learned": "level"}.get(o.time_embedding_type, "real_level")
-    classes = sizes["num_class_embeds"]
     return Network.traced(
-        form, arrays, o.sample_size, sizes["in_channels"], 2 ** (n - 1), time, label, classes=classes
+        form, arrays, sample_size=o.sample_size, channels=sizes["in_channels"], multiple=2 ** (n - 1), time=time,
+        conditions=label, classes=sizes["num_class_embeds"],
     )  # fmt: skip
 
 
 def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
-    """A `UNet2DConditionModel`: text to image, as in Stable Diffusion 1, 2 and XL.
-
-    Raises:
-        LoadError: an option or block that is not supported, or weights of another network.
-    """
+    """A `UNet2DConditionModel`: text to image, as in Stable Diffusion 1, 2 and XL."""
     o = Options(
         config, where, sample_size=(None, anything), center_input_sample=(False, True), flip_sin_to_cos=(True, False),
         freq_shift=(0, number), down_block_types=(None, text_list), up_block_types=(None, text_list),
@@ -258,7 +225,7 @@ def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
         size_width=o.addition_time_embed_dim if o.addition_embed_type else None,
     )  # fmt: skip
     return Network.traced(
-        form, arrays, o.sample_size, sizes["in_channels"], 1, "real_level", conditions,
+        form, arrays, sample_size=o.sample_size, channels=sizes["in_channels"], conditions=conditions,
         classes=sizes["num_class_embeds"],
     )  # fmt: skip
 
@@ -273,16 +240,9 @@ GUIDED = "GuidedDiffusionUNet"
 
 
 def guided(config: JSONObject, arrays: Arrays, where: str) -> Network:
-    """The UNet of guided-diffusion (ADM), and of improved-diffusion before it.
+    """The UNet of guided-diffusion (ADM), and of improved-diffusion before it, its arrays by diffusers' names.
 
-    Args:
-        config: what the weights do not contain, by guided-diffusion's own options; ``time_scale`` multiplies the
-            timestep.
-        arrays: by diffusers' names.
-        where: the file, for errors.
-
-    Raises:
-        LoadError: an option that is not supported, or weights of another network.
+    The options are guided-diffusion's own, and ``time_scale``, which multiplies the timestep.
     """
     o = Options(
         config, where, image_size=(None, anything), num_heads=(None, whole), num_head_channels=(None, whole),
@@ -303,7 +263,8 @@ def guided(config: JSONObject, arrays: Arrays, where: str) -> Network:
     style = Style(32, 1e-5, "silu", heads=o.num_heads or 1, head_size=o.num_head_channels)  # norms of the original
     upwards = replace(style, heads=o.num_heads_upsample or style.heads)
     form = UNet(Body((style,) * n, style, (upwards,) * n), scale=float(o.time_scale))
-    conditions, classes = {} if sizes["num_class_embeds"] is None else {"label": ()}, sizes["num_class_embeds"]
+    classes = sizes["num_class_embeds"]
     return Network.traced(
-        form, arrays, o.image_size, sizes["in_channels"], 2 ** (n - 1), "real_level", conditions, classes=classes
-    )
+        form, arrays, sample_size=o.image_size, channels=sizes["in_channels"], multiple=2 ** (n - 1),
+        conditions={} if classes is None else {"label": ()}, classes=classes,
+    )  # fmt: skip

@@ -18,31 +18,24 @@ from composeprob.training.recipe import CrossCondition, CrossLevel, Recipe
 
 
 class Batch(NamedTuple):
-    """A `Batch` holds events with their noise, every leaf with a leading batch axis.
+    """Events with their noise, every leaf with a leading batch axis; None where no loss compares with it."""
 
-    Attributes:
-        events: clean events x₀, shape (n, *event_shape).
-        epsilon: standard normal, of the same shape.
-        noise: the noise of each event, fields of shape (n,).
-        other: the noise of another level for each event, which the cross-level loss compares with its own; None
-            without that loss.
-        conditions: ``{name: (n, …)}``.
-        foreign: the conditions of m other events, which the cross-condition loss compares with an event's own,
-            ``{name: (n, m, …)}``; None without that loss.
-        variant: one more condition to compare with, ``{name: (n, 1, …)}``; None without a `CrossCondition` that varies.
-    """
-
-    events: Array
-    epsilon: Array
+    events: Array  # clean events x₀, (n, *event_shape)
+    epsilon: Array  # standard normal
     noise: Noise
-    other: Noise | None
-    conditions: dict[str, Array]
-    foreign: dict[str, Array] | None = None
-    variant: dict[str, Array] | None = None
+    other: Noise | None  # of another level, which the cross-level loss compares with the event's own
+    conditions: dict[str, Array]  # {name: (n, …)}
+    foreign: dict[str, Array] | None = None  # of m other events, {name: (n, m, …)}, for the cross-condition loss
+    variant: dict[str, Array] | None = None  # one more condition to compare with, {name: (n, 1, …)}
+
+    @property
+    def noised(self) -> Array:
+        """Of one event, α·x₀ + σ·ε."""
+        return self.noise.alpha * self.events + self.noise.sigma * self.epsilon
 
 
 class Losses(NamedTuple):
-    """`Losses` holds the losses of every event, each of shape (n,); zero where a recipe has no such loss."""
+    """The losses of every event, each of shape (n,); zero where a recipe has no such loss."""
 
     denoising: Array
     cross_level: Array
@@ -78,49 +71,41 @@ def draw_batch(recipe: Recipe, key: Array, size: int) -> Batch:
 def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True) -> Losses:
     """Computes every event's losses; a classifier has its cross-entropy in the place of the first, and no other.
 
-    Without ``denoising`` no score is asked for, and the first loss is zero.
+    Without ``denoising`` no score is asked for, and the first loss is zero. It is the mean over the event's elements,
+    for a score-only form the error of ε̂; for the energy forms it matches ∇ₓE to ε, as both have −σ·∇log f in the place
+    of ε̂. A model that predicts no noise at all has loss 1.
 
-    The denoising loss is the mean over the event's elements. For a score-only form this is the error of ε̂; for the
-    energy forms it matches ∇ₓE to ε, as both have −σ·∇log f in the place of ε̂. A model that predicts no noise at all
-    has loss 1.
+    The cross-level loss is −log sigmoid(log f(x, λ) − log f(x, λ′)), x being of level λ. Batches hold as many events of
+    λ as of λ′, so that it is least where log f(x, λ) − log f(x, λ′) = log p_λ(x) − log p_λ′(x), constants included. A
+    score fixes log f on each connected region only; this ties each to the same region at a noisier level, and so on to
+    where all regions are one.
 
-    The cross-level loss asks which of two levels x came from: −log sigmoid(log f(x, λ) − log f(x, λ′)), with λ the
-    level that it did come from. Batches hold as many events of λ as of λ′, so that its least value is reached where
-    log f(x, λ) − log f(x, λ′) = log p_λ(x) − log p_λ′(x), constants included. A score fixes log f on each connected
-    region only; this ties each region to the same region at a noisier level, and so on to where all regions are one.
-
-    The cross-condition loss asks which of m + 1 conditions x came with, its own c or those of m other events:
-    −log(f(x|c, λ)/Σ_j f(x|c_j, λ)). Its least value is reached where log f(x|c) − log f(x|c′) =
-    log p_λ(x|c) − log p_λ(x|c′), constants included; with dropout "no condition" is one of them. What a vague condition
-    (a caption) contains about x hardly changes the denoising loss, and is all that this loss depends on. Its
-    ``vary`` adds the same loss against a condition that is close to c; as close conditions lead to one another
-    equally often, its least value is reached at the same log-densities.
-
-    References:
-        Gutmann and Hyvärinen 2012, *Noise-contrastive estimation*; van den Oord et al. 2018, *Contrastive predictive
-        coding*, for many conditions at once.
+    The cross-condition loss is −log(f(x|c, λ)/Σ_j f(x|c_j, λ)), c_j being c and the conditions of m other events. It is
+    least where log f(x|c) − log f(x|c′) = log p_λ(x|c) − log p_λ(x|c′), constants included; with dropout "no condition"
+    is one of them. Its ``vary`` adds the same loss against a condition that is close to c; as close conditions lead to
+    one another equally often, it is least at the same log-densities.
     """
-    none = jnp.zeros(())
+    zero = jnp.zeros(())
 
     def event_losses(event: Batch) -> Losses:
-        x = event.noise.alpha * event.events + event.noise.sigma * event.epsilon
+        x = event.noised
         at = lambda given: factor.evaluate(x, event.noise, given)  # noqa: E731
         rivals = [conditions for conditions in (event.foreign, event.variant) if conditions is not None]
         if denoising or not rivals:
             log_density, score = at(event.conditions)
             if isinstance(factor, Classifier):
                 assert log_density is not None
-                return Losses(-log_density, none, none)
-            error = jnp.mean((event.epsilon + event.noise.sigma * score) ** 2) if denoising else none
+                return Losses(-log_density, zero, zero)
+            error = jnp.mean((event.epsilon + event.noise.sigma * score) ** 2) if denoising else zero
             others = _log_densities(at, rivals)
         else:
             true = jax.tree.map(lambda a: a[None], event.conditions)
             (log_density,), *others = _log_densities(at, [true, *rivals])
-            error = none
-        level = none
+            error = zero
+        level = zero
         if event.other is not None:
             level = _contrast(log_density, factor.evaluate(x, event.other, event.conditions)[0])
-        condition = sum((_contrast(log_density, values) for values in others), none)
+        condition = sum((_contrast(log_density, values) for values in others), zero)
         return Losses(error, level, condition)
 
     return jax.vmap(event_losses)(batch)

@@ -21,7 +21,7 @@ from composeprob.metrics.mode_weights import mode_weights, total_variation
 from composeprob.runtime.infer import infer
 from composeprob.samplers.ancestral import Ancestral
 from composeprob.schedule import Noise
-from composeprob.training.loss import Batch, draw_batch, losses
+from composeprob.training.loss import draw_batch, losses
 from composeprob.training.recipe import Data, Recipe
 
 
@@ -45,8 +45,13 @@ def score_errors(
         error, size = _compare(factor, exact, noise, jax.random.fold_in(key, i), num)
         sigma2 = float(noise.sigma) ** 2
         row = {"log_snr": float(noise.log_snr), "error": sigma2 * float(error), "relative": float(error / size)}
-        rows.append({name: float(f"{value:.4g}") for name, value in row.items()})
+        rows.append(_rounded(row))
     return rows
+
+
+def _rounded(row: dict[str, float]) -> dict[str, float]:
+    """Its numbers to four digits."""
+    return {name: float(f"{value:.4g}") for name, value in row.items()}
 
 
 @eqx.filter_jit
@@ -94,7 +99,7 @@ def sample_quality(
         truth, centres = modes
         found["mode_weights_tv"] = total_variation(mode_weights(samples, centres), truth)
         found["mode_weights_tv_exact"] = total_variation(mode_weights(draws, centres), truth)
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+    return _rounded(found)
 
 
 def reverse_samples(factor: LeafFactor, key: Array, num: int) -> np.ndarray:
@@ -112,15 +117,7 @@ def losses_by_log_snr(
     num: int = 8000,
     num_intervals: int = 6,
 ) -> list[dict[str, float]]:
-    """Measures the loss on the data of training and on the data held out, in intervals of log-SNR.
-
-    Args:
-        recipe: how it was trained.
-        factor: trained by it.
-        held_out: data of the same form that were not trained on.
-        key: for the draws.
-        num: events of each kind, spread evenly over the log-SNR trained on.
-        num_intervals: how many of log-SNR.
+    """Measures the loss on data of training and data held out, ``num`` events of each, in intervals of log-SNR.
 
     Returns:
         Rows with ``log_snr`` (the interval's middle), ``loss`` and ``held_out``; of a classifier also ``accuracy``, the
@@ -135,7 +132,7 @@ def losses_by_log_snr(
         if isinstance(factor, Classifier):
             columns["accuracy"] = np.bincount(place, right) / np.bincount(place)
     columns = {"log_snr": (edges[1:] + edges[:-1]) / 2, **columns}
-    return [{name: float(f"{column[i]:.4g}") for name, column in columns.items()} for i in range(num_intervals)]
+    return [_rounded({name: column[i] for name, column in columns.items()}) for i in range(num_intervals)]
 
 
 def _loss_on(
@@ -148,29 +145,19 @@ def _loss_on(
     def run(factor: Diffusion | Classifier, key: Array) -> tuple[Array, Array, Array]:
         batch = draw_batch(recipe, key, num)
         denoising = lambda event: jnp.squeeze(losses(factor, event).denoising)  # noqa: E731
-        loss = jax.lax.map(denoising, _ones(batch), batch_size=64)
+        batches_of_one = jax.tree.map(lambda a: a[:, None], batch)
+        loss = jax.lax.map(denoising, batches_of_one, batch_size=64)
         right = jnp.zeros(num)
         if isinstance(factor, Classifier):
-            x = jax.vmap(lambda a, x, s, e: a * x + s * e)(
-                batch.noise.alpha, batch.events, batch.noise.sigma, batch.epsilon
-            )
-            best = jnp.argmax(jax.vmap(factor.logits)(x, batch.noise), axis=-1)
+            best = jax.vmap(lambda event: jnp.argmax(factor.logits(event.noised, event.noise)))(batch)
             right = (best == batch.conditions["label"]).astype(float)
         return batch.noise.log_snr, loss, right
 
     return run(factor, key)
 
 
-def _ones(batch: Batch) -> Batch:
-    """Every event as a batch of one."""
-    return jax.tree.map(lambda a: a[:, None], batch)
-
-
 def _modes(reference: dist.Distribution) -> tuple[Array, Array] | None:
-    """Weights (M,) and means of a mixture's components; None where two means agree.
-
-    A bar with a floor, for example, mixes two boxes around one centre.
-    """
+    """Weights (M,) and means of a mixture's components; None where two means agree, as those of a bar with a floor."""
     if not isinstance(reference, dist.MixtureSameFamily):
         return None
     weights, means = reference.mixing_distribution.probs, reference.component_distribution.mean

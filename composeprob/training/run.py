@@ -1,4 +1,4 @@
-"""`train` makes a factor with averaged weights from a recipe."""
+"""`train` makes a factor with averaged weights from a recipe, by one compiled loop over as many steps as asked."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import PyTree
 
 from composeprob import tuning
 from composeprob.arguments import check_key
@@ -23,8 +25,8 @@ from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.json_data import JSONObject
 from composeprob.runtime.progress import Progress
-from composeprob.training.optimise import Advance, State, bin_edges, initial, make_advance
-from composeprob.training.recipe import LogSNR, Recipe
+from composeprob.training.loss import Batch, draw_batch, losses
+from composeprob.training.recipe import CrossCondition, CrossLevel, Denoising, LogSNR, Recipe
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -54,6 +56,104 @@ class TrainingRun:
     seconds: float
     finished: bool
     written: tuple[Path, ...] = ()
+
+
+class State(NamedTuple):
+    """What the next step needs: the number of steps done, the weights, their moving average, and Optax's state."""
+
+    step: Array
+    parameters: PyTree[Array]
+    average: PyTree[Array]
+    optimiser: PyTree[Array]
+
+
+class Record(NamedTuple):
+    """What one call reports: the mean loss of each step, and sums and counts per bin of log-SNR."""
+
+    loss: Array
+    bin_sum: Array
+    bin_count: Array
+
+
+Advance = Callable[[State, np.int32], tuple[State, Record]]
+"""(state, n) → the state n steps later, and what these report."""
+
+
+def bin_edges(recipe: Recipe) -> np.ndarray:
+    """Returns the edges of the bins of log-SNR, shape (bins + 1,)."""
+    low, high = recipe.log_snr_range()
+    return np.linspace(low, high, tuning.TRAINING_BINS + 1)
+
+
+def initial(recipe: Recipe, network: Network) -> State:
+    """Makes the state before the first step; the average starts at the initial weights."""
+    parameters = eqx.filter(network, eqx.is_inexact_array)
+    copy = jax.tree.map(jnp.copy, parameters)
+    return State(jnp.zeros((), jnp.int32), parameters, copy, recipe.optimiser().init(parameters))
+
+
+def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
+    """Compiles ``advance(state, n)``, of n ≤ `TRAINING_STEPS` steps; n is traced, so one compilation serves all.
+
+    The randomness of step i comes from ``fold_in(key, i)`` alone: how steps are divided among calls, or resumed,
+    changes nothing.
+    """
+    factor = recipe.factor(network)
+    static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
+    optimiser = recipe.optimiser()
+    edges = jnp.asarray(bin_edges(recipe))
+    denoising, level, condition = recipe.loss(Denoising), recipe.loss(CrossLevel), recipe.loss(CrossCondition)
+
+    def mean_loss(parameters: PyTree[Array], batch: Batch) -> tuple[Array, Array]:
+        trained = eqx.tree_at(lambda f: f.network, factor, eqx.combine(parameters, static))
+        each = losses(trained, batch, denoising is not None)
+        total = zero = jnp.zeros(())
+        if denoising is not None:
+            weight = 1.0 if denoising.weight is None else jax.vmap(denoising.weight)(batch.noise.log_snr)
+            total = weight * each.denoising
+        crossed = (level.weight * each.cross_level if level else zero) + (
+            condition.weight * each.cross_condition if condition else zero
+        )
+        return jnp.mean(total + crossed), crossed if denoising is None else each.denoising
+
+    def gradient(parameters: PyTree[Array], step_key: Array) -> tuple[PyTree[Array], Array, Array]:
+        """The mean gradient over the batch's chunks, and every event's loss and log-SNR."""
+        size = recipe.batch.part
+        parts = recipe.batch.size // size
+
+        def accumulate(total: PyTree[Array], part: Array) -> tuple[PyTree[Array], tuple[Array, Array]]:
+            batch = draw_batch(recipe, jax.random.fold_in(step_key, part), size)
+            grad, each = jax.grad(mean_loss, has_aux=True)(parameters, batch)
+            return jax.tree.map(lambda t, g: t + g / parts, total, grad), (each, batch.noise.log_snr)
+
+        zero = jax.tree.map(jnp.zeros_like, parameters)
+        grad, (each, log_snr) = jax.lax.scan(accumulate, zero, jnp.arange(parts))
+        return grad, each.ravel(), log_snr.ravel()
+
+    def step(i: Array, carry: tuple[State, Record]) -> tuple[State, Record]:
+        state, record = carry
+        grad, each, log_snr = gradient(state.parameters, jax.random.fold_in(key, state.step))
+        updates, optimiser_state = optimiser.update(grad, state.optimiser, state.parameters)
+        parameters = eqx.apply_updates(state.parameters, updates)
+        average = jax.tree.map(lambda a, p: recipe.ema * a + (1 - recipe.ema) * p, state.average, parameters)
+        place = jnp.clip(jnp.searchsorted(edges, log_snr, side="right") - 1, 0, tuning.TRAINING_BINS - 1)
+        record = Record(
+            record.loss.at[i].set(jnp.mean(each)),
+            record.bin_sum.at[place].add(each),
+            record.bin_count.at[place].add(1),
+        )
+        return State(state.step + 1, parameters, average, optimiser_state), record
+
+    @jax.jit
+    def advance(state: State, steps: Array | np.int32) -> tuple[State, Record]:
+        empty = Record(
+            jnp.zeros(tuning.TRAINING_STEPS),
+            jnp.zeros(tuning.TRAINING_BINS),
+            jnp.zeros(tuning.TRAINING_BINS, jnp.int32),
+        )
+        return jax.lax.fori_loop(0, steps, step, (state, empty))
+
+    return advance
 
 
 class _Progressed(NamedTuple):
@@ -108,10 +208,9 @@ def train(
     network = network if start is None else start(network)
     advance = make_advance(recipe, network, run_key)
     now = _blank(recipe, network)
-    checkpoints = (
-        None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir, _fingerprint(recipe, network, key))
-    )
-    if checkpoints is not None:
+    checkpoints = None
+    if checkpoint_dir is not None:
+        checkpoints = CheckpointFolder(checkpoint_dir, _fingerprint(recipe, network, key))
         if not resume:
             checkpoints.clear()
         now = checkpoints.restore(now) or now
@@ -157,9 +256,7 @@ def _after(now: _Progressed, advance: Advance, steps: int, seconds: float) -> _P
     state, record = advance(now.state, np.int32(steps))
     loss, bin_sum, bin_count = now.loss.copy(), now.bin_sum.copy(), now.bin_count.copy()
     loss[done : done + steps] = np.asarray(record.loss)[:steps]
-    slot = (
-        done + steps - 1
-    ) // tuning.TRAINING_STEPS  # of the last of these steps: the last slot then never stays empty
+    slot = (done + steps - 1) // tuning.TRAINING_STEPS  # of the last of these steps: the last never stays empty
     bin_sum[slot] += np.asarray(record.bin_sum)
     bin_count[slot] += np.asarray(record.bin_count)
     return _Progressed(state, loss, bin_sum, bin_count, np.asarray(seconds))
@@ -167,8 +264,7 @@ def _after(now: _Progressed, advance: Advance, steps: int, seconds: float) -> _P
 
 def _finish(recipe: Recipe, network: Network, now: _Progressed, label: str) -> TrainingRun:
     done = int(now.state.step)
-    static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
-    factor = recipe.factor(eqx.combine(now.state.average, static), label)
+    factor = recipe.factor(eqx.combine(now.state.average, network), label)
     since = int(0.9 * done) // tuning.TRAINING_STEPS
     total, count = now.bin_sum[since:].sum(0), now.bin_count[since:].sum(0)
     by_bin = np.where(count > 0, total / np.maximum(count, 1), np.nan)

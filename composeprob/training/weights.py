@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-import equinox as eqx
 import jax
 import numpy as np
 from jax import Array
@@ -14,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from composeprob.errors import InvalidValueError, LoadError
+from composeprob.pretrained.tensors import first_three
+from composeprob.pytree import is_array
 
 Tree = TypeVar("Tree")
 
@@ -57,31 +58,26 @@ def load_weights(network: Tree, path: str | Path) -> Tree:
         raise LoadError(f"The weights {path} cannot be read: {error}", fix=fix) from error
     wanted = dict(_named(network))
     missing, unknown = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
+    changed = "the network's definition changed since it was trained: restore it, or train again."
     if missing or unknown:
-        raise LoadError(
-            f"The weights {path} are of another network"
-            + (f": it lacks {_first_three(missing)}" if missing else "")
-            + (
-                f"{'; ' if missing else ': '}it has {_first_three(unknown)}, which the network has not"
-                if unknown
-                else ""
-            )
-            + ".",
-            fix="the network's definition changed since it was trained: restore it, or train again.",
-        )
+        differences = [f"it lacks {first_three(missing)}"] if missing else []
+        differences += [f"it has {first_three(unknown)}, which the network has not"] if unknown else []
+        raise LoadError(f"The weights {path} are of another network: {'; '.join(differences)}.", fix=changed)
     for name, array in wanted.items():
-        found = stored[name] = _widened(stored[name], array.dtype)
+        found = stored[name]
+        if found.dtype == np.float16 and array.dtype in (np.float32, np.float64):
+            found = stored[name] = found.astype(np.float32)
         # With jax_enable_x64 a recipe builds its network in double precision; it was trained in single.
         same = found.dtype == array.dtype or (found.dtype == np.float32 and array.dtype == np.float64)
         if found.shape != array.shape or not same:
             raise LoadError(
                 f"Tensor {name!r} in {path} is {found.dtype}{list(found.shape)}; the network needs "
                 f"{array.dtype}{list(array.shape)}.",
-                fix="the network's definition changed since it was trained: restore it, or train again.",
+                fix=changed,
             )
     leaves, structure = jax.tree.flatten(network)
     names = iter(wanted)
-    filled = [jax.numpy.asarray(stored[next(names)]) if _is_array(leaf) else leaf for leaf in leaves]
+    filled = [jax.numpy.asarray(stored[next(names)]) if is_array(leaf) else leaf for leaf in leaves]
     return jax.tree.unflatten(structure, filled)
 
 
@@ -97,20 +93,6 @@ def _halved(name: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.float16)
 
 
-def _widened(array: np.ndarray, wanted: np.dtype) -> np.ndarray:
-    """A float16 array as float32 where more than half precision is wanted; any other array as it is."""
-    stored_half = array.dtype == np.float16 and wanted in (np.float32, np.float64)
-    return array.astype(np.float32) if stored_half else array
-
-
 def _named(network: PyTree[Array]) -> list[tuple[str, Array]]:
     leaves = jax.tree_util.tree_leaves_with_path(network)
-    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves if _is_array(leaf)]
-
-
-def _is_array(leaf: object) -> bool:
-    return eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, jax.ShapeDtypeStruct))
-
-
-def _first_three(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves if is_array(leaf)]

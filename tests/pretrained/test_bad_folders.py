@@ -212,7 +212,7 @@ FOLDERS = {
     "a shard outside": (sharded(file="../../outside.safetensors"), "'../../outside.safetensors', which does not lie"),
     "a shard that is the folder": (sharded(file=".."), "'..', which does not lie beside it"),
     "a shard on another system": (sharded(file="..\\outside.safetensors"), "which does not lie beside it"),
-    "a component outside": (elsewhere, "a component '../other', which is no folder beside it"),
+    "a component outside": (elsewhere, "the component '../other', which does not lie beside it"),
     "betas of nan": (edit("scheduler/scheduler_config.json", beta_end=float("nan")), "has beta_end=nan, which"),
     "no scheduler": (remove("scheduler"), "has no scheduler"),
     "unknown scheduler": (

@@ -13,7 +13,7 @@ import composeprob as cp
 from composeprob.errors import InvalidValueError
 from composeprob.training import Conditions, CrossCondition, Denoising
 from composeprob.training.loss import draw_batch, losses
-from composeprob.training.optimise import initial, make_advance
+from composeprob.training.run import initial, make_advance
 from training.recipes import tiny
 from zscores import assert_agrees, assert_disagrees, z_scores
 

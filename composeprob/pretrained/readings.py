@@ -1,0 +1,266 @@
+"""What other packages' estimators know, as the mean of noised parameters: GenSBI's, BayesFlow's and sbijax's objects.
+
+The formulas by which all of them, and sbi's files, are read come first.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from composeprob.errors import InvalidValueError, ShapeError
+
+Foreign = Any
+"""An object of another package, known by its attributes only."""
+
+
+class Reading(NamedTuple):
+    """What an `Estimator` needs of another package's: E[u | u + s·ε = y] as ``denoise(arrays, y, s, x)``.
+
+    y is one in the units that the network was trained in, θ = location + scale·u; s > 0 one noise, and x one condition
+    as ``adapt`` makes it.
+    """
+
+    denoise: Callable[[PyTree[Array], Array, Array, Array], Array]
+    arrays: PyTree[Array]  # the weights, and whatever else is no code
+    event_shape: tuple[int, ...]
+    sigmas: tuple[float, float]  # the least and greatest s that the network was trained on
+    adapt: Callable[..., Array]  # the network's conditions of the user's data, (n, …), by the package's own rules
+    location: ArrayLike = 0.0
+    scale: ArrayLike = 1.0
+
+
+Call = Callable[[Array, Array], Array]
+"""The network's output at (its own input, its own time)."""
+Mean = Callable[[Call, Array, Array], Array]
+"""The mean of u given y = u + s·ε, by the network's output, y and s."""
+Pair = tuple[float, float]
+"""Two numbers: what stands for a₀ + a₁·t, or the two ends of a range."""
+
+
+def by_velocity(velocity: Call, y: Array, s: Array, signal: Pair, noise: Pair) -> Array:
+    """E[u | u + s·ε = y] by the velocity v of a·u + b·ε along the straight path a = a₀ + a₁·t, b = b₀ + b₁·t.
+
+    At s = b/a, v is learned of a₁·u + b₁·ε, whose mean is linear in that of u, as ε = (y − u)/s.
+    """
+    (a0, a1), (b0, b1) = signal, noise
+    t = (a0 * s - b0) / (b1 - a1 * s)
+    return (b1 * y - s * velocity((a0 + a1 * t) * y, t)) / (b1 - a1 * s)
+
+
+def by_score(score: Call, y: Array, s: Array, m: Array, t: Array) -> Array:
+    """E[u | u + s·ε = y] by the score of m·u + m·s·ε at time t, by Tweedie's formula."""
+    return y + m * s**2 * score(m * y, t)
+
+
+def by_equation(exploding: bool, low: float, high: float, ends: Pair) -> tuple[Mean, Pair]:
+    """By the score under a VE or VP equation, as `spreads` has them, and the range of s for times between the ends."""
+
+    def mean(score: Call, y: Array, s: Array) -> Array:
+        if exploding:
+            return by_score(score, y, s, jnp.ones_like(s), jnp.log(s / low) / jnp.log(high / low))
+        total = jnp.log1p(s**2)
+        t = 2 * total / (low + jnp.sqrt(low**2 + 2 * (high - low) * total))
+        return by_score(score, y, s, jnp.exp(-0.5 * total), t)
+
+    return mean, spreads(exploding, low, high, ends)
+
+
+def spreads(exploding: bool, low: float, high: float, times: Pair) -> Pair:
+    """The noise s relative to the signal at two times, where noise explodes or variance is preserved.
+
+    s = low·(high/low)ᵗ for VE; for VP 1 + s² = e^total, total = ∫₀ᵗ β = low·t + (high − low)·t²/2 (Song et al. 2021).
+    """
+    t = np.asarray(times, float)
+    s = low * (high / low) ** t if exploding else np.sqrt(np.expm1(low * t + 0.5 * (high - low) * t**2))
+    return float(s[0]), float(s[1])
+
+
+def unreadable(estimator: object, what: str) -> InvalidValueError:
+    """The error for an estimator of a known package that has no noised law of this form."""
+    return InvalidValueError(
+        f"{type(estimator).__name__} {what}.",
+        fix="train a diffusion or flow-matching network whose noise is Gaussian; of θ with a bounded or skewed prior "
+        "transform it before training, and write the program in the same coordinates.",
+    )
+
+
+def gensbi(pipeline: Foreign) -> Reading:
+    """A ``ConditionalPipeline`` or ``JointPipeline``: a Flax NNX model, of which the averaged weights are taken, a path
+    of noise and a method (arXiv 2605.27499)."""
+    model = getattr(pipeline, "ema_model_wrapped", None)
+    method, path = getattr(pipeline, "method", None), getattr(pipeline, "path", None)
+    if not hasattr(pipeline, "cond_ids"):
+        raise unreadable(pipeline, "is no pipeline with conditions")
+    if model is None or method is None or path is None:
+        raise unreadable(pipeline, "has not been trained: it has no averaged model yet")
+    mean, sigmas = _method(pipeline, method, path.scheduler)
+    graphdef, state = nnx.split(model)
+    channels, cond_channels = int(pipeline.ch_obs), int(pipeline.ch_cond)
+    size = int(np.prod(pipeline.dim_obs))
+    arrays = nnx.to_pure_dict(state), jnp.asarray(pipeline.obs_ids), jnp.asarray(pipeline.cond_ids)
+    shape = (size,) if channels == 1 else (size, channels)
+
+    def denoise(arrays: PyTree[Array], y: Array, s: Array, x: Array) -> Array:
+        state, obs_ids, cond_ids = arrays
+        network = nnx.merge(graphdef, state)
+
+        def call(u: Array, t: Array) -> Array:
+            out = network(t=t, obs=u[None], obs_ids=obs_ids, cond=x[None], cond_ids=cond_ids)
+            return jnp.asarray(out, u.dtype)[0]
+
+        return mean(call, y.reshape(size, channels), s).reshape(shape)
+
+    def adapt(x: ArrayLike) -> Array:
+        x = jnp.asarray(x, jnp.result_type(float))
+        return x[..., None] if x.ndim < 3 and cond_channels == 1 else x
+
+    return Reading(denoise, arrays, shape, sigmas, adapt)
+
+
+def _method(pipeline: Foreign, method: Foreign, scheduler: Foreign) -> tuple[Mean, Pair]:
+    """The mean by the network's output under GenSBI's method of training, and the range of s."""
+    name = type(method).__name__
+    if name == "FlowMatchingMethod":
+        source = method.prior.base_dist
+        if not (np.all(np.asarray(source.mean) == 0) and np.all(np.asarray(source.variance) == 1)):
+            raise unreadable(pipeline, "has a source that is not N(0, 1)")
+        # The velocity u − ε of u_t = t·u + (1 − t)·ε.
+        return lambda call, y, s: by_velocity(call, y, s, (0.0, 1.0), (1.0, -1.0)), (0.004, 100.0)
+    if name == "ScoreMatchingMethod":
+        if scheduler.name == "SM-VE":
+            return by_equation(True, scheduler.sigma_min, scheduler.sigma_max, (scheduler.e_s, scheduler.T))
+        low, ends = scheduler.beta_min, (max(scheduler.e_s, 1e-3), scheduler.T)
+        return by_equation(False, low, low + scheduler.beta_d, ends)
+    if name != "DiffusionEDMMethod":
+        raise unreadable(pipeline, f"is trained by {name}")
+
+    def preconditioned(call: Call, y: Array, s: Array) -> Array:
+        """c_skip·y + c_out·F(c_in·y; c_noise) (Karras et al. 2022)."""
+        inner = call(scheduler.c_in(s) * y, scheduler.c_noise(s))
+        return scheduler.c_skip(s) * y + scheduler.c_out(s) * inner
+
+    low, high = np.asarray(scheduler.sigma(scheduler.time_schedule(jnp.array([1.0, 0.0]))), float)
+    return preconditioned, (float(low), float(high))
+
+
+def bayesflow(estimator: Foreign) -> Reading:
+    """A ``BasicEstimator`` with a ``DiffusionModel`` or ``FlowMatching``, on Keras's JAX backend.
+
+    Conditions go through the estimator's own adapter, standardisation and summary network (`Estimator.adapt`). Its
+    adapter may rename and join parameters; what transforms them otherwise changes their noise, and is refused.
+    """
+    keras = sys.modules["keras"]  # BayesFlow has imported it
+    if keras.backend.backend() != "jax":
+        raise InvalidValueError(
+            f"BayesFlow runs on Keras's backend {keras.backend.backend()!r}.",
+            fix='set os.environ["KERAS_BACKEND"] = "jax" before BayesFlow is imported; saved networks load there.',
+        )
+    network: Foreign = getattr(estimator, "inference_network", None)
+    kind = type(network).__name__
+    if kind not in ("DiffusionModel", "FlowMatching") or not network.built:
+        raise unreadable(estimator, f"has no trained diffusion or flow-matching network, but {kind}")
+    variables = list(network.variables)
+    shape = (int(network.base_distribution.dim),)
+    schedule = getattr(network, "noise_schedule", None)
+
+    def denoise(arrays: PyTree[Array], y: Array, s: Array, x: Array) -> Array:
+        with keras.StatelessScope(state_mapping=list(zip(variables, arrays, strict=True))):
+            if schedule is None:
+                # The velocity ε − u of (1 − t)·u + t·ε.
+                def velocity(u: Array, t: Array) -> Array:
+                    return network.velocity(u[None], t.reshape(1, 1), conditions=x[None])[0]
+
+                return by_velocity(velocity, y, s, (1.0, -1.0), (0.0, 1.0))
+            log_snr = jnp.reshape(-2 * jnp.log(s), (1, 1))
+            alpha, _ = schedule.get_alpha_sigma(log_snr)
+
+            def score(u: Array, t: Array) -> Array:
+                return network.score(u[None], log_snr_t=t, conditions=x[None])[0]
+
+            return by_score(score, y, s, alpha[0, 0], log_snr)
+
+    def adapt(x: ArrayLike | None = None, **data: ArrayLike) -> Array:
+        given = data if x is None else {"inference_conditions": x}
+        conditions, _, _ = estimator._prepare_conditions({name: np.asarray(value) for name, value in given.items()})
+        return jnp.asarray(conditions)
+
+    ends = 0.004, 100.0
+    if schedule is not None:  # the least and greatest σ/α
+        ends = float(np.exp(-0.5 * float(schedule.log_snr_max))), float(np.exp(-0.5 * float(schedule.log_snr_min)))
+    arrays = [jnp.asarray(v.value) for v in variables]
+    return Reading(denoise, arrays, shape, ends, adapt, *_standardised(estimator, shape))
+
+
+def _standardised(estimator: Foreign, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """θ = location + scale·u, by what BayesFlow makes of u = 0 and u = 1."""
+    ends = np.stack([np.zeros(shape), np.ones(shape)]).astype(np.float32)
+    made = estimator.standardizer.maybe_standardize(ends, key="inference_variables", stage="inference", forward=False)
+    made = np.asarray(made, np.float64)
+    back = estimator.adapter({"inference_variables": made.astype(np.float32)}, inverse=True, strict=False)
+    numbers = np.concatenate([np.reshape(each, (2, -1)) for each in back.values()], 1)
+    if numbers.shape != made.shape or not np.allclose(np.sort(numbers), np.sort(made), rtol=1e-4, atol=1e-5):
+        raise unreadable(estimator, "has an adapter that transforms the parameters, beyond renaming and joining them")
+    return made[0], made[1] - made[0]
+
+
+def sbijax(estimator: Foreign, params: PyTree[Array] = None) -> Reading:
+    """The functions of ``fmpe``, ``npse`` or ``aio`` around a Haiku network, and its parameters beside.
+
+    θ is flat, in the order of sbijax's own draws, and nothing is standardised.
+    """
+    if params is None:
+        raise InvalidValueError(
+            "An estimator of sbijax comes without its parameters.",
+            fix="pass both, cp.from_estimator((estimator, params)), params being what sbijax.train returned.",
+        )
+    # An `ObjectiveFns` holds closures only: their names say what made them, and the network is what they close over.
+    sample: Foreign = getattr(estimator, "sample_fn", None)
+    maker = getattr(sample, "__qualname__", type(estimator).__name__).partition(".")[0]
+    if maker not in ("fmpe", "summarized_estimator"):  # npse and aio call fmpe
+        raise unreadable(estimator, f"is none of sbijax's fmpe, npse and aio, but {maker}, which learns no score")
+    held = inspect.getclosurevars(sample).nonlocals
+    if maker == "summarized_estimator":
+        inner = sbijax(held["estimator"], params)
+        summarise = held["summary_net"].summarize_fn
+        return inner._replace(adapt=lambda x: _rows(summarise(held["summary_params"], _rows(x))))
+    network = held["network"]
+    # sbijax's networks run the method of the name that they are given: its plain attributes are the path of noise.
+    about = network.apply(params, None, method="__getstate__")
+    if "_score_net" not in about or not {"_sigma_min", "_sde"} & set(about):
+        raise unreadable(estimator, "has a network that is neither a CNF nor a ScoreModel")
+    if "_sde" in about:
+        times = about["_time_eps"], about["_time_max"]
+        mean, sigmas = by_equation(about["_sde"] == "ve", about["_beta_min"], about["_beta_max"], times)
+    else:
+        # The velocity of t·θ + (1 − (1 − σ_min)·t)·ε.
+        least = about["_sigma_min"]
+        mean = lambda call, y, s: by_velocity(call, y, s, (0.0, 1.0), (1.0, least - 1))  # noqa: E731
+        sigmas = max(0.004, least), 100.0
+
+    def denoise(params: PyTree[Array], y: Array, s: Array, x: Array) -> Array:
+        def call(u: Array, t: Array) -> Array:
+            given = {"inputs": u[None], "time": t[None], "context": x[None], "is_training": False}
+            # Dropout asks for a key, and is off.
+            return network.apply(params, jax.random.key(0), method="_score_net", **given)[0]
+
+        return mean(call, y, s)
+
+    return Reading(denoise, jax.tree.map(jnp.asarray, params), (int(about["_n_dimension"]),), sigmas, _rows)
+
+
+def _rows(x: ArrayLike) -> Array:
+    x = jnp.asarray(x, jnp.result_type(float))
+    if x.ndim != 2:
+        raise ShapeError(f"sbijax's observations are rows, (n, size); got an array {x.shape}.", fix="reshape them.")
+    return x

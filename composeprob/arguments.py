@@ -81,11 +81,7 @@ def _shown(parameter: inspect.Parameter) -> str:
 
 
 def check_path(path: object, what: str, example: str) -> Path:
-    """Returns a path.
-
-    Raises:
-        WrongTypeError: it is none.
-    """
+    """Returns a path; refuses what is none."""
     if not isinstance(path, (str, os.PathLike)):
         raise WrongTypeError(
             f"{what} must be a path; got {a_kind(path)}.", fix=f"pass a str or a pathlib.Path, such as {example!r}."
@@ -94,23 +90,14 @@ def check_path(path: object, what: str, example: str) -> Path:
 
 
 def check_key(key: object) -> None:
-    """Refuses what is not one typed random key.
-
-    Raises:
-        WrongTypeError: it is not.
-    """
+    """Refuses what is not one typed random key."""
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
         fix = f"pass jax.random.key({key if isinstance(key, int) else 0}), not PRNGKey, nor several."
         raise WrongTypeError(f"key must be one typed random key; got {type(key).__name__}.", fix=fix)
 
 
 def check_count(value: object, what: str, least: int = 1) -> int:
-    """Returns a number of chains, draws, steps or the like as an int.
-
-    Raises:
-        WrongTypeError: it is no whole number.
-        InvalidValueError: it is less than ``least``.
-    """
+    """Returns a number of chains, draws, steps or the like as an int; refuses others, and those below ``least``."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise WrongTypeError(f"{what} must be a whole number; got {value!r}.", fix="pass an int, such as 64.")
     if value < least:

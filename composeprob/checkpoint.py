@@ -14,8 +14,7 @@ from jaxtyping import PyTree
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.json_data import JSONObject
 
-DIGEST = "sha256:"
-"""What entries of a fingerprint begin with that only a machine can read."""
+DIGEST = "sha256:"  # what entries of a fingerprint begin with that only a machine can read
 
 Tree = TypeVar("Tree")
 

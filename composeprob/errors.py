@@ -15,25 +15,6 @@ from types import FrameType
 from composeprob.names import MEANT
 from composeprob.text import printable
 
-__all__ = [
-    "AlignmentError",
-    "CapabilityError",
-    "ComposeProbError",
-    "ConditionError",
-    "DoublyIntractableError",
-    "ImproperError",
-    "InvalidValueError",
-    "LevelError",
-    "LoadError",
-    "NetworkError",
-    "ProgramError",
-    "ShapeError",
-    "UnknownNameError",
-    "UnknownSiteError",
-    "VerificationError",
-    "WrongTypeError",
-]
-
 
 class ComposeProbError(Exception):
     """Base of every deliberate exception of this library.
@@ -115,15 +96,15 @@ class VerificationError(ComposeProbError, ValueError):
     """The intermediate representation broke one of its own rules: a defect of composeprob, not of the program."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], also: Mapping[str, str] | None = None) -> AttributeError:
-    """The error for a name that a module, or an object of a class, does not have; for a ``__getattr__``.
+__all__ = sorted(
+    name for name, value in globals().items() if isinstance(value, type) and issubclass(value, ComposeProbError)
+)
 
-    Args:
-        kind: the module's or the class's name, as `MEANT` has it.
-        name: one with an underscore in front, which Python and JAX ask for by themselves, gets Python's own error.
-        known: the names that there are.
-        also: what to write for some names beside those of `MEANT`.
-    """
+
+def unknown_name(kind: str, name: str, known: Iterable[str], also: Mapping[str, str] | None = None) -> AttributeError:
+    """The error for a name that a module, or an object of a class, ``kind`` in `MEANT`, does not have; what to write
+    instead says that table, or ``also``. Names with an underscore in front, for which Python and JAX ask by themselves,
+    get Python's own error."""
     if name.startswith("_"):
         return AttributeError(f"{kind} has no {name!r}.")
     public = sorted(n for n in known if not n.startswith("_"))
@@ -153,11 +134,8 @@ def place(file: str, line: int) -> str:
 
 
 def caller(inside: FrameType | None = None) -> str | None:
-    """The `place` of the innermost frame outside of libraries; None where there is only the command line.
-
-    Args:
-        inside: where to start looking outwards; left out, where this is called.
-    """
+    """The `place` of the innermost frame outside of libraries, from ``inside`` or the caller on outwards; None where
+    there is only the command line."""
     frame = sys._getframe(1) if inside is None else inside
     while frame is not None:
         module = frame.f_globals.get("__name__") or ""

@@ -13,11 +13,10 @@ import difflib
 import functools
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import equinox as eqx
 import jax
@@ -79,20 +78,8 @@ class Card:
         return printable(clipped(f"{self.name} ({offers}, {shape(self.event_shape)}{trained}): {self.title}"))
 
 
-class Zoo(Mapping[str, Card]):
+class Zoo(dict[str, Card]):
     """A `Zoo` maps the name of every model to its card; it prints as a table."""
-
-    def __init__(self, cards: Mapping[str, Card]):
-        self._cards = dict(cards)
-
-    def __getitem__(self, name: str) -> Card:
-        return self._cards[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cards)
-
-    def __len__(self) -> int:
-        return len(self._cards)
 
     @property
     def legend(self) -> str:
@@ -114,7 +101,7 @@ class Zoo(Mapping[str, Card]):
                 f"{card.quality['score_error']:.2g}" if "score_error" in card.quality else "",
                 card.title,
             )
-            for card in self._cards.values()
+            for card in self.values()
         ]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -156,15 +143,7 @@ def load(name: str, *, retraining: int = 0, folder: str | Path | None = None, **
 def uncalibrated(
     name: str, retraining: int = 0, folder: str | Path | None = None
 ) -> tuple[Diffusion | Classifier, Path]:
-    """Loads a model as it was trained; returns it with the file of its weights.
-
-    Args:
-        name, retraining: as of `load`.
-        folder: where its weights lie, if elsewhere than in the zoo.
-
-    Raises:
-        LoadError: no such model or retraining, or its weights do not fit its network.
-    """
+    """Loads a model as it was trained, as `load` does; returns it with the file of its weights."""
     weights, model = _weights(name, retraining, folder), recipe(name)
     shapes = eqx.filter_eval_shape(model.untrained, jax.random.key(0))  # no weight is computed only to be replaced
     return model.factor(load_weights(shapes, weights), label=name), weights
@@ -239,12 +218,8 @@ def zoo(name: str | None = None) -> Card | Zoo:
 
 
 def recipe(name: str) -> Recipe:
-    """Returns the recipe that a model is trained by.
-
-    Raises:
-        LoadError: no such model, or its train.py defines no RECIPE.
-    """
-    found = getattr(_module(name), "RECIPE", None)
+    """Returns the recipe that a model is trained by; a `LoadError` where its train.py defines none."""
+    found = defined(name, "RECIPE")
     if not isinstance(found, Recipe):
         raise LoadError(
             f"{_folder(name) / 'train.py'} defines no RECIPE.", fix="assign a cp.training.Recipe to RECIPE there."
@@ -253,30 +228,19 @@ def recipe(name: str) -> Recipe:
 
 
 def reference(name: str) -> Distribution | None:
-    """Returns the exact NumPyro distribution that a model learned; None where it is unknown.
-
-    Raises:
-        LoadError: no such model.
-    """
-    function = getattr(_module(name), "reference", None)
+    """Returns the exact NumPyro distribution that a model learned; None where it is unknown."""
+    function = defined(name, "reference")
     return None if function is None else function()
 
 
-def defined(name: str, what: str) -> Callable[..., object] | None:
-    """Returns what a model's train.py defines beside its recipe, such as ``held_out`` data; None where it does not.
-
-    Raises:
-        LoadError: no such model.
-    """
-    return getattr(_module(name), what, None)
+def defined(name: str, what: str) -> Any:
+    """Returns what a model's train.py defines beside its recipe, such as ``held_out`` data; None where it does not."""
+    train = importlib.import_module(f"{models.__name__}.{_folder(name).name}.train")
+    return getattr(train, what, None)
 
 
 def models_folder() -> Path:
-    """Returns the folder of models: inside an installed package, or beside the package in a checkout.
-
-    Raises:
-        LoadError: there is none.
-    """
+    """Returns the folder of models: inside an installed package, or beside the package in a checkout."""
     folder = Path(next(iter(models.__path__)))
     if not folder.is_dir():
         raise LoadError(
@@ -301,22 +265,19 @@ def _folder(name: str) -> Path:
     return models_folder() / name
 
 
-def _module(name: str) -> ModuleType:
-    """A model's train.py."""
-    return importlib.import_module(f"{models.__name__}.{_folder(name).name}.train")
-
-
 def _card(folder: Path) -> Card:
     try:
         text = (folder / "card.md").read_text(encoding="utf-8")
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        calibrated = calibration_file(folder / weights_file(0)).exists()
+        below = (line.strip() for line in text.splitlines() if not line.strip().startswith("#"))  # the heading
         return Card(
             name=folder.name,
-            title=_title(text),
+            title=next(filter(None, below), ""),
             text=text,
             event_shape=tuple(metrics["event_shape"]),
             parameterization=metrics["parameterization"],
-            capabilities=frozenset(metrics["capabilities"]) | _calibrated(folder),
+            capabilities=frozenset((*metrics["capabilities"], *(["normalised"] if calibrated else []))),
             training=metrics["training"],
             quality=metrics["quality"],
             folder=folder,
@@ -327,15 +288,3 @@ def _card(folder: Path) -> Card:
             f"The card of model '{folder.name}' cannot be read: {type(error).__name__}: {error}",
             fix=f"train it: composeprob train {folder.name} --out {folder} --replace",
         ) from error
-
-
-def _calibrated(folder: Path) -> frozenset[str]:
-    """What a calibration adds to what a model offers."""
-    known = calibration_file(folder / weights_file(0)).exists()
-    return frozenset({"normalised"} if known else ())
-
-
-def _title(card: str) -> str:
-    """The first line of text below the heading."""
-    lines = [line.strip() for line in card.splitlines()]
-    return next((line for line in lines if line and not line.startswith("#")), "")

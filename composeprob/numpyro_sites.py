@@ -20,14 +20,14 @@ from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor, is_factor
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.language.single import single
+from composeprob.runtime.infer import not_a_sampler
 from composeprob.samplers.choose import check_capabilities, choose
 from composeprob.samplers.random import key_of
 from composeprob.samplers.run import begin
 from composeprob.samplers.sampler import Sampler
 from composeprob.schedule import Schedule
 
-ORDER = 2**32 - 100
-"""Of the first chain's random numbers: for the order of draws."""
+ORDER = 2**32 - 100  # of the first chain's random numbers: for the order of draws
 
 
 def as_distribution(
@@ -78,10 +78,7 @@ def as_distribution(
             fix="wrap a network in cp.Diffusion, a log-density in cp.Energy; NumPyro's own distributions need nothing.",
         )
     if sampler is not None and not isinstance(sampler, Sampler):
-        raise WrongTypeError(
-            f"sampler must be a sampler; got {type(sampler).__name__}.",
-            fix="for example cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.SMC().",
-        )
+        raise not_a_sampler(sampler)
     check_count(num_chains, "num_chains")
     if isinstance(factor, Analytic):
         return ClosedFactor(factor, schedule or factor.schedule)
@@ -138,9 +135,7 @@ class SampledFactor(FactorDistribution):
         if size == 0:
             return jnp.zeros((*sample_shape, *self.event_shape))
 
-        @custom_vmap
-        def draws(keys: Array) -> Array:
-            return traced_draws(self.density, keys, self.sampler, self.num_chains)["x"]
+        draws = custom_vmap(self._draws)
 
         @draws.def_vmap
         def batched_draws(size: int, batched: list[bool], keys: Array) -> tuple[Array, bool]:
@@ -148,6 +143,17 @@ class SampledFactor(FactorDistribution):
             return found.reshape(*keys.shape, *self.event_shape), True
 
         return draws(jax.random.split(key, size)).reshape(*sample_shape, *self.event_shape)
+
+    def _draws(self, keys: Array) -> Array:
+        """One draw for each of n keys, (n, …), of chains that travel together; may be traced and mapped, as `infer` may
+        not. Their order is random: resampling leaves copies of one chain side by side."""
+        density, num_chains = self.density, max(len(keys), self.num_chains)
+        with jax.ensure_compile_time_eval():  # what is decided by the density's numbers is decided now
+            sampler = choose(density, num_chains)[0] if self.sampler is None else self.sampler
+            check_capabilities(sampler, density)
+            sampler = sampler.prepare(density).in_numbers()
+            first = sampler.first_level(density)
+        return _draw(density, sampler, keys, num_chains, first)["x"]
 
     def log_prob(self, value: Array) -> Array:
         if "energy" not in self.density.capabilities:
@@ -160,34 +166,6 @@ class SampledFactor(FactorDistribution):
         for _ in range(value.ndim - self.event_dim):
             log_density = jax.vmap(log_density)
         return log_density(value)
-
-
-def traced_draws(
-    density: AnnealedDensity, keys: Array, sampler: Sampler | None = None, least: int = 1
-) -> dict[str, Array]:
-    """One draw for each key, from chains that travel together; may be traced and mapped, as `infer` may not.
-
-    Args:
-        density: a compiled program; its arrays must be concrete.
-        keys: typed random keys, (n,).
-        sampler: how chains travel; left out, chosen as `infer` does.
-        least: run at least so many chains, and return n of them.
-
-    Returns:
-        ``{name: (n, …)}``, in random order: resampling leaves copies of one chain side by side.
-
-    Raises:
-        CapabilityError: the sampler needs what a factor does not offer.
-    """
-    n = keys.shape[0]
-    num_chains = max(n, least)
-    with jax.ensure_compile_time_eval():  # what is decided by the density's numbers is decided now
-        if sampler is None:
-            sampler, _ = choose(density, num_chains)
-        check_capabilities(sampler, density)
-        sampler = sampler.prepare(density).in_numbers()
-        first = sampler.first_level(density)
-    return _draw(density, sampler, keys, num_chains, first)
 
 
 @eqx.filter_jit

@@ -68,11 +68,7 @@ def squared_norm(x: PyTree[Array]) -> Array:
 
 def where(condition: Array, x: Tree, y: Tree) -> Tree:
     """x where the scalar condition holds, else y: a selection, so a NaN in the branch not taken is harmless."""
-
-    def select(xi: Array, yi: Array) -> Array:
-        return jnp.where(condition, xi, yi)
-
-    return jax.tree.map(select, x, y)
+    return jax.tree.map(lambda xi, yi: jnp.where(condition, xi, yi), x, y)
 
 
 def all_finite(tree: PyTree[Array]) -> Array:

@@ -265,21 +265,18 @@ class Schedule(eqx.Module):
 
     def same_levels(self, other: Schedule) -> bool:
         """Returns whether both schedules have the same α and σ at every level (host arrays only)."""
-        if self.num_levels != other.num_levels:
-            return False
-        close = [
-            np.allclose(a, b, rtol=1e-6, atol=0) for a, b in ((self.alpha, other.alpha), (self.sigma, other.sigma))
-        ]
-        return all(close)
+        pairs = (self.alpha, other.alpha), (self.sigma, other.sigma)
+        return self.num_levels == other.num_levels and all(np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs)
 
     def alpha_at(self, log_snr: np.ndarray) -> np.ndarray:
         """Returns α of the schedule's family at any log-SNR, exact for VP, VE and flow, else interpolated in log α."""
         alpha, sigma = np.asarray(self.alpha, np.float64), np.asarray(self.sigma, np.float64)
-        if _is_vp(alpha, sigma):
+        family = _family(alpha, sigma)
+        if family == "vp":
             return _vp(log_snr)[0]
-        if _is_ve(alpha):
+        if family == "ve":
             return np.full_like(log_snr, alpha[0])
-        if _is_flow(alpha, sigma):
+        if family == "flow":
             return 1 / (1 + np.exp(-np.asarray(log_snr) / 2))
         return np.exp(np.interp(log_snr, _log_snr(alpha, sigma)[::-1], np.log(alpha)[::-1]))
 
@@ -308,26 +305,22 @@ def _vp(log_snr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.exp(-0.5 * np.logaddexp(0, -log_snr)), np.exp(-0.5 * np.logaddexp(0, log_snr))
 
 
-def _is_vp(alpha: np.ndarray, sigma: np.ndarray) -> bool:
-    return bool(np.allclose(alpha**2 + sigma**2, 1.0, rtol=1e-6, atol=0))
-
-
-def _is_ve(alpha: np.ndarray) -> bool:
-    return bool(np.allclose(alpha, alpha[0], rtol=1e-9, atol=0))
-
-
-def _is_flow(alpha: np.ndarray, sigma: np.ndarray) -> bool:
-    return bool(np.allclose(alpha + sigma, 1.0, rtol=1e-6, atol=0))
+def _family(alpha: np.ndarray, sigma: np.ndarray) -> str:
+    """Which closed forms hold of a schedule: those of ``"vp"``, ``"ve"`` or ``"flow"``, or none, ``""``."""
+    if np.allclose(alpha**2 + sigma**2, 1.0, rtol=1e-6, atol=0):
+        return "vp"
+    if np.allclose(alpha, alpha[0], rtol=1e-9, atol=0):
+        return "ve"
+    return "flow" if np.allclose(alpha + sigma, 1.0, rtol=1e-6, atol=0) else ""
 
 
 def _drift_ratio(alpha: np.ndarray, sigma: np.ndarray, log_snr: np.ndarray) -> np.ndarray:
     """f/g² = (d log α/dλ)/(−σ²): in closed form for the VP, VE and flow families, by differences for others."""
-    if _is_vp(alpha, sigma):
-        return np.full_like(alpha, -0.5)
-    if _is_ve(alpha):
-        return np.zeros_like(alpha)
-    if _is_flow(alpha, sigma):
+    family = _family(alpha, sigma)
+    if family == "flow":
         return -0.5 / sigma  # λ = 2·log((1−t)/t), so d log α/dλ = t/2
+    if family:
+        return np.full_like(alpha, -0.5 if family == "vp" else 0.0)
     return np.gradient(np.log(alpha), log_snr) / -(sigma**2)
 
 

@@ -19,23 +19,17 @@ def usual() -> Iterator[None]:
     for mistakes in code of their own; where a network gives a NaN in a run, `Result.status` reports it.
     """
     warned = _warned.set(set()) if _warned.get() is None else None
-    try:
-        with _promoting():
-            yield
-    finally:
-        if warned is not None:
-            _warned.reset(warned)
-
-
-@contextmanager
-def _promoting() -> Iterator[None]:
     with (
         jax.numpy_rank_promotion("allow"),
         jax.numpy_dtype_promotion("standard"),
         jax.debug_nans(False),
         jax.debug_infs(False),
     ):
-        yield
+        try:
+            yield
+        finally:
+            if warned is not None:
+                _warned.reset(warned)
 
 
 def once_a_call(thing: object) -> bool:

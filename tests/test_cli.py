@@ -277,7 +277,7 @@ def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(write,
 
 def test_arguments_come_from_defaults_and_variables(write):
     program, module = load_program(write(NORMAL))
-    assert arguments(program, module) == {"f": module.f}  # scale keeps its default
+    assert arguments(program, module, {}) == {"f": module.f}  # scale keeps its default
 
 
 def test_a_program_may_import_its_neighbours(write):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from composeprob.density.barriers import barrier_depth
-from composeprob.results.shares import between, parted, seen_barrier, share_apart, where
+from composeprob.results.shares import parted, seen_barrier, share_apart, where
 
 CHAINS = 64
 KEYS = 10
@@ -89,7 +89,7 @@ def test_pairs_on_a_ring_are_apart_though_it_is_one_valley():
     """So what holds its chains together is the way around, and no test of pairs."""
     points, log_density = shell(np.random.default_rng(0), 2)
     first, second = np.random.default_rng(1).integers(0, CHAINS, (2, 200))
-    depth = between({"x": points}, first, second, barriers(log_density))
+    depth = barriers(log_density)({"x": points[first]}, {"x": points[second]})
     assert share_apart(depth, 2) > 0.4
 
 

@@ -8,8 +8,7 @@ import pytest
 import composeprob as cp
 from composeprob import tuning
 from composeprob.cli import whose_error
-from composeprob.cli.programs import reference_draws
-from composeprob.cli.whose_error import as_draws, compared, draws_moments, moments, split
+from composeprob.cli.whose_error import compared, draws_moments, moments, reference_draws, split
 from sampling_cases import both, normal, run
 
 ERROR = 0.01
@@ -114,4 +113,4 @@ def test_a_reference_is_a_file_or_a_function(tmp_path):
     with pytest.raises(cp.errors.LoadError, match="no arrays"):
         reference_draws(None, tmp_path / "bad.npy", key, 9, ["x"])
     with pytest.raises(cp.errors.ShapeError, match="the program has the sites x, y"):
-        as_draws(x, ["x", "y"])
+        reference_draws(None, tmp_path / "x.npy", key, 9, ["x", "y"])

@@ -34,15 +34,19 @@ def assigned(target: ast.expr) -> Iterator[str]:
         yield from assigned(element)
 
 
-def constants(file: Path) -> list[tuple[str, ast.stmt | None]]:
-    """The upper-case names that a module assigns, each with the statement after it, where its docstring would be."""
-    body = ast.parse(file.read_text(encoding="utf-8")).body
+def assignments(body: list[ast.stmt]) -> list[tuple[str, ast.stmt]]:
+    """The names that statements assign, each with its statement."""
     found = []
-    for statement, following in zip(body, [*body[1:], None], strict=True):
+    for statement in body:
         targets = statement.targets if isinstance(statement, ast.Assign) else []
         targets = [statement.target] if isinstance(statement, ast.AnnAssign) else targets
-        found += [(name, following) for target in targets for name in assigned(target) if name.isupper()]
+        found += [(name, statement) for target in targets for name in assigned(target)]
     return found
+
+
+def constants(file: Path) -> list[str]:
+    """The upper-case names that a module assigns."""
+    return [name for name, _ in assignments(ast.parse(file.read_text(encoding="utf-8")).body) if name.isupper()]
 
 
 def numbers(pattern: str, folder: Path) -> set[int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from composeprob.cli.programs import arguments, load_program, presets
+from composeprob.cli.programs import compiled
 from composeprob.errors import InvalidValueError, LoadError
 
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ def devices_table() -> Table:
     for device in jax.devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")
         memory = main_memory() if limit is None and device.platform == "cpu" else limit
-        table.add_row(
-            str(device), f"{device.platform}, {device.device_kind}", "unknown" if memory is None else readable(memory)
-        )
+        shown = "unknown" if memory is None else readable(memory)
+        table.add_row(str(device), f"{device.platform}, {device.device_kind}", shown)
     number = jax.dtypes.canonicalize_dtype(float)
     products = getattr(jax.config, "jax_default_matmul_precision", None) or "the device's own"
     table.caption = (
@@ -45,11 +44,7 @@ def devices_table() -> Table:
 
 
 def join() -> None:
-    """Joins the devices of all processes of this run, as JAX finds them or the environment gives them.
-
-    Raises:
-        InvalidValueError: no other processes are found, or they cannot be reached.
-    """
+    """Joins the devices of all processes of this run, as JAX finds them or the environment gives them."""
     import jax
 
     given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
@@ -73,11 +68,7 @@ def slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
 
 
 def arranged_devices(devices: Sequence[jax.Device], mesh: str | None) -> np.ndarray | None:
-    """Arranges the devices in rows as ``--mesh`` says, such as ``2x4``; None where it is left out.
-
-    Raises:
-        InvalidValueError: it is no such text, there are fewer devices.
-    """
+    """Arranges the devices in rows as ``--mesh`` says, such as ``2x4``; None where it is left out."""
     if mesh is None:
         return None
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", mesh)
@@ -110,11 +101,7 @@ def tpu_compiler() -> Path | None:
 
 
 def prepare_tpu_compiler() -> None:
-    """Sets what JAX and the TPU compiler read from the environment; before JAX starts its devices.
-
-    Raises:
-        LoadError: there is no TPU compiler.
-    """
+    """Sets what JAX and the TPU compiler read from the environment; before JAX starts its devices."""
     library = tpu_compiler()
     if library is None:
         raise LoadError("The TPU compiler, libtpu, is not installed.", fix="pip install 'composeprob[tpu]'.")
@@ -138,13 +125,9 @@ def ahead(
     chains_per_chip: int,
     sampler: Sampler | None,
     diagnostics: bool,
-    mesh: str | None = None,
+    mesh: str | None,
 ) -> Table:
-    """Compiles a program's run for TPUs, and tabulates what the compiler reports of each chip.
-
-    Raises:
-        InvalidValueError: no such topology, or fewer chips in it.
-    """
+    """Compiles a program's run for TPUs, and tabulates what the compiler reports of each chip."""
     from composeprob.runtime.compiled import compile_ahead
     from composeprob.samplers.choose import choose
 
@@ -154,31 +137,24 @@ def ahead(
     num_chains = chains_per_chip * np.size(chips)
     if sampler is None:
         sampler, _ = choose(density, num_chains)
-    compiled = compile_ahead(density, sampler, num_chains, chips, diagnostics)
+    made = compile_ahead(density, sampler, num_chains, chips, diagnostics)
     table = Table(
         "on each chip", "", title=f"{topology}: {np.size(chips)} chips × {chains_per_chip} chains", title_justify="left"
     )
     for name in ("arguments", "outputs", "temporaries"):
-        table.add_row(f"memory for {name}", readable(getattr(compiled, name)))
-    table.add_row("floating-point operations, loops once", f"{compiled.flops:.3g}")
-    table.add_row("bytes moved, loops once", readable(compiled.bytes_accessed))
-    table.add_row(
-        "the compiler's estimate of time, loops once",
-        "unknown" if np.isnan(compiled.seconds) else f"{compiled.seconds:.3g} s",
-    )
-    kinds = ", ".join(f"{number} {kind}" for kind, number in compiled.collectives.items())
+        table.add_row(f"memory for {name}", readable(getattr(made, name)))
+    table.add_row("floating-point operations, loops once", f"{made.flops:.3g}")
+    table.add_row("bytes moved, loops once", readable(made.bytes_accessed))
+    seconds = "unknown" if np.isnan(made.seconds) else f"{made.seconds:.3g} s"
+    table.add_row("the compiler's estimate of time, loops once", seconds)
+    kinds = ", ".join(f"{number} {kind}" for kind, number in made.collectives.items())
     table.add_row("collectives in the program", kinds or "0")
     table.caption = f"Compiled, not run: {sampler.prepare(density).describe()}"
     return table
 
 
 def tpu_chips(topology: str) -> list[jax.Device]:
-    """Returns the devices of a TPU topology, one for each chip.
-
-    Raises:
-        InvalidValueError: the compiler knows no such topology.
-        LoadError: it does not start.
-    """
+    """Returns the devices of a TPU topology, one for each chip."""
     from jax.experimental import topologies
 
     # The two cores of a v4 work as one device only if asked to.
@@ -203,9 +179,7 @@ def program(target: str | None) -> tuple[AnnealedDensity, Sampler | None]:
     from composeprob import api
 
     if target is not None:
-        found, module = load_program(target)
-        settings = presets(module)
-        density = api.compile(found, **arguments(found, module), precision=settings.get("precision"))
+        density, _, settings = compiled(target)
         return density, settings.get("sampler")
 
     @api.program

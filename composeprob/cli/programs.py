@@ -1,4 +1,4 @@
-"""Programs in Python files: finding one, and values for its parameters and conditions."""
+"""Programs in Python files: finding one, values for its parameters, and how the file says that it is sampled."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from typing import TYPE_CHECKING, Any
 from composeprob.errors import InvalidValueError, LoadError, ProgramError, WrongTypeError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from jax import Array
-
+    from composeprob.density.annealed import AnnealedDensity
     from composeprob.language.program import Program
 
 
-def load_program(target: str) -> tuple[Program, ModuleType]:
-    """Loads the program that ``FILE[:PROGRAM]`` names; returns it with the file as a module.
+def compiled(
+    target: str, given: Mapping[str, Callable[[], object]] | None = None
+) -> tuple[AnnealedDensity, ModuleType, dict[str, Any]]:
+    """What ``FILE[:PROGRAM]`` names, compiled with what makes the values of `arguments`; the file as a module, and how
+    it says that it is sampled, by arguments of `infer`."""
+    from composeprob import api
 
-    Raises:
-        LoadError: no such file.
-        ProgramError: the file has no program, several and none is named, or none of that name.
-    """
+    program, module = load_program(target)
+    args, settings = arguments(program, module, given or {}), presets(module)
+    return api.compile(program, **args, precision=settings.pop("precision", None)), module, settings
+
+
+def load_program(target: str) -> tuple[Program, ModuleType]:
+    """Loads the program that ``FILE[:PROGRAM]`` names; returns it with the file as a module."""
     from composeprob.language.program import Program
 
     file, _, name = target.rpartition(":") if ".py:" in target else (target, "", "")
@@ -64,23 +69,10 @@ def load_program(target: str) -> tuple[Program, ModuleType]:
     return next(iter(candidates.values())), module
 
 
-def arguments(
-    program: Program, module: ModuleType, given: Mapping[str, Callable[[], object]] | None = None
-) -> dict[str, Any]:
-    """Finds values for the parameters without a default: the module's variables of the same names.
-
-    Args:
-        program: whose parameters.
-        module: its file.
-        given: what makes the values of parameters that the command gives.
-
-    Raises:
-        InvalidValueError: the program has no parameter that the command gives.
-        ProgramError: a parameter with neither a default nor a variable of its name, or one that has the name of an
-            argument of `compile`.
-    """
+def arguments(program: Program, module: ModuleType, given: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
+    """Finds values for the parameters without a default: what the command gives, made by ``given``, or else the file's
+    variables of the same names."""
     parameters = inspect.signature(program.function).parameters
-    given = given or {}
     for name in given:
         if name not in parameters:
             raise InvalidValueError(
@@ -90,12 +82,8 @@ def arguments(
             )
     values = {name: make() for name, make in given.items()}
     for name, parameter in parameters.items():
-        if name in given:
-            continue
-        if parameter.default is not parameter.empty or parameter.kind in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        ):
+        several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name in given or several or parameter.default is not parameter.empty:
             continue
         if not hasattr(module, name):
             raise ProgramError(
@@ -115,11 +103,7 @@ def arguments(
 
 def presets(module: ModuleType) -> dict[str, Any]:
     """Finds how a module says that it is sampled: its variables by the names of arguments of `infer`, and of `compile`
-    the precision; ``num_chains`` is 1000 where it has none.
-
-    Raises:
-        WrongTypeError: a variable of such a name that is something else.
-    """
+    the precision; ``num_chains`` is 1000 where it has none."""
     import numpy as np
 
     from composeprob.runtime.infer import Checkpoint, Draws
@@ -147,36 +131,3 @@ def presets(module: ModuleType) -> dict[str, Any]:
             )
         found[name] = value
     return found
-
-
-def reference_draws(
-    module: ModuleType, file: Path | None, key: Array, num: int, sites: list[str]
-) -> dict[str, np.ndarray] | None:
-    """Draws of what a program's samples should be, ``{site: (M, …)}``, from a file or the module's ``reference(key,
-    num)``; None without either.
-
-    Raises:
-        LoadError: the file has no arrays.
-        WrongTypeError: the module's variable ``reference`` is no function.
-        ShapeError: one array, where the program has several sites.
-    """
-    import numpy as np
-
-    from composeprob.cli.whose_error import as_draws
-
-    if file is not None:
-        try:
-            return as_draws(np.load(file), sites)
-        except (OSError, ValueError) as error:
-            raise LoadError(
-                f"{str(file)!r} has no arrays: {error}", fix="write it by np.save, or by np.savez for several sites."
-            ) from error
-    make = getattr(module, "reference", None)
-    if make is None:
-        return None
-    if not callable(make):
-        raise WrongTypeError(
-            f"The file's variable reference, which composeprob trust uses, is of type {type(make).__name__}.",
-            fix="make it a function reference(key, num) that returns draws, or rename it.",
-        )
-    return as_draws(make(key, num), sites)

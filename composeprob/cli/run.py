@@ -10,18 +10,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from composeprob.cli.programs import arguments, load_program, presets
-from composeprob.cli.shell import NoCache, app, clean_errors, keep_compiled, write
+from composeprob.cli.programs import compiled
+from composeprob.cli.shell import NoCache, Target, app, clean_errors, keep_compiled, write
 from composeprob.errors import InvalidValueError
 
 
 @app.command()
 @clean_errors
 def run(
-    target: Annotated[
-        str,
-        typer.Argument(metavar="FILE[:PROGRAM]", help="A Python file, and which of its programs if it has several."),
-    ],
+    target: Target,
     model: Annotated[
         str | None,
         typer.Option(
@@ -112,9 +109,8 @@ def run(
         join()  # before anything looks for devices
     leads = jax.process_index() == 0 if distributed else True
     devices = arranged_devices(jax.devices(), mesh)
-    program, module = load_program(target)
-    args = arguments(program, module, {} if model is None else {"model": lambda: api.from_diffusers(model)})
-    settings = presets(module)
+    given = {} if model is None else {"model": lambda: api.from_diffusers(model)}
+    density, _, settings = compiled(target, given)
     if chains is not None:
         settings["num_chains"] = chains
     if checkpoint_dir is not None:
@@ -124,7 +120,6 @@ def run(
     if distributed and draws.store is None:
         draws = replace(draws, store=out / "samples.zarr")
     store = None if draws.store is None else Path(draws.store)
-    density = api.compile(program, **args, precision=settings.pop("precision", None))
     if leads:
         print(density)
     result = api.infer(
@@ -139,7 +134,7 @@ def run(
         return
     summary = str(result.summary())
     print(f"\n{summary}\n")
-    about = {"program": program.name, "file": target.rpartition(":")[0] or target, "seed": seed}
+    about = {"program": density.graph.name, "file": target.rpartition(":")[0] or target, "seed": seed}
     try:
         written = write(result, out, about, store)
     except (OSError, InvalidValueError) as error:  # a full disk loses no samples

@@ -20,20 +20,9 @@ if TYPE_CHECKING:
     from composeprob.results.result import Result
 
 
-def in_options(text: str) -> str:
-    """Returns an error's text, with the arguments of `infer` that it names as options of the command."""
-    options = {"choose another checkpoint_dir, or start again:": "choose another --checkpoint-dir, or in the file"}
-    for argument, option in options.items():
-        text = text.replace(argument, option)
-    return text
-
-
 def write(result: Result, folder: Path, about: JSONObject, store: Path | None = None) -> list[Path]:
-    """Writes samples (unless they are in a ``store``), picture, summary and numbers of a result into ``folder``.
-
-    Returns:
-        The files.
-    """
+    """Writes samples (unless they are in a ``store``), picture, summary and numbers of a result into ``folder``;
+    returns the files."""
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +45,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
+Target = Annotated[
+    str, typer.Argument(metavar="FILE[:PROGRAM]", help="A Python file, and which of its programs if it has several.")
+]
 NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Keep no compiled code. Else it is in a private folder under the user's cache."),
@@ -88,7 +80,10 @@ def clean_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except ComposeProbError as error:
-            text = f"{type(error).__name__}: {in_options(str(error))}"
+            text = f"{type(error).__name__}: {error}"
+            text = text.replace(  # an argument of `infer` is an option here
+                "choose another checkpoint_dir, or start again:", "choose another --checkpoint-dir, or in the file"
+            )
             Console(stderr=True).print(text, style="red", markup=False, highlight=False)
             raise typer.Exit(2) from None
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from composeprob.cli.programs import arguments, load_program, presets, reference_draws
-from composeprob.cli.shell import NoCache, app, clean_errors, console, keep_compiled
+from composeprob.cli.programs import compiled
+from composeprob.cli.shell import NoCache, Target, app, clean_errors, console, keep_compiled
 
 if TYPE_CHECKING:
     from jax import Array
@@ -23,10 +21,7 @@ if TYPE_CHECKING:
 @app.command()
 @clean_errors
 def trust(
-    target: Annotated[
-        str,
-        typer.Argument(metavar="FILE[:PROGRAM]", help="A Python file, and which of its programs if it has several."),
-    ],
+    target: Target,
     chains: Annotated[
         int | None, typer.Option(help="Number of chains of each run; left out, FILE's num_chains, or 1000.")
     ] = None,
@@ -64,16 +59,26 @@ def trust(
     import jax
 
     from composeprob import api, tuning
-    from composeprob.cli import whose_error
-    from composeprob.cli.whose_error import compared, draws_moments, moments, split
+    from composeprob.cli.whose_error import (
+        Refinement,
+        compared,
+        draws_moments,
+        finest,
+        fits,
+        longer,
+        moments,
+        reference_draws,
+        score_checks,
+        shorter_steps,
+        split,
+        twice_the_levels,
+    )
+    from composeprob.samplers.choose import choose
 
     keep_compiled(no_cache)
-    program, module = load_program(target)
-    args = arguments(program, module)
-    settings = presets(module)
+    density, module, settings = compiled(target)
     number = settings["num_chains"] if chains is None else chains
-    density = api.compile(program, **args, precision=settings.get("precision"))
-    chosen = whose_error.resolved(density, settings.get("sampler"), number)
+    chosen = settings["sampler"] if "sampler" in settings else choose(density, number)[0]
     key, other = jax.random.split(jax.random.key(seed))
 
     def run(density: AnnealedDensity, sampler: Sampler, key: Array = other) -> Result:
@@ -83,97 +88,32 @@ def trust(
     draws = reference_draws(module, reference, jax.random.fold_in(key, 1), number, list(first.samples))
     expected = None if draws is None else draws_moments(first, draws)  # refuses what does not fit, before other runs
     again = {"another key": run(density, chosen)}
-    name, relevelled = whose_error.twice_the_levels(density)
-    if whose_error.fits(relevelled, chosen):
+    name, relevelled = twice_the_levels(density)
+    if fits(relevelled, chosen):
         again[name] = run(relevelled, chosen)
     else:
         console.print("The sampler has one step for each level: no other number of levels was tried.")
-    if (longer := whose_error.longer(density, chosen)) is not None:
-        again[whose_error.Refinement.TRANSITIONS] = run(density, longer)
-    if (shorter := whose_error.shorter_steps(density, chosen, first)) is not None:
-        again[whose_error.Refinement.STEP] = run(density, shorter)
+    if (refined := longer(density, chosen)) is not None:
+        again[Refinement.TRANSITIONS] = run(density, refined)
+    if (refined := shorter_steps(density, chosen, first)) is not None:
+        again[Refinement.STEP] = run(density, refined)
     rows = {label: moments(result) for label, result in again.items()}
     table, largest = compared(moments(first), rows)
     console.print(table)
-    if whose_error.Refinement.COARSER in largest:  # an error of order p is 1/(2^p − 1) of what half the levels change
-        largest[whose_error.Refinement.COARSER] /= 2 ** (chosen.check_order or 1) - 1
-    found = [
-        f"{name}: a difference of {size:.1f} standard errors"
-        for name, size in largest.items()
-        if size > tuning.REFINED_ERRORS
-    ]
+    if Refinement.COARSER in largest:  # an error of order p is 1/(2^p − 1) of what half the levels change
+        largest[Refinement.COARSER] /= 2 ** (chosen.check_order or 1) - 1
+    sizes = {f"{name}: a difference of": size for name, size in largest.items()}
     if expected is not None:
-        finest = _finest(run, density, chosen, again, name, relevelled)
-        table, whose = split(moments(first), moments(finest), expected)
+        best = finest(run, chosen, again, name, relevelled)
+        table, whose = split(moments(first), moments(best), expected)
         console.print(table)
-        found += [
-            f"The {who}'s error: {size:.1f} standard errors"
-            for who, size in whose.items()
-            if size > tuning.REFINED_ERRORS
-        ]
+        sizes |= {f"The {who}'s error:": size for who, size in whose.items()}
+    found = [f"{what} {size:.1f} standard errors" for what, size in sizes.items() if size > tuning.REFINED_ERRORS]
     compared_runs = first.compare(again["another key"]).status if number >= 16 else first.status
     found += [f"{code}: {text}" for code, text in compared_runs.findings]
-    for text in _score_checks(density, first, key):
-        console.print(text, highlight=False)
-    for text in found or ["Nothing was found: the runs agree within their errors."]:
+    nothing = ["Nothing was found: the runs agree within their errors."]
+    for text in [*score_checks(density, first, key), *(found or nothing)]:
         console.print(text, highlight=False)
     if out is not None:
         print(f"wrote {first.report(out)}")
     raise typer.Exit(int(bool(found)))
-
-
-def _finest(
-    run: Callable[[AnnealedDensity, Sampler], Result],
-    density: AnnealedDensity,
-    chosen: Sampler,
-    again: dict[str, Result],
-    name: str,
-    relevelled: AnnealedDensity,
-) -> Result:
-    """The finest run: twice the levels, twice the transitions, half the step, as far as each is possible."""
-    from composeprob.cli import whose_error
-
-    if name != whose_error.Refinement.LEVELS or name not in again:
-        order = (whose_error.Refinement.STEP, whose_error.Refinement.TRANSITIONS, "another key")
-        return next(again[label] for label in order if label in again)
-    shorter = whose_error.shorter_steps(relevelled, chosen, again[name])
-    finest = shorter or whose_error.longer(relevelled, chosen)
-    result: Result = again[name] if finest is None else run(relevelled, finest)
-    return result
-
-
-def _score_checks(density: AnnealedDensity, result: Result, key: Array) -> list[str]:
-    """Checks of the model by scores at the samples, where the program's latents are all noised sites."""
-    import jax
-    import numpy as np
-
-    from composeprob import api
-    from composeprob.density.overlap import noised
-    from composeprob.runtime.own_draws import own_scores
-
-    if any(site.kind != "noised" for site in density.sites.values()):
-        return []
-    positions = {name: jax.numpy.asarray(result.unweighted()[name][:64]) for name in density.sites}
-    curls = api.metrics.curl(density, positions, 0, key)
-    lines = [f"curl of {name}: {value:.2g} (a gradient has 0)" for name, value in curls.items()]
-    lines += [
-        f"score of {name} at its own draws: {own.steepness:.2g} times as steep as their spread says, shifted by "
-        f"{own.shift:.2g} sd (1 and 0 are right)"
-        for name, own in own_scores(density, positions, key).items()
-    ]
-    learned = {expert.name for expert in density.described.experts if expert.trained}
-    worst: dict[str, tuple[float, int]] = {}
-    for level in np.unique(np.linspace(0, density.num_levels - 1, 5).round().astype(int)) if learned else ():
-        at = noised(density, positions, int(level), jax.random.fold_in(key, int(level)))
-        try:
-            residuals = api.metrics.fokker_planck(density, at, int(level), key)
-        except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
-            return [*lines, "Fokker–Planck residual: a network cannot be differentiated so often."]
-        for name in learned & residuals.keys():
-            if not math.isnan(residuals[name]):
-                worst[name] = max(worst.get(name, (0.0, 0)), (residuals[name], int(level)))
-    for name, (value, level) in worst.items():
-        lines.append(
-            f"Fokker–Planck residual of {name}: at most {value:.2g}, at level {level} (a noised distribution has 0)"
-        )
-    return lines

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from rich.table import Column, Table
 
-from composeprob.errors import AlignmentError, ShapeError
+from composeprob import metrics
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.overlap import noised
+from composeprob.errors import AlignmentError, LoadError, ShapeError, WrongTypeError
+from composeprob.kernels.gibbs import integrates_score, parts_of, with_field, with_parts
+from composeprob.metrics.paths import filled
 from composeprob.results.geometry import shown_entries
+from composeprob.results.result import Result
+from composeprob.runtime.infer import on_levels
+from composeprob.runtime.own_draws import own_scores
+from composeprob.samplers.sampler import Sampler
 
-if TYPE_CHECKING:
-    from composeprob.density.annealed import AnnealedDensity
-    from composeprob.results.result import Result
-    from composeprob.samplers.sampler import Sampler
-
-Moments = dict[str, tuple[float, float]]
-"""``{label: (mean, its standard error)}``; NaN where the error is withheld."""
+Moments = dict[str, tuple[float, float]]  # {label: (mean, its standard error)}; NaN where the error is withheld
 
 
 def moments(result: Result) -> Moments:
@@ -34,11 +43,7 @@ def moments(result: Result) -> Moments:
 
 
 def draws_moments(result: Result, draws: dict[str, np.ndarray]) -> Moments:
-    """The same of independent draws, ``{site: (M, …)}``.
-
-    Raises:
-        ShapeError: a site that the result does not have, or events of another shape.
-    """
+    """The same of independent draws, ``{site: (M, …)}``."""
     lead = 1 if result.about.draws is None else 2
     rows: Moments = {}
     for name, values in draws.items():
@@ -76,11 +81,8 @@ def compared(first: Moments, again: dict[str, Moments]) -> tuple[Table, dict[str
 
 
 def split(first: Moments, finest: Moments, reference: Moments) -> tuple[Table, dict[str, float]]:
-    """The error of a run, split at the finest run: up to it the sampler's error, from there on the model's.
-
-    Returns:
-        A table, and the largest of either in standard errors, for how many there are.
-    """
+    """A table of a run's errors, split at the finest run: up to it the sampler's, from there on the model's; and the
+    largest of either in standard errors, for how many there are."""
     table = Table(
         "", "reference", *(Column(name, justify="right") for name in ("off by", "the sampler's", "the model's"))
     )
@@ -113,14 +115,31 @@ def _difference(first: tuple[float, float] | None, second: tuple[float, float]) 
     return size, f"{first[0] - second[0]:+.3g} ({size:.1f} ±)"
 
 
-def as_draws(given: Any, sites: list[str]) -> dict[str, np.ndarray]:
-    """A reference as ``{site: (M, …)}``: an array is of the only site.
-
-    Raises:
-        ShapeError: an array, where the program has several sites.
-    """
+def reference_draws(
+    module: ModuleType, file: Path | None, key: Array, num: int, sites: list[str]
+) -> dict[str, np.ndarray] | None:
+    """Draws of what a program's samples should be, ``{site: (M, …)}``, from a file or the module's ``reference(key,
+    num)``; an array is of the only site. None without either."""
+    make: Any = getattr(module, "reference", None)
+    if file is not None:
+        try:
+            given = np.load(file)
+            given = dict(given) if hasattr(given, "keys") else given
+        except (OSError, ValueError) as error:
+            raise LoadError(
+                f"{str(file)!r} has no arrays: {error}", fix="write it by np.save, or by np.savez for several sites."
+            ) from error
+    elif make is None:
+        return None
+    elif callable(make):
+        given = make(key, num)
+    else:
+        raise WrongTypeError(
+            f"The file's variable reference, which composeprob trust uses, is of type {type(make).__name__}.",
+            fix="make it a function reference(key, num) that returns draws, or rename it.",
+        )
     if hasattr(given, "keys"):
-        return {name: np.asarray(given[name]) for name in given.keys()}  # noqa: SIM118 - files of NumPy's have keys
+        return {name: np.asarray(given[name]) for name in given}
     if len(sites) != 1:
         raise ShapeError(
             f"The reference is one array, but the program has the sites {', '.join(sites)}.",
@@ -136,13 +155,6 @@ class Refinement(StrEnum):
     TRANSITIONS, STEP = "2 × transitions", "½ step, 2 × transitions"
 
 
-def resolved(density: AnnealedDensity, sampler: Sampler | None, num_chains: int) -> Sampler:
-    """The sampler of the runs: the one that `infer` chooses, where none is given."""
-    from composeprob.samplers.choose import choose
-
-    return choose(density, num_chains)[0] if sampler is None else sampler
-
-
 def longer(density: AnnealedDensity, sampler: Sampler) -> Sampler | None:
     """The same sampler with twice the transitions at each level; None where it makes none."""
     moves = sampler.prepare(density).moves
@@ -155,11 +167,6 @@ def shorter_steps(density: AnnealedDensity, sampler: Sampler, first: Result) -> 
     Only of kernels whose distribution depends on the step, those without a Metropolis test and those whose test is a
     quadrature; others keep theirs. None where there is no such kernel.
     """
-    import jax.numpy as jnp
-
-    from composeprob.kernels.gibbs import integrates_score, parts_of, with_field, with_parts
-    from composeprob.metrics.paths import filled
-
     moves = sampler.prepare(density).moves
     kernel = None if moves is None else sampler.kernel or moves.kernel
     if moves is None or kernel is None:
@@ -179,8 +186,6 @@ def shorter_steps(density: AnnealedDensity, sampler: Sampler, first: Result) -> 
 
 def twice_the_levels(density: AnnealedDensity) -> tuple[str, AnnealedDensity]:
     """The program with a level between any two; with every other level where a factor knows only its own."""
-    from composeprob.runtime.infer import on_levels
-
     log_snr = np.asarray(density.schedule.log_snr, np.float64)
     finer = np.interp(np.arange(2 * len(log_snr) - 1) / 2, np.arange(len(log_snr)), log_snr)
     try:
@@ -196,3 +201,48 @@ def fits(density: AnnealedDensity, sampler: Sampler) -> bool:
     except ShapeError:
         return False
     return True
+
+
+def finest(
+    run: Callable[[AnnealedDensity, Sampler], Result],
+    chosen: Sampler,
+    again: dict[str, Result],
+    name: str,
+    relevelled: AnnealedDensity,
+) -> Result:
+    """The finest run: twice the levels, twice the transitions, half the step, as far as each is possible."""
+    if name != Refinement.LEVELS or name not in again:
+        order = (Refinement.STEP, Refinement.TRANSITIONS, "another key")
+        return next(again[label] for label in order if label in again)
+    sampler = shorter_steps(relevelled, chosen, again[name]) or longer(relevelled, chosen)
+    return again[name] if sampler is None else run(relevelled, sampler)
+
+
+def score_checks(density: AnnealedDensity, result: Result, key: Array) -> list[str]:
+    """Checks of the model by scores at the samples, where the program's latents are all noised sites."""
+    if any(site.kind != "noised" for site in density.sites.values()):
+        return []
+    positions = {name: jax.numpy.asarray(result.unweighted()[name][:64]) for name in density.sites}
+    curls = metrics.curl(density, positions, 0, key)
+    lines = [f"curl of {name}: {value:.2g} (a gradient has 0)" for name, value in curls.items()]
+    lines += [
+        f"score of {name} at its own draws: {own.steepness:.2g} times as steep as their spread says, shifted by "
+        f"{own.shift:.2g} sd (1 and 0 are right)"
+        for name, own in own_scores(density, positions, key).items()
+    ]
+    learned = {expert.name for expert in density.described.experts if expert.trained}
+    worst: dict[str, tuple[float, int]] = {}
+    for level in np.unique(np.linspace(0, density.num_levels - 1, 5).round().astype(int)) if learned else ():
+        at = noised(density, positions, int(level), jax.random.fold_in(key, int(level)))
+        try:
+            residuals = metrics.fokker_planck(density, at, int(level), key)
+        except (TypeError, ValueError, NotImplementedError):  # what JAX raises for custom rules and callbacks
+            return [*lines, "Fokker–Planck residual: a network cannot be differentiated so often."]
+        for name in learned & residuals.keys():
+            if not math.isnan(residuals[name]):
+                worst[name] = max(worst.get(name, (0.0, 0)), (residuals[name], int(level)))
+    for name, (value, level) in worst.items():
+        lines.append(
+            f"Fokker–Planck residual of {name}: at most {value:.2g}, at level {level} (a noised distribution has 0)"
+        )
+    return lines

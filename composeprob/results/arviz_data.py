@@ -25,10 +25,8 @@ def to_arviz(
     samples, density = result.unweighted(), result.density
     data: dict[str, np.ndarray] = {}
     pointwise: dict[str, np.ndarray] = {}
-    if density is not None:
+    if density is not None and density.observed():
         data = {name: np.asarray(value) for name, value in density.observed().items()}
-    if data:
-        assert density is not None
         pointwise = {name: np.asarray(value) for name, value in density.log_likelihood(samples).items()}
     shapes = {**{name: v.shape[1:] for name, v in samples.items()}, **{name: v.shape for name, v in data.items()}}
     named = {**_plates(result, shapes), **dims}
@@ -40,11 +38,10 @@ def to_arviz(
     attributes |= {"status": str(result.status), "inference_library": "composeprob"}
     levels = result.levels.reset_coords("log_snr")
     labels = {"block": list(result.about.blocks)} if result.about.blocks else {}
+    weights = {"log_weight": np.repeat(result.log_weights, result.about.draws or 1)}
     groups = {
         "posterior": _chains(result, samples),
-        "sample_stats": {
-            "log_weight": _chains(result, {"": np.repeat(result.log_weights, result.about.draws or 1)})[""]
-        },
+        "sample_stats": _chains(result, weights),
         "posterior_predictive": {} if predictive is None else _chains(result, result.predictive(predictive)),
         "observed_data": data,
         "constant_data": {str(name): values.to_numpy() for name, values in levels.items()},
@@ -64,10 +61,9 @@ def as_dict(given: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
 
 def _chains(result: Record, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """(chain, draw, …) of values (M, …) as `Result.unweighted` orders them."""
-    shape = (
-        (1, len(result.log_weights)) if result.about.draws is None else (len(result.log_weights), result.about.draws)
-    )
-    return {name: value.reshape(*shape, *value.shape[1:]) for name, value in values.items()}
+    number, draws = len(result.log_weights), result.about.draws
+    lead = (1, number) if draws is None else (number, draws)
+    return {name: value.reshape(*lead, *value.shape[1:]) for name, value in values.items()}
 
 
 def _plates(result: Record, shapes: dict[str, tuple[int, ...]]) -> Dims:

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.results.geometry import nearest, rows, scaled
 from composeprob.results.record import Record
-from composeprob.results.status import Code, Status
+from composeprob.results.status import Code, Findings, Status
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,14 @@ def compare(result: Record, other: Record, seed: int = 0) -> Comparison:
             f"A comparison takes {tuning.COMPARISON.fewest} samples or more of either run; there are {n}.",
             fix="use more chains.",
         )
-    points, families = _some(points, families, n, rng)
-    others, their_families = _some(others, their_families, n, rng)
-    both = np.concatenate([points, others])
+    some, others_some = (rng.permutation(len(each))[:n] for each in (points, others))
+    families, their_families = families[some], their_families[others_some]
+    both = np.concatenate([points[some], others[others_some]])
     together = np.concatenate([families, their_families + families.max() + 1])
     mine = np.arange(2 * n) < n
     both = scaled(both, sizes)
-    near, _ = nearest(both, together, both, together, neighbours(n))
+    k = int(np.clip(n // 20, 8, 25))  # few enough for a small mode
+    near, _ = nearest(both, together, both, together, k)
     there, here = isolated(near, mine)
     chance = np.array([max(isolated(near, _shuffled(together, n, rng))) for _ in range(tuning.COMPARISON.permutations)])
     p_value = float((1 + np.sum(chance >= max(here, there))) / (1 + tuning.COMPARISON.permutations))
@@ -70,11 +71,6 @@ def compare(result: Record, other: Record, seed: int = 0) -> Comparison:
     if not result.status.has(Code.MODES_UNREACHED):  # which both may have missed
         found += [finding for finding in other.status.findings if finding[0] is Code.MODES_UNREACHED]
     return Comparison(here, there, p_value, result.status.with_findings(*found))
-
-
-def neighbours(n: int) -> int:
-    """How many of the nearest samples are looked at, among n of either run: few enough for a small mode."""
-    return int(np.clip(n // 20, 8, 25))
 
 
 def isolated(near: Int[np.ndarray, "m k"], mine: np.ndarray) -> tuple[float, float]:
@@ -97,13 +93,6 @@ def _samples(result: Record, rng: np.random.Generator) -> tuple[np.ndarray, list
     return points, sizes, families
 
 
-def _some(
-    rows: np.ndarray, families: np.ndarray, n: int, rng: np.random.Generator
-) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
-    chosen = rng.permutation(len(rows))[:n]
-    return rows[chosen], families[chosen]
-
-
 def _shuffled(families: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Which samples are taken for mine where whole families are dealt out at random, about n."""
     order = rng.permutation(int(families.max()) + 1)
@@ -113,16 +102,15 @@ def _shuffled(families: np.ndarray, n: int, rng: np.random.Generator) -> np.ndar
     return dealt[families]
 
 
-def _findings(here: float, there: float, n: int) -> list[tuple[Code, str]]:
-    found = []
-    for share, whose, whom in ((here, "the other run's", "this one"), (there, "this run's", "the other")):
-        if share < tuning.COMPARISON.least:
-            continue
-        error = math.sqrt(share * (1 - share) / n)
-        text = (
-            f"{share:.0%} ± {error:.0%} of {whose} samples lie where {whom} has next to none: it has missed a mode, or "
-            "modes, of about that share. Shares of modes are wrong in at least one of them. Try more chains, more "
-            "levels, cp.SMC, whose weights keep shares right, and compare a third run."
+def _findings(here: float, there: float, n: int) -> Findings:
+    shares = (here, "the other run's", "this one"), (there, "this run's", "the other")
+    return [
+        (
+            Code.MODES_MISSING,
+            f"{share:.0%} ± {math.sqrt(share * (1 - share) / n):.0%} of {whose} samples lie where {whom} has next to "
+            "none: it has missed a mode, or modes, of about that share. Shares of modes are wrong in at least one of "
+            "them. Try more chains, more levels, cp.SMC, whose weights keep shares right, and compare a third run.",
         )
-        found.append((Code.MODES_MISSING, text))
-    return found
+        for share, whose, whom in shares
+        if share >= tuning.COMPARISON.least
+    ]

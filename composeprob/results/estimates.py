@@ -76,11 +76,7 @@ def plain(value: float | np.ndarray) -> Any:
 
 
 def student(level: float, degrees: float) -> float:
-    """Returns t such that Student's t with these degrees of freedom is within ±t in a share ``level`` of all cases.
-
-    Raises:
-        InvalidValueError: a level outside of (0, 1).
-    """
+    """Returns t such that Student's t with these degrees of freedom is within ±t in a share ``level`` of all cases."""
     if not (np.ndim(level) == 0 and 0 < level < 1):
         raise InvalidValueError(
             f"A level of confidence lies between 0 and 1; got {level!r}.", fix="for 90 % pass 0.9: interval(0.9)."
@@ -230,12 +226,7 @@ def quantile(values: np.ndarray, cumulative: np.ndarray, q: float) -> float:
 
 
 def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarray:
-    """``fn`` of every sample, ``{site: (N, draws, …)}`` → (N, draws, …), for the method of this name.
-
-    Raises:
-        WrongTypeError: no function, or one that returns no numbers.
-        InvalidValueError: a function that fails on one sample.
-    """
+    """``fn`` of every sample, ``{site: (N, draws, …)}`` → (N, draws, …), for the method of this name."""
     if not callable(fn):
         site = fn if isinstance(fn, str) and fn in samples else next(iter(samples))
         raise WrongTypeError(

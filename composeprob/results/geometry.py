@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 
 from composeprob import tuning
 
@@ -25,21 +26,24 @@ def shown_entries(name: str, values: np.ndarray, lead: int) -> tuple[list[str], 
     return [f"{name} ({'×'.join(map(str, shape))}, pooled)"], flat.mean(-1, keepdims=True)
 
 
-def rows(sites: Mapping[str, np.ndarray], lead: int = 1) -> tuple[Float[np.ndarray, "n d"], list[int], list[str]]:
-    """All sites in one row a sample, how many numbers each has, and their names.
+def chosen(sites: Mapping[str, ArrayLike], index: np.ndarray) -> dict[str, np.ndarray]:
+    """Some samples of every site, ``{site: (n, …)}``."""
+    return {name: np.asarray(x)[index] for name, x in sites.items()}
 
-    Args:
-        sites: ``{site: (n, …)}``.
-        lead: axes of samples, one or two.
-    """
+
+def spaced(n: int, most: float) -> np.ndarray:
+    """The indices of so many of n things at most, evenly spaced."""
+    return np.linspace(0, n - 1, min(n, int(most))).astype(int)
+
+
+def rows(sites: Mapping[str, np.ndarray], lead: int = 1) -> tuple[Float[np.ndarray, "n d"], list[int], list[str]]:
+    """All sites, ``{site: (n, …)}``, in one row a sample, how many numbers each has, and their names; behind one axis
+    of samples or two."""
     shapes = {name: np.shape(x)[lead:] for name, x in sites.items()}
     sizes = [math.prod(shape) for shape in shapes.values()]
     flat = [np.asarray(x, float).reshape(-1, size) for x, size in zip(sites.values(), sizes, strict=True)]
-    return (
-        np.concatenate(flat, axis=1),
-        sizes,
-        [each for name, shape in shapes.items() for each in entries(name, shape)],
-    )
+    names = [each for name, shape in shapes.items() for each in entries(name, shape)]
+    return np.concatenate(flat, axis=1), sizes, names
 
 
 def scaled(points: np.ndarray, sizes: list[int]) -> np.ndarray:

@@ -31,8 +31,8 @@ class Palette(NamedTuple):
     accent: str = "#c8553d"
     second: str = "#2a6f97"
     faint: str = "#b8c4cf"
+    # Told apart by the colour-blind too (Okabe and Ito 2008); lines that share a panel differ in their dashes too.
     lines: tuple[str, ...] = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-    """Told apart by the colour-blind too (Okabe and Ito 2008); lines that share a panel differ in their dashes too."""
     dashes: tuple[str, ...] = ("-", "--", ":", "-.")
 
 
@@ -42,16 +42,11 @@ class Sizes(NamedTuple):
     points: int = 3000
     images: int = 16
     histograms: int = 6
-    aside: float = 0.17
-    """Of a panel's side: the height of the histograms beside it."""
-    panel: float = 3.4
-    """Inches."""
-    pixels_an_inch: int = 160
-    """Of a saved picture, where nothing else is asked for: on fine screens Matplotlib's 100 are blurred."""
-    formula_lines: int = 4
-    """Above a figure: the panels need the room, and ``print(density)`` shows all of it."""
-    pairs: int = 6
-    """Rows of a figure of pairs."""
+    aside: float = 0.17  # of a panel's side: the height of the histograms beside it
+    panel: float = 3.4  # inches
+    pixels_an_inch: int = 160  # of a saved picture, by default: on fine screens Matplotlib's 100 are blurred
+    formula_lines: int = 4  # above a figure: the panels need the room, and ``print(density)`` shows all of it
+    pairs: int = 6  # rows of a figure of pairs
 
 
 PALETTE, SIZES = Palette(), Sizes()
@@ -87,10 +82,8 @@ def style() -> Iterator[None]:
         plt.rcParams.update(before)
 
 
-LogDensity = Callable[[np.ndarray], ArrayLike]
-"""Log-densities (M,) of points (M, 2)."""
-Window = tuple[float, float, float, float]
-"""x_min, x_max, y_min, y_max."""
+LogDensity = Callable[[np.ndarray], ArrayLike]  # log-densities (M,) of points (M, 2)
+Window = tuple[float, float, float, float]  # x_min, x_max, y_min, y_max
 
 
 class Picture(Figure):
@@ -117,13 +110,11 @@ def new_figure(width: float, height: float) -> Figure:
     return plt.figure(figsize=(width, height), layout="constrained", FigureClass=Picture)
 
 
-def plot_site(
-    ax: Axes, name: str, values: np.ndarray, density: AnnealedDensity | None = None, aside: bool = True
-) -> None:
-    """Draws the panel of one site, as suits the shape of its event; points of the plane with marginals or without."""
+def plot_site(ax: Axes, name: str, values: np.ndarray, density: AnnealedDensity | None) -> None:
+    """Draws the panel of one site, as suits the shape of its event."""
     shape = values.shape[1:]
     if shape == (2,):
-        plot_points(ax, values, name, log_density=log_density_at(density, name, 0), aside=aside)
+        plot_points(ax, values, name, log_density=log_density_at(density, name, 0), aside=True)
         ax.set(xlabel=f"{name}[0]", ylabel=f"{name}[1]")
     elif is_image(shape):
         plot_images(ax, values, name)
@@ -139,17 +130,9 @@ def plot_points(
     window: Window | None = None,
     aside: bool = False,
 ) -> None:
-    """Draws points of the plane over the density that they should follow.
-
-    Args:
-        ax: where to draw.
-        points: shape (N, 2).
-        title: the panel's title.
-        log_density: maps points of shape (M, 2) to log-densities (M,), or None for no density.
-        window: (x_min, x_max, y_min, y_max); by default what holds 99 % of the points, and a margin.
-        aside: whether to draw the marginals too, above and to the right: of the points as histograms, of the density,
-            as far as the window shows it, as lines.
-    """
+    """Draws points of the plane, (N, 2), over the density that they should follow, in a window that holds 99 % of them
+    unless one is given. ``aside`` are the marginals, above and to the right: of the points as histograms, of the
+    density, as far as the window shows it, as lines."""
     points = np.asarray(points, float)
     points = points[np.isfinite(points).all(1)]
     if window is None:
@@ -168,16 +151,10 @@ def _plot_marginals(ax: Axes, points: np.ndarray, relative: np.ndarray | None, w
     """Draws the marginals of points, and those of the density on a grid."""
     above, right = ax.inset_axes((0, 1.02, 1, SIZES.aside)), ax.inset_axes((1.02, 0, SIZES.aside, 1))
     for axes, j, ends, turned in ((above, 0, window[:2], "vertical"), (right, 1, window[2:], "horizontal")):
-        axes.hist(
-            points[:, j],
-            bins=np.linspace(ends[0], ends[1], 41),
-            density=True,
-            color=PALETTE.accent,
-            alpha=0.55,
-            orientation=turned,
-        )
+        bars = {"color": PALETTE.accent, "alpha": 0.55, "orientation": turned}
+        axes.hist(points[:, j], bins=np.linspace(*ends, 41), density=True, **bars)
         if relative is not None:
-            grid = np.linspace(ends[0], ends[1], relative.shape[j])
+            grid = np.linspace(*ends, relative.shape[j])
             marginal = relative.sum(axis=j)  # rows are y
             marginal = marginal / (marginal.sum() * (grid[1] - grid[0]))
             axes.plot(*((grid, marginal) if j == 0 else (marginal, grid)), color=PALETTE.second, linewidth=1.1)
@@ -186,20 +163,17 @@ def _plot_marginals(ax: Axes, points: np.ndarray, relative: np.ndarray | None, w
     right.set_ylim(window[2:])
 
 
-def plot_density(ax: Axes, log_density: LogDensity, window: Window, resolution: int = 140) -> np.ndarray:
+def plot_density(ax: Axes, log_density: LogDensity, window: Window) -> np.ndarray:
     """Shades a density over a window of the plane, relative to its highest value there, which it returns (y, x)."""
-    x = np.linspace(window[0], window[1], resolution)
-    y = np.linspace(window[2], window[3], resolution)
+    x, y = np.linspace(*window[:2], 140), np.linspace(*window[2:], 140)
     grid = np.stack(np.meshgrid(x, y), -1)
-    values = np.asarray(log_density(grid.reshape(-1, 2)), float).reshape(resolution, resolution)
+    values = np.asarray(log_density(grid.reshape(-1, 2)), float).reshape(grid.shape[:2])
     values = np.where(np.isfinite(values), values, -np.inf)
     relative = np.exp(values - values.max())
     shade = LinearSegmentedColormap.from_list("shade", ["#ffffff", "#d6e2ec", "#9dbbd3", "#5b8db3"])
     ax.imshow(relative, cmap=shade, extent=window, origin="lower", vmin=0, vmax=1, interpolation="bilinear", zorder=0)
-    # contours where a Gaussian has 1, 2 and 3 standard deviations
-    ax.contour(
-        x, y, relative, levels=np.exp([-4.5, -2.0, -0.5]), colors=PALETTE.ink, linewidths=0.45, alpha=0.55, zorder=1
-    )
+    deviations = np.exp([-4.5, -2.0, -0.5])  # where a Gaussian has 3, 2 and 1 of them
+    ax.contour(x, y, relative, levels=deviations, colors=PALETTE.ink, linewidths=0.45, alpha=0.55, zorder=1)
     return relative
 
 
@@ -321,11 +295,7 @@ def log_density_at(density: AnnealedDensity | None, name: str, level: int) -> Lo
 
 
 def plot_result(result: Record, kind: str) -> Figure:
-    """See `Result.plot`.
-
-    Raises:
-        InvalidValueError: no such kind, or nothing of this kind to draw.
-    """
+    """See `Result.plot`."""
     if kind not in KINDS:
         raise InvalidValueError(f"There is no kind of picture {kind!r}.", fix=f"use one of: {', '.join(KINDS)}.")
     with style():
@@ -400,11 +370,7 @@ def _pair(ax: Axes, numbers: np.ndarray, i: int, j: int) -> None:
 
 
 def plot_levels(result: Record) -> Figure:
-    """A panel for each diagnostic.
-
-    Raises:
-        InvalidValueError: there is none.
-    """
+    """A panel for each diagnostic."""
     known = diagnostics(result)
     if not known:
         raise InvalidValueError("This run has no diagnostics by level.", fix="leave kind= out.")

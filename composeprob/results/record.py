@@ -43,14 +43,10 @@ Value = TypeVar("Value")
 
 
 class Later:
-    """A field of `Result` whose value may be given as a function of the result, which is called once.
-
-    Args:
-        default: of the field; left out, it has none.
-    """
+    """A field of `Result` whose value may be given as a function of the result, which is called once."""
 
     def __init__(self, *default: object):
-        self.default = default
+        self.default = default  # none, or one
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -78,11 +74,11 @@ def later(function: Callable[..., Value]) -> Value:
 def as_code(key: Array) -> str:
     """Returns the call that makes a key: of a seed where it has the form of one."""
     data, kind = np.asarray(jax.random.key_data(key)).ravel().tolist(), str(jax.random.key_impl(key))
-    if kind == "threefry2x32":
-        if data[0] == 0:
-            return f"jax.random.key({data[1]})"
-        return f"jax.random.wrap_key_data(jax.numpy.array({data}, jax.numpy.uint32))"
-    return f"jax.random.wrap_key_data(jax.numpy.array({data}, jax.numpy.uint32), impl={kind!r})"
+    usual_kind = kind == "threefry2x32"
+    if usual_kind and data[0] == 0:
+        return f"jax.random.key({data[1]})"
+    impl = "" if usual_kind else f", impl={kind!r}"
+    return f"jax.random.wrap_key_data(jax.numpy.array({data}, jax.numpy.uint32){impl})"
 
 
 @cache
@@ -215,12 +211,8 @@ class Record:
         return np.asarray(self.levels["ancestors"])
 
     def drawn(self, name: str, most: int | None = None) -> np.ndarray:
-        """Returns one site's samples, (N, draws, …), with one draw of each chain where the run took none.
-
-        Args:
-            name: the site.
-            most: read no more than about so many numbers: every k-th draw.
-        """
+        """Returns one site's samples, (N, draws, …), with one draw of each chain where the run took none; ``most`` so
+        many numbers are read, or about so: every k-th draw."""
         values = self[name]
         if self.about.draws is None:
             return np.asarray(values)[:, None]

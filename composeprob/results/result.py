@@ -155,8 +155,7 @@ class Result(Record):
 
         Without draws the chains of an annealed sampler are one draw each, independent or exchangeable, and not N long
         chains: ArviZ therefore sees one chain of N draws, and its R-hat between chains does not apply. ArviZ knows no
-        weights, so
-        ``posterior`` holds the equally weighted samples of `unweighted`, and so do the groups that follow from them;
+        weights, so ``posterior`` holds the equally weighted samples of `unweighted`, and so do the groups that follow;
         ``sample_stats`` keeps the log-weights that the run ended with, and ``constant_data`` what is known per level.
         While the density is at hand (not after `load`), ``observed_data`` and the pointwise ``log_likelihood``, of
         which `arviz.loo` and `arviz.compare` are made, are there too.

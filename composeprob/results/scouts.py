@@ -17,8 +17,8 @@ $$\frac{M'}{1 - M'} = (1 - U)\,\frac{M}{1 - M}$$
 are the odds of what is apart from the chains against what these have, by the run's own shares.
 
 *Have regions the shares that scouts say?* Regions are cells of k-means over chains and scouts together. That is asked
-where scouts are worth `tuning.SCOUTS.fewest` draws of π₀, and shares must differ by more than U. Pareto k̂ would say
-little: where one narrow mode makes weights of two sizes it was 2.5, and shares were right to 0.003.
+where scouts are worth `tuning.SCOUTS.fewest` draws of π₀, and shares must differ by more than U. Pareto k̂ says little:
+of two sizes of weights, by one narrow mode, it was 2.5, and shares were right to 0.003.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.barriers import barrier_depth, in_blocks
 from composeprob.density.evaluation import Position, over_chains
 from composeprob.results.estimates import Families, systematic
-from composeprob.results.geometry import nearest, scaled
-from composeprob.results.status import Code
+from composeprob.results.geometry import chosen, nearest, scaled, spaced
+from composeprob.results.status import Code, Findings
 
 
 def unreached(
     density: AnnealedDensity, positions: Position, families: Families, key: Array, evaluations: float
-) -> list[tuple[Code, str]]:
+) -> Findings:
     """The findings `modes_unreached` and `shares_frozen` of chains at level 0, ``{site: (N, …)}``, if scouts have cause
     for them, of whom, and of evaluations in all, there may be so many where nothing is wrong."""
     blocks = int(min(evaluations, tuning.SCOUTS.most) // tuning.SCOUTS.block)
@@ -65,11 +65,6 @@ def can_scout(density: AnnealedDensity) -> bool:
 def importance(density: AnnealedDensity, positions: Position) -> np.ndarray:
     """log π₀ and log π₀/q of many positions, (2, M)."""
     return in_blocks(lambda block: np.stack(over_chains(density.evaluator.importance, block)), positions)
-
-
-def _at(positions: Position, rows: np.ndarray) -> Position:
-    """Some of the positions."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], positions)
 
 
 class Sample(NamedTuple):
@@ -110,7 +105,7 @@ class Sample(NamedTuple):
     def some(self, number: int) -> Sample:
         """Those that systematic resampling keeps, weighed by how often."""
         index, count = np.unique(systematic(self.weights, number), return_counts=True)
-        return Sample(_at(self.positions, index), Families(count / number, self.families.index[index]))
+        return Sample(chosen(self.positions, index), Families(count / number, self.families.index[index]))
 
 
 def _chains(positions: Position, families: Families) -> Sample | None:
@@ -119,11 +114,10 @@ def _chains(positions: Position, families: Families) -> Sample | None:
     entries = sum(np.size(x) // len(x) for x in positions.values())
     index = np.flatnonzero(finite & (families.weights > 0))
     most = int(np.clip(tuning.SHARES.entries // entries, tuning.SCOUTS.block, 4 * tuning.SHARES.most))
-    if len(index) > most:
-        index = index[np.linspace(0, len(index) - 1, most).astype(int)]
     if len(index) < tuning.COMPARISON.fewest:
         return None
-    return Sample(_at(positions, index), Families.from_ancestors(families.weights[index], families.index[index]))
+    index = index[spaced(len(index), most)]
+    return Sample(chosen(positions, index), Families.from_ancestors(families.weights[index], families.index[index]))
 
 
 def _rows(*samples: Sample) -> list[np.ndarray]:
@@ -139,7 +133,7 @@ def _rows(*samples: Sample) -> list[np.ndarray]:
     return [np.concatenate(row, axis=1) for row in rows]
 
 
-def _apart(density: AnnealedDensity, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
+def _apart(density: AnnealedDensity, chains: Sample, scouts: Sample) -> Findings:
     """The finding that mass lies where no chain is."""
     few, some = scouts.some(tuning.SCOUTS.block), chains.some(tuning.SCOUTS.block)
     rows, others, theirs = _rows(few, some, chains)
@@ -150,7 +144,7 @@ def _apart(density: AnnealedDensity, chains: Sample, scouts: Sample) -> list[tup
         depth = np.zeros(len(near))
         index = np.flatnonzero(distance > far)
         if len(index):
-            ends = _at(sample.positions, index), _at(chains.positions, near[index])
+            ends = chosen(sample.positions, index), chosen(chains.positions, near[index])
             between = barrier_depth(lambda points: importance(density, points)[0], *ends)
             depth[index] = np.where(np.isnan(between), np.inf, between)  # an end where π₀ is 0
         return depth
@@ -183,7 +177,7 @@ def _unknown(density: AnnealedDensity, chains: Sample, scouts: Sample) -> float:
     return float(chains.weights @ (importance(density, chains.positions)[1] > scouts.log_weights.max()))
 
 
-def _other_shares(density: AnnealedDensity, chains: Sample, scouts: Sample) -> list[tuple[Code, str]]:
+def _other_shares(density: AnnealedDensity, chains: Sample, scouts: Sample) -> Findings:
     """The finding that a region has another share of the chains than of the scouts."""
     from scipy.cluster.vq import kmeans2
 
@@ -232,7 +226,7 @@ def _most_different(
 
 def _place(density: AnnealedDensity, positions: Position, index: int) -> str:
     """A position as its program's author knows it: ``x = (3.02, -1)``."""
-    values: PyTree[Array] = density.to_samples(_at(positions, np.array(index)))
+    values: PyTree[Array] = density.to_samples(chosen(positions, np.array(index)))
     shown = []
     for name in density.sites:
         numbers = np.ravel(np.asarray(values[name]))

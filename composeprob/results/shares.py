@@ -34,8 +34,8 @@ import numpy as np
 
 from composeprob import tuning
 from composeprob.results.estimates import Families
-from composeprob.results.geometry import components, neighbours, rows, scaled, tree
-from composeprob.results.status import Code
+from composeprob.results.geometry import chosen, components, neighbours, rows, scaled, spaced, tree
+from composeprob.results.status import Code, Findings
 
 Barriers = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], np.ndarray]
 """How deep log π₀ falls between positions, ``{site: (M, …)}`` each → (M,), in nats."""
@@ -43,17 +43,11 @@ Barriers = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Chains that are apart.
+    """Chains that are apart."""
 
-    Attributes:
-        index: each chain's group, (m,), of which 0 is the largest.
-        apart: the share of the pairs of chains that a barrier parts.
-        depth: the median depth of these barriers, in nats.
-    """
-
-    index: np.ndarray
-    apart: float
-    depth: float
+    index: np.ndarray  # each chain's group, (m,), of which 0 is the largest
+    apart: float  # the share of the pairs of chains that a barrier parts
+    depth: float  # the median depth of these barriers, in nats
 
     @property
     def shares(self) -> np.ndarray:
@@ -74,30 +68,23 @@ def parted(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | None
     Pairs are taken at random. A valley that is bent has low density between two of its points too; so chains are one
     group if they hang together over neighbours without a barrier between them.
     """
-    known, sites = tuning.SHARES, {name: np.asarray(x) for name, x in sites.items()}
-    points, sizes, _ = rows(sites)
+    known, (points, sizes, _) = tuning.SHARES, rows(sites)
     m = len(points)
     if m < 4 or not np.isfinite(points).all():
         return None
     first, second = np.triu_indices(m, 1)
-    chosen = np.random.default_rng(0).permutation(len(first))[: known.pairs]
-    depth = between(sites, first[chosen], second[chosen], barriers)
+    pairs = np.random.default_rng(0).permutation(len(first))[: known.pairs]
+    depth = barriers(chosen(sites, first[pairs]), chosen(sites, second[pairs]))
     apart, deep = share_apart(depth, points.shape[1]), seen_barrier(points.shape[1])
     if not apart > known.apart:
         return None
     points = scaled(points, sizes)
     near = np.unique(np.concatenate([neighbours(points, known.bridges), tree(points)]), axis=0)
-    linked = near[~(between(sites, near[:, 0], near[:, 1], barriers) > deep)]
-    index = components(linked, m)
+    linked = ~(barriers(chosen(sites, near[:, 0]), chosen(sites, near[:, 1])) > deep)
+    index = components(near[linked], m)
     if 1 - np.sum((np.bincount(index) / m) ** 2) <= known.apart:
         return None
     return Groups(index, apart, float(np.median(depth[depth > deep])))
-
-
-def between(sites: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarray, barriers: Barriers) -> np.ndarray:
-    """The depths of the barriers from the first to the second chains, in nats."""
-    a, b = ({name: x[i] for name, x in sites.items()} for i in (first, second))
-    return barriers(a, b)
 
 
 def seen_barrier(numbers: int) -> float:
@@ -120,7 +107,7 @@ def where(sites: Mapping[str, np.ndarray], index: np.ndarray) -> str:
     """The entry in which the two largest groups differ most, in words."""
     (points, _, names), one = rows(sites), index == 0
     other = index == 1 if np.sum(index == 1) > 1 else ~one
-    middle = [points[chosen].mean(0) for chosen in (one, other)]
+    middle = [points[group].mean(0) for group in (one, other)]
     width = points[one].var(0) + points[other].var(0) + 1e-12 * points.var(0) + 1e-30
     most = int(np.argmax(np.abs(middle[0] - middle[1]) / np.sqrt(width)))
     return f"{names[most]} is about {middle[0][most]:.3g} in one and {middle[1][most]:.3g} in the other"
@@ -152,10 +139,6 @@ def weightless(sites: Mapping[str, np.ndarray], path_weights: np.ndarray) -> np.
     some widths of log W more, with the width such that normal log W have 80 % within 1.28 of them. Chains that forget
     may have come any way, but then end among others: so each is twice as far from the nearest of these as all but the
     farthest of them are from one another.
-
-    Args:
-        sites: positions at level 0, ``{site: (N, …)}``.
-        path_weights: log W of each, (N,), up to a constant.
     """
     from scipy.spatial import cKDTree
 
@@ -179,15 +162,11 @@ def uneven_paths(
     path_weights: np.ndarray,
     log_density: np.ndarray | None = None,
     why: str = Reason.FROZEN,
-) -> list[tuple[Code, str]]:
-    """The finding that chains whose paths weigh more lie elsewhere, if they do.
+) -> Findings:
+    """The finding that chains whose paths weigh more lie elsewhere, if they do, and ``why``.
 
-    Args:
-        sites: positions at level 0, ``{site: (N, …)}``.
-        path_weights: log W of each, (N,), up to a constant.
-        log_density: log π of each, (N,), where it is known: what holds too little is often denser, in many directions
-            at once.
-        why: what it comes from, and what to do about it.
+    Of positions at level 0, ``{site: (N, …)}``, log W of each, (N,), up to a constant, and log π, where it is known:
+    what holds too little is often denser, in many directions at once.
     """
     from scipy.cluster.vq import kmeans2
 
@@ -195,10 +174,10 @@ def uneven_paths(
     if len(finite) < 0.95 * len(path_weights) or len(finite) < 40:
         return []
     numbers = sum(np.size(x) // len(path_weights) for x in sites.values())
-    most = min(4 * tuning.SHARES.most, max(tuning.SHARES.entries // numbers, tuning.SHARES.most // 4), len(finite))
-    some = finite[np.unique(np.linspace(0, len(finite) - 1, most).astype(int))]
+    most = min(4 * tuning.SHARES.most, max(tuning.SHARES.entries // numbers, tuning.SHARES.most // 4))
+    some = finite[spaced(len(finite), most)]
     n = len(some)
-    (points, _, names), gain = rows({name: np.asarray(x)[some] for name, x in sites.items()}), path_weights[some]
+    (points, _, names), gain = rows(chosen(sites, some)), path_weights[some]
     if not np.isfinite(points).all() or not points.std(0).any():
         return []
     gain = clipped(gain)
@@ -259,22 +238,15 @@ def _most_moved(names: list[str], points: np.ndarray, inside: np.ndarray, gain: 
     return f"weighed, the mean of {names[most]} would move by {by[most]:+.2f} of its standard deviations"
 
 
-def frozen_shares(
-    sites: dict[str, np.ndarray], log_density: np.ndarray, families: Families | None = None
-) -> list[tuple[Code, str]]:
+def frozen_shares(sites: dict[str, np.ndarray], log_density: np.ndarray, families: Families | None = None) -> Findings:
     """The finding that groups of chains have other shares than their densities, if they have.
 
     Groups of fewer than five chains for each number of a sample are not judged, nor are samples of more than ten
-    numbers, whose neighbours are too far away to tell a density.
-
-    Args:
-        sites: positions at level 0, ``{site: (N, …)}``.
-        log_density: log π of each, (N,), comparable between modes.
-        families: of chains that were copied: shares are known as well as so few families know them, and of the copies
-            in a group one counts.
+    numbers, whose neighbours are too far away to tell a density. Of chains that were copied, in families, shares are
+    known as well as so few families know them, and of the copies in a group one counts.
     """
-    some = np.unique(np.linspace(0, len(log_density) - 1, min(tuning.SHARES.most, len(log_density))).astype(int))
-    (points, sizes, _), values = rows({name: np.asarray(x)[some] for name, x in sites.items()}), log_density[some]
+    some = spaced(len(log_density), tuning.SHARES.most)
+    (points, sizes, _), values = rows(chosen(sites, some)), log_density[some]
     n, d = points.shape
     few = d > tuning.SHARES.numbers or n <= tuning.SHARES.linked
     if few or not np.isfinite(points).all() or not np.isfinite(values).all():

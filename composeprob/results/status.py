@@ -42,6 +42,9 @@ class Code(enum.StrEnum):
         return self not in (Code.OK, Code.NON_FINITE, *models, Code.LEVELS_TOO_FEW, Code.NOT_SAVED)
 
 
+Findings = list[tuple[Code, str]]
+
+
 @dataclass(frozen=True)
 class Status:
     """The outcome of a run: nothing found, or one finding per problem with the levels, how much, and what to try.
@@ -97,7 +100,7 @@ class Status:
         return printable("\n".join(f"{code.name}: {text}" for code, text in self.findings))
 
 
-def diverged(samples: Mapping[str, np.ndarray], alpha: float, sigma: float) -> list[tuple[Code, str]]:
+def diverged(samples: Mapping[str, np.ndarray], alpha: float, sigma: float) -> Findings:
     """What is wrong with the size of samples of noised sites, ``{site: (N, …)}``: a run starts from noise, that of the
     noisiest level, which is to hide them, α·‖x‖ < σ·√d."""
     findings = []
@@ -132,14 +135,9 @@ def diagnose(
 ) -> Status:
     """Reads the status of a run off its diagnostics by level, as `Result.levels` has them, (K,).
 
-    Args:
-        acceptance, non_finite, ess: NaN where nothing was proposed, or is weighed; the first (K, B) of B blocks.
-        proposals: that ``non_finite`` is out of, over all N chains, (K,) or one number.
-        num_chains, num_levels: N and K.
-        completed_levels: how many were finished, from the noisiest downwards.
-        adjusted: whether the kernel (each block's) has a Metropolis test, so that its acceptance means something.
-        blocks: the names of the kernel's blocks.
-        outside: share of the chains that are where the density is 0 or NaN.
+    ``non_finite`` is out of so many ``proposals`` over all N chains; levels were completed from the noisiest downwards;
+    a kernel, or each of its blocks, that is ``adjusted`` has a Metropolis test, so that its acceptance means something;
+    and the density is 0 or NaN where a share ``outside`` of the chains is.
     """
     visited = np.arange(num_levels) >= num_levels - completed_levels
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -198,7 +196,7 @@ def diagnose(
     return Status(tuple((code, text) for holds, code, text in rows if holds))
 
 
-def not_conservative(curl: Mapping[str, float]) -> list[tuple[Code, str]]:
+def not_conservative(curl: Mapping[str, float]) -> Findings:
     """The finding that scores are no gradients, if any is not, by the relative curl of the factors whose score a line
     integral relied on."""
     turning = {name: value for name, value in curl.items() if value > tuning.FINDINGS.curl_ceiling}
@@ -224,7 +222,7 @@ def no_number(observed: Sequence[str]) -> str:
     )
 
 
-def untrained_divisors(factors: Sequence[str]) -> list[tuple[Code, str]]:
+def untrained_divisors(factors: Sequence[str]) -> Findings:
     """The finding that withholds errors where a program divides by these networks, and samples are where they were not
     trained."""
     if not factors:
@@ -242,7 +240,7 @@ def fewest_families(num_chains: int) -> float:
     return max(least, min(tuning.ERRORS.fewest_families, num_chains / 16))
 
 
-def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) -> list[tuple[Code, str]]:
+def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) -> Findings:
     """The finding that N chains have become copies of too few for errors to be stated, if they have where a run ends.
 
     They descend from so many ``distinct`` ones, and are ``worth`` as many independent ones, by `known_chains`.
@@ -258,7 +256,7 @@ def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) ->
     return [(Code.ANCESTORS_COLLAPSED, text)]
 
 
-def impossible_data(log_likelihood: np.ndarray, numbers: int) -> list[tuple[Code, str]]:
+def impossible_data(log_likelihood: np.ndarray, numbers: int) -> Findings:
     """The finding that chains are where the data are all but impossible.
 
     Of the posterior at most L/Z, Z = E_prior[L], is where the likelihood is at most L. Numbers of precision eps tell
@@ -277,7 +275,7 @@ def impossible_data(log_likelihood: np.ndarray, numbers: int) -> list[tuple[Code
     return [(Code.ZERO_DENSITY, text)]
 
 
-def erratic_weights(variance: np.ndarray) -> list[tuple[Code, str]]:
+def erratic_weights(variance: np.ndarray) -> Findings:
     """The finding that one step multiplied weights by numbers that differ too much, if it did: of relative variance v,
     (K,), NaN where there was none. 1/(1 + v) is the conditional effective sample size (Zhou, Johansen and Aston 2016).
     """
@@ -293,7 +291,7 @@ def erratic_weights(variance: np.ndarray) -> list[tuple[Code, str]]:
     return [(Code.WEIGHTS_COLLAPSED, text)]
 
 
-def not_converged(drift: float) -> list[tuple[Code, str]]:
+def not_converged(drift: float) -> Findings:
     """The finding that the warm-up at level 0 ended while the chains still drifted, if it did."""
     if drift == 0.0:
         return []
@@ -305,7 +303,7 @@ def not_converged(drift: float) -> list[tuple[Code, str]]:
     return [(Code.UNSETTLED, text)]
 
 
-def few_levels(error: float) -> list[tuple[Code, str]]:
+def few_levels(error: float) -> Findings:
     """The finding that the levels are too far apart for the evidence, if they are: its error from there, in nats."""
     if not error > tuning.FINDINGS.levels_error:
         return []
@@ -313,7 +311,7 @@ def few_levels(error: float) -> list[tuple[Code, str]]:
     return [(Code.LEVELS_TOO_FEW, text + "Compile with more levels (schedule=).")]
 
 
-def fine_data(lost: float, log_snr: float, num_levels: int) -> list[tuple[Code, str]]:
+def fine_data(lost: float, log_snr: float, num_levels: int) -> Findings:
     """The finding that data are finer than level 0, of this log-SNR, if they are: its noise once more, σ/α, takes so
     many nats of log-likelihood from each number seen, ½·(σ/α)²/s² of an instrument whose noise is s."""
     if not lost > 0.5:

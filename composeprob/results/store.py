@@ -32,11 +32,7 @@ def unreadable(path: Path) -> Iterator[None]:
 
 
 class Stored:
-    """An array on disk: indexing reads what is asked for, `numpy.asarray` reads all of it.
-
-    Attributes:
-        shape, ndim, dtype: as of a NumPy array.
-    """
+    """An array on disk: indexing reads what is asked for, `numpy.asarray` reads all of it."""
 
     def __init__(self, array: TensorStore, path: Path):
         self._array, self._path = array, path
@@ -83,9 +79,6 @@ class Store:
 
     ``samples/NAME`` holds each site, (chain, draw, …), or (chain, …) for a run without draws; the arrays beside it and
     the group's attributes hold the rest of the result. Draws that are not there yet read as 0.
-
-    Args:
-        path: the folder.
     """
 
     format: ClassVar[JSONObject] = {"format": "composeprob.draws", "version": 1}
@@ -95,15 +88,8 @@ class Store:
         self.arrays: dict[str, TensorStore] = {}
 
     def create(self, names: Mapping[str, tuple[tuple[int, ...], np.dtype, tuple[int, ...]]], draws: bool) -> None:
-        """Make the folder, empty, in place of an earlier result; by one process.
-
-        Args:
-            names: shape, dtype and shape of a block, of each site.
-            draws: whether the second axis is that of draws.
-
-        Raises:
-            InvalidValueError: there is something else, or nothing can be written there.
-        """
+        """Make the folder, empty, in place of an earlier result, with room for sites of these shapes, dtypes and shapes
+        of blocks, whose second axis may be that of draws; by one process."""
         if self.path.exists() and not (self.path.is_dir() and (self.is_store() or not any(self.path.iterdir()))):
             raise InvalidValueError(
                 f"store={str(self.path)!r} exists and is not a stored result, so it is not overwritten.",
@@ -125,11 +111,7 @@ class Store:
             ) from error
 
     def open(self, names: Iterable[str]) -> None:
-        """Open the arrays of these sites.
-
-        Raises:
-            LoadError: they are not there, or cannot be read.
-        """
+        """Open the arrays of these sites."""
         with unreadable(self.path):
             self.arrays |= {name: self._opened(f"samples/{_quoted(name)}") for name in names}
 
@@ -161,11 +143,7 @@ class Store:
         write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": about})
 
     def attributes(self) -> JSONObject:
-        """What `write_attributes` wrote.
-
-        Raises:
-            LoadError: the folder is no result of this version.
-        """
+        """What `write_attributes` wrote; a `LoadError` where the folder is no result of this version."""
         try:
             about = json.loads((self.path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,9 +1,9 @@
 r"""Whether the scores of a trained factor are those of the distribution which its own reverse diffusion draws.
 
 A distribution with the score s has $E[s] = 0$ and $E[s\,(x - \bar x)^\top] = -I$ (Stein's identity). The error of a
-network that predicts noise grows like 1/σ in its score. Reverse diffusion hardly sees that, as its steps are of length
-σ², but chains that a Metropolis test moves at a level are left with nothing else: they go to where such a score leads,
-whatever the network has learned. Of each number of the site are asked, over draws of the factor alone at each level,
+network that predicts noise grows like 1/σ in its score. Reverse diffusion, whose steps are of length σ², hardly sees
+that, but a Metropolis test leads chains where such a score leads. Of each number of the site are asked, over draws of
+the factor alone at each level,
 
 $$\text{shift}_i = \mathrm{sd}_i\,|E[s_i]|, \qquad \text{steepness}_i = -E[s_i\,(x_i - \bar x_i)],$$
 
@@ -35,7 +35,7 @@ from jax import Array
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
-from composeprob.results.status import Code
+from composeprob.results.status import Code, Findings
 from composeprob.samplers.step import Step
 
 
@@ -73,7 +73,7 @@ def own_scores(density: AnnealedDensity, positions: Position, key: Array) -> dic
     return found
 
 
-def other_laws(found: Mapping[str, OwnScore], log_snr: np.ndarray) -> list[tuple[Code, str]]:
+def other_laws(found: Mapping[str, OwnScore], log_snr: np.ndarray) -> Findings:
     """The finding that chains follow scores which belong to other distributions than the factors' own draws, of factors
     whose score a line integral relied on, with the levels' log-SNR, (K,)."""
     wrong = {name: own for name, own in found.items() if own.wrong}

@@ -26,6 +26,7 @@ from composeprob.density.evaluation import Position
 from composeprob.density.overlap import agreement, in_question
 from composeprob.results import status
 from composeprob.results.estimates import Families, effective_chains, known_chains
+from composeprob.results.geometry import chosen, spaced
 from composeprob.results.record import DIAGNOSTICS, About, as_code, by_level, later, versions
 from composeprob.results.result import Result
 from composeprob.results.scouts import can_scout, unreached
@@ -39,7 +40,7 @@ from composeprob.results.shares import (
     weightless,
     where,
 )
-from composeprob.results.status import Code, Status
+from composeprob.results.status import Code, Findings, Status
 from composeprob.runtime.own_draws import other_laws, own_scores
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.spread import host
@@ -64,9 +65,7 @@ class Fold(IntEnum):
         return jax.random.fold_in(key, np.uint32(self))
 
 
-Findings = list[tuple[Code, str]]
-Question = Callable[[], Findings]
-"""What is asked of a run when its status is first looked at, as it takes a compilation."""
+Question = Callable[[], Findings]  # asked of a run when its status is first looked at, as it takes a compilation
 
 
 def summarised(state: State, samples: dict[str, np.ndarray], positions: Position, coarse: float | None) -> Result:
@@ -120,7 +119,8 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
         *status.few_levels(of_levels),
     )
     state.weak = _weak(found) if arrived and not state.interrupted else ""
-    found, some = _ended(found, state, arrived), _first(positions, tuning.CHECKS.most_chains)
+    # Copies, which keep no other positions alive.
+    found, some = _ended(found, state, arrived), chosen(positions, np.arange(min(n, tuning.CHECKS.most_chains)))
     questions: list[Question] = []
     scouts: Question = list
     if arrived:
@@ -175,18 +175,12 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     )
 
 
-def _first(positions: Position, number: int) -> Position:
-    """Copies of the first positions, which keep no others alive."""
-    return jax.tree.map(lambda leaf: leaf[:number].copy(), positions)
-
-
 def _overlap(state: State, positions: Position, most: float) -> Question:
     """Asks whether factors agree where the chains are: of some, over the chains, by so many evaluations at most; not
     where they ended at what is no number."""
     density, n, checks = state.density, state.num_chains, tuning.CHECKS
     levels = int(np.clip(most // min(n, checks.most_chains), 2, tuning.OVERLAP.levels))
-    rows = np.unique(np.linspace(0, n - 1, int(np.clip(most // levels, 1, checks.most_chains))).astype(int))
-    some = jax.tree.map(lambda leaf: leaf[rows], positions)
+    some = chosen(positions, spaced(n, np.clip(most // levels, 1, checks.most_chains)))
     if not in_question(density) or not all(np.isfinite(x).all() for x in some.values()):
         return list
 
@@ -205,7 +199,7 @@ def _own_scores(state: State, positions: Position, most: float) -> Question:
     number = int(min(most / density.num_levels, state.num_chains, draws))
     if not state.sampler.integrates_score or number < draws // 8:
         return list
-    some, log_snr = _first(positions, number), np.asarray(density.schedule.log_snr)
+    some, log_snr = chosen(positions, np.arange(number)), np.asarray(density.schedule.log_snr)
     return lambda: other_laws(own_scores(density, some, Fold.OWN_DRAWS.folded_into(state.key)), log_snr)
 
 
@@ -217,7 +211,7 @@ def _data(state: State, positions: Position, families: Families, withheld: bool)
         return list
     few = withheld or effective_chains(families, list(positions.values())) < len(families.weights) / 2
     counted = np.flatnonzero(families.weights >= families.weights.max() / len(families.weights))
-    some = jax.tree.map(lambda leaf: leaf[counted[: tuning.SHARES.most]], positions)
+    some = chosen(positions, counted[: tuning.SHARES.most])
 
     def found() -> Findings:
         seen = sum(np.size(y) for y in density.observed().values())
@@ -274,7 +268,7 @@ def _ended(found: Status, state: State, arrived: bool) -> Status:
     return found.with_findings((Code.NOT_SAVED, text))
 
 
-def _diverged(state: State, positions: Position) -> list[tuple[Code, str]]:
+def _diverged(state: State, positions: Position) -> Findings:
     """What is wrong with where chains ended."""
     density = state.density
     noised = {name: x for name, x in positions.items() if density.sites[name].kind == "noised"}
@@ -316,7 +310,7 @@ def supported(
         if not comparable or log_density is None or np.ptp(log_weights):
             return Support(log_weights)
         families = Families.from_ancestors(np.ones(number), np.asarray(run.ancestors))
-        return Support(log_weights, frozen_shares(positions, log_density, families), list)
+        return Support(log_weights, frozen_shares(positions, log_density, families))
     note, worth = "", effective(paths)
     unknown = not sampler.needs_parts(density) and density.num_levels > 1
     if state.given_up:
@@ -329,7 +323,7 @@ def supported(
     stayed = sampler.kernel is not None and not state.writer.drawn and np.isnan(float(run.global_acceptance))
     lost = weightless(positions, paths)
     kept, weighed = np.flatnonzero(~lost), np.where(np.isfinite(paths) & ~lost, paths, -np.inf)
-    positions, paths = jax.tree.map(lambda x: np.asarray(x)[kept], positions), paths[kept]
+    positions, paths = chosen(positions, kept), paths[kept]
     log_density = None if log_density is None else log_density[kept]
     uneven = uneven_paths(positions, paths, log_density, why) if paths.any() else []
     if lost.any() and stayed:
@@ -383,12 +377,12 @@ def _later(state: State, positions: Position, kept: np.ndarray, cause: str, why:
     moved = bool(state.sampler.then) or state.writer.drawn > 0
     if moved and state.came is None:
         return list
-    some = np.unique(np.linspace(0, len(kept) - 1, tuning.CHECKS.most_chains).astype(int))
+    some = spaced(len(kept), tuning.CHECKS.most_chains)
     came = None  # where they were when they had come down to level 0, if they have moved since
     if moved:
         at = Layout.of_density(density).position(np.asarray(state.came)[kept[some]], float(density.schedule.alpha[0]))
         came = jax.tree.map(np.asarray, at)
-    ended = jax.tree.map(lambda x: np.asarray(x)[some], positions)
+    ended = chosen(positions, some)
 
     def apart() -> Findings:
         depths = barriers(density)

@@ -51,7 +51,7 @@ class _LogSNR:
             if isinstance(instance.alpha, jax.core.Tracer):
                 return instance.levels.log_snr
             # On the host, as each operation on a device would be compiled for it.
-            return _log_snr(instance.alpha, instance.sigma).astype(jnp.result_type(float))
+            return log_snr_of(instance.alpha, instance.sigma).astype(jnp.result_type(float))
 
         def evenly_spaced(num_levels: int, min: float = -9.0, max: float = 11.0) -> Schedule:
             """Makes a variance-preserving schedule, log-SNR evenly spaced from ``max`` (level 0) to ``min``."""
@@ -98,7 +98,7 @@ class Schedule(eqx.Module):
                 "A schedule's α and σ must be finite and positive at every level.",
                 fix="start level 0 at a small positive σ; a level without noise has no score.",
             )
-        log_snr = _log_snr(alpha, sigma)
+        log_snr = log_snr_of(alpha, sigma)
         if np.any(np.diff(log_snr) >= 0):
             k = int(np.argmax(np.diff(log_snr) >= 0))
             raise InvalidValueError(
@@ -278,24 +278,24 @@ class Schedule(eqx.Module):
             return np.full_like(log_snr, alpha[0])
         if family == "flow":
             return 1 / (1 + np.exp(-np.asarray(log_snr) / 2))
-        return np.exp(np.interp(log_snr, _log_snr(alpha, sigma)[::-1], np.log(alpha)[::-1]))
+        return np.exp(np.interp(log_snr, log_snr_of(alpha, sigma)[::-1], np.log(alpha)[::-1]))
 
     def level_at(self, log_snr: np.ndarray) -> np.ndarray:
         """Returns the level at any log-SNR as a real number, interpolated between those of the schedule in log-SNR."""
-        knots = _log_snr(self.alpha, self.sigma)
+        knots = log_snr_of(self.alpha, self.sigma)
         return np.interp(log_snr, knots[::-1], np.arange(self.num_levels, dtype=np.float64)[::-1])
 
     def __repr__(self) -> str:
         if isinstance(self.alpha, jax.core.Tracer):
             return "Schedule(traced)"
-        log_snr = _log_snr(self.alpha, self.sigma)
+        log_snr = log_snr_of(self.alpha, self.sigma)
         return printable(
             f"Schedule({self.num_levels} levels, log-SNR {log_snr[0]:.3g} … {log_snr[-1]:.3g}, "
             f"σ {float(self.sigma[0]):.3g} … {float(self.sigma[-1]):.3g})"
         )
 
 
-def _log_snr(alpha: ArrayLike, sigma: ArrayLike) -> np.ndarray:
+def log_snr_of(alpha: ArrayLike, sigma: ArrayLike) -> np.ndarray:
     """λ of levels with these α and σ, in double precision."""
     return 2 * (np.log(np.asarray(alpha, np.float64)) - np.log(np.asarray(sigma, np.float64)))
 

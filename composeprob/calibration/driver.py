@@ -25,10 +25,9 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, LoadError, ShapeError, WrongTypeError
 from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, TABLES, Calibrated, CalibratedExpression
-from composeprob.factors.cells import CellWindow
 from composeprob.factors.nodes import Combination, Product, leaves, plate_of, walk
 from composeprob.factors.passes import Pass
-from composeprob.factors.window import Window
+from composeprob.factors.window import CellWindow, Window
 from composeprob.ir.nodes import same_factor
 from composeprob.kernels import HMC, Adaptive
 from composeprob.kernels.base import log_density_of
@@ -41,11 +40,8 @@ from composeprob.samplers.run import Run, Visits, begin
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.smc import SMC
 from composeprob.samplers.weights import first_weight
-from composeprob.schedule import Schedule
+from composeprob.schedule import Schedule, log_snr_of
 from composeprob.settings import usual
-
-Known = list[tuple[LeafFactor, Calibrated]]
-"""Leaves and what became of them."""
 
 
 def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: int = 8) -> Factor:
@@ -99,35 +95,34 @@ def calibrate(factor: Factor, key: Array, *, num_chains: int = 1000, repeats: in
     degree = degree_of(factor)
     leaf_key, key = jax.random.split(key)
     normal = _normalised_leaves(factor, [], leaf_key, num_chains, repeats)
-    schedule = _knots(normal)
+    schedule = _levels(normal)
     with usual():
         density = lowered(single, (normal,), {}, schedule, growing=False)
     log_z, error = _log_normaliser(density, key, num_chains, repeats)
     excess = degree - math.prod(factor.event_shape)
     in_units_of_alpha = log_z + excess * np.log(np.asarray(schedule.alpha, np.float64))
-    native = compile(single, normal).schedule
-    tables = _tables(schedule, in_units_of_alpha, error)
-    host = Schedule.from_arrays(native.alpha, native.sigma)
     return CalibratedExpression(
-        factor=normal, schedule=host, fixed=tables, degree=degree, event_shape=factor.event_shape
+        factor=normal,
+        schedule=_native(normal),
+        fixed=_tables(schedule, in_units_of_alpha, error),
+        degree=degree,
+        event_shape=factor.event_shape,
     )
 
 
 def _leaf(factor: LeafFactor, key: Array, num_chains: int, repeats: int) -> Calibrated:
-    schedule = _knots(factor)
+    schedule = _levels(factor)
     density = compile(single, factor, schedule=schedule)
     samples = None
-    if math.prod(factor.event_shape) <= 2:
-        # Reverse diffusion over close levels finds where events can be.
-        fine = compile(single, factor, schedule=_levels(factor, 0.2, wide=False))
-        samples = _clean_samples(fine, key, 4 * num_chains) if _reversible(factor, fine.schedule) else None
+    if math.prod(factor.event_shape) <= 2 and "exact_marginals" in factor.capabilities:
+        # Reverse diffusion over levels that are close, where they shape events, finds where events can be.
+        fine = compile(single, factor, schedule=_levels(factor, 0.2))
+        log_snr = np.asarray(fine.schedule.log_snr)
+        if np.all(-np.diff(log_snr)[log_snr[:-1] > -3.0] < 1.0):
+            without_noise = Ancestral(eta=jnp.zeros(()))  # DDIM, whose steps err less
+            drawn = infer(fine, key, num_chains=4 * num_chains, sampler=without_noise, progress=False)["x"]
+            samples = np.asarray(drawn, np.float64) / float(fine.schedule.alpha[0])
     return Calibrated(factor, _tables(schedule, *_log_normaliser(density, key, num_chains, repeats, samples)))
-
-
-def _clean_samples(density: AnnealedDensity, key: Array, number: int) -> np.ndarray:
-    """What the reverse diffusion without noise (DDIM), whose steps err less, makes of a factor, in units of x/α."""
-    drawn = infer(density, key, num_chains=number, sampler=Ancestral(eta=jnp.zeros(())), progress=False)["x"]
-    return np.asarray(drawn, np.float64) / float(density.schedule.alpha[0])
 
 
 def _log_normaliser(
@@ -135,40 +130,32 @@ def _log_normaliser(
 ) -> tuple[np.ndarray, np.ndarray]:
     """log Z at every level of the density, and its standard errors, both (K,)."""
     if math.prod(density.sites["x"].shape) <= 2:
-        return integrals(density, "x", samples)
+        return integrals(density, samples)
     return annealed(density, key, num_chains, repeats)
-
-
-def _reversible(factor: LeafFactor, schedule: Schedule) -> bool:
-    """Whether the factor's reverse diffusion can find where its events are: levels close to each other where it shapes
-    them."""
-    log_snr = np.asarray(schedule.log_snr)
-    shaped = log_snr[:-1] > -3.0
-    return "exact_marginals" in factor.capabilities and bool(np.all(-np.diff(log_snr)[shaped] < 1.0))
 
 
 def _tables(schedule: Schedule, log_normaliser: np.ndarray, error: np.ndarray) -> dict[str, Any]:
     """By increasing log-SNR, as interpolation wants them."""
-    alpha, sigma = (np.asarray(a, np.float64) for a in (schedule.alpha, schedule.sigma))
-    tables = {KNOTS: 2 * (np.log(alpha) - np.log(sigma)), LOG_NORMALISER: log_normaliser, ERROR: error}
+    log_snr = log_snr_of(schedule.alpha, schedule.sigma)
+    tables = {KNOTS: log_snr, LOG_NORMALISER: log_normaliser, ERROR: error}
     return {name: np.ascontiguousarray(table[::-1]) for name, table in tables.items()}
 
 
-def _knots(factor: Factor) -> Schedule:
-    """The levels to calibrate at."""
-    gap = tuning.QUADRATURE_GAP if math.prod(factor.event_shape) <= 2 else tuning.ANNEALED_GAP
-    return _levels(factor, gap, wide=True)
-
-
-def _levels(factor: Factor, widest: float, *, wide: bool) -> Schedule:
-    """The factor's own levels with gaps filled where it knows more than those; if ``wide``, as far as it does."""
+def _native(factor: Factor) -> Schedule:
+    """The levels of a program of this factor alone."""
     native = compile(single, factor).schedule
-    alpha, sigma = np.asarray(native.alpha, np.float64), np.asarray(native.sigma, np.float64)
-    native = Schedule.from_arrays(alpha, sigma)
-    found = leaves(factor)
+    return Schedule.from_arrays(native.alpha, native.sigma)
+
+
+def _levels(factor: Factor, widest: float | None = None) -> Schedule:
+    """The levels to calibrate at: the factor's own with gaps filled, where it knows more than those, and as far as it
+    does; with a ``widest`` gap within its own alone."""
+    native, found, wide = _native(factor), leaves(factor), widest is None
+    if widest is None:
+        widest = tuning.QUADRATURE_GAP if math.prod(factor.event_shape) <= 2 else tuning.ANNEALED_GAP
     if any(leaf.traits.levels == "own" for leaf in found):
         return native
-    log_snr = 2 * (np.log(alpha) - np.log(sigma))[::-1]
+    log_snr = log_snr_of(native.alpha, native.sigma)[::-1]
     if len(log_snr) > tuning.CALIBRATED_LEVELS:
         log_snr = np.linspace(log_snr[0], log_snr[-1], tuning.CALIBRATED_LEVELS)
     ranges = [leaf.log_snr_range for leaf in found if wide and leaf.traits.levels != "any"]
@@ -182,11 +169,11 @@ def _levels(factor: Factor, widest: float, *, wide: bool) -> Schedule:
     return Schedule.from_arrays(alpha, alpha * np.exp(-0.5 * knots))
 
 
-def _normalised_leaves(factor: Factor, known: Known, key: Array, num_chains: int, repeats: int) -> Factor:
-    """The same expression with its noised marginals normalised, equal ones once.
-
-    A mixture with raw multipliers is left as it is: normalised parts would get other shares.
-    """
+def _normalised_leaves(
+    factor: Factor, known: list[tuple[LeafFactor, Calibrated]], key: Array, num_chains: int, repeats: int
+) -> Factor:
+    """The same expression with its noised marginals normalised, equal ones once (``known``: leaves and what became of
+    them). A mixture with raw multipliers is left as it is: normalised parts would get other shares."""
 
     def normalised(child: Factor) -> Factor:
         return _normalised_leaves(child, known, jax.random.fold_in(key, len(known)), num_chains, repeats)
@@ -280,9 +267,6 @@ def annealed(density: AnnealedDensity, key: Array, num_chains: int, repeats: int
     Chains start with exact draws of N(0, σ²/power), weighted by F over it; from level to level weights gain
     log F_k − log F_{k+1}, and chains are resampled and moved by HMC, which leaves F_k invariant. The mean weight is an
     unbiased estimate of ∫F_k over that of the start, which is 1; repeats are averaged before the logarithm is taken.
-
-    Raises:
-        InvalidValueError: no chain has a finite energy.
     """
     sampler = SMC(HMC(Adaptive(), num_leapfrog=3), tuning.ANNEALED_MOVES, weights="density").prepare(density)
     found = np.stack([np.asarray(_repeat(sampler, density, k, num_chains)) for k in jax.random.split(key, repeats)])

@@ -18,54 +18,44 @@ from composeprob.density.barriers import log_densities
 from composeprob.errors import ImproperError, InvalidValueError
 
 
-def integrals(density: AnnealedDensity, site: str, samples: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Finds log ∫F_k at every level, of a density of one noised site of one or two entries.
+def integrals(density: AnnealedDensity, samples: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Finds log ∫F_k at every level, of a density of one noised site ``x`` of one or two entries.
 
     With clean draws (n, \\*event), in units of x/α, of a factor that is a noised marginal, only points that some draw
     could have been noised to count: a network may think well of places that it never saw. Returns the log-integrals,
-    and what the last refinement changed of each, both (K,).
-
-    Raises:
-        InvalidValueError: log F is NaN or +∞ somewhere.
-        ImproperError: F does not decay.
+    and what the last refinement changed of each, both (K,). Refuses a log F that is NaN or +∞, or does not decay.
     """
-    shape = density.sites[site].shape
+    shape = density.sites["x"].shape
     dimension = int(np.prod(shape))
     alpha, sigma = (np.asarray(a, np.float64) for a in (density.schedule.alpha, density.schedule.sigma))
-    width = 1.0 / np.sqrt(np.asarray(density.top.power[site], np.float64).min())
+    width = 1.0 / np.sqrt(np.asarray(density.top.power["x"], np.float64).min())
     step = 0.5 * width * sigma[-1] / alpha[-1]
     cells = np.array(list(itertools.product(range(-16, 16), repeat=dimension)))  # 8 standard deviations
-    support = None if samples is None else Support(samples.reshape(-1, dimension))
+    tree = None
+    if samples is not None:
+        from scipy.spatial import cKDTree
+
+        drawn = samples.reshape(-1, dimension)
+        tree, margin = cKDTree(drawn), 0.5 * float(np.sqrt(drawn.var(0).mean()))
     found, errors = np.zeros(density.num_levels), np.zeros(density.num_levels)
     for level in reversed(range(density.num_levels)):
 
         def log_f(cells: np.ndarray, step: float, level: int = level) -> np.ndarray:
             points = step * (cells + 0.5)
-            near = slice(None) if support is None else support.holds(points, sigma[level] / alpha[level])
+            near = np.ones(len(points), bool)
+            if tree is not None:
+                # 6 standard deviations of the noise, and as draws are finitely many half of one of theirs more.
+                farthest = 6.0 * (sigma[level] / alpha[level]) + margin
+                near = np.isfinite(tree.query(points, distance_upper_bound=farthest)[0])
             values = np.full(len(points), -np.inf)
             inside = alpha[level] * points[near].reshape(-1, *shape)
             if len(inside):
-                positions = {site: inside.astype(jnp.result_type(float))}
+                positions = {"x": inside.astype(jnp.result_type(float))}
                 values[near] = log_densities(density, positions, level, 4096) + dimension * np.log(alpha[level])
             return values
 
         found[level], errors[level], cells, step = _level(log_f, cells, step, level)
     return found, errors
-
-
-class Support:
-    """Where noised draws of a distribution can lie: within 6 standard deviations of the noise around one of the draws,
-    and half a standard deviation of the draws more, since their number is finite."""
-
-    def __init__(self, samples: np.ndarray):
-        from scipy.spatial import cKDTree
-
-        self.tree = cKDTree(samples)
-        self.margin = 0.5 * float(np.sqrt(samples.var(0).mean()))
-
-    def holds(self, points: np.ndarray, sigma: float) -> np.ndarray:
-        """Returns of each point, shape (n, d), whether it can be a noised draw."""
-        return np.isfinite(self.tree.query(points, distance_upper_bound=6.0 * sigma + self.margin)[0])
 
 
 LogDensity = Callable[[np.ndarray, float], np.ndarray]
@@ -80,20 +70,19 @@ def _level(
     tolerance: float = 1e-5,
     max_points: int = 400_000,
 ) -> tuple[float, float, np.ndarray, float]:
-    """One level: the log-integral, its error, and the cells and step that the next level starts with.
-
-    Halving ends where log Z changes by less than ``tolerance`` nats, or with ``max_points`` cells.
-    """
+    """One level: the log-integral, its error, and the cells and step that the next level starts with. Halving ends
+    where log Z changes by less than ``tolerance`` nats, or with ``max_points`` cells."""
     dimension = cells.shape[1]
     cells, values = _spread(log_f, cells, step, level)
     kept = -np.inf  # log of the mass of cells that are not refined any further
     total = _log_sum(values, dimension, step)
     while True:
-        important = _important(cells, values)
+        heavy = _heavy(values)
+        important = heavy | np.isin(_code(cells), _code(_neighbours(cells[heavy])))  # those that matter, or touch one
         kept = np.logaddexp(kept, _log_sum(values[~important], dimension, step))
-        coarse = (cells[important], step)
+        coarse = cells[important], step
         corners = np.array(list(itertools.product((0, 1), repeat=dimension)))
-        cells = (2 * coarse[0][:, None, :] + corners[None]).reshape(-1, dimension)
+        cells = (2 * cells[important][:, None, :] + corners[None]).reshape(-1, dimension)
         step = 0.5 * step
         values = _finite(log_f(cells, step), level)
         finer = np.logaddexp(kept, _log_sum(values, dimension, step))
@@ -108,7 +97,9 @@ def _spread(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tu
     values = _finite(log_f(cells, step), level, some=True)
     fresh = np.ones(len(cells), bool)  # the others' neighbours are there already
     for _ in range(100):  # rings of cells, by which the region may grow at one level
-        missing = _missing_neighbours(cells, fresh & _heavy(values))
+        around = _neighbours(cells[fresh & _heavy(values)])
+        codes, first = np.unique(_code(around), return_index=True)
+        missing = around[first[~np.isin(codes, _code(cells))]]
         if not len(missing):
             return cells, values
         fresh = np.concatenate([np.zeros(len(cells), bool), np.ones(len(missing), bool)])
@@ -121,22 +112,9 @@ def _spread(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tu
     )
 
 
-def _important(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Returns which cells matter, or touch one that does."""
-    heavy = _heavy(values)
-    around = _neighbours(cells[heavy])
-    return heavy | np.isin(_code(cells), _code(around))
-
-
 def _heavy(values: np.ndarray) -> np.ndarray:
     """Returns which cells have more than e^−30 of the greatest density: others are refined no further."""
     return values > values.max() - 30.0
-
-
-def _missing_neighbours(cells: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    around = _neighbours(cells[chosen])
-    codes, first = np.unique(_code(around), return_index=True)
-    return around[first[~np.isin(codes, _code(cells))]]
 
 
 def _neighbours(cells: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from composeprob import tuning
 from composeprob.errors import AlignmentError, WrongTypeError
 from composeprob.factors.nodes import rewrite_leaves
 from composeprob.ir.nodes import Graph, Leaf, Site, leaves
-from composeprob.schedule import Noise, Schedule
+from composeprob.schedule import Noise, Schedule, log_snr_of
 
 
 def align(graph: Graph, schedule: Schedule | None = None) -> Graph:
@@ -56,7 +56,7 @@ def _leaf(leaf: Leaf, schedule: Schedule, site: Site) -> Leaf:
     if averaged == 1 and (leaf.factor.traits.levels == "any" or trained.same_levels(schedule)):
         return leaf
     # Averaging n entries divides the noise variance by n: the event's log-SNR is higher by log n.
-    wanted = _log_snr(schedule) + math.log(averaged)
+    wanted = log_snr_of(schedule.alpha, schedule.sigma) + math.log(averaged)
     if leaf.factor.traits.levels == "any":
         alpha = np.asarray(schedule.alpha, np.float64)
         sigma = np.asarray(schedule.sigma, np.float64) / math.sqrt(averaged)
@@ -98,7 +98,7 @@ def _schedule_inside(leaf: Leaf, low: float, high: float, wanted: np.ndarray) ->
 
 def _discrete(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
     trained = leaf.factor.schedule
-    known = _log_snr(trained)
+    known = log_snr_of(trained.alpha, trained.sigma)
     nearest = np.abs(known[None, :] - wanted[:, None]).argmin(axis=1)
     distance = np.abs(known[nearest] - wanted)
     if np.any(distance > tuning.SAME_LOG_SNR):
@@ -132,7 +132,3 @@ def _subset(leaf: Leaf, levels: int) -> str:
 def _noise(*host: np.ndarray) -> Noise:
     """Host arrays, in double precision until the density is lowered."""
     return Noise(*host)  # type: ignore[arg-type]
-
-
-def _log_snr(schedule: Schedule) -> np.ndarray:
-    return 2 * (np.log(np.asarray(schedule.alpha, np.float64)) - np.log(np.asarray(schedule.sigma, np.float64)))

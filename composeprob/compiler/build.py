@@ -22,11 +22,10 @@ from composeprob.compiler.trace import Traced, trace
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
-from composeprob.factors.cells import CellWindow, Indices
 from composeprob.factors.nodes import SETS, Combination, Plate, Product, rewrite_leaves, walk
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.passes import Pass
-from composeprob.factors.window import Window
+from composeprob.factors.window import CellWindow, Indices, Window
 from composeprob.ir.cells import Cells, listed
 from composeprob.ir.nodes import Graph, Leaf, Observation, Region, Site, Static, same_network
 from composeprob.ir.normaliser import Normaliser
@@ -305,11 +304,8 @@ def _leaf(factor: LeafFactor, at: Place) -> Leaf:
     plates = tuple(plate for plate in at.plates if plate.cells or set(plate.names) & set(factor.traits.conditions))
     # The author's variable name (of the factor before `given`, which makes a new one), else the factor's label.
     label = next((name for known, name in at.names if same_network(known, factor)), factor.label)
-    conditions = {
-        name: factor.shown(name, value) for name, value in factor.fixed.items() if name in factor.traits.conditions
-    }
     running = {name: f"{name}_{index(depth)}" for depth, plate in enumerate(at.plates) for name in plate.names}
-    given = tuple(f"{name}={running.get(name, value)}" for name, value in conditions.items())
+    given = tuple(f"{name}={running.get(name, value)}" for name, value in factor.shown_conditions.items())
     return Leaf(factor=factor, event_shape=at.shape, region=at.region, label=label, conditions=given, plates=plates)
 
 

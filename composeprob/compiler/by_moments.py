@@ -30,7 +30,7 @@ from composeprob.compiler.top import top_of
 from composeprob.compiler.trace import Shapes, Traced, not_linear
 from composeprob.compiler.unroll import unrolled
 from composeprob.factors.base import LeafFactor
-from composeprob.factors.randomness import has_primitive
+from composeprob.factors.networks import has_primitive
 from composeprob.factors.whitening import whitener
 from composeprob.ir.nodes import Site, leaves
 from composeprob.language.interpret import Statement, unwrap

@@ -30,7 +30,7 @@ from composeprob.compiler.reads import Reads
 from composeprob.errors import ComposeProbError, ProgramError
 from composeprob.factors.base import is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, number_request, requested_by_library
-from composeprob.factors.equations import Evaluation, Fact, Influence, Walk, aval, value_of
+from composeprob.factors.equations import Evaluation, Fact, Influence, Walk, aval
 from composeprob.factors.fingerprint import fingerprint
 from composeprob.factors.functions import closures
 from composeprob.language.interpret import Provide, Redraw, Statement, masked, run, unwrap
@@ -198,7 +198,7 @@ class Traced(eqx.Module):
         inputs = [*data, *map(latents.get, places), key]
         known = walk.evaluate(code.jaxpr.jaxpr, code.jaxpr.consts, inputs, copies)
         latents.update({name: known[places[name]] for name in drawn})
-        return jax.tree.map(lambda variable: value_of(known, variable), outputs)
+        return jax.tree.map(lambda variable: walk.value_of(known, variable), outputs)
 
 
 def trace(

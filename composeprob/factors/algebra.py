@@ -1,16 +1,26 @@
-"""Makes products, powers and mixtures of factors. They record what is combined; the compiler evaluates."""
+"""Makes products, powers and mixtures of factors. They record what is combined; the compiler evaluates.
+
+Over data, one factor under n values of its conditions is kept as one, in a `Plate`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import PyTree
 
-from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
-from composeprob.factors.base import Factor, is_factor
-from composeprob.factors.nodes import Mixture, Product, leaves
+from composeprob.arguments import check_count
+from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.factors.base import Factor, LeafFactor, is_factor
+from composeprob.factors.nodes import Mixture, Plate, Product, leaves, rewrite_leaves, walk
+
+Columns = dict[str, PyTree[Array]]
+"""Values of conditions along a leading axis: arrays, or pytrees of them."""
 
 
 def product(*factors: Factor, over: Mapping[str, object] | None = None, block: int | None = None) -> Factor:
@@ -64,9 +74,13 @@ def product(*factors: Factor, over: Mapping[str, object] | None = None, block: i
     whole = Product(factors=factors, numbers=(1.0,) * len(factors), event_shape=shape)
     if over is None and block is None:
         return whole
-    from composeprob.factors.over import product_over
-
-    return product_over(factors[0] if len(factors) == 1 else whole, over, block)
+    factor = factors[0] if len(factors) == 1 else whole
+    columns, count = _columns("cp.product", factor, over, block)
+    if count == 1:
+        return factor.given(**_row(columns, 0))
+    plate = Plate(tuple(columns), count, block)
+    each = _given_all(factor, columns, count)
+    return Product(factors=(each,), numbers=(1.0,) * count, event_shape=shape, plate=plate)
 
 
 def power(factor: Factor, exponent: float) -> Factor:
@@ -141,40 +155,56 @@ def mixture(
         >>> cp.mixture(f, log_weights=jnp.zeros(10), over={"label": jnp.arange(10)})
         cp.mixture(digit, over={'label': (10,)}, equal log_weights)
     """
-    if over is not None or block is not None:
-        from composeprob.factors.over import mixture_over
-
-        return mixture_over(factors, over, block, weights, log_weights)
-    if not isinstance(factors, Iterable):
-        raise WrongTypeError(
-            f"cp.mixture takes a list of factors; got {type(factors).__name__}.",
-            fix="write cp.mixture([f, g], weights=[0.7, 0.3]).",
-        )
-    factors = tuple(factors)
-    shape = common_shape("A mixture", factors)
-    shares = shares_of(factors, len(factors), weights, log_weights, "cp.calibrate(factor, key)")
-    kept = [(f, w) for f, w in zip(factors, shares.log_weights, strict=True) if w > -math.inf]
+    columns, plate = Columns(), None
+    if over is None and block is None:
+        if not isinstance(factors, Iterable):
+            raise WrongTypeError(
+                f"cp.mixture takes a list of factors; got {type(factors).__name__}.",
+                fix="write cp.mixture([f, g], weights=[0.7, 0.3]).",
+            )
+        parts = tuple(factors)
+        shape, count = common_shape("A mixture", parts), len(parts)
+        calibrated = "cp.calibrate(factor, key)"
+    else:
+        if not is_factor(factors):
+            raise WrongTypeError(
+                f"cp.mixture over data takes one factor; got {type(factors).__name__}.",
+                fix='write cp.mixture(f, over={"label": labels}, weights=[…]).',
+            )
+        parts = (factors,)
+        columns, count = _columns("cp.mixture", factors, over, block)
+        shape = common_shape("A mixture over data", parts)
+        name = next(iter(columns))
+        calibrated = f"cp.mixture([cp.calibrate(f.given({name}=v), key) for v in values], weights=[…])"
+    numbers, total = _weights(parts, count, weights, log_weights, calibrated)
+    kept = np.flatnonzero(np.isfinite(numbers))  # what has no share is left out
+    if not columns:
+        parts = tuple(parts[i] for i in kept)
+    else:
+        if len(kept) < count:
+            columns = jax.tree.map(lambda column: column[kept], columns)
+        if len(kept) > 1:
+            parts, plate = (_given_all(parts[0], columns, len(kept)),), Plate(tuple(columns), len(kept), block)
+        else:
+            parts = (parts[0].given(**_row(columns, 0)),)
+            if total is not None:
+                return parts[0]
     return Mixture(
-        factors=tuple(f for f, _ in kept),
-        numbers=tuple(w for _, w in kept),
+        factors=parts,
+        numbers=tuple(numbers[kept].tolist()),
         event_shape=shape,
-        calibrated=shares.calibrated,
-        total=shares.total,
+        plate=plate,
+        calibrated=total is not None,
+        total=1.0 if total is None else total,
     )
 
 
-class Shares(NamedTuple):
-    """The weights of a mixture: a log-weight for each part (−∞ for none), whether they are shares of normalised factors
-    (``weights=``) and not raw multipliers, and what shares summed to as they were given."""
-
-    log_weights: tuple[float, ...]
-    calibrated: bool
-    total: float
-
-
-def shares_of(factors: Sequence[Factor], count: int, weights: object, log_weights: object, calibrated: str) -> Shares:
-    """The weights of a mixture of ``count`` parts, which are made of ``factors``; refuses what cannot be mixed so.
-    ``calibrated`` is how to write the parts with known normalisers."""
+def _weights(
+    factors: Sequence[Factor], count: int, weights: object, log_weights: object, calibrated: str
+) -> tuple[np.ndarray, float | None]:
+    """The log-weight of each of the ``count`` parts of a mixture, −∞ for none, and what shares of normalised factors
+    summed to as they were given; None of raw multipliers. Refuses what cannot be mixed so: ``calibrated`` is how to
+    write the parts with known normalisers."""
     for factor in factors:
         for leaf in leaves(factor):
             if "energy" not in leaf.capabilities:
@@ -193,7 +223,7 @@ def shares_of(factors: Sequence[Factor], count: int, weights: object, log_weight
                 f"log_weights must be {count} finite numbers, one per factor; got {log_weights!r}.",
                 fix="leave out a component whose share is 0.",
             )
-        return Shares(tuple(raw.tolist()), False, 1.0)
+        return raw, None
     for factor in factors:
         if not factor.normalised:
             parts = leaves(factor)
@@ -209,8 +239,8 @@ def shares_of(factors: Sequence[Factor], count: int, weights: object, log_weight
             f"weights must be {count} non-negative finite numbers with a positive sum; got {weights!r}.",
             fix="pass one share per factor; they are normalised to sum to 1.",
         )
-    logs = tuple(math.log(w) if w > 0 else -math.inf for w in given / given.sum())
-    return Shares(logs, True, 1.0 if weights is None else float(given.sum()))
+    logs = np.array([math.log(w) if w > 0 else -math.inf for w in given / given.sum()])
+    return logs, 1.0 if weights is None else float(given.sum())
 
 
 def _numbers(what: str, values: object) -> np.ndarray:
@@ -252,3 +282,100 @@ def common_shape(what: str, factors: tuple[Factor, ...]) -> tuple[int, ...]:
             fix="use cp.window to let a factor act on a region of a larger event.",
         )
     return shapes.pop()
+
+
+def _given_all(factor: Factor, columns: Columns, count: int) -> Factor:
+    """The factor with all values of the conditions that run."""
+    for part in walk(factor):
+        columns_of_leaf = {
+            name: columns[name] for leaf in leaves(part) for name in leaf.traits.conditions if name in columns
+        }
+        if part.sealed and columns_of_leaf:
+            part.given(**_row(columns_of_leaf, 0))  # refuses what would change its normaliser
+    return rewrite_leaves(factor, lambda leaf: _given_each(leaf, columns, count))
+
+
+def _given_each(leaf: LeafFactor, columns: Columns, count: int) -> LeafFactor:
+    """The leaf with all values of those conditions that it has, each as `given` takes it."""
+    columns_of_leaf = {name: column for name, column in columns.items() if name in leaf.traits.conditions}
+    if not columns_of_leaf:
+        return leaf
+    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(columns_of_leaf)):
+        first = leaf.given(**_row(columns_of_leaf, 0))
+        values = {name: jnp.asarray(column) for name, column in columns_of_leaf.items()}
+    else:
+        with jax.ensure_compile_time_eval():
+            rows = [leaf.given(**_row(columns_of_leaf, i)) for i in range(count)]
+            first = rows[0]
+            values = {name: _stack(name, [row.fixed[name] for row in rows]) for name in columns_of_leaf}
+    return first.holding({**first.fixed, **values})
+
+
+def _stack(name: str, rows: list[Array]) -> Array:
+    shapes = {jnp.shape(row) for row in rows}
+    if len(shapes) > 1:
+        raise ShapeError(
+            f"The values of condition {name!r} have the shapes {', '.join(map(str, sorted(shapes)))}.",
+            fix="pass values of one shape: one network evaluates all of them as a batch.",
+        )
+    return jnp.asarray(np.stack([np.asarray(row) for row in rows]))
+
+
+def _row(columns: Columns, i: int) -> Columns:
+    return jax.tree.map(lambda column: column[i], columns)
+
+
+def _columns(what: str, factor: Factor, values: object, block: int | None) -> tuple[Columns, int]:
+    """The values as arrays of one leading axis, and its length n; refuses what is no data for this factor."""
+    if values is None:
+        raise InvalidValueError(f"{what} got a block but no data.", fix='pass over={"x": xs}, or leave block= out.')
+    if not isinstance(values, Mapping) or not values:
+        shown = f"an empty {type(values).__name__}" if isinstance(values, Mapping) else type(values).__name__
+        raise WrongTypeError(
+            f"over must be a dict of conditions and their values; got {shown}.",
+            fix=f'write {what}(f, over={{"x": xs}}), where x is a condition of f.',
+        )
+    known = dict.fromkeys(name for leaf in leaves(factor) for name in leaf.traits.conditions)
+    has = ", ".join(map(repr, known)) or "none"
+    for name in values:
+        if name not in known:
+            raise ConditionError(
+                f"{what} over {name!r}: no factor of {factor!r} has that condition; their conditions are: {has}.",
+                fix=f"use one of: {has}." if known else "build the factor with conditions=(…,).",
+            )
+    if block is not None:
+        check_count(block, "block")
+    columns = {name: _column(value) for name, value in values.items()}
+    shapes = {name: [jnp.shape(a) for a in jax.tree.leaves(column)] for name, column in columns.items()}
+    for name, found in shapes.items():
+        if not found or () in found:
+            raise ShapeError(
+                f"{what} over {name!r} needs values with a leading axis of observations; got a single number.",
+                fix=f"give one value by f.given({name}=…), or pass an array of shape (n, …).",
+            )
+    lengths = {name: sorted({shape[0] for shape in found}) for name, found in shapes.items()}
+    if len({n for found in lengths.values() for n in found}) > 1:
+        shown = ", ".join(f"{name!r} has {' and '.join(map(str, found))}" for name, found in lengths.items())
+        raise ShapeError(
+            f"{what} runs over values with leading axes of one length; {shown}.",
+            fix="pass one value of each condition for each observation.",
+        )
+    count = next(iter(lengths.values()))[0]
+    if count == 0:
+        raise InvalidValueError(
+            f"{what} over {', '.join(map(repr, columns))} has no values: n = 0.",
+            fix="pass at least one observation; without any, leave the factor out.",
+        )
+    return columns, count
+
+
+def _column(value: object) -> PyTree[Array]:
+    """Values that can be indexed along one leading axis: lists as arrays, of objects (such as texts) if need be."""
+    if isinstance(value, list | tuple):
+        try:
+            return jnp.asarray(value)
+        except (TypeError, ValueError):
+            column = np.empty(len(value), object)
+            column[:] = value
+            return column
+    return jax.tree.map(lambda a: a if isinstance(a, jax.core.Tracer) else np.asarray(a), value)

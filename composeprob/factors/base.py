@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, Self, SupportsIndex, TypeGuard
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -17,7 +19,7 @@ from composeprob.errors import ConditionError, ShapeError, WrongTypeError, unkno
 from composeprob.factors import show
 from composeprob.factors.refusal import refuse, refused
 from composeprob.factors.values import as_condition
-from composeprob.schedule import Noise, Schedule
+from composeprob.schedule import Noise, Schedule, log_snr_of
 
 
 class Factor(eqx.Module):
@@ -185,7 +187,7 @@ class Traits:
 class LeafFactor(Factor):
     """A factor that evaluates something itself: a network, a closed form, the user's function.
 
-    Subclasses are final and have the fields below.
+    Subclasses are final, and set the fields below.
 
     Attributes:
         schedule: the levels that the factor is defined on.
@@ -193,9 +195,10 @@ class LeafFactor(Factor):
         label: how the factor is called in print-outs and errors.
     """
 
-    schedule: eqx.AbstractVar[Schedule]
-    fixed: eqx.AbstractVar[Mapping[str, Array]]
-    label: eqx.AbstractVar[str]
+    schedule: Schedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    fixed: Mapping[str, Array]
+    label: str = eqx.field(static=True)
 
     @property
     @abstractmethod
@@ -212,12 +215,12 @@ class LeafFactor(Factor):
         return "normalised" in self.traits.offers
 
     def terms(self) -> list[tuple[str, float]]:
-        given = {name: self.shown(name, value) for name, value in self.fixed.items() if name in self.traits.conditions}
-        return [(show.named(self.label, given), 1.0)]
+        return [(show.named(self.label, self.shown_conditions), 1.0)]
 
-    def shown(self, name: str, value: Array) -> str:
-        """A condition's value as it is printed."""
-        return show.short(value)
+    @property
+    def shown_conditions(self) -> dict[str, str]:
+        """The conditions given so far, as they are printed."""
+        return {name: show.short(value) for name, value in self.fixed.items() if name in self.traits.conditions}
 
     def __repr__(self) -> str:
         return show.clipped(f"{self.terms()[0][0]} ({', '.join(self._about())})")
@@ -244,7 +247,7 @@ class LeafFactor(Factor):
         """The least and greatest log-SNR at which the factor means something; by default those of its levels."""
         if self.traits.log_snr_range is not None:
             return self.traits.log_snr_range
-        log_snr = 2 * (np.log(self.schedule.alpha) - np.log(self.schedule.sigma))
+        log_snr = log_snr_of(self.schedule.alpha, self.schedule.sigma)
         return float(log_snr[-1]), float(log_snr[0])
 
     def call_conditions(self) -> dict[str, Array]:
@@ -274,21 +277,13 @@ class LeafFactor(Factor):
 class AroundLeaf(LeafFactor):
     """A leaf that makes something else of another, and states of itself what that one does but for what it changes.
 
-    Args:
-        factor: the other leaf.
-        added: the arrays that its conditions are beside, so that all leaves around one network stay one batch.
-
     Attributes:
         base: the other leaf, without the conditions given to it.
-        fixed: these, and the ones that were added.
+        fixed: these, and beside them added arrays, so that all leaves around one network stay one batch.
         ADDED: the names of what is added.
     """
 
     base: LeafFactor
-    schedule: Schedule
-    event_shape: tuple[int, ...] = eqx.field(static=True)
-    fixed: Mapping[str, Array]
-    label: str = eqx.field(static=True)
 
     ADDED: ClassVar[tuple[str, ...]]
 
@@ -314,6 +309,12 @@ class AroundLeaf(LeafFactor):
 def is_factor(value: object) -> TypeGuard[Factor]:
     """Whether what a user has passed is a factor."""
     return isinstance(value, Factor)
+
+
+def abstract_arguments(leaf: LeafFactor) -> tuple[jax.ShapeDtypeStruct, Noise]:
+    """An event and a noise without numbers, to trace an evaluation of the leaf with."""
+    noise: Noise = jax.eval_shape(leaf.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int)))
+    return jax.ShapeDtypeStruct(leaf.event_shape, jnp.result_type(float)), noise
 
 
 def check_conditions(leaf: LeafFactor, conditions: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Factors with a known normaliser: made by `calibrate`, read by the compiler."""
+"""Factors with a known normaliser: made by `calibrate`, read by the compiler; smooth curves through their tables."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from jax.typing import ArrayLike
 from composeprob.errors import ConditionError
 from composeprob.factors import show
 from composeprob.factors.base import Around, AroundLeaf, Factor, LeafFactor, Traits, check_conditions
-from composeprob.factors.interpolation import interpolate
-from composeprob.schedule import Noise, Schedule
+from composeprob.schedule import Noise, Schedule, log_snr_of
 
 KNOTS, LOG_NORMALISER, ERROR = TABLES = ("calibration log-SNR", "calibration log Z", "calibration error")
 """The tables of a calibration. They lie among the conditions, so that one network with several calibrations (one for
@@ -47,9 +46,8 @@ class _Calibration(eqx.Module):
 
     def _at_levels(self, table: str) -> np.ndarray:
         """A table's entries at the schedule's levels, which are among its knots."""
-        alpha, sigma = (np.asarray(a, np.float64) for a in (self.schedule.alpha, self.schedule.sigma))
-        log_snr, knots = 2 * (np.log(alpha) - np.log(sigma)), np.asarray(self.fixed[KNOTS])
-        return np.interp(log_snr, knots, np.asarray(self.fixed[table]))
+        log_snr = log_snr_of(self.schedule.alpha, self.schedule.sigma)
+        return np.interp(log_snr, np.asarray(self.fixed[KNOTS]), np.asarray(self.fixed[table]))
 
     def _constants(self) -> str:
         """The log-normaliser at the ends of the schedule, with its standard error."""
@@ -156,3 +154,34 @@ def _too_late(label: str, conditions: Mapping[str, object]) -> ConditionError:
         "change it.",
         fix=f"give conditions first: cp.calibrate(factor.given({names}), key).",
     )
+
+
+def interpolate(knots: Array, values: Array, at: Array) -> Array:
+    """The cubic Hermite curve through ``values`` (n, …) at increasing knots, whose slopes are those of the parabolas
+    through three knots; differentiable in ``at``, a scalar.
+
+    Straight lines outside of the knots, as log-normalisers are in log-SNR where there is no signal, and (with slope 0)
+    where there is no noise.
+    """
+    if len(knots) == 1:
+        return values[0]
+    i = jnp.clip(jnp.searchsorted(knots, at, side="right") - 1, 0, len(knots) - 2)
+    slopes = _slopes(knots, values)
+    width = knots[i + 1] - knots[i]
+    t = (at - knots[i]) / width
+    inside = jnp.clip(t, 0.0, 1.0)
+    rest = (t - inside) * width
+    rise = values[i + 1] - values[i]
+    curve = (
+        values[i]
+        + inside**2 * (3 - 2 * inside) * rise
+        + inside * (1 - inside) * width * ((1 - inside) * slopes[i] - inside * slopes[i + 1])
+    )
+    return curve + rest * jnp.where(t < 0, slopes[i], slopes[i + 1])
+
+
+def _slopes(knots: Array, values: Array) -> Array:
+    width = jnp.diff(knots).reshape((-1,) + (1,) * (values.ndim - 1))
+    secant = jnp.diff(values, axis=0) / width
+    inner = (secant[:-1] * width[1:] + secant[1:] * width[:-1]) / (width[1:] + width[:-1])
+    return jnp.concatenate([secant[:1], inner, secant[-1:]])

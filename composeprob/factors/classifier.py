@@ -12,10 +12,9 @@ from jax import Array
 from composeprob.errors import ConditionError, InvalidValueError, NetworkError, ShapeError
 from composeprob.factors.base import LeafFactor, Traits, check_leaf
 from composeprob.factors.concrete import called
-from composeprob.factors.diffusion import TIMES, time_at
-from composeprob.factors.networks import Network, as_network
-from composeprob.factors.randomness import check_deterministic
-from composeprob.factors.values import as_condition, check_finite
+from composeprob.factors.diffusion import TIMES
+from composeprob.factors.networks import Network, as_network, check_deterministic
+from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
 
 
@@ -36,12 +35,8 @@ class Classifier(LeafFactor):
     """
 
     network: Network
-    schedule: Schedule
-    event_shape: tuple[int, ...] = eqx.field(static=True)
     time: str = eqx.field(static=True)
     num_classes: int = eqx.field(static=True)
-    fixed: Mapping[str, Array]
-    label: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -52,8 +47,7 @@ class Classifier(LeafFactor):
         time: str = "level",
         label: str = "",
     ):
-        if time not in TIMES:
-            raise InvalidValueError(f"Unknown time {time!r}.", fix=f"use one of: {', '.join(TIMES)}.")
+        check_choice("time", time, TIMES)
         self.label = label or type(network).__name__
         self.network = check_finite(as_network(network), f"The network of factor '{self.label}'")
         self.schedule, self.time, self.fixed = schedule, time, {}
@@ -62,12 +56,7 @@ class Classifier(LeafFactor):
         self.num_classes = 0 if event_shape is None else self._count_classes()
 
     def over(self, event_shape: tuple[int, ...]) -> Classifier:
-        """The same classifier for events of this shape.
-
-        Raises:
-            NetworkError: the network cannot be called on them, or returns no logits.
-            ShapeError: the classifier was declared for another shape.
-        """
+        """The same classifier for events of this shape; refuses another than it was declared for."""
         if self.event_shape is None:
             return Classifier(self.network, self.schedule, event_shape=event_shape, time=self.time, label=self.label)
         if self.event_shape != event_shape:
@@ -96,7 +85,7 @@ class Classifier(LeafFactor):
 
     @property
     def traits(self) -> Traits:
-        return Traits(Traits.ENERGY | {"mode_depth"}, TIMES[self.time], ("label",), top_power=0.0)
+        return Traits(Traits.ENERGY | {"mode_depth"}, TIMES[self.time][0], ("label",), top_power=0.0)
 
     def given(self, **conditions: object) -> LeafFactor:
         if self.event_shape is None:
@@ -129,4 +118,4 @@ class Classifier(LeafFactor):
 
     def logits(self, x: Array, noise: Noise) -> Array:
         """The network's output for one event at this noise, shape (classes,)."""
-        return self.network(x, time_at(self.time, noise))
+        return self.network(x, TIMES[self.time][1](noise))

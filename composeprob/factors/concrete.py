@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import jax
 
@@ -20,22 +20,9 @@ NOT_CONCRETE = (
 """What JAX raises where Python or NumPy asks a traced value for its number (by ``if``: a kind of the first)."""
 
 
-class NumberRequest(NamedTuple):
-    """Code of the user's that asks a traced value for its number.
-
-    Attributes:
-        found: a verb with its object, to be followed by the value.
-        fix: what to write instead.
-        where: the user's line.
-    """
-
-    found: str
-    fix: str
-    where: str | None
-
-
-def number_request(error: Exception) -> NumberRequest:
-    """The request behind one of the errors `NOT_CONCRETE`."""
+def number_request(error: Exception) -> tuple[str, str, str | None]:
+    """What the user's code does behind one of the errors `NOT_CONCRETE`, a verb with its object, to be followed by the
+    value; what to write instead; and the user's line."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -55,7 +42,7 @@ def number_request(error: Exception) -> NumberRequest:
             "leave it an array, which jax.numpy takes as it is; index an array, jnp.stack(items)[i], and not a list; "
             "choose by jnp.where, or between densities by cp.mixture; sizes must be known beforehand."
         )
-    return NumberRequest(found, fix, where)
+    return found, fix, where
 
 
 def requested_by_library(error: Exception) -> bool:
@@ -66,30 +53,16 @@ def requested_by_library(error: Exception) -> bool:
 
 
 def called(who: str, how: str, call: Callable[[], Returned], fix: str, advice: str = "") -> Returned:
-    """What a user's function ``who`` returns where it is called as ``how``; ``advice`` is for one that wants a number.
-
-    Raises:
-        NetworkError: it cannot be called so.
-    """
+    """What a user's function ``who`` returns where it is called as ``how``; a `NetworkError` with ``fix`` where it
+    cannot be, or with ``advice`` where it wants a number."""
     try:
         return call()
     except NOT_CONCRETE as error:
-        raise network_error(who, error, advice) from error
+        found, instead, where = number_request(error)
+        raise NetworkError(
+            f"{who} {found} a value that is known only in compiled code: the event, the level or a condition.",
+            where=where,
+            fix=instead + advice,
+        ) from error
     except Exception as error:
         raise NetworkError(f"{who} cannot be called as {how}: {type(error).__name__}: {error}", fix=fix) from error
-
-
-def network_error(who: str, error: Exception, advice: str = "") -> NetworkError:
-    """The error for a network or energy that asks for the number of its event, its level or a condition.
-
-    Args:
-        who: the network, as a sentence begins with it.
-        error: one of `NOT_CONCRETE`.
-        advice: what else to write.
-    """
-    found, fix, where = number_request(error)
-    return NetworkError(
-        f"{who} {found} a value that is known only in compiled code: the event, the level or a condition.",
-        where=where,
-        fix=fix + advice,
-    )

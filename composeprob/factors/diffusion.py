@@ -16,15 +16,19 @@ from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors import parameterizations
-from composeprob.factors.base import LeafFactor, Levels, Traits, check_leaf
+from composeprob.factors.base import LeafFactor, Levels, Traits, abstract_arguments, check_leaf
 from composeprob.factors.concrete import called
-from composeprob.factors.networks import Network, as_network
-from composeprob.factors.randomness import check_deterministic
-from composeprob.factors.values import as_condition, check_finite
+from composeprob.factors.networks import Network, as_network, check_deterministic
+from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
 
-TIMES: dict[str, Levels] = {"level": "own", "log_snr": "range", "sigma": "range", "real_level": "real"}
-"""What a network may receive as t, and the levels that it takes then."""
+TIMES: dict[str, tuple[Levels, Callable[[Noise], Array]]] = {
+    "level": ("own", lambda noise: noise.index),
+    "log_snr": ("range", lambda noise: noise.log_snr),
+    "sigma": ("range", lambda noise: noise.sigma / noise.alpha),
+    "real_level": ("real", lambda noise: jnp.asarray(noise.index, noise.sigma.dtype)),
+}
+"""What a network may receive as t: the levels that it takes then, and t at a noise."""
 
 Encoder = Callable[[Any], ArrayLike]
 """Turns what a user gives as a condition into an array, or raises where it means nothing."""
@@ -90,14 +94,10 @@ class Diffusion(LeafFactor):
     """
 
     network: Network
-    schedule: Schedule
-    event_shape: tuple[int, ...] = eqx.field(static=True)
     parameterization: str = eqx.field(static=True)
     time: str = eqx.field(static=True)
     names: tuple[str, ...] = eqx.field(static=True)
     defaults: dict[str, Array]
-    fixed: Mapping[str, Array]
-    label: str = eqx.field(static=True)
     trained: tuple[float, float] | None = eqx.field(static=True)
     mode_depth: bool = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
@@ -120,12 +120,8 @@ class Diffusion(LeafFactor):
         encoders: Mapping[str, Encoder] | None = None,
     ):
         known = (*parameterizations.ENERGIES, *parameterizations.SCORES)
-        if parameterization not in known:
-            raise InvalidValueError(
-                f"Unknown parameterization {parameterization!r}.", fix=f"use one of: {', '.join(known)}."
-            )
-        if time not in TIMES:
-            raise InvalidValueError(f"Unknown time {time!r}.", fix=f"use one of: {', '.join(TIMES)}.")
+        check_choice("parameterization", parameterization, known)
+        check_choice("time", time, TIMES)
         if mode_depth and parameterization not in parameterizations.ENERGIES:
             raise InvalidValueError(
                 f"mode_depth=True was given with parameterization {parameterization!r}, which has no energy.",
@@ -155,7 +151,7 @@ class Diffusion(LeafFactor):
         energy = Traits.ENERGY if self.parameterization in parameterizations.ENERGIES else {"score"}
         offers = energy | {"exact_marginals"} | ({"mode_depth"} if self.mode_depth else set())
         return Traits(
-            frozenset(offers), TIMES[self.time], self.names, declared=self.declared, log_snr_range=self.trained
+            frozenset(offers), TIMES[self.time][0], self.names, declared=self.declared, log_snr_range=self.trained
         )
 
     def call_conditions(self) -> dict[str, Array]:
@@ -190,8 +186,7 @@ class Diffusion(LeafFactor):
 
     def check_network(self) -> None:
         expected = () if self.parameterization == "energy" else self.event_shape
-        x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
-        noise = jax.eval_shape(self.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int)))
+        x, noise = abstract_arguments(self)
         conditions = self.call_conditions()
         given = "".join(f", {name}=…" for name in conditions)
         shapes = "".join(f", {name} {jax.tree.map(jnp.shape, value)}" for name, value in conditions.items())
@@ -240,13 +235,4 @@ class Diffusion(LeafFactor):
 
     def time_at(self, noise: Noise) -> Array:
         """What the network receives as t."""
-        return time_at(self.time, noise)
-
-
-def time_at(time: str, noise: Noise) -> Array:
-    """What a network receives as t, where that is the one of `TIMES`."""
-    if time == "level":
-        return noise.index
-    if time == "real_level":
-        return jnp.asarray(noise.index, noise.sigma.dtype)
-    return noise.log_snr if time == "log_snr" else noise.sigma / noise.alpha
+        return TIMES[self.time][1](noise)

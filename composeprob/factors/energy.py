@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from composeprob.errors import NetworkError, WrongTypeError
 from composeprob.factors.base import LeafFactor, Traits, check_leaf, is_factor
 from composeprob.factors.concrete import called
-from composeprob.factors.functions import PlainFunction
+from composeprob.factors.networks import as_network
 from composeprob.factors.values import check_finite
 from composeprob.schedule import Noise, Schedule
 
@@ -49,11 +49,7 @@ class Energy(LeafFactor):
     """
 
     fn: LogDensity
-    schedule: Schedule
-    event_shape: tuple[int, ...] = eqx.field(static=True)
     power_at_top: float = eqx.field(static=True)
-    fixed: Mapping[str, Array]
-    label: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -70,11 +66,7 @@ class Energy(LeafFactor):
                 fix="pass a function that returns a log-density up to a constant, a scalar.",
             )
         self.label = label or getattr(fn, "__name__", type(fn).__name__).strip("<>")
-        self.fn = (
-            check_finite(fn, f"The function of factor '{self.label}'")
-            if isinstance(fn, eqx.Module)
-            else PlainFunction(fn)
-        )
+        self.fn = check_finite(as_network(fn), f"The function of factor '{self.label}'")
         self.schedule, self.event_shape = schedule, check_leaf(schedule, event_shape)
         self.power_at_top, self.fixed = float(top_power), {}
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))

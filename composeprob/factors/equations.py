@@ -21,18 +21,6 @@ Fact = TypeVar("Fact")
 Rule = Callable[[Any, JaxprEqn, list[Any]], Sequence[Any] | None]
 
 
-class Values(dict[Var, Fact]):
-    """What is known of each variable of a trace.
-
-    Args:
-        constant: what is known of a number, of this shape and type.
-    """
-
-    def __init__(self, constant: Callable[[object, Aval], Fact]):
-        super().__init__()
-        self.constant = constant
-
-
 class Walk(Generic[Fact]):
     """An analysis: what it knows of each value in a traced function, a Fact, from what it knows of the inputs.
 
@@ -46,6 +34,10 @@ class Walk(Generic[Fact]):
     @abstractmethod
     def constant(self, value: Any, like: Aval) -> Fact:
         """What is known of a number, of this shape and type."""
+
+    def value_of(self, known: Mapping[Var, Fact], variable: Var | Literal) -> Fact:
+        """What is known of a variable or a literal."""
+        return self.constant(variable.val, aval(variable)) if isinstance(variable, Literal) else known[variable]
 
     @abstractmethod
     def otherwise(self, eqn: JaxprEqn, given: list[Fact]) -> Sequence[Fact]:
@@ -63,19 +55,13 @@ class Walk(Generic[Fact]):
         consts: Sequence[object],
         given: Sequence[Fact | None],
         copies: Mapping[Var, Var] | None = None,
-    ) -> Values[Fact]:
-        """What is known of every variable.
-
-        Args:
-            jaxpr, consts: the equations.
-            given: what is known of its inputs; None for one that is a copy.
-            copies: variables whose values are those of inputs, ``{variable: input}``.
-        """
-        known = Values(self.constant)
-        known.update((v, self.constant(c, aval(v))) for v, c in zip(jaxpr.constvars, consts, strict=True))
+    ) -> dict[Var, Fact]:
+        """What is known of every variable, from what is known of the inputs; None for an input that is the copy of a
+        variable, ``copies`` being ``{variable: input}``."""
+        known = {v: self.constant(c, aval(v)) for v, c in zip(jaxpr.constvars, consts, strict=True)}
         known.update((v, value) for v, value in zip(jaxpr.invars, given, strict=True) if value is not None)
         for eqn in jaxpr.eqns:
-            found = self.equation(eqn, [value_of(known, v) for v in eqn.invars])
+            found = self.equation(eqn, [self.value_of(known, v) for v in eqn.invars])
             known.update(zip(eqn.outvars, found, strict=True))
             known.update({copies[v]: known[v] for v in eqn.outvars if v in copies} if copies else {})
         return known
@@ -84,7 +70,7 @@ class Walk(Generic[Fact]):
         """What is known of the outputs of a function."""
         jaxpr = traced.jaxpr if isinstance(traced, ClosedJaxpr) else traced
         known = self.evaluate(jaxpr, getattr(traced, "consts", ()), given)
-        return [value_of(known, v) for v in jaxpr.outvars]
+        return [self.value_of(known, v) for v in jaxpr.outvars]
 
     def enter(self, eqn: JaxprEqn, given: list[Fact]) -> list[Fact] | None:
         """The rule for a call: what is known of the outputs of the function that is called."""
@@ -97,11 +83,6 @@ CALLS: Mapping[str, Rule] = dict.fromkeys(
     Walk.enter,
 )
 """Rules that look into primitives whose one inner function has their inputs and outputs."""
-
-
-def value_of(known: Values[Fact], variable: Var | Literal) -> Fact:
-    """What is known of a variable or a literal."""
-    return known.constant(variable.val, aval(variable)) if isinstance(variable, Literal) else known[variable]
 
 
 def aval(variable: Any) -> Aval:

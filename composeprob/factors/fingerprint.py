@@ -14,19 +14,16 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jaxtyping import PyTree
 
-from composeprob.factors.equations import Walk, aval, value_of
+from composeprob.factors.equations import Walk, aval
 
 
 def fingerprint(*values: object, objects: bool = True) -> str:
     """A digest of computations, arrays, numbers, and containers of these; equal where they compute the same.
 
     Traced arrays count by their shapes. Of functions counts their code, and of other objects that hold no numbers only
-    the type. Precisions and the devices that arrays are on count nothing: they are settings of JAX's own.
-
-    Args:
-        values: what to digest.
-        objects: whether functions that are called back when the computation runs (`jax.debug.callback`) must be the
-            same objects, as compiled code holds them, and not only of the same code.
+    the type. Precisions and the devices that arrays are on count nothing: they are settings of JAX's own. With
+    ``objects`` functions that are called back when the computation runs (`jax.debug.callback`) must be the same
+    objects, as compiled code holds them, and not only of the same code.
     """
     reader = _Reader(objects)
     reader.read(values)
@@ -97,7 +94,7 @@ class _Reader(Walk[PyTree]):
         numbers = self.bound([*jaxpr.constvars, *jaxpr.invars])
         count = len(jaxpr.constvars)
         known = self.evaluate(jaxpr, numbers[:count], numbers[count:])
-        self.each(value_of(known, v) for v in jaxpr.outvars)
+        self.each(self.value_of(known, v) for v in jaxpr.outvars)
 
     def constant(self, value: PyTree, like: object) -> PyTree:
         return value

@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from composeprob.errors import NetworkError, WrongTypeError
-from composeprob.factors.randomness import in_training
+from composeprob.factors.networks import in_training
 
 
 class NNXNetwork(eqx.Module):
@@ -35,12 +35,8 @@ class LinenNetwork(eqx.Module):
 
 
 def adapt(network: object) -> NNXNetwork | LinenNetwork | None:
-    """An NNX module, or a Linen ``(module, variables)`` pair, as an Equinox module; None for anything else.
-
-    Raises:
-        WrongTypeError: a Linen module without its variables.
-        NetworkError: a layer of an NNX module is in training mode.
-    """
+    """An NNX module, or a Linen ``(module, variables)`` pair, as an Equinox module; None for anything else. Refuses a
+    Linen module without its variables, and an NNX module with a layer in training mode."""
     if isinstance(network, nnx.Module):
         for _, layer in nnx.iter_graph(network):
             dropout = isinstance(layer, nnx.Dropout) and layer.rate > 0 and not layer.deterministic

@@ -18,7 +18,7 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import PyTree
 
-from composeprob.factors.base import LeafFactor
+from composeprob.factors.base import LeafFactor, abstract_arguments
 from composeprob.factors.fingerprint import fingerprint
 
 Leaf = TypeVar("Leaf", bound=LeafFactor)
@@ -76,7 +76,7 @@ class _Record:
         self.function = function
         self.closed: Closed | None = None
 
-    def __call__(self, args: tuple[Array, ...], kwargs: dict[str, Array]) -> PyTree:
+    def __call__(self, *args: Array, **kwargs: Array) -> PyTree:
         if self.closed is None:
             takes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (args, kwargs))
             call = lambda args, kwargs: self.function(*args, **kwargs)  # noqa: E731  # new, or JAX knows its trace
@@ -86,39 +86,27 @@ class _Record:
         return self.closed(*args, **kwargs)
 
 
-class _Recorded(eqx.Module):
-    record: _Record = eqx.field(static=True)
-
-    def __call__(self, *args: Array, **kwargs: Array) -> PyTree:
-        return self.record(args, kwargs)
-
-
 def has_functions(leaf: LeafFactor) -> bool:
     """Whether a plain function is in it."""
     return any(map(_is_plain, jax.tree.leaves(leaf, is_leaf=_is_plain)))
 
 
 def closed(leaf: Leaf, conditions: Mapping[str, Array]) -> Leaf:
-    """The leaf with every plain function in it `Closed`; what these read have the values of now.
-
-    Args:
-        leaf: itself, where it has none.
-        conditions: those of one evaluation; only their shapes count.
-    """
+    """The leaf with every plain function in it `Closed`; what these read have the values of now. Of the conditions of
+    one evaluation only the shapes count."""
     if not has_functions(leaf):
         return leaf
-    recorded = jax.tree.map(lambda n: _Recorded(_Record(n.function)) if _is_plain(n) else n, leaf, is_leaf=_is_plain)
-    x = jax.ShapeDtypeStruct(leaf.event_shape, jnp.result_type(float))
-    noise = jax.eval_shape(leaf.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int)))
+    recorded = jax.tree.map(lambda node: _Record(node.function) if _is_plain(node) else node, leaf, is_leaf=_is_plain)
+    x, noise = abstract_arguments(leaf)
     eqx.filter_eval_shape(lambda f, x, n, c: f.evaluate(x, n, c), recorded, x, noise, dict(conditions))
 
     def traced(node: PyTree) -> PyTree:
-        if not isinstance(node, _Recorded):
+        if not isinstance(node, _Record):
             return node
-        assert node.record.closed is not None  # a leaf evaluates all that it has
-        return node.record.closed
+        assert node.closed is not None  # a leaf evaluates all that it has
+        return node.closed
 
-    done: Leaf = jax.tree.map(traced, recorded, is_leaf=lambda node: isinstance(node, _Recorded))
+    done: Leaf = jax.tree.map(traced, recorded)
     return done
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpyro.distributions as dist
+from scipy.linalg import block_diag
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,13 +130,10 @@ def joint(parts: Sequence[Gaussians]) -> Gaussians:
     means = np.array([np.concatenate([p.means[j] for p, j in pair]) for pair in pairs])
     if all(p.covariances.ndim == 2 for p in parts):
         covariances = np.array([np.concatenate([p.covariances[j] for p, j in pair]) for pair in pairs])
-        return Gaussians(entries, log_weights, means, covariances)
-    covariances = np.zeros((len(choices), len(entries), len(entries)))
-    ends = np.cumsum([0] + [len(p.entries) for p in parts])
-    matrices = [p.full for p in parts]
-    for c, choice in enumerate(choices):
-        for i, j in enumerate(choice):
-            covariances[c, ends[i] : ends[i + 1], ends[i] : ends[i + 1]] = matrices[i][j]
+    else:
+        matrices = [p.full for p in parts]
+        blocks = [[full[j] for full, j in zip(matrices, choice, strict=True)] for choice in choices]
+        covariances = np.array([block_diag(*each) for each in blocks])
     return Gaussians(entries, log_weights, means, covariances)
 
 

@@ -1,4 +1,7 @@
-"""Networks of every kind as one thing: an Equinox module called as ``network(x, t, **conditions)``."""
+"""Networks of every kind as one thing: an Equinox module called as ``network(x, t, **conditions)``.
+
+One that draws random numbers while it is evaluated (a dropout or batch norm left in training mode) is refused.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.core import Jaxpr
 from jaxtyping import PyTree
 
-from composeprob.errors import WrongTypeError
+from composeprob.errors import NetworkError, WrongTypeError
 from composeprob.factors.base import is_factor
+from composeprob.factors.equations import equations
 from composeprob.factors.functions import PlainFunction
-from composeprob.factors.randomness import check_inference
 
 Module = TypeVar("Module", bound=eqx.Module)
 Network = Callable[..., PyTree[Array]]
@@ -57,12 +61,8 @@ def batched_linear(network: Module) -> Module:
 
 
 def as_network(network: object) -> Network:
-    """Adapt an Equinox module, a Flax NNX module, a Flax Linen ``(module, variables)`` pair or a function.
-
-    Raises:
-        WrongTypeError: anything else.
-        NetworkError: one of its layers is in training mode.
-    """
+    """Adapt an Equinox module, a Flax NNX module, a Flax Linen ``(module, variables)`` pair or a function; refuses
+    anything else, and one with a layer in training mode."""
     if _is_flax(network):
         from composeprob.factors.flax_networks import adapt
 
@@ -75,7 +75,7 @@ def as_network(network: object) -> Network:
             "of models that Diffusers has.",
         )
     if isinstance(network, eqx.Module) and callable(network) and not is_factor(network):
-        check_inference(network)
+        _check_inference(network)
         return network
     if callable(network) and not is_factor(network):
         return PlainFunction(network)
@@ -89,3 +89,37 @@ def _is_flax(network: object) -> bool:
     """Whether a network, or the first of a pair, is of a class of Flax; found by names, without importing Flax."""
     module = network[0] if isinstance(network, tuple) and network else network
     return any(base.__module__.startswith("flax.") for base in type(module).__mro__)
+
+
+def _check_inference(network: eqx.Module) -> None:
+    """Refuse an Equinox network with a layer in training mode."""
+    layers = jax.tree.leaves(network, is_leaf=lambda node: isinstance(node, (eqx.nn.Dropout, eqx.nn.BatchNorm)))
+    for layer in layers:
+        dropout = isinstance(layer, eqx.nn.Dropout) and layer.p > 0 and not layer.inference
+        if dropout or (isinstance(layer, eqx.nn.BatchNorm) and not layer.inference):
+            raise NetworkError(
+                in_training(layer),
+                fix="take the network in inference mode: cp.Diffusion(eqx.nn.inference_mode(network), …).",
+            )
+
+
+def in_training(layer: object) -> str:
+    """The message about a layer in training mode."""
+    return f"The network's {type(layer).__name__} layer is in training mode: it would make other values."
+
+
+def check_deterministic(traced: Jaxpr, label: str) -> None:
+    """Refuse the network of factor ``label``, traced, where it makes random numbers, of one key at every call."""
+    if has_primitive(traced, "random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform"):
+        raise NetworkError(
+            f"The network of factor '{label}' draws random numbers while it is evaluated, the same ones at every call: "
+            "a dropout that was left on keeps one mask for ever.",
+            fix="switch dropout off: eqx.nn.inference_mode(network), a Flax NNX module's .eval(), deterministic=True "
+            "in a Flax Linen module. Random features that are meant to stay: draw them once, outside of the network's "
+            "call.",
+        )
+
+
+def has_primitive(traced: Jaxpr, *names: str) -> bool:
+    """Whether traced code has one of these primitives, in itself or in what it calls."""
+    return any(eqn.primitive.name in names for eqn in equations(traced))

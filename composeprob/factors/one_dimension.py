@@ -99,11 +99,8 @@ class NoisedTruncatedNormal(Noised):
 
 
 class NoisedByQuadrature(Noised):
-    """Of an X with a `coordinate`.
-
-    The log-density is exact to the precision of floating-point numbers at every α and σ wherever it is above −80 or so;
-    below that it stays finite, and leads back.
-    """
+    """Of an X with a `coordinate`: exact to the precision of floating-point numbers wherever the log-density is above
+    −80 or so; below that it stays finite, and leads back."""
 
     def log_prob(self, value: Array) -> Array:
         coordinates = coordinate(self.clean)

@@ -18,65 +18,29 @@ Call = Callable[[Array], Array]
 """The network at a fixed time and fixed conditions."""
 
 
-def scalar_head(output: Array, x: Array) -> Array:
-    """E = the network's own scalar output."""
-    return output.reshape(())
-
-
-def residual(output: Array, x: Array) -> Array:
-    """E = ½‖x − s‖², the form of a denoising autoencoder; here what each entry adds."""
-    return 0.5 * (x - output) ** 2
-
-
-def norm(output: Array, x: Array) -> Array:
-    """E = ½‖s‖²; here what each entry adds."""
-    return 0.5 * output**2
-
-
-def inner(output: Array, x: Array) -> Array:
-    """E = ⟨x, s⟩; here what each entry adds."""
-    return x * output
-
-
-def epsilon(output: Array, x: Array, noise: Noise) -> Array:
-    """The output is the noise ε̂: score −ε̂/σ."""
-    return -output / noise.sigma
-
-
-def x0(output: Array, x: Array, noise: Noise) -> Array:
-    """The output is the clean event x̂_0: score (α·x̂_0 − x)/σ²."""
-    return (noise.alpha * output - x) / noise.sigma**2
-
-
 def v(output: Array, x: Array, noise: Noise) -> Array:
     """The output is v = (α·ε − σ·x_0)/√(α²+σ²) (Salimans & Ho 2022): ε̂ = (σ·x + α·√(α²+σ²)·v)/(α²+σ²)."""
     squared = noise.alpha**2 + noise.sigma**2
     return -(noise.sigma * x + noise.alpha * jnp.sqrt(squared) * output) / (squared * noise.sigma)
 
 
-def flow(output: Array, x: Array, noise: Noise) -> Array:
-    """The output is the velocity u = ε − x_0 of flow matching (Lipman et al. 2023): ε̂ = (x + α·u)/(α + σ)."""
-    return -(x + noise.alpha * output) / ((noise.alpha + noise.sigma) * noise.sigma)
-
-
-def score(output: Array, x: Array, noise: Noise) -> Array:
-    """The output is the score itself."""
-    return output
-
-
 ENERGIES: dict[str, Callable[[Array, Array], Array]] = {
-    "energy": scalar_head,
-    "energy_residual": residual,
-    "energy_norm": norm,
-    "energy_inner": inner,
+    "energy": lambda output, x: output.reshape(()),  # the network's own scalar
+    "energy_residual": lambda output, x: 0.5 * (x - output) ** 2,  # ½‖x − s‖², the form of a denoising autoencoder
+    "energy_norm": lambda output, x: 0.5 * output**2,  # ½‖s‖²
+    "energy_inner": lambda output, x: x * output,  # ⟨x, s⟩
 }
+"""By name, the energy of (output, x): a scalar, or what each entry adds to it."""
+
 SCORES: dict[str, Callable[[Array, Array, Noise], Array]] = {
-    "epsilon": epsilon,
-    "x0": x0,
+    "epsilon": lambda output, x, noise: -output / noise.sigma,  # the output is ε̂
+    "x0": lambda output, x, noise: (noise.alpha * output - x) / noise.sigma**2,  # it is the clean event x̂_0
     "v": v,
-    "flow": flow,
-    "score": score,
+    # The velocity u = ε − x_0 of flow matching (Lipman et al. 2023): ε̂ = (x + α·u)/(α + σ).
+    "flow": lambda output, x, noise: -(x + noise.alpha * output) / ((noise.alpha + noise.sigma) * noise.sigma),
+    "score": lambda output, x, noise: output,
 }
+"""By name, the score of (output, x, noise)."""
 
 
 def with_number(output: Array | tuple[Array, Array]) -> tuple[Array, Array | float]:
@@ -87,11 +51,8 @@ def with_number(output: Array | tuple[Array, Array]) -> tuple[Array, Array | flo
 def evaluate(
     parameterization: str, call: Call, x: Array, noise: Noise, weights: Array | float = 1.0
 ) -> tuple[Array | None, Array]:
-    """(log f, ∇ log f) from one call of the network; log f is None for the score-only forms.
-
-    ``weights`` multiply what each entry adds to the energy, or each entry of a score. Where the network returns a pair,
-    the second is a number that is added to log f as it is.
-    """
+    """(log f, ∇ log f) from one call of the network; log f is None for the score-only forms. ``weights`` multiply what
+    each entry adds to the energy, or each entry of a score."""
     if parameterization in SCORES:
         return None, weights * SCORES[parameterization](call(x), x, noise)
     energy = ENERGIES[parameterization]

@@ -43,11 +43,7 @@ class Pass(Generic[Value]):
         return register
 
     def rule_for(self, node: Factor) -> Callable[..., Value]:
-        """The rule of a node.
-
-        Raises:
-            VerificationError: there is none.
-        """
+        """The rule of a node; refuses one that has none."""
         kinds = type(node).__mro__
         found = next((self.rules[kind] for kind in kinds if kind in self.rules), self.default)
         if found is None:

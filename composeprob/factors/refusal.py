@@ -15,12 +15,8 @@ from composeprob.names import MEANT
 
 
 def refuse(symbol: str, factor: object, other: object, *, reflected: bool = False) -> NoReturn:
-    """The error for ``factor symbol other``, or ``other symbol factor`` where that is reflected, or ``-factor`` where
-    there is no other.
-
-    Raises:
-        WrongTypeError: always.
-    """
+    """The `WrongTypeError` for ``factor symbol other``, or ``other symbol factor`` where that is reflected, or
+    ``-factor`` where there is no other."""
     meant = {
         "+": "for f or g write a mixture, cp.mixture([f, g], weights=[0.5, 0.5]); for f and g write f * g",
         "-": "for f but not g write f / g, and for 1/f alone f ** -1.0",

@@ -14,11 +14,10 @@ from composeprob.errors import CapabilityError, WrongTypeError
 from composeprob.factors.algebra import common_shape
 from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, Traits, check_conditions
 from composeprob.factors.calibrated import Calibrated
-from composeprob.factors.cells import CellWindow
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.nodes import Product
 from composeprob.factors.passes import Pass
-from composeprob.factors.window import Window
+from composeprob.factors.window import CellWindow, Window
 from composeprob.schedule import Noise
 
 WEIGHTS = "weights of entries"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import equinox as eqx
@@ -28,11 +29,7 @@ def as_condition(name: str, value: object) -> Array:
 
 
 def check_bounds(distribution: Distribution, what: str) -> None:
-    """Refuses a distribution between bounds of which the upper one is not above the lower, where they are known.
-
-    Raises:
-        InvalidValueError: nothing lies between them.
-    """
+    """Refuses a distribution between bounds of which the upper one is not above the lower, where they are known."""
     bounds = [getattr(distribution, name, None) for name in ("low", "high")]
     if any(bound is None or isinstance(bound, jax.core.Tracer) for bound in bounds):
         return
@@ -42,6 +39,12 @@ def check_bounds(distribution: Distribution, what: str) -> None:
             f"{what} is {type(distribution).__name__} from {low} to {high}, between which nothing lies.",
             fix="the lower bound comes first, such as dist.Uniform(0.0, 1.0).",
         )
+
+
+def check_choice(what: str, value: str, known: Iterable[str]) -> None:
+    """Refuses what is not among the known names."""
+    if value not in (names := tuple(known)):
+        raise InvalidValueError(f"Unknown {what} {value!r}.", fix=f"use one of: {', '.join(names)}.")
 
 
 def check_finite(value: Value, what: str) -> Value:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from composeprob.factors.cells import Indices
+from composeprob.factors.window import Indices
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import numpy as np
 from jax import Array
 
 from composeprob.factors.base import LeafFactor, Traits
-from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER, CalibratedExpression
-from composeprob.factors.interpolation import interpolate
-from composeprob.schedule import Noise, Schedule
+from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER, CalibratedExpression, interpolate
+from composeprob.schedule import Noise
 
 
 class Normaliser(LeafFactor):
@@ -24,13 +23,9 @@ class Normaliser(LeafFactor):
     by `growth` = −∂_λ log Z.
     """
 
-    schedule: Schedule
     knots: Array
     log_normaliser: Array
-    event_shape: tuple[int, ...] = eqx.field(static=True)
     excess: float = eqx.field(static=True)
-    fixed: Mapping[str, Array]
-    label: str = eqx.field(static=True)
 
     def __init__(self, expression: CalibratedExpression):
         self.schedule, self.event_shape, self.excess = expression.schedule, expression.event_shape, expression.excess

@@ -114,11 +114,11 @@ class Pretrained(Diffusion):
         pictures = pixels if self.parts.autoencoder is None else self.parts.pictures
         return dataclasses.replace(super().traits, pictures=pictures)
 
-    def shown(self, name: str, value: Array) -> str:
-        for condition, encoder in self.encoders:
-            if condition == name and isinstance(encoder, Prompts) and (text := encoder.text_of(value)) is not None:
-                return repr(text)
-        return super().shown(name, value)
+    @property
+    def shown_conditions(self) -> dict[str, str]:
+        prompts = {name: encoder for name, encoder in self.encoders if isinstance(encoder, Prompts)}
+        texts = {name: prompts[name].text_of(self.fixed[name]) for name in self.fixed if name in prompts}
+        return super().shown_conditions | {name: repr(text) for name, text in texts.items() if text is not None}
 
     @property
     def text_encoder(self) -> TextEncoder:

@@ -11,8 +11,7 @@ import pytest
 import composeprob as cp
 from calibration import known
 from composeprob.calibration import quadrature
-from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER
-from composeprob.factors.interpolation import interpolate
+from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER, interpolate
 from refusals import refused
 from sampling_cases import single
 from zscores import LIMIT

@@ -21,6 +21,10 @@ def environment(devices: int | None = None, **variables: str) -> dict[str, str]:
     return known | variables
 
 
+HASTE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}
+"""For a process that compiles as quick tests do, without LLVM's optimisations."""
+
+
 def said(script: str, *arguments: Any, devices: int | None = None, timeout: int = 1800, **variables: str) -> list[str]:
     """The lines that a script prints, which must end without an error."""
     command = [sys.executable, "-c", script, *map(str, arguments)]

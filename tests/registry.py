@@ -1,6 +1,6 @@
 """One row per public kernel, factor and schedule: a row buys every contract test.
 
-kernels/test_protocol.py and factors/test_registry.py fail when a public class has no row.
+kernels/test_transitions.py and factors/test_registry.py fail when a public class has no row.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,9 +16,10 @@ import composeprob as cp
 from composeprob import compiled_code
 from composeprob.cli import app
 from composeprob.cli.programs import arguments, load_program
+from processes import HASTE, environment
 from tools.calibrate import main as calibrate
 
-ROOT = Path(__file__).parents[1]
+SHELL = [sys.executable, "-c", "from composeprob.cli import app; app()"]
 
 NORMAL = """
 import jax.numpy as jnp
@@ -167,16 +167,14 @@ def test_compiled_code_is_kept_in_a_private_folder_unless_told_not_to(monkeypatc
 
 def test_the_first_run_says_where_compiled_code_is_kept(write, tmp_path, monkeypatch):
     """Once; and the next process finds each piece that the first one kept."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    environment["JAX_LOG_COMPILES"] = "1"  # which tells what was found, however fast the machine is
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    shell = [sys.executable, "-c", "from composeprob.cli import app; app()"]
-    file = write(NORMAL)
-    call = [*shell, "run", file, "--chains", "8", "--out", str(tmp_path / "out")]
+    # JAX's log tells what was found, however fast the machine is.
+    known = environment(XDG_CACHE_HOME=str(tmp_path / "home"), JAX_LOG_COMPILES="1", **HASTE)
+    known.pop("JAX_COMPILATION_CACHE_DIR", None)
+    call = [*SHELL, "run", write(NORMAL), "--chains", "8", "--out", str(tmp_path / "out")]
     said, found = [], []
     for seed in ("0", "1"):  # for which a set of "loc" and "scale" has two orders
-        environment["PYTHONHASHSEED"] = seed
-        done = subprocess.run(call, env=environment, check=True, capture_output=True, text=True, timeout=300)
+        known["PYTHONHASHSEED"] = seed
+        done = subprocess.run(call, env=known, check=True, capture_output=True, text=True, timeout=300)
         said.append("Compiled code is kept in" in done.stderr)
         found.append(set(re.findall(r"compilation cache hit for .* with key '(.*?)'", done.stderr)))
         if not said[1:]:
@@ -184,11 +182,6 @@ def test_the_first_run_says_where_compiled_code_is_kept(write, tmp_path, monkeyp
     assert said == [True, False]
     assert kept
     assert found[1] >= kept, "the second run found what the first had compiled"
-
-
-def test_a_file_of_other_meaning_is_not_taken_for_settings(write):
-    message = refused("run", write(NORMAL + "\nsampler = 3\n"))
-    assert "variable sampler, which composeprob run uses, is of type int" in message
 
 
 def test_of_several_programs_one_must_be_named(write):
@@ -204,16 +197,11 @@ def test_of_several_programs_one_must_be_named(write):
         ("x = 1", "has no program"),
         ("import composeprob as cp\n@cp.program\ndef p(f): pass", "needs a value for its parameter 'f'"),
         ("import composeprob as cp\nprecision = 1\n@cp.program\ndef p(precision): pass", "a parameter 'precision'"),
+        (NORMAL + "\nsampler = 3\n", "variable sampler, which composeprob run uses, is of type int"),
     ],
 )
 def test_files_without_a_program_or_arguments(write, text, words):
     assert words in refused("run", write(text))
-
-
-def test_meshes_that_are_none(write):
-    file = write(NORMAL)
-    assert "'8' is no mesh of ROWSxCOLUMNS devices" in refused("run", file, "--mesh", "8")
-    assert "A mesh of 9x100 needs 900 devices" in refused("run", file, "--mesh", "9x100")
 
 
 def test_no_such_file(tmp_path, write):
@@ -239,6 +227,8 @@ def test_error_in_the_users_own_file_keeps_its_traceback(write):
     [
         ("", ["--chains", "0"], "at least 1"),
         ("", ["--distributed"], "start it with srun"),
+        ("", ["--mesh", "8"], "'8' is no mesh of ROWSxCOLUMNS devices"),
+        ("", ["--mesh", "9x100"], "A mesh of 9x100 needs 900 devices"),
         (
             "levels = 60",
             [],
@@ -275,16 +265,12 @@ def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(write,
     )
 
 
-def test_arguments_come_from_defaults_and_variables(write):
-    program, module = load_program(write(NORMAL))
-    assert arguments(program, module, {}) == {"f": module.f}  # scale keeps its default
-
-
-def test_a_program_may_import_its_neighbours(write):
+def test_arguments_come_from_defaults_and_variables_and_modules_from_beside_a_program(write):
     write("value = 3", "neighbour.py")
     program, module = load_program(write("import neighbour\n" + NORMAL))
     assert module.neighbour.value == 3
     assert program.name == "first"
+    assert arguments(program, module, {}) == {"f": module.f}  # scale keeps its default
 
 
 def test_imported_programs_do_not_make_a_choice_necessary(write):
@@ -309,10 +295,8 @@ def test_new_writes_a_project_and_no_file_over_another(tmp_path):
 def test_a_new_project_runs_with_one_command_and_passes_its_test(tmp_path, monkeypatch):
     command("new", tmp_path / "mine")
     monkeypatch.chdir(tmp_path / "mine")
-    shell = ["-c", "from composeprob.cli import app; app()"]
-    for line in ([*shell, "run", "program.py", "--chains", "100"], ["-m", "pytest", "-q"]):
-        environment = {**os.environ, "PYTHONPATH": str(Path(cp.__file__).parents[1])}
-        subprocess.run([sys.executable, *line], env=environment, check=True, timeout=600)
+    for line in ([*SHELL, "run", "program.py", "--chains", "100"], [sys.executable, "-m", "pytest", "-q"]):
+        subprocess.run(line, env=environment(), check=True, timeout=600)
     assert (tmp_path / "mine" / "weights.safetensors").exists()
 
 

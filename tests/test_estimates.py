@@ -29,6 +29,14 @@ class Made(Record):
         return vars(self)["groups"]
 
 
+def x(sample):
+    return sample["x"]
+
+
+def beyond(threshold):
+    return lambda sample: sample["x"] > threshold
+
+
 def independent(rng):
     return Made(rng.normal(size=200))
 
@@ -42,11 +50,11 @@ def copied(rng):
 
 def few_chains(rng):
     """Four chains of 400 draws, whose autocorrelation is 0.8 from one to the next."""
-    x = np.empty((4, 400))
-    x[:, 0] = rng.normal(size=4)
+    values = np.empty((4, 400))
+    values[:, 0] = rng.normal(size=4)
     for i in range(1, 400):
-        x[:, i] = 0.8 * x[:, i - 1] + 0.6 * rng.normal(size=4)
-    return Made(x, draws=400)
+        values[:, i] = 0.8 * values[:, i - 1] + 0.6 * rng.normal(size=4)
+    return Made(values, draws=400)
 
 
 def many_chains(rng):
@@ -60,12 +68,7 @@ def test_intervals_cover(make, monkeypatch):
     truths = (0.0, 0.5, 0.0668, 0.6745)
     for _ in range(REPEATS):
         made = make(rng)
-        estimates = (
-            made.mean(lambda s: s["x"]),
-            made.probability(lambda s: s["x"] > 0),
-            made.probability(lambda s: s["x"] > 1.5),
-            made.quantile(lambda s: s["x"], 0.75),
-        )
+        estimates = made.mean(x), made.probability(beyond(0)), made.probability(beyond(1.5)), made.quantile(x, 0.75)
         intervals = [e.interval(LEVEL) for e in estimates]
         covered.append([low <= truth <= high for truth, (low, high) in zip(truths, intervals, strict=True)])
         assert all(0 <= end <= 1 for end in intervals[2])
@@ -79,13 +82,13 @@ def test_copies_widen_intervals():
     rng = np.random.default_rng(0)
     made = copied(rng)
     alone = Made(made.samples["x"])
-    for ask in (lambda r: r.mean(lambda s: s["x"]), lambda r: r.quantile(lambda s: s["x"], 0.5)):
+    for ask in (lambda r: r.mean(x), lambda r: r.quantile(x, 0.5)):
         assert ask(made).error > 1.2 * ask(alone).error
         assert np.diff(ask(made).interval()) > 1.2 * np.diff(ask(alone).interval())
 
 
 def test_what_was_never_seen_has_an_interval():
-    never = Made(np.zeros(100)).probability(lambda s: s["x"] > 0)
+    never = Made(np.zeros(100)).probability(beyond(0))
     assert never.value == 0
     assert 0 < never.error < 0.02
     low, high = never.interval(0.9)
@@ -96,13 +99,13 @@ def test_what_was_never_seen_has_an_interval():
 
 def test_arrays_of_quantiles_and_probabilities():
     made = Made(np.random.default_rng(2).normal(size=(300, 3)))
-    median = made.quantile(lambda s: s["x"], 0.5)
+    median = made.quantile(x, 0.5)
     assert median.value.shape == median.error.shape == (3,)
     low, high = median.interval(0.9)
     assert (low < median.value).all()
     assert (median.value < high).all()
     np.testing.assert_allclose(median.value, np.sort(made.samples["x"], 0)[149], rtol=1e-6)
-    assert made.probability(lambda s: s["x"] > 0).interval()[0].shape == (3,)
+    assert made.probability(beyond(0)).interval()[0].shape == (3,)
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -110,21 +113,17 @@ def test_where_all_samples_agree_the_error_is_that_of_the_next_one(inside):
     """Weights add up to 1 but for rounding, which is no error of theirs."""
     weights = np.random.default_rng(3).uniform(0.5, 1.5, 300)
     made = Made(np.ones(300) if inside else np.zeros(300), weights=weights)
-    found = made.probability(lambda s: s["x"] > 0.5)
+    found = made.probability(beyond(0.5))
     assert found.value == inside
     size = made._families.effective
     assert found.error == pytest.approx(np.sqrt((size + 1) / (size + 2) ** 2 / (size + 2)))
 
 
-def test_weighted_quantiles():
+def test_quantiles_are_weighted_and_one_that_too_few_samples_reach_has_no_end():
     values = np.repeat([0.0, 1.0], 50)
     made = Made(values, weights=np.where(values == 1, 3.0, 1.0))
-    assert made.quantile(lambda s: s["x"], 0.2).value == 0
-    assert made.quantile(lambda s: s["x"], 0.3).value == 1
-
-
-def test_a_quantile_that_too_few_samples_reach_has_no_end():
-    low, high = Made(np.arange(50.0)).quantile(lambda s: s["x"], 0.99).interval(0.9)
+    assert (made.quantile(x, 0.2).value, made.quantile(x, 0.3).value) == (0, 1)
+    low, high = Made(np.arange(50.0)).quantile(x, 0.99).interval(0.9)
     assert high == np.inf
     assert 40 < low < 49
 
@@ -132,25 +131,21 @@ def test_a_quantile_that_too_few_samples_reach_has_no_end():
 def test_errors_are_withheld_with_their_intervals():
     status = Status(((Code.UNSETTLED, "It drifts."),))
     made = Made(np.arange(100.0), status=status)
-    for estimate in (
-        made.mean(lambda s: s["x"]),
-        made.probability(lambda s: s["x"] > 5),
-        made.quantile(lambda s: s["x"], 0.5),
-    ):
+    for estimate in (made.mean(x), made.probability(beyond(5)), made.quantile(x, 0.5)):
         assert np.isnan(estimate.error)
         assert np.isnan(estimate.interval(0.9)).all()
         assert np.isfinite(estimate.value)
-    assert np.isnan(Made(np.arange(3.0)).mean(lambda s: s["x"]).error)
-    assert np.isnan(Made(np.ones((3, 2)), draws=2).mean(lambda s: s["x"]).error)
+    assert np.isnan(Made(np.arange(3.0)).mean(x).error)
+    assert np.isnan(Made(np.ones((3, 2)), draws=2).mean(x).error)
 
 
 def test_what_is_refused():
     made = Made(np.arange(10.0))
-    refused(lambda: made.probability(lambda s: s["x"]), InvalidValueError, "An event is true or false")
-    refused(lambda: made.quantile(lambda s: s["x"], 1.5), InvalidValueError, r"between 0 and 1; got 1\.5")
+    refused(lambda: made.probability(x), InvalidValueError, "An event is true or false")
+    refused(lambda: made.quantile(x, 1.5), InvalidValueError, r"between 0 and 1; got 1\.5")
     refused(lambda: Estimate(0.0, 1.0).interval(90), InvalidValueError, r"pass 0\.9")
-    with pytest.raises(WrongTypeError, match=r"(?s)quantile takes a function of one sample.*lambda s: s\['x'\]\)"):
-        made.quantile("x", 0.5)
+    words = r"quantile takes a function of one sample.*lambda s: s\['x'\]\)"
+    refused(lambda: made.quantile("x", 0.5), WrongTypeError, words)
 
 
 def test_pareto_k_tells_heavy_weights():

@@ -1,6 +1,7 @@
 """Every file of examples/ runs, and says what it should."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -31,17 +32,21 @@ def near(found, exact, tolerance=NOISE):
     np.testing.assert_allclose(found, exact, atol=tolerance)
 
 
+def shares_near(result, modes, exact):
+    near(cp.metrics.mode_weights(result["x"], modes, result.log_weights), exact)
+
+
 def check_product(module, result):
-    near(cp.metrics.mode_weights(result["x"], [[0.0, 0.5], [0.0, -0.5]], result.log_weights), [0.5, 0.5])
+    shares_near(result, [[0.0, 0.5], [0.0, -0.5]], [0.5, 0.5])
     assert np.mean(np.abs(result.unweighted()["x"][:, 0]) < 0.25) > 0.95
 
 
 def check_mixture(module, result):
-    near(cp.metrics.mode_weights(result["x"], [[-0.5, 0.0], [0.5, 0.0]], result.log_weights), [0.75, 0.25])
+    shares_near(result, [[-0.5, 0.0], [0.5, 0.0]], [0.75, 0.25])
 
 
 def check_calibration(module, result):
-    near(cp.metrics.mode_weights(result["x"], [module.centre, [0.0, 0.0]], result.log_weights), [0.8, 0.2])
+    shares_near(result, [module.centre, [0.0, 0.0]], [0.8, 0.2])
 
 
 def check_negation(module, result):
@@ -50,7 +55,7 @@ def check_negation(module, result):
 
 
 def check_power(module, result):
-    near(cp.metrics.mode_weights(result["x"], module.centers, result.log_weights), [0.64 / 0.68, 0.04 / 0.68])
+    shares_near(result, module.centers, [0.64 / 0.68, 0.04 / 0.68])
 
 
 def check_guidance(module, result):
@@ -59,7 +64,7 @@ def check_guidance(module, result):
 
 
 def check_observation(module, result):
-    near(cp.metrics.mode_weights(result["x"], module.modes, result.log_weights), module.exact_shares())
+    shares_near(result, module.modes, module.exact_shares())
 
 
 def check_two_sensors(module, result):
@@ -220,3 +225,50 @@ def test_example(name, tmp_path):
     assert {str(code) for code, _ in result.status.findings} <= FOUND.get(name, set()), result.status
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     CHECKS[name](module, result)
+
+
+# ── make demo, with few chains ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load("demo")
+
+
+def test_exact_product(demo):
+    """The quadrature against a sum over modes: a Gaussian's mass within the bar, by the error function."""
+    from scipy.stats import norm
+
+    schedule = cp.Schedule.log_snr(2, min=-9.0, max=11.0)  # σ₀ = 0.004: next to nothing beside 0.075
+    log_density, weights, draws = demo.exact_product(schedule, 4000)
+    x = np.asarray(demo.MODES)[:, 0]
+    mass = norm.cdf((0.2 - x) / 0.075) - norm.cdf((-0.2 - x) / 0.075)
+    # points between two modes count for the nearer, here and for samples alike: hence the tolerance
+    np.testing.assert_allclose(weights, mass / mass.sum(), atol=0.01)
+    assert cp.metrics.total_variation(cp.metrics.mode_weights(draws, demo.MODES), weights) < 0.03
+    inside = np.array([[0.0, 0.5]], np.float32)
+    expected = np.log(1 / (2 * np.pi * 0.075**2 * mass.sum()))  # its height at the top mode
+    np.testing.assert_allclose(log_density(inside), expected, atol=0.02)
+
+
+@pytest.mark.slow
+def test_demo_judges_every_sampler(demo, tmp_path, capsys):
+    demo.main(num_chains=128, out=tmp_path)
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert rows.pop("num_chains") == 128
+    assert [*rows] == [*demo.SAMPLERS, "exact draws"]
+    assert all(rows[name]["status"] == "ok" for name in demo.SAMPLERS)
+    reverse, hmc, smc = (rows[name]["mode_tv"] for name in demo.SAMPLERS)
+    assert reverse > 0.15  # the known bias of adding scores
+    assert max(hmc, smc) < reverse
+    for row in rows.values():
+        assert np.isfinite(row["mean_log_density"])
+    exact, p = rows["exact draws"], demo.exact_product(cp.load("ring2d").schedule, 1)[1]
+    chance = 0.5 * np.sum(np.sqrt(2 * p * (1 - p) / (np.pi * 128)))  # shares of 128 draws are nearly Gaussian
+    assert exact["mode_tv"] == pytest.approx(chance, rel=0.25)
+    assert 0.3 < exact["mode_tv_sd"] / exact["mode_tv"] < 1.0
+    assert 0 < exact["log_density_sd"] < 0.3
+    assert (tmp_path / "demo.png").stat().st_size > 30_000
+    printed = capsys.readouterr().out
+    assert "mode TV" in printed
+    assert all(name in printed for name in rows)

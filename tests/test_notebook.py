@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
+from processes import HASTE, said
+
 RESULTS = """
 import composeprob as cp, jax, numpyro.distributions as dist
-f = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(4))
+f = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(12))
 density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
 result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.Ancestral(), progress=False)
 """
@@ -39,7 +38,8 @@ def picture():
     return figure
 """
 SHELL = """
-import json, sys
+import json, os, sys
+os.chdir(os.environ["IPYTHONDIR"])  # where cells save pictures
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
@@ -88,16 +88,8 @@ def notebook(tmp_path_factory):
     pytest.importorskip("IPython")
     pytest.importorskip("matplotlib_inline")
     folder = tmp_path_factory.mktemp("notebook")
-    run = subprocess.run(
-        [sys.executable, "-c", SHELL, json.dumps(list(CELLS)), FIRST, RESULTS],
-        cwd=folder,
-        env={**os.environ, "IPYTHONDIR": str(folder), "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    inline = {"IPYTHONDIR": str(folder), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    return json.loads(said(SHELL, json.dumps(list(CELLS)), FIRST, RESULTS, **inline, **HASTE)[-1])
 
 
 def test_a_picture_is_shown_once(notebook):

@@ -140,33 +140,32 @@ def test_inside_a_program_it_is_the_factor(prior):
     assert len(density.described.offers) == 2
 
 
-def score_only():
-    return cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,), time="sigma")
+def diffusion(network, **options):
+    return cp.Diffusion(network, SCHEDULE, event_shape=(2,), **options)
+
+
+def at_the_origin(factor):
+    return cp.as_distribution(factor).log_prob(jnp.zeros(2))
 
 
 def latent_condition(value):
-    f = cp.Diffusion(
-        lambda x, t, c: jnp.sum((x - c) ** 2), SCHEDULE, event_shape=(2,), parameterization="energy", conditions=("c",)
-    )
-    return cp.as_distribution(f.given(c=value))
+    f = diffusion(lambda x, t, c: jnp.sum((x - c) ** 2), parameterization="energy", conditions=("c",))
+    return at_the_origin(f.given(c=value))
 
 
-def without_condition():
-    return cp.Diffusion(lambda x, t, c: x * c, SCHEDULE, event_shape=(2,), conditions=("c",))
-
-
+SCORE, CONDITIONAL = (lambda x, t: x), (lambda x, t, c: x * c)
 CASES = {
-    "a condition that is a latent": (
-        lambda: jax.jit(lambda c: latent_condition(c).log_prob(jnp.zeros(2)))(1.0),
-        DoublyIntractableError,
-        "normaliser",
-    ),
+    "a condition that is a latent": (lambda: jax.jit(latent_condition)(1.0), DoublyIntractableError, "normaliser"),
     "the log-density of a score": (
-        lambda: cp.as_distribution(score_only()).log_prob(jnp.zeros(2)),
+        lambda: at_the_origin(diffusion(SCORE, time="sigma")),
         CapabilityError,
         "offers only its score",
     ),
-    "a missing condition": (lambda: cp.as_distribution(without_condition()), ComposeProbError, r"given\(c=…\)"),
+    "a missing condition": (
+        lambda: cp.as_distribution(diffusion(CONDITIONAL, conditions=("c",))),
+        ComposeProbError,
+        r"given\(c=…\)",
+    ),
     "no factor": (lambda: cp.as_distribution(dist.Normal(0.0, 1.0)), TypeError, "takes a factor; got Normal"),
     "a kernel for a sampler": (lambda: cp.as_distribution(PRODUCT, sampler=cp.MALA()), TypeError, "AnnealedMCMC"),
     "no chains": (lambda: cp.as_distribution(PRODUCT, num_chains=0), ValueError, "num_chains"),

@@ -1,8 +1,9 @@
-"""What a user gets: the wheel holds the zoo, and `make` explains itself where no suitable Python is found."""
+"""What a user gets: the wheel holds the zoo, imports load little, and a type checker says something true."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -10,9 +11,14 @@ import zipfile
 from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
+import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 from packaging.specifiers import SpecifierSet
 
+import composeprob
+import composeprob as cp
+from composeprob.results.estimates import Families
 from tools.dependencies import closure, compatible
 from tools.dependencies import main as dependencies
 
@@ -104,11 +110,8 @@ def test_every_import_is_a_declared_dependency(folder, extras):
     nodes = [node for tree in trees for node in ast.walk(tree)]
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module}
-    imported = (
-        {module.split(".")[0] for module in modules}
-        - sys.stdlib_module_names
-        - {"composeprob", "IPython", "arviz_stats"}
-    )  # IPython: only inside a notebook; arviz_stats: a part of ArviZ 1.0
+    others = {"composeprob", "IPython", "arviz_stats"}  # only inside a notebook; a part of ArviZ 1.0
+    imported = {module.split(".")[0] for module in modules} - sys.stdlib_module_names - others
     required = [
         line
         for line in requires("composeprob") or []
@@ -119,3 +122,108 @@ def test_every_import_is_a_declared_dependency(folder, extras):
     by = lambda name: {provider.replace("_", "-") for provider in providers.get(name, [])}
     undeclared = {name for name in imported if not declared & by(name)}
     assert not undeclared, "declare these in pyproject.toml, and say why in docs/dependencies.md"
+
+
+# ── imports ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+USED = "import composeprob; composeprob.program"
+KERNEL = """import sys, types
+shell = types.SimpleNamespace(config={'IPKernelApp': 1})
+sys.modules.update({'ipywidgets': None, 'ipykernel.zmqshell': types.ModuleType('zmqshell')})
+sys.modules['IPython'] = types.SimpleNamespace(get_ipython=lambda: shell)"""
+HEAVY = ["arviz", "blackjax", "flax", "matplotlib", "optax", "orbax", "scipy.optimize", "scipy.spatial", "tensorstore"]
+
+
+def warned(code, **variables):
+    """What a process that shows every warning prints."""
+    command = [sys.executable, "-W", "default", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **variables})
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted", "heard"),
+    [("import composeprob.cli", ["jax", "numpy"], False), (USED, HEAVY, False), ("import tqdm.auto", [], True)],
+)
+def test_what_is_not_loaded_and_what_a_notebook_without_widgets_does_not_hear(statement, unwanted, heard):
+    done = warned(f"{KERNEL}; {statement}; print([name for name in {unwanted} if name in sys.modules])")
+    assert done.stdout.strip() == "[]"
+    assert ("IProgress not found" in done.stderr) == heard
+
+
+def test_arviz_has_no_word_of_its_own_in_a_first_run(tmp_path):
+    """It keeps the day that it last spoke in the user's cache, which a stranger's does not have."""
+    assert "ArviZ" not in warned("import composeprob.results.arviz_versions", XDG_CACHE_HOME=str(tmp_path)).stderr
+
+
+def test_unknown_names():
+    with pytest.raises(AttributeError, match=r"(?s)has no 'progam'.*did you mean 'program'"):
+        _ = composeprob.progam
+    assert {"SMC", "program", "__version__"} <= set(dir(composeprob))
+
+
+def test_shapes_of_signatures_are_checked_in_the_tests():
+    with pytest.raises(TypeCheckError):
+        Families(np.ones(3), np.zeros(2, int))
+
+
+# ── types ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PROGRAM = """
+import jax
+import numpyro.distributions as dist
+
+import composeprob as cp
+
+ring, bar = cp.load("ring2d"), cp.load("bar2d")
+
+
+@cp.program
+def program(ring: cp.Factor, bar: cp.Factor, y: float = 0.3) -> None:
+    x = cp.sample("x", ring * bar**0.5 / ring)
+    cp.observe("y", dist.Normal(x[0], 0.1), y)
+
+
+density = cp.compile(program, ring, bar, y=0.2)
+result = cp.infer(density, jax.random.key(0), num_chains=100, sampler=cp.SMC(cp.MALA(cp.Adaptive()), steps_per_level=2))
+if result.status.ok:
+    print(result.summary(), result.mean(lambda sample: sample["x"]).interval(0.9))
+result.plot().savefig("samples.png")
+kernels = [cp.MALA(0.1), cp.ULA(lambda levels: 0.1 * levels.sigma**2), cp.HMC(metric={"x": 0.1})]
+"""
+WRONG = {
+    'cp.infer(density, jax.random.key(0), num_chains="many")': "arg-type",
+    "cp.infer(density, jax.random.key(0))": "call-arg",
+    "cp.infer(density, jax.random.key(0), num_chains=100, sampler=cp.MALA())": "arg-type",
+    "cp.smc()": "attr-defined",
+    "result.plott()": "attr-defined",
+    'cp.Schedule.cosine("100")': "arg-type",
+    'cp.MALA({"x": 0.1})': "arg-type",
+    'cp.zoo("bar2d").sigma': "attr-defined",
+}
+ANY = 85
+"""Lines of the package that say `Any`: less is better, more needs a reason."""
+
+
+def test_few_lines_say_any():
+    """`Any` tells neither a reader nor a type checker anything."""
+    found = set()
+    for path in Path(cp.__file__).parent.rglob("*.py"):
+        names = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name))
+        found |= {(path, name.lineno) for name in names if name.id == "Any"}
+    assert 0 < len(found) <= ANY
+
+
+@pytest.mark.slow
+def test_a_users_program_is_checked(tmp_path):
+    right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
+    right.write_text(PROGRAM)
+    wrong.write_text(PROGRAM + "\n".join(WRONG) + "\n")
+    options = ["--check-untyped-defs", "--ignore-missing-imports", "--follow-imports=silent"]
+    command = [sys.executable, "-m", "mypy", *options, str(right), str(wrong)]
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    said = [line for line in run.stdout.splitlines() if "error:" in line]
+    first = len(PROGRAM.splitlines()) + 1
+    for line, (statement, code) in enumerate(WRONG.items(), first):
+        assert any(error.startswith(f"wrong.py:{line}:") and f"[{code}]" in error for error in said), statement
+    assert len(said) == len(WRONG), said  # and nothing of the program, which is right

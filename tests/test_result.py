@@ -10,13 +10,15 @@ import pytest
 import xarray
 
 from composeprob.density.annealed import SiteInfo
-from composeprob.errors import ComposeProbError
+from composeprob.errors import UnknownSiteError
 from composeprob.results.record import DIAGNOSTICS, About, by_level
 from composeprob.results.result import Result
 from composeprob.results.status import Code, Status
 from composeprob.results.summary import weighted_statistics
+from refusals import refused
 
 N, K = 400, 12
+UNKNOWN = dict.fromkeys(("acceptance", "step_size", "ess"), np.full(K, np.nan))
 
 
 def make(samples=None, log_weights=None, **changes):
@@ -43,10 +45,8 @@ def make(samples=None, log_weights=None, **changes):
 
 
 def test_sites_by_name():
-    result = make()
-    assert result["x"].shape == (N, 2)
-    with pytest.raises(ComposeProbError, match="'x'"):
-        result["y"]
+    assert make()["x"].shape == (N, 2)
+    refused(lambda: make()["y"], UnknownSiteError, "'x'")
 
 
 def test_weighted_statistics_against_repetition():
@@ -59,8 +59,7 @@ def test_weighted_statistics_against_repetition():
     for found, q in ((low, 0.05), (middle, 0.5), (high, 0.95)):
         assert found == repeated[int(np.ceil(q * len(repeated))) - 1]
 
-
-def test_statistics_leave_out_what_is_not_finite():
+    # and what is not finite is left out
     assert weighted_statistics(np.array([1.0, np.nan, 3.0]), np.ones(3))[0] == 2.0
     assert np.isnan(weighted_statistics(np.array([np.nan]), np.ones(1))).all()
 
@@ -85,12 +84,9 @@ def test_summary_weights_the_samples():
 
 
 def test_summary_names_every_element_of_small_sites_and_pools_large_ones():
-    rows = (
-        make({"x": np.zeros((N, 2)), "z": np.zeros(N), "m": np.zeros((N, 2, 2)), "i": np.zeros((N, 8, 8))})
-        .summary()
-        .rows
-    )
-    assert list(rows) == ["x[0]", "x[1]", "z", "m[0, 0]", "m[0, 1]", "m[1, 0]", "m[1, 1]", "i (8×8, pooled)"]
+    shapes = {"x": (2,), "z": (), "m": (2, 2), "i": (8, 8)}
+    summary = make({name: np.zeros((N, *shape)) for name, shape in shapes.items()}).summary()
+    assert list(summary.rows) == ["x[0]", "x[1]", "z", "m[0, 0]", "m[0, 1]", "m[1, 0]", "m[1, 1]", "i (8×8, pooled)"]
 
 
 def test_summary_tells_problems():
@@ -106,14 +102,9 @@ def test_blocks_have_columns_of_their_own(tmp_path):
     text = str(result.summary())
     for part in ("acceptance of x", "acceptance of mu, sigma", "0.7 (level 0)", "0.02 at every level"):
         assert part in text
-    lines = result.plot().axes[1].get_legend().get_texts()
-    assert [line.get_text() for line in lines] == [
-        "effective sample size",
-        "acceptance of x",
-        "acceptance of mu, sigma",
-        "step size of x (right)",
-        "step size of mu, sigma (right)",
-    ]
+    lines = [line.get_text() for line in result.plot().axes[1].get_legend().get_texts()]
+    assert lines[:3] == ["effective sample size", "acceptance of x", "acceptance of mu, sigma"]
+    assert lines[3:] == ["step size of x (right)", "step size of mu, sigma (right)"]
     plt.close("all")
     assert result.numbers()["levels"]["acceptance"][0] == [0.5, 0.7]
     loaded = Result.load(result.save(tmp_path / "run"))
@@ -122,14 +113,13 @@ def test_blocks_have_columns_of_their_own(tmp_path):
 
 
 def test_summary_of_a_sampler_without_acceptance():
-    nan = np.full(K, np.nan)
-    text = str(make(acceptance=nan, step_size=nan, ess=nan, log_evidence=None).summary())
+    text = str(make(**UNKNOWN, log_evidence=None).summary())
     assert "acceptance" not in text
     assert "evidence" not in text
 
 
 def test_repr_is_one_short_line():
-    assert repr(make()) == ("Result(x (400, 2); SMC(MALA(Adaptive())); 120 evaluations per chain; status OK; 3.2 s)")
+    assert repr(make()) == "Result(x (400, 2); SMC(MALA(Adaptive())); 120 evaluations per chain; status OK; 3.2 s)"
 
 
 def test_round_trip_through_a_file(tmp_path):
@@ -173,7 +163,7 @@ def test_round_trip_through_a_file(tmp_path):
     assert path.stat().st_mode == ordinary.stat().st_mode
 
 
-def test_arviz_sees_independent_draws():
+def test_arviz_sees_independent_draws_of_equal_weights():
     import arviz
 
     data = make().to_arviz()
@@ -182,9 +172,6 @@ def test_arviz_sees_independent_draws():
     assert data.constant_data["acceptance"].shape == (K,)
     assert data.attrs["evaluations"] == 120
     assert arviz.summary(data, kind="stats").shape[0] == 2
-
-
-def test_arviz_gets_equally_weighted_draws():
     values = np.repeat([0.0, 1.0], N // 2)
     data = make({"x": values}, np.where(values == 1, np.log(3.0), 0.0)).to_arviz()
     assert float(data.posterior["x"].mean()) == pytest.approx(0.75, abs=1 / N)
@@ -209,12 +196,13 @@ def panels(result):
     return axes
 
 
-def test_plot_of_points_shows_the_density_when_there_is_one():
-    assert panels(make(density=Density()))["x"].images
-    score_only = Density()
-    score_only.capabilities = frozenset({"score"})
-    assert not panels(make(density=score_only))["x"].images
-    assert not panels(make())["x"].images
+class ScoreOnly(Density):
+    capabilities = frozenset({"score"})
+
+
+@pytest.mark.parametrize(("density", "shown"), [(Density(), 1), (ScoreOnly(), 0), (None, 0)])
+def test_plot_of_points_shows_the_density_when_there_is_one(density, shown):
+    assert len(panels(make(density=density))["x"].images) == shown
 
 
 def test_plot_of_images_scalars_vectors_and_the_run():
@@ -238,8 +226,7 @@ def test_plot_of_images_scalars_vectors_and_the_run():
 
 
 def test_plot_without_acceptance_or_with_few_or_broken_samples():
-    nan = np.full(K, np.nan)
-    assert "run" not in panels(make(acceptance=nan, step_size=nan, ess=nan))
+    assert "run" not in panels(make(**UNKNOWN))
     panels(make({"x": np.full((N, 2), np.nan), "z": np.full(N, np.nan), "i": np.full((N, 8, 8), np.nan)}))
     panels(make({"x": np.zeros((1, 2)), "z": np.zeros(1), "i": np.zeros((1, 8, 8))}, np.zeros(1)))
 

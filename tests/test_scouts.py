@@ -21,6 +21,8 @@ from zscores import assert_agrees, z_scores
 
 LEVELS = cp.Schedule.log_snr(40)
 ENOUGH = 1e6
+TWO = ([0.3, 0.7], [-3.0, 3.0], [0.5, 0.3])
+WIDTHS = np.array([0.5, 0.25])
 
 
 def mixture(shares, means, sds, schedule=LEVELS):
@@ -36,11 +38,21 @@ def points(rng, n, shares, means, sds):
     return means[which] + sds[which].reshape(-1, *[1] * (means.ndim - 1)) * rng.normal(size=means[which].shape)
 
 
-def squared(d):
-    """(.5 N(−m, .5²) + .5 N(m, .25²))², and the shares, means and deviations of what it is."""
-    means = 1.5 * np.stack([-np.ones(d), np.ones(d)])
-    shares = np.array([0.5, 0.25]) ** -d
-    return mixture([0.5, 0.5], means, [0.5, 0.25]) ** 2, (shares / shares.sum(), means, np.array([0.5, 0.25]) / 2**0.5)
+SQUARED = (WIDTHS**-10.0, 1.5 * np.stack([-np.ones(10), np.ones(10)]), WIDTHS / 2**0.5)
+"""Shares, means and deviations of what `squared` is."""
+
+
+def squared():
+    """(.5 N(−m, .5²) + .5 N(m, .25²))² in ten numbers."""
+    return mixture([0.5, 0.5], SQUARED[1], WIDTHS) ** 2
+
+
+def power():
+    return mixture([0.6, 0.4], [-3.0, 3.0], [1.0, 0.1]) ** 20
+
+
+def unimodal(d, power):
+    return cp.Analytic(dist.Normal(jnp.zeros(d), 1.0).to_event(1), LEVELS) ** power
 
 
 def bits(d):
@@ -55,6 +67,10 @@ def energy(fn, d):
     return prior * cp.Energy(lambda x, level: fn(x), LEVELS, event_shape=(d,))
 
 
+def on_a_shell():
+    return energy(lambda x: -0.5 * ((jnp.sqrt(jnp.sum(x**2) + 1e-9) - 1.5) / 0.05) ** 2, 3)
+
+
 def shell(rng, n, d=3):
     x = rng.normal(size=(n, d))
     return x / np.linalg.norm(x, axis=1, keepdims=True) * (1.5 + 0.05 * rng.normal(size=(n, 1)))
@@ -66,48 +82,41 @@ def found(density, x, key=0, evaluations=ENOUGH):
     return [str(code) for code, _ in unreached(density, positions, families, jax.random.key(key), evaluations)]
 
 
-SQUARED, (SHARES, MEANS, SDS) = squared(10)
-TWO = ([0.3, 0.7], [-3.0, 3.0], [0.5, 0.3])
-POWER = mixture([0.6, 0.4], [-3.0, 3.0], [1.0, 0.1]) ** 20
-FACE = energy(lambda x: -0.5 * ((jnp.sqrt(jnp.sum(x**2) + 1e-9) - 1.5) / 0.05) ** 2, 3)
+def corners(rng, n, d, fixed=()):
+    ones = np.where(np.isin(np.arange(d), fixed), 1, rng.choice([-1, 1], (n, d)))
+    return ones + 0.2 / 2**0.5 * rng.normal(size=(n, d))
+
+
+# by name: a factor, and draws of its law or of a wrong one, with the finding
 RIGHT = {
-    "unimodal in 1": (cp.Analytic(dist.Normal(0.0, 1.0), LEVELS) ** 3, lambda rng, n: rng.normal(size=n) / 3**0.5),
-    "unimodal in 40": (
-        cp.Analytic(dist.Normal(jnp.zeros(40), 1.0).to_event(1), LEVELS) ** 2,
-        lambda rng, n: rng.normal(size=(n, 40)) / 2**0.5,
-    ),
-    "two modes": (mixture(*TWO), lambda rng, n: points(rng, n, *TWO)),
-    "squared": (SQUARED, lambda rng, n: points(rng, n, SHARES, MEANS, SDS)),
-    "power 20": (POWER, lambda rng, n: 3 + 0.1 / 20**0.5 * rng.normal(size=n)),
-    "4,096 modes": (bits(12), lambda rng, n: rng.choice([-1, 1], (n, 12)) + 0.2 / 2**0.5 * rng.normal(size=(n, 12))),
-    "shell": (FACE, shell),
+    "unimodal in 1": (lambda: unimodal(1, 3), lambda rng, n: rng.normal(size=(n, 1)) / 3**0.5),
+    "unimodal in 40": (lambda: unimodal(40, 2), lambda rng, n: rng.normal(size=(n, 40)) / 2**0.5),
+    "two modes": (lambda: mixture(*TWO), lambda rng, n: points(rng, n, *TWO)),
+    "squared": (squared, lambda rng, n: points(rng, n, *SQUARED)),
+    "power 20": (power, lambda rng, n: 3 + 0.1 / 20**0.5 * rng.normal(size=n)),
+    "4,096 modes": (lambda: bits(12), lambda rng, n: corners(rng, n, 12)),
+    "shell": (on_a_shell, shell),
 }
 WRONG = {
-    "one of two modes": (mixture(*TWO), lambda rng, n: -3 + 0.5 * rng.normal(size=n), "modes_unreached"),
-    "wide mode of a power": (POWER, lambda rng, n: -3 + rng.normal(size=n) / 20**0.5, "modes_unreached"),
-    "wide mode squared": (SQUARED, lambda rng, n: points(rng, n, [1.0], MEANS[:1], SDS[:1]), "modes_unreached"),
-    "one bit fixed": (
-        bits(5),
-        lambda rng, n: (
-            np.where(np.arange(5) == 0, 1, rng.choice([-1, 1], (n, 5))) + 0.2 / 2**0.5 * rng.normal(size=(n, 5))
-        ),
-        "modes_unreached",
-    ),
-    "shares": (SQUARED, lambda rng, n: points(rng, n, [0.5, 0.5], MEANS, SDS), "shares_frozen"),
+    "one of two modes": (lambda: mixture(*TWO), lambda rng, n: -3 + 0.5 * rng.normal(size=n), "modes_unreached"),
+    "wide mode of a power": (power, lambda rng, n: -3 + rng.normal(size=n) / 20**0.5, "modes_unreached"),
+    "wide mode squared": (squared, lambda rng, n: points(rng, n, [1.0, 0.0], *SQUARED[1:]), "modes_unreached"),
+    "one bit fixed": (lambda: bits(5), lambda rng, n: corners(rng, n, 5, [0]), "modes_unreached"),
+    "shares": (squared, lambda rng, n: points(rng, n, [0.5, 0.5], *SQUARED[1:]), "shares_frozen"),
 }
 
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_chains_are_not_named(name):
     factor, draw = RIGHT[name]
-    density, rng = cp.compile(single, factor), np.random.default_rng(0)
+    density, rng = cp.compile(single, factor()), np.random.default_rng(0)
     assert not any(found(density, draw(rng, n), key) for n in (64, 1000) for key in range(5))
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_chains_are_named(name):
     factor, draw, code = WRONG[name]
-    density, rng = cp.compile(single, factor), np.random.default_rng(0)
+    density, rng = cp.compile(single, factor()), np.random.default_rng(0)
     assert [found(density, draw(rng, 1000), key) for key in range(5)] == [[code]] * 5
     if code == "modes_unreached":
         assert sum(found(density, draw(rng, 64), key) == [code] for key in range(5)) >= 4
@@ -115,29 +124,30 @@ def test_wrong_chains_are_named(name):
 
 def spiked():
     """Nearly all of π₀ is in a spike that no draw of the prior comes near to, the rest about (−.4, −.4)."""
-    density = cp.compile(
-        single,
-        energy(
-            lambda x: jnp.logaddexp(17 - 0.5 * jnp.sum((x - 1) ** 2) / 0.003**2, -0.5 * jnp.sum((x + 0.5) ** 2) / 0.25),
-            2,
-        ),
-    )
-    return density, 1 + 0.003 * np.random.default_rng(0).normal(size=(200, 2))
+
+    def logs(x):
+        return jnp.logaddexp(17 - 0.5 * jnp.sum((x - 1) ** 2) / 0.003**2, -0.5 * jnp.sum((x + 0.5) ** 2) / 0.25)
+
+    return cp.compile(single, energy(logs, 2)), 1 + 0.003 * np.random.default_rng(0).normal(size=(200, 2))
 
 
-def test_what_draws_cannot_reach_is_not_taken_for_nothing(monkeypatch):
-    density, x = spiked()
+def many_modes():
+    return cp.compile(single, bits(12)), corners(np.random.default_rng(0), 200, 12)
+
+
+@pytest.mark.parametrize(
+    ("make", "owner", "name", "mutant"),
+    [
+        (spiked, scouts, "_unknown", lambda *_: 0.0),
+        (many_modes, scouts.Sample, "share", lambda self, inside, expected=None: (0.0, 0.0)),
+    ],
+    ids=["what draws cannot reach", "modes that few chains cannot all reach"],
+)
+def test_modes_are_taken_for_missing_only_without_what_tells_them(make, owner, name, mutant, monkeypatch):
+    """Draws are few, and chains are held against one another."""
+    density, x = make()
     assert found(density, x) == []
-    monkeypatch.setattr(scouts, "_unknown", lambda *_: 0.0)
-    assert found(density, x) == ["modes_unreached"]
-
-
-def test_chains_are_held_against_one_another(monkeypatch):
-    """Without that the modes that few chains cannot all reach would be taken for missing."""
-    factor, draw = RIGHT["4,096 modes"]
-    density, x = cp.compile(single, factor), draw(np.random.default_rng(0), 200)
-    assert found(density, x) == []
-    monkeypatch.setattr(scouts.Sample, "share", lambda self, inside, expected=None: (0.0, 0.0))
+    monkeypatch.setattr(owner, name, mutant)
     assert found(density, x) == ["modes_unreached"]
 
 
@@ -151,7 +161,7 @@ def test_copies_of_one_chain_are_near_for_another_reason():
 
 
 def test_few_evaluations_ask_nothing():
-    density, x = cp.compile(single, POWER), -3 + np.random.default_rng(0).normal(size=200) / 20**0.5
+    density, x = cp.compile(single, power()), -3 + np.random.default_rng(0).normal(size=200) / 20**0.5
     assert found(density, x, evaluations=tuning.SCOUTS.block - 1) == []
     assert found(density, x, evaluations=tuning.SCOUTS.block) == ["modes_unreached"]
 
@@ -164,9 +174,7 @@ def drawn(density, number=4000):
 
 def test_draws_have_the_density_that_they_are_weighed_by():
     """Of f²·g/h: half of the draws from f, half from g; what divides is not drawn from."""
-    f, g, h = (
-        cp.Analytic(dist.Normal(m, s), LEVELS, label=n) for n, m, s in (("f", -1, 0.5), ("g", 2, 1), ("h", 0, 3))
-    )
+    f, g, h = (cp.Analytic(dist.Normal(m, s), LEVELS) for m, s in ((-1.0, 0.5), (2.0, 1.0), (0.0, 3.0)))
     density = cp.compile(single, f**2 * g / h)
     positions, (log_density, log_weight) = drawn(density)
     x = np.asarray(positions["x"])

@@ -47,9 +47,28 @@ def test_healthy_run_is_ok():
     assert str(status) == "OK"
 
 
-def test_nan_means_not_applicable():
-    nan = np.full(K, np.nan)
-    assert diagnose(**HEALTHY | {"acceptance": nan, "ess": nan}).ok
+NAN = np.full(K, np.nan)
+FEW = {"num_chains": 8, "proposals": 8}
+
+
+@pytest.mark.parametrize(
+    ("change", "ok"),
+    [
+        ({"acceptance": NAN, "ess": NAN}, True),  # not applicable
+        ({"acceptance": at([4], 0.06, 0.6)}, True),
+        ({"acceptance": at([4], 0.04, 0.6)}, False),
+        ({"non_finite": at([4], 1, 0)}, True),  # 1 %
+        ({"non_finite": at([4], 2, 0)}, False),
+        ({"non_finite": at([4], 5, 0), "proposals": 10 * N}, True),  # of all chains
+        ({"non_finite": at([4], 50, 0), "proposals": np.full(K, 10 * N)}, False),
+        ({"acceptance": np.zeros(K), "adjusted": False}, True),  # none that could collapse
+        (FEW | {"ess": at([3], 0.2, 0.8)}, False),  # 1.6 chains
+        (FEW | {"ess": at([3], 0.4, 0.8)}, True),
+        ({"num_chains": 1, "proposals": 1, "ess": np.ones(K)}, True),
+    ],
+)
+def test_thresholds_are_the_documented_ones(change, ok):
+    assert diagnose(**HEALTHY | change).ok == ok
 
 
 @pytest.mark.parametrize(
@@ -70,21 +89,12 @@ def test_each_problem_is_named(change, code, words):
     assert any(word in status.message for word in ("Try", "try", "Train", "Run it again"))
 
 
-def test_thresholds_are_the_documented_ones():
-    assert diagnose(**HEALTHY | {"acceptance": at([4], 0.06, 0.6)}).ok
-    assert not diagnose(**HEALTHY | {"acceptance": at([4], 0.04, 0.6)}).ok
-    assert diagnose(**HEALTHY | {"non_finite": at([4], 1, 0)}).ok  # 1 %
-    assert not diagnose(**HEALTHY | {"non_finite": at([4], 2, 0)}).ok
+def test_scores_that_are_not_conservative():
     assert not not_conservative({"f(x)": 0.09, "g(x)": np.nan})  # NaN: could not be measured
     ((code, text),) = not_conservative({"f(x)": 0.3, "g(x)": 0.01, "h(x)": 0.11})
     assert code is Code.NOT_CONSERVATIVE
     assert "score of f(x) (relative curl 0.3), h(x) (relative curl 0.11); up to 0.1" in text
     assert "Train" in text
-
-
-def test_proposals_are_totals_over_all_chains():
-    assert diagnose(**HEALTHY | {"non_finite": at([4], 5, 0), "proposals": 10 * N}).ok
-    assert not diagnose(**HEALTHY | {"non_finite": at([4], 50, 0), "proposals": np.full(K, 10 * N)}).ok
 
 
 def test_levels_not_visited_are_not_judged():
@@ -95,23 +105,12 @@ def test_levels_not_visited_are_not_judged():
     assert "noise of level 15" in status.message
 
 
-def test_unadjusted_kernels_have_no_acceptance_to_collapse():
-    assert diagnose(**HEALTHY | {"acceptance": np.zeros(K), "adjusted": False}).ok
-
-
 def test_the_block_that_does_not_move_is_named():
     acceptance = np.stack([np.full(K, 0.6), np.zeros(K), np.zeros(K)], axis=1)
     changes = {"acceptance": acceptance, "adjusted": (True, True, False), "blocks": ("x", "mu, sigma", "z")}
     status = diagnose(**HEALTHY | changes)
     assert [code for code, _ in status.findings] == [Code.ACCEPTANCE_COLLAPSED]
     assert "Acceptance of block 'mu, sigma' fell to 0" in status.message
-
-
-def test_few_chains_are_judged_by_their_number():
-    few = {"num_chains": 8, "proposals": 8}
-    assert not diagnose(**HEALTHY | few | {"ess": at([3], 0.2, 0.8)}).ok  # 1.6 chains
-    assert diagnose(**HEALTHY | few | {"ess": at([3], 0.4, 0.8)}).ok
-    assert diagnose(**HEALTHY | {"num_chains": 1, "proposals": 1, "ess": np.ones(K)}).ok
 
 
 def test_weights_that_a_single_step_throws_about():
@@ -152,11 +151,6 @@ def test_several_problems_come_gravest_first():
     assert len(str(status).splitlines()) == 3
 
 
-def test_status_is_a_value():
-    assert Status() == Status()
-    assert hash(Status()) == hash(Status())
-
-
 def test_progress_is_silent_in_a_pipe(capfd):
     with Progress(10, enabled=True, description="sampling") as bar:
         for i in range(10):
@@ -165,19 +159,21 @@ def test_progress_is_silent_in_a_pipe(capfd):
     assert out == err == ""
 
 
-def on_a_terminal(bar):
-    """The bar as on a terminal of 100 columns, drawing into the buffer that is returned."""
+def on_a_terminal(total):
+    """A bar as on a terminal of 100 columns, and the buffer that it draws into."""
     from rich.console import Console
 
-    buffer = io.StringIO()
+    bar, buffer = Progress(total, description="sampling"), io.StringIO()
     bar._console, bar._kind = Console(file=buffer, force_terminal=True, width=100), "terminal"
-    return buffer
+    return bar, buffer
 
 
-def test_progress_shows_levels_and_facts():
-    bar = Progress(10, description="sampling")
-    buffer = on_a_terminal(bar)
+def test_progress_shows_levels_facts_and_what_is_compiled_before_the_first_level():
+    bar, buffer = on_a_terminal(10)
     with bar:
+        for text in ("compiling a level of SMC with MALA", "compiling HMC at level 0"):
+            bar.doing(text)
+            assert text in buffer.getvalue()  # not held back until the next refresh is due
         for i in range(10):
             bar.update(i + 1, acceptance=np.float32(0.5))
     assert "sampling" in buffer.getvalue()
@@ -201,18 +197,6 @@ def test_progress_in_a_notebook_is_one_bar_that_moves(monkeypatch):
     assert "a < b" in shown[-1]["text/plain"]
 
 
-def test_progress_says_what_is_compiled_before_the_first_level():
-    bar = Progress(10, description="SMC")
-    buffer = on_a_terminal(bar)
-    with bar:
-        bar.doing("compiling a level of SMC with MALA")
-        bar.doing("compiling HMC at level 0")
-        assert "compiling a level of SMC with MALA" in buffer.getvalue()
-        assert "compiling HMC at level 0" in buffer.getvalue()  # not held back until the next refresh is due
-        bar.update(10, acceptance=0.5)
-    assert "acceptance 0.5" in buffer.getvalue()
-
-
 def test_progress_is_throttled_and_facts_are_lazy():
     class Fact:
         reads = 0
@@ -221,8 +205,8 @@ def test_progress_is_throttled_and_facts_are_lazy():
             Fact.reads += 1
             return 0.5
 
-    bar, updates = Progress(20_000, description="sampling"), 20_000
-    on_a_terminal(bar)
+    updates = 20_000
+    bar, _ = on_a_terminal(updates)
     with bar:
         started = time.perf_counter()
         for i in range(updates):
@@ -233,8 +217,7 @@ def test_progress_is_throttled_and_facts_are_lazy():
 
 
 def test_progress_survives_an_exception():
-    bar = Progress(3, description="sampling")
-    on_a_terminal(bar)
+    bar, _ = on_a_terminal(3)
 
     def interrupted():
         with bar:
@@ -260,7 +243,9 @@ def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
     assert diverged({"x": some}, alpha, sigma) == []
 
 
-def test_findings_are_sorted_by_how_grave_they_are():
+def test_a_status_is_a_value_of_findings_sorted_by_how_grave_they_are():
+    assert Status() == Status()
+    assert hash(Status()) == hash(Status())
     status = Status(((Code.WEIGHTS_COLLAPSED, "w"),)).with_findings((Code.SAMPLES_DIVERGED, "s"))
     assert status.code is Code.SAMPLES_DIVERGED
     assert status.has(Code.WEIGHTS_COLLAPSED)

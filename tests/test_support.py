@@ -15,6 +15,7 @@ from composeprob.errors import ImproperError
 from composeprob.results.geometry import components, neighbours
 from composeprob.runtime import record
 from composeprob.runtime.record import alike, effective
+from refusals import refused
 from sampling_cases import both, single, squared
 
 LEVELS = cp.Schedule.log_snr(60)
@@ -27,37 +28,50 @@ def two(d, shares, sds):
     return cp.Analytic(dist.MixtureSameFamily(dist.Categorical(jnp.asarray(shares)), law), LEVELS)
 
 
-NARROW = two(10, [0.5, 0.5], [0.5, 0.25])
+def narrow():
+    """Squared, the narrow mode holds 0.999."""
+    return two(10, [0.5, 0.5], [0.5, 0.25])
 
 
 @pytest.fixture(scope="module")
 def wrong():
-    """Squared, the narrow mode holds 0.999: by constant exponents chains keep the half that noisy levels give it."""
-    return lowered(squared, (NARROW,), {}, growing=False)
+    """By constant exponents chains keep the half that noisy levels give the narrow mode."""
+    return lowered(squared, (narrow(),), {}, growing=False)
 
 
-def run(density, num_chains=64, **options):
-    return cp.infer(density, jax.random.key(0), num_chains=num_chains, progress=False, **options)
+@pytest.fixture(scope="module")
+def frozen(wrong):
+    return run(wrong, INDEPENDENT)
 
 
-def independent():
-    """What a default run of 64 chains begins with."""
-    return cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, cp.ReverseStep(control="none"))
+INDEPENDENT = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, cp.ReverseStep(control="none"))
+"""What a default run of 64 chains begins with."""
 
 
-def test_chains_apart_in_shares_that_rest_on_nothing_are_named(wrong):
-    result = run(wrong, sampler=independent())
-    assert 0.2 < np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.8  # 0.001 by quadrature
-    assert result.status.has("shares_frozen")
-    assert "rest on nothing" in result.status.message
-    assert "2 groups" in result.status.message
-    assert np.isnan(result.mean(lambda s: s["x"][0]).error)
+def run(density, sampler=None, **options):
+    return cp.infer(density, jax.random.key(0), num_chains=64, sampler=sampler, progress=False, **options)
+
+
+def on_the_left(result):
+    return np.mean(np.asarray(result["x"]).reshape(64, -1).mean(1) < 0)
+
+
+def plane(sd=1.0):
+    return cp.Analytic(dist.Normal(jnp.zeros(2), sd).to_event(1), LEVELS)
+
+
+def test_chains_apart_in_shares_that_rest_on_nothing_are_named(frozen):
+    assert 0.2 < on_the_left(frozen) < 0.8  # 0.001 by quadrature
+    assert frozen.status.has("shares_frozen")
+    assert "rest on nothing" in frozen.status.message
+    assert "2 groups" in frozen.status.message
+    assert np.isnan(frozen.mean(lambda s: s["x"][0]).error)
 
 
 def test_weights_that_are_worth_too_few_chains_to_mend_shares_support_none(wrong, monkeypatch):
     """7 of 64: more than a tenth, and fewer than what a mended share takes."""
     monkeypatch.setattr(record, "effective", lambda _: 7.0)
-    assert run(wrong, sampler=independent()).status.has("shares_frozen")
+    assert run(wrong, INDEPENDENT).status.has("shares_frozen")
 
 
 def test_modes_of_a_score_alone_are_apart_though_neighbours_connect_them():
@@ -72,15 +86,15 @@ def test_modes_of_a_score_alone_are_apart_though_neighbours_connect_them():
     scored = cp.Diffusion(score, LEVELS, event_shape=(6,), parameterization="score", time="level")
     kernel = cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral(5, "simpson", 0.1))
     density = lowered(squared, (scored,), {}, growing=False)
-    result = run(density, sampler=cp.AnnealedMCMC(kernel, 3, reverse_step=True))
+    result = run(density, cp.AnnealedMCMC(kernel, 3, reverse_step=True))
     assert components(neighbours(np.asarray(result["x"]), tuning.SHARES.linked), 64).max() == 0
     assert result.status.has("shares_frozen")
     assert "Their shares rest on nothing" in result.status.message
 
 
 def test_paths_with_growing_exponents_mend_the_shares():
-    result = run(cp.compile(squared, NARROW))
-    assert 0.2 < np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.8
+    result = run(cp.compile(squared, narrow()))
+    assert 0.2 < on_the_left(result) < 0.8
     wide = result.probability(lambda s: s["x"].mean() < 0)
     assert abs(wide.value - 2.0**-10) < min(4 * wide.error, 0.004)
     assert wide.error < 0.1  # where weights are worth 10 chains it is the error of few families
@@ -88,18 +102,16 @@ def test_paths_with_growing_exponents_mend_the_shares():
     assert result.status.ok
 
 
-def test_by_default_chains_that_weigh_one_another_on_close_levels_take_their_place(wrong):
-    result, alone = run(wrong), run(wrong, sampler=independent())
+def test_by_default_chains_that_weigh_one_another_on_close_levels_take_their_place(wrong, frozen):
+    result = run(wrong)
     assert result.status.ok
-    assert np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.05  # 0.001 by quadrature
+    assert on_the_left(result) < 0.05  # 0.001 by quadrature
     noise = (LEVELS.sigma[0] / LEVELS.alpha[0]) ** 2
     squares = [-5 * np.log(4 * np.pi * (sd**2 + noise)) + np.log(0.25) for sd in (0.5, 0.25)]
     assert abs(result.log_evidence - np.logaddexp(*squares)) < 4 * result.log_evidence_error < 1
     assert "independent chains, corrected by HMC; but the chains lay apart" in result.reason
-    assert alone.evaluations < result.evaluations <= 6.1 * alone.evaluations
-    assert (
-        result.evaluations - alone.evaluations == len(result.levels["log_snr"]) * 16
-    )  # no more than 1.3 times as many in all
+    assert frozen.evaluations < result.evaluations <= 6.1 * frozen.evaluations
+    assert result.evaluations - frozen.evaluations == len(result.levels["log_snr"]) * 16  # 1.3 times as many at most
 
 
 def test_chains_on_levels_that_the_user_gave_stay_on_them(wrong):
@@ -121,7 +133,7 @@ def test_places_that_break_a_constraint_hold_nothing():
         return np.mean((ones.sum(1) == 1).all(1) & (ones.sum(2) == 1).all(1))
 
     density = cp.compile(single, row_and_column())
-    assert valid(run(density, sampler=independent())["x"]) < 0.9
+    assert valid(run(density, INDEPENDENT)["x"]) < 0.9
     result = run(density)
     assert valid(result["x"]) == 1.0
     assert "took its place" in result.reason
@@ -129,16 +141,15 @@ def test_places_that_break_a_constraint_hold_nothing():
 
 def test_chains_apart_whose_paths_weigh_alike_are_not_named():
     """A vague second factor weighs the modes anew, by little at any level."""
-    vague = cp.Analytic(dist.Normal(jnp.zeros(2), 8.0).to_event(1), LEVELS)
-    result = run(cp.compile(both, two(2, [0.5, 0.5], [0.2, 0.2]), vague), sampler=independent())
-    assert 0.3 < np.mean(np.asarray(result["x"]).mean(1) < 0) < 0.7
+    result = run(cp.compile(both, two(2, [0.5, 0.5], [0.2, 0.2]), plane(8.0)), INDEPENDENT)
+    assert 0.3 < on_the_left(result) < 0.7
     assert result.status.ok
 
 
 def test_chains_that_global_moves_lead_across_are_not_named():
     result = run(cp.compile(squared, two(1, [0.5, 0.5], [0.3, 0.1])))
     share = 1 / (1 + 0.3 / 0.1)
-    assert abs(np.mean(np.asarray(result["x"]) < 0) - share) < 4 * np.sqrt(share * (1 - share) / 64)
+    assert abs(on_the_left(result) - share) < 4 * np.sqrt(share * (1 - share) / 64)
     assert result.status.ok
 
 
@@ -165,11 +176,9 @@ FALLING = {
 
 @pytest.mark.parametrize("name", RISING)
 def test_a_density_that_rises_without_bound_is_refused(name):
-    f = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), LEVELS)
-    with pytest.raises(ImproperError, match="rises without bound"):
-        cp.compile(cp.program(RISING[name]), f)
+    refused(lambda: cp.compile(cp.program(RISING[name]), plane()), ImproperError, "rises without bound")
 
 
 @pytest.mark.parametrize("name", FALLING)
 def test_one_that_falls_in_the_end_is_not(name):
-    cp.compile(cp.program(FALLING[name]), cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), LEVELS))
+    cp.compile(cp.program(FALLING[name]), plane())

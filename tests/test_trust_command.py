@@ -1,9 +1,122 @@
-"""`composeprob trust`: runs that agree pass; a sampler that is not done is told from a wrong model."""
+"""`composeprob trust` splits an error between sampler and model, and knows which refinements mean something."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from composeprob.cli import app
+import composeprob as cp
+from composeprob import tuning
+from composeprob.cli import app, whose_error
+from composeprob.cli.whose_error import compared, draws_moments, moments, reference_draws, split
+from sampling_cases import both, normal, run
+
+ERROR = 0.01
+
+
+def rows(**values):
+    return {label: (value, ERROR) for label, value in values.items()}
+
+
+def test_an_error_is_split_at_the_finest_run():
+    """Off by 0.5: 0.1 of it goes with the sampler's refinement, 0.4 stays."""
+    table, largest = split(rows(a=1.5, b=0.0), rows(a=1.4, b=0.0), rows(a=1.0, b=0.0))
+    chance = np.sqrt(2 * np.log(2))
+    assert largest["sampler"] == pytest.approx(0.1 / (ERROR * np.sqrt(2)) - chance)
+    assert largest["model"] == pytest.approx(0.4 / (ERROR * np.sqrt(2)) - chance)
+    assert [cell for column in table.columns[2:] for cell in column.cells][::2] == [
+        "+0.5 (35.4 ±)",
+        "+0.1 (7.1 ±)",
+        "+0.4 (28.3 ±)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("finest", "reference", "sampler", "model"),
+    [(1.5, 1.5, False, False), (1.0, 1.0, True, False), (1.5, 1.0, False, True)],
+)
+def test_only_who_errs_is_named(finest, reference, sampler, model):
+    _, largest = split(rows(a=1.5), rows(a=finest), rows(a=reference))
+    assert (largest["sampler"] > tuning.REFINED_ERRORS, largest["model"] > tuning.REFINED_ERRORS) == (sampler, model)
+
+
+def test_errors_that_are_withheld_name_nobody():
+    _, largest = compared({"a": (0.0, np.nan)}, {"other": {"a": (9.0, 0.1)}})
+    assert largest == {"other": 0.0}
+
+
+@pytest.fixture(scope="module")
+def density():
+    return cp.compile(both, normal(0.0, 0.7), normal(1.0, 0.7))
+
+
+def test_moments_of_a_run_and_of_draws_are_of_the_same_numbers(density):
+    result = run(density, chains=256)
+    found = moments(result)
+    assert set(found) == {"x", "x²", "log evidence"}
+    x = np.asarray(result["x"], np.float64)
+    assert found["x²"][0] == pytest.approx((x**2).mean(), rel=1e-5)
+    reference = draws_moments(result, {"x": x})
+    assert reference["x"] == pytest.approx((x.mean(), x.std(ddof=1) / 16), rel=1e-6)
+    for draws, words in (({"y": x}, "the program's sites are 'x'"), ({"x": np.zeros((10, 3))}, "of shape")):
+        with pytest.raises(cp.errors.ShapeError, match=words):
+            draws_moments(result, draws)
+
+
+def test_what_is_refined(density):
+    """Half the step says something of kernels without a test only; twice the levels lie between those that are."""
+    assert whose_error.shorter_steps(density, cp.AnnealedMCMC(cp.MALA(0.1), 3), None) is None
+    first = run(density, chains=16, sampler=cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3))
+    sampler = whose_error.shorter_steps(density, cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3), first)
+    assert sampler.steps_per_level == 6
+    assert np.allclose(sampler.kernel.step_size, 0.05 * np.asarray(density.schedule.sigma) ** 2, rtol=1e-4)
+    assert whose_error.longer(density, cp.Ancestral()) is None
+    assert whose_error.longer(density, cp.AnnealedMCMC(cp.MALA(0.1), 3)).steps_per_level == 6
+    name, finer = whose_error.twice_the_levels(density)
+    assert name == "2 × levels"
+    own, between = (np.asarray(d.schedule.log_snr) for d in (density, finer))
+    assert np.allclose(between[::2], own, atol=1e-4)
+    assert len(between) == 2 * len(own) - 1
+    assert not whose_error.fits(finer, cp.AnnealedMCMC(cp.ULA(np.full(len(own), 0.1)), 1))
+
+
+def test_a_network_that_knows_only_its_levels_is_compared_with_half_of_them():
+    def network(x, level):
+        return x * jnp.asarray(schedule.sigma)[level]
+
+    schedule = cp.Schedule.log_snr(11)
+    f = cp.Diffusion(network, schedule, event_shape=(), parameterization="epsilon")
+    name, coarser = whose_error.twice_the_levels(cp.compile(both, f, normal(0.0, 1.0, schedule)))
+    assert name == "½ × levels"
+    assert coarser.num_levels == 6
+
+
+def test_a_reference_is_a_file_or_a_function(tmp_path):
+    class Module:
+        @staticmethod
+        def reference(key, num):
+            return jax.random.normal(key, (num, 2))
+
+    x = np.arange(6.0).reshape(3, 2)
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", x=x, y=x[:, 0])
+    (tmp_path / "bad.npy").write_text("no array")
+    key = jax.random.key(0)
+    assert reference_draws(None, tmp_path / "x.npy", key, 9, ["x"])["x"].tolist() == x.tolist()
+    assert set(reference_draws(None, tmp_path / "x.npz", key, 9, ["x", "y"])) == {"x", "y"}
+    assert reference_draws(Module, None, key, 9, ["x"])["x"].shape == (9, 2)
+    assert reference_draws(None, None, key, 9, ["x"]) is None
+    Module.reference = 3
+    with pytest.raises(cp.errors.WrongTypeError, match="reference"):
+        reference_draws(Module, None, key, 9, ["x"])
+    with pytest.raises(cp.errors.LoadError, match="no arrays"):
+        reference_draws(None, tmp_path / "bad.npy", key, 9, ["x"])
+    with pytest.raises(cp.errors.ShapeError, match="the program has the sites x, y"):
+        reference_draws(None, tmp_path / "x.npy", key, 9, ["x", "y"])
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 PROGRAM = """
 import composeprob as cp, jax, jax.numpy as jnp, numpyro.distributions as dist

@@ -20,26 +20,26 @@ SLOW = ("1d", "10d", "nested")
 """Laws that the quick tests leave out."""
 
 
-def adjusted(name, law):
-    return MALA(STEPS["MALA"][law]) if name == "MALA" else HMC(STEPS["HMC"][law], num_leapfrog=3, damping=0.5)
+def assert_invariant(kernel, law, moved=0.4, highest=0.95, **options):
+    run = from_exact_draws(kernel, LAWS[law], **options)
+    assert_agrees(run.scores)
+    assert run.moved > moved
+    assert 0.3 < run.acceptance < highest
 
 
 @pytest.mark.parametrize(
     ("name", "law"), [pytest.param(*case, marks=pytest.mark.slow if case[1] in SLOW else []) for case in CASES]
 )
 def test_target_stays_invariant(name, law):
-    run = from_exact_draws(adjusted(name, law), LAWS[law], num_transitions=300 if law in SLOW else 100)
-    assert_agrees(run.scores)
-    assert run.moved > 0.4
-    assert 0.3 < run.acceptance < 0.95
+    step_size = STEPS[name][law]
+    kernel = MALA(step_size) if name == "MALA" else HMC(step_size, num_leapfrog=3, damping=0.5)
+    assert_invariant(kernel, law, num_transitions=300 if law in SLOW else 100)
 
 
 @pytest.mark.parametrize("law", ["2d", pytest.param("nested", marks=pytest.mark.slow)])
 def test_blackjax_leaves_the_target_invariant(law):
-    run = from_exact_draws(BlackJAX(blackjax.hmc, 0.6, num_integration_steps=3), LAWS[law], num_transitions=60)
-    assert_agrees(run.scores)
-    assert run.moved > 0.4
-    assert 0.3 < run.acceptance < 0.99
+    kernel = BlackJAX(blackjax.hmc, 0.6, num_integration_steps=3)
+    assert_invariant(kernel, law, highest=0.99, num_transitions=60)
 
 
 @pytest.mark.slow
@@ -68,10 +68,7 @@ def test_other_blackjax_algorithms_leave_the_target_invariant(kernel):
     ids=repr,
 )
 def test_a_fine_line_integral_leaves_the_target_invariant(kernel):
-    run = from_exact_draws(kernel, LAWS["2d"], num_transitions=60)
-    assert_agrees(run.scores)
-    assert run.moved > 0.4
-    assert 0.3 < run.acceptance < 0.95
+    assert_invariant(kernel, "2d", num_transitions=60)
 
 
 def test_a_coarse_line_integral_does_not():
@@ -82,22 +79,19 @@ def test_a_coarse_line_integral_does_not():
 S2 = 0.7  # variance of the Gaussian that unadjusted kernels are given
 
 
-@pytest.mark.parametrize("h", [0.05, 0.4])
-def test_ula_has_its_known_variance(h):
-    target, stationary = gaussian(3, S2), gaussian(3, S2 / (1 - h / (2 * S2)))
-    run = from_exact_draws(ULA(h), target, started_from=stationary, num_transitions=60)
+@pytest.mark.parametrize(
+    ("kernel", "variance"),
+    [
+        (ULA(0.05), S2 / (1 - 0.05 / (2 * S2))),
+        (ULA(0.4), S2 / (1 - 0.4 / (2 * S2))),
+        # On N(0, s²) the leapfrog map conserves v²/2 + (1 − h²/4s²)·x²/2s² exactly, for every number of steps.
+        (UHMC(0.6, num_leapfrog=1, damping=0.9), S2 / (1 - 0.6**2 / (4 * S2))),
+        pytest.param(UHMC(0.6, num_leapfrog=3, damping=0.0), S2 / (1 - 0.6**2 / (4 * S2)), marks=pytest.mark.slow),
+    ],
+)
+def test_unadjusted_kernels_have_their_known_variance(kernel, variance):
+    target = gaussian(3, S2)
+    run = from_exact_draws(kernel, target, started_from=gaussian(3, variance), num_transitions=60)
     assert_agrees(run.scores)
     assert run.acceptance == 1.0
     assert_disagrees(z_scores(run.values, target.expected))  # not the target's own variance
-
-
-@pytest.mark.parametrize(("num_leapfrog", "damping"), [(1, 0.9), pytest.param(3, 0.0, marks=pytest.mark.slow)])
-def test_uhmc_has_the_variance_of_the_leapfrogs_own_gaussian(num_leapfrog, damping):
-    # On N(0, s²) the leapfrog map conserves v²/2 + (1 − h²/4s²)·x²/2s² exactly, for every number of steps.
-    h = 0.6
-    target, stationary = gaussian(3, S2), gaussian(3, S2 / (1 - h**2 / (4 * S2)))
-    kernel = UHMC(h, num_leapfrog=num_leapfrog, damping=damping)
-    run = from_exact_draws(kernel, target, started_from=stationary, num_transitions=60)
-    assert_agrees(run.scores)
-    assert run.acceptance == 1.0
-    assert_disagrees(z_scores(run.values, target.expected))

@@ -19,6 +19,7 @@ from composeprob.kernels.metropolis import metropolis
 from composeprob.samplers.meet import shares
 from composeprob.samplers.preconditioning import kind_of, measured, unmeasured
 from kernel_chains import from_exact_draws, start, steps_of, transitions
+from refusals import refused
 from sampling_cases import normal, run, single
 from targets import Law, evaluate, two_modes
 from zscores import assert_agrees, assert_disagrees, z_scores
@@ -143,14 +144,12 @@ def test_arrays_are_inverse_masses_of_their_entries_and_must_fit():
     assert repr(kernel) == "MALA(step_size=0.5, metric={'a': array(2,)})"
     assert repr(MALA(0.5)) == "MALA(step_size=0.5)"
     target = evaluate(lambda p: -0.5 * jnp.sum(p["a"] ** 2))
-    kernel.init(jax.random.key(0), {"a": jnp.zeros(2)}, target)
-    with pytest.raises(ShapeError, match=r"shape \(2,\) at 'a'"):
-        kernel.init(jax.random.key(0), {"a": jnp.zeros(3)}, target)
-    with pytest.raises(ShapeError, match="it moves 3 numbers"):
-        MALA(0.5, metric=np.eye(2)).init(jax.random.key(0), {"a": jnp.zeros(3)}, target)
-    state = MALA(0.5).init(jax.random.key(0), {"a": jnp.zeros(2)}, target)
-    with pytest.raises(CapabilityError, match="measured from all chains"):
-        MALA(0.5, metric="full").step(jax.random.key(0), state, target, 0.5)
+    begin = lambda kernel, size: kernel.init(jax.random.key(0), {"a": jnp.zeros(size)}, target)
+    state, full = begin(kernel, 2), MALA(0.5, metric="full")
+    refused(lambda: begin(kernel, 3), ShapeError, r"shape \(2,\) at 'a'")
+    refused(lambda: begin(MALA(0.5, metric=np.eye(2)), 3), ShapeError, "it moves 3 numbers")
+    step = lambda: full.step(jax.random.key(0), state, target, 0.5)
+    refused(step, CapabilityError, "measured from all chains")
 
 
 # ── measured ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -259,8 +258,5 @@ def test_smc_measures_its_metric():
 @pytest.mark.slow
 def test_smc_measures_no_metric_where_chains_are_few():
     density = cp.compile(single, normal(jnp.zeros(2), jnp.array([1.0, 0.02]), SHORT))
-    few = {
-        name: run(density, chains=16, sampler=cp.SMC(cp.MALA(metric=name), check_levels=False))
-        for name in ("auto", "none")
-    }
-    np.testing.assert_array_equal(few["auto"]["x"], few["none"]["x"])
+    samplers = (cp.SMC(cp.MALA(metric=name), check_levels=False) for name in ("auto", "none"))
+    np.testing.assert_array_equal(*(run(density, chains=16, sampler=sampler)["x"] for sampler in samplers))

@@ -56,18 +56,26 @@ class UnadjustedMALA(MALA):
         return metropolis(jnp.asarray(-1.0), jnp.zeros(()), new, trajectory.start)
 
 
-class StaleMALA(MALA):
+class SharedNoiseHMC(HMC):
+    """One scalar noise for the whole momentum."""
+
+    def begin(self, noise, state, step_size):
+        return super().begin(noise.at[:2].set(noise[0]), state, step_size)
+
+
+class Stale:
     """Keeps what it cached when the level changes."""
 
     def relevel(self, state, target):
         return state
 
 
-class StaleHMC(HMC):
-    """Keeps what it cached when the level changes."""
+class StaleMALA(Stale, MALA):
+    pass
 
-    def relevel(self, state, target):
-        return state
+
+class StaleHMC(Stale, HMC):
+    pass
 
 
 LAW = two_modes(2)
@@ -86,10 +94,10 @@ def test_the_real_kernels_pass(kernel):
 @pytest.mark.parametrize(
     "mutant",
     [WrongVarianceMALA(0.15), NoHastingsMALA(0.15), SharedNoiseMALA(0.15), DoubledNoiseMALA(0.15),
-     UnadjustedMALA(0.15)],
+     UnadjustedMALA(0.15), SharedNoiseHMC(0.6)],
     ids=lambda m: type(m).__name__,
 )  # fmt: skip
-def test_mutants_of_mala_fail(mutant):
+def test_mutants_fail(mutant):
     assert_disagrees(check(mutant).scores)
 
 
@@ -104,17 +112,6 @@ def test_hmc_without_momentum_flip_fails(monkeypatch):
     assert_agrees(check(kernel).scores)
     monkeypatch.setattr(hmc_module, "flip", lambda state: state)
     assert_disagrees(check(kernel).scores)
-
-
-class SharedNoiseHMC(HMC):
-    """One scalar noise for the whole momentum."""
-
-    def begin(self, noise, state, step_size):
-        return super().begin(noise.at[:2].set(noise[0]), state, step_size)
-
-
-def test_hmc_with_one_noise_for_all_elements_fails():
-    assert_disagrees(check(SharedNoiseHMC(0.6)).scores)
 
 
 def relevelled(kernel):

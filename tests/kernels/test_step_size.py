@@ -9,22 +9,12 @@ import numpy as np
 import pytest
 
 from composeprob.errors import CapabilityError, ComposeProbError, ConditionError
-from composeprob.kernels import (
-    HMC,
-    MALA,
-    UHMC,
-    ULA,
-    Adaptive,
-    BlackJAX,
-    adapt,
-    mean_acceptance,
-    resolve,
-    scaled_step,
-)
+from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, adapt, mean_acceptance, resolve, scaled_step
 from kernel_chains import start, transitions
 from refusals import refused
 from targets import evaluate
 
+NO_ACCEPTANCE = r"unadjusted, so there is no acceptance to adapt to.*\n.*MALA or HMC"
 SCHEDULE = types.SimpleNamespace(num_levels=4, sigma=jnp.array([0.1, 0.2, 0.4, 0.8]))
 
 
@@ -45,26 +35,24 @@ def test_resolve(step_size, expected):
     np.testing.assert_allclose(resolve(kernel.step_size, SCHEDULE, kernel), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("step_size", "message"),
-    [
-        ([0.1, 0.2], r"MALA has 2 step sizes, but the schedule has 4 levels"),
-        (lambda s: s.sigma[:2], r"rule of MALA returned shape \(2,\) for a schedule of 4 levels"),
-        (lambda s: 0.1, r"rule of MALA returned shape \(\) for a schedule of 4 levels"),
-        (lambda s: s.sigma - 0.1, r"rule of MALA is 0"),
-        (lambda s: "large", r"rule of MALA returned cannot be 'large'"),
-    ],
-)
-def test_resolve_refuses(step_size, message):
+def resolving(step_size):
     kernel = MALA(step_size)
-    with pytest.raises(ComposeProbError, match=message) as caught:
-        resolve(kernel.step_size, SCHEDULE, kernel)
-    assert caught.value.fix
+    return lambda: resolve(kernel.step_size, SCHEDULE, kernel)
+
+
+HAMILTONIAN = {"num_integration_steps": 3}
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (resolving([0.1, 0.2]), r"MALA has 2 step sizes, but the schedule has 4 levels"),
+        (resolving(lambda s: s.sigma[:2]), r"rule of MALA returned shape \(2,\) for a schedule of 4 levels"),
+        (resolving(lambda s: 0.1), r"rule of MALA returned shape \(\) for a schedule of 4 levels"),
+        (resolving(lambda s: s.sigma - 0.1), r"rule of MALA is 0"),
+        (resolving(lambda s: "large"), r"rule of MALA returned cannot be 'large'"),
+        (lambda: ULA(Adaptive()), NO_ACCEPTANCE),
+        (lambda: UHMC(Adaptive()), NO_ACCEPTANCE),
         (lambda: MALA(-0.1), r"MALA\(step_size=\) is -0.1"),
         (lambda: ULA(0.0), r"ULA\(step_size=\) is 0"),
         (lambda: ULA(float("nan")), r"is nan"),
@@ -87,9 +75,9 @@ def test_resolve_refuses(step_size, message):
         (lambda: Adaptive(warmup=-1), r"warmup=\) must be at least 0; got -1"),
         (lambda: Adaptive(warmup=1.5), r"warmup=\) must be a whole number; got 1.5"),
         (lambda: Adaptive(initial=[1.0, 2.0]), r"initial=\) has shape \(2,\)"),
-        (lambda: BlackJAX(blackjax.hmc, -1.0, num_integration_steps=3), r"BlackJAX\(step_size=\) is -1"),
+        (lambda: BlackJAX(blackjax.hmc, -1.0, **HAMILTONIAN), r"BlackJAX\(step_size=\) is -1"),
         (
-            lambda: BlackJAX(blackjax.hmc, 0.1, num_integration_steps=3, evaluations=0),
+            lambda: BlackJAX(blackjax.hmc, 0.1, evaluations=0, **HAMILTONIAN),
             r"evaluations=\) must be at least 1; got 0",
         ),
     ],
@@ -100,35 +88,25 @@ def test_constructors_refuse(make, message):
     assert caught.value.fix
 
 
-@pytest.mark.parametrize("kind", [ULA, UHMC])
-def test_adaptation_of_an_unadjusted_kernel_is_refused(kind):
-    with pytest.raises(CapabilityError, match=r"unadjusted, so there is no acceptance to adapt to.*\n.*MALA or HMC"):
-        kind(Adaptive())
+def stepping(kernel):
+    """One transition from the origin of N(0, I/2)."""
+    target = evaluate(lambda x: -jnp.sum(x**2))
+    state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
+    return kernel.step(jax.random.key(0), state, target, jnp.asarray(0.1))
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "kind", "message"),
     [
-        (lambda: BlackJAX(blackjax.hmc, 0.1), "hmc of BlackJAX needs num_integration_steps"),
-        (lambda: BlackJAX(blackjax.nuts, 0.1, steps=3), "nuts of BlackJAX has no parameter 'steps'"),
-        (lambda: BlackJAX(blackjax.slice_sampling, 0.1), "takes no step_size"),
+        (lambda: BlackJAX(blackjax.hmc, 0.1), ConditionError, "hmc of BlackJAX needs num_integration_steps"),
+        (lambda: BlackJAX(blackjax.nuts, 0.1, steps=3), ConditionError, "nuts of BlackJAX has no parameter 'steps'"),
+        (lambda: BlackJAX(blackjax.slice_sampling, 0.1), ConditionError, "takes no step_size"),
+        (lambda: stepping(BlackJAX(blackjax.mclmc, Adaptive(), L=1.0)), CapabilityError, "reports no acceptance"),
+        (lambda: stepping(BlackJAX(blackjax.orbital_hmc, 0.1, period=3)), CapabilityError, "not one position"),
     ],
 )
-def test_blackjax_parameters_are_checked(make, message):
-    refused(make, ConditionError, message)
-
-
-def test_blackjax_without_acceptance_cannot_adapt():
-    kernel, target = BlackJAX(blackjax.mclmc, Adaptive(), L=1.0), evaluate(lambda x: -jnp.sum(x**2))
-    state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
-    with pytest.raises(CapabilityError, match="reports no acceptance"):
-        kernel.step(jax.random.key(0), state, target, jnp.asarray(0.1))
-
-
-def test_blackjax_with_several_positions_is_refused():
-    kernel = BlackJAX(blackjax.orbital_hmc, 0.1, period=3)
-    target = evaluate(lambda x: -jnp.sum(x**2))
-    refused(lambda: kernel.init(jax.random.key(0), jnp.zeros(2), target), CapabilityError, "not one position")
+def test_what_blackjax_cannot_do_here_is_refused(make, kind, message):
+    refused(make, kind, message)
 
 
 def test_targets_of_adaptation():
@@ -169,8 +147,15 @@ def test_adaptation_reaches_its_target(kernel, dimension, initial):
     assert np.std(seen[-10:]) < 0.1
 
 
-@pytest.mark.parametrize("kernel", [MALA(Adaptive()), HMC(Adaptive())], ids=["MALA", "HMC"])
-@pytest.mark.parametrize(("size", "power"), [(64, 3.0), (1024, 1.0)])
+@pytest.mark.parametrize(
+    ("kernel", "size", "power"),
+    [
+        (MALA(Adaptive()), 64, 3.0),
+        (HMC(Adaptive()), 1024, 1.0),
+        pytest.param(MALA(Adaptive()), 1024, 1.0, marks=pytest.mark.slow),
+        pytest.param(HMC(Adaptive()), 64, 3.0, marks=pytest.mark.slow),
+    ],
+)
 def test_the_first_step_suits_a_normal_law_of_any_size_and_power(kernel, size, power):
     target = evaluate(lambda x: -0.5 * power * jnp.sum(x**2))
     adaptive = kernel.step_size.starting(kernel, size, power)

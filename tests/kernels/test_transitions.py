@@ -1,4 +1,6 @@
-"""What every kernel promises besides its law: costs, one trace, non-finite proposals, chains on their own."""
+"""What every kernel promises besides its law; each has a row in tests/registry.py.
+
+Costs, one trace, `step` as what it does evaluation by evaluation, numbers that are not finite, walls, single chains."""
 
 import blackjax
 import jax
@@ -6,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from composeprob.density.evaluation import Evaluation
+import composeprob as cp
+import composeprob.kernels
+from composeprob.density.evaluation import Evaluation, Wall
 from composeprob.errors import CapabilityError
-from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, LineIntegral
+from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Kernel, LineIntegral
 from composeprob.kernels.gibbs import parts_of, with_field, with_parts
 from kernel_chains import start, steps_of, transitions
-from registry import KERNELS
+from registry import KERNELS, concrete
 from targets import NESTED, evaluate, nested, two_modes
 
 QUICK = ("MALA", "HMC, LineIntegral", "BlackJAX", "Gibbs")
@@ -183,18 +187,158 @@ def test_elements_get_noise_of_their_own():
         assert abs(np.corrcoef(moved.position["a"], moved.position["b"])[0, 1]) < 0.2
 
 
-@pytest.mark.parametrize("kernel", [MALA(0.1), HMC(0.1)], ids=repr)
-def test_accept_tests_refuse_a_score_only_density(kernel):
+@pytest.mark.parametrize("kernel", [MALA(0.1), HMC(0.1), ULA(0.1), UHMC(0.1)], ids=repr)
+def test_accept_tests_refuse_a_score_only_density_and_unadjusted_kernels_need_no_more(kernel):
     target = lambda x: Evaluation(None, -x)
     state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
-    with pytest.raises(CapabilityError, match=r"needs `energy`.*\n.*ULA or UHMC.*LineIntegral"):
-        kernel.step(jax.random.key(0), state, target, 0.1)
-
-
-@pytest.mark.parametrize("kernel", [ULA(0.1), UHMC(0.1)], ids=repr)
-def test_unadjusted_kernels_need_scores_only(kernel):
-    target = lambda x: Evaluation(None, -x)
-    state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
+    if isinstance(kernel, (MALA, HMC)):
+        with pytest.raises(CapabilityError, match=r"needs `energy`.*\n.*ULA or UHMC.*LineIntegral"):
+            kernel.step(jax.random.key(0), state, target, 0.1)
+        return
     state, info = kernel.step(jax.random.key(0), state, target, 0.1)
     assert float(info.acceptance) == 1.0
     assert np.any(state.position != 0)
+
+
+# ── evaluation by evaluation ─────────────────────────────────────────────────────────────────────────────────────────
+
+RESUMABLE = {name: make for name, make in KERNELS.items() if make().resumable}
+RESUMABLE |= {
+    "MALA, 5 points": lambda: MALA(0.15, log_ratio=LineIntegral(5, "simpson")),
+    "HMC, 2 points": lambda: HMC(0.45, num_leapfrog=3, log_ratio=LineIntegral(2)),
+    "HMC, 5 points": lambda: HMC(0.45, num_leapfrog=3, jitter=0.2, log_ratio=LineIntegral(5)),
+}
+FLAT = two_modes(3)
+POSITIONS = {
+    "two sites": ({"a": NESTED["a"], "b": NESTED["b"]}, nested(NESTED).log_density),
+    "one flat site": ({"a": jnp.zeros(3)}, lambda position: FLAT.log_density(position["a"])),
+}
+
+
+def test_every_kernel_has_a_row_and_is_public():
+    classes = {name.partition(",")[0] for name in KERNELS}
+    assert classes == set(concrete(composeprob.kernels, Kernel))
+    assert classes <= set(composeprob.kernels.__all__)
+    for name, make in KERNELS.items():
+        assert type(make()).__name__ == name.partition(",")[0]
+
+
+def test_kernels_are_pytrees_of_numbers():
+    for make in KERNELS.values():
+        kernel = make()
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(kernel))
+        hash(jax.tree.structure(kernel))  # what is static can be compared, so that jit finds its cached program
+
+
+def test_kernels_that_write_their_own_step_are_not_resumable():
+    class Stepping(MALA):
+        def step(self, key, state, target, step_size):
+            return super().step(key, state, target, step_size)
+
+    assert set(KERNELS) - set(RESUMABLE) == {"BlackJAX", "Gibbs"}
+    assert not Stepping(0.1).resumable
+
+
+QUICK_ROWS = {
+    "two sites": ("ULA", "UHMC", "HMC, jitter", "MALA, 5 points", "HMC, LineIntegral", "HMC, metric"),
+    "one flat site": ("MALA", "HMC, LineIntegral", "HMC, metric"),
+}
+"""The other rows are made of parts of these."""
+CASES = [
+    pytest.param(name, sites, marks=[] if name in QUICK_ROWS[sites] else pytest.mark.slow)
+    for name in RESUMABLE
+    for sites in POSITIONS
+]
+
+
+@pytest.mark.parametrize(("name", "sites"), CASES)
+def test_the_protocol_is_the_step(name, sites):
+    """Bit for bit, where every operation is compiled by itself; and shapes and precisions stay on the way."""
+    kernel, (position, log_density) = RESUMABLE[name](), POSITIONS[sites]
+    if sites == "one flat site" and name == "HMC, metric":
+        kernel = HMC(0.45, num_leapfrog=3, metric={"a": 1.44})
+    target, h = evaluate(log_density), kernel.step_size
+    state = kernel.init(jax.random.key(0), position, target)
+    with jax.disable_jit():
+        noise = jax.random.normal(jax.random.key(1), (kernel.noise_size(position),))
+        expected = kernel.step(jax.random.key(1), state, target, h)
+        trajectory, x = kernel.begin(noise, state, h)
+        first = trajectory
+        for i in range(kernel.evaluations_per_step - 1):
+            trajectory, x = kernel.advance(jnp.asarray(i), trajectory, target(x))
+        found = kernel.finish(trajectory, target(x))
+    assert np.any(found[0].position["a"] != position["a"]) or not found[1].accepted
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    assert jax.tree.structure(trajectory) == jax.tree.structure(first)
+    assert described(trajectory) == described(first)
+
+
+@pytest.mark.parametrize("name", RESUMABLE)
+def test_the_target_is_traced_once(name):
+    kernel, target = RESUMABLE[name](), Counting(nested(NESTED).log_density)
+    state = jax.eval_shape(lambda x: kernel.init(jax.random.key(0), x, evaluate(nested(NESTED).log_density)), NESTED)
+    jax.make_jaxpr(lambda s: kernel.step(jax.random.key(1), s, target, steps_of(kernel)))(state)
+    assert target.traces == 1
+
+
+# ── a density of 0 beyond a wall ─────────────────────────────────────────────────────────────────────────────────────
+
+WALL = 1.0
+
+
+def walled(position):
+    x = position["a"]
+    log_f, log_g = -0.5 * x**2, jnp.where(x > WALL, 0.0, -jnp.inf)
+    return Evaluation(log_f + log_g, {"a": -x}, Wall(jnp.isneginf(log_g), log_f))
+
+
+@pytest.mark.parametrize("kernel", [cp.MALA(0.3), cp.HMC(0.3, 3), cp.ULA(0.2)], ids=lambda k: type(k).__name__)
+def test_chains_outside_come_in_and_stay(kernel):
+    states = start(kernel, walled, jax.random.key(0), {"a": jnp.full(200, -3.0)})
+    states, info = transitions(kernel, walled, jax.random.key(1), states, steps_of(kernel), 100)
+    x = states.position["a"]
+    assert np.mean(x > WALL) > 0.5  # without a walk outside none ever comes in
+    assert not np.any(info.non_finite)
+    again, _ = transitions(kernel, walled, jax.random.key(2), states, steps_of(kernel), 20)
+    assert np.all(again.position["a"][x > WALL] > WALL)
+
+
+def test_the_walk_outside_is_that_of_the_rest():
+    """A wall that lets nothing in: MALA leaves the normal beyond it invariant."""
+
+    def never(position):
+        e = walled(position)
+        return Evaluation(jnp.asarray(-jnp.inf), e.score, Wall(jnp.asarray(True), e.log_open))
+
+    kernel, x = cp.MALA(1.0), jax.random.normal(jax.random.key(3), (4000,))
+    states = start(kernel, never, jax.random.key(0), {"a": x})
+    states, info = transitions(kernel, never, jax.random.key(1), states, steps_of(kernel), 20)
+    assert 0.5 < np.mean(info.accepted) < 0.99
+    assert abs(np.var(states.position["a"]) - 1.0) < 0.1  # accepted without a test: variance 2 at this step
+
+
+@pytest.mark.parametrize("kernel", [cp.MALA(1.0), cp.HMC(1.0, 3)], ids=lambda k: type(k).__name__)
+def test_a_step_far_too_long_is_not_taken_for_a_density_that_is_no_number(kernel):
+    """In log s, where s = 1e-3 is far too small: the kick is of 10¹¹ nats, and e to where it ends overflows."""
+
+    def scale(position):
+        def log_density(u):
+            return 5 * u - 5 * u - 0.5 * jnp.exp(-2 * u) - 0.5 * jnp.exp(2 * u) + jnp.where(u > 80.0, jnp.nan, 0.0)
+
+        value, slope = jax.value_and_grad(log_density)(position["a"])
+        return Evaluation(value, {"a": slope})
+
+    def share(u):
+        states = start(kernel, scale, jax.random.key(0), {"a": jnp.full(200, u)})
+        states, info = transitions(kernel, scale, jax.random.key(1), states, steps_of(kernel), 1)
+        return np.mean(info.non_finite), states.position["a"]
+
+    found, stayed = share(-7.0)
+    assert found == 0
+    np.testing.assert_array_equal(stayed, -7.0)
+    beyond = lambda position: Evaluation(jnp.where(jnp.abs(position["a"]) > 0.1, jnp.nan, 0.0), {"a": jnp.zeros(())})
+    states = start(kernel, beyond, jax.random.key(0), {"a": jnp.zeros(200)})
+    _, info = transitions(kernel, beyond, jax.random.key(1), states, steps_of(kernel), 1)
+    assert np.mean(info.non_finite) > 0.5  # a negative control: no kick explains these

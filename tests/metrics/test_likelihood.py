@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
 import composeprob as cp
+from composeprob.errors import CapabilityError, ComposeProbError
 from composeprob.kernels.metropolis import unadjusted
 from composeprob.metrics.likelihood import as_positions, in_batches, reverse_walks
 from composeprob.metrics.paths import Path, frozen
-from sampling_cases import both, single
+from sampling_cases import both, run, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 FIRST_ORDER = cp.ReverseStep(order=1, control="none")
@@ -194,24 +198,26 @@ KERNELS = {
 }
 
 
+def drawn(density: Any, sampler: Any) -> np.ndarray:
+    return np.asarray(run(density, 1, 20_000, sampler=sampler)["x"], float)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True], ids=["", "and reverse step"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_p_hat_integrates_to_what_chains_do(mixture, name, reverse):
     sampler = cp.AnnealedMCMC(KERNELS[name], 1, reverse_step=reverse)
-    x = cp.infer(mixture, jax.random.key(1), num_chains=20_000, sampler=sampler, progress=False)["x"]
-    assert_same_law(by_p_hat(mixture, sampler), np.asarray(x, float))
+    assert_same_law(by_p_hat(mixture, sampler), drawn(mixture, sampler))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["ULA", "MALA"])
 def test_the_twist_of_a_step_towards_data_is_in_it(kernel):
     density, sampler = cp.compile(observed, two_modes()), cp.AnnealedMCMC(KERNELS[kernel], 1, reverse_step=True)
-    x = cp.infer(density, jax.random.key(1), num_chains=20_000, sampler=sampler, progress=False)["x"]
-    assert_same_law(by_p_hat(density, sampler), np.asarray(x, float))
-    untwisted = dataclasses.replace(sampler.step, twist=0.0)
-    straight = eqx.tree_at(lambda s: s.step, sampler, untwisted)
-    assert_same_law(by_p_hat(density, straight), np.asarray(x, float), agree=False)
+    x = drawn(density, sampler)
+    assert_same_law(by_p_hat(density, sampler), x)
+    straight = eqx.tree_at(lambda s: s.step, sampler, dataclasses.replace(sampler.step, twist=0.0))
+    assert_same_law(by_p_hat(density, straight), x, agree=False)
 
 
 class Forgetful(cp.MALA):
@@ -225,8 +231,7 @@ class Forgetful(cp.MALA):
 @pytest.mark.slow
 def test_a_kernel_that_forgets_its_reversal_is_found_out(mixture):
     sampler = cp.AnnealedMCMC(Forgetful(lambda s: 0.6 * s.sigma**2), 1)
-    x = cp.infer(mixture, jax.random.key(1), num_chains=20_000, sampler=sampler, progress=False)["x"]
-    assert_same_law(by_p_hat(mixture, sampler), np.asarray(x, float), agree=False)
+    assert_same_law(by_p_hat(mixture, sampler), drawn(mixture, sampler), agree=False)
 
 
 @pytest.mark.slow
@@ -239,40 +244,41 @@ def test_under_smc_p_hat_is_the_law_of_the_weighted_path(kernel, program):
     density = cp.compile(*densities[program])
     sampler = cp.SMC(KERNELS[kernel], 1, step=FIRST_ORDER)
     found = by_p_hat(density, sampler, 2000)
-    runs = [cp.infer(density, jax.random.key(i), num_chains=4000, sampler=sampler, progress=False) for i in range(10)]
-    evidence = np.exp([run.log_evidence for run in runs])
+    runs = [run(density, seed, 4000, sampler=sampler) for seed in range(10)]
+    evidence = np.exp([each.log_evidence for each in runs])
     difference = {}
     for name in found:  # ∫ feature × evidence: what SMC estimates without bias
-        by_run = evidence * [features(np.asarray(run["x"], float))[name].mean() for run in runs]
+        by_run = evidence * [features(np.asarray(each["x"], float))[name].mean() for each in runs]
         error = np.sqrt(found[name].var(ddof=1) / len(found[name]) + by_run.var(ddof=1) / len(by_run))
         difference[name] = float((found[name].mean() - by_run.mean()) / error)
     assert_agrees(difference)
 
 
-def test_under_density_weights_it_is_the_target():
+@pytest.fixture(scope="module")
+def weighed():
+    """Likelihoods under density weights of a product of two Gaussians, and its log Z."""
+    density = cp.compile(both, *map(gaussian, MEANS, SDS))
+    a, s, *_ = Affine(FEW, 2).at(0)
+    log_z = stats.norm.logpdf(a * (MEANS[0] - MEANS[1]), 0, np.sqrt(sum(a**2 * sd**2 + s**2 for sd in SDS)))
+    sampler = cp.SMC(cp.MALA(lambda s: 0.5 * s.sigma**2), weights="density")
+    return partial(cp.metrics.raise_log_likelihood, density, key=jax.random.key(0), sampler=sampler), log_z
+
+
+def test_under_density_weights_it_is_the_target(weighed):
     """With a Metropolis kernel every reversal telescopes to log π₀ − log Z, whatever the levels."""
-    density = cp.compile(both, gaussian(MEANS[0], SDS[0]), gaussian(MEANS[1], SDS[1]))
+    likelihoods, log_z = weighed
     _, _, precision, shift = Affine(FEW, 2).at(0)
     law = stats.norm(shift / precision, precision**-0.5)
     points = law.rvs(size=20, random_state=0)
-    a, s, *_ = Affine(FEW, 2).at(0)
-    variances = [a**2 * sd**2 + s**2 for sd in SDS]
-    log_z = stats.norm.logpdf(a * (MEANS[0] - MEANS[1]), 0, np.sqrt(sum(variances)))
-    sampler = cp.SMC(cp.MALA(lambda s: 0.5 * s.sigma**2), weights="density")
-    found = cp.metrics.raise_log_likelihood(
-        density, points, jax.random.key(0), sampler=sampler, num_chains=3, log_evidence=log_z
-    )
+    found = likelihoods(points, num_chains=3, log_evidence=log_z)
     assert np.abs(found.values - law.logpdf(points)).max() < 2e-4
     assert found.errors.max() < 1e-4
 
 
 @pytest.mark.slow
-def test_evidence_is_estimated_where_none_is_given():
-    density = cp.compile(both, gaussian(MEANS[0], SDS[0]), gaussian(MEANS[1], SDS[1]))
-    a, s, *_ = Affine(FEW, 2).at(0)
-    log_z = stats.norm.logpdf(a * (MEANS[0] - MEANS[1]), 0, np.sqrt(sum(a**2 * sd**2 + s**2 for sd in SDS)))
-    sampler, points = cp.SMC(cp.MALA(lambda s: 0.5 * s.sigma**2), weights="density"), np.zeros(3)
-    estimated = cp.metrics.raise_log_likelihood(density, points, jax.random.key(0), sampler=sampler, num_chains=1)
+def test_evidence_is_estimated_where_none_is_given(weighed):
+    likelihoods, log_z = weighed
+    estimated = likelihoods(np.zeros(3), num_chains=1)
     assert abs(estimated.log_evidence - log_z) < 4 * estimated.log_evidence_error
     assert estimated.log_evidence_error < 0.05
 
@@ -308,7 +314,7 @@ def test_in_batches_of_any_size():
     ids=["online", "SMC", "warm-up"],
 )
 def test_adaptive_steps_are_those_of_a_run(mixture, sampler):
-    with pytest.raises(cp.errors.CapabilityError, match=r"step_size=result\.step_size"):
+    with pytest.raises(CapabilityError, match=r"step_size=result\.step_size"):
         cp.metrics.raise_log_likelihood(mixture, np.array([0.9]), jax.random.key(0), sampler=sampler)
     steps = np.array([0.1, 0.2, 0.3, 0.4, 0.5, np.nan])  # the level where SMC did not begin takes its neighbour's
     moves = frozen(sampler, mixture, steps).moves
@@ -317,7 +323,7 @@ def test_adaptive_steps_are_those_of_a_run(mixture, sampler):
 
 
 def test_a_metric_that_is_measured_has_no_law_of_one_chain(mixture):
-    with pytest.raises(cp.errors.CapabilityError, match="measured from all chains"):
+    with pytest.raises(CapabilityError, match="measured from all chains"):
         frozen(cp.SMC(step=FIRST_ORDER), mixture, np.full(6, 0.1))
 
 
@@ -333,6 +339,14 @@ def test_score_only_factors_have_the_same_likelihood():
     assert found[0] == pytest.approx(found[1], abs=1e-4)
 
 
+class Blind(cp.ULA):
+    """Does not know how likely its moves are reversed."""
+
+    def step(self, key: Any, state: Any, target: Any, step_size: Any) -> Any:
+        state, info = super().step(key, state, target, step_size)
+        return unadjusted(state, state)[0], dataclasses.replace(info, log_reversal=jnp.nan * info.log_reversal)
+
+
 REFUSED = {
     "eta": ({"sampler": cp.Ancestral(eta=0.5)}, "eta=0.5"),
     "no sampler": ({"sampler": cp.MALA(0.1)}, "got MALA"),
@@ -342,45 +356,23 @@ REFUSED = {
     "shape": ({"points": np.zeros((3, 2))}, "(3, 2)"),
     "site": ({"points": {"y": np.zeros(3)}}, "['y']"),
     "nan": ({"points": np.array([np.nan])}, "not finite"),
-    "evidence": (
-        {"sampler": cp.SMC(cp.ULA(0.1), step=FIRST_ORDER), "log_evidence": np.nan},
-        "log-evidence is nan",
-    ),
+    "evidence": ({"sampler": cp.SMC(cp.ULA(0.1), step=FIRST_ORDER), "log_evidence": np.nan}, "log-evidence is nan"),
     "key": ({"key": 0}, "typed random key"),
+    "static sites": ({"sampler": cp.AnnealedMCMC(cp.ULA(0.1), 1)}, "'z' is a NumPyro latent", CapabilityError),
+    "a blind kernel": ({"sampler": cp.AnnealedMCMC(Blind(0.1), 1), "num_chains": 2}, "log_reversal", CapabilityError),
 }
+
+
+@cp.program
+def with_latent(f: Any) -> Any:
+    numpyro.sample("z", dist.Normal(0.0, 1.0))
+    return cp.sample("x", f)
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_is_refused(mixture, case):
-    changed, message = REFUSED[case]
+    changed, message, *kind = REFUSED[case]
+    density = cp.compile(with_latent, gaussian(0.0, 1.0)) if case == "static sites" else mixture
     given = {"points": np.zeros(3), "key": jax.random.key(0), "sampler": cp.Ancestral(), **changed}
-    with pytest.raises(cp.errors.ComposeProbError) as raised:
-        cp.metrics.raise_log_likelihood(mixture, given.pop("points"), given.pop("key"), **given)
-    assert message in str(raised.value)
-
-
-def test_static_sites_are_refused():
-    import numpyro
-
-    @cp.program
-    def scene(f: Any) -> Any:
-        numpyro.sample("z", dist.Normal(0.0, 1.0))
-        return cp.sample("x", f)
-
-    density = cp.compile(scene, gaussian(0.0, 1.0))
-    with pytest.raises(cp.errors.CapabilityError, match="'z' is a NumPyro latent"):
-        cp.metrics.raise_log_likelihood(
-            density, np.zeros(3), jax.random.key(0), sampler=cp.AnnealedMCMC(cp.ULA(0.1), 1)
-        )
-
-
-def test_kernels_that_do_not_know_their_reversal_are_named(mixture):
-    class Blind(cp.ULA):
-        def step(self, key: Any, state: Any, target: Any, step_size: Any) -> Any:
-            state, info = super().step(key, state, target, step_size)
-            return unadjusted(state, state)[0], dataclasses.replace(info, log_reversal=jnp.nan * info.log_reversal)
-
-    with pytest.raises(cp.errors.CapabilityError, match="log_reversal"):
-        cp.metrics.raise_log_likelihood(
-            mixture, np.zeros(2), jax.random.key(0), sampler=cp.AnnealedMCMC(Blind(0.1), 1), num_chains=2
-        )
+    with pytest.raises(tuple(kind) or ComposeProbError, match=re.escape(message)):
+        cp.metrics.raise_log_likelihood(density, **given)

@@ -1,6 +1,5 @@
 """Step sizes in a run: numbers, one per level, rules, and adaptation that reaches its target at every level."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -8,23 +7,17 @@ import pytest
 
 import composeprob as cp
 from composeprob.results.status import Code
-from sampling_cases import SCHEDULE, single
+from sampling_cases import SCHEDULE, run, single
 
 
-@pytest.fixture(scope="module")
-def density(product):
-    return product
-
-
-def run(density, kernel, steps=4, chains=512, seed=0):
-    sampler = cp.AnnealedMCMC(kernel, steps)
-    return cp.infer(density, jax.random.key(seed), num_chains=chains, sampler=sampler, progress=False)
+def adapted(density, kernel, steps=4, seed=0):
+    return run(density, seed, chains=512, sampler=cp.AnnealedMCMC(kernel, steps))
 
 
 @pytest.mark.parametrize("warmup", [0, pytest.param(4, marks=pytest.mark.slow)], ids=["online", "warm-up, then frozen"])
-def test_acceptance_is_on_target_at_every_level(density, warmup):
+def test_acceptance_is_on_target_at_every_level(product, warmup):
     for target in (0.574, 0.8):
-        result = run(density, cp.MALA(cp.Adaptive(target_acceptance=target, warmup=warmup)))
+        result = adapted(product, cp.MALA(cp.Adaptive(target_acceptance=target, warmup=warmup)))
         # The first levels start from `initial`. At the last ones the target keeps its width while σ² falls by half
         # a level: c must rise as much, and the acceptance that makes it rise is up to 0.12 above the goal.
         assert np.abs(result.acceptance[:-2] - target).max() < 0.15
@@ -36,15 +29,15 @@ def test_acceptance_is_on_target_at_every_level(density, warmup):
 
 
 @pytest.mark.slow
-def test_a_frozen_step_is_one_number_a_level(density):
+def test_a_frozen_step_is_one_number_a_level(product):
     """That is where three transitions left it, so that one run's mean is off by ± 0.04."""
-    results = [run(density, cp.HMC(cp.Adaptive(warmup=3), num_leapfrog=2), steps=1, seed=seed) for seed in range(8)]
+    results = [adapted(product, cp.HMC(cp.Adaptive(warmup=3), num_leapfrog=2), 1, seed) for seed in range(8)]
     assert np.abs(np.mean([result.acceptance[:-4] for result in results]) - 0.75) < 0.05
     assert all(np.all(result.step_size > 0) for result in results)
 
 
-def test_acceptance_that_collapses_is_named(density):
-    result = run(density, cp.MALA(50.0))  # far too large at every level
+def test_acceptance_that_collapses_is_named(product):
+    result = adapted(product, cp.MALA(50.0))  # far too large at every level
     assert result.status.code is Code.ACCEPTANCE_COLLAPSED
     assert "level" in result.status.message
     assert "Adaptive" in result.status.message
@@ -56,7 +49,7 @@ def test_non_finite_densities_are_rejected_and_counted():
         return jnp.where(x[0] > 0.5, jnp.nan, -0.5 * jnp.sum(x**2))
 
     density = cp.compile(single, cp.Energy(broken, SCHEDULE, event_shape=(1,)))
-    result = run(density, cp.MALA(0.3))
+    result = adapted(density, cp.MALA(0.3))
     assert result.levels["non_finite"].sum() > 0
     assert result.status.code is Code.NON_FINITE
     assert "density.log_density" in result.status.message
@@ -66,12 +59,11 @@ def test_non_finite_densities_are_rejected_and_counted():
 def test_a_score_that_is_never_finite_stops_ancestral_sampling_where_it_is():
     score = cp.Diffusion(lambda x, t: x * jnp.nan, SCHEDULE, event_shape=(1,), parameterization="score", time="sigma")
     density = cp.compile(single, score)
-    result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.Ancestral(), progress=False)
-    assert result.status.code is Code.NON_FINITE
-    assert np.all(np.isfinite(result["x"]))
-    smc = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.SMC(), progress=False)
+    reverse, smc = (run(density, chains=4, sampler=sampler) for sampler in (cp.Ancestral(), cp.SMC()))
+    assert reverse.status.code is Code.NON_FINITE
     assert smc.status.has(Code.WEIGHTS_COLLAPSED)
-    assert np.all(np.isfinite(smc["x"]))
+    for result in (reverse, smc):
+        assert np.all(np.isfinite(result["x"]))
 
 
 def test_a_run_starts_with_the_step_for_its_numbers_and_factors():

@@ -9,7 +9,7 @@ import pytest
 import composeprob as cp
 from composeprob import tuning
 from composeprob.samplers.choose import choose, independent
-from sampling_cases import SCHEDULE, normal, single, unit_energy
+from sampling_cases import SCHEDULE, normal, run, single, unit_energy
 
 
 def network(parameterization):
@@ -32,30 +32,23 @@ def no_diffusion():
     cp.observe("y", dist.Normal(m, 0.5), 1.0)
 
 
-CASES = [
-    ("many chains, a rate and an energy", single, network("energy"), tuning.MANY_CHAINS.compared, cp.SMC, "tuned MALA"),
-    ("many chains, scores only", single, network("epsilon"), tuning.MANY_CHAINS.compared, cp.SMC, "only its score"),
-    ("some chains, a learned energy", single, network("energy"), tuning.MANY_CHAINS.weighed, cp.SMC, "tuned MALA"),
-    ("some chains, a closed form", single, normal([0.0, 0.0]), 255, cp.AnnealedMCMC, "fewer than 256"),
-    ("few chains, a learned energy", single, network("energy"), 31, cp.AnnealedMCMC, "fewer than 32"),
-    ("few chains, scores only", single, network("epsilon"), 12, cp.AnnealedMCMC, "only its score"),
-    (
-        "scores only and a latent",
-        with_latent,
-        network("epsilon"),
-        tuning.MANY_CHAINS.weighed,
-        cp.SMC,
-        "latents move with what hangs on them",
-    ),
-    ("few chains and a latent", with_latent, network("epsilon"), 12, cp.AnnealedMCMC, "latents move with what"),
-]
+MANY, SOME = tuning.MANY_CHAINS.compared, tuning.MANY_CHAINS.weighed
+CASES = {
+    "many chains, a rate and an energy": (single, "energy", MANY, cp.SMC, "tuned MALA"),
+    "many chains, scores only": (single, "epsilon", MANY, cp.SMC, "only its score"),
+    "some chains, a learned energy": (single, "energy", SOME, cp.SMC, "tuned MALA"),
+    "some chains, a closed form": (single, None, 255, cp.AnnealedMCMC, "fewer than 256"),
+    "few chains, a learned energy": (single, "energy", 31, cp.AnnealedMCMC, "fewer than 32"),
+    "few chains, scores only": (single, "epsilon", 12, cp.AnnealedMCMC, "only its score"),
+    "scores only and a latent": (with_latent, "epsilon", SOME, cp.SMC, "latents move with what hangs on them"),
+    "few chains and a latent": (with_latent, "epsilon", 12, cp.AnnealedMCMC, "latents move with what"),
+}
 
 
-@pytest.mark.parametrize(
-    ("program", "factor", "chains", "kind", "why"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
-)
-def test_choice_and_reason(program, factor, chains, kind, why):
-    density = cp.compile(program, factor)
+@pytest.mark.parametrize("case", CASES)
+def test_choice_and_reason(case):
+    program, form, chains, kind, why = CASES[case]
+    density = cp.compile(program, network(form) if form else normal([0.0, 0.0]))
     sampler, reason = choose(density, chains)
     assert type(sampler) is kind
     assert why in reason
@@ -86,22 +79,22 @@ def test_some_chains_keep_the_shares_of_learned_modes(weighed):
     seen = sds**2 * (row @ row) + noise**2  # the variance of y, and what it tells of x[0]
     shares = jax.nn.softmax(np.log(weights) + dist.Normal(means @ row, np.sqrt(seen)).log_prob(y))
     exact = float(shares @ (means[:, 0] + sds**2 * row[0] / seen * (y - means @ row)))
-    options = {"num_chains": 100, "sampler": None if weighed else independent(density, "")[0], "progress": False}
-    found = [cp.infer(density, jax.random.key(k), **options).mean(lambda s: s["x"][0]) for k in range(keys)]
+    sampler = None if weighed else independent(density, "")[0]
+    found = [run(density, key, 100, sampler=sampler).mean(lambda s: s["x"][0]) for key in range(keys)]
     off = sum(f.value - exact for f in found) / np.sqrt(sum(f.error**2 for f in found))
     assert abs(off) < 3.3 if weighed else abs(off) > 5
 
 
 def test_a_user_energy_is_weighted_by_its_density():
     factor = cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(2,))
-    sampler, reason = choose(cp.compile(single, factor), tuning.MANY_CHAINS.compared)
+    sampler, reason = choose(cp.compile(single, factor), MANY)
     assert isinstance(sampler, cp.SMC)
     assert sampler.weights == "density"
     assert "trusted" in reason
 
 
 def test_a_program_without_factors_gets_chains():
-    sampler, reason = choose(cp.compile(no_diffusion), tuning.MANY_CHAINS.compared)
+    sampler, reason = choose(cp.compile(no_diffusion), MANY)
     assert isinstance(sampler, cp.AnnealedMCMC)
     assert "one level only" in reason
 
@@ -117,25 +110,15 @@ def test_scores_only_are_corrected_by_a_line_integral():
     assert sampler.prepare(density).evaluations(31, 32) == 32 * 13 + 31
 
 
-MIXED = {
-    "many chains": (normal([0.0, 0.0]), tuning.MANY_CHAINS.compared, cp.MALA()),
-    "few chains": (normal([0.0, 0.0]), 12, cp.HMC()),
-}
-
-
-@pytest.mark.parametrize(("factor", "chains", "kernel"), MIXED.values(), ids=MIXED)
-def test_latents_get_a_kernel_of_their_own(factor, chains, kernel):
-    density = cp.compile(with_latent, factor)
+@pytest.mark.parametrize(("chains", "kernel"), [(MANY, cp.MALA()), (12, cp.HMC())], ids=["many chains", "few chains"])
+def test_latents_get_a_kernel_of_their_own_unless_one_is_named(chains, kernel):
+    density = cp.compile(with_latent, normal([0.0, 0.0]))
     sampler = choose(density, chains)[0].prepare(density)
     assert sampler.kernel.sites == (("x",), ("scale",))
     assert [type(part) for part in sampler.kernel.kernels] == [type(kernel)] * 2
     assert all(isinstance(part.step_size, cp.Adaptive) for part in sampler.moves.kernel.kernels)
     assert all(part.log_ratio == kernel.log_ratio for part in sampler.kernel.kernels)
-
-
-def test_a_kernel_that_is_named_moves_all_sites_together():
-    density = cp.compile(with_latent, normal([0.0, 0.0]))
-    assert isinstance(cp.SMC(cp.MALA()).prepare(density).kernel, cp.MALA)
+    assert isinstance(cp.SMC(kernel).prepare(density).kernel, type(kernel))
 
 
 @cp.program
@@ -151,6 +134,6 @@ def test_no_chain_stays_where_a_prior_makes_the_noise_tiny():
     density = cp.compile(unknown_scale, factor, jnp.array([1.2, 0.7, 1.9, 1.4, 0.2]))
     default, _ = independent(density, "few chains")
     sampler = cp.AnnealedMCMC(default.kernel, default.steps_per_level, reverse_step=True)
-    result = cp.infer(density, jax.random.key(0), num_chains=1000, sampler=sampler, progress=False)
+    result = run(density, chains=1000, sampler=sampler)
     assert jnp.sum(result["s"] < 0.1) <= 2
     assert result.status.ok

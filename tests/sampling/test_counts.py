@@ -1,6 +1,12 @@
-"""Networks are in the compiled loop once, and are evaluated as often as the result says."""
+"""Networks are in the compiled loop once, no array of it changes its type, few frames lead to them, and they are
+evaluated as often as the result says."""
+
+from __future__ import annotations
+
+import traceback
 
 import blackjax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +15,14 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.samplers.run import begin
-from sampling_cases import Calls, Counted, single, unit_energy
+from composeprob.kernels import mala
+from composeprob.runtime.compiled import advance
+from composeprob.samplers import weights
+from composeprob.samplers.run import Pace, begin, placed
+from composeprob.samplers.spread import Spread
+from sampling_cases import Calls, Counted, both, normal, single, squared, unit_energy
 
-SCHEDULE = cp.Schedule.log_snr(6)
+SCHEDULE = cp.Schedule.log_snr(12)
 
 
 @cp.program
@@ -49,6 +59,9 @@ BLOCKS = {
 }
 
 
+OPAQUE = {"BlackJAX": cp.AnnealedMCMC(cp.BlackJAX(blackjax.mala, 0.01), 2, reverse_step=True)}
+
+
 def counted(name):
     """A sampler, a density, and the counter of its network's calls."""
     calls = Calls()
@@ -61,14 +74,8 @@ def counted(name):
     factor = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization=form, time="sigma", label="counted")
     if name == "SMC, density":
         factor = cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,))
-    sampler, program = (
-        {**ENERGIES, **SCORES, **BLOCKS, "BlackJAX": OPAQUE}[name],
-        with_latents if name in BLOCKS else single,
-    )
-    return sampler, cp.compile(program, factor), calls
-
-
-OPAQUE = cp.AnnealedMCMC(cp.BlackJAX(blackjax.mala, 0.01), 2, reverse_step=True)
+    sampler = {**ENERGIES, **SCORES, **BLOCKS, **OPAQUE}[name]
+    return sampler, cp.compile(with_latents if name in BLOCKS else single, factor), calls
 
 
 def places(jaxpr, depth=0):
@@ -147,9 +154,12 @@ STATED = {
     "SMC, scores, order 1": (1, 0), "SMC, density": (2, 0),
 }  # fmt: skip
 """Evaluations at a level, and of its own that a step from level to level has."""
-QUICK = ("SMC", "line integral", "replicas", "replicas, feynman_kac", *BLOCKS, "BlackJAX", "Ancestral, scores",
-         "HMC, warm-up", "SMC, scores", "SMC, density")  # fmt: skip
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in STATED if name not in QUICK]
+QUICK = ("SMC", "line integral", "replicas", "Gibbs", "BlackJAX", "Ancestral, scores", "HMC, warm-up", "SMC, density")
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in (*STATED, "replicas, feynman_kac", "SMC, latents")
+    if name not in QUICK
+]
 
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
@@ -163,3 +173,110 @@ def test_evaluations_are_what_the_result_says(name):
     if name in STATED:
         (at, between), levels = STATED[name], sampler.first_level(density) + 1
         assert result.evaluations == at * levels + between * (levels - 1)
+
+
+# ── stretches of one compiled loop ───────────────────────────────────────────────────────────────────────────────────
+
+EPSILON = cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,))
+UNIT = normal([0.0, 0.0])
+
+
+@cp.program
+def measured(f, anneal, scale=None):
+    x = cp.sample("x", f)
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0)) if scale is None else scale
+    cp.observe("y", dist.Normal(x[0], scale), jnp.array(0.3), anneal=anneal)
+
+
+DENSITIES = {
+    "scores": lambda: cp.compile(single, EPSILON),
+    "product of scores": lambda: cp.compile(both, EPSILON, UNIT),
+    "energies": lambda: cp.compile(both, UNIT, UNIT),
+    "mixture": lambda: cp.compile(single, cp.mixture([UNIT, normal([1.0, 1.0])])),
+    "tempered, with a latent": lambda: cp.compile(measured, UNIT, "tempered"),
+    "denoised scores": lambda: cp.compile(measured, EPSILON, "denoised"),
+    "exact": lambda: cp.compile(measured, UNIT, "exact", 0.5),
+}
+SAMPLERS = {
+    "default": lambda d: cp.SMC() if "energy" in d.capabilities else cp.SMC(cp.UHMC(0.1)),
+    "AnnealedMCMC": lambda d: cp.AnnealedMCMC(cp.ULA(0.1), 1),
+    "ReplicaExchange": lambda d: cp.ReplicaExchange(cp.MALA(0.1)),
+    "Ancestral": lambda d: cp.Ancestral(),
+}
+CASES = [(d, "default", False) for d in DENSITIES]
+CASES += [(d, "AnnealedMCMC", False) for d in ("scores", "energies", "tempered, with a latent")]
+CASES += [("energies", "ReplicaExchange", False), ("scores", "Ancestral", False)]
+CASES += [(d, "default", True) for d in ("scores", "energies", "exact")]
+
+
+def types(run):
+    """Of every array in it, weakness included."""
+    return jax.tree.map(lambda a: (a.shape, a.dtype, a.weak_type), eqx.filter(run, lambda a: hasattr(a, "weak_type")))
+
+
+@pytest.mark.parametrize(("name", "by", "adaptive"), CASES)
+def test_a_stretch_leaves_all_types_as_they_are(name, by, adaptive):
+    """Nothing is compiled for it, only traced."""
+    density = DENSITIES[name]()
+    sampler = SAMPLERS[by](density).prepare(density)
+    first = sampler.first_level(density)
+    visits = sampler.visits(density, Pace.default(8) if adaptive else None)
+    run = placed(begin(jax.random.key(0), 8, visits), Spread.checked(None, None, 8))
+
+    def stretches(sampler, run, density):
+        begun = sampler.start(run, density, first)
+        return begun, advance(sampler, begun, density, jnp.int32(2))
+
+    begun, later = eqx.filter_eval_shape(stretches, sampler, run, density)
+    assert types(begun) == types(later)
+
+
+# ── frames ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+stacks: dict[str, list[tuple[str, str]]] = {}
+
+
+class Traced(Exception):
+    """All is noted: what would be compiled and run is not asked for."""
+
+
+def noted(name: str) -> None:
+    """Keeps the library's frames of where it is first called from inside of the loop over levels."""
+    frames = [(frame.filename.split("/composeprob/")[-1], frame.name) for frame in traceback.extract_stack()[:-2]]
+    frames = [frame for frame in frames if frame[0].startswith(("runtime/", "samplers/", "kernels/"))]
+    if ("samplers/descent.py", "phase") in frames:
+        stacks.setdefault(name, frames)
+    if len(stacks) == 3:
+        raise Traced
+
+
+class Bowl(eqx.Module):
+    def __call__(self, x, t):
+        noted("score")
+        return 0.5 * jnp.sum(x**2)
+
+
+def test_few_frames_lie_between_a_call_and_its_accept_test_and_between_a_score_and_its_weight(monkeypatch):
+    def watched(module, name, label):
+        function = getattr(module, name)
+
+        def call(*args, **kwargs):
+            noted(label)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    watched(mala, "metropolis", "accept")
+    watched(weights, "incremental_log_weight", "weight")
+    f = cp.Diffusion(Bowl(), cp.Schedule.log_snr(12), event_shape=(2,), parameterization="energy")
+    density = cp.compile(squared, f)
+    with pytest.raises(Traced):
+        cp.infer(density, jax.random.key(0), num_chains=256, progress=False)
+
+    begin = stacks["accept"].index(("runtime/infer.py", "infer")) + 1
+    accept = [*stacks["accept"][begin:], ("kernels/metropolis.py", "metropolis")]
+    assert len(accept) <= 11, accept
+    ways = [stacks[name][stacks[name].index(("samplers/descent.py", "phase")) :] for name in ("score", "weight")]
+    way = [*ways[0][1:], *ways[1], ("samplers/weights.py", "incremental_log_weight")]
+    assert len(way) <= 14, way
+    assert len({file for file, _ in way}) <= 7, sorted({file for file, _ in way})

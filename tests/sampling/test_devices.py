@@ -8,9 +8,14 @@ chains is no multiple of the number of devices, nor of the chunk.
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import same_bits
+from composeprob.samplers.spread import Spread
 from processes import said
+from registry import FACTORS, KERNELS
 
 SCRIPT = """
 import json, sys, tempfile
@@ -143,3 +148,57 @@ def test_samples_do_not_depend_on_the_number_of_devices():
     assert found[names[-1]].pop("broken") == {"map": False, "total": False, "exchange": False}
     counts = ("1", "2", "4", "8", "null")
     assert found == {name: dict.fromkeys(counts, True) for name in names}
+
+
+# ── shares of chains ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("number", "chunk", "copies"), [(10, 4, 2), (12, 4, 0), (3, 4, 1), (10, None, 0)])
+def test_copies_fill_the_last_chunk_and_count_nowhere(number, chunk, copies):
+    spread = Spread.checked(None, chunk, number)
+    chains = {"x": jnp.arange(number) + 1, "y": jnp.arange(2.0 * number).reshape(number, 2)}
+    padded = spread.padded(chains)
+    assert spread.copies == copies
+    assert len(padded["x"]) == number + copies == spread.number_of(padded["x"]) + copies
+    np.testing.assert_array_equal(padded["x"][number:], chains["x"][:copies])
+    np.testing.assert_array_equal(spread.cut(padded)["y"], chains["y"])
+    assert spread.total(padded["x"]) == number * (number + 1) // 2
+    np.testing.assert_array_equal(
+        spread.total(jnp.stack([padded["x"], 0 * padded["x"]], 1)), [spread.total(padded["x"]), 0]
+    )
+    np.testing.assert_array_equal(spread.gather(padded["y"]), chains["y"])
+    chosen = jnp.full(number, number - 1)
+    np.testing.assert_array_equal(spread.exchange(padded, chosen)["x"], number)
+    np.testing.assert_array_equal(spread.map(lambda x: 2 * x, padded["x"]), 2 * padded["x"])
+
+
+# ── every row of the registry ────────────────────────────────────────────────────────────────────────────────────────
+
+RUN = "import json, sys, same_bits; same_bits.main(**json.loads(sys.argv[1]))"
+CLOSED = [name for name in same_bits.EXPRESSIONS if name not in FACTORS]
+
+
+def found(cases, devices):
+    """Whether each case's samples on the other numbers of devices are those on the first; in a process of its own."""
+    task = json.dumps({"cases": cases, "devices": devices})
+    return json.loads(said(RUN, task, devices=same_bits.DEVICES, timeout=3600)[-1])
+
+
+def test_weighted_models_and_full_covariances_have_the_same_samples_on_one_device_and_on_eight():
+    """The rows whose last bits depended on the number of devices while XLA merged equal expressions."""
+    case = "Ancestral: Weighted + mixture of MultivariateNormal"
+    assert found([case], [1, 2, 8]) == {case: [True, True]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [list(FACTORS), CLOSED], ids=["factors", "closed forms"])
+def test_every_factor(rows):
+    """By reverse diffusion and MALA, and where the factor has a rate by SMC."""
+    cases = [f"MALA: {row}" for row in rows] + [f"SMC: {row}" for row in rows if same_bits.has_rate(row)]
+    assert found(cases, [2, 8]) == {case: [True] for case in cases}
+
+
+@pytest.mark.slow
+def test_every_kernel_and_what_is_annealed_exactly():
+    cases = [*KERNELS, "observed", "SMC, metric: mixture of Normal", "global moves: mixture of Normal"]
+    assert found(cases, [2, 8]) == {case: [True] for case in cases}

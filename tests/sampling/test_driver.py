@@ -1,48 +1,57 @@
-"""The driver: one trace, and samples that depend on nothing but key and N."""
+"""The driver: one trace, samples that depend on nothing but key and N, and warnings of a run that is under way."""
 
 import ast
 import os
 import signal
+import warnings
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob import tuning
+from composeprob.density.overlap import check_evaluations
 from composeprob.results.status import Code
-from composeprob.runtime import compiled
+from composeprob.runtime import compiled, watchers
 from composeprob.runtime.progress import Progress
-from processes import said
-from sampling_cases import SAMPLER, SCHEDULE, Calls, Counted, run, single
+from processes import HASTE, said
+from sampling_cases import SAMPLER, Calls, Counted, both, run, single
 
 
-def energy_factor(calls, schedule):
-    return cp.Energy(Counted(calls), schedule, event_shape=(2,))
+def counted(num_levels):
+    """N(0, I) in the plane, and the counter of its calls."""
+    calls = Calls()
+    schedule = cp.Schedule.log_snr(num_levels)
+    return cp.compile(single, cp.Energy(Counted(calls), schedule, event_shape=(2,))), calls
+
+
+def two_chains(density, step_size=0.01, seed=0):
+    return run(density, seed, chains=2, sampler=cp.AnnealedMCMC(cp.MALA(step_size), 1))
 
 
 def test_one_trace_for_ten_or_a_thousand_levels():
     traces = []
     for num_levels in (10, 1000):
-        calls = Calls()
-        density = cp.compile(single, energy_factor(calls, cp.Schedule.log_snr(num_levels)))
+        density, calls = counted(num_levels)
         calls.reset()
-        cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.AnnealedMCMC(cp.MALA(0.01), 1), progress=False)
+        two_chains(density)
         traces.append(calls.traced)
         calls.reset()
-        again = cp.AnnealedMCMC(cp.MALA(0.02), 1)  # other numbers, another key: the same code
-        cp.infer(density, jax.random.key(1), num_chains=2, sampler=again, progress=False)
+        two_chains(density, 0.02, seed=1)  # other numbers, another key: the same code
         assert calls.traced == 0
     assert traces[0] == traces[1]
 
 
 def test_a_rule_that_is_written_again_is_not_compiled_again():
-    calls = Calls()
-    density = cp.compile(single, energy_factor(calls, cp.Schedule.log_snr(12)))
+    density, calls = counted(12)
 
     def traced(factor):
         calls.reset()
-        sampler = cp.AnnealedMCMC(cp.MALA(lambda schedule: factor * schedule.sigma**2), 1)
-        result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=sampler, progress=False)
+        result = two_chains(density, lambda schedule: factor * schedule.sigma**2)
         assert "<lambda>" in result.about.sampler
         return calls.traced
 
@@ -79,27 +88,25 @@ def test_result_fields_agree(product):
 
 
 @pytest.fixture
-def interruptible():
-    """Python's own handler of Ctrl-C; a process started in the background of a shell inherits that it is ignored."""
+def interrupt_after(monkeypatch):
+    """Ctrl-C when so many levels are done, by a real signal."""
+
+    def after(levels):
+        def update(self, done, **facts):
+            if done >= levels:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(Progress, "update", update)
+        monkeypatch.setattr(Progress, "pause", 1e-9)
+
+    # Python's own handler: a process started in the background of a shell inherits that Ctrl-C is ignored.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
+    yield after
     signal.signal(signal.SIGINT, previous)
 
 
-def interrupt_after(monkeypatch, levels):
-    """Ctrl-C when so many levels are done, by a real signal."""
-
-    def update(self, done, **facts):
-        if done >= levels:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Progress, "update", update)
-    monkeypatch.setattr(Progress, "pause", 1e-9)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_returns_what_is_done(product, monkeypatch):
-    interrupt_after(monkeypatch, 5)
+def test_ctrl_c_returns_what_is_done(product, interrupt_after):
+    interrupt_after(5)
     result = run(product)
     assert result.status.code is Code.INTERRUPTED
     assert "after 5 of 32 levels" in result.status.message
@@ -111,21 +118,19 @@ def test_ctrl_c_returns_what_is_done(product, monkeypatch):
     assert result["x"].std() > 0.5  # still at the noise of level 27
 
 
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("draws", "words"), [(None, None), (3, "after 0 of 3 draws")])
-def test_ctrl_c_at_level_0_begins_nothing_more(product, monkeypatch, draws, words):
+def test_ctrl_c_at_level_0_begins_nothing_more(product, interrupt_after, draws, words):
     """Without draws, global moves or a warm-up the run has all that it was to have."""
-    interrupt_after(monkeypatch, product.num_levels)
+    interrupt_after(product.num_levels)
     result = run(product, draws=draws)
     assert result.status.has(Code.INTERRUPTED) == (words is not None)
     assert words is None or words in result.status.message
     assert result["x"].shape == ((64, 2) if draws is None else (64, 1, 2))
 
 
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("then", [cp.GlobalMoves(5), cp.WarmUp()], ids=str)
-def test_ctrl_c_at_level_0_leaves_out_what_moves_chains_there(product, monkeypatch, then):
-    interrupt_after(monkeypatch, product.num_levels)
+def test_ctrl_c_at_level_0_leaves_out_what_moves_chains_there(product, interrupt_after, then):
+    interrupt_after(product.num_levels)
     sampler = cp.AnnealedMCMC(cp.HMC(0.1), 1, then=then)
     result = run(product, sampler=sampler, draws=2)
     assert "before its global moves or its warm-up there had ended" in result.status.message
@@ -135,7 +140,7 @@ def test_ctrl_c_at_level_0_leaves_out_what_moves_chains_there(product, monkeypat
 SCRIPT = """
 import re, logging, sys
 import jax, jax.numpy as jnp, numpyro.distributions as dist, composeprob as cp
-from sampling_cases import both, normal
+from sampling_cases import SAMPLER, both, normal
 compiled = []
 class Names(logging.Handler):
     def emit(self, record):
@@ -143,9 +148,9 @@ class Names(logging.Handler):
 logger = logging.getLogger("jax._src.interpreters.pxla")
 logger.addHandler(Names())
 density = cp.compile(both, normal([0.0, 0.0]), normal([1.0, -1.0]))
-key, sampler = jax.random.key(0), cp.SMC(cp.MALA(cp.Adaptive()))
+key = jax.random.key(0)
 jax.config.update("jax_log_compiles", True)
-result = cp.infer(density, key, num_chains=256, sampler=sampler, progress=False)
+result = cp.infer(density, key, num_chains=256, sampler=SAMPLER, progress=False)
 first, compiled[:] = list(compiled), []
 result.summary()
 asked, compiled[:] = list(compiled), []
@@ -156,7 +161,7 @@ print(first, asked, compiled, sep="\\n")
 
 def test_a_first_run_compiles_few_programs_and_leaves_questions_to_who_asks():
     """A new process compiles what is there for the levels and what reads them, and next to no single operations."""
-    first, asked, again = map(ast.literal_eval, said(SCRIPT)[-3:])
+    first, asked, again = map(ast.literal_eval, said(SCRIPT, **HASTE)[-3:])
     assert first == ["jit(start)", "jit(advance)", "jit(read)"]
     assert "jit(_expert_statistics)" not in first
     assert "jit(_expert_statistics)" in asked
@@ -186,6 +191,125 @@ def test_compiled_code_is_let_go_before_a_process_has_no_memory_maps_left(monkey
     assert double(2.0) == 4.0
     assert len(traced) == 2
     monkeypatch.setattr(compiled, "make_room", lambda: asked.append(1))
-    density = cp.compile(single, energy_factor(Calls(), SCHEDULE))
-    cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.AnnealedMCMC(cp.MALA(0.01), 1), progress=False)
+    two_chains(counted(12)[0])
     assert asked == [1]
+
+
+# ── a long run warns of factors that agree nowhere; a short one says so at its end ───────────────────────────────────
+
+CHAINS = 256
+SLOW_SAMPLER = cp.AnnealedMCMC(cp.MALA(lambda schedule: 0.3 * jnp.asarray(schedule.sigma) ** 2), 6)
+CLOSE = cp.Schedule.log_snr(24)
+
+
+def boxes(apart):
+    """Two boxes of width 1: data, so that both products share their code."""
+    f, g = (cp.Analytic(dist.Uniform(a, a + 1.0), CLOSE, label="box") for a in map(jnp.float32, (0.0, apart)))
+    return cp.compile(both, f, g)
+
+
+def sampled(density):
+    return run(density, chains=CHAINS, sampler=SLOW_SAMPLER)
+
+
+def every_run_is_long(monkeypatch):
+    monkeypatch.setattr(tuning, "CHECKS", tuning.CHECKS._replace(long_seconds=0.0))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How often chains were sent ahead."""
+    calls = []
+
+    def counted(*arguments, check=watchers.check):
+        calls.append(arguments)
+        return check(*arguments)
+
+    monkeypatch.setattr(watchers, "check", counted)
+    return calls
+
+
+def test_a_long_run_warns_before_its_end_and_has_the_same_samples(asked, monkeypatch):
+    apart = boxes(2.0)
+    quiet = sampled(apart)  # a warning of ours would be an error
+    assert not asked
+    assert quiet.status.has("no_overlap")  # said at the end, of its own samples
+    every_run_is_long(monkeypatch)
+    with pytest.warns(UserWarning, match=r"The factors agree nowhere: .*The run goes on; Ctrl-C ends it"):
+        warned = sampled(apart)
+    assert len(asked) == 1
+    assert np.array_equal(warned["x"], quiet["x"])
+    assert warned.status == quiet.status
+
+
+def test_factors_that_agree_are_asked_once_and_nothing_is_said(asked, monkeypatch):
+    every_run_is_long(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sampled(boxes(0.5)).status.ok
+    assert len(asked) == 1
+
+
+def test_asking_takes_no_more_than_its_share(asked, monkeypatch):
+    """16 chains · (4 steps at each of 24 levels + 8 levels) of 256 chains · 24 levels · 7 evaluations."""
+    every_run_is_long(monkeypatch)
+    density = boxes(2.0)
+    assert check_evaluations(density) == 16 * (4 * 24 + 8) <= 0.05 * CHAINS * 24 * 7
+    monkeypatch.setattr(watchers, "check_evaluations", lambda density: int(0.05 * CHAINS * 24 * 7) + 1)
+    sampled(density)
+    assert not asked
+
+
+def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(monkeypatch):
+    """The first one compiles: 100 s of that and levels of 1 s make no long run, levels of 4 s do."""
+
+    def at(level):
+        visits = SimpleNamespace(made=24 - level, visited=lambda: [level])
+        sampler = SimpleNamespace(evaluations=lambda first, visits: 10**6)
+        return SimpleNamespace(**call, sampler=sampler, first=23, visits=visits)
+
+    call = {"density": boxes(2.0), "pace": None, "num_chains": 1, "key": jax.random.key(0)}
+    for seconds, long in ((1.0, False), (4.0, True)):
+        clock = iter([100.0, 100.0 + 4 * seconds])
+        monkeypatch.setattr(watchers.time, "monotonic", lambda clock=clock: next(clock))
+        asked = []
+        monkeypatch.setattr(watchers, "check", lambda *arguments, asked=asked: asked.append(arguments) or ())
+        pilot_run = watchers.PilotRun(at(23))
+        for level in (23, 19, 15, 11):
+            pilot_run(at(level))
+        assert bool(asked) == long
+
+
+# ── settings of JAX with which others look for mistakes in code of their own ─────────────────────────────────────────
+
+LEVELS = cp.Schedule.log_snr(12)
+
+
+def ranks():
+    mean, ones = jnp.zeros(3), jnp.ones(3)
+    law = dist.MixtureSameFamily(dist.Categorical(ones / 3), dist.Normal(mean, ones))  # of more ranks than one
+    return cp.compile(both, cp.Analytic(law, LEVELS), cp.Analytic(dist.Normal(mean[0], ones[0]), LEVELS))
+
+
+@cp.program
+def observed(f, y):
+    cp.observe("y", dist.Normal(cp.sample("x", f), 0.5), y)
+
+
+def test_a_run_is_the_same_under_settings_that_look_for_mistakes():
+    at = {"x": jnp.float32(0.3)}
+    density = ranks()
+    expected, log_density = run(density)["x"], density.log_density(at, 0)
+    with jax.debug_nans(True), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        density = ranks()
+        np.testing.assert_array_equal(run(density)["x"], expected)
+        assert density.log_density(at, 0) == log_density
+        cp.compile(observed, cp.Analytic(dist.Uniform(-3.0, 3.0), LEVELS), jnp.float32(1.0))
+        assert cp.load("ring2d").event_shape == (2,)
+
+
+def test_the_settings_of_a_process_are_its_own_again():
+    with jax.debug_nans(True):
+        ranks()
+        with pytest.raises(FloatingPointError):
+            jnp.log(jnp.float32(-1.0))

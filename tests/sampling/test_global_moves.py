@@ -12,15 +12,14 @@ from composeprob.samplers import closing
 from composeprob.samplers.choose import independent
 from composeprob.samplers.closing import renewed
 from composeprob.samplers.gaussian_mixture import GaussianMixture, finite
+from refusals import refused
 from sampling_cases import Calls, Counted, both, normal, run, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 SHORT = cp.Schedule.log_snr(6, -4.0, 6.0)
-MEANS, SDS, SHARES = (
-    np.array([[-2.0, 1.0], [2.0, 0.0], [1.0, -3.0]]),
-    np.array([0.3, 0.8, 0.5]),
-    np.array([0.5, 0.2, 0.3]),
-)
+MEANS = np.array([[-2.0, 1.0], [2.0, 0.0], [1.0, -3.0]])
+SDS, SHARES = np.array([0.3, 0.8, 0.5]), np.array([0.5, 0.2, 0.3])
+EXACT = {str(j): share for j, share in enumerate(SHARES)}
 
 
 def three_modes(schedule=SHORT):
@@ -86,10 +85,9 @@ def shares(results):
 
 def test_modes_get_their_shares_and_without_global_moves_they_do_not():
     density = cp.compile(single, three_modes())
-    exact = {str(j): share for j, share in enumerate(SHARES)}
     moved = [frozen(density, seed, cp.GlobalMoves()) for seed in range(8)]
-    assert_agrees(z_scores(shares(moved), exact))
-    assert_disagrees(z_scores(shares([frozen(density, seed) for seed in range(8)]), exact))
+    assert_agrees(z_scores(shares(moved), EXACT))
+    assert_disagrees(z_scores(shares([frozen(density, seed) for seed in range(8)]), EXACT))
     assert all(result.about.global_acceptance > 0.3 for result in moved)
     spread = np.std(shares(moved)["0"]) / np.sqrt(0.25 / 400)
     assert 0.4 < spread < 1.8  # of 8 runs; chains are as good as independent ones
@@ -99,7 +97,7 @@ def test_a_proposal_whose_own_density_is_left_out_is_found_out(monkeypatch):
     monkeypatch.setattr(GaussianMixture, "log_prob", lambda self, row: jnp.zeros(()))
     density = cp.compile(single, three_modes(cp.Schedule.log_snr(5, -4.0, 6.0)))  # another shape: compiled anew
     moved = [frozen(density, seed, cp.GlobalMoves()) for seed in range(8)]
-    assert_disagrees(z_scores(shares(moved), {str(j): share for j, share in enumerate(SHARES)}))
+    assert_disagrees(z_scores(shares(moved), EXACT))
 
 
 def test_what_chains_descend_from():
@@ -168,32 +166,24 @@ def test_a_run_that_goes_on_does_not_make_them_twice(tmp_path):
     assert again.evaluations == whole.evaluations
 
 
-@pytest.mark.parametrize("count", [-1, 0, 2.5, True, "many"])
-def test_they_are_counted_by_a_whole_number(count):
-    with pytest.raises(
-        cp.errors.ComposeProbError, match=r"GlobalMoves\(number=\) must be (a whole number|at least 1); got"
-    ):
-        cp.GlobalMoves(count)
-
-
 @pytest.mark.parametrize("then", [20, None, cp.GlobalMoves, (cp.WarmUp(), "GlobalMoves")])
 def test_only_closings_close_a_run(then):
-    with pytest.raises(cp.errors.WrongTypeError, match=r"then= takes what closes a run at level 0"):
-        cp.SMC(then=then)
-    with pytest.raises(cp.errors.WrongTypeError, match=r"then= takes what closes a run at level 0"):
-        cp.AnnealedMCMC(cp.MALA(), 1, then=then)
+    words = r"then= takes what closes a run at level 0"
+    refused(lambda: cp.SMC(then=then), cp.errors.WrongTypeError, words)
+    refused(lambda: cp.AnnealedMCMC(cp.MALA(), 1, then=then), cp.errors.WrongTypeError, words)
 
 
 def test_what_they_need():
-    density = cp.compile(single, three_modes())
-    with pytest.raises(cp.errors.InvalidValueError, match="positions of 2 numbers") as raised:
-        run(density, chains=15, sampler=cp.SMC(then=cp.GlobalMoves()))
-    assert "16 chains or more" in str(raised.value)
-
-    def network(x, t):
-        return 0.5 * jnp.sum(x**2)
-
-    learned = cp.Diffusion(network, SHORT, event_shape=(2,), parameterization="energy", time="sigma", label="learned")
-    with pytest.raises(cp.errors.CapabilityError, match="needs `mode_depth`, but factor") as refused:
-        run(cp.compile(single, learned), chains=400, sampler=cp.SMC(then=cp.GlobalMoves()))
-    assert "leave cp.GlobalMoves out" in str(refused.value)
+    """A whole number of them, chains enough for a mixture, and how deep the modes are."""
+    for count, kind, words in (
+        *((count, cp.errors.InvalidValueError, "at least 1") for count in (-1, 0)),
+        *((count, cp.errors.WrongTypeError, "a whole number") for count in (2.5, True, "many")),
+    ):
+        refused(lambda: cp.GlobalMoves(count), kind, rf"GlobalMoves\(number=\) must be {words}; got")
+    learned = cp.Diffusion(lambda x, t: jnp.sum(x**2), SHORT, event_shape=(2,), parameterization="energy", time="sigma")
+    for factor, chains, kind, words in (
+        (three_modes(), 15, cp.errors.InvalidValueError, "positions of 2 numbers.*16 chains or more"),
+        (learned, 400, cp.errors.CapabilityError, "needs `mode_depth`, but factor.*leave cp.GlobalMoves out"),
+    ):
+        density = cp.compile(single, factor)
+        refused(lambda: run(density, chains=chains, sampler=cp.SMC(then=cp.GlobalMoves())), kind, words)

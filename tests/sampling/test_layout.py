@@ -34,25 +34,30 @@ def latents_alone():
     cp.observe("y", dist.Normal(0.0, scale), 1.0)
 
 
-PLANE = cp.Analytic(dist.Normal(jnp.zeros(3), jnp.array([1.0, 0.5, 2.0])).to_event(1), SCHEDULE)
-DENSITIES = {
-    "many": cp.compile(many, PLANE, PLANE),
-    "noised": cp.compile(single, PLANE),
-    "static": cp.compile(latents_alone),  # of one level
-}
+@pytest.fixture(scope="module")
+def densities():
+    plane = cp.Analytic(dist.Normal(jnp.zeros(3), jnp.array([1.0, 0.5, 2.0])).to_event(1), SCHEDULE)
+    return {
+        "many": cp.compile(many, plane, plane),
+        "noised": cp.compile(single, plane),
+        "static": cp.compile(latents_alone),  # of one level
+    }
+
+
+EVERY = pytest.mark.parametrize("name", ["many", "noised", "static"])
 
 
 def at(density):
-    """A level, and its α."""
+    """Its layout, a level, and its α."""
     level = min(LEVEL, density.num_levels - 1)
-    return level, density.schedule.at(level).alpha
+    return Layout.of_density(density), level, density.schedule.at(level).alpha
 
 
-@pytest.mark.parametrize("name", DENSITIES)
-def test_positions_come_back_from_vectors(name):
+@EVERY
+def test_positions_come_back_from_vectors(densities, name):
     """Of one chain and of many; noised entries come first and are divided by α, as in y = x/α."""
-    density = DENSITIES[name]
-    layout, (level, alpha) = Layout.of_density(density), at(density)
+    density = densities[name]
+    layout, level, alpha = at(density)
     position = density.initial(jax.random.key(0), level)
     vector = layout.vector(position, alpha)
     shapes = {site: jnp.shape(value) for site, value in position.items()}
@@ -72,19 +77,19 @@ def test_positions_come_back_from_vectors(name):
     assert layout.dims == sum(np.prod(shape, dtype=int) for _, shape in layout.noised)
 
 
-def test_sites_are_in_alphabetical_order_and_held_ones_are_static():
-    layout = Layout.of_density(DENSITIES["many"])
+def test_sites_are_in_alphabetical_order_and_held_ones_are_static(densities):
+    layout, *_ = at(densities["many"])
     assert layout.noised == (("a", (3,)), ("b", ()), ("t", (2, 3)), ("z", (3,)))
     assert layout.static == (("c", ()), ("m", (2, 1)), ("s", ()))
     assert layout.entries(("t", "a")).tolist() == [0, 1, 2, *range(4, 10)]
-    np.testing.assert_array_equal(layout.power(DENSITIES["many"], 0), [1.0] * 3 + [2.0] + [1.0] * 6 + [3.0] * 3)
+    np.testing.assert_array_equal(layout.power(densities["many"], 0), [1.0] * 3 + [2.0] + [1.0] * 6 + [3.0] * 3)
 
 
-@pytest.mark.parametrize("name", DENSITIES)
-def test_an_evaluations_score_is_the_gradient_of_its_log_density(name):
+@EVERY
+def test_an_evaluations_score_is_the_gradient_of_its_log_density(densities, name):
     """With respect to the vector, by `jax.grad`; that of a held site is 0, as nothing may move it."""
-    density = DENSITIES[name]
-    layout, (level, alpha) = Layout.of_density(density), at(density)
+    density = densities[name]
+    layout, level, alpha = at(density)
     vector = layout.vector(density.initial(jax.random.key(1), level), alpha)
     found = jax.jit(lambda v: layout.evaluate(density, v, level))(vector)
     value, slope = jax.jit(jax.value_and_grad(lambda v: layout.evaluate(density, v, level).log_density))(vector)
@@ -94,11 +99,11 @@ def test_an_evaluations_score_is_the_gradient_of_its_log_density(name):
     assert float(jnp.abs(slope).max()) > 0.1
 
 
-def test_drift_and_rate_are_those_of_y():
+def test_drift_and_rate_are_those_of_y(densities):
     """In y = x/α the drift is α·∇ log F and the rate α² times that of x; without parts there are none."""
-    density = DENSITIES["many"]
-    layout, position = Layout.of_density(density), density.initial(jax.random.key(1), LEVEL)
-    alpha = density.schedule.at(LEVEL).alpha
+    density = densities["many"]
+    layout, _, alpha = at(density)
+    position = density.initial(jax.random.key(1), LEVEL)
     plain, found = density.evaluate(position, LEVEL), layout.evaluate(density, layout.vector(position, alpha), LEVEL)
     drift = np.concatenate([alpha * plain.parts.drift[site].reshape(-1) for site, _ in layout.noised])
     np.testing.assert_allclose(found.parts.drift, drift, rtol=1e-4, atol=1e-5)

@@ -15,7 +15,7 @@ from composeprob.errors import AlignmentError, CapabilityError, InvalidValueErro
 from composeprob.samplers.run import Pace, Records, Visits
 from composeprob.samplers.spread import host
 from refusals import refused
-from sampling_cases import SCHEDULE, both, normal, single, stop_after
+from sampling_cases import SCHEDULE, both, normal, run, single, stop_after
 from zscores import LIMIT
 
 CHAINS = 512
@@ -37,9 +37,8 @@ def exact():
     return np.log(parts.sum()), parts[1] / parts.sum()
 
 
-def adaptive(density, seed=0, **options):
-    options = {"sampler": cp.SMC(cp.MALA(cp.Adaptive())), "levels": "adaptive", "progress": False} | options
-    return cp.infer(density, jax.random.key(seed), num_chains=CHAINS, **options)
+def adaptive(density, **options):
+    return run(density, **{"chains": CHAINS, "sampler": cp.SMC(cp.MALA(cp.Adaptive())), "levels": "adaptive"} | options)
 
 
 @pytest.fixture(scope="module")
@@ -84,34 +83,25 @@ def test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing(
 def test_levels_that_are_given_are_those_of_a_program_compiled_on_them(density):
     wanted = np.linspace(-6.0, 8.0, 12)
     sampler = cp.SMC(cp.MALA(0.05), check_levels=False)
-    there = cp.infer(density, jax.random.key(1), num_chains=64, levels=wanted, sampler=sampler, progress=False)
+    there = run(density, levels=wanted, sampler=sampler)
     np.testing.assert_allclose(there.levels["log_snr"], wanted[::-1], atol=1e-4)
-    compiled = density.on(cp.Schedule.log_snr(12, min=-6.0, max=8.0))
-    other = cp.infer(compiled, jax.random.key(1), num_chains=64, sampler=sampler, progress=False)
+    other = run(density.on(cp.Schedule.log_snr(12, min=-6.0, max=8.0)), sampler=sampler)
     np.testing.assert_array_equal(there["x"], other["x"])
-
-
-def network(x, t):
-    return x
 
 
 def test_a_network_that_knows_its_own_levels_only_is_run_on_some_of_them():
     """The score of N(0, 1) for variance-preserving levels, trained on 400 of them."""
     own = cp.Schedule.linear(400)
-    f = cp.Diffusion(lambda x, t: own_sigma(own, t) * x, own, event_shape=(2,), parameterization="epsilon")
+    sigma = jnp.asarray(own.sigma, jnp.float32)
+    f = cp.Diffusion(lambda x, t: sigma[t] * x, own, event_shape=(2,), parameterization="epsilon")
     density = cp.compile(single, f)
-    result = cp.infer(density, jax.random.key(0), num_chains=256, sampler=cp.SMC(), levels="adaptive", progress=False)
+    result = adaptive(density, chains=256, sampler=cp.SMC())
     known = np.asarray(own.log_snr, np.float32)
     assert 5 < len(result.levels["log_snr"]) < 60
     assert np.all(np.isin(result.levels["log_snr"], np.asarray(density.schedule.log_snr)))
     assert result.levels["log_snr"][0] == known[0] or np.isclose(result.levels["log_snr"][0], known[0], atol=1e-3)
     assert abs(np.var(result["x"]) - 1.0) < 0.25
-    with pytest.raises(AlignmentError, match="knows only the 400 levels"):
-        cp.infer(density, jax.random.key(0), num_chains=256, levels=[-3.0, 0.1, 4.0], progress=False)
-
-
-def own_sigma(schedule, t):
-    return jnp.asarray(schedule.sigma, jnp.float32)[t]
+    refused(lambda: run(density, levels=[-3.0, 0.1, 4.0]), AlignmentError, "knows only the 400 levels")
 
 
 def test_refusals(density):
@@ -122,9 +112,9 @@ def test_refusals(density):
         ((1.0, 2.0),): r"an array of shape \(1, 2\)",
         (1.0, 1.0): "Levels must go from clean to noisy",
     }.items():
-        refused(lambda: cp.infer(density, jax.random.key(0), num_chains=4, levels=levels), InvalidValueError, words)
-    with pytest.raises(CapabilityError, match="AnnealedMCMC has no weights"):
-        adaptive(density, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
+        refused(lambda: run(density, levels=levels), InvalidValueError, words)
+    independent = cp.AnnealedMCMC(cp.MALA(0.1), 1)
+    refused(lambda: adaptive(density, sampler=independent), CapabilityError, "AnnealedMCMC has no weights")
     copy = eqx.tree_at(lambda d: d.schedule.sigma, density, density.schedule.sigma)
     refused(lambda: adaptive(copy), CapabilityError, r"Only a density as cp\.compile returned it")
 
@@ -217,6 +207,6 @@ def test_steps_that_are_too_long_for_a_sharp_event_are_named(width, steady):
         cp.factor("beyond", jax.scipy.special.log_ndtr((x - 4.0) / width), anneal="denoised")
 
     target = cp.compile(event, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40, max=8.0)), jnp.float32(width))
-    result = cp.infer(target, jax.random.key(0), num_chains=CHAINS, sampler=cp.SMC(), progress=False)
+    result = run(target, chains=CHAINS, sampler=cp.SMC())
     assert np.nanmin(result.levels["ess"]) > 0.05
     assert result.status.has("weights_collapsed") != steady

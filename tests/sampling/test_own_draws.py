@@ -1,6 +1,7 @@
 """Scores that are wrong where there is little noise: found by the factor's own draws, and named of runs that follow
 them."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,28 +12,36 @@ import pytest
 import composeprob as cp
 from composeprob.results.status import Code
 from composeprob.runtime.own_draws import own_scores
-from sampling_cases import single
+from sampling_cases import run, single
 
 SCHEDULE = cp.Schedule.log_snr(32)
 SD = np.array([1.0, 0.5])
 
 
-def gaussian(error):
+class Epsilon(eqx.Module):
     """The noise in x of N(0, diag(SD²)), with an error where there is little, which does not fall with it."""
 
-    def epsilon(x, level):
-        alpha, sigma = jnp.asarray(SCHEDULE.alpha)[level], jnp.asarray(SCHEDULE.sigma)[level]
-        return sigma * x / (alpha**2 * SD**2 + sigma**2) + error * alpha**16 * x
+    error: jax.Array
 
-    return cp.Diffusion(epsilon, SCHEDULE, event_shape=(2,), parameterization="epsilon", time="level")
+    def __call__(self, x, level):
+        alpha, sigma = jnp.asarray(SCHEDULE.alpha)[level], jnp.asarray(SCHEDULE.sigma)[level]
+        return sigma * x / (alpha**2 * SD**2 + sigma**2) + self.error * alpha**16 * x
+
+
+def gaussian(error):
+    network = Epsilon(jnp.float32(error))  # data, so that its code is compiled once
+    return cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization="epsilon", time="level")
+
+
+def asked(density):
+    positions = jax.vmap(density.initial)(jax.random.split(jax.random.key(0), 256))
+    return own_scores(density, positions, jax.random.key(1))
 
 
 @pytest.mark.parametrize("error", [0.0, 0.1])
 def test_a_score_is_held_against_its_own_draws(error):
     """Where the error is ε, the score of N(0, s²) is steeper than it should be by ε·s²/σ at level 0."""
-    density = cp.compile(single, gaussian(error))
-    positions = jax.vmap(density.initial)(jax.random.split(jax.random.key(0), 256))
-    (found,) = own_scores(density, positions, jax.random.key(1)).values()
+    (found,) = asked(cp.compile(single, gaussian(error))).values()
     assert found.wrong == (error > 0)
     if not error:
         assert found.right_from == 0
@@ -45,15 +54,14 @@ def test_a_score_is_held_against_its_own_draws(error):
 def test_a_run_that_follows_it_says_so():
     """The Metropolis test makes it N(0, 1/(1 + 0.1/σ)); reverse diffusion, which has no test, is close to N(0, 1)."""
     density = cp.compile(single, gaussian(0.1))
-    result = cp.infer(density, jax.random.key(0), num_chains=1000, progress=False)
+    default = {"chains": 1000, "sampler": None}
+    result = run(density, **default)
     assert result.status.has(Code.NETWORK_DOUBTED)
     assert "times as steep" in result.status.message
     assert np.isnan(result.mean(lambda s: s["x"]).error).all()
     assert result.unweighted()["x"][:, 0].std() < 0.5
-    reverse = cp.infer(density, jax.random.key(0), num_chains=1000, sampler=cp.Ancestral(), progress=False)
-    assert reverse["x"][:, 0].std() > 0.75
-    right = cp.infer(cp.compile(single, gaussian(0.0)), jax.random.key(0), num_chains=1000, progress=False)
-    assert right.status.ok
+    assert run(density, chains=1000, sampler=cp.Ancestral())["x"][:, 0].std() > 0.75
+    assert run(cp.compile(single, gaussian(0.0)), **default).status.ok
 
 
 MEMBER_SD, GROUP_SD = 0.5, 1.0
@@ -97,17 +105,10 @@ def study(members, score, mask=True):
     return cp.compile(group)
 
 
-def asked(density):
-    positions = jax.vmap(density.initial)(jax.random.split(jax.random.key(0), 256))
-    return own_scores(density, positions, jax.random.key(1))
-
-
-def right(m, away):
-    return 0.0
-
-
 @pytest.mark.parametrize(
-    ("members", "score"), [(20, gaussian_member(right)), (500, skewed_member)], ids=["Gaussian", "skewed"]
+    ("members", "score"),
+    [(20, gaussian_member(lambda m, away: 0.0)), (500, skewed_member)],
+    ids=["Gaussian", "skewed"],
 )
 def test_members_of_a_plate_that_are_right(members, score):
     (found,) = asked(study(members, score)).values()
@@ -130,9 +131,8 @@ POOLED = GROUP_SD**2 + MEMBER_SD**2
 )
 def test_small_errors_of_members_add_up_in_their_group(wrong, led):
     """To each member they are nothing, nor to 20. The mean of J is uncertain by √(P/J), its variance by P·√(2/J)."""
-    (found,) = asked(study(20, gaussian_member(wrong))).values()
-    assert not found.wrong
-    (found,) = asked(study(500, gaussian_member(wrong))).values()
+    few, found = (next(iter(asked(study(j, gaussian_member(wrong))).values())) for j in (20, 500))
+    assert not few.wrong
     assert found.wrong
     assert 0.7 * led < found.shift < 1.05 * led  # less four errors
     assert 0 < found.right_from < 20
@@ -148,7 +148,7 @@ def test_a_run_over_a_plate_says_so(error):
     """Given the group's width its mean is N(0.3, P/J), but for a prior that is vague beside that."""
     members = 300
     density = study(members, gaussian_member(lambda m, away: error))
-    result = cp.infer(density, jax.random.key(2), num_chains=300, progress=False)
+    result = run(density, 2, 300, sampler=None)
     off = (np.asarray(result["mu"]).mean() - 0.3) / (POOLED / members) ** 0.5
     assert result.status.has(Code.NETWORK_DOUBTED) == (error > 0)
     if error:

@@ -78,14 +78,10 @@ def test_copies_are_unbiased():
     assert_agrees(z_scores(copies, {str(i): float(5 * jnp.exp(w)) for i, w in enumerate(weights)}))
 
 
-@pytest.mark.parametrize("number", [0, 3, 2**31, 2**32 - 1])
-def test_equal_weights_keep_every_chain(number):
+@pytest.mark.parametrize("number", [0, 3, 5, 2**31, 2**32 - 1])
+def test_equal_weights_keep_every_chain_and_chains_of_weight_zero_die_but_no_population_of_them(number):
     assert np.array_equal(indices(number, np.full(SIZE, -7.0)), np.arange(SIZE))
     assert float(ess(jnp.full(SIZE, -7.0))) == 1.0
-
-
-@pytest.mark.parametrize("number", [0, 5, 2**31, 2**32 - 1])
-def test_chains_of_weight_zero_die_and_a_population_of_them_does_not(number):
     for alive in ([0, 1, 2], [9, 10, 11], [4], [0], [SIZE - 1]):
         some = np.where(np.isin(np.arange(SIZE), alive), 0.0, -np.inf)
         assert set(indices(number, some).tolist()) == set(alive)

@@ -37,16 +37,23 @@ def same(result, other):
     assert result.evaluations == other.evaluations
 
 
-@pytest.mark.usefixtures("every_level")
-def test_a_resumed_run_gives_the_same_samples(product, whole, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_after(patch, 7)
-        part = run(product, checkpoint_dir=tmp_path)
+@pytest.fixture
+def stopped(monkeypatch, every_level):
+    """Runs that are interrupted after so many levels, with a checkpoint after each."""
+
+    def run_until(levels, *args, **options):
+        with monkeypatch.context() as patch:
+            stop_after(patch, levels)
+            return run(*args, **options)
+
+    return run_until
+
+
+def test_a_resumed_run_gives_the_same_samples(product, whole, tmp_path, stopped):
+    part = stopped(7, product, checkpoint_dir=tmp_path)
     assert part.status.code is Code.INTERRUPTED
     assert "The same call goes on from its checkpoint" in part.status.message
-    with monkeypatch.context() as patch:  # and once more, from the middle
-        stop_after(patch, 19)
-        run(product, checkpoint_dir=tmp_path)
+    stopped(19, product, checkpoint_dir=tmp_path)  # and once more, from the middle
     resumed = run(product, checkpoint_dir=cp.Checkpoint(tmp_path, resume=True))
     same(resumed, whole)
     assert resumed.status.ok
@@ -54,11 +61,8 @@ def test_a_resumed_run_gives_the_same_samples(product, whole, tmp_path, monkeypa
     same(run(product, checkpoint_dir=tmp_path), whole)  # a finished run is only read
 
 
-@pytest.mark.usefixtures("every_level")
-def test_the_damaged_last_checkpoint_is_passed_over(product, whole, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_after(patch, 7)
-        run(product, checkpoint_dir=tmp_path)
+def test_the_damaged_last_checkpoint_is_passed_over(product, whole, tmp_path, stopped):
+    stopped(7, product, checkpoint_dir=tmp_path)
     steps = sorted((p for p in tmp_path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     assert [p.name for p in steps][-1] == "7"
     assert len(steps) == 2
@@ -79,47 +83,41 @@ def test_refusals(product, whole, tmp_path):
     a = tmp_path / "a"
     same(run(product, checkpoint_dir=a), whole)  # too short for a checkpoint before its end
     other = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.5], [0.5, 1.0]))
+    sampler = lambda resample: cp.SMC(cp.MALA(cp.Adaptive()), resample=resample, step=cp.ReverseStep(order=1))
     for words, change in {
         r"its number of chains is 64, not 32": {"chains": 32},
         r"its random key is .*0\]', not .*1\]'": {"seed": 1},
-        r"its sampler is .SMC.*resample=0.5.*resample=0.6": {
-            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample=0.6, step=cp.ReverseStep(order=1))
-        },
-        r"it differs in: the numbers of the sampler": {
-            "sampler": cp.SMC(cp.MALA(cp.Adaptive()), resample=0.50001, step=cp.ReverseStep(order=1))
-        },
+        r"its sampler is .SMC.*resample=0.5.*resample=0.6": {"sampler": sampler(0.6)},
+        r"it differs in: the numbers of the sampler": {"sampler": sampler(0.50001)},
     }.items():
-        with pytest.raises(LoadError, match=f"belongs to another run: {words}.*\n.*resume=False"):
-            run(product, checkpoint_dir=a, **change)
+        words = f"belongs to another run: {words}.*\n.*resume=False"
+        refused(lambda: run(product, checkpoint_dir=a, **change), LoadError, words)
     refused(lambda: run(other, checkpoint_dir=a), LoadError, "differs in: the weights or parameters of its factors")
-    with pytest.raises(LoadError, match=r"its program is .*f\(x\)·g\(x\).*not "):
-        run(cp.compile(single, normal([0.0, 0.0])), checkpoint_dir=a)
-    with pytest.raises(LoadError, match=r"no checkpoint in .*b to resume from.*\n.*check the folder"):
-        run(product, checkpoint_dir=cp.Checkpoint(tmp_path / "b", resume=True))
+    alone, absent = cp.compile(single, normal([0.0, 0.0])), cp.Checkpoint(tmp_path / "b", resume=True)
+    refused(lambda: run(alone, checkpoint_dir=a), LoadError, r"its program is .*f\(x\)·g\(x\).*not ")
+    words = r"no checkpoint in .*b to resume from.*\n.*check the folder"
+    refused(lambda: run(product, checkpoint_dir=absent), LoadError, words)
     (checkpoint,) = (p for p in a.iterdir() if p.name.isdigit())
     truncate(checkpoint)
     refused(lambda: run(product, checkpoint_dir=a), LoadError, r"checkpoint 32 in .* cannot be read.*\n.*damaged")
     same(run(product, checkpoint_dir=cp.Checkpoint(a, resume=False)), whole)
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(InvalidValueError, match=r"No checkpoint can be written to .*\n.*may write to"):
-        run(product, checkpoint_dir=file / "c")
+    words = r"No checkpoint can be written to .*\n.*may write to"
+    refused(lambda: run(product, checkpoint_dir=file / "c"), InvalidValueError, words)
     refused(lambda: cp.Checkpoint(a, resume="yes"), WrongTypeError, "resume must be True, False or None; got 'yes'")
     refused(lambda: run(product, checkpoint_dir=3), WrongTypeError, "checkpoint_dir must be a path; got int")
 
 
 def test_another_function_with_the_same_numbers_is_another_program(tmp_path):
-    def density(power):
+    def go_on(power, checkpoint_dir=tmp_path):
         network = lambda x, t: x**power
         factor = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization="epsilon", label="f")
-        return cp.compile(single, factor)
+        run(cp.compile(single, factor), chains=4, sampler=cp.Ancestral(), checkpoint_dir=checkpoint_dir)
 
-    run(density(1), chains=4, sampler=cp.Ancestral(), checkpoint_dir=tmp_path)
-    run(
-        density(1), chains=4, sampler=cp.Ancestral(), checkpoint_dir=cp.Checkpoint(tmp_path, resume=True)
-    )  # an equal one goes on
-    with pytest.raises(LoadError, match="differs in: its code"):
-        run(density(2), chains=4, sampler=cp.Ancestral(), checkpoint_dir=tmp_path)
+    go_on(1)
+    go_on(1, cp.Checkpoint(tmp_path, resume=True))  # an equal one
+    refused(lambda: go_on(2), LoadError, "differs in: its code")
 
 
 @pytest.mark.usefixtures("every_level")
@@ -172,15 +170,11 @@ def test_a_folder_that_goes_away_stops_nothing(product, whole, tmp_path, monkeyp
             assert not thread.is_alive(), thread.name
 
 
-@pytest.mark.usefixtures("every_level")
-def test_a_run_that_goes_on_compiles_nothing(tmp_path, monkeypatch):
+def test_a_run_that_goes_on_compiles_nothing(tmp_path, stopped):
     calls = Calls()
-
     density = cp.compile(single, cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,)))
     options = {"chains": 2, "sampler": cp.AnnealedMCMC(cp.MALA(0.01), 1), "checkpoint_dir": tmp_path}
-    with monkeypatch.context() as patch:
-        stop_after(patch, 7)
-        run(density, **options)
+    stopped(7, density, **options)
     calls.reset()
     run(density, **options | {"checkpoint_dir": cp.Checkpoint(tmp_path, resume=True)})
     jax.effects_barrier()

@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import norm
 
 import composeprob as cp
+from sampling_cases import single
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -41,31 +42,25 @@ def test_cells_are_kept_and_other_processes_may_add_some(tmp_path):
     assert one in theirs
     cell = ours.cells["placed objects=3 sampler=MALA"]
     assert set(cell.pop("made_at")) == {"commit", "paths", "changed"}  # by which code
-    assert cell == {
-        "part": "placed",
-        "objects": 3,
-        "sampler": "MALA",
-        "scenes": 5,
-    }
+    assert cell == {"part": "placed", "objects": 3, "sampler": "MALA", "scenes": 5}
     assert np.load(ours.images_of(other.name)).mean() == 1
 
 
 def test_checks_fail_where_they_should():
-    good = images.checks([placed(3, "reverse", 88), placed(3, "MALA", 90)])
-    assert all(good.values())
-    assert len(good) == 2
-    few = images.checks([placed(3, "reverse", 60), placed(3, "MALA", 70)])
-    assert [holds for text, holds in few.items() if "at least" in text] == [False]
-    worse = images.checks([placed(3, "reverse", 99), placed(3, "HMC", 86)])
-    assert [holds for text, holds in worse.items() if "not worse" in text] == [False]
+    def checked(word, *cells):
+        return [holds for text, holds in images.checks(cells).items() if word in text]
+
+    assert checked("", placed(3, "reverse", 88), placed(3, "MALA", 90)) == [True, True]
+    assert checked("at least", placed(3, "reverse", 60), placed(3, "MALA", 70)) == [False]
+    assert checked("not worse", placed(3, "reverse", 99), placed(3, "HMC", 86)) == [False]
     for successes in (20, 30):
-        chosen = images.checks([placed(5, "MALA", 97), placed(5, "default", successes, trials=30)])
-        assert [holds for text, holds in chosen.items() if "chooses" in text] == [successes == 30]
+        chosen = placed(5, "default", successes, trials=30)
+        assert checked("chooses", placed(5, "MALA", 97), chosen) == [successes == 30]
     mixed = {"part": "mixed", "classes": "3 and 8", "sampler": "SMC", "first": share(np.arange(1000) < 250)}
-    assert list(images.checks([mixed]).values()) == [False]
+    assert checked("", mixed) == [False]
     for successes in (90, 97):
         told = {"part": "told", "wrong": "circle or square", "by_log_snr": {"6": share(np.arange(100) < successes)}}
-        assert list(images.checks([told]).values()) == [successes == 97]
+        assert checked("", told) == [successes == 97]
 
 
 def test_panels_say_what_they_show():
@@ -86,18 +81,16 @@ def test_a_line_says_how_many_images_and_what_was_found():
 
 
 def test_one_image_of_each_density():
-    @cp.program
-    def image(f):
-        return cp.sample("x", f)
-
-    schedule = cp.Schedule.log_snr(8)
+    schedule = cp.Schedule.log_snr(12)
     near = [cp.Analytic(dist.Normal(jnp.full((4, 4, 3), mean), 0.01), schedule) for mean in (0.0, 1.0, 2.0)]
-    drawn = draw((cp.compile(image, f) for f in near), cp.AnnealedMCMC(cp.MALA(0.0001), 1, reverse_step=True), chains=2)
+    drawn = draw(
+        (cp.compile(single, f) for f in near), cp.AnnealedMCMC(cp.MALA(0.0001), 1, reverse_step=True), chains=2
+    )
     assert drawn.images.shape == (3, 4, 4, 3)
     np.testing.assert_allclose(drawn.images.mean((1, 2, 3)), [0.0, 1.0, 2.0], atol=0.2)
     assert 0 < drawn.acceptance <= 1
     assert drawn.seconds > 0
-    assert draw([cp.compile(image, near[0])], cp.Ancestral()).acceptance is None
+    assert draw([cp.compile(single, near[0])], cp.Ancestral()).acceptance is None
 
 
 def test_a_known_share_of_two_gaussians_under_a_measurement():

@@ -70,15 +70,9 @@ def test_a_hill_on_a_gaussian():
     assert found.value == pytest.approx(mass[np.abs(x - 1.5) < 0.3].sum() / mass.sum(), abs=1e-5)
 
 
-def row(value, error, codes=(), exact=0.3, chains=1000, **more):
-    return {
-        "exact": [exact, None],
-        "estimates": [value, None],
-        "errors": [error, None],
-        "codes": list(codes),
-        "chains": chains,
-        "improper": False,
-    } | more
+def row(value, error, codes=(), exact=0.3, improper=False):
+    numbers = {"exact": [exact, None], "estimates": [value, None], "errors": [error, None]}
+    return numbers | {"codes": list(codes), "chains": 1000, "improper": improper}
 
 
 @pytest.mark.parametrize(

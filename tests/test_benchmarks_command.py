@@ -1,4 +1,4 @@
-"""`python -m benchmarks --stale`: results name their commit, and what was committed since is counted against them."""
+"""`python -m benchmarks`: what it finds, and with `--stale` which results are older than what they depend on."""
 
 import json
 import subprocess
@@ -10,6 +10,35 @@ import pytest
 import composeprob as cp
 from benchmarks import __main__ as finder
 from benchmarks import ages
+
+
+def test_every_benchmark_is_listed_with_what_it_measures(capsys):
+    assert finder.main([]) == 0
+    shown = capsys.readouterr().out
+    for name, script in finder.benchmarks().items():
+        assert name in shown
+        assert finder.title(script)[:40] in shown
+    assert {"paper-2d", "ring-product", "disjoint"} <= set(finder.benchmarks())
+
+
+def test_arguments_reach_the_benchmark(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "echo_all.py"
+    script.write_text('"""Echoes."""\nimport sys\nprint(sys.argv[1:])\nsys.exit(1)\n')
+    monkeypatch.setattr(finder, "benchmarks", lambda: {"echo-all": script})
+    monkeypatch.setattr("sys.path", list(__import__("sys").path))
+    monkeypatch.setattr("sys.argv", ["x"])
+    with pytest.raises(SystemExit) as stopped:
+        finder.run_benchmark("echo-all", ["--chains", "7"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().out == "['--chains', '7']\n"
+
+
+def test_an_unknown_benchmark_is_refused_with_the_nearest():
+    with pytest.raises(cp.errors.LoadError, match="did you mean 'paper-2d'"):
+        finder.run_benchmark("paper2d", [])
+
+
+# ── ages of results ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 SCRIPT, LIBRARY, COMMANDS = "benchmarks/quick.py", "composeprob/core.py", "composeprob/cli/app.py"
 
@@ -39,6 +68,13 @@ class Checkout:
             self.write(file, (self.root / file).read_text() + "more\n")
         self.commit(f"change {' '.join(files)}")
 
+    def measured(self):
+        """A result made now."""
+        self.result(made_at=self.stamp())
+
+    def stamp(self):
+        return ages.Code.now(self.root).stamp()
+
     def result(self, **fields):
         record = {"command": "python -m benchmarks quick", **fields}
         self.write("benchmarks/results/quick.json", json.dumps(record))
@@ -61,7 +97,7 @@ def checkout(tmp_path, monkeypatch):
 
 
 def test_only_what_a_result_depends_on_makes_it_older(checkout):
-    checkout.result(made_at=ages.Code.now(checkout.root).stamp())
+    checkout.measured()
     checkout.change("docs/page.md", "benchmarks/report.py", COMMANDS, "models/card.md")
     assert not checkout.age().stale
     checkout.change(SCRIPT)
@@ -74,7 +110,7 @@ def test_only_what_a_result_depends_on_makes_it_older(checkout):
 
 def test_models_count_where_they_were_used(checkout, monkeypatch):
     monkeypatch.setitem(sys.modules, "composeprob.models.scenes", types.ModuleType("scenes"))
-    checkout.result(made_at=ages.Code.now(checkout.root).stamp())
+    checkout.measured()
     checkout.change("models/card.md")
     assert len(checkout.age().later) == 1
 
@@ -86,7 +122,7 @@ def test_an_example_counts_where_its_program_was_run(checkout, monkeypatch):
     used = types.ModuleType("composeprob_run_used")
     used.__file__ = str(checkout.root / "examples/used.py")
     monkeypatch.setitem(sys.modules, used.__name__, used)
-    checkout.result(made_at=ages.Code.now(checkout.root).stamp())
+    checkout.measured()
     checkout.change("examples/beside.py")
     assert not checkout.age().stale
     checkout.change("examples/used.py")
@@ -96,7 +132,7 @@ def test_an_example_counts_where_its_program_was_run(checkout, monkeypatch):
 def test_what_no_commit_had_is_said(checkout):
     checkout.write(LIBRARY, "tried\n")
     checkout.write(COMMANDS, "tried\n")
-    stamp = ages.Code.now(checkout.root).stamp()
+    stamp = checkout.stamp()
     assert stamp["changed"] == [LIBRARY]
     checkout.result(made_at=stamp)
     assert checkout.age().stale
@@ -114,9 +150,9 @@ def test_a_result_without_a_commit_is_of_unknown_age(checkout):
 
 @pytest.mark.parametrize("parts", [lambda new, old: {"cells": {"a": new, "b": old}}, lambda *rows: {"rows": rows}])
 def test_a_table_made_in_parts_is_as_old_as_its_oldest(checkout, parts):
-    old = {"made_at": ages.Code.now(checkout.root).stamp()}
+    old = {"made_at": checkout.stamp()}
     checkout.change(LIBRARY)
-    new = {"made_at": ages.Code.now(checkout.root).stamp()}
+    new = {"made_at": checkout.stamp()}
     checkout.result(**new, **parts(new, old))
     assert len(checkout.age().later) == 1
     assert checkout.age().commit == old["made_at"]["commit"]
@@ -131,7 +167,7 @@ def test_a_commit_of_another_history_is_named(checkout):
 
 def test_the_command_lists_them_and_fails_where_one_is_stale(checkout, monkeypatch, capsys):
     monkeypatch.setattr(finder, "__file__", str(checkout.root / "benchmarks/__main__.py"))
-    checkout.result(made_at=ages.Code.now(checkout.root).stamp())
+    checkout.measured()
     assert finder.main(["--stale"]) == 0
     assert "quick.json" in capsys.readouterr().out
     checkout.change(LIBRARY)

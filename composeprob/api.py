@@ -28,13 +28,10 @@ from composeprob.pretrained.load import from_diffusers
 from composeprob.results.result import Result
 from composeprob.results.status import Status
 from composeprob.runtime.infer import Checkpoint, Draws, infer
-from composeprob.samplers.ancestral import Ancestral
-from composeprob.samplers.annealed_mcmc import AnnealedMCMC
 from composeprob.samplers.closing import GlobalMoves, WarmUp
 from composeprob.samplers.meet import Meet, Resample
 from composeprob.samplers.replica_exchange import ReplicaExchange
-from composeprob.samplers.sampler import Sampler
-from composeprob.samplers.smc import SMC
+from composeprob.samplers.sampler import SMC, Ancestral, AnnealedMCMC, Sampler
 from composeprob.samplers.step import ReverseStep
 from composeprob.schedule import Schedule
 

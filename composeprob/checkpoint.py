@@ -69,11 +69,8 @@ class CheckpointFolder:
 
     def restore(self, like: Tree) -> Tree | None:
         """The last state that can be read, in the structure of ``like``; None when there is none. A damaged checkpoint
-        is passed over with a warning where the one before it can be read.
-
-        Raises:
-            LoadError: the directory belongs to another run, or none of its checkpoints can be read.
-        """
+        is passed over with a warning where the one before it can be read; raises where none can, or the directory
+        belongs to another run."""
         damaged: dict[int, Exception] = {}
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:

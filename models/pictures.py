@@ -15,7 +15,7 @@ from composeprob.language.single import single
 from composeprob.results.geometry import is_image
 from composeprob.results.plotting import PALETTE, SIZES, new_figure, plot_images, style
 from composeprob.runtime.infer import infer
-from composeprob.samplers.ancestral import Ancestral
+from composeprob.samplers.sampler import Ancestral
 from composeprob.training.run import TrainingRun
 
 if TYPE_CHECKING:

@@ -33,12 +33,10 @@ from composeprob.kernels import HMC, Adaptive
 from composeprob.kernels.base import log_density_of
 from composeprob.language.single import single
 from composeprob.runtime.infer import infer
-from composeprob.samplers.ancestral import Ancestral
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import log_mean_weight
 from composeprob.samplers.run import Run, Visits, begin
-from composeprob.samplers.sampler import Sampler
-from composeprob.samplers.smc import SMC
+from composeprob.samplers.sampler import SMC, Ancestral, Sampler
 from composeprob.samplers.weights import first_weight
 from composeprob.schedule import Schedule, log_snr_of
 from composeprob.settings import usual

@@ -9,13 +9,15 @@ from typing import Generic, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
 from composeprob import pytree
 from composeprob.density.evaluation import Evaluation, Position, Target
-from composeprob.errors import CapabilityError
-from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_step_size, check_step_size, describe
+from composeprob.errors import CapabilityError, ShapeError
+from composeprob.kernels.metric import Metric
+from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_step_size, check_range, describe
 
 State = TypeVar("State", bound="KernelState")
 
@@ -101,25 +103,25 @@ class Kernel(eqx.Module, Generic[State]):
     Attributes:
         step_size: h: a number, one per level (K,), a rule schedule → (K,), or `Adaptive`. It describes what to run;
             the value in force is handed to `step`. None of a `Gibbs`, whose blocks have their own.
-        requires: capabilities that the density must have (``"score"``, ``"energy"``).
-        evaluations_per_step: calls of the target in one transition.
-        optimal_acceptance: the mean acceptance that `Adaptive` aims for; None where nothing is ever rejected.
-        scale_exponent: p in h_k = c·σ_k^p: 2 where h is a squared length (Langevin), 1 where it is a length.
     """
 
     step_size: StepSizeLike = eqx.field(converter=as_step_size)
 
     def __check_init__(self) -> None:
         name = type(self).__name__
-        if self.step_size is None:  # the blocks have their own
-            return
         if isinstance(self.step_size, Adaptive) and self.optimal_acceptance is None:
             raise CapabilityError(
                 f"{name} cannot use an Adaptive step size: it is unadjusted, so there is no acceptance to adapt to",
                 fix=f"give {name} a number, one step per level, or a rule such as `lambda s: 0.1 * s.sigma"
                 f"{'**2' if self.scale_exponent == 2 else ''}`; or use MALA or HMC with Adaptive",
             )
-        check_step_size(as_step_size(self.step_size), name)
+        if isinstance(self.step_size, Array):
+            if self.step_size.ndim > 1:
+                raise ShapeError(
+                    f"{name} got a step size of shape {self.step_size.shape}",
+                    fix="give one number, or one per level: shape (K,)",
+                )
+            check_range(self.step_size, f"{name}(step_size=)", 0.0, np.inf, fix="positive, finite numbers")
 
     def __repr__(self) -> str:
         fields = {f: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -129,32 +131,37 @@ class Kernel(eqx.Module, Generic[State]):
     @property
     @abc.abstractmethod
     def requires(self) -> frozenset[str]:
-        """Capabilities that the density must have."""
+        """Capabilities that the density must have (``"score"``, ``"energy"``). A plain class attribute will do."""
 
     @property
     @abc.abstractmethod
     def evaluations_per_step(self) -> int:
-        """Calls of the target in one transition."""
+        """Calls of the target in one transition. A plain class attribute will do."""
 
     @property
     @abc.abstractmethod
     def optimal_acceptance(self) -> float | None:
-        """The mean acceptance that `Adaptive` aims for, None if unadjusted. A plain class attribute will do."""
+        """The mean acceptance that `Adaptive` aims for, None where nothing is ever rejected. A plain class attribute
+        will do."""
 
     @property
     @abc.abstractmethod
     def scale_exponent(self) -> int:
-        """p in h_k = c·σ_k^p. A plain class attribute will do."""
+        """p in h_k = c·σ_k^p: 2 where h is a squared length (Langevin), 1 where it is a length. A plain class attribute
+        will do."""
 
-    @abc.abstractmethod
     def init(self, key: Array, position: Position, target: Target) -> State:
-        """The state of a chain at `position`; one evaluation.
+        """The state of a chain at `position`; one evaluation. A plain `KernelState` if not overridden.
 
         Args:
             key: typed random key, for what the state draws (momentum).
             position: pytree of floating arrays, no chain axis.
             target: the density at the level where the chain starts.
         """
+        metric = getattr(self, "metric", None)
+        if isinstance(metric, Metric):
+            metric.check(position, type(self).__name__)
+        return KernelState(position, target(position))  # type: ignore[return-value]
 
     def relevel(self, state: State, target: Target) -> State:
         """The same chain under another level's density; exactly one evaluation.
@@ -245,11 +252,7 @@ class Kernel(eqx.Module, Generic[State]):
 
 
 def log_density_of(evaluation: Evaluation) -> Array:
-    """log π(x) of an evaluation, a scalar.
-
-    Raises:
-        CapabilityError: where the density offers its score only; raised while tracing, before anything runs.
-    """
+    """log π(x) of an evaluation, a scalar; raises while tracing where the density offers its score only."""
     value = evaluation.log_density
     if value is None:
         raise CapabilityError(

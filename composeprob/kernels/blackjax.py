@@ -27,13 +27,9 @@ if TYPE_CHECKING:
 
 
 class BlackJAXState(KernelState):
-    """A chain together with BlackJAX's own state.
+    """A chain together with BlackJAX's own state."""
 
-    Attributes:
-        inner: what BlackJAX carries; its position, log-density and score are overwritten with ours before each step.
-    """
-
-    inner: PyTree[Array]
+    inner: PyTree[Array]  # its position, log-density and score are overwritten with ours before each step
 
 
 class BlackJAX(Kernel[BlackJAXState]):
@@ -83,6 +79,7 @@ class BlackJAX(Kernel[BlackJAXState]):
     metric: Metric | Estimated
 
     optimal_acceptance = 0.8
+    requires = frozenset({"energy", "score"})
 
     def __init__(
         self,
@@ -123,10 +120,6 @@ class BlackJAX(Kernel[BlackJAXState]):
         return 2 if _name(self.algorithm) == "mala" else 1
 
     @property
-    def requires(self) -> frozenset[str]:
-        return frozenset({"energy", "score"})
-
-    @property
     def evaluations_per_step(self) -> int:
         return self.evaluations + 1
 
@@ -165,7 +158,11 @@ class BlackJAX(Kernel[BlackJAXState]):
         self, target: Target, step_size: Array, position: Position, metric: Metric | Estimated
     ) -> SamplingAlgorithm:
         takes = _signature(self.algorithm)
-        parameters = dict(self.options) | _match_floats(self.arrays, position)
+
+        def match(leaf: Array) -> Array:
+            return match_precision(leaf, position) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+        parameters = dict(self.options) | jax.tree.map(match, self.arrays)
         if "step_size" in takes:
             parameters["step_size"] = match_precision(step_size, position)
         if "inverse_mass_matrix" in takes and "inverse_mass_matrix" not in parameters:
@@ -229,8 +226,8 @@ def _check_parameters(algorithm: Callable[..., SamplingAlgorithm], step_size: ob
             f"{name} of BlackJAX has no parameter {unknown[0]!r}", fix=f"its parameters are {', '.join(known)}"
         )
     supplied = {"step_size", "inverse_mass_matrix", *given}
-    missing = [k for k, p in known.items() if p.default is p.empty and p.kind < p.VAR_POSITIONAL and k not in supplied]
-    missing += [k for k, p in known.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY and k not in supplied]
+    needed = [k for k, p in known.items() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    missing = [k for k in needed if k not in supplied]
     if missing:
         raise ConditionError(
             f"{name} of BlackJAX needs {', '.join(missing)}", fix=f"BlackJAX(blackjax.{name}, ..., {missing[0]}=...)"
@@ -248,10 +245,3 @@ def _is_numeric(value: object) -> bool:
     """Whether a parameter is made of arrays and floats, which may be traced; the rest is part of the program."""
     leaves = jax.tree.leaves(value)
     return bool(leaves) and all(isinstance(leaf, float | np.ndarray | Array) for leaf in leaves)
-
-
-def _match_floats(parameters: dict[str, PyTree[Array]], position: Position) -> dict[str, PyTree[Array]]:
-    def match(leaf: Array) -> Array:
-        return match_precision(leaf, position) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return jax.tree.map(match, parameters)

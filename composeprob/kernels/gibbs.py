@@ -24,14 +24,9 @@ Tree = TypeVar("Tree")
 
 
 class GibbsState(KernelState):
-    """A chain with what the blocks' kernels carry.
+    """A chain with what the blocks' kernels carry."""
 
-    Attributes:
-        inner: each block's own state, in the order of the blocks. Its position and evaluation are left out: they are
-            parts of the chain's.
-    """
-
-    inner: tuple[KernelState, ...]
+    inner: tuple[KernelState, ...]  # of each block, without position and evaluation: they are parts of the chain's
 
 
 class Gibbs(Kernel[GibbsState]):
@@ -134,11 +129,8 @@ class Gibbs(Kernel[GibbsState]):
         return state, jax.tree.map(lambda *entries: jnp.stack([jnp.asarray(e) for e in entries]), *infos)
 
     def block_state(self, b: int, state: GibbsState) -> KernelState:
-        """Block b's state where the chain is now.
-
-        What other blocks did is to it another level: whatever its kernel caches is refreshed, from the chain's
-        evaluation.
-        """
+        """Block b's state where the chain is now. What other blocks did is to it another level: whatever its kernel
+        caches is refreshed, from the chain's evaluation."""
         block = dataclasses.replace(state.inner[b], position=_restricted(state.position, self.sites[b]))
         return self.kernels[b].relevel(block, _constant(self.block_evaluation(b, state.evaluation)))
 
@@ -188,11 +180,8 @@ def with_field(kernel: Kernel, field: str, value: object) -> Kernel:
 
 
 def in_blocks(kernel: Kernel, names: Iterable[str]) -> Gibbs:
-    """Any kernel as blocks of the sites that are to be moved; one block, unless it is a `Gibbs` already.
-
-    Raises:
-        InvalidValueError: a block has a site that is not among ``names``, or one of these is in no block.
-    """
+    """Any kernel as blocks of the sites that are to be moved; one block, unless it is a `Gibbs` already, whose blocks
+    must be of these ``names`` and leave none out."""
     sites = tuple(names)
     if not isinstance(kernel, Gibbs):
         return Gibbs({sites: kernel})

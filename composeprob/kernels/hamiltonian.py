@@ -1,4 +1,4 @@
-"""What UHMC and HMC share: momentum, its partial refreshment, and the one leapfrog integrator."""
+"""Hamiltonian kernels: momentum, its partial refreshment and the one leapfrog, and UHMC and HMC, which follow it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import ndtr
 
 from composeprob import pytree
 from composeprob.arguments import check_count
 from composeprob.density.evaluation import Evaluation, Position, Target
-from composeprob.kernels.base import Kernel, KernelState, Trajectory, log_density_of
-from composeprob.kernels.metric import Metric, MetricLike, as_metric, in_force
-from composeprob.kernels.metropolis import kick_energy
-from composeprob.kernels.step_size import as_scalar, check_range, match_precision
+from composeprob.errors import InvalidValueError
+from composeprob.kernels.base import Info, Kernel, KernelState, Trajectory, log_density_of
+from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
+from composeprob.kernels.metric import MetricLike, as_metric, in_force
+from composeprob.kernels.metropolis import comparable, kick_energy, log_uniform, metropolis, unadjusted
+from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_scalar, as_step_size, check_range, match_precision
 
 
 class HamiltonianState(KernelState):
@@ -31,15 +34,10 @@ class HamiltonianState(KernelState):
 
 
 class HamiltonianTrajectory(Trajectory[HamiltonianState]):
-    """A Hamiltonian transition in the middle of a leapfrog step, which leads to `position`.
+    """A Hamiltonian transition in the middle of a leapfrog step, which leads to `position`."""
 
-    Attributes:
-        momentum: v after the step's first half kick.
-        greatest_kick: the greatest `kick_energy` of the steps so far, a scalar; NaN is none.
-    """
-
-    momentum: Position
-    greatest_kick: Array
+    momentum: Position  # v after the step's first half kick
+    greatest_kick: Array  # the greatest `kick_energy` of the steps so far, a scalar; NaN is none
 
 
 class Hamiltonian(Kernel[HamiltonianState]):
@@ -49,11 +47,6 @@ class Hamiltonian(Kernel[HamiltonianState]):
     $v \leftarrow v + \tfrac h2 L^\top\nabla\log\pi(x)$, in the coordinates $L^{-1}x$ of the inverse mass matrix
     $LL^\top$, where momenta are N(0, I). The map preserves volume, is reversed by flipping the momentum, and errs in H
     by O(h²). h is a length: h_k = c·σ_k suits every level.
-
-    Attributes:
-        num_leapfrog: L, leapfrog steps (and evaluations) in one transition.
-        damping: part of the momentum that is kept between transitions, in [0, 1); 0 draws it anew.
-        metric: the inverse mass matrix.
     """
 
     num_leapfrog: int = eqx.field(default=3, static=True)
@@ -75,9 +68,8 @@ class Hamiltonian(Kernel[HamiltonianState]):
         return self.num_leapfrog
 
     def init(self, key: Array, position: Position, target: Target) -> HamiltonianState:
-        if isinstance(self.metric, Metric):
-            self.metric.check(position, type(self).__name__)
-        return HamiltonianState(position, target(position), pytree.normal_like(key, position))
+        evaluation = super().init(key, position, target).evaluation
+        return HamiltonianState(position, evaluation, pytree.normal_like(key, position))
 
     def begin(self, noise: Array, state: HamiltonianState, step_size: Array) -> tuple[HamiltonianTrajectory, Position]:
         """v ← γ·v + √(1−γ²)·ξ with γ the damping and ξ ~ N(0, I), which leaves N(0, I) invariant; then the leapfrog."""
@@ -120,3 +112,145 @@ def flip(state: HamiltonianState) -> HamiltonianState:
 def log_joint(state: HamiltonianState) -> Array:
     """−H(x, v) = log π(x) − ½‖v‖², a scalar."""
     return log_density_of(state.evaluation) - 0.5 * pytree.squared_norm(state.momentum)
+
+
+class UHMC(Hamiltonian):
+    r"""Unadjusted Hamiltonian Monte Carlo: $v \leftarrow \gamma v + \sqrt{1-\gamma^2}\,\xi$, then L leapfrog steps.
+
+    Needs scores only and leaves π invariant up to an error of order h²: on N(0, s²) its stationary variance is
+    s²/(1 − h²/(4s²)), whatever L and γ, and for h ≥ 2s it diverges.
+
+    Args:
+        step_size: h > 0, as of `HMC`, but not `Adaptive`: nothing is rejected, so there is nothing to adapt to.
+        num_leapfrog: L ≥ 1, evaluations per transition.
+        damping: γ in [0, 1), the part of the momentum that is kept.
+        metric: the inverse mass matrix, as of `HMC`.
+
+    Raises:
+        InvalidValueError: for a step size that is not positive and finite, L < 1, or γ outside [0, 1).
+        CapabilityError: for an `Adaptive` step size.
+
+    Example:
+        >>> from composeprob.kernels import UHMC
+        >>> UHMC(0.03, num_leapfrog=3).evaluations_per_step
+        3
+
+    References:
+        Horowitz (1991), a generalized guided Monte Carlo algorithm; Du et al. (2023), Reduce, Reuse, Recycle.
+    """
+
+    optimal_acceptance = None
+    requires = frozenset({"score"})
+
+    def finish(self, trajectory: HamiltonianTrajectory, evaluation: Evaluation) -> tuple[HamiltonianState, Info]:
+        start, proposed = trajectory.start, self.second_kick(trajectory, evaluation)
+        # The leapfrog preserves volume and is its own reverse: the directions differ by the law of momenta only.
+        log_reversal = 0.5 * (pytree.squared_norm(start.momentum) - pytree.squared_norm(proposed.momentum))
+        return unadjusted(proposed, flip(start), log_reversal)
+
+
+class HMC(Hamiltonian):
+    r"""Hamiltonian Monte Carlo: the trajectory of `UHMC`, accepted so that π is left exactly invariant.
+
+    $$v \leftarrow \gamma v + \sqrt{1-\gamma^2}\,\xi, \qquad (x', v') = \mathrm{leapfrog}^L_h(x, v), \qquad
+      a = \min\big(1, e^{H(x,v) - H(x',v')}\big), \qquad H(x, v) = -\log\pi(x) + \tfrac12\|v\|^2.$$
+
+    A rejection flips the momentum, $(x, v) \to (x, -v)$: the proposal is an involution only with the flip, and without
+    it a partly refreshed momentum biases the law (N(0, 1) gets a variance of 1.13 at γ = 0.5). Each chain decides for
+    itself. L evaluations per transition: that of the current point is cached.
+
+    Args:
+        step_size: h > 0, a length: a number, one per level (K,), a rule such as ``lambda s: 0.5 * s.sigma``, or
+            `Adaptive` (the default, to an acceptance of 0.75).
+        num_leapfrog: L ≥ 1, evaluations per transition.
+        damping: γ in [0, 1), the part of the momentum that is kept.
+        jitter: j in [0, 1): each transition draws its own step, h·(1 + j·U) with U uniform on (−1, 1). With one length
+            for all of them a trajectory can be a whole number of half turns in some direction, and never leave a point
+            there but to its mirror image.
+        metric: the inverse mass matrix, as of `MALA`. The momentum v is measured so that it is N(0, I) in every metric:
+            the trajectory is that of $u = L^{-1}x$.
+        log_ratio: ``"exact"``, from the density's own values, or a `LineIntegral` of its score, for densities that
+            offer nothing else: π is then left invariant up to the quadrature's error. ``LineIntegral(None)`` integrates
+            along the trajectory itself and needs no evaluation more.
+
+    Raises:
+        InvalidValueError: for a step size that is not positive and finite, L < 1, γ or j outside [0, 1), or Simpson's
+            rule along an odd number of leapfrogs.
+        WrongTypeError: for a `log_ratio` that is neither.
+
+    Example:
+        >>> from composeprob.kernels import HMC
+        >>> kernel = HMC(0.03, num_leapfrog=5, damping=0.9)
+        >>> kernel.evaluations_per_step, sorted(kernel.requires)
+        (5, ['energy', 'score'])
+
+    References:
+        Duane et al. (1987), hybrid Monte Carlo; Horowitz (1991), partial refreshment; Beskos et al. (2013), optimal
+        tuning of hybrid Monte Carlo; Sjöberg et al. (2023) for the line integral.
+    """
+
+    step_size: StepSizeLike = eqx.field(default_factory=Adaptive, converter=as_step_size)
+    jitter: Array | float = eqx.field(default=0.0, converter=partial(as_scalar, what="jitter"), repr=False)
+    log_ratio: LogRatio = eqx.field(default="exact", static=True, repr=False)
+
+    optimal_acceptance = 0.75
+
+    def __check_init__(self) -> None:
+        check_log_ratio(self.log_ratio, "HMC")
+        check_range(self.jitter, "HMC(jitter=)", 0.0, 1.0, closed=True, fix="a number in [0, 1); 0 for equal steps")
+        if not isinstance(self.log_ratio, LineIntegral) or self.log_ratio.num_points is not None:
+            return
+        self.log_ratio.check_tolerance(self.num_leapfrog, "use num_leapfrog=2")
+        if self.log_ratio.rule == "simpson" and self.num_leapfrog % 2:
+            raise InvalidValueError(
+                f"Simpson's rule along the trajectory needs an even number of leapfrogs; got {self.num_leapfrog}",
+                fix=f"use num_leapfrog={self.num_leapfrog + 1}, or LineIntegral(None, rule='trapezoid')",
+            )
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset({"score"} if isinstance(self.log_ratio, LineIntegral) else {"energy", "score"})
+
+    @property
+    def evaluations_per_step(self) -> int:
+        extra = self.log_ratio.extra_evaluations if isinstance(self.log_ratio, LineIntegral) else 0
+        return self.num_leapfrog + extra
+
+    def noise_size(self, position: Position) -> int:
+        return super().noise_size(position) + 2  # for the accept test and the jitter
+
+    def begin(self, noise: Array, state: HamiltonianState, step_size: Array) -> tuple[HamiltonianTrajectory, Position]:
+        uniform = 2 * ndtr(noise[-1]) - 1
+        jittered = step_size * (1.0 + match_precision(self.jitter, state.position) * uniform)
+        trajectory, position = super().begin(noise, state, jittered)
+        if isinstance(self.log_ratio, LineIntegral):
+            path = self.log_ratio.begin(trajectory.start, self.num_leapfrog)
+            trajectory = dataclasses.replace(trajectory, path=path)
+        return trajectory, position
+
+    def advance(
+        self, i: Array | int, trajectory: HamiltonianTrajectory, evaluation: Evaluation
+    ) -> tuple[HamiltonianTrajectory, Position]:
+        start, point, length = trajectory.start, self.second_kick(trajectory, evaluation), self.num_leapfrog
+        if trajectory.path is None:
+            return self.kick_and_drift(trajectory, point)
+        assert isinstance(self.log_ratio, LineIntegral)
+        path = self.log_ratio.record(i, length, trajectory.path, start, point)
+        trajectory = dataclasses.replace(trajectory, path=path)
+        leapfrog = self.kick_and_drift(trajectory, point)
+        if not self.log_ratio.extra_evaluations:
+            return leapfrog
+        line = trajectory, self.log_ratio.node(i - (length - 1) + 1, path, start)
+        return pytree.where(jnp.asarray(i < length - 1), leapfrog, line)
+
+    def finish(self, trajectory: HamiltonianTrajectory, evaluation: Evaluation) -> tuple[HamiltonianState, Info]:
+        start, proposed = trajectory.start, self.second_kick(trajectory, evaluation)
+        log_u, kick = log_uniform(trajectory.spare_noise[0]), trajectory.greatest_kick
+        if not isinstance(self.log_ratio, LineIntegral):
+            there, here = comparable(proposed, start)
+            log_ratio = log_joint(there) - log_joint(here)
+            return metropolis(log_u, log_ratio, proposed, flip(start), greatest_kick=kick)
+        proposed, log_target_ratio, error = self.log_ratio.finish(self.num_leapfrog, trajectory.path, start, proposed)
+        kinetic = 0.5 * (pytree.squared_norm(start.momentum) - pytree.squared_norm(proposed.momentum))
+        log_ratio = log_target_ratio + kinetic
+        return metropolis(log_u, log_ratio, proposed, flip(start), log_target_ratio, error, kick)

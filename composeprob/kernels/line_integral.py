@@ -22,18 +22,11 @@ StateT = TypeVar("StateT", bound=KernelState)
 
 
 class Path(eqx.Module, Generic[StateT]):
-    """The nodes of a line integral, as far as they have been evaluated, stacked on a leading axis of length n.
+    """The nodes of a line integral, as far as they have been evaluated, stacked on a leading axis of length n."""
 
-    Attributes:
-        end: the proposal x' with its evaluation, once there is one, where the path is the straight line to it; None
-            where the path is the trajectory itself.
-        positions: of the nodes; on the straight line t, from 0 to 1.
-        scores: ∇ log π at each of them; on the straight line their slopes ⟨∇ log π, x' − x⟩.
-    """
-
-    end: StateT | None
-    positions: Position
-    scores: Position
+    end: StateT | None  # x' with its evaluation, once there is one, of a straight line; None of the trajectory itself
+    positions: Position  # of the nodes; on the straight line t, from 0 to 1
+    scores: Position  # ∇ log π at each of them; on the straight line their slopes ⟨∇ log π, x' − x⟩
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +120,8 @@ class LineIntegral:
         return Path(None, *nodes)
 
     def record(self, i: Array | int, length: int, path: Path[StateT], start: StateT, point: StateT) -> Path[StateT]:
-        """The path with evaluation i of a transition, which found ``point``.
-
-        The first ``length`` evaluations lead to x', the others are at the inner nodes of the straight line: of those
-        only the evaluation of ``point`` is read.
+        """The path with evaluation i of a transition, which found ``point``. The first ``length`` evaluations lead to
+        x', the others are at the inner nodes of the straight line: of those only the evaluation of ``point`` is read.
         """
         if path.end is None:
             nodes = jax.tree.map(
@@ -155,14 +146,7 @@ class LineIntegral:
 
     def finish(self, length: int, path: Path[StateT], start: StateT, point: StateT) -> tuple[StateT, Array, Array]:
         """The proposal x' with its evaluation, log π(x') − log π(x), −∞ beyond the tolerance, and the estimate of its
-        error, both scalars.
-
-        Args:
-            length: evaluations up to x'.
-            path: with all evaluations but the last.
-            start: at x.
-            point: what the last evaluation found.
-        """
+        error, both scalars: of a path with all evaluations but the last, which found ``point``."""
         path = self.record(length - 1 + self.extra_evaluations, length, path, start, point)
         proposed = point if path.end is None else path.end
         log_ratio, error = self.along(path.positions, path.scores)
@@ -173,15 +157,8 @@ class LineIntegral:
         return proposed, jnp.where(error > self.tolerance, -jnp.inf, log_ratio), error
 
     def along(self, positions: Position, scores: Position) -> tuple[Array, Array]:
-        """log π(last) − log π(first) along a path given by its nodes, with scores at hand.
-
-        Args:
-            positions: nodes at equal distances of the path's parameter, stacked on a leading axis, (n + 1, …) leaves.
-            scores: ∇ log π at each of them.
-
-        Returns:
-            The difference, NaN where a score on the way is not finite, and the estimate of its error; scalars.
-        """
+        """log π(last) − log π(first) along a path, NaN where a score on the way is not finite, and the estimate of its
+        error, scalars, by nodes at equal distances of the path's parameter, (n + 1, …), and ∇ log π at each of them."""
         intervals = jax.tree.leaves(positions)[0].shape[0] - 1
         integral, order = _RULES[self.rule]
         fine = integral(positions, scores)
@@ -196,11 +173,8 @@ class LineIntegral:
 
 
 def bounded(samples: int = 1) -> LineIntegral:
-    """That of default runs, for densities that offer only their score.
-
-    What an error of so many nats in every move does to means, in standard deviations, must be no more than what is left
-    to chance: 1/√samples of independent ones.
-    """
+    """That of default runs, for densities that offer only their score. What an error of so many nats in every move
+    does to means, in standard deviations, must be no more than is left to chance: 1/√samples of independent ones."""
     tolerance = min(tuning.BY_SCORE.tolerance, 1 / math.sqrt(samples))
     return LineIntegral(tuning.BY_SCORE.nodes, "simpson", tolerance)
 
@@ -219,10 +193,8 @@ def check_log_ratio(log_ratio: object, owner: str) -> None:
 
 
 def coarse_stride(rule: str, intervals: int) -> int | None:
-    """The smallest r > 1 such that the rule also fits on every r-th node; None where there is none.
-
-    The trapezoid needs that r divides the number of intervals, Simpson's rule that it leaves an even number of them.
-    """
+    """The smallest r > 1 such that the rule also fits on every r-th node, None where there is none: r divides the
+    number of intervals, and leaves Simpson's rule an even number of them."""
     unit = 2 if rule == "simpson" else 1
     return next((r for r in range(2, intervals + 1) if intervals % (r * unit) == 0), None)
 

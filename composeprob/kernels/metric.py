@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TypeVar
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from numpy.typing import ArrayLike
 
+from composeprob import tuning
 from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
 from composeprob.kernels.step_size import as_numbers, check_range, match_precision
@@ -26,14 +28,10 @@ class Metric(eqx.Module):
     A kernel in this metric is the same kernel on the density of $u = L^{-1}x$, whose score is $L^\top\nabla\log\pi$:
     noise is N(0, I) and momentum too, whatever C is. So a metric may change from level to level under a chain that
     keeps its momentum.
-
-    Attributes:
-        unit: D, for each site a number or an array of the site's shape; 1 at sites that are not named.
-        dense: M as a matrix over the flattened position, (d, d), sites in alphabetical order; None for the identity.
     """
 
-    unit: dict[str, Array]
-    dense: Array | None = None
+    unit: dict[str, Array]  # D, for each site a number or an array of the site's shape; 1 at sites that are not named
+    dense: Array | None = None  # M over the flattened position, (d, d), sites in alphabetical order; None for I
 
     def __repr__(self) -> str:
         if self.dense is not None:
@@ -118,18 +116,9 @@ MetricLike = Metric | Estimated | str | Mapping[str, ArrayLike] | Array
 
 
 def as_metric(value: object) -> Metric | Estimated:
-    """Brings what a user may give as a metric into one of two forms.
-
-    Args:
-        value: ``"none"``, ``"auto"``, ``"diagonal"``, ``"full"``, ``{site: inverse mass}`` with numbers or arrays > 0,
-            or a symmetric positive definite matrix (d, d) over the flattened position, sites in alphabetical order.
-
-    Raises:
-        WrongTypeError: anything else.
-        InvalidValueError: an unknown word, an inverse mass that is not positive and finite, or a matrix that is not
-            positive definite.
-        ShapeError: an array that is no square matrix.
-    """
+    """What a user may give as a metric in one of two forms: ``"none"``, ``"auto"``, ``"diagonal"``, ``"full"``,
+    ``{site: inverse mass}`` with numbers or arrays > 0, or a symmetric positive definite matrix (d, d) over the
+    flattened position, sites in alphabetical order."""
     if isinstance(value, Metric | Estimated):
         return value
     if isinstance(value, str):
@@ -159,11 +148,7 @@ def as_metric(value: object) -> Metric | Estimated:
 
 
 def in_force(metric: MetricLike) -> Metric:
-    """The metric that a transition uses.
-
-    Raises:
-        CapabilityError: it is still to be measured; raised while tracing.
-    """
+    """The metric that a transition uses; raises while tracing where it is still to be measured."""
     if not isinstance(metric, Metric):
         raise CapabilityError(
             f"the metric {metric!r} is measured from all chains of a run, and there is no run here",
@@ -182,3 +167,75 @@ def _description(unit: Array | float) -> str:
     if isinstance(unit, jax.core.Tracer) or jnp.ndim(unit):
         return f"array{jnp.shape(unit)}"
     return f"{float(unit) ** 2:.6g}"
+
+
+def kind_of(kind: str, size: int, num_chains: int) -> str:
+    """What ``"auto"`` is for so many numbers a position and so many chains; other kinds are what they are."""
+    metric = tuning.METRIC
+    if kind != "auto":
+        return kind
+    if size <= metric.most_numbers and num_chains >= metric.chains_per_number * size:
+        return "full"
+    return "diagonal" if num_chains >= metric.chains and num_chains * size <= metric.most_of_all else "none"
+
+
+def unmeasured(kind: str, like: Position) -> Metric:
+    """The identity, in the form that `measured` has."""
+    unit = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), like)
+    size = sum(leaf.size for leaf in jax.tree.leaves(like))
+    return Metric(unit) if kind == "diagonal" else Metric(unit, dense=jnp.eye(size))
+
+
+def measured(before: Metric, scale: Position, moved: Array, changed: Array) -> Metric:
+    r"""The metric by how far all chains went at a level, Δx, and how much their scores changed, Δs, (N, d), in the form
+    of the one ``before``, which stays where they leave it open. Chains that stayed, or are not finite, do not count.
+
+    The precision P solves P·Σ·P = F with Σ = E[Δx·Δxᵀ] and F = E[Δs·Δsᵀ]: the geometric mean of F and Σ⁻¹. Where scores
+    are linear, Δs = −P·Δx, and P is exact from d moves, wherever the chains are. A covariance of where chains are, or
+    of their scores, is P⁻¹ or P only once they have the law of the level, and is mostly the distance of modes where
+    these are far apart; moves stay in modes.
+
+    ``scale`` is s for every number of a position: the level's noise, 1 where steps do not follow that. The metric is
+    C = P⁻¹/s², so that h·C = c·P⁻¹ under an adaptive step, and c has no reason to change from level to level.
+
+    References:
+        Titsias (2023), *Optimal preconditioning and Fisher adaptive Langevin sampling*.
+    """
+    rows = jnp.stack([moved, changed])
+    sound = jnp.all(jnp.isfinite(rows), axis=(0, 2)) & jnp.any(moved != 0, axis=1)
+    count = jnp.sum(sound)
+    rows = jnp.where(sound[:, None], rows, 0.0) / jnp.sqrt(jnp.maximum(count, 1))
+    lengths = jnp.sqrt(jnp.sum(rows**2, axis=1))
+    (units, shaped), (known, _) = ravel_pytree(scale), ravel_pytree(before.unit)
+    measurable, known = jnp.all(lengths > 0, axis=0), known * units
+    width = jnp.sqrt(lengths[0] / jnp.where(measurable, lengths[1], 1.0))
+    width = jnp.clip(width, known * tuning.METRIC.shrinks, known * tuning.METRIC.grows)
+    width = jnp.where(measurable, width, known)
+    unit = shaped(width / units)
+    if before.dense is None:
+        return Metric(unit)
+    scales = jnp.stack([1 / width, width])
+    # The same factor on both changes nothing, and keeps float32 in its range.
+    largest = jnp.max(jnp.where(measurable, jnp.prod(lengths, axis=0), 1.0)) ** 0.5
+    rows = rows * scales[:, None] / largest
+    found = Metric(unit, dense=_root(rows.mT @ rows, measurable, count))
+    return jax.tree.map(partial(jnp.where, count > 0), found, before)
+
+
+def _root(matrices: Array, measurable: Array, count: Array) -> Array:
+    """M with M·Mᵀ = C, the solution of C·F·C = Σ, of Σ and F, (2, d, d): with Σ = R·Rᵀ, C = R·(Rᵀ·F·R)^−½·Rᵀ. Of C = I
+    where an entry is not ``measurable``, (d,). Correlations are shrunk: few different moves tell only the diagonal."""
+    both = measurable[:, None] & measurable
+    matrices = regularised(jnp.where(both, matrices, 0.0), count) + jnp.where(both, 0.0, jnp.eye(len(both)))
+    root, slopes = jnp.linalg.cholesky(matrices[0]), matrices[1]
+    values, vectors = jnp.linalg.eigh(root.T @ slopes @ root)
+    return root @ vectors * jnp.maximum(values, tuning.METRIC.least_eigenvalue * values[-1]) ** -0.25
+
+
+def regularised(covariance: Array, count: Array | float) -> Array:
+    """Covariances of d numbers, (…, d, d), from n independent points, taken towards their diagonals by
+    1/(1 + (n/d)⁴) + 10⁻⁶. Where the true one is I, an estimate has eigenvalues between (1 ∓ √(d/n))²: for n well above
+    d it needs no shrinkage, however ill-conditioned it is, and for n ≤ d it is singular."""
+    size = covariance.shape[-1]
+    share = 1.0 / (1.0 + (jnp.asarray(count) / size) ** 4) + tuning.METRIC.least_eigenvalue
+    return covariance * (1 - jnp.minimum(share, 1.0) * (1 - jnp.eye(size)))

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import TypeVar
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import erfc
@@ -14,7 +15,6 @@ from composeprob import pytree, tuning
 from composeprob.density.evaluation import Position
 from composeprob.kernels.base import Info, KernelState, log_density_of
 from composeprob.kernels.metric import Metric
-from composeprob.kernels.walls import comparable, finite
 
 StateT = TypeVar("StateT", bound=KernelState)
 
@@ -26,10 +26,7 @@ def kick_energy(score: Position, step_size: Array, metric: Metric) -> Array:
 
 def log_uniform(normal: Array) -> Array:
     """log U of the uniform number U = Φ(z) that a standard normal number makes; finite for |z| up to 12.
-
-    `jax.scipy.special.log_ndtr` is right beyond, where no draw of a normal comes, and takes the compiler four times as
-    much.
-    """
+    `jax.scipy.special.log_ndtr` is right beyond, where no draw comes, and takes the compiler four times as much."""
     return jnp.log(0.5 * erfc(-math.sqrt(0.5) * normal))
 
 
@@ -72,39 +69,55 @@ def metropolis(
     usable = finite(proposed) & ~jnp.isnan(log_ratio)
     accepted, probability = accept(log_u, jnp.where(usable, log_ratio, jnp.nan))
     if log_target_ratio is None:
-        there, here = comparable(proposed, rejected)
-        log_target_ratio = log_density_of(there.evaluation) - log_density_of(here.evaluation)
-    info = _info(accepted, probability, usable, -log_target_ratio, quadrature_error)
+        log_target_ratio = log_density_ratio(proposed, rejected)
     diverged = jnp.asarray(greatest_kick) > tuning.DIVERGED + math.sqrt(pytree.size(proposed.position))
-    info = dataclasses.replace(info, non_finite=info.non_finite & ~diverged)
+    precision = jnp.result_type(float)
+    info = Info(
+        acceptance=probability.astype(precision),
+        accepted=accepted,
+        non_finite=~usable & ~diverged,
+        log_reversal=jnp.where(accepted, -log_target_ratio, 0.0),
+        quadrature_error=jnp.where(usable, quadrature_error, jnp.nan).astype(precision),
+    )
     return pytree.where(accepted, proposed, rejected), info
 
 
 def unadjusted(proposed: StateT, rejected: StateT, log_reversal: Array | None = None) -> tuple[StateT, Info]:
-    """Goes to `proposed` unless it is non-finite, or leads out of where the density is positive.
+    """Goes to `proposed` unless it is non-finite, or leads out of where the density is positive: what kernels without a
+    Metropolis test do instead of it.
 
-    That is what kernels without a Metropolis test do instead of it.
-
-    Args:
-        proposed: the state at x'.
-        rejected: the state where x' is unusable.
-        log_reversal: log q(x|x') − log q(x'|x) of the proposal, a scalar; left out where unknown, and reported as NaN.
+    ``log_reversal`` is log q(x|x') − log q(x'|x) of the proposal, a scalar; NaN is reported where it is left out.
     """
-    usable = finite(proposed)
-    leaving = proposed.evaluation.zero & ~rejected.evaluation.zero
-    taken = usable & ~leaving
-    log_reversal = jnp.asarray(jnp.nan) if log_reversal is None else log_reversal
-    return pytree.where(taken, proposed, rejected), _info(taken, taken, usable, log_reversal, 0.0)
+    certain, log_reversal = jnp.zeros(()), jnp.asarray(jnp.nan) if log_reversal is None else log_reversal
+    return metropolis(certain, certain, proposed, rejected, -log_reversal)
 
 
-def _info(
-    accepted: Array, probability: Array, usable: Array, log_reversal: Array, quadrature_error: Array | float
-) -> Info:
-    precision = jnp.result_type(float)
-    return Info(
-        acceptance=probability.astype(precision),
-        accepted=accepted,
-        non_finite=~usable,
-        log_reversal=jnp.where(accepted, log_reversal, 0.0),
-        quadrature_error=jnp.where(usable, quadrature_error, jnp.nan).astype(precision),
-    )
+def comparable(proposed: StateT, current: StateT) -> tuple[StateT, StateT]:
+    """Both states, with log-densities that can be compared where π is 0 at both: those without the wall.
+
+    Else the ratio would be 0/0, and a chain that starts outside a wall would never move. What chains do where the
+    density is 0 leaves π invariant; once they find the way in, any proposal is accepted.
+    """
+    both = proposed.evaluation.zero & current.evaluation.zero
+
+    def without_wall(state: StateT) -> StateT:
+        value, log_open = state.evaluation.log_density, state.evaluation.log_open
+        if value is None or log_open is None:
+            return state
+        return eqx.tree_at(lambda s: s.evaluation.log_density, state, jnp.where(both, log_open, value))
+
+    return without_wall(proposed), without_wall(current)
+
+
+def log_density_ratio(proposed: StateT, current: StateT) -> Array:
+    """log π(x') − log π(x) of `comparable` states, a scalar."""
+    there, here = comparable(proposed, current)
+    return log_density_of(there.evaluation) - log_density_of(here.evaluation)
+
+
+def finite(state: StateT) -> Array:
+    """Whether every number that a kernel reads of a state is finite, a scalar bool; log 0 counts as a number."""
+    value, zero = state.evaluation.log_density, state.evaluation.zero
+    logs = [] if value is None else [jnp.where(zero & jnp.isneginf(value), 0.0, value)]
+    rest = dataclasses.replace(state, evaluation=None)  # type: ignore[arg-type]
+    return pytree.all_finite((rest, state.evaluation.score, logs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -17,24 +17,16 @@ from composeprob import tuning
 from composeprob.arguments import check_count
 from composeprob.density.evaluation import Position
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
+from composeprob.schedule import Schedule
 
 if TYPE_CHECKING:
     from composeprob.kernels.base import Kernel
 
 
-class Levels(Protocol):
-    """What a step size needs to know of a schedule."""
-
-    @property
-    def num_levels(self) -> int: ...
-    @property
-    def sigma(self) -> Array: ...
-
-
 class Rule(eqx.Module):
     """A step size per level computed from the schedule; made from any function given as a `step_size`."""
 
-    function: Callable[[Levels], ArrayLike] = eqx.field(static=True)
+    function: Callable[[Schedule], ArrayLike] = eqx.field(static=True)
 
 
 class Adaptive(eqx.Module):
@@ -109,10 +101,8 @@ class Adaptive(eqx.Module):
         return jnp.log(tuning.STEP_SIZE.longest if self.initial is None else self.initial)
 
     def starting(self, kernel: Kernel, size: int, power: float) -> Adaptive:
-        """The same, with a number for `initial`: the one given, or that for d numbers and P factors.
-
-        Of a kernel with another p nothing is known: it starts at `tuning.STEP_SIZE.longest`.
-        """
+        """The same, with a number for `initial`: the one given, or that for d numbers and P factors; of a kernel with
+        another p nothing is known, and it is `tuning.STEP_SIZE.longest`."""
         if self.initial is not None:
             return self
         length, decay = tuning.STEP_SIZE.lengths.get(kernel.scale_exponent, (math.inf, 0.0))
@@ -127,16 +117,12 @@ class Adaptive(eqx.Module):
 
 StepSize = Array | Rule | Adaptive
 """A kernel's `step_size` after construction: a scalar or (K,) array, a rule, or adaptation."""
-StepSizeLike = StepSize | ArrayLike | Callable[[Levels], ArrayLike]
+StepSizeLike = StepSize | ArrayLike | Callable[[Schedule], ArrayLike]
 """What may be given as one."""
 
 
 def as_step_size(value: object) -> StepSize:
-    """Brings what a user may give as a step size into one of three forms.
-
-    Raises:
-        WrongTypeError: for anything but a number, an array of numbers, a function of the schedule, or `Adaptive`.
-    """
+    """What a user may give as a step size, in one of three forms."""
     if isinstance(value, Adaptive | Rule):
         return value
     if callable(value) and not isinstance(value, type):
@@ -144,30 +130,8 @@ def as_step_size(value: object) -> StepSize:
     return as_numbers(value, "a step size", "a number, one number per level, a function of the schedule, or Adaptive()")
 
 
-def check_step_size(step_size: StepSize, owner: str) -> None:
-    """Raises for a step size that is not positive and finite, or has more than one axis."""
-    if isinstance(step_size, Adaptive | Rule):
-        return
-    if step_size.ndim > 1:
-        raise ShapeError(
-            f"{owner} got a step size of shape {step_size.shape}", fix="give one number, or one per level: shape (K,)"
-        )
-    check_range(step_size, f"{owner}(step_size=)", 0.0, np.inf, fix="positive, finite numbers")
-
-
-def resolve(step_size: StepSize, schedule: Levels, kernel: Kernel) -> Array:
-    """The step size of every level, (K,), before any adaptation.
-
-    Args:
-        step_size: `kernel.step_size`.
-        schedule: has `num_levels` K and `sigma` (K,).
-        kernel: whose `scale_exponent` p an `Adaptive` step uses, h_k = c·σ_k^p; named in errors.
-
-    Raises:
-        ShapeError: when an array or a rule gives another number of steps than the schedule has levels.
-        InvalidValueError: when a rule gives a step that is not positive and finite.
-        WrongTypeError: when a rule takes something else than the levels.
-    """
+def resolve(step_size: StepSize, schedule: Schedule, kernel: Kernel) -> Array:
+    """The step size of every level, (K,), before any adaptation: of `kernel.step_size` on the levels of a schedule."""
     name, num_levels = type(kernel).__name__, schedule.num_levels
     if isinstance(step_size, Adaptive):
         return scaled_step(step_size.log_scale, schedule.sigma, kernel)
@@ -214,10 +178,9 @@ def mean_acceptance(
     total: Callable[[Array], Array] = lambda units: jnp.sum(units, axis=0),
     num_chains: int | None = None,
 ) -> Array:
-    """The mean of probabilities over the chains that lead, the same however these are spread over devices.
-
-    A sum of floats depends on its order, and the order on the number of devices; a sum of integers does not. Each
-    probability is rounded to 1/1024 first. Exact for up to two million chains (int32).
+    """The mean of probabilities over the chains that lead, the same however these are spread over devices: a sum of
+    floats depends on its order, one of integers, to which 1024 times each is rounded, does not. Exact for up to two
+    million chains (int32).
 
     Args:
         acceptance: of the chains that are here, (n, …).

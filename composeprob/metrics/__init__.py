@@ -7,10 +7,9 @@ Distances (`distances`, `mode_weights`) work on arrays. `likelihood` walks a sam
 from composeprob.density.curl import curl
 from composeprob.density.fokker_planck import fokker_planck
 from composeprob.metrics.convergence import nested_rhat
-from composeprob.metrics.distances import mmd, wasserstein
+from composeprob.metrics.distances import ksd, mmd, wasserstein
 from composeprob.metrics.likelihood import EvidenceBounds, LogLikelihood, evidence_bounds, raise_log_likelihood
 from composeprob.metrics.mode_weights import covariance_error, mode_weights, total_variation
-from composeprob.metrics.stein import ksd
 
 __all__ = [
     "EvidenceBounds",

@@ -156,11 +156,7 @@ def raise_log_likelihood(
 
 
 def reduced(logs: np.ndarray, sampler: Sampler) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of log-weights (n, c): the log of each row's mean, its standard error, the relative effective sample size.
-
-    Raises:
-        CapabilityError: nothing is finite.
-    """
+    """Of log-weights (n, c): the log of each row's mean, its standard error, the relative effective sample size."""
     if not np.isfinite(logs).any():
         who = "the sampler" if sampler.kernel is None else f"{sampler.kernel!r}"
         raise CapabilityError(

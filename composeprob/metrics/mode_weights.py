@@ -38,7 +38,7 @@ def mode_weights(
 
 
 def nearest_mode(samples: ArrayLike, centers: ArrayLike) -> tuple[Float64[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
-    """Returns samples as rows, and the number of the centre that each is nearest to: −1 where it is not finite."""
+    """Samples as rows, and the number of the centre that each is nearest to: −1 where it is not finite."""
     points, targets = np.asarray(samples, np.float64), np.asarray(centers, np.float64)
     if points.shape[1:] != targets.shape[1:]:
         raise ShapeError(

@@ -1,9 +1,7 @@
 """The path that a chain of a sampler takes, walked in either direction with its log-probability ratio.
 
-A chain starts from the distribution of the first level and makes, level by level, a reverse step (where the sampler has
-one) and kernel transitions. `reverse_walk` goes that path backwards, from a point at level 0 up, by the transitions'
-reversals; `forward_walk` goes down. Both return a log-weight whose exponential has a known expectation: the sampler's
-output density at the point, and ∫f₀.
+`reverse_walk` goes it from a point at level 0 up, by the reversals of steps and transitions; `forward_walk` goes down.
+Both return a log-weight whose exponential has a known expectation: the sampler's output density at the point, and ∫f₀.
 """
 
 from __future__ import annotations
@@ -117,10 +115,9 @@ def reverse_walk(path: Path, key: Array, position: Position) -> Array:
     """One reversal from a point at level 0 to the first level: log p̂ with E p̂(x₀) the sampler's output density.
 
     log p̂(x₀) = log top(x_top) + Σ log T(x'→x)/T(x→x') over the transitions x → x' made on the way up
-    + Σ log N(x_k; reverse step from x_{k+1})/q(x_{k+1}|x_k) over the noising steps. A kernel that carries a momentum
-    starts from a fresh one: its terms cancel, as every refreshment leaves N(0, I) alone. With `SMC`'s weights the
-    target is the weighted path, times ∫ over all paths: subtract its log-evidence. Steps of independent chains that a
-    wall kept where they were are left out.
+    + Σ log N(x_k; reverse step from x_{k+1})/q(x_{k+1}|x_k) over the noising steps. Momenta start afresh: their terms
+    cancel, as every refreshment leaves N(0, I) alone. With `SMC`'s weights the target is the weighted path, times ∫
+    over all paths: subtract its log-evidence. Steps that a wall kept where they were are left out.
     """
     words, layout, (top, volume) = jax.random.bits(key, (2,), jnp.uint32), path.layout, path.top()
     y = layout.vector(position, path.density.schedule.at(0).alpha)

@@ -15,12 +15,7 @@ from composeprob.errors import InvalidValueError, ShapeError
 
 
 def as_rows(samples: ArrayLike, what: str) -> Float64[np.ndarray, "n d"]:
-    """Converts samples of shape (n, …) to float64 of shape (n, d).
-
-    Raises:
-        ShapeError: no leading axis of samples, or none of them.
-        InvalidValueError: a sample that is not finite.
-    """
+    """Finite samples of shape (n, …), at least one, as float64 of shape (n, d)."""
     points = np.asarray(samples, np.float64)
     if points.ndim == 0 or len(points) == 0:
         raise ShapeError(
@@ -38,12 +33,7 @@ def as_rows(samples: ArrayLike, what: str) -> Float64[np.ndarray, "n d"]:
 
 
 def as_positions(points: object, density: AnnealedDensity) -> dict[str, Array]:
-    """Points as ``{site: (n, …)}``, of a density of one site those of an array alone.
-
-    Raises:
-        ShapeError: other sites or shapes than the density's.
-        InvalidValueError: a point that is not finite.
-    """
+    """Finite points as ``{site: (n, …)}`` of a density's sites and shapes, of one site those of an array alone."""
     sites = density.sites
     given = points if isinstance(points, Mapping) else dict.fromkeys(sites if len(sites) == 1 else (), points)
     if given.keys() != sites.keys():
@@ -77,12 +67,7 @@ def as_pair(x: ArrayLike, y: ArrayLike) -> tuple[Float64[np.ndarray, "n d"], Flo
 
 
 def as_weights(log_weights: ArrayLike | None, n: int) -> Float64[np.ndarray, " {n}"]:
-    """Returns weights of shape (n,) that sum to 1; equal ones where ``log_weights`` is None.
-
-    Raises:
-        ShapeError: not one log-weight a sample.
-        InvalidValueError: a NaN, or no weight at all.
-    """
+    """Weights of shape (n,) that sum to 1; equal ones where ``log_weights``, one a sample, is None."""
     if log_weights is None:
         return np.full(n, 1.0 / max(n, 1))
     logs = np.asarray(log_weights, np.float64)

@@ -8,13 +8,11 @@ from composeprob.density.data import lost_to_noise
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel
 from composeprob.kernels.line_integral import bounded
-from composeprob.samplers.annealed_mcmc import AnnealedMCMC
 from composeprob.samplers.closing import Closing, GlobalMoves, WarmUp, fewest_chains
 from composeprob.samplers.hierarchy import Interweaving, interweaves
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import by_kind
-from composeprob.samplers.sampler import Sampler
-from composeprob.samplers.smc import SMC
+from composeprob.samplers.sampler import SMC, AnnealedMCMC, Sampler
 from composeprob.samplers.step import ReverseStep
 
 ADVICE = {

@@ -1,10 +1,11 @@
-"""What closes a run at level 0, passed as ``then=``: a warm-up at the target, and global moves."""
+"""What closes a run at level 0, passed as ``then=``: a warm-up at the target, and global moves by fitted mixtures."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -20,12 +21,9 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import HMC, MALA, Adaptive, KernelState
-from composeprob.kernels.base import log_density_of
 from composeprob.kernels.line_integral import bounded
-from composeprob.kernels.metropolis import log_uniform, metropolis
-from composeprob.kernels.walls import comparable
+from composeprob.kernels.metropolis import log_density_ratio, log_uniform, metropolis
 from composeprob.samplers.descent import at_target, moved_to
-from composeprob.samplers.gaussian_mixture import GaussianMixture, finite
 from composeprob.samplers.hierarchy import Interweaving, interweaves
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions
@@ -72,10 +70,10 @@ class Closing(eqx.Module):
 class WarmUp(Closing):
     """HMC on all sites at the target, MALA by scores, until the population stops drifting, for latents or fine data.
 
-    On the way down a chain makes a few transitions a level, which is enough to follow a density that changes little
-    from one level to the next. Latents in a hierarchy need more: how wide they are has nothing to do with the noise,
-    and a scale and what it scales hold each other back. Blocks of HMC in the metric of the population's variances
-    follow until one changes neither means nor standard deviations.
+    A few transitions a level follow a density that changes little from one level to the next. Latents in a hierarchy
+    need more: how wide they are has nothing to do with the noise, and a scale and what it scales hold each other back.
+    Blocks of HMC in the metric of the population's variances follow until one changes neither means nor standard
+    deviations.
 
     Example:
         >>> import composeprob as cp
@@ -226,9 +224,8 @@ class GlobalMoves(Closing):
                 noise = normals(words, i, size + 2, v.dtype)
                 there = jax.vmap(lambda fit: fit.draw(noise[:-1]))(fitted)[half].astype(v.dtype)
                 proposed = KernelState(there, layout.evaluate(density, there, 0, parts=False))
-                log_q_there, pair = log_q(there), comparable(proposed, state)
-                new, old = (log_density_of(each.evaluation) for each in pair)
-                ratio = new - old + log_q_here - log_q_there
+                log_q_there = log_q(there)
+                ratio = log_density_ratio(proposed, state) + log_q_here - log_q_there
                 state, info = metropolis(log_uniform(noise[-1]), ratio, proposed, state)
                 log_q_here = jnp.where(info.accepted, log_q_there, log_q_here)
                 return state, log_q_here, total + info.acceptance, moved | info.accepted
@@ -252,12 +249,81 @@ class GlobalMoves(Closing):
         return self.number
 
 
-def closings(then: object) -> tuple[Closing, ...]:
-    """What was passed as ``then=``, as a tuple.
+class GaussianMixture(eqx.Module):
+    """q(y) = Σ_j w_j·N(y; m_j, L_j·L_jᵀ) over flattened positions of d numbers."""
 
-    Raises:
-        WrongTypeError: something else is in it.
-    """
+    log_weights: Array  # log w_j, (J,); −∞ of components that only fill up
+    means: Array  # m_j, (J, d)
+    roots: Array  # L_j, (J, d, d)
+    inverses: Array  # L_j⁻¹
+
+    def draw(self, noise: Array) -> Array:
+        """The draw that d + 1 independent normal numbers make, (d,): the first says which component."""
+        below = jnp.cumsum(jnp.exp(self.log_weights))
+        j = jnp.minimum(jnp.sum(jax.scipy.special.ndtr(noise[0]) > below), len(below) - 1)
+        return self.means[j] + self.roots[j] @ noise[1:]
+
+    def log_prob(self, row: Array) -> Array:
+        """log q at one row (d,)."""
+        z = jnp.einsum("jab,jb->ja", self.inverses, row - self.means)
+        heights = self.log_weights + jnp.sum(jnp.log(jnp.diagonal(self.inverses, axis1=1, axis2=2)), axis=1)
+        return jax.nn.logsumexp(heights - 0.5 * jnp.sum(z**2, axis=1)) - 0.5 * len(row) * jnp.log(2 * jnp.pi)
+
+    @classmethod
+    def fitted(cls, points: np.ndarray, others: np.ndarray) -> GaussianMixture:
+        """The mixture that maximises the likelihood of points, (M, d), by the EM algorithm (Dempster, Laird and Rubin
+        1977), of as many components as give others of the same distribution, (M', d), the highest likelihood."""
+        from sklearn.mixture import GaussianMixture as Fit  # takes a second to import, and most runs never fit one
+
+        points, others = _some(points), _some(others)
+        center, width = points.mean(0), points.std(0)
+        width = np.where(width > 0, width, 1.0)
+        best, highest, worse, single = None, -np.inf, 0, np.zeros(0)
+        for count in tuning.MIXTURE.components:
+            if worse == tuning.MIXTURE.patience or (count > 1 and count * (points.shape[1] + 1) > len(points)):
+                break
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a fit that has not converged, or of few distinct points, will do
+                found = Fit(count, random_state=0).fit((points - center) / width)
+            log_densities = found.score_samples((others - center) / width)
+            single = log_densities if count == 1 else single
+            mean = np.mean(np.maximum(log_densities, single - tuning.MIXTURE.most_lost))
+            worse += 1
+            if best is None or mean > highest:
+                best, highest, worse = found, mean, 0
+        assert best is not None
+        roots = width[:, None] * np.linalg.cholesky(best.covariances_)
+        arrays = np.log(best.weights_), center + width * best.means_, roots, np.linalg.inv(roots)
+        return cls(*(jnp.asarray(each, jnp.result_type(float)) for each in arrays))
+
+    @classmethod
+    def beside(cls, *mixtures: GaussianMixture) -> GaussianMixture:
+        """Several mixtures as one, whose arrays have an axis for them in front; filled up with components of no weight
+        to 8, or the most that are tried, so that two numbers of them are all that is compiled."""
+        most = max(len(mixture.means) for mixture in mixtures)
+        room = 8 if most <= 8 else tuning.MIXTURE.components[-1]
+
+        def filled(array: Array) -> np.ndarray:
+            more = np.repeat(np.asarray(array)[:1], room - len(array), axis=0)
+            return np.concatenate([array, more if array.ndim > 1 else np.full_like(more, -np.inf)])
+
+        return jax.tree.map(lambda *arrays: jnp.stack([jnp.asarray(filled(a)) for a in arrays]), *mixtures)
+
+
+def finite(points: np.ndarray) -> np.ndarray:
+    """The rows that are numbers throughout, as their squares are."""
+    with np.errstate(over="ignore"):
+        return points[np.isfinite(np.square(points, dtype=np.float64)).all(1)]
+
+
+def _some(points: np.ndarray) -> np.ndarray:
+    """At most `tuning.MIXTURE.most_points` of the rows, in double precision."""
+    chosen = np.linspace(0, len(points) - 1, min(len(points), tuning.MIXTURE.most_points)).astype(int)
+    return points[chosen].astype(np.float64)
+
+
+def closings(then: object) -> tuple[Closing, ...]:
+    """What was passed as ``then=``, as a tuple."""
     found = then if isinstance(then, (tuple, list)) else (then,)
     for each in found:
         if not isinstance(each, Closing):
@@ -275,10 +341,8 @@ def fewest_chains(size: int) -> int:
 
 
 def renewed(ancestors: Array, moved: Array) -> Array:
-    """Whom chains descend from, (N,) of 0 … N − 1, after those that moved have become their own ancestors.
-
-    Descendants of others are named after the first of them that is left, a number that none of those has.
-    """
+    """Whom chains descend from, (N,) of 0 … N − 1, after those that moved have become their own ancestors. Descendants
+    of others are named after the first of them that is left, a number that none of those has."""
     numbers = jnp.arange(len(ancestors), dtype=ancestors.dtype)
     names = jnp.full_like(ancestors, len(ancestors)).at[ancestors].min(jnp.where(moved, len(ancestors), numbers))
     return jnp.where(moved, numbers, names[ancestors])

@@ -2,8 +2,7 @@
 
 A level of the loop is a few phases. Each chooses where every chain is to be evaluated next (predict, correct, begin a
 transition), the density is evaluated there, and another says what follows (weigh and resample, advance a trajectory,
-accept). So networks are in the compiled loop once, whatever the sampler does with them, and random numbers are drawn
-once a phase.
+accept). So networks are in the compiled loop once, and random numbers are drawn once a phase.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, cast
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -110,9 +109,10 @@ class Descent:
         density, run: what the chains are of.
         moves, step, weights, meet: of a `Sampler`, each of which may be missing.
         parts: whether evaluations have theirs.
+        leads: to levels, before transitions there. Without, all are made at level 0, where chains are, towards draws or
+            in a warm-up: down the levels step sizes lag behind, and at level 0 they stop shrinking, so in the first
+            `Transitions.settling` they adapt once more, ever less, and are fixed then; metrics do not change.
     """
-
-    leads: ClassVar[bool] = True  # to levels, before transitions there
 
     def __init__(
         self,
@@ -123,11 +123,12 @@ class Descent:
         weights: str | None = None,
         meet: Meet | Swap | None = None,
         parts: bool = False,
+        leads: bool = True,
     ):
         self.density, self.spread, self.words = density, run.spread, run.words
         self.layout, self.num_chains = Layout.of_density(density), len(run.ancestors)
         self.moves = cast(Transitions, moves)  # read by what moves chains only
-        self.weights, self.meet, self.parts = weights, meet, parts
+        self.weights, self.meet, self.parts, self.leads = weights, meet, parts, leads
         self.step = step if self.layout.dims else None
         self.half = (self.spread.numbers(run.words) >= self.num_chains // 2).astype(jnp.int32)
         self.power = self.layout.power(density, density.num_levels - 1)
@@ -140,6 +141,8 @@ class Descent:
         self.opaque = not all(self.moves.kernel.kernels[b].resumable for b in self.blocks)
         # Transitions of a visit, and how many of them are not counted, as step sizes adapt.
         self.total, self.adapting = (0, 0) if moves is None else (moves.total, moves.total - moves.count)
+        if not leads:
+            self.adapting = self.moves.settling
         sizes = [] if self.opaque else [self.moves.noise_size(b) for b in self.blocks]
         self.noise_size = max([self.layout.dims, *sizes])
 
@@ -172,19 +175,17 @@ class Descent:
         way = Way(jnp.zeros((n, d)), zero, jnp.zeros((n, d)), zero, jnp.zeros((n,), bool), zero)
         now = self.now(run)
         phase = jnp.where(now.falls, 0, max(self.lead - 1, 0)).astype(jnp.int32)
-        found, fit, law = drift_of(run.chains.evaluation, self.layout.dims) if self.corrects else None, None, None
+        found, fit, law = drift_of(run.chains.evaluation, d), None, None
         if self.control or self.corrects:
-            fit = jax.eval_shape(
-                self.fit, run, points, drift_of(run.chains.evaluation, self.layout.dims), now.end, self.power
-            )
+            fit = jax.eval_shape(self.fit, run, points, found, now.end, self.power)
             law = jax.eval_shape(self.law, now, fit, fit, now.falls) if self.corrects else None
         self.unfitted = fit, fit, law
         blocks = () if self.opaque else range(len(self.blocks))
         trajectories = tuple(zeros_of(jax.eval_shape(partial(self.started, b), run, now)[0]) for b in blocks)
         began = jnp.zeros((n, 2 * self.layout.size)) if self.blocks and self.moves.measures else None
         tally = Tally.blank(points.shape[:-1], max(len(self.blocks), 1))
-        above = zeros_of(fit) if self.corrects else None
-        return Level(phase, jnp.zeros_like(phase), points, way, above, found, trajectories, began, tally)
+        above, found_there = (zeros_of(fit), found) if self.corrects else (None, None)
+        return Level(phase, jnp.zeros_like(phase), points, way, above, found_there, trajectories, began, tally)
 
     def phase(self, carry: Carry) -> Carry:
         """One evaluation of every chain, and what leads to it and follows from it."""
@@ -481,6 +482,8 @@ class Descent:
 
     def pace(self, b: int, turn: Array) -> Array | float:
         """How fast block b's step size adapts: not after a warm-up."""
+        if not self.leads:
+            return jnp.clip(2 - 2 * turn / max(self.adapting, 1), 0.0, 1.0)
         rule = self.moves.adaptive[b]
         return turn < self.adapting if self.adapting and rule is not None and rule.warmup else 1.0
 
@@ -502,21 +505,6 @@ class Descent:
         return dataclasses.replace(run, visits=run.visits.onwards(self.density.schedule, run.records))
 
 
-class AtTarget(Descent):
-    """Transitions at level 0, of chains that are there, which lead nowhere: towards draws, or in a warm-up. Down the
-    levels step sizes lag behind, and at level 0 they stop shrinking: in the first `Transitions.settling` transitions
-    they adapt once more, ever less, and are fixed then; metrics do not change."""
-
-    leads = False
-
-    def __init__(self, density: AnnealedDensity, run: Run, moves: Transitions):
-        super().__init__(density, run, moves)
-        self.adapting = moves.settling
-
-    def pace(self, b: int, turn: Array) -> Array:
-        return jnp.clip(2 - 2 * turn / max(self.adapting, 1), 0.0, 1.0)
-
-
 def at_target(
     run: Run, density: AnnealedDensity, moves: Transitions, words: Array, first: Array | int, end: Array | int
 ) -> tuple[Run, Tally]:
@@ -524,7 +512,7 @@ def at_target(
     what they add up to."""
     chains = dataclasses.replace(run.chains, evaluation=run.chains.evaluation.without_parts)
     run = dataclasses.replace(run, chains=chains, words=words)
-    way = AtTarget(density, run, moves)
+    way = Descent(density, run, moves, leads=False)
     level = dataclasses.replace(way.blank(run), turn=jnp.asarray(first, jnp.int32))
     run, level = jax.lax.while_loop(lambda carry: carry[1].turn < end, way.phase, (run, level))
     return run, level.tally

@@ -1,8 +1,8 @@
 """Population statistics of a level: an affine fit of the score, and the control that makes weights more equal.
 
-Everything here is in y = x/α, where the reverse process is dy = S dτ + dW, and SMC weighs it by the potential r, the
-Feynman–Kac rate. With S + u followed in place of S, and r + ∇·u + ⟨u, S⟩ weighed in place of r, every F_k stays what it
-is: insert the drift into the equation ∂F = 𝓛F − g²·r·F that defines r.
+In y = x/α the reverse process is dy = S dτ + dW, and SMC weighs it by the Feynman–Kac rate r. With S + u followed in
+place of S, and r + ∇·u + ⟨u, S⟩ weighed in place of r, every F_k stays what it is: insert the drift into the equation
+∂F = 𝓛F − g²·r·F that defines r.
 """
 
 from __future__ import annotations
@@ -60,15 +60,14 @@ def controlled(
 def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
     r"""The affine fits over a weighted population of N chains, or over some of them where those are as good.
 
-    The slope is that of least squares, B = Cov(S, y)·Cov(y)⁻¹, which for a Gaussian is the Hessian of log F wherever
-    chains are. Along each eigenvector of B it counts as much as it explains of the variance of S there, R², and −P/s,
-    the slope of P factors whose data are points, counts for the rest: narrow modes far apart have a flat B, and a step
-    that took S for flat would throw chains out of them.
+    The slope is that of least squares, B = Cov(S, y)·Cov(y)⁻¹, for a Gaussian the Hessian of log F. Along each
+    eigenvector of B it counts as much as it explains of the variance of S there, R², and −P/s, the slope of P factors
+    whose data are points, counts for the rest: narrow modes far apart have a flat B, and a step that took S for flat
+    would throw chains out of them.
 
-    The control (A, a), A symmetric, makes the potential r + ∇·u + ⟨u, S⟩ as nearly constant as least squares can; for
-    Gaussians that is constant. Each half of the chains takes what was fitted over the other half, which knows nothing
-    of it: a fit to a chain's own potential would take from its weight what belongs there. One that leaves most of the
-    variance of the potentials of the half that takes it is left out.
+    The control (A, a), A symmetric, makes the potential r + ∇·u + ⟨u, S⟩ as nearly constant as least squares can. Each
+    half of the chains takes what was fitted over the other: a fit to a chain's own potential would take from its weight
+    what belongs there.
 
     ``rows`` are (N, 2d + 1), each y, S without any control, and the potential per unit of τ with the fixed one;
     ``base`` is P/s, (d,).
@@ -92,8 +91,9 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
         kind = "diagonal" if count // 2 >= tuning.FIT.per_feature * 2 * dims else "scalar"
         if full and count // 2 >= tuning.FIT.per_feature * dims * (dims + 3) / 2:
             kind = "dense"
-        table = _halves(jnp.column_stack([y, score, potential, weights]))
-        gain, push = _controls(table, kind, basis)
+        first, second = jnp.split(jnp.column_stack([y, score, potential, weights]), [count // 2])
+        halves = jnp.stack([jnp.pad(first, [(0, count % 2), (0, 0)]), second])  # zeros fill up the shorter one
+        gain, push = _controls(halves, kind, basis)
     return Fit(mean[:dims], slope, gain, push)
 
 
@@ -108,12 +108,6 @@ def _thinned(table: Array, dims: int) -> Array:
     count = table.shape[0]
     step = -(-count // max(tuning.FIT.enough, 2 * tuning.FIT.per_feature * dims * (dims + 3)))
     return jnp.concatenate([table[: count // 2 : step], table[count // 2 :: step]])
-
-
-def _halves(table: Array) -> Array:
-    """The first ⌊N/2⌋ chains and the others, (2, ⌈N/2⌉, …); zeros fill up what is missing of the first."""
-    first, second = jnp.split(table, [len(table) // 2])
-    return jnp.stack([jnp.pad(first, [(0, len(table) % 2), (0, 0)]), second])
 
 
 def _slope(pair: Array, freedom: Array, base: Array, full: bool) -> tuple[Array, Array | None]:
@@ -148,11 +142,10 @@ def _regression(pair: Array) -> tuple[Array, Array]:
 def _controls(table: Array, kind: str, basis: Array | None) -> tuple[Array, Array]:
     """A and a for each half of the chains, by least squares over the other; A is (d, d) where there is a basis.
 
-    The coordinates are that basis. A `diagonal` A is not the same in all of them, and takes the eigenvectors of the
-    slope of the half that is fitted: those of all chains know of the chains that take it, and made the log-evidence of
-    a squared mixture in 32 dimensions .3 too low. Both are 0 where they leave more than `tuning.FIT.worth` of the
-    potential's variance over the half that takes them. The ``table`` is each half's y, S, potential and weights,
-    (2, ⌈N/2⌉, 2d + 2).
+    The coordinates are that basis. A `diagonal` A takes the eigenvectors of the slope of the half that is fitted: those
+    of all chains know of the chains that take it, and made the log-evidence of a squared mixture in 32 dimensions .3
+    too low. Both are 0 where they leave more than `tuning.FIT.worth` of the potential's variance over the half that
+    takes them. The ``table`` is each half's y, S, potential and weights, (2, ⌈N/2⌉, 2d + 2).
     """
     dims, weights = table.shape[-1] // 2 - 1, table[..., -1]
     pairs = table[..., :-2].reshape(*weights.shape, 2, dims)

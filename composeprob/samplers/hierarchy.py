@@ -14,7 +14,7 @@ from jax import Array
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Frame, Position, Target
+from composeprob.density.evaluation import Frame, Target
 from composeprob.kernels import Adaptive, Info, Kernel, KernelState
 from composeprob.kernels.line_integral import LineIntegral, bounded
 from composeprob.kernels.metropolis import accept, log_uniform
@@ -78,16 +78,12 @@ class Interweaving(Kernel[KernelState]):
     2. MALA of η given φ, in steps no longer than p(η | φ) is wide, each η_j accepted or rejected by itself, as they are
        independent given φ;
     3. moves of one number of φ that take η along, $\eta = m(\varphi) + L(\varphi)\,\xi$ with ξ held and $m$, $LL^\top$
-       the mean and the covariance of the prior: the other half of ancillary–sufficient interweaving, which mixes where
-       step 1 does not. The test takes p exactly, with $\log|L|$ for the change of coordinates, and integrates ∇U along
-       the path.
+       the mean and the covariance of the prior: the other half of ancillary–sufficient interweaving (Yu and Meng 2011),
+       which mixes where step 1 does not. The test takes p exactly, with $\log|L|$ for the change of coordinates, and
+       integrates ∇U along the path.
 
-    Integrals are those of ``log_ratio``, on the straight line or along the path. Proposals of φ follow the
-    curvature of log p at φ, which their accept test counts both ways, and need no tuning.
-
-    References:
-        Yu and Meng (2011), *To center or not to center: that is not the question*. Martin, Wilcox, Burstedde and
-        Ghattas (2012), *A stochastic Newton MCMC method*.
+    Proposals of φ follow the curvature of log p at φ, which their accept test counts both ways, and need no tuning
+    (Martin, Wilcox, Burstedde and Ghattas 2012, *A stochastic Newton MCMC method*).
     """
 
     step_size: StepSizeLike = eqx.field(default_factory=Adaptive, converter=as_step_size)
@@ -97,10 +93,7 @@ class Interweaving(Kernel[KernelState]):
 
     optimal_acceptance = 0.574
     scale_exponent = 2
-
-    @property
-    def requires(self) -> frozenset[str]:
-        return frozenset({"score"})
+    requires = frozenset({"score"})
 
     @property
     def evaluations_per_step(self) -> int:
@@ -108,9 +101,6 @@ class Interweaving(Kernel[KernelState]):
 
     def under(self, density: AnnealedDensity, noise: Noise) -> Interweaving:
         return dataclasses.replace(self, known=Known(density, noise, Layout.of_density(density)))
-
-    def init(self, key: Array, position: Position, target: Target) -> KernelState:
-        return KernelState(position, target(position))
 
     def step(self, key: Array, state: KernelState, target: Target, step_size: Array) -> tuple[KernelState, Info]:
         assert self.known is not None

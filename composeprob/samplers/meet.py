@@ -92,13 +92,9 @@ class Swap(eqx.Module):
 
     With y at level a and y' at b, candidates c at a, from y', and c' at b, from y, take their places with probability
     min(1, R). By energies, R = π_a(c)·π_b(c')·k(y'|c)·k(y|c') / (π_a(y)·π_b(y')·k(c|y')·k(c'|y)), k the law of
-    `Step.bridge` for the total power of the factors, so that a product's narrow replicas meet: every level keeps its π.
-    By Feynman–Kac path weights, which are those of DDPM's step, log R is what the way down gains, less what the way up
-    does: it needs scores and rates only, and is right as the levels' distance goes to 0.
-
-    References:
-        *CREPE: controlling diffusion with replica exchange* (ICLR 2026), for path weights. Ballard and Jarzynski 2009,
-        *Replica exchange with nonequilibrium switches*, for swaps whose proposals are made by a process.
+    `Step.bridge` for the total power of the factors: every level keeps its π (Ballard and Jarzynski 2009). By
+    Feynman–Kac path weights, which are those of DDPM's step, log R is what the way down gains, less what the way up
+    does (*CREPE*, ICLR 2026): it needs scores and rates only, and is right as the levels' distance goes to 0.
     """
 
     kind: str | None = eqx.field(static=True)  # of `NEEDS`; None for the first one that can be
@@ -114,11 +110,7 @@ class Swap(eqx.Module):
         return self.kind == "energy"
 
     def resolved(self, density: AnnealedDensity) -> Swap:
-        """The same for this density; where the user named no kind by energies, if they can be trusted.
-
-        Raises:
-            CapabilityError: the density offers what neither needs.
-        """
+        """The same for this density; where the user named no kind by energies, if they can be trusted."""
         layout, levels = Layout.of_density(density), jnp.arange(density.num_levels)
         power = jax.vmap(lambda level: layout.power(density, level))(levels)
         for kind, needed in NEEDS.items():
@@ -175,17 +167,12 @@ def relative_ess(log_weights: Array) -> Array:
 
 def systematic(bits: Array, log_weights: Array) -> Array:
     """Indices (N,) of the chains that survive: one uniform number, of 32 random ``bits``, and evenly spaced ticks on
-    the cumulated weights.
-
-    Chain i appears ⌊N·w_i⌋ or ⌈N·w_i⌉ times, N·w_i on average, and never where w_i = 0. Where every weight is 0 each
-    survives once.
+    the cumulated weights (Carpenter, Clifford and Fearnhead 1999). Chain i appears ⌊N·w_i⌋ or ⌈N·w_i⌉ times, N·w_i on
+    average, and never where w_i = 0. Where every weight is 0 each survives once.
 
     The expected copies N·w_i are rounded to multiples of 2⁻³² and added up as whole numbers. Such sums are exact, so
-    they never fall and the answer is the same on any number of devices. A cumulative sum of floats is neither: computed
-    in blocks it can fall from one entry to the next, and a tick between the two copies a chain whose weight is 0.
-
-    References:
-        Carpenter, Clifford and Fearnhead 1999; Douc, Cappé and Moulines 2005.
+    they never fall and are the same on any number of devices. A cumulative sum of floats, computed in blocks, can fall
+    from one entry to the next, and a tick between the two copies a chain whose weight is 0.
     """
     n = log_weights.shape[0]
     log_weights = jnp.where(jnp.isfinite(jnp.max(log_weights)), log_weights, 0.0)
@@ -232,11 +219,7 @@ def log_mean_weight(log_weights: Array) -> Array:
 def evidence_variance(log_weights: Array, ancestors: Array) -> Array:
     """The relative variance of the estimated evidence, from one run, a scalar: Σ_e (W_e − 1/N)²·N/(N − 1), with W_e the
     share of the weight, before the last resampling, of all chains that descend from first chain e, one of the
-    ``ancestors``, (N,) of 0 … N − 1.
-
-    References:
-        Chan and Lai 2013; Lee and Whiteley 2018, *Variance estimation in the particle filter*.
-    """
+    ``ancestors``, (N,) of 0 … N − 1 (Lee and Whiteley 2018, *Variance estimation in the particle filter*)."""
     n = log_weights.shape[0]
     weights = relative_weights(log_weights)
     shares = jnp.zeros((n,)).at[ancestors].add(weights / jnp.maximum(jnp.sum(weights), 1e-30))

@@ -25,13 +25,13 @@ from composeprob.kernels import (
     adapt,
     mean_acceptance,
     resolve,
+    scaled_step,
 )
 from composeprob.kernels.base import Trajectory
 from composeprob.kernels.gibbs import GibbsState, in_blocks, integrates_score, with_field, with_parts
-from composeprob.kernels.metric import EUCLIDEAN
+from composeprob.kernels.metric import EUCLIDEAN, kind_of, measured, unmeasured
 from composeprob.kernels.step_size import as_step_size
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.preconditioning import kind_of, measured, unmeasured
 from composeprob.samplers.random import Stream, key_of
 from composeprob.samplers.spread import Spread
 from composeprob.schedule import Noise
@@ -222,7 +222,7 @@ class Transitions(eqx.Module):
         """The step size in force of block b, in y."""
         part, block = self.kernel.kernels[b], self.blocks[b]
         if isinstance(part.step_size, Adaptive):
-            return jnp.exp(log_scale) * block.length(noise) ** part.scale_exponent
+            return scaled_step(log_scale, block.length(noise), part)
         assert isinstance(part.step_size, Array)
         return part.step_size[noise.index] * self.per_unit(b, noise)
 
@@ -367,10 +367,7 @@ def _flat_metric(
 
 def by_kind(make: Callable[[], Kernel], density: AnnealedDensity, static: Callable[[], Kernel] | None = None) -> Kernel:
     """One kernel, or `Gibbs` with one for the noised sites and one, ``static``, for the static ones where there are
-    both.
-
-    What noised sites can be moved by follows the level's noise, and for latents it does not: under one step size the
-    site with the shortest length sets the pace of all.
+    both: step sizes of noised sites follow the level's noise, and under one for all the shortest length sets the pace.
     """
     noised, latent = (
         tuple(name for name, site in density.sites.items() if site.kind == kind) for kind in ("noised", "static")

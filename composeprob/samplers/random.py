@@ -1,7 +1,7 @@
 """Random numbers of chains by counter: number i of a chain depends on nothing but its words and i.
 
 The hash is Threefry-2x32, bit for bit as in `jax.random`; on processors JAX compiles that as loops, each of which takes
-as long to compile as the networks of a small density. A level of a run needs no key but a number.
+as long to compile as the networks of a small density.
 """
 
 from __future__ import annotations
@@ -25,11 +25,8 @@ class Stream(IntEnum):
 
 def threefry(words: Array, number: Array | int, counter: Array | int = 0) -> tuple[Array, Array]:
     """Two words of 32 random bits, in the shape that the arguments broadcast to: of the words of a key or a chain,
-    (…, 2), NumPy's or JAX's, and of what is counted, unsigned of 32 bits.
-
-    References:
-        Salmon, Moraes, Dror and Shaw 2011, *Parallel random numbers: as easy as 1, 2, 3*.
-    """
+    (…, 2), NumPy's or JAX's, and of what is counted, unsigned of 32 bits (Salmon et al. 2011, *Parallel random numbers:
+    as easy as 1, 2, 3*)."""
     xp: ModuleType = np if isinstance(words, np.ndarray) else jnp
     u32 = lambda value: xp.asarray(value, xp.uint32)  # noqa: E731
     first, second = words[..., 0], words[..., 1]

@@ -286,9 +286,7 @@ class ReplicaExchange(Sampler):
                 where=where,
                 fix="compile with more levels (schedule=), or pass a smaller num_levels.",
             )
-        sampler = ReplicaExchange(kernel, count, swap.kind, self.sweeps)
-        prepared = Sampler.prepare(sampler, density)
-        return eqx.tree_at(lambda sampler: sampler.meet, prepared, swap, is_leaf=lambda node: isinstance(node, Swap))
+        return Sampler.prepare(self.with_parts(kernel=kernel, num_levels=count, meet=swap), density)
 
     @property
     def _prepared(self) -> tuple[Transitions, int]:
@@ -357,11 +355,8 @@ class ReplicaExchange(Sampler):
 
 def equal_rejection(levels: Array, swaps: Array, density: AnnealedDensity, energies: bool) -> Array:
     """Levels between which neighbours would be refused equally often, (L,), by the mean probabilities of swaps at the
-    present ones, (L − 1,).
-
-    Path weights have an error of their own, which follows from the levels' distance: with them that counts for two
-    thirds.
-    """
+    present ones, (L − 1,). With path weights, whose error follows from the levels' distance, that counts for two
+    thirds."""
     between = jnp.maximum(1 - swaps, tuning.RUNGS.least_rejection)
     if not energies:
         distance = -jnp.diff(jnp.asarray(density.schedule.log_snr)[levels])

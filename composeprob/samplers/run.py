@@ -20,23 +20,17 @@ from composeprob.schedule import Schedule
 
 class Records(eqx.Module):
     """What is recorded of each level, every field of shape (K,), or (K, B) for the B blocks of a kernel; NaN where a
-    level has no such number.
+    level has no such number."""
 
-    `acceptance`, `step_size` and `quadrature_error`, the mean over accepted moves, are those of blocks. `ess` is taken
-    before resampling, `ancestors`, the number of first chains that have descendants, after it. `weight_variance` is the
-    relative variance of the incremental weights of the step to this level, `step_error` how far its correction moved
-    chains, in units of the noise; `swaps` the mean probability of swaps with the next noisier rung.
-    """
-
-    acceptance: Array
-    step_size: Array
-    ess: Array
-    ancestors: Array
+    acceptance: Array  # (K, B)
+    step_size: Array  # (K, B)
+    ess: Array  # before resampling
+    ancestors: Array  # the number of first chains that have descendants, after it
     non_finite: Array
-    quadrature_error: Array
-    weight_variance: Array
-    step_error: Array
-    swaps: Array
+    quadrature_error: Array  # the mean over accepted moves, (K, B)
+    weight_variance: Array  # the relative variance of the incremental weights of the step to this level
+    step_error: Array  # how far its correction moved chains, in units of the noise
+    swaps: Array  # the mean probability of swaps with the next noisier rung
 
     @classmethod
     def empty(cls, num_levels: int, num_blocks: int = 1) -> Records:
@@ -69,14 +63,10 @@ class NoRecords(Records):
 class Pace(eqx.Module):
     """How long the steps of a run are that chooses its levels: as long as the last one says that they may be.
 
-    A step of Δλ in log-SNR had weights of relative variance v = 1/CESS − 1, which grows as Δλ², and was moved, in
-    units of the density's width, when its end was taken into account too; e is the mean square, which grows as Δλ⁴. The
-    next one is Δλ·min(√(V/v), (E/e)^¼) long, with V the ``variance`` and E the ``error``, and at most the ``longest``:
-    as step sizes of integrators with an embedded error are chosen.
-
-    References:
-        Zhou, Johansen and Aston 2016, *Toward automatic model comparison*, for the conditional effective sample size,
-        CESS. Hairer, Nørsett and Wanner 1993, *Solving ordinary differential equations I*, II.4, for step sizes.
+    A step of Δλ in log-SNR had weights of relative variance v = 1/CESS − 1 (Zhou, Johansen and Aston 2016), which grows
+    as Δλ², and was moved, in units of the density's width, by its correction; e is the mean square, which grows as Δλ⁴.
+    The next one is Δλ·min(√(V/v), (E/e)^¼) long, with V the ``variance`` and E the ``error``, and at most the
+    ``longest``: as integrators with an embedded error choose steps (Hairer, Nørsett and Wanner 1993, II.4).
     """
 
     variance: Array

@@ -1,4 +1,5 @@
-"""The one sampler: N chains go down the levels by a step, weights, a meeting and moves."""
+"""The one sampler: N chains go down the levels by a step, weights, a meeting and moves; `SMC`, `AnnealedMCMC` and
+`Ancestral` are made of other parts of these."""
 
 from __future__ import annotations
 
@@ -18,15 +19,16 @@ from composeprob import tuning
 from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
-from composeprob.errors import CapabilityError, WrongTypeError
-from composeprob.kernels import Gibbs, Kernel
+from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.kernels import MALA, Adaptive, Gibbs, Kernel
 from composeprob.kernels.gibbs import integrates_score, parts_of
+from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import where
-from composeprob.samplers.closing import Closing
+from composeprob.samplers.closing import Closing, closings
 from composeprob.samplers.descent import Descent, at_target, moved_to
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.meet import Meet, Swap
-from composeprob.samplers.moves import Particles, Transitions
+from composeprob.samplers.meet import Meet, Resample, Swap
+from composeprob.samplers.moves import Particles, Transitions, by_kind
 from composeprob.samplers.random import Stream, key_of, normals, stream
 from composeprob.samplers.run import Pace, Run, Visits
 from composeprob.samplers.step import ReverseStep
@@ -36,8 +38,7 @@ from composeprob.samplers.weights import first_evidence
 class Sampler(eqx.Module):
     """How chains travel from the noisiest level to level 0: what `infer` takes as ``sampler=``.
 
-    `SMC`, `AnnealedMCMC` and `Ancestral` make it of other parts. Hyper-parameters only; numbers are leaves, so other
-    numbers reuse compiled code.
+    Hyper-parameters only; numbers are leaves, so other numbers reuse compiled code.
 
     Attributes:
         kernel: what moves chains at a level; None where nothing does.
@@ -111,34 +112,37 @@ class Sampler(eqx.Module):
     def in_numbers(self) -> Self:
         """The same, once prepared, with the steps that rules gave in the place of the rules: these are functions, and
         one that is written again, as a notebook's cell does, would be compiled again."""
-        return self if self.moves is None else eqx.tree_at(lambda sampler: sampler.kernel, self, self.moves.kernel)
+        return self if self.moves is None else self.with_parts(kernel=self.moves.kernel)
 
     def prepare(self, density: AnnealedDensity) -> Sampler:
         """The same sampler with everything resolved that depends on the density: step sizes per level, defaults.
         Refused where it cannot be used with this density."""
+        if self.kernel is not None:
+            return self.with_parts(moves=Transitions.resolved(self.kernel, self.steps_per_level, density))
         static = [name for name, site in density.sites.items() if site.kind == "static"]
-        if self.kernel is None and self.then:
+        if self.then:
             raise CapabilityError(
                 f"then={self.then[0]!r} moves chains at level 0, but {type(self).__name__} has no kernel here.",
                 where=density.described.where,
                 fix="pass a kernel, or leave then out.",
             )
-        if self.kernel is None and static:
+        if static:
             raise CapabilityError(
                 f"{type(self).__name__} without a kernel leaves NumPyro's latents where their priors put them: "
                 f"{', '.join(map(repr, static))}.",
                 where=density.described.where,
                 fix="use cp.SMC or cp.AnnealedMCMC with a kernel, such as cp.UHMC(step_size=…) for score-only factors.",
             )
-        if self.kernel is None:
-            return self
-        moves = Transitions.resolved(self.kernel, self.steps_per_level, density)
-        return eqx.tree_at(lambda sampler: sampler.moves, self, moves, is_leaf=lambda node: node is None)
+        return self
 
     def with_moves(self, kernel: Kernel, steps_per_level: int) -> Self:
         """The same sampler, not yet prepared, with other transitions."""
+        return self.with_parts(kernel=kernel, steps_per_level=steps_per_level, moves=None)
+
+    def with_parts(self, **parts: object) -> Self:
+        """The same sampler with other values of some fields."""
         found = copy.copy(self)
-        for name, value in (("kernel", kernel), ("steps_per_level", int(steps_per_level)), ("moves", None)):
+        for name, value in parts.items():
             object.__setattr__(found, name, value)
         return found
 
@@ -252,6 +256,190 @@ class Sampler(eqx.Module):
 
     def __repr__(self) -> str:
         return self.describe()
+
+
+class SMC(Sampler):
+    r"""A population of chains, weighted from level to level so that modes keep their shares.
+
+    From level k + 1 to k, with F the part of π made of diffusion factors and G the rest (observations, user
+    energies, classifiers):
+
+    * ``weights="feynman_kac"``: a reverse step, and log w += ∫(r + ∇·u + ⟨u, S⟩) dτ + log G_k(x') − log G_{k+1}(x) +
+      log p(x') − log q(x'), with S = ∇log F and r the Feynman–Kac rate that the compiler derives from the leaves'
+      scores, τ the variance that a step takes away, u the control, p the law of the step along S + u, and q that of
+      the step that is made, which is twisted towards ∇log G. It needs scores of F only, so it is right for learned
+      factors. Tempered observations and user energies are averaged in G_{k+1}, over 8 points that noise leads back to
+      from x', so that walls, where they are 0, lose no mass. That takes 8 evaluations of these functions a level, and
+      none of a network of F;
+    * ``weights="density"``: no move, and log w += log π_k(x) − log π_{k+1}(x). It trusts log-densities *between*
+      modes, which energies learned by score matching do not know: for analytic or calibrated factors only.
+
+    Then the chains are resampled where the relative effective sample size is below the threshold, and make
+    ``steps_per_level`` transitions of the kernel, which leave π_k invariant. The last level always resamples, so that
+    samples have equal weights.
+
+    Where weights differ much, many chains become copies of few: ``result.ancestors`` says how many of the first chains
+    have descendants, ``result.effective_chains`` and every standard error follow from that. Below some hundred chains
+    independent ones (`AnnealedMCMC`) are better.
+
+    Args:
+        kernel: any kernel; left out, ``MALA(Adaptive(), metric="auto")`` where the density has an energy, else no
+            transitions. A program with latents has one for the noised sites and another for the latents, in turn, as
+            a `Gibbs`.
+        steps_per_level: transitions at each level.
+        weights: ``"feynman_kac"`` or ``"density"``.
+        resample: a threshold in (0, 1] for ``cp.Resample(threshold)``, resampling where ESS/N falls below it; or
+            another `Meet`.
+        step: how chains go from level to level, a `ReverseStep`; density weights make none.
+        then: what closes the run at level 0: `WarmUp`, `GlobalMoves`, or several in a tuple.
+        check_levels: whether Feynman–Kac weights are computed once more over every other level, for half the
+            evaluations, as an estimate of what the levels' distance does to the log-evidence.
+
+    Result:
+        ``result.log_evidence`` estimates log ∫π_0, with diffusion factors counted as normalised. Under Feynman–Kac
+        weights it has an error of discretisation, which vanishes as the square of the levels' distance, or in
+        proportion to it for a step of first order; ``result.log_evidence_error`` has it in it.
+
+    References:
+        Skreta et al. 2025, *Feynman–Kac Correctors in Diffusion* (arXiv 2503.02819). Del Moral, Doucet and Jasra 2006,
+        *Sequential Monte Carlo samplers*, for the density weights.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel | None = None,
+        steps_per_level: int = 1,
+        weights: str = "feynman_kac",
+        resample: float | Meet = 0.5,
+        step: ReverseStep | None = None,
+        then: Closing | tuple[Closing, ...] = (),
+        check_levels: bool = True,
+    ):
+        check_kernel(kernel, steps_per_level, optional=True)
+        if weights not in ("feynman_kac", "density"):
+            raise InvalidValueError(f"Unknown weights {weights!r}.", fix="use one of: feynman_kac, density.")
+        if step is not None and not isinstance(step, ReverseStep):
+            raise WrongTypeError(f"step must be a cp.ReverseStep; got {step!r}.", fix="pass one, or leave step out.")
+        if step is not None and weights == "density":
+            raise InvalidValueError(
+                "SMC(weights='density') makes no reverse step.",
+                fix="leave step= out, or weights=, whose default steps from level to level.",
+            )
+        if step is not None and (float(step.eta) != 1.0 or step.twist is None):
+            raise InvalidValueError(
+                f"SMC weighs steps with eta=1 and a twist that is limited; got {step!r}.",
+                fix="leave eta out, and give twist a number such as 0.5.",
+            )
+        step = None if weights == "density" else step or ReverseStep()
+        if isinstance(resample, type):
+            raise WrongTypeError(
+                f"SMC(resample=) is the class {resample.__name__}.", fix=f"write {resample.__name__}()."
+            )
+        meet = resample if isinstance(resample, Meet) else Resample(resample)
+        checked = bool(check_levels) and weights == "feynman_kac"
+        super().__init__(kernel, int(steps_per_level), step, weights, meet, closings(then), checked)
+
+    def prepare(self, density: AnnealedDensity) -> Sampler:
+        if self.kernel is None and "energy" in density.capabilities:
+            kernel = by_kind(lambda: MALA(Adaptive(), metric="auto"), density)
+            return self.with_moves(kernel, self.steps_per_level).prepare(density)
+        return super().prepare(density)
+
+    def describe(self) -> str:
+        kernel = "no kernel" if self.kernel is None else f"{self.kernel!r}, {self.steps_per_level} steps a level"
+        threshold = f"{float(self.meet.threshold):.3g}" if isinstance(self.meet, Resample) else repr(self.meet)
+        step = "" if self.step is None or repr(self.step) == "ReverseStep()" else f", step={self.step!r}"
+        then = "".join(f", then {closing!r}" for closing in self.then)
+        return f"SMC({kernel}, weights='{self.weights}', resample={threshold}{step}{then})"
+
+
+class AnnealedMCMC(Sampler):
+    """Independent chains that make ``steps_per_level`` transitions of a kernel at every level, K − 1 to 0.
+
+    Cost: one evaluation a level to refresh what the kernel caches, and the kernel's own for each transition. What
+    chains cannot do is cross between modes once these have parted: the share of each mode is frozen at the level where
+    that happens, and no number of chains mends it. `SMC` does. With ``reverse_step=True`` the status says so
+    (``shares_frozen``) where the Feynman–Kac weights of the chains' paths tell.
+
+    In a program without noised sites nothing leads from the prior to the data in small steps: there each chain starts
+    at one of 16 draws of the prior, chosen by their likelihood, for 16 evaluations more.
+
+    Args:
+        kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``.
+        steps_per_level: transitions at each level, ≥ 1; 10 unless it says another number.
+        reverse_step: whether one step of the reverse process takes the chains from each level to the next, as a
+            better start for the kernel: of first order, or ``cp.ReverseStep(control="none")``, of second order for one
+            evaluation more a level. Observations and user energies shift it by at most half the length of its noise,
+            so that a sharp one does not throw chains far off.
+        then: what closes the run at level 0: `WarmUp`, `GlobalMoves`, or several in a tuple.
+
+    Raises:
+        WrongTypeError: a step that is neither.
+        InvalidValueError: a step with a control, which only weights could take into account.
+
+    References:
+        Du et al. 2023, Algorithm 1. Song and Ermon 2019 for annealed Langevin dynamics.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.AnnealedMCMC(cp.HMC(0.03, num_leapfrog=3), steps_per_level=10).describe()
+        'AnnealedMCMC(HMC(step_size=0.03, num_leapfrog=3, damping=0.5), 10 steps a level)'
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        steps_per_level: int = 10,
+        reverse_step: bool | ReverseStep = False,
+        then: Closing | tuple[Closing, ...] = (),
+    ):
+        check_kernel(kernel, steps_per_level)
+        if not isinstance(reverse_step, (bool, ReverseStep)):
+            raise WrongTypeError(
+                f"reverse_step must be True, False or a cp.ReverseStep; got {reverse_step!r}.", fix="write True."
+            )
+        step = ReverseStep(order=1, control="none") if reverse_step is True else reverse_step or None
+        if step is not None and step.control != "none":
+            raise InvalidValueError(
+                f"The reverse step of AnnealedMCMC has control={step.control!r}, which only weights could make up for.",
+                fix='write cp.ReverseStep(control="none"), or use cp.SMC.',
+            )
+        super().__init__(kernel, int(steps_per_level), step, then=closings(then))
+
+    def describe(self) -> str:
+        reverse = ""
+        if self.step is not None:
+            reverse = f", reverse step{' of second order' if self.step.order == 2 else ''} between levels"
+        then = "".join(f", then {closing!r}" for closing in self.then)
+        return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse}{then})"
+
+
+class Ancestral(Sampler):
+    """Reverse diffusion of the composed score: K − 1 evaluations, and the wrong law for products.
+
+    The score of the noised product is not the sum of the noised scores, so this samples something else than the
+    program's density; it is the baseline that the other samplers mend (Du et al. 2023, section 3).
+
+    Args:
+        eta: η in [0, 1]; 1 is DDPM's ancestral sampling, 0 deterministic DDIM.
+
+    Raises:
+        InvalidValueError: η outside [0, 1].
+
+    References:
+        Ho et al. 2020, *Denoising Diffusion Probabilistic Models*; Song, Meng and Ermon 2021 (DDIM).
+    """
+
+    def __init__(self, eta: Array | float = 1.0):
+        value = as_scalar(eta, "Ancestral(eta=)")
+        check_range(
+            value, "Ancestral(eta=)", 0.0, 1.0 + 1e-6, closed=True, fix="a number in [0, 1]: 1 is DDPM, 0 is DDIM"
+        )
+        super().__init__(step=ReverseStep(order=1, control="none", twist=None, eta=value))
+
+    def describe(self) -> str:
+        assert self.step is not None
+        return f"Ancestral(eta={float(self.step.eta):.3g})"
 
 
 def initial_point(layout: Layout, density: AnnealedDensity, level: int, words: Array) -> Array:

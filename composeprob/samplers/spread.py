@@ -28,11 +28,9 @@ WORD = np.dtype(np.uint32)
 class Spread(eqx.Module):
     """N chains on D devices, equally many on each, evaluated ``chunk`` at a time.
 
-    Where N is no multiple of D, or of D·chunk, the last device has copies of the first chains beside its own. They are
-    moved like the others, and have no part in what chains have in common, nor in what is read at the end.
-
-    What is computed of single chains goes through `map`, in code that each device runs on its own chains; whatever
-    chains have in common goes through `total`, `gather` and `exchange`, which are the only collectives of a run.
+    Where N is no multiple of D, or of D·chunk, the last device has copies of the first chains beside its own, which are
+    moved like the others and counted nowhere. What is computed of single chains goes through `map`; whatever they have
+    in common through `total`, `gather` and `exchange`, the only collectives of a run.
 
     The rounding of a batch depends on its size (a matrix product is blocked by it) and on what the compiler fuses it
     with. With a ``chunk`` every batch has the same size, and a loop around it through which nothing is fused with it:
@@ -47,12 +45,8 @@ class Spread(eqx.Module):
 
     @classmethod
     def checked(cls, mesh: object, chunk: object, num_chains: int) -> Spread:
-        """A checked spread of N chains.
-
-        Raises:
-            WrongTypeError, InvalidValueError: a mesh of three axes or more, a chunk that is no number, or more devices
-                than chains.
-        """
+        """A checked spread of N chains; raises for a mesh of three axes or more, a chunk that is no number, or more
+        devices than chains."""
         if mesh is not None and (not isinstance(mesh, Mesh) or len(mesh.axis_names) not in (1, 2)):
             found = f"one with the axes {mesh.axis_names}" if isinstance(mesh, Mesh) else type(mesh).__name__
             raise WrongTypeError(
@@ -147,8 +141,8 @@ class Spread(eqx.Module):
     def exchange(self, chains: Tree, chosen: Array) -> Tree:
         """Put chain ``chosen[i]`` in the place of chain i, for all N of them: one collective, whatever chains hold.
 
-        Every device's chains go round all devices, each of which takes what it needs when they pass: D − 1 steps, in
-        which as much is moved as by a gather, and a device holds a few devices' chains, however many there are.
+        Every device's chains go round all devices in D − 1 steps, each of which takes what it needs when they pass: as
+        much is moved as by a gather, and a device holds a few devices' chains only.
         """
         chosen = self.padded(chosen)
         if self.devices == 1:
@@ -201,10 +195,8 @@ everywhere, chains = PartitionSpec(), PartitionSpec(AXES)
 
 
 def every_device(num_chains: int, chunk: object) -> Mesh | None:
-    """All devices, or as many as have a chain, or a chunk of them, to evaluate; None for one.
-
-    Where there are several processes all of their devices work, whatever N is.
-    """
+    """All devices, or as many as have a chain, or a chunk of them, to evaluate; None for one. Where there are several
+    processes all of their devices work, whatever N is."""
     chosen = getattr(jax.config, "jax_default_device", None)
     devices = jax.devices() if chosen is None else [chosen]
     if jax.process_count() > 1:

@@ -1,7 +1,7 @@
 r"""The one Gaussian law that leads from a level to another.
 
-In y = x/α the reverse process of every schedule is dy = (S + u) dτ + dW, from s₁ = σ²/α² of a level to s₀ of the next,
-h = s₁ − s₀ of the variance being taken away. A `Step` is a Gaussian law for it,
+In y = x/α the reverse process of every schedule is dy = (S + u) dτ + dW, which takes away the variance h = s₁ − s₀,
+from s₁ = σ²/α² of a level to s₀ of the next. A `Step` is a Gaussian law for it,
 
 $$y' = y + U\,G\,U^\top g + U\,Q^{1/2}\,z,$$
 
@@ -84,25 +84,22 @@ class Step(eqx.Module):
     basis: Array | None  # U, columns of length 1, (d, d); None for the coordinate axes
     gain: Array  # G, (d,)
     noise: Array  # √Q, (d,)
-    decay: Array  # K of `fitted`, (d,); of steps that are not corrected this and what follows mean nothing
-    mean: Array  # J/h, (d,)
-    first: Array  # n₁, (d,)
-    last: Array  # n₀, (d,)
+    # Of `fitted` steps alone, which `correct` makes once more:
+    decay: Array | float = 0.0  # K, (d,)
+    mean: Array | float = 0.0  # J/h, (d,)
+    first: Array | float = 0.0  # n₁, (d,)
+    last: Array | float = 0.0  # n₀, (d,)
 
     @classmethod
     def plain(cls, gain: Array, variance: Array) -> Step:
         """The step of this G and Q, along the coordinate axes; of first order only."""
-        gain, noise = jnp.broadcast_arrays(gain, jnp.sqrt(variance))
-        return cls(None, gain, noise, *(jnp.zeros_like(gain),) * 4)
+        return cls(None, *jnp.broadcast_arrays(gain, jnp.sqrt(variance)))
 
     @classmethod
     def ddpm(cls, s1: Array, s0: Array, eta: Array | float = 1.0, power: Array | float = 1.0) -> Step:
-        """DDPM's ancestral step at η = 1, DDIM's deterministic one at η = 0 (Ho et al. 2020; Song, Meng and Ermon 2021,
-        equation 12); of P factors whose data are points where a power P is given.
-
-        In x this is x' = α'·x̂₀ + √(σ'² − v)·ε̂ + √v·ξ with v = η²·β·σ'²/σ²; in y, Q = η²·s₀·h/s₁ and
-        G = s₁ − √(s₁·(s₀ − Q)), both divided by P.
-        """
+        """DDPM's step at η = 1, DDIM's deterministic one at η = 0 (Song, Meng and Ermon 2021, equation 12); of
+        P factors whose data are points where a power P is given: Q = η²·s₀·h/s₁ and G = s₁ − √(s₁·(s₀ − Q)), both
+        divided by P. In x that is x' = α'·x̂₀ + √(σ'² − v)·ε̂ + √v·ξ with v = η²·β·σ'²/σ²."""
         variance = eta**2 * s0 * (s1 - s0) / s1
         gain = s1 - jnp.sqrt(s1 * jnp.maximum(s0 - variance, 0.0))
         return cls.plain(gain / power, variance / power)
@@ -120,10 +117,9 @@ class Step(eqx.Module):
     def upward(cls, s1: Array, s0: Array, power: Array, mixed: bool, weights: str | None) -> Step:
         """From s₀ up to s₁, as `ddpm` is undone where there is only noise: what RAISE walks by.
 
-        For one factor it is the forward diffusion, of gain 0. Scores of a product sum to P times those of noise, and a
-        reverse step then draws chains together P times as strongly, which noise alone would not undo: the weights of
-        walks would degenerate. With y ~ N(0, V) at s₁ and S = −P·y/s at both ends, y at s₁ is Gaussian given y at s₀.
-        Where there is signal the gain vanishes beside y. V is s₁/P if kernels or weights bring chains to π_k
+        For one factor it is the forward diffusion, of gain 0. A product's reverse step draws chains together P times as
+        strongly, which noise alone would not undo: the weights of walks would degenerate. With y ~ N(0, V) at s₁ and
+        S = −P·y/s at both ends, y at s₁ is Gaussian given y at s₀. V is s₁/P if kernels or weights bring chains to π_k
         (``mixed``), s₁/(2P − 1) if there are steps alone; Feynman–Kac weights ½(P² − P)·y²/s per unit of log-SNR widen
         it, but not to an improper density.
         """
@@ -176,11 +172,10 @@ class Step(eqx.Module):
         y', (d,); the noise in it, z and the shift, in the coordinates of y, (d,); and log p(y')/q(y'), with p the law
         along the ``drift`` S + u and q the one that was drawn from, which follows the ``score``, S + u + ∇_y log G.
 
-        What follows ∇log(F·E) + u only leaves it to the weights to pick the chains that found the data by chance. So
-        ∇log G shifts the step too, by at most ``twist`` times the length √d of its noise: where G is much narrower than
-        the level's noise, its whole gradient would throw chains far off. This is the twisted proposal of Wu, Trippe,
-        Naesseth, Blei and Cunningham (2023), *Practical and asymptotically exact conditional sampling in diffusion
-        models*.
+        Without ∇log G it would be left to the weights to pick the chains that found the data by chance. The shift is at
+        most ``twist`` times the length √d of the noise: where G is much narrower than that, its whole gradient would
+        throw chains far off. This is the twisted proposal of Wu et al. (2023), *Practical and asymptotically exact
+        conditional sampling in diffusion models*.
         """
         z, shift = self._into(noise), self.shift(drift, score, twist)
         twisted = z + shift
@@ -231,15 +226,13 @@ class Step(eqx.Module):
 class Backward(eqx.Module):
     r"""The step's backward kernel, N(R·y' + b, C) of y given y', for either half of the chains.
 
-    Where F weighs what starts at the noisier level, F' what ends at the cleaner one, and the paths are those of
-    dy = (S + u) dτ + dW with u = A·y + a, the same paths seen from their ends are those of
+    The paths of dy = (S + u) dτ + dW with u = A·y + a, seen from their ends, are those of
 
         dy = −(A·y + a) ds + dW,    s from s₀ to s₁,
 
     whatever S is (Anderson 1982): noise as it enters anyway, N(y', h), but for the control. It is integrated by the
-    implicit midpoint rule (Hairer and Wanner 1996), which is stable for any A ≥ 0 and has the variance of equal
-    Gaussians' products right. Between the levels s·A of what was fitted is taken for linear in s, as it nearly is for
-    Gaussians of any width.
+    implicit midpoint rule, which is stable for any A ≥ 0 and has the variance of equal Gaussians' products right.
+    Between the levels s·A of what was fitted is taken for linear in s, as it nearly is for Gaussians of any width.
     """
 
     decay: Array  # R, (2, d, d) or (2, d) for a diagonal
@@ -302,9 +295,9 @@ def within(vector: Array, shift: Array, most: float) -> Array:
 def fixed_control(power: Array, s: Array) -> Array:
     """a of the control u = a·y that needs no fit, (P − 1)/2(1 + s), (d,).
 
-    Where no signal is left F is N(0, s/P), and the Feynman–Kac rate ½(P² − P)·‖y‖²/s² differs from chain to chain: that
-    costs a product half of its chains before anything is decided. With u = (P − 1)·y/2s the rate is a constant, and so
-    it is for powers of one Gaussian at every level, with c + s in the place of s; c = 1 stands for all.
+    Where no signal is left F is N(0, s/P), and the Feynman–Kac rate ½(P² − P)·‖y‖²/s² would cost a product half of its
+    chains before anything is decided. With u = (P − 1)·y/2s it is a constant, and so it is for powers of one Gaussian
+    at every level, with c + s in the place of s; c = 1 stands for all.
     """
     return 0.5 * (power - 1.0) / (1.0 + s)
 

@@ -51,8 +51,8 @@ def incremental_log_weight(before: Parts, after: Parts, noise: Noise, end: Noise
     $$\int r\,d\tau + \log G'(x') - \log G(x) + \log p(z \mid x') - \log p(z \mid x),$$
 
     without the log-ratio of its step's twist. The part of r that comes from scores is integrated over λ by the
-    trapezoid rule, as s·r per unit of λ: the second point costs nothing, since the chain is evaluated there anyway. The
-    part that comes from the drift is exact, excess·log(α/α'). Rates are per unit of τ, with the control in them.
+    trapezoid rule, as s·r per unit of λ; that from the drift is exact, excess·log(α/α'). Rates are per unit of τ, with
+    the control in them.
     """
     rate = 0.5 * (noise.variance * before.rate + end.variance * after.rate)
     excess = 0.5 * (before.excess + after.excess)
@@ -118,17 +118,12 @@ def averaged(plain: Callable[[Array], Array], x: Array, others: Array, slope: Ar
 
     the mean over the step's `Backward` kernel q, with g as much of ∇log P_k at its mean as the twist allows.
 
-    A weight G_k'(x')/G_k(x) needs that noise never leads from a point that G allows to one that it forbids: what does
-    so is lost, at every level anew, and where G is nearly 0 it comes back in a few chains of huge weight. With the mean
-    a chain is lost only where all M points are forbidden, and no weight is more than M times that of the best path. The
-    weights stay unbiased: they are those of a process whose backward step draws M points from q and picks one of them
-    with probability in proportion to P_k·exp(−⟨g, x^(j)⟩), for any g that depends on x' alone. With this g the
-    exponential is, to first order, how much less likely a step to x' is from x^(j) than from x under the twisted law.
-    So where P is smooth, and the twist has made up for its slope, the terms are alike and the mean adds no noise.
-
-    References:
-        Andrieu, Doucet and Holenstein (2010), *Particle Markov chain Monte Carlo methods*, for the extended law; Del
-        Moral, Doucet and Jasra (2006), section 3.3.2, for the backward kernel that M → ∞ leads to.
+    A weight G_k'(x')/G_k(x) loses, at every level anew, what noise leads from a point that G allows to one that it
+    forbids; where G is nearly 0 it comes back in a few chains of huge weight. With the mean a chain is lost only where
+    all M points are forbidden, and no weight is more than M times that of the best path. The weights stay unbiased:
+    they are those of a process whose backward step draws M points from q and picks one of them with probability in
+    proportion to P_k·exp(−⟨g, x^(j)⟩), for any g that depends on x' alone (Andrieu, Doucet and Holenstein 2010). With
+    this g the terms are alike where P is smooth and the twist has made up for its slope: the mean adds no noise.
     """
     first = plain(x)
     rest = jax.vmap(lambda y: plain(y) + jnp.sum(slope * (x - y)))(others)

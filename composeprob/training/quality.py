@@ -19,7 +19,7 @@ from composeprob.factors.diffusion import Diffusion
 from composeprob.language.single import single
 from composeprob.metrics.mode_weights import mode_weights, total_variation
 from composeprob.runtime.infer import infer
-from composeprob.samplers.ancestral import Ancestral
+from composeprob.samplers.sampler import Ancestral
 from composeprob.schedule import Noise
 from composeprob.training.loss import draw_batch, losses
 from composeprob.training.recipe import Data, Recipe

@@ -15,9 +15,9 @@ from composeprob.errors import CapabilityError, ShapeError
 from composeprob.kernels import HMC, MALA, UHMC, ULA, KernelState, LineIntegral
 from composeprob.kernels.base import log_density_of
 from composeprob.kernels.langevin import log_proposal_ratio
+from composeprob.kernels.metric import kind_of, measured, unmeasured
 from composeprob.kernels.metropolis import metropolis
 from composeprob.samplers.meet import shares
-from composeprob.samplers.preconditioning import kind_of, measured, unmeasured
 from kernel_chains import from_exact_draws, start, steps_of, transitions
 from refusals import refused
 from sampling_cases import normal, run, single

@@ -6,7 +6,7 @@ import pytest
 from jax.scipy.special import log_ndtr
 
 from composeprob.kernels import HMC, MALA, KernelState
-from composeprob.kernels import hmc as hmc_module
+from composeprob.kernels import hamiltonian as hmc_module
 from composeprob.kernels.metropolis import metropolis
 from kernel_chains import from_exact_draws, start, transitions
 from targets import evaluate, two_modes

@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.kernels import mala
+from composeprob.kernels import langevin
 from composeprob.runtime.compiled import advance
 from composeprob.samplers import weights
 from composeprob.samplers.run import Pace, begin, placed
@@ -266,7 +266,7 @@ def test_few_frames_lie_between_a_call_and_its_accept_test_and_between_a_score_a
 
         monkeypatch.setattr(module, name, call)
 
-    watched(mala, "metropolis", "accept")
+    watched(langevin, "metropolis", "accept")
     watched(weights, "incremental_log_weight", "weight")
     f = cp.Diffusion(Bowl(), cp.Schedule.log_snr(12), event_shape=(2,), parameterization="energy")
     density = cp.compile(squared, f)

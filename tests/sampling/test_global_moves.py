@@ -10,8 +10,7 @@ from scipy import stats
 import composeprob as cp
 from composeprob.samplers import closing
 from composeprob.samplers.choose import independent
-from composeprob.samplers.closing import renewed
-from composeprob.samplers.gaussian_mixture import GaussianMixture, finite
+from composeprob.samplers.closing import GaussianMixture, finite, renewed
 from refusals import refused
 from sampling_cases import Calls, Counted, both, normal, run, single
 from zscores import assert_agrees, assert_disagrees, z_scores

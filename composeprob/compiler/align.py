@@ -19,16 +19,9 @@ from composeprob.schedule import Noise, Schedule, log_snr_of
 
 
 def align(graph: Graph, schedule: Schedule | None = None) -> Graph:
-    """Every leaf evaluated at the program's levels.
-
-    Args:
-        graph: a normalised program.
-        schedule: the levels to use. Left out: those of the first factor that knows only its own levels, else those
-            of the first factor.
-
-    Raises:
-        AlignmentError: a factor that has no level of the same log-SNR, or was not trained there.
-    """
+    """Every leaf evaluated at the program's levels: those of ``schedule``, else of the first factor that knows only its
+    own levels, else of the first factor. A factor that has no level of the same log-SNR, or was not trained there, is
+    refused."""
     if schedule is not None and not isinstance(schedule, Schedule):
         raise WrongTypeError(
             f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
@@ -52,7 +45,7 @@ def _default(graph: Graph) -> Schedule:
 
 def _leaf(leaf: Leaf, schedule: Schedule, site: Site) -> Leaf:
     trained = leaf.factor.schedule
-    averaged = leaf.region.averaged if leaf.region else 1
+    averaged = leaf.averaged
     if averaged == 1 and (leaf.factor.traits.levels == "any" or trained.same_levels(schedule)):
         return leaf
     # Averaging n entries divides the noise variance by n: the event's log-SNR is higher by log n.
@@ -60,7 +53,7 @@ def _leaf(leaf: Leaf, schedule: Schedule, site: Site) -> Leaf:
     if leaf.factor.traits.levels == "any":
         alpha = np.asarray(schedule.alpha, np.float64)
         sigma = np.asarray(schedule.sigma, np.float64) / math.sqrt(averaged)
-        return replace(leaf, own_noise=_noise(np.arange(len(alpha)), alpha, sigma))
+        return replace(leaf, own_noise=noise_on_host(np.arange(len(alpha)), alpha, sigma))
     return replace(
         leaf, own_noise=(_discrete if leaf.factor.traits.levels == "own" else _continuous)(leaf, wanted, site)
     )
@@ -80,12 +73,12 @@ def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
     trained = leaf.factor.schedule
     alpha = trained.alpha_at(wanted)
     index = trained.level_at(wanted) if leaf.factor.traits.levels == "real" else np.arange(len(wanted))
-    return _noise(index, alpha, alpha * np.exp(-wanted / 2))
+    return noise_on_host(index, alpha, alpha * np.exp(-wanted / 2))
 
 
 def _schedule_inside(leaf: Leaf, low: float, high: float, wanted: np.ndarray) -> str:
     """A schedule that the leaf can follow, rounded inwards; for a window, in the log-SNR of the canvas."""
-    shift = math.log(leaf.region.averaged) if leaf.region else 0.0
+    shift = math.log(leaf.averaged)
     low = math.ceil((max(low, wanted[-1]) - shift) * 100) / 100
     high = math.floor((min(high, wanted[0]) - shift) * 100) / 100
     if low >= high:
@@ -109,10 +102,10 @@ def _discrete(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
             f"with {known[nearest[k]]:.4g}.",
             where=site.where,
             fix="use a factor trained with time='log_snr': a window that averages needs other levels than the canvas."
-            if leaf.region is not None and leaf.region.averaged > 1
+            if leaf.averaged > 1
             else _subset(leaf, len(wanted)),
         )
-    return _noise(nearest, np.asarray(trained.alpha)[nearest], np.asarray(trained.sigma)[nearest])
+    return noise_on_host(nearest, np.asarray(trained.alpha)[nearest], np.asarray(trained.sigma)[nearest])
 
 
 def _subset(leaf: Leaf, levels: int) -> str:
@@ -129,6 +122,6 @@ def _subset(leaf: Leaf, levels: int) -> str:
     )
 
 
-def _noise(*host: np.ndarray) -> Noise:
-    """Host arrays, in double precision until the density is lowered."""
-    return Noise(*host)  # type: ignore[arg-type]
+def noise_on_host(index: object, alpha: object, sigma: object) -> Noise:
+    """Of NumPy's numbers or arrays, in double precision until the density is lowered."""
+    return Noise(index, alpha, sigma)  # type: ignore[arg-type]

@@ -19,8 +19,8 @@ from composeprob.compiler.exact import grouped
 from composeprob.compiler.likelihood import Likelihood, policies_of
 from composeprob.compiler.linearity import Kind, Value
 from composeprob.compiler.tempering import tempering
+from composeprob.compiler.top import unrolled
 from composeprob.compiler.trace import Shapes, Traced, not_linear
-from composeprob.compiler.unroll import unrolled
 from composeprob.errors import CapabilityError
 from composeprob.ir.nodes import Graph, Observation, Site
 from composeprob.language.policies import POLICIES
@@ -28,14 +28,11 @@ from composeprob.language.policies import POLICIES
 
 def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple[Graph, Likelihood | None]:
     """Settle the policy of every observation that left it open: ``exact`` where that is possible, else ``moments``
-    where that is possible and pays, else ``tempered``.
+    where that is possible and pays, else ``tempered``. One that asks for what is not possible is refused.
 
     Both take y = A·x + b + noise, A, b and the noise's covariance constant or functions of static sites; ``exact``
     under a prior that is a mixture of Gaussians, ``moments`` under any score. That the mean is linear in x, and which
     entries of A and of the covariance can be other than zero, is read off the program's own trace, not off numbers.
-
-    Raises:
-        CapabilityError: an observation asks for ``exact`` or ``moments``, and it is not possible.
     """
     asking = [o for o in graph.observations if o.anneal is None or o.anneal.closed_form or o.anneal.by_moments]
     if likelihood is None:
@@ -94,7 +91,8 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     cost = f" ({min(size, tuning.MOMENTS.directions)} Jacobian–vector products an evaluation)" if names else ""
     reasons |= no_moments
     sentences = [
-        f"{o.name} {s.anneal}{cost if o.name in names else ''}{_since(o, reasons)}"
+        f"{o.name} {s.anneal}{cost if o.name in names else ''}"
+        + (f", since {reasons[o.name]}" if o.name in reasons else "")
         for o, s in zip(graph.observations, observations, strict=True)
         if o.anneal is None or o.name in names
     ]
@@ -116,19 +114,14 @@ def _tempered(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Gra
     names = tuple(name for name, policy in likelihood.policies.items() if policy.measured)
     if not names:
         return graph, likelihood
-    assert graph.schedule is not None
     shapes = {site.name: site.shape for site in graph.sites}
     declared = {site.name: _prior(site) for site in graph.sites}
     priors = {name: prior if isinstance(prior, Prior) else None for name, prior in declared.items()}
-    found = tempering(traced, names, priors, shapes, graph.schedule)
+    found = tempering(traced, names, priors, shapes, graph.levels)
     if found.near is not None and any(likelihood.policies[name].plain for name in names):
         why = "tempered observations fall faster than any power of x/α, so they see x/α drawn towards the prior's mean"
         graph = graph.noted("temper", why)
     return graph, replace(likelihood, tempering=found)
-
-
-def _since(o: Observation, reasons: dict[str, str]) -> str:
-    return f", since {reasons[o.name]}" if o.name in reasons else ""
 
 
 def _prior(site: Site) -> Prior | str:

@@ -16,8 +16,7 @@ from jax import Array
 from composeprob.compiler.expressions import Output, Scattered
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.nodes import Plate
-from composeprob.ir.cells import Cells
-from composeprob.ir.nodes import Group, Region, total_count
+from composeprob.ir.nodes import Cells, Group, Region, total_count
 from composeprob.ir.normaliser import Normaliser
 from composeprob.schedule import Noise
 
@@ -131,7 +130,7 @@ def project(x: Array, region: Region | Cells | None, event_shape: tuple[int, ...
     cut = x[region.slices]
     if region.averaged > 1:
         pairs = zip(region.extent, region.block, strict=True)
-        cut = cut.reshape([n for e, b in pairs for n in (e // b, b)]).mean(axis=range(1, 2 * cut.ndim, 2))
+        cut = cut.reshape([n for e, b in pairs for n in (e // b, b)]).mean(axis=tuple(range(1, 2 * cut.ndim, 2)))
     return cut.reshape(event_shape)
 
 

@@ -26,8 +26,7 @@ from composeprob.factors.nodes import SETS, Combination, Plate, Product, rewrite
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import CellWindow, Indices, Window
-from composeprob.ir.cells import Cells, listed
-from composeprob.ir.nodes import Graph, Leaf, Observation, Region, Site, Static, same_network
+from composeprob.ir.nodes import Cells, Graph, Leaf, Observation, Region, Site, Static, listed, same_network
 from composeprob.ir.normaliser import Normaliser
 from composeprob.ir.render import index
 from composeprob.language.checks import check_draw
@@ -43,13 +42,9 @@ Names = list[tuple[LeafFactor, str]]
 
 
 def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Graph, Traced]:
-    """The program as written, not yet simplified, and its trace. The program is run with numbers, and traced.
-
-    Raises:
-        ProgramError: the program has no latent site, or asks for the number of one (by ``if``, ``float`` or NumPy).
-        DoublyIntractableError: a factor that may not be normalised depends on a latent, and ancestral order is not
-            the program's distribution.
-    """
+    """The program as written, not yet simplified, and its trace. The program is run with numbers, and traced. Refused
+    are a program without latent sites, one that asks for the number of a site (by ``if``, ``float`` or NumPy), and a
+    factor of a latent that may not be normalised where ancestral order is not the program's distribution."""
     statements = run(program.function, args, kwargs, draw())
     if noised := looked_at(statements):
         statements = run(program.function, args, kwargs, draw(), noised=noised)
@@ -70,7 +65,7 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             where=program.where,
             fix="make the random number a site, cp.sample(name, distribution), or pass it as data to compile.",
         )
-    dependencies, by_leaf = traced.dependencies(), traced.factor_dependencies()
+    dependencies, by_leaf = traced.dependencies()
     names = program.names_of(args, kwargs)
     sites, statics, observations = [], [], []
     held: frozenset[str] = frozenset()

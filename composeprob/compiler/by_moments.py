@@ -18,7 +18,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.linalg import block_diag
 from scipy.linalg import solve_triangular
@@ -26,23 +25,17 @@ from scipy.linalg import solve_triangular
 from composeprob import tuning
 from composeprob.compiler.check import node_capabilities, site_parts
 from composeprob.compiler.once import once
-from composeprob.compiler.top import top_of
-from composeprob.compiler.trace import Shapes, Traced, not_linear
-from composeprob.compiler.unroll import unrolled
+from composeprob.compiler.top import site_top
+from composeprob.compiler.trace import Replay, Shapes, Sites, Traced, not_linear, whitened
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.networks import has_primitive
 from composeprob.factors.whitening import whitener
 from composeprob.ir.nodes import Site, leaves
-from composeprob.language.interpret import Statement, unwrap
 from composeprob.language.policies import bridge
 from composeprob.schedule import Noise, Schedule
 
-Sites = dict[str, Array]
 Slope = Callable[[Sites], Sites]
 """A linear map of directions in the noised sites."""
-Whitened = Callable[[Sites, Sites], tuple[Array, Array]]
-"""L⁻¹·(y − A·x − b), (M,), and log det L, Σ = L·Lᵀ, given the noised sites as the program takes them and the static
-ones."""
 
 
 class ByMoments(eqx.Module):
@@ -79,16 +72,10 @@ class ByMoments(eqx.Module):
     eigen: tuple[Array, Array] | None = None
 
     def __call__(
-        self, whitened: Whitened, xs: Sites, zs: Sites, scores: Sites, slope: Slope, schedule: Schedule, noise: Noise
+        self, replay: Replay, xs: Sites, zs: Sites, scores: Sites, slope: Slope, schedule: Schedule, noise: Noise
     ) -> tuple[Array, Sites]:
-        """log p(y | x_k), a scalar, and its gradient in both kinds of sites.
-
-        Args:
-            whitened: the observations.
-            xs, zs: the noised sites at this level, and the static ones, unconstrained.
-            scores, slope: ∇log F, and its linearisation at xs.
-            schedule, noise: the levels, and this one's noise.
-        """
+        """log p(y | x_k), a scalar, and its gradient in both kinds of sites; ``scores`` and ``slope`` are ∇log F and
+        its linearisation at ``xs``."""
         last, first = noise.index == 0, schedule.at(0).variance
         left = jnp.where(last, 0.0, noise.variance - first)  # s − s₀, at level 0 nothing, not rounding
         backward = jax.linear_transpose(slope, xs)
@@ -110,7 +97,9 @@ class ByMoments(eqx.Module):
         scale = None if self.eigen is None else 1 / jnp.sqrt(1 + unit * self.eigen[1])  # of P^{−½}
 
         def conditioned(at: Sites, zs: Sites) -> tuple[Array, Array]:
-            e, log_det = whitened(at, zs)
+            statements, _ = replay(at, zs, noise.index)
+            pairs = [whitened(statements[name]) for name in self.names]
+            e, log_det = jnp.concatenate([e for e, _ in pairs]), sum((log_det for _, log_det in pairs), jnp.zeros(()))
             if self.eigen is None or scale is None:
                 return e, log_det
             return scale * (e @ self.eigen[0]), log_det - jnp.sum(jnp.log(scale))
@@ -182,11 +171,8 @@ class ByMoments(eqx.Module):
 
 
 def _positive(w: Array) -> Array:
-    """½(W + |W|), (n, n): the part of a symmetric W of eigenvalues above 0.
-
-    |W| = W·sign(W) by Newton and Schulz's iteration, in matrix products. Of eigenvalues below 1/400 of the greatest the
-    sign comes out between 0 and ±1.
-    """
+    """½(W + |W|), (n, n): the part of a symmetric W of eigenvalues above 0. |W| = W·sign(W) by Newton and Schulz's
+    iteration, in matrix products; of eigenvalues below 1/400 of the greatest the sign comes out between 0 and ±1."""
     sign = w / jnp.maximum(jnp.linalg.norm(w), jnp.finfo(w.dtype).tiny)
     sign = jax.lax.fori_loop(0, 15, lambda _, x: 1.5 * x - 0.5 * x @ x @ x, sign)
     absolute = w @ sign
@@ -205,15 +191,8 @@ def _log_along_first(whole: Array, least: Array) -> Array:
 def _krylov(
     e: Array, count: int, spread: Callable[[Array], Sites], image: Callable[[Array, Sites], Array]
 ) -> tuple[Array, Sites]:
-    """An orthonormal basis of e, K·e, …, K^{n−1}·e, (n, M), K = D + W − I, and V·Bᵀ·q of each q in it; zeros beyond the
-    last one where the space has fewer dimensions.
-
-    Args:
-        e: where it starts, (M,).
-        count: n.
-        spread: q ↦ V·Bᵀ·q.
-        image: K·q of q and that.
-    """
+    """An orthonormal basis of e, K·e, …, K^{n−1}·e, (``count``, M), K = D + W − I, and V·Bᵀ·q = ``spread(q)`` of each q
+    in it; zeros beyond the last one where the space has fewer dimensions. ``image`` makes K·q of q and that."""
 
     def extend(i: Array, carry: tuple[Array, Array, Sites]) -> tuple[Array, Array, Sites]:
         v, basis, spreads = carry
@@ -238,22 +217,7 @@ def _products(a: Sites, b: Sites) -> Array:
     return first @ second.T
 
 
-def whitened(statement: Statement) -> tuple[Array, Array]:
-    """L⁻¹·(value − mean), (m,), and log det L of a Gaussian observation of covariance L·Lᵀ."""
-    distribution, inner = statement.distribution, unwrap(statement.distribution)
-    residual = jnp.asarray(statement.value, jnp.result_type(float)) - distribution.mean
-    if type(inner) is dist.Normal:
-        scale = jnp.sqrt(jnp.broadcast_to(distribution.variance, residual.shape))
-        return (residual / scale).ravel(), jnp.sum(jnp.log(scale))
-    n = residual.shape[-1]
-    root = whitener(jnp.broadcast_to(inner.covariance_matrix, (*residual.shape, n)))
-    log_det = -jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)))
-    return jnp.einsum("...ij,...j->...i", root, residual).ravel(), log_det
-
-
-def eigendecomposed(
-    traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]
-) -> tuple[Array, Array] | None:
+def eigendecomposed(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites) -> tuple[Array, Array] | None:
     """Q, (M, M), and λ, (M,), of B·Bᵀ = Q·diag(λ)·Qᵀ for observations that depend on noised sites alone; None where a
     basis holds all directions, or there are too many of them, or their λ are all alike, as those of a mask."""
     size = sum(traced.code.shapes.moments[name][0].size for name in names)
@@ -269,14 +233,13 @@ def eigendecomposed(
 
 
 @once
-def _slopes(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]) -> tuple[Array, Array]:
+def _slopes(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites) -> tuple[Array, Array]:
     """A, (M, D), and Σ, (M, M)."""
-    key = jax.random.key(0)
-    latents = traced.draw(key, xs)
+    moments_at = traced.moments_at(names, xs, jax.random.key(0))
 
-    def residuals(at: dict[str, Array]) -> tuple[Array, Array]:
-        found = traced.statements_at({**latents, **at}, key).moments
-        return jnp.concatenate([found[name][0] for name in names]), block_diag(*[found[name][1] for name in names])
+    def residuals(at: Sites) -> tuple[Array, Array]:
+        pairs = moments_at(at)
+        return jnp.concatenate([residual for residual, _ in pairs]), block_diag(*[noise for _, noise in pairs])
 
     at = {name: jnp.zeros_like(xs[name]) for name, _ in shapes}
     there, pull, covariance = jax.vjp(residuals, at, has_aux=True)
@@ -285,14 +248,12 @@ def _slopes(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str
 
 
 def no_use(site: Site) -> str | None:
-    """Why moments are not taken of a site unless they are asked for.
-
-    A factor with an energy has kernels with an accept test, which do without. Where powers do not sum to 1 the scores
-    of noisy levels are not those of a noised density, and Tweedie's means are far from all data.
-    """
+    """Why moments are not taken of a site unless they are asked for. A factor with an energy has kernels with an accept
+    test, which do without. Where powers do not sum to 1 the scores of noisy levels are not those of a noised density,
+    and Tweedie's means are far from all data."""
     if "energy" in node_capabilities(site.root):
         return f"the factors of {site.name!r} have energies"
-    power = top_of(unrolled(site.root), site.shape).power
+    power = site_top(site.root, site.shape).power
     return None if np.allclose(power, 1.0) else f"the powers of the factors of {site.name!r} do not sum to 1"
 
 
@@ -314,21 +275,19 @@ def no_slope(site: Site) -> str | None:
     return None
 
 
-def bent(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]) -> dict[str, str]:
+def bent(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites) -> dict[str, str]:
     """Which observations have a derivative that was stopped or replaced."""
     off = np.asarray(_residuals_off(traced, names, shapes, xs)) > 1e-3
     return {n: not_linear() for n, here in zip(names, off, strict=True) if here}
 
 
 @once
-def _residuals_off(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]) -> Array:
+def _residuals_off(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites) -> Array:
     """The greatest error of A·x + b of each observation at x, relative to what it is the sum of."""
-    key = jax.random.key(0)
-    latents = traced.draw(key, xs)
+    moments_at = traced.moments_at(names, xs, jax.random.key(0))
 
-    def residuals(at: dict[str, Array]) -> list[Array]:
-        found = traced.statements_at({**latents, **at}, key).moments
-        return [found[name][0] for name in names]
+    def residuals(at: Sites) -> list[Array]:
+        return [residual for residual, _ in moments_at(at)]
 
     at = {name: xs[name] for name, _ in shapes}
     origin, slope = jax.jvp(residuals, (jax.tree.map(jnp.zeros_like, at),), (at,))

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 
-from composeprob.compiler.close import close
 from composeprob.compiler.plausible import check_plausible
-from composeprob.compiler.proper import check_tails
-from composeprob.compiler.signal import check_signal
-from composeprob.compiler.top import check_proper, top_of
-from composeprob.compiler.unroll import unrolled
+from composeprob.compiler.proper import check_signal, check_tails
+from composeprob.compiler.top import check_proper
 from composeprob.errors import ComposeProbError
 from composeprob.factors.base import Factor
+from composeprob.factors.functions import closed
 from composeprob.factors.nodes import part
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Graph, Leaf, leaves
 
 
 def check(graph: Graph, networks: bool = True) -> Graph:
-    """Refuse what cannot be sampled; note what the density offers.
-
-    Args:
-        graph: a program whose leaves have slots.
-        networks: whether what networks return is examined too.
-
-    Raises:
-        ImproperError: a level that cannot be normalised, or a noisiest one that is not noise alone.
-        InvalidValueError: levels that never reach noise.
-        CapabilityError: a mixture over a score-only factor.
-        NetworkError: a network that cannot be called with its conditions, or is plugged in wrongly.
-        ConditionError: a condition that is missing.
-    """
+    """Refuse what cannot be sampled: levels that cannot be normalised, a noisiest one that is not noise alone, a
+    mixture over a score-only factor, networks that cannot be called with their conditions or, where ``networks``, whose
+    values are not what their factors declare. Note what the density offers."""
     for site in graph.sites:
-        check_proper(top_of(unrolled(site.root), site.shape), site)
+        check_proper(site)
         for leaf in leaves(site.root):
             try:
                 leaf.first.check_network()
@@ -40,7 +30,9 @@ def check(graph: Graph, networks: bool = True) -> Graph:
                 raise type(error)(error.found, where=site.where, fix=_shared(leaf) + (error.fix or "")) from error
     check_tails(graph)
     check_signal(graph)
-    graph = close(graph)  # functions can be called, and are from here on what they are now
+    # The user's plain functions can be called, and what they read has its values of now from here on.
+    groups = [replace(group, factor=closed(group.factor, group.members[0].first)) for group in graph.groups]
+    graph = replace(graph, groups=tuple(groups))
     graph = check_plausible(graph) if networks else graph
     for doubt in graph.doubts:
         graph = graph.noted("doubt", doubt)
@@ -85,24 +77,17 @@ node_capabilities = Pass[frozenset[str]]("offers")
 has_rate = Pass[bool]("rate", lambda *_: False)
 """Whether the Feynman–Kac rate of an expression follows from its scores, for which every leaf must be a noised
 marginal."""
+has_rate.rule(Leaf)(lambda leaf, _: "exact_marginals" in leaf.factor.capabilities)
 
 
 @node_capabilities.rule(Leaf)
 def _leaf_capabilities(leaf: Leaf, _: list[frozenset[str]]) -> frozenset[str]:
-    whole = leaf.region is None or leaf.region.averaged == 1
-    return leaf.factor.capabilities if whole else leaf.factor.capabilities - {"normalised"}
-
-
-@has_rate.rule(Leaf)
-def _marginal(leaf: Leaf, _: list[bool]) -> bool:
-    return "exact_marginals" in leaf.factor.capabilities
+    return leaf.factor.capabilities if leaf.averaged == 1 else leaf.factor.capabilities - {"normalised"}
 
 
 def site_parts(root: Factor) -> tuple[Factor | None, Factor | None]:
-    """Split a site's expression into F, made of noised marginals, and the potential G: everything else.
-
-    A user's energy or a classifier has no rate, but its values are known: it enters the weights between levels as a
-    ratio instead. Only factors of the outermost product can be split off.
-    """
+    """Split a site's expression into F, made of noised marginals, and the potential G: everything else. A user's energy
+    or a classifier has no rate, but its values are known: it enters the weights between levels as a ratio instead. Only
+    factors of the outermost product can be split off."""
     marginal = [has_rate(factor) for factor, _ in root.split()]
     return part(root, marginal), part(root, [not here for here in marginal])

@@ -63,12 +63,9 @@ def _leaf_prior(leaf: Leaf, _: list[Prior], shape: tuple[int, ...]) -> Prior:
     found = components(distribution)
     if found is None:
         raise NotGaussian(f"factor '{name}' is {_a(type(distribution).__name__)}, not a mixture of Gaussians")
-    if leaf.region is None:
-        return Prior(found, True)
-    if leaf.region.averaged > 1:
+    if leaf.averaged > 1:
         raise NotGaussian(f"factor '{name}' sees averages of the site")
-    places = leaf.region.entries(shape)
-    return Prior([dataclasses.replace(part, entries=places[part.entries]) for part in found], True)
+    return Prior([dataclasses.replace(part, entries=leaf.entries[part.entries]) for part in found], True)
 
 
 def _a(noun: str) -> str:
@@ -76,11 +73,7 @@ def _a(noun: str) -> str:
 
 
 def check_size(parts: Sequence[Gaussians], measurements: int = 1) -> None:
-    """Refuse to write out the product of mixtures that has too many components.
-
-    Raises:
-        NotGaussian: with their number.
-    """
+    """Refuse to write out the product of mixtures that has too many components, with their number."""
     count = math.prod(len(p.log_weights) for p in parts)
     if len(parts) > 1 and count * sum(len(p.entries) for p in parts) > tuning.LARGEST_JOINT_MIXTURE:
         raise NotGaussian(f"together its mixtures have {count:,} components")

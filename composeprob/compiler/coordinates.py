@@ -8,19 +8,13 @@ from numpyro.distributions.transforms import AffineTransform, ComposeTransform, 
 
 
 def bijection_of(distribution: Distribution, standardised: bool) -> Transform:
-    r"""The map from a static site's coordinate u, any real numbers, to its value.
+    r"""The map from a static site's coordinate u, any real numbers, to its value: the usual bijection from the reals to
+    the support of its prior, plates applied; or, ``standardised``,
 
-    Standardised it is $z = g(\mu + s\,u)$, with μ and s the location and the scale that the prior has given the other
-    latents, and g what a transformed distribution (a LogNormal's exp) does to its base. The prior of u then does not
-    depend on the latents, so that where μ is a noised site, u can stay while x/α moves by many s from one noise level
-    to the next. Otherwise it is the usual bijection from the reals to the support.
-
-    Args:
-        distribution: the site's prior, plates applied.
-        standardised: whether to use the prior's location and scale; see `located`.
-
-    References:
-        Papaspiliopoulos, Roberts and Sköld 2007, *A general framework for the parametrization of hierarchical models*.
+    $z = g(\mu + s\,u)$, with μ and s the location and the scale that the prior has given the other latents, and g what
+    a transformed distribution (a LogNormal's exp) does to its base. The prior of u then does not depend on the latents,
+    so that where μ is a noised site, u can stay while x/α moves by many s from one noise level to the next
+    (Papaspiliopoulos, Roberts and Sköld 2007, *A general framework for the parametrization of hierarchical models*).
     """
     if not standardised:
         return biject_to(distribution.support)

@@ -11,7 +11,8 @@ from composeprob.errors import ProgramError, ShapeError
 from composeprob.factors.algebra import power
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.nodes import rewrite_leaves
-from composeprob.language.interpret import Statement
+from composeprob.ir.nodes import first
+from composeprob.language.interpret import Statement, layers
 
 
 def scaled(evidence: Statement) -> Factor:
@@ -29,16 +30,16 @@ def scaled(evidence: Statement) -> Factor:
 
 def mask(evidence: Statement) -> np.ndarray:
     """Which members of its plates count, of a shape that broadcasts to theirs."""
-    keep, distribution = np.ones((), bool), evidence.distribution
-    while not hasattr(distribution, "factor"):
-        mask = getattr(distribution, "_mask", True)
+    keep = np.ones((), bool)
+    for layer in layers(evidence.distribution):
+        mask = getattr(layer, "_mask", True)
         if isinstance(mask, jax.core.Tracer):
             raise ProgramError(
                 f"The mask of {evidence.name!r} is not known before compilation.",
                 where=evidence.where,
                 fix="make it of data, with NumPy: what it leaves out is not evaluated.",
             )
-        keep, distribution = keep & np.asarray(mask, bool), distribution.base_dist
+        keep = keep & np.asarray(mask, bool)
     return keep
 
 
@@ -107,9 +108,6 @@ def _leading(evidence: Statement, name: str, shape: tuple[int, ...], plates: dic
 def of_one_member(evidence: Statement, site: Statement) -> Factor:
     """The factor with the conditions of the first member of its plates: those that one evaluation has."""
     about = plates(evidence, site)
-
-    def first(leaf: LeafFactor) -> LeafFactor:
-        axes = plate_axes(evidence, leaf, about)
-        return leaf.holding({name: value[(0,) * axes[name]] for name, value in leaf.fixed.items()})
-
-    return rewrite_leaves(evidence.factor, first)
+    return rewrite_leaves(
+        evidence.factor, lambda leaf: leaf.holding(first(leaf.fixed, plate_axes(evidence, leaf, about)))
+    )

@@ -11,36 +11,29 @@ eigenvectors U_j and eigenvalues, so nothing of the size of x is ever inverted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import block_diag
 
-from composeprob.compiler.conjugate import NotGaussian, Prior, check_size, connected
+from composeprob.compiler.conjugate import NotGaussian, Prior, alike, check_size, connected
 from composeprob.compiler.linearity import Kind
 from composeprob.compiler.once import once
-from composeprob.compiler.trace import Shapes, Traced, not_linear
+from composeprob.compiler.trace import Moments, Replay, Shapes, Sites, Traced, moments, not_linear
 from composeprob.factors.gaussians import Gaussians, joint
 from composeprob.factors.whitening import log_normal_of_sum, whitener
 from composeprob.language.policies import bridge
 from composeprob.schedule import Noise, Schedule
 
-if TYPE_CHECKING:
-    from composeprob.compiler.likelihood import Likelihood
-
-Sites = dict[str, Array]
-
 Measurement = tuple[Array, Array, Array]
 """(y − b of shape (M,), A of shape (M, D), Σ of shape (M, M)) with every measurement and every noised entry."""
-
-Moments = Callable[[dict[str, Array]], list[tuple[Array, Array]]]
-"""(residual, covariance) of every observation, given the noised sites."""
 
 
 class Stack(eqx.Module):
@@ -94,6 +87,29 @@ class Stack(eqx.Module):
         return jnp.sum(jax.vmap(log_densities)(self, x, y, a, covariance), 0)
 
 
+class ClosedForm(NamedTuple):
+    """log E and ∇log E; what the density has of it and the gradient of that, a power of E or, at level 0, the
+    likelihood; and what the rate gains. Where E is tiny that power is no sum of log E and a correction: to rounding
+    they would cancel."""
+
+    log_exact: Array
+    of_exact: Sites
+    annealed: Array
+    of_annealed: Sites
+    crossed: Array
+
+    @property
+    def correction(self) -> Array:
+        """The log-potential that makes of E what the density has of it."""
+        return self.annealed - self.log_exact
+
+
+def no_closed_form(xs: Sites, zs: Sites) -> ClosedForm:
+    """Where no observation is annealed so."""
+    zero, zeros = jnp.zeros((), jnp.result_type(float)), jax.tree.map(jnp.zeros_like, {**xs, **zs})
+    return ClosedForm(zero, zeros, zero, zeros, zero)
+
+
 class Exact(eqx.Module):
     """The likelihood of every observation that is annealed exactly.
 
@@ -113,49 +129,69 @@ class Exact(eqx.Module):
     marginal: bool = eqx.field(static=True)
     bridged: bool = eqx.field(static=True)
 
-    def __call__(self, xs: dict[str, Array], moments_at: Moments, noise: Noise) -> Array:
-        """(log p(y | x), log p(y | x₀ = x/α), log p(x)), shape (3,).
-
-        Args:
-            xs: the noised sites at this level.
-            moments_at: the observations' residuals and covariances, given the noised sites as they take them.
-            noise: this level's noise.
-        """
+    def __call__(self, xs: Sites, moments_at: Moments, noise: Noise) -> Array:
+        """(log p(y | x), log p(y | x₀ = x/α), log p(x)), shape (3,), of the noised sites at this level; ``moments_at``
+        takes them as the observations do."""
         y, a, covariance = measure(self.shapes, moments_at, {n: jnp.zeros_like(x) for n, x in xs.items()})
         x = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in self.shapes])
         total = sum((stack(x, (y, a, covariance), noise) for stack in self.stacks), jnp.zeros(3))
         away = jnp.where(self.inside, 0.0, jnp.abs(a)) > 1e-4 * jnp.max(jnp.abs(a), -1, keepdims=True)
         return jnp.where(jnp.any(away), jnp.nan, total)
 
+    def closed_form(
+        self, replay: Replay, xs: Sites, zs: Sites, schedule: Schedule, noise: Noise, drift: Sites
+    ) -> ClosedForm:
+        """What is added at a position, where ``drift`` is ∇log F, with zeros at static sites.
 
-def measure(shapes: Shapes, moments_at: Moments, at: dict[str, Array]) -> Measurement:
+        At level 0 every policy is the posterior that the program promises, seen at x/α; E has level 0's noise in it
+        like a marginal, and the correction takes it out. At the noisiest levels it takes out a power of E that static
+        sites shall not see yet. The rate of F·E is that of F where F is the noised prior q that E is derived from, as
+        E·q is a noised marginal too; elsewhere ⟨∇log F − ∇log q, ∇log E⟩ more, by the rule for the product
+        F·(E·q)·q⁻¹.
+        """
+
+        def log_densities(xs: Sites, zs: Sites) -> Array:
+            def moments_at(at: Sites) -> list[tuple[Array, Array]]:
+                statements, _ = replay(at, zs, noise.index)
+                return [moments(statements[name]) for name in self.names]
+
+            return self(xs, moments_at, noise)
+
+        terms, pull = jax.vjp(log_densities, xs, zs)
+
+        def gradient(*cotangent: float) -> Sites:
+            of_x, of_z = pull(jnp.asarray(cotangent, terms.dtype))
+            return {**of_x, **of_z}
+
+        of_exact, of_clean = gradient(1.0, 0.0, 0.0), gradient(0.0, 1.0, 0.0)
+        last = noise.index == 0
+        power = bridge(schedule, noise) if self.bridged else jnp.ones_like(terms[0])
+        annealed = jnp.where(last, terms[1], power * terms[0])
+        of_annealed = {n: jnp.where(last, of_clean[n], power * s) for n, s in of_exact.items()}
+        crossed = jnp.zeros((), jnp.result_type(float))
+        if not self.marginal:
+            of_prior = gradient(0.0, 0.0, 1.0)
+            crossed = sum((jnp.sum((drift[n] - of_prior[n]) * of_exact[n]) for n, _ in self.shapes), crossed)
+        return ClosedForm(terms[0], of_exact, annealed, of_annealed, crossed)
+
+
+def measure(shapes: Shapes, moments_at: Moments, at: Sites) -> Measurement:
     """Observations of noised sites to first order about ``at``: the residual there, its slope, its noise."""
+    names = [name for name, _ in shapes]
+    start, unravel = ravel_pytree([at[name] for name in names])
 
-    def residuals(flat: Array) -> tuple[Array, Array]:
-        pairs = moments_at({**at, **unravel(flat, shapes)})
-        return jnp.concatenate([r for r, _ in pairs]), block_diag(*[c for _, c in pairs])
+    def residuals(flat: Array) -> tuple[Array, tuple[Array, Array]]:
+        pairs = moments_at({**at, **dict(zip(names, unravel(flat), strict=True))})
+        residual = jnp.concatenate([r for r, _ in pairs])
+        return residual, (residual, block_diag(*[c for _, c in pairs]))
 
-    def twice(flat: Array) -> tuple[Array, tuple[Array, Array]]:
-        residual, covariance = residuals(flat)
-        return residual, (residual, covariance)
-
-    start = jnp.concatenate([jnp.ravel(at[name]) for name, _ in shapes])
-    slope, (residual, covariance) = jax.jacfwd(twice, has_aux=True)(start)
+    slope, (residual, covariance) = jax.jacfwd(residuals, has_aux=True)(start)
     return residual, -slope, covariance
-
-
-def unravel(flat: Array, shapes: Shapes) -> dict[str, Array]:
-    """The sites in a vector of all their entries."""
-    ends = np.cumsum([math.prod(shape) for _, shape in shapes])
-    parts = jnp.split(flat, ends[:-1])
-    return {name: part.reshape(shape) for (name, shape), part in zip(shapes, parts, strict=True)}
 
 
 def stack_of(part: Gaussians, rows: np.ndarray, columns: np.ndarray) -> Stack:
     """One group: a mixture over entries, and the measurements that depend on them. ``columns`` place the entries."""
-    covariances = part.covariances
-    if len(covariances) and np.all(covariances == covariances[:1]):
-        covariances = covariances[:1]
+    covariances = part.covariances[:1] if alike(part) else part.covariances
     widths, basis = covariances, None
     if covariances.ndim == 3:
         widths, basis = np.linalg.eigh(covariances)
@@ -173,67 +209,12 @@ def stacked(groups: list[Stack]) -> tuple[Stack, ...]:
     return tuple(jax.tree.map(lambda *arrays: np.concatenate(arrays), *kind) for kind in kinds.values())
 
 
-class ClosedForm(NamedTuple):
-    """log E and ∇log E; what the density has of it and the gradient of that, a power of E or, at level 0, the
-    likelihood; and what the rate gains. Where E is tiny that power is no sum of log E and a correction: to rounding
-    they would cancel."""
-
-    log_exact: Array
-    of_exact: Sites
-    annealed: Array
-    of_annealed: Sites
-    crossed: Array
-
-    @property
-    def correction(self) -> Array:
-        """The log-potential that makes of E what the density has of it."""
-        return self.annealed - self.log_exact
-
-
-def closed_form(
-    likelihood: Likelihood | None, xs: Sites, zs: Sites, schedule: Schedule, noise: Noise, drift: Sites
-) -> ClosedForm:
-    """What is added at a position; zeros where no observation is annealed so.
-
-    At level 0 every policy is the posterior that the program promises, seen at x/α; E has level 0's noise in it like a
-    marginal, and the correction takes it out. At the noisiest levels it takes out a power of E that static sites shall
-    not see yet. The rate of F·E is that of F where F is the noised prior q that E is derived from, as E·q is a noised
-    marginal too; elsewhere ⟨∇log F − ∇log q, ∇log E⟩ more, by the rule for the product F·(E·q)·q⁻¹.
-
-    Args:
-        likelihood: the program's.
-        xs, zs: the noised sites at this level, and the static ones, unconstrained.
-        schedule, noise: the levels, and this one's noise.
-        drift: ∇log F, with zeros at static sites.
-    """
-    zero = jnp.zeros((), jnp.result_type(float))
-    exact = None if likelihood is None else likelihood.exact
-    if likelihood is None or exact is None:
-        zeros = jax.tree.map(jnp.zeros_like, {**xs, **zs})
-        return ClosedForm(zero, zeros, zero, zeros, zero)
-    terms, pull = jax.vjp(lambda xs, zs: likelihood.exactly(xs, zs, noise), xs, zs)
-
-    def gradient(*cotangent: float) -> Sites:
-        of_x, of_z = pull(jnp.asarray(cotangent, terms.dtype))
-        return {**of_x, **of_z}
-
-    of_exact, of_clean = gradient(1.0, 0.0, 0.0), gradient(0.0, 1.0, 0.0)
-    last = noise.index == 0
-    power = bridge(schedule, noise) if exact.bridged else jnp.ones_like(terms[0])
-    annealed = jnp.where(last, terms[1], power * terms[0])
-    of_annealed = {n: jnp.where(last, of_clean[n], power * s) for n, s in of_exact.items()}
-    if not exact.marginal:
-        of_prior = gradient(0.0, 0.0, 1.0)
-        zero = sum((jnp.sum((drift[n] - of_prior[n]) * of_exact[n]) for n, _ in exact.shapes), zero)
-    return ClosedForm(terms[0], of_exact, annealed, of_annealed, zero)
-
-
 def grouped(
     traced: Traced,
     names: tuple[str, ...],
     shapes: Shapes,
     priors: Mapping[str, Prior | str],
-    xs: dict[str, Array],
+    xs: Sites,
     bridged: bool,
     reasons: dict[str, str],
 ) -> Exact | None:
@@ -281,19 +262,12 @@ def grouped(
 
 
 @once
-def _measurements(
-    traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: dict[str, Array]
-) -> tuple[Array, Array, Array]:
+def _measurements(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites) -> tuple[Array, Array, Array]:
     """Which entries of A, (M, D), and of Σ, (M, M), can be other than zero; for some draws of the static sites the
     error of A·x + b at x, (4, M)."""
 
     def at_draw(key: Array) -> tuple[Array, Array, Array]:
-        latents = traced.draw(key, xs)
-
-        def moments_at(at: dict[str, Array]) -> list[tuple[Array, Array]]:
-            found = traced.statements_at({**latents, **at}, key).moments
-            return [found[name] for name in names]
-
+        moments_at = traced.moments_at(names, xs, key)
         y, a, covariance = measure(shapes, moments_at, jax.tree.map(jnp.zeros_like, xs))
         there, _, _ = measure(shapes, moments_at, xs)
         flat = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in shapes])

@@ -1,42 +1,47 @@
-"""The experts of a program: its factors that are true noised marginals, each with the power that it has."""
+"""The experts of a program: its factors that are true noised marginals, each with the power that it has; and exact
+draws of those at the cleanest level that are closed forms over a whole site."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
+from composeprob.compiler.batches import Batch
 from composeprob.compiler.check import node_capabilities
-from composeprob.compiler.draws import Draw, draw_of
 from composeprob.compiler.expressions import Expression, lower_expression
+from composeprob.compiler.latents import stays_normalised
 from composeprob.density.described import Expert
 from composeprob.factors.base import Factor
+from composeprob.factors.nodes import Mixture
 from composeprob.factors.passes import Pass
-from composeprob.ir.cells import Cells
-from composeprob.ir.nodes import Graph, Leaf, Region, leaves, total_count
+from composeprob.ir.nodes import Cells, Graph, Leaf, Region, leaves, total_count
 from composeprob.ir.render import formula
+from composeprob.schedule import Noise
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Raised:
-    """A node that is an expert, with the product of the powers above it."""
-
-    node: Factor
-    power: float = 1.0
-
-
-experts_of = Pass[list[Raised]]("experts", lambda *_: [])
+Raised = list[tuple[Factor, float]]
+"""Nodes that are experts, each with the product of the powers above it."""
+experts_of = Pass[Raised]("experts", lambda *_: [])
 """The experts of an expression. What a product is made of counts one by one, a mixture of experts as one."""
+Draw = Callable[[Array, tuple[Batch, ...], Noise], Array]
+"""What draws an event of the site from a node, at this noise of the program."""
+draw_of = Pass[Draw | None]("draw", lambda *_: None)
+"""What draws from a node exactly; None where nothing does."""
 
 
-def expert(node: Factor) -> list[Raised]:
+def expert(node: Factor) -> Raised:
     """The node itself, where its density at every level is that of its noised draws."""
-    return [Raised(node)] if "exact_marginals" in node_capabilities(node) else []
+    return [(node, 1.0)] if "exact_marginals" in node_capabilities(node) else []
 
 
 @experts_of.rule(Leaf)
-def _leaf(leaf: Leaf, _: list[list[Raised]]) -> list[Raised]:
+def _leaf(leaf: Leaf, _: list[Raised]) -> Raised:
     return [] if leaf.factor.traits.constant else expert(leaf)
 
 
@@ -45,18 +50,14 @@ def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, Expressi
     the program does not divide by it."""
     known, lowered = [], []
     for site in graph.sites:
-        for raised in experts_of(site.root):
-            below = leaves(raised.node)
+        for node, power in experts_of(site.root):
+            below = leaves(node)
+            first = below[0]
             trained = not all(leaf.factor.traits.levels == "any" for leaf in below)
-            name = formula(raised.node, site.name)
-            region = below[0].region
-            averaged = float(region.averaged) if isinstance(region, Region) else 1.0
-            rows = total_count(below[0].plates)
-            dimension = below[0].dimension
-            members = _members(below[0].region, math.prod(site.shape))
-            known.append(Expert(name, site.name, raised.power, dimension, trained, rows, averaged, members))
-            draw = draw_of(raised.node) if raised.power > 0 else None
-            lowered.append((site.name, lower_expression(raised.node, site.shape), draw))
+            rows, members = total_count(first.plates), _members(first.region, math.prod(site.shape))
+            name, averaged = formula(node, site.name), float(first.averaged)
+            known.append(Expert(name, site.name, power, first.dimension, trained, rows, averaged, members))
+            lowered.append((site.name, lower_expression(node, site.shape), draw_of(node) if power > 0 else None))
     return tuple(known), tuple(lowered)
 
 
@@ -66,3 +67,46 @@ def _members(region: Region | Cells | None, size: int) -> int:
         return 1
     cells = region.indices.array
     return cells.size // cells.shape[-1] if np.array_equal(np.sort(cells, axis=None), np.arange(size)) else 1
+
+
+class LeafDraw(eqx.Module):
+    """Draws from the noised marginal of the `Analytic` in the batch of this number."""
+
+    batch: int = eqx.field(static=True)
+
+    def __call__(self, key: Array, batches: tuple[Batch, ...], noise: Noise) -> Array:
+        batch = batches[self.batch]
+        marginal: Any = batch.factor.core
+        noise_of_leaf = batch.noise_at(noise)
+        return marginal.at(noise_of_leaf).sample(key) * noise.alpha / noise_of_leaf.alpha
+
+
+class MixtureDraw(eqx.Module):
+    """Draws from a part that is chosen by its share."""
+
+    parts: tuple[Draw, ...]
+    log_weights: Array
+
+    def __call__(self, key: Array, batches: tuple[Batch, ...], noise: Noise) -> Array:
+        choice, rest = jax.random.split(key)
+        return chosen(jax.random.categorical(choice, self.log_weights), self.parts, rest, batches, noise)
+
+
+def chosen(which: Array, parts: tuple[Draw, ...], key: Array, batches: tuple[Batch, ...], noise: Noise) -> Array:
+    """A draw from one of the parts."""
+    return jnp.stack([part(key, batches, noise) for part in parts])[which]
+
+
+@draw_of.rule(Leaf)
+def _leaf_draw(leaf: Leaf, _: list[Draw | None]) -> Draw | None:
+    if leaf.region is not None or leaf.plates or leaf.slot is None or not stays_normalised(leaf.factor.core):
+        return None
+    return LeafDraw(leaf.slot[0])
+
+
+@draw_of.rule(Mixture)
+def _mixture_draw(node: Mixture, parts: list[Draw | None]) -> Draw | None:
+    known = tuple(part for part in parts if part is not None)
+    if node.plate is not None or not node.calibrated or len(known) < len(parts):
+        return None
+    return MixtureDraw(known, jnp.asarray(np.array(node.log_weights), jnp.result_type(float)))

@@ -15,8 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from composeprob.compiler.check import has_rate, node_capabilities
-from composeprob.compiler.top import top_of
-from composeprob.compiler.unroll import unrolled
+from composeprob.compiler.top import site_top
 from composeprob.factors.base import Factor
 from composeprob.factors.nodes import Growth, Product, growth_of, walk
 from composeprob.factors.passes import Pass
@@ -31,8 +30,7 @@ def grow(graph: Graph) -> Graph:
     factor's power at most 1; what divides counts as far as the total stays at 1, so that it is gone in guidance and
     negations, and there in full in Bayes' rule, f·g/h; powers below 1 are brought up to a total of 1.
     """
-    assert graph.schedule is not None
-    clean = float(graph.schedule.sigma[0] / graph.schedule.alpha[0]) ** 2
+    clean = float(graph.levels.sigma[0] / graph.levels.alpha[0]) ** 2
     sites = tuple(replace(site, root=_grown(site.root, site.shape, clean)) for site in graph.sites)
     notes = [
         f"{formula(node.children[i], site.name)} from {growth.start[i]:.3g} to {growth.power[i]:.3g}"
@@ -66,7 +64,7 @@ grown_of = Pass[Factor]("grown", lambda node, shape, clean: node)
 def _grown_product(node: Product, shape: tuple[int, ...], clean: float) -> Product:
     if node.plate is not None or set(node.powers) == {1.0}:
         return node
-    found = [top_of(unrolled(child), shape).power for child in node.children]
+    found = [site_top(child, shape).power for child in node.children]
     start, sharpness = _start(np.array(node.powers), np.stack([power.ravel() for power in found]))
     growing = tuple(np.flatnonzero(start != node.powers).tolist())
     if not growing or not all(_known(node.factors[i]) for i in growing):

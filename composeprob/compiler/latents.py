@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from composeprob.errors import DoublyIntractableError, ProgramError
 from composeprob.factors.analytic import Analytic
@@ -14,20 +14,14 @@ Dependencies = Mapping[str, frozenset[str]]
 
 
 def held_for(site: Statement, statements: Statements, dependencies: Dependencies) -> frozenset[str]:
-    """The static sites that must be held at their prior draws so that this site's factor may depend on latents.
+    """The static sites that must be held at their prior draws so that the factor of a noised site may depend on
+    latents. Refused where ancestral order is not the program's distribution, and where the factor depends on a noised
+    site.
 
     A factor that is a density whatever its parameters are (`stays_normalised`) needs none. For any other f(x; c) the
-    program means p(c)·f(x; c)/Z(c) with Z unknown: no chain can move c. Ancestral order needs no Z: c is drawn from
-    its prior and held while x is annealed. That is right where nothing else depends on x, and no data depend on c.
-
-    Args:
-        site: a noised site whose factor depends on latents.
-        statements: the program's statements.
-        dependencies: for each statement the latents that it depends on directly.
-
-    Raises:
-        DoublyIntractableError: the normaliser is unknown, and ancestral order is not the program's distribution.
-        ProgramError: the factor depends on a noised site.
+    program means p(c)·f(x; c)/Z(c) with Z unknown: no chain can move c. Ancestral order needs no Z: c is drawn from its
+    prior and held while x is annealed. That is right where nothing else depends on x, and no data depend on c.
+    ``dependencies`` has the latents that each statement depends on directly.
     """
     direct = sorted(dependencies[site.name])
     above, known = ancestors(site.name, dependencies), stays_normalised(site.factor)
@@ -65,7 +59,11 @@ def _check_ancestral(site: Statement, others: str, statements: Statements, depen
             "values); or let it act through a classifier, cp.observe or cp.factor. Only cp.Analytic factors, and "
             "mixtures of them with weights=, may depend on latents.",
         )
-    data = [name for name in _connected(site.name, kinds, dependencies) if kinds[name] == "observed"]
+    # Whichever way the arrows point.
+    connected = _reached(
+        [site.name], lambda here: [n for n in kinds if n in dependencies[here] or here in dependencies[n]]
+    )
+    data = [name for name, kind in kinds.items() if kind == "observed" and name in connected]
     if data:
         raise DoublyIntractableError(
             f"{found}, and {data[0]!r} depends on {others}.",
@@ -77,22 +75,15 @@ def _check_ancestral(site: Statement, others: str, statements: Statements, depen
 
 def ancestors(name: str, dependencies: Dependencies) -> list[str]:
     """Every latent that a statement depends on, directly or through others."""
+    return _reached(sorted(dependencies[name]), lambda current: sorted(dependencies[current]))
+
+
+def _reached(pending: list[str], neighbours: Callable[[str], list[str]]) -> list[str]:
+    """All that is connected to these statements, the nearest first."""
     found: list[str] = []
-    pending = sorted(dependencies[name])
     while pending:
         current = pending.pop(0)
         if current not in found:
             found.append(current)
-            pending += sorted(dependencies[current])
+            pending += neighbours(current)
     return found
-
-
-def _connected(name: str, kinds: Mapping[str, str], dependencies: Dependencies) -> list[str]:
-    """Every statement that hangs together with one, whichever way the arrows point."""
-    found, pending = [], [name]
-    while pending:
-        current = pending.pop()
-        if current not in found:
-            found.append(current)
-            pending += [n for n in kinds if n in dependencies[current] or current in dependencies[n]]
-    return [n for n in kinds if n in found]

@@ -61,13 +61,8 @@ RATIONAL = {"mul", "div", "dot_general", "conv_general_dilated", "bcoo_dot_gener
 
 
 class Linearity(Walk[Value]):
-    """An evaluation of equations by kinds.
-
-    Args:
-        size: the number of entries of x.
-        rng: what draws random numbers.
-        loops: the lengths of the loops that stand around, and the index in each.
-    """
+    """An evaluation of equations by kinds, with x of ``size`` entries. ``loops`` are the lengths of the loops that
+    stand around, and the index in each."""
 
     def __init__(self, size: int, rng: np.random.Generator, loops: tuple[tuple[int, Array], ...] = ()):
         self.size, self.rng, self.loops = size, rng, loops

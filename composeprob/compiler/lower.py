@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from numpyro.distributions import Cauchy, ExpandedDistribution, Independent, MultivariateNormal, StudentT
+from numpyro.distributions import Cauchy, MultivariateNormal, StudentT
 
-from composeprob.compiler import predictive
 from composeprob.compiler.batches import Batch, OnDemand, batch_of, stacked
 from composeprob.compiler.check import node_capabilities, site_parts
-from composeprob.compiler.draws import Draw, chosen
-from composeprob.compiler.exact import closed_form
-from composeprob.compiler.experts import experts
+from composeprob.compiler.exact import no_closed_form
+from composeprob.compiler.experts import Draw, chosen, experts
 from composeprob.compiler.expressions import Expression, NodeValue, dense, lower_expression, summed
 from composeprob.compiler.likelihood import Likelihood
+from composeprob.compiler.trace import Sites
 from composeprob.density.evaluation import Evaluation, ExpertValue, Frame, Known, Parts, Wall
 from composeprob.factors.base import Factor
 from composeprob.factors.functions import closed
@@ -26,6 +26,7 @@ from composeprob.factors.nodes import part
 from composeprob.factors.precision import in_precision
 from composeprob.factors.whitening import whitener
 from composeprob.ir.nodes import Graph, leaves, spread
+from composeprob.language.interpret import unwrap
 from composeprob.schedule import Noise, Schedule
 
 Sides = tuple[dict[str, NodeValue], dict[str, NodeValue], Array, dict[str, Array | float]]
@@ -46,8 +47,7 @@ class Evaluator(eqx.Module):
         likelihood: static priors and observations; None where the program has neither.
         places: the site, batch and member of every leaf, in the program's order.
         shapes: the noised sites' shapes.
-        ancestral: the noised sites whose factors depend on static sites that are held.
-        held: these static sites; their scores are 0.
+        held: the static sites that are held; their scores are 0.
         networks_see_none: whether there are latents, and none of them depends on what takes a network.
         experts: the expression of every expert.
         draws: what draws from each of them; None where nothing does.
@@ -67,28 +67,25 @@ class Evaluator(eqx.Module):
     asked: tuple[str, ...] = eqx.field(static=True)
     places: tuple[tuple[str, tuple[int, int]], ...] = eqx.field(static=True)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
-    ancestral: frozenset[str] = eqx.field(static=True)
     held: frozenset[str] = eqx.field(static=True)
     networks_see_none: bool = eqx.field(static=True)
     precision: str | None = eqx.field(static=True)
 
-    def __call__(self, position: dict[str, Array], level: Array | int) -> Evaluation:
+    def __call__(self, position: Sites, level: Array | int) -> Evaluation:
         noise, xs, zs = self._split(position, level)
+        zero = jnp.zeros((), jnp.result_type(float))
 
-        def factors(xs: dict[str, Array], zs: dict[str, Array]) -> Sides:
+        def factors(xs: Sites, zs: Sites) -> Sides:
             outputs = OnDemand(self._batches(zs, noise), xs, noise)
             sides = []
             for expressions in (self.marginal, self.potential):
                 values = {n: None if e is None else e(outputs, noise) for n, e in expressions.items()}
                 sides.append({n: _unit(xs[n]) if v is None else v for n, v in values.items()})
-            moved = _total(
-                [zero, *(with_latents(outputs, noise).log_density for with_latents, _ in self.moved.values())]
-            )
-            assert moved is not None  # what depends on latents has a log-density
+            moved = _sum(latent(outputs, noise).log_density for latent, _ in self.moved.values())
             others = {n: 0.0 if rest is None else rest(outputs, noise).score for n, (_, rest) in self.moved.items()}
             return sides[0], sides[1], moved, others
 
-        zero = jnp.zeros((), jnp.result_type(float))
+        exact = no_closed_form(xs, zs)
         if self.likelihood is None:
             marginal, potential, moved, beside = factors(xs, zs)
             log_prior = log_likelihood = zero
@@ -98,7 +95,7 @@ class Evaluator(eqx.Module):
             known: Sides | None = None
             if likelihood.by_moments is not None:
 
-                def scores_of(xs: dict[str, Array]) -> tuple[dict[str, Array], Sides]:
+                def scores_of(xs: Sites) -> tuple[Sites, Sides]:
                     found = factors(xs, zs)
                     return {n: found[0][n].score for n in xs}, found
 
@@ -106,7 +103,7 @@ class Evaluator(eqx.Module):
             # What is known already has no derivative, which Tweedie means need, and latents that move factors.
             again = likelihood.sees_means or self.moved
 
-            def annotated(xs: dict[str, Array], zs: dict[str, Array]) -> tuple[Array, tuple[Sides, Array, Array]]:
+            def annotated(xs: Sites, zs: Sites) -> tuple[Array, tuple[Sides, Array, Array]]:
                 sides = factors(xs, zs) if known is None or again else known
                 marginal, _, moved, _ = sides
                 means = {n: (x + noise.sigma**2 * marginal[n].score) / noise.alpha for n, x in xs.items()}
@@ -118,7 +115,8 @@ class Evaluator(eqx.Module):
             (marginal, potential, moved, beside), log_prior, log_likelihood = aux
             gradient = {**of_x, **of_z}
             if likelihood.by_moments is not None:
-                found, of_moments = likelihood.with_moments(xs, zs, scores, slope, self.schedule, noise)
+                arguments = likelihood.replay, xs, zs, scores, slope, self.schedule, noise
+                found, of_moments = likelihood.by_moments(*arguments)
                 log_likelihood = log_likelihood + found
                 gradient = {n: s + of_moments[n] for n, s in gradient.items()}
             gradient = {n: jnp.zeros_like(s) if n in self.held else s for n, s in gradient.items()}
@@ -127,12 +125,13 @@ class Evaluator(eqx.Module):
         # Without what is in the gradient already.
         beside = {n: jnp.zeros_like(s) + beside.get(n, s) for n, s in drift.items()}
         score = {n: beside[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
-        exact = closed_form(self.likelihood, xs, zs, self.schedule, noise, drift)
+        if self.likelihood is not None and self.likelihood.exact is not None:
+            exact = self.likelihood.exact.closed_form(self.likelihood.replay, xs, zs, self.schedule, noise, drift)
         drift = {n: drift[n] + exact.of_exact[n] if n in xs else drift[n] for n in position}
         score = {n: score[n] + exact.of_annealed[n] for n in position}
         potentials = [v.log_density for v in potential.values()]
         log_potential = _total([log_likelihood + exact.correction, *potentials])
-        log_marginal = _total([zero, *(v.log_density for v in marginal.values())])
+        log_marginal = _total(v.log_density for v in marginal.values())
         rate = _total([exact.crossed, *(v.rate for v in marginal.values())])
         parts = Parts(
             drift=drift,
@@ -150,14 +149,17 @@ class Evaluator(eqx.Module):
         in_part = None if log_density is not None or value is None else Known(value, beside)
         return Evaluation(log_density, score, wall, in_part, parts)
 
-    def _split(
-        self, position: dict[str, Array], level: Array | int
-    ) -> tuple[Noise, dict[str, Array], dict[str, Array]]:
+    def _split(self, position: Sites, level: Array | int) -> tuple[Noise, Sites, Sites]:
         """The level's noise, the noised sites, the static ones."""
         zs = {name: value for name, value in position.items() if name not in self.marginal}
         return self.schedule.at(level), {name: position[name] for name in self.marginal}, zs
 
-    def _batches(self, zs: dict[str, Array], noise: Noise) -> tuple[Batch, ...]:
+    def _outputs(self, position: Sites, level: Array | int) -> tuple[Noise, Sites, Sites, OnDemand]:
+        """As `_split`, and what the leaves are there."""
+        noise, xs, zs = self._split(position, level)
+        return noise, xs, zs, OnDemand(self._batches(zs, noise), xs, noise)
+
+    def _batches(self, zs: Sites, noise: Noise) -> tuple[Batch, ...]:
         """The batches with the factors that the program makes of these latents."""
         if all(batch.latent is None for batch in self.batches):
             return self.batches
@@ -184,31 +186,25 @@ class Evaluator(eqx.Module):
         plain = self.likelihood is not None and any(policy.plain for policy in self.likelihood.policies.values())
         return plain or any(energy is not None for energy in self.energies.values())
 
-    def plain_potential(self, position: dict[str, Array], level: Array | int) -> Array:
-        noise, xs, zs = self._split(position, level)
-        outputs = OnDemand(self._batches(zs, noise), xs, noise)
+    def plain_potential(self, position: Sites, level: Array | int) -> Array:
+        noise, xs, zs, outputs = self._outputs(position, level)
         terms = [energy(outputs, noise).log_density for energy in self.energies.values() if energy is not None]
         if self.likelihood is not None:
             terms.append(self.likelihood.plain(xs, zs, self.schedule, noise))
-        total = _total(terms)
-        assert total is not None  # energies and likelihoods have values
-        return total
+        return _sum(terms)
 
     @property
     def knows_latents(self) -> bool:
         moments = self.likelihood is not None and self.likelihood.by_moments is not None
         return self.networks_see_none and not moments
 
-    def log_known(self, position: dict[str, Array], level: Array | int) -> Array:
-        noise, xs, zs = self._split(position, level)
+    def log_known(self, position: Sites, level: Array | int) -> Array:
+        noise, xs, zs, outputs = self._outputs(position, level)
         assert self.likelihood is not None
-        outputs = OnDemand(self._batches(zs, noise), xs, noise)
-        priors = [with_latents(outputs, noise).log_density for with_latents, _ in self.moved.values()]
-        total = _total([*self.likelihood(xs, {}, zs, self.schedule, noise), *priors])
-        assert total is not None  # what depends on latents has a log-density
-        return total
+        priors = [latent(outputs, noise).log_density for latent, _ in self.moved.values()]
+        return _sum([*self.likelihood(xs, {}, zs, self.schedule, noise), *priors])
 
-    def frames(self, position: dict[str, Array], level: Array | int) -> dict[str, Frame]:
+    def frames(self, position: Sites, level: Array | int) -> dict[str, Frame]:
         noise, _, zs = self._split(position, level)
         found = {}
         for batch in self._batches(zs, noise):
@@ -217,8 +213,7 @@ class Evaluator(eqx.Module):
             if batch.latent is None or others or region is not None or plates or distribution is None:
                 continue
             mean, variance = distribution.mean, distribution.variance
-            while isinstance(distribution, Independent | ExpandedDistribution):
-                distribution = distribution.base_dist
+            distribution = unwrap(distribution)
             if isinstance(distribution, StudentT | Cauchy):  # whose moments may not exist
                 mean, variance = distribution.loc, jnp.asarray(distribution.scale) ** 2
             clear = jnp.sqrt(variance + noise.variance)
@@ -230,14 +225,12 @@ class Evaluator(eqx.Module):
             found[site] = Frame(jnp.broadcast_to(mean, shape), jnp.broadcast_to(clear, shape), roots)
         return found
 
-    def leaf_scores(self, position: dict[str, Array], level: Array | int) -> tuple[dict[str, Array], ...]:
-        noise, xs, zs = self._split(position, level)
-        outputs = OnDemand(self._batches(zs, noise), xs, noise)
+    def leaf_scores(self, position: Sites, level: Array | int) -> tuple[Sites, ...]:
+        _, xs, _, outputs = self._outputs(position, level)
         return tuple({site: summed(outputs[slot][1], xs[site].shape)} for site, slot in self.places)
 
-    def expert_values(self, position: dict[str, Array], level: Array | int) -> tuple[ExpertValue, ...]:
-        noise, xs, zs = self._split(position, level)
-        outputs = OnDemand(self._batches(zs, noise), xs, noise)
+    def expert_values(self, position: Sites, level: Array | int) -> tuple[ExpertValue, ...]:
+        noise, xs, _, outputs = self._outputs(position, level)
         found = []
         for site, expression in zip(self.asked, self.experts, strict=True):
             value = expression(outputs, noise)
@@ -251,7 +244,7 @@ class Evaluator(eqx.Module):
         drawn = {site for site, draw in zip(self.asked, self.draws, strict=True) if draw is not None}
         return drawn == self.marginal.keys() and not self.held
 
-    def draw(self, key: Array) -> dict[str, Array]:
+    def draw(self, key: Array) -> Sites:
         noise = self.schedule.at(0)
         of_xs, of_zs = jax.random.split(key)
         xs = {name: jnp.zeros(shape) for name, shape in self.shapes}
@@ -267,7 +260,7 @@ class Evaluator(eqx.Module):
                 xs[name] = chosen(which, tuple(draw for _, draw in draws), rest, batches, noise)
         return {**xs, **self.draw_static(of_zs, self._clean(xs))}
 
-    def importance(self, position: dict[str, Array]) -> tuple[Array, Array]:
+    def importance(self, position: Sites) -> tuple[Array, Array]:
         evaluation, values = self(position, 0), self.expert_values(position, 0)
         log_q = evaluation.parts.log_prior
         for name, _ in self.shapes:
@@ -281,10 +274,10 @@ class Evaluator(eqx.Module):
         each = enumerate(zip(self.asked, self.draws, strict=True))
         return [(i, draw) for i, (site, draw) in each if site == name and draw is not None]
 
-    def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
+    def draw_static(self, key: Array, xs: Sites) -> Sites:
         return {} if self.likelihood is None else self.likelihood.draw(key, xs)
 
-    def read(self, position: dict[str, Array]) -> dict[str, Array]:
+    def read(self, position: Sites) -> Sites:
         if self.likelihood is None:
             return dict(position)
         noise, xs, zs = self._split(position, 0)
@@ -293,16 +286,16 @@ class Evaluator(eqx.Module):
         shown = {s.name: jnp.asarray(s.value) for s in statements.values() if s.kind in kinds or s.substituted}
         return {**xs, **shown}
 
-    def data(self) -> dict[str, Array]:
-        return {} if self.likelihood is None else predictive.data(self.likelihood)
+    def data(self) -> Sites:
+        return {} if self.likelihood is None else self.likelihood.data()
 
-    def predict(self, key: Array, values: dict[str, Array]) -> dict[str, Array]:
-        return {} if self.likelihood is None else predictive.predict(self.likelihood, key, self._clean(values))
+    def predict(self, key: Array, values: Sites) -> Sites:
+        return {} if self.likelihood is None else self.likelihood.predict(key, self._clean(values))
 
-    def log_likelihood(self, values: dict[str, Array]) -> dict[str, Array]:
-        return {} if self.likelihood is None else predictive.log_likelihood(self.likelihood, self._clean(values))
+    def log_likelihood(self, values: Sites) -> Sites:
+        return {} if self.likelihood is None else self.likelihood.log_likelihood(self._clean(values))
 
-    def _clean(self, values: dict[str, Array]) -> dict[str, Array]:
+    def _clean(self, values: Sites) -> Sites:
         """The latents as the program's statements see them at level 0: noised sites at x/α."""
         alpha = self.schedule.at(0).alpha
         return {name: value / alpha if name in self.marginal else value for name, value in values.items()}
@@ -319,7 +312,15 @@ def _or_nan(value: Array | None) -> Array:
     return jnp.full((), jnp.nan, jnp.result_type(float)) if value is None else value
 
 
-def _total(terms: list[Array | None]) -> Array | None:
+def _sum(terms: Iterable[Array | None]) -> Array:
+    """The sum of what has a log-density, as energies, likelihoods and what depends on latents have."""
+    total = _total(terms)
+    assert total is not None
+    return total
+
+
+def _total(terms: Iterable[Array | None]) -> Array | None:
+    """The sum of scalars; None where one of them is not known."""
     total = jnp.zeros((), jnp.result_type(float))
     for term in terms:
         if term is None:
@@ -330,32 +331,30 @@ def _total(terms: list[Array | None]) -> Array | None:
 
 def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = None) -> Evaluator:
     """The evaluator of a checked graph."""
-    assert graph.schedule is not None
     parts = {site.name: site_parts(site.root) for site in graph.sites}
-    ancestral = frozenset(site.name for site in graph.sites if site.ancestral)
+    ancestral = {site.name for site in graph.sites if site.ancestral}
     shapes = {site.name: site.shape for site in graph.sites}
-    marginal = {n: None if f is None else lower_expression(f, shapes[n]) for n, (f, _) in parts.items()}
-    potential = {n: None if g is None else lower_expression(g, shapes[n]) for n, (_, g) in parts.items()}
-    of_user = {site: None if g is None else _energies(g) for site, (_, g) in parts.items()}
-    energies = {n: None if g is None else lower_expression(g, shapes[n]) for n, g in of_user.items()}
+
+    def lowered(factors: dict[str, Factor | None]) -> dict[str, Expression | None]:
+        return {n: None if f is None else lower_expression(f, shapes[n]) for n, f in factors.items()}
+
     moved = {n: _moved(f, shapes[n]) for n, (f, _) in parts.items() if f is not None and n not in ancestral}
     places = tuple((s.name, leaf.slot) for s in graph.sites for leaf in leaves(s.root) if leaf.slot is not None)
     batches = tuple(map(batch_of, graph.groups))
-    _, lowered = experts(graph)
+    _, lowered_experts = experts(graph)
     return Evaluator(
-        graph.schedule,
+        graph.levels,
         batches,
-        marginal,
-        potential,
-        energies,
+        lowered({n: f for n, (f, _) in parts.items()}),
+        lowered({n: g for n, (_, g) in parts.items()}),
+        lowered({n: None if g is None else _energies(g) for n, (_, g) in parts.items()}),
         {name: halves for name, halves in moved.items() if halves is not None},
         likelihood,
-        tuple(expression for _, expression, _ in lowered),
-        tuple(draw for *_, draw in lowered),
-        tuple(site for site, *_ in lowered),
+        tuple(expression for _, expression, _ in lowered_experts),
+        tuple(draw for *_, draw in lowered_experts),
+        tuple(site for site, *_ in lowered_experts),
         places,
         tuple(shapes.items()),
-        ancestral,
         graph.held,
         _networks_see_none(graph, likelihood),
         precision,

@@ -12,11 +12,8 @@ from composeprob.ir.nodes import Graph, Leaf, Site, leaves, same_leaf
 
 
 def normalise(graph: Graph) -> Graph:
-    """Every site's expression in normal form: a leaf, a mixture, or a product of distinct ones.
-
-    Raises:
-        ImproperError: nothing is left of a site's expression (f / f).
-    """
+    """Every site's expression in normal form: a leaf, a mixture, or a product of distinct ones. Refused where nothing
+    is left of it (f / f)."""
     before = sum(len(leaves(site.root)) for site in graph.sites)
     result = graph.map_roots(_site)
     after = sum(len(leaves(site.root)) for site in result.sites)
@@ -75,9 +72,5 @@ def runs(node: Factor, plate: Plate) -> bool:
     return any(plate in leaf.plates for leaf in leaves(node))
 
 
-@normal_of.rule(Leaf)
-def _leaf(leaf: Leaf) -> Leaf:
-    return leaf
-
-
+normal_of.rule(Leaf)(lambda leaf: leaf)
 same_of.rule(Leaf)(same_leaf)

@@ -20,10 +20,9 @@ from composeprob.compiler.likelihood import likelihood_of
 from composeprob.compiler.lower import lower
 from composeprob.compiler.normalise import normalise
 from composeprob.compiler.proper import check_growth
-from composeprob.compiler.reads import changed_since
 from composeprob.compiler.share import share
-from composeprob.compiler.top import top_of
-from composeprob.compiler.unroll import unrolled
+from composeprob.compiler.top import site_top
+from composeprob.compiler.trace import changed_since
 from composeprob.density.annealed import AnnealedDensity, SiteInfo
 from composeprob.density.described import Described
 from composeprob.density.top import TopLaw
@@ -115,19 +114,19 @@ def lowered(
     graph = verify(share(graph), "share")
     graph = verify(grow(graph) if growing else graph, "grow")
     graph = verify(check(graph, networks), "check")
-    graph, likelihood = anneal(graph, likelihood_of(graph, traced.source), traced)
+    graph, likelihood = anneal(graph, likelihood_of(graph, traced), traced)
     verify(graph, "anneal")
     evaluator = lower(graph, likelihood, precision)
-    assert graph.schedule is not None
     sites = {site.name: SiteInfo("noised", site.shape, site.plates) for site in graph.sites}
     sites |= {s.name: SiteInfo("held" if s.name in graph.held else "static", s.coordinate) for s in graph.statics}
     offered = capabilities(graph)
-    offers = _offers(graph)
+    # For each leaf its name, its site's place and what it offers, so that a sampler can name what it misses.
+    offers = tuple((leaf.name, s.where, node_capabilities(leaf)) for s in graph.sites for leaf in leaves(s.root))
     described = Described(
         graph, describe(graph, sorted(offered)), graph.where, offers, _pictures(graph), experts(graph)[0]
     )
     top = _top_law(graph, all("normalised" in capabilities for *_, capabilities in offers))
-    density = AnnealedDensity(graph.schedule, evaluator, top, sites, offered, described)
+    density = AnnealedDensity(graph.levels, evaluator, top, sites, offered, described)
     density = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
 
     def anew(other: Schedule) -> AnnealedDensity:
@@ -155,16 +154,11 @@ def _rounded(graph: Graph, precision: str | None) -> Graph:
     if precision is None:
         return graph
 
-    def rewrite(leaf: Leaf) -> Leaf:
+    def rounded(leaf: Leaf) -> Leaf:
         return dataclasses.replace(leaf, factor=in_precision(leaf.factor, precision))
 
-    rounded = graph.map_roots(lambda root, site: rewrite_leaves(root, rewrite))
-    return rounded.noted("precision", f"networks multiply in {precision}")
-
-
-def _offers(graph: Graph) -> tuple[tuple[str, str, frozenset[str]], ...]:
-    """For each leaf its name, its site's place and what it offers, so that a sampler can name what it misses."""
-    return tuple((leaf.name, s.where, node_capabilities(leaf)) for s in graph.sites for leaf in leaves(s.root))
+    graph = graph.map_roots(lambda root, site: rewrite_leaves(root, rounded))
+    return graph.noted("precision", f"networks multiply in {precision}")
 
 
 def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
@@ -177,12 +171,11 @@ def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
 
 def _top_law(graph: Graph, normalised: bool) -> TopLaw:
     """The distribution of the levels that are noise alone; of every level where exponents grow from one to the next."""
-    assert graph.schedule is not None
     float_ = np.dtype(jnp.result_type(float))
-    noise = (np.asarray(graph.schedule.sigma, np.float64) / np.asarray(graph.schedule.alpha, np.float64)) ** 2
+    noise = (np.asarray(graph.levels.sigma, np.float64) / np.asarray(graph.levels.alpha, np.float64)) ** 2
 
     def law(variance: float) -> TopLaw:
-        tops = {s.name: top_of(unrolled(at_noise(s.root, variance)), s.shape) for s in graph.sites}
+        tops = {s.name: site_top(at_noise(s.root, variance), s.shape) for s in graph.sites}
         power: Any = {name: np.asarray(top.power, float_) for name, top in tops.items()}
         degree: Any = np.asarray(sum(top.degree for top in tops.values()), float_)
         constant: Any = np.asarray(sum(top.constant for top in tops.values()), float_)

@@ -1,9 +1,6 @@
-"""Whether a network is what its factor declares: at the noisiest level its score must be that of noise, −x/σ².
-
-One evaluation at a few draws of N(0, σ²) shows it. The zoo's networks have an error of 0.0015 to 0.023 of that score;
-one that is plugged in wrongly by 1 (its output is small there: an x₀ or a velocity taken for the noise) or 2 (its
-sign).
-"""
+"""Whether a network is what its factor declares: at the noisiest level its score must be that of noise, −x/σ². One
+evaluation at a few draws of N(0, σ²) shows it. The zoo's networks have an error of 0.0015 to 0.023 of that score; one
+that is plugged in wrongly by 1 (its output is small there: an x₀ or a velocity taken for the noise) or 2 (its sign)."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from composeprob import tuning
+from composeprob.compiler.align import noise_on_host
 from composeprob.compiler.once import once
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors.diffusion import Diffusion
@@ -29,24 +27,16 @@ from composeprob.schedule import Noise, Schedule
 
 
 def check_plausible(graph: Graph) -> Graph:
-    """Refuse levels that never reach noise, and networks that are plugged in wrongly where it is known how.
+    """Refuse a noisiest level with more signal than noise, and networks that are plugged in wrongly where it is known
+    how: where another time or schedule, another parameterization, or the other sign, would fit. The graph returned has
+    doubts about others whose score at the noisiest level is not that of noise.
 
     Networks whose weights are not known yet, and those that latents choose, are not examined.
-
-    Returns:
-        The graph, with doubts about networks whose score at the noisiest level is not that of noise, and of which it
-        is not known what would fit.
-
-    Raises:
-        InvalidValueError: the noisiest level has more signal than noise.
-        NetworkError: another time or schedule, another parameterization, or the other sign, would fit.
     """
-    assert graph.schedule is not None
     if graph.sites:
-        _check_top(graph.schedule, graph.sites[0].where)
-    schedule = graph.schedule
-    host: Any = (np.arange(schedule.num_levels), np.asarray(schedule.alpha), np.asarray(schedule.sigma))
-    levels = Noise(*host)
+        _check_top(graph.levels, graph.sites[0].where)
+    schedule = graph.levels
+    levels = noise_on_host(np.arange(schedule.num_levels), np.asarray(schedule.alpha), np.asarray(schedule.sigma))
     doubts = []
     for group in graph.groups:
         factor = group.factor.core
@@ -54,9 +44,7 @@ def check_plausible(graph: Graph) -> Graph:
             continue
         noises = levels if group.own_noise is None else group.own_noise
         site = next(site for site in graph.sites if site.name == group.members[0].site)
-        member = group.members[0]
-        given = {name: value[(0,) * len(member.plates)] for name, value in member.conditions.items()}
-        doubts.append(_check_network(factor, given, noises, site))
+        doubts.append(_check_network(factor, group.members[0].first, noises, site))
     return replace(graph, doubts=tuple(doubt for doubt in doubts if doubt))
 
 
@@ -136,8 +124,7 @@ class Outputs:
         dtype = np.dtype(jnp.result_type(float))
         real = np.issubdtype(np.asarray(noises.index).dtype, np.floating)
         index = np.dtype(jnp.result_type(float if real else int)).type(noises.index[level])
-        host: OnHost = (index, dtype.type(noises.alpha[level]), dtype.type(noises.sigma[level]))
-        noise = Noise(*host)
+        noise = noise_on_host(index, dtype.type(noises.alpha[level]), dtype.type(noises.sigma[level]))
         # About 256 entries in all, of 4 to 64 events.
         count = min(max(256 // max(math.prod(factor.event_shape), 1), 4), 64)
         draws = np.random.default_rng(0).standard_normal((count, *factor.event_shape))

@@ -8,7 +8,6 @@ from composeprob.compiler.check import capabilities
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.compiler.lower import Evaluator
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.described import Described
 from composeprob.errors import WrongTypeError
 from composeprob.ir.nodes import Graph
 from composeprob.ir.render import describe
@@ -52,7 +51,5 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     assert likelihood is not None
     silent = dataclasses.replace(evaluator, likelihood=Likelihood(likelihood.source, {}))
     offered = capabilities(without)
-    text = describe(without, sorted(offered))
-    old = density.described
-    described = Described(without, text, old.where, old.offers, old.pictures, old.experts)
+    described = dataclasses.replace(density.described, graph=without, text=describe(without, sorted(offered)))
     return dataclasses.replace(density, evaluator=silent, capabilities=offered, described=described)

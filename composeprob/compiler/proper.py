@@ -1,30 +1,43 @@
 """Whether a site can be normalised at every level: exactly, where the tails of its factors are those of Gaussians.
 
-It can if and only if uᵀP(u)u > 0 in every direction u (`tails`). A direction where it is not is sought by turns: the
+In a direction u and far out a mixture of Gaussians is its widest component there, so log f ~ −½·r²·uᵀP(u)u with P(u)
+that component's precision. A product adds its factors' precisions times their powers, a mixture takes the least. The
+site can be normalised if and only if uᵀP(u)u > 0 in every direction u. One where it is not is sought by turns: the
 components that are widest along u, then the u along which the sum of their precisions is least. What is refused has
 been shown to be improper; among mixtures of many unequal widths one may be missed.
 
 Of a program with functions of the user's the log-density at level 0 is followed out along rays (`check_growth`).
+
+For factors that are mixtures of Gaussians `check_signal` asks whether level 0 is clean, and the noisiest level noise
+alone. Chains start there from N(0, σ²). Were the way down exact, they would arrive at ∫ p(x₀ | x)·N(x; 0, σ²) dx, which
+is the factor's distribution only where x does not depend on x₀. How far that is from the distribution is known in
+closed form: the shares of the components, and the mean and variance of every entry.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 
 from composeprob import tuning
-from composeprob.compiler.tails import Tail, Undecided, known_parts, square, tail_of
-from composeprob.compiler.top import top_of
-from composeprob.compiler.unroll import unrolled
+from composeprob.compiler.batches import project
+from composeprob.compiler.top import top_of, unrolled
 from composeprob.density.barriers import log_densities
 from composeprob.errors import ImproperError
+from composeprob.factors.analytic import Analytic
+from composeprob.factors.classifier import Classifier
+from composeprob.factors.gaussians import Gaussians, components
 from composeprob.factors.nodes import at_noise, walk
-from composeprob.ir.nodes import Graph, Site, leaves
+from composeprob.factors.passes import Pass
+from composeprob.ir.nodes import Graph, Leaf, Site, leaves
+from composeprob.language.interpret import unwrap
 from composeprob.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -32,20 +45,131 @@ if TYPE_CHECKING:
     from composeprob.density.evaluation import Position
 
 
-def check_tails(graph: Graph) -> None:
-    """Refuse a site that cannot be normalised at some level, as far as the tails of its factors are known.
+class Undecided(Exception):
+    """The tails of an expression are not known."""
 
-    Nothing is asked where no power is negative, nor where observations depend on the site and may make it proper.
 
-    Raises:
-        ImproperError: with the level and the precision found there.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tail:
+    """A precision that depends on the direction.
+
+    Attributes:
+        matrix: what does not depend on it: the diagonal (D,) over the flattened site, or the whole, (D, D).
+        terms: (power, tail) pairs that are added to it.
+        choices: tails of which the least along the direction is added to it.
     """
-    assert graph.schedule is not None
+
+    matrix: np.ndarray
+    terms: tuple[tuple[float, Tail], ...] = ()
+    choices: tuple[Tail, ...] = ()
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the precision is the same in every direction."""
+        return not self.terms and not self.choices
+
+    def along(self, u: np.ndarray) -> np.ndarray:
+        """P(u), a diagonal or a whole matrix."""
+        total = self.matrix
+        for power, tail in self.terms:
+            total = add(total, power * tail.along(u))
+        if self.choices:
+            total = add(total, min((tail.along(u) for tail in self.choices), key=lambda p: square(p, u)))
+        return total
+
+
+def square(matrix: np.ndarray, u: np.ndarray) -> float:
+    """uᵀMu of a diagonal or a whole matrix."""
+    return float(u @ (matrix * u if matrix.ndim == 1 else matrix @ u))
+
+
+def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The sum of diagonals or whole matrices."""
+    if a.ndim == b.ndim:
+        return a + b
+    return (np.diag(a) if a.ndim == 1 else a) + (np.diag(b) if b.ndim == 1 else b)
+
+
+Parts = dict[int, list[Gaussians]]
+"""What each leaf is without noise, as `known_parts` found it, by its identity."""
+
+
+def _undecided(*_: object) -> Tail:
+    raise Undecided
+
+
+tail_of = Pass[Tail]("tail", _undecided)
+"""The tail of an expression, from the parts of its leaves, over a site of this shape, under a schedule, at a level."""
+
+
+@tail_of.rule(Leaf)
+def _leaf_tail(leaf: Leaf, _: list[Tail], known: Parts, shape: tuple[int, ...], schedule: Schedule, level: int) -> Tail:
+    parts, size = known[id(leaf)], math.prod(shape)
+    noise = schedule if leaf.own_noise is None else leaf.own_noise
+    alpha, sigma = float(noise.alpha[level]), float(noise.sigma[level])
+    ratio = alpha / float(schedule.alpha[level])
+    whole = leaf.averaged > 1 or any(part.covariances.ndim == 3 for part in parts)
+    if whole and size > 1024:  # no matrix over so many entries is made
+        raise Undecided
+    entries = leaf.entries
+    projection = np.eye(size)[entries] if whole else None  # takes the flattened site to the flattened event
+    if leaf.averaged > 1:
+        units: Any = np.eye(size).reshape(-1, *shape)  # on the host
+        projection = np.stack([project(unit, leaf.region, (-1,)) for unit in units], 1)
+    total, terms = np.zeros((size, size) if whole else size), []
+    for part in parts:
+        options = []
+        for covariance in np.unique(part.covariances, axis=0):
+            if projection is None:
+                matrix = np.zeros(size)
+                matrix[entries[part.entries]] = ratio**2 / (alpha**2 * covariance + sigma**2)
+            else:
+                full = np.diag(covariance) if covariance.ndim == 1 else covariance
+                precision = ratio**2 * np.linalg.inv(alpha**2 * full + sigma**2 * np.eye(len(full)))
+                rows = projection[part.entries]
+                matrix = rows.T @ precision @ rows
+            options.append(Tail(matrix))
+        if len(options) == 1:
+            total = total + options[0].matrix
+        else:
+            terms.append((1.0, Tail(np.zeros(size), choices=tuple(options))))
+    return Tail(total, tuple(terms))
+
+
+def known_parts(leaf: Leaf) -> list[Gaussians] | None:
+    """The mixtures of Gaussians over different entries that a leaf is without noise; None where it is none, or where
+    its numbers are not known. A box counts as a point: its noised tails are those of the noise. A constant, and
+    logits, which grow no faster than x, have no entries."""
+    return None if leaf.latent else law_of.rule_for(leaf.factor)(leaf.factor)
+
+
+law_of = Pass[list[Gaussians] | None]("law", lambda factor: [] if factor.traits.constant else None)
+"""Rules (leaf factor) for `known_parts`."""
+
+
+law_of.rule(Classifier)(lambda factor: [])
+
+
+@law_of.rule(Analytic)
+def _law(factor: Analytic) -> list[Gaussians] | None:
+    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(factor.distribution)):
+        return None
+    inner = unwrap(factor.distribution)
+    if isinstance(inner, dist.Uniform):
+        n = math.prod(factor.event_shape)
+        middle = np.broadcast_to((np.asarray(inner.low) + np.asarray(inner.high)) / 2, factor.event_shape)
+        return [Gaussians(np.arange(n), np.zeros(1), middle.reshape(1, n), np.zeros((1, n)))]
+    return components(factor.distribution)
+
+
+def check_tails(graph: Graph) -> None:
+    """Refuse a site that cannot be normalised at some level, as far as the tails of its factors are known. Nothing is
+    asked where no power is negative, nor where observations depend on the site and may make it proper."""
     observed = frozenset[str]().union(*(o.depends_on for o in graph.observations))
     for site in graph.sites:
         divides = any(node.divides for node in walk(site.root))
         if divides and site.name not in observed:
-            _check_site(site, graph.schedule)
+            _check_site(site, graph.levels)
 
 
 def _check_site(site: Site, schedule: Schedule) -> None:
@@ -105,15 +229,102 @@ def narrowest(precision: np.ndarray) -> np.ndarray:
     return np.linalg.eigh(precision)[1][:, 0]
 
 
+def check_signal(graph: Graph) -> None:
+    """Refuse levels that end in noise, or whose noisiest one still depends on a factor's data, with what would come out
+    wrong."""
+    clean = 2 * math.log(float(graph.levels.alpha[0]) / float(graph.levels.sigma[0]))
+    if clean < 0 and len(graph.levels.alpha) > 1:
+        raise ImproperError(
+            f"Level 0 is more noise than data: its log-SNR is {clean:.3g}, and samples would be as noisy.",
+            fix="end at a clean level: cp.Schedule.log_snr(60, max=8), or levels=np.linspace(8, -8, 60).",
+        )
+    for site in graph.sites:
+        checked: list[tuple[int, ...]] = []
+        for leaf in leaves(site.root):
+            if leaf.slot is None or leaf.slot in checked:  # equal leaves are one
+                continue
+            checked.append(leaf.slot)
+            for part in known_parts(leaf) or []:
+                _check_part(part, leaf, site, graph.levels)
+
+
+def _check_part(part: Gaussians, leaf: Leaf, site: Site, schedule: Schedule) -> None:
+    noise = schedule if leaf.own_noise is None else leaf.own_noise
+    alpha, sigma = float(noise.alpha[-1]), float(noise.sigma[-1])
+    signal = alpha / sigma * reach(part)
+    if signal <= tuning.SIGNAL.hidden:
+        return
+    error, what = bias(part, alpha, sigma)
+    if error <= 1:
+        return
+    log_snr = 2 * math.log(alpha / sigma)
+    better = math.floor(log_snr - 2 * math.log(signal / tuning.SIGNAL.hidden))
+    raise ImproperError(
+        f"The noisiest level is not noise alone for factor '{leaf.name}' at site {site.name!r}: its log-SNR is "
+        f"{log_snr:.3g}, and started from noise even an exact sampler would give {what}.",
+        where=site.where,
+        fix=f"compile with a noisier last level: cp.compile(…, schedule=cp.Schedule.log_snr({len(noise.alpha)}, "
+        f"min={better:g})), or bring the data to a scale of about 1 around 0.",
+    )
+
+
+def reach(part: Gaussians) -> float:
+    """The distance of the farthest component's middle from 0, and its greatest standard deviation, together."""
+    distance = np.sum(part.means**2, 1)
+    widths = part.covariances.max(1) if part.covariances.ndim == 2 else np.linalg.eigvalsh(part.covariances)[:, -1]
+    return float(np.sqrt((distance + widths).max()))
+
+
+def bias(part: Gaussians, alpha: float, sigma: float, num_draws: int = 1024) -> tuple[float, str]:
+    """What is most off where antithetic draws of N(0, σ²) at the noisiest level are taken for draws of α·x₀ + σ·ε, x₀
+    from ``part``: (how far, in parts of what is tolerated, and what)."""
+    part = _fewer(part.normalised(), 2**24 // num_draws)
+    weights, (count, n) = np.exp(part.log_weights), part.means.shape
+    half = np.random.default_rng(0).standard_normal((num_draws // 2, n))
+    x = sigma * np.concatenate([half, -half])
+    log_p, means, variances = np.empty((num_draws, count)), np.empty((num_draws, count, n)), np.empty((count, n))
+    for j, (mean, covariance) in enumerate(zip(part.means, part.covariances, strict=True)):
+        widths, basis = (covariance, None) if covariance.ndim == 1 else np.linalg.eigh(covariance)
+        away = x - alpha * mean
+        away = away if basis is None else away @ basis
+        spread = alpha**2 * widths + sigma**2
+        log_p[:, j] = part.log_weights[j] - 0.5 * np.sum(away**2 / spread + np.log(spread), 1)
+        back, left = alpha * widths / spread * away, widths * sigma**2 / spread
+        means[:, j] = mean + (back if basis is None else back @ basis.T)
+        variances[j] = left if basis is None else basis**2 @ left
+    shares = np.exp(log_p - log_p.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    first = np.einsum("sj,sjn->n", shares, means) / num_draws
+    second = np.einsum("sj,sjn->n", shares, means**2 + variances) / num_draws
+    own_first, own_variance = part.moments
+    share = shares.mean(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shifted = np.nan_to_num(np.abs(first - own_first) / np.sqrt(own_variance), posinf=0.0)
+        widened = np.nan_to_num(np.abs((second - first**2) / own_variance - 1), posinf=0.0)
+    j, a, b = int(np.abs(share - weights).argmax()), int(shifted.argmax()), int(widened.argmax())
+    variance = second - first**2
+    moved = float(np.abs(share - weights)[j])
+    return max(
+        (moved / tuning.SIGNAL.share, f"component {j} a share of {share[j]:.3g}, not {weights[j]:.3g}"),
+        (float(shifted[a]) / tuning.SIGNAL.mean, f"a mean of {first[a]:.3g}, not {own_first[a]:.3g}"),
+        (float(widened[b]) / tuning.SIGNAL.variance, f"a variance of {variance[b]:.3g}, not {own_variance[b]:.3g}"),
+    )
+
+
+def _fewer(part: Gaussians, numbers: int) -> Gaussians:
+    """Components chosen at random, with at most ``numbers`` entries in all their means."""
+    count, n = part.means.shape
+    kept = max(2, numbers // n)
+    if count <= kept:
+        return part
+    chosen = np.random.default_rng(0).choice(count, kept, replace=False)
+    return Gaussians(part.entries, part.log_weights[chosen], part.means[chosen], part.covariances[chosen]).normalised()
+
+
 def check_growth(density: AnnealedDensity, graph: Graph) -> None:
-    """Refuse a program whose log-density at level 0 rises without bound, where a function of the user's does.
-
-    It is followed out along rays from 0, from a quarter of the noise of the noisiest level, beyond which no data can
-    lie, to four times that. Only where the user's functions rise all the way is anything else evaluated.
-
-    Raises:
-        ImproperError: with by how much it rises, and along which entry most.
-    """
+    """Refuse a program whose log-density at level 0 rises without bound, where a function of the user's does. It is
+    followed out along rays from 0, from a quarter of the noise of the noisiest level, beyond which no data can lie, to
+    four times that. Only where the user's functions rise all the way is anything else evaluated."""
     energies = any(leaf.factor.traits.plain for site in graph.sites for leaf in leaves(site.root))
     if not energies and not any(o.soft for o in graph.observations):
         return

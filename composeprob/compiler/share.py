@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
 from composeprob.factors.base import Factor
 from composeprob.factors.nodes import rewrite_leaves
-from composeprob.ir.nodes import Graph, Group, Leaf, Member, Site, same_network, spread
-from composeprob.schedule import Noise
+from composeprob.ir.nodes import Graph, Group, Leaf, Member, Site, same_conditions, same_network, spread
 
 
 def share(graph: Graph) -> Graph:
@@ -48,15 +48,9 @@ def _joins(leaf: Leaf, member: Member, group: Group) -> bool:
     return (
         leaf.latent == group.latent
         and same_network(leaf.factor, group.factor)
-        and _same_noise(leaf.own_noise, group.own_noise)
+        and bool(eqx.tree_equal(leaf.own_noise, group.own_noise))
         and _signature(member) == _signature(group.members[0])
     )
-
-
-def _same_noise(a: Noise | None, b: Noise | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return np.array_equal(a.index, b.index) and np.array_equal(a.alpha, b.alpha) and np.array_equal(a.sigma, b.sigma)
 
 
 def _signature(member: Member) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -65,6 +59,5 @@ def _signature(member: Member) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 
 
 def _equal(a: Member, b: Member) -> bool:
-    if (a.site, a.region, a.plates) != (b.site, b.region, b.plates):
-        return False
-    return all(np.array_equal(a.conditions[name], b.conditions[name]) for name in a.conditions)
+    same_place = (a.site, a.region, a.plates) == (b.site, b.region, b.plates)
+    return same_place and same_conditions(a.conditions, b.conditions)

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from composeprob import tuning
 from composeprob.compiler.conjugate import Prior
 from composeprob.compiler.once import once
-from composeprob.compiler.trace import Traced
+from composeprob.compiler.trace import Sites, Traced
 from composeprob.schedule import Noise, Schedule
 
 
@@ -32,10 +32,10 @@ class Near(eqx.Module):
         variance: v, or 1.
     """
 
-    mean: dict[str, Array]
-    variance: dict[str, Array]
+    mean: Sites
+    variance: Sites
 
-    def __call__(self, clean: dict[str, Array], blur: Array) -> dict[str, Array]:
+    def __call__(self, clean: Sites, blur: Array) -> Sites:
         """Where observations are evaluated, for sites that are ``clean`` = x/α at noise of this r."""
         pulled = {name: v / (v + blur**2) for name, v in self.variance.items()}
         return {name: self.mean[name] + pulled[name] * (x - self.mean[name]) for name, x in clean.items()}
@@ -65,7 +65,7 @@ class Tempering(eqx.Module):
     """
 
     power: Array
-    stand_in: dict[str, Array]
+    stand_in: Sites
     near: Near | None = None
 
     def log_likelihood(self, name: str, log_likelihood: Array, noise: Noise) -> Array:
@@ -78,15 +78,8 @@ def tempering(
     traced: Traced, names: tuple[str, ...], priors: dict[str, Prior | None], shapes: dict[str, tuple[int, ...]],
     schedule: Schedule,
 ) -> Tempering:  # fmt: skip
-    """The powers for the observations ``names``, from what the likelihood is at draws of the prior.
-
-    Args:
-        traced: the program.
-        names: those observations.
-        priors: of each noised site as mixtures of Gaussians; None where it is none, and N(0, 1) stands for it.
-        shapes: of each noised site.
-        schedule: the levels.
-    """
+    """The powers for the observations ``names``, from what the likelihood is at draws of the prior: of each noised site
+    as mixtures of Gaussians; None where it is none, and N(0, 1) stands for it."""
     rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
     xs: dict[str, Any] = {name: _drawn(rng, priors[name], shape).astype(float_) for name, shape in shapes.items()}
     # Three pieces, of which the program is in one alone: the others are compiled once for all programs of these sizes.
@@ -144,7 +137,12 @@ def _powers_and_stand_ins(
 ) -> tuple[Array, list[Array]]:
     """γ, (K,), and the value that replaces −∞ of each observation, (K,)."""
     blur = schedule.levels.sigma / schedule.levels.alpha
-    return _powers(curvatures, scales, blur), list(_stand_ins(values, scales, blur).T)
+    through = jnp.mean(~jnp.isneginf(values), axis=1)
+    wide = through >= 0.5 * jnp.max(through, axis=0)
+    entry = jnp.max(jnp.where(wide, scales[:, None], 0.0), axis=0)
+    typical = jnp.nan_to_num(jnp.nanmedian(jnp.where(jnp.isfinite(values), values, jnp.nan), axis=(0, 1)))
+    stand_ins = jnp.where(blur[:, None] > entry * (1 + 1e-5), typical, -jnp.inf)
+    return _powers(curvatures, scales, blur), list(stand_ins.T)
 
 
 @once
@@ -172,39 +170,34 @@ def _powers(curvatures: Array, scales: Array, blur: Array) -> Array:
     return jax.lax.cummin(inverse[0] / inverse)
 
 
-def _stand_ins(values: Array, scales: Array, blur: Array) -> Array:
-    """The value that replaces −∞ at each level; log-likelihoods under each scale are (scales, draws, observations)."""
-    through = jnp.mean(~jnp.isneginf(values), axis=1)
-    wide = through >= 0.5 * jnp.max(through, axis=0)
-    entry = jnp.max(jnp.where(wide, scales[:, None], 0.0), axis=0)
-    typical = jnp.nan_to_num(jnp.nanmedian(jnp.where(jnp.isfinite(values), values, jnp.nan), axis=(0, 1)))
-    return jnp.where(blur[:, None] > entry * (1 + 1e-5), typical, -jnp.inf)
-
-
 @once
 def _measured(
-    traced: Traced, names: tuple[str, ...], xs: dict[str, Array], scales: Array, random: _Noise, near: Near | None
+    traced: Traced, names: tuple[str, ...], xs: Sites, scales: Array, random: _Noise, near: Near | None
 ) -> tuple[Array, Array]:
-    """Under each scale: log L of every observation at every draw, and the largest curvature of their sum at some."""
+    """Under each scale: log L of every observation at every draw, (scales, draws, observations), and the largest
+    curvature of their sum at some."""
 
     def at_scale(scale: Array) -> tuple[Array, Array]:
-        def noised(random: _Noise, x: dict[str, Array]) -> tuple[Callable[[Array], Array], Array]:
+        def noised(random: _Noise, x: Sites) -> tuple[Callable[[Array], Array], Array]:
             flat, back = ravel_pytree(x)
             flat = flat + scale * random.noise
-            latents = traced.draw(random.keys, back(flat) if near is None else near(back(flat), scale))
+
+            def inputs(flat: Array) -> Sites:
+                return back(flat) if near is None else near(back(flat), scale)
+
+            latents = traced.draw(random.keys, inputs(flat))
 
             def log_likelihoods(flat: Array) -> Array:
-                inputs = back(flat) if near is None else near(back(flat), scale)
-                found = traced.statements_at({**latents, **inputs}, random.keys).log_likelihoods
+                found = traced.statements_at({**latents, **inputs(flat)}, random.keys).log_likelihoods
                 return jnp.stack([found[name] for name in names])
 
             return log_likelihoods, flat
 
-        def value(random: _Noise, x: dict[str, Array]) -> Array:
+        def value(random: _Noise, x: Sites) -> Array:
             log_likelihoods, flat = noised(random, x)
             return log_likelihoods(flat)
 
-        def curvature(random: _Noise, x: dict[str, Array]) -> Array:
+        def curvature(random: _Noise, x: Sites) -> Array:
             log_likelihoods, flat = noised(random, x)
             slope = jax.grad(lambda flat: jnp.sum(log_likelihoods(flat)))
             step = 0.03 * scale  # the length of the secant

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import numpy as np
 
-from composeprob.compiler.unroll import unrolled
 from composeprob.errors import ImproperError
+from composeprob.factors.base import Factor
+from composeprob.factors.nodes import Plate, Product, plate_of, rewrite_leaves
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Leaf, Site, leaves
+from composeprob.ir.nodes import Cells, Leaf, Site, leaves
 from composeprob.ir.normaliser import Normaliser
 
 
@@ -43,10 +45,9 @@ top_of = Pass[Top]("top")
 def _leaf_top(leaf: Leaf, _: list[Top], shape: tuple[int, ...]) -> Top:
     power, traits = np.zeros(shape), leaf.factor.traits
     powers = traits.top_power if traits.entry_powers is None else traits.entry_powers
-    averaged = leaf.region.averaged if leaf.region else 1
+    averaged = leaf.averaged
     if averaged == 1:  # block averages constrain only means: they make no entry proper
-        here = leaf.region.entries(shape) if leaf.region else ...
-        power.reshape(-1)[here] = np.broadcast_to(powers, leaf.factor.event_shape).ravel()
+        power.reshape(-1)[leaf.entries] = np.broadcast_to(powers, leaf.factor.event_shape).ravel()
     marginal, bounded = "exact_marginals" in traits.offers, traits.top_power == 0
     degree = leaf.dimension if marginal and averaged == 1 else math.nan
     if not marginal and bounded:
@@ -57,18 +58,39 @@ def _leaf_top(leaf: Leaf, _: list[Top], shape: tuple[int, ...]) -> Top:
     return Top(power, degree, constant, entries, averaged == 1 and (marginal or bounded))
 
 
-def check_proper(top: Top, site: Site) -> None:
-    """Refuse a site whose noisiest level cannot be normalised.
+def unrolled(node: Factor) -> Factor:
+    """The same expression with one factor for each set of cells in the place of a plate over sets, for passes that ask
+    of every entry of a site what is known of it."""
+    plate = plate_of(node)
+    if plate is not None and plate.cells:
+        each = (rewrite_leaves(node.children[0], partial(_leaf_of_set, plate=plate, i=i)) for i in range(plate.count))
+        node = replace(cast(Product, node), factors=tuple(each), plate=None)
+    return node.with_children(tuple(map(unrolled, node.children))) if node.children else node
 
-    Raises:
-        ImproperError: entries that no factor covers, or whose total power is not positive.
-    """
+
+def _leaf_of_set(leaf: Leaf, plate: Plate, i: int) -> Leaf:
+    """The leaf at set i of the outermost plate over sets that it stands in."""
+    assert isinstance(leaf.region, Cells)
+    others = tuple(other for other in leaf.plates if other != plate)
+    fixed = {name: value[i] if name in plate.names else value for name, value in leaf.factor.fixed.items()}
+    return replace(leaf, factor=leaf.factor.holding(fixed), region=leaf.region.row(i), plates=others)
+
+
+def site_top(root: Factor, shape: tuple[int, ...]) -> Top:
+    """The form of a site's expression, its plates over sets of cells written out."""
+    return top_of(unrolled(root), shape)
+
+
+def check_proper(site: Site) -> None:
+    """Refuse a site whose noisiest level cannot be normalised: entries that no factor covers, or whose total power is
+    not positive."""
+    top = site_top(site.root, site.shape)
     if np.all(top.power > 1e-9):
         return
     index = tuple(int(i) for i in np.unravel_index(int(np.argmin(top.power)), top.power.shape))
     covered = np.zeros(site.shape, bool)
     for leaf in leaves(unrolled(site.root)):
-        covered.reshape(-1)[leaf.region.entries(site.shape) if leaf.region else ...] = True
+        covered.reshape(-1)[leaf.entries] = True
     if not covered[index]:
         raise ImproperError(
             f"The canvas of site {site.name!r} is not covered: no window reaches entry {index}.",

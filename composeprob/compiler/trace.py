@@ -1,15 +1,23 @@
 """A program as one traced computation: the values of its statements under any data and any values of its latents.
 
-The compiler asks many questions of a program. It runs the program once with numbers and once with tracers, and answers
-them from that trace.
+The compiler runs a program once with numbers and once with tracers, and answers its questions from that trace. Array
+arguments are data: they are traced. One whose value the program's Python asks for (a power, the condition of an ``if``)
+is a constant, and another value compiles anew; Python's own numbers, floats too, are settings and never traced.
+
+The run evaluates a program by running its Python function again inside of compiled code. What that reads beside its
+arguments (globals, variables around it) has no place among the density's arrays: it is part of what is compiled, and
+must be what it was when the program was compiled.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeGuard
 
 import equinox as eqx
@@ -20,24 +28,48 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Var
 from jax.scipy.linalg import block_diag
+from numpy.typing import ArrayLike
 from numpyro.distributions import Distribution
 
-from composeprob.compiler.arguments import Arguments, Concrete, is_data, join, name_of
-from composeprob.compiler.close import closed_leaves
 from composeprob.compiler.evidence import of_one_member
 from composeprob.compiler.linearity import Kind, Linearity, Value, entries
-from composeprob.compiler.reads import Reads
 from composeprob.errors import ComposeProbError, ProgramError
-from composeprob.factors.base import is_factor
+from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, number_request, requested_by_library
 from composeprob.factors.equations import Evaluation, Fact, Influence, Walk, aval
 from composeprob.factors.fingerprint import fingerprint
-from composeprob.factors.functions import closures
+from composeprob.factors.functions import closed, closures, has_functions
+from composeprob.factors.nodes import leaves as factor_leaves
+from composeprob.factors.whitening import whitener
+from composeprob.ir.nodes import first
 from composeprob.language.interpret import Provide, Redraw, Statement, masked, run, unwrap
 from composeprob.language.program import Program
+from composeprob.settings import once_a_call, usual
 
+Arguments = tuple[tuple[object, ...], dict[str, object]]
+"""``(args, kwargs)`` of a program."""
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Sites with their shapes, in order."""
+Sites = dict[str, Array]
+"""Values of sites by their names."""
+Moments = Callable[[Sites], list[tuple[Array, Array]]]
+"""(residual, covariance) of every observation, given the noised sites."""
+Replay = Callable[[Sites, Sites, Array | int], tuple[dict[str, Statement], Array]]
+"""`Likelihood.replay`: a program's statements, and more, given its noised and static sites and the level."""
+
+
+class Concrete:
+    """An array argument that stays a NumPy array in compiled code; another value compiles anew."""
+
+    def __init__(self, array: ArrayLike):
+        self.array = np.asarray(array)
+        self._key = (self.array.shape, self.array.dtype.str, self.array.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Concrete) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
 
 class Source(eqx.Module):
@@ -58,16 +90,50 @@ class Source(eqx.Module):
     noised: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     def run(self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None) -> dict[str, Statement]:
-        """Its statements; see `interpret.run`.
-
-        Raises:
-            ProgramError: it reads something else than when it was compiled.
-        """
+        """Its statements; see `interpret.run`. Refused if it reads something else than when it was compiled."""
         if self.reads is not None:
             self.reads.check()
-        args, kwargs = join(self.arguments)
+        args, kwargs = jax.tree.map(lambda leaf: leaf.array if isinstance(leaf, Concrete) else leaf, self.arguments)
         with jax.ensure_compile_time_eval() if self.eager else nullcontext():
             return run(self.function, args, kwargs, provide, level, redraw, self.noised)
+
+
+class Reads:
+    """A digest of the program's trace with all that is read in it; equal to another of the same program and values.
+    ``again`` traces it anew."""
+
+    def __init__(self, traced: _Code, again: Callable[[], _Code], program: str, where: str):
+        self.traced, self.again, self.program, self.where = traced, again, program, where
+        self.fingerprint, self.settings = traced.fingerprint(), _settings()
+
+    def check(self) -> None:
+        """Refuse to run a program that reads something else by now."""
+        if self.settings != _settings() or not once_a_call(self):  # another precision traces everything otherwise
+            return
+        with usual():
+            changed = self.again().fingerprint(objects=False) != self.traced.fingerprint(objects=False)
+        if changed:
+            raise changed_since(self.program, self.where)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reads) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+
+def changed_since(program: str, where: str) -> ProgramError:
+    """The error for a program that is not what it was."""
+    return ProgramError(
+        f"Program '{program}' reads something beside its arguments that has changed since cp.compile: a global, a "
+        "variable around it, or random numbers of Python's or NumPy's own.",
+        where=where,
+        fix="compile it again; or pass what changes as an argument of the program, which needs no new compilation.",
+    )
+
+
+def _settings() -> tuple[object, ...]:
+    return jnp.result_type(float), jax.config.jax_disable_jit  # type: ignore[attr-defined]  # one of its settings
 
 
 class _Code:
@@ -115,8 +181,8 @@ class TracedStatements(eqx.Module):
         factors: those in each leaf of a noised site's factor.
     """
 
-    draws: dict[str, Array]
-    log_likelihoods: dict[str, Array]
+    draws: Sites
+    log_likelihoods: Sites
     moments: dict[str, tuple[Array, Array]]
     parts: dict[str, list[Array]]
     factors: dict[str, list[list[Array]]]
@@ -136,37 +202,36 @@ class Traced(eqx.Module):
     code: _Code = eqx.field(static=True)
     standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
 
-    def statements_at(self, latents: dict[str, Array], key: Array | None = None) -> TracedStatements:
+    def statements_at(self, latents: Sites, key: Array) -> TracedStatements:
         """Values of the statements at these latents: noised sites in the data's units, static ones constrained. Static
         ones that are left out are draws, as of `draw` with this key."""
-        return self._evaluate(dict(latents), jax.random.key(0) if key is None else key)
+        return self._walk(Evaluation(), _arrays(self.source.arguments), dict(latents), key)
 
-    def draw(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
+    def draw(self, key: Array, xs: Sites) -> Sites:
         """All latents but those whose coordinate is `standardised`: the noised ones as given, static ones drawn from
-        their priors one after the other.
-
-        With the same key `statements_at` draws those left out at the same coordinate, whatever the other latents are,
-        as z = μ + s·u with u from the key alone.
-        """
+        their priors one after the other. With the same key `statements_at` draws those left out at the same coordinate,
+        whatever the other latents are, as z = μ + s·u with u from the key alone."""
         latents = dict(xs)
-        self._evaluate(latents, key)
+        self._walk(Evaluation(), _arrays(self.source.arguments), latents, key)
         return {name: value for name, value in latents.items() if name not in self.standardised}
 
-    def dependencies(self) -> dict[str, frozenset[str]]:
-        """For each statement, the latents that its distribution depends on."""
-        return {name: frozenset().union(*parts) for name, parts in self._influences.parts.items()}
-
-    def factor_dependencies(self) -> dict[str, list[frozenset[str]]]:
-        """For each noised site, the latents that each leaf of its factor depends on."""
-        found = self._influences.factors
-        return {name: [frozenset().union(*parts) for parts in leaves] for name, leaves in found.items()}
-
-    @property
-    def _influences(self) -> TracedStatements:
-        """By the names of latents, what influences each output of the trace."""
+    def dependencies(self) -> tuple[dict[str, frozenset[str]], dict[str, list[frozenset[str]]]]:
+        """The latents that each statement's distribution depends on, and of noised sites each leaf of their factor."""
         none = frozenset[str]()
-        own = {name: frozenset({name}) for name in self.code.latents}
-        return self._walk(Influence(), [none] * len(_arrays(self.source.arguments)), own, none)
+        latents = {name: frozenset({name}) for name in self.code.latents}
+        found = self._walk(Influence(), [none] * len(_arrays(self.source.arguments)), latents, none)
+        by_leaf = {name: [none.union(*parts) for parts in leaves] for name, leaves in found.factors.items()}
+        return {name: none.union(*parts) for name, parts in found.parts.items()}, by_leaf
+
+    def moments_at(self, names: tuple[str, ...], xs: Sites, key: Array) -> Moments:
+        """(residual, covariance) of Gaussian observations at noised sites; those left out are as in ``xs``."""
+        latents = self.draw(key, xs)
+
+        def at_sites(at: Sites) -> list[tuple[Array, Array]]:
+            found = self.statements_at({**latents, **at}, key).moments
+            return [found[name] for name in names]
+
+        return at_sites
 
     def linearity(self, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[Value, Value]]:
         """For each observation whose noise is Gaussian, what its residual and covariance are of the entries of these
@@ -179,18 +244,9 @@ class Traced(eqx.Module):
         data = [Value(Kind.KNOWN, array) for array in _arrays(self.source.arguments)]
         return self._walk(walk, data, latents, Value(Kind.LATENT)).moments
 
-    def _evaluate(self, latents: dict[str, Array], key: Array) -> TracedStatements:
-        """The statements' values. A latent that is not given becomes its draw as soon as that is known."""
-        return self._walk(Evaluation(), _arrays(self.source.arguments), latents, key)
-
     def _walk(self, walk: Walk[Fact], data: Sequence[Fact], latents: dict[str, Fact], key: Fact) -> Any:
-        """What an analysis knows of the trace's outputs, in the form of `TracedStatements`.
-
-        Args:
-            walk: the analysis.
-            data, latents, key: what it knows of the inputs. A latent that is left out is what its draw is, and is put
-                into ``latents``.
-        """
+        """What an analysis knows of the trace's outputs, in the form of `TracedStatements`, from what it knows of the
+        inputs. A latent that is left out is what its draw is, and is put into ``latents``."""
         code, places = self.code, self.code.places
         outputs = code.outputs(code.jaxpr.jaxpr.outvars)
         drawn = {name: variable for name, variable in outputs.draws.items() if name not in latents}
@@ -205,16 +261,12 @@ def trace(
     program: Program,
     args: tuple[object, ...],
     kwargs: dict[str, object],
-    latents: dict[str, Array],
+    latents: Sites,
     noised: frozenset[str] = frozenset(),
 ) -> tuple[Traced, list[str]]:
-    """The trace of a program, and what its Python has asked of its data, as sentences.
-
-    Every array among the arguments is traced; those whose number the program asks for are not when it is run once more.
-
-    Raises:
-        ProgramError: the program asks for the number of a latent.
-    """
+    """The trace of a program, and what its Python has asked of its data, as sentences. Every array among the arguments
+    is traced; those whose number the program asks for are not when it is run once more. A program that asks for the
+    number of a latent is refused."""
     function = program.function
     paths, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs))
     arrays = [i for i, (_, leaf) in enumerate(paths) if is_data(leaf)]
@@ -227,7 +279,9 @@ def trace(
         source = Source(function, jax.tree.unflatten(treedef, wrapped), eager, noised=noised)
         try:
             code = _code(source, latents, latents)
-            return Traced(replace(source, reads=_reads(program, source, latents, code)), code), asks
+            bare, values = jax.tree.map(lambda a: jax.typeof(a) if is_data(a) else a, (source, latents))
+            reads = Reads(code, partial(_code, bare, values, values), program.name, program.where)
+            return Traced(replace(source, reads=reads), code), asks
         except Exception as error:  # the program has run with numbers: what fails now fails because of a tracer
             abstract = [i for i in arrays if i not in concrete]
             named = {abstract[i] for i in _named(error)}
@@ -238,20 +292,10 @@ def trace(
                 better = _latent_error(error, program, source, latents)
                 raise better from (error if better is not error else error.__cause__)
             concrete, eager = concrete | named, True
-            asks += _asks(error, sorted({name_of(function, paths[i][0]) for i in named}))
+            asks += _asks(error, sorted({_name_of(function, paths[i][0]) for i in named}))
 
 
-def _reads(program: Program, source: Source, latents: dict[str, Array], code: _Code) -> Reads:
-    """What a program reads beside its arguments, found in its trace."""
-
-    def shape(leaf: object) -> object:
-        return jax.typeof(leaf) if is_data(leaf) else leaf
-
-    bare, values = jax.tree.map(shape, (source, latents))
-    return Reads(code, lambda: _code(bare, values, values), program.name, program.where)
-
-
-def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _Code:
+def _code(source: Source, latents: Sites, traced: Iterable[str]) -> _Code:
     """The trace with the latents ``traced`` as inputs."""
     reasons: dict[str, str | None] = {}
     names = sorted(traced)
@@ -259,7 +303,7 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
 
     def call(arrays: list[Array], values: list[Array], key: Array) -> TracedStatements:
         given = {**latents, **dict(zip(names, values, strict=True))}
-        draws: dict[str, Array] = {}
+        draws: Sites = {}
 
         def provide(kind: str, name: str, distribution: Distribution) -> Array:
             if kind == "static":
@@ -267,7 +311,9 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
                 draws[name] = jax.lax.optimization_barrier(drawn)  # a value of its own, also where that is a constant
             return given[name]
 
-        statements = replace(source, arguments=_with_arrays(source.arguments, arrays)).run(provide)
+        others = iter(arrays)
+        arguments = jax.tree.map(lambda leaf: next(others) if _is_input(leaf) else leaf, source.arguments)
+        statements = replace(source, arguments=arguments).run(provide)
         observed = {s.name: s for s in statements.values() if s.kind == "observed"}
         reasons.update({name: not_gaussian(s) for name, s in observed.items()})
         parts = {s.name: _parts(s, statements) for s in statements.values()}
@@ -277,7 +323,11 @@ def _code(source: Source, latents: dict[str, Array], traced: Iterable[str]) -> _
             {name: s.log_prob() for name, s in observed.items()},
             {name: moments(s) for name, s in observed.items() if reasons[name] is None},
             {name: list(filter(_is_traced, leaves)) for name, leaves in parts.items()},
-            {s.name: _by_leaf(s) for s in statements.values() if s.kind == "noised"},
+            {
+                s.name: [list(filter(_is_traced, jax.tree.leaves(leaf))) for leaf in closed_leaves(s.factor)]
+                for s in statements.values()
+                if s.kind == "noised"
+            },
         )
 
     # The key's type alone: a key would be made in whatever code is traced while the program is checked.
@@ -302,10 +352,21 @@ def _parts(statement: Statement, statements: dict[str, Statement]) -> list[objec
     return [*jax.tree.leaves((statement.distribution, leaves)), *codes]
 
 
-def _by_leaf(statement: Statement) -> list[list[Array]]:
-    """The traced arrays in each leaf of a noised site's factor."""
-    leaves = closed_leaves(statement.factor)
-    return [list(filter(_is_traced, jax.tree.leaves(leaf))) for leaf in leaves]
+def closed_leaves(node: Factor, runs: tuple[str, ...] = ()) -> list[LeafFactor]:
+    """The leaves of an expression as it was written, with their functions closed; ``runs`` are the conditions that run
+    over data around it. Refuses a function that cannot be called with the conditions that its leaf has."""
+    below = (*runs, *node.runs)
+    if node.children:
+        return [leaf for child in node.children for leaf in closed_leaves(child, below)]
+    (leaf,) = factor_leaves(node)
+    if not has_functions(leaf):
+        return [leaf]
+    single = leaf.holding(first(leaf.fixed, Counter(runs)))
+    try:
+        return [closed(single, single.call_conditions())]
+    except Exception:
+        single.check_network()  # has the better message
+        raise
 
 
 def _fixed(statement: Statement, parts: list[object]) -> list[object]:
@@ -340,13 +401,44 @@ def not_linear(primitive: str = "") -> str:
 
 def moments(statement: Statement) -> tuple[Array, Array]:
     """value − mean, (m,), and covariance, (m, m), of a Gaussian observation."""
+    residual, noise, diagonal = _residual(statement)
+    if diagonal:
+        return residual.ravel(), jnp.diag(noise.ravel())
+    return residual.ravel(), block_diag(*noise.reshape(-1, *noise.shape[-2:]))
+
+
+def whitened(statement: Statement) -> tuple[Array, Array]:
+    """L⁻¹·(value − mean), (m,), and log det L of a Gaussian observation of covariance L·Lᵀ."""
+    residual, noise, diagonal = _residual(statement)
+    if diagonal:
+        scale = jnp.sqrt(noise)
+        return (residual / scale).ravel(), jnp.sum(jnp.log(scale))
+    root = whitener(noise)
+    log_det = -jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)))
+    return jnp.einsum("...ij,...j->...i", root, residual).ravel(), log_det
+
+
+def _residual(statement: Statement) -> tuple[Array, Array, bool]:
+    """value − mean, its variances or its covariances (…, n, n), and whether they are variances."""
     distribution, inner = statement.distribution, unwrap(statement.distribution)
     residual = jnp.asarray(statement.value, jnp.result_type(float)) - distribution.mean
     if type(inner) is dist.Normal:
-        return residual.ravel(), jnp.diag(jnp.broadcast_to(distribution.variance, residual.shape).ravel())
-    n = residual.shape[-1]
-    covariance = jnp.broadcast_to(inner.covariance_matrix, (*residual.shape, n)).reshape(-1, n, n)
-    return residual.ravel(), block_diag(*covariance)
+        return residual, jnp.broadcast_to(distribution.variance, residual.shape), True
+    return residual, jnp.broadcast_to(inner.covariance_matrix, (*residual.shape, residual.shape[-1])), False
+
+
+def is_data(leaf: object) -> bool:
+    """Whether a leaf of the arguments is an array."""
+    return eqx.is_array(leaf) or isinstance(leaf, np.ndarray)
+
+
+def _name_of(function: Callable[..., object], path: tuple[Any, ...]) -> str:
+    """The parameter of ``function`` that holds a leaf, by the leaf's path in ``(args, kwargs)``."""
+    where, which = path[0].idx, path[1]
+    if where == 1:
+        return str(which.key)
+    parameters = list(inspect.signature(function).parameters)
+    return parameters[min(which.idx, len(parameters) - 1)]
 
 
 def _arrays(arguments: Arguments) -> list[Array]:
@@ -356,12 +448,6 @@ def _arrays(arguments: Arguments) -> list[Array]:
 def _is_input(leaf: object) -> bool:
     """Whether a leaf of the arguments is traced: an array, or the shape of one."""
     return is_data(leaf) or isinstance(leaf, jax.core.ShapedArray)
-
-
-def _with_arrays(arguments: Arguments, arrays: list[Array]) -> Arguments:
-    """The arguments with others in the places of their arrays."""
-    others = iter(arrays)
-    return jax.tree.map(lambda leaf: next(others) if _is_input(leaf) else leaf, arguments)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -387,7 +473,7 @@ def _asks(error: Exception, names: list[str]) -> list[str]:
     return [f"{where} {does} {' and '.join(names)}: what it holds is compiled in as a constant"]
 
 
-def _latent_error(error: Exception, program: Program, source: Source, latents: dict[str, Array]) -> Exception:
+def _latent_error(error: Exception, program: Program, source: Source, latents: Sites) -> Exception:
     """The error for a program that asks for the number of a latent, or the error itself where it is another."""
     for name in latents:
         try:

@@ -151,12 +151,10 @@ def noised(density: AnnealedDensity, positions: Position, level: Array | int, ke
 @eqx.filter_jit
 def _pilot(density: AnnealedDensity, keys: Array, conditions: Position | None = None, which: int = 0) -> Position:
     """Chains at level 0, moved there by Langevin steps under the factors of all noised sites; or, where there are
-    positions with its ``conditions``, one for each, which stay as they are, under this one expert alone.
-
-    Steps are unadjusted, of σ²/Σ|w|, which no product of factors makes unstable (the score of a noised marginal falls
-    no faster than x/σ²), tamed where something else does. Along directions in which clean events do not vary such steps
-    double the variance σ²/Σ|w|; the last, with half of the noise, halves it again.
-    """
+    positions with its ``conditions``, one for each, which stay as they are, under this one expert alone. Steps are
+    unadjusted, of σ²/Σ|w|, which no product of factors makes unstable (the score of a noised marginal falls no faster
+    than x/σ²), tamed where something else does. Along directions in which clean events do not vary such steps double
+    the variance σ²/Σ|w|; the last, with half of the noise, halves it again."""
     expert = None if conditions is None else density.described.experts[which]
     levels = jnp.asarray(_spaced_levels(density, tuning.PILOT.levels)[::-1])
     sites = [name for name, site in density.sites.items() if site.kind == "noised"] if expert is None else [expert.site]

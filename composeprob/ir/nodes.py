@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -14,8 +15,8 @@ from jax import Array
 from jax.tree_util import PyTreeDef
 
 from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.cells import Indices
 from composeprob.factors.nodes import Plate, walk
-from composeprob.ir.cells import Cells
 from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
 
@@ -50,6 +51,40 @@ class Region:
     def entries(self, shape: tuple[int, ...]) -> np.ndarray:
         """Which entries of a flattened site of this shape the box covers."""
         return np.arange(math.prod(shape)).reshape(shape)[self.slices].ravel()
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The linear map from a site to a leaf's event that picks entries, where they are no box.
+
+    Attributes:
+        indices: of the flattened site, (*counts, size): an axis for each of the leaf's plates that run over sets of
+            cells, the outermost first, then one for the entries of the event.
+        shown: how the cells are printed.
+    """
+
+    indices: Indices
+    shown: str = field(compare=False)
+
+    averaged = 1
+
+    def entries(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Which entries of a flattened site of this shape are seen."""
+        return self.indices.array
+
+    def row(self, i: int) -> Cells:
+        """The cells of the outermost plate's set i."""
+        return Cells(Indices.from_array(self.indices.array[i]), listed(self.indices.array[i]))
+
+    def pick(self, cells: np.ndarray, shown: str) -> Cells:
+        """The cells that a window (*counts, size) of the event sees."""
+        return Cells(Indices.from_array(self.indices.array[..., cells]), shown)
+
+
+def listed(cells: np.ndarray) -> str:
+    """The first few cells, for printing."""
+    flat = cells.ravel()
+    return ", ".join(map(str, flat[:4])) + (", …" if len(flat) > 4 else "")
 
 
 def total_count(plates: tuple[Plate, ...]) -> int:
@@ -98,13 +133,23 @@ class Leaf(Factor):
     @property
     def first(self) -> LeafFactor:
         """The factor under the first values of its plates."""
-        return self.factor.holding(first(self.factor.fixed, self.plates))
+        return self.factor.holding(first(self.factor.fixed, Counter(n for plate in self.plates for n in plate.names)))
 
     @property
     def dimension(self) -> float:
         """How many entries the factor is a density of."""
         stated = self.factor.traits.dimension
         return float(math.prod(self.factor.event_shape)) if stated is None else stated
+
+    @property
+    def averaged(self) -> int:
+        """How many entries of the site make one entry of the factor's event."""
+        return 1 if self.region is None else self.region.averaged
+
+    @property
+    def entries(self) -> np.ndarray:
+        """Which entries of the flattened site it sees."""
+        return np.arange(math.prod(self.event_shape)) if self.region is None else self.region.entries(self.event_shape)
 
     def given(self, **conditions: object) -> Leaf:
         return replace(self, factor=self.factor.given(**conditions))
@@ -175,6 +220,11 @@ class Member:
     conditions: dict[str, Array]
     plates: tuple[Plate, ...]
 
+    @property
+    def first(self) -> dict[str, Array]:
+        """The conditions of one evaluation."""
+        return first(self.conditions, dict.fromkeys(self.conditions, len(self.plates)))
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -223,6 +273,12 @@ class Graph:
     doubts: tuple[str, ...] = ()
 
     @property
+    def levels(self) -> Schedule:
+        """The levels, once they are chosen."""
+        assert self.schedule is not None
+        return self.schedule
+
+    @property
     def formula(self) -> str:
         """The density at level k, such as ``π_k(x) ∝ ring(x)·bar(x)``."""
         from composeprob.ir.render import headline
@@ -266,23 +322,23 @@ def _identity(factor: LeafFactor) -> tuple[PyTreeDef, tuple[int, ...]]:
 
 def same_leaf(a: Leaf, b: Leaf) -> bool:
     """Whether two leaves are the same function of the same site."""
-    if (a.region, a.latent, a.plates) != (b.region, b.latent, b.plates):
-        return False  # conditions that are latents may be equal by chance
-    return same_factor(a.factor, b.factor)
+    same_place = (a.region, a.latent, a.plates) == (b.region, b.latent, b.plates)
+    return same_place and same_factor(a.factor, b.factor)  # conditions that are latents may be equal by chance
 
 
 def same_factor(a: LeafFactor, b: LeafFactor) -> bool:
     """Whether two leaf factors are the same function: one network under the same conditions."""
-    if not same_network(a, b):
-        return False
-    mine, theirs = a.call_conditions(), b.call_conditions()
-    return mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
+    return same_network(a, b) and same_conditions(a.call_conditions(), b.call_conditions())
 
 
-def first(conditions: Mapping[str, Array], plates: tuple[Plate, ...]) -> dict[str, Array]:
-    """The conditions with those that run over a plate at their first value."""
-    depth = {name: sum(name in plate.names for plate in plates) for name in conditions}
-    return {name: value[(0,) * depth[name]] if depth[name] else value for name, value in conditions.items()}
+def same_conditions(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
+    """Whether conditions have the same names and values."""
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def first(conditions: Mapping[str, Array], axes: Mapping[str, int]) -> dict[str, Array]:
+    """The conditions at the first value along so many leading axes, those of plates."""
+    return {name: value[(0,) * axes[name]] if axes[name] else value for name, value in conditions.items()}
 
 
 def spread(conditions: Mapping[str, Array], plates: tuple[Plate, ...]) -> dict[str, Array]:

@@ -16,12 +16,9 @@ from composeprob.schedule import Noise
 
 
 class Normaliser(LeafFactor):
-    """log c = −log Z(λ) + (G − d)·log α, with log Z in the coordinates x/α.
-
-    Along dx = f·x dt + g dW a function c of the time alone has the rate r = −(f·d + ∂_t log c)/g², and dλ = −g²/σ² dt:
-    of the above, r = −∂_λ log Z/σ² − (f/g²)·G. So it counts as a density of ``dimension`` = d − G entries that grows
-    by `growth` = −∂_λ log Z.
-    """
+    """log c = −log Z(λ) + (G − d)·log α, with log Z in the coordinates x/α. Along dx = f·x dt + g dW a function c of
+    the time alone has the rate r = −(f·d + ∂_t log c)/g², and dλ = −g²/σ² dt: of the above, r = −∂_λ log Z/σ² −
+    (f/g²)·G. So it counts as a density of ``dimension`` = d − G entries that grows by `growth` = −∂_λ log Z."""
 
     knots: Array
     log_normaliser: Array

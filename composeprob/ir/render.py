@@ -5,7 +5,7 @@ from __future__ import annotations
 from composeprob.factors.base import Factor
 from composeprob.factors.nodes import plate_of
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Graph, Leaf, Observation, Region, Site
+from composeprob.ir.nodes import Graph, Leaf, Observation, Region
 
 formula_of = Pass[str]("formula")
 """Rules (node, the children's formulas, site, index of a plate) for an expression in the usual notation."""
@@ -59,7 +59,9 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
         f"  {headline(graph)}",
         "  sites",
     ]
-    lines += [f"    {_site_line(site)}" for site in graph.sites]
+    for site in graph.sites:
+        kind = type(site.root).__name__.lower() if site.root.children else "factor"
+        lines.append(f"    {site.name}: noised {site.shape}, a {kind}, at {site.where}")
     for s in graph.statics:
         coordinate = ", its coordinate standardised by that" if s.standardised else ""
         lines.append(f"    {s.name}: static {s.shape}, {s.distribution} prior{coordinate}, at {s.where}")
@@ -82,8 +84,3 @@ def _evidence_term(observation: Observation, annealed: bool) -> str:
     level = "_k" if annealed else ""
     given = ", ".join(sorted(observation.depends_on))
     return f"exp({observation.name}{level}({given}))" if observation.soft else f"L{level}({observation.name} | {given})"
-
-
-def _site_line(site: Site) -> str:
-    kind = type(site.root).__name__.lower() if site.root.children else "factor"
-    return f"{site.name}: noised {site.shape}, a {kind}, at {site.where}"

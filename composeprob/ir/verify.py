@@ -8,8 +8,7 @@ from collections.abc import Callable
 from composeprob.errors import VerificationError
 from composeprob.factors.nodes import Combination, Product, walk
 from composeprob.factors.passes import Pass
-from composeprob.ir.cells import Cells
-from composeprob.ir.nodes import Graph, Leaf, Site, leaves
+from composeprob.ir.nodes import Cells, Graph, Leaf, Site, leaves
 
 Rule = Callable[[bool, str], None]
 STAGES = ("build", "normalise", "align", "share", "grow", "check", "anneal")

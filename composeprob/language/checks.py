@@ -11,7 +11,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
-from jax.typing import DTypeLike
 from numpyro.distributions import Distribution
 from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import biject_to
@@ -23,18 +22,8 @@ from composeprob.factors.values import check_bounds, check_finite
 
 
 def check_latent(name: str, distribution: Distribution, base: Distribution) -> None:
-    """Refuse a latent that no kernel can move.
-
-    Args:
-        name: the site's name.
-        distribution: its distribution, plates and all.
-        base: the same without them.
-
-    Raises:
-        ImproperError: a prior that is no probability.
-        InvalidValueError: bounds between which nothing lies.
-        ProgramError: discrete values, a constant, or a support that NumPyro has no bijection for.
-    """
+    """Refuse a latent that no kernel can move: a prior that is no probability, discrete values, a constant, or a
+    support that NumPyro has no bijection for. ``base`` is its distribution without plates."""
     kind = type(base).__name__
     check_bounds(base, f"Site {name!r}")
     if isinstance(base, dist.ImproperUniform):
@@ -77,23 +66,11 @@ def check_draw(name: str, value: Array) -> None:
 def check_observed(
     name: str, distribution: Distribution, base: Distribution, value: Array, stack: Sequence[CondIndepStackFrame] | None
 ) -> None:
-    """Refuse data that do not fit their distribution.
-
-    Args:
-        name: the observation's name.
-        distribution: its distribution, plates and all.
-        base: the same without them.
-        value: the data.
-        stack: NumPyro's frames of the plates around it.
-
-    Raises:
-        WrongTypeError: what is no real number.
-        InvalidValueError: NaN, or a value that the distribution never has.
-        ShapeError: a shape that does not fit the distribution, or the size of a plate.
-    """
+    """Refuse data that do not fit their distribution: no real numbers, NaN, a value that the distribution never has, or
+    a shape that does not fit it or a plate of NumPyro's ``stack``. ``base`` is the distribution without plates."""
     try:
         numbers = value if isinstance(value, jax.core.Tracer) else np.asarray(value)
-        real = numbers.dtype == bool or np.issubdtype(numbers.dtype, np.integer) or _floating(numbers.dtype)
+        real = numbers.dtype == bool or any(jnp.issubdtype(numbers.dtype, kind) for kind in (jnp.integer, jnp.floating))
     except (TypeError, ValueError):
         real = False
     if not real:
@@ -117,10 +94,7 @@ def check_observed(
     try:
         jnp.broadcast_shapes(found, expected)
     except ValueError as error:
-        raise ShapeError(
-            f"Observation {name!r} has shape {found}, but its distribution has shape {expected}.",
-            fix="reshape the data, or the distribution's parameters, so that they match.",
-        ) from error
+        raise mismatch(name, found, expected) from error
     # A support that depends on parameters may depend on latents, and these may move to where the value is allowed.
     support: Constraint = getattr(type(base), "support", None)
     fixed = isinstance(support, Constraint) and not isinstance(support, type(dist.constraints.dependent))
@@ -133,6 +107,14 @@ def check_observed(
                 f"The observed value of {name!r} holds {bad}, which {type(base).__name__} never is.",
                 fix=f"check the data, or use a distribution whose support is not {support}.",
             )
+
+
+def mismatch(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> ShapeError:
+    """The error for data of another shape than their distribution's."""
+    return ShapeError(
+        f"Observation {name!r} has shape {found}, but its distribution has shape {expected}.",
+        fix="reshape the data, or the distribution's parameters, so that they match.",
+    )
 
 
 def sampled_factor(error: Exception) -> WrongTypeError | None:
@@ -154,11 +136,7 @@ def sampled_factor(error: Exception) -> WrongTypeError | None:
 
 def invalid_parameter(error: Exception, latents: Mapping[str, Array]) -> InvalidValueError | None:
     """The message where NumPyro refused a parameter, such as a scale that is negative; None for any other error.
-
-    Args:
-        error: what the program raised.
-        latents: the values of its latents until then.
-    """
+    ``latents`` are the values that the program's latents had until then."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         distribution, parameter = frame.f_locals.get("self"), frame.f_locals.get("param")
         if frame.f_code.co_name != "validate_args" or not isinstance(distribution, Distribution) or parameter is None:
@@ -191,7 +169,3 @@ def plate_mismatch(error: Exception) -> ShapeError | None:
                 fix="make the plate as large as the distribution's parameters, or leave these without that axis.",
             )
     return None
-
-
-def _floating(dtype: DTypeLike) -> bool:
-    return bool(jnp.issubdtype(dtype, jnp.floating))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ class _Interpreter(Messenger):
 
     def _kind(self, msg: Message) -> str:
         """The kind of a sample statement; what NumPyro's handlers made of it has been done by now."""
-        kind, name = kind_of(msg["fn"]), msg["name"]
+        kind, name = "noised" if isinstance(unwrap(msg["fn"]), FactorDistribution) else "static", msg["name"]
         if "at" in (msg.get("infer") or {}):
             return "evidence"
         changed = msg.get("scale") is not None or masked(msg["fn"])
@@ -203,16 +203,9 @@ def run(
     redraw: Redraw | None = None,
     noised: frozenset[str] = frozenset(),
 ) -> dict[str, Statement]:
-    """Execute the program and return its statements by name, in order.
-
-    Args:
-        function: the program's function.
-        args, kwargs: its arguments.
-        provide: gives each latent site its value.
-        level: the index that functions of the level receive.
-        redraw: puts other values in the place of observed ones; left out, they stay.
-        noised: the sites of NumPyro priors that evidence looks at: see `looked_at`.
-    """
+    """Execute the program and return its statements by name, in order. ``provide`` gives each latent site its value,
+    ``level`` is the index that functions of the level receive, ``redraw`` puts other values in the place of observed
+    ones, and ``noised`` are the sites of NumPyro priors that evidence looks at: see `looked_at`."""
     interpreter = _Interpreter(provide, level, redraw, noised)
     with interpreter:  # a Messenger leaves NumPyro's stack when the block ends, also by an exception
         try:
@@ -257,22 +250,25 @@ def _dims(msg: Message) -> tuple[str | None, ...]:
     return tuple(names)
 
 
-def kind_of(distribution: Distribution) -> str:
-    """``"noised"`` for a factor, ``"static"`` for any other distribution."""
-    return "noised" if isinstance(unwrap(distribution), FactorDistribution) else "static"
+def layers(distribution: Distribution) -> Iterator[Distribution]:
+    """A distribution and those inside of it, as plates' expansions and masks wrap one another."""
+    yield distribution
+    while isinstance(distribution, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
+        distribution = distribution.base_dist
+        yield distribution
 
 
 def unwrap(distribution: Distribution) -> Distribution:
     """The distribution inside plates' expansions and masks."""
-    while isinstance(distribution, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
-        distribution = distribution.base_dist
-    return distribution
+    *_, inner = layers(distribution)
+    return inner
 
 
 def masked(distribution: Distribution) -> bool:
     """Whether a mask lies on it, inside or outside of plates' expansions."""
-    while isinstance(distribution, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
-        if isinstance(distribution, dist.MaskedDistribution):
-            return True
-        distribution = distribution.base_dist
-    return False
+    return any(isinstance(layer, dist.MaskedDistribution) for layer in layers(distribution))
+
+
+def soft(distribution: Distribution) -> bool:
+    """Whether an observed statement is soft evidence (`factor`) and no data."""
+    return isinstance(unwrap(distribution), dist.Unit)

@@ -136,12 +136,7 @@ def bridge(schedule: Schedule, noise: Noise) -> Array:
 
 
 def as_policy(name: str, policy: str | Policy | None) -> Policy | None:
-    """The policy that a short name stands for, or the policy itself.
-
-    Raises:
-        InvalidValueError: it is neither.
-        WrongTypeError: a policy that holds an array.
-    """
+    """The policy that a short name stands for, or the policy itself; refused where it is neither, or holds an array."""
     if policy is None:
         return None
     if isinstance(policy, Policy):

@@ -52,11 +52,7 @@ class Program:
         return self.function(*args, **kwargs)
 
     def check_arguments(self, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        """Refuse arguments that the function does not take.
-
-        Raises:
-            WrongTypeError: one is missing or unknown.
-        """
+        """Refuse arguments that the function does not take."""
         try:
             inspect.signature(self.function).bind(*args, **kwargs)
         except TypeError as error:

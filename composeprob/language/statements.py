@@ -14,11 +14,12 @@ from numpy.typing import ArrayLike
 from numpyro.primitives import Messenger, apply_stack
 
 from composeprob.arguments import check_count
-from composeprob.errors import InvalidValueError, ProgramError, ShapeError, WrongTypeError, a_kind
+from composeprob.errors import InvalidValueError, ProgramError, WrongTypeError, a_kind
 from composeprob.factors.base import Factor, is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, number_request
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.factors.values import check_finite
+from composeprob.language.checks import mismatch
 from composeprob.language.policies import POLICIES, Policy, as_policy
 
 LEVEL = "composeprob.level"
@@ -137,10 +138,7 @@ def observe(
     except ValueError:
         fits = False
     if not fits:
-        raise ShapeError(
-            f"Observation {name!r} has shape {value.shape}, but its distribution has shape {distribution.shape()}.",
-            fix="reshape the data, or the distribution's parameters, so that they match.",
-        )
+        raise mismatch(name, value.shape, distribution.shape())
     _check_place("observe", name)
     return numpyro.sample(name, distribution, obs=value, infer=infer)
 

@@ -12,8 +12,7 @@ import pytest
 
 import composeprob as cp
 from compiler.networks import Counter
-from composeprob.compiler.top import top_of
-from composeprob.compiler.unroll import unrolled
+from composeprob.compiler.top import top_of, unrolled
 from composeprob.errors import ImproperError, InvalidValueError, ShapeError, WrongTypeError
 from sampling_cases import single
 

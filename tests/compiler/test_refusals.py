@@ -11,9 +11,7 @@ import pytest
 from flax import linen, nnx
 
 import composeprob as cp
-from composeprob.compiler.proper import least
-from composeprob.compiler.signal import bias
-from composeprob.compiler.tails import known_parts, tail_of
+from composeprob.compiler.proper import bias, known_parts, least, tail_of
 from composeprob.errors import ImproperError, InvalidValueError, NetworkError
 from composeprob.factors.gaussians import components
 from composeprob.ir.nodes import leaves

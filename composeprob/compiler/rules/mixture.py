@@ -16,7 +16,7 @@ from composeprob.compiler.experts import Raised, expert, experts_of
 from composeprob.compiler.expressions import Expression, NodeValue, Outputs, Parts, dense, lower_expression, parts_of
 from composeprob.compiler.latents import stays_normalised
 from composeprob.compiler.normalise import each_normal, normal_of, runs
-from composeprob.compiler.tails import Tail, tail_of
+from composeprob.compiler.proper import Tail, tail_of
 from composeprob.compiler.top import Top, top_of
 from composeprob.errors import CapabilityError
 from composeprob.factors.gaussians import Gaussians, joint
@@ -35,9 +35,7 @@ def _formula(node: Mixture, parts: list[str], site: str, letter: str) -> str:
     return f"[Σ_{{{letter}=1}}^{{{node.plate.count}}} {share}]"
 
 
-@stays_normalised.rule(Mixture)
-def _stays(node: Mixture, parts: list[bool]) -> bool:
-    return node.calibrated and all(parts)
+stays_normalised.rule(Mixture)(lambda node, parts: node.calibrated and all(parts))
 
 
 @normal_of.rule(Mixture)
@@ -64,7 +62,7 @@ def _offers(node: Mixture, parts: list[frozenset[str]]) -> frozenset[str]:
 
 
 @experts_of.rule(Mixture)
-def _experts(node: Mixture, parts: list[list[Raised]]) -> list[Raised]:
+def _experts(node: Mixture, parts: list[Raised]) -> Raised:
     """A part that is improbable at a sample is what mixtures are for: they are evaluated as a whole."""
     return expert(node) if all(parts) else []
 

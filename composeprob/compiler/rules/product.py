@@ -25,7 +25,7 @@ from composeprob.compiler.expressions import (
     parts_of,
 )
 from composeprob.compiler.normalise import factors_of, normal_of, runs, same, same_of
-from composeprob.compiler.tails import Tail, add, tail_of
+from composeprob.compiler.proper import Tail, add, tail_of
 from composeprob.compiler.top import Top, top_of
 from composeprob.factors.base import Factor
 from composeprob.factors.gaussians import Gaussians
@@ -95,16 +95,13 @@ def _offers(node: Product, parts: list[frozenset[str]]) -> frozenset[str]:
 
 
 @experts_of.rule(Product)
-def _experts(node: Product, parts: list[list[Raised]]) -> list[Raised]:
+def _experts(node: Product, parts: list[Raised]) -> Raised:
     """In a plate there is one factor, and the powers of its n uses are equal; mixtures in it are not examined."""
-    pairs = zip(parts, node.powers, strict=False)
-    found = [replace(raised, power=w * raised.power) for part, w in pairs for raised in part]
-    return [raised for raised in found if node.plate is None or not raised.node.children]
+    found = [(child, w * power) for part, w in zip(parts, node.powers, strict=False) for child, power in part]
+    return [(child, power) for child, power in found if node.plate is None or not child.children]
 
 
-@has_rate.rule(Product)
-def _rate(node: Product, parts: list[bool]) -> bool:
-    return all(parts)
+has_rate.rule(Product)(lambda node, parts: all(parts))
 
 
 @top_of.rule(Product)

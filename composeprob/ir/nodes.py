@@ -15,8 +15,8 @@ from jax import Array
 from jax.tree_util import PyTreeDef
 
 from composeprob.factors.base import Factor, LeafFactor
-from composeprob.factors.cells import Indices
 from composeprob.factors.nodes import Plate, walk
+from composeprob.factors.window import Indices
 from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
 

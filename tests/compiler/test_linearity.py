@@ -7,7 +7,6 @@ import pytest
 from jax.experimental.sparse import BCOO
 
 from composeprob.compiler.linearity import Kind, Linearity, entries
-from composeprob.factors.equations import value_of
 
 SIZE = 6
 RNG = np.random.default_rng(0)
@@ -125,7 +124,7 @@ def value(function):
     x, z = jaxpr.in_avals
     _, sites = entries([("x", (SIZE,))], {"x": x})
     known = found.evaluate(jaxpr.jaxpr, jaxpr.consts, [sites["x"], found.any_latent(z)])
-    return value_of(known, jaxpr.jaxpr.outvars[0])
+    return found.value_of(known, jaxpr.jaxpr.outvars[0])
 
 
 def kind(function):

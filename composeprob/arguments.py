@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, NoReturn, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,26 @@ from composeprob.errors import InvalidValueError, WrongTypeError, a_kind
 from composeprob.names import MEANT
 
 Function = TypeVar("Function", bound=Callable[..., object])
+
+
+class NotPickled:
+    """What holds compiled functions, which no pickle can: its error says how to keep it. Copies are as of others."""
+
+    _kept_by: ClassVar[str]
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        name = type(self).__name__
+        raise WrongTypeError(f"A {name} cannot be pickled: it holds compiled functions.", fix=self._kept_by)
+
+    def __copy__(self) -> Self:
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        made = object.__new__(type(self))
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
 
 
 def answer(public: type) -> None:

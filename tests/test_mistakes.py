@@ -5,8 +5,10 @@ found, the user's line, and what to write instead. Places are lines of this file
 """
 
 import ast
+import copy
 import inspect
 import os
+import pickle
 import random
 import re
 import subprocess
@@ -310,6 +312,8 @@ MISTAKES = {
         "a number as a name": (scene(lambda x: cp.sample(3, F)), "got int", "a string"),
         "an empty name": (scene(lambda x: cp.factor("", 0.0)), "got ''", "a string"),
         "a model's name": (lambda: cp.compile(single, "ring2d"), "got str", r"cp\.load\('ring2d'\)"),
+        "a density in a pickle": (lambda: pickle.dumps(DENSITY), "cannot be pickled", r"cp\.compile"),
+        "a result in a pickle": (lambda result: pickle.dumps(result), "cannot be pickled", r"result\.save"),
         "an array as a site": (lambda: cp.compile(single, np.zeros(2)), "array", r"cp\.Analytic"),
         "a class as a site": (lambda: cp.compile(single, dist.Normal), "'x'", r"Normal\(…\)"),
         "a program as a site": (lambda: cp.compile(single, single), "got Program", "call the program"),
@@ -669,6 +673,14 @@ MISTAKES = {
         "level negative": (lambda: DENSITY.log_density({"x": Y}, -1), "-1"),
     },
 }
+
+
+def test_programs_are_pickled_by_name_and_densities_and_results_are_copied(result):
+    assert pickle.loads(pickle.dumps(single)) is single
+    x = {"x": jnp.ones(2)}
+    for copied in (copy.copy, copy.deepcopy):
+        np.testing.assert_array_equal(copied(DENSITY).score(x, 0)["x"], DENSITY.score(x, 0)["x"])
+        np.testing.assert_array_equal(copied(result)["x"], result["x"])
 
 
 @pytest.mark.parametrize(("kind", "call", "words", "fix"), rows(MISTAKES))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
-from composeprob.arguments import check_count, check_key
+from composeprob.arguments import NotPickled, check_count, check_key
 from composeprob.density.described import Described, Diagram
 from composeprob.density.evaluation import Evaluation, ExpertValue, Frame, Position, at_once, over_chains
 from composeprob.density.overlap import Finding, check
@@ -93,7 +93,7 @@ class Evaluates(Protocol):
         """log p of every observed number at level 0, given the latents' values as `read` shows them."""
 
 
-class AnnealedDensity(eqx.Module):
+class AnnealedDensity(NotPickled, eqx.Module):
     """π_k(x, z) ∝ p(z)·F_k(x)·G_k(x, z) for k = K−1 … 0, made by `cp.compile`.
 
     A position is ``{site: array}`` for ONE chain; use `jax.vmap` over a leading chain axis. Static sites are in
@@ -108,6 +108,8 @@ class AnnealedDensity(eqx.Module):
             ``normalised``, ``exact_marginals``, ``feynman_kac``, ``mode_depth``.
         described: the program's IR and its text.
     """
+
+    _kept_by: ClassVar[str] = "pickle its program and factors, and compile them again by cp.compile(program, …)."
 
     schedule: Schedule
     evaluator: Evaluates

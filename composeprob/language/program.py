@@ -37,6 +37,9 @@ class Program:
         self.name: str = function.__name__
         self.where = place(code.co_filename, code.co_firstlineno)
 
+    def __reduce__(self) -> str:
+        return self.function.__qualname__  # a program is pickled as a function is, by its name
+
     def __call__(self, *args: object, **kwargs: object) -> Any:
         """Run the statements as part of the program that is being compiled.
 

@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 from jax import Array
 
+from composeprob.arguments import NotPickled
 from composeprob.errors import CapabilityError, unknown_name
 from composeprob.json_data import JSONObject
 from composeprob.results import saving
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Result(Record):
+class Result(NotPickled, Record):
     """A `Result` holds N weighted samples of a program, and the diagnostics of the run that made them, level by level.
 
     Arrays over levels have K entries, entry k belonging to level k; a level that was not visited, or a quantity that
@@ -57,6 +58,8 @@ class Result(Record):
         status: what went wrong, at which levels, and what to try.
         density: the compiled density; None after `load`.
     """
+
+    _kept_by: ClassVar[str] = "keep it by result.save(path), and read that by cp.Result.load(path)."
 
     if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import jax
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from composeprob.errors import InvalidValueError
+from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors.classifier import Classifier
+from composeprob.factors.concrete import called
 from composeprob.factors.diffusion import Diffusion, Encoder
 from composeprob.factors.networks import Network, as_network
 from composeprob.factors.parameterizations import ENERGIES
@@ -271,11 +271,25 @@ class Recipe:
         assert isinstance(self.conditions, Conditions)
         return self.conditions
 
-    @cached_property
+    @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one event, as the data have it."""
-        events, *_ = jax.tree.leaves(jax.eval_shape(lambda key: self.data(key, 2), jax.random.key(0)))
-        return tuple(events.shape[1:])
+        """Shape of one event, as the data have it.
+
+        Raises:
+            NetworkError: data that are no function of a key and a number, or give another number of events.
+        """
+        fix = "write a function: data=lambda key, n: images[jax.random.randint(key, (n,), 0, len(images))]."
+        made = called(
+            "The data of a training recipe",
+            "data(key, n)",
+            lambda: jax.eval_shape(lambda key: self.data(key, 2), jax.random.key(0)),
+            fix,
+        )
+        shapes = [tuple(getattr(part, "shape", ())) for part in jax.tree.leaves(made)]
+        if not shapes or any(shape[:1] != (2,) for shape in shapes):
+            found = ", ".join(map(str, shapes)) or "nothing"
+            raise NetworkError(f"The data of a training recipe returned {found} as data(key, 2).", fix=fix)
+        return shapes[0][1:]
 
     def loss(self, kind: type[Kind]) -> Kind | None:
         """The loss of a kind; None where the recipe has none."""
@@ -305,7 +319,9 @@ class Recipe:
 
     def untrained(self, key: Array) -> Network:
         """Makes the network before training, as an Equinox module."""
-        return as_network(self.network(key))
+        fix = "give a function of a random key that makes the untrained network: network=lambda key: MLP(…, key=key)."
+        made = called("The network of a training recipe", "network(key)", lambda: self.network(key), fix)
+        return as_network(made)
 
     def optimiser(self) -> optax.GradientTransformation:
         """Makes the optimiser: Adam with the recipe's learning rate."""

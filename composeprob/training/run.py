@@ -200,9 +200,10 @@ def train(
 
     Raises:
         LoadError: the checkpoint belongs to another recipe or key.
-        NetworkError: the network's output does not fit the parameterization.
+        NetworkError: data or a network of another form; a network's output that does not fit the parameterization.
     """
     check_key(key)
+    _ = recipe.event_shape  # refuses data of another form before anything is compiled
     network_key, run_key = jax.random.split(key)
     network = eqx.filter_jit(recipe.untrained)(network_key)  # one compilation instead of one for every layer
     network = network if start is None else start(network)

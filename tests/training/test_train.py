@@ -233,3 +233,7 @@ def test_a_recipe_has_few_fields_and_its_events_their_shape_from_the_data():
 def test_bad_arguments():
     refused(lambda: train(tiny(), 0), WrongTypeError, "typed random key")
     refused(lambda: train(tiny(parameterization="energy"), KEY), NetworkError, "returned shape")
+    refused(lambda: train(tiny(network=3), KEY), NetworkError, r"network\(key\): TypeError")
+    refused(lambda: train(tiny(data=jnp.zeros((9, 2))), KEY), NetworkError, r"data\(key, n\): TypeError")
+    five = lambda key, n: jax.random.normal(key, (5, 2))
+    refused(lambda: train(tiny(data=five), KEY), NetworkError, r"returned \(5, 2\) as data\(key, 2\)")

@@ -64,8 +64,7 @@ def test_uniformity():
 
 def test_what_is_refused():
     refused(lambda: ranked(cp.MALA(0.3), num=5), InvalidValueError, "too few to judge ranks")
-    with pytest.raises(CapabilityError, match="observes nothing"):
-        cp.calibrated(single, F, key=KEY)
+    refused(lambda: cp.calibrated(single, F, key=KEY), CapabilityError, "observes nothing")
 
     @cp.program
     def moved(f, y):

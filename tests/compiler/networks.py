@@ -1,7 +1,5 @@
 """Networks that count how often they are traced and run, and a conditional factor in closed form."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

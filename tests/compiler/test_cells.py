@@ -1,7 +1,5 @@
 """Windows over any cells of a canvas, and over many sets of them: meaning, rates, cost, refusals."""
 
-from __future__ import annotations
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp

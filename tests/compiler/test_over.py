@@ -1,7 +1,5 @@
 """Products and mixtures over data: what they mean, what they cost, how they print."""
 
-from __future__ import annotations
-
 import functools
 
 import equinox as eqx

@@ -1,7 +1,5 @@
 """The passes normalise, align, share and check, one at a time on the IR."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

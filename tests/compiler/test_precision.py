@@ -1,7 +1,5 @@
 """`compile(precision="bfloat16")`: every product of a network, forwards and backwards, and nothing else."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import equinox as eqx

@@ -1,7 +1,5 @@
 """What people see of a program: its text, its Graphviz source, its boxes in a notebook."""
 
-from __future__ import annotations
-
 import textwrap
 
 import graphviz

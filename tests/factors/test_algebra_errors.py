@@ -1,7 +1,5 @@
 """What the algebra refuses, each with a sentence that says how to go on."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

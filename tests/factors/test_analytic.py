@@ -1,7 +1,5 @@
 """Noised marginals against quadrature of the convolution, and against exact draws."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 

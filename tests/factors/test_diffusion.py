@@ -1,7 +1,5 @@
 """Every parameterization, kind of network and time of `Diffusion`, against Gaussians whose score is known."""
 
-from __future__ import annotations
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """`Energy` and `Classifier`: values, scores, levels, and what they refuse."""
 
-from __future__ import annotations
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp

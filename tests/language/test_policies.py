@@ -11,6 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.language.policies import POLICIES, Denoised, Policy
+from refusals import refused
 from sampling_cases import single
 
 SCHEDULE = cp.Schedule.log_snr(20)
@@ -90,7 +91,6 @@ def test_an_equal_policy_reuses_compiled_code():
 
 
 def test_what_is_no_policy_is_refused():
-    with pytest.raises(InvalidValueError, match="policy 3"):
-        cp.compile(scene, PRIOR, jnp.zeros(2), 3)
+    refused(lambda: cp.compile(scene, PRIOR, jnp.zeros(2), 3), InvalidValueError, "policy 3")
     with pytest.raises(WrongTypeError, match=r"Between|between.*numbers or text"):
         cp.compile(scene, PRIOR, jnp.zeros(2), Between(jnp.ones(2)))

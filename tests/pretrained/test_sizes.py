@@ -1,7 +1,5 @@
 """Networks of known sizes without weights."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ import pytest
 import composeprob as cp
 from benchmarks.sizes import of_size, sd15
 from composeprob.pytree import is_array
+from refusals import refused
 
 
 @pytest.mark.parametrize(("name", "weights"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684)])
@@ -28,5 +27,4 @@ def test_two_prompts_are_compiled_as_far_as_a_density():
 
 
 def test_sizes_that_are_not_known():
-    with pytest.raises(cp.errors.InvalidValueError, match="No size 'sd9' is known"):
-        of_size("sd9")
+    refused(lambda: of_size("sd9"), cp.errors.InvalidValueError, "No size 'sd9' is known")

@@ -14,6 +14,7 @@ from composeprob.models.networks.offset_energy import OffsetEnergy
 from composeprob.schedule import Noise
 from composeprob.training import CrossLevel, Denoising, train
 from composeprob.training.loss import draw_batch, losses
+from refusals import refused
 from training.recipes import NORMAL, cosine, tiny
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -126,8 +127,7 @@ def test_such_a_factor_offers_mode_depth():
     ],
 )
 def test_what_cannot_work_is_refused(make, told):
-    with pytest.raises(InvalidValueError, match=told):
-        make()
+    refused(lambda: make(), InvalidValueError, told)
 
 
 def test_a_score_cannot_claim_mode_depth():

@@ -1,5 +1,7 @@
 """Log-normalisers against closed forms, and mixtures whose shares mean what they say."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,7 @@
 """Calibrations as files, and the zoo's."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np

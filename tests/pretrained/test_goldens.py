@@ -1,5 +1,7 @@
 """Networks of diffusers' classes against what the originals compute, on small folders (tools/diffusers_goldens.py)."""
 
+from __future__ import annotations
+
 import functools
 from pathlib import Path
 

@@ -3,6 +3,8 @@
 tools/guided_diffusion_goldens.py makes the files again.
 """
 
+from __future__ import annotations
+
 import functools
 import json
 

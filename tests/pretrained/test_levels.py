@@ -1,5 +1,7 @@
 """Schedulers' levels, other schedules by log-SNR, and the precision of weights."""
 
+from __future__ import annotations
+
 import shutil
 
 import equinox as eqx

@@ -1,7 +1,5 @@
 """What the compiled density costs: evaluations of each network, traces, and what sits in the executable."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import chex

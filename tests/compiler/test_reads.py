@@ -1,7 +1,5 @@
 """What programs and functions read beside their arguments: it counts as it is at `cp.compile`, and is never stale."""
 
-from __future__ import annotations
-
 import types
 
 import equinox as eqx

@@ -1,7 +1,5 @@
 """What is refused before anything is compiled: improper levels, signal left at the noisiest one, wrong networks."""
 
-from __future__ import annotations
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """How often a program is run to be compiled, and what is said of one whose Python asks for its data."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 

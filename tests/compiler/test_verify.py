@@ -1,7 +1,5 @@
 """The verifier against graphs that were broken by hand: each rule catches its defect, at the stage that makes it."""
 
-from __future__ import annotations
-
 import ast
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tapestries: every entry of the canvas counts once, the energy keeps its gradient, and what they refuse."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

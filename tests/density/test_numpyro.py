@@ -11,6 +11,7 @@ from numpyro.infer.util import initialize_model
 
 import composeprob as cp
 from composeprob.errors import CapabilityError, LevelError
+from refusals import refused
 from sampling_cases import SCHEDULE, single
 from zscores import assert_agrees, z_scores
 
